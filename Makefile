@@ -1,0 +1,38 @@
+# Choices that depend on the machine live here and nowhere else:
+#   make install TORCH_PIP="torch==2.13.0+cpu"   a CPU build where the index gives a CUDA one
+#   make install EXTRAS=gpu,dev                  vLLM, DeepSpeed, bitsandbytes
+PYTHON    ?= python3
+VENV      ?= .venv
+TORCH_PIP ?= torch==2.13.0
+EXTRAS    ?= cpu,dev
+
+BIN   := $(VENV)/bin
+comma := ,
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+
+.PHONY: install test slow quickstart lint clean
+
+install: $(STAMP)
+
+# torch goes first and alone: some packages look for it while they are built.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make install PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH_PIP)
+	$(BIN)/python -m pip install -e '.[$(EXTRAS)]'
+	@touch $@
+
+test: install
+	$(BIN)/python -m pytest
+
+slow: install
+	$(BIN)/python -m pytest -m slow
+
+quickstart: install
+	$(BIN)/lore run recipes/quickstart/eval.yaml
+
+lint: install
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

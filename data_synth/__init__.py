@@ -1,0 +1,1 @@
+"""Stage: synthetic data. Installed as lore.data_synth."""

@@ -1,0 +1,32 @@
+"""Recipes of the synthesis stages. Nothing here imports torch."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from lore.recipe import BaseRecipe
+
+
+class WorldRecipe(BaseRecipe):
+    """The embedded shop, written as pairs, search log, fact table and a corpus for a base model."""
+
+    stage: Literal["world"] = "world"
+    language: str = "en"
+    """Lexicon in data_synth/lexicons."""
+    rubric: str = "shop"
+    """Rule book that labels the pairs; a changed copy changes the labels."""
+    prior: Literal["balanced", "natural"] = "balanced"
+    """Tiers in equal shares, or as in search traffic (60 % perfect)."""
+    test_prior: Literal["balanced", "natural"] = "balanced"
+    """The same for the test split."""
+    pairs: dict[str, int] = {"train": 20000, "dev": 500, "test": 1500}
+    """Pairs per split."""
+    subsets: dict[str, float] = {"general": 0.5, "hard": 0.25, "visual": 0.25}
+    """Shares of general, hard and visual queries in the training and dev splits; the test split has a third each."""
+    photos: float = Field(0.4, ge=0, le=1)
+    """Share of the pairs outside the visual subset that have a photo."""
+    corpus: int = Field(20000, ge=0)
+    """Texts for a base model: catalogue entries and captions, search log, rule book."""
+
+    def derived(self) -> dict[str, Any]:
+        return {"pairs": sum(self.pairs.values()), "files": [f"{split}.parquet" for split in self.pairs]}

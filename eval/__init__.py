@@ -1,0 +1,1 @@
+"""Stage: evaluation. Installed as lore.eval."""

@@ -1,0 +1,74 @@
+"""Calibration: does a verdict given with 80 % confidence hold in 80 % of the cases?
+
+Temperature scaling (Guo et al. 2017): one number, fitted on the dev split only, divides the log-probabilities. It moves
+the confidence and never the verdict. The log-probabilities stand in for the logits, which differ from them by a
+constant per pair.
+"""
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from lore.errors import LoreError
+from lore.eval.metrics import CALIBRATION_BINS, count, total
+
+SMALLEST_PROBABILITY = 1e-12
+TEMPERATURES = (0.05, 20.0)
+
+
+def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """softmax(log p / temperature) of probabilities [N, K]."""
+    scaled = np.log(np.maximum(np.asarray(probabilities, dtype=np.float64), SMALLEST_PROBABILITY)) / temperature
+    scaled -= scaled.max(axis=1, keepdims=True)
+    powers = np.exp(scaled)
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def negative_log_likelihood(probabilities: np.ndarray, gold: np.ndarray, weights: np.ndarray | None = None) -> float:
+    chosen = np.take_along_axis(np.asarray(probabilities, dtype=np.float64), np.asarray(gold)[:, None], axis=1)[:, 0]
+    return float(np.average(-np.log(np.maximum(chosen, SMALLEST_PROBABILITY)), weights=weights))
+
+
+def fit_temperature(probabilities: np.ndarray, gold: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """The temperature, within TEMPERATURES, of the highest likelihood of labels [N] under probabilities [N, K].
+
+    A judge that is right on every dev pair has no finite best temperature and gets the lower bound.
+    """
+    if not len(gold):
+        raise LoreError(
+            "no dev pair has probabilities, so a temperature cannot be fitted. "
+            "Give the data a dev split, or set metrics.calibrate_on: null"
+        )
+    low, high = np.log(TEMPERATURES)
+    grid = np.linspace(low, high, 25)
+    losses = [
+        negative_log_likelihood(apply_temperature(probabilities, float(np.exp(point))), gold, weights) for point in grid
+    ]
+    best = int(np.argmin(losses))
+    # The grid finds the valley, the bounded search its bottom: alone, the search can stop on a shoulder of a clipped
+    # loss.
+    found = minimize_scalar(
+        lambda point: negative_log_likelihood(apply_temperature(probabilities, float(np.exp(point))), gold, weights),
+        bounds=(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]),
+        method="bounded",
+        options={"xatol": 1e-4},
+    )
+    return float(np.exp(found.x))
+
+
+def reliability_table(
+    gold: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, tiers: int, weights: np.ndarray | None = None
+) -> list[dict[str, float | None]]:
+    """One row per confidence bin: its limits, weight, mean confidence and accuracy (None in an empty bin)."""
+    bins = total(count(gold, predicted, tiers, confidence=confidence, weights=weights)).bins
+    rows = []
+    for index, (weight, confidences, correct) in enumerate(bins):
+        rows.append(
+            {
+                "low": round(index / CALIBRATION_BINS, 4),
+                "high": round((index + 1) / CALIBRATION_BINS, 4),
+                "weight": round(float(weight), 4),
+                "confidence": round(float(confidences / weight), 6) if weight else None,
+                "accuracy": round(float(correct / weight), 6) if weight else None,
+            }
+        )
+    return rows

@@ -1,0 +1,258 @@
+"""Verdicts as data: the row, the shards a judge leaves while it works, predictions.parquet, and predictions made
+elsewhere."""
+
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lore.errors import LoreError
+from lore.rubric import Rubric
+
+SHARD = re.compile(r"^part-(\d{6})\.parquet$")
+SHOWN_IDS = 5
+SAMPLED_BYTES = 65536
+
+
+@dataclass(slots=True)
+class Verdict:
+    """One judge's answer to one pair. tier is None when the answer was a format failure; `failure` then says which."""
+
+    pair_id: str
+    tier: str | None
+    probabilities: list[float] | None = None
+    rationale: str = ""
+    mismatch: str | None = None
+    rules: list[str] = field(default_factory=list)
+    failure: str | None = None
+    text: str | None = None
+    """The answer as it was written; None when only scores were asked for."""
+    photo: str = "none"
+    """seen, hidden (the judge was not shown it), failed (it could not be read; judged as text) or none (the pair has no
+    photo)."""
+
+
+def verdict_fields(tier_ids: list[str]) -> list[tuple[str, pa.DataType]]:
+    return [
+        ("pair_id", pa.string()),
+        ("tier", pa.string()),
+        *((f"p_{tier}", pa.float64()) for tier in tier_ids),
+        ("failure", pa.string()),
+        ("rationale", pa.string()),
+        ("mismatch", pa.string()),
+        ("rules", pa.list_(pa.string())),
+        ("text", pa.string()),
+        ("photo", pa.string()),
+    ]
+
+
+def to_row(verdict: Verdict, tier_ids: list[str]) -> dict:
+    probabilities = verdict.probabilities or [None] * len(tier_ids)
+    row = {
+        name: getattr(verdict, name)
+        for name in ("pair_id", "tier", "failure", "rationale", "mismatch", "rules", "text", "photo")
+    }
+    return row | {f"p_{tier}": value for tier, value in zip(tier_ids, probabilities, strict=True)}
+
+
+def from_row(row: dict, tier_ids: list[str]) -> Verdict:
+    probabilities = [row.get(f"p_{tier}") for tier in tier_ids]
+    return Verdict(
+        pair_id=row["pair_id"],
+        tier=row.get("tier"),
+        probabilities=None if None in probabilities else probabilities,
+        rationale=row.get("rationale") or "",
+        mismatch=row.get("mismatch"),
+        rules=row.get("rules") or [],
+        failure=row.get("failure"),
+        text=row.get("text"),
+        photo=row.get("photo") or "none",
+    )
+
+
+def write_table(path: Path, rows: list[dict], fields: list[tuple[str, pa.DataType]]) -> None:
+    """The whole file or nothing."""
+    part = path.with_name(f".{path.name}.part")
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), part)
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+class Shards:
+    """What one judge has answered so far: numbered files, each written whole, so that a killed run asks nothing
+    twice."""
+
+    def __init__(self, folder: Path, tier_ids: list[str]):
+        self.folder, self.tier_ids = folder, tier_ids
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self.folder.iterdir() if SHARD.match(path.name))
+
+    def read(self) -> dict[str, Verdict]:
+        """Verdicts by pair_id."""
+        verdicts = (from_row(row, self.tier_ids) for path in self._files() for row in pq.read_table(path).to_pylist())
+        return {verdict.pair_id: verdict for verdict in verdicts}
+
+    def add(self, verdicts: list[Verdict]) -> None:
+        files = self._files()
+        number = int(SHARD.match(files[-1].name)[1]) + 1 if files else 0
+        rows = [to_row(verdict, self.tier_ids) for verdict in verdicts]
+        write_table(self.folder / f"part-{number:06d}.parquet", rows, verdict_fields(self.tier_ids))
+
+
+def read_predictions(
+    path: str | Path, rubric: Rubric, required: Iterable[str], optional: Iterable[str] = (), judge: str | None = None
+) -> dict[str, Verdict]:
+    """Verdicts by pair_id from a parquet, jsonl or csv file with columns pair_id, tier and, where known, p_<tier>.
+
+    Every required id must occur exactly once; the optional ones occur all or not at all; any other id, a doubled id, an
+    unknown tier or probabilities that are no distribution are refused with the ids. An empty tier is a format failure
+    of that judge.
+    """
+    path = Path(path)
+    rows = _select(_rows(path), path, judge)
+    required, optional = list(required), list(optional)
+    counts = Counter(row["pair_id"] for row in rows)
+    known = set(required) | set(optional)
+    problems = {
+        "missing": [pair_id for pair_id in required if pair_id not in counts],
+        "given more than once": [pair_id for pair_id, times in counts.items() if times > 1],
+        "no pair of this test": [pair_id for pair_id in counts if pair_id not in known],
+    }
+    if any(pair_id in counts for pair_id in optional):
+        problems["missing (of the calibration split)"] = [pair_id for pair_id in optional if pair_id not in counts]
+    verdicts, wrong = (
+        {},
+        {"with a tier that the rubric does not have": [], "with probabilities that are no distribution": []},
+    )
+    for row in rows:
+        try:
+            row["tier"] = None if row.get("tier") in (None, "") else rubric.tier_of(row["tier"])
+        except LoreError:
+            wrong["with a tier that the rubric does not have"].append(f"{row['pair_id']} ({str(row['tier'])[:40]!r})")
+            continue
+        verdict = from_row(row, rubric.tier_ids)
+        if verdict.tier is None:
+            verdict.failure = verdict.failure or "no_verdict"
+        if verdict.probabilities is not None and not _is_distribution(verdict.probabilities):
+            wrong["with probabilities that are no distribution"].append(verdict.pair_id)
+        verdicts[verdict.pair_id] = verdict
+    with_probabilities = [v.pair_id for v in verdicts.values() if v.tier is not None and v.probabilities is not None]
+    without = [v.pair_id for v in verdicts.values() if v.tier is not None and v.probabilities is None]
+    if with_probabilities and without:
+        wrong["without probabilities while others have them"] = without
+    refuse(path, problems | wrong)
+    return verdicts
+
+
+def refuse(path: Path, problems: dict[str, list[str]]) -> None:
+    """Raises LoreError when a list of pair ids is not empty."""
+    lines = []
+    for what, ids in problems.items():
+        if ids:
+            shown = ", ".join(str(pair_id)[:80] for pair_id in ids[:SHOWN_IDS])
+            lines.append(
+                f"  {len(ids)} pair id{'s' * (len(ids) > 1)} {what}: {shown}{', …' if len(ids) > SHOWN_IDS else ''}"
+            )
+    if lines:
+        raise LoreError(
+            f"{path} does not fit the tested pairs, and nothing is scored on a part of them:\n"
+            + "\n".join(lines)
+            + "\n"
+            "Write one row per tested pair, keyed by its pair_id."
+        )
+
+
+def _is_distribution(probabilities: list[float]) -> bool:
+    return all(math.isfinite(p) and p >= 0 for p in probabilities) and abs(sum(probabilities) - 1) < 1e-3
+
+
+def _rows(path: Path) -> list[dict]:
+    if not path.is_file():
+        raise LoreError(
+            f"predictions file {path} does not exist. Correct judges.<name>.predictions, or run what writes it first."
+        )
+    if path.suffix == ".parquet":
+        rows = pq.read_table(path).to_pylist()
+    elif path.suffix in (".jsonl", ".ndjson"):
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        rows = [_parsed(path, number, _json_row, line) for number, line in enumerate(lines, 1) if line.strip()]
+    elif path.suffix in (".csv", ".tsv"):
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            rows = [_parsed(path, reader.line_num, _csv_row, row) for row in reader]
+    else:
+        raise LoreError(
+            f"predictions file {path}: found {path.suffix or 'no extension'}, expected .parquet, .jsonl, .csv or .tsv"
+        )
+    columns = {key for row in rows for key in row}
+    if absent := [name for name in ("pair_id", "tier") if name not in columns]:
+        found = ", ".join(sorted(map(str, columns))) or "nothing"
+        raise LoreError(f"predictions file {path} has no column {' and no '.join(absent)}; found {found}")
+    for row in rows:
+        row["pair_id"] = str(row.get("pair_id"))
+    return rows
+
+
+def _parsed(path: Path, line: int, parse, raw) -> dict:
+    try:
+        return parse(raw)
+    except ValueError as error:
+        raise LoreError(
+            f"predictions file {path}, line {line}: {error}. Nothing is scored while a row cannot be read."
+        ) from error
+
+
+def _json_row(line: str) -> dict:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"found {type(row).__name__}, expected an object with pair_id and tier")
+    return row
+
+
+def _csv_row(row: dict) -> dict:
+    numbers = {key: float(value) if value else None for key, value in row.items() if key and key.startswith("p_")}
+    return row | numbers | ({"rules": row["rules"].split()} if row.get("rules") else {"rules": []})
+
+
+def _select(rows: list[dict], path: Path, judge: str | None) -> list[dict]:
+    names = sorted({str(row["judge"]) for row in rows if row.get("judge") is not None})
+    if judge is None and len(names) > 1:
+        raise LoreError(
+            f"{path} holds the verdicts of {len(names)} judges ({', '.join(names)}). Choose one with predictions_judge."
+        )
+    if judge is not None and judge not in names:
+        raise LoreError(
+            f"{path} has no judge {judge!r}; found {', '.join(names) or 'no column judge'}. Correct predictions_judge."
+        )
+    return rows if judge is None else [row for row in rows if row.get("judge") == judge]
+
+
+def model_fingerprint(name: str, adapter: str | None) -> str:
+    """Hash over the files of a local checkpoint and adapter, sampled, so that new weights under an old path are
+    noticed.
+
+    A hub model is known by its name alone.
+    """
+    digest = hashlib.blake2b(name.encode(), digest_size=8)
+    for folder in (Path(name), Path(adapter) if adapter else None):
+        for path in sorted(folder.glob("*")) if folder is not None and folder.is_dir() else []:
+            if path.suffix in (".safetensors", ".json", ".bin", ".jinja"):
+                size = path.stat().st_size
+                digest.update(f"{path.name} {size}".encode())
+                with open(path, "rb") as file:
+                    for start in range(0, size, max(size // 16, SAMPLED_BYTES)):
+                        file.seek(start)
+                        digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,197 @@
+"""Stage rair: judges and baselines on the same held-out pairs, with intervals, calibration, slices and a report.
+
+    lore run recipes/crowdflower/eval.yaml
+
+After RAIR (arXiv 2512.24943): Acc@2, Acc@K, Macro-F1; beside them per-tier F1, QWK and ECE. Unlike its published
+script, which takes the first tier name anywhere in the output, a verdict is read outside the reasoning and exactly
+once. Left out: several answers per pair.
+"""
+
+import gc
+from functools import partial
+from itertools import islice
+
+from rich.console import Console
+
+from lore.engines import Sampling, open_engine
+from lore.errors import LoreError
+from lore.eval.baselines import fit_baseline
+from lore.eval.config import JudgeSection, RairRecipe
+from lore.eval.judge import predict_saved
+from lore.eval.output import save
+from lore.eval.predictions import Shards, Verdict, model_fingerprint, read_predictions
+from lore.eval.scorecard import score
+from lore.eval.testset import EvalData, Labelled, load_split, read_chosen
+from lore.folder import RunFolder, is_main_process
+from lore.judgement import PromptFormat, renderer_hash
+from lore.pairs import fingerprint
+from lore.progress import track
+from lore.rubric import load_rubric, nearest
+from lore.sources import materialise
+
+TEXT_COLUMNS = ["pair_id", "query", "title", "attributes", "description", "category", "brand"]
+BASELINE_BATCH = 4096
+MAX_SLICES = 60
+
+Verdicts = dict[str, Verdict]
+
+
+def run(recipe: RairRecipe, folder: RunFolder) -> None:
+    """Scores every row of the recipe's table. The main process does it alone; other processes return at once."""
+    if not is_main_process():
+        return
+    console = Console(highlight=False)
+    data = load_data(recipe, folder)
+    slices = chosen_slices(recipe, data.test)
+    calibration = f"temperature fitted on {data.dev}" if data.dev else "no pairs to calibrate on"
+    console.print(f"{data.test}; {calibration}", soft_wrap=True)
+
+    rows = recipe.rows()
+    verdicts = baseline_verdicts(recipe, data)
+    verdicts |= read_verdicts(recipe, data)
+    verdicts |= ask_models(recipe, data, folder)
+    cards = []
+    for name, judge in track(rows.items(), "metrics", total=len(rows)):
+        measured = partial(score, data=data, options=recipe.metrics, slices=slices, seed=recipe.seed)
+        cards.append(measured(name, judge.kind, described(judge, recipe), verdicts[name]))
+    save(recipe, folder, data, verdicts, cards, console=console)
+
+
+def load_data(recipe: RairRecipe, folder: RunFolder) -> EvalData:
+    """The tested pairs and those for calibration; a resumed run has to find the same ones."""
+    rubric = load_rubric(recipe.data.rubric)
+    for tier in recipe.metrics.prior or {}:
+        if tier not in rubric.tier_ids:
+            raise LoreError(
+                f"metrics.prior names {tier!r}, which is no tier of rubric {rubric.name} "
+                f"({', '.join(rubric.tier_ids)}).{nearest(tier, rubric.tier_ids)}"
+            )
+    path = materialise(recipe.data, folder)
+    folder.note(data_fingerprint=fingerprint(path), rubric_hash=rubric.hash)
+    test = load_split(
+        path, recipe.test_split, rubric, slices=recipe.data.slices, limit=recipe.test_limit, seed=recipe.seed
+    )
+    if not len(test):
+        inside = f" and slices {recipe.data.slices}" if recipe.data.slices else ""
+        raise LoreError(
+            f"{path} has no labelled pair in split {recipe.test_split!r}{inside}, so nothing can be scored. "
+            "Choose another data.split, or split the file first: lore data split --by query"
+        )
+    dev = None
+    if recipe.metrics.calibrate_on:
+        dev = load_split(
+            path,
+            recipe.metrics.calibrate_on,
+            rubric,
+            slices=recipe.data.slices,
+            limit=recipe.dev_limit,
+            seed=recipe.seed,
+        )
+    return EvalData(path, rubric, test, dev if dev else None)
+
+
+def chosen_slices(recipe: RairRecipe, test: Labelled) -> list[str]:
+    """The recipe's slices, else the largest ones of the data."""
+    sizes = test.slice_sizes()
+    if recipe.slices is None:
+        return list(sizes)[:MAX_SLICES]
+    for name in recipe.slices:
+        if name not in sizes:
+            known = ", ".join(list(sizes)[:20]) or "none"
+            raise LoreError(
+                f"slices names {name!r}, but no tested pair is in it, so there is nothing to report. "
+                f"The test has: {known}.{nearest(name, list(sizes))}"
+            )
+    return recipe.slices
+
+
+def prompt_format(judge: JudgeSection, recipe: RairRecipe) -> PromptFormat:
+    """The recipe's prompt with what the judge replaces."""
+    replaced = {key: value for key in ("order", "detail", "photo") if (value := getattr(judge, key)) is not None}
+    return PromptFormat(**(recipe.prompt.model_dump() | replaced))
+
+
+def described(judge: JudgeSection, recipe: RairRecipe) -> str:
+    """One line on how a row came about."""
+    if judge.kind == "majority":
+        return f"the most frequent tier of split {recipe.train_split}"
+    if judge.kind == "lexical":
+        return f"gradient boosting over word overlap, trained on split {recipe.train_split}"
+    if judge.kind == "predictions":
+        return f"predictions from {judge.predictions}"
+    fmt = prompt_format(judge, recipe)
+    model = judge.model.name + (f" with adapter {judge.model.adapter}" if judge.model.adapter else "")
+    return f"{model}; {fmt.order}, rubric: {fmt.detail}, photo {'shown' if fmt.photo else 'hidden'}"
+
+
+def baseline_verdicts(recipe: RairRecipe, data: EvalData) -> dict[str, Verdicts]:
+    """Verdicts of the baselines, trained on the train split of the same data."""
+    names = {name: judge.kind for name, judge in recipe.rows().items() if judge.kind in ("lexical", "majority")}
+    if not names:
+        return {}
+    train = load_split(
+        data.path,
+        recipe.train_split,
+        data.rubric,
+        slices=recipe.data.slices,
+        limit=recipe.train_limit,
+        seed=recipe.seed,
+    )
+    pairs = list(read_chosen(data.path, train.split, train.pair_ids, TEXT_COLUMNS))
+    order = [train.position[pair.pair_id] for pair in pairs]
+    gold, weights = train.gold[order], train.weights[order] if recipe.metrics.label_weights else None
+    tier_ids, verdicts = data.rubric.tier_ids, {}
+    for name, kind in names.items():
+        baseline = fit_baseline(kind, pairs, gold, len(tier_ids), weights=weights, seed=recipe.seed)
+        verdicts[name] = {}
+        for part in data.parts:
+            left = read_chosen(data.path, part.split, part.pair_ids, TEXT_COLUMNS)
+            left = track(left, f"{name}: {part.split}", total=len(part))
+            while batch := list(islice(left, BASELINE_BATCH)):
+                for pair, row in zip(batch, baseline.predict(batch), strict=True):
+                    verdicts[name][pair.pair_id] = Verdict(pair.pair_id, tier_ids[int(row.argmax())], row.tolist())
+    return verdicts
+
+
+def read_verdicts(recipe: RairRecipe, data: EvalData) -> dict[str, Verdicts]:
+    """Verdicts that were made elsewhere."""
+    dev_ids = data.dev.pair_ids if data.dev else []
+    return {
+        name: read_predictions(judge.predictions, data.rubric, data.test.pair_ids, dev_ids, judge.predictions_judge)
+        for name, judge in recipe.judges.items()
+        if judge.kind == "predictions"
+    }
+
+
+def ask_models(recipe: RairRecipe, data: EvalData, folder: RunFolder) -> dict[str, Verdicts]:
+    """Verdicts of every model judge. What earlier starts of this run have answered is not asked again."""
+    judges = {name: judge for name, judge in recipe.judges.items() if judge.kind == "model"}
+    if not judges:
+        return {}
+    from lore.train.preflight import check_card  # imports torch, which baselines and prediction files do without
+
+    options = recipe.sampling.model_dump()
+    sampling = Sampling(**options, seed=recipe.seed)
+    engine, loaded, verdicts = None, None, {}
+    for name, judge in judges.items():
+        fmt = prompt_format(judge, recipe)
+        renderer = renderer_hash(data.rubric, fmt)
+        check_card(judge.model.adapter or judge.model.name, renderer, f"judges.{name}")
+        weights = model_fingerprint(judge.model.name, judge.model.adapter)
+        folder.note(**{f"renderer_hash of {name}": renderer, f"weights of {name}": weights})
+        shards = Shards(folder / "verdicts" / name, data.rubric.tier_ids)
+        verdicts[name] = shards.read()
+        for part in data.parts:
+            missing = [pair_id for pair_id in part.pair_ids if pair_id not in verdicts[name]]
+            if not missing:
+                continue
+            if judge.model != loaded:
+                engine = None
+                gc.collect()  # the last judge leaves memory before the next one comes
+                engine, loaded = open_engine(judge.model, data.rubric, batch_tokens=recipe.batch_tokens), judge.model
+            pairs = read_chosen(data.path, part.split, missing)
+            chunks = {"chunk_pairs": recipe.chunk_pairs, "explain": judge.explain}
+            answers = predict_saved(shards, pairs, engine, data.rubric, fmt, sampling, **chunks)
+            for verdict in track(answers, f"{name}: {part.split}", total=len(missing)):
+                verdicts[name][verdict.pair_id] = verdict
+    return verdicts

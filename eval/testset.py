@@ -1,0 +1,151 @@
+"""The pairs of one split as arrays, without their texts and photos: what metrics need. Judges stream the pairs
+themselves."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lore.errors import LoreError
+from lore.eval.bootstrap import query_groups
+from lore.pairs import Pair, normalise, read_pairs
+from lore.rubric import Rubric
+
+LIGHT = ["pair_id", "query", "title", "label", "label_weight", "slices"]
+SHOWN_IDS = 5
+
+
+@dataclass
+class Labelled:
+    """Labelled pairs of one split; every list and array has one entry per pair, in the file's order."""
+
+    split: str
+    pair_ids: list[str]
+    queries: list[str]
+    gold: np.ndarray
+    weights: np.ndarray
+    slices: list[list[str]]
+    unlabelled: int = 0
+    """Pairs of the split that carry no label; they cannot be scored."""
+    repeated: int = 0
+    """Rows that repeat an earlier pair and its label; they are counted once."""
+
+    def __post_init__(self):
+        self.groups = query_groups([normalise(query) for query in self.queries])
+        self.position = {pair_id: index for index, pair_id in enumerate(self.pair_ids)}
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+    @property
+    def n_queries(self) -> int:
+        return len(np.unique(self.groups))
+
+    def in_slice(self, name: str) -> np.ndarray:
+        return np.asarray([name in slices for slices in self.slices], dtype=bool)
+
+    def __str__(self) -> str:
+        remarks = [f"{self.unlabelled} more without a label"] * bool(self.unlabelled)
+        remarks += [f"{self.repeated} repeated rows counted once"] * bool(self.repeated)
+        in_brackets = f" ({', '.join(remarks)})" if remarks else ""
+        return f"{len(self)} pairs of {self.n_queries} queries of split {self.split}{in_brackets}"
+
+    def slice_sizes(self) -> dict[str, int]:
+        """Pairs per slice, the largest first."""
+        sizes: dict[str, int] = {}
+        for slices in self.slices:
+            for name in set(slices):
+                sizes[name] = sizes.get(name, 0) + 1
+        return dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0])))
+
+
+@dataclass
+class EvalData:
+    """What every judge is measured on."""
+
+    path: Path
+    rubric: Rubric
+    test: Labelled
+    dev: Labelled | None
+    """The pairs that temperatures are fitted on; None when the data has none or calibration is off."""
+
+    @property
+    def parts(self) -> list[Labelled]:
+        return [self.test] if self.dev is None else [self.test, self.dev]
+
+
+def load_split(
+    path: Path, split: str, rubric: Rubric, *, slices: list[str] | None = None, limit: int | None = None, seed: int = 0
+) -> Labelled:
+    """The labelled pairs of a split. limit keeps whole queries, in an order that depends on the seed alone, until it is
+    reached."""
+    ids, queries, gold, weights, names = [], [], [], [], []
+    unlabelled, repeated, label_of, conflicting = 0, 0, {}, []
+    for pair in read_pairs(path, split=split, columns=LIGHT):
+        if slices is not None and not set(slices) & set(pair.slices):
+            continue
+        if pair.label is None:
+            unlabelled += 1
+            continue
+        if pair.pair_id in label_of:
+            repeated += 1
+            if pair.label != label_of[pair.pair_id]:
+                conflicting.append(pair.pair_id)
+            continue
+        label_of[pair.pair_id] = pair.label
+        ids.append(pair.pair_id)
+        queries.append(pair.query)
+        gold.append(rubric.index(pair.label))
+        weights.append(pair.label_weight)
+        names.append(list(pair.slices))
+    if conflicting:
+        raise LoreError(
+            f"{path}, split {split}: {len(conflicting)} pairs stand there twice with two labels "
+            f"({', '.join(conflicting[:SHOWN_IDS])}), so a verdict would be right and wrong at once. `lore data check` "
+            "lists them; data.options: {drop_duplicates: true} keeps the first of each when a source is imported."
+        )
+    keep = whole_queries(queries, limit, seed)
+    return Labelled(
+        split,
+        [ids[i] for i in keep],
+        [queries[i] for i in keep],
+        np.asarray(gold, dtype=np.int64)[keep],
+        np.asarray(weights, dtype=np.float64)[keep],
+        [names[i] for i in keep],
+        unlabelled,
+        repeated,
+    )
+
+
+def whole_queries(queries: list[str], limit: int | None, seed: int) -> np.ndarray:
+    """Indices of whole queries, in file order, that together reach `limit` pairs (all when there are no more)."""
+    if limit is None or len(queries) <= limit:
+        return np.arange(len(queries))
+    queries = [normalise(query) for query in queries]
+    sizes: dict[str, int] = {}
+    for query in queries:
+        sizes[query] = sizes.get(query, 0) + 1
+    order = sorted(
+        sizes,
+        key=lambda query: hashlib.blake2b(f"{seed} {query}".encode(errors="surrogatepass"), digest_size=8).digest(),
+    )
+    chosen, total = set(), 0
+    for query in order:
+        if total >= limit:
+            break
+        chosen.add(query)
+        total += sizes[query]
+    return np.asarray([i for i, query in enumerate(queries) if query in chosen], dtype=np.int64)
+
+
+def read_chosen(path: Path, split: str, wanted: Iterable[str], columns: list[str] | None = None) -> Iterator[Pair]:
+    """Streams the pairs of a split whose id is wanted, each once."""
+    left = set(wanted)
+    for pair in read_pairs(path, split=split, columns=columns):
+        if pair.pair_id in left:
+            left.remove(pair.pair_id)
+            yield pair
+        if not left:
+            return

@@ -1,0 +1,273 @@
+"""Raw rows to pairs. A row with a problem becomes rejections, each with a short reason code, and is kept beside the
+output; the others go on.
+
+Reasons: query_empty, title_empty, nul_byte, text_too_long, label_unknown, image_missing, image_corrupt,
+image_too_large, encoding, field_type, and html with `strict`; duplicate_pair and conflicting_label come from
+lore.duplicates.
+"""
+
+import math
+import os
+import re
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from lore.clean import has_html, html_to_text
+from lore.errors import LoreError
+from lore.images import ImageError, check_image
+from lore.judgement import Demand
+from lore.rejected import Rejection, short
+from lore.rubric import Rubric
+from lore.schema import DEMAND_FIELDS, FIELDS, Pair, make_pair_id
+
+MAX_CHARACTERS = {"query": 1_000, "description": 200_000, "rationale": 200_000, "attributes": 200_000}
+MAX_OTHER_CHARACTERS = 10_000
+MAX_LIST = 1_000
+ENCODING_HINT = "UTF-8 text; for a Latin-1 file pass --encoding latin-1 (in a recipe: data.encoding: latin-1)"
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # what undecodable bytes are read as, see lore.sources.reading
+_FIELDS = frozenset(FIELDS)
+_MARKUP = frozenset(("query", "title", "description", "category", "brand", "shop"))
+_TEXTS = _MARKUP | {"pair_id", "item_id", "split", "source", "rationale", "mismatch"}
+_OTHER_TYPES = ("Decimal", "UUID", "date", "datetime")
+_THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?")
+
+
+def check_row(
+    raw: dict[str, Any], rubric: Rubric | None, where: tuple[str, int] = ("", 0), **switches
+) -> tuple[Pair | None, list[Rejection]]:
+    """One raw row, keys named as the fields of Pair, to a pair or to the reasons why not. `where`: file, row. For
+    many rows: RowChecker.
+    """
+    return RowChecker(rubric, **switches).check(raw, *where)
+
+
+def _visible(text: str | None) -> bool:
+    """False for text of white space, control and zero-width characters only."""
+    return bool(text) and not all(unicodedata.category(character)[0] in "CZ" for character in text)
+
+
+class RowChecker:
+    """Checks and cleans raw rows. `repairs` counts what was changed at no row's cost: html, byte_order_mark,
+    nameless_attribute.
+
+    strict: HTML is a reason to reject.
+    tier_ids_only: labels must be tier ids already, as in a file that was imported before.
+    image_folder: where relative image paths start.
+    embed_images: keep the photo's bytes in the pair instead of its path.
+    """
+
+    def __init__(
+        self,
+        rubric: Rubric | None,
+        *,
+        strict: bool = False,
+        tier_ids_only: bool = False,
+        image_folder: Path | None = None,
+        embed_images: bool = False,
+    ):
+        self.rubric, self.strict, self.tier_ids_only = rubric, strict, tier_ids_only
+        self.image_folder, self.embed_images = image_folder, embed_images
+        self.repairs: Counter[str] = Counter()
+        self._tiers: dict[str, str] = {}
+        self._problems: list[tuple[str, str, str, str]] = []
+
+    def check(self, raw: dict[str, Any], file: str = "", row: int = 0) -> tuple[Pair | None, list[Rejection]]:
+        """The pair and no rejection, or None and one rejection per problem."""
+        self._problems = []
+        unknown = raw.keys() - _FIELDS
+        if unknown:
+            raise LoreError(
+                f"a row has the fields {', '.join(sorted(map(str, unknown)))}, which a Pair has not; it has "
+                f"{', '.join(FIELDS)}."
+            )
+        values: dict[str, Any] = {"pair_id": ""}
+        for name, value in raw.items():
+            if value is None:
+                continue
+            cleaned = self._text(name, value, name in _MARKUP) if name in _TEXTS else getattr(self, f"_{name}")(value)
+            if cleaned is not None:
+                values[name] = cleaned
+        for name in ("query", "title"):
+            if not _visible(values.get(name)) and not any(problem[0] == name for problem in self._problems):
+                self._bad(name, f"{name}_empty", short(repr(raw.get(name))), "text")
+        if self._problems:
+            record = short(raw)
+            return None, [Rejection(file, row, *problem, record) for problem in self._problems]
+        pair = Pair(**values)
+        if not pair.pair_id:
+            pair.pair_id = make_pair_id(pair.query, pair.item_id or f"{pair.title}\n{pair.description or ''}")
+        return pair, []
+
+    def _bad(self, field: str, reason: str, found: str, expected: str) -> None:
+        self._problems.append((field, reason, found, expected))
+
+    def _text(self, field: str, value: Any, markup: bool = True) -> str | None:
+        """Clean text, None for nothing, None and a problem for text that cannot be used."""
+        if value is None:
+            return None
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "surrogateescape")
+        if not isinstance(value, str):
+            if isinstance(value, float) and math.isnan(value):
+                return None  # how tables write a missing value
+            if not isinstance(value, int | float) and type(value).__name__ not in _OTHER_TYPES:
+                return self._bad(field, "field_type", f"{type(value).__name__} {short(repr(value))}", "text")
+            value = str(value)
+        limit = MAX_CHARACTERS.get(field.partition(".")[0], MAX_OTHER_CHARACTERS)
+        if len(value) > limit:
+            return self._bad(field, "text_too_long", f"{len(value):,} characters", f"at most {limit:,}")
+        if not value.isascii():
+            if wrong := _SURROGATE.search(value):
+                start = max(0, wrong.start() - 20)
+                return self._bad(
+                    field, "encoding", f"undecodable bytes in {value[start : wrong.start() + 20]!a}", ENCODING_HINT
+                )
+            if markup and value.startswith("\ufeff"):
+                value = value.lstrip("\ufeff")
+                self.repairs["byte_order_mark"] += 1
+        if "\0" in value:
+            return self._bad(
+                field, "nul_byte", f"a NUL byte at character {value.index(chr(0))}", "text without NUL bytes"
+            )
+        if markup and ("<" in value or "&" in value) and has_html(value):
+            if self.strict:
+                return self._bad(field, "html", short(value), "plain text; without --strict HTML is turned into it")
+            value = html_to_text(value)
+            self.repairs["html"] += 1
+        return value.strip() or None
+
+    def _slices(self, value: Any) -> list[str]:
+        return self._texts("slices", value)
+
+    def _rules(self, value: Any) -> list[str]:
+        return self._texts("rules", value)
+
+    def _price(self, value: Any) -> float | None:
+        return self._number("price", value)
+
+    def _label_weight(self, value: Any) -> float | None:
+        return self._number("label_weight", value, 0.0)
+
+    def _query_frequency(self, value: Any) -> float | None:
+        return self._number("query_frequency", value, 0.0)
+
+    def _texts(self, field: str, value: Any) -> list[str]:
+        if isinstance(value, str):
+            value = [value]
+        if not isinstance(value, list | tuple) or len(value) > MAX_LIST:
+            self._bad(
+                field,
+                "field_type",
+                f"{type(value).__name__} {short(repr(value))}",
+                f"a list of at most {MAX_LIST} texts",
+            )
+            return []
+        return [text for item in value if (text := self._text(field, item, False))]
+
+    def _attributes(self, value: Any) -> dict[str, str]:
+        if not value:
+            return {}
+        items = value.items() if isinstance(value, dict) else value
+        found: dict[str, str] = {}
+        try:
+            entries = [(item["key"], item["value"]) if isinstance(item, dict) else item for item in items]
+            if len(entries) > MAX_LIST:
+                raise ValueError(f"{len(entries):,} entries")
+            for key, content in entries:
+                name, content = self._text("attributes", key), self._text(f"attributes.{short(key)}", content)
+                if content is None:
+                    continue
+                if name is None:
+                    self.repairs["nameless_attribute"] += 1
+                    continue
+                found[name] = f"{found[name]}, {content}" if name in found else content
+        except (TypeError, ValueError, KeyError) as error:
+            shown = f"{type(value).__name__} {short(repr(value))} ({error})"
+            self._bad("attributes", "field_type", shown, f"names and values, at most {MAX_LIST:,}")
+        return found
+
+    def _number(self, field: str, value: Any, least: float | None = None) -> float | None:
+        if isinstance(value, str) and not value.strip():
+            return None
+        try:
+            text = value.strip() if isinstance(value, str) else value
+            if isinstance(text, str):
+                if unicodedata.category(text[0]) == "Sc":
+                    text = text[1:].strip()
+                text = text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
+            number = float(text)
+        except (TypeError, ValueError, OverflowError):
+            return self._bad(field, "field_type", short(repr(value)), "a number such as 12.99")
+        if math.isnan(number) and not isinstance(value, str):
+            return None
+        if not math.isfinite(number) or (least is not None and number < least):
+            return self._bad(
+                field,
+                "field_type",
+                short(repr(value)),
+                f"a finite number{'' if least is None else f' of at least {least:g}'}",
+            )
+        return number
+
+    def _label(self, value: Any) -> str | None:
+        label = self._text("label", value, False)
+        if label is None or self.rubric is None:
+            return label
+        tier = self._tiers.get(label)
+        if tier is None:
+            try:
+                if self.tier_ids_only and label not in self.rubric.tier_ids:
+                    raise LoreError("")
+                tier = self.rubric.tier_of(label)
+            except LoreError:
+                tiers = ", ".join(self.rubric.tier_ids)
+                return self._bad(
+                    "label", "label_unknown", short(repr(label)), f"a tier of rubric {self.rubric.name}: {tiers}"
+                )
+            if (
+                len(self._tiers) < 10_000
+            ):  # a scale of averages has many labels, but a file of free text must not fill the memory
+                self._tiers[label] = tier
+        return tier
+
+    def _image(self, value: Any) -> dict[str, Any] | None:
+        if isinstance(value, str):
+            value = {"bytes": None, "path": value.strip()}
+        elif isinstance(value, bytes):
+            value = {"bytes": value, "path": None}
+        if (
+            value is None
+            or value == {}
+            or (isinstance(value, dict) and not value.get("bytes") and not value.get("path"))
+        ):
+            return None
+        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, None)
+        if not isinstance(value, dict) or not isinstance(data, bytes | None) or not isinstance(path, str | None):
+            return self._bad(
+                "image",
+                "field_type",
+                f"{type(value).__name__} {short(repr(value))}",
+                "image bytes or the path of an image",
+            )
+        if path and not data and self.image_folder is not None and "://" not in path:
+            path = os.path.abspath(self.image_folder / path)
+        try:
+            checked = check_image({"bytes": data, "path": path})
+        except ImageError as error:
+            return self._bad("image", error.reason, error.found, error.expected)
+        return {"bytes": checked if self.embed_images else data, "path": path}
+
+    def _demands(self, value: Any) -> list[Demand]:
+        try:
+            return [
+                item if isinstance(item, Demand) else Demand(**{name: item[name] or "" for name in DEMAND_FIELDS})
+                for item in value or []
+            ]
+        except (TypeError, KeyError) as error:
+            self._bad(
+                "demands", "field_type", f"{short(repr(value))} ({error})", f"a list of {', '.join(DEMAND_FIELDS)}"
+            )
+            return []

@@ -1,0 +1,116 @@
+"""The command line. Only light imports at the top, so that `lore --help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import typer
+
+from lore.data_cli import app as data
+from lore.errors import LoreError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.add_typer(data, name="data")
+
+
+@app.callback()
+def _lore() -> None:
+    """Relevance judges from ratings and a rule book."""
+
+
+@app.command()
+def run(
+    arguments: list[str] = typer.Argument(
+        ..., metavar="RECIPE... [KEY=VALUE]...", help="Overrides go to every recipe."
+    ),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Check, print every value and what would happen, run nothing."
+    ),
+) -> None:
+    """Run recipes in order, each after what it needs. An interrupted run goes on, a finished one is not repeated."""
+    from lore.run import run_command
+
+    raise typer.Exit(run_command(arguments, dry_run))
+
+
+@app.command()
+def check(paths: list[Path] = typer.Argument(..., help="Recipe files, or folders of them.")) -> None:
+    """Check many recipes at once and list what is wrong with each."""
+    from lore.run import check_recipes
+
+    raise typer.Exit(check_recipes(paths))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def launch(
+    arguments: list[str] = typer.Argument(..., metavar="RECIPE [KEY=VALUE]... [ACCELERATE OPTIONS]..."),
+    config: str = typer.Option(
+        None, help="Name of a file in launch/accelerate (cpu2, ddp, zero2, zero3, fsdp2) or a path."
+    ),
+    num_processes: int = typer.Option(
+        None, min=1, help="Processes; by default one per GPU, else what the config says."
+    ),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Print the recipe and accelerate's command line, run nothing."
+    ),
+) -> None:
+    """Run a recipe in several processes with accelerate."""
+    from lore.launch import launch as start
+
+    raise typer.Exit(start(arguments, config, num_processes, dry_run))
+
+
+@app.command()
+def world(
+    out: Path = typer.Option(..., help="Folder to write; it must be new or empty."),
+    pairs: int = typer.Option(100_000, min=1, help="Rated pairs over all splits."),
+    seed: int = typer.Option(0, min=0, help="The same seed writes the same shop, on any machine."),
+    language: str = typer.Option("en", help="Lexicon: en or zh."),
+) -> None:
+    """Write the embedded shop: pairs with photos, reasons and labels, and its search log. Streams at any size."""
+    from lore.data_synth.world_stage import write_world
+
+    write_world(out, pairs=pairs, seed=seed, language=language)
+
+
+@app.command()
+def export(
+    run: Path = typer.Argument(..., help="Run folder of a trained judge."),
+    out: Path = typer.Option(..., "--out", "-o", help="Folder to write the model to."),
+    merge: bool = typer.Option(False, "--merge", help="Fold the adapter into the weights and re-score a sample."),
+) -> None:
+    """Write a trained judge as one model folder."""
+    from lore.train.export import export as write
+
+    write(run, out, merge=merge)
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, devices, and what is missing for which stage."""
+    from lore.doctor import main as examine
+
+    raise typer.Exit(examine())
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from lore import __version__
+
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Entry point of `lore`: an error meant for people is a message and status 1."""
+    try:
+        app()
+    except LoreError as error:
+        if os.environ.get("LORE_DEBUG"):
+            raise
+        from lore.run import report_error
+
+        report_error(error)
+        sys.exit(1)

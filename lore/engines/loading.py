@@ -1,0 +1,98 @@
+"""Loads checkpoints: text or vision-language, with or without an adapter. Safetensors only; no remote code unless the recipe says so."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+from lore.errors import LoreError
+from lore.recipe import ModelSection
+
+# Idefics3's own image processor needs torchvision; the Pillow one gives the same pixels everywhere.
+PILLOW_BACKEND = {"idefics3"}
+
+
+def resolve_dtype(name: str, device: str) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that has it and float32 elsewhere."""
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.bfloat16 if device.startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_config(section: ModelSection) -> Any:
+    _check_folder(section.name, "model.name")
+    if section.adapter is not None:
+        _check_folder(section.adapter, "model.adapter", "adapter_config.json")
+    return AutoConfig.from_pretrained(section.name, trust_remote_code=section.trust_remote_code)
+
+
+def is_vision(config: Any) -> bool:
+    """True for a model that takes images with its text."""
+    return type(config) in AutoModelForImageTextToText._model_mapping
+
+
+def load_processor(section: ModelSection) -> Any:
+    """A multimodal processor for vision-language models, a tokenizer for the others."""
+    config = load_config(section)
+    if not is_vision(config):
+        processor = AutoTokenizer.from_pretrained(section.name, trust_remote_code=section.trust_remote_code)
+    else:
+        backend = {"backend": "pil"} if config.model_type in PILLOW_BACKEND else {}
+        processor = AutoProcessor.from_pretrained(section.name, trust_remote_code=section.trust_remote_code, **backend)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if not getattr(processor, "chat_template", None):
+        raise LoreError(f"{section.name} has no chat template, so nothing says how a prompt is written for it.\n"
+                        "Use the instruction-tuned checkpoint, or save a chat template with its tokenizer.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor
+
+
+def load_model(section: ModelSection, *, device: str, for_training: bool = False) -> Any:
+    """The model on `device`, with its adapter. For training the weights stay where the trainer wants them and, without
+    quantisation, in float32 or bfloat16 as the recipe says."""
+    config = load_config(section)
+    cls = AutoModelForImageTextToText if is_vision(config) else AutoModelForCausalLM
+    kwargs: dict[str, Any] = {"dtype": resolve_dtype(section.dtype, device), "use_safetensors": True,
+                              "trust_remote_code": section.trust_remote_code}
+    if section.attn:
+        kwargs["attn_implementation"] = section.attn
+    if section.quantize:
+        kwargs["quantization_config"] = _nf4(kwargs["dtype"])
+    model = cls.from_pretrained(section.name, **kwargs)
+    if section.adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, section.adapter, is_trainable=False)
+    if not for_training:
+        model.eval()
+        if not section.quantize:
+            model.to(device)
+    return model
+
+
+def _nf4(dtype):
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise LoreError("model.quantize: nf4 needs bitsandbytes, which is not installed: pip install bitsandbytes") from error
+    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                           bnb_4bit_compute_dtype=dtype)
+
+
+def _check_folder(name: str, key: str, file: str = "config.json") -> None:
+    """A path that is not there must not be taken for a hub id and asked for on the network."""
+    path = Path(name)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or name.startswith("runs/")
+    if path.is_dir():
+        if not (path / file).is_file():
+            raise LoreError(f"{key}: {name} holds no {file}, so it is not a finished model folder. "
+                            "Run the recipe that makes it, or correct the path.")
+    elif looks_local and "/" in name:
+        raise LoreError(f"{key}: {name} is not a folder. Run the recipe that makes it (see `needs`), or correct the path.")

@@ -1,0 +1,112 @@
+"""The transformers engine: batched generate and score on CPU or GPU, text and photos, adapters and merged models.
+
+Prompts are sorted by length and left-padded into batches of at most `batch_tokens` padded tokens, so results do not depend on how
+the caller groups its prompts beyond the rounding of the arithmetic. Left out: paged attention and continuous batching, for which
+there is vLLM.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from lore.engines import Completion, Messages, Sampling
+from lore.engines.chat import prompt_text, turn_end
+from lore.engines.loading import default_device, load_model, load_processor
+from lore.judgement import verdict_tokens
+from lore.recipe import ModelSection
+from lore.rubric import Rubric
+
+
+class TransformersEngine:
+    """A judge in memory. Build it with `load`, or from a model and processor that are loaded already."""
+
+    def __init__(self, model: Any, processor: Any, rubric: Rubric, *, batch_tokens: int = 16384):
+        self.model, self.processor, self.rubric, self.batch_tokens = model, processor, rubric, batch_tokens
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.takes_images = processor is not self.tokenizer
+        self.verdict = verdict_tokens(self.tokenizer, rubric)
+        self._end_ids = self.tokenizer(turn_end(processor), add_special_tokens=False)["input_ids"]
+
+    @classmethod
+    def load(cls, section: ModelSection, rubric: Rubric, *, batch_tokens: int = 16384, device: str | None = None):
+        device = device or default_device()
+        return cls(load_model(section, device=device), load_processor(section), rubric, batch_tokens=batch_tokens)
+
+    @torch.inference_mode()
+    def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
+        """See Engine.generate. Sampled answers depend on the seed and on the batching; greedy ones on neither."""
+        out: list[list[Completion]] = [[] for _ in prompts]
+        texts = [prompt_text(self.processor, messages) for messages in prompts]
+        options: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "do_sample": sampling.temperature > 0,
+                                   "num_return_sequences": sampling.n, "pad_token_id": self.tokenizer.pad_token_id,
+                                   "eos_token_id": self._stop_ids(), "top_k": 0}
+        if sampling.temperature > 0:
+            options |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+            torch.manual_seed(sampling.seed)
+        elif sampling.n > 1:
+            options["num_return_sequences"] = 1  # greedy samples are equal: decode once
+        for indices in self._batches(texts, extra=sampling.max_tokens, copies=options["num_return_sequences"]):
+            inputs = self._inputs([texts[i] for i in indices])
+            ids = self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1]:].tolist()
+            per_prompt = options["num_return_sequences"]
+            for k, index in enumerate(indices):
+                completions = [self._completion(row) for row in ids[k * per_prompt:(k + 1) * per_prompt]]
+                out[index] = completions * (sampling.n if per_prompt == 1 else 1)
+        return out
+
+    @torch.inference_mode()
+    def score(self, prompts: list[Messages]) -> np.ndarray:
+        """See Engine.score."""
+        out = np.zeros((len(prompts), len(self.verdict.tier_ids)), dtype=np.float64)
+        texts = [prompt_text(self.processor, self._at_verdict(messages)) for messages in prompts]
+        for indices in self._batches(texts):
+            inputs = self._inputs([texts[i] for i in indices])
+            logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+            out[indices] = torch.softmax(logits[:, self.verdict.tier_ids].double(), dim=-1).cpu().numpy()
+        return out
+
+    def _at_verdict(self, messages):
+        if messages[-1]["role"] == "assistant":
+            return messages
+        return [*messages, {"role": "assistant", "content": self.verdict.prefix_text}]
+
+    def _stop_ids(self) -> list[int]:
+        stops = {self._end_ids[-1], self.tokenizer.eos_token_id}
+        known = self.model.generation_config.eos_token_id
+        stops |= set(known if isinstance(known, list) else [known])
+        return sorted(s for s in stops if s is not None)
+
+    def _completion(self, ids: list[int]) -> Completion:
+        stops = set(self._stop_ids())
+        end = next((i for i, token in enumerate(ids) if token in stops), None)
+        kept = ids if end is None else ids[:end]
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Completion(text, len(ids) if end is None else end + 1, "length" if end is None else "stop")
+
+    def _batches(self, texts: list[tuple[str, list]], extra: int = 0, copies: int = 1) -> Iterator[list[int]]:
+        """Indices in batches of similar length; characters stand for tokens in the order, tokens are counted for the size."""
+        lengths = [len(ids) for ids in self.tokenizer([text for text, _ in texts], add_special_tokens=False)["input_ids"]] if texts else []
+        image_tokens = getattr(self.processor, "image_seq_len", 0) or 0
+        lengths = [n + image_tokens * len(images) + extra for n, (_, images) in zip(lengths, texts, strict=True)]
+        batch: list[int] = []
+        for index in sorted(range(len(texts)), key=lambda i: -lengths[i]):
+            if batch and lengths[batch[0]] * (len(batch) + 1) * copies > self.batch_tokens:
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def _inputs(self, rows: list[tuple[str, list]]) -> dict[str, torch.Tensor]:
+        texts = [text for text, _ in rows]
+        kwargs = {"return_tensors": "pt", "padding": True, "padding_side": "left", "add_special_tokens": False}
+        if self.takes_images:
+            images = [images for _, images in rows]
+            encoded = self.processor(text=texts, images=images if any(images) else None, **kwargs)
+        else:
+            encoded = self.tokenizer(texts, **kwargs)
+        dtype = self.model.dtype
+        return {key: value.to(self.model.device, dtype) if value.is_floating_point() else value.to(self.model.device)
+                for key, value in encoded.items() if isinstance(value, torch.Tensor)}

@@ -1,0 +1,66 @@
+"""What a run ran with: git revision, package versions, Python, platform. Nothing is imported to find out."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+PACKAGES = (
+    "lore-relevance",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "deepspeed",
+    "bitsandbytes",
+    "vllm",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+    "pillow",
+    "scikit-learn",
+    "pydantic",
+)
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of what decides a result."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # optional packages are simply not listed
+    return versions
+
+
+def git_state() -> dict[str, Any]:
+    """Revision of the working directory and whether it holds uncommitted changes; empty outside a repository."""
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    revision = git("rev-parse", "HEAD")
+    if revision is None:
+        return {}
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {"revision": revision, "dirty": None if changes is None else bool(changes)}
+
+
+def environment() -> dict[str, Any]:
+    """What goes into a manifest; names no machine and no person."""
+    return {
+        "git": git_state(),
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }

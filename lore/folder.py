@@ -1,0 +1,275 @@
+"""The run folder: resolved recipe, manifest, metrics, done marker. Nothing in it is overwritten.
+
+The same recipe resumes; a changed one stops and names the key with both values. Only the main process writes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lore.environment import environment
+from lore.errors import LoreError
+from lore.recipe import BaseRecipe, run_root, to_yaml
+
+OWN_FILES = {".lock", "recipe.yaml", "manifest.json", "metrics.jsonl", "done", "failed.json"}
+
+_held: dict[str, int] = {}  # open lock files by folder; POSIX locks are not inherited by forked data workers
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK") or 0)
+
+
+def is_main_process() -> bool:
+    """True for rank 0 and for a process that was not started by a launcher."""
+    return rank() == 0
+
+
+def say(message: str) -> None:
+    """One line for people, from the main process."""
+    if is_main_process():
+        print(message, flush=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """All of the text or nothing, whenever the process dies."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def flatten(value: Any, at: str = "") -> dict[str, Any]:
+    """Dotted keys to values; lists are values."""
+    if not isinstance(value, dict) or (at and not value):
+        return {at: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat.update(flatten(inner, f"{at}.{key}" if at else str(key)))
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """Plain JSON value: numpy and torch scalars become numbers, nan and inf become words that any reader takes."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if not isinstance(value, bool | int | float | str | type(None)) and hasattr(value, "item"):
+        value = value.item()
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class RunFolder:
+    """One run on disk. `open` it before use; every method that writes does nothing outside the main process."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @classmethod
+    def of(cls, recipe: BaseRecipe) -> RunFolder:
+        return cls(run_root() / recipe.run)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def done_path(self) -> Path:
+        return self.path / "done"
+
+    @property
+    def is_done(self) -> bool:
+        return self.done_path.is_file()
+
+    @property
+    def exists(self) -> bool:
+        return self.recipe_path.is_file()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the finished run reported; empty while it is not done."""
+        return json.loads(self.done_path.read_text(encoding="utf-8")) if self.is_done else {}
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return json.loads(self.manifest_path.read_text(encoding="utf-8")) if self.manifest_path.is_file() else {}
+
+    def changes(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
+        """Keys whose value in the folder differs from the recipe's: (key, old, new)."""
+        if not self.exists:
+            return []
+        old = flatten(yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")))
+        new = flatten(recipe.resolved())
+        keys = [*old, *(k for k in new if k not in old)]
+        ignored = type(recipe).irrelevant_keys
+        return [
+            (k, old.get(k, "absent"), new.get(k, "absent"))
+            for k in keys
+            if old.get(k, "absent") != new.get(k, "absent") and k not in ignored
+        ]
+
+    def check(self, recipe: BaseRecipe) -> None:
+        """Raises LoreError when the folder belongs to a recipe with other values."""
+        changed = self.changes(recipe)
+        if changed:
+            rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
+            raise LoreError(
+                f"{self.path} belongs to a recipe with other values:\n{rows}\n"
+                "Going on would mix two experiments. Give the recipe another `run` name, restore the values, "
+                "or delete the folder to start over."
+            )
+
+    def open(self, recipe: BaseRecipe) -> RunFolder:
+        """Creates the folder or resumes in it. Takes the lock until the process ends (main process)."""
+        if not is_main_process():
+            self.check(recipe)
+            return self
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._refuse_strangers()
+        self._lock()
+        self.check(recipe)
+        for part in self.path.glob(".*.part"):
+            part.unlink()
+        if not self.exists:
+            write_atomic(self.manifest_path, _dump({"recipe_hash": recipe.fingerprint, **environment(), "facts": {}}))
+            write_atomic(self.recipe_path, to_yaml(recipe.resolved()))
+        else:
+            self._note_environment()
+        self._drop_torn_line()
+        return self
+
+    def _refuse_strangers(self) -> None:
+        if self.exists:
+            return
+        names = sorted(p.name for p in self.path.iterdir() if p.name not in OWN_FILES and not p.name.startswith("."))
+        # a/b may be a run beside a: folders that hold other runs are no strangers
+        runs = {p.relative_to(self.path).parts[0] for p in self.path.glob("**/recipe.yaml")}
+        strangers = [name for name in names if name not in runs]
+        if strangers:
+            raise LoreError(
+                f"{self.path} holds {', '.join(strangers[:5])} but no recipe.yaml, so it is no run folder.\n"
+                "Nothing is overwritten: choose another `run` name or move these files away."
+            )
+
+    def _lock(self) -> None:
+        key = str(self.path.resolve())
+        if key in _held:
+            return
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            owner = os.pread(handle, 32, 0).decode(errors="replace").strip()
+            os.close(handle)
+            raise LoreError(
+                f"{self.path} is in use by process {owner or 'unknown'}.\n"
+                "Two runs in one folder would mix their results: wait for it, stop it, or use another `run` name."
+            ) from error
+        except OSError as error:
+            os.close(handle)
+            print(
+                f"warning: {self.path}: no file locks here ({error.strerror}); do not start this run twice",
+                file=sys.stderr,
+            )
+            return
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        _held[key] = handle
+
+    def close(self) -> None:
+        """Gives the lock back; the end of the process does the same."""
+        handle = _held.pop(str(self.path.resolve()), None)
+        if handle is not None:
+            os.close(handle)
+
+    def _note_environment(self) -> None:
+        manifest, now = self.manifest, environment()
+        last = manifest.get("resumed", [{}])[-1]
+        then = {key: last.get(key, manifest.get(key)) for key in now}
+        changed = {key: value for key, value in now.items() if value != then[key]}
+        if changed and not self.is_done:
+            manifest.setdefault("resumed", []).append({**{k: v for k, v in last.items() if k in now}, **changed})
+            write_atomic(self.manifest_path, _dump(manifest))
+
+    def _drop_torn_line(self) -> None:
+        """A killed machine can leave half a line at the end; it was never a whole record."""
+        if not self.metrics_path.is_file():
+            return
+        raw = self.metrics_path.read_bytes()
+        kept = raw[: raw.rfind(b"\n") + 1]
+        if kept != raw:
+            write_atomic(self.metrics_path, kept.decode("utf-8"))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All records of metrics.jsonl."""
+        if not self.metrics_path.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics_path.read_bytes().split(b"\n") if line]
+
+    def record(self, values: dict[str, Any]) -> None:
+        """Appends one line to metrics.jsonl. Keep clocks and speeds out: a resumed run must write the same lines."""
+        if not is_main_process():
+            return
+        line = json.dumps(_plain(values), ensure_ascii=False, allow_nan=False) + "\n"
+        with open(self.metrics_path, "ab", buffering=0) as file:
+            file.write(line.encode("utf-8"))
+
+    def truncate_metrics(self, step: int) -> None:
+        """Keeps the records up to a step (and those without one): what a resumed run writes again goes first."""
+        if not is_main_process() or not self.metrics_path.is_file():
+            return
+        lines = [line for line in self.metrics_path.read_bytes().split(b"\n") if line]
+        kept = [line.decode("utf-8") + "\n" for line in lines if json.loads(line).get("step", step) <= step]
+        write_atomic(self.metrics_path, "".join(kept))
+
+    def note(self, **facts: Any) -> None:
+        """Puts facts (data_fingerprint, rubric_hash, ...) into the manifest; another value later is an error."""
+        if not is_main_process():
+            return
+        manifest = self.manifest
+        known = manifest.setdefault("facts", {})
+        facts = _plain(facts)
+        changed = [(k, known[k], v) for k, v in facts.items() if k in known and known[k] != v]
+        if changed:
+            rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
+            raise LoreError(
+                f"{self.path} was started with other inputs:\n{rows}\n"
+                "Going on would mix two experiments. Restore the inputs, or give the recipe another `run` name."
+            )
+        if any(k not in known for k in facts):
+            known.update(facts)
+            write_atomic(self.manifest_path, _dump(manifest))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Marks the run as done; `summary` is what a rerun prints."""
+        if is_main_process():
+            write_atomic(self.done_path, _dump(_plain(summary)))
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

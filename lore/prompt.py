@@ -1,0 +1,216 @@
+"""Renders a pair as chat messages: instructions, rubric, query, item. What pairs share comes first, so that engines
+can cache it.
+
+Text from the pair is neutralised before it is placed; with a tokenizer the prompt is also cut to its budget. The
+budget counts the whole chat-template text, in which an image is one placeholder: what it expands to is known to the
+engine's processor alone.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lore.errors import LoreError
+from lore.neutralise import control_strings, neutralise, neutralise_attribute
+from lore.rubric import Rubric
+
+if TYPE_CHECKING:
+    from lore.schema import Pair
+
+PROMPTS = Path(__file__).parent / "prompts"
+FACT_FIELDS = ("brand", "category", "shop")
+MAX_FACT_CHARACTERS = 256
+MAX_CHARACTERS_PER_TOKEN = 32
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a pair is shown and in which order the answer comes. `detail`: how much of the rubric the prompt holds."""
+
+    order: Literal["reason_first", "answer_first", "answer_only"] = "reason_first"
+    detail: Literal["full", "tiers", "name"] = "full"
+    photo: bool = True
+    max_prompt_tokens: int = 2048
+    language: Literal["en", "zh"] = "en"
+
+    def __post_init__(self):
+        allowed = {
+            "order": ("reason_first", "answer_first", "answer_only"),
+            "detail": ("full", "tiers", "name"),
+            "language": ("en", "zh"),
+        }
+        for key, values in allowed.items():
+            if getattr(self, key) not in values:
+                raise LoreError(f"prompt.{key} is {getattr(self, key)!r}; expected one of {', '.join(values)}.")
+        if self.max_prompt_tokens < 1:
+            raise LoreError(f"prompt.max_prompt_tokens is {self.max_prompt_tokens}; expected at least 1.")
+
+
+@dataclass(frozen=True, slots=True)
+class ItemText:
+    """The neutralised texts of one pair. `facts`: whole lines (`<brand>…</brand>`); `attributes`: `key: value`."""
+
+    query: str
+    title: str
+    facts: list[str] = field(default_factory=list)
+    attributes: list[str] = field(default_factory=list)
+    description: str = ""
+
+    def block(self, photo: bool) -> tuple[str, str]:
+        """The user text before and after the photo; the second is "" without one."""
+        lines = [f"<query>{self.query}</query>\n<item>\n<title>{self.title}</title>", *self.facts]
+        if self.attributes:
+            lines.append(f"<attributes>{'; '.join(self.attributes)}</attributes>")
+        if self.description:
+            lines.append(f"<description>{self.description}</description>")
+        head = "\n".join(lines)
+        return (f"{head}\n<photo>", "</photo>\n</item>") if photo else (f"{head}\n</item>", "")
+
+
+def render(
+    pair: "Pair", rubric: Rubric, fmt: PromptFormat, *, tokenizer: Any = None, image: Any = None
+) -> list[Message]:
+    """System and user message for one pair. `image`: the loaded photo, when the caller has it already.
+
+    With `tokenizer` (or a processor) its control strings are taken out of the pair's text and the prompt is cut to
+    `fmt.max_prompt_tokens`: the description's end first, then attributes and fields from the last, then the title's
+    end. Raises LoreError when rubric and query leave no room for a title.
+    """
+    if not fmt.photo:
+        image = None
+    elif image is None and pair.image is not None:
+        from lore.images import load_image
+
+        image = load_image(pair.image)
+    system = system_text(rubric, fmt)
+    if tokenizer is None:
+        return _messages(system, item_text(pair), image)
+    # Megabyte texts are bounded before the tokenizer walks over them: this many characters never fit into the budget.
+    item = item_text(pair, control_strings(tokenizer), fmt.max_prompt_tokens * MAX_CHARACTERS_PER_TOKEN)
+    return _fit(item, lambda it: _messages(system, it, image), tokenizer, fmt.max_prompt_tokens, rubric)
+
+
+def item_text(pair: "Pair", control: frozenset[str] = frozenset(), max_characters: int | None = None) -> ItemText:
+    """The pair's texts, safe to place. Fields without content are left out."""
+    facts = []
+    for key in FACT_FIELDS:
+        value = getattr(pair, key)
+        if value:
+            value = neutralise(value[: 4 * MAX_FACT_CHARACTERS], control)[:MAX_FACT_CHARACTERS].rstrip()
+            if value:
+                facts.append(f"<{key}>{value}</{key}>")
+    if pair.price is not None and math.isfinite(pair.price):
+        facts.append(f"<price>{pair.price:.2f}</price>".replace(".00<", "<"))
+    attributes = (neutralise_attribute(k, v[:max_characters], control) for k, v in pair.attributes.items())
+    return ItemText(
+        query=neutralise(pair.query, control),
+        title=neutralise(pair.title[:max_characters], control),
+        facts=facts,
+        attributes=[text for text in attributes if text],
+        description=neutralise(pair.description[:max_characters], control) if pair.description else "",
+    )
+
+
+_system_texts: dict[tuple, str] = {}
+
+
+def system_text(rubric: Rubric, fmt: PromptFormat) -> str:
+    """Instructions and rubric; the same for every pair, so built once."""
+    key = (rubric.hash, fmt.order, fmt.detail, fmt.language)
+    if key not in _system_texts:
+        _system_texts[key] = _template(fmt.language).render(rubric=rubric, order=fmt.order, detail=fmt.detail).strip()
+    return _system_texts[key]
+
+
+@lru_cache(maxsize=8)
+def _template(language: str) -> Any:
+    import jinja2
+
+    source = (PROMPTS / f"judge.{language}.md").read_text(encoding="utf-8")
+    return jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False).from_string(source)
+
+
+def _messages(system: str, item: ItemText, image: Any) -> list[Message]:
+    before, after = item.block(photo=image is not None)
+    if image is None:
+        return [{"role": "system", "content": system}, {"role": "user", "content": before}]
+    parts = [{"type": "text", "text": before}, {"type": "image", "image": image}, {"type": "text", "text": after}]
+    return [{"role": "system", "content": [{"type": "text", "text": system}]}, {"role": "user", "content": parts}]
+
+
+def count_prompt_tokens(messages: list[Message], tokenizer: Any) -> int:
+    """Tokens of the chat-template text up to where the answer starts."""
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    if not getattr(tokenizer, "chat_template", None):
+        raise LoreError(
+            f"The tokenizer {getattr(inner, 'name_or_path', '')!r} has no chat template, so the prompt's length is not "
+            "known. Use an instruction-tuned checkpoint or set tokenizer.chat_template."
+        )
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return len(inner(text, add_special_tokens=False)["input_ids"])
+
+
+def _fit(
+    item: ItemText, build: Callable[[ItemText], list[Message]], tokenizer: Any, budget: int, rubric: Rubric
+) -> list[Message]:
+    """The largest cut of `item` that fits, in the order description, facts, title. One count when nothing has to
+    go.
+    """
+
+    def count(candidate: ItemText) -> int:
+        return count_prompt_tokens(build(candidate), tokenizer)
+
+    total = count(item)
+    if total <= budget:
+        return build(item)
+    pieces = item.facts + item.attributes
+
+    def with_pieces(n: int) -> ItemText:
+        return replace(
+            item, description="", facts=pieces[: min(n, len(item.facts))], attributes=pieces[len(item.facts) : n]
+        )
+
+    stages = [
+        (len(item.description), lambda n: replace(item, description=item.description[:n].rstrip())),
+        (len(pieces), with_pieces),
+        (len(item.title), lambda n: replace(with_pieces(0), title=item.title[:n].rstrip())),
+    ]
+    for size, cut in stages:
+        if size == 0:
+            continue
+        least = count(cut(0))
+        if least <= budget:
+            kept = cut(_largest(size, least, total, lambda n, cut=cut: count(cut(n)), budget))
+            if kept.title or not item.title:
+                return build(kept)
+        total = least
+    raise LoreError(
+        f"Rubric {rubric.name} and the query take {total} tokens and leave no room for a title in "
+        f"prompt.max_prompt_tokens={budget}; neither is ever cut. Raise max_prompt_tokens well above {total}, or show "
+        f"less of the rubric (prompt.detail: tiers or name). Query: {item.query[:80]!r}."
+    )
+
+
+def _largest(size: int, count_none: int, count_all: int, count: Callable[[int], int], budget: int) -> int:
+    """Largest n < size with count(n) <= budget, or a smaller one that already uses the whole budget.
+
+    Interpolates and bisects in turn: text has a steady rate of tokens, so the first guess is close and a few counts
+    do.
+    """
+    low, high, tokens_low, tokens_high = 0, size, count_none, count_all
+    guess = True
+    while high - low > 1 and tokens_low < budget:
+        share = (budget - tokens_low) / (tokens_high - tokens_low) if guess else 0.5
+        middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
+        tokens = count(middle)
+        if tokens <= budget:
+            low, tokens_low = middle, tokens
+        else:
+            high, tokens_high = middle, tokens
+        guess = not guess
+    return low

@@ -1,0 +1,216 @@
+"""Recipes: one YAML is one job. Typed sections, all problems reported at once, nothing here imports torch.
+
+A stage declares its recipe as a BaseRecipe with StrictModel sections; users read the text under a field.
+Values are checked without guessing: "3" is not a number and an unknown key is an error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from lore.errors import LoreError
+from lore.recipe_file import Problem, RecipeError, nearest, read_recipe_text, short, to_yaml
+
+__all__ = [
+    "BaseRecipe",
+    "Conflict",
+    "DataSection",
+    "LoraSection",
+    "ModelSection",
+    "PromptSection",
+    "StrictModel",
+    "load_recipe",
+    "resolve_need",
+    "run_root",
+    "to_yaml",
+]
+
+FORMAT = 1
+VARIABLES = {"LORE_DATA": "data", "LORE_RUNS": "runs"}
+RUN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$")
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Values that are valid one by one and impossible together. Keys are dotted, relative to the reporting section."""
+
+    keys: tuple[str, ...]
+    found: str
+    expected: str
+
+
+class StrictModel(BaseModel):
+    """A section: unknown keys and wrong types are errors, values do not change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Impossible combinations of this section's values, reported together with every other problem."""
+        return iter(())
+
+
+class LoraSection(StrictModel):
+    rank: int = Field(16, ge=1)
+    """Rank of the update matrices."""
+    alpha: float | None = Field(None, gt=0)
+    """Scale of the update; none means 2 * rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    targets: str | list[str] = "all-linear"
+    """Module names the adapter goes to, or all-linear."""
+    dora: bool = False
+    """Weight-decomposed LoRA: slower, closer to full fine-tuning at low rank."""
+    modules_to_save: list[str] = []
+    """Modules trained in full and stored beside the adapter."""
+
+    @property
+    def scale_alpha(self) -> float:
+        """alpha with its default filled in."""
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+
+class ModelSection(StrictModel):
+    name: str = Field(min_length=1)
+    """Hub id or local folder of the model."""
+    adapter: str | None = None
+    """Folder of a trained adapter that is put on the model first."""
+    lora: LoraSection | None = None
+    """Train a new adapter of this shape; none trains or runs the model as it is."""
+    quantize: Literal["nf4"] | None = None
+    """nf4 loads the frozen weights in 4 bits (QLoRA); needs bitsandbytes."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 where the device has it, else float32."""
+    attn: str | None = None
+    """Attention implementation passed to transformers; none leaves the choice to it."""
+    trust_remote_code: bool = False
+    """Runs Python code that comes with the model. Only for a repository you have read."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.adapter is not None and self.lora is not None:
+            yield Conflict(
+                ("adapter", "lora"),
+                "both an adapter to load and a new LoRA to train",
+                "one of the two: merge the adapter first (lore export --merge), or drop model.lora",
+            )
+
+
+class DataSection(StrictModel):
+    path: str = Field(min_length=1)
+    """File, folder or glob; ${LORE_DATA} is the folder of public data (default data/)."""
+    source: str = "pairs"
+    """Importer of a public format, or pairs for a file written by `lore data import`."""
+    rubric: str
+    """Name of a rubric in lore/rubrics or path of a rubric file."""
+    split: str | None = None
+    """Only the pairs of this split."""
+    limit: int | None = Field(None, ge=1)
+    """At most this many pairs, from the start."""
+    encoding: str = "utf-8"
+    """Text encoding of csv and jsonl sources."""
+    split_fractions: dict[str, float] = {"train": 0.7, "dev": 0.1, "test": 0.2}
+    """Shares of the queries per split, for sources that have none of their own."""
+    slices: list[str] | None = None
+    """Only the pairs of these slices."""
+    options: dict[str, Any] = {}
+    """Switches of the importer (column map, locale, ...)."""
+
+    @field_validator("split_fractions")
+    @classmethod
+    def _sums_to_one(cls, value: dict[str, float]) -> dict[str, float]:
+        if not value or any(v < 0 for v in value.values()) or abs(sum(value.values()) - 1) > 1e-6:
+            raise ValueError(f"shares that are not negative and sum to 1, these sum to {sum(value.values()):g}")
+        return value
+
+
+class PromptSection(StrictModel):
+    order: Literal["reason_first", "answer_first", "answer_only"]
+    """Where the verdict stands: after the reason, before it, or alone."""
+    detail: Literal["full", "tiers", "name"]
+    """How much of the rubric the prompt holds: every rule, the tiers, or its name."""
+    photo: bool = True
+    """Show the item's photo where there is one."""
+    max_prompt_tokens: int = Field(2048, ge=16)
+    """Longer prompts lose the description's end, then attributes, then the title's tail."""
+    language: Literal["en", "zh"] = "en"
+    """Language of the instructions."""
+
+
+class BaseRecipe(StrictModel):
+    """What every recipe has. `irrelevant_keys` names keys that may change between a run and its resumption."""
+
+    irrelevant_keys: ClassVar[frozenset[str]] = frozenset()
+
+    lore: Literal[1] = FORMAT
+    """Version of the recipe format; the header line supplies it."""
+    stage: str
+    """What this recipe runs."""
+    run: str
+    """Name of the run folder under runs/ (or $LORE_RUNS)."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything random."""
+    needs: list[str] = []
+    """Recipes that must be done first, relative to this file's folder or to the working directory."""
+
+    @field_validator("run")
+    @classmethod
+    def _run_is_a_name(cls, value: str) -> str:
+        if not RUN_NAME.match(value):
+            raise ValueError("a folder name of letters, digits, . _ - (and / between parts), not a path")
+        return value
+
+    def derived(self) -> dict[str, Any]:
+        """Numbers that follow from the recipe, shown by --dry-run."""
+        return {}
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value, defaults included, as plain data."""
+        return self.model_dump(mode="json")
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the resolved values."""
+        text = json.dumps(self.resolved(), sort_keys=True, ensure_ascii=False)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def run_root() -> Path:
+    return Path(os.environ.get("LORE_RUNS") or VARIABLES["LORE_RUNS"])
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> BaseRecipe:
+    """The typed recipe of a file with `train.lr=2e-4` style overrides. Raises RecipeError with every problem found."""
+    from lore.recipe_check import validate
+    from lore.run import STAGES, recipe_class
+
+    text = read_recipe_text(path, overrides)
+    stage = text.data.get("stage")
+    if not isinstance(stage, str) or stage not in STAGES:
+        found = "nothing" if stage is None else short(stage)
+        problem = Problem(
+            text.where(("stage",)), "stage", found, f"one of: {', '.join(STAGES)}", nearest(str(stage), STAGES)
+        )
+        raise RecipeError([*text.problems, problem], text.path)
+    return validate(text, recipe_class(stage))
+
+
+def resolve_need(recipe_path: str | Path, need: str) -> Path:
+    """Where a needed recipe lies: in the folder of the recipe that needs it, else under the working directory."""
+    beside = Path(recipe_path).parent / need
+    for candidate in (beside, Path(need)):
+        if candidate.is_file():
+            return candidate
+    raise LoreError(
+        f"{recipe_path} needs {need}, which is neither {beside} nor {Path(need).absolute()}.\n"
+        "It has to be run first; correct the path under needs."
+    )

@@ -1,0 +1,85 @@
+"""What can be wrong between the parts of a rubric: double ids, rules that name unknown tiers, scales without two
+ends.
+
+Works on plain data, so that these errors stand beside those of single fields; parts of a wrong type are skipped here.
+"""
+
+import difflib
+import itertools
+from typing import Any
+
+
+def nearest(found: str, names: list[str]) -> str:
+    """` Nearest: 'x'.`, or "" when no name is close."""
+    by_folded = {name.casefold(): name for name in names}
+    close = difflib.get_close_matches(found.casefold(), list(by_folded), n=1)
+    return f" Nearest: '{by_folded[close[0]]}'." if close else ""
+
+
+def reference_errors(raw: dict[str, Any]) -> list[str]:
+    """One line for each error."""
+    tiers, dimensions, rules = (_dicts(raw.get(key)) for key in ("tiers", "dimensions", "rules"))
+    errors = []
+    for key, parts in (("tiers", tiers), ("dimensions", dimensions), ("rules", rules)):
+        errors += _double_ids(key, parts)
+    if isinstance(raw.get("tiers"), list) and len(raw["tiers"]) < 2:
+        errors.append(f"tiers: found {len(raw['tiers'])}, expected at least 2: a scale needs a worse and a better end")
+    errors += _relevance_errors(tiers) + _label_errors(tiers)
+    tier_ids = [tier["id"] for _, tier in tiers if isinstance(tier.get("id"), str)]
+    dimension_ids = [dimension["id"] for _, dimension in dimensions if isinstance(dimension.get("id"), str)]
+    for i, rule in rules:
+        for key, names in (("dimension", dimension_ids), ("tier", tier_ids)):
+            name = rule.get(key)
+            if isinstance(name, str) and name not in names:
+                errors.append(
+                    f"rules[{i}].{key} ({rule.get('id')}): '{name}' is no {key} of this rubric.{nearest(name, names)}"
+                )
+    mismatch_tiers = raw.get("mismatch_tiers")
+    for i, name in enumerate(mismatch_tiers if isinstance(mismatch_tiers, list) else []):
+        if isinstance(name, str) and name not in tier_ids:
+            errors.append(f"mismatch_tiers[{i}]: '{name}' is no tier of this rubric.{nearest(name, tier_ids)}")
+    return errors
+
+
+def _double_ids(key: str, parts: list[tuple[int, dict]]) -> list[str]:
+    errors, first = [], {}
+    for i, part in parts:
+        if isinstance(part.get("id"), str):
+            earlier = first.setdefault(part["id"].casefold(), i)
+            if earlier != i:
+                errors.append(
+                    f"{key}[{i}].id: '{part['id']}' is already the id of {key}[{earlier}]; case does not matter"
+                )
+    return errors
+
+
+def _relevance_errors(tiers: list[tuple[int, dict]]) -> list[str]:
+    relevant = [tier.get("relevant") for _, tier in tiers]
+    if len(relevant) < 2 or not all(isinstance(flag, bool) for flag in relevant):
+        return []
+    if len(set(relevant)) == 1:
+        which = "every" if relevant[0] else "no"
+        return [f"tiers: {which} tier is relevant; two-way accuracy needs tiers of both kinds"]
+    if relevant != sorted(relevant):
+        return ["tiers: a relevant tier stands before one that is not; tiers are listed worst first"]
+    return []
+
+
+def _label_errors(tiers: list[tuple[int, dict]]) -> list[str]:
+    errors = []
+    owner = {tier["id"].strip().casefold(): tier["id"] for _, tier in tiers if isinstance(tier.get("id"), str)}
+    for i, tier in tiers:
+        aliases = tier.get("aliases")
+        for alias in aliases if isinstance(aliases, list) else []:
+            if isinstance(alias, str):
+                other = owner.setdefault(alias.strip().casefold(), tier.get("id"))
+                if other != tier.get("id"):
+                    errors.append(f"tiers[{i}].aliases: '{alias}' already means tier '{other}'")
+    values = [tier["value"] for _, tier in tiers if type(tier.get("value")) in (int, float)]
+    if any(not low < high for low, high in itertools.pairwise(values)):
+        errors.append(f"tiers: values {values} do not rise; tiers are listed worst first")
+    return errors
+
+
+def _dicts(parts: Any) -> list[tuple[int, dict]]:
+    return [(i, part) for i, part in enumerate(parts) if isinstance(part, dict)] if isinstance(parts, list) else []

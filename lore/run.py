@@ -1,0 +1,199 @@
+"""Runs recipes: recipe -> stage -> run folder. The only place that knows all stages, by dotted name.
+
+A recipe's first line calls `main`, so `accelerate launch x.yaml`, `torchrun x.yaml` and `python x.yaml` all work;
+`lore run x.yaml` does the same in this process. A finished run is not run again, an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from lore.errors import LoreError
+from lore.folder import RunFolder, flatten, is_main_process, rank, say
+from lore.launch import close_process_group, settle_devices
+from lore.needs import plan, run_in_subprocess, run_needed, wait_for_needed
+from lore.recipe import BaseRecipe, load_recipe, resolve_need, to_yaml
+
+STAGES = {
+    "world": ("lore.data_synth.config:WorldRecipe", "lore.data_synth.world_stage:run"),
+    "base": ("lore.train.config:BaseModelRecipe", "lore.train.base:run"),
+    "sft": ("lore.train.config:SFTRecipe", "lore.train.sft:run"),
+    "rair": ("lore.eval.config:RairRecipe", "lore.eval.rair:run"),
+}
+
+
+def _load(dotted: str) -> Any:
+    module, _, name = dotted.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def recipe_class(stage: str) -> type[BaseRecipe]:
+    """The recipe class of a stage; imports no torch."""
+    return _load(STAGES[stage][0])
+
+
+def main(name: str, file: str) -> None:
+    """Called by a recipe's first line. Returns at once in spawned workers, which run the file again."""
+    if name == "__main__":
+        sys.exit(run_command([file, *sys.argv[1:]]))
+
+
+def run_command(arguments: list[str], dry_run: bool = False) -> int:
+    """Recipes and overrides as typed; returns the exit status. Errors for people go to stderr without a traceback."""
+    try:
+        recipes, overrides = [], []
+        for argument in arguments:
+            if argument == "--dry-run":
+                dry_run = True
+            elif argument.endswith((".yaml", ".yml")) and "=" not in argument.split("/")[0]:
+                recipes.append(argument)
+            elif "=" in argument and not argument.startswith("-"):
+                overrides.append(argument)
+            else:
+                raise LoreError(
+                    f"{argument!r} is neither a recipe (x.yaml), an override (train.lr=2e-4) nor --dry-run."
+                )
+        if not recipes:
+            raise LoreError("No recipe given: lore run recipes/quickstart/eval.yaml")
+        if len(recipes) == 1:
+            run_recipe(recipes[0], overrides, dry_run)
+        elif dry_run:
+            for recipe in recipes:
+                run_recipe(recipe, overrides, dry_run)
+        else:
+            for recipe in recipes:
+                load_recipe(recipe, overrides)  # a typo in the last one shows before the first has run for hours
+            for recipe in recipes:
+                run_in_subprocess(Path(recipe), overrides)
+    except LoreError as error:
+        if os.environ.get("LORE_DEBUG"):
+            raise
+        report_error(error)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def report_error(error: LoreError) -> None:
+    """The message on stderr. Of errors that every process of a node meets alike, the first process shows one."""
+    if getattr(error, "same_on_every_rank", False) and int(os.environ.get("LOCAL_RANK") or 0) != 0:
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    who = f"rank {rank()}: " if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[bold red]{who}error:[/] {escape(str(error))}")
+
+
+def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dry_run: bool = False) -> RunFolder:
+    """Runs one recipe after everything it needs. Returns its run folder, finished (or untouched after a dry run)."""
+    try:
+        recipe = load_recipe(path, overrides)
+        folder = RunFolder.of(recipe)
+        needed = plan(path, recipe)
+        if dry_run:
+            if is_main_process():
+                print_dry_run(path, recipe, folder, needed)
+            return folder
+        folder.check(recipe)
+    except LoreError as error:
+        error.same_on_every_rank = True
+        raise
+    if folder.is_done:
+        say(f"already done: {folder.path}")
+        print_summary(folder)
+        return folder
+    if is_main_process():
+        run_needed(folder, needed)
+    else:
+        wait_for_needed(folder, needed)
+    folder.open(recipe)
+    settle_devices()
+    say(f"{recipe.stage}: {path} -> {folder.path}")
+    _load(STAGES[recipe.stage][1])(recipe, folder)
+    if not folder.is_done:
+        folder.finish({})
+    close_process_group()
+    print_summary(folder)
+    return folder
+
+
+def print_summary(folder: RunFolder) -> None:
+    """The summary a stage left in its done marker."""
+    if not is_main_process():
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, title=str(folder.path), title_justify="left")
+    for key, value in flatten(folder.summary).items():
+        if key:
+            table.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
+    if table.row_count:
+        Console().print(table)
+
+
+def check_recipes(paths: list[Path]) -> int:
+    """Checks recipe files and folders of them, prints a table and every problem; status 1 when any recipe is bad."""
+    from rich.console import Console
+    from rich.table import Table
+
+    files = [file for path in paths for file in (sorted(path.rglob("*.y*ml")) if path.is_dir() else [path])]
+    if not files:
+        raise LoreError(f"There is no recipe (*.yaml) under {', '.join(map(str, paths))}.")
+    table = Table(title="recipes", title_justify="left")
+    for column in ("recipe", "stage", "run", "result"):
+        table.add_column(column, overflow="fold")
+    errors, runs = [], {}
+    for file in files:
+        stage = run = ""
+        try:
+            recipe = load_recipe(file)
+            stage, run = recipe.stage, recipe.run
+            if run in runs:
+                raise LoreError(
+                    f"{file} and {runs[run]} both write the run folder {run}. Give each its own `run` name."
+                )
+            runs[run] = file
+            for need in recipe.needs:
+                resolve_need(file, need)
+            result = "[green]ok[/]"
+        except LoreError as error:
+            errors.append(error)
+            problems = getattr(error, "problems", [error])
+            result = f"[red]{len(problems)} problem{'s' * (len(problems) > 1)}[/]"
+        table.add_row(str(file), stage, run, result)
+    Console().print(table)
+    for error in errors:
+        report_error(error)
+    return 1 if errors else 0
+
+
+def print_dry_run(
+    path: str | Path, recipe: BaseRecipe, folder: RunFolder, needed: list[tuple[Path, RunFolder]]
+) -> None:
+    """The resolved recipe, what follows from it, and what a real run would do."""
+    print(f"# {path}, every value (defaults included)")
+    print(to_yaml(recipe.resolved()), end="")
+    facts = recipe.derived()
+    if facts:
+        print("# follows from these values")
+        print(to_yaml(facts), end="")
+    state = "new"
+    if folder.is_done:
+        state = "done"
+    elif folder.exists:
+        state = "would resume"
+    changed = folder.changes(recipe)
+    print(f"# run folder: {folder.path} ({'belongs to another recipe' if changed else state})")
+    for key, old, new in changed:
+        print(f"#   {key}: was {old!r}, now {new!r}")
+    for need, inner in needed:
+        print(f"# needs: {need} -> {inner.path} ({'done' if inner.is_done else 'would run first'})")

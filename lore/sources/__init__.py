@@ -1,0 +1,171 @@
+"""Importers of public formats, and of any table by column map.
+
+A source is a module with RUBRIC (its scale), WHERE (how a user gets the data), `files(path)` (what it reads; raises
+LoreError where a file is missing) and `read(path, encoding, **options)`, a generator of SourceRow and Rejection.
+Importing this package is cheap; `materialise` and `open_source` load what they need.
+"""
+
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lore.errors import LoreError
+
+if TYPE_CHECKING:
+    from lore.rejected import Rejection
+
+SOURCES = ("crowdflower", "homedepot", "wands", "esci", "rair", "table")
+IMPORT_VERSION = "1"
+"""Part of the key of an imported file: raise it when an importer gives other pairs for the same files."""
+
+
+class SourceRow(NamedTuple):
+    """One raw row: where it stands and its values, keyed as the fields of Pair."""
+
+    file: str
+    row: int
+    values: dict[str, Any]
+
+
+@dataclass
+class Source:
+    """An opened source, ready to stream once."""
+
+    name: str
+    rubric: str | None
+    rows: "Iterator[SourceRow | Rejection]"
+    files: list[Path]
+    total: int | None = None
+    image_folder: Path | None = None
+
+
+def open_source(
+    name: str, path: str | Path, *, encoding: str | None = None, options: dict[str, Any] | None = None
+) -> Source:
+    """Raises LoreError for an unknown source, a missing file (with where to get it) or an option that the source does
+    not have.
+    """
+    from lore.sources.reading import nearest
+
+    if name not in SOURCES:
+        raise LoreError(
+            f"There is no source {name!r}. Sources: {', '.join(SOURCES)}; pairs for a file that was "
+            f"imported.{nearest(name, SOURCES)}"
+        )
+    module = importlib.import_module(f"lore.sources.{name}")
+    parameters = inspect.signature(module.read).parameters
+    known = [option for option, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    for option in options or {}:
+        if option not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise LoreError(f"Source {name} has no option {option!r}; {takes}.{nearest(option, known)}")
+    if not str(path).startswith("hub:"):
+        path = Path(path).expanduser()
+    elif name != "rair":
+        raise LoreError(f"{path}: only source rair reads from the hub; {name} reads local files. {module.WHERE}")
+    files = module.files(path)
+    rows = module.read(path, encoding, **(options or {}))
+    folder = files[0].parent if files else None
+    return Source(name, module.RUBRIC, rows, files, getattr(module, "count", lambda files: None)(files), folder)
+
+
+def missing_file(path: Path, where: str) -> LoreError:
+    """The error for data that is not there: what was looked for, where a user gets it, how to point to it."""
+    return LoreError(
+        f"{path} does not exist.\n{where}\nPut it there, or set LORE_DATA to the folder that holds your data "
+        f"(recipes use ${{LORE_DATA}}, default data/)."
+    )
+
+
+def materialise(section: Any, folder: Any) -> Path:
+    """The pairs of a recipe's data section: the path itself for source `pairs`, else `folder`/data/pairs.parquet,
+    imported once.
+
+    section: .source .path .rubric .encoding .split_fractions .options. Pairs get a split by hash of their query where
+    the source has none. The option drop_duplicates (true) keeps the first of equal pairs. Safe to call from several
+    processes.
+    """
+    options = dict(section.options or {})
+    if section.source == "pairs":
+        from lore.pairs import pair_files
+
+        if options:
+            raise LoreError(
+                f"data.options {options} belong to an importer, but data.source is pairs, which is read as it is. "
+                "Remove them."
+            )
+        pair_files(section.path)
+        return Path(section.path)
+    from lore.rubric import load_rubric
+    from lore.sources.importing import import_pairs
+
+    rubric = load_rubric(section.rubric)
+    drop_duplicates = options.pop("drop_duplicates", False)
+    # utf-8 is the section's default, so it cannot be told from a choice: the source's own default counts then.
+    encoding = None if section.encoding.lower() in ("utf-8", "utf8") else section.encoding
+    source = open_source(section.source, section.path, encoding=encoding, options=options)
+    fractions = section.split_fractions or None
+    settings = [
+        IMPORT_VERSION,
+        section.source,
+        encoding,
+        options,
+        drop_duplicates,
+        fractions,
+        rubric.hash,
+        _content_key(source.files, section.path),
+    ]
+    key = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+    out = Path(folder / "data" / "pairs.parquet")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(out.parent / ".import.lock"):
+        if _key_of(out) != key:
+            import_pairs(
+                source,
+                out,
+                rubric,
+                split_fractions=fractions or {},
+                drop_duplicates=drop_duplicates,
+                metadata={"lore.key": key},
+            )
+    return out
+
+
+def _key_of(path: Path) -> str | None:
+    from lore.pairs import read_metadata
+
+    return read_metadata(path).get("lore.key") if path.is_file() else None
+
+
+def _content_key(files: list[Path], path: Any) -> str:
+    """Hash over the files' names, sizes and bytes; of files over 1 GiB the first and last MiB stand for the rest."""
+    total = hashlib.blake2b(digest_size=16)
+    if not files:
+        total.update(str(path).encode())  # a hub data set is known by its name
+    for file in files:
+        size = file.stat().st_size
+        total.update(f"{file.name}\0{size}\0".encode())
+        with open(file, "rb") as handle:
+            if size <= 2**30:
+                total.update(hashlib.file_digest(handle, "blake2b").digest())
+            else:
+                total.update(handle.read(2**20))
+                handle.seek(-(2**20), 2)
+                total.update(handle.read(2**20))
+    return total.hexdigest()
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Held by one process of the machine or of the shared file system at a time."""
+    import fcntl
+
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,135 @@
+"""Recipes of the training stages. Nothing here imports torch."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from lore.recipe import BaseRecipe, Conflict, DataSection, ModelSection, PromptSection, StrictModel
+
+
+class TrainSection(StrictModel):
+    """Optimisation. Give epochs or steps; batch sizes are counted in pairs."""
+
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the training pairs."""
+    steps: int | None = Field(None, ge=1)
+    """Optimiser steps; overrides epochs."""
+    batch_size: int = Field(64, ge=1)
+    """Pairs per optimiser step over all processes; the same number whatever the number of processes."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Pairs per process and forward pass; none takes the whole share of a process at once."""
+    lr: float = Field(1e-4, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    warmup: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps with a rising learning rate."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled decay."""
+    adam_beta2: float = Field(0.999, gt=0, lt=1)
+    """AdamW's second-moment decay; .98 and below adapts faster in runs of a few hundred steps."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are clipped to this norm; 0 switches it off."""
+    max_tokens: int = Field(2048, ge=8)
+    """Longest prompt and answer together; a longer row stops the run before step 0 rather than lose its verdict."""
+    packing: bool = False
+    """Several rows in one sequence (text only; needs an attention that keeps them apart, such as flash_attention_2)."""
+    padding_free: bool = False
+    """Rows of a batch flattened without padding (text only; same need as packing)."""
+    gradient_checkpointing: bool = False
+    """Recomputes activations: about a third slower, a fraction of the memory."""
+    log_every: int = Field(10, ge=1)
+    """Steps between two lines of metrics.jsonl."""
+    save_every: int = Field(100, ge=0)
+    """Steps between two checkpoints; 0 keeps only the end and makes a killed run start over."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints kept on disk."""
+    workers: int = Field(0, ge=0)
+    """Data-loading processes per training process."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.epochs is None and self.steps is None:
+            yield Conflict(("epochs", "steps"), "neither", "train.epochs or train.steps")
+        if self.save_every % self.log_every:
+            yield Conflict(("save_every", "log_every"), f"{self.save_every} and {self.log_every}",
+                           "a save_every that is a multiple of log_every, so that a resumed run averages its losses over the same steps")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            yield Conflict(("batch_size", "micro_batch_size"), f"{self.batch_size} and {self.micro_batch_size}",
+                           "a batch_size that is a multiple of micro_batch_size")
+
+
+class SFTRecipe(BaseRecipe):
+    """Supervised fine-tuning of a judge: rationale and verdict where a pair has a rationale, else the verdict alone."""
+
+    stage: Literal["sft"] = "sft"
+    model: ModelSection
+    data: DataSection
+    prompt: PromptSection
+    train: TrainSection
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced repeats the pairs of rare tiers until every tier is as frequent as the most frequent one."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if (self.train.packing or self.train.padding_free) and self.prompt.photo:
+            yield Conflict(("train.packing", "train.padding_free", "prompt.photo"), "flattened rows with photos",
+                           "prompt.photo: false, or neither packing nor padding_free")
+
+    def derived(self) -> dict[str, Any]:
+        micro = self.train.micro_batch_size or "batch_size / processes"
+        return {"pairs per step": self.train.batch_size, "pairs per forward pass": micro,
+                "run length": f"{self.train.steps} steps" if self.train.steps else f"{self.train.epochs:g} epochs"}
+
+
+class ArchitectureSection(StrictModel):
+    """Size of an Idefics3 (vision tower and Llama text model) built from scratch."""
+
+    hidden: int = Field(128, ge=16)
+    """Width of the text model."""
+    layers: int = Field(4, ge=1)
+    """Layers of the text model."""
+    heads: int = Field(4, ge=1)
+    """Attention heads of the text model."""
+    mlp: int = Field(384, ge=16)
+    """Inner width of the text model's feed-forward blocks."""
+    max_positions: int = Field(2048, ge=64)
+    """Longest sequence."""
+    vision_hidden: int = Field(64, ge=16)
+    """Width of the vision tower."""
+    vision_layers: int = Field(2, ge=1)
+    """Layers of the vision tower."""
+    vision_heads: int = Field(4, ge=1)
+    """Attention heads of the vision tower."""
+    image_size: int = Field(56, ge=14)
+    """Pixels a side of the photo that the model sees."""
+    patch_size: int = Field(14, ge=2)
+    """Pixels a side of a patch."""
+    scale_factor: int = Field(2, ge=1)
+    """Patches a side that are folded into one image token."""
+
+    @property
+    def image_tokens(self) -> int:
+        return (self.image_size // self.patch_size // self.scale_factor) ** 2
+
+    def conflicts(self) -> Iterator[Conflict]:
+        for width, heads in (("hidden", "heads"), ("vision_hidden", "vision_heads")):
+            if getattr(self, width) % getattr(self, heads):
+                yield Conflict((width, heads), f"{getattr(self, width)} and {getattr(self, heads)}", "a width that the heads divide")
+        if self.image_size % (self.patch_size * self.scale_factor):
+            yield Conflict(("image_size", "patch_size", "scale_factor"), str(self.image_size),
+                           f"a multiple of patch_size * scale_factor = {self.patch_size * self.scale_factor}")
+
+
+class BaseModelRecipe(BaseRecipe):
+    """A small base model from nothing: tokenizer and Idefics3, trained as a language model on a corpus of texts and captions."""
+
+    stage: Literal["base"] = "base"
+    corpus: list[str] = Field(min_length=1)
+    """Parquet files with columns `text` and `image` (null or {bytes, path}); <image> in the text is the photo's place."""
+    vocabulary: int = Field(2000, ge=300)
+    """Entries of the byte-level BPE tokenizer, trained on the corpus."""
+    architecture: ArchitectureSection = ArchitectureSection()
+    train: TrainSection
+
+    def derived(self) -> dict[str, Any]:
+        return {"image tokens per photo": self.architecture.image_tokens, "texts per step": self.train.batch_size}

@@ -1,0 +1,81 @@
+"""Shared settings of the tests. Real public data lies under $LORE_DATA or beside the project, else tests skip."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "tests" / "demo"
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing may download in a test
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+
+HEADER = 'lore: 1; from lore.run import main; main(__name__, __file__); r"""\n'
+FOOTER = '# """\n'
+
+
+@pytest.fixture
+def root() -> Path:
+    """The project's root."""
+    return ROOT
+
+
+@pytest.fixture
+def public_data() -> Path:
+    """The folder of real public data; the test is skipped where there is none."""
+    folder = Path(os.environ.get("LORE_DATA", ROOT / ".." / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no public data at {folder}; set LORE_DATA")
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch) -> Path:
+    """An empty folder for run folders."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("LORE_RUNS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def demo(monkeypatch, runs) -> None:
+    """Makes the stages of tests/demo known in this process and in every Python it starts."""
+    from lore.run import STAGES
+
+    monkeypatch.syspath_prepend(str(DEMO))
+    monkeypatch.setenv("PYTHONPATH", str(DEMO))
+    monkeypatch.setitem(STAGES, "demo", ("demo_stage:DemoRecipe", "demo_stage:run"))
+    monkeypatch.setitem(STAGES, "train_demo", ("demo_stage:TrainDemoRecipe", "demo_stage:train"))
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_CPU", "ACCELERATE_USE_DEEPSPEED"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def write_recipe(tmp_path):
+    """Writes a recipe with the two Python lines around it: write_recipe("a.yaml", "stage: demo\\nrun: a")."""
+
+    def write(name: str, body: str, plain: bool = False) -> Path:
+        path = tmp_path / "recipes" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(body if plain else f"{HEADER}{body.rstrip()}\n{FOOTER}", encoding="utf-8")
+        return path
+
+    return write
+
+
+def run_python(
+    *arguments: object, timeout: float = 120, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess:
+    """A Python of its own with the tests' interpreter; output is captured as text."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=cwd,
+        env={**os.environ, **environment},
+    )

@@ -1,0 +1,255 @@
+"""The evaluation stage end to end without a model: baselines and predictions made elsewhere, in one table."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lore.errors import LoreError
+from lore.eval.config import RairRecipe
+from lore.eval.predictions import model_fingerprint, read_predictions
+from lore.eval.testset import load_split, whole_queries
+from lore.pairs import Pair, PairWriter
+from lore.recipe import RecipeError, load_recipe
+from lore.rubric import load_rubric
+from lore.run import run_recipe
+
+RUBRIC = load_rubric("homedepot")
+TIERS = RUBRIC.tier_ids
+COLOURS = ["red", "blue", "green", "black"]
+
+
+def shop_pairs() -> list[Pair]:
+    """Labels mostly follow word overlap; three splits with queries of their own, two slices, an unlabelled pair."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    for split, queries in (("train", 40), ("dev", 12), ("test", 20)):
+        for q in range(queries):
+            colour = COLOURS[q % 4]
+            query = f"{colour} {split}{q} lamp"
+            for i in range(6):
+                hit = int(rng.integers(0, len(TIERS)))
+                label = hit if rng.random() < 0.85 else int(rng.integers(0, len(TIERS)))
+                words = [query, f"{colour} lamp", "lamp"][len(TIERS) - 1 - hit] if hit else "wooden chair"
+                pairs.append(
+                    Pair(
+                        pair_id=f"{split}-{q}-{i}",
+                        query=query,
+                        title=f"{words} number {i}",
+                        label=TIERS[label],
+                        split=split,
+                        slices=["general", "hard"][: 1 + i % 2],
+                    )
+                )
+    pairs.append(Pair(pair_id="test-x", query="unlabelled", title="t", split="test"))
+    return pairs
+
+
+@pytest.fixture
+def shop(tmp_path):
+    path = tmp_path / "pairs.parquet"
+    write(path, shop_pairs())
+    return path
+
+
+def write(path, pairs):
+    with PairWriter(path) as writer:
+        for pair in pairs:
+            writer.write(pair)
+
+
+def recipe_text(path, **more) -> str:
+    body = {
+        "stage": "rair",
+        "run": "scored",
+        "data": {"path": str(path), "rubric": "homedepot"},
+        "prompt": {"order": "answer_only", "detail": "name"},
+        "metrics": {"bootstrap_samples": 200},
+    }
+    return json.dumps(body | more)
+
+
+def predictions(path, judged, pairs) -> None:
+    rows = [{"pair_id": pair.pair_id, **judged(pair)} for pair in pairs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def of_split(*splits) -> list[Pair]:
+    return [pair for pair in shop_pairs() if pair.split in splits and pair.label is not None]
+
+
+def sure(tier: str | None, mass: float = 0.8) -> dict:
+    if tier is None:
+        return {"tier": None}
+    rest = (1 - mass) / (len(TIERS) - 1)
+    return {"tier": tier, "rationale": f"it is {tier}"} | {f"p_{t}": mass if t == tier else rest for t in TIERS}
+
+
+def test_baselines_and_a_predictions_file_share_one_table(shop, tmp_path, write_recipe, runs, capsys):
+    file = tmp_path / "judge.jsonl"
+    predictions(file, lambda pair: sure(None if pair.pair_id == "test-0-0" else pair.label), of_split("test", "dev"))
+    recipe = write_recipe(
+        "eval.yaml",
+        recipe_text(shop, judges={"perfect": {"kind": "predictions", "predictions": str(file)}}),
+        plain=True,
+    )
+    folder = run_recipe(recipe)
+    printed = capsys.readouterr().out
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    judges = metrics["judges"]
+    assert list(judges) == ["perfect", "lexical", "majority"]
+    assert metrics["data"]["pairs"] == 120 and metrics["data"]["unlabelled"] == 1
+    perfect = judges["perfect"]
+    assert perfect["metrics"]["acc_k"]["value"] == pytest.approx(119 / 120, abs=1e-6)
+    assert perfect["metrics"]["failure_rate"]["value"] == pytest.approx(1 / 120, abs=1e-6)
+    assert perfect["failures"] == {"no_verdict": 1}
+    assert perfect["temperature"] < 1  # it was too timid
+    assert perfect["metrics"]["ece_calibrated"]["value"] < perfect["metrics"]["ece"]["value"]
+    assert (
+        perfect["metrics"]["acc_k"]["value"]
+        > judges["lexical"]["metrics"]["acc_k"]["value"]
+        > judges["majority"]["metrics"]["acc_k"]["value"]
+    )
+    for judge in judges.values():
+        for value in judge["metrics"].values():
+            assert value["value"] is None or value["low"] - 1e-9 <= value["value"] <= value["high"] + 1e-9
+        assert set(judge["slices"]) == {"general", "hard"}
+        assert np.asarray(judge["confusion"]).sum() == 120
+    assert judges["majority"]["metrics"]["qwk"]["value"] == 0
+
+    rows = pq.read_table(folder / "predictions.parquet").to_pylist()
+    assert len(rows) == 360 and len({(row["judge"], row["pair_id"]) for row in rows}) == 360
+    failed = next(row for row in rows if row["judge"] == "perfect" and row["pair_id"] == "test-0-0")
+    assert failed["tier"] is None and failed["failure"] == "no_verdict" and failed["label"] in TIERS
+    for name in ("report.html", "metrics.json", "predictions.parquet"):
+        assert str(folder / name) in printed
+    assert "Macro-F1" in printed and f"Acc@{len(TIERS)}" in printed and "[" in printed
+    assert folder.is_done
+
+
+def test_a_finished_run_can_be_read_back_as_a_judge(shop, tmp_path, write_recipe, runs):
+    first = run_recipe(write_recipe("first.yaml", recipe_text(shop), plain=True))
+    section = {"kind": "predictions", "predictions": str(first / "predictions.parquet"), "predictions_judge": "lexical"}
+    recipe = write_recipe("second.yaml", recipe_text(shop, run="again", judges={"read back": section}), plain=True)
+    judges = json.loads((run_recipe(recipe) / "metrics.json").read_text())["judges"]
+    raw = {name: value for name, value in judges["lexical"]["metrics"].items() if name != "ece_calibrated"}
+    assert judges["read back"]["metrics"] == raw  # no dev predictions in the file: not calibrated
+    assert judges["read back"]["temperature"] is None
+
+
+def test_a_prior_gives_a_second_table_and_unknown_names_are_refused(shop, write_recipe, runs, capsys):
+    prior = dict(zip(TIERS, [8, 1, 1], strict=True))
+    recipe = write_recipe(
+        "prior.yaml", recipe_text(shop, run="prior", metrics={"bootstrap_samples": 50, "prior": prior}), plain=True
+    )
+    judges = json.loads((run_recipe(recipe) / "metrics.json").read_text())["judges"]
+    under = judges["lexical"]["under_prior"]["metrics"]["acc_k"]["value"]
+    recalls = [row[i] / sum(row) for i, row in enumerate(judges["lexical"]["confusion"])]
+    assert under == pytest.approx(0.8 * recalls[0] + 0.1 * recalls[1] + 0.1 * recalls[2], abs=1e-3)
+    with pytest.raises(LoreError, match="metrics.prior names 'L9'"):
+        run_recipe(write_recipe("bad.yaml", recipe_text(shop, run="bad", metrics={"prior": {"L9": 1}}), plain=True))
+    with pytest.raises(LoreError, match="slices names 'hart'.*hard"):
+        run_recipe(write_recipe("bad2.yaml", recipe_text(shop, run="bad2", slices=["hart"]), plain=True))
+
+
+def test_missing_doubled_and_foreign_ids_are_refused_with_the_ids(tmp_path):
+    file = tmp_path / "p.jsonl"
+    ids = ["a", "b", "c"]
+
+    def given(*pair_ids, **more):
+        file.write_text("".join(json.dumps({"pair_id": i, "tier": TIERS[0], **more}) + "\n" for i in pair_ids))
+        return read_predictions(file, RUBRIC, ids)
+
+    assert set(given("a", "b", "c")) == set(ids)
+    with pytest.raises(LoreError, match="1 pair id missing: c"):
+        given("a", "b")
+    with pytest.raises(LoreError, match="1 pair id given more than once: b"):
+        given("a", "b", "b", "c")
+    with pytest.raises(LoreError, match="2 pair ids no pair of this test: x, y"):
+        given("a", "b", "c", "x", "y")
+    with pytest.raises(LoreError, match="tier that the rubric does not have"):
+        given("a", "b", "c", tier="perfect?")
+    with pytest.raises(LoreError, match="no distribution: a, b, c"):
+        given("a", "b", "c", **{f"p_{tier}": 0.9 for tier in TIERS})
+    with pytest.raises(LoreError, match="missing .of the calibration split.: e"):
+        file.write_text("".join(json.dumps({"pair_id": i, "tier": TIERS[0]}) + "\n" for i in (*ids, "d")))
+        read_predictions(file, RUBRIC, ids, ["d", "e"])
+
+
+def test_unreadable_predictions_name_file_and_line(tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"pair_id": "a", "tier": "1"}\n{broken\n')
+    with pytest.raises(LoreError, match="p.jsonl, line 2"):
+        read_predictions(file, RUBRIC, ["a"])
+    file.write_text('{"pair_id": "a"}\n')
+    with pytest.raises(LoreError, match="no column tier"):
+        read_predictions(file, RUBRIC, ["a"])
+    with pytest.raises(LoreError, match="does not exist"):
+        read_predictions(tmp_path / "none.csv", RUBRIC, ["a"])
+    table = tmp_path / "p.csv"
+    table.write_text("pair_id,tier," + ",".join(f"p_{t}" for t in TIERS) + f"\na,{TIERS[1]},0.1,0.7,0.2\nb,,,,\n")
+    verdicts = read_predictions(table, RUBRIC, ["a", "b"])
+    assert verdicts["a"].probabilities == [0.1, 0.7, 0.2] and verdicts["b"].tier is None
+
+
+def test_limits_keep_whole_queries_and_depend_on_the_seed_alone():
+    queries = [f"q{i // 5}" for i in range(100)]
+    kept = whole_queries(queries, 23, seed=1)
+    assert len(kept) == 25 and len({queries[i] for i in kept}) == 5
+    assert (kept == whole_queries(queries, 23, seed=1)).all()
+    assert set(kept) != set(whole_queries(queries, 23, seed=2))
+    assert len(whole_queries(queries, None, 0)) == len(whole_queries(queries, 1000, 0)) == 100
+
+
+def test_a_repeated_pair_counts_once_and_one_with_two_labels_is_refused(tmp_path):
+    same = [Pair(pair_id="same", query="q", title="t", label=TIERS[0], split="test") for _ in range(2)]
+    write(tmp_path / "twice.parquet", same)
+    found = load_split(tmp_path / "twice.parquet", "test", RUBRIC)
+    assert len(found) == 1 and found.repeated == 1
+    write(tmp_path / "torn.parquet", [*same, Pair(pair_id="same", query="q", title="t", label=TIERS[1], split="test")])
+    with pytest.raises(LoreError, match="same.*drop_duplicates"):
+        load_split(tmp_path / "torn.parquet", "test", RUBRIC)
+
+
+def test_a_test_without_labels_is_an_error(tmp_path, write_recipe, runs):
+    write(tmp_path / "none.parquet", [Pair(pair_id="a", query="q", title="t", split="test")])
+    with pytest.raises(LoreError, match="no labelled pair in split 'test'"):
+        run_recipe(write_recipe("none.yaml", recipe_text(tmp_path / "none.parquet"), plain=True))
+
+
+def test_impossible_recipes_are_refused_before_anything_runs(write_recipe):
+    broken = recipe_text(
+        "x.parquet",
+        judges={
+            "a": {"kind": "model"},
+            "b": {"kind": "predictions", "predictions": "p.csv", "model": {"name": "m"}},
+            "lexical": {"model": {"name": "m"}},
+        },
+        metrics={"calibrate_on": "test"},
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write_recipe("broken.yaml", broken, plain=True))
+    message = str(caught.value)
+    for part in ("judges.a.model", "judges.b.model", "judges.lexical", "metrics.calibrate_on"):
+        assert part in message
+
+
+def test_a_recipe_names_its_rows_once():
+    recipe = RairRecipe(
+        run="r",
+        data={"path": "x", "rubric": "rair"},
+        prompt={"order": "answer_only", "detail": "name"},
+        judges={"words": {"kind": "lexical"}},
+    )
+    assert list(recipe.rows()) == ["words", "majority"]
+
+
+def test_new_weights_under_an_old_path_are_noticed(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"a" * 300_000)
+    before = model_fingerprint(str(tmp_path), None)
+    assert before == model_fingerprint(str(tmp_path), None)
+    (tmp_path / "model.safetensors").write_bytes(b"a" * 200_000 + b"b" * 100_000)
+    assert before != model_fingerprint(str(tmp_path), None)
+    assert model_fingerprint("org/hub-model", None) == model_fingerprint("org/hub-model", None)

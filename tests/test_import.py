@@ -1,0 +1,219 @@
+"""Importing any table: bad rows, encodings, column maps, duplicates, and the data section of a recipe."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from source_files import crowdflower, load, write_csv, write_parquet
+
+from lore.errors import LoreError
+from lore.pairs import Pair, PairWriter, read_pairs
+from lore.sources import materialise
+from lore.splits import split_of
+
+
+def test_bad_rows_cost_only_themselves_and_say_why(tmp_path):
+    rows = [
+        ["1", "good", "t", "<p>Red &amp; <b>blue</b></p>", "4", "0"],
+        ["2", "", "t", "", "4", "0"],
+        ["3", "q", "t", "", "7", "0"],
+        ["4", "q", "x" * 1_000_000, "", "4", "0"],
+        ["5", "q", "a\0b", "", "4", "0"],
+        ["6", "q", "t", "", "4", "unknown"],
+        ["7", "q", "t", "", "4"],
+        ["8", "q", "t", "", "4", "0", "9"],
+        ["", "", "", "", "", ""],
+        ["9", "good too", "t", "", "3", "0"],
+    ]
+    pairs, report, rejected = load("crowdflower", crowdflower(tmp_path, rows), tmp_path)
+    assert [(p.pair_id, p.description) for p in pairs] == [("1", "Red & blue"), ("9", None)]
+    found = [(line["row"], line["field"], line["reason"]) for line in rejected]
+    assert found == [
+        (2, "query", "query_empty"),
+        (3, "label", "label_unknown"),
+        (4, "title", "text_too_long"),
+        (5, "title", "nul_byte"),
+        (6, "label_weight", "field_type"),
+        (7, "row", "field_type"),
+        (8, "row", "field_type"),
+    ]
+    assert report.repairs == {"html": 1} and report.rejected_rows == 7 and report.reasons["field_type"] == 3
+    assert rejected[5]["found"] == "5 columns in lines 8 to 8" and rejected[5]["record"]["cells"][0] == "7"
+    _, report, _ = load("crowdflower", tmp_path / "train.csv", tmp_path, strict=True)
+    assert report.reasons["html"] == 1
+
+
+def test_a_latin1_file_read_as_utf8_loses_only_the_rows_that_cannot_be_read(tmp_path):
+    rows = [
+        ["1", "café table", "t", "", "4", "0"],
+        ["2", "table", "Möbel", "", "3", "0"],
+        ["3", "table", "t", "", "3", "0"],
+    ]
+    path = crowdflower(tmp_path, rows, encoding="latin-1")
+    pairs, report, rejected = load("crowdflower", path, tmp_path)
+    assert [p.pair_id for p in pairs] == ["3"] and report.reasons == {"encoding": 2}
+    assert "--encoding latin-1" in rejected[0]["expected"]
+    pairs, report, rejected = load("crowdflower", path, tmp_path, encoding="latin-1")
+    assert pairs[0].query == "café table" and pairs[1].title == "Möbel" and rejected == []
+    assert not (tmp_path / "out" / "pairs.rejected.jsonl").exists()
+
+
+def test_byte_order_marks_and_wrong_encodings(tmp_path):
+    path = crowdflower(tmp_path, [["1", "q", "t", "", "4", "0"]], encoding="utf-8-sig")
+    assert len(load("crowdflower", path, tmp_path)[0]) == 1
+    with pytest.raises(LoreError, match="UTF-8 byte order mark.*--encoding utf-8"):
+        load("crowdflower", path, tmp_path, encoding="latin-1")
+    path = crowdflower(tmp_path, [["1", "q", "t", "", "4", "0"]], encoding="utf-16")
+    with pytest.raises(LoreError, match="--encoding utf-16"):
+        load("crowdflower", path, tmp_path)
+    assert len(load("crowdflower", path, tmp_path, encoding="utf-16")[0]) == 1
+    with pytest.raises(LoreError, match="no encoding 'utf-9'"):
+        load("crowdflower", path, tmp_path, encoding="utf-9")
+
+
+def test_an_unclosed_quote_is_reported_with_its_lines(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text('id,query,product_title,product_description\n1,q,"open,d\n2,q,t,d\n', encoding="utf-8")
+    _, _, (rejected,) = load("crowdflower", path, tmp_path)
+    assert rejected["found"] == "3 columns in lines 2 to 3"
+
+
+def test_a_failed_import_leaves_nothing_behind(tmp_path):
+    path = write_csv(tmp_path / "train.csv", [["id", "query", "product_titel", "product_description"]])
+    with pytest.raises(LoreError, match="'product_title' is missing. Nearest: product_titel"):
+        load("crowdflower", path, tmp_path)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+ROWS = [
+    ["search_term", "product_title", "relevance", "Colour"],
+    ["red cup", "Cup", "2.6", "red"],
+    ["cup", "Glass", "1.2", ""],
+]
+
+
+MAP = {"query": "search_term", "title": "product_title", "label": "relevance", "attributes.colour": "Colour"}
+
+
+def check_table(pairs):
+    assert [(p.query, p.title, p.label, p.attributes) for p in pairs] == [
+        ("red cup", "Cup", "3", {"colour": "red"}),
+        ("cup", "Glass", "1", {}),
+    ]
+
+
+def test_tables_of_four_kinds_by_column_map(tmp_path):
+    columns = dict(zip(ROWS[0], zip(*ROWS[1:], strict=True), strict=True))
+    files = [
+        write_csv(tmp_path / "a.csv", ROWS),
+        write_csv(tmp_path / "a.tsv", ROWS, "\t"),
+        write_parquet(tmp_path / "a.parquet", {name: list(cells) for name, cells in columns.items()}),
+        tmp_path / "a.jsonl",
+    ]
+    files[3].write_text("".join(json.dumps(dict(zip(ROWS[0], row, strict=True))) + "\n" for row in ROWS[1:]))
+    for file in files:
+        check_table(load("table", file, tmp_path, "homedepot", options={"map": MAP})[0])
+    semicolons = write_csv(tmp_path / "b.csv", ROWS, ";")
+    text = ",".join(f"{name}={column}" for name, column in MAP.items())
+    check_table(load("table", semicolons, tmp_path, "homedepot", options={"map": text, "delimiter": ";"})[0])
+
+
+def test_a_table_with_our_names_needs_no_map(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    header = ["query", "title", "price", "slices", "attributes", "image", "internal"]
+    rows = [
+        ["q", "t", "£3.50", "hard|long", '{"size": 4}', "a.png", "x"],
+        ["q", "t", "", "", "not json", "", ""],
+        ["q", "u", "", "", "", "b.png", ""],
+    ]
+    pairs, _, rejected = load("table", write_csv(tmp_path / "a.csv", [header, *rows]), tmp_path, "shop")
+    (found,) = pairs
+    assert (found.price, found.slices, found.attributes) == (3.5, ["hard", "long"], {"size": "4"})
+    assert found.image == {"bytes": None, "path": str(tmp_path / "a.png")}
+    assert [r["reason"] for r in rejected] == ["field_type", "image_missing"]
+
+
+@pytest.mark.parametrize(
+    ("column_map", "message"),
+    [
+        ({**MAP, "query": "serch_term"}, "column 'serch_term' is missing. Nearest: search_term"),
+        ({**MAP, "titel": "Colour"}, "'titel' is no field of a pair.*Nearest: title"),
+        ({"query": "search_term"}, "no column for title"),
+        ("query=search_term,title", "--map has 'title'"),
+    ],
+)
+def test_a_wrong_map_names_the_nearest(tmp_path, column_map, message):
+    with pytest.raises(LoreError, match=message):
+        load("table", write_csv(tmp_path / "a.csv", ROWS), tmp_path, "homedepot", options={"map": column_map})
+
+
+def test_undecodable_parquet_cells_cost_their_row(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    raw = pa.array([b"caf\xe9", b"cup"]).view(pa.string())
+    pq.write_table(pa.table({"query": raw, "title": ["a", "b"]}), tmp_path / "a.parquet")
+    pairs, _, (rejected,) = load("table", tmp_path / "a.parquet", tmp_path, "shop")
+    assert [p.query for p in pairs] == ["cup"] and rejected["reason"] == "encoding"
+
+
+def test_duplicates_stay_by_default_and_go_with_a_reason_when_asked(tmp_path):
+    rows = [
+        ["1", "q", "t", "", "4", "0"],
+        ["2", "Q ", "T", "", "4", "0"],
+        ["3", "q", "t", "", "1", "0"],
+        ["4", "q", "u", "", "1", "0"],
+    ]
+    path = crowdflower(tmp_path, rows)
+    pairs, report, _ = load("crowdflower", path, tmp_path)
+    assert len(pairs) == 4 and (report.duplicates, report.conflicting) == (1, 1)
+    pairs, report, rejected = load("crowdflower", path, tmp_path, drop_duplicates=True)
+    assert [p.pair_id for p in pairs] == ["1", "4"] and report.dropped == 2
+    assert [(r["row"], r["reason"]) for r in rejected] == [(2, "duplicate_pair"), (3, "conflicting_label")]
+    assert "row 1" in rejected[1]["found"] and "label 1" in rejected[1]["found"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["pairs.parquet", "pairs.rejected.jsonl"]
+
+
+def section(path, source="crowdflower", **values):
+    given = {
+        "encoding": "utf-8",
+        "split_fractions": {"train": 0.5, "test": 0.5},
+        "options": {},
+        "rubric": source,
+        **values,
+    }
+    return SimpleNamespace(path=str(path), source=source, **given)
+
+
+def test_a_recipes_data_is_imported_once_and_again_when_it_changed(tmp_path):
+    path = crowdflower(tmp_path, [["1", "q", "t", "", "4", "0"], ["2", "r", "t", "", "4", "0"]])
+    out = materialise(section(path), tmp_path / "run")
+    assert out == tmp_path / "run" / "data" / "pairs.parquet"
+    assert [p.split for p in read_pairs(out)] == [split_of(q, {"train": 0.5, "test": 0.5}) for q in "qr"]
+    before = out.stat().st_mtime_ns
+    path.touch()
+    assert materialise(section(path), tmp_path / "run").stat().st_mtime_ns == before
+    crowdflower(tmp_path, [["1", "q", "other", "", "4", "0"]])
+    assert [p.title for p in read_pairs(materialise(section(path), tmp_path / "run"))] == ["other"]
+    materialise(section(path, split_fractions={"test": 1.0}), tmp_path / "run")
+    assert [p.split for p in read_pairs(out)] == ["test"]
+
+
+def test_two_imports_of_the_same_data_are_the_same_bytes(tmp_path):
+    path = crowdflower(tmp_path, [["1", "q", "t", "", "4", "0"], ["2", "q", "t", "", "4", "0"]])
+    first, second = (materialise(section(path), tmp_path / name) for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+    dropped = materialise(section(path, options={"drop_duplicates": True}), tmp_path / "c")
+    assert [p.pair_id for p in read_pairs(dropped)] == ["1"]
+
+
+def test_pairs_of_a_recipe_are_used_where_they_are(tmp_path):
+    with PairWriter(tmp_path / "a.parquet") as writer:
+        writer.write(Pair(pair_id="1", query="q", title="t"))
+    assert materialise(section(tmp_path / "a.parquet", "pairs"), tmp_path / "run") == tmp_path / "a.parquet"
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(LoreError, match="No pairs at"):
+        materialise(section(tmp_path / "b.parquet", "pairs"), tmp_path / "run")
+    with pytest.raises(LoreError, match="belong to an importer"):
+        materialise(section(tmp_path / "a.parquet", "pairs", options={"locale": "us"}), tmp_path / "run")

@@ -1,0 +1,293 @@
+"""Runs: folders that resume and never mix, needs, several processes, errors without tracebacks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import DEMO, ROOT, run_python
+
+from lore.errors import LoreError
+from lore.folder import RunFolder, write_atomic
+from lore.needs import plain_environment, plan
+from lore.recipe import load_recipe
+from lore.run import main, run_recipe
+
+BODY = "stage: demo\nrun: a\n"
+
+
+@pytest.fixture
+def recipe(demo, write_recipe):
+    return load_recipe(write_recipe("a.yaml", BODY + "tags: [x]\nnote: first"))
+
+
+def test_a_new_folder_holds_recipe_and_manifest(recipe, runs, write_recipe):
+    folder = RunFolder.of(recipe).open(recipe)
+    assert folder.path == runs / "a"
+    assert load_recipe(folder.recipe_path) == recipe
+    manifest = folder.manifest
+    assert manifest["recipe_hash"] == recipe.fingerprint
+    assert manifest["packages"]["pydantic"]
+    assert "python" in manifest
+    assert os.uname().nodename not in folder.manifest_path.read_text()
+    assert not folder.is_done
+
+
+def test_the_same_recipe_resumes_and_a_changed_one_names_the_key(recipe, write_recipe):
+    folder = RunFolder.of(recipe).open(recipe)
+    folder.record({"step": 1})
+    assert RunFolder.of(recipe).open(recipe).metrics() == [{"step": 1}]
+    changed = load_recipe(write_recipe("a.yaml", BODY + "tags: [y]\nseed: 1\nnote: second"))
+    with pytest.raises(LoreError) as caught:
+        RunFolder.of(changed).open(changed)
+    text = str(caught.value)
+    assert "seed: was 0, now 1" in text
+    assert "tags: was ['x'], now ['y']" in text
+    assert "note" not in text
+    irrelevant = load_recipe(write_recipe("a.yaml", BODY + "tags: [x]\nnote: third"))
+    assert RunFolder.of(irrelevant).open(irrelevant).metrics() == [{"step": 1}]
+
+
+def test_a_key_that_appeared_or_went_is_a_change(recipe, demo):
+    folder = RunFolder.of(recipe).open(recipe)
+    text = folder.recipe_path.read_text().replace("fail: false\n", "gone: 3\n")
+    folder.recipe_path.write_text(text)
+    assert {key: (old, new) for key, old, new in folder.changes(recipe)} == {
+        "gone": (3, "absent"),
+        "fail": ("absent", False),
+    }
+
+
+def test_a_folder_with_other_files_is_left_alone(recipe, runs):
+    (runs / "a" / "b").mkdir(parents=True)
+    (runs / "a" / "b" / "recipe.yaml").write_text("run: a/b")  # a run below it is no stranger
+    RunFolder.of(recipe)._refuse_strangers()
+    (runs / "a" / "thesis.tex").write_text("mine")
+    with pytest.raises(LoreError, match=r"thesis\.tex but no recipe\.yaml"):
+        RunFolder.of(recipe).open(recipe)
+    assert (runs / "a" / "thesis.tex").read_text() == "mine"
+
+
+def test_metrics_survive_a_torn_line_and_are_cut_at_a_step(recipe):
+    folder = RunFolder.of(recipe).open(recipe)
+    folder.record({"text": "a\u2028b", "loss": float("nan")})
+    for step in range(1, 5):
+        folder.record({"step": step, "loss": 1 / step})
+    before = folder.metrics_path.read_bytes()
+    with open(folder.metrics_path, "ab") as file:
+        file.write(b'{"step": 5, "lo')
+    folder = RunFolder.of(recipe).open(recipe)
+    assert folder.metrics_path.read_bytes() == before
+    folder.truncate_metrics(2)
+    assert [r.get("step") for r in folder.metrics()] == [None, 1, 2]
+    assert folder.metrics()[0] == {"text": "a\u2028b", "loss": "nan"}
+    for step in range(3, 5):
+        folder.record({"step": step, "loss": 1 / step})
+    assert folder.metrics_path.read_bytes() == before
+
+
+def test_numpy_and_torch_numbers_are_recorded_as_numbers(recipe):
+    import numpy as np
+    import torch
+
+    folder = RunFolder.of(recipe).open(recipe)
+    folder.record({"a": np.float32(0.5), "b": np.int64(3), "c": torch.tensor(2.0), "d": [np.bool_(True)], "e": None})
+    assert folder.metrics() == [{"a": 0.5, "b": 3, "c": 2.0, "d": [True], "e": None}]
+
+
+def test_other_inputs_stop_a_resumed_run(recipe):
+    folder = RunFolder.of(recipe).open(recipe)
+    folder.note(data_fingerprint="abc", rubric_hash="r1")
+    folder.note(rubric_hash="r1", renderer_hash="p1")
+    with pytest.raises(LoreError, match="data_fingerprint: was 'abc', now 'xyz'"):
+        RunFolder.of(recipe).open(recipe).note(data_fingerprint="xyz")
+    assert folder.manifest["facts"] == {"data_fingerprint": "abc", "rubric_hash": "r1", "renderer_hash": "p1"}
+
+
+def test_a_resumed_run_notes_a_changed_environment(recipe):
+    folder = RunFolder.of(recipe).open(recipe)
+    manifest = folder.manifest
+    manifest["packages"]["pydantic"] = "0.1"
+    folder.manifest_path.write_text(json.dumps(manifest))
+    for _ in range(2):
+        resumed = RunFolder.of(recipe).open(recipe).manifest["resumed"]
+        assert len(resumed) == 1
+        assert resumed[0]["packages"]["pydantic"] != "0.1"
+
+
+def test_only_the_main_process_writes(recipe, runs, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    folder = RunFolder.of(recipe).open(recipe)
+    folder.record({"step": 1})
+    folder.note(a=1)
+    folder.finish({"x": 1})
+    assert not runs.exists()
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_atomic(path, "old")
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_two_processes_cannot_use_one_folder_and_a_killed_one_frees_it(recipe, write_recipe):
+    path = write_recipe("a.yaml", BODY + "tags: [x]\nnote: first")
+    code = (
+        "import sys, time; from lore.recipe import load_recipe; from lore.folder import RunFolder;"
+        f"recipe = load_recipe({str(path)!r}); RunFolder.of(recipe).open(recipe);"
+        "print('open', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(LoreError, match=f"in use by process {other.pid}"):
+            RunFolder.of(recipe).open(recipe)
+    finally:
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    RunFolder.of(recipe).open(recipe).close()
+
+
+def test_a_finished_run_is_not_repeated(demo, write_recipe, runs, capsys):
+    path = write_recipe("a.yaml", BODY)
+    run_recipe(path)
+    assert RunFolder(runs / "a").metrics() == [{"step": 1, "loss": 0.5}]
+    run_recipe(path)
+    assert RunFolder(runs / "a").metrics() == [{"step": 1, "loss": 0.5}]
+    out = capsys.readouterr().out
+    assert "already done" in out
+    assert out.count("0.5000") == 2
+    with pytest.raises(LoreError, match=r"train\.lr: was 0\.0001, now 0\.5"):
+        run_recipe(path, ["train.lr=0.5"])
+
+
+def test_dry_run_prints_every_value_and_touches_nothing(demo, write_recipe, runs, capsys):
+    write_recipe("base.yaml", "stage: demo\nrun: base")
+    path = write_recipe("a.yaml", BODY + "needs: [base.yaml]")
+    run_recipe(path, ["train.steps=7"], dry_run=True)
+    out = capsys.readouterr().out
+    assert "steps: 7" in out
+    assert "lr: 0.0001" in out
+    assert "final_step: 7" in out
+    assert "(new)" in out
+    assert "would run first" in out
+    assert not runs.exists()
+
+
+def test_main_returns_at_once_in_a_spawned_worker(tmp_path):
+    main("__mp_main__", str(tmp_path / "not even there.yaml"))
+
+
+def test_needed_recipes_run_first_once_and_in_order(demo, write_recipe, runs):
+    write_recipe("world.yaml", "stage: demo\nrun: world")
+    write_recipe("base.yaml", "stage: demo\nrun: base\nneeds: [world.yaml]")
+    write_recipe("sft.yaml", "stage: demo\nrun: sft\nneeds: [world.yaml, base.yaml]")
+    path = write_recipe("eval.yaml", "stage: demo\nrun: eval\nneeds: [sft.yaml, base.yaml]")
+    assert [p.name for p, _ in plan(path, load_recipe(path))] == ["world.yaml", "base.yaml", "sft.yaml"]
+    run_recipe(path)
+    finished = {name: (runs / name / "done").stat().st_mtime_ns for name in ("world", "base", "sft", "eval")}
+    assert sorted(finished, key=finished.get) == ["world", "base", "sft", "eval"]
+    assert [p.name for p, _ in plan(path, load_recipe(path))] == ["sft.yaml", "base.yaml"]
+
+
+def test_a_circle_of_needs_is_an_error(demo, write_recipe):
+    write_recipe("b.yaml", "stage: demo\nrun: b\nneeds: [c.yaml]")
+    write_recipe("c.yaml", "stage: demo\nrun: c\nneeds: [b.yaml]")
+    path = write_recipe("a.yaml", BODY + "needs: [b.yaml]")
+    with pytest.raises(LoreError, match=r"b\.yaml -> c\.yaml -> b\.yaml"):
+        plan(path, load_recipe(path))
+
+
+def test_a_needed_run_with_other_values_stops_before_anything_runs(demo, write_recipe, runs):
+    base = write_recipe("base.yaml", "stage: demo\nrun: base")
+    run_recipe(base)
+    write_recipe("base.yaml", "stage: demo\nrun: base\nseed: 5")
+    with pytest.raises(LoreError, match="seed: was 0, now 5"):
+        run_recipe(write_recipe("a.yaml", BODY + "needs: [base.yaml]"))
+    assert not (runs / "a").exists()
+
+
+def test_needed_recipes_see_no_launcher(monkeypatch):
+    given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1", "ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
+    kept = {"HOME": "/h", "LORE_DATA": "d"}
+    monkeypatch.setattr(os, "environ", {**given, **kept, "OMP_NUM_THREADS": "1"})
+    assert plain_environment() == kept
+    monkeypatch.setattr(os, "environ", {**kept, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
+    assert plain_environment() == {**kept, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+def start_ranks(path, **environment):
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"}
+    ranks = []
+    for rank in ("0", "1"):
+        env = {**os.environ, **shared, **environment, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(DEMO)}
+        command = [sys.executable, "-m", "lore", "run", str(path)]
+        pipe = subprocess.PIPE
+        ranks.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True))
+    return [(p.communicate(timeout=60), p.returncode) for p in ranks]
+
+
+def test_other_ranks_wait_for_what_is_needed_and_run_it_once(demo, write_recipe, runs):
+    write_recipe("base.yaml", "stage: demo\nrun: base")
+    path = write_recipe("a.yaml", BODY + "needs: [base.yaml]")
+    (one, status), (other, other_status) = start_ranks(path)
+    assert (status, other_status) == (0, 0), one[1] + other[1]
+    assert RunFolder(runs / "base").summary == {"loss": 0.5, "rank": None, "launcher_seen": False}
+    assert RunFolder(runs / "a").summary["rank"] == "0"
+    assert RunFolder(runs / "a").metrics() == [{"step": 1, "loss": 0.5}]
+    assert other[0] == ""
+
+
+def test_other_ranks_fail_when_what_is_needed_fails(demo, write_recipe, runs):
+    write_recipe("base.yaml", "stage: demo\nrun: base\nfail: true")
+    path = write_recipe("a.yaml", BODY + "needs: [base.yaml]")
+    for _ in range(2):  # the note of the first failure must not be taken for one of the second start
+        started = time.monotonic()
+        (one, status), (other, other_status) = start_ranks(path)
+        assert (status, other_status) == (1, 1)
+        assert time.monotonic() - started < 30
+        assert "the demo was told to fail" in one[1]
+        assert "cannot start" in one[1]
+        assert "Traceback" not in one[1] + other[1]
+
+
+def test_an_error_is_a_message_and_status_one_without_a_traceback(demo, write_recipe, runs):
+    path = write_recipe("a.yaml", BODY + "fail: true")
+    done = run_python(path)
+    assert done.returncode == 1
+    assert "error: the demo was told to fail" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in run_python(path, LORE_DEBUG="1").stderr
+
+
+def test_a_file_beside_the_recipe_cannot_stand_in_for_a_package(demo, write_recipe, runs, tmp_path):
+    path = write_recipe("a.yaml", "stage: base\nrun: a\ncorpus: [c.parquet]\ntrain: {steps: 1}")
+    for name in ("yaml", "rich", "json", "pydantic"):
+        (path.parent / f"{name}.py").write_text("raise SystemExit('shadowed')\n")
+    done = run_python(path, "--dry-run", PYTHONPATH="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "shadowed" not in done.stderr
+
+
+def test_several_recipes_run_in_order_and_stop_at_the_first_error(demo, write_recipe, runs):
+    good, bad = write_recipe("a.yaml", BODY), write_recipe("b.yaml", "stage: demo\nrun: b\nfail: true")
+    last = write_recipe("c.yaml", "stage: demo\nrun: c")
+    done = run_python("-m", "lore", "run", good, bad, last)
+    assert done.returncode == 1
+    assert [RunFolder(runs / name).is_done for name in "abc"] == [True, False, False]
+    write_recipe("c.yaml", "stage: demo\nrun: c\nsed: 3")
+    (runs / "a").rename(runs / "kept")
+    done = run_python("-m", "lore", "run", good, last)
+    assert done.returncode == 1
+    assert "sed" in done.stderr
+    assert not (runs / "a").exists()

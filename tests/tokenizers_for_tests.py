@@ -1,0 +1,144 @@
+"""Small tokenizers of the kinds that checkpoints come with, trained in memory; each has a chat template."""
+
+from functools import cache
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+INST = (
+    "<s>{% for message in messages %}{% if message['role'] == 'system' %}[INST] {{ message['content'] }}\n\n"
+    "{% elif message['role'] == 'user' %}{{ message['content'] }} [/INST]"
+    "{% else %} {{ message['content'] }}</s>{% endif %}{% endfor %}"
+)
+PLAIN_TURNS = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ASSISTANT: ' + message['content'] + '</s>' }}"
+    "{% else %}{{ '### System\n' + message['content'] + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
+)
+# The split of Qwen: a non-letter is glued to the letters after it, so `<verdict>L1` parts as `<`, `verdict`, `>L`, `1`.
+QWEN_SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+CORPUS = [
+    "<query>red dress</query>\n<item>\n<title>red cotton dress for women</title>\n<brand>Lumo</brand>\n</item>",
+    "<attributes>colour: red; material: cotton</attributes>\n<description>a long summer dress</description>",
+    "Judge relevance. Rubric: shop. You judge how well one shop item answers one search query.",
+    "<reason>colour: red | blue (title) | colour-other L2</reason>\n<verdict>L2</verdict>\n<mismatch>colour</mismatch>",
+    "<verdict>L1</verdict> <verdict>L2</verdict> <verdict>L3</verdict> <verdict>L4</verdict>",
+    "<verdict>1</verdict> <verdict>Exact</verdict> <verdict>Partial</verdict> <verdict>Irrelevant</verdict>",
+]
+
+
+def wrap(tokenizer: Tokenizer, template: str, **special) -> PreTrainedTokenizerFast:
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
+    wrapped.chat_template = template
+    return wrapped
+
+
+def byte_level(split: str | None, vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None)
+    tokenizer.pre_tokenizer = (
+        pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), "isolated"), byte_level]) if split else byte_level
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+@cache
+def chatml() -> PreTrainedTokenizerFast:
+    """Byte-level BPE, Qwen's split and special tokens; <think>, <tool_call> and <image> are added but not special."""
+    tokenizer = byte_level(QWEN_SPLIT, 420)
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in ("<think>", "</think>", "<tool_call>", "<image>")])
+    return wrap(tokenizer, CHATML, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+@cache
+def gpt2_like() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with GPT-2's split: `>` stands alone and the tier is `L` and a digit."""
+    tokenizer = byte_level(None, 420)
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return wrap(tokenizer, CHATML, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+
+
+@cache
+def tier_tokens() -> PreTrainedTokenizerFast:
+    """GPT-2's split with every tier L1 to L4 as one special token, as some people add them."""
+    tokenizer = byte_level(None, 420)
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "L1", "L2", "L3", "L4"])
+    return wrap(tokenizer, CHATML, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+
+
+@cache
+def inst() -> PreTrainedTokenizerFast:
+    """BPE over ▁-joined words with [INST] turns, <s> and </s>, as Llama and Mistral have them."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Digits(individual_digits=True)
+    alphabet = [chr(c) for c in range(32, 127)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens(["<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]"])
+    return wrap(tokenizer, INST, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>")
+
+
+@cache
+def plain_turns() -> PreTrainedTokenizerFast:
+    """Turns marked by plain words in the template (`USER:`), not by tokens, as Vicuna has them."""
+    tokenizer = byte_level(None, 420)
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    return wrap(tokenizer, PLAIN_TURNS, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+@cache
+def normalising() -> PreTrainedTokenizerFast:
+    """NFKC, no accents, lower case, and added tokens that are matched after that."""
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(), normalizers.NFKC()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    alphabet = [chr(c) for c in range(32, 127)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=["[UNK]"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([text.lower() for text in CORPUS], trainer)
+    tokenizer.add_tokens(
+        [
+            AddedToken(t, normalized=True, special=True)
+            for t in ("[SEP]", "[INST]", "[/INST]", "<|im_start|>", "<|im_end|>")
+        ]
+    )
+    return wrap(tokenizer, CHATML, unk_token="[UNK]", sep_token="[SEP]", pad_token="[SEP]")
+
+
+@cache
+def word_level(words: tuple[str, ...] = ("<", "verdict", ">", "</", "L", "red", "dress")) -> PreTrainedTokenizerFast:
+    """A closed word list; with the default one every tier is unknown."""
+    vocab = {word: i for i, word in enumerate(["[UNK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return wrap(tokenizer, CHATML, unk_token="[UNK]", pad_token="[UNK]")
+
+
+CHAT_TOKENIZERS = {
+    "chatml": chatml,
+    "gpt2_like": gpt2_like,
+    "tier_tokens": tier_tokens,
+    "inst": inst,
+    "plain_turns": plain_turns,
+    "normalising": normalising,
+}
