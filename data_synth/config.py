@@ -1,10 +1,11 @@
 """Recipes of the synthesis stages. Nothing here imports torch."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field
 
-from lore.recipe import BaseRecipe
+from lore.recipe import BaseRecipe, Conflict, DataSection
 
 
 class WorldRecipe(BaseRecipe):
@@ -30,3 +31,22 @@ class WorldRecipe(BaseRecipe):
 
     def derived(self) -> dict[str, Any]:
         return {"pairs": sum(self.pairs.values()), "files": [f"{split}.parquet" for split in self.pairs]}
+
+
+class WordsRecipe(BaseRecipe):
+    """Generated pairs over the words of real ones: pseudo queries against real items, labelled by the query words found in the title."""
+
+    stage: Literal["words"] = "words"
+    data: DataSection
+    """The real pairs; words, queries and items come from data.split alone, labels are not read."""
+    reasons: float = Field(0.3, ge=0, le=1)
+    """Share of the generated pairs that name each query word as found or missing before the verdict."""
+    texts: int = Field(20000, ge=1)
+    """Texts of the corpus: marked titles, generated pairs as conversations, lines of descriptions."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.data.split is None:
+            yield Conflict(("data.split",), "every split", "data.split: train, so that no word of a held-out query is read")
+
+    def derived(self) -> dict[str, Any]:
+        return {"texts": self.texts, "files": ["corpus.parquet"]}

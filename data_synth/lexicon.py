@@ -12,6 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lore.errors import LoreError
 
 FOLDER = Path(__file__).parent / "lexicons"
+NOTATION = {
+    "negated": "not {v}",
+    "pure": "pure {v}",
+    "accent": "{v} with {accent}",
+    "share": "{share:g}% {v}",
+    "missing": "none",
+}
 
 
 class _Entry(BaseModel):
@@ -73,6 +80,7 @@ class Lexicon(_Entry):
     phrases: dict[str, list[str]]
     texts: dict[str, str]
     distractors: list[str]
+    notation: dict[str, str] = NOTATION  # how the reasoning writes a demand or a fact
 
     @model_validator(mode="after")
     def _references(self):
@@ -83,8 +91,11 @@ class Lexicon(_Entry):
         wrong += [f"accessory {a.name}: no type {a.main}" for a in self.accessories if a.main not in types]
         wrong += [f"brand {b.name}: no parent {b.parent}" for b in self.brands if b.parent and b.parent not in brands]
         wrong += [f"family {f.name}: no materials {f.materials}" for f in self.families if f.materials not in self.materials]
-        wrong += [f"phrase {key}: needs at least two forms" for key, forms in self.phrases.items()
-                  if len(forms) < 2 and key != "category"]
+        wrong += [
+            f"phrase {key}: needs at least two forms" for key, forms in self.phrases.items() if len(forms) < 2 and key != "category"
+        ]
+        if self.notation.keys() != NOTATION.keys():
+            wrong.append(f"notation: needs {', '.join(NOTATION)}; has {', '.join(self.notation)}")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -98,8 +109,7 @@ class Lexicon(_Entry):
         rows += [("sub-brand", "brand", brand.name, brand.parent) for brand in self.brands if brand.parent]
         rows += [("word", "colour", word, colour.name) for colour in self.colours for word in colour.words]
         rows += [("word", "audience", word, audience.name) for audience in self.audiences for word in audience.words]
-        return [{"kind": kind, "dimension": dimension, "phrase": phrase, "value": value}
-                for kind, dimension, phrase, value in rows]
+        return [{"kind": kind, "dimension": dimension, "phrase": phrase, "value": value} for kind, dimension, phrase, value in rows]
 
 
 @cache

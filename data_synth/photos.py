@@ -1,4 +1,4 @@
-"""Product photos drawn with Pillow: the item's shape in its dominant colour, an accent stripe, a pattern, on a light ground.
+"""Product photos drawn with Pillow: the item's shape in its dominant colour, a pattern, an accent stripe.
 
 Photos show colour, pattern and family; everything else about an item has to be read in its text. Never all zeros, since
 Idefics3 takes an all-zero image for padding.
@@ -10,13 +10,15 @@ import random
 from PIL import Image, ImageDraw
 
 SIZE = 56  # pixels a side
+ACCENT_TOP = 30  # first row of the accent stripe
+ACCENT_SHARE = 0.11  # of the item's area; the rule book calls a colour under a fifth an accent
 
 
 def draw_photo(shape: str, rgb: tuple[int, int, int], accent: tuple[int, int, int] | None, pattern: str | int, seed: int) -> bytes:
     """PNG bytes of one product photo, SIZE x SIZE RGB.
 
-    shape: a key of SHAPES; pattern: index into the lexicon's patterns (0 plain, 1 striped, 2 dotted); accent: the colour of a
-    stripe over a tenth of the item; seed moves and dims the photo, so no two items are pixel-equal.
+    shape: a key of SHAPES; pattern: index into the lexicon's patterns (0 plain, 1 striped, 2 dotted); accent: colour of
+    a stripe over about ACCENT_SHARE of the item; seed moves and dims the photo, so no two items are pixel-equal.
     """
     rng = random.Random(seed)
     ground = rng.randint(215, 250)
@@ -35,11 +37,22 @@ def draw_photo(shape: str, rgb: tuple[int, int, int], accent: tuple[int, int, in
             for x in range(3, SIZE, 9):
                 draw.ellipse((x, y, x + 3, y + 3), fill=mark)
     if accent:
-        draw.rectangle((0, 40, SIZE, 45), fill=accent)
+        draw.rectangle((0, ACCENT_TOP, SIZE, _accent_bottom(mask)), fill=accent)
     image.paste(paint, mask=mask)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _accent_bottom(mask: Image.Image) -> int:
+    """Last row of the accent stripe: shapes differ in width, so rows are added until the stripe has its share."""
+    areas = [mask.crop((0, y, SIZE, y + 1)).histogram()[255] for y in range(SIZE)]
+    wanted, covered = ACCENT_SHARE * sum(areas), 0
+    for y in range(ACCENT_TOP, SIZE):
+        covered += areas[y]
+        if covered + areas[y] / 2 >= wanted:
+            return y
+    return SIZE - 1
 
 
 def _lamp(d, x, y):
@@ -71,7 +84,10 @@ def _chair(d, x, y):
 
 
 def _shoe(d, x, y):
-    d.polygon([(6 + x, 16 + y), (22 + x, 16 + y), (34 + x, 32 + y), (51 + x, 36 + y), (51 + x, 46 + y), (6 + x, 46 + y)], fill=255)
+    d.polygon(
+        [(6 + x, 16 + y), (22 + x, 16 + y), (34 + x, 32 + y), (51 + x, 36 + y), (51 + x, 46 + y), (6 + x, 46 + y)],
+        fill=255,
+    )
 
 
 def _sheet(d, x, y):
@@ -84,4 +100,13 @@ def _pot(d, x, y):
     d.rectangle((24 + x, 11 + y, 32 + x, 20 + y), fill=255)
 
 
-SHAPES = {"lamp": _lamp, "cup": _cup, "coat": _coat, "bag": _bag, "chair": _chair, "shoe": _shoe, "sheet": _sheet, "pot": _pot}
+SHAPES = {
+    "lamp": _lamp,
+    "cup": _cup,
+    "coat": _coat,
+    "bag": _bag,
+    "chair": _chair,
+    "shoe": _shoe,
+    "sheet": _sheet,
+    "pot": _pot,
+}

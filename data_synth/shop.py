@@ -1,7 +1,8 @@
 """Draws queries and items of the embedded shop as structured truth, before anything is worded.
 
-A query is a list of Wants; an item is drawn against it so that a chosen tier comes out, and is then judged by executing the rubric
-(`shop_rules.judge`), never by trusting the choice. Combinations of type and value that hash into HELD_OUT appear in the test split only.
+A query is a list of Wants; an item is drawn against it so that a chosen tier comes out, and is then judged by executing
+the rubric (`shop_rules.judge`), never by trusting the choice. Combinations of type and value that hash into HELD_OUT
+appear in the test split only.
 """
 
 import hashlib
@@ -53,11 +54,10 @@ class Item:
     family: str
     accent: str | None = None
     material_share: int | None = None
-    line: str | None = None  # the product line named in place of the brand
 
 
 class Shop:
-    """Samples queries and items from a lexicon; every method takes its own random.Random, so any row can be drawn alone."""
+    """Samples queries and items from a lexicon; every method takes a random.Random, so any row can be drawn alone."""
 
     def __init__(self, lexicon: Lexicon):
         self.lexicon = lexicon
@@ -69,21 +69,23 @@ class Shop:
 
     @cached_property
     def kinds(self) -> dict[str, dict]:
-        """The look-ups that the rules need: type -> family, accessory -> main item, sub-brand -> parent, colour -> family, model -> series."""
+        """The look-ups that the rules need (type -> family, accessory -> main item, sub-brand -> parent,
+        colour -> family, model -> series) and the words that the reasoning is written in."""
         return {
             "family": {t.name: t.family for t in self.lexicon.types},
             "main": {a.name: a.main for a in self.lexicon.accessories},
             "parent": {b.name: b.parent for b in self.lexicon.brands if b.parent},
             "colour_family": {c.name: c.family for c in self.lexicon.colours},
             "series": {m: str(i) for i, series in enumerate(self.lexicon.models) for m in series},
+            "notation": self.lexicon.notation,
         }
 
     def query(self, rng: random.Random, kind: str, split: str) -> Query:
-        """One query of `kind` for `split`; only the test split may hold a held-out combination."""
+        """One query of `kind` for `split`; only dev and test may hold a held-out combination."""
         while True:
             query = self._draw_query(rng, kind)
             unseen = any(_held_out(query.wants[0].value, want) for want in query.wants[1:])
-            if split == "test" or not unseen:
+            if split != "train" or not unseen:
                 query.held_out = ["combination"] if unseen else []
                 return query
 
@@ -148,7 +150,8 @@ class Shop:
         return Want(dimension, str(rng.choice(pool)))
 
     def item_for(self, rng: random.Random, query: Query, tier_index: int) -> Item:
-        """An item whose worst demand is meant to come out at tier_index (0 the worst); what is not possible moves to the nearest."""
+        """An item whose worst demand is meant to come out at tier_index (0 the worst). A tier that no demand can
+        have, which happens to L3 alone, becomes the best one."""
         plans = {i: self._outcomes(want) for i, want in enumerate(query.wants)}
         able = [i for i, plan in plans.items() if tier_index in plan.values()]
         if tier_index == 3 or not able:
@@ -156,7 +159,9 @@ class Shop:
         decisive = 0 if tier_index == 0 else rng.choice(able)
         item = self._anything(rng, query.family)
         for i, want in enumerate(query.wants):
-            allowed = [rule for rule, tier in plans[i].items() if (tier == tier_index if i == decisive else tier >= max(tier_index, 1))]
+            allowed = [
+                rule for rule, tier in plans[i].items() if (tier == tier_index if i == decisive else tier >= max(tier_index, 1))
+            ]
             if i != decisive and rng.random() < 0.6:  # most other demands are met, as in a real result list
                 allowed = [rule for rule in allowed if plans[i][rule] == 3]
             self._realise(rng, item, want, rng.choice(allowed))
@@ -184,8 +189,11 @@ class Shop:
 
     def _anything(self, rng, family_name):
         family = self.families[family_name]
-        values = {"category": rng.choice([t.name for t in self.lexicon.types if t.family == family_name]),
-                  "colour": rng.choice(self.lexicon.colours).name, "pattern": self.lexicon.patterns[0]}
+        values = {
+            "category": rng.choice([t.name for t in self.lexicon.types if t.family == family_name]),
+            "colour": rng.choice(self.lexicon.colours).name,
+            "pattern": self.lexicon.patterns[0],
+        }
         item = Item(values, family_name)
         for dimension in family.demands:
             if dimension == "colour" or (dimension != "pattern" and rng.random() < 0.5):

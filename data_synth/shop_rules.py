@@ -1,18 +1,19 @@
-"""Executes the shop's rule book: (what a query demands, what an item is) -> one Demand per demand, worst tier first to decide.
+"""Executes the shop's rule book: (what a query demands, what an item is) -> one Demand per demand; the worst decides.
 
-Tiers and thresholds come from the rubric that is passed in, so that a changed rule changes the labels. Left out of what real
-guidelines hold: weighing one demand against another; the verdict is the worst tier over the demands, as RAIR's is.
+Tiers and thresholds come from the rubric that is passed in, so that a changed rule changes the labels. Left out of what
+real guidelines hold: weighing one demand against another; the verdict is the worst tier over the demands, as RAIR's is.
 """
 
 from dataclasses import dataclass
 
+from lore.data_synth.lexicon import NOTATION
 from lore.judgement import Demand
 from lore.rubric import Rubric
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """One demand of a query. `said` is the shopper's word where it has to be resolved (jargon, a line, a paraphrase)."""
+    """One demand of a query. `said` is the shopper's word where it must be resolved (jargon, line, paraphrase)."""
 
     dimension: str
     value: str
@@ -40,20 +41,25 @@ class Fact:
 def judge(wants: list[Want], facts: dict[str, Fact], kinds: dict[str, dict], rubric: Rubric) -> list[Demand]:
     """Demand by demand, in the query's order; stops at a demand that makes the item irrelevant.
 
-    facts: dimension -> Fact; kinds: the lexicon's look-ups (`family`, `main`, `parent`, `colour_family`, `series`).
+    facts: dimension -> Fact; kinds: the lexicon's look-ups (`family`, `main`, `parent`, `colour_family`, `series`) and
+    its `notation`.
     """
+    notation = kinds["notation"]
     rules = {rule.id: rule for rule in rubric.rules}
     demands = []
     for want in wants:
         fact = facts.get(want.dimension)
         rule = rules[f"{want.dimension}-{_RULES[want.dimension](want, fact, kinds, rules)}"]
-        wanted = f"{want.said} = {want.value}" if want.said else want.value
-        if want.negated:
-            wanted = f"not {wanted}"
-        if want.pure:
-            wanted = f"pure {wanted}"
-        demands.append(Demand(dimension=want.dimension, wanted=wanted, found=found_text(fact), rule=rule.id, tier=rule.tier,
-                              source=fact.source if fact else "none"))
+        demands.append(
+            Demand(
+                dimension=want.dimension,
+                wanted=wanted_text(want, notation),
+                found=found_text(fact, notation),
+                rule=rule.id,
+                tier=rule.tier,
+                source=fact.source if fact else "none",
+            )
+        )
         if rule.tier == rubric.tier_ids[0]:
             break
     return demands
@@ -64,15 +70,22 @@ def worst(demands: list[Demand], rubric: Rubric) -> str:
     return min((d.tier for d in demands), key=rubric.index)
 
 
-def found_text(fact: Fact | None) -> str:
-    """A fact as the reasoning states it."""
+def wanted_text(want: Want, notation: dict[str, str] = NOTATION) -> str:
+    """A demand as the reasoning states it, with what the shopper's word stands for."""
+    wanted = f"{want.said} = {want.value}" if want.said else want.value
+    key = "negated" if want.negated else "pure" if want.pure else None
+    return notation[key].format(v=wanted) if key else wanted
+
+
+def found_text(fact: Fact | None, notation: dict[str, str] = NOTATION) -> str:
+    """A fact as the reasoning states it, in the lexicon's `notation`."""
     if fact is None:
-        return "none"
+        return notation["missing"]
     if fact.said:
         return f"{fact.said} = {fact.value}"
     if fact.accent:
-        return f"{fact.value} with {fact.accent}"
-    return f"{fact.share:g}% {fact.value}" if fact.share is not None and fact.share > 1 else fact.value
+        return notation["accent"].format(v=fact.value, accent=fact.accent)
+    return notation["share"].format(share=fact.share, v=fact.value) if fact.share is not None and fact.share > 1 else fact.value
 
 
 def _category(want, fact, kinds, rules):
@@ -156,5 +169,15 @@ def _price(want, fact, kinds, rules):
     return "near" if price <= limit * (1 + rules["price-near"].params["within"]) + 1e-9 else "over"
 
 
-_RULES = {"category": _category, "brand": _brand, "colour": _colour, "pattern": _pattern, "material": _material, "size": _size,
-          "audience": _audience, "bundle": _bundle, "model": _model, "price": _price}
+_RULES = {
+    "category": _category,
+    "brand": _brand,
+    "colour": _colour,
+    "pattern": _pattern,
+    "material": _material,
+    "size": _size,
+    "audience": _audience,
+    "bundle": _bundle,
+    "model": _model,
+    "price": _price,
+}

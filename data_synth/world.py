@@ -10,24 +10,33 @@ import random
 from collections.abc import Iterator
 
 from lore.data_synth.lexicon import load_lexicon
-from lore.data_synth.photos import draw_photo
+from lore.data_synth.photos import ACCENT_SHARE, draw_photo
 from lore.data_synth.shop import HARD_KINDS, Item, Query, Shop
 from lore.data_synth.shop_rules import Fact, judge, worst
-from lore.judgement import render_demands
+from lore.judgement import Demand, render_demands
 from lore.pairs import Pair, make_pair_id
 from lore.rubric import load_rubric
 
-PRIORS = {"balanced": (0.25, 0.25, 0.25, 0.25), "natural": (0.06, 0.27, 0.07, 0.60)}  # L1..L4; natural: traffic as RAIR reports it
-ITEMS_PER_QUERY = 8
-ACCENT_SHARE = 0.11
+PRIORS = {
+    "balanced": (0.25, 0.25, 0.25, 0.25),
+    "natural": (0.06, 0.27, 0.07, 0.60),
+}  # L1..L4; natural: traffic as RAIR reports it
+ITEMS_PER_QUERY = 4
 ZIPF_EXPONENT = 1.07
 
 
 class World:
     """One shop. subsets: relative shares of general, hard and visual queries; photos: share of the other items with a photo."""
 
-    def __init__(self, seed: int = 0, language: str = "en", prior: str = "balanced", rubric: str = "shop",
-                 subsets: dict[str, float] | None = None, photos: float = 0.4):
+    def __init__(
+        self,
+        seed: int = 0,
+        language: str = "en",
+        prior: str = "balanced",
+        rubric: str = "shop",
+        subsets: dict[str, float] | None = None,
+        photos: float = 0.4,
+    ):
         self.seed, self.language, self.prior, self.photos = seed, language, PRIORS[prior], photos
         self.rubric = load_rubric(rubric)
         self.lexicon = load_lexicon(language)
@@ -41,16 +50,23 @@ class World:
             number, slot = divmod(i, ITEMS_PER_QUERY)
             if query is None or slot == 0:
                 query, words = self.query(split, number)
-            yield self._pair(split, number, slot, query, words, count)
+            yield self._pair(split, number, slot, query, words)
 
-    def query(self, split: str, number: int) -> tuple[Query, str]:
-        """Query `number` of a split: its demands and its wording."""
+    def query(self, split: str, number: int, kind: str | None = None) -> tuple[Query, str]:
+        """Query `number` of a split: its demands and its wording. kind: general, hard or visual, drawn where it is not given.
+
+        Training never sees a held-out combination or wording; every dev and test query holds at least one of them, so none of
+        their queries can occur in training.
+        """
         rng = random.Random(f"{self.seed}/{split}/query/{number}")
-        kind = rng.choices(list(self.subsets), list(self.subsets.values()))[0]
-        query = self.shop.query(rng, rng.choice(HARD_KINDS) if kind == "hard" else kind, split)
-        return query, self._word_query(rng, query, split)
+        kind = kind or rng.choices(list(self.subsets), list(self.subsets.values()))[0]
+        while True:
+            query = self.shop.query(rng, rng.choice(HARD_KINDS) if kind == "hard" else kind, split)
+            words = self._word_query(rng, query, split)
+            if split == "train" or query.held_out:
+                return query, words
 
-    def _pair(self, split, number, slot, query, words, count):
+    def _pair(self, split, number, slot, query, words):
         rng = random.Random(f"{self.seed}/{split}/item/{number}/{slot}")
         item = self.shop.item_for(rng, query, rng.choices(range(4), self.prior)[0])
         fields, facts = self.word_item(rng, item, hide_visible=query.kind == "visual")
@@ -59,10 +75,32 @@ class World:
         decisive = [d for d in demands if d.tier == tier]
         item_id = f"{split}-{number}-{slot}"
         return Pair(
-            pair_id=make_pair_id(words, f"{self.seed}/{item_id}"), query=words, item_id=item_id, **fields, label=tier, split=split,
-            mismatch=decisive[0].dimension if tier in self.rubric.mismatch_tiers else None, rules=[decisive[0].rule],
-            rationale=render_demands(demands), demands=demands, slices=self._slices(query, demands, decisive[0]),
-            query_frequency=zipf_frequency(number, max(1, count // ITEMS_PER_QUERY)), source=f"shop-{self.language}")
+            pair_id=make_pair_id(words, f"{self.seed}/{item_id}"),
+            query=words,
+            item_id=item_id,
+            **fields,
+            label=tier,
+            split=split,
+            mismatch=decisive[0].dimension if tier in self.rubric.mismatch_tiers else None,
+            rules=[decisive[0].rule],
+            rationale=render_demands(demands),
+            demands=demands,
+            slices=self._slices(query, demands, decisive[0]),
+            query_frequency=self.frequency(split, number),
+            source=f"shop-{self.language}",
+        )
+
+    def frequency(self, split: str, number: int) -> float:
+        """Searches a month for a query: a Pareto draw, so that frequency over rank follows Zipf's law."""
+        u = 1 - random.Random(f"{self.seed}/{split}/frequency/{number}").random()
+        return round(10 * u**-ZIPF_EXPONENT, 2)
+
+    def example(self, rng: random.Random) -> list[Demand]:
+        """The demands of some query against some item: worked examples for the rule book."""
+        query = self.shop.query(rng, rng.choice(("general", "visual")), "train")
+        item = self.shop.item_for(rng, query, rng.choices(range(4), self.prior)[0])
+        _, facts = self.word_item(rng, item, hide_visible=query.kind == "visual", draw=False)
+        return judge(query.wants, facts, self.shop.kinds, self.rubric)
 
     def _slices(self, query, demands, decisive):
         hard = query.kind in HARD_KINDS
@@ -85,7 +123,7 @@ class World:
             elif want.negated or want.pure:
                 key += "_not" if want.negated else "_pure"
             forms = phrases[key]
-            form = rng.choice(forms if split == "test" or len(forms) == 1 else forms[:-1])
+            form = rng.choice(forms[:-1] if split == "train" and len(forms) > 1 else forms)
             if len(forms) > 1 and form == forms[-1] and "template" not in query.held_out:
                 query.held_out.append("template")
             text = form.format(v=want.said or want.value)
@@ -97,14 +135,15 @@ class World:
         words = self.lexicon.joiner.join(text for _, text in [*before, head, *after])
         if query.kind == "question":
             forms = phrases["question"]
-            form = rng.choice(forms if split == "test" else forms[:-1])
+            form = rng.choice(forms[:-1] if split == "train" else forms)
             if form == forms[-1] and "template" not in query.held_out:
                 query.held_out.append("template")
             words = form.format(v=words)
         return words
 
-    def word_item(self, rng: random.Random, item: Item, hide_visible: bool) -> tuple[dict, dict[str, Fact]]:
-        """Pair fields of an item and what can be read where. hide_visible: colour and pattern stand in the photo alone."""
+    def word_item(self, rng: random.Random, item: Item, hide_visible: bool, draw: bool = True) -> tuple[dict, dict[str, Fact]]:
+        """Pair fields of an item and what can be read where. hide_visible: colour and pattern stand in the photo
+        alone; draw: make the photo."""
         lexicon, texts, values = self.lexicon, self.lexicon.texts, item.values
         photo = hide_visible or rng.random() < self.photos
         category = values["category"]
@@ -122,14 +161,31 @@ class World:
                 facts["price"] = Fact(value, "attributes")
                 continue
             accent = item.accent if dimension == "colour" else None
-            rest = {"colour": dict(share=1 - ACCENT_SHARE if accent else 1.0, accent=accent, accent_share=ACCENT_SHARE if accent else 0.0),
-                    "material": dict(share=share)}.get(dimension, {})
+            rest = {
+                "colour": {
+                    "share": 1 - ACCENT_SHARE if accent else 1.0,
+                    "accent": accent,
+                    "accent_share": ACCENT_SHARE if accent else 0.0,
+                },
+                "material": {"share": share},
+            }.get(dimension, {})
             if photo and dimension in ("colour", "pattern") and (hide_visible or rng.random() < 0.3):
                 facts[dimension] = Fact(value, "photo", **rest)
                 continue
-            said = rng.choice(lines) if dimension == "brand" and (lines := self.shop.brands[value].lines) and rng.random() < 0.15 else None
-            key = ("colour_accent" if accent else "material_share" if dimension == "material" and soft
-                   else "bundle_single" if dimension == "bundle" and value == "1" else dimension)
+            said = (
+                rng.choice(lines)
+                if dimension == "brand" and (lines := self.shop.brands[value].lines) and rng.random() < 0.15
+                else None
+            )
+            key = (
+                "colour_accent"
+                if accent
+                else "material_share"
+                if dimension == "material" and soft
+                else "bundle_single"
+                if dimension == "bundle" and value == "1"
+                else dimension
+            )
             text = texts[key].format(v=said or value, accent=accent, share=share)
             place = rng.random()
             if place < 0.65:
@@ -142,17 +198,26 @@ class World:
         rng.shuffle(title)
         fields |= {"title": lexicon.joiner.join(title), "attributes": attributes}
         if rng.random() < 0.2:
+            others = [
+                colour.name for colour in lexicon.colours if colour.name != values["colour"]
+            ]  # the photo's secret stays there
             fields["description"] = rng.choice(lexicon.distractors).format(
-                colour=rng.choice(lexicon.colours).name, type=rng.choice(lexicon.types).name, brand=rng.choice(lexicon.brands).name)
-        if photo:
+                colour=rng.choice(others), type=rng.choice(lexicon.types).name, brand=rng.choice(lexicon.brands).name
+            )
+        if photo and draw:
             fields["image"] = {"bytes": self._photo(rng, item), "path": None}
         return fields, facts
 
     def _photo(self, rng, item):
         colours = self.shop.colours
         pattern = self.lexicon.patterns.index(item.values.get("pattern", self.lexicon.patterns[0]))
-        return draw_photo(self.shop.families[item.family].shape, colours[item.values["colour"]].rgb,
-                          colours[item.accent].rgb if item.accent else None, pattern, rng.getrandbits(32))
+        return draw_photo(
+            self.shop.families[item.family].shape,
+            colours[item.values["colour"]].rgb,
+            colours[item.accent].rgb if item.accent else None,
+            pattern,
+            rng.getrandbits(32),
+        )
 
     def catalogue(self, count: int) -> Iterator[tuple[Pair, dict[str, Fact]]]:
         """`count` items on their own, as unlabelled pairs with an empty query, each with its facts: what a base model reads."""
@@ -165,11 +230,13 @@ class World:
             if rng.random() < 0.1:
                 item.accent = rng.choice([c for c in self.shop.colours if c != item.values["colour"]])
             fields, facts = self.word_item(rng, item, hide_visible=rng.random() < 0.4)
-            yield Pair(pair_id=f"catalogue-{i}", query="", item_id=f"catalogue-{i}", **fields, source=f"shop-{self.language}"), facts
-
-
-def zipf_frequency(number: int, queries: int) -> float:
-    """Searches a month for query `number`: Zipf over a fixed shuffle of the ranks (a step that shares no factor with `queries`)."""
-    rank = 1 + (number * 7919) % queries if queries % 7919 else 1 + number
-    return round(1e6 / rank**ZIPF_EXPONENT, 2)
-
+            yield (
+                Pair(
+                    pair_id=f"catalogue-{i}",
+                    query="",
+                    item_id=f"catalogue-{i}",
+                    **fields,
+                    source=f"shop-{self.language}",
+                ),
+                facts,
+            )

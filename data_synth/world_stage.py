@@ -1,7 +1,7 @@
 """Writes the embedded shop to a folder, file by file; a file that is there is not written again, so a killed run goes on.
 
-    lore run recipes/quickstart/world.yaml
-    lore world --pairs 1000000 --out shop/
+lore run recipes/quickstart/world.yaml
+lore world --pairs 1000000 --out shop/
 """
 
 import json
@@ -14,15 +14,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lore.data_synth.config import WorldRecipe
-from lore.data_synth.shop_rules import found_text
-from lore.data_synth.world import ITEMS_PER_QUERY, World, zipf_frequency
-from lore.folder import RunFolder
-from lore.pairs import PairWriter
+from lore.data_synth.shop_rules import Fact, found_text, wanted_text
+from lore.data_synth.world import ITEMS_PER_QUERY, World
+from lore.errors import LoreError
+from lore.folder import RunFolder, write_atomic
+from lore.judgement import render_demands
+from lore.pairs import Pair, PairWriter
 from lore.progress import track
 from lore.prompt import item_text
+from lore.rubric import load_rubric
 
 CORPUS_SCHEMA = pa.schema([("text", pa.string()), ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
-START, END = "<|im_start|>", "<|im_end|>"  # the base model's turns, so that it has seen a conversation before it is tuned on one
+START, END = (
+    "<|im_start|>",
+    "<|im_end|>",
+)  # the base model's turns, so that it has seen a conversation before it is tuned on one
+CATALOGUE_SHARE, RULES_SHARE = 0.45, 0.35  # of the corpus; the rest is the search log
+EXAMPLES_PER_TEXT = 5
 TEST_SUBSETS = {"general": 1 / 3, "hard": 1 / 3, "visual": 1 / 3}
 
 
@@ -30,32 +38,69 @@ def run(recipe: WorldRecipe, folder: RunFolder) -> None:
     """The stage: everything `write_world` writes goes into the run folder."""
     for split, count in recipe.pairs.items():
         test = split == "test"
-        world = World(recipe.seed, recipe.language, recipe.test_prior if test else recipe.prior, recipe.rubric,
-                      TEST_SUBSETS if test else recipe.subsets, recipe.photos)
-        write_pairs(world, split, count, folder / f"{split}.parquet")
-    write_extras(World(recipe.seed, recipe.language, rubric=recipe.rubric), folder.path, recipe.corpus, recipe.pairs["train"] // ITEMS_PER_QUERY)
-    folder.note(rubric_hash=world.rubric.hash)
+        world = World(
+            recipe.seed,
+            recipe.language,
+            recipe.test_prior if test else recipe.prior,
+            recipe.rubric,
+            TEST_SUBSETS if test else recipe.subsets,
+            recipe.photos,
+        )
+        write_pairs(world, split, count, folder / "pairs" / f"{split}.parquet")
+    write_extras(
+        World(recipe.seed, recipe.language, rubric=recipe.rubric),
+        folder.path,
+        recipe.corpus,
+        -(-recipe.pairs.get("train", 0) // ITEMS_PER_QUERY),
+    )
+    folder.note(rubric_hash=load_rubric(recipe.rubric).hash)
     folder.finish({"pairs": sum(recipe.pairs.values()), "corpus": recipe.corpus, "folder": str(folder.path)})
 
 
-def write_world(out: str | Path, *, pairs: int, seed: int = 0, language: str = "en", prior: str = "balanced", photos: float = 0.4,
-                corpus: int = 20000) -> None:
-    """`pairs` pairs over train (90 %), dev (3 %) and test (7 %), and the extras, in folder `out`."""
+def write_world(
+    out: str | Path,
+    *,
+    pairs: int,
+    seed: int = 0,
+    language: str = "en",
+    prior: str = "balanced",
+    photos: float = 0.4,
+    corpus: int = 20000,
+) -> None:
+    """`pairs` pairs over train (90 %), dev (3 %) and test (7 %), and the extras, in folder `out`: pairs in pairs/."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    _same_arguments(
+        out / "world.json",
+        {"pairs": pairs, "seed": seed, "language": language, "prior": prior, "photos": photos, "corpus": corpus},
+    )
     shares = {"dev": pairs * 3 // 100, "test": pairs * 7 // 100}
     shares = {"train": pairs - sum(shares.values()), **shares}
     world = World(seed, language, prior, photos=photos)
     for split, count in shares.items():
         if count:
-            write_pairs(world, split, count, out / f"{split}.parquet")
-    write_extras(world, out, corpus, max(1, shares["train"] // ITEMS_PER_QUERY))
+            write_pairs(world, split, count, out / "pairs" / f"{split}.parquet")
+    write_extras(world, out, corpus, -(-shares["train"] // ITEMS_PER_QUERY))
+
+
+def _same_arguments(path: Path, arguments: dict) -> None:
+    """Files of two different shops must not end up side by side: what the folder was begun with is kept and compared."""
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known != arguments:
+            changed = ", ".join(
+                f"{key}: was {known.get(key)}, now {value}" for key, value in arguments.items() if known.get(key) != value
+            )
+            raise LoreError(f"{path.parent} holds another shop ({changed}). Choose another folder, or delete this one.")
+        return
+    write_atomic(path, json.dumps(arguments, indent=2) + "\n")
 
 
 def write_pairs(world: World, split: str, count: int, path: Path) -> None:
     """Streams one split; nothing happens where the file is there already."""
     if path.exists():
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     with PairWriter(path) as writer:
         for pair in track(world.pairs(split, count), f"{path.name}", total=count):
             writer.write(pair)
@@ -73,28 +118,37 @@ def search_log(world: World, queries: int) -> Iterator[dict]:
     """The search log of the training queries: query, searches a month, kind."""
     for number in range(queries):
         query, words = world.query("train", number)
-        yield {"query": words, "frequency": zipf_frequency(number, queries), "kind": query.kind}
+        yield {"query": words, "frequency": world.frequency("train", number), "kind": query.kind}
 
 
 def corpus_texts(world: World, count: int) -> Iterator[dict]:
-    """What a base model reads: catalogue entries with a card of what the item is and where that can be seen, and now and then a
-    line of the rule book or of the search log. No query meets an item here and nothing is judged."""
+    """What a base model reads: catalogue entries and captions, the rule book with worked examples, the search log with facets.
+
+    No query meets an item here: what to do with the three together is left to be learnt from the reasoning of the pairs.
+    """
     rng = random.Random(f"{world.seed}/corpus")
-    rules = [f"{rule.id} {rule.tier}: {rule.principle}" for rule in world.rubric.rules]
-    for number, (pair, facts) in enumerate(world.catalogue(count)):
+    notation = world.lexicon.notation
+    for pair, facts in world.catalogue(count):
         draw = rng.random()
-        if draw < 0.05:
-            yield {"text": f"<rules>{rng.choice(rules)}</rules>{END}", "image": None}
-            continue
-        if draw < 0.10:
-            yield {"text": f"<query>{world.query('train', number)[1]}</query>{END}", "image": None}
-            continue
-        before, after = item_text(pair).block(photo=pair.image is not None)
-        item = before[before.index("<item>"):] + ("<image>" + after if pair.image else "")
-        card = [f"{dimension}: {found_text(fact)} ({fact.source})" for dimension, fact in facts.items()]
-        rng.shuffle(card)
-        text = f"{START}user\n{item}{END}\n{START}assistant\n<reason>{'; '.join(card)}</reason>{END}\n"
-        yield {"text": text, "image": pair.image}
+        if draw < CATALOGUE_SHARE:
+            yield catalogue_entry(rng, pair, facts, notation)
+        elif draw < CATALOGUE_SHARE + RULES_SHARE:
+            demands = [rng.choice(world.example(rng)) for _ in range(EXAMPLES_PER_TEXT)]
+            yield {"text": f"<rules>{render_demands(demands)}</rules>{END}\n", "image": None}
+        else:
+            query, words = world.query("train", rng.randrange(10**9), kind=rng.choice(("general", "visual")))
+            facets = "; ".join(f"{want.dimension}: {wanted_text(want, notation)}" for want in query.wants)
+            yield {"text": f"<query>{words}</query>\n<reason>{facets}</reason>{END}\n", "image": None}
+
+
+def catalogue_entry(rng: random.Random, pair: Pair, facts: dict[str, Fact], notation: dict[str, str]) -> dict:
+    """An item as judges see it, and a card of what it is and where that can be seen, in any order."""
+    before, after = item_text(pair).block(photo=pair.image is not None)
+    item = before[before.index("<item>") :] + ("<image>" + after if pair.image else "")
+    card = [f"{dimension}: {found_text(fact, notation)} ({fact.source})" for dimension, fact in facts.items()]
+    rng.shuffle(card)
+    text = f"{START}user\n{item}{END}\n{START}assistant\n<reason>{'; '.join(card)}</reason>{END}\n"
+    return {"text": text, "image": pair.image}
 
 
 def _write_corpus(path: Path, rows: Iterator[dict], batch: int = 2000) -> None:

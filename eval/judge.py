@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lore.engines import Engine, Sampling
+from lore.engines.chat import visible
 from lore.errors import LoreError
 from lore.eval.predictions import Shards, Verdict
 from lore.judgement import FormatFailure, PromptFormat, parse, render, verdict_tokens, with_verdict_prefix
@@ -128,11 +129,7 @@ def photo_of(pair: Pair, fmt: PromptFormat) -> tuple[Any, str]:
         image = load_image(pair.image)
     except ImageError:
         return None, "failed"
-    if image.getbbox() is None:
-        # Idefics3 takes an all-zero image for padding and drops it, and the prompt would then have a place without a
-        # photo.
-        image = image.point(lambda value: 1)
-    return image, "seen"
+    return visible(image), "seen"
 
 
 def predict_saved(shards: Shards, *arguments: Any, **options: Any) -> Iterator[Verdict]:

@@ -13,6 +13,7 @@ from itertools import islice
 
 from rich.console import Console
 
+from lore.card import check_card
 from lore.engines import Sampling, open_engine
 from lore.errors import LoreError
 from lore.eval.baselines import fit_baseline
@@ -168,8 +169,6 @@ def ask_models(recipe: RairRecipe, data: EvalData, folder: RunFolder) -> dict[st
     judges = {name: judge for name, judge in recipe.judges.items() if judge.kind == "model"}
     if not judges:
         return {}
-    from lore.train.preflight import check_card  # imports torch, which baselines and prediction files do without
-
     options = recipe.sampling.model_dump()
     sampling = Sampling(**options, seed=recipe.seed)
     engine, loaded, verdicts = None, None, {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 import typer
 
@@ -64,15 +65,18 @@ def launch(
 
 @app.command()
 def world(
-    out: Path = typer.Option(..., help="Folder to write; it must be new or empty."),
+    out: Path = typer.Option(..., help="Folder to write; a file that is there is kept, so a killed run goes on."),
     pairs: int = typer.Option(100_000, min=1, help="Rated pairs over all splits."),
     seed: int = typer.Option(0, min=0, help="The same seed writes the same shop, on any machine."),
     language: str = typer.Option("en", help="Lexicon: en or zh."),
+    prior: Literal["balanced", "natural"] = typer.Option(
+        "balanced", help="Tiers in equal shares (balanced) or as in search traffic (natural)."
+    ),
 ) -> None:
     """Write the embedded shop: pairs with photos, reasons and labels, and its search log. Streams at any size."""
     from lore.data_synth.world_stage import write_world
 
-    write_world(out, pairs=pairs, seed=seed, language=language)
+    write_world(out, pairs=pairs, seed=seed, language=language, prior=prior)
 
 
 @app.command()

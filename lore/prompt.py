@@ -143,6 +143,14 @@ def _messages(system: str, item: ItemText, image: Any) -> list[Message]:
     return [{"role": "system", "content": [{"type": "text", "text": system}]}, {"role": "user", "content": parts}]
 
 
+def in_parts(messages: list[Message]) -> list[Message]:
+    """Every content as a list of parts: templates of vision-language processors walk over parts and read no strings."""
+    return [
+        {**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m["content"], str) else m
+        for m in messages
+    ]
+
+
 def count_prompt_tokens(messages: list[Message], tokenizer: Any) -> int:
     """Tokens of the chat-template text up to where the answer starts."""
     inner = getattr(tokenizer, "tokenizer", tokenizer)
@@ -151,6 +159,8 @@ def count_prompt_tokens(messages: list[Message], tokenizer: Any) -> int:
             f"The tokenizer {getattr(inner, 'name_or_path', '')!r} has no chat template, so the prompt's length is not "
             "known. Use an instruction-tuned checkpoint or set tokenizer.chat_template."
         )
+    if inner is not tokenizer:
+        messages = in_parts(messages)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return len(inner(text, add_special_tokens=False)["input_ids"])
 

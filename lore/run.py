@@ -20,6 +20,7 @@ from lore.recipe import BaseRecipe, load_recipe, resolve_need, to_yaml
 
 STAGES = {
     "world": ("lore.data_synth.config:WorldRecipe", "lore.data_synth.world_stage:run"),
+    "words": ("lore.data_synth.config:WordsRecipe", "lore.data_synth.words:run"),
     "base": ("lore.train.config:BaseModelRecipe", "lore.train.base:run"),
     "sft": ("lore.train.config:SFTRecipe", "lore.train.sft:run"),
     "rair": ("lore.eval.config:RairRecipe", "lore.eval.rair:run"),

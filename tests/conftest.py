@@ -1,6 +1,7 @@
 """Shared settings of the tests. Real public data lies under $LORE_DATA or beside the project, else tests skip."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,18 @@ def run_python(
         cwd=cwd,
         env={**os.environ, **environment},
     )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A tiny shop and two tiny base models with random weights; see tests/tiny.py."""
+    from tiny import make
+
+    return make(tmp_path_factory.mktemp("tiny"))
+
+
+def needs_deepspeed() -> None:
+    """Skips a test where DeepSpeed cannot run on the CPU."""
+    pytest.importorskip("deepspeed")
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("DeepSpeed on a CPU needs a C++ compiler")

@@ -1,7 +1,7 @@
-"""Engines run a judge: `generate` writes answers, `score` reads tier probabilities in one forward pass without decoding.
+"""Engines run a judge: `generate` writes answers, `score` reads tier probabilities in one forward pass, no decoding.
 
-All engines take the messages of `lore.judgement.render` and give the same results within tolerance. `open_engine` imports the
-heavy libraries when it is called.
+All engines take the messages of `lore.judgement.render` and give the same results within tolerance. `open_engine`
+imports the heavy libraries when it is called.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to decode. temperature 0 is greedy; n is the number of samples per prompt; seed matters where temperature > 0."""
+    """How to decode. temperature 0 is greedy; n: samples per prompt; seed matters where temperature > 0."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -47,13 +47,15 @@ class Engine(Protocol):
     def score(self, prompts: list[Messages]) -> "np.ndarray":
         """Tier probabilities, float [N, tiers] in rubric order, each row summing to 1.
 
-        A prompt whose last message is the assistant's is scored behind that text, which has to end right before the tier;
-        any other prompt is scored behind the opening of a verdict.
+        A prompt whose last message is the assistant's is scored behind that text, which has to end right before the
+        tier; any other prompt is scored behind the opening of a verdict.
         """
 
 
-def open_engine(model: "ModelSection", rubric: "Rubric", *, batch_tokens: int = 16384, device: str | None = None) -> Engine:
-    """The transformers engine for a checkpoint with or without an adapter. batch_tokens: padded prompt tokens per forward pass."""
+def open_engine(
+    model: "ModelSection", rubric: "Rubric", *, batch_tokens: int = 16384, device: str | None = None
+) -> Engine:
+    """The transformers engine for a checkpoint with or without an adapter. batch_tokens: padded tokens per pass."""
     from lore.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine.load(model, rubric, batch_tokens=batch_tokens, device=device)

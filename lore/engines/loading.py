@@ -1,5 +1,8 @@
-"""Loads checkpoints: text or vision-language, with or without an adapter. Safetensors only; no remote code unless the recipe says so."""
+"""Loads checkpoints: text or vision-language, with or without an adapter. Safetensors only; no remote code unless the
+recipe says so.
+"""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from lore.errors import LoreError
+from lore.quiet import silence
 from lore.recipe import ModelSection
 
 # Idefics3's own image processor needs torchvision; the Pillow one gives the same pixels everywhere.
@@ -26,6 +30,13 @@ def default_device() -> str:
 
 
 def load_config(section: ModelSection) -> Any:
+    silence()
+    if section.quantize and importlib.util.find_spec("bitsandbytes") is None:
+        raise LoreError(
+            "model.quantize is nf4, which bitsandbytes computes, and it is not installed, so the weights cannot be "
+            "loaded in 4 bits.\nInstall it (pip install 'lore-relevance[gpu]', a GPU machine), or leave model.quantize "
+            "out."
+        )
     _check_folder(section.name, "model.name")
     if section.adapter is not None:
         _check_folder(section.adapter, "model.adapter", "adapter_config.json")
@@ -47,20 +58,26 @@ def load_processor(section: ModelSection) -> Any:
         processor = AutoProcessor.from_pretrained(section.name, trust_remote_code=section.trust_remote_code, **backend)
     tokenizer = getattr(processor, "tokenizer", processor)
     if not getattr(processor, "chat_template", None):
-        raise LoreError(f"{section.name} has no chat template, so nothing says how a prompt is written for it.\n"
-                        "Use the instruction-tuned checkpoint, or save a chat template with its tokenizer.")
+        raise LoreError(
+            f"{section.name} has no chat template, so nothing says how a prompt is written for it.\n"
+            "Use the instruction-tuned checkpoint, or save a chat template with its tokenizer."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return processor
 
 
 def load_model(section: ModelSection, *, device: str, for_training: bool = False) -> Any:
-    """The model on `device`, with its adapter. For training the weights stay where the trainer wants them and, without
-    quantisation, in float32 or bfloat16 as the recipe says."""
+    """The model on `device`, with its adapter. For training the weights stay where the trainer wants them.
+
+    Weights that are trained in full are float32 under dtype auto, since bfloat16 rounds small updates away; the trainer
+    computes in bfloat16 all the same.
+    """
     config = load_config(section)
     cls = AutoModelForImageTextToText if is_vision(config) else AutoModelForCausalLM
-    kwargs: dict[str, Any] = {"dtype": resolve_dtype(section.dtype, device), "use_safetensors": True,
-                              "trust_remote_code": section.trust_remote_code}
+    in_full = for_training and section.lora is None and section.adapter is None and section.dtype == "auto"
+    dtype = torch.float32 if in_full else resolve_dtype(section.dtype, device)
+    kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": section.trust_remote_code}
     if section.attn:
         kwargs["attn_implementation"] = section.attn
     if section.quantize:
@@ -69,7 +86,7 @@ def load_model(section: ModelSection, *, device: str, for_training: bool = False
     if section.adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, section.adapter, is_trainable=False)
+        model = PeftModel.from_pretrained(model, section.adapter, is_trainable=for_training)
     if not for_training:
         model.eval()
         if not section.quantize:
@@ -78,21 +95,22 @@ def load_model(section: ModelSection, *, device: str, for_training: bool = False
 
 
 def _nf4(dtype):
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise LoreError("model.quantize: nf4 needs bitsandbytes, which is not installed: pip install bitsandbytes") from error
-    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                           bnb_4bit_compute_dtype=dtype)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def _check_folder(name: str, key: str, file: str = "config.json") -> None:
     """A path that is not there must not be taken for a hub id and asked for on the network."""
     path = Path(name)
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or name.startswith("runs/")
+    looks_local = name.startswith((".", "/", "~", "runs/")) or name.count("/") != 1
     if path.is_dir():
         if not (path / file).is_file():
-            raise LoreError(f"{key}: {name} holds no {file}, so it is not a finished model folder. "
-                            "Run the recipe that makes it, or correct the path.")
+            raise LoreError(
+                f"{key}: {name} holds no {file}, so it is not a finished model folder. "
+                "Run the recipe that makes it, or correct the path."
+            )
     elif looks_local and "/" in name:
-        raise LoreError(f"{key}: {name} is not a folder. Run the recipe that makes it (see `needs`), or correct the path.")
+        raise LoreError(
+            f"{key}: {name} is not a folder. Run the recipe that makes it (see `needs`), or correct the path."
+        )

@@ -1,8 +1,8 @@
 """The transformers engine: batched generate and score on CPU or GPU, text and photos, adapters and merged models.
 
-Prompts are sorted by length and left-padded into batches of at most `batch_tokens` padded tokens, so results do not depend on how
-the caller groups its prompts beyond the rounding of the arithmetic. Left out: paged attention and continuous batching, for which
-there is vLLM.
+Prompts are sorted by length and left-padded into batches of at most `batch_tokens` padded tokens, so results do not
+depend on how the caller groups its prompts beyond the rounding of the arithmetic. Left out: paged attention and
+continuous batching, for which there is vLLM.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lore.engines import Completion, Messages, Sampling
-from lore.engines.chat import prompt_text, turn_end
+from lore.engines.chat import image_tokens, prompt_text, turn_end
 from lore.engines.loading import default_device, load_model, load_processor
 from lore.judgement import verdict_tokens
 from lore.recipe import ModelSection
@@ -39,9 +39,14 @@ class TransformersEngine:
         """See Engine.generate. Sampled answers depend on the seed and on the batching; greedy ones on neither."""
         out: list[list[Completion]] = [[] for _ in prompts]
         texts = [prompt_text(self.processor, messages) for messages in prompts]
-        options: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "do_sample": sampling.temperature > 0,
-                                   "num_return_sequences": sampling.n, "pad_token_id": self.tokenizer.pad_token_id,
-                                   "eos_token_id": self._stop_ids(), "top_k": 0}
+        options: dict[str, Any] = {
+            "max_new_tokens": sampling.max_tokens,
+            "do_sample": sampling.temperature > 0,
+            "num_return_sequences": sampling.n,
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "eos_token_id": self._stop_ids(),
+            "top_k": 0,
+        }
         if sampling.temperature > 0:
             options |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
             torch.manual_seed(sampling.seed)
@@ -49,10 +54,10 @@ class TransformersEngine:
             options["num_return_sequences"] = 1  # greedy samples are equal: decode once
         for indices in self._batches(texts, extra=sampling.max_tokens, copies=options["num_return_sequences"]):
             inputs = self._inputs([texts[i] for i in indices])
-            ids = self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1]:].tolist()
+            ids = self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :].tolist()
             per_prompt = options["num_return_sequences"]
             for k, index in enumerate(indices):
-                completions = [self._completion(row) for row in ids[k * per_prompt:(k + 1) * per_prompt]]
+                completions = [self._completion(row) for row in ids[k * per_prompt : (k + 1) * per_prompt]]
                 out[index] = completions * (sampling.n if per_prompt == 1 else 1)
         return out
 
@@ -86,10 +91,14 @@ class TransformersEngine:
         return Completion(text, len(ids) if end is None else end + 1, "length" if end is None else "stop")
 
     def _batches(self, texts: list[tuple[str, list]], extra: int = 0, copies: int = 1) -> Iterator[list[int]]:
-        """Indices in batches of similar length; characters stand for tokens in the order, tokens are counted for the size."""
-        lengths = [len(ids) for ids in self.tokenizer([text for text, _ in texts], add_special_tokens=False)["input_ids"]] if texts else []
-        image_tokens = getattr(self.processor, "image_seq_len", 0) or 0
-        lengths = [n + image_tokens * len(images) + extra for n, (_, images) in zip(lengths, texts, strict=True)]
+        """Indices in batches of similar length, the longest first. extra: tokens that a row may still grow by."""
+        lengths = (
+            [len(ids) for ids in self.tokenizer([text for text, _ in texts], add_special_tokens=False)["input_ids"]]
+            if texts
+            else []
+        )
+        photos = [sum(image_tokens(self.processor, image) for image in images) for _, images in texts]
+        lengths = [tokens + more + extra for tokens, more in zip(lengths, photos, strict=True)]
         batch: list[int] = []
         for index in sorted(range(len(texts)), key=lambda i: -lengths[i]):
             if batch and lengths[batch[0]] * (len(batch) + 1) * copies > self.batch_tokens:
@@ -108,5 +117,8 @@ class TransformersEngine:
         else:
             encoded = self.tokenizer(texts, **kwargs)
         dtype = self.model.dtype
-        return {key: value.to(self.model.device, dtype) if value.is_floating_point() else value.to(self.model.device)
-                for key, value in encoded.items() if isinstance(value, torch.Tensor)}
+        return {
+            key: value.to(self.model.device, dtype) if value.is_floating_point() else value.to(self.model.device)
+            for key, value in encoded.items()
+            if isinstance(value, torch.Tensor)
+        }

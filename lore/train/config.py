@@ -34,7 +34,8 @@ class TrainSection(StrictModel):
     max_tokens: int = Field(2048, ge=8)
     """Longest prompt and answer together; a longer row stops the run before step 0 rather than lose its verdict."""
     packing: bool = False
-    """Several rows in one sequence (text only; needs an attention that keeps them apart, such as flash_attention_2)."""
+    """Several rows in one sequence of max_tokens (text only; needs an attention that keeps them apart, which is tried
+    before step 0). batch_size and micro_batch_size then count sequences."""
     padding_free: bool = False
     """Rows of a batch flattened without padding (text only; same need as packing)."""
     gradient_checkpointing: bool = False
@@ -52,11 +53,17 @@ class TrainSection(StrictModel):
         if self.epochs is None and self.steps is None:
             yield Conflict(("epochs", "steps"), "neither", "train.epochs or train.steps")
         if self.save_every % self.log_every:
-            yield Conflict(("save_every", "log_every"), f"{self.save_every} and {self.log_every}",
-                           "a save_every that is a multiple of log_every, so that a resumed run averages its losses over the same steps")
+            yield Conflict(
+                ("save_every", "log_every"),
+                f"{self.save_every} and {self.log_every}",
+                "a save_every that is a multiple of log_every, so that a resumed run averages its losses over the same steps",
+            )
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            yield Conflict(("batch_size", "micro_batch_size"), f"{self.batch_size} and {self.micro_batch_size}",
-                           "a batch_size that is a multiple of micro_batch_size")
+            yield Conflict(
+                ("batch_size", "micro_batch_size"),
+                f"{self.batch_size} and {self.micro_batch_size}",
+                "a batch_size that is a multiple of micro_batch_size",
+            )
 
 
 class SFTRecipe(BaseRecipe):
@@ -72,13 +79,19 @@ class SFTRecipe(BaseRecipe):
 
     def conflicts(self) -> Iterator[Conflict]:
         if (self.train.packing or self.train.padding_free) and self.prompt.photo:
-            yield Conflict(("train.packing", "train.padding_free", "prompt.photo"), "flattened rows with photos",
-                           "prompt.photo: false, or neither packing nor padding_free")
+            yield Conflict(
+                ("train.packing", "train.padding_free", "prompt.photo"),
+                "flattened rows with photos",
+                "prompt.photo: false, or neither packing nor padding_free",
+            )
 
     def derived(self) -> dict[str, Any]:
         micro = self.train.micro_batch_size or "batch_size / processes"
-        return {"pairs per step": self.train.batch_size, "pairs per forward pass": micro,
-                "run length": f"{self.train.steps} steps" if self.train.steps else f"{self.train.epochs:g} epochs"}
+        return {
+            "pairs per step": self.train.batch_size,
+            "pairs per forward pass": micro,
+            "run length": f"{self.train.steps} steps" if self.train.steps else f"{self.train.epochs:g} epochs",
+        }
 
 
 class ArchitectureSection(StrictModel):
@@ -94,6 +107,8 @@ class ArchitectureSection(StrictModel):
     """Inner width of the text model's feed-forward blocks."""
     max_positions: int = Field(2048, ge=64)
     """Longest sequence."""
+    loud_embeddings: bool = False
+    """Embeddings that begin louder than what the layers add to them: words of a large vocabulary are told apart from the first step."""
     vision_hidden: int = Field(64, ge=16)
     """Width of the vision tower."""
     vision_layers: int = Field(2, ge=1)
@@ -114,10 +129,17 @@ class ArchitectureSection(StrictModel):
     def conflicts(self) -> Iterator[Conflict]:
         for width, heads in (("hidden", "heads"), ("vision_hidden", "vision_heads")):
             if getattr(self, width) % getattr(self, heads):
-                yield Conflict((width, heads), f"{getattr(self, width)} and {getattr(self, heads)}", "a width that the heads divide")
+                yield Conflict(
+                    (width, heads),
+                    f"{getattr(self, width)} and {getattr(self, heads)}",
+                    "a width that the heads divide",
+                )
         if self.image_size % (self.patch_size * self.scale_factor):
-            yield Conflict(("image_size", "patch_size", "scale_factor"), str(self.image_size),
-                           f"a multiple of patch_size * scale_factor = {self.patch_size * self.scale_factor}")
+            yield Conflict(
+                ("image_size", "patch_size", "scale_factor"),
+                str(self.image_size),
+                f"a multiple of patch_size * scale_factor = {self.patch_size * self.scale_factor}",
+            )
 
 
 class BaseModelRecipe(BaseRecipe):
@@ -128,6 +150,9 @@ class BaseModelRecipe(BaseRecipe):
     """Parquet files with columns `text` and `image` (null or {bytes, path}); <image> in the text is the photo's place."""
     vocabulary: int = Field(2000, ge=300)
     """Entries of the byte-level BPE tokenizer, trained on the corpus."""
+    lowercase: bool = False
+    """Tokenizer that folds case and starts every word as if behind a space, so that a word is the same tokens wherever it stands.
+    Answers come out in lower case too: only for rubrics whose tier ids have no capitals."""
     architecture: ArchitectureSection = ArchitectureSection()
     train: TrainSection
 

@@ -1,11 +1,10 @@
-"""What base and SFT training share: Trainer arguments from a recipe, metrics.jsonl, checkpoints that survive SIGKILL, resume.
+"""What base and SFT training share: Trainer arguments from a recipe, metrics.jsonl, checkpoints that survive SIGKILL.
 
-A checkpoint counts once its `complete` marker is there, written after every process has saved its part. metrics.jsonl holds no clock,
-so a run that was killed and resumed ends with the same file as one that was not.
+A checkpoint counts once its `complete` marker is there, written after every process has saved its part. metrics.jsonl
+holds no clock, so a run that was killed and resumed ends with the same file as one that was not.
 """
 
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,18 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
+from lore.card import write_card
 from lore.errors import LoreError
-from lore.folder import RunFolder
+from lore.folder import RunFolder, is_main_process
+from lore.launch import check_world, device_arguments, world_size
+from lore.quiet import silence
 from lore.train.config import TrainSection
 
 RECORDED = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy")
+COMPLETE = "complete"
+WAIT_SECONDS = 6 * 3600  # the other processes wait this long while the main process renders the rows
 
-
-def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE") or 1)
+silence()
 
 
 def total_steps(train: TrainSection, rows: int) -> int:
@@ -33,36 +35,77 @@ def micro_batch(train: TrainSection) -> tuple[int, int]:
     """(rows per process and forward pass, forward passes per step) so that the global batch is train.batch_size."""
     processes = world_size()
     if train.batch_size % processes:
-        raise LoreError(f"train.batch_size is {train.batch_size} and there are {processes} processes, so the batch cannot be shared "
-                        "evenly.\nUse a batch_size that the number of processes divides.")
+        raise LoreError(
+            f"train.batch_size is {train.batch_size} and there are {processes} processes, so the batch cannot be "
+            "shared evenly.\nUse a batch_size that the number of processes divides."
+        )
     share = train.batch_size // processes
     micro = min(train.micro_batch_size or share, share)
     if share % micro:
-        raise LoreError(f"train.batch_size {train.batch_size} over {processes} processes leaves {share} rows a process, which "
-                        f"micro_batch_size {micro} does not divide.\nUse a divisor of {share}.")
+        raise LoreError(
+            f"train.batch_size {train.batch_size} over {processes} processes leaves {share} rows a process, which "
+            f"micro_batch_size {micro} does not divide.\nUse a divisor of {share}."
+        )
     return micro, share // micro
 
 
-def training_arguments(train: TrainSection, folder: RunFolder, steps: int, seed: int, *, bf16: bool, vision: bool, cpu: bool,
-                       **more: Any) -> SFTConfig:
-    """TRL's configuration for a recipe. Rows come in the order of `order.training_order`, so TRL shuffles nothing."""
+def training_arguments(
+    train: TrainSection, folder: RunFolder, steps: int, seed: int, *, bf16: bool, vision: bool, cpu: bool, **more: Any
+) -> SFTConfig:
+    """TRL's configuration for a recipe; joins the process group. `set_steps` changes the steps later.
+
+    Rows come in the order of `order.training_order` and packed or flattened by the stage, so TRL shuffles, cuts and
+    packs nothing.
+    """
     micro, passes = micro_batch(train)
-    return SFTConfig(
-        output_dir=str(folder / "checkpoints"), max_steps=steps, per_device_train_batch_size=micro, gradient_accumulation_steps=passes,
-        learning_rate=train.lr, lr_scheduler_type=train.schedule, warmup_steps=round(train.warmup * steps),
-        weight_decay=train.weight_decay, adam_beta2=train.adam_beta2, max_grad_norm=train.max_grad_norm,
-        gradient_checkpointing=train.gradient_checkpointing, logging_steps=train.log_every, logging_first_step=True,
-        save_strategy="steps" if train.save_every else "no", save_steps=train.save_every or 500, save_total_limit=train.keep_checkpoints,
-        dataloader_num_workers=train.workers, train_sampling_strategy="sequential", shuffle_dataset=False, seed=seed, data_seed=seed,
-        bf16=bf16, use_cpu=cpu, max_length=None if vision or not train.packing else train.max_tokens, packing=train.packing,
-        padding_free=train.padding_free, remove_unused_columns=False, report_to=[], disable_tqdm=True, dataloader_pin_memory=not cpu, **more)
+    args = SFTConfig(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=passes,
+        learning_rate=train.lr,
+        lr_scheduler_type=train.schedule,
+        warmup_steps=round(train.warmup * steps),
+        weight_decay=train.weight_decay,
+        adam_beta2=train.adam_beta2,
+        max_grad_norm=train.max_grad_norm,
+        gradient_checkpointing=train.gradient_checkpointing,
+        logging_steps=train.log_every,
+        logging_first_step=True,
+        save_strategy="steps" if train.save_every else "no",
+        save_steps=train.save_every or 500,
+        save_total_limit=train.keep_checkpoints,
+        dataloader_num_workers=train.workers,
+        dataloader_pin_memory=not cpu,
+        train_sampling_strategy="sequential",
+        shuffle_dataset=False,
+        seed=seed,
+        data_seed=seed,
+        bf16=bf16,
+        max_length=None,
+        packing=False,
+        padding_free=not vision and (train.packing or train.padding_free),
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        ddp_timeout=WAIT_SECONDS,
+        **device_arguments(),
+        **more,
+    )
+    check_world(args.world_size)
+    return args
+
+
+def set_steps(args: SFTConfig, train: TrainSection, steps: int) -> None:
+    """The length of the run, once the rows are counted."""
+    args.max_steps, args.warmup_steps = steps, round(train.warmup * steps)
 
 
 class Recorder(TrainerCallback):
-    """Writes metrics.jsonl and the checkpoints' `complete` markers, and draws the progress bar of the main process."""
+    """Writes metrics.jsonl, the checkpoints' cards and `complete` markers, and draws the main process's bar."""
 
-    def __init__(self, folder: RunFolder, title: str):
-        self.folder, self.title = folder, title
+    def __init__(self, folder: RunFolder, title: str, card: dict[str, Any] | None = None):
+        self.folder, self.title, self.card = folder, title, card
         self.trainer = self.bar = self.task = None
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -70,8 +113,13 @@ class Recorder(TrainerCallback):
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-                            TimeRemainingColumn())
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
         self.task = self.bar.add_task(self.title, total=state.max_steps, completed=state.global_step, note="")
         self.bar.start()
 
@@ -89,7 +137,10 @@ class Recorder(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete").touch()
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            if self.card is not None:
+                write_card(checkpoint, self.card)
+            (checkpoint / COMPLETE).touch()
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar:
@@ -98,23 +149,26 @@ class Recorder(TrainerCallback):
 
 def last_checkpoint(folder: RunFolder) -> Path | None:
     """The newest checkpoint that was written whole; half-written ones are removed by the main process."""
-    from lore.folder import is_main_process
-
     whole = []
     for path in (folder / "checkpoints").glob("checkpoint-*"):
-        if (path / "complete").is_file():
+        if (path / COMPLETE).is_file():
             whole.append(path)
         elif is_main_process():
             shutil.rmtree(path)
-    return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+    return max(whole, key=_step_of, default=None)
 
 
-def train(trainer: Any, recorder: Recorder, folder: RunFolder) -> None:
-    """Trains from the newest whole checkpoint, or from the start, to the end."""
+def _step_of(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
+def train(trainer: Any, recorder: Recorder, folder: RunFolder) -> float:
+    """Trains from the newest whole checkpoint, or from the start, to the end; returns the seconds this took."""
     recorder.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(recorder)
     checkpoint = last_checkpoint(folder)
-    folder.truncate_metrics(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+    folder.truncate_metrics(_step_of(checkpoint))
     trainer.accelerator.wait_for_everyone()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return done.metrics["train_runtime"]

@@ -1,44 +1,29 @@
 """The order in which training visits its rows: fixed before step 0, the same for any number of processes.
 
-Batches hold rows of similar length, which saves the padding. The order is a list of row numbers, so a resumed run skips to its place
-and two processes that share a global batch see together what one process sees.
+A step's rows are drawn at random and then sorted by length, so that the forward passes of one step (micro-batches, processes) hold
+rows of similar length and little padding, while the gradient stays that of a random batch. The order is a list of row numbers: a
+resumed run skips to its place, and two processes that share a global batch see together what one process sees.
 """
 
 import numpy as np
 
-MEGA_BATCHES = 20  # batches that are sorted by length together; more saves padding, fewer mixes better
 
+def training_order(
+    lengths: list[int], batch_size: int, steps: int, seed: int, repeats: list[int] | None = None
+) -> np.ndarray:
+    """Row numbers for `steps` batches of `batch_size`, epoch after epoch, each shuffled anew; longest first inside a batch.
 
-def training_order(lengths: list[int], batch_size: int, steps: int, seed: int, repeats: list[int] | None = None) -> np.ndarray:
-    """Row numbers for `steps` batches of `batch_size`, epoch after epoch.
-
-    lengths: tokens per row; repeats: how often a row stands in one epoch (once where not given). Every epoch is shuffled anew,
-    cut into mega-batches, sorted by length inside each, and its batches are shuffled again.
+    lengths: tokens per row; repeats: how often a row stands in one epoch (once where not given).
     """
     rng = np.random.default_rng(seed)
     lengths_N = np.asarray(lengths)
     rows = np.arange(len(lengths_N)) if repeats is None else np.repeat(np.arange(len(lengths_N)), repeats)
-    needed, order = steps * batch_size, []
-    left_over = np.zeros(0, dtype=np.int64)
-    while sum(map(len, order)) < needed:
-        epoch = np.concatenate([left_over, rng.permutation(rows)])
-        whole = len(epoch) // batch_size * batch_size
-        if whole == 0:  # fewer rows than one batch: fill it from the next epochs
-            left_over = epoch
-            continue
-        epoch, left_over = epoch[:whole], epoch[whole:]
-        mega = MEGA_BATCHES * batch_size
-        batches = []
-        for start in range(0, whole, mega):
-            part = _by_length(epoch[start:start + mega], lengths_N)
-            batches += np.split(part, len(part) // batch_size)
-        rng.shuffle(batches)
-        order += batches
-    return np.concatenate(order)[:needed]
-
-
-def _by_length(rows, lengths):
-    return rows[np.argsort(-lengths[rows], kind="stable")]
+    epochs = -(-steps * batch_size // len(rows))
+    drawn = np.concatenate([rng.permutation(rows) for _ in range(epochs)])[: steps * batch_size].reshape(
+        steps, batch_size
+    )
+    longest_first = np.argsort(-lengths_N[drawn], axis=1, kind="stable")
+    return np.take_along_axis(drawn, longest_first, axis=1).reshape(-1)
 
 
 def balanced_repeats(labels: list[str]) -> list[int]:

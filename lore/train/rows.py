@@ -1,26 +1,47 @@
-"""Pairs to training rows: prompt and answer exactly as the engines will write and read them, in one Arrow file of the run folder.
+"""Pairs to training rows: prompt and answer exactly as the engines write and read them, in one Arrow file of the run.
 
-Text models get token ids and labels; vision-language models get texts and photos, which TRL's collator tokenises batch by batch.
+Text models get token ids and labels; vision-language models get texts and photos, which TRL's collator tokenises batch
+by batch.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from lore.engines.chat import prompt_text, turn_end
+from lore.engines.chat import image_tokens, prompt_text, turn_end
 from lore.errors import LoreError
-from lore.judgement import Judgement, PromptFormat, render, render_answer
+from lore.judgement import Judgement, PromptFormat, control_strings, render, render_answer
 from lore.pairs import Pair, load_image
+from lore.prompt import MAX_CHARACTERS_PER_TOKEN, item_text
 from lore.rubric import Rubric
 
 IGNORE = -100
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-TEXT_SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32())), ("length", pa.int32()),
-                         ("tier", pa.string()), ("pair_id", pa.string())])
-VISION_SCHEMA = pa.schema([("prompt", pa.string()), ("completion", pa.string()), ("images", pa.list_(IMAGE)), ("length", pa.int32()),
-                           ("prompt_length", pa.int32()), ("tier", pa.string()), ("pair_id", pa.string())])
+TEXT_SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),
+        ("length", pa.int32()),
+        ("tier", pa.string()),
+        ("pair_id", pa.string()),
+        ("cut", pa.bool_()),
+    ]
+)
+VISION_SCHEMA = pa.schema(
+    [
+        ("prompt", pa.string()),
+        ("completion", pa.string()),
+        ("images", pa.list_(IMAGE)),
+        ("length", pa.int32()),
+        ("prompt_length", pa.int32()),
+        ("tier", pa.string()),
+        ("pair_id", pa.string()),
+        ("cut", pa.bool_()),
+    ]
+)
 
 
 def gold(pair: Pair) -> Judgement:
@@ -36,25 +57,41 @@ def sft_row(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> di
     messages = render(pair, rubric, fmt if vision else _without_photo(fmt), tokenizer=processor, image=shown)
     prompt, images = prompt_text(processor, messages)
     answer = render_answer(gold(pair), rubric, fmt, tokenizer=tokenizer) + turn_end(processor)
+    cut = whole_text(pair, fmt, tokenizer, photo=bool(images)) != user_text(messages)
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    ends = {"tier": pair.label, "pair_id": pair.pair_id}
+    ends = {"tier": pair.label, "pair_id": pair.pair_id, "cut": cut}
     if not vision:
         ids = prompt_ids + answer_ids
         return {"input_ids": ids, "labels": [IGNORE] * len(prompt_ids) + answer_ids, "length": len(ids), **ends}
-    prompt_length = len(prompt_ids) + len(images) * (getattr(processor, "image_seq_len", 0) or 0)
-    return {"prompt": prompt, "completion": answer, "images": [pair.image] if images else [],
-            "length": prompt_length + len(answer_ids), "prompt_length": prompt_length, **ends}
+    prompt_length = len(prompt_ids) + sum(image_tokens(processor, image) for image in images)
+    return {
+        "prompt": prompt,
+        "completion": answer,
+        "images": [pair.image] if images else [],
+        "length": prompt_length + len(answer_ids),
+        "prompt_length": prompt_length,
+        **ends,
+    }
+
+
+def whole_text(pair: Pair, fmt: PromptFormat, tokenizer: Any, photo: bool) -> str:
+    """The user's text before the photo as it would be without a limit on tokens."""
+    return item_text(pair, control_strings(tokenizer), fmt.max_prompt_tokens * MAX_CHARACTERS_PER_TOKEN).block(photo)[0]
+
+
+def user_text(messages: list[dict]) -> str:
+    """The user's text before the photo."""
+    content = messages[-1]["content"]
+    return content if isinstance(content, str) else content[0]["text"]
 
 
 def _without_photo(fmt: PromptFormat) -> PromptFormat:
-    from dataclasses import replace
-
     return replace(fmt, photo=False)
 
 
 def write_rows(rows: Iterator[dict[str, Any]], schema: pa.Schema, path: Path, batch: int = 1000) -> int:
-    """Streams rows into an Arrow file that `datasets.Dataset.from_file` maps into memory; returns their number. Atomic."""
+    """Streams rows into an Arrow file that `datasets.Dataset.from_file` maps into memory; returns their number."""
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     count, pending = 0, []
@@ -69,7 +106,9 @@ def write_rows(rows: Iterator[dict[str, Any]], schema: pa.Schema, path: Path, ba
             writer.write_table(pa.Table.from_pylist(pending, schema=schema))
     if not count:
         part.unlink()
-        raise LoreError(f"no training rows for {path}: the data section selects no labelled pair.\n"
-                        "Check data.path, data.split, data.slices and data.limit against `lore data stats`.")
+        raise LoreError(
+            f"no training rows for {path}: the data section selects no labelled pair.\n"
+            "Check data.path, data.split, data.slices and data.limit against `lore data stats`."
+        )
     part.replace(path)
     return count

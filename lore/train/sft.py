@@ -1,7 +1,8 @@
-"""Supervised fine-tuning of a judge on TRL's SFTTrainer and PEFT: rationale and verdict where a pair has both, else the verdict.
+"""Supervised fine-tuning of a judge on TRL's SFTTrainer and PEFT: rationale and verdict where a pair has both, else the
+verdict.
 
-Left out of TRL's own script: truncation (a verdict at the end would be lost without a word; a row that is too long stops the run),
-random order (rows come in a fixed order of similar lengths, so one process and two see the same batches).
+Left out of TRL's own script: truncation (a verdict at the end would be lost without a word; a row that is too long
+stops the run) and its random order (rows come in a fixed order, so one process and two see the same batches).
 
     accelerate launch recipes/quickstart/sft.yaml
 """
@@ -9,55 +10,94 @@ random order (rows come in a fixed order of similar lengths, so one process and 
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow.compute as pc
 import torch
-from accelerate import PartialState
 from transformers import set_seed
-from trl import SFTTrainer
+from trl import SFTTrainer, pack_dataset
 
-from lore.engines.loading import default_device, load_model, load_processor
+from lore.card import check_card, judge_card, write_card
+from lore.engines.loading import default_device, load_model, load_processor, resolve_dtype
 from lore.errors import LoreError
 from lore.folder import RunFolder, is_main_process
 from lore.judgement import PromptFormat, renderer_hash
+from lore.launch import world_size
 from lore.pairs import fingerprint, read_pairs
+from lore.progress import track
 from lore.rubric import load_rubric
 from lore.sources import materialise
+from lore.train.collate import PhotoCollator
 from lore.train.config import SFTRecipe
-from lore.train.loop import Recorder, total_steps, train, training_arguments
+from lore.train.flatten import check_flattening
+from lore.train.loop import Recorder, set_steps, total_steps, train, training_arguments
 from lore.train.order import balanced_repeats, training_order
 from lore.train.preflight import preflight
 from lore.train.rows import TEXT_SCHEMA, VISION_SCHEMA, sft_row, write_rows
 
 
 def run(recipe: SFTRecipe, folder: RunFolder) -> None:
-    """Trains and leaves the adapter (or the whole model) and the processor in <run>/model."""
+    """Trains and leaves the adapter (or the whole model), the processor and the judge's card in <run>/model."""
     set_seed(recipe.seed)
-    state = PartialState(cpu=not torch.cuda.is_available())
     rubric = load_rubric(recipe.data.rubric)
     fmt = PromptFormat(**recipe.prompt.model_dump())
+    renderer = renderer_hash(rubric, fmt)
+    check_card(recipe.model.adapter or recipe.model.name, renderer, "model")
     processor = load_processor(recipe.model)
     vision = hasattr(processor, "tokenizer") and recipe.prompt.photo
     if hasattr(processor, "tokenizer") and not vision:
-        processor = processor.tokenizer
-    with state.main_process_first():
-        rows = load_rows(recipe, folder, rubric, fmt, processor)
+        processor = text_part(processor)
     device = default_device()
-    model = load_model(recipe.model, device=device, for_training=True)
-    steps = total_steps(recipe.train, len(rows))
-    if is_main_process():
-        preflight(recipe, rows, model, processor, steps)
+    bf16 = resolve_dtype(recipe.model.dtype, device) == torch.bfloat16
+    # Before the model: DeepSpeed's stage 3 has to know that weights are shared out while they are loaded.
+    args = training_arguments(recipe.train, folder, 1, recipe.seed, bf16=bf16, vision=vision, cpu=device == "cpu")
+    with args.main_process_first(local=False, desc="training rows"):
+        rows = load_rows(recipe, folder, rubric, fmt, processor)
     repeats = balanced_repeats(rows["tier"][:]) if recipe.class_weights == "balanced" else None
-    order = training_order(rows["length"][:], recipe.train.batch_size, steps, recipe.seed, repeats)
-    args = training_arguments(recipe.train, folder, steps, recipe.seed, bf16=model.dtype == torch.bfloat16, vision=vision, cpu=device == "cpu")
+    data = rows
+    if recipe.train.packing:
+        with args.main_process_first(local=False, desc="packing"):
+            data, repeats = packed(rows, repeats, recipe.train.max_tokens), None
+    steps = total_steps(recipe.train, len(data) if repeats is None else sum(repeats))
+    set_steps(args, recipe.train, steps)
+    model = load_model(recipe.model, device=device, for_training=True)
+    if args.padding_free:
+        check_flattening(model, rows)
+    if is_main_process():
+        preflight(recipe, rows, model, processor, steps, sequences=len(data) if repeats is None else sum(repeats))
+    order = training_order(data["length"][:], recipe.train.batch_size, steps, recipe.seed, repeats)
     columns = ["prompt", "completion", "images"] if vision else ["input_ids", "labels"]
-    trainer = SFTTrainer(model=model, args=args, train_dataset=rows.select_columns(columns).select(order), processing_class=processor,
-                         peft_config=peft_config(recipe))
-    train(trainer, Recorder(folder, "sft"), folder)
+    columns += ["seq_lengths"] if recipe.train.packing else []
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=data.select_columns(columns).select(order),
+        processing_class=processor,
+        data_collator=PhotoCollator(processor, always_photo=world_size() > 1 and some_photos(rows)) if vision else None,
+        peft_config=peft_config(recipe),
+    )
+    card = judge_card(recipe, renderer, rubric.hash)
+    seconds = train(trainer, Recorder(folder, "sft", card), folder)
     trainer.save_model(str(folder / "model"))
-    state.wait_for_everyone()
+    trainer.accelerator.wait_for_everyone()
     if is_main_process():
         load_processor(recipe.model).save_pretrained(folder / "model")
+        write_card(folder / "model", card)
         last = folder.metrics()[-1]
-        folder.finish({"rows": len(rows), "steps": steps, "loss": last["loss"], "model": str(folder / "model")})
+        summary = {"rows": len(rows), "steps": steps, "loss": last["loss"], "train_seconds": round(seconds, 2)}
+        folder.finish({**summary, "model": str(folder / "model")})
+
+
+def some_photos(rows: datasets.Dataset) -> bool:
+    """Whether any row has a photo."""
+    return pc.any(pc.greater(pc.list_value_length(rows.data.column("images")), 0)).as_py()
+
+
+def text_part(processor: Any) -> Any:
+    """The tokenizer of a vision-language processor, with the chat template that the processor may hold alone."""
+    tokenizer = processor.tokenizer
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = processor.chat_template
+    return tokenizer
 
 
 def load_rows(recipe: SFTRecipe, folder: RunFolder, rubric: Any, fmt: PromptFormat, processor: Any) -> datasets.Dataset:
@@ -66,35 +106,57 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, rubric: Any, fmt: PromptForm
     vision = hasattr(processor, "tokenizer")
     if is_main_process():
         pairs = materialise(recipe.data, folder)
-        folder.note(data_fingerprint=fingerprint(pairs), rubric_hash=rubric.hash, renderer_hash=renderer_hash(rubric, fmt))
+        hashes = {"rubric_hash": rubric.hash, "renderer_hash": renderer_hash(rubric, fmt)}
+        folder.note(data_fingerprint=fingerprint(pairs), **hashes)
         if not path.is_file():
             write_rows(_labelled(recipe, pairs, rubric, fmt, processor), VISION_SCHEMA if vision else TEXT_SCHEMA, path)
-    rows = datasets.Dataset.from_file(str(path))
-    return rows.cast_column("images", datasets.Sequence(datasets.Image())) if vision else rows
+    if not path.is_file():
+        error = LoreError(f"rank 0 has left no {path}: its message says why, or this machine does not see its folder.")
+        error.same_on_every_rank = True
+        raise error
+    return datasets.Dataset.from_file(str(path))
 
 
 def _labelled(recipe, pairs, rubric, fmt, processor):
-    from lore.progress import track
-
     wanted = set(recipe.data.slices or [])
-    selected = (pair for pair in read_pairs(pairs, split=recipe.data.split, limit=None)
-                if pair.label is not None and (not wanted or wanted & set(pair.slices)))
+    selected = (
+        pair
+        for pair in read_pairs(pairs, split=recipe.data.split)
+        if pair.label is not None and (not wanted or wanted & set(pair.slices))
+    )
     for number, pair in enumerate(track(selected, "rendering pairs")):
         if recipe.data.limit is not None and number >= recipe.data.limit:
             return
         row = sft_row(pair, rubric, fmt, processor)
         if row["length"] > recipe.train.max_tokens:
-            raise LoreError(f"pair {pair.pair_id}: prompt and answer take {row['length']} tokens, train.max_tokens is {recipe.train.max_tokens}.\n"
-                            "A truncated row would lose its verdict: raise train.max_tokens or lower prompt.max_prompt_tokens.")
+            raise LoreError(
+                f"pair {pair.pair_id}: prompt and answer take {row['length']} tokens, train.max_tokens is "
+                f"{recipe.train.max_tokens}.\nA truncated row would lose its verdict: raise train.max_tokens or lower "
+                "prompt.max_prompt_tokens."
+            )
         yield row
 
 
+def packed(rows: datasets.Dataset, repeats: list[int] | None, max_tokens: int) -> datasets.Dataset:
+    """Rows packed into sequences of at most max_tokens by TRL's best-fit packing, each with its length."""
+    chosen = rows if repeats is None else rows.select(np.repeat(np.arange(len(rows)), repeats))
+    sequences = pack_dataset(chosen.select_columns(["input_ids", "labels"]), max_tokens, "bfd")
+    return sequences.add_column("length", [sum(lengths) for lengths in sequences["seq_lengths"]])
+
+
 def peft_config(recipe: SFTRecipe) -> Any:
-    """The LoRA (or DoRA) of the recipe for PEFT; none trains every weight."""
+    """The LoRA (or DoRA) of the recipe for PEFT; none trains every weight, or goes on with the adapter it was given."""
     from peft import LoraConfig
 
     lora = recipe.model.lora
     if lora is None:
         return None
-    return LoraConfig(r=lora.rank, lora_alpha=lora.scale_alpha, lora_dropout=lora.dropout, target_modules=lora.targets, use_dora=lora.dora,
-                      modules_to_save=lora.modules_to_save or None, task_type="CAUSAL_LM")
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.scale_alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        use_dora=lora.dora,
+        modules_to_save=lora.modules_to_save or None,
+        task_type="CAUSAL_LM",
+    )

@@ -1,0 +1,200 @@
+"""Trained tokens per second of the sft stage against TRL's own `trl sft`, in pairs of runs, one after the other.
+
+    python benchmarks/sft.py                      3 pairs of 60 steps of 64 rows in passes of 16
+    python benchmarks/sft.py --pairs 1 --steps 4  a quick look
+
+Both train the same small Llama (random weights, the quickstart's size) with the same LoRA on the same rendered rows,
+text only, once over: the stage from pairs, TRL from a jsonl of the prompts and completions. Optimiser, precision,
+batch, pass and steps are the same. The number of tokens is that of the rows, without padding, and the seconds are each
+trainer's own `train_runtime`; the time of the whole process stands beside it (the stage also renders the rows).
+
+The stage sorts the rows of a step by length, so that each of its forward passes pads little; TRL takes rows at random.
+That is the whole advantage: with --micro equal to --batch both pad alike.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+RATE, RANK, MAX_TOKENS = 1e-3, 16, 2048
+
+
+def prepare(folder: Path, rows: int) -> int:
+    """Writes model/, pairs.parquet and trl/train.jsonl; returns the tokens of all rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lore.data_synth.world import World
+    from lore.data_synth.world_stage import CORPUS_SCHEMA, corpus_texts
+    from lore.engines.chat import prompt_text, turn_end
+    from lore.judgement import PromptFormat, render, render_answer
+    from lore.pairs import PairWriter
+    from lore.train.base import build_processor
+    from lore.train.config import ArchitectureSection
+    from lore.train.rows import gold, sft_row
+
+    world, size = World(seed=0), ArchitectureSection()
+    corpus = folder / "corpus.parquet"
+    pq.write_table(pa.Table.from_pylist(list(corpus_texts(world, 4000)), schema=CORPUS_SCHEMA), corpus)
+    tokenizer = build_processor([str(corpus)], 1600, size).tokenizer
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        intermediate_size=size.mlp,
+        max_position_embeddings=size.max_positions,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    fmt = PromptFormat("reason_first", "name", photo=False, max_prompt_tokens=512)
+    (folder / "trl").mkdir()
+    tokens = 0
+    with PairWriter(folder / "pairs.parquet") as writer, open(folder / "trl" / "train.jsonl", "w") as lines:
+        for pair in world.pairs("train", rows):
+            pair.image = None
+            writer.write(pair)
+            prompt, _ = prompt_text(tokenizer, render(pair, world.rubric, fmt, tokenizer=tokenizer))
+            answer = render_answer(gold(pair), world.rubric, fmt, tokenizer=tokenizer) + turn_end(tokenizer)
+            lines.write(json.dumps({"prompt": prompt, "completion": answer}) + "\n")
+            tokens += sft_row(pair, world.rubric, fmt, tokenizer)["length"]
+    return tokens
+
+
+def write_recipe(folder: Path, run: str, steps: int, batch: int, micro: int) -> Path:
+    path = folder / f"{run}.yaml"
+    recipe = {
+        "stage": "sft",
+        "run": run,
+        "model": {"name": str(folder / "model"), "lora": {"rank": RANK, "alpha": 2.0 * RANK}},
+        "data": {"path": str(folder / "pairs.parquet"), "rubric": "shop"},
+        "prompt": {"order": "reason_first", "detail": "name", "photo": False, "max_prompt_tokens": 512},
+        "train": {
+            "steps": steps,
+            "batch_size": batch,
+            "micro_batch_size": micro,
+            "lr": RATE,
+            "warmup": 0.0,
+            "max_tokens": MAX_TOKENS,
+            "save_every": 0,
+        },
+    }
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def write_config(folder: Path, run: str, steps: int, batch: int, micro: int) -> Path:
+    """The same for TRL's command line."""
+    path = folder / f"{run}.yaml"
+    config = {
+        "model_name_or_path": str(folder / "model"),
+        "dtype": "float32",
+        "dataset_name": str(folder / "trl"),
+        "output_dir": str(folder / run),
+        "max_steps": steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": batch // micro,
+        "learning_rate": RATE,
+        "lr_scheduler_type": "cosine",
+        "max_length": MAX_TOKENS,
+        "use_peft": True,
+        "lora_r": RANK,
+        "lora_alpha": 2 * RANK,
+        "lora_dropout": 0.0,
+        "lora_target_modules": "all-linear",
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "logging_steps": 10,
+        "logging_first_step": True,
+        "save_strategy": "no",
+        "report_to": "none",
+    }
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def timed(command: list, environment: dict[str, str]) -> tuple[str, float]:
+    """(output, seconds) of a process that has to succeed."""
+    start = time.perf_counter()
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done.stdout + done.stderr, time.perf_counter() - start
+
+
+def run_stage(folder: Path, number: int, options: tuple, environment: dict[str, str]) -> dict[str, float]:
+    name = f"stage{number}"
+    _, wall = timed([sys.executable, "-m", "lore", "run", write_recipe(folder, name, *options)], environment)
+    summary = json.loads((folder / "runs" / name / "done").read_text())
+    return {"train_seconds": summary["train_seconds"], "wall_seconds": wall, "loss": summary["loss"]}
+
+
+def run_trl(folder: Path, number: int, options: tuple, environment: dict[str, str]) -> dict[str, float]:
+    config = write_config(folder, f"trl{number}", *options)
+    program = Path(sys.executable).with_name("trl")
+    output, wall = timed([program, "sft", "--config", config], environment)
+    seconds = float(re.findall(r"'train_runtime': '?([\d.]+)", output)[-1])
+    loss = float(re.findall(r"'loss': '?([\d.]+)", output)[-1])
+    return {"train_seconds": seconds, "wall_seconds": wall, "loss": loss}
+
+
+def main() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each, in turns")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=64, help="rows per optimiser step")
+    parser.add_argument("--micro", type=int, default=16, help="rows per forward pass")
+    parsed = parser.parse_args()
+    options = (parsed.steps, parsed.batch, parsed.micro)
+    found: dict[str, list[dict[str, float]]] = {"lore": [], "trl": []}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        tokens = prepare(folder, parsed.steps * parsed.batch)
+        environment = {
+            **os.environ,
+            "LORE_RUNS": str(folder / "runs"),
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(folder / "cache"),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        for number in range(parsed.pairs):
+            found["lore"].append(run_stage(folder, number, options, environment))
+            found["trl"].append(run_trl(folder, number, options, environment))
+    rates = {name: [tokens / run["train_seconds"] for run in runs] for name, runs in found.items()}
+    ratios = [ours / theirs for ours, theirs in zip(rates["lore"], rates["trl"], strict=True)]
+    table = Table(title=f"{tokens:,} tokens, {parsed.steps} steps of {parsed.batch} rows in passes of {parsed.micro}")
+    for column in ("pair", "lore tokens/s", "trl tokens/s", "ratio", "lore process s", "trl process s"):
+        table.add_column(column, justify="right")
+    for number, ratio in enumerate(ratios):
+        ours, theirs = found["lore"][number], found["trl"][number]
+        cells = [f"{rates['lore'][number]:,.0f}", f"{rates['trl'][number]:,.0f}", f"{ratio:.2f}"]
+        table.add_row(str(number + 1), *cells, f"{ours['wall_seconds']:.1f}", f"{theirs['wall_seconds']:.1f}")
+    Console().print(table)
+    spread = {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)}
+    summary = {"benchmark": "sft", "tokens": tokens, "steps": parsed.steps, "batch": parsed.batch}
+    summary |= {"micro": parsed.micro, "ratio": spread, "runs": found}
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""One process and two train the same judge: same global batch, same losses. Text and photos, plain and ZeRO-2."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, needs_deepspeed
+
+from lore.folder import RunFolder
+from lore.run import run_recipe
+
+STEPS = {"steps": 20, "batch_size": 8, "save_every": 0}
+
+
+def launch(config: str, path, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "lore", "launch", str(path), "--config", config, *options]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def losses(folder: RunFolder) -> list[float]:
+    return [line["loss"] for line in folder.metrics()]
+
+
+def compare(tiny, runs, tmp_path, config: str, **options) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text(tiny.recipe("sft", **STEPS | options))
+    one = losses(run_recipe(path))
+    (runs / "sft").rename(runs / "one")
+    done = launch(config, path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    two = losses(RunFolder(runs / "sft"))
+    assert len(one) == len(two) == 20
+    assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-3, list(zip(one, two, strict=True))
+    assert one[-1] < one[0] - 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vision", "text"])
+def test_two_cpu_processes_have_the_losses_of_one(tiny, runs, tmp_path, kind):
+    compare(tiny, runs, tmp_path, "cpu2", model=kind, lora={})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("passes", [1, 2], ids=["one pass", "two passes"])
+def test_two_cpu_processes_under_zero2_have_the_losses_of_one(tiny, runs, tmp_path, passes):
+    needs_deepspeed()
+    compare(tiny, runs, tmp_path, "zero2", lora={}, micro_batch_size=4 // passes)
+
+
+@pytest.mark.slow
+def test_a_batch_that_two_processes_cannot_share_is_said_once_and_early(tiny, runs, tmp_path):
+    path = tmp_path / "sft.yaml"
+    path.write_text(tiny.recipe("sft", model="text", lora={}, batch_size=5))
+    done = launch("cpu2", path)
+    assert done.returncode == 1
+    assert "train.batch_size is 5 and there are 2 processes" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,138 @@
+"""The transformers engine on tiny real models: the same numbers however prompts are batched, text and photos mixed."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lore.engines import Sampling, open_engine
+from lore.engines.chat import image_tokens, prompt_text, turn_end
+from lore.engines.loading import load_processor
+from lore.errors import LoreError
+from lore.judgement import PromptFormat, render, with_verdict_prefix
+from lore.pairs import load_image, read_pairs
+from lore.recipe import ModelSection
+from lore.rubric import load_rubric
+
+RUBRIC = load_rubric("shop")
+FORMAT = PromptFormat("reason_first", "name", max_prompt_tokens=512)
+SMALL, LARGE = 200, 100_000  # batch_tokens: one prompt at a time, all at once
+
+
+def prompts(tiny, processor, count: int = 24) -> list:
+    vision = hasattr(processor, "tokenizer")
+    fmt = FORMAT if vision else PromptFormat("reason_first", "name", photo=False, max_prompt_tokens=512)
+    pairs = list(read_pairs(tiny.pairs, split="test", limit=count))
+    assert 0 < sum(pair.image is not None for pair in pairs) < count
+    return [
+        render(pair, RUBRIC, fmt, tokenizer=processor, image=load_image(pair.image) if vision and pair.image else None)
+        for pair in pairs
+    ]
+
+
+@pytest.fixture(scope="module", params=["vision", "text"])
+def engines(request, tiny):
+    section = ModelSection(name=str(getattr(tiny, request.param)))
+    small, large = (open_engine(section, RUBRIC, batch_tokens=n, device="cpu") for n in (SMALL, LARGE))
+    return small, large, prompts(tiny, small.processor)
+
+
+def test_scores_do_not_depend_on_the_batch(engines):
+    small, large, asked = engines
+    one_by_one, at_once = small.score(asked), large.score(asked)
+    assert one_by_one.shape == (len(asked), 4)
+    np.testing.assert_allclose(one_by_one, at_once, atol=1e-5)
+    np.testing.assert_allclose(one_by_one.sum(axis=1), 1)
+    assert one_by_one.std(axis=0).min() > 1e-4  # different pairs, different scores
+
+
+def test_greedy_answers_do_not_depend_on_the_batch(engines):
+    small, large, asked = engines
+    sampling = Sampling(max_tokens=16)
+    one_by_one, at_once = small.generate(asked, sampling), large.generate(asked, sampling)
+    assert one_by_one == at_once
+    assert all(c.tokens == 16 and c.finish_reason == "length" for (c,) in at_once if c.finish_reason == "length")
+
+
+def test_several_samples_differ_repeat_with_their_seed_and_greedy_ones_are_equal(engines):
+    _, large, asked = engines
+    sampling = Sampling(temperature=1.0, n=3, max_tokens=8, seed=5)
+    drawn = large.generate(asked[:4], sampling)
+    assert [len(row) for row in drawn] == [3] * 4
+    assert len({c.text for row in drawn for c in row}) > 4
+    assert drawn == large.generate(asked[:4], sampling)
+    greedy = large.generate(asked[:2], Sampling(n=3, max_tokens=8))
+    assert all(len(row) == 3 and len(set(row)) == 1 for row in greedy)
+
+
+def test_an_answer_that_ends_by_itself_has_stopped_and_its_end_is_counted_but_not_shown(engines):
+    small, _, _ = engines
+    end = small._end_ids[-1]
+    ids = small.tokenizer("a b", add_special_tokens=False)["input_ids"]
+    done = small._completion([*ids, end, 7, 7])
+    assert (done.text, done.tokens, done.finish_reason) == ("a b", len(ids) + 1, "stop")
+    cut = small._completion(ids)
+    assert (cut.text, cut.tokens, cut.finish_reason) == ("a b", len(ids), "length")
+
+
+def test_a_begun_answer_is_gone_on_with_and_scored_behind_it(engines):
+    _, large, asked = engines
+    plain = large.score(asked[:6])
+    begun = [with_verdict_prefix(p, RUBRIC, FORMAT, large.verdict) for p in asked[:6]]
+    np.testing.assert_allclose(large.score(begun), plain, atol=1e-6)
+    reasoned = [with_verdict_prefix(p, RUBRIC, FORMAT, large.verdict, rationale="colour: red") for p in asked[:6]]
+    assert np.abs(large.score(reasoned) - plain).max() > 1e-4
+    text, _ = prompt_text(large.processor, reasoned[0])
+    assert text.endswith("<reason>colour: red</reason>\n" + large.verdict.prefix_text)
+    continued = large.generate(reasoned[:1], Sampling(max_tokens=4))[0][0]
+    assert continued.tokens <= 4 and "<reason>colour" not in continued.text
+
+
+def test_no_prompts_no_answers(engines):
+    small, _, _ = engines
+    assert small.generate([], Sampling()) == []
+    assert small.score([]).shape == (0, 4)
+
+
+def test_the_photo_is_seen_and_an_all_black_one_is_no_gap(tiny):
+    engine = open_engine(ModelSection(name=str(tiny.vision)), RUBRIC, device="cpu")
+    pair = next(p for p in read_pairs(tiny.pairs, split="test") if p.image)
+    photos = [Image.new("RGB", (56, 56), colour) for colour in ("white", "red", "black")]
+    scores = engine.score([render(pair, RUBRIC, FORMAT, tokenizer=engine.processor, image=photo) for photo in photos])
+    assert np.abs(scores[0] - scores[1]).max() > 1e-6
+    assert np.isfinite(scores).all()
+
+
+def test_photo_tokens_are_counted_as_the_processor_expands_them(tiny):
+    processor = load_processor(ModelSection(name=str(tiny.vision)))
+    for size in ((56, 56), (200, 90), (31, 400)):
+        image = Image.new("RGB", size, "white")
+        text = "<query>a</query><image>b"
+        whole = processor(text=[text], images=[[image]], add_special_tokens=False)["input_ids"][0]
+        plain = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert image_tokens(processor, image) == len(whole) - len(plain) > 0
+
+
+def test_a_template_that_reads_parts_alone_still_gets_the_text_of_pairs_without_photo(tiny):
+    processor = load_processor(ModelSection(name=str(tiny.vision)))
+    processor.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}"
+        "{% elif p['type'] == 'image' %}<image>{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    )
+    text, _ = prompt_text(processor, [{"role": "user", "content": "<query>red lamp</query>"}])
+    assert "<query>red lamp</query>" in text
+    assert turn_end(processor) == "<|im_end|>"
+
+
+def test_model_folders_that_are_not_there_or_not_finished_say_so(tiny, tmp_path):
+    with pytest.raises(LoreError, match="is not a folder"):
+        load_processor(ModelSection(name=str(tmp_path / "nothing")))
+    with pytest.raises(LoreError, match="no config.json"):
+        load_processor(ModelSection(name=str(tmp_path)))
+    with pytest.raises(LoreError, match="no adapter_config.json"):
+        load_processor(ModelSection(name=str(tiny.vision), adapter=str(tmp_path)))
+
+
+def test_quantised_weights_without_bitsandbytes_are_an_error_that_names_it(tiny, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(LoreError, match="bitsandbytes"):
+        load_processor(ModelSection(name=str(tiny.text), quantize="nf4"))

@@ -1,0 +1,236 @@
+"""Supervised fine-tuning on tiny real models: what carries loss, what each option of the recipe does."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lore.card import read_card
+from lore.engines.chat import turn_end
+from lore.engines.loading import load_processor
+from lore.errors import LoreError
+from lore.judgement import FormatFailure, PromptFormat, parse
+from lore.pairs import Pair, read_pairs
+from lore.recipe import ModelSection
+from lore.rubric import load_rubric
+from lore.run import run_recipe
+from lore.train.collate import PhotoCollator
+from lore.train.order import balanced_repeats
+from lore.train.rows import IGNORE, gold, sft_row
+
+RUBRIC = load_rubric("shop")
+ORDERS = ["reason_first", "answer_first", "answer_only"]
+
+
+@pytest.fixture
+def train(tiny, runs, tmp_path):
+    """Runs an SFT recipe over the tiny shop: train("name", model="text", steps=3)."""
+
+    def run(name: str, *overrides: str, **options):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(tiny.recipe(name, **options))
+        return run_recipe(path, overrides)
+
+    return run
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(next((folder / "model").glob("*.safetensors")))
+
+
+def losses(folder) -> list[float]:
+    return [line["loss"] for line in folder.metrics()]
+
+
+@pytest.mark.parametrize("rationale", [True, False], ids=["rationale", "verdict alone"])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kind", ["vision", "text"])
+def test_loss_covers_the_answer_and_its_end_and_nothing_else(tiny, kind, order, rationale):
+    processor = load_processor(ModelSection(name=str(getattr(tiny, kind))))
+    tokenizer = getattr(processor, "tokenizer", processor)
+    fmt = PromptFormat(order, "name", max_prompt_tokens=512)
+    pairs = list(read_pairs(tiny.pairs, split="train", limit=12))
+    for pair in pairs:
+        if not rationale:
+            pair.rationale, pair.mismatch, pair.rules = None, None, []
+    rows = [sft_row(pair, RUBRIC, fmt, processor) for pair in pairs]
+    if kind == "vision":
+        assert 0 < sum(bool(row["images"]) for row in rows) < len(rows)
+        batch = PhotoCollator(processor)(rows)
+        encoded = list(zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True))
+    else:
+        encoded = [
+            (torch.tensor(row["input_ids"]), torch.tensor(row["labels"]), torch.ones(row["length"])) for row in rows
+        ]
+    for pair, row, (ids, labels, mask) in zip(pairs, rows, encoded, strict=True):
+        assert mask.sum() == row["length"]
+        supervised = ids[labels != IGNORE]
+        assert (labels[labels != IGNORE] == supervised).all()
+        text = tokenizer.decode(supervised)
+        assert text.endswith(turn_end(processor))
+        answer = parse(text.removesuffix(turn_end(processor)), RUBRIC, fmt)
+        expected = gold(pair)
+        assert not isinstance(answer, FormatFailure), answer
+        assert answer.tier == pair.label
+        assert answer.rationale == (expected.rationale if order != "answer_only" else "")
+        prompt = tokenizer.decode(ids[(labels == IGNORE) & mask.bool()])
+        assert prompt.endswith("<|im_start|>assistant\n")
+        assert pair.query in prompt
+
+
+def test_a_batch_without_photos_gets_one_without_loss_where_several_processes_need_it(tiny):
+    processor = load_processor(ModelSection(name=str(tiny.vision)))
+    fmt = PromptFormat("answer_only", "name", max_prompt_tokens=512)
+    pairs = [pair for pair in read_pairs(tiny.pairs, split="train") if pair.image is None][:3]
+    rows = [sft_row(pair, RUBRIC, fmt, processor) for pair in pairs]
+    alone, together = PhotoCollator(processor)(rows), PhotoCollator(processor, always_photo=True)(rows)
+    assert "pixel_values" not in alone and together["pixel_values"].shape[0] == 4
+    assert together["input_ids"].shape[0] == 4
+    assert (together["labels"][3] == IGNORE).all()
+    assert ((together["labels"] != IGNORE).sum() == (alone["labels"] != IGNORE).sum()).item()
+
+
+def test_the_description_goes_first_when_a_prompt_is_too_long_and_the_row_says_so(tiny):
+    tokenizer = load_processor(ModelSection(name=str(tiny.text)))
+    pair = Pair(pair_id="a", query="red lamp", title="lamp " * 8, description="warm light " * 60, label="L2")
+    pair.attributes = {"colour": "red"}
+    whole = sft_row(pair, RUBRIC, PromptFormat("answer_only", "name", max_prompt_tokens=4000), tokenizer)
+    assert not whole["cut"]
+    row = sft_row(pair, RUBRIC, PromptFormat("answer_only", "name", max_prompt_tokens=120), tokenizer)
+    text = tokenizer.decode(row["input_ids"])
+    assert row["cut"] and row["length"] < 140
+    assert "colour: red" in text and "warm light" in text and text.count("lamp") >= 9
+    assert text.endswith("<verdict>L2</verdict><|im_end|>")
+
+
+def test_a_row_that_would_lose_its_verdict_stops_the_run(train):
+    with pytest.raises(LoreError, match=r"tokens, train.max_tokens is 64"):
+        train("long", lora={}, max_tokens=64)
+
+
+def test_the_adapter_its_processor_and_its_card_are_left_and_checkpoints_have_the_card(train):
+    folder = train("judge", lora={})
+    model = folder / "model"
+    assert (model / "adapter_model.safetensors").is_file() and (model / "processor_config.json").is_file()
+    card = read_card(model)
+    assert (
+        card["prompt"]["order"] == "reason_first" and card["renderer_hash"] == folder.manifest["facts"]["renderer_hash"]
+    )
+    assert read_card(folder / "checkpoints" / "checkpoint-8") == card
+    found = losses(folder)
+    assert len(found) == 8 and found[-1] < found[0] - 0.5
+
+
+def test_going_on_from_a_judge_that_is_asked_otherwise_stops(train, tiny, runs, tmp_path):
+    folder = train("first", lora={})
+    body = json.loads(tiny.recipe("second", prompt={"order": "answer_only"}))
+    body["model"]["adapter"] = str(folder / "model")
+    path = tmp_path / "second.yaml"
+    path.write_text(json.dumps(body))
+    with pytest.raises(LoreError, match="was trained with renderer"):
+        run_recipe(path)
+    body = json.loads(tiny.recipe("third", steps=2))
+    body["model"]["adapter"] = str(folder / "model")
+    path.write_text(json.dumps(body))
+    third = run_recipe(path)
+    before, after = weights(folder), weights(third)
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before)
+    assert losses(third)[0] < losses(folder)[0]  # it starts where the first one ended
+
+
+def test_scoring_a_judge_that_was_asked_otherwise_stops(train, tiny, tmp_path):
+    folder = train("first", model="text", lora={}, steps=2)
+    judge = {"model": {"name": str(tiny.text), "adapter": str(folder / "model")}}
+    body = {
+        "stage": "rair",
+        "run": "scored",
+        "data": {"path": str(tiny.pairs), "rubric": "shop", "split": "test"},
+        "prompt": {"order": "answer_first", "detail": "name"},
+        "judges": {"judge": judge},
+        "metrics": {"bootstrap_samples": 100},
+    }
+    path = tmp_path / "eval.yaml"
+    path.write_text(json.dumps(body))
+    with pytest.raises(LoreError, match="judges.judge: .* was trained with renderer"):
+        run_recipe(path)
+
+
+def test_dora_trains_its_magnitudes(train):
+    folder = train("dora", model="text", lora={"dora": True}, steps=3)
+    assert any("lora_magnitude_vector" in name for name in weights(folder))
+    assert losses(folder)[-1] < losses(folder)[0]
+
+
+def test_without_lora_every_weight_is_trained(train, tiny):
+    folder = train("full", steps=3)
+    before, after = load_file(tiny.vision / "model.safetensors"), weights(folder)
+    assert before.keys() == after.keys()
+    still = [name for name in before if (before[name] == after[name]).all()]
+    assert len(still) < len(before) / 10, still
+    assert losses(folder)[-1] < losses(folder)[0]
+
+
+def test_quantised_training_without_bitsandbytes_says_what_to_install(train, tiny, runs, tmp_path, monkeypatch):
+    body = json.loads(tiny.recipe("qlora", model="text", lora={}))
+    body["model"]["quantize"] = "nf4"
+    (tmp_path / "q.yaml").write_text(json.dumps(body))
+    found = __import__("importlib").util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda n, *a: None if n == "bitsandbytes" else found(n, *a))
+    with pytest.raises(LoreError, match="bitsandbytes"):
+        run_recipe(tmp_path / "q.yaml")
+
+
+def test_gradient_checkpointing_changes_memory_and_not_the_losses(train):
+    plain = train("plain", lora={}, steps=3)
+    checkpointed = train("checkpointed", lora={}, steps=3, gradient_checkpointing=True)
+    assert losses(plain) == pytest.approx(losses(checkpointed), abs=1e-5)
+
+
+def test_rows_in_one_sequence_do_not_see_each_other(train):
+    options = {"model": "text", "lora": {}, "steps": 3, "prompt": {"photo": False}}
+    padded = train("padded", **options)
+    flat = train("flat", **options, padding_free=True)
+    assert losses(padded) == pytest.approx(losses(flat), abs=1e-4)
+    packed = train("packed", **options, packing=True, batch_size=1, max_tokens=512)
+    assert losses(packed)[0] == pytest.approx(losses(padded)[0], abs=0.3)
+    assert (packed / "data" / "rows.arrow").is_file()
+
+
+def test_an_attention_that_mixes_the_rows_of_a_sequence_is_an_error(train, tiny, runs, tmp_path):
+    from lore.train.flatten import check_flattening
+
+    class Mixing(torch.nn.Module):
+        """Logits of a token depend on all before it, whatever the positions say."""
+
+        config, dtype = type("Config", (), {"_attn_implementation": "eager"}), torch.float32
+
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Embedding(1000, 8)
+
+        def forward(self, input_ids, position_ids=None, use_cache=False):
+            return type("Output", (), {"logits": self.embed(input_ids).cumsum(dim=1)})
+
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5, 6]]})
+    with pytest.raises(LoreError, match="train.packing and train.padding_free.*eager"):
+        check_flattening(Mixing(), rows)
+
+
+def test_balanced_classes_repeat_rare_tiers(train, tiny):
+    options = {"model": "text", "lora": {}, "steps": None, "epochs": 1, "save_every": 0}
+    plain = train("plain", **options)
+    balanced = train("balanced", "class_weights=balanced", **options)
+    assert plain.summary["rows"] == balanced.summary["rows"] == 96
+    tiers = [pair.label for pair in read_pairs(tiny.pairs, split="train", limit=96)]
+    assert plain.summary["steps"] == 12
+    assert balanced.summary["steps"] == -(-sum(balanced_repeats(tiers)) // 8) > 12
+
+
+def test_several_forward_passes_make_the_same_step(train):
+    whole = train("whole", lora={}, steps=3)
+    passes = train("passes", lora={}, steps=3, micro_batch_size=2)
+    assert losses(whole) == pytest.approx(losses(passes), abs=1e-4)

@@ -1,0 +1,50 @@
+"""The order of the training rows: every row once an epoch, fixed by the seed, the same whatever the processes."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lore.train.order import balanced_repeats, training_order
+
+
+@given(rows=st.integers(1, 60), batch=st.integers(1, 16), steps=st.integers(1, 12), seed=st.integers(0, 5))
+def test_no_row_comes_again_before_all_have_come(rows, batch, steps, seed):
+    lengths = list(np.random.default_rng(seed).integers(5, 90, rows))
+    order = training_order(lengths, batch, steps, seed)
+    assert len(order) == batch * steps
+    counts = np.bincount(order, minlength=rows)
+    # inside a batch rows are sorted, so only whole batches can be counted
+    assert counts.max() - counts.min() <= 1
+    assert (training_order(lengths, batch, steps, seed) == order).all()
+
+
+def test_a_shorter_run_sees_the_beginning_of_a_longer_one_and_seeds_differ():
+    lengths = list(range(100))
+    short, long = (training_order(lengths, 10, steps, 1) for steps in (7, 10))
+    assert (short == long[:70]).all()
+    assert (training_order(lengths, 10, 10, 2) != long).any()
+
+
+def test_rows_of_a_step_are_sorted_by_length_so_that_its_forward_passes_pad_little():
+    lengths = np.random.default_rng(0).integers(10, 200, 640)
+    order = training_order(list(lengths), 64, 10, 0).reshape(10, 64)
+    assert (np.diff(lengths[order], axis=1) <= 0).all()
+
+    def padded(rows, width):
+        parts = lengths[rows].reshape(-1, width)
+        return (parts.max(axis=1) * width).sum()
+
+    shuffled = np.random.default_rng(1).permutation(640)
+    assert padded(order.reshape(-1), 16) < 0.8 * padded(shuffled, 16)
+
+
+def test_repeated_rows_stand_as_often_in_an_epoch_as_asked():
+    order = training_order([5] * 4, 7, 2, 0, repeats=[1, 1, 2, 3])
+    assert sorted(order) == sorted([0, 1, 2, 2, 3, 3, 3] * 2)
+
+
+def test_balancing_makes_rare_labels_as_frequent_as_common_ones():
+    labels = ["L4"] * 60 + ["L1"] * 20 + ["L2"] * 7
+    repeats = balanced_repeats(labels)
+    seen = {name: sum(r for r, label in zip(repeats, labels, strict=True) if label == name) for name in set(labels)}
+    assert seen == {"L4": 60, "L1": 60, "L2": 63}

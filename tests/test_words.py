@@ -1,0 +1,109 @@
+"""The words stage: generated texts over one split's words, labelled by the words found."""
+
+import csv
+
+import pyarrow.parquet as pq
+import pytest
+
+from lore.data_synth.words import WordPairs, inflected, stem_of, tier_index, words_of
+from lore.errors import LoreError
+from lore.folder import RunFolder
+from lore.judgement import FormatFailure, PromptFormat, parse
+from lore.pairs import Pair
+from lore.recipe import load_recipe
+from lore.recipe_file import RecipeError
+from lore.rubric import load_rubric
+from lore.run import run_recipe
+from lore.splits import split_of
+
+RUBRIC = load_rubric("crowdflower")
+TITLES = ["LED Christmas Lights - Clear Wire", "Solid-Wood Wine Rack, 6 Bottle", "Nike Running Shoes for Women", "16GB Memory Card"]
+BODY = 'stage: words\nrun: words\ntexts: 60\ndata: {{path: "{}", source: crowdflower, rubric: crowdflower, split: train}}\n'
+
+
+def generator(seed: int = 0) -> WordPairs:
+    real = [Pair(pair_id=str(n), query=title.split()[-1], title=title, description="A gift & more") for n, title in enumerate(TITLES)]
+    return WordPairs(real, RUBRIC, seed)
+
+
+@pytest.fixture
+def crowdflower(tmp_path):
+    """A file in CrowdFlower's form whose every query and title holds a word that no other pair has."""
+    path = tmp_path / "train.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "query", "product_title", "product_description", "median_relevance", "relevance_variance"])
+        for n in range(60):
+            writer.writerow([n, f"query{n:02d} lamp", f"Table Lamp title{n:02d}", f"Text text{n:02d}", n % 4 + 1, 0.0])
+    return path
+
+
+def test_every_word_found_is_the_best_tier_and_none_the_worst():
+    assert [tier_index(share, 4) for share in (0.0, 0.32, 0.5, 0.7, 0.99, 1.0)] == [0, 0, 1, 2, 2, 3]
+    assert [tier_index(share, 2) for share in (0.0, 0.9, 1.0)] == [0, 0, 1]
+
+
+def test_a_plural_s_is_no_difference():
+    assert stem_of("lights") == stem_of("light") == stem_of(inflected("light"))
+    assert stem_of("glass") == "glass"
+    assert generator().found(["light", "wires", "wood"], words_of(TITLES[0])) == [True, True, False]
+
+
+def test_labels_and_reasons_follow_from_the_words():
+    words = generator()
+    for number in range(300):
+        pair = words.pair(number, reasons=1.0)
+        query, title = words_of(pair.query), words_of(pair.title)
+        found = words.found(query, title)
+        assert pair.rationale.split("; ") == [f"{w} {'yes' if hit else 'no'}" for w, hit in zip(query, found, strict=True)]
+        assert (pair.label == "4") == all(found)
+        assert (pair.label == "1") or any(found)
+
+
+def test_all_tiers_occur():
+    assert {generator().pair(number, 0.5).label for number in range(300)} == {"1", "2", "3", "4"}
+
+
+def test_a_rare_word_that_is_missing_costs_more_than_a_frequent_one():
+    real = [Pair(pair_id=str(n), query="a", title=f"lamp {'tiffany' if n == 0 else 'brass'}") for n in range(50)]
+    words = WordPairs(real, RUBRIC, 0)
+    assert words.share(["tiffany", "lamp"], [True, False]) > 0.8 > words.share(["tiffany", "lamp"], [False, True])
+
+
+def test_texts_are_answers_of_the_codec_and_the_same_for_a_seed():
+    texts = [row["text"] for row in generator().texts(200, 0.5)]
+    assert texts == [row["text"] for row in generator().texts(200, 0.5)]
+    assert texts != [row["text"] for row in generator(1).texts(200, 0.5)]
+    answers = [text.split("<|im_start|>assistant\n")[1].removesuffix("<|im_end|>\n") for text in texts if "assistant" in text]
+    assert len(answers) > 60
+    for answer in answers:
+        assert not isinstance(parse(answer, RUBRIC, PromptFormat(detail="name")), FormatFailure), answer
+
+
+def test_nothing_outside_the_split_is_read(crowdflower, runs, write_recipe):
+    recipe = load_recipe(write_recipe("words.yaml", BODY.format(crowdflower), plain=True))
+    run_recipe(write_recipe("words.yaml", BODY.format(crowdflower), plain=True), [])
+    folder = RunFolder.of(recipe)
+    text = " ".join(pq.read_table(folder / "corpus.parquet")["text"].to_pylist()).lower()
+    splits = {n: split_of(f"query{n:02d} lamp") for n in range(60)}
+    assert set(splits.values()) == {"train", "dev", "test"}
+    for n, split in splits.items():
+        if split != "train":
+            assert not any(f"{kind}{n:02d}" in text for kind in ("query", "title", "text"))
+    assert folder.summary["texts"] == 60
+
+
+def test_a_recipe_that_would_read_every_split_is_refused(write_recipe):
+    with pytest.raises(RecipeError, match="held-out query"):
+        load_recipe(write_recipe("words.yaml", BODY.format("x.csv").replace(", split: train", ""), plain=True))
+
+
+def test_a_missing_file_says_where_to_get_it(tmp_path, runs, write_recipe):
+    path = write_recipe("words.yaml", BODY.format(tmp_path / "none.csv"), plain=True)
+    with pytest.raises(LoreError, match="kaggle.com/c/crowdflower-search-relevance"):
+        run_recipe(path, [])
+
+
+def test_no_pairs_is_an_error():
+    with pytest.raises(LoreError, match="lore data stats"):
+        WordPairs([], RUBRIC, 0)
