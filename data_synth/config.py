@@ -34,7 +34,7 @@ class WorldRecipe(BaseRecipe):
 
 
 class WordsRecipe(BaseRecipe):
-    """Generated pairs over the words of real ones: pseudo queries against real items, labelled by the query words found in the title."""
+    """Generated texts over the words of real pairs: pseudo queries against real items, labelled by the words found."""
 
     stage: Literal["words"] = "words"
     data: DataSection

@@ -157,7 +157,7 @@ class Shop:
         if tier_index == 3 or not able:
             able, tier_index = list(plans), 3 if tier_index != 0 else 0
         decisive = 0 if tier_index == 0 else rng.choice(able)
-        item = self._anything(rng, query.family)
+        item = self.catalogue_item(rng, query.family)
         for i, want in enumerate(query.wants):
             allowed = [
                 rule for rule, tier in plans[i].items() if (tier == tier_index if i == decisive else tier >= max(tier_index, 1))
@@ -165,6 +165,12 @@ class Shop:
             if i != decisive and rng.random() < 0.6:  # most other demands are met, as in a real result list
                 allowed = [rule for rule in allowed if plans[i][rule] == 3]
             self._realise(rng, item, want, rng.choice(allowed))
+        return item
+
+    def item_meeting(self, rng: random.Random, family: str, want: Want) -> Item:
+        """An item drawn for one demand alone, with every rule of the demand's dimension equally likely."""
+        item = self.catalogue_item(rng, family)
+        self._realise(rng, item, want, rng.choice(list(self._outcomes(want))))
         return item
 
     def _outcomes(self, want):
@@ -187,7 +193,8 @@ class Shop:
             outcomes.pop("multiple")
         return outcomes
 
-    def _anything(self, rng, family_name):
+    def catalogue_item(self, rng: random.Random, family_name: str) -> Item:
+        """Some item of a family, drawn without a query."""
         family = self.families[family_name]
         values = {
             "category": rng.choice([t.name for t in self.lexicon.types if t.family == family_name]),

@@ -95,12 +95,13 @@ class World:
         u = 1 - random.Random(f"{self.seed}/{split}/frequency/{number}").random()
         return round(10 * u**-ZIPF_EXPONENT, 2)
 
-    def example(self, rng: random.Random) -> list[Demand]:
-        """The demands of some query against some item: worked examples for the rule book."""
+    def example(self, rng: random.Random) -> Demand:
+        """One demand against some item, every rule of its dimension alike: a worked example for the rule book."""
         query = self.shop.query(rng, rng.choice(("general", "visual")), "train")
-        item = self.shop.item_for(rng, query, rng.choices(range(4), self.prior)[0])
+        want = rng.choice(query.wants)
+        item = self.shop.item_meeting(rng, query.family, want)
         _, facts = self.word_item(rng, item, hide_visible=query.kind == "visual", draw=False)
-        return judge(query.wants, facts, self.shop.kinds, self.rubric)
+        return judge([want], facts, self.shop.kinds, self.rubric)[0]
 
     def _slices(self, query, demands, decisive):
         hard = query.kind in HARD_KINDS
@@ -224,7 +225,7 @@ class World:
         families = list(self.shop.families)
         for i in range(count):
             rng = random.Random(f"{self.seed}/catalogue/{i}")
-            item = self.shop._anything(rng, rng.choice(families))
+            item = self.shop.catalogue_item(rng, rng.choice(families))
             if "pattern" in self.shop.families[item.family].demands:
                 item.values["pattern"] = rng.choice(self.lexicon.patterns)
             if rng.random() < 0.1:

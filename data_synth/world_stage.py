@@ -24,13 +24,18 @@ from lore.progress import track
 from lore.prompt import item_text
 from lore.rubric import load_rubric
 
-CORPUS_SCHEMA = pa.schema([("text", pa.string()), ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
-START, END = (
-    "<|im_start|>",
-    "<|im_end|>",
-)  # the base model's turns, so that it has seen a conversation before it is tuned on one
+CORPUS_SCHEMA = pa.schema(
+    [
+        ("text", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("trained", pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32())]))),
+    ]
+)
+# The base model's turns, so that it has seen a conversation before it is tuned on one.
+START, END = "<|im_start|>", "<|im_end|>"
 CATALOGUE_SHARE, RULES_SHARE = 0.45, 0.35  # of the corpus; the rest is the search log
-EXAMPLES_PER_TEXT = 5
+EXAMPLES_PER_TEXT = 6
+OPTIONAL = ("brand", "audience")  # what an item may leave unsaid and a query ask for
 TEST_SUBSETS = {"general": 1 / 3, "hard": 1 / 3, "visual": 1 / 3}
 
 
@@ -124,31 +129,54 @@ def search_log(world: World, queries: int) -> Iterator[dict]:
 def corpus_texts(world: World, count: int) -> Iterator[dict]:
     """What a base model reads: catalogue entries and captions, the rule book with worked examples, the search log with facets.
 
-    No query meets an item here: what to do with the three together is left to be learnt from the reasoning of the pairs.
+    No query meets an item here: what to do with the three together is left to be learnt from the reasoning of the pairs. Only
+    what the rest of a text decides carries loss; which lamp comes next in a catalogue is noise.
     """
     rng = random.Random(f"{world.seed}/corpus")
-    notation = world.lexicon.notation
     for pair, facts in world.catalogue(count):
         draw = rng.random()
         if draw < CATALOGUE_SHARE:
-            yield catalogue_entry(rng, pair, facts, notation)
+            text, image = catalogue_entry(rng, world, pair, facts), pair.image
         elif draw < CATALOGUE_SHARE + RULES_SHARE:
-            demands = [rng.choice(world.example(rng)) for _ in range(EXAMPLES_PER_TEXT)]
-            yield {"text": f"<rules>{render_demands(demands)}</rules>{END}\n", "image": None}
+            text, image = worked_examples(rng, world), None
         else:
             query, words = world.query("train", rng.randrange(10**9), kind=rng.choice(("general", "visual")))
-            facets = "; ".join(f"{want.dimension}: {wanted_text(want, notation)}" for want in query.wants)
-            yield {"text": f"<query>{words}</query>\n<reason>{facets}</reason>{END}\n", "image": None}
+            facets = "; ".join(f"{want.dimension}: {wanted_text(want, world.lexicon.notation)}" for want in query.wants)
+            text, image = [(f"<query>{words}</query>\n<reason>", False), (f"{facets}</reason>{END}\n", True)], None
+        yield {**_with_spans(text), "image": image}
 
 
-def catalogue_entry(rng: random.Random, pair: Pair, facts: dict[str, Fact], notation: dict[str, str]) -> dict:
-    """An item as judges see it, and a card of what it is and where that can be seen, in any order."""
+def catalogue_entry(rng: random.Random, world: World, pair: Pair, facts: dict[str, Fact]) -> list[tuple[str, bool]]:
+    """An item as judges see it, and a card of what it is and where that can be seen, in any order; (text, trained) pieces."""
     before, after = item_text(pair).block(photo=pair.image is not None)
     item = before[before.index("<item>") :] + ("<image>" + after if pair.image else "")
-    card = [f"{dimension}: {found_text(fact, notation)} ({fact.source})" for dimension, fact in facts.items()]
-    rng.shuffle(card)
-    text = f"{START}user\n{item}{END}\n{START}assistant\n<reason>{'; '.join(card)}</reason>{END}\n"
-    return {"text": text, "image": pair.image}
+    pieces = [(f"{START}user\n{item}{END}\n{START}assistant\n<reason>", False)]
+    dimensions = [*facts, *(d for d in OPTIONAL if d not in facts)]
+    rng.shuffle(dimensions)
+    for dimension in dimensions:
+        fact = facts.get(dimension)
+        found = f" {found_text(fact, world.lexicon.notation)} ({fact.source if fact else 'none'})"
+        pieces += [(f"{dimension} |", False), (found, True), ("; ", False)]
+    return [*pieces[:-1], (f"</reason>{END}\n", False)]
+
+
+def worked_examples(rng: random.Random, world: World) -> list[tuple[str, bool]]:
+    """Demands of many queries against many items with the rule that fires, as (text, trained) pieces."""
+    pieces = [("<rules>", False)]
+    for _ in range(EXAMPLES_PER_TEXT):
+        demand = world.example(rng)
+        verdict = f" {demand.rule} {demand.tier}"
+        pieces += [(render_demands([demand]).removesuffix(verdict), False), (verdict, True), ("; ", False)]
+    return [*pieces[:-1], (f"</rules>{END}\n", False)]
+
+
+def _with_spans(pieces: list[tuple[str, bool]]) -> dict:
+    spans, at = [], 0
+    for text, trained in pieces:
+        if trained:
+            spans.append({"start": at, "end": at + len(text)})
+        at += len(text)
+    return {"text": "".join(text for text, _ in pieces), "trained": spans}
 
 
 def _write_corpus(path: Path, rows: Iterator[dict], batch: int = 2000) -> None:

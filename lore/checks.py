@@ -80,8 +80,7 @@ class RowChecker:
         unknown = raw.keys() - _FIELDS
         if unknown:
             raise LoreError(
-                f"a row has the fields {', '.join(sorted(map(str, unknown)))}, which a Pair has not; it has "
-                f"{', '.join(FIELDS)}."
+                f"a row has the fields {', '.join(sorted(map(str, unknown)))}, which a Pair has not; it has {', '.join(FIELDS)}."
             )
         values: dict[str, Any] = {"pair_id": ""}
         for name, value in raw.items():
@@ -122,16 +121,12 @@ class RowChecker:
         if not value.isascii():
             if wrong := _SURROGATE.search(value):
                 start = max(0, wrong.start() - 20)
-                return self._bad(
-                    field, "encoding", f"undecodable bytes in {value[start : wrong.start() + 20]!a}", ENCODING_HINT
-                )
+                return self._bad(field, "encoding", f"undecodable bytes in {value[start : wrong.start() + 20]!a}", ENCODING_HINT)
             if markup and value.startswith("\ufeff"):
                 value = value.lstrip("\ufeff")
                 self.repairs["byte_order_mark"] += 1
         if "\0" in value:
-            return self._bad(
-                field, "nul_byte", f"a NUL byte at character {value.index(chr(0))}", "text without NUL bytes"
-            )
+            return self._bad(field, "nul_byte", f"a NUL byte at character {value.index(chr(0))}", "text without NUL bytes")
         if markup and ("<" in value or "&" in value) and has_html(value):
             if self.strict:
                 return self._bad(field, "html", short(value), "plain text; without --strict HTML is turned into it")
@@ -224,12 +219,8 @@ class RowChecker:
                 tier = self.rubric.tier_of(label)
             except LoreError:
                 tiers = ", ".join(self.rubric.tier_ids)
-                return self._bad(
-                    "label", "label_unknown", short(repr(label)), f"a tier of rubric {self.rubric.name}: {tiers}"
-                )
-            if (
-                len(self._tiers) < 10_000
-            ):  # a scale of averages has many labels, but a file of free text must not fill the memory
+                return self._bad("label", "label_unknown", short(repr(label)), f"a tier of rubric {self.rubric.name}: {tiers}")
+            if len(self._tiers) < 10_000:  # a scale of averages has many labels, but a file of free text must not fill the memory
                 self._tiers[label] = tier
         return tier
 
@@ -238,11 +229,7 @@ class RowChecker:
             value = {"bytes": None, "path": value.strip()}
         elif isinstance(value, bytes):
             value = {"bytes": value, "path": None}
-        if (
-            value is None
-            or value == {}
-            or (isinstance(value, dict) and not value.get("bytes") and not value.get("path"))
-        ):
+        if value is None or value == {} or (isinstance(value, dict) and not value.get("bytes") and not value.get("path")):
             return None
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, None)
         if not isinstance(value, dict) or not isinstance(data, bytes | None) or not isinstance(path, str | None):
@@ -267,7 +254,5 @@ class RowChecker:
                 for item in value or []
             ]
         except (TypeError, KeyError) as error:
-            self._bad(
-                "demands", "field_type", f"{short(repr(value))} ({error})", f"a list of {', '.join(DEMAND_FIELDS)}"
-            )
+            self._bad("demands", "field_type", f"{short(repr(value))} ({error})", f"a list of {', '.join(DEMAND_FIELDS)}")
             return []

@@ -23,12 +23,8 @@ def _lore() -> None:
 
 @app.command()
 def run(
-    arguments: list[str] = typer.Argument(
-        ..., metavar="RECIPE... [KEY=VALUE]...", help="Overrides go to every recipe."
-    ),
-    dry_run: bool = typer.Option(
-        False, "--dry-run", help="Check, print every value and what would happen, run nothing."
-    ),
+    arguments: list[str] = typer.Argument(..., metavar="RECIPE... [KEY=VALUE]...", help="Overrides go to every recipe."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Check, print every value and what would happen, run nothing."),
 ) -> None:
     """Run recipes in order, each after what it needs. An interrupted run goes on, a finished one is not repeated."""
     from lore.run import run_command
@@ -47,15 +43,9 @@ def check(paths: list[Path] = typer.Argument(..., help="Recipe files, or folders
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def launch(
     arguments: list[str] = typer.Argument(..., metavar="RECIPE [KEY=VALUE]... [ACCELERATE OPTIONS]..."),
-    config: str = typer.Option(
-        None, help="Name of a file in launch/accelerate (cpu2, ddp, zero2, zero3, fsdp2) or a path."
-    ),
-    num_processes: int = typer.Option(
-        None, min=1, help="Processes; by default one per GPU, else what the config says."
-    ),
-    dry_run: bool = typer.Option(
-        False, "--dry-run", help="Print the recipe and accelerate's command line, run nothing."
-    ),
+    config: str = typer.Option(None, help="Name of a file in launch/accelerate (cpu2, ddp, zero2, zero3, fsdp2) or a path."),
+    num_processes: int = typer.Option(None, min=1, help="Processes; by default one per GPU, else what the config says."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Print the recipe and accelerate's command line, run nothing."),
 ) -> None:
     """Run a recipe in several processes with accelerate."""
     from lore.launch import launch as start

@@ -25,9 +25,7 @@ app = typer.Typer(
 
 JSON = typer.Option(False, "--json", help="Print one JSON object instead of tables.")
 STRICT = typer.Option(False, "--strict", help="Reject rows with HTML instead of turning it into plain text.")
-DROP = typer.Option(
-    False, "--drop-duplicates", help="Keep the first of equal pairs; the others go to the rejected file."
-)
+DROP = typer.Option(False, "--drop-duplicates", help="Keep the first of equal pairs; the others go to the rejected file.")
 
 
 @contextmanager
@@ -43,12 +41,8 @@ def _errors() -> Iterator[None]:
 def import_(
     source: str = typer.Argument(..., help="crowdflower, homedepot, wands, esci, rair or table."),
     path: str = typer.Argument(..., help="File or folder of the source; hub:chenJi/RAIR streams rair from the hub."),
-    out: Path = typer.Option(
-        ..., "-o", "--out", help="Parquet file to write; bad rows go to <name>.rejected.jsonl beside it."
-    ),
-    rubric: str = typer.Option(
-        None, help="Name or path of the rubric whose tiers the labels are; default: the source's own."
-    ),
+    out: Path = typer.Option(..., "-o", "--out", help="Parquet file to write; bad rows go to <name>.rejected.jsonl beside it."),
+    rubric: str = typer.Option(None, help="Name or path of the rubric whose tiers the labels are; default: the source's own."),
     encoding: str = typer.Option(None, help="Text encoding of csv and jsonl files, such as latin-1; default utf-8."),
     map: list[str] = typer.Option(
         None, "--map", help="table: field=column,... ; attributes.<name>=column for attributes. May be repeated."
@@ -58,9 +52,7 @@ def import_(
     small: bool = typer.Option(
         None, "--small-version/--large-version", help="esci: the ranking task's rows, or the larger set; default all."
     ),
-    config: str = typer.Option(
-        None, help="rair from the hub: General_Subset, Hard_Subset, Visual_Subset; default all."
-    ),
+    config: str = typer.Option(None, help="rair from the hub: General_Subset, Hard_Subset, Visual_Subset; default all."),
     caption: bool = typer.Option(False, help="rair: put the photo's caption (vqa_result) among the attributes."),
     embed_images: bool = typer.Option(False, help="Store photo files inside the output, so that it can be moved."),
     strict: bool = STRICT,
@@ -82,9 +74,7 @@ def import_(
             "config": config,
             "caption": caption,
         }
-        opened = open_source(
-            source, path, encoding=encoding, options={name: value for name, value in given.items() if value}
-        )
+        opened = open_source(source, path, encoding=encoding, options={name: value for name, value in given.items() if value})
         chosen = rubric or opened.rubric
         if chosen is None:
             raise LoreError(
@@ -106,9 +96,7 @@ def import_(
 @app.command()
 def check(
     path: str = typer.Argument(..., help="Pairs file, folder or glob."),
-    out: Path = typer.Option(
-        None, "-o", "--out", help="Write the good pairs here and the bad ones to <name>.rejected.jsonl."
-    ),
+    out: Path = typer.Option(None, "-o", "--out", help="Write the good pairs here and the bad ones to <name>.rejected.jsonl."),
     rubric: str = typer.Option(None, help="Rubric of the labels; default: the one the file was imported with."),
     strict: bool = STRICT,
     drop_duplicates: bool = DROP,
@@ -169,8 +157,7 @@ def split(
 
         if out is None and not Path(path).is_file():
             raise LoreError(
-                f"{path} is not one file ({len(pair_files(path))} files match), so it cannot be replaced: pass -o "
-                "split.parquet."
+                f"{path} is not one file ({len(pair_files(path))} files match), so it cannot be replaced: pass -o split.parquet."
             )
         counts = split_pairs(path, out or path, by=by, fractions=_shares(fractions), seed=seed, replace=replace)
         if as_json:
@@ -187,9 +174,7 @@ def _shares(text: str) -> dict[str, float]:
     try:
         return {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
     except ValueError as error:
-        raise LoreError(
-            f"--fractions is {text!r}; expected name=share,name=share, such as train=0.7,dev=0.1,test=0.2."
-        ) from error
+        raise LoreError(f"--fractions is {text!r}; expected name=share,name=share, such as train=0.7,dev=0.1,test=0.2.") from error
 
 
 def _show_report(report: Any, as_json: bool) -> None:
@@ -239,10 +224,7 @@ def _show_stats(found: dict[str, Any], as_json: bool) -> None:
     _table(
         "Lengths in characters",
         ["field", "pairs", "p50", "p95", "max"],
-        [
-            [name, *(f"{spread[key]:,}" for key in ("pairs", "p50", "p95", "max"))]
-            for name, spread in found["lengths"].items()
-        ],
+        [[name, *(f"{spread[key]:,}" for key in ("pairs", "p50", "p95", "max"))] for name, spread in found["lengths"].items()],
     )
     if found["queries_shared_by_splits"]:
         _table(

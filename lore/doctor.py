@@ -66,9 +66,7 @@ def fits(name: str) -> bool:
     from packaging.version import Version
 
     version = installed(name)
-    return version is not None and Requirement(requirement(name)).specifier.contains(
-        Version(version).public, prereleases=True
-    )
+    return version is not None and Requirement(requirement(name)).specifier.contains(Version(version).public, prereleases=True)
 
 
 def devices() -> tuple[list[str], int]:
@@ -78,9 +76,7 @@ def devices() -> tuple[list[str], int]:
     import torch
 
     if not torch.accelerator.is_available():
-        return [
-            f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads; no GPU; bfloat16 off (auto is float32)"
-        ], 0
+        return [f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads; no GPU; bfloat16 off (auto is float32)"], 0
     kind, count = torch.accelerator.current_accelerator().type, torch.accelerator.device_count()
     lines = []
     for index in range(count):
@@ -129,9 +125,7 @@ def examine(gpus: int) -> list[Finding]:
         if "torchvision" in names and not absent:
             broken = import_error("torchvision")
             if broken:
-                missing.append(
-                    f"torchvision {installed('torchvision')} does not fit torch {installed('torch')}: {broken}"
-                )
+                missing.append(f"torchvision {installed('torchvision')} does not fit torch {installed('torch')}: {broken}")
                 remedy = "pip uninstall torchvision, then the build that matches torch"
         findings.append(Finding(job, missing, remedy))
     return findings

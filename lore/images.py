@@ -42,9 +42,7 @@ def load_image(image: dict[str, Any] | bytes | str, *, max_pixels: int = MAX_PIX
         raise _corrupt(error) from error
 
 
-def check_image(
-    image: dict[str, Any] | bytes | str, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
-) -> bytes:
+def check_image(image: dict[str, Any] | bytes | str, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> bytes:
     """The image's bytes, after reading it to its end. Raises ImageError. JPEG is decoded at an eighth of its size:
     that finds every truncated file at a quarter of the time.
     """
@@ -69,9 +67,7 @@ def image_bytes(image: dict[str, Any] | bytes | str, *, max_bytes: int = MAX_BYT
     if not image:
         raise ImageError("image_missing", "neither bytes nor a path", "an image")
     if "://" in image[:16]:
-        raise ImageError(
-            "image_missing", f"the address {image[:80]}", "a file: nothing is downloaded, fetch the photos first"
-        )
+        raise ImageError("image_missing", f"the address {image[:80]}", "a file: nothing is downloaded, fetch the photos first")
     path = Path(image)
     try:
         size = os.stat(path).st_size if path.is_file() else None

@@ -32,9 +32,7 @@ def find_config(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         if Path(name).is_file():
             return Path(name)
-        raise LoreError(
-            f"--config {name}: there is no such file.\nShipped configs go by name: {', '.join(config_names())}."
-        )
+        raise LoreError(f"--config {name}: there is no such file.\nShipped configs go by name: {', '.join(config_names())}.")
     for folder in CONFIG_FOLDERS:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
@@ -83,9 +81,7 @@ def visible_gpus() -> int:
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
 
 
-def launch(
-    arguments: list[str], config: str | None = None, num_processes: int | None = None, dry_run: bool = False
-) -> int:
+def launch(arguments: list[str], config: str | None = None, num_processes: int | None = None, dry_run: bool = False) -> int:
     """Runs a recipe in several processes; returns the exit status."""
     from lore.folder import RunFolder, say
     from lore.needs import plan, run_needed

@@ -111,6 +111,4 @@ def run_in_subprocess(path: Path, overrides: list[str]) -> None:
     status = subprocess.run(command, env=plain_environment()).returncode
     if status != 0:
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        raise LoreError(
-            f"{path} ended with {how}; its message stands above. The same command goes on where it stopped."
-        )
+        raise LoreError(f"{path} ended with {how}; its message stands above. The same command goes on where it stopped.")

@@ -20,9 +20,7 @@ _ANGLE = re.compile("[<>≮≯﹤﹥＜＞]")
 
 _CODEC_TAG = re.compile(r"</?(?:reason|verdict|mismatch|rules|think)>")
 _MARKUP = re.compile(r"[<>\[\]{}|]|##")
-_TURN_MARKER = re.compile(
-    r"\[/?[A-Z][A-Z_]+\]|#{2,}|\b(?:user|assistant|human|system|instruction|response):", re.IGNORECASE
-)
+_TURN_MARKER = re.compile(r"\[/?[A-Z][A-Z_]+\]|#{2,}|\b(?:user|assistant|human|system|instruction|response):", re.IGNORECASE)
 _known_control: "weakref.WeakKeyDictionary[Any, tuple[tuple, frozenset[str]]]" = weakref.WeakKeyDictionary()
 
 
@@ -121,9 +119,7 @@ def _without_control(text: str, pattern: re.Pattern[str]) -> str:
             folded = fold(text)
             if not pattern.search(folded):
                 return text
-            text = (
-                folded  # hostile: a normalising tokenizer would see the string, so its form is written out and cleaned
-            )
+            text = folded  # hostile: a normalising tokenizer would see the string, so its form is written out and cleaned
         text = " ".join(pattern.sub(_defused, text).split())
 
 

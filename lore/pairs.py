@@ -111,8 +111,7 @@ def _to_column(name: str, values: list[Any]) -> pa.Array:
         return pa.array(values, kind)
     except (pa.ArrowException, UnicodeError, TypeError) as error:
         raise LoreError(
-            f"pair field {name} cannot be stored as {kind}: {error}. Rows from outside go through "
-            "lore.pairs.check_row first."
+            f"pair field {name} cannot be stored as {kind}: {error}. Rows from outside go through lore.pairs.check_row first."
         ) from error
 
 

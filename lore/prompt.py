@@ -72,9 +72,7 @@ class ItemText:
         return (f"{head}\n<photo>", "</photo>\n</item>") if photo else (f"{head}\n</item>", "")
 
 
-def render(
-    pair: "Pair", rubric: Rubric, fmt: PromptFormat, *, tokenizer: Any = None, image: Any = None
-) -> list[Message]:
+def render(pair: "Pair", rubric: Rubric, fmt: PromptFormat, *, tokenizer: Any = None, image: Any = None) -> list[Message]:
     """System and user message for one pair. `image`: the loaded photo, when the caller has it already.
 
     With `tokenizer` (or a processor) its control strings are taken out of the pair's text and the prompt is cut to
@@ -145,10 +143,7 @@ def _messages(system: str, item: ItemText, image: Any) -> list[Message]:
 
 def in_parts(messages: list[Message]) -> list[Message]:
     """Every content as a list of parts: templates of vision-language processors walk over parts and read no strings."""
-    return [
-        {**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m["content"], str) else m
-        for m in messages
-    ]
+    return [{**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m["content"], str) else m for m in messages]
 
 
 def count_prompt_tokens(messages: list[Message], tokenizer: Any) -> int:
@@ -165,9 +160,7 @@ def count_prompt_tokens(messages: list[Message], tokenizer: Any) -> int:
     return len(inner(text, add_special_tokens=False)["input_ids"])
 
 
-def _fit(
-    item: ItemText, build: Callable[[ItemText], list[Message]], tokenizer: Any, budget: int, rubric: Rubric
-) -> list[Message]:
+def _fit(item: ItemText, build: Callable[[ItemText], list[Message]], tokenizer: Any, budget: int, rubric: Rubric) -> list[Message]:
     """The largest cut of `item` that fits, in the order description, facts, title. One count when nothing has to
     go.
     """
@@ -181,9 +174,7 @@ def _fit(
     pieces = item.facts + item.attributes
 
     def with_pieces(n: int) -> ItemText:
-        return replace(
-            item, description="", facts=pieces[: min(n, len(item.facts))], attributes=pieces[len(item.facts) : n]
-        )
+        return replace(item, description="", facts=pieces[: min(n, len(item.facts))], attributes=pieces[len(item.facts) : n])
 
     stages = [
         (len(item.description), lambda n: replace(item, description=item.description[:n].rstrip())),

@@ -51,9 +51,7 @@ class Conflict:
 class StrictModel(BaseModel):
     """A section: unknown keys and wrong types are errors, values do not change after loading."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     def conflicts(self) -> Iterator[Conflict]:
         """Impossible combinations of this section's values, reported together with every other problem."""
@@ -197,9 +195,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     stage = text.data.get("stage")
     if not isinstance(stage, str) or stage not in STAGES:
         found = "nothing" if stage is None else short(stage)
-        problem = Problem(
-            text.where(("stage",)), "stage", found, f"one of: {', '.join(STAGES)}", nearest(str(stage), STAGES)
-        )
+        problem = Problem(text.where(("stage",)), "stage", found, f"one of: {', '.join(STAGES)}", nearest(str(stage), STAGES))
         raise RecipeError([*text.problems, problem], text.path)
     return validate(text, recipe_class(stage))
 

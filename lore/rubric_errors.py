@@ -31,9 +31,7 @@ def reference_errors(raw: dict[str, Any]) -> list[str]:
         for key, names in (("dimension", dimension_ids), ("tier", tier_ids)):
             name = rule.get(key)
             if isinstance(name, str) and name not in names:
-                errors.append(
-                    f"rules[{i}].{key} ({rule.get('id')}): '{name}' is no {key} of this rubric.{nearest(name, names)}"
-                )
+                errors.append(f"rules[{i}].{key} ({rule.get('id')}): '{name}' is no {key} of this rubric.{nearest(name, names)}")
     mismatch_tiers = raw.get("mismatch_tiers")
     for i, name in enumerate(mismatch_tiers if isinstance(mismatch_tiers, list) else []):
         if isinstance(name, str) and name not in tier_ids:
@@ -47,9 +45,7 @@ def _double_ids(key: str, parts: list[tuple[int, dict]]) -> list[str]:
         if isinstance(part.get("id"), str):
             earlier = first.setdefault(part["id"].casefold(), i)
             if earlier != i:
-                errors.append(
-                    f"{key}[{i}].id: '{part['id']}' is already the id of {key}[{earlier}]; case does not matter"
-                )
+                errors.append(f"{key}[{i}].id: '{part['id']}' is already the id of {key}[{earlier}]; case does not matter")
     return errors
 
 

@@ -55,9 +55,7 @@ def run_command(arguments: list[str], dry_run: bool = False) -> int:
             elif "=" in argument and not argument.startswith("-"):
                 overrides.append(argument)
             else:
-                raise LoreError(
-                    f"{argument!r} is neither a recipe (x.yaml), an override (train.lr=2e-4) nor --dry-run."
-                )
+                raise LoreError(f"{argument!r} is neither a recipe (x.yaml), an override (train.lr=2e-4) nor --dry-run.")
         if not recipes:
             raise LoreError("No recipe given: lore run recipes/quickstart/eval.yaml")
         if len(recipes) == 1:
@@ -159,9 +157,7 @@ def check_recipes(paths: list[Path]) -> int:
             recipe = load_recipe(file)
             stage, run = recipe.stage, recipe.run
             if run in runs:
-                raise LoreError(
-                    f"{file} and {runs[run]} both write the run folder {run}. Give each its own `run` name."
-                )
+                raise LoreError(f"{file} and {runs[run]} both write the run folder {run}. Give each its own `run` name.")
             runs[run] = file
             for need in recipe.needs:
                 resolve_need(file, need)
@@ -177,9 +173,7 @@ def check_recipes(paths: list[Path]) -> int:
     return 1 if errors else 0
 
 
-def print_dry_run(
-    path: str | Path, recipe: BaseRecipe, folder: RunFolder, needed: list[tuple[Path, RunFolder]]
-) -> None:
+def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> None:
     """The resolved recipe, what follows from it, and what a real run would do."""
     print(f"# {path}, every value (defaults included)")
     print(to_yaml(recipe.resolved()), end="")

@@ -15,9 +15,7 @@ def split_of(query: str, fractions: dict[str, float] | None = None, seed: int = 
     """The split of a query: case and spacing do not count, another seed deals the queries anew."""
     fractions = FRACTIONS if fractions is None else fractions
     check_fractions(fractions)
-    digest = hashlib.blake2b(
-        normalise(query).encode(errors="surrogatepass"), digest_size=8, key=str(seed).encode()
-    ).digest()
+    digest = hashlib.blake2b(normalise(query).encode(errors="surrogatepass"), digest_size=8, key=str(seed).encode()).digest()
     point, edge = int.from_bytes(digest, "little") / 2**64, 0.0
     for name, share in fractions.items():
         edge += share
@@ -28,14 +26,9 @@ def split_of(query: str, fractions: dict[str, float] | None = None, seed: int = 
 
 def check_fractions(fractions: dict[str, float]) -> None:
     total = sum(fractions.values())
-    if (
-        not fractions
-        or any(share < 0 or not name.strip() for name, share in fractions.items())
-        or abs(total - 1) > 1e-6
-    ):
+    if not fractions or any(share < 0 or not name.strip() for name, share in fractions.items()) or abs(total - 1) > 1e-6:
         raise LoreError(
-            f"Split shares {fractions} sum to {total:g}; expected named shares of at least 0 that sum to 1, such "
-            f"as {FRACTIONS}."
+            f"Split shares {fractions} sum to {total:g}; expected named shares of at least 0 that sum to 1, such as {FRACTIONS}."
         )
 
 
@@ -60,19 +53,14 @@ def split_pairs(
     }
     if by not in keys:
         raise LoreError(
-            f"Splits are made by {' or '.join(keys)}, not by {by!r}: pairs of one query in train and test would "
-            "leak its words."
+            f"Splits are made by {' or '.join(keys)}, not by {by!r}: pairs of one query in train and test would leak its words."
         )
     check_fractions(FRACTIONS if fractions is None else fractions)
     counts: Counter[str] = Counter()
-    with PairWriter(
-        out, metadata={key: value for key, value in read_metadata(path).items() if key.startswith("lore.")}
-    ) as writer:
+    with PairWriter(out, metadata={key: value for key, value in read_metadata(path).items() if key.startswith("lore.")}) as writer:
         for pair in track(read_pairs(path), "splitting", total=count_pairs(path)):
             if pair.split is not None and not replace:
-                raise LoreError(
-                    f"{path}: pair {pair.pair_id} is in split {pair.split!r} already. --replace deals all pairs anew."
-                )
+                raise LoreError(f"{path}: pair {pair.pair_id} is in split {pair.split!r} already. --replace deals all pairs anew.")
             pair.split = split_of(keys[by](pair), fractions, seed)
             counts[pair.split] += 1
             writer.write(pair)

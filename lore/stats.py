@@ -41,13 +41,9 @@ def pair_stats(path: str | Path) -> dict[str, Any]:
         for name in LENGTHS:
             value = getattr(pair, name)
             if value:
-                lengths[name].append(
-                    sum(len(k) + len(v) for k, v in value.items()) if name == "attributes" else len(value)
-                )
+                lengths[name].append(sum(len(k) + len(v) for k, v in value.items()) if name == "attributes" else len(value))
         hashes.append(
-            int.from_bytes(
-                hashlib.blake2b(normalise(pair.query).encode(errors="surrogatepass"), digest_size=8).digest(), "little"
-            )
+            int.from_bytes(hashlib.blake2b(normalise(pair.query).encode(errors="surrogatepass"), digest_size=8).digest(), "little")
         )
         codes.append(splits.setdefault(split, len(splits)))
     queries = _queries(np.frombuffer(hashes, dtype=np.uint64), np.frombuffer(codes, dtype=np.uint16), list(splits))
@@ -59,9 +55,7 @@ def pair_stats(path: str | Path) -> dict[str, Any]:
         "with_photo": images,
         "mean_label_weight": round(weight / len(seen), 6) if len(seen) else None,
         "sources": dict(sources.most_common()),
-        "tiers": {
-            split: {label: counts.get(label, 0) for label in _labels(path, tiers)} for split, counts in tiers.items()
-        },
+        "tiers": {split: {label: counts.get(label, 0) for label in _labels(path, tiers)} for split, counts in tiers.items()},
         "slices": dict(slices.most_common()),
         "lengths": {name: _spread(values) for name, values in lengths.items() if values},
         "duplicates": found.same_label,

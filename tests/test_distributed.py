@@ -51,10 +51,18 @@ def test_two_cpu_processes_under_zero2_have_the_losses_of_one(tiny, runs, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_batch_that_two_processes_cannot_share_is_said_once_and_early(tiny, runs, tmp_path):
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch_size": 5}, "train.batch_size is 5 and there are 2 processes"),
+        ({"max_tokens": 64}, "tokens, train.max_tokens is 64"),
+    ],
+    ids=["every process", "the main process alone"],
+)
+def test_an_error_before_the_first_step_ends_both_processes_without_a_traceback(tiny, runs, tmp_path, options, message):
     path = tmp_path / "sft.yaml"
-    path.write_text(tiny.recipe("sft", model="text", lora={}, batch_size=5))
+    path.write_text(tiny.recipe("sft", model="text", lora={}, **options))
     done = launch("cpu2", path)
     assert done.returncode == 1
-    assert "train.batch_size is 5 and there are 2 processes" in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr

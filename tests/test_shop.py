@@ -86,7 +86,7 @@ def test_a_planned_outcome_comes_out(world, key, rule):
                 continue
         if rule not in shop._outcomes(want):
             continue
-        item = shop._anything(rng, family.name)
+        item = shop.catalogue_item(rng, family.name)
         shop._realise(rng, item, want, rule)
         _, facts = world.word_item(rng, item, hide_visible=False)
         demand = judge([want], facts, shop.kinds, world.rubric)[0]

@@ -22,7 +22,7 @@ BODY = 'stage: words\nrun: words\ntexts: 60\ndata: {{path: "{}", source: crowdfl
 
 
 def generator(seed: int = 0) -> WordPairs:
-    real = [Pair(pair_id=str(n), query=title.split()[-1], title=title, description="A gift & more") for n, title in enumerate(TITLES)]
+    real = [Pair(pair_id=title, query=title.split()[-1], title=title, description="A gift & more") for title in TITLES]
     return WordPairs(real, RUBRIC, seed)
 
 

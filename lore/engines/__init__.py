@@ -52,9 +52,7 @@ class Engine(Protocol):
         """
 
 
-def open_engine(
-    model: "ModelSection", rubric: "Rubric", *, batch_tokens: int = 16384, device: str | None = None
-) -> Engine:
+def open_engine(model: "ModelSection", rubric: "Rubric", *, batch_tokens: int = 16384, device: str | None = None) -> Engine:
     """The transformers engine for a checkpoint with or without an adapter. batch_tokens: padded tokens per pass."""
     from lore.engines.transformers_engine import TransformersEngine
 

@@ -19,9 +19,7 @@ def prompt_text(processor: Any, messages: list[dict]) -> tuple[str, list]:
     begun = ""
     if messages[-1]["role"] == "assistant":
         *messages, last = messages
-        begun = (
-            last["content"] if isinstance(last["content"], str) else "".join(part["text"] for part in last["content"])
-        )
+        begun = last["content"] if isinstance(last["content"], str) else "".join(part["text"] for part in last["content"])
     images = [
         visible(part["image"])
         for message in messages

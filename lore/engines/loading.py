@@ -111,6 +111,4 @@ def _check_folder(name: str, key: str, file: str = "config.json") -> None:
                 "Run the recipe that makes it, or correct the path."
             )
     elif looks_local and "/" in name:
-        raise LoreError(
-            f"{key}: {name} is not a folder. Run the recipe that makes it (see `needs`), or correct the path."
-        )
+        raise LoreError(f"{key}: {name} is not a folder. Run the recipe that makes it (see `needs`), or correct the path.")

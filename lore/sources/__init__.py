@@ -45,9 +45,7 @@ class Source:
     image_folder: Path | None = None
 
 
-def open_source(
-    name: str, path: str | Path, *, encoding: str | None = None, options: dict[str, Any] | None = None
-) -> Source:
+def open_source(name: str, path: str | Path, *, encoding: str | None = None, options: dict[str, Any] | None = None) -> Source:
     """Raises LoreError for an unknown source, a missing file (with where to get it) or an option that the source does
     not have.
     """
@@ -97,8 +95,7 @@ def materialise(section: Any, folder: Any) -> Path:
 
         if options:
             raise LoreError(
-                f"data.options {options} belong to an importer, but data.source is pairs, which is read as it is. "
-                "Remove them."
+                f"data.options {options} belong to an importer, but data.source is pairs, which is read as it is. Remove them."
             )
         pair_files(section.path)
         return Path(section.path)

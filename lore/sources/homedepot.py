@@ -14,8 +14,7 @@ from lore.sources.reading import DiskIndex, csv_records, is_utf8
 
 RUBRIC = "homedepot"
 WHERE = (
-    "train.csv, product_descriptions.csv and attributes.csv come from the Kaggle competition "
-    "home-depot-product-search-relevance."
+    "train.csv, product_descriptions.csv and attributes.csv come from the Kaggle competition home-depot-product-search-relevance."
 )
 BRAND = "MFG Brand Name"
 

@@ -151,9 +151,7 @@ class _Places:
         return list(self._files)[self._file[index]], self._row[index]
 
 
-def _drop(
-    path: Path, out: Path, found: Duplicates, places: _Places, rejected: RejectedWriter, info: dict[str, str]
-) -> None:
+def _drop(path: Path, out: Path, found: Duplicates, places: _Places, rejected: RejectedWriter, info: dict[str, str]) -> None:
     """Copies the pairs that repeat none before them; the others become rejections."""
     repeats = iter(zip(found.repeats.tolist(), found.first.tolist(), found.conflicting.tolist(), strict=True))
     index, first, conflicting = next(repeats)
@@ -165,14 +163,10 @@ def _drop(
             file, row = places[index]
             first_file, first_row = places[first]
             reason = "conflicting_label" if conflicting else "duplicate_pair"
-            other = f"the pair of {first_file} row {first_row} again" + (
-                f", here with label {pair.label}" if conflicting else ""
-            )
+            other = f"the pair of {first_file} row {first_row} again" + (f", here with label {pair.label}" if conflicting else "")
             record = {"pair_id": pair.pair_id, "query": pair.query, "title": pair.title[:300], "label": pair.label}
             rejected.write(
-                Rejection(
-                    file, row, "label" if conflicting else "pair_id", reason, other, "every query and item once", record
-                )
+                Rejection(file, row, "label" if conflicting else "pair_id", reason, other, "every query and item once", record)
             )
             index, first, conflicting = next(repeats, (-1, -1, False))
 
@@ -186,9 +180,5 @@ def open_pairs(path: str | Path) -> tuple[Source, list[str], dict[str, str]]:
         with open_parquet(file) as parquet:
             total += parquet.metadata.num_rows
             extra += [name for name in parquet.schema_arrow.names if name not in FIELDS and name not in extra]
-    rows = (
-        SourceRow(str(file), row, values)
-        for file in files
-        for row, values in parquet_records(file, REQUIRED, list(FIELDS))
-    )
+    rows = (SourceRow(str(file), row, values) for file in files for row, values in parquet_records(file, REQUIRED, list(FIELDS)))
     return Source("pairs", None, rows, files, total), extra, read_metadata(files[0])

@@ -51,9 +51,7 @@ def read(
             f"RAIR's config {config!r} selects a part of the hub data set, but {path} is local: name the files of "
             "that part instead."
         )
-    for name, record in (
-        _hub(str(path), config, columns) if not files(path) else _local(files(path), encoding or "utf-8", columns)
-    ):
+    for name, record in _hub(str(path), config, columns) if not files(path) else _local(files(path), encoding or "utf-8", columns):
         if isinstance(record, Rejection):
             yield record
             continue

@@ -182,13 +182,9 @@ def _open_binary(path: Path, encoding: str) -> Iterator[io.BufferedReader]:
     with open(path, "rb") as file:
         head = file.read(4)
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not name.startswith("utf-16"):
-            raise LoreError(
-                f"{path} starts with a UTF-16 byte order mark but is read as {encoding}. Pass --encoding utf-16."
-            )
+            raise LoreError(f"{path} starts with a UTF-16 byte order mark but is read as {encoding}. Pass --encoding utf-16.")
         if head.startswith(codecs.BOM_UTF8) and not name.startswith("utf-8"):
-            raise LoreError(
-                f"{path} starts with a UTF-8 byte order mark but is read as {encoding}. Pass --encoding utf-8."
-            )
+            raise LoreError(f"{path} starts with a UTF-8 byte order mark but is read as {encoding}. Pass --encoding utf-8.")
         file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
         yield file
 

@@ -56,9 +56,7 @@ def _graded(found: list[Path], encoding: str) -> Iterator[SourceRow | Rejection]
                 yield record[1]
 
     queries = {cells["query_id"]: cells for cells in rows(query_file, ("query_id", "query", "query_class"))}
-    with DiskIndex(
-        (cells["product_id"], [cells[name] for name in PRODUCT[1:]]) for cells in rows(products, PRODUCT)
-    ) as product_of:
+    with DiskIndex((cells["product_id"], [cells[name] for name in PRODUCT[1:]]) for cells in rows(products, PRODUCT)) as product_of:
         yield from unreadable
         for record in csv_records(labels, ("id", "query_id", "product_id", "label"), encoding=encoding, delimiter="\t"):
             if isinstance(record, Rejection):
@@ -112,9 +110,7 @@ def _features(text: str) -> Iterator[tuple[str, str]]:
 def _binary(found: list[Path], encoding: str) -> Iterator[SourceRow | Rejection]:
     pairs, classes = found[0], {}
     for record in (
-        csv_records(found[1], ("query_id", "query", "query_class"), encoding=encoding, delimiter="\t")
-        if len(found) > 1
-        else ()
+        csv_records(found[1], ("query_id", "query", "query_class"), encoding=encoding, delimiter="\t") if len(found) > 1 else ()
     ):
         if isinstance(record, Rejection):
             yield record

@@ -6,6 +6,7 @@ data mixing, a held-out loss. Real users name any text or vision-language checkp
     lore run recipes/quickstart/base.yaml
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from lore.errors import LoreError
 from lore.folder import RunFolder
+from lore.launch import world_size
 from lore.train.config import ArchitectureSection, BaseModelRecipe
 from lore.train.loop import Recorder, total_steps, train, training_arguments
 from lore.train.order import training_order
-from lore.train.rows import IMAGE, write_rows
+from lore.train.rows import IGNORE, IMAGE, write_rows
 
 SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<image>", "<fake_token_around_image>", "<global-img>"]
 TAGS = [
@@ -55,12 +57,20 @@ TAGS = [
 ]
 # Words keep their hyphens and digits together (colour-same, x20, L4); numbers stay whole; the rest is single signs.
 WORDS = r" ?\p{L}[\p{L}\p{M}\p{N}]*(?:-[\p{L}\p{N}]+)*| ?\p{N}+| ?[^\s\p{L}\p{N}]|\s+(?!\S)|\s+"
+IMAGE_PLACE = "<image>"
 CHAT_TEMPLATE = Path(__file__).with_name("base_chat_template.jinja")
-CORPUS_SCHEMA = pa.schema([("text", pa.string()), ("images", pa.list_(IMAGE)), ("length", pa.int32())])
+CORPUS_SCHEMA = pa.schema(
+    [("text", pa.string()), ("images", pa.list_(IMAGE)), ("mask", pa.list_(pa.bool_())), ("length", pa.int32())]
+)
 
 
 def run(recipe: BaseModelRecipe, folder: RunFolder) -> None:
     """Tokenizer, model, training; leaves a loadable checkpoint in <run>/model."""
+    if world_size() > 1:
+        raise LoreError(
+            f"stage base was started in {world_size()} processes and trains in one: the model is small and every process would "
+            "build its own tokenizer.\nUse lore run, or accelerate launch --num_processes 1."
+        )
     set_seed(recipe.seed)
     processor = build_processor(recipe.corpus, recipe.vocabulary, recipe.architecture, recipe.lowercase)
     model = build_model(recipe.architecture, processor)
@@ -71,9 +81,8 @@ def run(recipe: BaseModelRecipe, folder: RunFolder) -> None:
     rows = datasets.Dataset.from_file(str(path)).cast_column("images", datasets.Sequence(datasets.Image()))
     lengths = rows["length"][:]
     steps = total_steps(recipe.train, len(rows))
-    print(
-        f"{size / 1e6:.2f} M parameters, vocabulary {len(processor.tokenizer)}, {len(rows):,} texts, {sum(lengths):,} tokens, {steps} steps"
-    )
+    words = len(processor.tokenizer)
+    print(f"{size / 1e6:.2f} M parameters, vocabulary {words}, {len(rows):,} texts, {sum(lengths):,} tokens, {steps} steps")
     order = training_order(lengths, recipe.train.batch_size, steps, recipe.seed)
     cpu = not torch.cuda.is_available()
     args = training_arguments(recipe.train, folder, steps, recipe.seed, bf16=False, vision=True, cpu=cpu)
@@ -82,7 +91,7 @@ def run(recipe: BaseModelRecipe, folder: RunFolder) -> None:
     trainer = SFTTrainer(
         model=model,
         args=args,
-        train_dataset=rows.select_columns(["text", "images"]).select(order),
+        train_dataset=rows.select_columns(["text", "images", "mask"]).select(order),
         processing_class=processor,
         data_collator=collator,
     )
@@ -93,7 +102,7 @@ def run(recipe: BaseModelRecipe, folder: RunFolder) -> None:
     folder.finish(
         {
             "parameters": size,
-            "vocabulary": len(processor.tokenizer),
+            "vocabulary": words,
             "steps": steps,
             "loss": final["loss"],
             "model": str(folder / "model"),
@@ -102,35 +111,52 @@ def run(recipe: BaseModelRecipe, folder: RunFolder) -> None:
 
 
 class TextAndPhotoCollator(DataCollatorForVisionLanguageModeling):
-    """TRL's collator with a loss on text only: image tokens are inputs, nothing to predict."""
+    """TRL's collator with a loss on the corpus' trained spans; image tokens are inputs, nothing to predict."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        masks = [row.pop("mask") for row in examples]
         batch = super().torch_call(examples)
-        tokenizer = self.processor.tokenizer
-        silent = torch.tensor(tokenizer.convert_tokens_to_ids(["<image>", "<fake_token_around_image>", "<global-img>"]))
-        batch["labels"][torch.isin(batch["input_ids"], silent)] = -100
+        ids = self.processor.tokenizer.convert_tokens_to_ids([IMAGE_PLACE, *SPECIAL[4:]])
+        written = ~torch.isin(batch["input_ids"], torch.tensor(ids)) & batch["attention_mask"].bool()
+        labels = torch.full_like(batch["input_ids"], IGNORE)
+        for row, mask in enumerate(masks):
+            places = written[row].nonzero().squeeze(-1)[torch.tensor(mask, dtype=torch.bool)]
+            labels[row, places] = batch["input_ids"][row, places]
+        batch["labels"] = labels
         return batch
 
 
 def read_corpus(paths: list[str]):
-    """Rows {text, image} of the corpus files, streaming."""
+    """Rows {text, image, trained} of the corpus files, streaming."""
     for path in paths:
         if not Path(path).is_file():
             raise LoreError(f"corpus: {path} is not there. Run the recipe that writes it (see `needs`), or correct the path.")
         file = pq.ParquetFile(path)
-        if not {"text", "image"} <= set(file.schema_arrow.names):
+        columns = set(file.schema_arrow.names)
+        if not {"text", "image"} <= columns:
             raise LoreError(f"corpus: {path} has columns {file.schema_arrow.names}, expected text and image.")
-        for batch in file.iter_batches(1024, columns=["text", "image"]):
-            yield from batch.to_pylist()
+        for batch in file.iter_batches(1024, columns=sorted(columns & {"text", "image", "trained"})):
+            for row in batch.to_pylist():
+                yield {"trained": None, **row}
 
 
 def corpus_rows(paths: list[str], processor: Any):
-    """Training rows of a corpus."""
+    """Training rows of a corpus. mask: for each token of the text, photos aside, whether it carries loss."""
+    tokenizer = processor.tokenizer
+    image = tokenizer.convert_tokens_to_ids(IMAGE_PLACE)
     for row in read_corpus(paths):
-        text = row["text"]
-        length = len(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+        encoded = tokenizer(row["text"], add_special_tokens=False, return_offsets_mapping=True)
+        written = [
+            offsets for token, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True) if token != image
+        ]
+        spans = row["trained"]
+        mask = [spans is None or any(s["start"] < end and start < s["end"] for s in spans) for start, end in written]
+        if not any(mask):
+            raise LoreError(
+                f"corpus: the text {row['text'][:80]!r} has no trained span, so it teaches nothing. Leave `trained` null to train on all of it."
+            )
         images = [row["image"]] if row["image"] else []
-        yield {"text": text, "images": images, "length": length + len(images) * processor.image_seq_len}
+        yield {"text": row["text"], "images": images, "mask": mask, "length": len(written) + len(images) * processor.image_seq_len}
 
 
 def build_processor(
@@ -138,19 +164,19 @@ def build_processor(
 ) -> Idefics3Processor:
     """A byte-level BPE over the corpus with the codec's tags as single tokens, and a processor for photos of one tile."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=False))
-    if lowercase:  # a space is put before the text and taken away again where no letter follows it
-        tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.Lowercase(), normalizers.Prepend(" "), normalizers.Replace(Regex(r"\A (?=\P{L})"), "")]
-        )
+    # A word is the same token at the start of a field as behind a space, so that a small model need not learn which two belong
+    # together; the decoder takes the space away again behind a tag.
+    behind_space = [normalizers.Prepend(" "), normalizers.Replace(Regex(r"\A (?=[^\p{L}\p{N}])"), "")]
+    tokenizer.normalizer = normalizers.Sequence(([normalizers.Lowercase()] if lowercase else []) + behind_space)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORDS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()
-    # The text is trained on without its tags, which become tokens of their own.
-    texts = (_without_tags(row["text"]) for row in read_corpus(corpus))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("> ", ">")])
+    # Trained on what stands between the tags, which become tokens of their own.
+    texts = (part for row in read_corpus(corpus) for part in _BETWEEN.split(row["text"]) if part)
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - len(TAGS),
         special_tokens=SPECIAL,
@@ -174,10 +200,7 @@ def build_processor(
     return Idefics3Processor(images, fast, image_seq_len=architecture.image_tokens, chat_template=template)
 
 
-def _without_tags(text: str) -> str:
-    for tag in (*TAGS, *SPECIAL):
-        text = text.replace(tag, "\n")
-    return text
+_BETWEEN = re.compile("|".join(map(re.escape, (*TAGS, *SPECIAL))))
 
 
 def build_model(architecture: ArchitectureSection, processor: Idefics3Processor) -> Idefics3ForConditionalGeneration:
@@ -222,10 +245,12 @@ def build_model(architecture: ArchitectureSection, processor: Idefics3Processor)
         for layer in model.model.text_model.layers:
             layer.self_attn.o_proj.weight.data.mul_(0.3)
             layer.mlp.down_proj.weight.data.mul_(0.3)
+    # After mimetic initialisation (arXiv 2305.09828): the keys of half the heads start as their queries, which makes these heads
+    # look for equal tokens, and that is what matching is about. Without it a small model needs far more steps to tell red | red
+    # from red | blue; with it in every head nothing looks at the photo.
+    alike = architecture.hidden // 2
     for layer in model.model.text_model.layers:
-        # After mimetic initialisation (arXiv 2305.09828): keys start as queries do, so attention starts out finding equal
-        # tokens, which is what matching is about. Without it a small model needs far more steps to tell red | red from red | blue.
-        layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
+        layer.self_attn.k_proj.weight.data[:alike] = layer.self_attn.q_proj.weight.data[:alike]
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model

@@ -108,7 +108,8 @@ class ArchitectureSection(StrictModel):
     max_positions: int = Field(2048, ge=64)
     """Longest sequence."""
     loud_embeddings: bool = False
-    """Embeddings that begin louder than what the layers add to them: words of a large vocabulary are told apart from the first step."""
+    """Embeddings that begin louder than what the layers add to them, so that the words of a large vocabulary are told
+    apart from the first step."""
     vision_hidden: int = Field(64, ge=16)
     """Width of the vision tower."""
     vision_layers: int = Field(2, ge=1)
@@ -147,12 +148,13 @@ class BaseModelRecipe(BaseRecipe):
 
     stage: Literal["base"] = "base"
     corpus: list[str] = Field(min_length=1)
-    """Parquet files with columns `text` and `image` (null or {bytes, path}); <image> in the text is the photo's place."""
+    """Parquet files with columns `text` and `image` (null or {bytes, path}); <image> in the text is the photo's place. An
+    optional column `trained` lists the spans {start, end} of characters that carry loss: what nothing before it foretells is
+    noise that a small model drowns in."""
     vocabulary: int = Field(2000, ge=300)
     """Entries of the byte-level BPE tokenizer, trained on the corpus."""
     lowercase: bool = False
-    """Tokenizer that folds case and starts every word as if behind a space, so that a word is the same tokens wherever it stands.
-    Answers come out in lower case too: only for rubrics whose tier ids have no capitals."""
+    """Tokenizer that folds case. Answers come out in lower case too: only for rubrics whose tier ids have no capitals."""
     architecture: ArchitectureSection = ArchitectureSection()
     train: TrainSection
 

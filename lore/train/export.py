@@ -62,10 +62,10 @@ def export(run: str | Path, out: str | Path, merge: bool = True, tolerance: floa
         difference = None
         if merge and adapted:
             judge = recipe.model.model_copy(update={"adapter": str(trained), "lora": None})
-            write_merged(judge, part)
             rubric, fmt = load_rubric(recipe.data.rubric), PromptFormat(**recipe.prompt.model_dump())
             check_card(trained, renderer_hash(rubric, fmt), "lore export")
             pairs = sample_pairs(recipe, folder)
+            write_merged(judge, part)
             merged = ModelSection(name=str(part), dtype=recipe.model.dtype, attn=recipe.model.attn)
             difference = compare(judge, merged, rubric, fmt, pairs, tolerance)
         else:
