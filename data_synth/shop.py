@@ -206,7 +206,10 @@ class Shop:
             if dimension == "colour" or (dimension != "pattern" and rng.random() < 0.5):
                 continue
             want = self._want(rng, dimension, family_name, "general", None, None)
-            values[dimension] = want.value
+            if dimension in ("size", "price", "bundle"):  # numbers on either side of what shoppers ask for
+                self._realise(rng, item, want, rng.choice(list(self._outcomes(want))))
+            else:
+                values[dimension] = want.value
         if family.materials == "soft" and "material" in values:
             item.material_share = rng.choice((60, 70, 80, 92, 95, 98, 100))
         return item

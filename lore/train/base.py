@@ -174,7 +174,7 @@ def build_processor(
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("> ", ">")])
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("> ", ">"), decoders.Strip(" ", 1, 0)])
     # Trained on what stands between the tags, which become tokens of their own.
     texts = (part for row in read_corpus(corpus) for part in _BETWEEN.split(row["text"]) if part)
     trainer = trainers.BpeTrainer(
