@@ -102,9 +102,7 @@ def show(results: list[dict]) -> None:
 
     table = Table(*("step", "rows", "seconds", "rows/s", "peak MB"))
     for r in results:
-        table.add_row(
-            r["step"], f"{r['rows']:,}", f"{r['seconds']:.1f}", f"{r['rows_per_second']:,.0f}", f"{r['peak_mb']:.0f}"
-        )
+        table.add_row(r["step"], f"{r['rows']:,}", f"{r['seconds']:.1f}", f"{r['rows_per_second']:,.0f}", f"{r['peak_mb']:.0f}")
     Console().print(table)
 
 

@@ -30,13 +30,12 @@ RATE, RANK, MAX_TOKENS = 1e-3, 16, 2048
 
 def prepare(folder: Path, rows: int) -> int:
     """Writes model/, pairs.parquet and trl/train.jsonl; returns the tokens of all rows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from lore.data_synth.corpus import write_corpus
     from lore.data_synth.world import World
-    from lore.data_synth.world_stage import CORPUS_SCHEMA, corpus_texts
+    from lore.data_synth.world_stage import corpus_texts
     from lore.engines.chat import prompt_text, turn_end
     from lore.judgement import PromptFormat, render, render_answer
     from lore.pairs import PairWriter
@@ -46,7 +45,7 @@ def prepare(folder: Path, rows: int) -> int:
 
     world, size = World(seed=0), ArchitectureSection()
     corpus = folder / "corpus.parquet"
-    pq.write_table(pa.Table.from_pylist(list(corpus_texts(world, 4000)), schema=CORPUS_SCHEMA), corpus)
+    write_corpus(corpus, corpus_texts(world, 4000))
     tokenizer = build_processor([str(corpus)], 1600, size).tokenizer
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -9,19 +9,14 @@ outside data.split is. Left out: synonyms, descriptions as evidence, what people
 """
 
 import math
-import os
 import random
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lore.data_synth.config import WordsRecipe
-from lore.data_synth.world_stage import CORPUS_SCHEMA, END, START
+from lore.data_synth.corpus import END, START, Pieces, with_spans, write_corpus
 from lore.errors import LoreError
 from lore.folder import RunFolder
 from lore.judgement import Judgement, PromptFormat, render_answer
@@ -40,8 +35,7 @@ MADE_UP = 0.15
 SCRAMBLED = 0.2
 DESCRIBED = 0.3
 MAX_DESCRIPTION_WORDS = 12
-DESCRIPTIONS = 0.1
-MARKED = 0.4
+MARKED = 0.5
 SYLLABLES = [
     "ba",
     "con",
@@ -78,7 +72,7 @@ def run(recipe: WordsRecipe, folder: RunFolder) -> None:
     matcher = WordPairs(real, rubric, recipe.seed)
     corpus = folder / "corpus.parquet"
     if not corpus.exists():
-        _write_texts(corpus, track(matcher.texts(recipe.texts, recipe.reasons), "corpus.parquet", total=recipe.texts))
+        write_corpus(corpus, track(matcher.texts(recipe.texts, recipe.reasons), "corpus.parquet", total=recipe.texts))
     folder.finish({"texts": recipe.texts, "words": len(matcher.words), "folder": str(folder.path)})
 
 
@@ -137,27 +131,27 @@ class WordPairs:
 
     def texts(self, count: int, reasons: float) -> Iterator[dict]:
         """What the base model reads: titles whose every word is marked as in the query or not, generated pairs as whole
-        conversations, and lines of descriptions."""
+        conversations."""
         system = system_text(self.rubric, PromptFormat(detail="name"))
         rng = random.Random(f"{self.seed}/texts")
         for number in range(count):
-            draw = rng.random()
             pair = self.pair(number, reasons)
-            if draw < DESCRIPTIONS and pair.description:
-                start = rng.randrange(max(1, len(pair.description) - 200))
-                text = f"<description>{item_text(pair).description[start : start + 200]}</description>{END}"
-            elif draw < DESCRIPTIONS + MARKED:
-                words = words_of(pair.title)[:12]
-                hits = self.found(words, words_of(pair.query))
-                title = "".join(f" {word} {'yes' if hit else 'no'}" for word, hit in zip(words, hits, strict=True))
-                text = f"{START}user\n<query>{pair.query}</query>\n<item>\n<title>{title}</title>{END}\n"
-            else:
-                before, _ = item_text(pair).block(photo=False)
-                answer = render_answer(
-                    Judgement(pair.label, rationale=pair.rationale or ""), self.rubric, PromptFormat(detail="name")
-                )
-                text = f"{START}system\n{system}{END}\n{START}user\n{before}{END}\n{START}assistant\n{answer}{END}\n"
-            yield {"text": text, "image": None}
+            yield with_spans(self._marked(pair) if rng.random() < MARKED else self._judged(pair, system))
+
+    def _marked(self, pair: Pair) -> Pieces:
+        """The title with a yes or no behind every word. Only these carry loss: which word a title holds next is noise."""
+        words = words_of(pair.title)[:12]
+        hits = self.found(words, words_of(pair.query))
+        pieces = [(f"{START}user\n<query>{pair.query}</query>\n<item>\n<title>", False)]
+        for word, hit in zip(words, hits, strict=True):
+            pieces += [(f" {word}", False), (" yes" if hit else " no", True)]
+        return [*pieces, (f"</title>{END}\n", False)]
+
+    def _judged(self, pair: Pair, system: str) -> Pieces:
+        before, _ = item_text(pair).block(photo=False)
+        answer = render_answer(Judgement(pair.label, rationale=pair.rationale or ""), self.rubric, PromptFormat(detail="name"))
+        prompt = f"{START}system\n{system}{END}\n{START}user\n{before}{END}\n{START}assistant\n"
+        return [(prompt, False), (f"{answer}{END}\n", True)]
 
     def _query(self, rng: random.Random, title: list[str]) -> list[str]:
         length, share = rng.choice(QUERY_LENGTHS), rng.choice(FOUND_SHARES)
@@ -217,9 +211,3 @@ def inflected(word: str) -> str:
 def tier_index(share: float, tiers: int) -> int:
     """The best tier only where everything is found; below it equal steps of the share, worst first."""
     return tiers - 1 if share > 0.999 else min(tiers - 2, int(share * (tiers - 1)))
-
-
-def _write_texts(path: Path, rows: Iterator[dict]) -> None:
-    part = path.with_suffix(".part")
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=CORPUS_SCHEMA), part)
-    os.replace(part, path)

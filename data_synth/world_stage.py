@@ -10,10 +10,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from lore.data_synth.config import WorldRecipe
+from lore.data_synth.corpus import END, START, Pieces, with_spans, write_corpus
 from lore.data_synth.shop_rules import Fact, found_text, wanted_text
 from lore.data_synth.world import ITEMS_PER_QUERY, World
 from lore.errors import LoreError
@@ -24,15 +22,6 @@ from lore.progress import track
 from lore.prompt import item_text
 from lore.rubric import load_rubric
 
-CORPUS_SCHEMA = pa.schema(
-    [
-        ("text", pa.string()),
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("trained", pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32())]))),
-    ]
-)
-# The base model's turns, so that it has seen a conversation before it is tuned on one.
-START, END = "<|im_start|>", "<|im_end|>"
 CATALOGUE_SHARE, RULES_SHARE = 0.45, 0.35  # of the corpus; the rest is the search log
 EXAMPLES_PER_TEXT = 6
 OPTIONAL = ("brand", "audience")  # what an item may leave unsaid and a query ask for
@@ -116,7 +105,7 @@ def write_extras(world: World, out: Path, corpus: int, queries: int) -> None:
     _write_jsonl(out / "facts.jsonl", world.lexicon.facts())
     _write_jsonl(out / "log.jsonl", search_log(world, queries))
     if corpus and not (out / "corpus.parquet").exists():
-        _write_corpus(out / "corpus.parquet", track(corpus_texts(world, corpus), "corpus.parquet", total=corpus))
+        write_corpus(out / "corpus.parquet", track(corpus_texts(world, corpus), "corpus.parquet", total=corpus))
 
 
 def search_log(world: World, queries: int) -> Iterator[dict]:
@@ -143,11 +132,11 @@ def corpus_texts(world: World, count: int) -> Iterator[dict]:
             query, words = world.query("train", rng.randrange(10**9), kind=rng.choice(("general", "visual")))
             facets = "; ".join(f"{want.dimension}: {wanted_text(want, world.lexicon.notation)}" for want in query.wants)
             text, image = [(f"<query>{words}</query>\n<reason>", False), (f"{facets}</reason>{END}\n", True)], None
-        yield {**_with_spans(text), "image": image}
+        yield {**with_spans(text), "image": image}
 
 
-def catalogue_entry(rng: random.Random, world: World, pair: Pair, facts: dict[str, Fact]) -> list[tuple[str, bool]]:
-    """An item as judges see it, and a card of what it is and where that can be seen, in any order; (text, trained) pieces."""
+def catalogue_entry(rng: random.Random, world: World, pair: Pair, facts: dict[str, Fact]) -> Pieces:
+    """An item as judges see it, and a card of what it is and where that can be seen, in any order."""
     before, after = item_text(pair).block(photo=pair.image is not None)
     item = before[before.index("<item>") :] + ("<image>" + after if pair.image else "")
     pieces = [(f"{START}user\n{item}{END}\n{START}assistant\n<reason>", False)]
@@ -160,37 +149,14 @@ def catalogue_entry(rng: random.Random, world: World, pair: Pair, facts: dict[st
     return [*pieces[:-1], (f"</reason>{END}\n", False)]
 
 
-def worked_examples(rng: random.Random, world: World) -> list[tuple[str, bool]]:
-    """Demands of many queries against many items with the rule that fires, as (text, trained) pieces."""
+def worked_examples(rng: random.Random, world: World) -> Pieces:
+    """Demands of many queries against many items with the rule that fires."""
     pieces = [("<rules>", False)]
     for _ in range(EXAMPLES_PER_TEXT):
         demand = world.example(rng)
         verdict = f" {demand.rule} {demand.tier}"
         pieces += [(render_demands([demand]).removesuffix(verdict), False), (verdict, True), ("; ", False)]
     return [*pieces[:-1], (f"</rules>{END}\n", False)]
-
-
-def _with_spans(pieces: list[tuple[str, bool]]) -> dict:
-    spans, at = [], 0
-    for text, trained in pieces:
-        if trained:
-            spans.append({"start": at, "end": at + len(text)})
-        at += len(text)
-    return {"text": "".join(text for text, _ in pieces), "trained": spans}
-
-
-def _write_corpus(path: Path, rows: Iterator[dict], batch: int = 2000) -> None:
-    part = path.with_suffix(".part")
-    pending: list[dict] = []
-    with pq.ParquetWriter(part, CORPUS_SCHEMA) as writer:
-        for row in rows:
-            pending.append(row)
-            if len(pending) == batch:
-                writer.write_table(pa.Table.from_pylist(pending, schema=CORPUS_SCHEMA))
-                pending = []
-        if pending:
-            writer.write_table(pa.Table.from_pylist(pending, schema=CORPUS_SCHEMA))
-    os.replace(part, path)
 
 
 def _write_jsonl(path: Path, rows) -> None:

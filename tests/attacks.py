@@ -40,6 +40,4 @@ TEXTS = st.lists(st.one_of(st.text(ANY_CHARACTER, max_size=8), st.sampled_from(A
 
 def control_ids(tokenizer) -> set[int]:
     strings = control_strings(tokenizer)
-    return {i for i, token in tokenizer.added_tokens_decoder.items() if token.content in strings} - {
-        tokenizer.unk_token_id
-    }
+    return {i for i, token in tokenizer.added_tokens_decoder.items() if token.content in strings} - {tokenizer.unk_token_id}

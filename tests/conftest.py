@@ -68,9 +68,7 @@ def write_recipe(tmp_path):
     return write
 
 
-def run_python(
-    *arguments: object, timeout: float = 120, cwd: Path = ROOT, **environment: str
-) -> subprocess.CompletedProcess:
+def run_python(*arguments: object, timeout: float = 120, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     """A Python of its own with the tests' interpreter; output is captured as text."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],

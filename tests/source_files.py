@@ -9,9 +9,7 @@ from lore.sources import open_source
 from lore.sources.importing import Report, import_pairs
 
 
-def load(
-    name, path, tmp_path, rubric=None, encoding=None, options=None, **kwargs
-) -> tuple[list[Pair], Report, list[dict]]:
+def load(name, path, tmp_path, rubric=None, encoding=None, options=None, **kwargs) -> tuple[list[Pair], Report, list[dict]]:
     """The pairs, the report and the rejected rows of an import."""
     source = open_source(name, path, encoding=encoding, options=options)
     out = tmp_path / "out" / "pairs.parquet"

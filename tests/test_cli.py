@@ -24,9 +24,7 @@ def fastest(*arguments: str, runs: int = 5) -> float:
 
 def imported(*arguments: object) -> tuple[subprocess.CompletedProcess, set[str]]:
     done = run_python("-X", "importtime", "-m", "lore", *arguments)
-    return done, {
-        line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")
-    }
+    return done, {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
 
 
 def test_help_is_quick_and_lists_the_commands(record_property):

@@ -62,9 +62,7 @@ def test_the_map_may_be_given_in_parts(table, tmp_path):
 
 def test_check_drops_duplicates_and_bad_rows_into_the_rejected_file(tmp_path):
     with PairWriter(tmp_path / "x.parquet", metadata={"lore.rubric": "crowdflower"}) as writer:
-        for number, (title, label) in enumerate(
-            [("a", "4"), ("a", "4"), ("a", "3"), ("b\0", "4"), ("c", "9"), ("d", "1")]
-        ):
+        for number, (title, label) in enumerate([("a", "4"), ("a", "4"), ("a", "3"), ("b\0", "4"), ("c", "9"), ("d", "1")]):
             writer.write(Pair(pair_id=str(number), query="q", title=title, label=label, slices=["s"]))
     result = lore("check", tmp_path / "x.parquet", code=1)
     assert "nul_byte" in result.stdout and "label_unknown" in result.stdout

@@ -62,8 +62,6 @@ def test_import_errors_are_caught_in_a_process_of_their_own():
     assert "No module named 'no_such_module'" in doctor.import_error("no_such_module")
 
 
-@pytest.mark.parametrize(
-    ("name", "range_"), [("torch", "torch<2.14,>=2.13"), ("vllm", "vllm<0.33,>=0.22"), ("unknown", "unknown")]
-)
+@pytest.mark.parametrize(("name", "range_"), [("torch", "torch<2.14,>=2.13"), ("vllm", "vllm<0.33,>=0.22"), ("unknown", "unknown")])
 def test_ranges_come_from_the_package_itself(name, range_):
     assert doctor.requirement(name) == range_

@@ -51,9 +51,7 @@ def test_the_merged_judge_gives_the_adapters_tier_probabilities(trained, merged)
     with_adapter = score_pairs(adapter, RUBRIC, fmt, pairs)
     np.testing.assert_allclose(with_adapter, score_pairs(whole, RUBRIC, fmt, pairs), atol=1e-3)
     base = score_pairs(ModelSection(name=adapter.name), RUBRIC, fmt, pairs)
-    assert (
-        np.abs(with_adapter - base).max() > 0.05
-    )  # the comparison would mean nothing for an adapter that does nothing
+    assert np.abs(with_adapter - base).max() > 0.05  # the comparison would mean nothing for an adapter that does nothing
 
 
 def test_the_folder_is_whole(merged):

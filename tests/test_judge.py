@@ -62,16 +62,12 @@ def pairs(*queries: str) -> list[Pair]:
 
 
 def verdicts_of(engine, queries, fmt, **options):
-    found = [
-        v for chunk in predict(pairs(*queries), engine, RUBRIC, fmt, Sampling(max_tokens=200), **options) for v in chunk
-    ]
+    found = [v for chunk in predict(pairs(*queries), engine, RUBRIC, fmt, Sampling(max_tokens=200), **options) for v in chunk]
     return {verdict.pair_id: verdict for verdict in found}
 
 
 def test_reason_first_reads_the_written_verdict_and_scores_behind_the_reason():
-    engine = ScriptedEngine(
-        {"L3 b": "<reason>L1 by colour, really L1</reason>\n<verdict>L3</verdict>\n<rules>r1 r2</rules>"}
-    )
+    engine = ScriptedEngine({"L3 b": "<reason>L1 by colour, really L1</reason>\n<verdict>L3</verdict>\n<rules>r1 r2</rules>"})
     found = verdicts_of(engine, ["L3 b", "L4 a"], PromptFormat(detail="name"))
     assert found["L3 b"].tier == "L3" and found["L3 b"].rules == ["r1", "r2"]
     assert found["L3 b"].probabilities == [0.1, 0.1, 0.7, 0.1]
@@ -130,9 +126,7 @@ def test_a_killed_run_goes_on_with_the_pairs_that_have_no_verdict(tmp_path):
     first = ScriptedEngine(dies_after=7)
     with pytest.raises(KeyboardInterrupt):
         go_on(first)
-    (tmp_path / "judge" / ".part-000002.parquet.part").write_bytes(
-        b"torn"
-    )  # what a kill in the middle of a write leaves
+    (tmp_path / "judge" / ".part-000002.parquet.part").write_bytes(b"torn")  # what a kill in the middle of a write leaves
     second = ScriptedEngine()
     verdicts = go_on(second)
     assert second.asked == queries[6:]  # two chunks of three were saved
@@ -145,9 +139,7 @@ def test_a_query_too_long_for_the_prompt_fails_alone_and_a_rubric_too_long_stops
 
     engine = ScriptedEngine()
     engine.tokenizer = chatml()
-    found = verdicts_of(
-        engine, ["L1 a", "L1 " + "very long " * 200], PromptFormat(detail="name", max_prompt_tokens=200)
-    )
+    found = verdicts_of(engine, ["L1 a", "L1 " + "very long " * 200], PromptFormat(detail="name", max_prompt_tokens=200))
     assert [verdict.failure for verdict in found.values()] == [None, "prompt_too_long"]
     with pytest.raises(LoreError, match="max_prompt_tokens"):
         verdicts_of(engine, ["L1 a"], PromptFormat(detail="full", max_prompt_tokens=200))
@@ -173,9 +165,7 @@ def test_a_photo_is_shown_hidden_or_counted_as_unreadable(tmp_path):
     chunk = next(predict([seen, broken, *pairs("L1 none")], engine, RUBRIC, fmt, Sampling()))
     assert [verdict.photo for verdict in chunk] == ["seen", "failed", "none"]
     assert [isinstance(messages[1]["content"], list) for messages in engine.scored] == [True, False, False]
-    hidden = next(
-        predict([seen], engine, RUBRIC, PromptFormat(order="answer_only", detail="name", photo=False), Sampling())
-    )
+    hidden = next(predict([seen], engine, RUBRIC, PromptFormat(order="answer_only", detail="name", photo=False), Sampling()))
     assert hidden[0].photo == "hidden" and isinstance(engine.scored[-1][1]["content"], str)
 
     engine.takes_images = False  # a text model is asked without the photo

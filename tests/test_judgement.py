@@ -34,9 +34,7 @@ TIER_IDS = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    data=st.data(), tier_ids=TIER_IDS, rationale=TEXTS, mismatch=st.none() | TEXTS, rules=st.lists(TEXTS, max_size=4)
-)
+@given(data=st.data(), tier_ids=TIER_IDS, rationale=TEXTS, mismatch=st.none() | TEXTS, rules=st.lists(TEXTS, max_size=4))
 def test_any_judgement_round_trips_in_every_order(data, tier_ids, rationale, mismatch, rules):
     rubric = rubric_of(tier_ids)
     judgement = Judgement(data.draw(st.sampled_from(tier_ids)), None, mismatch, rules, rationale)
@@ -83,10 +81,7 @@ def test_demands_become_one_line():
         Demand("colour", "red", "blue", "photo", "colour-other", "L2"),
         Demand("brand", "Lumo", "Lumo", "title", "brand-equal", "L4"),
     ]
-    assert (
-        render_demands(demands)
-        == "colour: red | blue (photo) | colour-other L2; brand: Lumo | Lumo (title) | brand-equal L4"
-    )
+    assert render_demands(demands) == "colour: red | blue (photo) | colour-other L2; brand: Lumo | Lumo (title) | brand-equal L4"
     assert render_demands([]) == ""
 
 

@@ -24,11 +24,7 @@ def form(value):
         return {key: form(v) for key, v in value.items()}
     if isinstance(value, list):
         return [form(v) for v in value]
-    return (
-        value
-        if not isinstance(value, str)
-        else sorted(field for _, field, *_ in string.Formatter().parse(value) if field)
-    )
+    return value if not isinstance(value, str) else sorted(field for _, field, *_ in string.Formatter().parse(value) if field)
 
 
 def test_chinese_and_english_hold_the_same_shop():
@@ -38,10 +34,7 @@ def test_chinese_and_english_hold_the_same_shop():
         assert (a["shape"], a["materials"], a["demands"]) == (b["shape"], b["materials"], b["demands"])
     for part, link in (("types", "family"), ("accessories", "main"), ("brands", "parent")):
         target = {"types": "families", "accessories": "types", "brands": "brands"}[part]
-        places = [
-            [[x["name"] for x in lexicon[target]].index(x[link]) for x in lexicon[part] if x[link]]
-            for lexicon in (en, zh)
-        ]
+        places = [[[x["name"] for x in lexicon[target]].index(x[link]) for x in lexicon[part] if x[link]] for lexicon in (en, zh)]
         assert places[0] == places[1]
 
 
@@ -72,9 +65,7 @@ def test_a_word_means_one_thing(language):
     ]
     words = [word for group in groups for word in group]
     assert len(words) == len(set(words))
-    if (
-        language == "zh"
-    ):  # English words end at a space; Chinese phrases glue their words, so one must not hide in another
+    if language == "zh":  # English words end at a space; Chinese phrases glue their words, so one must not hide in another
         for group in groups[1:]:
             assert not [(a, b) for a in group for b in group if a != b and a in b]
 

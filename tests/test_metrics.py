@@ -39,9 +39,7 @@ def test_metrics_equal_scikit_learns_for_any_labels_and_number_of_tiers(tiers, d
     assert ours["acc_k"] == pytest.approx(accuracy_score(gold, predicted, sample_weight=weights))
     two = (np.asarray(relevant)[gold], np.asarray(relevant)[predicted])
     assert ours["acc_2"] == pytest.approx(accuracy_score(*two, sample_weight=weights))
-    assert ours["macro_f1"] == pytest.approx(
-        f1_score(gold, predicted, average="macro", sample_weight=weights, zero_division=0)
-    )
+    assert ours["macro_f1"] == pytest.approx(f1_score(gold, predicted, average="macro", sample_weight=weights, zero_division=0))
     per_tier = f1_score(gold, predicted, labels=range(tiers), average=None, sample_weight=weights, zero_division=np.nan)
     for index, tier in enumerate(ids):
         assert ours[f"f1_{tier}"] == pytest.approx(per_tier[index], nan_ok=True)

@@ -159,9 +159,7 @@ def test_a_rationale_keeps_its_lines_and_loses_its_tags(text):
     assert clean_rationale("<rea<reason>son>x</verd</reason>ict>") == "x"
 
 
-@pytest.mark.parametrize(
-    "text", ["[IN" * 100_000 + "ST]" * 100_000, "<|im_" * 200_000, "［INST］ " * 100_000, "é\u0301" * 400_000]
-)
+@pytest.mark.parametrize("text", ["[IN" * 100_000 + "ST]" * 100_000, "<|im_" * 200_000, "［INST］ " * 100_000, "é\u0301" * 400_000])
 def test_a_megabyte_of_attack_takes_little_time(text):
     start = time.perf_counter()
     neutralise(text, control_strings(small.inst()))

@@ -48,9 +48,7 @@ def test_an_accent_covers_a_tenth_and_stays_under_the_rule_books_fifth(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_patterns_differ_and_no_photo_is_blank_or_repeated(shape):
-    photos = [
-        pixels(draw_photo(shape, (60, 130, 235), None, pattern, seed)) for pattern in range(3) for seed in range(10)
-    ]
+    photos = [pixels(draw_photo(shape, (60, 130, 235), None, pattern, seed)) for pattern in range(3) for seed in range(10)]
     assert all(photo.shape == (SIZE, SIZE, 3) and SIZE == 56 for photo in photos)
     assert all(photo.max() > 0 and photo.std() > 10 for photo in photos)  # all zeros would be taken for padding
     assert len({photo.tobytes() for photo in photos}) == len(photos)
@@ -65,6 +63,4 @@ def test_shapes_differ():
 
 
 def test_the_same_seed_draws_the_same_pixels():
-    assert (
-        pixels(draw_photo("lamp", (1, 2, 3), None, 2, 7)) == pixels(draw_photo("lamp", (1, 2, 3), None, 2, 7))
-    ).all()
+    assert (pixels(draw_photo("lamp", (1, 2, 3), None, 2, 7)) == pixels(draw_photo("lamp", (1, 2, 3), None, 2, 7))).all()

@@ -68,9 +68,7 @@ def test_labels_and_gold_reasoning_never_reach_the_prompt():
 
 
 def test_the_system_text_holds_as_much_rubric_as_asked():
-    full, tiers, name = (
-        render(pair_of(), RAIR, PromptFormat(detail=d))[0]["content"] for d in ("full", "tiers", "name")
-    )
+    full, tiers, name = (render(pair_of(), RAIR, PromptFormat(detail=d))[0]["content"] for d in ("full", "tiers", "name"))
     assert all(f"- {rule.id}, {rule.dimension}, {rule.tier}: {rule.principle}" in full for rule in RAIR.rules)
     assert all(f"- {tier.id} ({tier.name}): {tier.meaning}" in text for tier in RAIR.tiers for text in (full, tiers))
     assert "colour-accent" not in tiers
@@ -96,9 +94,7 @@ def test_chinese_instructions():
     assert system.startswith("你要判断")
     assert "规则（编号，维度，档位）" in system
     assert system.splitlines()[-1].startswith("依次输出 <reason>")
-    assert (
-        render(pair_of(), RAIR, PromptFormat(detail="name", language="zh"))[0]["content"] == "判断相关性。规则：rair。"
-    )
+    assert render(pair_of(), RAIR, PromptFormat(detail="name", language="zh"))[0]["content"] == "判断相关性。规则：rair。"
 
 
 def test_a_photo_comes_last_inside_the_item():
@@ -145,13 +141,9 @@ FIELDS = re.compile(
 def test_no_field_yields_a_control_token_or_another_field(name, query, title, brand, category, attributes, description):
     tokenizer = small.CHAT_TOKENIZERS[name]()
     control = control_strings(tokenizer)
-    hostile = pair_of(
-        query=query, title=title, brand=brand, category=category, attributes=attributes, description=description
-    )
+    hostile = pair_of(query=query, title=title, brand=brand, category=category, attributes=attributes, description=description)
     messages = render(hostile, RAIR, NAME, tokenizer=tokenizer)
-    assert special_tokens(messages, tokenizer) == special_tokens(
-        render(pair_of(), RAIR, NAME, tokenizer=tokenizer), tokenizer
-    )
+    assert special_tokens(messages, tokenizer) == special_tokens(render(pair_of(), RAIR, NAME, tokenizer=tokenizer), tokenizer)
     found = FIELDS.fullmatch(messages[1]["content"])
     assert found
     for field, text in (
@@ -320,10 +312,7 @@ def test_a_tokenizer_without_chat_template_is_an_error():
 
 def test_the_hash_changes_with_what_the_model_sees_and_writes(tmp_path, monkeypatch):
     formats = [
-        PromptFormat(order=o, detail=d, language=la)
-        for o in ORDERS
-        for d in ("full", "tiers", "name")
-        for la in ("en", "zh")
+        PromptFormat(order=o, detail=d, language=la) for o in ORDERS for d in ("full", "tiers", "name") for la in ("en", "zh")
     ]
     hashes = [renderer_hash(rubric, fmt) for rubric in (RAIR, WANDS) for fmt in formats]
     assert len(set(hashes)) == len(hashes)

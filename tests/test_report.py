@@ -60,9 +60,7 @@ def judged(data: EvalData, failing: bool = True) -> dict[str, Verdict]:
     verdicts = {}
     for index, pair_id in enumerate(data.test.pair_ids):
         probabilities = rng.dirichlet(np.ones(4)).tolist()
-        verdicts[pair_id] = Verdict(
-            pair_id, TIERS[int(np.argmax(probabilities))], probabilities, PLANTED * 50, PLANTED, [PLANTED]
-        )
+        verdicts[pair_id] = Verdict(pair_id, TIERS[int(np.argmax(probabilities))], probabilities, PLANTED * 50, PLANTED, [PLANTED])
         if failing and index % 10 == 0:
             verdicts[pair_id] = Verdict(pair_id, None, failure=PLANTED, text=PLANTED * 100, photo="failed")
     return verdicts
@@ -176,8 +174,7 @@ def test_a_thumbnail_is_small_and_a_broken_photo_is_none():
 
 def test_a_diagram_takes_its_colours_from_the_page():
     rows = [
-        {"low": i / 15, "high": (i + 1) / 15, "weight": 1.0, "confidence": (i + 0.5) / 15, "accuracy": i / 15}
-        for i in range(15)
+        {"low": i / 15, "high": (i + 1) / 15, "weight": 1.0, "confidence": (i + 0.5) / 15, "accuracy": i / 15} for i in range(15)
     ]
     svg = reliability_svg(rows, None, 'of "<judge>" $x_1$')
     assert "currentColor" in svg and "var(--accent)" in svg and "#0" not in svg

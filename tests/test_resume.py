@@ -60,9 +60,7 @@ def assert_same(one: RunFolder, other: RunFolder) -> None:
 
 def kill_at(step: int, folder: RunFolder, command: list, seconds: float = 240) -> None:
     """Starts the command and kills it and all it has started as soon as metrics.jsonl has the step."""
-    process = subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.time() + seconds
     while f'"step": {step},' not in (folder.metrics_path.read_text() if folder.metrics_path.is_file() else ""):
         if process.poll() is not None or time.time() > deadline:
@@ -94,9 +92,7 @@ def test_killed_while_a_checkpoint_is_written_it_takes_the_one_before(recipe, ru
     whole = run_recipe(recipe("whole"))
     path = recipe("killed")
     folder = RunFolder(runs / "killed")
-    done = subprocess.run(
-        [sys.executable, "-c", DIE_WHILE_SAVING, str(path)], cwd=ROOT, capture_output=True, timeout=240
-    )
+    done = subprocess.run([sys.executable, "-c", DIE_WHILE_SAVING, str(path)], cwd=ROOT, capture_output=True, timeout=240)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     half = folder / "checkpoints" / "checkpoint-6"
     assert (half / "optimizer.pt").is_file() and not (half / COMPLETE).exists()

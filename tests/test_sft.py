@@ -60,9 +60,7 @@ def test_loss_covers_the_answer_and_its_end_and_nothing_else(tiny, kind, order, 
         batch = PhotoCollator(processor)(rows)
         encoded = list(zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True))
     else:
-        encoded = [
-            (torch.tensor(row["input_ids"]), torch.tensor(row["labels"]), torch.ones(row["length"])) for row in rows
-        ]
+        encoded = [(torch.tensor(row["input_ids"]), torch.tensor(row["labels"]), torch.ones(row["length"])) for row in rows]
     for pair, row, (ids, labels, mask) in zip(pairs, rows, encoded, strict=True):
         assert mask.sum() == row["length"]
         supervised = ids[labels != IGNORE]
@@ -114,9 +112,7 @@ def test_the_adapter_its_processor_and_its_card_are_left_and_checkpoints_have_th
     model = folder / "model"
     assert (model / "adapter_model.safetensors").is_file() and (model / "processor_config.json").is_file()
     card = read_card(model)
-    assert (
-        card["prompt"]["order"] == "reason_first" and card["renderer_hash"] == folder.manifest["facts"]["renderer_hash"]
-    )
+    assert card["prompt"]["order"] == "reason_first" and card["renderer_hash"] == folder.manifest["facts"]["renderer_hash"]
     assert read_card(folder / "checkpoints" / "checkpoint-8") == card
     found = losses(folder)
     assert len(found) == 8 and found[-1] < found[0] - 0.5

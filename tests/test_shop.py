@@ -44,15 +44,7 @@ def test_numeric_rules_can_be_checked_from_the_reasoning_alone(many):
     def expected(d):
         wanted, found = int(d.wanted), int(d.found)
         if d.dimension == "bundle":
-            return (
-                "complete"
-                if found == wanted
-                else "single"
-                if found == 1
-                else "multiple"
-                if wanted % found == 0
-                else "part"
-            )
+            return "complete" if found == wanted else "single" if found == 1 else "multiple" if wanted % found == 0 else "part"
         over = (found - wanted if d.dimension == "price" else abs(found - wanted)) * 10
         names = ("within", "near", "over") if d.dimension == "price" else ("same", "near", "far")
         return names[0 if over <= 0 else 1 if over <= wanted else 2]

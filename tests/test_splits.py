@@ -19,11 +19,7 @@ def test_case_and_spacing_do_not_move_a_query(query):
 
 def test_shares_are_kept_and_seeds_deal_anew():
     counts = Counter(split_of(f"query {i}", {"a": 0.5, "b": 0.2, "c": 0.3, "d": 0}) for i in range(5000))
-    assert (
-        counts["a"] == pytest.approx(2500, abs=150)
-        and counts["b"] == pytest.approx(1000, abs=120)
-        and "d" not in counts
-    )
+    assert counts["a"] == pytest.approx(2500, abs=150) and counts["b"] == pytest.approx(1000, abs=120) and "d" not in counts
     moved = sum(split_of(f"query {i}") != split_of(f"query {i}", seed=1) for i in range(1000))
     assert 300 < moved < 600
     assert [split_of(f"query {i}") for i in range(6)] == ["train", "dev", "train", "train", "train", "train"]

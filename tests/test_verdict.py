@@ -59,9 +59,7 @@ def test_the_prompt_ends_right_before_the_tier_token(name, order):
             messages = with_verdict_prefix(render(pair_of(), rubric, fmt), rubric, fmt, tokens, judgement.rationale)
             prompt_text = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
             before = tokenizer(prompt_text + messages[-1]["content"], add_special_tokens=False)["input_ids"]
-            whole = tokenizer(prompt_text + render_answer(judgement, rubric, fmt), add_special_tokens=False)[
-                "input_ids"
-            ]
+            whole = tokenizer(prompt_text + render_answer(judgement, rubric, fmt), add_special_tokens=False)["input_ids"]
             assert whole[: len(before)] == before
             assert whole[len(before)] == token
 

@@ -95,9 +95,7 @@ def readings(world: World, query: Query, words: str, forms: slice) -> int:
     """In how many ways the query's wording can be put together from phrase forms, given its demands in their order."""
     phrases, joiner = world.lexicon.phrases, world.lexicon.joiner
     if query.kind == "question":
-        inner = [
-            match[1] for form in phrases["question"][forms] if (match := re.fullmatch(form.format(v="(.*)"), words))
-        ]
+        inner = [match[1] for form in phrases["question"][forms] if (match := re.fullmatch(form.format(v="(.*)"), words))]
         return sum(readings(world, replace(query, kind=""), text, forms) for text in inner)
     texts = []
     for want in query.wants:
@@ -143,9 +141,7 @@ def test_slices_name_subset_and_capability(some):
         assert any(name.startswith("held_out:") for name in pair.slices) == (pair.split == "test")
     seen = {name for pair in some for name in pair.slices}
     assert {f"capability:{name}" for name in ("knowledge", "multimodal", "rules")} <= seen
-    assert {
-        f"hard:{kind}" for kind in ("jargon", "entity", "solution", "question", "negation", "multi_attribute")
-    } <= seen
+    assert {f"hard:{kind}" for kind in ("jargon", "entity", "solution", "question", "negation", "multi_attribute")} <= seen
 
 
 # what may be seen where
@@ -162,9 +158,7 @@ def test_visual_pairs_hold_the_answer_in_the_photo_alone(world):
         words = set(f"{pair.title} {' '.join(pair.attributes.values())}".split())
         assert not words & (colours | set(lexicon.patterns))
         assert not pair.description or re.fullmatch(pattern_of, pair.description)  # never about the item
-        assert pair.attributes.keys().isdisjoint(
-            {lexicon.attribute_names["colour"], lexicon.attribute_names["pattern"]}
-        )
+        assert pair.attributes.keys().isdisjoint({lexicon.attribute_names["colour"], lexicon.attribute_names["pattern"]})
         photo = [d for d in pair.demands if d.dimension in ("colour", "pattern")]
         assert all(d.source == "photo" for d in photo)
         shown += bool(photo)
@@ -175,9 +169,7 @@ def test_a_prompt_holds_the_words_of_the_pair_and_none_of_its_truth(some):
     rubric, fmt = load_rubric("shop"), PromptFormat(photo=False)
     for pair in some[::20]:
         messages = render(pair, rubric, fmt)
-        bare = replace(
-            pair, label=None, rationale=None, rules=[], mismatch=None, demands=[], slices=[], query_frequency=None
-        )
+        bare = replace(pair, label=None, rationale=None, rules=[], mismatch=None, demands=[], slices=[], query_frequency=None)
         assert render(bare, rubric, fmt) == messages
         user = re.sub(r"</?\w+>", " ", messages[-1]["content"])
         fields = [pair.query, pair.title, pair.brand or "", pair.description or "", f"{pair.price or 0:.0f}"]

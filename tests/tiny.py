@@ -4,8 +4,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 HIDDEN = 32
 
 
@@ -17,9 +15,7 @@ class Tiny:
     vision: Path
     text: Path
 
-    def recipe(
-        self, run: str, *, model: str = "vision", lora: dict | None = None, prompt=None, data=None, **train
-    ) -> str:
+    def recipe(self, run: str, *, model: str = "vision", lora: dict | None = None, prompt=None, data=None, **train) -> str:
         """An SFT recipe as JSON, which is YAML too: 8 steps of 8 pairs, unless `train` says otherwise."""
         section = {"name": str(self.vision if model == "vision" else self.text)}
         if lora is not None:
@@ -40,8 +36,9 @@ def make(folder: Path) -> Tiny:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from lore.data_synth.corpus import write_corpus
     from lore.data_synth.world import World
-    from lore.data_synth.world_stage import CORPUS_SCHEMA, corpus_texts
+    from lore.data_synth.world_stage import corpus_texts
     from lore.pairs import PairWriter
     from lore.train.base import build_model, build_processor
     from lore.train.config import ArchitectureSection
@@ -51,10 +48,9 @@ def make(folder: Path) -> Tiny:
         with PairWriter(folder / "pairs" / f"{split}.parquet") as writer:
             for pair in world.pairs(split, count):
                 writer.write(pair)
-    import pyarrow as pa
 
     corpus = folder / "corpus.parquet"
-    pq.write_table(pa.Table.from_pylist(list(corpus_texts(world, 200)), schema=CORPUS_SCHEMA), corpus)
+    write_corpus(corpus, corpus_texts(world, 200))
     size = ArchitectureSection(
         hidden=HIDDEN, layers=2, heads=2, mlp=48, max_positions=1024, vision_hidden=16, vision_layers=1, vision_heads=2
     )

@@ -112,15 +112,10 @@ def normalising() -> PreTrainedTokenizerFast:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     alphabet = [chr(c) for c in range(32, 127)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=420, special_tokens=["[UNK]"], initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=["[UNK]"], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([text.lower() for text in CORPUS], trainer)
     tokenizer.add_tokens(
-        [
-            AddedToken(t, normalized=True, special=True)
-            for t in ("[SEP]", "[INST]", "[/INST]", "<|im_start|>", "<|im_end|>")
-        ]
+        [AddedToken(t, normalized=True, special=True) for t in ("[SEP]", "[INST]", "[/INST]", "<|im_start|>", "<|im_end|>")]
     )
     return wrap(tokenizer, CHATML, unk_token="[UNK]", sep_token="[SEP]", pad_token="[SEP]")
 

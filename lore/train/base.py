@@ -153,7 +153,8 @@ def corpus_rows(paths: list[str], processor: Any):
         mask = [spans is None or any(s["start"] < end and start < s["end"] for s in spans) for start, end in written]
         if not any(mask):
             raise LoreError(
-                f"corpus: the text {row['text'][:80]!r} has no trained span, so it teaches nothing. Leave `trained` null to train on all of it."
+                f"corpus: the text {row['text'][:80]!r} has no trained span, so it teaches nothing.\n"
+                "Leave `trained` null to train on all of it."
             )
         images = [row["image"]] if row["image"] else []
         yield {"text": row["text"], "images": images, "mask": mask, "length": len(written) + len(images) * processor.image_seq_len}

@@ -42,9 +42,7 @@ def run(recipe, folder):
     if recipe.fail:
         raise LoreError("the demo was told to fail")
     folder.record({"step": 1, "loss": 0.5})
-    folder.finish(
-        {"loss": 0.5, "rank": os.environ.get("RANK"), "launcher_seen": "ACCELERATE_MIXED_PRECISION" in os.environ}
-    )
+    folder.finish({"loss": 0.5, "rank": os.environ.get("RANK"), "launcher_seen": "ACCELERATE_MIXED_PRECISION" in os.environ})
 
 
 class TrainDemoRecipe(BaseRecipe):
@@ -70,9 +68,7 @@ def train(recipe, folder):
     )
     check_world(arguments.world_size)
     torch.manual_seed(recipe.seed)
-    config = LlamaConfig(
-        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
+    config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     rows = [{"input_ids": torch.arange(8) + i, "labels": torch.arange(8) + i} for i in range(12)]
     trainer = Trainer(LlamaForCausalLM(config), arguments, train_dataset=rows)
     trainer.train()

@@ -1,0 +1,45 @@
+"""The corpus of a base model: texts, photos, and which characters of a text carry loss."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA = pa.schema(
+    [
+        ("text", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("trained", pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32())]))),
+    ]
+)
+# The base model's turns, so that it has seen a conversation before it is tuned on one.
+START, END = "<|im_start|>", "<|im_end|>"
+BATCH = 2000
+
+Pieces = list[tuple[str, bool]]  # a text in order: (piece, whether it carries loss)
+
+
+def with_spans(pieces: Pieces) -> dict:
+    """The row of a text: the pieces joined, and the spans that carry loss."""
+    spans, at = [], 0
+    for text, trained in pieces:
+        if trained:
+            spans.append({"start": at, "end": at + len(text)})
+        at += len(text)
+    return {"text": "".join(text for text, _ in pieces), "image": None, "trained": spans}
+
+
+def write_corpus(path: Path, rows: Iterator[dict]) -> None:
+    """Streams rows to one Parquet file; it appears when all are written."""
+    part, pending = path.with_suffix(".part"), []
+    with pq.ParquetWriter(part, SCHEMA) as writer:
+        for row in rows:
+            pending.append(row)
+            if len(pending) == BATCH:
+                writer.write_table(pa.Table.from_pylist(pending, schema=SCHEMA))
+                pending = []
+        if pending:
+            writer.write_table(pa.Table.from_pylist(pending, schema=SCHEMA))
+    os.replace(part, path)
