@@ -220,24 +220,14 @@ class World:
             rng.getrandbits(32),
         )
 
-    def catalogue(self, count: int) -> Iterator[tuple[Pair, dict[str, Fact]]]:
-        """`count` items on their own, as unlabelled pairs with an empty query, each with its facts: what a base model reads."""
-        families = list(self.shop.families)
-        for i in range(count):
-            rng = random.Random(f"{self.seed}/catalogue/{i}")
-            item = self.shop.catalogue_item(rng, rng.choice(families))
-            if "pattern" in self.shop.families[item.family].demands:
-                item.values["pattern"] = rng.choice(self.lexicon.patterns)
-            if rng.random() < 0.1:
-                item.accent = rng.choice([c for c in self.shop.colours if c != item.values["colour"]])
-            fields, facts = self.word_item(rng, item, hide_visible=rng.random() < 0.4)
-            yield (
-                Pair(
-                    pair_id=f"catalogue-{i}",
-                    query="",
-                    item_id=f"catalogue-{i}",
-                    **fields,
-                    source=f"shop-{self.language}",
-                ),
-                facts,
-            )
+    def catalogue_item(self, number: int) -> tuple[Pair, dict[str, Fact]]:
+        """Item `number` on its own, as an unlabelled pair with an empty query, and its facts: what a base model reads."""
+        rng = random.Random(f"{self.seed}/catalogue/{number}")
+        item = self.shop.catalogue_item(rng, rng.choice(list(self.shop.families)))
+        if "pattern" in self.shop.families[item.family].demands:
+            item.values["pattern"] = rng.choice(self.lexicon.patterns)
+        if rng.random() < 0.1:
+            item.accent = rng.choice([c for c in self.shop.colours if c != item.values["colour"]])
+        fields, facts = self.word_item(rng, item, hide_visible=rng.random() < 0.4)
+        name = f"catalogue-{number}"
+        return Pair(pair_id=name, query="", item_id=name, **fields, source=f"shop-{self.language}"), facts

@@ -122,9 +122,10 @@ def corpus_texts(world: World, count: int) -> Iterator[dict]:
     what the rest of a text decides carries loss; which lamp comes next in a catalogue is noise.
     """
     rng = random.Random(f"{world.seed}/corpus")
-    for pair, facts in world.catalogue(count):
+    for number in range(count):
         draw = rng.random()
         if draw < CATALOGUE_SHARE:
+            pair, facts = world.catalogue_item(number)
             text, image = catalogue_entry(rng, world, pair, facts), pair.image
         elif draw < CATALOGUE_SHARE + RULES_SHARE:
             text, image = worked_examples(rng, world), None
