@@ -1,6 +1,8 @@
 """Importing any table: bad rows, encodings, column maps, duplicates, and the data section of a recipe."""
 
+import gzip
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -72,11 +74,83 @@ def test_byte_order_marks_and_wrong_encodings(tmp_path):
         load("crowdflower", path, tmp_path, encoding="utf-9")
 
 
-def test_an_unclosed_quote_is_reported_with_its_lines(tmp_path):
+@pytest.mark.parametrize("encoding", ["base64", "hex", "rot13", "punycode", "idna", "undefined", "a\0b"])
+def test_a_codec_that_no_text_file_has_is_one_message(tmp_path, encoding):
+    with pytest.raises(LoreError, match="no encoding"):
+        load("crowdflower", csv_file(tmp_path, "1,q,t,d,4,0"), tmp_path, encoding=encoding)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le"])
+def test_wide_encodings_are_read_in_csv_and_jsonl_and_damage_in_them_is_one_message(tmp_path, encoding):
+    path = crowdflower(tmp_path, [["1", "café", "t", "", "4", "0"]], encoding=encoding)
+    assert load("crowdflower", path, tmp_path, encoding=encoding)[0][0].query == "café"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(LoreError, match=f"is no {encoding} text"):
+        load("crowdflower", path, tmp_path, encoding=encoding)
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"query": "café", "title": "t"}\n' * 2, encoding=encoding)
+    assert [p.query for p in load("table", lines, tmp_path, "shop", encoding=encoding)[0]] == ["café"] * 2
+
+
+def test_a_packed_file_is_named(tmp_path):
+    (tmp_path / "train.csv").write_bytes(gzip.compress(HEADER.encode()))
+    with pytest.raises(LoreError, match="is a gzip file.*unpack it"):
+        load("crowdflower", tmp_path / "train.csv", tmp_path)
+
+
+HEADER = "id,query,product_title,product_description,median_relevance,relevance_variance\n"
+
+
+def csv_file(tmp_path, *lines):
     path = tmp_path / "train.csv"
-    path.write_text('id,query,product_title,product_description\n1,q,"open,d\n2,q,t,d\n', encoding="utf-8")
-    _, _, (rejected,) = load("crowdflower", path, tmp_path)
-    assert rejected["found"] == "3 columns in lines 2 to 3"
+    path.write_text(HEADER + "".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_an_unclosed_quote_costs_its_own_line_and_no_other_row(tmp_path):
+    lines = [f"{number},query {number},title,text,4,0" for number in range(1, 601)]
+    lines[99] = '100,query,"12 inch tv,text,4,0'
+    lines[299] = '300,query 300,"a quoted, title",text,4,0'
+    lines[300] = '301,query 301,title,"two\nlines, 5, 4, 3, 2",4,0'
+    lines[599] = '600,query 600,title,"never closed,4,0'
+    pairs, _, rejected = load("crowdflower", csv_file(tmp_path, *lines), tmp_path)
+    assert [p.pair_id for p in pairs] == [str(number) for number in range(1, 600) if number != 100]
+    assert pairs[298].title == "a quoted, title" and pairs[299].description == "two\nlines, 5, 4, 3, 2"
+    assert [(r["row"], r["reason"]) for r in rejected] == [(100, "unclosed_quote"), (600, "unclosed_quote")]
+    assert "line 101 and takes in the lines up to 301" in rejected[0]["found"] and "12 inch tv" in rejected[0]["record"]["line"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        '2,q,"t, t",d,4,0',  # closes the quote in the same column, so that the width is right
+        '2,q,t,"d, d",4,0',
+        '2,"q, q",t,d,4,0',
+        "2,q,t,d,4,0",  # the file ends inside the quote
+        '2,q,t,"two\nlines",4,0',
+        '2,q,t,"",4,0',
+    ],
+)
+def test_a_runaway_quote_takes_nothing_along_whatever_follows_it(tmp_path, other):
+    pairs, _, rejected = load("crowdflower", csv_file(tmp_path, '1,q,"open,d,4,0', other), tmp_path)
+    assert [p.pair_id for p in pairs] == ["2"] and [r["row"] for r in rejected] == [1]
+
+
+def test_a_multi_line_cell_of_rows_is_a_cell_and_a_row_too_narrow_is_one_rejection(tmp_path):
+    inner = "\n".join("9,q,t,d,4,0" for _ in range(20))
+    path = csv_file(tmp_path, f'1,q,t,"a table:\n{inner}\nend",4,0', '2,q,"one\ntwo\nthree",4,0')
+    pairs, _, (rejected,) = load("crowdflower", path, tmp_path)
+    assert len(pairs) == 1 and pairs[0].description == f"a table:\n{inner}\nend"
+    assert rejected["found"] == "5 columns in lines 24 to 26"
+
+
+def test_a_file_of_open_quotes_takes_time_linear_in_its_length(tmp_path, monkeypatch):
+    monkeypatch.setattr("lore.sources.delimited.MAX_RECORD_LINES", 1000)
+    path = csv_file(tmp_path, *['a","'] * 20_000, "1,q,t,d,4,0")
+    started = time.perf_counter()
+    pairs, report, _ = load("crowdflower", path, tmp_path)
+    assert len(pairs) == 1 and report.reasons == {"unclosed_quote": 20_000}
+    assert time.perf_counter() - started < 5
 
 
 def test_a_failed_import_leaves_nothing_behind(tmp_path):
@@ -150,12 +224,35 @@ def test_a_wrong_map_names_the_nearest(tmp_path, column_map, message):
 
 def test_undecodable_parquet_cells_cost_their_row(tmp_path):
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     raw = pa.array([b"caf\xe9", b"cup"]).view(pa.string())
-    pq.write_table(pa.table({"query": raw, "title": ["a", "b"]}), tmp_path / "a.parquet")
-    pairs, _, (rejected,) = load("table", tmp_path / "a.parquet", tmp_path, "shop")
-    assert [p.query for p in pairs] == ["cup"] and rejected["reason"] == "encoding"
+    listed = pa.ListArray.from_arrays([0, 1, 2], raw)
+    columns = {
+        "query": [raw, raw.dictionary_encode()],
+        "slices": [listed],
+        "attributes": [pa.MapArray.from_arrays([0, 1, 2], pa.array(["size", "size"]), raw)],
+    }
+    for name, forms in columns.items():
+        for form in forms:
+            table = {"query": ["q", "cup"], "title": ["a", "b"], name: form}
+            pairs, _, (rejected,) = load("table", write_parquet(tmp_path / "a.parquet", table), tmp_path, "shop")
+            assert [p.query for p in pairs] == ["cup"] and rejected["reason"] == "encoding", name
+
+
+def test_an_attribute_cell_of_nested_json_costs_its_row(tmp_path):
+    rows = [["query", "title", "attributes"], ["q", "t", "[" * 100_000], ["q", "u", '{"size": "M"}']]
+    pairs, _, (rejected,) = load("table", write_csv(tmp_path / "a.csv", rows), tmp_path, "shop")
+    assert [p.title for p in pairs] == ["u"] and (rejected["field"], rejected["reason"]) == ("attributes", "field_type")
+
+
+def test_two_columns_of_one_name_are_one_message(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = pa.table([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], ["query", "title", "title"])
+    pq.write_table(columns, tmp_path / "a.parquet")
+    with pytest.raises(LoreError, match="column 'title' occurs twice"):
+        load("table", tmp_path / "a.parquet", tmp_path, "shop")
 
 
 def test_duplicates_stay_by_default_and_go_with_a_reason_when_asked(tmp_path):

@@ -31,7 +31,7 @@ def test_real_crowdflower_is_imported_whole(public_data, tmp_path):
         pytest.skip(f"no CrowdFlower file at {path}")
     pairs, report, rejected = load("crowdflower", path, tmp_path)
     assert len(pairs) == 6581 and rejected == [] and len({p.query for p in pairs}) == 172
-    assert report.repairs["html"] > 50 and report.duplicates + report.conflicting > 0
+    assert report.repairs["html"] == 72 and report.duplicates + report.conflicting > 0
     assert not any("<td>" in (p.description or "") or "&nbsp;" in (p.description or "") for p in pairs)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lore.rejected import Rejection
 from lore.sources import SourceRow, missing_file
-from lore.sources.reading import csv_records
+from lore.sources.delimited import csv_records
 
 RUBRIC = "crowdflower"
 WHERE = (

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lore.rejected import Rejection
 from lore.sources import SourceRow, missing_file
-from lore.sources.reading import DiskIndex, csv_records, is_utf8
+from lore.sources.delimited import csv_records
+from lore.sources.reading import DiskIndex, is_utf8
 
 RUBRIC = "homedepot"
 WHERE = (

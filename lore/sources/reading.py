@@ -1,12 +1,11 @@
-"""Tables from other people: csv, tsv, jsonl and Parquet, streamed row by row. A row that cannot be read becomes a
-Rejection; the rest goes on.
+"""Tables from other people: text, jsonl and Parquet, streamed row by row. A row that cannot be read becomes a
+Rejection; the rest goes on. For csv and tsv see lore.sources.delimited.
 
 Bytes that do not decode are read as lone surrogates, so that one bad cell costs its own row and not the file;
 lore.checks rejects them.
 """
 
 import codecs
-import csv
 import difflib
 import io
 import json
@@ -20,9 +19,18 @@ from typing import Any
 from lore.errors import LoreError
 from lore.rejected import Rejection, short
 
-MAX_CELL_CHARACTERS = 32 * 2**20
-MAX_LINE_BYTES = 64 * 2**20
+MAX_LINE_CHARACTERS = 64 * 2**20
 KEY_ROWS = 1000
+ENCODINGS = ("utf-8", "latin-1", "cp1252", "utf-16", "gb18030", "shift_jis")
+NO_FILE_HAS = ("idna", "punycode", "undefined")
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is the first half of this one
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh9": "bzip2", b"\xfd7zX": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 Record = tuple[int, dict[str, Any]]
 """Row number from 1, header not counted, and the row by column name."""
 
@@ -33,75 +41,35 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f" Nearest: {close[0]}." if close else ""
 
 
-def need_columns(path: Path, required: Iterable[str], found: list[str]) -> None:
+def need_columns(path: Path, required: Iterable[str], found: list[str], hint: str = "") -> None:
     """Raises LoreError that names each missing column with the nearest one that is there."""
     missing = [name for name in required if name not in found]
     if missing:
         parts = [f"column {name!r} is missing.{nearest(name, found)}" for name in missing]
-        raise LoreError(f"{path}: {' '.join(parts)} Found: {', '.join(found[:40])}.")
-
-
-def csv_records(
-    path: Path, required: Iterable[str], *, encoding: str = "utf-8", delimiter: str = ","
-) -> Iterator[Record | Rejection]:
-    """Rows of a delimited file with a header line. Quoted cells may hold line breaks; a row of another width is a
-    rejection.
-    """
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL_CHARACTERS))
-    with open_text(path, encoding) as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        header = [name.strip() for name in next(reader, [])]
-        doubled = {name for name in header if header.count(name) > 1 and name}
-        if not header or doubled:
-            raise LoreError(
-                f"{path}: {f'column {min(doubled)!r} occurs twice' if doubled else 'empty'}; expected a header "
-                "line with column names."
-            )
-        need_columns(path, required, header)
-        row, width, rows = 0, len(header), iter(reader)
-        while True:
-            line = reader.line_num + 1
-            try:
-                cells = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                row += 1
-                expected = f"cells of at most {MAX_CELL_CHARACTERS:,}; an unclosed quote makes one cell of many lines"
-                yield Rejection(str(path), row, "row", "text_too_long", f"{error} at line {line}", expected)
-                continue
-            if not any(cells):
-                continue  # an empty line, also one of empty cells
-            row += 1
-            if len(cells) == width:
-                yield row, dict(zip(header, cells, strict=True))
-                continue
-            found = f"{len(cells)} columns in lines {line} to {reader.line_num}"
-            expected = f"{width} columns; a cell with the delimiter, a quote or a line break stands in quotes"
-            yield Rejection(str(path), row, "row", "field_type", found, expected, {"cells": short(cells)})
+        raise LoreError(f"{path}: {' '.join(parts)} Found: {', '.join(found[:40])}.{hint}")
 
 
 def jsonl_records(path: Path, required: Iterable[str] = (), *, encoding: str = "utf-8") -> Iterator[Record | Rejection]:
     """One JSON object a line. Objects may leave keys out; `required` ones must occur among the first KEY_ROWS."""
-    with _open_binary(path, encoding) as file:
+    with open_text(path, encoding, newline="\n") as file:
         row, unseen, names = 0, set(required), {}
-        while line := file.readline(MAX_LINE_BYTES):
+        while line := file.readline(MAX_LINE_CHARACTERS):
             row += 1
-            if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-                while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+            if len(line) == MAX_LINE_CHARACTERS and not line.endswith("\n"):
+                while (rest := file.readline(MAX_LINE_CHARACTERS)) and not rest.endswith("\n"):
                     continue
-                found = f"a line of over {MAX_LINE_BYTES:,} bytes"
+                found = f"a line of over {MAX_LINE_CHARACTERS:,} characters"
                 yield Rejection(str(path), row, "row", "text_too_long", found, "a shorter line")
                 continue
             if not line.strip():
                 continue
             try:
-                record = json.loads(line.decode(encoding, "surrogateescape"))
+                record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 record = f"{type(error).__name__}: {error}"
             if not isinstance(record, dict):
                 found = short(record) if isinstance(record, str) else type(record).__name__
-                shown = {"line": short(line[:1000].decode("utf-8", "replace"))}
+                shown = {"line": short(line)}
                 yield Rejection(str(path), row, "row", "field_type", found, "one JSON object a line", shown)
                 continue
             if unseen:
@@ -122,6 +90,7 @@ def parquet_records(
     with open_parquet(path) as parquet:
         names = parquet.schema_arrow.names
         need_columns(path, required, names)
+        once_each(path, names)
         wanted = names if columns is None else [name for name in dict.fromkeys([*required, *columns]) if name in names]
         row = 0
         for group in range(parquet.num_row_groups):
@@ -134,16 +103,26 @@ def parquet_records(
                         yield row, dict(zip(wanted, cells, strict=True))
 
 
-def _to_list(column: Any) -> list[Any]:
-    import pyarrow as pa
+def once_each(path: Path, names: list[str]) -> None:
+    """Raises LoreError where two columns have one name."""
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise LoreError(f"{path}: column {doubled[0]!r} occurs twice, so it is not known which one is meant. Rename one.")
 
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        try:
-            return column.to_pylist()
-        except UnicodeDecodeError:
-            raw = column.cast(pa.large_binary()).to_pylist()
-            return [None if cell is None else cell.decode("utf-8", "surrogateescape") for cell in raw]
-    return column.to_pylist()
+
+def _to_list(column: Any) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_cell(scalar) for scalar in column]
+
+
+def _cell(scalar: Any) -> Any:
+    """A cell's value; in place of one that holds bytes which are no UTF-8 anywhere, these bytes as text with surrogates."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error.object.decode("utf-8", "surrogateescape")
 
 
 @contextmanager
@@ -161,32 +140,45 @@ def open_parquet(path: Path) -> Iterator[Any]:
         ) from error
 
 
-@contextmanager
-def open_text(path: Path, encoding: str) -> Iterator[io.TextIOBase]:
-    """The file as text from behind its byte order mark; undecodable bytes come as lone surrogates."""
-    with (
-        _open_binary(path, encoding) as file,
-        io.TextIOWrapper(file, encoding=encoding, errors="surrogateescape", newline="") as text,
-    ):
-        yield text
-
-
-@contextmanager
-def _open_binary(path: Path, encoding: str) -> Iterator[io.BufferedReader]:
+def check_encoding(encoding: str) -> str:
+    """The codec's own name. Raises LoreError for what is no encoding of text files."""
     try:
         name = codecs.lookup(encoding).name
-    except LookupError as error:
-        raise LoreError(
-            f"There is no encoding {encoding!r}. Common ones: utf-8, latin-1, cp1252, utf-16, gb18030, shift_jis."
-        ) from error
+        if name not in NO_FILE_HAS:
+            "".encode(name)  # LookupError for base64, hex and other codecs of bytes
+            return name
+    except (LookupError, ValueError):  # ValueError: a name with a NUL character
+        pass
+    raise LoreError(
+        f"There is no encoding {encoding!r} of text files.{nearest(encoding, ENCODINGS)} Common ones: {', '.join(ENCODINGS)}."
+    )
+
+
+@contextmanager
+def open_text(path: Path, encoding: str, newline: str = "") -> Iterator[io.TextIOBase]:
+    """The file as text from behind its byte order mark; undecodable bytes come as lone surrogates, where the encoding
+    goes byte by byte.
+    """
+    name = check_encoding(encoding)
     with open(path, "rb") as file:
         head = file.read(4)
-        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not name.startswith("utf-16"):
-            raise LoreError(f"{path} starts with a UTF-16 byte order mark but is read as {encoding}. Pass --encoding utf-16.")
-        if head.startswith(codecs.BOM_UTF8) and not name.startswith("utf-8"):
-            raise LoreError(f"{path} starts with a UTF-8 byte order mark but is read as {encoding}. Pass --encoding utf-8.")
+        for mark, needed in BYTE_ORDER_MARKS.items():
+            if head.startswith(mark):
+                if not name.startswith(needed):
+                    shown = needed.upper()
+                    raise LoreError(
+                        f"{path} starts with a {shown} byte order mark but is read as {encoding}. Pass --encoding {needed}."
+                    )
+                break
+        for mark, kind in COMPRESSED.items():
+            if head.startswith(mark):
+                raise LoreError(f"{path} is a {kind} file, which is not read: unpack it first.")
         file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
-        yield file
+        with io.TextIOWrapper(file, encoding=encoding, errors="surrogateescape", newline=newline) as text:
+            try:
+                yield text
+            except UnicodeError as error:  # of utf-16 and utf-32, where what follows a bad unit cannot be read either
+                raise LoreError(f"{path} is no {encoding} text ({error}). Pass its own --encoding.") from error
 
 
 def is_utf8(path: Path) -> bool:

@@ -16,7 +16,8 @@ from lore.errors import LoreError
 from lore.rejected import Rejection
 from lore.schema import FIELDS
 from lore.sources import SourceRow, missing_file
-from lore.sources.reading import csv_records, jsonl_records, nearest, open_parquet, parquet_records
+from lore.sources.delimited import csv_records
+from lore.sources.reading import jsonl_records, nearest, open_parquet, parquet_records
 
 RUBRIC = None
 WHERE = "source table reads a .csv, .tsv, .jsonl or .parquet file of your own."
@@ -110,8 +111,8 @@ def _entries(cell: Any) -> list[Any]:
     if isinstance(cell, str):
         try:
             cell = json.loads(cell)
-        except ValueError:
-            return [(cell,)]
+        except (ValueError, RecursionError):
+            return [cell]
     if isinstance(cell, dict):
         return list(cell.items())
-    return list(cell) if isinstance(cell, list | tuple) else [] if cell is None else [(cell,)]
+    return list(cell) if isinstance(cell, list | tuple) else [] if cell is None else [cell]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lore.rejected import Rejection
 from lore.sources import SourceRow, missing_file
-from lore.sources.reading import DiskIndex, csv_records
+from lore.sources.delimited import csv_records
+from lore.sources.reading import DiskIndex
 
 RUBRIC = "wands"
 WHERE = "query.csv, product.csv and label.csv come from github.com/wayfair/WANDS, folder dataset."
