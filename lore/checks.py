@@ -2,8 +2,8 @@
 output; the others go on.
 
 Reasons: query_empty, title_empty, nul_byte, text_too_long, label_unknown, image_missing, image_corrupt,
-image_too_large, encoding, field_type, and html with `strict`; duplicate_pair and conflicting_label come from
-lore.duplicates.
+image_too_large, encoding, field_type, attributes_too_long, and html with `strict`; unclosed_quote comes from
+lore.sources.delimited, duplicate_pair and conflicting_label from lore.duplicates.
 """
 
 import math
@@ -14,15 +14,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from lore.clean import has_html, html_to_text
+from lore.clean import INVISIBLE, has_html, html_to_text
 from lore.errors import LoreError
 from lore.images import ImageError, check_image
 from lore.judgement import Demand
-from lore.rejected import Rejection, short
+from lore.rejected import Rejection, short, shown_value
 from lore.rubric import Rubric
-from lore.schema import DEMAND_FIELDS, FIELDS, Pair, make_pair_id
+from lore.schema import DEMAND_FIELDS, FIELDS, Pair, item_key, make_pair_id
 
 MAX_CHARACTERS = {"query": 1_000, "description": 200_000, "rationale": 200_000, "attributes": 200_000}
+MAX_ATTRIBUTES_CHARACTERS = 200_000  # of all attributes of an item together
 MAX_OTHER_CHARACTERS = 10_000
 MAX_LIST = 1_000
 ENCODING_HINT = "UTF-8 text; for a Latin-1 file pass --encoding latin-1 (in a recipe: data.encoding: latin-1)"
@@ -45,8 +46,18 @@ def check_row(
 
 
 def _visible(text: str | None) -> bool:
-    """False for text of white space, control and zero-width characters only."""
-    return bool(text) and not all(unicodedata.category(character)[0] in "CZ" for character in text)
+    """False for text of white space, control and invisible characters only."""
+    return bool(text) and not all(unicodedata.category(character)[0] in "CZ" for character in INVISIBLE.sub("", text))
+
+
+def _entry(item: Any) -> tuple[Any, Any]:
+    """Name and value of one attribute. Texts are none, though one of two characters could be taken apart like a pair."""
+    if isinstance(item, dict):
+        return item["key"], item["value"]
+    if not isinstance(item, list | tuple):
+        raise ValueError(f"{shown_value(item)} is no name with a value")
+    key, content = item
+    return key, content
 
 
 class RowChecker:
@@ -91,13 +102,13 @@ class RowChecker:
                 values[name] = cleaned
         for name in ("query", "title"):
             if not _visible(values.get(name)) and not any(problem[0] == name for problem in self._problems):
-                self._bad(name, f"{name}_empty", short(repr(raw.get(name))), "text")
+                self._bad(name, f"{name}_empty", shown_value(raw.get(name)), "text")
         if self._problems:
             record = short(raw)
             return None, [Rejection(file, row, *problem, record) for problem in self._problems]
         pair = Pair(**values)
         if not pair.pair_id:
-            pair.pair_id = make_pair_id(pair.query, pair.item_id or f"{pair.title}\n{pair.description or ''}")
+            pair.pair_id = make_pair_id(pair.query, pair.item_id or item_key(pair))
         return pair, []
 
     def _bad(self, field: str, reason: str, found: str, expected: str) -> None:
@@ -113,15 +124,14 @@ class RowChecker:
             if isinstance(value, float) and math.isnan(value):
                 return None  # how tables write a missing value
             if not isinstance(value, int | float) and type(value).__name__ not in _OTHER_TYPES:
-                return self._bad(field, "field_type", f"{type(value).__name__} {short(repr(value))}", "text")
+                return self._bad(field, "field_type", f"{type(value).__name__} {shown_value(value)}", "text")
             value = str(value)
         limit = MAX_CHARACTERS.get(field.partition(".")[0], MAX_OTHER_CHARACTERS)
         if len(value) > limit:
             return self._bad(field, "text_too_long", f"{len(value):,} characters", f"at most {limit:,}")
         if not value.isascii():
-            if wrong := _SURROGATE.search(value):
-                start = max(0, wrong.start() - 20)
-                return self._bad(field, "encoding", f"undecodable bytes in {value[start : wrong.start() + 20]!a}", ENCODING_HINT)
+            if self._undecodable(field, value):
+                return None
             if markup and value.startswith("\ufeff"):
                 value = value.lstrip("\ufeff")
                 self.repairs["byte_order_mark"] += 1
@@ -133,6 +143,13 @@ class RowChecker:
             value = html_to_text(value)
             self.repairs["html"] += 1
         return value.strip() or None
+
+    def _undecodable(self, field: str, value: str) -> bool:
+        wrong = _SURROGATE.search(value)
+        if wrong:
+            start = max(0, wrong.start() - 20)
+            self._bad(field, "encoding", f"undecodable bytes in {value[start : wrong.start() + 20]!a}", ENCODING_HINT)
+        return wrong is not None
 
     def _slices(self, value: Any) -> list[str]:
         return self._texts("slices", value)
@@ -156,7 +173,7 @@ class RowChecker:
             self._bad(
                 field,
                 "field_type",
-                f"{type(value).__name__} {short(repr(value))}",
+                f"{type(value).__name__} {shown_value(value)}",
                 f"a list of at most {MAX_LIST} texts",
             )
             return []
@@ -165,10 +182,12 @@ class RowChecker:
     def _attributes(self, value: Any) -> dict[str, str]:
         if not value:
             return {}
-        items = value.items() if isinstance(value, dict) else value
         found: dict[str, str] = {}
         try:
-            entries = [(item["key"], item["value"]) if isinstance(item, dict) else item for item in items]
+            items = value.items() if isinstance(value, dict) else [value] if isinstance(value, str) else list(value)
+            if any(isinstance(item, str) and self._undecodable("attributes", item) for item in items):
+                return {}
+            entries = [_entry(item) for item in items]
             if len(entries) > MAX_LIST:
                 raise ValueError(f"{len(entries):,} entries")
             for key, content in entries:
@@ -180,8 +199,12 @@ class RowChecker:
                     continue
                 found[name] = f"{found[name]}, {content}" if name in found else content
         except (TypeError, ValueError, KeyError) as error:
-            shown = f"{type(value).__name__} {short(repr(value))} ({error})"
+            shown = f"{type(value).__name__} {shown_value(value)} ({error})"
             self._bad("attributes", "field_type", shown, f"names and values, at most {MAX_LIST:,}")
+        characters = sum(len(name) + len(content) for name, content in found.items())
+        if characters > MAX_ATTRIBUTES_CHARACTERS:
+            found_text = f"{characters:,} characters in {len(found)} attributes"
+            self._bad("attributes", "attributes_too_long", found_text, f"at most {MAX_ATTRIBUTES_CHARACTERS:,} together")
         return found
 
     def _number(self, field: str, value: Any, least: float | None = None) -> float | None:
@@ -195,14 +218,14 @@ class RowChecker:
                 text = text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
             number = float(text)
         except (TypeError, ValueError, OverflowError):
-            return self._bad(field, "field_type", short(repr(value)), "a number such as 12.99")
+            return self._bad(field, "field_type", shown_value(value), "a number such as 12.99")
         if math.isnan(number) and not isinstance(value, str):
             return None
         if not math.isfinite(number) or (least is not None and number < least):
             return self._bad(
                 field,
                 "field_type",
-                short(repr(value)),
+                shown_value(value),
                 f"a finite number{'' if least is None else f' of at least {least:g}'}",
             )
         return number
@@ -219,7 +242,7 @@ class RowChecker:
                 tier = self.rubric.tier_of(label)
             except LoreError:
                 tiers = ", ".join(self.rubric.tier_ids)
-                return self._bad("label", "label_unknown", short(repr(label)), f"a tier of rubric {self.rubric.name}: {tiers}")
+                return self._bad("label", "label_unknown", shown_value(label), f"a tier of rubric {self.rubric.name}: {tiers}")
             if len(self._tiers) < 10_000:  # a scale of averages has many labels, but a file of free text must not fill the memory
                 self._tiers[label] = tier
         return tier
@@ -236,9 +259,11 @@ class RowChecker:
             return self._bad(
                 "image",
                 "field_type",
-                f"{type(value).__name__} {short(repr(value))}",
+                f"{type(value).__name__} {shown_value(value)}",
                 "image bytes or the path of an image",
             )
+        if path and self._undecodable("image", path):
+            return None
         if path and not data and self.image_folder is not None and "://" not in path:
             path = os.path.abspath(self.image_folder / path)
         try:
@@ -249,10 +274,11 @@ class RowChecker:
 
     def _demands(self, value: Any) -> list[Demand]:
         try:
-            return [
-                item if isinstance(item, Demand) else Demand(**{name: item[name] or "" for name in DEMAND_FIELDS})
-                for item in value or []
-            ]
+            if len(value) > MAX_LIST:
+                raise TypeError(f"{len(value):,} entries")
+            given = [{name: getattr(item, name) for name in DEMAND_FIELDS} if isinstance(item, Demand) else item for item in value]
+            return [Demand(**{name: self._text("demands", item[name], False) or "" for name in DEMAND_FIELDS}) for item in given]
         except (TypeError, KeyError) as error:
-            self._bad("demands", "field_type", f"{short(repr(value))} ({error})", f"a list of {', '.join(DEMAND_FIELDS)}")
+            expected = f"a list of at most {MAX_LIST:,} with {', '.join(DEMAND_FIELDS)}"
+            self._bad("demands", "field_type", f"{shown_value(value)} ({error})", expected)
             return []

@@ -26,6 +26,13 @@ _NAMES = "|".join(sorted(INLINE.split() + BLOCK.split(), key=len, reverse=True))
 _MARKUP = re.compile(rf"<(?:(/?)({_NAMES})(?:\s[^<>=]*=[^<>]*|\s*/?)>|(!--)|!doctype\b[^<>]*>)", re.IGNORECASE)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#x[0-9a-f]{1,6}|([a-z][a-z0-9]{1,31}));", re.IGNORECASE)
 _CLOSING = {name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in ("script", "style")}
+INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
+)
+"""What shows nothing though Python calls it printable: fillers, variation selectors and joiners (Unicode's
+Default_Ignorable_Code_Point), and the empty braille cell.
+"""
+
 _ROUNDS = 4  # shops escape twice ("&amp;lt;br&amp;gt;"); more rounds would let a hostile text cost its length squared
 
 

@@ -1,7 +1,7 @@
 """Pairs that occur twice, and pairs that occur with two labels: 64-bit hashes in flat arrays, about 26 bytes a pair.
 
-Two pairs are the same when their pair_id is, or their normalised query and item text (title, description, attributes,
-photo). Attributes and photo count: an item that differs in them may deserve another label.
+Two pairs are the same when their pair_id is, or their query and all that a judge can see of the item (see item_key):
+an item that differs in brand, price, an attribute or the photo may deserve another label.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lore.clean import normalise
-from lore.schema import Pair
+from lore.schema import Pair, item_key
 
 
 @dataclass
@@ -40,15 +40,8 @@ class Seen:
         self._ids, self._contents, self._labels = array("Q"), array("Q"), array("I")
 
     def add(self, pair: Pair) -> None:
-        parts = [normalise(pair.query), normalise(pair.title), normalise(pair.description or "")]
-        if pair.attributes:
-            parts += sorted(f"{normalise(key)}\x1e{normalise(value)}" for key, value in pair.attributes.items())
-        content = hashlib.blake2b("\x1f".join(parts).encode(errors="surrogatepass"), digest_size=8)
-        if pair.image:
-            content.update(b"\x1f")
-            content.update(pair.image.get("bytes") or (pair.image.get("path") or "").encode(errors="surrogatepass"))
-        self._ids.append(_key(hashlib.blake2b(pair.pair_id.encode(errors="surrogatepass"), digest_size=8)))
-        self._contents.append(_key(content))
+        self._ids.append(_key(pair.pair_id))
+        self._contents.append(_key(f"{normalise(pair.query)}\x1f{item_key(pair)}"))
         self._labels.append(0 if pair.label is None else zlib.crc32(pair.label.encode(errors="surrogatepass")) or 1)
 
     def __len__(self) -> int:
@@ -70,8 +63,8 @@ class Seen:
         return Duplicates(repeats, first[repeats], conflicting[repeats])
 
 
-def _key(content) -> int:
-    return int.from_bytes(content.digest()[:8], "little")
+def _key(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
 
 
 def _repeats(keys: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

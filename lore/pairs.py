@@ -75,7 +75,7 @@ class PairWriter:
         self.count += 1
         if pair.image and pair.image.get("bytes"):
             self._bytes += len(pair.image["bytes"])
-        self._bytes += len(pair.description or "") + len(pair.title)
+        self._bytes += _characters(pair)
         if len(self._batch) >= self.batch_rows or self._bytes >= MAX_BATCH_BYTES:
             self._flush()
 
@@ -99,6 +99,14 @@ class PairWriter:
             columns = [_to_column(name, [getattr(pair, name) for pair in self._batch]) for name in FIELDS]
             self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=PAIR_SCHEMA))
             self._batch, self._bytes = [], 0
+
+
+def _characters(pair: Pair) -> int:
+    """Of the texts that can be long."""
+    texts = [pair.title, pair.description, pair.rationale, *pair.attributes, *pair.attributes.values()]
+    texts += [*pair.slices, *pair.rules]
+    texts += [getattr(demand, name) for demand in pair.demands for name in DEMAND_FIELDS]
+    return sum(len(text) for text in texts if text)
 
 
 def _to_column(name: str, values: list[Any]) -> pa.Array:

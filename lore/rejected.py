@@ -8,6 +8,7 @@ from typing import Any
 
 SHOWN_CHARACTERS = 300
 SHOWN_FIELDS = 40
+SHOWN_DEPTH = 4
 
 
 @dataclass(slots=True)
@@ -58,16 +59,23 @@ class RejectedWriter:
                 self.path.unlink(missing_ok=True)
 
 
-def short(value: Any) -> Any:
-    """A value for a message or a rejected record: bounded, and never bytes."""
+def short(value: Any, depth: int = SHOWN_DEPTH) -> Any:
+    """A value for a message or a rejected record: bounded in length, width and depth, and never bytes."""
     if isinstance(value, bytes):
         return f"<{len(value):,} bytes>"
     if isinstance(value, str) and len(value) > SHOWN_CHARACTERS:
         return f"{value[:SHOWN_CHARACTERS]}… ({len(value):,} characters)"
+    if isinstance(value, dict | list | tuple) and depth == 0:
+        return f"<{type(value).__name__} of {len(value):,}>"
     if isinstance(value, dict):
-        return {str(key)[:SHOWN_CHARACTERS]: short(item) for key, item in list(value.items())[:SHOWN_FIELDS]}
+        return {str(key)[:SHOWN_CHARACTERS]: short(item, depth - 1) for key, item in list(value.items())[:SHOWN_FIELDS]}
     if isinstance(value, list | tuple):
-        return [short(item) for item in value[:SHOWN_FIELDS]]
+        return [short(item, depth - 1) for item in value[:SHOWN_FIELDS]]
     if value is None or isinstance(value, str | bool | int | float):
         return value
     return str(value)[:SHOWN_CHARACTERS]
+
+
+def shown_value(value: Any) -> str:
+    """A value as Python writes it, bounded: for messages."""
+    return short(repr(short(value)))

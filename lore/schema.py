@@ -81,10 +81,23 @@ def _schema() -> pa.Schema:
 PAIR_SCHEMA = _schema()
 
 
-def make_pair_id(query: str, item_key: str) -> str:
-    """16 hex digits, the same for the same query and item on any machine; case and spacing do not count.
+def make_pair_id(query: str, item: str) -> str:
+    """16 hex digits, the same for the same query and item on any machine. Of the query, case and spacing do not count.
 
-    `item_key`: the item's id, or its title and description where it has none.
+    `item`: the item's id, letter for letter, or its item_key where it has none.
     """
-    text = f"{normalise(query)}\x1f{normalise(item_key)}"  # to normalise the separator is white space: it is in neither
+    text = f"{normalise(query)}\x1f{item}"  # to normalise the separator is white space: it is not in the query
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+
+
+def item_key(pair: Pair) -> str:
+    """32 hex digits over all that a judge can see of the item; case, spacing and the attributes' order do not count."""
+    texts = (pair.title, pair.description, pair.category, pair.brand, pair.shop)
+    parts = [normalise(text or "") for text in texts]
+    parts.append("" if pair.price is None else repr(float(pair.price)))
+    parts += sorted(f"{normalise(key)}\x1e{normalise(value)}" for key, value in pair.attributes.items())
+    content = hashlib.blake2b("\x1f".join(parts).encode(errors="surrogatepass"), digest_size=16)
+    if pair.image:
+        content.update(b"\x1f")
+        content.update(pair.image.get("bytes") or (pair.image.get("path") or "").encode(errors="surrogatepass"))
+    return content.hexdigest()

@@ -31,6 +31,7 @@ from lore.pairs import (
     read_pairs,
 )
 from lore.rubric import load_rubric
+from lore.schema import DEMAND_FIELDS, item_key
 
 RUBRIC = load_rubric("crowdflower")
 TEXT = st.text(max_size=30)
@@ -131,6 +132,16 @@ def test_large_photos_make_small_row_groups(tmp_path):
     assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [7, 7]
 
 
+def test_long_texts_of_any_kind_make_small_row_groups(tmp_path):
+    import pyarrow.parquet as pq
+
+    long = "x" * (4 * 2**20)
+    forms = [{"attributes": {"a": long}}, {"rationale": long}, {"demands": [Demand(long, "", "", "", "", "")]}]
+    path = write(tmp_path / "a.parquet", [pair(i, **forms[i % 3]) for i in range(9)])
+    groups = pq.read_metadata(path)
+    assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [8, 1]
+
+
 def test_datasets_sees_the_same_schema_and_a_photo(tmp_path):
     datasets = pytest.importorskip("datasets")
     path = write(tmp_path / "a.parquet", [pair(image={"bytes": png(), "path": None}, attributes={"a": "b"})])
@@ -168,8 +179,9 @@ def test_a_damaged_file_is_one_message(tmp_path):
         list(read_pairs(path))
 
 
-def test_pair_ids_ignore_case_and_spacing_and_separate_query_from_item():
-    assert make_pair_id("Red  Shoes", "Item 1") == make_pair_id("red shoes ", "item 1") != make_pair_id("red", "shoes item 1")
+def test_pair_ids_ignore_case_and_spacing_of_the_query_alone_and_separate_it_from_the_item():
+    assert make_pair_id("Red  Shoes", "item 1") == make_pair_id("red shoes ", "item 1") != make_pair_id("red", "shoes item 1")
+    assert make_pair_id("red", "aB") != make_pair_id("red", "Ab")
     assert make_pair_id("a b", "c") != make_pair_id("a", "b c")
     assert make_pair_id("red shoes", "1") == "fed6362f2a18712c"
 
@@ -200,6 +212,11 @@ def test_pair_ids_ignore_case_and_spacing_and_separate_query_from_item():
         ({"attributes": 5}, ("attributes", "field_type")),
         ({"slices": {"a": 1}}, ("slices", "field_type")),
         ({"demands": [{"dimension": "a"}]}, ("demands", "field_type")),
+        ({"attributes": ["XL", "S1"]}, ("attributes", "field_type")),
+        ({"attributes": {str(number): "x" * 2000 for number in range(101)}}, ("attributes", "attributes_too_long")),
+        ({"demands": [{**dict.fromkeys(DEMAND_FIELDS, "a"), "found": "caf\udce9"}]}, ("demands", "encoding")),
+        ({"query": "\u3164\u115f\u2800\u034f\ufe0f\u180b\u17b4\U000e0100"}, ("query", "query_empty")),
+        ({"image": "caf\udce9.jpg"}, ("image", "encoding")),
         ({"image": 3}, ("image", "field_type")),
         ({"image": "none.jpg"}, ("image", "image_missing")),
         ({"image": "https://shop/a.jpg"}, ("image", "image_missing")),
@@ -220,6 +237,28 @@ def test_every_problem_of_a_row_is_reported_with_place_found_and_expected():
     assert rejections[1].found == "'9'" and "1, 2, 3, 4" in rejections[1].expected
     _, (rejection,) = check_row({"query": "q", "title": "caf\udce9"}, RUBRIC)
     assert "--encoding latin-1" in rejection.expected
+
+
+def nested(depth: int) -> list:
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("field", ["query", "title", "attributes", "slices", "price", "image", "demands", "label_weight"])
+def test_a_deeply_nested_cell_costs_its_row_alone(field, tmp_path):
+    checker = RowChecker(None)
+    found, rejections = checker.check({"query": "q", "title": "t", field: nested(100_000)})
+    assert found is None and rejections
+    with RejectedWriter(tmp_path / "a.parquet") as rejected:
+        rejected.write(rejections[0])
+    assert rejected.path.stat().st_size < 2000
+
+
+def test_a_rejection_of_a_photo_is_the_same_in_every_run():
+    _, (rejection,) = check_row({"query": "q", "title": "t", "image": b"no image"}, None)
+    assert "0x" not in rejection.found
 
 
 def test_a_rejected_record_is_bounded():
@@ -243,7 +282,7 @@ def test_what_is_good_is_cleaned_and_kept():
         0.5,
     )
     assert found.attributes == {"Size": "M, L"} and found.slices == ["hard"] and found.split == "dev"
-    assert found.pair_id == make_pair_id("red & blue", "12\n")
+    assert found.pair_id == make_pair_id("red & blue", item_key(found))
     assert checker.repairs == {"html": 1, "byte_order_mark": 1, "nameless_attribute": 1}
 
 
@@ -296,7 +335,7 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("size", [(10_000, 10_000), (60_000, 60_000)])
+@pytest.mark.parametrize("size", [(6_001, 6_000), (10_000, 10_000), (60_000, 60_000)])
 def test_a_decompression_bomb_is_refused_by_its_header(size):
     assert reasons({"image": bomb(*size)}) == [("image", "image_too_large")]
     with pytest.raises(ImageError) as caught:
@@ -365,6 +404,31 @@ def test_duplicates_are_found_by_id_and_by_content_and_conflicts_by_label():
     assert found.conflicting.tolist() == [False, True, False]
     assert (found.same_label, found.conflicts) == (2, 1)
     assert Seen().result().same_label == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"brand": "A"}, {"brand": "B"}),
+        ({"price": 1.0}, {"price": 2.0}),
+        ({"category": "A"}, {"category": "B"}),
+        ({"shop": "A"}, {"shop": "B"}),
+        ({"attributes": {"size": "7"}}, {"attributes": {"size": "8"}}),
+        ({"image": png()}, {"image": png(9)}),
+        ({"item_id": "aB"}, {"item_id": "Ab"}),
+    ],
+)
+def test_items_that_differ_in_what_a_judge_sees_or_in_their_id_have_different_pairs(one, other):
+    first, second = (check_row({"query": "q", "title": "t", **values}, None)[0] for values in (one, other))
+    assert first.pair_id != second.pair_id
+    if "item_id" not in one:
+        seen = Seen()
+        for number, found in enumerate((first, second)):
+            found.pair_id, found.item_id = str(number), str(number)
+            seen.add(found)
+        assert len(seen.result().repeats) == 0
+    again, _ = check_row({"query": "Q ", "title": "T", **one}, None)
+    assert again.pair_id == check_row({"query": "q", "title": "t", **one}, None)[0].pair_id
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.sampled_from([None, "1", "2"])), max_size=25))
