@@ -104,7 +104,8 @@ def load_split(
         raise LoreError(
             f"{path}, split {split}: {len(conflicting)} pairs stand there twice with two labels "
             f"({', '.join(conflicting[:SHOWN_IDS])}), so a verdict would be right and wrong at once. `lore data check` "
-            "lists them; data.options: {drop_duplicates: true} keeps the first of each when a source is imported."
+            "shows the first of them with their rows; data.options: {drop_duplicates: true} keeps the first of each when a "
+            "source is imported."
         )
     keep = whole_queries(queries, limit, seed)
     return Labelled(

@@ -30,6 +30,9 @@ DROP = typer.Option(False, "--drop-duplicates", help="Keep the first of equal pa
 
 @contextmanager
 def _errors() -> Iterator[None]:
+    for stream in (sys.stdout, sys.stderr):  # what rejected rows hold must not stop the report about them
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except (LoreError, OSError) as error:  # OSError: no room, no permission, a folder in place of a file
@@ -61,7 +64,7 @@ def import_(
 ) -> None:
     """Turns rated pairs of a public format, or any table, into a checked pairs file."""
     with _errors():
-        from lore.rubric import load_rubric
+        from lore.rubric import load_rubric, rubric_metadata
         from lore.sources import open_source
         from lore.sources.importing import import_pairs
 
@@ -81,16 +84,18 @@ def import_(
                 f"Source {source} has no rubric of its own, so its labels cannot be checked. Pass --rubric with a "
                 "shipped name or a file."
             )
+        loaded = load_rubric(chosen)
         report = import_pairs(
             opened,
             out,
-            load_rubric(chosen),
+            loaded,
             strict=strict,
             embed_images=embed_images,
             drop_duplicates=drop_duplicates,
-            metadata={"lore.rubric": chosen},
+            metadata=rubric_metadata(chosen, loaded),
         )
         _show_report(report, as_json)
+        _need_pairs(report, out)
 
 
 @app.command()
@@ -104,27 +109,26 @@ def check(
 ) -> None:
     """Checks a pairs file row by row, photos included. Exit code 1 where rows are bad and no -o takes them out."""
     with _errors():
-        from lore.rubric import load_rubric
+        from lore.rubric import load_rubric, rubric_change, rubric_metadata
         from lore.sources.importing import import_pairs, open_pairs
 
         if drop_duplicates and out is None:
             raise LoreError("--drop-duplicates writes a file without them: say where with -o clean.parquet.")
-        source, extra, metadata = open_pairs(path)
+        source, metadata = open_pairs(path)
         chosen = rubric or metadata.get("lore.rubric")
+        loaded = load_rubric(chosen) if chosen else None
         kept = {key: value for key, value in metadata.items() if key.startswith("lore.") and key != "lore.key"}
+        if loaded:
+            kept |= rubric_metadata(chosen, loaded)
         report = import_pairs(
-            source,
-            out,
-            load_rubric(chosen) if chosen else None,
-            strict=strict,
-            tier_ids_only=True,
-            drop_duplicates=drop_duplicates,
-            metadata={**kept, **({"lore.rubric": chosen} if chosen else {})},
+            source, out, loaded, strict=strict, tier_ids_only=True, drop_duplicates=drop_duplicates, metadata=kept
         )
-        report.extra_columns = extra
         _show_report(report, as_json)
         if chosen is None:
             print("Labels were not checked: the file names no rubric. Pass --rubric.", file=sys.stderr)
+        elif chosen == metadata.get("lore.rubric") and (warning := rubric_change(metadata, loaded, path)):
+            print(f"warning: {warning}", file=sys.stderr)
+        _need_pairs(report, out)
         if report.rejected_rows and out is None:
             raise typer.Exit(1)
 
@@ -170,21 +174,32 @@ def split(
             )
 
 
+def _need_pairs(report: Any, out: Path | None) -> None:
+    if out is not None and not report.pairs:
+        kept = f"; the {out} of before is kept" if out.exists() else ""
+        reasons = f" The reasons stand in {report.rejected}." if report.rejected else ""
+        raise LoreError(f"No row became a pair, so {out} is not written{kept}.{reasons}")
+
+
 def _shares(text: str) -> dict[str, float]:
     try:
-        return {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
+        shares = [(name.strip(), float(share)) for name, share in (part.split("=") for part in text.split(","))]
+        if len(dict(shares)) < len(shares):
+            raise ValueError("a name stands there twice")
+        return dict(shares)
     except ValueError as error:
         raise LoreError(f"--fractions is {text!r}; expected name=share,name=share, such as train=0.7,dev=0.1,test=0.2.") from error
 
 
 def _show_report(report: Any, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(report.as_json(), ensure_ascii=False))
+        print(json.dumps(report.as_json()))
         return
     left = report.dropped
     lines = [
         ["rows read", report.rows],
         ["pairs", report.pairs],
+        *([["pairs without a label", report.unlabelled]] if report.unlabelled else []),
         ["rows rejected", report.rejected_rows],
         *([f"  {reason}", count] for reason, count in report.reasons.most_common()),
         *([f"repaired: {name}", count] for name, count in report.repairs.most_common()),
@@ -192,19 +207,19 @@ def _show_report(report: Any, as_json: bool) -> None:
         [f"conflicting labels{' (dropped)' if left else ''}", report.conflicting],
     ]
     _table(None, ["what", "count"], [[name, f"{count:,}"] for name, count in lines])
-    for example in report.examples:
+    for example in [*report.examples, *report.repeats]:
         print(f"  {example}")
     if report.out:
         print(f"Pairs: {report.out}")
     if report.rejected:
         print(f"Rejected rows with their reasons: {report.rejected}")
     if report.extra_columns:
-        print(f"Columns that are no field of a pair and are not read: {', '.join(report.extra_columns)}")
+        print(f"Columns that are not read: {', '.join(report.extra_columns)}")
 
 
 def _show_stats(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        print(json.dumps(found))
         return
     plain = ("pairs", "labelled", "with_photo", "mean_label_weight", "queries", "duplicates", "conflicting_labels")
     _table(
@@ -221,6 +236,8 @@ def _show_stats(found: dict[str, Any], as_json: bool) -> None:
     if found["slices"]:
         most = list(found["slices"].items())
         _table(f"Slices ({len(most)})", ["slice", "pairs"], [[name, f"{count:,}"] for name, count in most[:30]])
+    if found["pooled"]:
+        print(f"Too many to list, so counted together as {found['pooled_as']}: {', '.join(found['pooled'])}.")
     _table(
         "Lengths in characters",
         ["field", "pairs", "p50", "p95", "max"],

@@ -25,8 +25,10 @@ from lore.clean import normalise
 from lore.errors import LoreError
 from lore.images import ImageError, load_image
 from lore.judgement import Demand
+from lore.parts import part_of
 from lore.rejected import RejectedWriter, Rejection
 from lore.schema import DEMAND_FIELDS, FIELDS, PAIR_SCHEMA, REQUIRED, Pair, make_pair_id
+from lore.sources.reading import once_each
 
 __all__ = [
     "FIELDS",
@@ -59,7 +61,8 @@ class PairWriter:
     def __init__(self, path: str | Path, batch_rows: int = 4096, metadata: dict[str, str] | None = None):
         self.path, self.batch_rows, self.count = Path(path), batch_rows, 0
         self._metadata = metadata or {}
-        self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self._part = part_of(self.path)
+        self._kept = True
         self._batch: list[Pair] = []
         self._bytes = 0
 
@@ -79,6 +82,10 @@ class PairWriter:
         if len(self._batch) >= self.batch_rows or self._bytes >= MAX_BATCH_BYTES:
             self._flush()
 
+    def discard(self) -> None:
+        """Nothing of this writer is kept: an older file stays."""
+        self._kept = False
+
     def __exit__(self, kind, error, trace) -> None:
         try:
             try:
@@ -86,7 +93,7 @@ class PairWriter:
                     self._flush()
             finally:
                 self._writer.close()
-            if kind is None:
+            if kind is None and self._kept:
                 self._file.flush()
                 os.fsync(self._file.fileno())
                 os.replace(self._part, self.path)
@@ -284,6 +291,7 @@ def _open(file: Path) -> Iterator[pq.ParquetFile]:
                     f"{', '.join(parquet.schema_arrow.names[:20])}. Bring it in with "
                     "`lore data import table FILE --map query=...,title=...,label=... -o pairs.parquet`."
                 )
+            once_each(file, parquet.schema_arrow.names)
             yield parquet
     except (pa.ArrowException, OSError) as error:
         raise LoreError(

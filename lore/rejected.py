@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lore.parts import part_of
+
 SHOWN_CHARACTERS = 300
 SHOWN_FIELDS = 40
 SHOWN_DEPTH = 4
@@ -27,6 +29,11 @@ class Rejection:
         return f"{self.file} row {self.row}, {self.field}: {self.reason}, found {self.found}, expected {self.expected}"
 
 
+def rejected_path(out: Path) -> Path:
+    """Where the rows go that did not make it into `out`."""
+    return out.with_name(f"{out.stem}.rejected.jsonl")
+
+
 class RejectedWriter:
     """Writes rejections to `<name>.rejected.jsonl` beside the output `<name>.parquet`, all or nothing.
 
@@ -35,9 +42,9 @@ class RejectedWriter:
 
     def __init__(self, path: str | Path):
         path = Path(path)
-        self.path = path.with_name(f"{path.stem}.rejected.jsonl")
+        self.path = rejected_path(path)
         self.count = 0
-        self._part = path.with_name(f".{path.stem}.rejected.{os.getpid()}.part")
+        self._part = part_of(self.path)
         self._file = None
 
     def __enter__(self) -> "RejectedWriter":

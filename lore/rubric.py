@@ -125,10 +125,12 @@ class Rubric(_Part):
         is.
         """
         label = str(raw_label).strip()
-        tier_id = self._tier_by_label.get(label.casefold())
+        number = _number(label)
+        # Tables with a missing label somewhere write whole numbers as 1.0.
+        whole = str(int(number)) if number is not None and number.is_integer() else None
+        tier_id = self._tier_by_label.get(label.casefold()) or self._tier_by_label.get(whole)
         if tier_id is not None:
             return tier_id
-        number = _number(label)
         valued = [tier for tier in self.tiers if tier.value is not None]
         if number is not None and valued and valued[0].value <= number <= valued[-1].value:
             return min(valued, key=lambda tier: abs(tier.value - number)).id  # of two equally near, min takes the first
@@ -157,6 +159,24 @@ def load_rubric(name_or_path: str | Path) -> Rubric:
     if size > MAX_FILE_BYTES:
         raise LoreError(f"Rubric file {path} has {size:,} bytes, and at most {MAX_FILE_BYTES:,} are read: shorten it.")
     return parse_rubric(_read_yaml(path), where=str(path))
+
+
+def rubric_metadata(name_or_path: str | Path, rubric: Rubric) -> dict[str, str]:
+    """What a pairs file says of its labels' rubric. A path is stored whole, so that it is found from any folder."""
+    path = Path(name_or_path)
+    name = str(path.absolute()) if path.suffix in (".yaml", ".yml") else str(name_or_path)
+    return {"lore.rubric": name, "lore.rubric_hash": rubric.hash}
+
+
+def rubric_change(metadata: dict[str, str], rubric: Rubric, where: str | Path) -> str | None:
+    """A warning where the pairs of `where` were labelled under another text than `rubric`."""
+    then = metadata.get("lore.rubric_hash")
+    if then in (None, rubric.hash):
+        return None
+    return (
+        f"{where} was imported under rubric {metadata.get('lore.rubric')} with hash {then}; rubric {rubric.name} has "
+        f"{rubric.hash} now. Its labels follow the old text: import it again, or take the rubric that it was rated by."
+    )
 
 
 def parse_rubric(raw: Any, where: str = "rubric") -> Rubric:

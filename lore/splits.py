@@ -26,7 +26,9 @@ def split_of(query: str, fractions: dict[str, float] | None = None, seed: int = 
 
 def check_fractions(fractions: dict[str, float]) -> None:
     total = sum(fractions.values())
-    if not fractions or any(share < 0 or not name.strip() for name, share in fractions.items()) or abs(total - 1) > 1e-6:
+    # Not `abs(total - 1) > 1e-6`, which is false for nan.
+    fits = abs(total - 1) <= 1e-6 and all(share >= 0 and name.strip() for name, share in fractions.items())
+    if not fractions or not fits:
         raise LoreError(
             f"Split shares {fractions} sum to {total:g}; expected named shares of at least 0 that sum to 1, such as {FRACTIONS}."
         )

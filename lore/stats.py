@@ -5,6 +5,7 @@ pass, flat arrays.
 import hashlib
 from array import array
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from lore.rubric import load_rubric
 
 LENGTHS = ("query", "title", "attributes", "description", "rationale")
 MAX_NAMES = 10_000
+MAX_SPLITS, MAX_LABELS = 20, 100  # every two splits are compared, and every label is a column
+OTHERS = "(others)"
 NO_SPLIT, NO_LABEL = "(none)", "(none)"
 
 
@@ -28,14 +31,16 @@ def pair_stats(path: str | Path) -> dict[str, Any]:
     lengths = {name: array("I") for name in LENGTHS}
     hashes, codes, splits = array("Q"), array("H"), {}
     weight, images, sources = 0.0, 0, Counter()
+    labels, pooled = {}, {}
     for pair in track(read_pairs(path), "reading pairs", total=count_pairs(path)):
         seen.add(pair)
-        split = pair.split or NO_SPLIT
-        tiers.setdefault(split, Counter())[pair.label or NO_LABEL] += 1
+        split = _bounded(pair.split or NO_SPLIT, splits, MAX_SPLITS, "splits", pooled)
+        label = _bounded(pair.label or NO_LABEL, labels, MAX_LABELS, "labels", pooled)
+        labels.setdefault(label)
+        tiers.setdefault(split, Counter())[label] += 1
         for name in pair.slices:
-            if name in slices or len(slices) < MAX_NAMES:
-                slices[name] += 1
-        sources[pair.source or NO_LABEL] += 1
+            slices[_bounded(name, slices, MAX_NAMES, "slices", pooled)] += 1
+        sources[_bounded(pair.source or NO_LABEL, sources, MAX_NAMES, "sources", pooled)] += 1
         weight += pair.label_weight
         images += pair.image is not None
         for name in LENGTHS:
@@ -60,8 +65,18 @@ def pair_stats(path: str | Path) -> dict[str, Any]:
         "lengths": {name: _spread(values) for name, values in lengths.items() if values},
         "duplicates": found.same_label,
         "conflicting_labels": found.conflicts,
+        "pooled": list(pooled),
+        "pooled_as": OTHERS,
         **queries,
     }
+
+
+def _bounded(name: str, known: Collection[str], limit: int, what: str, pooled: dict[str, None]) -> str:
+    """`name`, or OTHERS once `limit` other names are known; `pooled` keeps what was bounded."""
+    if name in known or len(known) < limit:
+        return name
+    pooled[what] = None
+    return OTHERS
 
 
 def _labels(path: str | Path, tiers: dict[str, Counter]) -> list[str]:

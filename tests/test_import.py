@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import subprocess
+import tempfile
 import time
 from types import SimpleNamespace
 
@@ -12,6 +15,7 @@ from source_files import crowdflower, load, write_csv, write_parquet
 from lore.errors import LoreError
 from lore.pairs import Pair, PairWriter, read_pairs
 from lore.sources import materialise
+from lore.sources.reading import DiskIndex
 from lore.splits import split_of
 
 
@@ -277,7 +281,7 @@ def section(path, source="crowdflower", **values):
         "encoding": "utf-8",
         "split_fractions": {"train": 0.5, "test": 0.5},
         "options": {},
-        "rubric": source,
+        "rubric": "crowdflower" if source == "pairs" else source,
         **values,
     }
     return SimpleNamespace(path=str(path), source=source, **given)
@@ -295,6 +299,43 @@ def test_a_recipes_data_is_imported_once_and_again_when_it_changed(tmp_path):
     assert [p.title for p in read_pairs(materialise(section(path), tmp_path / "run"))] == ["other"]
     materialise(section(path, split_fractions={"test": 1.0}), tmp_path / "run")
     assert [p.split for p in read_pairs(out)] == ["test"]
+
+
+def test_a_recipes_data_without_one_good_row_is_an_error_with_a_reason(tmp_path):
+    with pytest.raises(LoreError, match="no row of 1 became a pair.*label_unknown"):
+        materialise(section(crowdflower(tmp_path, [["1", "q", "t", "", "7", "0"]])), tmp_path / "run")
+    assert not (tmp_path / "run" / "data" / "pairs.parquet").exists()
+
+
+def test_a_recipe_that_names_another_rubric_than_its_pairs_is_warned(tmp_path, capsys):
+    load("crowdflower", crowdflower(tmp_path, [["1", "q", "t", "", "4", "0"]]), tmp_path)
+    path = tmp_path / "out" / "pairs.parquet"
+    materialise(section(path, "pairs"), tmp_path / "run")
+    assert "warning" not in capsys.readouterr().err
+    materialise(section(path, "pairs", rubric="rair"), tmp_path / "run")
+    assert "warning" in (said := capsys.readouterr().err) and "rubric crowdflower" in said
+
+
+def test_what_killed_imports_left_is_removed_and_what_others_write_is_not(tmp_path):
+    path = crowdflower(tmp_path, [["1", "q", "t", "", "4", "0"]])
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / "out").mkdir()
+    names = ["pairs.parquet", ".pairs.parquet.all", "pairs.rejected.jsonl"]
+    for pid in (dead.pid, os.getppid()):
+        for name in names:
+            (tmp_path / "out" / f".{name}.{pid}.part").touch()
+    for drop in (True, False):
+        load("crowdflower", path, tmp_path, drop_duplicates=drop)
+    left = {file.name for file in (tmp_path / "out").iterdir()}
+    assert left == {"pairs.parquet", *(f".{name}.{os.getppid()}.part" for name in names)}
+
+
+def test_a_join_leaves_no_file_even_while_it_lasts(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with DiskIndex((str(number % 100), number) for number in range(1000)) as index:
+        assert list(tmp_path.iterdir()) == []
+        assert index.get("7") == list(range(7, 1000, 100))
 
 
 def test_two_imports_of_the_same_data_are_the_same_bytes(tmp_path):

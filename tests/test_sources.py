@@ -20,6 +20,14 @@ def test_crowdflower_labels_are_weighed_by_the_raters_agreement(tmp_path):
     assert {p.source for p in pairs} == {"crowdflower"}
 
 
+@pytest.mark.parametrize("variance", ["nan", "inf", "-0.5", "-1", "-2", "much"])
+def test_crowdflower_rejects_what_is_no_variance(tmp_path, variance):
+    rows = [["1", "q", "t", "", "4", variance], ["2", "q", "u", "", "4", "0.5"]]
+    pairs, _, (rejected,) = load("crowdflower", crowdflower(tmp_path, rows), tmp_path)
+    assert [p.pair_id for p in pairs] == ["2"]
+    assert (rejected["field"], rejected["reason"]) == ("label_weight", "field_type") and variance in rejected["found"]
+
+
 def test_crowdflower_without_variance_or_label(tmp_path):
     pairs, _, _ = load("crowdflower", crowdflower(tmp_path, [["1", "q", "t", "d"]], CROWDFLOWER[:4]), tmp_path)
     assert (pairs[0].label, pairs[0].label_weight) == (None, 1.0)

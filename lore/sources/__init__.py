@@ -9,9 +9,12 @@ import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from lore.rejected import Rejection
 
 SOURCES = ("crowdflower", "homedepot", "wands", "esci", "rair", "table")
-IMPORT_VERSION = "1"
+IMPORT_VERSION = "2"
 """Part of the key of an imported file: raise it when an importer gives other pairs for the same files."""
 
 
@@ -43,6 +46,8 @@ class Source:
     files: list[Path]
     total: int | None = None
     image_folder: Path | None = None
+    extra_columns: Callable[[], list[str]] = list
+    """Looks up the columns that are not read."""
 
 
 def open_source(name: str, path: str | Path, *, encoding: str | None = None, options: dict[str, Any] | None = None) -> Source:
@@ -56,9 +61,7 @@ def open_source(name: str, path: str | Path, *, encoding: str | None = None, opt
             f"There is no source {name!r}. Sources: {', '.join(SOURCES)}; pairs for a file that was "
             f"imported.{nearest(name, SOURCES)}"
         )
-    module = importlib.import_module(f"lore.sources.{name}")
-    parameters = inspect.signature(module.read).parameters
-    known = [option for option, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    module, known = importlib.import_module(f"lore.sources.{name}"), source_options(name)
     for option in options or {}:
         if option not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
@@ -70,7 +73,15 @@ def open_source(name: str, path: str | Path, *, encoding: str | None = None, opt
     files = module.files(path)
     rows = module.read(path, encoding, **(options or {}))
     folder = files[0].parent if files else None
-    return Source(name, module.RUBRIC, rows, files, getattr(module, "count", lambda files: None)(files), folder)
+    total = module.count(files) if hasattr(module, "count") else None
+    extra = partial(module.unmapped, path, encoding, **(options or {})) if hasattr(module, "unmapped") else list
+    return Source(name, module.RUBRIC, rows, files, total, folder, extra)
+
+
+def source_options(name: str) -> list[str]:
+    """The switches of a source of SOURCES."""
+    parameters = inspect.signature(importlib.import_module(f"lore.sources.{name}").read).parameters
+    return [option for option, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def missing_file(path: Path, where: str) -> LoreError:
@@ -89,20 +100,24 @@ def materialise(section: Any, folder: Any) -> Path:
     the source has none. The option drop_duplicates (true) keeps the first of equal pairs. Safe to call from several
     processes.
     """
+    from lore.rubric import load_rubric, rubric_change, rubric_metadata
+
     options = dict(section.options or {})
+    rubric = load_rubric(section.rubric)
     if section.source == "pairs":
-        from lore.pairs import pair_files
+        from lore.pairs import pair_files, read_metadata
 
         if options:
             raise LoreError(
                 f"data.options {options} belong to an importer, but data.source is pairs, which is read as it is. Remove them."
             )
         pair_files(section.path)
+        warning = rubric_change(read_metadata(section.path), rubric, section.path)
+        if warning and int(os.environ.get("RANK") or 0) == 0:
+            print(f"warning: {warning}", file=sys.stderr)
         return Path(section.path)
-    from lore.rubric import load_rubric
     from lore.sources.importing import import_pairs
 
-    rubric = load_rubric(section.rubric)
     drop_duplicates = options.pop("drop_duplicates", False)
     # utf-8 is the section's default, so it cannot be told from a choice: the source's own default counts then.
     encoding = None if section.encoding.lower() in ("utf-8", "utf8") else section.encoding
@@ -123,14 +138,16 @@ def materialise(section: Any, folder: Any) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     with _lock(out.parent / ".import.lock"):
         if _key_of(out) != key:
-            import_pairs(
+            report = import_pairs(
                 source,
                 out,
                 rubric,
                 split_fractions=fractions or {},
                 drop_duplicates=drop_duplicates,
-                metadata={"lore.key": key},
+                metadata={"lore.key": key, **rubric_metadata(section.rubric, rubric)},
             )
+            if not report.pairs:
+                raise LoreError(f"{section.path}: no row of {report.rows:,} became a pair. {' '.join(report.examples[:1])}")
     return out
 
 

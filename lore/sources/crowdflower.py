@@ -4,6 +4,7 @@ raters' 1 to 4.
 Raters who disagree make a label worth less: label_weight = 1 / (1 + relevance_variance).
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,10 +47,11 @@ def read(path: Path, encoding: str | None = None) -> Iterator[SourceRow | Reject
 
 
 def _weight(variance: str | None) -> float | str | None:
-    """Text that is no variance is handed on as it is: the check rejects it with the right reason."""
+    """What is no variance, a negative one or nan too, is handed on as text: the check rejects it with the right reason."""
     if not variance:
         return None
     try:
-        return 1 / (1 + float(variance))
-    except (ValueError, ZeroDivisionError):
+        number = float(variance)
+    except ValueError:
         return variance
+    return 1 / (1 + number) if 0 <= number < math.inf else variance

@@ -13,10 +13,11 @@ from typing import Any
 
 from lore.checks import RowChecker
 from lore.duplicates import Duplicates, Seen
+from lore.errors import LoreError
 from lore.pairs import PairWriter, pair_files, read_metadata, read_pairs
 from lore.progress import track
-from lore.rejected import RejectedWriter, Rejection
-from lore.rubric import Rubric
+from lore.rejected import RejectedWriter, Rejection, rejected_path
+from lore.rubric import Rubric, rubric_metadata
 from lore.schema import FIELDS, REQUIRED, Pair
 from lore.sources import Source, SourceRow
 from lore.sources.reading import open_parquet, parquet_records
@@ -37,6 +38,10 @@ class Report:
     duplicates: int = 0
     conflicting: int = 0
     dropped: int = 0
+    unlabelled: int = 0
+    """Pairs without a label."""
+    repeats: list[str] = field(default_factory=list)
+    """The first duplicates and the first conflicting labels, each with both places."""
     extra_columns: list[str] = field(default_factory=list)
     out: str | None = None
     rejected: str | None = None
@@ -62,19 +67,21 @@ def import_pairs(
     """Checks every row; with `out` writes the good ones, and the others to `<out's name>.rejected.jsonl`.
 
     Duplicates and conflicting labels are counted and stay, unless drop_duplicates: then the first pair stays and the
-    later ones are rejected. split_fractions: deal pairs that have no split by the hash of their query. Memory is
-    bounded but for 26 bytes a pair.
+    later ones are rejected. split_fractions: deal pairs that have no split by the hash of their query. Where no row
+    becomes a pair, an older `out` stays. Memory is bounded but for 28 bytes a pair.
     """
+    if out:
+        _keep_inputs(source, out)
     checker = RowChecker(
         rubric, strict=strict, tier_ids_only=tier_ids_only, image_folder=source.image_folder, embed_images=embed_images
     )
     report, seen, places = Report(), Seen(), _Places()
     info = {
         "lore.source": source.name,
-        **({"lore.rubric": rubric.name, "lore.rubric_hash": rubric.hash} if rubric else {}),
+        **(rubric_metadata(rubric.name, rubric) if rubric else {}),
         **(metadata or {}),
     }
-    first_out = out.with_name(f".{out.name}.{os.getpid()}.all") if out and drop_duplicates else out
+    first_out = out.with_name(f".{out.name}.all") if out and drop_duplicates else out
     with ExitStack() as stack:
         rejected = stack.enter_context(RejectedWriter(out)) if out else None
         if first_out is not None and first_out != out:
@@ -88,12 +95,16 @@ def import_pairs(
                 if split_fractions and pair.split is None:
                     pair.split = split_of(pair.query, split_fractions, seed)
                 seen.add(pair)
+                report.unlabelled += pair.label is None
                 if writer:
                     writer.write(pair)
+            if writer and not len(seen):
+                writer.discard()
         found = seen.result()
         report.pairs, report.duplicates, report.conflicting = len(seen), found.same_label, found.conflicts
-        report.repairs = checker.repairs
-        if out and drop_duplicates:
+        report.repairs, report.repeats = checker.repairs, _shown_repeats(found, places)
+        report.extra_columns = source.extra_columns()
+        if out and drop_duplicates and len(seen):
             report.dropped = len(found.repeats)
             if report.dropped:
                 _drop(first_out, out, found, places, rejected, info)
@@ -101,9 +112,33 @@ def import_pairs(
             else:
                 os.replace(first_out, out)
     if out:
-        report.out = str(out)
+        report.out = str(out) if report.pairs else None
         report.rejected = str(rejected.path) if rejected.count else None
     return report
+
+
+def _keep_inputs(source: Source, out: Path) -> None:
+    """Raises LoreError where writing `out` or its rejected rows would destroy what is read; a pairs file that is
+    checked may be replaced by its good rows.
+    """
+    written = [rejected_path(out)] if source.name == "pairs" else [out, rejected_path(out)]
+    read = {file.resolve(): file for file in source.files}
+    for path in written:
+        if path.resolve() in read:
+            raise LoreError(f"{path} is read by this import and would be overwritten. Write to another name with -o.")
+
+
+def _shown_repeats(found: Duplicates, places: "_Places") -> list[str]:
+    shown, counts = [], Counter()
+    for index, first, conflicting in zip(found.repeats, found.first, found.conflicting, strict=True):
+        counts[bool(conflicting)] += 1
+        if counts[bool(conflicting)] <= SHOWN_PER_REASON:
+            (file, row), (first_file, first_row) = places[index], places[first]
+            what = "has another label than" if conflicting else "repeats"
+            shown.append(f"{file} row {row} {what} {'' if file == first_file else f'{first_file} '}row {first_row}")
+        if min(counts[True], counts[False]) >= SHOWN_PER_REASON:
+            break
+    return shown
 
 
 def _checked(
@@ -137,11 +172,11 @@ def _checked(
 
 
 class _Places:
-    """File and row of every good pair, 6 bytes each."""
+    """File and row of every good pair, 8 bytes each."""
 
     def __init__(self):
         self._files: dict[str, int] = {}
-        self._file, self._row = array("H"), array("I")
+        self._file, self._row = array("I"), array("I")
 
     def add(self, file: str, row: int) -> None:
         self._file.append(self._files.setdefault(file, len(self._files)))
@@ -171,14 +206,12 @@ def _drop(path: Path, out: Path, found: Duplicates, places: _Places, rejected: R
             index, first, conflicting = next(repeats, (-1, -1, False))
 
 
-def open_pairs(path: str | Path) -> tuple[Source, list[str], dict[str, str]]:
-    """A pairs file as a source of raw rows, for checking it; with its columns that are no field of Pair, and its
-    metadata.
-    """
+def open_pairs(path: str | Path) -> tuple[Source, dict[str, str]]:
+    """A pairs file as a source of raw rows, for checking it; with its metadata."""
     files, extra, total = pair_files(path), [], 0
     for file in files:
         with open_parquet(file) as parquet:
             total += parquet.metadata.num_rows
             extra += [name for name in parquet.schema_arrow.names if name not in FIELDS and name not in extra]
     rows = (SourceRow(str(file), row, values) for file in files for row, values in parquet_records(file, REQUIRED, list(FIELDS)))
-    return Source("pairs", None, rows, files, total), extra, read_metadata(files[0])
+    return Source("pairs", None, rows, files, total, extra_columns=lambda: extra), read_metadata(files[0])

@@ -200,21 +200,22 @@ class DiskIndex:
     """
 
     def __init__(self, rows: Iterable[tuple[str, Any]]):
-        self._folder = tempfile.TemporaryDirectory(prefix="lore-join-")
-        self._database = sqlite3.connect(Path(self._folder.name) / "index.sqlite")
+        with tempfile.TemporaryDirectory(prefix="lore-join-", ignore_cleanup_errors=True) as folder:
+            self._database = sqlite3.connect(Path(folder) / "index.sqlite")
+            self._database.execute("pragma journal_mode = off")
+            self._database.execute("create table entries (key blob, value text)")
+        # The file has no name any more: the system frees its room when the process ends, however it ends.
         try:
             self._fill(rows)
         except sqlite3.Error as error:
-            self.__exit__(None, None, None)
+            self._database.close()
             raise LoreError(
                 f"Joining the tables failed in {tempfile.gettempdir()}: {error}. Where it is full, point TMPDIR to a "
                 "folder with as much room as the tables take."
             ) from error
 
     def _fill(self, rows: Iterable[tuple[str, Any]]) -> None:
-        self._database.execute("pragma journal_mode = off")
         self._database.execute("pragma synchronous = off")
-        self._database.execute("create table entries (key blob, value text)")
         # ASCII JSON carries lone surrogates, which SQLite's text would refuse.
         entries = ((_blob(key), json.dumps(value)) for key, value in rows)
         self._database.executemany("insert into entries values (?, ?)", entries)
@@ -225,7 +226,6 @@ class DiskIndex:
 
     def __exit__(self, kind, error, trace) -> None:
         self._database.close()
-        self._folder.cleanup()
 
     def get(self, key: str) -> list[Any]:
         found = self._database.execute("select value from entries where key = ? order by rowid", (_blob(key),))

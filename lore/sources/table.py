@@ -16,7 +16,7 @@ from lore.errors import LoreError
 from lore.rejected import Rejection
 from lore.schema import FIELDS
 from lore.sources import SourceRow, missing_file
-from lore.sources.delimited import csv_records
+from lore.sources.delimited import check_delimiter, csv_records
 from lore.sources.reading import jsonl_records, nearest, open_parquet, parquet_records
 
 RUBRIC = None
@@ -49,12 +49,30 @@ def read(
 ) -> Iterator[SourceRow | Rejection]:
     """map: {field: column} or "field=column,...". delimiter: of a csv that uses another one than its suffix says."""
     columns = column_map(map)
-    for record in _records(path, encoding or "utf-8", columns, delimiter):
+    return _rows(path, _records(path, encoding or "utf-8", columns, delimiter), columns)
+
+
+def _rows(path: Path, records: Iterator[Any], columns: dict[str, str]) -> Iterator[SourceRow | Rejection]:
+    for record in records:
         if isinstance(record, Rejection):
             yield record
         else:
             row, cells = record
             yield SourceRow(str(path), row, _values(cells, columns))
+
+
+def unmapped(
+    path: Path, encoding: str | None = None, *, map: dict[str, str] | str | None = None, delimiter: str | None = None
+) -> list[str]:
+    """Columns that `read` leaves out; of jsonl those of the first row."""
+    columns = column_map(map)
+    if path.suffix == ".parquet":
+        with open_parquet(path) as parquet:
+            names = parquet.schema_arrow.names
+    else:
+        records = _records(path, encoding or "utf-8", columns, delimiter)
+        names = next((list(record[1]) for record in records if not isinstance(record, Rejection)), [])
+    return [name for name in names if name not in (columns.values() if columns else TARGETS)]
 
 
 def column_map(given: dict[str, str] | str | None) -> dict[str, str]:
@@ -66,7 +84,11 @@ def column_map(given: dict[str, str] | str | None) -> dict[str, str]:
         wrong = [name for name, equals, column in parts if not equals or not column.strip()]
         if wrong:
             raise LoreError(f"--map has {wrong[0]!r}; expected field=column,field=column.")
-        given = {name.strip(): column.strip() for name, _, column in parts}
+        names = [name.strip() for name, _, _ in parts]
+        doubled = [name for name in names if names.count(name) > 1]
+        if doubled:
+            raise LoreError(f"--map names {doubled[0]!r} twice; a field is read from one column.")
+        given = {name: column.strip() for name, (_, _, column) in zip(names, parts, strict=True)}
     for name in given:
         if name not in TARGETS and not (name.startswith("attributes.") and len(name) > len("attributes.")):
             expected = f"{', '.join(TARGETS)} and attributes.<name>"
@@ -83,7 +105,8 @@ def _records(path: Path, encoding: str, columns: dict[str, str], delimiter: str 
         return parquet_records(path, required, list(TARGETS) if not columns else [])
     if path.suffix in JSONL:
         return jsonl_records(path, required, encoding=encoding)
-    return csv_records(path, required, encoding=encoding, delimiter=delimiter or DELIMITERS[path.suffix])
+    delimiter = check_delimiter(delimiter) if delimiter else DELIMITERS[path.suffix]
+    return csv_records(path, required, encoding=encoding, delimiter=delimiter)
 
 
 def _values(cells: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
