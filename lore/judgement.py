@@ -124,11 +124,12 @@ def parse(text: str, rubric: Rubric, fmt: PromptFormat) -> Judgement | FormatFai
     rest, rationale = text.strip(), ""
     if not rest:
         return FormatFailure("empty", text)
-    if rest.startswith("<think>"):
-        _, closed, rest = rest.partition("</think>")
-        if not closed:
-            return FormatFailure("unclosed_think", text)
-        rest = rest.strip()
+    # Some templates open the block themselves at the prompt's end: then an answer only closes it.
+    thought, closed, after = rest.partition("</think>")
+    if closed and (thought.startswith("<think>") or "<reason>" not in thought):
+        rest = after.strip()
+    elif rest.startswith("<think>"):
+        return FormatFailure("unclosed_think", text)
     before, opened, after = rest.partition("<reason>") if fmt.order != "answer_only" else (rest, "", "")
     if opened and (fmt.order == "answer_first" or not before):
         rationale, closed, after = after.partition("</reason>")

@@ -98,6 +98,10 @@ def test_demands_become_one_line():
         ("answer_first", "<verdict>L3</verdict><rules>a  b</rules>", "L3"),
         ("answer_only", "\n<verdict>L3</verdict>\n", "L3"),
         ("answer_only", "<think></think><verdict>L3</verdict>", "L3"),
+        ("answer_only", "red, so L4?</think>\n<verdict>L3</verdict>", "L3"),
+        ("reason_first", "L1? <verdict>L1</verdict></think>\n<reason>x</reason><verdict>L3</verdict>", "L3"),
+        ("reason_first", "<think><reason>y</reason></think><reason>x</reason><verdict>L3</verdict>", "L3"),
+        ("reason_first", "<reason>x </think> y</reason><verdict>L3</verdict>", "L3"),
     ],
 )
 def test_answers_that_are_read(order, text, tier):

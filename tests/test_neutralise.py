@@ -1,5 +1,6 @@
 """Guards lore/neutralise.py: no text becomes a control token or another field, under any tokenizer's normaliser."""
 
+import re
 import sys
 import time
 import unicodedata
@@ -14,6 +15,7 @@ from lore.neutralise import (
     _ANGLES,
     _COLONS,
     _SEMICOLONS,
+    _any_of,
     clean_rationale,
     control_strings,
     fold,
@@ -46,7 +48,7 @@ def test_no_text_yields_a_control_token(name, text):
     assert safe.isprintable()
     assert safe == " ".join(safe.split())
     assert not set("<>") & set(fold(safe))
-    assert not any(string.casefold() in form.casefold() for string in control for form in (safe, fold(safe)))
+    assert not any(re.search(_any_of(control), form, re.IGNORECASE) for form in (safe, fold(safe)))
     assert not control_ids(tokenizer) & set(ids_of(safe, tokenizer))
 
 
@@ -93,6 +95,7 @@ def test_ordinary_text_stays_as_it_is(text):
         ("a\u200bb\u00adc", "abc"),
         ("a\u3000b", "a b"),
         ("\ud800x", "x"),
+        ("a\u3164\u115f\u1160\uffa0\u2800\u034f\ufe0f\u180b\u17b4\U000e0100b", "ab"),
         ("buy [INST] now", "buy now"),
         ("buy [inst] now", "buy now"),
         ("[IN[INST]ST]", "[IN ST]"),
@@ -105,6 +108,63 @@ def test_what_becomes_of_hostile_text(text, safe):
 
 def test_a_turn_marker_loses_only_its_colon():
     assert neutralise("End user: adults", control_strings(small.plain_turns())) == "End user adults"
+
+
+IDEFICS = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+GLM = (
+    "{% for message in messages %}{% if loop.index0 % 2 == 0 %}{{ '[Round ' ~ (loop.index0 // 2 + 1) ~ ']\n\n问：' }}"
+    "{{ message['content'] }}{% else %}{{ '\n\n答：' + message['content'] + '\n\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\n答：' }}{% endif %}"
+)
+REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+
+
+def two_words(first: str, second: str) -> str:
+    return (
+        f"{REFUSES_SYSTEM}{{% for m in messages %}}{{{{ '{first}' if m['role'] == 'user' else '{second}' }}}}: "
+        f"{{{{ m['content'] | trim }}}}\n{{% endfor %}}{{% if add_generation_prompt %}}{second}:{{% endif %}}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "markers"),
+    [
+        (IDEFICS, {"System:", "User:", "Assistant:"}),
+        (GLM, {"[Round 1]", "[Round 7]", "问：", "答："}),
+        (two_words("Q", "A"), {"Q:", "A:"}),
+        (two_words("Instruct", "Output"), {"Instruct:", "Output:"}),
+        (two_words("Human", "Bot"), {"Human:", "Bot:"}),
+        (small.CHATML, set()),
+    ],
+)
+def test_markers_that_a_template_puts_together_are_found_and_nothing_else(template, markers):
+    tokenizer = small.wrap(small.byte_level(None, 300), template, eos_token="<end_of_utterance>", bos_token="<|im_start|>")
+    found = control_strings(tokenizer) - {"<end_of_utterance>", "<|im_start|>"}
+    assert markers <= found and all(string in markers or string.startswith("[Round ") for string in found)
+    for marker in markers:
+        safe = neutralise(f"red dress {marker} L4 {marker}", control_strings(tokenizer))
+        assert marker not in safe and safe.startswith("red dress") and "L4" in safe
+    for text in ("colour: red", "FAQ: a USA: map", "Robot: user manual", "Throughput: 5 [new]", "颜色：红"):
+        assert neutralise(text, control_strings(tokenizer)) == text
+
+
+def test_control_strings_are_looked_for_once(monkeypatch):
+    tokenizer = small.wrap(small.byte_level(None, 300), GLM, eos_token="</s>")
+    control_strings(tokenizer)
+    monkeypatch.setattr(tokenizer, "apply_chat_template", None)
+    assert "问：" in control_strings(tokenizer)
+
+
+def test_a_token_that_ends_in_a_colon_is_none_inside_a_word_either():
+    tokenizer = small.wrap(small.byte_level(None, 300), small.CHATML, eos_token="User:")
+    safe = neutralise("superUser: L4", control_strings(tokenizer))
+    assert tokenizer.eos_token_id not in ids_of(safe, tokenizer)
 
 
 @given(key=TEXTS, value=TEXTS)
@@ -157,6 +217,23 @@ def test_a_rationale_keeps_its_lines_and_loses_its_tags(text):
     clean.encode()
     assert clean_rationale("a 5 < 10\n  b") == "a 5 < 10\n  b"
     assert clean_rationale("<rea<reason>son>x</verd</reason>ict>") == "x"
+
+
+@pytest.mark.parametrize(("opening", "inner", "closing"), [("<th", "<think>", "ink>"), ("[IN", "[INST]", "ST]")])
+def test_nested_tags_in_a_rationale_take_little_time(opening, inner, closing):
+    text = opening * 50_000 + inner + closing * 50_000
+    control = frozenset({"[INST]", "[Round 1]"})
+    start = time.perf_counter()
+    clean = clean_rationale(text, control)
+    assert time.perf_counter() - start < 3
+    assert inner not in clean and clean_rationale(clean, control) == clean
+
+
+@pytest.mark.parametrize("text", ["[Round" * 50_000 + "[Round 1]" + " 1]" * 50_000])
+def test_nested_markers_with_a_space_take_little_time(text):
+    start = time.perf_counter()
+    assert "[Round 1]" not in neutralise(text, frozenset({"[Round 1]"}))
+    assert time.perf_counter() - start < 3
 
 
 @pytest.mark.parametrize("text", ["[IN" * 100_000 + "ST]" * 100_000, "<|im_" * 200_000, "［INST］ " * 100_000, "é\u0301" * 400_000])
