@@ -38,7 +38,7 @@ class World:
         photos: float = 0.4,
     ):
         self.seed, self.language, self.prior, self.photos = seed, language, PRIORS[prior], photos
-        self.rubric = load_rubric(rubric)
+        self.rubric_name, self.rubric = rubric, load_rubric(rubric)
         self.lexicon = load_lexicon(language)
         self.shop = Shop(self.lexicon)
         self.subsets = subsets or {"general": 0.5, "hard": 0.25, "visual": 0.25}

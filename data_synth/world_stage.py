@@ -20,7 +20,7 @@ from lore.judgement import render_demands
 from lore.pairs import Pair, PairWriter
 from lore.progress import track
 from lore.prompt import item_text
-from lore.rubric import load_rubric
+from lore.rubric import load_rubric, rubric_metadata
 
 CATALOGUE_SHARE, RULES_SHARE = 0.45, 0.35  # of the corpus; the rest is the search log
 EXAMPLES_PER_TEXT = 6
@@ -62,7 +62,7 @@ def write_world(
     corpus: int = 20000,
 ) -> None:
     """`pairs` pairs over train (90 %), dev (3 %) and test (7 %), and the extras, in folder `out`: pairs in pairs/."""
-    out = Path(out)
+    out, world = Path(out), World(seed, language, prior, photos=photos)  # first: bad arguments must not name the folder
     out.mkdir(parents=True, exist_ok=True)
     _same_arguments(
         out / "world.json",
@@ -70,7 +70,6 @@ def write_world(
     )
     shares = {"dev": pairs * 3 // 100, "test": pairs * 7 // 100}
     shares = {"train": pairs - sum(shares.values()), **shares}
-    world = World(seed, language, prior, photos=photos)
     for split, count in shares.items():
         if count:
             write_pairs(world, split, count, out / "pairs" / f"{split}.parquet")
@@ -80,7 +79,13 @@ def write_world(
 def _same_arguments(path: Path, arguments: dict) -> None:
     """Files of two different shops must not end up side by side: what the folder was begun with is kept and compared."""
     if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            known = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise LoreError(
+                f"{path} cannot be read ({error}), so it is not known which shop {path.parent} holds. Delete the folder, or "
+                "choose another."
+            ) from error
         if known != arguments:
             changed = ", ".join(
                 f"{key}: was {known.get(key)}, now {value}" for key, value in arguments.items() if known.get(key) != value
@@ -95,7 +100,7 @@ def write_pairs(world: World, split: str, count: int, path: Path) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with PairWriter(path) as writer:
+    with PairWriter(path, metadata=rubric_metadata(world.rubric_name, world.rubric)) as writer:
         for pair in track(world.pairs(split, count), f"{path.name}", total=count):
             writer.write(pair)
 

@@ -101,10 +101,10 @@ def main() -> None:
     """Entry point of `lore`: an error meant for people is a message and status 1."""
     try:
         app()
-    except LoreError as error:
+    except (LoreError, OSError) as error:  # OSError: no room, no permission, a file in place of a folder
         if os.environ.get("LORE_DEBUG"):
             raise
         from lore.run import report_error
 
-        report_error(error)
+        report_error(error if isinstance(error, LoreError) else LoreError(f"{error}. LORE_DEBUG=1 shows where."))
         sys.exit(1)

@@ -46,6 +46,7 @@ class Conflict:
     keys: tuple[str, ...]
     found: str
     expected: str
+    nearest: str = ""
 
 
 class StrictModel(BaseModel):
@@ -129,6 +130,26 @@ class DataSection(StrictModel):
         if not value or any(v < 0 for v in value.values()) or abs(sum(value.values()) - 1) > 1e-6:
             raise ValueError(f"shares that are not negative and sum to 1, these sum to {sum(value.values()):g}")
         return value
+
+    def conflicts(self) -> Iterator[Conflict]:
+        from lore.rubric import load_rubric
+        from lore.sources import SOURCES, source_options
+        from lore.sources.reading import check_encoding
+
+        sources = ("pairs", *SOURCES)
+        if self.source not in sources:
+            yield Conflict(("source",), self.source, f"one of: {', '.join(sources)}", nearest(self.source, sources))
+        else:
+            known = [] if self.source == "pairs" else [*source_options(self.source), "drop_duplicates"]
+            for option in self.options:
+                if option not in known:
+                    expected = f"an option of source {self.source}: {', '.join(known) or 'it has none'}"
+                    yield Conflict((f"options.{option}",), "unknown option", expected, nearest(option, known))
+        for key, check in (("rubric", load_rubric), ("encoding", check_encoding)):
+            try:
+                check(getattr(self, key))
+            except LoreError as error:
+                yield Conflict((key,), getattr(self, key), str(error))
 
 
 class PromptSection(StrictModel):

@@ -60,7 +60,7 @@ def _conflicts(value: Any, at: Key, bad: set[Key], text: RecipeText) -> Iterator
         keys = [(*at, *name.split(".")) for name in conflict.keys]
         if not any(key[: len(b)] == b for key in keys for b in bad):
             shown = ", ".join(dotted(key) for key in keys)
-            yield Problem(text.where(keys[0]), shown, conflict.found, conflict.expected)
+            yield Problem(text.where(keys[0]), shown, conflict.found, conflict.expected, conflict.nearest)
     for name in type(value).model_fields:
         yield from _conflicts(getattr(value, name), (*at, name), bad, text)
 

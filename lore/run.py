@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from lore.errors import LoreError
 from lore.folder import RunFolder, flatten, is_main_process, rank, say
 from lore.launch import close_process_group, settle_devices
 from lore.needs import plan, run_in_subprocess, run_needed, wait_for_needed
-from lore.recipe import BaseRecipe, load_recipe, resolve_need, to_yaml
+from lore.recipe import BaseRecipe, DataSection, load_recipe, resolve_need, to_yaml
+from lore.sources import missing_data
 
 STAGES = {
     "world": ("lore.data_synth.config:WorldRecipe", "lore.data_synth.world_stage:run"),
@@ -144,7 +146,11 @@ def check_recipes(paths: list[Path]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    files = [file for path in paths for file in (sorted(path.rglob("*.y*ml")) if path.is_dir() else [path])]
+    files, skipped = [], 0
+    for path in paths:
+        found = sorted(path.rglob("*.y*ml")) if path.is_dir() else []
+        recipes = [file for file in found if _may_be_recipe(file, path)] if path.is_dir() else [path]
+        files, skipped = files + recipes, skipped + len(found) - len(recipes) * path.is_dir()
     if not files:
         raise LoreError(f"There is no recipe (*.yaml) under {', '.join(map(str, paths))}.")
     table = Table(title="recipes", title_justify="left")
@@ -168,9 +174,18 @@ def check_recipes(paths: list[Path]) -> int:
             result = f"[red]{len(problems)} problem{'s' * (len(problems) > 1)}[/]"
         table.add_row(str(file), stage, run, result)
     Console().print(table)
+    if skipped:
+        print(f"{skipped} other YAML files, without the key lore or stage, were skipped.")
     for error in errors:
         report_error(error)
     return 1 if errors else 0
+
+
+def _may_be_recipe(file: Path, folder: Path) -> bool:
+    """False for YAML files of other kinds, and for what lies in hidden folders such as .venv."""
+    if any(part.startswith(".") for part in file.relative_to(folder).parts[:-1]):
+        return False
+    return re.search(rb"^(?:lore|stage)\s*:", file.read_bytes(), re.MULTILINE) is not None
 
 
 def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> None:
@@ -190,5 +205,8 @@ def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, neede
     print(f"# run folder: {folder.path} ({'belongs to another recipe' if changed else state})")
     for key, old, new in changed:
         print(f"#   {key}: was {old!r}, now {new!r}")
+    data = getattr(recipe, "data", None)
+    if isinstance(data, DataSection) and (lack := missing_data(data)):
+        print(f"# data.path: {lack}{' A recipe that is needed may write it.' if needed else ''}")
     for need, inner in needed:
         print(f"# needs: {need} -> {inner.path} ({'done' if inner.is_done else 'would run first'})")

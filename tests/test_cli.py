@@ -67,6 +67,11 @@ def test_check_lists_every_recipe_and_fails_on_any_bad_one(demo, write_recipe):
     assert "2 problems" in done.stdout
     for part in ("train.lr", "train.steps", "both write the run folder a", "nowhere.yaml", "valid YAML"):
         assert part in done.stderr
+    (good.parent / "rubric.yaml").write_text("name: x\ntiers: []\n")
+    (good.parent / ".venv").mkdir()
+    (good.parent / ".venv" / "hidden.yaml").write_text("stage: x\n")
+    done = run_python("-m", "lore", "check", good.parent)
+    assert "2 other YAML files" in done.stdout and "rubric.yaml" not in done.stdout + done.stderr
     empty = good.parent / "empty"
     empty.mkdir()
     assert "no recipe" in run_python("-m", "lore", "check", empty).stderr
@@ -76,6 +81,21 @@ def test_shipped_recipes_pass_check():
     if SHIPPED:
         done = run_python("-m", "lore", "check", "recipes")
         assert done.returncode == 0, done.stderr
+
+
+def test_a_dry_run_says_that_data_is_missing_and_where_it_comes_from(demo, write_recipe, tmp_path):
+    body = f"stage: demo\nrun: a\ndata: {{path: {tmp_path / 'none.csv'}, source: crowdflower, rubric: crowdflower}}"
+    done = run_python("-m", "lore", "run", write_recipe("a.yaml", body), "--dry-run")
+    assert done.returncode == 0 and "none.csv does not exist" in done.stdout and "kaggle.com" in done.stdout
+    pairs = f"stage: demo\nrun: b\ndata: {{path: {tmp_path}, rubric: shop}}"
+    assert "does not exist" not in run_python("-m", "lore", "run", write_recipe("b.yaml", pairs), "--dry-run").stdout
+
+
+def test_what_the_system_refuses_is_a_message(tmp_path):
+    (tmp_path / "taken").touch()
+    done = run_python("-m", "lore", "world", "--out", tmp_path / "taken", "--pairs", "10")
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "taken" in done.stderr
+    assert "Traceback" in run_python("-m", "lore", "world", "--out", tmp_path / "taken", LORE_DEBUG="1").stderr
 
 
 @pytest.mark.parametrize("arguments", [["x.yaml", "--fast"], ["train.lr=1"], ["x"], ["none.yaml"]])

@@ -230,6 +230,21 @@ def test_nothing_is_guessed_from_a_wrong_type(demo, write_recipe, line, key):
     assert list(problems(write_recipe("x.yaml", body, plain=True))) == [key]
 
 
+def test_every_problem_of_a_data_section_is_found_before_a_run(demo, write_recipe, tmp_path):
+    def keys(data: str) -> dict:
+        return problems(write_recipe("x.yaml", BODY + f"data: {{path: a, {data}}}"))
+
+    found = keys("source: tabel, rubric: crowdflowr, encoding: utf-9, split_fractions: {train: 2}")
+    assert set(found) == {"data.source", "data.rubric", "data.encoding", "data.split_fractions"}
+    assert found["data.source"].nearest == "table" and "Nearest: 'crowdflower'" in found["data.rubric"].expected
+    assert "Nearest: utf-8" in found["data.encoding"].expected
+    found = keys("source: esci, rubric: esci, options: {local: us, drop_duplicates: true}")
+    assert {key: problem.nearest for key, problem in found.items()} == {"data.options.local": "locale"}
+    assert set(keys("rubric: shop, options: {locale: us}")) == {"data.options.locale"}
+    (tmp_path / "bad.yaml").write_text("name: x")
+    assert "missing" in keys(f"rubric: {tmp_path / 'bad.yaml'}")["data.rubric"].expected
+
+
 def test_unknown_stage_names_the_nearest(write_recipe):
     found = problems(write_recipe("x.yaml", "stage: stf\nrun: a"))
     assert found["stage"].nearest == "sft"

@@ -15,9 +15,10 @@ from PIL import Image
 
 from lore.data_synth.shop import Query, _held_out
 from lore.data_synth.world import ITEMS_PER_QUERY, ZIPF_EXPONENT, World
-from lore.data_synth.world_stage import search_log, write_world
+from lore.data_synth.world_stage import search_log, write_pairs, write_world
+from lore.errors import LoreError
 from lore.judgement import PromptFormat, render
-from lore.pairs import count_pairs, load_image, read_pairs
+from lore.pairs import count_pairs, load_image, read_metadata, read_pairs
 from lore.rubric import load_rubric
 
 LANGUAGES = ("en", "zh")
@@ -237,3 +238,20 @@ def test_a_world_is_written_whole_and_once(tmp_path, monkeypatch):
     times = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
     write_world(out, pairs=300, corpus=30)
     assert times == {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+
+
+def test_a_failed_start_leaves_no_folder_and_a_torn_note_is_one_message(tmp_path):
+    with pytest.raises(LoreError):
+        write_world(tmp_path / "shop", pairs=10, language="xx")
+    assert not (tmp_path / "shop").exists()
+    (tmp_path / "shop").mkdir()
+    for torn in ('{"pairs": ', "3", '"a"'):
+        (tmp_path / "shop" / "world.json").write_text(torn)
+        with pytest.raises(LoreError, match="world.json cannot be read.*Delete the folder"):
+            write_world(tmp_path / "shop", pairs=10)
+
+
+def test_written_pairs_name_their_rubric(tmp_path, shop):
+    write_pairs(shop, "dev", 4, tmp_path / "dev.parquet")
+    found = read_metadata(tmp_path / "dev.parquet")
+    assert (found["lore.rubric"], found["lore.rubric_hash"]) == ("shop", load_rubric("shop").hash)

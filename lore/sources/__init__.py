@@ -5,6 +5,7 @@ LoreError where a file is missing) and `read(path, encoding, **options)`, a gene
 Importing this package is cheap; `materialise` and `open_source` load what they need.
 """
 
+import glob
 import hashlib
 import importlib
 import inspect
@@ -90,6 +91,20 @@ def missing_file(path: Path, where: str) -> LoreError:
         f"{path} does not exist.\n{where}\nPut it there, or set LORE_DATA to the folder that holds your data "
         f"(recipes use ${{LORE_DATA}}, default data/)."
     )
+
+
+def missing_data(section: Any) -> str | None:
+    """What the files of a recipe's data section lack, with where a user gets them; None where they are there."""
+    if str(section.path).startswith("hub:"):
+        return None
+    if section.source == "pairs":
+        there = Path(section.path).exists() or glob.glob(section.path)
+        return None if there else f"{section.path} does not exist. `lore data import` writes pairs."
+    try:
+        importlib.import_module(f"lore.sources.{section.source}").files(Path(section.path).expanduser())
+    except LoreError as error:
+        return " ".join(str(error).split())
+    return None
 
 
 def materialise(section: Any, folder: Any) -> Path:
