@@ -1,5 +1,6 @@
 """Importing any table: bad rows, encodings, column maps, duplicates, and the data section of a recipe."""
 
+import csv
 import gzip
 import json
 import os
@@ -9,12 +10,16 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from source_files import crowdflower, load, write_csv, write_parquet
 
 from lore.errors import LoreError
 from lore.pairs import Pair, PairWriter, read_pairs
+from lore.rejected import Rejection
 from lore.sources import materialise
+from lore.sources.delimited import csv_records
 from lore.sources.reading import DiskIndex
 from lore.splits import split_of
 
@@ -146,6 +151,39 @@ def test_a_multi_line_cell_of_rows_is_a_cell_and_a_row_too_narrow_is_one_rejecti
     pairs, _, (rejected,) = load("crowdflower", path, tmp_path)
     assert len(pairs) == 1 and pairs[0].description == f"a table:\n{inner}\nend"
     assert rejected["found"] == "5 columns in lines 24 to 26"
+
+
+CELLS = st.text('a,"\n\r1', max_size=8)
+
+
+@given(st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=12))
+@settings(max_examples=150, deadline=None)
+def test_any_well_formed_table_is_read_as_it_was_written(tmp_path_factory, rows):
+    path = write_csv(tmp_path_factory.mktemp("csv") / "a.csv", [["x", "y", "z"], *rows])
+    found = [list(record[1].values()) for record in csv_records(path, ["x"])]
+    assert found == [list(row) for row in rows if any(row)]
+
+
+@given(
+    st.lists(st.tuples(*[st.text('a,\n1"', max_size=6).map("t{}t".format)] * 3), min_size=1, max_size=12),
+    st.integers(0, 11),
+    st.integers(0, 2),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_quote_left_open_anywhere_loses_no_plain_row_after_it(tmp_path_factory, rows, at, column):
+    rows = [[f"{number}", *row[1:]] for number, row in enumerate(rows)]
+    at %= len(rows)
+    path = tmp_path_factory.mktemp("csv") / "a.csv"
+    cells = ["7", "b", "c"]
+    cells[column] = f'"{cells[column]}'
+    with open(path, "w", newline="") as file:
+        write = csv.writer(file).writerows
+        write([["x", "y", "z"], *rows[:at]])
+        file.write(",".join(cells) + "\n")
+        write(rows[at:])
+    found = [list(record[1].values()) for record in csv_records(path, ["x"]) if not isinstance(record, Rejection)]
+    plain = [row for row in rows if not set('\n"') & set("".join(row))]
+    assert all(row in found for row in plain)
 
 
 def test_a_file_of_open_quotes_takes_time_linear_in_its_length(tmp_path, monkeypatch):

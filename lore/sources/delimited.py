@@ -135,21 +135,20 @@ class _Lines:
 
 
 def _is_runaway(lines: list[str], cells: list[str] | csv.Error, width: int, delimiter: str) -> bool:
-    """True for a record of several lines that are rows of their own, swallowed by a quote that was left open.
+    """True for a record of several lines that holds rows of its own, swallowed by a quote that was left open.
 
-    In a true record the last line holds the closing quote alone, so by itself it is no clean row; and what closes a
-    runaway quote is the opening quote of a later cell, with text behind it.
+    What closes such a quote is, nearly always, the opening quote of a later cell with text behind it, which is broken
+    csv. Where it is not, the lines are rows by themselves. In a true record the last line holds the closing quote
+    alone, so by itself it is no clean row.
     """
-    if isinstance(cells, csv.Error):
+    if isinstance(cells, csv.Error) or _row(lines, delimiter) is None:
         return True
-    others = [_row([line], delimiter) for line in lines[1:]]
-    rows = sum(other is not None and len(other) == width for other in others)
-    broken = _row(lines, delimiter) is None
+    others = [_row([line], delimiter) or [] for line in lines[1:]]
+    rows = sum(len(other) == width for other in others)
     if len(cells) != width:
-        return broken or rows > 0
-    last = others[-1] or []
-    clean = len(last) == width and not any('"' in cell for cell in last)
-    return rows >= MIN_ROW_SHARE * len(others) and (broken or clean)
+        return rows > 0
+    clean = len(others[-1]) == width and not any('"' in cell for cell in others[-1])
+    return clean and rows >= MIN_ROW_SHARE * len(others)
 
 
 def _row(lines: list[str], delimiter: str) -> list[str] | None:
