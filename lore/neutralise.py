@@ -118,7 +118,7 @@ def _written_markers(template: str) -> set[str]:
 
 def _rendered_markers(tokenizer: Any, template: str, tokens: set[str]) -> set[str]:
     """Markers that a template puts together, as in `{{ message.role | capitalize }}: `."""
-    split = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
+    split = re.compile("|".join(map(re.escape, sorted(tokens - {""}, key=len, reverse=True))) or r"(?!)")
     for roles in (("system", "user", "assistant", "user"), ("user", "assistant", "user")):
         for content in (_CONTENT, [{"type": "text", "text": _CONTENT}]):
             messages = [{"role": role, "content": content} for role in roles]

@@ -148,9 +148,10 @@ def check_recipes(paths: list[Path]) -> int:
 
     files, skipped = [], 0
     for path in paths:
-        found = sorted(path.rglob("*.y*ml")) if path.is_dir() else []
-        recipes = [file for file in found if _may_be_recipe(file, path)] if path.is_dir() else [path]
-        files, skipped = files + recipes, skipped + len(found) - len(recipes) * path.is_dir()
+        found = sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
+        recipes = [file for file in found if file == path or _may_be_recipe(file, path)]
+        files += recipes
+        skipped += len(found) - len(recipes)
     if not files:
         raise LoreError(f"There is no recipe (*.yaml) under {', '.join(map(str, paths))}.")
     table = Table(title="recipes", title_justify="left")
@@ -175,7 +176,7 @@ def check_recipes(paths: list[Path]) -> int:
         table.add_row(str(file), stage, run, result)
     Console().print(table)
     if skipped:
-        print(f"{skipped} other YAML files, without the key lore or stage, were skipped.")
+        print(f"{skipped} other YAML files, hidden or without the key lore or stage, were skipped.")
     for error in errors:
         report_error(error)
     return 1 if errors else 0
@@ -183,7 +184,7 @@ def check_recipes(paths: list[Path]) -> int:
 
 def _may_be_recipe(file: Path, folder: Path) -> bool:
     """False for YAML files of other kinds, and for what lies in hidden folders such as .venv."""
-    if any(part.startswith(".") for part in file.relative_to(folder).parts[:-1]):
+    if not file.is_file() or any(part.startswith(".") for part in file.relative_to(folder).parts[:-1]):
         return False
     return re.search(rb"^(?:lore|stage)\s*:", file.read_bytes(), re.MULTILINE) is not None
 

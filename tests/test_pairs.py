@@ -170,6 +170,16 @@ def test_a_table_of_another_form_is_refused_with_the_way_to_bring_it_in(tmp_path
         list(read_pairs(tmp_path / "b.parquet"))
 
 
+def test_two_columns_of_one_name_are_one_message(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = pa.table([pa.array(["a"])] * 4, ["pair_id", "query", "title", "title"])
+    pq.write_table(columns, tmp_path / "a.parquet")
+    with pytest.raises(LoreError, match="column 'title' occurs twice"):
+        list(read_pairs(tmp_path / "a.parquet"))
+
+
 def test_a_damaged_file_is_one_message(tmp_path):
     path = write(tmp_path / "a.parquet", [pair(i, description=f"{i} " * 50) for i in range(500)])
     data = bytearray(path.read_bytes())

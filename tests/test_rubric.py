@@ -237,3 +237,12 @@ def test_the_hash_is_of_the_content_alone(tmp_path):
     assert parse_rubric(changed("tiers.0.meaning", "nothing")).hash != rubric.hash
     assert parse_rubric(changed("rules.0.examples", [{"query": "q", "item": "i"}])).hash != rubric.hash
     assert Rubric.model_validate(rubric.model_dump()).hash == rubric.hash
+
+
+def test_a_whole_number_with_a_point_is_the_tier_of_that_number():
+    tiers = [{"id": str(n), "name": f"n{n}", "meaning": "m", "relevant": n > 0} for n in range(3)]
+    rubric = parse_rubric({"name": "x", "version": "1", "tiers": tiers})
+    assert [rubric.tier_of(label) for label in (0.0, "1.0", 2)] == ["0", "1", "2"]
+    for label in ("1.5", "nan", "inf", "3.0"):
+        with pytest.raises(LoreError, match="has no tier"):
+            rubric.tier_of(label)
