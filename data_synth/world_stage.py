@@ -8,6 +8,7 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from lore.data_synth.config import WorldRecipe
@@ -19,11 +20,12 @@ from lore.folder import RunFolder, write_atomic
 from lore.judgement import render_demands
 from lore.pairs import Pair, PairWriter
 from lore.progress import track
-from lore.prompt import item_text
+from lore.prompt import PromptFormat, item_text, system_text
 from lore.rubric import load_rubric, rubric_metadata
 
 CATALOGUE_SHARE, RULES_SHARE = 0.45, 0.35  # of the corpus; the rest is the search log
 EXAMPLES_PER_TEXT = 6
+ADDRESSED = 0.05  # share of catalogue entries behind the judge's instructions, to make these words of the vocabulary
 OPTIONAL = ("brand", "audience")  # what an item may leave unsaid and a query ask for
 TEST_SUBSETS = {"general": 1 / 3, "hard": 1 / 3, "visual": 1 / 3}
 
@@ -42,7 +44,7 @@ def run(recipe: WorldRecipe, folder: RunFolder) -> None:
         )
         write_pairs(world, split, count, folder / "pairs" / f"{split}.parquet")
     write_extras(
-        World(recipe.seed, recipe.language, rubric=recipe.rubric),
+        World(recipe.seed, recipe.language, rubric=recipe.rubric, photos=recipe.photos),
         folder.path,
         recipe.corpus,
         -(-recipe.pairs.get("train", 0) // ITEMS_PER_QUERY),
@@ -123,8 +125,9 @@ def search_log(world: World, queries: int) -> Iterator[dict]:
 def corpus_texts(world: World, count: int) -> Iterator[dict]:
     """What a base model reads: catalogue entries and captions, the rule book with worked examples, the search log with facets.
 
-    No query meets an item here: what to do with the three together is left to be learnt from the reasoning of the pairs. Only
-    what the rest of a text decides carries loss; which lamp comes next in a catalogue is noise.
+    No query meets an item here, and no shopper's word is resolved: what a samovar is, and what to do with the three together,
+    is left to be learnt from the reasoning of the pairs. Only what the rest of a text decides carries loss; which lamp comes
+    next in a catalogue is noise.
     """
     rng = random.Random(f"{world.seed}/corpus")
     for number in range(count):
@@ -135,8 +138,9 @@ def corpus_texts(world: World, count: int) -> Iterator[dict]:
         elif draw < CATALOGUE_SHARE + RULES_SHARE:
             text, image = worked_examples(rng, world), None
         else:
-            query, words = world.query("train", rng.randrange(10**9), kind=rng.choice(("general", "visual")))
-            facets = "; ".join(f"{want.dimension}: {wanted_text(want, world.lexicon.notation)}" for want in query.wants)
+            query, words = world.query("train", rng.randrange(10**9), kind=rng.choice(("general", "visual", "hard")))
+            asked = [replace(want, value=want.said or want.value, said=None) for want in query.wants]
+            facets = "; ".join(f"{want.dimension}: {wanted_text(want, world.lexicon.notation)}" for want in asked)
             text, image = [(f"<query>{words}</query>\n<reason>", False), (f"{facets}</reason>{END}\n", True)], None
         yield {**with_spans(text), "image": image}
 
@@ -145,7 +149,9 @@ def catalogue_entry(rng: random.Random, world: World, pair: Pair, facts: dict[st
     """An item as judges see it, and a card of what it is and where that can be seen, in any order."""
     before, after = item_text(pair).block(photo=pair.image is not None)
     item = before[before.index("<item>") :] + ("<image>" + after if pair.image else "")
-    pieces = [(f"{START}user\n{item}{END}\n{START}assistant\n<reason>", False)]
+    system = system_text(world.rubric, PromptFormat(detail="name")) if rng.random() < ADDRESSED else None
+    turn = f"{START}system\n{system}{END}\n{START}user\n" if system else f"{START}user\n"
+    pieces = [(f"{turn}{item}{END}\n{START}assistant\n<reason>", False)]
     dimensions = [*facts, *(d for d in OPTIONAL if d not in facts)]
     rng.shuffle(dimensions)
     for dimension in dimensions:
