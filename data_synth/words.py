@@ -1,14 +1,17 @@
-"""Pairs that teach a small base model to match words, before it sees a human label.
+"""Texts that teach a small base model to match words, before it sees a human label.
 
-Real items of one split meet pseudo queries: words of the title (some dropped, reordered, given or robbed of a plural s), words of
-other titles and words that do not exist. The label is the share of the query's words found in the title, each word weighted by
-its rarity; a part of the pairs also names every query word as found (yes) or missing (no). Human labels are not read, and nothing
-outside data.split is. Left out: synonyms, descriptions as evidence, what people mean by a query.
+- Marked words: a query of random words and a title of random words, half of them from the query, each with a yes or no behind it.
+  Random on purpose: in real titles nearly every word is a no, and a model that says no is never pushed to look.
+- Judged pairs: real items of one split meet pseudo queries: words of the title (some dropped, reordered, given or robbed of a
+  plural s), words of other titles and words that do not exist. The label is the share of the query's words found in the title; a
+  part of the pairs also names every query word as found (yes) or missing (no).
+
+Human labels are not read, and nothing outside data.split is. Left out: synonyms, rare words counting more than frequent ones,
+descriptions as evidence, what people mean by a query.
 
     lore run recipes/crowdflower/words.yaml
 """
 
-import math
 import random
 import re
 from collections import Counter
@@ -35,7 +38,10 @@ MADE_UP = 0.15
 SCRAMBLED = 0.2
 DESCRIBED = 0.3
 MAX_DESCRIPTION_WORDS = 12
-MARKED = 0.5
+MARKED_FIRST = 0.3  # share of the texts at the beginning that are marked words alone: judging stands on matching
+MARKED_LATER = 0.2
+MARKED_HITS = 0.5
+RARE = 0.15  # share of the random words drawn from all, the others from those that stand in several titles
 SYLLABLES = [
     "ba",
     "con",
@@ -86,11 +92,10 @@ class WordPairs:
                 "Check data.path and data.split against `lore data stats`."
             )
         self.real, self.rubric, self.seed = real, rubric, seed
-        in_titles = Counter(stem for pair in real for stem in {stem_of(word) for word in words_of(pair.title)})
-        self.words = sorted({word for pair in real for word in words_of(pair.title)})
+        in_titles = Counter(word for pair in real for word in set(words_of(pair.title)))
+        self.words = sorted(in_titles)
+        self.frequent = sorted(word for word, titles in in_titles.items() if titles > 1) or self.words
         self.queries = sorted({pair.query for pair in real})
-        self._weights = {stem: math.log((1 + len(real)) / count) for stem, count in in_titles.items()}
-        self._unseen = math.log(1 + len(real))
 
     def pair(self, number: int, reasons: float) -> Pair:
         """The n-th generated pair, with a rationale in a share `reasons` of the pairs."""
@@ -106,7 +111,7 @@ class WordPairs:
             item = replace(item, title=" ".join(title))
         found = self.found(query, title)
         tier_ids = self.rubric.tier_ids
-        tier = tier_ids[tier_index(self.share(query, found), len(tier_ids))]
+        tier = tier_ids[tier_index(sum(found) / len(found), len(tier_ids))]
         rationale = "; ".join(f"{word} {'yes' if hit else 'no'}" for word, hit in zip(query, found, strict=True))
         return Pair(
             pair_id=f"words-{number}",
@@ -124,26 +129,22 @@ class WordPairs:
         stems = {stem_of(word) for word in title}
         return [stem_of(word) in stems for word in query]
 
-    def share(self, query: list[str], found: list[bool]) -> float:
-        """Share of the query's words found, weighted by how few titles have them."""
-        weights = [self._weights.get(stem_of(word), self._unseen) + 0.5 for word in query]
-        return sum(weight for weight, hit in zip(weights, found, strict=True) if hit) / sum(weights)
-
     def texts(self, count: int, reasons: float) -> Iterator[dict]:
-        """What the base model reads: titles whose every word is marked as in the query or not, generated pairs as whole
-        conversations."""
+        """What the base model reads, in this order: titles whose every word is marked as in the query or not, then generated
+        pairs as whole conversations with a marked title now and then."""
         system = system_text(self.rubric, PromptFormat(detail="name"))
-        rng = random.Random(f"{self.seed}/texts")
         for number in range(count):
-            pair = self.pair(number, reasons)
-            yield with_spans(self._marked(pair) if rng.random() < MARKED else self._judged(pair, system))
+            rng = random.Random(f"{self.seed}/text/{number}")
+            marked = number < MARKED_FIRST * count or rng.random() < MARKED_LATER
+            yield with_spans(self._marked(rng) if marked else self._judged(self.pair(number, reasons), system))
 
-    def _marked(self, pair: Pair) -> Pieces:
-        """The title with a yes or no behind every word. Only these carry loss: which word a title holds next is noise."""
-        words = words_of(pair.title)[:12]
-        hits = self.found(words, words_of(pair.query))
-        pieces = [(f"{START}user\n<query>{pair.query}</query>\n<item>\n<title>", False)]
-        for word, hit in zip(words, hits, strict=True):
+    def _marked(self, rng: random.Random) -> Pieces:
+        """Random words with a yes or no behind each. Only these carry loss: which word a title holds next is noise."""
+        query = [self._random_word(rng) for _ in range(rng.randint(2, 6))]
+        drawn = [rng.choice(query) if rng.random() < MARKED_HITS else self._random_word(rng) for _ in range(rng.randint(6, 12))]
+        title = [inflected(word) if rng.random() < INFLECTED else word for word in drawn]
+        pieces = [(f"{START}user\n<query>{' '.join(query)}</query>\n<item>\n<title>", False)]
+        for word, hit in zip(title, self.found(title, query), strict=True):
             pieces += [(f" {word}", False), (" yes" if hit else " no", True)]
         return [*pieces, (f"</title>{END}\n", False)]
 
@@ -172,6 +173,9 @@ class WordPairs:
         if not item.description or rng.random() >= DESCRIBED:
             return None
         return " ".join(item.description.split()[:MAX_DESCRIPTION_WORDS])
+
+    def _random_word(self, rng: random.Random) -> str:
+        return rng.choice(self.words if rng.random() < RARE else self.frequent)
 
     def _word(self, rng: random.Random) -> str:
         """Half the time any word of the vocabulary, else one as frequent words are met."""

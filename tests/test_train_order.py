@@ -48,3 +48,8 @@ def test_balancing_makes_rare_labels_as_frequent_as_common_ones():
     repeats = balanced_repeats(labels)
     seen = {name: sum(r for r, label in zip(repeats, labels, strict=True) if label == name) for name in set(labels)}
     assert seen == {"L4": 60, "L1": 60, "L2": 63}
+
+
+def test_a_corpus_in_its_own_order_begins_with_its_beginning():
+    order = training_order([5] * 30, 10, 6, 0, shuffle=False).reshape(6, 10)
+    assert [sorted(batch) for batch in order.tolist()] == 2 * [list(range(start, start + 10)) for start in (0, 10, 20)]

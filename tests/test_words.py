@@ -64,10 +64,26 @@ def test_all_tiers_occur():
     assert {generator().pair(number, 0.5).label for number in range(300)} == {"1", "2", "3", "4"}
 
 
-def test_a_rare_word_that_is_missing_costs_more_than_a_frequent_one():
-    real = [Pair(pair_id=str(n), query="a", title=f"lamp {'tiffany' if n == 0 else 'brass'}") for n in range(50)]
-    words = WordPairs(real, RUBRIC, 0)
-    assert words.share(["tiffany", "lamp"], [True, False]) > 0.8 > words.share(["tiffany", "lamp"], [False, True])
+def test_the_label_is_the_share_of_words_found():
+    words = generator()
+    for number in range(300):
+        pair = words.pair(number, 0.5)
+        found = words.found(words_of(pair.query), words_of(pair.title))
+        assert pair.label == RUBRIC.tier_ids[tier_index(sum(found) / len(found), 4)]
+
+
+def test_half_of_the_marked_words_are_found_and_marks_are_right():
+    words, marks = generator(), []
+    for row in words.texts(400, 0.5):
+        if "assistant" in row["text"]:
+            continue
+        query = words_of(row["text"].split("<query>")[1].split("</query>")[0])
+        title = row["text"].split("<title>")[1].split("</title>")[0].split()
+        assert words.found(title[::2], query) == [mark == "yes" for mark in title[1::2]]
+        spans = [row["text"][span["start"] : span["end"]].strip() for span in row["trained"]]
+        assert spans == title[1::2]
+        marks += spans
+    assert len(marks) > 1000 and 0.45 < marks.count("yes") / len(marks) < 0.7
 
 
 def test_texts_are_answers_of_the_codec_and_the_same_for_a_seed():

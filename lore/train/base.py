@@ -57,6 +57,7 @@ TAGS = [
 ]
 # Words keep their hyphens and digits together (colour-same, x20, L4); numbers stay whole; the rest is single signs.
 WORDS = r" ?\p{L}[\p{L}\p{M}\p{N}]*(?:-[\p{L}\p{N}]+)*| ?\p{N}+| ?[^\s\p{L}\p{N}]|\s+(?!\S)|\s+"
+PLURAL_S = r"(?<=\p{L}{3})(?<!s)s(?![\p{L}\p{N}])"
 IMAGE_PLACE = "<image>"
 CHAT_TEMPLATE = Path(__file__).with_name("base_chat_template.jinja")
 CORPUS_SCHEMA = pa.schema(
@@ -72,7 +73,7 @@ def run(recipe: BaseModelRecipe, folder: RunFolder) -> None:
             "build its own tokenizer.\nUse lore run, or accelerate launch --num_processes 1."
         )
     set_seed(recipe.seed)
-    processor = build_processor(recipe.corpus, recipe.vocabulary, recipe.architecture, recipe.lowercase)
+    processor = build_processor(recipe.corpus, recipe.vocabulary, recipe.architecture, recipe.lowercase, recipe.plural_s)
     model = build_model(recipe.architecture, processor)
     size = sum(p.numel() for p in model.parameters())
     path = folder / "data" / "rows.arrow"
@@ -83,7 +84,7 @@ def run(recipe: BaseModelRecipe, folder: RunFolder) -> None:
     steps = total_steps(recipe.train, len(rows))
     words = len(processor.tokenizer)
     print(f"{size / 1e6:.2f} M parameters, vocabulary {words}, {len(rows):,} texts, {sum(lengths):,} tokens, {steps} steps")
-    order = training_order(lengths, recipe.train.batch_size, steps, recipe.seed)
+    order = training_order(lengths, recipe.train.batch_size, steps, recipe.seed, shuffle=recipe.shuffle)
     cpu = not torch.cuda.is_available()
     args = training_arguments(recipe.train, folder, steps, recipe.seed, bf16=False, vision=True, cpu=cpu)
     recorder = Recorder(folder, "base")
@@ -161,7 +162,7 @@ def corpus_rows(paths: list[str], processor: Any):
 
 
 def build_processor(
-    corpus: list[str], vocabulary: int, architecture: ArchitectureSection, lowercase: bool = False
+    corpus: list[str], vocabulary: int, architecture: ArchitectureSection, lowercase: bool = False, plural_s: bool = False
 ) -> Idefics3Processor:
     """A byte-level BPE over the corpus with the codec's tags as single tokens, and a processor for photos of one tile."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=False))
@@ -172,6 +173,7 @@ def build_processor(
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            *([pre_tokenizers.Split(Regex(PLURAL_S), "isolated")] if plural_s else []),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -216,6 +218,7 @@ def build_model(architecture: ArchitectureSection, processor: Idefics3Processor)
         "num_key_value_heads": architecture.heads,
         "intermediate_size": architecture.mlp,
         "max_position_embeddings": architecture.max_positions,
+        "rope_parameters": {"rope_type": "default", "rope_theta": architecture.rope_theta},
         "tie_word_embeddings": False,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
@@ -252,6 +255,9 @@ def build_model(architecture: ArchitectureSection, processor: Idefics3Processor)
     alike = architecture.hidden // 2
     for layer in model.model.text_model.layers:
         layer.self_attn.k_proj.weight.data[:alike] = layer.self_attn.q_proj.weight.data[:alike]
+    # A word is written with the vector it is read with, so that copying one word teaches to copy them all.
+    read = model.model.text_model.embed_tokens.weight.data
+    model.lm_head.weight.data.copy_(read * (architecture.hidden**-0.5 / read.std()))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model

@@ -107,6 +107,9 @@ class ArchitectureSection(StrictModel):
     """Inner width of the text model's feed-forward blocks."""
     max_positions: int = Field(2048, ge=64)
     """Longest sequence."""
+    rope_theta: float = Field(1e6, gt=1)
+    """Base of the rotary positions; a large one leaves most of a head free of position, so that equal words look equal at any
+    distance."""
     loud_embeddings: bool = False
     """Embeddings that begin louder than what the layers add to them, so that the words of a large vocabulary are told
     apart from the first step."""
@@ -151,10 +154,14 @@ class BaseModelRecipe(BaseRecipe):
     """Parquet files with columns `text` and `image` (null or {bytes, path}); <image> in the text is the photo's place. An
     optional column `trained` lists the spans {start, end} of characters that carry loss: what nothing before it foretells is
     noise that a small model drowns in."""
+    shuffle: bool = True
+    """false visits the corpus in its own order, for one that begins with what the rest stands on."""
     vocabulary: int = Field(2000, ge=300)
     """Entries of the byte-level BPE tokenizer, trained on the corpus."""
     lowercase: bool = False
     """Tokenizer that folds case. Answers come out in lower case too: only for rubrics whose tier ids have no capitals."""
+    plural_s: bool = False
+    """An English plural s is a token of its own, so that lamp and lamps share one."""
     architecture: ArchitectureSection = ArchitectureSection()
     train: TrainSection
 

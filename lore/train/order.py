@@ -8,16 +8,20 @@ resumed run skips to its place, and two processes that share a global batch see 
 import numpy as np
 
 
-def training_order(lengths: list[int], batch_size: int, steps: int, seed: int, repeats: list[int] | None = None) -> np.ndarray:
+def training_order(
+    lengths: list[int], batch_size: int, steps: int, seed: int, repeats: list[int] | None = None, *, shuffle: bool = True
+) -> np.ndarray:
     """Row numbers for `steps` batches of `batch_size`, epoch after epoch, each shuffled anew; longest first inside a batch.
 
-    lengths: tokens per row; repeats: how often a row stands in one epoch (once where not given).
+    lengths: tokens per row; repeats: how often a row stands in one epoch (once where not given); shuffle: false leaves the
+    rows of an epoch in their own order.
     """
     rng = np.random.default_rng(seed)
     lengths_N = np.asarray(lengths)
     rows = np.arange(len(lengths_N)) if repeats is None else np.repeat(np.arange(len(lengths_N)), repeats)
     epochs = -(-steps * batch_size // len(rows))
-    drawn = np.concatenate([rng.permutation(rows) for _ in range(epochs)])[: steps * batch_size].reshape(steps, batch_size)
+    visited = np.concatenate([rng.permutation(rows) if shuffle else rows for _ in range(epochs)])
+    drawn = visited[: steps * batch_size].reshape(steps, batch_size)
     longest_first = np.argsort(-lengths_N[drawn], axis=1, kind="stable")
     return np.take_along_axis(drawn, longest_first, axis=1).reshape(-1)
 

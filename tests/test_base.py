@@ -1,0 +1,49 @@
+"""The base model's tokenizer and first weights: what makes words easy to match and to copy."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from lore.data_synth.corpus import SCHEMA
+from lore.train.base import build_model, build_processor
+from lore.train.config import ArchitectureSection
+
+SIZE = ArchitectureSection(hidden=32, layers=1, heads=2, mlp=32, vision_hidden=16, vision_layers=1, loud_embeddings=True)
+WORDS = "lamp lamps light lights glass dress bus gas toy toys"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.parquet"
+    rows = [{"text": f"<query>{WORDS}</query>", "image": None, "trained": None}] * 20
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    return str(path)
+
+
+def test_singular_and_plural_share_a_token(corpus):
+    tokenizer = build_processor([corpus], 500, SIZE, plural_s=True).tokenizer
+
+    def tokens(word):
+        return tokenizer(f"<query>{word}", add_special_tokens=False)["input_ids"][1:]
+
+    plural = tokens("lamps")[-1:]
+    for word in ("lamp", "light", "toy"):
+        assert tokens(word + "s") == tokens(word) + plural
+    for word in ("glass", "gas"):
+        assert tokens(word)[-1:] != plural
+    assert tokenizer.decode(tokenizer(f"<query>{WORDS}</query>")["input_ids"]) == f"<query>{WORDS}</query>"
+
+
+def test_without_the_switch_a_plural_is_a_word_of_its_own(corpus):
+    tokenizer = build_processor([corpus], 500, SIZE).tokenizer
+    assert len(tokenizer("<query>lamps", add_special_tokens=False)["input_ids"]) == 2
+
+
+def test_a_word_is_written_with_the_vector_it_is_read_with(corpus):
+    processor = build_processor([corpus], 500, SIZE)
+    torch.manual_seed(0)
+    model = build_model(SIZE, processor)
+    read, written = model.model.text_model.embed_tokens.weight, model.lm_head.weight
+    assert torch.nn.functional.cosine_similarity(read, written).min() > 0.999
+    assert written.std().item() == pytest.approx(SIZE.hidden**-0.5, rel=0.05)  # logits of a new model stay small
