@@ -77,6 +77,10 @@ class LoraSection(StrictModel):
         """alpha with its default filled in."""
         return 2 * self.rank if self.alpha is None else self.alpha
 
+    def conflicts(self) -> Iterator[Conflict]:
+        if not self.targets:
+            yield Conflict(("targets",), "no module, so no adapter", "all-linear, a pattern or module names")
+
 
 class ModelSection(StrictModel):
     name: str = Field(min_length=1)

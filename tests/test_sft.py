@@ -10,6 +10,7 @@ from lore.card import read_card
 from lore.engines.chat import turn_end
 from lore.engines.loading import load_processor
 from lore.errors import LoreError
+from lore.folder import RunFolder
 from lore.judgement import FormatFailure, PromptFormat, parse
 from lore.pairs import Pair, read_pairs
 from lore.recipe import ModelSection
@@ -230,3 +231,56 @@ def test_several_forward_passes_make_the_same_step(train):
     whole = train("whole", lora={}, steps=3)
     passes = train("passes", lora={}, steps=3, micro_batch_size=2)
     assert losses(whole) == pytest.approx(losses(passes), abs=1e-4)
+
+
+def test_sharded_weights_are_gathered_before_they_are_saved(train, monkeypatch):
+    """FSDP2 with sharded checkpoints: the trainer itself would save nothing and say nothing."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from trl import SFTTrainer
+
+    save = SFTTrainer.save_model
+
+    def sharded(self, output_dir, _internal_call=False):
+        if _internal_call:
+            return save(self, output_dir, _internal_call)
+        self.is_fsdp_enabled = True
+        return save(self, output_dir)
+
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
+    monkeypatch.setattr("accelerate.state.AcceleratorState.fsdp_plugin", plugin, raising=False)
+    monkeypatch.setattr(SFTTrainer, "save_model", sharded)
+    folder = train("fsdp", model="text", steps=2)
+    assert weights(folder)
+    assert not (folder / "model" / "training_args.bin").exists()
+
+
+def test_a_run_that_has_saved_no_weights_is_not_done(train, runs, monkeypatch):
+    monkeypatch.setattr("trl.SFTTrainer.save_model", lambda self, folder, _internal_call=False: None)
+    with pytest.raises(LoreError, match="holds no .*safetensors"):
+        train("none", model="text", steps=2, save_every=0)
+    assert not (runs / "none" / "done").exists()
+
+
+def test_one_process_uses_one_of_the_gpus_it_sees(tiny, runs, tmp_path):
+    from lore.train.loop import use_one_device
+
+    args = type("Args", (), {"_n_gpu": 4, "n_gpu": property(lambda self: self._n_gpu)})()
+    use_one_device(args)
+    assert args.n_gpu == 1
+
+
+def test_a_loss_that_is_no_number_stops_the_run(train, runs):
+    with pytest.raises(LoreError, match="is (nan|inf)"):
+        train("nan", model="text", lr=1e30, save_every=0, warmup=0, schedule="constant")
+    assert any(line["loss"] == "nan" or line["grad_norm"] == "nan" for line in RunFolder(runs / "nan").metrics())
+
+
+def test_training_in_float16_is_refused(train):
+    with pytest.raises(LoreError, match="float16"):
+        train("half", "model.dtype=float16")
+
+
+def test_the_summary_has_the_loss_of_the_last_step(train):
+    folder = train("last", model="text", lora={}, steps=5, log_every=4, save_every=0)
+    assert [line["step"] for line in folder.metrics()] == [1, 4, 5]
+    assert folder.summary["loss"] == losses(folder)[-1]

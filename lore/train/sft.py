@@ -7,6 +7,7 @@ stops the run) and its random order (rows come in a fixed order, so one process 
     accelerate launch recipes/quickstart/sft.yaml
 """
 
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -76,15 +77,32 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
         peft_config=peft_config(recipe),
     )
     card = judge_card(recipe, renderer, rubric.hash)
-    seconds = train(trainer, Recorder(folder, "sft", card), folder)
-    trainer.save_model(str(folder / "model"))
-    trainer.accelerator.wait_for_everyone()
+    seconds = train(trainer, Recorder(folder, "sft", card, recipe.train.keep_checkpoints), folder)
+    save_weights(trainer, folder / "model")
     if is_main_process():
         load_processor(recipe.model).save_pretrained(folder / "model")
         write_card(folder / "model", card)
         last = folder.metrics()[-1]
         summary = {"rows": len(rows), "steps": steps, "loss": last["loss"], "train_seconds": round(seconds, 2)}
         folder.finish({**summary, "model": str(folder / "model")})
+
+
+def save_weights(trainer: Any, model: Path) -> None:
+    """The adapter or the whole model, gathered from all processes. Raises LoreError when no weights have arrived."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None:
+        plugin.set_state_dict_type("FULL_STATE_DICT")  # with the checkpoints' sharded one the trainer writes nothing
+    trainer.save_model(str(model))
+    trainer.accelerator.wait_for_everyone()
+    if is_main_process():
+        (model / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing reads it
+        if not any(model.glob("*.safetensors")):
+            raise LoreError(
+                f"{model} holds no *.safetensors after the last step, so the run is not finished.\n"
+                "The launch file makes the trainer save its weights in another form: for FSDP see "
+                "launch/accelerate/fsdp2.yaml, for DeepSpeed's stage 3 set zero3_save_16bit_model: true. The same "
+                "command then goes on from the last checkpoint."
+            )
 
 
 def some_photos(rows: datasets.Dataset) -> bool:
