@@ -57,6 +57,12 @@ class StrictModel(BaseModel):
         """Impossible combinations of this section's values, reported together with every other problem."""
         return iter(())
 
+    def input_files(self) -> dict[str, list[str]]:
+        """Files this section reads, by its key, beyond those of data and model sections: a finished run is compared with
+        them again.
+        """
+        return {}
+
 
 class LoraSection(StrictModel):
     rank: int = Field(16, ge=1)
@@ -142,6 +148,9 @@ class PromptSection(StrictModel):
     """How much of the rubric the prompt holds: every rule, the tiers, or its name."""
     photo: bool = True
     """Show the item's photo where there is one."""
+    max_photo_pixels: int | None = Field(None, ge=784)
+    """Larger photos are made smaller, in training and in every engine; none shows them as they are, and the model's
+    processor decides how many tokens they take."""
     max_prompt_tokens: int = Field(2048, ge=16)
     """Longer prompts lose the description's end, then attributes, then the title's tail."""
     language: Literal["en", "zh"] = "en"

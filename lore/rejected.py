@@ -27,14 +27,14 @@ class Rejection:
 
 
 class RejectedWriter:
-    """Writes rejections to `<name>.rejected.jsonl` beside the output `<name>.parquet`, all or nothing.
+    """Writes rejections to `<name>.rejected.jsonl` beside the output `<name>.parquet`, or to `to`, all or nothing.
 
     A file of an earlier run is replaced; without a rejection there is no file.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, to: Path | None = None):
         path = Path(path)
-        self.path = path.with_name(f"{path.stem}.rejected.jsonl")
+        self.path = to or path.with_name(f"{path.stem}.rejected.jsonl")
         self.count = 0
         self._part = path.with_name(f".{path.stem}.rejected.{os.getpid()}.part")
         self._file = None

@@ -136,3 +136,15 @@ def test_quantised_weights_without_bitsandbytes_are_an_error_that_names_it(tiny,
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(LoreError, match="bitsandbytes"):
         load_processor(ModelSection(name=str(tiny.text), quantize="nf4"))
+
+
+def test_greedy_answers_obey_no_setting_of_the_checkpoint(engines):
+    _, large, asked = engines
+    plain = large.generate(asked[:6], Sampling(max_tokens=16))
+    config = large.model.generation_config
+    config.repetition_penalty, config.no_repeat_ngram_size = 5.0, 2
+    try:
+        assert large.generate(asked[:6], Sampling(max_tokens=16)) == plain
+        assert large.model.generation_config is config
+    finally:
+        config.repetition_penalty, config.no_repeat_ngram_size = None, None

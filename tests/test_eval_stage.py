@@ -8,8 +8,9 @@ import pytest
 
 from lore.errors import LoreError
 from lore.eval.config import RairRecipe
-from lore.eval.predictions import model_fingerprint, read_predictions
+from lore.eval.predictions import read_predictions
 from lore.eval.testset import load_split, whole_queries
+from lore.fingerprints import model_fingerprint
 from lore.pairs import Pair, PairWriter
 from lore.recipe import RecipeError, load_recipe
 from lore.rubric import load_rubric

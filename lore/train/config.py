@@ -174,6 +174,9 @@ class BaseModelRecipe(BaseRecipe):
     architecture: ArchitectureSection = ArchitectureSection()
     train: TrainSection
 
+    def input_files(self) -> dict[str, list[str]]:
+        return {"corpus": self.corpus}
+
     def conflicts(self) -> Iterator[Conflict]:
         for key in ("packing", "padding_free"):
             if getattr(self.train, key):
