@@ -1,5 +1,6 @@
 """One process and two train the same judge: same global batch, same losses. Text and photos, plain and ZeRO-2."""
 
+import json
 import os
 import subprocess
 import sys
@@ -51,17 +52,28 @@ def test_two_cpu_processes_under_zero2_have_the_losses_of_one(tiny, runs, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, {}], ids=["every weight", "lora"])
+def test_two_processes_train_a_vision_model_that_is_shown_no_photo(tiny, runs, tmp_path, lora):
+    compare(tiny, runs, tmp_path, "cpu2", lora=lora, lr=3e-3, prompt={"photo": False}, gradient_checkpointing=True)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"batch_size": 5}, "train.batch_size is 5 and there are 2 processes"),
         ({"max_tokens": 64}, "tokens, train.max_tokens is 64"),
+        ({"padding_free": True, "prompt": {"photo": False}}, "lets rows see each other"),
     ],
-    ids=["every process", "the main process alone"],
+    ids=["every process", "the main process alone", "a check of the main process"],
 )
 def test_an_error_before_the_first_step_ends_both_processes_without_a_traceback(tiny, runs, tmp_path, options, message):
     path = tmp_path / "sft.yaml"
     path.write_text(tiny.recipe("sft", model="text", lora={}, **options))
+    if "padding_free" in options:
+        body = json.loads(path.read_text())
+        body["model"]["attn"] = "eager"
+        path.write_text(json.dumps(body))
     done = launch("cpu2", path)
     assert done.returncode == 1
     assert message in done.stderr
