@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from lore.errors import LoreError
 from lore.folder import RunFolder
+from lore.needs import plan
 from lore.pairs import PairWriter, read_pairs
 from lore.recipe import load_recipe
 from lore.run import run_recipe
@@ -188,3 +189,23 @@ def test_a_model_that_cannot_be_loaded_is_an_error_for_people(train, tiny, tmp_p
         train("attn", "model.attn=flash_attention_9", model="text", lora={})
     with pytest.raises(LoreError, match="No pairs at"):  # before the hub is asked
         train("data", "model.name=nobody/nothing", model="text", lora={}, data={"path": str(tmp_path / "no.parquet")})
+
+
+def test_a_needed_run_that_is_done_passes_until_what_it_stands_on_is_made_anew(tiny, runs, write_recipe):
+    size = "{hidden: 32, layers: 1, heads: 2, mlp: 32, vision_hidden: 16, vision_layers: 1, vision_heads: 2}"
+    train_base = "vocabulary: 700\ntrain: {steps: 2, batch_size: 4, log_every: 1, save_every: 0}"
+    base = f"stage: base\nrun: base\ncorpus: [{tiny.pairs.parent}/corpus.parquet]\narchitecture: {size}\n{train_base}\n"
+    write_recipe("base.yaml", base)
+    body = json.loads(tiny.recipe("judge", lora={}, steps=2)) | {"needs": ["base.yaml"]}
+    body["model"]["name"] = str(runs / "base" / "model")
+    judge = write_recipe("judge.yaml", json.dumps(body), plain=True)
+    more = write_recipe("more.yaml", json.dumps(body | {"run": "more", "needs": ["judge.yaml"]}), plain=True)
+    run_recipe(judge).close()
+    assert run_recipe(judge).is_done
+    assert [folder.is_done for _, folder in plan(more, load_recipe(more))] == [True]
+    shutil.rmtree(runs / "base")
+    assert run_recipe(judge).is_done
+    run_recipe(write_recipe("base.yaml", base + "seed: 1\n"))
+    for recipe in (judge, more):
+        with pytest.raises(LoreError, match=r"judge was made with other inputs:\n  input model.name"):
+            run_recipe(recipe)

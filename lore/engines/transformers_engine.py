@@ -42,7 +42,8 @@ class TransformersEngine:
         out: list[list[Completion]] = [[] for _ in prompts]
         texts = [prompt_text(self.processor, messages) for messages in prompts]
         per_prompt = sampling.n if sampling.temperature > 0 else 1  # greedy samples are equal: decode once
-        torch.manual_seed(sampling.seed)
+        if sampling.temperature > 0:
+            torch.manual_seed(sampling.seed)
         for indices in self._batches(texts, extra=sampling.max_tokens, copies=per_prompt):
             inputs = self._inputs([texts[i] for i in indices])
             with self._generation(sampling, per_prompt) as config:
