@@ -33,6 +33,9 @@ class JudgeSection(StrictModel):
     predictions_judge: str | None = None
     """Which judge of the file, where its column `judge` names several."""
 
+    def input_files(self) -> dict[str, list[str]]:
+        return {"predictions": [self.predictions]} if self.predictions else {}
+
     def conflicts(self) -> Iterator[Conflict]:
         for key, kind in NEEDS.items():
             value = getattr(self, key)

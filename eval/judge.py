@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from lore.engines import Engine, Sampling
-from lore.engines.chat import visible
+from lore.engines.chat import photo_of
 from lore.errors import LoreError
 from lore.eval.predictions import Shards, Verdict
 from lore.judgement import FormatFailure, PromptFormat, parse, render, verdict_tokens, with_verdict_prefix
-from lore.pairs import ImageError, Pair, load_image
+from lore.pairs import Pair
 from lore.rubric import Rubric
 
 
@@ -57,7 +57,7 @@ def judge_chunk(
     """One verdict per pair."""
     verdicts, prompts, asked = [], [], []
     for pair in pairs:
-        image, photo = photo_of(pair, fmt)
+        image, photo = photo_of(pair, fmt, _renderer(engine))
         verdict = Verdict(pair.pair_id, None, photo=photo)
         verdicts.append(verdict)
         # render would load a photo that could not be loaded here a second time, and fail.
@@ -117,19 +117,6 @@ def score_answers(
         verdict.probabilities = row.tolist()
         if decide:
             verdict.tier = rubric.tier_ids[int(row.argmax())]
-
-
-def photo_of(pair: Pair, fmt: PromptFormat) -> tuple[Any, str]:
-    """The photo to show, or None, and what became of it (see Verdict.photo)."""
-    if pair.image is None:
-        return None, "none"
-    if not fmt.photo:
-        return None, "hidden"
-    try:
-        image = load_image(pair.image)
-    except ImageError:
-        return None, "failed"
-    return visible(image), "seen"
 
 
 def predict_saved(shards: Shards, *arguments: Any, **options: Any) -> Iterator[Verdict]:

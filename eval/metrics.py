@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lore.errors import LoreError
+
 NO_VERDICT = -1
 CALIBRATION_BINS = 15
 
@@ -147,9 +149,15 @@ def expected_calibration_error(bins: np.ndarray) -> np.ndarray:
 
 def prior_weights(gold: np.ndarray, prior: list[float], weights: np.ndarray | None = None) -> np.ndarray:
     """Pair weights [N] under which the tiers have the shares `prior`; tiers without a pair lose their share to the
-    others."""
+    others. Raises LoreError when no tier with a share has a pair."""
     weights = np.ones(len(gold)) if weights is None else np.asarray(weights, dtype=np.float64)
     mass = np.bincount(gold, weights, len(prior))
     wanted = np.where(mass > 0, np.asarray(prior, dtype=np.float64), 0.0)
+    if wanted.sum() == 0:
+        raise LoreError(
+            f"metrics.prior {list(prior)} (worst tier first) gives shares only to tiers without a tested pair (pairs a tier: "
+            f"{[int(count) for count in np.bincount(gold, minlength=len(prior))]}), so there is nothing to weight.\n"
+            "Give a share to a tier that occurs, or drop metrics.prior."
+        )
     scale = np.divide(wanted / wanted.sum() * mass.sum(), mass, out=np.zeros(len(prior)), where=mass > 0)
     return weights * scale[gold]

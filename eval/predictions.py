@@ -2,7 +2,6 @@
 elsewhere."""
 
 import csv
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,6 @@ from lore.rubric import Rubric
 
 SHARD = re.compile(r"^part-(\d{6})\.parquet$")
 SHOWN_IDS = 5
-SAMPLED_BYTES = 65536
 
 
 @dataclass(slots=True)
@@ -37,8 +35,8 @@ class Verdict:
     text: str | None = None
     """The answer as it was written; None when only scores were asked for."""
     photo: str = "none"
-    """seen, hidden (the judge was not shown it), failed (it could not be read; judged as text) or none (the pair has no
-    photo)."""
+    """seen, hidden (the judge was not shown it), failed (it could not be read or the model's processor refused it; judged
+    as text) or none (the pair has no photo)."""
 
 
 def verdict_fields(tier_ids: list[str]) -> list[tuple[str, pa.DataType]]:
@@ -237,22 +235,3 @@ def _select(rows: list[dict], path: Path, judge: str | None) -> list[dict]:
             f"{path} has no judge {judge!r}; found {', '.join(names) or 'no column judge'}. Correct predictions_judge."
         )
     return rows if judge is None else [row for row in rows if row.get("judge") == judge]
-
-
-def model_fingerprint(name: str, adapter: str | None) -> str:
-    """Hash over the files of a local checkpoint and adapter, sampled, so that new weights under an old path are
-    noticed.
-
-    A hub model is known by its name alone.
-    """
-    digest = hashlib.blake2b(name.encode(), digest_size=8)
-    for folder in (Path(name), Path(adapter) if adapter else None):
-        for path in sorted(folder.glob("*")) if folder is not None and folder.is_dir() else []:
-            if path.suffix in (".safetensors", ".json", ".bin", ".jinja"):
-                size = path.stat().st_size
-                digest.update(f"{path.name} {size}".encode())
-                with open(path, "rb") as file:
-                    for start in range(0, size, max(size // 16, SAMPLED_BYTES)):
-                        file.seek(start)
-                        digest.update(file.read(SAMPLED_BYTES))
-    return digest.hexdigest()

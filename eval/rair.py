@@ -13,16 +13,17 @@ from itertools import islice
 
 from rich.console import Console
 
-from lore.card import check_card
+from lore.card import check_card, check_template
 from lore.engines import Sampling, open_engine
 from lore.errors import LoreError
 from lore.eval.baselines import fit_baseline
 from lore.eval.config import JudgeSection, RairRecipe
 from lore.eval.judge import predict_saved
 from lore.eval.output import save
-from lore.eval.predictions import Shards, Verdict, model_fingerprint, read_predictions
+from lore.eval.predictions import Shards, Verdict, read_predictions
 from lore.eval.scorecard import score
 from lore.eval.testset import EvalData, Labelled, load_split, read_chosen
+from lore.fingerprints import model_fingerprint
 from lore.folder import RunFolder, is_main_process
 from lore.judgement import PromptFormat, renderer_hash
 from lore.pairs import fingerprint
@@ -175,7 +176,7 @@ def ask_models(recipe: RairRecipe, data: EvalData, folder: RunFolder) -> dict[st
     for name, judge in judges.items():
         fmt = prompt_format(judge, recipe)
         renderer = renderer_hash(data.rubric, fmt)
-        check_card(judge.model.adapter or judge.model.name, renderer, f"judges.{name}")
+        check_card(judge.model, renderer, f"judges.{name}")
         weights = model_fingerprint(judge.model.name, judge.model.adapter)
         folder.note(**{f"renderer_hash of {name}": renderer, f"weights of {name}": weights})
         shards = Shards(folder / "verdicts" / name, data.rubric.tier_ids)
@@ -188,6 +189,7 @@ def ask_models(recipe: RairRecipe, data: EvalData, folder: RunFolder) -> dict[st
                 engine = None
                 gc.collect()  # the last judge leaves memory before the next one comes
                 engine, loaded = open_engine(judge.model, data.rubric, batch_tokens=recipe.batch_tokens), judge.model
+                check_template(judge.model, engine.processor, f"judges.{name}")
             pairs = read_chosen(data.path, part.split, missing)
             chunks = {"chunk_pairs": recipe.chunk_pairs, "explain": judge.explain}
             answers = predict_saved(shards, pairs, engine, data.rubric, fmt, sampling, **chunks)

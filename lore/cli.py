@@ -27,9 +27,10 @@ def run(
     dry_run: bool = typer.Option(False, "--dry-run", help="Check, print every value and what would happen, run nothing."),
 ) -> None:
     """Run recipes in order, each after what it needs. An interrupted run goes on, a finished one is not repeated."""
+    from lore.launch import leave
     from lore.run import run_command
 
-    raise typer.Exit(run_command(arguments, dry_run))
+    leave(run_command(arguments, dry_run))
 
 
 @app.command()
@@ -74,11 +75,13 @@ def export(
     run: Path = typer.Argument(..., help="Run folder of a trained judge."),
     out: Path = typer.Option(..., "--out", "-o", help="Folder to write the model to."),
     merge: bool = typer.Option(False, "--merge", help="Fold the adapter into the weights and re-score a sample."),
+    dtype: Literal["float32", "bfloat16"] = typer.Option(None, help="Of the merged weights; by default the base's own."),
+    tolerance: float = typer.Option(None, min=0, help="How far rounding to the dtype may move a tier probability."),
 ) -> None:
-    """Write a trained judge as one model folder."""
+    """Write a trained judge as one model folder. A merge that moves a tier probability by more than 0.001 is refused."""
     from lore.train.export import export as write
 
-    write(run, out, merge=merge)
+    write(run, out, merge=merge, dtype=dtype, tolerance=tolerance)
 
 
 @app.command()

@@ -121,17 +121,19 @@ class RunFolder:
 
     def changes(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
         """Keys whose value in the folder differs from the recipe's: (key, old, new)."""
+        return [change for change in self._differences(recipe) if change[0] not in type(recipe).irrelevant_keys]
+
+    def ignored(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
+        """The same for keys that may change without making it another run."""
+        return [change for change in self._differences(recipe) if change[0] in type(recipe).irrelevant_keys]
+
+    def _differences(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
         if not self.exists:
             return []
         old = flatten(yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")))
         new = flatten(recipe.resolved())
-        keys = [*old, *(k for k in new if k not in old)]
-        ignored = type(recipe).irrelevant_keys
-        return [
-            (k, old.get(k, "absent"), new.get(k, "absent"))
-            for k in keys
-            if old.get(k, "absent") != new.get(k, "absent") and k not in ignored
-        ]
+        both = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in [*old, *new]}
+        return [(key, was, now) for key, (was, now) in both.items() if was != now]
 
     def check(self, recipe: BaseRecipe) -> None:
         """Raises LoreError when the folder belongs to a recipe with other values."""
@@ -251,19 +253,25 @@ class RunFolder:
         """Puts facts (data_fingerprint, rubric_hash, ...) into the manifest; another value later is an error."""
         if not is_main_process():
             return
+        facts = _plain(facts)
+        self.compare_facts(facts)
         manifest = self.manifest
         known = manifest.setdefault("facts", {})
-        facts = _plain(facts)
-        changed = [(k, known[k], v) for k, v in facts.items() if k in known and known[k] != v]
-        if changed:
-            rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
-            raise LoreError(
-                f"{self.path} was started with other inputs:\n{rows}\n"
-                "Going on would mix two experiments. Restore the inputs, or give the recipe another `run` name."
-            )
         if any(k not in known for k in facts):
             known.update(facts)
             write_atomic(self.manifest_path, _dump(manifest))
+
+    def compare_facts(self, facts: dict[str, Any]) -> None:
+        """Raises LoreError when a fact of the manifest has another value now; facts that it does not hold are passed over."""
+        known = self.manifest.get("facts", {})
+        changed = [(key, known[key], value) for key, value in facts.items() if key in known and known[key] != value]
+        if changed:
+            rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
+            raise LoreError(
+                f"{self.path} was {'made' if self.is_done else 'started'} with other inputs:\n{rows}\n"
+                f"{'Its results do not belong to these' if self.is_done else 'Going on would mix two experiments'}. Restore the "
+                "inputs, delete the folder to run it anew, or give the recipe another `run` name."
+            )
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Marks the run as done; `summary` is what a rerun prints."""

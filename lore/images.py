@@ -45,6 +45,17 @@ def load_image(image: dict[str, Any] | bytes | str, *, max_pixels: int = MAX_PIX
         raise _corrupt(error) from error
 
 
+def bounded(image: Any, max_pixels: int | None) -> Any:
+    """The photo at its size, or smaller in the same shape so that it has at most `max_pixels`."""
+    if max_pixels is None or image.width * image.height <= max_pixels:
+        return image
+    from PIL import Image
+
+    scale = (max_pixels / (image.width * image.height)) ** 0.5
+    size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
 def check_image(image: dict[str, Any] | bytes | str, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> bytes:
     """The image's bytes, after reading it to its end. Raises ImageError. JPEG is decoded at an eighth of its size:
     that finds every truncated file at a quarter of the time.

@@ -7,16 +7,18 @@ does not know go to accelerate as they are.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from lore.errors import LoreError
-from lore.recipe_file import nearest
+from lore.recipe_file import OVERRIDE, nearest
 
 PACKAGE = Path(__file__).resolve().parent
 CONFIG_FOLDERS = (Path("launch/accelerate"), PACKAGE.parent / "launch" / "accelerate", PACKAGE / "launch_configs")
@@ -44,13 +46,45 @@ def find_config(name: str) -> Path:
 
 
 def split_arguments(arguments: list[str]) -> tuple[str, list[str], list[str]]:
-    """(recipe, overrides, options for accelerate). Options with a value that holds `=` stand before the recipe."""
-    at = next((i for i, a in enumerate(arguments) if a.endswith((".yaml", ".yml")) and not a.startswith("-")), None)
-    if at is None:
+    """(recipe, overrides, options for accelerate), wherever they stand. An option's own value follows it, as one word or
+    behind `=`.
+    """
+    recipes, overrides, options = [], [], []
+    for number, argument in enumerate(arguments):
+        behind_option = number > 0 and arguments[number - 1].startswith("--") and "=" not in arguments[number - 1]
+        if argument.startswith("-"):
+            options.append(argument)
+        elif OVERRIDE.match(argument):
+            overrides.append(argument)
+        elif argument.endswith((".yaml", ".yml")) and not (behind_option and arguments[number - 1].endswith("file")):
+            recipes.append(argument)
+        else:
+            options.append(argument)
+    if not recipes:
         raise LoreError("No recipe given: lore launch recipes/sft.yaml --config ddp")
-    rest = arguments[at + 1 :]
-    overrides = [a for a in rest if "=" in a and not a.startswith("-")]
-    return arguments[at], overrides, arguments[:at] + [a for a in rest if a not in overrides]
+    if len(recipes) > 1:
+        raise LoreError(
+            f"lore launch starts one recipe and got {len(recipes)}: {', '.join(recipes)}.\n"
+            "Start them one after the other; what a recipe needs stands under its `needs`."
+        )
+    return recipes[0], overrides, options
+
+
+def take_config(options: list[str], config: str | None) -> tuple[list[str], str | None]:
+    """accelerate's own --config_file means --config. Returns the other options and the config."""
+    rest, files = [], []
+    words = iter(options)
+    for word in words:
+        name, given, value = word.partition("=")
+        if name.replace("-", "_") == "__config_file":
+            files.append(value if given else next(words, ""))
+        else:
+            rest.append(word)
+    if config is not None:
+        files.append(config)
+    if len(files) > 1 or "" in files:
+        raise LoreError(f"--config and --config_file name one file, found {', '.join(files) or 'nothing'}. Give it once.")
+    return rest, files[0] if files else None
 
 
 def accelerate_arguments(
@@ -61,13 +95,27 @@ def accelerate_arguments(
     if config is not None:
         path = find_config(config)
         given += ["--config_file", str(path)]
-        if num_processes is None and not any(o.replace("-", "_").startswith("__num_processes") for o in options):
+        if num_processes is None and not _names(options, "num_processes"):
             num_processes = None if _on_cpu(path) else visible_gpus() or None
     if num_processes is not None:
         given += ["--num_processes", str(num_processes)]
         if config is None and num_processes > 1:
             given.append("--multi_gpu")
+    several = config is not None or (num_processes or 1) > 1
+    if several and not _names(options, "main_process_port") and not _several_machines(options, config):
+        given += ["--main_process_port", "0"]  # a free one: two launches on one machine do not meet
     return [*given, "--module", "lore", "run", recipe, *overrides]
+
+
+def _names(options: list[str], name: str) -> bool:
+    return any(option.partition("=")[0].replace("-", "_") == f"__{name}" for option in options)
+
+
+def _several_machines(options: list[str], config: str | None) -> bool:
+    if any(_names(options, name) for name in ("num_machines", "machine_rank", "main_process_ip")):
+        return True
+    content = yaml.safe_load(find_config(config).read_text(encoding="utf-8")) if config is not None else {}
+    return (content.get("num_machines") or 1) > 1 or "main_process_port" in content
 
 
 def _on_cpu(path: Path) -> bool:
@@ -83,12 +131,13 @@ def visible_gpus() -> int:
 
 def launch(arguments: list[str], config: str | None = None, num_processes: int | None = None, dry_run: bool = False) -> int:
     """Runs a recipe in several processes; returns the exit status."""
-    from lore.folder import RunFolder, say
+    from lore.folder import RunFolder
     from lore.needs import plan, run_needed
     from lore.recipe import load_recipe
-    from lore.run import print_summary, run_recipe
+    from lore.run import report_done, run_recipe
 
     recipe, overrides, options = split_arguments(arguments)
+    options, config = take_config(options, config)
     command = accelerate_arguments(recipe, overrides, options, config, num_processes)
     if dry_run:
         run_recipe(recipe, overrides, dry_run=True)
@@ -98,8 +147,7 @@ def launch(arguments: list[str], config: str | None = None, num_processes: int |
     folder = RunFolder.of(loaded)
     folder.check(loaded)
     if folder.is_done:
-        say(f"already done: {folder.path}")
-        print_summary(folder)
+        report_done(loaded, folder)
         return 0
     run_needed(folder, plan(recipe, loaded))
     if config is not None and _on_cpu(find_config(config)):
@@ -163,8 +211,41 @@ def check_world(processes: int) -> None:
         )
 
 
+def main_process_checks(check: Callable[[], None]) -> None:
+    """Runs a check in the main process alone; the LoreError it raises is raised in every process."""
+    from lore.folder import is_main_process
+
+    found: list[str | None] = [None]
+    if is_main_process():
+        try:
+            check()
+        except LoreError as error:
+            found = [str(error)]
+    if world_size() > 1:
+        import torch
+
+        torch.distributed.broadcast_object_list(found, src=0)
+    if found[0] is not None:
+        error = LoreError(found[0])
+        error.same_on_every_rank = True
+        raise error
+
+
 def close_process_group() -> None:
-    """Leaves the process group a trainer joined, where there is one; torch warns otherwise."""
+    """Leaves the process group a trainer joined, where there is one, once all processes have come to their end."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process. A launched one that has succeeded goes without Python's shutdown, in which threads of the
+    communication libraries now and then abort it; everything is on disk by then.
+    """
+    if status == 0 and world_size() > 1:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    sys.exit(status)

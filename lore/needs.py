@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from lore.errors import LoreError
+from lore.fingerprints import check_inputs
 from lore.folder import RunFolder, rank, say, write_atomic
 from lore.recipe import BaseRecipe, load_recipe, resolve_need
 
@@ -36,7 +37,9 @@ def plan(path: str | Path, recipe: BaseRecipe, above: tuple[Path, ...] = ()) -> 
         folder = RunFolder.of(inner)
         folder.check(inner)
         before = plan(need_path, inner, (*above, own))
-        if not folder.is_done:  # what a finished run needed may have been deleted since
+        if folder.is_done:
+            check_inputs(inner, folder)
+        else:  # what a finished run needed may have been deleted since
             order.update(before)
         order[need_path] = folder
     return list(order.items())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lore.errors import LoreError
 from lore.neutralise import control_strings, neutralise, neutralise_attribute
 from lore.rubric import Rubric
+from lore.template import template_text
 
 if TYPE_CHECKING:
     from lore.schema import Pair
@@ -37,6 +38,7 @@ class PromptFormat:
     photo: bool = True
     max_prompt_tokens: int = 2048
     language: Literal["en", "zh"] = "en"
+    max_photo_pixels: int | None = None
 
     def __post_init__(self):
         allowed = {
@@ -81,10 +83,10 @@ def render(pair: "Pair", rubric: Rubric, fmt: PromptFormat, *, tokenizer: Any = 
     """
     if not fmt.photo:
         image = None
-    elif image is None and pair.image is not None:
-        from lore.images import load_image
+    elif image is not None or pair.image is not None:
+        from lore.images import bounded, load_image
 
-        image = load_image(pair.image)
+        image = bounded(load_image(pair.image) if image is None else image, fmt.max_photo_pixels)
     system = system_text(rubric, fmt)
     if tokenizer is None:
         return _messages(system, item_text(pair), image)
@@ -141,11 +143,6 @@ def _messages(system: str, item: ItemText, image: Any) -> list[Message]:
     return [{"role": "system", "content": [{"type": "text", "text": system}]}, {"role": "user", "content": parts}]
 
 
-def in_parts(messages: list[Message]) -> list[Message]:
-    """Every content as a list of parts: templates of vision-language processors walk over parts and read no strings."""
-    return [{**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m["content"], str) else m for m in messages]
-
-
 def count_prompt_tokens(messages: list[Message], tokenizer: Any) -> int:
     """Tokens of the chat-template text up to where the answer starts."""
     inner = getattr(tokenizer, "tokenizer", tokenizer)
@@ -154,10 +151,7 @@ def count_prompt_tokens(messages: list[Message], tokenizer: Any) -> int:
             f"The tokenizer {getattr(inner, 'name_or_path', '')!r} has no chat template, so the prompt's length is not "
             "known. Use an instruction-tuned checkpoint or set tokenizer.chat_template."
         )
-    if inner is not tokenizer:
-        messages = in_parts(messages)
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return len(inner(text, add_special_tokens=False)["input_ids"])
+    return len(inner(template_text(tokenizer, messages), add_special_tokens=False)["input_ids"])
 
 
 def _fit(item: ItemText, build: Callable[[ItemText], list[Message]], tokenizer: Any, budget: int, rubric: Rubric) -> list[Message]:

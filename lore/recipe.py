@@ -58,6 +58,12 @@ class StrictModel(BaseModel):
         """Impossible combinations of this section's values, reported together with every other problem."""
         return iter(())
 
+    def input_files(self) -> dict[str, list[str]]:
+        """Files this section reads, by its key, beyond those of data and model sections: a finished run is compared with
+        them again.
+        """
+        return {}
+
 
 class LoraSection(StrictModel):
     rank: int = Field(16, ge=1)
@@ -77,6 +83,10 @@ class LoraSection(StrictModel):
     def scale_alpha(self) -> float:
         """alpha with its default filled in."""
         return 2 * self.rank if self.alpha is None else self.alpha
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if not self.targets:
+            yield Conflict(("targets",), "no module, so no adapter", "all-linear, a pattern or module names")
 
 
 class ModelSection(StrictModel):
@@ -159,6 +169,9 @@ class PromptSection(StrictModel):
     """How much of the rubric the prompt holds: every rule, the tiers, or its name."""
     photo: bool = True
     """Show the item's photo where there is one."""
+    max_photo_pixels: int | None = Field(None, ge=784)
+    """Larger photos are made smaller, in training and in every engine; none shows them as they are, and the model's
+    processor decides how many tokens they take."""
     max_prompt_tokens: int = Field(2048, ge=16)
     """Longer prompts lose the description's end, then attributes, then the title's tail."""
     language: Literal["en", "zh"] = "en"

@@ -35,14 +35,14 @@ def rejected_path(out: Path) -> Path:
 
 
 class RejectedWriter:
-    """Writes rejections to `<name>.rejected.jsonl` beside the output `<name>.parquet`, all or nothing.
+    """Writes rejections to `<name>.rejected.jsonl` beside the output `<name>.parquet`, or to `to`, all or nothing.
 
     A file of an earlier run is replaced; without a rejection there is no file.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, to: Path | None = None):
         path = Path(path)
-        self.path = rejected_path(path)
+        self.path = to or rejected_path(path)
         self.count = 0
         self._part = part_of(self.path)
         self._file = None

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lore.errors import LoreError
+from lore.fingerprints import check_inputs, note_inputs
 from lore.folder import RunFolder, flatten, is_main_process, rank, say
-from lore.launch import close_process_group, settle_devices
+from lore.launch import close_process_group, leave, settle_devices
 from lore.needs import plan, run_in_subprocess, run_needed, wait_for_needed
 from lore.recipe import BaseRecipe, DataSection, load_recipe, resolve_need, to_yaml
 from lore.sources import missing_data
@@ -42,7 +43,7 @@ def recipe_class(stage: str) -> type[BaseRecipe]:
 def main(name: str, file: str) -> None:
     """Called by a recipe's first line. Returns at once in spawned workers, which run the file again."""
     if name == "__main__":
-        sys.exit(run_command([file, *sys.argv[1:]]))
+        leave(run_command([file, *sys.argv[1:]]))
 
 
 def run_command(arguments: list[str], dry_run: bool = False) -> int:
@@ -104,18 +105,19 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
                 print_dry_run(path, recipe, folder, needed)
             return folder
         folder.check(recipe)
+        if folder.is_done:
+            report_done(recipe, folder)
+            return folder
     except LoreError as error:
         error.same_on_every_rank = True
         raise
-    if folder.is_done:
-        say(f"already done: {folder.path}")
-        print_summary(folder)
-        return folder
     if is_main_process():
         run_needed(folder, needed)
     else:
         wait_for_needed(folder, needed)
     folder.open(recipe)
+    if is_main_process():
+        note_inputs(recipe, folder)
     settle_devices()
     say(f"{recipe.stage}: {path} -> {folder.path}")
     _load(STAGES[recipe.stage][1])(recipe, folder)
@@ -124,6 +126,15 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
     close_process_group()
     print_summary(folder)
     return folder
+
+
+def report_done(recipe: BaseRecipe, folder: RunFolder) -> None:
+    """Says that a run is finished, and what it does not heed. Raises LoreError when its inputs are others now."""
+    check_inputs(recipe, folder)
+    say(f"already done: {folder.path}")
+    for key, was, now in folder.ignored(recipe):
+        say(f"{key}={now} is ignored: the run was finished with {was}")
+    print_summary(folder)
 
 
 def print_summary(folder: RunFolder) -> None:

@@ -88,6 +88,19 @@ def tiny(tmp_path_factory):
     return make(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture
+def train(tiny, runs, tmp_path):
+    """Runs an SFT recipe over the tiny shop: train("name", "train.lr=1e-3", model="text", steps=3)."""
+    from lore.run import run_recipe
+
+    def run(name: str, *overrides: str, **options):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(tiny.recipe(name, **options))
+        return run_recipe(path, overrides)
+
+    return run
+
+
 def needs_deepspeed() -> None:
     """Skips a test where DeepSpeed cannot run on the CPU."""
     pytest.importorskip("deepspeed")

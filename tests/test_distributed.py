@@ -1,15 +1,34 @@
 """One process and two train the same judge: same global batch, same losses. Text and photos, plain and ZeRO-2."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT, needs_deepspeed
+from safetensors.torch import load_file
 
 from lore.folder import RunFolder
 from lore.run import run_recipe
 
+# A check that fails in the main process, the only one that has the weights under FSDP.
+CHECK = """
+import os, sys, torch
+from lore.errors import LoreError
+from lore.launch import close_process_group, leave, main_process_checks
+def check():
+    assert os.environ["RANK"] == "0"
+    raise LoreError("rows see each other")
+torch.distributed.init_process_group("gloo", init_method=sys.argv[1], rank=int(os.environ["RANK"]), world_size=2)
+main_process_checks(lambda: None)
+try:
+    main_process_checks(check)
+except LoreError as error:
+    print(error, flush=True)
+close_process_group()
+leave(0)
+"""
 STEPS = {"steps": 20, "batch_size": 8, "save_every": 0}
 
 
@@ -51,6 +70,38 @@ def test_two_cpu_processes_under_zero2_have_the_losses_of_one(tiny, runs, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, {}], ids=["every weight", "lora"])
+def test_two_processes_train_a_vision_model_that_is_shown_no_photo(tiny, runs, tmp_path, lora):
+    compare(tiny, runs, tmp_path, "cpu2", lora=lora, lr=3e-3, prompt={"photo": False}, gradient_checkpointing=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, {}], ids=["every weight", "lora"])
+def test_fsdp2_with_its_shipped_settings_leaves_the_weights_that_one_process_leaves(tiny, runs, tmp_path, lora):
+    path = tmp_path / "sft.yaml"
+    path.write_text(tiny.recipe("sft", model="text", lora=lora, steps=6))
+    one = weights(run_recipe(path))
+    (runs / "sft").rename(runs / "one")
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
+    command += ["--config_file", "launch/accelerate/fsdp2.yaml", "--main_process_port", "0", "tests/fsdp_on_cpus.py", str(path)]
+    for _ in range(2):  # the second time from the sharded checkpoint of step 4
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        folder = RunFolder(runs / "sft")
+        assert (folder / "checkpoints" / "checkpoint-6" / "pytorch_model_fsdp_0").is_dir()
+        two = weights(folder)
+        assert one.keys() == two.keys()
+        assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-3
+        folder.done_path.unlink()
+        (folder / "checkpoints" / "checkpoint-6" / "complete").unlink()
+        shutil.rmtree(folder / "model")
+
+
+def weights(folder: RunFolder) -> dict:
+    return load_file(next((folder / "model").glob("*.safetensors")))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -66,3 +117,14 @@ def test_an_error_before_the_first_step_ends_both_processes_without_a_traceback(
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_what_a_check_finds_in_the_main_process_stops_the_others_too(tmp_path):
+    command = [sys.executable, "-c", CHECK, f"file://{tmp_path}/meeting"]
+    ranks = [
+        subprocess.Popen(command, env={**os.environ, "RANK": rank, "WORLD_SIZE": "2"}, stdout=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    assert [process.communicate(timeout=120)[0] for process in ranks] == ["rows see each other\n"] * 2
+    assert [process.returncode for process in ranks] == [0, 0]

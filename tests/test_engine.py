@@ -1,5 +1,7 @@
 """The transformers engine on tiny real models: the same numbers however prompts are batched, text and photos mixed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,7 +10,7 @@ from lore.engines import Sampling, open_engine
 from lore.engines.chat import image_tokens, prompt_text, turn_end
 from lore.engines.loading import load_processor
 from lore.errors import LoreError
-from lore.judgement import PromptFormat, render, with_verdict_prefix
+from lore.judgement import PromptFormat, count_prompt_tokens, render, with_verdict_prefix
 from lore.pairs import load_image, read_pairs
 from lore.recipe import ModelSection
 from lore.rubric import load_rubric
@@ -136,3 +138,47 @@ def test_quantised_weights_without_bitsandbytes_are_an_error_that_names_it(tiny,
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(LoreError, match="bitsandbytes"):
         load_processor(ModelSection(name=str(tiny.text), quantize="nf4"))
+
+
+def test_greedy_answers_obey_no_setting_of_the_checkpoint(engines):
+    _, large, asked = engines
+    plain = large.generate(asked[:6], Sampling(max_tokens=16))
+    config = large.model.generation_config
+    config.repetition_penalty, config.no_repeat_ngram_size = 5.0, 2
+    try:
+        assert large.generate(asked[:6], Sampling(max_tokens=16)) == plain
+        assert large.model.generation_config is config
+    finally:
+        config.repetition_penalty, config.no_repeat_ngram_size = None, None
+
+
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [GEMMA, GEMMA.replace("{{ raise_exception('System role not supported') }}", "")])
+def test_a_system_text_that_the_template_refuses_stands_in_the_users_turn(tiny, template):
+    tokenizer = load_processor(ModelSection(name=str(tiny.text)))
+    tokenizer.chat_template = template.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+    pair = next(read_pairs(tiny.pairs, split="test"))
+    messages = render(pair, RUBRIC, replace(FORMAT, photo=False), tokenizer=tokenizer)
+    text, _ = prompt_text(tokenizer, messages)
+    assert text.index("<|im_start|>user\n") < text.index(messages[0]["content"]) < text.index(pair.query)
+    assert count_prompt_tokens(messages, tokenizer) == len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert turn_end(tokenizer) == "<|im_end|>"
+
+
+def test_a_template_that_leaves_out_what_is_said_is_an_error(tiny):
+    tokenizer = load_processor(ModelSection(name=str(tiny.text)))
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m['role'] }}{% endfor %}"
+    pair = next(read_pairs(tiny.pairs, split="test"))
+    with pytest.raises(LoreError, match="leaves out a part of the prompt"):
+        render(pair, RUBRIC, replace(FORMAT, photo=False), tokenizer=tokenizer)
+    with pytest.raises(LoreError, match="leaves out what the assistant says"):
+        turn_end(tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(LoreError, match="refuses the prompt: no"):
+        prompt_text(tokenizer, [{"role": "user", "content": "a"}])

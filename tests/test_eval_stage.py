@@ -8,8 +8,9 @@ import pytest
 
 from lore.errors import LoreError
 from lore.eval.config import RairRecipe
-from lore.eval.predictions import model_fingerprint, read_predictions
+from lore.eval.predictions import read_predictions
 from lore.eval.testset import load_split, whole_queries
+from lore.fingerprints import model_fingerprint
 from lore.pairs import Pair, PairWriter
 from lore.recipe import RecipeError, load_recipe
 from lore.rubric import load_rubric
@@ -253,3 +254,17 @@ def test_new_weights_under_an_old_path_are_noticed(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"a" * 200_000 + b"b" * 100_000)
     assert before != model_fingerprint(str(tmp_path), None)
     assert model_fingerprint("org/hub-model", None) == model_fingerprint("org/hub-model", None)
+
+
+def test_a_finished_evaluation_of_other_predictions_says_so(shop, runs, tmp_path):
+    rows = [{"pair_id": pair.pair_id, "tier": pair.label} for pair in shop_pairs() if pair.split == "test" and pair.label]
+    file = tmp_path / "elsewhere.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    path = tmp_path / "eval.yaml"
+    judges = {"elsewhere": {"kind": "predictions", "predictions": str(file)}}
+    path.write_text(recipe_text(shop, judges=judges, baselines=[]))
+    run_recipe(path)
+    run_recipe(path)
+    file.write_text("\n".join(map(json.dumps, [*rows[:-1], rows[-1] | {"tier": TIERS[0]}])))
+    with pytest.raises(LoreError, match="made with other inputs:\n  input judges.elsewhere.predictions"):
+        run_recipe(path)

@@ -1,20 +1,24 @@
 """Writing a trained judge out: merged weights score as the adapter does, or nothing is written."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import run_python
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_tensors
 
-from lore.card import read_card
+from lore.card import check_card, check_template, read_card
+from lore.engines.loading import load_model, load_processor
 from lore.errors import LoreError
 from lore.folder import RunFolder
 from lore.judgement import PromptFormat
 from lore.recipe import ModelSection, load_recipe
 from lore.rubric import load_rubric
 from lore.run import run_recipe
-from lore.train.export import SAMPLE_PAIRS, compare, export, sample_pairs, score_pairs
+from lore.train.export import SAMPLE_PAIRS, TOLERANCE, compare, export, sample_pairs, score_pairs
 
 RUBRIC = load_rubric("shop")
 
@@ -33,7 +37,7 @@ def trained(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def merged(trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "judge"
-    assert export(trained.path, out, merge=True) < 1e-3
+    assert export(trained.path, out, merge=True).written < 1e-3
     return out
 
 
@@ -64,6 +68,7 @@ def test_the_folder_is_whole(merged):
 
 def test_a_corrupted_weight_is_found_and_both_numbers_are_named(trained, merged, tmp_path):
     adapter, whole, fmt, pairs = parts(trained, merged)
+    before = score_pairs(adapter, RUBRIC, fmt, pairs)
     weights = load_file(merged / "model.safetensors")
     name = next(key for key in weights if key.endswith("layers.1.mlp.down_proj.weight"))
     sound = weights[name].copy()
@@ -71,16 +76,56 @@ def test_a_corrupted_weight_is_found_and_both_numbers_are_named(trained, merged,
     save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
     try:
         with pytest.raises(LoreError, match=r"from 0\.\d+ to 0\.\d+; at most 0\.001") as error:
-            compare(adapter, whole, RUBRIC, fmt, pairs)
+            compare(before, score_pairs(whole, RUBRIC, fmt, pairs), RUBRIC, pairs, TOLERANCE, "")
     finally:
         save_file(weights | {name: sound}, merged / "model.safetensors", metadata={"format": "pt"})
     assert "nothing was written" in str(error.value)
 
 
-def test_a_merge_that_fails_leaves_nothing(trained, tmp_path):
+def test_a_merge_that_fails_leaves_nothing(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("lore.train.export.TOLERANCE", -1.0)
     with pytest.raises(LoreError, match="Merging moved"):
-        export(trained.path, tmp_path / "judge", tolerance=-1.0)
+        export(trained.path, tmp_path / "judge")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_judge_on_a_bfloat16_base_is_merged_in_float32_and_its_rounding_is_told_apart(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LORE_RUNS", str(tmp_path / "runs"))
+    base = tmp_path / "base"
+    model = load_model(ModelSection(name=str(tiny.text)), device="cpu")
+    model.to(torch.bfloat16).save_pretrained(base)
+    load_processor(ModelSection(name=str(tiny.text))).save_pretrained(base)
+    body = json.loads(tiny.recipe("half", model="text", lora={}, lr=3e-2))
+    body["model"] |= {"name": str(base), "dtype": "bfloat16"}
+    (tmp_path / "half.yaml").write_text(json.dumps(body))
+    run = run_recipe(tmp_path / "half.yaml").path
+    found = export(run, tmp_path / "judge")
+    assert found.merged < 1e-3 and found.dtype == "bfloat16" and found.written > found.merged
+    assert "as written in bfloat16" in capsys.readouterr().out
+    assert load_tensors(tmp_path / "judge" / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+    with pytest.raises(LoreError, match="writing it in bfloat16 moves this much"):
+        export(run, tmp_path / "strict", tolerance=found.written / 2)
+    assert not (tmp_path / "strict").exists()
+    whole = export(run, tmp_path / "whole", dtype="float32")
+    assert whole.written < 1e-3 and whole.dtype == "float32"
+
+
+def test_an_adapter_on_a_retrained_base_or_another_template_is_refused(trained, tiny, tmp_path):
+    model = load_recipe(trained.recipe_path).model.model_copy(update={"adapter": str(trained / "model"), "lora": None})
+    card, processor = read_card(trained / "model"), load_processor(model)
+    check_card(model, card["renderer_hash"], "judge")
+    check_template(model, processor, "judge")
+    base = tmp_path / "base"
+    shutil.copytree(model.name, base)
+    check_card(model.model_copy(update={"name": str(base)}), card["renderer_hash"], "judge")
+    weights = load_file(base / "model.safetensors")
+    name = next(iter(weights))
+    save_file(weights | {name: weights[name] + 1}, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LoreError, match="was trained on base weights"):
+        check_card(model.model_copy(update={"name": str(base)}), card["renderer_hash"], "judge")
+    processor.chat_template = "{# another #}" + processor.chat_template
+    with pytest.raises(LoreError, match="was trained with chat template"):
+        check_template(model, processor, "judge")
 
 
 def test_nothing_is_overwritten_and_only_finished_judges_are_written(trained, tmp_path):

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from lore.engines import Completion, Sampling
+from lore.engines.chat import photo_of
 from lore.errors import LoreError
-from lore.eval.judge import photo_of, predict, predict_saved
+from lore.eval.judge import predict, predict_saved
 from lore.eval.predictions import Shards
 from lore.judgement import PromptFormat
 from lore.pairs import Pair
@@ -157,7 +158,7 @@ def test_a_photo_is_shown_hidden_or_counted_as_unreadable(tmp_path):
     Image.new("RGB", (8, 8)).save(black)
     seen = Pair(pair_id="L1 seen", query="L1 seen", title="t", image={"bytes": None, "path": str(black)})
     broken = Pair(pair_id="L1 broken", query="L1 broken", title="t", image={"bytes": b"broken", "path": None})
-    image, state = photo_of(seen, PromptFormat())
+    image, state = photo_of(seen, PromptFormat(), None)
     assert state == "seen" and image.getextrema() == ((1, 1), (1, 1), (1, 1))  # all zeros would be taken for padding
 
     engine = ScriptedEngine()

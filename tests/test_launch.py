@@ -12,7 +12,15 @@ from conftest import DEMO, ROOT, run_python
 
 from lore.errors import LoreError
 from lore.folder import RunFolder
-from lore.launch import accelerate_arguments, check_world, config_names, device_arguments, find_config, split_arguments
+from lore.launch import (
+    accelerate_arguments,
+    check_world,
+    config_names,
+    device_arguments,
+    find_config,
+    split_arguments,
+    take_config,
+)
 
 CONFIGS = sorted((ROOT / "launch" / "accelerate").glob("*.yaml"))
 SHIPPED = ["cpu2", "ddp", "fsdp2", "zero2", "zero3"]
@@ -80,8 +88,35 @@ def test_options_and_overrides_are_told_apart():
     with pytest.raises(LoreError, match="No recipe"):
         split_arguments(["train.lr=2"])
     arguments = accelerate_arguments("x.yaml", [], [], "ddp", 4)
-    assert arguments[-6:] == ["--num_processes", "4", "--module", "lore", "run", "x.yaml"]
+    assert arguments[-8:] == ["--num_processes", "4", "--main_process_port", "0", "--module", "lore", "run", "x.yaml"]
     assert "--multi_gpu" in accelerate_arguments("x.yaml", [], [], None, 2)
+
+
+def test_overrides_and_options_stand_anywhere_and_one_recipe_is_started():
+    assert split_arguments(["train.lr=2", "--config-file", "c.yaml", "--multi_gpu", "x.yaml", "data.path=a.yaml"]) == (
+        "x.yaml",
+        ["train.lr=2", "data.path=a.yaml"],
+        ["--config-file", "c.yaml", "--multi_gpu"],
+    )
+    with pytest.raises(LoreError, match=r"one recipe and got 2: x\.yaml, y\.yaml"):
+        split_arguments(["x.yaml", "y.yaml"])
+    assert take_config(["--a", "--config_file", "c.yaml"], None) == (["--a"], "c.yaml")
+    assert take_config(["--config-file=c.yaml", "--a"], None) == (["--a"], "c.yaml")
+    assert take_config(["--a"], "ddp") == (["--a"], "ddp")
+    with pytest.raises(LoreError, match="Give it once"):
+        take_config(["--config_file", "c.yaml"], "ddp")
+
+
+def test_a_free_port_is_taken_on_one_machine_unless_one_is_given(tmp_path):
+    def port(options, config="ddp"):
+        return "--main_process_port 0" in " ".join(accelerate_arguments("x.yaml", [], options, config, 2))
+
+    assert port([]) and port([], None)
+    assert not port(["--main_process_port", "7"]) and not port(["--main_process_port=7"])
+    assert not port(["--num_machines", "2", "--machine_rank", "0"])
+    (tmp_path / "own.yaml").write_text("num_machines: 1\nmain_process_port: 7\n")
+    assert not port([], str(tmp_path / "own.yaml"))
+    assert "--main_process_port" not in accelerate_arguments("x.yaml", [], [], None, None)
 
 
 def test_one_process_per_gpu_unless_a_number_is_given(monkeypatch):

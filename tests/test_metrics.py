@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 
+from lore.errors import LoreError
 from lore.eval.bootstrap import Estimate, estimate, query_groups, resample
 from lore.eval.metrics import NO_VERDICT, confidence_of, count, measure, prior_weights, total
 
@@ -170,3 +171,8 @@ def test_a_thousand_resamples_of_two_thousand_pairs_take_seconds():
 
 def test_estimates_read_compactly():
     assert str(Estimate(0.871, 0.853, 0.894)) == "0.87 [0.85, 0.89]"
+
+
+def test_a_prior_on_tiers_without_pairs_alone_is_an_error():
+    with pytest.raises(LoreError, match="only to tiers without a tested pair"):
+        prior_weights(np.array([0, 0, 1]), [0.0, 0.0, 1.0])

@@ -9,9 +9,9 @@ from lore.judgement import PromptFormat
 from lore.pairs import Pair, read_pairs
 from lore.recipe import ModelSection, load_recipe
 from lore.rubric import load_rubric
+from lore.train.lora import peft_config
 from lore.train.preflight import collated, masked_text, parameter_counts, preflight
 from lore.train.rows import IGNORE, sft_row
-from lore.train.sft import peft_config
 
 RUBRIC = load_rubric("shop")
 
@@ -82,8 +82,15 @@ def test_the_shown_row_of_a_vision_model_is_the_collated_one(tiny):
 
 @pytest.mark.parametrize(
     "lora",
-    [{}, {"modules_to_save": ["lm_head"]}, {"dora": True}, {"targets": ["q_proj", "v_proj"]}, {"rank": 2}],
-    ids=["all-linear", "saved", "dora", "named", "rank"],
+    [
+        {},
+        {"modules_to_save": ["lm_head"]},
+        {"dora": True},
+        {"targets": ["q_proj", "v_proj"]},
+        {"rank": 2},
+        {"targets": r".*\.mlp\..*_proj|.*q_proj"},
+    ],
+    ids=["all-linear", "saved", "dora", "named", "rank", "pattern"],
 )
 @pytest.mark.parametrize("kind", ["vision", "text"])
 def test_trained_parameters_are_counted_as_peft_makes_them(tiny, tmp_path, kind, lora):
@@ -94,5 +101,5 @@ def test_trained_parameters_are_counted_as_peft_makes_them(tiny, tmp_path, kind,
     recipe = load_recipe(path)
     model = load_model(recipe.model, device="cpu", for_training=True)
     expected = parameter_counts(model, recipe)
-    adapted = get_peft_model(model, peft_config(recipe))
+    adapted = get_peft_model(model, peft_config(recipe, model))
     assert expected == adapted.get_nb_trainable_parameters()

@@ -32,6 +32,16 @@ torch.save = half
 from lore.run import run_command
 sys.exit(run_command([sys.argv[1]]))
 """
+# Kills its own process while the oldest checkpoint is being deleted, with some of its files gone.
+DIE_WHILE_DELETING = """
+import os, pathlib, shutil, signal, sys
+def half(path, *args, **kwargs):
+    (pathlib.Path(path) / "trainer_state.json").unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
+shutil.rmtree = half
+from lore.run import run_command
+sys.exit(run_command([sys.argv[1]]))
+"""
 DROPOUT = {"dropout": 0.1}  # so that the random state matters
 
 
@@ -100,6 +110,20 @@ def test_killed_while_a_checkpoint_is_written_it_takes_the_one_before(recipe, ru
     stamp = (half / "optimizer.pt").stat().st_mtime_ns
     assert_same(whole, run_recipe(path))
     assert (half / COMPLETE).is_file() and (half / "optimizer.pt").stat().st_mtime_ns > stamp
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_killed_while_an_old_checkpoint_is_deleted_it_takes_the_new_one(recipe, runs, keep):
+    whole = run_recipe(recipe("whole", keep_checkpoints=keep))
+    assert len(list((whole / "checkpoints").glob("checkpoint-*"))) == keep
+    path = recipe("killed", keep_checkpoints=keep)
+    folder = RunFolder(runs / "killed")
+    done = subprocess.run([sys.executable, "-c", DIE_WHILE_DELETING, str(path)], cwd=ROOT, capture_output=True, timeout=240)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    assert not (folder / "checkpoints" / "checkpoint-2" / COMPLETE).exists()
+    assert (folder / "checkpoints" / f"checkpoint-{2 + 2 * keep}" / COMPLETE).is_file()
+    assert_same(whole, run_recipe(path))
+    assert len(list((folder / "checkpoints").glob("checkpoint-*"))) == keep
 
 
 def test_killed_after_the_last_step_it_only_writes_the_weights(recipe, runs):

@@ -1,20 +1,19 @@
 """Messages to the exact text a model reads. Training and every engine come through here, so the two cannot differ."""
 
-from functools import lru_cache
 from typing import Any
 
 from lore.errors import LoreError
-from lore.prompt import in_parts
-
-_MARK = "\u241f verdict \u241f"
+from lore.images import ImageError, bounded, load_image
+from lore.pairs import Pair
+from lore.prompt import PromptFormat
+from lore.template import template_text, text_after_answer
 
 
 def prompt_text(processor: Any, messages: list[dict]) -> tuple[str, list]:
     """The prompt as text with the template's image placeholders, and the images in order.
 
     processor: a tokenizer or a multimodal processor with a chat template. A last message by the assistant is what the
-    answer begins with: it is appended as it is. Templates that know `enable_thinking` get it switched off: the judge's
-    reasoning is part of its answer.
+    answer begins with: it is appended as it is. See lore.template for what the template gets.
     """
     begun = ""
     if messages[-1]["role"] == "assistant":
@@ -27,13 +26,35 @@ def prompt_text(processor: Any, messages: list[dict]) -> tuple[str, list]:
         for part in message["content"]
         if part["type"] == "image"
     ]
-    plain = [_without_images(message) for message in messages]
+    return template_text(processor, [_without_images(message) for message in messages]) + begun, images
+
+
+def open_photo(image: Any, fmt: PromptFormat, processor: Any) -> Any:
+    """A pair's photo as the model is shown it: upright, of at most fmt.max_photo_pixels.
+
+    Raises ImageError, with reason image_refused where the model's processor cannot take it (Qwen-VL: a side 200 times as
+    long as the other).
+    """
+    photo = visible(bounded(load_image(image), fmt.max_photo_pixels))
     if hasattr(processor, "tokenizer"):
-        plain = in_parts(plain)
-    template = getattr(processor, "chat_template", None) or ""
-    switch = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
-    text = processor.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **switch)
-    return text + begun, images
+        try:
+            image_tokens(processor, photo)
+        except ValueError as error:
+            found = f"a photo of {photo.width} x {photo.height} that the model's processor refuses ({str(error)[:160]})"
+            raise ImageError("image_refused", found, "a photo that it takes") from error
+    return photo
+
+
+def photo_of(pair: Pair, fmt: PromptFormat, processor: Any) -> tuple[Any, str]:
+    """The photo to show, or None, and what became of it: seen, hidden, failed or none."""
+    if pair.image is None:
+        return None, "none"
+    if not fmt.photo:
+        return None, "hidden"
+    try:
+        return open_photo(pair.image, fmt, processor), "seen"
+    except ImageError:
+        return None, "failed"
 
 
 def visible(image: Any) -> Any:
@@ -59,18 +80,7 @@ def turn_end(processor: Any) -> str:
 
     Raises LoreError where the template has none, since a model trained without it never stops.
     """
-    return _turn_end(processor)
-
-
-@lru_cache(maxsize=8)
-def _turn_end(processor):
-    messages = [
-        {"role": "user", "content": [{"type": "text", "text": "a"}]},
-        {"role": "assistant", "content": [{"type": "text", "text": _MARK}]},
-    ]
-    if not hasattr(processor, "tokenizer"):
-        messages = [{"role": m["role"], "content": m["content"][0]["text"]} for m in messages]
-    after = processor.apply_chat_template(messages, tokenize=False).rpartition(_MARK)[2]
+    after = text_after_answer(processor)
     tokenizer = getattr(processor, "tokenizer", processor)
     specials = [token for token in tokenizer.all_special_tokens if token in after]
     if specials:

@@ -3,6 +3,8 @@ recipe says so.
 """
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,8 @@ def load_config(section: ModelSection) -> Any:
     _check_folder(section.name, "model.name")
     if section.adapter is not None:
         _check_folder(section.adapter, "model.adapter", "adapter_config.json")
-    return AutoConfig.from_pretrained(section.name, trust_remote_code=section.trust_remote_code)
+    with _readable(section):
+        return AutoConfig.from_pretrained(section.name, trust_remote_code=section.trust_remote_code)
 
 
 def is_vision(config: Any) -> bool:
@@ -51,11 +54,12 @@ def is_vision(config: Any) -> bool:
 def load_processor(section: ModelSection) -> Any:
     """A multimodal processor for vision-language models, a tokenizer for the others."""
     config = load_config(section)
-    if not is_vision(config):
-        processor = AutoTokenizer.from_pretrained(section.name, trust_remote_code=section.trust_remote_code)
-    else:
-        backend = {"backend": "pil"} if config.model_type in PILLOW_BACKEND else {}
-        processor = AutoProcessor.from_pretrained(section.name, trust_remote_code=section.trust_remote_code, **backend)
+    with _readable(section):
+        if not is_vision(config):
+            processor = AutoTokenizer.from_pretrained(section.name, trust_remote_code=section.trust_remote_code)
+        else:
+            backend = {"backend": "pil"} if config.model_type in PILLOW_BACKEND else {}
+            processor = AutoProcessor.from_pretrained(section.name, trust_remote_code=section.trust_remote_code, **backend)
     tokenizer = getattr(processor, "tokenizer", processor)
     if not getattr(processor, "chat_template", None):
         raise LoreError(
@@ -82,16 +86,38 @@ def load_model(section: ModelSection, *, device: str, for_training: bool = False
         kwargs["attn_implementation"] = section.attn
     if section.quantize:
         kwargs["quantization_config"] = _nf4(kwargs["dtype"])
-    model = cls.from_pretrained(section.name, **kwargs)
-    if section.adapter is not None:
-        from peft import PeftModel
+    with _readable(section):
+        model = cls.from_pretrained(section.name, **kwargs)
+        if section.adapter is not None:
+            from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, section.adapter, is_trainable=for_training)
+            model = PeftModel.from_pretrained(model, section.adapter, is_trainable=for_training)
     if not for_training:
         model.eval()
         if not section.quantize:
             model.to(device)
     return model
+
+
+@contextmanager
+def _readable(section: ModelSection) -> Iterator[None]:
+    """What the libraries say about a checkpoint they cannot load, in an error that names the key to change."""
+    try:
+        yield
+    except (OSError, ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())[:600]
+        if section.attn and any(word in reason.lower() for word in ("attn", "attention")):
+            raise LoreError(
+                f"model.attn is {section.attn}, which cannot be used here: {reason}\n"
+                "Install what it needs, name one that transformers knows (sdpa, eager, flash_attention_2), or leave "
+                "model.attn out."
+            ) from error
+        adapter = f" with model.adapter {section.adapter}" if section.adapter else ""
+        raise LoreError(
+            f"model.name {section.name}{adapter} cannot be loaded: {reason}\n"
+            "Give the folder of a model, or the id of one that the hub can be asked for from here (HF_HUB_OFFLINE, "
+            "HF_TOKEN). Only safetensors are read."
+        ) from error
 
 
 def _nf4(dtype):

@@ -6,10 +6,12 @@ continuous batching, for which there is vLLM.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from lore.engines import Completion, Messages, Sampling
 from lore.engines.chat import image_tokens, prompt_text, turn_end
@@ -39,23 +41,13 @@ class TransformersEngine:
         """See Engine.generate. Sampled answers depend on the seed and on the batching; greedy ones on neither."""
         out: list[list[Completion]] = [[] for _ in prompts]
         texts = [prompt_text(self.processor, messages) for messages in prompts]
-        options: dict[str, Any] = {
-            "max_new_tokens": sampling.max_tokens,
-            "do_sample": sampling.temperature > 0,
-            "num_return_sequences": sampling.n,
-            "pad_token_id": self.tokenizer.pad_token_id,
-            "eos_token_id": self._stop_ids(),
-            "top_k": 0,
-        }
+        per_prompt = sampling.n if sampling.temperature > 0 else 1  # greedy samples are equal: decode once
         if sampling.temperature > 0:
-            options |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
             torch.manual_seed(sampling.seed)
-        elif sampling.n > 1:
-            options["num_return_sequences"] = 1  # greedy samples are equal: decode once
-        for indices in self._batches(texts, extra=sampling.max_tokens, copies=options["num_return_sequences"]):
+        for indices in self._batches(texts, extra=sampling.max_tokens, copies=per_prompt):
             inputs = self._inputs([texts[i] for i in indices])
-            ids = self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :].tolist()
-            per_prompt = options["num_return_sequences"]
+            with self._generation(sampling, per_prompt) as config:
+                ids = self.model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
             for k, index in enumerate(indices):
                 completions = [self._completion(row) for row in ids[k * per_prompt : (k + 1) * per_prompt]]
                 out[index] = completions * (sampling.n if per_prompt == 1 else 1)
@@ -71,6 +63,22 @@ class TransformersEngine:
             logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
             out[indices] = torch.softmax(logits[:, self.verdict.tier_ids].double(), dim=-1).cpu().numpy()
         return out
+
+    @contextmanager
+    def _generation(self, sampling: Sampling, per_prompt: int) -> Iterator[GenerationConfig]:
+        """What `sampling` says and nothing else. transformers fills what is left open from the checkpoint's own file
+        (repetition_penalty, no_repeat_ngram_size, ...), which was not there in training: it steps aside meanwhile.
+        """
+        options: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "num_return_sequences": per_prompt, "top_k": 0}
+        if sampling.temperature > 0:
+            options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        config = GenerationConfig(pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self._stop_ids(), **options)
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        own, inner.generation_config = inner.generation_config, GenerationConfig()
+        try:
+            yield config
+        finally:
+            inner.generation_config = own
 
     def _at_verdict(self, messages):
         if messages[-1]["role"] == "assistant":

@@ -87,7 +87,7 @@ def run(recipe: BaseModelRecipe, folder: RunFolder) -> None:
     order = training_order(lengths, recipe.train.batch_size, steps, recipe.seed, shuffle=recipe.shuffle)
     cpu = not torch.cuda.is_available()
     args = training_arguments(recipe.train, folder, steps, recipe.seed, bf16=False, vision=True, cpu=cpu)
-    recorder = Recorder(folder, "base")
+    recorder = Recorder(folder, "base", keep=recipe.train.keep_checkpoints)
     collator = TextAndPhotoCollator(processor=processor)
     trainer = SFTTrainer(
         model=model,

@@ -66,8 +66,14 @@ class TrainSection(StrictModel):
             )
 
 
+# What a run may go on with: the global batch, and with it what a step learns, stays as it is.
+MAY_CHANGE = frozenset({"train.micro_batch_size", "train.workers", "train.keep_checkpoints"})
+
+
 class SFTRecipe(BaseRecipe):
     """Supervised fine-tuning of a judge: rationale and verdict where a pair has a rationale, else the verdict alone."""
+
+    irrelevant_keys = MAY_CHANGE
 
     stage: Literal["sft"] = "sft"
     model: ModelSection
@@ -83,6 +89,14 @@ class SFTRecipe(BaseRecipe):
                 ("train.packing", "train.padding_free", "prompt.photo"),
                 "flattened rows with photos",
                 "prompt.photo: false, or neither packing nor padding_free",
+            )
+        if self.model.dtype == "float16":
+            yield Conflict(("model.dtype",), "float16, whose gradients overflow", "auto, bfloat16 or float32")
+        if self.model.quantize and self.model.lora is None and self.model.adapter is None:
+            yield Conflict(
+                ("model.quantize", "model.lora"),
+                f"{self.model.quantize} weights and nothing to train on them",
+                "model.lora or model.adapter with it, or no model.quantize",
             )
 
     def derived(self) -> dict[str, Any]:
@@ -149,6 +163,8 @@ class ArchitectureSection(StrictModel):
 class BaseModelRecipe(BaseRecipe):
     """A small base model from nothing: tokenizer and Idefics3, trained as a language model on a corpus of texts and captions."""
 
+    irrelevant_keys = MAY_CHANGE
+
     stage: Literal["base"] = "base"
     corpus: list[str] = Field(min_length=1)
     """Parquet files with columns `text` and `image` (null or {bytes, path}); <image> in the text is the photo's place. An
@@ -164,6 +180,14 @@ class BaseModelRecipe(BaseRecipe):
     """An English plural s is a token of its own, so that lamp and lamps share one."""
     architecture: ArchitectureSection = ArchitectureSection()
     train: TrainSection
+
+    def input_files(self) -> dict[str, list[str]]:
+        return {"corpus": self.corpus}
+
+    def conflicts(self) -> Iterator[Conflict]:
+        for key in ("packing", "padding_free"):
+            if getattr(self.train, key):
+                yield Conflict((f"train.{key}",), "flattened rows in stage base, which pads them", "false")
 
     def derived(self) -> dict[str, Any]:
         return {"image tokens per photo": self.architecture.image_tokens, "texts per step": self.train.batch_size}

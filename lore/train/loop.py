@@ -1,7 +1,8 @@
 """What base and SFT training share: Trainer arguments from a recipe, metrics.jsonl, checkpoints that survive SIGKILL.
 
-A checkpoint counts once its `complete` marker is there, written after every process has saved its part. metrics.jsonl
-holds no clock, so a run that was killed and resumed ends with the same file as one that was not.
+A checkpoint counts once its `complete` marker is there, written after every process has saved its part; only then do
+older ones go, their marker first. metrics.jsonl holds no clock, so a run that was killed and resumed ends with the
+same file as one that was not.
 """
 
 import math
@@ -72,9 +73,9 @@ def training_arguments(
         gradient_checkpointing=train.gradient_checkpointing,
         logging_steps=train.log_every,
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # it would log a loss that is no number as zero
         save_strategy="steps" if train.save_every else "no",
         save_steps=train.save_every or 500,
-        save_total_limit=train.keep_checkpoints,
         dataloader_num_workers=train.workers,
         dataloader_pin_memory=not cpu,
         train_sampling_strategy="sequential",
@@ -93,7 +94,14 @@ def training_arguments(
         **more,
     )
     check_world(args.world_size)
+    use_one_device(args)
     return args
+
+
+def use_one_device(args: SFTConfig) -> None:
+    """One process trains on one GPU, however many it sees: several are for `lore launch`, and TRL refuses DataParallel."""
+    if world_size() == 1 and args.n_gpu > 1:
+        args._n_gpu = 1
 
 
 def set_steps(args: SFTConfig, train: TrainSection, steps: int) -> None:
@@ -102,10 +110,13 @@ def set_steps(args: SFTConfig, train: TrainSection, steps: int) -> None:
 
 
 class Recorder(TrainerCallback):
-    """Writes metrics.jsonl, the checkpoints' cards and `complete` markers, and draws the main process's bar."""
+    """Writes metrics.jsonl, the checkpoints' cards and `complete` markers, and draws the main process's bar.
 
-    def __init__(self, folder: RunFolder, title: str, card: dict[str, Any] | None = None):
-        self.folder, self.title, self.card = folder, title, card
+    keep: whole checkpoints that stay on disk. Raises LoreError on the first loss or gradient that is no number.
+    """
+
+    def __init__(self, folder: RunFolder, title: str, card: dict[str, Any] | None = None, keep: int = 2):
+        self.folder, self.title, self.card, self.keep = folder, title, card, keep
         self.trainer = self.bar = self.task = None
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -126,11 +137,23 @@ class Recorder(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar:
             self.bar.update(self.task, completed=state.global_step)
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the summary's loss is the last one
+        return control
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:
             return
         self.folder.record({"step": state.global_step, **{key: logs[key] for key in RECORDED if key in logs}})
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(float(logs.get(name, 0))):
+                error = LoreError(
+                    f"step {state.global_step}: {name} is {float(logs[name])}, so every later weight would be no number.\n"
+                    "Lower train.lr or raise train.warmup, and train in bfloat16 or float32 (model.dtype). The same "
+                    "command goes on from the last checkpoint; for other values give another `run` name."
+                )
+                error.same_on_every_rank = True
+                raise error
         if self.bar:
             self.bar.update(self.task, note=f"loss {float(logs['loss']):.3f}")
 
@@ -141,10 +164,19 @@ class Recorder(TrainerCallback):
             if self.card is not None:
                 write_card(checkpoint, self.card)
             (checkpoint / COMPLETE).touch()
+            drop_old_checkpoints(checkpoint.parent, self.keep)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def stop_bar(self) -> None:
         if self.bar:
             self.bar.stop()
+
+
+def drop_old_checkpoints(folder: Path, keep: int) -> None:
+    """Leaves the newest `keep` whole checkpoints. The marker goes first: a checkpoint that is half gone counts for none."""
+    whole = sorted((path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")), key=_step_of)
+    for checkpoint in whole[:-keep]:
+        (checkpoint / COMPLETE).unlink()
+        shutil.rmtree(checkpoint)
 
 
 def last_checkpoint(folder: RunFolder) -> Path | None:
@@ -170,5 +202,8 @@ def train(trainer: Any, recorder: Recorder, folder: RunFolder) -> float:
     checkpoint = last_checkpoint(folder)
     folder.truncate_metrics(_step_of(checkpoint))
     trainer.accelerator.wait_for_everyone()
-    done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        recorder.stop_bar()
     return done.metrics["train_runtime"]

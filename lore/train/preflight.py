@@ -13,10 +13,10 @@ from rich.text import Text
 
 from lore.errors import LoreError
 from lore.launch import world_size
-from lore.recipe import LoraSection
 from lore.train.collate import PhotoCollator
 from lore.train.config import SFTRecipe
 from lore.train.loop import micro_batch
+from lore.train.lora import adapted_modules, adapter_size, peft_config
 from lore.train.rows import IGNORE
 
 SAMPLE_ROWS = 64
@@ -30,11 +30,12 @@ def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: i
 
     sequences: rows of one epoch, packed and repeated as they are trained. Raises LoreError on a bad mask.
     """
-    sample = list(collated(rows, processor))
+    sample = list(collated(rows, processor, recipe.prompt.max_photo_pixels))
     tokens = sum(len(ids) for ids, _ in sample)
     supervised = sum(label != IGNORE for _, labels in sample for label in labels)
     share = supervised / tokens
     lengths, cut = rows["length"][:], sum(rows["cut"][:])
+    refused = sum(rows["photo_refused"][:]) if "photo_refused" in rows.column_names else 0
     micro, passes = micro_batch(recipe.train)
     trainable, total = parameter_counts(model, recipe)
     limit = recipe.prompt.max_prompt_tokens
@@ -43,6 +44,7 @@ def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: i
         "rows": f"{len(rows):,}" + (f" in {sequences:,} sequences" if sequences != len(rows) else ""),
         "tokens": f"{sum(lengths):,} (longest row {max(lengths):,} of {recipe.train.max_tokens:,} allowed)",
         "supervised tokens": f"{share:.1%} (about {supervised / len(sample):.0f} a row)",
+        "photos left out": f"{refused:,} that the model's processor refuses" if refused else "none",
         "truncated rows": f"{cut:,}{f' item texts cut to {limit:,} prompt tokens' if cut else ''}, 0 answers",
         "steps": f"{steps:,} of {recipe.train.batch_size} = {world_size()} processes x {passes} passes x {micro}",
         "passes over the rows": f"{steps * recipe.train.batch_size / sequences:.2f}",
@@ -64,13 +66,15 @@ def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: i
         )
 
 
-def collated(rows: Any, processor: Any, count: int = SAMPLE_ROWS) -> Iterator[tuple[list[int], list[int]]]:
+def collated(
+    rows: Any, processor: Any, max_photo_pixels: int | None = None, count: int = SAMPLE_ROWS
+) -> Iterator[tuple[list[int], list[int]]]:
     """(token ids, labels) of the first rows without padding, as the trainer's collator makes them."""
     for row in rows.select(range(min(count, len(rows)))):
         if "labels" in row:
             yield row["input_ids"], row["labels"]
         else:
-            batch = PhotoCollator(processor)([row])
+            batch = PhotoCollator(processor, max_photo_pixels=max_photo_pixels)([row])
             kept = batch["attention_mask"][0].bool()
             yield batch["input_ids"][0][kept].tolist(), batch["labels"][0][kept].tolist()
 
@@ -105,19 +109,11 @@ def parameter_counts(model: Any, recipe: SFTRecipe) -> tuple[int, int]:
     lora = recipe.model.lora
     if lora is None:
         return sum(size for trained, size in sizes if trained), total
-    linear = [module for name, module in model.named_modules() if _gets_adapter(name, module, model, lora)]
-    adapters = sum(lora.rank * (m.in_features + m.out_features) + lora.dora * m.out_features for m in linear)
-    saved = [m for name, m in model.named_modules() if name.rpartition(".")[2] in lora.modules_to_save]
+    config = peft_config(recipe, model)
+    adapters = sum(adapter_size(module, lora.rank, lora.dora) for _, module in adapted_modules(config, model))
+    saved = [m for name, m in model.named_modules() if name.endswith(tuple(lora.modules_to_save))]
     whole = sum(getattr(p, "ds_numel", p.numel()) for module in saved for p in module.parameters())
     return adapters + whole, total + adapters + whole
-
-
-def _gets_adapter(name: str, module: Any, model: Any, lora: LoraSection) -> bool:
-    last = name.rpartition(".")[2]
-    if not hasattr(module, "in_features") or module is model.get_output_embeddings() or last in lora.modules_to_save:
-        return False
-    named = [lora.targets] if isinstance(lora.targets, str) else lora.targets
-    return lora.targets == "all-linear" or any(name == target or name.endswith(f".{target}") for target in named)
 
 
 def estimate_mb(recipe: SFTRecipe, model: Any, trainable: int, total: int, longest: int, micro: int) -> float:

@@ -1,7 +1,7 @@
 """Pairs to training rows: prompt and answer exactly as the engines write and read them, in one Arrow file of the run.
 
-Text models get token ids and labels; vision-language models get texts and photos, which TRL's collator tokenises batch
-by batch.
+A model that is shown no photo gets token ids and labels; one that is gets texts and photos, which TRL's collator
+tokenises batch by batch.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from lore.engines.chat import image_tokens, prompt_text, turn_end
+from lore.engines.chat import image_tokens, open_photo, prompt_text, turn_end
 from lore.errors import LoreError
 from lore.judgement import Judgement, PromptFormat, control_strings, render, render_answer
-from lore.pairs import Pair, load_image
+from lore.pairs import ImageError, Pair
 from lore.prompt import MAX_CHARACTERS_PER_TOKEN, item_text
+from lore.rejected import Rejection, short
 from lore.rubric import Rubric
 
 IGNORE = -100
@@ -40,6 +41,7 @@ VISION_SCHEMA = pa.schema(
         ("tier", pa.string()),
         ("pair_id", pa.string()),
         ("cut", pa.bool_()),
+        ("photo_refused", pa.bool_()),
     ]
 )
 
@@ -49,12 +51,28 @@ def gold(pair: Pair) -> Judgement:
     return Judgement(pair.label, None, pair.mismatch, pair.rules, pair.rationale or "")
 
 
+def takes_photos(processor: Any, fmt: PromptFormat) -> bool:
+    """Whether rows are texts with photos: a multimodal processor and a prompt that shows them."""
+    return hasattr(processor, "tokenizer") and fmt.photo
+
+
 def sft_row(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> dict[str, Any]:
-    """One row: prompt and answer as ids with labels (tokenizer), or as texts with photos (multimodal processor)."""
+    """One row: prompt and answer as ids with labels, or as texts with photos (see `takes_photos`).
+
+    Either way the prompt is the processor's, whose template may differ from its tokenizer's. A photo that the processor
+    refuses is left out and the row says so; one that cannot be read is an ImageError.
+    """
     tokenizer = getattr(processor, "tokenizer", processor)
-    vision = processor is not tokenizer
-    shown = load_image(pair.image) if vision and fmt.photo and pair.image else None
-    messages = render(pair, rubric, fmt if vision else _without_photo(fmt), tokenizer=processor, image=shown)
+    vision = takes_photos(processor, fmt)
+    shown, refused = None, False
+    if vision and pair.image:
+        try:
+            shown = open_photo(pair.image, fmt, processor)
+        except ImageError as error:
+            if error.reason != "image_refused":
+                raise
+            refused = True
+    messages = render(pair, rubric, fmt if shown else replace(fmt, photo=False), tokenizer=processor, image=shown)
     prompt, images = prompt_text(processor, messages)
     answer = render_answer(gold(pair), rubric, fmt, tokenizer=tokenizer) + turn_end(processor)
     cut = whole_text(pair, fmt, tokenizer, photo=bool(images)) != user_text(messages)
@@ -72,7 +90,17 @@ def sft_row(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> di
         "length": prompt_length + len(answer_ids),
         "prompt_length": prompt_length,
         **ends,
+        "photo_refused": refused,
     }
+
+
+def rejection_of(pair: Pair, error: LoreError, file: str, row: int) -> Rejection:
+    """Why a pair became no row."""
+    known = {"pair_id": pair.pair_id, "query": pair.query, "title": pair.title, "label": pair.label}
+    field, reason, found, expected = "prompt", "cannot_be_rendered", str(error), "a pair that the recipe's prompt can show"
+    if isinstance(error, ImageError):
+        field, reason, found, expected = "image", error.reason, error.found, error.expected
+    return Rejection(file, row, f"pair {pair.pair_id}, {field}", reason, found, expected, short(known))
 
 
 def whole_text(pair: Pair, fmt: PromptFormat, tokenizer: Any, photo: bool) -> str:
@@ -84,10 +112,6 @@ def user_text(messages: list[dict]) -> str:
     """The user's text before the photo."""
     content = messages[-1]["content"]
     return content if isinstance(content, str) else content[0]["text"]
-
-
-def _without_photo(fmt: PromptFormat) -> PromptFormat:
-    return replace(fmt, photo=False)
 
 
 def write_rows(rows: Iterator[dict[str, Any]], schema: pa.Schema, path: Path, batch: int = 1000) -> int:

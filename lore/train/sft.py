@@ -7,6 +7,8 @@ stops the run) and its random order (rows come in a fixed order, so one process 
     accelerate launch recipes/quickstart/sft.yaml
 """
 
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -16,23 +18,26 @@ import torch
 from transformers import set_seed
 from trl import SFTTrainer, pack_dataset
 
-from lore.card import check_card, judge_card, write_card
+from lore.card import check_card, check_template, judge_card, write_card
 from lore.engines.loading import default_device, load_model, load_processor, resolve_dtype
 from lore.errors import LoreError
-from lore.folder import RunFolder, is_main_process
+from lore.fingerprints import template_fingerprint
+from lore.folder import RunFolder, is_main_process, say
 from lore.judgement import PromptFormat, renderer_hash
-from lore.launch import world_size
+from lore.launch import main_process_checks, world_size
 from lore.pairs import fingerprint, read_pairs
 from lore.progress import track
+from lore.rejected import RejectedWriter
 from lore.rubric import load_rubric
 from lore.sources import materialise
 from lore.train.collate import PhotoCollator
 from lore.train.config import SFTRecipe
 from lore.train.flatten import check_flattening
 from lore.train.loop import Recorder, set_steps, total_steps, train, training_arguments
+from lore.train.lora import freeze_photo_parts, peft_config
 from lore.train.order import balanced_repeats, training_order
 from lore.train.preflight import preflight
-from lore.train.rows import TEXT_SCHEMA, VISION_SCHEMA, sft_row, write_rows
+from lore.train.rows import TEXT_SCHEMA, VISION_SCHEMA, rejection_of, sft_row, takes_photos, write_rows
 
 
 def run(recipe: SFTRecipe, folder: RunFolder) -> None:
@@ -41,11 +46,11 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
     rubric = load_rubric(recipe.data.rubric)
     fmt = PromptFormat(**recipe.prompt.model_dump())
     renderer = renderer_hash(rubric, fmt)
-    check_card(recipe.model.adapter or recipe.model.name, renderer, "model")
+    check_card(recipe.model, renderer, "model")
     processor = load_processor(recipe.model)
-    vision = hasattr(processor, "tokenizer") and recipe.prompt.photo
-    if hasattr(processor, "tokenizer") and not vision:
-        processor = text_part(processor)
+    check_template(recipe.model, processor, "model")
+    vision = takes_photos(processor, fmt)
+    card = judge_card(recipe, renderer, rubric.hash, template_fingerprint(processor))
     device = default_device()
     bf16 = resolve_dtype(recipe.model.dtype, device) == torch.bfloat16
     # Before the model: DeepSpeed's stage 3 has to know that weights are shared out while they are loaded.
@@ -60,8 +65,11 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
     steps = total_steps(recipe.train, len(data) if repeats is None else sum(repeats))
     set_steps(args, recipe.train, steps)
     model = load_model(recipe.model, device=device, for_training=True)
+    if not recipe.prompt.photo:
+        freeze_photo_parts(model)
+    lora = peft_config(recipe, model)
     if args.padding_free:
-        check_flattening(model, rows)
+        main_process_checks(lambda: check_flattening(model, rows))  # FSDP gives the weights to the main process alone
     if is_main_process():
         preflight(recipe, rows, model, processor, steps, sequences=len(data) if repeats is None else sum(repeats))
     order = training_order(data["length"][:], recipe.train.batch_size, steps, recipe.seed, repeats)
@@ -71,45 +79,58 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
         model=model,
         args=args,
         train_dataset=data.select_columns(columns).select(order),
-        processing_class=processor,
-        data_collator=PhotoCollator(processor, always_photo=world_size() > 1 and some_photos(rows)) if vision else None,
-        peft_config=peft_config(recipe),
+        processing_class=processor if vision else getattr(processor, "tokenizer", processor),
+        data_collator=photo_collator(processor, rows, fmt) if vision else None,
+        peft_config=lora,
     )
-    card = judge_card(recipe, renderer, rubric.hash)
-    seconds = train(trainer, Recorder(folder, "sft", card), folder)
-    trainer.save_model(str(folder / "model"))
-    trainer.accelerator.wait_for_everyone()
+    seconds = train(trainer, Recorder(folder, "sft", card, recipe.train.keep_checkpoints), folder)
+    save_weights(trainer, folder / "model")
     if is_main_process():
         load_processor(recipe.model).save_pretrained(folder / "model")
         write_card(folder / "model", card)
-        last = folder.metrics()[-1]
-        summary = {"rows": len(rows), "steps": steps, "loss": last["loss"], "train_seconds": round(seconds, 2)}
-        folder.finish({**summary, "model": str(folder / "model")})
+        left_out = folder / "rejected.jsonl"
+        rejected = len(left_out.read_bytes().splitlines()) if left_out.is_file() else 0
+        summary = {"rows": len(rows), "rejected": rejected, "steps": steps, "loss": folder.metrics()[-1]["loss"]}
+        folder.finish({**summary, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
 
 
-def some_photos(rows: datasets.Dataset) -> bool:
-    """Whether any row has a photo."""
-    return pc.any(pc.greater(pc.list_value_length(rows.data.column("images")), 0)).as_py()
+def save_weights(trainer: Any, model: Path) -> None:
+    """The adapter or the whole model, gathered from all processes. Raises LoreError when no weights have arrived."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None:
+        plugin.set_state_dict_type("FULL_STATE_DICT")  # with the checkpoints' sharded one the trainer writes nothing
+    trainer.save_model(str(model))
+    trainer.accelerator.wait_for_everyone()
+    if is_main_process():
+        (model / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing reads it
+        if not any(model.glob("*.safetensors")):
+            raise LoreError(
+                f"{model} holds no *.safetensors after the last step, so the run is not finished.\n"
+                "The launch file makes the trainer save its weights in another form: for FSDP see "
+                "launch/accelerate/fsdp2.yaml, for DeepSpeed's stage 3 set zero3_save_16bit_model: true. The same "
+                "command then goes on from the last checkpoint."
+            )
 
 
-def text_part(processor: Any) -> Any:
-    """The tokenizer of a vision-language processor, with the chat template that the processor may hold alone."""
-    tokenizer = processor.tokenizer
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = processor.chat_template
-    return tokenizer
+def photo_collator(processor: Any, rows: datasets.Dataset, fmt: PromptFormat) -> PhotoCollator:
+    """The collator for rows with photos; several processes need one in every batch where any row has one."""
+    some = pc.any(pc.greater(pc.list_value_length(rows.data.column("images")), 0)).as_py()
+    return PhotoCollator(processor, always_photo=world_size() > 1 and some, max_photo_pixels=fmt.max_photo_pixels)
 
 
 def load_rows(recipe: SFTRecipe, folder: RunFolder, rubric: Any, fmt: PromptFormat, processor: Any) -> datasets.Dataset:
     """The training rows, rendered once by the main process and mapped into memory by all."""
     path = folder / "data" / "rows.arrow"
-    vision = hasattr(processor, "tokenizer")
     if is_main_process():
         pairs = materialise(recipe.data, folder)
         hashes = {"rubric_hash": rubric.hash, "renderer_hash": renderer_hash(rubric, fmt)}
-        folder.note(data_fingerprint=fingerprint(pairs), **hashes)
+        folder.note(data_fingerprint=fingerprint(pairs), template=template_fingerprint(processor), **hashes)
         if not path.is_file():
-            write_rows(_labelled(recipe, pairs, rubric, fmt, processor), VISION_SCHEMA if vision else TEXT_SCHEMA, path)
+            schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
+            with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
+                write_rows(_labelled(recipe, pairs, rubric, fmt, processor, rejected), schema, path)
+            if rejected.count:
+                say(f"{rejected.count:,} pairs are left out, each with its reason in {rejected.path}")
     if not path.is_file():
         error = LoreError(f"rank 0 has left no {path}: its message says why, or this machine does not see its folder.")
         error.same_on_every_rank = True
@@ -117,24 +138,32 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, rubric: Any, fmt: PromptForm
     return datasets.Dataset.from_file(str(path))
 
 
-def _labelled(recipe, pairs, rubric, fmt, processor):
+def _labelled(recipe, pairs, rubric, fmt, processor, rejected):
     wanted = set(recipe.data.slices or [])
     selected = (
         pair
         for pair in read_pairs(pairs, split=recipe.data.split)
         if pair.label is not None and (not wanted or wanted & set(pair.slices))
     )
-    for number, pair in enumerate(track(selected, "rendering pairs")):
-        if recipe.data.limit is not None and number >= recipe.data.limit:
-            return
-        row = sft_row(pair, rubric, fmt, processor)
+    first, kept = None, 0
+    for number, pair in enumerate(track(islice(selected, recipe.data.limit), "rendering pairs"), 1):
+        try:
+            row = sft_row(pair, rubric, fmt, processor)
+        except LoreError as error:
+            rejection = rejection_of(pair, error, str(pairs), number)
+            first = first or rejection
+            rejected.write(rejection)
+            continue
         if row["length"] > recipe.train.max_tokens:
             raise LoreError(
                 f"pair {pair.pair_id}: prompt and answer take {row['length']} tokens, train.max_tokens is "
                 f"{recipe.train.max_tokens}.\nA truncated row would lose its verdict: raise train.max_tokens or lower "
                 "prompt.max_prompt_tokens."
             )
+        kept += 1
         yield row
+    if first is not None and not kept:
+        raise LoreError(f"None of the {rejected.count:,} pairs can be a training row. The first one: {first}")
 
 
 def packed(rows: datasets.Dataset, repeats: list[int] | None, max_tokens: int) -> datasets.Dataset:
@@ -142,21 +171,3 @@ def packed(rows: datasets.Dataset, repeats: list[int] | None, max_tokens: int) -
     chosen = rows if repeats is None else rows.select(np.repeat(np.arange(len(rows)), repeats))
     sequences = pack_dataset(chosen.select_columns(["input_ids", "labels"]), max_tokens, "bfd")
     return sequences.add_column("length", [sum(lengths) for lengths in sequences["seq_lengths"]])
-
-
-def peft_config(recipe: SFTRecipe) -> Any:
-    """The LoRA (or DoRA) of the recipe for PEFT; none trains every weight, or goes on with the adapter it was given."""
-    from peft import LoraConfig
-
-    lora = recipe.model.lora
-    if lora is None:
-        return None
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.scale_alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-        use_dora=lora.dora,
-        modules_to_save=lora.modules_to_save or None,
-        task_type="CAUSAL_LM",
-    )

@@ -1,0 +1,21 @@
+"""Runs a recipe under FSDP2 in CPU processes, which accelerate offers for GPUs alone: only its choice of device is replaced.
+
+    accelerate launch --config_file launch/accelerate/fsdp2.yaml --num_processes 2 tests/fsdp_on_cpus.py recipe.yaml
+"""
+
+import sys
+
+import accelerate.state
+import torch
+from accelerate.utils import DistributedType
+
+import lore.launch
+import lore.run
+
+accelerate.state.PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_GPU)
+accelerate.state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+lore.launch.device_arguments.__code__ = (lambda: {"ddp_backend": "gloo"}).__code__
+lore.run.settle_devices = lambda: None
+
+if __name__ == "__main__":
+    lore.launch.leave(lore.run.run_command(sys.argv[1:]))
