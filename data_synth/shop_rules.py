@@ -7,7 +7,7 @@ real guidelines hold: weighing one demand against another; the verdict is the wo
 from dataclasses import dataclass
 
 from lore.data_synth.lexicon import NOTATION
-from lore.judgement import Demand
+from lore.demand import Demand
 from lore.rubric import Rubric
 
 

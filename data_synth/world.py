@@ -13,7 +13,8 @@ from lore.data_synth.lexicon import load_lexicon
 from lore.data_synth.photos import ACCENT_SHARE, draw_photo
 from lore.data_synth.shop import HARD_KINDS, Item, Query, Shop
 from lore.data_synth.shop_rules import Fact, judge, worst
-from lore.judgement import Demand, render_demands
+from lore.demand import Demand
+from lore.judgement import render_demands
 from lore.pairs import Pair, make_pair_id
 from lore.rubric import load_rubric
 

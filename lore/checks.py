@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from lore.clean import INVISIBLE, has_html, html_to_text
+from lore.demand import Demand
 from lore.errors import LoreError
 from lore.images import ImageError, check_image
-from lore.judgement import Demand
 from lore.rejected import Rejection, short, shown_value
 from lore.rubric import Rubric
 from lore.schema import DEMAND_FIELDS, FIELDS, Pair, item_key, make_pair_id

@@ -18,6 +18,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from lore.demand import Demand
 from lore.neutralise import clean_rationale, clean_words, control_strings, neutralise
 from lore.prompt import ItemText, PromptFormat, count_prompt_tokens, render, system_text
 from lore.rubric import Rubric
@@ -42,18 +43,6 @@ __all__ = [
 ]
 
 CODEC_VERSION = 1
-
-
-@dataclass(slots=True)
-class Demand:
-    """One demand of the query and how the item meets it. `source`: title, attributes, description, photo or none."""
-
-    dimension: str
-    wanted: str
-    found: str
-    source: str
-    rule: str
-    tier: str
 
 
 def render_demands(demands: list[Demand]) -> str:

@@ -133,8 +133,8 @@ def launch(arguments: list[str], config: str | None = None, num_processes: int |
     """Runs a recipe in several processes; returns the exit status."""
     from lore.folder import RunFolder
     from lore.needs import plan, run_needed
-    from lore.recipe import load_recipe
     from lore.run import report_done, run_recipe
+    from lore.stages import load_recipe
 
     recipe, overrides, options = split_arguments(arguments)
     options, config = take_config(options, config)

@@ -12,7 +12,8 @@ from pathlib import Path
 from lore.errors import LoreError
 from lore.fingerprints import check_inputs
 from lore.folder import RunFolder, rank, say, write_atomic
-from lore.recipe import BaseRecipe, load_recipe, resolve_need
+from lore.recipe import BaseRecipe, resolve_need
+from lore.stages import load_recipe
 
 POLL_SECONDS = 1.0
 REPORT_EVERY_SECONDS = 30.0

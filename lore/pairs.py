@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from lore.checks import RowChecker, check_row
 from lore.clean import normalise
+from lore.demand import Demand
 from lore.errors import LoreError
 from lore.images import ImageError, load_image
-from lore.judgement import Demand
 from lore.parts import part_of
 from lore.rejected import RejectedWriter, Rejection
 from lore.schema import DEMAND_FIELDS, FIELDS, PAIR_SCHEMA, REQUIRED, Pair, make_pair_id

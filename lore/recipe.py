@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lore.errors import LoreError
-from lore.recipe_file import Problem, RecipeError, nearest, read_recipe_text, short, to_yaml
+from lore.recipe_file import nearest, to_yaml
 
 __all__ = [
     "BaseRecipe",
@@ -28,7 +28,6 @@ __all__ = [
     "ModelSection",
     "PromptSection",
     "StrictModel",
-    "load_recipe",
     "resolve_need",
     "run_root",
     "to_yaml",
@@ -218,20 +217,6 @@ class BaseRecipe(StrictModel):
 
 def run_root() -> Path:
     return Path(os.environ.get("LORE_RUNS") or VARIABLES["LORE_RUNS"])
-
-
-def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> BaseRecipe:
-    """The typed recipe of a file with `train.lr=2e-4` style overrides. Raises RecipeError with every problem found."""
-    from lore.recipe_check import validate
-    from lore.run import STAGES, recipe_class
-
-    text = read_recipe_text(path, overrides)
-    stage = text.data.get("stage")
-    if not isinstance(stage, str) or stage not in STAGES:
-        found = "nothing" if stage is None else short(stage)
-        problem = Problem(text.where(("stage",)), "stage", found, f"one of: {', '.join(STAGES)}", nearest(str(stage), STAGES))
-        raise RecipeError([*text.problems, problem], text.path)
-    return validate(text, recipe_class(stage))
 
 
 def resolve_need(recipe_path: str | Path, need: str) -> Path:

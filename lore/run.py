@@ -1,4 +1,4 @@
-"""Runs recipes: recipe -> stage -> run folder. The only place that knows all stages, by dotted name.
+"""Runs recipes: recipe -> stage -> run folder.
 
 A recipe's first line calls `main`, so `accelerate launch x.yaml`, `torchrun x.yaml` and `python x.yaml` all work;
 `lore run x.yaml` does the same in this process. A finished run is not run again, an interrupted one goes on.
@@ -6,38 +6,19 @@ A recipe's first line calls `main`, so `accelerate launch x.yaml`, `torchrun x.y
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from lore.errors import LoreError
 from lore.fingerprints import check_inputs, note_inputs
 from lore.folder import RunFolder, flatten, is_main_process, rank, say
 from lore.launch import close_process_group, leave, settle_devices
 from lore.needs import plan, run_in_subprocess, run_needed, wait_for_needed
-from lore.recipe import BaseRecipe, DataSection, load_recipe, resolve_need, to_yaml
+from lore.recipe import BaseRecipe, DataSection, resolve_need, to_yaml
 from lore.sources import missing_data
-
-STAGES = {
-    "world": ("lore.data_synth.config:WorldRecipe", "lore.data_synth.world_stage:run"),
-    "words": ("lore.data_synth.config:WordsRecipe", "lore.data_synth.words:run"),
-    "base": ("lore.train.config:BaseModelRecipe", "lore.train.base:run"),
-    "sft": ("lore.train.config:SFTRecipe", "lore.train.sft:run"),
-    "rair": ("lore.eval.config:RairRecipe", "lore.eval.rair:run"),
-}
-
-
-def _load(dotted: str) -> Any:
-    module, _, name = dotted.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def recipe_class(stage: str) -> type[BaseRecipe]:
-    """The recipe class of a stage; imports no torch."""
-    return _load(STAGES[stage][0])
+from lore.stages import load_recipe, stage_function
 
 
 def main(name: str, file: str) -> None:
@@ -120,7 +101,7 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
         note_inputs(recipe, folder)
     settle_devices()
     say(f"{recipe.stage}: {path} -> {folder.path}")
-    _load(STAGES[recipe.stage][1])(recipe, folder)
+    stage_function(recipe.stage)(recipe, folder)
     if not folder.is_done:
         folder.finish({})
     close_process_group()

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from lore.clean import normalise
-from lore.judgement import Demand
+from lore.demand import Demand
 
 
 @dataclass(slots=True, kw_only=True)

@@ -45,7 +45,7 @@ def runs(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def demo(monkeypatch, runs) -> None:
     """Makes the stages of tests/demo known in this process and in every Python it starts."""
-    from lore.run import STAGES
+    from lore.stages import STAGES
 
     monkeypatch.syspath_prepend(str(DEMO))
     monkeypatch.setenv("PYTHONPATH", str(DEMO))

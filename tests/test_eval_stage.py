@@ -12,9 +12,10 @@ from lore.eval.predictions import read_predictions
 from lore.eval.testset import load_split, whole_queries
 from lore.fingerprints import model_fingerprint
 from lore.pairs import Pair, PairWriter
-from lore.recipe import RecipeError, load_recipe
+from lore.recipe_file import RecipeError
 from lore.rubric import load_rubric
 from lore.run import run_recipe
+from lore.stages import load_recipe
 
 RUBRIC = load_rubric("homedepot")
 TIERS = RUBRIC.tier_ids

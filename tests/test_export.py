@@ -15,9 +15,10 @@ from lore.engines.loading import load_model, load_processor
 from lore.errors import LoreError
 from lore.folder import RunFolder
 from lore.judgement import PromptFormat
-from lore.recipe import ModelSection, load_recipe
+from lore.recipe import ModelSection
 from lore.rubric import load_rubric
 from lore.run import run_recipe
+from lore.stages import load_recipe
 from lore.train.export import SAMPLE_PAIRS, TOLERANCE, compare, export, sample_pairs, score_pairs
 
 RUBRIC = load_rubric("shop")

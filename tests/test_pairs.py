@@ -14,7 +14,6 @@ from PIL import Image
 from lore.clean import has_html, html_to_text, normalise
 from lore.duplicates import Seen
 from lore.errors import LoreError
-from lore.judgement import Demand
 from lore.pairs import (
     PAIR_SCHEMA,
     ImageError,
@@ -31,7 +30,7 @@ from lore.pairs import (
     read_pairs,
 )
 from lore.rubric import load_rubric
-from lore.schema import DEMAND_FIELDS, item_key
+from lore.schema import DEMAND_FIELDS, Demand, item_key
 
 RUBRIC = load_rubric("crowdflower")
 TEXT = st.text(max_size=30)

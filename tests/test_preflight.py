@@ -7,8 +7,9 @@ from lore.engines.loading import load_model, load_processor
 from lore.errors import LoreError
 from lore.judgement import PromptFormat
 from lore.pairs import Pair, read_pairs
-from lore.recipe import ModelSection, load_recipe
+from lore.recipe import ModelSection
 from lore.rubric import load_rubric
+from lore.stages import load_recipe
 from lore.train.lora import peft_config
 from lore.train.preflight import collated, masked_text, parameter_counts, preflight
 from lore.train.rows import IGNORE, sft_row

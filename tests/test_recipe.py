@@ -9,8 +9,9 @@ from conftest import FOOTER, HEADER, ROOT, run_python
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lore.recipe import load_recipe, resolve_need, to_yaml
+from lore.recipe import resolve_need, to_yaml
 from lore.recipe_file import RecipeError, RecipeText, parse_yaml, read_recipe_text
+from lore.stages import load_recipe
 
 SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
 BODY = "stage: demo\nrun: a\n"

@@ -10,8 +10,8 @@ from lore.errors import LoreError
 from lore.folder import RunFolder
 from lore.needs import plan
 from lore.pairs import PairWriter, read_pairs
-from lore.recipe import load_recipe
 from lore.run import run_recipe
+from lore.stages import load_recipe
 
 
 def losses(folder) -> list[float]:

@@ -10,11 +10,11 @@ from lore.errors import LoreError
 from lore.folder import RunFolder
 from lore.judgement import FormatFailure, PromptFormat, parse
 from lore.pairs import Pair
-from lore.recipe import load_recipe
 from lore.recipe_file import RecipeError
 from lore.rubric import load_rubric
 from lore.run import run_recipe
 from lore.splits import split_of
+from lore.stages import load_recipe
 
 RUBRIC = load_rubric("crowdflower")
 TITLES = ["LED Christmas Lights - Clear Wire", "Solid-Wood Wine Rack, 6 Bottle", "Nike Running Shoes for Women", "16GB Memory Card"]

@@ -31,9 +31,10 @@ from lore.errors import LoreError
 from lore.folder import RunFolder
 from lore.judgement import PromptFormat, render, renderer_hash
 from lore.pairs import Pair, read_pairs
-from lore.recipe import ModelSection, load_recipe
+from lore.recipe import ModelSection
 from lore.rubric import Rubric, load_rubric
 from lore.sources import materialise
+from lore.stages import load_recipe
 from lore.train.config import SFTRecipe
 
 SAMPLE_PAIRS = 48

@@ -1,6 +1,6 @@
 """Makes the stages of demo_stage.py known to every Python that a test starts with this folder on its path."""
 
-import lore.run
+import lore.stages
 
-lore.run.STAGES["demo"] = ("demo_stage:DemoRecipe", "demo_stage:run")
-lore.run.STAGES["train_demo"] = ("demo_stage:TrainDemoRecipe", "demo_stage:train")
+lore.stages.STAGES["demo"] = ("demo_stage:DemoRecipe", "demo_stage:run")
+lore.stages.STAGES["train_demo"] = ("demo_stage:TrainDemoRecipe", "demo_stage:train")
