@@ -117,10 +117,12 @@ def data_facts(data: EvalData, folder: RunFolder) -> dict:
 def report_facts(recipe: RairRecipe, data: EvalData) -> dict[str, str]:
     """What the head of the report says."""
     rubric = data.rubric
+    prior = recipe.metrics.prior
     return {
         "data": f"{data.path}: {data.test}",
         "rubric": f"{rubric.name} {rubric.version}, tiers worst first: {', '.join(rubric.tier_ids)}",
         "intervals": f"95 %, {recipe.metrics.bootstrap_samples} resamples of the queries, seed {recipe.seed}",
         "calibration": f"temperature fitted on {data.dev}" if data.dev else "none",
         "weights": "label_weight of each pair" if recipe.metrics.label_weights else "every pair counts once",
+        **({"given prior": ", ".join(f"{tier} {share:.0%}" for tier, share in prior.items())} if prior else {}),
     }

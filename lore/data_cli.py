@@ -172,6 +172,9 @@ def split(
                 ["split", "pairs", "share"],
                 [[name, f"{count:,}", f"{count / counts.total():.1%}"] for name, count in counts.items()],
             )
+        for name in _shares(fractions):
+            if not counts[name]:
+                print(f"{name} got no pair: there are too few values of {by}. Try --seed or --fractions.", file=sys.stderr)
 
 
 def _need_pairs(report: Any, out: Path | None) -> None:

@@ -18,7 +18,7 @@ DISTRIBUTION = "lore-relevance"
 TRAINING = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
 # What each job needs beside the base package: (job, distributions, whether it needs a GPU).
 JOBS = (
-    ("lore data, stage world", ("pyarrow", "pillow", "numpy"), False),
+    ("lore data, stages world, words", ("pyarrow", "pillow", "numpy"), False),
     ("stages base, sft", TRAINING, False),
     ("stage rair", ("torch", "transformers", "scikit-learn", "matplotlib"), False),
     ("launch zero2, zero3", ("deepspeed", "accelerate"), False),

@@ -108,5 +108,8 @@ def check_inputs(recipe: BaseRecipe, folder: RunFolder) -> None:
 
 
 def note_inputs(recipe: BaseRecipe, folder: RunFolder) -> None:
-    """Notes the inputs of a run that starts; one that goes on has to find the same ones."""
-    folder.note(**{f"input {key}": value for key, value in input_fingerprints(recipe).items()})
+    """Notes the inputs of a run that starts; one that goes on from a result has to find the same ones."""
+    facts = {f"input {key}": value for key, value in input_fingerprints(recipe).items()}
+    if folder.is_unused and folder.changed_facts(facts):
+        folder.begin(recipe)
+    folder.note(**facts)

@@ -9,6 +9,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,14 @@ class RunFolder:
         return self.recipe_path.is_file()
 
     @property
+    def is_unused(self) -> bool:
+        """True for a run that stopped before its first result: there is nothing yet that another recipe could be mixed with."""
+        kept = OWN_FILES | {"data"}
+        if self.is_done or (self.metrics_path.is_file() and self.metrics_path.stat().st_size):
+            return False
+        return not any(path.name not in kept and not path.name.startswith(".") for path in self.path.glob("*"))
+
+    @property
     def summary(self) -> dict[str, Any]:
         """What the finished run reported; empty while it is not done."""
         return json.loads(self.done_path.read_text(encoding="utf-8")) if self.is_done else {}
@@ -138,7 +147,7 @@ class RunFolder:
     def check(self, recipe: BaseRecipe) -> None:
         """Raises LoreError when the folder belongs to a recipe with other values."""
         changed = self.changes(recipe)
-        if changed:
+        if changed and not self.is_unused:
             rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
             raise LoreError(
                 f"{self.path} belongs to a recipe with other values:\n{rows}\n"
@@ -157,13 +166,20 @@ class RunFolder:
         self.check(recipe)
         for part in self.path.glob(".*.part"):
             part.unlink()
-        if not self.exists:
-            write_atomic(self.manifest_path, _dump({"recipe_hash": recipe.fingerprint, **environment(), "facts": {}}))
-            write_atomic(self.recipe_path, to_yaml(recipe.resolved()))
+        if not self.exists or (self.is_unused and self.changes(recipe)):
+            self.begin(recipe)
         else:
             self._note_environment()
         self._drop_torn_line()
         return self
+
+    def begin(self, recipe: BaseRecipe) -> None:
+        """Recipe and manifest of a run that has no result yet, in place of those of an earlier start."""
+        if not is_main_process():
+            return
+        shutil.rmtree(self / "data", ignore_errors=True)
+        write_atomic(self.manifest_path, _dump({"recipe_hash": recipe.fingerprint, **environment(), "facts": {}}))
+        write_atomic(self.recipe_path, to_yaml(recipe.resolved()))
 
     def _refuse_strangers(self) -> None:
         if self.exists:
@@ -261,10 +277,14 @@ class RunFolder:
             known.update(facts)
             write_atomic(self.manifest_path, _dump(manifest))
 
+    def changed_facts(self, facts: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+        """Facts of the manifest that have another value in `facts`: (key, old, new)."""
+        known = self.manifest.get("facts", {})
+        return [(key, known[key], value) for key, value in facts.items() if key in known and known[key] != value]
+
     def compare_facts(self, facts: dict[str, Any]) -> None:
         """Raises LoreError when a fact of the manifest has another value now; facts that it does not hold are passed over."""
-        known = self.manifest.get("facts", {})
-        changed = [(key, known[key], value) for key, value in facts.items() if key in known and known[key] != value]
+        changed = self.changed_facts(facts)
         if changed:
             rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
             raise LoreError(

@@ -51,6 +51,19 @@ def test_the_same_recipe_resumes_and_a_changed_one_names_the_key(recipe, write_r
     assert RunFolder.of(irrelevant).open(irrelevant).metrics() == [{"step": 1}]
 
 
+def test_a_run_without_a_result_takes_another_recipe(recipe, write_recipe):
+    """Mending what an error message names must not be refused by the folder that the failed start left."""
+    folder = RunFolder.of(recipe).open(recipe)
+    (folder / "data").mkdir()
+    (folder / "data" / "rows.arrow").write_text("of the old recipe")
+    folder.note(data_fingerprint="old")
+    changed = load_recipe(write_recipe("a.yaml", BODY + "tags: [y]"))
+    again = RunFolder.of(changed).open(changed)
+    assert load_recipe(again.recipe_path) == changed
+    assert again.manifest["recipe_hash"] == changed.fingerprint and again.manifest["facts"] == {}
+    assert not (again / "data").exists()
+
+
 def test_a_key_that_appeared_or_went_is_a_change(recipe, demo):
     folder = RunFolder.of(recipe).open(recipe)
     text = folder.recipe_path.read_text().replace("fail: false\n", "gone: 3\n")

@@ -36,6 +36,8 @@ def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: i
     share = supervised / tokens
     lengths, cut = rows["length"][:], sum(rows["cut"][:])
     refused = sum(rows["photo_refused"][:]) if "photo_refused" in rows.column_names else 0
+    reasoned = sum(rows["reasoned"][:])
+    verdicts = "" if reasoned or recipe.prompt.order == "answer_only" else ": the verdict alone is learnt"
     micro, passes = micro_batch(recipe.train)
     trainable, total = parameter_counts(model, recipe)
     limit = recipe.prompt.max_prompt_tokens
@@ -44,6 +46,7 @@ def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: i
         "rows": f"{len(rows):,}" + (f" in {sequences:,} sequences" if sequences != len(rows) else ""),
         "tokens": f"{sum(lengths):,} (longest row {max(lengths):,} of {recipe.train.max_tokens:,} allowed)",
         "supervised tokens": f"{share:.1%} (about {supervised / len(sample):.0f} a row)",
+        "rationales": f"{reasoned:,} of {len(rows):,} rows{verdicts}",
         "photos left out": f"{refused:,} that the model's processor refuses" if refused else "none",
         "truncated rows": f"{cut:,}{f' item texts cut to {limit:,} prompt tokens' if cut else ''}, 0 answers",
         "steps": f"{steps:,} of {recipe.train.batch_size} = {world_size()} processes x {passes} passes x {micro}",

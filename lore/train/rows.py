@@ -29,6 +29,7 @@ TEXT_SCHEMA = pa.schema(
         ("tier", pa.string()),
         ("pair_id", pa.string()),
         ("cut", pa.bool_()),
+        ("reasoned", pa.bool_()),
     ]
 )
 VISION_SCHEMA = pa.schema(
@@ -41,6 +42,7 @@ VISION_SCHEMA = pa.schema(
         ("tier", pa.string()),
         ("pair_id", pa.string()),
         ("cut", pa.bool_()),
+        ("reasoned", pa.bool_()),
         ("photo_refused", pa.bool_()),
     ]
 )
@@ -78,7 +80,7 @@ def sft_row(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> di
     cut = whole_text(pair, fmt, tokenizer, photo=bool(images)) != user_text(messages)
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    ends = {"tier": pair.label, "pair_id": pair.pair_id, "cut": cut}
+    ends = {"tier": pair.label, "pair_id": pair.pair_id, "cut": cut, "reasoned": "<reason>" in answer}
     if not vision:
         ids = prompt_ids + answer_ids
         return {"input_ids": ids, "labels": [IGNORE] * len(prompt_ids) + answer_ids, "length": len(ids), **ends}
@@ -132,7 +134,8 @@ def write_rows(rows: Iterator[dict[str, Any]], schema: pa.Schema, path: Path, ba
         part.unlink()
         raise LoreError(
             f"no training rows for {path}: the data section selects no labelled pair.\n"
-            "Check data.path, data.split, data.slices and data.limit against `lore data stats`."
+            "Check data.path, data.split, data.slices and data.limit against `lore data stats`; a file without splits gets them "
+            "from `lore data split --by query`."
         )
     part.replace(path)
     return count

@@ -103,6 +103,7 @@ def save_weights(trainer: Any, model: Path) -> None:
     trainer.accelerator.wait_for_everyone()
     if is_main_process():
         (model / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing reads it
+        (model / "README.md").unlink(missing_ok=True)  # PEFT's form for a model card, with nothing filled in
         if not any(model.glob("*.safetensors")):
             raise LoreError(
                 f"{model} holds no *.safetensors after the last step, so the run is not finished.\n"
