@@ -177,7 +177,8 @@ class RunFolder:
         """Recipe and manifest of a run that has no result yet, in place of those of an earlier start."""
         if not is_main_process():
             return
-        shutil.rmtree(self / "data", ignore_errors=True)
+        if (self / "data").is_dir():
+            shutil.rmtree(self / "data")
         write_atomic(self.manifest_path, _dump({"recipe_hash": recipe.fingerprint, **environment(), "facts": {}}))
         write_atomic(self.recipe_path, to_yaml(recipe.resolved()))
 
