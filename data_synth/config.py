@@ -42,7 +42,7 @@ class WordsRecipe(BaseRecipe):
     reasons: float = Field(0.3, ge=0, le=1)
     """Share of the generated pairs that name each query word as found or missing before the verdict."""
     texts: int = Field(20000, ge=1)
-    """Texts of the corpus: marked titles, generated pairs as conversations, lines of descriptions."""
+    """Texts of the corpus: marked words first, then generated pairs as conversations."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.data.split is None:

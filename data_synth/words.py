@@ -95,7 +95,7 @@ class WordPairs:
         in_titles = Counter(word for pair in real for word in set(words_of(pair.title)))
         self.words = sorted(in_titles)
         self.frequent = sorted(word for word, titles in in_titles.items() if titles > 1) or self.words
-        self.queries = sorted({pair.query for pair in real})
+        self.queries = sorted({pair.query for pair in real if words_of(pair.query)})
 
     def pair(self, number: int, reasons: float) -> Pair:
         """The n-th generated pair, with a rationale in a share `reasons` of the pairs."""
@@ -105,7 +105,7 @@ class WordPairs:
         if rng.random() < SCRAMBLED or not title:
             title = self._scrambled(rng)
             item = replace(item, title=" ".join(title), description=None)
-        query = words_of(rng.choice(self.queries)) if rng.random() < REAL_QUERIES else self._query(rng, title)
+        query = words_of(rng.choice(self.queries)) if rng.random() < REAL_QUERIES and self.queries else self._query(rng, title)
         if rng.random() < MADE_UP:
             query, title = self._made_up(rng, query, title)
             item = replace(item, title=" ".join(title))

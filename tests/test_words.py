@@ -60,6 +60,11 @@ def test_labels_and_reasons_follow_from_the_words():
         assert (pair.label == "1") or any(found)
 
 
+def test_a_query_of_signs_alone_is_passed_over():
+    real = [Pair(pair_id=title, query="***", title=title) for title in TITLES]
+    assert all(words_of(WordPairs(real, RUBRIC, 0).pair(number, 0.5).query) for number in range(100))
+
+
 def test_all_tiers_occur():
     assert {generator().pair(number, 0.5).label for number in range(300)} == {"1", "2", "3", "4"}
 
