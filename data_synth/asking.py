@@ -1,0 +1,104 @@
+"""Prompts of the teacher, one file a step: `prompts/<step>.<language>.md`, a Jinja text with the system part before `=== user`.
+
+Everything that shoppers and sellers wrote is neutralised before it is placed. What pairs share stands first, so that a server can
+cache it. A recipe's own folder of prompts is looked into before the shipped one.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from lore.errors import LoreError
+from lore.images import bounded, load_image
+from lore.neutralise import control_strings, neutralise
+from lore.pairs import Pair
+from lore.prompt import Message, item_text
+from lore.rubric import Rubric
+
+FOLDER = Path(__file__).parent / "prompts"
+DIVIDER = "=== user"
+MAX_ITEM_CHARACTERS = 6000
+MAX_PROMPT_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The texts of the steps in one language. tokenizer: of an engine in this process, whose control strings are taken out."""
+
+    rubric: Rubric
+    language: str = "en"
+    folder: str | None = None
+    max_photo_pixels: int | None = None
+    tokenizer: Any = None
+
+    @cached_property
+    def control(self) -> frozenset[str]:
+        return control_strings(self.tokenizer) if self.tokenizer is not None else frozenset()
+
+    def source(self, step: str) -> str:
+        """The text of a step's file. Raises LoreError where there is none."""
+        return _read(step, self.language, self.folder)
+
+    def messages(self, step: str, *, photo: Any = None, **values: Any) -> list[Message]:
+        """System and user message of a step. Raises LoreError for a prompt file that cannot be filled in."""
+        text = _template(self.source(step), step).render(rubric=self.rubric, **values)
+        system, _, user = text.partition(DIVIDER)
+        user = user.strip()
+        if photo is None:
+            return [{"role": "system", "content": system.strip()}, {"role": "user", "content": user}]
+        image = bounded(load_image(photo), self.max_photo_pixels)
+        before, mark, after = user.partition("<photo>")
+        parts = [{"type": "text", "text": before + mark}, {"type": "image", "image": image}]
+        parts += [{"type": "text", "text": after or "</photo>"}]
+        return [{"role": "system", "content": [{"type": "text", "text": system.strip()}]}, {"role": "user", "content": parts}]
+
+    def query(self, pair: Pair) -> str:
+        return neutralise(pair.query, self.control)
+
+    def item(self, pair: Pair, photo: bool) -> str:
+        """The item as judges see it, without the query; `<photo>` marks the photo's place."""
+        before, after = item_text(pair, self.control, MAX_ITEM_CHARACTERS).block(photo)
+        return before[before.index("<item>") :] + after
+
+
+@lru_cache(maxsize=64)
+def _read(step: str, language: str, folder: str | None) -> str:
+    name = f"{step}.{language}.md"
+    for place in ([Path(folder)] if folder else []) + [FOLDER]:
+        path = place / name
+        if path.is_file():
+            if path.stat().st_size > MAX_PROMPT_BYTES:
+                raise LoreError(f"{path} has more than {MAX_PROMPT_BYTES:,} bytes, which is no prompt: shorten it.")
+            text = path.read_text(encoding="utf-8")
+            if text.count(DIVIDER) != 1:
+                raise LoreError(f"{path} has to hold one line {DIVIDER!r} between what every pair shares and the pair's own text.")
+            return text
+    known = sorted(path.name for path in FOLDER.glob("*.md"))
+    raise LoreError(f"There is no prompt {name}; shipped are {', '.join(known)}. Set `prompts` to a folder that holds it.")
+
+
+@lru_cache(maxsize=64)
+def _template(source: str, step: str) -> Any:
+    import jinja2
+    from jinja2.sandbox import SandboxedEnvironment
+
+    try:
+        return SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True).from_string(source)
+    except jinja2.TemplateError as error:
+        raise LoreError(f"The prompt of step {step} is no Jinja text: {error}") from error
+
+
+def prompt_hash(messages: list[Message]) -> str:
+    """16 hex digits over a prompt's texts and pixels."""
+    digest = hashlib.blake2b(digest_size=8)
+    for message in messages:
+        digest.update(f"\x1e{message['role']}\x1f".encode())
+        content = message["content"]
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part["type"] == "image":
+                digest.update(f"{part['image'].size}".encode() + part["image"].tobytes())
+            else:
+                digest.update(part["text"].encode(errors="surrogatepass"))
+    return digest.hexdigest()
