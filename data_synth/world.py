@@ -107,7 +107,7 @@ class World:
     def _slices(self, query, demands, decisive):
         hard = query.kind in HARD_KINDS
         slices = ["hard" if hard else query.kind] + ([f"hard:{query.kind}"] if hard else [])
-        if any(" = " in d.wanted + d.found for d in demands):
+        if any(" = " in d.wanted + d.found for d in demands if d.dimension != "bundle"):
             slices.append("capability:knowledge")
         if any(d.source == "photo" for d in demands):
             slices.append("capability:multimodal")
@@ -189,6 +189,8 @@ class World:
                 else dimension
             )
             text = texts[key].format(v=said or value, accent=accent, share=share)
+            if key == "bundle_single":
+                said = texts[key]  # the number of pieces does not stand in the text
             place = rng.random()
             if place < 0.65:
                 title.append(text)
