@@ -48,8 +48,10 @@ class TransformersEngine:
             inputs = self._inputs([texts[i] for i in indices])
             with self._generation(sampling, per_prompt) as config:
                 ids = self.model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
+            prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
             for k, index in enumerate(indices):
-                completions = [self._completion(row) for row in ids[k * per_prompt : (k + 1) * per_prompt]]
+                rows = ids[k * per_prompt : (k + 1) * per_prompt]
+                completions = [self._completion(row, prompt_tokens[k]) for row in rows]
                 out[index] = completions * (sampling.n if per_prompt == 1 else 1)
         return out
 
@@ -91,12 +93,13 @@ class TransformersEngine:
         stops |= set(known if isinstance(known, list) else [known])
         return sorted(s for s in stops if s is not None)
 
-    def _completion(self, ids: list[int]) -> Completion:
+    def _completion(self, ids: list[int], prompt_tokens: int = 0) -> Completion:
         stops = set(self._stop_ids())
         end = next((i for i, token in enumerate(ids) if token in stops), None)
         kept = ids if end is None else ids[:end]
         text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Completion(text, len(ids) if end is None else end + 1, "length" if end is None else "stop")
+        tokens, reason = (len(ids), "length") if end is None else (end + 1, "stop")
+        return Completion(text, tokens, reason, prompt_tokens)
 
     def _batches(self, texts: list[tuple[str, list]], extra: int = 0, copies: int = 1) -> Iterator[list[int]]:
         """Indices in batches of similar length, the longest first. extra: tokens that a row may still grow by."""
