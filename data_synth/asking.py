@@ -108,8 +108,8 @@ def _filled(source: str, step: str, values: dict[str, Any]) -> str:
         return _template(source).render(values).strip()
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise LoreError(
-            f"The prompt of step {step} cannot be filled in: {str(error).rstrip('.')}. Compare it with {FOLDER.name}/{step}.en.md, which holds every "
-            "variable of the step."
+            f"The prompt of step {step} cannot be filled in: {str(error).rstrip('.')}. Compare it with the shipped {step}.en.md, which "
+            "holds every variable of the step."
         ) from error
 
 

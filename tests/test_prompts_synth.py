@@ -1,4 +1,4 @@
-"""The teacher's prompts in both languages: every variable is filled in, and nobody but the prompt's author writes markup into one."""
+"""The teacher's prompts in both languages: every variable is filled in, and only a prompt's author writes markup."""
 
 import json
 import re
@@ -86,9 +86,8 @@ def test_every_variable_of_a_step_reaches_the_teacher(language, pairs):
     prompts = Prompts(load_rubric("shop"), language)
     pair = replace(next(pair for pair in pairs if pair.image), query="zebra query", title="zebra title")
     wishes, evidence = [Wish("colour", "said", "zebra wish")], [Evidence("zebra found", "description")]
-    given = dict(
-        wishes=wishes, evidence=evidence, facts=["zebra fact"], caption="zebra caption", hint="zebra hint", text="zebra text"
-    )
+    given = {"wishes": wishes, "evidence": evidence, "facts": ["zebra fact"], "caption": "zebra caption", "hint": "zebra hint"}
+    given["text"] = "zebra text"
     wanted = {
         "knowledge": ("query", "fact"),
         "multimodal": ("title", "fact", "caption", "wish"),
