@@ -5,12 +5,12 @@ cache it. A recipe's own folder of prompts is looked into before the shipped one
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from lore.data_synth.trace import STEPS
+from lore.data_synth.trace import STEPS, Evidence, Wish
 from lore.errors import LoreError
 from lore.images import bounded, load_image
 from lore.neutralise import control_strings, neutralise
@@ -20,6 +20,7 @@ from lore.rubric import Rubric
 
 FOLDER = Path(__file__).parent / "prompts"
 DIVIDER = "=== user"
+PHOTO = "<photo>"
 MAX_ITEM_CHARACTERS = 6000
 MAX_PROMPT_BYTES = 1_000_000
 
@@ -33,6 +34,7 @@ class Prompts:
     folder: str | None = None
     max_photo_pixels: int | None = None
     tokenizer: Any = None
+    _kept: dict[tuple, str] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def control(self) -> frozenset[str]:
@@ -42,21 +44,46 @@ class Prompts:
         """The text of a step's file. Raises LoreError where there is none."""
         return _read(step, self.language, self.folder)
 
-    def messages(self, step: str, *, photo: Any = None, **values: Any) -> list[Message]:
-        """System and user message of a step. Raises LoreError for a prompt file that cannot be filled in."""
-        text = _template(self.source(step), step).render(rubric=self.rubric, **values)
-        system, _, user = text.partition(DIVIDER)
-        user = user.strip()
+    def messages(self, step: str, *, photo: Any = None, item: str | None = None, **values: Any) -> list[Message]:
+        """System and user message of a step. item: the block that `item` makes; every other text among the values, a fact and a
+        teacher's own words too, becomes one harmless line. Raises LoreError for a prompt file that cannot be filled in.
+        """
+        known = {"rubric": self.rubric, **{name: self._safe(value) for name, value in values.items()}}
+        known |= {} if item is None else {"item": item}
+        # Apart, so that no value can stand for the divider.
+        first, second = self.source(step).split(DIVIDER)
+        system, user = self._shared(first, step, known), _filled(second, step, known)
         if photo is None:
-            return [{"role": "system", "content": system.strip()}, {"role": "user", "content": user}]
+            return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        before, mark, after = user.partition(PHOTO)
+        if not mark:
+            raise LoreError(
+                f"The prompt of step {step} has no {PHOTO} in its second part, so its photo has no place: write {PHOTO} or "
+                "{{ item }} there."
+            )
         image = bounded(load_image(photo), self.max_photo_pixels)
-        before, mark, after = user.partition("<photo>")
         parts = [{"type": "text", "text": before + mark}, {"type": "image", "image": image}]
         parts += [{"type": "text", "text": after or "</photo>"}]
-        return [{"role": "system", "content": [{"type": "text", "text": system.strip()}]}, {"role": "user", "content": parts}]
+        return [{"role": "system", "content": [{"type": "text", "text": system}]}, {"role": "user", "content": parts}]
 
-    def query(self, pair: Pair) -> str:
-        return neutralise(pair.query, self.control)
+    def _shared(self, source: str, step: str, known: dict[str, Any]) -> str:
+        """The system part: long, and the same for all pairs that fill it in alike, so kept."""
+        values = {name: known[name] for name in _variables(source, step) if name in known and name != "rubric"}
+        if any(not isinstance(value, str | None) for value in values.values()):
+            return _filled(source, step, known)
+        key = (source, *sorted(values.items()))
+        if key not in self._kept:
+            self._kept[key] = _filled(source, step, known)
+        return self._kept[key]
+
+    def _safe(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return neutralise(value, self.control)
+        if isinstance(value, list):
+            return [self._safe(part) for part in value]
+        if isinstance(value, Wish | Evidence):
+            return replace(value, **{name: self._safe(part) for name, part in asdict(value).items()})
+        return value
 
     def item(self, pair: Pair, photo: bool) -> str:
         """The item as judges see it, without the query; `<photo>` marks the photo's place."""
@@ -71,7 +98,10 @@ def _read(step: str, language: str, folder: str | None) -> str:
         if path.is_file():
             if path.stat().st_size > MAX_PROMPT_BYTES:
                 raise LoreError(f"{path} has more than {MAX_PROMPT_BYTES:,} bytes, which is no prompt: shorten it.")
-            text = path.read_text(encoding="utf-8")
+            try:
+                text = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise LoreError(f"{path} is no UTF-8 text ({error}), so it cannot be a prompt: save it as UTF-8.") from error
             if text.count(DIVIDER) != 1:
                 raise LoreError(f"{path} has to hold one line {DIVIDER!r} between what every pair shares and the pair's own text.")
             return text
@@ -79,15 +109,40 @@ def _read(step: str, language: str, folder: str | None) -> str:
     raise LoreError(f"There is no prompt {name}; shipped are {', '.join(known)}. Set `prompts` to a folder that holds it.")
 
 
-@lru_cache(maxsize=64)
-def _template(source: str, step: str) -> Any:
+def _filled(source: str, step: str, values: dict[str, Any]) -> str:
     import jinja2
-    from jinja2.sandbox import SandboxedEnvironment
 
     try:
-        return SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True).from_string(source)
+        return _template(source).render(values).strip()
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise _unfilled(step, error) from error
+
+
+def _unfilled(step: str, error: Exception) -> LoreError:
+    return LoreError(
+        f"The prompt of step {step} cannot be filled in: {str(error).rstrip('.')}. Compare it with {FOLDER.name}/{step}.en.md, which "
+        "holds every variable of the step."
+    )
+
+
+@lru_cache(maxsize=64)
+def _variables(source: str, step: str) -> frozenset[str]:
+    import jinja2
+    from jinja2 import meta
+
+    try:
+        return frozenset(meta.find_undeclared_variables(jinja2.Environment().parse(source)))
     except jinja2.TemplateError as error:
-        raise LoreError(f"The prompt of step {step} is no Jinja text: {error}") from error
+        raise _unfilled(step, error) from error
+
+
+@lru_cache(maxsize=64)
+def _template(source: str) -> Any:
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    # Immutable: every pair is filled in from one rubric, which no template may change for the next.
+    return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True).from_string(source)
 
 
 def prompt_hash(messages: list[Message]) -> str:

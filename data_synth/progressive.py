@@ -21,7 +21,7 @@ from lore.data_synth.verify import Verifier
 from lore.demand import Demand
 from lore.engines import EndpointFailed, RequestRefused
 from lore.images import ImageError
-from lore.judgement import neutralise, render_demands
+from lore.judgement import render_demands
 from lore.pairs import Pair
 from lore.rubric import Rubric
 
@@ -107,9 +107,9 @@ class Synthesis:
         draft.rationale = render_demands(kept, leave_out)
 
     async def _criticise(self, draft: Draft, pair: Pair, work: Work) -> None:
-        prompts, rationale = self.critic.prompts, neutralise(draft.rationale)
-        item = prompts.item(pair, False)
-        messages = prompts.messages("critic", item=item, caption=draft.caption, rationale=rationale, tier=draft.tier)
+        prompts = self.critic.prompts
+        values = {"caption": draft.caption, "rationale": draft.rationale, "tier": draft.tier}
+        messages = prompts.messages("critic", item=prompts.item(pair, False), **values)
         try:
             reply = await self.critic.ask(work, "critic", pair, messages, draft.draw)
             draft.replies.append(reply)
