@@ -34,8 +34,9 @@ def open_teacher(section: TeacherSection, recipe: SynthesizeRecipe, rubric: Rubr
         engines.append((place, engine))
     tokenizer = getattr(engine, "processor", None) or engine.tokenizer
     prompts = Prompts(rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels, tokenizer)
-    complete = engine.complete if section.kind == "endpoint" else Batched(engine).complete
-    return ByModel(teacher_name(section), complete, section, prompts, recipe.seed)
+    if section.kind == "endpoint":
+        return ByModel(teacher_name(section), engine.complete, section, prompts, recipe.seed, engine.aclose)
+    return ByModel(teacher_name(section), Batched(engine).complete, section, prompts, recipe.seed)
 
 
 def teacher_name(section: TeacherSection) -> str:

@@ -81,6 +81,7 @@ class ByModel:
     section: TeacherSection
     prompts: Prompts
     seed: int = 0
+    close: Callable[[], Awaitable[None]] | None = None
     _under_way: dict[str, asyncio.Future] = field(default_factory=dict)
 
     @property
@@ -192,7 +193,3 @@ class Batched:
         size = sum(len(part["text"].encode()) for content in parts for part in content if part["type"] == "text")
         return size + 256 + 2048 * sum(part["type"] == "image" for content in parts for part in content)
 
-
-def needs_tokenizer(engine: Any) -> Any:
-    """The processor whose control strings have to be kept out of a prompt; none for a server that hides its own."""
-    return getattr(engine, "processor", None) or getattr(engine, "tokenizer", None)
