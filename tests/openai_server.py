@@ -1,6 +1,6 @@
 """A small OpenAI-compatible server on loopback, in a thread: a function of the request says what it answers.
 
-    with serve(lambda request: reply("L4")) as server: ... server.url, server.requests
+with serve(lambda request: reply("L4")) as server: ... server.url, server.requests
 """
 
 import asyncio

@@ -136,7 +136,7 @@ def test_a_refused_connection_costs_nothing_and_stops_with_advice():
     book = Book()
     with serve(lambda r: reply("a")) as server:
         pass
-    with pytest.raises(EndpointStopped, match="(?s)has not answered for .* no connection .*What was stored is kept.*Start the server"):
+    with pytest.raises(EndpointStopped, match="(?s)not answered for .* no connection .*What was stored is kept.*Start the server"):
         complete(server, gate=book, max_down_seconds=0.3)
     assert set(book.settled) == {Usage(0, 0)} and len(book.settled) >= backoff.BREAKER_FAULTS
 

@@ -11,17 +11,25 @@ on the way is waited out or named:
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from lore.engines import Completion, EndpointFailed, EndpointStopped, Gate, Messages, RequestRefused, Sampling, Usage
 from lore.engines.backoff import Throttle, backoff_seconds
-from lore.engines.chat import turn_end
+from lore.engines.chat import stop_ids
 from lore.engines.client import Client, Outcome
 from lore.engines.config import EndpointSection
+from lore.engines.tier_logprobs import begun_at_verdict, listed_tokens, scoring_fields, tier_ends, tier_probabilities
 from lore.engines.wire import bound_of, completions, request_body
+from lore.errors import LoreError
 from lore.judgement import verdict_tokens
 from lore.recipe import ModelSection
 from lore.rubric import Rubric
+
+# One seed for all prompts would draw the same answer for the same prompt asked twice.
+SEED_STEP = 1_000_003
 
 
 class EndpointEngine:
@@ -36,16 +44,21 @@ class EndpointEngine:
         self.section, self.rubric = section, rubric
         self.processor, self.tokenizer, self.takes_images = None, None, True
         if section.tokenizer is not None:
-            from lore.engines.loading import load_processor
+            from lore.engines.loading import known_stops, load_processor
 
-            self.processor = load_processor(ModelSection(name=section.tokenizer))
+            local = ModelSection(name=section.tokenizer)
+            self.processor = load_processor(local)
             self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
             self.takes_images = self.processor is not self.tokenizer
         self.verdict = verdict_tokens(self.tokenizer, rubric) if self.tokenizer is not None and rubric is not None else None
         self._client = Client(section)
         self._throttle = Throttle(section.max_concurrency, max_down_seconds=section.max_down_seconds, stop=self._down)
         self._stopped: EndpointStopped | None = None
-        self._switches = self._template_switches()
+        self._switches: dict[str, Any] = {}  # so that the served model reads and stops as the other engines do
+        if self.processor is None or "enable_thinking" in str(self.processor.chat_template):
+            self._switches["chat_template_kwargs"] = {"enable_thinking": False}
+        if self.processor is not None:
+            self._switches["stop_token_ids"] = stop_ids(self.processor, known_stops(local))
 
     async def complete(self, messages: Messages, sampling: Sampling, gate: Gate | None = None) -> list[Completion]:
         """`sampling.n` completions of one prompt. `gate` admits and settles every HTTP attempt.
@@ -77,12 +90,40 @@ class EndpointEngine:
         out: list[list[Completion]] = [[] for _ in prompts]
 
         async def one(index: int) -> None:
+            seeded = replace(sampling, seed=sampling.seed * SEED_STEP + index * sampling.n)
             try:
-                out[index] = await self.complete(prompts[index], sampling)
+                out[index] = await self.complete(prompts[index], seeded)
             except RequestRefused:
                 out[index] = [Completion("", 0, "refused")] * sampling.n
 
         self._run(self._each(len(prompts), one))
+        return out
+
+    def score(self, prompts: list[Messages]) -> np.ndarray:
+        """See Engine.score, and lore.engines.tier_logprobs for how exact it is. Raises EndpointStopped where the server
+        lists no log-probabilities or never a tier, which is not a judgement; RequestRefused for a prompt that is too long.
+        """
+        if self.rubric is None:
+            raise LoreError("This endpoint was opened without a rubric, so it has no tiers to score. Pass one to open_engine.")
+        ends, fields = tier_ends(self.rubric, self.verdict), scoring_fields(self.verdict)
+        out, found = np.zeros((len(prompts), len(ends))), []
+
+        async def one(index: int) -> None:
+            sampling = Sampling(max_tokens=1)
+            begun = begun_at_verdict(prompts[index], self.rubric, self.verdict)
+            body = self._switches | request_body(self.section, begun, sampling, n=1, seed=0) | fields
+            listed = await self._ask(body, bound_of(self.section, begun, sampling, 1), None, lambda reply: (listed_tokens(reply),))
+            if listed[0] is None:
+                raise self._client.stop("lists no log-probabilities", "Use a server that knows logprobs, or another engine.")
+            out[index], any_tier = tier_probabilities(listed[0], ends, self.verdict)
+            found.append(any_tier)
+
+        self._run(self._each(len(prompts), one))
+        if found and not any(found):
+            raise self._client.stop(
+                f"listed none of the tiers {', '.join(self.rubric.tier_ids)} behind a verdict's opening, for {len(found)} prompts",
+                "It may not go on with a begun answer (vLLM and SGLang do), or the model may not be a judge.",
+            )
         return out
 
     async def _ask(self, body: dict[str, Any], bound: Usage, gate: Gate | None, read: Callable[[dict], Any]) -> Any:
@@ -140,15 +181,6 @@ class EndpointEngine:
             f"has not answered for {seconds:.0f} s; the last attempt: {last_fault}",
             "Start the server or correct the url (max_down_seconds: how long a server is waited for).",
         )
-
-    def _template_switches(self) -> dict[str, Any]:
-        """What the local template says, so that the served model reads and stops as the other engines do."""
-        said: dict[str, Any] = {}
-        if self.processor is None or "enable_thinking" in str(self.processor.chat_template):
-            said["chat_template_kwargs"] = {"enable_thinking": False}
-        if self.processor is not None:
-            said["stop_token_ids"] = [self.tokenizer(turn_end(self.processor), add_special_tokens=False)["input_ids"][-1]]
-        return said
 
     async def _each(self, count: int, one: Callable[[int], Coroutine]) -> None:
         """one(index) for every index, max_concurrency at once; the first error ends all."""
