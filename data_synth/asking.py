@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from lore.data_synth.trace import Evidence, Wish
+from lore.data_synth.trace import STEPS, Evidence, Wish
 from lore.errors import LoreError
 from lore.images import bounded, load_image
 from lore.neutralise import control_strings, neutralise
@@ -82,7 +82,6 @@ class Prompts:
         return before[before.index("<item>") :] + after
 
 
-@lru_cache(maxsize=64)
 def _read(step: str, language: str, folder: str | None) -> str:
     name = f"{step}.{language}.md"
     for place in ([Path(folder)] if folder else []) + [FOLDER]:
@@ -107,9 +106,10 @@ def _filled(source: str, step: str, values: dict[str, Any]) -> str:
     try:
         return _template(source).render(values).strip()
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+        why = str(error).rstrip(".")
         raise LoreError(
-            f"The prompt of step {step} cannot be filled in: {str(error).rstrip('.')}. Compare it with the shipped {step}.en.md, which "
-            "holds every variable of the step."
+            f"The prompt of step {step} cannot be filled in: {why}. Compare it with the shipped {step}.en.md, which holds every "
+            "variable of the step."
         ) from error
 
 
@@ -134,3 +134,9 @@ def prompt_hash(messages: list[Message]) -> str:
             else:
                 digest.update(part["text"].encode(errors="surrogatepass"))
     return digest.hexdigest()
+
+
+def prompt_texts_hash(language: str, folder: str | None) -> str:
+    """16 hex digits over the prompt files that a recipe uses."""
+    texts = "\x1e".join(_read(step, language, folder) for step in STEPS)
+    return hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()
