@@ -120,8 +120,8 @@ def _filled(source: str, step: str, values: dict[str, Any]) -> str:
 
 def _unfilled(step: str, error: Exception) -> LoreError:
     return LoreError(
-        f"The prompt of step {step} cannot be filled in: {str(error).rstrip('.')}. Compare it with {FOLDER.name}/{step}.en.md, which "
-        "holds every variable of the step."
+        f"The prompt of step {step} cannot be filled in: {str(error).rstrip('.')}. Compare it with the shipped {step}.en.md, "
+        "which holds every variable of the step."
     )
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from lore.data_synth.asking import Prompts, prompt_texts_hash
 from lore.data_synth.budget import Budget, BudgetReached, Spent
-from lore.data_synth.dataset_card import Counts, card_text
+from lore.data_synth.counts import Counts
+from lore.data_synth.dataset_card import card_text
 from lore.data_synth.facts import open_facts
 from lore.data_synth.opening import open_teachers
 from lore.data_synth.progressive import Synthesis
@@ -236,7 +237,7 @@ def write_set(
     recipe: SynthesizeRecipe, folder: RunFolder, path: Path, rubric: Rubric, budget: Budget, stamp: str, *, complete: bool
 ) -> Counts:
     """The accepted pairs, split by split, and the card beside them."""
-    out, counts, writers = folder / "pairs", Counts(), {}
+    out, counts, writers = folder / "pairs", Counts(recipe.seed), {}
     parts = {part.name: part for part in trace_parts(folder.path) if part_is_current(part, stamp)}
     try:
         for number, pairs in chunked(selected(recipe, path), recipe.chunk_pairs):
@@ -259,7 +260,7 @@ def write_set(
     for writer in writers.values():
         writer.__exit__(None, None, None)
     out.mkdir(exist_ok=True)
-    spent = [f"{budget.spent.tokens:,} tokens, {budget.spent.usd:.4f} US dollars, {budget.seconds:.0f} seconds of work"]
+    spent = [f"{budget.spent.tokens:,} tokens, {budget.spent.usd:.4f} US dollars, failed attempts included"]
     limits = [f"limit {key}: {value:g}" for key, value in recipe.budget.model_dump().items() if value is not None]
     teachers = [f"{role}: {described(section)}" for role, section in recipe.teachers().items()]
     text = card_text(
