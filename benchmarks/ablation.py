@@ -32,20 +32,15 @@ def lore(recipe: Path, runs: Path) -> None:
 
 
 def run_seed(seed: int, root: Path, shared: Path) -> Path:
-    """One seed's recipes, copied with their seed, and its runs. Returns the predictions."""
+    """One seed's recipes, copied with their seed and the shared shop and base, and its runs. Returns the predictions."""
     runs, recipes = root / str(seed), root / str(seed) / "recipes"
-    runs.mkdir(parents=True, exist_ok=True)
-    link = runs / "quickstart"
-    if not link.exists():
-        link.symlink_to(shared.resolve() / "quickstart", target_is_directory=True)
-    for source in [*RECIPES.glob("ablation/*.yaml"), RECIPES / "quickstart/world.yaml", RECIPES / "quickstart/base.yaml"]:
-        text = source.read_text(encoding="utf-8")
-        if source.parent.name == "ablation":
-            text = re.sub(r"^stage: ", f"seed: {seed}\nstage: ", text, count=1, flags=re.MULTILINE)
-        copy = recipes / source.relative_to(RECIPES)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(text, encoding="utf-8")
-    lore(recipes / "ablation/eval.yaml", runs)
+    recipes.mkdir(parents=True, exist_ok=True)
+    for source in RECIPES.glob("ablation/*.yaml"):
+        text = source.read_text(encoding="utf-8").replace("${LORE_RUNS}/quickstart", str(shared.resolve() / "quickstart"))
+        text = re.sub(r"\.\./quickstart/\w+\.yaml(, )?", "", text)  # done by then
+        text = re.sub(r"^stage: ", f"seed: {seed}\nstage: ", text, count=1, flags=re.MULTILINE)
+        (recipes / source.name).write_text(text, encoding="utf-8")
+    lore(recipes / "eval.yaml", runs)
     return runs / "ablation/eval/predictions.parquet"
 
 

@@ -10,7 +10,7 @@ loses what was in flight and no more, and what was in flight stays counted again
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,21 @@ class Journal:
     def __init__(self, path: Path):
         self.path = path
         self.replies: dict[str, Reply] = {}
+        self.askers: dict[str, str] = {}
         self._next, self._file = 0, None
         for entry in read_journal(path):
             self._next = max(self._next, entry.get("ask", -1) + 1)
             if "reply" in entry:
                 reply = Reply(**entry["reply"])
                 self.replies[reply.key] = reply
+                self.askers[reply.key] = entry["pair_id"]
+
+    def known(self, key: str, pair_id: str) -> Reply | None:
+        """The answer to a key, where there is one. To a pair that another one asked for, it costs nothing."""
+        reply = self.replies.get(key)
+        if reply is not None and self.askers[key] != pair_id:
+            reply = replace(reply, prompt_tokens=0, completion_tokens=0, usd=0.0)
+        return reply
 
     def asked(self, key: str, tokens: int, usd: float) -> int:
         """Notes a request before it is sent, with the most it can take. Returns its number."""
@@ -59,7 +68,7 @@ class Journal:
         self._append({"took": number, "tokens": tokens, "usd": usd})
 
     def answered(self, pair_id: str, reply: Reply) -> None:
-        self.replies[reply.key] = reply
+        self.replies[reply.key], self.askers[reply.key] = reply, pair_id
         self._append({"pair_id": pair_id, "reply": asdict(reply)})
 
     def close(self) -> None:

@@ -218,5 +218,10 @@ def rows_of(value: dict[str, Any], key: str, columns: tuple[str, ...]) -> list[d
     for row in rows:
         if not isinstance(row, dict) or any(not isinstance(row.get(name, ""), str | int | float) for name in columns):
             raise Unreadable(f"{key!r} holds {str(row)[:80]!r}, not an object with {', '.join(columns)}")
-        out.append({name: " ".join(str(row.get(name, "")).split())[:MAX_TEXT] for name in columns})
+        out.append({name: " ".join(whole(str(row.get(name, ""))).split())[:MAX_TEXT] for name in columns})
     return out
+
+
+def whole(text: str) -> str:
+    """Halves of characters, which JSON can carry and no file can, become question marks."""
+    return text.encode(errors="replace").decode()
