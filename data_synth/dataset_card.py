@@ -44,7 +44,7 @@ def card_text(
     named = f"{plain(rubric.name)} (version {plain(rubric.version)}, hash {rubric.hash})"
     lines += [
         f"Query-item pairs with a relevance tier of rubric {named} and a reasoning that leads there.",
-        f"Of {counts.pairs:,} rated pairs {accepted:,} ({percent(accepted, counts.pairs)}) have a reasoning that passed every check.",
+        f"Of {counts.pairs:,} rated pairs {accepted:,} ({percent(accepted, counts.pairs)}) have one that passed every check.",
         "The reasoning is synthetic; queries, items and human labels are those of the source.",
         "",
         "```python",
@@ -54,7 +54,7 @@ def card_text(
         "```",
         "",
         "`rationale` holds the reasoning, `demands` the same as a list, `label` the tier. A row without a rationale keeps its",
-        "human label alone. What the teacher was shown beside the pair (facts, captions) is in the run's traces and not in the set.",
+        "human label alone. What the teacher was shown beside the pair (facts, captions) is in the run's traces, not in the set.",
         "",
     ]
     for table in tables(counts, rubric.tier_ids):

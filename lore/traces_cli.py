@@ -1,4 +1,4 @@
-"""`lore traces`: what a teacher said about each pair, and why a trace was rejected. Nothing heavy is imported before a command runs.
+"""`lore traces`: what a teacher said about each pair, and why a trace was rejected. Nothing heavy is imported before it runs.
 
 lore traces show runs/my-set --rejected --check grounding
 lore traces summary runs/my-set
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,8 +117,8 @@ def _parts(run: Path) -> list[Path]:
     if not run.is_dir():
         raise LoreError(f"There is no run folder {run}. Name the folder of a run of stage synthesize, such as runs/NAME.")
     raise LoreError(
-        f"{run} holds no traces/part-*.parquet. A run of stage synthesize writes the first one when its first chunk of pairs is done: "
-        "start its recipe with `lore run`, or name another run."
+        f"{run} holds no traces/part-*.parquet. A run of stage synthesize writes the first one when its first chunk of pairs is "
+        "done: start its recipe with `lore run`, or name another run."
     )
 
 
@@ -141,8 +141,8 @@ def _batches(part: Path, columns: list[str]) -> Iterator[Any]:
             missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
                 raise LoreError(
-                    f"{part} has no column {', '.join(missing)}, so it holds no traces of this version. Run its recipe again: what was "
-                    "answered is not asked twice."
+                    f"{part} has no column {', '.join(missing)}, so it holds no traces of this version. Run its recipe again: "
+                    "what was answered is not asked twice."
                 )
             yield from file.iter_batches(BATCH_ROWS, columns=columns)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -216,7 +216,7 @@ def _show(console: Console, trace: Trace) -> None:
 
 
 def _line(console: Console, name: str, text: str, style: str = "") -> None:
-    console.print(_text(f"{name:<10}", "bold").append_text(_text(text, style)))
+    console.print(_text(f"{name:<12}", "bold").append_text(_text(text, style)))
 
 
 def _text(text: str, style: str = "") -> Text:
@@ -242,13 +242,15 @@ def _console(pager: bool) -> Iterator[Console]:
     if not (pager and sys.stdout.isatty() and command and shutil.which(command[0])):
         yield Console(highlight=False)
         return
-    width = shutil.get_terminal_size().columns
+
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the process with status 1
+
+    options = {"force_terminal": "NO_COLOR" not in os.environ, "width": shutil.get_terminal_size().columns, "highlight": False}
     environment = {"LESS": "FRX", **os.environ}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, text=True, encoding="utf-8", errors="replace", env=environment
-    ) as process:
-        try:
-            yield Console(file=process.stdin, force_terminal="NO_COLOR" not in os.environ, width=width, highlight=False)
-            process.stdin.close()
-        except BrokenPipeError:  # the reader has seen enough
-            pass
+    with suppress(BrokenPipeError):  # whoever leaves the pager has seen enough
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, text=True, encoding="utf-8", errors="replace", env=environment
+        ) as process:
+            yield Piped(file=process.stdin, **options)
