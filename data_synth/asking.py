@@ -5,7 +5,7 @@ cache it. A recipe's own folder of prompts is looked into before the shipped one
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Prompts:
     folder: str | None = None
     max_photo_pixels: int | None = None
     tokenizer: Any = None
+    _kept: dict[tuple, str] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def control(self) -> frozenset[str]:
@@ -50,7 +51,8 @@ class Prompts:
         known = {"rubric": self.rubric, **{name: self._safe(value) for name, value in values.items()}}
         known |= {} if item is None else {"item": item}
         # Apart, so that no value can stand for the divider.
-        system, user = (_filled(part, step, known) for part in self.source(step).split(DIVIDER))
+        first, second = self.source(step).split(DIVIDER)
+        system, user = self._shared(first, step, known), _filled(second, step, known)
         if photo is None:
             return [{"role": "system", "content": system}, {"role": "user", "content": user}]
         before, mark, after = user.partition(PHOTO)
@@ -64,6 +66,16 @@ class Prompts:
         parts += [{"type": "text", "text": after or "</photo>"}]
         return [{"role": "system", "content": [{"type": "text", "text": system}]}, {"role": "user", "content": parts}]
 
+    def _shared(self, source: str, step: str, known: dict[str, Any]) -> str:
+        """The system part: long, and the same for all pairs that fill it in alike, so kept."""
+        values = {name: known[name] for name in _variables(source, step) if name in known and name != "rubric"}
+        if any(not isinstance(value, str | None) for value in values.values()):
+            return _filled(source, step, known)
+        key = (source, *sorted(values.items()))
+        if key not in self._kept:
+            self._kept[key] = _filled(source, step, known)
+        return self._kept[key]
+
     def _safe(self, value: Any) -> Any:
         if isinstance(value, str):
             return neutralise(value, self.control)
@@ -72,9 +84,6 @@ class Prompts:
         if isinstance(value, Wish | Evidence):
             return replace(value, **{name: self._safe(part) for name, part in asdict(value).items()})
         return value
-
-    def query(self, pair: Pair) -> str:
-        return neutralise(pair.query, self.control)
 
     def item(self, pair: Pair, photo: bool) -> str:
         """The item as judges see it, without the query; `<photo>` marks the photo's place."""
@@ -106,11 +115,25 @@ def _filled(source: str, step: str, values: dict[str, Any]) -> str:
     try:
         return _template(source).render(values).strip()
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-        why = str(error).rstrip(".")
-        raise LoreError(
-            f"The prompt of step {step} cannot be filled in: {why}. Compare it with the shipped {step}.en.md, which holds every "
-            "variable of the step."
-        ) from error
+        raise _unfilled(step, error) from error
+
+
+def _unfilled(step: str, error: Exception) -> LoreError:
+    return LoreError(
+        f"The prompt of step {step} cannot be filled in: {str(error).rstrip('.')}. Compare it with the shipped {step}.en.md, "
+        "which holds every variable of the step."
+    )
+
+
+@lru_cache(maxsize=64)
+def _variables(source: str, step: str) -> frozenset[str]:
+    import jinja2
+    from jinja2 import meta
+
+    try:
+        return frozenset(meta.find_undeclared_variables(jinja2.Environment().parse(source)))
+    except jinja2.TemplateError as error:
+        raise _unfilled(step, error) from error
 
 
 @lru_cache(maxsize=64)

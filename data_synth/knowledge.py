@@ -8,7 +8,7 @@ from lore.rubric import Rubric
 
 
 def prompt(prompts: Prompts, pair: Pair, facts: list[str]) -> list[Message]:
-    return prompts.messages("knowledge", query=prompts.query(pair), facts=facts)
+    return prompts.messages("knowledge", query=pair.query, facts=facts)
 
 
 def read(text: str, rubric: Rubric) -> list[Wish]:

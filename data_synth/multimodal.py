@@ -26,7 +26,7 @@ def read_caption(text: str) -> str:
 
 def prompt(prompts: Prompts, pair: Pair, wishes: list[Wish], facts: list[str], *, caption: str | None, photo: bool) -> list[Message]:
     """photo: show the photo itself."""
-    values = {"wishes": _safe(wishes), "facts": facts, "caption": caption, "item": prompts.item(pair, photo)}
+    values = {"wishes": wishes, "facts": facts, "caption": caption, "item": prompts.item(pair, photo)}
     return prompts.messages("multimodal", photo=pair.image if photo else None, **values)
 
 
@@ -39,8 +39,3 @@ def read(text: str, wishes: list[Wish]) -> list[Evidence]:
         if row["source"] not in SOURCES:
             raise Unreadable(f"source {row['source'][:60]!r} is none of {', '.join(SOURCES)}")
     return [Evidence(row["found"] or "none", row["source"]) for row in rows]
-
-
-def _safe(wishes: list[Wish]) -> list[Wish]:
-    """A teacher's words go into the next prompt as data."""
-    return [Wish(wish.dimension, neutralise(wish.words), neutralise(wish.wanted)) for wish in wishes]

@@ -2,16 +2,14 @@
 
 from lore.data_synth.asking import Prompts
 from lore.data_synth.trace import Evidence, Ruling, Unreadable, Wish, json_objects, one_object, rows_of
-from lore.neutralise import neutralise
 from lore.pairs import Pair
 from lore.prompt import Message
 
 
 def prompt(prompts: Prompts, pair: Pair, wishes: list[Wish], evidence: list[Evidence], hint: str | None) -> list[Message]:
     """hint: the human label, for a teacher that is to explain it."""
-    shown = [Wish(w.dimension, neutralise(w.words), neutralise(w.wanted)) for w in wishes[: len(evidence)]]
-    found = [Evidence(neutralise(e.found), e.source) for e in evidence]
-    return prompts.messages("rules", query=prompts.query(pair), wishes=shown, evidence=found, hint=hint)
+    values = {"query": pair.query, "wishes": wishes[: len(evidence)], "evidence": evidence, "hint": hint}
+    return prompts.messages("rules", **values)
 
 
 def read(text: str, wishes: list[Wish]) -> tuple[list[Ruling], list[str]]:

@@ -68,7 +68,7 @@ def test_several_samples_differ_repeat_with_their_seed_and_greedy_ones_are_equal
 
 def test_an_answer_that_ends_by_itself_has_stopped_and_its_end_is_counted_but_not_shown(engines):
     small, _, _ = engines
-    end = small._end_ids[-1]
+    end = small.tokenizer(turn_end(small.processor), add_special_tokens=False)["input_ids"][-1]
     ids = small.tokenizer("a b", add_special_tokens=False)["input_ids"]
     done = small._completion([*ids, end, 7, 7])
     assert (done.text, done.tokens, done.finish_reason) == ("a b", len(ids) + 1, "stop")

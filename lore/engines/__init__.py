@@ -7,9 +7,12 @@ imports the heavy libraries when it is called.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lore.errors import LoreError
+
 if TYPE_CHECKING:
     import numpy as np
 
+    from lore.engines.config import EndpointSection, VllmSection
     from lore.recipe import ModelSection
     from lore.rubric import Rubric
 
@@ -29,11 +32,47 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer. tokens counts the decoded ones, the end of turn included; finish_reason is `stop` or `length`."""
+    """One answer. tokens counts the decoded ones, the end of turn included; finish_reason is `stop` or `length`.
+
+    prompt_tokens: of its prompt, photos included, the same for each of n samples; 0 where an endpoint does not say.
+    An endpoint's `generate` also gives finish_reason `refused`, with an empty text, for a prompt that the server will
+    not take.
+    """
 
     text: str
     tokens: int
     finish_reason: str
+    prompt_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Gate(Protocol):
+    """Decides whether a request may be sent, such as a budget. Each HTTP attempt is admitted and settled by itself."""
+
+    async def admit(self, bound: Usage) -> Any:
+        """Waits until a request of at most `bound` may be sent; raises when it never may. Returns its ticket."""
+
+    def settle(self, ticket: Any, used: Usage | None) -> None:
+        """What it took; None: unknown, so the bound counts."""
+
+
+class RequestRefused(LoreError):
+    """The server will not take this one prompt (too long, withheld by a filter); others may go on."""
+
+
+class EndpointFailed(LoreError):
+    """A request has failed as often as max_attempts allows."""
+
+
+class EndpointStopped(LoreError):
+    """No request can succeed: a wrong key, an unknown model, a server that is down. Going on is of no use."""
 
 
 class Engine(Protocol):
@@ -52,8 +91,27 @@ class Engine(Protocol):
         """
 
 
-def open_engine(model: "ModelSection", rubric: "Rubric", *, batch_tokens: int = 16384, device: str | None = None) -> Engine:
-    """The transformers engine for a checkpoint with or without an adapter. batch_tokens: padded tokens per pass."""
+def open_engine(
+    model: "ModelSection | EndpointSection",
+    rubric: "Rubric",
+    *,
+    vllm: "VllmSection | None" = None,
+    batch_tokens: int = 16384,
+    device: str | None = None,
+) -> Engine:
+    """The engine for a section: an endpoint for an EndpointSection; for a ModelSection vLLM in process where `vllm` is
+    given, else transformers. batch_tokens (padded tokens per pass) and device are for transformers alone.
+    """
+    from lore.engines.config import EndpointSection
+
+    if isinstance(model, EndpointSection):
+        from lore.engines.endpoint_engine import EndpointEngine
+
+        return EndpointEngine(model, rubric)
+    if vllm is not None:
+        from lore.engines.vllm_engine import VllmEngine
+
+        return VllmEngine.load(model, rubric, vllm)
     from lore.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine.load(model, rubric, batch_tokens=batch_tokens, device=device)

@@ -94,6 +94,13 @@ def turn_end(processor: Any) -> str:
     )
 
 
+def stop_ids(processor: Any, known: set[int]) -> list[int]:
+    """Tokens that end an answer: the template's end of turn, the tokenizer's eos and those that the checkpoint knows."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    end = tokenizer(turn_end(processor), add_special_tokens=False)["input_ids"][-1]
+    return sorted(known | {end} | ({tokenizer.eos_token_id} - {None}))
+
+
 def _without_images(message):
     if isinstance(message["content"], str):
         return message

@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
 from lore.errors import LoreError
 from lore.quiet import silence
@@ -44,6 +51,16 @@ def load_config(section: ModelSection) -> Any:
         _check_folder(section.adapter, "model.adapter", "adapter_config.json")
     with _readable(section):
         return AutoConfig.from_pretrained(section.name, trust_remote_code=section.trust_remote_code)
+
+
+def known_stops(section: ModelSection) -> set[int]:
+    """The tokens at which a checkpoint's own generation_config, or its config, ends an answer."""
+    config = load_config(section)
+    try:
+        known = GenerationConfig.from_pretrained(section.name).eos_token_id
+    except OSError:  # it has none: transformers then asks the config, as here
+        known = GenerationConfig.from_model_config(config).eos_token_id
+    return set(known if isinstance(known, list) else [known]) - {None}
 
 
 def is_vision(config: Any) -> bool:

@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from lore.engines import Completion, Messages, Sampling
-from lore.engines.chat import image_tokens, prompt_text, turn_end
+from lore.engines.chat import image_tokens, prompt_text, stop_ids
 from lore.engines.loading import default_device, load_model, load_processor
 from lore.judgement import verdict_tokens
 from lore.recipe import ModelSection
@@ -29,7 +29,8 @@ class TransformersEngine:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.takes_images = processor is not self.tokenizer
         self.verdict = verdict_tokens(self.tokenizer, rubric)
-        self._end_ids = self.tokenizer(turn_end(processor), add_special_tokens=False)["input_ids"]
+        known = model.generation_config.eos_token_id
+        self._stop_ids = stop_ids(processor, set(known if isinstance(known, list) else [known]) - {None})
 
     @classmethod
     def load(cls, section: ModelSection, rubric: Rubric, *, batch_tokens: int = 16384, device: str | None = None):
@@ -48,8 +49,10 @@ class TransformersEngine:
             inputs = self._inputs([texts[i] for i in indices])
             with self._generation(sampling, per_prompt) as config:
                 ids = self.model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
+            prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
             for k, index in enumerate(indices):
-                completions = [self._completion(row) for row in ids[k * per_prompt : (k + 1) * per_prompt]]
+                rows = ids[k * per_prompt : (k + 1) * per_prompt]
+                completions = [self._completion(row, prompt_tokens[k]) for row in rows]
                 out[index] = completions * (sampling.n if per_prompt == 1 else 1)
         return out
 
@@ -72,7 +75,7 @@ class TransformersEngine:
         options: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "num_return_sequences": per_prompt, "top_k": 0}
         if sampling.temperature > 0:
             options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
-        config = GenerationConfig(pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self._stop_ids(), **options)
+        config = GenerationConfig(pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self._stop_ids, **options)
         inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         own, inner.generation_config = inner.generation_config, GenerationConfig()
         try:
@@ -85,18 +88,12 @@ class TransformersEngine:
             return messages
         return [*messages, {"role": "assistant", "content": self.verdict.prefix_text}]
 
-    def _stop_ids(self) -> list[int]:
-        stops = {self._end_ids[-1], self.tokenizer.eos_token_id}
-        known = self.model.generation_config.eos_token_id
-        stops |= set(known if isinstance(known, list) else [known])
-        return sorted(s for s in stops if s is not None)
-
-    def _completion(self, ids: list[int]) -> Completion:
-        stops = set(self._stop_ids())
-        end = next((i for i, token in enumerate(ids) if token in stops), None)
+    def _completion(self, ids: list[int], prompt_tokens: int = 0) -> Completion:
+        end = next((i for i, token in enumerate(ids) if token in self._stop_ids), None)
         kept = ids if end is None else ids[:end]
         text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Completion(text, len(ids) if end is None else end + 1, "length" if end is None else "stop")
+        tokens, reason = (len(ids), "length") if end is None else (end + 1, "stop")
+        return Completion(text, tokens, reason, prompt_tokens)
 
     def _batches(self, texts: list[tuple[str, list]], extra: int = 0, copies: int = 1) -> Iterator[list[int]]:
         """Indices in batches of similar length, the longest first. extra: tokens that a row may still grow by."""

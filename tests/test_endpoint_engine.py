@@ -1,0 +1,380 @@
+"""The endpoint engine against a server that misbehaves in every way a server can."""
+
+import asyncio
+import time
+from email.utils import formatdate
+
+import pytest
+from openai_server import MODEL, Answer, error, reply, serve
+from PIL import Image
+
+from lore.engines import Completion, EndpointFailed, EndpointStopped, RequestRefused, Sampling, Usage, backoff, open_engine
+from lore.engines.backoff import Throttle, retry_after_seconds
+from lore.engines.config import EndpointSection
+from lore.engines.endpoint_engine import EndpointEngine
+from lore.engines.wire import error_text, redact, same_model
+from lore.errors import LoreError
+from lore.rubric import load_rubric
+
+RUBRIC = load_rubric("shop")
+KEY = "sk-proj-abcdef0123456789"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Waiting times in milliseconds."""
+    monkeypatch.setattr(backoff, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(backoff, "LONGEST_WAIT_SECONDS", 0.05)
+
+
+def ask(text: str = "hi") -> list:
+    return [{"role": "user", "content": text}]
+
+
+def engine_of(server, **options) -> EndpointEngine:
+    return EndpointEngine(EndpointSection(url=server.url, model=MODEL, **options), RUBRIC)
+
+
+class Book:
+    """A gate that lets everything in and writes down what happened."""
+
+    def __init__(self):
+        self.admitted, self.settled = [], []
+
+    async def admit(self, bound):
+        self.admitted.append(bound)
+        return len(self.admitted)
+
+    def settle(self, ticket, used):
+        self.settled.append(used)
+
+
+def complete(server, *, gate=None, sampling=None, messages=None, **options) -> list[Completion]:
+    async def work():
+        async with engine_of(server, **options) as engine:
+            return await engine.complete(messages or ask(), sampling or Sampling(), gate)
+
+    return asyncio.run(work())
+
+
+def in_turn(*answers):
+    """Answers one after another, the last one for ever."""
+    return lambda request: answers[min(request.number, len(answers) - 1)]
+
+
+def test_answers_come_in_the_order_of_the_prompts_with_their_tokens():
+    with serve(lambda r: reply(r.text.upper(), seconds=0.001 * (r.number % 3))) as server:
+        answers = engine_of(server, max_concurrency=8).generate([ask(f"p{i}") for i in range(50)], Sampling())
+        assert [row[0].text for row in answers] == [f"P{i}" for i in range(50)]
+        assert answers[0] == [Completion("P0", 3, "stop", 7)]
+        assert server.peak <= 8
+
+
+def test_sampled_answers_are_collected_where_a_server_gives_one_at_a_time_and_greedy_ones_are_asked_once():
+    with serve(lambda r: reply(f"a{r.body['seed']}" if "seed" in r.body else "a")) as server:
+        sampled = complete(server, sampling=Sampling(temperature=1, n=3, seed=5))
+        assert [c.text for c in sampled] == ["a5", "a6", "a7"]
+        assert [r.body.get("n") for r in server.requests] == [3, 2, None]
+        assert complete(server, sampling=Sampling(n=3)) == [Completion("a", 3, "stop", 7)] * 3
+        assert len(server.requests) == 4
+
+
+def test_several_samples_share_the_tokens_that_the_server_counts_together():
+    with serve(lambda r: reply("a", "a longer answer", "b", tokens=5)) as server:
+        found = complete(server, sampling=Sampling(temperature=1, n=3))
+        assert sum(c.tokens for c in found) == 15 and found[1].tokens > found[0].tokens
+
+
+@pytest.mark.parametrize(
+    ("fault", "used"),
+    [
+        (error(429, "slow down"), Usage(0, 0)),
+        (error(500, "oops"), Usage(0, 0)),
+        (error(503, "loading"), Usage(0, 0)),
+        (Answer(body=b"<html>"), None),
+        (Answer(body=b"\xff\xfe{"), None),
+        (Answer(body={"choices": []}), None),
+        (Answer(body=["choices"]), None),
+        (Answer(body={"model": MODEL, "choices": [{"message": {}, "finish_reason": "stop"}]}), None),
+        (reply("L1", half=True), None),
+        (reply("L1", model="other"), None),
+        (Answer(silent=True), None),
+    ],
+    ids=["429", "500", "503", "html", "bytes", "empty", "list", "no text", "half", "other model", "silence"],
+)
+def test_a_fault_is_sent_again_and_settled_by_itself(fault, used):
+    book = Book()
+    with serve(in_turn(fault, reply("L4"))) as server:
+        assert complete(server, gate=book, timeout_seconds=0.3)[0].text == "L4"
+    assert book.settled == [used, Usage(7, 3)]
+
+
+def test_the_bound_covers_text_photos_and_all_samples():
+    book = Book()
+    photo = {"type": "image", "image": Image.new("RGB", (8, 8), "red")}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "é" * 100}, photo]}]
+    with serve(lambda r: reply("a", "b")) as server:
+        complete(server, gate=book, messages=messages, sampling=Sampling(1.0, n=2, max_tokens=50), max_image_tokens=1000)
+        (url,) = [part["image_url"]["url"] for part in server.requests[0].body["messages"][0]["content"] if "image_url" in part]
+    (bound,) = book.admitted
+    assert 1200 < bound.prompt_tokens < 2000 and bound.completion_tokens == 100
+    assert url.startswith("data:image/png;base64,iVBOR")
+
+
+def test_a_gate_that_refuses_ends_the_request_before_it_is_sent():
+    class Shut(Book):
+        async def admit(self, bound):
+            raise LoreError("the budget is spent")
+
+    with serve(lambda r: reply("a")) as server:
+        with pytest.raises(LoreError, match="budget is spent"):
+            complete(server, gate=Shut())
+        assert server.requests == []
+
+
+def test_a_refused_connection_costs_nothing_and_stops_with_advice():
+    book = Book()
+    with serve(lambda r: reply("a")) as server:
+        pass
+    with pytest.raises(EndpointStopped, match="(?s)not answered for .* no connection .*What was stored is kept.*Start the server"):
+        complete(server, gate=book, max_down_seconds=0.3)
+    assert set(book.settled) == {Usage(0, 0)} and len(book.settled) >= backoff.BREAKER_FAULTS
+
+
+def test_retry_after_holds_every_request_back():
+    times = []
+
+    def answer(request):
+        times.append(time.monotonic())
+        return error(429, "slow down", **{"Retry-After": "0.4"}) if request.number == 0 else reply("a", seconds=0.01)
+
+    with serve(answer) as server:
+        engine_of(server, max_concurrency=1).generate([ask(), ask()], Sampling())
+    assert times[1] - times[0] >= 0.39
+
+
+@pytest.mark.parametrize(
+    ("header", "low", "high"),
+    [("3", 3, 3), ("0.5", 0.5, 0.5), ("-1", 0, 0), ("soon", 0, 0), (None, 0, 0), ("nan", 0, 0), ("99999", 120, 120)],
+)
+def test_retry_after_is_read_and_bounded(header, low, high):
+    assert low <= retry_after_seconds(header) <= high
+
+
+def test_retry_after_may_be_a_date():
+    assert 3 < retry_after_seconds(formatdate(time.time() + 5, usegmt=True)) <= 5
+    assert retry_after_seconds("Thu, 99 Foo 2099") == 0
+
+
+def test_after_max_attempts_the_error_names_the_last_fault():
+    with serve(lambda r: error(500, "the model is on fire")) as server:
+        with pytest.raises(EndpointFailed, match="(?s)in 3 attempts.*500 .*on fire.*max_attempts"):
+            complete(server, max_attempts=3)
+        assert len(server.requests) == 3
+
+
+def test_one_prompt_that_is_refused_leaves_the_others_alone():
+    with serve(lambda r: error(400, "maximum context length is 8 tokens") if "long" in r.text else reply("a")) as server:
+        with pytest.raises(RequestRefused, match="maximum context length"):
+            complete(server, messages=ask("long"))
+        short, long_, more = engine_of(server).generate([ask("b"), ask("long"), ask("c")], Sampling(n=2))
+        assert short == more == [Completion("a", 3, "stop", 7)] * 2
+        assert long_ == [Completion("", 0, "refused")] * 2
+
+
+def test_an_unknown_model_stops_at_once_and_the_nearest_is_named_first():
+    with serve(lambda r: error(404, "The model `tiny` does not exist.")) as server:
+        server.models = ["large", "tinny", "huge"]
+        with pytest.raises(EndpointStopped, match="(?s)knows no model 'tiny'.*one that it serves: tinny, large, huge"):
+            engine_of(server).generate([ask()] * 500, Sampling())
+        assert len(server.requests) <= 64
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_wrong_key_stops_at_once_and_is_never_shown(status, monkeypatch):
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    said = f"Incorrect API key provided: {KEY}. Header was: Authorization: Bearer {KEY}; masked sk-proj-***6789"
+    with serve(lambda r: error(status, said)) as server:
+        engine = engine_of(server, key_variable="TEACHER_KEY")
+        with pytest.raises(EndpointStopped) as stopped:
+            engine.generate([ask()] * 3, Sampling())
+        assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+    shown = str(stopped.value)
+    assert "TEACHER_KEY" in shown and "[key]" in shown
+    assert KEY not in shown and KEY[:8] not in shown and "6789" not in shown
+
+
+def test_a_key_that_a_server_sends_back_in_any_fault_is_not_shown(monkeypatch):
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    for fault in (error(500, KEY), Answer(body=KEY.encode()), reply("a", model=KEY), Answer(400, KEY)):
+        with serve(lambda r, fault=fault: fault) as server:
+            with pytest.raises(LoreError) as failed:
+                complete(server, key_variable="TEACHER_KEY", max_attempts=1)
+            assert KEY not in str(failed.value)
+    assert error_text(("x" * 395 + KEY).encode(), KEY).count("sk-") == 0  # not cut in the middle of it
+
+
+def test_a_key_variable_that_is_empty_or_is_the_key_itself_says_so(monkeypatch):
+    monkeypatch.delenv("TEACHER_KEY", raising=False)
+    with pytest.raises(LoreError, match="TEACHER_KEY is not set"):
+        EndpointEngine(EndpointSection(url="http://localhost/v1", model="m", key_variable="TEACHER_KEY"))
+    monkeypatch.setenv("TEACHER_KEY", "a\nb")
+    with pytest.raises(LoreError, match="is no key"):
+        EndpointEngine(EndpointSection(url="http://localhost/v1", model="m", key_variable="TEACHER_KEY"))
+    with pytest.raises(ValueError, match="not the key"):
+        EndpointSection(url="http://localhost/v1", model="m", key_variable=KEY)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://a/v1", "http://user:word@a/v1", "http://a/v1?key=b", "http:///v1"])
+def test_an_address_that_is_none_or_holds_a_secret_is_refused(url):
+    with pytest.raises(ValueError, match="url"):
+        EndpointSection(url=url, model="m")
+
+
+def test_what_one_server_does_not_take_is_left_out_from_then_on():
+    def answer(request):
+        unknown = [name for name in ("repetition_penalty", "chat_template_kwargs") if name in request.body]
+        if unknown:
+            return error(400, f"Unrecognized request arguments supplied: {', '.join(unknown)}")
+        if "max_tokens" in request.body:
+            return error(400, "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead.")
+        return reply("a")
+
+    with serve(answer) as server:
+        engine = engine_of(server, max_attempts=1)
+        assert all(row[0].text == "a" for row in engine.generate([ask()] * 40, Sampling(max_tokens=9)))
+        before = len(server.requests)
+        engine.generate([ask()] * 5, Sampling(max_tokens=9))
+        assert len(server.requests) == before + 5
+        assert server.requests[-1].body["max_completion_tokens"] == 9
+
+
+def test_extra_fields_are_sent_and_must_not_say_what_other_keys_say():
+    with serve(lambda r: reply("a")) as server:
+        complete(server, extra={"service_tier": "flex"})
+        assert server.requests[0].body["service_tier"] == "flex"
+    with pytest.raises(ValueError, match="temperature"):
+        EndpointSection(url="http://a/v1", model="m", extra={"temperature": 1})
+
+
+def test_fewer_at_once_while_the_server_is_busy_and_more_when_it_is_not():
+    def answer(request):
+        return error(429, "busy") if server.under_way > 4 else reply("a", seconds=0.005)
+
+    with serve(answer) as server:
+        engine = engine_of(server, max_attempts=20, max_concurrency=32)
+        assert len(engine.generate([ask()] * 200, Sampling())) == 200
+        assert sum(r.number >= 0 for r in server.requests) < 400
+        assert engine._throttle.limit < 16
+    with serve(lambda r: reply("a", seconds=0.01)) as server:
+        engine = engine_of(server, max_concurrency=32)
+        engine.generate([ask()] * 300, Sampling())
+        assert server.peak == 32
+
+
+def test_a_server_that_comes_back_loses_no_prompt(monkeypatch):
+    def answer(request):
+        return error(503, "restarting") if 20 <= request.number < 60 else reply("a", seconds=0.001)
+
+    with serve(answer) as server:
+        engine = engine_of(server, max_down_seconds=20, max_concurrency=16)
+        engine._throttle._probe_wait = 0.01
+        assert len(engine.generate([ask()] * 100, Sampling())) == 100
+
+
+def test_while_the_server_is_down_one_request_at_a_time_looks_whether_it_is_back():
+    async def work():
+        stopped = []
+
+        def stop(fault, seconds):
+            stopped.append(fault)
+            return EndpointStopped(fault)
+
+        throttle = Throttle(64, max_down_seconds=0.4, stop=stop)
+        throttle._probe_wait = 0.05
+        under_way, peak, tries = 0, 0, []
+
+        async def request():
+            nonlocal under_way, peak
+            while True:
+                entered = await throttle.enter()
+                under_way, peak = under_way + 1, max(peak, under_way + 1) if throttle.open else peak
+                tries.append(time.monotonic())
+                await asyncio.sleep(0.005)
+                under_way -= 1
+                throttle.fault(entered, "down")
+
+        done = await asyncio.wait_for(asyncio.gather(*(request() for _ in range(30)), return_exceptions=True), 5)
+        assert all(isinstance(error, EndpointStopped) for error in done)
+        assert peak <= 1 and throttle.under_way == 0
+        assert len(tries) < 40 + 8  # the first wave and a few looks
+
+    asyncio.run(work())
+
+
+def test_a_cancelled_request_gives_its_place_back_and_settles_as_unknown():
+    book = Book()
+
+    async def work():
+        async with engine_of(server, max_concurrency=1) as engine:
+            task = asyncio.create_task(engine.complete(ask(), Sampling(), book))
+            await asyncio.sleep(0.2)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert engine._throttle.under_way == 0
+
+    with serve(lambda r: Answer(silent=True)) as server:
+        asyncio.run(work())
+    assert book.settled == [None]
+
+
+def test_a_reply_without_end_is_not_read_to_its_end(monkeypatch):
+    monkeypatch.setattr("lore.engines.client.MAX_REPLY_BYTES", 10_000)
+    with serve(lambda r: reply("a" * 50_000)) as server:
+        with pytest.raises(EndpointFailed, match="more than 10,000 bytes"):
+            complete(server, max_attempts=1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "same"),
+    [
+        ("gpt-4o", "gpt-4o-2024-08-06", True),
+        ("gpt-4o", "gpt-4o", True),
+        ("gpt-4o", "gpt-4o-mini", False),
+        ("gpt-4o", "gpt-4o-mini-2024-07-18", False),
+        ("openai/gpt-4o", "gpt-4o-2024-08-06", True),
+        ("Qwen/Qwen3-8B", "qwen/qwen3-8b", True),
+        ("a/judge", "b/judge", False),
+        ("qwen3", "qwen3:latest", True),
+        ("llama-3", "llama-3-70b", False),
+        ("gemini-1.5-pro", "gemini-1.5-pro-002", True),
+    ],
+)
+def test_versioned_names_are_the_same_model_and_variants_are_not(asked, answered, same):
+    assert same_model(asked, answered) is same
+
+
+def test_redaction_reaches_every_form_of_the_key():
+    assert KEY not in redact(f'a {KEY} b "{KEY}" Bearer {KEY}', KEY)
+    assert redact("nothing here", KEY) == "nothing here"
+    assert redact("Bearer abc", None) == "[key]"
+
+
+def test_open_engine_opens_an_endpoint_for_its_section():
+    engine = open_engine(EndpointSection(url="http://127.0.0.1:9/v1", model="m"), RUBRIC)
+    assert isinstance(engine, EndpointEngine) and engine.tokenizer is None
+
+
+def test_no_prompts_no_requests():
+    with serve(lambda r: reply("a")) as server:
+        assert engine_of(server).generate([], Sampling()) == []
+        assert server.requests == []
+
+
+def test_generate_works_where_a_loop_is_running_already():
+    async def notebook():
+        return engine_of(server).generate([ask()], Sampling())
+
+    with serve(lambda r: reply("a")) as server:
+        assert asyncio.run(notebook())[0][0].text == "a"
