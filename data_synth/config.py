@@ -26,6 +26,8 @@ class WorldRecipe(BaseRecipe):
     """Shares of general, hard and visual queries in the training and dev splits; the test split has a third each."""
     photos: float = Field(0.4, ge=0, le=1)
     """Share of the pairs outside the visual subset that have a photo."""
+    label_noise: float = Field(0.0, ge=0, lt=1)
+    """Share of the training pairs with a wrong label, marked by the slice noise:label; gold demands and reasoning stay true."""
     corpus: int = Field(20000, ge=0)
     """Texts for a base model: catalogue entries and captions, search log, rule book."""
 

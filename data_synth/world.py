@@ -27,7 +27,9 @@ ZIPF_EXPONENT = 1.07
 
 
 class World:
-    """One shop. subsets: relative shares of general, hard and visual queries; photos: share of the other items with a photo."""
+    """One shop. subsets: relative shares of general, hard and visual queries; photos: share of the other items with a photo;
+    label_noise: share of the training pairs whose label is another than the true one (their slice is noise:label).
+    """
 
     def __init__(
         self,
@@ -37,7 +39,9 @@ class World:
         rubric: str = "shop",
         subsets: dict[str, float] | None = None,
         photos: float = 0.4,
+        label_noise: float = 0.0,
     ):
+        self.label_noise = label_noise
         self.seed, self.language, self.prior, self.photos = seed, language, PRIORS[prior], photos
         self.rubric_name, self.rubric = rubric, load_rubric(rubric)
         self.lexicon = load_lexicon(language)
@@ -75,18 +79,24 @@ class World:
         tier = worst(demands, self.rubric)
         decisive = [d for d in demands if d.tier == tier]
         item_id = f"{split}-{number}-{slot}"
+        label, slices = tier, self._slices(query, demands, decisive[0])
+        if split == "train" and self.label_noise:
+            rng = random.Random(f"{self.seed}/{split}/noise/{number}/{slot}")
+            if rng.random() < self.label_noise:
+                label = rng.choice([other for other in self.rubric.tier_ids if other != tier])
+                slices.append("noise:label")
         return Pair(
             pair_id=make_pair_id(words, f"{self.seed}/{item_id}"),
             query=words,
             item_id=item_id,
             **fields,
-            label=tier,
+            label=label,
             split=split,
             mismatch=decisive[0].dimension if tier in self.rubric.mismatch_tiers else None,
             rules=[decisive[0].rule],
             rationale=render_demands(demands),
             demands=demands,
-            slices=self._slices(query, demands, decisive[0]),
+            slices=slices,
             query_frequency=self.frequency(split, number),
             source=f"shop-{self.language}",
         )
@@ -107,7 +117,7 @@ class World:
     def _slices(self, query, demands, decisive):
         hard = query.kind in HARD_KINDS
         slices = ["hard" if hard else query.kind] + ([f"hard:{query.kind}"] if hard else [])
-        if any(" = " in d.wanted + d.found for d in demands):
+        if any(" = " in d.wanted + d.found for d in demands if d.dimension != "bundle"):
             slices.append("capability:knowledge")
         if any(d.source == "photo" for d in demands):
             slices.append("capability:multimodal")
@@ -189,6 +199,8 @@ class World:
                 else dimension
             )
             text = texts[key].format(v=said or value, accent=accent, share=share)
+            if key == "bundle_single":
+                said = texts[key]  # the number of pieces does not stand in the text
             place = rng.random()
             if place < 0.65:
                 title.append(text)

@@ -41,6 +41,7 @@ def run(recipe: WorldRecipe, folder: RunFolder) -> None:
             recipe.rubric,
             TEST_SUBSETS if test else recipe.subsets,
             recipe.photos,
+            recipe.label_noise,
         )
         write_pairs(world, split, count, folder / "pairs" / f"{split}.parquet")
     write_extras(

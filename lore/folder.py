@@ -294,6 +294,11 @@ class RunFolder:
                 "inputs, delete the folder to run it anew, or give the recipe another `run` name."
             )
 
+    def reopen(self) -> None:
+        """Takes the done marker away: the run goes on from what it has."""
+        if is_main_process():
+            self.done_path.unlink(missing_ok=True)
+
     def finish(self, summary: dict[str, Any]) -> None:
         """Marks the run as done; `summary` is what a rerun prints."""
         if is_main_process():

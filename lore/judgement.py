@@ -15,6 +15,7 @@ name is a wrong answer, not a wrong format.
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from lore.rubric import Rubric
 from lore.verdict import VerdictTokens, verdict_tokens, with_verdict_prefix
 
 __all__ = [
+    "CAPABILITIES",
     "Demand",
     "FormatFailure",
     "Judgement",
@@ -38,6 +40,7 @@ __all__ = [
     "render_answer",
     "render_demands",
     "renderer_hash",
+    "unresolved",
     "verdict_tokens",
     "with_verdict_prefix",
 ]
@@ -45,9 +48,33 @@ __all__ = [
 CODEC_VERSION = 1
 
 
-def render_demands(demands: list[Demand]) -> str:
-    """The short rationale: `colour: red | blue (photo) | colour-other L2; ...`."""
-    return "; ".join(f"{d.dimension}: {d.wanted} | {d.found} ({d.source}) | {d.rule} {d.tier}" for d in demands)
+CAPABILITIES = ("knowledge", "photos", "rules")
+
+
+def render_demands(demands: list[Demand], leave_out: Collection[str] = ()) -> str:
+    """The short rationale: `colour: azure = blue | green (photo) | colour-other L2; ...`.
+
+    leave_out: capabilities whose part is not written: knowledge (what a word stands for), photos (what only the photo shows),
+    rules (rule and tier of each demand).
+    """
+    return "; ".join(_demand_text(demand, leave_out) for demand in demands)
+
+
+def _demand_text(demand: Demand, leave_out: Collection[str]) -> str:
+    wanted, found = demand.wanted, demand.found
+    if "knowledge" in leave_out:
+        wanted, found = unresolved(wanted), unresolved(found)
+    parts = [f"{demand.dimension}: {wanted}"]
+    if not (demand.source == "photo" and "photos" in leave_out):
+        parts.append(f"{found} ({demand.source})")
+    if "rules" not in leave_out:
+        parts.append(f"{demand.rule} {demand.tier}".strip())
+    return " | ".join(parts)
+
+
+def unresolved(text: str) -> str:
+    """A value as it was said, without what it stands for: `samovar = kettle` is `samovar`."""
+    return text.split(" = ")[0]
 
 
 @dataclass(slots=True)

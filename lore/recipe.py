@@ -204,6 +204,10 @@ class BaseRecipe(StrictModel):
         """Numbers that follow from the recipe, shown by --dry-run."""
         return {}
 
+    def reopened(self, folder: Any) -> str | None:
+        """Why a finished run has to go on (its prompts have changed), or None. What it has stays and is used again."""
+        return None
+
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, as plain data."""
         return self.model_dump(mode="json")

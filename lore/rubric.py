@@ -80,7 +80,8 @@ class Rule(_Part):
 
 class Rubric(_Part):
     """A scale and its rules. `mismatch_tiers`: tiers whose judgement names the failing dimension. `aggregate`: how
-    the tiers of single demands make the verdict.
+    the tiers of single demands make the verdict: the worst of them, their mean rounded towards the worse, or free where the
+    judge weighs them.
     """
 
     name: Id
@@ -90,7 +91,7 @@ class Rubric(_Part):
     dimensions: list[Dimension] = []
     rules: list[Rule] = []
     mismatch_tiers: list[str] = []
-    aggregate: Literal["worst"] = "worst"
+    aggregate: Literal["worst", "mean", "free"] = "worst"
 
     @cached_property
     def tier_ids(self) -> list[str]:
@@ -110,6 +111,13 @@ class Rubric(_Part):
     @cached_property
     def _tier_by_label(self) -> dict[str, str]:
         return {label.strip().casefold(): tier.id for tier in self.tiers for label in (*tier.aliases, tier.id)}
+
+    def verdict_over(self, tier_ids: list[str]) -> str | None:
+        """The verdict over the tiers of single demands; None where the rubric leaves it to the judge."""
+        if self.aggregate == "free" or not tier_ids:
+            return None
+        places = [self.index(tier_id) for tier_id in tier_ids]
+        return self.tier_ids[min(places) if self.aggregate == "worst" else sum(places) // len(places)]
 
     def index(self, tier_id: str) -> int:
         """Position of a tier; 0 is the worst."""

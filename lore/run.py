@@ -86,6 +86,9 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
                 print_dry_run(path, recipe, folder, needed)
             return folder
         folder.check(recipe)
+        if folder.is_done and (why := recipe.reopened(folder)):
+            say(f"{folder.path} goes on: {why}")
+            folder.reopen()
         if folder.is_done:
             report_done(recipe, folder)
             return folder

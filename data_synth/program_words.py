@@ -1,0 +1,108 @@
+"""The program teacher for any rated pairs: each word of the query is a demand, and is found in the item's texts or not.
+
+The last content word before `for`, `with` or `in` names the kind of thing, the item's own brand is a brand, all other words are attributes.
+A word counts as found with or without a plural s, glued to its neighbour (`air pods`, `airpods`), or through a fact that is given. Found
+words get their dimension's best rule, missing ones its worst. Left out: synonyms that no fact states, how much a word matters, and
+everything that only a reader understands; so many traces contradict the raters, and the checks reject those.
+"""
+
+from lore.data_synth.facts import Fact
+from lore.data_synth.trace import MAX_DEMANDS, Evidence, Ruling, Unreadable, Wish
+from lore.data_synth.verify import content_words, pieces
+from lore.errors import LoreError
+from lore.pairs import Pair
+from lore.rubric import Rubric, Rule
+
+HEAD_ENDS = {"for", "with", "in", "by", "from", "of", "to", "without"}
+DETAILS = ("attribute", "special", "specification", "function", "style")
+
+
+class WordsProgram:
+    """knowledge, multimodal and rules over the words of a pair."""
+
+    def __init__(self, rubric: Rubric, language: str = "en"):
+        self.name, self.rubric, self.language = "words", rubric, language
+        ids = [dimension.id for dimension in rubric.dimensions]
+        if not ids or not rubric.rules:
+            raise LoreError(
+                f"teacher.program words gives every query word a dimension and a rule, and rubric {rubric.name} has none of these.\n"
+                "Add dimensions and rules to the rubric, or use another teacher."
+            )
+        self.kind = "category" if "category" in ids else ids[0]
+        self.brand = "brand" if "brand" in ids else self.kind
+        self.detail = next((name for name in DETAILS if name in ids), self.kind)
+        self._rules = {dimension: self._extremes(dimension) for dimension in ids}
+
+    def knowledge(self, pair: Pair, facts: list[Fact]) -> list[Wish]:
+        words = list(dict.fromkeys(content_words(pair.query, self.language)))[:MAX_DEMANDS]
+        if not words:
+            raise Unreadable("the query has no content word")
+        head = self._head(pair.query, words)
+        brand = set(pieces(pair.brand or ""))
+        meanings = {fact.phrase.casefold(): fact.value for fact in facts if fact.phrase}
+        wishes = []
+        for word in words:
+            dimension = self.kind if word == head else self.brand if word in brand else self.detail
+            wanted = f"{word} = {meanings[word]}" if word in meanings else word
+            wishes.append(Wish(dimension, word, wanted))
+        return sorted(wishes, key=lambda wish: wish.dimension != self.kind)
+
+    def multimodal(self, pair: Pair, wishes: list[Wish], facts: list[Fact]) -> list[Evidence]:
+        fields = [*pair.attributes.values(), pair.brand or "", pair.category or "", pair.shop or ""]
+        places = {"title": pair.title, "attributes": "\n".join(fields), "description": pair.description or ""}
+        had = {source: _Words(text) for source, text in places.items()}
+        query = pieces(pair.query)
+        return [self._find(wish, query, had) for wish in wishes]
+
+    def rules(self, pair: Pair, wishes: list[Wish], evidence: list[Evidence]) -> list[Ruling]:
+        rulings = []
+        for wish, found in zip(wishes, evidence, strict=True):
+            best, worst = self._rules[wish.dimension]
+            rule = worst if found.source == "none" else best
+            rulings.append(Ruling(rule.id, rule.tier) if rule else Ruling("", self._tier(found)))
+        return rulings
+
+    def _head(self, query: str, words: list[str]) -> str:
+        head = None
+        for word in pieces(query):
+            if word in HEAD_ENDS and head is not None:
+                break
+            if word in words and not word[0].isdigit():
+                head = word
+        return head or words[0]
+
+    def _find(self, wish: Wish, query: list[str], had: dict[str, "_Words"]) -> Evidence:
+        said, _, value = wish.wanted.partition(" = ")
+        for source, words in had.items():
+            for text in filter(None, (said, value)):
+                if all(part in words.single for part in pieces(text)):
+                    return Evidence(text, source)
+            glued = words.glued(said, query)
+            if glued:
+                return Evidence(glued, source)
+        return Evidence("none", "none")
+
+    def _extremes(self, dimension: str) -> tuple[Rule | None, Rule | None]:
+        rules = sorted((rule for rule in self.rubric.rules if rule.dimension == dimension), key=lambda rule: self.rubric.index(rule.tier))
+        return (rules[-1], rules[0]) if rules else (None, None)
+
+    def _tier(self, found: Evidence) -> str:
+        return self.rubric.tier_ids[0 if found.source == "none" else -1]
+
+
+class _Words:
+    """The words of one text, alone and in neighbouring pairs."""
+
+    def __init__(self, text: str):
+        words = pieces(text)
+        self.single = set(words)
+        self.pairs = {a + b: f"{a} {b}" for a, b in zip(words, words[1:], strict=False)}
+
+    def glued(self, word: str, query: list[str]) -> str:
+        """How the text writes a query word that it glues to a neighbour, or divides in two; "" where it does not."""
+        if word in self.pairs:
+            return self.pairs[word]
+        for a, b in zip(query, query[1:], strict=False):
+            if word in (a, b) and a + b in self.single:
+                return a + b
+        return ""

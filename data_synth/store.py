@@ -1,0 +1,199 @@
+"""What a run has asked and what came back, so that nothing is asked twice and nothing is lost.
+
+    answers/000012.jsonl        the journal of chunk 12: a line before each request, a line for what it took, a line for each answer
+    traces/part-000012.parquet  the traces of chunk 12, written whole when its last pair is done
+
+An answer's key is a hash over step, prompt, teacher and draw; its line names the pair. Lines go to the system at once: a killed process
+loses what was in flight and no more, and what was in flight stays counted against the budget.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lore.data_synth.trace import TRACE_SCHEMA, Reply, Trace
+from lore.errors import LoreError
+from lore.parts import part_of
+
+STAMP = b"lore.synthesis"
+
+
+@dataclass
+class Totals:
+    """What a journal's requests took; those that were never settled count at their bound."""
+
+    tokens: int = 0
+    usd: float = 0.0
+    requests: int = 0
+    answers: int = 0
+    unsettled: int = 0
+
+
+class Journal:
+    """The requests and answers of one chunk. Opened by one process at a time (the run folder is locked)."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.replies: dict[str, Reply] = {}
+        self._next, self._file = 0, None
+        for entry in read_journal(path):
+            self._next = max(self._next, entry.get("ask", -1) + 1)
+            if "reply" in entry:
+                reply = Reply(**entry["reply"])
+                self.replies[reply.key] = reply
+
+    def asked(self, key: str, tokens: int, usd: float) -> int:
+        """Notes a request before it is sent, with the most it can take. Returns its number."""
+        number, self._next = self._next, self._next + 1
+        self._append({"ask": number, "key": key, "tokens": tokens, "usd": usd})
+        return number
+
+    def settled(self, number: int, tokens: int, usd: float) -> None:
+        """Notes what a request took."""
+        self._append({"took": number, "tokens": tokens, "usd": usd})
+
+    def answered(self, pair_id: str, reply: Reply) -> None:
+        self.replies[reply.key] = reply
+        self._append({"pair_id": pair_id, "reply": asdict(reply)})
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_torn_line(self.path)
+            self._file = open(self.path, "ab", buffering=0)
+        self._file.write((json.dumps(entry, ensure_ascii=False) + "\n").encode(errors="surrogatepass"))
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A killed process can leave half a line at the end: it was never a whole answer."""
+    if not path.is_file():
+        return
+    with open(path, "rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        at = size
+        while at > 0:
+            start = max(0, at - 65536)
+            file.seek(start)
+            end = file.read(at - start).rfind(b"\n")
+            if end >= 0:
+                file.truncate(start + end + 1)
+                return
+            at = start
+        file.truncate(0)
+
+
+def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a journal. Raises LoreError for one that is damaged in the middle."""
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line.decode(errors="surrogatepass"))
+            except ValueError as error:
+                raise LoreError(
+                    f"{path}, line {number} is no JSON ({error}), so it is not known what was asked. Restore the file, or delete it "
+                    "to ask its pairs again."
+                ) from error
+
+
+def totals(folder: Path) -> Totals:
+    """What all journals of a folder add up to."""
+    total = Totals()
+    for path in sorted(folder.glob("*.jsonl")):
+        held: dict[int, tuple[int, float]] = {}
+        for entry in read_journal(path):
+            if "ask" in entry:
+                held[entry["ask"]] = (entry["tokens"], entry["usd"])
+                total.requests += 1
+            elif "took" in entry:
+                held.pop(entry["took"], None)
+                total.tokens += entry["tokens"]
+                total.usd += entry["usd"]
+            else:
+                total.answers += 1
+        total.unsettled += len(held)
+        total.tokens += sum(tokens for tokens, _ in held.values())
+        total.usd += sum(usd for _, usd in held.values())
+    return total
+
+
+class Earlier:
+    """Answers of other runs, looked up by key and read where they lie."""
+
+    def __init__(self, folders: list[str]):
+        self._places: dict[str, tuple[Path, int]] = {}
+        for folder in folders:
+            answers = Path(folder) / "answers"
+            if not answers.is_dir():
+                raise LoreError(f"reuse: {folder} has no folder answers, so it is no run of stage synthesize. Correct the path.")
+            for path in sorted(answers.glob("*.jsonl")):
+                self._index(path)
+
+    def _index(self, path: Path) -> None:
+        with open(path, "rb") as file:
+            at = 0
+            for line in file:
+                if line.endswith(b"\n") and line.startswith(b'{"pair_id"'):
+                    self._places[json.loads(line.decode(errors="surrogatepass"))["reply"]["key"]] = (path, at)
+                at += len(line)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def get(self, key: str) -> Reply | None:
+        place = self._places.get(key)
+        if place is None:
+            return None
+        with open(place[0], "rb") as file:
+            file.seek(place[1])
+            return Reply(**json.loads(file.readline().decode(errors="surrogatepass"))["reply"])
+
+
+def part_path(folder: Path, chunk: int) -> Path:
+    return folder / f"part-{chunk:06d}.parquet"
+
+
+def part_is_current(path: Path, stamp: str) -> bool:
+    """Whether a part is there and was made by the same prompts, checks and pairs."""
+    if not path.is_file():
+        return False
+    return (pq.read_schema(path).metadata or {}).get(STAMP) == stamp.encode()
+
+
+def write_part(path: Path, traces: list[Trace], stamp: str) -> None:
+    """All traces of a chunk in the order of their pairs, or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = part_of(path)
+    schema = TRACE_SCHEMA.with_metadata({STAMP: stamp.encode()})
+    table = pa.Table.from_pylist([trace.row() for trace in traces], schema=schema)
+    with open(part, "wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def read_part(path: Path) -> Iterator[Trace]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(256):
+            for row in batch.to_pylist():
+                yield Trace.of_row(row)
+
+
+def trace_parts(run: Path) -> list[Path]:
+    """The parts of a run in the order of its pairs."""
+    return sorted((run / "traces").glob("part-*.parquet"))

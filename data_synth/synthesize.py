@@ -1,0 +1,304 @@
+"""Stage synthesize: a teacher reasons about rated pairs in three steps, every trace is checked, and what passes is an SFT set with a card.
+
+    lore run recipes/synthesize.yaml
+
+The run folder holds answers/ (what was asked and came back), traces/ (one row per pair, accepted or not, with every check) and pairs/ (the
+set: `data.path` of an SFT recipe, or datasets.load_dataset). A stopped run goes on with the same command and asks nothing twice.
+"""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from lore.data_synth.asking import Prompts, prompt_texts_hash
+from lore.data_synth.budget import Budget, BudgetReached, Spent
+from lore.data_synth.counts import Counts
+from lore.data_synth.dataset_card import card_text
+from lore.data_synth.facts import open_facts
+from lore.data_synth.opening import open_teachers
+from lore.data_synth.progressive import Synthesis
+from lore.data_synth.store import Earlier, Journal, part_is_current, part_path, read_part, totals, trace_parts, write_part
+from lore.data_synth.synth_config import SynthesizeRecipe
+from lore.data_synth.teachers import Work
+from lore.data_synth.trace import STEPS, Trace
+from lore.data_synth.verify import Verifier
+from lore.errors import LoreError
+from lore.fingerprints import files_fingerprint
+from lore.folder import RunFolder, flatten, is_main_process, say, write_atomic
+from lore.pairs import Pair, PairWriter, fingerprint, read_pairs
+from lore.recipe import to_yaml
+from lore.rubric import Rubric, load_rubric, rubric_metadata
+from lore.sources import materialise
+
+TICK_SECONDS = 2.0
+DEFAULT_SPLIT = "train"
+
+
+def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
+    """Writes traces, set and card. The main process does it alone; other processes return at once."""
+    if not is_main_process():
+        return
+    rubric = load_rubric(recipe.data.rubric)
+    path = materialise(recipe.data, folder)
+    data = fingerprint(path)
+    folder.note(data_fingerprint=data, rubric_hash=rubric.hash)
+    facts = open_facts(recipe.facts.path, recipe.facts.top) if recipe.facts else None
+    stamp = stamp_of(recipe, rubric, data, files_fingerprint(map(Path, facts.files)) if facts else "")
+    budget = Budget(recipe.budget, spent_before(folder))
+    teacher, captioner, critic = open_teachers(recipe, rubric)
+    verifier = Verifier(
+        recipe.checks,
+        rubric,
+        language=recipe.language,
+        coverage=recipe.coverage,
+        max_tokens=recipe.rationale.max_tokens,
+        tokenizer=student_tokenizer(recipe),
+        instructions=instructions(recipe, rubric),
+    )
+    synthesis = Synthesis(recipe, rubric, teacher, verifier, captioner, critic, facts)
+    earlier = Earlier(recipe.reuse) if recipe.reuse else None
+    error = None
+    try:
+        asyncio.run(Pipeline(recipe, folder, path, synthesis, budget, earlier, stamp).run())
+    except BudgetReached as reached:
+        error = reached
+    finally:
+        write_seconds(folder, budget.seconds)
+    counts = write_set(recipe, folder, path, rubric, budget, stamp, complete=error is None)
+    if error is not None:
+        done = sum(counts.given.values())
+        raise LoreError(f"{error}\n{done:,} pairs have a trace so far; {folder / 'pairs'} holds what was accepted of them.")
+    accepted = sum(counts.accepted.values())
+    summary = {"pairs": sum(counts.given.values()), "accepted": accepted, "tokens": budget.spent.tokens, "usd": round(budget.spent.usd, 6)}
+    prompts = prompt_texts_hash(recipe.language, recipe.prompts)
+    folder.finish(summary | {"seconds": round(budget.seconds, 1), "set": str(folder / "pairs"), "prompts": prompts})
+
+
+class Pipeline:
+    """Streams pairs through the teacher: many at once, chunk after chunk without a pause between, in bounded memory."""
+
+    def __init__(
+        self,
+        recipe: SynthesizeRecipe,
+        folder: RunFolder,
+        path: Path,
+        synthesis: Synthesis,
+        budget: Budget,
+        earlier: Earlier | None,
+        stamp: str,
+    ):
+        self.recipe, self.folder, self.path, self.synthesis = recipe, folder, path, synthesis
+        self.budget, self.earlier, self.stamp = budget, earlier, stamp
+        self.window = asyncio.Semaphore(pairs_at_once(recipe))
+        self.stop: Exception | None = None
+        self.done = self.accepted = 0
+
+    async def run(self) -> None:
+        """Raises BudgetReached, or the error that stopped the teacher, after everything in flight has come back and is stored."""
+        ticker = asyncio.create_task(self._tick())
+        chunks: list[asyncio.Task] = []
+        try:
+            for number, pairs in chunked(selected(self.recipe, self.path), self.recipe.chunk_pairs):
+                out = part_path(self.folder / "traces", number)
+                if part_is_current(out, self.stamp):
+                    self.done += len(pairs)
+                    continue
+                out.unlink(missing_ok=True)  # of other prompts: its answers are in the journal
+                work = Work(Journal(self.folder / "answers" / f"{number:06d}.jsonl"), self.budget, self.earlier)
+                tasks = []
+                for pair in pairs:
+                    await self.window.acquire()
+                    if self.stop is not None:
+                        self.window.release()
+                        break
+                    tasks.append(asyncio.create_task(self._pair(pair, work)))
+                chunks = [task for task in chunks if not task.done()]
+                chunks.append(asyncio.create_task(self._chunk(tasks, len(pairs), work, out)))
+                if self.stop is not None:
+                    break
+            await asyncio.gather(*chunks)
+        finally:
+            ticker.cancel()
+            with suppress(asyncio.CancelledError):
+                await ticker
+            await self._close()
+        if self.stop is not None:
+            raise self.stop
+
+    async def _pair(self, pair: Pair, work: Work) -> Trace | None:
+        try:
+            trace = await self.synthesis.trace(pair, work)
+            self.done += 1
+            self.accepted += trace.accepted
+            return trace
+        except Exception as error:  # the first one stops the run; pairs under way come to their end first
+            if self.stop is None or isinstance(self.stop, BudgetReached):
+                self.stop = error
+            return None
+        finally:
+            self.window.release()
+
+    async def _chunk(self, tasks: list[asyncio.Task], expected: int, work: Work, out: Path) -> None:
+        traces = await asyncio.gather(*tasks)
+        work.journal.close()
+        if len(traces) == expected and all(trace is not None for trace in traces):
+            write_part(out, traces, self.stamp)
+
+    async def _tick(self) -> None:
+        """Notes the seconds of work, and says how far the run is."""
+        said = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            write_seconds(self.folder, self.budget.seconds)
+            if time.monotonic() - said > 15 * TICK_SECONDS:
+                said = time.monotonic()
+                spent = self.budget.spent
+                say(f"{self.done:,} pairs, {self.accepted:,} accepted now; {spent.tokens:,} tokens, {spent.usd:.4f} US dollars")
+
+    async def _close(self) -> None:
+        for teacher in (self.synthesis.teacher, self.synthesis.captioner, self.synthesis.critic):
+            close = getattr(teacher, "close", None)
+            if close is not None:
+                await close()
+
+
+def pairs_at_once(recipe: SynthesizeRecipe) -> int:
+    """Pairs under way: enough to keep every connection, or a large batch, busy."""
+    if recipe.teacher.kind == "endpoint":
+        return 2 * recipe.teacher.endpoint.max_concurrency
+    return 512 if recipe.teacher.kind in ("vllm", "transformers") else 16
+
+
+def selected(recipe: SynthesizeRecipe, path: Path) -> Iterator[Pair]:
+    """The labelled pairs of the data section, in file order."""
+    wanted = set(recipe.data.slices or [])
+    pairs = (
+        pair
+        for pair in read_pairs(path, split=recipe.data.split)
+        if pair.label is not None and (not wanted or wanted & set(pair.slices))
+    )
+    return islice(pairs, recipe.data.limit)
+
+
+def chunked(pairs: Iterator[Pair], size: int) -> Iterator[tuple[int, list[Pair]]]:
+    number = 0
+    while chunk := list(islice(pairs, size)):
+        yield number, chunk
+        number += 1
+
+
+def stamp_of(recipe: SynthesizeRecipe, rubric: Rubric, data: str, facts: str) -> str:
+    """16 hex digits over everything that a trace depends on."""
+    left_out = {*type(recipe).irrelevant_keys, "run", "needs", "reuse", "label", "unexplained"}
+    values = {key: value for key, value in flatten(recipe.resolved()).items() if key not in left_out}
+    prompts = prompt_texts_hash(recipe.language, recipe.prompts)
+    content = json.dumps([values, rubric.hash, data, facts, prompts], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def instructions(recipe: SynthesizeRecipe, rubric: Rubric) -> tuple[str, ...]:
+    """What every prompt shares, without the rubric's examples: the text that an answer must not copy."""
+    prompts = Prompts(rubric, recipe.language, recipe.prompts)
+    return tuple(prompts.source(step).partition("=== user")[0] for step in STEPS)
+
+
+def student_tokenizer(recipe: SynthesizeRecipe):
+    """The tokenizer that counts rationales, where the recipe names one."""
+    if recipe.rationale.tokenizer is None:
+        return None
+    from lore.engines.loading import load_processor
+    from lore.recipe import ModelSection
+
+    processor = load_processor(ModelSection(name=recipe.rationale.tokenizer))
+    return getattr(processor, "tokenizer", processor)
+
+
+def spent_before(folder: RunFolder) -> Spent:
+    """What earlier starts took. Requests that were under way when one was killed count at their bound."""
+    total = totals(folder / "answers")
+    path = folder / "answers" / "seconds.json"
+    seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+    return Spent(total.tokens, total.usd, seconds)
+
+
+def write_seconds(folder: RunFolder, seconds: float) -> None:
+    path = folder / "answers" / "seconds.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps({"seconds": round(seconds, 3)}) + "\n")
+
+
+def write_set(
+    recipe: SynthesizeRecipe, folder: RunFolder, path: Path, rubric: Rubric, budget: Budget, stamp: str, *, complete: bool
+) -> Counts:
+    """The accepted pairs, split by split, and the card beside them."""
+    out, counts, writers = folder / "pairs", Counts(recipe.seed), {}
+    parts = {part.name: part for part in trace_parts(folder.path) if part_is_current(part, stamp)}
+    try:
+        for number, pairs in chunked(selected(recipe, path), recipe.chunk_pairs):
+            part = parts.get(part_path(folder / "traces", number).name)
+            if part is None:
+                continue
+            for pair, trace in zip(pairs, read_part(part), strict=True):
+                counts.add(trace)
+                kept = explained(pair, trace, recipe)
+                if kept is not None:
+                    split = pair.split or DEFAULT_SPLIT
+                    if split not in writers:
+                        metadata = rubric_metadata(recipe.data.rubric, rubric)
+                        writers[split] = PairWriter(out / f"{split}.parquet", metadata=metadata).__enter__()
+                    writers[split].write(kept)
+    except BaseException as error:
+        for writer in writers.values():
+            writer.__exit__(type(error), error, None)
+        raise
+    for writer in writers.values():
+        writer.__exit__(None, None, None)
+    out.mkdir(exist_ok=True)
+    spent = [f"{budget.spent.tokens:,} tokens, {budget.spent.usd:.4f} US dollars, failed attempts included"]
+    limits = [f"limit {key}: {value:g}" for key, value in recipe.budget.model_dump().items() if value is not None]
+    teachers = [f"{role}: {described(section)}" for role, section in recipe.teachers().items()]
+    text = card_text(
+        counts,
+        title=recipe.run,
+        rubric=rubric,
+        teachers=teachers,
+        recipe=to_yaml(recipe.resolved()),
+        seconds=budget.seconds,
+        budget=spent + limits,
+        complete=complete,
+        splits=sorted(writers),
+        language=recipe.language,
+    )
+    write_atomic(out / "README.md", text)
+    return counts
+
+
+def explained(pair: Pair, trace: Trace, recipe: SynthesizeRecipe) -> Pair | None:
+    """The pair with its reasoning; without one it is left out, or keeps its human label alone."""
+    if not trace.accepted:
+        bare = replace(pair, rationale=None, mismatch=None, rules=[], demands=[])
+        return bare if recipe.unexplained == "keep" else None
+    label = pair.label if recipe.label == "human" else trace.tier
+    no_rules = "rules" in recipe.rationale.leave_out
+    return replace(
+        pair,
+        label=label,
+        rationale=trace.rationale,
+        mismatch=None if no_rules else trace.mismatch,
+        rules=[] if no_rules else trace.rules,
+        demands=trace.demands,
+    )
+
+
+def described(section) -> str:
+    """A teacher in one line, without its server's address."""
+    if section.kind == "program":
+        return f"program {section.program}" + (f", {section.errors:.0%} of its answers wrong on purpose" if section.errors else "")
+    name = section.endpoint.model if section.kind == "endpoint" else section.model.name
+    return f"{name} ({section.kind}), temperature {section.temperature:g}"

@@ -1,0 +1,195 @@
+"""Teachers: a program, a model in this process, or a server, all asked step by step in the same way.
+
+A model's answers go through the run's journal: what an earlier start, another pair with the same prompt or a reused run has asked is not
+asked again.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from lore.data_synth import knowledge, multimodal, rules
+from lore.data_synth.asking import Prompts, prompt_hash
+from lore.data_synth.budget import Budget, RequestGate, cost
+from lore.data_synth.facts import Fact
+from lore.data_synth.program import ProgramTeacher
+from lore.data_synth.store import Earlier, Journal
+from lore.data_synth.synth_config import TeacherSection
+from lore.data_synth.trace import Evidence, Reply, Wish
+from lore.engines import Completion, Engine, Messages, Sampling, Usage
+from lore.pairs import Pair
+
+
+@dataclass
+class Work:
+    """What is the same for all pairs of a chunk: its journal, answers of other runs, the budget."""
+
+    journal: Journal
+    budget: Budget
+    earlier: Earlier | None = None
+
+
+class Teacher(Protocol):
+    """The steps as questions. `draw` numbers the attempts: each gets an answer of its own."""
+
+    name: str
+    repeats: bool
+    """Whether another draw can say something else."""
+
+    async def knowledge(self, work: Work, pair: Pair, facts: list[Fact], draw: int) -> Reply: ...
+
+    async def multimodal(
+        self, work: Work, pair: Pair, wishes: list[Wish], facts: list[Fact], draw: int, *, caption: str | None, photo: bool
+    ) -> Reply: ...
+
+    async def rules(
+        self, work: Work, pair: Pair, wishes: list[Wish], evidence: list[Evidence], draw: int, *, hint: str | None
+    ) -> Reply: ...
+
+
+class ByProgram:
+    """A program's answers are computed again rather than stored: they cost nothing and come out the same."""
+
+    def __init__(self, program: ProgramTeacher):
+        self.program, self.name, self.repeats = program, program.name, program.errors > 0
+
+    async def knowledge(self, work, pair, facts, draw):
+        return self._reply("knowledge", pair, draw, self.program.knowledge(pair, facts, draw))
+
+    async def multimodal(self, work, pair, wishes, facts, draw, *, caption, photo):
+        shown = pair if photo else replace(pair, image=None)
+        return self._reply("multimodal", pair, draw, self.program.multimodal(shown, wishes, facts, draw))
+
+    async def rules(self, work, pair, wishes, evidence, draw, *, hint):
+        return self._reply("rules", pair, draw, self.program.rules(pair, wishes[: len(evidence)], evidence, draw))
+
+    def _reply(self, step: str, pair: Pair, draw: int, text: str) -> Reply:
+        return Reply(step, answer_key(step, pair.pair_id, self.name, draw), "", self.name, text)
+
+
+Complete = Callable[[Messages, Sampling, RequestGate], Awaitable[list[Completion]]]
+
+
+@dataclass
+class ByModel:
+    """A language model behind `complete`. name: what makes its answers its own, in every key."""
+
+    name: str
+    complete: Complete
+    section: TeacherSection
+    prompts: Prompts
+    seed: int = 0
+    close: Callable[[], Awaitable[None]] | None = None
+    _under_way: dict[str, asyncio.Future] = field(default_factory=dict)
+
+    @property
+    def repeats(self) -> bool:
+        return self.section.temperature > 0
+
+    async def knowledge(self, work, pair, facts, draw):
+        return await self.ask(work, "knowledge", pair, knowledge.prompt(self.prompts, pair, [f.text for f in facts]), draw)
+
+    async def caption(self, work: Work, pair: Pair, draw: int) -> Reply:
+        return await self.ask(work, "caption", pair, multimodal.caption_prompt(self.prompts, pair), draw)
+
+    async def multimodal(self, work, pair, wishes, facts, draw, *, caption, photo):
+        texts = [fact.text for fact in facts]
+        messages = multimodal.prompt(self.prompts, pair, wishes, texts, caption=caption, photo=photo)
+        return await self.ask(work, "multimodal", pair, messages, draw)
+
+    async def rules(self, work, pair, wishes, evidence, draw, *, hint):
+        return await self.ask(work, "rules", pair, rules.prompt(self.prompts, pair, wishes, evidence, hint), draw)
+
+    async def ask(self, work: Work, step: str, pair: Pair, messages: Messages, draw: int) -> Reply:
+        """One answer, from the journal where it is there. Raises BudgetReached, and what the engine raises."""
+        asked = prompt_hash(messages)
+        key = answer_key(step, asked, self.name, draw)
+        if (known := work.journal.replies.get(key)) is not None:
+            return known
+        if work.earlier is not None and (known := work.earlier.get(key)) is not None:
+            work.journal.answered(pair.pair_id, known)
+            return known
+        if (other := self._under_way.get(key)) is not None:  # the same query beside another item
+            reply = await asyncio.shield(other)
+            if key not in work.journal.replies:
+                work.journal.answered(pair.pair_id, replace(reply, prompt_tokens=0, completion_tokens=0, usd=0.0))
+            return work.journal.replies[key]
+        promise = self._under_way[key] = asyncio.get_running_loop().create_future()
+        try:
+            gate = RequestGate(work.budget, self.section.price, work.journal, key)
+            section = self.section
+            sampling = Sampling(section.temperature, section.top_p, section.max_tokens, 1, self.seed + draw)
+            answer = (await self.complete(messages, sampling, gate))[0]
+            usage = Usage(answer.prompt_tokens, answer.tokens)
+            usd = cost(usage, section.price).usd
+            reply = Reply(step, key, asked, self.name, answer.text, usage.prompt_tokens, usage.completion_tokens, usd)
+            work.journal.answered(pair.pair_id, reply)
+            promise.set_result(reply)
+            return reply
+        except BaseException as error:
+            promise.set_exception(error if isinstance(error, Exception) else RuntimeError("stopped"))
+            promise.exception()  # fetched, so that asyncio does not report it where nobody waits
+            raise
+        finally:
+            del self._under_way[key]
+
+
+def answer_key(step: str, asked: str, teacher: str, draw: int) -> str:
+    """16 hex digits over step, prompt hash, teacher and draw."""
+    return hashlib.blake2b("\x1f".join((step, asked, teacher, str(draw))).encode(), digest_size=8).hexdigest()
+
+
+class Batched:
+    """`complete` over an engine of this process: what all pairs under way ask is answered in one call of generate."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self._waiting: list[tuple[Messages, Sampling, asyncio.Future]] = []
+        self._runner: asyncio.Task | None = None
+
+    async def complete(self, messages: Messages, sampling: Sampling, gate: RequestGate) -> list[Completion]:
+        ticket = await gate.admit(Usage(self._prompt_bound(messages), sampling.max_tokens))
+        promise = asyncio.get_running_loop().create_future()
+        self._waiting.append((messages, sampling, promise))
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.create_task(self._run())
+        try:
+            answers = await promise
+        except BaseException:
+            gate.settle(ticket, None)
+            raise
+        gate.settle(ticket, Usage(answers[0].prompt_tokens, sum(answer.tokens for answer in answers)))
+        return answers
+
+    async def _run(self) -> None:
+        while self._waiting:
+            size = -1
+            while size != len(self._waiting):  # until no pair has anything more to ask
+                size = len(self._waiting)
+                await asyncio.sleep(0)
+            batch, self._waiting = self._waiting, []
+            by_sampling: dict[Sampling, list[tuple[Messages, asyncio.Future]]] = {}
+            for messages, sampling, promise in batch:
+                by_sampling.setdefault(sampling, []).append((messages, promise))
+            for sampling, asked in by_sampling.items():
+                try:
+                    prompts = [messages for messages, _ in asked]
+                    answers = await asyncio.to_thread(self.engine.generate, prompts, sampling)
+                except Exception as error:
+                    for _, promise in asked:
+                        promise.set_exception(error)
+                        promise.exception()
+                    continue
+                for (_, promise), completions in zip(asked, answers, strict=True):
+                    if not promise.done():
+                        promise.set_result(completions)
+
+    def _prompt_bound(self, messages: Messages) -> int:
+        """Tokens are at most bytes, and the template adds its own."""
+        texts = [message["content"] for message in messages]
+        parts = [[{"type": "text", "text": text}] if isinstance(text, str) else text for text in texts]
+        size = sum(len(part["text"].encode()) for content in parts for part in content if part["type"] == "text")
+        return size + 256 + 2048 * sum(part["type"] == "image" for content in parts for part in content)
+

@@ -1,0 +1,263 @@
+"""Checks of a trace. Each is a pure function of (draft, pair, what it may look at) and returns why the trace fails, or nothing.
+
+verdict        it equals the human label
+one_verdict    exactly one, of the rubric's tiers, and the codec reads it back from either answer order
+grounding      every value found stands in the place of the item that is cited: title, attributes, description, or the photo's caption
+rules          every rule exists, speaks about the demand's dimension and has the tier that is given
+aggregate      the verdict is what the rubric makes of the demands' tiers
+coverage       the demands hold the query's content words, and cite words that the query has
+hint_leak      nothing speaks of raters, labels or hints
+prompt_copy    no long run of words from the instructions
+length         a rationale, of at most so many tokens
+language       demands are written in a script of the query
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lore.clean import normalise
+from lore.data_synth.trace import Check, Draft
+from lore.judgement import FormatFailure, Judgement, PromptFormat, parse, render_answer, unresolved
+from lore.pairs import Pair
+from lore.rubric import Rubric
+
+PIECE = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]+|\d+(?:[.,]\d+)?|[^\W\d_\u3400-\u9fff\uf900-\ufaff]+")
+HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+COPIED_WORDS = 10
+LEAKS = re.compile(
+    r"\b(?:raters?|rated|human (?:label|rating|judge)\w*|annotat\w+|ground ?truth|gold label|given (?:label|tier|rating)|as (?:the )?hint\w*"
+    r"|the hint|(?:the )?label says)\b|人工(?:标注|标签|评)|标注(?:员|结果|者)?|评分员|评审员|打分员|已知(?:标签|档位)|提示(?:中|里|给)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """What checks may look at beside draft and pair. count: tokens of a text; copied: runs of words of the instructions."""
+
+    rubric: Rubric
+    language: str
+    coverage: float
+    max_tokens: int
+    count: Callable[[str], int]
+    copied: frozenset[tuple[str, ...]]
+
+
+def verdict(draft: Draft, pair: Pair, view: View) -> str | None:
+    if draft.tier != pair.label:
+        return f"says {draft.tier}, the human label is {pair.label}"
+    return None
+
+
+def one_verdict(draft: Draft, pair: Pair, view: View) -> str | None:
+    if len(draft.verdicts) != 1:
+        return f"{len(draft.verdicts)} verdicts: {', '.join(draft.verdicts[:5])}"
+    if draft.tier not in view.rubric.tier_ids:
+        return f"{draft.tier!r} is no tier of rubric {view.rubric.name}"
+    for order in ("reason_first", "answer_first"):
+        fmt = PromptFormat(order=order)
+        judgement = parse(render_answer(Judgement(draft.tier, rationale=draft.rationale), view.rubric, fmt), view.rubric, fmt)
+        if isinstance(judgement, FormatFailure) or judgement.tier != draft.tier:
+            return f"the answer cannot be read back ({order})"
+    return None
+
+
+def grounding(draft: Draft, pair: Pair, view: View) -> str | None:
+    attributes = [*pair.attributes.values(), pair.brand or "", pair.category or "", pair.shop or ""]
+    attributes += [] if pair.price is None else [f"{pair.price:.2f}"]
+    places = {"title": pair.title, "attributes": "\n".join(attributes), "description": pair.description or "", "photo": draft.caption}
+    for wish, evidence in zip(draft.wishes, draft.evidence, strict=False):
+        found = unresolved(evidence.found)
+        if evidence.source == "none":
+            if pieces(found) and normalise(found) not in NOTHING:
+                return f"{wish.dimension}: {found!r} is cited from nowhere"
+            continue
+        if evidence.source == "photo" and pair.image is None:
+            return f"{wish.dimension}: cites a photo, and there is none"
+        text = places[evidence.source]
+        if text is None:  # a teacher that saw the photo itself: nothing is written that could be compared
+            continue
+        if missing := missing_words(found, text):
+            return f"{wish.dimension}: {', '.join(missing)} does not stand in the {evidence.source}"
+    return None
+
+
+def rules(draft: Draft, pair: Pair, view: View) -> str | None:
+    known = {rule.id: rule for rule in view.rubric.rules}
+    dimensions = {rule.dimension for rule in view.rubric.rules}
+    for wish, ruling in zip(draft.wishes, draft.rulings, strict=False):
+        if ruling.tier not in view.rubric.tier_ids:
+            return f"{wish.dimension}: {ruling.tier!r} is no tier"
+        if not ruling.rule:
+            if wish.dimension in dimensions:
+                return f"{wish.dimension}: no rule, and the rubric has some for it"
+            continue
+        rule = known.get(ruling.rule)
+        if rule is None:
+            return f"{wish.dimension}: {ruling.rule!r} is no rule"
+        if rule.dimension != wish.dimension:
+            return f"{wish.dimension}: rule {rule.id} is about {rule.dimension}"
+        if rule.tier != ruling.tier:
+            return f"{wish.dimension}: rule {rule.id} gives {rule.tier}, not {ruling.tier}"
+    return None
+
+
+def aggregate(draft: Draft, pair: Pair, view: View) -> str | None:
+    tiers = [ruling.tier for ruling in draft.rulings]
+    if not tiers or any(tier not in view.rubric.tier_ids for tier in tiers):
+        return "no tiers to make a verdict of"
+    if len(tiers) < len(draft.wishes) and tiers[-1] != view.rubric.tier_ids[0]:
+        return f"only {len(tiers)} of {len(draft.wishes)} demands are judged"
+    wanted = view.rubric.verdict_over(tiers)
+    if wanted is not None and draft.tier != wanted:
+        return f"the {view.rubric.aggregate} of {', '.join(tiers)} is {wanted}, not {draft.tier}"
+    return None
+
+
+def coverage(draft: Draft, pair: Pair, view: View) -> str | None:
+    for wish in draft.wishes:
+        if foreign := missing_words(wish.words, pair.query):
+            return f"{wish.dimension}: {', '.join(foreign)} does not stand in the query"
+    content = content_words(pair.query, view.language)
+    held = " \n ".join(f"{wish.words} \n {wish.wanted}" for wish in draft.wishes)
+    missing = [word for word in content if missing_words(word, held)]
+    if content and len(missing) > (1 - view.coverage) * len(content) + 1e-9:
+        return f"no demand holds {', '.join(missing[:5])}"
+    return None
+
+
+def hint_leak(draft: Draft, pair: Pair, view: View) -> str | None:
+    own = f"{pair.query} {pair.title} {pair.description or ''} {' '.join(pair.attributes.values())}".casefold()
+    leaks = [match[0] for match in LEAKS.finditer(f"{draft.rationale}\n{draft.caption or ''}") if match[0].casefold() not in own]
+    return f"speaks of {leaks[0]!r}" if leaks else None
+
+
+def prompt_copy(draft: Draft, pair: Pair, view: View) -> str | None:
+    for run in runs_of_words(f"{draft.rationale}\n{draft.caption or ''}"):
+        if run in view.copied:
+            return f"copies the instructions: {' '.join(run)!r}"
+    return None
+
+
+def length(draft: Draft, pair: Pair, view: View) -> str | None:
+    if not draft.rationale.strip():
+        return "no rationale"
+    tokens = view.count(draft.rationale)
+    return f"{tokens} tokens, at most {view.max_tokens} are allowed" if tokens > view.max_tokens else None
+
+
+def language(draft: Draft, pair: Pair, view: View) -> str | None:
+    asked = scripts(pair.query)
+    written = scripts(" ".join(wish.wanted for wish in draft.wishes))
+    if not asked or not written:
+        return None
+    most, count = written.most_common(1)[0]
+    if asked[most] < 0.2 * asked.total() and count > 0.5 * written.total():
+        return f"written in {most.title()} script, the query is in {asked.most_common(1)[0][0].title()}"
+    return None
+
+
+ALL = {
+    check.__name__: check
+    for check in (verdict, one_verdict, grounding, rules, aggregate, coverage, hint_leak, prompt_copy, length, language)
+}
+NOTHING = {"none", "nothing", "not stated", "not shown", "unknown", "-", "无", "没有", "未提及", "未说明"}
+
+
+class Verifier:
+    """The checks of a recipe. instructions: the texts that every prompt shares; tokenizer: what counts a rationale."""
+
+    def __init__(
+        self,
+        names: list[str],
+        rubric: Rubric,
+        *,
+        language: str = "en",
+        coverage: float = 0.8,
+        max_tokens: int = 160,
+        tokenizer: Any = None,
+        instructions: tuple[str, ...] = (),
+    ):
+        copied = frozenset(run for text in instructions for run in runs_of_words(text))
+        count = (lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])) if tokenizer is not None else _marks
+        self.view = View(rubric, language, coverage, max_tokens, count, copied)
+        self.checks = {name: ALL[name] for name in names}
+
+    def check(self, draft: Draft, pair: Pair) -> list[Check]:
+        return [Check(name, check(draft, pair, self.view) or "") for name, check in self.checks.items()]
+
+    def length_of(self, rationale: str) -> int:
+        return self.view.count(rationale)
+
+
+def pieces(text: str) -> list[str]:
+    """Words, numbers and runs of Han characters, case folded, a plural s and zeros behind a point taken away."""
+    return [_stem(piece) for piece in PIECE.findall(normalise(text))]
+
+
+def content_words(text: str, language: str) -> list[str]:
+    """What a text says without its function words; of Han runs, which nothing divides into words, each character."""
+    small, words = function_words(language), []
+    glued = re.compile("|".join(sorted(filter(HAN.match, small), key=len, reverse=True)) or "$^")
+    for piece in pieces(text):
+        if HAN.match(piece):
+            words += "".join(glued.split(piece))
+        elif piece not in small:
+            words.append(piece)
+    return words
+
+
+def missing_words(text: str, place: str) -> list[str]:
+    """Pieces of `text` that do not stand in `place`; function words are passed over, Han runs may be part of longer ones."""
+    have = set(pieces(place))
+    whole = normalise(place).replace(" ", "")
+    small = function_words("en")
+    return [
+        piece
+        for piece in pieces(text)
+        if piece not in have and piece not in small and not (HAN.match(piece) and piece in whole)
+    ]
+
+
+def runs_of_words(text: str) -> list[tuple[str, ...]]:
+    """Every run of COPIED_WORDS words (of Han characters, one each)."""
+    words = [part for piece in PIECE.findall(normalise(text)) for part in (list(piece) if HAN.match(piece) else [piece])]
+    return [tuple(words[at : at + COPIED_WORDS]) for at in range(len(words) - COPIED_WORDS + 1)]
+
+
+def scripts(text: str) -> Counter[str]:
+    """Letters by script, as their Unicode names begin: LATIN, CJK, CYRILLIC."""
+    return Counter(_script(letter) for letter in text if letter.isalpha())
+
+
+@cache
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "UNKNOWN").split()[0].split("-")[0]
+
+
+@cache
+def function_words(language: str) -> frozenset[str]:
+    import yaml
+
+    lists = yaml.safe_load((Path(__file__).parent / "function_words.yaml").read_text(encoding="utf-8"))
+    return frozenset(lists.get(language, "").split())
+
+
+def _stem(piece: str) -> str:
+    if piece[0].isdigit():
+        whole, point, rest = piece.replace(",", ".").partition(".")
+        return f"{whole}.{rest.rstrip('0')}".rstrip(".") if point else piece
+    if piece.endswith(("sses", "shes", "ches", "xes", "zes")):
+        return piece[:-2]
+    return piece[:-1] if len(piece) > 3 and piece.endswith("s") and not piece.endswith("ss") else piece
+
+
+def _marks(text: str) -> int:
+    """Words and marks of a text: near the tokens that common tokenizers make of it."""
+    return len(re.findall(r"[\u3400-\u9fff]|\w+|[^\w\s]", text))
