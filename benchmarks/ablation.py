@@ -6,8 +6,8 @@
 All seeds share the shop and the base model of the quickstart; teacher's mistakes, order of the rows and training differ. Every run
 folder lies under <runs>/ablation-seeds/<seed>, so a killed run goes on.
 
-The table: Acc@4, mean over the seeds, and the difference to the full judge in points, with 95 % intervals by a paired bootstrap over
-queries (each query's pairs and all seeds together). The spread of the seeds' means stands beside it.
+The table: Acc@4, mean over the seeds, and the difference to the full judge in points, with 95 % intervals by a paired
+bootstrap over queries (each query's pairs and all seeds together). The spread of the seeds' means stands beside it.
 """
 
 import argparse
@@ -67,8 +67,14 @@ def table(files: list[Path]) -> str:
             low, high = np.percentile(means, [2.5, 97.5])
             gap_low, gap_high = 100 * np.percentile(gap, [2.5, 97.5])
             seeds = " ".join(f"{value:.2f}" for value in values[member].mean(axis=0))
-            gap_text = "" if judge == FULL else f"{100 * (part.mean() - right[FULL][member].mean()):+.1f} [{gap_low:+.1f}, {gap_high:+.1f}]"
-            lines.append(f"| {name} ({member.sum()}) | {judge} | {part.mean():.3f} [{low:.3f}, {high:.3f}] | {gap_text} | {seeds} |")
+            gap_text = (
+                ""
+                if judge == FULL
+                else f"{100 * (part.mean() - right[FULL][member].mean()):+.1f} [{gap_low:+.1f}, {gap_high:+.1f}]"
+            )
+            lines.append(
+                f"| {name} ({member.sum()}) | {judge} | {part.mean():.3f} [{low:.3f}, {high:.3f}] | {gap_text} | {seeds} |"
+            )
     return "\n".join(["| slice (pairs) | judge | Acc@4 | points to full | seeds |", "|---|---|---|---|---|", *lines])
 
 

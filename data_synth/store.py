@@ -3,8 +3,8 @@
     answers/000012.jsonl        the journal of chunk 12: a line before each request, a line for what it took, a line for each answer
     traces/part-000012.parquet  the traces of chunk 12, written whole when its last pair is done
 
-An answer's key is a hash over step, prompt, teacher and draw; its line names the pair. Lines go to the system at once: a killed process
-loses what was in flight and no more, and what was in flight stays counted against the budget.
+An answer's key is a hash over step, prompt, teacher and draw; its line names the pair. Lines go to the system at once: a
+killed process loses what was in flight and no more, and what was in flight stays counted against the budget.
 """
 
 import json
@@ -114,7 +114,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line.decode(errors="surrogatepass"))
             except ValueError as error:
                 raise LoreError(
-                    f"{path}, line {number} is no JSON ({error}), so it is not known what was asked. Restore the file, or delete it "
+                    f"{path}, line {number} is no JSON ({error}), so what was asked is not known. Restore the file, or delete it "
                     "to ask its pairs again."
                 ) from error
 

@@ -1,9 +1,11 @@
-"""Stage synthesize: a teacher reasons about rated pairs in three steps, every trace is checked, and what passes is an SFT set with a card.
+"""Stage synthesize: a teacher reasons about rated pairs in three steps, every trace is checked, and what passes is an SFT set
+with a card.
 
     lore run recipes/synthesize.yaml
 
-The run folder holds answers/ (what was asked and came back), traces/ (one row per pair, accepted or not, with every check) and pairs/ (the
-set: `data.path` of an SFT recipe, or datasets.load_dataset). A stopped run goes on with the same command and asks nothing twice.
+The run folder holds answers/ (what was asked and came back), traces/ (one row per pair, accepted or not, with every check) and
+pairs/ (the set: `data.path` of an SFT recipe, or datasets.load_dataset). A stopped run goes on with the same command and asks
+nothing twice.
 """
 
 import asyncio
@@ -77,7 +79,12 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
         done = sum(counts.given.values())
         raise LoreError(f"{error}\n{done:,} pairs have a trace so far; {folder / 'pairs'} holds what was accepted of them.")
     accepted = sum(counts.accepted.values())
-    summary = {"pairs": sum(counts.given.values()), "accepted": accepted, "tokens": budget.spent.tokens, "usd": round(budget.spent.usd, 6)}
+    summary = {
+        "pairs": sum(counts.given.values()),
+        "accepted": accepted,
+        "tokens": budget.spent.tokens,
+        "usd": round(budget.spent.usd, 6),
+    }
     prompts = prompt_texts_hash(recipe.language, recipe.prompts)
     folder.finish(summary | {"seconds": round(budget.seconds, 1), "set": str(folder / "pairs"), "prompts": prompts})
 

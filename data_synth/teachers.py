@@ -1,14 +1,14 @@
 """Teachers: a program, a model in this process, or a server, all asked step by step in the same way.
 
-A model's answers go through the run's journal: what an earlier start, another pair with the same prompt or a reused run has asked is not
-asked again.
+A model's answers go through the run's journal: what an earlier start, another pair with the same prompt or a reused run has
+asked is not asked again.
 """
 
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from lore.data_synth import knowledge, multimodal, rules
 from lore.data_synth.asking import Prompts, prompt_hash
@@ -192,4 +192,3 @@ class Batched:
         parts = [[{"type": "text", "text": text}] if isinstance(text, str) else text for text in texts]
         size = sum(len(part["text"].encode()) for content in parts for part in content if part["type"] == "text")
         return size + 256 + 2048 * sum(part["type"] == "image" for content in parts for part in content)
-

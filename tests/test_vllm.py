@@ -1,0 +1,215 @@
+"""One judge, three engines: transformers, vLLM in process and an endpoint (vLLM's own server) give the same answers.
+
+Two servers and two engines are started on models of a few hundred kilobytes: about 20 s each on a core.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_engine import RUBRIC, prompts
+from tiny import make
+
+from lore.engines import EndpointStopped, RequestRefused, Sampling, open_engine
+from lore.engines.config import EndpointSection, VllmSection
+from lore.errors import LoreError
+from lore.recipe import ModelSection
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+VLLM = VllmSection(eager=True, kv_cache_gib=0.1, max_model_tokens=1024)
+KEY = "key-of-the-test-server"
+START_SECONDS = 180
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("tiny64"), hidden=64)
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny, tmp_path_factory) -> Path:
+    """A LoRA on the text model whose weights are not zero, so that it changes every answer."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    folder = tmp_path_factory.mktemp("adapter")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny.text), config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def transformers_answers(tiny, adapter):
+    """kind -> (prompts, scores, greedy answers); text with its adapter."""
+    found = {}
+    for kind, lora in (("vision", None), ("text", str(adapter))):
+        engine = open_engine(ModelSection(name=str(getattr(tiny, kind)), adapter=lora), RUBRIC, device="cpu")
+        asked = prompts(tiny, engine.processor)
+        found[kind] = asked, engine.score(asked), engine.generate(asked, Sampling(max_tokens=16, n=2))
+    return found
+
+
+@pytest.fixture(scope="module")
+def vllm_answers(tiny, adapter, tmp_path_factory):
+    """kind -> what tests/vllm_answers.py has found."""
+    found = {}
+    for kind, lora in (("vision", []), ("text", [str(adapter)])):
+        out = tmp_path_factory.mktemp("answers") / f"{kind}.json"
+        command = [sys.executable, str(ROOT / "tests" / "vllm_answers.py"), str(tiny.pairs.parent), kind, str(out), *lora]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[kind] = json.loads(out.read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def servers(tiny, adapter, tmp_path_factory):
+    """kind -> url of `lore teacher serve`'s server, which asks for a key."""
+    from lore.teacher_cli import serve_command_line, serve_environment
+
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("servers")
+        patch.setenv("LORE_RUNS", str(folder))
+        patch.setenv("TEACHER_KEY", KEY)
+        started = {}
+        try:
+            for kind, lora in (("vision", None), ("text", str(adapter))):
+                with socket.socket() as free:
+                    free.bind(("127.0.0.1", 0))
+                    port = free.getsockname()[1]
+                model = ModelSection(name=str(getattr(tiny, kind)), adapter=lora, dtype="float32")
+                command = serve_command_line(model, VLLM, "127.0.0.1", port, "teacher")
+                assert KEY not in " ".join(command)
+                log = folder / f"{kind}.log"
+                with log.open("w") as stream:
+                    process = subprocess.Popen(
+                        command, env=serve_environment("TEACHER_KEY"), stdout=stream, stderr=stream, start_new_session=True
+                    )
+                started[kind] = process, f"http://127.0.0.1:{port}/v1", log
+            for process, url, log in started.values():
+                wait_for(process, url.removesuffix("/v1") + "/health", log)
+            yield {kind: url for kind, (_, url, _) in started.items()}
+        finally:
+            for process, _, _ in started.values():
+                process.terminate()
+            for process, _, _ in started.values():
+                process.wait(60)
+
+
+def wait_for(process: subprocess.Popen, url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"no server after {START_SECONDS} s: {log.read_text()[-3000:]}")
+
+
+def endpoint(servers, kind: str, **options):
+    section = EndpointSection(url=servers[kind], model="teacher", key_variable="TEACHER_KEY", **options)
+    return open_engine(section, RUBRIC)
+
+
+def whole(text: str) -> str:
+    """vLLM's server decodes token by token behind the prompt: a first space stays, which decoding an answer by itself drops,
+    and bytes at the end that are no character (random weights write them) are left out.
+    """
+    return text.rstrip("\ufffd").removeprefix(" ")
+
+
+@pytest.mark.parametrize("kind", ["vision", "text"])
+def test_vllm_in_process_scores_and_writes_what_transformers_does(kind, transformers_answers, vllm_answers):
+    asked, scores, greedy = transformers_answers[kind]
+    found = vllm_answers[kind]
+    difference = np.abs(np.array(found["scores"]) - scores).max()
+    print(f"{kind}, vLLM in process: largest difference of a tier probability {difference:.1e}")
+    assert difference < 1e-3
+    assert found["greedy"] == [[vars(c) for c in row] for row in greedy]
+    assert found["none"] == [[], [0, 4]]
+
+
+@pytest.mark.parametrize("kind", ["vision", "text"])
+def test_vllm_draws_by_the_seed_and_refuses_prompts_that_are_too_long(kind, vllm_answers):
+    found = vllm_answers[kind]
+    first, again = found["drawn"]
+    assert first == again
+    assert len({text for row in first for text in row}) > 6  # the same prompt twice draws other answers
+    assert "max_model_tokens, 1024" in found["too_long"] and found["too_long"].startswith("LoreError")
+
+
+@pytest.mark.parametrize("kind", ["vision", "text"])
+def test_an_endpoint_scores_and_writes_what_transformers_does(kind, transformers_answers, servers, tiny):
+    asked, scores, greedy = transformers_answers[kind]
+    engine = endpoint(servers, kind, tokenizer=str(getattr(tiny, kind)))
+    difference = np.abs(engine.score(asked) - scores).max()
+    print(f"{kind}, endpoint: largest difference of a tier probability {difference:.1e}")
+    assert difference < 1e-3
+    found = engine.generate(asked, Sampling(max_tokens=16, n=2))
+    for row, expected in zip(found, greedy, strict=True):
+        for one, other in zip(row, expected, strict=True):
+            assert whole(one.text) == whole(other.text)
+            assert (one.tokens, one.finish_reason, one.prompt_tokens) == (other.tokens, other.finish_reason, other.prompt_tokens)
+
+
+def test_a_begun_answer_is_gone_on_with_over_an_endpoint(transformers_answers, servers, tiny):
+    from lore.judgement import with_verdict_prefix
+
+    asked, _, _ = transformers_answers["vision"]
+    engine = endpoint(servers, "vision", tokenizer=str(tiny.vision))
+    local = open_engine(ModelSection(name=str(tiny.vision)), RUBRIC, device="cpu")
+    from test_engine import FORMAT
+
+    begun = [with_verdict_prefix(p, RUBRIC, FORMAT, local.verdict, rationale="colour: red") for p in asked[:8]]
+    np.testing.assert_allclose(engine.score(begun), local.score(begun), atol=1e-3)
+    texts = [[whole(c.text) for (c,) in e.generate(begun, Sampling(max_tokens=8))] for e in (engine, local)]
+    assert texts[0] == texts[1]
+
+
+def test_without_the_tokenizer_an_endpoint_still_scores_by_the_text_of_its_most_likely_tokens(transformers_answers, servers):
+    asked, scores, _ = transformers_answers["vision"]
+    found = endpoint(servers, "vision").score(asked)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    assert found.shape == scores.shape
+
+
+def test_the_server_asks_for_the_key_names_its_models_and_refuses_only_what_is_too_long(servers, monkeypatch):
+    section = EndpointSection(url=servers["vision"], model="techer", key_variable="TEACHER_KEY")
+    with pytest.raises(EndpointStopped, match="one that it serves: teacher"):
+        open_engine(section, RUBRIC).generate([[{"role": "user", "content": "hi"}]], Sampling())
+    engine = endpoint(servers, "vision")
+    long_ = [{"role": "user", "content": "a " * 2000}]
+    short, refused = engine.generate([[{"role": "user", "content": "hi"}], long_], Sampling(max_tokens=4))
+    assert short[0].tokens == 4 and refused[0].finish_reason == "refused"
+    with pytest.raises(RequestRefused, match="1024"):
+        engine.score([long_])
+    monkeypatch.setenv("TEACHER_KEY", "another-key")
+    with pytest.raises(EndpointStopped, match="TEACHER_KEY"):
+        endpoint(servers, "vision").generate([[{"role": "user", "content": "hi"}]], Sampling())
+    assert os.environ["TEACHER_KEY"] == "another-key"
+
+
+def test_an_adapter_that_vllm_would_run_wrongly_is_refused_with_the_way_out(tiny, adapter, tmp_path):
+    from lore.engines.vllm_engine import VllmEngine
+
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for change, named in (({"modules_to_save": ["lm_head"]}, "lm_head"), ({"use_dora": True}, "DoRA")):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config | change))
+        with pytest.raises(LoreError, match=f"(?s){named}.*lore export RUN --out FOLDER --merge"):
+            VllmEngine.load(ModelSection(name=str(tiny.text), adapter=str(tmp_path)), RUBRIC, VLLM)

@@ -1,0 +1,39 @@
+"""Scores and greedy answers of the in-process vLLM engine, in a process of its own: vLLM keeps its memory until it ends.
+
+python tests/vllm_answers.py FOLDER_OF_TINY vision|text OUT.json [ADAPTER]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+def main(folder: str, kind: str, out: str, adapter: str | None = None) -> None:
+    from test_engine import RUBRIC, prompts
+    from tiny import Tiny
+
+    from lore.engines import Sampling, open_engine
+    from lore.engines.config import VllmSection
+    from lore.recipe import ModelSection
+
+    tiny = Tiny(*(Path(folder) / name for name in ("pairs", "vision", "text")))
+    model = ModelSection(name=str(getattr(tiny, kind)), adapter=adapter, dtype="float32")
+    engine = open_engine(model, RUBRIC, vllm=VllmSection(eager=True, kv_cache_gib=0.1, max_model_tokens=1024))
+    asked = prompts(tiny, engine.processor)
+    sampling = Sampling(temperature=1.0, n=3, max_tokens=6, seed=5)
+    drawn = [engine.generate([asked[0], asked[0], asked[1]], sampling) for _ in range(2)]
+    found = {
+        "scores": engine.score(asked).tolist(),
+        "greedy": [[vars(c) for c in row] for row in engine.generate(asked, Sampling(max_tokens=16, n=2))],
+        "drawn": [[[c.text for c in row] for row in rows] for rows in drawn],
+        "none": [engine.generate([], Sampling()), list(engine.score([]).shape)],
+    }
+    try:
+        engine.generate([[{"role": "user", "content": "a " * 2000}]], Sampling())
+    except Exception as error:
+        found["too_long"] = f"{type(error).__name__}: {error}"
+    Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
