@@ -11,37 +11,30 @@ nothing twice.
 import asyncio
 import hashlib
 import json
-import re
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from lore.data_synth.asking import Prompts, prompt_texts_hash
 from lore.data_synth.budget import Budget, BudgetReached, Spent
-from lore.data_synth.counts import Counts
-from lore.data_synth.dataset_card import card_text
 from lore.data_synth.facts import open_facts
 from lore.data_synth.opening import open_teachers
+from lore.data_synth.output import write_set
 from lore.data_synth.progressive import Synthesis
-from lore.data_synth.store import Earlier, Journal, part_is_current, part_path, read_part, totals, trace_parts, write_part
-from lore.data_synth.synth_config import SynthesizeRecipe, TeacherSection
+from lore.data_synth.selection import chunked, selected
+from lore.data_synth.store import Earlier, Journal, part_is_current, part_path, totals, write_part
+from lore.data_synth.synth_config import SynthesizeRecipe
 from lore.data_synth.teachers import Work
 from lore.data_synth.trace import STEPS, Trace
 from lore.data_synth.verify import Verifier
 from lore.errors import LoreError
 from lore.fingerprints import files_fingerprint
 from lore.folder import RunFolder, flatten, is_main_process, say, write_atomic
-from lore.pairs import Pair, PairWriter, fingerprint, read_pairs
-from lore.recipe import to_yaml
-from lore.rubric import Rubric, load_rubric, rubric_metadata
+from lore.pairs import Pair, fingerprint
+from lore.rubric import Rubric, load_rubric
 from lore.sources import materialise
 
 TICK_SECONDS = 2.0
-DEFAULT_SPLIT = "train"
 
 
 def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
@@ -184,24 +177,6 @@ def pairs_at_once(recipe: SynthesizeRecipe) -> int:
     return 512 if recipe.teacher.kind in ("vllm", "transformers") else 16
 
 
-def selected(recipe: SynthesizeRecipe, path: Path) -> Iterator[Pair]:
-    """The labelled pairs of the data section, in file order."""
-    wanted = set(recipe.data.slices or [])
-    pairs = (
-        pair
-        for pair in read_pairs(path, split=recipe.data.split)
-        if pair.label is not None and (not wanted or wanted & set(pair.slices))
-    )
-    return islice(pairs, recipe.data.limit)
-
-
-def chunked(pairs: Iterator[Pair], size: int) -> Iterator[tuple[int, list[Pair]]]:
-    number = 0
-    while chunk := list(islice(pairs, size)):
-        yield number, chunk
-        number += 1
-
-
 def stamp_of(recipe: SynthesizeRecipe, rubric: Rubric, data: str, facts: str) -> str:
     """16 hex digits over everything that a trace depends on."""
     left_out = {*type(recipe).irrelevant_keys, "run", "needs", "reuse", "label", "unexplained"}
@@ -240,87 +215,3 @@ def write_seconds(folder: RunFolder, seconds: float) -> None:
     path = folder / "answers" / "seconds.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps({"seconds": round(seconds, 3)}) + "\n")
-
-
-def write_set(
-    recipe: SynthesizeRecipe, folder: RunFolder, path: Path, rubric: Rubric, budget: Budget, stamp: str, *, complete: bool
-) -> Counts:
-    """The accepted pairs, split by split, and the card beside them."""
-    out, counts, writers = folder / "pairs", Counts(recipe.seed), {}
-    parts = {part.name: part for part in trace_parts(folder.path) if part_is_current(part, stamp)}
-    try:
-        for number, pairs in chunked(selected(recipe, path), recipe.chunk_pairs):
-            part = parts.get(part_path(folder / "traces", number).name)
-            if part is None:
-                continue
-            for pair, trace in zip(pairs, read_part(part), strict=True):
-                counts.add(trace)
-                kept = explained(pair, trace, recipe)
-                if kept is not None:
-                    split = re.sub(r"[^\w.-]", "_", pair.split or DEFAULT_SPLIT)  # it names a file
-                    if split not in writers:
-                        metadata = rubric_metadata(recipe.data.rubric, rubric)
-                        writers[split] = PairWriter(out / f"{split}.parquet", metadata=metadata).__enter__()
-                    writers[split].write(kept)
-    except BaseException as error:
-        for writer in writers.values():
-            writer.__exit__(type(error), error, None)
-        raise
-    for writer in writers.values():
-        writer.__exit__(None, None, None)
-    out.mkdir(exist_ok=True)
-    spent = [f"{budget.spent.tokens:,} tokens, {budget.spent.usd:.4f} US dollars, failed attempts included"]
-    limits = [f"limit {key}: {value:g}" for key, value in recipe.budget.model_dump().items() if value is not None]
-    teachers = [f"{role}: {described(section)}" for role, section in recipe.teachers().items()]
-    text = card_text(
-        counts,
-        title=recipe.run,
-        rubric=rubric,
-        teachers=teachers,
-        recipe=to_yaml(shown(recipe)),
-        seconds=budget.seconds,
-        budget=spent + limits,
-        complete=complete,
-        splits=sorted(writers),
-        language=recipe.language,
-    )
-    write_atomic(out / "README.md", text)
-    return counts
-
-
-def explained(pair: Pair, trace: Trace, recipe: SynthesizeRecipe) -> Pair | None:
-    """The pair with its reasoning; without one it is left out, or keeps its human label alone."""
-    if not trace.accepted:
-        bare = replace(pair, rationale=None, mismatch=None, rules=[], demands=[])
-        return bare if recipe.unexplained == "keep" else None
-    label = pair.label if recipe.label == "human" else trace.tier
-    no_rules = "rules" in recipe.rationale.leave_out
-    return replace(
-        pair,
-        label=label,
-        rationale=trace.rationale,
-        mismatch=None if no_rules else trace.mismatch,
-        rules=[] if no_rules else trace.rules,
-        demands=trace.demands,
-    )
-
-
-def shown(recipe: SynthesizeRecipe) -> dict[str, Any]:
-    """The recipe as a card may show it, which others will read: no server's address, of paths the last part."""
-    values = recipe.resolved()
-    for role in recipe.teachers():
-        if values[role]["endpoint"] is not None:
-            values[role]["endpoint"]["url"] = "(not shown)"
-    for section, key in (("data", "path"), ("facts", "path")):
-        if values[section] is not None:
-            values[section][key] = Path(values[section][key]).name
-    values["reuse"] = [Path(path).name for path in values["reuse"]]
-    return values
-
-
-def described(section: TeacherSection) -> str:
-    """A teacher in one line, without its server's address."""
-    if section.kind == "program":
-        return f"program {section.program}" + (f", {section.errors:.0%} of its answers wrong on purpose" if section.errors else "")
-    name = section.endpoint.model if section.kind == "endpoint" else section.model.name
-    return f"{name} ({section.kind}), temperature {section.temperature:g}"

@@ -1,0 +1,104 @@
+"""What a run of the stage synthesize leaves for training: the accepted pairs, split by split, and the card beside them."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lore.data_synth.budget import Budget
+from lore.data_synth.counts import Counts
+from lore.data_synth.dataset_card import card_text
+from lore.data_synth.selection import chunked, selected
+from lore.data_synth.store import part_is_current, part_path, read_part, trace_parts
+from lore.data_synth.synth_config import SynthesizeRecipe, TeacherSection
+from lore.data_synth.trace import Trace
+from lore.folder import RunFolder, write_atomic
+from lore.pairs import Pair, PairWriter
+from lore.recipe import to_yaml
+from lore.rubric import Rubric, rubric_metadata
+
+DEFAULT_SPLIT = "train"
+
+
+def write_set(
+    recipe: SynthesizeRecipe, folder: RunFolder, path: Path, rubric: Rubric, budget: Budget, stamp: str, *, complete: bool
+) -> Counts:
+    """The accepted pairs, split by split, and the card beside them."""
+    out, counts, writers = folder / "pairs", Counts(recipe.seed), {}
+    parts = {part.name: part for part in trace_parts(folder.path) if part_is_current(part, stamp)}
+    try:
+        for number, pairs in chunked(selected(recipe, path), recipe.chunk_pairs):
+            part = parts.get(part_path(folder / "traces", number).name)
+            if part is None:
+                continue
+            for pair, trace in zip(pairs, read_part(part), strict=True):
+                counts.add(trace)
+                kept = explained(pair, trace, recipe)
+                if kept is not None:
+                    split = re.sub(r"[^\w.-]", "_", pair.split or DEFAULT_SPLIT)  # it names a file
+                    if split not in writers:
+                        metadata = rubric_metadata(recipe.data.rubric, rubric)
+                        writers[split] = PairWriter(out / f"{split}.parquet", metadata=metadata).__enter__()
+                    writers[split].write(kept)
+    except BaseException as error:
+        for writer in writers.values():
+            writer.__exit__(type(error), error, None)
+        raise
+    for writer in writers.values():
+        writer.__exit__(None, None, None)
+    out.mkdir(exist_ok=True)
+    spent = [f"{budget.spent.tokens:,} tokens, {budget.spent.usd:.4f} US dollars, failed attempts included"]
+    limits = [f"limit {key}: {value:g}" for key, value in recipe.budget.model_dump().items() if value is not None]
+    teachers = [f"{role}: {described(section)}" for role, section in recipe.teachers().items()]
+    text = card_text(
+        counts,
+        title=recipe.run,
+        rubric=rubric,
+        teachers=teachers,
+        recipe=to_yaml(shown(recipe)),
+        seconds=budget.seconds,
+        budget=spent + limits,
+        complete=complete,
+        splits=sorted(writers),
+        language=recipe.language,
+    )
+    write_atomic(out / "README.md", text)
+    return counts
+
+
+def explained(pair: Pair, trace: Trace, recipe: SynthesizeRecipe) -> Pair | None:
+    """The pair with its reasoning; without one it is left out, or keeps its human label alone."""
+    if not trace.accepted:
+        bare = replace(pair, rationale=None, mismatch=None, rules=[], demands=[])
+        return bare if recipe.unexplained == "keep" else None
+    label = pair.label if recipe.label == "human" else trace.tier
+    no_rules = "rules" in recipe.rationale.leave_out
+    return replace(
+        pair,
+        label=label,
+        rationale=trace.rationale,
+        mismatch=None if no_rules else trace.mismatch,
+        rules=[] if no_rules else trace.rules,
+        demands=trace.demands,
+    )
+
+
+def shown(recipe: SynthesizeRecipe) -> dict[str, Any]:
+    """The recipe as a card may show it, which others will read: no server's address, of paths the last part."""
+    values = recipe.resolved()
+    for role in recipe.teachers():
+        if values[role]["endpoint"] is not None:
+            values[role]["endpoint"]["url"] = "(not shown)"
+    for section, key in (("data", "path"), ("facts", "path")):
+        if values[section] is not None:
+            values[section][key] = Path(values[section][key]).name
+    values["reuse"] = [Path(path).name for path in values["reuse"]]
+    return values
+
+
+def described(section: TeacherSection) -> str:
+    """A teacher in one line, without its server's address."""
+    if section.kind == "program":
+        return f"program {section.program}" + (f", {section.errors:.0%} of its answers wrong on purpose" if section.errors else "")
+    name = section.endpoint.model if section.kind == "endpoint" else section.model.name
+    return f"{name} ({section.kind}), temperature {section.temperature:g}"
