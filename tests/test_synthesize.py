@@ -298,3 +298,18 @@ def _load(path):
     from lore.stages import load_recipe
 
     return load_recipe(path)
+
+
+def test_a_model_in_this_process_is_asked_in_batches(recipe, tiny):
+    """Random weights say nothing that can be read; what is asked, counted and kept is the same as with a good model."""
+    model = {"kind": "transformers", "model": {"name": str(tiny.vision)}, "max_tokens": 16, "temperature": 0.0}
+    more = {"data": {"path": str(tiny.pairs), "rubric": "shop", "split": "train", "limit": 12}, "facts": None}
+    folder = run_recipe(recipe("model", teacher=model, **more))
+    traces = traces_of(folder)
+    assert len(traces) == 12 and all(t.failure.startswith("knowledge: no JSON object") for t in traces)
+    found = totals(folder / "answers")
+    queries = {trace.query for trace in traces}
+    assert found.requests == found.answers == len(queries) and found.unsettled == 0
+    assert folder.summary["tokens"] == found.tokens > 12 * 16
+    again = run_recipe(recipe("model", teacher=model, **more), [])
+    assert totals(again / "answers").requests == found.requests
