@@ -6,8 +6,8 @@
 All seeds share the shop and the base model of the quickstart; teacher's mistakes, order of the rows and training differ. Every run
 folder lies under <runs>/ablation-seeds/<seed>, so a killed run goes on.
 
-The table: Acc@4, mean over the seeds, and the difference to the full judge in points, with 95 % intervals by a paired bootstrap over
-queries (each query's pairs and all seeds together). The spread of the seeds' means stands beside it.
+The table: Acc@4, mean over the seeds, and the difference to the full judge in points, with 95 % intervals by a paired
+bootstrap over queries (each query's pairs and all seeds together). The spread of the seeds' means stands beside it.
 """
 
 import argparse
@@ -32,20 +32,15 @@ def lore(recipe: Path, runs: Path) -> None:
 
 
 def run_seed(seed: int, root: Path, shared: Path) -> Path:
-    """One seed's recipes, copied with their seed, and its runs. Returns the predictions."""
+    """One seed's recipes, copied with their seed and the shared shop and base, and its runs. Returns the predictions."""
     runs, recipes = root / str(seed), root / str(seed) / "recipes"
-    runs.mkdir(parents=True, exist_ok=True)
-    link = runs / "quickstart"
-    if not link.exists():
-        link.symlink_to(shared.resolve() / "quickstart", target_is_directory=True)
-    for source in [*RECIPES.glob("ablation/*.yaml"), RECIPES / "quickstart/world.yaml", RECIPES / "quickstart/base.yaml"]:
-        text = source.read_text(encoding="utf-8")
-        if source.parent.name == "ablation":
-            text = re.sub(r"^stage: ", f"seed: {seed}\nstage: ", text, count=1, flags=re.MULTILINE)
-        copy = recipes / source.relative_to(RECIPES)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(text, encoding="utf-8")
-    lore(recipes / "ablation/eval.yaml", runs)
+    recipes.mkdir(parents=True, exist_ok=True)
+    for source in RECIPES.glob("ablation/*.yaml"):
+        text = source.read_text(encoding="utf-8").replace("${LORE_RUNS}/quickstart", str(shared.resolve() / "quickstart"))
+        text = re.sub(r"\.\./quickstart/\w+\.yaml(, )?", "", text)  # done by then
+        text = re.sub(r"^stage: ", f"seed: {seed}\nstage: ", text, count=1, flags=re.MULTILINE)
+        (recipes / source.name).write_text(text, encoding="utf-8")
+    lore(recipes / "eval.yaml", runs)
     return runs / "ablation/eval/predictions.parquet"
 
 
@@ -72,8 +67,14 @@ def table(files: list[Path]) -> str:
             low, high = np.percentile(means, [2.5, 97.5])
             gap_low, gap_high = 100 * np.percentile(gap, [2.5, 97.5])
             seeds = " ".join(f"{value:.2f}" for value in values[member].mean(axis=0))
-            gap_text = "" if judge == FULL else f"{100 * (part.mean() - right[FULL][member].mean()):+.1f} [{gap_low:+.1f}, {gap_high:+.1f}]"
-            lines.append(f"| {name} ({member.sum()}) | {judge} | {part.mean():.3f} [{low:.3f}, {high:.3f}] | {gap_text} | {seeds} |")
+            gap_text = (
+                ""
+                if judge == FULL
+                else f"{100 * (part.mean() - right[FULL][member].mean()):+.1f} [{gap_low:+.1f}, {gap_high:+.1f}]"
+            )
+            lines.append(
+                f"| {name} ({member.sum()}) | {judge} | {part.mean():.3f} [{low:.3f}, {high:.3f}] | {gap_text} | {seeds} |"
+            )
     return "\n".join(["| slice (pairs) | judge | Acc@4 | points to full | seeds |", "|---|---|---|---|---|", *lines])
 
 

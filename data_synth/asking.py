@@ -23,6 +23,7 @@ DIVIDER = "=== user"
 PHOTO = "<photo>"
 MAX_ITEM_CHARACTERS = 6000
 MAX_PROMPT_BYTES = 1_000_000
+KEPT = 256
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Prompts:
             return _filled(source, step, known)
         key = (source, *sorted(values.items()))
         if key not in self._kept:
+            if len(self._kept) >= KEPT:  # a prompt file that puts the pair's own text here
+                self._kept.clear()
             self._kept[key] = _filled(source, step, known)
         return self._kept[key]
 

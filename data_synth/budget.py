@@ -97,8 +97,8 @@ class Budget:
         at = {"max_usd": f"{self.spent.usd:.4f} US dollars", "max_tokens": f"{self.spent.tokens:,} tokens"}
         reached = at.get(self.reached, f"{self.seconds:.0f} seconds")
         return (
-            f"budget.{self.reached} is {getattr(self.limits, self.reached):g}; {reached} are spent, and the next request could pass it. "
-            f"Every answer is stored: the same command with a larger budget.{self.reached} goes on from here."
+            f"budget.{self.reached} is {getattr(self.limits, self.reached):g}; {reached} are spent, and the next one could pass "
+            f"it. Every answer is stored: the same command with a larger budget.{self.reached} goes on from here."
         )
 
 

@@ -13,7 +13,7 @@ from lore.neutralise import neutralise
 MAX_KEYS = 1000  # of one counter; what comes later is counted as OTHERS
 OTHERS = "(others)"
 SAMPLES = 20
-SHOWN_SLICES = 40
+SHOWN_ROWS = 40
 SHOWN = {"query": 200, "title": 300, "rationale": 800, "why": 200}  # characters
 WHERE = {  # what a failed check says about the step that went wrong; every other check is one of form
     "coverage": "knowledge",
@@ -161,9 +161,9 @@ def tables(counts: Counts, tier_ids: list[str] | None = None) -> list[Table]:
     ):
         names = sorted(names, key=lambda name: (-counts.slices[name], name))
         rows = [_share_of(name.removeprefix("capability:"), counts.slices_accepted[name], counts.slices[name]) for name in names]
-        note = f"{len(rows) - SHOWN_SLICES:,} smaller slices are not shown." if len(rows) > SHOWN_SLICES else ""
+        note = f"{len(rows) - SHOWN_ROWS:,} smaller slices are not shown." if len(rows) > SHOWN_ROWS else ""
         if rows:
-            found.append(Table(title, ["slice", "pairs", "accepted", "share"], rows[:SHOWN_SLICES], note))
+            found.append(Table(title, ["slice", "pairs", "accepted", "share"], rows[:SHOWN_ROWS], note))
     rejected = counts.places.total()
     if rejected:
         rows = [
@@ -182,8 +182,8 @@ def tables(counts: Counts, tier_ids: list[str] | None = None) -> list[Table]:
     ]
     if rows:
         columns = ["check", "pairs", "share", "attempts", "share of attempts"]
-        note = f"Failures in the attempt that was kept, and in all {tried:,} attempts; a pair can fail several."
-        found.append(Table("Failed checks", columns, rows, note))
+        note = f"Failures in the attempt that was kept, and in all {tried:,} attempts; a pair can fail several checks."
+        found.append(Table("Failed checks", columns, rows[:SHOWN_ROWS], note))
     rows = [[f"{number}", f"{pairs:,}", percent(pairs, total)] for number, pairs in sorted(counts.attempts.items())]
     note = f"{counts.attempts_hinted:,} attempts were shown the human label."
     found.append(Table("Attempts to a pair", ["attempts", "pairs", "share"], rows, note))

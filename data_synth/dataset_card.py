@@ -41,10 +41,11 @@ def card_text(
     lines = [_head(title, splits, language, accepted), f"# {plain(title)}", ""]
     if not complete:
         lines += ["**Not complete: the run stopped before every pair had its trace. The same recipe goes on from here.**", ""]
+    named = f"{plain(rubric.name)} (version {plain(rubric.version)}, hash {rubric.hash})"
     lines += [
-        f"Query-item pairs with a relevance tier of rubric {plain(rubric.name)} (version {plain(rubric.version)}, hash {rubric.hash}) and a "
-        f"reasoning that leads there. Of {counts.pairs:,} rated pairs {accepted:,} ({percent(accepted, counts.pairs)}) have a reasoning "
-        "that passed every check. The reasoning is synthetic; queries, items and human labels are those of the source.",
+        f"Query-item pairs with a relevance tier of rubric {named} and a reasoning that leads there.",
+        f"Of {counts.pairs:,} rated pairs {accepted:,} ({percent(accepted, counts.pairs)}) have one that passed every check.",
+        "The reasoning is synthetic; queries, items and human labels are those of the source.",
         "",
         "```python",
         "from datasets import load_dataset",
@@ -52,8 +53,8 @@ def card_text(
         'pairs = load_dataset("path/of/this/folder")',
         "```",
         "",
-        "`rationale` holds the reasoning, `demands` the same as a list, `label` the tier. A row without a rationale keeps its human "
-        "label alone. Facts and captions that the teacher was shown are in the run's traces and not in the set: no judge sees them.",
+        "`rationale` holds the reasoning, `demands` the same as a list, `label` the tier. A row without a rationale keeps its",
+        "human label alone. What the teacher was shown beside the pair (facts, captions) is in the run's traces, not in the set.",
         "",
     ]
     for table in tables(counts, rubric.tier_ids):

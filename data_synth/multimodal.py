@@ -1,7 +1,7 @@
 """Step 2, multimodal: what the item offers for each demand, and where that can be read or seen.
 
-Two ways: a vision teacher writes a caption of the photo first and a text teacher reads it, or a vision-language teacher is shown the
-photo itself.
+Two ways: a vision teacher writes a caption of the photo first and a text teacher reads it, or a vision-language teacher is
+shown the photo itself.
 """
 
 from lore.data_synth.asking import Prompts
@@ -24,7 +24,9 @@ def read_caption(text: str) -> str:
     return caption
 
 
-def prompt(prompts: Prompts, pair: Pair, wishes: list[Wish], facts: list[str], *, caption: str | None, photo: bool) -> list[Message]:
+def prompt(
+    prompts: Prompts, pair: Pair, wishes: list[Wish], facts: list[str], *, caption: str | None, photo: bool
+) -> list[Message]:
     """photo: show the photo itself."""
     values = {"wishes": wishes, "facts": facts, "caption": caption, "item": prompts.item(pair, photo)}
     return prompts.messages("multimodal", photo=pair.image if photo else None, **values)

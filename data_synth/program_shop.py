@@ -202,11 +202,15 @@ def _inverse_notation(lexicon: Lexicon) -> dict[str, re.Pattern]:
 
 
 def read_photo(data: bytes, lexicon: Lexicon) -> dict[str, ItemFact]:
-    """Colour and pattern of a drawn photo, from its pixels: the colour of most of the item, an accent stripe, marks in rows or dots."""
+    """Colour and pattern of a drawn photo, from its pixels: the colour of most of it, an accent stripe, marks in rows or dots."""
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
     on_item = (pixels != pixels[0, 0]).any(axis=-1)
     colours, counts = np.unique(pixels[on_item], axis=0, return_counts=True)
-    plain = [(count, tuple(colour)) for colour, count in zip(colours.tolist(), counts.tolist(), strict=True) if tuple(colour) not in MARKS]
+    plain = [
+        (count, tuple(colour))
+        for colour, count in zip(colours.tolist(), counts.tolist(), strict=True)
+        if tuple(colour) not in MARKS
+    ]
     if not plain:
         raise Unreadable("a photo of nothing")
     ranked = sorted(plain, reverse=True)

@@ -1,9 +1,10 @@
 """The program teacher for any rated pairs: each word of the query is a demand, and is found in the item's texts or not.
 
-The last content word before `for`, `with` or `in` names the kind of thing, the item's own brand is a brand, all other words are attributes.
-A word counts as found with or without a plural s, glued to its neighbour (`air pods`, `airpods`), or through a fact that is given. Found
-words get their dimension's best rule, missing ones its worst. Left out: synonyms that no fact states, how much a word matters, and
-everything that only a reader understands; so many traces contradict the raters, and the checks reject those.
+The last content word before `for`, `with` or `in` names the kind of thing, the item's own brand is a brand, all other words
+are attributes. A word counts as found with or without a plural s, glued to its neighbour (`air pods`, `airpods`), or through a
+fact that is given. Found words get their dimension's best rule, missing ones its worst. Left out: synonyms that no fact
+states, how much a word matters, and everything that only a reader understands; so many traces contradict the raters, and the
+checks reject those.
 """
 
 from lore.data_synth.facts import Fact
@@ -25,7 +26,7 @@ class WordsProgram:
         ids = [dimension.id for dimension in rubric.dimensions]
         if not ids or not rubric.rules:
             raise LoreError(
-                f"teacher.program words gives every query word a dimension and a rule, and rubric {rubric.name} has none of these.\n"
+                f"teacher.program words gives every query word a dimension and a rule, and rubric {rubric.name} has none.\n"
                 "Add dimensions and rules to the rubric, or use another teacher."
             )
         self.kind = "category" if "category" in ids else ids[0]
@@ -83,7 +84,9 @@ class WordsProgram:
         return Evidence("none", "none")
 
     def _extremes(self, dimension: str) -> tuple[Rule | None, Rule | None]:
-        rules = sorted((rule for rule in self.rubric.rules if rule.dimension == dimension), key=lambda rule: self.rubric.index(rule.tier))
+        rules = sorted(
+            (rule for rule in self.rubric.rules if rule.dimension == dimension), key=lambda rule: self.rubric.index(rule.tier)
+        )
         return (rules[-1], rules[0]) if rules else (None, None)
 
     def _tier(self, found: Evidence) -> str:

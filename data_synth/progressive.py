@@ -4,7 +4,8 @@ After LORE (arXiv 2512.03025): knowledge injection, image understanding, rule ap
 chains of thought, which the paper finds unnecessary; each step is a list that can be checked line by line.
 
 Attempts: every pair gets `samples` at once; where none passes, further ones up to `most`, and up to `most_hard` where the attempts
-disagree about the tier or the pair is of a hard slice (rejection sampling); then, if the recipe allows it, some with the human label shown.
+disagree about the tier or the pair is of a hard slice (rejection sampling); then, if the recipe allows it, some with the human
+label shown.
 """
 
 import asyncio
@@ -96,7 +97,8 @@ class Synthesis:
         """The three steps as one list of demands and a short rationale: demands that are met leave first where it is too long."""
         steps = zip(draft.wishes, draft.evidence, draft.rulings, strict=False)
         draft.demands = [
-            Demand(wish.dimension, wish.wanted, found.found, found.source, ruling.rule, ruling.tier) for wish, found, ruling in steps
+            Demand(wish.dimension, wish.wanted, found.found, found.source, ruling.rule, ruling.tier)
+            for wish, found, ruling in steps
         ]
         kept, best, leave_out = list(draft.demands), self.rubric.tier_ids[-1], self.recipe.rationale.leave_out
         while self.verifier.length_of(render_demands(kept, leave_out)) > self.recipe.rationale.max_tokens:

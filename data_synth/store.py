@@ -3,14 +3,14 @@
     answers/000012.jsonl        the journal of chunk 12: a line before each request, a line for what it took, a line for each answer
     traces/part-000012.parquet  the traces of chunk 12, written whole when its last pair is done
 
-An answer's key is a hash over step, prompt, teacher and draw; its line names the pair. Lines go to the system at once: a killed process
-loses what was in flight and no more, and what was in flight stays counted against the budget.
+An answer's key is a hash over step, prompt, teacher and draw; its line names the pair. Lines go to the system at once: a
+killed process loses what was in flight and no more, and what was in flight stays counted against the budget.
 """
 
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,21 @@ class Journal:
     def __init__(self, path: Path):
         self.path = path
         self.replies: dict[str, Reply] = {}
+        self.askers: dict[str, str] = {}
         self._next, self._file = 0, None
         for entry in read_journal(path):
             self._next = max(self._next, entry.get("ask", -1) + 1)
             if "reply" in entry:
                 reply = Reply(**entry["reply"])
                 self.replies[reply.key] = reply
+                self.askers[reply.key] = entry["pair_id"]
+
+    def known(self, key: str, pair_id: str) -> Reply | None:
+        """The answer to a key, where there is one. To a pair that another one asked for, it costs nothing."""
+        reply = self.replies.get(key)
+        if reply is not None and self.askers[key] != pair_id:
+            reply = replace(reply, prompt_tokens=0, completion_tokens=0, usd=0.0)
+        return reply
 
     def asked(self, key: str, tokens: int, usd: float) -> int:
         """Notes a request before it is sent, with the most it can take. Returns its number."""
@@ -59,7 +68,7 @@ class Journal:
         self._append({"took": number, "tokens": tokens, "usd": usd})
 
     def answered(self, pair_id: str, reply: Reply) -> None:
-        self.replies[reply.key] = reply
+        self.replies[reply.key], self.askers[reply.key] = reply, pair_id
         self._append({"pair_id": pair_id, "reply": asdict(reply)})
 
     def close(self) -> None:
@@ -105,7 +114,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line.decode(errors="surrogatepass"))
             except ValueError as error:
                 raise LoreError(
-                    f"{path}, line {number} is no JSON ({error}), so it is not known what was asked. Restore the file, or delete it "
+                    f"{path}, line {number} is no JSON ({error}), so what was asked is not known. Restore the file, or delete it "
                     "to ask its pairs again."
                 ) from error
 

@@ -1,20 +1,24 @@
-"""Stage synthesize: a teacher reasons about rated pairs in three steps, every trace is checked, and what passes is an SFT set with a card.
+"""Stage synthesize: a teacher reasons about rated pairs in three steps, every trace is checked, and what passes is an SFT set
+with a card.
 
     lore run recipes/synthesize.yaml
 
-The run folder holds answers/ (what was asked and came back), traces/ (one row per pair, accepted or not, with every check) and pairs/ (the
-set: `data.path` of an SFT recipe, or datasets.load_dataset). A stopped run goes on with the same command and asks nothing twice.
+The run folder holds answers/ (what was asked and came back), traces/ (one row per pair, accepted or not, with every check) and
+pairs/ (the set: `data.path` of an SFT recipe, or datasets.load_dataset). A stopped run goes on with the same command and asks
+nothing twice.
 """
 
 import asyncio
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from lore.data_synth.asking import Prompts, prompt_texts_hash
 from lore.data_synth.budget import Budget, BudgetReached, Spent
@@ -24,7 +28,7 @@ from lore.data_synth.facts import open_facts
 from lore.data_synth.opening import open_teachers
 from lore.data_synth.progressive import Synthesis
 from lore.data_synth.store import Earlier, Journal, part_is_current, part_path, read_part, totals, trace_parts, write_part
-from lore.data_synth.synth_config import SynthesizeRecipe
+from lore.data_synth.synth_config import SynthesizeRecipe, TeacherSection
 from lore.data_synth.teachers import Work
 from lore.data_synth.trace import STEPS, Trace
 from lore.data_synth.verify import Verifier
@@ -75,7 +79,12 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
         done = sum(counts.given.values())
         raise LoreError(f"{error}\n{done:,} pairs have a trace so far; {folder / 'pairs'} holds what was accepted of them.")
     accepted = sum(counts.accepted.values())
-    summary = {"pairs": sum(counts.given.values()), "accepted": accepted, "tokens": budget.spent.tokens, "usd": round(budget.spent.usd, 6)}
+    summary = {
+        "pairs": sum(counts.given.values()),
+        "accepted": accepted,
+        "tokens": budget.spent.tokens,
+        "usd": round(budget.spent.usd, 6),
+    }
     prompts = prompt_texts_hash(recipe.language, recipe.prompts)
     folder.finish(summary | {"seconds": round(budget.seconds, 1), "set": str(folder / "pairs"), "prompts": prompts})
 
@@ -248,7 +257,7 @@ def write_set(
                 counts.add(trace)
                 kept = explained(pair, trace, recipe)
                 if kept is not None:
-                    split = pair.split or DEFAULT_SPLIT
+                    split = re.sub(r"[^\w.-]", "_", pair.split or DEFAULT_SPLIT)  # it names a file
                     if split not in writers:
                         metadata = rubric_metadata(recipe.data.rubric, rubric)
                         writers[split] = PairWriter(out / f"{split}.parquet", metadata=metadata).__enter__()
@@ -268,7 +277,7 @@ def write_set(
         title=recipe.run,
         rubric=rubric,
         teachers=teachers,
-        recipe=to_yaml(recipe.resolved()),
+        recipe=to_yaml(shown(recipe)),
         seconds=budget.seconds,
         budget=spent + limits,
         complete=complete,
@@ -296,7 +305,20 @@ def explained(pair: Pair, trace: Trace, recipe: SynthesizeRecipe) -> Pair | None
     )
 
 
-def described(section) -> str:
+def shown(recipe: SynthesizeRecipe) -> dict[str, Any]:
+    """The recipe as a card may show it, which others will read: no server's address, of paths the last part."""
+    values = recipe.resolved()
+    for role in recipe.teachers():
+        if values[role]["endpoint"] is not None:
+            values[role]["endpoint"]["url"] = "(not shown)"
+    for section, key in (("data", "path"), ("facts", "path")):
+        if values[section] is not None:
+            values[section][key] = Path(values[section][key]).name
+    values["reuse"] = [Path(path).name for path in values["reuse"]]
+    return values
+
+
+def described(section: TeacherSection) -> str:
     """A teacher in one line, without its server's address."""
     if section.kind == "program":
         return f"program {section.program}" + (f", {section.errors:.0%} of its answers wrong on purpose" if section.errors else "")

@@ -1,14 +1,14 @@
 """Teachers: a program, a model in this process, or a server, all asked step by step in the same way.
 
-A model's answers go through the run's journal: what an earlier start, another pair with the same prompt or a reused run has asked is not
-asked again.
+A model's answers go through the run's journal: what an earlier start, another pair with the same prompt or a reused run has
+asked is not asked again.
 """
 
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from lore.data_synth import knowledge, multimodal, rules
 from lore.data_synth.asking import Prompts, prompt_hash
@@ -17,7 +17,7 @@ from lore.data_synth.facts import Fact
 from lore.data_synth.program import ProgramTeacher
 from lore.data_synth.store import Earlier, Journal
 from lore.data_synth.synth_config import TeacherSection
-from lore.data_synth.trace import Evidence, Reply, Wish
+from lore.data_synth.trace import Evidence, Reply, Wish, whole
 from lore.engines import Completion, Engine, Messages, Sampling, Usage
 from lore.pairs import Pair
 
@@ -106,7 +106,7 @@ class ByModel:
         """One answer, from the journal where it is there. Raises BudgetReached, and what the engine raises."""
         asked = prompt_hash(messages)
         key = answer_key(step, asked, self.name, draw)
-        if (known := work.journal.replies.get(key)) is not None:
+        if (known := work.journal.known(key, pair.pair_id)) is not None:
             return known
         if work.earlier is not None and (known := work.earlier.get(key)) is not None:
             work.journal.answered(pair.pair_id, known)
@@ -115,7 +115,7 @@ class ByModel:
             reply = await asyncio.shield(other)
             if key not in work.journal.replies:
                 work.journal.answered(pair.pair_id, replace(reply, prompt_tokens=0, completion_tokens=0, usd=0.0))
-            return work.journal.replies[key]
+            return work.journal.known(key, pair.pair_id)
         promise = self._under_way[key] = asyncio.get_running_loop().create_future()
         try:
             gate = RequestGate(work.budget, self.section.price, work.journal, key)
@@ -124,7 +124,7 @@ class ByModel:
             answer = (await self.complete(messages, sampling, gate))[0]
             usage = Usage(answer.prompt_tokens, answer.tokens)
             usd = cost(usage, section.price).usd
-            reply = Reply(step, key, asked, self.name, answer.text, usage.prompt_tokens, usage.completion_tokens, usd)
+            reply = Reply(step, key, asked, self.name, whole(answer.text), usage.prompt_tokens, usage.completion_tokens, usd)
             work.journal.answered(pair.pair_id, reply)
             promise.set_result(reply)
             return reply
@@ -192,4 +192,3 @@ class Batched:
         parts = [[{"type": "text", "text": text}] if isinstance(text, str) else text for text in texts]
         size = sum(len(part["text"].encode()) for content in parts for part in content if part["type"] == "text")
         return size + 256 + 2048 * sum(part["type"] == "image" for content in parts for part in content)
-

@@ -213,10 +213,17 @@ def rows_of(value: dict[str, Any], key: str, columns: tuple[str, ...]) -> list[d
     """The list `value[key]` as rows of short one-line texts. Raises Unreadable for any other form."""
     rows = value[key]
     if not isinstance(rows, list) or len(rows) > MAX_DEMANDS:
-        raise Unreadable(f"{key!r} is {type(rows).__name__} of {len(rows) if isinstance(rows, list) else 0}, not 1 to {MAX_DEMANDS}")
+        raise Unreadable(
+            f"{key!r} is {type(rows).__name__} of {len(rows) if isinstance(rows, list) else 0}, not 1 to {MAX_DEMANDS}"
+        )
     out = []
     for row in rows:
         if not isinstance(row, dict) or any(not isinstance(row.get(name, ""), str | int | float) for name in columns):
             raise Unreadable(f"{key!r} holds {str(row)[:80]!r}, not an object with {', '.join(columns)}")
-        out.append({name: " ".join(str(row.get(name, "")).split())[:MAX_TEXT] for name in columns})
+        out.append({name: " ".join(whole(str(row.get(name, ""))).split())[:MAX_TEXT] for name in columns})
     return out
+
+
+def whole(text: str) -> str:
+    """Halves of characters, which JSON can carry and no file can, become question marks."""
+    return text.encode(errors="replace").decode()

@@ -2,7 +2,7 @@
 
 verdict        it equals the human label
 one_verdict    exactly one, of the rubric's tiers, and the codec reads it back from either answer order
-grounding      every value found stands in the place of the item that is cited: title, attributes, description, or the photo's caption
+grounding      every value found stands in the place of the item that is cited: title, attributes, description, the photo's caption
 rules          every rule exists, speaks about the demand's dimension and has the tier that is given
 aggregate      the verdict is what the rubric makes of the demands' tiers
 coverage       the demands hold the query's content words, and cite words that the query has
@@ -31,8 +31,10 @@ PIECE = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]+|\d+(?:[.,]\d+)?|[^\W\d_\u3400
 HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 COPIED_WORDS = 10
 LEAKS = re.compile(
-    r"\b(?:raters?|rated|human (?:label|rating|judge)\w*|annotat\w+|ground ?truth|gold label|given (?:label|tier|rating)|as (?:the )?hint\w*"
-    r"|the hint|(?:the )?label says)\b|人工(?:标注|标签|评)|标注(?:员|结果|者)?|评分员|评审员|打分员|已知(?:标签|档位)|提示(?:中|里|给)",
+    r"\b(?:raters?|rated|human (?:label|rating|judge)\w*|annotat\w+|ground ?truth|gold label|given (?:label|tier|rating)"
+    r"|as (?:the )?hint\w*|the hint|(?:the )?label says)\b"
+    r"|人工(?:标注|标签|评)|标注(?:员|结果|者)?|评分员|评审员|打分员"
+    r"|已知(?:标签|档位)|提示(?:中|里|给)",
     re.IGNORECASE,
 )
 
@@ -71,7 +73,12 @@ def one_verdict(draft: Draft, pair: Pair, view: View) -> str | None:
 def grounding(draft: Draft, pair: Pair, view: View) -> str | None:
     attributes = [*pair.attributes.values(), pair.brand or "", pair.category or "", pair.shop or ""]
     attributes += [] if pair.price is None else [f"{pair.price:.2f}"]
-    places = {"title": pair.title, "attributes": "\n".join(attributes), "description": pair.description or "", "photo": draft.caption}
+    places = {
+        "title": pair.title,
+        "attributes": "\n".join(attributes),
+        "description": pair.description or "",
+        "photo": draft.caption,
+    }
     for wish, evidence in zip(draft.wishes, draft.evidence, strict=False):
         found = unresolved(evidence.found)
         if evidence.source == "none":
@@ -219,9 +226,7 @@ def missing_words(text: str, place: str) -> list[str]:
     whole = normalise(place).replace(" ", "")
     small = function_words("en")
     return [
-        piece
-        for piece in pieces(text)
-        if piece not in have and piece not in small and not (HAN.match(piece) and piece in whole)
+        piece for piece in pieces(text) if piece not in have and piece not in small and not (HAN.match(piece) and piece in whole)
     ]
 
 

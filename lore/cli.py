@@ -12,9 +12,11 @@ import typer
 from lore.data_cli import app as data
 from lore.errors import LoreError
 from lore.teacher_cli import app as teacher
+from lore.traces_cli import app as traces
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(data, name="data")
+app.add_typer(traces, name="traces")
 app.add_typer(teacher, name="teacher")
 
 

@@ -16,7 +16,10 @@ from lore.errors import LoreError
 from lore.pairs import PairWriter
 from lore.rubric import load_rubric
 
-HOSTILE = "<script>alert(1)</script> | x\n\n## y ![i](https://a.example/i.png) `c` www.a.example [l](javascript:1) &lt;b&gt; \x1b[31m \u202e $z$"
+HOSTILE = (
+    "<script>alert(1)</script> | x\n\n## y ![i](https://a.example/i.png) `c` www.a.example [l](javascript:1) &lt;b&gt; "
+    "\x1b[31m \u202e $z$"
+)
 FACTS = {
     "title": "my set",
     "rubric": load_rubric("shop"),
@@ -42,7 +45,7 @@ def some_traces(count=60):
         {"hinted": True},
         {"failed": {"verdict": "says L2, the human label is L3"}, "label": "L2", "slices": ["hard"]},
         {
-            "failed": {"grounding": "colour: red does not stand in the title", "verdict": "says L2"},
+            "failed": {"grounding": "colour: red is nowhere", "verdict": "says L2"},
             "slices": ["hard", "capability:rules"],
         },
         {"failure": "multimodal: no JSON object", "tier": None, "demands": [], "rationale": ""},
@@ -118,27 +121,22 @@ def test_counts_are_the_same_in_any_order_in_parts_and_from_json():
         whole.merge(Counts(seed=1))
 
 
-def test_samples_are_drawn_evenly():
+def test_every_trace_has_the_same_chance_to_be_a_sample():
     drawn = Counter()
-    traces = [make_trace(number) for number in range(100)]
+    traces = [make_trace(number, title=f"title {number}") for number in range(100)]
     for seed in range(60):
-        counts = counted(traces, seed=seed)
-        drawn.update(int(sample["rank"], 16) % 100 for sample in counts.samples)
-        assert len(counts.samples) == SAMPLES
-    first_half = sum(sorted(number < 50 for number in drawn.elements()))
-    assert 0.4 < first_half / drawn.total() < 0.6
+        drawn.update(sample["title"] for sample in counted(traces, seed=seed).samples)
+    assert drawn.total() == 60 * SAMPLES and len(drawn) == 100 and max(drawn.values()) < 30
 
 
 def test_memory_does_not_grow_with_names_that_never_repeat():
-    counts = counted(
-        make_trace(number, slices=[f"s{number}"], failed={f"c{number}": "x"}, label=f"L{number}")
-        for number in range(MAX_KEYS + 500)
-    )
+    numbers = range(MAX_KEYS + 500)
+    counts = counted(make_trace(n, slices=[f"s{n}"], failed={f"c{n}": "x"}, label=f"L{n}") for n in numbers)
     for counter in (counts.given, counts.slices, counts.checks, counts.attempt_checks):
         assert len(counter) == MAX_KEYS + 1 and counter[OTHERS] >= 500
     assert counts.pairs == MAX_KEYS + 500
     card = card_text(counts, **FACTS)
-    assert card.count("| s") < 60 and "smaller slices are not shown" in card and len(card) < 2_000_000
+    assert len(re.findall(r"^\| s\d", card, re.MULTILINE)) == 39 and "smaller slices are not shown" in card and len(card) < 100_000
 
 
 def test_strangers_text_does_nothing_in_a_card():
@@ -153,7 +151,9 @@ def test_strangers_text_does_nothing_in_a_card():
     body = body.partition("\n---\n")[2]
     assert shown_recipe.startswith("\n\n````yaml") and shown_recipe.endswith("\n````\n")
     assert not re.search(r"<[a-z/!]", body) and "\x1b" not in card and "\u202e" not in card
-    assert "https://" not in body and "www." not in body and not re.search(r"(?<!\\)[\[\]`$](?!``|python)", body.replace("```", ""))
+    assert "https://" not in body and "www." not in body
+    shown = [line for line in body.splitlines() if "script" in line]
+    assert len(shown) > 8 and not any(re.search(r"(?<!\\)[\[\]`$*_]", line) for line in shown)
     headings = [line for line in body.splitlines() if line.startswith("#")]
     assert sum("y !" in line for line in headings) == 1  # inside the title alone
     widths = {}
@@ -174,20 +174,12 @@ def test_plain_text_stays_readable():
 def test_a_card_says_what_it_holds_and_whether_it_is_whole():
     counts = counted(some_traces())
     card = card_text(counts, **FACTS)
-    for text in (
-        "# my set",
-        "24 (40.0%)",
-        "some/model",
-        "75 seconds",
-        "930 tokens",
-        "stage: synthesize",
-        "20 random traces",
-        "hash " + FACTS["rubric"].hash,
-    ):
+    said = ("# my set", "24 (40.0%)", "some/model", "75 seconds", "930 tokens", "stage: synthesize", "20 random traces")
+    for text in (*said, f"hash {FACTS['rubric'].hash}"):
         assert text in card
     assert "Not complete" not in card and "Not complete" in card_text(counts, **{**FACTS, "complete": False})
     empty = card_text(Counts(), **{**FACTS, "splits": []})
-    assert "configs" not in empty and "0 rated pairs" in empty
+    assert "configs" not in empty.split("---\n")[1] and "Of 0 rated pairs 0 (-)" in empty
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -203,8 +195,7 @@ def test_datasets_reads_the_folder_with_the_card_beside_its_files(tmp_path, lang
     found = datasets.load_dataset(str(tmp_path), cache_dir=str(tmp_path / "cache"))
     assert {name: len(found[name]) for name in found} == {"train": 8, "dev": 8, "my_test": 8}
     expected = list(world.pairs("train", 8))
-    assert found["train"]["query"] == [pair.query for pair in expected] if isinstance(found["train"]["query"], list) else True
-    assert [row["rationale"] for row in found["train"]] == [pair.rationale for pair in expected]
+    assert [(row["query"], row["rationale"]) for row in found["train"]] == [(pair.query, pair.rationale) for pair in expected]
     assert isinstance(found["train"].features["image"], datasets.Image)
     head = yaml.safe_load(card.split("---\n")[1])
     assert head["language"] == [language] and head["size_categories"] == ["n<1K"]

@@ -17,9 +17,7 @@ def worked_out(program, world, pair):
     wishes = program.knowledge(pair, facts_about(world, pair.query))
     evidence = program.multimodal(pair, wishes, facts_about(world, " ".join([pair.title, *pair.attributes.values()])))
     rulings = program.rules(pair, wishes, evidence)
-    return [
-        (w.dimension, w.wanted, e.found, e.source, r.rule, r.tier) for w, e, r in zip(wishes, evidence, rulings, strict=False)
-    ]
+    return [(w.dimension, w.wanted, e.found, e.source, r.rule, r.tier) for w, e, r in zip(wishes, evidence, rulings, strict=False)]
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

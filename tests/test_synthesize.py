@@ -1,0 +1,300 @@
+"""The stage synthesize: a set that trains, resumption, budgets, attempts, hints, captions; through a real server on loopback."""
+
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from openai_server import reply, serve
+from teacher_server import ShopServer, misbehaving, step_of
+
+from lore.data_synth.store import read_part, totals, trace_parts
+from lore.data_synth.world import World
+from lore.data_synth.world_stage import write_extras, write_pairs
+from lore.errors import LoreError
+from lore.folder import RunFolder
+from lore.pairs import read_pairs
+from lore.run import run_recipe
+
+MODEL = "program"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """Folder of a small shop: pairs/train.parquet, facts.jsonl."""
+    folder = tmp_path_factory.mktemp("shop")
+    world = World(11)
+    write_pairs(world, "train", 96, folder / "pairs" / "train.parquet")
+    write_extras(world, folder, 0, 4)
+    return folder
+
+
+@pytest.fixture
+def recipe(shop, runs, tmp_path):
+    """recipe(run="a", teacher={...}, **more) writes a recipe and returns its path."""
+
+    def write(run="synth", **more):
+        body = {
+            "stage": "synthesize",
+            "run": run,
+            "data": {"path": str(shop / "pairs"), "rubric": "shop", "split": "train"},
+            "teacher": {"kind": "program", "program": "shop"},
+            "facts": {"path": str(shop / "facts.jsonl")},
+            "attempts": {"hint": "never"},
+            "chunk_pairs": 20,
+        }
+        path = tmp_path / f"{run}.yaml"
+        path.write_text(yaml.safe_dump({**body, **more}), encoding="utf-8")
+        return path
+
+    return write
+
+
+def endpoint(server, **more):
+    section = {"url": server.url, "model": MODEL, "timeout_seconds": 1.0, "max_concurrency": 8, "max_down_seconds": 10.0}
+    return {"kind": "endpoint", "endpoint": section | more.pop("endpoint", {}), "temperature": 0.0} | more
+
+
+def traces_of(folder):
+    return [trace for part in trace_parts(folder.path) for trace in read_part(part)]
+
+
+def test_the_programs_set_trains_and_loads(recipe, shop):
+    folder = run_recipe(recipe())
+    given = list(read_pairs(shop / "pairs"))
+    pairs = list(read_pairs(folder / "pairs"))
+    assert [pair.pair_id for pair in pairs] == [pair.pair_id for pair in given]
+    assert [pair.rationale for pair in pairs] == [pair.rationale for pair in given]  # the shop's own truth
+    assert [(pair.rules, pair.mismatch) for pair in pairs] == [(pair.rules, pair.mismatch) for pair in given]
+    import datasets
+
+    loaded = datasets.load_dataset(str(folder / "pairs"), split="train", cache_dir=str(folder / "cache"))
+    assert loaded["rationale"] == [pair.rationale for pair in pairs]
+    assert "96" in (folder / "pairs" / "README.md").read_text(encoding="utf-8")
+    assert folder.summary["accepted"] == 96
+
+
+@pytest.mark.parametrize("part", ["knowledge", "photos", "rules"])
+def test_a_capability_can_be_left_out(recipe, part):
+    folder = run_recipe(recipe(rationale={"leave_out": [part]}))
+    text = "\n".join(pair.rationale for pair in read_pairs(folder / "pairs"))
+    assert {"knowledge": " = ", "photos": "(photo)", "rules": "L4"}[part] not in text
+    assert "category: " in text
+    if part == "rules":
+        assert not any(pair.rules for pair in read_pairs(folder / "pairs"))
+
+
+def test_wrong_labels_are_found_out(recipe, tmp_path):
+    world = World(12, label_noise=0.2)
+    write_pairs(world, "train", 1000, tmp_path / "noisy" / "train.parquet")
+    folder = run_recipe(recipe(data={"path": str(tmp_path / "noisy"), "rubric": "shop", "split": "train"}))
+    traces = traces_of(folder)
+    wrong = [trace for trace in traces if "noise:label" in trace.slices]
+    right = [trace for trace in traces if "noise:label" not in trace.slices]
+    assert 150 < len(wrong) < 250
+    assert sum(not trace.accepted for trace in wrong) >= 0.9 * len(wrong)
+    assert sum(trace.accepted for trace in right) >= 0.9 * len(right)
+    assert all(trace.failed == ["verdict"] for trace in wrong if not trace.accepted)
+
+
+def test_a_server_writes_the_same_traces_as_the_program(recipe):
+    teacher = ShopServer()
+    with serve(teacher.answer) as server:
+        folder = run_recipe(recipe("wire", teacher=endpoint(server)))
+    assert folder.summary["accepted"] == 96
+    program = run_recipe(recipe("program"))
+    assert [t.rationale for t in traces_of(folder)] == [t.rationale for t in traces_of(program)]
+    queries = len({trace.query for trace in traces_of(folder)})
+    assert teacher.asked["knowledge"] == queries  # asked once a query, not once a pair
+    assert teacher.asked["multimodal"] == 96 >= teacher.asked["rules"]  # equal findings for one query are judged once
+    assert folder.summary["tokens"] == teacher.tokens == totals(folder / "answers").tokens
+
+
+def test_captions_come_first_where_the_recipe_says_so(recipe):
+    teacher = ShopServer()
+    with serve(teacher.answer) as server:
+        folder = run_recipe(recipe("caption", teacher=endpoint(server), photos="caption"))
+    traces = traces_of(folder)
+    with_photo = [trace for trace in traces if trace.image]
+    assert teacher.asked["caption"] == len(with_photo) > 10
+    assert all(trace.caption for trace in with_photo)
+    assert all(trace.accepted for trace in traces)
+    assert any(demand.source == "photo" for trace in with_photo for demand in trace.demands)
+
+
+def test_faults_on_the_way_change_nothing(recipe):
+    teacher = ShopServer()
+    with serve(misbehaving(teacher.answer)) as server:
+        folder = run_recipe(recipe("faults", teacher=endpoint(server)))
+    assert folder.summary["accepted"] == 96
+    asked = totals(folder / "answers")
+    assert asked.answers == len({reply.key for t in traces_of(folder) for reply in t.replies})
+    assert asked.requests > asked.answers and asked.unsettled == 0
+
+
+def test_a_budget_stops_cleanly_and_a_larger_one_goes_on(recipe):
+    teacher = ShopServer()
+    price = {"prompt_usd": 100.0, "completion_usd": 300.0}
+    with serve(teacher.answer) as server:
+        path = recipe("budget", teacher=endpoint(server, price=price, max_tokens=200), budget={"max_tokens": 60_000})
+        with pytest.raises(LoreError, match=r"budget.max_tokens is 60000.*larger budget.max_tokens"):
+            run_recipe(path)
+        assert 20_000 < teacher.tokens <= 60_000
+        folder = RunFolder.of(_load(path))
+        assert not folder.is_done
+        card = (folder / "pairs" / "README.md").read_text(encoding="utf-8")
+        assert "Not complete" in card
+        before = teacher.tokens
+        folder = run_recipe(path, ["budget.max_tokens=10000000", "budget.max_usd=1000"])
+    assert teacher.tokens > before
+    assert teacher.asked["multimodal"] == 96  # nothing was asked twice
+    assert folder.summary["accepted"] == 96
+    assert "Not complete" not in (folder / "pairs" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_changed_prompt_redoes_its_own_step(recipe, tmp_path):
+    own = tmp_path / "prompts"
+    own.mkdir()
+    shipped = ShopServer.__module__ and __import__("lore.data_synth.asking", fromlist=["FOLDER"]).FOLDER
+    shutil.copy(shipped / "rules.en.md", own)
+    first, second = ShopServer(), ShopServer()
+    with serve(first.answer) as server:
+        path = recipe("prompts", teacher=endpoint(server), prompts=str(own))
+        run_recipe(path)
+    text = (own / "rules.en.md").read_text(encoding="utf-8")
+    (own / "rules.en.md").write_text(text.replace("the rule book decides", "the rule book says it all"), encoding="utf-8")
+    with serve(second.answer) as server:
+        folder = run_recipe(path, [f"teacher.endpoint.url={server.url}"])
+    assert second.asked == {"rules": first.asked["rules"]}
+    assert folder.is_done and folder.summary["accepted"] == 96
+    third = ShopServer()
+    with serve(third.answer) as server:
+        run_recipe(path, [f"teacher.endpoint.url={server.url}"])
+    assert third.asked == {}
+
+
+def test_answers_of_another_run_are_reused(recipe, runs):
+    first, second = ShopServer(), ShopServer()
+    with serve(first.answer) as server:
+        run_recipe(recipe("one", teacher=endpoint(server)))
+    with serve(second.answer) as server:
+        more = {"reuse": [str(runs / "one")], "rationale": {"leave_out": ["rules"]}, "chunk_pairs": 7}
+        folder = run_recipe(recipe("two", teacher=endpoint(server), **more))
+    assert second.asked == {}
+    assert folder.summary["accepted"] == 96
+
+
+def test_hints_come_after_failure_and_are_marked(recipe, shop):
+    teacher = ShopServer()
+
+    def stubborn(request):
+        """Says L4 until it is shown the label."""
+        answer = teacher.answer(request)
+        if step_of(request) == "rules" and "<rated>" not in request.text:
+            message = answer.body["choices"][0]["message"]
+            message["content"] = json.dumps(json.loads(message["content"]) | {"verdict": "L4"})
+        return answer
+
+    with serve(stubborn) as server:
+        attempts = {"most": 2, "most_hard": 2, "hinted": 1}
+        folder = run_recipe(recipe("hint", teacher=endpoint(server, temperature=0.5), attempts=attempts))
+    traces = traces_of(folder)
+    easy = [t for t in traces if t.label == "L4"]
+    assert easy and all(t.accepted and not t.hinted and len(t.attempts) == 1 for t in easy)
+    hinted = [t for t in traces if t.label != "L4"]
+    assert hinted and all(t.accepted and t.hinted and len(t.attempts) == 3 for t in hinted)
+    assert all("verdict" in attempt.failed for t in hinted for attempt in t.attempts[:2])
+
+
+def test_attempts_that_disagree_make_a_pair_hard(recipe):
+    teacher = ShopServer()
+
+    def moody(request):
+        """The n-th draw of the rules step says another tier than the label."""
+        if step_of(request) == "rules" and request.body["seed"] < 3:
+            tier = ["L1", "L2", "L3"][request.body["seed"]]
+            return reply(json.dumps({"rulings": [{"rule": "x", "tier": tier}], "verdict": tier}), model=MODEL)
+        return teacher.answer(request)
+
+    with serve(moody) as server:
+        attempts = {"most": 2, "most_hard": 5, "hint": "never"}
+        folder = run_recipe(recipe("moody", teacher=endpoint(server, temperature=1.0), attempts=attempts))
+    traces = traces_of(folder)
+    assert all(t.accepted and len(t.attempts) == 4 for t in traces)
+
+
+def test_self_consistency_refuses_a_minority(recipe):
+    teacher = ShopServer()
+
+    def mostly_wrong(request):
+        if step_of(request) == "rules" and request.body["seed"] != 1:
+            return reply('{"rulings": [{"rule": "category-other", "tier": "L1"}], "verdict": "L1"}', model=MODEL)
+        return teacher.answer(request)
+
+    with serve(mostly_wrong) as server:
+        attempts = {"samples": 3, "most": 3, "most_hard": 3, "hint": "never"}
+        folder = run_recipe(recipe("self", teacher=endpoint(server, temperature=1.0), attempts=attempts))
+    others = [t for t in traces_of(folder) if t.label != "L1"]
+    assert others and not any(t.accepted for t in others)
+    assert all([attempt.failed for attempt in t.attempts if attempt.draw == 1] == [["agreement"]] for t in others)
+
+
+def test_a_critic_may_refuse(recipe):
+    teacher = ShopServer()
+    with serve(teacher.answer) as server:
+        folder = run_recipe(recipe("critic", teacher=endpoint(server), critic=endpoint(server)))
+    traces = traces_of(folder)
+    assert {t.accepted for t in traces if t.label == "L1"} == {False}
+    assert {t.accepted for t in traces if t.label != "L1"} == {True}
+    assert all(t.failed == ["critic"] for t in traces if t.label == "L1")
+
+
+def test_garbage_is_rejected_with_its_reason(recipe):
+    with serve(lambda request: reply("I would say it is fine.", model=MODEL)) as server:
+        folder = run_recipe(recipe("garbage", teacher=endpoint(server)))
+    traces = traces_of(folder)
+    assert len(traces) == 96 and not any(t.accepted for t in traces)
+    assert all(t.failure.startswith("knowledge: no JSON object") for t in traces)
+    assert not list((folder / "pairs").glob("*.parquet"))
+
+
+def test_unexplained_pairs_can_keep_their_label(recipe):
+    with serve(lambda request: reply("no", model=MODEL)) as server:
+        folder = run_recipe(recipe("keep", teacher=endpoint(server), unexplained="keep"))
+    pairs = list(read_pairs(folder / "pairs"))
+    assert len(pairs) == 96 and all(pair.label and not pair.rationale and not pair.demands for pair in pairs)
+
+
+def test_plain_distillation_takes_the_teachers_verdict(recipe):
+    teacher = {"kind": "program", "program": "shop", "errors": 0.4}
+    attempts = {"most": 1, "most_hard": 1, "hint": "never"}
+    folder = run_recipe(recipe("plain", teacher=teacher, checks=[], label="teacher", attempts=attempts))
+    traces = {trace.pair_id: trace for trace in traces_of(folder)}
+    pairs = list(read_pairs(folder / "pairs"))
+    assert any(pair.label != traces[pair.pair_id].label for pair in pairs)
+    assert all(pair.label == traces[pair.pair_id].tier for pair in pairs)
+
+
+def test_the_teachers_key_is_written_nowhere(recipe, monkeypatch):
+    monkeypatch.setenv("SHOP_KEY", "sk-very-secret-1234567890")
+    teacher = ShopServer()
+    with serve(teacher.answer) as server:
+        folder = run_recipe(recipe("key", teacher=endpoint(server, endpoint={"key_variable": "SHOP_KEY"})))
+        assert server.requests[0].headers["Authorization"] == "Bearer sk-very-secret-1234567890"
+    for path in folder.path.rglob("*"):
+        if path.is_file():
+            assert b"sk-very-secret" not in path.read_bytes(), path
+
+
+def test_part_files_say_what_they_were_made_of(recipe):
+    folder = run_recipe(recipe("parts"))
+    names = [part.name for part in trace_parts(folder.path)]
+    assert names == [f"part-{n:06d}.parquet" for n in range(5)]
+    assert pq.read_table(folder / "traces" / names[-1]).num_rows == 16
+
+
+def _load(path):
+    from lore.stages import load_recipe
+
+    return load_recipe(path)
