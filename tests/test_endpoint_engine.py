@@ -376,6 +376,34 @@ def test_open_engine_opens_an_endpoint_for_its_section():
     assert isinstance(engine, EndpointEngine) and engine.tokenizer is None
 
 
+def test_a_system_text_that_the_served_template_refuses_is_sent_in_the_users_turn(tiny, tmp_path):
+    from test_engine import GEMMA
+
+    from lore.engines.loading import load_processor
+
+    tokenizer = load_processor(ModelSection(name=str(tiny.text)))
+    tokenizer.chat_template = GEMMA
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((tiny.text / "config.json").read_text())
+    with serve(lambda r: reply("a")) as server:
+        for folder, roles in ((tmp_path, ["user"]), (tiny.text, ["system", "user"])):
+            complete(server, messages=[{"role": "system", "content": "rules"}, *ask()], tokenizer=str(folder))
+            body = server.requests[-1].body
+            assert [message["role"] for message in body["messages"]] == roles
+            assert "rules" in body["messages"][0]["content"] and body["stop_token_ids"]
+
+
+def test_a_proxy_is_used_for_other_machines_alone(monkeypatch):
+    from lore.engines.client import _proxy
+
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", "inside.example")
+    assert _proxy("https://api.example/v1") == "http://proxy:3128"
+    assert _proxy("http://inside.example/v1") is None
+    assert _proxy("http://127.0.0.1:8000/v1") is None and _proxy("http://localhost/v1") is None
+
+
 def test_no_prompts_no_requests():
     with serve(lambda r: reply("a")) as server:
         assert engine_of(server).generate([], Sampling()) == []
