@@ -18,7 +18,7 @@ from lore.engines.backoff import Throttle, retry_after_seconds
 from lore.engines.config import EndpointSection, VllmSection
 from lore.engines.endpoint_engine import EndpointEngine
 from lore.engines.tier_logprobs import tier_ends, tier_probabilities
-from lore.engines.wire import error_text, redact, same_model
+from lore.engines.wire import Dialect, error_text, redact, same_model
 from lore.errors import LoreError
 from lore.judgement import VerdictTokens
 from lore.recipe import ModelSection
@@ -280,6 +280,36 @@ def test_fewer_at_once_while_the_server_is_busy_and_more_when_it_is_not():
         engine = engine_of(server, max_concurrency=32)
         engine.generate([ask()] * 300, Sampling())
         assert server.peak == 32
+
+
+def test_a_rate_limit_slows_all_down_and_fails_no_prompt():
+    last = [0.0]
+
+    def answer(request):
+        if time.monotonic() - last[0] < 0.005:
+            return error(429, "10 requests per minute")
+        last[0] = time.monotonic()
+        return reply("a", seconds=0.02)
+
+    with serve(answer) as server:
+        assert len(engine_of(server, max_concurrency=64).generate([ask()] * 80, Sampling())) == 80
+    with serve(lambda r: error(429, "insufficient quota")) as server:
+        with pytest.raises(EndpointFailed, match="insufficient quota"):
+            engine_of(server, max_concurrency=8, max_attempts=3).generate([ask()] * 8, Sampling())
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ("Unrecognized request arguments supplied: seed, top_k", True),
+        ("Unsupported parameter: 'seed' is not supported with this model.", True),
+        ('[{"type": "extra_forbidden", "loc": ["body", "seed"]}]', True),
+        ("prompt too long: <query>sunflower seed</query>", False),
+        ("the field is full of seed", False),
+    ],
+)
+def test_a_refusal_that_repeats_the_prompt_switches_nothing_off(message, named):
+    assert Dialect().learn({"seed": 1}, message) is named
 
 
 def test_a_server_that_comes_back_loses_no_prompt(monkeypatch):

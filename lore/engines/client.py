@@ -99,7 +99,7 @@ class Client:
         if status in (400, 422) and self.dialect.learn(sent, said):
             return Outcome("again", NOTHING)
         error: LoreError = RequestRefused(f"{self.section.url} refuses a prompt: {shown}")
-        if status in (400, 422) and "continue_final_message" in said:
+        if status in (400, 422) and "continue_final_message" in sent and "continue_final_message" in said:
             error = self.stop(f"does not go on with a begun answer ({said})", "Use a vLLM or SGLang server for this.")
         elif status in (401, 403):
             variable = self.section.key_variable

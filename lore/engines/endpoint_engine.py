@@ -129,8 +129,8 @@ class EndpointEngine:
         return out
 
     async def _ask(self, body: dict[str, Any], bound: Usage, gate: Gate | None, read: Callable[[dict], Any]) -> Any:
-        """read(reply) of the first good reply. An attempt counts where the server took the request and was not known to be
-        down: otherwise the prompt has no part in the failure, and the throttle decides how long to go on.
+        """read(reply) of the first good reply. An attempt counts where the prompt may have a part in its failure: not where
+        the server was not reached or known to be down, nor where it was busy with others. Then the throttle decides.
         """
         throttle, attempts, failures, last = self._throttle, 0, 0, ""
         while attempts < self.section.max_attempts:
@@ -148,7 +148,7 @@ class EndpointEngine:
                 attempts += outcome.kind == "fault" and not throttle.open
                 throttle.fault(entered, outcome.what, outcome.pause_seconds)
             elif outcome.kind == "busy":
-                attempts += 1
+                attempts += throttle.under_way == 1
                 throttle.busy(entered, outcome.pause_seconds)
             else:
                 throttle.answered()
