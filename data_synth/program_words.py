@@ -9,7 +9,7 @@ checks reject those.
 
 from lore.data_synth.facts import Fact
 from lore.data_synth.trace import MAX_DEMANDS, Evidence, Ruling, Unreadable, Wish
-from lore.data_synth.verify import content_words, pieces
+from lore.data_synth.verify import content_words, pieces, spellings
 from lore.errors import LoreError
 from lore.pairs import Pair
 from lore.rubric import Rubric, Rule
@@ -41,11 +41,12 @@ class WordsProgram:
         head = self._head(pair.query, words)
         brand = set(pieces(pair.brand or ""))
         meanings = {fact.phrase.casefold(): fact.value for fact in facts if fact.phrase}
-        wishes = []
+        spelt, wishes = spellings(pair.query), []
         for word in words:
             dimension = self.kind if word == head else self.brand if word in brand else self.detail
-            wanted = f"{word} = {meanings[word]}" if word in meanings else word
-            wishes.append(Wish(dimension, word, wanted))
+            said = spelt.get(word, word)
+            meaning = meanings.get(said) or meanings.get(word)
+            wishes.append(Wish(dimension, said, f"{said} = {meaning}" if meaning else said))
         return sorted(wishes, key=lambda wish: wish.dimension != self.kind)
 
     def multimodal(self, pair: Pair, wishes: list[Wish], facts: list[Fact]) -> list[Evidence]:
@@ -77,8 +78,8 @@ class WordsProgram:
         for source, words in had.items():
             for text in filter(None, (said, value)):
                 if all(part in words.single for part in pieces(text)):
-                    return Evidence(text, source)
-            glued = words.glued(said, query)
+                    return Evidence(" ".join(words.single[part] for part in pieces(text)), source)
+            glued = words.glued("".join(pieces(said)), query)
             if glued:
                 return Evidence(glued, source)
         return Evidence("none", "none")
@@ -98,7 +99,7 @@ class _Words:
 
     def __init__(self, text: str):
         words = pieces(text)
-        self.single = set(words)
+        self.single = spellings(text)
         self.pairs = {a + b: f"{a} {b}" for a, b in zip(words, words[1:], strict=False)}
 
     def glued(self, word: str, query: list[str]) -> str:

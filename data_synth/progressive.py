@@ -10,7 +10,7 @@ label shown.
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lore.data_synth import knowledge, multimodal, rules
 from lore.data_synth.budget import BudgetReached
@@ -42,6 +42,8 @@ class Synthesis:
     async def trace(self, pair: Pair, work: Work) -> Trace:
         """Attempts until one is accepted; the accepted one, or the nearest. Raises BudgetReached when the money is gone first."""
         attempts, drafts = self.recipe.attempts, []
+        if not self.recipe.description:
+            pair = replace(pair, description=None)
         if attempts.hint != "always":
             together = [self.attempt(pair, work, draw, None) for draw in range(attempts.samples if self.teacher.repeats else 1)]
             drafts += await _all(together)

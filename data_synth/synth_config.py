@@ -143,6 +143,8 @@ class SynthesizeRecipe(BaseRecipe):
     """caption: a vision teacher writes what a photo shows and the teacher reads it; direct: the teacher is shown the photo."""
     max_photo_pixels: int | None = Field(1048576, ge=784)
     """Larger photos are made smaller for the teacher."""
+    description: bool = True
+    """Show the teacher the item's description; false where the judge's prompt has no room for it, so that no reasoning cites it."""
     facts: FactsSection | None = None
     """Evidence for the teacher, recorded with the trace and never shown to a judge."""
     language: Literal["en", "zh"] = "en"

@@ -208,6 +208,14 @@ def pieces(text: str) -> list[str]:
     return [_stem(piece) for piece in PIECE.findall(normalise(text))]
 
 
+def spellings(text: str) -> dict[str, str]:
+    """Each of `pieces` as the text spells it first."""
+    found: dict[str, str] = {}
+    for piece in PIECE.findall(normalise(text)):
+        found.setdefault(_stem(piece), piece)
+    return found
+
+
 def content_words(text: str, language: str) -> list[str]:
     """What a text says without its function words; of Han runs, which nothing divides into words, each character."""
     small, words = function_words(language), []

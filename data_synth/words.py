@@ -4,7 +4,7 @@
   Random on purpose: in real titles nearly every word is a no, and a model that says no is never pushed to look.
 - Judged pairs: real items of one split meet pseudo queries: words of the title (some dropped, reordered, given or robbed of a
   plural s), words of other titles and words that do not exist. The label is the share of the query's words found in the title; a
-  part of the pairs also names every query word as found (yes) or missing (no).
+  part of the pairs also names each query word and where the title has it, as the program teacher reasons about real pairs.
 
 Human labels are not read, and nothing outside data.split is. Left out: synonyms, rare words counting more than frequent ones,
 descriptions as evidence, what people mean by a query.
@@ -20,9 +20,12 @@ from dataclasses import replace
 
 from lore.data_synth.config import WordsRecipe
 from lore.data_synth.corpus import END, START, Pieces, with_spans, write_corpus
+from lore.data_synth.program_words import WordsProgram
+from lore.data_synth.trace import Unreadable
+from lore.demand import Demand
 from lore.errors import LoreError
 from lore.folder import RunFolder
-from lore.judgement import Judgement, PromptFormat, render_answer
+from lore.judgement import Judgement, PromptFormat, render_answer, render_demands
 from lore.pairs import Pair, fingerprint, read_pairs
 from lore.progress import track
 from lore.prompt import item_text, system_text
@@ -92,6 +95,7 @@ class WordPairs:
                 "Check data.path and data.split against `lore data stats`."
             )
         self.real, self.rubric, self.seed = real, rubric, seed
+        self.program: WordsProgram | None = None
         in_titles = Counter(word for pair in real for word in set(words_of(pair.title)))
         self.words = sorted(in_titles)
         self.frequent = sorted(word for word, titles in in_titles.items() if titles > 1) or self.words
@@ -112,17 +116,24 @@ class WordPairs:
         found = self.found(query, title)
         tier_ids = self.rubric.tier_ids
         tier = tier_ids[tier_index(sum(found) / len(found), len(tier_ids))]
-        rationale = "; ".join(f"{word} {'yes' if hit else 'no'}" for word, hit in zip(query, found, strict=True))
-        return Pair(
-            pair_id=f"words-{number}",
-            query=" ".join(query),
-            title=item.title,
-            label=tier,
-            split="train",
-            source="words",
-            description=self._some_description(rng, item),
-            rationale=rationale if rng.random() < reasons else None,
+        pair = Pair(
+            pair_id=f"words-{number}", query=" ".join(query), title=item.title, label=tier, split="train", source="words"
         )
+        description = self._some_description(rng, item)
+        rationale = self.rationale(pair) if rng.random() < reasons else None
+        return replace(pair, description=description, rationale=rationale)
+
+    def rationale(self, pair: Pair) -> str | None:
+        """Each content word of the query and where the title has it, as the program teacher writes it for real pairs."""
+        if self.program is None:
+            self.program = WordsProgram(self.rubric)
+        try:
+            wishes = self.program.knowledge(pair, [])
+        except Unreadable:  # a query of function words
+            return None
+        found = self.program.multimodal(pair, wishes, [])
+        demands = [Demand(w.dimension, w.wanted, e.found, e.source, "", "") for w, e in zip(wishes, found, strict=True)]
+        return render_demands(demands, leave_out=("rules",))
 
     def found(self, query: list[str], title: list[str]) -> list[bool]:
         """Which query words stand in the title, a plural s aside."""
