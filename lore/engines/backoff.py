@@ -1,8 +1,8 @@
 """How hard a server may be asked: adaptive concurrency, waiting times, and a circuit breaker over all requests.
 
-Concurrency starts at what is allowed, above 64 at half of it, grows by one with each answer, is halved at most once per round of requests
-when the server is busy or fails, and then grows by one per round. After BREAKER_FAULTS faults in a row nothing is sent but
-one request at a time, at growing intervals, until one is answered or `max_down_seconds` have passed.
+Concurrency starts at what is allowed, beyond 64 at half of it, and grows by one with each answer. It is halved, at most once
+per round of requests, when the server is busy or fails, and then grows by one per round. After BREAKER_FAULTS faults in a
+row nothing is sent but one request at a time, at growing intervals, until one is answered or `max_down_seconds` have passed.
 """
 
 import asyncio
