@@ -109,6 +109,7 @@ class Lexicon(_Entry):
         rows += [("sub-brand", "brand", brand.name, brand.parent) for brand in self.brands if brand.parent]
         rows += [("word", "colour", word, colour.name) for colour in self.colours for word in colour.words]
         rows += [("word", "audience", word, audience.name) for audience in self.audiences for word in audience.words]
+        rows += [("count", "bundle", self.texts["bundle_single"], "1")]
         return [{"kind": kind, "dimension": dimension, "phrase": phrase, "value": value} for kind, dimension, phrase, value in rows]
 
 

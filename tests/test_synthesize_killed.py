@@ -1,4 +1,4 @@
-"""Synthesis that is killed again and again, against a server that misbehaves: every pair once, nothing asked twice, no limit passed."""
+"""Synthesis that is killed again and again, against a server that misbehaves: each pair once, nothing asked twice, no limit passed."""
 
 import json
 import os

@@ -1,0 +1,133 @@
+"""Limits are never passed, whatever is in flight; journals survive being cut anywhere."""
+
+import asyncio
+import random
+
+import pytest
+from traces_for_tests import make_trace
+
+from lore.data_synth.budget import Budget, BudgetReached, RequestGate, Spent, cost
+from lore.data_synth.store import Earlier, Journal, part_is_current, part_path, read_part, totals, write_part
+from lore.data_synth.synth_config import BudgetSection, PriceSection
+from lore.data_synth.trace import Reply
+from lore.engines import Usage
+from lore.errors import LoreError
+
+PRICE = PriceSection(prompt_usd=1.0, completion_usd=3.0)
+
+
+def reply(key: str, text: str = "t") -> Reply:
+    return Reply("knowledge", key, "hash", "teacher", text, 5, 7, 0.1)
+
+
+def test_cost_counts_a_million_tokens():
+    assert cost(Usage(1_000_000, 0), PRICE).usd == 1.0 and cost(Usage(0, 2_000_000), PRICE).usd == 6.0
+    assert cost(Usage(3, 4), None) == Spent(7, 0.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_order_of_requests_passes_the_limit(seed, tmp_path):
+    rng = random.Random(seed)
+
+    async def main():
+        budget = Budget(BudgetSection(max_tokens=10_000, max_usd=0.02))
+        journal = Journal(tmp_path / "answers" / "000000.jsonl")
+        most, refused = Spent(), 0
+
+        async def one(number: int):
+            nonlocal refused
+            gate = RequestGate(budget, PRICE, journal, str(number))
+            bound = Usage(rng.randint(1, 600), rng.randint(1, 400))
+            try:
+                ticket = await gate.admit(bound)
+            except BudgetReached:
+                refused += 1
+                return
+            assert budget.spent.tokens + budget.held.tokens <= 10_000
+            assert budget.spent.usd + budget.held.usd <= 0.02 + 1e-9
+            await asyncio.sleep(rng.random() / 200)
+            part = rng.random()
+            gate.settle(ticket, None if part < 0.2 else Usage(int(bound.prompt_tokens * part), int(bound.completion_tokens * part)))
+
+        await asyncio.gather(*(one(number) for number in range(200)))
+        most.tokens, most.usd = budget.spent.tokens, budget.spent.usd
+        journal.close()
+        return most, refused, budget
+
+    most, refused, budget = asyncio.run(main())
+    assert refused > 0 and budget.in_flight == 0 and budget.held.tokens == 0
+    assert 9_000 < most.tokens <= 10_000 or most.usd > 0.018
+    found = totals(tmp_path / "answers")
+    assert (found.tokens, found.unsettled) == (most.tokens, 0) and found.usd == pytest.approx(most.usd)
+
+
+def test_seconds_are_a_limit_too():
+    budget = Budget(BudgetSection(max_seconds=5), Spent(seconds=6.0))
+    with pytest.raises(BudgetReached, match=r"budget.max_seconds is 5; 6 seconds are spent"):
+        asyncio.run(budget.hold(Spent(1)))
+
+
+def test_what_was_under_way_when_a_process_died_counts_at_its_bound(tmp_path):
+    journal = Journal(tmp_path / "000000.jsonl")
+    first = journal.asked("a", 100, 0.5)
+    journal.asked("b", 70, 0.25)
+    journal.settled(first, 40, 0.2)
+    journal.answered("pair", reply("a"))
+    journal.close()
+    found = totals(tmp_path)
+    assert (found.tokens, found.usd, found.requests, found.answers, found.unsettled) == (110, pytest.approx(0.45), 2, 1, 1)
+
+
+def test_a_journal_cut_anywhere_keeps_its_whole_lines(tmp_path):
+    path = tmp_path / "000000.jsonl"
+    journal = Journal(path)
+    for number in range(5):
+        journal.settled(journal.asked(str(number), 10, 0.0), 9, 0.0)
+        journal.answered(f"pair {number}", reply(str(number), "café " * number))
+    journal.close()
+    whole = path.read_bytes()
+    for cut in range(0, len(whole), 7):
+        path.write_bytes(whole[:cut])
+        again = Journal(path)
+        kept = list(again.replies)
+        assert kept == [str(number) for number in range(len(kept))]
+        again.answered("later", reply("later"))
+        again.close()
+        assert list(Journal(path).replies) == [*kept, "later"]
+
+
+def test_damage_in_the_middle_is_an_error(tmp_path):
+    (tmp_path / "000000.jsonl").write_bytes(
+        b'{"ask": 0, "key": "a", "tokens": 1, "usd": 0}\nnot json\n{"took": 0, "tokens": 1, "usd": 0}\n'
+    )
+    with pytest.raises(LoreError, match=r"000000.jsonl, line 2 is no JSON"):
+        Journal(tmp_path / "000000.jsonl")
+
+
+def test_an_answer_costs_its_first_asker_alone(tmp_path):
+    journal = Journal(tmp_path / "000000.jsonl")
+    journal.answered("one", reply("k"))
+    assert journal.known("k", "one").completion_tokens == 7
+    assert journal.known("k", "two").completion_tokens == 0 and journal.known("k", "two").text == "t"
+    assert journal.known("x", "one") is None
+
+
+def test_answers_of_other_runs_are_found_by_key(tmp_path):
+    for number in range(3):
+        journal = Journal(tmp_path / "run" / "answers" / f"00000{number}.jsonl")
+        journal.asked("x", 1, 0.0)
+        journal.answered("pair", reply(f"key {number}", f"text {number}"))
+        journal.close()
+    earlier = Earlier([str(tmp_path / "run")])
+    assert len(earlier) == 3 and earlier.get("key 2").text == "text 2" and earlier.get("other") is None
+    with pytest.raises(LoreError, match="no run of stage synthesize"):
+        Earlier([str(tmp_path)])
+
+
+def test_parts_belong_to_what_they_were_made_of(tmp_path):
+    path = part_path(tmp_path, 3)
+    traces = [make_trace(pair_id=str(number)) for number in range(4)]
+    write_part(path, traces, "stamp")
+    assert part_is_current(path, "stamp") and not part_is_current(path, "other")
+    assert list(read_part(path)) == traces
+    assert path.name == "part-000003.parquet" and list(tmp_path.iterdir()) == [path]

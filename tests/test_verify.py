@@ -1,0 +1,238 @@
+"""The checks of a trace, one by one: what passes, what fails, and the reason that is given."""
+
+import pytest
+
+from lore.data_synth.asking import Prompts
+from lore.data_synth.knowledge import read as read_knowledge
+from lore.data_synth.multimodal import read as read_multimodal
+from lore.data_synth.rules import read as read_rules
+from lore.data_synth.synth_config import CHECKS
+from lore.data_synth.synthesize import instructions
+from lore.data_synth.trace import STEPS, Draft, Evidence, Ruling, Unreadable, Wish, json_objects
+from lore.data_synth.verify import ALL, Verifier, content_words, missing_words, pieces
+from lore.judgement import Demand, render_demands
+from lore.pairs import Pair
+from lore.rubric import load_rubric
+
+RUBRIC = load_rubric("shop")
+PAIR = Pair(
+    pair_id="p",
+    query="scarlet mug under 50 dollars",
+    title="red mug lumo",
+    attributes={"pattern": "striped"},
+    description="Ships in a blue box",
+    price=44.0,
+    label="L4",
+)
+
+
+def draft(**changes) -> Draft:
+    values = {
+        "wishes": [
+            Wish("category", "mug", "mug"),
+            Wish("colour", "scarlet", "scarlet = red"),
+            Wish("price", "under 50 dollars", "50"),
+        ],
+        "evidence": [Evidence("mug", "title"), Evidence("red", "title"), Evidence("44", "attributes")],
+        "rulings": [Ruling("category-same", "L4"), Ruling("colour-same", "L4"), Ruling("price-within", "L4")],
+        "tier": "L4",
+        "verdicts": ["L4"],
+    }
+    made = Draft(**{**values, **changes})
+    steps = zip(made.wishes, made.evidence, made.rulings, strict=False)
+    made.demands = [Demand(w.dimension, w.wanted, e.found, e.source, r.rule, r.tier) for w, e, r in steps]
+    made.rationale = changes.get("rationale", render_demands(made.demands))
+    return made
+
+
+def failing(made: Draft, pair: Pair = PAIR, **options) -> dict[str, str]:
+    prompts = tuple(Prompts(RUBRIC).source(step).partition("=== user")[0] for step in STEPS)
+    verifier = Verifier(list(CHECKS), RUBRIC, **{"instructions": prompts, **options})
+    return {check.name: check.why for check in verifier.check(made, pair) if check.why}
+
+
+def test_the_recipe_knows_every_check():
+    assert tuple(ALL) == CHECKS
+
+
+def test_a_good_trace_passes_every_check():
+    assert failing(draft()) == {}
+
+
+def test_verdict():
+    assert failing(draft(tier="L3", verdicts=["L3"]))["verdict"] == "says L3, the human label is L4"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "tier", "why"),
+    [
+        (["L4", "L2"], "L2", "2 verdicts: L4, L2"),
+        ([], None, "0 verdicts: "),
+        (["L9"], "L9", "'L9' is no tier of rubric shop"),
+    ],
+)
+def test_exactly_one_verdict(verdicts, tier, why):
+    assert failing(draft(verdicts=verdicts, tier=tier))["one_verdict"] == why
+
+
+@pytest.mark.parametrize(
+    ("evidence", "why"),
+    [
+        (Evidence("green", "title"), "colour: green does not stand in the title"),
+        (Evidence("blue", "title"), "colour: blue does not stand in the title"),
+        (Evidence("red", "attributes"), "colour: red does not stand in the attributes"),
+        (Evidence("red", "photo"), "colour: cites a photo, and there is none"),
+        (Evidence("red", "none"), "colour: 'red' is cited from nowhere"),
+    ],
+)
+def test_what_is_found_stands_where_it_is_cited(evidence, why):
+    made = draft(evidence=[Evidence("mug", "title"), evidence, Evidence("44", "attributes")])
+    assert failing(made)["grounding"] == why
+
+
+@pytest.mark.parametrize(
+    "evidence", [Evidence("Red", "title"), Evidence("none", "none"), Evidence("blue", "description"), Evidence("reds", "title")]
+)
+def test_grounding_takes_case_plural_and_nothing(evidence):
+    assert "grounding" not in failing(draft(evidence=[Evidence("mug", "title"), evidence, Evidence("44.00", "attributes")]))
+
+
+def test_a_caption_is_what_photo_evidence_has_to_stand_in():
+    from dataclasses import replace
+
+    pair = replace(PAIR, image={"bytes": b"x", "path": None})
+    evidence = [Evidence("mug", "title"), Evidence("red", "photo"), Evidence("44", "attributes")]
+    assert "grounding" not in failing(draft(evidence=evidence, caption="a red mug with stripes"), pair)
+    assert "grounding" not in failing(draft(evidence=evidence), pair)  # shown to the teacher itself
+    assert failing(draft(evidence=evidence, caption="a mug"), pair)["grounding"] == "colour: red does not stand in the photo"
+
+
+@pytest.mark.parametrize(
+    ("ruling", "why"),
+    [
+        (Ruling("colour-perfect", "L4"), "colour: 'colour-perfect' is no rule"),
+        (Ruling("size-same", "L4"), "colour: rule size-same is about size"),
+        (Ruling("colour-same", "L3"), "colour: rule colour-same gives L4, not L3"),
+        (Ruling("", "L4"), "colour: no rule, and the rubric has some for it"),
+        (Ruling("colour-same", "good"), "colour: 'good' is no tier"),
+    ],
+)
+def test_rules_exist_and_their_tiers_fit(ruling, why):
+    made = draft(rulings=[Ruling("category-same", "L4"), ruling, Ruling("price-within", "L4")])
+    assert failing(made)["rules"] == why
+
+
+def test_the_verdict_follows_from_the_demands():
+    rulings = [Ruling("category-same", "L4"), Ruling("colour-family", "L3"), Ruling("price-within", "L4")]
+    assert failing(draft(rulings=rulings))["aggregate"] == "the worst of L4, L3, L4 is L3, not L4"
+    assert failing(draft(rulings=rulings[:2]))["aggregate"] == "only 2 of 3 demands are judged"
+    stopped = draft(rulings=[Ruling("category-other", "L1")], tier="L1", verdicts=["L1"])
+    assert "aggregate" not in failing(stopped)
+    mean = RUBRIC.model_copy(update={"aggregate": "mean"})
+    verifier = Verifier(["aggregate"], mean)
+    assert [check.why for check in verifier.check(draft(rulings=rulings, tier="L3"), PAIR)] == [""]
+    assert mean.verdict_over(["L1", "L4"]) == "L2" and mean.verdict_over(["L4", "L4"]) == "L4"
+    assert RUBRIC.model_copy(update={"aggregate": "free"}).verdict_over(["L1"]) is None
+
+
+def test_demands_cover_the_query_and_cite_it():
+    made = draft()
+    made.wishes = made.wishes[:2]
+    assert failing(made)["coverage"] == "no demand holds under, 50, dollar"
+    made.wishes = [Wish("category", "teapot", "teapot")]
+    assert failing(made)["coverage"] == "category: teapot does not stand in the query"
+    assert "coverage" not in failing(draft(), coverage=1.0)
+
+
+@pytest.mark.parametrize(
+    "text", ["colour: red | red (title), as the human label says", "the raters gave L4", "given label L4", "人工标注为L4"]
+)
+def test_a_hint_that_leaks_is_found(text):
+    assert "hint_leak" in failing(draft(rationale=text))
+
+
+def test_words_of_the_item_are_no_leak():
+    pair = Pair(pair_id="p", query="top rated mug", title="rated mug", label="L4")
+    assert "hint_leak" not in failing(draft(rationale="category: rated mug | rated mug (title)"), pair)
+
+
+def test_instructions_that_are_copied_are_found():
+    copied = Prompts(RUBRIC).source("knowledge").split("\n")[0:3]
+    text = "Trade words, product lines, nicknames, abbreviations and needs are resolved"
+    assert copied and text.split(",")[0] in Prompts(RUBRIC).source("knowledge")
+    assert "prompt_copy" in failing(draft(rationale=text))
+
+
+def test_length():
+    assert failing(draft(rationale="red " * 200))["length"] == "200 tokens, at most 160 are allowed"
+    assert failing(draft(rationale=" "))["length"] == "no rationale"
+
+
+def test_language():
+    made = draft()
+    for wish in made.wishes:
+        wish.wanted = "红色马克杯"
+    assert failing(made)["language"] == "written in Cjk script, the query is in Latin"
+    pair = Pair(pair_id="p", query="iPhone 手机壳", title="t", label="L4")
+    assert "language" not in failing(draft(), pair)
+
+
+def test_pieces_of_texts():
+    assert pieces("92% Wool, 44.00 cm; 不要红色 X20") == ["92", "wool", "44", "cm", "不要红色", "x", "20"]
+    assert content_words("有没有红色行李箱", "zh") == list("红色行李箱")
+    assert missing_words("红色", "大红色行李箱") == [] and missing_words("蓝色", "大红色行李箱") == ["蓝色"]
+    assert missing_words("dresses", "a dress") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no json",
+        '{"demands": []}',
+        '{"demands": "red"}',
+        '{"demands": [{"dimension": "taste", "words": "", "wanted": "x"}]}',
+        '{"demands": [{"dimension": "colour", "words": "", "wanted": ""}]}',
+        '{"demands": [{"dimension": ["colour"], "wanted": "x"}]}',
+        '{"demands": [' + ",".join(['{"dimension": "colour", "wanted": "x"}'] * 40) + "]}",
+        "{" * 5000,
+    ],
+)
+def test_unreadable_answers_are_told_from_good_ones(text):
+    with pytest.raises(Unreadable):
+        read_knowledge(text, RUBRIC)
+
+
+def test_answers_are_read_through_reasoning_and_fences():
+    text = (
+        '<think>{"demands": []}</think>Here:\n```json\n{"demands": [{"dimension": "colour", "words": "red", "wanted": "red"}]}\n```'
+    )
+    assert read_knowledge(text, RUBRIC) == [Wish("colour", "red", "red")]
+    wishes = [Wish("colour", "red", "red")]
+    assert read_multimodal('{"evidence": [{"found": "", "source": "none"}]}', wishes) == [Evidence("none", "none")]
+    rulings, verdicts = read_rules('{"verdict": "L4"} no: {"rulings": [{"rule": "x", "tier": "L2"}], "verdict": "L2"}', wishes)
+    assert rulings == [Ruling("x", "L2")] and verdicts == ["L4", "L2"]
+    with pytest.raises(Unreadable, match="2 findings for 1 demands"):
+        read_multimodal('{"evidence": [{"found": "a", "source": "title"}, {"found": "b", "source": "title"}]}', wishes)
+    with pytest.raises(Unreadable, match="source 'web'"):
+        read_multimodal('{"evidence": [{"found": "a", "source": "web"}]}', wishes)
+
+
+def test_halves_of_characters_do_not_reach_a_file():
+    assert (
+        read_knowledge('{"demands": [{"dimension": "colour", "words": "\\ud800", "wanted": "a\\ud800"}]}', RUBRIC)[0].wanted == "a?"
+    )
+
+
+def test_json_objects_are_found_in_any_text():
+    assert json_objects('a {"x": 1} b {"y": {"z": 2}} {broken') == [{"x": 1}, {"y": {"z": 2}}]
+
+
+def test_instructions_are_those_of_the_recipe(tmp_path):
+    from lore.data_synth.synth_config import SynthesizeRecipe
+
+    recipe = SynthesizeRecipe(
+        run="a", data={"path": "x", "rubric": "shop"}, teacher={"kind": "program", "program": "shop"}, language="zh"
+    )
+    texts = instructions(recipe, RUBRIC)
+    assert len(texts) == len(STEPS) and all("<query>{{" not in text for text in texts)
