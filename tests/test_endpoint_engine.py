@@ -18,7 +18,7 @@ from lore.engines.backoff import Throttle, retry_after_seconds
 from lore.engines.config import EndpointSection, VllmSection
 from lore.engines.endpoint_engine import EndpointEngine
 from lore.engines.tier_logprobs import tier_ends, tier_probabilities
-from lore.engines.wire import error_text, redact, same_model
+from lore.engines.wire import Dialect, error_text, redact, same_model
 from lore.errors import LoreError
 from lore.judgement import VerdictTokens
 from lore.recipe import ModelSection
@@ -282,6 +282,36 @@ def test_fewer_at_once_while_the_server_is_busy_and_more_when_it_is_not():
         assert server.peak == 32
 
 
+def test_a_rate_limit_slows_all_down_and_fails_no_prompt():
+    last = [0.0]
+
+    def answer(request):
+        if time.monotonic() - last[0] < 0.005:
+            return error(429, "10 requests per minute")
+        last[0] = time.monotonic()
+        return reply("a", seconds=0.02)
+
+    with serve(answer) as server:
+        assert len(engine_of(server, max_concurrency=64).generate([ask()] * 80, Sampling())) == 80
+    with serve(lambda r: error(429, "insufficient quota")) as server:
+        with pytest.raises(EndpointFailed, match="insufficient quota"):
+            engine_of(server, max_concurrency=8, max_attempts=3).generate([ask()] * 8, Sampling())
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ("Unrecognized request arguments supplied: seed, top_k", True),
+        ("Unsupported parameter: 'seed' is not supported with this model.", True),
+        ('[{"type": "extra_forbidden", "loc": ["body", "seed"]}]', True),
+        ("prompt too long: <query>sunflower seed</query>", False),
+        ("the field is full of seed", False),
+    ],
+)
+def test_a_refusal_that_repeats_the_prompt_switches_nothing_off(message, named):
+    assert Dialect().learn({"seed": 1}, message) is named
+
+
 def test_a_server_that_comes_back_loses_no_prompt(monkeypatch):
     def answer(request):
         return error(503, "restarting") if 20 <= request.number < 60 else reply("a", seconds=0.001)
@@ -374,6 +404,34 @@ def test_redaction_reaches_every_form_of_the_key():
 def test_open_engine_opens_an_endpoint_for_its_section():
     engine = open_engine(EndpointSection(url="http://127.0.0.1:9/v1", model="m"), RUBRIC)
     assert isinstance(engine, EndpointEngine) and engine.tokenizer is None
+
+
+def test_a_system_text_that_the_served_template_refuses_is_sent_in_the_users_turn(tiny, tmp_path):
+    from test_engine import GEMMA
+
+    from lore.engines.loading import load_processor
+
+    tokenizer = load_processor(ModelSection(name=str(tiny.text)))
+    tokenizer.chat_template = GEMMA
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((tiny.text / "config.json").read_text())
+    with serve(lambda r: reply("a")) as server:
+        for folder, roles in ((tmp_path, ["user"]), (tiny.text, ["system", "user"])):
+            complete(server, messages=[{"role": "system", "content": "rules"}, *ask()], tokenizer=str(folder))
+            body = server.requests[-1].body
+            assert [message["role"] for message in body["messages"]] == roles
+            assert "rules" in body["messages"][0]["content"] and body["stop_token_ids"]
+
+
+def test_a_proxy_is_used_for_other_machines_alone(monkeypatch):
+    from lore.engines.client import _proxy
+
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", "inside.example")
+    assert _proxy("https://api.example/v1") == "http://proxy:3128"
+    assert _proxy("http://inside.example/v1") is None
+    assert _proxy("http://127.0.0.1:8000/v1") is None and _proxy("http://localhost/v1") is None
 
 
 def test_no_prompts_no_requests():

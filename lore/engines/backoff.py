@@ -1,8 +1,8 @@
 """How hard a server may be asked: adaptive concurrency, waiting times, and a circuit breaker over all requests.
 
-Concurrency starts at half of what is allowed, grows by one with each answer, is halved at most once per round of requests
-when the server is busy or fails, and then grows by one per round. After BREAKER_FAULTS faults in a row nothing is sent but
-one request at a time, at growing intervals, until one is answered or `max_down_seconds` have passed.
+Concurrency starts at what is allowed, beyond 64 at half of it, and grows by one with each answer. It is halved, at most once
+per round of requests, when the server is busy or fails, and then grows by one per round. After BREAKER_FAULTS faults in a
+row nothing is sent but one request at a time, at growing intervals, until one is answered or `max_down_seconds` have passed.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from lore.errors import LoreError
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
 MAX_RETRY_AFTER_SECONDS = 120.0
 BREAKER_FAULTS = 10
-SMALLEST_START = 8
+SMALLEST_START = 64
 
 
 def backoff_seconds(attempt: int) -> float:

@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
@@ -97,7 +99,7 @@ class Client:
         if status in (400, 422) and self.dialect.learn(sent, said):
             return Outcome("again", NOTHING)
         error: LoreError = RequestRefused(f"{self.section.url} refuses a prompt: {shown}")
-        if status in (400, 422) and "continue_final_message" in said:
+        if status in (400, 422) and "continue_final_message" in sent and "continue_final_message" in said:
             error = self.stop(f"does not go on with a begun answer ({said})", "Use a vLLM or SGLang server for this.")
         elif status in (401, 403):
             variable = self.section.key_variable
@@ -135,6 +137,7 @@ class Client:
                 headers=headers,
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
+                proxy=_proxy(self.section.url),
             )
         return self._session
 
@@ -150,6 +153,14 @@ def _key(section: EndpointSection) -> str | None:
             "Export the API key under this name, or leave key_variable out for a server without keys."
         )
     return key
+
+
+def _proxy(url: str) -> str | None:
+    """What HTTP_PROXY, HTTPS_PROXY and NO_PROXY say; this machine is never asked through a proxy."""
+    parts = urlsplit(url)
+    if parts.hostname in ("localhost", "127.0.0.1", "::1") or proxy_bypass(parts.hostname):
+        return None
+    return getproxies().get(parts.scheme)
 
 
 async def _body(response: aiohttp.ClientResponse, most: int) -> bytes:

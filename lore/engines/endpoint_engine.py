@@ -27,6 +27,7 @@ from lore.errors import LoreError
 from lore.judgement import verdict_tokens
 from lore.recipe import ModelSection
 from lore.rubric import Rubric
+from lore.template import fold_system, folds_system
 
 # One seed for all prompts would draw the same answer for the same prompt asked twice.
 SEED_STEP = 1_000_003
@@ -57,6 +58,7 @@ class EndpointEngine:
         self._switches: dict[str, Any] = {}  # so that the served model reads and stops as the other engines do
         if self.processor is None or "enable_thinking" in str(self.processor.chat_template):
             self._switches["chat_template_kwargs"] = {"enable_thinking": False}
+        self._folds = self.processor is not None and folds_system(self.processor)
         if self.processor is not None:
             self._switches["stop_token_ids"] = stop_ids(self.processor, known_stops(local))
 
@@ -70,7 +72,7 @@ class EndpointEngine:
         found: list[Completion] = []
         while len(found) < wanted:  # some servers give one answer whatever n is
             n, seed = wanted - len(found), sampling.seed + len(found)
-            body = self._switches | request_body(self.section, messages, sampling, n=n, seed=seed)
+            body = self._body(messages, sampling, n, seed)
             bound = bound_of(self.section, messages, sampling, n)
             found += await self._ask(body, bound, gate, lambda reply, n=n: completions(reply, n, sampling.max_tokens))
         return found if wanted == sampling.n else found * sampling.n
@@ -111,7 +113,7 @@ class EndpointEngine:
         async def one(index: int) -> None:
             sampling = Sampling(max_tokens=1)
             begun = begun_at_verdict(prompts[index], self.rubric, self.verdict)
-            body = self._switches | request_body(self.section, begun, sampling, n=1, seed=0) | fields
+            body = self._body(begun, sampling, 1, 0) | fields
             listed = await self._ask(body, bound_of(self.section, begun, sampling, 1), None, lambda reply: (listed_tokens(reply),))
             if listed[0] is None:
                 raise self._client.stop("lists no log-probabilities", "Use a server that knows logprobs, or another engine.")
@@ -127,8 +129,8 @@ class EndpointEngine:
         return out
 
     async def _ask(self, body: dict[str, Any], bound: Usage, gate: Gate | None, read: Callable[[dict], Any]) -> Any:
-        """read(reply) of the first good reply. An attempt counts where the server took the request and was not known to be
-        down: otherwise the prompt has no part in the failure, and the throttle decides how long to go on.
+        """read(reply) of the first good reply. An attempt counts where the prompt may have a part in its failure: not where
+        the server was not reached or known to be down, nor where it was busy with others. Then the throttle decides.
         """
         throttle, attempts, failures, last = self._throttle, 0, 0, ""
         while attempts < self.section.max_attempts:
@@ -146,7 +148,7 @@ class EndpointEngine:
                 attempts += outcome.kind == "fault" and not throttle.open
                 throttle.fault(entered, outcome.what, outcome.pause_seconds)
             elif outcome.kind == "busy":
-                attempts += 1
+                attempts += throttle.under_way == 1
                 throttle.busy(entered, outcome.pause_seconds)
             else:
                 throttle.answered()
@@ -175,6 +177,11 @@ class EndpointEngine:
             return outcome
         finally:
             gate.settle(ticket, used)
+
+    def _body(self, messages: Messages, sampling: Sampling, n: int, seed: int) -> dict[str, Any]:
+        if self._folds and messages[0]["role"] == "system" and len(messages) > 1:
+            messages = fold_system(messages)
+        return self._switches | request_body(self.section, messages, sampling, n=n, seed=seed)
 
     def _down(self, last_fault: str, seconds: float) -> EndpointStopped:
         return self._client.stop(

@@ -60,7 +60,9 @@ class Dialect:
 
 
 def _names(message: str, name: str) -> bool:
-    return re.search(rf"(?<![A-Za-z_]){name}(?![A-Za-z_])", message) is not None
+    """Whether an error speaks of a field. Errors may repeat a part of the prompt, and some shops sell seed."""
+    before = r"(?<![A-Za-z_])" if "_" in name else r"(?:(?:argument|parameter|field)s?(?: supplied)?\W+(?:\w+, )*|\"body\", \")"
+    return re.search(rf"{before}{name}(?![A-Za-z_])", message) is not None
 
 
 def request_body(section: EndpointSection, messages: Messages, sampling: Sampling, *, n: int, seed: int) -> dict[str, Any]:
