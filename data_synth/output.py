@@ -1,16 +1,19 @@
 """What a run of the stage synthesize leaves for training: the accepted pairs, split by split, and the card beside them."""
 
 import re
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lore.data_synth.asking import Prompts
 from lore.data_synth.budget import Budget
 from lore.data_synth.counts import Counts
 from lore.data_synth.dataset_card import card_text
 from lore.data_synth.selection import chunked, selected
 from lore.data_synth.store import part_is_current, part_path, read_part, trace_parts
 from lore.data_synth.synth_config import SynthesizeRecipe, TeacherSection
+from lore.data_synth.tasks import TaskWriter
 from lore.data_synth.trace import Trace
 from lore.folder import RunFolder, write_atomic
 from lore.pairs import Pair, PairWriter
@@ -23,10 +26,13 @@ DEFAULT_SPLIT = "train"
 def write_set(
     recipe: SynthesizeRecipe, folder: RunFolder, path: Path, rubric: Rubric, budget: Budget, stamp: str, *, complete: bool
 ) -> Counts:
-    """The accepted pairs, split by split, and the card beside them."""
-    out, counts, writers = folder / "pairs", Counts(recipe.seed), {}
+    """The accepted pairs, split by split, the steps that are tasks, and the card."""
+    out, counts = folder / "pairs", Counts(recipe.seed)
     parts = {part.name: part for part in trace_parts(folder.path) if part_is_current(part, stamp)}
-    try:
+    prompts = Prompts(rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels)
+    writers: dict[str, PairWriter] = {}
+    with ExitStack() as files:
+        tasks = [files.enter_context(TaskWriter(folder / "tasks", step, prompts)) for step in recipe.tasks]
         for number, pairs in chunked(selected(recipe, path), recipe.chunk_pairs):
             part = parts.get(part_path(folder / "traces", number).name)
             if part is None:
@@ -34,18 +40,15 @@ def write_set(
             for pair, trace in zip(pairs, read_part(part), strict=True):
                 counts.add(trace)
                 kept = explained(pair, trace, recipe)
-                if kept is not None:
-                    split = re.sub(r"[^\w.-]", "_", pair.split or DEFAULT_SPLIT)  # it names a file
-                    if split not in writers:
-                        metadata = rubric_metadata(recipe.data.rubric, rubric)
-                        writers[split] = PairWriter(out / f"{split}.parquet", metadata=metadata).__enter__()
-                    writers[split].write(kept)
-    except BaseException as error:
-        for writer in writers.values():
-            writer.__exit__(type(error), error, None)
-        raise
-    for writer in writers.values():
-        writer.__exit__(None, None, None)
+                if kept is None:
+                    continue
+                split = re.sub(r"[^\w.-]", "_", pair.split or DEFAULT_SPLIT)  # it names a file
+                if split not in writers:
+                    writer = PairWriter(out / f"{split}.parquet", metadata=rubric_metadata(recipe.data.rubric, rubric))
+                    writers[split] = files.enter_context(writer)
+                writers[split].write(kept)
+                for task in tasks if trace.accepted else ():
+                    task.write(kept, trace)
     out.mkdir(exist_ok=True)
     spent = [f"{budget.spent.tokens:,} tokens, {budget.spent.usd:.4f} US dollars, failed attempts included"]
     limits = [f"limit {key}: {value:g}" for key, value in recipe.budget.model_dump().items() if value is not None]

@@ -162,6 +162,8 @@ class SynthesizeRecipe(BaseRecipe):
     """Whose verdict is trained on. teacher, with fewer checks, is plain distillation."""
     unexplained: Literal["drop", "keep"] = "drop"
     """Pairs without an accepted trace: left out of the set, or kept with their human label alone."""
+    tasks: list[Literal["knowledge", "multimodal", "rules"]] = []
+    """Steps that are also written as tasks of their own, tasks/<step>.parquet, for `auxiliary` of an SFT recipe."""
     budget: BudgetSection = BudgetSection()
     reuse: list[str] = []
     """Run folders of this stage whose answers are taken where the same is asked of the same teacher."""

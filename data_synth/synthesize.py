@@ -179,7 +179,7 @@ def pairs_at_once(recipe: SynthesizeRecipe) -> int:
 
 def stamp_of(recipe: SynthesizeRecipe, rubric: Rubric, data: str, facts: str) -> str:
     """16 hex digits over everything that a trace depends on."""
-    left_out = {*type(recipe).irrelevant_keys, "run", "needs", "reuse", "label", "unexplained"}
+    left_out = {*type(recipe).irrelevant_keys, "run", "needs", "reuse", "label", "unexplained", "tasks"}
     values = {key: value for key, value in flatten(recipe.resolved()).items() if key not in left_out}
     prompts = prompt_texts_hash(recipe.language, recipe.prompts)
     content = json.dumps([values, rubric.hash, data, facts, prompts], sort_keys=True)

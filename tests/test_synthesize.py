@@ -313,3 +313,20 @@ def test_a_model_in_this_process_is_asked_in_batches(recipe, tiny):
     assert folder.summary["tokens"] == found.tokens > 12 * 16
     again = run_recipe(recipe("model", teacher=model, **more), [])
     assert totals(again / "answers").requests == found.requests
+
+
+def test_steps_are_tasks_that_can_be_trained_beside_the_judging(recipe, tiny, train):
+    folder = run_recipe(recipe(tasks=["knowledge", "multimodal", "rules"]))
+    traces = traces_of(folder)
+    rows = {step: pq.read_table(folder / "tasks" / f"{step}.parquet").to_pylist() for step in ("knowledge", "multimodal", "rules")}
+    assert [len(rows[step]) for step in rows] == [len({t.query for t in traces}), 96, 96]
+    first = json.loads(rows["rules"][0]["completion"])
+    assert first["verdict"] == traces[0].tier and len(first["rulings"]) == len(traces[0].demands)
+    assert "= kettle" not in json.dumps(rows["knowledge"][0]["messages"])  # no facts
+    assert sum(row["image"] is not None for row in rows["multimodal"]) == sum(t.image is not None for t in traces)
+    for model, photo in (("vision", True), ("text", False)):
+        files = [str(folder / "tasks" / f"{step}.parquet") for step in rows]
+        run = train(
+            f"with-tasks-{model}", f"auxiliary={json.dumps(files)}", model=model, prompt={"photo": photo}, max_tokens=4096, steps=2
+        )
+        assert run.summary["rows"] == 96 + sum(map(len, rows.values()))

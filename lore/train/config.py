@@ -80,8 +80,13 @@ class SFTRecipe(BaseRecipe):
     data: DataSection
     prompt: PromptSection
     train: TrainSection
+    auxiliary: list[str] = []
+    """Task files of stage synthesize (tasks/*.parquet) that are learnt beside the judging, each row once a pass."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced repeats the pairs of rare tiers until every tier is as frequent as the most frequent one."""
+
+    def input_files(self) -> dict[str, list[str]]:
+        return {"auxiliary": self.auxiliary} if self.auxiliary else {}
 
     def conflicts(self) -> Iterator[Conflict]:
         if (self.train.packing or self.train.padding_free) and self.prompt.photo:

@@ -96,6 +96,33 @@ def sft_row(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> di
     }
 
 
+def task_row(task: dict[str, Any], fmt: PromptFormat, processor: Any) -> dict[str, Any]:
+    """The row of a step that is a task of its own (lore.data_synth.tasks). A model that is shown no photo gets the texts alone."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    vision = takes_photos(processor, fmt)
+    shown = open_photo(task["image"], fmt, processor) if vision and task["image"] else None
+    messages = [{**message, "content": _content(message["content"], shown)} for message in task["messages"]]
+    prompt, images = prompt_text(processor, messages)
+    answer = task["completion"] + turn_end(processor)
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    ends = {"tier": task["label"], "pair_id": f"{task['pair_id']}/{task['task']}", "cut": False, "reasoned": False}
+    if not vision:
+        ids = prompt_ids + answer_ids
+        return {"input_ids": ids, "labels": [IGNORE] * len(prompt_ids) + answer_ids, "length": len(ids), **ends}
+    prompt_length = len(prompt_ids) + sum(image_tokens(processor, image) for image in images)
+    row = {"prompt": prompt, "completion": answer, "images": [task["image"]] if images else [], "prompt_length": prompt_length}
+    return {**row, "length": prompt_length + len(answer_ids), **ends, "photo_refused": False}
+
+
+def _content(content: str | list[dict], shown: Any) -> str | list[dict]:
+    if isinstance(content, str):
+        return content
+    if shown is None:
+        return "".join(part["text"] for part in content if part["type"] == "text")
+    return [{"type": "image", "image": shown} if part["type"] == "image" else part for part in content]
+
+
 def rejection_of(pair: Pair, error: LoreError, file: str, row: int) -> Rejection:
     """Why a pair became no row."""
     known = {"pair_id": pair.pair_id, "query": pair.query, "title": pair.title, "label": pair.label}

@@ -7,7 +7,7 @@ stops the run) and its random order (rows come in a fixed order, so one process 
     accelerate launch recipes/quickstart/sft.yaml
 """
 
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from lore.train.loop import Recorder, set_steps, total_steps, train, training_ar
 from lore.train.lora import freeze_photo_parts, peft_config
 from lore.train.order import balanced_repeats, training_order
 from lore.train.preflight import preflight
-from lore.train.rows import TEXT_SCHEMA, VISION_SCHEMA, rejection_of, sft_row, takes_photos, write_rows
+from lore.train.rows import TEXT_SCHEMA, VISION_SCHEMA, rejection_of, sft_row, takes_photos, task_row, write_rows
 
 
 def run(recipe: SFTRecipe, folder: RunFolder) -> None:
@@ -129,7 +129,8 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, rubric: Any, fmt: PromptForm
         if not path.is_file():
             schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
             with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
-                write_rows(_labelled(recipe, pairs, rubric, fmt, processor, rejected), schema, path)
+                judging = _labelled(recipe, pairs, rubric, fmt, processor, rejected)
+                write_rows(chain(judging, _auxiliary(recipe, fmt, processor)), schema, path)
             if rejected.count:
                 say(f"{rejected.count:,} pairs are left out, each with its reason in {rejected.path}")
     if not path.is_file():
@@ -155,16 +156,28 @@ def _labelled(recipe, pairs, rubric, fmt, processor, rejected):
             first = first or rejection
             rejected.write(rejection)
             continue
-        if row["length"] > recipe.train.max_tokens:
-            raise LoreError(
-                f"pair {pair.pair_id}: prompt and answer take {row['length']} tokens, train.max_tokens is "
-                f"{recipe.train.max_tokens}.\nA truncated row would lose its verdict: raise train.max_tokens or lower "
-                "prompt.max_prompt_tokens."
-            )
         kept += 1
-        yield row
+        yield _bounded(row, recipe)
     if first is not None and not kept:
         raise LoreError(f"None of the {rejected.count:,} pairs can be a training row. The first one: {first}")
+
+
+def _auxiliary(recipe, fmt, processor):
+    """The rows of the tasks that are learnt beside the judging."""
+    from lore.data_synth.tasks import read_tasks
+
+    for task in track(read_tasks([Path(file) for file in recipe.auxiliary]), "rendering tasks"):
+        yield _bounded(task_row(task, fmt, processor), recipe)
+
+
+def _bounded(row, recipe):
+    if row["length"] > recipe.train.max_tokens:
+        raise LoreError(
+            f"pair {row['pair_id']}: prompt and answer take {row['length']} tokens, train.max_tokens is "
+            f"{recipe.train.max_tokens}.\nA truncated row would lose its verdict: raise train.max_tokens or lower "
+            "prompt.max_prompt_tokens."
+        )
+    return row
 
 
 def packed(rows: datasets.Dataset, repeats: list[int] | None, max_tokens: int) -> datasets.Dataset:

@@ -1,0 +1,107 @@
+"""The steps of accepted traces as tasks of their own: a model can be trained on one capability beside the judging (`auxiliary` of
+an SFT recipe). The prompt is the step's, without facts; the answer is what the accepted trace holds.
+
+    tasks/<step>.parquet   task, pair_id, label, messages (JSON), completion, image
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lore.data_synth import knowledge, multimodal, rules
+from lore.data_synth.asking import Prompts
+from lore.data_synth.trace import Evidence, Trace, Wish
+from lore.pairs import Pair
+from lore.parts import part_of
+
+TASKS = ("knowledge", "multimodal", "rules")
+BATCH = 500
+SCHEMA = pa.schema(
+    [
+        *[(name, pa.string()) for name in ("task", "pair_id", "label", "messages", "completion")],
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    ]
+)
+
+
+class TaskWriter:
+    """One step's file; it appears when the `with` block ends without an error."""
+
+    def __init__(self, folder: Path, step: str, prompts: Prompts):
+        self.path, self.step, self.prompts = folder / f"{step}.parquet", step, prompts
+        self._rows: list[dict[str, Any]] = []
+        self._last_query: str | None = None
+
+    def __enter__(self) -> "TaskWriter":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._part = part_of(self.path)
+        self._writer = pq.ParquetWriter(self._part, SCHEMA, compression="zstd")
+        return self
+
+    def write(self, pair: Pair, trace: Trace) -> None:
+        """Adds an accepted trace's step. Of neighbours with one query, knowledge takes the first."""
+        if self.step == "knowledge" and pair.query == self._last_query:
+            return
+        self._last_query = pair.query
+        self._rows.append(task_row(self.step, pair, trace, self.prompts))
+        if len(self._rows) >= BATCH:
+            self._flush()
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+        if kind is None:
+            self._part.replace(self.path)
+        else:
+            self._part.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
+        self._rows = []
+
+
+def task_row(step: str, pair: Pair, trace: Trace, prompts: Prompts) -> dict[str, Any]:
+    """One training example of a step."""
+    demands = trace.demands
+    words = [*trace.words, *[""] * len(demands)]
+    wishes = [Wish(d.dimension, said, d.wanted) for d, said in zip(demands, words, strict=False)]
+    evidence = [Evidence(d.found, d.source) for d in demands]
+    photo = step == "multimodal" and pair.image is not None
+    if step == "knowledge":
+        messages = knowledge.prompt(prompts, pair, [])
+        answer = {"demands": [{"dimension": w.dimension, "words": w.words, "wanted": w.wanted} for w in wishes]}
+    elif step == "multimodal":
+        messages = multimodal.prompt(prompts, pair, wishes, [], caption=None, photo=photo)
+        answer = {"evidence": [{"found": e.found, "source": e.source} for e in evidence]}
+    else:
+        messages = rules.prompt(prompts, pair, wishes, evidence, None)
+        answer = {"rulings": [{"rule": d.rule, "tier": d.tier} for d in demands], "verdict": trace.tier}
+    return {
+        "task": step,
+        "pair_id": pair.pair_id,
+        "label": pair.label,
+        "messages": json.dumps([_without_pixels(message) for message in messages], ensure_ascii=False),
+        "completion": json.dumps(answer, ensure_ascii=False),
+        "image": pair.image if photo else None,
+    }
+
+
+def _without_pixels(message: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(message["content"], str):
+        return message
+    parts = [{"type": "image"} if part["type"] == "image" else part for part in message["content"]]
+    return {**message, "content": parts}
+
+
+def read_tasks(files: list[Path]) -> Iterator[dict[str, Any]]:
+    """The rows of task files, messages as Python values."""
+    for file in files:
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(BATCH):
+                for row in batch.to_pylist():
+                    yield row | {"messages": json.loads(row["messages"])}
