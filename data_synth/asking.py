@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lore.data_synth.trace import STEPS, Evidence, Wish
+from lore.engines.chat import open_photo
 from lore.errors import LoreError
 from lore.images import bounded, load_image
 from lore.neutralise import control_strings, neutralise
 from lore.pairs import Pair
-from lore.prompt import Message, item_text
+from lore.prompt import Message, PromptFormat, item_text
 from lore.rubric import Rubric
 
 FOLDER = Path(__file__).parent / "prompts"
@@ -62,7 +63,10 @@ class Prompts:
                 f"The prompt of step {step} has no {PHOTO} in its second part, so its photo has no place: write {PHOTO} or "
                 "{{ item }} there."
             )
-        image = bounded(load_image(photo), self.max_photo_pixels)
+        if hasattr(self.tokenizer, "tokenizer"):  # what a processor refuses must not reach a batch of others
+            image = open_photo(photo, PromptFormat(max_photo_pixels=self.max_photo_pixels), self.tokenizer)
+        else:
+            image = bounded(load_image(photo), self.max_photo_pixels)
         parts = [{"type": "text", "text": before + mark}, {"type": "image", "image": image}]
         parts += [{"type": "text", "text": after or "</photo>"}]
         return [{"role": "system", "content": [{"type": "text", "text": system}]}, {"role": "user", "content": parts}]

@@ -34,9 +34,8 @@ def open_teacher(section: TeacherSection, recipe: SynthesizeRecipe, rubric: Rubr
         engines.append((place, engine))
     tokenizer = getattr(engine, "processor", None) or engine.tokenizer
     prompts = Prompts(rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels, tokenizer)
-    if section.kind == "endpoint":
-        return ByModel(teacher_name(section), engine.complete, section, prompts, recipe.seed, engine.aclose)
-    return ByModel(teacher_name(section), Batched(engine).complete, section, prompts, recipe.seed)
+    complete, close = (engine.complete, engine.aclose) if section.kind == "endpoint" else (Batched(engine).complete, None)
+    return ByModel(teacher_name(section), complete, section, prompts, recipe.seed, close, engine.takes_images)
 
 
 def teacher_name(section: TeacherSection) -> str:

@@ -21,6 +21,7 @@ from lore.data_synth.trace import Attempt, Check, Draft, Trace, Unreadable, one_
 from lore.data_synth.verify import Verifier
 from lore.demand import Demand
 from lore.engines import EndpointFailed, RequestRefused
+from lore.errors import LoreError
 from lore.images import ImageError
 from lore.judgement import render_demands
 from lore.pairs import Pair
@@ -70,6 +71,8 @@ class Synthesis:
             draft.wishes = knowledge.read(reply.text, self.rubric)
             step = "caption"
             photo = pair.image is not None and self.recipe.photos != "none"
+            if photo:
+                self._check_eyes(pair)
             if photo and self.recipe.photos == "caption":
                 reply = await (self.captioner or self.teacher).caption(work, pair, draw)
                 draft.replies.append(reply)
@@ -94,6 +97,14 @@ class Synthesis:
         if self.critic is not None and draft.accepted:
             await self._criticise(draft, pair, work)
         return draft
+
+    def _check_eyes(self, pair: Pair) -> None:
+        role = "captioner" if self.captioner is not None else "teacher"
+        if not getattr(self.captioner or self.teacher, "takes_images", True):
+            raise LoreError(
+                f"pair {pair.pair_id} has a photo, and the model of {role} takes none.\n"
+                "Name a vision-language model, set photos: caption and a captioner that is one, or photos: none to go by the texts."
+            )
 
     def merge(self, draft: Draft) -> None:
         """The three steps as one list of demands and a short rationale: demands that are met leave first where it is too long."""

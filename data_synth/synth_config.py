@@ -183,8 +183,15 @@ class SynthesizeRecipe(BaseRecipe):
     def reopened(self, folder: RunFolder) -> str | None:
         from lore.data_synth.asking import prompt_texts_hash
 
+        if not self.asks_models:
+            return None
         known, now = folder.summary.get("prompts"), prompt_texts_hash(self.language, self.prompts)
         return None if known in (None, now) else "its prompts have changed"
+
+    @property
+    def asks_models(self) -> bool:
+        """False where a program alone writes the traces."""
+        return any(section.kind != "program" for section in self.teachers().values())
 
     def conflicts(self) -> Iterator[Conflict]:
         for name in self.checks:

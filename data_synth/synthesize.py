@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lore.data_synth.asking import Prompts, prompt_texts_hash
 from lore.data_synth.budget import Budget, BudgetReached, Spent
+from lore.data_synth.counts import Counts, percent
 from lore.data_synth.facts import open_facts
 from lore.data_synth.opening import open_teachers
 from lore.data_synth.output import write_set
@@ -68,6 +69,7 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
     finally:
         write_seconds(folder, budget.seconds)
     counts = write_set(recipe, folder, path, rubric, budget, stamp, complete=error is None)
+    report(counts, rubric, folder)
     if error is not None:
         done = sum(counts.given.values())
         raise LoreError(f"{error}\n{done:,} pairs have a trace so far; {folder / 'pairs'} holds what was accepted of them.")
@@ -80,6 +82,21 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
     }
     prompts = prompt_texts_hash(recipe.language, recipe.prompts)
     folder.finish(summary | {"seconds": round(budget.seconds, 1), "set": str(folder / "pairs"), "prompts": prompts})
+
+
+def report(counts: Counts, rubric: Rubric, folder: RunFolder) -> None:
+    """What was kept by tier, and what most of the others failed."""
+    if not counts.pairs:
+        raise LoreError(
+            "synthesize: the data section selects no labelled pair, so there is nothing to reason about.\n"
+            "Check data.path, data.split, data.slices and data.limit against `lore data stats`."
+        )
+    tiers = [f"{tier} {percent(counts.accepted[tier], counts.given[tier])}" for tier in rubric.tier_ids if counts.given[tier]]
+    accepted = sum(counts.accepted.values())
+    say(f"accepted {accepted:,} of {counts.pairs:,} pairs: {', '.join(tiers)}")
+    if accepted < counts.pairs:
+        failed = ", ".join(f"{name} {pairs:,}" for name, pairs in counts.checks.most_common(4))
+        say(f"rejected pairs failed {failed}; lore traces show {folder.path} --rejected")
 
 
 class Pipeline:
@@ -181,7 +198,7 @@ def stamp_of(recipe: SynthesizeRecipe, rubric: Rubric, data: str, facts: str) ->
     """16 hex digits over everything that a trace depends on."""
     left_out = {*type(recipe).irrelevant_keys, "run", "needs", "reuse", "label", "unexplained", "tasks"}
     values = {key: value for key, value in flatten(recipe.resolved()).items() if key not in left_out}
-    prompts = prompt_texts_hash(recipe.language, recipe.prompts)
+    prompts = prompt_texts_hash(recipe.language, recipe.prompts) if recipe.asks_models else ""
     content = json.dumps([values, rubric.hash, data, facts, prompts], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 

@@ -18,7 +18,7 @@ from lore.data_synth.program import ProgramTeacher
 from lore.data_synth.store import Earlier, Journal
 from lore.data_synth.synth_config import TeacherSection
 from lore.data_synth.trace import Evidence, Reply, Wish, whole
-from lore.engines import Completion, Engine, Messages, Sampling, Usage
+from lore.engines import Completion, Engine, Messages, RequestRefused, Sampling, Usage
 from lore.pairs import Pair
 
 
@@ -82,6 +82,7 @@ class ByModel:
     prompts: Prompts
     seed: int = 0
     close: Callable[[], Awaitable[None]] | None = None
+    takes_images: bool = True
     _under_way: dict[str, asyncio.Future] = field(default_factory=dict)
 
     @property
@@ -174,17 +175,30 @@ class Batched:
             for messages, sampling, promise in batch:
                 by_sampling.setdefault(sampling, []).append((messages, promise))
             for sampling, asked in by_sampling.items():
-                try:
-                    prompts = [messages for messages, _ in asked]
-                    answers = await asyncio.to_thread(self.engine.generate, prompts, sampling)
-                except Exception as error:
-                    for _, promise in asked:
-                        promise.set_exception(error)
-                        promise.exception()
-                    continue
-                for (_, promise), completions in zip(asked, answers, strict=True):
-                    if not promise.done():
-                        promise.set_result(completions)
+                answers = await asyncio.to_thread(self._answers, [messages for messages, _ in asked], sampling)
+                for (_, promise), answer in zip(asked, answers, strict=True):
+                    if promise.done():
+                        continue
+                    if isinstance(answer, Exception):
+                        promise.set_exception(answer)
+                        promise.exception()  # fetched, so that asyncio does not report it where nobody waits
+                    else:
+                        promise.set_result(answer)
+
+    def _answers(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion] | Exception]:
+        """Completions of every prompt. Where a call fails, halves are tried apart, so that a prompt which the engine cannot take
+        fails alone; where none goes through, it is the engine's trouble, and its error goes to all.
+        """
+        try:
+            return self.engine.generate(prompts, sampling)
+        except Exception as error:
+            if len(prompts) == 1:
+                return [RequestRefused(f"the model does not take this prompt: {str(error)[:300]}")]
+            middle = len(prompts) // 2
+            answers = [*self._answers(prompts[:middle], sampling), *self._answers(prompts[middle:], sampling)]
+            if all(isinstance(answer, Exception) for answer in answers):
+                return [error] * len(prompts)
+            return answers
 
     def _prompt_bound(self, messages: Messages) -> int:
         """Tokens are at most bytes, and the template adds its own."""

@@ -52,7 +52,7 @@ def recipe(shop, runs, tmp_path):
 
 
 def endpoint(server, **more):
-    section = {"url": server.url, "model": MODEL, "timeout_seconds": 1.0, "max_concurrency": 8, "max_down_seconds": 10.0}
+    section = {"url": server.url, "model": MODEL, "timeout_seconds": 20.0, "max_concurrency": 8, "max_down_seconds": 10.0}
     return {"kind": "endpoint", "endpoint": section | more.pop("endpoint", {}), "temperature": 0.0} | more
 
 
@@ -126,7 +126,7 @@ def test_captions_come_first_where_the_recipe_says_so(recipe):
 def test_faults_on_the_way_change_nothing(recipe):
     teacher = ShopServer()
     with serve(misbehaving(teacher.answer)) as server:
-        folder = run_recipe(recipe("faults", teacher=endpoint(server)))
+        folder = run_recipe(recipe("faults", teacher=endpoint(server, endpoint={"timeout_seconds": 1.0})))
     assert folder.summary["accepted"] == 96
     asked = totals(folder / "answers")
     assert asked.answers == len({reply.key for t in traces_of(folder) for reply in t.replies})
@@ -330,3 +330,48 @@ def test_steps_are_tasks_that_can_be_trained_beside_the_judging(recipe, tiny, tr
             f"with-tasks-{model}", f"auxiliary={json.dumps(files)}", model=model, prompt={"photo": photo}, max_tokens=4096, steps=2
         )
         assert run.summary["rows"] == 96 + sum(map(len, rows.values()))
+
+
+def test_one_prompt_that_an_engine_refuses_fails_alone():
+    import asyncio
+
+    from lore.data_synth.teachers import Batched
+    from lore.engines import Completion, RequestRefused, Sampling
+
+    class Choosy:
+        def generate(self, prompts, sampling):
+            if any("bad" in prompt[0]["content"] for prompt in prompts):
+                raise ValueError("too long")
+            return [[Completion("fine", 1, "stop", 1)] for _ in prompts]
+
+    class Open:
+        async def admit(self, bound):
+            return bound
+
+        def settle(self, ticket, used):
+            pass
+
+    async def ask(texts):
+        batched = Batched(Choosy())
+        prompts = [[{"role": "user", "content": text}] for text in texts]
+        return await asyncio.gather(*(batched.complete(p, Sampling(), Open()) for p in prompts), return_exceptions=True)
+
+    answers = asyncio.run(ask(["a", "bad", "c", "d", "e"]))
+    assert [isinstance(answer, RequestRefused) for answer in answers] == [False, True, False, False, False]
+    assert all(isinstance(answer, ValueError) for answer in asyncio.run(ask(["bad", "bad too"])))
+
+
+def test_a_model_without_eyes_is_not_asked_about_photos(recipe, tiny):
+    model = {"kind": "transformers", "model": {"name": str(tiny.text)}, "max_tokens": 16, "temperature": 0.0}
+    knows = {"demands": [{"dimension": "category", "words": "", "wanted": "thing"}]}
+    with serve(lambda request: reply(json.dumps(knows), model=MODEL)) as server:
+        path = recipe("blind", teacher=endpoint(server, endpoint={"tokenizer": str(tiny.text)}))
+        with pytest.raises(LoreError, match=r"has a photo, and the model of teacher takes none(.|\n)*photos: none"):
+            run_recipe(path)
+    folder = run_recipe(recipe("texts", teacher=model, photos="none"))
+    assert folder.is_done
+
+
+def test_no_pair_selected_is_an_error(recipe, shop):
+    with pytest.raises(LoreError, match="selects no labelled pair"):
+        run_recipe(recipe(data={"path": str(shop / "pairs"), "rubric": "shop", "split": "dev"}))
