@@ -211,7 +211,10 @@ class EndpointEngine:
         self._stopped = None
         try:
             asyncio.get_running_loop()
+            running = True
         except RuntimeError:
+            running = False
+        if not running:  # outside of the except, or its error would stand above every other one
             asyncio.run(work)
             return
         with ThreadPoolExecutor(1) as pool:
