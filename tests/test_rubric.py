@@ -174,7 +174,7 @@ def test_all_errors_of_a_file_come_at_once():
         ("tiers", "bad, good", "tiers: found 'bad, good' (str), expected a valid list"),
         ("tiers", [], "tiers: found 0"),
         ("rules.0.examples", [{"query": "q", "itm": "i"}], "rules[0].examples[0].itm: unknown key"),
-        ("aggregate", "mean", "aggregate"),
+        ("aggregate", "median", "aggregate"),
     ],
 )
 def test_each_kind_of_error_has_its_line(path, value, part):
