@@ -213,3 +213,32 @@ def test_an_adapter_that_vllm_would_run_wrongly_is_refused_with_the_way_out(tiny
         (tmp_path / "adapter_config.json").write_text(json.dumps(config | change))
         with pytest.raises(LoreError, match=f"(?s){named}.*lore export RUN --out FOLDER --merge"):
             VllmEngine.load(ModelSection(name=str(tiny.text), adapter=str(tmp_path)), RUBRIC, VLLM)
+
+
+@pytest.mark.parametrize("kind", ["endpoint", "vllm"])
+def test_the_stage_synthesize_asks_vllm(kind, tiny, servers, tmp_path, monkeypatch):
+    """Random weights write nothing that can be read: what counts is that every pair was asked, photo and all, and is accounted for."""
+    monkeypatch.setenv("LORE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    teacher = {"kind": kind, "max_tokens": 12, "temperature": 0.0}
+    if kind == "vllm":
+        model = {"name": str(tiny.vision), "dtype": "float32"}
+        teacher |= {"model": model, "vllm": {"eager": True, "kv_cache_gib": 0.1, "max_model_tokens": 1024}}
+    else:
+        teacher |= {"endpoint": {"url": servers["vision"], "model": "teacher", "key_variable": "TEACHER_KEY"}}
+    body = {
+        "stage": "synthesize",
+        "run": kind,
+        "data": {"path": str(tiny.pairs), "rubric": "shop", "split": "train", "limit": 10},
+        "teacher": teacher,
+        "captioner": teacher,
+        "photos": "caption",
+        "attempts": {"hint": "never"},
+    }
+    recipe = tmp_path / f"{kind}.yaml"
+    recipe.write_text(json.dumps(body))
+    done = subprocess.run([sys.executable, "-m", "lore", "run", str(recipe)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "runs" / kind / "done").read_text())
+    assert summary["pairs"] == 10 and summary["accepted"] == 0 and summary["tokens"] > 0
+    assert KEY not in done.stdout + done.stderr
