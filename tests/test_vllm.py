@@ -217,7 +217,7 @@ def test_an_adapter_that_vllm_would_run_wrongly_is_refused_with_the_way_out(tiny
 
 @pytest.mark.parametrize("kind", ["endpoint", "vllm"])
 def test_the_stage_synthesize_asks_vllm(kind, tiny, servers, tmp_path, monkeypatch):
-    """Random weights write nothing that can be read: what counts is that every pair was asked, photo and all, and is accounted for."""
+    """Random weights write nothing that can be read: what counts is that every pair was asked and is accounted for."""
     monkeypatch.setenv("LORE_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("TEACHER_KEY", KEY)
     teacher = {"kind": kind, "max_tokens": 12, "temperature": 0.0}
