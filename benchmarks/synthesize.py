@@ -110,6 +110,7 @@ def write_recipe(folder: Path, run: str, url: str, options: argparse.Namespace, 
                 "url": url,
                 "model": MODEL,
                 "max_concurrency": options.concurrency,
+                "max_down_seconds": 20.0,
                 "extra": {"ignore_eos": True},
             },
             "model": {"name": str(folder / "model")},
@@ -140,10 +141,12 @@ def served(folder: Path, options: argparse.Namespace, environment: dict[str, str
         until = time.monotonic() + START_SECONDS
         while not _healthy(root):
             if server.poll() is not None or time.monotonic() > until:
-                end = (folder / "server.log").read_text(errors="replace")[-3000:]
-                raise LoreError(f"vLLM's server did not start within {START_SECONDS} s; its log ends:\n{end}")
+                raise LoreError(f"vLLM's server has not started in {START_SECONDS} s.")
             time.sleep(0.5)
         yield f"{root}/v1"
+    except LoreError as error:
+        end = (folder / "server.log").read_text(errors="replace")[-3000:]
+        raise LoreError(f"{error}\nThe server's log (exit status {server.poll()}) ends:\n{end}") from error
     finally:
         server.send_signal(signal.SIGINT)
         try:
