@@ -1,6 +1,6 @@
 """Completion tokens per second of the synthesize stage against `vllm bench serve`, on one vLLM server, in turns.
 
-    python benchmarks/synthesize.py                            3 rounds of 400 requests of 128 tokens, 32 at once
+    python benchmarks/synthesize.py                            3 rounds of 384 requests of 128 tokens, 32 at once
     python benchmarks/synthesize.py --curator PYTHON           bespokelabs-curator too, by the interpreter that has it
     python benchmarks/synthesize.py --rounds 1 --requests 64   a quick look
 
@@ -243,7 +243,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[dict[st
                 if row["tokens"] != options.requests * options.tokens:
                     raise LoreError(f"{name} got {row['tokens']} tokens instead of {options.requests} x {options.tokens}.")
                 extra = row["cpu_seconds"] - few[name]["cpu_seconds"]
-                row |= {"tokens_per_second": row["tokens"] / row["seconds"], "cpu_per_1000": 1000 * extra / (options.requests - FEW)}
+                row["tokens_per_second"] = row["tokens"] / row["seconds"]
+                row["cpu_per_1000"] = 1000 * extra / (options.requests - FEW)
                 found[name].append(row)
                 print(f"round {number + 1}: {name} {row['tokens_per_second']:,.0f} tokens/s", file=sys.stderr, flush=True)
     return found
@@ -279,7 +280,7 @@ def report(found: dict[str, list[dict[str, float]]], options: argparse.Namespace
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each, in turns")
-    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--requests", type=int, default=384)
     parser.add_argument("--tokens", type=int, default=128, help="tokens of every answer")
     parser.add_argument("--concurrency", type=int, default=32, help="requests under way at once")
     parser.add_argument("--temperature", type=float, default=0.7)
