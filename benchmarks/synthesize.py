@@ -288,6 +288,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.requests <= FEW:
         parser.error(f"--requests has to be more than {FEW}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the server is stopped too
     try:
         with TemporaryDirectory() as folder:
             report(measure(Path(folder), options), options)
