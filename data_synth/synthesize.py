@@ -167,7 +167,7 @@ class Pipeline:
         traces = await asyncio.gather(*tasks)
         work.journal.close()
         if len(traces) == expected and all(trace is not None for trace in traces):
-            write_part(out, traces, self.stamp)
+            await asyncio.to_thread(write_part, out, traces, self.stamp)  # the first one imports pandas, and all wait for the disk
 
     async def _tick(self) -> None:
         """Notes the seconds of work, and says how far the run is."""

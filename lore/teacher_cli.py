@@ -147,5 +147,5 @@ def _flag(key: str, value: Any) -> list[str]:
 
     flag = "--" + key.replace("_", "-")
     if isinstance(value, bool):
-        return [flag] if value else []
+        return [flag] if value else [f"--no-{flag.removeprefix('--')}"]
     return [flag, json.dumps(value) if isinstance(value, dict) else str(value)]

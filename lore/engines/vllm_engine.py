@@ -174,6 +174,9 @@ def engine_options(section: ModelSection, vllm: VllmSection, rank: int | None, *
         "enforce_eager": vllm.eager,
         "seed": vllm.seed,
     }
+    if default_device() == "cpu":
+        # A prompt cut into two steps whose request has a seed ends vLLM's CPU engine ("CPU Generator does not use offset").
+        options["enable_chunked_prefill"] = False
     if vllm.max_model_tokens is not None:
         options["max_model_len"] = vllm.max_model_tokens
     if vllm.max_sequences is not None:
