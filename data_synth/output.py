@@ -15,6 +15,7 @@ from lore.data_synth.store import part_is_current, part_path, read_part, trace_p
 from lore.data_synth.synth_config import SynthesizeRecipe, TeacherSection
 from lore.data_synth.tasks import TaskWriter
 from lore.data_synth.trace import Trace
+from lore.errors import LoreError
 from lore.folder import RunFolder, write_atomic
 from lore.pairs import Pair, PairWriter
 from lore.recipe import to_yaml
@@ -36,6 +37,8 @@ def write_set(
         for number, pairs in chunked(selected(recipe, path), recipe.chunk_pairs):
             part = parts.get(part_path(folder / "traces", number).name)
             if part is None:
+                if complete:
+                    raise LoreError(f"{folder.path} has no traces of its chunk {number}: run it again, and it goes on from there.")
                 continue
             for pair, trace in zip(pairs, read_part(part), strict=True):
                 counts.add(trace)

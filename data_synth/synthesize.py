@@ -167,7 +167,10 @@ class Pipeline:
         traces = await asyncio.gather(*tasks)
         work.journal.close()
         if len(traces) == expected and all(trace is not None for trace in traces):
-            await asyncio.to_thread(write_part, out, traces, self.stamp)  # the first one imports pandas, and all wait for the disk
+            try:
+                await asyncio.to_thread(write_part, out, traces, self.stamp)  # the first one imports pandas
+            except Exception as error:  # a full disk: the run must not end as if these pairs had never been
+                self.stop = error
 
     async def _tick(self) -> None:
         """Notes the seconds of work, and says how far the run is."""
