@@ -8,8 +8,8 @@ checks reject those.
 """
 
 from lore.data_synth.facts import Fact
+from lore.data_synth.matching import content_words, pieces, spellings
 from lore.data_synth.trace import MAX_DEMANDS, Evidence, Ruling, Unreadable, Wish
-from lore.data_synth.verify import content_words, pieces, spellings
 from lore.errors import LoreError
 from lore.pairs import Pair
 from lore.rubric import Rubric, Rule
