@@ -17,7 +17,7 @@ from lore.data_synth.budget import BudgetReached
 from lore.data_synth.facts import Facts
 from lore.data_synth.synth_config import SynthesizeRecipe
 from lore.data_synth.teachers import ByModel, Teacher, Work
-from lore.data_synth.trace import Attempt, Check, Draft, Trace, Unreadable, one_object
+from lore.data_synth.trace import Attempt, Check, Draft, Trace, Unreadable, one_object, whole
 from lore.data_synth.verify import Verifier
 from lore.demand import Demand
 from lore.engines import EndpointFailed, RequestRefused
@@ -41,8 +41,11 @@ class Synthesis:
     facts: Facts | None = None
 
     async def trace(self, pair: Pair, work: Work) -> Trace:
-        """Attempts until one is accepted; the accepted one, or the nearest. Raises BudgetReached when the money is gone first."""
+        """Attempts until one is accepted; the accepted one, or the nearest. Raises BudgetReached when the money is gone first,
+        LoreError for a label that is no tier of the rubric.
+        """
         attempts, drafts = self.recipe.attempts, []
+        self.rubric.index(pair.label)  # of another rubric no verdict can be right, so nothing is asked
         if not self.recipe.description:
             pair = replace(pair, description=None)
         if attempts.hint != "always":
@@ -129,7 +132,7 @@ class Synthesis:
             reply = await self.critic.ask(work, "critic", pair, messages, draft.draw)
             draft.replies.append(reply)
             answer = one_object(reply.text, "accept")
-            why = "" if answer["accept"] is True else str(answer.get("why") or "refused")[:200]
+            why = "" if answer["accept"] is True else whole(str(answer.get("why") or "refused"))[:200]
         except (Unreadable, RequestRefused, EndpointFailed) as error:
             why = f"no answer that can be read: {error}"
         draft.checks.append(Check("critic", why))
