@@ -32,7 +32,7 @@ def write_set(
     prompts = Prompts(rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels)
     writers: dict[str, PairWriter] = {}
     with ExitStack() as files:
-        tasks = [files.enter_context(TaskWriter(folder / "tasks", step, prompts)) for step in recipe.tasks]
+        tasks = [files.enter_context(TaskWriter(folder / "tasks", step, prompts)) for step in dict.fromkeys(recipe.tasks)]
         for number, pairs in chunked(selected(recipe, path), recipe.chunk_pairs):
             part = parts.get(part_path(folder / "traces", number).name)
             if part is None:

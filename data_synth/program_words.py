@@ -7,8 +7,9 @@ states, how much a word matters, and everything that only a reader understands; 
 checks reject those.
 """
 
+from lore.clean import normalise
 from lore.data_synth.facts import Fact
-from lore.data_synth.matching import content_words, pieces, spellings
+from lore.data_synth.matching import HAN, content_words, pieces, spellings
 from lore.data_synth.trace import MAX_DEMANDS, Evidence, Ruling, Unreadable, Wish
 from lore.errors import LoreError
 from lore.pairs import Pair
@@ -77,8 +78,9 @@ class WordsProgram:
         said, _, value = wish.wanted.partition(" = ")
         for source, words in had.items():
             for text in filter(None, (said, value)):
-                if all(part in words.single for part in pieces(text)):
-                    return Evidence(" ".join(words.single[part] for part in pieces(text)), source)
+                spelt = [words.spelt(part) for part in pieces(text)]
+                if all(spelt):
+                    return Evidence(" ".join(spelt), source)
             glued = words.glued("".join(pieces(said)), query)
             if glued:
                 return Evidence(glued, source)
@@ -100,7 +102,12 @@ class _Words:
     def __init__(self, text: str):
         words = pieces(text)
         self.single = spellings(text)
+        self.text = normalise(text)
         self.pairs = {a + b: f"{a} {b}" for a, b in zip(words, words[1:], strict=False)}
+
+    def spelt(self, piece: str) -> str:
+        """How the text writes a piece; "" where it does not. Nothing divides Han characters into words: they stand anywhere."""
+        return self.single.get(piece) or (piece if HAN.match(piece) and piece in self.text else "")
 
     def glued(self, word: str, query: list[str]) -> str:
         """How the text writes a query word that it glues to a neighbour, or divides in two; "" where it does not."""

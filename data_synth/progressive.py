@@ -52,13 +52,13 @@ class Synthesis:
             together = [self.attempt(pair, work, draw, None) for draw in range(attempts.samples if self.teacher.repeats else 1)]
             drafts += await _all(together)
             self._agree(drafts)
-            while not _chosen(drafts) and self.teacher.repeats and len(drafts) < self._most(pair, drafts):
+            while not _settled(drafts) and self.teacher.repeats and len(drafts) < self._most(pair, drafts):
                 drafts.append(await self.attempt(pair, work, len(drafts), None))
                 self._agree(drafts)
-        if not _chosen(drafts) and attempts.hint != "never" and not self._is_program:
+        if not _settled(drafts) and attempts.hint != "never" and not self._is_program:
             for _ in range(attempts.hinted if self.teacher.repeats else 1):
                 drafts.append(await self.attempt(pair, work, len(drafts), pair.label))
-                if drafts[-1].accepted:
+                if _settled(drafts):
                     break
         kept = _chosen(drafts) or min(drafts, key=lambda draft: (bool(draft.failure), len(draft.failed)))
         return self._as_trace(pair, kept, drafts)
@@ -92,7 +92,7 @@ class Synthesis:
             draft.replies.append(reply)
             draft.rulings, draft.verdicts = rules.read(reply.text, wishes)
         except (Unreadable, RequestRefused, EndpointFailed, ImageError) as error:  # this pair's trouble, not the run's
-            draft.failure = f"{step}: {error}"
+            draft.failure, draft.hopeless = f"{step}: {error}", isinstance(error, ImageError)
             return draft
         draft.tier = draft.verdicts[-1]
         self.merge(draft)
@@ -199,6 +199,11 @@ async def _all(attempts: list) -> list[Draft]:
 
 def _chosen(drafts: list[Draft]) -> Draft | None:
     return next((draft for draft in drafts if draft.accepted), None)
+
+
+def _settled(drafts: list[Draft]) -> bool:
+    """Whether no further attempt is of use: one was accepted, or the pair's photo cannot be opened."""
+    return _chosen(drafts) is not None or any(draft.hopeless for draft in drafts)
 
 
 def _item_text(pair: Pair) -> str:

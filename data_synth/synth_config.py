@@ -1,6 +1,7 @@
 """Recipe of the stage that writes reasoning with a teacher. Nothing here imports torch."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -197,6 +198,12 @@ class SynthesizeRecipe(BaseRecipe):
         for name in self.checks:
             if name not in CHECKS:
                 yield Conflict(("checks",), name, f"checks out of: {', '.join(CHECKS)}", nearest(name, CHECKS))
+        if self.prompts is not None:
+            from lore.data_synth.trace import STEPS
+
+            names = [f"{step}.{self.language}.md" for step in STEPS]
+            if not any((Path(self.prompts) / name).is_file() for name in names):
+                yield Conflict(("prompts",), self.prompts, f"a folder with at least one of {', '.join(names)}")
         if self.budget.max_usd is not None:
             for role, section in self.teachers().items():
                 if section.kind != "program" and section.price is None:

@@ -140,7 +140,6 @@ class ByModel:
         finally:
             del self._under_way[key]
 
-
     async def _answer(self, messages: Messages, sampling: Sampling, gate: RequestGate) -> Completion:
         """Raises EndpointStopped where every prompt is refused: that is not the prompts' fault, and every pair would be lost."""
         try:

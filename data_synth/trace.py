@@ -73,7 +73,7 @@ class Draft:
     """One attempt at a pair. draw: number of the sample; hinted: the teacher was shown the human label.
 
     failure: why a step's answer could not be read or got none, which ends the attempt. verdicts: every tier that the last
-    step's text names as its verdict.
+    step's text names as its verdict. hopeless: another attempt would end in the same way.
     """
 
     draw: int = 0
@@ -88,6 +88,7 @@ class Draft:
     demands: list[Demand] = field(default_factory=list)
     rationale: str = ""
     failure: str = ""
+    hopeless: bool = False
     replies: list[Reply] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
 

@@ -144,6 +144,15 @@ def test_a_damaged_photo_rejects_its_pair_alone(recipe):
     assert any(trace.accepted for trace in traces)
 
 
+def test_a_damaged_photo_is_not_paid_for_again(recipe):
+    teacher = ShopServer()
+    with serve(teacher.answer) as server:
+        change = {"change": lambda pair: replace(pair, image={"bytes": b"no image", "path": None})}
+        folder = run_recipe(recipe("once", teacher=endpoint(server, temperature=0.7), attempts={"hint": "after_failure"}, **change))
+    assert teacher.asked == {"knowledge": len(server.requests)}
+    assert all(len(trace.attempts) == 1 and "an image" in trace.failure for trace in traces_of(folder))
+
+
 def test_tasks_need_no_photo_that_cannot_be_opened(recipe):
     path = recipe("tasks", lambda pair: replace(pair, image={"bytes": b"no image", "path": None}), tasks=["multimodal"])
     folder = run_recipe(path)
@@ -204,6 +213,7 @@ def test_samples_that_cannot_differ_are_a_conflict(recipe):
 def test_the_card_holds_no_path_of_this_machine(recipe, tmp_path):
     own = tmp_path / "own-prompts"
     own.mkdir()
+    (own / "rules.en.md").write_text("a\n=== user\nb")
     folder = run_recipe(recipe("paths", prompts=str(own), reuse=[]))
     text = (folder / "pairs" / "README.md").read_text(encoding="utf-8")
     assert str(tmp_path) not in text and "own-prompts" in text
@@ -236,3 +246,42 @@ def test_a_program_cannot_follow_a_free_rubric(recipe, tmp_path):
     path = recipe("free")
     with pytest.raises(LoreError, match="aggregate: free"):
         run_recipe(path, [f"data.rubric={tmp_path / 'free-rubric.yaml'}"])
+
+
+@pytest.mark.parametrize("place", ["prompts", "prompts/nothing"])
+def test_a_folder_without_prompts_is_no_prompts_folder(recipe, tmp_path, place):
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "rules.md").write_text("misnamed")
+    with pytest.raises(LoreError, match=r"prompts(.|\n)*rules.en.md"):
+        run_recipe(recipe("own", prompts=str(tmp_path / place)))
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"key_variable": "sk-very-secret"}, {"url": "http://me:sk-very-secret@host/v1"}, {"extra": {"api_key": "sk-very-secret"}}],
+)
+def test_a_key_in_a_recipe_is_refused_and_not_repeated(recipe, section):
+    teacher = {"kind": "endpoint", "endpoint": {"url": "http://127.0.0.1:9/v1", "model": "m"} | section}
+    with pytest.raises(LoreError) as refused:
+        run_recipe(recipe("secret", teacher=teacher))
+    assert "key_variable" in str(refused.value) and "sk-very-secret" not in str(refused.value)
+    with pytest.raises(LoreError) as refused:
+        teacher["endpoint"] = {"url": "http://127.0.0.1:9/v1", "model": "m"}
+        run_recipe(recipe("typed", teacher=teacher), ["teacher.endpoint.key_variable=sk-very-secret"])
+    assert "sk-very-secret" not in str(refused.value)
+
+
+def test_a_task_that_is_named_twice_is_written_once(recipe):
+    folder = run_recipe(recipe("twice", tasks=["rules", "rules"]))
+    assert pq.read_table(folder / "tasks" / "rules.parquet").num_rows == 24
+
+
+def test_chinese_words_are_found_inside_longer_runs():
+    from lore.data_synth.program_words import WordsProgram
+    from lore.pairs import Pair
+    from lore.rubric import load_rubric
+
+    program = WordsProgram(load_rubric("crowdflower"), "zh")
+    pair = Pair(pair_id="p", query="红椅子", title="大红色木椅子")
+    found = program.multimodal(pair, program.knowledge(pair, []), [])
+    assert {(evidence.found, evidence.source) for evidence in found} == {("红", "title"), ("椅", "title"), ("子", "title")}
