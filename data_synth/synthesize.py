@@ -23,7 +23,7 @@ from lore.data_synth.opening import open_teachers
 from lore.data_synth.output import write_set
 from lore.data_synth.progressive import Synthesis
 from lore.data_synth.selection import chunked, selected
-from lore.data_synth.store import Earlier, Journal, part_is_current, part_path, totals, write_part
+from lore.data_synth.store import Earlier, Journal, Shared, part_is_current, part_path, totals, write_part
 from lore.data_synth.synth_config import SynthesizeRecipe
 from lore.data_synth.teachers import Work
 from lore.data_synth.trace import STEPS, Trace
@@ -115,6 +115,7 @@ class Pipeline:
     ):
         self.recipe, self.folder, self.path, self.synthesis = recipe, folder, path, synthesis
         self.budget, self.earlier, self.stamp = budget, earlier, stamp
+        self.shared = Shared(folder / "answers")
         self.window = asyncio.Semaphore(pairs_at_once(recipe))
         self.stop: Exception | None = None
         self.done = self.accepted = 0
@@ -130,7 +131,7 @@ class Pipeline:
                     self.done += len(pairs)
                     continue
                 out.unlink(missing_ok=True)  # of other prompts: its answers are in the journal
-                work = Work(Journal(self.folder / "answers" / f"{number:06d}.jsonl"), self.budget, self.earlier)
+                work = Work(Journal(self.folder / "answers" / f"{number:06d}.jsonl"), self.budget, self.earlier, self.shared)
                 tasks = []
                 for pair in pairs:
                     await self.window.acquire()

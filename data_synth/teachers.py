@@ -15,7 +15,7 @@ from lore.data_synth.asking import Prompts, prompt_hash
 from lore.data_synth.budget import Budget, RequestGate, cost
 from lore.data_synth.facts import Fact
 from lore.data_synth.program import ProgramTeacher
-from lore.data_synth.store import Earlier, Journal
+from lore.data_synth.store import Earlier, Journal, Shared
 from lore.data_synth.synth_config import TeacherSection
 from lore.data_synth.trace import Evidence, Reply, Wish, whole
 from lore.engines import Completion, EndpointStopped, Engine, Messages, RequestRefused, Sampling, Usage
@@ -26,11 +26,12 @@ MOST_REFUSED = 20
 
 @dataclass
 class Work:
-    """What is the same for all pairs of a chunk: its journal, answers of other runs, the budget."""
+    """What is the same for all pairs of a chunk: its journal, answers of other runs and of other chunks, the budget."""
 
     journal: Journal
     budget: Budget
     earlier: Earlier | None = None
+    shared: Shared | None = None
 
 
 class Teacher(Protocol):
@@ -113,9 +114,10 @@ class ByModel:
         key = answer_key(step, asked, self.name, draw)
         if (known := work.journal.known(key, pair.pair_id)) is not None:
             return known
-        if work.earlier is not None and (known := work.earlier.get(key)) is not None:
-            work.journal.answered(pair.pair_id, known)
-            return known
+        for others in (work.shared, work.earlier):
+            if others is not None and (known := others.get(key)) is not None:
+                work.journal.answered(pair.pair_id, known)
+                return known
         if (other := self._under_way.get(key)) is not None:  # the same query beside another item
             reply = await asyncio.shield(other)
             if key not in work.journal.replies:
@@ -131,6 +133,8 @@ class ByModel:
             usd = cost(usage, section.price).usd
             reply = Reply(step, key, asked, self.name, whole(answer.text), usage.prompt_tokens, usage.completion_tokens, usd)
             work.journal.answered(pair.pair_id, reply)
+            if work.shared is not None:
+                work.shared.add(reply)
             promise.set_result(reply)
             return reply
         except BaseException as error:

@@ -285,3 +285,22 @@ def test_chinese_words_are_found_inside_longer_runs():
     pair = Pair(pair_id="p", query="红椅子", title="大红色木椅子")
     found = program.multimodal(pair, program.knowledge(pair, []), [])
     assert {(evidence.found, evidence.source) for evidence in found} == {("红", "title"), ("椅", "title"), ("子", "title")}
+
+
+def test_pairs_far_apart_share_what_is_known_of_their_query(recipe, shop, tmp_path):
+    """In shuffled data a query comes back in another chunk, and after another start."""
+    pairs = sorted(read_pairs(shop / "pairs"), key=lambda pair: pair.pair_id)
+    with PairWriter(tmp_path / "shuffled.parquet") as writer:
+        for pair in pairs:
+            writer.write(pair)
+    teacher = ShopServer()
+    data = {"path": str(tmp_path / "shuffled.parquet"), "rubric": "shop"}
+    with serve(teacher.answer) as server:
+        section = endpoint(server, endpoint={"max_concurrency": 1})
+        path = recipe("apart", data=data, teacher=section, chunk_pairs=2, budget={"max_tokens": 25_000})
+        with pytest.raises(LoreError, match="budget.max_tokens"):
+            run_recipe(path)
+        folder = run_recipe(path, ["budget.max_tokens=10000000"])
+    assert folder.summary["accepted"] == 24
+    assert teacher.asked["knowledge"] == len({pair.query for pair in pairs}) < 24
+    assert folder.summary["tokens"] == teacher.tokens
