@@ -2,7 +2,8 @@
 
 The last content word before `for`, `with` or `in` names the kind of thing, the item's own brand is a brand, all other words
 are attributes. A word counts as found with or without a plural s, glued to its neighbour (`air pods`, `airpods`), or through a
-fact that is given. Found words get their dimension's best rule, missing ones its worst. Left out: synonyms that no fact
+fact that is given. Found words get the rule of
+the best tier, where their dimension has one, missing ones the worst. Left out: synonyms that no fact
 states, how much a word matters, and everything that only a reader understands; so many traces contradict the raters, and the
 checks reject those.
 """
@@ -90,7 +91,10 @@ class WordsProgram:
         rules = sorted(
             (rule for rule in self.rubric.rules if rule.dimension == dimension), key=lambda rule: self.rubric.index(rule.tier)
         )
-        return (rules[-1], rules[0]) if rules else (None, None)
+        top = self.rubric.tier_ids[-1]
+        met = [rule for rule in rules if rule.tier == top]
+        unmet = [rule for rule in rules if rule.tier != top]
+        return met[-1] if met else None, unmet[0] if unmet else None
 
     def _tier(self, found: Evidence) -> str:
         return self.rubric.tier_ids[0 if found.source == "none" else -1]

@@ -102,12 +102,14 @@ def grounding(draft: Draft, pair: Pair, view: View) -> str | None:
 
 def rules(draft: Draft, pair: Pair, view: View) -> str | None:
     known = {rule.id: rule for rule in view.rubric.rules}
-    dimensions = {rule.dimension for rule in view.rubric.rules}
+    best, dimensions = view.rubric.tier_ids[-1], {rule.dimension for rule in view.rubric.rules}
+    praised = {rule.dimension for rule in view.rubric.rules if rule.tier == best}
     for wish, ruling in zip(draft.wishes, draft.rulings, strict=False):
         if ruling.tier not in view.rubric.tier_ids:
             return f"{wish.dimension}: {ruling.tier!r} is no tier"
         if not ruling.rule:
-            if wish.dimension in dimensions:
+            # Some rubrics say of a dimension only what is amiss: a demand that is met then has no rule to name.
+            if wish.dimension in dimensions and (ruling.tier != best or wish.dimension in praised):
                 return f"{wish.dimension}: no rule, and the rubric has some for it"
             continue
         rule = known.get(ruling.rule)

@@ -326,3 +326,30 @@ def test_a_verdict_is_a_text_that_a_file_can_hold():
 def test_an_endless_answer_is_not_searched():
     with pytest.raises(Unreadable, match="an answer of 1,000,000 characters"):
         read_knowledge('{"a":' * 200_000, RUBRIC)
+
+
+@pytest.mark.parametrize(
+    ("name", "dimension", "query"),
+    [("esci", "category", "kettle"), ("homedepot", "brand", "ryobi drill"), ("wands", "brand", "sofa")],
+)
+def test_a_demand_that_is_met_needs_no_rule_where_the_rubric_has_none(name, dimension, query):
+    rubric = load_rubric(name)
+    best, worst = rubric.tier_ids[-1], rubric.tier_ids[0]
+    verifier = Verifier(["rules"], rubric)
+    made = draft(wishes=[Wish(dimension, query, query)], evidence=[Evidence(query, "title")], rulings=[Ruling("", best)])
+    assert verifier.check(made, PAIR)[0].why == ""
+    made.rulings = [Ruling("", worst)]
+    assert verifier.check(made, PAIR)[0].why == f"{dimension}: no rule, and the rubric has some for it"
+
+
+def test_the_words_program_names_no_rule_of_a_mismatch_for_what_it_found():
+    from lore.data_synth.program_words import WordsProgram
+
+    pair = Pair(pair_id="p", query="ryobi drill", title="ryobi drill", brand="Ryobi", label="3")
+    program = WordsProgram(load_rubric("homedepot"))
+    wishes = program.knowledge(pair, [])
+    rulings = program.rules(pair, wishes, program.multimodal(pair, wishes, []))
+    assert [(w.dimension, r.rule, r.tier) for w, r in zip(wishes, rulings, strict=True)] == [
+        ("category", "category-same", "3"),
+        ("brand", "", "3"),
+    ]
