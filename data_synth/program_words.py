@@ -2,10 +2,9 @@
 
 The last content word before `for`, `with` or `in` names the kind of thing, the item's own brand is a brand, all other words
 are attributes. A word counts as found with or without a plural s, glued to its neighbour (`air pods`, `airpods`), or through a
-fact that is given. Found words get the rule of
-the best tier, where their dimension has one, missing ones the worst. Left out: synonyms that no fact
-states, how much a word matters, and everything that only a reader understands; so many traces contradict the raters, and the
-checks reject those.
+fact that is given. Found words get the rule of the best tier, where their dimension has one, missing ones the worst. Left out:
+synonyms that no fact states, how much a word matters, and everything that only a reader understands; so many traces contradict
+the raters, and the checks reject those.
 """
 
 from lore.clean import normalise
