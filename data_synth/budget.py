@@ -114,10 +114,16 @@ class RequestGate:
     async def admit(self, bound: Usage) -> tuple[int, Spent]:
         most = cost(bound, self.price)
         await self.budget.hold(most)
-        return self.journal.asked(self.key, most.tokens, most.usd), most
+        try:
+            return self.journal.asked(self.key, most.tokens, most.usd), most
+        except BaseException:  # a full disk: nothing was sent, and who waits for this place must not wait for ever
+            self.budget.settle(most, Spent())
+            raise
 
     def settle(self, ticket: tuple[int, Spent], used: Usage | None) -> None:
         number, most = ticket
         took = most if used is None else cost(used, self.price)
-        self.journal.settled(number, took.tokens, took.usd)
-        self.budget.settle(most, took)
+        try:
+            self.journal.settled(number, took.tokens, took.usd)
+        finally:
+            self.budget.settle(most, took)

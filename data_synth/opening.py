@@ -49,6 +49,11 @@ def teacher_name(section: TeacherSection) -> str:
 
 
 def _program(section: TeacherSection, recipe: SynthesizeRecipe, rubric: Rubric) -> Any:
+    if rubric.aggregate == "free":
+        raise LoreError(
+            f"Rubric {rubric.name} leaves the verdict to the judge (aggregate: free), which no program can follow.\n"
+            "Set aggregate: worst or mean in the rubric, or use a model as teacher."
+        )
     if section.program == "words":
         from lore.data_synth.program_words import WordsProgram
 

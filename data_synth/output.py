@@ -33,7 +33,7 @@ def write_set(
     prompts = Prompts(rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels)
     writers: dict[str, PairWriter] = {}
     with ExitStack() as files:
-        tasks = [files.enter_context(TaskWriter(folder / "tasks", step, prompts)) for step in recipe.tasks]
+        tasks = [files.enter_context(TaskWriter(folder / "tasks", step, prompts)) for step in dict.fromkeys(recipe.tasks)]
         for number, pairs in chunked(selected(recipe, path), recipe.chunk_pairs):
             part = parts.get(part_path(folder / "traces", number).name)
             if part is None:
@@ -45,7 +45,7 @@ def write_set(
                 kept = explained(pair, trace, recipe)
                 if kept is None:
                     continue
-                split = re.sub(r"[^\w.-]", "_", pair.split or DEFAULT_SPLIT)  # it names a file
+                split = file_name(pair.split)
                 if split not in writers:
                     writer = PairWriter(out / f"{split}.parquet", metadata=rubric_metadata(recipe.data.rubric, rubric))
                     writers[split] = files.enter_context(writer)
@@ -53,6 +53,9 @@ def write_set(
                 for task in tasks if trace.accepted else ():
                     task.write(kept, trace)
     out.mkdir(exist_ok=True)
+    for old in out.glob("*.parquet"):
+        if old.stem not in writers:  # of an earlier start, whose prompts or budget kept other pairs
+            old.unlink()
     spent = [f"{budget.spent.tokens:,} tokens, {budget.spent.usd:.4f} US dollars, failed attempts included"]
     limits = [f"limit {key}: {value:g}" for key, value in recipe.budget.model_dump().items() if value is not None]
     teachers = [f"{role}: {described(section)}" for role, section in recipe.teachers().items()]
@@ -70,6 +73,11 @@ def write_set(
     )
     write_atomic(out / "README.md", text)
     return counts
+
+
+def file_name(split: str | None) -> str:
+    """A split as the name of a file that is not hidden."""
+    return re.sub(r"[^\w.-]", "_", split or "")[:100].lstrip(".") or DEFAULT_SPLIT
 
 
 def explained(pair: Pair, trace: Trace, recipe: SynthesizeRecipe) -> Pair | None:
@@ -94,17 +102,26 @@ def shown(recipe: SynthesizeRecipe) -> dict[str, Any]:
     values = recipe.resolved()
     for role in recipe.teachers():
         if values[role]["endpoint"] is not None:
-            values[role]["endpoint"]["url"] = "(not shown)"
+            values[role]["endpoint"] |= {"url": "(not shown)", "tokenizer": last_part(values[role]["endpoint"]["tokenizer"])}
+        if values[role]["model"] is not None:
+            values[role]["model"] = {key: last_part(value) for key, value in values[role]["model"].items()}
     for section, key in (("data", "path"), ("facts", "path")):
         if values[section] is not None:
             values[section][key] = Path(values[section][key]).name
     values["reuse"] = [Path(path).name for path in values["reuse"]]
+    values["prompts"], values["rationale"]["tokenizer"] = last_part(recipe.prompts), last_part(recipe.rationale.tokenizer)
     return values
+
+
+def last_part(value: Any) -> Any:
+    """Of a path on this machine the last part; a model's name in the hub as it is."""
+    local = isinstance(value, str) and (value.startswith(("/", "~", ".")) or Path(value).exists())
+    return Path(value).name if local else value
 
 
 def described(section: TeacherSection) -> str:
     """A teacher in one line, without its server's address."""
     if section.kind == "program":
         return f"program {section.program}" + (f", {section.errors:.0%} of its answers wrong on purpose" if section.errors else "")
-    name = section.endpoint.model if section.kind == "endpoint" else section.model.name
+    name = last_part(section.endpoint.model if section.kind == "endpoint" else section.model.name)
     return f"{name} ({section.kind}), temperature {section.temperature:g}"

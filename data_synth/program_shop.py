@@ -4,11 +4,9 @@ given, and executes the rule book. Labels, gold demands and rationales of a pair
 Words that neither the lexicon's plain vocabulary nor a fact explains cannot be worked out: without facts no jargon is resolved.
 """
 
-import io
 import re
 
 import numpy as np
-from PIL import Image
 
 from lore.data_synth.facts import Fact
 from lore.data_synth.lexicon import Lexicon, load_lexicon
@@ -17,6 +15,7 @@ from lore.data_synth.shop import Shop
 from lore.data_synth.shop_rules import Fact as ItemFact
 from lore.data_synth.shop_rules import Want, found_text, judge, wanted_text
 from lore.data_synth.trace import Evidence, Ruling, Unreadable, Wish
+from lore.images import image_bytes, load_image
 from lore.pairs import Pair
 from lore.rubric import Rubric
 
@@ -69,7 +68,7 @@ class ShopProgram:
         if pair.price is not None:
             offered["price"] = ItemFact(f"{pair.price:g}", "attributes")
         if pair.image and any(w.dimension in ("colour", "pattern") and w.dimension not in offered for w in wishes):
-            offered = read_photo(pair.image["bytes"], self.lexicon) | offered
+            offered = read_photo(image_bytes(pair.image), self.lexicon) | offered
         found = [offered.get(wish.dimension) for wish in wishes]
         return [Evidence(found_text(fact, self.lexicon.notation), fact.source if fact else "none") for fact in found]
 
@@ -203,7 +202,7 @@ def _inverse_notation(lexicon: Lexicon) -> dict[str, re.Pattern]:
 
 def read_photo(data: bytes, lexicon: Lexicon) -> dict[str, ItemFact]:
     """Colour and pattern of a drawn photo, from its pixels: the colour of most of it, an accent stripe, marks in rows or dots."""
-    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    pixels = np.asarray(load_image(data)).astype(int)
     on_item = (pixels != pixels[0, 0]).any(axis=-1)
     colours, counts = np.unique(pixels[on_item], axis=0, return_counts=True)
     plain = [

@@ -2,14 +2,15 @@
 
 The last content word before `for`, `with` or `in` names the kind of thing, the item's own brand is a brand, all other words
 are attributes. A word counts as found with or without a plural s, glued to its neighbour (`air pods`, `airpods`), or through a
-fact that is given. Found words get their dimension's best rule, missing ones its worst. Left out: synonyms that no fact
-states, how much a word matters, and everything that only a reader understands; so many traces contradict the raters, and the
-checks reject those.
+fact that is given. Found words get the rule of the best tier, where their dimension has one, missing ones the worst. Left out:
+synonyms that no fact states, how much a word matters, and everything that only a reader understands; so many traces contradict
+the raters, and the checks reject those.
 """
 
+from lore.clean import normalise
 from lore.data_synth.facts import Fact
+from lore.data_synth.matching import HAN, content_words, pieces, spellings
 from lore.data_synth.trace import MAX_DEMANDS, Evidence, Ruling, Unreadable, Wish
-from lore.data_synth.verify import content_words, pieces, spellings
 from lore.errors import LoreError
 from lore.pairs import Pair
 from lore.rubric import Rubric, Rule
@@ -77,8 +78,9 @@ class WordsProgram:
         said, _, value = wish.wanted.partition(" = ")
         for source, words in had.items():
             for text in filter(None, (said, value)):
-                if all(part in words.single for part in pieces(text)):
-                    return Evidence(" ".join(words.single[part] for part in pieces(text)), source)
+                spelt = [words.spelt(part) for part in pieces(text)]
+                if all(spelt):
+                    return Evidence(" ".join(spelt), source)
             glued = words.glued("".join(pieces(said)), query)
             if glued:
                 return Evidence(glued, source)
@@ -88,7 +90,10 @@ class WordsProgram:
         rules = sorted(
             (rule for rule in self.rubric.rules if rule.dimension == dimension), key=lambda rule: self.rubric.index(rule.tier)
         )
-        return (rules[-1], rules[0]) if rules else (None, None)
+        top = self.rubric.tier_ids[-1]
+        met = [rule for rule in rules if rule.tier == top]
+        unmet = [rule for rule in rules if rule.tier != top]
+        return met[-1] if met else None, unmet[0] if unmet else None
 
     def _tier(self, found: Evidence) -> str:
         return self.rubric.tier_ids[0 if found.source == "none" else -1]
@@ -100,7 +105,12 @@ class _Words:
     def __init__(self, text: str):
         words = pieces(text)
         self.single = spellings(text)
+        self.text = normalise(text)
         self.pairs = {a + b: f"{a} {b}" for a, b in zip(words, words[1:], strict=False)}
+
+    def spelt(self, piece: str) -> str:
+        """How the text writes a piece; "" where it does not. Nothing divides Han characters into words: they stand anywhere."""
+        return self.single.get(piece) or (piece if HAN.match(piece) and piece in self.text else "")
 
     def glued(self, word: str, query: list[str]) -> str:
         """How the text writes a query word that it glues to a neighbour, or divides in two; "" where it does not."""

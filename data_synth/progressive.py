@@ -17,7 +17,7 @@ from lore.data_synth.budget import BudgetReached
 from lore.data_synth.facts import Facts
 from lore.data_synth.synth_config import SynthesizeRecipe
 from lore.data_synth.teachers import ByModel, Teacher, Work
-from lore.data_synth.trace import Attempt, Check, Draft, Trace, Unreadable, one_object
+from lore.data_synth.trace import Attempt, Check, Draft, Trace, Unreadable, one_object, whole
 from lore.data_synth.verify import Verifier
 from lore.demand import Demand
 from lore.engines import EndpointFailed, RequestRefused
@@ -41,21 +41,24 @@ class Synthesis:
     facts: Facts | None = None
 
     async def trace(self, pair: Pair, work: Work) -> Trace:
-        """Attempts until one is accepted; the accepted one, or the nearest. Raises BudgetReached when the money is gone first."""
+        """Attempts until one is accepted; the accepted one, or the nearest. Raises BudgetReached when the money is gone first,
+        LoreError for a label that is no tier of the rubric.
+        """
         attempts, drafts = self.recipe.attempts, []
+        self.rubric.index(pair.label)  # of another rubric no verdict can be right, so nothing is asked
         if not self.recipe.description:
             pair = replace(pair, description=None)
         if attempts.hint != "always":
             together = [self.attempt(pair, work, draw, None) for draw in range(attempts.samples if self.teacher.repeats else 1)]
             drafts += await _all(together)
             self._agree(drafts)
-            while not _chosen(drafts) and self.teacher.repeats and len(drafts) < self._most(pair, drafts):
+            while not _settled(drafts) and self.teacher.repeats and len(drafts) < self._most(pair, drafts):
                 drafts.append(await self.attempt(pair, work, len(drafts), None))
                 self._agree(drafts)
-        if not _chosen(drafts) and attempts.hint != "never" and not self._is_program:
+        if not _settled(drafts) and attempts.hint != "never" and not self._is_program:
             for _ in range(attempts.hinted if self.teacher.repeats else 1):
                 drafts.append(await self.attempt(pair, work, len(drafts), pair.label))
-                if drafts[-1].accepted:
+                if _settled(drafts):
                     break
         kept = _chosen(drafts) or min(drafts, key=lambda draft: (bool(draft.failure), len(draft.failed)))
         return self._as_trace(pair, kept, drafts)
@@ -89,7 +92,7 @@ class Synthesis:
             draft.replies.append(reply)
             draft.rulings, draft.verdicts = rules.read(reply.text, wishes)
         except (Unreadable, RequestRefused, EndpointFailed, ImageError) as error:  # this pair's trouble, not the run's
-            draft.failure = f"{step}: {error}"
+            draft.failure, draft.hopeless = f"{step}: {error}", isinstance(error, ImageError)
             return draft
         draft.tier = draft.verdicts[-1]
         self.merge(draft)
@@ -129,7 +132,7 @@ class Synthesis:
             reply = await self.critic.ask(work, "critic", pair, messages, draft.draw)
             draft.replies.append(reply)
             answer = one_object(reply.text, "accept")
-            why = "" if answer["accept"] is True else str(answer.get("why") or "refused")[:200]
+            why = "" if answer["accept"] is True else whole(str(answer.get("why") or "refused"))[:200]
         except (Unreadable, RequestRefused, EndpointFailed) as error:
             why = f"no answer that can be read: {error}"
         draft.checks.append(Check("critic", why))
@@ -196,6 +199,11 @@ async def _all(attempts: list) -> list[Draft]:
 
 def _chosen(drafts: list[Draft]) -> Draft | None:
     return next((draft for draft in drafts if draft.accepted), None)
+
+
+def _settled(drafts: list[Draft]) -> bool:
+    """Whether no further attempt is of use: one was accepted, or the pair's photo cannot be opened."""
+    return _chosen(drafts) is not None or any(draft.hopeless for draft in drafts)
 
 
 def _item_text(pair: Pair) -> str:

@@ -1,7 +1,7 @@
 """Step 3, rules: demand by demand the rule that applies and its tier, then the verdict."""
 
 from lore.data_synth.asking import Prompts
-from lore.data_synth.trace import Evidence, Ruling, Unreadable, Wish, json_objects, one_object, rows_of
+from lore.data_synth.trace import MAX_TEXT, Evidence, Ruling, Unreadable, Wish, json_objects, one_object, rows_of, whole
 from lore.pairs import Pair
 from lore.prompt import Message
 
@@ -22,5 +22,5 @@ def read(text: str, wishes: list[Wish]) -> tuple[list[Ruling], list[str]]:
     rows = rows_of(answer, "rulings", ("rule", "tier"))
     if not rows or len(rows) > len(wishes):
         raise Unreadable(f"{len(rows)} rulings for {len(wishes)} demands")
-    verdicts = [str(value["verdict"]) for value in json_objects(text) if "verdict" in value]
+    verdicts = [whole(str(value["verdict"]))[:MAX_TEXT] for value in json_objects(text) if "verdict" in value]
     return [Ruling(**row) for row in rows], verdicts

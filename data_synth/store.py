@@ -22,6 +22,7 @@ from lore.errors import LoreError
 from lore.parts import part_of
 
 STAMP = b"lore.synthesis"
+MAX_SHARED = 200_000  # about as many KiB
 
 
 @dataclass
@@ -138,6 +139,28 @@ def totals(folder: Path) -> Totals:
         total.tokens += sum(tokens for tokens, _ in held.values())
         total.usd += sum(usd for _, usd in held.values())
     return total
+
+
+class Shared:
+    """Answers that pairs of other chunks can use too: those about a query alone. The oldest leave first."""
+
+    def __init__(self, folder: Path):
+        self._replies: dict[str, Reply] = {}
+        for path in sorted(folder.glob("*.jsonl")):
+            for entry in read_journal(path):
+                if "reply" in entry:
+                    self.add(Reply(**entry["reply"]))
+
+    def add(self, reply: Reply) -> None:
+        if reply.step == "knowledge":
+            self._replies[reply.key] = reply
+            if len(self._replies) > MAX_SHARED:
+                del self._replies[next(iter(self._replies))]
+
+    def get(self, key: str) -> Reply | None:
+        """The answer, at no cost to who uses it again."""
+        reply = self._replies.get(key)
+        return reply and replace(reply, prompt_tokens=0, completion_tokens=0, usd=0.0)
 
 
 class Earlier:

@@ -1,6 +1,7 @@
 """Recipe of the stage that writes reasoning with a teacher. Nothing here imports torch."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -22,6 +23,9 @@ CHECKS = (
     "length",
     "language",
 )
+ROLES = ("teacher", "captioner", "critic")
+# Where and how fast a server is asked; it may move between two starts.
+HOW_ASKED = ("url", "key_variable", "max_concurrency", "timeout_seconds", "max_attempts", "max_down_seconds")
 USES = {"endpoint": ("endpoint",), "vllm": ("model",), "transformers": ("model",), "program": ()}
 
 
@@ -124,10 +128,7 @@ class SynthesizeRecipe(BaseRecipe):
             "budget.max_usd",
             "budget.max_tokens",
             "budget.max_seconds",
-            "teacher.endpoint.max_concurrency",
-            "teacher.endpoint.timeout_seconds",
-            "teacher.endpoint.max_attempts",
-            "teacher.endpoint.url",
+            *(f"{role}.endpoint.{key}" for role in ROLES for key in HOW_ASKED),
         }
     )
 
@@ -197,6 +198,12 @@ class SynthesizeRecipe(BaseRecipe):
         for name in self.checks:
             if name not in CHECKS:
                 yield Conflict(("checks",), name, f"checks out of: {', '.join(CHECKS)}", nearest(name, CHECKS))
+        if self.prompts is not None:
+            from lore.data_synth.trace import STEPS
+
+            names = [f"{step}.{self.language}.md" for step in STEPS]
+            if not any((Path(self.prompts) / name).is_file() for name in names):
+                yield Conflict(("prompts",), self.prompts, f"a folder with at least one of {', '.join(names)}")
         if self.budget.max_usd is not None:
             for role, section in self.teachers().items():
                 if section.kind != "program" and section.price is None:
@@ -211,6 +218,10 @@ class SynthesizeRecipe(BaseRecipe):
             yield Conflict(("teacher.kind", "photos"), "a program that reads captions", "photos: direct")
         if self.teacher.kind == "program" and self.attempts.hint == "always":
             yield Conflict(("teacher.kind", "attempts.hint"), "a hint for a program, which takes none", "hint: never")
+        if self.attempts.samples > 1 and not (self.teacher.errors if self.teacher.kind == "program" else self.teacher.temperature):
+            found = "a program" if self.teacher.kind == "program" else "temperature 0"
+            keys = ("attempts.samples", "teacher.temperature")
+            yield Conflict(keys, f"{self.attempts.samples} samples of {found}", "samples that can differ")
         if self.label == "teacher" and "verdict" not in self.checks and self.unexplained == "keep":
             yield Conflict(("label", "unexplained"), "two kinds of labels in one set", "unexplained: drop, or label: human")
 

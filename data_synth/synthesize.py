@@ -23,7 +23,7 @@ from lore.data_synth.opening import open_teachers
 from lore.data_synth.output import write_set
 from lore.data_synth.progressive import Synthesis
 from lore.data_synth.selection import chunked, selected
-from lore.data_synth.store import Earlier, Journal, part_is_current, part_path, totals, write_part
+from lore.data_synth.store import Earlier, Journal, Shared, part_is_current, part_path, totals, write_part
 from lore.data_synth.synth_config import SynthesizeRecipe
 from lore.data_synth.teachers import Work
 from lore.data_synth.trace import STEPS, Trace
@@ -49,6 +49,7 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
     facts = open_facts(recipe.facts.path, recipe.facts.top) if recipe.facts else None
     stamp = stamp_of(recipe, rubric, data, files_fingerprint(map(Path, facts.files)) if facts else "")
     budget = Budget(recipe.budget, spent_before(folder))
+    earlier = Earlier(recipe.reuse) if recipe.reuse else None
     teacher, captioner, critic = open_teachers(recipe, rubric)
     verifier = Verifier(
         recipe.checks,
@@ -58,9 +59,9 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
         max_tokens=recipe.rationale.max_tokens,
         tokenizer=student_tokenizer(recipe),
         instructions=instructions(recipe, rubric),
+        photos=recipe.photos != "none",
     )
     synthesis = Synthesis(recipe, rubric, teacher, verifier, captioner, critic, facts)
-    earlier = Earlier(recipe.reuse) if recipe.reuse else None
     error = None
     try:
         asyncio.run(Pipeline(recipe, folder, path, synthesis, budget, earlier, stamp).run())
@@ -69,10 +70,10 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
     finally:
         write_seconds(folder, budget.seconds)
     counts = write_set(recipe, folder, path, rubric, budget, stamp, complete=error is None)
-    report(counts, rubric, folder)
+    if counts.pairs or error is None:
+        report(counts, rubric, folder)
     if error is not None:
-        done = sum(counts.given.values())
-        raise LoreError(f"{error}\n{done:,} pairs have a trace so far; {folder / 'pairs'} holds what was accepted of them.")
+        raise LoreError(f"{error}\n{counts.pairs:,} pairs have a trace so far; {folder / 'pairs'} holds what was accepted of them.")
     accepted = sum(counts.accepted.values())
     summary = {
         "pairs": sum(counts.given.values()),
@@ -114,6 +115,7 @@ class Pipeline:
     ):
         self.recipe, self.folder, self.path, self.synthesis = recipe, folder, path, synthesis
         self.budget, self.earlier, self.stamp = budget, earlier, stamp
+        self.shared = Shared(folder / "answers")
         self.window = asyncio.Semaphore(pairs_at_once(recipe))
         self.stop: Exception | None = None
         self.done = self.accepted = 0
@@ -129,7 +131,7 @@ class Pipeline:
                     self.done += len(pairs)
                     continue
                 out.unlink(missing_ok=True)  # of other prompts: its answers are in the journal
-                work = Work(Journal(self.folder / "answers" / f"{number:06d}.jsonl"), self.budget, self.earlier)
+                work = Work(Journal(self.folder / "answers" / f"{number:06d}.jsonl"), self.budget, self.earlier, self.shared)
                 tasks = []
                 for pair in pairs:
                     await self.window.acquire()
@@ -157,20 +159,23 @@ class Pipeline:
             self.accepted += trace.accepted
             return trace
         except Exception as error:  # the first one stops the run; pairs under way come to their end first
-            if self.stop is None or isinstance(self.stop, BudgetReached):
-                self.stop = error
+            self._halt(error)
             return None
         finally:
             self.window.release()
 
+    def _halt(self, error: Exception) -> None:
+        if self.stop is None or isinstance(self.stop, BudgetReached):
+            self.stop = error
+
     async def _chunk(self, tasks: list[asyncio.Task], expected: int, work: Work, out: Path) -> None:
         traces = await asyncio.gather(*tasks)
-        work.journal.close()
-        if len(traces) == expected and all(trace is not None for trace in traces):
-            try:
+        try:
+            work.journal.close()
+            if len(traces) == expected and all(trace is not None for trace in traces):
                 await asyncio.to_thread(write_part, out, traces, self.stamp)  # the first one imports pandas
-            except Exception as error:  # a full disk: the run must not end as if these pairs had never been
-                self.stop = error
+        except Exception as error:  # a chunk without its file must not pass for a finished one
+            self._halt(error)
 
     async def _tick(self) -> None:
         """Notes the seconds of work, and says how far the run is."""

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from lore.data_synth import knowledge, multimodal, rules
 from lore.data_synth.asking import Prompts
 from lore.data_synth.trace import Evidence, Trace, Wish
+from lore.images import ImageError
 from lore.pairs import Pair
 from lore.parts import part_of
 
@@ -76,7 +77,10 @@ def task_row(step: str, pair: Pair, trace: Trace, prompts: Prompts) -> dict[str,
         messages = knowledge.prompt(prompts, pair, [])
         answer = {"demands": [{"dimension": w.dimension, "words": w.words, "wanted": w.wanted} for w in wishes]}
     elif step == "multimodal":
-        messages = multimodal.prompt(prompts, pair, wishes, [], caption=None, photo=photo)
+        try:
+            messages = multimodal.prompt(prompts, pair, wishes, [], caption=None, photo=photo)
+        except ImageError:  # the teacher had no need of it either
+            photo, messages = False, multimodal.prompt(prompts, pair, wishes, [], caption=None, photo=False)
         answer = {"evidence": [{"found": e.found, "source": e.source} for e in evidence]}
     else:
         messages = rules.prompt(prompts, pair, wishes, evidence, None)

@@ -15,20 +15,23 @@ from lore.data_synth.asking import Prompts, prompt_hash
 from lore.data_synth.budget import Budget, RequestGate, cost
 from lore.data_synth.facts import Fact
 from lore.data_synth.program import ProgramTeacher
-from lore.data_synth.store import Earlier, Journal
+from lore.data_synth.store import Earlier, Journal, Shared
 from lore.data_synth.synth_config import TeacherSection
 from lore.data_synth.trace import Evidence, Reply, Wish, whole
-from lore.engines import Completion, Engine, Messages, RequestRefused, Sampling, Usage
+from lore.engines import Completion, EndpointStopped, Engine, Messages, RequestRefused, Sampling, Usage
 from lore.pairs import Pair
+
+MOST_REFUSED = 20
 
 
 @dataclass
 class Work:
-    """What is the same for all pairs of a chunk: its journal, answers of other runs, the budget."""
+    """What is the same for all pairs of a chunk: its journal, answers of other runs and of other chunks, the budget."""
 
     journal: Journal
     budget: Budget
     earlier: Earlier | None = None
+    shared: Shared | None = None
 
 
 class Teacher(Protocol):
@@ -84,6 +87,8 @@ class ByModel:
     close: Callable[[], Awaitable[None]] | None = None
     takes_images: bool = True
     _under_way: dict[str, asyncio.Future] = field(default_factory=dict)
+    _refused: int = 0
+    """Prompts refused in a row."""
 
     @property
     def repeats(self) -> bool:
@@ -109,9 +114,10 @@ class ByModel:
         key = answer_key(step, asked, self.name, draw)
         if (known := work.journal.known(key, pair.pair_id)) is not None:
             return known
-        if work.earlier is not None and (known := work.earlier.get(key)) is not None:
-            work.journal.answered(pair.pair_id, known)
-            return known
+        for others in (work.shared, work.earlier):
+            if others is not None and (known := others.get(key)) is not None:
+                work.journal.answered(pair.pair_id, known)
+                return known
         if (other := self._under_way.get(key)) is not None:  # the same query beside another item
             reply = await asyncio.shield(other)
             if key not in work.journal.replies:
@@ -122,11 +128,13 @@ class ByModel:
             gate = RequestGate(work.budget, self.section.price, work.journal, key)
             section = self.section
             sampling = Sampling(section.temperature, section.top_p, section.max_tokens, 1, self.seed + draw)
-            answer = (await self.complete(messages, sampling, gate))[0]
+            answer = await self._answer(messages, sampling, gate)
             usage = Usage(answer.prompt_tokens, answer.tokens)
             usd = cost(usage, section.price).usd
             reply = Reply(step, key, asked, self.name, whole(answer.text), usage.prompt_tokens, usage.completion_tokens, usd)
             work.journal.answered(pair.pair_id, reply)
+            if work.shared is not None:
+                work.shared.add(reply)
             promise.set_result(reply)
             return reply
         except BaseException as error:
@@ -135,6 +143,22 @@ class ByModel:
             raise
         finally:
             del self._under_way[key]
+
+    async def _answer(self, messages: Messages, sampling: Sampling, gate: RequestGate) -> Completion:
+        """Raises EndpointStopped where every prompt is refused: that is not the prompts' fault, and every pair would be lost."""
+        try:
+            answer = (await self.complete(messages, sampling, gate))[0]
+        except RequestRefused as error:
+            self._refused += 1
+            if self._refused < MOST_REFUSED:
+                raise
+            raise EndpointStopped(
+                f"{self._refused} prompts in a row were refused, the last one so: {error}\n"
+                "What was stored is kept. Correct what is refused (a field of endpoint.extra, the temperature, a prompt too long), "
+                "then run the same command again."
+            ) from error
+        self._refused = 0
+        return answer
 
 
 def answer_key(step: str, asked: str, teacher: str, draw: int) -> str:

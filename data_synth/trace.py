@@ -16,6 +16,7 @@ STEPS = ("knowledge", "caption", "multimodal", "rules", "critic")
 SOURCES = ("title", "attributes", "description", "photo", "none")
 MAX_DEMANDS = 16
 MAX_TEXT = 400  # characters of one field of a step's answer
+MAX_ANSWER = 100_000  # characters of an answer; to look for JSON in more could take minutes
 
 
 @dataclass(slots=True)
@@ -72,7 +73,7 @@ class Draft:
     """One attempt at a pair. draw: number of the sample; hinted: the teacher was shown the human label.
 
     failure: why a step's answer could not be read or got none, which ends the attempt. verdicts: every tier that the last
-    step's text names as its verdict.
+    step's text names as its verdict. hopeless: another attempt would end in the same way.
     """
 
     draw: int = 0
@@ -87,6 +88,7 @@ class Draft:
     demands: list[Demand] = field(default_factory=list)
     rationale: str = ""
     failure: str = ""
+    hopeless: bool = False
     replies: list[Reply] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
 
@@ -203,6 +205,8 @@ def json_objects(text: str) -> list[dict[str, Any]]:
 
 def one_object(text: str, key: str) -> dict[str, Any]:
     """The last JSON object that has `key`. Raises Unreadable where there is none."""
+    if len(text) > MAX_ANSWER:
+        raise Unreadable(f"an answer of {len(text):,} characters, more than {MAX_ANSWER:,}")
     found = [value for value in json_objects(text) if key in value]
     if not found:
         raise Unreadable(f"no JSON object with {key!r} in {text[:120]!r}")
@@ -218,9 +222,9 @@ def rows_of(value: dict[str, Any], key: str, columns: tuple[str, ...]) -> list[d
         )
     out = []
     for row in rows:
-        if not isinstance(row, dict) or any(not isinstance(row.get(name, ""), str | int | float) for name in columns):
+        if not isinstance(row, dict) or any(not isinstance(row.get(name), str | int | float | None) for name in columns):
             raise Unreadable(f"{key!r} holds {str(row)[:80]!r}, not an object with {', '.join(columns)}")
-        out.append({name: " ".join(whole(str(row.get(name, ""))).split())[:MAX_TEXT] for name in columns})
+        out.append({name: " ".join(whole(str("" if row.get(name) is None else row[name])).split())[:MAX_TEXT] for name in columns})
     return out
 
 

@@ -18,20 +18,19 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from lore.clean import normalise
+from lore.data_synth.matching import HAN, OWNER, PIECE, content_words, function_words, missing_words, pieces
 from lore.data_synth.trace import Check, Draft
 from lore.judgement import FormatFailure, Judgement, PromptFormat, parse, render_answer, unresolved
 from lore.pairs import Pair
 from lore.rubric import Rubric
 
-PIECE = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]+|\d+(?:[.,]\d+)?|[^\W\d_\u3400-\u9fff\uf900-\ufaff]+")
-HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+NEGATIONS = frozenset({"no", "not"})
 COPIED_WORDS = 10
 LEAKS = re.compile(
-    r"\b(?:raters?|rated|human (?:label|rating|judge)\w*|annotat\w+|ground ?truth|gold label|given (?:label|tier|rating)"
+    r"\b(?:raters?|rated|human[ -](?:label|rat|judg)\w*|annotat\w+|ground[ -]?truth|gold[ -]label|given (?:label|tier|rating)"
     r"|as (?:the )?hint\w*|the hint|(?:the )?label says)\b"
     r"|人工(?:标注|标签|评)|标注(?:员|结果|者)?|评分员|评审员|打分员"
     r"|已知(?:标签|档位)|提示(?:中|里|给)",
@@ -41,7 +40,9 @@ LEAKS = re.compile(
 
 @dataclass(frozen=True)
 class View:
-    """What checks may look at beside draft and pair. count: tokens of a text; copied: runs of words of the instructions."""
+    """What checks may look at beside draft and pair. count: tokens of a text; copied: runs of words of the instructions;
+    photos: whether the teacher is shown any.
+    """
 
     rubric: Rubric
     language: str
@@ -49,6 +50,7 @@ class View:
     max_tokens: int
     count: Callable[[str], int]
     copied: frozenset[tuple[str, ...]]
+    photos: bool = True
 
 
 def verdict(draft: Draft, pair: Pair, view: View) -> str | None:
@@ -71,7 +73,8 @@ def one_verdict(draft: Draft, pair: Pair, view: View) -> str | None:
 
 
 def grounding(draft: Draft, pair: Pair, view: View) -> str | None:
-    attributes = [*pair.attributes.values(), pair.brand or "", pair.category or "", pair.shop or ""]
+    attributes = [f"{key} {value}" for key, value in pair.attributes.items()]
+    attributes += [pair.brand or "", pair.category or "", pair.shop or ""]
     attributes += [] if pair.price is None else [f"{pair.price:.2f}"]
     places = {
         "title": pair.title,
@@ -85,24 +88,28 @@ def grounding(draft: Draft, pair: Pair, view: View) -> str | None:
             if pieces(found) and normalise(found) not in NOTHING:
                 return f"{wish.dimension}: {found!r} is cited from nowhere"
             continue
-        if evidence.source == "photo" and pair.image is None:
+        if evidence.source == "photo" and (pair.image is None or not view.photos):
             return f"{wish.dimension}: cites a photo, and there is none"
+        if not pieces(found):
+            return f"{wish.dimension}: {found!r} is no value"
         text = places[evidence.source]
         if text is None:  # a teacher that saw the photo itself: nothing is written that could be compared
             continue
-        if missing := missing_words(found, text):
+        if missing := missing_words(found, text, passed_over=function_words("en") - NEGATIONS):
             return f"{wish.dimension}: {', '.join(missing)} does not stand in the {evidence.source}"
     return None
 
 
 def rules(draft: Draft, pair: Pair, view: View) -> str | None:
     known = {rule.id: rule for rule in view.rubric.rules}
-    dimensions = {rule.dimension for rule in view.rubric.rules}
+    best, dimensions = view.rubric.tier_ids[-1], {rule.dimension for rule in view.rubric.rules}
+    praised = {rule.dimension for rule in view.rubric.rules if rule.tier == best}
     for wish, ruling in zip(draft.wishes, draft.rulings, strict=False):
         if ruling.tier not in view.rubric.tier_ids:
             return f"{wish.dimension}: {ruling.tier!r} is no tier"
         if not ruling.rule:
-            if wish.dimension in dimensions:
+            # Some rubrics say of a dimension only what is amiss: a demand that is met then has no rule to name.
+            if wish.dimension in dimensions and (ruling.tier != best or wish.dimension in praised):
                 return f"{wish.dimension}: no rule, and the rubric has some for it"
             continue
         rule = known.get(ruling.rule)
@@ -131,8 +138,10 @@ def coverage(draft: Draft, pair: Pair, view: View) -> str | None:
     for wish in draft.wishes:
         if foreign := missing_words(wish.words, pair.query):
             return f"{wish.dimension}: {', '.join(foreign)} does not stand in the query"
-    content = content_words(pair.query, view.language)
+    content = content_words(OWNER.sub("", pair.query), view.language)
     held = " \n ".join(f"{wish.words} \n {wish.wanted}" for wish in draft.wishes)
+    if not NEGATIONS.isdisjoint(pieces(pair.query)) and NEGATIONS.isdisjoint(pieces(held)):
+        return "the query rules something out, and no demand does"
     missing = [word for word in content if missing_words(word, held)]
     if content and len(missing) > (1 - view.coverage) * len(content) + 1e-9:
         return f"no demand holds {', '.join(missing[:5])}"
@@ -140,7 +149,8 @@ def coverage(draft: Draft, pair: Pair, view: View) -> str | None:
 
 
 def hint_leak(draft: Draft, pair: Pair, view: View) -> str | None:
-    own = f"{pair.query} {pair.title} {pair.description or ''} {' '.join(pair.attributes.values())}".casefold()
+    texts = [pair.query, pair.title, pair.description, pair.brand, pair.category, *pair.attributes, *pair.attributes.values()]
+    own = {match[0].casefold() for text in texts if text for match in LEAKS.finditer(text)}
     leaks = [match[0] for match in LEAKS.finditer(f"{draft.rationale}\n{draft.caption or ''}") if match[0].casefold() not in own]
     return f"speaks of {leaks[0]!r}" if leaks else None
 
@@ -174,7 +184,8 @@ ALL = {
     check.__name__: check
     for check in (verdict, one_verdict, grounding, rules, aggregate, coverage, hint_leak, prompt_copy, length, language)
 }
-NOTHING = {"none", "nothing", "not stated", "not shown", "unknown", "-", "无", "没有", "未提及", "未说明"}
+NOTHING = {"none", "nothing", "not stated", "not shown", "not specified", "not mentioned", "not given", "unknown", "null", "n/a"}
+NOTHING |= {"-", "无", "没有", "未提及", "未说明", "未标明", "未注明", "未知"}
 
 
 class Verifier:
@@ -190,10 +201,11 @@ class Verifier:
         max_tokens: int = 160,
         tokenizer: Any = None,
         instructions: tuple[str, ...] = (),
+        photos: bool = True,
     ):
         copied = frozenset(run for text in instructions for run in runs_of_words(text))
         count = (lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])) if tokenizer is not None else _marks
-        self.view = View(rubric, language, coverage, max_tokens, count, copied)
+        self.view = View(rubric, language, coverage, max_tokens, count, copied, photos)
         self.checks = {name: ALL[name] for name in names}
 
     def check(self, draft: Draft, pair: Pair) -> list[Check]:
@@ -201,41 +213,6 @@ class Verifier:
 
     def length_of(self, rationale: str) -> int:
         return self.view.count(rationale)
-
-
-def pieces(text: str) -> list[str]:
-    """Words, numbers and runs of Han characters, case folded, a plural s and zeros behind a point taken away."""
-    return [_stem(piece) for piece in PIECE.findall(normalise(text))]
-
-
-def spellings(text: str) -> dict[str, str]:
-    """Each of `pieces` as the text spells it first."""
-    found: dict[str, str] = {}
-    for piece in PIECE.findall(normalise(text)):
-        found.setdefault(_stem(piece), piece)
-    return found
-
-
-def content_words(text: str, language: str) -> list[str]:
-    """What a text says without its function words; of Han runs, which nothing divides into words, each character."""
-    small, words = function_words(language), []
-    glued = re.compile("|".join(sorted(filter(HAN.match, small), key=len, reverse=True)) or "$^")
-    for piece in pieces(text):
-        if HAN.match(piece):
-            words += "".join(glued.split(piece))
-        elif piece not in small:
-            words.append(piece)
-    return words
-
-
-def missing_words(text: str, place: str) -> list[str]:
-    """Pieces of `text` that do not stand in `place`; function words are passed over, Han runs may be part of longer ones."""
-    have = set(pieces(place))
-    whole = normalise(place).replace(" ", "")
-    small = function_words("en")
-    return [
-        piece for piece in pieces(text) if piece not in have and piece not in small and not (HAN.match(piece) and piece in whole)
-    ]
 
 
 def runs_of_words(text: str) -> list[tuple[str, ...]]:
@@ -246,29 +223,12 @@ def runs_of_words(text: str) -> list[tuple[str, ...]]:
 
 def scripts(text: str) -> Counter[str]:
     """Letters by script, as their Unicode names begin: LATIN, CJK, CYRILLIC."""
-    return Counter(_script(letter) for letter in text if letter.isalpha())
+    return Counter(_script(letter) for letter in unicodedata.normalize("NFKC", text) if letter.isalpha())
 
 
 @cache
 def _script(letter: str) -> str:
     return unicodedata.name(letter, "UNKNOWN").split()[0].split("-")[0]
-
-
-@cache
-def function_words(language: str) -> frozenset[str]:
-    import yaml
-
-    lists = yaml.safe_load((Path(__file__).parent / "function_words.yaml").read_text(encoding="utf-8"))
-    return frozenset(lists.get(language, "").split())
-
-
-def _stem(piece: str) -> str:
-    if piece[0].isdigit():
-        whole, point, rest = piece.replace(",", ".").partition(".")
-        return f"{whole}.{rest.rstrip('0')}".rstrip(".") if point else piece
-    if piece.endswith(("sses", "shes", "ches", "xes", "zes")):
-        return piece[:-2]
-    return piece[:-1] if len(piece) > 3 and piece.endswith("s") and not piece.endswith("ss") else piece
 
 
 def _marks(text: str) -> int:

@@ -177,4 +177,7 @@ def _explain(item: dict, data: Any, text: RecipeText, model: type[BaseModel]) ->
         expected += f'; text that looks like a number is quoted: "{item["input"]}"'
     elif item["type"] in ("model_type", "model_attributes_type"):
         expected = "a section with keys"
-    return key, Problem(text.where(key), dotted(key), found, expected, near)
+    where = text.where(key)
+    if key[-1:] in (("key_variable",), ("extra",)) or (key[-1:] == ("url",) and re.search("[@?]", str(item["input"]))):
+        found, where = "a value that is not shown: it may be a key", where.partition("=")[0]
+    return key, Problem(where, dotted(key), found, expected, near)

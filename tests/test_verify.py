@@ -4,12 +4,13 @@ import pytest
 
 from lore.data_synth.asking import Prompts
 from lore.data_synth.knowledge import read as read_knowledge
+from lore.data_synth.matching import content_words, missing_words, pieces
 from lore.data_synth.multimodal import read as read_multimodal
 from lore.data_synth.rules import read as read_rules
 from lore.data_synth.synth_config import CHECKS
 from lore.data_synth.synthesize import instructions
 from lore.data_synth.trace import STEPS, Draft, Evidence, Ruling, Unreadable, Wish, json_objects
-from lore.data_synth.verify import ALL, Verifier, content_words, missing_words, pieces
+from lore.data_synth.verify import ALL, Verifier
 from lore.judgement import Demand, render_demands
 from lore.pairs import Pair
 from lore.rubric import load_rubric
@@ -236,3 +237,119 @@ def test_instructions_are_those_of_the_recipe(tmp_path):
     )
     texts = instructions(recipe, RUBRIC)
     assert len(texts) == len(STEPS) and all("<query>{{" not in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("battery", "AA Batteries"),
+        ("sizes", "any size"),
+        ("lens", "two lenses"),
+        ("tshirt", "cotton T-Shirt"),
+        ("t-shirt", "cotton tshirt"),
+        ("Men's", "Mens Running Shoe"),
+        ("womens", "Women’s shoes"),
+        ("55 inch", 'Samsung 55" TV'),
+        ("55 inches", "Samsung 55in TV"),
+        ("1000 lumens", "1,000 lumens"),
+        ("1,299", "1299.00"),
+        ("500ml", "bottle, 500 ml"),
+    ],
+)
+def test_what_shops_write_in_two_ways_is_one(text, place):
+    assert missing_words(text, place) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("1,000 lumens", "1 lumens"), ("1 lumen", "1,000 lumens"), ("42", "size 4 2 pack"), ("10,500 mah", "10 mah")],
+)
+def test_numbers_are_whole_numbers(text, place):
+    assert missing_words(text, place)
+
+
+def test_a_negation_is_no_small_word():
+    made = draft(evidence=[Evidence("mug", "title"), Evidence("not red", "title"), Evidence("44", "attributes")])
+    assert failing(made)["grounding"] == "colour: not does not stand in the title"
+    pair = Pair(pair_id="p", query="mug not scarlet", title="red mug", label="L2")
+    made = draft()
+    made.wishes = [Wish("category", "mug", "mug"), Wish("colour", "scarlet", "scarlet = red")]
+    assert failing(made, pair)["coverage"] == "the query rules something out, and no demand does"
+    made.wishes[1].wanted = "not scarlet = red"
+    assert "coverage" not in failing(made, pair)
+
+
+def test_an_attribute_can_be_cited_by_its_name():
+    pair = Pair(pair_id="p", query=PAIR.query, title="red mug", attributes={"Dishwasher safe": "yes"}, label="L4")
+    evidence = [Evidence("mug", "title"), Evidence("dishwasher safe", "attributes"), Evidence("not specified", "none")]
+    assert "grounding" not in failing(draft(evidence=evidence), pair)
+
+
+def test_a_value_without_a_word_is_none():
+    made = draft(evidence=[Evidence("mug", "title"), Evidence("-", "title"), Evidence("44", "attributes")])
+    assert failing(made)["grounding"] == "colour: '-' is no value"
+
+
+def test_a_photo_that_nobody_was_shown_cannot_be_cited():
+    pair = Pair(pair_id="p", query=PAIR.query, title=PAIR.title, image={"bytes": b"x", "path": None}, price=44.0, label="L4")
+    made = draft(evidence=[Evidence("mug", "title"), Evidence("red", "photo"), Evidence("44", "attributes")])
+    assert "grounding" not in failing(made, pair)
+    assert failing(made, pair, photos=False)["grounding"] == "colour: cites a photo, and there is none"
+
+
+def test_a_part_of_a_word_excuses_no_leak():
+    pair = Pair(pair_id="p", query="decorated mug", title="decorated mug", label="L4")
+    assert failing(draft(rationale="category: mug | rated mug (title)"), pair)["hint_leak"] == "speaks of 'rated'"
+    assert "hint_leak" in failing(draft(rationale="as the ground-truth has it"))
+
+
+def test_fullwidth_letters_are_latin():
+    pair = Pair(pair_id="p", query="ｓｃａｒｌｅｔ ｍｕｇ", title="red mug", label="L4")
+    assert "language" not in failing(draft(), pair)
+
+
+def test_a_field_that_is_null_is_empty():
+    text = '{"demands": [{"dimension": "colour", "words": null, "wanted": "red"}]}'
+    assert read_knowledge(text, RUBRIC) == [Wish("colour", "", "red")]
+    rulings, _ = read_rules('{"rulings": [{"rule": null, "tier": "L4"}], "verdict": "L4"}', [Wish("colour", "red", "red")])
+    assert rulings == [Ruling("", "L4")]
+
+
+def test_a_verdict_is_a_text_that_a_file_can_hold():
+    wishes = [Wish("colour", "red", "red")]
+    _, verdicts = read_rules('{"rulings": [{"rule": "x", "tier": "L4"}], "verdict": "L4\\ud800"}', wishes)
+    assert verdicts == ["L4?"]
+    _, verdicts = read_rules('{"rulings": [{"rule": "x", "tier": "L4"}], "verdict": "' + "L" * 5000 + '"}', wishes)
+    assert len(verdicts[0]) == 400
+
+
+def test_an_endless_answer_is_not_searched():
+    with pytest.raises(Unreadable, match="an answer of 1,000,000 characters"):
+        read_knowledge('{"a":' * 200_000, RUBRIC)
+
+
+@pytest.mark.parametrize(
+    ("name", "dimension", "query"),
+    [("esci", "category", "kettle"), ("homedepot", "brand", "ryobi drill"), ("wands", "brand", "sofa")],
+)
+def test_a_demand_that_is_met_needs_no_rule_where_the_rubric_has_none(name, dimension, query):
+    rubric = load_rubric(name)
+    best, worst = rubric.tier_ids[-1], rubric.tier_ids[0]
+    verifier = Verifier(["rules"], rubric)
+    made = draft(wishes=[Wish(dimension, query, query)], evidence=[Evidence(query, "title")], rulings=[Ruling("", best)])
+    assert verifier.check(made, PAIR)[0].why == ""
+    made.rulings = [Ruling("", worst)]
+    assert verifier.check(made, PAIR)[0].why == f"{dimension}: no rule, and the rubric has some for it"
+
+
+def test_the_words_program_names_no_rule_of_a_mismatch_for_what_it_found():
+    from lore.data_synth.program_words import WordsProgram
+
+    pair = Pair(pair_id="p", query="ryobi drill", title="ryobi drill", brand="Ryobi", label="3")
+    program = WordsProgram(load_rubric("homedepot"))
+    wishes = program.knowledge(pair, [])
+    rulings = program.rules(pair, wishes, program.multimodal(pair, wishes, []))
+    assert [(w.dimension, r.rule, r.tier) for w, r in zip(wishes, rulings, strict=True)] == [
+        ("category", "category-same", "3"),
+        ("brand", "", "3"),
+    ]

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from lore.recipe import StrictModel
 
+SECRET = re.compile(r"(?i)api.?key|authori[sz]ation|secret|password|access.?token")
 # What a request says by itself; `extra` must not say something else.
 OWN_FIELDS = ("model", "messages", "n", "stream", "logprobs", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed")
 
@@ -59,6 +60,8 @@ class EndpointSection(StrictModel):
     @field_validator("extra")
     @classmethod
     def _extra_says_nothing_twice(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if secret := [name for name in value if SECRET.search(name)]:
+            raise ValueError(f"no key, which would be written down with the recipe ({', '.join(secret)}): use key_variable")
         if taken := [name for name in value if name in OWN_FIELDS]:
             raise ValueError(f"fields that requests do not have by themselves; {', '.join(taken)} come from other keys")
         return value

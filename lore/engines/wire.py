@@ -182,6 +182,7 @@ def redact(text: str, key: str | None) -> str:
             text = text.replace(form, "[key]")
         if len(key) >= 12:  # an excerpt of it, as in: Incorrect API key provided: sk-proj-abcd
             text = re.sub(rf"{re.escape(key[:8])}\S*|\S*{re.escape(key[-8:])}", "[key]", text)
+    text = re.sub(r"(?<=://)[^\s/@]+@", "[key]@", text)  # of a proxy with a password
     return re.sub(r"(?i)\bbearer\s+\S+|\S*\*{3,}\S*", "[key]", text)
 
 

@@ -1,0 +1,92 @@
+"""Which words of one text stand in another: what checks and the program teacher go by.
+
+Left out: synonyms, and everything that needs a dictionary.
+"""
+
+import re
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+from lore.clean import normalise
+
+THOUSANDS = r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?(?!\d)"
+PIECE = re.compile(rf"[\u3400-\u9fff\uf900-\ufaff]+|{THOUSANDS}|\d+(?:[.,]\d+)?|[^\W\d_\u3400-\u9fff\uf900-\ufaff]+")
+HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+OWNER = re.compile(r"(?<=\w)['’]s\b", re.IGNORECASE)
+INCH = re.compile(r"""\d\s?(?:"|”|″|''|in\b)""", re.IGNORECASE)
+
+
+def pieces(text: str) -> list[str]:
+    """Words, numbers and runs of Han characters, case folded, a plural s and zeros behind a point taken away."""
+    return [_stem(piece) for piece in PIECE.findall(normalise(text))]
+
+
+def spellings(text: str) -> dict[str, str]:
+    """Each of `pieces` as the text spells it first."""
+    found: dict[str, str] = {}
+    for piece in PIECE.findall(normalise(text)):
+        found.setdefault(_stem(piece), piece)
+    return found
+
+
+def content_words(text: str, language: str) -> list[str]:
+    """What a text says without its function words; of Han runs, which nothing divides into words, each character."""
+    small, words = function_words(language), []
+    glued = re.compile("|".join(sorted(filter(HAN.match, small), key=len, reverse=True)) or "$^")
+    for piece in pieces(text):
+        if HAN.match(piece):
+            words += "".join(glued.split(piece))
+        elif piece not in small:
+            words.append(piece)
+    return words
+
+
+def missing_words(text: str, place: str, passed_over: frozenset[str] | None = None) -> list[str]:
+    """Pieces of `text` that do not stand in `place`. Function words are passed over, Han runs may be part of longer ones, and
+    what shops write in two ways is one: battery and batteries, t-shirt and tshirt, men's and mens, 55" and 55 inch.
+    """
+    held, said = pieces(place), pieces(OWNER.sub("", text))
+    held += pieces(OWNER.sub("", place)) + ["inch"] * bool(INCH.search(place))
+    have = {form for piece in held for form in _forms(piece)} | {a + b for a, b in pairwise(held) if a.isalpha() and b.isalpha()}
+    divided = {part for a, b in pairwise(said) if a.isalpha() and b.isalpha() and a + b in have for part in (a, b)}
+    whole = normalise(place).replace(" ", "")
+    small = function_words("en") if passed_over is None else passed_over
+    return [
+        piece
+        for piece in said
+        if have.isdisjoint(_forms(piece))
+        and piece not in small
+        and piece not in divided
+        and not (HAN.match(piece) and piece in whole)
+    ]
+
+
+@cache
+def function_words(language: str) -> frozenset[str]:
+    import yaml
+
+    lists = yaml.safe_load((Path(__file__).parent / "function_words.yaml").read_text(encoding="utf-8"))
+    return frozenset(lists.get(language, "").split())
+
+
+def _stem(piece: str) -> str:
+    if piece[0].isdigit():
+        piece = piece.replace(",", "") if re.fullmatch(THOUSANDS, piece) else piece
+        whole, point, rest = piece.replace(",", ".").partition(".")
+        return f"{whole}.{rest.rstrip('0')}".rstrip(".") if point else piece
+    if piece.endswith(("sses", "shes", "ches", "xes", "zes")):
+        return piece[:-2]
+    return piece[:-1] if len(piece) > 3 and piece.endswith("s") and not piece.endswith("ss") else piece
+
+
+def _forms(piece: str) -> set[str]:
+    """A piece and what its plural may have been made of: batteries, sizes, lenses."""
+    forms = {piece}
+    if piece.endswith("ie"):  # the stem of batteries
+        forms.add(f"{piece[:-2]}y")
+    if len(piece) > 4 and piece.endswith("se"):
+        forms.add(piece[:-2])  # lenses, whose singular has lost its own s
+    if len(piece) > 2 and piece.endswith("z"):
+        forms.add(f"{piece}e")
+    return forms

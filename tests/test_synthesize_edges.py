@@ -1,0 +1,306 @@
+"""The stage synthesize where something is odd: a budget of one token, a wrong rubric, a server that refuses, damaged photos."""
+
+import asyncio
+import json
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from openai_server import error, reply, serve
+from teacher_server import ShopServer, step_of
+
+from lore.data_synth.budget import Budget, RequestGate, Spent
+from lore.data_synth.store import Journal, read_part, trace_parts
+from lore.data_synth.synth_config import BudgetSection
+from lore.data_synth.world import World
+from lore.data_synth.world_stage import write_extras, write_pairs
+from lore.engines import Usage
+from lore.errors import LoreError
+from lore.pairs import PairWriter, read_pairs
+from lore.run import run_recipe
+
+MODEL = "program"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shop")
+    world = World(11)
+    write_pairs(world, "train", 24, folder / "pairs" / "train.parquet")
+    write_extras(world, folder, 0, 4)
+    return folder
+
+
+@pytest.fixture
+def recipe(shop, runs, tmp_path):
+    """recipe("a", change=f, teacher={...}) writes a recipe over the shop's pairs, each brought to f(pair)."""
+
+    def write(run="edge", change=None, **more):
+        data = {"path": str(shop / "pairs"), "rubric": "shop"}
+        if change is not None:
+            data["path"] = str(tmp_path / f"{run}.parquet")
+            with PairWriter(data["path"]) as writer:
+                for pair in read_pairs(shop / "pairs"):
+                    writer.write(change(pair))
+        body = {
+            "stage": "synthesize",
+            "run": run,
+            "data": data,
+            "teacher": {"kind": "program", "program": "shop"},
+            "facts": {"path": str(shop / "facts.jsonl")},
+            "attempts": {"hint": "never"},
+            "chunk_pairs": 10,
+        }
+        path = tmp_path / f"{run}.yaml"
+        path.write_text(yaml.safe_dump({**body, **more}), encoding="utf-8")
+        return path
+
+    return write
+
+
+def endpoint(server, **more):
+    section = {"url": server.url, "model": MODEL, "timeout_seconds": 20.0, "max_concurrency": 4, "max_down_seconds": 5.0}
+    return {"kind": "endpoint", "endpoint": section | more.pop("endpoint", {}), "temperature": 0.0} | more
+
+
+def traces_of(folder):
+    return [trace for part in trace_parts(folder.path) for trace in read_part(part)]
+
+
+def test_a_budget_that_ends_before_the_first_chunk_says_so(recipe):
+    with serve(ShopServer().answer) as server:
+        path = recipe("poor", teacher=endpoint(server), budget={"max_tokens": 1})
+        with pytest.raises(LoreError, match=r"budget.max_tokens is 1(.|\n)*0 pairs have a trace"):
+            run_recipe(path)
+        assert server.requests == []
+
+
+def test_labels_of_another_rubric_stop_before_anything_is_asked(recipe):
+    with serve(ShopServer().answer) as server:
+        path = recipe("foreign", lambda pair: replace(pair, label="Exact"), teacher=endpoint(server))
+        with pytest.raises(LoreError, match="'Exact' is no tier of rubric shop"):
+            run_recipe(path)
+        assert server.requests == []
+
+
+def test_a_server_that_refuses_everything_stops_the_run(recipe, runs):
+    with serve(lambda request: error(400, "temperature 0.7 is not supported by this model")) as server:
+        with pytest.raises(LoreError, match=r"20 prompts in a row were refused(.|\n)*temperature 0.7 is not supported"):
+            run_recipe(recipe("refused", teacher=endpoint(server, temperature=0.7), attempts={"most": 8, "most_hard": 8}))
+    assert not (runs / "refused" / "done").exists()
+
+
+def test_halves_of_characters_in_a_verdict_reject_the_pair_alone(recipe):
+    teacher = ShopServer()
+
+    def odd(request):
+        answer = teacher.answer(request)
+        if step_of(request) == "rules":
+            message = answer.body["choices"][0]["message"]
+            message["content"] = message["content"].replace('"verdict": "L', '"verdict": "\\ud800L')
+        return answer
+
+    with serve(odd) as server:
+        folder = run_recipe(recipe("odd", teacher=endpoint(server)))
+    assert {trace.tier for trace in traces_of(folder)} <= {"?L1", "?L2", "?L3", "?L4"}
+    assert folder.summary["accepted"] == 0
+
+
+def test_a_critic_may_say_odd_things(recipe):
+    teacher = ShopServer()
+
+    def odd(request):
+        good = step_of(request) != "critic"
+        return teacher.answer(request) if good else reply('{"accept": false, "why": "\\ud800"}', model=MODEL)
+
+    with serve(odd) as server:
+        folder = run_recipe(recipe("critic", teacher=endpoint(server), critic=endpoint(server)))
+    assert {check.why for trace in traces_of(folder) for check in trace.checks if check.name == "critic"} == {"?"}
+
+
+def test_a_chunk_that_cannot_be_written_stops_the_run(recipe, runs, monkeypatch):
+    from lore.data_synth import synthesize
+
+    def full(path, traces, stamp):
+        if path.name == "part-000000.parquet":
+            raise OSError("no space left on device")
+        write(path, traces, stamp)
+
+    write = synthesize.write_part
+    monkeypatch.setattr(synthesize, "write_part", full)
+    with pytest.raises(OSError, match="no space"):
+        run_recipe(recipe("full"))
+    assert not (runs / "full" / "done").exists()
+    monkeypatch.setattr(synthesize, "write_part", write)
+    assert run_recipe(recipe("full")).summary["pairs"] == 24
+
+
+def test_a_damaged_photo_rejects_its_pair_alone(recipe):
+    folder = run_recipe(recipe("photo", lambda pair: replace(pair, image=pair.image and {"bytes": b"no image", "path": None})))
+    traces = traces_of(folder)
+    damaged = [trace for trace in traces if trace.failure]
+    assert damaged and all("an image" in trace.failure for trace in damaged)
+    assert any(trace.accepted for trace in traces)
+
+
+def test_a_damaged_photo_is_not_paid_for_again(recipe):
+    teacher = ShopServer()
+    with serve(teacher.answer) as server:
+        change = {"change": lambda pair: replace(pair, image={"bytes": b"no image", "path": None})}
+        folder = run_recipe(recipe("once", teacher=endpoint(server, temperature=0.7), attempts={"hint": "after_failure"}, **change))
+    assert teacher.asked == {"knowledge": len(server.requests)}
+    assert all(len(trace.attempts) == 1 and "an image" in trace.failure for trace in traces_of(folder))
+
+
+def test_tasks_need_no_photo_that_cannot_be_opened(recipe):
+    path = recipe("tasks", lambda pair: replace(pair, image={"bytes": b"no image", "path": None}), tasks=["multimodal"])
+    folder = run_recipe(path)
+    rows = pq.read_table(folder / "tasks" / "multimodal.parquet").to_pylist()
+    assert len(rows) == folder.summary["accepted"] > 0 and all(row["image"] is None for row in rows)
+
+
+def test_a_photo_that_lies_in_a_file_is_read(recipe, shop, tmp_path):
+    def as_file(pair):
+        if pair.image is None:
+            return pair
+        path = tmp_path / f"{pair.pair_id}.png"
+        path.write_bytes(pair.image["bytes"])
+        return replace(pair, image={"bytes": None, "path": str(path)})
+
+    assert run_recipe(recipe("files", as_file)).summary["accepted"] == 24
+
+
+@pytest.mark.parametrize("split", ["../../out", ".hidden", "a/b", "..", "训练"])
+def test_any_split_becomes_a_file_that_datasets_finds(recipe, split):
+    import datasets
+
+    folder = run_recipe(recipe("split", lambda pair: replace(pair, split=split)))
+    assert len(list((folder / "pairs").glob("*.parquet"))) == 1
+    loaded = datasets.load_dataset(str(folder / "pairs"), cache_dir=str(folder / "cache"))
+    assert [len(rows) for rows in loaded.values()] == [24]
+
+
+def test_a_split_that_keeps_nothing_leaves_no_old_file(recipe, runs):
+    stale = runs / "stale" / "pairs" / "dev.parquet"
+
+    def with_stale(request):
+        stale.parent.mkdir(parents=True, exist_ok=True)
+        stale.write_bytes(b"of an earlier start")
+        return reply("no", model=MODEL)
+
+    with serve(with_stale) as server:
+        run_recipe(recipe("stale", teacher=endpoint(server)))
+    assert not stale.exists()
+
+
+def test_a_captioners_server_may_move(recipe, runs):
+    teacher = ShopServer()
+    with serve(teacher.answer) as server:
+        first = recipe("moved", teacher=endpoint(server), captioner=endpoint(server), photos="caption", budget={"max_tokens": 9000})
+        with pytest.raises(LoreError, match="budget.max_tokens"):
+            run_recipe(first)
+    with serve(teacher.answer) as server:
+        urls = [f"{role}.endpoint.url={server.url}" for role in ("teacher", "captioner")]
+        assert run_recipe(first, [*urls, "budget.max_tokens=10000000"]).summary["accepted"] == 24
+
+
+def test_samples_that_cannot_differ_are_a_conflict(recipe):
+    with pytest.raises(LoreError, match="3 samples of a program"):
+        run_recipe(recipe("same", attempts={"samples": 3, "hint": "never"}))
+
+
+def test_the_card_holds_no_path_of_this_machine(recipe, tmp_path):
+    own = tmp_path / "own-prompts"
+    own.mkdir()
+    (own / "rules.en.md").write_text("a\n=== user\nb")
+    folder = run_recipe(recipe("paths", prompts=str(own), reuse=[]))
+    text = (folder / "pairs" / "README.md").read_text(encoding="utf-8")
+    assert str(tmp_path) not in text and "own-prompts" in text
+
+
+def test_a_journal_that_cannot_be_written_holds_no_budget(tmp_path):
+    class Full(Journal):
+        def _append(self, entry):
+            raise OSError("no space left on device")
+
+    async def ask():
+        budget = Budget(BudgetSection(max_tokens=100))
+        gate = RequestGate(budget, None, Full(tmp_path / "a.jsonl"), "key")
+        with pytest.raises(OSError, match="no space"):
+            await gate.admit(Usage(60, 10))
+        assert (budget.in_flight, budget.held) == (0, Spent())
+        await budget.hold(Spent(70))
+        with pytest.raises(OSError, match="no space"):
+            gate.settle((0, Spent(70)), Usage(20, 5))
+        assert (budget.in_flight, budget.held.tokens, budget.spent.tokens) == (0, 0, 25)
+
+    asyncio.run(ask())
+
+
+def test_a_program_cannot_follow_a_free_rubric(recipe, tmp_path):
+    from lore.rubric import load_rubric
+
+    body = json.loads(load_rubric("shop").model_copy(update={"aggregate": "free"}).model_dump_json())
+    (tmp_path / "free-rubric.yaml").write_text(yaml.safe_dump(body), encoding="utf-8")
+    path = recipe("free")
+    with pytest.raises(LoreError, match="aggregate: free"):
+        run_recipe(path, [f"data.rubric={tmp_path / 'free-rubric.yaml'}"])
+
+
+@pytest.mark.parametrize("place", ["prompts", "prompts/nothing"])
+def test_a_folder_without_prompts_is_no_prompts_folder(recipe, tmp_path, place):
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "rules.md").write_text("misnamed")
+    with pytest.raises(LoreError, match=r"prompts(.|\n)*rules.en.md"):
+        run_recipe(recipe("own", prompts=str(tmp_path / place)))
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"key_variable": "sk-very-secret"}, {"url": "http://me:sk-very-secret@host/v1"}, {"extra": {"api_key": "sk-very-secret"}}],
+)
+def test_a_key_in_a_recipe_is_refused_and_not_repeated(recipe, section):
+    teacher = {"kind": "endpoint", "endpoint": {"url": "http://127.0.0.1:9/v1", "model": "m"} | section}
+    with pytest.raises(LoreError) as refused:
+        run_recipe(recipe("secret", teacher=teacher))
+    assert "key_variable" in str(refused.value) and "sk-very-secret" not in str(refused.value)
+    with pytest.raises(LoreError) as refused:
+        teacher["endpoint"] = {"url": "http://127.0.0.1:9/v1", "model": "m"}
+        run_recipe(recipe("typed", teacher=teacher), ["teacher.endpoint.key_variable=sk-very-secret"])
+    assert "sk-very-secret" not in str(refused.value)
+
+
+def test_a_task_that_is_named_twice_is_written_once(recipe):
+    folder = run_recipe(recipe("twice", tasks=["rules", "rules"]))
+    assert pq.read_table(folder / "tasks" / "rules.parquet").num_rows == 24
+
+
+def test_chinese_words_are_found_inside_longer_runs():
+    from lore.data_synth.program_words import WordsProgram
+    from lore.pairs import Pair
+    from lore.rubric import load_rubric
+
+    program = WordsProgram(load_rubric("crowdflower"), "zh")
+    pair = Pair(pair_id="p", query="红椅子", title="大红色木椅子")
+    found = program.multimodal(pair, program.knowledge(pair, []), [])
+    assert {(evidence.found, evidence.source) for evidence in found} == {("红", "title"), ("椅", "title"), ("子", "title")}
+
+
+def test_pairs_far_apart_share_what_is_known_of_their_query(recipe, shop, tmp_path):
+    """In shuffled data a query comes back in another chunk, and after another start."""
+    pairs = sorted(read_pairs(shop / "pairs"), key=lambda pair: pair.pair_id)
+    with PairWriter(tmp_path / "shuffled.parquet") as writer:
+        for pair in pairs:
+            writer.write(pair)
+    teacher = ShopServer()
+    data = {"path": str(tmp_path / "shuffled.parquet"), "rubric": "shop"}
+    with serve(teacher.answer) as server:
+        section = endpoint(server, endpoint={"max_concurrency": 1})
+        path = recipe("apart", data=data, teacher=section, chunk_pairs=2, budget={"max_tokens": 25_000})
+        with pytest.raises(LoreError, match="budget.max_tokens"):
+            run_recipe(path)
+        folder = run_recipe(path, ["budget.max_tokens=10000000"])
+    assert folder.summary["accepted"] == 24
+    assert teacher.asked["knowledge"] == len({pair.query for pair in pairs}) < 24
+    assert folder.summary["tokens"] == teacher.tokens
