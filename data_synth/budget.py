@@ -10,6 +10,7 @@ from lore.data_synth.store import Journal
 from lore.data_synth.synth_config import BudgetSection, PriceSection
 from lore.engines import Usage
 from lore.errors import LoreError
+from lore.folder import say
 
 ROUNDING = 1e-9
 
@@ -43,6 +44,8 @@ class Budget:
     held: Spent = field(default_factory=Spent)
     in_flight: int = 0
     reached: str = ""
+    beyond: float = 1.0
+    """How many times its bound a request has taken, at most: a server that counts more than assumed is believed from then on."""
 
     def __post_init__(self):
         self._started, self._before = time.monotonic(), self.spent.seconds
@@ -70,12 +73,23 @@ class Budget:
         self.in_flight += 1
 
     def settle(self, most: Spent, took: Spent) -> None:
+        self._believe(most, took)
         self.held.tokens -= most.tokens
         self.held.usd -= most.usd
         self.spent.tokens += took.tokens
         self.spent.usd += took.usd
         self.in_flight -= 1
         self._wake()
+
+    def _believe(self, most: Spent, took: Spent) -> None:
+        times = max((spent / bound for spent, bound in ((took.tokens, most.tokens), (took.usd, most.usd)) if bound), default=0.0)
+        if times <= self.beyond:
+            return
+        self.beyond = times
+        say(
+            f"warning: a request took {took.tokens:,} tokens where {most.tokens:,} were held for it; from now on {times:.2f} times "
+            "as many are held. For photos, raise endpoint.max_image_tokens."
+        )
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
@@ -84,12 +98,12 @@ class Budget:
                 waiter.set_result(None)
 
     def _limit_passed_by(self, most: Spent) -> str:
-        limits = self.limits
+        limits, held, beyond = self.limits, self.held, self.beyond
         if limits.max_seconds is not None and self.seconds >= limits.max_seconds:
             return "max_seconds"
-        if limits.max_tokens is not None and self.spent.tokens + self.held.tokens + most.tokens > limits.max_tokens:
+        if limits.max_tokens is not None and self.spent.tokens + beyond * (held.tokens + most.tokens) > limits.max_tokens:
             return "max_tokens"
-        if limits.max_usd is not None and self.spent.usd + self.held.usd + most.usd > limits.max_usd + ROUNDING:
+        if limits.max_usd is not None and self.spent.usd + beyond * (held.usd + most.usd) > limits.max_usd + ROUNDING:
             return "max_usd"
         return ""
 

@@ -14,6 +14,9 @@ THOUSANDS = r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?(?!\d)"
 PIECE = re.compile(rf"[\u3400-\u9fff\uf900-\ufaff]+|{THOUSANDS}|\d+(?:[.,]\d+)?|[^\W\d_\u3400-\u9fff\uf900-\ufaff]+")
 HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 OWNER = re.compile(r"(?<=\w)['’]s\b", re.IGNORECASE)
+NEGATIONS = frozenset({"no", "not", "without", "non", "never"})
+HAN_NEGATIONS = "不无没非未"
+MOST_BETWEEN = 4
 INCH = re.compile(r"""\d\s?(?:"|”|″|''|in\b)""", re.IGNORECASE)
 
 
@@ -60,6 +63,42 @@ def missing_words(text: str, place: str, passed_over: frozenset[str] | None = No
         and piece not in divided
         and not (HAN.match(piece) and piece in whole)
     ]
+
+
+def stands_apart(text: str, place: str) -> str:
+    """Why the words of `text`, which all stand in `place`, do not say the same there; "" where they do.
+
+    They stand in the same order with at most MOST_BETWEEN others among them, a number right before what it counts, and no
+    negation before the first that the text does not repeat. Words that are glued, divided or within a run are not followed.
+    """
+    held, said = pieces(place), pieces(text)
+    small = function_words("en") - NEGATIONS
+    said = [piece for piece in said if piece not in small]
+    places = [[at for at, other in enumerate(held) if not _forms(piece).isdisjoint(_forms(other))] for piece in said]
+    if said and all(places):
+        runs = [run for start in places[0] if (run := _in_order(said, places, start))]
+        if not runs:
+            return "do not stand together"
+        if NEGATIONS.isdisjoint(said) and all(run[0] and held[run[0] - 1] in NEGATIONS for run in runs):
+            return "are negated"
+    whole = normalise(place).replace(" ", "")
+    for piece in said:
+        if HAN.match(piece) and piece[0] not in HAN_NEGATIONS:
+            before = [whole[found.start() - 1] if found.start() else "" for found in re.finditer(re.escape(piece), whole)]
+            if before and all(letter and letter in HAN_NEGATIONS for letter in before):
+                return "are negated"
+    return ""
+
+
+def _in_order(said: list[str], places: list[list[int]], start: int) -> list[int]:
+    """Places of all words from `start` on, or nothing."""
+    run = [start]
+    for before, found in zip(said, places[1:], strict=False):
+        following = [at for at in found if at > run[-1] and (not before[0].isdigit() or at == run[-1] + 1)]
+        if not following:
+            return []
+        run.append(following[0])
+    return run if run[-1] - run[0] + 1 - len(run) <= MOST_BETWEEN else []
 
 
 @cache

@@ -20,7 +20,7 @@ from lore.data_synth.teachers import ByModel, Teacher, Work
 from lore.data_synth.trace import Attempt, Check, Draft, Trace, Unreadable, one_object, whole
 from lore.data_synth.verify import Verifier
 from lore.demand import Demand
-from lore.engines import EndpointFailed, RequestRefused
+from lore.engines import RequestRefused
 from lore.errors import LoreError
 from lore.images import ImageError
 from lore.judgement import render_demands
@@ -42,7 +42,7 @@ class Synthesis:
 
     async def trace(self, pair: Pair, work: Work) -> Trace:
         """Attempts until one is accepted; the accepted one, or the nearest. Raises BudgetReached when the money is gone first,
-        LoreError for a label that is no tier of the rubric.
+        EndpointFailed where a question got no usable answer, LoreError for a label that is no tier of the rubric.
         """
         attempts, drafts = self.recipe.attempts, []
         self.rubric.index(pair.label)  # of another rubric no verdict can be right, so nothing is asked
@@ -91,7 +91,7 @@ class Synthesis:
             reply = await self.teacher.rules(work, pair, wishes, draft.evidence, draw, hint=hint)
             draft.replies.append(reply)
             draft.rulings, draft.verdicts = rules.read(reply.text, wishes)
-        except (Unreadable, RequestRefused, EndpointFailed, ImageError) as error:  # this pair's trouble, not the run's
+        except (Unreadable, RequestRefused, ImageError) as error:  # this pair's trouble, not the run's
             draft.failure, draft.hopeless = f"{step}: {error}", isinstance(error, ImageError)
             return draft
         draft.tier = draft.verdicts[-1]
@@ -133,7 +133,7 @@ class Synthesis:
             draft.replies.append(reply)
             answer = one_object(reply.text, "accept")
             why = "" if answer["accept"] is True else whole(str(answer.get("why") or "refused"))[:200]
-        except (Unreadable, RequestRefused, EndpointFailed) as error:
+        except (Unreadable, RequestRefused) as error:
             why = f"no answer that can be read: {error}"
         draft.checks.append(Check("critic", why))
 

@@ -43,6 +43,7 @@ class Journal:
         self.path = path
         self.replies: dict[str, Reply] = {}
         self.askers: dict[str, str] = {}
+        self.failed_before: set[str] = set()
         self._next, self._file = 0, None
         for entry in read_journal(path):
             self._next = max(self._next, entry.get("ask", -1) + 1)
@@ -50,6 +51,8 @@ class Journal:
                 reply = Reply(**entry["reply"])
                 self.replies[reply.key] = reply
                 self.askers[reply.key] = entry["pair_id"]
+            elif "failed" in entry:
+                self.failed_before.add(entry["failed"])
 
     def known(self, key: str, pair_id: str) -> Reply | None:
         """The answer to a key, where there is one. To a pair that another one asked for, it costs nothing."""
@@ -71,6 +74,10 @@ class Journal:
     def answered(self, pair_id: str, reply: Reply) -> None:
         self.replies[reply.key], self.askers[reply.key] = reply, pair_id
         self._append({"pair_id": pair_id, "reply": asdict(reply)})
+
+    def failed(self, pair_id: str, key: str) -> None:
+        """Notes a question that got no usable answer however often it was asked, for the next start to know."""
+        self._append({"failed": key, "by": pair_id})
 
     def close(self) -> None:
         if self._file is not None:
@@ -133,7 +140,7 @@ def totals(folder: Path) -> Totals:
                 held.pop(entry["took"], None)
                 total.tokens += entry["tokens"]
                 total.usd += entry["usd"]
-            else:
+            elif "reply" in entry:
                 total.answers += 1
         total.unsettled += len(held)
         total.tokens += sum(tokens for tokens, _ in held.values())

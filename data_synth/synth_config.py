@@ -26,6 +26,7 @@ CHECKS = (
 ROLES = ("teacher", "captioner", "critic")
 # Where and how fast a server is asked; it may move between two starts.
 HOW_ASKED = ("url", "key_variable", "max_concurrency", "timeout_seconds", "max_attempts", "max_down_seconds")
+HOW_RUN = ("gpu_memory", "tensor_parallel", "max_sequences", "kv_cache_gib")
 USES = {"endpoint": ("endpoint",), "vllm": ("model",), "transformers": ("model",), "program": ()}
 
 
@@ -129,6 +130,8 @@ class SynthesizeRecipe(BaseRecipe):
             "budget.max_tokens",
             "budget.max_seconds",
             *(f"{role}.endpoint.{key}" for role in ROLES for key in HOW_ASKED),
+            *(f"{role}.{key}" for role in ROLES for key in ("price", "price.prompt_usd", "price.completion_usd")),
+            *(f"{role}.vllm.{key}" for role in ROLES for key in HOW_RUN),
         }
     )
 

@@ -28,6 +28,7 @@ from lore.data_synth.synth_config import SynthesizeRecipe
 from lore.data_synth.teachers import Work
 from lore.data_synth.trace import STEPS, Trace
 from lore.data_synth.verify import Verifier
+from lore.engines import EndpointFailed
 from lore.errors import LoreError
 from lore.fingerprints import files_fingerprint
 from lore.folder import RunFolder, flatten, is_main_process, say, write_atomic
@@ -65,8 +66,8 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
     error = None
     try:
         asyncio.run(Pipeline(recipe, folder, path, synthesis, budget, earlier, stamp).run())
-    except BudgetReached as reached:
-        error = reached
+    except (BudgetReached, Unanswered) as unfinished:
+        error = unfinished
     finally:
         write_seconds(folder, budget.seconds)
     counts = write_set(recipe, folder, path, rubric, budget, stamp, complete=error is None)
@@ -100,6 +101,10 @@ def report(counts: Counts, rubric: Rubric, folder: RunFolder) -> None:
         say(f"rejected pairs failed {failed}; lore traces show {folder.path} --rejected")
 
 
+class Unanswered(LoreError):
+    """Some pairs have no trace, since the server gave no answer to them."""
+
+
 class Pipeline:
     """Streams pairs through the teacher: many at once, chunk after chunk without a pause between, in bounded memory."""
 
@@ -118,7 +123,8 @@ class Pipeline:
         self.shared = Shared(folder / "answers")
         self.window = asyncio.Semaphore(pairs_at_once(recipe))
         self.stop: Exception | None = None
-        self.done = self.accepted = 0
+        self.done = self.accepted = self.unanswered = 0
+        self.last_failure = ""
 
     async def run(self) -> None:
         """Raises BudgetReached, or the error that stopped the teacher, after everything in flight has come back and is stored."""
@@ -151,6 +157,11 @@ class Pipeline:
             await self._close()
         if self.stop is not None:
             raise self.stop
+        if self.unanswered:
+            raise Unanswered(
+                f"{self.unanswered:,} pairs got no usable answer. The last one: {self.last_failure}\n"
+                "The same command asks them again; what fails a second time is put among the rejected."
+            )
 
     async def _pair(self, pair: Pair, work: Work) -> Trace | None:
         try:
@@ -158,6 +169,9 @@ class Pipeline:
             self.done += 1
             self.accepted += trace.accepted
             return trace
+        except EndpointFailed as error:  # others may go on; the next start asks again
+            self.unanswered, self.last_failure = self.unanswered + 1, str(error)
+            return None
         except Exception as error:  # the first one stops the run; pairs under way come to their end first
             self._halt(error)
             return None

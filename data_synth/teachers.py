@@ -18,7 +18,7 @@ from lore.data_synth.program import ProgramTeacher
 from lore.data_synth.store import Earlier, Journal, Shared
 from lore.data_synth.synth_config import TeacherSection
 from lore.data_synth.trace import Evidence, Reply, Wish, whole
-from lore.engines import Completion, EndpointStopped, Engine, Messages, RequestRefused, Sampling, Usage
+from lore.engines import Completion, EndpointFailed, EndpointStopped, Engine, Messages, RequestRefused, Sampling, Usage
 from lore.pairs import Pair
 
 MOST_REFUSED = 20
@@ -128,7 +128,7 @@ class ByModel:
             gate = RequestGate(work.budget, self.section.price, work.journal, key)
             section = self.section
             sampling = Sampling(section.temperature, section.top_p, section.max_tokens, 1, self.seed + draw)
-            answer = await self._answer(messages, sampling, gate)
+            answer = await self._answer(pair, messages, sampling, gate)
             usage = Usage(answer.prompt_tokens, answer.tokens)
             usd = cost(usage, section.price).usd
             reply = Reply(step, key, asked, self.name, whole(answer.text), usage.prompt_tokens, usage.completion_tokens, usd)
@@ -144,10 +144,15 @@ class ByModel:
         finally:
             del self._under_way[key]
 
-    async def _answer(self, messages: Messages, sampling: Sampling, gate: RequestGate) -> Completion:
+    async def _answer(self, pair: Pair, messages: Messages, sampling: Sampling, gate: RequestGate) -> Completion:
         """Raises EndpointStopped where every prompt is refused: that is not the prompts' fault, and every pair would be lost."""
         try:
             answer = (await self.complete(messages, sampling, gate))[0]
+        except EndpointFailed as error:
+            if gate.key in gate.journal.failed_before:  # in an earlier start too: it is the prompt, not the hour
+                raise RequestRefused(f"no usable answer in two starts of the run: {str(error)[:300]}") from error
+            gate.journal.failed(pair.pair_id, gate.key)
+            raise
         except RequestRefused as error:
             self._refused += 1
             if self._refused < MOST_REFUSED:

@@ -21,13 +21,22 @@ from functools import cache
 from typing import Any
 
 from lore.clean import normalise
-from lore.data_synth.matching import HAN, OWNER, PIECE, content_words, function_words, missing_words, pieces
+from lore.data_synth.matching import (
+    HAN,
+    NEGATIONS,
+    OWNER,
+    PIECE,
+    content_words,
+    function_words,
+    missing_words,
+    pieces,
+    stands_apart,
+)
 from lore.data_synth.trace import Check, Draft
 from lore.judgement import FormatFailure, Judgement, PromptFormat, parse, render_answer, unresolved
 from lore.pairs import Pair
 from lore.rubric import Rubric
 
-NEGATIONS = frozenset({"no", "not"})
 COPIED_WORDS = 10
 LEAKS = re.compile(
     r"\b(?:raters?|rated|human[ -](?:label|rat|judg)\w*|annotat\w+|ground[ -]?truth|gold[ -]label|given (?:label|tier|rating)"
@@ -87,6 +96,9 @@ def grounding(draft: Draft, pair: Pair, view: View) -> str | None:
         if evidence.source == "none":
             if pieces(found) and normalise(found) not in NOTHING:
                 return f"{wish.dimension}: {found!r} is cited from nowhere"
+            asked = wish.wanted.rpartition(" = ")[2]
+            if _is_worded(asked) and not missing_words(asked, pair.title) and not stands_apart(asked, pair.title):
+                return f"{wish.dimension}: nothing is found, and {asked!r} stands in the title"
             continue
         if evidence.source == "photo" and (pair.image is None or not view.photos):
             return f"{wish.dimension}: cites a photo, and there is none"
@@ -97,7 +109,15 @@ def grounding(draft: Draft, pair: Pair, view: View) -> str | None:
             continue
         if missing := missing_words(found, text, passed_over=function_words("en") - NEGATIONS):
             return f"{wish.dimension}: {', '.join(missing)} does not stand in the {evidence.source}"
+        if evidence.source != "photo" and (why := stands_apart(found, text)):  # a caption has its own order of words
+            return f"{wish.dimension}: the words of {found!r} {why} in the {evidence.source}"
     return None
+
+
+def _is_worded(text: str) -> bool:
+    """Whether a demand asks for something in words: a number alone may stand in a title for another thing."""
+    found = pieces(text)
+    return any(not piece[0].isdigit() for piece in found) and NEGATIONS.isdisjoint(found)
 
 
 def rules(draft: Draft, pair: Pair, view: View) -> str | None:
@@ -175,7 +195,8 @@ def language(draft: Draft, pair: Pair, view: View) -> str | None:
     if not asked or not written:
         return None
     most, count = written.most_common(1)[0]
-    if asked[most] < 0.2 * asked.total() and count > 0.5 * written.total():
+    own = {"en": "LATIN", "zh": "CJK"}[view.language]  # AJ1 may be resolved in the language of the recipe
+    if most != own and asked[most] < 0.2 * asked.total() and count > 0.5 * written.total():
         return f"written in {most.title()} script, the query is in {asked.most_common(1)[0][0].title()}"
     return None
 

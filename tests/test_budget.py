@@ -131,3 +131,22 @@ def test_parts_belong_to_what_they_were_made_of(tmp_path):
     assert part_is_current(path, "stamp") and not part_is_current(path, "other")
     assert list(read_part(path)) == traces
     assert path.name == "part-000003.parquet" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_server_that_counts_more_than_was_held_is_believed(capsys):
+    async def main():
+        budget = Budget(BudgetSection(max_tokens=1000))
+        most = Spent(100)
+        await budget.hold(most)
+        budget.settle(most, Spent(250))
+        taken = 0
+        while True:
+            try:
+                await budget.hold(most)
+            except BudgetReached:
+                return budget.spent.tokens, taken
+            budget.settle(most, Spent(250))
+            taken += 1
+
+    assert asyncio.run(main()) == (1000, 3)
+    assert "took 250 tokens where 100 were held" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from openai_server import reply, serve
+from openai_server import error, reply, serve
 from teacher_server import ShopServer, misbehaving, step_of
 
 from lore.data_synth.store import read_part, totals, trace_parts
@@ -375,3 +375,25 @@ def test_a_model_without_eyes_is_not_asked_about_photos(recipe, tiny):
 def test_no_pair_selected_is_an_error(recipe, shop):
     with pytest.raises(LoreError, match="selects no labelled pair"):
         run_recipe(recipe(data={"path": str(shop / "pairs"), "rubric": "shop", "split": "dev"}))
+
+
+def test_what_a_server_cannot_answer_is_asked_again_once(recipe):
+    """A passing trouble loses no pair; a prompt that fails in two starts is rejected, and the run ends."""
+    teacher = ShopServer()
+    bad = set()
+
+    def sick(request):
+        if not bad:
+            bad.add(request.text)
+        return error(500, "boom") if request.text in bad else teacher.answer(request)
+
+    with serve(sick) as server:
+        path = recipe("sick", teacher=endpoint(server, endpoint={"max_attempts": 2, "max_concurrency": 2}))
+        with pytest.raises(LoreError, match=r"pairs got no usable answer(.|\n)*asks them again"):
+            run_recipe(path)
+        known = len(teacher.asked)
+        folder = run_recipe(path)
+    assert known and folder.is_done
+    lost = [trace for trace in traces_of(folder) if not trace.accepted]
+    assert lost and all("no usable answer in two starts" in trace.failure for trace in lost)
+    assert len({trace.query for trace in lost}) == 1

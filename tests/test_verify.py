@@ -92,10 +92,40 @@ def test_what_is_found_stands_where_it_is_cited(evidence, why):
 
 
 @pytest.mark.parametrize(
-    "evidence", [Evidence("Red", "title"), Evidence("none", "none"), Evidence("blue", "description"), Evidence("reds", "title")]
+    "evidence", [Evidence("Red", "title"), Evidence("blue", "description"), Evidence("reds", "title")]
 )
 def test_grounding_takes_case_plural_and_nothing(evidence):
     assert "grounding" not in failing(draft(evidence=[Evidence("mug", "title"), evidence, Evidence("44.00", "attributes")]))
+
+
+@pytest.mark.parametrize(
+    ("found", "title", "why"),
+    [
+        ("8 GB", "laptop 128 GB 8 core", "do not stand together"),
+        ("red case", "blue case for red phone", "do not stand together"),
+        ("waterproof", "jacket, not waterproof", "are negated"),
+        ("防水", "不防水外套", "are negated"),
+        ("8 gb", "laptop 8GB", ""),
+        ("red case", "red leather phone case", ""),
+        ("not waterproof", "jacket, not waterproof", ""),
+        ("waterproof", "waterproof jacket, not heavy", ""),
+        ("防水", "防水外套 不褪色", ""),
+        ("black with red", "mug black with red trim", ""),
+    ],
+)
+def test_words_found_say_the_same_where_they_stand(found, title, why):
+    from lore.data_synth.matching import stands_apart
+
+    assert stands_apart(found, title) == why
+
+
+def test_nothing_found_is_no_way_around_what_the_title_says():
+    made = draft(evidence=[Evidence("mug", "title"), Evidence("none", "none"), Evidence("44", "attributes")])
+    assert failing(made)["grounding"] == "colour: nothing is found, and 'red' stands in the title"
+    made.wishes[1].wanted = "not red"
+    assert "grounding" not in failing(made)
+    made.wishes[1].wanted = "green"
+    assert "grounding" not in failing(made)
 
 
 def test_a_caption_is_what_photo_evidence_has_to_stand_in():
