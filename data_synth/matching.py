@@ -51,14 +51,14 @@ def missing_words(text: str, place: str, passed_over: frozenset[str] | None = No
     """
     held, said = pieces(place), pieces(OWNER.sub("", text))
     held += pieces(OWNER.sub("", place)) + ["inch"] * bool(INCH.search(place))
-    have = {form for piece in held for form in _forms(piece)} | {a + b for a, b in pairwise(held) if a.isalpha() and b.isalpha()}
+    have = {form for piece in held for form in forms(piece)} | {a + b for a, b in pairwise(held) if a.isalpha() and b.isalpha()}
     divided = {part for a, b in pairwise(said) if a.isalpha() and b.isalpha() and a + b in have for part in (a, b)}
     whole = normalise(place).replace(" ", "")
     small = function_words("en") if passed_over is None else passed_over
     return [
         piece
         for piece in said
-        if have.isdisjoint(_forms(piece))
+        if have.isdisjoint(forms(piece))
         and piece not in small
         and piece not in divided
         and not (HAN.match(piece) and piece in whole)
@@ -74,7 +74,7 @@ def stands_apart(text: str, place: str) -> str:
     held, said = pieces(place), pieces(text)
     small = function_words("en") - NEGATIONS
     said = [piece for piece in said if piece not in small]
-    places = [[at for at, other in enumerate(held) if not _forms(piece).isdisjoint(_forms(other))] for piece in said]
+    places = [[at for at, other in enumerate(held) if not forms(piece).isdisjoint(forms(other))] for piece in said]
     if said and all(places):
         runs = [run for start in places[0] if (run := _in_order(said, places, start))]
         if not runs:
@@ -119,13 +119,13 @@ def _stem(piece: str) -> str:
     return piece[:-1] if len(piece) > 3 and piece.endswith("s") and not piece.endswith("ss") else piece
 
 
-def _forms(piece: str) -> set[str]:
+def forms(piece: str) -> set[str]:
     """A piece and what its plural may have been made of: batteries, sizes, lenses."""
-    forms = {piece}
+    found = {piece}
     if piece.endswith("ie"):  # the stem of batteries
-        forms.add(f"{piece[:-2]}y")
+        found.add(f"{piece[:-2]}y")
     if len(piece) > 4 and piece.endswith("se"):
-        forms.add(piece[:-2])  # lenses, whose singular has lost its own s
+        found.add(piece[:-2])  # lenses, whose singular has lost its own s
     if len(piece) > 2 and piece.endswith("z"):
-        forms.add(f"{piece}e")
-    return forms
+        found.add(f"{piece}e")
+    return found

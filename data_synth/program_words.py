@@ -9,7 +9,7 @@ the raters, and the checks reject those.
 
 from lore.clean import normalise
 from lore.data_synth.facts import Fact
-from lore.data_synth.matching import HAN, content_words, pieces, spellings
+from lore.data_synth.matching import HAN, content_words, forms, pieces, spellings
 from lore.data_synth.trace import MAX_DEMANDS, Evidence, Ruling, Unreadable, Wish
 from lore.errors import LoreError
 from lore.pairs import Pair
@@ -104,13 +104,14 @@ class _Words:
 
     def __init__(self, text: str):
         words = pieces(text)
-        self.single = spellings(text)
+        self.single = {form: spelt for piece, spelt in spellings(text).items() for form in forms(piece)}
         self.text = normalise(text)
         self.pairs = {a + b: f"{a} {b}" for a, b in zip(words, words[1:], strict=False)}
 
     def spelt(self, piece: str) -> str:
         """How the text writes a piece; "" where it does not. Nothing divides Han characters into words: they stand anywhere."""
-        return self.single.get(piece) or (piece if HAN.match(piece) and piece in self.text else "")
+        spelt = next((self.single[form] for form in sorted(forms(piece)) if form in self.single), "")
+        return spelt or (piece if HAN.match(piece) and piece in self.text else "")
 
     def glued(self, word: str, query: list[str]) -> str:
         """How the text writes a query word that it glues to a neighbour, or divides in two; "" where it does not."""
