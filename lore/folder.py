@@ -142,7 +142,9 @@ class RunFolder:
         old = flatten(yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")))
         new = flatten(recipe.resolved())
         both = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in [*old, *new]}
-        return [(key, was, now) for key, (was, now) in both.items() if was != now]
+        # A key that LORE has got since the run was started, at its default, makes no other recipe.
+        added = new.keys() - old.keys() - flatten(recipe.model_dump(mode="json", exclude_defaults=True)).keys()
+        return [(key, was, now) for key, (was, now) in both.items() if was != now and key not in added]
 
     def check(self, recipe: BaseRecipe) -> None:
         """Raises LoreError when the folder belongs to a recipe with other values."""

@@ -64,14 +64,13 @@ def test_a_run_without_a_result_takes_another_recipe(recipe, write_recipe):
     assert not (again / "data").exists()
 
 
-def test_a_key_that_appeared_or_went_is_a_change(recipe, demo):
+def test_a_key_that_went_is_a_change_and_a_newer_one_only_off_its_default(recipe, write_recipe):
     folder = RunFolder.of(recipe).open(recipe)
     text = folder.recipe_path.read_text().replace("fail: false\n", "gone: 3\n")
     folder.recipe_path.write_text(text)
-    assert {key: (old, new) for key, old, new in folder.changes(recipe)} == {
-        "gone": (3, "absent"),
-        "fail": ("absent", False),
-    }
+    assert folder.changes(recipe) == [("gone", 3, "absent")]
+    other = load_recipe(write_recipe("a.yaml", BODY + "tags: [x]\nnote: first\nfail: true"))
+    assert folder.changes(other) == [("gone", 3, "absent"), ("fail", "absent", True)]
 
 
 def test_a_folder_with_other_files_is_left_alone(recipe, runs):
