@@ -220,7 +220,7 @@ def test_the_stage_synthesize_asks_vllm(kind, tiny, servers, tmp_path, monkeypat
     """Random weights write nothing that can be read: what counts is that every pair was asked and is accounted for."""
     monkeypatch.setenv("LORE_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("TEACHER_KEY", KEY)
-    teacher = {"kind": kind, "max_tokens": 12, "temperature": 0.0}
+    teacher = {"kind": kind, "max_tokens": 16, "temperature": 0.0}
     if kind == "vllm":
         model = {"name": str(tiny.vision), "dtype": "float32"}
         teacher |= {"model": model, "vllm": {"eager": True, "kv_cache_gib": 0.1, "max_model_tokens": 1024}}
