@@ -24,43 +24,21 @@ import time
 from pathlib import Path
 
 import yaml
+from small_llama import make_model
 
 RATE, RANK, MAX_TOKENS = 1e-3, 16, 2048
 
 
 def prepare(folder: Path, rows: int) -> int:
     """Writes model/, pairs.parquet and trl/train.jsonl; returns the tokens of all rows."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from lore.data_synth.corpus import write_corpus
     from lore.data_synth.world import World
-    from lore.data_synth.world_stage import corpus_texts
     from lore.engines.chat import prompt_text, turn_end
     from lore.judgement import PromptFormat, render, render_answer
     from lore.pairs import PairWriter
-    from lore.train.base import build_processor
-    from lore.train.config import ArchitectureSection
     from lore.train.rows import gold, sft_row
 
-    world, size = World(seed=0), ArchitectureSection()
-    corpus = folder / "corpus.parquet"
-    write_corpus(corpus, corpus_texts(world, 4000))
-    tokenizer = build_processor([str(corpus)], 1600, size).tokenizer
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=size.hidden,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        intermediate_size=size.mlp,
-        max_position_embeddings=size.max_positions,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    world = World(seed=0)
+    tokenizer = make_model(folder, world)
     fmt = PromptFormat("reason_first", "name", photo=False, max_prompt_tokens=512)
     (folder / "trl").mkdir()
     tokens = 0

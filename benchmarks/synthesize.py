@@ -39,6 +39,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import yaml
+from small_llama import make_model
 
 from lore.errors import LoreError
 
@@ -56,36 +57,13 @@ main(parser.parse_args())
 
 def prepare(folder: Path, requests: int) -> None:
     """Writes model/, pairs/ with as many pairs as requests, each of another query, and prompts.jsonl: what the stage asks."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from lore.data_synth import knowledge
     from lore.data_synth.asking import Prompts
-    from lore.data_synth.corpus import write_corpus
     from lore.data_synth.world import ITEMS_PER_QUERY, World
-    from lore.data_synth.world_stage import corpus_texts
     from lore.pairs import PairWriter
-    from lore.train.base import build_processor
-    from lore.train.config import ArchitectureSection
 
-    world, size = World(seed=0, photos=0.0), ArchitectureSection()
-    corpus = folder / "corpus.parquet"
-    write_corpus(corpus, corpus_texts(world, 4000))
-    tokenizer = build_processor([str(corpus)], 1600, size).tokenizer
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=size.hidden,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        intermediate_size=size.mlp,
-        max_position_embeddings=size.max_positions,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    world = World(seed=0, photos=0.0)
+    make_model(folder, world)
     prompts, queries, number = Prompts(world.rubric), set(), 0
     with PairWriter(folder / "pairs" / "train.parquet") as writer, open(folder / "prompts.jsonl", "w") as lines:
         while len(queries) < requests:

@@ -13,11 +13,11 @@ from typing import Any
 from lore.data_synth.trace import STEPS, Evidence, Wish
 from lore.engines.chat import open_photo
 from lore.errors import LoreError
-from lore.images import bounded, load_image
 from lore.neutralise import control_strings, neutralise
 from lore.pairs import Pair
 from lore.prompt import Message, PromptFormat, item_text
 from lore.rubric import Rubric
+from lore.template import parts_of
 
 FOLDER = Path(__file__).parent / "prompts"
 DIVIDER = "=== user"
@@ -46,6 +46,10 @@ class Prompts:
         """The text of a step's file. Raises LoreError where there is none."""
         return _read(step, self.language, self.folder)
 
+    def instructions(self) -> tuple[str, ...]:
+        """What every prompt of a step shares, unfilled, so without the rubric: the text that an answer must not copy."""
+        return tuple(self.source(step).partition(DIVIDER)[0] for step in STEPS)
+
     def messages(self, step: str, *, photo: Any = None, item: str | None = None, **values: Any) -> list[Message]:
         """System and user message of a step. item: the block that `item` makes; every other text among the values, a fact and a
         teacher's own words too, becomes one harmless line. Raises LoreError for a prompt file that cannot be filled in.
@@ -63,10 +67,8 @@ class Prompts:
                 f"The prompt of step {step} has no {PHOTO} in its second part, so its photo has no place: write {PHOTO} or "
                 "{{ item }} there."
             )
-        if hasattr(self.tokenizer, "tokenizer"):  # what a processor refuses must not reach a batch of others
-            image = open_photo(photo, PromptFormat(max_photo_pixels=self.max_photo_pixels), self.tokenizer)
-        else:
-            image = bounded(load_image(photo), self.max_photo_pixels)
+        # Refuses what the engine's processor does: it must not reach a batch of others.
+        image = open_photo(photo, PromptFormat(max_photo_pixels=self.max_photo_pixels), self.tokenizer)
         parts = [{"type": "text", "text": before + mark}, {"type": "image", "image": image}]
         parts += [{"type": "text", "text": after or "</photo>"}]
         return [{"role": "system", "content": [{"type": "text", "text": system}]}, {"role": "user", "content": parts}]
@@ -157,8 +159,7 @@ def prompt_hash(messages: list[Message]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for message in messages:
         digest.update(f"\x1e{message['role']}\x1f".encode())
-        content = message["content"]
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        for part in parts_of(message):
             if part["type"] == "image":
                 digest.update(f"{part['image'].size}".encode() + part["image"].tobytes())
             else:

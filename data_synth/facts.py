@@ -69,19 +69,10 @@ def open_facts(path: str, top: int = 5) -> Facts:
     """
     if top < 1:
         raise LoreError(f"facts: at most {top} facts to a pair is none. Set it to 1 or more, or give no facts.")
-    place = Path(path)
+    files, place = fact_files(path), Path(path)
+    _check_size(files)
     if place.is_dir():
-        files = sorted(file for file in place.rglob("*") if _is_text(file, place))
-        if not files:
-            raise LoreError(f"facts: {path} holds no {' or '.join(TEXTS)} file. Name a folder of texts, or a {_or(TABLES)} table.")
-        _check_size(files)
         return Passages((passage for file in files for passage in paragraphs(_text_of(file))), files, top)
-    if not place.is_file():
-        raise LoreError(f"facts: there is no {path}. Name a {_or(TABLES)} table with phrase and value, or a folder of texts.")
-    if place.suffix not in TABLES:
-        hint = " A single text is read from a folder of its own: name that folder." if place.suffix in TEXTS else ""
-        raise LoreError(f"facts: {path} ends in {place.suffix or 'nothing'}; expected {_or(TABLES)}.{hint}")
-    _check_size([place])
     records = _records(place)
     first = next(records, None)
     if first is None:
@@ -97,6 +88,22 @@ def open_facts(path: str, top: int = 5) -> Facts:
         f"facts: {path} has no column {missing!r}; found {', '.join(names[:20])}. A table of facts has the columns phrase and "
         f"value, a table of passages has text.{nearest(missing, names)}"
     )
+
+
+def fact_files(path: str) -> list[Path]:
+    """The files that `open_facts` reads. Raises LoreError where there are none, or of another kind."""
+    place = Path(path)
+    if place.is_dir():
+        files = sorted(file for file in place.rglob("*") if _is_text(file, place))
+        if not files:
+            raise LoreError(f"facts: {path} holds no {' or '.join(TEXTS)} file. Name a folder of texts, or a {_or(TABLES)} table.")
+        return files
+    if not place.is_file():
+        raise LoreError(f"facts: there is no {path}. Name a {_or(TABLES)} table with phrase and value, or a folder of texts.")
+    if place.suffix not in TABLES:
+        hint = " A single text is read from a folder of its own: name that folder." if place.suffix in TEXTS else ""
+        raise LoreError(f"facts: {path} ends in {place.suffix or 'nothing'}; expected {_or(TABLES)}.{hint}")
+    return [place]
 
 
 class FactTable:

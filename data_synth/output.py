@@ -10,16 +10,16 @@ from lore.data_synth.asking import Prompts
 from lore.data_synth.budget import Budget
 from lore.data_synth.counts import Counts
 from lore.data_synth.dataset_card import card_text
-from lore.data_synth.selection import chunked, selected
-from lore.data_synth.store import part_is_current, part_path, read_part, trace_parts
+from lore.data_synth.store import chunked, part_is_current, part_path, read_part, trace_parts
 from lore.data_synth.synth_config import SynthesizeRecipe, TeacherSection
-from lore.data_synth.tasks import TaskWriter
+from lore.data_synth.tasks import task_file
 from lore.data_synth.trace import Trace
 from lore.errors import LoreError
 from lore.folder import RunFolder, write_atomic
 from lore.pairs import Pair, PairWriter
 from lore.recipe import to_yaml
 from lore.rubric import Rubric, rubric_metadata
+from lore.sources import labelled
 
 DEFAULT_SPLIT = "train"
 
@@ -33,8 +33,8 @@ def write_set(
     prompts = Prompts(rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels)
     writers: dict[str, PairWriter] = {}
     with ExitStack() as files:
-        tasks = [files.enter_context(TaskWriter(folder / "tasks", step, prompts)) for step in dict.fromkeys(recipe.tasks)]
-        for number, pairs in chunked(selected(recipe, path), recipe.chunk_pairs):
+        tasks = [files.enter_context(task_file(folder / "tasks", step, prompts)) for step in dict.fromkeys(recipe.tasks)]
+        for number, pairs in chunked(labelled(recipe.data, path), recipe.chunk_pairs):
             part = parts.get(part_path(folder / "traces", number).name)
             if part is None:
                 if complete:

@@ -6,12 +6,22 @@ Idefics3 takes an all-zero image for padding.
 
 import io
 import random
+from typing import Any
 
 from PIL import Image, ImageDraw
 
 SIZE = 56  # pixels a side
 ACCENT_TOP = 30  # first row of the accent stripe
 ACCENT_SHARE = 0.11  # of the item's area; the rule book calls a colour under a fifth an accent
+
+
+def colour_shares(accent: str | None) -> dict[str, Any]:
+    """What a photo's dominant colour and its accent cover, as an item's fact states it."""
+    return {
+        "share": 1 - ACCENT_SHARE if accent else 1.0,
+        "accent": accent,
+        "accent_share": ACCENT_SHARE if accent else 0.0,
+    }
 
 
 def draw_photo(shape: str, rgb: tuple[int, int, int], accent: tuple[int, int, int] | None, pattern: str | int, seed: int) -> bytes:

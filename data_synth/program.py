@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Protocol
 
 from lore.data_synth.facts import Fact
-from lore.data_synth.trace import Evidence, Ruling, Unreadable, Wish
+from lore.data_synth.trace import Evidence, Ruling, Wish
 from lore.pairs import Pair
 from lore.rubric import Rubric
 
@@ -64,8 +64,6 @@ class ProgramTeacher:
             rule = rng.choice(same or self.rubric.rules)
             rulings[at] = Ruling(rule.id, rule.tier)
         verdict = self.rubric.verdict_over([ruling.tier for ruling in rulings])
-        if verdict is None:
-            raise Unreadable("the rubric leaves the verdict to the judge (aggregate: free), which no program can follow")
         return _json(rulings=[asdict(ruling) for ruling in rulings], verdict=verdict)
 
     def _slips(self, pair: Pair, step: str, draw: int) -> random.Random | None:

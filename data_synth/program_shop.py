@@ -10,7 +10,7 @@ import numpy as np
 
 from lore.data_synth.facts import Fact
 from lore.data_synth.lexicon import Lexicon, load_lexicon
-from lore.data_synth.photos import ACCENT_SHARE
+from lore.data_synth.photos import colour_shares
 from lore.data_synth.shop import Shop
 from lore.data_synth.shop_rules import Fact as ItemFact
 from lore.data_synth.shop_rules import Want, found_text, judge, wanted_text
@@ -95,7 +95,7 @@ class ShopProgram:
         found = {}
         for _, (dimension, value, said, more), number in _read(text, known, self.lexicon.joiner):
             if dimension == "colour":
-                rest = {"share": 1 - ACCENT_SHARE if more else 1.0, "accent": more, "accent_share": ACCENT_SHARE if more else 0.0}
+                rest = colour_shares(more)
             else:
                 rest = {"share": float(number)} if dimension == "material" and number else {}
             found[dimension] = ItemFact(value or number, source, said, **rest)
@@ -116,9 +116,8 @@ class ShopProgram:
             return ItemFact(value, source, said)
         if dimension == "colour":
             match = self._inverse["accent"].fullmatch(text)
-            if match:
-                return ItemFact(match["v"], source, None, 1 - ACCENT_SHARE, match["accent"], ACCENT_SHARE)
-            return ItemFact(text, source, None, 1.0)
+            value, accent = (match["v"], match["accent"]) if match else (text, None)
+            return ItemFact(value, source, **colour_shares(accent))
         if dimension == "material" and (match := self._inverse["share"].fullmatch(text)):
             return ItemFact(match["v"], source, None, float(match["share"]))
         return ItemFact(text, source)
@@ -221,8 +220,7 @@ def read_photo(data: bytes, lexicon: Lexicon) -> dict[str, ItemFact]:
     width = on_item.sum(axis=1)
     full = (width >= 8) & (marks.sum(axis=1) >= 0.95 * width)
     pattern = lexicon.patterns[1 if full.sum() >= 2 else 2 if marks.sum() >= 4 else 0]
-    share = {"share": 1 - ACCENT_SHARE if accent else 1.0, "accent": accent, "accent_share": ACCENT_SHARE if accent else 0.0}
-    return {"colour": ItemFact(dominant, "photo", **share), "pattern": ItemFact(pattern, "photo")}
+    return {"colour": ItemFact(dominant, "photo", **colour_shares(accent)), "pattern": ItemFact(pattern, "photo")}
 
 
 def _nearest(seen: tuple[int, ...], lexicon: Lexicon) -> str:

@@ -10,7 +10,8 @@ killed process loses what was in flight and no more, and what was in flight stay
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ import pyarrow.parquet as pq
 
 from lore.data_synth.trace import TRACE_SCHEMA, Reply, Trace
 from lore.errors import LoreError
-from lore.parts import part_of
+from lore.pairs import Pair
+from lore.parts import written_whole
 
 STAMP = b"lore.synthesis"
 MAX_SHARED = 200_000  # about as many KiB
+BATCH_ROWS = 256
 
 
 @dataclass
@@ -58,7 +61,7 @@ class Journal:
         """The answer to a key, where there is one. To a pair that another one asked for, it costs nothing."""
         reply = self.replies.get(key)
         if reply is not None and self.askers[key] != pair_id:
-            reply = replace(reply, prompt_tokens=0, completion_tokens=0, usd=0.0)
+            reply = reply.at_no_cost()
         return reply
 
     def asked(self, key: str, tokens: int, usd: float) -> int:
@@ -127,8 +130,8 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
                 ) from error
 
 
-def totals(folder: Path) -> Totals:
-    """What all journals of a folder add up to."""
+def totals(folder: Path, shared: "Shared | None" = None) -> Totals:
+    """What all journals of a folder add up to; their answers go to `shared` on the way."""
     total = Totals()
     for path in sorted(folder.glob("*.jsonl")):
         held: dict[int, tuple[int, float]] = {}
@@ -142,6 +145,8 @@ def totals(folder: Path) -> Totals:
                 total.usd += entry["usd"]
             elif "reply" in entry:
                 total.answers += 1
+                if shared is not None:
+                    shared.add(Reply(**entry["reply"]))
         total.unsettled += len(held)
         total.tokens += sum(tokens for tokens, _ in held.values())
         total.usd += sum(usd for _, usd in held.values())
@@ -151,12 +156,8 @@ def totals(folder: Path) -> Totals:
 class Shared:
     """Answers that pairs of other chunks can use too: those about a query alone. The oldest leave first."""
 
-    def __init__(self, folder: Path):
+    def __init__(self):
         self._replies: dict[str, Reply] = {}
-        for path in sorted(folder.glob("*.jsonl")):
-            for entry in read_journal(path):
-                if "reply" in entry:
-                    self.add(Reply(**entry["reply"]))
 
     def add(self, reply: Reply) -> None:
         if reply.step == "knowledge":
@@ -167,7 +168,7 @@ class Shared:
     def get(self, key: str) -> Reply | None:
         """The answer, at no cost to who uses it again."""
         reply = self._replies.get(key)
-        return reply and replace(reply, prompt_tokens=0, completion_tokens=0, usd=0.0)
+        return reply and reply.at_no_cost()
 
 
 class Earlier:
@@ -202,6 +203,14 @@ class Earlier:
             return Reply(**json.loads(file.readline().decode(errors="surrogatepass"))["reply"])
 
 
+def chunked(pairs: Iterator[Pair], size: int) -> Iterator[tuple[int, list[Pair]]]:
+    """Numbered chunks, the same at every start."""
+    number = 0
+    while chunk := list(islice(pairs, size)):
+        yield number, chunk
+        number += 1
+
+
 def part_path(folder: Path, chunk: int) -> Path:
     return folder / f"part-{chunk:06d}.parquet"
 
@@ -215,22 +224,34 @@ def part_is_current(path: Path, stamp: str) -> bool:
 
 def write_part(path: Path, traces: list[Trace], stamp: str) -> None:
     """All traces of a chunk in the order of their pairs, or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(path)
     schema = TRACE_SCHEMA.with_metadata({STAMP: stamp.encode()})
     table = pa.Table.from_pylist([trace.row() for trace in traces], schema=schema)
-    with open(part, "wb") as file:
+    with written_whole(path) as file:
         pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def read_part(path: Path) -> Iterator[Trace]:
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(256):
-            for row in batch.to_pylist():
-                yield Trace.of_row(row)
+    """The traces of a part, a batch in memory at a time. Raises LoreError for one that cannot be read."""
+    for batch in part_batches(path, TRACE_SCHEMA.names):
+        for row in batch.to_pylist():
+            yield Trace.of_row(row)
+
+
+def part_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a part. Raises LoreError for one that cannot be read, or of another version."""
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = [name for name in columns if name not in file.schema_arrow.names]
+            if missing:
+                raise LoreError(
+                    f"{path} has no column {', '.join(missing)}, so it holds no traces of this version. Run its recipe again: "
+                    "what was answered is not asked twice."
+                )
+            yield from file.iter_batches(BATCH_ROWS, columns=columns)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise LoreError(
+            f"{path} cannot be read ({error}). Delete it and run the recipe again: answers are not asked twice."
+        ) from error
 
 
 def trace_parts(run: Path) -> list[Path]:

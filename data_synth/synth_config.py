@@ -180,9 +180,9 @@ class SynthesizeRecipe(BaseRecipe):
         return {role: section for role, section in roles.items() if section is not None}
 
     def input_files(self) -> dict[str, list[str]]:
-        from lore.data_synth.facts import open_facts
+        from lore.data_synth.facts import fact_files
 
-        return {"facts": open_facts(self.facts.path).files} if self.facts else {}
+        return {"facts": list(map(str, fact_files(self.facts.path)))} if self.facts else {}
 
     def reopened(self, folder: RunFolder) -> str | None:
         from lore.data_synth.asking import prompt_texts_hash

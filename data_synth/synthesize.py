@@ -22,11 +22,10 @@ from lore.data_synth.facts import open_facts
 from lore.data_synth.opening import open_teachers
 from lore.data_synth.output import write_set
 from lore.data_synth.progressive import Synthesis
-from lore.data_synth.selection import chunked, selected
-from lore.data_synth.store import Earlier, Journal, Shared, part_is_current, part_path, totals, write_part
+from lore.data_synth.store import Earlier, Journal, Shared, chunked, part_is_current, part_path, totals, write_part
 from lore.data_synth.synth_config import SynthesizeRecipe
 from lore.data_synth.teachers import Work
-from lore.data_synth.trace import STEPS, Trace
+from lore.data_synth.trace import Trace
 from lore.data_synth.verify import Verifier
 from lore.engines import EndpointFailed
 from lore.errors import LoreError
@@ -34,7 +33,7 @@ from lore.fingerprints import files_fingerprint
 from lore.folder import RunFolder, flatten, is_main_process, say, write_atomic
 from lore.pairs import Pair, fingerprint
 from lore.rubric import Rubric, load_rubric
-from lore.sources import materialise
+from lore.sources import labelled, materialise
 
 TICK_SECONDS = 2.0
 
@@ -49,7 +48,8 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
     folder.note(data_fingerprint=data, rubric_hash=rubric.hash)
     facts = open_facts(recipe.facts.path, recipe.facts.top) if recipe.facts else None
     stamp = stamp_of(recipe, rubric, data, files_fingerprint(map(Path, facts.files)) if facts else "")
-    budget = Budget(recipe.budget, spent_before(folder))
+    shared = Shared()
+    budget = Budget(recipe.budget, spent_before(folder, shared))
     earlier = Earlier(recipe.reuse) if recipe.reuse else None
     teacher, captioner, critic = open_teachers(recipe, rubric)
     verifier = Verifier(
@@ -59,13 +59,13 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
         coverage=recipe.coverage,
         max_tokens=recipe.rationale.max_tokens,
         tokenizer=student_tokenizer(recipe),
-        instructions=instructions(recipe, rubric),
+        instructions=Prompts(rubric, recipe.language, recipe.prompts).instructions(),
         photos=recipe.photos != "none",
     )
     synthesis = Synthesis(recipe, rubric, teacher, verifier, captioner, critic, facts)
     error = None
     try:
-        asyncio.run(Pipeline(recipe, folder, path, synthesis, budget, earlier, stamp).run())
+        asyncio.run(Pipeline(recipe, folder, path, synthesis, budget, earlier, shared, stamp).run())
     except (BudgetReached, Unanswered) as unfinished:
         error = unfinished
     finally:
@@ -75,15 +75,17 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
         report(counts, rubric, folder)
     if error is not None:
         raise LoreError(f"{error}\n{counts.pairs:,} pairs have a trace so far; {folder / 'pairs'} holds what was accepted of them.")
-    accepted = sum(counts.accepted.values())
-    summary = {
-        "pairs": sum(counts.given.values()),
-        "accepted": accepted,
-        "tokens": budget.spent.tokens,
-        "usd": round(budget.spent.usd, 6),
-    }
-    prompts = prompt_texts_hash(recipe.language, recipe.prompts)
-    folder.finish(summary | {"seconds": round(budget.seconds, 1), "set": str(folder / "pairs"), "prompts": prompts})
+    folder.finish(
+        {
+            "pairs": counts.pairs,
+            "accepted": sum(counts.accepted.values()),
+            "tokens": budget.spent.tokens,
+            "usd": round(budget.spent.usd, 6),
+            "seconds": round(budget.seconds, 1),
+            "set": str(folder / "pairs"),
+            "prompts": prompt_texts_hash(recipe.language, recipe.prompts),
+        }
+    )
 
 
 def report(counts: Counts, rubric: Rubric, folder: RunFolder) -> None:
@@ -116,11 +118,11 @@ class Pipeline:
         synthesis: Synthesis,
         budget: Budget,
         earlier: Earlier | None,
+        shared: Shared,
         stamp: str,
     ):
         self.recipe, self.folder, self.path, self.synthesis = recipe, folder, path, synthesis
-        self.budget, self.earlier, self.stamp = budget, earlier, stamp
-        self.shared = Shared(folder / "answers")
+        self.budget, self.earlier, self.shared, self.stamp = budget, earlier, shared, stamp
         self.window = asyncio.Semaphore(pairs_at_once(recipe))
         self.stop: Exception | None = None
         self.done = self.accepted = self.unanswered = 0
@@ -131,7 +133,7 @@ class Pipeline:
         ticker = asyncio.create_task(self._tick())
         chunks: list[asyncio.Task] = []
         try:
-            for number, pairs in chunked(selected(self.recipe, self.path), self.recipe.chunk_pairs):
+            for number, pairs in chunked(labelled(self.recipe.data, self.path), self.recipe.chunk_pairs):
                 out = part_path(self.folder / "traces", number)
                 if part_is_current(out, self.stamp):
                     self.done += len(pairs)
@@ -225,12 +227,6 @@ def stamp_of(recipe: SynthesizeRecipe, rubric: Rubric, data: str, facts: str) ->
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
-def instructions(recipe: SynthesizeRecipe, rubric: Rubric) -> tuple[str, ...]:
-    """What every prompt shares, without the rubric's examples: the text that an answer must not copy."""
-    prompts = Prompts(rubric, recipe.language, recipe.prompts)
-    return tuple(prompts.source(step).partition("=== user")[0] for step in STEPS)
-
-
 def student_tokenizer(recipe: SynthesizeRecipe):
     """The tokenizer that counts rationales, where the recipe names one."""
     if recipe.rationale.tokenizer is None:
@@ -242,9 +238,11 @@ def student_tokenizer(recipe: SynthesizeRecipe):
     return getattr(processor, "tokenizer", processor)
 
 
-def spent_before(folder: RunFolder) -> Spent:
-    """What earlier starts took. Requests that were under way when one was killed count at their bound."""
-    total = totals(folder / "answers")
+def spent_before(folder: RunFolder, shared: Shared) -> Spent:
+    """What earlier starts took; what they know of queries goes to `shared`. Requests that were under way when one was killed
+    count at their bound.
+    """
+    total = totals(folder / "answers", shared)
     path = folder / "answers" / "seconds.json"
     seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
     return Spent(total.tokens, total.usd, seconds)

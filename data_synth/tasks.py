@@ -6,6 +6,7 @@ an SFT recipe). The prompt is the step's, without facts; the answer is what the 
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +16,28 @@ import pyarrow.parquet as pq
 from lore.data_synth import knowledge, multimodal, rules
 from lore.data_synth.asking import Prompts
 from lore.data_synth.trace import Evidence, Trace, Wish
+from lore.engines.chat import without_images
 from lore.images import ImageError
 from lore.pairs import Pair
-from lore.parts import part_of
+from lore.parts import written_whole
+from lore.schema import PAIR_SCHEMA
 
-TASKS = ("knowledge", "multimodal", "rules")
 BATCH = 500
 SCHEMA = pa.schema(
     [
         *[(name, pa.string()) for name in ("task", "pair_id", "label", "messages", "completion")],
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        PAIR_SCHEMA.field("image"),
     ]
 )
 
 
 class TaskWriter:
-    """One step's file; it appears when the `with` block ends without an error."""
+    """Rows of one step for an open file."""
 
-    def __init__(self, folder: Path, step: str, prompts: Prompts):
-        self.path, self.step, self.prompts = folder / f"{step}.parquet", step, prompts
+    def __init__(self, file: pq.ParquetWriter, step: str, prompts: Prompts):
+        self.file, self.step, self.prompts = file, step, prompts
         self._rows: list[dict[str, Any]] = []
         self._last_query: str | None = None
-
-    def __enter__(self) -> "TaskWriter":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._part = part_of(self.path)
-        self._writer = pq.ParquetWriter(self._part, SCHEMA, compression="zstd")
-        return self
 
     def write(self, pair: Pair, trace: Trace) -> None:
         """Adds an accepted trace's step. Of neighbours with one query, knowledge takes the first."""
@@ -50,20 +46,20 @@ class TaskWriter:
         self._last_query = pair.query
         self._rows.append(task_row(self.step, pair, trace, self.prompts))
         if len(self._rows) >= BATCH:
-            self._flush()
+            self.flush()
 
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
-        if kind is None:
-            self._part.replace(self.path)
-        else:
-            self._part.unlink(missing_ok=True)
-
-    def _flush(self) -> None:
-        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
+    def flush(self) -> None:
+        self.file.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
         self._rows = []
+
+
+@contextmanager
+def task_file(folder: Path, step: str, prompts: Prompts) -> Iterator[TaskWriter]:
+    """One step's file; it appears when the block ends without an error."""
+    with written_whole(folder / f"{step}.parquet") as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as parquet:
+        writer = TaskWriter(parquet, step, prompts)
+        yield writer
+        writer.flush()
 
 
 def task_row(step: str, pair: Pair, trace: Trace, prompts: Prompts) -> dict[str, Any]:
@@ -89,17 +85,10 @@ def task_row(step: str, pair: Pair, trace: Trace, prompts: Prompts) -> dict[str,
         "task": step,
         "pair_id": pair.pair_id,
         "label": pair.label,
-        "messages": json.dumps([_without_pixels(message) for message in messages], ensure_ascii=False),
+        "messages": json.dumps([without_images(message) for message in messages], ensure_ascii=False),
         "completion": json.dumps(answer, ensure_ascii=False),
         "image": pair.image if photo else None,
     }
-
-
-def _without_pixels(message: dict[str, Any]) -> dict[str, Any]:
-    if isinstance(message["content"], str):
-        return message
-    parts = [{"type": "image"} if part["type"] == "image" else part for part in message["content"]]
-    return {**message, "content": parts}
 
 
 def read_tasks(files: list[Path]) -> Iterator[dict[str, Any]]:

@@ -19,9 +19,11 @@ from lore.data_synth.store import Earlier, Journal, Shared
 from lore.data_synth.synth_config import TeacherSection
 from lore.data_synth.trace import Evidence, Reply, Wish, whole
 from lore.engines import Completion, EndpointFailed, EndpointStopped, Engine, Messages, RequestRefused, Sampling, Usage
+from lore.engines.wire import prompt_bound
 from lore.pairs import Pair
 
 MOST_REFUSED = 20
+PHOTO_TOKENS = 2048  # held for one photo of a model in this process
 
 
 @dataclass
@@ -121,7 +123,7 @@ class ByModel:
         if (other := self._under_way.get(key)) is not None:  # the same query beside another item
             reply = await asyncio.shield(other)
             if key not in work.journal.replies:
-                work.journal.answered(pair.pair_id, replace(reply, prompt_tokens=0, completion_tokens=0, usd=0.0))
+                work.journal.answered(pair.pair_id, reply.at_no_cost())
             return work.journal.known(key, pair.pair_id)
         promise = self._under_way[key] = asyncio.get_running_loop().create_future()
         try:
@@ -180,7 +182,7 @@ class Batched:
         self._runner: asyncio.Task | None = None
 
     async def complete(self, messages: Messages, sampling: Sampling, gate: RequestGate) -> list[Completion]:
-        ticket = await gate.admit(Usage(self._prompt_bound(messages), sampling.max_tokens))
+        ticket = await gate.admit(Usage(prompt_bound(messages, PHOTO_TOKENS), sampling.max_tokens))
         promise = asyncio.get_running_loop().create_future()
         self._waiting.append((messages, sampling, promise))
         if self._runner is None or self._runner.done():
@@ -228,10 +230,3 @@ class Batched:
             if all(isinstance(answer, Exception) for answer in answers):
                 return [error] * len(prompts)
             return answers
-
-    def _prompt_bound(self, messages: Messages) -> int:
-        """Tokens are at most bytes, and the template adds its own."""
-        texts = [message["content"] for message in messages]
-        parts = [[{"type": "text", "text": text}] if isinstance(text, str) else text for text in texts]
-        size = sum(len(part["text"].encode()) for content in parts for part in content if part["type"] == "text")
-        return size + 256 + 2048 * sum(part["type"] == "image" for content in parts for part in content)

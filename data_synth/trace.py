@@ -5,12 +5,13 @@ the rule book makes of it). Merged they are the demands of a Pair, and the codec
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from lore.demand import Demand
+from lore.schema import PAIR_SCHEMA
 
 STEPS = ("knowledge", "caption", "multimodal", "rules", "critic")
 SOURCES = ("title", "attributes", "description", "photo", "none")
@@ -59,6 +60,10 @@ class Reply:
     completion_tokens: int = 0
     usd: float = 0.0
 
+    def at_no_cost(self) -> "Reply":
+        """The same for a pair that another one has paid for."""
+        return replace(self, prompt_tokens=0, completion_tokens=0, usd=0.0)
+
 
 @dataclass(slots=True)
 class Check:
@@ -66,6 +71,11 @@ class Check:
 
     name: str
     why: str = ""
+
+
+def failed_checks(failure: str, checks: list[Check]) -> list[str]:
+    """Names of the checks that an attempt did not pass; `unreadable` where a step failed."""
+    return ["unreadable"] if failure else [check.name for check in checks if check.why]
 
 
 @dataclass(slots=True)
@@ -94,12 +104,11 @@ class Draft:
 
     @property
     def accepted(self) -> bool:
-        return not self.failure and all(not check.why for check in self.checks)
+        return not self.failed
 
     @property
     def failed(self) -> list[str]:
-        """Names of the checks that this attempt did not pass; `unreadable` where a step failed."""
-        return ["unreadable"] if self.failure else [check.name for check in self.checks if check.why]
+        return failed_checks(self.failure, self.checks)
 
 
 @dataclass(slots=True)
@@ -142,8 +151,8 @@ class Trace:
 
     @property
     def failed(self) -> list[str]:
-        """Names of the checks that the kept attempt did not pass."""
-        return ["unreadable"] if self.failure else [check.name for check in self.checks if check.why]
+        """Of the kept attempt."""
+        return failed_checks(self.failure, self.checks)
 
     def row(self) -> dict[str, Any]:
         return asdict(self)
@@ -174,7 +183,7 @@ TRACE_SCHEMA = pa.schema(
         ("rationale", _TEXT),
         ("mismatch", _TEXT),
         ("rules", _TEXTS),
-        ("demands", _struct(**dict.fromkeys(("dimension", "wanted", "found", "source", "rule", "tier"), _TEXT))),
+        PAIR_SCHEMA.field("demands"),
         ("words", _TEXTS),
         ("caption", _TEXT),
         ("facts", _TEXTS),

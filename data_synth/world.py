@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 
 from lore.data_synth.lexicon import load_lexicon
-from lore.data_synth.photos import ACCENT_SHARE, draw_photo
+from lore.data_synth.photos import colour_shares, draw_photo
 from lore.data_synth.shop import HARD_KINDS, Item, Query, Shop
 from lore.data_synth.shop_rules import Fact, judge, worst
 from lore.demand import Demand
@@ -174,11 +174,7 @@ class World:
                 continue
             accent = item.accent if dimension == "colour" else None
             rest = {
-                "colour": {
-                    "share": 1 - ACCENT_SHARE if accent else 1.0,
-                    "accent": accent,
-                    "accent_share": ACCENT_SHARE if accent else 0.0,
-                },
+                "colour": colour_shares(accent),
                 "material": {"share": share},
             }.get(dimension, {})
             if photo and dimension in ("colour", "pattern") and (hide_visible or rng.random() < 0.3):

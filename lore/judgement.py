@@ -26,7 +26,6 @@ from lore.rubric import Rubric
 from lore.verdict import VerdictTokens, verdict_tokens, with_verdict_prefix
 
 __all__ = [
-    "CAPABILITIES",
     "Demand",
     "FormatFailure",
     "Judgement",
@@ -46,9 +45,6 @@ __all__ = [
 ]
 
 CODEC_VERSION = 1
-
-
-CAPABILITIES = ("knowledge", "photos", "rules")
 
 
 def render_demands(demands: list[Demand], leave_out: Collection[str] = ()) -> str:

@@ -1,7 +1,10 @@
 """Files under way: `.name.PID.part` beside the file they become, so that a killed process leaves nothing half written."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def part_of(path: Path) -> Path:
@@ -11,6 +14,21 @@ def part_of(path: Path) -> Path:
         if pid.isdecimal() and not _runs(int(pid)):
             old.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write; it becomes `path` when the block ends, and nothing is left of it where the block raises."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = part_of(path)
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _literal(name: str) -> str:

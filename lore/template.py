@@ -88,16 +88,17 @@ def _name(processor: Any) -> str:
 
 def in_parts(messages: list[Message]) -> list[Message]:
     """Every content as a list of parts: templates of vision-language processors walk over parts and read no strings."""
-    return [{**m, "content": _parts(m)} for m in messages]
+    return [{**m, "content": parts_of(m)} for m in messages]
 
 
-def _parts(message: Message) -> list[dict]:
+def parts_of(message: Message) -> list[dict]:
+    """A message's content as a list of parts, whichever way it is written."""
     content = message["content"]
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _texts(message: Message) -> list[str]:
-    return [part["text"] for part in _parts(message) if part["type"] == "text"]
+    return [part["text"] for part in parts_of(message) if part["type"] == "text"]
 
 
 def fold_system(messages: list[Message]) -> list[Message]:

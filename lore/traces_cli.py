@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -38,7 +38,6 @@ app = typer.Typer(
 
 RUN = typer.Argument(..., help="Run folder of stage synthesize.")
 MAX_SHOWN = 4000  # characters of one text
-BATCH_ROWS = 256
 
 
 @app.command()
@@ -111,8 +110,9 @@ def summary(
 
 
 def _parts(run: Path) -> list[Path]:
-    parts = sorted((run / "traces").glob("part-*.parquet"))
-    if parts:
+    from lore.data_synth.store import trace_parts
+
+    if parts := trace_parts(run):
         return parts
     if not run.is_dir():
         raise LoreError(f"There is no run folder {run}. Name the folder of a run of stage synthesize, such as runs/NAME.")
@@ -124,40 +124,20 @@ def _parts(run: Path) -> list[Path]:
 
 def _traces(parts: list[Path]) -> Iterator[Trace]:
     """All traces in the order of their pairs, a batch in memory at a time."""
-    from lore.data_synth.trace import TRACE_SCHEMA, Trace
+    from lore.data_synth.store import read_part
 
     for part in parts:
-        for batch in _batches(part, TRACE_SCHEMA.names):
-            for row in batch.to_pylist():
-                yield Trace.of_row(row)
-
-
-def _batches(part: Path, columns: list[str]) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(part) as file:
-            missing = [name for name in columns if name not in file.schema_arrow.names]
-            if missing:
-                raise LoreError(
-                    f"{part} has no column {', '.join(missing)}, so it holds no traces of this version. Run its recipe again: "
-                    "what was answered is not asked twice."
-                )
-            yield from file.iter_batches(BATCH_ROWS, columns=columns)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise LoreError(
-            f"{part} cannot be read ({error}). Delete it and run the recipe again: answers are not asked twice."
-        ) from error
+        yield from read_part(part)
 
 
 def _need(option: str, wanted: str, column: str, parts: list[Path]) -> None:
     """Raises LoreError with the nearest name where no trace has this one."""
+    from lore.data_synth.store import part_batches
     from lore.sources.reading import nearest
 
     known = {"unreadable": None} if column == "checks" else {}
     for part in parts:
-        for batch in _batches(part, [column]):
+        for batch in part_batches(part, [column]):
             values = batch.column(column)
             if column != "label":
                 values = values.flatten()

@@ -5,59 +5,28 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from openai_server import error, reply, serve
+from synthesis_for_tests import MODEL, endpoint, make_shop, traces_of, write_recipe
 from teacher_server import ShopServer, misbehaving, step_of
 
-from lore.data_synth.store import read_part, totals, trace_parts
+from lore.data_synth.store import totals, trace_parts
 from lore.data_synth.world import World
-from lore.data_synth.world_stage import write_extras, write_pairs
+from lore.data_synth.world_stage import write_pairs
 from lore.errors import LoreError
 from lore.folder import RunFolder
 from lore.pairs import read_pairs
 from lore.run import run_recipe
 
-MODEL = "program"
-
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """Folder of a small shop: pairs/train.parquet, facts.jsonl."""
-    folder = tmp_path_factory.mktemp("shop")
-    world = World(11)
-    write_pairs(world, "train", 96, folder / "pairs" / "train.parquet")
-    write_extras(world, folder, 0, 4)
-    return folder
+    return make_shop(tmp_path_factory.mktemp("shop"), 96)
 
 
 @pytest.fixture
 def recipe(shop, runs, tmp_path):
     """recipe(run="a", teacher={...}, **more) writes a recipe and returns its path."""
-
-    def write(run="synth", **more):
-        body = {
-            "stage": "synthesize",
-            "run": run,
-            "data": {"path": str(shop / "pairs"), "rubric": "shop", "split": "train"},
-            "teacher": {"kind": "program", "program": "shop"},
-            "facts": {"path": str(shop / "facts.jsonl")},
-            "attempts": {"hint": "never"},
-            "chunk_pairs": 20,
-        }
-        path = tmp_path / f"{run}.yaml"
-        path.write_text(yaml.safe_dump({**body, **more}), encoding="utf-8")
-        return path
-
-    return write
-
-
-def endpoint(server, **more):
-    section = {"url": server.url, "model": MODEL, "timeout_seconds": 20.0, "max_concurrency": 8, "max_down_seconds": 10.0}
-    return {"kind": "endpoint", "endpoint": section | more.pop("endpoint", {}), "temperature": 0.0} | more
-
-
-def traces_of(folder):
-    return [trace for part in trace_parts(folder.path) for trace in read_part(part)]
+    return lambda run="synth", **more: write_recipe(tmp_path, run, shop, **more)
 
 
 def test_the_programs_set_trains_and_loads(recipe, shop):

@@ -6,30 +6,24 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
+import synthesis_for_tests
 import yaml
 from openai_server import error, reply, serve
+from synthesis_for_tests import MODEL, make_shop, traces_of, write_recipe
 from teacher_server import ShopServer, step_of
 
 from lore.data_synth.budget import Budget, RequestGate, Spent
-from lore.data_synth.store import Journal, read_part, trace_parts
+from lore.data_synth.store import Journal
 from lore.data_synth.synth_config import BudgetSection
-from lore.data_synth.world import World
-from lore.data_synth.world_stage import write_extras, write_pairs
 from lore.engines import Usage
 from lore.errors import LoreError
 from lore.pairs import PairWriter, read_pairs
 from lore.run import run_recipe
 
-MODEL = "program"
-
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shop")
-    world = World(11)
-    write_pairs(world, "train", 24, folder / "pairs" / "train.parquet")
-    write_extras(world, folder, 0, 4)
-    return folder
+    return make_shop(tmp_path_factory.mktemp("shop"), 24)
 
 
 @pytest.fixture
@@ -43,29 +37,14 @@ def recipe(shop, runs, tmp_path):
             with PairWriter(data["path"]) as writer:
                 for pair in read_pairs(shop / "pairs"):
                     writer.write(change(pair))
-        body = {
-            "stage": "synthesize",
-            "run": run,
-            "data": data,
-            "teacher": {"kind": "program", "program": "shop"},
-            "facts": {"path": str(shop / "facts.jsonl")},
-            "attempts": {"hint": "never"},
-            "chunk_pairs": 10,
-        }
-        path = tmp_path / f"{run}.yaml"
-        path.write_text(yaml.safe_dump({**body, **more}), encoding="utf-8")
-        return path
+        return write_recipe(tmp_path, run, shop, **{"data": data, "chunk_pairs": 10, **more})
 
     return write
 
 
 def endpoint(server, **more):
-    section = {"url": server.url, "model": MODEL, "timeout_seconds": 20.0, "max_concurrency": 4, "max_down_seconds": 5.0}
-    return {"kind": "endpoint", "endpoint": section | more.pop("endpoint", {}), "temperature": 0.0} | more
-
-
-def traces_of(folder):
-    return [trace for part in trace_parts(folder.path) for trace in read_part(part)]
+    quick = {"max_concurrency": 4, "max_down_seconds": 5.0} | more.pop("endpoint", {})
+    return synthesis_for_tests.endpoint(server, endpoint=quick, **more)
 
 
 def test_a_budget_that_ends_before_the_first_chunk_says_so(recipe):

@@ -8,7 +8,6 @@ from lore.data_synth.matching import content_words, missing_words, pieces
 from lore.data_synth.multimodal import read as read_multimodal
 from lore.data_synth.rules import read as read_rules
 from lore.data_synth.synth_config import CHECKS
-from lore.data_synth.synthesize import instructions
 from lore.data_synth.trace import STEPS, Draft, Evidence, Ruling, Unreadable, Wish, json_objects
 from lore.data_synth.verify import ALL, Verifier
 from lore.judgement import Demand, render_demands
@@ -47,8 +46,7 @@ def draft(**changes) -> Draft:
 
 
 def failing(made: Draft, pair: Pair = PAIR, **options) -> dict[str, str]:
-    prompts = tuple(Prompts(RUBRIC).source(step).partition("=== user")[0] for step in STEPS)
-    verifier = Verifier(list(CHECKS), RUBRIC, **{"instructions": prompts, **options})
+    verifier = Verifier(list(CHECKS), RUBRIC, **{"instructions": Prompts(RUBRIC).instructions(), **options})
     return {check.name: check.why for check in verifier.check(made, pair) if check.why}
 
 
@@ -259,13 +257,8 @@ def test_json_objects_are_found_in_any_text():
     assert json_objects('a {"x": 1} b {"y": {"z": 2}} {broken') == [{"x": 1}, {"y": {"z": 2}}]
 
 
-def test_instructions_are_those_of_the_recipe(tmp_path):
-    from lore.data_synth.synth_config import SynthesizeRecipe
-
-    recipe = SynthesizeRecipe(
-        run="a", data={"path": "x", "rubric": "shop"}, teacher={"kind": "program", "program": "shop"}, language="zh"
-    )
-    texts = instructions(recipe, RUBRIC)
+def test_instructions_are_those_of_the_language():
+    texts = Prompts(RUBRIC, "zh").instructions()
     assert len(texts) == len(STEPS) and all("<query>{{" not in text for text in texts)
 
 

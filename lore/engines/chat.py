@@ -26,7 +26,7 @@ def prompt_text(processor: Any, messages: list[dict]) -> tuple[str, list]:
         for part in message["content"]
         if part["type"] == "image"
     ]
-    return template_text(processor, [_without_images(message) for message in messages]) + begun, images
+    return template_text(processor, [without_images(message) for message in messages]) + begun, images
 
 
 def open_photo(image: Any, fmt: PromptFormat, processor: Any) -> Any:
@@ -75,6 +75,13 @@ def image_tokens(processor: Any, image: Any) -> int:
     return known[image.size]
 
 
+def at_verdict(messages: list[dict], prefix: str) -> list[dict]:
+    """`messages` up to where the tier is decided: a begun answer as it is, else behind the opening of a verdict."""
+    if messages[-1]["role"] == "assistant":
+        return messages
+    return [*messages, {"role": "assistant", "content": prefix}]
+
+
 def turn_end(processor: Any) -> str:
     """What follows an answer in the chat template: the token that ends the turn.
 
@@ -101,7 +108,8 @@ def stop_ids(processor: Any, known: set[int]) -> list[int]:
     return sorted(known | {end} | ({tokenizer.eos_token_id} - {None}))
 
 
-def _without_images(message):
+def without_images(message: dict) -> dict:
+    """The message with a placeholder for each photo, as chat templates want it."""
     if isinstance(message["content"], str):
         return message
     parts = [{"type": "image"} if part["type"] == "image" else part for part in message["content"]]

@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from lore.engines import Completion, Messages, Sampling
-from lore.engines.chat import image_tokens, prompt_text, stop_ids
+from lore.engines.chat import at_verdict, image_tokens, prompt_text, stop_ids
 from lore.engines.loading import default_device, load_model, load_processor
 from lore.judgement import verdict_tokens
 from lore.recipe import ModelSection
@@ -60,7 +60,7 @@ class TransformersEngine:
     def score(self, prompts: list[Messages]) -> np.ndarray:
         """See Engine.score."""
         out = np.zeros((len(prompts), len(self.verdict.tier_ids)), dtype=np.float64)
-        texts = [prompt_text(self.processor, self._at_verdict(messages)) for messages in prompts]
+        texts = [prompt_text(self.processor, at_verdict(messages, self.verdict.prefix_text)) for messages in prompts]
         for indices in self._batches(texts):
             inputs = self._inputs([texts[i] for i in indices])
             logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
@@ -82,11 +82,6 @@ class TransformersEngine:
             yield config
         finally:
             inner.generation_config = own
-
-    def _at_verdict(self, messages):
-        if messages[-1]["role"] == "assistant":
-            return messages
-        return [*messages, {"role": "assistant", "content": self.verdict.prefix_text}]
 
     def _completion(self, ids: list[int], prompt_tokens: int = 0) -> Completion:
         end = next((i for i, token in enumerate(ids) if token in self._stop_ids), None)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lore.engines import Completion, Messages, Sampling
-from lore.engines.chat import image_tokens, prompt_text, stop_ids
+from lore.engines.chat import at_verdict, image_tokens, prompt_text, stop_ids
 from lore.engines.config import VllmSection
 from lore.engines.loading import default_device, known_stops, load_config, load_processor, resolve_dtype
 from lore.errors import LoreError
@@ -82,7 +82,7 @@ class VllmEngine:
 
         ids = list(self.verdict.tier_ids)
         params = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=ids, detokenize=False)
-        begun = [self._at_verdict(messages) for messages in prompts]
+        begun = [at_verdict(messages, self.verdict.prefix_text) for messages in prompts]
         logs = np.zeros((len(prompts), len(ids)))
         for row, result in enumerate(self._ask(begun, [params] * len(begun))):
             listed = result.outputs[0].logprobs[0]
@@ -119,11 +119,6 @@ class VllmEngine:
                 "Raise max_model_tokens, or lower prompt.max_prompt_tokens or prompt.max_photo_pixels."
             )
         return {"prompt": text, "multi_modal_data": {"image": images}} if images else {"prompt_token_ids": ids}
-
-    def _at_verdict(self, messages: Messages) -> Messages:
-        if messages[-1]["role"] == "assistant":
-            return messages
-        return [*messages, {"role": "assistant", "content": self.verdict.prefix_text}]
 
     def _completion(self, result: Any, row: Any) -> Completion:
         ids = list(row.token_ids)

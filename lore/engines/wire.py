@@ -14,6 +14,7 @@ from typing import Any
 from lore.engines import Completion, Messages, RequestRefused, Sampling, Usage
 from lore.engines.chat import visible
 from lore.engines.config import EndpointSection
+from lore.template import parts_of
 
 TEMPLATE_TOKENS = 512
 """More than any chat template adds by itself, a default system prompt included."""
@@ -85,14 +86,16 @@ def request_body(section: EndpointSection, messages: Messages, sampling: Samplin
 
 
 def bound_of(section: EndpointSection, messages: Messages, sampling: Sampling, n: int) -> Usage:
-    """At most what a request takes. A token stands for at least one byte of UTF-8."""
-    prompt = TEMPLATE_TOKENS
-    for message in messages:
-        parts = _parts(message)
-        texts = [part["text"] for part in parts if part["type"] == "text"]
-        photos = sum(part["type"] == "image" for part in parts)
-        prompt += MESSAGE_TOKENS + sum(len(text.encode()) for text in texts) + photos * section.max_image_tokens
-    return Usage(prompt, n * sampling.max_tokens)
+    """At most what a request takes."""
+    return Usage(prompt_bound(messages, section.max_image_tokens), n * sampling.max_tokens)
+
+
+def prompt_bound(messages: Messages, max_image_tokens: int) -> int:
+    """Tokens of a prompt at most. A token stands for at least one byte of UTF-8."""
+    parts = [part for message in messages for part in parts_of(message)]
+    texts = sum(len(part["text"].encode()) for part in parts if part["type"] == "text")
+    photos = sum(part["type"] == "image" for part in parts)
+    return TEMPLATE_TOKENS + MESSAGE_TOKENS * len(messages) + texts + photos * max_image_tokens
 
 
 def reply_usage(reply: dict[str, Any]) -> Usage | None:
@@ -190,11 +193,6 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
     if isinstance(message["content"], str):
         return message
     return {**message, "content": [_part(part) for part in message["content"]]}
-
-
-def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
-    content = message["content"]
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _part(part: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,7 @@ from lore.errors import LoreError
 
 if TYPE_CHECKING:
     from lore.rejected import Rejection
+    from lore.schema import Pair
 
 SOURCES = ("crowdflower", "homedepot", "wands", "esci", "rair", "table")
 IMPORT_VERSION = "2"
@@ -105,6 +107,16 @@ def missing_data(section: Any) -> str | None:
     except LoreError as error:
         return " ".join(str(error).split())
     return None
+
+
+def labelled(section: Any, path: str | Path) -> "Iterator[Pair]":
+    """The pairs of a data section that have a label, in file order; path: of `materialise`. section: .split .slices .limit"""
+    from lore.pairs import read_pairs
+
+    wanted = set(section.slices or [])
+    pairs = read_pairs(path, split=section.split)
+    chosen = (pair for pair in pairs if pair.label is not None and (not wanted or wanted & set(pair.slices)))
+    return islice(chosen, section.limit)
 
 
 def materialise(section: Any, folder: Any) -> Path:

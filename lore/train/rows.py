@@ -65,9 +65,8 @@ def sft_row(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> di
     refuses is left out and the row says so; one that cannot be read is an ImageError.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
-    vision = takes_photos(processor, fmt)
     shown, refused = None, False
-    if vision and pair.image:
+    if takes_photos(processor, fmt) and pair.image:
         try:
             shown = open_photo(pair.image, fmt, processor)
         except ImageError as error:
@@ -78,41 +77,41 @@ def sft_row(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> di
     prompt, images = prompt_text(processor, messages)
     answer = render_answer(gold(pair), rubric, fmt, tokenizer=tokenizer) + turn_end(processor)
     cut = whole_text(pair, fmt, tokenizer, photo=bool(images)) != user_text(messages)
+    ends = {"tier": pair.label, "pair_id": pair.pair_id, "cut": cut, "reasoned": "<reason>" in answer}
+    return _row(prompt, answer, images, pair.image, processor, fmt, ends, refused=refused)
+
+
+def _row(
+    prompt: str,
+    answer: str,
+    shown: list,
+    stored: Any,
+    processor: Any,
+    fmt: PromptFormat,
+    ends: dict[str, Any],
+    *,
+    refused: bool = False,
+) -> dict[str, Any]:
+    """A row of either schema. shown: the photos in the prompt; stored: the one that is kept for the collator."""
+    tokenizer = getattr(processor, "tokenizer", processor)
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    ends = {"tier": pair.label, "pair_id": pair.pair_id, "cut": cut, "reasoned": "<reason>" in answer}
-    if not vision:
+    if not takes_photos(processor, fmt):
         ids = prompt_ids + answer_ids
         return {"input_ids": ids, "labels": [IGNORE] * len(prompt_ids) + answer_ids, "length": len(ids), **ends}
-    prompt_length = len(prompt_ids) + sum(image_tokens(processor, image) for image in images)
-    return {
-        "prompt": prompt,
-        "completion": answer,
-        "images": [pair.image] if images else [],
-        "length": prompt_length + len(answer_ids),
-        "prompt_length": prompt_length,
-        **ends,
-        "photo_refused": refused,
-    }
+    prompt_length = len(prompt_ids) + sum(image_tokens(processor, image) for image in shown)
+    images = [stored] if shown else []
+    lengths = {"length": prompt_length + len(answer_ids), "prompt_length": prompt_length}
+    return {"prompt": prompt, "completion": answer, "images": images, **lengths, **ends, "photo_refused": refused}
 
 
 def task_row(task: dict[str, Any], fmt: PromptFormat, processor: Any) -> dict[str, Any]:
     """The row of a step that is a task of its own (lore.data_synth.tasks). A model that is shown no photo gets the texts alone."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    vision = takes_photos(processor, fmt)
-    shown = open_photo(task["image"], fmt, processor) if vision and task["image"] else None
+    shown = open_photo(task["image"], fmt, processor) if takes_photos(processor, fmt) and task["image"] else None
     messages = [{**message, "content": _content(message["content"], shown)} for message in task["messages"]]
     prompt, images = prompt_text(processor, messages)
-    answer = task["completion"] + turn_end(processor)
-    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
     ends = {"tier": task["label"], "pair_id": f"{task['pair_id']}/{task['task']}", "cut": False, "reasoned": False}
-    if not vision:
-        ids = prompt_ids + answer_ids
-        return {"input_ids": ids, "labels": [IGNORE] * len(prompt_ids) + answer_ids, "length": len(ids), **ends}
-    prompt_length = len(prompt_ids) + sum(image_tokens(processor, image) for image in images)
-    row = {"prompt": prompt, "completion": answer, "images": [task["image"]] if images else [], "prompt_length": prompt_length}
-    return {**row, "length": prompt_length + len(answer_ids), **ends, "photo_refused": False}
+    return _row(prompt, task["completion"] + turn_end(processor), images, task["image"], processor, fmt, ends)
 
 
 def _content(content: str | list[dict], shown: Any) -> str | list[dict]:

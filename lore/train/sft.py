@@ -7,7 +7,7 @@ stops the run) and its random order (rows come in a fixed order, so one process 
     accelerate launch recipes/quickstart/sft.yaml
 """
 
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ from lore.fingerprints import template_fingerprint
 from lore.folder import RunFolder, is_main_process, say
 from lore.judgement import PromptFormat, renderer_hash
 from lore.launch import main_process_checks, world_size
-from lore.pairs import fingerprint, read_pairs
+from lore.pairs import fingerprint
 from lore.progress import track
 from lore.rejected import RejectedWriter
 from lore.rubric import load_rubric
-from lore.sources import materialise
+from lore.sources import labelled, materialise
 from lore.train.collate import PhotoCollator
 from lore.train.config import SFTRecipe
 from lore.train.flatten import check_flattening
@@ -141,14 +141,8 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, rubric: Any, fmt: PromptForm
 
 
 def _labelled(recipe, pairs, rubric, fmt, processor, rejected):
-    wanted = set(recipe.data.slices or [])
-    selected = (
-        pair
-        for pair in read_pairs(pairs, split=recipe.data.split)
-        if pair.label is not None and (not wanted or wanted & set(pair.slices))
-    )
     first, kept = None, 0
-    for number, pair in enumerate(track(islice(selected, recipe.data.limit), "rendering pairs"), 1):
+    for number, pair in enumerate(track(labelled(recipe.data, pairs), "rendering pairs"), 1):
         try:
             row = sft_row(pair, rubric, fmt, processor)
         except LoreError as error:

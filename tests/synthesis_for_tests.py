@@ -1,0 +1,47 @@
+"""What the tests of the stage synthesize share: a small shop, a recipe over it, a teacher behind a server, a run's traces."""
+
+from pathlib import Path
+
+import yaml
+
+from lore.data_synth.store import read_part, trace_parts
+from lore.data_synth.trace import Trace
+from lore.data_synth.world import World
+from lore.data_synth.world_stage import write_extras, write_pairs
+from lore.folder import RunFolder
+
+MODEL = "program"
+
+
+def make_shop(folder: Path, pairs: int) -> Path:
+    """pairs/train.parquet and facts.jsonl in `folder`."""
+    world = World(11)
+    write_pairs(world, "train", pairs, folder / "pairs" / "train.parquet")
+    write_extras(world, folder, 0, 4)
+    return folder
+
+
+def write_recipe(folder: Path, run: str, shop: Path, **more) -> Path:
+    """A recipe with the shop's program as teacher; `more` replaces its keys."""
+    body = {
+        "stage": "synthesize",
+        "run": run,
+        "data": {"path": str(shop / "pairs"), "rubric": "shop", "split": "train"},
+        "teacher": {"kind": "program", "program": "shop"},
+        "facts": {"path": str(shop / "facts.jsonl")},
+        "attempts": {"hint": "never"},
+        "chunk_pairs": 20,
+    }
+    path = folder / f"{run}.yaml"
+    path.write_text(yaml.safe_dump({**body, **more}), encoding="utf-8")
+    return path
+
+
+def endpoint(server, **more) -> dict:
+    """A teacher section for a server of tests/openai_server.py; `endpoint` in `more` replaces keys of the inner section."""
+    section = {"url": server.url, "model": MODEL, "timeout_seconds": 20.0, "max_concurrency": 8, "max_down_seconds": 10.0}
+    return {"kind": "endpoint", "endpoint": section | more.pop("endpoint", {}), "temperature": 0.0} | more
+
+
+def traces_of(folder: RunFolder) -> list[Trace]:
+    return [trace for part in trace_parts(folder.path) for trace in read_part(part)]
