@@ -91,6 +91,7 @@ class ByModel:
     _under_way: dict[str, asyncio.Future] = field(default_factory=dict)
     _refused: int = 0
     """Prompts refused in a row."""
+    _gave_up: EndpointStopped | None = None
 
     @property
     def repeats(self) -> bool:
@@ -159,11 +160,12 @@ class ByModel:
             self._refused += 1
             if self._refused < MOST_REFUSED:
                 raise
-            raise EndpointStopped(
+            self._gave_up = self._gave_up or EndpointStopped(
                 f"{self._refused} prompts in a row were refused, the last one so: {error}\n"
                 "What was stored is kept. Correct what is refused (a field of endpoint.extra, the temperature, a prompt too long), "
                 "then run the same command again."
-            ) from error
+            )
+            raise self._gave_up from error
         self._refused = 0
         return answer
 
