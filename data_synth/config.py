@@ -7,6 +7,9 @@ from pydantic import Field
 
 from lore.recipe import BaseRecipe, Conflict, DataSection
 
+SEALED_SEEDS = frozenset(range(7000, 7100))
+"""Seeds of benchmarks alone: no recipe makes training pairs of them."""
+
 
 class WorldRecipe(BaseRecipe):
     """The embedded shop, written as pairs, search log, fact table and a corpus for a base model."""
@@ -30,6 +33,11 @@ class WorldRecipe(BaseRecipe):
     """Share of the training pairs with a wrong label, marked by the slice noise:label; gold demands and reasoning stay true."""
     corpus: int = Field(20000, ge=0)
     """Texts for a base model: catalogue entries and captions, search log, rule book."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.seed in SEALED_SEEDS:
+            expected = f"another seed: {min(SEALED_SEEDS)} to {max(SEALED_SEEDS)} are sealed for benchmarks, which must stay unseen"
+            yield Conflict(("seed",), str(self.seed), expected)
 
     def derived(self) -> dict[str, Any]:
         return {"pairs": sum(self.pairs.values()), "files": [f"{split}.parquet" for split in self.pairs]}

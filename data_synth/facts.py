@@ -22,6 +22,7 @@ from lore.neutralise import neutralise
 from lore.rejected import Rejection, shown_value
 from lore.sources.delimited import csv_records
 from lore.sources.reading import is_utf8, jsonl_records, nearest, parquet_records
+from lore.terms import MARKS, UNSPACED, content_terms
 
 TABLES = (".jsonl", ".csv", ".parquet")
 TEXTS = (".txt", ".md")
@@ -32,13 +33,7 @@ MAX_PASSAGE = 600  # characters of a passage, and of a fact's text
 MAX_LOOKED_UP = 20_000  # characters of a text that facts are looked up for
 MAX_TERMS = 256  # different words of it that passages are ranked by
 
-# Written without spaces between words: Han, kana, Thai, Lao, Burmese, Khmer.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u065f\u0900-\u0dff"  # combining marks, which are part of their word
-_PIECES = re.compile(rf"[{_UNSPACED}]|(?:[^\W{_UNSPACED}]|[{_MARKS}])+|[^\s\w]")
-_WORDS = re.compile(rf"[{_UNSPACED}]+|(?:[^\W{_UNSPACED}]|[{_MARKS}])+")
-_IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
-_PARTICLES = frozenset("的了吗呢吧啊着の")  # a pair of characters with one of them says nothing
+_PIECES = re.compile(rf"[{UNSPACED}]|(?:[^\W{UNSPACED}]|[{MARKS}])+|[^\s\w]")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|[。！？；]")
 
 
@@ -150,11 +145,10 @@ class Passages:
         import bm25s
 
         self.files, self.top = [str(file) for file in files], top
-        self._stop = frozenset(bm25s.stopwords.STOPWORDS_EN)
         self._passages = list(dict.fromkeys(_bounded(passages, "passages")))
         self._vocabulary: dict[str, int] = {}
         known = self._vocabulary
-        ids = [[known.setdefault(term, len(known)) for term in self._terms(text)] for text in self._passages]
+        ids = [[known.setdefault(term, len(known)) for term in content_terms(text)] for text in self._passages]
         if not known:
             raise LoreError(f"facts: {self.files[0]} holds no passage with a word to look for. Give texts with words, or no facts.")
         self._index = bm25s.BM25()
@@ -165,7 +159,7 @@ class Passages:
 
     def about(self, query: str, item_text: str = "") -> list[Fact]:
         """The best passages that share a content word with query or item, at most `top`."""
-        terms = dict.fromkeys(self._terms(f"{query}\n{item_text}"[:MAX_LOOKED_UP]))
+        terms = dict.fromkeys(content_terms(f"{query}\n{item_text}"[:MAX_LOOKED_UP]))
         ids = [self._vocabulary[term] for term in terms if term in self._vocabulary][:MAX_TERMS]
         if not ids:
             return []
@@ -175,17 +169,6 @@ class Passages:
             found = found[scores[found] >= np.partition(scores[found], -self.top)[-self.top]]
         best = found[np.argsort(-scores[found], kind="stable")][: self.top]
         return [Fact(self._passages[index]) for index in best]
-
-    def _terms(self, text: str) -> list[str]:
-        """Content words: no stop words, no single letters and no short numbers, which nearly every passage holds."""
-        terms = []
-        for word in _WORDS.findall(normalise(text)):
-            if _IS_UNSPACED.match(word):
-                pairs = [word[at : at + 2] for at in range(len(word) - 1)] or [word]
-                terms += [pair for pair in pairs if _PARTICLES.isdisjoint(pair)]
-            elif word not in self._stop and len(word) > (2 if word.isdecimal() else 1):
-                terms.append(word)
-        return terms
 
 
 def paragraphs(text: str) -> Iterator[str]:

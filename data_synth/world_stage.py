@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from lore.data_synth.config import WorldRecipe
+from lore.data_synth.config import SEALED_SEEDS, WorldRecipe
 from lore.data_synth.corpus import END, START, Pieces, with_spans, write_corpus
 from lore.data_synth.shop_rules import Fact, found_text, wanted_text
 from lore.data_synth.world import ITEMS_PER_QUERY, World
@@ -65,6 +65,11 @@ def write_world(
     corpus: int = 20000,
 ) -> None:
     """`pairs` pairs over train (90 %), dev (3 %) and test (7 %), and the extras, in folder `out`: pairs in pairs/."""
+    if seed in SEALED_SEEDS:
+        raise LoreError(
+            f"Seed {seed} is one of those ({min(SEALED_SEEDS)} to {max(SEALED_SEEDS)}) that benchmarks keep for themselves: "
+            "their pairs must stay unseen in training. Choose another seed."
+        )
     out, world = Path(out), World(seed, language, prior, photos=photos)  # first: bad arguments must not name the folder
     out.mkdir(parents=True, exist_ok=True)
     _same_arguments(

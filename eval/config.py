@@ -4,83 +4,21 @@ import re
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
-from lore.recipe import BaseRecipe, Conflict, DataSection, ModelSection, PromptSection, StrictModel
+from lore.eval.benchmark import with_benchmark
+from lore.eval.sections import (
+    CapabilitySection,
+    JudgeSection,
+    MetricsSection,
+    ReportSection,
+    RobustnessSection,
+    SamplingSection,
+)
+from lore.recipe import BaseRecipe, Conflict, DataSection, PromptSection
+from lore.recipe_file import nearest
 
 JUDGE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._+-]{0,47}$")
-NEEDS = {"model": "model", "predictions": "predictions"}
-
-
-class JudgeSection(StrictModel):
-    """One row of the table. order, detail and photo replace the recipe's prompt for this judge alone."""
-
-    kind: Literal["model", "predictions", "lexical", "majority"] = "model"
-    """model: asked now; predictions: verdicts read from a file; lexical, majority: the baselines."""
-    model: ModelSection | None = None
-    """The model to ask, for kind: model."""
-    order: Literal["reason_first", "answer_first", "answer_only"] | None = None
-    """Answer order of this judge."""
-    detail: Literal["full", "tiers", "name"] | None = None
-    """How much of the rubric this judge is shown."""
-    photo: bool | None = None
-    """false asks this judge without the photo."""
-    explain: bool = False
-    """answer_first: also write the reason (slower; the verdict is then read from the answer, not from the scores
-    alone)."""
-    predictions: str | None = None
-    """For kind: predictions, a parquet, jsonl or csv file with pair_id, tier and, where known, p_<tier>."""
-    predictions_judge: str | None = None
-    """Which judge of the file, where its column `judge` names several."""
-
-    def input_files(self) -> dict[str, list[str]]:
-        return {"predictions": [self.predictions]} if self.predictions else {}
-
-    def conflicts(self) -> Iterator[Conflict]:
-        for key, kind in NEEDS.items():
-            value = getattr(self, key)
-            if self.kind == kind and value is None:
-                yield Conflict((key,), "nothing", f"a value: kind is {kind}")
-            elif self.kind != kind and value is not None:
-                yield Conflict((key, "kind"), f"a value for {key} and kind {self.kind}", f"kind: {kind}, or no {key}")
-        if self.model is not None and self.model.lora is not None:
-            yield Conflict(
-                ("model.lora",),
-                "a new LoRA to train",
-                "nothing: evaluation trains no adapter; a trained one is model.adapter",
-            )
-
-
-class SamplingSection(StrictModel):
-    max_tokens: int = Field(256, ge=1)
-    """Longest answer; a longer one is cut and counts as a format failure."""
-    temperature: float = Field(0.0, ge=0)
-    """0 takes the most probable token."""
-
-
-class MetricsSection(StrictModel):
-    bootstrap_samples: int = Field(1000, ge=0)
-    """Resamples of the queries behind every 95 % interval; 0 gives no intervals."""
-    calibrate_on: str | None = "dev"
-    """Split on which each judge's temperature is fitted; it is never the tested one. none: no calibration."""
-    label_weights: bool = False
-    """Count each pair by its label_weight instead of once."""
-    prior: dict[str, float] | None = None
-    """Shares of the tiers in real traffic; every metric is reported a second time under them."""
-
-    @field_validator("prior")
-    @classmethod
-    def _shares(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        if value is not None and (any(share < 0 for share in value.values()) or sum(value.values()) <= 0):
-            raise ValueError("weights of the tiers, none negative and not all zero")
-        return value
-
-
-class ReportSection(StrictModel):
-    mistakes: int = Field(8, ge=0, le=50)
-    """Most confident and most distant mistakes shown, of each kind, per judge."""
-    thumbnail_pixels: int = Field(160, ge=32, le=320)
-    """Longest side of a photo in the report."""
 
 
 class RairRecipe(BaseRecipe):
@@ -91,6 +29,9 @@ class RairRecipe(BaseRecipe):
     )
 
     stage: Literal["rair"] = "rair"
+    benchmark: str | None = None
+    """Name of a definition in eval/benchmarks, or path of a file like them: data, prompt, slices and metrics where this
+    recipe does not give its own."""
     data: DataSection
     """The tested pairs; data.split defaults to test."""
     prompt: PromptSection
@@ -100,10 +41,16 @@ class RairRecipe(BaseRecipe):
     """Rows trained on the spot, on train_split."""
     train_split: str = "train"
     """Split the baselines are trained on."""
+    train_path: str | None = None
+    """Pairs the baselines are trained on; none: those of data.path."""
     slices: list[str] | None = None
     """Slices with a table of their own; none: every slice, the most frequent ones first."""
     metrics: MetricsSection = MetricsSection()
     sampling: SamplingSection = SamplingSection()
+    robustness: RobustnessSection | None = None
+    """Injections, harmless rewrites and shuffles; none: not asked."""
+    capability: CapabilitySection | None = None
+    """Knowledge, photo and rules by themselves; none: not asked."""
     report: ReportSection = ReportSection()
     batch_tokens: int = Field(16384, ge=64)
     """Tokens of one forward pass, padding included."""
@@ -115,6 +62,11 @@ class RairRecipe(BaseRecipe):
     """The same for the pairs that the temperature is fitted on."""
     train_limit: int | None = Field(50_000, ge=1)
     """The same for the pairs that the baselines are trained on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_benchmark(cls, value: Any) -> Any:
+        return with_benchmark(value)
 
     @property
     def test_split(self) -> str:
@@ -129,6 +81,10 @@ class RairRecipe(BaseRecipe):
             if kind in self.baselines and kind not in named
         }
 
+    def asked(self) -> dict[str, JudgeSection]:
+        """The judges that are asked in this run, by model or through a server."""
+        return {name: judge for name, judge in self.judges.items() if judge.kind in ("model", "endpoint")}
+
     def conflicts(self) -> Iterator[Conflict]:
         for name, judge in self.judges.items():
             if not JUDGE_NAME.match(name):
@@ -137,7 +93,7 @@ class RairRecipe(BaseRecipe):
                     "that name",
                     "letters, digits, spaces, . _ + - and at most 48 of them: it names a folder",
                 )
-            if judge.kind in ("model", "predictions") and name in self.baselines:
+            if judge.kind in ("model", "endpoint", "predictions") and name in self.baselines:
                 yield Conflict(
                     (f"judges.{name}", "baselines"), f"a judge and a baseline both called {name}", "two names"
                 )
@@ -154,8 +110,18 @@ class RairRecipe(BaseRecipe):
             )
         if not self.judges and not self.baselines:
             yield Conflict(("judges", "baselines"), "nothing to score", "at least one judge or baseline")
+        for key, section in (("robustness", self.robustness), ("capability", self.capability)):
+            for name in section.judges or [] if section else []:
+                if name not in self.asked():
+                    known = list(self.asked())
+                    yield Conflict(
+                        (f"{key}.judges",),
+                        name,
+                        f"a judge that is asked now: {', '.join(known) or 'there is none'}",
+                        nearest(name, known),
+                    )
         for key, split in (("metrics.calibrate_on", self.metrics.calibrate_on), ("train_split", self.train_split)):
-            if split == self.test_split:
+            if split == self.test_split and not (key == "train_split" and self.train_path):
                 yield Conflict(
                     (key, "data.split"),
                     f"{split} for both",

@@ -4,10 +4,11 @@
 - answer_only, answer_first: score the tiers at once; nothing is decoded. answer_first with `explain` writes the whole
   answer too.
 
-Verdicts are saved every `chunk_pairs` pairs; a killed run goes on with the pairs that have none.
+Verdicts are saved every `chunk_pairs` pairs; a killed run goes on with the pairs that have none. Within a chunk the engine
+gets the prompts of one query together, so that one with a prefix cache reads what they share once.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -17,10 +18,12 @@ import numpy as np
 from lore.engines import Engine, Sampling
 from lore.engines.chat import photo_of
 from lore.errors import LoreError
-from lore.eval.predictions import Shards, Verdict
+from lore.eval.predictions import Samples, SampleShards, Shards, Verdict
 from lore.judgement import FormatFailure, PromptFormat, parse, render, verdict_tokens, with_verdict_prefix
 from lore.pairs import Pair
 from lore.rubric import Rubric
+
+FactsOf = Callable[[Pair], Sequence[str]]
 
 
 def predict(
@@ -32,18 +35,26 @@ def predict(
     *,
     chunk_pairs: int = 256,
     explain: bool = False,
+    facts: FactsOf | None = None,
 ) -> Iterator[list[Verdict]]:
-    """Verdicts in chunks, in the order of the pairs.
+    """Verdicts in chunks, in the order of the pairs. facts: texts shown as facts with a pair.
 
     A pair whose query alone is too long for the prompt is a format failure `prompt_too_long`. Raises LoreError when not
     even a one-word query fits: then the recipe is wrong, not the pair.
     """
+    for chunk, shown in _chunks(pairs, engine, rubric, fmt, chunk_pairs):
+        yield judge_chunk(chunk, engine, rubric, shown, sampling, explain=explain, facts=facts)
+
+
+def _chunks(
+    pairs: Iterable[Pair], engine: Engine, rubric: Rubric, fmt: PromptFormat, size: int
+) -> Iterator[tuple[list[Pair], PromptFormat]]:
     if not getattr(engine, "takes_images", True):
         fmt = replace(fmt, photo=False)
     render(Pair(pair_id="-", query="a", title="a"), rubric, fmt, tokenizer=_renderer(engine))
     remaining = iter(pairs)
-    while chunk := list(islice(remaining, chunk_pairs)):
-        yield judge_chunk(chunk, engine, rubric, fmt, sampling, explain=explain)
+    while chunk := list(islice(remaining, size)):
+        yield chunk, fmt
 
 
 def _renderer(engine: Engine) -> Any:
@@ -52,26 +63,43 @@ def _renderer(engine: Engine) -> Any:
 
 
 def judge_chunk(
-    pairs: list[Pair], engine: Engine, rubric: Rubric, fmt: PromptFormat, sampling: Sampling, *, explain: bool = False
+    pairs: list[Pair],
+    engine: Engine,
+    rubric: Rubric,
+    fmt: PromptFormat,
+    sampling: Sampling,
+    *,
+    explain: bool = False,
+    facts: FactsOf | None = None,
 ) -> list[Verdict]:
-    """One verdict per pair."""
-    verdicts, prompts, asked = [], [], []
-    for pair in pairs:
-        image, photo = photo_of(pair, fmt, _renderer(engine))
-        verdict = Verdict(pair.pair_id, None, photo=photo)
-        verdicts.append(verdict)
+    """One verdict per pair, in the order of the pairs."""
+    verdicts, prompts, asked = render_chunk(pairs, engine, rubric, fmt, facts)
+    written = fmt.order == "reason_first" or explain
+    if written:
+        write_answers(prompts, asked, engine, rubric, fmt, sampling)
+    score_answers(prompts, asked, engine, rubric, fmt, decide=not written)
+    return verdicts
+
+
+def render_chunk(
+    pairs: list[Pair], engine: Engine, rubric: Rubric, fmt: PromptFormat, facts: FactsOf | None = None
+) -> tuple[list[Verdict], list, list[Verdict]]:
+    """An empty verdict for each pair, then the prompts of those that can be asked, a query's together, with their verdicts."""
+    verdicts = [Verdict(pair.pair_id, None) for pair in pairs]
+    prompts, asked = [], []
+    for index in sorted(range(len(pairs)), key=lambda i: pairs[i].query):
+        pair, verdict = pairs[index], verdicts[index]
+        image, verdict.photo = photo_of(pair, fmt, _renderer(engine))
         # render would load a photo that could not be loaded here a second time, and fail.
         shown = fmt if image is not None else replace(fmt, photo=False)
+        texts = facts(pair) if facts else ()
         try:
-            prompts.append(render(pair, rubric, shown, tokenizer=_renderer(engine), image=image))
+            prompts.append(render(pair, rubric, shown, tokenizer=_renderer(engine), image=image, facts=texts))
         except LoreError:
             verdict.failure = "prompt_too_long"
             continue
         asked.append(verdict)
-    if fmt.order == "reason_first" or explain:
-        write_answers(prompts, asked, engine, rubric, fmt, sampling)
-    score_answers(prompts, asked, engine, rubric, fmt, decide=not (fmt.order == "reason_first" or explain))
-    return verdicts
+    return verdicts, prompts, asked
 
 
 def write_answers(
@@ -124,3 +152,42 @@ def predict_saved(shards: Shards, *arguments: Any, **options: Any) -> Iterator[V
     for verdicts in predict(*arguments, **options):
         shards.add(verdicts)
         yield from verdicts
+
+
+def sample_saved(
+    shards: SampleShards,
+    pairs: Iterable[Pair],
+    engine: Engine,
+    rubric: Rubric,
+    fmt: PromptFormat,
+    sampling: Sampling,
+    *,
+    chunk_pairs: int = 256,
+    explain: bool = False,
+) -> Iterator[Samples]:
+    """`sampling.n` answers to each pair, each chunk saved before it is handed on. Where the verdict comes first it alone is
+    sampled, from the tier probabilities at that temperature: nothing is decoded.
+    """
+    for number, (chunk, shown) in enumerate(_chunks(pairs, engine, rubric, fmt, chunk_pairs)):
+        verdicts, prompts, asked = render_chunk(chunk, engine, rubric, shown)
+        drawn: dict[str, list[str | None]] = {}
+        if not prompts:
+            pass
+        elif shown.order == "reason_first" or explain:
+            for verdict, completions in zip(asked, engine.generate(prompts, sampling), strict=True):
+                read = [parse(completion.text, rubric, shown) for completion in completions]
+                drawn[verdict.pair_id] = [None if isinstance(answer, FormatFailure) else answer.tier for answer in read]
+        else:
+            score_answers(prompts, asked, engine, rubric, shown, decide=True)
+            rng = np.random.default_rng([sampling.seed, number, *_digits(chunk[0].pair_id)])
+            for verdict in asked:
+                powers = np.asarray(verdict.probabilities) ** (1 / sampling.temperature)
+                picks = rng.choice(len(powers), size=sampling.n, p=powers / powers.sum())
+                drawn[verdict.pair_id] = [rubric.tier_ids[pick] for pick in picks]
+        rows = [Samples(verdict.pair_id, drawn.get(verdict.pair_id, [None] * sampling.n)) for verdict in verdicts]
+        shards.add(rows)
+        yield from rows
+
+
+def _digits(text: str) -> list[int]:
+    return list(text.encode()[:16])

@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 from rich.console import Console
 
-from lore.eval.bootstrap import two_digits
 from lore.eval.config import RairRecipe
+from lore.eval.measures.bootstrap import two_digits
+from lore.eval.page.report import write_report
 from lore.eval.predictions import Verdict, to_row, verdict_fields, write_table
-from lore.eval.report import write_report
 from lore.eval.scorecard import Scorecard
 from lore.eval.table import column_titles, print_slices, print_table
 from lore.eval.testset import EvalData, Labelled

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,27 +86,60 @@ def write_table(path: Path, rows: list[dict], fields: list[tuple[str, pa.DataTyp
     os.replace(part, path)
 
 
-class Shards:
-    """What one judge has answered so far: numbered files, each written whole, so that a killed run asks nothing
-    twice."""
+class Parts:
+    """Answers so far: numbered files, each written whole, so that a killed run asks nothing twice."""
 
-    def __init__(self, folder: Path, tier_ids: list[str]):
-        self.folder, self.tier_ids = folder, tier_ids
+    def __init__(self, folder: Path):
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def _files(self) -> list[Path]:
         return sorted(path for path in self.folder.iterdir() if SHARD.match(path.name))
 
+    def _rows(self) -> Iterator[dict]:
+        for path in self._files():
+            yield from pq.read_table(path).to_pylist()
+
+    def _write(self, rows: list[dict], fields: list[tuple[str, pa.DataType]]) -> None:
+        files = self._files()
+        number = int(SHARD.match(files[-1].name)[1]) + 1 if files else 0
+        write_table(self.folder / f"part-{number:06d}.parquet", rows, fields)
+
+
+class Shards(Parts):
+    """What one judge has answered so far."""
+
+    def __init__(self, folder: Path, tier_ids: list[str]):
+        super().__init__(folder)
+        self.tier_ids = tier_ids
+
     def read(self) -> dict[str, Verdict]:
         """Verdicts by pair_id."""
-        verdicts = (from_row(row, self.tier_ids) for path in self._files() for row in pq.read_table(path).to_pylist())
+        verdicts = (from_row(row, self.tier_ids) for row in self._rows())
         return {verdict.pair_id: verdict for verdict in verdicts}
 
     def add(self, verdicts: list[Verdict]) -> None:
-        files = self._files()
-        number = int(SHARD.match(files[-1].name)[1]) + 1 if files else 0
-        rows = [to_row(verdict, self.tier_ids) for verdict in verdicts]
-        write_table(self.folder / f"part-{number:06d}.parquet", rows, verdict_fields(self.tier_ids))
+        self._write([to_row(verdict, self.tier_ids) for verdict in verdicts], verdict_fields(self.tier_ids))
+
+
+@dataclass(slots=True)
+class Samples:
+    """Several answers of one judge to one pair: a tier each, None for a format failure."""
+
+    pair_id: str
+    tiers: list[str | None]
+
+
+class SampleShards(Parts):
+    """Sampled answers so far."""
+
+    def read(self) -> dict[str, Samples]:
+        """Samples by pair_id."""
+        return {row["pair_id"]: Samples(row["pair_id"], row["tiers"]) for row in self._rows()}
+
+    def add(self, samples: list[Samples]) -> None:
+        fields = [("pair_id", pa.string()), ("tiers", pa.list_(pa.string()))]
+        self._write([{"pair_id": row.pair_id, "tiers": row.tiers} for row in samples], fields)
 
 
 def read_predictions(

@@ -10,25 +10,28 @@ once. Left out: several answers per pair.
 import gc
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from rich.console import Console
 
 from lore.card import check_card, check_template
-from lore.engines import Sampling, open_engine
+from lore.engines import Engine, Sampling, open_engine
 from lore.errors import LoreError
+from lore.eval.asker import Asker
 from lore.eval.baselines import fit_baseline
-from lore.eval.config import JudgeSection, RairRecipe
-from lore.eval.judge import predict_saved
+from lore.eval.benchmark import write_benchmark_pairs
+from lore.eval.config import RairRecipe
 from lore.eval.output import save
-from lore.eval.predictions import Shards, Verdict, read_predictions
+from lore.eval.predictions import Verdict, read_predictions
 from lore.eval.scorecard import score
+from lore.eval.sections import JudgeSection
 from lore.eval.testset import EvalData, Labelled, load_split, read_chosen
 from lore.fingerprints import model_fingerprint
 from lore.folder import RunFolder, is_main_process
 from lore.judgement import PromptFormat, renderer_hash
 from lore.pairs import fingerprint
 from lore.progress import track
-from lore.rubric import load_rubric, nearest
+from lore.rubric import Rubric, load_rubric, nearest
 from lore.sources import materialise
 
 TEXT_COLUMNS = ["pair_id", "query", "title", "attributes", "description", "category", "brand"]
@@ -51,7 +54,8 @@ def run(recipe: RairRecipe, folder: RunFolder) -> None:
     rows = recipe.rows()
     verdicts = baseline_verdicts(recipe, data)
     verdicts |= read_verdicts(recipe, data)
-    verdicts |= ask_models(recipe, data, folder)
+    judges = askers(recipe, data, folder)
+    verdicts |= ask_models(judges, data)
     cards = []
     for name, judge in track(rows.items(), "metrics", total=len(rows)):
         measured = partial(score, data=data, options=recipe.metrics, slices=slices, seed=recipe.seed)
@@ -68,6 +72,7 @@ def load_data(recipe: RairRecipe, folder: RunFolder) -> EvalData:
                 f"metrics.prior names {tier!r}, which is no tier of rubric {rubric.name} "
                 f"({', '.join(rubric.tier_ids)}).{nearest(tier, rubric.tier_ids)}"
             )
+    write_benchmark_pairs(recipe.benchmark, recipe.data.path)
     path = materialise(recipe.data, folder)
     folder.note(data_fingerprint=fingerprint(path), rubric_hash=rubric.hash)
     test = load_split(
@@ -122,8 +127,13 @@ def described(judge: JudgeSection, recipe: RairRecipe) -> str:
     if judge.kind == "predictions":
         return f"predictions from {judge.predictions}"
     fmt = prompt_format(judge, recipe)
-    model = judge.model.name + (f" with adapter {judge.model.adapter}" if judge.model.adapter else "")
-    return f"{model}; {fmt.order}, rubric: {fmt.detail}, photo {'shown' if fmt.photo else 'hidden'}"
+    if judge.kind == "endpoint":
+        who = f"{judge.endpoint.model} at {judge.endpoint.url}"
+    else:
+        who = judge.model.name + (f" with adapter {judge.model.adapter}" if judge.model.adapter else "")
+    if judge.vllm is not None:
+        who += " in vLLM"
+    return f"{who}; {fmt.order}, rubric: {fmt.detail}, photo {'shown' if fmt.photo else 'hidden'}"
 
 
 def baseline_verdicts(recipe: RairRecipe, data: EvalData) -> dict[str, Verdicts]:
@@ -131,15 +141,16 @@ def baseline_verdicts(recipe: RairRecipe, data: EvalData) -> dict[str, Verdicts]
     names = {name: judge.kind for name, judge in recipe.rows().items() if judge.kind in ("lexical", "majority")}
     if not names:
         return {}
+    train_path = Path(recipe.train_path) if recipe.train_path else data.path
     train = load_split(
-        data.path,
+        train_path,
         recipe.train_split,
         data.rubric,
         slices=recipe.data.slices,
         limit=recipe.train_limit,
         seed=recipe.seed,
     )
-    pairs = list(read_chosen(data.path, train.split, train.pair_ids, TEXT_COLUMNS))
+    pairs = list(read_chosen(train_path, train.split, train.pair_ids, TEXT_COLUMNS))
     order = [train.position[pair.pair_id] for pair in pairs]
     gold, weights = train.gold[order], train.weights[order] if recipe.metrics.label_weights else None
     tier_ids, verdicts = data.rubric.tier_ids, {}
@@ -165,34 +176,63 @@ def read_verdicts(recipe: RairRecipe, data: EvalData) -> dict[str, Verdicts]:
     }
 
 
-def ask_models(recipe: RairRecipe, data: EvalData, folder: RunFolder) -> dict[str, Verdicts]:
-    """Verdicts of every model judge. What earlier starts of this run have answered is not asked again."""
-    judges = {name: judge for name, judge in recipe.judges.items() if judge.kind == "model"}
-    if not judges:
-        return {}
-    options = recipe.sampling.model_dump()
-    sampling = Sampling(**options, seed=recipe.seed)
-    engine, loaded, verdicts = None, None, {}
-    for name, judge in judges.items():
+def askers(recipe: RairRecipe, data: EvalData, folder: RunFolder) -> dict[str, Asker]:
+    """Every judge that is asked in this run, its card checked."""
+    engines = OpenEngine(data.rubric, recipe.batch_tokens)
+    sampling = Sampling(temperature=recipe.sampling.temperature, max_tokens=recipe.sampling.max_tokens, seed=recipe.seed)
+    found = {}
+    for name, judge in recipe.asked().items():
         fmt = prompt_format(judge, recipe)
         renderer = renderer_hash(data.rubric, fmt)
-        check_card(judge.model, renderer, f"judges.{name}")
-        weights = model_fingerprint(judge.model.name, judge.model.adapter)
-        folder.note(**{f"renderer_hash of {name}": renderer, f"weights of {name}": weights})
-        shards = Shards(folder / "verdicts" / name, data.rubric.tier_ids)
-        verdicts[name] = shards.read()
+        folder.note(**{f"renderer_hash of {name}": renderer})
+        if judge.kind == "model":
+            check_card(judge.model, renderer, f"judges.{name}")
+            folder.note(**{f"weights of {name}": model_fingerprint(judge.model.name, judge.model.adapter)})
+        found[name] = Asker(
+            name,
+            folder / "verdicts" / name,
+            partial(engines.of, name, judge),
+            data.rubric,
+            fmt,
+            sampling,
+            recipe.chunk_pairs,
+            judge.explain,
+        )
+    return found
+
+
+class OpenEngine:
+    """One engine in memory at a time; judges that differ in their prompt alone share it."""
+
+    def __init__(self, rubric: Rubric, batch_tokens: int):
+        self.rubric, self.batch_tokens = rubric, batch_tokens
+        self._section, self._engine = None, None
+
+    def of(self, name: str, judge: JudgeSection) -> Engine:
+        section = (judge.endpoint or judge.model, judge.vllm)
+        if section != self._section:
+            self.close()
+            model, vllm = section
+            self._engine = open_engine(model, self.rubric, vllm=vllm, batch_tokens=self.batch_tokens)
+            self._section = section
+            if judge.kind == "model":
+                check_template(judge.model, getattr(self._engine, "processor", self._engine.tokenizer), f"judges.{name}")
+        return self._engine
+
+    def close(self) -> None:
+        """The engine leaves memory."""
+        if hasattr(self._engine, "close"):
+            self._engine.close()
+        self._engine = self._section = None
+        gc.collect()
+
+
+def ask_models(judges: dict[str, Asker], data: EvalData) -> dict[str, Verdicts]:
+    """Every asked judge's verdicts on the tested pairs and those for calibration."""
+    verdicts = {}
+    for name, asker in judges.items():
+        verdicts[name] = {}
         for part in data.parts:
-            missing = [pair_id for pair_id in part.pair_ids if pair_id not in verdicts[name]]
-            if not missing:
-                continue
-            if judge.model != loaded:
-                engine = None
-                gc.collect()  # the last judge leaves memory before the next one comes
-                engine, loaded = open_engine(judge.model, data.rubric, batch_tokens=recipe.batch_tokens), judge.model
-                check_template(judge.model, engine.processor, f"judges.{name}")
-            pairs = read_chosen(data.path, part.split, missing)
-            chunks = {"chunk_pairs": recipe.chunk_pairs, "explain": judge.explain}
-            answers = predict_saved(shards, pairs, engine, data.rubric, fmt, sampling, **chunks)
-            for verdict in track(answers, f"{name}: {part.split}", total=len(missing)):
-                verdicts[name][verdict.pair_id] = verdict
+            pairs = read_chosen(data.path, part.split, part.pair_ids)
+            verdicts[name] |= asker.ask(part.split, pairs, total=len(part), known=part.pair_ids)
     return verdicts

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from lore.eval.bootstrap import Estimate, estimate
-from lore.eval.calibration import apply_temperature, fit_temperature, reliability_table
-from lore.eval.config import MetricsSection
-from lore.eval.metrics import NO_VERDICT, confidence_of, count, prior_weights, total
+from lore.eval.measures.bootstrap import Estimate, estimate
+from lore.eval.measures.calibration import apply_temperature, fit_temperature, reliability_table
+from lore.eval.measures.metrics import NO_VERDICT, confidence_of, count, prior_weights, total
 from lore.eval.predictions import Verdict
+from lore.eval.sections import MetricsSection
 from lore.eval.testset import EvalData, Labelled
 from lore.rubric import Rubric
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lore.eval.bootstrap import Estimate
+from lore.eval.measures.bootstrap import Estimate
 from lore.eval.scorecard import Part, Scorecard
 
 LOWER_IS_BETTER = {"ece", "ece_calibrated", "failure_rate"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lore.errors import LoreError
-from lore.eval.bootstrap import query_groups
+from lore.eval.measures.bootstrap import query_groups
 from lore.pairs import Pair, normalise, read_pairs
 from lore.rubric import Rubric
 

@@ -200,4 +200,6 @@ def renderer_hash(rubric: Rubric, fmt: PromptFormat) -> str:
         _PROBE_ITEM.block(False),
         answer,
     ]
+    if fmt.detail == "retrieved":
+        parts.append(["retrieved", fmt.retrieved_rules])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -7,7 +7,7 @@ engine's processor alone.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,25 +25,28 @@ PROMPTS = Path(__file__).parent / "prompts"
 FACT_FIELDS = ("brand", "category", "shop")
 MAX_FACT_CHARACTERS = 256
 MAX_CHARACTERS_PER_TOKEN = 32
+MAX_SYSTEM_TEXTS = 4096
 
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How a pair is shown and in which order the answer comes. `detail`: how much of the rubric the prompt holds."""
+    """How a pair is shown and in which order the answer comes. `detail`: how much of the rubric the prompt holds;
+    `retrieved`: the rules that query and item text are nearest to, about `retrieved_rules` of them."""
 
     order: Literal["reason_first", "answer_first", "answer_only"] = "reason_first"
-    detail: Literal["full", "tiers", "name"] = "full"
+    detail: Literal["full", "retrieved", "tiers", "name"] = "full"
     photo: bool = True
     max_prompt_tokens: int = 2048
     language: Literal["en", "zh"] = "en"
     max_photo_pixels: int | None = None
+    retrieved_rules: int = 12
 
     def __post_init__(self):
         allowed = {
             "order": ("reason_first", "answer_first", "answer_only"),
-            "detail": ("full", "tiers", "name"),
+            "detail": ("full", "retrieved", "tiers", "name"),
             "language": ("en", "zh"),
         }
         for key, values in allowed.items():
@@ -62,10 +65,12 @@ class ItemText:
     facts: list[str] = field(default_factory=list)
     attributes: list[str] = field(default_factory=list)
     description: str = ""
+    looked_up: list[str] = field(default_factory=list)
 
     def block(self, photo: bool) -> tuple[str, str]:
         """The user text before and after the photo; the second is "" without one."""
-        lines = [f"<query>{self.query}</query>\n<item>\n<title>{self.title}</title>", *self.facts]
+        lines = [f"<facts>{'; '.join(self.looked_up)}</facts>"] if self.looked_up else []
+        lines += [f"<query>{self.query}</query>\n<item>\n<title>{self.title}</title>", *self.facts]
         if self.attributes:
             lines.append(f"<attributes>{'; '.join(self.attributes)}</attributes>")
         if self.description:
@@ -74,8 +79,11 @@ class ItemText:
         return (f"{head}\n<photo>", "</photo>\n</item>") if photo else (f"{head}\n</item>", "")
 
 
-def render(pair: "Pair", rubric: Rubric, fmt: PromptFormat, *, tokenizer: Any = None, image: Any = None) -> list[Message]:
-    """System and user message for one pair. `image`: the loaded photo, when the caller has it already.
+def render(
+    pair: "Pair", rubric: Rubric, fmt: PromptFormat, *, tokenizer: Any = None, image: Any = None, facts: Sequence[str] = ()
+) -> list[Message]:
+    """System and user message for one pair. `image`: the loaded photo, when the caller has it already. `facts`: texts that
+    explain words of the query, shown before it; they are never cut.
 
     With `tokenizer` (or a processor) its control strings are taken out of the pair's text and the prompt is cut to
     `fmt.max_prompt_tokens`: the description's end first, then attributes and fields from the last, then the title's
@@ -87,11 +95,21 @@ def render(pair: "Pair", rubric: Rubric, fmt: PromptFormat, *, tokenizer: Any = 
         from lore.images import bounded, load_image
 
         image = bounded(load_image(pair.image) if image is None else image, fmt.max_photo_pixels)
+    if tokenizer is None:
+        control, item = frozenset(), item_text(pair)
+    else:
+        control = control_strings(tokenizer)
+        # Megabyte texts are bounded before the tokenizer walks over them: this many characters never fit into the budget.
+        item = item_text(pair, control, fmt.max_prompt_tokens * MAX_CHARACTERS_PER_TOKEN)
+    if facts:
+        item = replace(item, looked_up=[neutralise(fact, control) for fact in facts])
+    if fmt.detail == "retrieved":
+        from lore.rule_search import rules_about
+
+        rubric = rules_about(rubric, item, fmt.retrieved_rules)
     system = system_text(rubric, fmt)
     if tokenizer is None:
-        return _messages(system, item_text(pair), image)
-    # Megabyte texts are bounded before the tokenizer walks over them: this many characters never fit into the budget.
-    item = item_text(pair, control_strings(tokenizer), fmt.max_prompt_tokens * MAX_CHARACTERS_PER_TOKEN)
+        return _messages(system, item, image)
     return _fit(item, lambda it: _messages(system, it, image), tokenizer, fmt.max_prompt_tokens, rubric)
 
 
@@ -120,10 +138,13 @@ _system_texts: dict[tuple, str] = {}
 
 
 def system_text(rubric: Rubric, fmt: PromptFormat) -> str:
-    """Instructions and rubric; the same for every pair, so built once."""
+    """Instructions and rubric; the same for every pair, so built once (but for retrieved rules)."""
     key = (rubric.hash, fmt.order, fmt.detail, fmt.language)
     if key not in _system_texts:
-        _system_texts[key] = _template(fmt.language).render(rubric=rubric, order=fmt.order, detail=fmt.detail).strip()
+        if len(_system_texts) >= MAX_SYSTEM_TEXTS:
+            _system_texts.clear()
+        detail = "full" if fmt.detail == "retrieved" else fmt.detail
+        _system_texts[key] = _template(fmt.language).render(rubric=rubric, order=fmt.order, detail=detail).strip()
     return _system_texts[key]
 
 
@@ -187,7 +208,7 @@ def _fit(item: ItemText, build: Callable[[ItemText], list[Message]], tokenizer: 
     raise LoreError(
         f"Rubric {rubric.name} and the query take {total} tokens and leave no room for a title in "
         f"prompt.max_prompt_tokens={budget}; neither is ever cut. Raise max_prompt_tokens well above {total}, or show "
-        f"less of the rubric (prompt.detail: tiers or name). Query: {item.query[:80]!r}."
+        f"less of the rubric (prompt.detail: retrieved, tiers or name). Query: {item.query[:80]!r}."
     )
 
 

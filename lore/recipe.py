@@ -164,8 +164,11 @@ class DataSection(StrictModel):
 class PromptSection(StrictModel):
     order: Literal["reason_first", "answer_first", "answer_only"]
     """Where the verdict stands: after the reason, before it, or alone."""
-    detail: Literal["full", "tiers", "name"]
-    """How much of the rubric the prompt holds: every rule, the tiers, or its name."""
+    detail: Literal["full", "retrieved", "tiers", "name"]
+    """How much of the rubric the prompt holds: every rule, the rules nearest to query and item text, the tiers, or its
+    name."""
+    retrieved_rules: int = Field(12, ge=1)
+    """For detail: retrieved, about so many rules; a dimension's rules come together."""
     photo: bool = True
     """Show the item's photo where there is one."""
     max_photo_pixels: int | None = Field(None, ge=784)

@@ -8,7 +8,7 @@ import pytest
 
 from lore.errors import LoreError
 from lore.eval.baselines import Lexical, Majority, fit_baseline, tokens, trigrams
-from lore.eval.bootstrap import estimate, query_groups
+from lore.eval.measures.bootstrap import estimate, query_groups
 from lore.pairs import Pair
 
 

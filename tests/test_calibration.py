@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lore.errors import LoreError
-from lore.eval.calibration import (
+from lore.eval.measures.calibration import (
     TEMPERATURES,
     apply_temperature,
     fit_temperature,
     negative_log_likelihood,
     reliability_table,
 )
-from lore.eval.metrics import CALIBRATION_BINS, count, expected_calibration_error, total
+from lore.eval.measures.metrics import CALIBRATION_BINS, count, expected_calibration_error, total
 
 
 def simulated(temperature: float, n: int = 4000) -> tuple[np.ndarray, np.ndarray]:

@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on_with_the_pairs_that_have_no_verdict(tmp_path):
     (tmp_path / "judge" / ".part-000002.parquet.part").write_bytes(b"torn")  # what a kill in the middle of a write leaves
     second = ScriptedEngine()
     verdicts = go_on(second)
-    assert second.asked == queries[6:]  # two chunks of three were saved
+    assert sorted(second.asked) == sorted(queries[6:])  # two chunks of three were saved
     assert set(verdicts) == set(queries) and all(verdict.tier == pair_id[:2] for pair_id, verdict in verdicts.items())
     assert go_on(third := ScriptedEngine()) == verdicts and not third.asked
 
@@ -165,7 +165,8 @@ def test_a_photo_is_shown_hidden_or_counted_as_unreadable(tmp_path):
     fmt = PromptFormat(order="answer_only", detail="name")
     chunk = next(predict([seen, broken, *pairs("L1 none")], engine, RUBRIC, fmt, Sampling()))
     assert [verdict.photo for verdict in chunk] == ["seen", "failed", "none"]
-    assert [isinstance(messages[1]["content"], list) for messages in engine.scored] == [True, False, False]
+    in_parts = {"seen" in str(messages[1]["content"]): isinstance(messages[1]["content"], list) for messages in engine.scored}
+    assert in_parts == {True: True, False: False}  # photos are shown as parts; prompts are asked sorted by query
     hidden = next(predict([seen], engine, RUBRIC, PromptFormat(order="answer_only", detail="name", photo=False), Sampling()))
     assert hidden[0].photo == "hidden" and isinstance(engine.scored[-1][1]["content"], str)
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 
 from lore.errors import LoreError
-from lore.eval.bootstrap import Estimate, estimate, query_groups, resample
-from lore.eval.metrics import NO_VERDICT, confidence_of, count, measure, prior_weights, total
+from lore.eval.measures.bootstrap import Estimate, estimate, query_groups, resample
+from lore.eval.measures.metrics import NO_VERDICT, confidence_of, count, measure, prior_weights, total
 
 TIERS = ["L1", "L2", "L3", "L4"]
 RELEVANT = [False, False, True, True]

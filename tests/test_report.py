@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from lore.eval.config import MetricsSection, ReportSection
-from lore.eval.metrics import NO_VERDICT
-from lore.eval.plots import reliability_svg
+from lore.eval.measures.metrics import NO_VERDICT
+from lore.eval.page.plots import reliability_svg
+from lore.eval.page.report import MAX_SLICES, choose_mistakes, thumbnail, write_report
 from lore.eval.predictions import Verdict
-from lore.eval.report import MAX_SLICES, choose_mistakes, thumbnail, write_report
 from lore.eval.scorecard import Answers, score
+from lore.eval.sections import MetricsSection, ReportSection
 from lore.eval.table import print_slices, print_table
 from lore.eval.testset import EvalData, load_split
 from lore.pairs import Pair, PairWriter

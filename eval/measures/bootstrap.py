@@ -10,7 +10,7 @@ from math import isnan
 
 import numpy as np
 
-from lore.eval.metrics import Counts, count, measure, total
+from lore.eval.measures.metrics import Counts, count, measure, total
 
 LEVEL = 0.95
 

@@ -16,12 +16,12 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from lore.eval.bootstrap import Estimate, two_digits
-from lore.eval.config import ReportSection
-from lore.eval.metrics import NO_VERDICT
-from lore.eval.plots import reliability_svg
+from lore.eval.measures.bootstrap import Estimate, two_digits
+from lore.eval.measures.metrics import NO_VERDICT
+from lore.eval.page.plots import reliability_svg
 from lore.eval.predictions import Verdict
 from lore.eval.scorecard import Answers, Part, Scorecard
+from lore.eval.sections import ReportSection
 from lore.eval.table import best_value, column_titles, shown_columns
 from lore.eval.testset import EvalData, Labelled, read_chosen
 from lore.pairs import ImageError, Pair, load_image

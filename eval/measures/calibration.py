@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from lore.errors import LoreError
-from lore.eval.metrics import CALIBRATION_BINS, count, total
+from lore.eval.measures.metrics import CALIBRATION_BINS, count, total
 
 SMALLEST_PROBABILITY = 1e-12
 TEMPERATURES = (0.05, 20.0)

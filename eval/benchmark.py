@@ -1,0 +1,102 @@
+"""Benchmark definitions: what is tested, shown how, and measured by what, as one file that recipes name.
+
+A file of eval/benchmarks holds `about` (what it is, where its data come from) and `recipe`, the part of an evaluation recipe
+that makes the benchmark; a recipe's own keys win. `world` describes test pairs that the embedded shop generates.
+"""
+
+import fcntl
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from lore.errors import LoreError
+from lore.recipe import VARIABLES
+from lore.recipe_file import nearest
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+KEYS = ("name", "about", "recipe", "world")
+
+
+def benchmark_names() -> list[str]:
+    return sorted(path.stem for path in BENCHMARKS.glob("*.yaml"))
+
+
+def load_benchmark(name_or_path: str) -> dict[str, Any]:
+    """The definition, with ${LORE_DATA} and ${LORE_RUNS} filled in. Raises LoreError."""
+    import yaml
+
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        if name_or_path not in benchmark_names():
+            known = ", ".join(benchmark_names())
+            raise LoreError(
+                f"There is no benchmark {name_or_path!r}; there are {known}.{nearest(name_or_path, benchmark_names())} "
+                "Name your own by its path, ending in .yaml."
+            )
+        path = BENCHMARKS / f"{name_or_path}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise LoreError(f"Benchmark {path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
+        raise LoreError(f"Benchmark {path}: found no mapping with the key recipe; expected {', '.join(KEYS)}.")
+    if unknown := [key for key in content if key not in KEYS]:
+        raise LoreError(f"Benchmark {path}: unknown key {unknown[0]}; expected some of {', '.join(KEYS)}.")
+    return _expanded(content)
+
+
+def with_benchmark(recipe: Any) -> Any:
+    """A recipe's raw values with those of the benchmark that it names below them."""
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("benchmark"), str):
+        return recipe
+    try:
+        definition = load_benchmark(recipe["benchmark"])
+    except LoreError as error:
+        raise ValueError(str(error)) from error
+    own = recipe.get("data")
+    if isinstance(own, dict) and "path" in own:
+        # Other files of the benchmark's kind may have another form: the source's switches belong to its own path.
+        definition["recipe"].get("data", {}).pop("options", None)
+    return _merged(definition["recipe"], recipe)
+
+
+def _merged(below: dict, above: dict) -> dict:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        # Shares, gains and the like are one value: mixing two of them would make a third that nobody wrote.
+        merged[key] = _merged(merged[key], value) if both and key not in ("prior", "gains") else value
+    return merged
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _expanded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expanded(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(
+        r"\$\{(\w+)\}", lambda found: (os.environ.get(found[1]) or VARIABLES.get(found[1]) or found[0]).rstrip("/"), value
+    )
+
+
+def write_benchmark_pairs(name_or_path: str | None, path: str) -> None:
+    """Generates the test pairs of a benchmark of the embedded shop where `path` has none yet. Its seeds are sealed: no
+    recipe that makes training pairs takes them."""
+    definition = load_benchmark(name_or_path) if name_or_path else {}
+    world = definition.get("world")
+    if not world or path != definition["recipe"]["data"]["path"]:
+        return
+    from lore.data_synth.world import World
+    from lore.data_synth.world_stage import TEST_SUBSETS, write_pairs
+
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for seed in world["seeds"]:
+            shop = World(seed, world.get("language", "en"), subsets=TEST_SUBSETS)
+            for split, count in world["pairs"].items():
+                write_pairs(shop, split, count, folder / f"{split}-{seed}-{count}.parquet")

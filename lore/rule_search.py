@@ -1,0 +1,82 @@
+"""Which rules of a rubric are about a pair: for rule books too long to show whole.
+
+BM25 (by bm25s) over the rules' texts, asked with what a judge may see of query and item. What the label came from (a pair's
+rules, demands, mismatch) is never looked at.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from lore.prompt import ItemText
+from lore.rubric import Rubric
+from lore.terms import content_terms
+
+_found: dict[tuple, Rubric] = {}
+MAX_FOUND = 4096
+
+
+def rules_about(rubric: Rubric, item: ItemText, count: int) -> Rubric:
+    """The rubric with the rules of its nearest dimensions only, in its own order; whole dimensions, since a threshold means
+    little without its neighbours, until there are `count` rules. Without a shared word: the first dimensions.
+    """
+    if len(rubric.rules) <= count:
+        return rubric
+    terms, index, dimensions = _index(_Hashed(rubric))
+    scores = _scores(index, terms, " \n".join((item.query, item.title, *item.attributes)))
+    best: dict[str, float] = {}
+    for dimension, score in zip(dimensions, scores, strict=True):
+        best[dimension] = max(best.get(dimension, 0.0), float(score))
+    chosen: list[str] = []
+    for dimension in sorted(best, key=lambda name: -best[name]):
+        if sum(d in chosen for d in dimensions) >= count:
+            break
+        chosen.append(dimension)
+    key = (rubric.hash, tuple(sorted(chosen)))
+    if key not in _found:
+        if len(_found) >= MAX_FOUND:
+            _found.clear()
+        parts = {
+            "rules": [rule for rule in rubric.rules if rule.dimension in chosen],
+            "dimensions": [dimension for dimension in rubric.dimensions if dimension.id in chosen],
+        }
+        plain = {name: [part.model_dump() for part in values] for name, values in parts.items()}
+        # A copy would keep the cached hash and indices of the whole rubric.
+        _found[key] = Rubric.model_validate(rubric.model_dump() | plain)
+    return _found[key]
+
+
+class _Hashed:
+    """A rubric as a cache key."""
+
+    def __init__(self, rubric: Rubric):
+        self.rubric = rubric
+
+    def __hash__(self) -> int:
+        return hash(self.rubric.hash)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashed) and other.rubric.hash == self.rubric.hash
+
+
+@lru_cache(maxsize=16)
+def _index(key: _Hashed) -> tuple[dict[str, int], Any, list[str]]:
+    import bm25s
+
+    rubric = key.rubric
+    meanings = {dimension.id: dimension.meaning for dimension in rubric.dimensions}
+    known: dict[str, int] = {}
+    ids = []
+    for rule in rubric.rules:
+        examples = " ".join(f"{example.query} {example.item}" for example in rule.examples)
+        text = f"{rule.dimension} {meanings.get(rule.dimension, '')} {rule.principle} {examples}"
+        ids.append([known.setdefault(term, len(known)) for term in content_terms(text)])
+    index = bm25s.BM25()
+    index.index((ids, dict(known)), show_progress=False)
+    return known, index, [rule.dimension for rule in rubric.rules]
+
+
+def _scores(index: Any, known: dict[str, int], text: str) -> np.ndarray:
+    ids = [known[term] for term in dict.fromkeys(content_terms(text)) if term in known]
+    return index.get_scores_from_ids(ids) if ids else np.zeros(index.scores["num_docs"])
