@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lore.eval.findings import Agreement, Condition, Flip, RiskCurve, SampleCurves
 from lore.eval.measures.bootstrap import Estimate, estimate
 from lore.eval.measures.calibration import apply_temperature, fit_temperature, reliability_table
 from lore.eval.measures.metrics import NO_VERDICT, confidence_of, count, prior_weights, total
@@ -74,6 +75,12 @@ class Scorecard:
     """Fitted on the calibration split; None when there is none, or the judge gives no probabilities."""
     failures: dict[str, int] = field(default_factory=dict)
     photos: dict[str, int] = field(default_factory=dict)
+    slices_natural: dict[str, Part] = field(default_factory=dict)
+    risk: RiskCurve | None = None
+    samples: SampleCurves | None = None
+    agreement: Agreement | None = None
+    flips: list[Flip] = field(default_factory=list)
+    conditions: list[Condition] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -88,6 +95,12 @@ class Scorecard:
             "reliability_calibrated": self.reliability_calibrated,
             "failures": self.failures,
             "photos": self.photos,
+            "slices_under_prior": {name: part.to_json() for name, part in self.slices_natural.items()},
+            "risk": self.risk.to_json() if self.risk else None,
+            "samples": self.samples.to_json() if self.samples else None,
+            "agreement": self.agreement.to_json() if self.agreement else None,
+            "robustness": [flip.to_json() for flip in self.flips],
+            "capability": [condition.to_json() for condition in self.conditions],
         }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lore.errors import LoreError
+from lore.eval.findings import Ceiling
 from lore.eval.measures.bootstrap import query_groups
 from lore.pairs import Pair, normalise, read_pairs
 from lore.rubric import Rubric
@@ -70,6 +71,8 @@ class EvalData:
     test: Labelled
     dev: Labelled | None
     """The pairs that temperatures are fitted on; None when the data has none or calibration is off."""
+    ceiling: Ceiling | None = None
+    """Agreement among raters, where single raters' labels are given."""
 
     @property
     def parts(self) -> list[Labelled]:
