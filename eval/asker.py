@@ -34,6 +34,8 @@ class Asker:
     sampling: Sampling
     chunk_pairs: int = 256
     explain: bool = False
+    scores: bool = True
+    """Whether tier probabilities are read; without them every verdict is written."""
     asked: int = field(default=0, init=False)
     """Questions put in this process, answered ones of earlier starts not among them."""
 
@@ -79,6 +81,7 @@ class Asker:
             "sampling": self.sampling,
             "chunk_pairs": self.chunk_pairs,
             "explain": self.explain,
+            "scores": self.scores,
         } | changed
         missing = (pair for pair in pairs if pair.pair_id not in answers)
         first = next(missing, None)

@@ -3,6 +3,7 @@
 - reason_first: write the answer, read it strictly, then score the tiers right behind the reason that was written.
 - answer_only, answer_first: score the tiers at once; nothing is decoded. answer_first with `explain` writes the whole
   answer too.
+- without scores (endpoints that have none): write the answer in every order; there are no probabilities.
 
 Verdicts are saved every `chunk_pairs` pairs; a killed run goes on with the pairs that have none. Within a chunk the engine
 gets the prompts of one query together, so that one with a prefix cache reads what they share once.
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lore.engines import Engine, Sampling
+from lore.engines import Engine, RequestRefused, Sampling
 from lore.engines.chat import photo_of
 from lore.errors import LoreError
 from lore.eval.predictions import Samples, SampleShards, Shards, Verdict
@@ -23,6 +24,7 @@ from lore.judgement import FormatFailure, PromptFormat, parse, render, verdict_t
 from lore.pairs import Pair
 from lore.rubric import Rubric
 
+FINISHED_BADLY = {"length": "cut_at_max_tokens", "refused": "refused"}
 FactsOf = Callable[[Pair], Sequence[str]]
 
 
@@ -35,6 +37,7 @@ def predict(
     *,
     chunk_pairs: int = 256,
     explain: bool = False,
+    scores: bool = True,
     facts: FactsOf | None = None,
 ) -> Iterator[list[Verdict]]:
     """Verdicts in chunks, in the order of the pairs. facts: texts shown as facts with a pair.
@@ -43,7 +46,7 @@ def predict(
     even a one-word query fits: then the recipe is wrong, not the pair.
     """
     for chunk, shown in _chunks(pairs, engine, rubric, fmt, chunk_pairs):
-        yield judge_chunk(chunk, engine, rubric, shown, sampling, explain=explain, facts=facts)
+        yield judge_chunk(chunk, engine, rubric, shown, sampling, explain=explain, scores=scores, facts=facts)
 
 
 def _chunks(
@@ -70,14 +73,16 @@ def judge_chunk(
     sampling: Sampling,
     *,
     explain: bool = False,
+    scores: bool = True,
     facts: FactsOf | None = None,
 ) -> list[Verdict]:
     """One verdict per pair, in the order of the pairs."""
     verdicts, prompts, asked = render_chunk(pairs, engine, rubric, fmt, facts)
-    written = fmt.order == "reason_first" or explain
+    written = fmt.order == "reason_first" or explain or not scores
     if written:
         write_answers(prompts, asked, engine, rubric, fmt, sampling)
-    score_answers(prompts, asked, engine, rubric, fmt, decide=not written)
+    if scores:
+        score_answers(prompts, asked, engine, rubric, fmt, decide=not written)
     return verdicts
 
 
@@ -111,7 +116,7 @@ def write_answers(
         verdict.text = answer.text
         judgement = parse(answer.text, rubric, fmt)
         if isinstance(judgement, FormatFailure):
-            verdict.failure = "cut_at_max_tokens" if answer.finish_reason == "length" else judgement.reason
+            verdict.failure = FINISHED_BADLY.get(answer.finish_reason, judgement.reason)
             continue
         verdict.tier, verdict.rationale = judgement.tier, judgement.rationale
         verdict.mismatch, verdict.rules = judgement.mismatch, judgement.rules
@@ -133,7 +138,17 @@ def score_answers(
     begun = [
         with_verdict_prefix(prompt, rubric, fmt, tokens, rationale=verdict.rationale) for prompt, verdict in scored
     ]
-    probabilities = np.asarray(engine.score(begun), dtype=np.float64)
+    try:
+        probabilities = np.asarray(engine.score(begun), dtype=np.float64)
+    except RequestRefused:
+        if not decide:
+            raise
+        if len(scored) == 1:
+            scored[0][1].failure = "refused"
+            return
+        for prompt, verdict in scored:  # which one was refused is not said
+            score_answers([prompt], [verdict], engine, rubric, fmt, decide=True)
+        return
     expected = (len(scored), len(rubric.tier_ids))
     if probabilities.shape != expected or not np.isfinite(probabilities).all():
         found = "nan or inf" if probabilities.shape == expected else f"an array {probabilities.shape}"
@@ -164,6 +179,7 @@ def sample_saved(
     *,
     chunk_pairs: int = 256,
     explain: bool = False,
+    scores: bool = True,
 ) -> Iterator[Samples]:
     """`sampling.n` answers to each pair, each chunk saved before it is handed on. Where the verdict comes first it alone is
     sampled, from the tier probabilities at that temperature: nothing is decoded.
@@ -173,7 +189,7 @@ def sample_saved(
         drawn: dict[str, list[str | None]] = {}
         if not prompts:
             pass
-        elif shown.order == "reason_first" or explain:
+        elif shown.order == "reason_first" or explain or not scores:
             for verdict, completions in zip(asked, engine.generate(prompts, sampling), strict=True):
                 read = [parse(completion.text, rubric, shown) for completion in completions]
                 drawn[verdict.pair_id] = [None if isinstance(answer, FormatFailure) else answer.tier for answer in read]

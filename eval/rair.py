@@ -197,6 +197,7 @@ def askers(recipe: RairRecipe, data: EvalData, folder: RunFolder) -> dict[str, A
             sampling,
             recipe.chunk_pairs,
             judge.explain,
+            judge.scores,
         )
     return found
 

@@ -32,6 +32,9 @@ class JudgeSection(StrictModel):
     explain: bool = False
     """answer_first: also write the reason (slower; the verdict is then read from the answer, not from the scores
     alone)."""
+    scores: bool = True
+    """Read tier probabilities behind the verdict. false for servers that give none or do not go on with a begun answer: the
+    verdict is then written in every order, and nothing is known of its confidence."""
     predictions: str | None = None
     """For kind: predictions, a parquet, jsonl or csv file with pair_id, tier and, where known, p_<tier>."""
     predictions_judge: str | None = None

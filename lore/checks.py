@@ -60,6 +60,10 @@ def _entry(item: Any) -> tuple[Any, Any]:
     return key, content
 
 
+MAX_SHOWN_PHOTOS = 100
+NO_PHOTO = b"unreadable"  # no image: judges are told that there was a photo and could not be seen
+
+
 class RowChecker:
     """Checks and cleans raw rows. `repairs` counts what was changed at no row's cost: html, byte_order_mark,
     nameless_attribute.
@@ -68,6 +72,8 @@ class RowChecker:
     tier_ids_only: labels must be tier ids already, as in a file that was imported before.
     image_folder: where relative image paths start.
     embed_images: keep the photo's bytes in the pair instead of its path.
+    keep_bad_photos: a photo that cannot be read costs the photo, not the row: it is counted among the repairs
+    (unreadable_photo), shown in bad_photos, and stays in the pair as something that no reader takes for an image.
     """
 
     def __init__(
@@ -78,16 +84,20 @@ class RowChecker:
         tier_ids_only: bool = False,
         image_folder: Path | None = None,
         embed_images: bool = False,
+        keep_bad_photos: bool = False,
     ):
         self.rubric, self.strict, self.tier_ids_only = rubric, strict, tier_ids_only
         self.image_folder, self.embed_images = image_folder, embed_images
+        self.keep_bad_photos = keep_bad_photos
         self.repairs: Counter[str] = Counter()
+        self.bad_photos: list[str] = []
+        self._place = ""
         self._tiers: dict[str, str] = {}
         self._problems: list[tuple[str, str, str, str]] = []
 
     def check(self, raw: dict[str, Any], file: str = "", row: int = 0) -> tuple[Pair | None, list[Rejection]]:
         """The pair and no rejection, or None and one rejection per problem."""
-        self._problems = []
+        self._problems, self._place = [], f"{file} row {row}"
         unknown = raw.keys() - _FIELDS
         if unknown:
             raise LoreError(
@@ -269,7 +279,12 @@ class RowChecker:
         try:
             checked = check_image({"bytes": data, "path": path})
         except ImageError as error:
-            return self._bad("image", error.reason, error.found, error.expected)
+            if not self.keep_bad_photos:
+                return self._bad("image", error.reason, error.found, error.expected)
+            self.repairs["unreadable_photo"] += 1
+            if len(self.bad_photos) < MAX_SHOWN_PHOTOS:
+                self.bad_photos.append(f"{self._place}: {error.found}")
+            return {"bytes": NO_PHOTO, "path": path}
         return {"bytes": checked if self.embed_images else data, "path": path}
 
     def _demands(self, value: Any) -> list[Demand]:

@@ -60,6 +60,9 @@ def import_(
     embed_images: bool = typer.Option(False, help="Store photo files inside the output, so that it can be moved."),
     strict: bool = STRICT,
     drop_duplicates: bool = DROP,
+    keep_bad_photos: bool = typer.Option(
+        False, "--keep-bad-photos", help="Keep rows whose photo cannot be read, without it, and say which."
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Turns rated pairs of a public format, or any table, into a checked pairs file."""
@@ -92,6 +95,7 @@ def import_(
             strict=strict,
             embed_images=embed_images,
             drop_duplicates=drop_duplicates,
+            keep_bad_photos=keep_bad_photos,
             metadata=rubric_metadata(chosen, loaded),
         )
         _show_report(report, as_json)

@@ -149,7 +149,7 @@ class DataSection(StrictModel):
         if self.source not in sources:
             yield Conflict(("source",), self.source, f"one of: {', '.join(sources)}", nearest(self.source, sources))
         else:
-            known = [] if self.source == "pairs" else [*source_options(self.source), "drop_duplicates"]
+            known = [] if self.source == "pairs" else [*source_options(self.source), "drop_duplicates", "keep_bad_photos"]
             for option in self.options:
                 if option not in known:
                     expected = f"an option of source {self.source}: {', '.join(known) or 'it has none'}"

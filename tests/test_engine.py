@@ -66,6 +66,27 @@ def test_several_samples_differ_repeat_with_their_seed_and_greedy_ones_are_equal
     assert all(len(row) == 3 and len(set(row)) == 1 for row in greedy)
 
 
+def test_samples_of_a_prompt_share_one_reading_of_it(engines):
+    _, large, asked = engines
+    sampling, read = Sampling(temperature=1.0, n=4, max_tokens=12, seed=1), []
+    assert large._can_share
+    hook = large.model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        shared = large.generate(asked[:6], sampling)
+        passes, read[:] = list(read), []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(large), "_can_share", False)
+            plain = large.generate(asked[:6], sampling)
+    finally:
+        hook.remove()
+    assert shared == plain  # the same draws from the same distributions
+    rows, tokens = read[0]
+    assert (rows, passes[0]) == (24, (6, tokens))  # plainly, each of four samples reads the prompt
+    assert passes[1] == (24, 1) and all(width == 1 for _, width in passes[1:])
+
+
 def test_an_answer_that_ends_by_itself_has_stopped_and_its_end_is_counted_but_not_shown(engines):
     small, _, _ = engines
     end = small.tokenizer(turn_end(small.processor), add_special_tokens=False)["input_ids"][-1]

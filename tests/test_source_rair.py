@@ -10,8 +10,12 @@ import pytest
 from PIL import Image
 from source_files import load, write_parquet
 
+from lore.engines.chat import photo_of
 from lore.errors import LoreError
-from lore.sources import open_source
+from lore.pairs import read_pairs
+from lore.prompt import PromptFormat
+from lore.recipe import DataSection
+from lore.sources import materialise, open_source
 from lore.sources.rair import attributes_of
 
 SECRET = "搜主件返回主件，判定为L4"
@@ -93,6 +97,28 @@ def test_rair_bad_photos_and_bad_json_are_rejected(tmp_path):
     assert len(pairs) == 1
     assert [r["row"] for r in rejected] == [1, 2, 3, 4, 5, 7, 8]
     assert [r["reason"] for r in rejected] == ["image_corrupt"] * 3 + ["field_type"] * 4
+
+
+def test_rair_rows_with_bad_photos_can_be_kept_and_are_reported_and_judged_as_text(tmp_path, capsys):
+    good = rair_rows()[0]
+    photos = ["###", base64.b64encode(b"no photo").decode(), photo()[:80], good["image_base64"], ""]
+    rows = [{**good, "item_id": number, "image_base64": text} for number, text in enumerate(photos)]
+    path = write_rair(tmp_path / "rair.parquet", rows)
+    pairs, report, rejected = load("rair", path, tmp_path, keep_bad_photos=True)
+    assert len(pairs) == 5 and rejected == []
+    assert report.repairs["unreadable_photo"] == 3
+    assert [line.split(": ")[0] for line in report.bad_photos] == [f"{path} row {row}" for row in (1, 2, 3)]
+
+    states = [photo_of(pair, PromptFormat(), None)[1] for pair in pairs]
+    assert states == ["failed", "failed", "failed", "seen", "none"]
+    assert SECRET not in str([asdict(pair) for pair in pairs])
+
+    section = DataSection(path=str(path), source="rair", rubric="rair", options={"keep_bad_photos": True})
+    assert len(list(read_pairs(materialise(section, tmp_path / "run")))) == 5
+    assert "3 photos cannot be read; their rows are kept" in capsys.readouterr().err
+    section = DataSection(path=str(path), source="rair", rubric="rair")
+    assert len(list(read_pairs(materialise(section, tmp_path / "run")))) == 2
+    assert "3 of 5 rows became no pair (image_corrupt 3)" in capsys.readouterr().err
 
 
 def test_rair_attribute_json_is_flattened():

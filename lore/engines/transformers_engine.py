@@ -47,8 +47,10 @@ class TransformersEngine:
             torch.manual_seed(sampling.seed)
         for indices in self._batches(texts, extra=sampling.max_tokens, copies=per_prompt):
             inputs = self._inputs([texts[i] for i in indices])
-            with self._generation(sampling, per_prompt) as config:
-                ids = self.model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
+            shares = per_prompt > 1 and self._can_share
+            with self._generation(sampling, 1 if shares else per_prompt) as config:
+                asked = self._read_once(inputs, per_prompt) if shares else inputs
+                ids = self.model.generate(**asked, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
             prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
             for k, index in enumerate(indices):
                 rows = ids[k * per_prompt : (k + 1) * per_prompt]
@@ -66,6 +68,27 @@ class TransformersEngine:
             logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
             out[indices] = torch.softmax(logits[:, self.verdict.tier_ids].double(), dim=-1).cpu().numpy()
         return out
+
+    @property
+    def _can_share(self) -> bool:
+        """Whether a prompt's keys and values can be copied for its samples: not where a model keeps the positions of photos
+        beside the cache (M-RoPE of Qwen-VL), or a state that is no cache of tokens."""
+        config = self.model.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        return "mrope_section" not in rope and kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
+
+    def _read_once(self, inputs: dict[str, torch.Tensor], copies: int) -> dict[str, Any]:
+        """Inputs of `copies` rows a prompt with the prompts read already, once each: all but their last token is in the
+        cache. Plain generation would read every copy."""
+        config = GenerationConfig(
+            max_new_tokens=1, pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self._stop_ids, return_dict_in_generate=True
+        )
+        cache = self.model.generate(**inputs, generation_config=config).past_key_values
+        cache.crop(inputs["input_ids"].shape[1] - 1)
+        cache.batch_repeat_interleave(copies)
+        repeated = {key: inputs[key].repeat_interleave(copies, dim=0) for key in ("input_ids", "attention_mask")}
+        return repeated | {"past_key_values": cache}
 
     @contextmanager
     def _generation(self, sampling: Sampling, per_prompt: int) -> Iterator[GenerationConfig]:

@@ -124,8 +124,9 @@ def materialise(section: Any, folder: Any) -> Path:
     imported once.
 
     section: .source .path .rubric .encoding .split_fractions .options. Pairs get a split by hash of their query where
-    the source has none. The option drop_duplicates (true) keeps the first of equal pairs. Safe to call from several
-    processes.
+    the source has none. The option drop_duplicates (true) keeps the first of equal pairs, keep_bad_photos (true) the rows
+    whose photo cannot be read. What the import left out or kept without its photo is said on stderr. Safe to call from
+    several processes.
     """
     from lore.rubric import load_rubric, rubric_change, rubric_metadata
 
@@ -146,6 +147,7 @@ def materialise(section: Any, folder: Any) -> Path:
     from lore.sources.importing import import_pairs
 
     drop_duplicates = options.pop("drop_duplicates", False)
+    keep_bad_photos = options.pop("keep_bad_photos", False)
     # utf-8 is the section's default, so it cannot be told from a choice: the source's own default counts then.
     encoding = None if section.encoding.lower() in ("utf-8", "utf8") else section.encoding
     source = open_source(section.source, section.path, encoding=encoding, options=options)
@@ -156,6 +158,7 @@ def materialise(section: Any, folder: Any) -> Path:
         encoding,
         options,
         drop_duplicates,
+        *(["keep_bad_photos"] if keep_bad_photos else []),
         fractions,
         rubric.hash,
         _content_key(source.files, section.path),
@@ -171,11 +174,29 @@ def materialise(section: Any, folder: Any) -> Path:
                 rubric,
                 split_fractions=fractions or {},
                 drop_duplicates=drop_duplicates,
+                keep_bad_photos=keep_bad_photos,
                 metadata={"lore.key": key, **rubric_metadata(section.rubric, rubric)},
             )
             if not report.pairs:
                 raise LoreError(f"{section.path}: no row of {report.rows:,} became a pair. {' '.join(report.examples[:1])}")
+            _say_what_was_lost(section.path, report)
     return out
+
+
+def _say_what_was_lost(path: Any, report: Any) -> None:
+    if report.rejected_rows:
+        why = ", ".join(f"{reason} {times}" for reason, times in report.reasons.most_common(5))
+        print(
+            f"warning: {path}: {report.rejected_rows:,} of {report.rows:,} rows became no pair ({why}); they are kept with "
+            f"their reasons in {report.rejected}. First: {report.examples[0]}",
+            file=sys.stderr,
+        )
+    if photos := report.repairs["unreadable_photo"]:
+        print(
+            f"warning: {path}: {photos:,} photos cannot be read; their rows are kept and judged as text. "
+            f"First: {report.bad_photos[0]}",
+            file=sys.stderr,
+        )
 
 
 def _key_of(path: Path) -> str | None:

@@ -40,6 +40,8 @@ class Report:
     dropped: int = 0
     unlabelled: int = 0
     """Pairs without a label."""
+    bad_photos: list[str] = field(default_factory=list)
+    """Where photos could not be read and the row was kept: file, row and what was found; the first hundred."""
     repeats: list[str] = field(default_factory=list)
     """The first duplicates and the first conflicting labels, each with both places."""
     extra_columns: list[str] = field(default_factory=list)
@@ -62,18 +64,25 @@ def import_pairs(
     split_fractions: dict[str, float] | None = None,
     seed: int = 0,
     drop_duplicates: bool = False,
+    keep_bad_photos: bool = False,
     metadata: dict[str, str] | None = None,
 ) -> Report:
     """Checks every row; with `out` writes the good ones, and the others to `<out's name>.rejected.jsonl`.
 
     Duplicates and conflicting labels are counted and stay, unless drop_duplicates: then the first pair stays and the
-    later ones are rejected. split_fractions: deal pairs that have no split by the hash of their query. Where no row
+    later ones are rejected. keep_bad_photos: a row whose photo cannot be read stays, is judged as text and is reported.
+    split_fractions: deal pairs that have no split by the hash of their query. Where no row
     becomes a pair, an older `out` stays. Memory is bounded but for 28 bytes a pair.
     """
     if out:
         _keep_inputs(source, out)
     checker = RowChecker(
-        rubric, strict=strict, tier_ids_only=tier_ids_only, image_folder=source.image_folder, embed_images=embed_images
+        rubric,
+        strict=strict,
+        tier_ids_only=tier_ids_only,
+        image_folder=source.image_folder,
+        embed_images=embed_images,
+        keep_bad_photos=keep_bad_photos,
     )
     report, seen, places = Report(), Seen(), _Places()
     info = {
@@ -103,6 +112,7 @@ def import_pairs(
         found = seen.result()
         report.pairs, report.duplicates, report.conflicting = len(seen), found.same_label, found.conflicts
         report.repairs, report.repeats = checker.repairs, _shown_repeats(found, places)
+        report.bad_photos = checker.bad_photos
         report.extra_columns = source.extra_columns()
         if out and drop_duplicates and len(seen):
             report.dropped = len(found.repeats)

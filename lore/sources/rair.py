@@ -27,6 +27,7 @@ WHERE = (
 REQUIRED = ("query", "title", "groundtruth")
 OPTIONAL = ("item_id", "shop_name", "cpv_sku", "subset", "image_base64")
 CAPTION = "photo caption"
+MAX_BAD_TEXT = 1000
 
 
 def files(path: Path | str) -> list[Path]:
@@ -114,7 +115,11 @@ def _photo(text: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(text, str):
         raise ImageError("image_corrupt", f"a {type(text).__name__}", "base64 text")
-    return {"bytes": decode_base64(text), "path": None}
+    try:
+        return {"bytes": decode_base64(text), "path": None}
+    except ImageError:
+        # As it is: it will be no image either, and what becomes of such rows is the import's choice.
+        return {"bytes": text[:MAX_BAD_TEXT].encode(errors="replace"), "path": None}
 
 
 def _local(found: list[Path], encoding: str, columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
