@@ -54,10 +54,9 @@ def with_benchmark(recipe: Any) -> Any:
         definition = load_benchmark(recipe["benchmark"])
     except LoreError as error:
         raise ValueError(str(error)) from error
-    own = recipe.get("data")
-    if isinstance(own, dict) and "path" in own:
-        # Other files of the benchmark's kind may have another form: the source's switches belong to its own path.
-        definition["recipe"].get("data", {}).pop("options", None)
+    data, own = definition["recipe"].get("data", {}), recipe.get("data")
+    if isinstance(own, dict) and own.get("source", data.get("source")) != data.get("source"):
+        data.pop("options", None)  # switches of the other importer
     return _merged(definition["recipe"], recipe)
 
 

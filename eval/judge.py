@@ -184,7 +184,7 @@ def sample_saved(
     """`sampling.n` answers to each pair, each chunk saved before it is handed on. Where the verdict comes first it alone is
     sampled, from the tier probabilities at that temperature: nothing is decoded.
     """
-    for number, (chunk, shown) in enumerate(_chunks(pairs, engine, rubric, fmt, chunk_pairs)):
+    for chunk, shown in _chunks(pairs, engine, rubric, fmt, chunk_pairs):
         verdicts, prompts, asked = render_chunk(chunk, engine, rubric, shown)
         drawn: dict[str, list[str | None]] = {}
         if not prompts:
@@ -195,15 +195,11 @@ def sample_saved(
                 drawn[verdict.pair_id] = [None if isinstance(answer, FormatFailure) else answer.tier for answer in read]
         else:
             score_answers(prompts, asked, engine, rubric, shown, decide=True)
-            rng = np.random.default_rng([sampling.seed, number, *_digits(chunk[0].pair_id)])
             for verdict in asked:
+                rng = np.random.default_rng([sampling.seed, *verdict.pair_id.encode(errors="surrogatepass")])
                 powers = np.asarray(verdict.probabilities) ** (1 / sampling.temperature)
                 picks = rng.choice(len(powers), size=sampling.n, p=powers / powers.sum())
                 drawn[verdict.pair_id] = [rubric.tier_ids[pick] for pick in picks]
         rows = [Samples(verdict.pair_id, drawn.get(verdict.pair_id, [None] * sampling.n)) for verdict in verdicts]
         shards.add(rows)
         yield from rows
-
-
-def _digits(text: str) -> list[int]:
-    return list(text.encode()[:16])

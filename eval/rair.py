@@ -1,44 +1,34 @@
 """Stage rair: judges and baselines on the same held-out pairs, with intervals, calibration, slices and a report.
 
-    lore run recipes/crowdflower/eval.yaml
+    lore run recipes/rair.yaml
 
-After RAIR (arXiv 2512.24943): Acc@2, Acc@K, Macro-F1; beside them per-tier F1, QWK and ECE. Unlike its published
-script, which takes the first tier name anywhere in the output, a verdict is read outside the reasoning and exactly
-once. Left out: several answers per pair.
+After RAIR (arXiv 2512.24943): Acc@2, Acc@K, Macro-F1; beside them what else a team decides by (eval/measures). Unlike its
+published script, which takes the first tier name anywhere in the output, a verdict is read outside the reasoning and exactly
+once. Models and servers can also be sampled, perturbed (eval/robustness.py) and tested capability by capability
+(eval/capability.py).
 """
 
-import gc
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
-from pathlib import Path
 
 from rich.console import Console
 
-from lore.card import check_card, check_template
-from lore.engines import Engine, Sampling, open_engine
 from lore.errors import LoreError
-from lore.eval.asker import Asker
-from lore.eval.baselines import fit_baseline
+from lore.eval.asker import Asker, Verdicts
 from lore.eval.benchmark import write_benchmark_pairs
 from lore.eval.config import RairRecipe
+from lore.eval.findings import Condition, Flip, SampleCurves
+from lore.eval.judges import askers, baseline_verdicts, described, read_verdicts
 from lore.eval.output import save
-from lore.eval.predictions import Verdict, read_predictions
 from lore.eval.scorecard import score
-from lore.eval.sections import JudgeSection
-from lore.eval.testset import EvalData, Labelled, load_split, read_chosen
-from lore.fingerprints import model_fingerprint
+from lore.eval.testset import EvalData, Labelled, load_split, read_chosen, whole_queries
 from lore.folder import RunFolder, is_main_process
-from lore.judgement import PromptFormat, renderer_hash
 from lore.pairs import fingerprint
 from lore.progress import track
-from lore.rubric import Rubric, load_rubric, nearest
+from lore.rubric import load_rubric, nearest
 from lore.sources import materialise
 
-TEXT_COLUMNS = ["pair_id", "query", "title", "attributes", "description", "category", "brand"]
-BASELINE_BATCH = 4096
 MAX_SLICES = 60
-
-Verdicts = dict[str, Verdict]
 
 
 def run(recipe: RairRecipe, folder: RunFolder) -> None:
@@ -54,13 +44,59 @@ def run(recipe: RairRecipe, folder: RunFolder) -> None:
     rows = recipe.rows()
     verdicts = baseline_verdicts(recipe, data)
     verdicts |= read_verdicts(recipe, data)
-    judges = askers(recipe, data, folder)
-    verdicts |= ask_models(judges, data)
+    asked = {name: ask(asker, recipe, data) for name, asker in askers(recipe, data, folder).items()}
+    verdicts |= {name: found.verdicts for name, found in asked.items()}
     cards = []
     for name, judge in track(rows.items(), "metrics", total=len(rows)):
         measured = partial(score, data=data, options=recipe.metrics, slices=slices, seed=recipe.seed)
-        cards.append(measured(name, judge.kind, described(judge, recipe), verdicts[name]))
+        card = measured(name, judge.kind, described(judge, recipe), verdicts[name])
+        if found := asked.get(name):
+            card.samples, card.flips, card.conditions = found.samples, found.flips, found.conditions
+        cards.append(card)
     save(recipe, folder, data, verdicts, cards, console=console)
+
+
+@dataclass
+class Asked:
+    """What one judge has said, and what came out when it was asked more."""
+
+    verdicts: Verdicts
+    samples: SampleCurves | None = None
+    flips: list[Flip] = field(default_factory=list)
+    conditions: list[Condition] = field(default_factory=list)
+
+
+def ask(asker: Asker, recipe: RairRecipe, data: EvalData) -> Asked:
+    """Everything one judge is asked, while its engine is open. What earlier starts of this run have answered is not asked
+    again."""
+    found, test = Asked({}), data.test
+    for part in data.parts:
+        pairs = read_chosen(data.path, part.split, part.pair_ids)
+        found.verdicts |= asker.ask(part.split, pairs, total=len(part), known=part.pair_ids)
+    resampling = {"samples": recipe.metrics.bootstrap_samples, "seed": recipe.seed}
+    sampling = recipe.sampling
+    if sampling.samples:
+        from lore.eval.measures.samples import sample_curves
+
+        ids = [test.pair_ids[i] for i in whole_queries(test.queries, sampling.sample_pairs, recipe.seed)]
+        drawn = asker.samples(
+            "samples",
+            read_chosen(data.path, test.split, ids),
+            sampling.samples,
+            temperature=sampling.sample_temperature,
+            seed=recipe.seed,
+            total=len(ids),
+        )
+        found.samples = sample_curves(drawn, test, data.rubric, temperature=sampling.sample_temperature, **resampling)
+    if recipe.robustness is not None and asker.name in (recipe.robustness.judges or recipe.asked()):
+        from lore.eval.robustness import measure_robustness
+
+        found.flips = measure_robustness(asker, data, found.verdicts, recipe.robustness, **resampling)
+    if recipe.capability is not None and asker.name in (recipe.capability.judges or recipe.asked()):
+        from lore.eval.capability import measure_capability
+
+        found.conditions = measure_capability(asker, data, found.verdicts, recipe.capability, **resampling)
+    return found
 
 
 def load_data(recipe: RairRecipe, folder: RunFolder) -> EvalData:
@@ -94,7 +130,14 @@ def load_data(recipe: RairRecipe, folder: RunFolder) -> EvalData:
             limit=recipe.dev_limit,
             seed=recipe.seed,
         )
-    return EvalData(path, rubric, test, dev if dev else None)
+    raters = None
+    if recipe.metrics.ratings:
+        from lore.eval.measures.agreement import ceiling
+        from lore.eval.ratings import read_ratings
+
+        ratings = read_ratings(recipe.metrics.ratings, test, rubric)
+        raters = ceiling(ratings, test, rubric, samples=recipe.metrics.bootstrap_samples, seed=recipe.seed)
+    return EvalData(path, rubric, test, dev if dev else None, raters)
 
 
 def chosen_slices(recipe: RairRecipe, test: Labelled) -> list[str]:
@@ -112,128 +155,3 @@ def chosen_slices(recipe: RairRecipe, test: Labelled) -> list[str]:
     return recipe.slices
 
 
-def prompt_format(judge: JudgeSection, recipe: RairRecipe) -> PromptFormat:
-    """The recipe's prompt with what the judge replaces."""
-    replaced = {key: value for key in ("order", "detail", "photo") if (value := getattr(judge, key)) is not None}
-    return PromptFormat(**(recipe.prompt.model_dump() | replaced))
-
-
-def described(judge: JudgeSection, recipe: RairRecipe) -> str:
-    """One line on how a row came about."""
-    if judge.kind == "majority":
-        return f"the most frequent tier of split {recipe.train_split}"
-    if judge.kind == "lexical":
-        return f"gradient boosting over word overlap, trained on split {recipe.train_split}"
-    if judge.kind == "predictions":
-        return f"predictions from {judge.predictions}"
-    fmt = prompt_format(judge, recipe)
-    if judge.kind == "endpoint":
-        who = f"{judge.endpoint.model} at {judge.endpoint.url}"
-    else:
-        who = judge.model.name + (f" with adapter {judge.model.adapter}" if judge.model.adapter else "")
-    if judge.vllm is not None:
-        who += " in vLLM"
-    return f"{who}; {fmt.order}, rubric: {fmt.detail}, photo {'shown' if fmt.photo else 'hidden'}"
-
-
-def baseline_verdicts(recipe: RairRecipe, data: EvalData) -> dict[str, Verdicts]:
-    """Verdicts of the baselines, trained on the train split of the same data."""
-    names = {name: judge.kind for name, judge in recipe.rows().items() if judge.kind in ("lexical", "majority")}
-    if not names:
-        return {}
-    train_path = Path(recipe.train_path) if recipe.train_path else data.path
-    train = load_split(
-        train_path,
-        recipe.train_split,
-        data.rubric,
-        slices=recipe.data.slices,
-        limit=recipe.train_limit,
-        seed=recipe.seed,
-    )
-    pairs = list(read_chosen(train_path, train.split, train.pair_ids, TEXT_COLUMNS))
-    order = [train.position[pair.pair_id] for pair in pairs]
-    gold, weights = train.gold[order], train.weights[order] if recipe.metrics.label_weights else None
-    tier_ids, verdicts = data.rubric.tier_ids, {}
-    for name, kind in names.items():
-        baseline = fit_baseline(kind, pairs, gold, len(tier_ids), weights=weights, seed=recipe.seed)
-        verdicts[name] = {}
-        for part in data.parts:
-            left = read_chosen(data.path, part.split, part.pair_ids, TEXT_COLUMNS)
-            left = track(left, f"{name}: {part.split}", total=len(part))
-            while batch := list(islice(left, BASELINE_BATCH)):
-                for pair, row in zip(batch, baseline.predict(batch), strict=True):
-                    verdicts[name][pair.pair_id] = Verdict(pair.pair_id, tier_ids[int(row.argmax())], row.tolist())
-    return verdicts
-
-
-def read_verdicts(recipe: RairRecipe, data: EvalData) -> dict[str, Verdicts]:
-    """Verdicts that were made elsewhere."""
-    dev_ids = data.dev.pair_ids if data.dev else []
-    return {
-        name: read_predictions(judge.predictions, data.rubric, data.test.pair_ids, dev_ids, judge.predictions_judge)
-        for name, judge in recipe.judges.items()
-        if judge.kind == "predictions"
-    }
-
-
-def askers(recipe: RairRecipe, data: EvalData, folder: RunFolder) -> dict[str, Asker]:
-    """Every judge that is asked in this run, its card checked."""
-    engines = OpenEngine(data.rubric, recipe.batch_tokens)
-    sampling = Sampling(temperature=recipe.sampling.temperature, max_tokens=recipe.sampling.max_tokens, seed=recipe.seed)
-    found = {}
-    for name, judge in recipe.asked().items():
-        fmt = prompt_format(judge, recipe)
-        renderer = renderer_hash(data.rubric, fmt)
-        folder.note(**{f"renderer_hash of {name}": renderer})
-        if judge.kind == "model":
-            check_card(judge.model, renderer, f"judges.{name}")
-            folder.note(**{f"weights of {name}": model_fingerprint(judge.model.name, judge.model.adapter)})
-        found[name] = Asker(
-            name,
-            folder / "verdicts" / name,
-            partial(engines.of, name, judge),
-            data.rubric,
-            fmt,
-            sampling,
-            recipe.chunk_pairs,
-            judge.explain,
-            judge.scores,
-        )
-    return found
-
-
-class OpenEngine:
-    """One engine in memory at a time; judges that differ in their prompt alone share it."""
-
-    def __init__(self, rubric: Rubric, batch_tokens: int):
-        self.rubric, self.batch_tokens = rubric, batch_tokens
-        self._section, self._engine = None, None
-
-    def of(self, name: str, judge: JudgeSection) -> Engine:
-        section = (judge.endpoint or judge.model, judge.vllm)
-        if section != self._section:
-            self.close()
-            model, vllm = section
-            self._engine = open_engine(model, self.rubric, vllm=vllm, batch_tokens=self.batch_tokens)
-            self._section = section
-            if judge.kind == "model":
-                check_template(judge.model, getattr(self._engine, "processor", self._engine.tokenizer), f"judges.{name}")
-        return self._engine
-
-    def close(self) -> None:
-        """The engine leaves memory."""
-        if hasattr(self._engine, "close"):
-            self._engine.close()
-        self._engine = self._section = None
-        gc.collect()
-
-
-def ask_models(judges: dict[str, Asker], data: EvalData) -> dict[str, Verdicts]:
-    """Every asked judge's verdicts on the tested pairs and those for calibration."""
-    verdicts = {}
-    for name, asker in judges.items():
-        verdicts[name] = {}
-        for part in data.parts:
-            pairs = read_chosen(data.path, part.split, part.pair_ids)
-            verdicts[name] |= asker.ask(part.split, pairs, total=len(part), known=part.pair_ids)
-    return verdicts

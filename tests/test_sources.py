@@ -184,9 +184,9 @@ def esci(tmp_path):
 def test_esci_joins_by_product_and_locale(esci, tmp_path):
     pairs, _, rejected = load("esci", esci, tmp_path)
     assert [(p.pair_id, p.title, p.label, p.split, p.slices) for p in pairs] == [
-        ("0", "Panasonic FV-20VQ3", "I", "train", ["locale:us"]),
-        ("1", "Ticonderoga", "E", "test", ["locale:us"]),
-        ("2", "Ventilador", "S", "train", ["locale:es"]),
+        ("0", "Panasonic FV-20VQ3", "I", "train", ["locale:us", "task:2"]),
+        ("1", "Ticonderoga", "E", "test", ["locale:us", "task:1", "task:2"]),
+        ("2", "Ventilador", "S", "train", ["locale:es", "task:1", "task:2"]),
     ]
     assert pairs[0].query == "revent 80 cfm" and pairs[0].brand == "Panasonic"
     assert pairs[0].attributes == {"color": "White", "bullet points": "WhisperCeiling\nfans"}

@@ -96,9 +96,14 @@ def read(
                 "attributes": {"color": colour, "bullet points": bullets},
                 "label": cells["esci_label"],
                 "split": cells["split"],
-                "slices": [f"locale:{cells['product_locale']}"],
+                "slices": [f"locale:{cells['product_locale']}", *_tasks(cells)],
             }
             yield SourceRow(str(examples), row, values)
+
+
+def _tasks(cells: dict) -> list[str]:
+    """Of the published tasks, those that the row belongs to: 1, ranking, on the reduced set; 2, classification, on all."""
+    return ["task:1"] * (cells["small_version"] == 1) + ["task:2"] * (cells["large_version"] == 1)
 
 
 def _key(cells: dict) -> str:

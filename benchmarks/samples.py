@@ -1,0 +1,60 @@
+"""Seconds for k sampled answers a prompt: the prompt read once for all of them, against read for each, in turns.
+
+    python benchmarks/samples.py                  32 prompts with 24 rules (about 1,700 tokens), 8 samples of 32 tokens
+
+One small Llama with random weights, the same draws both times. The rules in the prompt are what makes it long.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from small_llama import make_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=32, help="of each answer")
+    parser.add_argument("--pairs", type=int, default=3)
+    options = parser.parse_args()
+
+    from lore.data_synth.world import World
+    from lore.engines import Sampling, open_engine
+    from lore.engines.transformers_engine import TransformersEngine
+    from lore.judgement import PromptFormat, count_prompt_tokens, render
+    from lore.recipe import ModelSection
+    from lore.rubric import load_rubric
+
+    world, rubric = World(seed=0), load_rubric("shop")
+    fmt = PromptFormat(detail="retrieved", retrieved_rules=24, photo=False, max_prompt_tokens=2000)
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(Path(folder), world)
+        engine = open_engine(ModelSection(name=f"{folder}/model"), rubric, batch_tokens=32768, device="cpu")
+        prompts = [render(pair, rubric, fmt, tokenizer=engine.processor) for pair in world.pairs("test", options.prompts)]
+        lengths = [count_prompt_tokens(messages, engine.processor) for messages in prompts]
+        print(f"{len(prompts)} prompts of {min(lengths)} to {max(lengths)} tokens, {options.samples} samples of {options.tokens}")
+        sampling = Sampling(temperature=1.0, n=options.samples, max_tokens=options.tokens)
+        shares = TransformersEngine._can_share
+
+        def seconds(shared: bool) -> tuple[float, list]:
+            TransformersEngine._can_share = shares if shared else False
+            start = time.perf_counter()
+            answers = engine.generate(prompts, sampling)
+            return time.perf_counter() - start, answers
+
+        seconds(True)
+        ratios = []
+        for _ in range(options.pairs):
+            (once, first), (each, second) = seconds(True), seconds(False)
+            same = sum(a == b for a, b in zip(first, second, strict=True))
+            ratios.append(each / once)
+            print(f"once {once:.2f} s, {options.samples} times {each:.2f} s: {each / once:.2f} ({same} prompts drew alike)")
+        print(f"ratio {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Benchmark definitions: recipes that name one get its data, prompt and metrics; their own keys win; sealed seeds stay sealed."""
+
+import json
+
+import pytest
+from source_files import write_parquet
+
+from lore.data_synth.config import SEALED_SEEDS
+from lore.data_synth.world_stage import write_world
+from lore.errors import LoreError
+from lore.eval.benchmark import benchmark_names, load_benchmark, write_benchmark_pairs
+from lore.pairs import read_pairs
+from lore.rubric import load_rubric
+from lore.run import run_recipe
+from lore.sources import source_options
+from lore.stages import load_recipe
+
+JUDGES = "judges: {mine: {kind: predictions, predictions: p.jsonl}}"
+
+
+def recipe_of(tmp_path, text: str):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"stage: rair\nrun: bench\n{text}\n")
+    return load_recipe(path)
+
+
+@pytest.mark.parametrize("name", benchmark_names())
+def test_every_benchmark_is_a_whole_recipe_but_for_its_judges(tmp_path, name):
+    recipe = recipe_of(tmp_path, f"benchmark: {name}\n{JUDGES}")
+    rubric = load_rubric(recipe.data.rubric)
+    known = {f"f1_{tier}" for tier in rubric.tier_ids}
+    assert {shown for shown in recipe.metrics.shown or [] if shown.startswith("f1_")} <= known
+    assert set(recipe.metrics.prior or {}) | set(recipe.metrics.gains or {}) <= set(rubric.tier_ids)
+    assert load_benchmark(name)["name"] == name and len(load_benchmark(name)["about"]) > 100
+    if recipe.data.source != "pairs":
+        assert set(recipe.data.options) <= {*source_options(recipe.data.source), "keep_bad_photos"}
+
+
+def test_the_benchmarks_are_there():
+    assert {"rair", "shop", "crowdflower", "wands", "homedepot", "esci"} <= set(benchmark_names())
+    assert load_benchmark("esci")["recipe"]["metrics"]["gains"] == {"E": 1.0, "S": 0.1, "C": 0.01, "I": 0.0}
+
+
+def test_a_recipes_own_keys_win_and_shares_are_not_mixed(tmp_path):
+    text = f"benchmark: rair\n{JUDGES}\ndata: {{path: mine.jsonl}}\nprompt: {{language: zh}}\nmetrics: {{prior: {{L4: 1.0}}}}"
+    recipe = recipe_of(tmp_path, text)
+    assert (recipe.data.path, recipe.data.source, recipe.data.options) == ("mine.jsonl", "rair", {"keep_bad_photos": True})
+    assert (recipe.prompt.language, recipe.prompt.detail) == ("zh", "full")
+    assert recipe.metrics.prior == {"L4": 1.0}
+    other = recipe_of(tmp_path, f"benchmark: rair\n{JUDGES}\ndata: {{path: mine.parquet, source: pairs}}")
+    assert other.data.options == {}
+
+
+def test_an_unknown_benchmark_names_the_nearest_and_a_broken_one_its_file(tmp_path):
+    with pytest.raises(LoreError, match="no benchmark 'raair'.*shop.*rair"):
+        recipe_of(tmp_path, f"benchmark: raair\n{JUDGES}")
+    (tmp_path / "own.yaml").write_text("recipe: {data: {rubric: shop}}\nsubsets: []\n")
+    with pytest.raises(LoreError, match="own.yaml: unknown key subsets"):
+        recipe_of(tmp_path, f"benchmark: {tmp_path / 'own.yaml'}\n{JUDGES}")
+
+
+def test_the_shops_pairs_come_from_sealed_seeds_which_no_recipe_takes(tmp_path, monkeypatch, root, runs):
+    world = load_benchmark("shop")["world"]
+    assert set(world["seeds"]) <= SEALED_SEEDS
+    small = load_benchmark("shop") | {"world": world | {"pairs": {"test": 24}}}
+    monkeypatch.setattr("lore.eval.benchmark.load_benchmark", lambda name: small)
+    path = load_benchmark("shop")["recipe"]["data"]["path"]
+    write_benchmark_pairs("shop", path)
+    write_benchmark_pairs("shop", path)  # what is there stays
+    pairs = list(read_pairs(path, split="test"))
+    assert len(pairs) == 24 * len(world["seeds"]) == len({pair.pair_id for pair in pairs})
+    write_benchmark_pairs("shop", str(tmp_path / "mine"))
+    assert not (tmp_path / "mine").exists()  # a recipe's own path is the user's
+
+    sealed = min(SEALED_SEEDS)
+    (tmp_path / "world.yaml").write_text(f"stage: world\nrun: w\nseed: {sealed}\n")
+    with pytest.raises(LoreError, match="sealed for benchmarks"):
+        load_recipe(tmp_path / "world.yaml")
+    with pytest.raises(LoreError, match="must stay unseen in training"):
+        write_world(tmp_path / "w", pairs=10, seed=sealed)
+    seeds = {load_recipe(file).seed for file in (root / "recipes").rglob("*.yaml")}
+    assert not seeds & SEALED_SEEDS
+
+
+def test_a_benchmark_runs_whole_on_files_of_its_published_form(tmp_path, runs, monkeypatch):
+    """ESCI's two files, both tasks from the same verdicts."""
+    labels = ["E", "S", "C", "I"]
+    examples = {
+        "example_id": range(64),
+        "query": [f"pencil {i // 4}" for i in range(64)],
+        "product_id": [f"B{i}" for i in range(64)],
+        "product_locale": ["us"] * 64,
+        "esci_label": [labels[i % 4] for i in range(64)],
+        "small_version": [int(i < 48) for i in range(64)],
+        "large_version": [1] * 64,
+        "split": ["train" if i < 32 else "test" for i in range(64)],
+    }
+    write_parquet(tmp_path / "shopping_queries_dataset_examples.parquet", examples)
+    products = {f"product_{name}": ["x"] * 64 for name in ("description", "bullet_point", "brand", "color")}
+    products |= {"product_id": examples["product_id"], "product_locale": ["us"] * 64, "product_title": ["pencil box"] * 64}
+    write_parquet(tmp_path / "shopping_queries_dataset_products.parquet", products)
+    rows = [{"pair_id": str(i), "tier": labels[i % 4] if i % 8 else "S"} for i in range(32, 64)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tmp_path / "esci.yaml"
+    recipe.write_text(
+        f"stage: rair\nrun: esci\nbenchmark: esci\ndata: {{path: {tmp_path}}}\nslices: ['task:1', 'task:2']\n"
+        f"judges: {{mine: {{kind: predictions, predictions: {tmp_path / 'p.jsonl'}}}}}\n"
+    )
+    run_recipe(recipe)
+    judge = json.loads((runs / "esci" / "metrics.json").read_text())["judges"]["mine"]
+    ranking, classes = judge["slices"]["task:1"], judge["slices"]["task:2"]
+    assert (ranking["pairs"], classes["pairs"]) == (16, 32)
+    assert classes["metrics"]["micro_f1"]["value"] == pytest.approx(28 / 32)
+    # Every second query answers S for its E: the best item ties with the S item at gain 0.1 and is half the time second.
+    tied = ((1 + 0.1) / 2 * (1 + 0.63093) + 0.01 / 2) / (1 + 0.1 * 0.63093 + 0.01 / 2)
+    assert ranking["metrics"]["ndcg"]["value"] == pytest.approx((1 + tied) / 2, abs=1e-4)

@@ -1,0 +1,111 @@
+"""Judges of every kind through the evaluation stage: a server without scores, tiny checkpoints, resumed and sampled."""
+
+import json
+import re
+
+import pyarrow.parquet as pq
+import pytest
+from openai_server import MODEL, error, reply, serve
+
+from lore.pairs import Pair, PairWriter
+from lore.recipe_file import RecipeError
+from lore.run import run_recipe
+from lore.stages import load_recipe
+
+TIERS = ["L1", "L2", "L3", "L4"]
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """24 pairs of 8 queries; the query names the tier that the server will answer, which is the label but for one in three."""
+    path = tmp_path / "pairs.parquet"
+    with PairWriter(path) as writer:
+        for i in range(24):
+            told = TIERS[i % 4]
+            label = told if i % 3 else TIERS[(i + 1) % 4]
+            query = f"lamp {i % 8} says {told}"
+            writer.write(Pair(pair_id=f"p{i}", query=query, title=f"lamp {i}", label=label, split="test"))
+    return path
+
+
+def recipe_of(tmp_path, pairs, judges: dict, **more):
+    body = {
+        "stage": "rair",
+        "run": "judged",
+        "data": {"path": str(pairs), "rubric": "rair"},
+        "prompt": {"order": "reason_first", "detail": "name"},
+        "metrics": {"bootstrap_samples": 50, "calibrate_on": None},
+        "baselines": [],
+        "judges": judges,
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(body | more))
+    return path
+
+
+def told(request) -> str:
+    return re.search(r"says (L\d)", request.text)[1]
+
+
+def endpoint(url: str, **more) -> dict:
+    return {"kind": "endpoint", "endpoint": {"url": url, "model": MODEL}, "scores": False} | more
+
+
+def judge_of(runs, name: str = "server", run: str = "judged") -> dict:
+    return json.loads((runs / run / "metrics.json").read_text())["judges"][name]
+
+
+def test_a_server_without_scores_is_judged_by_what_it_writes_outside_its_reasoning(tmp_path, runs, pairs):
+    def answer(request):
+        return reply(f"<reason>L1 at first sight, then again L4</reason>\n<verdict>{told(request)}</verdict>")
+
+    with serve(answer) as server:
+        run_recipe(recipe_of(tmp_path, pairs, {"server": endpoint(server.url)}))
+        assert len(server.requests) == 24 and not any("logprobs" in request.body for request in server.requests)
+    judge = judge_of(runs)
+    assert judge["metrics"]["acc_k"]["value"] == pytest.approx(2 / 3)
+    assert judge["metrics"]["ece"]["value"] is None and judge["failures"] == {}
+    rows = pq.read_table(runs / "judged" / "predictions.parquet").to_pylist()
+    assert all(row["tier"] == row["query"][-2:] and row["rationale"].startswith("L1 at first") for row in rows)
+
+
+def test_no_verdict_and_a_refused_prompt_are_wrong_and_failures_never_dropped(tmp_path, runs, pairs):
+    def answer(request):
+        if told(request) == "L1":
+            return reply("The item is irrelevant: L1.")
+        if told(request) == "L2":
+            return error(400, "the prompt was withheld by the content filter")
+        return reply(f"<verdict>{told(request)}</verdict>")
+
+    with serve(answer) as server:
+        run_recipe(recipe_of(tmp_path, pairs, {"server": endpoint(server.url)}))
+    judge = judge_of(runs)
+    assert judge["pairs"] == 24 and judge["failures"] == {"no_verdict": 6, "refused": 6}
+    assert judge["metrics"]["failure_rate"]["value"] == 0.5
+    assert judge["metrics"]["acc_k"]["value"] == pytest.approx(8 / 24)
+
+
+def test_in_every_order_a_server_without_scores_writes_its_verdict(tmp_path, runs, pairs):
+    judges = {}
+    with serve(lambda request: reply(f"<verdict>{told(request)}</verdict>")) as server:
+        for order in ("answer_only", "answer_first"):
+            judges[order] = endpoint(server.url, order=order)
+        run_recipe(recipe_of(tmp_path, pairs, judges))
+        assert len(server.requests) == 48
+    for order in judges:
+        assert judge_of(runs, order)["metrics"]["acc_k"]["value"] == pytest.approx(2 / 3, abs=1e-6)
+
+
+def test_what_a_judge_needs_is_asked_for_and_what_it_has_not_is_refused(tmp_path, pairs):
+    def problems(judge: dict) -> str:
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(recipe_of(tmp_path, pairs, {"server": judge}))
+        return str(caught.value)
+
+    assert "kind is endpoint" in problems({"kind": "endpoint"})
+    assert "vllm for kind endpoint" in problems(endpoint("http://127.0.0.1:1/v1") | {"vllm": {}})
+    section = {"section": {"judges": ["sever"]}}
+    for name in ("robustness", "capability"):
+        with pytest.raises(RecipeError, match="a judge that is asked now: server"):
+            judges = {"server": endpoint("http://127.0.0.1:1/v1")}
+            load_recipe(recipe_of(tmp_path, pairs, judges, **{name: section["section"]}))
