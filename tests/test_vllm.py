@@ -242,3 +242,53 @@ def test_the_stage_synthesize_asks_vllm(kind, tiny, servers, tmp_path, monkeypat
     summary = json.loads((tmp_path / "runs" / kind / "done").read_text())
     assert summary["pairs"] == 10 and summary["accepted"] == 0 and summary["tokens"] > 0
     assert KEY not in done.stdout + done.stderr
+
+
+def test_the_evaluation_gives_one_judge_the_same_row_in_every_engine(tiny, adapter, servers, tmp_path, monkeypatch):
+    """Checkpoint with adapter, merged, in vLLM, behind a server, and its own predictions read back from a file."""
+    import pyarrow.parquet as pq
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setenv("LORE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny.text), adapter).merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(tiny.text).save_pretrained(tmp_path / "merged")
+    model = {"name": str(tiny.text), "adapter": str(adapter), "dtype": "float32"}
+    server = {"url": servers["text"], "model": "teacher", "key_variable": "TEACHER_KEY", "tokenizer": str(tiny.text)}
+    judges = {
+        "adapter": {"model": model},
+        "merged": {"model": {"name": str(tmp_path / "merged"), "dtype": "float32"}},
+        "vllm": {"model": model, "vllm": {"eager": True, "kv_cache_gib": 0.1, "max_model_tokens": 1024}},
+        "server": {"kind": "endpoint", "endpoint": server},
+    }
+    body = {
+        "stage": "rair",
+        "data": {"path": str(tiny.pairs), "rubric": "shop", "split": "test"},
+        "prompt": {"order": "answer_only", "detail": "name", "photo": False, "max_prompt_tokens": 512},
+        "metrics": {"bootstrap_samples": 50, "calibrate_on": None},
+        "baselines": [],
+    }
+
+    def evaluate(run: str, judges: dict) -> dict[str, dict]:
+        recipe = tmp_path / f"{run}.yaml"
+        recipe.write_text(json.dumps(body | {"run": run, "judges": judges}))
+        done = subprocess.run([sys.executable, "-m", "lore", "run", str(recipe)], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found: dict[str, dict] = {}
+        for row in pq.read_table(tmp_path / "runs" / run / "predictions.parquet").to_pylist():
+            found.setdefault(row["judge"], {})[row["pair_id"]] = [row[f"p_{tier}"] for tier in RUBRIC.tier_ids]
+        return found
+
+    rows = evaluate("engines", judges)
+    ids = list(rows["adapter"])
+    first = np.array([rows["adapter"][pair_id] for pair_id in ids])
+    assert len(ids) == 64 and first.std(axis=0).min() > 1e-4
+    for name in ("merged", "vllm", "server"):
+        difference = np.abs(np.array([rows[name][pair_id] for pair_id in ids]) - first).max()
+        print(f"{name}: largest difference of a tier probability {difference:.1e}")
+        assert difference < 1e-3
+    path = tmp_path / "runs" / "engines" / "predictions.parquet"
+    again = evaluate("read_back", {"file": {"kind": "predictions", "predictions": str(path), "predictions_judge": "vllm"}})
+    assert again["file"] == rows["vllm"]
