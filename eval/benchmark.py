@@ -81,17 +81,20 @@ def _expanded(value: Any) -> Any:
     )
 
 
-def write_benchmark_pairs(name_or_path: str | None, path: str) -> None:
-    """Generates the test pairs of a benchmark of the embedded shop where `path` has none yet. Its seeds are sealed: no
-    recipe that makes training pairs takes them."""
+def generates(name_or_path: str | None, path: str) -> bool:
+    """Whether a benchmark of the embedded shop writes the pairs at `path` itself; a path of the user's own is left alone."""
     definition = load_benchmark(name_or_path) if name_or_path else {}
-    world = definition.get("world")
-    if not world or path != definition["recipe"]["data"]["path"]:
+    return bool(definition.get("world")) and path == definition["recipe"]["data"]["path"]
+
+
+def write_benchmark_pairs(name_or_path: str | None, path: str) -> None:
+    """Writes those pairs where they are missing. Their seeds are sealed: no recipe that makes training pairs takes them."""
+    if not generates(name_or_path, path):
         return
     from lore.data_synth.world import World
     from lore.data_synth.world_stage import TEST_SUBSETS, write_pairs
 
-    folder = Path(path)
+    world, folder = load_benchmark(name_or_path)["world"], Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from lore.eval.benchmark import with_benchmark
+from lore.eval.benchmark import generates, with_benchmark, write_benchmark_pairs
 from lore.eval.sections import (
     CapabilitySection,
     JudgeSection,
@@ -67,6 +68,19 @@ class RairRecipe(BaseRecipe):
     @classmethod
     def _fill_in_benchmark(cls, value: Any) -> Any:
         return with_benchmark(value)
+
+    def prepare(self) -> None:
+        write_benchmark_pairs(self.benchmark, self.data.path)
+
+    @property
+    def makes_its_data(self) -> bool:
+        return generates(self.benchmark, self.data.path)
+
+    def input_files(self) -> dict[str, list[str]]:
+        if not self.train_path:
+            return {}
+        files = sorted(map(str, Path(self.train_path).glob("*.parquet")))
+        return {"train_path": files or [self.train_path]}
 
     @property
     def test_split(self) -> str:

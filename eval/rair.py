@@ -15,7 +15,6 @@ from rich.console import Console
 
 from lore.errors import LoreError
 from lore.eval.asker import Asker, Verdicts
-from lore.eval.benchmark import write_benchmark_pairs
 from lore.eval.config import RairRecipe
 from lore.eval.findings import Condition, Flip, SampleCurves
 from lore.eval.judges import askers, baseline_verdicts, described, read_verdicts
@@ -108,7 +107,6 @@ def load_data(recipe: RairRecipe, folder: RunFolder) -> EvalData:
                 f"metrics.prior names {tier!r}, which is no tier of rubric {rubric.name} "
                 f"({', '.join(rubric.tier_ids)}).{nearest(tier, rubric.tier_ids)}"
             )
-    write_benchmark_pairs(recipe.benchmark, recipe.data.path)
     path = materialise(recipe.data, folder)
     folder.note(data_fingerprint=fingerprint(path), rubric_hash=rubric.hash)
     test = load_split(

@@ -211,6 +211,14 @@ class BaseRecipe(StrictModel):
         """Why a finished run has to go on (its prompts have changed), or None. What it has stays and is used again."""
         return None
 
+    def prepare(self) -> None:
+        """Makes what the recipe reads and can make by itself. Called by the main process before inputs are looked at."""
+
+    @property
+    def makes_its_data(self) -> bool:
+        """Whether `prepare` writes data.path where it is missing."""
+        return False
+
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, as plain data."""
         return self.model_dump(mode="json")

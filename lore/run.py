@@ -101,6 +101,7 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
         wait_for_needed(folder, needed)
     folder.open(recipe)
     if is_main_process():
+        recipe.prepare()
         note_inputs(recipe, folder)
     settle_devices()
     say(f"{recipe.stage}: {path} -> {folder.path}")
@@ -203,6 +204,8 @@ def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, neede
         print(f"#   {key}: was {old!r}, now {new!r}")
     data = getattr(recipe, "data", None)
     if isinstance(data, DataSection) and (lack := missing_data(data)):
+        if recipe.makes_its_data:
+            lack = f"{data.path} does not exist; the run writes it first."
         print(f"# data.path: {lack}{' A recipe that is needed may write it.' if needed else ''}")
     for need, inner in needed:
         print(f"# needs: {need} -> {inner.path} ({'done' if inner.is_done else 'would run first'})")
