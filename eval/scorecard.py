@@ -2,18 +2,23 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from lore.costs import cost_matrix
+from lore.errors import LoreError
 from lore.eval.findings import Agreement, Condition, Flip, RiskCurve, SampleCurves
+from lore.eval.measures.agreement import judge_agreement
 from lore.eval.measures.bootstrap import Estimate, estimate
 from lore.eval.measures.calibration import apply_temperature, fit_temperature, reliability_table
 from lore.eval.measures.metrics import NO_VERDICT, confidence_of, count, prior_weights, total
+from lore.eval.measures.selective import risk_curve
 from lore.eval.predictions import Verdict
 from lore.eval.sections import MetricsSection
 from lore.eval.testset import EvalData, Labelled
-from lore.rubric import Rubric
+from lore.rubric import Rubric, nearest
 
 
 @dataclass
@@ -76,9 +81,13 @@ class Scorecard:
     failures: dict[str, int] = field(default_factory=dict)
     photos: dict[str, int] = field(default_factory=dict)
     slices_natural: dict[str, Part] = field(default_factory=dict)
+    """Every slice under the recipe's prior; a slice without a pair of the prior's tiers has no values there."""
     risk: RiskCurve | None = None
+    """None where the judge gives no probabilities."""
+    risk_natural: RiskCurve | None = None
     samples: SampleCurves | None = None
     agreement: Agreement | None = None
+    agreement_natural: Agreement | None = None
     flips: list[Flip] = field(default_factory=list)
     conditions: list[Condition] = field(default_factory=list)
 
@@ -97,11 +106,27 @@ class Scorecard:
             "photos": self.photos,
             "slices_under_prior": {name: part.to_json() for name, part in self.slices_natural.items()},
             "risk": self.risk.to_json() if self.risk else None,
+            "risk_under_prior": self.risk_natural.to_json() if self.risk_natural else None,
             "samples": self.samples.to_json() if self.samples else None,
             "agreement": self.agreement.to_json() if self.agreement else None,
+            "agreement_under_prior": self.agreement_natural.to_json() if self.agreement_natural else None,
             "robustness": [flip.to_json() for flip in self.flips],
             "capability": [condition.to_json() for condition in self.conditions],
         }
+
+
+def check_metrics(options: MetricsSection, rubric: Rubric) -> None:
+    """Raises LoreError for gains that name no tier of the rubric or are no gains."""
+    for tier, gain in (options.gains or {}).items():
+        if tier not in rubric.tier_ids:
+            raise LoreError(
+                f"metrics.gains names {tier!r}, which is no tier of rubric {rubric.name} ({', '.join(rubric.tier_ids)}), so its "
+                f"items would have no gain in nDCG.{nearest(tier, rubric.tier_ids)}"
+            )
+        if gain < 0:
+            raise LoreError(f"metrics.gains: {tier} has {gain:g}, and nDCG is not bounded by 0 and 1 then; expected 0 or more.")
+    if options.gains is not None and not any(options.gains.values()):
+        raise LoreError("metrics.gains are all zero, so nDCG is not defined; give the tiers their gains, or drop metrics.gains.")
 
 
 def score(
@@ -118,41 +143,55 @@ def score(
     """Measures a judge on the test pairs. Its temperature comes from the dev pairs alone, where verdicts for them
     exist."""
     test, rubric = data.test, data.rubric
+    check_metrics(options, rubric)
     answers = Answers.of(verdicts, test, rubric)
     weights = test.weights if options.label_weights else None
     temperature = _temperature(verdicts, data.dev, options)
-    calibrated = None
+    confidence, calibrated = answers.confidence(), None
     if temperature is not None and answers.probabilities is not None:
         calibrated = confidence_of(apply_temperature(answers.probabilities, temperature), answers.predicted)
-
-    def part(mask: np.ndarray, part_weights: np.ndarray | None) -> Part:
-        return _part(answers, calibrated, test, mask, part_weights, rubric, options.bootstrap_samples, seed)
-
-    everything = np.ones(len(test), dtype=bool)
-    natural = None
+    prior = None
     if options.prior is not None:
-        shares = [options.prior.get(tier, 0.0) for tier in rubric.tier_ids]
-        natural = part(everything, prior_weights(test.gold, shares, weights))
+        prior = [options.prior.get(tier, 0.0) for tier in rubric.tier_ids]
+        prior_weights(test.gold, prior)  # refuses one that fits no tested pair
+
+    drawn = {"samples": options.bootstrap_samples, "seed": seed}
+    everything = np.ones(len(test), dtype=bool)
+    inside = {slice_name: test.in_slice(slice_name) for slice_name in slices}
+    parts: dict[bool, tuple[Part, dict[str, Part], RiskCurve | None, Agreement]] = {}
+    for natural in [False] if prior is None else [False, True]:
+        measured = partial(_part, answers, calibrated, test, rubric, options, weights, prior if natural else None, seed)
+        about = {"weights": weights, "prior": prior if natural else None} | drawn
+        risk = None if confidence is None else risk_curve(test.gold, answers.predicted, confidence, test.groups, **about)
+        agreement = judge_agreement(
+            test.gold, answers.predicted, test.groups, len(rubric.tier_ids), ratings=data.ratings, **about
+        )
+        parts[natural] = measured(everything), {key: measured(mask) for key, mask in inside.items()}, risk, agreement
 
     def diagram(confidence: np.ndarray | None) -> list[dict[str, float | None]] | None:
-        if confidence is None:
-            return None
-        return reliability_table(test.gold, answers.predicted, confidence, len(rubric.tier_ids), weights)
+        return None if confidence is None else reliability_table(test.gold, answers.predicted, confidence, weights)
 
     rows = [verdicts[pair_id] for pair_id in test.pair_ids]
+    whole, by_slice, risk, agreement = parts[False]
+    natural, slices_natural, risk_natural, agreement_natural = parts.get(True, (None, {}, None, None))
     return Scorecard(
         name=name,
         kind=kind,
         how=how,
-        whole=part(everything, weights),
+        whole=whole,
         natural=natural,
-        slices={slice_name: part(test.in_slice(slice_name), weights) for slice_name in slices},
+        slices=by_slice,
         confusion=total(count(test.gold, answers.predicted, len(rubric.tier_ids), weights=weights)).confusion,
-        reliability=diagram(answers.confidence()),
+        reliability=diagram(confidence),
         reliability_calibrated=diagram(calibrated),
         temperature=temperature,
         failures=dict(Counter(row.failure for row in rows if row.tier is None).most_common()),
         photos=dict(Counter(row.photo for row in rows if row.photo != "none").most_common()),
+        slices_natural=slices_natural,
+        risk=risk,
+        risk_natural=risk_natural,
+        agreement=agreement,
+        agreement_natural=agreement_natural,
     )
 
 
@@ -174,26 +213,27 @@ def _part(
     answers: Answers,
     calibrated: np.ndarray | None,
     test: Labelled,
-    mask: np.ndarray,
-    weights: np.ndarray | None,
     rubric: Rubric,
-    samples: int,
+    options: MetricsSection,
+    weights: np.ndarray | None,
+    prior: list[float] | None,
     seed: int,
+    mask: np.ndarray,
 ) -> Part:
-    def measured(confidence: np.ndarray | None) -> dict[str, Estimate]:
-        return estimate(
-            test.gold[mask],
-            answers.predicted[mask],
-            test.groups[mask],
-            rubric.tier_ids,
-            rubric.relevant_mask,
-            confidence=None if confidence is None else confidence[mask],
-            weights=None if weights is None else weights[mask],
-            samples=samples,
-            seed=seed,
-        )
-
-    metrics = measured(answers.confidence())
-    if calibrated is not None:
-        metrics["ece_calibrated"] = measured(calibrated)["ece"]
-    return Part(int(mask.sum()), len(np.unique(test.groups[mask])), metrics)
+    inside = np.flatnonzero(mask)
+    chosen = {"calibrated": calibrated, "probabilities": answers.probabilities, "weights": weights}
+    gains = options.gains
+    metrics = estimate(
+        test.gold[inside],
+        answers.predicted[inside],
+        test.groups[inside],
+        rubric.tier_ids,
+        rubric.relevant_mask,
+        **{key: None if values is None else values[inside] for key, values in chosen.items()},
+        gains=None if gains is None else np.asarray([gains.get(tier, 0.0) for tier in rubric.tier_ids]),
+        costs=cost_matrix(rubric.relevant_mask, border_cost=options.border_cost, optimism_cost=options.optimism_cost),
+        prior=prior,
+        samples=options.bootstrap_samples,
+        seed=seed,
+    )
+    return Part(len(inside), len(np.unique(test.groups[inside])), metrics)

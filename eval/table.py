@@ -7,33 +7,57 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lore.errors import LoreError
 from lore.eval.measures.bootstrap import Estimate
+from lore.eval.measures.metrics import metric_names
 from lore.eval.scorecard import Part, Scorecard
+from lore.rubric import nearest
 
-LOWER_IS_BETTER = {"ece", "ece_calibrated", "failure_rate"}
+LOWER_IS_BETTER = {"cost", "brier", "ece", "ece_calibrated", "failure_rate"}
+READABLE = ("acc_2", "acc_k", "macro_f1", "qwk", "cost", "auc", "ndcg", "ece", "ece_calibrated", "failure_rate")
+"""Columns where metrics.shown names none."""
 NOTHING = Estimate(float("nan"))
 FIRST_COLUMN = 26
 PADDING = 3
 
 
 def column_titles(tier_ids: list[str]) -> dict[str, str]:
-    """Metric name to what the table calls it, in the order of the columns."""
+    """Every metric's name to what the table calls it, in the order of `metric_names`."""
     return {
         "acc_2": "Acc@2",
         "acc_k": f"Acc@{len(tier_ids)}",
         "macro_f1": "Macro-F1",
+        "micro_f1": "Micro-F1",
         **{f"f1_{tier}": f"F1 {tier}" for tier in tier_ids},
         "qwk": "QWK",
+        "cost": "cost",
+        "auc": "AUC",
+        "ndcg": "nDCG",
+        "brier": "Brier",
         "ece": "ECE",
         "ece_calibrated": "ECE after T",
         "failure_rate": "no verdict",
     }
 
 
-def shown_columns(parts: list[Part], tier_ids: list[str]) -> dict[str, str]:
-    """Columns that have a value in some row; failures are shown where there are any."""
-    shown = {}
-    for name, title in column_titles(tier_ids).items():
+def check_shown(shown: list[str] | None, tier_ids: list[str]) -> None:
+    """Raises LoreError for a column of metrics.shown that is no metric."""
+    known = metric_names(tier_ids)
+    for name in shown or []:
+        if name not in known:
+            raise LoreError(
+                f"metrics.shown names {name!r}, which is no metric, so the table would lack a column; expected some of "
+                f"{', '.join(known)}.{nearest(name, known)}"
+            )
+
+
+def shown_columns(parts: list[Part], tier_ids: list[str], chosen: list[str] | None = None) -> dict[str, str]:
+    """Columns that have a value in some row, in the order of `chosen` (metrics.shown), none: of READABLE; failures are shown
+    where there are any."""
+    check_shown(chosen, tier_ids)
+    titles, shown = column_titles(tier_ids), {}
+    for name in READABLE if chosen is None else chosen:
+        title = titles[name]
         values = [part.metrics.get(name, NOTHING).value for part in parts]
         known = [value for value in values if not isnan(value)]
         if any(known) if name == "failure_rate" else known:
@@ -49,12 +73,18 @@ def best_value(name: str, parts: dict[str, Part]) -> float | None:
 
 
 def print_table(
-    cards: list[Scorecard], tier_ids: list[str], title: str, *, console: Console | None = None, natural: bool = False
+    cards: list[Scorecard],
+    tier_ids: list[str],
+    title: str,
+    *,
+    console: Console | None = None,
+    natural: bool = False,
+    shown: list[str] | None = None,
 ) -> None:
-    """Prints the metrics of all judges. natural: those under the recipe's prior."""
+    """Prints the metrics of all judges. natural: those under the recipe's prior; shown: metrics.shown."""
     parts = {card.name: card.natural if natural else card.whole for card in cards}
     columns = {}
-    for name, heading in shown_columns(list(parts.values()), tier_ids).items():
+    for name, heading in shown_columns(list(parts.values()), tier_ids, shown).items():
         best = best_value(name, parts)
         values = [part.metrics.get(name, NOTHING) for part in parts.values()]
         columns[heading] = [(value, value.value == best) for value in values]

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from lore.errors import LoreError
+from lore.eval.derived import derived_slices
 from lore.eval.findings import Ceiling
+from lore.eval.measures.agreement import Ratings
 from lore.eval.measures.bootstrap import query_groups
 from lore.pairs import Pair, normalise, read_pairs
 from lore.rubric import Rubric
 
-LIGHT = ["pair_id", "query", "title", "label", "label_weight", "slices"]
+LIGHT = ["pair_id", "query", "title", "label", "label_weight", "slices", "query_frequency", "category", "mismatch"]
 SHOWN_IDS = 5
 
 
@@ -28,6 +30,7 @@ class Labelled:
     gold: np.ndarray
     weights: np.ndarray
     slices: list[list[str]]
+    """Pairs in the same slices may share one list: there are few of them and many pairs."""
     unlabelled: int = 0
     """Pairs of the split that carry no label; they cannot be scored."""
     repeated: int = 0
@@ -36,6 +39,9 @@ class Labelled:
     def __post_init__(self):
         self.groups = query_groups([normalise(query) for query in self.queries])
         self.position = {pair_id: index for index, pair_id in enumerate(self.pair_ids)}
+        memberships: dict[tuple[str, ...], int] = {}
+        self._membership = np.asarray([memberships.setdefault(tuple(names), len(memberships)) for names in self.slices], np.int64)
+        self._memberships = [frozenset(names) for names in memberships]
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -45,7 +51,8 @@ class Labelled:
         return len(np.unique(self.groups))
 
     def in_slice(self, name: str) -> np.ndarray:
-        return np.asarray([name in slices for slices in self.slices], dtype=bool)
+        inside = np.asarray([name in names for names in self._memberships], dtype=bool)
+        return inside[self._membership] if len(self) else np.zeros(0, dtype=bool)
 
     def __str__(self) -> str:
         remarks = [f"{self.unlabelled} more without a label"] * bool(self.unlabelled)
@@ -56,9 +63,9 @@ class Labelled:
     def slice_sizes(self) -> dict[str, int]:
         """Pairs per slice, the largest first."""
         sizes: dict[str, int] = {}
-        for slices in self.slices:
-            for name in set(slices):
-                sizes[name] = sizes.get(name, 0) + 1
+        for names, pairs in zip(self._memberships, np.bincount(self._membership).tolist(), strict=True):
+            for name in names:
+                sizes[name] = sizes.get(name, 0) + pairs
         return dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -73,6 +80,8 @@ class EvalData:
     """The pairs that temperatures are fitted on; None when the data has none or calibration is off."""
     ceiling: Ceiling | None = None
     """Agreement among raters, where single raters' labels are given."""
+    ratings: Ratings | None = None
+    """Those labels."""
 
     @property
     def parts(self) -> list[Labelled]:
@@ -82,9 +91,11 @@ class EvalData:
 def load_split(
     path: Path, split: str, rubric: Rubric, *, slices: list[str] | None = None, limit: int | None = None, seed: int = 0
 ) -> Labelled:
-    """The labelled pairs of a split. limit keeps whole queries, in an order that depends on the seed alone, until it is
-    reached."""
+    """The labelled pairs of a split, with the slices of the data and those of `derived_slices`. limit keeps whole queries, in an
+    order that depends on the seed alone, until it is reached."""
     ids, queries, gold, weights, names = [], [], [], [], []
+    frequencies, industries, mismatches = [], [], []
+    one: dict = {}  # equal texts are kept once: a million pairs have few categories and few sets of slices
     unlabelled, repeated, label_of, conflicting = 0, 0, {}, []
     for pair in read_pairs(path, split=split, columns=LIGHT):
         if slices is not None and not set(slices) & set(pair.slices):
@@ -99,10 +110,13 @@ def load_split(
             continue
         label_of[pair.pair_id] = pair.label
         ids.append(pair.pair_id)
-        queries.append(pair.query)
+        queries.append(one.setdefault(pair.query, pair.query))
         gold.append(rubric.index(pair.label))
         weights.append(pair.label_weight)
-        names.append(list(pair.slices))
+        names.append(one.setdefault(tuple(pair.slices), list(pair.slices)))
+        frequencies.append(pair.query_frequency)
+        industries.append(one.setdefault(pair.category, pair.category))
+        mismatches.append(one.setdefault(pair.mismatch, pair.mismatch))
     if conflicting:
         raise LoreError(
             f"{path}, split {split}: {len(conflicting)} pairs stand there twice with two labels "
@@ -110,6 +124,7 @@ def load_split(
             "shows the first of them with their rows; data.options: {drop_duplicates: true} keeps the first of each when a "
             "source is imported."
         )
+    names = derived_slices(names, [normalise(query) for query in queries], frequencies, industries, mismatches)
     keep = whole_queries(queries, limit, seed)
     return Labelled(
         split,

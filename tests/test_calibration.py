@@ -40,7 +40,7 @@ def test_calibration_lowers_the_error_of_a_judge_that_is_too_sure():
 
 def error_of(probabilities: np.ndarray, gold: np.ndarray) -> float:
     counts = total(count(gold, probabilities.argmax(axis=1), 4, confidence=probabilities.max(axis=1)))
-    return float(expected_calibration_error(counts.bins))
+    return float(expected_calibration_error(counts.gaps, counts.confusion.sum()))
 
 
 @settings(deadline=None, max_examples=60)
@@ -66,7 +66,7 @@ def test_no_dev_pair_is_an_error_that_says_what_to_do():
 
 def test_the_reliability_table_covers_every_pair_once():
     probabilities, gold = simulated(2.0, n=500)
-    rows = reliability_table(gold, probabilities.argmax(axis=1), probabilities.max(axis=1), 4)
+    rows = reliability_table(gold, probabilities.argmax(axis=1), probabilities.max(axis=1))
     assert len(rows) == CALIBRATION_BINS and sum(row["weight"] for row in rows) == 500
     assert rows[0]["confidence"] is None and rows[0]["accuracy"] is None
     for row in rows:

@@ -124,7 +124,7 @@ def test_a_resample_is_a_sum_of_whole_queries():
     drawn = resample(per_query, 50, seed=1)
     first, second = drawn.confusion[:, 0, 0], drawn.confusion[:, 2, 1]
     assert (first == drawn.confusion[:, 1, 1]).all() and (first + second == 2).all()
-    assert drawn.bins.sum(axis=(1, 2)) == pytest.approx(first * (2 + 1.7 + 2) + second * (1 + 0.7))
+    assert drawn.gaps.sum(axis=1) == pytest.approx(first * (0.9 + 0.8 - 2) + second * 0.7)
 
 
 def test_the_same_seed_gives_the_same_interval_and_pairs_of_a_query_widen_it():

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from lore.eval.measures.metrics import NO_VERDICT
+from lore.eval.measures.metrics import NO_VERDICT, metric_names
 from lore.eval.page.plots import reliability_svg
 from lore.eval.page.report import MAX_SLICES, choose_mistakes, thumbnail, write_report
 from lore.eval.predictions import Verdict
@@ -132,7 +132,7 @@ def test_what_strangers_wrote_is_text_and_nothing_runs_or_loads(html):
 
 
 def test_the_report_says_what_it_should(html):
-    for part in ("Summary", "Under the given prior", "Acc@2", "Acc@4", "Macro-F1", "F1 L3", "QWK", "ECE", "no verdict"):
+    for part in ("Summary", "Under the given prior", "Acc@2", "Acc@4", "Macro-F1", "QWK", "AUC", "ECE", "no verdict"):
         assert part in html
     assert re.search(r"\[0\.\d\d, 0\.\d\d\]", html)
     assert "prefers-color-scheme: dark" in html and "width=device-width" in html
@@ -186,12 +186,13 @@ def test_the_table_fits_narrow_terminals_and_is_never_cut_in_a_pipe(data):
     cards = cards_of(data, {"a judge [bold]with[/] a long name": judged(data), "no photo": judged(data, failing=False)})
     for width in (80, 120, 240):
         out = io.StringIO()
-        print_table(cards, TIERS, "t", console=Console(file=out, width=width, force_terminal=True, color_system=None))
+        screen = Console(file=out, width=width, force_terminal=True, color_system=None)
+        print_table(cards, TIERS, "t", console=screen, shown=metric_names(TIERS))
         print_slices(cards, TIERS, console=Console(file=out, width=width, force_terminal=True, color_system=None))
         text = out.getvalue()
         assert max(map(len, text.splitlines())) <= width
         assert "…" not in text and "QWK" in text and "F1 L4" in text and text.count("\n0.") == 0
-        shown = [str(value) for card in cards for value in card.whole.metrics.values()]
+        shown = [str(value) for card in cards for value in card.whole.metrics.values() if str(value) != "–"]
         flat = " ".join(text.split())
         assert all(part in flat for value in shown for part in value.split(" ", 1))
     piped = io.StringIO()

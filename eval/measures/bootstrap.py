@@ -1,20 +1,36 @@
-"""95 % intervals: the percentile bootstrap over queries.
+"""95 % intervals: the percentile bootstrap over queries, its levels widened for few queries.
 
 Pairs of one query succeed and fail together, so whole queries are drawn with replacement, never single pairs. A
-resample's metrics come from its summed per-query counts. Intervals of a test with a few dozen queries are a little too
-short, as the percentile method's are.
+resample's metrics come from its summed per-query counts; under a prior its tiers are weighted anew, as the test's were.
+Plain percentile intervals are too short for few queries: the levels are those that make the interval of a mean as long as
+Student's (Hesterberg 2015, "What Teachers Should Know about the Bootstrap", section 5.3). tests/test_coverage.py
+measures what is left.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import isnan
+from functools import lru_cache
+from math import isnan, sqrt
 
 import numpy as np
+from scipy.special import ndtr, stdtrit
 
-from lore.eval.measures.metrics import Counts, count, measure, total
+from lore.eval.measures.metrics import (
+    Counts,
+    arrays_of,
+    as_probabilities,
+    confidence_of,
+    count,
+    measure,
+    tier_scale,
+    total,
+    under_prior,
+)
+from lore.eval.measures.ranking import auc
 
 LEVEL = 0.95
-
+BLOCK = 2_000_000  # numbers of one block of draws: near 16 MB whatever the number of queries
+KEPT_BLOCKS = 64
 
 @dataclass(frozen=True)
 class Estimate:
@@ -50,23 +66,13 @@ def query_groups(queries: list[str]) -> np.ndarray:
 
 
 def estimate(
-    gold: np.ndarray,
-    predicted: np.ndarray,
-    groups: np.ndarray,
-    tier_ids: list[str],
-    relevant: list[bool],
-    *,
-    confidence: np.ndarray | None = None,
-    weights: np.ndarray | None = None,
-    samples: int = 1000,
-    seed: int = 0,
+    gold: np.ndarray, predicted: np.ndarray, groups: np.ndarray, tier_ids: list[str], relevant: list[bool], **options
 ) -> dict[str, Estimate]:
-    """Every metric of `measure` with its interval. samples=0 gives values alone. The same seed and groups draw the same
-    queries, so two judges measured on the same pairs are resampled alike."""
-    value, drawn = values_and_draws(
-        gold, predicted, groups, tier_ids, relevant, confidence=confidence, weights=weights, samples=samples, seed=seed
-    )
-    return {name: interval(name, number, drawn.get(name)) for name, number in value.items()}
+    """Every metric of `metric_names` with its interval; options as in `values_and_draws`. samples=0 gives values alone. The
+    same seed and groups draw the same queries, so two judges measured on the same pairs are resampled alike."""
+    value, drawn = values_and_draws(gold, predicted, groups, tier_ids, relevant, **options)
+    queries = len(np.unique(groups))
+    return {name: interval(name, number, drawn.get(name), queries) for name, number in value.items()}
 
 
 def values_and_draws(
@@ -77,18 +83,53 @@ def values_and_draws(
     relevant: list[bool],
     *,
     confidence: np.ndarray | None = None,
+    calibrated: np.ndarray | None = None,
+    probabilities: np.ndarray | None = None,
+    gains: np.ndarray | None = None,
+    costs: np.ndarray | None = None,
     weights: np.ndarray | None = None,
+    prior: list[float] | None = None,
     samples: int = 1000,
     seed: int = 0,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Every metric, and its values [samples] over resamples of the queries (nothing where samples=0 or there is one query).
-    For two judges on the same pairs, with the same seed, draw i holds the same queries: subtract them for a paired interval."""
+    For two judges on the same pairs, with the same seed, draw i holds the same queries: subtract them for a paired interval.
+
+    probabilities [N, K] give Brier and AUC, and the confidence where that is not given; `count` and `measure` say what the
+    other arrays are. prior [K]: shares of the tiers, in the test and in every resample.
+    """
+    gold, predicted = np.asarray(gold), np.asarray(predicted)
     groups = np.unique(groups, return_inverse=True)[1].reshape(-1)
-    per_query = count(gold, predicted, len(tier_ids), confidence=confidence, weights=weights, groups=groups)
-    value = {name: float(number) for name, number in measure(total(per_query), tier_ids, relevant).items()}
-    if samples == 0 or len(per_query.confusion) < 2:
+    if confidence is None and probabilities is not None:
+        confidence = confidence_of(probabilities, predicted)
+    per_query = count(
+        gold,
+        predicted,
+        len(tier_ids),
+        confidence=confidence,
+        calibrated=calibrated,
+        probabilities=probabilities,
+        gains=gains,
+        weights=weights,
+        groups=groups,
+        by_tier=prior is not None,
+    )
+    side = np.asarray(relevant, dtype=bool)
+    scores = None if probabilities is None else as_probabilities(probabilities, predicted, len(tier_ids)) @ side
+
+    def measured(counts: Counts, times: Iterator[np.ndarray]) -> dict[str, np.ndarray]:
+        values = measure(counts if prior is None else under_prior(counts, prior), tier_ids, relevant, costs)
+        values["auc"] = np.full(values["cost"].shape, np.nan)
+        if scores is not None:
+            drawn = pair_weights(times, groups, weights, gold, prior)
+            values["auc"] = np.concatenate([auc(side[gold], scores, part) for part in drawn]).reshape(values["cost"].shape)
+        return values
+
+    queries = len(per_query.confusion)
+    value = {name: float(number) for name, number in measured(total(per_query), iter([np.ones((1, queries))])).items()}
+    if samples == 0 or queries < 2:
         return value, {}
-    return value, measure(resample(per_query, samples, seed), tier_ids, relevant)
+    return value, measured(resample(per_query, samples, seed), times_drawn(queries, samples, seed))
 
 
 def mean_estimate(
@@ -104,51 +145,105 @@ def mean_estimate(
     values, weights = values[known], weights[known]
     groups = np.unique(np.asarray(groups)[known], return_inverse=True)[1].reshape(-1)
     queries = int(groups.max()) + 1
-    mass, summed = np.bincount(groups, weights, queries), np.bincount(groups, weights * values, queries)
-    value = float(summed.sum() / mass.sum())
-    if samples == 0 or queries < 2:
-        return Estimate(value)
-    drawn = np.concatenate(
-        [times @ np.stack([summed, mass], axis=1) for times in times_drawn(queries, samples, seed)]
-    )
+    table = np.stack([np.bincount(groups, weights * values, queries), np.bincount(groups, weights, queries)], axis=1)
+    return table_estimate(table, lambda sums: sums[..., 0] / sums[..., 1], samples=samples, seed=seed)
+
+
+def table_estimate(table: np.ndarray, value_of, *, samples: int = 1000, seed: int = 0) -> Estimate:
+    """value_of(sums over the queries) of a table [Q, ...], with its interval. value_of takes [...] and [S, ...] alike."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return interval("mean", value, drawn[:, 0] / drawn[:, 1])
+        value = float(value_of(table.sum(axis=0)))
+        if samples == 0 or len(table) < 2:
+            return Estimate(value)
+        return interval("", value, value_of(summed_draws(table, samples, seed)), len(table))
 
 
 def times_drawn(queries: int, samples: int, seed: int) -> Iterator[np.ndarray]:
     """How often each query is drawn, float [rows, queries] in blocks that together have `samples` rows: `queries` draws with
     replacement a row."""
+    if samples * queries <= BLOCK:
+        yield _kept(queries, samples, seed).astype(np.float64)
+        return
+    yield from (times.astype(np.float64) for times in _drawn(queries, samples, seed))
+
+
+@lru_cache(maxsize=KEPT_BLOCKS)
+def _kept(queries: int, samples: int, seed: int) -> np.ndarray:
+    """Draws that fit one block: the next judge, and the next slice of as many queries, is resampled alike."""
+    times = next(_drawn(queries, samples, seed))
+    return times.astype(np.min_scalar_type(int(times.max())))
+
+
+def _drawn(queries: int, samples: int, seed: int) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(seed)
-    at_once = max(1, 2_000_000 // queries)  # keeps a block near 16 MB whatever the number of queries
+    at_once = max(1, BLOCK // queries)
     for start in range(0, samples, at_once):
         rows = min(at_once, samples - start)
         picks = rng.integers(0, queries, size=(rows, queries)) + np.arange(rows)[:, None] * queries
-        yield np.bincount(picks.ravel(), minlength=rows * queries).reshape(rows, queries).astype(np.float64)
+        yield np.bincount(picks.ravel(), minlength=rows * queries).reshape(rows, queries)
+
+
+def pair_weights(
+    times: Iterator[np.ndarray],
+    groups: np.ndarray,
+    weights: np.ndarray | None,
+    gold: np.ndarray,
+    prior: list[float] | None = None,
+) -> Iterator[np.ndarray]:
+    """What each pair weighs in each draw, [rows, N] in blocks: its own weight as often as its query is drawn and, under a
+    prior, as much as gives the draw's tiers their shares."""
+    at_once = max(1, BLOCK // max(len(groups), 1))
+    for block in times:
+        for start in range(0, len(block), at_once):
+            drawn = np.take(block[start : start + at_once], groups, axis=1)
+            if weights is not None:
+                drawn *= weights
+            if prior is not None:
+                scale = tier_scale(drawn @ np.eye(len(prior))[gold], prior)
+                drawn *= np.take(scale, gold, axis=1)
+            yield drawn
+
+
+def summed_draws(table: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Sums [samples, ...] of `samples` draws of Q queries with replacement from a table [Q, ...]."""
+    flat = table.reshape(len(table), -1)
+    used = np.flatnonzero(flat.any(axis=0))
+    filled = np.ascontiguousarray(flat[:, used])
+    sums = np.zeros((samples, flat.shape[1]))
+    sums[:, used] = np.concatenate([times @ filled for times in times_drawn(len(table), samples, seed)])
+    return sums.reshape(samples, *table.shape[1:])
 
 
 def resample(per_query: Counts, samples: int, seed: int) -> Counts:
     """Summed counts [S, ...] of `samples` draws of Q queries with replacement from counts [Q, ...]."""
+    parts = arrays_of(per_query)
     queries = len(per_query.confusion)
-    parts = [per_query.confusion] if per_query.bins is None else [per_query.confusion, per_query.bins]
-    table = np.concatenate([part.reshape(queries, -1) for part in parts], axis=1)
-    sums = [times @ table for times in times_drawn(queries, samples, seed)]
-    flat = np.concatenate(sums)
-    cells = per_query.confusion[0].size
-    bins = None if per_query.bins is None else flat[:, cells:].reshape(samples, *per_query.bins.shape[1:])
-    return Counts(flat[:, :cells].reshape(samples, *per_query.confusion.shape[1:]), bins)
+    sums = summed_draws(np.concatenate([part.reshape(queries, -1) for part in parts.values()], axis=1), samples, seed)
+    ends = np.cumsum([part[0].size for part in parts.values()])[:-1]
+    split = zip(parts, np.split(sums, ends, axis=1), strict=True)
+    return Counts(**{name: flat.reshape(samples, *parts[name].shape[1:]) for name, flat in split})
 
 
-def interval(name: str, value: float, draws: np.ndarray | None) -> Estimate:
-    """A metric's value with the percentile interval of its draws; without one where there are none."""
+def interval(name: str, value: float, draws: np.ndarray | None, queries: int | None = None) -> Estimate:
+    """A metric's value with the percentile interval of its draws; without one where there are none. queries: how many were
+    resampled, for the levels of few; none leaves the percentiles as they are."""
     if draws is None:
         return Estimate(value)
     defined = draws[~np.isnan(draws)]
     if isnan(value) or not defined.size:
         return Estimate(value)
-    if name == "ece":
+    if name in ("ece", "ece_calibrated"):
         # Noise adds to a binned distance, so resamples sit above the value they were drawn from: move them back onto
         # it.
         defined = np.clip(defined - (defined.mean() - value), 0.0, 1.0)
-    tail = 100 * (1 - LEVEL) / 2
+    tail = 100 * lower_level(queries)
     low, high = np.percentile(defined, [tail, 100 - tail])
     return Estimate(value, float(low), float(high))
+
+
+def lower_level(queries: int | None) -> float:
+    """Share of the draws below a 95 % interval: 0.025, less for few queries (Hesterberg 2015)."""
+    tail = (1 - LEVEL) / 2
+    if queries is None or queries < 2:
+        return tail
+    return float(ndtr(sqrt(queries / (queries - 1)) * stdtrit(queries - 1, tail)))

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from lore.errors import LoreError
-from lore.eval.measures.metrics import CALIBRATION_BINS, count, total
+from lore.eval.measures.metrics import CALIBRATION_BINS, bin_of
 
 SMALLEST_PROBABILITY = 1e-12
 TEMPERATURES = (0.05, 20.0)
@@ -56,10 +56,12 @@ def fit_temperature(probabilities: np.ndarray, gold: np.ndarray, weights: np.nda
 
 
 def reliability_table(
-    gold: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, tiers: int, weights: np.ndarray | None = None
+    gold: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, weights: np.ndarray | None = None
 ) -> list[dict[str, float | None]]:
     """One row per confidence bin: its limits, weight, mean confidence and accuracy (None in an empty bin)."""
-    bins = total(count(gold, predicted, tiers, confidence=confidence, weights=weights)).bins
+    weights = np.ones(len(gold)) if weights is None else weights
+    columns = (weights, weights * confidence, weights * (gold == predicted))
+    bins = np.stack([np.bincount(bin_of(confidence), column, CALIBRATION_BINS) for column in columns], axis=1)
     rows = []
     for index, (weight, confidences, correct) in enumerate(bins):
         rows.append(

@@ -1,22 +1,26 @@
 """Relevance metrics of verdicts against human labels, for any number of ordered tiers.
 
-Every metric is computed from summed counts (a confusion matrix, and calibration bins), so that the bootstrap can
-measure a thousand resamples in one array operation. Where scikit-learn has the metric the value is scikit-learn's; a
-test holds the two equal.
+Every metric but AUC is computed from summed counts (a confusion matrix, calibration bins, squared errors, gains of
+queries), so that the bootstrap can measure a thousand resamples in one array operation. Where scikit-learn has the
+metric the value is scikit-learn's; a test holds the two equal.
 
 A judge that gave no valid verdict is a *format failure* (predicted index NO_VERDICT). It is never dropped:
 - Acc@2, Acc@K: wrong.
-- F1 of a tier: a miss of the gold tier, a false alarm of none.
+- F1 of a tier, micro-F1: a miss of the gold tier, a false alarm of none.
 - QWK: as if it had answered the tier farthest from the label (between two, the worse tier).
+- cost: the most that a verdict on that label can cost.
 - ECE: a wrong answer given with the confidence of a guess, 1 / number of tiers.
+- Brier, AUC, nDCG: a guess, every tier as probable as the others.
 - failure_rate: its share, reported by itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
+from lore.costs import cost_matrix
 from lore.errors import LoreError
+from lore.eval.measures.ranking import ndcg_by_query
 
 NO_VERDICT = -1
 CALIBRATION_BINS = 15
@@ -25,13 +29,19 @@ CALIBRATION_BINS = 15
 @dataclass(frozen=True)
 class Counts:
     """Summed pair weights; the leading axes are free (none for a total, [Q] for one entry per query, [S] for
-    resamples)."""
+    resamples). Counts by tier have one more axis [K], the label's tier, in every array but the confusion matrix, which
+    has it already."""
 
     confusion: np.ndarray
     """[..., K, K + 1]: gold tier by predicted tier; the last column holds the format failures."""
-    bins: np.ndarray | None
-    """[..., CALIBRATION_BINS, 3]: weight, weighted confidence, weighted correctness; None when the judge gives no
-    probabilities."""
+    gaps: np.ndarray | None = None
+    """[..., CALIBRATION_BINS]: weight times (confidence - correctness); None when the judge gives no probabilities."""
+    gaps_calibrated: np.ndarray | None = None
+    """The same of the confidence after temperature scaling."""
+    squared: np.ndarray | None = None
+    """[...]: weight times squared error of the probabilities, summed over the tiers."""
+    gain: np.ndarray | None = None
+    """[..., 2]: weight of the query, and weight times its nDCG; None without gains."""
 
 
 def count(
@@ -40,13 +50,17 @@ def count(
     tiers: int,
     *,
     confidence: np.ndarray | None = None,
+    calibrated: np.ndarray | None = None,
+    probabilities: np.ndarray | None = None,
+    gains: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     groups: np.ndarray | None = None,
+    by_tier: bool = False,
 ) -> Counts:
-    """Counts of N verdicts, in one total or, with `groups` (integers from 0), one entry per group.
+    """Counts of N verdicts, in one total or, with `groups` (integers from 0, the queries), one entry per group.
 
-    gold [N] tier indices; predicted [N] tier indices or NO_VERDICT; confidence [N] probability of the verdict given,
-    see `confidence_of`.
+    gold [N] tier indices; predicted [N] tier indices or NO_VERDICT; confidence, calibrated [N] probability of the
+    verdict given, see `confidence_of`; probabilities [N, K]; gains [K] of the tiers, for nDCG over a group's items.
     """
     gold, predicted = np.asarray(gold, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     if gold.shape != predicted.shape:
@@ -58,25 +72,63 @@ def count(
     weights = np.ones(gold.size) if weights is None else np.asarray(weights, dtype=np.float64)
     groups = np.zeros(gold.size, dtype=np.int64) if groups is None else np.asarray(groups, dtype=np.int64)
     n_groups = int(groups.max()) + 1 if gold.size else 1
+    shape = (n_groups, tiers) if by_tier else (n_groups,)
+    owner = groups * tiers + gold if by_tier else groups
+
+    def summed(cell: np.ndarray, values: np.ndarray, *last: int) -> np.ndarray:
+        return np.bincount(cell, values, int(np.prod(shape + last))).reshape(shape + last)
+
+    def gaps(confidences: np.ndarray | None) -> np.ndarray | None:
+        if confidences is None:
+            return None
+        cell = owner * CALIBRATION_BINS + bin_of(confidences)
+        return summed(cell, weights * (confidences - (gold == predicted)), CALIBRATION_BINS)
 
     column = np.where(predicted == NO_VERDICT, tiers, predicted)
     cell = (groups * tiers + gold) * (tiers + 1) + column
     confusion = np.bincount(cell, weights, n_groups * tiers * (tiers + 1)).reshape(n_groups, tiers, tiers + 1)
-    bins = None
-    if confidence is not None:
-        confidence = np.asarray(confidence, dtype=np.float64)
-        slot = groups * CALIBRATION_BINS + bin_of(confidence)
-        size = n_groups * CALIBRATION_BINS
-        columns = (weights, weights * confidence, weights * (gold == predicted))
-        bins = np.stack([np.bincount(slot, values, size) for values in columns], axis=-1).reshape(
-            n_groups, CALIBRATION_BINS, 3
-        )
-    return Counts(confusion, bins)
+    squared = gain = None
+    if probabilities is not None:
+        squared = summed(owner, weights * squared_error(probabilities, gold, predicted))
+    if gains is not None and gold.size:
+        gains = np.asarray(gains, dtype=np.float64)
+        given = as_probabilities(probabilities, predicted, tiers)
+        value = ndcg_by_query(gains[gold], given @ gains, groups)
+        share = np.where(np.isnan(value), 0.0, 1 / np.maximum(np.bincount(groups), 1))[groups] * weights
+        gain = np.stack([summed(owner, share), summed(owner, share * np.nan_to_num(value)[groups])], axis=-1)
+    return Counts(confusion, gaps(confidence), gaps(calibrated), squared, gain)
 
 
 def total(counts: Counts) -> Counts:
     """Sums over the leading axis."""
-    return Counts(counts.confusion.sum(axis=0), None if counts.bins is None else counts.bins.sum(axis=0))
+    return Counts(**{name: values.sum(axis=0) for name, values in arrays_of(counts).items()})
+
+
+def arrays_of(counts: Counts) -> dict[str, np.ndarray]:
+    """The arrays that are there, by name."""
+    return {field.name: values for field in fields(counts) if (values := getattr(counts, field.name)) is not None}
+
+
+def under_prior(counts: Counts, prior: list[float]) -> Counts:
+    """Counts by tier [..., K, ...] as plain counts in which the tiers have the shares `prior`; a tier without a pair loses its
+    share to the others. nan where no tier with a share has a pair."""
+    scale = tier_scale(counts.confusion.sum(axis=-1), prior)
+    scaled = {"confusion": counts.confusion * scale[..., None]}
+    for name, values in arrays_of(counts).items():
+        if name == "squared":
+            scaled[name] = (values * scale).sum(axis=-1)
+        elif name != "confusion":
+            scaled[name] = np.einsum("...kc,...k->...c", values, scale)
+    return Counts(**scaled)
+
+
+def tier_scale(mass: np.ndarray, prior: list[float]) -> np.ndarray:
+    """[..., K] factors that turn the tiers' weights [..., K] into their shares of the same whole."""
+    wanted = np.where(mass > 0, np.asarray(prior, dtype=np.float64), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        wanted = wanted / wanted.sum(axis=-1, keepdims=True) * mass.sum(axis=-1, keepdims=True)
+        # A tier without a pair has the factor 0, except where nothing can be scaled: there all is nan.
+        return np.where((mass > 0) | np.isnan(wanted), wanted / mass, 0.0)
 
 
 def bin_of(confidence: np.ndarray) -> np.ndarray:
@@ -92,20 +144,37 @@ def confidence_of(probabilities: np.ndarray, predicted: np.ndarray) -> np.ndarra
     return np.where(predicted == NO_VERDICT, 1.0 / probabilities.shape[1], chosen)
 
 
+def as_probabilities(probabilities: np.ndarray | None, predicted: np.ndarray, tiers: int) -> np.ndarray:
+    """[N, K] probabilities; without them all on the verdict given. A format failure is a guess."""
+    known = np.eye(tiers)[predicted] if probabilities is None else np.asarray(probabilities, dtype=np.float64)
+    return np.where((predicted == NO_VERDICT)[:, None], 1.0 / tiers, known)
+
+
+def squared_error(probabilities: np.ndarray, gold: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """[N] squared distance between probabilities [N, K] and the label, summed over the tiers (Brier 1950), 0 to 2."""
+    tiers = np.asarray(probabilities).shape[1]
+    return ((as_probabilities(probabilities, predicted, tiers) - np.eye(tiers)[gold]) ** 2).sum(axis=1)
+
+
 def metric_names(tier_ids: list[str]) -> list[str]:
-    return ["acc_2", "acc_k", "macro_f1", *(f"f1_{tier}" for tier in tier_ids), "qwk", "ece", "failure_rate"]
+    """Every metric in the order of the tables."""
+    first = ["acc_2", "acc_k", "macro_f1", "micro_f1", *(f"f1_{tier}" for tier in tier_ids), "qwk", "cost", "auc", "ndcg"]
+    return [*first, "brier", "ece", "ece_calibrated", "failure_rate"]
 
 
-def measure(counts: Counts, tier_ids: list[str], relevant: list[bool]) -> dict[str, np.ndarray]:
-    """Every metric, shaped like the leading axes of the counts; nan where a metric is not defined.
+def measure(
+    counts: Counts, tier_ids: list[str], relevant: list[bool], costs: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Every metric but AUC, shaped like the leading axes of the counts; nan where a metric is not defined.
 
-    Macro-F1 is the mean over the tiers that occur among labels or verdicts (scikit-learn's default); a tier that occurs
-    in neither has no F1. QWK is not defined when labels and verdicts are all one and the same tier, ECE not without
-    probabilities.
+    costs [K, K + 1]: see `lore.costs.cost_matrix`, whose defaults they are. Macro-F1 is the mean over the tiers that occur
+    among labels or verdicts (scikit-learn's default); a tier that occurs in neither has no F1. QWK is not defined when
+    labels and verdicts are all one and the same tier, ECE and Brier not without probabilities, nDCG not without gains.
     """
+    confusion = counts.confusion
+    costs = cost_matrix(relevant) if costs is None else costs
+    tiers = len(tier_ids)
     with np.errstate(divide="ignore", invalid="ignore"):
-        confusion = counts.confusion
-        tiers = len(tier_ids)
         weight = confusion.sum(axis=(-2, -1))
         answered = confusion[..., :tiers]
         mask = np.asarray(relevant, dtype=bool)
@@ -116,11 +185,16 @@ def measure(counts: Counts, tier_ids: list[str], relevant: list[bool]) -> dict[s
         f1 = 2 * hits / (confusion.sum(axis=-1) + answered.sum(axis=-2))
         present = ~np.isnan(f1)
         values["macro_f1"] = np.where(present, f1, 0.0).sum(axis=-1) / present.sum(axis=-1)
+        values["micro_f1"] = 2 * hits.sum(axis=-1) / (weight + answered.sum(axis=(-2, -1)))
         values |= {f"f1_{tier}": f1[..., index] for index, tier in enumerate(tier_ids)}
         values["qwk"] = quadratic_kappa(confusion)
-        values["ece"] = (
-            np.full(weight.shape, np.nan) if counts.bins is None else expected_calibration_error(counts.bins)
-        )
+        values["cost"] = (confusion * costs).sum(axis=(-2, -1)) / weight
+        undefined = np.full(weight.shape, np.nan)
+        values["ndcg"] = undefined if counts.gain is None else counts.gain[..., 1] / counts.gain[..., 0]
+        values["brier"] = undefined if counts.squared is None else counts.squared / weight
+        values["ece"] = undefined if counts.gaps is None else expected_calibration_error(counts.gaps, weight)
+        if counts.gaps_calibrated is not None:
+            values["ece_calibrated"] = expected_calibration_error(counts.gaps_calibrated, weight)
         values["failure_rate"] = confusion[..., tiers].sum(axis=-1) / weight
     return values
 
@@ -128,11 +202,8 @@ def measure(counts: Counts, tier_ids: list[str], relevant: list[bool]) -> dict[s
 def quadratic_kappa(confusion: np.ndarray) -> np.ndarray:
     """Quadratically weighted Cohen's kappa from [..., K, K + 1] counts, failures moved to the tier farthest from the
     label."""
-    tiers = confusion.shape[-2]
-    index = np.arange(tiers)
-    farthest = np.where(index >= tiers - 1 - index, 0, tiers - 1)
-    filled = confusion[..., :tiers].copy()
-    filled[..., index, farthest] += confusion[..., tiers]
+    filled = failures_farthest(confusion)
+    index = np.arange(confusion.shape[-2])
     cost = (index[:, None] - index[None, :]) ** 2
     weight = filled.sum(axis=(-2, -1))
     by_chance = filled.sum(axis=-1)[..., :, None] * filled.sum(axis=-2)[..., None, :]
@@ -140,11 +211,20 @@ def quadratic_kappa(confusion: np.ndarray) -> np.ndarray:
         return 1.0 - weight * (filled * cost).sum(axis=(-2, -1)) / (by_chance * cost).sum(axis=(-2, -1))
 
 
-def expected_calibration_error(bins: np.ndarray) -> np.ndarray:
+def failures_farthest(confusion: np.ndarray) -> np.ndarray:
+    """[..., K, K] from [..., K, K + 1]: a failure stands in the tier farthest from the label, between two in the worse."""
+    tiers = confusion.shape[-2]
+    index = np.arange(tiers)
+    farthest = np.where(index >= tiers - 1 - index, 0, tiers - 1)
+    filled = confusion[..., :tiers].copy()
+    filled[..., index, farthest] += confusion[..., tiers]
+    return filled
+
+
+def expected_calibration_error(gaps: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Mean distance between confidence and accuracy over the bins, weighted by their share (Guo et al. 2017, equation
     3)."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.abs(bins[..., 1] - bins[..., 2]).sum(axis=-1) / bins[..., 0].sum(axis=-1)
+    return np.abs(gaps).sum(axis=-1) / weight
 
 
 def prior_weights(gold: np.ndarray, prior: list[float], weights: np.ndarray | None = None) -> np.ndarray:
@@ -152,12 +232,10 @@ def prior_weights(gold: np.ndarray, prior: list[float], weights: np.ndarray | No
     others. Raises LoreError when no tier with a share has a pair."""
     weights = np.ones(len(gold)) if weights is None else np.asarray(weights, dtype=np.float64)
     mass = np.bincount(gold, weights, len(prior))
-    wanted = np.where(mass > 0, np.asarray(prior, dtype=np.float64), 0.0)
-    if wanted.sum() == 0:
+    if not np.asarray(prior)[mass > 0].sum():
         raise LoreError(
             f"metrics.prior {list(prior)} (worst tier first) gives shares only to tiers without a tested pair (pairs a tier: "
             f"{[int(count) for count in np.bincount(gold, minlength=len(prior))]}), so there is nothing to weight.\n"
             "Give a share to a tier that occurs, or drop metrics.prior."
         )
-    scale = np.divide(wanted / wanted.sum() * mass.sum(), mass, out=np.zeros(len(prior)), where=mass > 0)
-    return weights * scale[gold]
+    return weights * tier_scale(mass, prior)[gold]

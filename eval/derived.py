@@ -1,0 +1,57 @@
+"""Slices that follow from a pair's other fields, where the data name none of that kind themselves."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+PARTS = ("head", "middle", "tail")
+LEVELS = re.compile(r"\s*(?:>|/|\||›|»)\s*")
+
+
+def derived_slices(
+    slices: Sequence[list[str]],
+    queries: Sequence[str],
+    frequencies: Sequence[float | None],
+    categories: Sequence[str | None],
+    mismatches: Sequence[str | None],
+) -> list[list[str]]:
+    """The slices of each pair with those that were missing: `frequency:head`, `middle` and `tail`, `industry:<first level of the
+    category>`, `dimension:<mismatch>`. Every argument has one entry per pair; a kind that some pair has is not added to any.
+    Pairs in the same slices share one list."""
+    kinds = {name.partition(":")[0] for names in {tuple(names) for names in slices} for name in names if ":" in name}
+    columns: list[Sequence[str | None]] = []
+    if "frequency" not in kinds:
+        columns.append(frequency_parts(queries, frequencies))
+    if "industry" not in kinds:
+        columns.append([_named("industry", category and LEVELS.split(category.strip())[0]) for category in categories])
+    if "dimension" not in kinds:
+        columns.append([_named("dimension", mismatch) for mismatch in mismatches])
+    one: dict[tuple[str, ...], list[str]] = {}
+    found = []
+    for names, *added in zip(slices, *columns, strict=True):
+        whole = (*names, *filter(None, added))
+        found.append(one.setdefault(whole, list(whole)))
+    return found
+
+
+def frequency_parts(queries: Sequence[str], frequencies: Sequence[float | None]) -> list[str | None]:
+    """`frequency:head` for the queries that make the first third of the traffic, the most frequent first, `middle` for those of
+    the second third, `tail` for the rest; None for a query of unknown frequency, and for all where no two differ."""
+    traffic: dict[str, float] = {}
+    for query, frequency in zip(queries, frequencies, strict=True):
+        if frequency is not None and frequency > traffic.get(query, 0.0):
+            traffic[query] = frequency
+    # Queries of one frequency belong together: which of them came first says nothing.
+    levels, queries_at = np.unique(np.asarray(list(traffic.values())), return_counts=True)
+    if len(levels) < 2:
+        return [None] * len(queries)
+    mass = (levels * queries_at)[::-1]
+    before = np.cumsum(mass) - mass
+    thirds = np.minimum(3 * before / mass.sum(), 2).astype(int)
+    part_of = {level: f"frequency:{PARTS[third]}" for level, third in zip(levels[::-1].tolist(), thirds, strict=True)}
+    return [part_of.get(traffic.get(query)) for query in queries]
+
+
+def _named(kind: str, value: str | None) -> str | None:
+    return f"{kind}:{value}" if value else None

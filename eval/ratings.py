@@ -1,0 +1,86 @@
+"""Single raters' labels of the tested pairs, read from a file: for agreement and the noise ceiling."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lore.errors import LoreError
+from lore.eval.measures.agreement import Ratings
+from lore.rejected import Rejection
+from lore.rubric import Rubric
+from lore.sources.delimited import csv_records
+from lore.sources.reading import jsonl_records, parquet_records
+
+COLUMNS = ("pair_id", "rater", "label")
+SHOWN = 5
+
+
+def read_ratings(path: str | Path, rubric: Rubric, pair_ids: list[str]) -> Ratings:
+    """Ratings of the tested pairs `pair_ids` from a .parquet, .jsonl, .csv or .tsv file with columns pair_id, rater, label.
+
+    Labels go through rubric.tier_of. Raises LoreError with the ids of pairs that are not tested, labels that the rubric does
+    not have, and pairs that one rater labelled twice. A tested pair without ratings is allowed and counted.
+    """
+    path = Path(path)
+    position = {pair_id: index for index, pair_id in enumerate(pair_ids)}
+    raters: dict[str, int] = {}
+    seen, rows = set(), []
+    unreadable, foreign, unknown, doubled = [], [], [], []
+    for record in _records(path):
+        if isinstance(record, Rejection):
+            unreadable.append(f"row {record.row} ({record.found})")
+            continue
+        number, row = record
+        pair_id, rater = (_text(row.get(name)) for name in COLUMNS[:2])
+        if not pair_id or not rater:
+            unreadable.append(f"row {number} (no {'rater' if pair_id else 'pair_id'})")
+            continue
+        if pair_id not in position:
+            foreign.append(pair_id)
+            continue
+        try:
+            tier = rubric.tier_of(row.get("label"))
+        except LoreError:
+            unknown.append(f"{pair_id} ({str(row.get('label'))[:40]!r} of {rater})")
+            continue
+        if (pair_id, rater) in seen:
+            doubled.append(f"{pair_id} (of {rater})")
+        seen.add((pair_id, rater))
+        rows.append((position[pair_id], raters.setdefault(rater, len(raters)), rubric.index(tier)))
+    problems = {
+        "rows that cannot be read": unreadable,
+        "labels of pairs that are not tested": foreign,
+        f"labels that rubric {rubric.name} does not have": unknown,
+        "pairs that one rater labelled twice": doubled,
+    }
+    lines = [f"  {len(found)} {what}: {_some(found)}" for what, found in problems.items() if found]
+    if lines:
+        raise LoreError(
+            f"metrics.ratings {path} does not fit the tested pairs, and agreement over a part of it would not be theirs:\n"
+            + "\n".join(lines)
+            + f"\nWrite one row for each pair and rater, with {', '.join(COLUMNS)}; labels are {', '.join(rubric.tier_ids)} or "
+            "what the rubric calls them. Ratings of another split's pairs go into a file of their own."
+        )
+    pair, rater, tier = (np.asarray([row[column] for row in rows], dtype=np.int64) for column in range(3))
+    return Ratings(pair, rater, tier, list(raters), len(pair_ids) - len(np.unique(pair)))
+
+
+def _records(path: Path) -> Any:
+    if not path.is_file():
+        raise LoreError(f"metrics.ratings {path} does not exist. Correct the path, or drop metrics.ratings.")
+    if path.suffix == ".parquet":
+        return parquet_records(path, COLUMNS)
+    if path.suffix in (".jsonl", ".ndjson"):
+        return jsonl_records(path, COLUMNS)
+    if path.suffix in (".csv", ".tsv"):
+        return csv_records(path, COLUMNS, delimiter="\t" if path.suffix == ".tsv" else ",")
+    raise LoreError(f"metrics.ratings {path}: found {path.suffix or 'no extension'}, expected .parquet, .jsonl, .csv or .tsv.")
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _some(found: list[str]) -> str:
+    return ", ".join(text[:80] for text in found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
