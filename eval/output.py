@@ -46,6 +46,8 @@ def save(
         },
         "data": data_facts(data, folder),
         "prior": recipe.metrics.prior,
+        "ceiling": data.ceiling.to_json() if data.ceiling else None,
+        "benchmark": recipe.benchmark,
         "judges": {card.name: card.to_json() for card in cards},
     }
     write_atomic(metrics_path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -64,9 +66,11 @@ def save(
         rubric.tier_ids,
         f"{recipe.run}: {len(test)} pairs, {test.n_queries} queries, 95 % intervals over queries",
         console=console,
+        shown=recipe.metrics.shown,
     )
     if cards[0].natural is not None:
-        print_table(cards, rubric.tier_ids, "the same under metrics.prior", console=console, natural=True)
+        under = "the same under metrics.prior"
+        print_table(cards, rubric.tier_ids, under, console=console, natural=True, shown=recipe.metrics.shown)
     print_slices(cards, rubric.tier_ids, console=console)
     for what, path in (("predictions", predictions_path), ("metrics", metrics_path), ("report", report_path)):
         console.print(f"{what}: {path}", soft_wrap=True, markup=False)

@@ -18,8 +18,12 @@ from lore.eval.asker import Asker, Verdicts
 from lore.eval.config import RairRecipe
 from lore.eval.findings import Condition, Flip, SampleCurves
 from lore.eval.judges import askers, baseline_verdicts, described, read_verdicts
+from lore.eval.measures.agreement import ceiling
+from lore.eval.measures.samples import sample_curves
 from lore.eval.output import save
-from lore.eval.scorecard import score
+from lore.eval.ratings import read_ratings
+from lore.eval.scorecard import check_metrics, score
+from lore.eval.table import check_shown
 from lore.eval.testset import EvalData, Labelled, load_split, read_chosen, whole_queries
 from lore.folder import RunFolder, is_main_process
 from lore.pairs import fingerprint
@@ -75,8 +79,6 @@ def ask(asker: Asker, recipe: RairRecipe, data: EvalData) -> Asked:
     resampling = {"samples": recipe.metrics.bootstrap_samples, "seed": recipe.seed}
     sampling = recipe.sampling
     if sampling.samples:
-        from lore.eval.measures.samples import sample_curves
-
         ids = [test.pair_ids[i] for i in whole_queries(test.queries, sampling.sample_pairs, recipe.seed)]
         drawn = asker.samples(
             "samples",
@@ -86,7 +88,15 @@ def ask(asker: Asker, recipe: RairRecipe, data: EvalData) -> Asked:
             seed=recipe.seed,
             total=len(ids),
         )
-        found.samples = sample_curves(drawn, test, data.rubric, temperature=sampling.sample_temperature, **resampling)
+        found.samples = sample_curves(
+            drawn,
+            test,
+            data.rubric,
+            temperature=sampling.sample_temperature,
+            bootstrap_samples=recipe.metrics.bootstrap_samples,
+            seed=recipe.seed,
+            weights=test.weights if recipe.metrics.label_weights else None,
+        )
     if recipe.robustness is not None and asker.name in (recipe.robustness.judges or recipe.asked()):
         from lore.eval.robustness import measure_robustness
 
@@ -101,6 +111,8 @@ def ask(asker: Asker, recipe: RairRecipe, data: EvalData) -> Asked:
 def load_data(recipe: RairRecipe, folder: RunFolder) -> EvalData:
     """The tested pairs and those for calibration; a resumed run has to find the same ones."""
     rubric = load_rubric(recipe.data.rubric)
+    check_shown(recipe.metrics.shown, rubric.tier_ids)
+    check_metrics(recipe.metrics, rubric)
     for tier in recipe.metrics.prior or {}:
         if tier not in rubric.tier_ids:
             raise LoreError(
@@ -128,14 +140,18 @@ def load_data(recipe: RairRecipe, folder: RunFolder) -> EvalData:
             limit=recipe.dev_limit,
             seed=recipe.seed,
         )
-    raters = None
+    ratings = raters = None
     if recipe.metrics.ratings:
-        from lore.eval.measures.agreement import ceiling
-        from lore.eval.ratings import read_ratings
-
-        ratings = read_ratings(recipe.metrics.ratings, test, rubric)
-        raters = ceiling(ratings, test, rubric, samples=recipe.metrics.bootstrap_samples, seed=recipe.seed)
-    return EvalData(path, rubric, test, dev if dev else None, raters)
+        ratings = read_ratings(recipe.metrics.ratings, rubric, test.pair_ids)
+        raters = ceiling(
+            ratings,
+            test.groups,
+            rubric.relevant_mask,
+            weights=test.weights if recipe.metrics.label_weights else None,
+            samples=recipe.metrics.bootstrap_samples,
+            seed=recipe.seed,
+        )
+    return EvalData(path, rubric, test, dev if dev else None, raters, ratings)
 
 
 def chosen_slices(recipe: RairRecipe, test: Labelled) -> list[str]:

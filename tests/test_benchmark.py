@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from openai_server import MODEL, reply, serve
 from source_files import write_parquet
+from test_source_rair import SECRET, rair_rows, write_rair
 
 from lore.data_synth.config import SEALED_SEEDS
 from lore.data_synth.world_stage import write_world
@@ -80,6 +82,38 @@ def test_the_shops_pairs_come_from_sealed_seeds_which_no_recipe_takes(tmp_path, 
         write_world(tmp_path / "w", pairs=10, seed=sealed)
     seeds = {load_recipe(file).seed for file in (root / "recipes").rglob("*.yaml")}
     assert not seeds & SEALED_SEEDS
+
+
+def test_rair_in_its_published_form_is_judged_from_all_three_configs_and_no_rule_list_leaves(tmp_path, runs):
+    folder, good = tmp_path / "RAIR", rair_rows()[0]
+    configs = {"General_Subset": good, "Hard_Subset": good | {"image_base64": "###"}, "Visual_Subset": good}
+    card = "---\nconfigs:\n"
+    for number, (name, row) in enumerate(configs.items()):
+        rows = [row | {"item_id": 10 * number + i, "groundtruth": f"L{i + 1}", "subset": ""} for i in range(4)]
+        (folder / name).mkdir(parents=True)
+        write_rair(folder / name / "part.parquet", rows)
+        card += f"- config_name: {name}\n  data_files: [{{split: train, path: {name}/*.parquet}}]\n"
+    (folder / "README.md").write_text(f"{card}---\n")
+
+    with serve(lambda request: reply("<reason>L1?</reason>\n<verdict>L4</verdict>")) as server:
+        body = {
+            "stage": "rair",
+            "run": "rair",
+            "benchmark": "rair",
+            "data": {"path": f"hub:{folder}"},
+            "judges": {"server": {"kind": "endpoint", "endpoint": {"url": server.url, "model": MODEL}, "scores": False}},
+            "metrics": {"bootstrap_samples": 20},
+        }
+        (tmp_path / "rair.yaml").write_text(json.dumps(body))
+        run_recipe(tmp_path / "rair.yaml")
+        sent = json.dumps([request.body for request in server.requests], ensure_ascii=False)
+    judge = json.loads((runs / "rair" / "metrics.json").read_text())["judges"]["server"]
+    assert {name: part["pairs"] for name, part in judge["slices"].items()} == dict.fromkeys(configs, 4)
+    assert judge["pairs"] == 12 and judge["metrics"]["acc_k"]["value"] == 0.25
+    assert judge["photos"] == {"seen": 8, "failed": 4}
+    assert sent.count("data:image/") == 8 and "狗胸背带大型犬" in sent
+    assert SECRET not in sent and "主配件匹配" not in sent and good["vqa_result"] not in sent
+    assert judge["under_prior"]["metrics"]["acc_k"]["value"] == pytest.approx(0.6)
 
 
 def test_a_benchmark_runs_whole_on_files_of_its_published_form(tmp_path, runs, monkeypatch):
