@@ -15,6 +15,7 @@ from rich.console import Console
 
 from lore.errors import LoreError
 from lore.eval.asker import Asker, Verdicts
+from lore.eval.benchmark import load_benchmark
 from lore.eval.config import RairRecipe
 from lore.eval.findings import Condition, Flip, SampleCurves
 from lore.eval.judges import askers, baseline_verdicts, described, read_verdicts
@@ -159,6 +160,8 @@ def chosen_slices(recipe: RairRecipe, test: Labelled) -> list[str]:
     sizes = test.slice_sizes()
     if recipe.slices is None:
         return list(sizes)[:MAX_SLICES]
+    if recipe.benchmark and load_benchmark(recipe.benchmark)["recipe"].get("slices") == recipe.slices:
+        return [name for name in recipe.slices if name in sizes]  # a part of the benchmark may lack some
     for name in recipe.slices:
         if name not in sizes:
             known = ", ".join(list(sizes)[:20]) or "none"
