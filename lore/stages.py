@@ -14,6 +14,7 @@ STAGES = {
     "world": ("lore.data_synth.config:WorldRecipe", "lore.data_synth.world_stage:run"),
     "words": ("lore.data_synth.config:WordsRecipe", "lore.data_synth.words:run"),
     "synthesize": ("lore.data_synth.synth_config:SynthesizeRecipe", "lore.data_synth.synthesize:run"),
+    "harden": ("lore.data_synth.config:HardenRecipe", "lore.data_synth.harden:run"),
     "base": ("lore.train.config:BaseModelRecipe", "lore.train.base:run"),
     "sft": ("lore.train.config:SFTRecipe", "lore.train.sft:run"),
     "rair": ("lore.eval.config:RairRecipe", "lore.eval.rair:run"),
