@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 
+from lore.costs import cost_matrix
 from lore.errors import LoreError
-from lore.eval.measures.bootstrap import Estimate, estimate, query_groups, resample
-from lore.eval.measures.metrics import NO_VERDICT, confidence_of, count, measure, prior_weights, total
+from lore.eval.measures.bootstrap import Estimate, estimate, interval, lower_level, query_groups, resample, values_and_draws
+from lore.eval.measures.metrics import NO_VERDICT, confidence_of, count, measure, metric_names, prior_weights, total
 
 TIERS = ["L1", "L2", "L3", "L4"]
 RELEVANT = [False, False, True, True]
@@ -38,6 +39,7 @@ def test_metrics_equal_scikit_learns_for_any_labels_and_number_of_tiers(tiers, d
     ours = measured(gold, predicted, ids, relevant, weights=weights)
 
     assert ours["acc_k"] == pytest.approx(accuracy_score(gold, predicted, sample_weight=weights))
+    assert ours["micro_f1"] == pytest.approx(f1_score(gold, predicted, average="micro", sample_weight=weights))
     two = (np.asarray(relevant)[gold], np.asarray(relevant)[predicted])
     assert ours["acc_2"] == pytest.approx(accuracy_score(*two, sample_weight=weights))
     assert ours["macro_f1"] == pytest.approx(f1_score(gold, predicted, average="macro", sample_weight=weights, zero_division=0))
@@ -59,6 +61,8 @@ def test_a_format_failure_is_wrong_everywhere_and_reported():
     assert ours["failure_rate"] == 0.25
     assert (ours["f1_L3"], ours["f1_L4"]) == (1.0, 0.0)
     assert ours["macro_f1"] == 0.75
+    assert ours["micro_f1"] == pytest.approx(2 * 3 / (2 * 3 + 0 + 1))  # three hits, no false alarm, one miss
+    assert ours["cost"] == 4 / 4  # L4 can be missed by three tiers and the border
     assert ours["qwk"] == pytest.approx(cohen_kappa_score(gold, [0, 1, 2, 0], weights="quadratic"))
 
 
@@ -71,6 +75,37 @@ def test_a_failure_never_scores_better_than_any_wrong_verdict_in_accuracy_and_f1
     assert measured(gold, np.full(200, NO_VERDICT))["acc_2"] == 0
     assert measured(gold, np.full(200, NO_VERDICT))["macro_f1"] == 0
     assert measured(gold, np.full(200, NO_VERDICT))["qwk"] < 0
+
+
+def test_the_cost_counts_tiers_the_border_and_optimism():
+    assert cost_matrix(RELEVANT, border_cost=0, optimism_cost=1)[:, :4].tolist() == [
+        [0, 1, 2, 3],
+        [1, 0, 1, 2],
+        [2, 1, 0, 1],
+        [3, 2, 1, 0],
+    ]
+    dear = cost_matrix(RELEVANT, border_cost=0.5, optimism_cost=2)
+    assert dear.tolist() == [[0, 2, 5, 7, 7], [1, 0, 3, 5, 5], [2.5, 1.5, 0, 2, 2.5], [3.5, 2.5, 1, 0, 3.5]]
+    found = estimate(np.asarray([0, 3]), np.asarray([2, NO_VERDICT]), np.arange(2), TIERS, RELEVANT, costs=dear)["cost"]
+    assert found.value == (5 + 3.5) / 2
+    assert measured([1, 1, 1], [1, 1, 1])["cost"] == 0
+
+
+def test_hand_worked_brier():
+    probabilities = np.asarray([[0.5, 0.5, 0, 0], [0, 0, 0, 1.0], [0, 0, 0, 1.0]])
+    predicted = np.asarray([0, 3, NO_VERDICT])
+    ours = measured([0, 0, 3], predicted, probabilities=probabilities, weights=np.asarray([1.0, 1, 2]))
+    assert ours["brier"] == pytest.approx((0.5 + 2 + 2 * (9 + 3) / 16) / 4)  # the failure is a guess whatever its numbers
+    assert math.isnan(measured([0], [0])["brier"])
+
+
+def test_every_metric_has_its_name_whatever_is_known():
+    gold, predicted = np.asarray([0, 3, 2]), np.asarray([0, 2, 2])
+    bare = estimate(gold, predicted, np.arange(3), TIERS, RELEVANT, samples=20)
+    assert set(bare) == set(metric_names(TIERS)) - {"ece_calibrated"}
+    even = np.full((3, 4), 0.25)
+    given = {"probabilities": even, "calibrated": even[:, 0], "gains": np.arange(4)}
+    assert set(estimate(gold, predicted, np.arange(3), TIERS, RELEVANT, samples=20, **given)) == set(metric_names(TIERS))
 
 
 def test_confidence_of_a_failure_is_that_of_a_guess():
@@ -118,6 +153,37 @@ def test_prior_weights_give_the_tiers_their_shares():
     assert weights.sum() == pytest.approx(5)
 
 
+def test_under_a_prior_every_metric_is_that_of_weighted_pairs():
+    rng = np.random.default_rng(3)
+    gold, groups, prior = rng.integers(0, 4, 90), rng.integers(0, 15, 90), [0.06, 0.27, 0.07, 0.6]
+    probabilities = rng.dirichlet(np.ones(4), 90)
+    predicted = np.where(rng.random(90) < 0.1, NO_VERDICT, probabilities.argmax(axis=1))
+    options = {"probabilities": probabilities, "calibrated": probabilities.max(axis=1), "gains": np.asarray([0, 0.01, 0.1, 1])}
+    weighted = estimate(gold, predicted, groups, TIERS, RELEVANT, weights=prior_weights(gold, prior), samples=0, **options)
+    ours = estimate(gold, predicted, groups, TIERS, RELEVANT, prior=prior, samples=0, **options)
+    assert set(ours) == set(metric_names(TIERS))
+    for name, value in ours.items():
+        assert value.value == pytest.approx(weighted[name].value), name
+
+
+def test_under_a_prior_every_resample_has_the_prior_again():
+    rng = np.random.default_rng(3)
+    gold, groups = rng.integers(0, 2, 60), np.arange(60)
+    predicted = np.where(gold == 0, 0, 0)  # right on the worse tier alone: the accuracy is that tier's share
+    _, drawn = values_and_draws(gold, predicted, groups, ["no", "yes"], [False, True], prior=[0.3, 0.7], samples=100)
+    assert drawn["acc_k"] == pytest.approx(np.full(100, 0.3))
+    alone = estimate(gold * 0, predicted, groups, ["no", "yes"], [False, True], prior=[0.0, 1.0])["acc_k"]
+    assert math.isnan(alone.value) and str(alone) == "–"
+
+
+def test_few_queries_widen_the_interval_as_students_does():
+    assert lower_level(None) == pytest.approx(0.025) and lower_level(100_000) == pytest.approx(0.025, rel=1e-3)
+    assert lower_level(10) == pytest.approx(0.00855, abs=1e-4)  # z = -sqrt(10 / 9) * 2.262
+    draws = np.random.default_rng(0).random(1000)
+    few, many = interval("acc_k", 0.5, draws, 5), interval("acc_k", 0.5, draws)
+    assert few.low < many.low < many.high < few.high
+
+
 def test_a_resample_is_a_sum_of_whole_queries():
     gold, predicted = np.asarray([0, 1, 2]), np.asarray([0, 1, 1])
     per_query = count(gold, predicted, 3, groups=np.asarray([0, 0, 1]), confidence=np.asarray([0.9, 0.8, 0.7]))
@@ -137,19 +203,6 @@ def test_the_same_seed_gives_the_same_interval_and_pairs_of_a_query_widen_it():
     assert by_query == estimate(gold, predicted, np.repeat(np.arange(60), 10), TIERS, RELEVANT, seed=3)["acc_k"]
     assert by_query.high - by_query.low > 2 * (by_pair.high - by_pair.low)
     assert by_query.low < by_query.value < by_query.high
-
-
-def test_the_interval_covers_the_true_accuracy_about_95_times_in_100():
-    rng = np.random.default_rng(5)
-    covered = 0
-    for trial in range(200):
-        skill = rng.beta(6, 3, 150)  # each query has its own accuracy; the mean is 2/3
-        groups = np.repeat(np.arange(150), 4)
-        gold = np.zeros(600, dtype=np.int64)
-        predicted = (rng.random(600) > skill[groups]).astype(np.int64)
-        found = estimate(gold, predicted, groups, ["no", "yes"], [False, True], samples=400, seed=trial)["acc_k"]
-        covered += found.low <= 2 / 3 <= found.high
-    assert 0.90 <= covered / 200 <= 0.99
 
 
 def test_the_interval_of_the_calibration_error_holds_its_value():
