@@ -26,7 +26,7 @@ from lore.eval.measures.metrics import (
     total,
     under_prior,
 )
-from lore.eval.measures.ranking import auc
+from lore.eval.measures.ranking import auc_of
 
 LEVEL = 0.95
 BLOCK = 2_000_000  # numbers of one block of draws: near 16 MB whatever the number of queries
@@ -115,14 +115,17 @@ def values_and_draws(
         by_tier=prior is not None,
     )
     side = np.asarray(relevant, dtype=bool)
-    scores = None if probabilities is None else as_probabilities(probabilities, predicted, len(tier_ids)) @ side
+    auc = None
+    if probabilities is not None:
+        auc = auc_of(side[gold], as_probabilities(probabilities, predicted, len(tier_ids)) @ side)
 
     def measured(counts: Counts, times: Iterator[np.ndarray]) -> dict[str, np.ndarray]:
         values = measure(counts if prior is None else under_prior(counts, prior), tier_ids, relevant, costs)
-        values["auc"] = np.full(values["cost"].shape, np.nan)
-        if scores is not None:
+        shape = values["cost"].shape
+        values["auc"] = np.full(shape, np.nan)
+        if auc is not None:
             drawn = pair_weights(times, groups, weights, gold, prior)
-            values["auc"] = np.concatenate([auc(side[gold], scores, part) for part in drawn]).reshape(values["cost"].shape)
+            values["auc"] = np.concatenate([auc(part) for part in drawn]).reshape(shape)
         return values
 
     queries = len(per_query.confusion)
@@ -193,13 +196,14 @@ def pair_weights(
     """What each pair weighs in each draw, [rows, N] in blocks: its own weight as often as its query is drawn and, under a
     prior, as much as gives the draw's tiers their shares."""
     at_once = max(1, BLOCK // max(len(groups), 1))
+    tier = None if prior is None else np.eye(len(prior))[gold]
     for block in times:
         for start in range(0, len(block), at_once):
             drawn = np.take(block[start : start + at_once], groups, axis=1)
             if weights is not None:
                 drawn *= weights
             if prior is not None:
-                scale = tier_scale(drawn @ np.eye(len(prior))[gold], prior)
+                scale = tier_scale(drawn @ tier, prior)
                 drawn *= np.take(scale, gold, axis=1)
             yield drawn
 
