@@ -3,11 +3,11 @@
 Pairs of one query succeed and fail together, so whole queries are drawn with replacement, never single pairs. A
 resample's metrics come from its summed per-query counts; under a prior its tiers are weighted anew, as the test's were.
 Plain percentile intervals are too short for few queries: the levels are those that make the interval of a mean as long as
-Student's (Hesterberg 2015, "What Teachers Should Know about the Bootstrap", section 5.3). tests/test_coverage.py
-measures what is left.
+Student's (the expanded percentile interval of Hesterberg 2015, "What Teachers Should Know about the Bootstrap").
+tests/test_coverage.py measures what is left.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isnan, sqrt
@@ -152,7 +152,9 @@ def mean_estimate(
     return table_estimate(table, lambda sums: sums[..., 0] / sums[..., 1], samples=samples, seed=seed)
 
 
-def table_estimate(table: np.ndarray, value_of, *, samples: int = 1000, seed: int = 0) -> Estimate:
+def table_estimate(
+    table: np.ndarray, value_of: Callable[[np.ndarray], np.ndarray], *, samples: int = 1000, seed: int = 0
+) -> Estimate:
     """value_of(sums over the queries) of a table [Q, ...], with its interval. value_of takes [...] and [S, ...] alike."""
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(value_of(table.sum(axis=0)))
