@@ -43,7 +43,7 @@ def write_data(folder: Path, pairs: int, judges: int) -> dict[str, str]:
     image, rows = photo(rng), []
     frequency = rng.pareto(1.1, pairs) * 10 + 1
     with PairWriter(folder / "pairs.parquet") as writer:
-        for split, size in (("test", pairs), ("dev", max(pairs // 10, 200))):
+        for split, size in (("test", pairs), ("dev", min(max(pairs // 10, 200), 2000))):
             for index in range(size):
                 query = int(index * 0.2)
                 tier = int(rng.integers(0, 4))

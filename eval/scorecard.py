@@ -152,7 +152,7 @@ def score(
     prior = None
     if options.prior is not None:
         prior = [options.prior.get(tier, 0.0) for tier in rubric.tier_ids]
-        prior_weights(test.gold, prior)  # refuses one that fits no tested pair
+        prior_weights(test.gold, prior, weights)  # refuses one that fits no tested pair
 
     drawn = {"samples": options.bootstrap_samples, "seed": seed}
     everything = np.ones(len(test), dtype=bool)
@@ -162,8 +162,9 @@ def score(
         measured = partial(_part, answers, calibrated, test, rubric, options, weights, prior if natural else None, seed)
         about = {"weights": weights, "prior": prior if natural else None} | drawn
         risk = None if confidence is None else risk_curve(test.gold, answers.predicted, confidence, test.groups, **about)
+        ratings = None if natural else data.ratings  # a prior of the labels is none of single raters
         agreement = judge_agreement(
-            test.gold, answers.predicted, test.groups, len(rubric.tier_ids), ratings=data.ratings, **about
+            test.gold, answers.predicted, test.groups, len(rubric.tier_ids), ratings=ratings, **about
         )
         parts[natural] = measured(everything), {key: measured(mask) for key, mask in inside.items()}, risk, agreement
 

@@ -94,11 +94,12 @@ def test_judge_against_single_raters():
 
 
 def test_the_ceiling_of_two_raters_is_their_agreement():
-    first, second = np.asarray([0.0, 1, 2, 3, 3, np.nan]), np.asarray([0.0, 2, 3, 3, 0, 1])
-    found = ceiling(ratings_of(np.stack([first, second])), np.arange(6), RELEVANT, samples=50)
-    assert (found.pairs, found.raters) == (5, 2)
+    first, second = np.tile([0.0, 1, 2, 3, 3, np.nan], 4), np.tile([0.0, 2, 3, 3, 0, 1], 4)
+    found = ceiling(ratings_of(np.stack([first, second])), np.arange(24), RELEVANT, samples=50)
+    assert (found.pairs, found.raters) == (20, 2)
     assert found.acc_k.value == pytest.approx(2 / 5) and found.acc_2.value == pytest.approx(3 / 5)
-    assert found.kappa.value == pytest.approx(cohen_kappa_score(first[:5], second[:5], weights="quadratic"))
+    both = ~np.isnan(first)
+    assert found.kappa.value == pytest.approx(cohen_kappa_score(first[both], second[both], weights="quadratic"))
     expected = krippendorff.alpha(reliability_data=[first, second], level_of_measurement="ordinal", value_domain=[0, 1, 2, 3])
     assert found.alpha.value == pytest.approx(expected)
     assert found.acc_k.low <= found.acc_k.value <= found.acc_k.high
@@ -115,6 +116,16 @@ def test_the_ceiling_holds_one_rater_against_the_median_of_the_others():
     table = np.where(rng.random((5, 300)) < 0.8, true, rng.integers(0, 4, (5, 300))).astype(float)
     expected = np.mean([table[r] == np.sort(np.delete(table, r, 0), axis=0)[1] for r in range(5)])
     assert ceiling(ratings_of(table), np.arange(300), RELEVANT, samples=0).acc_k.value == pytest.approx(expected)
+
+
+def test_a_crowd_of_raters_with_few_pairs_each_has_an_alpha_and_no_kappa():
+    rng = np.random.default_rng(0)
+    pair = np.tile(np.arange(200), 3)
+    crowd = Ratings(pair, rng.permutation(600) // 2, (pair % 4 + rng.choice([-1, 0, 0, 0, 1], 600)).clip(0, 3), ["x"] * 300)
+    found = ceiling(crowd, np.arange(200), RELEVANT, samples=50)
+    assert math.isnan(found.kappa.value) and found.alpha.low < found.alpha.value < found.alpha.high
+    judged = judge_agreement(np.arange(200) % 4, np.arange(200) % 4, np.arange(200), 4, ratings=crowd, samples=0)
+    assert math.isnan(judged.with_raters.value)
 
 
 def test_raters_who_share_no_pair_have_no_ceiling():

@@ -65,7 +65,8 @@ def test_everything_is_measured_for_the_whole_its_slices_and_the_prior():
     assert card.risk_natural.risk[-1].value == pytest.approx(1 - card.natural.metrics["acc_k"].value)
     assert card.agreement.quadratic_kappa == card.whole.metrics["qwk"]
     assert card.agreement_natural.quadratic_kappa.value == pytest.approx(card.natural.metrics["qwk"].value)
-    assert card.agreement.with_raters.value > 0 and card.agreement.alpha.low < card.agreement.alpha.high
+    assert card.agreement.with_raters.value > 0 and card.agreement_natural.with_raters is None
+    assert card.agreement.alpha.low < card.agreement.alpha.high
     assert math.isnan(card.slices["worst"].metrics["auc"].value)  # nothing relevant in it
     text = json.dumps(card.to_json(), allow_nan=False)
     assert all(f'"{key}"' in text for key in ("risk", "risk_under_prior", "agreement_under_prior", "slices_under_prior"))

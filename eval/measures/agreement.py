@@ -15,7 +15,9 @@ from lore.eval.measures.bootstrap import Estimate, interval, summed_draws, table
 from lore.eval.measures.metrics import Counts, count, failures_farthest, quadratic_kappa, under_prior
 
 MOST_RATERS = 50
-"""Kappas of single raters are taken from those, or from those two, that rated most: crowds have thousands."""
+FEWEST_SHARED = 20
+"""Kappas of single raters are taken from the 50 raters, or twos of raters, with most pairs, and 20 at least: a kappa over fewer
+is noise. Where many raters label a few pairs each there is none, and alpha is the number to read."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def judge_agreement(
 ) -> Agreement:
     """How far verdicts [N] agree with labels [N] and, where there are ratings, with single raters. For quadratic kappa and alpha
     a format failure stands in the tier farthest from the label. groups, weights [N]; prior [K]."""
-    per_query = count(gold, predicted, tiers, weights=weights, groups=groups)
+    queries = np.unique(groups, return_inverse=True)[1].reshape(-1)
+    per_query = count(gold, predicted, tiers, weights=weights, groups=queries)
 
     def estimated(measure: Callable[[np.ndarray], np.ndarray]) -> Estimate:
         def value_of(confusion: np.ndarray) -> np.ndarray:
@@ -89,11 +92,12 @@ def judge_agreement(
         return ordinal_alpha(filled + np.swapaxes(filled, -2, -1))
 
     with_raters = None
-    if ratings is not None and len(ratings.pair):
+    if ratings is not None:
         cells = []
-        for rater, _ in Counter(ratings.rater.tolist()).most_common(MOST_RATERS):
-            own = ratings.rater == rater
-            cells.append((ratings.pair[own], ratings.tier[own], predicted[ratings.pair[own]]))
+        for rater, rated in Counter(ratings.rater.tolist()).most_common(MOST_RATERS):
+            if rated >= FEWEST_SHARED:
+                own = ratings.rater == rater
+                cells.append((ratings.pair[own], ratings.tier[own], predicted[ratings.pair[own]]))
         with_raters = _mean_kappa(cells, groups, tiers, weights, samples, seed)
     return Agreement(estimated(cohen_kappa), estimated(quadratic_kappa), estimated(alpha), with_raters)
 
@@ -153,14 +157,14 @@ def ceiling(
 
 
 def _most_shared(ratings: Ratings) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Pairs and both tiers of the two raters who share most pairs, then of the next two."""
+    """Pairs and both tiers of the two raters who share most pairs, then of the next two, FEWEST_SHARED at least."""
     order = np.lexsort((ratings.rater, ratings.pair))
     found: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
     for rows in np.split(order, np.flatnonzero(np.diff(ratings.pair[order])) + 1):
         for one, other in combinations(rows.tolist(), 2):
             both = (int(ratings.rater[one]), int(ratings.rater[other]))
             found.setdefault(both, []).append((int(ratings.pair[one]), int(ratings.tier[one]), int(ratings.tier[other])))
-    most = sorted(found.values(), key=len, reverse=True)[:MOST_RATERS]
+    most = sorted((rows for rows in found.values() if len(rows) >= FEWEST_SHARED), key=len, reverse=True)[:MOST_RATERS]
     return [tuple(np.asarray(column) for column in zip(*rows, strict=True)) for rows in most]
 
 
@@ -169,6 +173,8 @@ def _mean_kappa(
 ) -> Estimate:
     """Quadratic kappa of each (pairs, first tiers, second tiers), mean weighted by their number of pairs; a kappa that is not
     defined is left out. All are resampled together, over the queries that any of them has."""
+    if not cells:
+        return Estimate(float("nan"))
     everywhere = np.unique(np.concatenate([pairs for pairs, _, _ in cells]))
     queries = np.full(len(groups), -1)
     queries[everywhere] = np.unique(groups[everywhere], return_inverse=True)[1].reshape(-1)

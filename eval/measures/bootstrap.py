@@ -3,11 +3,11 @@
 Pairs of one query succeed and fail together, so whole queries are drawn with replacement, never single pairs. A
 resample's metrics come from its summed per-query counts; under a prior its tiers are weighted anew, as the test's were.
 Plain percentile intervals are too short for few queries: the levels are those that make the interval of a mean as long as
-Student's (Hesterberg 2015, "What Teachers Should Know about the Bootstrap", section 5.3). tests/test_coverage.py
-measures what is left.
+Student's (the expanded percentile interval of Hesterberg 2015, "What Teachers Should Know about the Bootstrap").
+tests/test_coverage.py measures what is left.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isnan, sqrt
@@ -26,7 +26,7 @@ from lore.eval.measures.metrics import (
     total,
     under_prior,
 )
-from lore.eval.measures.ranking import auc
+from lore.eval.measures.ranking import auc_of
 
 LEVEL = 0.95
 BLOCK = 2_000_000  # numbers of one block of draws: near 16 MB whatever the number of queries
@@ -115,14 +115,17 @@ def values_and_draws(
         by_tier=prior is not None,
     )
     side = np.asarray(relevant, dtype=bool)
-    scores = None if probabilities is None else as_probabilities(probabilities, predicted, len(tier_ids)) @ side
+    auc = None
+    if probabilities is not None:
+        auc = auc_of(side[gold], as_probabilities(probabilities, predicted, len(tier_ids)) @ side)
 
     def measured(counts: Counts, times: Iterator[np.ndarray]) -> dict[str, np.ndarray]:
         values = measure(counts if prior is None else under_prior(counts, prior), tier_ids, relevant, costs)
-        values["auc"] = np.full(values["cost"].shape, np.nan)
-        if scores is not None:
+        shape = values["cost"].shape
+        values["auc"] = np.full(shape, np.nan)
+        if auc is not None:
             drawn = pair_weights(times, groups, weights, gold, prior)
-            values["auc"] = np.concatenate([auc(side[gold], scores, part) for part in drawn]).reshape(values["cost"].shape)
+            values["auc"] = np.concatenate([auc(part) for part in drawn]).reshape(shape)
         return values
 
     queries = len(per_query.confusion)
@@ -149,7 +152,9 @@ def mean_estimate(
     return table_estimate(table, lambda sums: sums[..., 0] / sums[..., 1], samples=samples, seed=seed)
 
 
-def table_estimate(table: np.ndarray, value_of, *, samples: int = 1000, seed: int = 0) -> Estimate:
+def table_estimate(
+    table: np.ndarray, value_of: Callable[[np.ndarray], np.ndarray], *, samples: int = 1000, seed: int = 0
+) -> Estimate:
     """value_of(sums over the queries) of a table [Q, ...], with its interval. value_of takes [...] and [S, ...] alike."""
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(value_of(table.sum(axis=0)))
@@ -193,13 +198,14 @@ def pair_weights(
     """What each pair weighs in each draw, [rows, N] in blocks: its own weight as often as its query is drawn and, under a
     prior, as much as gives the draw's tiers their shares."""
     at_once = max(1, BLOCK // max(len(groups), 1))
+    tier = None if prior is None else np.eye(len(prior))[gold]
     for block in times:
         for start in range(0, len(block), at_once):
             drawn = np.take(block[start : start + at_once], groups, axis=1)
             if weights is not None:
                 drawn *= weights
             if prior is not None:
-                scale = tier_scale(drawn @ np.eye(len(prior))[gold], prior)
+                scale = tier_scale(drawn @ tier, prior)
                 drawn *= np.take(scale, gold, axis=1)
             yield drawn
 

@@ -1,5 +1,7 @@
 """Metrics of an order: AUC of relevant against irrelevant, nDCG of a query's items. Ties count as half of each order."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 SAME = 12  # decimals: two sums of the same probabilities in another order are one score
@@ -8,20 +10,30 @@ SAME = 12  # decimals: two sums of the same probabilities in another order are o
 def auc(relevant: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """[...] share of (relevant, irrelevant) pairs in which the relevant one has the higher score, a tie counting half:
     the area under the ROC curve, exact under weights [..., N]. relevant [N] bool, scores [N]. nan where one side is empty."""
+    return auc_of(relevant, scores)(weights)
+
+
+def auc_of(relevant: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """`auc` as a function of the weights, for many of them: the order is found once."""
     order = np.argsort(np.round(scores, SAME), kind="stable")
     ranked, side = np.round(scores, SAME)[order], np.asarray(relevant, dtype=bool)[order]
     upper, lower = order[side], order[~side]
-    # below[..., i]: weight of the i lowest irrelevant ones.
-    below = np.zeros((*weights.shape[:-1], len(lower) + 1))
-    np.cumsum(weights[..., lower], axis=-1, out=below[..., 1:])
     beaten = np.searchsorted(ranked[~side], ranked[side], "left")
     reached = np.searchsorted(ranked[~side], ranked[side], "right")
-    upper_weights = weights[..., upper]
-    won = np.einsum("...n,...n->...", upper_weights, below[..., beaten])
-    if (beaten != reached).any():
-        won = (won + np.einsum("...n,...n->...", upper_weights, below[..., reached])) / 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return won / (upper_weights.sum(axis=-1) * below[..., -1])
+    tied = bool((beaten != reached).any())
+
+    def under(weights: np.ndarray) -> np.ndarray:
+        # below[..., i]: weight of the i lowest irrelevant ones.
+        below = np.zeros((*weights.shape[:-1], len(lower) + 1))
+        np.cumsum(weights[..., lower], axis=-1, out=below[..., 1:])
+        upper_weights = weights[..., upper]
+        won = np.einsum("...n,...n->...", upper_weights, below[..., beaten])
+        if tied:
+            won = (won + np.einsum("...n,...n->...", upper_weights, below[..., reached])) / 2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return won / (upper_weights.sum(axis=-1) * below[..., -1])
+
+    return under
 
 
 def ndcg_by_query(gains: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
