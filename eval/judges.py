@@ -16,6 +16,7 @@ from lore.eval.testset import EvalData, load_split, read_chosen
 from lore.fingerprints import model_fingerprint
 from lore.folder import RunFolder
 from lore.judgement import PromptFormat, renderer_hash
+from lore.pairs import read_pairs
 from lore.progress import track
 from lore.rubric import Rubric
 
@@ -79,11 +80,15 @@ def baseline_verdicts(recipe: RairRecipe, data: EvalData) -> dict[str, Verdicts]
 
 def read_verdicts(recipe: RairRecipe, data: EvalData) -> dict[str, Verdicts]:
     """Verdicts that were made elsewhere."""
+    judges = {name: judge for name, judge in recipe.judges.items() if judge.kind == "predictions"}
     dev_ids = data.dev.pair_ids if data.dev else []
+    limited = [part.split for part, limit in ((data.test, recipe.test_limit), (data.dev, recipe.dev_limit)) if part and limit]
+    left_out = {pair.pair_id for split in limited for pair in read_pairs(data.path, split=split, columns=[])} if judges else set()
     return {
-        name: read_predictions(judge.predictions, data.rubric, data.test.pair_ids, dev_ids, judge.predictions_judge)
-        for name, judge in recipe.judges.items()
-        if judge.kind == "predictions"
+        name: read_predictions(
+            judge.predictions, data.rubric, data.test.pair_ids, dev_ids, judge.predictions_judge, left_out=left_out
+        )
+        for name, judge in judges.items()
     }
 
 

@@ -143,17 +143,24 @@ class SampleShards(Parts):
 
 
 def read_predictions(
-    path: str | Path, rubric: Rubric, required: Iterable[str], optional: Iterable[str] = (), judge: str | None = None
+    path: str | Path,
+    rubric: Rubric,
+    required: Iterable[str],
+    optional: Iterable[str] = (),
+    judge: str | None = None,
+    *,
+    left_out: Iterable[str] = (),
 ) -> dict[str, Verdict]:
     """Verdicts by pair_id from a parquet, jsonl or csv file with columns pair_id, tier and, where known, p_<tier>.
 
     Every required id must occur exactly once; the optional ones occur all or not at all; any other id, a doubled id, an
     unknown tier or probabilities that are no distribution are refused with the ids. An empty tier is a format failure
-    of that judge.
+    of that judge. left_out: ids that may occur and are passed over, since a limit of the recipe left them out.
     """
     path = Path(path)
-    rows = _select(_rows(path), path, judge)
     required, optional = list(required), list(optional)
+    passed_over = set(left_out) - set(required) - set(optional)
+    rows = [row for row in _select(_rows(path), path, judge) if row["pair_id"] not in passed_over]
     counts = Counter(row["pair_id"] for row in rows)
     known = set(required) | set(optional)
     problems = {

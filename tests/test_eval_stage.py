@@ -131,6 +131,19 @@ def test_baselines_and_a_predictions_file_share_one_table(shop, tmp_path, write_
     assert folder.is_done
 
 
+def test_predictions_over_more_than_a_limit_takes_are_read_and_foreign_ones_still_refused(shop, tmp_path, write_recipe, runs):
+    file = tmp_path / "p.jsonl"
+    predictions(file, lambda pair: {"tier": TIERS[0]}, of_split("test", "dev"))
+    judges = {"mine": {"kind": "predictions", "predictions": str(file)}}
+    body = recipe_text(shop, judges=judges, test_limit=30, dev_limit=20, baselines=[])
+    metrics = json.loads((run_recipe(write_recipe("few.yaml", body, plain=True)) / "metrics.json").read_text())
+    assert metrics["judges"]["mine"]["pairs"] == 30
+    predictions(file, lambda pair: {"tier": TIERS[0]}, of_split("test", "dev", "train"))
+    body = recipe_text(shop, run="foreign", judges=judges, test_limit=30, dev_limit=20, baselines=[])
+    with pytest.raises(LoreError, match="240 pair ids no pair of this test: train-0-0"):
+        run_recipe(write_recipe("foreign.yaml", body, plain=True))
+
+
 def test_a_finished_run_can_be_read_back_as_a_judge(shop, tmp_path, write_recipe, runs):
     first = run_recipe(write_recipe("first.yaml", recipe_text(shop), plain=True))
     section = {"kind": "predictions", "predictions": str(first / "predictions.parquet"), "predictions_judge": "lexical"}

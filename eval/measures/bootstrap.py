@@ -32,6 +32,7 @@ LEVEL = 0.95
 BLOCK = 2_000_000  # numbers of one block of draws: near 16 MB whatever the number of queries
 KEPT_BLOCKS = 64
 
+
 @dataclass(frozen=True)
 class Estimate:
     """A metric's value and its interval; nan where it is not defined (low and high also when there is only one
