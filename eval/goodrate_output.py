@@ -1,0 +1,86 @@
+"""A GoodRate for people (a table and what to know about it) and for machines (JSON)."""
+
+import json
+from math import isfinite, isnan
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lore.eval.goodrate import GoodRate
+from lore.eval.measures.bootstrap import Estimate
+from lore.folder import write_atomic
+from lore.rejected import RejectedWriter
+
+
+def show(found: GoodRate, console: Console) -> None:
+    log, rated = found.facts["log"], found.facts["rated"]
+    title = f"{log['rows']:,} shown items, {log['pages']:,} pages, {log['queries']:,} queries"
+    if rated["path"]:
+        title += f"; {rated['labelled']:,} pairs rated"
+    if found.facts["top"]:
+        title += f"; first {found.facts['top']} positions"
+    console.print(Text(f"GoodRate of {log['path']}: {title}"), soft_wrap=True)
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("%", no_wrap=True)
+    for heading in ("judge alone", "rated alone", "both", "lambda", "rated", "worth"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for before, rate in zip([None, *found.rates], found.rates, strict=False):
+        if before and before.of != rate.of:
+            table.add_section()
+        estimate = rate.estimate
+        cells = [percent(estimate.judge), percent(estimate.rated), percent(estimate.powered)]
+        power = "–" if isnan(estimate.power) else f"{estimate.power:.2f}"
+        worth = "–" if isnan(estimate.gain) else f"{estimate.gain * rate.rated:,.0f}"
+        table.add_row(Text(f"{rate.of} {rate.system}"), *cells, power, f"{rate.rated:,}", worth)
+    console.print(table)
+    what = "this log, had all of it been rated" if found.facts["target"] == "log" else "all queries like those of this log"
+    console.print(
+        Text(
+            f"± 95 % intervals for {what}. The judge alone is off by its own errors, which no interval shows; the other two are "
+            "unbiased where the sample is random. Worth: what would have to be rated for an interval as short without the judge."
+        )
+    )
+    for remark in found.remarks:
+        console.print(Text(f"! {remark}"))
+    for problem in found.rejected[:5]:
+        console.print(Text(f"  {problem}"), soft_wrap=True)
+
+
+def percent(estimate: Estimate) -> str:
+    if isnan(estimate.value):
+        return "–"
+    value = f"{100 * estimate.value + 0.0:.1f}"
+    return value if isnan(estimate.low) else f"{value} ± {50 * (estimate.high - estimate.low):.1f}"
+
+
+def to_json(found: GoodRate) -> dict:
+    rates: dict[str, list[dict]] = {}
+    for rate in found.rates:
+        estimate = rate.estimate
+        numbers = {"lambda": estimate.power, "gain": estimate.gain, "effective_rated_queries": rate.clusters}
+        numbers = {name: round(number, 6) if isfinite(number) else None for name, number in numbers.items()}
+        rates.setdefault(rate.of, []).append(
+            {
+                "system": rate.system,
+                "shown": rate.shown,
+                "rated": rate.rated,
+                "judge_alone": estimate.judge.to_json(),
+                "rated_alone": estimate.rated.to_json(),
+                "prediction_powered": estimate.powered.to_json(),
+                **numbers,
+            }
+        )
+    return {**found.facts, **rates, "remarks": found.remarks}
+
+
+def save(found: GoodRate, out: Path) -> Path | None:
+    """Writes the JSON file, and the rows that could not be read to <name>.rejected.jsonl beside it; returns the path of these."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with RejectedWriter(out) as writer:
+        for problem in found.rejected:
+            writer.write(problem)
+    write_atomic(out, json.dumps(to_json(found), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return writer.path if writer.count else None
