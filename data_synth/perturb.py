@@ -19,8 +19,7 @@ from lore.data_synth.shop_words import ShopWords, shop_words
 from lore.data_synth.wordings import Attacks, AttackSet, Wordings, load_wordings
 from lore.errors import LoreError
 from lore.pairs import Pair
-from lore.recipe_file import nearest
-from lore.rubric import Rubric
+from lore.rubric import Rubric, nearest
 
 OTHER_LANGUAGE = {"en": "zh", "zh": "en"}
 
@@ -117,11 +116,6 @@ def chosen(names: list[str] | None) -> list[Perturbation]:
         if name not in PERTURBATIONS:
             raise LoreError(
                 f"There is no perturbation {name!r}, so nothing can be asked under it; there are {', '.join(PERTURBATIONS)}."
-                f"{hint(name)}"
+                f"{nearest(name, list(PERTURBATIONS))}"
             )
     return [perturbation for name, perturbation in PERTURBATIONS.items() if names is None or name in names]
-
-
-def hint(name: str) -> str:
-    near = nearest(name, PERTURBATIONS)
-    return f" Did you mean {near}?" if near else ""

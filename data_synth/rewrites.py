@@ -97,7 +97,7 @@ def typo(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
         (number, at)
         for number, word in enumerate(words)
         if len(word) >= LONG_WORD and word.isascii() and word.isalpha() and word.casefold() not in spared
-        for at in range(1, len(word) - 1)
+        for at in range(1, len(word) - 2)
     ]
     rng.shuffle(places)
     for number, at in places:
