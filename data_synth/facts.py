@@ -31,6 +31,7 @@ MAX_FACTS = 2_000_000  # facts or passages
 MAX_PHRASE = 200  # characters of a phrase, and of dimension and kind
 MAX_PASSAGE = 600  # characters of a passage, and of a fact's text
 MAX_LOOKED_UP = 20_000  # characters of a text that facts are looked up for
+RELATIONS = ("accessory", "sub-brand")  # kinds of facts whose value is related to the phrase, not another word for it
 MAX_TERMS = 256  # different words of it that passages are ranked by
 
 _PIECES = re.compile(rf"[{UNSPACED}]|(?:[^\W{UNSPACED}]|[{MARKS}])+|[^\s\w]")

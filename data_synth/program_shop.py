@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from lore.data_synth.facts import Fact
+from lore.data_synth.facts import RELATIONS, Fact
 from lore.data_synth.lexicon import Lexicon, load_lexicon
 from lore.data_synth.photos import colour_shares
 from lore.data_synth.shop import Shop
@@ -43,7 +43,7 @@ class ShopProgram:
         known = self._asked | {
             form: (fact.dimension, fact.value, fact.phrase, negated, pure)
             for fact in facts
-            if fact.kind not in ("accessory", "sub-brand") and fact.dimension in WORDED
+            if fact.kind not in RELATIONS and fact.dimension in WORDED
             for form, negated, pure in _forms(self.lexicon, fact.dimension, fact.phrase, need=fact.kind == "need")
         }
         query = self._without_question(pair.query)

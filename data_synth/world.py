@@ -16,7 +16,7 @@ from lore.data_synth.shop_rules import Fact, judge, worst
 from lore.demand import Demand
 from lore.judgement import render_demands
 from lore.pairs import Pair, make_pair_id
-from lore.rubric import load_rubric
+from lore.rubric import Rubric, load_rubric
 
 PRIORS = {
     "balanced": (0.25, 0.25, 0.25, 0.25),
@@ -28,7 +28,8 @@ ZIPF_EXPONENT = 1.07
 
 class World:
     """One shop. subsets: relative shares of general, hard and visual queries; photos: share of the other items with a photo;
-    label_noise: share of the training pairs whose label is another than the true one (their slice is noise:label).
+    label_noise: share of the training pairs whose label is another than the true one (their slice is noise:label). rubric: the
+    rule book that labels, by name, path or as it is; texts and photos are the same under any.
     """
 
     def __init__(
@@ -36,14 +37,15 @@ class World:
         seed: int = 0,
         language: str = "en",
         prior: str = "balanced",
-        rubric: str = "shop",
+        rubric: str | Rubric = "shop",
         subsets: dict[str, float] | None = None,
         photos: float = 0.4,
         label_noise: float = 0.0,
     ):
         self.label_noise = label_noise
         self.seed, self.language, self.prior, self.photos = seed, language, PRIORS[prior], photos
-        self.rubric_name, self.rubric = rubric, load_rubric(rubric)
+        self.rubric = rubric if isinstance(rubric, Rubric) else load_rubric(rubric)
+        self.rubric_name = self.rubric.name if isinstance(rubric, Rubric) else rubric
         self.lexicon = load_lexicon(language)
         self.shop = Shop(self.lexicon)
         self.subsets = subsets or {"general": 0.5, "hard": 0.25, "visual": 0.25}

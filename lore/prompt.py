@@ -33,7 +33,7 @@ Message = dict[str, Any]
 @dataclass(frozen=True)
 class PromptFormat:
     """How a pair is shown and in which order the answer comes. `detail`: how much of the rubric the prompt holds;
-    `retrieved`: the rules that query and item text are nearest to, about `retrieved_rules` of them."""
+    `retrieved`: the rules whose words query and item share most of, about `retrieved_rules` of them."""
 
     order: Literal["reason_first", "answer_first", "answer_only"] = "reason_first"
     detail: Literal["full", "retrieved", "tiers", "name"] = "full"
@@ -102,7 +102,7 @@ def render(
         # Megabyte texts are bounded before the tokenizer walks over them: this many characters never fit into the budget.
         item = item_text(pair, control, fmt.max_prompt_tokens * MAX_CHARACTERS_PER_TOKEN)
     if facts:
-        item = replace(item, looked_up=[neutralise(fact, control) for fact in facts])
+        item = replace(item, looked_up=[text for fact in facts if (text := neutralise(fact, control))])
     if fmt.detail == "retrieved":
         from lore.rule_search import rules_about
 

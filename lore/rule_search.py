@@ -1,7 +1,8 @@
 """Which rules of a rubric are about a pair: for rule books too long to show whole.
 
 BM25 (by bm25s) over the rules' texts, asked with what a judge may see of query and item. What the label came from (a pair's
-rules, demands, mismatch) is never looked at.
+rules, demands, mismatch) is never looked at. Left out: embeddings, which need a model; a demand in words that no rule uses (a
+brand that stands in no example) is not found.
 """
 
 from functools import lru_cache
@@ -15,21 +16,25 @@ from lore.terms import content_terms
 
 _found: dict[tuple, Rubric] = {}
 MAX_FOUND = 4096
+ITEM_WEIGHT = 0.1  # demands come from the query; the item's words decide between dimensions that it leaves level
 
 
 def rules_about(rubric: Rubric, item: ItemText, count: int) -> Rubric:
     """The rubric with the rules of its nearest dimensions only, in its own order; whole dimensions, since a threshold means
-    little without its neighbours, until there are `count` rules. Without a shared word: the first dimensions.
+    little without its neighbours, until there are `count` rules. Of the dimensions with rules the first always: what kind of
+    thing an item is decides about every pair, and queries seldom say it in a rule's words.
     """
     if len(rubric.rules) <= count:
         return rubric
     terms, index, dimensions = _index(_Hashed(rubric))
-    scores = _scores(index, terms, " \n".join((item.query, item.title, *item.attributes)))
-    best: dict[str, float] = {}
+    item_words = " \n".join((item.title, *item.facts, *item.attributes))
+    scores = _scores(index, terms, item.query) + ITEM_WEIGHT * _scores(index, terms, item_words)
+    best = {dimension.id: 0.0 for dimension in rubric.dimensions if dimension.id in dimensions}
     for dimension, score in zip(dimensions, scores, strict=True):
-        best[dimension] = max(best.get(dimension, 0.0), float(score))
+        best[dimension] = max(best[dimension], float(score))
+    first, *others = best
     chosen: list[str] = []
-    for dimension in sorted(best, key=lambda name: -best[name]):
+    for dimension in (first, *sorted(others, key=lambda name: -best[name])):
         if sum(d in chosen for d in dimensions) >= count:
             break
         chosen.append(dimension)
