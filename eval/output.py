@@ -11,8 +11,9 @@ from lore.eval.config import RairRecipe
 from lore.eval.measures.bootstrap import two_digits
 from lore.eval.page.report import write_report
 from lore.eval.predictions import Verdict, to_row, verdict_fields, write_table
+from lore.eval.robustness import print_robustness
 from lore.eval.scorecard import Scorecard
-from lore.eval.table import column_titles, print_slices, print_table
+from lore.eval.table import column_titles, print_samples, print_slices, print_table
 from lore.eval.testset import EvalData, Labelled
 from lore.folder import RunFolder, write_atomic
 from lore.rubric import Rubric
@@ -59,6 +60,8 @@ def save(
         data=data,
         options=recipe.report,
         facts=report_facts(recipe, data),
+        metrics=recipe.metrics,
+        seed=recipe.seed,
     )
 
     print_table(
@@ -72,6 +75,10 @@ def save(
         under = "the same under metrics.prior"
         print_table(cards, rubric.tier_ids, under, console=console, natural=True, shown=recipe.metrics.shown)
     print_slices(cards, rubric.tier_ids, console=console)
+    if sampled := {card.name: card.samples for card in cards if card.samples}:
+        print_samples(sampled, console=console)
+    if flipped := {card.name: card.flips for card in cards if card.flips}:
+        print_robustness(flipped, console)
     for what, path in (("predictions", predictions_path), ("metrics", metrics_path), ("report", report_path)):
         console.print(f"{what}: {path}", soft_wrap=True, markup=False)
     titles = column_titles(rubric.tier_ids)

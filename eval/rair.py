@@ -8,11 +8,14 @@ once. Models and servers can also be sampled, perturbed (eval/robustness.py) and
 (eval/capability.py).
 """
 
+import re
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 
 from rich.console import Console
 
+from lore.data_synth.wordings import wordings_hash
 from lore.errors import LoreError
 from lore.eval.asker import Asker, Verdicts
 from lore.eval.benchmark import load_benchmark
@@ -23,16 +26,18 @@ from lore.eval.measures.agreement import ceiling
 from lore.eval.measures.samples import sample_curves
 from lore.eval.output import save
 from lore.eval.ratings import read_ratings
+from lore.eval.robustness import measure_robustness, robustness_ids
 from lore.eval.scorecard import check_metrics, score
 from lore.eval.table import check_shown
 from lore.eval.testset import EvalData, Labelled, load_split, read_chosen, whole_queries
 from lore.folder import RunFolder, is_main_process
-from lore.pairs import fingerprint
+from lore.pairs import fingerprint, read_pairs
 from lore.progress import track
 from lore.rubric import load_rubric, nearest
 from lore.sources import materialise
 
 MAX_SLICES = 60
+HAN = re.compile("[\u4e00-\u9fff]")
 
 
 def run(recipe: RairRecipe, folder: RunFolder) -> None:
@@ -48,7 +53,10 @@ def run(recipe: RairRecipe, folder: RunFolder) -> None:
     rows = recipe.rows()
     verdicts = baseline_verdicts(recipe, data)
     verdicts |= read_verdicts(recipe, data)
-    asked = {name: ask(asker, recipe, data) for name, asker in askers(recipe, data, folder).items()}
+    language = wording_language(recipe, data)
+    if recipe.robustness is not None:
+        folder.note(wordings=wordings_hash(language))
+    asked = {name: ask(asker, recipe, data, language) for name, asker in askers(recipe, data, folder).items()}
     verdicts |= {name: found.verdicts for name, found in asked.items()}
     cards = []
     for name, judge in track(rows.items(), "metrics", total=len(rows)):
@@ -70,9 +78,17 @@ class Asked:
     conditions: list[Condition] = field(default_factory=list)
 
 
-def ask(asker: Asker, recipe: RairRecipe, data: EvalData) -> Asked:
+def wording_language(recipe: RairRecipe, data: EvalData) -> str:
+    """Of the attacks: the recipe's, else zh where most of the first titles have Han characters."""
+    if recipe.robustness is None or recipe.robustness.language is not None:
+        return recipe.robustness.language if recipe.robustness else "en"
+    titles = [pair.title for pair in islice(read_pairs(data.path, split=data.test.split, columns=["title"]), 200)]
+    return "zh" if 2 * sum(bool(HAN.search(title)) for title in titles) > len(titles) else "en"
+
+
+def ask(asker: Asker, recipe: RairRecipe, data: EvalData, language: str) -> Asked:
     """Everything one judge is asked, while its engine is open. What earlier starts of this run have answered is not asked
-    again."""
+    again. language: of the attacks' wordings."""
     found, test = Asked({}), data.test
     for part in data.parts:
         pairs = read_chosen(data.path, part.split, part.pair_ids)
@@ -99,9 +115,10 @@ def ask(asker: Asker, recipe: RairRecipe, data: EvalData) -> Asked:
             weights=test.weights if recipe.metrics.label_weights else None,
         )
     if recipe.robustness is not None and asker.name in (recipe.robustness.judges or recipe.asked()):
-        from lore.eval.robustness import measure_robustness
-
-        found.flips = measure_robustness(asker, data, found.verdicts, recipe.robustness, **resampling)
+        pairs = list(read_chosen(data.path, test.split, robustness_ids(test, recipe.robustness, recipe.seed)))
+        found.flips = measure_robustness(
+            asker, pairs, found.verdicts, test, data.rubric, recipe.robustness, language=language, **resampling
+        )
     if recipe.capability is not None and asker.name in (recipe.capability.judges or recipe.asked()):
         from lore.eval.capability import measure_capability
 

@@ -112,6 +112,8 @@ class RobustnessSection(StrictModel):
     """At most about this many tested pairs, as whole queries."""
     perturbations: list[str] | None = None
     """Names of perturbations; none: all of the language."""
+    language: Literal["en", "zh"] | None = None
+    """Language that attacks are worded in; none: by the script of most tested titles."""
     judges: list[str] | None = None
     """Judges asked; none: every judge that is asked now."""
     translations: str | None = None

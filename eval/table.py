@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lore.errors import LoreError
+from lore.eval.findings import SampleCurves
 from lore.eval.measures.bootstrap import Estimate
 from lore.eval.measures.metrics import metric_names
 from lore.eval.scorecard import Part, Scorecard
@@ -98,6 +99,18 @@ def print_slices(cards: list[Scorecard], tier_ids: list[str], *, console: Consol
         rows = [f"{name} ({part.pairs})" for name, part in slices.items()]
         columns = {card.name: [(part.metrics["acc_k"], False) for part in card.slices.values()] for card in cards}
         _print(f"Acc@{len(tier_ids)} by slice (pairs)", "slice", rows, columns, console)
+
+
+def print_samples(curves: dict[str, SampleCurves], *, console: Console | None = None) -> None:
+    """pass@k and majority@k of the judges that were sampled."""
+    rows = [f"{judge}, {kind}@k" for judge in curves for kind in ("pass", "majority")]
+    columns: dict[str, list[tuple[Estimate, bool]]] = {}
+    for k in dict.fromkeys(k for found in curves.values() for k in found.pass_at):
+        values = [at.get(k, NOTHING) for found in curves.values() for at in (found.pass_at, found.majority_at)]
+        columns[f"k = {k}"] = [(value, False) for value in values]
+    first = next(iter(curves.values()))
+    title = f"{first.n} samples of {first.pairs} pairs at temperature {first.temperature:g}"
+    _print(title, "judge", rows, columns, console)
 
 
 def _print(
