@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 from lore.clean import normalise
 from lore.data_synth.shop_words import HEADS, Phrase, ReadQuery, translated
 from lore.pairs import Pair
+from lore.terms import content_terms
 
 if TYPE_CHECKING:
     from lore.data_synth.perturb import Material
 
 LONG_WORD = 5  # letters; a slip in a shorter one can make another word
-COMMA = re.compile(r"[,，]\s*")
+COMMA = re.compile(r",\s+|，\s*")  # not the one in 1,000
 JOINED = re.compile(r"\d\s*(?:[x×*/~–-]|to|by|or|and|或|到|至|乘)\s*$", re.IGNORECASE)
 JOINS = re.compile(r"\s*(?:[x×*/~–-]|to|by|or|and|或|到|至|乘)\s*\d", re.IGNORECASE)
 NUMBER = r"(?<![\d.,\w])(\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?)\s*"
@@ -30,7 +31,8 @@ def word_order(pair: Pair, material: "Material", rng: random.Random) -> Pair | N
     """Attribute words in front of the thing among themselves, phrases behind it among themselves; a single attribute changes sides.
 
     None where a colour is ruled out, where two words of one dimension could belong together (navy blue), where the shop's lexicon
-    does not know what is an attribute, and where a number would meet another.
+    does not know what is an attribute or function words stand in the thing (red and white shirt), and where a number would meet
+    another.
     """
     query = material.shop.read(pair.query)
     if query is None or any(phrase.key == "colour_not" for phrase in query.phrases):
@@ -39,6 +41,8 @@ def word_order(pair: Pair, material: "Material", rng: random.Random) -> Pair | N
     at = next(number for number, key in enumerate(keys) if key in HEADS)
     before, head, after = query.phrases[:at], query.phrases[at], query.phrases[at + 1 :]
     if len(set(keys)) < len(keys) or not all(phrase.bare for phrase in before):
+        return None
+    if head.key == "unknown" and not all(map(content_terms, head.words.split())):
         return None
     orders = [[*first, head, *last] for first in permutations(before) for last in permutations(after)]
     if len(before) == 1 and not after and head.key == "category":
