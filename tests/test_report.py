@@ -132,6 +132,7 @@ def test_every_slice_has_a_bar_of_every_judge_under_both_priors(html):
     views = [view["data-view"] for view in elements.with_class("view")]
     assert views[:2] == ["acc_k-own", "acc_2-own"] and "acc_k-prior" in views
     assert len(elements.with_class("slice")) == MAX_SLICES * len(views) + 3  # and one block for each perturbation
+    assert html.count("The largest slices; 19 more stand in metrics.json.") == len(views)
     assert html.count('<div class="bar s') == 3 * MAX_SLICES * len(views)
 
 
@@ -261,7 +262,7 @@ def test_a_diagram_takes_its_colours_from_the_page():
 def test_colours_have_contrast_in_both_schemes():
     blocks = re.findall(r":root \{(.*?)\}", (FOLDER / "report.css").read_text(), re.DOTALL)
     light, dark, printed = (dict(re.findall(r"--(\w+): (#\w+)", block)) for block in blocks)
-    for colours in (light, light | dark, light | printed):
+    for colours in (light, light | dark, light | printed, dark | printed):
         for paper in ("paper", "panel"):
             for name in ("ink", "soft", "accent", "bad"):
                 assert contrast(colours[name], colours[paper]) >= 4.5, (name, paper, colours[name])
