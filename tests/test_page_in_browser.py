@@ -216,6 +216,20 @@ def test_it_fits_its_width_in_both_schemes(opened, width, tmp_path):
     assert papers["light"] == "rgb(255, 255, 255)" and papers["dark"] != papers["light"]
 
 
+def test_paper_takes_whole_tables_on_white(opened):
+    browser = opened(width=740, scheme="dark")
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": dark})
+    browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    try:
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 740
+        assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert not browser.find_element("id", "filters").is_displayed()
+        assert all(one.get_attribute("open") for one in browser.find_elements("css selector", "details"))
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_labels_are_offered_worst_first_by_name(opened):
     browser = opened()
     texts = [one.text for one in browser.find_elements("css selector", "[name=verdict] option")]

@@ -12,7 +12,7 @@ import pytest
 from report_for_tests import KNOWN_RULE, PLANTED, PRIOR, RUBRIC, TIERS, cards_of, judged, make_data, make_report, photo
 from rich.console import Console
 
-from lore.eval.findings import Flip
+from lore.eval.findings import Flip, RiskCurve, SampleCurves
 from lore.eval.measures.bootstrap import Estimate, mean_estimate
 from lore.eval.measures.metrics import NO_VERDICT, metric_names
 from lore.eval.page.headline import headline
@@ -22,7 +22,7 @@ from lore.eval.page.report import FOLDER, write_report
 from lore.eval.page.tables import MAX_SLICES, bar, flip_groups, slice_views
 from lore.eval.predictions import Verdict
 from lore.eval.scorecard import Answers
-from lore.eval.sections import ReportSection
+from lore.eval.sections import MetricsSection, ReportSection
 from lore.eval.table import print_slices, print_table
 from lore.eval.testset import EvalData
 from lore.pairs import Pair
@@ -132,6 +132,7 @@ def test_every_slice_has_a_bar_of_every_judge_under_both_priors(html):
     views = [view["data-view"] for view in elements.with_class("view")]
     assert views[:2] == ["acc_k-own", "acc_2-own"] and "acc_k-prior" in views
     assert len(elements.with_class("slice")) == MAX_SLICES * len(views) + 3  # and one block for each perturbation
+    assert html.count("The largest slices; 19 more stand in metrics.json.") == len(views)
     assert html.count('<div class="bar s') == 3 * MAX_SLICES * len(views)
 
 
@@ -169,6 +170,22 @@ def test_sections_that_nothing_was_measured_for_leave_no_trace(data, tmp_path):
     assert "<svg" not in html and "given prior" not in html
 
 
+def test_values_that_are_not_defined_are_dashes_and_without_intervals_none_is_claimed(data, tmp_path):
+    verdicts = {"judge": judged(data, 0.6), "lexical": judged(data, 0.4, seed=2)}
+    cards = cards_of(data, verdicts)
+    nothing = Estimate(float("nan"))
+    for card in cards:
+        card.risk = RiskCurve([0.5, 1.0], [nothing, nothing], nothing)
+        card.samples = SampleCurves(2, 1.0, 9, {1: nothing, 2: nothing}, {})
+        card.flips = [Flip("a", "of a new kind", 0, 0, nothing, nothing, nothing, nothing, 0)]
+    path = tmp_path / "report.html"
+    settings, options = MetricsSection(bootstrap_samples=0), ReportSection()
+    write_report(path, title="t", cards=cards, verdicts=verdicts, data=data, options=options, facts={}, metrics=settings)
+    html = path.read_text()
+    assert "nan" not in re.sub(r'src="[^"]*"', "", html) and "of a new kind" in html and "majority@k" in html
+    assert "Without an interval" in html and "↑ –" in html and "– ↓" in html
+
+
 def test_the_headline_claims_a_difference_only_where_it_is_clear(data):
     def said(**skills: float) -> str:
         verdicts = {name: judged(data, skill, seed=number, failing=False) for number, (name, skill) in enumerate(skills.items())}
@@ -189,7 +206,7 @@ def test_the_headline_gives_the_paired_interval_over_queries(data):
     written = f"{100 * gain.value:.1f} points [{100 * gain.low:.1f}, {100 * gain.high:.1f}]"
     assert written in headline(cards_of(data, verdicts), verdicts, data, samples=200, seed=3)[1]
     without = headline(cards_of(data, verdicts), verdicts, data, samples=0)[1]
-    assert without.startswith("Too few queries for an interval")
+    assert without.startswith("Without an interval")
 
 
 def test_cards_carry_what_the_filters_ask_for(html, data, made):
@@ -261,7 +278,7 @@ def test_a_diagram_takes_its_colours_from_the_page():
 def test_colours_have_contrast_in_both_schemes():
     blocks = re.findall(r":root \{(.*?)\}", (FOLDER / "report.css").read_text(), re.DOTALL)
     light, dark, printed = (dict(re.findall(r"--(\w+): (#\w+)", block)) for block in blocks)
-    for colours in (light, light | dark, light | printed):
+    for colours in (light, light | dark, light | printed, dark | printed):
         for paper in ("paper", "panel"):
             for name in ("ink", "soft", "accent", "bad"):
                 assert contrast(colours[name], colours[paper]) >= 4.5, (name, paper, colours[name])

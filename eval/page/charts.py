@@ -33,7 +33,6 @@ def reliabilities(cards: list[Scorecard], data: EvalData) -> list[dict[str, Any]
                     "judge": card.name,
                     "svg": Markup(svg),
                     "ece": "; ".join(ece),
-                    "both": card.reliability_calibrated is not None,
                     "bins": bins,
                 }
             )
@@ -50,15 +49,16 @@ def risk_section(cards: list[Scorecard], data: EvalData) -> dict[str, Any] | Non
         for number, card in enumerate(cards)
         if card.risk and card.risk.coverage
     ]
-    highest = max(end for line in lines for end in [*line.y, *(line.high or ())] if not isnan(end))
     ceiling = _ceiling(data, "acc_k")
+    drawn = [end for line in lines for end in [*line.y, *(line.high or ())] if not isnan(end)]
+    highest = max([*drawn, 0.0 if ceiling is None else 1 - ceiling])
     told = "; ".join(f"{row['judge']} area {row['cells'][0]['value']}" for row in rows)
     svg = line_chart(
         lines,
         f"Error among the verdicts that are kept, against the share of pairs kept. {told}.",
         xlabel="share of the pairs kept, most confident first",
         ylabel="error among them",
-        ylim=(0, min(1.0, 1.08 * max(highest, 1 - (ceiling or 1)) or 1.0)),
+        ylim=(0, min(1.0, 1.08 * highest) or 1.0),
         ceiling=None if ceiling is None else 1 - ceiling,
     )
     return {"svg": Markup(svg), "rows": rows, "judges": [row["judge"] for row in rows]}
@@ -98,7 +98,8 @@ def sample_section(cards: list[Scorecard], data: EvalData) -> list[dict[str, Any
 
 def _below(lines: list[Line], ceiling: float | None) -> float:
     """Where an axis starts: a tenth under everything that is drawn."""
-    ends = [end for line in lines for end in [*line.y, *(line.low or ())] if not isnan(end)] + [ceiling or 1.0]
+    ends = [end for line in lines for end in [*line.y, *(line.low or ())] if not isnan(end)]
+    ends.append(1.0 if ceiling is None else ceiling)
     return max(0.0, floor(10 * min(ends) - 0.5) / 10)
 
 

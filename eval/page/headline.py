@@ -88,7 +88,7 @@ def _known(gain: Estimate) -> bool:
 
 
 def _unknown(judge: str, other: str) -> str:
-    return f"Too few queries for an interval: nothing can be said about {judge} against {other}."
+    return f"Without an interval (too few queries, or no resamples) nothing can be said about {judge} against {other}."
 
 
 def _percent(value: Estimate) -> str:

@@ -107,9 +107,9 @@ def mistake_cards(
             card |= {"judge": name, "judge_number": names.index(name), "slice_numbers": [number[one] for one in own]}
             card["slices"] = [bounded(one, 60) for one in own[:MAX_SLICES_SHOWN]]
             card["photo"], card["has_photo"] = photos.get(mistake.pair_id), mistake.pair_id in with_photo
-            left -= len(card["photo"] or "")
-            if left < 0:
+            if len(card["photo"] or "") > left:
                 card["photo"], card["photo_note"] = None, "photo left out to keep this file small"
+            left -= len(card["photo"] or "")
             cards.append(card)
     kinds = {kind: title for kind, title in KINDS.items() if any(kind in card["kinds"] for card in cards)}
     tiers = [(rubric.index(tier), name) for tier, name in tier_names(rubric).items()]

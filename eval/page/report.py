@@ -79,8 +79,7 @@ def write_report(
         marks=TEXT_MARKS,
         tables=summaries(cards, rubric.tier_ids),
         tiers=[
-            {"number": number, "name": names[tier], "share": float(share)}
-            for number, (tier, share) in enumerate(zip(rubric.tier_ids, shares, strict=True))
+            {"name": names[tier], "share": float(share)} for tier, share in zip(rubric.tier_ids, shares, strict=True)
         ],
         views=slice_views(cards, rubric.tier_ids, data.ceiling),
         confusions=[{"judge": card.name} | confusion_rows(card.confusion, rubric.tier_ids) for card in cards],

@@ -55,6 +55,7 @@ def slice_views(cards: list[Scorecard], tier_ids: list[str], ceiling: Ceiling | 
                         "id": f"{metric}-{'prior' if prior else 'own'}",
                         "title": titles[metric] + (" under the given prior" if prior else ""),
                         "ceiling": None if line is None or isnan(line) else {"text": two_digits(line), "left": percent(line)},
+                        "left_out": max(0, len(cards[0].slices) - MAX_SLICES),
                         "groups": groups,
                     }
                 )
