@@ -77,7 +77,7 @@ def write_report(
         judges=[judge_facts(card) for card in cards],
         series={card.name: number % len(TEXT_MARKS) for number, card in enumerate(cards)},
         marks=TEXT_MARKS,
-        tables=summaries(cards, rubric.tier_ids),
+        tables=summaries(cards, rubric.tier_ids, metrics.shown),
         tiers=[
             {"name": names[tier], "share": float(share)} for tier, share in zip(rubric.tier_ids, shares, strict=True)
         ],
@@ -113,12 +113,12 @@ def _template() -> jinja2.Template:
     ).get_template("report.html.jinja")
 
 
-def summaries(cards: list[Scorecard], tier_ids: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """The summary, and the same under the given prior where there is one."""
-    tables = [("Summary", summary_table({card.name: card.whole for card in cards}, tier_ids))]
+def summaries(cards: list[Scorecard], tier_ids: list[str], chosen: list[str] | None) -> list[tuple[str, dict[str, Any]]]:
+    """The summary, and the same under the given prior where there is one. chosen: metrics.shown."""
+    tables = [("Summary", summary_table({card.name: card.whole for card in cards}, tier_ids, chosen))]
     if all(card.natural is not None for card in cards):
         parts = {card.name: card.natural for card in cards}
-        tables.append(("Under the given prior", summary_table(parts, tier_ids)))
+        tables.append(("Under the given prior", summary_table(parts, tier_ids, chosen)))
     return tables
 
 

@@ -24,9 +24,9 @@ GROUPS = ("", "capability", "hard", "industry", "dimension")
 PREFIX = re.compile(r"([a-z][a-z_ ]{0,23}):.")
 
 
-def summary_table(parts: dict[str, Part], tier_ids: list[str]) -> dict[str, Any]:
-    """Column titles, and per judge a value, its interval and whether it is the best of its column."""
-    titles = shown_columns(list(parts.values()), tier_ids)
+def summary_table(parts: dict[str, Part], tier_ids: list[str], chosen: list[str] | None = None) -> dict[str, Any]:
+    """Column titles, and per judge a value, its interval and whether it is the best of its column. chosen: metrics.shown."""
+    titles = shown_columns(list(parts.values()), tier_ids, chosen)
     best = {name: best_value(name, parts) for name in titles}
     rows = []
     for judge, part in parts.items():
