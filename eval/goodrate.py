@@ -24,6 +24,7 @@ from lore.eval.measures.ppi import Parts, Powered, Target, parts, solve
 from lore.eval.predictions import read_predictions
 from lore.eval.rated import Rated, nothing_rated, read_rated
 from lore.eval.shown import Shown, read_log, records
+from lore.progress import track
 from lore.rejected import Rejection
 from lore.rubric import Rubric, load_rubric
 
@@ -121,7 +122,7 @@ def read_judged(path: Path, rubric: Rubric, log: Shown, judge: str | None = None
     """The judge's value of every row [N], its format failures among the shown pairs, and its verdicts on pairs not shown."""
     shown = list(dict.fromkeys(log.pair_ids))
     judges: dict[str, set[str]] = {}
-    for record in records(path, ["pair_id", "tier"], ["judge"]):
+    for record in track(records(path, ["pair_id", "tier"], ["judge"]), "reading the verdicts"):
         if not isinstance(record, Rejection):  # read_predictions refuses the file for it
             judges.setdefault(str(record[1].get("judge") or ""), set()).add(str(record[1].get("pair_id")))
     if judge is None and len(judges) > 1:
@@ -163,19 +164,16 @@ def estimate(log: Shown, judged: np.ndarray, sample: Rated, target: Target = "lo
     page_good, page_chances, why = sample.pages(pages)
     if why:
         remarks.append(f"No estimate of pages from labels: {why}")
-    units = {
-        "items": (judged, sample.good, log.impressions, log.clusters, sample.chances, log.systems),
-        "pages": (page_judged, page_good, page_impressions, log.clusters[first], page_chances, log.systems[first]),
-    }
-    rates = []
-    for of, columns in units.items():
-        rates += _rates(of, *columns, target=target)
-        if of == "items" and sample.labelled:
-            remarks += _about_sample(parts(*columns[:5], target=target))
+    items = (judged, sample.good, log.impressions, log.clusters, sample.chances)
+    whole_pages = (page_judged, page_good, page_impressions, log.clusters[first], page_chances)
+    if sample.labelled:
+        remarks += _about_sample(parts(*items, target=target))
+    rates = _rates("items", log.systems, *items, target=target) + _rates("pages", log.systems[first], *whole_pages, target=target)
     return rates, remarks
 
 
-def _rates(of, judged, good, weights, clusters, chances, systems, *, target) -> list[Rate]:
+def _rates(of, systems, judged, good, weights, clusters, chances, *, target) -> list[Rate]:
+    """Of each system, and of the second less the first; arrays with one entry per row or page."""
     found: dict[str, Parts] = {}
     rates = []
     for name in sorted(set(systems)):

@@ -23,7 +23,7 @@ def show(found: GoodRate, console: Console) -> None:
     if found.facts["top"]:
         title += f"; first {found.facts['top']} positions"
     console.print(Text(f"GoodRate of {log['path']}: {title}"), soft_wrap=True)
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("%", no_wrap=True)
     for heading in ("judge alone", "rated alone", "both", "lambda", "rated", "worth"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -34,7 +34,8 @@ def show(found: GoodRate, console: Console) -> None:
         cells = [percent(estimate.judge), percent(estimate.rated), percent(estimate.powered)]
         power = "–" if isnan(estimate.power) else f"{estimate.power:.2f}"
         worth = "–" if isnan(estimate.gain) else f"{estimate.gain * rate.rated:,.0f}"
-        table.add_row(Text(f"{rate.of} {rate.system}"), *cells, power, f"{rate.rated:,}", worth)
+        system = rate.system if rate.system.isprintable() else ascii(rate.system)
+        table.add_row(Text(f"{rate.of} {system}"), *cells, power, f"{rate.rated:,}", worth)
     console.print(table)
     what = "this log, had all of it been rated" if found.facts["target"] == "log" else "all queries like those of this log"
     console.print(
@@ -57,6 +58,7 @@ def percent(estimate: Estimate) -> str:
 
 
 def to_json(found: GoodRate) -> dict:
+    """Shares from 0 to 1, null where there is none."""
     rates: dict[str, list[dict]] = {}
     for rate in found.rates:
         estimate = rate.estimate

@@ -183,7 +183,7 @@ def write_draw(log: Shown, out: Path, count: int, unit: Literal["pair", "query"]
     """Writes the drawn pairs, each once, as a csv file with an empty label; returns their number."""
     drawn, chances = draw(log, count, unit, seed)
     text = io.StringIO()
-    writer = csv.writer(text)
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["pair_id", "query", "item_id", "probability", "label"])
     rows = {log.pair_ids[i]: (log.queries[i], log.items[i], f"{chances[i]:.9g}", "") for i in np.flatnonzero(drawn)}
     writer.writerows((pair_id, *rest) for pair_id, rest in rows.items())

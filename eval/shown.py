@@ -11,6 +11,7 @@ import numpy as np
 
 from lore.clean import normalise
 from lore.errors import LoreError
+from lore.progress import track
 from lore.rejected import Rejection, short, shown_value
 from lore.schema import make_pair_id
 from lore.sources.delimited import csv_records
@@ -93,7 +94,7 @@ def read_log(path: Path) -> Shown:
     Raises LoreError where they are more than MAX_REJECTED_SHARE of all, or where a column is missing.
     """
     rows, rejected, columns = [], [], set()
-    for record in records(path, ["query"], list(COLUMNS)):
+    for record in track(records(path, ["query"], list(COLUMNS)), "reading the log"):
         if isinstance(record, Rejection):
             rejected.append(record)
             continue
@@ -145,7 +146,7 @@ def records(path: Path, required: list[str], columns: list[str]) -> Iterator[Rec
 
 
 def text_of(value: Any) -> str | None:
-    """A cell as text, '' where it is empty; None where it is neither text nor a whole number."""
+    """A cell as text, '' where it is empty; None where it is no text, or no whole number."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
@@ -154,7 +155,9 @@ def text_of(value: Any) -> str | None:
         value = int(value)  # tables with a gap somewhere write whole numbers as 12.0
     if isinstance(value, int):
         return str(value)
-    if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
+    if not isinstance(value, str):
+        return None
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         return None  # a surrogate: bytes that are no text
     return value.strip()
 

@@ -34,7 +34,8 @@ def goodrate(
     from lore.eval.goodrate import goodrate as compute
     from lore.eval.goodrate_output import save, show
 
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     name = rubric or _rubric_of(rated)
     found = compute(log, verdicts, name, rated_path=rated, judge=judge, top=top, target=target)
     console = Console(highlight=False)
@@ -48,7 +49,7 @@ def goodrate(
 
 def draw(
     log: Path = LOG,
-    pairs: int = typer.Option(None, min=1, help="Draw so many pairs: the shortest intervals for items."),
+    pairs: int = typer.Option(None, min=1, help="Draw so many pairs: enough for items."),
     queries: int = typer.Option(None, min=1, help="Draw so many queries with all that they show: needed for pages."),
     top: int = TOP,
     seed: int = typer.Option(0, min=0, help="Another seed draws others."),

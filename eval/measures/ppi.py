@@ -8,8 +8,8 @@ With f_i the judge's value of row i, y_i its label, w_i its weight and p_i the c
 where F is the w-weighted mean of f over all rows, and ybar and fbar are the means over the rated rows with weights w_i / p_i.
 lambda = 0 is the classical estimate from the rated rows alone, lambda = 1 the judge's mean corrected by its mean error. Source:
 Angelopoulos et al. 2023, arXiv 2301.09633 (theta at lambda = 1), and PPI++, arXiv 2311.01453 (power tuning: the lambda of least
-variance). They take F over the unrated rows alone; that is the same estimate at another lambda, and stops being one where the
-chances p differ. Survey statistics knows theta as the regression estimator.
+variance). They take F over the unrated rows alone: the same estimate at another lambda as long as all chances p are alike. Survey
+statistics knows theta as the regression estimator. It is unbiased but for terms in 1 / (rated clusters).
 
 The variance is that of the clusters' summed influences, so rows of one query may depend on one another in any way:
 
