@@ -172,6 +172,26 @@ class Passages:
         return [Fact(self._passages[index]) for index in best]
 
 
+def with_values(text: str, facts: Iterable[Fact]) -> str:
+    """The text with the phrases of facts replaced by their values, longest first from the left; other words as they are."""
+    values: dict[tuple[str, ...], str] = {}
+    for fact in facts:
+        values.setdefault(tuple(_pieces(fact.phrase)), fact.value)
+    found = [(normalise(piece[0]), *piece.span()) for piece in _PIECES.finditer(text)]
+    longest, out, copied, at = max(map(len, values), default=0), [], 0, 0
+    while at < len(found):
+        for length in range(min(longest, len(found) - at), 0, -1):
+            value = values.get(tuple(piece for piece, _, _ in found[at : at + length]))
+            if value is not None:
+                out += [text[copied : found[at][1]], value]
+                at += length
+                copied = found[at - 1][2]
+                break
+        else:
+            at += 1
+    return "".join([*out, text[copied:]])
+
+
 def paragraphs(text: str) -> Iterator[str]:
     """Paragraphs as one line each, a heading in front of what follows it; long ones are cut at a sentence's end."""
     heading = ""

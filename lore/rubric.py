@@ -166,7 +166,7 @@ def load_rubric(name_or_path: str | Path) -> Rubric:
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise LoreError(f"Rubric file {path} has {size:,} bytes, and at most {MAX_FILE_BYTES:,} are read: shorten it.")
-    return parse_rubric(_read_yaml(path), where=str(path))
+    return parse_rubric(read_yaml(path), where=str(path))
 
 
 def rubric_metadata(name_or_path: str | Path, rubric: Rubric) -> dict[str, str]:
@@ -233,7 +233,8 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
+    """The content of a rubric file, or of one like it. Raises LoreError, for a key given twice too."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -256,4 +257,4 @@ def _read_yaml(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise LoreError(f"{path} is not readable YAML, so no rubric can be built from it: {error}") from error
+        raise LoreError(f"{path} is not readable YAML, so nothing is taken from it: {error}") from error
