@@ -11,6 +11,7 @@ import typer
 
 from lore.data_cli import app as data
 from lore.errors import LoreError
+from lore.eval_cli import compare
 from lore.teacher_cli import app as teacher
 from lore.traces_cli import app as traces
 
@@ -86,6 +87,9 @@ def export(
     from lore.train.export import export as write
 
     write(run, out, merge=merge, dtype=dtype, tolerance=tolerance)
+
+
+app.command()(compare)
 
 
 @app.command()
