@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 from rich.console import Console
 
+from lore.eval.capability import print_capability
 from lore.eval.config import RairRecipe
 from lore.eval.measures.bootstrap import two_digits
 from lore.eval.page.report import write_report
@@ -79,6 +80,7 @@ def save(
         print_samples(sampled, console=console)
     if flipped := {card.name: card.flips for card in cards if card.flips}:
         print_robustness(flipped, console)
+    print_capability({card.name: card.conditions for card in cards if card.conditions}, console)
     for what, path in (("predictions", predictions_path), ("metrics", metrics_path), ("report", report_path)):
         console.print(f"{what}: {path}", soft_wrap=True, markup=False)
     titles = column_titles(rubric.tier_ids)

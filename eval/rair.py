@@ -19,6 +19,7 @@ from lore.data_synth.wordings import wordings_hash
 from lore.errors import LoreError
 from lore.eval.asker import Asker, Verdicts
 from lore.eval.benchmark import load_benchmark
+from lore.eval.capability import measure_capability
 from lore.eval.config import RairRecipe
 from lore.eval.findings import Condition, Flip, SampleCurves
 from lore.eval.judges import askers, baseline_verdicts, described, read_verdicts
@@ -120,8 +121,6 @@ def ask(asker: Asker, recipe: RairRecipe, data: EvalData, language: str) -> Aske
             asker, pairs, found.verdicts, test, data.rubric, recipe.robustness, language=language, **resampling
         )
     if recipe.capability is not None and asker.name in (recipe.capability.judges or recipe.asked()):
-        from lore.eval.capability import measure_capability
-
         found.conditions = measure_capability(asker, data, found.verdicts, recipe.capability, **resampling)
     return found
 

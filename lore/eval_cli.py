@@ -1,0 +1,40 @@
+"""`lore compare` and `lore leaderboard`: what finished evaluations say together. Nothing heavy is imported before they run.
+
+lore compare "runs/quickstart/eval:judge" "runs/quickstart/eval:judge without photo"
+lore leaderboard runs/*
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from lore.errors import LoreError
+
+
+def compare(
+    runs: list[str] = typer.Argument(
+        ..., metavar="RUN[:JUDGE]...", help="Run folders of finished evaluations; the first is the baseline."
+    ),
+    metric: list[str] = typer.Option([], help="Show this metric, such as macro_f1; may be given again. Default: all."),
+    slice: list[str] = typer.Option([], help="Show this slice; may be given again. Default: those of the baseline's run."),
+    samples: int = typer.Option(1000, min=100, help="Paired resamples of the queries behind the intervals."),
+    seed: int = typer.Option(0, min=0, help="The same seed draws the same queries."),
+    prior: bool = typer.Option(False, "--prior", help="Weigh the tiers as the baseline's metrics.prior says."),
+    examples: int = typer.Option(3, min=0, help="Changed pairs printed of each kind."),
+    out: Path = typer.Option(None, "--out", "-o", help="File for every changed pair: .jsonl or .csv."),
+    as_json: Path = typer.Option(None, "--json", help="File for everything, as one JSON object."),
+    across_rubrics: bool = typer.Option(False, "--across-rubrics", help="Allow rule books that differ in more than the tiers."),
+) -> None:
+    """Which judge is better, where, and how sure: paired differences on the same pairs, each run against the first."""
+    if len(runs) < 2:
+        raise LoreError("A comparison needs two judges: lore compare runs/a runs/b, or of one run \"runs/a:one\" \"runs/a:other\".")
+    from lore.eval.compare import Options
+    from lore.eval.compare import compare as compared
+    from lore.eval.compare_output import report
+    from lore.eval.sides import open_sides
+
+    sides = open_sides(runs, across_rubrics=across_rubrics)
+    options = Options(samples, seed, prior, tuple(slice))
+    report(sides, compared(sides, options), options, metrics=metric, shown=examples, out=out, as_json=as_json)
