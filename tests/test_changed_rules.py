@@ -29,8 +29,10 @@ from lore.data_synth.world import World
 from lore.errors import LoreError
 from lore.eval import changed_rules
 from lore.eval.benchmark import load_benchmark
+from lore.eval.capability import check_capability
 from lore.eval.changed_rules import shop_cases, shows_change
 from lore.eval.rule_edits import load_rule_edits
+from lore.eval.sections import CapabilitySection
 from lore.judgement import render
 from lore.pairs import Pair
 from lore.rubric import load_rubric, parse_rubric
@@ -168,7 +170,7 @@ def test_rated_pairs_take_the_place_of_execution(tmp_path, few):
     right_before = sum(pair.label == "L1" for pair in chosen[:3]) / 3
     assert row.pairs == 3 and row.accuracy.value == 1.0 and row.follows.value == pytest.approx(right_before)
     assert "of 1 unaffected 1.00 move" in row.note and ("rules", "all 1 changes") not in found
-    assert not any((tmp_path / "judge" / "capability-changed-rules-none").iterdir())
+    assert not any((tmp_path / "judge" / "capability-unchanged-rules").iterdir())
     path.write_text(yaml.safe_dump({"open-house": edit | {"labels": {"stranger": "L4"}}}))
     with pytest.raises(LoreError, match="labels 1 pairs that are not tested .stranger."):
         measured(tmp_path / "again", few, engine, rule_edits=str(path))
@@ -256,4 +258,7 @@ def test_only_the_embedded_shop_is_executed(tmp_path):
     path = tmp_path / "edits.yaml"
     path.write_text("a: {change: x, rules: {size-near: {tier: L2}}}\n")
     with pytest.raises(LoreError, match="gives no labels, and rubric mine is not the embedded shop's"):
-        measured(tmp_path, data, Reader(), rule_edits=str(path))
+        check_capability(data, CapabilitySection(rule_edits=str(path)))
+    with pytest.raises(LoreError, match="there is no missing.jsonl"):
+        check_capability(data, CapabilitySection(facts="missing.jsonl"))
+    check_capability(replace(data, rubric=SHOP), CapabilitySection(rule_edits="shop"))
