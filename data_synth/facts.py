@@ -1,4 +1,5 @@
-"""Evidence for a teacher: a table of facts, or the best passages of a folder. Recorded with the trace, never shown to a judge.
+"""Evidence for a teacher: a table of facts, or the best passages of a folder. Recorded with the trace. A judge is shown
+facts in one condition of the capability report alone.
 
     facts = open_facts("runs/quickstart/world/facts.jsonl")
     [fact.text for fact in facts.about("red samovar")]     # ["samovar = kettle (jargon, category)"]

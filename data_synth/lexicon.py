@@ -101,7 +101,7 @@ class Lexicon(_Entry):
         return self
 
     def facts(self) -> list[dict[str, str]]:
-        """What a teacher may look up and a judge may not: `phrase` means `value` in `dimension`."""
+        """What a teacher may look up and a judge has to know: `phrase` means `value` in `dimension`."""
         rows = [("jargon", "category", word, t.name) for t in self.types for word in t.jargon]
         rows += [("need", "category", word, t.name) for t in self.types for word in t.needs]
         rows += [("accessory", "category", a.name, a.main) for a in self.accessories]

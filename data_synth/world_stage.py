@@ -114,7 +114,7 @@ def write_pairs(world: World, split: str, count: int, path: Path) -> None:
 
 
 def write_extras(world: World, out: Path, corpus: int, queries: int) -> None:
-    """facts.jsonl (for teachers, never for judges), log.jsonl (the training queries' frequencies), corpus.parquet."""
+    """facts.jsonl (for teachers), log.jsonl (the training queries' frequencies), corpus.parquet."""
     _write_jsonl(out / "facts.jsonl", world.lexicon.facts())
     _write_jsonl(out / "log.jsonl", search_log(world, queries))
     if corpus and not (out / "corpus.parquet").exists():

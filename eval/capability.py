@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lore.data_synth.facts import RELATIONS, Fact, Facts, FactTable, open_facts, with_values
 from lore.eval.asker import Asker, Verdicts
-from lore.eval.changed_rules import measure_changed_rules
+from lore.eval.changed_rules import checked_edits, measure_changed_rules
 from lore.eval.conditions import Counting, Labels, moved, rules_format, share
 from lore.eval.findings import Condition
 from lore.eval.sections import CapabilitySection
@@ -28,6 +28,14 @@ from lore.pairs import Pair
 NOT_WORDS = (*RELATIONS, "count")  # facts whose value cannot stand in the text in place of the phrase
 SHOWN_FACTS, REPLACED_FACTS = 5, 50  # of one pair
 TEXT = ["pair_id", "query", "title", "attributes", "description", "brand"]
+
+
+def check_capability(data: EvalData, options: CapabilitySection) -> None:
+    """Raises LoreError for a fact table or rule changes that cannot be used: before anything is asked."""
+    if options.facts:
+        open_facts(options.facts)
+    if options.rule_edits:
+        checked_edits(options.rule_edits, data)
 
 
 def measure_capability(

@@ -8,7 +8,7 @@ The embedded shop's pairs are drawn anew, from a sealed seed, as texts without p
 judge cannot do would hide whether it follows. Other rule books cannot be executed: there a file gives `labels`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -58,8 +58,7 @@ def measure_changed_rules(
     asker: Asker, data: EvalData, clean: Verdicts, options: CapabilitySection, counting: Counting
 ) -> list[Condition]:
     """A condition for each change of options.rule_edits, and one over all of them."""
-    edits = load_rule_edits(options.rule_edits, data.rubric)
-    _check_labels(edits, data)
+    edits = checked_edits(options.rule_edits, data)
     language = _language(data)
     executed = [edit for edit in edits if edit.labels is None]
     rated = {edit.id: rated_case(edit, data) for edit in edits if edit.labels is not None}
@@ -85,7 +84,7 @@ def ask_cases(asker: Asker, cases: list[Case], fmt: PromptFormat, clean: Verdict
     """Verdicts under the rules as they are, and for each change those under the changed rules."""
     known = clean if fmt == asker.fmt else {}
     wanted = {pair.pair_id: pair for case in cases for pair in case.pairs if pair.pair_id not in known}
-    before = known | asker.ask("capability-changed-rules-none", wanted.values(), total=len(wanted), fmt=fmt)
+    before = known | asker.ask("capability-unchanged-rules", wanted.values(), total=len(wanted), fmt=fmt)
     after = {}
     for case in cases:
         tag = f"capability-changed-rules-{case.edit.id}"
@@ -205,8 +204,9 @@ def _language(data: EvalData) -> str:
     return first.source.removeprefix("shop-") if (first.source or "").startswith("shop-") else "en"
 
 
-def _check_labels(edits: Iterable[RuleEdit], data: EvalData) -> None:
-    """Raises LoreError where nobody could tell the labels under a changed rule."""
+def checked_edits(name_or_path: str, data: EvalData) -> list[RuleEdit]:
+    """The changes of a file. Raises LoreError where one cannot be applied, or nobody could tell the labels under it."""
+    edits = load_rule_edits(name_or_path, data.rubric)
     rule_ids = {rule.id for rule in data.rubric.rules}
     executable = data.rubric.name == "shop" and rule_ids == {rule.id for rule in load_rubric("shop").rules}
     for edit in edits:
@@ -220,3 +220,4 @@ def _check_labels(edits: Iterable[RuleEdit], data: EvalData) -> None:
                 f"Rule change {edit.id} labels {len(unknown)} pairs that are not tested ({', '.join(unknown[:5])}), so they "
                 "would be left out in silence. Give pair ids of the tested split, or raise test_limit."
             )
+    return edits
