@@ -19,7 +19,7 @@ from lore.data_synth.wordings import wordings_hash
 from lore.errors import LoreError
 from lore.eval.asker import Asker, Verdicts
 from lore.eval.benchmark import load_benchmark
-from lore.eval.capability import measure_capability
+from lore.eval.capability import check_capability, measure_capability
 from lore.eval.config import RairRecipe
 from lore.eval.findings import Condition, Flip, SampleCurves
 from lore.eval.judges import askers, baseline_verdicts, described, read_verdicts
@@ -48,6 +48,8 @@ def run(recipe: RairRecipe, folder: RunFolder) -> None:
     console = Console(highlight=False)
     data = load_data(recipe, folder)
     slices = chosen_slices(recipe, data.test)
+    if recipe.capability is not None:
+        check_capability(data, recipe.capability)
     calibration = f"temperature fitted on {data.dev}" if data.dev else "no pairs to calibrate on"
     console.print(f"{data.test}; {calibration}", soft_wrap=True)
 
