@@ -48,11 +48,14 @@ def measure_capability(
     cannot be used.
     """
     counting = Counting(samples, seed)
-    found = _knowledge(asker, data, clean, options, counting)
+    roomy = asker
+    if options.max_prompt_tokens is not None:
+        roomy = replace(asker, fmt=replace(asker.fmt, max_prompt_tokens=options.max_prompt_tokens))
+    found = _knowledge(roomy, data, clean, options, counting)
     found += _photo(asker, data, clean, options, counting)
-    found += _rules(asker, data, clean, options, counting)
+    found += _rules(roomy, data, clean, options, counting)
     if options.rule_edits:
-        found += measure_changed_rules(asker, data, clean, options, counting)
+        found += measure_changed_rules(roomy, data, clean, options, counting)
     return found
 
 
