@@ -21,6 +21,7 @@ from lore.eval.changed_rules import checked_edits, measure_changed_rules
 from lore.eval.conditions import Counting, Labels, moved, rules_format, share
 from lore.eval.findings import Condition
 from lore.eval.sections import CapabilitySection
+from lore.eval.table import with_room
 from lore.eval.testset import EvalData, read_chosen, whole_queries
 from lore.images import image_bytes
 from lore.pairs import Pair
@@ -28,6 +29,7 @@ from lore.pairs import Pair
 NOT_WORDS = (*RELATIONS, "count")  # facts whose value cannot stand in the text in place of the phrase
 SHOWN_FACTS, REPLACED_FACTS = 5, 50  # of one pair
 TEXT = ["pair_id", "query", "title", "attributes", "description", "brand"]
+WIDTH = 200
 
 
 def check_capability(data: EvalData, options: CapabilitySection) -> None:
@@ -73,9 +75,7 @@ def print_capability(conditions: dict[str, list[Condition]], console: Console) -
         for row in rows:
             estimates = [str(value) if value is not None else "" for value in (row.accuracy, row.difference, row.follows)]
             table.add_row(row.capability, escape(row.condition), str(row.pairs), *map(escape, estimates), escape(row.note))
-        # A file or a pipe has no width, and a line that is cut there is lost.
-        wide = console if console.is_terminal else Console(file=console.file, highlight=False, width=max(console.width, 200))
-        wide.print(table)
+        with_room(console, WIDTH).print(table)
 
 
 def _knowledge(asker: Asker, data: EvalData, clean: Verdicts, options: CapabilitySection, counting: Counting) -> list[Condition]:

@@ -20,6 +20,7 @@ from lore.eval.findings import Flip
 from lore.eval.measures.bootstrap import mean_estimate
 from lore.eval.predictions import Verdict
 from lore.eval.sections import RobustnessSection
+from lore.eval.table import with_room
 from lore.eval.testset import Labelled, whole_queries
 from lore.pairs import Pair
 from lore.rubric import Rubric
@@ -29,6 +30,7 @@ from lore.sources.reading import Rejection, jsonl_records, parquet_records
 ALL_INJECTIONS = "all injections"
 ON_PHOTOS = "order-in-photo"
 NO_VERDICT = -1
+WIDTH = 150
 TRANSLATION_COLUMNS = ("query", "translation")
 
 
@@ -157,4 +159,4 @@ def print_robustness(found: dict[str, list[Flip]], console: Console | None = Non
             who = [name if first else ""] + [escape(judge)] * (len(found) > 1)
             estimates = [escape(str(value)) for value in (flip.up, flip.down, flip.clean_accuracy, flip.accuracy)]
             table.add_row(*who, flip.kind, str(flip.pairs), *estimates, str(flip.failures), end_section=last)
-    (console or Console()).print(table)
+    with_room(console or Console(), WIDTH).print(table)

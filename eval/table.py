@@ -129,9 +129,7 @@ def _print(
         return max([len(part) for cell in cells for part in cell.split("\n")] + [min(len(name), 12)]) + PADDING
 
     needed = first + sum(width(name, stacked=False) for name in columns)
-    if not console.is_terminal:
-        # A file or a pipe has no width, and a line that is cut there is lost.
-        console = Console(file=console.file, highlight=False, width=max(console.width, needed))
+    console = with_room(console, needed)
     stacked = console.width < needed
     for number, names in enumerate(_packed(list(columns), lambda name: width(name, stacked), console.width - first)):
         table = Table(title=escape(f"{title}, continued" if number else title), title_justify="left")
@@ -142,6 +140,14 @@ def _print(
             cells = [(escape(_cell(value, stacked)), best) for value, best in (columns[name][index] for name in names)]
             table.add_row(escape(row), *(f"[bold]{cell}[/]" if best else cell for cell, best in cells))
         console.print(table)
+
+
+def with_room(console: Console, width: int) -> Console:
+    """The console; where it is no terminal, one of at least that width: a file or a pipe has none of its own, and a line that is
+    cut there is lost."""
+    if console.is_terminal or console.width >= width:
+        return console
+    return Console(file=console.file, highlight=False, width=width)
 
 
 def _packed(names: list[str], width: Callable[[str], int], space: int) -> list[list[str]]:
