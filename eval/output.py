@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 from rich.console import Console
 
-from lore.eval.capability import print_capability
+from lore.eval.capability.measure import print_capability
 from lore.eval.config import RairRecipe
 from lore.eval.measures.bootstrap import two_digits
 from lore.eval.page.report import write_report

@@ -5,7 +5,7 @@
 After RAIR (arXiv 2512.24943): Acc@2, Acc@K, Macro-F1; beside them what else a team decides by (eval/measures). Unlike its
 published script, which takes the first tier name anywhere in the output, a verdict is read outside the reasoning and exactly
 once. Models and servers can also be sampled, perturbed (eval/robustness.py) and tested capability by capability
-(eval/capability.py).
+(eval/capability).
 """
 
 import re
@@ -19,7 +19,7 @@ from lore.data_synth.wordings import wordings_hash
 from lore.errors import LoreError
 from lore.eval.asker import Asker, Verdicts
 from lore.eval.benchmark import load_benchmark
-from lore.eval.capability import check_capability, measure_capability
+from lore.eval.capability.measure import check_capability, measure_capability
 from lore.eval.config import RairRecipe
 from lore.eval.findings import Condition, Flip, SampleCurves
 from lore.eval.judges import askers, baseline_verdicts, described, read_verdicts

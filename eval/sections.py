@@ -133,7 +133,7 @@ class CapabilitySection(StrictModel):
     facts: str | None = None
     """Table of facts (phrase, value) that is shown in the condition `with facts`; none: that part is left out."""
     rule_edits: str | None = None
-    """File of rule changes (see eval/rule_edits.yaml); `shop` is the embedded shop's; none: that part is left out."""
+    """File of rule changes (see eval/capability/rule_edits.yaml); `shop` is the embedded shop's; none: that part is left out."""
     max_prompt_tokens: int | None = Field(None, ge=16)
     """Budget of prompts that hold facts or rules; none: the judge's own, in which a rule book may have no room."""
 

@@ -31,8 +31,8 @@ def goodrate(
     """Share of shown items and of pages that are good: by the judge, by raters, and by both (prediction-powered)."""
     from rich.console import Console
 
-    from lore.eval.goodrate import goodrate as compute
-    from lore.eval.goodrate_output import save, show
+    from lore.eval.goodrate.output import save, show
+    from lore.eval.goodrate.rates import goodrate as compute
 
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -60,8 +60,8 @@ def draw(
         raise LoreError("Give one of --pairs and --queries: what is drawn is either single pairs or whole queries.")
     if out.exists():
         raise LoreError(f"{out} exists and may hold labels, so it is not overwritten. Name another file, or remove it.")
-    from lore.eval.rated import write_draw
-    from lore.eval.shown import read_log
+    from lore.eval.goodrate.log import read_log
+    from lore.eval.goodrate.rated import write_draw
 
     shown = read_log(log)
     if top is not None:

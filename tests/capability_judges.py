@@ -12,7 +12,7 @@ from lore.data_synth.trace import Unreadable
 from lore.data_synth.world import World
 from lore.engines import Sampling
 from lore.eval.asker import Asker
-from lore.eval.capability import measure_capability
+from lore.eval.capability.measure import measure_capability
 from lore.eval.sections import CapabilitySection
 from lore.eval.testset import EvalData, load_split, read_chosen
 from lore.judgement import PromptFormat

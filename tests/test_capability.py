@@ -28,7 +28,7 @@ from rich.console import Console
 from lore.data_synth.facts import Fact, open_facts, with_values
 from lore.demand import Demand
 from lore.engines import open_engine
-from lore.eval.capability import measure_capability, print_capability, resolved, swap_photos
+from lore.eval.capability.measure import measure_capability, print_capability, resolved, swap_photos
 from lore.eval.predictions import Verdict
 from lore.eval.sections import CapabilitySection
 from lore.judgement import count_prompt_tokens, render

@@ -27,11 +27,11 @@ from lore.data_synth.config import SEALED_SEEDS
 from lore.data_synth.program_shop import ShopProgram
 from lore.data_synth.world import World
 from lore.errors import LoreError
-from lore.eval import changed_rules
 from lore.eval.benchmark import load_benchmark
-from lore.eval.capability import check_capability
-from lore.eval.changed_rules import shop_cases, shows_change
-from lore.eval.rule_edits import load_rule_edits
+from lore.eval.capability import changed_rules
+from lore.eval.capability.changed_rules import shop_cases, shows_change
+from lore.eval.capability.measure import check_capability
+from lore.eval.capability.rule_edits import load_rule_edits
 from lore.eval.sections import CapabilitySection
 from lore.judgement import render
 from lore.pairs import Pair

@@ -13,10 +13,10 @@ import pytest
 from conftest import run_python
 
 from lore.errors import LoreError
-from lore.eval.goodrate import GoodRate, goodrate
-from lore.eval.goodrate_output import save, to_json
-from lore.eval.rated import capped_shares, draw, write_draw
-from lore.eval.shown import read_log
+from lore.eval.goodrate.log import read_log
+from lore.eval.goodrate.output import save, to_json
+from lore.eval.goodrate.rated import capped_shares, draw, write_draw
+from lore.eval.goodrate.rates import GoodRate, goodrate
 from lore.schema import make_pair_id
 
 LOG = ["query", "item_id", "page_id", "system", "position", "impressions"]

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lore.eval.goodrate import estimate
+from lore.eval.goodrate.log import Shown
+from lore.eval.goodrate.rated import Rated, draw
+from lore.eval.goodrate.rates import estimate
 from lore.eval.measures.ppi import interval, parts, solve
-from lore.eval.rated import Rated, draw
-from lore.eval.shown import Shown
 
 LOGS = 1000
 K = 4  # items a page

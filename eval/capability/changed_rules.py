@@ -17,9 +17,9 @@ import numpy as np
 from lore.data_synth.world import World
 from lore.errors import LoreError
 from lore.eval.asker import Asker, Verdicts
-from lore.eval.conditions import Counting, Labels, groups_of, moved, right, rules_format, share
+from lore.eval.capability.conditions import Counting, Labels, groups_of, moved, right, rules_format, share
+from lore.eval.capability.rule_edits import RuleEdit, load_rule_edits
 from lore.eval.findings import Condition
-from lore.eval.rule_edits import RuleEdit, load_rule_edits
 from lore.eval.sections import CapabilitySection
 from lore.eval.testset import EvalData, read_chosen
 from lore.judgement import PromptFormat

@@ -20,10 +20,10 @@ import numpy as np
 from scipy.stats import t as student
 
 from lore.errors import LoreError
+from lore.eval.goodrate.log import Shown, read_log, records
+from lore.eval.goodrate.rated import Rated, nothing_rated, read_rated
 from lore.eval.measures.ppi import Parts, Powered, Target, parts, solve
 from lore.eval.predictions import read_predictions
-from lore.eval.rated import Rated, nothing_rated, read_rated
-from lore.eval.shown import Shown, read_log, records
 from lore.progress import track
 from lore.rejected import Rejection
 from lore.rubric import Rubric, load_rubric

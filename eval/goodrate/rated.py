@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from lore.errors import LoreError
-from lore.eval.shown import Shown, number_of, records, text_of
+from lore.eval.goodrate.log import Shown, number_of, records, text_of
 from lore.parts import written_whole
 from lore.rejected import Rejection, short, shown_value
 from lore.rubric import Rubric

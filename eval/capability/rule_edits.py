@@ -76,7 +76,7 @@ def load_rule_edits(name_or_path: str, rubric: Rubric) -> list[RuleEdit]:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise LoreError(f"capability.rule_edits: there is no {path}. Name a file like eval/rule_edits.yaml, or `{SHOP}`.")
+        raise LoreError(f"capability.rule_edits: there is no {path}. Name a file in the form of the shipped one, or `{SHOP}`.")
     content = read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise LoreError(f"Rule changes {path}: found no change; expected a mapping from a name to change and rules.")

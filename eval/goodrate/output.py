@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lore.eval.goodrate import GoodRate
+from lore.eval.goodrate.rates import GoodRate
 from lore.eval.measures.bootstrap import Estimate
 from lore.folder import write_atomic
 from lore.rejected import RejectedWriter

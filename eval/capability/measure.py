@@ -17,8 +17,8 @@ from rich.table import Table
 
 from lore.data_synth.facts import RELATIONS, Fact, Facts, FactTable, open_facts, with_values
 from lore.eval.asker import Asker, Verdicts
-from lore.eval.changed_rules import checked_edits, measure_changed_rules
-from lore.eval.conditions import Counting, Labels, moved, rules_format, share
+from lore.eval.capability.changed_rules import checked_edits, measure_changed_rules
+from lore.eval.capability.conditions import Counting, Labels, moved, rules_format, share
 from lore.eval.findings import Condition
 from lore.eval.sections import CapabilitySection
 from lore.eval.table import with_room

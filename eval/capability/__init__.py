@@ -1,0 +1,1 @@
+"""Each capability by itself: knowledge, photo, rules, and rules that were changed."""
