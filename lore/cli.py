@@ -11,7 +11,7 @@ import typer
 
 from lore.data_cli import app as data
 from lore.errors import LoreError
-from lore.eval_cli import compare
+from lore.eval_cli import compare, leaderboard
 from lore.teacher_cli import app as teacher
 from lore.traces_cli import app as traces
 
@@ -90,6 +90,7 @@ def export(
 
 
 app.command()(compare)
+app.command()(leaderboard)
 
 
 @app.command()
