@@ -11,7 +11,6 @@ import typer
 
 from lore.data_cli import app as data
 from lore.errors import LoreError
-from lore.eval_cli import compare
 from lore.goodrate_cli import draw, goodrate
 from lore.teacher_cli import app as teacher
 from lore.traces_cli import app as traces
@@ -93,6 +92,7 @@ def export(
 app.command("goodrate")(goodrate)
 app.command("draw")(draw)
 app.command()(compare)
+app.command()(leaderboard)
 
 
 @app.command()

@@ -38,3 +38,17 @@ def compare(
     sides = open_sides(runs, across_rubrics=across_rubrics)
     options = Options(samples, seed, prior, tuple(slice))
     report(sides, compared(sides, options), options, metrics=metric, shown=examples, out=out, as_json=as_json)
+
+
+def leaderboard(
+    runs: list[Path] = typer.Argument(..., metavar="RUN...", help="Run folders, or folders that hold them, such as runs/*."),
+    by: str = typer.Option("macro_f1", help="Metric that orders the rows."),
+    metric: list[str] = typer.Option([], help="Column; may be given again. Default: the usual ones that have values."),
+    out: Path = typer.Option(None, "--out", "-o", help="Folder for leaderboard.md, .csv, .json, or one such file; default: runs."),
+) -> None:
+    """One table over finished evaluations, a table for each test set; also written as Markdown, CSV and JSON."""
+    from lore.eval.leaderboard import leaderboard as ranked
+    from lore.eval.leaderboard_output import report
+    from lore.recipe import run_root
+
+    report(*ranked(runs), out or run_root(), by=by, metrics=metric)
