@@ -11,6 +11,7 @@ import typer
 
 from lore.data_cli import app as data
 from lore.errors import LoreError
+from lore.eval_cli import compare, leaderboard
 from lore.goodrate_cli import draw, goodrate
 from lore.teacher_cli import app as teacher
 from lore.traces_cli import app as traces

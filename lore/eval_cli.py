@@ -30,10 +30,10 @@ def compare(
     """Which judge is better, where, and how sure: paired differences on the same pairs, each run against the first."""
     if len(runs) < 2:
         raise LoreError("A comparison needs two judges: lore compare runs/a runs/b, or of one run \"runs/a:one\" \"runs/a:other\".")
-    from lore.eval.compare import Options
-    from lore.eval.compare import compare as compared
-    from lore.eval.compare_output import report
-    from lore.eval.sides import open_sides
+    from lore.eval.comparing.compare import Options
+    from lore.eval.comparing.compare import compare as compared
+    from lore.eval.comparing.compare_output import report
+    from lore.eval.comparing.sides import open_sides
 
     sides = open_sides(runs, across_rubrics=across_rubrics)
     options = Options(samples, seed, prior, tuple(slice))
@@ -47,8 +47,8 @@ def leaderboard(
     out: Path = typer.Option(None, "--out", "-o", help="Folder for leaderboard.md, .csv, .json, or one such file; default: runs."),
 ) -> None:
     """One table over finished evaluations, a table for each test set; also written as Markdown, CSV and JSON."""
-    from lore.eval.leaderboard import leaderboard as ranked
-    from lore.eval.leaderboard_output import report
+    from lore.eval.comparing.leaderboard import leaderboard as ranked
+    from lore.eval.comparing.leaderboard_output import report
     from lore.recipe import run_root
 
     report(*ranked(runs), out or run_root(), by=by, metrics=metric)

@@ -13,13 +13,13 @@ from conftest import run_python
 from evaluations_for_tests import RUBRIC, TIERS, evaluate, made_pairs, right_in, write_pairs
 
 from lore.errors import LoreError
-from lore.eval.changes import changed_pairs, counted
-from lore.eval.compare import BETTER, SAME, UNCLEAR, WORSE, Options, compare
-from lore.eval.compare_output import report
-from lore.eval.finished import Finished, read_run
+from lore.eval.comparing.changes import changed_pairs, counted
+from lore.eval.comparing.compare import BETTER, SAME, UNCLEAR, WORSE, Options, compare
+from lore.eval.comparing.compare_output import report
+from lore.eval.comparing.finished import Finished, read_run
+from lore.eval.comparing.said import Said
+from lore.eval.comparing.sides import Side, Sides, open_sides
 from lore.eval.measures.bootstrap import mean_estimate, times_drawn
-from lore.eval.said import Said
-from lore.eval.sides import Side, Sides, open_sides
 
 PAIRS = made_pairs()
 TEST = [pair for pair in PAIRS if pair.split == "test"]

@@ -10,10 +10,10 @@ from pathlib import Path
 from rich.console import Console
 
 from lore.errors import LoreError
-from lore.eval.leaderboard import STEM, SUFFIXES, Board, Row, check_metrics
+from lore.eval.comparing.leaderboard import STEM, SUFFIXES, Board, Row, check_metrics
+from lore.eval.comparing.printing import open_console, text, write_own
 from lore.eval.measures.bootstrap import Estimate
 from lore.eval.measures.metrics import metric_names
-from lore.eval.printing import open_console, text, write_own
 from lore.eval.table import best_value, column_titles, print_table, shown_columns
 
 MARKS = {".md": "<!-- lore leaderboard -->", ".csv": "test_set,rubric,rubric_hash,", ".json": '{"lore": "leaderboard", '}

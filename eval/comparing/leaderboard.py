@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from lore.errors import LoreError
-from lore.eval.finished import BASELINES, Finished, damaged, estimate_of, found_apart, is_finished, read_run, why_not
+from lore.eval.comparing.finished import BASELINES, Finished, damaged, estimate_of, found_apart, is_finished, read_run, why_not
+from lore.eval.comparing.said import tested
 from lore.eval.measures.metrics import metric_names
-from lore.eval.said import tested
 from lore.eval.scorecard import Part, Scorecard
 from lore.eval.table import LOWER_IS_BETTER
 from lore.rubric import nearest

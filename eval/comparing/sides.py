@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from lore.errors import LoreError
-from lore.eval.finished import Finished, read_run
+from lore.eval.comparing.finished import Finished, read_run
+from lore.eval.comparing.said import Said, read_said
 from lore.eval.measures.bootstrap import query_groups
 from lore.eval.measures.calibration import apply_temperature
 from lore.eval.measures.metrics import confidence_of
-from lore.eval.said import Said, read_said
 from lore.pairs import fingerprint, normalise, read_pairs
 from lore.rubric import nearest
 

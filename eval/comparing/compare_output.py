@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lore.errors import LoreError
-from lore.eval.changes import add_titles, changed_pairs, counted, examples
-from lore.eval.compare import BETTER, MIN_QUERIES, WORSE, Comparison, Difference, Options, PartDifference
-from lore.eval.finished import found_apart
+from lore.eval.comparing.changes import add_titles, changed_pairs, counted, examples
+from lore.eval.comparing.compare import BETTER, MIN_QUERIES, WORSE, Comparison, Difference, Options, PartDifference
+from lore.eval.comparing.finished import found_apart
+from lore.eval.comparing.printing import open_console, signed, text, write_own
+from lore.eval.comparing.sides import Side, Sides
 from lore.eval.measures.bootstrap import LEVEL
-from lore.eval.printing import open_console, signed, text, write_own
-from lore.eval.sides import Side, Sides
 from lore.eval.table import column_titles
 from lore.rubric import nearest
 

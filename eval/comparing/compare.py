@@ -25,10 +25,10 @@ from scipy.stats import false_discovery_control
 
 from lore.costs import cost_matrix
 from lore.errors import LoreError
+from lore.eval.comparing.sides import Side, Sides
 from lore.eval.findings import Finding
 from lore.eval.measures.bootstrap import LEVEL, Estimate, interval, summed_draws, values_and_draws
 from lore.eval.measures.metrics import NO_VERDICT, prior_weights, tier_scale
-from lore.eval.sides import Side, Sides
 from lore.eval.table import LOWER_IS_BETTER
 from lore.rubric import nearest
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from lore.errors import LoreError
-from lore.eval.compare import Comparison
-from lore.eval.finished import Finished
+from lore.eval.comparing.compare import Comparison
+from lore.eval.comparing.finished import Finished
 from lore.eval.measures.metrics import NO_VERDICT
 from lore.eval.testset import read_chosen
 

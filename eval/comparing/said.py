@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from lore.eval.finished import Finished, damaged, read_columns
+from lore.eval.comparing.finished import Finished, damaged, read_columns
 from lore.eval.measures.metrics import NO_VERDICT, count, total
 
 COLUMNS = ("pair_id", "query", "label", "slices", "tier", "failure", "rationale")
