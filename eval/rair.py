@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from urllib.parse import quote
 
 from rich.console import Console
 
@@ -95,7 +96,8 @@ def ask(asker: Asker, recipe: RairRecipe, data: EvalData, language: str) -> Aske
     found, test = Asked({}), data.test
     for part in data.parts:
         pairs = read_chosen(data.path, part.split, part.pair_ids)
-        found.verdicts |= asker.ask(part.split, pairs, total=len(part), known=part.pair_ids)
+        tag = f"split-{quote(part.split, safe='')}"  # a split may be called anything, `samples` and `../x` among it
+        found.verdicts |= asker.ask(tag, pairs, total=len(part), known=part.pair_ids)
     resampling = {"samples": recipe.metrics.bootstrap_samples, "seed": recipe.seed}
     sampling = recipe.sampling
     if sampling.samples:

@@ -2,11 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 from openai_server import MODEL, error, reply, serve
 
+from lore.data_synth.world import World
+from lore.errors import LoreError
 from lore.pairs import Pair, PairWriter
 from lore.recipe_file import RecipeError
 from lore.run import run_recipe
@@ -109,3 +112,40 @@ def test_what_a_judge_needs_is_asked_for_and_what_it_has_not_is_refused(tmp_path
         with pytest.raises(RecipeError, match="a judge that is asked now: server"):
             judges = {"server": endpoint("http://127.0.0.1:1/v1")}
             load_recipe(recipe_of(tmp_path, pairs, judges, **{name: section["section"]}))
+
+
+def test_everything_is_asked_in_one_run_and_a_stopped_one_asks_little_twice(tmp_path, runs):
+    """Tested pairs of a split with an awkward name, samples, perturbations and capabilities, through a server that goes away."""
+    path = tmp_path / "shop.parquet"
+    with PairWriter(path) as writer:
+        for pair in World(seed=5).pairs("test", 24):
+            writer.write(replace(pair, split="../samples", image=None))
+    down = {"after": 30}
+
+    def answer(request):
+        if request.number >= down["after"]:
+            return error(401, "the key is not valid any more")
+        return reply(*["<verdict>L4</verdict>"] * request.body.get("n", 1))
+
+    more = {
+        "data": {"path": str(path), "rubric": "shop", "split": "../samples"},
+        "sampling": {"samples": 4, "sample_pairs": 8},
+        "robustness": {"pairs": 8, "perturbations": ["order-in-title", "case"]},
+        "capability": {"pairs": 8},
+        "chunk_pairs": 4,
+    }
+    with serve(answer) as server:
+        recipe = recipe_of(tmp_path, path, {"server": endpoint(server.url)}, **more)
+        with pytest.raises(LoreError, match="key"):
+            run_recipe(recipe)
+        answered, down["after"] = min(30, len(server.requests)), 10**6
+        run_recipe(recipe)
+        good = answered + sum(request.number > 30 for request in server.requests)
+        prompts = [json.dumps(request.body, sort_keys=True) for request in server.requests if request.number != 30]
+    judge = judge_of(runs)
+    flips = {flip["name"]: flip for flip in judge["robustness"]}
+    assert judge["pairs"] == 24 and judge["samples"]["n"] == 4 and set(judge["samples"]["pass_at"]) == {"1", "2", "4"}
+    assert set(flips) == {"order-in-title", "all injections", "case"} and flips["case"]["up"]["value"] is None  # all are L4
+    assert {row["capability"] for row in judge["capability"]} >= {"rules"}
+    assert good - len(set(prompts)) <= 4 + 2  # at most one unsaved chunk, and requests that were under way
+    assert not (runs / "judged" / "verdicts" / "samples.parquet").exists() and not (runs / "judged" / "samples").exists()
