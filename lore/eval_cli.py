@@ -25,7 +25,7 @@ def compare(
     examples: int = typer.Option(3, min=0, help="Changed pairs printed of each kind."),
     out: Path = typer.Option(None, "--out", "-o", help="File for every changed pair: .jsonl or .csv."),
     as_json: Path = typer.Option(None, "--json", help="File for everything, as one JSON object."),
-    across_rubrics: bool = typer.Option(False, "--across-rubrics", help="Allow rule books that differ in more than the tiers."),
+    across_rubrics: bool = typer.Option(False, "--across-rubrics", help="Allow rule books that differ in all but their tiers."),
 ) -> None:
     """Which judge is better, where, and how sure: paired differences on the same pairs, each run against the first."""
     if len(runs) < 2:

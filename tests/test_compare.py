@@ -158,10 +158,11 @@ def test_the_order_of_the_rows_does_not_matter(two):
     assert changed_pairs(before) == changed_pairs(after)
 
 
-def test_equal_judges_are_rarely_told_apart_though_many_intervals_miss_zero():
+@pytest.mark.parametrize("times, most", [(40, 6), pytest.param(600, 45, marks=pytest.mark.slow)])
+def test_equal_judges_are_rarely_told_apart_though_many_intervals_miss_zero(times, most):
     rng = np.random.default_rng(11)
     missed = called = looks = 0
-    for seed in range(40):
+    for seed in range(times):
         queries = np.repeat(np.arange(40), 5)
         gold = rng.integers(0, 4, 200)
         judges = [np.where(rng.random(200) < 0.6, gold, rng.integers(0, 4, 200)) for _ in range(2)]
@@ -170,8 +171,9 @@ def test_equal_judges_are_rarely_told_apart_though_many_intervals_miss_zero():
         clear = [part.acc_k for part in found.parts if not part.acc_k.difference.low <= 0 <= part.acc_k.difference.high]
         missed, looks = missed + len(clear), looks + len(found.parts)
         called += any(part.acc_k.verdict in (BETTER, WORSE) for part in found.parts)
+    print(f"{missed} of {looks} intervals miss zero; {called} of {times} comparisons call something")
     assert 0.02 < missed / looks < 0.10  # as many as chance gives
-    assert called <= 6  # 2 of 40 are expected to call anything at all
+    assert called <= most  # one in twenty is expected to call anything at all
 
 
 def test_one_slice_of_sixty_can_be_told_apart():

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lore.errors import LoreError
 from lore.eval.comparing.changes import add_titles, changed_pairs, counted, examples
@@ -20,6 +21,7 @@ from lore.eval.measures.bootstrap import LEVEL
 from lore.eval.table import column_titles
 from lore.rubric import nearest
 
+ONE_LINE = 120  # columns that the widest table needs
 STYLES = {BETTER: "green", WORSE: "red"}
 JSON_MARK = '{"lore": "compare", '
 JSONL_MARK = '{"baseline": '
@@ -114,11 +116,18 @@ def _table(title: str, comparison: Comparison, first: str, *more: str) -> Table:
     return table
 
 
-def _cells(difference: Difference) -> list:
-    return [text(difference.baseline), text(difference.compared), text(signed(difference.difference))]
+def _cells(console: Console, difference: Difference) -> list[Text]:
+    """Intervals stand under their values where a terminal is narrow."""
+    values = (str(difference.baseline), str(difference.compared), signed(difference.difference))
+    return [Text(value.replace(" ", "\n", 1) if console.width < ONE_LINE else value) for value in values]
 
 
-def _word(difference: Difference):
+def _p(difference: Difference) -> str:
+    p = difference.p_adjusted
+    return "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _word(difference: Difference) -> Text:
     return text(difference.verdict, STYLES.get(difference.verdict, ""))
 
 
@@ -128,7 +137,7 @@ def _print_metrics(console: Console, comparison: Comparison, titles: dict[str, s
     for name, title in titles.items():
         if name in comparison.metrics:
             difference = comparison.metrics[name]
-            table.add_row(text(title), *_cells(difference), _word(difference))
+            table.add_row(text(title), *_cells(console, difference), _word(difference))
     console.print(table)
 
 
@@ -139,13 +148,14 @@ def _print_parts(console: Console, comparison: Comparison, titles: dict[str, str
     for heading, first, parts in ((recall, "label", comparison.tiers), (f"{title} by slice", "slice", comparison.slices)):
         if not parts:
             continue
-        table = _table(heading, comparison, first, "pairs", "queries")
-        table.add_column("adjusted p", justify="right")
+        narrow = console.width < ONE_LINE
+        table = _table(heading, comparison, first, "pairs", *["queries"] * (not narrow))
+        table.add_column("adj. p", justify="right")
         table.add_column("", overflow="fold")
         for part_name, part in parts.items():
             difference = getattr(part, name)
-            p = "–" if difference.p_adjusted is None else f"{difference.p_adjusted:.3f}"
-            table.add_row(text(part_name), f"{part.pairs:,}", f"{part.queries:,}", *_cells(difference), p, _word(difference))
+            sizes = [f"{part.pairs:,}", *[f"{part.queries:,}"] * (not narrow)]
+            table.add_row(text(part_name), *sizes, *_cells(console, difference), _p(difference), _word(difference))
         console.print(table)
     console.print(text(_on_chance(comparison.parts, name), limit=1000), soft_wrap=True)
 

@@ -95,8 +95,8 @@ def read_run(path: str | Path) -> Finished:
     if not is_finished(path):
         if _stage(path) == "rair":
             raise LoreError(
-                f"{path} is an evaluation that has not finished, so it has verdicts on a part of the pairs only. Go on with "
-                f"`lore run {path / 'recipe.yaml'}`."
+                f"{path} is an evaluation that has not finished, so it has verdicts on a part of the pairs only. Run its recipe "
+                "again: it goes on where it stopped."
             )
         raise LoreError(
             f"{path} holds no evaluation ({why_not(path)}), so there is nothing to read. Name a run of stage rair."
