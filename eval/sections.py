@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from lore.engines.config import EndpointSection, VllmSection
 from lore.recipe import Conflict, ModelSection, StrictModel
+from lore.recipe_file import nearest
 
 NEEDS = {"model": "model", "endpoint": "endpoint", "predictions": "predictions"}
 
@@ -118,6 +119,15 @@ class RobustnessSection(StrictModel):
     """Judges asked; none: every judge that is asked now."""
     translations: str | None = None
     """File with columns query and translation, for queries in another language; none: the embedded shop's words only."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if not self.perturbations:
+            return
+        from lore.data_synth.perturb import PERTURBATIONS
+
+        for name in self.perturbations:
+            if name not in PERTURBATIONS:
+                yield Conflict(("perturbations",), name, f"some of: {', '.join(PERTURBATIONS)}", nearest(name, PERTURBATIONS))
 
     def input_files(self) -> dict[str, list[str]]:
         return {"translations": [self.translations]} if self.translations else {}

@@ -107,11 +107,12 @@ def test_what_a_judge_needs_is_asked_for_and_what_it_has_not_is_refused(tmp_path
 
     assert "kind is endpoint" in problems({"kind": "endpoint"})
     assert "vllm for kind endpoint" in problems(endpoint("http://127.0.0.1:1/v1") | {"vllm": {}})
-    section = {"section": {"judges": ["sever"]}}
+    judges = {"server": endpoint("http://127.0.0.1:1/v1")}
     for name in ("robustness", "capability"):
         with pytest.raises(RecipeError, match="a judge that is asked now: server"):
-            judges = {"server": endpoint("http://127.0.0.1:1/v1")}
-            load_recipe(recipe_of(tmp_path, pairs, judges, **{name: section["section"]}))
+            load_recipe(recipe_of(tmp_path, pairs, judges, **{name: {"judges": ["sever"]}}))
+    with pytest.raises(RecipeError, match="order-in-titel(.|\n)*nearest: *order-in-title"):
+        load_recipe(recipe_of(tmp_path, pairs, judges, robustness={"perturbations": ["order-in-titel"]}))
 
 
 def test_everything_is_asked_in_one_run_and_a_stopped_one_asks_little_twice(tmp_path, runs):
