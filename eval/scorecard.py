@@ -143,6 +143,7 @@ def score(
     """Measures a judge on the test pairs. Its temperature comes from the dev pairs alone, where verdicts for them
     exist."""
     test, rubric = data.test, data.rubric
+    check_metrics(options, rubric)
     answers = Answers.of(verdicts, test, rubric)
     weights = test.weights if options.label_weights else None
     temperature = _temperature(verdicts, data.dev, options)
