@@ -103,7 +103,7 @@ def write_benchmark_pairs(name_or_path: str | None, path: str) -> None:
         if foreign := sorted({file.name for file in folder.glob("*.parquet")} - set(own.values())):
             raise LoreError(
                 f"{path} holds {', '.join(foreign[:5])}, which benchmark {name_or_path} does not make, and they would be tested "
-                "with its own pairs. Give a definition of your own its own data.path, or delete the folder: its pairs are made anew."
+                "with its own pairs. Give your definition a data.path of its own, or delete the folder: its pairs are made anew."
             )
         for seed in world["seeds"]:
             shop = World(seed, world.get("language", "en"), subsets=TEST_SUBSETS)
