@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lore.engines.config import EndpointSection, VllmSection
+from lore.engines.config import HOW_ASKED, EndpointSection, VllmSection
 from lore.folder import RunFolder
 from lore.recipe import BaseRecipe, Conflict, DataSection, ModelSection, StrictModel
 from lore.recipe_file import nearest
@@ -24,8 +24,6 @@ CHECKS = (
     "language",
 )
 ROLES = ("teacher", "captioner", "critic")
-# Where and how fast a server is asked; it may move between two starts.
-HOW_ASKED = ("url", "key_variable", "max_concurrency", "timeout_seconds", "max_attempts", "max_down_seconds")
 HOW_RUN = ("gpu_memory", "tensor_parallel", "max_sequences", "kv_cache_gib")
 USES = {"endpoint": ("endpoint",), "vllm": ("model",), "transformers": ("model",), "program": ()}
 

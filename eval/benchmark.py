@@ -12,7 +12,7 @@ from typing import Any
 
 from lore.errors import LoreError
 from lore.recipe import VARIABLES
-from lore.recipe_file import nearest
+from lore.rubric import nearest
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 KEYS = ("name", "about", "recipe", "world")
@@ -98,7 +98,14 @@ def write_benchmark_pairs(name_or_path: str | None, path: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        counts = world["pairs"]
+        own = {(seed, split): f"{split}-{seed}-{counts[split]}.parquet" for seed in world["seeds"] for split in counts}
+        if foreign := sorted({file.name for file in folder.glob("*.parquet")} - set(own.values())):
+            raise LoreError(
+                f"{path} holds {', '.join(foreign[:5])}, which benchmark {name_or_path} does not make, and they would be tested "
+                "with its own pairs. Give your definition a data.path of its own, or delete the folder: its pairs are made anew."
+            )
         for seed in world["seeds"]:
             shop = World(seed, world.get("language", "en"), subsets=TEST_SUBSETS)
-            for split, count in world["pairs"].items():
-                write_pairs(shop, split, count, folder / f"{split}-{seed}-{count}.parquet")
+            for split, count in counts.items():
+                write_pairs(shop, split, count, folder / own[seed, split])

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from lore.engines.config import HOW_ASKED
 from lore.eval.benchmark import generates, with_benchmark, write_benchmark_pairs
 from lore.eval.sections import (
     CapabilitySection,
@@ -19,6 +20,7 @@ from lore.eval.sections import (
 from lore.recipe import BaseRecipe, Conflict, DataSection, PromptSection
 from lore.recipe_file import nearest
 
+HOW_A_JUDGE_IS_ASKED = re.compile(rf"^judges\..+\.endpoint\.(?:{'|'.join(HOW_ASKED)})$")
 JUDGE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._+-]{0,47}$")
 
 
@@ -28,6 +30,10 @@ class RairRecipe(BaseRecipe):
     irrelevant_keys: ClassVar[frozenset[str]] = frozenset(
         {"batch_tokens", "chunk_pairs", "report.mistakes", "report.thumbnail_pixels"}
     )
+
+    @classmethod
+    def may_change(cls, key: str) -> bool:
+        return HOW_A_JUDGE_IS_ASKED.match(key) is not None or super().may_change(key)
 
     stage: Literal["rair"] = "rair"
     benchmark: str | None = None

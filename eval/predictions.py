@@ -2,6 +2,7 @@
 elsewhere."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -68,13 +69,22 @@ def from_row(row: dict, tier_ids: list[str]) -> Verdict:
         pair_id=row["pair_id"],
         tier=row.get("tier"),
         probabilities=None if None in probabilities else probabilities,
-        rationale=row.get("rationale") or "",
-        mismatch=row.get("mismatch"),
-        rules=row.get("rules") or [],
-        failure=row.get("failure"),
-        text=row.get("text"),
+        rationale=_text(row.get("rationale")) or "",
+        mismatch=_text(row.get("mismatch")),
+        rules=_rules(row.get("rules")),
+        failure=_text(row.get("failure")),
+        text=_text(row.get("text")),
         photo=row.get("photo") or "none",
     )
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _rules(value: object) -> list[str]:
+    """A list, or one text with spaces between the rules."""
+    return [str(rule) for rule in value] if isinstance(value, list) else str(value or "").split()
 
 
 def write_table(path: Path, rows: list[dict], fields: list[tuple[str, pa.DataType]]) -> None:
@@ -161,6 +171,7 @@ def read_predictions(
     required, optional = list(required), list(optional)
     passed_over = set(left_out) - set(required) - set(optional)
     rows = [row for row in _select(_rows(path), path, judge) if row["pair_id"] not in passed_over]
+    _check_columns(path, {key for row in rows for key in row if isinstance(key, str)}, rubric)
     counts = Counter(row["pair_id"] for row in rows)
     known = set(required) | set(optional)
     problems = {
@@ -194,6 +205,17 @@ def read_predictions(
     return verdicts
 
 
+def _check_columns(path: Path, columns: set[str], rubric: Rubric) -> None:
+    """Raises LoreError for columns that look like probabilities of the tiers and would be passed over in silence."""
+    expected = {f"p_{tier}" for tier in rubric.tier_ids}
+    if any(name.casefold() in {wanted.casefold() for wanted in expected} for name in columns) and not expected <= columns:
+        found = ", ".join(sorted(name for name in columns if name.startswith(("p_", "P_"))))
+        raise LoreError(
+            f"predictions file {path} has the columns {found}; expected {', '.join(sorted(expected))}, or none of them: with a "
+            "part of the probabilities nothing is known of a verdict's confidence."
+        )
+
+
 def refuse(path: Path, problems: dict[str, list[str]]) -> None:
     """Raises LoreError when a list of pair ids is not empty."""
     lines = []
@@ -213,7 +235,8 @@ def refuse(path: Path, problems: dict[str, list[str]]) -> None:
 
 
 def _is_distribution(probabilities: list[float]) -> bool:
-    return all(math.isfinite(p) and p >= 0 for p in probabilities) and abs(sum(probabilities) - 1) < 1e-3
+    numbers = all(isinstance(p, int | float) and math.isfinite(p) and p >= 0 for p in probabilities)
+    return numbers and abs(sum(probabilities) - 1) < 1e-3
 
 
 def _rows(path: Path) -> list[dict]:
@@ -221,26 +244,34 @@ def _rows(path: Path) -> list[dict]:
         raise LoreError(
             f"predictions file {path} does not exist. Correct judges.<name>.predictions, or run what writes it first."
         )
-    if path.suffix == ".parquet":
-        rows = pq.read_table(path).to_pylist()
-    elif path.suffix in (".jsonl", ".ndjson"):
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-        rows = [_parsed(path, number, _json_row, line) for number, line in enumerate(lines, 1) if line.strip()]
-    elif path.suffix in (".csv", ".tsv"):
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            rows = [_parsed(path, reader.line_num, _csv_row, row) for row in reader]
-    else:
-        raise LoreError(
-            f"predictions file {path}: found {path.suffix or 'no extension'}, expected .parquet, .jsonl, .csv or .tsv"
-        )
-    columns = {key for row in rows for key in row}
+    try:
+        columns, rows = _table(path)
+    except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+        raise LoreError(f"predictions file {path} cannot be read, and nothing is scored on a part of it: {error}") from error
     if absent := [name for name in ("pair_id", "tier") if name not in columns]:
         found = ", ".join(sorted(map(str, columns))) or "nothing"
         raise LoreError(f"predictions file {path} has no column {' and no '.join(absent)}; found {found}")
     for row in rows:
         row["pair_id"] = str(row.get("pair_id"))
     return rows
+
+
+def _table(path: Path) -> tuple[set[str], list[dict]]:
+    """Names of the columns, also where there is no row, and the rows."""
+    if path.suffix == ".parquet":
+        table = pq.read_table(path)
+        return set(table.column_names), table.to_pylist()
+    if path.suffix in (".jsonl", ".ndjson"):
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        rows = [_parsed(path, number, _json_row, line) for number, line in enumerate(lines, 1) if line.strip()]
+        return {key for row in rows for key in row}, rows
+    if path.suffix in (".csv", ".tsv"):
+        text = path.read_text(encoding="utf-8-sig")
+        csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # an answer may be longer than 128 KB
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
+        rows = [_parsed(path, reader.line_num, _csv_row, row) for row in reader]
+        return set(reader.fieldnames or ()), rows
+    raise LoreError(f"predictions file {path}: found {path.suffix or 'no extension'}, expected .parquet, .jsonl, .csv or .tsv")
 
 
 def _parsed(path: Path, line: int, parse, raw) -> dict:
@@ -261,7 +292,7 @@ def _json_row(line: str) -> dict:
 
 def _csv_row(row: dict) -> dict:
     numbers = {key: float(value) if value else None for key, value in row.items() if key and key.startswith("p_")}
-    return row | numbers | ({"rules": row["rules"].split()} if row.get("rules") else {"rules": []})
+    return row | numbers
 
 
 def _select(rows: list[dict], path: Path, judge: str | None) -> list[dict]:

@@ -148,8 +148,11 @@ class CapabilitySection(StrictModel):
     """Budget of prompts that hold facts or rules; none: the judge's own, in which a rule book may have no room."""
 
     def input_files(self) -> dict[str, list[str]]:
-        files = {"facts": self.facts, "rule_edits": None if self.rule_edits == "shop" else self.rule_edits}
-        return {key: [path] for key, path in files.items() if path}
+        from lore.data_synth.facts import fact_files
+
+        facts = list(map(str, fact_files(self.facts))) if self.facts else []
+        edits = [self.rule_edits] if self.rule_edits and self.rule_edits != "shop" else []
+        return {key: files for key, files in (("facts", facts), ("rule_edits", edits)) if files}
 
 
 class ReportSection(StrictModel):

@@ -130,11 +130,11 @@ class RunFolder:
 
     def changes(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
         """Keys whose value in the folder differs from the recipe's: (key, old, new)."""
-        return [change for change in self._differences(recipe) if change[0] not in type(recipe).irrelevant_keys]
+        return [change for change in self._differences(recipe) if not recipe.may_change(change[0])]
 
     def ignored(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
         """The same for keys that may change without making it another run."""
-        return [change for change in self._differences(recipe) if change[0] in type(recipe).irrelevant_keys]
+        return [change for change in self._differences(recipe) if recipe.may_change(change[0])]
 
     def _differences(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
         if not self.exists:

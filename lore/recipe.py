@@ -203,6 +203,11 @@ class BaseRecipe(StrictModel):
             raise ValueError("a folder name of letters, digits, . _ - (and / between parts), not a path")
         return value
 
+    @classmethod
+    def may_change(cls, key: str) -> bool:
+        """Whether a dotted key may have another value when the run goes on."""
+        return key in cls.irrelevant_keys
+
     def derived(self) -> dict[str, Any]:
         """Numbers that follow from the recipe, shown by --dry-run."""
         return {}

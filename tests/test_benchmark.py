@@ -34,6 +34,7 @@ def test_every_benchmark_is_a_whole_recipe_but_for_its_judges(tmp_path, name):
     assert {shown for shown in recipe.metrics.shown or [] if shown.startswith("f1_")} <= known
     assert set(recipe.metrics.prior or {}) | set(recipe.metrics.gains or {}) <= set(rubric.tier_ids)
     assert load_benchmark(name)["name"] == name and len(load_benchmark(name)["about"]) > 100
+    assert name != "shop" or recipe.baselines == []  # it has no pairs that one could be trained on
     if recipe.data.source != "pairs":
         assert set(recipe.data.options) <= {*source_options(recipe.data.source), "keep_bad_photos"}
 
@@ -54,7 +55,7 @@ def test_a_recipes_own_keys_win_and_shares_are_not_mixed(tmp_path):
 
 
 def test_an_unknown_benchmark_names_the_nearest_and_a_broken_one_its_file(tmp_path):
-    with pytest.raises(LoreError, match="no benchmark 'raair'.*shop.*rair"):
+    with pytest.raises(LoreError, match=r"no benchmark 'raair'; there are .*wands\. Nearest: 'rair'\. Name your own"):
         recipe_of(tmp_path, f"benchmark: raair\n{JUDGES}")
     (tmp_path / "own.yaml").write_text("recipe: {data: {rubric: shop}}\nsubsets: []\n")
     with pytest.raises(LoreError, match="own.yaml: unknown key subsets"):
@@ -71,6 +72,12 @@ def test_the_shops_pairs_come_from_sealed_seeds_which_no_recipe_takes(tmp_path, 
     write_benchmark_pairs("shop", path)  # what is there stays
     pairs = list(read_pairs(path, split="test"))
     assert len(pairs) == 24 * len(world["seeds"]) == len({pair.pair_id for pair in pairs})
+    other = small | {"world": small["world"] | {"seeds": world["seeds"][:1], "pairs": {"test": 12}}}
+    monkeypatch.setattr("lore.eval.benchmark.load_benchmark", lambda name: other)
+    with pytest.raises(LoreError, match="which benchmark own.yaml does not make"):
+        write_benchmark_pairs("own.yaml", path)  # nor would its own be left among the shop's
+    assert len(list(read_pairs(path, split="test"))) == len(pairs)
+    monkeypatch.setattr("lore.eval.benchmark.load_benchmark", lambda name: small)
     write_benchmark_pairs("shop", str(tmp_path / "mine"))
     assert not (tmp_path / "mine").exists()  # a recipe's own path is the user's
 

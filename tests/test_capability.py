@@ -28,6 +28,7 @@ from rich.console import Console
 from lore.data_synth.facts import Fact, open_facts, with_values
 from lore.demand import Demand
 from lore.engines import open_engine
+from lore.errors import LoreError
 from lore.eval.capability.measure import measure_capability, print_capability, resolved, swap_photos
 from lore.eval.predictions import Verdict
 from lore.eval.sections import CapabilitySection
@@ -319,3 +320,11 @@ def test_the_table_names_every_condition(tmp_path):
     for row in found.values():
         assert row.condition in text and str(row.accuracy) in text
     assert json.dumps([row.to_json() for row in found.values()])
+
+
+def test_a_folder_of_texts_is_an_input_file_by_file(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("A cup is a small mug.")
+    assert CapabilitySection(facts=str(tmp_path / "texts")).input_files() == {"facts": [str(tmp_path / "texts" / "a.txt")]}
+    with pytest.raises(LoreError, match="facts: there is no"):
+        CapabilitySection(facts=str(tmp_path / "none.jsonl")).input_files()

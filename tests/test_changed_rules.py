@@ -176,6 +176,11 @@ def test_rated_pairs_take_the_place_of_execution(tmp_path, few):
         measured(tmp_path / "again", few, engine, rule_edits=str(path))
 
 
+def test_changes_of_a_rule_book_that_the_shop_cannot_be_drawn_by_need_no_shop():
+    book = SHOP.model_dump() | {"name": "mine", "rules": [rule.model_dump() for rule in SHOP.rules[:2]]}
+    assert shop_cases([], parse_rubric(book), "en", 1, lambda pair, edit: True) == {}
+
+
 # rule edits
 
 

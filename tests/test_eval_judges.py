@@ -10,6 +10,7 @@ from openai_server import MODEL, error, reply, serve
 
 from lore.data_synth.world import World
 from lore.errors import LoreError
+from lore.folder import RunFolder
 from lore.pairs import Pair, PairWriter
 from lore.recipe_file import RecipeError
 from lore.run import run_recipe
@@ -113,6 +114,20 @@ def test_what_a_judge_needs_is_asked_for_and_what_it_has_not_is_refused(tmp_path
             load_recipe(recipe_of(tmp_path, pairs, judges, **{name: {"judges": ["sever"]}}))
     with pytest.raises(RecipeError, match="order-in-titel(.|\n)*nearest: *order-in-title"):
         load_recipe(recipe_of(tmp_path, pairs, judges, robustness={"perturbations": ["order-in-titel"]}))
+
+
+def test_how_a_server_is_asked_may_change_between_two_starts_and_which_model_may_not(tmp_path, pairs):
+    def recipe(judge: dict):
+        return load_recipe(recipe_of(tmp_path, pairs, {"a.b": judge}))
+
+    folder = RunFolder(tmp_path / "run").open(recipe(endpoint("http://127.0.0.1:1/v1")))
+    folder.record({"step": 1})
+    moved = endpoint("http://127.0.0.1:2/v1")
+    moved["endpoint"] |= {"max_concurrency": 2, "max_attempts": 9}
+    folder.check(recipe(moved))
+    moved["endpoint"] |= {"model": "another"}
+    with pytest.raises(LoreError, match="judges.a.b.endpoint.model: was"):
+        folder.check(recipe(moved))
 
 
 def test_everything_is_asked_in_one_run_and_a_stopped_one_asks_little_twice(tmp_path, runs):

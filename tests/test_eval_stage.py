@@ -209,6 +209,33 @@ def test_unreadable_predictions_name_file_and_line(tmp_path):
     assert verdicts["a"].probabilities == [0.1, 0.7, 0.2] and verdicts["b"].tier is None
 
 
+def test_trouble_in_a_predictions_file_is_named_and_long_answers_are_read(tmp_path):
+    columns = [f"p_{tier}" for tier in TIERS]
+    file = tmp_path / "p.jsonl"
+    row = {"pair_id": "a", "tier": TIERS[0], "rationale": 5, "rules": "r1 r2"}
+    file.write_text(json.dumps(row))
+    verdict = read_predictions(file, RUBRIC, ["a"])["a"]
+    assert verdict.rationale == "5" and verdict.rules == ["r1", "r2"]
+    file.write_text(json.dumps(row | dict.fromkeys(columns, "0.3")))
+    with pytest.raises(LoreError, match="no distribution: a"):
+        read_predictions(file, RUBRIC, ["a"])
+    for names in (columns[:2], [name.upper() for name in columns]):
+        file.write_text(json.dumps(row | dict.fromkeys(names, 0.5)))
+        with pytest.raises(LoreError, match="has the columns p_|has the columns P_"):
+            read_predictions(file, RUBRIC, ["a"])
+    table = tmp_path / "p.csv"
+    table.write_text(f"pair_id,tier,text\na,{TIERS[0]},{'x' * 200_000}\n")
+    assert len(read_predictions(table, RUBRIC, ["a"])["a"].text) == 200_000
+    table.write_text("pair_id,tier\n")
+    with pytest.raises(LoreError, match="1 pair id missing: a"):
+        read_predictions(table, RUBRIC, ["a"])
+    table.write_text("pair_id,tier\n", encoding="utf-16")
+    (tmp_path / "p.parquet").write_bytes(b"")
+    for path in (table, tmp_path / "p.parquet"):
+        with pytest.raises(LoreError, match=f"{path.name} cannot be read"):
+            read_predictions(path, RUBRIC, ["a"])
+
+
 def test_limits_keep_whole_queries_and_depend_on_the_seed_alone():
     queries = [f"q{i // 5}" for i in range(100)]
     kept = whole_queries(queries, 23, seed=1)

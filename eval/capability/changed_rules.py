@@ -153,6 +153,8 @@ def shop_cases(edits: list[RuleEdit], rubric: Rubric, language: str, wanted: int
     """Pairs of the embedded shop for each change, by its id: up to `wanted` that it touches and as many that it does not,
     though a rule of the changed dimension is at stake in them too. The same pairs for every judge."""
     cases = {edit.id: Case(edit) for edit in edits}
+    if not edits:
+        return cases  # the shop cannot be drawn by another rule book
     dimensions = {edit.id: {rule.dimension for rule in edit.rubric.rules if rule.id in edit.rule_ids} for edit in edits}
     waiting = {edit.id: _shop(edit.rubric, language).pairs("test", MAX_DRAWN) for edit in edits}
     for pair in _shop(rubric, language).pairs("test", MAX_DRAWN):

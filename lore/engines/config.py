@@ -11,6 +11,8 @@ from pydantic import Field, field_validator
 from lore.recipe import StrictModel
 
 SECRET = re.compile(r"(?i)api.?key|authori[sz]ation|secret|password|access.?token")
+# What may change between a run and its resumption: where and how patiently a model is asked, not which one or what.
+HOW_ASKED = ("url", "key_variable", "max_concurrency", "timeout_seconds", "max_attempts", "max_down_seconds")
 # What a request says by itself; `extra` must not say something else.
 OWN_FIELDS = ("model", "messages", "n", "stream", "logprobs", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed")
 
