@@ -57,7 +57,8 @@ def measure_capability(
     found += _photo(asker, data, clean, options, counting)
     found += _rules(roomy, data, clean, options, counting)
     if options.rule_edits:
-        found += measure_changed_rules(roomy, data, clean, options, counting)
+        # Both rule books have to be asked with the same room: verdicts of the judge's own prompt serve where it is that.
+        found += measure_changed_rules(roomy, data, clean if roomy.fmt == asker.fmt else {}, options, counting)
     return found
 
 
