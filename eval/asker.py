@@ -6,6 +6,7 @@ opened when the first question is really asked.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,8 @@ class Asker:
         first = next(missing, None)
         if first is None:
             return answers
-        rest = _with_first(first, missing)
-        found = asking(shards, rest, self.open_engine(), **options)
+        found = asking(shards, chain((first,), missing), self.open_engine(), **options)
         for answer in track(found, f"{self.name}: {tag}", total=None if total is None else total - len(answers)):
             answers[answer.pair_id] = answer
             self.asked += 1
         return answers
-
-
-def _with_first(first: Pair, rest: Iterable[Pair]) -> Iterable[Pair]:
-    yield first
-    yield from rest

@@ -1,7 +1,6 @@
 """Single raters' labels of the tested pairs, read from a file: for agreement and the noise ceiling."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -9,8 +8,7 @@ from lore.errors import LoreError
 from lore.eval.measures.agreement import Ratings
 from lore.rejected import Rejection
 from lore.rubric import Rubric
-from lore.sources.delimited import csv_records
-from lore.sources.reading import jsonl_records, parquet_records
+from lore.sources.records import table_records
 
 COLUMNS = ("pair_id", "rater", "label")
 SHOWN = 5
@@ -27,7 +25,7 @@ def read_ratings(path: str | Path, rubric: Rubric, pair_ids: list[str]) -> Ratin
     raters: dict[str, int] = {}
     seen, rows = set(), []
     unreadable, foreign, unknown, doubled = [], [], [], []
-    for record in _records(path):
+    for record in table_records(path, COLUMNS, what="metrics.ratings: "):
         if isinstance(record, Rejection):
             unreadable.append(f"row {record.row} ({record.found})")
             continue
@@ -64,18 +62,6 @@ def read_ratings(path: str | Path, rubric: Rubric, pair_ids: list[str]) -> Ratin
         )
     pair, rater, tier = (np.asarray([row[column] for row in rows], dtype=np.int64) for column in range(3))
     return Ratings(pair, rater, tier, list(raters), len(pair_ids) - len(np.unique(pair)))
-
-
-def _records(path: Path) -> Any:
-    if not path.is_file():
-        raise LoreError(f"metrics.ratings {path} does not exist. Correct the path, or drop metrics.ratings.")
-    if path.suffix == ".parquet":
-        return parquet_records(path, COLUMNS)
-    if path.suffix in (".jsonl", ".ndjson"):
-        return jsonl_records(path, COLUMNS)
-    if path.suffix in (".csv", ".tsv"):
-        return csv_records(path, COLUMNS, delimiter="\t" if path.suffix == ".tsv" else ",")
-    raise LoreError(f"metrics.ratings {path}: found {path.suffix or 'no extension'}, expected .parquet, .jsonl, .csv or .tsv.")
 
 
 def _text(value: object) -> str:

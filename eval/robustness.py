@@ -23,9 +23,9 @@ from lore.eval.sections import RobustnessSection
 from lore.eval.table import with_room
 from lore.eval.testset import Labelled, whole_queries
 from lore.pairs import Pair
+from lore.rejected import Rejection
 from lore.rubric import Rubric
-from lore.sources.delimited import csv_records
-from lore.sources.reading import Rejection, jsonl_records, parquet_records
+from lore.sources.records import table_records
 
 ALL_INJECTIONS = "all injections"
 ON_PHOTOS = "order-in-photo"
@@ -119,18 +119,8 @@ def _tier(verdict: Verdict, rubric: Rubric) -> int:
 def read_translations(path: Path) -> dict[str, str]:
     """Query to its translation, from a .csv, .tsv, .jsonl or .parquet file with these two columns. Raises LoreError for a file that
     is missing, of another kind, or has a row that cannot be used."""
-    readers = {
-        ".csv": lambda: csv_records(path, TRANSLATION_COLUMNS),
-        ".tsv": lambda: csv_records(path, TRANSLATION_COLUMNS, delimiter="\t"),
-        ".jsonl": lambda: jsonl_records(path, TRANSLATION_COLUMNS),
-        ".parquet": lambda: parquet_records(path, TRANSLATION_COLUMNS),
-    }
-    if not path.is_file() or path.suffix not in readers:
-        found = f"ends in {path.suffix or 'nothing'}" if path.is_file() else "does not exist"
-        expected = f"a file with query and translation that ends in {', '.join(readers)}"
-        raise LoreError(f"robustness.translations: {path} {found}; expected {expected}.")
     translations = {}
-    for record in readers[path.suffix]():
+    for record in table_records(path, TRANSLATION_COLUMNS, what="robustness.translations: "):
         if isinstance(record, Rejection):
             raise LoreError(f"robustness.translations: {record}. Correct or drop the row.")
         row, values = record

@@ -90,3 +90,8 @@ def _decode(found: re.Match) -> str:
     # Titles that were put into title case carry `&Amp;` and `&Nbsp;`, which HTML itself does not know.
     known = found[1] is None or f"{found[1]};" in html5
     return html.unescape(found[0] if known else found[0].lower())
+
+
+def printable(text: str) -> str:
+    """A stranger's text for a terminal: one line, no control character."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)

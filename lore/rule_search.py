@@ -5,7 +5,6 @@ rules, demands, mismatch) is never looked at. Left out: embeddings, which need a
 brand that stands in no example) is not found.
 """
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ from lore.rubric import Rubric
 from lore.terms import content_terms
 
 _found: dict[tuple, Rubric] = {}
-MAX_FOUND = 4096
+_indices: dict[str, tuple[dict[str, int], Any, list[str]]] = {}
+MAX_FOUND, MAX_INDICES = 4096, 64
 ITEM_WEIGHT = 0.1  # demands come from the query; the item's words decide between dimensions that it leaves level
 
 
@@ -26,7 +26,7 @@ def rules_about(rubric: Rubric, item: ItemText, count: int) -> Rubric:
     """
     if len(rubric.rules) <= count:
         return rubric
-    terms, index, dimensions = _index(_Hashed(rubric))
+    terms, index, dimensions = _index(rubric)
     item_words = " \n".join((item.title, *item.facts, *item.attributes))
     scores = _scores(index, terms, item.query) + ITEM_WEIGHT * _scores(index, terms, item_words)
     best = {dimension.id: 0.0 for dimension in rubric.dimensions if dimension.id in dimensions}
@@ -52,24 +52,11 @@ def rules_about(rubric: Rubric, item: ItemText, count: int) -> Rubric:
     return _found[key]
 
 
-class _Hashed:
-    """A rubric as a cache key."""
-
-    def __init__(self, rubric: Rubric):
-        self.rubric = rubric
-
-    def __hash__(self) -> int:
-        return hash(self.rubric.hash)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Hashed) and other.rubric.hash == self.rubric.hash
-
-
-@lru_cache(maxsize=16)
-def _index(key: _Hashed) -> tuple[dict[str, int], Any, list[str]]:
+def _index(rubric: Rubric) -> tuple[dict[str, int], Any, list[str]]:
+    if rubric.hash in _indices:
+        return _indices[rubric.hash]
     import bm25s
 
-    rubric = key.rubric
     meanings = {dimension.id: dimension.meaning for dimension in rubric.dimensions}
     known: dict[str, int] = {}
     ids = []
@@ -79,7 +66,10 @@ def _index(key: _Hashed) -> tuple[dict[str, int], Any, list[str]]:
         ids.append([known.setdefault(term, len(known)) for term in content_terms(text)])
     index = bm25s.BM25()
     index.index((ids, dict(known)), show_progress=False)
-    return known, index, [rule.dimension for rule in rubric.rules]
+    if len(_indices) >= MAX_INDICES:
+        _indices.clear()
+    _indices[rubric.hash] = known, index, [rule.dimension for rule in rubric.rules]
+    return _indices[rubric.hash]
 
 
 def _scores(index: Any, known: dict[str, int], text: str) -> np.ndarray:

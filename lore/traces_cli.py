@@ -207,8 +207,10 @@ def _text(text: str, style: str = "") -> Text:
 
 
 def _clean(text: str) -> str:
+    from lore.clean import printable
+
     cut = f"… ({len(text):,} characters)" if len(text) > MAX_SHOWN else ""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text[:MAX_SHOWN]) + cut
+    return printable(text[:MAX_SHOWN]) + cut
 
 
 @contextmanager

@@ -7,26 +7,27 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from lore.clean import printable
 from lore.errors import LoreError
 from lore.eval.measures.bootstrap import Estimate
+from lore.eval.table import with_room
 from lore.parts import written_whole
 
 WIDE = 250
 
 
 def open_console() -> Console:
-    """Standard output; a file or a pipe has no width, and a line that is cut there is lost."""
+    """Standard output, wide where it is no terminal."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDE)
+    return with_room(Console(highlight=False), WIDE)
 
 
 def text(content: object, style: str = "", *, limit: int = 300) -> Text:
     """A text of whoever for a terminal: no markup, no control character, at most `limit` characters."""
     content = str(content)
     cut = "…" * (len(content) > limit)
-    return Text("".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in content[:limit]) + cut, style)
+    return Text(printable(content[:limit]) + cut, style)
 
 
 def signed(estimate: Estimate) -> str:

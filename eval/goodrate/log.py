@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,10 @@ from lore.errors import LoreError
 from lore.progress import track
 from lore.rejected import Rejection, short, shown_value
 from lore.schema import make_pair_id
-from lore.sources.delimited import csv_records
-from lore.sources.reading import Record, jsonl_records, nearest, parquet_records
+from lore.sources.reading import nearest
+from lore.sources.records import table_records
 
 COLUMNS = ("query", "pair_id", "item_id", "page_id", "position", "system", "impressions")
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-JSONL = (".jsonl", ".ndjson")
 MAX_REJECTED_SHARE = 0.01
 """Of a log's rows. Rows that cannot be read are seldom a random part of a log: beyond this its GoodRate would be another's."""
 ALL = "all"
@@ -94,7 +91,7 @@ def read_log(path: Path) -> Shown:
     Raises LoreError where they are more than MAX_REJECTED_SHARE of all, or where a column is missing.
     """
     rows, rejected, columns = [], [], set()
-    for record in track(records(path, ["query"], list(COLUMNS)), "reading the log"):
+    for record in track(table_records(path, ["query"], list(COLUMNS)), "reading the log"):
         if isinstance(record, Rejection):
             rejected.append(record)
             continue
@@ -129,20 +126,6 @@ def read_log(path: Path) -> Shown:
     texts = [np.asarray(column, dtype=object) for column in (pair_ids, queries, items, systems, pages)]
     numbers = [np.asarray(column, dtype=np.float64) for column in (positions, impressions)]
     return Shown(path, *texts, *numbers, rejected=rejected)
-
-
-def records(path: Path, required: list[str], columns: list[str]) -> Iterator[Record | Rejection]:
-    """Rows of a table by its suffix."""
-    if not path.is_file():
-        raise LoreError(f"There is no file {path}. Name a .parquet, .jsonl, .csv or .tsv file.")
-    if path.suffix == ".parquet":
-        return parquet_records(path, required, columns)
-    if path.suffix in JSONL:
-        return jsonl_records(path, required)
-    if path.suffix in DELIMITERS:
-        return csv_records(path, required, delimiter=DELIMITERS[path.suffix])
-    known = ", ".join((".parquet", *JSONL, *DELIMITERS))
-    raise LoreError(f"{path}: a file ending in {path.suffix or 'nothing'}; expected one of {known}.")
 
 
 def text_of(value: Any) -> str | None:

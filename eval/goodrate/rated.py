@@ -10,11 +10,12 @@ from typing import Literal
 import numpy as np
 
 from lore.errors import LoreError
-from lore.eval.goodrate.log import Shown, number_of, records, text_of
+from lore.eval.goodrate.log import Shown, number_of, text_of
 from lore.parts import written_whole
 from lore.rejected import Rejection, short, shown_value
 from lore.rubric import Rubric
 from lore.schema import make_pair_id
+from lore.sources.records import table_records
 
 SHOWN = 5
 FIELDS = ("pair_id", "query", "item_id", "system", "page_id", "label", "probability")
@@ -76,7 +77,7 @@ def read_rated(path: Path, rubric: Rubric, log: Shown) -> Rated:
     chances: dict[tuple, float] = {}
     wrong: list[str] = []
     names: tuple[str, ...] | None = None
-    for record in records(path, ["label"], list(FIELDS)):
+    for record in table_records(path, ["label"], list(FIELDS)):
         if isinstance(record, Rejection):
             wrong.append(str(record))
             continue

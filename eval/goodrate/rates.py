@@ -20,13 +20,14 @@ import numpy as np
 from scipy.stats import t as student
 
 from lore.errors import LoreError
-from lore.eval.goodrate.log import Shown, read_log, records
+from lore.eval.goodrate.log import Shown, read_log
 from lore.eval.goodrate.rated import Rated, nothing_rated, read_rated
 from lore.eval.measures.ppi import Parts, Powered, Target, parts, solve
 from lore.eval.predictions import read_predictions
 from lore.progress import track
 from lore.rejected import Rejection
 from lore.rubric import Rubric, load_rubric
+from lore.sources.records import table_records
 
 FEW_CLUSTERS = 30
 UNLIKELY = 0.001
@@ -122,7 +123,7 @@ def read_judged(path: Path, rubric: Rubric, log: Shown, judge: str | None = None
     """The judge's value of every row [N], its format failures among the shown pairs, and its verdicts on pairs not shown."""
     shown = list(dict.fromkeys(log.pair_ids))
     judges: dict[str, set[str]] = {}
-    for record in track(records(path, ["pair_id", "tier"], ["judge"]), "reading the verdicts"):
+    for record in track(table_records(path, ["pair_id", "tier"], ["judge"]), "reading the verdicts"):
         if not isinstance(record, Rejection):  # read_predictions refuses the file for it
             judges.setdefault(str(record[1].get("judge") or ""), set()).add(str(record[1].get("pair_id")))
     if judge is None and len(judges) > 1:
