@@ -29,4 +29,5 @@ def table_records(
         return jsonl_records(path, required)
     if path.suffix in DELIMITERS:
         return csv_records(path, required, delimiter=DELIMITERS[path.suffix])
-    raise LoreError(f"{what}{path}: a file ending in {path.suffix or 'nothing'}; expected {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
+    known = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+    raise LoreError(f"{what}{path}: a file ending in {path.suffix or 'nothing'}; expected {known}.")
