@@ -30,7 +30,7 @@ from lore.errors import LoreError
 from lore.folder import RunFolder
 from lore.launch import world_size
 from lore.train.config import ArchitectureSection, BaseModelRecipe
-from lore.train.loop import Recorder, total_steps, train, training_arguments
+from lore.train.loop import Recorder, sft_arguments, total_steps, train
 from lore.train.order import training_order
 from lore.train.rows import IGNORE, IMAGE, write_rows
 
@@ -86,7 +86,7 @@ def run(recipe: BaseModelRecipe, folder: RunFolder) -> None:
     print(f"{size / 1e6:.2f} M parameters, vocabulary {words}, {len(rows):,} texts, {sum(lengths):,} tokens, {steps} steps")
     order = training_order(lengths, recipe.train.batch_size, steps, recipe.seed, shuffle=recipe.shuffle)
     cpu = not torch.cuda.is_available()
-    args = training_arguments(recipe.train, folder, steps, recipe.seed, bf16=False, vision=True, cpu=cpu)
+    args = sft_arguments(recipe.train, folder, steps, recipe.seed, bf16=False, vision=True, cpu=cpu)
     recorder = Recorder(folder, "base", keep=recipe.train.keep_checkpoints)
     collator = TextAndPhotoCollator(processor=processor)
     trainer = SFTTrainer(

@@ -1,4 +1,4 @@
-"""What base and SFT training share: Trainer arguments from a recipe, metrics.jsonl, checkpoints that survive SIGKILL.
+"""What all training stages share: Trainer arguments from a recipe, metrics.jsonl, checkpoints that survive SIGKILL.
 
 A checkpoint counts once its `complete` marker is there, written after every process has saved its part; only then do
 older ones go, their marker first. metrics.jsonl holds no clock, so a run that was killed and resumed ends with the
@@ -7,6 +7,7 @@ same file as one that was not.
 
 import math
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,35 @@ def micro_batch(train: TrainSection) -> tuple[int, int]:
     return micro, share // micro
 
 
-def training_arguments(
-    train: TrainSection, folder: RunFolder, steps: int, seed: int, *, bf16: bool, vision: bool, cpu: bool, **more: Any
+def sft_arguments(
+    train: TrainSection, folder: RunFolder, steps: int, seed: int, *, bf16: bool, vision: bool, cpu: bool
 ) -> SFTConfig:
-    """TRL's configuration for a recipe; joins the process group. `set_steps` changes the steps later.
+    """`training_arguments` for TRL's SFTTrainer.
 
     Rows come in the order of `order.training_order` and packed or flattened by the stage, so TRL shuffles, cuts and
     packs nothing.
     """
+    return training_arguments(
+        SFTConfig,
+        train,
+        folder,
+        steps,
+        seed,
+        bf16=bf16,
+        cpu=cpu,
+        shuffle_dataset=False,
+        max_length=None,
+        packing=False,
+        padding_free=not vision and (train.packing or train.padding_free),
+    )
+
+
+def training_arguments(
+    config: type, train: TrainSection, folder: RunFolder, steps: int, seed: int, *, bf16: bool, cpu: bool, **more: Any
+) -> Any:
+    """A TRL configuration of class `config` for a recipe; joins the process group. `set_steps` changes the steps later."""
     micro, passes = micro_batch(train)
-    args = SFTConfig(
+    args = config(
         output_dir=str(folder / "checkpoints"),
         max_steps=steps,
         per_device_train_batch_size=micro,
@@ -79,13 +99,9 @@ def training_arguments(
         dataloader_num_workers=train.workers,
         dataloader_pin_memory=not cpu,
         train_sampling_strategy="sequential",
-        shuffle_dataset=False,
         seed=seed,
         data_seed=seed,
         bf16=bf16,
-        max_length=None,
-        packing=False,
-        padding_free=not vision and (train.packing or train.padding_free),
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
@@ -98,13 +114,13 @@ def training_arguments(
     return args
 
 
-def use_one_device(args: SFTConfig) -> None:
+def use_one_device(args: Any) -> None:
     """One process trains on one GPU, however many it sees: several are for `lore launch`, and TRL refuses DataParallel."""
     if world_size() == 1 and args.n_gpu > 1:
         args._n_gpu = 1
 
 
-def set_steps(args: SFTConfig, train: TrainSection, steps: int) -> None:
+def set_steps(args: Any, train: TrainSection, steps: int) -> None:
     """The length of the run, once the rows are counted."""
     args.max_steps, args.warmup_steps = steps, round(train.warmup * steps)
 
@@ -112,11 +128,19 @@ def set_steps(args: SFTConfig, train: TrainSection, steps: int) -> None:
 class Recorder(TrainerCallback):
     """Writes metrics.jsonl, the checkpoints' cards and `complete` markers, and draws the main process's bar.
 
-    keep: whole checkpoints that stay on disk. Raises LoreError on the first loss or gradient that is no number.
+    keep: whole checkpoints that stay on disk; recorded: the logged values that metrics.jsonl gets, by name or by the
+    part before the first `/`. Raises LoreError on the first loss or gradient that is no number.
     """
 
-    def __init__(self, folder: RunFolder, title: str, card: dict[str, Any] | None = None, keep: int = 2):
-        self.folder, self.title, self.card, self.keep = folder, title, card, keep
+    def __init__(
+        self,
+        folder: RunFolder,
+        title: str,
+        card: dict[str, Any] | None = None,
+        keep: int = 2,
+        recorded: Collection[str] = RECORDED,
+    ):
+        self.folder, self.title, self.card, self.keep, self.recorded = folder, title, card, keep, recorded
         self.trainer = self.bar = self.task = None
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -144,7 +168,8 @@ class Recorder(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:
             return
-        self.folder.record({"step": state.global_step, **{key: logs[key] for key in RECORDED if key in logs}})
+        kept = {key: value for key, value in logs.items() if key in self.recorded or key.partition("/")[0] in self.recorded}
+        self.folder.record({"step": state.global_step, **kept})
         for name in ("loss", "grad_norm"):
             if not math.isfinite(float(logs.get(name, 0))):
                 error = LoreError(

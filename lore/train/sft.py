@@ -33,7 +33,7 @@ from lore.sources import labelled, materialise
 from lore.train.collate import PhotoCollator
 from lore.train.config import SFTRecipe
 from lore.train.flatten import check_flattening
-from lore.train.loop import Recorder, set_steps, total_steps, train, training_arguments
+from lore.train.loop import Recorder, set_steps, sft_arguments, total_steps, train
 from lore.train.lora import freeze_photo_parts, peft_config
 from lore.train.order import balanced_repeats, training_order
 from lore.train.preflight import preflight
@@ -54,7 +54,7 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
     device = default_device()
     bf16 = resolve_dtype(recipe.model.dtype, device) == torch.bfloat16
     # Before the model: DeepSpeed's stage 3 has to know that weights are shared out while they are loaded.
-    args = training_arguments(recipe.train, folder, 1, recipe.seed, bf16=bf16, vision=vision, cpu=device == "cpu")
+    args = sft_arguments(recipe.train, folder, 1, recipe.seed, bf16=bf16, vision=vision, cpu=device == "cpu")
     with args.main_process_first(local=False, desc="training rows"):
         rows = load_rows(recipe, folder, rubric, fmt, processor)
     repeats = balanced_repeats(rows["tier"][:]) if recipe.class_weights == "balanced" else None
