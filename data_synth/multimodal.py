@@ -5,7 +5,8 @@ shown the photo itself.
 """
 
 from lore.data_synth.asking import Prompts
-from lore.data_synth.trace import SOURCES, Evidence, Unreadable, Wish, one_object, rows_of
+from lore.data_synth.trace import Evidence, Unreadable, Wish, one_object, rows_of
+from lore.demand import SOURCES
 from lore.neutralise import neutralise
 from lore.pairs import Pair
 from lore.prompt import Message

@@ -9,9 +9,9 @@ the raters, and the checks reject those.
 
 from lore.clean import normalise
 from lore.data_synth.facts import Fact
-from lore.data_synth.matching import HAN, content_words, forms, pieces, spellings
 from lore.data_synth.trace import MAX_DEMANDS, Evidence, Ruling, Unreadable, Wish
 from lore.errors import LoreError
+from lore.matching import HAN, content_words, forms, pieces, spellings
 from lore.pairs import Pair
 from lore.rubric import Rubric, Rule
 

@@ -14,7 +14,6 @@ from lore.demand import Demand
 from lore.schema import PAIR_SCHEMA
 
 STEPS = ("knowledge", "caption", "multimodal", "rules", "critic")
-SOURCES = ("title", "attributes", "description", "photo", "none")
 MAX_DEMANDS = 16
 MAX_TEXT = 400  # characters of one field of a step's answer
 MAX_ANSWER = 100_000  # characters of an answer; to look for JSON in more could take minutes

@@ -12,7 +12,6 @@ length         a rationale, of at most so many tokens
 language       demands are written in a script of the query
 """
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -21,30 +20,14 @@ from functools import cache
 from typing import Any
 
 from lore.clean import normalise
-from lore.data_synth.matching import (
-    HAN,
-    NEGATIONS,
-    OWNER,
-    PIECE,
-    content_words,
-    function_words,
-    missing_words,
-    pieces,
-    stands_apart,
-)
 from lore.data_synth.trace import Check, Draft
-from lore.judgement import FormatFailure, Judgement, PromptFormat, parse, render_answer, unresolved
+from lore.grounding import citable, leaks, why_ungrounded
+from lore.judgement import FormatFailure, Judgement, PromptFormat, parse, render_answer
+from lore.matching import HAN, NEGATIONS, OWNER, PIECE, content_words, count_marks, missing_words, pieces
 from lore.pairs import Pair
 from lore.rubric import Rubric
 
 COPIED_WORDS = 10
-LEAKS = re.compile(
-    r"\b(?:raters?|rated|human[ -](?:label|rat|judg)\w*|annotat\w+|ground[ -]?truth|gold[ -]label|given (?:label|tier|rating)"
-    r"|as (?:the )?hint\w*|the hint|(?:the )?label says)\b"
-    r"|人工(?:标注|标签|评)|标注(?:员|结果|者)?|评分员|评审员|打分员"
-    r"|已知(?:标签|档位)|提示(?:中|里|给)",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -82,42 +65,11 @@ def one_verdict(draft: Draft, pair: Pair, view: View) -> str | None:
 
 
 def grounding(draft: Draft, pair: Pair, view: View) -> str | None:
-    attributes = [f"{key} {value}" for key, value in pair.attributes.items()]
-    attributes += [pair.brand or "", pair.category or "", pair.shop or ""]
-    attributes += [] if pair.price is None else [f"{pair.price:.2f}"]
-    places = {
-        "title": pair.title,
-        "attributes": "\n".join(attributes),
-        "description": pair.description or "",
-        "photo": draft.caption,
-    }
+    places, has_photo = citable(pair, draft.caption), pair.image is not None and view.photos
     for wish, evidence in zip(draft.wishes, draft.evidence, strict=False):
-        found = unresolved(evidence.found)
-        if evidence.source == "none":
-            if pieces(found) and normalise(found) not in NOTHING:
-                return f"{wish.dimension}: {found!r} is cited from nowhere"
-            asked = wish.wanted.rpartition(" = ")[2]
-            if _is_worded(asked) and not missing_words(asked, pair.title) and not stands_apart(asked, pair.title):
-                return f"{wish.dimension}: nothing is found, and {asked!r} stands in the title"
-            continue
-        if evidence.source == "photo" and (pair.image is None or not view.photos):
-            return f"{wish.dimension}: cites a photo, and there is none"
-        if not pieces(found):
-            return f"{wish.dimension}: {found!r} is no value"
-        text = places[evidence.source]
-        if text is None:  # a teacher that saw the photo itself: nothing is written that could be compared
-            continue
-        if missing := missing_words(found, text, passed_over=function_words("en") - NEGATIONS):
-            return f"{wish.dimension}: {', '.join(missing)} does not stand in the {evidence.source}"
-        if evidence.source != "photo" and (why := stands_apart(found, text)):  # a caption has its own order of words
-            return f"{wish.dimension}: the words of {found!r} {why} in the {evidence.source}"
+        if why := why_ungrounded(wish.wanted, evidence.found, evidence.source, places, has_photo=has_photo):
+            return f"{wish.dimension}: {why}"
     return None
-
-
-def _is_worded(text: str) -> bool:
-    """Whether a demand asks for something in words: a number alone may stand in a title for another thing."""
-    found = pieces(text)
-    return any(not piece[0].isdigit() for piece in found) and NEGATIONS.isdisjoint(found)
 
 
 def rules(draft: Draft, pair: Pair, view: View) -> str | None:
@@ -169,10 +121,8 @@ def coverage(draft: Draft, pair: Pair, view: View) -> str | None:
 
 
 def hint_leak(draft: Draft, pair: Pair, view: View) -> str | None:
-    texts = [pair.query, pair.title, pair.description, pair.brand, pair.category, *pair.attributes, *pair.attributes.values()]
-    own = {match[0].casefold() for text in texts if text for match in LEAKS.finditer(text)}
-    leaks = [match[0] for match in LEAKS.finditer(f"{draft.rationale}\n{draft.caption or ''}") if match[0].casefold() not in own]
-    return f"speaks of {leaks[0]!r}" if leaks else None
+    found = leaks(f"{draft.rationale}\n{draft.caption or ''}", pair)
+    return f"speaks of {found[0]!r}" if found else None
 
 
 def prompt_copy(draft: Draft, pair: Pair, view: View) -> str | None:
@@ -205,8 +155,6 @@ ALL = {
     check.__name__: check
     for check in (verdict, one_verdict, grounding, rules, aggregate, coverage, hint_leak, prompt_copy, length, language)
 }
-NOTHING = {"none", "nothing", "not stated", "not shown", "not specified", "not mentioned", "not given", "unknown", "null", "n/a"}
-NOTHING |= {"-", "无", "没有", "未提及", "未说明", "未标明", "未注明", "未知"}
 
 
 class Verifier:
@@ -225,7 +173,7 @@ class Verifier:
         photos: bool = True,
     ):
         copied = frozenset(run for text in instructions for run in runs_of_words(text))
-        count = (lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])) if tokenizer is not None else _marks
+        count = (lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])) if tokenizer is not None else count_marks
         self.view = View(rubric, language, coverage, max_tokens, count, copied, photos)
         self.checks = {name: ALL[name] for name in names}
 
@@ -250,8 +198,3 @@ def scripts(text: str) -> Counter[str]:
 @cache
 def _script(letter: str) -> str:
     return unicodedata.name(letter, "UNKNOWN").split()[0].split("-")[0]
-
-
-def _marks(text: str) -> int:
-    """Words and marks of a text: near the tokens that common tokenizers make of it."""
-    return len(re.findall(r"[\u3400-\u9fff]|\w+|[^\w\s]", text))

@@ -1,11 +1,18 @@
 """One demand of a query: what rationales are made of."""
 
+import re
 from dataclasses import dataclass
+
+SOURCES = ("title", "attributes", "description", "photo", "none")
+# A new demand begins with one word and a colon; other semicolons belong to a value.
+_BETWEEN = re.compile(r"(?:;\s+|\n+)(?=[^\s:;|]+: )")
+_DEMAND = re.compile(r"(?P<dimension>[^\s:;|]+): (?P<wanted>.+)")
+_FOUND = re.compile(rf"(?P<found>.+) \((?P<source>{'|'.join(SOURCES)})\)")
 
 
 @dataclass(slots=True)
 class Demand:
-    """One demand of the query and how the item meets it. `source`: title, attributes, description, photo or none."""
+    """One demand of the query and how the item meets it. `source`: one of SOURCES."""
 
     dimension: str
     wanted: str
@@ -13,3 +20,27 @@ class Demand:
     source: str
     rule: str
     tier: str
+
+
+def read_demands(rationale: str) -> list[Demand | None]:
+    """The demands of a short rationale, as judgement.render_demands writes it; None for each piece that is not one.
+
+    What a demand leaves out (its finding and source, or rule and tier) comes back empty. Nothing is looked up.
+    """
+    return [_read_demand(piece.strip()) for piece in _BETWEEN.split(rationale) if piece.strip()]
+
+
+def _read_demand(text: str) -> Demand | None:
+    head, *rest = text.removesuffix(";").split(" | ")
+    begun = _DEMAND.fullmatch(head)
+    if begun is None or len(rest) > 2:
+        return None
+    found = source = ""
+    if rest and (cited := _FOUND.fullmatch(rest[0])):
+        found, source = cited["found"], cited["source"]
+        rest = rest[1:]
+    ruling = rest[0].split() if rest else []
+    if len(rest) > 1 or len(ruling) > 2:
+        return None
+    rule, tier = ("", *ruling) if len(ruling) == 1 else ruling or ("", "")
+    return Demand(begun["dimension"], begun["wanted"], found, source, rule, tier)

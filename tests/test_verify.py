@@ -4,13 +4,13 @@ import pytest
 
 from lore.data_synth.asking import Prompts
 from lore.data_synth.knowledge import read as read_knowledge
-from lore.data_synth.matching import content_words, missing_words, pieces
 from lore.data_synth.multimodal import read as read_multimodal
 from lore.data_synth.rules import read as read_rules
 from lore.data_synth.synth_config import CHECKS
 from lore.data_synth.trace import STEPS, Draft, Evidence, Ruling, Unreadable, Wish, json_objects
 from lore.data_synth.verify import ALL, Verifier
 from lore.judgement import Demand, render_demands
+from lore.matching import content_words, missing_words, pieces
 from lore.pairs import Pair
 from lore.rubric import load_rubric
 
@@ -89,9 +89,7 @@ def test_what_is_found_stands_where_it_is_cited(evidence, why):
     assert failing(made)["grounding"] == why
 
 
-@pytest.mark.parametrize(
-    "evidence", [Evidence("Red", "title"), Evidence("blue", "description"), Evidence("reds", "title")]
-)
+@pytest.mark.parametrize("evidence", [Evidence("Red", "title"), Evidence("blue", "description"), Evidence("reds", "title")])
 def test_grounding_takes_case_plural_and_nothing(evidence):
     assert "grounding" not in failing(draft(evidence=[Evidence("mug", "title"), evidence, Evidence("44.00", "attributes")]))
 
@@ -112,7 +110,7 @@ def test_grounding_takes_case_plural_and_nothing(evidence):
     ],
 )
 def test_words_found_say_the_same_where_they_stand(found, title, why):
-    from lore.data_synth.matching import stands_apart
+    from lore.matching import stands_apart
 
     assert stands_apart(found, title) == why
 

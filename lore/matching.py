@@ -1,4 +1,4 @@
-"""Which words of one text stand in another: what checks and the program teacher go by.
+"""Which words of one text stand in another: what checks of traces, rewards and the program teacher go by.
 
 Left out: synonyms, and everything that needs a dictionary.
 """
@@ -17,6 +17,7 @@ OWNER = re.compile(r"(?<=\w)['’]s\b", re.IGNORECASE)
 NEGATIONS = frozenset({"no", "not", "without", "non", "never"})
 HAN_NEGATIONS = "不无没非未"
 MOST_BETWEEN = 4
+MARK = re.compile(r"[\u3400-\u9fff]|\w+|[^\w\s]")
 INCH = re.compile(r"""\d\s?(?:"|”|″|''|in\b)""", re.IGNORECASE)
 
 
@@ -129,3 +130,8 @@ def forms(piece: str) -> set[str]:
     if len(piece) > 2 and piece.endswith("z"):
         found.add(f"{piece}e")
     return found
+
+
+def count_marks(text: str) -> int:
+    """Words, marks and Han characters of a text: near the tokens that common tokenizers make of it."""
+    return len(MARK.findall(text))
