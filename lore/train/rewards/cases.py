@@ -26,14 +26,17 @@ class Case:
     rival: str
 
 
-def gold(pair: Pair) -> Judgement:
-    """A pair's label with what is known of its reasons, as a judge is supervised with it."""
-    return Judgement(pair.label, None, pair.mismatch, pair.rules, pair.rationale or "")
+def gold(pair: Pair, rubric: Rubric) -> Judgement:
+    """A pair's label with what is known of its reasons. A mismatch that has to be named and is not known is any dimension."""
+    mismatch = pair.mismatch
+    if not mismatch and pair.label in rubric.mismatch_tiers and rubric.dimensions:
+        mismatch = rubric.dimensions[0].id
+    return Judgement(pair.label, None, mismatch, pair.rules, pair.rationale or "")
 
 
 def cases(pair: Pair, near: str, far: str, rubric: Rubric, fmt: PromptFormat) -> list[Case]:
     """All cases of a labelled pair. near, far: the wrong tiers that cost least and most."""
-    right = gold(pair)
+    right = gold(pair, rubric)
     found = [Case(GOLD, render_answer(right, rubric, fmt), pair.label, "")]
     found += _hacks("right", right, GOLD, pair, rubric, fmt)
     for name, tier in {NEAR: near, FAR: far}.items():

@@ -92,7 +92,10 @@ def well_formed(answer: Answer, pair: Pair, view: View) -> float:
 
 
 def mismatch(answer: Answer, pair: Pair, view: View) -> float | None:
-    """1 or 0. Where the pair's dimension is not known, any of the rubric will do for a tier that has to name one."""
+    """1 or 0. Where the pair's dimension is not known, any of the rubric will do for a tier that has to name one.
+
+    Where the label's tier has none, there is nothing to compare: that the answer's tier has one is the verdict's mistake.
+    """
     tiers = view.rubric.mismatch_tiers
     if not view.reasoned or not tiers:
         return None
@@ -101,10 +104,10 @@ def mismatch(answer: Answer, pair: Pair, view: View) -> float | None:
     named, needed = answer.judgement.mismatch, answer.judgement.tier in tiers
     if pair.mismatch:
         return float(named == pair.mismatch)
-    if not needed and not named:
+    known = needed and named in {dimension.id for dimension in view.rubric.dimensions}
+    if (known and pair.label not in (None, *tiers)) or (not needed and not named):
         return None
-    may_be_one = needed and (pair.label is None or pair.label in tiers)
-    return float(may_be_one and named in {dimension.id for dimension in view.rubric.dimensions})
+    return float(known)
 
 
 def rules(answer: Answer, pair: Pair, view: View) -> float | None:
