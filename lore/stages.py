@@ -17,6 +17,7 @@ STAGES = {
     "harden": ("lore.data_synth.config:HardenRecipe", "lore.data_synth.harden:run"),
     "base": ("lore.train.config:BaseModelRecipe", "lore.train.base:run"),
     "sft": ("lore.train.config:SFTRecipe", "lore.train.sft:run"),
+    "pool": ("lore.train.pool_config:PoolRecipe", "lore.train.pool:run"),
     "rair": ("lore.eval.config:RairRecipe", "lore.eval.rair:run"),
 }
 

@@ -1,0 +1,209 @@
+"""Chooses the rows of a pool that a later stage learns from, puts them into the order of a curriculum, and finds their pairs.
+
+    before = read_pool(section.path)
+    rows = select(section, seed)
+    describe(before, rows)
+    pairs = chosen_pairs(rows, recipe.data, folder)
+
+The choice depends on the pool's file, the section and the seed alone, so all processes of a launch make the same one.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lore.errors import LoreError
+from lore.folder import is_main_process
+from lore.pairs import Pair
+from lore.recipe import DataSection
+from lore.rubric import load_rubric
+from lore.sources import labelled, materialise
+from lore.train.pool_config import PoolSection
+
+TIERS = "lore.tiers"
+NEEDED = ("pair_id", "label", "label_weight", "slices", "confidence", "pass_rate", "samples")
+
+
+def read_pool(path: str | Path) -> pa.Table:
+    """All rows of a pool.parquet, in its order. Raises LoreError for a file that is missing or no pool."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise LoreError(
+            f"pool.path {path} cannot be read ({' '.join(str(error).split())[:200]}), so there is nothing to choose from.\n"
+            "A finished run of stage pool leaves it as <run>/pool.parquet: run recipes/pool.yaml, or correct the path."
+        ) from error
+    if missing := [name for name in NEEDED if name not in table.column_names]:
+        raise LoreError(
+            f"pool.path {path} has no column {', '.join(missing)}, so it is no pool; found {', '.join(table.column_names[:20])}.\n"
+            "Name the pool.parquet that a run of stage pool has written."
+        )
+    return table
+
+
+def pool_tiers(table: pa.Table) -> list[str]:
+    """Tier ids of the rubric that the pool was made with, worst first; empty where the file does not say."""
+    return json.loads((table.schema.metadata or {}).get(TIERS.encode(), b"[]"))
+
+
+def select(section: PoolSection, seed: int) -> pa.Table:
+    """The chosen rows in the order of the curriculum.
+
+    The windows come first. Then rows are drawn: `balance` equally many from each tier or slice, `weighted` in proportion
+    to label_weight, `limit` at most so many. Without `weighted` no row comes twice; with it a row comes as often as its
+    weight says, rounded up or down, so some are dropped and some come twice or more. Raises LoreError, with what each
+    window has removed, when nothing is left.
+    """
+    table = read_pool(section.path)
+    index_N = _inside_windows(section, table)
+    rng = np.random.default_rng([seed, 0x706F6F6C])
+    weight_N = np.array([1.0 if weight is None else weight for weight in table["label_weight"].to_pylist()])
+    if section.weighted and ((weight_N[index_N] < 0).any() or not weight_N[index_N].sum() > 0):
+        raise LoreError(
+            f"pool.weighted draws rows of {section.path} in proportion to label_weight, and these are "
+            f"{'negative in some rows' if (weight_N[index_N] < 0).any() else 'all zero'}.\n"
+            "Give the pairs weights above zero, or leave pool.weighted out."
+        )
+    place_N = _places(section.slices, table)
+    groups = _groups(section, table, index_N, place_N)
+    wanted = len(index_N) if section.limit is None else min(section.limit, len(index_N))
+    if section.balance != "none":
+        share = min(len(group) for group in groups)
+        wanted_each = share if section.limit is None else -(-section.limit // len(groups))
+        drawn = [_draw(group, min(wanted_each, len(group)), weight_N, section.weighted, rng) for group in groups]
+        index_N = _draw(np.concatenate(drawn), min(wanted, sum(map(len, drawn))), weight_N, False, rng)
+    else:
+        index_N = _draw(groups[0], wanted, weight_N, section.weighted, rng)
+    return table.take(pa.array(_ordered(section, table, index_N, place_N)))
+
+
+def _inside_windows(section: PoolSection, table: pa.Table) -> np.ndarray:
+    """Numbers of the rows that pass both windows."""
+    kept_N, removed = np.ones(len(table), bool), []
+    for name in ("confidence", "pass_rate"):
+        window = getattr(section, name)
+        if window is None:
+            continue
+        value_N = table[name].to_numpy(zero_copy_only=False).astype(float)
+        inside_N = (value_N >= window[0]) & (value_N <= window[1])  # nan, a greedy answer that cannot be read, is in no window
+        removed.append(f"pool.{name} {list(window)} has left out {int((kept_N & ~inside_N).sum()):,}")
+        kept_N &= inside_N
+    if not kept_N.any():
+        raise LoreError(
+            f"No row of {section.path} is chosen: of {len(table):,} rows {' and '.join(removed) or 'none is there'}.\n"
+            "Widen the windows; pool.md beside the pool shows how its rows are spread."
+        )
+    return np.flatnonzero(kept_N)
+
+
+def _places(slices: list[str], table: pa.Table) -> np.ndarray:
+    """Per row the position in `slices` of the first one that it has; their number where it has none."""
+    places = []
+    for has in table["slices"].to_pylist():
+        places.append(min((slices.index(name) for name in has or [] if name in slices), default=len(slices)))
+    return np.array(places, dtype=int)
+
+
+def _groups(section: PoolSection, table: pa.Table, index_N: np.ndarray, place_N: np.ndarray) -> list[np.ndarray]:
+    if section.balance == "none":
+        return [index_N]
+    key_N = np.array(table["label"].to_pylist()) if section.balance == "tier" else place_N
+    return [index_N[key_N[index_N] == key] for key in np.unique(key_N[index_N])]
+
+
+def _draw(index_N: np.ndarray, count: int, weight_N: np.ndarray, weighted: bool, rng: np.random.Generator) -> np.ndarray:
+    """`count` of the rows at random. weighted: by systematic sampling, so that a row comes count * weight / all weights
+    times, rounded up or down."""
+    shuffled = rng.permutation(index_N)
+    if not weighted:
+        return shuffled[:count]
+    edges = np.cumsum(weight_N[shuffled])
+    if not edges[-1] > 0:
+        return shuffled[:0]
+    points = (np.arange(count) + rng.random()) * edges[-1] / count
+    return shuffled[np.minimum(np.searchsorted(edges, points, side="right"), len(shuffled) - 1)]
+
+
+def _ordered(section: PoolSection, table: pa.Table, index_N: np.ndarray, place_N: np.ndarray) -> np.ndarray:
+    """index_N comes in random order, which stays where the curriculum leaves it open."""
+    if section.order == "easy_to_hard":
+        rate_N = table["pass_rate"].to_numpy()[index_N]
+        confidence_N = np.nan_to_num(table["confidence"].to_numpy(zero_copy_only=False).astype(float))[index_N]
+        return index_N[np.lexsort((-confidence_N, -rate_N))]
+    if section.order == "slice":
+        return index_N[np.argsort(place_N[index_N], kind="stable")]
+    return index_N
+
+
+def describe(before: pa.Table, after: pa.Table) -> list[dict[str, Any]]:
+    """Prints what was chosen, tier by tier; returns the same: tier, rows before and after, their mean pass rates (nan
+    where there is none), different pairs."""
+    labels = (np.array(before["label"].to_pylist()), np.array(after["label"].to_pylist()))
+    rates = (before["pass_rate"].to_numpy(), after["pass_rate"].to_numpy())
+    ids_N = np.array(after["pair_id"].to_pylist())
+    rows = []
+    for tier in [*(pool_tiers(before) or sorted(set(labels[0]))), "all"]:
+        masks = [found == tier if tier != "all" else np.ones(len(found), bool) for found in labels]
+        means = [float(rate[mask].mean()) if mask.any() else float("nan") for rate, mask in zip(rates, masks, strict=True)]
+        rows.append(
+            {
+                "tier": tier,
+                "before": int(masks[0].sum()),
+                "after": int(masks[1].sum()),
+                "pairs": len(set(ids_N[masks[1]])),
+                "pass_rate_before": means[0],
+                "pass_rate_after": means[1],
+            }
+        )
+    if is_main_process():
+        _print(rows)
+    return rows
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title="chosen from the pool", title_justify="left")
+    for index, column in enumerate(("tier", "pool", "chosen", "different pairs", "pass@1 of pool", "of chosen")):
+        shown.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        rates = [f"{row[key]:.3f}" for key in ("pass_rate_before", "pass_rate_after")]
+        shown.add_row(row["tier"], *(f"{row[key]:,}" for key in ("before", "after", "pairs")), *rates)
+    Console().print(shown)
+
+
+def chosen_pairs(table: pa.Table, data: DataSection, folder: Any) -> list[Pair]:
+    """The pair of every row, in the rows' order, photos included; a row that comes twice has its pair twice.
+
+    Raises LoreError when the data section lacks a pair of the pool, or has it with another label or another rubric.
+    """
+    known, tiers = load_rubric(data.rubric).tier_ids, pool_tiers(table)
+    if tiers and tiers != known:
+        raise LoreError(
+            f"The pool was made with the tiers {', '.join(tiers)}, and data.rubric {data.rubric} has {', '.join(known)}.\n"
+            "Its verdicts mean something else there: use the rubric of the pool's recipe."
+        )
+    ids, labels = table["pair_id"].to_pylist(), table["label"].to_pylist()
+    label_of = dict(zip(ids, labels, strict=True))
+    found: dict[str, Pair] = {}
+    for pair in labelled(data, materialise(data, folder)):
+        if pair.pair_id in label_of:
+            found.setdefault(pair.pair_id, pair)
+    if missing := [pair_id for pair_id in label_of if pair_id not in found]:
+        raise LoreError(
+            f"{len(missing):,} of {len(label_of):,} pairs of the pool are not among those of {data.path} "
+            f"(the first one: {missing[0]}), so they have no text to learn from.\n"
+            "Give the data section of the pool's recipe: data.path, data.split, data.slices and data.limit."
+        )
+    if other := [pair_id for pair_id, label in label_of.items() if found[pair_id].label != label]:
+        raise LoreError(
+            f"{len(other):,} of {len(label_of):,} pairs have another label in {data.path} than in the pool (the first one: "
+            f"{other[0]}, {label_of[other[0]]} in the pool and {found[other[0]].label} now).\n"
+            "What counted as right there would be wrong here: run the pool again on these pairs."
+        )
+    return [found[pair_id] for pair_id in ids]
