@@ -23,15 +23,19 @@ COLUMNS = (
 HEADER_EVERY = 20
 
 
-def watch_line(line: dict[str, Any]) -> str:
-    """A watch as one row of the table; reward, groups without spread and the sampler's gap are the training's own."""
+def watch_cells(line: dict[str, Any]) -> list[str]:
+    """A watch's values as text, one for each of COLUMNS; reward, groups without spread and gap are the training's own."""
     probe, training = line["probe"], line.get("training", {})
-    reward = training.get("reward", probe.get("reward"))
     top = f"{probe['top_tier']} {probe['top_share']:.0%}" if probe["top_tier"] else None
     values = {**probe, **{key: training.get(key) for key in ("zero_spread", "gap")}}
-    values |= {"step": line["step"], "reward": reward, "top": top}
-    cells = ((values.get(key), width, form) for _, width, key, form in COLUMNS)
-    return "".join(("–" if value is None else format(value, form)).rjust(width) for value, width, form in cells)
+    values |= {"step": line["step"], "reward": training.get("reward", probe.get("reward")), "top": top}
+    cells = ((values.get(key), form) for _, _, key, form in COLUMNS)
+    return ["–" if value is None else format(value, form) for value, form in cells]
+
+
+def watch_line(line: dict[str, Any]) -> str:
+    """A watch as one row of the table."""
+    return "".join(cell.rjust(width) for cell, (_, width, _, _) in zip(watch_cells(line), COLUMNS, strict=True))
 
 
 def print_watch(watch: Watch, console: Console, *, started_here: bool = False) -> None:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lore.errors import LoreError
 from lore.folder import RunFolder
-from lore.judgement import Judgement
+from lore.judgement import FormatFailure, Judgement
 from lore.rubric import Rubric
 from lore.train.watch_config import WatchSection
 
@@ -38,9 +38,19 @@ ROUNDING = 1e-9
 
 
 @dataclass
+class Answer:
+    """A sampled answer as read. tokens: decoded, the end of turn included; truncated: it never came to that end."""
+
+    text: str
+    tokens: int
+    truncated: bool
+    judgement: Judgement | FormatFailure
+    probabilities: list[float] | None = None
+
+
+@dataclass
 class Probed:
-    """A pair of the probe and its sampled answers, each with text, tokens, truncated and judgement (a Judgement or a
-    FormatFailure)."""
+    """A pair of the probe and its sampled answers: `Answer`, or anything with its text, tokens, truncated and judgement."""
 
     pair_id: str
     label: str
