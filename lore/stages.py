@@ -18,6 +18,8 @@ STAGES = {
     "base": ("lore.train.config:BaseModelRecipe", "lore.train.base:run"),
     "sft": ("lore.train.config:SFTRecipe", "lore.train.sft:run"),
     "pool": ("lore.train.pool_config:PoolRecipe", "lore.train.pool:run"),
+    "grpo": ("lore.train.align_config:GRPORecipe", "lore.train.grpo:run"),
+    "ppo": ("lore.train.align_config:PPORecipe", "lore.train.ppo:run"),
     "rair": ("lore.eval.config:RairRecipe", "lore.eval.rair:run"),
 }
 

@@ -1,0 +1,312 @@
+"""What grpo and ppo share: from the pool to a trainer that is ready, and from its last step to the judge's folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from transformers import set_seed
+from trl import GRPOConfig
+from trl.models.utils import unwrap_model_for_generation
+
+from lore.card import check_card, check_template, judge_card, write_card
+from lore.engines.loading import default_device, load_model, load_processor, resolve_dtype
+from lore.engines.transformers_engine import TransformersEngine
+from lore.errors import LoreError
+from lore.fingerprints import template_fingerprint
+from lore.folder import RunFolder, is_main_process, say
+from lore.judgement import FormatFailure, PromptFormat, renderer_hash, with_verdict_prefix
+from lore.launch import main_process_checks, world_size
+from lore.pairs import Pair, read_pairs
+from lore.progress import track
+from lore.rejected import RejectedWriter
+from lore.rubric import Rubric, load_rubric
+from lore.sources import materialise
+from lore.train.align_config import DynamicSection, RolloutRecipe
+from lore.train.loop import RECORDED, Recorder, last_checkpoint, train, training_arguments
+from lore.train.lora import freeze_photo_parts, peft_config
+from lore.train.probe import ProbeCallback
+from lore.train.prompt_choice import PromptChoice, schedule, window
+from lore.train.prompts import Prompts, check_same_prompt, usable
+from lore.train.replay import Replay, write_replay
+from lore.train.rewards import Answer, Rewards, print_self_test, self_test
+from lore.train.rollouts import Group, JudgeRollouts, Tally
+from lore.train.select import chosen_pairs, describe, read_pool, select
+from lore.train.watch import preflight_rollouts
+
+# What metrics.jsonl keeps of a step; no clock among them.
+KEPT = (
+    *RECORDED,
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "rewards",
+    "rollout",
+    "dynamic",
+    "guided",
+    "completions",
+    "clip_ratio",
+    "kl",
+    "sampling",
+    "sft_loss",
+    "value",
+)
+
+
+@dataclass
+class Setup:
+    """Everything a stage needs before its trainer is made."""
+
+    recipe: RolloutRecipe
+    folder: RunFolder
+    rubric: Rubric
+    fmt: PromptFormat
+    processor: Any
+    card: dict[str, Any]
+    args: GRPOConfig
+    model: Any
+    prompts: Prompts
+    rewards: Rewards
+    choice: PromptChoice
+    order: np.ndarray  # rows [rollouts, prompts]
+    windows: Callable[[int], np.ndarray]
+    replay: Replay | None
+
+
+def set_up(recipe: RolloutRecipe, folder: RunFolder, **losses: Any) -> Setup:
+    """Pool, prompts, rewards and model of a run. losses: what TRL is told of the policy's loss. Raises LoreError when the
+    rewards do not pass their own test."""
+    set_seed(recipe.seed)
+    rubric = load_rubric(recipe.data.rubric)
+    fmt = PromptFormat(**recipe.prompt.model_dump())
+    renderer = renderer_hash(rubric, fmt)
+    check_card(recipe.model, renderer, "model")
+    processor = load_processor(recipe.model)
+    check_template(recipe.model, processor, "model")
+    card = judge_card(recipe, renderer, rubric.hash, template_fingerprint(processor))
+    device = default_device()
+    bf16 = resolve_dtype(recipe.model.dtype, device) == torch.bfloat16
+    args = rollout_arguments(recipe, folder, bf16=bf16, cpu=device == "cpu", **losses)
+    if is_main_process():
+        folder.note(rubric_hash=rubric.hash, renderer_hash=renderer, template=template_fingerprint(processor))
+    with args.main_process_first(local=False, desc="prompts"):
+        pairs, rates, samples = pool_pairs(recipe, folder, rubric, fmt, processor)
+        if recipe.replay is not None:
+            write_replay(recipe, folder, rubric, fmt, processor)
+    rewards = Rewards(recipe.rewards, rubric, fmt)
+    if is_main_process():
+        tokenizer = getattr(processor, "tokenizer", processor)
+        print_self_test(self_test(rewards, pairs[:64], tokenizer))
+    model = load_model(recipe.model, device=device, for_training=True)
+    if not recipe.prompt.photo:
+        freeze_photo_parts(model)
+    rounds = -(-recipe.train.steps // recipe.rollout.updates)
+    asked = recipe.train.batch_size * recipe.rollout.updates // recipe.rollout.group
+    curriculum = recipe.pool.order != "random"
+    order = schedule(len(pairs), rounds, asked, recipe.seed, curriculum=curriculum)
+
+    def windows(step: int) -> np.ndarray:
+        return window(len(pairs), rounds, step // recipe.rollout.updates) if curriculum else np.arange(len(pairs))
+
+    return Setup(
+        recipe,
+        folder,
+        rubric,
+        fmt,
+        processor,
+        card,
+        args,
+        model,
+        Prompts(pairs, rubric, fmt, processor),
+        rewards,
+        PromptChoice(rates, samples, recipe.rollout.group, recipe.dynamic or DynamicSection()),
+        order,
+        windows,
+        Replay(recipe, folder, fmt, processor) if recipe.replay is not None else None,
+    )
+
+
+def rollout_arguments(recipe: RolloutRecipe, folder: RunFolder, *, bf16: bool, cpu: bool, **losses: Any) -> GRPOConfig:
+    """TRL's configuration. Nothing filters the sampling (top_p, top_k, penalties): the trainer's log-probabilities would not
+    know of it."""
+    rollout = recipe.rollout
+    vllm: dict[str, Any] = {}
+    if rollout.engine != "transformers":
+        vllm = {
+            "use_vllm": True,
+            "vllm_mode": rollout.engine.removeprefix("vllm_"),
+            "vllm_gpu_memory_utilization": rollout.gpu_memory,
+            "vllm_tensor_parallel_size": rollout.tensor_parallel,
+            "vllm_max_model_length": recipe.prompt.max_prompt_tokens + rollout.max_tokens,
+        }
+        if rollout.engine == "vllm_server":
+            vllm["vllm_server_base_url"] = rollout.server
+    args = training_arguments(
+        GRPOConfig,
+        recipe.train,
+        folder,
+        recipe.train.steps,
+        recipe.seed,
+        bf16=bf16,
+        cpu=cpu,
+        num_generations=rollout.group,
+        max_completion_length=rollout.max_tokens,
+        temperature=rollout.temperature,
+        top_p=1.0,
+        top_k=0,
+        shuffle_dataset=False,
+        chat_template_kwargs={"enable_thinking": False},
+        trust_remote_code=recipe.model.trust_remote_code,
+        **vllm,
+        **losses,
+    )
+    args.steps_per_generation = args.gradient_accumulation_steps * rollout.updates
+    args.generation_batch_size = args.per_device_train_batch_size * args.steps_per_generation * world_size()
+    return args
+
+
+def pool_pairs(
+    recipe: RolloutRecipe, folder: RunFolder, rubric: Rubric, fmt: PromptFormat, processor: Any
+) -> tuple[list[Pair], np.ndarray, int]:
+    """The pool's chosen pairs that can be shown, their pass rates [N] and the samples behind each rate."""
+    table = select(recipe.pool, recipe.seed)
+    pairs = list(chosen_pairs(table, recipe.data, folder))
+    if is_main_process():
+        describe(read_pool(recipe.pool.path), table)
+        with RejectedWriter(folder / "prompts.arrow", folder / "rejected.jsonl") as rejected:
+            good = usable(pairs, rubric, fmt, processor, rejected, recipe.pool.path)
+        if rejected.count:
+            say(f"{rejected.count:,} pairs are left out, each with its reason in {rejected.path}")
+    else:
+        good = usable(pairs, rubric, fmt, processor, None, recipe.pool.path)
+    rates = np.asarray(table["pass_rate"].to_pylist(), dtype=float)[good]
+    return [pairs[number] for number in good], np.nan_to_num(rates, nan=0.5), len(table["samples"][0])
+
+
+def prompt_rows(order: np.ndarray) -> datasets.Dataset:
+    """The rows that TRL's sampler walks over, in the schedule's order; the trainer makes prompts of them."""
+    rows = order.reshape(-1).tolist()
+    return datasets.Dataset.from_dict({"prompt": [""] * len(rows), "row": rows})
+
+
+def trainer_arguments(setup: Setup) -> dict[str, Any]:
+    """What both trainers are made with."""
+    return {
+        "recipe": setup.recipe,
+        "prompts": setup.prompts,
+        "rewards": setup.rewards,
+        "choice": setup.choice,
+        "windows": setup.windows,
+        "replay": setup.replay,
+        "score": scorer(setup) if setup.rewards.needs_probabilities else None,
+        "model": setup.model,
+        "args": setup.args,
+        "train_dataset": prompt_rows(setup.order),
+        "processing_class": setup.processor,
+        "peft_config": peft_config(setup.recipe, setup.model),
+    }
+
+
+def scorer(setup: Setup) -> Callable[[Any, list[list[dict]], list[Answer]], list[Answer]]:
+    """A function that gives answers their tier probabilities, read behind the reason that each of them wrote."""
+
+    def score(trainer: Any, messages: list[list[dict]], answers: list[Answer]) -> list[Answer]:
+        out = list(answers)
+        read = [place for place, answer in enumerate(answers) if not isinstance(answer.judgement, FormatFailure)]
+        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
+            engine = TransformersEngine(model, setup.processor, setup.rubric)
+            begun = [
+                with_verdict_prefix(messages[place], setup.rubric, setup.fmt, engine.verdict, answers[place].judgement.rationale)
+                for place in read
+            ]
+            model.eval()
+            scored = engine.score(begun)
+            model.train()
+        for place, row in zip(read, scored, strict=True):
+            out[place] = replace(out[place], probabilities=row.tolist())
+        return out
+
+    return score
+
+
+def run_trainer(setup: Setup, trainer: JudgeRollouts, title: str) -> None:
+    """Preflight, training under watch, and the best weights in <run>/model."""
+    from lore.train.sft import save_weights
+
+    recipe, folder = setup.recipe, setup.folder
+    check_same_prompt(setup.prompts, trainer._tokenize_prompts, range(min(8, len(setup.prompts))))
+    if recipe.watch.preflight_prompts and last_checkpoint(folder) is None:
+        preflight(setup, trainer)
+    probe = None
+    if recipe.watch.every:
+        probe = ProbeCallback(
+            recipe.watch,
+            folder,
+            probe_pairs(recipe, folder),
+            setup.rubric,
+            setup.fmt,
+            setup.processor,
+            recipe.seed,
+            title=title,
+            rewards=mean_rewards(setup.rewards),
+            max_tokens=recipe.rollout.max_tokens,
+            card=setup.card,
+        )
+        probe.trainer = trainer
+        trainer.add_callback(probe)
+    recorder = Recorder(folder, title, setup.card, recipe.train.keep_checkpoints, recorded=KEPT)
+    seconds = train(trainer, recorder, folder)
+    facts: dict[str, Any] = {"prompts": len(setup.prompts), "steps": trainer.state.global_step}
+    if probe is None:
+        save_weights(trainer, folder / "model")
+    else:
+        facts |= probe.finish(trainer)
+    if is_main_process():
+        load_processor(recipe.model).save_pretrained(folder / "model")
+        write_card(folder / "model", setup.card)
+        folder.finish({**facts, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
+
+
+def probe_pairs(recipe: RolloutRecipe, folder: RunFolder) -> list[Pair]:
+    """The fixed pairs of the watch: spread evenly over its file. Raises LoreError where there is none with a label."""
+    watch = recipe.watch
+    path = watch.path or materialise(recipe.data, folder)
+    pairs = [pair for pair in track(read_pairs(path, split=watch.split), "reading the probe") if pair.label is not None]
+    if not pairs:
+        raise LoreError(
+            f"watch: {path} holds no labelled pair of split {watch.split}, so nothing can be watched.\n"
+            "Give watch.path and watch.split of pairs that are not trained on, or watch.every: 0."
+        )
+    step = max(1, len(pairs) // watch.pairs)
+    return pairs[::step][: watch.pairs]
+
+
+def preflight(setup: Setup, trainer: JudgeRollouts) -> None:
+    """Rolls groups for a few prompts before step 0. Raises LoreError when all is cut or no group has spread."""
+    share = max(1, setup.recipe.watch.preflight_prompts // world_size())
+    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=cuda):
+        first = trainer.accelerator.process_index * share
+        rows = [int(row) for row in setup.order.reshape(-1)[np.arange(first, first + share) % setup.order.size]]
+        trainer.model.train()
+        groups: list[Group] = trainer._roll(rows, Tally())
+    everyone = gather_object([(group.answers, group.totals.tolist(), group.row) for group in groups])
+    answers, totals, asked = zip(*everyone, strict=True)
+    labels = [setup.prompts.pairs[row].label for row in asked]
+    main_process_checks(lambda: preflight_rollouts(answers, totals, labels))
+
+
+def mean_rewards(rewards: Rewards) -> Callable[[list[Pair], list[list[Answer]]], dict[str, float]]:
+    """Mean of each reward part, and of the total under `reward`, over the answers to pairs."""
+
+    def mean(pairs: list[Pair], groups: list[list[Answer]]) -> dict[str, float]:
+        answers = [answer for group in groups for answer in group]
+        asked = [pair for pair, group in zip(pairs, groups, strict=True) for _ in group]
+        parts = rewards.parts(answers, asked)
+        columns = {"reward": rewards.totals(parts), **dict(zip(rewards.names, parts.T, strict=True))}
+        return {name: float(np.nanmean(values)) for name, values in columns.items() if np.isfinite(values).any()}
+
+    return mean

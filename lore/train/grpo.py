@@ -1,0 +1,29 @@
+"""GRPO: the judge's own answers, rewarded against the rater's verdict and compared within groups, on TRL's GRPOTrainer.
+
+Beside the textbook method (arXiv 2402.03300): clip-higher and the token-level loss of DAPO, no KL by default, dynamic sampling,
+guided replay, an SFT term and clamped advantages, each a section or key of the recipe. Left out: rewards by another model and
+tools.
+
+    accelerate launch recipes/quickstart/grpo.yaml
+"""
+
+from lore.folder import RunFolder
+from lore.train.align import run_trainer, set_up, trainer_arguments
+from lore.train.align_config import GRPORecipe
+from lore.train.rollouts import JudgeRollouts
+
+
+def run(recipe: GRPORecipe, folder: RunFolder) -> None:
+    """Trains and leaves the best adapter (or model) by the watch, its processor and its card in <run>/model."""
+    loss = recipe.grpo
+    setup = set_up(
+        recipe,
+        folder,
+        loss_type=loss.loss,
+        scale_rewards=loss.scale,
+        epsilon=loss.clip_low,
+        epsilon_high=loss.clip_high,
+        beta=loss.kl,
+        mask_truncated_completions=loss.mask_truncated,
+    )
+    run_trainer(setup, JudgeRollouts(**trainer_arguments(setup)), "grpo")

@@ -1,0 +1,157 @@
+"""PPO: the same rollouts and rewards as GRPO, with a learned value in place of the group's mean.
+
+Advantages come from GAE(lambda) per token, the value loss is clipped, and the policy's loss is TRL's clipped surrogate over the
+tokens of a step. The value is a head on the judge itself, so there is no second model. Left out of the textbook method: a
+reward penalty per token for the KL divergence (ppo.kl is a term of the loss), several epochs over a rollout in shuffled
+minibatches (rollout.updates: each answer is learnt from once).
+
+    accelerate launch recipes/quickstart/ppo.yaml
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from lore.folder import RunFolder
+from lore.train.align import run_trainer, set_up, trainer_arguments
+from lore.train.align_config import PPORecipe
+from lore.train.rollouts import Group, JudgeRollouts
+from lore.train.value import HEAD, attach_value_head, gae, value_loss
+
+HEAD_FILE = "value_head.safetensors"
+# What of a batch goes into the forward pass that reads its values.
+PHOTO_FIELDS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+
+
+class JudgePPO(JudgeRollouts):
+    """JudgeRollouts whose advantages [answers, tokens] come from a learned value."""
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self.base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self._passes = attach_value_head(self.base)
+        self._values: torch.Tensor | None = None
+
+    @property
+    def head(self) -> torch.nn.Module:
+        return getattr(self.base, HEAD)
+
+    def create_optimizer(self, *arguments: Any) -> Any:
+        optimizer = super().create_optimizer(*arguments)
+        mine = {id(p) for p in self.head.parameters()}
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in mine]
+        optimizer.add_param_group({"params": list(self.head.parameters()), "lr": self.recipe.ppo.value_lr, "weight_decay": 0.0})
+        return optimizer
+
+    def finished(self, output: dict[str, Any], groups: list[Group]) -> dict[str, Any]:
+        """The batch with values, returns and token-wise advantages. The reward comes with an answer's last token."""
+        ppo = self.recipe.ppo
+        mask = output["completion_mask"] * output.get("tool_mask", 1)
+        totals = torch.tensor(np.concatenate([group.totals for group in groups]), dtype=torch.float32, device=mask.device)
+        judged = torch.isfinite(totals)
+        mask = mask * judged.unsqueeze(1)
+        with torch.no_grad():
+            self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
+                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+                output["completion_ids"].shape[1],
+                batch_size=self.args.per_device_train_batch_size,
+                **{name: output[name] for name in PHOTO_FIELDS if name in output},
+            )
+        values, self._values = self._values.detach(), None
+        last = mask.cumsum(dim=1).argmax(dim=1)
+        rewards = torch.zeros_like(values)
+        rewards[torch.arange(len(last)), last] = totals.nan_to_num()
+        advantages, returns = gae(rewards, values, mask, ppo.gamma, ppo.gae_lambda)
+        self._log_values(values, returns, mask)
+        if ppo.whiten:
+            advantages = self._whitened(advantages, mask)
+        if self.state.global_step < ppo.value_warmup:
+            advantages = torch.zeros_like(advantages)
+        return output | {"advantages": advantages, "old_values": values, "returns": returns, "value_mask": mask}
+
+    def _whitened(self, advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        sums = torch.stack([mask.sum(), (advantages * mask).sum(), (advantages**2 * mask).sum()]).double()
+        count, total, squares = self.accelerator.reduce(sums, reduction="sum").tolist()
+        mean = total / max(1.0, count)
+        deviation = max(0.0, squares / max(1.0, count) - mean**2) ** 0.5
+        return (advantages - mean) / (deviation + 1e-8) * mask
+
+    def _log_values(self, values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> None:
+        """Mean value, mean return, and the share of the returns' variance that the value explains."""
+        error = returns - values
+        parts = [mask, values, returns, returns**2, error, error**2]
+        sums = torch.stack([(part * mask).sum() for part in parts]).double()
+        count, value, total, squares, off, off_squares = self.accelerator.reduce(sums, reduction="sum").tolist()
+        count = max(1.0, count)
+        variance, left = squares / count - (total / count) ** 2, off_squares / count - (off / count) ** 2
+        log = self._metrics["train"]
+        log["value/mean"].append(value / count)
+        log["value/return"].append(total / count)
+        log["value/explained"].append(1 - left / variance if variance > 1e-12 else 0.0)
+
+    def _get_per_token_logps_and_entropies(self, model: Any, ids: Any, mask: Any, kept: int, **options: Any) -> tuple:
+        self._passes.clear()
+        found = super()._get_per_token_logps_and_entropies(model, ids, mask, kept, **options)
+        if model is self.model or model is self.model_wrapped:  # not the reference model, which has no head
+            self._values = torch.cat([values[:, -kept:] for values in self._passes])
+        self._passes.clear()
+        return found
+
+    def beside(self, inputs: dict[str, Any]) -> torch.Tensor | float:
+        """The value loss beside what GRPO has there."""
+        ppo = self.recipe.ppo
+        lost = value_loss(self._values, inputs["old_values"], inputs["returns"], inputs["value_mask"], ppo.value_clip)
+        self._metrics["train"]["value/loss"].append(self.accelerator.gather(lost.detach()).mean().item())
+        self._values = None
+        return super().beside(inputs) + ppo.value_coef * lost
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """The judge without the value head, which nobody asks after training."""
+        if not hasattr(self.model, "peft_config"):
+            state_dict = {name: value for name, value in (state_dict or self.model.state_dict()).items() if HEAD not in name}
+        super()._save(output_dir, state_dict)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.head.state_dict().items()}
+        # Weights that DeepSpeed has shared out are empty here; they lie in its own checkpoint.
+        if self.args.should_save and all(value.numel() for value in weights.values()):
+            save_file(weights, self._checkpoint_folder(trial) / HEAD_FILE)
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(checkpoint, model)
+        path = Path(checkpoint) / HEAD_FILE
+        if path.is_file():
+            self.head.load_state_dict(load_file(path, device=str(self.head.linear.weight.device)))
+
+
+def run(recipe: PPORecipe, folder: RunFolder) -> None:
+    """Trains and leaves the best adapter (or model) by the watch, its processor and its card in <run>/model."""
+    loss = recipe.ppo
+    setup = set_up(
+        recipe,
+        folder,
+        loss_type="dapo",
+        epsilon=loss.clip_low,
+        epsilon_high=loss.clip_high,
+        beta=loss.kl,
+        mask_truncated_completions=loss.mask_truncated,
+    )
+    run_trainer(setup, JudgePPO(**trainer_arguments(setup)), "ppo")

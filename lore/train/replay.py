@@ -1,0 +1,90 @@
+"""The pairs of an SFT loss beside the policy's: rendered as stage sft renders them, in an order fixed before step 0."""
+
+from itertools import islice
+from typing import Any
+
+import datasets
+import torch
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from lore.errors import LoreError
+from lore.folder import RunFolder, is_main_process, rank
+from lore.judgement import PromptFormat
+from lore.launch import world_size
+from lore.pairs import read_pairs
+from lore.progress import track
+from lore.rejected import RejectedWriter
+from lore.rubric import Rubric
+from lore.sources import materialise
+from lore.train.align_config import RolloutRecipe
+from lore.train.collate import PhotoCollator
+from lore.train.loop import micro_batch
+from lore.train.order import training_order
+from lore.train.rows import TEXT_SCHEMA, VISION_SCHEMA, rejection_of, sft_row, takes_photos, write_rows
+
+
+def write_replay(recipe: RolloutRecipe, folder: RunFolder, rubric: Rubric, fmt: PromptFormat, processor: Any) -> None:
+    """Renders as many pairs with reasoning as the run needs into <run>/data/replay.arrow, once, by the main process."""
+    path = folder / "data" / "replay.arrow"
+    if path.is_file() or not is_main_process():
+        return
+    source = recipe.replay.path or materialise(recipe.data, folder)
+    pairs = track(read_pairs(source, split=recipe.replay.split, limit=recipe.replay.limit), "rendering replay")
+    with RejectedWriter(path, folder / "rejected_replay.jsonl") as rejected:
+
+        def rows():
+            for number, pair in enumerate(pairs, 1):
+                if pair.label is None or (not pair.rationale and recipe.prompt.order != "answer_only"):
+                    continue
+                try:
+                    row = sft_row(pair, rubric, fmt, processor)
+                except LoreError as error:
+                    rejected.write(rejection_of(pair, error, str(source), number))
+                    continue
+                if row["length"] > recipe.train.max_tokens:
+                    raise LoreError(
+                        f"replay, pair {pair.pair_id}: prompt and answer take {row['length']} tokens, train.max_tokens is "
+                        f"{recipe.train.max_tokens}.\nA truncated row would lose its verdict: raise train.max_tokens."
+                    )
+                yield row
+
+        try:
+            needed = recipe.replay.rows * recipe.train.steps
+            write_rows(islice(rows(), needed), VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA, path)
+        except LoreError as error:
+            if "no training rows" not in str(error):
+                raise
+            raise LoreError(
+                f"replay: none of the pairs of {source} (split {recipe.replay.split}) has a label and reasoning, so nothing can "
+                "be replayed.\nGive replay.path: the pairs of a synthesize run, or leave the replay section out."
+            ) from error
+
+
+class Replay:
+    """Batches of this process, by the number of the forward pass since step 0."""
+
+    def __init__(self, recipe: RolloutRecipe, folder: RunFolder, fmt: PromptFormat, processor: Any):
+        self.rows = datasets.Dataset.from_file(str(folder / "data" / "replay.arrow"))
+        _, passes = micro_batch(recipe.train)
+        share = passes * world_size()
+        if recipe.replay.rows % share:
+            raise LoreError(
+                f"replay.rows is {recipe.replay.rows}, and a step has {passes} forward passes on {world_size()} processes, which "
+                f"cannot share them evenly.\nUse a multiple of {share}."
+            )
+        self.size, self.passes = recipe.replay.rows // share, passes
+        self.order = training_order(self.rows["length"][:], recipe.replay.rows, recipe.train.steps, recipe.seed)
+        if takes_photos(processor, fmt):
+            several = world_size() > 1
+            self.columns = ["prompt", "completion", "images"]
+            self.collate = PhotoCollator(processor, always_photo=several, max_photo_pixels=fmt.max_photo_pixels)
+        else:
+            tokenizer = getattr(processor, "tokenizer", processor)
+            self.columns, self.collate = ["input_ids", "labels"], DataCollatorForLanguageModeling(tokenizer.pad_token_id)
+        self.rows = self.rows.select_columns(self.columns)
+
+    def __call__(self, number: int) -> dict[str, torch.Tensor]:
+        """The padded batch of this process for the forward pass `number`, with its labels."""
+        first = (number * world_size() + rank()) * self.size
+        chosen = [self.rows[int(row)] for row in self.order[first : first + self.size]]
+        return {key: value for key, value in self.collate(chosen).items() if isinstance(value, torch.Tensor)}

@@ -1,0 +1,346 @@
+"""Groups of sampled answers, and which of them a step learns from.
+
+TRL's GRPOTrainer generates, scores and learns from one batch of groups. Between generating and learning this trainer puts what
+it has not: prompts that would teach nothing give way (dynamic sampling), groups that are all wrong are begun with the gold
+reasoning (guided replay), and an SFT loss on other pairs stands beside the policy's. Every process holds whole groups, so all of
+it is decided where the answers are; the processes only agree on how many groups a round has.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from trl import GRPOTrainer
+
+from lore.errors import LoreError
+from lore.folder import write_atomic
+from lore.train.align_config import DynamicSection, RolloutRecipe
+from lore.train.prompt_choice import PromptChoice
+from lore.train.prompts import Prompts
+from lore.train.rewards import Answer, Rewards
+
+HISTORY = "prompts.json"
+
+
+@dataclass
+class Group:
+    """The answers to one prompt. given: tokens at the start of each that were not sampled."""
+
+    row: int
+    prompt_ids: list[int]
+    images: list | None
+    completion_ids: list[list[int]]
+    logprobs: list[list[float]] | None
+    answers: list[Answer]
+    parts: np.ndarray  # [answers, parts], nan where a part cannot judge
+    totals: np.ndarray  # [answers]
+    right: np.ndarray  # bool [answers]
+    given: int = 0
+
+    @property
+    def spread(self) -> float:
+        return float(np.nanstd(self.totals)) if np.isfinite(self.totals).any() else 0.0
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(ids) - self.given for ids in self.completion_ids)
+
+
+@dataclass
+class Tally:
+    """Counts of one batch of rollouts on this process, summed over all for the metrics."""
+
+    tokens: int = 0
+    groups: int = 0
+    spread: int = 0
+    foreseen: int = 0
+    extra: int = 0
+    guided: int = 0
+    solved: int = 0
+    seen: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+class JudgeRollouts(GRPOTrainer):
+    """GRPOTrainer over the pool's prompts. The stage gives recipe, prompts, rewards, choice and replay; TRL's arguments follow.
+
+    windows: rows that may stand in for others at a step. score: tier probabilities of answers, where a reward needs them.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: RolloutRecipe,
+        prompts: Prompts,
+        rewards: Rewards,
+        choice: PromptChoice,
+        windows: Callable[[int], np.ndarray],
+        replay: Callable[[int], dict[str, torch.Tensor]] | None = None,
+        score: Callable[[Any, list[list[dict]], list[Answer]], list[Answer]] | None = None,
+        **arguments: Any,
+    ):
+        self.recipe, self.prompts, self.judged, self.choice, self.windows = recipe, prompts, rewards, choice, windows
+        self.replay, self.score = replay, score
+        self._kept: list[Group] | None = None
+        self._logps: torch.Tensor | None = None
+        super().__init__(reward_funcs=[total], **arguments)
+        local = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        if local % self.num_generations:
+            raise LoreError(
+                f"Each process samples {local} answers at a time, which groups of {self.num_generations} do not fill, so a group "
+                "would be spread over processes.\nUse a train.batch_size whose share of a process is a multiple of rollout.group."
+            )
+
+    # What a step learns from
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if not self.model.training:
+            return super()._generate_and_score_completions(inputs)
+        rows = [example["row"] for example in inputs][:: self.num_generations]
+        groups, tally = self.chosen_groups(rows)
+        self._kept = groups
+        self._note(groups, tally)
+        try:
+            shown = [{"prompt": self.prompts.messages(group.row)} for group in groups for _ in group.answers]
+            output = super()._generate_and_score_completions(shown)
+        finally:
+            self._kept = None
+        return self.finished(output, groups)
+
+    def finished(self, output: dict[str, Any], groups: list[Group]) -> dict[str, Any]:
+        """TRL's batch with what comes after its advantages."""
+        clamp = getattr(getattr(self.recipe, "grpo", None), "advantage_clamp", None)
+        if clamp is not None:
+            output["advantages"] = output["advantages"].clamp(-clamp, clamp)
+        return output
+
+    def chosen_groups(self, scheduled: list[int]) -> tuple[list[Group], Tally]:
+        """One group for each scheduled prompt, or for one that stands in for it."""
+        step, tally = self.state.global_step, Tally()
+        rng = np.random.default_rng([self.args.seed, 2, step, self.accelerator.process_index])
+        dynamic, guided = self.recipe.dynamic, self.recipe.guided
+        rows, among = list(scheduled), self.windows(step)
+        if dynamic and dynamic.foresee:
+            for place in np.flatnonzero(~self.choice.keep(np.asarray(rows), rng)):
+                rows[place] = self.choice.draw(1, among, rows, rng)[0]
+                tally.foreseen += 1
+        groups = self._roll(rows, tally)
+        if dynamic or guided:
+            self._second_round(groups, tally, among, rng)
+        least = (dynamic or DynamicSection()).min_spread
+        tally.spread = sum(group.spread > least for group in groups if not group.given)
+        return groups, tally
+
+    def _second_round(self, groups: list[Group], tally: Tally, among: np.ndarray, rng: np.random.Generator) -> None:
+        """Rolls once more, in one batch: groups that are all wrong behind the start of the gold reasoning, and other prompts
+        for groups without spread. A round takes as long as its longest answer, so there is only one."""
+        dynamic, guided = self.recipe.dynamic, self.recipe.guided
+        wrong, starts = self._all_wrong(groups, max(1, round(guided.share * len(groups)))) if guided else ([], [])
+        flat, fresh = [], 0
+        if dynamic:
+            flat = [place for place, group in enumerate(groups) if group.spread <= dynamic.min_spread and place not in wrong]
+            fresh = min(int(dynamic.extra * len(groups)), int(np.ceil(len(flat) / self.choice.hit_rate(among))))
+        # Every process rolls as many groups; those that one does not need are rolled for nothing.
+        begun, fresh = self._most(len(wrong)), self._most(fresh)
+        if not begun + fresh:
+            return
+        spare = begun - len(wrong)
+        rows = [groups[place].row for place in wrong] + [groups[0].row] * spare
+        drawn = self.choice.draw(fresh, among, {group.row for group in groups}, rng)
+        rolled = self._roll(rows + drawn, tally, [*starts, *[[]] * (spare + fresh)])
+        for place, group in zip(wrong, rolled[: len(wrong)], strict=True):
+            tally.guided += 1
+            tally.solved += bool(group.right.any())
+            groups[place] = group
+        tally.extra += fresh
+        good = [group for group in rolled[begun:] if group.spread > dynamic.min_spread] if dynamic else []
+        for place, group in zip(flat, good, strict=False):
+            groups[place] = group
+
+    def _all_wrong(self, groups: list[Group], most: int) -> tuple[list[int], list[list[int]]]:
+        """Places of at most `most` groups without a right answer whose pair has gold reasoning, and its beginnings."""
+        wrong, starts = [], []
+        for place, group in enumerate(groups):
+            start = self.prompts.reasoning_start(group.row, self.recipe.guided.reveal) if not group.right.any() else []
+            if start and len(wrong) < most:
+                wrong.append(place)
+                starts.append(start)
+        return wrong, starts
+
+    # Rolling
+
+    def _roll(self, rows: Sequence[int], tally: Tally, starts: Sequence[list[int]] | None = None) -> list[Group]:
+        """A group of answers to each row, in their order. starts: token ids that the answers begin with."""
+        size = self.num_generations
+        starts = starts or [[]] * len(rows)
+        messages = [self.prompts.messages(row) for row in rows for _ in range(size)]
+        begun = [start for start in starts for _ in range(size)]
+        prompt_ids, images, fields = self._tokenize_prompts(messages)
+        behind = [list(ids) + start for ids, start in zip(prompt_ids, begun, strict=True)]
+        fields = {key: longer(value, begun) for key, value in fields.items()}
+        sampled, logprobs = super()._generate_single_turn(behind, images, fields, size)
+        completions = [start + list(ids) for start, ids in zip(begun, sampled, strict=True)]
+        answers = [self._answer(ids) for ids in completions]
+        if self.judged.needs_probabilities and self.score is not None:
+            answers = self.score(self, messages, answers)
+        pairs = [self.prompts.pairs[row] for row in rows for _ in range(size)]
+        parts = self.judged.parts(answers, pairs)
+        totals, right = self.judged.totals(parts), self.judged.right(answers, pairs)
+        groups = []
+        for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            of = slice(number * size, (number + 1) * size)
+            known = None if logprobs is None else [[float("nan")] * len(start) + list(values) for values in logprobs[of]]
+            group = Group(
+                row,
+                list(prompt_ids[of.start]),
+                images[of.start] if images is not None else None,
+                completions[of],
+                known,
+                answers[of],
+                parts[of],
+                totals[of],
+                right[of],
+                len(start),
+            )
+            groups.append(group)
+            tally.tokens += group.tokens
+            tally.groups += 1
+            if not start:
+                tally.seen.append((int(row), int(group.right.sum()), size))
+        return groups
+
+    def _answer(self, ids: list[int]) -> Answer:
+        """The text as the engines decode it: without the token that ends the turn, and cut where there is none."""
+        end = next((place for place, token in enumerate(ids) if token in self.eos_token_ids), None)
+        text = self._tokenizer.decode(
+            ids if end is None else ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return self.judged.read(text, len(ids), truncated=end is None)
+
+    def _most(self, count: int) -> int:
+        """The largest count of all processes: their rounds have to be alike, since they generate together."""
+        return int(self.accelerator.gather(torch.tensor([count], device=self.accelerator.device)).max().item())
+
+    # What TRL asks while it makes the batch: the groups that were kept, in its own forms
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list, list | None, dict]:
+        ids, images, fields = super()._tokenize_prompts(prompts)
+        # Processors take a prompt without a photo as an empty list, not as none.
+        return ids, None if images is None else [shown or [] for shown in images], fields
+
+    def _generate_single_turn(self, prompt_ids: list, images: Any, fields: dict, count: int, **options: Any) -> tuple:
+        if self._kept is None:
+            return super()._generate_single_turn(prompt_ids, images, fields, count, **options)
+        completions = [ids for group in self._kept for ids in group.completion_ids]
+        if self._kept[0].logprobs is None:
+            return completions, None
+        return completions, [values for group in self._kept for values in group.logprobs]
+
+    def _generate(self, prompts: list) -> tuple:
+        ids, completions, _, *rest = super()._generate(prompts)
+        if not self.recipe.guided or self._kept is None:
+            return ids, completions, None, *rest
+        given = [group.given for group in self._kept for _ in group.answers]
+        sampled = [[0] * start + [1] * (len(tokens) - start) for start, tokens in zip(given, completions, strict=True)]
+        return ids, completions, sampled, *rest
+
+    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> torch.Tensor:
+        if self._kept is None:
+            return super()._calculate_rewards(inputs, prompts, completions, ids)
+        totals = np.concatenate([group.totals for group in self._kept])
+        column = torch.tensor(totals, dtype=torch.float32, device=self.accelerator.device).unsqueeze(1)
+        return self.accelerator.gather(column)
+
+    # Loss
+
+    def _get_per_token_logps_and_entropies(self, *arguments: Any, **options: Any) -> tuple:
+        found = super()._get_per_token_logps_and_entropies(*arguments, **options)
+        self._logps = found[0]
+        return found
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        loss = super()._compute_loss(model, inputs)
+        beside = self.beside(inputs)
+        self._logps = None
+        if self.replay is not None:
+            replayed = self._replay_loss(model)
+            self._metrics["train"]["sft_loss"].append(self.accelerator.gather(replayed.detach()).mean().item())
+            beside = beside + self.recipe.replay.weight * replayed
+        return loss + beside / self.current_gradient_accumulation_steps
+
+    def beside(self, inputs: dict[str, Any]) -> torch.Tensor | float:
+        """What stands beside the policy's loss of a pass and needs its log-probabilities."""
+        guided = self.recipe.guided
+        if not guided or not guided.teach:
+            return 0.0
+        given = inputs["completion_mask"] * (1 - inputs["tool_mask"])
+        return -guided.teach * (self._logps * given).sum() / given.sum().clamp(min=1)
+
+    def _replay_loss(self, model: Any) -> torch.Tensor:
+        """Mean token loss of this pass's share of the replayed pairs."""
+        passes = self.args.gradient_accumulation_steps
+        batch = self.replay(self.state.global_step * passes + self._step % passes)
+        batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
+        with self.accelerator.autocast():
+            logps = model(**batch, fused_lm_head=True).log_probs
+        return -logps.sum() / (batch["labels"][:, 1:] != -100).sum().clamp(min=1)
+
+    # Bookkeeping
+
+    def _note(self, groups: list[Group], tally: Tally) -> None:
+        """Metrics of the batch over all processes, and what its groups tell about their prompts."""
+        for row, right, asked in gather_object(tally.seen):
+            self.choice.observe(row, right, asked)
+        parts = np.concatenate([group.parts for group in groups])
+        right = np.concatenate([group.right for group in groups if not group.given] or [np.zeros(0, bool)])
+        cut = sum(answer.truncated for group in groups for answer in group.answers)
+        local = {"parts": parts, "right": right, "tally": tally, "groups": len(groups), "cut": cut}
+        everyone = gather_object([local])
+        log = self._metrics["train"]
+        judged = np.concatenate([one["parts"] for one in everyone])
+        for name, values in zip(self.judged.names, judged.T, strict=True):
+            if np.isfinite(values).any():
+                log[f"rewards/{name}/mean"].append(float(np.nanmean(values)))
+        sums = {name: sum(getattr(one["tally"], name) for one in everyone) for name in Tally.__dataclass_fields__ if name != "seen"}
+        groups_in_all = sum(one["groups"] for one in everyone)
+        log["rollout/right"].append(float(np.concatenate([one["right"] for one in everyone]).mean()))
+        log["rollout/tokens"].append(sums["tokens"])
+        log["rollout/groups_with_spread"].append(sums["spread"])
+        log["rollout/share_with_spread"].append(sums["spread"] / groups_in_all)
+        log["rollout/spread_per_1000_tokens"].append(1000 * sums["spread"] / max(1, sums["tokens"]))
+        log["rollout/truncated"].append(sum(one["cut"] for one in everyone) / max(1, len(judged)))
+        if self.recipe.dynamic:
+            log["dynamic/foreseen"].append(sums["foreseen"])
+            log["dynamic/extra_groups"].append(sums["extra"])
+        if self.recipe.guided:
+            log["guided/groups"].append(sums["guided"])
+            log["guided/solved"].append(sums["solved"])
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            write_atomic(self._checkpoint_folder(trial) / HISTORY, json.dumps(self.choice.seen.tolist()))
+
+    def _checkpoint_folder(self, trial: Any) -> Path:
+        return Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.choice.seen = np.asarray(json.loads((Path(checkpoint) / HISTORY).read_text(encoding="utf-8")))
+
+
+def total(completions: list, **_: Any) -> list[float]:
+    """TRL wants a reward function; the groups come with theirs."""
+    raise LoreError("rewards are computed with the rollouts; TRL must not ask for them.")
+
+
+def longer(value: Any, begun: list[list[int]]) -> Any:
+    """A per-token field of the prompts (lists), with zeros for the tokens that the answers begin with."""
+    if isinstance(value, list) and value and isinstance(value[0], list) and any(begun):
+        return [list(row) + [0] * len(start) for row, start in zip(value, begun, strict=True)]
+    return value

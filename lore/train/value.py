@@ -1,0 +1,76 @@
+"""PPO's value side: a head on the judge's last hidden state, generalised advantage estimation, and the clipped value loss."""
+
+from typing import Any
+
+import torch
+
+HEAD = "value_head"
+
+
+class ValueHead(torch.nn.Module):
+    """One linear layer from a hidden state to the reward that is still to come; zero at the start."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.linear = torch.nn.Linear(hidden, 1)
+        torch.nn.init.zeros_(self.linear.weight)
+        torch.nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1).float()
+
+
+def attach_value_head(base: Any) -> list[torch.Tensor]:
+    """Puts a value head on a model that TRL has given its fused output layer. Each fused forward pass adds its values
+    [rows, tokens - 1] to the returned list: at t what follows token t is worth.
+
+    They are computed inside the model's forward, where a wrapper for data parallel training can see them.
+    """
+    head = ValueHead(base.config.get_text_config().hidden_size).to(next(base.parameters()).device)
+    setattr(base, HEAD, head)
+    values: list[torch.Tensor] = []
+    hidden: list[torch.Tensor] = []
+
+    def keep(module: Any, arguments: Any, output: Any) -> None:
+        hidden[:] = [output.last_hidden_state]
+
+    def add(module: Any, arguments: Any, options: dict[str, Any], output: Any) -> Any:
+        if options.get("fused_lm_head"):
+            # As part of the output: data parallel training looks there for the parameters that a pass has used.
+            output["state_values"] = head(hidden[0][:, :-1])
+            values.append(output["state_values"])
+        hidden.clear()
+        return output
+
+    base.base_model.register_forward_hook(keep)
+    base.register_forward_hook(add, with_kwargs=True)
+    return values
+
+
+def gae(
+    rewards_BT: torch.Tensor, values_BT: torch.Tensor, mask_BT: torch.Tensor, gamma: float, gae_lambda: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(advantages, returns) [B, T] by generalised advantage estimation (arXiv 1506.02438, equation 16); 0 where mask is 0.
+
+    The mask of a row is one stretch of ones; nothing is worth anything behind it.
+    """
+    mask = mask_BT.to(values_BT.dtype)
+    values = values_BT * mask
+    advantages = torch.zeros_like(values)
+    ahead = torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        following = values[:, t + 1] if t + 1 < values.shape[1] else torch.zeros_like(ahead)
+        surprise = rewards_BT[:, t] + gamma * following - values[:, t]
+        ahead = (surprise + gamma * gae_lambda * ahead) * mask[:, t]
+        advantages[:, t] = ahead
+    return advantages, advantages + values
+
+
+def value_loss(
+    values_BT: torch.Tensor, old_BT: torch.Tensor, returns_BT: torch.Tensor, mask_BT: torch.Tensor, clip: float
+) -> torch.Tensor:
+    """Half the mean squared error over the mask; a value that has moved more than `clip` from its old estimate, towards the
+    return, pulls no further (arXiv 1707.06347 with the value clipping of its reference code)."""
+    near = old_BT + (values_BT - old_BT).clamp(-clip, clip)
+    error = torch.maximum((values_BT - returns_BT) ** 2, (near - returns_BT) ** 2)
+    return 0.5 * (error * mask_BT).sum() / mask_BT.sum().clamp(min=1)
