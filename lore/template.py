@@ -19,8 +19,7 @@ def template_text(processor: Any, messages: list[Message]) -> str:
     """
     import jinja2
 
-    switch = {"enable_thinking": False} if "enable_thinking" in _template(processor) else {}
-    options = {"add_generation_prompt": True, **switch}
+    options = {"add_generation_prompt": True, **template_options(processor)}
     system = messages[0]["role"] == "system" and len(messages) > 1
     try:
         text = _apply(processor, messages, **options)
@@ -37,6 +36,11 @@ def template_text(processor: Any, messages: list[Message]) -> str:
             "The model would be asked about nothing: use the checkpoint's own template, or one that writes text as it is."
         )
     return text
+
+
+def template_options(processor: Any) -> dict[str, Any]:
+    """What a template is told beside the messages, where it knows of it."""
+    return {"enable_thinking": False} if "enable_thinking" in _template(processor) else {}
 
 
 def folds_system(processor: Any) -> bool:

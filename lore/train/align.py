@@ -25,6 +25,7 @@ from lore.progress import track
 from lore.rejected import RejectedWriter
 from lore.rubric import Rubric, load_rubric
 from lore.sources import materialise
+from lore.template import template_options
 from lore.train.align_config import DynamicSection, RolloutRecipe
 from lore.train.loop import RECORDED, Recorder, last_checkpoint, train, training_arguments
 from lore.train.lora import freeze_photo_parts, peft_config
@@ -89,7 +90,7 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, **losses: Any) -> Setup:
     card = judge_card(recipe, renderer, rubric.hash, template_fingerprint(processor))
     device = default_device()
     bf16 = resolve_dtype(recipe.model.dtype, device) == torch.bfloat16
-    args = rollout_arguments(recipe, folder, bf16=bf16, cpu=device == "cpu", **losses)
+    args = rollout_arguments(recipe, folder, processor, bf16=bf16, cpu=device == "cpu", **losses)
     if is_main_process():
         folder.note(rubric_hash=rubric.hash, renderer_hash=renderer, template=template_fingerprint(processor))
     with args.main_process_first(local=False, desc="prompts"):
@@ -129,7 +130,9 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, **losses: Any) -> Setup:
     )
 
 
-def rollout_arguments(recipe: RolloutRecipe, folder: RunFolder, *, bf16: bool, cpu: bool, **losses: Any) -> GRPOConfig:
+def rollout_arguments(
+    recipe: RolloutRecipe, folder: RunFolder, processor: Any, *, bf16: bool, cpu: bool, **losses: Any
+) -> GRPOConfig:
     """TRL's configuration. Nothing filters the sampling (top_p, top_k, penalties): the trainer's log-probabilities would not
     know of it."""
     rollout = recipe.rollout
@@ -158,7 +161,7 @@ def rollout_arguments(recipe: RolloutRecipe, folder: RunFolder, *, bf16: bool, c
         top_p=1.0,
         top_k=0,
         shuffle_dataset=False,
-        chat_template_kwargs={"enable_thinking": False},
+        chat_template_kwargs=template_options(processor),
         trust_remote_code=recipe.model.trust_remote_code,
         **vllm,
         **losses,
