@@ -181,7 +181,7 @@ class RolloutRecipe(BaseRecipe):
         return {
             "prompts per step": prompts,
             "answers per step": self.train.batch_size,
-            "prompts in all": prompts * (self.train.steps or 0) // self.rollout.updates,
+            "prompts in all": prompts * (self.train.steps or 0),
             "most tokens a step": self.train.batch_size * (self.prompt.max_prompt_tokens + self.rollout.max_tokens),
         }
 
