@@ -1,0 +1,150 @@
+"""What alignment is worth: SFT, GRPO, PPO, DPO and KTO over several seeds on the shop's sealed test seeds, and GRPO without each
+of its additions.
+
+    python benchmarks/align.py                        seeds 0, 1 and 2, one after the other
+    python benchmarks/align.py --jobs 2               two seeds at a time (set OMP_NUM_THREADS=1)
+    python benchmarks/align.py --only grpo dpo        some of the arms
+
+Every seed has its own SFT judge, pool and order of prompts; shop and base model are the quickstart's. Runs lie under
+<runs>/align/<seed>, so a killed program goes on. Then: lore leaderboard <runs>/align/*/eval
+
+The tables: mean over the seeds, 95 % intervals by a bootstrap over the test's queries (each query's pairs and all seeds
+together), and the difference to the SFT start in points, paired. Every seed's own value stands beside.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+ARMS = ("grpo", "ppo", "dpo", "kto", "plain", "no_dynamic", "no_replay", "no_guided")
+START = "sft"
+RESAMPLES = 2000
+
+
+def lore(recipe: Path, runs: Path) -> None:
+    subprocess.run([sys.executable, "-m", "lore", "run", str(recipe)], env={**os.environ, "LORE_RUNS": str(runs)}, check=True)
+
+
+def seed_recipes(seed: int, root: Path, arms: list[str]) -> Path:
+    """The recipes of one seed: their runs under align/<seed>, and only the arms asked for in the evaluation."""
+    folder = root / str(seed) / "recipes"
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in RECIPES.glob("align/*.yaml"):
+        text = source.read_text(encoding="utf-8").replace("align/", f"align/{seed}/").replace(
+            "../quickstart/", f"{RECIPES}/quickstart/"
+        ).replace("../ablation/", f"{RECIPES}/ablation/"
+        )
+        text = re.sub(r"^stage: ", f"seed: {seed}\nstage: ", text, count=1, flags=re.MULTILINE)
+        if source.name == "eval.yaml":
+            dropped = [arm for arm in ARMS if arm not in arms]
+            text = "".join(line for line in text.splitlines(True) if line.strip().partition(":")[0].replace(" ", "_") not in dropped)
+            text = re.sub(r"^needs: .*$", f"needs: [{', '.join(f'{arm}.yaml' for arm in arms)}]", text, flags=re.MULTILINE)
+        (folder / source.name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def judged(run: Path) -> dict[str, dict[str, np.ndarray]]:
+    """For each judge: right [pairs], failed [pairs], pass@k of its samples by k, label and verdict, in one order of pairs."""
+    from math import comb
+
+    table = pq.read_table(run / "predictions.parquet").to_pylist()
+    found: dict[str, dict[str, list]] = {}
+    for row in sorted(table, key=lambda row: row["pair_id"]):
+        one = found.setdefault(row["judge"], {"right": [], "failed": [], "query": [], "label": [], "tier": [], "id": []})
+        one["right"].append(row["tier"] == row["label"])
+        one["failed"].append(row["tier"] is None)
+        for key in ("query", "label", "tier"):
+            one[key].append(row[key])
+        one["id"].append(row["pair_id"])
+    for judge, one in found.items():
+        files = sorted((run / "verdicts" / judge / "samples").glob("*.parquet"))
+        drawn = {row["pair_id"]: row["tiers"] for file in files for row in pq.read_table(file).to_pylist()}
+        if not drawn:
+            continue
+        counts = [(len(drawn[i]), sum(tier == label for tier in drawn[i])) for i, label in zip(one["id"], one["label"], strict=True)]
+        one["pass@1"] = [right / n for n, right in counts]
+        one["pass@8"] = [1 - comb(n - right, 8) / comb(n, 8) for n, right in counts]
+        one["sampled failures"] = [sum(tier is None for tier in drawn[i]) / len(drawn[i]) for i in one["id"]]
+    return {judge: {key: np.asarray(value) for key, value in one.items()} for judge, one in found.items()}
+
+
+def macro_f1(label: np.ndarray, tier: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[draws] Macro-F1 over the labels' tiers; weights [draws, pairs]."""
+    scores = []
+    for name in np.unique(label):
+        hit, said, gold = (tier == name) & (label == name), tier == name, label == name
+        scores.append(2 * weights @ hit / np.maximum(weights @ said + weights @ gold, 1e-12))
+    return np.mean(scores, axis=0)
+
+
+def tables(runs: list[Path]) -> str:
+    """The markdown table over the seeds."""
+    seeds = [judged(run) for run in runs]
+    ece = [{name: one["metrics"]["ece_calibrated"]["value"] for name, one in metrics(run).items()} for run in runs]
+    first = seeds[0][START]
+    groups = np.unique(first["query"], return_inverse=True)[1]
+    count = groups.max() + 1
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)[:, groups].astype(float)
+    weights = np.concatenate([np.ones((1, len(groups))), drawn])
+    lines = ["| judge | pass@1 | points to SFT | pass@8 | points to SFT | Acc@4 | points to SFT | Macro-F1 | no verdict | ECE after T | pass@1 by seed |"]
+    lines.append("|---" * 11 + "|")
+    start = {key: mean(seeds, START, key, weights) for key in ("pass@1", "pass@8", "right")}
+    names = [name for name in seeds[0] if all(name in one and "pass@1" in one[name] for one in seeds)]
+    for name in names:
+        cells = [name]
+        for key in ("pass@1", "pass@8", "right"):
+            value = mean(seeds, name, key, weights)
+            cells += [shown(value, 1), "" if name == START else shown(100 * (value - start[key]), 2)]
+        f1 = np.mean([macro_f1(one[name]["label"], one[name]["tier"], weights) for one in seeds], axis=0)
+        failed = mean(seeds, name, "failed", weights)
+        cells += [shown(f1, 1), f"{failed[0]:.2%}", f"{np.mean([one[name] for one in ece]):.3f}"]
+        cells.append(" ".join(f"{one[name]['pass@1'].mean():.3f}" for one in seeds))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def metrics(run: Path) -> dict:
+    import json
+
+    return json.loads((run / "metrics.json").read_text(encoding="utf-8"))["judges"]
+
+
+def mean(seeds: list[dict], judge: str, key: str, weights: np.ndarray) -> np.ndarray:
+    """[1 + draws] mean over pairs and seeds; the first is the value itself."""
+    values = np.mean([one[judge][key] for one in seeds], axis=0)
+    return weights @ values / weights.sum(axis=1)
+
+
+def shown(values: np.ndarray, kind: int) -> str:
+    low, high = np.percentile(values[1:], [2.5, 97.5])
+    return f"{values[0]:.3f} [{low:.3f}, {high:.3f}]" if kind == 1 else f"{values[0]:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time")
+    parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS))
+    options = parser.parse_args()
+    runs = Path(os.environ.get("LORE_RUNS") or "runs")
+    lore(RECIPES / "quickstart/synthesize.yaml", runs)
+    lore(RECIPES / "quickstart/base.yaml", runs)
+
+    def one(seed: int) -> Path:
+        lore(seed_recipes(seed, runs / "align", options.only) / "eval.yaml", runs)
+        return runs / "align" / str(seed) / "eval"
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        print(tables(list(pool.map(one, options.seeds))))
+
+
+if __name__ == "__main__":
+    main()
