@@ -128,15 +128,15 @@ class ProbeCallback(TrainerCallback):
         if is_main_process():
             groups = [one.answers for one in probed]
             parts = self.rewards(self.pairs, groups) if self.rewards else None
-            training = training_facts(self.logged)
-            self.watch.add(state.global_step, probe_metrics(probed, self.rubric, entropy, parts), training)
-            line = self.watch.history[-1]
+            metrics = probe_metrics(probed, self.rubric, entropy, parts)
+            line = self.watch.weigh(state.global_step, metrics, training_facts(self.logged))
         line = _from_main(line)
         if not is_main_process():
             self.watch.history.append(line)
         self.logged = []
         if self.watch.best_step == state.global_step:
             self._keep(state.global_step)
+        self.folder.record(line)  # after the weights: a run that is killed between the two watches this step again
         if is_main_process():
             self._show(probed)
         if self.watch.stopped:

@@ -165,13 +165,18 @@ class Watch:
 
         metrics: of `probe_metrics`; training: of `training_facts` over what was logged since the last watch.
         """
+        line = self.weigh(step, metrics, training)
+        self.folder.record(line)
+        return line.get("stopped")
+
+    def weigh(self, step: int, metrics: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+        """`add` without a record: returns the line for metrics.jsonl, which is written once the best weights are."""
         line = {"step": step, "probe": metrics, "training": training}
         self.history.append(line)
         reason = self._collapse()
         if reason is not None:
             line["stopped"] = reason
-        self.folder.record(line)
-        return reason
+        return line
 
     def _collapse(self) -> str | None:
         probe = self.history[-1]["probe"]
