@@ -18,6 +18,8 @@ STAGES = {
     "base": ("lore.train.config:BaseModelRecipe", "lore.train.base:run"),
     "sft": ("lore.train.config:SFTRecipe", "lore.train.sft:run"),
     "pool": ("lore.train.pool_config:PoolRecipe", "lore.train.pool:run"),
+    "dpo": ("lore.train.preference_config:DPORecipe", "lore.train.preference:run"),
+    "kto": ("lore.train.preference_config:KTORecipe", "lore.train.preference:run"),
     "rair": ("lore.eval.config:RairRecipe", "lore.eval.rair:run"),
 }
 
