@@ -20,6 +20,8 @@ STAGES = {
     "pool": ("lore.train.pool_config:PoolRecipe", "lore.train.pool:run"),
     "grpo": ("lore.train.align_config:GRPORecipe", "lore.train.grpo:run"),
     "ppo": ("lore.train.align_config:PPORecipe", "lore.train.ppo:run"),
+    "dpo": ("lore.train.preference_config:DPORecipe", "lore.train.preference:run"),
+    "kto": ("lore.train.preference_config:KTORecipe", "lore.train.preference:run"),
     "rair": ("lore.eval.config:RairRecipe", "lore.eval.rair:run"),
 }
 

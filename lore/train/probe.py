@@ -29,9 +29,10 @@ from lore.pairs import Pair
 from lore.rubric import Rubric
 from lore.train.loop import COMPLETE
 from lore.train.probe_engine import PolicyEngine, policy
+from lore.train.rewards import Answer
 from lore.train.training_report import ANSWERS, write_training_report
 from lore.train.training_report_lines import print_watch
-from lore.train.watch import Answer, Probed, Watch, label_shares, probe_metrics, training_facts
+from lore.train.watch import Probed, Watch, label_shares, probe_metrics, training_facts
 from lore.train.watch_config import WatchSection
 
 BATCH_TOKENS = 16384  # padded tokens of one generate call

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lore.errors import LoreError
 from lore.folder import RunFolder
-from lore.judgement import FormatFailure, Judgement
+from lore.judgement import Judgement
 from lore.rubric import Rubric
 from lore.train.watch_config import WatchSection
 
@@ -35,17 +35,6 @@ RECORDED = ("reward", "rewards", "frac_reward_zero_std", "sampling", "kl", "comp
 """Logged values, by name or by the part before the first `/`, that metrics.jsonl has to hold beside the losses: a resumed
 run takes those before its first watch from there."""
 ROUNDING = 1e-9
-
-
-@dataclass
-class Answer:
-    """A sampled answer as read. tokens: decoded, the end of turn included; truncated: it never came to that end."""
-
-    text: str
-    tokens: int
-    truncated: bool
-    judgement: Judgement | FormatFailure
-    probabilities: list[float] | None = None
 
 
 @dataclass

@@ -1,0 +1,255 @@
+"""Stages dpo and kto: a judge learns which of two answers is better (DPO), or that an answer is good or bad (KTO), on TRL's
+trainers. The start is the reference, so every reward is 0 at step 0; this is checked.
+
+Left out of TRL's own scripts: their tokenisation (prompt and answer are tokenised as in fine-tuning), truncation, their random
+order, and the copy of the reference in checkpoints, with which transformers would resume from the reference instead.
+
+    lore run recipes/quickstart/dpo.yaml
+    accelerate launch --config_file launch/accelerate/ddp.yaml recipes/dpo.yaml
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.compute as pc
+import torch
+from transformers import TrainerCallback, set_seed
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+
+from lore.card import check_card, check_template, judge_card, write_card
+from lore.engines.loading import default_device, load_model, load_processor, resolve_dtype
+from lore.errors import LoreError
+from lore.fingerprints import template_fingerprint
+from lore.folder import RunFolder, is_main_process, say
+from lore.judgement import PromptFormat, renderer_hash
+from lore.launch import world_size
+from lore.pairs import Pair, fingerprint, read_pairs
+from lore.progress import track
+from lore.rejected import RejectedWriter, Rejection
+from lore.rubric import load_rubric
+from lore.sources import materialise
+from lore.train.loop import Recorder, set_steps, total_steps, train, training_arguments
+from lore.train.lora import freeze_photo_parts, peft_config
+from lore.train.order import training_order
+from lore.train.preference_batch import collator, kto_weights
+from lore.train.preference_config import DPORecipe, PreferenceRecipe
+from lore.train.preference_report import preflight
+from lore.train.preference_rows import FIELDS, Preference, Renderer, from_pool, from_table, preference_schema
+from lore.train.rows import rejection_of, takes_photos, write_rows
+from lore.train.select import chosen_pairs, describe, read_pool, select
+from lore.train.sft import save_weights
+
+RECORDED = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy", "rewards", "logps", "kl")
+REFERENCE = "ref"  # TRL's name for the frozen copy of the adapter
+START_NATS = 1.0  # log-probability by which an answer may differ between start and reference, from rounding alone
+
+
+class _DPO(DPOTrainer):
+    """DPOTrainer on rows that are tokenised already."""
+
+    def _prepare_dataset(self, dataset, *arguments):
+        return dataset
+
+
+class _KTO(KTOTrainer):
+    """KTOTrainer on rows that are tokenised already; answers are paired with other prompts in the collator."""
+
+    def _prepare_dataset(self, dataset, *arguments):
+        return dataset
+
+
+def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
+    """Trains and leaves the adapter (or the whole model), the processor and the judge's card in <run>/model."""
+    set_seed(recipe.seed)
+    rubric = load_rubric(recipe.data.rubric)
+    fmt = PromptFormat(**recipe.prompt.model_dump())
+    renderer = renderer_hash(rubric, fmt)
+    check_card(recipe.model, renderer, "model")
+    processor = load_processor(recipe.model)
+    check_template(recipe.model, processor, "model")
+    photos = takes_photos(processor, fmt)
+    card = judge_card(recipe, renderer, rubric.hash, template_fingerprint(processor))
+    device = default_device()
+    bf16 = resolve_dtype(recipe.model.dtype, device) == torch.bfloat16
+    # Before the model: DeepSpeed's stage 3 has to know that weights are shared out while they are loaded.
+    args = arguments(recipe, folder, bf16=bf16, cpu=device == "cpu")
+    with args.main_process_first(local=False, desc="preferences"):
+        rows = load_rows(recipe, folder, rubric, fmt, processor)
+    if recipe.stage == "kto":
+        args.desirable_weight, args.undesirable_weight = kto_weights(recipe, rows["label"][:])
+    steps = total_steps(recipe.train, len(rows))
+    set_steps(args, recipe.train, steps)
+    model = load_model(recipe.model, device=device, for_training=True)
+    if not recipe.prompt.photo:
+        freeze_photo_parts(model)
+    lora = peft_config(recipe, model)
+    in_full = lora is None and recipe.model.adapter is None
+    shuffle = recipe.preferences.pool is None or recipe.preferences.pool.order == "random"
+    order = training_order(rows["length"][:], recipe.train.batch_size, steps, recipe.seed, shuffle=shuffle)
+    names = FIELDS[recipe.stage]
+    columns = ["prompt", *names, "images"] if photos else ["prompt_ids", *(f"{name}_ids" for name in names)]
+    trainer = (_DPO if recipe.stage == "dpo" else _KTO)(
+        model=model,
+        ref_model=load_model(recipe.model, device=device, for_training=True) if in_full else None,
+        args=args,
+        train_dataset=rows.select_columns([*columns, "pair_id", *(["label"] if recipe.stage == "kto" else [])]).select(order),
+        processing_class=processor if photos else getattr(processor, "tokenizer", processor),
+        data_collator=collator(recipe, processor, photos),
+        peft_config=lora,
+        callbacks=callbacks(recipe),
+    )
+    check_mixed_photos(trainer, rows)
+    if is_main_process():
+        preflight(recipe, rows, trainer, processor, steps)
+    seconds = train(trainer, Recorder(folder, recipe.stage, card, recipe.train.keep_checkpoints, RECORDED), folder)
+    save_weights(trainer, folder / "model")
+    if is_main_process():
+        shutil.rmtree(folder / "model" / REFERENCE, ignore_errors=True)
+        load_processor(recipe.model).save_pretrained(folder / "model")
+        write_card(folder / "model", card)
+        left_out = folder / "rejected.jsonl"
+        rejected = len(left_out.read_bytes().splitlines()) if left_out.is_file() else 0
+        last = folder.metrics()[-1]
+        summary = {"preferences": len(rows), "rejected": rejected, "steps": steps, "loss": last["loss"]}
+        folder.finish(
+            {**summary, "margin": last.get("rewards/margins"), "train_seconds": round(seconds, 2), "model": str(folder / "model")}
+        )
+
+
+def callbacks(recipe: PreferenceRecipe) -> list[TrainerCallback]:
+    """What looks on while it trains, beside the Recorder, which comes last: all that a checkpoint holds is there by then."""
+    return [StartIsReference(recipe.beta), ReferenceStaysOut()]
+
+
+def arguments(recipe: PreferenceRecipe, folder: RunFolder, *, bf16: bool, cpu: bool) -> DPOConfig | KTOConfig:
+    """TRL's configuration for the stage, with one step for now."""
+    common = {"beta": recipe.beta, "max_length": None, "pad_to_multiple_of": None}
+    if isinstance(recipe, DPORecipe):
+        losses = {"loss_type": list(recipe.loss), "loss_weights": list(recipe.loss.values())}
+        more, config = common | losses | {"label_smoothing": recipe.label_smoothing}, DPOConfig
+    else:
+        more, config = common | {"loss_type": recipe.loss}, KTOConfig
+    args = training_arguments(config, recipe.train, folder, 1, recipe.seed, bf16=bf16, cpu=cpu, **more)
+    if recipe.stage == "kto" and recipe.loss == "kto" and args.per_device_train_batch_size < 2:
+        raise LoreError(
+            f"One process would see {args.per_device_train_batch_size} answer at a time (train.batch_size "
+            f"{recipe.train.batch_size}, {world_size()} processes), and KTO estimates the divergence by pairing the prompts of "
+            "a pass with each other's answers.\nRaise train.batch_size or train.micro_batch_size, or set loss: apo_zero_unpaired."
+        )
+    return args
+
+
+def load_rows(recipe: PreferenceRecipe, folder: RunFolder, rubric: Any, fmt: PromptFormat, processor: Any) -> datasets.Dataset:
+    """The preferences, rendered once by the main process and mapped into memory by all."""
+    path = folder / "data" / "rows.arrow"
+    if is_main_process():
+        pairs = materialise(recipe.data, folder)
+        hashes = {"rubric_hash": rubric.hash, "renderer_hash": renderer_hash(rubric, fmt)}
+        folder.note(data_fingerprint=fingerprint(pairs), template=template_fingerprint(processor), **hashes)
+        if not path.is_file():
+            schema = preference_schema(recipe.stage, takes_photos(processor, fmt))
+            with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
+                renderer = Renderer(rubric, fmt, processor, recipe.train.max_tokens)
+                write_rows(_rendered(_preferences(recipe, folder, pairs, rubric, fmt, rejected), renderer, rejected), schema, path)
+            if rejected.count:
+                say(f"{rejected.count:,} preferences are left out, each with its reason in {rejected.path}")
+    if not path.is_file():
+        error = LoreError(f"rank 0 has left no {path}: its message says why, or this machine does not see its folder.")
+        error.same_on_every_rank = True
+        raise error
+    return datasets.Dataset.from_file(str(path))
+
+
+def _preferences(recipe, folder, pairs: Path, rubric, fmt, rejected) -> Iterator[tuple[str, int, Pair, Preference]]:
+    """(file, row, pair, preference) from the pool, then from the tables."""
+    section = recipe.preferences
+    if section.pool is not None:
+        before, chosen = read_pool(section.pool.path), select(section.pool, recipe.seed)
+        describe(before, chosen)
+        found = chosen_pairs(chosen, recipe.data, folder)
+        by_id = {pair.pair_id: pair for pair in found}
+        made = from_pool(chosen, found, recipe.stage, section, rubric, fmt, recipe.seed)
+        for number, preference in enumerate(made, 1):
+            yield section.pool.path, number, by_id[preference.pair_id], preference
+    if not section.tables:
+        return
+    known = {pair.pair_id for pair in read_pairs(pairs, split=recipe.data.split, columns=[])}
+    written: list[tuple[str, int, Preference]] = []
+    for file in section.tables:
+        for item in from_table(file, recipe.stage, known, rubric, fmt):
+            if isinstance(item, Rejection):
+                rejected.write(item)
+            else:
+                written.append((file, *item))
+    needed = {preference.pair_id for _, _, preference in written}
+    by_id = {pair.pair_id: pair for pair in read_pairs(pairs, split=recipe.data.split) if pair.pair_id in needed}
+    for file, number, preference in written:
+        yield file, number, by_id[preference.pair_id], preference
+
+
+def _rendered(preferences, renderer: Renderer, rejected: RejectedWriter) -> Iterator[dict[str, Any]]:
+    kept, first = 0, None
+    for file, number, pair, preference in track(preferences, "rendering preferences"):
+        try:
+            row = renderer.row(pair, preference)
+        except LoreError as error:
+            rejection = rejection_of(pair, error, file, number)
+            first = first or rejection
+            rejected.write(rejection)
+            continue
+        kept += 1
+        yield row
+    if not kept:
+        example = f", the first one: {first}" if first else ""
+        raise LoreError(
+            f"There is no preference to learn from: {rejected.count:,} were left out{example}.\n"
+            "A pool gives one where a pair has a sample with its label and one without (pass rates between 0 and 1; "
+            "preferences.gold: true adds pairs whose samples are all wrong); a table where its rows name pairs of the data section."
+        )
+
+
+def check_mixed_photos(trainer: Any, rows: datasets.Dataset) -> None:
+    """Raises LoreError where processes that share out weights would wait for a vision tower that only some of them run."""
+    if "images" not in rows.column_names or world_size() == 1 or not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        return
+    shown = pc.sum(pc.greater(pc.list_value_length(rows.data.column("images")), 0)).as_py()
+    if 0 < shown < len(rows):
+        error = LoreError(
+            f"{shown:,} of {len(rows):,} preferences show a photo, and under DeepSpeed or FSDP a process without one would wait "
+            "for the others' vision tower for ever.\nLaunch with launch/accelerate/ddp.yaml, or take data.slices in which every "
+            "pair has a photo, or prompt.photo: false."
+        )
+        error.same_on_every_rank = True
+        raise error
+
+
+class StartIsReference(TrainerCallback):
+    """Stops a run whose start is not its reference: its rewards would measure something else."""
+
+    def __init__(self, beta: float):
+        self.beta = beta
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.global_step != 1:
+            return
+        for name in ("rewards/chosen", "rewards/rejected"):
+            if abs(float(logs.get(name, 0.0))) > START_NATS * self.beta:
+                error = LoreError(
+                    f"{name} is {float(logs[name]):.3f} before the first update and has to be 0, so the reference is not the "
+                    "judge that training starts from.\nThe launch has changed how the adapter's copy is made: launch with "
+                    "launch/accelerate/ddp.yaml, or merge the adapter (lore export --merge) and train a new model.lora."
+                )
+                error.same_on_every_rank = True
+                raise error
+
+
+class ReferenceStaysOut(TrainerCallback):
+    """Takes the reference's copy of the adapter out of every checkpoint: where it finds one, transformers resumes from it and
+    passes over the trained adapter. The start itself is the reference again when the run goes on."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            shutil.rmtree(Path(args.output_dir) / f"checkpoint-{state.global_step}" / REFERENCE, ignore_errors=True)
