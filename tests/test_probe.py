@@ -445,11 +445,12 @@ lore.launch.settle_devices = lambda: None
         ("cpu2", "sft", "vision", "lora"),
         ("zero2", "sft", "text", "whole"),
         ("zero2", "grpo", "text", "lora"),
+        ("zero3", "grpo", "text", "lora"),
         ("fsdp2", "sft", "text", "whole"),
     ],
 )
 def test_two_processes_watch_together(tiny, tmp_path, config, make, model, lora):
-    if config == "zero2":
+    if config.startswith("zero"):
         needs_deepspeed()
     script = tmp_path / "script.py"
     script.write_text(LAUNCHED.format(tests=str(ROOT / "tests"), patch=FSDP if config == "fsdp2" else ""))
