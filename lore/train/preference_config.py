@@ -23,6 +23,9 @@ class PreferencesSection(StrictModel):
     where known source. Answers are whole ones, as the judge writes them."""
     per_prompt: int = Field(2, ge=1)
     """At most so many preferences (kto: so many good and so many bad answers) of a pair, from the pool."""
+    wrong: Literal["sampled", "farthest"] = "sampled"
+    """Which wrong samples of a pair come first: sampled takes them as often as the judge gives them; farthest the tiers farthest
+    from the label, which makes the judge shy of the extreme tiers where they are right."""
     failures: bool = True
     """Samples that cannot be read as an answer may be rejected; a chosen one always can be read."""
     gold: bool = False

@@ -71,8 +71,8 @@ def from_pool(table: pa.Table, pairs: list[Pair], stage: str, section: Any, rubr
 
 
 def _good_and_bad(row, pair, section, rubric, fmt, cost, rng) -> tuple[list[tuple[str, str]], list[tuple[str, bool]]]:
-    """Different texts that give the label, (text, source), in random order, and (text, cut) of those that do not, the
-    farthest from it first."""
+    """Different texts that give the label, (text, source), and (text, cut) of those that do not; each in the order of a random
+    draw, in which a frequent text comes early."""
     good, bad = {}, {}
     for index in rng.permutation(len(row["samples"])):
         sample = row["samples"][index]
@@ -86,7 +86,7 @@ def _good_and_bad(row, pair, section, rubric, fmt, cost, rng) -> tuple[list[tupl
             bad.setdefault(text, (cost[rubric.index(pair.label), rubric.index(read.tier)], False))
     if not good and section.gold and (pair.rationale or fmt.order == "answer_only"):
         good[render_answer(gold(pair), rubric, fmt)] = "gold"
-    ordered = sorted(bad, key=lambda text: -bad[text][0])
+    ordered = sorted(bad, key=lambda text: -bad[text][0]) if section.wrong == "farthest" else bad
     return list(good.items()), [(text, bad[text][1]) for text in ordered if text not in good]
 
 
