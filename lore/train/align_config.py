@@ -149,9 +149,7 @@ class RolloutRecipe(BaseRecipe):
                 "a batch_size that is a multiple of rollout.group",
             )
         if self.train.steps is None:
-            yield Conflict(
-                ("train.steps",), "none", "a number of steps: prompts are chosen on the way, there are no epochs"
-            )
+            yield Conflict(("train.steps",), "none", "a number of steps: prompts are chosen on the way, there are no epochs")
         for key in ("packing", "padding_free"):
             if getattr(self.train, key):
                 yield Conflict((f"train.{key}",), "flattened rows, which rollouts are not", "false")

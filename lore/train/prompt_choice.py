@@ -74,10 +74,13 @@ class PromptChoice:
         return float((weights * np.maximum(chance, LEAST)).sum() / weights.sum())
 
     def draw(self, count: int, among: np.ndarray, taken: Collection[int], rng: np.random.Generator) -> list[int]:
-        """`count` rows out of `among`, likelier where spread is likelier; none of `taken` while others are left."""
-        if not count:
-            return []
+        """`count` rows out of `among`, likelier where spread is likelier; none of `taken`, none twice, while others are left."""
+        drawn: list[int] = []
         free = np.setdiff1d(among, list(taken))
-        free = free if len(free) >= count else among
-        weights = np.maximum(self.chance()[free], LEAST)
-        return rng.choice(free, count, replace=count > len(free), p=weights / weights.sum()).tolist()
+        while len(drawn) < count:
+            free = free if len(free) else among
+            weights = np.maximum(self.chance()[free], LEAST)
+            size = min(count - len(drawn), len(free))
+            drawn += rng.choice(free, size, replace=False, p=weights / weights.sum()).tolist()
+            free = np.setdiff1d(among, drawn)
+        return drawn

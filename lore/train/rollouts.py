@@ -123,19 +123,27 @@ class JudgeRollouts(GRPOTrainer):
         step, tally = self.state.global_step, Tally()
         rng = np.random.default_rng([self.args.seed, 2, step, self.accelerator.process_index])
         dynamic, guided = self.recipe.dynamic, self.recipe.guided
-        rows, among = list(scheduled), self.windows(step)
+        rows, asked = list(scheduled), set(gather_object(list(scheduled)))
+        among = self._share(self.windows(step))
         if dynamic and dynamic.foresee:
             for place in np.flatnonzero(~self.choice.keep(np.asarray(rows), rng)):
-                rows[place] = self.choice.draw(1, among, rows, rng)[0]
+                rows[place] = self.choice.draw(1, among, asked.union(rows), rng)[0]
                 tally.foreseen += 1
         groups = self._roll(rows, tally)
         if dynamic or guided:
-            self._second_round(groups, tally, among, rng)
+            self._second_round(groups, tally, among, asked, rng)
         least = (dynamic or DynamicSection()).min_spread
         tally.spread = sum(group.spread > least for group in groups if not group.given)
         return groups, tally
 
-    def _second_round(self, groups: list[Group], tally: Tally, among: np.ndarray, rng: np.random.Generator) -> None:
+    def _share(self, among: np.ndarray) -> np.ndarray:
+        """The rows this process draws from: no two processes draw the same one."""
+        world = self.accelerator.num_processes
+        return among[self.accelerator.process_index :: world] if len(among) >= world else among
+
+    def _second_round(
+        self, groups: list[Group], tally: Tally, among: np.ndarray, asked: set[int], rng: np.random.Generator
+    ) -> None:
         """Rolls once more, in one batch: groups that are all wrong behind the start of the gold reasoning, and other prompts
         for groups without spread. A round takes as long as its longest answer, so there is only one."""
         dynamic, guided = self.recipe.dynamic, self.recipe.guided
@@ -150,7 +158,7 @@ class JudgeRollouts(GRPOTrainer):
             return
         spare = begun - len(wrong)
         rows = [groups[place].row for place in wrong] + [groups[0].row] * spare
-        drawn = self.choice.draw(fresh, among, {group.row for group in groups}, rng)
+        drawn = self.choice.draw(fresh, among, asked.union(group.row for group in groups), rng)
         rolled = self._roll(rows + drawn, tally, [*starts, *[[]] * (spare + fresh)])
         for place, group in zip(wrong, rolled[: len(wrong)], strict=True):
             tally.guided += 1

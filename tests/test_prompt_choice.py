@@ -1,0 +1,137 @@
+"""Which prompts a step asks: the schedule, the chance that a group has spread, and the draws by it."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lore.train.align_config import DynamicSection
+from lore.train.prompt_choice import LEAST, PromptChoice, schedule, window
+
+
+def choice(rates: list[float], group: int = 8, samples: int = 8, **section: float) -> PromptChoice:
+    return PromptChoice(np.array(rates), samples, group, DynamicSection(**section))
+
+
+def closed_form(right: float, wrong: float, group: int) -> float:
+    """1 - P(all right) - P(all wrong) of a beta-binomial, as rising factorials."""
+    total = right + wrong
+    return 1 - sum(math.prod((own + i) / (total + i) for i in range(group)) for own in (right, wrong))
+
+
+def test_an_unseen_prompt_has_the_chance_of_the_prior():
+    # Beta(1/2, 1/2), groups of 2: both right 1/2 * 3/4 = 3/8, both wrong the same, so 1/4 is left.
+    assert choice([0.3], group=2, samples=0).chance() == pytest.approx([0.25])
+
+
+@given(st.floats(0, 1), st.integers(0, 16), st.integers(2, 16))
+def test_the_chance_of_spread_is_beta_binomial(rate, samples, group):
+    # Half of the pool's samples count, and half a right and half a wrong answer are there from the start.
+    right, wrong = rate * samples / 2 + 0.5, (1 - rate) * samples / 2 + 0.5
+    assert choice([rate], group, samples).chance()[0] == pytest.approx(closed_form(right, wrong, group), abs=1e-9)
+
+
+def test_the_chance_of_spread_is_that_of_simulated_groups():
+    rng = np.random.default_rng(0)
+    rates = [0.0, 0.125, 0.5, 0.9]
+    share = rng.beta(np.array(rates) * 4 + 0.5, (1 - np.array(rates)) * 4 + 0.5, (200_000, 4))
+    right = rng.binomial(8, share)
+    spread = ((right > 0) & (right < 8)).mean(axis=0)
+    assert choice(rates).chance() == pytest.approx(spread, abs=4 * 0.5 / 200_000**0.5)
+
+
+def test_what_was_seen_fades_and_what_is_new_counts_in_full():
+    one = choice([0.5, 0.25], forget=0.5)
+    assert one.seen.tolist() == [[2, 2], [1, 3]]
+    one.observe(0, 8, 8)
+    assert one.seen.tolist() == [[9, 1], [1, 3]]
+    one.observe(0, 2, 8)
+    assert one.seen.tolist() == [[6.5, 6.5], [1, 3]]
+    assert one.begin.tolist() == [[2, 2], [1, 3]]
+    assert choice([0.5], forget=1).seen.tolist() == [[2, 2]]
+
+
+@pytest.mark.parametrize("forget, expected", [(0.0, [[10, 2]]), (1.0, [[8, 0]])])
+def test_the_extremes_of_forgetting(forget, expected):
+    one = choice([0.5], forget=forget)
+    one.observe(0, 8, 8)
+    assert one.seen.tolist() == expected
+
+
+def test_every_pass_over_the_pool_asks_each_prompt_once_in_an_order_of_its_own():
+    order = schedule(12, 10, 6, seed=3, curriculum=False).reshape(-1)
+    passes = order.reshape(5, 12)
+    assert all(sorted(one) == list(range(12)) for one in passes.tolist())
+    assert len({tuple(one) for one in passes.tolist()}) == 5
+    assert (schedule(12, 10, 6, seed=3, curriculum=False).reshape(-1) == order).all()
+    assert (schedule(12, 10, 6, seed=4, curriculum=False).reshape(-1) != order).any()
+
+
+def test_a_run_shorter_than_a_pass_asks_nothing_twice():
+    order = schedule(100, 5, 8, seed=0, curriculum=False)
+    assert order.shape == (5, 8) and len(np.unique(order)) == 40
+
+
+def test_a_curriculum_moves_a_window_over_the_pool_from_its_first_row_to_its_last():
+    order = schedule(50, 9, 4, seed=0, curriculum=True)
+    windows = [window(50, 9, step) for step in range(9)]
+    assert [len(one) for one in windows] == [10] * 9
+    assert windows[0][0] == 0 and windows[-1][-1] == 49
+    assert [one[0] for one in windows] == sorted(one[0] for one in windows)
+    for inside, asked in zip(windows, order, strict=True):
+        assert set(asked) <= set(inside) and len(set(asked)) == 4
+
+
+def test_a_window_smaller_than_a_step_is_asked_more_than_once():
+    order = schedule(10, 4, 6, seed=0, curriculum=True)
+    assert order.shape == (4, 6) and set(order[0]) <= {0, 1} and set(order[-1]) <= {8, 9}
+    assert window(3, 1, 0).tolist() == [0]
+
+
+def test_scheduled_prompts_are_kept_as_often_as_they_have_spread():
+    # Chances: about 0.26 for one always right, about 0.95 for one in the middle; twice the chance, at most 1.
+    one = choice([1.0, 0.5], samples=16, explore=0.05)
+    chance = one.chance()
+    rng = np.random.default_rng(0)
+    kept = np.mean([one.keep(np.array([0, 1]), rng) for _ in range(4000)], axis=0)
+    assert 2 * chance[0] < 1 < 2 * chance[1]
+    assert kept == pytest.approx([2 * chance[0], 1], abs=0.04)
+
+
+def test_a_prompt_without_hope_is_still_asked_now_and_then():
+    one = choice([0.0], samples=10_000, explore=0.1)
+    rng = np.random.default_rng(0)
+    assert one.chance()[0] < 0.001
+    assert np.mean([one.keep(np.array([0]), rng)[0] for _ in range(4000)]) == pytest.approx(0.1, abs=0.02)
+
+
+def test_draws_follow_the_chances_and_none_is_lost_for_good():
+    one = choice([0.0, 0.5, 1.0], samples=10_000)
+    weights = np.maximum(one.chance(), LEAST)
+    rng = np.random.default_rng(0)
+    counts = Counter(one.draw(1, np.arange(3), [], rng)[0] for _ in range(6000))
+    assert [counts[row] / 6000 for row in range(3)] == pytest.approx(weights / weights.sum(), abs=0.02)
+    assert counts[0] > 0 and counts[2] > 0
+    # Expected share of groups with spread among such draws: sum of w * w over sum of w.
+    assert one.hit_rate(np.arange(3)) == pytest.approx((weights**2).sum() / weights.sum())
+
+
+@given(st.integers(1, 12), st.sets(st.integers(0, 9)), st.integers(0, 100))
+def test_draws_take_nothing_that_is_taken_while_others_are_left(count, taken, seed):
+    drawn = choice([0.5] * 10).draw(count, np.arange(10), taken, np.random.default_rng(seed))
+    free = set(range(10)) - taken
+    assert len(drawn) == count
+    assert len(set(drawn) & free) == min(count, len(free))
+    if count <= len(free):
+        assert not set(drawn) & taken and len(set(drawn)) == count
+    elif count <= 10:
+        assert len(set(drawn)) == count
+
+
+def test_draws_stay_inside_the_window():
+    one, rng = choice([0.5] * 20), np.random.default_rng(0)
+    assert set(one.draw(4, np.arange(5, 10), {5}, rng)) == {6, 7, 8, 9}
+    assert one.draw(0, np.arange(5, 10), set(), rng) == []
