@@ -1,6 +1,7 @@
 """A tiny shop, a tiny vision-language base and a tiny text base with random weights, and recipes over them."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,62 @@ class Tiny:
             "train": {"steps": 8, "batch_size": 8, "lr": 1e-2, "log_every": 1, "save_every": 2} | train,
         }
         return json.dumps(body, indent=1)
+
+    @property
+    def asked(self) -> Path:
+        """48 of the train pairs, every fourth without a rationale; some have a photo, some none."""
+        return self.pairs.parent / "asked.parquet"
+
+    @property
+    def pool(self) -> Path:
+        """A pool of these pairs, each with eight samples of which some were right."""
+        return self.pairs.parent / "pool.parquet"
+
+    def judge(self, kind: str) -> Path:
+        """A model that has learnt to judge well enough to be sampled from, trained once by an SFT recipe."""
+        done = self.pairs.parent / f"judge-{kind}"
+        if not done.exists():
+            self._train(f"judge-{kind}", done, model=kind, steps=110, batch_size=16, data={"limit": 64}, adam_beta2=0.98)
+        return done
+
+    def adapter(self, kind: str) -> Path:
+        """An adapter on that judge, trained for two steps."""
+        done = self.pairs.parent / f"adapter-{kind}"
+        if not done.exists():
+            base = {"name": str(self.judge(kind))}
+            self._train(f"adapter-{kind}", done, base, model=kind, lora={"targets": "all-linear"}, steps=2, lr=1e-3)
+        return done
+
+    def _train(self, run: str, target: Path, base: dict | None = None, **options) -> None:
+        from lore.run import run_recipe
+
+        body = json.loads(self.recipe(run, **{"save_every": 0} | options))
+        body["model"] |= base or {}
+        path = self.pairs.parent / f"{run}.yaml"
+        path.write_text(json.dumps(body))
+        shutil.copytree(run_recipe(path) / "model", target)
+
+    def align(self, run: str, judge: Path, *, stage: str = "grpo", adapter: Path | None = None, lora=None, **sections) -> str:
+        """A recipe of stage grpo or ppo as JSON: 3 steps of 4 prompts with 4 answers each, nothing beside the method itself.
+        `sections` add to the recipe's sections; None takes one out."""
+        body = {
+            "stage": stage,
+            "run": run,
+            "model": {"name": str(judge)},
+            "data": {"path": str(self.asked), "rubric": "shop"},
+            "prompt": {"order": "reason_first", "detail": "name", "max_prompt_tokens": 512},
+            "pool": {"path": str(self.pool)},
+            "rollout": {"group": 4, "max_tokens": 48},
+            "train": {"steps": 3, "batch_size": 16, "lr": 1e-3, "log_every": 1, "save_every": 0},
+            "watch": {"every": 0, "preflight_prompts": 0},
+        }
+        if adapter is not None:
+            body["model"]["adapter"] = str(adapter)
+        if lora is not None:
+            body["model"]["lora"] = {"rank": 4, **lora}
+        for name, section in sections.items():
+            body[name] = body.get(name, {}) | section if isinstance(section, dict) else section
+        return json.dumps({name: section for name, section in body.items() if section is not None}, indent=1)
 
 
 def make(folder: Path, hidden: int = HIDDEN) -> Tiny:
@@ -73,4 +130,27 @@ def make(folder: Path, hidden: int = HIDDEN) -> Tiny:
     )
     LlamaForCausalLM(config).save_pretrained(folder / "text")
     tokenizer.save_pretrained(folder / "text")
-    return Tiny(folder / "pairs", folder / "vision", folder / "text")
+    tiny = Tiny(folder / "pairs", folder / "vision", folder / "text")
+    write_pool(tiny)
+    return tiny
+
+
+def write_pool(tiny: Tiny) -> None:
+    """Writes `asked` and `pool`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from lore.pairs import PairWriter, read_pairs
+    from lore.train.pool import POOL_SCHEMA
+
+    rows = []
+    with PairWriter(tiny.asked) as writer:
+        for number, pair in enumerate(read_pairs(tiny.pairs, split="train", limit=48)):
+            if number % 4 == 3:
+                pair.rationale, pair.mismatch, pair.rules = None, None, []
+            writer.write(pair)
+            right = number % 9
+            samples = [{"text": "", "tokens": 9, "tier": pair.label if i < right else None, "truncated": False} for i in range(8)]
+            rows.append({"pair_id": pair.pair_id, "query": pair.query, "label": pair.label, "label_weight": 1.0, "slices": []})
+            rows[-1] |= {"samples": samples, "pass_rate": right / 8, "confidence": 0.6, "agrees": True, "tier": pair.label}
+    pq.write_table(pa.Table.from_pylist(rows, schema=POOL_SCHEMA), tiny.pool)

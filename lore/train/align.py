@@ -15,21 +15,17 @@ from trl.models.utils import unwrap_model_for_generation
 from lore.card import check_card, check_template, judge_card, write_card
 from lore.engines.loading import default_device, load_model, load_processor, resolve_dtype
 from lore.engines.transformers_engine import TransformersEngine
-from lore.errors import LoreError
 from lore.fingerprints import template_fingerprint
 from lore.folder import RunFolder, is_main_process, say
 from lore.judgement import FormatFailure, PromptFormat, renderer_hash, with_verdict_prefix
 from lore.launch import main_process_checks, world_size
-from lore.pairs import Pair, read_pairs
-from lore.progress import track
+from lore.pairs import Pair
 from lore.rejected import RejectedWriter
 from lore.rubric import Rubric, load_rubric
-from lore.sources import materialise
 from lore.template import template_options
 from lore.train.align_config import DynamicSection, RolloutRecipe
 from lore.train.loop import RECORDED, Recorder, last_checkpoint, train, training_arguments
 from lore.train.lora import freeze_photo_parts, peft_config
-from lore.train.probe import ProbeCallback
 from lore.train.prompt_choice import PromptChoice, schedule, window
 from lore.train.prompts import Prompts, check_same_prompt, usable
 from lore.train.replay import Replay, write_replay
@@ -37,6 +33,7 @@ from lore.train.rewards import Answer, Rewards, print_self_test, self_test
 from lore.train.rollouts import Group, JudgeRollouts, Tally
 from lore.train.select import chosen_pairs, describe, read_pool, select
 from lore.train.watch import preflight_rollouts
+from lore.train.watching import mean_rewards, probe_of, watched
 
 # What metrics.jsonl keeps of a step; no clock among them.
 KEPT = (
@@ -237,54 +234,31 @@ def scorer(setup: Setup) -> Callable[[Any, list[list[dict]], list[Answer]], list
 
 def run_trainer(setup: Setup, trainer: JudgeRollouts, title: str) -> None:
     """Preflight, training under watch, and the best weights in <run>/model."""
-    from lore.train.sft import save_weights
-
     recipe, folder = setup.recipe, setup.folder
     check_same_prompt(setup.prompts, trainer._tokenize_prompts, range(min(8, len(setup.prompts))))
     if recipe.watch.preflight_prompts and last_checkpoint(folder) is None:
         preflight(setup, trainer)
-    probe = None
-    if recipe.watch.every:
-        probe = ProbeCallback(
-            recipe.watch,
-            folder,
-            probe_pairs(recipe, folder),
-            setup.rubric,
-            setup.fmt,
-            setup.processor,
-            recipe.seed,
-            title=title,
-            rewards=mean_rewards(setup.rewards),
-            max_tokens=recipe.rollout.max_tokens,
-            card=setup.card,
-        )
-        probe.trainer = trainer
-        trainer.add_callback(probe)
+    probe = probe_of(
+        recipe.watch,
+        recipe.data,
+        folder,
+        setup.rubric,
+        setup.fmt,
+        setup.processor,
+        recipe.seed,
+        title=title,
+        rewards=mean_rewards(setup.rewards),
+        max_tokens=recipe.rollout.max_tokens,
+        card=setup.card,
+    )
+    watched(probe, trainer)
     recorder = Recorder(folder, title, setup.card, recipe.train.keep_checkpoints, recorded=KEPT)
     seconds = train(trainer, recorder, folder)
-    facts: dict[str, Any] = {"prompts": len(setup.prompts), "steps": trainer.state.global_step}
-    if probe is None:
-        save_weights(trainer, folder / "model")
-    else:
-        facts |= probe.finish(trainer)
+    facts = {"prompts": len(setup.prompts), "steps": trainer.state.global_step, **probe.finish(trainer)}
     if is_main_process():
         load_processor(recipe.model).save_pretrained(folder / "model")
         write_card(folder / "model", setup.card)
         folder.finish({**facts, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
-
-
-def probe_pairs(recipe: RolloutRecipe, folder: RunFolder) -> list[Pair]:
-    """The fixed pairs of the watch: spread evenly over its file. Raises LoreError where there is none with a label."""
-    watch = recipe.watch
-    path = watch.path or materialise(recipe.data, folder)
-    pairs = [pair for pair in track(read_pairs(path, split=watch.split), "reading the probe") if pair.label is not None]
-    if not pairs:
-        raise LoreError(
-            f"watch: {path} holds no labelled pair of split {watch.split}, so nothing can be watched.\n"
-            "Give watch.path and watch.split of pairs that are not trained on, or watch.every: 0."
-        )
-    step = max(1, len(pairs) // watch.pairs)
-    return pairs[::step][: watch.pairs]
 
 
 def preflight(setup: Setup, trainer: JudgeRollouts) -> None:
@@ -300,16 +274,3 @@ def preflight(setup: Setup, trainer: JudgeRollouts) -> None:
     answers, totals, asked = zip(*everyone, strict=True)
     labels = [setup.prompts.pairs[row].label for row in asked]
     main_process_checks(lambda: preflight_rollouts(answers, totals, labels))
-
-
-def mean_rewards(rewards: Rewards) -> Callable[[list[Pair], list[list[Answer]]], dict[str, float]]:
-    """Mean of each reward part, and of the total under `reward`, over the answers to pairs."""
-
-    def mean(pairs: list[Pair], groups: list[list[Answer]]) -> dict[str, float]:
-        answers = [answer for group in groups for answer in group]
-        asked = [pair for pair, group in zip(pairs, groups, strict=True) for _ in group]
-        parts = rewards.parts(answers, asked)
-        columns = {"reward": rewards.totals(parts), **dict(zip(rewards.names, parts.T, strict=True))}
-        return {name: float(np.nanmean(values)) for name, values in columns.items() if np.isfinite(values).any()}
-
-    return mean

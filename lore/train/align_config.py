@@ -57,7 +57,7 @@ class GuidedSection(StrictModel):
     reveal: float = Field(0.5, gt=0, lt=1)
     """Share of the gold reasoning's tokens that is given."""
     teach: float = Field(0.1, ge=0)
-    """Weight of the SFT loss on the tokens that were given; 0 leaves them out."""
+    """Weight of the SFT loss on the tokens that were given, at the rollouts' temperature; 0 leaves them out."""
 
 
 class ReplaySection(StrictModel):

@@ -8,13 +8,19 @@ tools.
 """
 
 from lore.folder import RunFolder
-from lore.train.align import run_trainer, set_up, trainer_arguments
+from lore.train.align import Setup, run_trainer, set_up, trainer_arguments
 from lore.train.align_config import GRPORecipe
 from lore.train.rollouts import JudgeRollouts
 
 
 def run(recipe: GRPORecipe, folder: RunFolder) -> None:
     """Trains and leaves the best adapter (or model) by the watch, its processor and its card in <run>/model."""
+    setup, trainer = prepare(recipe, folder)
+    run_trainer(setup, trainer, "grpo")
+
+
+def prepare(recipe: GRPORecipe, folder: RunFolder) -> tuple[Setup, JudgeRollouts]:
+    """The trainer, ready for its first step."""
     loss = recipe.grpo
     setup = set_up(
         recipe,
@@ -26,4 +32,4 @@ def run(recipe: GRPORecipe, folder: RunFolder) -> None:
         beta=loss.kl,
         mask_truncated_completions=loss.mask_truncated,
     )
-    run_trainer(setup, JudgeRollouts(**trainer_arguments(setup)), "grpo")
+    return setup, JudgeRollouts(**trainer_arguments(setup))

@@ -16,25 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lore.folder import RunFolder
-from lore.train.align import run_trainer, set_up, trainer_arguments
+from lore.train.align import Setup, run_trainer, set_up, trainer_arguments
 from lore.train.align_config import PPORecipe
-from lore.train.rollouts import Group, JudgeRollouts
+from lore.train.rollouts import PHOTO_FIELDS, Group, JudgeRollouts
 from lore.train.value import HEAD, attach_value_head, gae, value_loss
 
 HEAD_FILE = "value_head.safetensors"
-# What of a batch goes into the forward pass that reads its values.
-PHOTO_FIELDS = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "num_tiles",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
 
 
 class JudgePPO(JudgeRollouts):
@@ -144,6 +131,12 @@ class JudgePPO(JudgeRollouts):
 
 def run(recipe: PPORecipe, folder: RunFolder) -> None:
     """Trains and leaves the best adapter (or model) by the watch, its processor and its card in <run>/model."""
+    setup, trainer = prepare(recipe, folder)
+    run_trainer(setup, trainer, "ppo")
+
+
+def prepare(recipe: PPORecipe, folder: RunFolder) -> tuple[Setup, JudgePPO]:
+    """The trainer, ready for its first step."""
     loss = recipe.ppo
     setup = set_up(
         recipe,
@@ -154,4 +147,4 @@ def run(recipe: PPORecipe, folder: RunFolder) -> None:
         beta=loss.kl,
         mask_truncated_completions=loss.mask_truncated,
     )
-    run_trainer(setup, JudgePPO(**trainer_arguments(setup)), "ppo")
+    return setup, JudgePPO(**trainer_arguments(setup))

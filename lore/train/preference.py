@@ -40,9 +40,10 @@ from lore.train.preference_report import preflight
 from lore.train.preference_rows import FIELDS, Preference, Renderer, from_pool, from_table, preference_schema
 from lore.train.rows import rejection_of, takes_photos, write_rows
 from lore.train.select import chosen_pairs, describe, read_pool, select
-from lore.train.sft import save_weights
+from lore.train.watching import probe_of, watched
 
 RECORDED = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy", "rewards", "logps", "kl")
+ANSWER_TOKENS = 256  # longest answer of the watch where its section says nothing
 REFERENCE = "ref"  # TRL's name for the frozen copy of the adapter
 START_NATS = 1.0  # log-probability by which an answer may differ between start and reference, from rounding alone
 
@@ -104,16 +105,29 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     check_mixed_photos(trainer, rows)
     if is_main_process():
         preflight(recipe, rows, trainer, processor, steps)
+    probe = probe_of(
+        recipe.watch,
+        recipe.data,
+        folder,
+        rubric,
+        fmt,
+        processor,
+        recipe.seed,
+        title=recipe.stage,
+        max_tokens=ANSWER_TOKENS,
+        card=card,
+    )
+    watched(probe, trainer)
     seconds = train(trainer, Recorder(folder, recipe.stage, card, recipe.train.keep_checkpoints, RECORDED), folder)
-    save_weights(trainer, folder / "model")
+    seen = probe.finish(trainer)
     if is_main_process():
         shutil.rmtree(folder / "model" / REFERENCE, ignore_errors=True)
         load_processor(recipe.model).save_pretrained(folder / "model")
         write_card(folder / "model", card)
         left_out = folder / "rejected.jsonl"
         rejected = len(left_out.read_bytes().splitlines()) if left_out.is_file() else 0
-        last = folder.metrics()[-1]
-        summary = {"preferences": len(rows), "rejected": rejected, "steps": steps, "loss": last["loss"]}
+        last = next(line for line in reversed(folder.metrics()) if "loss" in line)
+        summary = {"preferences": len(rows), "rejected": rejected, "steps": trainer.state.global_step, "loss": last["loss"], **seen}
         folder.finish(
             {**summary, "margin": last.get("rewards/margins"), "train_seconds": round(seconds, 2), "model": str(folder / "model")}
         )

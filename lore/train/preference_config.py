@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from lore.recipe import BaseRecipe, Conflict, DataSection, ModelSection, PromptSection, StrictModel
 from lore.train.config import MAY_CHANGE, TrainSection
 from lore.train.pool_config import PoolSection
+from lore.train.watch_config import WatchSection
 
 LossType = Literal["sigmoid", "ipo", "hinge", "robust", "sigmoid_norm", "apo_zero", "apo_down", "sft"]
 
@@ -58,6 +59,8 @@ class PreferenceRecipe(BaseRecipe):
     preferences: PreferencesSection
     train: TrainSection
     """batch_size counts preferences."""
+    watch: WatchSection = WatchSection()
+    """Probe of the judge while it trains; an answer has at most watch.max_tokens, or 256."""
 
     def conflicts(self) -> Iterator[Conflict]:
         for key in ("packing", "padding_free"):

@@ -6,8 +6,10 @@ reasoning (guided replay), and an SFT loss on other pairs stands beside the poli
 it is decided where the answers are; the processes only agree on how many groups a round has.
 """
 
+import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,20 @@ from lore.train.prompts import Prompts
 from lore.train.rewards import Answer, Rewards
 
 HISTORY = "prompts.json"
+GAP_PROMPTS = 4
+# What of a batch goes into a forward pass beside its tokens.
+PHOTO_FIELDS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
 
 
 @dataclass
@@ -102,8 +118,10 @@ class JudgeRollouts(GRPOTrainer):
             return super()._generate_and_score_completions(inputs)
         rows = [example["row"] for example in inputs][:: self.num_generations]
         groups, tally = self.chosen_groups(rows)
-        self._kept = groups
         self._note(groups, tally)
+        if self._gap_is_due():
+            self._note_gap([group.row for group in groups][:GAP_PROMPTS])
+        self._kept = groups
         try:
             shown = [{"prompt": self.prompts.messages(group.row)} for group in groups for _ in group.answers]
             output = super()._generate_and_score_completions(shown)
@@ -289,11 +307,13 @@ class JudgeRollouts(GRPOTrainer):
         return -guided.teach * (self._logps * given).sum() / given.sum().clamp(min=1)
 
     def _replay_loss(self, model: Any) -> torch.Tensor:
-        """Mean token loss of this pass's share of the replayed pairs."""
+        """Mean token loss of this pass's share of the replayed pairs, at temperature 1 like that of stage sft."""
         passes = self.args.gradient_accumulation_steps
         batch = self.replay(self.state.global_step * passes + self._step % passes)
         batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
         with self.accelerator.autocast():
+            if self.temperature != 1:  # the fused output layer divides by it
+                return model(**batch).loss
             logps = model(**batch, fused_lm_head=True).log_probs
         return -logps.sum() / (batch["labels"][:, 1:] != -100).sum().clamp(min=1)
 
@@ -328,6 +348,38 @@ class JudgeRollouts(GRPOTrainer):
             log["guided/groups"].append(sums["guided"])
             log["guided/solved"].append(sums["solved"])
 
+    def _gap_is_due(self) -> bool:
+        """Whether one of the steps that learn from these answers is one of the watch. With vLLM, TRL measures every batch."""
+        every = self.recipe.watch.every
+        return bool(every) and not self.use_vllm and -self.state.global_step % every < self.recipe.rollout.updates
+
+    @torch.no_grad()
+    def _note_gap(self, rows: list[int]) -> None:
+        """Samples an answer to each row and logs the mean difference, in nats, between the log-probabilities its tokens were
+        drawn with and those that the loss computes. The random state stays as it was."""
+        ids, images, fields = self._tokenize_prompts([self.prompts.messages(row) for row in rows])
+        cuda = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda), scores_of(self.accelerator.unwrap_model(self.model_wrapped)) as made:
+            completions, _ = super()._generate_single_turn(ids, images, fields, 1)
+            asked, answered = made[0]
+            start = asked["input_ids"].shape[1]
+            tokens = answered.sequences[:, start:]
+            mask = torch.zeros_like(tokens)
+            for row, completion in enumerate(completions):
+                mask[row, : len(completion)] = 1
+            shown = {name: asked[name] for name in PHOTO_FIELDS if name in asked}
+            for name in shown:
+                if name.endswith("token_type_ids"):
+                    shown[name] = torch.cat([shown[name], torch.zeros_like(tokens)], dim=1)
+            if images is not None:
+                shown["num_images"] = [len(one) for one in images]
+            attention = torch.cat([asked["attention_mask"], mask], dim=1)
+            theirs = torch.stack([score.float().log_softmax(dim=-1) for score in answered.scores], dim=1)
+            theirs = theirs.gather(2, tokens.unsqueeze(2)).squeeze(2)
+            ours = self._get_per_token_logps_and_entropies(self.model, answered.sequences, attention, tokens.shape[1], **shown)[0]
+        gap = (theirs - ours).abs()[mask.bool()].mean()
+        self._metrics["train"]["sampling/sampling_logp_difference/mean"].append(self.accelerator.gather(gap).mean().item())
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
@@ -345,6 +397,25 @@ class JudgeRollouts(GRPOTrainer):
 def total(completions: list, **_: Any) -> list[float]:
     """TRL wants a reward function; the groups come with theirs."""
     raise LoreError("rewards are computed with the rollouts; TRL must not ask for them.")
+
+
+@contextmanager
+def scores_of(model: Any) -> Iterator[list[tuple[dict[str, Any], Any]]]:
+    """Keeps what the model is asked to generate within, and the answers with the scores each token was drawn from."""
+    made: list[tuple[dict[str, Any], Any]] = []
+    generate = model.generate
+
+    def scored(*, generation_config: Any, **asked: Any) -> torch.Tensor:
+        config = copy.deepcopy(generation_config)
+        config.return_dict_in_generate = config.output_scores = True
+        made.append((asked, generate(generation_config=config, **asked)))
+        return made[-1][1].sequences
+
+    model.generate = scored
+    try:
+        yield made
+    finally:
+        del model.generate
 
 
 def longer(value: Any, begun: list[list[int]]) -> Any:
