@@ -38,14 +38,18 @@ def seed_recipes(seed: int, root: Path, arms: list[str]) -> Path:
     folder = root / str(seed) / "recipes"
     folder.mkdir(parents=True, exist_ok=True)
     for source in RECIPES.glob("align/*.yaml"):
-        text = source.read_text(encoding="utf-8").replace("align/", f"align/{seed}/").replace(
-            "../quickstart/", f"{RECIPES}/quickstart/"
-        ).replace("../ablation/", f"{RECIPES}/ablation/"
+        text = (
+            source.read_text(encoding="utf-8")
+            .replace("align/", f"align/{seed}/")
+            .replace("../quickstart/", f"{RECIPES}/quickstart/")
+            .replace("../ablation/", f"{RECIPES}/ablation/")
         )
         text = re.sub(r"^stage: ", f"seed: {seed}\nstage: ", text, count=1, flags=re.MULTILINE)
         if source.name == "eval.yaml":
             dropped = [arm for arm in ARMS if arm not in arms]
-            text = "".join(line for line in text.splitlines(True) if line.strip().partition(":")[0].replace(" ", "_") not in dropped)
+            text = "".join(
+                line for line in text.splitlines(True) if line.strip().partition(":")[0].replace(" ", "_") not in dropped
+            )
             text = re.sub(r"^needs: .*$", f"needs: [{', '.join(f'{arm}.yaml' for arm in arms)}]", text, flags=re.MULTILINE)
         (folder / source.name).write_text(text, encoding="utf-8")
     return folder
@@ -69,7 +73,9 @@ def judged(run: Path) -> dict[str, dict[str, np.ndarray]]:
         drawn = {row["pair_id"]: row["tiers"] for file in files for row in pq.read_table(file).to_pylist()}
         if not drawn:
             continue
-        counts = [(len(drawn[i]), sum(tier == label for tier in drawn[i])) for i, label in zip(one["id"], one["label"], strict=True)]
+        counts = [
+            (len(drawn[i]), sum(tier == label for tier in drawn[i])) for i, label in zip(one["id"], one["label"], strict=True)
+        ]
         one["pass@1"] = [right / n for n, right in counts]
         one["pass@8"] = [1 - comb(n - right, 8) / comb(n, 8) for n, right in counts]
         one["sampled failures"] = [sum(tier is None for tier in drawn[i]) / len(drawn[i]) for i in one["id"]]
@@ -94,7 +100,9 @@ def tables(runs: list[Path]) -> str:
     count = groups.max() + 1
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)[:, groups].astype(float)
     weights = np.concatenate([np.ones((1, len(groups))), drawn])
-    lines = ["| judge | pass@1 | points to SFT | pass@8 | points to SFT | Acc@4 | points to SFT | Macro-F1 | no verdict | ECE after T | pass@1 by seed |"]
+    lines = [
+        "| judge | pass@1 | points to SFT | pass@8 | points to SFT | Acc@4 | points to SFT | Macro-F1 | no verdict | ECE after T | pass@1 by seed |"
+    ]
     lines.append("|---" * 11 + "|")
     start = {key: mean(seeds, START, key, weights) for key in ("pass@1", "pass@8", "right")}
     names = [name for name in seeds[0] if all(name in one and "pass@1" in one[name] for one in seeds)]

@@ -1,0 +1,90 @@
+"""GRPO and PPO on two CPU processes under ZeRO-2: groups stay whole, and rewards are those of one process within noise."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, needs_deepspeed
+
+from lore.folder import RunFolder
+from lore.run import run_recipe
+
+ADDITIONS = {"dynamic": {"extra": 0.5}, "guided": {"share": 0.5}, "replay": {"rows": 4}}
+
+
+def rewards(folder: RunFolder) -> np.ndarray:
+    return np.array([line["reward"] for line in folder.metrics() if "reward" in line])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, kind", [("grpo", "text"), ("ppo", "text")])
+def test_two_processes_under_zero2_learn_from_whole_groups_as_one_does(tiny, runs, tmp_path, stage, kind):
+    needs_deepspeed()
+    train = {"steps": 6, "batch_size": 32, "micro_batch_size": 16, "lr": 1e-3}
+    options = {"stage": stage, "adapter": tiny.adapter(kind), "train": train, **(ADDITIONS if stage == "grpo" else {})}
+    one = []
+    for seed in range(3):
+        path = tmp_path / f"one{seed}.yaml"
+        body = json.loads(tiny.align(f"one{seed}", tiny.judge(kind), **options))
+        path.write_text(json.dumps(body | {"seed": seed}, indent=1))
+        one.append(rewards(run_recipe(path)).mean())
+    path = tmp_path / "two.yaml"
+    path.write_text(tiny.align("two", tiny.judge(kind), **options))
+    command = [sys.executable, "-m", "lore", "launch", str(path), "--config", "zero2"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    folder = RunFolder(runs / "two")
+    lines = [line for line in folder.metrics() if "reward" in line]
+    assert len(lines) == 6
+    # Other samples, so other rewards: within the spread that seeds give.
+    noise = max(np.std(one, ddof=1), 0.02)
+    assert abs(rewards(folder).mean() - np.mean(one)) < 4 * noise, (rewards(folder), one)
+    if stage == "ppo":
+        assert lines[-1]["value/mean"] != 0
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_holds_whole_groups(tiny, runs, tmp_path):
+    """A group's answers are learnt from by the process that has sampled them all."""
+    needs_deepspeed()
+    path = tmp_path / "whole.yaml"
+    path.write_text(
+        tiny.align("whole", tiny.judge("text"), adapter=tiny.adapter("text"), train={"steps": 2}, dynamic={"extra": 0.5})
+    )
+    script = tmp_path / "noted.py"
+    script.write_text(
+        "import json, os, pathlib, sys\n"
+        "from lore.train import rollouts\n"
+        "note = rollouts.JudgeRollouts._note\n"
+        "def noted(self, groups, tally):\n"
+        f"    file = pathlib.Path({str(tmp_path)!r}) / f'rank{{self.accelerator.process_index}}'\n"
+        "    with open(file, 'a') as out:\n"
+        "        print(json.dumps([[int(group.row), len(group.answers)] for group in groups]), file=out)\n"
+        "    return note(self, groups, tally)\n"
+        "rollouts.JudgeRollouts._note = noted\n"
+        "from lore.run import main\n"
+        f"main('__main__', {str(path)!r})\n"
+    )
+    config = ROOT / "launch" / "accelerate" / "zero2.yaml"
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(config),
+        "--num_processes",
+        "2",
+        str(script),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    held = [[json.loads(line) for line in (tmp_path / f"rank{rank}").read_text().splitlines()] for rank in (0, 1)]
+    for first, second in zip(*held, strict=True):
+        assert [size for _, size in first + second] == [4] * 4
+        assert not {row for row, _ in first} & {row for row, _ in second}

@@ -1,0 +1,61 @@
+"""Stage ppo on tiny judges: the value learns, the judge's folder knows nothing of it, and warm-up leaves the policy alone."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lore.folder import RunFolder
+from lore.run import run_recipe
+from lore.stages import load_recipe
+from lore.train.ppo import HEAD_FILE, prepare
+
+
+@pytest.fixture
+def written(tiny, runs, tmp_path):
+    def write(kind: str, run: str = "ppo", adapter: bool = True, **sections):
+        path = tmp_path / f"{run}.yaml"
+        given = tiny.adapter(kind) if adapter else None
+        path.write_text(tiny.align(run, tiny.judge(kind), stage="ppo", adapter=given, **sections))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("kind, adapter", [("text", False), ("vision", True)], ids=["text, every weight", "photos, an adapter"])
+def test_the_stage_runs_and_leaves_a_judge_without_the_value_head(written, tiny, kind, adapter):
+    folder = run_recipe(written(kind, adapter=adapter, rollout={"updates": 2}, train={"steps": 4, "save_every": 2, "lr": 3e-3}))
+    lines = folder.metrics()
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert {"value/mean", "value/return", "value/explained", "reward", "rewards/verdict/mean"} <= lines[0].keys()
+    assert all("value/loss" in line for line in lines)
+    assert lines[0]["value/mean"] == 0 and lines[2]["value/mean"] != 0
+    head = load_file(folder / "checkpoints" / "checkpoint-4" / HEAD_FILE)
+    assert head["linear.weight"].abs().sum() > 0
+    weights = load_file(next((folder / "model").glob("*.safetensors")))
+    assert not [name for name in weights if "value" in name]
+    if not adapter:
+        assert weights.keys() == load_file(tiny.judge(kind) / "model.safetensors").keys()
+
+
+def test_warm_up_trains_the_value_alone(written):
+    folder = run_recipe(written("text", ppo={"value_warmup": 2}, train={"steps": 2, "save_every": 2}))
+    start = load_file(load_recipe(written("text")).model.adapter + "/adapter_model.safetensors")
+    after = load_file(folder / "model" / "adapter_model.safetensors")
+    # The value's loss reaches the adapter through the hidden states; the policy's does not.
+    assert all(line["loss"] == pytest.approx(0.1 * line["value/loss"], abs=1e-5) for line in folder.metrics())
+    assert start.keys() == after.keys()
+
+
+def test_the_value_comes_to_expect_what_is_always_paid(written):
+    """With a reward that never changes, the value goes to it and the advantages to nothing."""
+    recipe = load_recipe(
+        written("text", ppo={"value_lr": 0.05, "value_clip": 10.0, "gae_lambda": 1.0, "whiten": False}, train={"steps": 30})
+    )
+    folder = RunFolder.of(recipe)
+    folder.open(recipe)
+    _, trainer = prepare(recipe, folder)
+    trainer.judged.totals = lambda parts: torch.full((len(parts),), 0.5).numpy()
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "value/mean" in line]
+    assert lines[0]["value/return"] == pytest.approx(0.5, abs=0.01)
+    assert abs(lines[-1]["value/mean"] - 0.5) < 0.15 < abs(lines[0]["value/mean"] - 0.5)
