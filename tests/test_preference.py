@@ -160,8 +160,7 @@ def test_the_logged_likelihoods_are_those_of_the_model_with_its_full_layers(reci
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["text", "vision"])
-@pytest.mark.parametrize("stage", ["dpo", "kto"])
+@pytest.mark.parametrize("stage, kind", [("dpo", "vision"), ("kto", "text")])
 def test_killed_while_saving_it_goes_on_and_ends_with_the_same_weights(recipe, runs, stage, kind):
     whole = run_recipe(recipe("whole", stage, kind, train={"steps": 6}))
     path = recipe("killed", stage, kind, train={"steps": 6})
