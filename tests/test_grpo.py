@@ -17,8 +17,9 @@ from lore.recipe import ModelSection
 from lore.rubric import load_rubric
 from lore.run import run_recipe
 from lore.stages import load_recipe
+from lore.train.groups import Tally
 from lore.train.grpo import prepare
-from lore.train.rollouts import JudgeRollouts, Tally
+from lore.train.rollouts import JudgeRollouts
 from lore.train.rows import gold
 
 RUBRIC = load_rubric("shop")

@@ -24,13 +24,14 @@ from lore.rejected import RejectedWriter
 from lore.rubric import Rubric, load_rubric
 from lore.template import template_options
 from lore.train.align_config import DynamicSection, RolloutRecipe
+from lore.train.groups import Group, Tally
 from lore.train.loop import RECORDED, Recorder, last_checkpoint, train, training_arguments
 from lore.train.lora import freeze_photo_parts, peft_config
 from lore.train.prompt_choice import PromptChoice, schedule, window
 from lore.train.prompts import Prompts, check_same_prompt, usable
 from lore.train.replay import Replay, write_replay
 from lore.train.rewards import Answer, Rewards, print_self_test, self_test
-from lore.train.rollouts import Group, JudgeRollouts, Tally
+from lore.train.rollouts import JudgeRollouts
 from lore.train.select import chosen_pairs, describe, read_pool, select
 from lore.train.watch import preflight_rollouts
 from lore.train.watching import mean_rewards, probe_of, watched

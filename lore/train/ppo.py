@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from lore.folder import RunFolder
 from lore.train.align import Setup, run_trainer, set_up, trainer_arguments
 from lore.train.align_config import PPORecipe
-from lore.train.rollouts import PHOTO_FIELDS, Group, JudgeRollouts
+from lore.train.groups import Group
+from lore.train.rollouts import JudgeRollouts
+from lore.train.sampler_gap import PHOTO_FIELDS
 from lore.train.value import HEAD, attach_value_head, gae, value_loss
 
 HEAD_FILE = "value_head.safetensors"

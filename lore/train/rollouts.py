@@ -6,11 +6,8 @@ reasoning (guided replay), and an SFT loss on other pairs stands beside the poli
 it is decided where the answers are; the processes only agree on how many groups a round has.
 """
 
-import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,63 +19,14 @@ from trl import GRPOTrainer
 from lore.errors import LoreError
 from lore.folder import write_atomic
 from lore.train.align_config import DynamicSection, RolloutRecipe
+from lore.train.groups import Group, Tally, longer
 from lore.train.prompt_choice import PromptChoice
 from lore.train.prompts import Prompts
 from lore.train.rewards import Answer, Rewards
+from lore.train.sampler_gap import sampler_gap
 
 HISTORY = "prompts.json"
 GAP_PROMPTS = 4
-# What of a batch goes into a forward pass beside its tokens.
-PHOTO_FIELDS = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "num_tiles",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
-
-
-@dataclass
-class Group:
-    """The answers to one prompt. given: tokens at the start of each that were not sampled."""
-
-    row: int
-    prompt_ids: list[int]
-    images: list | None
-    completion_ids: list[list[int]]
-    logprobs: list[list[float]] | None
-    answers: list[Answer]
-    parts: np.ndarray  # [answers, parts], nan where a part cannot judge
-    totals: np.ndarray  # [answers]
-    right: np.ndarray  # bool [answers]
-    given: int = 0
-
-    @property
-    def spread(self) -> float:
-        return float(np.nanstd(self.totals)) if np.isfinite(self.totals).any() else 0.0
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(ids) - self.given for ids in self.completion_ids)
-
-
-@dataclass
-class Tally:
-    """Counts of one batch of rollouts on this process, summed over all for the metrics."""
-
-    tokens: int = 0
-    groups: int = 0
-    spread: int = 0
-    foreseen: int = 0
-    extra: int = 0
-    guided: int = 0
-    solved: int = 0
-    seen: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 class JudgeRollouts(GRPOTrainer):
@@ -353,31 +301,8 @@ class JudgeRollouts(GRPOTrainer):
         every = self.recipe.watch.every
         return bool(every) and not self.use_vllm and -self.state.global_step % every < self.recipe.rollout.updates
 
-    @torch.no_grad()
     def _note_gap(self, rows: list[int]) -> None:
-        """Samples an answer to each row and logs the mean difference, in nats, between the log-probabilities its tokens were
-        drawn with and those that the loss computes. The random state stays as it was."""
-        ids, images, fields = self._tokenize_prompts([self.prompts.messages(row) for row in rows])
-        cuda = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), scores_of(self.accelerator.unwrap_model(self.model_wrapped)) as made:
-            completions, _ = super()._generate_single_turn(ids, images, fields, 1)
-            asked, answered = made[0]
-            start = asked["input_ids"].shape[1]
-            tokens = answered.sequences[:, start:]
-            mask = torch.zeros_like(tokens)
-            for row, completion in enumerate(completions):
-                mask[row, : len(completion)] = 1
-            shown = {name: asked[name] for name in PHOTO_FIELDS if name in asked}
-            for name in shown:
-                if name.endswith("token_type_ids"):
-                    shown[name] = torch.cat([shown[name], torch.zeros_like(tokens)], dim=1)
-            if images is not None:
-                shown["num_images"] = [len(one) for one in images]
-            attention = torch.cat([asked["attention_mask"], mask], dim=1)
-            theirs = torch.stack([score.float().log_softmax(dim=-1) for score in answered.scores], dim=1)
-            theirs = theirs.gather(2, tokens.unsqueeze(2)).squeeze(2)
-            ours = self._get_per_token_logps_and_entropies(self.model, answered.sequences, attention, tokens.shape[1], **shown)[0]
-        gap = (theirs - ours).abs()[mask.bool()].mean()
+        gap = sampler_gap(self, rows)
         self._metrics["train"]["sampling/sampling_logp_difference/mean"].append(self.accelerator.gather(gap).mean().item())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -397,29 +322,3 @@ class JudgeRollouts(GRPOTrainer):
 def total(completions: list, **_: Any) -> list[float]:
     """TRL wants a reward function; the groups come with theirs."""
     raise LoreError("rewards are computed with the rollouts; TRL must not ask for them.")
-
-
-@contextmanager
-def scores_of(model: Any) -> Iterator[list[tuple[dict[str, Any], Any]]]:
-    """Keeps what the model is asked to generate within, and the answers with the scores each token was drawn from."""
-    made: list[tuple[dict[str, Any], Any]] = []
-    generate = model.generate
-
-    def scored(*, generation_config: Any, **asked: Any) -> torch.Tensor:
-        config = copy.deepcopy(generation_config)
-        config.return_dict_in_generate = config.output_scores = True
-        made.append((asked, generate(generation_config=config, **asked)))
-        return made[-1][1].sequences
-
-    model.generate = scored
-    try:
-        yield made
-    finally:
-        del model.generate
-
-
-def longer(value: Any, begun: list[list[int]]) -> Any:
-    """A per-token field of the prompts (lists), with zeros for the tokens that the answers begin with."""
-    if isinstance(value, list) and value and isinstance(value[0], list) and any(begun):
-        return [list(row) + [0] * len(start) for row, start in zip(value, begun, strict=True)]
-    return value

@@ -1,0 +1,137 @@
+"""Seconds per step of the grpo stage's trainer against plain TRL GRPO, in pairs, with every addition idle.
+
+    python benchmarks/grpo.py                      3 pairs of 6 steps of 64 answers
+    python benchmarks/grpo.py --pairs 1 --steps 2  a quick look
+
+Both train the same small Llama (random weights, the quickstart's size) in one process, from the same seed, on the same prompts
+with the same rewards, so they sample the same answers; that they do is checked by their losses, rewards and lengths. Timed is
+the trainer's own `train_runtime`. The stage parses and rewards answers part by part; TRL's run has the same rewards as one function.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+
+from small_llama import make_model
+
+GROUP, MAX_TOKENS, POOL = 8, 48, 128
+SAME = ("loss", "reward", "completions/mean_length", "entropy")
+
+
+def prepare(folder: Path, steps: int, batch: int, micro: int) -> Path:
+    """Writes model/, pairs.parquet, pool.parquet and the recipe."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from lore.data_synth.world import World
+    from lore.pairs import PairWriter
+    from lore.train.pool import POOL_SCHEMA
+
+    world, rows = World(seed=0), []
+    make_model(folder, world)
+    with PairWriter(folder / "pairs.parquet") as writer:
+        for pair in world.pairs("train", POOL):
+            pair.image = None
+            writer.write(pair)
+            samples = [{"text": "", "tokens": 1, "tier": None, "truncated": False}]
+            rows.append({"pair_id": pair.pair_id, "query": pair.query, "label": pair.label, "label_weight": 1.0, "slices": []})
+            rows[-1] |= {"samples": samples, "pass_rate": 0.5, "confidence": 0.5, "agrees": True, "tier": pair.label}
+    pq.write_table(pa.Table.from_pylist(rows, schema=POOL_SCHEMA), folder / "pool.parquet")
+    recipe = {
+        "stage": "grpo",
+        "run": "grpo",
+        "model": {"name": str(folder / "model")},
+        "data": {"path": str(folder / "pairs.parquet"), "rubric": "shop"},
+        "prompt": {"order": "reason_first", "detail": "name", "photo": False, "max_prompt_tokens": 256},
+        "pool": {"path": str(folder / "pool.parquet")},
+        "rollout": {"group": GROUP, "max_tokens": MAX_TOKENS},
+        "grpo": {"advantage_clamp": None, "mask_truncated": False},
+        "train": {"steps": steps, "batch_size": batch, "micro_batch_size": micro, "lr": 1e-5, "log_every": 1, "save_every": 0},
+        "watch": {"every": 0, "preflight_prompts": 0},
+    }
+    path = folder / "grpo.yaml"
+    path.write_text(json.dumps(recipe))
+    return path
+
+
+def ours(path: Path, number: int):
+    from lore.folder import RunFolder
+    from lore.stages import load_recipe
+    from lore.train.grpo import prepare as prepared
+
+    recipe = load_recipe(path, [f"run=ours{number}"])
+    folder = RunFolder.of(recipe)
+    folder.open(recipe)
+    return prepared(recipe, folder)
+
+
+def plain(path: Path, number: int):
+    """TRL's own trainer over the same setup."""
+    from trl import GRPOTrainer
+
+    from lore.train.align import prompt_rows
+
+    setup, _ = ours(path, 1000 + number)
+
+    class Plain(GRPOTrainer):
+        """The prompts of a row are put in here, as a dataset of messages would hold them."""
+
+        def _generate_and_score_completions(self, inputs):
+            shown = [{"prompt": setup.prompts.messages(one["row"]), "row": one["row"]} for one in inputs]
+            return super()._generate_and_score_completions(shown)
+
+    def reward(completions, completion_ids, row, **_) -> list[float]:
+        texts = [one[0]["content"] for one in completions]
+        answers = [
+            setup.rewards.read(text, len(ids), truncated=ids[-1] not in trainer.eos_token_ids)
+            for text, ids in zip(texts, completion_ids, strict=True)
+        ]
+        parts = setup.rewards.parts(answers, [setup.prompts.pairs[number] for number in row])
+        return setup.rewards.totals(parts).tolist()
+
+    from lore.engines.loading import load_model
+
+    trainer = Plain(
+        model=load_model(setup.recipe.model, device="cpu", for_training=True),
+        reward_funcs=reward,
+        args=setup.args,
+        train_dataset=prompt_rows(setup.order),
+        processing_class=setup.processor,
+    )
+    return trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each, in turns")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=64, help="answers per step")
+    parser.add_argument("--micro", type=int, default=32, help="answers per forward pass")
+    options = parser.parse_args()
+    ratios, seconds = [], {"lore": [], "trl": []}
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["LORE_RUNS"] = str(Path(temporary) / "runs")
+        path = prepare(Path(temporary), options.steps, options.batch, options.micro)
+        for number in range(options.pairs):
+            made = {"lore": lambda: ours(path, number)[1], "trl": lambda: plain(path, number)}
+            logs = {}
+            for name in ("lore", "trl") if number % 2 == 0 else ("trl", "lore"):
+                trainer = made[name]()
+                found = trainer.train().metrics["train_runtime"]
+                seconds[name].append(found / options.steps)
+                logs[name] = [line for line in trainer.state.log_history if "loss" in line]
+            for mine, theirs in zip(logs["lore"], logs["trl"], strict=True):
+                for key in SAME:
+                    if abs(mine[key] - theirs[key]) > 1e-5:
+                        raise SystemExit(f"step {mine['step']}: {key} is {mine[key]} and {theirs[key]}: not the same answers")
+            ratios.append(seconds["lore"][-1] / seconds["trl"][-1])
+    for name, values in seconds.items():
+        print(f"{name}: {statistics.median(values):.2f} s a step ({min(values):.2f} to {max(values):.2f})")
+    print(f"ratio: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), the same answers in both")
+
+
+if __name__ == "__main__":
+    main()
