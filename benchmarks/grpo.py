@@ -5,7 +5,7 @@
 
 Both train the same small Llama (random weights, the quickstart's size) in one process, from the same seed, on the same prompts
 with the same rewards, so they sample the same answers; that they do is checked by their losses, rewards and lengths. Timed is
-the trainer's own `train_runtime`. The stage parses and rewards answers part by part; TRL's run has the same rewards as one function.
+the trainer's own `train_runtime`. TRL's run has the same rewards as one function.
 """
 
 import argparse
@@ -57,15 +57,20 @@ def prepare(folder: Path, steps: int, batch: int, micro: int) -> Path:
     return path
 
 
-def ours(path: Path, number: int):
+def set_up(path: Path, name: str):
     from lore.folder import RunFolder
     from lore.stages import load_recipe
     from lore.train.grpo import prepare as prepared
 
-    recipe = load_recipe(path, [f"run=ours{number}"])
+    recipe = load_recipe(path, [f"run={name}"])
     folder = RunFolder.of(recipe)
     folder.open(recipe)
     return prepared(recipe, folder)
+
+
+def ours(path: Path, number: int):
+    """The stage's trainer."""
+    return set_up(path, f"lore{number}")[1]
 
 
 def plain(path: Path, number: int):
@@ -74,7 +79,7 @@ def plain(path: Path, number: int):
 
     from lore.train.align import prompt_rows
 
-    setup, _ = ours(path, 1000 + number)
+    setup, _ = set_up(path, f"trl{number}")
 
     class Plain(GRPOTrainer):
         """The prompts of a row are put in here, as a dataset of messages would hold them."""
@@ -116,10 +121,10 @@ def main() -> None:
         os.environ["LORE_RUNS"] = str(Path(temporary) / "runs")
         path = prepare(Path(temporary), options.steps, options.batch, options.micro)
         for number in range(options.pairs):
-            made = {"lore": lambda: ours(path, number)[1], "trl": lambda: plain(path, number)}
+            made = {"lore": ours, "trl": plain}
             logs = {}
             for name in ("lore", "trl") if number % 2 == 0 else ("trl", "lore"):
-                trainer = made[name]()
+                trainer = made[name](path, number)
                 found = trainer.train().metrics["train_runtime"]
                 seconds[name].append(found / options.steps)
                 logs[name] = [line for line in trainer.state.log_history if "loss" in line]
