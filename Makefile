@@ -13,7 +13,7 @@ BIN   := $(VENV)/bin
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: install test slow quickstart lint clean
+.PHONY: install test slow long quickstart lint clean
 
 install: $(STAMP)
 
@@ -34,6 +34,9 @@ test: install
 
 slow: install
 	$(BIN)/python -m pytest -m slow
+
+long: install
+	$(BIN)/python -m pytest -m long
 
 quickstart: install
 	$(BIN)/lore run recipes/quickstart/eval.yaml

@@ -72,9 +72,9 @@ def plain_logps(trainer, batch: dict) -> torch.Tensor:
 @pytest.mark.parametrize(
     "kind, lora, adapter",
     [
-        pytest.param("text", None, False, id="text, every weight", marks=pytest.mark.slow),
+        pytest.param("text", None, False, id="text, every weight", marks=pytest.mark.long),
         pytest.param("text", None, True, id="text, an adapter goes on"),
-        pytest.param("vision", {"targets": "all-linear"}, False, id="photos, new lora", marks=pytest.mark.slow),
+        pytest.param("vision", {"targets": "all-linear"}, False, id="photos, new lora", marks=pytest.mark.long),
         pytest.param("vision", None, True, id="photos, an adapter goes on"),
     ],
 )

@@ -19,8 +19,14 @@ def rewards(folder: RunFolder) -> np.ndarray:
     return np.array([line["reward"] for line in folder.metrics() if "reward" in line])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage, kind", [("grpo", "text"), ("ppo", "text")])
+@pytest.mark.parametrize(
+    "stage, kind",
+    [
+        pytest.param("grpo", "text", marks=pytest.mark.slow),
+        pytest.param("ppo", "text", marks=pytest.mark.long),
+        pytest.param("grpo", "vision", marks=pytest.mark.long),
+    ],
+)
 def test_two_processes_under_zero2_learn_from_whole_groups_as_one_does(tiny, runs, tmp_path, stage, kind):
     needs_deepspeed()
     train = {"steps": 4, "batch_size": 32, "micro_batch_size": 16, "lr": 1e-3}

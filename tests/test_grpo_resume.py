@@ -34,8 +34,15 @@ def run(recipe, asked, *, kill: bool = False) -> int:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300).returncode
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage, kind", [("grpo", "vision"), ("ppo", "text")])
+@pytest.mark.parametrize(
+    "stage, kind",
+    [
+        pytest.param("grpo", "vision", marks=pytest.mark.slow),
+        pytest.param("ppo", "text", marks=pytest.mark.slow),
+        pytest.param("grpo", "text", marks=pytest.mark.long),
+        pytest.param("ppo", "vision", marks=pytest.mark.long),
+    ],
+)
 def test_killed_in_a_step_it_goes_on_as_the_uninterrupted_run(tiny, runs, tmp_path, stage, kind):
     options = {"stage": stage, "adapter": tiny.adapter(kind), "train": {"steps": 5, "save_every": 2, "lr": 1e-2}}
     options |= ADDITIONS if stage == "grpo" else {"ppo": {"value_lr": 1e-2}, "replay": {"rows": 4}}

@@ -159,8 +159,9 @@ def test_the_logged_likelihoods_are_those_of_the_model_with_its_full_layers(reci
         assert folder.metrics()[0][f"logps/{name}"] == pytest.approx(np.mean(found), rel=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage, kind", [("dpo", "vision"), ("kto", "text")])
+@pytest.mark.parametrize(
+    "stage, kind", [pytest.param("dpo", "vision", marks=pytest.mark.slow), pytest.param("kto", "text", marks=pytest.mark.long)]
+)
 def test_killed_while_saving_it_goes_on_and_ends_with_the_same_weights(recipe, runs, stage, kind):
     whole = run_recipe(recipe("whole", stage, kind, train={"steps": 6}))
     path = recipe("killed", stage, kind, train={"steps": 6})
@@ -205,7 +206,7 @@ def test_losses_and_their_weights(recipe, loss):
     assert folder.metrics()[-1]["rewards/margins"] > folder.metrics()[0]["rewards/margins"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_pass_and_several_make_the_same_step(recipe):
     whole = run_recipe(recipe("whole", kind="vision"))
     passes = run_recipe(recipe("passes", kind="vision", train={"micro_batch_size": 2}))

@@ -438,15 +438,14 @@ lore.launch.settle_devices = lambda: None
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "config, make, model, lora",
     [
-        ("cpu2", "sft", "vision", "lora"),
-        ("zero2", "sft", "text", "whole"),
-        ("zero2", "grpo", "text", "lora"),
-        ("zero3", "grpo", "text", "lora"),
-        ("fsdp2", "sft", "text", "whole"),
+        pytest.param("cpu2", "sft", "vision", "lora", marks=pytest.mark.long),
+        pytest.param("zero2", "sft", "text", "whole", marks=pytest.mark.long),
+        pytest.param("zero2", "grpo", "text", "lora", marks=pytest.mark.slow),
+        pytest.param("zero3", "grpo", "text", "lora", marks=pytest.mark.long),
+        pytest.param("fsdp2", "sft", "text", "whole", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_watch_together(tiny, tmp_path, config, make, model, lora):
