@@ -109,7 +109,8 @@ class PPOSection(LossSection):
     value_lr: float = Field(1e-3, gt=0)
     """Learning rate of the value head, which begins at zero."""
     value_warmup: int = Field(0, ge=0)
-    """Steps at the start in which the value alone is trained: advantages over a value that knows nothing are noise."""
+    """Steps at the start in which the value head alone learns from rewards: advantages over a value that knows nothing are
+    noise."""
     whiten: bool = True
     """Advantages get mean 0 and standard deviation 1 over the step's tokens."""
 

@@ -31,7 +31,6 @@ class JudgePPO(JudgeRollouts):
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
-        self.base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._passes = attach_value_head(self.base)
         self._values: torch.Tensor | None = None
 
@@ -97,6 +96,7 @@ class JudgePPO(JudgeRollouts):
 
     def _get_per_token_logps_and_entropies(self, model: Any, ids: Any, mask: Any, kept: int, **options: Any) -> tuple:
         self._passes.clear()
+        self.head.alone = self.state.global_step < self.recipe.ppo.value_warmup
         found = super()._get_per_token_logps_and_entropies(model, ids, mask, kept, **options)
         if model is self.model or model is self.model_wrapped:  # not the reference model, which has no head
             self._values = torch.cat([values[:, -kept:] for values in self._passes])

@@ -23,7 +23,7 @@ from lore.train.groups import Group, Tally, longer
 from lore.train.prompt_choice import PromptChoice
 from lore.train.prompts import Prompts
 from lore.train.rewards import Answer, Rewards
-from lore.train.sampler_gap import sampler_gap
+from lore.train.sampler_gap import PHOTOS, sampler_gap
 
 HISTORY = "prompts.json"
 GAP_PROMPTS = 4
@@ -52,6 +52,9 @@ class JudgeRollouts(GRPOTrainer):
         self._kept: list[Group] | None = None
         self._logps: torch.Tensor | None = None
         super().__init__(reward_funcs=[total], **arguments)
+        self.base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if self._is_vlm:
+            self.base.register_forward_pre_hook(only_photos_shown, with_kwargs=True)
         local = self.args.per_device_train_batch_size * self.args.steps_per_generation
         if local % self.num_generations:
             raise LoreError(
@@ -322,3 +325,11 @@ class JudgeRollouts(GRPOTrainer):
 def total(completions: list, **_: Any) -> list[float]:
     """TRL wants a reward function; the groups come with theirs."""
     raise LoreError("rewards are computed with the rollouts; TRL must not ask for them.")
+
+
+def only_photos_shown(model: Any, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """A pass over prompts without photos, out of a batch that has some, gets an empty stack of them, on which models fail."""
+    ids = options.get("input_ids")
+    if ids is not None and options.get("pixel_values") is not None and not (ids == model.config.image_token_id).any():
+        options = {name: value for name, value in options.items() if name not in PHOTOS}
+    return arguments, options

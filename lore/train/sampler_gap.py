@@ -10,19 +10,9 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
+PHOTOS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids")
 # What of a batch goes into a forward pass beside its tokens.
-PHOTO_FIELDS = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "num_tiles",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
+PHOTO_FIELDS = (*PHOTOS, "num_images", "num_tiles", "token_type_ids", "mm_token_type_ids")
 
 
 @torch.no_grad()

@@ -8,7 +8,12 @@ HEAD = "value_head"
 
 
 class ValueHead(torch.nn.Module):
-    """One linear layer from a hidden state to the reward that is still to come; zero at the start."""
+    """One linear layer from a hidden state to the reward that is still to come; zero at the start.
+
+    alone: its loss moves the head and leaves the judge as it is.
+    """
+
+    alone = False
 
     def __init__(self, hidden: int):
         super().__init__()
@@ -17,6 +22,7 @@ class ValueHead(torch.nn.Module):
         torch.nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden.detach() if self.alone else hidden
         return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1).float()
 
 
