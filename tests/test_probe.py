@@ -445,7 +445,7 @@ lore.launch.settle_devices = lambda: None
         pytest.param("zero2", "sft", "text", "whole", marks=pytest.mark.long),
         pytest.param("zero2", "grpo", "text", "lora", marks=pytest.mark.slow),
         pytest.param("zero3", "grpo", "text", "lora", marks=pytest.mark.long),
-        pytest.param("fsdp2", "sft", "text", "whole", marks=pytest.mark.slow),
+        pytest.param("fsdp2", "sft", "text", "whole", marks=pytest.mark.long),
     ],
 )
 def test_two_processes_watch_together(tiny, tmp_path, config, make, model, lora):
