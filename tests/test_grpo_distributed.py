@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT, needs_deepspeed
+from test_distributed import launch
 
 from lore.folder import RunFolder
 from lore.run import run_recipe
@@ -39,10 +40,7 @@ def test_two_processes_under_zero2_learn_from_whole_groups_as_one_does(tiny, run
         one.append(rewards(run_recipe(path)).mean())
     path = tmp_path / "two.yaml"
     path.write_text(tiny.align("two", tiny.judge(kind), **options))
-    command = [sys.executable, "-m", "lore", "launch", str(path), "--config", "zero2"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    done = launch("zero2", path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     folder = RunFolder(runs / "two")
     lines = [line for line in folder.metrics() if "reward" in line]
@@ -94,3 +92,15 @@ def test_each_of_two_processes_holds_whole_groups(tiny, runs, tmp_path):
     for first, second in zip(*held, strict=True):
         assert [size for _, size in first + second] == [4] * 4
         assert not {row for row, _ in first} & {row for row, _ in second}
+
+
+@pytest.mark.parametrize("stage", [pytest.param("grpo", marks=pytest.mark.slow), pytest.param("ppo", marks=pytest.mark.long)])
+def test_processes_go_on_together_when_only_one_of_them_is_shown_a_photo(tiny, runs, tmp_path, stage):
+    """Passes of one group each: often the one process has a photo and the other none."""
+    needs_deepspeed()
+    path = tmp_path / f"{stage}.yaml"
+    steps = {"steps": 12, "batch_size": 16, "micro_batch_size": 4}
+    path.write_text(tiny.align(stage, tiny.judge("vision"), stage=stage, lora={"targets": "all-linear"}, train=steps))
+    done = launch("zero2", path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert [line["step"] for line in RunFolder(runs / stage).metrics()] == list(range(1, 13))

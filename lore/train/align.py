@@ -159,6 +159,7 @@ def rollout_arguments(
         top_p=1.0,
         top_k=0,
         shuffle_dataset=False,
+        log_multimodal=False,  # a process whose prompts have no photo would not take part, and the others wait for it
         chat_template_kwargs=template_options(processor),
         trust_remote_code=recipe.model.trust_remote_code,
         **vllm,

@@ -19,6 +19,7 @@ from trl import GRPOTrainer
 from lore.errors import LoreError
 from lore.folder import write_atomic
 from lore.train.align_config import DynamicSection, RolloutRecipe
+from lore.train.collate import PhotoCollator
 from lore.train.groups import Group, Tally, longer
 from lore.train.prompt_choice import PromptChoice
 from lore.train.prompts import Prompts
@@ -247,6 +248,9 @@ class JudgeRollouts(GRPOTrainer):
             replayed = self._replay_loss(model)
             self._metrics["train"]["sft_loss"].append(self.accelerator.gather(replayed.detach()).mean().item())
             beside = beside + self.recipe.replay.weight * replayed
+        several = self._is_vlm and self.recipe.prompt.photo and self.accelerator.num_processes > 1
+        if several and not any(inputs.get("num_images", [])):
+            beside = beside + self._unseen_photo(model)
         return loss + beside / self.current_gradient_accumulation_steps
 
     def beside(self, inputs: dict[str, Any]) -> torch.Tensor | float:
@@ -256,6 +260,14 @@ class JudgeRollouts(GRPOTrainer):
             return 0.0
         given = inputs["completion_mask"] * (1 - inputs["tool_mask"])
         return -guided.teach * (self._logps * given).sum() / given.sum().clamp(min=1)
+
+    def _unseen_photo(self, model: Any) -> torch.Tensor:
+        """Zero, by way of a grey photo. A vision tower that runs in some processes only leaves DeepSpeed's processes with
+        different gradients to add up, and they wait for one another for ever."""
+        batch = PhotoCollator(self.processing_class, always_photo=True)([])
+        batch = {key: value.to(self.accelerator.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        with self.accelerator.autocast():
+            return 0 * model(**batch, fused_lm_head=True).log_probs.sum()
 
     def _replay_loss(self, model: Any) -> torch.Tensor:
         """Mean token loss of this pass's share of the replayed pairs, at temperature 1 like that of stage sft."""
