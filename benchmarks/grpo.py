@@ -104,7 +104,7 @@ def plain(path: Path, number: int):
         reward_funcs=reward,
         args=setup.args,
         train_dataset=prompt_rows(setup.order),
-        processing_class=setup.processor,
+        processing_class=setup.start.processor,
     )
     return trainer
 

@@ -1,58 +1,37 @@
 """What grpo and ppo share: from the pool to a trainer that is ready, and from its last step to the judge's folder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from accelerate.utils import gather_object
-from transformers import set_seed
+from accelerate.utils import broadcast_object_list, gather_object
 from trl import GRPOConfig
-from trl.models.utils import unwrap_model_for_generation
 
-from lore.card import check_card, check_template, judge_card, write_card
-from lore.engines.loading import default_device, load_model, load_processor, resolve_dtype
-from lore.engines.transformers_engine import TransformersEngine
-from lore.fingerprints import template_fingerprint
 from lore.folder import RunFolder, is_main_process, say
-from lore.judgement import FormatFailure, PromptFormat, renderer_hash, with_verdict_prefix
 from lore.launch import main_process_checks, world_size
 from lore.pairs import Pair
 from lore.rejected import RejectedWriter
-from lore.rubric import Rubric, load_rubric
 from lore.template import template_options
-from lore.train.align_config import DynamicSection, RolloutRecipe
+from lore.train.align_config import DynamicSection, LossSection, RolloutRecipe
 from lore.train.groups import Group, Tally
+from lore.train.judge import Start, begin, complete_model, trained_model
 from lore.train.loop import RECORDED, Recorder, last_checkpoint, train, training_arguments
-from lore.train.lora import freeze_photo_parts, peft_config
+from lore.train.lora import peft_config
 from lore.train.prompt_choice import PromptChoice, schedule, window
 from lore.train.prompts import Prompts, check_same_prompt, usable
 from lore.train.replay import Replay, write_replay
-from lore.train.rewards import Answer, Rewards, print_self_test, self_test
+from lore.train.rewards import Rewards, print_self_test, self_test
 from lore.train.rollouts import JudgeRollouts
-from lore.train.select import chosen_pairs, describe, read_pool, select
+from lore.train.select import chosen_pairs, chosen_rows
+from lore.train.watch import RECORDED as WATCHED
 from lore.train.watch import preflight_rollouts
-from lore.train.watching import mean_rewards, probe_of, watched
+from lore.train.watching import watched
 
 # What metrics.jsonl keeps of a step; no clock among them.
-KEPT = (
-    *RECORDED,
-    "reward",
-    "reward_std",
-    "frac_reward_zero_std",
-    "rewards",
-    "rollout",
-    "dynamic",
-    "guided",
-    "completions",
-    "clip_ratio",
-    "kl",
-    "sampling",
-    "sft_loss",
-    "value",
-)
+KEPT = (*RECORDED, *WATCHED, "reward_std", "rollout", "dynamic", "guided", "clip_ratio", "sft_loss", "value")
 
 
 @dataclass
@@ -61,10 +40,7 @@ class Setup:
 
     recipe: RolloutRecipe
     folder: RunFolder
-    rubric: Rubric
-    fmt: PromptFormat
-    processor: Any
-    card: dict[str, Any]
+    start: Start
     args: GRPOConfig
     model: Any
     prompts: Prompts
@@ -75,33 +51,34 @@ class Setup:
     replay: Replay | None
 
 
-def set_up(recipe: RolloutRecipe, folder: RunFolder, **losses: Any) -> Setup:
-    """Pool, prompts, rewards and model of a run. losses: what TRL is told of the policy's loss. Raises LoreError when the
-    rewards do not pass their own test."""
-    set_seed(recipe.seed)
-    rubric = load_rubric(recipe.data.rubric)
-    fmt = PromptFormat(**recipe.prompt.model_dump())
-    renderer = renderer_hash(rubric, fmt)
-    check_card(recipe.model, renderer, "model")
-    processor = load_processor(recipe.model)
-    check_template(recipe.model, processor, "model")
-    card = judge_card(recipe, renderer, rubric.hash, template_fingerprint(processor))
-    device = default_device()
-    bf16 = resolve_dtype(recipe.model.dtype, device) == torch.bfloat16
-    args = rollout_arguments(recipe, folder, processor, bf16=bf16, cpu=device == "cpu", **losses)
+def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses: Any) -> Setup:
+    """Pool, prompts, rewards and model of a run. losses: what TRL is told of the policy's loss beside the section. Raises
+    LoreError when the rewards do not pass their own test."""
+    start = begin(recipe)
+    args = rollout_arguments(
+        recipe,
+        folder,
+        start,
+        epsilon=loss.clip_low,
+        epsilon_high=loss.clip_high,
+        beta=loss.kl,
+        mask_truncated_completions=loss.mask_truncated,
+        **losses,
+    )
     if is_main_process():
-        folder.note(rubric_hash=rubric.hash, renderer_hash=renderer, template=template_fingerprint(processor))
+        folder.note(**start.hashes)
     with args.main_process_first(local=False, desc="prompts"):
-        pairs, rates, samples = pool_pairs(recipe, folder, rubric, fmt, processor)
+        table = chosen_rows(recipe.pool, recipe.seed)
+        pairs = chosen_pairs(table, recipe.data, folder)
         if recipe.replay is not None:
-            write_replay(recipe, folder, rubric, fmt, processor)
-    rewards = Rewards(recipe.rewards, rubric, fmt)
+            write_replay(recipe, folder, start)
+    good = shown_alike(pairs, start, folder, recipe.pool.path)
+    pairs = [pairs[number] for number in good]
+    rates = np.nan_to_num(np.asarray(table["pass_rate"].to_pylist(), dtype=float)[good], nan=0.5)
+    rewards = Rewards(recipe.rewards, start.rubric, start.fmt)
     if is_main_process():
-        tokenizer = getattr(processor, "tokenizer", processor)
-        print_self_test(self_test(rewards, pairs[:64], tokenizer))
-    model = load_model(recipe.model, device=device, for_training=True)
-    if not recipe.prompt.photo:
-        freeze_photo_parts(model)
+        print_self_test(self_test(rewards, pairs[:64], getattr(start.processor, "tokenizer", start.processor)))
+    model = trained_model(recipe, start)
     rounds = -(-recipe.train.steps // recipe.rollout.updates)
     asked = recipe.train.batch_size * recipe.rollout.updates // recipe.rollout.group
     curriculum = recipe.pool.order != "random"
@@ -113,24 +90,33 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, **losses: Any) -> Setup:
     return Setup(
         recipe,
         folder,
-        rubric,
-        fmt,
-        processor,
-        card,
+        start,
         args,
         model,
-        Prompts(pairs, rubric, fmt, processor),
+        Prompts(pairs, start.rubric, start.fmt, start.processor),
         rewards,
-        PromptChoice(rates, samples, recipe.rollout.group, recipe.dynamic or DynamicSection()),
+        PromptChoice(rates, len(table["samples"][0]), recipe.rollout.group, recipe.dynamic or DynamicSection()),
         order,
         windows,
-        Replay(recipe, folder, fmt, processor) if recipe.replay is not None else None,
+        Replay(recipe, folder, start) if recipe.replay is not None else None,
     )
 
 
-def rollout_arguments(
-    recipe: RolloutRecipe, folder: RunFolder, processor: Any, *, bf16: bool, cpu: bool, **losses: Any
-) -> GRPOConfig:
+def shown_alike(pairs: list[Pair], start: Start, folder: RunFolder, pool: str) -> list[int]:
+    """Numbers of the pairs that can be shown, found out by the main process for all; the others are in rejected.jsonl."""
+    good: list[int] = []
+
+    def find() -> None:
+        with RejectedWriter(folder / "prompts.arrow", folder / "rejected.jsonl") as rejected:
+            good.extend(usable(pairs, start.rubric, start.fmt, start.processor, rejected, pool))
+        if rejected.count:
+            say(f"{rejected.count:,} pairs are left out, each with its reason in {rejected.path}")
+
+    main_process_checks(find)
+    return broadcast_object_list([good], from_process=0)[0]
+
+
+def rollout_arguments(recipe: RolloutRecipe, folder: RunFolder, start: Start, **losses: Any) -> GRPOConfig:
     """TRL's configuration. Nothing filters the sampling (top_p, top_k, penalties): the trainer's log-probabilities would not
     know of it."""
     rollout = recipe.rollout
@@ -151,8 +137,8 @@ def rollout_arguments(
         folder,
         recipe.train.steps,
         recipe.seed,
-        bf16=bf16,
-        cpu=cpu,
+        bf16=start.bf16,
+        cpu=start.device == "cpu",
         num_generations=rollout.group,
         max_completion_length=rollout.max_tokens,
         temperature=rollout.temperature,
@@ -160,7 +146,7 @@ def rollout_arguments(
         top_k=0,
         shuffle_dataset=False,
         log_multimodal=False,  # a process whose prompts have no photo would not take part, and the others wait for it
-        chat_template_kwargs=template_options(processor),
+        chat_template_kwargs=template_options(start.processor),
         trust_remote_code=recipe.model.trust_remote_code,
         **vllm,
         **losses,
@@ -168,24 +154,6 @@ def rollout_arguments(
     args.steps_per_generation = args.gradient_accumulation_steps * rollout.updates
     args.generation_batch_size = args.per_device_train_batch_size * args.steps_per_generation * world_size()
     return args
-
-
-def pool_pairs(
-    recipe: RolloutRecipe, folder: RunFolder, rubric: Rubric, fmt: PromptFormat, processor: Any
-) -> tuple[list[Pair], np.ndarray, int]:
-    """The pool's chosen pairs that can be shown, their pass rates [N] and the samples behind each rate."""
-    table = select(recipe.pool, recipe.seed)
-    pairs = list(chosen_pairs(table, recipe.data, folder))
-    if is_main_process():
-        describe(read_pool(recipe.pool.path), table)
-        with RejectedWriter(folder / "prompts.arrow", folder / "rejected.jsonl") as rejected:
-            good = usable(pairs, rubric, fmt, processor, rejected, recipe.pool.path)
-        if rejected.count:
-            say(f"{rejected.count:,} pairs are left out, each with its reason in {rejected.path}")
-    else:
-        good = usable(pairs, rubric, fmt, processor, None, recipe.pool.path)
-    rates = np.asarray(table["pass_rate"].to_pylist(), dtype=float)[good]
-    return [pairs[number] for number in good], np.nan_to_num(rates, nan=0.5), len(table["samples"][0])
 
 
 def prompt_rows(order: np.ndarray) -> datasets.Dataset:
@@ -203,35 +171,12 @@ def trainer_arguments(setup: Setup) -> dict[str, Any]:
         "choice": setup.choice,
         "windows": setup.windows,
         "replay": setup.replay,
-        "score": scorer(setup) if setup.rewards.needs_probabilities else None,
         "model": setup.model,
         "args": setup.args,
         "train_dataset": prompt_rows(setup.order),
-        "processing_class": setup.processor,
+        "processing_class": setup.start.processor,
         "peft_config": peft_config(setup.recipe, setup.model),
     }
-
-
-def scorer(setup: Setup) -> Callable[[Any, list[list[dict]], list[Answer]], list[Answer]]:
-    """A function that gives answers their tier probabilities, read behind the reason that each of them wrote."""
-
-    def score(trainer: Any, messages: list[list[dict]], answers: list[Answer]) -> list[Answer]:
-        out = list(answers)
-        read = [place for place, answer in enumerate(answers) if not isinstance(answer.judgement, FormatFailure)]
-        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
-            engine = TransformersEngine(model, setup.processor, setup.rubric)
-            begun = [
-                with_verdict_prefix(messages[place], setup.rubric, setup.fmt, engine.verdict, answers[place].judgement.rationale)
-                for place in read
-            ]
-            model.eval()
-            scored = engine.score(begun)
-            model.train()
-        for place, row in zip(read, scored, strict=True):
-            out[place] = replace(out[place], probabilities=row.tolist())
-        return out
-
-    return score
 
 
 def run_trainer(setup: Setup, trainer: JudgeRollouts, title: str) -> None:
@@ -240,26 +185,12 @@ def run_trainer(setup: Setup, trainer: JudgeRollouts, title: str) -> None:
     check_same_prompt(setup.prompts, trainer._tokenize_prompts, range(min(8, len(setup.prompts))))
     if recipe.watch.preflight_prompts and last_checkpoint(folder) is None:
         preflight(setup, trainer)
-    probe = probe_of(
-        recipe.watch,
-        recipe.data,
-        folder,
-        setup.rubric,
-        setup.fmt,
-        setup.processor,
-        recipe.seed,
-        title=title,
-        rewards=mean_rewards(setup.rewards),
-        max_tokens=recipe.rollout.max_tokens,
-        card=setup.card,
-    )
-    watched(probe, trainer)
-    recorder = Recorder(folder, title, setup.card, recipe.train.keep_checkpoints, recorded=KEPT)
+    probe = watched(trainer, recipe, folder, setup.start, title=title, max_tokens=recipe.rollout.max_tokens, rewards=setup.rewards)
+    recorder = Recorder(folder, title, setup.start.card, recipe.train.keep_checkpoints, recorded=KEPT)
     seconds = train(trainer, recorder, folder)
     facts = {"prompts": len(setup.prompts), "steps": trainer.state.global_step, **probe.finish(trainer)}
     if is_main_process():
-        load_processor(recipe.model).save_pretrained(folder / "model")
-        write_card(folder / "model", setup.card)
+        complete_model(recipe, folder, setup.start.card)
         folder.finish({**facts, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
 
 

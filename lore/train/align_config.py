@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lore.recipe import BaseRecipe, Conflict, DataSection, ModelSection, PromptSection, StrictModel
-from lore.train.config import MAY_CHANGE, TrainSection
+from lore.train.config import MAY_CHANGE, TrainSection, padded_rows, trainable_weights
 from lore.train.pool_config import PoolSection
 from lore.train.rewards.config import RewardsSection
 from lore.train.watch_config import WatchSection
@@ -151,9 +151,7 @@ class RolloutRecipe(BaseRecipe):
             )
         if self.train.steps is None:
             yield Conflict(("train.steps",), "none", "a number of steps: prompts are chosen on the way, there are no epochs")
-        for key in ("packing", "padding_free"):
-            if getattr(self.train, key):
-                yield Conflict((f"train.{key}",), "flattened rows, which rollouts are not", "false")
+        yield from padded_rows(self.train, "flattened rows, which rollouts are not")
         if self.train.save_every % self.rollout.updates:
             yield Conflict(
                 ("train.save_every", "rollout.updates"),
@@ -166,14 +164,7 @@ class RolloutRecipe(BaseRecipe):
                 f"guided replay with {self.prompt.order}, whose answers begin with the verdict itself",
                 "prompt.order: reason_first, or no guided section",
             )
-        if self.model.dtype == "float16":
-            yield Conflict(("model.dtype",), "float16, whose gradients overflow", "auto, bfloat16 or float32")
-        if self.model.quantize and self.model.lora is None and self.model.adapter is None:
-            yield Conflict(
-                ("model.quantize", "model.lora"),
-                f"{self.model.quantize} weights and nothing to train on them",
-                "model.lora or model.adapter with it, or no model.quantize",
-            )
+        yield from trainable_weights(self.model)
 
     def derived(self) -> dict[str, Any]:
         prompts = self.train.batch_size // self.rollout.group

@@ -70,6 +70,25 @@ class TrainSection(StrictModel):
 MAY_CHANGE = frozenset({"train.micro_batch_size", "train.workers", "train.keep_checkpoints"})
 
 
+def trainable_weights(model: ModelSection) -> Iterator[Conflict]:
+    """Weights that no stage can train. Keys are those of a recipe."""
+    if model.dtype == "float16":
+        yield Conflict(("model.dtype",), "float16, whose gradients overflow", "auto, bfloat16 or float32")
+    if model.quantize and model.lora is None and model.adapter is None:
+        yield Conflict(
+            ("model.quantize", "model.lora"),
+            f"{model.quantize} weights and nothing to train on them",
+            "model.lora or model.adapter with it, or no model.quantize",
+        )
+
+
+def padded_rows(train: TrainSection, found: str) -> Iterator[Conflict]:
+    """Flattened rows in a stage that has none. found: what is wrong with them there."""
+    for key in ("packing", "padding_free"):
+        if getattr(train, key):
+            yield Conflict((f"train.{key}",), found, "false")
+
+
 class SFTRecipe(BaseRecipe):
     """Supervised fine-tuning of a judge: rationale and verdict where a pair has a rationale, else the verdict alone."""
 
@@ -95,14 +114,7 @@ class SFTRecipe(BaseRecipe):
                 "flattened rows with photos",
                 "prompt.photo: false, or neither packing nor padding_free",
             )
-        if self.model.dtype == "float16":
-            yield Conflict(("model.dtype",), "float16, whose gradients overflow", "auto, bfloat16 or float32")
-        if self.model.quantize and self.model.lora is None and self.model.adapter is None:
-            yield Conflict(
-                ("model.quantize", "model.lora"),
-                f"{self.model.quantize} weights and nothing to train on them",
-                "model.lora or model.adapter with it, or no model.quantize",
-            )
+        yield from trainable_weights(self.model)
 
     def derived(self) -> dict[str, Any]:
         micro = self.train.micro_batch_size or "batch_size / processes"
@@ -190,9 +202,7 @@ class BaseModelRecipe(BaseRecipe):
         return {"corpus": self.corpus}
 
     def conflicts(self) -> Iterator[Conflict]:
-        for key in ("packing", "padding_free"):
-            if getattr(self.train, key):
-                yield Conflict((f"train.{key}",), "flattened rows in stage base, which pads them", "false")
+        yield from padded_rows(self.train, "flattened rows in stage base, which pads them")
 
     def derived(self) -> dict[str, Any]:
         return {"image tokens per photo": self.architecture.image_tokens, "texts per step": self.train.batch_size}

@@ -22,14 +22,5 @@ def run(recipe: GRPORecipe, folder: RunFolder) -> None:
 def prepare(recipe: GRPORecipe, folder: RunFolder) -> tuple[Setup, JudgeRollouts]:
     """The trainer, ready for its first step."""
     loss = recipe.grpo
-    setup = set_up(
-        recipe,
-        folder,
-        loss_type=loss.loss,
-        scale_rewards=loss.scale,
-        epsilon=loss.clip_low,
-        epsilon_high=loss.clip_high,
-        beta=loss.kl,
-        mask_truncated_completions=loss.mask_truncated,
-    )
+    setup = set_up(recipe, folder, loss, loss_type=loss.loss, scale_rewards=loss.scale)
     return setup, JudgeRollouts(**trainer_arguments(setup))

@@ -19,8 +19,8 @@ from lore.folder import RunFolder
 from lore.train.align import Setup, run_trainer, set_up, trainer_arguments
 from lore.train.align_config import PPORecipe
 from lore.train.groups import Group
+from lore.train.photo_passes import PHOTO_FIELDS
 from lore.train.rollouts import JudgeRollouts
-from lore.train.sampler_gap import PHOTO_FIELDS
 from lore.train.value import HEAD, attach_value_head, gae, value_loss
 
 HEAD_FILE = "value_head.safetensors"
@@ -139,14 +139,5 @@ def run(recipe: PPORecipe, folder: RunFolder) -> None:
 
 def prepare(recipe: PPORecipe, folder: RunFolder) -> tuple[Setup, JudgePPO]:
     """The trainer, ready for its first step."""
-    loss = recipe.ppo
-    setup = set_up(
-        recipe,
-        folder,
-        loss_type="dapo",
-        epsilon=loss.clip_low,
-        epsilon_high=loss.clip_high,
-        beta=loss.kl,
-        mask_truncated_completions=loss.mask_truncated,
-    )
+    setup = set_up(recipe, folder, recipe.ppo, loss_type="dapo")
     return setup, JudgePPO(**trainer_arguments(setup))

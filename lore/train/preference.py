@@ -15,34 +15,30 @@ from typing import Any
 
 import datasets
 import pyarrow.compute as pc
-import torch
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-from lore.card import check_card, check_template, judge_card, write_card
-from lore.engines.loading import default_device, load_model, load_processor, resolve_dtype
+from lore.engines.loading import load_model
 from lore.errors import LoreError
-from lore.fingerprints import template_fingerprint
 from lore.folder import RunFolder, is_main_process, say
-from lore.judgement import PromptFormat, renderer_hash
 from lore.launch import world_size
 from lore.pairs import Pair, fingerprint, read_pairs
 from lore.progress import track
 from lore.rejected import RejectedWriter, Rejection
-from lore.rubric import load_rubric
 from lore.sources import materialise
-from lore.train.loop import Recorder, set_steps, total_steps, train, training_arguments
-from lore.train.lora import freeze_photo_parts, peft_config
+from lore.train.judge import Start, begin, complete_model, rejected_rows, rendered_rows, trained_model
+from lore.train.loop import RECORDED, Recorder, set_steps, total_steps, train, training_arguments
+from lore.train.lora import peft_config
 from lore.train.order import training_order
 from lore.train.preference_batch import collator, kto_weights
 from lore.train.preference_config import DPORecipe, PreferenceRecipe
 from lore.train.preference_report import preflight
 from lore.train.preference_rows import FIELDS, Preference, Renderer, from_pool, from_table, preference_schema
 from lore.train.rows import rejection_of, takes_photos, write_rows
-from lore.train.select import chosen_pairs, describe, read_pool, select
-from lore.train.watching import probe_of, watched
+from lore.train.select import chosen_pairs, chosen_rows
+from lore.train.watching import watched
 
-RECORDED = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy", "rewards", "logps", "kl")
+KEPT = (*RECORDED, "rewards", "logps", "kl")  # what metrics.jsonl holds of a step
 ANSWER_TOKENS = 256  # longest answer of the watch where its section says nothing
 REFERENCE = "ref"  # TRL's name for the frozen copy of the adapter
 START_NATS = 1.0  # log-probability by which an answer may differ between start and reference, from rounding alone
@@ -64,28 +60,17 @@ class _KTO(KTOTrainer):
 
 def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     """Trains and leaves the adapter (or the whole model), the processor and the judge's card in <run>/model."""
-    set_seed(recipe.seed)
-    rubric = load_rubric(recipe.data.rubric)
-    fmt = PromptFormat(**recipe.prompt.model_dump())
-    renderer = renderer_hash(rubric, fmt)
-    check_card(recipe.model, renderer, "model")
-    processor = load_processor(recipe.model)
-    check_template(recipe.model, processor, "model")
-    photos = takes_photos(processor, fmt)
-    card = judge_card(recipe, renderer, rubric.hash, template_fingerprint(processor))
-    device = default_device()
-    bf16 = resolve_dtype(recipe.model.dtype, device) == torch.bfloat16
-    # Before the model: DeepSpeed's stage 3 has to know that weights are shared out while they are loaded.
-    args = arguments(recipe, folder, bf16=bf16, cpu=device == "cpu")
+    start = begin(recipe)
+    processor = start.processor
+    photos = takes_photos(processor, start.fmt)
+    args = arguments(recipe, folder, bf16=start.bf16, cpu=start.device == "cpu")
     with args.main_process_first(local=False, desc="preferences"):
-        rows = load_rows(recipe, folder, rubric, fmt, processor)
+        rows = load_rows(recipe, folder, start)
     if recipe.stage == "kto":
         args.desirable_weight, args.undesirable_weight = kto_weights(recipe, rows["label"][:])
     steps = total_steps(recipe.train, len(rows))
     set_steps(args, recipe.train, steps)
-    model = load_model(recipe.model, device=device, for_training=True)
-    if not recipe.prompt.photo:
-        freeze_photo_parts(model)
+    model = trained_model(recipe, start)
     lora = peft_config(recipe, model)
     in_full = lora is None and recipe.model.adapter is None
     shuffle = recipe.preferences.pool is None or recipe.preferences.pool.order == "random"
@@ -94,7 +79,7 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     columns = ["prompt", *names, "images"] if photos else ["prompt_ids", *(f"{name}_ids" for name in names)]
     trainer = (_DPO if recipe.stage == "dpo" else _KTO)(
         model=model,
-        ref_model=load_model(recipe.model, device=device, for_training=True) if in_full else None,
+        ref_model=load_model(recipe.model, device=start.device, for_training=True) if in_full else None,
         args=args,
         train_dataset=rows.select_columns([*columns, "pair_id", *(["label"] if recipe.stage == "kto" else [])]).select(order),
         processing_class=processor if photos else getattr(processor, "tokenizer", processor),
@@ -105,29 +90,15 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     check_mixed_photos(trainer, rows)
     if is_main_process():
         preflight(recipe, rows, trainer, processor, steps)
-    probe = probe_of(
-        recipe.watch,
-        recipe.data,
-        folder,
-        rubric,
-        fmt,
-        processor,
-        recipe.seed,
-        title=recipe.stage,
-        max_tokens=ANSWER_TOKENS,
-        card=card,
-    )
-    watched(probe, trainer)
-    seconds = train(trainer, Recorder(folder, recipe.stage, card, recipe.train.keep_checkpoints, RECORDED), folder)
+    probe = watched(trainer, recipe, folder, start, title=recipe.stage, max_tokens=ANSWER_TOKENS)
+    seconds = train(trainer, Recorder(folder, recipe.stage, start.card, recipe.train.keep_checkpoints, KEPT), folder)
     seen = probe.finish(trainer)
     if is_main_process():
         shutil.rmtree(folder / "model" / REFERENCE, ignore_errors=True)
-        load_processor(recipe.model).save_pretrained(folder / "model")
-        write_card(folder / "model", card)
-        left_out = folder / "rejected.jsonl"
-        rejected = len(left_out.read_bytes().splitlines()) if left_out.is_file() else 0
+        complete_model(recipe, folder, start.card)
         last = next(line for line in reversed(folder.metrics()) if "loss" in line)
-        summary = {"preferences": len(rows), "rejected": rejected, "steps": trainer.state.global_step, "loss": last["loss"], **seen}
+        summary = {"preferences": len(rows), "rejected": rejected_rows(folder), "steps": trainer.state.global_step}
+        summary |= {"loss": last["loss"], **seen}
         folder.finish(
             {**summary, "margin": last.get("rewards/margins"), "train_seconds": round(seconds, 2), "model": str(folder / "model")}
         )
@@ -156,13 +127,12 @@ def arguments(recipe: PreferenceRecipe, folder: RunFolder, *, bf16: bool, cpu: b
     return args
 
 
-def load_rows(recipe: PreferenceRecipe, folder: RunFolder, rubric: Any, fmt: PromptFormat, processor: Any) -> datasets.Dataset:
+def load_rows(recipe: PreferenceRecipe, folder: RunFolder, start: Start) -> datasets.Dataset:
     """The preferences, rendered once by the main process and mapped into memory by all."""
-    path = folder / "data" / "rows.arrow"
+    path, rubric, fmt, processor = folder / "data" / "rows.arrow", start.rubric, start.fmt, start.processor
     if is_main_process():
         pairs = materialise(recipe.data, folder)
-        hashes = {"rubric_hash": rubric.hash, "renderer_hash": renderer_hash(rubric, fmt)}
-        folder.note(data_fingerprint=fingerprint(pairs), template=template_fingerprint(processor), **hashes)
+        folder.note(data_fingerprint=fingerprint(pairs), **start.hashes)
         if not path.is_file():
             schema = preference_schema(recipe.stage, takes_photos(processor, fmt))
             with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
@@ -170,19 +140,14 @@ def load_rows(recipe: PreferenceRecipe, folder: RunFolder, rubric: Any, fmt: Pro
                 write_rows(_rendered(_preferences(recipe, folder, pairs, rubric, fmt, rejected), renderer, rejected), schema, path)
             if rejected.count:
                 say(f"{rejected.count:,} preferences are left out, each with its reason in {rejected.path}")
-    if not path.is_file():
-        error = LoreError(f"rank 0 has left no {path}: its message says why, or this machine does not see its folder.")
-        error.same_on_every_rank = True
-        raise error
-    return datasets.Dataset.from_file(str(path))
+    return rendered_rows(path)
 
 
 def _preferences(recipe, folder, pairs: Path, rubric, fmt, rejected) -> Iterator[tuple[str, int, Pair, Preference]]:
     """(file, row, pair, preference) from the pool, then from the tables."""
     section = recipe.preferences
     if section.pool is not None:
-        before, chosen = read_pool(section.pool.path), select(section.pool, recipe.seed)
-        describe(before, chosen)
+        chosen = chosen_rows(section.pool, recipe.seed)
         found = chosen_pairs(chosen, recipe.data, folder)
         by_id = {pair.pair_id: pair for pair in found}
         made = from_pool(chosen, found, recipe.stage, section, rubric, fmt, recipe.seed)

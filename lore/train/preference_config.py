@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from lore.recipe import BaseRecipe, Conflict, DataSection, ModelSection, PromptSection, StrictModel
-from lore.train.config import MAY_CHANGE, TrainSection
+from lore.train.config import MAY_CHANGE, TrainSection, padded_rows, trainable_weights
 from lore.train.pool_config import PoolSection
 from lore.train.watch_config import WatchSection
 
@@ -63,17 +63,8 @@ class PreferenceRecipe(BaseRecipe):
     """Probe of the judge while it trains; an answer has at most watch.max_tokens, or 256."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        for key in ("packing", "padding_free"):
-            if getattr(self.train, key):
-                yield Conflict((f"train.{key}",), f"flattened rows in stage {self.stage}, which pads them", "false")
-        if self.model.dtype == "float16":
-            yield Conflict(("model.dtype",), "float16, whose gradients overflow", "auto, bfloat16 or float32")
-        if self.model.quantize and self.model.lora is None and self.model.adapter is None:
-            yield Conflict(
-                ("model.quantize", "model.lora"),
-                f"{self.model.quantize} weights and nothing to train on them",
-                "model.lora or model.adapter with it, or no model.quantize",
-            )
+        yield from padded_rows(self.train, f"flattened rows in stage {self.stage}, which pads them")
+        yield from trainable_weights(self.model)
 
     def derived(self) -> dict[str, Any]:
         length = f"{self.train.steps} steps" if self.train.steps else f"{self.train.epochs:g} epochs"

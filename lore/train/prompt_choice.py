@@ -69,9 +69,8 @@ class PromptChoice:
 
     def hit_rate(self, among: np.ndarray) -> float:
         """Expected share of groups with spread among prompts that `draw` gives."""
-        chance = self.chance()[among]
-        weights = np.maximum(chance, LEAST)
-        return float((weights * np.maximum(chance, LEAST)).sum() / weights.sum())
+        weights = np.maximum(self.chance()[among], LEAST)
+        return float((weights**2).sum() / weights.sum())
 
     def draw(self, count: int, among: np.ndarray, taken: Collection[int], rng: np.random.Generator) -> list[int]:
         """`count` rows out of `among`, likelier where spread is likelier; none of `taken`, none twice, while others are left."""

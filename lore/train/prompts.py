@@ -1,19 +1,17 @@
 """The prompts of alignment: the pool's pairs as the engines show them, and the start of their gold reasoning."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
-from lore.engines.chat import open_photo, prompt_text
+from lore.engines.chat import prompt_text
 from lore.errors import LoreError
-from lore.images import ImageError
-from lore.judgement import PromptFormat, render, render_answer
+from lore.judgement import PromptFormat, render_answer
 from lore.pairs import Pair
 from lore.progress import track
 from lore.rejected import RejectedWriter
 from lore.rubric import Rubric
 from lore.template import fold_system, folds_system
-from lore.train.rows import gold, rejection_of, takes_photos
+from lore.train.rows import gold, rejection_of, shown_messages
 
 SHOWN_AT_ONCE = 256  # messages kept for prompts that come again within a step
 
@@ -51,19 +49,12 @@ class Prompts:
 def messages_of(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any, *, folds: bool) -> list[dict]:
     """A pair as messages for a trainer that applies the chat template itself. Raises ImageError for an unreadable photo and
     LoreError for a query that does not fit."""
-    shown = None
-    if takes_photos(processor, fmt) and pair.image:
-        try:
-            shown = open_photo(pair.image, fmt, processor)
-        except ImageError as error:
-            if error.reason != "image_refused":
-                raise
-    messages = render(pair, rubric, fmt if shown else replace(fmt, photo=False), tokenizer=processor, image=shown)
+    messages, _ = shown_messages(pair, rubric, fmt, processor)
     return fold_system(messages) if folds else messages
 
 
 def usable(
-    pairs: Iterable[Pair], rubric: Rubric, fmt: PromptFormat, processor: Any, rejected: RejectedWriter | None, file: str
+    pairs: Iterable[Pair], rubric: Rubric, fmt: PromptFormat, processor: Any, rejected: RejectedWriter, file: str
 ) -> list[int]:
     """Numbers of the pairs that can be shown; the others go to `rejected` with their reason. Raises LoreError when none can."""
     folds, good, first = folds_system(processor), [], None
@@ -73,8 +64,7 @@ def usable(
         except LoreError as error:
             rejection = rejection_of(pair, error, file, number + 1)
             first = first or rejection
-            if rejected is not None:
-                rejected.write(rejection)
+            rejected.write(rejection)
             continue
         good.append(number)
     if not good:

@@ -1,33 +1,31 @@
 """The pairs of an SFT loss beside the policy's: rendered as stage sft renders them, in an order fixed before step 0."""
 
 from itertools import islice
-from typing import Any
 
-import datasets
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lore.errors import LoreError
 from lore.folder import RunFolder, is_main_process, rank
-from lore.judgement import PromptFormat
 from lore.launch import world_size
 from lore.pairs import read_pairs
 from lore.progress import track
 from lore.rejected import RejectedWriter
-from lore.rubric import Rubric
 from lore.sources import materialise
 from lore.train.align_config import RolloutRecipe
 from lore.train.collate import PhotoCollator
+from lore.train.judge import Start, rendered_rows
 from lore.train.loop import micro_batch
 from lore.train.order import training_order
 from lore.train.rows import TEXT_SCHEMA, VISION_SCHEMA, rejection_of, sft_row, takes_photos, write_rows
 
 
-def write_replay(recipe: RolloutRecipe, folder: RunFolder, rubric: Rubric, fmt: PromptFormat, processor: Any) -> None:
+def write_replay(recipe: RolloutRecipe, folder: RunFolder, start: Start) -> None:
     """Renders as many pairs with reasoning as the run needs into <run>/data/replay.arrow, once, by the main process."""
     path = folder / "data" / "replay.arrow"
     if path.is_file() or not is_main_process():
         return
+    rubric, fmt, processor = start.rubric, start.fmt, start.processor
     source = recipe.replay.path or materialise(recipe.data, folder)
     pairs = track(read_pairs(source, split=recipe.replay.split, limit=recipe.replay.limit), "rendering replay")
     with RejectedWriter(path, folder / "rejected_replay.jsonl") as rejected:
@@ -48,23 +46,20 @@ def write_replay(recipe: RolloutRecipe, folder: RunFolder, rubric: Rubric, fmt: 
                     )
                 yield row
 
-        try:
-            needed = recipe.replay.rows * recipe.train.steps
-            write_rows(islice(rows(), needed), VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA, path)
-        except LoreError as error:
-            if "no training rows" not in str(error):
-                raise
-            raise LoreError(
-                f"replay: none of the pairs of {source} (split {recipe.replay.split}) has a label and reasoning, so nothing can "
-                "be replayed.\nGive replay.path: the pairs of a synthesize run, or leave the replay section out."
-            ) from error
+        nothing = (
+            f"replay: none of the pairs of {source} (split {recipe.replay.split}) has a label and reasoning, so nothing can "
+            "be replayed.\nGive replay.path: the pairs of a synthesize run, or leave the replay section out."
+        )
+        schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
+        write_rows(islice(rows(), recipe.replay.rows * recipe.train.steps), schema, path, nothing=nothing)
 
 
 class Replay:
     """Batches of this process, by the number of the forward pass since step 0."""
 
-    def __init__(self, recipe: RolloutRecipe, folder: RunFolder, fmt: PromptFormat, processor: Any):
-        self.rows = datasets.Dataset.from_file(str(folder / "data" / "replay.arrow"))
+    def __init__(self, recipe: RolloutRecipe, folder: RunFolder, start: Start):
+        fmt, processor = start.fmt, start.processor
+        self.rows = rendered_rows(folder / "data" / "replay.arrow")
         _, passes = micro_batch(recipe.train)
         share = passes * world_size()
         if recipe.replay.rows % share:

@@ -19,12 +19,13 @@ from trl import GRPOTrainer
 from lore.errors import LoreError
 from lore.folder import write_atomic
 from lore.train.align_config import DynamicSection, RolloutRecipe
-from lore.train.collate import PhotoCollator
+from lore.train.answer_scores import with_probabilities
 from lore.train.groups import Group, Tally, longer
+from lore.train.photo_passes import only_photos_shown, unseen_photo
 from lore.train.prompt_choice import PromptChoice
 from lore.train.prompts import Prompts
 from lore.train.rewards import Answer, Rewards
-from lore.train.sampler_gap import PHOTOS, sampler_gap
+from lore.train.sampler_gap import sampler_gap
 
 HISTORY = "prompts.json"
 GAP_PROMPTS = 4
@@ -33,7 +34,7 @@ GAP_PROMPTS = 4
 class JudgeRollouts(GRPOTrainer):
     """GRPOTrainer over the pool's prompts. The stage gives recipe, prompts, rewards, choice and replay; TRL's arguments follow.
 
-    windows: rows that may stand in for others at a step. score: tier probabilities of answers, where a reward needs them.
+    windows: rows that may stand in for others at a step.
     """
 
     def __init__(
@@ -45,11 +46,10 @@ class JudgeRollouts(GRPOTrainer):
         choice: PromptChoice,
         windows: Callable[[int], np.ndarray],
         replay: Callable[[int], dict[str, torch.Tensor]] | None = None,
-        score: Callable[[Any, list[list[dict]], list[Answer]], list[Answer]] | None = None,
         **arguments: Any,
     ):
         self.recipe, self.prompts, self.judged, self.choice, self.windows = recipe, prompts, rewards, choice, windows
-        self.replay, self.score = replay, score
+        self.replay = replay
         self._kept: list[Group] | None = None
         self._logps: torch.Tensor | None = None
         super().__init__(reward_funcs=[total], **arguments)
@@ -163,8 +163,8 @@ class JudgeRollouts(GRPOTrainer):
         sampled, logprobs = super()._generate_single_turn(behind, images, fields, size)
         completions = [start + list(ids) for start, ids in zip(begun, sampled, strict=True)]
         answers = [self._answer(ids) for ids in completions]
-        if self.judged.needs_probabilities and self.score is not None:
-            answers = self.score(self, messages, answers)
+        if self.judged.needs_probabilities:
+            answers = with_probabilities(self, messages, answers)
         pairs = [self.prompts.pairs[row] for row in rows for _ in range(size)]
         parts = self.judged.parts(answers, pairs)
         totals, right = self.judged.totals(parts), self.judged.right(answers, pairs)
@@ -250,7 +250,7 @@ class JudgeRollouts(GRPOTrainer):
             beside = beside + self.recipe.replay.weight * replayed
         several = self._is_vlm and self.recipe.prompt.photo and self.accelerator.num_processes > 1
         if several and not any(inputs.get("num_images", [])):
-            beside = beside + self._unseen_photo(model)
+            beside = beside + unseen_photo(model, self.processing_class, self.accelerator)
         return loss + beside / self.current_gradient_accumulation_steps
 
     def beside(self, inputs: dict[str, Any]) -> torch.Tensor | float:
@@ -260,14 +260,6 @@ class JudgeRollouts(GRPOTrainer):
             return 0.0
         given = inputs["completion_mask"] * (1 - inputs["tool_mask"])
         return -guided.teach * (self._logps * given).sum() / given.sum().clamp(min=1)
-
-    def _unseen_photo(self, model: Any) -> torch.Tensor:
-        """Zero, by way of a grey photo. A vision tower that runs in some processes only leaves DeepSpeed's processes with
-        different gradients to add up, and they wait for one another for ever."""
-        batch = PhotoCollator(self.processing_class, always_photo=True)([])
-        batch = {key: value.to(self.accelerator.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
-        with self.accelerator.autocast():
-            return 0 * model(**batch, fused_lm_head=True).log_probs.sum()
 
     def _replay_loss(self, model: Any) -> torch.Tensor:
         """Mean token loss of this pass's share of the replayed pairs, at temperature 1 like that of stage sft."""
@@ -337,11 +329,3 @@ class JudgeRollouts(GRPOTrainer):
 def total(completions: list, **_: Any) -> list[float]:
     """TRL wants a reward function; the groups come with theirs."""
     raise LoreError("rewards are computed with the rollouts; TRL must not ask for them.")
-
-
-def only_photos_shown(model: Any, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """A pass over prompts without photos, out of a batch that has some, gets an empty stack of them, on which models fail."""
-    ids = options.get("input_ids")
-    if ids is not None and options.get("pixel_values") is not None and not (ids == model.config.image_token_id).any():
-        options = {name: value for name, value in options.items() if name not in PHOTOS}
-    return arguments, options

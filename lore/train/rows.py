@@ -65,6 +65,17 @@ def sft_row(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> di
     refuses is left out and the row says so; one that cannot be read is an ImageError.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
+    messages, refused = shown_messages(pair, rubric, fmt, processor)
+    prompt, images = prompt_text(processor, messages)
+    answer = render_answer(gold(pair), rubric, fmt, tokenizer=tokenizer) + turn_end(processor)
+    cut = whole_text(pair, fmt, tokenizer, photo=bool(images)) != user_text(messages)
+    ends = {"tier": pair.label, "pair_id": pair.pair_id, "cut": cut, "reasoned": "<reason>" in answer}
+    return _row(prompt, answer, images, pair.image, processor, fmt, ends, refused=refused)
+
+
+def shown_messages(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> tuple[list[dict], bool]:
+    """A pair's messages with its photo, and whether the processor refused the photo, which is left out then. Raises
+    ImageError for one that cannot be read."""
     shown, refused = None, False
     if takes_photos(processor, fmt) and pair.image:
         try:
@@ -73,12 +84,7 @@ def sft_row(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> di
             if error.reason != "image_refused":
                 raise
             refused = True
-    messages = render(pair, rubric, fmt if shown else replace(fmt, photo=False), tokenizer=processor, image=shown)
-    prompt, images = prompt_text(processor, messages)
-    answer = render_answer(gold(pair), rubric, fmt, tokenizer=tokenizer) + turn_end(processor)
-    cut = whole_text(pair, fmt, tokenizer, photo=bool(images)) != user_text(messages)
-    ends = {"tier": pair.label, "pair_id": pair.pair_id, "cut": cut, "reasoned": "<reason>" in answer}
-    return _row(prompt, answer, images, pair.image, processor, fmt, ends, refused=refused)
+    return render(pair, rubric, fmt if shown else replace(fmt, photo=False), tokenizer=processor, image=shown), refused
 
 
 def _row(
@@ -142,8 +148,13 @@ def user_text(messages: list[dict]) -> str:
     return content if isinstance(content, str) else content[0]["text"]
 
 
-def write_rows(rows: Iterator[dict[str, Any]], schema: pa.Schema, path: Path, batch: int = 1000) -> int:
-    """Streams rows into an Arrow file that `datasets.Dataset.from_file` maps into memory; returns their number."""
+def write_rows(
+    rows: Iterator[dict[str, Any]], schema: pa.Schema, path: Path, batch: int = 1000, *, nothing: str | None = None
+) -> int:
+    """Streams rows into an Arrow file that `datasets.Dataset.from_file` maps into memory; returns their number.
+
+    Raises LoreError when there is none; nothing: what it says where the rows are not those of the data section.
+    """
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     count, pending = 0, []
@@ -159,7 +170,8 @@ def write_rows(rows: Iterator[dict[str, Any]], schema: pa.Schema, path: Path, ba
     if not count:
         part.unlink()
         raise LoreError(
-            f"no training rows for {path}: the data section selects no labelled pair.\n"
+            nothing
+            or f"no training rows for {path}: the data section selects no labelled pair.\n"
             "Check data.path, data.split, data.slices and data.limit against `lore data stats`; a file without splits gets them "
             "from `lore data split --by query`."
         )

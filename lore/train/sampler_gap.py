@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-PHOTOS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids")
-# What of a batch goes into a forward pass beside its tokens.
-PHOTO_FIELDS = (*PHOTOS, "num_images", "num_tiles", "token_type_ids", "mm_token_type_ids")
+from lore.train.photo_passes import PHOTO_FIELDS
 
 
 @torch.no_grad()

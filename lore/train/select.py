@@ -1,8 +1,6 @@
 """Chooses the rows of a pool that a later stage learns from, puts them into the order of a curriculum, and finds their pairs.
 
-    before = read_pool(section.path)
-    rows = select(section, seed)
-    describe(before, rows)
+    rows = chosen_rows(section, seed)
     pairs = chosen_pairs(rows, recipe.data, folder)
 
 The choice depends on the pool's file, the section and the seed alone, so all processes of a launch make the same one.
@@ -50,15 +48,23 @@ def pool_tiers(table: pa.Table) -> list[str]:
     return json.loads((table.schema.metadata or {}).get(TIERS.encode(), b"[]"))
 
 
-def select(section: PoolSection, seed: int) -> pa.Table:
-    """The chosen rows in the order of the curriculum.
+def chosen_rows(section: PoolSection, seed: int) -> pa.Table:
+    """The chosen rows, see `select`; what was chosen is printed by the main process."""
+    before = read_pool(section.path)
+    rows = select(section, seed, before)
+    describe(before, rows)
+    return rows
+
+
+def select(section: PoolSection, seed: int, pool: pa.Table | None = None) -> pa.Table:
+    """The chosen rows in the order of the curriculum. pool: of section.path, where it is read already.
 
     The windows come first. Then rows are drawn: `balance` equally many from each tier or slice, `weighted` in proportion
     to label_weight, `limit` at most so many. Without `weighted` no row comes twice; with it a row comes as often as its
     weight says, rounded up or down, so some are dropped and some come twice or more. Raises LoreError, with what each
     window has removed, when nothing is left.
     """
-    table = read_pool(section.path)
+    table = read_pool(section.path) if pool is None else pool
     index_N = _inside_windows(section, table)
     rng = np.random.default_rng([seed, 0x706F6F6C])
     weight_N = np.array([1.0 if weight is None else weight for weight in table["label_weight"].to_pylist()])

@@ -14,27 +14,22 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.compute as pc
-import torch
-from transformers import set_seed
 from trl import SFTTrainer, pack_dataset
 
-from lore.card import check_card, check_template, judge_card, write_card
-from lore.engines.loading import default_device, load_model, load_processor, resolve_dtype
 from lore.errors import LoreError
-from lore.fingerprints import template_fingerprint
 from lore.folder import RunFolder, is_main_process, say
-from lore.judgement import PromptFormat, renderer_hash
+from lore.judgement import PromptFormat
 from lore.launch import main_process_checks, world_size
 from lore.pairs import fingerprint
 from lore.progress import track
 from lore.rejected import RejectedWriter
-from lore.rubric import load_rubric
 from lore.sources import labelled, materialise
 from lore.train.collate import PhotoCollator
 from lore.train.config import SFTRecipe
 from lore.train.flatten import check_flattening
+from lore.train.judge import Start, begin, complete_model, rejected_rows, rendered_rows, trained_model
 from lore.train.loop import Recorder, set_steps, sft_arguments, total_steps, train
-from lore.train.lora import freeze_photo_parts, peft_config
+from lore.train.lora import peft_config
 from lore.train.order import balanced_repeats, training_order
 from lore.train.preflight import preflight
 from lore.train.rows import TEXT_SCHEMA, VISION_SCHEMA, rejection_of, sft_row, takes_photos, task_row, write_rows
@@ -42,21 +37,12 @@ from lore.train.rows import TEXT_SCHEMA, VISION_SCHEMA, rejection_of, sft_row, t
 
 def run(recipe: SFTRecipe, folder: RunFolder) -> None:
     """Trains and leaves the adapter (or the whole model), the processor and the judge's card in <run>/model."""
-    set_seed(recipe.seed)
-    rubric = load_rubric(recipe.data.rubric)
-    fmt = PromptFormat(**recipe.prompt.model_dump())
-    renderer = renderer_hash(rubric, fmt)
-    check_card(recipe.model, renderer, "model")
-    processor = load_processor(recipe.model)
-    check_template(recipe.model, processor, "model")
+    start = begin(recipe)
+    processor, fmt = start.processor, start.fmt
     vision = takes_photos(processor, fmt)
-    card = judge_card(recipe, renderer, rubric.hash, template_fingerprint(processor))
-    device = default_device()
-    bf16 = resolve_dtype(recipe.model.dtype, device) == torch.bfloat16
-    # Before the model: DeepSpeed's stage 3 has to know that weights are shared out while they are loaded.
-    args = sft_arguments(recipe.train, folder, 1, recipe.seed, bf16=bf16, vision=vision, cpu=device == "cpu")
+    args = sft_arguments(recipe.train, folder, 1, recipe.seed, bf16=start.bf16, vision=vision, cpu=start.device == "cpu")
     with args.main_process_first(local=False, desc="training rows"):
-        rows = load_rows(recipe, folder, rubric, fmt, processor)
+        rows = load_rows(recipe, folder, start)
     repeats = balanced_repeats(rows["tier"][:]) if recipe.class_weights == "balanced" else None
     data = rows
     if recipe.train.packing:
@@ -64,9 +50,7 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
             data, repeats = packed(rows, repeats, recipe.train.max_tokens), None
     steps = total_steps(recipe.train, len(data) if repeats is None else sum(repeats))
     set_steps(args, recipe.train, steps)
-    model = load_model(recipe.model, device=device, for_training=True)
-    if not recipe.prompt.photo:
-        freeze_photo_parts(model)
+    model = trained_model(recipe, start)
     lora = peft_config(recipe, model)
     if args.padding_free:
         main_process_checks(lambda: check_flattening(model, rows))  # FSDP gives the weights to the main process alone
@@ -83,14 +67,11 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
         data_collator=photo_collator(processor, rows, fmt) if vision else None,
         peft_config=lora,
     )
-    seconds = train(trainer, Recorder(folder, "sft", card, recipe.train.keep_checkpoints), folder)
+    seconds = train(trainer, Recorder(folder, "sft", start.card, recipe.train.keep_checkpoints), folder)
     save_weights(trainer, folder / "model")
     if is_main_process():
-        load_processor(recipe.model).save_pretrained(folder / "model")
-        write_card(folder / "model", card)
-        left_out = folder / "rejected.jsonl"
-        rejected = len(left_out.read_bytes().splitlines()) if left_out.is_file() else 0
-        summary = {"rows": len(rows), "rejected": rejected, "steps": steps, "loss": folder.metrics()[-1]["loss"]}
+        complete_model(recipe, folder, start.card)
+        summary = {"rows": len(rows), "rejected": rejected_rows(folder), "steps": steps, "loss": folder.metrics()[-1]["loss"]}
         folder.finish({**summary, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
 
 
@@ -119,13 +100,12 @@ def photo_collator(processor: Any, rows: datasets.Dataset, fmt: PromptFormat) ->
     return PhotoCollator(processor, always_photo=world_size() > 1 and some, max_photo_pixels=fmt.max_photo_pixels)
 
 
-def load_rows(recipe: SFTRecipe, folder: RunFolder, rubric: Any, fmt: PromptFormat, processor: Any) -> datasets.Dataset:
+def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Dataset:
     """The training rows, rendered once by the main process and mapped into memory by all."""
-    path = folder / "data" / "rows.arrow"
+    path, rubric, fmt, processor = folder / "data" / "rows.arrow", start.rubric, start.fmt, start.processor
     if is_main_process():
         pairs = materialise(recipe.data, folder)
-        hashes = {"rubric_hash": rubric.hash, "renderer_hash": renderer_hash(rubric, fmt)}
-        folder.note(data_fingerprint=fingerprint(pairs), template=template_fingerprint(processor), **hashes)
+        folder.note(data_fingerprint=fingerprint(pairs), **start.hashes)
         if not path.is_file():
             schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
             with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
@@ -133,11 +113,7 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, rubric: Any, fmt: PromptForm
                 write_rows(chain(judging, _auxiliary(recipe, fmt, processor)), schema, path)
             if rejected.count:
                 say(f"{rejected.count:,} pairs are left out, each with its reason in {rejected.path}")
-    if not path.is_file():
-        error = LoreError(f"rank 0 has left no {path}: its message says why, or this machine does not see its folder.")
-        error.same_on_every_rank = True
-        raise error
-    return datasets.Dataset.from_file(str(path))
+    return rendered_rows(path)
 
 
 def _labelled(recipe, pairs, rubric, fmt, processor, rejected):

@@ -1,54 +1,59 @@
 """Puts a training run under watch: the probe's pairs, the callback, and what answers are worth to the rewards."""
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from lore.errors import LoreError
 from lore.folder import RunFolder
-from lore.judgement import PromptFormat
 from lore.pairs import Pair, read_pairs
 from lore.progress import track
 from lore.recipe import DataSection
-from lore.rubric import Rubric
 from lore.sources import materialise
+from lore.train.judge import Start
 from lore.train.probe import ProbeCallback
 from lore.train.rewards import Answer, Rewards
 from lore.train.watch_config import WatchSection
 
 
-def probe_of(
-    watch: WatchSection,
-    data: DataSection,
-    folder: RunFolder,
-    rubric: Rubric,
-    fmt: PromptFormat,
-    processor: Any,
-    seed: int,
-    **options: Any,
+def watched(
+    trainer: Any, recipe: Any, folder: RunFolder, start: Start, *, title: str, max_tokens: int, rewards: Rewards | None = None
 ) -> ProbeCallback:
-    """The callback of a recipe's watch. options: of ProbeCallback."""
-    pairs = probe_pairs(watch, data, folder) if watch.every else []
-    return ProbeCallback(watch, folder, pairs, rubric, fmt, processor, seed, **options)
-
-
-def watched(probe: ProbeCallback, trainer: Any) -> None:
-    """Hands the trainer its watch. The Recorder comes after it: `lore.train.loop.train` adds it last."""
+    """Puts a trainer under its recipe's watch; call `finish` of what it returns after training. The Recorder comes after it:
+    `lore.train.loop.train` adds it last. recipe: .watch .data .seed"""
+    probe = ProbeCallback(
+        recipe.watch,
+        folder,
+        probe_pairs(recipe.watch, recipe.data, folder) if recipe.watch.every else [],
+        start.rubric,
+        start.fmt,
+        start.processor,
+        recipe.seed,
+        title=title,
+        max_tokens=max_tokens,
+        rewards=mean_rewards(rewards) if rewards is not None else None,
+        card=start.card,
+    )
     probe.trainer = trainer
     trainer.add_callback(probe)
+    return probe
 
 
 def probe_pairs(watch: WatchSection, data: DataSection, folder: RunFolder) -> list[Pair]:
     """The fixed pairs of the watch: spread evenly over its file. Raises LoreError where there is none with a label."""
     path = watch.path or materialise(data, folder)
-    pairs = [pair for pair in track(read_pairs(path, split=watch.split), "reading the probe") if pair.label is not None]
-    if not pairs:
+    labels = (pair.label for pair in read_pairs(path, split=watch.split, columns=["label"]))
+    labelled = sum(label is not None for label in labels)
+    if not labelled:
         raise LoreError(
             f"watch: {path} holds no labelled pair of split {watch.split}, so nothing can be watched.\n"
             "Give watch.path and watch.split of pairs that are not trained on, or watch.every: 0."
         )
-    return pairs[:: max(1, len(pairs) // watch.pairs)][: watch.pairs]
+    # A file of many photos is never in memory: the pairs are counted first, then taken as they stream by.
+    pairs = (pair for pair in track(read_pairs(path, split=watch.split), "reading the probe") if pair.label is not None)
+    return list(islice(pairs, 0, None, max(1, labelled // watch.pairs)))[: watch.pairs]
 
 
 def mean_rewards(rewards: Rewards) -> Callable[[list[Pair], list[list[Answer]]], dict[str, float]]:
