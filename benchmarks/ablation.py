@@ -13,22 +13,16 @@ bootstrap over queries (each query's pairs and all seeds together). The spread o
 import argparse
 import os
 import re
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from seeds import lore, times_drawn, with_seed
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 FULL = "full"
 SLICES = ("all", "capability:knowledge", "capability:multimodal", "capability:rules", "general", "hard", "visual")
-RESAMPLES = 2000
-
-
-def lore(recipe: Path, runs: Path) -> None:
-    subprocess.run([sys.executable, "-m", "lore", "run", str(recipe)], env={**os.environ, "LORE_RUNS": str(runs)}, check=True)
 
 
 def run_seed(seed: int, root: Path, shared: Path) -> Path:
@@ -38,8 +32,7 @@ def run_seed(seed: int, root: Path, shared: Path) -> Path:
     for source in RECIPES.glob("ablation/*.yaml"):
         text = source.read_text(encoding="utf-8").replace("${LORE_RUNS}/quickstart", str(shared.resolve() / "quickstart"))
         text = re.sub(r"\.\./quickstart/\w+\.yaml(, )?", "", text)  # done by then
-        text = re.sub(r"^stage: ", f"seed: {seed}\nstage: ", text, count=1, flags=re.MULTILINE)
-        (recipes / source.name).write_text(text, encoding="utf-8")
+        (recipes / source.name).write_text(with_seed(text, seed), encoding="utf-8")
     lore(recipes / "eval.yaml", runs)
     return runs / "ablation/eval/predictions.parquet"
 
@@ -53,9 +46,8 @@ def table(files: list[Path]) -> str:
             judges.setdefault(row["judge"], {}).setdefault(row["pair_id"], []).append(row["tier"] == row["label"])
             about[row["pair_id"]] = (row["query"], row["slices"])
     ids = sorted(about)
-    queries = np.unique([about[i][0] for i in ids], return_inverse=True)[1]
+    queries, drawn = times_drawn([about[i][0] for i in ids])
     right = {name: np.array([answers[i] for i in ids], dtype=float) for name, answers in judges.items()}  # [pairs, seeds]
-    drawn = np.random.default_rng(0).multinomial(queries.max() + 1, np.full(queries.max() + 1, 1 / (queries.max() + 1)), RESAMPLES)
     lines = []
     for name in SLICES:
         member = np.array([name == "all" or name in about[i][1] for i in ids])

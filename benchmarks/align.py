@@ -13,24 +13,21 @@ together), and the difference to the SFT start in points, paired. Every seed's o
 """
 
 import argparse
+import json
 import os
 import re
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from seeds import lore, times_drawn, with_seed
+
+from lore.eval.measures.samples import pass_at
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 ARMS = ("grpo", "ppo", "dpo", "kto", "plain", "no_dynamic", "no_replay", "no_guided")
 START = "sft"
-RESAMPLES = 2000
-
-
-def lore(recipe: Path, runs: Path) -> None:
-    subprocess.run([sys.executable, "-m", "lore", "run", str(recipe)], env={**os.environ, "LORE_RUNS": str(runs)}, check=True)
 
 
 def seed_recipes(seed: int, root: Path, arms: list[str]) -> Path:
@@ -44,7 +41,7 @@ def seed_recipes(seed: int, root: Path, arms: list[str]) -> Path:
             .replace("../quickstart/", f"{RECIPES}/quickstart/")
             .replace("../ablation/", f"{RECIPES}/ablation/")
         )
-        text = re.sub(r"^stage: ", f"seed: {seed}\nstage: ", text, count=1, flags=re.MULTILINE)
+        text = with_seed(text, seed)
         if source.name == "eval.yaml":
             dropped = [arm for arm in ARMS if arm not in arms]
             text = "".join(
@@ -57,8 +54,6 @@ def seed_recipes(seed: int, root: Path, arms: list[str]) -> Path:
 
 def judged(run: Path) -> dict[str, dict[str, np.ndarray]]:
     """For each judge: right [pairs], failed [pairs], pass@k of its samples by k, label and verdict, in one order of pairs."""
-    from math import comb
-
     table = pq.read_table(run / "predictions.parquet").to_pylist()
     found: dict[str, dict[str, list]] = {}
     for row in sorted(table, key=lambda row: row["pair_id"]):
@@ -77,7 +72,7 @@ def judged(run: Path) -> dict[str, dict[str, np.ndarray]]:
             (len(drawn[i]), sum(tier == label for tier in drawn[i])) for i, label in zip(one["id"], one["label"], strict=True)
         ]
         one["pass@1"] = [right / n for n, right in counts]
-        one["pass@8"] = [1 - comb(n - right, 8) / comb(n, 8) for n, right in counts]
+        one["pass@8"] = [pass_at(n, right, 8) for n, right in counts]
         one["sampled failures"] = [sum(tier is None for tier in drawn[i]) / len(drawn[i]) for i in one["id"]]
     return {judge: {key: np.asarray(value) for key, value in one.items()} for judge, one in found.items()}
 
@@ -96,10 +91,8 @@ def tables(runs: list[Path]) -> str:
     seeds = [judged(run) for run in runs]
     ece = [{name: one["metrics"]["ece_calibrated"]["value"] for name, one in metrics(run).items()} for run in runs]
     first = seeds[0][START]
-    groups = np.unique(first["query"], return_inverse=True)[1]
-    count = groups.max() + 1
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)[:, groups].astype(float)
-    weights = np.concatenate([np.ones((1, len(groups))), drawn])
+    groups, drawn = times_drawn(first["query"])
+    weights = np.concatenate([np.ones((1, len(groups))), drawn[:, groups]])
     columns = ["judge", "pass@1", "points to SFT", "pass@8", "points to SFT", "Acc@4", "points to SFT", "Macro-F1"]
     lines = ["| " + " | ".join([*columns, "no verdict", "ECE after T", "pass@1 by seed"]) + " |"]
     lines.append("|---" * 11 + "|")
@@ -119,8 +112,6 @@ def tables(runs: list[Path]) -> str:
 
 
 def metrics(run: Path) -> dict:
-    import json
-
     return json.loads((run / "metrics.json").read_text(encoding="utf-8"))["judges"]
 
 

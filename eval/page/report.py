@@ -13,7 +13,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -34,6 +33,7 @@ from lore.eval.predictions import Verdict
 from lore.eval.scorecard import Scorecard
 from lore.eval.sections import MetricsSection, ReportSection
 from lore.eval.testset import EvalData
+from lore.html import page_template
 
 FOLDER = Path(__file__).parent
 MAX_FAILURES = 8
@@ -60,7 +60,7 @@ def write_report(
     names = tier_names(rubric)
     shares = np.bincount(test.gold, minlength=len(rubric.tier_ids)) / max(len(test), 1)
     script = (FOLDER / "report.js").read_text(encoding="utf-8")
-    html = _template().render(
+    html = page_template(FOLDER, "report.html.jinja").render(
         title=title,
         script=Markup(script),
         script_hash=script_hash(script),
@@ -101,16 +101,6 @@ def write_report(
 def script_hash(script: str) -> str:
     """What the page's policy calls this script, and no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _template() -> jinja2.Template:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html.jinja")
 
 
 def summaries(cards: list[Scorecard], tier_ids: list[str], chosen: list[str] | None) -> list[tuple[str, dict[str, Any]]]:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from lore.folder import RunFolder, write_atomic
+from lore.html import page_template
 from lore.train.training_report_lines import COLUMNS, watch_cells
 from lore.train.watch import Watch
 
@@ -55,7 +55,7 @@ def write_training_report(folder: RunFolder, title: str, watch: Watch) -> None:
 
     lines = folder.metrics()
     best = watch.best_step
-    html = _template().render(
+    html = page_template(FOLDER, "training_report.html.jinja").render(
         title=title,
         style=Markup(_style()),
         stopped=watch.stopped,
@@ -75,16 +75,6 @@ def _style() -> str:
     from lore.eval.page import plots
 
     return Path(plots.__file__).with_name("report.css").read_text(encoding="utf-8")
-
-
-def _template() -> jinja2.Template:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("training_report.html.jinja")
 
 
 def _charts(lines: Sequence[dict[str, Any]], best: int | None) -> list[dict[str, Any] | None]:
