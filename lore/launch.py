@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from lore.errors import LoreError
 from lore.recipe_file import OVERRIDE, nearest
 
 PACKAGE = Path(__file__).resolve().parent
+STALE_LOCK_S = 1800
 CONFIG_FOLDERS = (Path("launch/accelerate"), PACKAGE.parent / "launch" / "accelerate", PACKAGE / "launch_configs")
 
 
@@ -183,12 +185,34 @@ def settle_devices() -> None:
 
     `use_cpu` in a config file does not reach processes that accelerate starts with its multi-GPU launcher.
     """
+    if uses_deepspeed():
+        check_build_locks()
     if world_size() == 1 or visible_gpus():
         return
     if uses_deepspeed():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     else:
         os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
+def check_build_locks() -> None:
+    """Raises LoreError for the lock of a build of DeepSpeed's parts that was killed: torch waits for it without an end or a word.
+
+    A build takes minutes at the most, so one that is older than STALE_LOCK_S has nobody who will remove it.
+    """
+    from torch.utils.cpp_extension import get_default_build_root  # heavy, and only needed under DeepSpeed
+
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
+    for lock in sorted(Path(root).glob("**/lock")):
+        try:
+            age = time.time() - lock.stat().st_mtime
+        except FileNotFoundError:  # its build is done
+            continue
+        if age > STALE_LOCK_S:
+            raise LoreError(
+                f"{lock} is {age / 3600:.1f} h old: a build of DeepSpeed's parts was killed and left it, and this run would wait "
+                f"for it for ever.\nRemove it: rm {lock}"
+            )
 
 
 def device_arguments() -> dict[str, Any]:

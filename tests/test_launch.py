@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from lore.launch import (
     config_names,
     device_arguments,
     find_config,
+    settle_devices,
     split_arguments,
     take_config,
 )
@@ -201,3 +203,16 @@ def test_two_cpu_processes_under_deepspeed(training, runs, stage):
     assert (found["world"], found["kind"]) == (2, "DEEPSPEED")
     (runs / "t").rename(runs / "two")
     assert summary(run_python(training), runs)["losses"] == pytest.approx(found["losses"], abs=1e-3)
+
+
+def test_the_lock_of_a_killed_build_is_named_before_anybody_waits_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    lock = tmp_path / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    settle_devices()  # one that is being built now
+    hours_ago = time.time() - 7200
+    os.utime(lock, (hours_ago, hours_ago))
+    with pytest.raises(LoreError, match="2.0 h old.*\n.*rm .*lock"):
+        settle_devices()
