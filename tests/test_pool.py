@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
@@ -165,6 +166,16 @@ def test_hostile_texts_stay_on_one_line_of_the_report(pool):
     pq.write_table(table, path)
     text = report_markdown(path, table.drop_columns("samples"), RUBRIC.tier_ids)
     assert "<script>" not in text and "\n# head" not in text
+
+
+def test_a_large_pools_examples_may_all_stand_at_its_beginning(pool, tmp_path):
+    folder = run_recipe(pool("large"))
+    table = pq.read_table(folder / "pool.parquet")
+    path = tmp_path / "large.parquet"
+    large = pa.concat_tables([table] * 60)
+    pq.write_table(large, path)
+    report = report_markdown(path, large.drop_columns("samples"), RUBRIC.tier_ids)
+    assert "1,440 pairs" in report and table["pair_id"][0].as_py() in report
 
 
 def test_a_pool_recipe_trains_no_adapter(pool):

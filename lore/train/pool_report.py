@@ -129,7 +129,8 @@ def _rows(path: Path, numbers: list[int]) -> dict[int, dict[str, Any]]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(1024):
             inside = [number for number in numbers if start <= number < start + len(batch)]
-            for number, row in zip(inside, batch.take([number - start for number in inside]).to_pylist(), strict=True):
+            places = pa.array([number - start for number in inside], pa.int64())  # a batch may hold none of them
+            for number, row in zip(inside, batch.take(places).to_pylist(), strict=True):
                 found[number] = row
             start += len(batch)
     return found
