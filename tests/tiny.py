@@ -45,7 +45,7 @@ class Tiny:
         """A model that has learnt to judge well enough to be sampled from, trained once by an SFT recipe."""
         done = self.pairs.parent / f"judge-{kind}"
         if not done.exists():
-            self._train(f"judge-{kind}", done, model=kind, steps=110, batch_size=16, data={"limit": 64}, adam_beta2=0.98)
+            self.train_once(f"judge-{kind}", done, model=kind, steps=110, batch_size=16, data={"limit": 64}, adam_beta2=0.98)
         return done
 
     def adapter(self, kind: str) -> Path:
@@ -53,10 +53,10 @@ class Tiny:
         done = self.pairs.parent / f"adapter-{kind}"
         if not done.exists():
             base = {"name": str(self.judge(kind))}
-            self._train(f"adapter-{kind}", done, base, model=kind, lora={"targets": "all-linear"}, steps=2, lr=1e-3)
+            self.train_once(f"adapter-{kind}", done, base, model=kind, lora={"targets": "all-linear"}, steps=2, lr=1e-3)
         return done
 
-    def _train(self, run: str, target: Path, base: dict | None = None, **options) -> None:
+    def train_once(self, run: str, target: Path, base: dict | None = None, **options) -> None:
         from lore.run import run_recipe
 
         body = json.loads(self.recipe(run, **{"save_every": 0} | options))

@@ -164,7 +164,7 @@ class RolloutRecipe(BaseRecipe):
                 f"guided replay with {self.prompt.order}, whose answers begin with the verdict itself",
                 "prompt.order: reason_first, or no guided section",
             )
-        yield from trainable_weights(self.model)
+        yield from trainable_weights(self.model, self.train)
 
     def derived(self) -> dict[str, Any]:
         prompts = self.train.batch_size // self.rollout.group

@@ -31,6 +31,9 @@ class TrainSection(StrictModel):
     """AdamW's second-moment decay; .98 and below adapts faster in runs of a few hundred steps."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients are clipped to this norm; 0 switches it off."""
+    freeze: list[str] = []
+    """Regular expressions (searched in parameter names) of weights that stay as they are, such as embed_tokens in an adapter
+    that another stage trained."""
     max_tokens: int = Field(2048, ge=8)
     """Longest prompt and answer together; a longer row stops the run before step 0 rather than lose its verdict."""
     packing: bool = False
@@ -70,7 +73,7 @@ class TrainSection(StrictModel):
 MAY_CHANGE = frozenset({"train.micro_batch_size", "train.workers", "train.keep_checkpoints"})
 
 
-def trainable_weights(model: ModelSection) -> Iterator[Conflict]:
+def trainable_weights(model: ModelSection, train: TrainSection) -> Iterator[Conflict]:
     """Weights that no stage can train. Keys are those of a recipe."""
     if model.dtype == "float16":
         yield Conflict(("model.dtype",), "float16, whose gradients overflow", "auto, bfloat16 or float32")
@@ -79,6 +82,12 @@ def trainable_weights(model: ModelSection) -> Iterator[Conflict]:
             ("model.quantize", "model.lora"),
             f"{model.quantize} weights and nothing to train on them",
             "model.lora or model.adapter with it, or no model.quantize",
+        )
+    if train.freeze and model.lora is not None:
+        yield Conflict(
+            ("train.freeze", "model.lora"),
+            "weights to leave alone and a new adapter, which leaves all but itself alone",
+            "model.lora.targets and model.lora.modules_to_save without them",
         )
 
 
@@ -114,7 +123,7 @@ class SFTRecipe(BaseRecipe):
                 "flattened rows with photos",
                 "prompt.photo: false, or neither packing nor padding_free",
             )
-        yield from trainable_weights(self.model)
+        yield from trainable_weights(self.model, self.train)
 
     def derived(self) -> dict[str, Any]:
         micro = self.train.micro_batch_size or "batch_size / processes"
@@ -203,6 +212,8 @@ class BaseModelRecipe(BaseRecipe):
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from padded_rows(self.train, "flattened rows in stage base, which pads them")
+        if self.train.freeze:
+            yield Conflict(("train.freeze",), "weights to leave alone in a model that begins with random ones", "nothing")
 
     def derived(self) -> dict[str, Any]:
         return {"image tokens per photo": self.architecture.image_tokens, "texts per step": self.train.batch_size}

@@ -17,7 +17,7 @@ from lore.fingerprints import template_fingerprint
 from lore.folder import RunFolder
 from lore.judgement import PromptFormat, renderer_hash
 from lore.rubric import Rubric, load_rubric
-from lore.train.lora import freeze_photo_parts
+from lore.train.lora import freeze_photo_parts, freeze_weights
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def trained_model(recipe: Any, start: Start) -> Any:
     model = load_model(recipe.model, device=start.device, for_training=True)
     if not recipe.prompt.photo:
         freeze_photo_parts(model)
+    freeze_weights(model, recipe.train.freeze)
     return model
 
 

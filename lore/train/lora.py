@@ -118,3 +118,20 @@ def freeze_photo_parts(model: Any) -> None:
     """Without a photo these get no gradient: they are nothing to train, and data parallel training would wait for them."""
     for _, module in photo_parts(model):
         module.requires_grad_(False)
+
+
+def freeze_weights(model: Any, patterns: list[str]) -> None:
+    """Takes the weights whose names a pattern is found in out of training. Raises LoreError for a pattern that finds none, or
+    when nothing is left to train."""
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    for pattern in patterns:
+        found = [name for name in trained if re.search(pattern, name)]
+        if not found:
+            raise LoreError(
+                f"train.freeze: {pattern!r} is found in no name of a weight that would be trained.\n"
+                f"Names look like {', '.join(list(trained)[:3])}."
+            )
+        for name in found:
+            trained[name].requires_grad_(False)
+    if patterns and not any(weight.requires_grad for weight in trained.values()):
+        raise LoreError(f"train.freeze: {patterns} leave no weight to train.\nName fewer of them.")

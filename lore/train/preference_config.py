@@ -64,7 +64,7 @@ class PreferenceRecipe(BaseRecipe):
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from padded_rows(self.train, f"flattened rows in stage {self.stage}, which pads them")
-        yield from trainable_weights(self.model)
+        yield from trainable_weights(self.model, self.train)
 
     def derived(self) -> dict[str, Any]:
         length = f"{self.train.steps} steps" if self.train.steps else f"{self.train.epochs:g} epochs"

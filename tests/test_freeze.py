@@ -1,0 +1,53 @@
+"""train.freeze: weights of a trained adapter that further training leaves alone."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from lore.errors import LoreError
+from lore.run import run_recipe
+from lore.stages import load_recipe
+
+
+@pytest.fixture
+def adapter(tiny, runs):
+    done = tiny.pairs.parent / "adapter-in-full"
+    if not done.exists():
+        lora = {"rank": 2, "targets": ["q_proj", "v_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+        base = {"name": str(tiny.judge("text"))}
+        tiny.train_once("adapter-in-full", done, base, model="text", lora=lora, steps=2, lr=1e-3)
+    return done
+
+
+@pytest.fixture
+def recipe(tiny, adapter, runs, tmp_path):
+    def write(patterns: list[str], stage: str, **model):
+        judge, start = tiny.judge("text"), None if model else adapter
+        body = json.loads(tiny.align("second", judge, adapter=start, stage=stage, train={"freeze": patterns}))
+        body["model"] |= model
+        path = tmp_path / "second.yaml"
+        path.write_text(json.dumps(body))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_frozen_weights_stay_bit_by_bit_and_the_others_learn(recipe, adapter, stage):
+    folder = run_recipe(recipe(["embed_tokens", r"lora_[AB]"], stage))
+    before, after = (load_file(f"{path}/adapter_model.safetensors") for path in (adapter, folder / "model"))
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not before[name].equal(after[name])}
+    assert moved and all("lm_head" in name for name in moved)
+
+
+@pytest.mark.parametrize("patterns, says", [(["emb_tokens"], "found in no name"), (["."], "leave no weight")])
+def test_a_pattern_that_finds_nothing_or_everything_is_an_error(recipe, patterns, says):
+    with pytest.raises(LoreError, match=says):
+        run_recipe(recipe(patterns, "grpo"))
+
+
+def test_a_new_adapter_says_itself_what_is_trained(recipe):
+    with pytest.raises(LoreError, match="train.freeze"):
+        load_recipe(recipe(["lm_head"], "grpo", lora={"rank": 2}))
