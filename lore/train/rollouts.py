@@ -26,6 +26,7 @@ from lore.train.prompt_choice import PromptChoice
 from lore.train.prompts import Prompts
 from lore.train.rewards import Answer, Rewards
 from lore.train.sampler_gap import sampler_gap
+from lore.train.shorter_passes import of_like_length, without_padding
 
 HISTORY = "prompts.json"
 GAP_PROMPTS = 4
@@ -234,6 +235,23 @@ class JudgeRollouts(GRPOTrainer):
         return self.accelerator.gather(column)
 
     # Loss
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        buffered = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training:
+            return inputs
+        if self._buffered_inputs is not buffered:
+            self._buffered_inputs = self._arranged(self._buffered_inputs)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _arranged(self, passes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The passes of new answers, step by step. bnpo weighs answers by those that share their pass: they keep their company."""
+        size = self.args.gradient_accumulation_steps
+        if self.loss_type != "bnpo":
+            steps = [passes[first : first + size] for first in range(0, len(passes), size)]
+            passes = [one for step in steps for one in of_like_length(step)]
+        return [without_padding(one) for one in passes]
 
     def _get_per_token_logps_and_entropies(self, *arguments: Any, **options: Any) -> tuple:
         found = super()._get_per_token_logps_and_entropies(*arguments, **options)
