@@ -24,6 +24,7 @@ from lore.train.groups import Tally
 from lore.train.grpo import prepare
 from lore.train.rollouts import JudgeRollouts
 from lore.train.rows import gold
+from lore.train.shorter_passes import shorter_passes
 
 RUBRIC = load_rubric("shop")
 FMT = PromptFormat("reason_first", "name", max_prompt_tokens=512)
@@ -140,7 +141,7 @@ def test_the_trainer_reads_prompts_as_the_engine_does_alone_and_in_a_batch(made,
 @pytest.mark.parametrize("kind", ["text", "vision"])
 def test_with_every_addition_off_a_run_is_trls_own(made, kind, monkeypatch):
     # The same sums in another order differ by rounding, which Adam makes steps of; see the test of the shorter passes.
-    monkeypatch.setattr(JudgeRollouts, "_arranged", lambda self, passes: passes)
+    monkeypatch.setattr("lore.train.rollouts.shorter_passes", lambda passes, *_: passes)
     setup, ours = made(kind, grpo={"advantage_clamp": None})
     ours.train()
     other, _ = made(kind, run="trl", grpo={"advantage_clamp": None})
@@ -196,8 +197,9 @@ def test_shorter_passes_have_the_loss_and_the_gradients_of_padded_ones(made, mon
     setup, trainer = made(kind, grpo={"loss": loss}, guided=guided, train={"micro_batch_size": 4})
     trainer.current_gradient_accumulation_steps = 4
     padded = []
-    arranged = trainer._arranged
-    monkeypatch.setattr(trainer, "_arranged", lambda passes: padded.extend(passes) or arranged(passes))
+    monkeypatch.setattr(
+        "lore.train.rollouts.shorter_passes", lambda passes, *how: padded.extend(passes) or shorter_passes(passes, *how)
+    )
     first = trainer._prepare_inputs(asked(setup))
     passes = trainer._buffered_inputs
     assert first is passes[0] and len(passes) == len(padded) == 4

@@ -1,10 +1,11 @@
-"""The sampled answers to one prompt, and the counts of a batch of them."""
+"""The sampled answers to one prompt, and what a step counts of them."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from lore.train.align_config import RolloutRecipe
 from lore.train.rewards import Answer
 
 
@@ -51,3 +52,38 @@ def longer(value: Any, begun: list[list[int]]) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], list) and any(begun):
         return [list(row) + [0] * len(start) for row, start in zip(value, begun, strict=True)]
     return value
+
+
+def told(groups: list[Group], tally: Tally) -> dict[str, Any]:
+    """What a process tells the others of its groups."""
+    return {
+        "parts": np.concatenate([group.parts for group in groups]),
+        "right": np.concatenate([group.right for group in groups if not group.given] or [np.zeros(0, bool)]),
+        "tally": tally,
+        "groups": len(groups),
+        "cut": sum(answer.truncated for group in groups for answer in group.answers),
+    }
+
+
+def step_metrics(everyone: list[dict[str, Any]], names: list[str], recipe: RolloutRecipe) -> dict[str, float]:
+    """Metrics of a step over all processes, each of which has `told`. names: of the reward's parts."""
+    judged = np.concatenate([one["parts"] for one in everyone])
+    metrics = {
+        f"rewards/{name}/mean": float(np.nanmean(values))
+        for name, values in zip(names, judged.T, strict=True)
+        if np.isfinite(values).any()
+    }
+    sums = {name: sum(getattr(one["tally"], name) for one in everyone) for name in Tally.__dataclass_fields__ if name != "seen"}
+    metrics |= {
+        "rollout/right": float(np.concatenate([one["right"] for one in everyone]).mean()),
+        "rollout/tokens": sums["tokens"],
+        "rollout/groups_with_spread": sums["spread"],
+        "rollout/share_with_spread": sums["spread"] / sum(one["groups"] for one in everyone),
+        "rollout/spread_per_1000_tokens": 1000 * sums["spread"] / max(1, sums["tokens"]),
+        "rollout/truncated": sum(one["cut"] for one in everyone) / max(1, len(judged)),
+    }
+    if recipe.dynamic:
+        metrics |= {"dynamic/foreseen": sums["foreseen"], "dynamic/extra_groups": sums["extra"]}
+    if recipe.guided:
+        metrics |= {"guided/groups": sums["guided"], "guided/solved": sums["solved"]}
+    return metrics

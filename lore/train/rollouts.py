@@ -20,13 +20,13 @@ from lore.errors import LoreError
 from lore.folder import write_atomic
 from lore.train.align_config import DynamicSection, RolloutRecipe
 from lore.train.answer_scores import with_probabilities
-from lore.train.groups import Group, Tally, longer
+from lore.train.groups import Group, Tally, longer, step_metrics, told
 from lore.train.photo_passes import only_photos_shown, unseen_photo
 from lore.train.prompt_choice import PromptChoice
 from lore.train.prompts import Prompts
 from lore.train.rewards import Answer, Rewards
 from lore.train.sampler_gap import sampler_gap
-from lore.train.shorter_passes import of_like_length, without_padding
+from lore.train.shorter_passes import shorter_passes
 
 HISTORY = "prompts.json"
 GAP_PROMPTS = 4
@@ -242,16 +242,10 @@ class JudgeRollouts(GRPOTrainer):
         if not self.model.training:
             return inputs
         if self._buffered_inputs is not buffered:
-            self._buffered_inputs = self._arranged(self._buffered_inputs)
+            self._buffered_inputs = shorter_passes(
+                self._buffered_inputs, self.args.gradient_accumulation_steps, self.loss_type
+            )
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
-
-    def _arranged(self, passes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The passes of new answers, step by step. bnpo weighs answers by those that share their pass: they keep their company."""
-        size = self.args.gradient_accumulation_steps
-        if self.loss_type != "bnpo":
-            steps = [passes[first : first + size] for first in range(0, len(passes), size)]
-            passes = [one for step in steps for one in of_like_length(step)]
-        return [without_padding(one) for one in passes]
 
     def _get_per_token_logps_and_entropies(self, *arguments: Any, **options: Any) -> tuple:
         found = super()._get_per_token_logps_and_entropies(*arguments, **options)
@@ -296,30 +290,9 @@ class JudgeRollouts(GRPOTrainer):
         """Metrics of the batch over all processes, and what its groups tell about their prompts."""
         for row, right, asked in gather_object(tally.seen):
             self.choice.observe(row, right, asked)
-        parts = np.concatenate([group.parts for group in groups])
-        right = np.concatenate([group.right for group in groups if not group.given] or [np.zeros(0, bool)])
-        cut = sum(answer.truncated for group in groups for answer in group.answers)
-        local = {"parts": parts, "right": right, "tally": tally, "groups": len(groups), "cut": cut}
-        everyone = gather_object([local])
-        log = self._metrics["train"]
-        judged = np.concatenate([one["parts"] for one in everyone])
-        for name, values in zip(self.judged.names, judged.T, strict=True):
-            if np.isfinite(values).any():
-                log[f"rewards/{name}/mean"].append(float(np.nanmean(values)))
-        sums = {name: sum(getattr(one["tally"], name) for one in everyone) for name in Tally.__dataclass_fields__ if name != "seen"}
-        groups_in_all = sum(one["groups"] for one in everyone)
-        log["rollout/right"].append(float(np.concatenate([one["right"] for one in everyone]).mean()))
-        log["rollout/tokens"].append(sums["tokens"])
-        log["rollout/groups_with_spread"].append(sums["spread"])
-        log["rollout/share_with_spread"].append(sums["spread"] / groups_in_all)
-        log["rollout/spread_per_1000_tokens"].append(1000 * sums["spread"] / max(1, sums["tokens"]))
-        log["rollout/truncated"].append(sum(one["cut"] for one in everyone) / max(1, len(judged)))
-        if self.recipe.dynamic:
-            log["dynamic/foreseen"].append(sums["foreseen"])
-            log["dynamic/extra_groups"].append(sums["extra"])
-        if self.recipe.guided:
-            log["guided/groups"].append(sums["guided"])
-            log["guided/solved"].append(sums["solved"])
+        everyone = gather_object([told(groups, tally)])
+        for name, value in step_metrics(everyone, self.judged.names, self.recipe).items():
+            self._metrics["train"][name].append(value)
 
     def _gap_is_due(self) -> bool:
         """Whether one of the steps that learn from these answers is one of the watch. With vLLM, TRL measures every batch."""

@@ -17,6 +17,15 @@ PROMPT = ("prompt_ids", "prompt_mask")
 BOTH = ("token_type_ids", "mm_token_type_ids")
 
 
+def shorter_passes(passes: list[Batch], per_step: int, loss: str) -> list[Batch]:
+    """The passes of newly sampled answers, `per_step` to an optimiser step. The loss bnpo weighs an answer by those that share its
+    pass: there they keep their company."""
+    if loss != "bnpo":
+        steps = [passes[first : first + per_step] for first in range(0, len(passes), per_step)]
+        passes = [one for step in steps for one in of_like_length(step)]
+    return [without_padding(one) for one in passes]
+
+
 def of_like_length(passes: list[Batch]) -> list[Batch]:
     """The passes of one optimiser step, their answers dealt out anew from the shortest row to the longest."""
     # Whether photos lie row by row is only told from all rows together.
