@@ -28,7 +28,8 @@ def test_the_stage_runs_and_leaves_a_judge_without_the_value_head(written, tiny,
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert {"value/mean", "value/return", "value/explained", "reward", "rewards/verdict/mean"} <= lines[0].keys()
     assert all("value/loss" in line for line in lines)
-    assert lines[0]["value/mean"] == 0 and lines[2]["value/mean"] != 0
+    offset = load_file(folder / "checkpoints" / "checkpoint-2" / HEAD_FILE)["offset"].item()
+    assert lines[0]["value/mean"] == pytest.approx(lines[0]["reward"], abs=1e-5) == offset != lines[2]["value/mean"]
     head = load_file(folder / "checkpoints" / "checkpoint-4" / HEAD_FILE)
     assert head["linear.weight"].abs().sum() > 0
     weights = load_file(next((folder / "model").glob("*.safetensors")))
@@ -46,13 +47,14 @@ def test_warm_up_trains_the_value_alone(written):
 
 
 def test_the_value_comes_to_expect_what_is_always_paid(written):
-    """With a reward that never changes, the value goes to it and the advantages to nothing."""
+    """With a reward that never changes, the value goes to it, even from zero."""
     recipe = load_recipe(
         written("text", ppo={"value_lr": 0.05, "value_clip": 10.0, "gae_lambda": 1.0, "whiten": False}, train={"steps": 30})
     )
     folder = RunFolder.of(recipe)
     folder.open(recipe)
     _, trainer = prepare(recipe, folder)
+    trainer._set_offset = lambda totals: torch.zeros(())
     trainer.judged.totals = lambda parts: torch.full((len(parts),), 0.5).numpy()
     trainer.train()
     lines = [line for line in trainer.state.log_history if "value/mean" in line]

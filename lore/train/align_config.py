@@ -107,7 +107,7 @@ class PPOSection(LossSection):
     value_clip: float = Field(0.2, gt=0)
     """The value may move this far from its estimate at rollout before its loss stops pulling."""
     value_lr: float = Field(1e-3, gt=0)
-    """Learning rate of the value head, which begins at zero."""
+    """Learning rate of the value head, which begins at the mean reward of the first step."""
     value_warmup: int = Field(0, ge=0)
     """Steps at the start in which the value head alone learns from rewards: advantages over a value that knows nothing are
     noise."""

@@ -63,6 +63,8 @@ class JudgePPO(JudgeRollouts):
                 **{name: output[name] for name in PHOTO_FIELDS if name in output},
             )
         values, self._values = self._values.detach(), None
+        if self.state.global_step == 0:
+            values = values + self._set_offset(totals[judged])
         last = mask.cumsum(dim=1).argmax(dim=1)
         rewards = torch.zeros_like(values)
         rewards[torch.arange(len(last)), last] = totals.nan_to_num()
@@ -73,6 +75,13 @@ class JudgePPO(JudgeRollouts):
         if self.state.global_step < ppo.value_warmup:
             advantages = torch.zeros_like(advantages)
         return output | {"advantages": advantages, "old_values": values, "returns": returns, "value_mask": mask}
+
+    def _set_offset(self, totals: torch.Tensor) -> torch.Tensor:
+        """The mean reward over all processes, which becomes what the value begins with."""
+        count = torch.tensor(float(len(totals)), device=totals.device)
+        total, count = self.accelerator.reduce(torch.stack([totals.sum(), count]), reduction="sum")
+        self.head.offset.copy_(total / count.clamp(min=1))
+        return self.head.offset
 
     def _whitened(self, advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         sums = torch.stack([mask.sum(), (advantages * mask).sum(), (advantages**2 * mask).sum()]).double()

@@ -8,7 +8,8 @@ HEAD = "value_head"
 
 
 class ValueHead(torch.nn.Module):
-    """One linear layer from a hidden state to the reward that is still to come; zero at the start.
+    """One linear layer from a hidden state to the reward that is still to come, beyond the offset: the first step's mean reward.
+    From zero the value would take a run to get there, and meanwhile short answers, whose end is near, would look like good ones.
 
     alone: its loss moves the head and leaves the judge as it is.
     """
@@ -20,10 +21,11 @@ class ValueHead(torch.nn.Module):
         self.linear = torch.nn.Linear(hidden, 1)
         torch.nn.init.zeros_(self.linear.weight)
         torch.nn.init.zeros_(self.linear.bias)
+        self.register_buffer("offset", torch.zeros(()))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = hidden.detach() if self.alone else hidden
-        return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1).float()
+        return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1).float() + self.offset.float()
 
 
 def attach_value_head(base: Any) -> list[torch.Tensor]:
