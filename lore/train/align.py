@@ -187,7 +187,7 @@ def run_trainer(setup: Setup, trainer: JudgeRollouts, title: str) -> None:
         preflight(setup, trainer)
     probe = watched(trainer, recipe, folder, setup.start, title=title, max_tokens=recipe.rollout.max_tokens, rewards=setup.rewards)
     recorder = Recorder(folder, title, setup.start.card, recipe.train.keep_checkpoints, recorded=KEPT)
-    seconds = train(trainer, recorder, folder)
+    seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
     facts = {"prompts": len(setup.prompts), "steps": trainer.state.global_step, **probe.finish(trainer)}
     if is_main_process():
         complete_model(recipe, folder, setup.start.card)

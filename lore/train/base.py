@@ -96,7 +96,7 @@ def run(recipe: BaseModelRecipe, folder: RunFolder) -> None:
         processing_class=processor,
         data_collator=collator,
     )
-    train(trainer, recorder, folder)
+    train(trainer, recorder, folder, recipe.train.lr_factors)
     trainer.model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     final = folder.metrics()[-1]

@@ -21,6 +21,8 @@ class TrainSection(StrictModel):
     """Pairs per process and forward pass; none takes the whole share of a process at once."""
     lr: float = Field(1e-4, gt=0)
     """Peak learning rate."""
+    lr_factors: dict[str, float] = {}
+    """Factors on lr for weights in whose names a regular expression is found, such as {lm_head: 10}; the first that is counts."""
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Shape of the learning rate after the warm-up."""
     warmup: float = Field(0.03, ge=0, lt=1)
@@ -29,6 +31,9 @@ class TrainSection(StrictModel):
     """AdamW's decoupled decay."""
     adam_beta2: float = Field(0.999, gt=0, lt=1)
     """AdamW's second-moment decay; .98 and below adapts faster in runs of a few hundred steps."""
+    adam_epsilon: float = Field(1e-8, gt=0)
+    """AdamW's epsilon. Weights whose gradients are far smaller hardly move, rather than by full steps of noise: 1e-5 is usual where
+    rewards are learnt from."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients are clipped to this norm; 0 switches it off."""
     freeze: list[str] = []
@@ -53,6 +58,8 @@ class TrainSection(StrictModel):
     """Data-loading processes per training process."""
 
     def conflicts(self) -> Iterator[Conflict]:
+        if any(factor <= 0 for factor in self.lr_factors.values()):
+            yield Conflict(("lr_factors",), "a factor that is not above 0", "factors above 0; train.freeze leaves weights alone")
         if self.epochs is None and self.steps is None:
             yield Conflict(("epochs", "steps"), "neither", "train.epochs or train.steps")
         if self.save_every % self.log_every:

@@ -20,6 +20,7 @@ from lore.folder import RunFolder, is_main_process
 from lore.launch import check_world, device_arguments, world_size
 from lore.quiet import silence
 from lore.train.config import TrainSection
+from lore.train.rates import scale_rates
 
 RECORDED = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy")
 COMPLETE = "complete"
@@ -89,6 +90,7 @@ def training_arguments(
         warmup_steps=round(train.warmup * steps),
         weight_decay=train.weight_decay,
         adam_beta2=train.adam_beta2,
+        adam_epsilon=train.adam_epsilon,
         max_grad_norm=train.max_grad_norm,
         gradient_checkpointing=train.gradient_checkpointing,
         logging_steps=train.log_every,
@@ -219,9 +221,10 @@ def _step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
-def train(trainer: Any, recorder: Recorder, folder: RunFolder) -> float:
+def train(trainer: Any, recorder: Recorder, folder: RunFolder, lr_factors: dict[str, float]) -> float:
     """Trains from the newest whole checkpoint, or from the start, to the end; returns the seconds this took."""
     recorder.trainer = trainer
+    scale_rates(trainer, lr_factors)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(recorder)
     checkpoint = last_checkpoint(folder)

@@ -91,7 +91,8 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     if is_main_process():
         preflight(recipe, rows, trainer, processor, steps)
     probe = watched(trainer, recipe, folder, start, title=recipe.stage, max_tokens=ANSWER_TOKENS)
-    seconds = train(trainer, Recorder(folder, recipe.stage, start.card, recipe.train.keep_checkpoints, KEPT), folder)
+    recorder = Recorder(folder, recipe.stage, start.card, recipe.train.keep_checkpoints, KEPT)
+    seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
     seen = probe.finish(trainer)
     if is_main_process():
         shutil.rmtree(folder / "model" / REFERENCE, ignore_errors=True)

@@ -67,7 +67,7 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
         data_collator=photo_collator(processor, rows, fmt) if vision else None,
         peft_config=lora,
     )
-    seconds = train(trainer, Recorder(folder, "sft", start.card, recipe.train.keep_checkpoints), folder)
+    seconds = train(trainer, Recorder(folder, "sft", start.card, recipe.train.keep_checkpoints), folder, recipe.train.lr_factors)
     save_weights(trainer, folder / "model")
     if is_main_process():
         complete_model(recipe, folder, start.card)

@@ -1,4 +1,4 @@
-"""train.freeze: weights of a trained adapter that further training leaves alone."""
+"""train.freeze and train.lr_factors: weights of a trained adapter that further training leaves alone, or moves faster."""
 
 import json
 
@@ -22,9 +22,10 @@ def adapter(tiny, runs):
 
 @pytest.fixture
 def recipe(tiny, adapter, runs, tmp_path):
-    def write(patterns: list[str], stage: str, **model):
+    def write(patterns: list[str], stage: str, factors: dict[str, float] | None = None, **model):
         judge, start = tiny.judge("text"), None if model else adapter
-        body = json.loads(tiny.align("second", judge, adapter=start, stage=stage, train={"freeze": patterns}))
+        section = {"freeze": patterns, "lr_factors": factors or {}}
+        body = json.loads(tiny.align("second", judge, adapter=start, stage=stage, train=section))
         body["model"] |= model
         path = tmp_path / "second.yaml"
         path.write_text(json.dumps(body))
@@ -51,3 +52,22 @@ def test_a_pattern_that_finds_nothing_or_everything_is_an_error(recipe, patterns
 def test_a_new_adapter_says_itself_what_is_trained(recipe):
     with pytest.raises(LoreError, match="train.freeze"):
         load_recipe(recipe(["lm_head"], "grpo", lora={"rank": 2}))
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_factors_scale_the_steps_of_the_weights_they_name(recipe, adapter, stage):
+    """Adam's first step is lr for every weight with a gradient, whatever its size; with a factor it is that many times lr."""
+    path = recipe(["embed_tokens"], stage, {"lm_head": 8, "lora_B": 0.25})
+    folder = run_recipe(path, ["train.steps=1", "train.lr=1e-4", "train.schedule=constant", "train.warmup=0"])
+    before, after = (load_file(f"{path}/adapter_model.safetensors") for path in (adapter, folder / "model"))
+    steps = {name: (after[name] - before[name]).abs().max().item() for name in before}
+    for part, step in (("embed_tokens", 0), ("lm_head", 8e-4), ("lora_A", 1e-4), ("lora_B", 2.5e-5)):
+        largest = max(value for name, value in steps.items() if part in name)
+        assert largest == pytest.approx(step, rel=0.02), part
+
+
+def test_a_factor_for_no_weight_is_an_error(recipe):
+    with pytest.raises(LoreError, match="train.lr_factors: 'lm_haed' found in no name"):
+        run_recipe(recipe([], "grpo", {"lm_haed": 2}))
+    with pytest.raises(LoreError, match="not above 0"):
+        load_recipe(recipe([], "grpo", {"lm_head": 0}))
