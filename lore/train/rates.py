@@ -20,7 +20,7 @@ def scale_rates(trainer: Any, factors: dict[str, float]) -> None:
         for group in list(optimizer.param_groups):
             by_factor: dict[float, list[Any]] = {}
             for weight in group["params"]:
-                found = next((pattern for pattern in factors if re.search(pattern, names[id(weight)])), None)
+                found = next((pattern for pattern in factors if re.search(pattern, names.get(id(weight), ""))), None)
                 left.discard(found)
                 by_factor.setdefault(1.0 if found is None else factors[found], []).append(weight)
             group["params"] = by_factor.pop(1.0, [])
