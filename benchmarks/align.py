@@ -4,6 +4,7 @@ of its additions.
     python benchmarks/align.py                        seeds 0, 1 and 2, one after the other
     python benchmarks/align.py --jobs 2               two seeds at a time (set OMP_NUM_THREADS=1)
     python benchmarks/align.py --only grpo dpo        some of the arms
+    python benchmarks/align.py --spread               afterwards: what dynamic sampling finds, late, in the whole pool
 
 Every seed has its own SFT judge, pool and order of prompts; shop and base model are the quickstart's. Runs lie under
 <runs>/align/<seed>, so a killed program goes on. Then: lore leaderboard <runs>/align/*/eval
@@ -126,14 +127,45 @@ def shown(values: np.ndarray, kind: int) -> str:
     return f"{values[0]:.3f} [{low:.3f}, {high:.3f}]" if kind == 1 else f"{values[0]:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
+def spread(seeds: list[int], runs: Path) -> str:
+    """Groups with spread per 1,000 sampled tokens, with dynamic sampling over without: in the last third of the arms' own steps,
+    and in 12 steps from the aligned judge over the whole pool, of which the arms leave out what was easy before training."""
+    lines = ["| seed | arms, last third: with | without | ratio | whole pool: with | without | ratio |", "|---" * 7 + "|"]
+    for seed in seeds:
+        folder, cells = runs / "align" / str(seed), []
+        late = {}
+        for arm in ("grpo", "no_dynamic"):
+            late[arm] = folder / f"late_{arm}"
+            judge = f"model.adapter={folder / 'grpo' / 'model'}"
+            short = ["train.steps=12", "train.save_every=0", "train.warmup=0", "watch.every=0", "pool.pass_rate=null"]
+            lore(folder / "recipes" / f"{arm}.yaml", runs, f"run=align/{seed}/late_{arm}", judge, *short)
+        for pair in ([folder / "grpo", folder / "no_dynamic"], list(late.values())):
+            found = [with_spread(run, whole="late" in run.name) for run in pair]
+            cells += [f"{found[0]:.2f}", f"{found[1]:.2f}", f"{found[0] / found[1]:.2f}"]
+        lines.append(f"| {seed} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def with_spread(run: Path, whole: bool) -> float:
+    """Mean of rollout/spread_per_1000_tokens over a run's steps, or over their last third."""
+    key = "rollout/spread_per_1000_tokens"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    values = [row[key] for row in rows if key in row]
+    return float(np.mean(values if whole else values[-(len(values) // 3) :]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time")
     parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--spread", action="store_true", help="measure dynamic sampling on the finished runs")
     options = parser.parse_args()
     runs = Path(os.environ.get("LORE_RUNS") or "runs")
-    lore(RECIPES / "quickstart/synthesize.yaml", runs)
+    if options.spread:
+        print(spread(options.seeds, runs))
+        return
+    lore(RECIPES / "ablation/traces.yaml", runs)
     lore(RECIPES / "quickstart/base.yaml", runs)
 
     def one(seed: int) -> Path:

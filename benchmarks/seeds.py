@@ -11,8 +11,9 @@ import numpy as np
 RESAMPLES = 2000
 
 
-def lore(recipe: Path, runs: Path) -> None:
-    subprocess.run([sys.executable, "-m", "lore", "run", str(recipe)], env={**os.environ, "LORE_RUNS": str(runs)}, check=True)
+def lore(recipe: Path, runs: Path, *overrides: str) -> None:
+    command = [sys.executable, "-m", "lore", "run", str(recipe), *overrides]
+    subprocess.run(command, env={**os.environ, "LORE_RUNS": str(runs)}, check=True)
 
 
 def with_seed(text: str, seed: int) -> str:
