@@ -186,7 +186,7 @@ def settle_devices() -> None:
     `use_cpu` in a config file does not reach processes that accelerate starts with its multi-GPU launcher.
     """
     if uses_deepspeed():
-        check_build_locks()
+        note_build_locks()
     if world_size() == 1 or visible_gpus():
         return
     if uses_deepspeed():
@@ -195,12 +195,11 @@ def settle_devices() -> None:
         os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
-def check_build_locks() -> None:
-    """Raises LoreError for the lock of a build of DeepSpeed's parts that was killed: torch waits for it without an end or a word.
-
-    A build takes minutes at the most, so one that is older than STALE_LOCK_S has nobody who will remove it.
-    """
+def note_build_locks() -> None:
+    """Names the locks of builds that were killed, of DeepSpeed's parts say: torch waits for one without an end or a word."""
     from torch.utils.cpp_extension import get_default_build_root  # heavy, and only needed under DeepSpeed
+
+    from lore.folder import say
 
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
     for lock in sorted(Path(root).glob("**/lock")):
@@ -209,9 +208,9 @@ def check_build_locks() -> None:
         except FileNotFoundError:  # its build is done
             continue
         if age > STALE_LOCK_S:
-            raise LoreError(
-                f"{lock} is {age / 3600:.1f} h old: a build of DeepSpeed's parts was killed and left it, and this run would wait "
-                f"for it for ever.\nRemove it: rm {lock}"
+            say(
+                f"{lock} is {age / 3600:.1f} h old: a build was killed and has left it. Should this run stand still before its "
+                f"first step, it waits for that: rm {lock}"
             )
 
 

@@ -193,7 +193,7 @@ def test_with_every_addition_off_a_run_is_trls_own(made, kind, monkeypatch):
 @pytest.mark.parametrize("loss", ["dapo", "grpo", "bnpo"])
 @pytest.mark.parametrize("kind", ["text", "vision"])
 def test_shorter_passes_have_the_loss_and_the_gradients_of_padded_ones(made, monkeypatch, kind, loss):
-    guided = {"share": 1.0, "teach": 0}  # taught tokens are a mean within a pass
+    guided = {"share": 1.0, "teach": 0.5}
     setup, trainer = made(kind, grpo={"loss": loss}, guided=guided, train={"micro_batch_size": 4})
     trainer.current_gradient_accumulation_steps = 4
     padded = []

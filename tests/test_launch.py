@@ -205,14 +205,15 @@ def test_two_cpu_processes_under_deepspeed(training, runs, stage):
     assert summary(run_python(training), runs)["losses"] == pytest.approx(found["losses"], abs=1e-3)
 
 
-def test_the_lock_of_a_killed_build_is_named_before_anybody_waits_for_it(tmp_path, monkeypatch):
+def test_the_lock_of_a_killed_build_is_named_before_anybody_waits_for_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     lock = tmp_path / "deepspeed_shm_comm" / "lock"
     lock.parent.mkdir()
     lock.touch()
     settle_devices()  # one that is being built now
+    assert "lock" not in capsys.readouterr().out
     hours_ago = time.time() - 7200
     os.utime(lock, (hours_ago, hours_ago))
-    with pytest.raises(LoreError, match="2.0 h old.*\n.*rm .*lock"):
-        settle_devices()
+    settle_devices()
+    assert f"{lock} is 2.0 h old" in capsys.readouterr().out.replace("\n", " ")

@@ -8,6 +8,7 @@ from lore.folder import RunFolder
 from lore.run import run_recipe
 from lore.stages import load_recipe
 from lore.train.ppo import HEAD_FILE, prepare
+from lore.train.shorter_passes import shorter_passes
 
 
 @pytest.fixture
@@ -60,3 +61,30 @@ def test_the_value_comes_to_expect_what_is_always_paid(written):
     lines = [line for line in trainer.state.log_history if "value/mean" in line]
     assert lines[0]["value/return"] == pytest.approx(0.5, abs=0.01)
     assert abs(lines[-1]["value/mean"] - 0.5) < 0.15 < abs(lines[0]["value/mean"] - 0.5)
+
+
+def test_shorter_passes_have_the_loss_and_the_gradients_of_padded_ones(written, monkeypatch):
+    """The value's loss too is a mean over the tokens of the step, whoever shares a pass."""
+    recipe = load_recipe(written("text", train={"micro_batch_size": 4}, replay=None))
+    folder = RunFolder.of(recipe)
+    folder.open(recipe)
+    setup, trainer = prepare(recipe, folder)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 4
+    torch.nn.init.normal_(trainer.head.linear.weight, std=0.02)
+    padded = []
+    monkeypatch.setattr(
+        "lore.train.rollouts.shorter_passes", lambda passes, *how: padded.extend(passes) or shorter_passes(passes, *how)
+    )
+    asked = [{"prompt": "", "row": int(row)} for row in setup.order[0] for _ in range(4)]
+    trainer._prepare_inputs(asked)
+    found = []
+    for passes in (trainer._buffered_inputs, padded):
+        trainer.model.zero_grad()
+        losses = [trainer._compute_loss(trainer.model, dict(batch)) for batch in passes]
+        sum(losses).backward()
+        found.append((sum(losses).item(), trainer.head.linear.weight.grad.clone()))
+    assert padded[0]["completion_ids"].shape != trainer._buffered_inputs[0]["completion_ids"].shape
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-6, rtol=1e-4)
+    assert found[0][1].abs().sum() > 0

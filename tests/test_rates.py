@@ -6,8 +6,12 @@ import pytest
 from safetensors.torch import load_file
 
 from lore.errors import LoreError
+from lore.folder import RunFolder
 from lore.run import run_recipe
 from lore.stages import load_recipe
+from lore.train.grpo import prepare
+from lore.train.ppo import prepare as prepare_ppo
+from lore.train.rates import scale_rates
 
 
 @pytest.fixture
@@ -43,6 +47,48 @@ def test_frozen_weights_stay_bit_by_bit_and_the_others_learn(recipe, adapter, st
     assert moved and all("lm_head" in name for name in moved)
 
 
+def test_weights_stay_frozen_when_a_reference_has_had_its_pass(recipe):
+    """PEFT wants all of an adapter trained when it is switched back to."""
+    made = load_recipe(recipe(["embed_tokens"], "grpo"), ["grpo.kl=0.01"])
+    folder = RunFolder.of(made)
+    folder.open(made)
+    _, trainer = prepare(made, folder)
+    trainer.train()
+    with_gradient = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    assert with_gradient and not [name for name in with_gradient if "embed_tokens" in name]
+    assert {name.split(".")[-2] for name in with_gradient} == {"default"}
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_with_a_reference_a_run_goes_on_from_its_checkpoint(recipe, adapter, stage):
+    """transformers would load the reference's copy of the start."""
+    options = [f"{stage}.kl=0.01", "train.steps=2", "train.save_every=2"]
+    folder = run_recipe(recipe([], stage), options)
+    checkpoint = folder / "checkpoints" / "checkpoint-2"
+    assert not (checkpoint / "ref").exists() and not (folder / "model" / "ref").exists()
+    made = load_recipe(recipe([], stage), [*options, "run=again"])
+    again = RunFolder.of(made)
+    again.open(made)
+    _, trainer = (prepare if stage == "grpo" else prepare_ppo)(made, again)
+    trainer._load_from_checkpoint(str(checkpoint))
+    saved = load_file(checkpoint / "adapter_model.safetensors")
+    name = next(name for name in saved if "lora_B" in name)
+    held = dict(trainer.model.named_parameters())[name.replace(".weight", ".default.weight")]
+    assert held.detach().equal(saved[name]) and not saved[name].equal(load_file(adapter / "adapter_model.safetensors")[name])
+
+
+def test_an_optimiser_that_is_made_twice_is_scaled_once(recipe):
+    """As DeepSpeed's integration does."""
+    made = load_recipe(recipe([], "grpo", {"lm_head": 8}))
+    folder = RunFolder.of(made)
+    folder.open(made)
+    _, trainer = prepare(made, folder)
+    scale_rates(trainer, made.train.lr_factors)
+    trainer.create_optimizer()
+    trainer.create_optimizer()
+    assert sorted(group["lr"] for group in trainer.optimizer.param_groups if group["params"]) == pytest.approx([1e-3, 8e-3])
+
+
 @pytest.mark.parametrize("patterns, says", [(["emb_tokens"], "found in no name"), (["."], "leave no weight")])
 def test_a_pattern_that_finds_nothing_or_everything_is_an_error(recipe, patterns, says):
     with pytest.raises(LoreError, match=says):
@@ -67,7 +113,9 @@ def test_factors_scale_the_steps_of_the_weights_they_name(recipe, adapter, stage
 
 
 def test_a_factor_for_no_weight_is_an_error(recipe):
-    with pytest.raises(LoreError, match="train.lr_factors: 'lm_haed' found in no name"):
+    with pytest.raises(LoreError, match="train.lr_factors: 'lm_haed' is found in no name"):
         run_recipe(recipe([], "grpo", {"lm_haed": 2}))
+    with pytest.raises(LoreError, match="no regular expression"):
+        load_recipe(recipe(["*embed*"], "grpo"))
     with pytest.raises(LoreError, match="not above 0"):
         load_recipe(recipe([], "grpo", {"lm_head": 0}))

@@ -17,9 +17,10 @@ from lore.rejected import RejectedWriter
 from lore.template import template_options
 from lore.train.align_config import DynamicSection, LossSection, RolloutRecipe
 from lore.train.groups import Group, Tally
-from lore.train.judge import Start, begin, complete_model, trained_model
+from lore.train.judge import ReferenceStaysOut, Start, begin, complete_model, trained_model
 from lore.train.loop import RECORDED, Recorder, last_checkpoint, train, training_arguments
 from lore.train.lora import peft_config
+from lore.train.photo_passes import check_mixed_photos, deepspeed_stage
 from lore.train.prompt_choice import PromptChoice, schedule, window
 from lore.train.prompts import Prompts, check_same_prompt, usable
 from lore.train.replay import Replay, write_replay
@@ -182,6 +183,10 @@ def trainer_arguments(setup: Setup) -> dict[str, Any]:
 def run_trainer(setup: Setup, trainer: JudgeRollouts, title: str) -> None:
     """Preflight, training under watch, and the best weights in <run>/model."""
     recipe, folder = setup.recipe, setup.folder
+    trainer.add_callback(ReferenceStaysOut())
+    if trainer._is_vlm and recipe.prompt.photo and (trainer.is_fsdp_enabled or deepspeed_stage(trainer) == 3):
+        shown = sum(pair.image is not None for pair in setup.prompts.pairs)
+        check_mixed_photos(shown, len(setup.prompts), "prompts", "launch/accelerate/zero2.yaml or ddp.yaml")
     check_same_prompt(setup.prompts, trainer._tokenize_prompts, range(min(8, len(setup.prompts))))
     if recipe.watch.preflight_prompts and last_checkpoint(folder) is None:
         preflight(setup, trainer)

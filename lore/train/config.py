@@ -1,5 +1,6 @@
 """Recipes of the training stages. Nothing here imports torch."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -58,6 +59,12 @@ class TrainSection(StrictModel):
     """Data-loading processes per training process."""
 
     def conflicts(self) -> Iterator[Conflict]:
+        for key, patterns in (("freeze", self.freeze), ("lr_factors", self.lr_factors)):
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    yield Conflict((key,), f"{pattern!r}, which is no regular expression ({error})", f"{re.escape(pattern)!r}, say")
         if any(factor <= 0 for factor in self.lr_factors.values()):
             yield Conflict(("lr_factors",), "a factor that is not above 0", "factors above 0; train.freeze leaves weights alone")
         if self.epochs is None and self.steps is None:

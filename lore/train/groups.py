@@ -58,7 +58,6 @@ def told(groups: list[Group], tally: Tally) -> dict[str, Any]:
     """What a process tells the others of its groups."""
     return {
         "parts": np.concatenate([group.parts for group in groups]),
-        "right": np.concatenate([group.right for group in groups if not group.given] or [np.zeros(0, bool)]),
         "tally": tally,
         "groups": len(groups),
         "cut": sum(answer.truncated for group in groups for answer in group.answers),
@@ -73,9 +72,10 @@ def step_metrics(everyone: list[dict[str, Any]], names: list[str], recipe: Rollo
         for name, values in zip(names, judged.T, strict=True)
         if np.isfinite(values).any()
     }
+    seen = [one for each in everyone for one in each["tally"].seen]  # all that was sampled without help
     sums = {name: sum(getattr(one["tally"], name) for one in everyone) for name in Tally.__dataclass_fields__ if name != "seen"}
     metrics |= {
-        "rollout/right": float(np.concatenate([one["right"] for one in everyone]).mean()),
+        "rollout/right": sum(right for _, right, _ in seen) / max(1, sum(asked for _, _, asked in seen)),
         "rollout/tokens": sums["tokens"],
         "rollout/groups_with_spread": sums["spread"],
         "rollout/share_with_spread": sums["spread"] / sum(one["groups"] for one in everyone),

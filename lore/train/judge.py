@@ -2,13 +2,14 @@
 folder it leaves.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from lore.card import check_card, check_template, judge_card, write_card
 from lore.engines.loading import default_device, load_model, load_processor, resolve_dtype
@@ -18,6 +19,8 @@ from lore.folder import RunFolder
 from lore.judgement import PromptFormat, renderer_hash
 from lore.rubric import Rubric, load_rubric
 from lore.train.lora import freeze_photo_parts, freeze_weights
+
+REFERENCE = "ref"  # TRL's name for the frozen copy of the adapter
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,18 @@ def rendered_rows(path: Path) -> datasets.Dataset:
 
 def complete_model(recipe: Any, folder: RunFolder, card: dict[str, Any]) -> None:
     """Main process: puts processor and card beside the weights in <run>/model."""
+    shutil.rmtree(folder / "model" / REFERENCE, ignore_errors=True)
     load_processor(recipe.model).save_pretrained(folder / "model")
     write_card(folder / "model", card)
+
+
+class ReferenceStaysOut(TrainerCallback):
+    """Takes the reference's copy of the adapter out of every checkpoint: where it finds one, transformers resumes from it and
+    passes over the trained adapter. The start itself is the reference again when the run goes on."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            shutil.rmtree(Path(args.output_dir) / f"checkpoint-{state.global_step}" / REFERENCE, ignore_errors=True)
 
 
 def rejected_rows(folder: RunFolder) -> int:

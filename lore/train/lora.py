@@ -123,15 +123,33 @@ def freeze_photo_parts(model: Any) -> None:
 def freeze_weights(model: Any, patterns: list[str]) -> None:
     """Takes the weights whose names a pattern is found in out of training. Raises LoreError for a pattern that finds none, or
     when nothing is left to train."""
+    if not patterns:
+        return
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    for pattern in patterns:
-        found = [name for name in trained if re.search(pattern, name)]
-        if not found:
-            raise LoreError(
-                f"train.freeze: {pattern!r} is found in no name of a weight that would be trained.\n"
-                f"Names look like {', '.join(list(trained)[:3])}."
-            )
-        for name in found:
-            trained[name].requires_grad_(False)
-    if patterns and not any(weight.requires_grad for weight in trained.values()):
-        raise LoreError(f"train.freeze: {patterns} leave no weight to train.\nName fewer of them.")
+    frozen = {name: weight for name, weight in trained.items() if any(re.search(pattern, name) for pattern in patterns)}
+    idle = [pattern for pattern in patterns if not any(re.search(pattern, name) for name in frozen)]
+    if idle or len(frozen) == len(trained):
+        error = LoreError(
+            f"train.freeze: {idle[0]!r} is found in no name of a weight that would be trained.\n"
+            f"Names look like {', '.join(list(trained)[:3])}."
+            if idle
+            else f"train.freeze: {patterns} leave no weight to train.\nName fewer of them."
+        )
+        error.same_on_every_rank = True
+        raise error
+
+    def freeze() -> None:
+        for weight in frozen.values():
+            weight.requires_grad_(False)
+
+    freeze()
+    if hasattr(model, "set_adapter"):
+        switch = model.set_adapter
+
+        # A reference adapter's pass ends with the switch back to the trained one, all of whose weights PEFT then wants trained.
+        def switch_and_freeze(*arguments: Any, **options: Any) -> Any:
+            switched = switch(*arguments, **options)
+            freeze()
+            return switched
+
+        model.set_adapter = switch_and_freeze

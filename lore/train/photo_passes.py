@@ -4,11 +4,33 @@ from typing import Any
 
 import torch
 
+from lore.errors import LoreError
+from lore.launch import world_size
 from lore.train.collate import PhotoCollator
 
 PHOTOS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids")
 # What of a batch goes into a forward pass beside its tokens.
 PHOTO_FIELDS = (*PHOTOS, "num_images", "num_tiles", "token_type_ids", "mm_token_type_ids")
+
+
+def deepspeed_stage(trainer: Any) -> int:
+    """DeepSpeed's ZeRO stage, 0 without DeepSpeed."""
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    return plugin.zero_stage if plugin is not None else 0
+
+
+def check_mixed_photos(shown: int, total: int, of: str, launch: str) -> None:
+    """Raises LoreError where processes that share out weights would wait for a vision tower that only some of them run. of: what
+    is counted; launch: configs that do it."""
+    if world_size() == 1 or shown in (0, total):
+        return
+    error = LoreError(
+        f"{shown:,} of {total:,} {of} show a photo, and as this is launched a process without one would wait for the others' "
+        f"vision tower for ever.\nLaunch with {launch}, or take data.slices in which every pair has a photo, or set "
+        "prompt.photo: false."
+    )
+    error.same_on_every_rank = True
+    raise error
 
 
 def only_photos_shown(model: Any, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

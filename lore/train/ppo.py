@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from lore.errors import LoreError
 from lore.folder import RunFolder
 from lore.train.align import Setup, run_trainer, set_up, trainer_arguments
 from lore.train.align_config import PPORecipe
@@ -74,7 +75,8 @@ class JudgePPO(JudgeRollouts):
             advantages = self._whitened(advantages, mask)
         if self.state.global_step < ppo.value_warmup:
             advantages = torch.zeros_like(advantages)
-        return output | {"advantages": advantages, "old_values": values, "returns": returns, "value_mask": mask}
+        output |= {"advantages": advantages, "old_values": values, "returns": returns}
+        return output | {"value_mask": mask, "valued_in_batch": self._summed(mask.sum())}
 
     def _set_offset(self, totals: torch.Tensor) -> torch.Tensor:
         """The mean reward over all processes, which becomes what the value begins with."""
@@ -115,8 +117,10 @@ class JudgePPO(JudgeRollouts):
     def beside(self, inputs: dict[str, Any]) -> torch.Tensor | float:
         """The value loss beside what GRPO has there."""
         ppo = self.recipe.ppo
-        lost = value_loss(self._values, inputs["old_values"], inputs["returns"], inputs["value_mask"], ppo.value_clip)
-        self._metrics["train"]["value/loss"].append(self.accelerator.gather(lost.detach()).mean().item())
+        mask, count = inputs["value_mask"], self.share_of_step(inputs["valued_in_batch"])
+        lost = value_loss(self._values, inputs["old_values"], inputs["returns"], mask, ppo.value_clip, count)
+        passes = self.current_gradient_accumulation_steps
+        self._metrics["train"]["value/loss"].append(passes * self.accelerator.gather(lost.detach()).mean().item())
         self._values = None
         return super().beside(inputs) + ppo.value_coef * lost
 
@@ -149,4 +153,12 @@ def run(recipe: PPORecipe, folder: RunFolder) -> None:
 def prepare(recipe: PPORecipe, folder: RunFolder) -> tuple[Setup, JudgePPO]:
     """The trainer, ready for its first step."""
     setup = set_up(recipe, folder, recipe.ppo, loss_type="dapo")
-    return setup, JudgePPO(**trainer_arguments(setup))
+    trainer = JudgePPO(**trainer_arguments(setup))
+    if trainer.is_fsdp_enabled:
+        error = LoreError(
+            "Stage ppo does not run under FSDP, whose shares of the value head no checkpoint could hold.\n"
+            "Launch with launch/accelerate/zero2.yaml, zero3.yaml or ddp.yaml."
+        )
+        error.same_on_every_rank = True
+        raise error
+    return setup, trainer

@@ -8,7 +8,6 @@ order, and the copy of the reference in checkpoints, with which transformers wou
     accelerate launch --config_file launch/accelerate/ddp.yaml recipes/dpo.yaml
 """
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,11 @@ from lore.pairs import Pair, fingerprint, read_pairs
 from lore.progress import track
 from lore.rejected import RejectedWriter, Rejection
 from lore.sources import materialise
-from lore.train.judge import Start, begin, complete_model, rejected_rows, rendered_rows, trained_model
+from lore.train.judge import ReferenceStaysOut, Start, begin, complete_model, rejected_rows, rendered_rows, trained_model
 from lore.train.loop import RECORDED, Recorder, set_steps, total_steps, train, training_arguments
 from lore.train.lora import peft_config
 from lore.train.order import training_order
+from lore.train.photo_passes import check_mixed_photos
 from lore.train.preference_batch import collator, kto_weights
 from lore.train.preference_config import DPORecipe, PreferenceRecipe
 from lore.train.preference_report import preflight
@@ -40,7 +40,6 @@ from lore.train.watching import watched
 
 KEPT = (*RECORDED, "rewards", "logps", "kl")  # what metrics.jsonl holds of a step
 ANSWER_TOKENS = 256  # longest answer of the watch where its section says nothing
-REFERENCE = "ref"  # TRL's name for the frozen copy of the adapter
 START_NATS = 1.0  # log-probability by which an answer may differ between start and reference, from rounding alone
 
 
@@ -87,7 +86,9 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
         peft_config=lora,
         callbacks=callbacks(recipe),
     )
-    check_mixed_photos(trainer, rows)
+    if "images" in rows.column_names and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        shown = pc.sum(pc.greater(pc.list_value_length(rows.data.column("images")), 0)).as_py()
+        check_mixed_photos(shown, len(rows), "preferences", "launch/accelerate/ddp.yaml")
     if is_main_process():
         preflight(recipe, rows, trainer, processor, steps)
     probe = watched(trainer, recipe, folder, start, title=recipe.stage, max_tokens=ANSWER_TOKENS)
@@ -95,7 +96,6 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
     seen = probe.finish(trainer)
     if is_main_process():
-        shutil.rmtree(folder / "model" / REFERENCE, ignore_errors=True)
         complete_model(recipe, folder, start.card)
         last = next(line for line in reversed(folder.metrics()) if "loss" in line)
         summary = {"preferences": len(rows), "rejected": rejected_rows(folder), "steps": trainer.state.global_step}
@@ -191,21 +191,6 @@ def _rendered(preferences, renderer: Renderer, rejected: RejectedWriter) -> Iter
         )
 
 
-def check_mixed_photos(trainer: Any, rows: datasets.Dataset) -> None:
-    """Raises LoreError where processes that share out weights would wait for a vision tower that only some of them run."""
-    if "images" not in rows.column_names or world_size() == 1 or not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
-        return
-    shown = pc.sum(pc.greater(pc.list_value_length(rows.data.column("images")), 0)).as_py()
-    if 0 < shown < len(rows):
-        error = LoreError(
-            f"{shown:,} of {len(rows):,} preferences show a photo, and under DeepSpeed or FSDP a process without one would wait "
-            "for the others' vision tower for ever.\nLaunch with launch/accelerate/ddp.yaml, or take data.slices in which every "
-            "pair has a photo, or prompt.photo: false."
-        )
-        error.same_on_every_rank = True
-        raise error
-
-
 class StartIsReference(TrainerCallback):
     """Stops a run whose start is not its reference: its rewards would measure something else."""
 
@@ -224,12 +209,3 @@ class StartIsReference(TrainerCallback):
                 )
                 error.same_on_every_rank = True
                 raise error
-
-
-class ReferenceStaysOut(TrainerCallback):
-    """Takes the reference's copy of the adapter out of every checkpoint: where it finds one, transformers resumes from it and
-    passes over the trained adapter. The start itself is the reference again when the run goes on."""
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            shutil.rmtree(Path(args.output_dir) / f"checkpoint-{state.global_step}" / REFERENCE, ignore_errors=True)

@@ -4,35 +4,40 @@ import re
 from typing import Any
 
 from lore.errors import LoreError
+from lore.train.value import HEAD
 
 
 def scale_rates(trainer: Any, factors: dict[str, float]) -> None:
     """Has the trainer's optimiser learn weights at factor * train.lr when a pattern is found in their names; the first that is
-    counts. Raises LoreError, once the optimiser is made, for a pattern that finds no weight which is trained."""
+    counts. PPO's value head keeps ppo.value_lr. Raises LoreError for a pattern that finds no weight which is trained."""
     if not factors:
         return
-    create = trainer.create_optimizer
+    trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad and HEAD not in name]
+    for pattern in factors:
+        if not any(re.search(pattern, name) for name in trained):
+            error = LoreError(
+                f"train.lr_factors: {pattern!r} is found in no name of a weight that is trained.\n"
+                f"Names look like {', '.join(trained[:3])}."
+            )
+            error.same_on_every_rank = True
+            raise error
+    create, scaled = trainer.create_optimizer, []
 
     def create_scaled(*arguments: Any, **options: Any) -> Any:
         optimizer = create(*arguments, **options)
-        names = {id(weight): name for name, weight in trainer.model.named_parameters()}
-        left = set(factors)
+        if scaled and optimizer is scaled[0]:  # DeepSpeed has it made twice, and gets the same one
+            return optimizer
+        scaled[:] = [optimizer]
+        names = {id(weight): name for name, weight in trainer.model.named_parameters() if HEAD not in name}
         for group in list(optimizer.param_groups):
             by_factor: dict[float, list[Any]] = {}
             for weight in group["params"]:
                 found = next((pattern for pattern in factors if re.search(pattern, names.get(id(weight), ""))), None)
-                left.discard(found)
                 by_factor.setdefault(1.0 if found is None else factors[found], []).append(weight)
             group["params"] = by_factor.pop(1.0, [])
             others = {key: value for key, value in group.items() if key != "params"}
             for factor, weights in by_factor.items():
                 optimizer.add_param_group({**others, "params": weights, "lr": group["lr"] * factor})
-        if left:
-            trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
-            raise LoreError(
-                f"train.lr_factors: {', '.join(map(repr, sorted(left)))} found in no name of a weight that is trained.\n"
-                f"Names look like {', '.join(trained[:3])}."
-            )
         return optimizer
 
     trainer.create_optimizer = create_scaled

@@ -56,7 +56,9 @@ class JudgeRollouts(GRPOTrainer):
         super().__init__(reward_funcs=[total], **arguments)
         self.base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if self._is_vlm:
-            self.base.register_forward_pre_hook(only_photos_shown, with_kwargs=True)
+            for model in (self.base, self.ref_model):
+                if model is not None:
+                    model.register_forward_pre_hook(only_photos_shown, with_kwargs=True)
         local = self.args.per_device_train_batch_size * self.args.steps_per_generation
         if local % self.num_generations:
             raise LoreError(
@@ -84,6 +86,8 @@ class JudgeRollouts(GRPOTrainer):
 
     def finished(self, output: dict[str, Any], groups: list[Group]) -> dict[str, Any]:
         """TRL's batch with what comes after its advantages."""
+        if "tool_mask" in output:
+            output["given_in_batch"] = self._summed((output["completion_mask"] * (1 - output["tool_mask"])).sum())
         clamp = getattr(getattr(self.recipe, "grpo", None), "advantage_clamp", None)
         if clamp is not None:
             output["advantages"] = output["advantages"].clamp(-clamp, clamp)
@@ -242,9 +246,7 @@ class JudgeRollouts(GRPOTrainer):
         if not self.model.training:
             return inputs
         if self._buffered_inputs is not buffered:
-            self._buffered_inputs = shorter_passes(
-                self._buffered_inputs, self.args.gradient_accumulation_steps, self.loss_type
-            )
+            self._buffered_inputs = shorter_passes(self._buffered_inputs, self.args.gradient_accumulation_steps, self.loss_type)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _get_per_token_logps_and_entropies(self, *arguments: Any, **options: Any) -> tuple:
@@ -253,25 +255,32 @@ class JudgeRollouts(GRPOTrainer):
         return found
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        loss = super()._compute_loss(model, inputs)
-        beside = self.beside(inputs)
-        self._logps = None
+        loss = super()._compute_loss(model, inputs) + self.beside(inputs)
+        self._logps, apart = None, 0.0  # means within a pass
         if self.replay is not None:
             replayed = self._replay_loss(model)
             self._metrics["train"]["sft_loss"].append(self.accelerator.gather(replayed.detach()).mean().item())
-            beside = beside + self.recipe.replay.weight * replayed
+            apart = apart + self.recipe.replay.weight * replayed
         several = self._is_vlm and self.recipe.prompt.photo and self.accelerator.num_processes > 1
         if several and not any(inputs.get("num_images", [])):
-            beside = beside + unseen_photo(model, self.processing_class, self.accelerator)
-        return loss + beside / self.current_gradient_accumulation_steps
+            apart = apart + unseen_photo(model, self.processing_class, self.accelerator)
+        return loss + apart / self.current_gradient_accumulation_steps
 
     def beside(self, inputs: dict[str, Any]) -> torch.Tensor | float:
-        """What stands beside the policy's loss of a pass and needs its log-probabilities."""
+        """What stands beside the policy's loss of a pass and needs its log-probabilities; means over the tokens of a whole step."""
         guided = self.recipe.guided
         if not guided or not guided.teach:
             return 0.0
         given = inputs["completion_mask"] * (1 - inputs["tool_mask"])
-        return -guided.teach * (self._logps * given).sum() / given.sum().clamp(min=1)
+        return -guided.teach * (self._logps * given).sum() / self.share_of_step(inputs["given_in_batch"])
+
+    def share_of_step(self, count: torch.Tensor) -> torch.Tensor:
+        """What a process divides its sums of a pass by, for a mean over the step: gradients are averaged over processes, and the
+        count is that of all answers sampled together, from which rollout.updates steps learn."""
+        return count.clamp(min=1) / self.accelerator.num_processes / self.recipe.rollout.updates
+
+    def _summed(self, count: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(count.float(), reduction="sum")
 
     def _replay_loss(self, model: Any) -> torch.Tensor:
         """Mean token loss of this pass's share of the replayed pairs, at temperature 1 like that of stage sft."""

@@ -75,10 +75,15 @@ def gae(
 
 
 def value_loss(
-    values_BT: torch.Tensor, old_BT: torch.Tensor, returns_BT: torch.Tensor, mask_BT: torch.Tensor, clip: float
+    values_BT: torch.Tensor,
+    old_BT: torch.Tensor,
+    returns_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    clip: float,
+    count: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Half the mean squared error over the mask; a value that has moved more than `clip` from its old estimate, towards the
-    return, pulls no further (arXiv 1707.06347 with the value clipping of its reference code)."""
+    """Half the squared error over the mask, divided by its tokens or by `count`; a value that has moved more than `clip` from its
+    old estimate, towards the return, pulls no further (arXiv 1707.06347 with the value clipping of its reference code)."""
     near = old_BT + (values_BT - old_BT).clamp(-clip, clip)
     error = torch.maximum((values_BT - returns_BT) ** 2, (near - returns_BT) ** 2)
-    return 0.5 * (error * mask_BT).sum() / mask_BT.sum().clamp(min=1)
+    return 0.5 * (error * mask_BT).sum() / (mask_BT.sum().clamp(min=1) if count is None else count)
