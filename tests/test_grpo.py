@@ -190,8 +190,7 @@ def test_with_every_addition_off_a_run_is_trls_own(made, kind, monkeypatch):
         torch.testing.assert_close(weight, weights[name], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("loss", ["dapo", "grpo", "bnpo"])
-@pytest.mark.parametrize("kind", ["text", "vision"])
+@pytest.mark.parametrize("kind, loss", [("text", "dapo"), ("vision", "dapo"), ("text", "grpo"), ("text", "bnpo")])
 def test_shorter_passes_have_the_loss_and_the_gradients_of_padded_ones(made, monkeypatch, kind, loss):
     guided = {"share": 1.0, "teach": 0.5}
     setup, trainer = made(kind, grpo={"loss": loss}, guided=guided, train={"micro_batch_size": 4})

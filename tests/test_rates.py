@@ -13,6 +13,8 @@ from lore.train.grpo import prepare
 from lore.train.ppo import prepare as prepare_ppo
 from lore.train.rates import scale_rates
 
+STAGES = pytest.mark.parametrize("stage", ["grpo", pytest.param("ppo", marks=pytest.mark.long)])
+
 
 @pytest.fixture
 def adapter(tiny, runs):
@@ -38,7 +40,7 @@ def recipe(tiny, adapter, runs, tmp_path):
     return write
 
 
-@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+@STAGES
 def test_frozen_weights_stay_bit_by_bit_and_the_others_learn(recipe, adapter, stage):
     folder = run_recipe(recipe(["embed_tokens", r"lora_[AB]"], stage))
     before, after = (load_file(f"{path}/adapter_model.safetensors") for path in (adapter, folder / "model"))
@@ -59,7 +61,7 @@ def test_weights_stay_frozen_when_a_reference_has_had_its_pass(recipe):
     assert {name.split(".")[-2] for name in with_gradient} == {"default"}
 
 
-@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+@STAGES
 def test_with_a_reference_a_run_goes_on_from_its_checkpoint(recipe, adapter, stage):
     """transformers would load the reference's copy of the start."""
     options = [f"{stage}.kl=0.01", "train.steps=2", "train.save_every=2"]
@@ -100,7 +102,7 @@ def test_a_new_adapter_says_itself_what_is_trained(recipe):
         load_recipe(recipe(["lm_head"], "grpo", lora={"rank": 2}))
 
 
-@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+@STAGES
 def test_factors_scale_the_steps_of_the_weights_they_name(recipe, adapter, stage):
     """Adam's first step is lr for every weight with a gradient, whatever its size; with a factor it is that many times lr."""
     path = recipe(["embed_tokens"], stage, {"lm_head": 8, "lora_B": 0.25})
