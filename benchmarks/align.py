@@ -1,8 +1,8 @@
 """What alignment is worth: SFT, GRPO, PPO, DPO and KTO over several seeds on the shop's sealed test seeds, and GRPO without each
 of its additions.
 
-    python benchmarks/align.py                        seeds 0, 1 and 2, one after the other
-    python benchmarks/align.py --jobs 2               two seeds at a time (set OMP_NUM_THREADS=1)
+    python benchmarks/align.py                        seeds 0, 1 and 2, one run after the other
+    python benchmarks/align.py --jobs 2               two runs at a time (set OMP_NUM_THREADS=1)
     python benchmarks/align.py --only grpo dpo        some of the arms
     python benchmarks/align.py --spread               afterwards: what dynamic sampling finds, late, in the whole pool
 
@@ -17,7 +17,7 @@ import argparse
 import json
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +157,7 @@ def with_spread(run: Path, whole: bool) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--spread", action="store_true", help="measure dynamic sampling on the finished runs")
     options = parser.parse_args()
@@ -168,12 +168,20 @@ def main() -> None:
     lore(RECIPES / "ablation/traces.yaml", runs)
     lore(RECIPES / "quickstart/base.yaml", runs)
 
-    def one(seed: int) -> Path:
-        lore(seed_recipes(seed, runs / "align", options.only) / "eval.yaml", runs)
-        return runs / "align" / str(seed) / "eval"
+    recipes = {seed: seed_recipes(seed, runs / "align", options.only) for seed in options.seeds}
+
+    def run(part: str, seed: int, before: list[Future]) -> None:
+        for future in before:  # all of them were submitted earlier, so none waits in vain
+            future.result()
+        lore(recipes[seed] / f"{part}.yaml", runs)
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        print(tables(list(pool.map(one, options.seeds))))
+        started = {seed: pool.submit(run, "pool", seed, []) for seed in options.seeds}
+        arms = {(arm, seed): pool.submit(run, arm, seed, [started[seed]]) for arm in options.only for seed in options.seeds}
+        ends = [pool.submit(run, "eval", seed, [arms[arm, seed] for arm in options.only]) for seed in options.seeds]
+        for future in [*started.values(), *arms.values(), *ends]:
+            future.result()
+    print(tables([runs / "align" / str(seed) / "eval" for seed in options.seeds]))
 
 
 if __name__ == "__main__":
