@@ -221,10 +221,10 @@ def _step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
-def train(trainer: Any, recorder: Recorder, folder: RunFolder, lr_factors: dict[str, float]) -> float:
+def train(trainer: Any, recorder: Recorder, folder: RunFolder, lr_factors: dict[str, float] | None = None) -> float:
     """Trains from the newest whole checkpoint, or from the start, to the end; returns the seconds this took."""
     recorder.trainer = trainer
-    scale_rates(trainer, lr_factors)
+    scale_rates(trainer, lr_factors or {})
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(recorder)
     checkpoint = last_checkpoint(folder)
