@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from seeds import lore, times_drawn, with_seed
 
 from lore.eval.measures.samples import pass_at
+from lore.folder import RunFolder
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 ARMS = ("grpo", "ppo", "dpo", "kto", "plain", "no_dynamic", "no_replay", "no_guided")
@@ -133,25 +134,23 @@ def spread(seeds: list[int], runs: Path) -> str:
     lines = ["| seed | arms, last third: with | without | ratio | whole pool: with | without | ratio |", "|---" * 7 + "|"]
     for seed in seeds:
         folder, cells = runs / "align" / str(seed), []
-        late = {}
-        for arm in ("grpo", "no_dynamic"):
-            late[arm] = folder / f"late_{arm}"
+        arms = ("grpo", "no_dynamic")
+        for arm in arms:
             judge = f"model.adapter={folder / 'grpo' / 'model'}"
             short = ["train.steps=12", "train.save_every=0", "train.warmup=0", "watch.every=0", "pool.pass_rate=null"]
             lore(folder / "recipes" / f"{arm}.yaml", runs, f"run=align/{seed}/late_{arm}", judge, *short)
-        for pair in ([folder / "grpo", folder / "no_dynamic"], list(late.values())):
-            found = [with_spread(run, whole="late" in run.name) for run in pair]
+        for prefix, share in (("", 1 / 3), ("late_", 1)):
+            found = [with_spread(folder / f"{prefix}{arm}", share) for arm in arms]
             cells += [f"{found[0]:.2f}", f"{found[1]:.2f}", f"{found[0] / found[1]:.2f}"]
         lines.append(f"| {seed} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def with_spread(run: Path, whole: bool) -> float:
-    """Mean of rollout/spread_per_1000_tokens over a run's steps, or over their last third."""
+def with_spread(run: Path, share: float) -> float:
+    """Mean of rollout/spread_per_1000_tokens over the last `share` of a run's steps."""
     key = "rollout/spread_per_1000_tokens"
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    values = [row[key] for row in rows if key in row]
-    return float(np.mean(values if whole else values[-(len(values) // 3) :]))
+    values = [row[key] for row in RunFolder(run).metrics() if key in row]
+    return float(np.mean(values[-int(share * len(values)) :]))
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """Launching: the shipped accelerate configs, two real CPU processes, a recipe typed after `accelerate launch`."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import DEMO, ROOT, run_python
+from conftest import DEMO, ROOT, needs_deepspeed, run_python
 
 from lore.errors import LoreError
 from lore.folder import RunFolder
@@ -195,9 +194,7 @@ def test_an_error_in_the_stage_ends_lore_launch_with_a_status_and_no_launcher_tr
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_cpu_processes_under_deepspeed(training, runs, stage):
-    pytest.importorskip("deepspeed")
-    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        pytest.skip("DeepSpeed on a CPU needs a C++ compiler")
+    needs_deepspeed()
     config = ROOT / "launch" / "accelerate" / f"zero{stage}.yaml"
     found = summary(accelerate("--config_file", config, "--num_processes", 2, training), runs)
     assert (found["world"], found["kind"]) == (2, "DEEPSPEED")
