@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from transformers import TrainerCallback
 from trl import GRPOConfig
 
 from lore.folder import RunFolder, is_main_process, say
@@ -128,7 +129,8 @@ def rollout_arguments(recipe: RolloutRecipe, folder: RunFolder, start: Start, **
             "vllm_mode": rollout.engine.removeprefix("vllm_"),
             "vllm_gpu_memory_utilization": rollout.gpu_memory,
             "vllm_tensor_parallel_size": rollout.tensor_parallel,
-            "vllm_max_model_length": recipe.prompt.max_prompt_tokens + rollout.max_tokens,
+            # A photo's tokens come on top of the prompt's; train.max_tokens has room for them.
+            "vllm_max_model_length": max(recipe.prompt.max_prompt_tokens + rollout.max_tokens, recipe.train.max_tokens),
         }
         if rollout.engine == "vllm_server":
             vllm["vllm_server_base_url"] = rollout.server
@@ -189,7 +191,7 @@ def run_trainer(setup: Setup, trainer: JudgeRollouts, title: str) -> None:
         check_mixed_photos(shown, len(setup.prompts), "prompts", "launch/accelerate/zero2.yaml or ddp.yaml")
     check_same_prompt(setup.prompts, trainer._tokenize_prompts, range(min(8, len(setup.prompts))))
     if recipe.watch.preflight_prompts and last_checkpoint(folder) is None:
-        preflight(setup, trainer)
+        trainer.add_callback(Preflight(setup, trainer))
     probe = watched(trainer, recipe, folder, setup.start, title=title, max_tokens=recipe.rollout.max_tokens, rewards=setup.rewards)
     recorder = Recorder(folder, title, setup.start.card, recipe.train.keep_checkpoints, recorded=KEPT)
     seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
@@ -197,6 +199,16 @@ def run_trainer(setup: Setup, trainer: JudgeRollouts, title: str) -> None:
     if is_main_process():
         complete_model(recipe, folder, setup.start.card)
         folder.finish({**facts, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
+
+
+class Preflight(TrainerCallback):
+    """Runs `preflight` when the trainer has put the model where it trains: under DeepSpeed that is after its start."""
+
+    def __init__(self, setup: Setup, trainer: JudgeRollouts):
+        self.setup, self.trainer = setup, trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        preflight(self.setup, self.trainer)
 
 
 def preflight(setup: Setup, trainer: JudgeRollouts) -> None:

@@ -1,10 +1,13 @@
 """Recipes of alignment by sampling: grpo and ppo. Nothing here imports torch."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Literal
 
 from pydantic import Field
 
+from lore.errors import LoreError
+from lore.pairs import pair_files
 from lore.recipe import BaseRecipe, Conflict, DataSection, ModelSection, PromptSection, StrictModel
 from lore.train.config import MAY_CHANGE, TrainSection, padded_rows, trainable_weights
 from lore.train.pool_config import PoolSection
@@ -139,7 +142,8 @@ class RolloutRecipe(BaseRecipe):
     def input_files(self) -> dict[str, list[str]]:
         files = {"pool.path": [self.pool.path]}
         if self.replay is not None and self.replay.path is not None:
-            files["replay.path"] = [self.replay.path]
+            with suppress(LoreError):  # where there is none, the stage says so
+                files["replay.path"] = [str(file) for file in pair_files(self.replay.path)]
         return files
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -164,6 +168,14 @@ class RolloutRecipe(BaseRecipe):
                 f"guided replay with {self.prompt.order}, whose answers begin with the verdict itself",
                 "prompt.order: reason_first, or no guided section",
             )
+        if self.replay is not None and self.train.micro_batch_size:
+            passes, rows = self.train.batch_size // self.train.micro_batch_size, self.replay.rows
+            if passes and rows % passes and passes % rows:
+                yield Conflict(
+                    ("replay.rows", "train.batch_size", "train.micro_batch_size"),
+                    f"{rows} pairs to replay over {passes} forward passes a step",
+                    f"replay.rows that divide {passes}, or a multiple of it",
+                )
         yield from trainable_weights(self.model, self.train)
 
     def derived(self) -> dict[str, Any]:

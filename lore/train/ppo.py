@@ -22,7 +22,7 @@ from lore.train.align_config import PPORecipe
 from lore.train.groups import Group
 from lore.train.photo_passes import PHOTO_FIELDS
 from lore.train.rollouts import JudgeRollouts
-from lore.train.value import HEAD, attach_value_head, gae, value_loss
+from lore.train.value import HEAD, attach_value_head, gae, keep_from_vllm, value_loss
 
 HEAD_FILE = "value_head.safetensors"
 
@@ -34,6 +34,8 @@ class JudgePPO(JudgeRollouts):
         super().__init__(**arguments)
         self._passes = attach_value_head(self.base)
         self._values: torch.Tensor | None = None
+        if self.use_vllm:
+            keep_from_vllm(self.vllm_generation)
 
     @property
     def head(self) -> torch.nn.Module:
@@ -54,15 +56,17 @@ class JudgePPO(JudgeRollouts):
         totals = torch.tensor(np.concatenate([group.totals for group in groups]), dtype=torch.float32, device=mask.device)
         judged = torch.isfinite(totals)
         mask = mask * judged.unsqueeze(1)
-        with torch.no_grad():
-            self._get_per_token_logps_and_entropies(
-                self.model,
-                torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
-                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
-                output["completion_ids"].shape[1],
-                batch_size=self.args.per_device_train_batch_size,
-                **{name: output[name] for name in PHOTO_FIELDS if name in output},
-            )
+        if "old_per_token_logps" not in output:  # else that pass has left its values
+            self._values = None
+            with torch.no_grad():
+                self._get_per_token_logps_and_entropies(
+                    self.model,
+                    torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
+                    torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+                    output["completion_ids"].shape[1],
+                    batch_size=self.args.per_device_train_batch_size,
+                    **{name: output[name] for name in PHOTO_FIELDS if name in output},
+                )
         values, self._values = self._values.detach(), None
         if self.state.global_step == 0:
             values = values + self._set_offset(totals[judged])
@@ -105,11 +109,16 @@ class JudgePPO(JudgeRollouts):
         log["value/return"].append(total / count)
         log["value/explained"].append(1 - left / variance if variance > 1e-12 else 0.0)
 
+    def _generate(self, prompts: list) -> tuple:
+        self._values = None  # of what was asked before this batch
+        return super()._generate(prompts)
+
     def _get_per_token_logps_and_entropies(self, model: Any, ids: Any, mask: Any, kept: int, **options: Any) -> tuple:
         self._passes.clear()
         self.head.alone = self.state.global_step < self.recipe.ppo.value_warmup
         found = super()._get_per_token_logps_and_entropies(model, ids, mask, kept, **options)
-        if model is self.model or model is self.model_wrapped:  # not the reference model, which has no head
+        # The batch's first pass is the policy's; one of the reference may follow, a model without a head or an adapter with one.
+        if self._values is None and (model is self.model or model is self.model_wrapped):
             self._values = torch.cat([values[:, -kept:] for values in self._passes])
         self._passes.clear()
         return found

@@ -1,7 +1,8 @@
 """The pairs of an SFT loss beside the policy's: rendered as stage sft renders them, in an order fixed before step 0."""
 
-from itertools import islice
+from functools import partial
 
+import numpy as np
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -27,17 +28,25 @@ def write_replay(recipe: RolloutRecipe, folder: RunFolder, start: Start) -> None
         return
     rubric, fmt, processor = start.rubric, start.fmt, start.processor
     source = recipe.replay.path or materialise(recipe.data, folder)
-    pairs = track(read_pairs(source, split=recipe.replay.split, limit=recipe.replay.limit), "rendering replay")
+    read = partial(read_pairs, source, split=recipe.replay.split, limit=recipe.replay.limit)
+    told = [
+        number
+        for number, pair in enumerate(read(columns=["label", "rationale"]))
+        if pair.label is not None and (pair.rationale or recipe.prompt.order == "answer_only")
+    ]
+    # From all over the file: the pairs of a query, a source or a rule often stand together.
+    most = min(len(told), recipe.replay.rows * recipe.train.steps)
+    chosen = set(np.random.default_rng([recipe.seed, 3]).choice(told, most, replace=False).tolist())
     with RejectedWriter(path, folder / "rejected_replay.jsonl") as rejected:
 
         def rows():
-            for number, pair in enumerate(pairs, 1):
-                if pair.label is None or (not pair.rationale and recipe.prompt.order != "answer_only"):
+            for number, pair in enumerate(track(read(), "rendering replay")):
+                if number not in chosen:
                     continue
                 try:
                     row = sft_row(pair, rubric, fmt, processor)
                 except LoreError as error:
-                    rejected.write(rejection_of(pair, error, str(source), number))
+                    rejected.write(rejection_of(pair, error, str(source), number + 1))
                     continue
                 if row["length"] > recipe.train.max_tokens:
                     raise LoreError(
@@ -51,23 +60,27 @@ def write_replay(recipe: RolloutRecipe, folder: RunFolder, start: Start) -> None
             "be replayed.\nGive replay.path: the pairs of a synthesize run, or leave the replay section out."
         )
         schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
-        write_rows(islice(rows(), recipe.replay.rows * recipe.train.steps), schema, path, nothing=nothing)
+        write_rows(rows(), schema, path, nothing=nothing)
 
 
 class Replay:
-    """Batches of this process, by the number of the forward pass since step 0."""
+    """Batches of this process, by the number of the forward pass since step 0.
+
+    every: one pass in so many has a batch, where a step has more passes than this process has rows to replay.
+    """
 
     def __init__(self, recipe: RolloutRecipe, folder: RunFolder, start: Start):
         fmt, processor = start.fmt, start.processor
         self.rows = rendered_rows(folder / "data" / "replay.arrow")
         _, passes = micro_batch(recipe.train)
-        share = passes * world_size()
-        if recipe.replay.rows % share:
+        mine, left = divmod(recipe.replay.rows, world_size())
+        if left or (mine % passes and passes % mine):
             raise LoreError(
                 f"replay.rows is {recipe.replay.rows}, and a step has {passes} forward passes on {world_size()} processes, which "
-                f"cannot share them evenly.\nUse a multiple of {share}."
+                f"cannot share them evenly.\nUse a multiple of {passes * world_size()}, or a part of it that is a multiple of "
+                f"{world_size()}."
             )
-        self.size, self.passes = recipe.replay.rows // share, passes
+        self.size, self.every = max(1, mine // passes), max(1, passes // mine)
         self.order = training_order(self.rows["length"][:], recipe.replay.rows, recipe.train.steps, recipe.seed)
         if takes_photos(processor, fmt):
             several = world_size() > 1
@@ -78,8 +91,11 @@ class Replay:
             self.columns, self.collate = ["input_ids", "labels"], DataCollatorForLanguageModeling(tokenizer.pad_token_id)
         self.rows = self.rows.select_columns(self.columns)
 
-    def __call__(self, number: int) -> dict[str, torch.Tensor]:
-        """The padded batch of this process for the forward pass `number`, with its labels."""
-        first = (number * world_size() + rank()) * self.size
+    def __call__(self, number: int) -> dict[str, torch.Tensor] | None:
+        """The padded batch of this process for the forward pass `number`, with its labels; none where that pass has none."""
+        turn, left = divmod(number, self.every)
+        if left:
+            return None
+        first = (turn * world_size() + rank()) * self.size
         chosen = [self.rows[int(row)] for row in self.order[first : first + self.size]]
         return {key: value for key, value in self.collate(chosen).items() if isinstance(value, torch.Tensor)}

@@ -82,12 +82,12 @@ class JudgeRollouts(GRPOTrainer):
             output = super()._generate_and_score_completions(shown)
         finally:
             self._kept = None
+        if "tool_mask" in output:
+            output["given_in_batch"] = self._summed((output["completion_mask"] * (1 - output["tool_mask"])).sum())
         return self.finished(output, groups)
 
     def finished(self, output: dict[str, Any], groups: list[Group]) -> dict[str, Any]:
         """TRL's batch with what comes after its advantages."""
-        if "tool_mask" in output:
-            output["given_in_batch"] = self._summed((output["completion_mask"] * (1 - output["tool_mask"])).sum())
         clamp = getattr(getattr(self.recipe, "grpo", None), "advantage_clamp", None)
         if clamp is not None:
             output["advantages"] = output["advantages"].clamp(-clamp, clamp)
@@ -126,7 +126,7 @@ class JudgeRollouts(GRPOTrainer):
         flat, fresh = [], 0
         if dynamic:
             flat = [place for place, group in enumerate(groups) if group.spread <= dynamic.min_spread and place not in wrong]
-            fresh = min(int(dynamic.extra * len(groups)), int(np.ceil(len(flat) / self.choice.hit_rate(among))))
+            fresh = min(int(np.ceil(dynamic.extra * len(groups))), int(np.ceil(len(flat) / self.choice.hit_rate(among))))
         # Every process rolls as many groups; those that one does not need are rolled for nothing.
         begun, fresh = self._most(len(wrong)), self._most(fresh)
         if not begun + fresh:
@@ -165,7 +165,7 @@ class JudgeRollouts(GRPOTrainer):
         prompt_ids, images, fields = self._tokenize_prompts(messages)
         behind = [list(ids) + start for ids, start in zip(prompt_ids, begun, strict=True)]
         fields = {key: longer(value, begun) for key, value in fields.items()}
-        sampled, logprobs = super()._generate_single_turn(behind, images, fields, size)
+        sampled, logprobs = self._generate_single_turn(behind, images, fields, size)
         completions = [start + list(ids) for start, ids in zip(begun, sampled, strict=True)]
         answers = [self._answer(ids) for ids in completions]
         if self.judged.needs_probabilities:
@@ -217,6 +217,8 @@ class JudgeRollouts(GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids: list, images: Any, fields: dict, count: int, **options: Any) -> tuple:
         if self._kept is None:
+            if self.use_vllm and images is not None:  # vLLM's side of TRL wants none, where processors want an empty list
+                images = [shown or None for shown in images]
             return super()._generate_single_turn(prompt_ids, images, fields, count, **options)
         completions = [ids for group in self._kept for ids in group.completion_ids]
         if self._kept[0].logprobs is None:
@@ -257,10 +259,10 @@ class JudgeRollouts(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         loss = super()._compute_loss(model, inputs) + self.beside(inputs)
         self._logps, apart = None, 0.0  # means within a pass
-        if self.replay is not None:
-            replayed = self._replay_loss(model)
+        replayed = self._replay_loss(model) if self.replay is not None else None
+        if replayed is not None:
             self._metrics["train"]["sft_loss"].append(self.accelerator.gather(replayed.detach()).mean().item())
-            apart = apart + self.recipe.replay.weight * replayed
+            apart = apart + self.recipe.replay.weight * self.replay.every * replayed
         several = self._is_vlm and self.recipe.prompt.photo and self.accelerator.num_processes > 1
         if several and not any(inputs.get("num_images", [])):
             apart = apart + unseen_photo(model, self.processing_class, self.accelerator)
@@ -282,10 +284,12 @@ class JudgeRollouts(GRPOTrainer):
     def _summed(self, count: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(count.float(), reduction="sum")
 
-    def _replay_loss(self, model: Any) -> torch.Tensor:
+    def _replay_loss(self, model: Any) -> torch.Tensor | None:
         """Mean token loss of this pass's share of the replayed pairs, at temperature 1 like that of stage sft."""
         passes = self.args.gradient_accumulation_steps
         batch = self.replay(self.state.global_step * passes + self._step % passes)
+        if batch is None:
+            return None
         batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
         with self.accelerator.autocast():
             if self.temperature != 1:  # the fused output layer divides by it

@@ -23,6 +23,7 @@ from lore.train.watch_config import WatchSection
 LOGGED = {
     "loss": "loss",
     "reward": "reward",
+    "rewards/margins": "margin",
     "frac_reward_zero_std": "zero_spread",
     "sampling/sampling_logp_difference/mean": "gap",
     "entropy": "entropy",
@@ -227,7 +228,9 @@ class Watch:
 
 
 def _mean_reward(lines: Sequence[dict[str, Any]]) -> float | None:
-    rewards = [line["training"]["reward"] for line in lines if line.get("training", {}).get("reward") is not None]
+    """Of dpo and kto, which have no reward of their own, the margin of good answers over bad ones."""
+    known = [line.get("training", {}) for line in lines]
+    rewards = [one[name] for one in known for name in ("reward", "margin") if one.get(name) is not None]
     return sum(rewards) / len(rewards) if rewards else None
 
 

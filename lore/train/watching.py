@@ -1,7 +1,6 @@
 """Puts a training run under watch: the probe's pairs, the callback, and what answers are worth to the rewards."""
 
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,9 @@ def probe_pairs(watch: WatchSection, data: DataSection, folder: RunFolder) -> li
         )
     # A file of many photos is never in memory: the pairs are counted first, then taken as they stream by.
     pairs = (pair for pair in track(read_pairs(path, split=watch.split), "reading the probe") if pair.label is not None)
-    return list(islice(pairs, 0, None, max(1, labelled // watch.pairs)))[: watch.pairs]
+    count = min(watch.pairs, labelled)
+    chosen = {place * labelled // count for place in range(count)}
+    return [pair for place, pair in enumerate(pairs) if place in chosen]
 
 
 def mean_rewards(rewards: Rewards) -> Callable[[list[Pair], list[list[Answer]]], dict[str, float]]:
