@@ -249,9 +249,7 @@ def main_process_checks(check: Callable[[], None]) -> None:
 
         torch.distributed.broadcast_object_list(found, src=0)
     if found[0] is not None:
-        error = LoreError(found[0])
-        error.same_on_every_rank = True
-        raise error
+        raise LoreError(found[0], same_on_every_rank=True)
 
 
 def close_process_group() -> None:

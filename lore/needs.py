@@ -90,9 +90,9 @@ def wait_for_needed(folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> 
         if failure.is_file():
             note = json.loads(failure.read_text(encoding="utf-8"))
             if note["launch"] == launch_id() and note["time"] > started - STALE_AFTER_SECONDS:
-                error = LoreError(f"{note['recipe']} failed in rank 0, whose output says why; {folder.path} needs it.")
-                error.same_on_every_rank = True
-                raise error
+                raise LoreError(
+                    f"{note['recipe']} failed in rank 0, whose output says why; {folder.path} needs it.", same_on_every_rank=True
+                )
         if time.time() - reported > REPORT_EVERY_SECONDS:
             reported = time.time()
             waited = f"waiting {reported - started:.0f} s for rank 0 to finish {missing[0]}"

@@ -205,8 +205,9 @@ class BaseRecipe(StrictModel):
 
     @classmethod
     def may_change(cls, key: str) -> bool:
-        """Whether a dotted key may have another value when the run goes on."""
-        return key in cls.irrelevant_keys
+        """Whether a dotted key may have another value when the run goes on. What comes first may always: its results are compared
+        with those that the run began with, wherever their recipes lie."""
+        return key == "needs" or key in cls.irrelevant_keys
 
     def derived(self) -> dict[str, Any]:
         """Numbers that follow from the recipe, shown by --dry-run."""

@@ -65,7 +65,7 @@ def run_command(arguments: list[str], dry_run: bool = False) -> int:
 
 def report_error(error: LoreError) -> None:
     """The message on stderr. Of errors that every process of a node meets alike, the first process shows one."""
-    if getattr(error, "same_on_every_rank", False) and int(os.environ.get("LOCAL_RANK") or 0) != 0:
+    if error.same_on_every_rank and int(os.environ.get("LOCAL_RANK") or 0) != 0:
         return
     from rich.console import Console
     from rich.markup import escape

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,17 +15,21 @@ from lore.engines.chat import prompt_text
 from lore.engines.loading import load_model, load_processor
 from lore.engines.transformers_engine import TransformersEngine
 from lore.errors import LoreError
+from lore.fingerprints import input_fingerprints
 from lore.folder import RunFolder
 from lore.judgement import FormatFailure, PromptFormat, render_answer, with_verdict_prefix
-from lore.recipe import ModelSection
+from lore.pairs import read_pairs
+from lore.recipe import DataSection, ModelSection
 from lore.rubric import load_rubric
 from lore.run import run_recipe
 from lore.stages import load_recipe
 from lore.train.groups import Tally
 from lore.train.grpo import prepare
 from lore.train.rollouts import JudgeRollouts
-from lore.train.rows import gold
+from lore.train.rows import gold, sft_row
 from lore.train.shorter_passes import shorter_passes
+from lore.train.watch_config import WatchSection
+from lore.train.watching import probe_pairs
 
 RUBRIC = load_rubric("shop")
 FMT = PromptFormat("reason_first", "name", max_prompt_tokens=512)
@@ -346,6 +351,54 @@ def test_the_sft_term_is_the_models_own_cross_entropy_on_its_rows(made, kind, te
     torch.testing.assert_close(trainer._replay_loss(trainer.model), plain, atol=1e-5, rtol=0)
     again = trainer.replay(1)["input_ids"]
     assert again.shape != batch["input_ids"].shape or (again != batch["input_ids"]).any()
+
+
+def test_replayed_rows_may_be_fewer_than_passes_and_come_from_all_over_the_file(made):
+    _, trainer = made(replay={"rows": 2, "weight": 0.5, "limit": 32}, train={"micro_batch_size": 2, "steps": 2})
+    replay, passes = trainer.replay, trainer.args.gradient_accumulation_steps
+    assert (passes, replay.every, replay.size) == (8, 4, 1)
+    batches = [replay(number) for number in range(2 * passes)]
+    assert [number for number, batch in enumerate(batches) if batch is not None] == [0, 4, 8, 12]
+    shown = [tuple(batch["input_ids"][0].tolist()) for batch in batches if batch is not None]
+    assert len(set(shown)) == 4 == len(replay.rows)
+    told = [pair for pair in read_pairs(trainer.recipe.data.path, limit=32) if pair.rationale]
+    first = {tuple(sft_row(pair, RUBRIC, FMT, trainer.processing_class)["input_ids"]) for pair in told[:4]}
+    assert not set(shown) <= first
+    trainer.state.global_step = 1
+    with torch.no_grad():  # a step's SFT loss is the mean over its rows
+        means = []
+        for trainer._step in range(passes):
+            means.append(trainer._replay_loss(trainer.model))
+        whole = torch.stack([trainer.model(**batch).loss for batch in batches[passes:] if batch is not None]).mean()
+    assert sum(replay.every * mean for mean in means if mean is not None).item() / passes == pytest.approx(whole.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("rows, fits", [(64, True), (256, True), (512, True), (1, True), (96, False), (300, False)])
+def test_replayed_rows_have_to_fit_the_passes_of_a_step(tiny, tmp_path, rows, fits):
+    path = tmp_path / "grpo.yaml"
+    train = {"batch_size": 1024, "micro_batch_size": 4}
+    path.write_text(tiny.align("grpo", tmp_path, replay={"rows": rows}, train=train))
+    with nullcontext() if fits else pytest.raises(LoreError, match=f"{rows} pairs to replay over 256 forward passes"):
+        load_recipe(path)
+
+
+def test_a_folder_of_pairs_may_be_replayed(tiny, tmp_path):
+    path = tmp_path / "grpo.yaml"
+    path.write_text(tiny.align("grpo", tmp_path, replay={"path": str(tiny.pairs)}))
+    before = input_fingerprints(load_recipe(path))["replay.path"]
+    path.write_text(tiny.align("grpo", tmp_path, replay={"path": str(tiny.pairs / "test.parquet")}))
+    assert input_fingerprints(load_recipe(path))["replay.path"] != before
+
+
+def test_the_probe_is_spread_over_the_whole_file(tiny, tmp_path):
+    labelled = [pair.pair_id for pair in read_pairs(tiny.pairs, split="train")]
+    data = DataSection(path=str(tiny.pairs), rubric="shop")
+    for count in (3, 100, 159, 160, 500):
+        chosen = [pair.pair_id for pair in probe_pairs(WatchSection(pairs=count, split="train"), data, None)]
+        places = [labelled.index(pair_id) for pair_id in chosen]
+        assert len(places) == min(count, len(labelled)) and places == sorted(set(places))
+        steps = np.diff([*places, len(labelled)])
+        assert steps.max() - steps.min() <= 1
 
 
 def test_advantages_are_cut_to_the_clamp(made):

@@ -88,3 +88,25 @@ def test_shorter_passes_have_the_loss_and_the_gradients_of_padded_ones(written, 
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-6, rtol=1e-4)
     assert found[0][1].abs().sum() > 0
+
+
+def test_values_of_the_pass_that_trl_makes_anyway_are_those_of_a_pass_of_their_own(written):
+    """With several updates TRL asks for the old log-probabilities of a batch, and that pass leaves its values."""
+    recipe = load_recipe(written("text", rollout={"updates": 2}, train={"steps": 4, "save_every": 2}, ppo={"kl": 0.1}))
+    folder = RunFolder.of(recipe)
+    folder.open(recipe)
+    setup, trainer = prepare(recipe, folder)
+    trainer.model.train()
+    torch.nn.init.normal_(trainer.head.linear.weight, std=0.1)
+    asks = []
+    score = trainer._get_per_token_logps_and_entropies
+    trainer._get_per_token_logps_and_entropies = lambda *given, **more: asks.append(1) or score(*given, **more)
+    trainer.state.global_step = 2  # past the first step, which sets the offset
+    output = trainer._generate_and_score_completions([{"prompt": "", "row": int(row)} for row in setup.order[1] for _ in range(4)])
+    assert len(asks) == 2  # the policy, then the reference
+    both = [torch.cat([output[f"prompt_{part}"], output[f"completion_{part}"]], dim=1) for part in ("ids", "mask")]
+    trainer._values = None
+    with torch.no_grad():
+        score(trainer.model, *both, output["completion_ids"].shape[1], batch_size=16)
+    torch.testing.assert_close(output["old_values"], trainer._values, atol=1e-5, rtol=0)
+    assert output["old_values"].std() > 1e-3

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +211,13 @@ def test_needed_recipes_run_first_once_and_in_order(demo, write_recipe, runs):
     finished = {name: (runs / name / "done").stat().st_mtime_ns for name in ("world", "base", "sft", "eval")}
     assert sorted(finished, key=finished.get) == ["world", "base", "sft", "eval"]
     assert [p.name for p, _ in plan(path, load_recipe(path))] == ["sft.yaml", "base.yaml"]
+
+
+def test_a_run_goes_on_when_its_recipes_have_been_moved(demo, write_recipe, runs, tmp_path):
+    base = write_recipe("base.yaml", "stage: demo\nrun: base")
+    first = run_recipe(write_recipe("a.yaml", BODY + f"needs: [{base}]"))
+    moved = shutil.copy(base, tmp_path / "moved.yaml")
+    assert run_recipe(write_recipe("a.yaml", BODY + f"needs: [{moved}]")).path == first.path
 
 
 def test_a_circle_of_needs_is_an_error(demo, write_recipe):

@@ -124,6 +124,16 @@ def test_a_reward_that_rises_while_the_probe_falls_stops_training(folder):
     assert "rose from 0.300 to 0.400 while the probe's Macro-F1 fell to 0.450: 3 watches in a row" in found[6]
 
 
+def test_where_training_has_no_reward_the_margin_of_its_preferences_stands_for_it(folder):
+    watch = Watch(WatchSection(), folder, RUBRIC, label_shares(["L1", "L2"]))
+    fallen = [0.5] * 4 + [0.45] * 3
+    found = [
+        watch.add(10 * number, HEALTHY | {"macro_f1": f1}, training_facts([{"rewards/margins": 0.1 * number}, {"loss": 1.0}]))
+        for number, f1 in enumerate(fallen)
+    ]
+    assert found[:6] == [None] * 6 and "rose from 0.200 to 0.500" in found[6]
+
+
 @pytest.mark.parametrize(
     "fallen, rewards",
     [

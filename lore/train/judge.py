@@ -66,9 +66,9 @@ def trained_model(recipe: Any, start: Start) -> Any:
 def rendered_rows(path: Path) -> datasets.Dataset:
     """Rows that the main process has rendered, mapped into memory. Raises LoreError where it has left none."""
     if not path.is_file():
-        error = LoreError(f"rank 0 has left no {path}: its message says why, or this machine does not see its folder.")
-        error.same_on_every_rank = True
-        raise error
+        raise LoreError(
+            f"rank 0 has left no {path}: its message says why, or this machine does not see its folder.", same_on_every_rank=True
+        )
     return datasets.Dataset.from_file(str(path))
 
 

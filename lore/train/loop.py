@@ -174,13 +174,12 @@ class Recorder(TrainerCallback):
         self.folder.record({"step": state.global_step, **kept})
         for name in ("loss", "grad_norm"):
             if not math.isfinite(float(logs.get(name, 0))):
-                error = LoreError(
+                raise LoreError(
                     f"step {state.global_step}: {name} is {float(logs[name])}, so every later weight would be no number.\n"
                     "Lower train.lr or raise train.warmup, and train in bfloat16 or float32 (model.dtype). The same "
-                    "command goes on from the last checkpoint; for other values give another `run` name."
+                    "command goes on from the last checkpoint; for other values give another `run` name.",
+                    same_on_every_rank=True,
                 )
-                error.same_on_every_rank = True
-                raise error
         if self.bar:
             self.bar.update(self.task, note=f"loss {float(logs['loss']):.3f}")
 

@@ -129,14 +129,13 @@ def freeze_weights(model: Any, patterns: list[str]) -> None:
     frozen = {name: weight for name, weight in trained.items() if any(re.search(pattern, name) for pattern in patterns)}
     idle = [pattern for pattern in patterns if not any(re.search(pattern, name) for name in frozen)]
     if idle or len(frozen) == len(trained):
-        error = LoreError(
+        raise LoreError(
             f"train.freeze: {idle[0]!r} is found in no name of a weight that would be trained.\n"
             f"Names look like {', '.join(list(trained)[:3])}."
             if idle
-            else f"train.freeze: {patterns} leave no weight to train.\nName fewer of them."
+            else f"train.freeze: {patterns} leave no weight to train.\nName fewer of them.",
+            same_on_every_rank=True,
         )
-        error.same_on_every_rank = True
-        raise error
 
     def freeze() -> None:
         for weight in frozen.values():

@@ -24,13 +24,12 @@ def check_mixed_photos(shown: int, total: int, of: str, launch: str) -> None:
     is counted; launch: configs that do it."""
     if world_size() == 1 or shown in (0, total):
         return
-    error = LoreError(
+    raise LoreError(
         f"{shown:,} of {total:,} {of} show a photo, and as this is launched a process without one would wait for the others' "
         f"vision tower for ever.\nLaunch with {launch}, or take data.slices in which every pair has a photo, or set "
-        "prompt.photo: false."
+        "prompt.photo: false.",
+        same_on_every_rank=True,
     )
-    error.same_on_every_rank = True
-    raise error
 
 
 def only_photos_shown(model: Any, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

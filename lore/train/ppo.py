@@ -164,10 +164,9 @@ def prepare(recipe: PPORecipe, folder: RunFolder) -> tuple[Setup, JudgePPO]:
     setup = set_up(recipe, folder, recipe.ppo, loss_type="dapo")
     trainer = JudgePPO(**trainer_arguments(setup))
     if trainer.is_fsdp_enabled:
-        error = LoreError(
+        raise LoreError(
             "Stage ppo does not run under FSDP, whose shares of the value head no checkpoint could hold.\n"
-            "Launch with launch/accelerate/zero2.yaml, zero3.yaml or ddp.yaml."
+            "Launch with launch/accelerate/zero2.yaml, zero3.yaml or ddp.yaml.",
+            same_on_every_rank=True,
         )
-        error.same_on_every_rank = True
-        raise error
     return setup, trainer

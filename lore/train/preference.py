@@ -202,10 +202,9 @@ class StartIsReference(TrainerCallback):
             return
         for name in ("rewards/chosen", "rewards/rejected"):
             if abs(float(logs.get(name, 0.0))) > START_NATS * self.beta:
-                error = LoreError(
+                raise LoreError(
                     f"{name} is {float(logs[name]):.3f} before the first update and has to be 0, so the reference is not the "
                     "judge that training starts from.\nThe launch has changed how the adapter's copy is made: launch with "
-                    "launch/accelerate/ddp.yaml, or merge the adapter (lore export --merge) and train a new model.lora."
+                    "launch/accelerate/ddp.yaml, or merge the adapter (lore export --merge) and train a new model.lora.",
+                    same_on_every_rank=True,
                 )
-                error.same_on_every_rank = True
-                raise error

@@ -15,12 +15,11 @@ def scale_rates(trainer: Any, factors: dict[str, float]) -> None:
     trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad and HEAD not in name]
     for pattern in factors:
         if not any(re.search(pattern, name) for name in trained):
-            error = LoreError(
+            raise LoreError(
                 f"train.lr_factors: {pattern!r} is found in no name of a weight that is trained.\n"
-                f"Names look like {', '.join(trained[:3])}."
+                f"Names look like {', '.join(trained[:3])}.",
+                same_on_every_rank=True,
             )
-            error.same_on_every_rank = True
-            raise error
     create, scaled = trainer.create_optimizer, []
 
     def create_scaled(*arguments: Any, **options: Any) -> Any:
