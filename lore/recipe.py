@@ -205,8 +205,8 @@ class BaseRecipe(StrictModel):
 
     @classmethod
     def may_change(cls, key: str) -> bool:
-        """Whether a dotted key may have another value when the run goes on. What comes first may always: its results are compared
-        with those that the run began with, wherever their recipes lie."""
+        """Whether a dotted key may have another value when the run goes on. `needs` may: where other recipes lie says nothing about
+        this run, and the data and models that it reads have fingerprints."""
         return key == "needs" or key in cls.irrelevant_keys
 
     def derived(self) -> dict[str, Any]:

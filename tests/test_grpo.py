@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from datasets import Dataset
 from safetensors.torch import load_file
 from trl import GRPOTrainer
@@ -25,6 +25,7 @@ from lore.run import run_recipe
 from lore.stages import load_recipe
 from lore.train.groups import Tally
 from lore.train.grpo import prepare
+from lore.train.replay import replayed_passes
 from lore.train.rollouts import JudgeRollouts
 from lore.train.rows import gold, sft_row
 from lore.train.shorter_passes import shorter_passes
@@ -354,7 +355,7 @@ def test_the_sft_term_is_the_models_own_cross_entropy_on_its_rows(made, kind, te
 
 
 def test_replayed_rows_may_be_fewer_than_passes_and_come_from_all_over_the_file(made):
-    _, trainer = made(replay={"rows": 2, "weight": 0.5, "limit": 32}, train={"micro_batch_size": 2, "steps": 2})
+    setup, trainer = made(replay={"rows": 2, "weight": 0.5, "limit": 32}, train={"micro_batch_size": 2, "steps": 2})
     replay, passes = trainer.replay, trainer.args.gradient_accumulation_steps
     assert (passes, replay.every, replay.size) == (8, 4, 1)
     batches = [replay(number) for number in range(2 * passes)]
@@ -364,22 +365,34 @@ def test_replayed_rows_may_be_fewer_than_passes_and_come_from_all_over_the_file(
     told = [pair for pair in read_pairs(trainer.recipe.data.path, limit=32) if pair.rationale]
     first = {tuple(sft_row(pair, RUBRIC, FMT, trainer.processing_class)["input_ids"]) for pair in told[:4]}
     assert not set(shown) <= first
+
+    # Over a step the SFT term is its weight times the mean of its rows.
+    trainer.current_gradient_accumulation_steps = passes
+    trainer._prepare_inputs(asked(setup))
     trainer.state.global_step = 1
-    with torch.no_grad():  # a step's SFT loss is the mean over its rows
-        means = []
-        for trainer._step in range(passes):
-            means.append(trainer._replay_loss(trainer.model))
-        whole = torch.stack([trainer.model(**batch).loss for batch in batches[passes:] if batch is not None]).mean()
-    assert sum(replay.every * mean for mean in means if mean is not None).item() / passes == pytest.approx(whole.item(), abs=1e-5)
+    sums = []
+    for trainer.replay in (replay, None):
+        with torch.no_grad():
+            losses = []
+            for trainer._step in range(passes):
+                losses.append(trainer._compute_loss(trainer.model, dict(trainer._buffered_inputs[trainer._step])))
+        sums.append(sum(losses).item())
+    with torch.no_grad():
+        mean = torch.stack([trainer.model(**batch).loss for batch in batches[passes:] if batch is not None]).mean().item()
+    assert sums[0] - sums[1] == pytest.approx(0.5 * mean, abs=1e-5) and mean > 0.01
 
 
-@pytest.mark.parametrize("rows, fits", [(64, True), (256, True), (512, True), (1, True), (96, False), (300, False)])
-def test_replayed_rows_have_to_fit_the_passes_of_a_step(tiny, tmp_path, rows, fits):
-    path = tmp_path / "grpo.yaml"
-    train = {"batch_size": 1024, "micro_batch_size": 4}
-    path.write_text(tiny.align("grpo", tmp_path, replay={"rows": rows}, train=train))
-    with nullcontext() if fits else pytest.raises(LoreError, match=f"{rows} pairs to replay over 256 forward passes"):
-        load_recipe(path)
+@pytest.mark.parametrize("name", ["grpo", "grpo_vl", "ppo"])
+@pytest.mark.parametrize("processes", [1, 2, 8, 16])
+def test_shipped_recipes_replay_on_any_usual_number_of_processes(name, processes, monkeypatch):
+    for module in ("loop", "replay"):
+        monkeypatch.setattr(f"lore.train.{module}.world_size", lambda: processes)
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
+    size, every = replayed_passes(recipe)
+    passes = recipe.train.batch_size // recipe.train.micro_batch_size
+    assert size * passes == every * recipe.replay.rows
+    with pytest.raises(LoreError, match="cannot share them evenly"):
+        replayed_passes(recipe.model_copy(update={"replay": recipe.replay.model_copy(update={"rows": 48})}))
 
 
 def test_a_folder_of_pairs_may_be_replayed(tiny, tmp_path):

@@ -98,6 +98,10 @@ def test_values_of_the_pass_that_trl_makes_anyway_are_those_of_a_pass_of_their_o
     setup, trainer = prepare(recipe, folder)
     trainer.model.train()
     torch.nn.init.normal_(trainer.head.linear.weight, std=0.1)
+    with torch.no_grad():  # away from the reference, which is a copy of the adapter that training starts from
+        for name, weight in trainer.model.named_parameters():
+            if "lora_B.default" in name:
+                weight.add_(0.1 * torch.randn_like(weight))
     asks = []
     score = trainer._get_per_token_logps_and_entropies
     trainer._get_per_token_logps_and_entropies = lambda *given, **more: asks.append(1) or score(*given, **more)

@@ -83,6 +83,20 @@ def stand_in(monkeypatch) -> list[StandIn]:
     return made
 
 
+@pytest.fixture
+def adapter(tiny):
+    """The adapter of a kind; "saved" has the output layer whole, of which a reference keeps a copy."""
+
+    def of(kind: str, saved: bool):
+        done = tiny.pairs.parent / "adapter-saved"
+        if saved and not done.exists():
+            lora = {"targets": ["q_proj"], "modules_to_save": ["lm_head"]}
+            tiny.train_once("adapter-saved", done, {"name": str(tiny.judge(kind))}, model=kind, lora=lora, steps=2, lr=1e-3)
+        return done if saved else tiny.adapter(kind)
+
+    return of
+
+
 ADDITIONS = {"dynamic": {"extra": 0.5}, "guided": {"share": 0.5}, "replay": {"rows": 2}}
 
 
@@ -92,18 +106,19 @@ ADDITIONS = {"dynamic": {"extra": 0.5}, "guided": {"share": 0.5}, "replay": {"ro
         ("grpo", "text", 2, ADDITIONS),
         ("grpo", "vision", 1, {}),
         ("ppo", "text", 2, {"guided": {"share": 0.5}, "ppo": {"kl": 0.01}}),
+        ("grpo", "text", 1, {"grpo": {"kl": 0.01}}),
     ],
-    ids=["grpo", "grpo, some prompts with a photo", "ppo"],
+    ids=["grpo", "grpo, some prompts with a photo", "ppo", "grpo, a whole layer and a reference"],
 )
-def test_the_sampler_has_the_weights_of_the_step(tiny, runs, tmp_path, stand_in, stage, kind, updates, sections):
+def test_the_sampler_has_the_weights_of_the_step(tiny, runs, tmp_path, stand_in, adapter, stage, kind, updates, sections):
     path = tmp_path / "run.yaml"
     body = tiny.align(
         stage,
         tiny.judge(kind),
         stage=stage,
-        adapter=tiny.adapter(kind),
+        adapter=adapter(kind, saved="kl" in sections.get("grpo", {})),
         rollout={"engine": "vllm_colocate", "updates": updates},
-        train={"steps": 2 * updates, "lr": 1e-2, "micro_batch_size": 4, "max_tokens": 560},
+        train={"steps": 2 * updates, "lr": 1e-2, "micro_batch_size": 4, "max_tokens": 640},
         watch={"preflight_prompts": 4},
         **sections,
     )
@@ -114,7 +129,7 @@ def test_the_sampler_has_the_weights_of_the_step(tiny, runs, tmp_path, stand_in,
     # After the first update weights have moved by far more than this, so it is the new ones that answer.
     assert gaps and max(gaps) < (2e-3 if kind == "vision" else 1e-4)
     llm = stand_in[-1]
-    assert llm.syncs == 2 and llm.longest == 560
+    assert llm.syncs == 2 and llm.longest == (640 if kind == "vision" else 560)
     assert (0 < sum(llm.photos) < len(llm.photos)) if kind == "vision" else not any(llm.photos)
     if stage == "ppo":
         assert all("value/loss" in line for line in steps)

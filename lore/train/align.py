@@ -24,10 +24,11 @@ from lore.train.lora import peft_config
 from lore.train.photo_passes import check_mixed_photos, deepspeed_stage
 from lore.train.prompt_choice import PromptChoice, schedule, window
 from lore.train.prompts import Prompts, check_same_prompt, usable
-from lore.train.replay import Replay, write_replay
+from lore.train.replay import Replay, replayed_passes, write_replay
 from lore.train.rewards import Rewards, print_self_test, self_test
 from lore.train.rollouts import JudgeRollouts
 from lore.train.select import chosen_pairs, chosen_rows
+from lore.train.vllm_side import longest
 from lore.train.watch import RECORDED as WATCHED
 from lore.train.watch import preflight_rollouts
 from lore.train.watching import watched
@@ -56,6 +57,8 @@ class Setup:
 def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses: Any) -> Setup:
     """Pool, prompts, rewards and model of a run. losses: what TRL is told of the policy's loss beside the section. Raises
     LoreError when the rewards do not pass their own test."""
+    if recipe.replay is not None:
+        replayed_passes(recipe)
     start = begin(recipe)
     args = rollout_arguments(
         recipe,
@@ -129,8 +132,7 @@ def rollout_arguments(recipe: RolloutRecipe, folder: RunFolder, start: Start, **
             "vllm_mode": rollout.engine.removeprefix("vllm_"),
             "vllm_gpu_memory_utilization": rollout.gpu_memory,
             "vllm_tensor_parallel_size": rollout.tensor_parallel,
-            # A photo's tokens come on top of the prompt's; train.max_tokens has room for them.
-            "vllm_max_model_length": max(recipe.prompt.max_prompt_tokens + rollout.max_tokens, recipe.train.max_tokens),
+            "vllm_max_model_length": longest(recipe, start),
         }
         if rollout.engine == "vllm_server":
             vllm["vllm_server_base_url"] = rollout.server

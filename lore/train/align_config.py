@@ -40,7 +40,8 @@ class DynamicSection(StrictModel):
     """Dynamic sampling: groups whose rewards do not differ teach nothing and are replaced before the update."""
 
     extra: float = Field(1.0, ge=0)
-    """Answers generated beyond a step's own, at most, as a share of them; 0 only chooses beforehand."""
+    """Answers generated beyond a step's own, at most, as a share of them; 0 only chooses beforehand. A process rolls whole groups,
+    so its share is rounded up to one."""
     min_spread: float = Field(0.02, ge=0)
     """A group has spread when the standard deviation of its rewards is above this."""
     foresee: bool = True
@@ -168,14 +169,6 @@ class RolloutRecipe(BaseRecipe):
                 f"guided replay with {self.prompt.order}, whose answers begin with the verdict itself",
                 "prompt.order: reason_first, or no guided section",
             )
-        if self.replay is not None and self.train.micro_batch_size:
-            passes, rows = self.train.batch_size // self.train.micro_batch_size, self.replay.rows
-            if passes and rows % passes and passes % rows:
-                yield Conflict(
-                    ("replay.rows", "train.batch_size", "train.micro_batch_size"),
-                    f"{rows} pairs to replay over {passes} forward passes a step",
-                    f"replay.rows that divide {passes}, or a multiple of it",
-                )
         yield from trainable_weights(self.model, self.train)
 
     def derived(self) -> dict[str, Any]:

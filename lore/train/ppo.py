@@ -22,7 +22,7 @@ from lore.train.align_config import PPORecipe
 from lore.train.groups import Group
 from lore.train.photo_passes import PHOTO_FIELDS
 from lore.train.rollouts import JudgeRollouts
-from lore.train.value import HEAD, attach_value_head, gae, keep_from_vllm, value_loss
+from lore.train.value import HEAD, attach_value_head, gae, value_loss
 
 HEAD_FILE = "value_head.safetensors"
 
@@ -34,8 +34,6 @@ class JudgePPO(JudgeRollouts):
         super().__init__(**arguments)
         self._passes = attach_value_head(self.base)
         self._values: torch.Tensor | None = None
-        if self.use_vllm:
-            keep_from_vllm(self.vllm_generation)
 
     @property
     def head(self) -> torch.nn.Module:

@@ -9,7 +9,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from lore.errors import LoreError
 from lore.folder import RunFolder, is_main_process, rank
 from lore.launch import world_size
-from lore.pairs import read_pairs
+from lore.pairs import pair_files, read_pairs
 from lore.progress import track
 from lore.rejected import RejectedWriter
 from lore.sources import materialise
@@ -22,16 +22,24 @@ from lore.train.rows import TEXT_SCHEMA, VISION_SCHEMA, rejection_of, sft_row, t
 
 
 def write_replay(recipe: RolloutRecipe, folder: RunFolder, start: Start) -> None:
-    """Renders as many pairs with reasoning as the run needs into <run>/data/replay.arrow, once, by the main process."""
+    """Renders as many pairs with reasoning as the run needs, less those that cannot be, into <run>/data/replay.arrow: once, by the
+    main process."""
     path = folder / "data" / "replay.arrow"
     if path.is_file() or not is_main_process():
         return
     rubric, fmt, processor = start.rubric, start.fmt, start.processor
     source = recipe.replay.path or materialise(recipe.data, folder)
+    try:
+        pair_files(source)
+    except LoreError as error:
+        raise LoreError(
+            f"replay.path {source} holds no pairs, so nothing can be replayed.\n"
+            "Give the pairs of a synthesize run (<run>/pairs), or leave the replay section out."
+        ) from error
     read = partial(read_pairs, source, split=recipe.replay.split, limit=recipe.replay.limit)
     told = [
         number
-        for number, pair in enumerate(read(columns=["label", "rationale"]))
+        for number, pair in enumerate(track(read(columns=["label", "rationale"]), "choosing replay"))
         if pair.label is not None and (pair.rationale or recipe.prompt.order == "answer_only")
     ]
     # From all over the file: the pairs of a query, a source or a rule often stand together.
@@ -56,11 +64,27 @@ def write_replay(recipe: RolloutRecipe, folder: RunFolder, start: Start) -> None
                 yield row
 
         nothing = (
-            f"replay: none of the pairs of {source} (split {recipe.replay.split}) has a label and reasoning, so nothing can "
-            "be replayed.\nGive replay.path: the pairs of a synthesize run, or leave the replay section out."
+            f"replay: of the pairs of {source} (split {recipe.replay.split}) {len(told):,} have a label and reasoning, and none of "
+            f"{most:,} chosen ones can be rendered, so nothing can be replayed.\n"
+            "Give replay.path: the pairs of a synthesize run, or leave the replay section out."
         )
         schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
         write_rows(rows(), schema, path, nothing=nothing)
+
+
+def replayed_passes(recipe: RolloutRecipe) -> tuple[int, int]:
+    """(rows of a process in a pass that has some, one pass in so many has some). Raises LoreError when the rows of a step cannot be
+    shared out evenly."""
+    _, passes = micro_batch(recipe.train)
+    mine, left = divmod(recipe.replay.rows, world_size())
+    if left or (mine % passes and passes % mine):
+        raise LoreError(
+            f"replay.rows is {recipe.replay.rows}, and a step has {passes} forward passes on {world_size()} processes, which "
+            f"cannot share them evenly.\nUse a multiple of {passes * world_size()}, or a part of it that is a multiple of "
+            f"{world_size()}.",
+            same_on_every_rank=True,
+        )
+    return max(1, mine // passes), max(1, passes // mine)
 
 
 class Replay:
@@ -72,15 +96,7 @@ class Replay:
     def __init__(self, recipe: RolloutRecipe, folder: RunFolder, start: Start):
         fmt, processor = start.fmt, start.processor
         self.rows = rendered_rows(folder / "data" / "replay.arrow")
-        _, passes = micro_batch(recipe.train)
-        mine, left = divmod(recipe.replay.rows, world_size())
-        if left or (mine % passes and passes % mine):
-            raise LoreError(
-                f"replay.rows is {recipe.replay.rows}, and a step has {passes} forward passes on {world_size()} processes, which "
-                f"cannot share them evenly.\nUse a multiple of {passes * world_size()}, or a part of it that is a multiple of "
-                f"{world_size()}."
-            )
-        self.size, self.every = max(1, mine // passes), max(1, passes // mine)
+        self.size, self.every = replayed_passes(recipe)
         self.order = training_order(self.rows["length"][:], recipe.replay.rows, recipe.train.steps, recipe.seed)
         if takes_photos(processor, fmt):
             several = world_size() > 1

@@ -27,6 +27,7 @@ from lore.train.prompts import Prompts
 from lore.train.rewards import Answer, Rewards
 from lore.train.sampler_gap import sampler_gap
 from lore.train.shorter_passes import shorter_passes
+from lore.train.vllm_side import send_only_the_judge
 
 HISTORY = "prompts.json"
 GAP_PROMPTS = 4
@@ -54,6 +55,8 @@ class JudgeRollouts(GRPOTrainer):
         self._kept: list[Group] | None = None
         self._logps: torch.Tensor | None = None
         super().__init__(reward_funcs=[total], **arguments)
+        if self.use_vllm:
+            send_only_the_judge(self.vllm_generation)
         self.base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if self._is_vlm:
             for model in (self.base, self.ref_model):

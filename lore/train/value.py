@@ -55,12 +55,6 @@ def attach_value_head(base: Any) -> list[torch.Tensor]:
     return values
 
 
-def keep_from_vllm(generation: Any) -> None:
-    """Has TRL's vLLM side send the judge's weights without the head's, which vLLM's model knows nothing of and would refuse."""
-    named = generation._iter_named_params
-    generation._iter_named_params = lambda: ((name, weight) for name, weight in named() if HEAD not in name)
-
-
 def gae(
     rewards_BT: torch.Tensor, values_BT: torch.Tensor, mask_BT: torch.Tensor, gamma: float, gae_lambda: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
