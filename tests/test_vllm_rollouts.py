@@ -84,52 +84,49 @@ def stand_in(monkeypatch) -> list[StandIn]:
 
 
 @pytest.fixture
-def adapter(tiny):
-    """The adapter of a kind; "saved" has the output layer whole, of which a reference keeps a copy."""
-
-    def of(kind: str, saved: bool):
-        done = tiny.pairs.parent / "adapter-saved"
-        if saved and not done.exists():
-            lora = {"targets": ["q_proj"], "modules_to_save": ["lm_head"]}
-            tiny.train_once("adapter-saved", done, {"name": str(tiny.judge(kind))}, model=kind, lora=lora, steps=2, lr=1e-3)
-        return done if saved else tiny.adapter(kind)
-
-    return of
+def whole_layer(tiny):
+    """An adapter that has the output layer whole: a reference keeps a copy of that, which is none of vLLM's weights."""
+    done = tiny.pairs.parent / "adapter-whole"
+    if not done.exists():
+        lora = {"targets": ["q_proj"], "modules_to_save": ["lm_head"]}
+        tiny.train_once("adapter-whole", done, {"name": str(tiny.judge("vision"))}, lora=lora, steps=2, lr=1e-3)
+    return done
 
 
-ADDITIONS = {"dynamic": {"extra": 0.5}, "guided": {"share": 0.5}, "replay": {"rows": 2}}
-
-
-@pytest.mark.parametrize(
-    "stage, kind, updates, sections",
-    [
-        ("grpo", "text", 2, ADDITIONS),
-        ("grpo", "vision", 1, {}),
-        ("ppo", "text", 2, {"guided": {"share": 0.5}, "ppo": {"kl": 0.01}}),
-        ("grpo", "text", 1, {"grpo": {"kl": 0.01}}),
-    ],
-    ids=["grpo", "grpo, some prompts with a photo", "ppo", "grpo, a whole layer and a reference"],
-)
-def test_the_sampler_has_the_weights_of_the_step(tiny, runs, tmp_path, stand_in, adapter, stage, kind, updates, sections):
+def rolled(tiny, tmp_path, stand_in, stage: str, kind: str, updates: int, **sections) -> tuple[StandIn, list[dict]]:
+    """The stand-in of a run of two rollouts, and the run's steps."""
     path = tmp_path / "run.yaml"
-    body = tiny.align(
-        stage,
-        tiny.judge(kind),
-        stage=stage,
-        adapter=adapter(kind, saved="kl" in sections.get("grpo", {})),
-        rollout={"engine": "vllm_colocate", "updates": updates},
-        train={"steps": 2 * updates, "lr": 1e-2, "micro_batch_size": 4, "max_tokens": 640},
-        watch={"preflight_prompts": 4},
-        **sections,
+    path.write_text(
+        tiny.align(
+            stage,
+            tiny.judge(kind),
+            stage=stage,
+            rollout={"engine": "vllm_colocate", "updates": updates},
+            train={"steps": 2 * updates, "lr": 1e-2, "micro_batch_size": 4, "max_tokens": 640},
+            guided={"share": 0.5},
+            watch={"preflight_prompts": 4},
+            **sections,
+        )
     )
-    path.write_text(body)
     steps = [line for line in run_recipe(path).metrics() if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 2 * updates + 1))
-    gaps = [line[key] for line in steps for key in line if key.startswith("sampling/sampling_logp_difference/m")]
-    # After the first update weights have moved by far more than this, so it is the new ones that answer.
-    assert gaps and max(gaps) < (2e-3 if kind == "vision" else 1e-4)
-    llm = stand_in[-1]
-    assert llm.syncs == 2 and llm.longest == (640 if kind == "vision" else 560)
-    assert (0 < sum(llm.photos) < len(llm.photos)) if kind == "vision" else not any(llm.photos)
-    if stage == "ppo":
-        assert all("value/loss" in line for line in steps)
+    assert stand_in[-1].syncs == 2
+    return stand_in[-1], steps
+
+
+def gap(steps: list[dict]) -> float:
+    """Largest difference between the sampler's log-probabilities and the trainer's."""
+    return max(line[key] for line in steps for key in line if key.startswith("sampling/sampling_logp_difference/m"))
+
+
+def test_the_sampler_has_the_weights_of_the_step_and_sees_what_photos_there_are(tiny, runs, tmp_path, stand_in, whole_layer):
+    llm, steps = rolled(tiny, tmp_path, stand_in, "grpo", "vision", 1, adapter=whole_layer, grpo={"kl": 0.01}, replay={"rows": 2})
+    assert gap(steps) < 2e-3  # a step moves them by far more
+    assert llm.longest == 640 and 0 < sum(llm.photos) < len(llm.photos)
+
+
+def test_the_value_head_is_no_weight_of_the_sampler(tiny, runs, tmp_path, stand_in):
+    llm, steps = rolled(tiny, tmp_path, stand_in, "ppo", "text", 2, adapter=tiny.adapter("text"), ppo={"kl": 0.01})
+    assert gap(steps) < 1e-4
+    assert llm.longest == 512 + 48 and not any(llm.photos)
+    assert all("value/loss" in line for line in steps)
