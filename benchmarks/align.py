@@ -70,12 +70,12 @@ def judged(run: Path) -> dict[str, dict[str, np.ndarray]]:
         drawn = {row["pair_id"]: row["tiers"] for file in files for row in pq.read_table(file).to_pylist()}
         if not drawn:
             continue
-        counts = [
-            (len(drawn[i]), sum(tier == label for tier in drawn[i])) for i, label in zip(one["id"], one["label"], strict=True)
-        ]
-        one["pass@1"] = [right / n for n, right in counts]
-        one["pass@8"] = [pass_at(n, right, 8) for n, right in counts]
-        one["sampled failures"] = [sum(tier is None for tier in drawn[i]) / len(drawn[i]) for i in one["id"]]
+        # Some of the pairs alone were sampled.
+        known = [(drawn.get(i, []), label) for i, label in zip(one["id"], one["label"], strict=True)]
+        counts = [(len(tiers), sum(tier == label for tier in tiers)) for tiers, label in known]
+        one["pass@1"] = [right / n if n else np.nan for n, right in counts]
+        one["pass@8"] = [pass_at(n, right, 8) if n else np.nan for n, right in counts]
+        one["failed, sampled"] = [sum(tier is None for tier in tiers) / len(tiers) if tiers else np.nan for tiers, _ in known]
     return {judge: {key: np.asarray(value) for key, value in one.items()} for judge, one in found.items()}
 
 
@@ -96,8 +96,8 @@ def tables(runs: list[Path]) -> str:
     groups, drawn = times_drawn(first["query"])
     weights = np.concatenate([np.ones((1, len(groups))), drawn[:, groups]])
     columns = ["judge", "pass@1", "points to SFT", "pass@8", "points to SFT", "Acc@4", "points to SFT", "Macro-F1"]
-    lines = ["| " + " | ".join([*columns, "no verdict", "ECE after T", "pass@1 by seed"]) + " |"]
-    lines.append("|---" * 11 + "|")
+    lines = ["| " + " | ".join([*columns, "no verdict", "of samples", "ECE after T", "pass@1 by seed"]) + " |"]
+    lines.append("|---" * 12 + "|")
     start = {key: mean(seeds, START, key, weights) for key in ("pass@1", "pass@8", "right")}
     names = [name for name in seeds[0] if all(name in one and "pass@1" in one[name] for one in seeds)]
     for name in names:
@@ -106,9 +106,9 @@ def tables(runs: list[Path]) -> str:
             value = mean(seeds, name, key, weights)
             cells += [shown(value, 1), "" if name == START else shown(100 * (value - start[key]), 2)]
         f1 = np.mean([macro_f1(one[name]["label"], one[name]["tier"], weights) for one in seeds], axis=0)
-        failed = mean(seeds, name, "failed", weights)
-        cells += [shown(f1, 1), f"{failed[0]:.2%}", f"{np.mean([one[name] for one in ece]):.3f}"]
-        cells.append(" ".join(f"{one[name]['pass@1'].mean():.3f}" for one in seeds))
+        failed, sampled = mean(seeds, name, "failed", weights), mean(seeds, name, "failed, sampled", weights)
+        cells += [shown(f1, 1), f"{failed[0]:.2%}", f"{sampled[0]:.2%}", f"{np.mean([one[name] for one in ece]):.3f}"]
+        cells.append(" ".join(f"{np.nanmean(one[name]['pass@1']):.3f}" for one in seeds))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -118,9 +118,10 @@ def metrics(run: Path) -> dict:
 
 
 def mean(seeds: list[dict], judge: str, key: str, weights: np.ndarray) -> np.ndarray:
-    """[1 + draws] mean over pairs and seeds; the first is the value itself."""
+    """[1 + draws] mean over the pairs that have one and over seeds; the first is the value itself."""
     values = np.mean([one[judge][key] for one in seeds], axis=0)
-    return weights @ values / weights.sum(axis=1)
+    weights = weights[:, np.isfinite(values)]
+    return weights @ values[np.isfinite(values)] / weights.sum(axis=1)
 
 
 def shown(values: np.ndarray, kind: int) -> str:
