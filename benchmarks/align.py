@@ -118,10 +118,13 @@ def metrics(run: Path) -> dict:
 
 
 def mean(seeds: list[dict], judge: str, key: str, weights: np.ndarray) -> np.ndarray:
-    """[1 + draws] mean over the pairs that have one and over seeds; the first is the value itself."""
-    values = np.mean([one[judge][key] for one in seeds], axis=0)
-    weights = weights[:, np.isfinite(values)]
-    return weights @ values[np.isfinite(values)] / weights.sum(axis=1)
+    """[1 + draws] mean over the seeds of the mean over those pairs that have one; the first is the value itself."""
+    means = []
+    for one in seeds:
+        values = one[judge][key]
+        known = np.isfinite(values)
+        means.append(weights[:, known] @ values[known] / weights[:, known].sum(axis=1))
+    return np.mean(means, axis=0)
 
 
 def shown(values: np.ndarray, kind: int) -> str:
