@@ -222,4 +222,3 @@ class JudgeRollouts(Rolling):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.choice.seen = np.asarray(json.loads((Path(checkpoint) / HISTORY).read_text(encoding="utf-8")))
-
