@@ -2,26 +2,29 @@
 
     python benchmarks/grpo.py                      3 pairs of 6 steps of 64 answers
     python benchmarks/grpo.py --pairs 1 --steps 2  a quick look
+    python benchmarks/grpo.py --model 8b --pairs 1 --steps 3 --batch 32 --micro 4    on a GPU with 80 GB
 
-Both train the same small Llama (random weights, the quickstart's size) in one process, from the same seed, on the same prompts
-with the same rewards, so they sample the same answers; that they do is checked by their losses, rewards and lengths. Timed is
-the trainer's own `train_runtime`. TRL's run has the same rewards as one function.
+Both train the same model (random weights; a small Llama of the quickstart's size in full, or LoRA on the shape of Qwen3-8B with
+the whole rule book in every prompt) in one process, from the same seed, on the same prompts with the same rewards, so they sample
+the same answers; that they do is checked by their losses, rewards and lengths (in bfloat16 to 1e-2, since the trainers sum in
+another order). Timed is the trainer's own `train_runtime`. TRL's run has the same rewards as one function.
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
 import tempfile
 from pathlib import Path
 
-from small_llama import make_model
+from models import SIZES, make_model
 
-GROUP, MAX_TOKENS, POOL = 8, 48, 128
+GROUP, POOL = 8, 128
 SAME = ("loss", "reward", "completions/mean_length", "entropy")
 
 
-def prepare(folder: Path, steps: int, batch: int, micro: int) -> Path:
+def prepare(folder: Path, size: str, steps: int, batch: int, micro: int) -> Path:
     """Writes model/, pairs.parquet, pool.parquet and the recipe."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -31,7 +34,8 @@ def prepare(folder: Path, steps: int, batch: int, micro: int) -> Path:
     from lore.train.pool import POOL_SCHEMA
 
     world, rows = World(seed=0), []
-    make_model(folder, world)
+    make_model(folder, world, size)
+    large = size != "small"
     with PairWriter(folder / "pairs.parquet") as writer:
         for pair in world.pairs("train", POOL):
             pair.image = None
@@ -43,13 +47,27 @@ def prepare(folder: Path, steps: int, batch: int, micro: int) -> Path:
     recipe = {
         "stage": "grpo",
         "run": "grpo",
-        "model": {"name": str(folder / "model")},
+        "model": {"name": str(folder / "model"), **({"lora": {"rank": 16}} if large else {})},
         "data": {"path": str(folder / "pairs.parquet"), "rubric": "shop"},
-        "prompt": {"order": "reason_first", "detail": "name", "photo": False, "max_prompt_tokens": 256},
+        "prompt": {
+            "order": "reason_first",
+            "detail": "full" if large else "name",
+            "photo": False,
+            "max_prompt_tokens": 4096 if large else 256,
+        },
         "pool": {"path": str(folder / "pool.parquet")},
-        "rollout": {"group": GROUP, "max_tokens": MAX_TOKENS},
+        "rollout": {"group": GROUP, "max_tokens": 128 if large else 48},
         "grpo": {"advantage_clamp": None, "mask_truncated": False},
-        "train": {"steps": steps, "batch_size": batch, "micro_batch_size": micro, "lr": 1e-5, "log_every": 1, "save_every": 0},
+        "train": {
+            "steps": steps,
+            "batch_size": batch,
+            "micro_batch_size": micro,
+            "lr": 1e-5,
+            "log_every": 1,
+            "save_every": 0,
+            "max_tokens": 4096,
+            "gradient_checkpointing": large,
+        },
         "watch": {"every": 0, "preflight_prompts": 0},
     }
     path = folder / "grpo.yaml"
@@ -78,6 +96,7 @@ def plain(path: Path, number: int):
     from trl import GRPOTrainer
 
     from lore.train.align import prompt_rows
+    from lore.train.lora import peft_config
 
     setup, _ = set_up(path, f"trl{number}")
 
@@ -97,14 +116,13 @@ def plain(path: Path, number: int):
         parts = setup.rewards.parts(answers, [setup.prompts.pairs[number] for number in row])
         return setup.rewards.totals(parts).tolist()
 
-    from lore.engines.loading import load_model
-
     trainer = Plain(
-        model=load_model(setup.recipe.model, device="cpu", for_training=True),
+        model=setup.model,
         reward_funcs=reward,
         args=setup.args,
         train_dataset=prompt_rows(setup.order),
         processing_class=setup.start.processor,
+        peft_config=peft_config(setup.recipe, setup.model),
     )
     return trainer
 
@@ -115,26 +133,42 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--batch", type=int, default=64, help="answers per step")
     parser.add_argument("--micro", type=int, default=32, help="answers per forward pass")
+    parser.add_argument("--model", choices=SIZES, default="small")
     options = parser.parse_args()
-    ratios, seconds = [], {"lore": [], "trl": []}
+    ratios, seconds, memory = [], {"lore": [], "trl": []}, {"lore": [], "trl": []}
+
+    import torch
+
+    gpu = torch.cuda.is_available()
+    exact = 1e-2 if gpu else 1e-5
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["LORE_RUNS"] = str(Path(temporary) / "runs")
-        path = prepare(Path(temporary), options.steps, options.batch, options.micro)
+        path = prepare(Path(temporary), options.model, options.steps, options.batch, options.micro)
         for number in range(options.pairs):
             made = {"lore": ours, "trl": plain}
             logs = {}
             for name in ("lore", "trl") if number % 2 == 0 else ("trl", "lore"):
+                if gpu:
+                    torch.cuda.reset_peak_memory_stats()
                 trainer = made[name](path, number)
                 found = trainer.train().metrics["train_runtime"]
                 seconds[name].append(found / options.steps)
                 logs[name] = [line for line in trainer.state.log_history if "loss" in line]
+                del trainer
+                gc.collect()
+                if gpu:
+                    memory[name].append(torch.cuda.max_memory_allocated() / 2**30)
+                    torch.cuda.empty_cache()
             for mine, theirs in zip(logs["lore"], logs["trl"], strict=True):
                 for key in SAME:
-                    if abs(mine[key] - theirs[key]) > 1e-5:
+                    if abs(mine[key] - theirs[key]) > exact:
                         raise SystemExit(f"step {mine['step']}: {key} is {mine[key]} and {theirs[key]}: not the same answers")
             ratios.append(seconds["lore"][-1] / seconds["trl"][-1])
     for name, values in seconds.items():
         print(f"{name}: {statistics.median(values):.2f} s a step ({min(values):.2f} to {max(values):.2f})")
+    for name, values in memory.items():
+        if values:
+            print(f"{name}: at most {max(values):.1f} GiB allocated on the GPU")
     print(f"ratio: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), the same answers in both")
 
 

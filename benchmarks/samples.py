@@ -2,7 +2,10 @@
 
     python benchmarks/samples.py                  32 prompts with 24 rules (about 1,700 tokens), 8 samples of 32 tokens
 
-One small Llama with random weights, the same draws both times. The rules in the prompt are what makes it long.
+    python benchmarks/samples.py --model 8b --tokens 128 --pairs 1    on a GPU with 80 GB
+
+One model with random weights (a small Llama, or the shape of Qwen3-8B), the same draws both times. The rules in the prompt are
+what makes it long.
 """
 
 import argparse
@@ -11,7 +14,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from small_llama import make_model
+from models import SIZES, make_model
 
 
 def main() -> None:
@@ -20,6 +23,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=32, help="of each answer")
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--model", choices=SIZES, default="small")
     options = parser.parse_args()
 
     from lore.data_synth.world import World
@@ -32,8 +36,8 @@ def main() -> None:
     world, rubric = World(seed=0), load_rubric("shop")
     fmt = PromptFormat(detail="retrieved", retrieved_rules=24, photo=False, max_prompt_tokens=2000)
     with tempfile.TemporaryDirectory() as folder:
-        make_model(Path(folder), world)
-        engine = open_engine(ModelSection(name=f"{folder}/model"), rubric, batch_tokens=32768, device="cpu")
+        make_model(Path(folder), world, options.model)
+        engine = open_engine(ModelSection(name=f"{folder}/model"), rubric, batch_tokens=32768)
         prompts = [render(pair, rubric, fmt, tokenizer=engine.processor) for pair in world.pairs("test", options.prompts)]
         lengths = [count_prompt_tokens(messages, engine.processor) for messages in prompts]
         print(f"{len(prompts)} prompts of {min(lengths)} to {max(lengths)} tokens, {options.samples} samples of {options.tokens}")

@@ -2,14 +2,19 @@
 
     python benchmarks/sft.py                      3 pairs of 60 steps of 64 rows in passes of 16
     python benchmarks/sft.py --pairs 1 --steps 4  a quick look
+    python benchmarks/sft.py --model 8b --pairs 1 --steps 6 --batch 32 --micro 4    on a GPU with 80 GB
 
-Both train the same small Llama (random weights, the quickstart's size) with the same LoRA on the same rendered rows,
-text only, once over: the stage from pairs, TRL from a jsonl of the prompts and completions. Optimiser, precision,
-batch, pass and steps are the same. The number of tokens is that of the rows, without padding, and the seconds are each
-trainer's own `train_runtime`; the time of the whole process stands beside it (the stage also renders the rows).
+Both train the same model (random weights; a small Llama of the quickstart's size, or the shape of Qwen3-8B with the whole rule
+book in every prompt) with the same LoRA on the same rendered rows, text only, once over: the stage from pairs, TRL from a jsonl of
+the prompts and completions. Optimiser, precision, batch, pass and steps are the same. The number of tokens is that of the rows,
+without padding, and the seconds are each trainer's own `train_runtime`; the time of the whole process stands beside it (the stage
+also renders the rows).
 
 The stage sorts the rows of a step by length, so that each of its forward passes pads little; TRL takes rows at random.
 That is the whole advantage: with --micro equal to --batch both pad alike.
+
+Of 8b it also prints the model FLOPs utilisation, counting 4 FLOPs per weight and token (LoRA needs no gradient of the frozen
+weights; recomputed activations are not counted) against --peak, and the GPU memory in use as nvidia-smi sees it.
 """
 
 import argparse
@@ -24,12 +29,18 @@ import time
 from pathlib import Path
 
 import yaml
-from small_llama import make_model
+from models import SIZES, gpu_memory, make_model, multiplied_weights
 
-RATE, RANK, MAX_TOKENS = 1e-3, 16, 2048
+RATE, RANK, MAX_TOKENS = 1e-3, 16, 4096
 
 
-def prepare(folder: Path, rows: int) -> int:
+def prompt_section(size: str) -> dict:
+    """Short prompts for the small model, the rule book in all of them for the large one."""
+    detail, longest = ("name", 512) if size == "small" else ("full", 4096)
+    return {"order": "reason_first", "detail": detail, "photo": False, "max_prompt_tokens": longest}
+
+
+def prepare(folder: Path, rows: int, size: str) -> int:
     """Writes model/, pairs.parquet and trl/train.jsonl; returns the tokens of all rows."""
     from lore.data_synth.world import World
     from lore.engines.chat import prompt_text, turn_end
@@ -38,8 +49,8 @@ def prepare(folder: Path, rows: int) -> int:
     from lore.train.rows import gold, sft_row
 
     world = World(seed=0)
-    tokenizer = make_model(folder, world)
-    fmt = PromptFormat("reason_first", "name", photo=False, max_prompt_tokens=512)
+    tokenizer = make_model(folder, world, size)
+    fmt = PromptFormat(**prompt_section(size))
     (folder / "trl").mkdir()
     tokens = 0
     with PairWriter(folder / "pairs.parquet") as writer, open(folder / "trl" / "train.jsonl", "w") as lines:
@@ -53,14 +64,14 @@ def prepare(folder: Path, rows: int) -> int:
     return tokens
 
 
-def write_recipe(folder: Path, run: str, steps: int, batch: int, micro: int) -> Path:
+def write_recipe(folder: Path, run: str, size: str, steps: int, batch: int, micro: int) -> Path:
     path = folder / f"{run}.yaml"
     recipe = {
         "stage": "sft",
         "run": run,
         "model": {"name": str(folder / "model"), "lora": {"rank": RANK, "alpha": 2.0 * RANK}},
         "data": {"path": str(folder / "pairs.parquet"), "rubric": "shop"},
-        "prompt": {"order": "reason_first", "detail": "name", "photo": False, "max_prompt_tokens": 512},
+        "prompt": prompt_section(size),
         "train": {
             "steps": steps,
             "batch_size": batch,
@@ -69,18 +80,22 @@ def write_recipe(folder: Path, run: str, steps: int, batch: int, micro: int) -> 
             "warmup": 0.0,
             "max_tokens": MAX_TOKENS,
             "save_every": 0,
+            "gradient_checkpointing": size != "small",
         },
     }
     path.write_text(yaml.safe_dump(recipe))
     return path
 
 
-def write_config(folder: Path, run: str, steps: int, batch: int, micro: int) -> Path:
+def write_config(folder: Path, run: str, size: str, steps: int, batch: int, micro: int) -> Path:
     """The same for TRL's command line."""
+    import torch
+
+    gpu = torch.cuda.is_available()
     path = folder / f"{run}.yaml"
     config = {
         "model_name_or_path": str(folder / "model"),
-        "dtype": "float32",
+        "dtype": "bfloat16" if gpu else "float32",
         "dataset_name": str(folder / "trl"),
         "output_dir": str(folder / run),
         "max_steps": steps,
@@ -94,10 +109,10 @@ def write_config(folder: Path, run: str, steps: int, batch: int, micro: int) -> 
         "lora_alpha": 2 * RANK,
         "lora_dropout": 0.0,
         "lora_target_modules": "all-linear",
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
+        "gradient_checkpointing": size != "small",
+        "bf16": gpu,
+        "use_cpu": not gpu,
+        "dataloader_pin_memory": gpu,
         "logging_steps": 10,
         "logging_first_step": True,
         "save_strategy": "no",
@@ -107,29 +122,30 @@ def write_config(folder: Path, run: str, steps: int, batch: int, micro: int) -> 
     return path
 
 
-def timed(command: list, environment: dict[str, str]) -> tuple[str, float]:
-    """(output, seconds) of a process that has to succeed."""
+def timed(command: list, environment: dict[str, str]) -> tuple[str, dict[str, float]]:
+    """Output of a process that has to succeed, its seconds, and the most GiB in use on the GPU, 0 without one."""
     start = time.perf_counter()
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    with gpu_memory() as used:
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    return done.stdout + done.stderr, time.perf_counter() - start
+    return done.stdout + done.stderr, {"wall_seconds": time.perf_counter() - start, "gpu_gib": max(used, default=0.0)}
 
 
 def run_stage(folder: Path, number: int, options: tuple, environment: dict[str, str]) -> dict[str, float]:
     name = f"stage{number}"
-    _, wall = timed([sys.executable, "-m", "lore", "run", write_recipe(folder, name, *options)], environment)
+    _, costs = timed([sys.executable, "-m", "lore", "run", write_recipe(folder, name, *options)], environment)
     summary = json.loads((folder / "runs" / name / "done").read_text())
-    return {"train_seconds": summary["train_seconds"], "wall_seconds": wall, "loss": summary["loss"]}
+    return {"train_seconds": summary["train_seconds"], "loss": summary["loss"], **costs}
 
 
 def run_trl(folder: Path, number: int, options: tuple, environment: dict[str, str]) -> dict[str, float]:
     config = write_config(folder, f"trl{number}", *options)
     program = Path(sys.executable).with_name("trl")
-    output, wall = timed([program, "sft", "--config", config], environment)
+    output, costs = timed([program, "sft", "--config", config], environment)
     seconds = float(re.findall(r"'train_runtime': '?([\d.]+)", output)[-1])
     loss = float(re.findall(r"'loss': '?([\d.]+)", output)[-1])
-    return {"train_seconds": seconds, "wall_seconds": wall, "loss": loss}
+    return {"train_seconds": seconds, "loss": loss, **costs}
 
 
 def main() -> None:
@@ -141,12 +157,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=64, help="rows per optimiser step")
     parser.add_argument("--micro", type=int, default=16, help="rows per forward pass")
+    parser.add_argument("--model", choices=SIZES, default="small")
+    parser.add_argument("--peak", type=float, default=989, help="TFLOP/s of the GPU's dense bfloat16 products")
     parsed = parser.parse_args()
-    options = (parsed.steps, parsed.batch, parsed.micro)
+    options = (parsed.model, parsed.steps, parsed.batch, parsed.micro)
     found: dict[str, list[dict[str, float]]] = {"lore": [], "trl": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        tokens = prepare(folder, parsed.steps * parsed.batch)
+        tokens = prepare(folder, parsed.steps * parsed.batch, parsed.model)
+        weights = multiplied_weights(folder)
         environment = {
             **os.environ,
             "LORE_RUNS": str(folder / "runs"),
@@ -169,7 +188,11 @@ def main() -> None:
     Console().print(table)
     spread = {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)}
     summary = {"benchmark": "sft", "tokens": tokens, "steps": parsed.steps, "batch": parsed.batch}
-    summary |= {"micro": parsed.micro, "ratio": spread, "runs": found}
+    summary |= {"model": parsed.model, "micro": parsed.micro, "ratio": spread, "runs": found}
+    if parsed.model != "small":
+        for name, runs in found.items():
+            used = statistics.median(rates[name]) * 4 * weights / parsed.peak / 1e12
+            print(f"{name}: MFU {used:.3f} of {weights / 1e9:.2f} G weights, {max(run['gpu_gib'] for run in runs):.1f} GiB in use")
     print(json.dumps(summary))
 
 

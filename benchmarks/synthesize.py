@@ -39,7 +39,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import yaml
-from small_llama import make_model
+from models import make_model
 
 from lore.errors import LoreError
 

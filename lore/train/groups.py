@@ -44,7 +44,7 @@ class Tally:
     extra: int = 0
     guided: int = 0
     solved: int = 0
-    seen: list[tuple[int, int, int]] = field(default_factory=list)
+    seen: list[tuple[int, int, int, bool]] = field(default_factory=list)
 
 
 def longer(value: Any, begun: list[list[int]]) -> Any:
@@ -75,7 +75,7 @@ def step_metrics(everyone: list[dict[str, Any]], names: list[str], recipe: Rollo
     seen = [one for each in everyone for one in each["tally"].seen]  # all that was sampled without help
     sums = {name: sum(getattr(one["tally"], name) for one in everyone) for name in Tally.__dataclass_fields__ if name != "seen"}
     metrics |= {
-        "rollout/right": sum(right for _, right, _ in seen) / max(1, sum(asked for _, _, asked in seen)),
+        "rollout/right": sum(right for _, right, *_ in seen) / max(1, sum(asked for _, _, asked, _ in seen)),
         "rollout/tokens": sums["tokens"],
         "rollout/groups_with_spread": sums["spread"],
         "rollout/share_with_spread": sums["spread"] / sum(one["groups"] for one in everyone),

@@ -8,7 +8,7 @@ import torch
 from trl import GRPOTrainer
 
 from lore.errors import LoreError
-from lore.train.align_config import RolloutRecipe
+from lore.train.align_config import DynamicSection, RolloutRecipe
 from lore.train.answer_scores import with_probabilities
 from lore.train.groups import Group, Tally, longer
 from lore.train.photo_passes import only_photos_shown
@@ -22,6 +22,7 @@ class Rolling(GRPOTrainer):
 
     def __init__(self, *, recipe: RolloutRecipe, prompts: Prompts, rewards: Rewards, **arguments: Any):
         self.recipe, self.prompts, self.judged = recipe, prompts, rewards
+        self.least_spread = (recipe.dynamic or DynamicSection()).min_spread
         self._kept: list[Group] | None = None
         super().__init__(reward_funcs=[total], **arguments)
         if self.use_vllm:
@@ -75,7 +76,7 @@ class Rolling(GRPOTrainer):
             tally.tokens += group.tokens
             tally.groups += 1
             if not start:
-                tally.seen.append((int(row), int(group.right.sum()), size))
+                tally.seen.append((int(row), int(group.right.sum()), size, group.spread > self.least_spread))
         return groups
 
     def _answer(self, ids: list[int]) -> Answer:

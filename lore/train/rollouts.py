@@ -16,7 +16,6 @@ import torch
 from accelerate.utils import gather_object
 
 from lore.folder import write_atomic
-from lore.train.align_config import DynamicSection
 from lore.train.groups import Group, Tally, step_metrics, told
 from lore.train.photo_passes import unseen_photo
 from lore.train.prompt_choice import PromptChoice
@@ -81,14 +80,13 @@ class JudgeRollouts(Rolling):
         rows, asked = list(scheduled), set(gather_object(list(scheduled)))
         among = self._share(self.windows(step))
         if dynamic and dynamic.foresee:
-            for place in np.flatnonzero(~self.choice.keep(np.asarray(rows), rng)):
+            for place in np.flatnonzero(~self.choice.keep(np.asarray(rows), among, rng)):
                 rows[place] = self.choice.draw(1, among, asked.union(rows), rng)[0]
                 tally.foreseen += 1
         groups = self._roll(rows, tally)
         if dynamic or guided:
             self._second_round(groups, tally, among, asked, rng)
-        least = (dynamic or DynamicSection()).min_spread
-        tally.spread = sum(group.spread > least for group in groups if not group.given)
+        tally.spread = sum(group.spread > self.least_spread for group in groups if not group.given)
         return groups, tally
 
     def _share(self, among: np.ndarray) -> np.ndarray:
@@ -105,7 +103,7 @@ class JudgeRollouts(Rolling):
         wrong, starts = self._all_wrong(groups, max(1, round(guided.share * len(groups)))) if guided else ([], [])
         flat, fresh = [], 0
         if dynamic:
-            flat = [place for place, group in enumerate(groups) if group.spread <= dynamic.min_spread and place not in wrong]
+            flat = [place for place, group in enumerate(groups) if group.spread <= self.least_spread and place not in wrong]
             fresh = min(int(np.ceil(dynamic.extra * len(groups))), int(np.ceil(len(flat) / self.choice.hit_rate(among))))
         # Every process rolls as many groups; those that one does not need are rolled for nothing.
         begun, fresh = self._most(len(wrong)), self._most(fresh)
@@ -120,7 +118,7 @@ class JudgeRollouts(Rolling):
             tally.solved += bool(group.right.any())
             groups[place] = group
         tally.extra += fresh
-        good = [group for group in rolled[begun:] if group.spread > dynamic.min_spread] if dynamic else []
+        good = [group for group in rolled[begun:] if group.spread > self.least_spread] if dynamic else []
         for place, group in zip(flat, good, strict=False):
             groups[place] = group
 
@@ -195,8 +193,8 @@ class JudgeRollouts(Rolling):
 
     def _note(self, groups: list[Group], tally: Tally) -> None:
         """Metrics of the batch over all processes, and what its groups tell about their prompts."""
-        for row, right, asked in gather_object(tally.seen):
-            self.choice.observe(row, right, asked)
+        for one in gather_object(tally.seen):
+            self.choice.observe(*one)
         everyone = gather_object([told(groups, tally)])
         for name, value in step_metrics(everyone, self.judged.names, self.recipe).items():
             self._metrics["train"][name].append(value)
@@ -213,7 +211,7 @@ class JudgeRollouts(Rolling):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            write_atomic(self._checkpoint_folder(trial) / HISTORY, json.dumps(self.choice.seen.tolist()))
+            write_atomic(self._checkpoint_folder(trial) / HISTORY, json.dumps(self.choice.state()))
 
     def _checkpoint_folder(self, trial: Any) -> Path:
         return Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
@@ -221,4 +219,4 @@ class JudgeRollouts(Rolling):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.choice.seen = np.asarray(json.loads((Path(checkpoint) / HISTORY).read_text(encoding="utf-8")))
+            self.choice.restore(json.loads((Path(checkpoint) / HISTORY).read_text(encoding="utf-8")))

@@ -1,0 +1,100 @@
+"""The models of the benchmarks, with random weights and a tokenizer of the shop's words: `small`, a Llama of the quickstart's size
+for a CPU, and `8b`, which has the shape of Qwen3-8B and wants a GPU with 80 GB."""
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SIZES = ("small", "8b")
+
+
+def make_model(folder: Path, world: Any, size: str = "small") -> Any:
+    """Writes `folder`/model and returns its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    from lore.data_synth.corpus import write_corpus
+    from lore.data_synth.world_stage import corpus_texts
+    from lore.train.base import build_processor
+    from lore.train.config import ArchitectureSection
+
+    small, corpus = ArchitectureSection(), folder / "corpus.parquet"
+    write_corpus(corpus, corpus_texts(world, 4000))
+    tokenizer = build_processor([str(corpus)], 1600, small).tokenizer
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    if size == "small":
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=small.hidden,
+            num_hidden_layers=small.layers,
+            num_attention_heads=small.heads,
+            intermediate_size=small.mlp,
+            max_position_embeddings=small.max_positions,
+            **ids,
+        )
+        model = LlamaForCausalLM(config)
+    else:
+        config = Qwen3Config(
+            vocab_size=151936,
+            hidden_size=4096,
+            intermediate_size=12288,
+            num_hidden_layers=36,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            head_dim=128,
+            max_position_embeddings=40960,
+            tie_word_embeddings=False,
+            dtype=torch.bfloat16,
+            **ids,
+        )
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("cuda"):
+            model = Qwen3ForCausalLM(config)
+        torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return tokenizer
+
+
+def multiplied_weights(folder: Path) -> int:
+    """Weights of `folder`/model that a token is multiplied with: all but the input embedding."""
+    from safetensors import safe_open
+
+    count = 0
+    for file in sorted((folder / "model").glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():
+                if "embed_tokens" not in name:
+                    rows = weights.get_slice(name).get_shape()
+                    count += rows[0] * rows[1] if len(rows) == 2 else 0
+    return count
+
+
+@contextmanager
+def gpu_memory() -> Iterator[list[float]]:
+    """GiB in use on the first GPU, read twice a second by nvidia-smi while the block runs; empty without one."""
+    seen: list[float] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        command = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        while not ended.wait(0.5):
+            try:
+                seen.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024)
+            except (OSError, ValueError, subprocess.CalledProcessError):
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
