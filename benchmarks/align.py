@@ -4,7 +4,7 @@ of its additions.
     python benchmarks/align.py                        seeds 0, 1 and 2, one run after the other
     python benchmarks/align.py --jobs 2               two runs at a time (set OMP_NUM_THREADS=1)
     python benchmarks/align.py --only grpo dpo        some of the arms
-    python benchmarks/align.py --spread               afterwards: what dynamic sampling finds, late, in the whole pool
+    python benchmarks/align.py --spread               afterwards: how many groups with spread dynamic sampling finds
 
 Every seed has its own SFT judge, pool and order of prompts; shop and base model are the quickstart's. Runs lie under
 <runs>/align/<seed>, so a killed program goes on. Then: lore leaderboard <runs>/align/*/eval
@@ -133,28 +133,27 @@ def shown(values: np.ndarray, kind: int) -> str:
 
 
 def spread(seeds: list[int], runs: Path) -> str:
-    """Groups with spread per 1,000 sampled tokens, with dynamic sampling over without: in the last third of the arms' own steps,
-    and in 12 steps from the aligned judge over the whole pool, of which the arms leave out what was easy before training."""
-    lines = ["| seed | arms, last third: with | without | ratio | whole pool: with | without | ratio |", "|---" * 7 + "|"]
+    """Groups with spread per 1,000 sampled tokens in the last third of the steps, with dynamic sampling over without: of the arms,
+    whose pool leaves out what was easy before training, and of the same runs over the whole pool."""
+    lines = ["| seed | pool of the arms: with | without | ratio | whole pool: with | without | ratio |", "|---" * 7 + "|"]
+    arms = ("grpo", "no_dynamic")
     for seed in seeds:
         folder, cells = runs / "align" / str(seed), []
-        arms = ("grpo", "no_dynamic")
         for arm in arms:
-            judge = f"model.adapter={folder / 'grpo' / 'model'}"
-            short = ["train.steps=12", "train.save_every=0", "train.warmup=0", "watch.every=0", "pool.pass_rate=null"]
-            lore(folder / "recipes" / f"{arm}.yaml", runs, f"run=align/{seed}/late_{arm}", judge, *short)
-        for prefix, share in (("", 1 / 3), ("late_", 1)):
-            found = [with_spread(folder / f"{prefix}{arm}", share) for arm in arms]
+            whole = ["pool.pass_rate=null", "train.save_every=0", "watch.every=0"]
+            lore(folder / "recipes" / f"{arm}.yaml", runs, f"run=align/{seed}/whole_{arm}", *whole)
+        for prefix in ("", "whole_"):
+            found = [with_spread(folder / f"{prefix}{arm}") for arm in arms]
             cells += [f"{found[0]:.2f}", f"{found[1]:.2f}", f"{found[0] / found[1]:.2f}"]
         lines.append(f"| {seed} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def with_spread(run: Path, share: float) -> float:
-    """Mean of rollout/spread_per_1000_tokens over the last `share` of a run's steps."""
+def with_spread(run: Path) -> float:
+    """Mean of rollout/spread_per_1000_tokens over the last third of a run's steps."""
     key = "rollout/spread_per_1000_tokens"
     values = [row[key] for row in RunFolder(run).metrics() if key in row]
-    return float(np.mean(values[-int(share * len(values)) :]))
+    return float(np.mean(values[-(len(values) // 3) :]))
 
 
 def main() -> None:

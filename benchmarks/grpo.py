@@ -78,17 +78,20 @@ def prepare(folder: Path, size: str, steps: int, batch: int, micro: int) -> Path
 def set_up(path: Path, name: str):
     from lore.folder import RunFolder
     from lore.stages import load_recipe
-    from lore.train.grpo import prepare as prepared
+    from lore.train import align
 
     recipe = load_recipe(path, [f"run={name}"])
     folder = RunFolder.of(recipe)
     folder.open(recipe)
-    return prepared(recipe, folder)
+    return align.set_up(recipe, folder, recipe.grpo, loss_type=recipe.grpo.loss, scale_rewards=recipe.grpo.scale)
 
 
 def ours(path: Path, number: int):
     """The stage's trainer."""
-    return set_up(path, f"lore{number}")[1]
+    from lore.train.align import trainer_arguments
+    from lore.train.rollouts import JudgeRollouts
+
+    return JudgeRollouts(**trainer_arguments(set_up(path, f"lore{number}")))
 
 
 def plain(path: Path, number: int):
@@ -98,7 +101,7 @@ def plain(path: Path, number: int):
     from lore.train.align import prompt_rows
     from lore.train.lora import peft_config
 
-    setup, _ = set_up(path, f"trl{number}")
+    setup = set_up(path, f"trl{number}")
 
     class Plain(GRPOTrainer):
         """The prompts of a row are put in here, as a dataset of messages would hold them."""
