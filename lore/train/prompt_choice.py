@@ -21,7 +21,8 @@ from lore.train.align_config import DynamicSection
 PRIOR = 0.5  # right and wrong answers that every prompt begins with
 POOL_WEIGHT = 0.5  # the pool's samples came from another judge: the one before training
 WINDOW = 0.2  # share of the pool that a curriculum shows at a time
-LEAST = 0.02  # chance that a draw grants a prompt that will hardly have spread, so that none is lost for good
+LEAST = 0.02  # chance that every prompt is granted, or none could be drawn where nothing better is left
+SHARPNESS = 4  # power of the chance by which prompts are drawn and kept: the many that promise little would outweigh the few else
 EDGES = (0.05, 0.15, 0.35, 0.65, 0.85, 0.95)  # of the shares of right answers, between which a correction is shared
 MEMORY = 64  # groups after which most of a correction has been learnt anew
 DOUBT = 2.0  # groups with spread, as foreseen, that every correction begins with
@@ -85,12 +86,11 @@ class PromptChoice:
     def keep(self, rows: np.ndarray, among: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Which of the scheduled rows are asked, bool [n]: those that promise as much as a draw from `among` always, others
         less often."""
-        odds = np.clip(self.chance()[rows] / self.hit_rate(among), self.section.explore, 1)
+        odds = np.clip((self.chance()[rows] / self.hit_rate(among)) ** SHARPNESS, self.section.explore, 1)
         return rng.random(len(rows)) < odds
 
     def _weights(self, rows: np.ndarray) -> np.ndarray:
-        # Squared, or the many that promise little would together be drawn as often as the few that promise much.
-        return np.maximum(self.chance()[rows], LEAST) ** 2
+        return np.maximum(self.chance()[rows], LEAST) ** SHARPNESS
 
     def hit_rate(self, among: np.ndarray) -> float:
         """Expected share of groups with spread among prompts that `draw` gives."""
