@@ -85,6 +85,31 @@ def plain_logps(trainer, batch: dict) -> torch.Tensor:
     return logits.log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)[:, -kept:]
 
 
+@pytest.mark.parametrize("kind, norm", [("text", "model.norm"), ("vision", "text_model.norm")])
+def test_whole_layers_beside_an_adapter_train_in_float32_where_the_model_computes_in_bfloat16(tiny, runs, tmp_path, kind, norm):
+    path = tmp_path / "grpo.yaml"
+    lora = {"targets": ".*(text_model|layers).*q_proj", "modules_to_save": ["embed_tokens", norm, "lm_head"]}
+    path.write_text(
+        tiny.align(
+            "grpo",
+            tiny.judge(kind),
+            lora=lora,
+            model={"dtype": "bfloat16"},
+            rewards={"calibration": 0.5},  # reads tier probabilities between the rollouts
+            train={"lr": 1e-6, "save_every": 1},
+            watch={"every": 1, "pairs": 4, "samples": 2, "path": str(tiny.pairs), "split": "test", "preflight_prompts": 4},
+        )
+    )
+    folder = run_recipe(path)
+    saved = load_file(folder / "checkpoints" / "checkpoint-3" / "adapter_model.safetensors")
+    whole = {name: weight for name, weight in saved.items() if "lora_" not in name}
+    assert len(whole) == 3 and all(weight.dtype == torch.float32 for weight in whole.values())
+    # Such steps are far below what bfloat16 can tell apart.
+    assert all((weight != weight.bfloat16().float()).any() for weight in whole.values())
+    gaps = [line["sampling/sampling_logp_difference/mean"] for line in folder.metrics() if "loss" in line]
+    assert gaps and max(gaps) < 0.05
+
+
 @pytest.mark.parametrize(
     "kind, lora, adapter",
     [

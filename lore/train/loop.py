@@ -20,6 +20,7 @@ from lore.folder import RunFolder, is_main_process
 from lore.launch import check_world, device_arguments, world_size
 from lore.quiet import silence
 from lore.train.config import TrainSection
+from lore.train.lora import whole_layers_in_float32
 from lore.train.rates import scale_rates
 
 RECORDED = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy")
@@ -223,6 +224,7 @@ def _step_of(checkpoint: Path | None) -> int:
 def train(trainer: Any, recorder: Recorder, folder: RunFolder, lr_factors: dict[str, float] | None = None) -> float:
     """Trains from the newest whole checkpoint, or from the start, to the end; returns the seconds this took."""
     recorder.trainer = trainer
+    whole_layers_in_float32(trainer)
     scale_rates(trainer, lr_factors or {})
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(recorder)

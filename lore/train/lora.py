@@ -152,3 +152,13 @@ def freeze_weights(model: Any, patterns: list[str]) -> None:
             return switched
 
         model.set_adapter = switch_and_freeze
+
+
+def whole_layers_in_float32(trainer: Any) -> None:
+    """Whole layers that are trained beside an adapter (modules_to_save) become float32, as PEFT makes its own weights: they are
+    copies of the model's, and bfloat16 would round small updates away. DeepSpeed keeps float32 copies by itself."""
+    if trainer.is_deepspeed_enabled:
+        return
+    for name, weight in trainer.model.named_parameters():
+        if weight.requires_grad and "modules_to_save" in name and weight.dtype == torch.bfloat16:
+            weight.data = weight.data.float()

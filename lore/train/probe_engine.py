@@ -29,6 +29,7 @@ def policy(trainer: Any) -> Iterator[Any]:
         stack.enter_context(backend.summon_full_params(wrapped, recurse=False))
         if backend.is_fsdp:
             stack.enter_context(_in_step(model))
+        stack.enter_context(accelerator.autocast())
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:

@@ -1,6 +1,7 @@
 """Rolls groups of answers with TRL's generation, and hands TRL the groups that were chosen when it makes its batch of them."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,9 @@ class Rolling(GRPOTrainer):
         if self._kept is None:
             if self.use_vllm and images is not None:  # vLLM's side of TRL wants none, where processors want an empty list
                 images = [shown or None for shown in images]
-            return super()._generate_single_turn(prompt_ids, images, fields, count, **options)
+            # As the loss computes them; the weights that go to vLLM are merged in full precision.
+            with nullcontext() if self.use_vllm else self.accelerator.autocast():
+                return super()._generate_single_turn(prompt_ids, images, fields, count, **options)
         completions = [ids for group in self._kept for ids in group.completion_ids]
         if self._kept[0].logprobs is None:
             return completions, None
