@@ -18,7 +18,7 @@ from lore.errors import LoreError
 from lore.fingerprints import input_fingerprints
 from lore.folder import RunFolder
 from lore.judgement import FormatFailure, PromptFormat, render_answer, with_verdict_prefix
-from lore.pairs import read_pairs
+from lore.pairs import PairWriter, read_pairs
 from lore.recipe import DataSection, ModelSection
 from lore.rubric import load_rubric
 from lore.run import run_recipe
@@ -513,6 +513,26 @@ def test_a_group_spread_over_processes_is_refused(made, monkeypatch):
         JudgeRollouts(**trainer_arguments(setup))
 
 
+def test_what_a_run_lacks_is_said_before_the_model_is_loaded(made, tiny, runs, tmp_path, monkeypatch):
+    def loaded(*_):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("lore.train.align.trained_model", loaded)
+    with pytest.raises(LoreError, match="holds no labelled pair of split nowhere.*\n.*watch.path"):
+        made(run="a", watch={"every": 2, "split": "nowhere"})
+    bare = tmp_path / "bare.parquet"
+    with PairWriter(bare) as writer:
+        for pair in read_pairs(tiny.asked):
+            pair.rationale = None
+            writer.write(pair)
+    with pytest.raises(LoreError, match=r"guided: none of the 48 chosen pairs of .*bare.parquet has a reasoning.*\n.*guided=null"):
+        made(run="b", data={"path": str(bare)}, guided={})
+    path = tmp_path / "c.yaml"
+    path.write_text(tiny.align("c", tiny.judge("text"), pool={"path": str(tmp_path / "none.parquet")}))
+    with pytest.raises(LoreError, match=r"pool.path .*none.parquet cannot be read.*\n.*run recipes/pool.yaml"):
+        run_recipe(path)
+
+
 def test_several_updates_on_one_batch_are_clipped_and_logged(made):
     _, trainer = made(rollout={"updates": 2}, train={"steps": 4, "lr": 1e-2, "schedule": "constant", "warmup": 0.0})
     trainer.train()
@@ -539,9 +559,9 @@ def test_tokens_are_learnt_from_with_the_probabilities_they_were_sampled_with(ma
 
 
 def test_the_gap_is_measured_where_a_watch_looks(made):
-    _, trainer = made(watch={"every": 4}, rollout={"updates": 2}, train={"save_every": 4})
+    _, trainer = made(watch={"every": 4, "split": "train"}, rollout={"updates": 2}, train={"save_every": 4})
     due = []
     for step in range(0, 12, 2):
         trainer.state.global_step = step
         due.append(trainer._gap_is_due())
-    assert due == [True, False] * 3
+    assert due == [False, True] * 3  # the watch comes after steps 4, 8 and 12

@@ -108,9 +108,11 @@ def test_slices_balanced_and_in_the_order_of_the_curriculum(path):
     assert place == sorted(place) and set(Counter(place).values()) == {80}
 
 
-def test_easy_rows_come_before_hard_ones(path):
-    chosen = select(PoolSection(path=path, order="easy_to_hard", limit=100), 3)
-    keys = [(-rate, -(sure or 0)) for rate, sure in zip(*(chosen[n].to_pylist() for n in ("pass_rate", "confidence")), strict=True)]
+@pytest.mark.parametrize("order, sign", [("easy_to_hard", -1), ("hard_to_easy", 1)])
+def test_rows_come_from_easy_to_hard_or_the_other_way(path, order, sign):
+    chosen = select(PoolSection(path=path, order=order, limit=100), 3)
+    found = zip(*(chosen[name].to_pylist() for name in ("pass_rate", "confidence")), strict=True)
+    keys = [(sign * rate, sign * (sure or 0)) for rate, sure in found]
     assert keys == sorted(keys) and len(keys) == 100
 
 

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
+from lore.errors import LoreError
 from lore.folder import RunFolder, is_main_process, say
 from lore.launch import main_process_checks, world_size
 from lore.pairs import Pair
@@ -31,7 +32,7 @@ from lore.train.select import chosen_pairs, chosen_rows
 from lore.train.vllm_side import longest
 from lore.train.watch import RECORDED as WATCHED
 from lore.train.watch import preflight_rollouts
-from lore.train.watching import watched
+from lore.train.watching import probe_pairs, watched
 
 # What metrics.jsonl keeps of a step; no clock among them.
 KEPT = (*RECORDED, *WATCHED, "reward_std", "rollout", "dynamic", "guided", "clip_ratio", "sft_loss", "value")
@@ -52,6 +53,7 @@ class Setup:
     order: np.ndarray  # rows [rollouts, prompts]
     windows: Callable[[int], np.ndarray]
     replay: Replay | None
+    probe: list[Pair]
 
 
 def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses: Any) -> Setup:
@@ -60,6 +62,7 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
     if recipe.replay is not None:
         replayed_passes(recipe)
     start = begin(recipe)
+    probe = probe_pairs(recipe.watch, recipe.data, folder)
     args = rollout_arguments(
         recipe,
         folder,
@@ -79,6 +82,8 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
             write_replay(recipe, folder, start)
     good = shown_alike(pairs, start, folder, recipe.pool.path)
     pairs = [pairs[number] for number in good]
+    if recipe.guided is not None:
+        check_reasoning(pairs, recipe)
     rates = np.nan_to_num(np.asarray(table["pass_rate"].to_pylist(), dtype=float)[good], nan=0.5)
     rewards = Rewards(recipe.rewards, start.rubric, start.fmt)
     if is_main_process():
@@ -104,7 +109,20 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
         order,
         windows,
         Replay(recipe, folder, start) if recipe.replay is not None else None,
+        probe,
     )
+
+
+def check_reasoning(pairs: list[Pair], recipe: RolloutRecipe) -> None:
+    """Says for how many pairs guided replay has something to give; raises LoreError where there is none."""
+    reasoned = sum(bool(pair.rationale) for pair in pairs)
+    if not reasoned:
+        raise LoreError(
+            f"guided: none of the {len(pairs):,} chosen pairs of {recipe.data.path} has a reasoning to begin an answer with.\n"
+            "Give the pairs of stage synthesize as data.path, here and in the pool, or leave guided out (guided=null).",
+            same_on_every_rank=True,
+        )
+    say(f"guided: {reasoned:,} of {len(pairs):,} prompts have a reasoning")
 
 
 def shown_alike(pairs: list[Pair], start: Start, folder: RunFolder, pool: str) -> list[int]:
@@ -194,10 +212,11 @@ def run_trainer(setup: Setup, trainer: JudgeRollouts, title: str) -> None:
     check_same_prompt(setup.prompts, trainer._tokenize_prompts, range(min(8, len(setup.prompts))))
     if recipe.watch.preflight_prompts and last_checkpoint(folder) is None:
         trainer.add_callback(Preflight(setup, trainer))
-    probe = watched(trainer, recipe, folder, setup.start, title=title, max_tokens=recipe.rollout.max_tokens, rewards=setup.rewards)
+    longest = recipe.rollout.max_tokens
+    watch = watched(trainer, recipe, folder, setup.start, setup.probe, title=title, max_tokens=longest, rewards=setup.rewards)
     recorder = Recorder(folder, title, setup.start.card, recipe.train.keep_checkpoints, recorded=KEPT)
     seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
-    facts = {"prompts": len(setup.prompts), "steps": trainer.state.global_step, **probe.finish(trainer)}
+    facts = {"prompts": len(setup.prompts), "steps": trainer.state.global_step, **watch.finish(trainer)}
     if is_main_process():
         complete_model(recipe, folder, setup.start.card)
         folder.finish({**facts, "train_seconds": round(seconds, 2), "model": str(folder / "model")})

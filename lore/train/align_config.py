@@ -141,7 +141,7 @@ class RolloutRecipe(BaseRecipe):
     watch: WatchSection = WatchSection()
 
     def input_files(self) -> dict[str, list[str]]:
-        files = {"pool.path": [self.pool.path]}
+        files: dict[str, list[str]] = {}  # pool.path is the section's own
         if self.replay is not None and self.replay.path is not None:
             with suppress(LoreError):  # where there is none, the stage says so
                 files["replay.path"] = [str(file) for file in pair_files(self.replay.path)]

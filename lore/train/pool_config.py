@@ -52,9 +52,11 @@ class PoolSection(StrictModel):
     pass_rate: tuple[float, float] | None = None
     """Only pairs whose share of right samples lies in this window, both ends included."""
     balance: Literal["none", "tier", "slice"] = "none"
-    """tier, slice: equally many rows of each; the smallest group decides how many, or `limit` shared out evenly."""
-    order: Literal["random", "easy_to_hard", "slice"] = "random"
-    """easy_to_hard: largest pass rate first, then largest confidence; slice: slice after slice as `slices` names them."""
+    """tier, slice: equally many rows of each; the smallest group decides how many, or `limit` shared out evenly, of which a group
+    that is smaller gives all it has."""
+    order: Literal["random", "easy_to_hard", "hard_to_easy", "slice"] = "random"
+    """easy_to_hard: largest pass rate first, then largest confidence; hard_to_easy: the other way; slice: slice after slice as
+    `slices` names them."""
     slices: list[str] = []
     """Slices in the order of the curriculum. A row belongs to the first of them that it has; rows with none come last."""
     limit: int | None = Field(None, ge=1)

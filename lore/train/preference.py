@@ -36,7 +36,7 @@ from lore.train.preference_report import preflight
 from lore.train.preference_rows import FIELDS, Preference, Renderer, from_pool, from_table, preference_schema
 from lore.train.rows import rejection_of, takes_photos, write_rows
 from lore.train.select import chosen_pairs, chosen_rows
-from lore.train.watching import watched
+from lore.train.watching import probe_pairs, watched
 
 KEPT = (*RECORDED, "rewards", "logps", "kl")  # what metrics.jsonl holds of a step
 ANSWER_TOKENS = 256  # longest answer of the watch where its section says nothing
@@ -62,6 +62,7 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     start = begin(recipe)
     processor = start.processor
     photos = takes_photos(processor, start.fmt)
+    probe = probe_pairs(recipe.watch, recipe.data, folder)  # before anything that takes long
     args = arguments(recipe, folder, bf16=start.bf16, cpu=start.device == "cpu")
     with args.main_process_first(local=False, desc="preferences"):
         rows = load_rows(recipe, folder, start)
@@ -91,10 +92,10 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
         check_mixed_photos(shown, len(rows), "preferences", "launch/accelerate/ddp.yaml")
     if is_main_process():
         preflight(recipe, rows, trainer, processor, steps)
-    probe = watched(trainer, recipe, folder, start, title=recipe.stage, max_tokens=ANSWER_TOKENS)
+    watch = watched(trainer, recipe, folder, start, probe, title=recipe.stage, max_tokens=ANSWER_TOKENS)
     recorder = Recorder(folder, recipe.stage, start.card, recipe.train.keep_checkpoints, KEPT)
     seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
-    seen = probe.finish(trainer)
+    seen = watch.finish(trainer)
     if is_main_process():
         complete_model(recipe, folder, start.card)
         last = next(line for line in reversed(folder.metrics()) if "loss" in line)

@@ -35,7 +35,6 @@ from lore.train.training_report_lines import print_watch
 from lore.train.watch import Probed, Watch, label_shares, probe_metrics, training_facts
 from lore.train.watch_config import WatchSection
 
-BATCH_TOKENS = 16384  # padded tokens of one generate call
 ENTROPY_ANSWERS = 32
 Rewards = Callable[[list[Pair], list[list[Answer]]], dict[str, float]]
 
@@ -154,7 +153,7 @@ class ProbeCallback(TrainerCallback):
             engine = PolicyEngine(model, self.processor, self.rubric, batch_tokens=2**62)
             longest = max(gather_object([engine.longest(prompts)]))
             # So many prompts at once, whatever their own lengths: sharded weights want equally many calls in every process.
-            rows = max(1, BATCH_TOKENS // ((longest + self.max_tokens) * self.section.samples))
+            rows = max(1, self.section.batch_tokens // ((longest + self.max_tokens) * self.section.samples))
             completions: list[list[Completion]] = []
             for number, start in enumerate(range(0, len(prompts), rows)):
                 seed = self.seed + number * world + rank

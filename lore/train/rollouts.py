@@ -200,9 +200,9 @@ class JudgeRollouts(Rolling):
             self._metrics["train"][name].append(value)
 
     def _gap_is_due(self) -> bool:
-        """Whether one of the steps that learn from these answers is one of the watch. With vLLM, TRL measures every batch."""
+        """Whether the watch comes after one of the steps that learn from these answers. With vLLM, TRL measures every batch."""
         every = self.recipe.watch.every
-        return bool(every) and not self.use_vllm and -self.state.global_step % every < self.recipe.rollout.updates
+        return bool(every) and not self.use_vllm and -(self.state.global_step + 1) % every < self.recipe.rollout.updates
 
     def _note_gap(self, rows: list[int]) -> None:
         gap = sampler_gap(self, rows)

@@ -136,10 +136,11 @@ def _draw(index_N: np.ndarray, count: int, weight_N: np.ndarray, weighted: bool,
 
 def _ordered(section: PoolSection, table: pa.Table, index_N: np.ndarray, place_N: np.ndarray) -> np.ndarray:
     """index_N comes in random order, which stays where the curriculum leaves it open."""
-    if section.order == "easy_to_hard":
+    if section.order in ("easy_to_hard", "hard_to_easy"):
         rate_N = table["pass_rate"].to_numpy()[index_N]
         confidence_N = np.nan_to_num(table["confidence"].to_numpy(zero_copy_only=False).astype(float))[index_N]
-        return index_N[np.lexsort((-confidence_N, -rate_N))]
+        sign = -1 if section.order == "easy_to_hard" else 1
+        return index_N[np.lexsort((sign * confidence_N, sign * rate_N))]
     if section.order == "slice":
         return index_N[np.argsort(place_N[index_N], kind="stable")]
     return index_N

@@ -22,6 +22,8 @@ class WatchSection(StrictModel):
     """Answers sampled for each pair; pass@k is of so many."""
     temperature: float = Field(1.0, gt=0)
     """Temperature of these answers."""
+    batch_tokens: int = Field(16384, ge=1)
+    """Tokens of the answers written at once, each with its prompt and padding; each costs the memory of its keys and values."""
     max_tokens: int | None = Field(None, ge=1)
     """Longest answer in tokens; none: the limit of the stage."""
     best: Literal["macro_f1", "pass_at_1"] = "pass_at_1"

@@ -18,14 +18,22 @@ from lore.train.watch_config import WatchSection
 
 
 def watched(
-    trainer: Any, recipe: Any, folder: RunFolder, start: Start, *, title: str, max_tokens: int, rewards: Rewards | None = None
+    trainer: Any,
+    recipe: Any,
+    folder: RunFolder,
+    start: Start,
+    pairs: list[Pair],
+    *,
+    title: str,
+    max_tokens: int,
+    rewards: Rewards | None = None,
 ) -> ProbeCallback:
-    """Puts a trainer under its recipe's watch; call `finish` of what it returns after training. The Recorder comes after it:
-    `lore.train.loop.train` adds it last. recipe: .watch .data .seed"""
+    """Puts a trainer under its recipe's watch over `probe_pairs`; call `finish` of what it returns after training. The Recorder
+    comes after it: `lore.train.loop.train` adds it last. recipe: .watch .seed"""
     probe = ProbeCallback(
         recipe.watch,
         folder,
-        probe_pairs(recipe.watch, recipe.data, folder) if recipe.watch.every else [],
+        pairs,
         start.rubric,
         start.fmt,
         start.processor,
@@ -41,14 +49,18 @@ def watched(
 
 
 def probe_pairs(watch: WatchSection, data: DataSection, folder: RunFolder) -> list[Pair]:
-    """The fixed pairs of the watch: spread evenly over its file. Raises LoreError where there is none with a label."""
+    """The fixed pairs of the watch: spread evenly over its file; none where it is off. Raises LoreError where there is none
+    with a label."""
+    if not watch.every:
+        return []
     path = watch.path or materialise(data, folder)
     labels = (pair.label for pair in read_pairs(path, split=watch.split, columns=["label"]))
     labelled = sum(label is not None for label in labels)
     if not labelled:
         raise LoreError(
             f"watch: {path} holds no labelled pair of split {watch.split}, so nothing can be watched.\n"
-            "Give watch.path and watch.split of pairs that are not trained on, or watch.every: 0."
+            "Give watch.path and watch.split of pairs that are not trained on, or watch.every: 0.",
+            same_on_every_rank=True,
         )
     # A file of many photos is never in memory: the pairs are counted first, then taken as they stream by.
     pairs = (pair for pair in track(read_pairs(path, split=watch.split), "reading the probe") if pair.label is not None)
