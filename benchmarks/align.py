@@ -133,25 +133,23 @@ def shown(values: np.ndarray, kind: int) -> str:
 
 
 def spread(seeds: list[int], runs: Path) -> str:
-    """Groups with spread per 1,000 sampled tokens in the last third of the steps, with dynamic sampling over without: of the arms,
-    whose pool leaves out what was easy before training, and of the same runs over the whole pool."""
-    lines = ["| seed | pool of the arms: with | without | ratio | whole pool: with | without | ratio |", "|---" * 7 + "|"]
+    """Groups with spread that dynamic sampling finds in the last third of the steps where it has a choice: the arms with and
+    without it over the whole pool, of which they leave out what was easy before training."""
+    lines = ["| seed | per 1,000 tokens: with | without | ratio | share with spread, without |", "|---" * 5 + "|"]
     arms = ("grpo", "no_dynamic")
     for seed in seeds:
-        folder, cells = runs / "align" / str(seed), []
+        folder = runs / "align" / str(seed)
         for arm in arms:
             whole = ["pool.pass_rate=null", "train.save_every=0", "watch.every=0"]
             lore(folder / "recipes" / f"{arm}.yaml", runs, f"run=align/{seed}/whole_{arm}", *whole)
-        for prefix in ("", "whole_"):
-            found = [with_spread(folder / f"{prefix}{arm}") for arm in arms]
-            cells += [f"{found[0]:.2f}", f"{found[1]:.2f}", f"{found[0] / found[1]:.2f}"]
-        lines.append(f"| {seed} | " + " | ".join(cells) + " |")
+        found = [late(folder / f"whole_{arm}", "rollout/spread_per_1000_tokens") for arm in arms]
+        share = late(folder / "whole_no_dynamic", "rollout/share_with_spread")
+        lines.append(f"| {seed} | {found[0]:.2f} | {found[1]:.2f} | {found[0] / found[1]:.2f} | {share:.2f} |")
     return "\n".join(lines)
 
 
-def with_spread(run: Path) -> float:
-    """Mean of rollout/spread_per_1000_tokens over the last third of a run's steps."""
-    key = "rollout/spread_per_1000_tokens"
+def late(run: Path, key: str) -> float:
+    """Mean of a metric over the last third of a run's logged steps."""
     values = [row[key] for row in RunFolder(run).metrics() if key in row]
     return float(np.mean(values[-(len(values) // 3) :]))
 
