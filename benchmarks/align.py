@@ -133,14 +133,16 @@ def shown(values: np.ndarray, kind: int) -> str:
 
 
 def spread(seeds: list[int], runs: Path) -> str:
-    """Groups with spread that dynamic sampling finds in the last third of the steps where it has a choice: the arms with and
-    without it over the whole pool, of which they leave out what was easy before training."""
+    """Groups with spread that sharp dynamic sampling finds in the last third of the steps where it has a choice: the arms with
+    and without it over the whole pool, of which they leave out what was easy before training."""
     lines = ["| seed | per 1,000 tokens: with | without | ratio | share with spread, without |", "|---" * 5 + "|"]
     arms = ("grpo", "no_dynamic")
     for seed in seeds:
         folder = runs / "align" / str(seed)
         for arm in arms:
             whole = ["pool.pass_rate=null", "train.save_every=0", "watch.every=0"]
+            if arm == "grpo":
+                whole.append("dynamic.sharp=true")
             lore(folder / "recipes" / f"{arm}.yaml", runs, f"run=align/{seed}/whole_{arm}", *whole)
         found = [late(folder / f"whole_{arm}", "rollout/spread_per_1000_tokens") for arm in arms]
         share = late(folder / "whole_no_dynamic", "rollout/share_with_spread")

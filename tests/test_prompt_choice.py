@@ -91,8 +91,18 @@ def test_a_window_smaller_than_a_step_is_asked_more_than_once():
     assert window(3, 1, 0).tolist() == [0]
 
 
-def test_scheduled_prompts_are_kept_as_often_as_they_promise_what_a_draw_does():
-    one, among = choice([1.0, 0.5], explore=0.01), np.arange(2)
+def test_scheduled_prompts_are_kept_as_often_as_they_have_spread():
+    # Chances: about 0.26 for one always right, about 0.95 for one in the middle; twice the chance, at most 1.
+    one, among = choice([1.0, 0.5], samples=16, explore=0.05), np.arange(2)
+    chance = one.chance()
+    rng = np.random.default_rng(0)
+    kept = np.mean([one.keep(among, among, rng) for _ in range(4000)], axis=0)
+    assert 2 * chance[0] < 1 < 2 * chance[1]
+    assert kept == pytest.approx([2 * chance[0], 1], abs=0.04)
+
+
+def test_sharp_foresight_keeps_what_promises_as_much_as_a_draw():
+    one, among = choice([1.0, 0.5], explore=0.01, sharp=True), np.arange(2)
     odds = (one.chance()[0] / one.hit_rate(among)) ** SHARPNESS
     rng = np.random.default_rng(0)
     kept = np.mean([one.keep(among, among, rng) for _ in range(4000)], axis=0)
@@ -102,7 +112,7 @@ def test_scheduled_prompts_are_kept_as_often_as_they_promise_what_a_draw_does():
 
 def test_prompts_that_promise_alike_are_all_kept():
     among = np.arange(5)
-    assert choice([1.0] * 5).keep(among, among, np.random.default_rng(0)).all()
+    assert choice([1.0] * 5, sharp=True).keep(among, among, np.random.default_rng(0)).all()
 
 
 def test_a_prompt_without_hope_is_still_asked_now_and_then():
@@ -112,10 +122,11 @@ def test_a_prompt_without_hope_is_still_asked_now_and_then():
     assert np.mean([one.keep(np.array([0]), np.arange(2), rng)[0] for _ in range(4000)]) == pytest.approx(0.1, abs=0.02)
 
 
-def test_draws_follow_the_chances():
-    one = choice([0.0, 0.5, 1.0], samples=10_000)
+@pytest.mark.parametrize("sharp, power", [(False, 1), (True, SHARPNESS)])
+def test_draws_follow_the_chances(sharp, power):
+    one = choice([0.0, 0.5, 1.0], samples=10_000, sharp=sharp)
     likely = np.maximum(one.chance(), LEAST)
-    weights = likely**SHARPNESS
+    weights = likely**power
     rng = np.random.default_rng(0)
     counts = Counter(one.draw(1, np.arange(3), [], rng)[0] for _ in range(6000))
     assert [counts[row] / 6000 for row in range(3)] == pytest.approx(weights / weights.sum(), abs=0.02)
@@ -141,7 +152,7 @@ def test_draws_stay_inside_the_window():
 
 
 def test_chances_are_corrected_by_what_groups_of_prompts_like_it_showed():
-    one = choice([1.0, 1.0, 0.5])
+    one = choice([1.0, 1.0, 0.5], sharp=True)
     before = one.chance()
     one.observe(0, 8, 8, False)
     # One group in which `before` with spread were foreseen and none was found; the others' counts are untouched.
@@ -150,7 +161,7 @@ def test_chances_are_corrected_by_what_groups_of_prompts_like_it_showed():
 
 
 def test_a_correction_forgets():
-    one = choice([1.0] * 400)
+    one = choice([1.0] * 400, sharp=True)
     first = one.chance()[0]
     for row in range(200):
         one.observe(row, 8, 8, False)
@@ -161,7 +172,7 @@ def test_a_correction_forgets():
 
 
 def test_a_restored_choice_goes_on_as_the_first_would():
-    one, other = choice([0.9, 0.5, 0.1]), choice([0.9, 0.5, 0.1])
+    one, other = (choice([0.9, 0.5, 0.1], sharp=True) for _ in range(2))
     for row, right in ((0, 8), (1, 4), (2, 1)):
         one.observe(row, right, 8, right < 8)
     assert (one.chance() != other.chance()).any()
@@ -176,7 +187,7 @@ def test_foresight_finds_what_a_surer_judge_still_gets_right_and_wrong():
     rows = 1500
     rates_before = np.where(np.arange(rows) % 10 < 6, 0.89, 0.6)
     rates_now = np.where(np.arange(rows) % 10 < 6, 0.999, 0.7)
-    one = choice((rng.binomial(8, rates_before) / 8).tolist())
+    one = choice((rng.binomial(8, rates_before) / 8).tolist(), sharp=True)
     order, found = schedule(rows, 48, 32, seed=0, curriculum=False), []
     for scheduled in order:
         asked, among = scheduled.copy(), np.arange(rows)

@@ -46,6 +46,9 @@ class DynamicSection(StrictModel):
     """A group has spread when the standard deviation of its rewards is above this."""
     foresee: bool = True
     """Prompts whose earlier answers say that a group will have no spread give way before anything is generated."""
+    sharp: bool = False
+    """The guess is corrected by how often groups of late had spread where it said they would, and only the likeliest prompts are
+    asked: more groups with spread for the tokens, fewer different prompts."""
     explore: float = Field(0.1, gt=0, le=1)
     """A prompt is asked with at least this probability whatever is foreseen."""
     forget: float = Field(0.5, ge=0, le=1)

@@ -3,8 +3,8 @@
 A group of answers whose rewards are all alike has no advantage to learn from. How likely that is follows from the prompt's
 earlier answers: with r right and w wrong ones behind it, the next group's right answers are beta-binomial. What was seen long
 ago counts less, since the judge has moved on. But it moves on with prompts too that were not asked again, and grows surer of
-most: so the guess is corrected by how often groups of late had spread where it said they would, among prompts with about the
-same share of right answers.
+most: `sharp` corrects the guess by how often groups of late had spread where it said they would, among prompts with about the
+same share of right answers, and goes for the likeliest prompts.
 
 Close to GRESO (arXiv 2506.02177), which skips prompts by their last groups; the beta-binomial chance, the pool's samples as its
 beginning and the correction are ours.
@@ -22,7 +22,7 @@ PRIOR = 0.5  # right and wrong answers that every prompt begins with
 POOL_WEIGHT = 0.5  # the pool's samples came from another judge: the one before training
 WINDOW = 0.2  # share of the pool that a curriculum shows at a time
 LEAST = 0.02  # chance that every prompt is granted, or none could be drawn where nothing better is left
-SHARPNESS = 4  # power of the chance by which prompts are drawn and kept: the many that promise little would outweigh the few else
+SHARPNESS = 4  # power of the chance by which `sharp` draws and keeps: the many that promise little would outweigh the few else
 EDGES = (0.05, 0.15, 0.35, 0.65, 0.85, 0.95)  # of the shares of right answers, between which a correction is shared
 MEMORY = 64  # groups after which most of a correction has been learnt anew
 DOUBT = 2.0  # groups with spread, as foreseen, that every correction begins with
@@ -63,8 +63,11 @@ class PromptChoice:
 
     def chance(self) -> np.ndarray:
         """Probability [N] that the next group of each prompt has spread: right and wrong answers both."""
+        chance = self._foreseen(self.seen)
+        if not self.section.sharp:
+            return chance
         foreseen, found = (self.tried + DOUBT).T
-        return np.clip(self._foreseen(self.seen) * (found / foreseen)[self._bins(self.seen)], 0, 1)
+        return np.clip(chance * (found / foreseen)[self._bins(self.seen)], 0, 1)
 
     def _foreseen(self, seen: np.ndarray) -> np.ndarray:
         """Beta-binomial chance [n] from counts [n, 2]."""
@@ -84,13 +87,14 @@ class PromptChoice:
         self.seen[row] = (1 - self.section.forget) * self.seen[row] + (right, asked - right)
 
     def keep(self, rows: np.ndarray, among: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Which of the scheduled rows are asked, bool [n]: those that promise as much as a draw from `among` always, others
-        less often."""
-        odds = np.clip((self.chance()[rows] / self.hit_rate(among)) ** SHARPNESS, self.section.explore, 1)
-        return rng.random(len(rows)) < odds
+        """Which of the scheduled rows are asked, bool [n]: those with an even chance of spread always, others less often; sharp:
+        those that promise as much as a draw from `among`."""
+        chance = self.chance()[rows]
+        odds = (chance / self.hit_rate(among)) ** SHARPNESS if self.section.sharp else 2 * chance
+        return rng.random(len(rows)) < np.clip(odds, self.section.explore, 1)
 
     def _weights(self, rows: np.ndarray) -> np.ndarray:
-        return np.maximum(self.chance()[rows], LEAST) ** SHARPNESS
+        return np.maximum(self.chance()[rows], LEAST) ** (SHARPNESS if self.section.sharp else 1)
 
     def hit_rate(self, among: np.ndarray) -> float:
         """Expected share of groups with spread among prompts that `draw` gives."""
