@@ -62,7 +62,6 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
     if recipe.replay is not None:
         replayed_passes(recipe)
     start = begin(recipe)
-    probe = probe_pairs(recipe.watch, recipe.data, folder)
     args = rollout_arguments(
         recipe,
         folder,
@@ -80,6 +79,7 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
         pairs = chosen_pairs(table, recipe.data, folder)
         if recipe.replay is not None:
             write_replay(recipe, folder, start)
+    probe = probe_pairs(recipe.watch, recipe.data, folder)  # after the main process has brought the data into their form
     good = shown_alike(pairs, start, folder, recipe.pool.path)
     pairs = [pairs[number] for number in good]
     if recipe.guided is not None:

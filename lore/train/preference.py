@@ -62,10 +62,10 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     start = begin(recipe)
     processor = start.processor
     photos = takes_photos(processor, start.fmt)
-    probe = probe_pairs(recipe.watch, recipe.data, folder)  # before anything that takes long
     args = arguments(recipe, folder, bf16=start.bf16, cpu=start.device == "cpu")
     with args.main_process_first(local=False, desc="preferences"):
         rows = load_rows(recipe, folder, start)
+    probe = probe_pairs(recipe.watch, recipe.data, folder)  # after the main process has brought the data into their form
     if recipe.stage == "kto":
         args.desirable_weight, args.undesirable_weight = kto_weights(recipe, rows["label"][:])
     steps = total_steps(recipe.train, len(rows))
