@@ -18,7 +18,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from models import SIZES, make_model
+from models import SIZES, make_model, prompt_section
 
 GROUP, POOL = 8, 128
 SAME = ("loss", "reward", "completions/mean_length", "entropy")
@@ -49,12 +49,7 @@ def prepare(folder: Path, size: str, steps: int, batch: int, micro: int) -> Path
         "run": "grpo",
         "model": {"name": str(folder / "model"), **({"lora": {"rank": 16}} if large else {})},
         "data": {"path": str(folder / "pairs.parquet"), "rubric": "shop"},
-        "prompt": {
-            "order": "reason_first",
-            "detail": "full" if large else "name",
-            "photo": False,
-            "max_prompt_tokens": 4096 if large else 256,
-        },
+        "prompt": prompt_section(size),
         "pool": {"path": str(folder / "pool.parquet")},
         "rollout": {"group": GROUP, "max_tokens": 128 if large else 48},
         "grpo": {"advantage_clamp": None, "mask_truncated": False},

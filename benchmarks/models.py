@@ -11,10 +11,16 @@ from typing import Any
 SIZES = ("small", "8b")
 
 
+def prompt_section(size: str) -> dict[str, Any]:
+    """Short prompts for the small model, the rule book in all of them for the large one."""
+    detail, longest = ("name", 512) if size == "small" else ("full", 4096)
+    return {"order": "reason_first", "detail": detail, "photo": False, "max_prompt_tokens": longest}
+
+
 def make_model(folder: Path, world: Any, size: str = "small") -> Any:
     """Writes `folder`/model and returns its tokenizer."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
     from lore.data_synth.corpus import write_corpus
     from lore.data_synth.world_stage import corpus_texts
@@ -48,13 +54,10 @@ def make_model(folder: Path, world: Any, size: str = "small") -> Any:
             head_dim=128,
             max_position_embeddings=40960,
             tie_word_embeddings=False,
-            dtype=torch.bfloat16,
             **ids,
         )
-        torch.set_default_dtype(torch.bfloat16)
         with torch.device("cuda"):
-            model = Qwen3ForCausalLM(config)
-        torch.set_default_dtype(torch.float32)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     del model

@@ -29,15 +29,9 @@ import time
 from pathlib import Path
 
 import yaml
-from models import SIZES, gpu_memory, make_model, multiplied_weights
+from models import SIZES, gpu_memory, make_model, multiplied_weights, prompt_section
 
 RATE, RANK, MAX_TOKENS = 1e-3, 16, 4096
-
-
-def prompt_section(size: str) -> dict:
-    """Short prompts for the small model, the rule book in all of them for the large one."""
-    detail, longest = ("name", 512) if size == "small" else ("full", 4096)
-    return {"order": "reason_first", "detail": detail, "photo": False, "max_prompt_tokens": longest}
 
 
 def prepare(folder: Path, rows: int, size: str) -> int:

@@ -212,8 +212,8 @@ def run_trainer(setup: Setup, trainer: JudgeRollouts, title: str) -> None:
     check_same_prompt(setup.prompts, trainer._tokenize_prompts, range(min(8, len(setup.prompts))))
     if recipe.watch.preflight_prompts and last_checkpoint(folder) is None:
         trainer.add_callback(Preflight(setup, trainer))
-    longest = recipe.rollout.max_tokens
-    watch = watched(trainer, recipe, folder, setup.start, setup.probe, title=title, max_tokens=longest, rewards=setup.rewards)
+    shown = {"title": title, "max_tokens": recipe.rollout.max_tokens, "rewards": setup.rewards}
+    watch = watched(trainer, recipe, folder, setup.start, setup.probe, **shown)
     recorder = Recorder(folder, title, setup.start.card, recipe.train.keep_checkpoints, recorded=KEPT)
     seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
     facts = {"prompts": len(setup.prompts), "steps": trainer.state.global_step, **watch.finish(trainer)}

@@ -93,13 +93,18 @@ class PromptChoice:
         odds = (chance / self.hit_rate(among)) ** SHARPNESS if self.section.sharp else 2 * chance
         return rng.random(len(rows)) < np.clip(odds, self.section.explore, 1)
 
-    def _weights(self, rows: np.ndarray) -> np.ndarray:
-        return np.maximum(self.chance()[rows], LEAST) ** (SHARPNESS if self.section.sharp else 1)
+    @property
+    def _power(self) -> int:
+        return SHARPNESS if self.section.sharp else 1
+
+    def _likely(self, rows: np.ndarray) -> np.ndarray:
+        return np.maximum(self.chance()[rows], LEAST)
 
     def hit_rate(self, among: np.ndarray) -> float:
         """Expected share of groups with spread among prompts that `draw` gives."""
-        weights = self._weights(among)
-        return float(weights @ np.maximum(self.chance()[among], LEAST) / weights.sum())
+        likely = self._likely(among)
+        weights = likely**self._power
+        return float(weights @ likely / weights.sum())
 
     def draw(self, count: int, among: np.ndarray, taken: Collection[int], rng: np.random.Generator) -> list[int]:
         """`count` rows out of `among`, likelier where spread is likelier; none of `taken`, none twice, while others are left."""
@@ -107,7 +112,7 @@ class PromptChoice:
         free = np.setdiff1d(among, list(taken))
         while len(drawn) < count:
             free = free if len(free) else among
-            weights = self._weights(free)
+            weights = self._likely(free) ** self._power
             size = min(count - len(drawn), len(free))
             drawn += rng.choice(free, size, replace=False, p=weights / weights.sum()).tolist()
             free = np.setdiff1d(among, drawn)

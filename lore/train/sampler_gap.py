@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from trl import GRPOTrainer
 
 from lore.train.photo_passes import PHOTO_FIELDS
 
@@ -20,8 +19,8 @@ def sampler_gap(trainer: Any, rows: list[int]) -> torch.Tensor:
     ids, images, fields = trainer._tokenize_prompts([trainer.prompts.messages(row) for row in rows])
     cuda = [trainer.accelerator.device] if trainer.accelerator.device.type == "cuda" else []
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    with torch.random.fork_rng(devices=cuda), trainer.accelerator.autocast(), scores_of(model) as made:
-        completions, _ = GRPOTrainer._generate_single_turn(trainer, ids, images, fields, 1)
+    with torch.random.fork_rng(devices=cuda), scores_of(model) as made:
+        completions, _ = trainer._generate_single_turn(ids, images, fields, 1)
         asked, answered = made[0]
         tokens = answered.sequences[:, asked["input_ids"].shape[1] :]
         mask = torch.zeros_like(tokens)
