@@ -14,7 +14,8 @@ from pydantic import BaseModel
 
 from lore.errors import LoreError
 from lore.folder import RunFolder
-from lore.recipe import BaseRecipe, DataSection, ModelSection
+from lore.recipe import BaseRecipe, DataSection, ModelSection, looks_local
+from lore.sources import missing_data
 
 SAMPLED_BYTES = 65536
 SAMPLES = 16
@@ -91,12 +92,41 @@ def _inputs(section: BaseModel, at: str) -> Iterator[tuple[str, Callable[[], str
                 yield f"{at}{key}", lambda folder=folder: model_fingerprint(folder)
     else:
         for key, files in getattr(section, "input_files", dict)().items():
-            yield f"{at}{key}", lambda files=files: files_fingerprint(map(Path, files))
-        for name in type(section).model_fields:
-            value = getattr(section, name)
-            for key, inner in value.items() if isinstance(value, dict) else [(None, value)]:
-                if isinstance(inner, BaseModel):
-                    yield from _inputs(inner, f"{at}{name}." if key is None else f"{at}{name}.{key}.")
+            if all(Path(file).is_file() for file in files):  # where one is not, the stage says so in its own words
+                yield f"{at}{key}", lambda files=files: files_fingerprint(map(Path, files))
+        for name, inner in _sections(section):
+            yield from _inputs(inner, f"{at}{name}.")
+
+
+def _sections(section: BaseModel) -> Iterator[tuple[str, BaseModel]]:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        for key, inner in value.items() if isinstance(value, dict) else [(None, value)]:
+            if isinstance(inner, BaseModel):
+                yield name if key is None else f"{name}.{key}", inner
+
+
+def missing_inputs(section: BaseModel, at: str = "") -> Iterator[tuple[str, str]]:
+    """(key, path or what is amiss) of the data, checkpoints and other files that a recipe names and that are not there."""
+    if isinstance(section, DataSection):
+        if lack := missing_data(section):
+            yield f"{at}path", lack
+    elif isinstance(section, ModelSection):
+        for key, folder in (("name", section.name), ("adapter", section.adapter)):
+            if folder and looks_local(folder) and not Path(folder).is_dir():
+                yield f"{at}{key}", f"{folder} is not a folder."
+    else:
+        try:
+            named = getattr(section, "input_files", dict)()
+        except LoreError as error:  # a folder or pattern that holds none
+            yield at.rstrip("."), " ".join(str(error).split())
+            named = {}
+        for key, files in named.items():
+            for file in files:
+                if not Path(file).is_file():
+                    yield f"{at}{key}", f"{file} does not exist."
+        for name, inner in _sections(section):
+            yield from missing_inputs(inner, f"{at}{name}.")
 
 
 def check_inputs(recipe: BaseRecipe, folder: RunFolder) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class ImageError(LoreError):
         self.reason, self.found, self.expected = reason, found, expected
 
 
-def load_image(image: dict[str, Any] | bytes | str, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Any:
+def load_image(image: Mapping[str, Any] | bytes | str, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Any:
     """A Pillow RGB image, upright, transparent parts on white. Raises ImageError.
 
     `image`: {"bytes", "path"} as datasets.Image stores it (bytes win), or bytes, or a path.
@@ -56,7 +57,7 @@ def bounded(image: Any, max_pixels: int | None) -> Any:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def check_image(image: dict[str, Any] | bytes | str, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> bytes:
+def check_image(image: Mapping[str, Any] | bytes | str, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> bytes:
     """The image's bytes, after reading it to its end. Raises ImageError. JPEG is decoded at an eighth of its size:
     that finds every truncated file at a quarter of the time.
     """
@@ -70,9 +71,9 @@ def check_image(image: dict[str, Any] | bytes | str, *, max_pixels: int = MAX_PI
     return data
 
 
-def image_bytes(image: dict[str, Any] | bytes | str, *, max_bytes: int = MAX_BYTES) -> bytes:
+def image_bytes(image: Mapping[str, Any] | bytes | str, *, max_bytes: int = MAX_BYTES) -> bytes:
     """The encoded image. Raises ImageError where the file is missing or too large; nothing is downloaded."""
-    if isinstance(image, dict):
+    if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path") or ""
     if isinstance(image, bytes):
         if len(image) > max_bytes:

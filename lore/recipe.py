@@ -58,8 +58,8 @@ class StrictModel(BaseModel):
         return iter(())
 
     def input_files(self) -> dict[str, list[str]]:
-        """Files this section reads, by its key, beyond those of data and model sections: a finished run is compared with
-        them again.
+        """Files this section reads, by its key, beyond those of data and model sections, there or not: a finished run is
+        compared with them again.
         """
         return {}
 
@@ -86,6 +86,11 @@ class LoraSection(StrictModel):
     def conflicts(self) -> Iterator[Conflict]:
         if not self.targets:
             yield Conflict(("targets",), "no module, so no adapter", "all-linear, a pattern or module names")
+
+
+def looks_local(name: str) -> bool:
+    """True for a model's name that is meant as a path, whether it is there or not: no hub id looks like that."""
+    return "/" in name and (name.startswith((".", "/", "~", "runs/")) or name.count("/") != 1)
 
 
 class ModelSection(StrictModel):

@@ -12,12 +12,11 @@ import sys
 from pathlib import Path
 
 from lore.errors import LoreError
-from lore.fingerprints import check_inputs, note_inputs
+from lore.fingerprints import check_inputs, missing_inputs, note_inputs
 from lore.folder import RunFolder, flatten, is_main_process, rank, say
 from lore.launch import close_process_group, leave, settle_devices
 from lore.needs import plan, run_in_subprocess, run_needed, wait_for_needed
-from lore.recipe import BaseRecipe, DataSection, resolve_need, to_yaml
-from lore.sources import missing_data
+from lore.recipe import BaseRecipe, resolve_need, to_yaml
 from lore.stages import load_recipe, stage_function
 
 
@@ -202,10 +201,9 @@ def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, neede
     print(f"# run folder: {folder.path} ({'belongs to another recipe' if changed else state})")
     for key, old, new in changed:
         print(f"#   {key}: was {old!r}, now {new!r}")
-    data = getattr(recipe, "data", None)
-    if isinstance(data, DataSection) and (lack := missing_data(data)):
-        if recipe.makes_its_data:
-            lack = f"{data.path} does not exist; the run writes it first."
-        print(f"# data.path: {lack}{' A recipe that is needed may write it.' if needed else ''}")
+    for key, lack in missing_inputs(recipe):
+        if key == "data.path" and recipe.makes_its_data:
+            lack = f"{recipe.data.path} does not exist; the run writes it first."
+        print(f"# {key}: {lack}{' A recipe that is needed may write it.' if needed else ''}")
     for need, inner in needed:
         print(f"# needs: {need} -> {inner.path} ({'done' if inner.is_done else 'would run first'})")

@@ -1,6 +1,7 @@
 """Choosing from a pool: windows, balance, weights, the order of the curriculum, and the pairs behind the rows."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lore.errors import LoreError
+from lore.images import image_bytes
 from lore.pairs import Pair, PairWriter
 from lore.recipe import DataSection
 from lore.train.pool import POOL_SCHEMA
@@ -171,6 +173,26 @@ def pairs(tmp_path):
 def test_rows_find_their_pairs_in_the_rows_order(path, pairs, tmp_path):
     chosen = select(PoolSection(path=path, weighted=True, limit=60), 0)
     assert [pair.pair_id for pair in chosen_pairs(chosen, pairs(), tmp_path)] == ids(chosen)
+
+
+def test_photos_stay_in_a_file_of_the_run_that_all_processes_map(path, tmp_path):
+    with PairWriter(tmp_path / "pairs.parquet") as writer:
+        for number, row in enumerate(rows_of(240)):
+            image = {"bytes": f"photo {number}".encode(), "path": None} if number % 3 else None
+            writer.write(Pair(pair_id=row["pair_id"], query=row["query"], title="a lamp", label=row["label"], image=image))
+    data = DataSection(path=str(tmp_path / "pairs.parquet"), rubric="shop")
+    chosen = select(PoolSection(path=path, weighted=True, limit=60), 0)
+    kept, stored, unseen = (chosen_pairs(chosen, data, tmp_path, photos=how) for how in ("kept", "stored", "unseen"))
+    assert (tmp_path / "data" / "photos.arrow").is_file()
+    assert any(pair.image for pair in kept)
+    for one, other, third in zip(kept, stored, unseen, strict=True):
+        assert not isinstance(other.image, dict)
+        assert replace(one, image=None) == replace(other, image=None) == replace(third, image=None)
+        assert one.image == (None if other.image is None else dict(other.image))
+        assert (one.image is None) == (third.image is None)
+        if one.image:
+            assert image_bytes(other.image) == one.image["bytes"]
+            assert not third.image
 
 
 def test_pairs_that_are_missing_or_rated_anew_are_an_error(path, pairs, tmp_path):

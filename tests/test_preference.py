@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
+from test_distributed import launch
 
 from lore.card import read_card
 from lore.engines import open_engine
@@ -173,6 +174,29 @@ def test_killed_while_saving_it_goes_on_and_ends_with_the_same_weights(recipe, r
     assert whole.metrics_path.read_bytes() == folder.metrics_path.read_bytes()
     one, other = weights(whole), weights(folder)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "stage, kind, loss",
+    [("dpo", "vision", None), ("kto", "text", "apo_zero_unpaired"), ("kto", "text", None)],
+    ids=["dpo with photos", "kto without a divergence", "kto"],
+)
+def test_two_cpu_processes_learn_what_one_does(recipe, runs, judges, stage, kind, loss):
+    more = {} if loss is None else {"loss": loss}
+    path = recipe("both", stage, kind, train={"steps": 8, "lr": 1e-3}, **more)
+    one = run_recipe(path)
+    (runs / "both").rename(runs / "one")
+    done = launch("cpu2", path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    two, one = RunFolder(runs / "both"), RunFolder(runs / "one")
+    before, moved = load_file(judges[kind] / "adapter_model.safetensors"), weights(one)
+    way = max((moved[name] - before[name]).abs().max().item() for name in moved)
+    apart = max((moved[name] - other).abs().max().item() for name, other in weights(two).items())
+    # KTO estimates the divergence within the pass of each process, so its loss is another one by a little.
+    assert apart < (0.02 if (stage, loss) != ("kto", None) else 0.5) * way
+    lost = [[line["loss"] for line in folder.metrics()] for folder in (one, two)]
+    assert lost[1] == pytest.approx(lost[0], abs=1e-3 if (stage, loss) != ("kto", None) else 2e-2)
 
 
 def test_a_watched_run_leaves_its_best_weights_without_the_reference(recipe, runs):

@@ -197,6 +197,25 @@ def test_dry_run_prints_every_value_and_touches_nothing(demo, write_recipe, runs
     assert not runs.exists()
 
 
+def test_dry_run_names_every_input_that_is_not_there(write_recipe, runs, tmp_path, capsys):
+    body = f"""stage: grpo
+run: dry
+model: {{name: {tmp_path}/base, adapter: {tmp_path}/sft}}
+data: {{path: {tmp_path}/pairs, rubric: shop}}
+prompt: {{order: reason_first, detail: name, max_prompt_tokens: 256}}
+pool: {{path: {tmp_path}/pool.parquet}}
+replay: {{rows: 4, path: "{tmp_path}/replay/*.parquet"}}
+train: {{steps: 2, batch_size: 16, lr: 1e-4, max_tokens: 64}}
+"""
+    run_recipe(write_recipe("dry.yaml", body), dry_run=True)
+    said = [line[2:] for line in capsys.readouterr().out.splitlines() if str(tmp_path) in line and line.startswith("# ")]
+    missing = dict(line.split(": ", 1) for line in said if not line.startswith(("run folder", str(tmp_path))))
+    assert sorted(missing) == ["data.path", "model.adapter", "model.name", "pool.path", "replay.path"]
+    (tmp_path / "pool.parquet").touch()
+    run_recipe(write_recipe("dry.yaml", body.replace(f"{tmp_path}/base", "Qwen/Qwen3-8B")), dry_run=True)
+    assert not {"# pool.path", "# model.name"} & {line.split(":")[0] for line in capsys.readouterr().out.splitlines()}
+
+
 def test_main_returns_at_once_in_a_spawned_worker(tmp_path):
     main("__mp_main__", str(tmp_path / "not even there.yaml"))
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from lore.errors import LoreError
 from lore.quiet import silence
-from lore.recipe import ModelSection
+from lore.recipe import ModelSection, looks_local
 
 # Idefics3's own image processor needs torchvision; the Pillow one gives the same pixels everywhere.
 PILLOW_BACKEND = {"idefics3"}
@@ -146,12 +146,11 @@ def _nf4(dtype):
 def _check_folder(name: str, key: str, file: str = "config.json") -> None:
     """A path that is not there must not be taken for a hub id and asked for on the network."""
     path = Path(name)
-    looks_local = name.startswith((".", "/", "~", "runs/")) or name.count("/") != 1
     if path.is_dir():
         if not (path / file).is_file():
             raise LoreError(
                 f"{key}: {name} holds no {file}, so it is not a finished model folder. "
                 "Run the recipe that makes it, or correct the path."
             )
-    elif looks_local and "/" in name:
+    elif looks_local(name):
         raise LoreError(f"{key}: {name} is not a folder. Run the recipe that makes it (see `needs`), or correct the path.")

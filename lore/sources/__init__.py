@@ -109,12 +109,13 @@ def missing_data(section: Any) -> str | None:
     return None
 
 
-def labelled(section: Any, path: str | Path) -> "Iterator[Pair]":
-    """The pairs of a data section that have a label, in file order; path: of `materialise`. section: .split .slices .limit"""
+def labelled(section: Any, path: str | Path, *, columns: list[str] | None = None) -> "Iterator[Pair]":
+    """The pairs of a data section that have a label, in file order; path: of `materialise`. section: .split .slices .limit;
+    columns: of `read_pairs`, the label and the slices among them."""
     from lore.pairs import read_pairs
 
     wanted = set(section.slices or [])
-    pairs = read_pairs(path, split=section.split)
+    pairs = read_pairs(path, split=section.split, columns=columns)
     chosen = (pair for pair in pairs if pair.label is not None and (not wanted or wanted & set(pair.slices)))
     return islice(chosen, section.limit)
 

@@ -28,6 +28,7 @@ from lore.train.prompts import Prompts, check_same_prompt, usable
 from lore.train.replay import Replay, replayed_passes, write_replay
 from lore.train.rewards import Rewards, print_self_test, self_test
 from lore.train.rollouts import JudgeRollouts
+from lore.train.rows import takes_photos
 from lore.train.select import chosen_pairs, chosen_rows
 from lore.train.vllm_side import longest
 from lore.train.watch import RECORDED as WATCHED
@@ -76,7 +77,8 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
         folder.note(**start.hashes)
     with args.main_process_first(local=False, desc="prompts"):
         table = chosen_rows(recipe.pool, recipe.seed)
-        pairs = chosen_pairs(table, recipe.data, folder)
+        shows = takes_photos(start.processor, start.fmt)
+        pairs = chosen_pairs(table, recipe.data, folder, photos="stored" if shows else "unseen")
         if recipe.replay is not None:
             write_replay(recipe, folder, start)
     probe = probe_pairs(recipe.watch, recipe.data, folder)  # after the main process has brought the data into their form

@@ -1,7 +1,6 @@
 """Recipes of alignment by sampling: grpo and ppo. Nothing here imports torch."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any, Literal
 
 from pydantic import Field
@@ -146,8 +145,10 @@ class RolloutRecipe(BaseRecipe):
     def input_files(self) -> dict[str, list[str]]:
         files: dict[str, list[str]] = {}  # pool.path is the section's own
         if self.replay is not None and self.replay.path is not None:
-            with suppress(LoreError):  # where there is none, the stage says so
+            try:
                 files["replay.path"] = [str(file) for file in pair_files(self.replay.path)]
+            except LoreError:
+                files["replay.path"] = [self.replay.path]
         return files
 
     def conflicts(self) -> Iterator[Conflict]:

@@ -1,7 +1,6 @@
 """Recipe of the pool, and the section by which later stages choose from one. Nothing here imports torch."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -73,7 +72,7 @@ class PoolSection(StrictModel):
         return value
 
     def input_files(self) -> dict[str, list[str]]:
-        return {"path": [self.path]} if Path(self.path).is_file() else {}
+        return {"path": [self.path]}
 
     def conflicts(self) -> Iterator[Conflict]:
         for key in ("balance", "order"):

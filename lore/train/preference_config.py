@@ -1,7 +1,6 @@
 """Recipes of the preference stages, dpo and kto. Nothing here imports torch."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -41,8 +40,7 @@ class PreferencesSection(StrictModel):
             yield Conflict(("limit", "pool.order"), "hardest first and another order", "pool.limit, or pool.order: random")
 
     def input_files(self) -> dict[str, list[str]]:
-        files = [file for file in self.tables if Path(file).is_file()]
-        return {"tables": files} if files else {}
+        return {"tables": self.tables} if self.tables else {}
 
 
 class PreferenceRecipe(BaseRecipe):

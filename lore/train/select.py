@@ -7,8 +7,9 @@ The choice depends on the pool's file, the section and the seed alone, so all pr
 """
 
 import json
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +17,11 @@ import pyarrow.parquet as pq
 
 from lore.errors import LoreError
 from lore.folder import is_main_process
-from lore.pairs import Pair
+from lore.pairs import FIELDS, Pair
 from lore.recipe import DataSection
 from lore.rubric import load_rubric
 from lore.sources import labelled, materialise
+from lore.train.photos import store_photos, with_stored_photos
 from lore.train.pool_config import PoolSection
 
 TIERS = "lore.tiers"
@@ -184,8 +186,13 @@ def _print(rows: list[dict[str, Any]]) -> None:
     Console().print(shown)
 
 
-def chosen_pairs(table: pa.Table, data: DataSection, folder: Any) -> list[Pair]:
-    """The pair of every row, in the rows' order, photos included; a row that comes twice has its pair twice.
+def chosen_pairs(
+    table: pa.Table, data: DataSection, folder: Any, *, photos: Literal["kept", "stored", "unseen"] = "kept"
+) -> list[Pair]:
+    """The pair of every row, in the rows' order; a row that comes twice has its pair twice.
+
+    photos: kept in the pairs; stored in a file of the run, which the main process writes and all of them read from; or unseen,
+    for a judge that is shown none: a pair then tells only whether it has one.
 
     Raises LoreError when the data section lacks a pair of the pool, or has it with another label or another rubric.
     """
@@ -198,9 +205,10 @@ def chosen_pairs(table: pa.Table, data: DataSection, folder: Any) -> list[Pair]:
     ids, labels = table["pair_id"].to_pylist(), table["label"].to_pylist()
     label_of = dict(zip(ids, labels, strict=True))
     found: dict[str, Pair] = {}
-    for pair in labelled(data, materialise(data, folder)):
-        if pair.pair_id in label_of:
-            found.setdefault(pair.pair_id, pair)
+    for pair in _labelled_among(label_of, data, folder, [name for name in FIELDS if photos != "stored" or name != "image"]):
+        if photos == "unseen" and pair.image is not None:
+            pair.image = {}
+        found.setdefault(pair.pair_id, pair)
     if missing := [pair_id for pair_id in label_of if pair_id not in found]:
         raise LoreError(
             f"{len(missing):,} of {len(label_of):,} pairs of the pool are not among those of {data.path} "
@@ -213,4 +221,13 @@ def chosen_pairs(table: pa.Table, data: DataSection, folder: Any) -> list[Pair]:
             f"{other[0]}, {label_of[other[0]]} in the pool and {found[other[0]].label} now).\n"
             "What counted as right there would be wrong here: run the pool again on these pairs."
         )
+    if photos == "stored":
+        path = folder / "data" / "photos.arrow"
+        if is_main_process() and not path.is_file():
+            store_photos(_labelled_among(label_of, data, folder, ["label", "slices", "image"]), path)
+        found = {pair.pair_id: pair for pair in with_stored_photos(found.values(), path)}
     return [found[pair_id] for pair_id in ids]
+
+
+def _labelled_among(ids: Collection[str], data: DataSection, folder: Any, columns: list[str]) -> Iterator[Pair]:
+    return (pair for pair in labelled(data, materialise(data, folder), columns=columns) if pair.pair_id in ids)

@@ -1,0 +1,44 @@
+"""The photos that a run shows again and again, in one Arrow file of the run: the processes of a machine map it into memory and
+share one copy."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lore.pairs import Pair
+from lore.train.rows import IMAGE, write_rows
+
+SCHEMA = pa.schema([("pair_id", pa.string()), ("image", IMAGE)])
+AT_ONCE = 64  # photos in memory while they are written
+
+
+class StoredPhoto(Mapping):
+    """`Pair.image` whose bytes are read when they are asked for."""
+
+    def __init__(self, images: pa.ChunkedArray, row: int):
+        self._images, self._row = images, row
+
+    def __getitem__(self, key: str) -> Any:
+        return self._images[self._row][key].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(IMAGE.names)
+
+    def __len__(self) -> int:
+        return len(IMAGE.names)
+
+
+def store_photos(pairs: Iterable[Pair], path: Path) -> None:
+    """Writes the photos of the pairs, and for a pair without one that it has none."""
+    write_rows(({"pair_id": pair.pair_id, "image": pair.image} for pair in pairs), SCHEMA, path, batch=AT_ONCE)
+
+
+def with_stored_photos(pairs: Iterable[Pair], path: Path) -> list[Pair]:
+    """The pairs, which `store_photos` has seen, with their photos."""
+    table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    images, ids = table["image"], table["pair_id"].to_pylist()
+    stored = {ids[row]: StoredPhoto(images, row) for row, there in enumerate(images.is_valid().to_pylist()) if there}
+    return [replace(pair, image=stored.get(pair.pair_id)) for pair in pairs]
