@@ -151,6 +151,7 @@ def main() -> None:
                 trainer = made[name](path, number)
                 found = trainer.train().metrics["train_runtime"]
                 seconds[name].append(found / options.steps)
+                print(f"pair {number + 1}, {name}: {seconds[name][-1]:.2f} s a step", flush=True)
                 logs[name] = [line for line in trainer.state.log_history if "loss" in line]
                 del trainer
                 gc.collect()
