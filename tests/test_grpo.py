@@ -289,6 +289,14 @@ def test_dynamic_sampling_replaces_flat_groups_within_its_means_and_asks_no_prom
     assert replaced
 
 
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_groups_without_spread_are_counted_however_rewards_are_scaled(made, scale):
+    setup, trainer = made(grpo={"scale": scale})
+    trainer.judged.totals = lambda parts: np.where(np.arange(len(parts)) < 4, 0.5, np.arange(len(parts)) / len(parts))
+    trainer._generate_and_score_completions(asked(setup))
+    assert trainer._metrics["train"]["frac_reward_zero_std"] == [0.25]
+
+
 def test_prompts_that_are_foreseen_to_teach_nothing_give_way_before_anything_is_generated(made):
     setup, trainer = made(dynamic={"extra": 0, "explore": 0.01}, train={"batch_size": 32})
     scheduled = setup.order[0].tolist()

@@ -114,3 +114,30 @@ def test_values_of_the_pass_that_trl_makes_anyway_are_those_of_a_pass_of_their_o
         score(trainer.model, *both, output["completion_ids"].shape[1], batch_size=16)
     torch.testing.assert_close(output["old_values"], trainer._values, atol=1e-5, rtol=0)
     assert output["old_values"].std() > 1e-3
+
+
+def test_the_loss_of_two_answers_worked_by_hand(written, monkeypatch):
+    """Clipped at ratios of .8 and 1.3, token by token; the second answer is a token shorter."""
+    recipe = load_recipe(written("text", ppo={"clip_low": 0.2, "clip_high": 0.3, "value_coef": 0.5}))
+    folder = RunFolder.of(recipe)
+    folder.open(recipe)
+    _, trainer = prepare(recipe, folder)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    ratios = torch.tensor([[1.5, 0.5, 1.1], [0.5, 1.5, 9.0]])
+    advantages = torch.tensor([[1.0, 1.0, 0.5], [-2.0, -1.0, 7.0]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    values = torch.tensor([[0.1, 0.0, 0.0], [0.0, 0.0, 5.0]])
+
+    def passed(self, *_, **__):
+        self._logps, self._values = ratios.log(), values
+        return self._logps, torch.zeros(2, 3), None
+
+    monkeypatch.setattr(type(trainer), "_get_per_token_logps_and_entropies", passed)
+    tokens = {"prompt_ids": torch.ones(2, 1, dtype=torch.long), "prompt_mask": torch.ones(2, 1, dtype=torch.long)}
+    batch = tokens | {"completion_ids": torch.ones(2, 3, dtype=torch.long), "completion_mask": mask, "advantages": advantages}
+    batch |= {"old_per_token_logps": torch.zeros(2, 3), "num_items_in_batch": mask.sum()}
+    batch |= {"old_values": torch.zeros(2, 3), "returns": torch.zeros(2, 3), "value_mask": mask, "valued_in_batch": mask.sum()}
+    # 1.3 x 1, .5 x 1, 1.1 x .5; then .8 x -2 (no less, or a bad answer would pay), 1.5 x -1; the value is off by .1 once.
+    policy = -(1.3 + 0.5 + 0.55 - 1.6 - 1.5) / 5
+    assert trainer._compute_loss(trainer.model, batch).item() == pytest.approx(policy + 0.5 * 0.5 * 0.1**2 / 5, abs=1e-6)

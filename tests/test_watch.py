@@ -245,6 +245,9 @@ def test_rollouts_without_spread_stop_before_step_1():
     groups = [[said("L4"), said("L4")], [said("L1"), said(None)]]
     with pytest.raises(LoreError, match=r"None of 2 groups \(4 answers, 1 without a verdict; rewards from 0 to 1\)"):
         preflight_rollouts(groups, [[1.0, 1.0], [0.0, None]], console=quiet())
+    assert preflight_rollouts(groups, [[1.0, 1.0], [0.0, None]], console=quiet(), grouped=False)  # as ppo learns
+    with pytest.raises(LoreError, match="All answers of 2 groups .* have the same reward"):
+        preflight_rollouts(groups, [[1.0, 1.0], [1.0, None]], console=quiet(), grouped=False)
     with pytest.raises(LoreError, match="no reward could judge any"):
         preflight_rollouts(groups, [[None, None], [None, float("nan")]], console=quiet())
 

@@ -1,5 +1,6 @@
 """What grpo and ppo share: from the pool to a trainer that is ready, and from its last step to the judge's folder."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
+from lore.engines.chat import stop_ids
+from lore.engines.loading import known_stops
 from lore.errors import LoreError
 from lore.folder import RunFolder, is_main_process, say
 from lore.launch import main_process_checks, world_size
@@ -37,6 +40,7 @@ from lore.train.watching import probe_pairs, watched
 
 # What metrics.jsonl keeps of a step; no clock among them.
 KEPT = (*RECORDED, *WATCHED, "reward_std", "rollout", "dynamic", "guided", "clip_ratio", "sft_loss", "value")
+OFTEN = 20  # passes over the prompts after which a run is told
 
 
 @dataclass
@@ -78,7 +82,7 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
     with args.main_process_first(local=False, desc="prompts"):
         table = chosen_rows(recipe.pool, recipe.seed)
         shows = takes_photos(start.processor, start.fmt)
-        pairs = chosen_pairs(table, recipe.data, folder, photos="stored" if shows else "unseen")
+        pairs = chosen_pairs(table, recipe.data, folder, photos="stored" if shows else "left out")
         if recipe.replay is not None:
             write_replay(recipe, folder, start)
     probe = probe_pairs(recipe.watch, recipe.data, folder)  # after the main process has brought the data into their form
@@ -89,11 +93,17 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
     rates = np.nan_to_num(np.asarray(table["pass_rate"].to_pylist(), dtype=float)[good], nan=0.5)
     rewards = Rewards(recipe.rewards, start.rubric, start.fmt)
     if is_main_process():
-        print_self_test(self_test(rewards, pairs[:64], getattr(start.processor, "tokenizer", start.processor)))
+        print_self_test(self_test(rewards, pairs, getattr(start.processor, "tokenizer", start.processor)))
     model = trained_model(recipe, start)
+    model.generation_config.eos_token_id = stop_ids(start.processor, known_stops(recipe.model))
     rounds = -(-recipe.train.steps // recipe.rollout.updates)
     asked = recipe.train.batch_size * recipe.rollout.updates // recipe.rollout.group
     curriculum = recipe.pool.order != "random"
+    if rounds * asked > OFTEN * len(pairs):
+        say(
+            f"{len(pairs):,} prompts are asked {rounds * asked:,} times: they will be learnt by heart. More pairs pass wider windows "
+            "of the pool; pool.balance without pool.limit takes no more of any tier or slice than the rarest one has."
+        )
     order = schedule(len(pairs), rounds, asked, recipe.seed, curriculum=curriculum)
 
     def windows(step: int) -> np.ndarray:
@@ -153,6 +163,7 @@ def rollout_arguments(recipe: RolloutRecipe, folder: RunFolder, start: Start, **
             "vllm_gpu_memory_utilization": rollout.gpu_memory,
             "vllm_tensor_parallel_size": rollout.tensor_parallel,
             "vllm_max_model_length": longest(recipe, start),
+            "generation_kwargs": {"stop_token_ids": stop_ids(start.processor, known_stops(recipe.model))},
         }
         if rollout.engine == "vllm_server":
             vllm["vllm_server_base_url"] = rollout.server
@@ -187,6 +198,14 @@ def prompt_rows(order: np.ndarray) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"prompt": [""] * len(rows), "row": rows})
 
 
+def padded_left(processor: Any) -> Any:
+    """A copy that pads on the left, as TRL does with the prompts themselves: which tokens are a photo's it takes from the
+    processor's padded rows."""
+    processor = copy.deepcopy(processor)
+    getattr(processor, "tokenizer", processor).padding_side = "left"
+    return processor
+
+
 def trainer_arguments(setup: Setup) -> dict[str, Any]:
     """What both trainers are made with."""
     return {
@@ -199,7 +218,7 @@ def trainer_arguments(setup: Setup) -> dict[str, Any]:
         "model": setup.model,
         "args": setup.args,
         "train_dataset": prompt_rows(setup.order),
-        "processing_class": setup.start.processor,
+        "processing_class": padded_left(setup.start.processor),
         "peft_config": peft_config(setup.recipe, setup.model),
     }
 
@@ -246,4 +265,5 @@ def preflight(setup: Setup, trainer: JudgeRollouts) -> None:
     everyone = gather_object([(group.answers, group.totals.tolist(), group.row) for group in groups])
     answers, totals, asked = zip(*everyone, strict=True)
     labels = [setup.prompts.pairs[row].label for row in asked]
-    main_process_checks(lambda: preflight_rollouts(answers, totals, labels))
+    grouped = setup.recipe.stage != "ppo"
+    main_process_checks(lambda: preflight_rollouts(answers, totals, labels, grouped=grouped))

@@ -54,11 +54,12 @@ def longer(value: Any, begun: list[list[int]]) -> Any:
     return value
 
 
-def told(groups: list[Group], tally: Tally) -> dict[str, Any]:
+def told(groups: list[Group], tally: Tally, least_spread: float) -> dict[str, Any]:
     """What a process tells the others of its groups."""
     return {
         "parts": np.concatenate([group.parts for group in groups]),
         "tally": tally,
+        "flat": sum(group.spread <= least_spread for group in groups),
         "groups": len(groups),
         "cut": sum(answer.truncated for group in groups for answer in group.answers),
     }
@@ -79,6 +80,7 @@ def step_metrics(everyone: list[dict[str, Any]], names: list[str], recipe: Rollo
         "rollout/tokens": sums["tokens"],
         "rollout/groups_with_spread": sums["spread"],
         "rollout/share_with_spread": sums["spread"] / sum(one["groups"] for one in everyone),
+        "rollout/share_without_spread": sum(one["flat"] for one in everyone) / sum(one["groups"] for one in everyone),
         "rollout/spread_per_1000_tokens": 1000 * sums["spread"] / max(1, sums["tokens"]),
         "rollout/truncated": sum(one["cut"] for one in everyone) / max(1, len(judged)),
     }

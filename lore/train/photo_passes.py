@@ -32,11 +32,11 @@ def check_mixed_photos(shown: int, total: int, of: str, launch: str) -> None:
     )
 
 
-def only_photos_shown(model: Any, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def only_photos_shown(image_token_id: int, _: Any, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """A hook before a model's forward: a pass over prompts without photos, out of a batch that has some, gets an empty stack of
-    them, on which models fail."""
+    them, on which models fail. The model may be wrapped, and its config another's then."""
     ids = options.get("input_ids")
-    if ids is not None and options.get("pixel_values") is not None and not (ids == model.config.image_token_id).any():
+    if ids is not None and options.get("pixel_values") is not None and not (ids == image_token_id).any():
         options = {name: value for name, value in options.items() if name not in PHOTOS}
     return arguments, options
 

@@ -15,6 +15,11 @@ SCHEMA = pa.schema([("pair_id", pa.string()), ("image", IMAGE)])
 AT_ONCE = 64  # photos in memory while they are written
 
 
+def photo_file(folder: Any) -> Path:
+    """Where a run keeps them."""
+    return folder / "data" / "photos.arrow"
+
+
 class StoredPhoto(Mapping):
     """`Pair.image` whose bytes are read when they are asked for."""
 
@@ -39,6 +44,7 @@ def store_photos(pairs: Iterable[Pair], path: Path) -> None:
 def with_stored_photos(pairs: Iterable[Pair], path: Path) -> list[Pair]:
     """The pairs, which `store_photos` has seen, with their photos."""
     table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-    images, ids = table["image"], table["pair_id"].to_pylist()
-    stored = {ids[row]: StoredPhoto(images, row) for row, there in enumerate(images.is_valid().to_pylist()) if there}
+    images, stored = table["image"], {}
+    for row, (pair_id, there) in enumerate(zip(table["pair_id"].to_pylist(), images.is_valid().to_pylist(), strict=True)):
+        stored.setdefault(pair_id, StoredPhoto(images, row) if there else None)  # of pairs alike in their id the first one
     return [replace(pair, image=stored.get(pair.pair_id)) for pair in pairs]

@@ -30,6 +30,7 @@ from lore.train.loop import RECORDED, Recorder, set_steps, total_steps, train, t
 from lore.train.lora import peft_config
 from lore.train.order import training_order
 from lore.train.photo_passes import check_mixed_photos
+from lore.train.photos import photo_file
 from lore.train.preference_batch import collator, kto_weights
 from lore.train.preference_config import DPORecipe, PreferenceRecipe
 from lore.train.preference_report import preflight
@@ -139,18 +140,19 @@ def load_rows(recipe: PreferenceRecipe, folder: RunFolder, start: Start) -> data
             schema = preference_schema(recipe.stage, takes_photos(processor, fmt))
             with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
                 renderer = Renderer(rubric, fmt, processor, recipe.train.max_tokens)
-                write_rows(_rendered(_preferences(recipe, folder, pairs, rubric, fmt, rejected), renderer, rejected), schema, path)
+                write_rows(_rendered(_preferences(recipe, folder, pairs, start, rejected), renderer, rejected), schema, path)
+            photo_file(folder).unlink(missing_ok=True)  # the rows have theirs
             if rejected.count:
                 say(f"{rejected.count:,} preferences are left out, each with its reason in {rejected.path}")
     return rendered_rows(path)
 
 
-def _preferences(recipe, folder, pairs: Path, rubric, fmt, rejected) -> Iterator[tuple[str, int, Pair, Preference]]:
+def _preferences(recipe, folder, pairs: Path, start: Start, rejected) -> Iterator[tuple[str, int, Pair, Preference]]:
     """(file, row, pair, preference) from the pool, then from the tables."""
-    section = recipe.preferences
+    section, rubric, fmt = recipe.preferences, start.rubric, start.fmt
     if section.pool is not None:
         chosen = chosen_rows(section.pool, recipe.seed)
-        found = chosen_pairs(chosen, recipe.data, folder)
+        found = chosen_pairs(chosen, recipe.data, folder, photos="stored" if takes_photos(start.processor, fmt) else "left out")
         by_id = {pair.pair_id: pair for pair in found}
         made = from_pool(chosen, found, recipe.stage, section, rubric, fmt, recipe.seed)
         for number, preference in enumerate(made, 1):

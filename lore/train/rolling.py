@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,15 @@ class Rolling(GRPOTrainer):
         if self._is_vlm:
             for model in (self.base, self.ref_model):
                 if model is not None:
-                    model.register_forward_pre_hook(only_photos_shown, with_kwargs=True)
+                    hook = partial(only_photos_shown, self.base.config.image_token_id)
+                    model.register_forward_pre_hook(hook, with_kwargs=True)
+        if self.is_fsdp_enabled and (not self.use_vllm or self.judged.needs_probabilities):
+            what = "rewards.calibration reads tier probabilities" if self.use_vllm else "rollout.engine is transformers"
+            raise LoreError(
+                f"{what}, and under FSDP a process whose answers end early would leave the others waiting for ever.\n"
+                "Launch with launch/accelerate/zero2.yaml, or sample with vLLM and without rewards.calibration.",
+                same_on_every_rank=True,
+            )
         local = self.args.per_device_train_batch_size * self.args.steps_per_generation
         if local % self.num_generations:
             raise LoreError(

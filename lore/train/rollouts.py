@@ -61,6 +61,8 @@ class JudgeRollouts(Rolling):
             output = super()._generate_and_score_completions(shown)
         finally:
             self._kept = None
+        metrics = self._metrics["train"]  # where rewards are scaled by the batch, TRL would count a group by the batch's deviation
+        metrics["frac_reward_zero_std"][-1] = metrics["rollout/share_without_spread"][-1]
         if "tool_mask" in output:
             output["given_in_batch"] = self._summed((output["completion_mask"] * (1 - output["tool_mask"])).sum())
         return self.finished(output, groups)
@@ -195,7 +197,7 @@ class JudgeRollouts(Rolling):
         """Metrics of the batch over all processes, and what its groups tell about their prompts."""
         for one in gather_object(tally.seen):
             self.choice.observe(*one)
-        everyone = gather_object([told(groups, tally)])
+        everyone = gather_object([told(groups, tally, self.least_spread)])
         for name, value in step_metrics(everyone, self.judged.names, self.recipe).items():
             self._metrics["train"][name].append(value)
 

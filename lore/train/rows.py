@@ -106,7 +106,7 @@ def _row(
         ids = prompt_ids + answer_ids
         return {"input_ids": ids, "labels": [IGNORE] * len(prompt_ids) + answer_ids, "length": len(ids), **ends}
     prompt_length = len(prompt_ids) + sum(image_tokens(processor, image) for image in shown)
-    images = [stored] if shown else []
+    images = [dict(stored)] if shown else []
     lengths = {"length": prompt_length + len(answer_ids), "prompt_length": prompt_length}
     return {"prompt": prompt, "completion": answer, "images": images, **lengths, **ends, "photo_refused": refused}
 

@@ -21,7 +21,7 @@ from lore.pairs import FIELDS, Pair
 from lore.recipe import DataSection
 from lore.rubric import load_rubric
 from lore.sources import labelled, materialise
-from lore.train.photos import store_photos, with_stored_photos
+from lore.train.photos import photo_file, store_photos, with_stored_photos
 from lore.train.pool_config import PoolSection
 
 TIERS = "lore.tiers"
@@ -187,12 +187,12 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 def chosen_pairs(
-    table: pa.Table, data: DataSection, folder: Any, *, photos: Literal["kept", "stored", "unseen"] = "kept"
+    table: pa.Table, data: DataSection, folder: Any, *, photos: Literal["kept", "stored", "left out"] = "kept"
 ) -> list[Pair]:
     """The pair of every row, in the rows' order; a row that comes twice has its pair twice.
 
-    photos: kept in the pairs; stored in a file of the run, which the main process writes and all of them read from; or unseen,
-    for a judge that is shown none: a pair then tells only whether it has one.
+    photos: kept in the pairs; stored in a file of the run, which the main process writes and all of them read from; or left out,
+    for a judge that is shown none and must not be rewarded for what it says to see.
 
     Raises LoreError when the data section lacks a pair of the pool, or has it with another label or another rubric.
     """
@@ -205,9 +205,7 @@ def chosen_pairs(
     ids, labels = table["pair_id"].to_pylist(), table["label"].to_pylist()
     label_of = dict(zip(ids, labels, strict=True))
     found: dict[str, Pair] = {}
-    for pair in _labelled_among(label_of, data, folder, [name for name in FIELDS if photos != "stored" or name != "image"]):
-        if photos == "unseen" and pair.image is not None:
-            pair.image = {}
+    for pair in _labelled_among(label_of, data, folder, [name for name in FIELDS if photos == "kept" or name != "image"]):
         found.setdefault(pair.pair_id, pair)
     if missing := [pair_id for pair_id in label_of if pair_id not in found]:
         raise LoreError(
@@ -222,7 +220,7 @@ def chosen_pairs(
             "What counted as right there would be wrong here: run the pool again on these pairs."
         )
     if photos == "stored":
-        path = folder / "data" / "photos.arrow"
+        path = photo_file(folder)
         if is_main_process() and not path.is_file():
             store_photos(_labelled_among(label_of, data, folder, ["label", "slices", "image"]), path)
         found = {pair.pair_id: pair for pair in with_stored_photos(found.values(), path)}

@@ -217,19 +217,21 @@ class Watch:
         best = max(line["probe"]["macro_f1"] for line in before)
         if any(line["probe"]["macro_f1"] > best - points + ROUNDING for line in recent):
             return None
-        was, now = _mean_reward(before[-times:]), _mean_reward(recent)
-        if was is None or now is None or now <= was:
-            return None
-        return (
-            f"the training reward rose from {was:.3f} to {now:.3f} while the probe's Macro-F1 fell to "
-            f"{recent[-1]['probe']['macro_f1']:.3f}: {times} watches in a row at least {points:g} below its best {best:.3f} "
-            "(watch.fall_points, watch.fall_times)"
-        )
+        for part, reward in (("training", "the training reward"), ("probe", "the reward on the probe")):
+            was, now = _mean_reward(before[-times:], part), _mean_reward(recent, part)
+            if was is not None and now is not None and now > was:
+                return (
+                    f"{reward} rose from {was:.3f} to {now:.3f} while the probe's Macro-F1 fell to "
+                    f"{recent[-1]['probe']['macro_f1']:.3f}: {times} watches in a row at least {points:g} below its best "
+                    f"{best:.3f} (watch.fall_points, watch.fall_times)"
+                )
+        return None
 
 
-def _mean_reward(lines: Sequence[dict[str, Any]]) -> float | None:
-    """Of dpo and kto, which have no reward of their own, the margin of good answers over bad ones."""
-    known = [line.get("training", {}) for line in lines]
+def _mean_reward(lines: Sequence[dict[str, Any]], part: str) -> float | None:
+    """Of training, where dynamic sampling holds it near the middle, or of the probe. dpo and kto have no reward of their own but
+    the margin of good answers over bad ones."""
+    known = [line.get(part, {}) for line in lines]
     rewards = [one[name] for one in known for name in ("reward", "margin") if one.get(name) is not None]
     return sum(rewards) / len(rewards) if rewards else None
 
@@ -239,12 +241,14 @@ def preflight_rollouts(
     rewards: Sequence[Sequence[float | None]],
     labels: Sequence[str] | None = None,
     console: Console | None = None,
+    *,
+    grouped: bool = True,
 ) -> list[tuple[str, str]]:
     """Prints and returns (name, value) rows about G groups of answers before step 1.
 
     rewards: [G][n] totals, None where a reward cannot judge; labels: [G] gold tiers, for the pass rate and the groups that
-    are all right or all wrong. Raises LoreError when every answer is truncated, or when no group has spread: either way no
-    step would teach anything.
+    are all right or all wrong; grouped: answers are compared within their group, else with a value. Raises LoreError when every
+    answer is truncated, or when no group has spread (not grouped: when all rewards are alike): no step would teach anything.
     """
     answers = [answer for group in groups for answer in group]
     known = [[value for value in row if value is not None and not math.isnan(value)] for row in rewards]
@@ -273,12 +277,18 @@ def preflight_rollouts(
             "of them has a verdict and no reward tells them apart.\nAllow longer answers, or start from a judge that has learnt "
             "to stop (stage sft)."
         )
+    if not grouped:
+        alike = [[value for row in known for value in row]]
+        spread = sum(len(row) > 1 and max(row) - min(row) > ROUNDING for row in alike)
     if not spread:
         total = [value for row in known for value in row]
+        head, why = "None of", "has answers of different rewards, and an answer is only compared with its own group"
+        if not grouped:
+            head, why = "All answers of", "have the same reward"
         found = f"rewards from {min(total):g} to {max(total):g}" if total else "no reward could judge any of them"
         raise LoreError(
-            f"None of {len(groups):,} groups ({len(answers):,} answers, {failed:,} without a verdict; {found}) has answers of "
-            "different rewards, and an answer is only compared with its own group: nothing would be learnt.\n"
+            f"{head} {len(groups):,} groups ({len(answers):,} answers, {failed:,} without a verdict; {found}) {why}: nothing would "
+            "be learnt.\n"
             "Take harder or easier pairs, raise the temperature or the answers per prompt, start from another judge, or give a "
             "reward that tells these answers apart."
         )
