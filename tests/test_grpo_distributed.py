@@ -1,4 +1,5 @@
-"""GRPO and PPO on two CPU processes under ZeRO-2: groups stay whole, and rewards are those of one process within noise."""
+"""GRPO and PPO on two CPU processes, plain (DDP) and under ZeRO-2: groups stay whole, and rewards are those of one process within
+noise."""
 
 import json
 import os
@@ -21,15 +22,18 @@ def rewards(folder: RunFolder) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "stage, kind",
+    "config, stage, kind",
     [
-        pytest.param("grpo", "text", marks=pytest.mark.slow),
-        pytest.param("ppo", "text", marks=pytest.mark.long),
-        pytest.param("grpo", "vision", marks=pytest.mark.long),
+        pytest.param("zero2", "grpo", "text", marks=pytest.mark.slow),
+        pytest.param("zero2", "ppo", "text", marks=pytest.mark.long),
+        pytest.param("zero2", "grpo", "vision", marks=pytest.mark.long),
+        pytest.param("cpu2", "grpo", "vision", marks=pytest.mark.slow),
+        pytest.param("cpu2", "ppo", "text", marks=pytest.mark.long),
     ],
 )
-def test_two_processes_under_zero2_learn_from_whole_groups_as_one_does(tiny, runs, tmp_path, stage, kind):
-    needs_deepspeed()
+def test_two_processes_learn_from_whole_groups_as_one_does(tiny, runs, tmp_path, config, stage, kind):
+    if config == "zero2":
+        needs_deepspeed()
     train = {"steps": 4, "batch_size": 32, "micro_batch_size": 16, "lr": 1e-3}
     options = {"stage": stage, "adapter": tiny.adapter(kind), "train": train, **(ADDITIONS if stage == "grpo" else {})}
     one = []
@@ -40,7 +44,7 @@ def test_two_processes_under_zero2_learn_from_whole_groups_as_one_does(tiny, run
         one.append(rewards(run_recipe(path)).mean())
     path = tmp_path / "two.yaml"
     path.write_text(tiny.align("two", tiny.judge(kind), **options))
-    done = launch("zero2", path)
+    done = launch(config, path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     folder = RunFolder(runs / "two")
     lines = [line for line in folder.metrics() if "reward" in line]
@@ -94,13 +98,22 @@ def test_each_of_two_processes_holds_whole_groups(tiny, runs, tmp_path):
         assert not {row for row, _ in first} & {row for row, _ in second}
 
 
-@pytest.mark.parametrize("stage", [pytest.param("grpo", marks=pytest.mark.slow), pytest.param("ppo", marks=pytest.mark.long)])
-def test_processes_go_on_together_when_only_one_of_them_is_shown_a_photo(tiny, runs, tmp_path, stage):
+@pytest.mark.parametrize(
+    "config, stage",
+    [
+        pytest.param("zero2", "grpo", marks=pytest.mark.slow),
+        pytest.param("zero2", "ppo", marks=pytest.mark.long),
+        pytest.param("cpu2", "grpo", marks=pytest.mark.slow),
+        pytest.param("cpu2", "ppo", marks=pytest.mark.slow),
+    ],
+)
+def test_processes_go_on_together_when_only_one_of_them_is_shown_a_photo(tiny, runs, tmp_path, config, stage):
     """Passes of one group each: often the one process has a photo and the other none."""
-    needs_deepspeed()
+    if config == "zero2":
+        needs_deepspeed()
     path = tmp_path / f"{stage}.yaml"
     steps = {"steps": 12, "batch_size": 16, "micro_batch_size": 4}
     path.write_text(tiny.align(stage, tiny.judge("vision"), stage=stage, lora={"targets": "all-linear"}, train=steps))
-    done = launch("zero2", path)
+    done = launch(config, path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert [line["step"] for line in RunFolder(runs / stage).metrics()] == list(range(1, 13))

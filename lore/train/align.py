@@ -181,6 +181,7 @@ def rollout_arguments(recipe: RolloutRecipe, folder: RunFolder, start: Start, **
         top_p=1.0,
         top_k=0,
         shuffle_dataset=False,
+        ddp_broadcast_buffers=False,  # they never change, and a process with a pass more than the others would wait for them
         log_multimodal=False,  # a process whose prompts have no photo would not take part, and the others wait for it
         chat_template_kwargs=template_options(start.processor),
         trust_remote_code=recipe.model.trust_remote_code,

@@ -1,5 +1,7 @@
 """PPO's value side: a head on the judge's last hidden state, generalised advantage estimation, and the clipped value loss."""
 
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -43,16 +45,25 @@ def attach_value_head(base: Any) -> list[torch.Tensor]:
         hidden[:] = [output.last_hidden_state]
 
     def add(module: Any, arguments: Any, options: dict[str, Any], output: Any) -> Any:
-        if options.get("fused_lm_head"):
-            # As part of the output: data parallel training looks there for the parameters that a pass has used.
-            output["state_values"] = head(hidden[0][:, :-1])
-            values.append(output["state_values"])
+        fused = options.get("fused_lm_head")
+        if fused or torch.is_grad_enabled():
+            # As part of the output: data parallel training looks in that of the last pass for the parameters that are used.
+            output = _valued(type(output))(**output, state_values=head(hidden[0][:, :-1]))
+        if fused:
+            values.append(output.state_values)
         hidden.clear()
         return output
 
     base.base_model.register_forward_hook(keep)
     base.register_forward_hook(add, with_kwargs=True)
     return values
+
+
+@cache
+def _valued(kind: type) -> type:
+    """The model's kind of output with one field more: data parallel training takes outputs apart and makes them anew."""
+    field = {"state_values": None, "__annotations__": {"state_values": "torch.Tensor | None"}}
+    return dataclass(type(f"Valued{kind.__name__}", (kind,), field))
 
 
 def gae(
