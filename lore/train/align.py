@@ -101,8 +101,8 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
     curriculum = recipe.pool.order != "random"
     if rounds * asked > OFTEN * len(pairs):
         say(
-            f"{len(pairs):,} prompts are asked {rounds * asked:,} times: they will be learnt by heart. More pairs pass wider windows "
-            "of the pool; pool.balance without pool.limit takes no more of any tier or slice than the rarest one has."
+            f"{len(pairs):,} prompts are asked {rounds * asked:,} times: they will be learnt by heart. More pairs pass wider "
+            "windows of the pool; pool.balance without pool.limit takes no more of any tier or slice than the rarest one has."
         )
     order = schedule(len(pairs), rounds, asked, recipe.seed, curriculum=curriculum)
 
