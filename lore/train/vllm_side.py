@@ -11,8 +11,8 @@ from lore.train.value import HEAD
 
 def longest(recipe: RolloutRecipe, start: Start) -> int:
     """Tokens of the longest prompt with its answer. A photo's tokens come on top of prompt.max_prompt_tokens, and train.max_tokens
-    has room for them."""
-    text = recipe.prompt.max_prompt_tokens + recipe.rollout.max_tokens
+    has room for them. An answer that begins with gold reasoning is as long again."""
+    text = recipe.prompt.max_prompt_tokens + recipe.rollout.max_tokens * (1 if recipe.guided is None else 2)
     return max(text, recipe.train.max_tokens) if takes_photos(start.processor, start.fmt) else text
 
 
