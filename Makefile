@@ -40,8 +40,9 @@ slow: install
 long: install
 	$(BIN)/python -m pytest -m long
 
+# glibc keeps what it has once got, or training on a CPU spends a part of its time on fresh memory.
 quickstart: install
-	$(BIN)/lore run recipes/quickstart/eval.yaml
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/lore run recipes/quickstart/eval.yaml
 
 lint: install
 	$(BIN)/ruff check .
