@@ -46,6 +46,7 @@ class StandIn:
     def answer(self, prompt: dict, params) -> SimpleNamespace:
         assert len(prompt["prompt_token_ids"]) + 1 <= self.longest
         assert (params.top_p, params.top_k, params.max_tokens) == (1.0, 0, self.most)
+        assert getattr(self.processor, "tokenizer", self.processor).convert_tokens_to_ids("<|im_end|>") in params.stop_token_ids
         shown = prompt.get("multi_modal_data")
         self.photos.append(shown is not None)
         photo = self.processor.image_processor([[shown["image"]]], return_tensors="pt") if shown else {}
@@ -128,5 +129,5 @@ def test_the_sampler_has_the_weights_of_the_step_and_sees_what_photos_there_are(
 def test_the_value_head_is_no_weight_of_the_sampler(tiny, runs, tmp_path, stand_in):
     llm, steps = rolled(tiny, tmp_path, stand_in, "ppo", "text", 2, adapter=tiny.adapter("text"), ppo={"kl": 0.01})
     assert gap(steps) < 1e-4
-    assert llm.longest == 512 + 48 and not any(llm.photos)
+    assert llm.longest == 512 + 2 * 48 and not any(llm.photos)
     assert all("value/loss" in line for line in steps)
