@@ -43,15 +43,20 @@ def made(tiny, runs, tmp_path):
     def build(kind: str = "text", run: str = "grpo", adapter: bool = False, **sections):
         path = tmp_path / f"{run}.yaml"
         path.write_text(tiny.align(run, tiny.judge(kind), adapter=tiny.adapter(kind) if adapter else None, **sections))
-        recipe = load_recipe(path)
-        folder = RunFolder.of(recipe)
-        folder.open(recipe)
-        setup, trainer = prepare(recipe, folder)
-        trainer.model.train()
-        trainer.current_gradient_accumulation_steps = 1
-        return setup, trainer
+        return ready(path)
 
     return build
+
+
+def ready(path):
+    """(setup, trainer) of a recipe's file, in training mode, before step 0."""
+    recipe = load_recipe(path)
+    folder = RunFolder.of(recipe)
+    folder.open(recipe)
+    setup, trainer = prepare(recipe, folder)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    return setup, trainer
 
 
 def asked(setup, step: int = 0) -> list[dict]:

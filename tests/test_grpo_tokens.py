@@ -4,16 +4,13 @@ import shutil
 
 import pytest
 import torch
-from test_grpo import asked
+from test_grpo import asked, ready
 from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Processor, GenerationConfig
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from lore.engines.loading import load_processor
-from lore.folder import RunFolder
 from lore.recipe import ModelSection
-from lore.stages import load_recipe
 from lore.train.groups import Tally
-from lore.train.grpo import prepare
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +43,7 @@ def gemma(tiny, tmp_path_factory):
 def trainer_of(tiny, tmp_path, judge, run="tokens", **sections):
     path = tmp_path / f"{run}.yaml"
     path.write_text(tiny.align(run, judge, **sections))
-    recipe = load_recipe(path)
-    folder = RunFolder.of(recipe)
-    folder.open(recipe)
-    setup, trainer = prepare(recipe, folder)
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    return setup, trainer
+    return ready(path)
 
 
 def test_photo_tokens_are_marked_where_they_are_in_padded_prompts(tiny, gemma, runs, tmp_path):

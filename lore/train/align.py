@@ -81,8 +81,7 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
         folder.note(**start.hashes)
     with args.main_process_first(local=False, desc="prompts"):
         table = chosen_rows(recipe.pool, recipe.seed)
-        shows = takes_photos(start.processor, start.fmt)
-        pairs = chosen_pairs(table, recipe.data, folder, photos="stored" if shows else "left out")
+        pairs = chosen_pairs(table, recipe.data, folder, photos=takes_photos(start.processor, start.fmt))
         if recipe.replay is not None:
             write_replay(recipe, folder, start)
     probe = probe_pairs(recipe.watch, recipe.data, folder)  # after the main process has brought the data into their form

@@ -152,7 +152,7 @@ def _preferences(recipe, folder, pairs: Path, start: Start, rejected) -> Iterato
     section, rubric, fmt = recipe.preferences, start.rubric, start.fmt
     if section.pool is not None:
         chosen = chosen_rows(section.pool, recipe.seed)
-        found = chosen_pairs(chosen, recipe.data, folder, photos="stored" if takes_photos(start.processor, fmt) else "left out")
+        found = chosen_pairs(chosen, recipe.data, folder, photos=takes_photos(start.processor, fmt))
         by_id = {pair.pair_id: pair for pair in found}
         made = from_pool(chosen, found, recipe.stage, section, rubric, fmt, recipe.seed)
         for number, preference in enumerate(made, 1):

@@ -9,7 +9,7 @@ The choice depends on the pool's file, the section and the seed alone, so all pr
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -186,13 +186,11 @@ def _print(rows: list[dict[str, Any]]) -> None:
     Console().print(shown)
 
 
-def chosen_pairs(
-    table: pa.Table, data: DataSection, folder: Any, *, photos: Literal["kept", "stored", "left out"] = "kept"
-) -> list[Pair]:
+def chosen_pairs(table: pa.Table, data: DataSection, folder: Any, *, photos: bool = False) -> list[Pair]:
     """The pair of every row, in the rows' order; a row that comes twice has its pair twice.
 
-    photos: kept in the pairs; stored in a file of the run, which the main process writes and all of them read from; or left out,
-    for a judge that is shown none and must not be rewarded for what it says to see.
+    photos: with theirs, which lie in a file of the run that the main process writes and all of them read from. A judge that is
+    shown none gets pairs without, and no reward for what it says to see.
 
     Raises LoreError when the data section lacks a pair of the pool, or has it with another label or another rubric.
     """
@@ -205,7 +203,7 @@ def chosen_pairs(
     ids, labels = table["pair_id"].to_pylist(), table["label"].to_pylist()
     label_of = dict(zip(ids, labels, strict=True))
     found: dict[str, Pair] = {}
-    for pair in _labelled_among(label_of, data, folder, [name for name in FIELDS if photos == "kept" or name != "image"]):
+    for pair in _labelled_among(label_of, data, folder, [name for name in FIELDS if name != "image"]):
         found.setdefault(pair.pair_id, pair)
     if missing := [pair_id for pair_id in label_of if pair_id not in found]:
         raise LoreError(
@@ -219,7 +217,7 @@ def chosen_pairs(
             f"{other[0]}, {label_of[other[0]]} in the pool and {found[other[0]].label} now).\n"
             "What counted as right there would be wrong here: run the pool again on these pairs."
         )
-    if photos == "stored":
+    if photos:
         path = photo_file(folder)
         if is_main_process() and not path.is_file():
             store_photos(_labelled_among(label_of, data, folder, ["label", "slices", "image"]), path)

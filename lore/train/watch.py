@@ -253,7 +253,7 @@ def preflight_rollouts(
     answers = [answer for group in groups for answer in group]
     known = [[value for value in row if value is not None and not math.isnan(value)] for row in rewards]
     truncated, failed = sum(answer.truncated for answer in answers), sum(_tier(answer) is None for answer in answers)
-    spread = sum(len(row) > 1 and max(row) - min(row) > ROUNDING for row in known)
+    spread = sum(map(_differ, known))
     length = sum(answer.tokens for answer in answers) / max(len(answers), 1)
     rows = [
         ("prompts", f"{len(groups):,} with {len(answers):,} answers"),
@@ -277,11 +277,8 @@ def preflight_rollouts(
             "of them has a verdict and no reward tells them apart.\nAllow longer answers, or start from a judge that has learnt "
             "to stop (stage sft)."
         )
-    if not grouped:
-        alike = [[value for row in known for value in row]]
-        spread = sum(len(row) > 1 and max(row) - min(row) > ROUNDING for row in alike)
-    if not spread:
-        total = [value for row in known for value in row]
+    total = [value for row in known for value in row]
+    if not (spread if grouped else _differ(total)):
         head, why = "None of", "has answers of different rewards, and an answer is only compared with its own group"
         if not grouped:
             head, why = "All answers of", "have the same reward"
@@ -293,6 +290,10 @@ def preflight_rollouts(
             "reward that tells these answers apart."
         )
     return rows
+
+
+def _differ(rewards: Sequence[float]) -> bool:
+    return len(rewards) > 1 and max(rewards) - min(rewards) > ROUNDING
 
 
 def _of(count: int, whole: int) -> str:
