@@ -30,6 +30,7 @@ from lore.folder import RunFolder
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 ARMS = ("grpo", "ppo", "dpo", "kto", "plain", "no_dynamic", "no_replay", "no_guided")
 START = "sft"
+WHOLE_STEPS = 144  # of 32 prompts: the pool of 1,536 three times
 
 
 def seed_recipes(seed: int, root: Path, arms: list[str]) -> Path:
@@ -132,21 +133,33 @@ def shown(values: np.ndarray, kind: int) -> str:
     return f"{values[0]:.3f} [{low:.3f}, {high:.3f}]" if kind == 1 else f"{values[0]:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def spread(seeds: list[int], runs: Path) -> str:
-    """Groups with spread that sharp dynamic sampling finds in the last third of the steps where it has a choice: the arms with
-    and without it over the whole pool, of which they leave out what was easy before training."""
-    lines = ["| seed | per 1,000 tokens: with | without | ratio | share with spread, without |", "|---" * 5 + "|"]
-    arms = ("grpo", "no_dynamic")
+def spread(seeds: list[int], runs: Path, jobs: int) -> str:
+    """Groups with spread for the tokens generated, late in training: the last third of three passes over the whole pool, of which
+    the arms leave out what was easy before training."""
+    arms = {
+        "without": ("no_dynamic", []),
+        "dynamic": ("grpo", []),
+        "sharp": ("grpo", ["dynamic.sharp=true"]),
+    }
+    columns = ("seed", "per 1,000 tokens: without", "dynamic", "ratio", "sharp", "ratio", "share with spread, without")
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+
+    def run(seed: int, arm: str) -> None:
+        recipe, overrides = arms[arm]
+        whole = ["pool.pass_rate=null", f"train.steps={WHOLE_STEPS}", "watch.every=48", *overrides]
+        lore(runs / "align" / str(seed) / "recipes" / f"{recipe}.yaml", runs, f"run=align/{seed}/whole_{arm}", *whole)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for future in [pool.submit(run, seed, arm) for seed in seeds for arm in arms]:
+            future.result()
     for seed in seeds:
-        folder = runs / "align" / str(seed)
-        for arm in arms:
-            whole = ["pool.pass_rate=null", "train.save_every=0", "watch.every=0"]
-            if arm == "grpo":
-                whole.append("dynamic.sharp=true")
-            lore(folder / "recipes" / f"{arm}.yaml", runs, f"run=align/{seed}/whole_{arm}", *whole)
-        found = [late(folder / f"whole_{arm}", "rollout/spread_per_1000_tokens") for arm in arms]
-        share = late(folder / "whole_no_dynamic", "rollout/share_with_spread")
-        lines.append(f"| {seed} | {found[0]:.2f} | {found[1]:.2f} | {found[0] / found[1]:.2f} | {share:.2f} |")
+        folders = {arm: runs / "align" / str(seed) / f"whole_{arm}" for arm in arms}
+        found = {arm: late(folder, "rollout/spread_per_1000_tokens") for arm, folder in folders.items()}
+        cells = [f"{found['without']:.2f}"]
+        for arm in ("dynamic", "sharp"):
+            cells += [f"{found[arm]:.2f}", f"{found[arm] / found['without']:.2f}"]
+        share = late(folders["without"], "rollout/share_with_spread")
+        lines.append(f"| {seed} | " + " | ".join(cells) + f" | {share:.2f} |")
     return "\n".join(lines)
 
 
@@ -165,7 +178,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = Path(os.environ.get("LORE_RUNS") or "runs")
     if options.spread:
-        print(spread(options.seeds, runs))
+        print(spread(options.seeds, runs, options.jobs))
         return
     lore(RECIPES / "ablation/traces.yaml", runs)
     lore(RECIPES / "quickstart/base.yaml", runs)

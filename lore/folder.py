@@ -21,6 +21,7 @@ from lore.errors import LoreError
 from lore.recipe import BaseRecipe, run_root, to_yaml
 
 OWN_FILES = {".lock", "recipe.yaml", "manifest.json", "metrics.jsonl", "done", "failed.json"}
+PREPARED = {"data", "rejected.jsonl"}  # what a run makes of its inputs before its first result
 
 _held: dict[str, int] = {}  # open lock files by folder; POSIX locks are not inherited by forked data workers
 
@@ -114,10 +115,12 @@ class RunFolder:
     @property
     def is_unused(self) -> bool:
         """True for a run that stopped before its first result: there is nothing yet that another recipe could be mixed with."""
-        kept = OWN_FILES | {"data"}
+        kept = OWN_FILES | PREPARED
         if self.is_done or (self.metrics_path.is_file() and self.metrics_path.stat().st_size):
             return False
-        return not any(path.name not in kept and not path.name.startswith(".") for path in self.path.glob("*"))
+        found = [path for path in self.path.glob("*") if path.name not in kept and not path.name.startswith(".")]
+        # A trainer makes the folder of its checkpoints before it is asked to train.
+        return all(path.name == "checkpoints" and not any(path.iterdir()) for path in found)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -181,6 +184,7 @@ class RunFolder:
             return
         if (self / "data").is_dir():
             shutil.rmtree(self / "data")
+        (self / "rejected.jsonl").unlink(missing_ok=True)
         write_atomic(self.manifest_path, _dump({"recipe_hash": recipe.fingerprint, **environment(), "facts": {}}))
         write_atomic(self.recipe_path, to_yaml(recipe.resolved()))
 

@@ -452,6 +452,26 @@ def test_the_probe_is_spread_over_the_whole_file(tiny, tmp_path):
         assert steps.max() - steps.min() <= 1
 
 
+def test_preflight_asks_no_more_at_once_than_a_step_and_what_it_refuses_may_be_changed(tiny, runs, tmp_path, monkeypatch):
+    asked, roll = [], JudgeRollouts._roll
+    monkeypatch.setattr(JudgeRollouts, "_roll", lambda self, rows, *rest: asked.append(len(rows)) or roll(self, rows, *rest))
+    path = tmp_path / "grpo.yaml"
+    for tokens in (2, 48):
+        sections = {"rollout": {"max_tokens": tokens}, "train": {"steps": 1}, "watch": {"preflight_prompts": 10}}
+        path.write_text(tiny.align("grpo", tiny.judge("text"), **sections))
+        if tokens == 2:
+            with pytest.raises(LoreError, match="All 40 answers to 10 prompts are truncated"):
+                run_recipe(path)
+            assert asked == [4, 4, 2]
+    assert run_recipe(path).is_done  # in the same folder, though its recipe has other values now
+
+
+def test_an_adapter_s_dropout_is_off_or_answers_would_be_scored_by_another_model(made):
+    _, trainer = made(lora={"targets": "all-linear", "dropout": 0.5})
+    rates = [module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert rates and not any(rates)
+
+
 def test_advantages_are_cut_to_the_clamp(made):
     setup, trainer = made(grpo={"advantage_clamp": 0.8})
     inputs = asked(setup)

@@ -58,7 +58,7 @@ def test_two_processes_learn_from_whole_groups_as_one_does(tiny, runs, tmp_path,
 
 @pytest.mark.slow
 def test_each_of_two_processes_holds_whole_groups(tiny, runs, tmp_path):
-    """A group's answers are learnt from by the process that has sampled them all."""
+    """A group's answers are learnt from by the process that has sampled them all, and compared with one another alone."""
     needs_deepspeed()
     path = tmp_path / "whole.yaml"
     path.write_text(
@@ -68,13 +68,14 @@ def test_each_of_two_processes_holds_whole_groups(tiny, runs, tmp_path):
     script.write_text(
         "import json, os, pathlib, sys\n"
         "from lore.train import rollouts\n"
-        "note = rollouts.JudgeRollouts._note\n"
-        "def noted(self, groups, tally):\n"
+        "finished = rollouts.JudgeRollouts.finished\n"
+        "def noted(self, output, groups):\n"
         f"    file = pathlib.Path({str(tmp_path)!r}) / f'rank{{self.accelerator.process_index}}'\n"
+        "    held = {'rows': [int(group.row) for group in groups], 'rewards': [group.totals.tolist() for group in groups]}\n"
         "    with open(file, 'a') as out:\n"
-        "        print(json.dumps([[int(group.row), len(group.answers)] for group in groups]), file=out)\n"
-        "    return note(self, groups, tally)\n"
-        "rollouts.JudgeRollouts._note = noted\n"
+        "        print(json.dumps({**held, 'advantages': output['advantages'].tolist()}), file=out)\n"
+        "    return finished(self, output, groups)\n"
+        "rollouts.JudgeRollouts.finished = noted\n"
         "from lore.run import main\n"
         f"main('__main__', {str(path)!r})\n"
     )
@@ -94,16 +95,21 @@ def test_each_of_two_processes_holds_whole_groups(tiny, runs, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     held = [[json.loads(line) for line in (tmp_path / f"rank{rank}").read_text().splitlines()] for rank in (0, 1)]
     for first, second in zip(*held, strict=True):
-        assert [size for _, size in first + second] == [4] * 4
-        assert not {row for row, _ in first} & {row for row, _ in second}
+        assert len({*first["rows"], *second["rows"]}) == 4
+        for one in (first, second):
+            rewards = np.array(one["rewards"])
+            assert rewards.shape == (2, 4)
+            apart = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, ddof=1, keepdims=True) + 1e-4)
+            np.testing.assert_allclose(one["advantages"], apart.reshape(-1), atol=1e-4)
+    assert np.std([one["advantages"] for lines in held for one in lines]) > 0.1
 
 
 @pytest.mark.parametrize(
     "config, stage",
     [
         pytest.param("zero2", "grpo", marks=pytest.mark.slow),
-        pytest.param("zero2", "ppo", marks=pytest.mark.long),
-        pytest.param("cpu2", "grpo", marks=pytest.mark.slow),
+        pytest.param("zero2", "ppo", marks=pytest.mark.slow),
+        pytest.param("cpu2", "grpo", marks=pytest.mark.long),
         pytest.param("cpu2", "ppo", marks=pytest.mark.slow),
     ],
 )

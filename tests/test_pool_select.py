@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lore.errors import LoreError
+from lore.fingerprints import model_fingerprint
 from lore.images import image_bytes
 from lore.pairs import Pair, PairWriter, read_pairs
-from lore.recipe import DataSection
+from lore.recipe import DataSection, ModelSection
 from lore.train.pool import POOL_SCHEMA
 from lore.train.pool_config import PoolSection
-from lore.train.select import chosen_pairs, describe, read_pool, select
+from lore.train.select import check_asked_alike, chosen_pairs, describe, read_pool, select
 
 TIERS = ["L1", "L2", "L3", "L4"]
 
@@ -63,6 +64,19 @@ def test_everything_is_chosen_once_in_an_order_that_the_seed_decides(path):
     one, same, other = (select(PoolSection(path=path), seed) for seed in (0, 0, 1))
     assert ids(one) == ids(same) != ids(other)
     assert sorted(ids(one)) == sorted(ids(other)) == sorted(ids(read_pool(path)))
+
+
+def test_answers_to_other_prompts_are_refused_and_those_of_another_judge_are_named(path, tmp_path, capsys):
+    table = read_pool(path)
+    check_asked_alike(table, path, "r1", ModelSection(name="any"))  # a file that does not say
+    facts = {"lore.renderer_hash": "r1", "lore.judge": model_fingerprint("org/judge", None)}
+    known = table.replace_schema_metadata({**table.schema.metadata, **facts})
+    check_asked_alike(known, path, "r1", ModelSection(name="org/judge"))
+    assert capsys.readouterr().out == ""
+    with pytest.raises(LoreError, match="asked with renderer r1, and this run asks with r2"):
+        check_asked_alike(known, path, "r2", ModelSection(name="org/judge"))
+    check_asked_alike(known, path, "r1", ModelSection(name="org/judge", adapter="org/adapter"))
+    assert "answers of another judge than org/adapter" in " ".join(capsys.readouterr().out.split())
 
 
 def test_both_ends_of_a_window_are_inside_and_an_unreadable_answer_is_in_none(path):

@@ -202,11 +202,15 @@ def test_two_cpu_processes_learn_what_one_does(recipe, runs, judges, stage, kind
 def test_a_watched_run_leaves_its_best_weights_without_the_reference(recipe, runs):
     watch = {"every": 2, "pairs": 4, "samples": 2, "max_tokens": 8, "split": "train"}
     folder = run_recipe(recipe("watched", watch=watch))
-    looked = [line["step"] for line in folder.metrics() if "probe" in line]
+    watches = [line for line in folder.metrics() if "probe" in line]
+    looked = [line["step"] for line in watches]
     assert looked == [0, 2, 4]
+    assert all({"reward", "reward/verdict", "reward/format"} <= line["probe"].keys() for line in watches)
+    assert "margin" in watches[-1]["training"]
     assert folder.summary["best_step"] in looked
     assert (folder / "model" / "adapter_model.safetensors").is_file() and not (folder / "model" / "ref").exists()
-    assert (folder / "report.html").is_file()
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Implicit rewards of good and bad answers" in report and "Parts of the reward on the probe" in report
 
 
 @pytest.mark.parametrize("stage", ["dpo", "kto"])

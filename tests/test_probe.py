@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -26,10 +27,12 @@ from lore.pairs import read_pairs
 from lore.recipe import ModelSection
 from lore.rubric import load_rubric
 from lore.train import probe as probe_module
+from lore.train import watching
 from lore.train.collate import PhotoCollator
 from lore.train.loop import COMPLETE, Recorder, train
 from lore.train.probe import ProbeCallback, share_of
 from lore.train.probe_engine import PolicyEngine, policy
+from lore.train.rewards import Rewards, RewardsSection
 from lore.train.rows import sft_row
 from lore.train.watch import RECORDED
 from lore.train.watch_config import WatchSection
@@ -374,6 +377,26 @@ def test_without_a_watch_the_newest_weights_are_the_model(tiny, tmp_path):
 def test_a_probe_without_labels_is_an_error(tiny, tmp_path):
     with pytest.raises(LoreError, match="no labelled pair"):
         ProbeCallback(SECTION, RunFolder(tmp_path), [], RUBRIC, FMT, None, 0, title="", max_tokens=8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_probe_shows_a_photo_to_the_judge_and_to_the_rewards_or_to_neither(tiny, tmp_path, kind):
+    pairs = list(read_pairs(tiny.pairs, split="test", limit=8))
+    assert any(pair.image for pair in pairs)
+    start = SimpleNamespace(rubric=RUBRIC, fmt=FMT, processor=loaded(tiny, kind)[1], card={})
+    recipe = SimpleNamespace(watch=SECTION, seed=0)
+    trainer = SimpleNamespace(add_callback=lambda callback: None)
+    callback = watching.watched(trainer, recipe, RunFolder(tmp_path), start, pairs, title="", max_tokens=8)
+    assert [pair.image is None for pair in callback.pairs] == [kind == "text" or pair.image is None for pair in pairs][:6]
+
+
+def test_calibration_is_no_part_of_the_probe_s_reward_which_knows_no_probabilities(tiny):
+    pairs = list(read_pairs(tiny.pairs, split="test", limit=2))
+    sections = [RewardsSection(), RewardsSection(calibration=5.0)]
+    without, with_it = [Rewards(section, RUBRIC, FMT) for section in sections]
+    groups = [[without.read(f"<verdict>{pair.label}</verdict>", 5), without.read("I do not know", 3)] for pair in pairs]
+    found = watching.mean_rewards(with_it)(pairs, groups)
+    assert found == watching.mean_rewards(without)(pairs, groups) and "calibration" not in found
 
 
 def test_every_process_has_equally_many_pairs():

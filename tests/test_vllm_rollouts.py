@@ -5,6 +5,7 @@ that are too long. What vLLM itself does with them is not shown here.
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,15 +71,55 @@ class StandIn:
         )
 
 
+class Client:
+    """TRL's client of a server that runs the stand-in: texts and features go there, ids and log-probabilities come back."""
+
+    def __init__(self, llm: StandIn):
+        self.llm, self.reset_prefix_cache = llm, llm.reset_prefix_cache
+
+    def get_server_info(self) -> dict:
+        return {"model_config": {"logprobs_mode": "processed_logprobs"}}
+
+    def update_named_params(self, metadata, weights) -> None:
+        known = {name: (dtype, shape) for name, dtype, shape in metadata}
+        for name, value in weights:
+            assert known.pop(name) == (str(value.dtype).removeprefix("torch."), list(value.shape))
+            self.llm.load_weights([(name, value)])
+        assert not known
+
+    def image_features(self, shown: list) -> list:
+        return [photos and {"image": photos[0], "mm_placeholders": {"image": [None]}} for photos in shown]
+
+    def generate(self, prompts, features, n, temperature, top_p, top_k, max_tokens, generation_kwargs, **_) -> dict:
+        params = SimpleNamespace(temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens, **generation_kwargs)
+        answers = []
+        for prompt, feature in zip(prompts, features or [None] * len(prompts), strict=True):
+            if feature is not None:  # its places are those of the photo's tokens
+                places, ids = feature["mm_placeholders"]["image"], np.array(prompt)
+                photo = self.llm.processor.tokenizer.convert_tokens_to_ids(self.llm.processor.image_token)
+                assert [ids[one["offset"] :][: one["length"]].tolist() for one in places] == [[photo] * (ids == photo).sum()]
+            asked = {"prompt_token_ids": prompt} | ({"multi_modal_data": feature} if feature else {})
+            answers += [self.llm.answer(asked, params).outputs[0] for _ in range(n)]
+        known = [[list(step.items())[0] for step in answer.logprobs] for answer in answers]
+        return {
+            "prompt_ids": prompts,
+            "completion_ids": [answer.token_ids for answer in answers],
+            "logprobs": [[[value.logprob] for _, value in steps] for steps in known],
+            "logprob_token_ids": [[[token] for token, _ in steps] for steps in known],
+        }
+
+
 @pytest.fixture
 def stand_in(monkeypatch) -> list[StandIn]:
     """The stand-ins that a run has made, the newest last."""
     made: list[StandIn] = []
 
     def start(self) -> None:
-        self.llm = StandIn(self.model.name_or_path, self.max_model_length, self.max_completion_length)
-        self._llm_weights_sleeping = False
-        made.append(self.llm)
+        made.append(StandIn(self.model.name_or_path, self.max_model_length, self.max_completion_length))
+        if self.mode == "server":
+            self.vllm_client = Client(made[-1])
+        else:
+            self.llm, self._llm_weights_sleeping = made[-1], False
 
     monkeypatch.setattr(VLLMGeneration, "_init_vllm", start)
     return made
@@ -94,7 +135,9 @@ def whole_layer(tiny):
     return done
 
 
-def rolled(tiny, tmp_path, stand_in, stage: str, kind: str, updates: int, **sections) -> tuple[StandIn, list[dict]]:
+def rolled(
+    tiny, tmp_path, stand_in, stage: str, kind: str, updates: int, engine: str = "vllm_colocate", **sections
+) -> tuple[StandIn, list[dict]]:
     """The stand-in of a run of two rollouts, and the run's steps."""
     path = tmp_path / "run.yaml"
     path.write_text(
@@ -102,7 +145,7 @@ def rolled(tiny, tmp_path, stand_in, stage: str, kind: str, updates: int, **sect
             stage,
             tiny.judge(kind),
             stage=stage,
-            rollout={"engine": "vllm_colocate", "updates": updates},
+            rollout={"engine": engine, "updates": updates},
             train={"steps": 2 * updates, "lr": 1e-2, "micro_batch_size": 4, "max_tokens": 640},
             guided={"share": 0.5},
             watch={"preflight_prompts": 4},
@@ -120,8 +163,12 @@ def gap(steps: list[dict]) -> float:
     return max(line[key] for line in steps for key in line if key.startswith("sampling/sampling_logp_difference/m"))
 
 
-def test_the_sampler_has_the_weights_of_the_step_and_sees_what_photos_there_are(tiny, runs, tmp_path, stand_in, whole_layer):
-    llm, steps = rolled(tiny, tmp_path, stand_in, "grpo", "vision", 1, adapter=whole_layer, grpo={"kl": 0.01}, replay={"rows": 2})
+@pytest.mark.parametrize("engine", ["vllm_colocate", "vllm_server"])
+def test_the_sampler_has_the_weights_of_the_step_and_sees_what_photos_there_are(
+    tiny, runs, tmp_path, stand_in, whole_layer, engine
+):
+    more = {"adapter": whole_layer, "grpo": {"kl": 0.01}, "replay": {"rows": 2}}
+    llm, steps = rolled(tiny, tmp_path, stand_in, "grpo", "vision", 1, engine, **more)
     assert gap(steps) < 2e-3  # a step moves them by far more
     assert llm.longest == 640 and 0 < sum(llm.photos) < len(llm.photos)
 

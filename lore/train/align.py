@@ -80,7 +80,7 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
     if is_main_process():
         folder.note(**start.hashes)
     with args.main_process_first(local=False, desc="prompts"):
-        table = chosen_rows(recipe.pool, recipe.seed)
+        table = chosen_rows(recipe.pool, recipe.seed, start.hashes["renderer_hash"], recipe.model)
         pairs = chosen_pairs(table, recipe.data, folder, photos=takes_photos(start.processor, start.fmt))
         if recipe.replay is not None:
             write_replay(recipe, folder, start)
@@ -179,6 +179,7 @@ def rollout_arguments(recipe: RolloutRecipe, folder: RunFolder, start: Start, **
         temperature=rollout.temperature,
         top_p=1.0,
         top_k=0,
+        disable_dropout=True,  # an adapter's own would sample answers from other models than the loss scores them by
         shuffle_dataset=False,
         ddp_broadcast_buffers=False,  # they never change, and a process with a pass more than the others would wait for them
         log_multimodal=False,  # a process whose prompts have no photo would not take part, and the others wait for it
@@ -261,7 +262,10 @@ def preflight(setup: Setup, trainer: JudgeRollouts) -> None:
         first = trainer.accelerator.process_index * share
         rows = [int(row) for row in setup.order.reshape(-1)[np.arange(first, first + share) % setup.order.size]]
         trainer.model.train()
-        groups: list[Group] = trainer._roll(rows, Tally())
+        at_once = setup.order.shape[1] // world_size()
+        groups: list[Group] = []
+        for start in range(0, share, at_once):  # never more answers at a time than a step has, for which memory has to do
+            groups += trainer._roll(rows[start : start + at_once], Tally())
     everyone = gather_object([(group.answers, group.totals.tolist(), group.row) for group in groups])
     answers, totals, asked = zip(*everyone, strict=True)
     labels = [setup.prompts.pairs[row].label for row in asked]

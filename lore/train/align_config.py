@@ -22,7 +22,7 @@ class RolloutSection(StrictModel):
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature, which the trainer's log-probabilities share."""
     max_tokens: int = Field(256, ge=1)
-    """Longest answer; one that is cut there takes no part in the loss (loss.mask_truncated)."""
+    """Longest answer; one that is cut there takes no part in the loss (mask_truncated of grpo or ppo)."""
     engine: Literal["transformers", "vllm_colocate", "vllm_server"] = "transformers"
     """vllm_colocate: vLLM on the training GPUs; vllm_server: a server started with `trl vllm-serve`."""
     updates: int = Field(1, ge=1)

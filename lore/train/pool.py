@@ -33,7 +33,7 @@ from lore.progress import track
 from lore.rejected import RejectedWriter, Rejection
 from lore.rubric import Rubric, load_rubric
 from lore.sources import labelled, materialise
-from lore.train.pool_config import PoolRecipe
+from lore.train.pool_config import JUDGE, RENDERER, TIERS, PoolRecipe
 from lore.train.pool_report import print_report, report_markdown
 
 SAMPLE = pa.struct([("text", pa.string()), ("tokens", pa.int32()), ("tier", pa.string()), ("truncated", pa.bool_())])
@@ -68,7 +68,7 @@ def run(recipe: PoolRecipe, folder: RunFolder) -> None:
     weights = model_fingerprint(recipe.model.name, recipe.model.adapter)
     folder.note(data_fingerprint=fingerprint(pairs), rubric_hash=rubric.hash, renderer_hash=renderer, weights=weights)
     chunks = ask(recipe, folder, pairs, rubric, fmt)
-    metadata = {"lore.tiers": json.dumps(rubric.tier_ids), "lore.renderer_hash": renderer, "lore.judge": weights}
+    metadata = {TIERS: json.dumps(rubric.tier_ids), RENDERER: renderer, JUDGE: weights}
     path, rejected = merge(chunks, folder, metadata)
     table = pq.read_table(path, columns=[name for name in POOL_SCHEMA.names if name not in ("samples", "query")])
     print_report(table, rubric.tier_ids)

@@ -8,6 +8,8 @@ from pydantic import Field, field_validator
 from lore.engines.config import VllmSection
 from lore.recipe import BaseRecipe, Conflict, DataSection, ModelSection, PromptSection, StrictModel
 
+TIERS, RENDERER, JUDGE = "lore.tiers", "lore.renderer_hash", "lore.judge"  # metadata of pool.parquet
+
 
 class PoolRecipe(BaseRecipe):
     """Asks a judge about labelled pairs several times: what it knows, what it guesses, what it never gets right."""

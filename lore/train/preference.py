@@ -151,7 +151,7 @@ def _preferences(recipe, folder, pairs: Path, start: Start, rejected) -> Iterato
     """(file, row, pair, preference) from the pool, then from the tables."""
     section, rubric, fmt = recipe.preferences, start.rubric, start.fmt
     if section.pool is not None:
-        chosen = chosen_rows(section.pool, recipe.seed)
+        chosen = chosen_rows(section.pool, recipe.seed, start.hashes["renderer_hash"], recipe.model)
         found = chosen_pairs(chosen, recipe.data, folder, photos=takes_photos(start.processor, fmt))
         by_id = {pair.pair_id: pair for pair in found}
         made = from_pool(chosen, found, recipe.stage, section, rubric, fmt, recipe.seed)

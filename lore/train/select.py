@@ -1,6 +1,6 @@
 """Chooses the rows of a pool that a later stage learns from, puts them into the order of a curriculum, and finds their pairs.
 
-    rows = chosen_rows(section, seed)
+    rows = chosen_rows(section, seed, start.hashes["renderer_hash"], recipe.model)
     pairs = chosen_pairs(rows, recipe.data, folder)
 
 The choice depends on the pool's file, the section and the seed alone, so all processes of a launch make the same one.
@@ -16,15 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lore.errors import LoreError
-from lore.folder import is_main_process
+from lore.fingerprints import model_fingerprint
+from lore.folder import is_main_process, say
 from lore.pairs import FIELDS, Pair
-from lore.recipe import DataSection
+from lore.recipe import DataSection, ModelSection
 from lore.rubric import load_rubric
 from lore.sources import labelled, materialise
 from lore.train.photos import photo_file, store_photos, with_stored_photos
-from lore.train.pool_config import PoolSection
+from lore.train.pool_config import JUDGE, RENDERER, TIERS, PoolSection
 
-TIERS = "lore.tiers"
 NEEDED = ("pair_id", "label", "label_weight", "slices", "confidence", "pass_rate", "samples")
 
 
@@ -50,9 +50,26 @@ def pool_tiers(table: pa.Table) -> list[str]:
     return json.loads((table.schema.metadata or {}).get(TIERS.encode(), b"[]"))
 
 
-def chosen_rows(section: PoolSection, seed: int) -> pa.Table:
-    """The chosen rows, see `select`; what was chosen is printed by the main process."""
+def check_asked_alike(table: pa.Table, path: str, renderer: str, model: ModelSection) -> None:
+    """Raises LoreError for a pool whose prompts were rendered otherwise; says where another judge has answered them."""
+    facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if key.startswith(b"lore.")}
+    if facts.get(RENDERER, renderer) != renderer:
+        raise LoreError(
+            f"pool.path {path} was asked with renderer {facts[RENDERER]}, and this run asks with {renderer}: its answers are to "
+            "other prompts.\nUse the prompt section and the rubric of the pool's recipe, or run the pool again with these."
+        )
+    if is_main_process() and JUDGE in facts and facts[JUDGE] != model_fingerprint(model.name, model.adapter):
+        say(
+            f"{path} holds the answers of another judge than {model.adapter or model.name}: what is easy, hard or its own was "
+            "found out for that one. Run the pool again with this judge where that matters."
+        )
+
+
+def chosen_rows(section: PoolSection, seed: int, renderer: str, model: ModelSection) -> pa.Table:
+    """The chosen rows, see `select`; what was chosen is printed by the main process. renderer, model: those of this run, see
+    `check_asked_alike`."""
     before = read_pool(section.path)
+    check_asked_alike(before, section.path, renderer, model)
     rows = select(section, seed, before)
     describe(before, rows)
     return rows

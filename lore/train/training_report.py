@@ -28,6 +28,10 @@ CHARTS = [
     ("Loss", [("loss", "log", "loss")]),
     ("Training reward", [("reward", "log", "reward"), ("reward on the probe", "probe", "reward")]),
     (
+        "Implicit rewards of good and bad answers",
+        [("good", "log", "rewards/chosen"), ("bad", "log", "rewards/rejected"), ("margin", "log", "rewards/margins")],
+    ),
+    (
         "Answers on the probe",
         [("pass@1", "probe", "pass_at_1"), ("pass@k", "probe", "pass_at_k"), ("Macro-F1", "probe", "macro_f1")],
     ),
@@ -80,11 +84,13 @@ def _style() -> str:
 def _charts(lines: Sequence[dict[str, Any]], best: int | None) -> list[dict[str, Any] | None]:
     logs = [line for line in lines if "loss" in line and "probe" not in line]
     probes = [{"step": line["step"], **line["probe"]} for line in lines if "probe" in line]
-    parts = sorted({key for line in logs for key in line if key.startswith("rewards/") and key.endswith("/mean")})
     charts = [*CHARTS]
-    if parts:
-        shown = [(key.removeprefix("rewards/").removesuffix("/mean"), "log", key) for key in parts]
-        charts.insert(2, ("Parts of the training reward", shown))
+    for title, place, found, start, end in (
+        ("Parts of the reward on the probe", "probe", probes, "reward/", ""),
+        ("Parts of the training reward", "log", logs, "rewards/", "/mean"),
+    ):
+        parts = sorted({key for line in found for key in line if key.startswith(start) and key.endswith(end)})
+        charts.insert(2, (title, [(key.removeprefix(start).removesuffix(end), place, key) for key in parts]))
     return [_chart(title, sources, {"log": logs, "probe": probes}, best) for title, sources in charts]
 
 

@@ -1,6 +1,7 @@
 """Puts a training run under watch: the probe's pairs, the callback, and what answers are worth to the rewards."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from lore.recipe import DataSection
 from lore.sources import materialise
 from lore.train.judge import Start
 from lore.train.probe import ProbeCallback
-from lore.train.rewards import Answer, Rewards
+from lore.train.rewards import Answer, Rewards, RewardsSection
+from lore.train.rows import takes_photos
 from lore.train.watch_config import WatchSection
 
 
@@ -29,7 +31,10 @@ def watched(
     rewards: Rewards | None = None,
 ) -> ProbeCallback:
     """Puts a trainer under its recipe's watch over `probe_pairs`; call `finish` of what it returns after training. The Recorder
-    comes after it: `lore.train.loop.train` adds it last. recipe: .watch .seed"""
+    comes after it: `lore.train.loop.train` adds it last. recipe: .watch .seed; rewards: none takes those of an empty section."""
+    rewards = rewards or Rewards(RewardsSection(), start.rubric, start.fmt)
+    if not takes_photos(start.processor, start.fmt):  # no reward for what a judge says to see and is not shown, as in training
+        pairs = [replace(pair, image=None) for pair in pairs]
     probe = ProbeCallback(
         recipe.watch,
         folder,
@@ -40,7 +45,7 @@ def watched(
         recipe.seed,
         title=title,
         max_tokens=max_tokens,
-        rewards=mean_rewards(rewards) if rewards is not None else None,
+        rewards=mean_rewards(rewards),
         card=start.card,
     )
     probe.trainer = trainer
@@ -76,6 +81,8 @@ def mean_rewards(rewards: Rewards) -> Callable[[list[Pair], list[list[Answer]]],
         answers = [answer for group in groups for answer in group]
         asked = [pair for pair, group in zip(pairs, groups, strict=True) for _ in group]
         parts = rewards.parts(answers, asked)
+        if rewards.needs_probabilities:  # which the probe's answers have not: it would judge those without a verdict alone
+            parts[:, rewards.names.index("calibration")] = np.nan
         columns = {"reward": rewards.totals(parts), **dict(zip(rewards.names, parts.T, strict=True))}
         return {name: float(np.nanmean(values)) for name, values in columns.items() if np.isfinite(values).any()}
 
