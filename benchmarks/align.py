@@ -134,14 +134,10 @@ def shown(values: np.ndarray, kind: int) -> str:
 
 
 def spread(seeds: list[int], runs: Path, jobs: int) -> str:
-    """Groups with spread for the tokens generated, late in training: the last third of three passes over the whole pool, of which
-    the arms leave out what was easy before training."""
-    arms = {
-        "without": ("no_dynamic", []),
-        "dynamic": ("grpo", []),
-        "sharp": ("grpo", ["dynamic.sharp=true"]),
-    }
-    columns = ("seed", "per 1,000 tokens: without", "dynamic", "ratio", "sharp", "ratio", "share with spread, without")
+    """Groups with spread for the tokens generated that sharp dynamic sampling finds late in training: in the last third of three
+    passes over the whole pool, of which the arms leave out what was easy before training."""
+    arms = {"without": ("no_dynamic", []), "sharp": ("grpo", ["dynamic.sharp=true"])}
+    columns = ("seed", "per 1,000 tokens: sharp", "without", "ratio", "share with spread, without", "probe, sharp", "without")
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
 
     def run(seed: int, arm: str) -> None:
@@ -155,11 +151,12 @@ def spread(seeds: list[int], runs: Path, jobs: int) -> str:
     for seed in seeds:
         folders = {arm: runs / "align" / str(seed) / f"whole_{arm}" for arm in arms}
         found = {arm: late(folder, "rollout/spread_per_1000_tokens") for arm, folder in folders.items()}
-        cells = [f"{found['without']:.2f}"]
-        for arm in ("dynamic", "sharp"):
-            cells += [f"{found[arm]:.2f}", f"{found[arm] / found['without']:.2f}"]
-        share = late(folders["without"], "rollout/share_with_spread")
-        lines.append(f"| {seed} | " + " | ".join(cells) + f" | {share:.2f} |")
+        cells = [f"{found['sharp']:.2f}", f"{found['without']:.2f}", f"{found['sharp'] / found['without']:.2f}"]
+        cells.append(f"{late(folders['without'], 'rollout/share_with_spread'):.2f}")
+        for arm in ("sharp", "without"):
+            probes = [line["probe"]["pass_at_1"] for line in RunFolder(folders[arm]).metrics() if "probe" in line]
+            cells.append(" ".join(f"{value:.3f}" for value in probes))
+        lines.append(f"| {seed} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

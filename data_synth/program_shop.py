@@ -203,12 +203,9 @@ def read_photo(data: bytes, lexicon: Lexicon) -> dict[str, ItemFact]:
     """Colour and pattern of a drawn photo, from its pixels: the colour of most of it, an accent stripe, marks in rows or dots."""
     pixels = np.asarray(load_image(data)).astype(int)
     on_item = (pixels != pixels[0, 0]).any(axis=-1)
-    colours, counts = np.unique(pixels[on_item], axis=0, return_counts=True)
-    plain = [
-        (count, tuple(colour))
-        for colour, count in zip(colours.tolist(), counts.tolist(), strict=True)
-        if tuple(colour) not in MARKS
-    ]
+    codes, counts = np.unique(pixels[on_item] @ (1 << 16, 1 << 8, 1), return_counts=True)  # rows of three would be sorted slowly
+    colours = zip((codes >> 16).tolist(), (codes >> 8 & 255).tolist(), (codes & 255).tolist(), strict=True)
+    plain = [(count, colour) for colour, count in zip(colours, counts.tolist(), strict=True) if colour not in MARKS]
     if not plain:
         raise Unreadable("a photo of nothing")
     ranked = sorted(plain, reverse=True)

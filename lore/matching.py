@@ -4,7 +4,7 @@ Left out: synonyms, and everything that needs a dictionary.
 """
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,11 +19,17 @@ HAN_NEGATIONS = "不无没非未"
 MOST_BETWEEN = 4
 MARK = re.compile(r"[\u3400-\u9fff]|\w+|[^\w\s]")
 INCH = re.compile(r"""\d\s?(?:"|”|″|''|in\b)""", re.IGNORECASE)
+TEXTS, WORDS = 1024, 2**16  # kept: the texts of a pair are looked through again and again, and words come back in others
 
 
 def pieces(text: str) -> list[str]:
     """Words, numbers and runs of Han characters, case folded, a plural s and zeros behind a point taken away."""
-    return [_stem(piece) for piece in PIECE.findall(normalise(text))]
+    return list(_pieces(text))
+
+
+@lru_cache(maxsize=TEXTS)
+def _pieces(text: str) -> tuple[str, ...]:
+    return tuple(_stem(piece) for piece in PIECE.findall(normalise(text)))
 
 
 def spellings(text: str) -> dict[str, str]:
@@ -110,6 +116,7 @@ def function_words(language: str) -> frozenset[str]:
     return frozenset(lists.get(language, "").split())
 
 
+@lru_cache(maxsize=WORDS)
 def _stem(piece: str) -> str:
     if piece[0].isdigit():
         piece = piece.replace(",", "") if re.fullmatch(THOUSANDS, piece) else piece
@@ -120,7 +127,8 @@ def _stem(piece: str) -> str:
     return piece[:-1] if len(piece) > 3 and piece.endswith("s") and not piece.endswith("ss") else piece
 
 
-def forms(piece: str) -> set[str]:
+@lru_cache(maxsize=WORDS)
+def forms(piece: str) -> frozenset[str]:
     """A piece and what its plural may have been made of: batteries, sizes, lenses."""
     found = {piece}
     if piece.endswith("ie"):  # the stem of batteries
@@ -129,7 +137,7 @@ def forms(piece: str) -> set[str]:
         found.add(piece[:-2])  # lenses, whose singular has lost its own s
     if len(piece) > 2 and piece.endswith("z"):
         found.add(f"{piece}e")
-    return found
+    return frozenset(found)
 
 
 def count_marks(text: str) -> int:

@@ -34,8 +34,11 @@ class TransformersEngine:
 
     @classmethod
     def load(cls, section: ModelSection, rubric: Rubric, *, batch_tokens: int = 16384, device: str | None = None):
-        device = device or default_device()
-        return cls(load_model(section, device=device), load_processor(section), rubric, batch_tokens=batch_tokens)
+        model = load_model(section, device=device or default_device())
+        if section.adapter and not section.quantize and model.dtype == torch.float32:
+            # A quarter less time for the same answers; bfloat16 would round what is folded in.
+            model = model.merge_and_unload()
+        return cls(model, load_processor(section), rubric, batch_tokens=batch_tokens)
 
     @torch.inference_mode()
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
