@@ -13,6 +13,7 @@ from lore.pairs import Pair, read_pairs
 from lore.recipe import ModelSection
 from lore.rejected import Rejection
 from lore.rubric import load_rubric
+from lore.train.pool_config import PoolSection
 from lore.train.preference_batch import apart, kto_weights
 from lore.train.preference_config import PreferencesSection
 from lore.train.preference_rows import Preference, Renderer, from_pool, from_table
@@ -104,6 +105,15 @@ def test_single_answers_are_good_where_they_give_the_label():
         ("p1", answer("L4")): True,
         ("p2", answer("L2")): False,
     }
+
+
+def test_a_curriculum_of_single_answers_keeps_those_of_a_pair_apart():
+    drawn = [[answer("L4", "a"), answer("L4", "b"), answer("L1"), answer("L2")]] * 300
+    table, pairs = pool_of(*drawn)
+    found = made(table, pairs, "kto", per_prompt=2, pool=PoolSection(path="x", order="easy_to_hard"))
+    numbers = [int(preference.pair_id[1:]) for preference in found]
+    assert len(numbers) == 1200 and all(len({*numbers[start : start + 32]}) == 32 for start in range(0, 1024, 32))
+    assert max(numbers[:1024]) == 255 and min(numbers[1024:]) == 256  # and the order of the pairs stays
 
 
 @pytest.mark.parametrize("kind", ["text", "vision"])

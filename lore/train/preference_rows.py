@@ -7,6 +7,7 @@ cannot be read is never chosen, equal answers are no preference, and what is wro
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from lore.train.rows import IGNORE, IMAGE, gold, sft_row
 _ENDS = [("length", pa.int32()), ("tier", pa.string()), ("pair_id", pa.string()), ("source", pa.string())]
 _IDS, _TEXT = pa.list_(pa.int32()), pa.string()
 YES, NO = ("true", "1", "yes"), ("false", "0", "no")
+TURN = 256  # more pairs than a step sees
 FIELDS = {"dpo": ("chosen", "rejected"), "kto": ("completion",)}
 
 
@@ -67,7 +69,16 @@ def from_pool(table: pa.Table, pairs: list[Pair], stage: str, section: Any, rubr
         found += [(row["pass_rate"], preference) for preference in made]
     if section.limit is not None and len(found) > section.limit:
         found = sorted(found, key=lambda item: item[0])[: section.limit]
-    return [preference for _, preference in found]
+    chosen = [preference for _, preference in found]
+    return _in_turns(chosen) if stage == "kto" and section.pool is not None and section.pool.order != "random" else chosen
+
+
+def _in_turns(preferences: list[Preference]) -> list[Preference]:
+    """The first answers to TURN pairs that follow one another, then their second ones, and so on. KTO pairs a prompt with its
+    neighbour's answer, which has to be one to another prompt, and a curriculum leaves the rows in this order."""
+    pairs = [list(answers) for _, answers in groupby(preferences, key=lambda preference: preference.pair_id)]
+    blocks = (pairs[start : start + TURN] for start in range(0, len(pairs), TURN))
+    return [answer for block in blocks for turn in zip_longest(*block) for answer in turn if answer is not None]
 
 
 def _good_and_bad(row, pair, section, rubric, fmt, cost, rng) -> tuple[list[tuple[str, str]], list[tuple[str, bool]]]:
