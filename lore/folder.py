@@ -21,7 +21,7 @@ from lore.errors import LoreError
 from lore.recipe import BaseRecipe, run_root, to_yaml
 
 OWN_FILES = {".lock", "recipe.yaml", "manifest.json", "metrics.jsonl", "done", "failed.json"}
-PREPARED = {"data", "rejected.jsonl"}  # what a run makes of its inputs before its first result
+PREPARED = {"data", "rejected.jsonl", "rejected_replay.jsonl"}  # what a run makes of its inputs before its first result
 
 _held: dict[str, int] = {}  # open lock files by folder; POSIX locks are not inherited by forked data workers
 
@@ -182,9 +182,10 @@ class RunFolder:
         """Recipe and manifest of a run that has no result yet, in place of those of an earlier start."""
         if not is_main_process():
             return
-        if (self / "data").is_dir():
-            shutil.rmtree(self / "data")
-        (self / "rejected.jsonl").unlink(missing_ok=True)
+        for path in map(self.__truediv__, PREPARED):
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
         write_atomic(self.manifest_path, _dump({"recipe_hash": recipe.fingerprint, **environment(), "facts": {}}))
         write_atomic(self.recipe_path, to_yaml(recipe.resolved()))
 

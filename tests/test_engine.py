@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from peft import PeftModel
 from PIL import Image
 
 from lore.engines import Sampling, open_engine
 from lore.engines.chat import image_tokens, prompt_text, turn_end
-from lore.engines.loading import load_processor
+from lore.engines.loading import load_model, load_processor
+from lore.engines.transformers_engine import TransformersEngine, folded
 from lore.errors import LoreError
 from lore.judgement import PromptFormat, count_prompt_tokens, render, with_verdict_prefix
 from lore.pairs import load_image, read_pairs
@@ -36,6 +38,21 @@ def engines(request, tiny):
     section = ModelSection(name=str(getattr(tiny, request.param)))
     small, large = (open_engine(section, RUBRIC, batch_tokens=n, device="cpu") for n in (SMALL, LARGE))
     return small, large, prompts(tiny, small.processor)
+
+
+@pytest.mark.parametrize("kind", ["vision", "text"])
+def test_an_adapter_is_folded_in_where_that_changes_nothing(tiny, kind):
+    section = ModelSection(name=str(tiny.judge(kind)), adapter=str(tiny.adapter(kind)))
+    engine, beside = open_engine(section, RUBRIC, device="cpu"), load_model(section, device="cpu")
+    assert isinstance(beside, PeftModel) and not isinstance(engine.model, PeftModel)
+    asked = prompts(tiny, engine.processor)
+    scores = TransformersEngine(beside, engine.processor, RUBRIC).score(asked)
+    np.testing.assert_allclose(engine.score(asked), scores, atol=1e-5)
+    assert np.abs(open_engine(ModelSection(name=section.name), RUBRIC, device="cpu").score(asked) - scores).max() > 1e-3
+    beside.config.tie_word_embeddings = True
+    assert folded(beside) is beside
+    rounded = load_model(section.model_copy(update={"dtype": "bfloat16"}), device="cpu")
+    assert folded(rounded) is rounded
 
 
 def test_scores_do_not_depend_on_the_batch(engines):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_python
+from peft.tuners.lora import LoraModel
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 
@@ -81,6 +82,19 @@ def test_a_corrupted_weight_is_found_and_both_numbers_are_named(trained, merged,
     finally:
         save_file(weights | {name: sound}, merged / "model.safetensors", metadata={"format": "pt"})
     assert "nothing was written" in str(error.value)
+
+
+def test_a_merge_that_went_wrong_is_found_by_the_scores_of_the_adapter_beside_its_base(trained, tmp_path, monkeypatch):
+    merge = LoraModel.merge_and_unload
+
+    def wrong(self, *arguments, **options):
+        model = merge(self, *arguments, **options)
+        next(p for name, p in model.named_parameters() if name.endswith("layers.1.mlp.down_proj.weight")).data += 0.5
+        return model
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", wrong)
+    with pytest.raises(LoreError, match="Merging moved"):
+        export(trained.path, tmp_path / "judge")
 
 
 def test_a_merge_that_fails_leaves_nothing(trained, tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ def test_answers_to_other_prompts_are_refused_and_those_of_another_judge_are_nam
     with pytest.raises(LoreError, match="asked with renderer r1, and this run asks with r2"):
         check_asked_alike(known, path, "r2", ModelSection(name="org/judge"))
     check_asked_alike(known, path, "r1", ModelSection(name="org/judge", adapter="org/adapter"))
-    assert "answers of another judge than org/adapter" in " ".join(capsys.readouterr().out.split())
+    assert "asked with other weights than those of org/adapter" in " ".join(capsys.readouterr().out.split())
 
 
 def test_both_ends_of_a_window_are_inside_and_an_unreadable_answer_is_in_none(path):

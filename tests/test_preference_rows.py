@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -113,6 +114,8 @@ def test_a_curriculum_of_single_answers_keeps_those_of_a_pair_apart():
     found = made(table, pairs, "kto", per_prompt=2, pool=PoolSection(path="x", order="easy_to_hard"))
     numbers = [int(preference.pair_id[1:]) for preference in found]
     assert len(numbers) == 1200 and all(len({*numbers[start : start + 32]}) == 32 for start in range(0, 1024, 32))
+    goods = np.array([preference.good for preference in found]).reshape(-1, 8)
+    assert (goods.sum(axis=1) == 4).all()
     assert max(numbers[:1024]) == 255 and min(numbers[1024:]) == 256  # and the order of the pairs stays
 
 

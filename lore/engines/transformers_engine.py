@@ -21,6 +21,15 @@ from lore.recipe import ModelSection
 from lore.rubric import Rubric
 
 
+def folded(model: Any) -> Any:
+    """The model with its adapter folded into the weights, a quarter less time for the same answers, where that is so: bfloat16 and
+    quantized weights would round, and tied ones change the output layer with the embeddings."""
+    tied = model.config.tie_word_embeddings or model.config.get_text_config().tie_word_embeddings
+    if not hasattr(model, "merge_and_unload") or tied or any(p.dtype != torch.float32 for p in model.parameters()):
+        return model
+    return model.merge_and_unload()
+
+
 class TransformersEngine:
     """A judge in memory. Build it with `load`, or from a model and processor that are loaded already."""
 
@@ -34,10 +43,7 @@ class TransformersEngine:
 
     @classmethod
     def load(cls, section: ModelSection, rubric: Rubric, *, batch_tokens: int = 16384, device: str | None = None):
-        model = load_model(section, device=device or default_device())
-        if section.adapter and not section.quantize and model.dtype == torch.float32:
-            # A quarter less time for the same answers; bfloat16 would round what is folded in.
-            model = model.merge_and_unload()
+        model = folded(load_model(section, device=device or default_device()))
         return cls(model, load_processor(section), rubric, batch_tokens=batch_tokens)
 
     @torch.inference_mode()

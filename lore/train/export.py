@@ -178,7 +178,9 @@ def compare(
 
 def score_pairs(section: ModelSection, rubric: Rubric, fmt: PromptFormat, pairs: list[Pair]) -> np.ndarray:
     """Tier probabilities [N, tiers] of a judge that is loaded for this and let go again."""
-    scores = score_with(TransformersEngine.load(section, rubric), rubric, fmt, pairs)
+    model = load_model(section, device=default_device())  # the engine's own loading would fold the adapter in
+    scores = score_with(TransformersEngine(model, load_processor(section), rubric), rubric, fmt, pairs)
+    del model
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

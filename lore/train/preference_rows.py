@@ -27,7 +27,7 @@ from lore.train.rows import IGNORE, IMAGE, gold, sft_row
 _ENDS = [("length", pa.int32()), ("tier", pa.string()), ("pair_id", pa.string()), ("source", pa.string())]
 _IDS, _TEXT = pa.list_(pa.int32()), pa.string()
 YES, NO = ("true", "1", "yes"), ("false", "0", "no")
-TURN = 256  # more pairs than a step sees
+TURN = 256  # more pairs than most steps see
 FIELDS = {"dpo": ("chosen", "rejected"), "kto": ("completion",)}
 
 
@@ -74,9 +74,11 @@ def from_pool(table: pa.Table, pairs: list[Pair], stage: str, section: Any, rubr
 
 
 def _in_turns(preferences: list[Preference]) -> list[Preference]:
-    """The first answers to TURN pairs that follow one another, then their second ones, and so on. KTO pairs a prompt with its
-    neighbour's answer, which has to be one to another prompt, and a curriculum leaves the rows in this order."""
+    """One answer each to TURN pairs that follow one another, then another one each, and so on. KTO pairs a prompt with its
+    neighbour's answer, which has to be one to another prompt, and a curriculum leaves the rows in this order. The good answers to a
+    pair come before its bad ones; those to every second pair are turned round, so that a step has both."""
     pairs = [list(answers) for _, answers in groupby(preferences, key=lambda preference: preference.pair_id)]
+    pairs = [answers[::-1] if number % 2 else answers for number, answers in enumerate(pairs)]
     blocks = (pairs[start : start + TURN] for start in range(0, len(pairs), TURN))
     return [answer for block in blocks for turn in zip_longest(*block) for answer in turn if answer is not None]
 

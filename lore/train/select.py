@@ -60,8 +60,8 @@ def check_asked_alike(table: pa.Table, path: str, renderer: str, model: ModelSec
         )
     if is_main_process() and JUDGE in facts and facts[JUDGE] != model_fingerprint(model.name, model.adapter):
         say(
-            f"{path} holds the answers of another judge than {model.adapter or model.name}: what is easy, hard or its own was "
-            "found out for that one. Run the pool again with this judge where that matters."
+            f"{path} was asked with other weights than those of {model.adapter or model.name}. Unless they are the same judge "
+            "merged or moved, what is easy, hard or its own was found out for another one: run the pool again."
         )
 
 

@@ -26,7 +26,7 @@ GAP = "sampling/sampling_logp_difference/mean"
 # Title, and its lines: (name, where the value is, key). A chart without a value is left out.
 CHARTS = [
     ("Loss", [("loss", "log", "loss")]),
-    ("Training reward", [("reward", "log", "reward"), ("reward on the probe", "probe", "reward")]),
+    ("Reward", [("in training", "log", "reward"), ("on the probe", "probe", "reward")]),
     (
         "Implicit rewards of good and bad answers",
         [("good", "log", "rewards/chosen"), ("bad", "log", "rewards/rejected"), ("margin", "log", "rewards/margins")],

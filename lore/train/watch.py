@@ -229,8 +229,8 @@ class Watch:
 
 
 def _mean_reward(lines: Sequence[dict[str, Any]], part: str) -> float | None:
-    """Of training, where dynamic sampling holds it near the middle, or of the probe. dpo and kto have no reward of their own but
-    the margin of good answers over bad ones."""
+    """Of training, where dynamic sampling holds it near the middle, or of the probe. dpo and kto have no training reward but the
+    margin of good answers over bad ones."""
     known = [line.get(part, {}) for line in lines]
     rewards = [one[name] for one in known for name in ("reward", "margin") if one.get(name) is not None]
     return sum(rewards) / len(rewards) if rewards else None
