@@ -4,7 +4,7 @@ of its additions.
     python benchmarks/align.py                        seeds 0, 1 and 2, one run after the other
     python benchmarks/align.py --jobs 2               two runs at a time (set OMP_NUM_THREADS=1)
     python benchmarks/align.py --only grpo dpo        some of the arms
-    python benchmarks/align.py --spread               afterwards: how many groups with spread dynamic sampling finds
+    python benchmarks/align.py --spread               another two runs a seed: how many groups with spread dynamic sampling finds
 
 Every seed has its own SFT judge, pool and order of prompts; shop and base model are the quickstart's. Runs lie under
 <runs>/align/<seed>, so a killed program goes on. Then: lore leaderboard <runs>/align/*/eval
@@ -133,22 +133,24 @@ def shown(values: np.ndarray, kind: int) -> str:
     return f"{values[0]:.3f} [{low:.3f}, {high:.3f}]" if kind == 1 else f"{values[0]:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def spread(seeds: list[int], runs: Path, jobs: int) -> str:
+def spread(recipes: dict[int, Path], runs: Path, jobs: int) -> str:
     """Groups with spread for the tokens generated that sharp dynamic sampling finds late in training: in the last third of three
     passes over the whole pool, of which the arms leave out what was easy before training."""
     arms = {"without": ("no_dynamic", []), "sharp": ("grpo", ["dynamic.sharp=true"])}
     columns = ("seed", "per 1,000 tokens: sharp", "without", "ratio", "share with spread, without", "probe, sharp", "without")
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
 
-    def run(seed: int, arm: str) -> None:
+    def run(seed: int, arm: str, before: Future) -> None:
+        before.result()
         recipe, overrides = arms[arm]
         whole = ["pool.pass_rate=null", f"train.steps={WHOLE_STEPS}", "watch.every=48", *overrides]
-        lore(runs / "align" / str(seed) / "recipes" / f"{recipe}.yaml", runs, f"run=align/{seed}/whole_{arm}", *whole)
+        lore(recipes[seed] / f"{recipe}.yaml", runs, f"run=align/{seed}/whole_{arm}", *whole)
 
     with ThreadPoolExecutor(jobs) as pool:
-        for future in [pool.submit(run, seed, arm) for seed in seeds for arm in arms]:
+        pools = {seed: pool.submit(lore, folder / "pool.yaml", runs) for seed, folder in recipes.items()}
+        for future in [pool.submit(run, seed, arm, pools[seed]) for seed in recipes for arm in arms]:
             future.result()
-    for seed in seeds:
+    for seed in recipes:
         folders = {arm: runs / "align" / str(seed) / f"whole_{arm}" for arm in arms}
         found = {arm: late(folder, "rollout/spread_per_1000_tokens") for arm, folder in folders.items()}
         cells = [f"{found['sharp']:.2f}", f"{found['without']:.2f}", f"{found['sharp'] / found['without']:.2f}"]
@@ -171,16 +173,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--spread", action="store_true", help="measure dynamic sampling on the finished runs")
+    parser.add_argument("--spread", action="store_true", help="sharp dynamic sampling against none, over the whole pool")
     options = parser.parse_args()
     runs = Path(os.environ.get("LORE_RUNS") or "runs")
-    if options.spread:
-        print(spread(options.seeds, runs, options.jobs))
-        return
     lore(RECIPES / "ablation/traces.yaml", runs)
     lore(RECIPES / "quickstart/base.yaml", runs)
 
     recipes = {seed: seed_recipes(seed, runs / "align", options.only) for seed in options.seeds}
+    if options.spread:
+        print(spread(recipes, runs, options.jobs))
+        return
 
     def run(part: str, seed: int, before: list[Future]) -> None:
         for future in before:  # all of them were submitted earlier, so none waits in vain
