@@ -39,6 +39,7 @@ __all__ = [
     "RejectedWriter",
     "Rejection",
     "RowChecker",
+    "WITHOUT_PHOTO",
     "check_row",
     "count_pairs",
     "fingerprint",
@@ -50,6 +51,7 @@ __all__ = [
     "read_pairs",
 ]
 
+WITHOUT_PHOTO = [name for name in FIELDS if name != "image"]
 MAX_BATCH_BYTES = 32 * 2**20  # photos: a row group, and so a reader's memory, stays bounded in bytes too
 
 

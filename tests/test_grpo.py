@@ -445,7 +445,7 @@ def test_the_probe_is_spread_over_the_whole_file(tiny, tmp_path):
     labelled = [pair.pair_id for pair in read_pairs(tiny.pairs, split="train")]
     data = DataSection(path=str(tiny.pairs), rubric="shop")
     for count in (3, 100, 159, 160, 500):
-        chosen = [pair.pair_id for pair in probe_pairs(WatchSection(pairs=count, split="train"), data, None)]
+        chosen = [pair.pair_id for pair in probe_pairs(WatchSection(pairs=count, split="train"), data, None, photos=True)]
         places = [labelled.index(pair_id) for pair_id in chosen]
         assert len(places) == min(count, len(labelled)) and places == sorted(set(places))
         steps = np.diff([*places, len(labelled)])

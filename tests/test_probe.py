@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -24,7 +23,7 @@ from lore.errors import LoreError
 from lore.folder import RunFolder
 from lore.judgement import PromptFormat, render
 from lore.pairs import read_pairs
-from lore.recipe import ModelSection
+from lore.recipe import DataSection, ModelSection
 from lore.rubric import load_rubric
 from lore.train import probe as probe_module
 from lore.train import watching
@@ -33,7 +32,7 @@ from lore.train.loop import COMPLETE, Recorder, train
 from lore.train.probe import ProbeCallback, share_of
 from lore.train.probe_engine import PolicyEngine, policy
 from lore.train.rewards import Rewards, RewardsSection
-from lore.train.rows import sft_row
+from lore.train.rows import sft_row, takes_photos
 from lore.train.watch import RECORDED
 from lore.train.watch_config import WatchSection
 
@@ -380,14 +379,12 @@ def test_a_probe_without_labels_is_an_error(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_probe_shows_a_photo_to_the_judge_and_to_the_rewards_or_to_neither(tiny, tmp_path, kind):
-    pairs = list(read_pairs(tiny.pairs, split="test", limit=8))
+def test_the_probe_has_photos_for_the_judge_and_the_rewards_or_for_neither(tiny, kind):
+    pairs = list(read_pairs(tiny.pairs, split="test", limit=64))
     assert any(pair.image for pair in pairs)
-    start = SimpleNamespace(rubric=RUBRIC, fmt=FMT, processor=loaded(tiny, kind)[1], card={})
-    recipe = SimpleNamespace(watch=SECTION, seed=0)
-    trainer = SimpleNamespace(add_callback=lambda callback: None)
-    callback = watching.watched(trainer, recipe, RunFolder(tmp_path), start, pairs, title="", max_tokens=8)
-    assert [pair.image is None for pair in callback.pairs] == [kind == "text" or pair.image is None for pair in pairs][:6]
+    section, data = WatchSection(pairs=64, split="test"), DataSection(path=str(tiny.pairs), rubric="shop")
+    probe = watching.probe_pairs(section, data, None, photos=takes_photos(loaded(tiny, kind)[1], FMT))
+    assert [pair.image is None for pair in probe] == [kind == "text" or pair.image is None for pair in pairs]
 
 
 def test_calibration_is_no_part_of_the_probe_s_reward_which_knows_no_probabilities(tiny):

@@ -79,12 +79,14 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
     )
     if is_main_process():
         folder.note(**start.hashes)
+    photos = takes_photos(start.processor, start.fmt)
     with args.main_process_first(local=False, desc="prompts"):
         table = chosen_rows(recipe.pool, recipe.seed, start.hashes["renderer_hash"], recipe.model)
-        pairs = chosen_pairs(table, recipe.data, folder, photos=takes_photos(start.processor, start.fmt))
+        pairs = chosen_pairs(table, recipe.data, folder, photos=photos)
         if recipe.replay is not None:
             write_replay(recipe, folder, start)
-    probe = probe_pairs(recipe.watch, recipe.data, folder)  # after the main process has brought the data into their form
+    # After the main process has brought the data into their form.
+    probe = probe_pairs(recipe.watch, recipe.data, folder, photos=photos)
     good = shown_alike(pairs, start, folder, recipe.pool.path)
     pairs = [pairs[number] for number in good]
     if recipe.guided is not None:

@@ -66,7 +66,8 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     args = arguments(recipe, folder, bf16=start.bf16, cpu=start.device == "cpu")
     with args.main_process_first(local=False, desc="preferences"):
         rows = load_rows(recipe, folder, start)
-    probe = probe_pairs(recipe.watch, recipe.data, folder)  # after the main process has brought the data into their form
+    # After the main process has brought the data into their form.
+    probe = probe_pairs(recipe.watch, recipe.data, folder, photos=photos)
     if recipe.stage == "kto":
         args.desirable_weight, args.undesirable_weight = kto_weights(recipe, rows["label"][:])
     steps = total_steps(recipe.train, len(rows))

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from lore.errors import LoreError
 from lore.fingerprints import model_fingerprint
 from lore.folder import is_main_process, say
-from lore.pairs import FIELDS, Pair
+from lore.pairs import WITHOUT_PHOTO, Pair
 from lore.recipe import DataSection, ModelSection
 from lore.rubric import load_rubric
 from lore.sources import labelled, materialise
@@ -220,7 +220,7 @@ def chosen_pairs(table: pa.Table, data: DataSection, folder: Any, *, photos: boo
     ids, labels = table["pair_id"].to_pylist(), table["label"].to_pylist()
     label_of = dict(zip(ids, labels, strict=True))
     found: dict[str, Pair] = {}
-    for pair in _labelled_among(label_of, data, folder, [name for name in FIELDS if name != "image"]):
+    for pair in _labelled_among(label_of, data, folder, WITHOUT_PHOTO):
         found.setdefault(pair.pair_id, pair)
     if missing := [pair_id for pair_id in label_of if pair_id not in found]:
         raise LoreError(

@@ -1,21 +1,19 @@
 """Puts a training run under watch: the probe's pairs, the callback, and what answers are worth to the rewards."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from lore.errors import LoreError
 from lore.folder import RunFolder
-from lore.pairs import Pair, read_pairs
+from lore.pairs import WITHOUT_PHOTO, Pair, read_pairs
 from lore.progress import track
 from lore.recipe import DataSection
 from lore.sources import materialise
 from lore.train.judge import Start
 from lore.train.probe import ProbeCallback
 from lore.train.rewards import Answer, Rewards, RewardsSection
-from lore.train.rows import takes_photos
 from lore.train.watch_config import WatchSection
 
 
@@ -33,8 +31,6 @@ def watched(
     """Puts a trainer under its recipe's watch over `probe_pairs`; call `finish` of what it returns after training. The Recorder
     comes after it: `lore.train.loop.train` adds it last. recipe: .watch .seed; rewards: none takes those of an empty section."""
     rewards = rewards or Rewards(RewardsSection(), start.rubric, start.fmt)
-    if not takes_photos(start.processor, start.fmt):  # no reward for what a judge says to see and is not shown, as in training
-        pairs = [replace(pair, image=None) for pair in pairs]
     probe = ProbeCallback(
         recipe.watch,
         folder,
@@ -53,9 +49,10 @@ def watched(
     return probe
 
 
-def probe_pairs(watch: WatchSection, data: DataSection, folder: RunFolder) -> list[Pair]:
+def probe_pairs(watch: WatchSection, data: DataSection, folder: RunFolder, *, photos: bool) -> list[Pair]:
     """The fixed pairs of the watch: spread evenly over its file; none where it is off. Raises LoreError where there is none
-    with a label."""
+    with a label. photos: with theirs; a judge that is shown none gets pairs without, as in training: no reward for what it says
+    to see."""
     if not watch.every:
         return []
     path = watch.path or materialise(data, folder)
@@ -68,7 +65,8 @@ def probe_pairs(watch: WatchSection, data: DataSection, folder: RunFolder) -> li
             same_on_every_rank=True,
         )
     # A file of many photos is never in memory: the pairs are counted first, then taken as they stream by.
-    pairs = (pair for pair in track(read_pairs(path, split=watch.split), "reading the probe") if pair.label is not None)
+    read = read_pairs(path, split=watch.split, columns=None if photos else WITHOUT_PHOTO)
+    pairs = (pair for pair in track(read, "reading the probe") if pair.label is not None)
     count = min(watch.pairs, labelled)
     chosen = {place * labelled // count for place in range(count)}
     return [pair for place, pair in enumerate(pairs) if place in chosen]
