@@ -41,7 +41,7 @@ def engines(request, tiny):
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])
-def test_an_adapter_is_folded_in_where_that_changes_nothing(tiny, kind):
+def test_an_adapter_is_folded_in_where_that_changes_nothing(tiny, runs, kind):
     section = ModelSection(name=str(tiny.judge(kind)), adapter=str(tiny.adapter(kind)))
     engine, beside = open_engine(section, RUBRIC, device="cpu"), load_model(section, device="cpu")
     assert isinstance(beside, PeftModel) and not isinstance(engine.model, PeftModel)
