@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from seeds import lore, times_drawn, with_seed
 
 from lore.eval.measures.samples import pass_at
-from lore.folder import RunFolder
+from lore.run.run_folder import RunFolder
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 ARMS = ("grpo", "ppo", "dpo", "kto", "plain", "no_dynamic", "no_replay", "no_guided")

@@ -52,11 +52,11 @@ def write_rows(path: Path, rows: int, seed: int = 0) -> None:
 
 def run_step(step: str, table: Path, pairs: Path) -> dict[str, float]:
     """One step in this process: rows, seconds, peak_mb."""
-    from lore.judgement import PromptFormat, render
-    from lore.pairs import read_pairs
-    from lore.rubric import load_rubric
-    from lore.sources import open_source
-    from lore.sources.importing import import_pairs, open_pairs
+    from lore.codec.prompt import PromptFormat, render
+    from lore.data.import_pairs import import_pairs, open_pairs
+    from lore.data.importers import open_source
+    from lore.data.parquet import read_pairs
+    from lore.rubric.rubric import load_rubric
 
     rubric, start = load_rubric(RUBRIC), time.perf_counter()
     if step == "import":

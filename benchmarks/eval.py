@@ -37,7 +37,8 @@ def photo(rng: np.random.Generator) -> dict:
 
 def write_data(folder: Path, pairs: int, judges: int) -> dict[str, str]:
     """pairs.parquet, ratings.parquet and one predictions file a judge; returns those files by judge."""
-    from lore.pairs import Pair, PairWriter
+    from lore.data.pair import Pair
+    from lore.data.parquet import PairWriter
 
     rng = np.random.default_rng(0)
     image, rows = photo(rng), []
@@ -128,8 +129,9 @@ def peak_mb() -> float:
 
 
 def measure(folder: Path, files: dict[str, str], draws: int) -> Phases:
-    from lore.eval import output, rair
-    from lore.run import run_recipe
+    from lore.eval import evaluate as rair
+    from lore.eval.report import write as output
+    from lore.run.runner import run_recipe
 
     phases = Phases()
     phases.watch("read pairs", rair, "load_data")

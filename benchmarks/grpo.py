@@ -29,9 +29,9 @@ def prepare(folder: Path, size: str, steps: int, batch: int, micro: int) -> Path
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from lore.data_synth.world import World
-    from lore.pairs import PairWriter
-    from lore.train.pool import POOL_SCHEMA
+    from lore.data.parquet import PairWriter
+    from lore.data_synth.shop.world import World
+    from lore.train.pool.pool import POOL_SCHEMA
 
     world, rows = World(seed=0), []
     make_model(folder, world, size)
@@ -71,9 +71,9 @@ def prepare(folder: Path, size: str, steps: int, batch: int, micro: int) -> Path
 
 
 def set_up(path: Path, name: str):
-    from lore.folder import RunFolder
-    from lore.stages import load_recipe
-    from lore.train import align
+    from lore.config.stages import load_recipe
+    from lore.run.run_folder import RunFolder
+    from lore.train.rl import setup as align
 
     recipe = load_recipe(path, [f"run={name}"])
     folder = RunFolder.of(recipe)
@@ -83,8 +83,8 @@ def set_up(path: Path, name: str):
 
 def ours(path: Path, number: int):
     """The stage's trainer."""
-    from lore.train.align import trainer_arguments
-    from lore.train.rollouts import JudgeRollouts
+    from lore.train.rl.rollout_trainer import JudgeRollouts
+    from lore.train.rl.setup import trainer_arguments
 
     return JudgeRollouts(**trainer_arguments(set_up(path, f"lore{number}")))
 
@@ -93,8 +93,8 @@ def plain(path: Path, number: int):
     """TRL's own trainer over the same setup."""
     from trl import GRPOTrainer
 
-    from lore.train.align import prompt_rows
-    from lore.train.lora import peft_config
+    from lore.train.judge.session import judge_lora
+    from lore.train.rl.setup import prompt_rows
 
     setup = set_up(path, f"trl{number}")
 
@@ -120,7 +120,7 @@ def plain(path: Path, number: int):
         args=setup.args,
         train_dataset=prompt_rows(setup.order),
         processing_class=setup.start.processor,
-        peft_config=peft_config(setup.recipe, setup.model),
+        peft_config=judge_lora(setup.recipe, setup.model),
     )
     return trainer
 

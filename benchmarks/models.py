@@ -22,10 +22,10 @@ def make_model(folder: Path, world: Any, size: str = "small") -> Any:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
-    from lore.data_synth.corpus import write_corpus
-    from lore.data_synth.world_stage import corpus_texts
-    from lore.train.base import build_processor
-    from lore.train.config import ArchitectureSection
+    from lore.data_synth.shop.corpus import write_corpus
+    from lore.data_synth.shop.write import corpus_texts
+    from lore.train.pretrain.config import ArchitectureSection
+    from lore.train.pretrain.pretrain import build_processor
 
     small, corpus = ArchitectureSection(), folder / "corpus.parquet"
     write_corpus(corpus, corpus_texts(world, 4000))

@@ -26,12 +26,13 @@ def main() -> None:
     parser.add_argument("--model", choices=SIZES, default="small")
     options = parser.parse_args()
 
-    from lore.data_synth.world import World
-    from lore.engines import Sampling, open_engine
-    from lore.engines.transformers_engine import TransformersEngine
-    from lore.judgement import PromptFormat, count_prompt_tokens, render
-    from lore.recipe import ModelSection
-    from lore.rubric import load_rubric
+    from lore.codec.prompt import PromptFormat, count_prompt_tokens, render
+    from lore.data_synth.shop.world import World
+    from lore.engines.config import ModelSection
+    from lore.engines.engine import Sampling
+    from lore.engines.open_engine import open_engine
+    from lore.engines.transformers import TransformersEngine
+    from lore.rubric.rubric import load_rubric
 
     world, rubric = World(seed=0), load_rubric("shop")
     fmt = PromptFormat(detail="retrieved", retrieved_rules=24, photo=False, max_prompt_tokens=2000)

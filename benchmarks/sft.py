@@ -36,11 +36,12 @@ RATE, RANK, MAX_TOKENS = 1e-3, 16, 4096
 
 def prepare(folder: Path, rows: int, size: str) -> int:
     """Writes model/, pairs.parquet and trl/train.jsonl; returns the tokens of all rows."""
-    from lore.data_synth.world import World
+    from lore.codec.judgement import render_answer
+    from lore.codec.prompt import PromptFormat, render
+    from lore.data.parquet import PairWriter
+    from lore.data_synth.shop.world import World
     from lore.engines.chat import prompt_text, turn_end
-    from lore.judgement import PromptFormat, render, render_answer
-    from lore.pairs import PairWriter
-    from lore.train.rows import gold, sft_row
+    from lore.train.judge.rows import gold, sft_row
 
     world = World(seed=0)
     tokenizer = make_model(folder, world, size)

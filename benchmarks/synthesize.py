@@ -41,7 +41,7 @@ from tempfile import TemporaryDirectory
 import yaml
 from models import make_model
 
-from lore.errors import LoreError
+from lore.support.errors import LoreError
 
 MODEL, FEW, START_SECONDS = "teacher", 8, 300
 CLIENTS = Path(__file__).with_name("synthesize_clients.py")
@@ -57,10 +57,10 @@ main(parser.parse_args())
 
 def prepare(folder: Path, requests: int) -> None:
     """Writes model/, pairs/ with as many pairs as requests, each of another query, and prompts.jsonl: what the stage asks."""
-    from lore.data_synth import knowledge
-    from lore.data_synth.asking import Prompts
-    from lore.data_synth.world import ITEMS_PER_QUERY, World
-    from lore.pairs import PairWriter
+    from lore.data.parquet import PairWriter
+    from lore.data_synth.shop.world import ITEMS_PER_QUERY, World
+    from lore.data_synth.synthesis import knowledge
+    from lore.data_synth.synthesis.teacher_prompts import Prompts
 
     world = World(seed=0, photos=0.0)
     make_model(folder, world)
@@ -175,7 +175,7 @@ def by_bench(folder: Path, name: str, url: str, options: argparse.Namespace, req
 
 
 def by_stage(folder: Path, name: str, url: str, options: argparse.Namespace, requests: int, environment: dict) -> dict:
-    from lore.data_synth.asking import prompt_hash
+    from lore.data_synth.synthesis.teacher_prompts import prompt_hash
 
     recipe = write_recipe(folder, name, url, options, requests)
     process = timed([sys.executable, "-m", "lore", "run", recipe], environment)

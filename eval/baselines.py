@@ -14,8 +14,8 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
-from lore.errors import LoreError
-from lore.pairs import Pair
+from lore.data.pair import Pair
+from lore.support.errors import LoreError
 
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WORD = re.compile(rf"\d+(?:\.\d+)?|[{CJK}]+|[^\W\d_{CJK}]+")

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lore.errors import LoreError
-from lore.recipe import VARIABLES
-from lore.rubric import nearest
+from lore.config.recipe import VARIABLES
+from lore.rubric.rubric_errors import nearest
+from lore.support.errors import LoreError
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 KEYS = ("name", "about", "recipe", "world")
@@ -91,8 +91,8 @@ def write_benchmark_pairs(name_or_path: str | None, path: str) -> None:
     """Writes those pairs where they are missing. Their seeds are sealed: no recipe that makes training pairs takes them."""
     if not generates(name_or_path, path):
         return
-    from lore.data_synth.world import World
-    from lore.data_synth.world_stage import TEST_SUBSETS, write_pairs
+    from lore.data_synth.shop.world import World
+    from lore.data_synth.shop.write import TEST_SUBSETS, write_pairs
 
     world, folder = load_benchmark(name_or_path)["world"], Path(path)
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,18 +7,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from lore.codec.section import PromptSection
+from lore.config.recipe import BaseRecipe
+from lore.config.sections import Conflict
+from lore.data.section import DataSection
 from lore.engines.config import HOW_ASKED
 from lore.eval.benchmark import generates, with_benchmark, write_benchmark_pairs
-from lore.eval.sections import (
-    CapabilitySection,
-    JudgeSection,
-    MetricsSection,
-    ReportSection,
-    RobustnessSection,
-    SamplingSection,
-)
-from lore.recipe import BaseRecipe, Conflict, DataSection, PromptSection
-from lore.recipe_file import nearest
+from lore.eval.sections import CapabilitySection, JudgeSection, MetricsSection, ReportSection, RobustnessSection, SamplingSection
+from lore.support.nearest import nearest
 
 HOW_A_JUDGE_IS_ASKED = re.compile(rf"^judges\..+\.endpoint\.(?:{'|'.join(HOW_ASKED)})$")
 JUDGE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._+-]{0,47}$")

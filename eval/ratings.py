@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lore.errors import LoreError
+from lore.data.rejected_rows import Rejection
+from lore.data.tables.any_table import table_records
 from lore.eval.measures.agreement import Ratings
-from lore.rejected import Rejection
-from lore.rubric import Rubric
-from lore.sources.records import table_records
+from lore.rubric.rubric import Rubric
+from lore.support.errors import LoreError
 
 COLUMNS = ("pair_id", "rater", "label")
 SHOWN = 5

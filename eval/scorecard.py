@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from lore.costs import cost_matrix
-from lore.errors import LoreError
-from lore.eval.findings import Agreement, Condition, Flip, RiskCurve, SampleCurves
 from lore.eval.measures.agreement import judge_agreement
 from lore.eval.measures.bootstrap import Estimate, estimate
 from lore.eval.measures.calibration import apply_temperature, fit_temperature, reliability_table
 from lore.eval.measures.metrics import NO_VERDICT, confidence_of, count, prior_weights, total
+from lore.eval.measures.results import Agreement, Condition, Flip, RiskCurve, SampleCurves
 from lore.eval.measures.selective import risk_curve
-from lore.eval.predictions import Verdict
 from lore.eval.sections import MetricsSection
 from lore.eval.testset import EvalData, Labelled
-from lore.rubric import Rubric, nearest
+from lore.judge.verdicts import Verdict
+from lore.rubric.cost_matrix import cost_matrix
+from lore.rubric.rubric import Rubric
+from lore.rubric.rubric_errors import nearest
+from lore.support.errors import LoreError
 
 
 @dataclass

@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from lore.engines.config import EndpointSection, VllmSection
-from lore.recipe import Conflict, ModelSection, StrictModel
-from lore.recipe_file import nearest
+from lore.config.sections import Conflict, StrictModel
+from lore.engines.config import EndpointSection, ModelSection, VllmSection
+from lore.support.nearest import nearest
 
 NEEDS = {"model": "model", "endpoint": "endpoint", "predictions": "predictions"}
 
@@ -123,7 +123,7 @@ class RobustnessSection(StrictModel):
     def conflicts(self) -> Iterator[Conflict]:
         if not self.perturbations:
             return
-        from lore.data_synth.perturb import PERTURBATIONS
+        from lore.data_synth.perturb.perturb import PERTURBATIONS
 
         for name in self.perturbations:
             if name not in PERTURBATIONS:
@@ -143,12 +143,12 @@ class CapabilitySection(StrictModel):
     facts: str | None = None
     """Table of facts (phrase, value) that is shown in the condition `with facts`; none: that part is left out."""
     rule_edits: str | None = None
-    """File of rule changes (see eval/capability/rule_edits.yaml); `shop` is the embedded shop's; none: that part is left out."""
+    """File of rule changes (see eval/probes/rule_edits.yaml); `shop` is the embedded shop's; none: that part is left out."""
     max_prompt_tokens: int | None = Field(None, ge=16)
     """Budget of prompts that hold facts or rules; none: the judge's own, in which a rule book may have no room."""
 
     def input_files(self) -> dict[str, list[str]]:
-        from lore.data_synth.facts import fact_files
+        from lore.data_synth.synthesis.facts import fact_files
 
         facts = list(map(str, fact_files(self.facts))) if self.facts else []
         edits = [self.rule_edits] if self.rule_edits and self.rule_edits != "shop" else []

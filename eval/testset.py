@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lore.errors import LoreError
-from lore.eval.derived import derived_slices
-from lore.eval.findings import Ceiling
+from lore.data.pair import Pair
+from lore.data.parquet import read_pairs
+from lore.eval.derived_slices import derived_slices
 from lore.eval.measures.agreement import Ratings
 from lore.eval.measures.bootstrap import query_groups
-from lore.pairs import Pair, normalise, read_pairs
-from lore.rubric import Rubric
+from lore.eval.measures.results import Ceiling
+from lore.rubric.rubric import Rubric
+from lore.support.errors import LoreError
+from lore.support.text import normalise
 
 LIGHT = ["pair_id", "query", "title", "label", "label_weight", "slices", "query_frequency", "category", "mismatch"]
 SHOWN_IDS = 5

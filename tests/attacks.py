@@ -3,7 +3,7 @@
 import tokenizers_for_tests as small
 from hypothesis import strategies as st
 
-from lore.neutralise import control_strings
+from lore.codec.sanitize import control_strings
 
 CONTROL = sorted({text for make in small.CHAT_TOKENIZERS.values() for text in control_strings(make())})
 ATTACKS = [

@@ -6,18 +6,19 @@ import re
 
 import numpy as np
 
-from lore.data_synth.facts import Fact
-from lore.data_synth.program_shop import ShopProgram
-from lore.data_synth.trace import Unreadable
-from lore.data_synth.world import World
-from lore.engines import Sampling
-from lore.eval.asker import Asker
-from lore.eval.capability.measure import measure_capability
+from lore.codec.prompt import PromptFormat
+from lore.data.pair import Pair
+from lore.data.parquet import PairWriter
+from lore.data_synth.shop.oracle_teacher import ShopProgram
+from lore.data_synth.shop.world import World
+from lore.data_synth.synthesis.facts import Fact
+from lore.data_synth.synthesis.trace import Unreadable
+from lore.engines.engine import Sampling
+from lore.eval.probes.capability import measure_capability
 from lore.eval.sections import CapabilitySection
 from lore.eval.testset import EvalData, load_split, read_chosen
-from lore.judgement import PromptFormat
-from lore.pairs import Pair, PairWriter
-from lore.rubric import load_rubric, parse_rubric
+from lore.judge.resumable import Asker
+from lore.rubric.rubric import load_rubric, parse_rubric
 
 SHOP = load_rubric("shop")
 TIERS = SHOP.tier_ids

@@ -45,7 +45,7 @@ def runs(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def demo(monkeypatch, runs) -> None:
     """Makes the stages of tests/demo known in this process and in every Python it starts."""
-    from lore.stages import STAGES
+    from lore.config.stages import STAGES
 
     monkeypatch.syspath_prepend(str(DEMO))
     monkeypatch.setenv("PYTHONPATH", str(DEMO))
@@ -91,7 +91,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture
 def train(tiny, runs, tmp_path):
     """Runs an SFT recipe over the tiny shop: train("name", "train.lr=1e-3", model="text", steps=3)."""
-    from lore.run import run_recipe
+    from lore.run.runner import run_recipe
 
     def run(name: str, *overrides: str, **options):
         path = tmp_path / f"{name}.yaml"

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lore.pairs import Pair, PairWriter
-from lore.rubric import load_rubric
-from lore.run import run_recipe
+from lore.data.pair import Pair
+from lore.data.parquet import PairWriter
+from lore.rubric.rubric import load_rubric
+from lore.run.runner import run_recipe
 
 RUBRIC = load_rubric("homedepot")
 TIERS = RUBRIC.tier_ids

@@ -13,7 +13,7 @@ import random
 import sys
 from pathlib import Path
 
-from lore.data_synth.world import ITEMS_PER_QUERY, World
+from lore.data_synth.shop.world import ITEMS_PER_QUERY, World
 
 QUERIES = 2000
 

@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lore.eval.findings import Agreement, Ceiling, Condition, Flip, RiskCurve, SampleCurves
+from lore.data.pair import Pair
+from lore.data.parquet import PairWriter
 from lore.eval.measures.bootstrap import Estimate
-from lore.eval.page.report import write_report
-from lore.eval.predictions import Verdict
+from lore.eval.measures.results import Agreement, Ceiling, Condition, Flip, RiskCurve, SampleCurves
+from lore.eval.report.report import write_report
 from lore.eval.scorecard import Answers, Scorecard, score
 from lore.eval.sections import MetricsSection, ReportSection
 from lore.eval.testset import EvalData, load_split
-from lore.pairs import Pair, PairWriter
-from lore.rubric import load_rubric
+from lore.judge.verdicts import Verdict
+from lore.rubric.rubric import load_rubric
 
 RUBRIC = load_rubric("rair")
 TIERS = RUBRIC.tier_ids

@@ -3,10 +3,11 @@
 import csv
 import json
 
-from lore.pairs import Pair, read_pairs
-from lore.rubric import load_rubric
-from lore.sources import open_source
-from lore.sources.importing import Report, import_pairs
+from lore.data.import_pairs import Report, import_pairs
+from lore.data.importers import open_source
+from lore.data.pair import Pair
+from lore.data.parquet import read_pairs
+from lore.rubric.rubric import load_rubric
 
 
 def load(name, path, tmp_path, rubric=None, encoding=None, options=None, **kwargs) -> tuple[list[Pair], Report, list[dict]]:

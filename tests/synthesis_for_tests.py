@@ -4,11 +4,11 @@ from pathlib import Path
 
 import yaml
 
-from lore.data_synth.store import read_part, trace_parts
-from lore.data_synth.trace import Trace
-from lore.data_synth.world import World
-from lore.data_synth.world_stage import write_extras, write_pairs
-from lore.folder import RunFolder
+from lore.data_synth.shop.world import World
+from lore.data_synth.shop.write import write_extras, write_pairs
+from lore.data_synth.synthesis.journal import read_part, trace_parts
+from lore.data_synth.synthesis.trace import Trace
+from lore.run.run_folder import RunFolder
 
 MODEL = "program"
 

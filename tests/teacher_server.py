@@ -9,11 +9,11 @@ from dataclasses import asdict
 
 from openai_server import Answer, Request, error, reply
 
-from lore.data_synth.facts import Fact
-from lore.data_synth.program_shop import ShopProgram
-from lore.data_synth.trace import Evidence, Unreadable, Wish
-from lore.data_synth.world import World
-from lore.pairs import Pair
+from lore.data.pair import Pair
+from lore.data_synth.shop.oracle_teacher import ShopProgram
+from lore.data_synth.shop.world import World
+from lore.data_synth.synthesis.facts import Fact
+from lore.data_synth.synthesis.trace import Evidence, Unreadable, Wish
 
 WISH = re.compile(r"^\d+\. (\w+): (.*)$", re.MULTILINE)
 JUDGED = re.compile(r"^\d+\. (\w+): wanted (.*) \| found (.*) \((\w+)\)$", re.MULTILINE)

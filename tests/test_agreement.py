@@ -12,11 +12,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from lore.errors import LoreError
 from lore.eval.measures.agreement import Ratings, ceiling, cohen_kappa, coincidences, judge_agreement, ordinal_alpha
 from lore.eval.measures.metrics import NO_VERDICT, count, total
 from lore.eval.ratings import read_ratings
-from lore.rubric import load_rubric
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
 
 RUBRIC = load_rubric("rair")
 RELEVANT = RUBRIC.relevant_mask

@@ -5,10 +5,10 @@ from collections import Counter
 import pytest
 from test_judge import RUBRIC, TIERS, ScriptedEngine, pairs, query_of
 
-from lore.engines import Completion, Sampling
-from lore.errors import LoreError
-from lore.eval.asker import Asker
-from lore.judgement import PromptFormat
+from lore.codec.prompt import PromptFormat
+from lore.engines.engine import Completion, Sampling
+from lore.judge.resumable import Asker
+from lore.support.errors import LoreError
 
 REASON_FIRST, ANSWER_ONLY = PromptFormat(detail="name"), PromptFormat(order="answer_only", detail="name")
 

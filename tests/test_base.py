@@ -5,9 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lore.data_synth.corpus import SCHEMA
-from lore.train.base import build_model, build_processor
-from lore.train.config import ArchitectureSection
+from lore.data_synth.shop.corpus import SCHEMA
+from lore.train.pretrain.config import ArchitectureSection
+from lore.train.pretrain.pretrain import build_model, build_processor
 
 SIZE = ArchitectureSection(hidden=32, layers=1, heads=2, mlp=32, vision_hidden=16, vision_layers=1, loud_embeddings=True)
 WORDS = "lamp lamps light lights glass dress bus gas toy toys"

@@ -6,10 +6,10 @@ import hashlib
 import numpy as np
 import pytest
 
-from lore.errors import LoreError
+from lore.data.pair import Pair
 from lore.eval.baselines import Lexical, Majority, fit_baseline, tokens, trigrams
 from lore.eval.measures.bootstrap import estimate, query_groups
-from lore.pairs import Pair
+from lore.support.errors import LoreError
 
 
 def pair(query: str, title: str, **fields) -> Pair:

@@ -7,15 +7,15 @@ from openai_server import MODEL, reply, serve
 from source_files import write_parquet
 from test_source_rair import SECRET, rair_rows, write_rair
 
-from lore.data_synth.config import SEALED_SEEDS
-from lore.data_synth.world_stage import write_world
-from lore.errors import LoreError
+from lore.config.stages import load_recipe
+from lore.data.importers import source_options
+from lore.data.parquet import read_pairs
+from lore.data_synth.shop.config import SEALED_SEEDS
+from lore.data_synth.shop.write import write_world
 from lore.eval.benchmark import benchmark_names, load_benchmark, write_benchmark_pairs
-from lore.pairs import read_pairs
-from lore.rubric import load_rubric
-from lore.run import run_recipe
-from lore.sources import source_options
-from lore.stages import load_recipe
+from lore.rubric.rubric import load_rubric
+from lore.run.runner import run_recipe
+from lore.support.errors import LoreError
 
 JUDGES = "judges: {mine: {kind: predictions, predictions: p.jsonl}}"
 

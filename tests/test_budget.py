@@ -6,12 +6,12 @@ import random
 import pytest
 from traces_for_tests import make_trace
 
-from lore.data_synth.budget import Budget, BudgetReached, RequestGate, Spent, cost
-from lore.data_synth.store import Earlier, Journal, part_is_current, part_path, read_part, totals, write_part
-from lore.data_synth.synth_config import BudgetSection, PriceSection
-from lore.data_synth.trace import Reply
-from lore.engines import Usage
-from lore.errors import LoreError
+from lore.data_synth.synthesis.budget import Budget, BudgetReached, RequestGate, Spent, cost
+from lore.data_synth.synthesis.config import BudgetSection, PriceSection
+from lore.data_synth.synthesis.journal import Earlier, Journal, part_is_current, part_path, read_part, totals, write_part
+from lore.data_synth.synthesis.trace import Reply
+from lore.engines.engine import Usage
+from lore.support.errors import LoreError
 
 PRICE = PriceSection(prompt_usd=1.0, completion_usd=3.0)
 

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lore.errors import LoreError
 from lore.eval.measures.calibration import (
     TEMPERATURES,
     apply_temperature,
@@ -14,6 +13,7 @@ from lore.eval.measures.calibration import (
     reliability_table,
 )
 from lore.eval.measures.metrics import CALIBRATION_BINS, count, expected_calibration_error, total
+from lore.support.errors import LoreError
 
 
 def simulated(temperature: float, n: int = 4000) -> tuple[np.ndarray, np.ndarray]:

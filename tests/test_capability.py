@@ -25,17 +25,17 @@ from capability_judges import (
 )
 from rich.console import Console
 
-from lore.data_synth.facts import Fact, open_facts, with_values
-from lore.demand import Demand
-from lore.engines import open_engine
-from lore.errors import LoreError
-from lore.eval.capability.measure import measure_capability, print_capability, resolved, swap_photos
-from lore.eval.predictions import Verdict
+from lore.codec.prompt import count_prompt_tokens, render
+from lore.data.pair import Pair
+from lore.data_synth.synthesis.facts import Fact, open_facts, with_values
+from lore.engines.config import ModelSection
+from lore.engines.open_engine import open_engine
+from lore.eval.probes.capability import measure_capability, print_capability, resolved, swap_photos
 from lore.eval.sections import CapabilitySection
-from lore.judgement import count_prompt_tokens, render
-from lore.pairs import Pair
-from lore.recipe import ModelSection
-from lore.rubric import parse_rubric
+from lore.judge.verdicts import Verdict
+from lore.rubric.demand import Demand
+from lore.rubric.rubric import parse_rubric
+from lore.support.errors import LoreError
 
 # knowledge
 

@@ -23,19 +23,19 @@ from capability_judges import (
     shop_pairs,
 )
 
-from lore.data_synth.config import SEALED_SEEDS
-from lore.data_synth.program_shop import ShopProgram
-from lore.data_synth.world import World
-from lore.errors import LoreError
+from lore.codec.prompt import render
+from lore.data.pair import Pair
+from lore.data_synth.shop.config import SEALED_SEEDS
+from lore.data_synth.shop.oracle_teacher import ShopProgram
+from lore.data_synth.shop.world import World
 from lore.eval.benchmark import load_benchmark
-from lore.eval.capability import changed_rules
-from lore.eval.capability.changed_rules import shop_cases, shows_change
-from lore.eval.capability.measure import check_capability
-from lore.eval.capability.rule_edits import load_rule_edits
+from lore.eval.probes import changed_rules
+from lore.eval.probes.capability import check_capability
+from lore.eval.probes.changed_rules import shop_cases, shows_change
+from lore.eval.probes.rule_edits import load_rule_edits
 from lore.eval.sections import CapabilitySection
-from lore.judgement import render
-from lore.pairs import Pair
-from lore.rubric import load_rubric, parse_rubric
+from lore.rubric.rubric import load_rubric, parse_rubric
+from lore.support.errors import LoreError
 
 
 class ReadsTiers(Reader):

@@ -112,7 +112,7 @@ def test_version():
 
 
 def test_the_stages_import_from_any_folder(tmp_path):
-    code = "import lore.eval, lore.data_synth, lore.train, lore.engines; print(lore.eval.__file__)"
+    code = "import lore.eval, lore.data_synth, lore.train, lore.engines.engine; print(lore.eval.__file__)"
     for folder in (tmp_path, ROOT):
         done = run_python("-c", code, cwd=folder)
         assert done.returncode == 0, done.stderr

@@ -12,14 +12,14 @@ import pytest
 from conftest import run_python
 from evaluations_for_tests import RUBRIC, TIERS, evaluate, made_pairs, right_in, write_pairs
 
-from lore.errors import LoreError
-from lore.eval.comparing.changes import changed_pairs, counted
-from lore.eval.comparing.compare import BETTER, SAME, UNCLEAR, WORSE, Options, compare
-from lore.eval.comparing.compare_output import report
-from lore.eval.comparing.finished import Finished, read_run
-from lore.eval.comparing.said import Said
-from lore.eval.comparing.sides import Side, Sides, open_sides
+from lore.eval.compare.changes import changed_pairs, counted
+from lore.eval.compare.compare import BETTER, SAME, UNCLEAR, WORSE, Options, compare
+from lore.eval.compare.compare_output import report
+from lore.eval.compare.finished import Finished, read_run
+from lore.eval.compare.said import Said
+from lore.eval.compare.sides import Side, Sides, open_sides
 from lore.eval.measures.bootstrap import mean_estimate, times_drawn
+from lore.support.errors import LoreError
 
 PAIRS = made_pairs()
 TEST = [pair for pair in PAIRS if pair.split == "test"]

@@ -8,9 +8,10 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from lore.data_cli import app
-from lore.pairs import Pair, PairWriter, read_metadata, read_pairs
-from lore.rubric import load_rubric
+from lore.cli.data import app
+from lore.data.pair import Pair
+from lore.data.parquet import PairWriter, read_metadata, read_pairs
+from lore.rubric.rubric import load_rubric
 
 TABLE = "search_term,product_title,relevance\nred cup,Cup,2.67\ncup,Glass,1\nCUP,glass,3\n,Plate,1\n"
 
@@ -244,6 +245,6 @@ def test_a_folder_in_place_of_the_output_is_one_message(table, tmp_path):
 
 def test_the_command_line_loads_nothing_heavy():
     heavy = ("pyarrow", "numpy", "PIL", "torch", "pydantic", "datasets")
-    code = f"import sys, lore.data_cli; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, lore.cli.data; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
     assert found.stdout.strip() == "[]"

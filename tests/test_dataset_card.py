@@ -8,13 +8,13 @@ import pytest
 import yaml
 from traces_for_tests import make_trace
 
-from lore.data_synth.counts import MAX_KEYS, OTHERS, SAMPLES, Counts, first_place, tables
-from lore.data_synth.dataset_card import card_text, plain
-from lore.data_synth.trace import Attempt, Reply
-from lore.data_synth.world import World
-from lore.errors import LoreError
-from lore.pairs import PairWriter
-from lore.rubric import load_rubric
+from lore.data.parquet import PairWriter
+from lore.data_synth.shop.world import World
+from lore.data_synth.synthesis.dataset_card import card_text, plain
+from lore.data_synth.synthesis.summary import MAX_KEYS, OTHERS, SAMPLES, Counts, first_place, tables
+from lore.data_synth.synthesis.trace import Attempt, Reply
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
 
 HOSTILE = (
     "<script>alert(1)</script> | x\n\n## y ![i](https://a.example/i.png) `c` www.a.example [l](javascript:1) &lt;b&gt; "

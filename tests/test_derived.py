@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from lore.eval.derived import derived_slices, frequency_parts
+from lore.data.pair import Pair
+from lore.data.parquet import PairWriter
+from lore.eval.derived_slices import derived_slices, frequency_parts
 from lore.eval.testset import Labelled, load_split
-from lore.pairs import Pair, PairWriter
-from lore.rubric import load_rubric
+from lore.rubric.rubric import load_rubric
 
 RUBRIC = load_rubric("rair")
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT, needs_deepspeed
 from safetensors.torch import load_file
 
-from lore.folder import RunFolder
-from lore.run import run_recipe
+from lore.run.run_folder import RunFolder
+from lore.run.runner import run_recipe
 
 # A check that fails in the main process, the only one that has the weights under FSDP.
 CHECK = """

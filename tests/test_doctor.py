@@ -2,7 +2,7 @@
 
 import pytest
 
-from lore import doctor
+from lore.cli import doctor
 
 
 def test_it_runs_and_shows_every_job_and_the_vllm_range(capsys, monkeypatch):

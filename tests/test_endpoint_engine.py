@@ -13,18 +13,19 @@ from hypothesis import strategies as st
 from openai_server import MODEL, Answer, error, reply, serve
 from PIL import Image
 
-from lore.engines import Completion, EndpointFailed, EndpointStopped, RequestRefused, Sampling, Usage, backoff, open_engine
-from lore.engines.backoff import Throttle, retry_after_seconds
-from lore.engines.config import EndpointSection, VllmSection
-from lore.engines.endpoint_engine import EndpointEngine
-from lore.engines.tier_logprobs import tier_ends, tier_probabilities
-from lore.engines.wire import Dialect, error_text, redact, same_model
-from lore.errors import LoreError
-from lore.judgement import VerdictTokens
-from lore.recipe import ModelSection
-from lore.rubric import load_rubric
-from lore.teacher_cli import serve as serve_teacher
-from lore.teacher_cli import serve_environment
+from lore.cli.teacher import serve as serve_teacher
+from lore.cli.teacher import serve_environment
+from lore.codec.verdict_tokens import VerdictTokens
+from lore.engines.config import EndpointSection, ModelSection, VllmSection
+from lore.engines.engine import Completion, EndpointFailed, EndpointStopped, RequestRefused, Sampling, Usage
+from lore.engines.http import throttle as backoff
+from lore.engines.http.endpoint import EndpointEngine
+from lore.engines.http.protocol import Dialect, error_text, redact, same_model
+from lore.engines.http.throttle import Throttle, retry_after_seconds
+from lore.engines.http.tier_logprobs import tier_ends, tier_probabilities
+from lore.engines.open_engine import open_engine
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
 
 RUBRIC = load_rubric("shop")
 KEY = "sk-proj-abcdef0123456789"
@@ -370,7 +371,7 @@ def test_a_cancelled_request_gives_its_place_back_and_settles_as_unknown():
 
 
 def test_a_reply_without_end_is_not_read_to_its_end(monkeypatch):
-    monkeypatch.setattr("lore.engines.client.MAX_REPLY_BYTES", 10_000)
+    monkeypatch.setattr("lore.engines.http.client.MAX_REPLY_BYTES", 10_000)
     with serve(lambda r: reply("a" * 50_000)) as server:
         with pytest.raises(EndpointFailed, match="more than 10,000 bytes"):
             complete(server, max_attempts=1)
@@ -424,7 +425,7 @@ def test_a_system_text_that_the_served_template_refuses_is_sent_in_the_users_tur
 
 
 def test_a_proxy_is_used_for_other_machines_alone(monkeypatch):
-    from lore.engines.client import _proxy
+    from lore.engines.http.client import _proxy
 
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
     monkeypatch.setenv("http_proxy", "http://proxy:3128")

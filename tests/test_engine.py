@@ -7,15 +7,18 @@ import pytest
 from peft import PeftModel
 from PIL import Image
 
-from lore.engines import Sampling, open_engine
+from lore.codec.prompt import PromptFormat, count_prompt_tokens, render
+from lore.codec.verdict_tokens import with_verdict_prefix
+from lore.data.images import load_image
+from lore.data.parquet import read_pairs
 from lore.engines.chat import image_tokens, prompt_text, turn_end
+from lore.engines.config import ModelSection
+from lore.engines.engine import Sampling
 from lore.engines.loading import load_model, load_processor
-from lore.engines.transformers_engine import TransformersEngine, folded
-from lore.errors import LoreError
-from lore.judgement import PromptFormat, count_prompt_tokens, render, with_verdict_prefix
-from lore.pairs import load_image, read_pairs
-from lore.recipe import ModelSection
-from lore.rubric import load_rubric
+from lore.engines.open_engine import open_engine
+from lore.engines.transformers import TransformersEngine, folded
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
 
 RUBRIC = load_rubric("shop")
 FORMAT = PromptFormat("reason_first", "name", max_prompt_tokens=512)

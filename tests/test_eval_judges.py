@@ -8,13 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 from openai_server import MODEL, error, reply, serve
 
-from lore.data_synth.world import World
-from lore.errors import LoreError
-from lore.folder import RunFolder
-from lore.pairs import Pair, PairWriter
-from lore.recipe_file import RecipeError
-from lore.run import run_recipe
-from lore.stages import load_recipe
+from lore.config.stages import load_recipe
+from lore.config.yaml_text import RecipeError
+from lore.data.pair import Pair
+from lore.data.parquet import PairWriter
+from lore.data_synth.shop.world import World
+from lore.run.run_folder import RunFolder
+from lore.run.runner import run_recipe
+from lore.support.errors import LoreError
 
 TIERS = ["L1", "L2", "L3", "L4"]
 

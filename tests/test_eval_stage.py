@@ -6,16 +6,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from lore.errors import LoreError
+from lore.config.stages import load_recipe
+from lore.config.yaml_text import RecipeError
+from lore.data.pair import Pair
+from lore.data.parquet import PairWriter
 from lore.eval.config import RairRecipe
-from lore.eval.predictions import read_predictions
 from lore.eval.testset import load_split, whole_queries
-from lore.fingerprints import model_fingerprint
-from lore.pairs import Pair, PairWriter
-from lore.recipe_file import RecipeError
-from lore.rubric import load_rubric
-from lore.run import run_recipe
-from lore.stages import load_recipe
+from lore.judge.verdicts import read_predictions
+from lore.rubric.rubric import load_rubric
+from lore.run.runner import run_recipe
+from lore.support.errors import LoreError
+from lore.support.fingerprint import model_fingerprint
 
 RUBRIC = load_rubric("homedepot")
 TIERS = RUBRIC.tier_ids

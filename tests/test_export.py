@@ -11,15 +11,15 @@ from peft.tuners.lora import LoraModel
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 
-from lore.card import check_card, check_template, read_card
+from lore.codec.prompt import PromptFormat
+from lore.config.stages import load_recipe
+from lore.engines.config import ModelSection
 from lore.engines.loading import load_model, load_processor
-from lore.errors import LoreError
-from lore.folder import RunFolder
-from lore.judgement import PromptFormat
-from lore.recipe import ModelSection
-from lore.rubric import load_rubric
-from lore.run import run_recipe
-from lore.stages import load_recipe
+from lore.judge.card import check_card, check_template, read_card
+from lore.rubric.rubric import load_rubric
+from lore.run.run_folder import RunFolder
+from lore.run.runner import run_recipe
+from lore.support.errors import LoreError
 from lore.train.export import SAMPLE_PAIRS, TOLERANCE, compare, export, sample_pairs, score_pairs
 
 RUBRIC = load_rubric("shop")

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow.csv import write_csv
 
-from lore.data_synth import facts as module
-from lore.data_synth.facts import Fact, FactTable, open_facts, paragraphs
-from lore.data_synth.lexicon import load_lexicon
-from lore.data_synth.world import World
-from lore.errors import LoreError
+from lore.data_synth.shop.lexicon import load_lexicon
+from lore.data_synth.shop.world import World
+from lore.data_synth.synthesis import facts as module
+from lore.data_synth.synthesis.facts import Fact, FactTable, open_facts, paragraphs
+from lore.support.errors import LoreError
 
 ROWS = [
     {"kind": "jargon", "dimension": "category", "phrase": "samovar", "value": "kettle"},

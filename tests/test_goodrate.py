@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run_python
 
-from lore.errors import LoreError
+from lore.data.pair import make_pair_id
+from lore.eval.goodrate.estimate import GoodRate, goodrate
 from lore.eval.goodrate.log import read_log
 from lore.eval.goodrate.output import save, to_json
-from lore.eval.goodrate.rated import capped_shares, draw, write_draw
-from lore.eval.goodrate.rates import GoodRate, goodrate
-from lore.schema import make_pair_id
+from lore.eval.goodrate.rated_sample import capped_shares, draw, write_draw
+from lore.support.errors import LoreError
 
 LOG = ["query", "item_id", "page_id", "system", "position", "impressions"]
 ROWS = [

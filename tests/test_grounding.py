@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lore.demand import SOURCES, Demand, read_demands
-from lore.grounding import citable, leaks, why_ungrounded
-from lore.judgement import render_demands
-from lore.pairs import Pair
+from lore.codec.grounding import citable, leaks, why_ungrounded
+from lore.codec.judgement import render_demands
+from lore.data.pair import Pair
+from lore.rubric.demand import SOURCES, Demand, read_demands
 
 PAIR = Pair(pair_id="p", query="scarlet mug", title="red mug lumo", attributes={"pattern": "striped"}, price=44.0)
 WORD = st.text("abcdé红9.%'", min_size=1, max_size=6)

@@ -11,26 +11,29 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from trl import GRPOTrainer
 
+from lore.codec.judgement import FormatFailure, render_answer
+from lore.codec.prompt import PromptFormat
+from lore.codec.verdict_tokens import with_verdict_prefix
+from lore.config.stages import load_recipe
+from lore.data.parquet import PairWriter, read_pairs
+from lore.data.section import DataSection
 from lore.engines.chat import prompt_text
+from lore.engines.config import ModelSection
 from lore.engines.loading import load_model, load_processor
-from lore.engines.transformers_engine import TransformersEngine
-from lore.errors import LoreError
-from lore.fingerprints import input_fingerprints
-from lore.folder import RunFolder
-from lore.judgement import FormatFailure, PromptFormat, render_answer, with_verdict_prefix
-from lore.pairs import PairWriter, read_pairs
-from lore.recipe import DataSection, ModelSection
-from lore.rubric import load_rubric
-from lore.run import run_recipe
-from lore.stages import load_recipe
-from lore.train.groups import Tally
-from lore.train.grpo import prepare
-from lore.train.replay import replayed_passes
-from lore.train.rollouts import JudgeRollouts
-from lore.train.rows import gold, sft_row
-from lore.train.shorter_passes import shorter_passes
-from lore.train.watch_config import WatchSection
-from lore.train.watching import probe_pairs
+from lore.engines.transformers import TransformersEngine
+from lore.rubric.rubric import load_rubric
+from lore.run.input_hashes import input_fingerprints
+from lore.run.run_folder import RunFolder
+from lore.run.runner import run_recipe
+from lore.support.errors import LoreError
+from lore.train.judge.rows import gold, sft_row
+from lore.train.rl.groups import Tally
+from lore.train.rl.grpo import prepare
+from lore.train.rl.length_bucketing import shorter_passes
+from lore.train.rl.rollout_trainer import JudgeRollouts
+from lore.train.rl.sft_replay import replayed_passes
+from lore.train.watch.attach import probe_pairs
+from lore.train.watch.config import WatchSection
 
 RUBRIC = load_rubric("shop")
 FMT = PromptFormat("reason_first", "name", max_prompt_tokens=512)
@@ -177,7 +180,7 @@ def test_the_trainer_reads_prompts_as_the_engine_does_alone_and_in_a_batch(made,
 @pytest.mark.parametrize("kind", ["text", "vision"])
 def test_with_every_addition_off_a_run_is_trls_own(made, kind, monkeypatch):
     # The same sums in another order differ by rounding, which Adam makes steps of; see the test of the shorter passes.
-    monkeypatch.setattr("lore.train.rollouts.shorter_passes", lambda passes, *_: passes)
+    monkeypatch.setattr("lore.train.rl.rollout_trainer.shorter_passes", lambda passes, *_: passes)
     setup, ours = made(kind, grpo={"advantage_clamp": None})
     ours.train()
     other, _ = made(kind, run="trl", grpo={"advantage_clamp": None})
@@ -233,7 +236,7 @@ def test_shorter_passes_have_the_loss_and_the_gradients_of_padded_ones(made, mon
     trainer.current_gradient_accumulation_steps = 4
     padded = []
     monkeypatch.setattr(
-        "lore.train.rollouts.shorter_passes", lambda passes, *how: padded.extend(passes) or shorter_passes(passes, *how)
+        "lore.train.rl.rollout_trainer.shorter_passes", lambda passes, *how: padded.extend(passes) or shorter_passes(passes, *how)
     )
     first = trainer._prepare_inputs(asked(setup))
     passes = trainer._buffered_inputs
@@ -537,7 +540,7 @@ def test_calibration_is_rewarded_by_the_probabilities_behind_each_answers_own_re
 
 def test_a_group_spread_over_processes_is_refused(made, monkeypatch):
     setup, _ = made(train={"batch_size": 8})
-    from lore.train.align import trainer_arguments
+    from lore.train.rl.setup import trainer_arguments
 
     setup.args.per_device_train_batch_size = 2  # as two processes would get of 4 answers
     setup.args.gradient_accumulation_steps = setup.args.steps_per_generation = 1
@@ -550,7 +553,7 @@ def test_what_a_run_lacks_is_said_before_the_model_is_loaded(made, tiny, runs, t
     def loaded(*_):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("lore.train.align.trained_model", loaded)
+    monkeypatch.setattr("lore.train.rl.setup.trained_model", loaded)
     with pytest.raises(LoreError, match="holds no labelled pair of split nowhere.*\n.*watch.path"):
         made(run="a", watch={"every": 2, "split": "nowhere"})
     bare = tmp_path / "bare.parquet"

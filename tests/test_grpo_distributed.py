@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT, needs_deepspeed
 from test_distributed import launch
 
-from lore.folder import RunFolder
-from lore.run import run_recipe
+from lore.run.run_folder import RunFolder
+from lore.run.runner import run_recipe
 
 ADDITIONS = {"dynamic": {"extra": 0.5}, "guided": {"share": 0.5}, "replay": {"rows": 4}}
 

@@ -9,8 +9,8 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from lore.folder import RunFolder
-from lore.train.ppo import HEAD_FILE
+from lore.run.run_folder import RunFolder
+from lore.train.rl.ppo import HEAD_FILE
 
 # Kills its own process in the middle of the fourth step, past the checkpoint of step 2; writes down the prompts it asks.
 RUN = """

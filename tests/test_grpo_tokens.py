@@ -8,9 +8,9 @@ from test_grpo import asked, ready
 from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Processor, GenerationConfig
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
+from lore.engines.config import ModelSection
 from lore.engines.loading import load_processor
-from lore.recipe import ModelSection
-from lore.train.groups import Tally
+from lore.train.rl.groups import Tally
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,18 @@ import pytest
 import yaml
 from synthesis_for_tests import make_shop, write_recipe
 
-from lore.data_synth.config import HardenRecipe
-from lore.data_synth.harden import MARK, Hardener, counts
-from lore.data_synth.perturb import PERTURBATIONS, Perturber
-from lore.data_synth.wordings import load_wordings
-from lore.data_synth.world import World
-from lore.errors import LoreError
-from lore.judgement import PromptFormat
-from lore.pairs import PairWriter, read_metadata, read_pairs
-from lore.recipe_file import RecipeError
-from lore.rubric import load_rubric, rubric_metadata
-from lore.run import run_recipe
-from lore.stages import load_recipe
+from lore.codec.prompt import PromptFormat
+from lore.config.stages import load_recipe
+from lore.config.yaml_text import RecipeError
+from lore.data.parquet import PairWriter, read_metadata, read_pairs
+from lore.data_synth.perturb.config import HardenRecipe
+from lore.data_synth.perturb.harden import MARK, Hardener, counts
+from lore.data_synth.perturb.perturb import PERTURBATIONS, Perturber
+from lore.data_synth.perturb.wordings import load_wordings
+from lore.data_synth.shop.world import World
+from lore.rubric.rubric import load_rubric, rubric_metadata
+from lore.run.runner import run_recipe
+from lore.support.errors import LoreError
 
 SHOP = load_rubric("shop")
 INJECTIONS = [name for name, perturbation in PERTURBATIONS.items() if perturbation.kind == "injection"]
@@ -112,9 +112,9 @@ def test_a_pair_to_which_nothing_applies_stays_and_is_not_counted():
 
 def test_hardened_pairs_are_training_rows_and_their_rationale_is_still_shown(shop, runs, tmp_path, tiny):
     """What a rationale finds in title or attributes stands in the row's prompt, whatever was added."""
+    from lore.engines.config import ModelSection
     from lore.engines.loading import load_processor
-    from lore.recipe import ModelSection
-    from lore.train.rows import sft_row
+    from lore.train.judge.rows import sft_row
 
     folder = run_recipe(recipe_file(tmp_path, shop, share=1.0))
     processor = load_processor(ModelSection(name=str(tiny.text)))

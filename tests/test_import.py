@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from source_files import crowdflower, load, write_csv, write_parquet
 
-from lore.errors import LoreError
-from lore.pairs import Pair, PairWriter, read_pairs
-from lore.rejected import Rejection
-from lore.sources import materialise
-from lore.sources.delimited import csv_records
-from lore.sources.reading import DiskIndex
-from lore.splits import split_of
+from lore.data.pair import Pair
+from lore.data.parquet import PairWriter, read_pairs
+from lore.data.rejected_rows import Rejection
+from lore.data.section import materialise
+from lore.data.splits import split_of
+from lore.data.tables.csv import csv_records
+from lore.data.tables.text_tables import DiskIndex
+from lore.support.errors import LoreError
 
 
 def test_bad_rows_cost_only_themselves_and_say_why(tmp_path):
@@ -187,7 +188,7 @@ def test_a_quote_left_open_anywhere_loses_no_plain_row_after_it(tmp_path_factory
 
 
 def test_a_file_of_open_quotes_takes_time_linear_in_its_length(tmp_path, monkeypatch):
-    monkeypatch.setattr("lore.sources.delimited.MAX_RECORD_LINES", 1000)
+    monkeypatch.setattr("lore.data.tables.csv.MAX_RECORD_LINES", 1000)
     path = csv_file(tmp_path, *['a","'] * 20_000, "1,q,t,d,4,0")
     started = time.perf_counter()
     pairs, report, _ = load("crowdflower", path, tmp_path)

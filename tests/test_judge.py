@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lore.engines import Completion, Sampling
+from lore.codec.prompt import PromptFormat
+from lore.data.pair import Pair
 from lore.engines.chat import photo_of
-from lore.errors import LoreError
-from lore.eval.judge import predict, predict_saved
-from lore.eval.predictions import Shards
-from lore.judgement import PromptFormat
-from lore.pairs import Pair
-from lore.rubric import load_rubric
+from lore.engines.engine import Completion, Sampling
+from lore.judge.answer_store import Shards
+from lore.judge.ask import predict, predict_saved
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
 
 RUBRIC = load_rubric("rair")
 TIERS = RUBRIC.tier_ids

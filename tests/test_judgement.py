@@ -1,4 +1,4 @@
-"""Guards the answers of lore/judgement.py: every judgement round-trips, and only what is exactly one answer is read."""
+"""Guards the answers of lore/codec/judgement.py: every judgement round-trips, and only what is exactly one answer is read."""
 
 import re
 import subprocess
@@ -10,9 +10,11 @@ from attacks import TEXTS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lore.errors import LoreError
-from lore.judgement import Demand, FormatFailure, Judgement, PromptFormat, parse, render_answer, render_demands
-from lore.rubric import Rubric, Tier, load_rubric
+from lore.codec.judgement import FormatFailure, Judgement, parse, render_answer, render_demands
+from lore.codec.prompt import PromptFormat
+from lore.rubric.demand import Demand
+from lore.rubric.rubric import Rubric, Tier, load_rubric
+from lore.support.errors import LoreError
 
 ORDERS = ("reason_first", "answer_first", "answer_only")
 RAIR = load_rubric("rair")
@@ -165,7 +167,7 @@ def test_a_read_answer_says_its_verdict_once_outside_the_reasoning(parts):
 
 def test_the_core_imports_no_torch():
     code = (
-        "import lore.judgement, lore.rubric, sys; lore.rubric.load_rubric('rair'); "
+        "import lore.codec.judgement, lore.rubric, sys; lore.rubric.load_rubric('rair'); "
         "assert not {'torch', 'transformers', 'datasets', 'numpy', 'PIL', 'pyarrow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

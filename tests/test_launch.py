@@ -10,18 +10,10 @@ import pytest
 import yaml
 from conftest import DEMO, ROOT, needs_deepspeed, run_python
 
-from lore.errors import LoreError
-from lore.folder import RunFolder
-from lore.launch import (
-    accelerate_arguments,
-    check_world,
-    config_names,
-    device_arguments,
-    find_config,
-    settle_devices,
-    split_arguments,
-    take_config,
-)
+from lore.run.devices import check_world, device_arguments, settle_devices
+from lore.run.launch import accelerate_arguments, config_names, find_config, split_arguments, take_config
+from lore.run.run_folder import RunFolder
+from lore.support.errors import LoreError
 
 CONFIGS = sorted((ROOT / "launch" / "accelerate").glob("*.yaml"))
 SHIPPED = ["cpu2", "ddp", "fsdp2", "zero2", "zero3"]
@@ -60,7 +52,7 @@ def test_accelerate_reads_every_config_and_picks_the_launcher_meant(path, monkey
     from accelerate.commands import launch
 
     chosen = []
-    monkeypatch.setattr("lore.launch.visible_gpus", lambda: 0)
+    monkeypatch.setattr("lore.run.devices.visible_gpus", lambda: 0)
     for name in ("multi_gpu_launcher", "deepspeed_launcher", "simple_launcher"):
         monkeypatch.setattr(launch, name, lambda args, name=name: chosen.append((name, args)))
     arguments = accelerate_arguments("x.yaml", ["train.lr=1"], [], str(path), None)
@@ -121,7 +113,7 @@ def test_a_free_port_is_taken_on_one_machine_unless_one_is_given(tmp_path):
 
 
 def test_one_process_per_gpu_unless_a_number_is_given(monkeypatch):
-    monkeypatch.setattr("lore.launch.visible_gpus", lambda: 4)
+    monkeypatch.setattr("lore.run.devices.visible_gpus", lambda: 4)
     assert "--num_processes 4" in " ".join(accelerate_arguments("x.yaml", [], [], "zero2", None))
     assert "--num_processes 3" in " ".join(accelerate_arguments("x.yaml", [], [], "zero2", 3))
     assert "--num_processes" not in accelerate_arguments("x.yaml", [], [], "cpu2", None)
@@ -137,11 +129,11 @@ def test_a_trainer_that_sees_fewer_processes_than_were_started_is_an_error(monke
 
 
 def test_device_arguments_on_a_cpu(monkeypatch):
-    monkeypatch.setattr("lore.launch.visible_gpus", lambda: 0)
+    monkeypatch.setattr("lore.run.devices.visible_gpus", lambda: 0)
     assert device_arguments() == {"use_cpu": True}
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     assert device_arguments() == {"ddp_backend": "gloo"}
-    monkeypatch.setattr("lore.launch.visible_gpus", lambda: 2)
+    monkeypatch.setattr("lore.run.devices.visible_gpus", lambda: 2)
     assert device_arguments() == {}
 
 

@@ -9,9 +9,9 @@ import pytest
 from conftest import run_python
 from evaluations_for_tests import TIERS, evaluate, made_pairs, right_in, write_pairs
 
-from lore.errors import LoreError
-from lore.eval.comparing.leaderboard import leaderboard
-from lore.eval.comparing.leaderboard_output import report
+from lore.eval.compare.leaderboard import leaderboard
+from lore.eval.compare.leaderboard_output import report
+from lore.support.errors import LoreError
 
 PAIRS = made_pairs()
 

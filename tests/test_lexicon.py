@@ -6,10 +6,10 @@ import string
 import pytest
 import yaml
 
-from lore.data_synth.lexicon import FOLDER, Lexicon, load_lexicon
-from lore.data_synth.photos import SHAPES
-from lore.data_synth.shop import OUTCOMES
-from lore.errors import LoreError
+from lore.data_synth.shop.catalogue import OUTCOMES
+from lore.data_synth.shop.lexicon import FOLDER, Lexicon, load_lexicon
+from lore.data_synth.shop.photos import SHAPES
+from lore.support.errors import LoreError
 
 LANGUAGES = ("en", "zh")
 

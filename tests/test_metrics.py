@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 
-from lore.costs import cost_matrix
-from lore.errors import LoreError
 from lore.eval.measures.bootstrap import Estimate, estimate, interval, lower_level, query_groups, resample, values_and_draws
 from lore.eval.measures.metrics import NO_VERDICT, confidence_of, count, measure, metric_names, prior_weights, total
+from lore.rubric.cost_matrix import cost_matrix
+from lore.support.errors import LoreError
 
 TIERS = ["L1", "L2", "L3", "L4"]
 RELEVANT = [False, False, True, True]

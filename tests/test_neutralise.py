@@ -1,4 +1,4 @@
-"""Guards lore/neutralise.py: no text becomes a control token or another field, under any tokenizer's normaliser."""
+"""Guards lore/codec/sanitize.py: no text becomes a control token or another field, under any tokenizer's normaliser."""
 
 import re
 import sys
@@ -11,7 +11,7 @@ from attacks import ATTACKS, TEXTS, control_ids
 from hypothesis import given, settings
 from tokenizers import AddedToken
 
-from lore.neutralise import (
+from lore.codec.sanitize import (
     _ANGLES,
     _COLONS,
     _SEMICOLONS,

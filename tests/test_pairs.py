@@ -11,26 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lore.clean import has_html, html_to_text, normalise
-from lore.duplicates import Seen
-from lore.errors import LoreError
-from lore.pairs import (
-    PAIR_SCHEMA,
-    ImageError,
-    Pair,
-    PairWriter,
-    RejectedWriter,
-    Rejection,
-    RowChecker,
-    check_row,
-    count_pairs,
-    fingerprint,
-    load_image,
-    make_pair_id,
-    read_pairs,
-)
-from lore.rubric import load_rubric
-from lore.schema import DEMAND_FIELDS, Demand, item_key
+from lore.data.duplicates import Seen
+from lore.data.images import ImageError, load_image
+from lore.data.pair import DEMAND_FIELDS, PAIR_SCHEMA, Pair, item_key, make_pair_id
+from lore.data.parquet import PairWriter, count_pairs, fingerprint, read_pairs
+from lore.data.rejected_rows import RejectedWriter, Rejection
+from lore.data.row_validation import RowChecker, check_row
+from lore.rubric.demand import Demand
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
+from lore.support.text import has_html, html_to_text, normalise
 
 RUBRIC = load_rubric("crowdflower")
 TEXT = st.text(max_size=30)

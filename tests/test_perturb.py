@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lore.data_synth.facts import Fact
-from lore.data_synth.lexicon import load_lexicon
-from lore.data_synth.perturb import PERTURBATIONS, Perturber, chosen
-from lore.data_synth.program_shop import ShopProgram
-from lore.data_synth.wordings import Attacks, AttackSets, load_wordings
-from lore.data_synth.world import World
-from lore.errors import LoreError
-from lore.images import load_image
-from lore.judgement import PromptFormat, render
-from lore.pairs import Pair
-from lore.rubric import load_rubric
-from lore.template import template_text
+from lore.codec.chat_template import template_text
+from lore.codec.prompt import PromptFormat, render
+from lore.data.images import load_image
+from lore.data.pair import Pair
+from lore.data_synth.perturb.perturb import PERTURBATIONS, Perturber, chosen
+from lore.data_synth.perturb.wordings import Attacks, AttackSets, load_wordings
+from lore.data_synth.shop.lexicon import load_lexicon
+from lore.data_synth.shop.oracle_teacher import ShopProgram
+from lore.data_synth.shop.world import World
+from lore.data_synth.synthesis.facts import Fact
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
 
 SHOP = load_rubric("shop")
 LANGUAGES = ("en", "zh")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lore.data_synth.lexicon import load_lexicon
-from lore.data_synth.photos import SHAPES, SIZE, draw_photo
+from lore.data_synth.shop.lexicon import load_lexicon
+from lore.data_synth.shop.photos import SHAPES, SIZE, draw_photo
 
 COLOURS = load_lexicon("en").colours
 RGBS = np.array([colour.rgb for colour in COLOURS], float)

@@ -11,14 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
-from lore.errors import LoreError
-from lore.folder import RunFolder
-from lore.judgement import FormatFailure, PromptFormat, parse
-from lore.pairs import PairWriter, read_pairs
-from lore.rubric import load_rubric
-from lore.run import run_recipe
-from lore.train.pool_report import report_markdown
-from lore.train.select import pool_tiers
+from lore.codec.judgement import FormatFailure, parse
+from lore.codec.prompt import PromptFormat
+from lore.data.parquet import PairWriter, read_pairs
+from lore.rubric.rubric import load_rubric
+from lore.run.run_folder import RunFolder
+from lore.run.runner import run_recipe
+from lore.support.errors import LoreError
+from lore.train.pool.curriculum import pool_tiers
+from lore.train.pool.report import report_markdown
 
 RUBRIC = load_rubric("shop")
 # Kills its own process when the second chunk has been answered and is about to be stored.
@@ -179,15 +180,15 @@ def test_a_large_pools_examples_may_all_stand_at_its_beginning(pool, tmp_path):
 
 
 def test_a_pool_recipe_trains_no_adapter(pool):
-    from lore.stages import load_recipe
+    from lore.config.stages import load_recipe
 
     with pytest.raises(LoreError, match="model.adapter"):
         load_recipe(pool("lora", model={"name": "x", "lora": {"rank": 4}}))
 
 
 def test_it_is_the_main_process_that_asks(pool, monkeypatch):
-    from lore.stages import load_recipe
-    from lore.train.pool import run
+    from lore.config.stages import load_recipe
+    from lore.train.pool.pool import run
 
     monkeypatch.setitem(os.environ, "RANK", "1")
     run(load_recipe(pool("second")), None)

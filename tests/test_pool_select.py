@@ -11,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lore.errors import LoreError
-from lore.fingerprints import model_fingerprint
-from lore.images import image_bytes
-from lore.pairs import Pair, PairWriter, read_pairs
-from lore.recipe import DataSection, ModelSection
-from lore.train.pool import POOL_SCHEMA
-from lore.train.pool_config import PoolSection
-from lore.train.select import check_asked_alike, chosen_pairs, describe, read_pool, select
+from lore.data.images import image_bytes
+from lore.data.pair import Pair
+from lore.data.parquet import PairWriter, read_pairs
+from lore.data.section import DataSection
+from lore.engines.config import ModelSection
+from lore.support.errors import LoreError
+from lore.support.fingerprint import model_fingerprint
+from lore.train.pool.config import PoolSection
+from lore.train.pool.curriculum import check_asked_alike, chosen_pairs, describe, read_pool, select
+from lore.train.pool.pool import POOL_SCHEMA
 
 TIERS = ["L1", "L2", "L3", "L4"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lore.eval.goodrate.estimate import estimate
 from lore.eval.goodrate.log import Shown
-from lore.eval.goodrate.rated import Rated, draw
-from lore.eval.goodrate.rates import estimate
+from lore.eval.goodrate.rated_sample import Rated, draw
 from lore.eval.measures.ppi import interval, parts, solve
 
 LOGS = 1000

@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lore.folder import RunFolder
-from lore.run import run_recipe
-from lore.stages import load_recipe
-from lore.train.ppo import HEAD_FILE, prepare
-from lore.train.shorter_passes import shorter_passes
+from lore.config.stages import load_recipe
+from lore.run.run_folder import RunFolder
+from lore.run.runner import run_recipe
+from lore.train.rl.length_bucketing import shorter_passes
+from lore.train.rl.ppo import HEAD_FILE, prepare
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_shorter_passes_have_the_loss_and_the_gradients_of_padded_ones(written, 
     torch.nn.init.normal_(trainer.head.linear.weight, std=0.02)
     padded = []
     monkeypatch.setattr(
-        "lore.train.rollouts.shorter_passes", lambda passes, *how: padded.extend(passes) or shorter_passes(passes, *how)
+        "lore.train.rl.rollout_trainer.shorter_passes", lambda passes, *how: padded.extend(passes) or shorter_passes(passes, *how)
     )
     asked = [{"prompt": "", "row": int(row)} for row in setup.order[0] for _ in range(4)]
     trainer._prepare_inputs(asked)

@@ -15,16 +15,16 @@ from conftest import ROOT
 from safetensors.torch import load_file
 from test_distributed import launch
 
-from lore.card import read_card
-from lore.engines import open_engine
-from lore.errors import LoreError
-from lore.folder import RunFolder
-from lore.pairs import read_pairs
-from lore.recipe import ModelSection
-from lore.rubric import load_rubric
-from lore.run import run_recipe
-from lore.stages import load_recipe
-from lore.train.pool import POOL_SCHEMA
+from lore.config.stages import load_recipe
+from lore.data.parquet import read_pairs
+from lore.engines.config import ModelSection
+from lore.engines.open_engine import open_engine
+from lore.judge.card import read_card
+from lore.rubric.rubric import load_rubric
+from lore.run.run_folder import RunFolder
+from lore.run.runner import run_recipe
+from lore.support.errors import LoreError
+from lore.train.pool.pool import POOL_SCHEMA
 
 RUBRIC = load_rubric("shop")
 TIERS = RUBRIC.tier_ids
@@ -294,7 +294,7 @@ def test_impossible_recipes_are_refused(recipe, stage, changes, says):
 
 
 def test_a_start_that_is_not_the_reference_stops_the_run(recipe, monkeypatch):
-    from lore.train.preference import _DPO
+    from lore.train.preference.preference import _DPO
 
     made = _DPO.__init__
 

@@ -6,19 +6,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from lore.codec.judgement import FormatFailure, parse
+from lore.codec.prompt import PromptFormat
+from lore.data.pair import Pair
+from lore.data.parquet import read_pairs
+from lore.data.rejected_rows import Rejection
 from lore.engines.chat import turn_end
+from lore.engines.config import ModelSection
 from lore.engines.loading import load_processor
-from lore.errors import LoreError
-from lore.judgement import FormatFailure, PromptFormat, parse
-from lore.pairs import Pair, read_pairs
-from lore.recipe import ModelSection
-from lore.rejected import Rejection
-from lore.rubric import load_rubric
-from lore.train.pool_config import PoolSection
-from lore.train.preference_batch import apart, kto_weights
-from lore.train.preference_config import PreferencesSection
-from lore.train.preference_rows import Preference, Renderer, from_pool, from_table
-from lore.train.rows import IGNORE, sft_row
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
+from lore.train.common.arrow_rows import IGNORE
+from lore.train.judge.rows import sft_row
+from lore.train.pool.config import PoolSection
+from lore.train.preference.batch import apart, kto_weights
+from lore.train.preference.config import PreferencesSection
+from lore.train.preference.rows import Preference, Renderer, from_pool, from_table
 
 RUBRIC = load_rubric("shop")
 FMT = PromptFormat("reason_first", "name", max_prompt_tokens=512)

@@ -3,16 +3,18 @@
 import datasets
 import pytest
 
+from lore.codec.prompt import PromptFormat
+from lore.config.stages import load_recipe
+from lore.data.pair import Pair
+from lore.data.parquet import read_pairs
+from lore.engines.config import ModelSection
 from lore.engines.loading import load_model, load_processor
-from lore.errors import LoreError
-from lore.judgement import PromptFormat
-from lore.pairs import Pair, read_pairs
-from lore.recipe import ModelSection
-from lore.rubric import load_rubric
-from lore.stages import load_recipe
-from lore.train.lora import peft_config
-from lore.train.preflight import collated, masked_text, parameter_counts, preflight
-from lore.train.rows import IGNORE, sft_row
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
+from lore.train.common.arrow_rows import IGNORE
+from lore.train.judge.rows import sft_row
+from lore.train.judge.session import judge_lora
+from lore.train.sft.preflight import collated, masked_text, parameter_counts, preflight
 
 RUBRIC = load_rubric("shop")
 
@@ -102,5 +104,5 @@ def test_trained_parameters_are_counted_as_peft_makes_them(tiny, tmp_path, kind,
     recipe = load_recipe(path)
     model = load_model(recipe.model, device="cpu", for_training=True)
     expected = parameter_counts(model, recipe)
-    adapted = get_peft_model(model, peft_config(recipe, model))
+    adapted = get_peft_model(model, judge_lora(recipe, model))
     assert expected == adapted.get_nb_trainable_parameters()

@@ -14,27 +14,30 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from lore.card import read_card
-from lore.engines import Sampling
+from lore.codec.prompt import PromptFormat, render
+from lore.data.parquet import read_pairs
+from lore.data.section import DataSection
 from lore.engines.chat import prompt_text
+from lore.engines.config import ModelSection
+from lore.engines.engine import Sampling
 from lore.engines.loading import load_model, load_processor
-from lore.engines.transformers_engine import TransformersEngine
-from lore.errors import LoreError
-from lore.folder import RunFolder
-from lore.judgement import PromptFormat, render
-from lore.pairs import read_pairs
-from lore.recipe import DataSection, ModelSection
-from lore.rubric import load_rubric
-from lore.train import probe as probe_module
-from lore.train import watching
-from lore.train.collate import PhotoCollator
-from lore.train.loop import COMPLETE, Recorder, train
-from lore.train.probe import ProbeCallback, share_of
-from lore.train.probe_engine import PolicyEngine, policy
-from lore.train.rewards import Rewards, RewardsSection
-from lore.train.rows import sft_row, takes_photos
-from lore.train.watch import RECORDED
-from lore.train.watch_config import WatchSection
+from lore.engines.transformers import TransformersEngine
+from lore.judge.card import read_card
+from lore.rewards.config import RewardsSection
+from lore.rewards.reward import Rewards
+from lore.rubric.rubric import load_rubric
+from lore.run.run_folder import RunFolder
+from lore.support.errors import LoreError
+from lore.train.common.checkpoint import COMPLETE
+from lore.train.common.trainer import Recorder, train
+from lore.train.judge.collator import PhotoCollator
+from lore.train.judge.rows import sft_row, takes_photos
+from lore.train.watch import attach as watching
+from lore.train.watch import callback as probe_module
+from lore.train.watch.callback import ProbeCallback, share_of
+from lore.train.watch.collapse_rules import RECORDED
+from lore.train.watch.config import WatchSection
+from lore.train.watch.policy_engine import PolicyEngine, policy
 
 RUBRIC = load_rubric("shop")
 FMT = PromptFormat("answer_only", "name", max_prompt_tokens=256)
@@ -453,8 +456,8 @@ from accelerate.utils import DistributedType
 accelerate.state.PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_GPU)
 accelerate.state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 import lore.launch
-lore.launch.device_arguments = lambda: {"ddp_backend": "gloo"}
-lore.launch.settle_devices = lambda: None
+lore.run.devices.device_arguments = lambda: {"ddp_backend": "gloo"}
+lore.run.devices.settle_devices = lambda: None
 """
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from lore.data_synth.facts import Fact
-from lore.data_synth.program import ProgramTeacher
-from lore.data_synth.program_shop import ShopProgram, read_photo
-from lore.data_synth.trace import Unreadable
-from lore.data_synth.world import World
+from lore.data_synth.shop.oracle_teacher import ShopProgram, read_photo
+from lore.data_synth.shop.world import World
+from lore.data_synth.synthesis.facts import Fact
+from lore.data_synth.synthesis.program import ProgramTeacher
+from lore.data_synth.synthesis.trace import Unreadable
 
 
 def facts_about(world, text):
@@ -41,7 +41,7 @@ def test_traces_are_the_shops_own_truth(language, split):
 
 def test_a_changed_rule_changes_the_verdict(tmp_path):
     text = (World(0).rubric.model_dump_json()).replace('"within":0.1', '"within":0.0')
-    from lore.rubric import Rubric
+    from lore.rubric.rubric import Rubric
 
     strict = Rubric.model_validate_json(text, strict=False)
     world = World(5)

@@ -1,4 +1,4 @@
-"""Guards lore/prompt.py: a prompt holds one item whatever its text says, fits its budget, and has a hash of its own."""
+"""Guards lore/codec/prompt.py: a prompt holds one item whatever its text says, fits its budget, and has a hash of its own."""
 
 import re
 import timeit
@@ -11,11 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lore import prompt
-from lore.errors import LoreError
-from lore.judgement import Demand, PromptFormat, control_strings, count_prompt_tokens, neutralise, render, renderer_hash
-from lore.pairs import Pair
-from lore.rubric import load_rubric
+from lore.codec import prompt
+from lore.codec.judgement import renderer_hash
+from lore.codec.prompt import PromptFormat, count_prompt_tokens, render
+from lore.codec.sanitize import control_strings, neutralise
+from lore.data.pair import Pair
+from lore.rubric.demand import Demand
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
 
 ORDERS = ("reason_first", "answer_first", "answer_only")
 RAIR = load_rubric("rair")

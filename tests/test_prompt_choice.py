@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lore.train.align_config import DynamicSection
-from lore.train.prompt_choice import DOUBT, LEAST, MEMORY, SHARPNESS, PromptChoice, schedule, window
+from lore.train.rl.config import DynamicSection
+from lore.train.rl.dynamic_sampling import DOUBT, LEAST, MEMORY, SHARPNESS, PromptChoice, schedule, window
 
 
 def choice(rates: list[float], group: int = 8, samples: int = 8, **section: float) -> PromptChoice:

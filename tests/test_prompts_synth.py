@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from jinja2 import Environment, meta
 
-from lore.data_synth import knowledge, multimodal, rules
-from lore.data_synth.asking import DIVIDER, FOLDER, Prompts, prompt_hash
-from lore.data_synth.trace import STEPS, Evidence, Wish
-from lore.data_synth.world import World
-from lore.errors import LoreError
-from lore.rubric import load_rubric
+from lore.data_synth.shop.world import World
+from lore.data_synth.synthesis import knowledge, multimodal, rules
+from lore.data_synth.synthesis.teacher_prompts import DIVIDER, FOLDER, Prompts, prompt_hash
+from lore.data_synth.synthesis.trace import STEPS, Evidence, Wish
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
 
 LANGUAGES = ("en", "zh")
 RUBRICS = ("shop", "rair", "crowdflower")

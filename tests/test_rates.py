@@ -5,13 +5,13 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from lore.errors import LoreError
-from lore.folder import RunFolder
-from lore.run import run_recipe
-from lore.stages import load_recipe
-from lore.train.grpo import prepare
-from lore.train.ppo import prepare as prepare_ppo
-from lore.train.rates import scale_rates
+from lore.config.stages import load_recipe
+from lore.run.run_folder import RunFolder
+from lore.run.runner import run_recipe
+from lore.support.errors import LoreError
+from lore.train.common.lr_multipliers import scale_rates
+from lore.train.rl.grpo import prepare
+from lore.train.rl.ppo import prepare as prepare_ppo
 
 STAGES = pytest.mark.parametrize("stage", ["grpo", pytest.param("ppo", marks=pytest.mark.long)])
 

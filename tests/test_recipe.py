@@ -9,9 +9,9 @@ from conftest import FOOTER, HEADER, ROOT, run_python
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lore.recipe import resolve_need, to_yaml
-from lore.recipe_file import RecipeError, RecipeText, parse_yaml, read_recipe_text
-from lore.stages import load_recipe
+from lore.config.recipe import resolve_need
+from lore.config.stages import load_recipe
+from lore.config.yaml_text import RecipeError, RecipeText, parse_yaml, read_recipe_text, to_yaml
 
 SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
 BODY = "stage: demo\nrun: a\n"
@@ -339,7 +339,7 @@ def test_needs_are_found_beside_the_recipe_then_under_the_working_directory(demo
 
 def test_recipes_load_without_heavy_packages():
     code = (
-        "import sys, lore.recipe, lore.run, lore.folder, lore.cli, lore.launch, lore.train.config, lore.eval.config;"
+        "import sys, lore.config.recipe, lore.run, lore.run.run_folder, lore.cli.main, lore.run.launch, lore.train.common.config, lore.eval.config;"
         "heavy = ['torch', 'transformers', 'datasets', 'pyarrow', 'numpy', 'PIL', 'sklearn'];"
         "print([m for m in heavy if m in sys.modules])"
     )

@@ -12,20 +12,20 @@ import pytest
 from report_for_tests import KNOWN_RULE, PLANTED, PRIOR, RUBRIC, TIERS, cards_of, judged, make_data, make_report, photo
 from rich.console import Console
 
-from lore.eval.findings import Flip, RiskCurve, SampleCurves
+from lore.data.pair import Pair
 from lore.eval.measures.bootstrap import Estimate, mean_estimate
 from lore.eval.measures.metrics import NO_VERDICT, metric_names
-from lore.eval.page.headline import headline
-from lore.eval.page.mistakes import choose_mistakes, thumbnail
-from lore.eval.page.plots import reliability_svg
-from lore.eval.page.report import FOLDER, write_report
-from lore.eval.page.tables import MAX_SLICES, bar, flip_groups, slice_views
-from lore.eval.predictions import Verdict
+from lore.eval.measures.results import Flip, RiskCurve, SampleCurves
+from lore.eval.report.console import print_slices, print_table
+from lore.eval.report.headline import headline
+from lore.eval.report.mistakes import choose_mistakes, thumbnail
+from lore.eval.report.report import FOLDER, write_report
+from lore.eval.report.tables import MAX_SLICES, bar, flip_groups, slice_views
 from lore.eval.scorecard import Answers
 from lore.eval.sections import MetricsSection, ReportSection
-from lore.eval.table import print_slices, print_table
 from lore.eval.testset import EvalData
-from lore.pairs import Pair
+from lore.judge.verdicts import Verdict
+from lore.support.svg_plots import reliability_svg
 
 
 @pytest.fixture(scope="module")

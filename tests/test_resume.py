@@ -15,9 +15,9 @@ import torch
 from conftest import ROOT, needs_deepspeed
 from safetensors.torch import load_file
 
-from lore.folder import RunFolder
-from lore.run import run_recipe
-from lore.train.loop import COMPLETE
+from lore.run.run_folder import RunFolder
+from lore.run.runner import run_recipe
+from lore.train.common.checkpoint import COMPLETE
 
 # Kills its own process in the middle of writing a checkpoint's optimizer state, with half of the bytes on disk.
 DIE_WHILE_SAVING = """

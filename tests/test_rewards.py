@@ -7,13 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lore.demand import Demand
-from lore.errors import LoreError
-from lore.judgement import Judgement, PromptFormat, render_answer, render_demands
-from lore.pairs import Pair
-from lore.rubric import Rubric, Tier, load_rubric
-from lore.train.rewards import Answer, Rewards, RewardsSection
-from lore.train.rewards.parts import NO_VERDICT, PARTS, View
+from lore.codec.judgement import Judgement, render_answer, render_demands
+from lore.codec.prompt import PromptFormat
+from lore.data.pair import Pair
+from lore.rewards.components import NO_VERDICT, PARTS, Answer, View
+from lore.rewards.config import RewardsSection
+from lore.rewards.reward import Rewards
+from lore.rubric.demand import Demand
+from lore.rubric.rubric import Rubric, Tier, load_rubric
+from lore.support.errors import LoreError
 
 SHOP = load_rubric("shop")
 ORDERS = ("reason_first", "answer_first", "answer_only")

@@ -7,13 +7,15 @@ import source_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lore.data_synth.world import World
-from lore.errors import LoreError
-from lore.judgement import PromptFormat
-from lore.pairs import Pair
-from lore.rubric import load_rubric
-from lore.train.rewards import Rewards, RewardsSection, print_self_test, self_test
-from lore.train.rewards.cases import FAR, GOLD, NEAR, cases
+from lore.codec.prompt import PromptFormat
+from lore.data.pair import Pair
+from lore.data_synth.shop.world import World
+from lore.rewards.adversarial_answers import FAR, GOLD, NEAR, cases
+from lore.rewards.config import RewardsSection
+from lore.rewards.reward import Rewards
+from lore.rewards.self_test import print_self_test, self_test
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
 
 SHOP = load_rubric("shop")
 ORDERS = ("reason_first", "answer_first", "answer_only")
@@ -94,7 +96,7 @@ def test_a_weight_that_lets_a_trick_win_is_named_with_its_case_and_pair(pairs):
 
 
 def test_reasons_that_score_without_being_gold_are_named(pairs, monkeypatch):
-    from lore.train.rewards.parts import PARTS
+    from lore.rewards.components import PARTS
 
     monkeypatch.setitem(PARTS, "grounding", lambda answer, pair, view: float(not getattr(answer.judgement, "rationale", "x")))
     with pytest.raises(LoreError, match="grounding: 'verdict alone"):
@@ -102,7 +104,7 @@ def test_reasons_that_score_without_being_gold_are_named(pairs, monkeypatch):
 
 
 def test_as_many_pairs_of_each_label_are_taken(pairs, monkeypatch):
-    from lore.train.rewards import proof
+    from lore.rewards import self_test as proof
 
     chosen = proof._some_of_each_label([replace(pairs[0], label="L4")] * 100 + [replace(pairs[0], label="L1")] * 20)
     assert [sum(pair.label == tier for pair in chosen) for tier in SHOP.tier_ids] == [20, 0, 0, 44]
@@ -149,5 +151,5 @@ def count_bytes(text: str, add_special_tokens: bool) -> dict:
 def test_no_torch_is_imported():
     from conftest import run_python
 
-    found = run_python("-c", "import sys, lore.train.rewards; print('torch' in sys.modules)")
+    found = run_python("-c", "import sys, lore.rewards; print('torch' in sys.modules)")
     assert found.stdout.strip() == "False", found.stderr

@@ -8,17 +8,17 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from lore.data_synth.perturb import PERTURBATIONS, Perturber
-from lore.engines import Completion, Sampling
-from lore.errors import LoreError
-from lore.eval.asker import Asker
-from lore.eval.predictions import Verdict
-from lore.eval.robustness import ALL_INJECTIONS, measure_robustness, print_robustness, read_translations, robustness_ids
+from lore.codec.prompt import PromptFormat
+from lore.data.pair import Pair
+from lore.data_synth.perturb.perturb import PERTURBATIONS, Perturber
+from lore.engines.engine import Completion, Sampling
+from lore.eval.probes.robustness import ALL_INJECTIONS, measure_robustness, print_robustness, read_translations, robustness_ids
 from lore.eval.sections import RobustnessSection
 from lore.eval.testset import Labelled
-from lore.judgement import PromptFormat
-from lore.pairs import Pair
-from lore.rubric import load_rubric
+from lore.judge.resumable import Asker
+from lore.judge.verdicts import Verdict
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
 
 SHOP = load_rubric("shop")
 TIERS = SHOP.tier_ids

@@ -1,4 +1,4 @@
-"""Guards lore/rubric.py: shipped rubrics load, wrong files are reported whole, labels of sources find their tier."""
+"""Guards lore/rubric/rubric.py: shipped rubrics load, wrong files are reported whole, labels of sources find their tier."""
 
 import copy
 import re
@@ -6,8 +6,8 @@ import re
 import pytest
 import yaml
 
-from lore.errors import LoreError
-from lore.rubric import MAX_FILE_BYTES, RUBRICS, Rubric, load_rubric, parse_rubric
+from lore.rubric.rubric import MAX_FILE_BYTES, RUBRICS, Rubric, load_rubric, parse_rubric
+from lore.support.errors import LoreError
 
 SHIPPED = sorted(path.stem for path in RUBRICS.glob("*.yaml"))
 SMALL = {

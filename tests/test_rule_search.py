@@ -8,15 +8,17 @@ import pytest
 import tokenizers_for_tests as small
 from attacks import ATTACKS
 
-from lore import rule_search
-from lore.data_synth.world import World
-from lore.demand import Demand
-from lore.errors import LoreError
-from lore.judgement import PromptFormat, control_strings, count_prompt_tokens, neutralise, render, renderer_hash
-from lore.pairs import Pair
-from lore.prompt import item_text, system_text
-from lore.rubric import load_rubric, parse_rubric
-from lore.rule_search import rules_about
+from lore.codec import rule_retrieval as rule_search
+from lore.codec.item_text import item_text
+from lore.codec.judgement import renderer_hash
+from lore.codec.prompt import PromptFormat, count_prompt_tokens, render, system_text
+from lore.codec.rule_retrieval import rules_about
+from lore.codec.sanitize import control_strings, neutralise
+from lore.data.pair import Pair
+from lore.data_synth.shop.world import World
+from lore.rubric.demand import Demand
+from lore.rubric.rubric import load_rubric, parse_rubric
+from lore.support.errors import LoreError
 
 SHOP, RAIR = load_rubric("shop"), load_rubric("rair")
 RETRIEVED = PromptFormat(detail="retrieved", retrieved_rules=12)

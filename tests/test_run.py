@@ -11,11 +11,12 @@ import time
 import pytest
 from conftest import DEMO, ROOT, run_python
 
-from lore.errors import LoreError
-from lore.folder import RunFolder, write_atomic
-from lore.needs import plain_environment, plan
-from lore.run import main, run_recipe
-from lore.stages import load_recipe
+from lore.config.stages import load_recipe
+from lore.run.dependencies import plain_environment, plan
+from lore.run.run_folder import RunFolder
+from lore.run.runner import main, run_recipe
+from lore.support.atomic_files import write_atomic
+from lore.support.errors import LoreError
 
 BODY = "stage: demo\nrun: a\n"
 
@@ -156,7 +157,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_two_processes_cannot_use_one_folder_and_a_killed_one_frees_it(recipe, write_recipe):
     path = write_recipe("a.yaml", BODY + "tags: [x]\nnote: first")
     code = (
-        "import sys, time; from lore.stages import load_recipe; from lore.folder import RunFolder;"
+        "import sys, time; from lore.config.stages import load_recipe; from lore.run.run_folder import RunFolder;"
         f"recipe = load_recipe({str(path)!r}); RunFolder.of(recipe).open(recipe);"
         "print('open', flush=True); time.sleep(60)"
     )

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lore.errors import LoreError
-from lore.eval.measures.samples import counts_of_k, majority_at, pass_at, sample_curves
+from lore.eval.measures.samples import counts_of_k, majority_at, pass_at
+from lore.eval.probes.sampling import sample_curves
 from lore.eval.testset import Labelled
-from lore.rubric import load_rubric
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
 
 RUBRIC = load_rubric("rair")
 

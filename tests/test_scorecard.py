@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lore.errors import LoreError
 from lore.eval.measures.agreement import Ratings
 from lore.eval.measures.metrics import metric_names
-from lore.eval.predictions import Verdict
+from lore.eval.report.console import READABLE, best_value, print_table, shown_columns
 from lore.eval.scorecard import score
 from lore.eval.sections import MetricsSection
-from lore.eval.table import READABLE, best_value, print_table, shown_columns
 from lore.eval.testset import EvalData, Labelled
-from lore.rubric import load_rubric
+from lore.judge.verdicts import Verdict
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
 
 RUBRIC = load_rubric("rair")
 TIERS = RUBRIC.tier_ids

@@ -7,17 +7,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lore.card import read_card
+from lore.codec.judgement import FormatFailure, parse, renderer_hash
+from lore.codec.prompt import PromptFormat, render
+from lore.data.pair import Pair
+from lore.data.parquet import read_pairs
 from lore.engines.chat import photo_of, prompt_text, turn_end
+from lore.engines.config import ModelSection
 from lore.engines.loading import load_processor
-from lore.errors import LoreError
-from lore.judgement import FormatFailure, PromptFormat, parse, render, renderer_hash
-from lore.pairs import Pair, read_pairs
-from lore.recipe import ModelSection
-from lore.rubric import load_rubric
-from lore.train.collate import PhotoCollator
-from lore.train.order import balanced_repeats
-from lore.train.rows import IGNORE, gold, sft_row
+from lore.judge.card import read_card
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
+from lore.train.common.arrow_rows import IGNORE
+from lore.train.common.batch_order import balanced_repeats
+from lore.train.judge.collator import PhotoCollator
+from lore.train.judge.rows import gold, sft_row
 
 RUBRIC = load_rubric("shop")
 ORDERS = ["reason_first", "answer_first", "answer_only"]
@@ -133,7 +136,7 @@ def test_rows_in_one_sequence_do_not_see_each_other(train):
 
 
 def test_an_attention_that_mixes_the_rows_of_a_sequence_is_an_error(train, tiny, runs, tmp_path):
-    from lore.train.flatten import check_flattening
+    from lore.train.sft.packing_check import check_flattening
 
     class Mixing(torch.nn.Module):
         """Logits of a token depend on all before it, whatever the positions say."""
@@ -192,7 +195,7 @@ def test_sharded_weights_are_gathered_before_they_are_saved(train, monkeypatch):
 
 
 def test_one_process_uses_one_of_the_gpus_it_sees(tiny, runs, tmp_path):
-    from lore.train.loop import use_one_device
+    from lore.train.common.trainer import use_one_device
 
     args = type("Args", (), {"_n_gpu": 4, "n_gpu": property(lambda self: self._n_gpu)})()
     use_one_device(args)

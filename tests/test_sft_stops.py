@@ -6,12 +6,12 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lore.errors import LoreError
-from lore.folder import RunFolder
-from lore.needs import plan
-from lore.pairs import PairWriter, read_pairs
-from lore.run import run_recipe
-from lore.stages import load_recipe
+from lore.config.stages import load_recipe
+from lore.data.parquet import PairWriter, read_pairs
+from lore.run.dependencies import plan
+from lore.run.run_folder import RunFolder
+from lore.run.runner import run_recipe
+from lore.support.errors import LoreError
 
 
 def losses(folder) -> list[float]:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import yaml
 
-from lore.data_synth.shop import OUTCOMES
-from lore.data_synth.shop_rules import Want, judge, worst
-from lore.data_synth.world import World
-from lore.judgement import render_demands
-from lore.rubric import RUBRICS, load_rubric
+from lore.codec.judgement import render_demands
+from lore.data_synth.shop.catalogue import OUTCOMES
+from lore.data_synth.shop.rules import Want, judge, worst
+from lore.data_synth.shop.world import World
+from lore.rubric.rubric import RUBRICS, load_rubric
 
 
 @pytest.fixture(scope="module", params=("en", "zh"))

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from source_files import load, write_parquet
 
+from lore.codec.prompt import PromptFormat
+from lore.data.importers import open_source
+from lore.data.importers.rair import attributes_of
+from lore.data.parquet import read_pairs
+from lore.data.section import DataSection, materialise
 from lore.engines.chat import photo_of
-from lore.errors import LoreError
-from lore.pairs import read_pairs
-from lore.prompt import PromptFormat
-from lore.recipe import DataSection
-from lore.sources import materialise, open_source
-from lore.sources.rair import attributes_of
+from lore.support.errors import LoreError
 
 SECRET = "搜主件返回主件，判定为L4"
 

@@ -5,8 +5,8 @@ import csv
 import pytest
 from source_files import CROWDFLOWER, crowdflower, load, write_csv, write_parquet
 
-from lore.errors import LoreError
-from lore.sources import open_source
+from lore.data.importers import open_source
+from lore.support.errors import LoreError
 
 
 def test_crowdflower_labels_are_weighed_by_the_raters_agreement(tmp_path):

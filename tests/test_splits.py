@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lore.errors import LoreError
-from lore.pairs import Pair, PairWriter, read_metadata, read_pairs
-from lore.splits import split_of, split_pairs
-from lore.stats import pair_stats
+from lore.data.pair import Pair
+from lore.data.parquet import PairWriter, read_metadata, read_pairs
+from lore.data.splits import split_of, split_pairs
+from lore.data.statistics import pair_stats
+from lore.support.errors import LoreError
 
 
 @given(st.text(max_size=20))

@@ -9,13 +9,13 @@ from openai_server import error, reply, serve
 from synthesis_for_tests import MODEL, endpoint, make_shop, traces_of, write_recipe
 from teacher_server import ShopServer, misbehaving, step_of
 
-from lore.data_synth.store import totals, trace_parts
-from lore.data_synth.world import World
-from lore.data_synth.world_stage import write_pairs
-from lore.errors import LoreError
-from lore.folder import RunFolder
-from lore.pairs import read_pairs
-from lore.run import run_recipe
+from lore.data.parquet import read_pairs
+from lore.data_synth.shop.world import World
+from lore.data_synth.shop.write import write_pairs
+from lore.data_synth.synthesis.journal import totals, trace_parts
+from lore.run.run_folder import RunFolder
+from lore.run.runner import run_recipe
+from lore.support.errors import LoreError
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_a_budget_stops_cleanly_and_a_larger_one_goes_on(recipe):
 def test_a_changed_prompt_redoes_its_own_step(recipe, tmp_path):
     own = tmp_path / "prompts"
     own.mkdir()
-    shipped = ShopServer.__module__ and __import__("lore.data_synth.asking", fromlist=["FOLDER"]).FOLDER
+    shipped = ShopServer.__module__ and __import__("lore.data_synth.synthesis.teacher_prompts", fromlist=["FOLDER"]).FOLDER
     shutil.copy(shipped / "rules.en.md", own)
     first, second = ShopServer(), ShopServer()
     with serve(first.answer) as server:
@@ -264,7 +264,7 @@ def test_part_files_say_what_they_were_made_of(recipe):
 
 
 def _load(path):
-    from lore.stages import load_recipe
+    from lore.config.stages import load_recipe
 
     return load_recipe(path)
 
@@ -304,8 +304,8 @@ def test_steps_are_tasks_that_can_be_trained_beside_the_judging(recipe, tiny, tr
 def test_one_prompt_that_an_engine_refuses_fails_alone():
     import asyncio
 
-    from lore.data_synth.teachers import Batched
-    from lore.engines import Completion, RequestRefused, Sampling
+    from lore.engines.batching import Batched
+    from lore.engines.engine import Completion, RequestRefused, Sampling
 
     class Choosy:
         def generate(self, prompts, sampling):

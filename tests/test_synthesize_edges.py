@@ -12,13 +12,13 @@ from openai_server import error, reply, serve
 from synthesis_for_tests import MODEL, make_shop, traces_of, write_recipe
 from teacher_server import ShopServer, step_of
 
-from lore.data_synth.budget import Budget, RequestGate, Spent
-from lore.data_synth.store import Journal
-from lore.data_synth.synth_config import BudgetSection
-from lore.engines import Usage
-from lore.errors import LoreError
-from lore.pairs import PairWriter, read_pairs
-from lore.run import run_recipe
+from lore.data.parquet import PairWriter, read_pairs
+from lore.data_synth.synthesis.budget import Budget, RequestGate, Spent
+from lore.data_synth.synthesis.config import BudgetSection
+from lore.data_synth.synthesis.journal import Journal
+from lore.engines.engine import Usage
+from lore.run.runner import run_recipe
+from lore.support.errors import LoreError
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_a_critic_may_say_odd_things(recipe):
 
 
 def test_a_chunk_that_cannot_be_written_stops_the_run(recipe, runs, monkeypatch):
-    from lore.data_synth import synthesize
+    from lore.data_synth.synthesis import synthesize
 
     def full(path, traces, stamp):
         if path.name == "part-000000.parquet":
@@ -218,7 +218,7 @@ def test_a_journal_that_cannot_be_written_holds_no_budget(tmp_path):
 
 
 def test_a_program_cannot_follow_a_free_rubric(recipe, tmp_path):
-    from lore.rubric import load_rubric
+    from lore.rubric.rubric import load_rubric
 
     body = json.loads(load_rubric("shop").model_copy(update={"aggregate": "free"}).model_dump_json())
     (tmp_path / "free-rubric.yaml").write_text(yaml.safe_dump(body), encoding="utf-8")
@@ -256,9 +256,9 @@ def test_a_task_that_is_named_twice_is_written_once(recipe):
 
 
 def test_chinese_words_are_found_inside_longer_runs():
-    from lore.data_synth.program_words import WordsProgram
-    from lore.pairs import Pair
-    from lore.rubric import load_rubric
+    from lore.data.pair import Pair
+    from lore.data_synth.synthesis.program_words import WordsProgram
+    from lore.rubric.rubric import load_rubric
 
     program = WordsProgram(load_rubric("crowdflower"), "zh")
     pair = Pair(pair_id="p", query="红椅子", title="大红色木椅子")

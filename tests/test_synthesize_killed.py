@@ -13,14 +13,14 @@ import yaml
 from openai_server import Answer, Request, serve
 from teacher_server import ShopServer, misbehaving, step_of
 
-from lore.data_synth.asking import prompt_hash
-from lore.data_synth.opening import teacher_name
-from lore.data_synth.store import read_journal, read_part, totals, trace_parts
-from lore.data_synth.teachers import answer_key
-from lore.data_synth.world import World
-from lore.data_synth.world_stage import write_extras
-from lore.pairs import PairWriter, read_pairs
-from lore.stages import load_recipe
+from lore.config.stages import load_recipe
+from lore.data.parquet import PairWriter, read_pairs
+from lore.data_synth.shop.world import World
+from lore.data_synth.shop.write import write_extras
+from lore.data_synth.synthesis.journal import read_journal, read_part, totals, trace_parts
+from lore.data_synth.synthesis.open_teachers import teacher_name
+from lore.data_synth.synthesis.teacher_prompts import prompt_hash
+from lore.data_synth.synthesis.teachers import answer_key
 
 PAIRS, KILLS = 160, 20
 

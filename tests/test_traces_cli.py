@@ -12,9 +12,9 @@ import pytest
 from traces_for_tests import CHECKS, make_trace, write_traces
 from typer.testing import CliRunner
 
-from lore.cli import app
-from lore.data_synth.trace import Trace
-from lore.errors import LoreError
+from lore.cli.main import app
+from lore.data_synth.synthesis.trace import Trace
+from lore.support.errors import LoreError
 
 HOSTILE = "[red]x[/red] \x1b[31mred\x1b]0;title\x07 \u202e \x9b2J [link=https://a.example]y[/link] [/]\nnext"
 
@@ -177,6 +177,6 @@ def test_a_terminal_gets_a_pager_that_can_be_left_early(tmp_path):
 
 def test_the_command_imports_no_torch(run):
     command = f"app(['traces', 'show', {str(run)!r}], standalone_mode=False)"
-    code = f"import sys; from lore.cli import app; {command}; print('torch' in sys.modules)"
+    code = f"import sys; from lore.cli.main import app; {command}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"

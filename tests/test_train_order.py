@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lore.train.order import balanced_repeats, training_order
+from lore.train.common.batch_order import balanced_repeats, training_order
 
 
 @given(rows=st.integers(1, 60), batch=st.integers(1, 16), steps=st.integers(1, 12), seed=st.integers(0, 5))

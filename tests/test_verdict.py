@@ -1,13 +1,15 @@
-"""Guards lore/verdict.py: tier tokens of every kind of tokenizer, and prompts that end right before them."""
+"""Guards lore/codec/verdict_tokens.py: tier tokens of every kind of tokenizer, and prompts that end right before them."""
 
 import pytest
 import tokenizers_for_tests as small
 from PIL import Image
 
-from lore.errors import LoreError
-from lore.judgement import Judgement, PromptFormat, render, render_answer, verdict_tokens, with_verdict_prefix
-from lore.pairs import Pair
-from lore.rubric import Rubric, Tier, load_rubric
+from lore.codec.judgement import Judgement, render_answer
+from lore.codec.prompt import PromptFormat, render
+from lore.codec.verdict_tokens import verdict_tokens, with_verdict_prefix
+from lore.data.pair import Pair
+from lore.rubric.rubric import Rubric, Tier, load_rubric
+from lore.support.errors import LoreError
 
 ORDERS = ("reason_first", "answer_first", "answer_only")
 RAIR = load_rubric("rair")

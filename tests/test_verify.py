@@ -2,17 +2,18 @@
 
 import pytest
 
-from lore.data_synth.asking import Prompts
-from lore.data_synth.knowledge import read as read_knowledge
-from lore.data_synth.multimodal import read as read_multimodal
-from lore.data_synth.rules import read as read_rules
-from lore.data_synth.synth_config import CHECKS
-from lore.data_synth.trace import STEPS, Draft, Evidence, Ruling, Unreadable, Wish, json_objects
-from lore.data_synth.verify import ALL, Verifier
-from lore.judgement import Demand, render_demands
-from lore.matching import content_words, missing_words, pieces
-from lore.pairs import Pair
-from lore.rubric import load_rubric
+from lore.codec.judgement import render_demands
+from lore.codec.lexical_match import content_words, missing_words, pieces
+from lore.data.pair import Pair
+from lore.data_synth.synthesis.config import CHECKS
+from lore.data_synth.synthesis.knowledge import read as read_knowledge
+from lore.data_synth.synthesis.multimodal import read as read_multimodal
+from lore.data_synth.synthesis.rules import read as read_rules
+from lore.data_synth.synthesis.teacher_prompts import Prompts
+from lore.data_synth.synthesis.trace import STEPS, Draft, Evidence, Ruling, Unreadable, Wish, json_objects
+from lore.data_synth.synthesis.verify import ALL, Verifier
+from lore.rubric.demand import Demand
+from lore.rubric.rubric import load_rubric
 
 RUBRIC = load_rubric("shop")
 PAIR = Pair(
@@ -110,7 +111,7 @@ def test_grounding_takes_case_plural_and_nothing(evidence):
     ],
 )
 def test_words_found_say_the_same_where_they_stand(found, title, why):
-    from lore.matching import stands_apart
+    from lore.codec.lexical_match import stands_apart
 
     assert stands_apart(found, title) == why
 
@@ -364,7 +365,7 @@ def test_a_demand_that_is_met_needs_no_rule_where_the_rubric_has_none(name, dime
 
 
 def test_the_words_program_names_no_rule_of_a_mismatch_for_what_it_found():
-    from lore.data_synth.program_words import WordsProgram
+    from lore.data_synth.synthesis.program_words import WordsProgram
 
     pair = Pair(pair_id="p", query="ryobi drill", title="ryobi drill", brand="Ryobi", label="3")
     program = WordsProgram(load_rubric("homedepot"))

@@ -19,10 +19,10 @@ from conftest import ROOT
 from test_engine import RUBRIC, prompts
 from tiny import make
 
-from lore.engines import EndpointStopped, RequestRefused, Sampling, open_engine
-from lore.engines.config import EndpointSection, VllmSection
-from lore.errors import LoreError
-from lore.recipe import ModelSection
+from lore.engines.config import EndpointSection, ModelSection, VllmSection
+from lore.engines.engine import EndpointStopped, RequestRefused, Sampling
+from lore.engines.open_engine import open_engine
+from lore.support.errors import LoreError
 
 pytestmark = [
     pytest.mark.slow,
@@ -79,7 +79,7 @@ def vllm_answers(tiny, adapter, tmp_path_factory):
 @pytest.fixture(scope="module")
 def servers(tiny, adapter, tmp_path_factory):
     """kind -> url of `lore teacher serve`'s server, which asks for a key."""
-    from lore.teacher_cli import serve_command_line, serve_environment
+    from lore.cli.teacher import serve_command_line, serve_environment
 
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("servers")
@@ -169,7 +169,7 @@ def test_an_endpoint_scores_and_writes_what_transformers_does(kind, transformers
 
 
 def test_a_begun_answer_is_gone_on_with_over_an_endpoint(transformers_answers, servers, tiny):
-    from lore.judgement import with_verdict_prefix
+    from lore.codec.verdict_tokens import with_verdict_prefix
 
     asked, _, _ = transformers_answers["vision"]
     engine = endpoint(servers, "vision", tokenizer=str(tiny.vision))
@@ -206,7 +206,7 @@ def test_the_server_asks_for_the_key_names_its_models_and_refuses_only_what_is_t
 
 
 def test_an_adapter_that_vllm_would_run_wrongly_is_refused_with_the_way_out(tiny, adapter, tmp_path):
-    from lore.engines.vllm_engine import VllmEngine
+    from lore.engines.vllm import VllmEngine
 
     config = json.loads((adapter / "adapter_config.json").read_text())
     for change, named in (({"modules_to_save": ["lm_head"]}, "lm_head"), ({"use_dora": True}, "DoRA")):

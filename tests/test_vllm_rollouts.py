@@ -13,9 +13,9 @@ pytest.importorskip("vllm", reason="TRL imports its side of vLLM only where vllm
 
 from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
 
+from lore.engines.config import ModelSection  # noqa: E402
 from lore.engines.loading import load_model, load_processor  # noqa: E402
-from lore.recipe import ModelSection  # noqa: E402
-from lore.run import run_recipe  # noqa: E402
+from lore.run.runner import run_recipe  # noqa: E402
 
 
 class StandIn:

@@ -9,22 +9,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lore.errors import LoreError
+from lore.codec.judgement import FormatFailure, Judgement
 from lore.eval.measures.metrics import NO_VERDICT, count, measure, total
-from lore.folder import RunFolder
-from lore.judgement import FormatFailure, Judgement
-from lore.rubric import load_rubric
-from lore.train.training_report_lines import print_watch, watch_line
-from lore.train.watch import (
-    Probed,
-    Watch,
-    label_shares,
-    macro_f1,
-    preflight_rollouts,
-    probe_metrics,
-    training_facts,
-)
-from lore.train.watch_config import WatchSection
+from lore.rubric.rubric import load_rubric
+from lore.run.run_folder import RunFolder
+from lore.support.errors import LoreError
+from lore.train.watch.collapse_rules import Probed, Watch, label_shares, macro_f1, preflight_rollouts, probe_metrics, training_facts
+from lore.train.watch.config import WatchSection
+from lore.train.watch.console import print_watch, watch_line
 
 RUBRIC = load_rubric("shop")
 HEALTHY = {

@@ -5,16 +5,17 @@ import csv
 import pyarrow.parquet as pq
 import pytest
 
-from lore.data_synth.words import WordPairs, inflected, stem_of, tier_index, words_of
-from lore.errors import LoreError
-from lore.folder import RunFolder
-from lore.judgement import FormatFailure, PromptFormat, parse
-from lore.pairs import Pair
-from lore.recipe_file import RecipeError
-from lore.rubric import load_rubric
-from lore.run import run_recipe
-from lore.splits import split_of
-from lore.stages import load_recipe
+from lore.codec.judgement import FormatFailure, parse
+from lore.codec.prompt import PromptFormat
+from lore.config.stages import load_recipe
+from lore.config.yaml_text import RecipeError
+from lore.data.pair import Pair
+from lore.data.splits import split_of
+from lore.data_synth.shop.word_matching_corpus import WordPairs, inflected, stem_of, tier_index, words_of
+from lore.rubric.rubric import load_rubric
+from lore.run.run_folder import RunFolder
+from lore.run.runner import run_recipe
+from lore.support.errors import LoreError
 
 RUBRIC = load_rubric("crowdflower")
 TITLES = ["LED Christmas Lights - Clear Wire", "Solid-Wood Wine Rack, 6 Bottle", "Nike Running Shoes for Women", "16GB Memory Card"]

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lore.data_synth.shop import Query, _held_out
-from lore.data_synth.world import ITEMS_PER_QUERY, ZIPF_EXPONENT, World
-from lore.data_synth.world_stage import search_log, write_pairs, write_world
-from lore.errors import LoreError
-from lore.judgement import PromptFormat, render
-from lore.pairs import count_pairs, load_image, read_metadata, read_pairs
-from lore.rubric import load_rubric
+from lore.codec.prompt import PromptFormat, render
+from lore.data.images import load_image
+from lore.data.parquet import count_pairs, read_metadata, read_pairs
+from lore.data_synth.shop.catalogue import Query, _held_out
+from lore.data_synth.shop.world import ITEMS_PER_QUERY, ZIPF_EXPONENT, World
+from lore.data_synth.shop.write import search_log, write_pairs, write_world
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
 
 LANGUAGES = ("en", "zh")
 GOLDEN = {

@@ -57,7 +57,7 @@ class Tiny:
         return done
 
     def train_once(self, run: str, target: Path, base: dict | None = None, **options) -> None:
-        from lore.run import run_recipe
+        from lore.run.runner import run_recipe
 
         body = json.loads(self.recipe(run, **{"save_every": 0} | options))
         body["model"] |= base or {}
@@ -93,12 +93,12 @@ def make(folder: Path, hidden: int = HIDDEN) -> Tiny:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lore.data_synth.corpus import write_corpus
-    from lore.data_synth.world import World
-    from lore.data_synth.world_stage import corpus_texts
-    from lore.pairs import PairWriter
-    from lore.train.base import build_model, build_processor
-    from lore.train.config import ArchitectureSection
+    from lore.data.parquet import PairWriter
+    from lore.data_synth.shop.corpus import write_corpus
+    from lore.data_synth.shop.world import World
+    from lore.data_synth.shop.write import corpus_texts
+    from lore.train.pretrain.config import ArchitectureSection
+    from lore.train.pretrain.pretrain import build_model, build_processor
 
     world = World(seed=3)
     for split, count in (("train", 160), ("test", 64)):
@@ -140,8 +140,8 @@ def write_pool(tiny: Tiny) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from lore.pairs import PairWriter, read_pairs
-    from lore.train.pool import POOL_SCHEMA
+    from lore.data.parquet import PairWriter, read_pairs
+    from lore.train.pool.pool import POOL_SCHEMA
 
     rows = []
     with PairWriter(tiny.asked) as writer:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lore.data_synth.trace import TRACE_SCHEMA, Attempt, Check, Reply, Trace
-from lore.demand import Demand
+from lore.data_synth.synthesis.trace import TRACE_SCHEMA, Attempt, Check, Reply, Trace
+from lore.rubric.demand import Demand
 
 CHECKS = ("verdict", "one_verdict", "grounding", "rules", "aggregate", "coverage", "length")
 

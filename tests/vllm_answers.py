@@ -12,9 +12,9 @@ def main(folder: str, kind: str, out: str, adapter: str | None = None) -> None:
     from test_engine import RUBRIC, prompts
     from tiny import Tiny
 
-    from lore.engines import Sampling, open_engine
-    from lore.engines.config import VllmSection
-    from lore.recipe import ModelSection
+    from lore.engines.config import ModelSection, VllmSection
+    from lore.engines.engine import Sampling
+    from lore.engines.open_engine import open_engine
 
     tiny = Tiny(*(Path(folder) / name for name in ("pairs", "vision", "text")))
     model = ModelSection(name=str(getattr(tiny, kind)), adapter=adapter, dtype="float32")

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lore.clean import normalise
-from lore.errors import LoreError
-from lore.progress import track
-from lore.rejected import Rejection, short, shown_value
-from lore.schema import make_pair_id
-from lore.sources.reading import nearest
-from lore.sources.records import table_records
+from lore.data.pair import make_pair_id
+from lore.data.rejected_rows import Rejection, short, shown_value
+from lore.data.tables.any_table import table_records
+from lore.data.tables.text_tables import nearest
+from lore.support.errors import LoreError
+from lore.support.progress import track
+from lore.support.text import normalise
 
 COLUMNS = ("query", "pair_id", "item_id", "page_id", "position", "system", "impressions")
 MAX_REJECTED_SHARE = 0.01

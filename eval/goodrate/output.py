@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lore.eval.goodrate.rates import GoodRate
+from lore.data.rejected_rows import RejectedWriter
+from lore.eval.goodrate.estimate import GoodRate
 from lore.eval.measures.bootstrap import Estimate
-from lore.folder import write_atomic
-from lore.rejected import RejectedWriter
+from lore.support.atomic_files import write_atomic
 
 
 def show(found: GoodRate, console: Console) -> None:

@@ -10,9 +10,9 @@ from itertools import combinations
 
 import numpy as np
 
-from lore.eval.findings import Agreement, Ceiling
 from lore.eval.measures.bootstrap import Estimate, interval, summed_draws, table_estimate
 from lore.eval.measures.metrics import Counts, count, failures_farthest, quadratic_kappa, under_prior
+from lore.eval.measures.results import Agreement, Ceiling
 
 MOST_RATERS = 50
 FEWEST_SHARED = 20

@@ -8,8 +8,8 @@ constant per pair.
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from lore.errors import LoreError
 from lore.eval.measures.metrics import CALIBRATION_BINS, bin_of
+from lore.support.errors import LoreError
 
 SMALLEST_PROBABILITY = 1e-12
 TEMPERATURES = (0.05, 20.0)

@@ -18,9 +18,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from lore.costs import cost_matrix
-from lore.errors import LoreError
 from lore.eval.measures.ranking import ndcg_by_query
+from lore.rubric.cost_matrix import cost_matrix
+from lore.support.errors import LoreError
 
 NO_VERDICT = -1
 CALIBRATION_BINS = 15
@@ -167,7 +167,7 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """Every metric but AUC, shaped like the leading axes of the counts; nan where a metric is not defined.
 
-    costs [K, K + 1]: see `lore.costs.cost_matrix`, whose defaults they are. Macro-F1 is the mean over the tiers that occur
+    costs [K, K + 1]: see `lore.rubric.cost_matrix.cost_matrix`, whose defaults they are. Macro-F1 is the mean over the tiers that occur
     among labels or verdicts (scikit-learn's default); a tier that occurs in neither has no F1. QWK is not defined when
     labels and verdicts are all one and the same tier, ECE and Brier not without probabilities, nDCG not without gains.
     """

@@ -3,17 +3,10 @@
 A format failure is never the gold tier and votes for nothing; k failures have no majority and count as wrong.
 """
 
-from collections import Counter
 from functools import lru_cache
 from math import comb
 
 import numpy as np
-
-from lore.errors import LoreError
-from lore.eval.findings import SampleCurves
-from lore.eval.measures.bootstrap import mean_estimate
-from lore.eval.testset import Labelled
-from lore.rubric import Rubric
 
 
 def pass_at(n: int, right: int, k: int) -> float:
@@ -57,40 +50,3 @@ def counts_of_k(n: int) -> list[int]:
     return [*(2**power for power in range(n.bit_length()) if 2**power < n), n]
 
 
-def sample_curves(
-    samples: dict[str, list[str | None]],
-    test: Labelled,
-    rubric: Rubric,
-    *,
-    temperature: float,
-    bootstrap_samples: int = 1000,
-    seed: int = 0,
-    weights: np.ndarray | None = None,
-) -> SampleCurves:
-    """Both curves over the pairs that were sampled, for k = 1, 2, 4, … up to n, with intervals over queries.
-
-    samples: pair_id to its answers' tiers, None for a format failure, as many for every pair; weights [N] of the test's pairs.
-    Raises LoreError where a pair is not tested or has another number of answers.
-    """
-    if foreign := [pair_id for pair_id in samples if pair_id not in test.position]:
-        raise LoreError(f"{len(foreign)} sampled pairs are not tested, such as {foreign[0]}: their labels are not known.")
-    sizes = Counter(len(tiers) for tiers in samples.values())
-    if len(sizes) != 1 or 0 in sizes:
-        found = ", ".join(f"{pairs} pairs with {n}" for n, pairs in sizes.items()) or "no pair"
-        raise LoreError(f"pass@k needs as many sampled answers for every pair; found {found}. Draw them again with one number.")
-    n, ks = sizes.most_common(1)[0][0], counts_of_k(sizes.most_common(1)[0][0])
-    at = np.asarray([test.position[pair_id] for pair_id in samples])
-    passed, won = np.zeros((len(at), len(ks))), np.zeros((len(at), len(ks)))
-    for row, (place, tiers) in enumerate(zip(at, samples.values(), strict=True)):
-        votes = Counter(tiers)
-        right = votes.pop(rubric.tier_ids[test.gold[place]], 0)
-        failures = votes.pop(None, 0)
-        passed[row] = [pass_at(n, right, k) for k in ks]
-        won[row] = [majority_at(right, list(votes.values()), failures, k) for k in ks]
-
-    def by_k(table: np.ndarray) -> dict:
-        given = None if weights is None else weights[at]
-        options = {"weights": given, "samples": bootstrap_samples, "seed": seed}
-        return {k: mean_estimate(table[:, column], test.groups[at], **options) for column, k in enumerate(ks)}
-
-    return SampleCurves(n, temperature, len(at), by_k(passed), by_k(won))

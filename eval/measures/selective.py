@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from lore.eval.findings import RiskCurve
 from lore.eval.measures.bootstrap import Estimate, interval, pair_weights, times_drawn
 from lore.eval.measures.metrics import NO_VERDICT
 from lore.eval.measures.ranking import SAME
+from lore.eval.measures.results import RiskCurve
 
 COVERAGES = np.arange(1, 21) / 20
 

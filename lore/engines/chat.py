@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from lore.errors import LoreError
-from lore.images import ImageError, bounded, load_image
-from lore.pairs import Pair
-from lore.prompt import PromptFormat
-from lore.template import template_text, text_after_answer
+from lore.codec.chat_template import template_text, text_after_answer
+from lore.codec.prompt import PromptFormat
+from lore.data.images import ImageError, bounded, load_image
+from lore.data.pair import Pair
+from lore.support.errors import LoreError
 
 
 def prompt_text(processor: Any, messages: list[dict]) -> tuple[str, list]:
     """The prompt as text with the template's image placeholders, and the images in order.
 
     processor: a tokenizer or a multimodal processor with a chat template. A last message by the assistant is what the
-    answer begins with: it is appended as it is. See lore.template for what the template gets.
+    answer begins with: it is appended as it is. See lore.codec.chat_template for what the template gets.
     """
     begun = ""
     if messages[-1]["role"] == "assistant":

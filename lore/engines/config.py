@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from lore.recipe import StrictModel
+from lore.config.sections import Conflict, StrictModel
 
 SECRET = re.compile(r"(?i)api.?key|authori[sz]ation|secret|password|access.?token")
 # What may change between a run and its resumption: where and how patiently a model is asked, not which one or what.
@@ -90,3 +91,57 @@ class VllmSection(StrictModel):
     """GiB of memory for the cache on a CPU; none leaves the choice to vLLM."""
     seed: int = Field(0, ge=0)
     """Seed of the engine."""
+
+
+class LoraSection(StrictModel):
+    rank: int = Field(16, ge=1)
+    """Rank of the update matrices."""
+    alpha: float | None = Field(None, gt=0)
+    """Scale of the update; none means 2 * rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    targets: str | list[str] = "all-linear"
+    """Module names the adapter goes to, or all-linear."""
+    dora: bool = False
+    """Weight-decomposed LoRA: slower, closer to full fine-tuning at low rank."""
+    modules_to_save: list[str] = []
+    """Modules trained in full and stored beside the adapter."""
+
+    @property
+    def scale_alpha(self) -> float:
+        """alpha with its default filled in."""
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if not self.targets:
+            yield Conflict(("targets",), "no module, so no adapter", "all-linear, a pattern or module names")
+
+
+def looks_local(name: str) -> bool:
+    """True for a model's name that is meant as a path, whether it is there or not: no hub id looks like that."""
+    return "/" in name and (name.startswith((".", "/", "~", "runs/")) or name.count("/") != 1)
+
+
+class ModelSection(StrictModel):
+    name: str = Field(min_length=1)
+    """Hub id or local folder of the model."""
+    adapter: str | None = None
+    """Folder of a trained adapter that is put on the model first."""
+    lora: LoraSection | None = None
+    """Train a new adapter of this shape; none trains or runs the model as it is."""
+    quantize: Literal["nf4"] | None = None
+    """nf4 loads the frozen weights in 4 bits (QLoRA); needs bitsandbytes."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 where the device has it, else float32."""
+    attn: str | None = None
+    """Attention implementation passed to transformers; none leaves the choice to it."""
+    trust_remote_code: bool = False
+    """Runs Python code that comes with the model. Only for a repository you have read."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.adapter is not None and self.lora is not None:
+            yield Conflict(
+                ("adapter", "lora"),
+                "both an adapter to load and a new LoRA to train",
+                "one of the two: merge the adapter first (lore export --merge), or drop model.lora",
+            )

@@ -19,9 +19,9 @@ from transformers import (
     GenerationConfig,
 )
 
-from lore.errors import LoreError
-from lore.quiet import silence
-from lore.recipe import ModelSection, looks_local
+from lore.engines.config import ModelSection, looks_local
+from lore.support.errors import LoreError
+from lore.support.library_logging import silence
 
 # Idefics3's own image processor needs torchvision; the Pillow one gives the same pixels everywhere.
 PILLOW_BACKEND = {"idefics3"}

@@ -23,19 +23,21 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from lore.card import check_card, check_template, read_card, write_card
+from lore.codec.judgement import renderer_hash
+from lore.codec.prompt import PromptFormat, render
+from lore.config.stages import load_recipe
+from lore.data.pair import Pair
+from lore.data.parquet import read_pairs
+from lore.data.section import materialise
 from lore.engines.chat import photo_of
+from lore.engines.config import ModelSection
 from lore.engines.loading import default_device, load_config, load_model, load_processor
-from lore.engines.transformers_engine import TransformersEngine
-from lore.errors import LoreError
-from lore.folder import RunFolder
-from lore.judgement import PromptFormat, render, renderer_hash
-from lore.pairs import Pair, read_pairs
-from lore.recipe import ModelSection
-from lore.rubric import Rubric, load_rubric
-from lore.sources import materialise
-from lore.stages import load_recipe
-from lore.train.config import SFTRecipe
+from lore.engines.transformers import TransformersEngine
+from lore.judge.card import check_card, check_template, read_card, write_card
+from lore.rubric.rubric import Rubric, load_rubric
+from lore.run.run_folder import RunFolder
+from lore.support.errors import LoreError
+from lore.train.sft.config import SFTRecipe
 
 SAMPLE_PAIRS = 48
 READ_PAIRS = 5000  # the sample is taken from this many pairs at the start of the file

@@ -5,8 +5,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from lore.errors import LoreError
-from lore.recipe import BaseRecipe, Conflict, DataSection, ModelSection, StrictModel
+from lore.config.recipe import BaseRecipe
+from lore.config.sections import Conflict, StrictModel
+from lore.data.section import DataSection
+from lore.engines.config import ModelSection
+from lore.support.errors import LoreError
 
 
 class TrainSection(StrictModel):
@@ -53,7 +56,7 @@ def train(recipe, folder):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-    from lore.launch import check_world, device_arguments
+    from lore.run.devices import check_world, device_arguments
 
     arguments = TrainingArguments(
         str(folder / "out"),

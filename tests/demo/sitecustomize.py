@@ -1,6 +1,6 @@
 """Makes the stages of demo_stage.py known to every Python that a test starts with this folder on its path."""
 
-import lore.stages
+import lore.config.stages
 
-lore.stages.STAGES["demo"] = ("demo_stage:DemoRecipe", "demo_stage:run")
-lore.stages.STAGES["train_demo"] = ("demo_stage:TrainDemoRecipe", "demo_stage:train")
+lore.config.stages.STAGES["demo"] = ("demo_stage:DemoRecipe", "demo_stage:run")
+lore.config.stages.STAGES["train_demo"] = ("demo_stage:TrainDemoRecipe", "demo_stage:train")

@@ -1,0 +1,1 @@
+"""Perturbed pairs: sellers' injections, harmless rewrites, shuffles."""

@@ -1,0 +1,48 @@
+"""Recipe of stage harden. Nothing here imports torch."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from lore.config.recipe import BaseRecipe
+from lore.config.sections import Conflict
+from lore.data.section import DataSection
+from lore.support.nearest import nearest
+
+
+class HardenRecipe(BaseRecipe):
+    """Training pairs, a share of them perturbed as sellers and shoppers would; labels and reasoning stay."""
+
+    stage: Literal["harden"] = "harden"
+    data: DataSection
+    """Pairs with their reasoning, as the stage synthesize writes them. Only split train, and pairs without a split, are changed."""
+    language: Literal["en", "zh"] = "en"
+    """Language of what is written into texts; see data_synth/perturb/perturbations."""
+    share: float = Field(0.5, gt=0, le=1)
+    """Share of the training pairs that is perturbed, each in one way."""
+    perturbations: list[str] | None = Field(None, min_length=1)
+    """Names to draw from (see docs/robustness.md); none: every injection."""
+    copies: bool = False
+    """true keeps the pair as it is beside its perturbed copy, which gets a pair_id of its own; false puts the copy in its place."""
+
+    def names(self) -> list[str]:
+        """The perturbations to draw from."""
+        from lore.data_synth.perturb.perturb import PERTURBATIONS
+
+        injections = [name for name, perturbation in PERTURBATIONS.items() if perturbation.kind == "injection"]
+        return injections if self.perturbations is None else list(dict.fromkeys(self.perturbations))
+
+    def conflicts(self) -> Iterator[Conflict]:
+        from lore.data_synth.perturb.perturb import PERTURBATIONS
+
+        usable = [name for name, perturbation in PERTURBATIONS.items() if perturbation.keeps_reasoning]
+        for name in self.perturbations or ():
+            if name not in PERTURBATIONS:
+                yield Conflict(("perturbations",), name, f"some of: {', '.join(usable)}", nearest(name, usable))
+            elif name not in usable:
+                expected = f"no {name}: a rationale that quotes the pair would no longer be true. Some of: {', '.join(usable)}"
+                yield Conflict(("perturbations",), name, expected)
+
+    def derived(self) -> dict[str, Any]:
+        return {"drawn_from": self.names(), "wordings": "train"}

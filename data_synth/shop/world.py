@@ -1,0 +1,244 @@
+"""The embedded shop: pairs with labels, reasoning and photos, a search log, a fact table and a corpus for a base model.
+
+Every row is a function of (seed, split, index), so any part of any size streams in bounded memory and comes out the same on any
+machine. Left out of a real shop: sessions, clicks, ranking, prices over time. Never to be presented as real data.
+
+    lore world --pairs 1000000 --out shop/
+"""
+
+import random
+from collections.abc import Iterator
+
+from lore.codec.judgement import render_demands
+from lore.data.pair import Pair, make_pair_id
+from lore.data_synth.shop.catalogue import HARD_KINDS, Item, Query, Shop
+from lore.data_synth.shop.lexicon import load_lexicon
+from lore.data_synth.shop.photos import colour_shares, draw_photo
+from lore.data_synth.shop.rules import Fact, judge, worst
+from lore.rubric.demand import Demand
+from lore.rubric.rubric import Rubric, load_rubric
+
+PRIORS = {
+    "balanced": (0.25, 0.25, 0.25, 0.25),
+    "natural": (0.06, 0.27, 0.07, 0.60),
+}  # L1..L4; natural: traffic as RAIR reports it
+ITEMS_PER_QUERY = 4
+ZIPF_EXPONENT = 1.07
+
+
+class World:
+    """One shop. subsets: relative shares of general, hard and visual queries; photos: share of the other items with a photo;
+    label_noise: share of the training pairs whose label is another than the true one (their slice is noise:label). rubric: the
+    rule book that labels, by name, path or as it is; texts and photos are the same under any.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        language: str = "en",
+        prior: str = "balanced",
+        rubric: str | Rubric = "shop",
+        subsets: dict[str, float] | None = None,
+        photos: float = 0.4,
+        label_noise: float = 0.0,
+    ):
+        self.label_noise = label_noise
+        self.seed, self.language, self.prior, self.photos = seed, language, PRIORS[prior], photos
+        self.rubric = rubric if isinstance(rubric, Rubric) else load_rubric(rubric)
+        self.rubric_name = self.rubric.name if isinstance(rubric, Rubric) else rubric
+        self.lexicon = load_lexicon(language)
+        self.shop = Shop(self.lexicon)
+        self.subsets = subsets or {"general": 0.5, "hard": 0.25, "visual": 0.25}
+
+    def pairs(self, split: str, count: int, start: int = 0) -> Iterator[Pair]:
+        """`count` pairs of one split (train, dev, test), ITEMS_PER_QUERY to a query, from pair number `start` on."""
+        query, words = None, ""
+        for i in range(start, start + count):
+            number, slot = divmod(i, ITEMS_PER_QUERY)
+            if query is None or slot == 0:
+                query, words = self.query(split, number)
+            yield self._pair(split, number, slot, query, words)
+
+    def query(self, split: str, number: int, kind: str | None = None) -> tuple[Query, str]:
+        """Query `number` of a split: its demands and its wording. kind: general, hard or visual, drawn where it is not given.
+
+        Training never sees a held-out combination or wording; every dev and test query holds at least one of them, so none of
+        their queries can occur in training.
+        """
+        rng = random.Random(f"{self.seed}/{split}/query/{number}")
+        kind = kind or rng.choices(list(self.subsets), list(self.subsets.values()))[0]
+        while True:
+            query = self.shop.query(rng, rng.choice(HARD_KINDS) if kind == "hard" else kind, split)
+            words = self._word_query(rng, query, split)
+            if split == "train" or query.held_out:
+                return query, words
+
+    def _pair(self, split, number, slot, query, words):
+        rng = random.Random(f"{self.seed}/{split}/item/{number}/{slot}")
+        item = self.shop.item_for(rng, query, rng.choices(range(4), self.prior)[0])
+        fields, facts = self.word_item(rng, item, hide_visible=query.kind == "visual")
+        demands = judge(query.wants, facts, self.shop.kinds, self.rubric)
+        tier = worst(demands, self.rubric)
+        decisive = [d for d in demands if d.tier == tier]
+        item_id = f"{split}-{number}-{slot}"
+        label, slices = tier, self._slices(query, demands, decisive[0])
+        if split == "train" and self.label_noise:
+            rng = random.Random(f"{self.seed}/{split}/noise/{number}/{slot}")
+            if rng.random() < self.label_noise:
+                label = rng.choice([other for other in self.rubric.tier_ids if other != tier])
+                slices.append("noise:label")
+        return Pair(
+            pair_id=make_pair_id(words, f"{self.seed}/{item_id}"),
+            query=words,
+            item_id=item_id,
+            **fields,
+            label=label,
+            split=split,
+            mismatch=decisive[0].dimension if tier in self.rubric.mismatch_tiers else None,
+            rules=[decisive[0].rule],
+            rationale=render_demands(demands),
+            demands=demands,
+            slices=slices,
+            query_frequency=self.frequency(split, number),
+            source=f"shop-{self.language}",
+        )
+
+    def frequency(self, split: str, number: int) -> float:
+        """Searches a month for a query: a Pareto draw, so that frequency over rank follows Zipf's law."""
+        u = 1 - random.Random(f"{self.seed}/{split}/frequency/{number}").random()
+        return round(10 * u**-ZIPF_EXPONENT, 2)
+
+    def example(self, rng: random.Random) -> Demand:
+        """One demand against some item, every rule of its dimension alike: a worked example for the rule book."""
+        query = self.shop.query(rng, rng.choice(("general", "visual")), "train")
+        want = rng.choice(query.wants)
+        item = self.shop.item_meeting(rng, query.family, want)
+        _, facts = self.word_item(rng, item, hide_visible=query.kind == "visual", draw=False)
+        return judge([want], facts, self.shop.kinds, self.rubric)[0]
+
+    def _slices(self, query, demands, decisive):
+        hard = query.kind in HARD_KINDS
+        slices = ["hard" if hard else query.kind] + ([f"hard:{query.kind}"] if hard else [])
+        if any(" = " in d.wanted + d.found for d in demands if d.dimension != "bundle"):
+            slices.append("capability:knowledge")
+        if any(d.source == "photo" for d in demands):
+            slices.append("capability:multimodal")
+        if len(slices) == 1 + hard:
+            slices.append("capability:rules")
+        return slices + [f"dimension:{decisive.dimension}"] + [f"held_out:{name}" for name in query.held_out]
+
+    def _word_query(self, rng, query, split):
+        before, after = [], []  # (want, text)
+        phrases = self.lexicon.phrases
+        for want in query.wants:
+            key = want.dimension
+            if key == "category" and query.kind == "solution":
+                key = "need"
+            elif want.negated or want.pure:
+                key += "_not" if want.negated else "_pure"
+            forms = phrases[key]
+            form = rng.choice(forms[:-1] if split == "train" and len(forms) > 1 else forms)
+            if len(forms) > 1 and form == forms[-1] and "template" not in query.held_out:
+                query.held_out.append("template")
+            text = form.format(v=want.said or want.value)
+            if want.dimension == "category":
+                head = (want, text)
+            else:
+                (before if form == "{v}" and query.kind != "solution" else after).append((want, text))
+        query.wants = [head[0], *(want for want, _ in before + after)]
+        words = self.lexicon.joiner.join(text for _, text in [*before, head, *after])
+        if query.kind == "question":
+            forms = phrases["question"]
+            form = rng.choice(forms[:-1] if split == "train" else forms)
+            if form == forms[-1] and "template" not in query.held_out:
+                query.held_out.append("template")
+            words = form.format(v=words)
+        return words
+
+    def word_item(self, rng: random.Random, item: Item, hide_visible: bool, draw: bool = True) -> tuple[dict, dict[str, Fact]]:
+        """Pair fields of an item and what can be read where. hide_visible: colour and pattern stand in the photo
+        alone; draw: make the photo."""
+        lexicon, texts, values = self.lexicon, self.lexicon.texts, item.values
+        photo = hide_visible or rng.random() < self.photos
+        category = values["category"]
+        accessory = self.shop.accessories.get(category)
+        head = texts["accessory"].format(v=category, main=accessory.main) if accessory else category
+        facts = {"category": Fact(category, "title")}
+        title, attributes, fields = [head], {}, {}
+        soft = values.get("material") in lexicon.materials["soft"]
+        share = (item.material_share or 100) if soft else None
+        for dimension, value in values.items():
+            if dimension == "category":
+                continue
+            if dimension == "price":
+                fields["price"] = float(value)
+                facts["price"] = Fact(value, "attributes")
+                continue
+            accent = item.accent if dimension == "colour" else None
+            rest = {
+                "colour": colour_shares(accent),
+                "material": {"share": share},
+            }.get(dimension, {})
+            if photo and dimension in ("colour", "pattern") and (hide_visible or rng.random() < 0.3):
+                facts[dimension] = Fact(value, "photo", **rest)
+                continue
+            said = (
+                rng.choice(lines)
+                if dimension == "brand" and (lines := self.shop.brands[value].lines) and rng.random() < 0.15
+                else None
+            )
+            key = (
+                "colour_accent"
+                if accent
+                else "material_share"
+                if dimension == "material" and soft
+                else "bundle_single"
+                if dimension == "bundle" and value == "1"
+                else dimension
+            )
+            text = texts[key].format(v=said or value, accent=accent, share=share)
+            if key == "bundle_single":
+                said = texts[key]  # the number of pieces does not stand in the text
+            place = rng.random()
+            if place < 0.65:
+                title.append(text)
+            elif dimension == "brand" and said is None:
+                fields["brand"] = value
+            else:
+                attributes[lexicon.attribute_names[dimension]] = text
+            facts[dimension] = Fact(value, "title" if place < 0.65 else "attributes", said=said, **rest)
+        rng.shuffle(title)
+        fields |= {"title": lexicon.joiner.join(title), "attributes": attributes}
+        if rng.random() < 0.2:
+            others = [
+                colour.name for colour in lexicon.colours if colour.name != values["colour"]
+            ]  # the photo's secret stays there
+            fields["description"] = rng.choice(lexicon.distractors).format(
+                colour=rng.choice(others), type=rng.choice(lexicon.types).name, brand=rng.choice(lexicon.brands).name
+            )
+        if photo and draw:
+            fields["image"] = {"bytes": self._photo(rng, item), "path": None}
+        return fields, facts
+
+    def _photo(self, rng, item):
+        colours = self.shop.colours
+        pattern = self.lexicon.patterns.index(item.values.get("pattern", self.lexicon.patterns[0]))
+        return draw_photo(
+            self.shop.families[item.family].shape,
+            colours[item.values["colour"]].rgb,
+            colours[item.accent].rgb if item.accent else None,
+            pattern,
+            rng.getrandbits(32),
+        )
+
+    def catalogue_item(self, number: int) -> tuple[Pair, dict[str, Fact]]:
+        """Item `number` on its own, as an unlabelled pair with an empty query, and its facts: what a base model reads."""
+        rng = random.Random(f"{self.seed}/catalogue/{number}")
+        item = self.shop.catalogue_item(rng, rng.choice(list(self.shop.families)))
+        if "pattern" in self.shop.families[item.family].demands:
+            item.values["pattern"] = rng.choice(self.lexicon.patterns)
+        if rng.random() < 0.1:
+            item.accent = rng.choice([c for c in self.shop.colours if c != item.values["colour"]])
+        fields, facts = self.word_item(rng, item, hide_visible=rng.random() < 0.4)
+        name = f"catalogue-{number}"
+        return Pair(pair_id=name, query="", item_id=name, **fields, source=f"shop-{self.language}"), facts

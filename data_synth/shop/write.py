@@ -1,0 +1,190 @@
+"""Writes the embedded shop to a folder, file by file; a file that is there is not written again, so a killed run goes on.
+
+lore run recipes/quickstart/world.yaml
+lore world --pairs 1000000 --out shop/
+"""
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from lore.codec.item_text import item_text
+from lore.codec.judgement import render_demands
+from lore.codec.prompt import PromptFormat, system_text
+from lore.data.pair import Pair
+from lore.data.parquet import PairWriter
+from lore.data_synth.shop.config import SEALED_SEEDS, WorldRecipe
+from lore.data_synth.shop.corpus import END, START, Pieces, with_spans, write_corpus
+from lore.data_synth.shop.rules import Fact, found_text, wanted_text
+from lore.data_synth.shop.world import ITEMS_PER_QUERY, World
+from lore.rubric.rubric import load_rubric, rubric_metadata
+from lore.run.run_folder import RunFolder
+from lore.support.atomic_files import write_atomic
+from lore.support.errors import LoreError
+from lore.support.progress import track
+
+CATALOGUE_SHARE, RULES_SHARE = 0.45, 0.35  # of the corpus; the rest is the search log
+EXAMPLES_PER_TEXT = 6
+ADDRESSED = 0.05  # share of catalogue entries behind the judge's instructions, to make these words of the vocabulary
+OPTIONAL = ("brand", "audience")  # what an item may leave unsaid and a query ask for
+TEST_SUBSETS = {"general": 1 / 3, "hard": 1 / 3, "visual": 1 / 3}
+
+
+def run(recipe: WorldRecipe, folder: RunFolder) -> None:
+    """The stage: everything `write_world` writes goes into the run folder."""
+    for split, count in recipe.pairs.items():
+        test = split == "test"
+        world = World(
+            recipe.seed,
+            recipe.language,
+            recipe.test_prior if test else recipe.prior,
+            recipe.rubric,
+            TEST_SUBSETS if test else recipe.subsets,
+            recipe.photos,
+            recipe.label_noise,
+        )
+        write_pairs(world, split, count, folder / "pairs" / f"{split}.parquet")
+    write_extras(
+        World(recipe.seed, recipe.language, rubric=recipe.rubric, photos=recipe.photos),
+        folder.path,
+        recipe.corpus,
+        -(-recipe.pairs.get("train", 0) // ITEMS_PER_QUERY),
+    )
+    folder.note(rubric_hash=load_rubric(recipe.rubric).hash)
+    folder.finish({"pairs": sum(recipe.pairs.values()), "corpus": recipe.corpus, "folder": str(folder.path)})
+
+
+def write_world(
+    out: str | Path,
+    *,
+    pairs: int,
+    seed: int = 0,
+    language: str = "en",
+    prior: str = "balanced",
+    photos: float = 0.4,
+    corpus: int = 20000,
+) -> None:
+    """`pairs` pairs over train (90 %), dev (3 %) and test (7 %), and the extras, in folder `out`: pairs in pairs/."""
+    if seed in SEALED_SEEDS:
+        raise LoreError(
+            f"Seed {seed} is one of those ({min(SEALED_SEEDS)} to {max(SEALED_SEEDS)}) that benchmarks keep for themselves: "
+            "their pairs must stay unseen in training. Choose another seed."
+        )
+    out, world = Path(out), World(seed, language, prior, photos=photos)  # first: bad arguments must not name the folder
+    out.mkdir(parents=True, exist_ok=True)
+    _same_arguments(
+        out / "world.json",
+        {"pairs": pairs, "seed": seed, "language": language, "prior": prior, "photos": photos, "corpus": corpus},
+    )
+    shares = {"dev": pairs * 3 // 100, "test": pairs * 7 // 100}
+    shares = {"train": pairs - sum(shares.values()), **shares}
+    for split, count in shares.items():
+        if count:
+            write_pairs(world, split, count, out / "pairs" / f"{split}.parquet")
+    write_extras(world, out, corpus, -(-shares["train"] // ITEMS_PER_QUERY))
+
+
+def _same_arguments(path: Path, arguments: dict) -> None:
+    """Files of two different shops must not end up side by side: what the folder was begun with is kept and compared."""
+    if path.exists():
+        try:
+            known = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise LoreError(
+                f"{path} cannot be read ({error}), so it is not known which shop {path.parent} holds. Delete the folder, or "
+                "choose another."
+            ) from error
+        if known != arguments:
+            changed = ", ".join(
+                f"{key}: was {known.get(key)}, now {value}" for key, value in arguments.items() if known.get(key) != value
+            )
+            raise LoreError(f"{path.parent} holds another shop ({changed}). Choose another folder, or delete this one.")
+        return
+    write_atomic(path, json.dumps(arguments, indent=2) + "\n")
+
+
+def write_pairs(world: World, split: str, count: int, path: Path) -> None:
+    """Streams one split; nothing happens where the file is there already."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with PairWriter(path, metadata=rubric_metadata(world.rubric_name, world.rubric)) as writer:
+        for pair in track(world.pairs(split, count), f"{path.name}", total=count):
+            writer.write(pair)
+
+
+def write_extras(world: World, out: Path, corpus: int, queries: int) -> None:
+    """facts.jsonl (for teachers), log.jsonl (the training queries' frequencies), corpus.parquet."""
+    _write_jsonl(out / "facts.jsonl", world.lexicon.facts())
+    _write_jsonl(out / "log.jsonl", search_log(world, queries))
+    if corpus and not (out / "corpus.parquet").exists():
+        write_corpus(out / "corpus.parquet", track(corpus_texts(world, corpus), "corpus.parquet", total=corpus))
+
+
+def search_log(world: World, queries: int) -> Iterator[dict]:
+    """The search log of the training queries: query, searches a month, kind."""
+    for number in range(queries):
+        query, words = world.query("train", number)
+        yield {"query": words, "frequency": world.frequency("train", number), "kind": query.kind}
+
+
+def corpus_texts(world: World, count: int) -> Iterator[dict]:
+    """What a base model reads: catalogue entries and captions, the rule book with worked examples, the search log with facets.
+
+    No query meets an item here, and no shopper's word is resolved: what a samovar is, and what to do with the three together,
+    is left to be learnt from the reasoning of the pairs. Only what the rest of a text decides carries loss; which lamp comes
+    next in a catalogue is noise.
+    """
+    rng = random.Random(f"{world.seed}/corpus")
+    for number in range(count):
+        draw = rng.random()
+        if draw < CATALOGUE_SHARE:
+            pair, facts = world.catalogue_item(number)
+            text, image = catalogue_entry(rng, world, pair, facts), pair.image
+        elif draw < CATALOGUE_SHARE + RULES_SHARE:
+            text, image = worked_examples(rng, world), None
+        else:
+            query, words = world.query("train", rng.randrange(10**9), kind=rng.choice(("general", "visual", "hard")))
+            asked = [replace(want, value=want.said or want.value, said=None) for want in query.wants]
+            facets = "; ".join(f"{want.dimension}: {wanted_text(want, world.lexicon.notation)}" for want in asked)
+            text, image = [(f"<query>{words}</query>\n<reason>", False), (f"{facets}</reason>{END}\n", True)], None
+        yield {**with_spans(text), "image": image}
+
+
+def catalogue_entry(rng: random.Random, world: World, pair: Pair, facts: dict[str, Fact]) -> Pieces:
+    """An item as judges see it, and a card of what it is and where that can be seen, in any order."""
+    before, after = item_text(pair).block(photo=pair.image is not None)
+    item = before[before.index("<item>") :] + ("<image>" + after if pair.image else "")
+    system = system_text(world.rubric, PromptFormat(detail="name")) if rng.random() < ADDRESSED else None
+    turn = f"{START}system\n{system}{END}\n{START}user\n" if system else f"{START}user\n"
+    pieces = [(f"{turn}{item}{END}\n{START}assistant\n<reason>", False)]
+    dimensions = [*facts, *(d for d in OPTIONAL if d not in facts)]
+    rng.shuffle(dimensions)
+    for dimension in dimensions:
+        fact = facts.get(dimension)
+        found = f" {found_text(fact, world.lexicon.notation)} ({fact.source if fact else 'none'})"
+        pieces += [(f"{dimension} |", False), (found, True), ("; ", False)]
+    return [*pieces[:-1], (f"</reason>{END}\n", False)]
+
+
+def worked_examples(rng: random.Random, world: World) -> Pieces:
+    """Demands of many queries against many items with the rule that fires."""
+    pieces = [("<rules>", False)]
+    for _ in range(EXAMPLES_PER_TEXT):
+        demand = world.example(rng)
+        verdict = f" {demand.rule} {demand.tier}"
+        pieces += [(render_demands([demand]).removesuffix(verdict), False), (verdict, True), ("; ", False)]
+    return [*pieces[:-1], (f"</rules>{END}\n", False)]
+
+
+def _write_jsonl(path: Path, rows) -> None:
+    if path.exists():
+        return
+    part = path.with_suffix(".part")
+    with open(part, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(part, path)

@@ -1,0 +1,1 @@
+"""Reasoning for rated pairs, written by a teacher and checked."""

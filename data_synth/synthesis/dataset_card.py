@@ -1,0 +1,111 @@
+"""The card of a synthesized set: README.md beside its Parquet files, with what went in, what came out, and why the rest did not.
+
+    counts = Counts()
+    for trace in read_part(part): counts.add(trace)
+    write_atomic(folder / "README.md", card_text(counts, title="my-set", rubric=rubric, ...))
+
+The head of the file makes `datasets.load_dataset(folder)` find every split. Queries, titles and what teachers wrote come from
+strangers: all text is brought to one line without markup before it stands in the card.
+"""
+
+import re
+from typing import Any
+
+import yaml
+
+from lore.codec.sanitize import neutralise
+from lore.data_synth.synthesis.summary import Counts, percent, tables
+from lore.rubric.rubric import Rubric
+
+__all__ = ["Counts", "card_text", "plain"]
+
+_MARKDOWN = re.compile(r"[\\`*_\[\]|~$@#]")
+_ADDRESS = re.compile(r"(?i)(www)\.|(:)/(?=/)")
+
+
+def card_text(
+    counts: Counts,
+    *,
+    title: str,
+    rubric: Rubric,
+    teachers: list[str],
+    recipe: str,
+    seconds: float,
+    budget: list[str],
+    complete: bool,
+    splits: list[str],
+    language: str = "en",
+) -> str:
+    """The whole README.md. teachers, budget: one line each; recipe: its YAML; splits: those with a `<split>.parquet`."""
+    accepted = sum(counts.accepted.values())
+    lines = [_head(title, splits, language, accepted), f"# {plain(title)}", ""]
+    if not complete:
+        lines += ["**Not complete: the run stopped before every pair had its trace. The same recipe goes on from here.**", ""]
+    named = f"{plain(rubric.name)} (version {plain(rubric.version)}, hash {rubric.hash})"
+    lines += [
+        f"Query-item pairs with a relevance tier of rubric {named} and a reasoning that leads there.",
+        f"Of {counts.pairs:,} rated pairs {accepted:,} ({percent(accepted, counts.pairs)}) have one that passed every check.",
+        "The reasoning is synthetic; queries, items and human labels are those of the source.",
+        "",
+        "```python",
+        "from datasets import load_dataset",
+        "",
+        'pairs = load_dataset("path/of/this/folder")',
+        "```",
+        "",
+        "`rationale` holds the reasoning, `demands` the same as a list, `label` the tier. A row without a rationale keeps its",
+        "human label alone. What the teacher was shown beside the pair (facts, captions) is in the run's traces, not in the set.",
+        "",
+    ]
+    for table in tables(counts, rubric.tier_ids):
+        lines += [f"## {table.title}", "", *_markdown(table.columns, table.rows), *([table.note, ""] if table.note else [])]
+    lines += ["## Teachers", "", *(f"- {plain(line)}" for line in teachers), "", "## Cost", ""]
+    lines += [f"- {seconds:,.0f} seconds", *(f"- {plain(line)}" for line in budget), ""]
+    lines += [f"## {len(counts.samples)} random traces", ""]
+    lines += _markdown(["query", "item", "reasoning", "verdict", "label", "outcome"], [_sample_row(s) for s in counts.samples])
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", recipe)), default=0))
+    lines += ["## Recipe", "", f"{fence}yaml", recipe.rstrip("\n"), fence]
+    return "\n".join(lines) + "\n"
+
+
+def plain(text: str, limit: int | None = None) -> str:
+    """Any text as one line of Markdown that shows it and does nothing: no tag, link, table cell or emphasis can come of it."""
+    text = neutralise(text)
+    if limit is not None and len(text) > limit:
+        text = text[: limit - 1] + "…"
+    text = _MARKDOWN.sub(r"\\\g<0>", text.replace("&", "&amp;"))
+    return _ADDRESS.sub(lambda found: f"{found[1]}&#46;" if found[1] else ":&#47;", text)
+
+
+def _head(title: str, splits: list[str], language: str, rows: int) -> str:
+    files: dict[str, list[str]] = {}
+    for split in splits:  # datasets takes word characters alone
+        files.setdefault(re.sub(r"\W", "_", split) or "train", []).append(f"{split}.parquet")
+    size = next(
+        (name for name, most in (("n<1K", 1e3), ("1K<n<10K", 1e4), ("10K<n<100K", 1e5), ("100K<n<1M", 1e6)) if rows < most), "n>1M"
+    )
+    head: dict[str, Any] = {
+        "pretty_name": neutralise(title),
+        "language": [language],
+        "task_categories": ["text-classification"],
+        "tags": ["search-relevance", "chain-of-thought", "synthetic"],
+        "size_categories": [size],
+    }
+    if files:
+        data_files = [{"split": name, "path": paths if len(paths) > 1 else paths[0]} for name, paths in files.items()]
+        head["configs"] = [{"config_name": "default", "data_files": data_files}]
+    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _markdown(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """Rows are brought to plain text here, whatever they hold."""
+    lines = [columns, [":--", *["--:"] * (len(columns) - 1)] if columns[0] != "query" else ["---"] * len(columns)]
+    lines += [[plain(cell) for cell in row] for row in rows]
+    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+def _sample_row(sample: dict[str, Any]) -> list[str]:
+    outcome = "accepted" + (" with hint" if sample["hinted"] else "")
+    if not sample["accepted"]:
+        outcome = "; ".join(f"{name}: {why}" for name, why in sample["why"]) or "rejected"
+    return [sample["query"], sample["title"], sample["rationale"], sample["tier"] or "none", sample["label"], outcome]

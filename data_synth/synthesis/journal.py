@@ -1,0 +1,259 @@
+"""What a run has asked and what came back, so that nothing is asked twice and nothing is lost.
+
+    answers/000012.jsonl        the journal of chunk 12: a line before each request, a line for what it took, a line for each answer
+    traces/part-000012.parquet  the traces of chunk 12, written whole when its last pair is done
+
+An answer's key is a hash over step, prompt, teacher and draw; its line names the pair. Lines go to the system at once: a
+killed process loses what was in flight and no more, and what was in flight stays counted against the budget.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lore.data.pair import Pair
+from lore.data_synth.synthesis.trace import TRACE_SCHEMA, Reply, Trace
+from lore.support.atomic_files import written_whole
+from lore.support.errors import LoreError
+
+STAMP = b"lore.synthesis"
+MAX_SHARED = 200_000  # about as many KiB
+BATCH_ROWS = 256
+
+
+@dataclass
+class Totals:
+    """What a journal's requests took; those that were never settled count at their bound."""
+
+    tokens: int = 0
+    usd: float = 0.0
+    requests: int = 0
+    answers: int = 0
+    unsettled: int = 0
+
+
+class Journal:
+    """The requests and answers of one chunk. Opened by one process at a time (the run folder is locked)."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.replies: dict[str, Reply] = {}
+        self.askers: dict[str, str] = {}
+        self.failed_before: set[str] = set()
+        self._next, self._file = 0, None
+        for entry in read_journal(path):
+            self._next = max(self._next, entry.get("ask", -1) + 1)
+            if "reply" in entry:
+                reply = Reply(**entry["reply"])
+                self.replies[reply.key] = reply
+                self.askers[reply.key] = entry["pair_id"]
+            elif "failed" in entry:
+                self.failed_before.add(entry["failed"])
+
+    def known(self, key: str, pair_id: str) -> Reply | None:
+        """The answer to a key, where there is one. To a pair that another one asked for, it costs nothing."""
+        reply = self.replies.get(key)
+        if reply is not None and self.askers[key] != pair_id:
+            reply = reply.at_no_cost()
+        return reply
+
+    def asked(self, key: str, tokens: int, usd: float) -> int:
+        """Notes a request before it is sent, with the most it can take. Returns its number."""
+        number, self._next = self._next, self._next + 1
+        self._append({"ask": number, "key": key, "tokens": tokens, "usd": usd})
+        return number
+
+    def settled(self, number: int, tokens: int, usd: float) -> None:
+        """Notes what a request took."""
+        self._append({"took": number, "tokens": tokens, "usd": usd})
+
+    def answered(self, pair_id: str, reply: Reply) -> None:
+        self.replies[reply.key], self.askers[reply.key] = reply, pair_id
+        self._append({"pair_id": pair_id, "reply": asdict(reply)})
+
+    def failed(self, pair_id: str, key: str) -> None:
+        """Notes a question that got no usable answer however often it was asked, for the next start to know."""
+        self._append({"failed": key, "by": pair_id})
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_torn_line(self.path)
+            self._file = open(self.path, "ab", buffering=0)
+        self._file.write((json.dumps(entry, ensure_ascii=False) + "\n").encode(errors="surrogatepass"))
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A killed process can leave half a line at the end: it was never a whole answer."""
+    if not path.is_file():
+        return
+    with open(path, "rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        at = size
+        while at > 0:
+            start = max(0, at - 65536)
+            file.seek(start)
+            end = file.read(at - start).rfind(b"\n")
+            if end >= 0:
+                file.truncate(start + end + 1)
+                return
+            at = start
+        file.truncate(0)
+
+
+def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a journal. Raises LoreError for one that is damaged in the middle."""
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line.decode(errors="surrogatepass"))
+            except ValueError as error:
+                raise LoreError(
+                    f"{path}, line {number} is no JSON ({error}), so what was asked is not known. Restore the file, or delete it "
+                    "to ask its pairs again."
+                ) from error
+
+
+def totals(folder: Path, shared: "Shared | None" = None) -> Totals:
+    """What all journals of a folder add up to; their answers go to `shared` on the way."""
+    total = Totals()
+    for path in sorted(folder.glob("*.jsonl")):
+        held: dict[int, tuple[int, float]] = {}
+        for entry in read_journal(path):
+            if "ask" in entry:
+                held[entry["ask"]] = (entry["tokens"], entry["usd"])
+                total.requests += 1
+            elif "took" in entry:
+                held.pop(entry["took"], None)
+                total.tokens += entry["tokens"]
+                total.usd += entry["usd"]
+            elif "reply" in entry:
+                total.answers += 1
+                if shared is not None:
+                    shared.add(Reply(**entry["reply"]))
+        total.unsettled += len(held)
+        total.tokens += sum(tokens for tokens, _ in held.values())
+        total.usd += sum(usd for _, usd in held.values())
+    return total
+
+
+class Shared:
+    """Answers that pairs of other chunks can use too: those about a query alone. The oldest leave first."""
+
+    def __init__(self):
+        self._replies: dict[str, Reply] = {}
+
+    def add(self, reply: Reply) -> None:
+        if reply.step == "knowledge":
+            self._replies[reply.key] = reply
+            if len(self._replies) > MAX_SHARED:
+                del self._replies[next(iter(self._replies))]
+
+    def get(self, key: str) -> Reply | None:
+        """The answer, at no cost to who uses it again."""
+        reply = self._replies.get(key)
+        return reply and reply.at_no_cost()
+
+
+class Earlier:
+    """Answers of other runs, looked up by key and read where they lie."""
+
+    def __init__(self, folders: list[str]):
+        self._places: dict[str, tuple[Path, int]] = {}
+        for folder in folders:
+            answers = Path(folder) / "answers"
+            if not answers.is_dir():
+                raise LoreError(f"reuse: {folder} has no folder answers, so it is no run of stage synthesize. Correct the path.")
+            for path in sorted(answers.glob("*.jsonl")):
+                self._index(path)
+
+    def _index(self, path: Path) -> None:
+        with open(path, "rb") as file:
+            at = 0
+            for line in file:
+                if line.endswith(b"\n") and line.startswith(b'{"pair_id"'):
+                    self._places[json.loads(line.decode(errors="surrogatepass"))["reply"]["key"]] = (path, at)
+                at += len(line)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def get(self, key: str) -> Reply | None:
+        place = self._places.get(key)
+        if place is None:
+            return None
+        with open(place[0], "rb") as file:
+            file.seek(place[1])
+            return Reply(**json.loads(file.readline().decode(errors="surrogatepass"))["reply"])
+
+
+def chunked(pairs: Iterator[Pair], size: int) -> Iterator[tuple[int, list[Pair]]]:
+    """Numbered chunks, the same at every start."""
+    number = 0
+    while chunk := list(islice(pairs, size)):
+        yield number, chunk
+        number += 1
+
+
+def part_path(folder: Path, chunk: int) -> Path:
+    return folder / f"part-{chunk:06d}.parquet"
+
+
+def part_is_current(path: Path, stamp: str) -> bool:
+    """Whether a part is there and was made by the same prompts, checks and pairs."""
+    if not path.is_file():
+        return False
+    return (pq.read_schema(path).metadata or {}).get(STAMP) == stamp.encode()
+
+
+def write_part(path: Path, traces: list[Trace], stamp: str) -> None:
+    """All traces of a chunk in the order of their pairs, or nothing."""
+    schema = TRACE_SCHEMA.with_metadata({STAMP: stamp.encode()})
+    table = pa.Table.from_pylist([trace.row() for trace in traces], schema=schema)
+    with written_whole(path) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def read_part(path: Path) -> Iterator[Trace]:
+    """The traces of a part, a batch in memory at a time. Raises LoreError for one that cannot be read."""
+    for batch in part_batches(path, TRACE_SCHEMA.names):
+        for row in batch.to_pylist():
+            yield Trace.of_row(row)
+
+
+def part_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a part. Raises LoreError for one that cannot be read, or of another version."""
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = [name for name in columns if name not in file.schema_arrow.names]
+            if missing:
+                raise LoreError(
+                    f"{path} has no column {', '.join(missing)}, so it holds no traces of this version. Run its recipe again: "
+                    "what was answered is not asked twice."
+                )
+            yield from file.iter_batches(BATCH_ROWS, columns=columns)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise LoreError(
+            f"{path} cannot be read ({error}). Delete it and run the recipe again: answers are not asked twice."
+        ) from error
+
+
+def trace_parts(run: Path) -> list[Path]:
+    """The parts of a run in the order of its pairs."""
+    return sorted((run / "traces").glob("part-*.parquet"))

@@ -1,0 +1,44 @@
+"""Step 2, multimodal: what the item offers for each demand, and where that can be read or seen.
+
+Two ways: a vision teacher writes a caption of the photo first and a text teacher reads it, or a vision-language teacher is
+shown the photo itself.
+"""
+
+from lore.codec.prompt import Message
+from lore.codec.sanitize import neutralise
+from lore.data.pair import Pair
+from lore.data_synth.synthesis.teacher_prompts import Prompts
+from lore.data_synth.synthesis.trace import Evidence, Unreadable, Wish, one_object, rows_of
+from lore.rubric.demand import SOURCES
+
+MAX_CAPTION = 600  # characters
+
+
+def caption_prompt(prompts: Prompts, pair: Pair) -> list[Message]:
+    return prompts.messages("caption", photo=pair.image)
+
+
+def read_caption(text: str) -> str:
+    caption = neutralise(text.rpartition("</think>")[2])[:MAX_CAPTION].strip()
+    if not caption:
+        raise Unreadable("an empty caption")
+    return caption
+
+
+def prompt(
+    prompts: Prompts, pair: Pair, wishes: list[Wish], facts: list[str], *, caption: str | None, photo: bool
+) -> list[Message]:
+    """photo: show the photo itself."""
+    values = {"wishes": wishes, "facts": facts, "caption": caption, "item": prompts.item(pair, photo)}
+    return prompts.messages("multimodal", photo=pair.image if photo else None, **values)
+
+
+def read(text: str, wishes: list[Wish]) -> list[Evidence]:
+    """One finding per demand, or fewer where the item is another thing altogether. Raises Unreadable for any other form."""
+    rows = rows_of(one_object(text, "evidence"), "evidence", ("found", "source"))
+    if not rows or len(rows) > len(wishes):
+        raise Unreadable(f"{len(rows)} findings for {len(wishes)} demands")
+    for row in rows:
+        if row["source"] not in SOURCES:
+            raise Unreadable(f"source {row['source'][:60]!r} is none of {', '.join(SOURCES)}")
+    return [Evidence(row["found"] or "none", row["source"]) for row in rows]

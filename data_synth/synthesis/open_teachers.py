@@ -1,0 +1,72 @@
+"""From a recipe's sections to teachers that answer. The heavy libraries are imported for the kinds that need them."""
+
+import importlib
+from typing import Any
+
+from lore.data_synth.synthesis.config import SynthesizeRecipe, TeacherSection
+from lore.data_synth.synthesis.program import ProgramTeacher
+from lore.data_synth.synthesis.teacher_prompts import Prompts
+from lore.data_synth.synthesis.teachers import ByModel, ByProgram, Teacher
+from lore.engines.batching import Batched
+from lore.engines.engine import Engine
+from lore.engines.open_engine import open_engine
+from lore.rubric.rubric import Rubric
+from lore.support.errors import LoreError
+from lore.support.fingerprint import model_fingerprint
+
+# By dotted name, as stages are: the shop knows the synthesis, and the synthesis does not know the shop.
+PROGRAMS = {
+    "shop": "lore.data_synth.shop.oracle_teacher:ShopProgram",
+    "words": "lore.data_synth.synthesis.program_words:WordsProgram",
+}
+
+
+def open_teachers(recipe: SynthesizeRecipe, rubric: Rubric) -> tuple[Teacher, ByModel | None, ByModel | None]:
+    """Teacher, captioner and critic. Roles that name the same model share one engine."""
+    engines: list[tuple[Any, Engine]] = []
+    teacher = open_teacher(recipe.teacher, recipe, rubric, engines)
+    captioner = open_teacher(recipe.captioner, recipe, rubric, engines) if recipe.captioner else None
+    critic = open_teacher(recipe.critic, recipe, rubric, engines) if recipe.critic else None
+    return teacher, captioner, critic
+
+
+def open_teacher(section: TeacherSection, recipe: SynthesizeRecipe, rubric: Rubric, engines: list) -> Teacher:
+    if section.kind == "program":
+        return ByProgram(ProgramTeacher(_program(section, recipe, rubric), rubric, section.errors))
+    place = section.endpoint if section.kind == "endpoint" else (section.kind, section.model)
+    engine = next((engine for known, engine in engines if known == place), None)
+    if engine is None:
+        if section.kind == "endpoint":
+            engine = open_engine(section.endpoint, rubric)
+        else:
+            engine = open_engine(section.model, rubric, vllm=section.vllm if section.kind == "vllm" else None)
+        engines.append((place, engine))
+    tokenizer = getattr(engine, "processor", None) or engine.tokenizer
+    prompts = Prompts(rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels, tokenizer)
+    complete, close = (engine.complete, engine.aclose) if section.kind == "endpoint" else (Batched(engine).complete, None)
+    return ByModel(teacher_name(section), complete, section, prompts, recipe.seed, close, engine.takes_images)
+
+
+def teacher_name(section: TeacherSection) -> str:
+    """What makes a teacher's answers its own: model and decoding, not where it runs."""
+    decoding = f"t{section.temperature:g} p{section.top_p:g} m{section.max_tokens}"
+    if section.kind == "endpoint":
+        extra = f" {sorted(section.endpoint.extra.items())}" if section.endpoint.extra else ""
+        return f"endpoint:{section.endpoint.model} {decoding}{extra}"
+    model = section.model
+    return f"{section.kind}:{model.name}@{model_fingerprint(model.name, model.adapter)} {decoding}"
+
+
+def _program(section: TeacherSection, recipe: SynthesizeRecipe, rubric: Rubric) -> Any:
+    if rubric.aggregate == "free":
+        raise LoreError(
+            f"Rubric {rubric.name} leaves the verdict to the judge (aggregate: free), which no program can follow.\n"
+            "Set aggregate: worst or mean in the rubric, or use a model as teacher."
+        )
+    if section.program == "shop" and rubric.name != "shop":
+        raise LoreError(
+            f"teacher.program is shop, which knows the embedded shop alone, and the rubric is {rubric.name}.\n"
+            "Set data.rubric: shop, or teacher.program: words for other pairs."
+        )
+    module, _, name = PROGRAMS[section.program].partition(":")
+    return getattr(importlib.import_module(module), name)(rubric, recipe.language)

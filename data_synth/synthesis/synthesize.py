@@ -1,0 +1,258 @@
+"""Stage synthesize: a teacher reasons about rated pairs in three steps, every trace is checked, and what passes is an SFT set
+with a card.
+
+    lore run recipes/synthesize.yaml
+
+The run folder holds answers/ (what was asked and came back), traces/ (one row per pair, accepted or not, with every check) and
+pairs/ (the set: `data.path` of an SFT recipe, or datasets.load_dataset). A stopped run goes on with the same command and asks
+nothing twice.
+"""
+
+import asyncio
+import hashlib
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from lore.data.pair import Pair
+from lore.data.parquet import fingerprint
+from lore.data.section import labelled, materialise
+from lore.data_synth.synthesis.budget import Budget, BudgetReached, Spent
+from lore.data_synth.synthesis.config import SynthesizeRecipe
+from lore.data_synth.synthesis.facts import open_facts
+from lore.data_synth.synthesis.journal import Earlier, Journal, Shared, chunked, part_is_current, part_path, totals, write_part
+from lore.data_synth.synthesis.open_teachers import open_teachers
+from lore.data_synth.synthesis.output import write_set
+from lore.data_synth.synthesis.progressive import Synthesis
+from lore.data_synth.synthesis.summary import Counts, percent
+from lore.data_synth.synthesis.teacher_prompts import Prompts, prompt_texts_hash
+from lore.data_synth.synthesis.teachers import Work
+from lore.data_synth.synthesis.trace import Trace
+from lore.data_synth.synthesis.verify import Verifier
+from lore.engines.engine import EndpointFailed
+from lore.rubric.rubric import Rubric, load_rubric
+from lore.run.run_folder import RunFolder
+from lore.support.atomic_files import write_atomic
+from lore.support.errors import LoreError
+from lore.support.fingerprint import files_fingerprint
+from lore.support.plain import flatten
+from lore.support.processes import is_main_process, say
+
+TICK_SECONDS = 2.0
+
+
+def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
+    """Writes traces, set and card. The main process does it alone; other processes return at once."""
+    if not is_main_process():
+        return
+    rubric = load_rubric(recipe.data.rubric)
+    path = materialise(recipe.data, folder)
+    data = fingerprint(path)
+    folder.note(data_fingerprint=data, rubric_hash=rubric.hash)
+    facts = open_facts(recipe.facts.path, recipe.facts.top) if recipe.facts else None
+    stamp = stamp_of(recipe, rubric, data, files_fingerprint(map(Path, facts.files)) if facts else "")
+    shared = Shared()
+    budget = Budget(recipe.budget, spent_before(folder, shared))
+    earlier = Earlier(recipe.reuse) if recipe.reuse else None
+    teacher, captioner, critic = open_teachers(recipe, rubric)
+    verifier = Verifier(
+        recipe.checks,
+        rubric,
+        language=recipe.language,
+        coverage=recipe.coverage,
+        max_tokens=recipe.rationale.max_tokens,
+        tokenizer=student_tokenizer(recipe),
+        instructions=Prompts(rubric, recipe.language, recipe.prompts).instructions(),
+        photos=recipe.photos != "none",
+    )
+    synthesis = Synthesis(recipe, rubric, teacher, verifier, captioner, critic, facts)
+    error = None
+    try:
+        asyncio.run(Pipeline(recipe, folder, path, synthesis, budget, earlier, shared, stamp).run())
+    except (BudgetReached, Unanswered) as unfinished:
+        error = unfinished
+    finally:
+        write_seconds(folder, budget.seconds)
+    counts = write_set(recipe, folder, path, rubric, budget, stamp, complete=error is None)
+    if counts.pairs or error is None:
+        report(counts, rubric, folder)
+    if error is not None:
+        raise LoreError(f"{error}\n{counts.pairs:,} pairs have a trace so far; {folder / 'pairs'} holds what was accepted of them.")
+    folder.finish(
+        {
+            "pairs": counts.pairs,
+            "accepted": sum(counts.accepted.values()),
+            "tokens": budget.spent.tokens,
+            "usd": round(budget.spent.usd, 6),
+            "seconds": round(budget.seconds, 1),
+            "set": str(folder / "pairs"),
+            "prompts": prompt_texts_hash(recipe.language, recipe.prompts),
+        }
+    )
+
+
+def report(counts: Counts, rubric: Rubric, folder: RunFolder) -> None:
+    """What was kept by tier, and what most of the others failed."""
+    if not counts.pairs:
+        raise LoreError(
+            "synthesize: the data section selects no labelled pair, so there is nothing to reason about.\n"
+            "Check data.path, data.split, data.slices and data.limit against `lore data stats`."
+        )
+    tiers = [f"{tier} {percent(counts.accepted[tier], counts.given[tier])}" for tier in rubric.tier_ids if counts.given[tier]]
+    accepted = sum(counts.accepted.values())
+    say(f"accepted {accepted:,} of {counts.pairs:,} pairs: {', '.join(tiers)}")
+    if accepted < counts.pairs:
+        failed = ", ".join(f"{name} {pairs:,}" for name, pairs in counts.checks.most_common(4))
+        say(f"rejected pairs failed {failed}; lore traces show {folder.path} --rejected")
+
+
+class Unanswered(LoreError):
+    """Some pairs have no trace, since the server gave no answer to them."""
+
+
+class Pipeline:
+    """Streams pairs through the teacher: many at once, chunk after chunk without a pause between, in bounded memory."""
+
+    def __init__(
+        self,
+        recipe: SynthesizeRecipe,
+        folder: RunFolder,
+        path: Path,
+        synthesis: Synthesis,
+        budget: Budget,
+        earlier: Earlier | None,
+        shared: Shared,
+        stamp: str,
+    ):
+        self.recipe, self.folder, self.path, self.synthesis = recipe, folder, path, synthesis
+        self.budget, self.earlier, self.shared, self.stamp = budget, earlier, shared, stamp
+        self.window = asyncio.Semaphore(pairs_at_once(recipe))
+        self.stop: Exception | None = None
+        self.done = self.accepted = self.unanswered = 0
+        self.last_failure = ""
+
+    async def run(self) -> None:
+        """Raises BudgetReached, or the error that stopped the teacher, after everything in flight has come back and is stored."""
+        ticker = asyncio.create_task(self._tick())
+        chunks: list[asyncio.Task] = []
+        try:
+            for number, pairs in chunked(labelled(self.recipe.data, self.path), self.recipe.chunk_pairs):
+                out = part_path(self.folder / "traces", number)
+                if part_is_current(out, self.stamp):
+                    self.done += len(pairs)
+                    continue
+                out.unlink(missing_ok=True)  # of other prompts: its answers are in the journal
+                work = Work(Journal(self.folder / "answers" / f"{number:06d}.jsonl"), self.budget, self.earlier, self.shared)
+                tasks = []
+                for pair in pairs:
+                    await self.window.acquire()
+                    if self.stop is not None:
+                        self.window.release()
+                        break
+                    tasks.append(asyncio.create_task(self._pair(pair, work)))
+                chunks = [task for task in chunks if not task.done()]
+                chunks.append(asyncio.create_task(self._chunk(tasks, len(pairs), work, out)))
+                if self.stop is not None:
+                    break
+            await asyncio.gather(*chunks)
+        finally:
+            ticker.cancel()
+            with suppress(asyncio.CancelledError):
+                await ticker
+            await self._close()
+        if self.stop is not None:
+            raise self.stop
+        if self.unanswered:
+            raise Unanswered(
+                f"{self.unanswered:,} pairs got no usable answer. The last one: {self.last_failure}\n"
+                "The same command asks them again; what fails a second time is put among the rejected."
+            )
+
+    async def _pair(self, pair: Pair, work: Work) -> Trace | None:
+        try:
+            trace = await self.synthesis.trace(pair, work)
+            self.done += 1
+            self.accepted += trace.accepted
+            return trace
+        except EndpointFailed as error:  # others may go on; the next start asks again
+            self.unanswered, self.last_failure = self.unanswered + 1, str(error)
+            return None
+        except Exception as error:  # the first one stops the run; pairs under way come to their end first
+            self._halt(error)
+            return None
+        finally:
+            self.window.release()
+
+    def _halt(self, error: Exception) -> None:
+        if self.stop is None or isinstance(self.stop, BudgetReached):
+            self.stop = error
+
+    async def _chunk(self, tasks: list[asyncio.Task], expected: int, work: Work, out: Path) -> None:
+        traces = await asyncio.gather(*tasks)
+        try:
+            work.journal.close()
+            if len(traces) == expected and all(trace is not None for trace in traces):
+                await asyncio.to_thread(write_part, out, traces, self.stamp)  # the first one imports pandas
+        except Exception as error:  # a chunk without its file must not pass for a finished one
+            self._halt(error)
+
+    async def _tick(self) -> None:
+        """Notes the seconds of work, and says how far the run is."""
+        said = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            write_seconds(self.folder, self.budget.seconds)
+            if time.monotonic() - said > 15 * TICK_SECONDS:
+                said = time.monotonic()
+                spent = self.budget.spent
+                say(f"{self.done:,} pairs, {self.accepted:,} accepted now; {spent.tokens:,} tokens, {spent.usd:.4f} US dollars")
+
+    async def _close(self) -> None:
+        for teacher in (self.synthesis.teacher, self.synthesis.captioner, self.synthesis.critic):
+            close = getattr(teacher, "close", None)
+            if close is not None:
+                await close()
+
+
+def pairs_at_once(recipe: SynthesizeRecipe) -> int:
+    """Pairs under way: enough to keep every connection, or a large batch, busy."""
+    if recipe.teacher.kind == "endpoint":
+        return 2 * recipe.teacher.endpoint.max_concurrency
+    return 512 if recipe.teacher.kind in ("vllm", "transformers") else 16
+
+
+def stamp_of(recipe: SynthesizeRecipe, rubric: Rubric, data: str, facts: str) -> str:
+    """16 hex digits over everything that a trace depends on."""
+    left_out = {*type(recipe).irrelevant_keys, "run", "needs", "reuse", "label", "unexplained", "tasks"}
+    values = {key: value for key, value in flatten(recipe.resolved()).items() if key not in left_out}
+    prompts = prompt_texts_hash(recipe.language, recipe.prompts) if recipe.asks_models else ""
+    content = json.dumps([values, rubric.hash, data, facts, prompts], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def student_tokenizer(recipe: SynthesizeRecipe):
+    """The tokenizer that counts rationales, where the recipe names one."""
+    if recipe.rationale.tokenizer is None:
+        return None
+    from lore.engines.config import ModelSection
+    from lore.engines.loading import load_processor
+
+    processor = load_processor(ModelSection(name=recipe.rationale.tokenizer))
+    return getattr(processor, "tokenizer", processor)
+
+
+def spent_before(folder: RunFolder, shared: Shared) -> Spent:
+    """What earlier starts took; what they know of queries goes to `shared`. Requests that were under way when one was killed
+    count at their bound.
+    """
+    total = totals(folder / "answers", shared)
+    path = folder / "answers" / "seconds.json"
+    seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+    return Spent(total.tokens, total.usd, seconds)
+
+
+def write_seconds(folder: RunFolder, seconds: float) -> None:
+    path = folder / "answers" / "seconds.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps({"seconds": round(seconds, 3)}) + "\n")

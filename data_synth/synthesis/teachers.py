@@ -1,0 +1,175 @@
+"""Teachers: a program, a model in this process, or a server, all asked step by step in the same way.
+
+A model's answers go through the run's journal: what an earlier start, another pair with the same prompt or a reused run has
+asked is not asked again.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from lore.data.pair import Pair
+from lore.data_synth.synthesis import knowledge, multimodal, rules
+from lore.data_synth.synthesis.budget import Budget, RequestGate, cost
+from lore.data_synth.synthesis.config import TeacherSection
+from lore.data_synth.synthesis.facts import Fact
+from lore.data_synth.synthesis.journal import Earlier, Journal, Shared
+from lore.data_synth.synthesis.program import ProgramTeacher
+from lore.data_synth.synthesis.teacher_prompts import Prompts, prompt_hash
+from lore.data_synth.synthesis.trace import Evidence, Reply, Wish, whole
+from lore.engines.engine import Completion, EndpointFailed, EndpointStopped, Messages, RequestRefused, Sampling, Usage
+
+MOST_REFUSED = 20
+
+
+@dataclass
+class Work:
+    """What is the same for all pairs of a chunk: its journal, answers of other runs and of other chunks, the budget."""
+
+    journal: Journal
+    budget: Budget
+    earlier: Earlier | None = None
+    shared: Shared | None = None
+
+
+class Teacher(Protocol):
+    """The steps as questions. `draw` numbers the attempts: each gets an answer of its own."""
+
+    name: str
+    repeats: bool
+    """Whether another draw can say something else."""
+
+    async def knowledge(self, work: Work, pair: Pair, facts: list[Fact], draw: int) -> Reply: ...
+
+    async def multimodal(
+        self, work: Work, pair: Pair, wishes: list[Wish], facts: list[Fact], draw: int, *, caption: str | None, photo: bool
+    ) -> Reply: ...
+
+    async def rules(
+        self, work: Work, pair: Pair, wishes: list[Wish], evidence: list[Evidence], draw: int, *, hint: str | None
+    ) -> Reply: ...
+
+
+class ByProgram:
+    """A program's answers are computed again rather than stored: they cost nothing and come out the same."""
+
+    def __init__(self, program: ProgramTeacher):
+        self.program, self.name, self.repeats = program, program.name, program.errors > 0
+
+    async def knowledge(self, work, pair, facts, draw):
+        return self._reply("knowledge", pair, draw, self.program.knowledge(pair, facts, draw))
+
+    async def multimodal(self, work, pair, wishes, facts, draw, *, caption, photo):
+        shown = pair if photo else replace(pair, image=None)
+        return self._reply("multimodal", pair, draw, self.program.multimodal(shown, wishes, facts, draw))
+
+    async def rules(self, work, pair, wishes, evidence, draw, *, hint):
+        return self._reply("rules", pair, draw, self.program.rules(pair, wishes[: len(evidence)], evidence, draw))
+
+    def _reply(self, step: str, pair: Pair, draw: int, text: str) -> Reply:
+        return Reply(step, answer_key(step, pair.pair_id, self.name, draw), "", self.name, text)
+
+
+Complete = Callable[[Messages, Sampling, RequestGate], Awaitable[list[Completion]]]
+
+
+@dataclass
+class ByModel:
+    """A language model behind `complete`. name: what makes its answers its own, in every key."""
+
+    name: str
+    complete: Complete
+    section: TeacherSection
+    prompts: Prompts
+    seed: int = 0
+    close: Callable[[], Awaitable[None]] | None = None
+    takes_images: bool = True
+    _under_way: dict[str, asyncio.Future] = field(default_factory=dict)
+    _refused: int = 0
+    """Prompts refused in a row."""
+    _gave_up: EndpointStopped | None = None
+
+    @property
+    def repeats(self) -> bool:
+        return self.section.temperature > 0
+
+    async def knowledge(self, work, pair, facts, draw):
+        return await self.ask(work, "knowledge", pair, knowledge.prompt(self.prompts, pair, [f.text for f in facts]), draw)
+
+    async def caption(self, work: Work, pair: Pair, draw: int) -> Reply:
+        return await self.ask(work, "caption", pair, multimodal.caption_prompt(self.prompts, pair), draw)
+
+    async def multimodal(self, work, pair, wishes, facts, draw, *, caption, photo):
+        texts = [fact.text for fact in facts]
+        messages = multimodal.prompt(self.prompts, pair, wishes, texts, caption=caption, photo=photo)
+        return await self.ask(work, "multimodal", pair, messages, draw)
+
+    async def rules(self, work, pair, wishes, evidence, draw, *, hint):
+        return await self.ask(work, "rules", pair, rules.prompt(self.prompts, pair, wishes, evidence, hint), draw)
+
+    async def ask(self, work: Work, step: str, pair: Pair, messages: Messages, draw: int) -> Reply:
+        """One answer, from the journal where it is there. Raises BudgetReached, and what the engine raises."""
+        asked = prompt_hash(messages)
+        key = answer_key(step, asked, self.name, draw)
+        if (known := work.journal.known(key, pair.pair_id)) is not None:
+            return known
+        for others in (work.shared, work.earlier):
+            if others is not None and (known := others.get(key)) is not None:
+                work.journal.answered(pair.pair_id, known)
+                return known
+        if (other := self._under_way.get(key)) is not None:  # the same query beside another item
+            reply = await asyncio.shield(other)
+            if key not in work.journal.replies:
+                work.journal.answered(pair.pair_id, reply.at_no_cost())
+            return work.journal.known(key, pair.pair_id)
+        promise = self._under_way[key] = asyncio.get_running_loop().create_future()
+        try:
+            gate = RequestGate(work.budget, self.section.price, work.journal, key)
+            section = self.section
+            sampling = Sampling(section.temperature, section.top_p, section.max_tokens, 1, self.seed + draw)
+            answer = await self._answer(pair, messages, sampling, gate)
+            usage = Usage(answer.prompt_tokens, answer.tokens)
+            usd = cost(usage, section.price).usd
+            reply = Reply(step, key, asked, self.name, whole(answer.text), usage.prompt_tokens, usage.completion_tokens, usd)
+            work.journal.answered(pair.pair_id, reply)
+            if work.shared is not None:
+                work.shared.add(reply)
+            promise.set_result(reply)
+            return reply
+        except BaseException as error:
+            promise.set_exception(error if isinstance(error, Exception) else RuntimeError("stopped"))
+            promise.exception()  # fetched, so that asyncio does not report it where nobody waits
+            raise
+        finally:
+            del self._under_way[key]
+
+    async def _answer(self, pair: Pair, messages: Messages, sampling: Sampling, gate: RequestGate) -> Completion:
+        """Raises EndpointStopped where every prompt is refused: that is not the prompts' fault, and every pair would be lost."""
+        try:
+            answer = (await self.complete(messages, sampling, gate))[0]
+        except EndpointFailed as error:
+            if gate.key in gate.journal.failed_before:  # in an earlier start too: it is the prompt, not the hour
+                raise RequestRefused(f"no usable answer in two starts of the run: {str(error)[:300]}") from error
+            gate.journal.failed(pair.pair_id, gate.key)
+            raise
+        except RequestRefused as error:
+            self._refused += 1
+            if self._refused < MOST_REFUSED:
+                raise
+            self._gave_up = self._gave_up or EndpointStopped(
+                f"{self._refused} prompts in a row were refused, the last one so: {error}\n"
+                "What was stored is kept. Correct what is refused (a field of endpoint.extra, the temperature, a prompt too long), "
+                "then run the same command again."
+            )
+            raise self._gave_up from error
+        self._refused = 0
+        return answer
+
+
+def answer_key(step: str, asked: str, teacher: str, draw: int) -> str:
+    """16 hex digits over step, prompt hash, teacher and draw."""
+    return hashlib.blake2b("\x1f".join((step, asked, teacher, str(draw))).encode(), digest_size=8).hexdigest()
+
+

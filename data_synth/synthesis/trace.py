@@ -1,0 +1,241 @@
+"""A trace: what a teacher said about one pair, step by step, what it merges into, and which checks it passed.
+
+Steps write plain JSON, whoever the teacher is: `Wish` (what the query demands), `Evidence` (what the item offers), `Ruling` (what
+the rule book makes of it). Merged they are the demands of a Pair, and the codec writes them as a rationale.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from lore.data.pair import PAIR_SCHEMA
+from lore.rubric.demand import Demand
+
+STEPS = ("knowledge", "caption", "multimodal", "rules", "critic")
+MAX_DEMANDS = 16
+MAX_TEXT = 400  # characters of one field of a step's answer
+MAX_ANSWER = 100_000  # characters of an answer; to look for JSON in more could take minutes
+
+
+@dataclass(slots=True)
+class Wish:
+    """One demand of a query. words: the query's own words for it, letter for letter; empty for what is only implied.
+    wanted: the value in short, `samovar = kettle` where the words had to be resolved, `not red` where they rule out.
+    """
+
+    dimension: str
+    words: str
+    wanted: str
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What the item offers for the demand at the same place of the list. source: one of SOURCES."""
+
+    found: str
+    source: str
+
+
+@dataclass(slots=True)
+class Ruling:
+    """The rule that fits a demand and its evidence, and the tier it gives. rule is empty where a rubric has no rules."""
+
+    rule: str
+    tier: str
+
+
+@dataclass(slots=True)
+class Reply:
+    """What one step of a teacher said, and what it took. key: step, prompt, teacher and draw in 16 hex digits."""
+
+    step: str
+    key: str
+    prompt_hash: str
+    teacher: str
+    text: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+
+    def at_no_cost(self) -> "Reply":
+        """The same for a pair that another one has paid for."""
+        return replace(self, prompt_tokens=0, completion_tokens=0, usd=0.0)
+
+
+@dataclass(slots=True)
+class Check:
+    """One check and why it failed; `why` is empty where it passed."""
+
+    name: str
+    why: str = ""
+
+
+def failed_checks(failure: str, checks: list[Check]) -> list[str]:
+    """Names of the checks that an attempt did not pass; `unreadable` where a step failed."""
+    return ["unreadable"] if failure else [check.name for check in checks if check.why]
+
+
+@dataclass(slots=True)
+class Draft:
+    """One attempt at a pair. draw: number of the sample; hinted: the teacher was shown the human label.
+
+    failure: why a step's answer could not be read or got none, which ends the attempt. verdicts: every tier that the last
+    step's text names as its verdict. hopeless: another attempt would end in the same way.
+    """
+
+    draw: int = 0
+    hinted: bool = False
+    wishes: list[Wish] = field(default_factory=list)
+    evidence: list[Evidence] = field(default_factory=list)
+    rulings: list[Ruling] = field(default_factory=list)
+    caption: str | None = None
+    facts: list[str] = field(default_factory=list)
+    tier: str | None = None
+    verdicts: list[str] = field(default_factory=list)
+    demands: list[Demand] = field(default_factory=list)
+    rationale: str = ""
+    failure: str = ""
+    hopeless: bool = False
+    replies: list[Reply] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> bool:
+        return not self.failed
+
+    @property
+    def failed(self) -> list[str]:
+        return failed_checks(self.failure, self.checks)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What became of one attempt, in short."""
+
+    draw: int
+    hinted: bool
+    tier: str | None
+    failed: list[str]
+
+
+@dataclass(slots=True)
+class Trace:
+    """One pair's outcome: the accepted attempt, or the nearest rejected one. One row of traces/part-*.parquet."""
+
+    pair_id: str
+    query: str
+    title: str
+    image: str | None
+    """Path of the photo, or a note that its bytes lie in the pairs file."""
+    label: str
+    slices: list[str]
+    accepted: bool
+    tier: str | None
+    hinted: bool
+    rationale: str
+    mismatch: str | None
+    rules: list[str]
+    demands: list[Demand]
+    words: list[str]
+    """The query's words behind each demand."""
+    caption: str | None
+    facts: list[str]
+    """Evidence shown to the teacher; no judge ever sees it."""
+    failure: str
+    checks: list[Check]
+    attempts: list[Attempt]
+    replies: list[Reply]
+
+    @property
+    def failed(self) -> list[str]:
+        """Of the kept attempt."""
+        return failed_checks(self.failure, self.checks)
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of_row(cls, row: dict[str, Any]) -> "Trace":
+        lists = {"demands": Demand, "checks": Check, "attempts": Attempt, "replies": Reply}
+        return cls(**{**row, **{key: [kind(**item) for item in row[key]] for key, kind in lists.items()}})
+
+
+def _struct(**fields: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.struct(list(fields.items())))
+
+
+_TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
+_REPLY = dict.fromkeys(("step", "key", "prompt_hash", "teacher", "text"), _TEXT) | {
+    "prompt_tokens": pa.int64(),
+    "completion_tokens": pa.int64(),
+    "usd": pa.float64(),
+}
+TRACE_SCHEMA = pa.schema(
+    [
+        *[(name, _TEXT) for name in ("pair_id", "query", "title", "image", "label")],
+        ("slices", _TEXTS),
+        ("accepted", pa.bool_()),
+        ("tier", _TEXT),
+        ("hinted", pa.bool_()),
+        ("rationale", _TEXT),
+        ("mismatch", _TEXT),
+        ("rules", _TEXTS),
+        PAIR_SCHEMA.field("demands"),
+        ("words", _TEXTS),
+        ("caption", _TEXT),
+        ("facts", _TEXTS),
+        ("failure", _TEXT),
+        ("checks", _struct(name=_TEXT, why=_TEXT)),
+        ("attempts", _struct(draw=pa.int32(), hinted=pa.bool_(), tier=_TEXT, failed=_TEXTS)),
+        ("replies", _struct(**_REPLY)),
+    ]
+)
+
+
+class Unreadable(ValueError):
+    """A step's answer that is not what was asked for. The message is stored with the trace."""
+
+
+def json_objects(text: str) -> list[dict[str, Any]]:
+    """Every JSON object that stands in a text on its own, in order; reasoning and code fences around them are passed over."""
+    found, at, decoder = [], 0, json.JSONDecoder()
+    text = text.rpartition("</think>")[2]
+    while (start := text.find("{", at)) >= 0:
+        try:
+            value, at = decoder.raw_decode(text, start)
+            found.append(value)
+        except (ValueError, RecursionError):
+            at = start + 1
+    return found
+
+
+def one_object(text: str, key: str) -> dict[str, Any]:
+    """The last JSON object that has `key`. Raises Unreadable where there is none."""
+    if len(text) > MAX_ANSWER:
+        raise Unreadable(f"an answer of {len(text):,} characters, more than {MAX_ANSWER:,}")
+    found = [value for value in json_objects(text) if key in value]
+    if not found:
+        raise Unreadable(f"no JSON object with {key!r} in {text[:120]!r}")
+    return found[-1]
+
+
+def rows_of(value: dict[str, Any], key: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """The list `value[key]` as rows of short one-line texts. Raises Unreadable for any other form."""
+    rows = value[key]
+    if not isinstance(rows, list) or len(rows) > MAX_DEMANDS:
+        raise Unreadable(
+            f"{key!r} is {type(rows).__name__} of {len(rows) if isinstance(rows, list) else 0}, not 1 to {MAX_DEMANDS}"
+        )
+    out = []
+    for row in rows:
+        if not isinstance(row, dict) or any(not isinstance(row.get(name), str | int | float | None) for name in columns):
+            raise Unreadable(f"{key!r} holds {str(row)[:80]!r}, not an object with {', '.join(columns)}")
+        out.append({name: " ".join(whole(str("" if row.get(name) is None else row[name])).split())[:MAX_TEXT] for name in columns})
+    return out
+
+
+def whole(text: str) -> str:
+    """Halves of characters, which JSON can carry and no file can, become question marks."""
+    return text.encode(errors="replace").decode()

@@ -1,0 +1,215 @@
+"""Finished evaluation runs, read back: what was tested, how it was measured, what each judge scored and said.
+
+A run is read whole or refused: metrics.json and predictions.parquet have to belong together. Keys that an older LORE did
+not write yet are taken as absent, never as zero.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from lore.eval.measures.bootstrap import Estimate
+from lore.run.run_folder import RunFolder
+from lore.support.errors import LoreError
+
+BASELINES = ("lexical", "majority")
+APART = ("risk", "samples", "agreement", "robustness", "capability")
+"""Findings of metrics.json beyond the metrics."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How a run weighed and counted: two runs that differ here have numbers that cannot stand in one table."""
+
+    label_weights: bool = False
+    prior: dict[str, float] | None = None
+    gains: dict[str, float] | None = None
+    border_cost: float = 1.0
+    optimism_cost: float = 1.0
+
+
+@dataclass
+class Finished:
+    """A finished evaluation run, or a predictions file alone (folder None: without metrics)."""
+
+    name: str
+    predictions: Path
+    folder: Path | None = None
+    rubric: dict[str, Any] = field(default_factory=dict)
+    """name, hash, tiers (worst first), relevant (one bool a tier)."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """path, fingerprint, split, pairs, queries."""
+    measured: Measured = field(default_factory=Measured)
+    judges: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """metrics.json's entry of each judge; {} for each of a file alone."""
+
+    @property
+    def tiers(self) -> list[str]:
+        return self.rubric["tiers"]
+
+    @property
+    def asked(self) -> list[str]:
+        """The judges that are no baselines."""
+        return [name for name, entry in self.judges.items() if entry.get("kind", name) not in BASELINES]
+
+    def data_files(self) -> Path | None:
+        """Where the tested pairs lie now: where the run read them, or what it imported if the folder was moved."""
+        moved = [self.folder / "data" / "pairs.parquet"] if self.folder else []
+        return next((path for path in (Path(str(self.data.get("path"))), *moved) if path.exists()), None)
+
+
+def is_finished(folder: Path) -> bool:
+    """True for the folder of an evaluation that came to its end, whatever has happened to its results since."""
+    return RunFolder(folder).is_done and _stage(folder) == "rair"
+
+
+def why_not(path: Path) -> str:
+    """What a path is that holds no finished evaluation."""
+    if not path.is_dir():
+        return "no folder"
+    if not RunFolder(path).exists:
+        return "no run"
+    try:
+        stage = _stage(path)
+    except LoreError:
+        return "its recipe.yaml cannot be read"
+    return "evaluation not finished" if stage == "rair" else f"stage {stage}"
+
+
+def read_run(path: str | Path) -> Finished:
+    """A finished run by its folder, or by its predictions.parquet. Raises LoreError for what is unfinished or damaged."""
+    path = Path(path)
+    if path.is_file():
+        if path.name == "predictions.parquet" and is_finished(path.parent):
+            return read_run(path.parent)
+        return _read_file(path)
+    if not path.is_dir():
+        raise LoreError(f"There is no run folder {path}. Name the folder of a finished evaluation, such as runs/NAME.")
+    if not is_finished(path):
+        if _stage(path) == "rair":
+            raise LoreError(
+                f"{path} is an evaluation that has not finished, so it has verdicts on a part of the pairs only. Run its recipe "
+                "again: it goes on where it stopped."
+            )
+        raise LoreError(
+            f"{path} holds no evaluation ({why_not(path)}), so there is nothing to read. Name a run of stage rair."
+        )
+    content, recipe = _json(path / "metrics.json"), _recipe(path)
+    rubric, judges = content.get("rubric"), content.get("judges")
+    keys = ("name", "hash", "tiers", "relevant")
+    if not isinstance(judges, dict) or not judges or not isinstance(rubric, dict) or any(key not in rubric for key in keys):
+        raise damaged(path, "metrics.json lacks its judges or its rubric")
+    metrics = recipe.get("metrics") or {}
+    measured = Measured(
+        label_weights=bool(metrics.get("label_weights")),
+        prior=content.get("prior"),
+        gains=metrics.get("gains"),
+        border_cost=metrics.get("border_cost", 1.0),
+        optimism_cost=metrics.get("optimism_cost", 1.0),
+    )
+    name = str(recipe.get("run") or path.name)
+    return Finished(name, path / "predictions.parquet", path, rubric, content.get("data") or {}, measured, judges)
+
+
+def estimate_of(value: Any) -> Estimate:
+    """What Estimate.to_json wrote; nan where there is nothing."""
+    value = value if isinstance(value, dict) else {}
+    return Estimate(*(float("nan") if value.get(key) is None else float(value[key]) for key in ("value", "low", "high")))
+
+
+def found_apart(entry: dict[str, Any]) -> dict[str, Estimate]:
+    """Every estimate of a judge's findings beyond its metrics, by a name that says where it stands."""
+    return {name: estimate for key in APART for name, estimate in _estimates(entry.get(key), key)}
+
+
+def _estimates(value: Any, at: str) -> Iterator[tuple[str, Estimate]]:
+    if isinstance(value, dict) and "value" in value and "low" in value:
+        yield at, estimate_of(value)
+    elif isinstance(value, dict):
+        named = " ".join(str(value[key]) for key in ("capability", "kind", "name", "condition") if isinstance(value.get(key), str))
+        at = f"{at}: {named}" if named else at
+        for key, inner in value.items():
+            yield from _estimates(inner, f"{at} {key}")
+    elif isinstance(value, list):
+        for inner in value:
+            if isinstance(inner, dict) and "value" not in inner:  # curves, such as risk by coverage, are no single finding
+                yield from _estimates(inner, at)
+
+
+def _read_file(path: Path) -> Finished:
+    """A predictions.parquet without its run. Its rubric has to come from the runs it is compared with."""
+    if path.suffix != ".parquet":
+        raise LoreError(
+            f"{path} is no run folder and no predictions.parquet, so it names no labels or queries. Evaluate it first: a judge of "
+            "kind predictions in a recipe of stage rair."
+        )
+    names = _schema(path)
+    if absent := [name for name in ("judge", "pair_id", "query", "label", "tier") if name not in names]:
+        raise LoreError(
+            f"{path} has no column {' and no '.join(absent)}, so it was not written by an evaluation. Evaluate it first: a judge "
+            "of kind predictions in a recipe of stage rair."
+        )
+    judges = pc.unique(pq.read_table(path, columns=["judge"])["judge"]).to_pylist()
+    return Finished(str(path), path, judges={str(judge): {} for judge in judges})
+
+
+def read_columns(run: Finished, columns: Iterable[str], judge: str) -> pa.Table:
+    """The columns that the run's predictions have, of one judge."""
+    path = run.predictions
+    if not path.is_file():
+        raise damaged(run.folder, "it has no predictions.parquet")
+    names = _schema(path)
+    try:
+        return pq.read_table(path, columns=[name for name in columns if name in names], filters=[("judge", "=", judge)])
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(run.folder or path, f"{path.name} cannot be read ({error})") from error
+
+
+def _schema(path: Path) -> list[str]:
+    try:
+        names = pq.read_schema(path).names
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path, f"it cannot be read as Parquet ({error})") from error
+    if "judge" not in names:
+        raise damaged(path, "it has no column judge")
+    return names
+
+
+def _stage(folder: Path) -> str | None:
+    """The stage of a run folder; None for a folder that is none."""
+    return str(_recipe(folder).get("stage")) if RunFolder(folder).exists else None
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    path = folder / "recipe.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise damaged(folder, f"recipe.yaml cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise damaged(folder, "recipe.yaml holds no recipe")
+    return content
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path.parent, f"{path.name} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise damaged(path.parent, f"{path.name} holds {type(content).__name__}, expected an object")
+    return content
+
+
+def damaged(path: Path | None, what: str) -> LoreError:
+    """The error for a run or file that contradicts itself."""
+    return LoreError(
+        f"{path} is damaged: {what}. Its numbers cannot be trusted: restore the file, or delete the run and evaluate again."
+    )

@@ -1,0 +1,106 @@
+"""What one judge of a finished evaluation said: its row of predictions.parquet for every tested pair."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from lore.eval.compare.finished import Finished, damaged, read_columns
+from lore.eval.measures.metrics import NO_VERDICT, count, total
+
+COLUMNS = ("pair_id", "query", "label", "slices", "tier", "failure", "rationale")
+
+
+@dataclass
+class Said:
+    """One judge's verdicts as the run keeps them, one entry per pair, in the file's order."""
+
+    pair_ids: list[str]
+    queries: list[str]
+    labels: list[str]
+    slices: list[list[str]]
+    gold: np.ndarray
+    """[N] tier indices."""
+    predicted: np.ndarray
+    """[N] tier indices or NO_VERDICT."""
+    probabilities: np.ndarray | None
+    """[N, K], even where there is no verdict; None for a judge that gives none."""
+    rationales: list[str]
+    failures: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+    def taken(self, order: list[int]) -> "Said":
+        """The pairs at these places, in this order."""
+        arrays = {
+            name: None if values is None else values[order] if isinstance(values, np.ndarray) else [values[i] for i in order]
+            for name, values in vars(self).items()
+        }
+        return Said(**arrays)
+
+
+def read_said(run: Finished, judge: str) -> Said:
+    """What a judge said. Raises LoreError when the file does not hold it, or not what metrics.json counted."""
+    where = run.folder or run.predictions
+    table = read_columns(run, [*COLUMNS, *(f"p_{tier}" for tier in run.tiers)], judge)
+    if absent := [name for name in COLUMNS if name not in table.column_names]:
+        raise damaged(where, f"its predictions have no column {', '.join(absent)}")
+    ids = table["pair_id"].to_pylist()
+    if not ids:
+        raise damaged(where, f"its predictions hold nothing of judge {judge!r}, which metrics.json names")
+    if len(set(ids)) < len(ids):
+        raise damaged(where, f"{len(ids) - len(set(ids))} of the {len(ids)} pairs of judge {judge!r} stand there twice")
+    index = {tier: at for at, tier in enumerate(run.tiers)}
+    labels, tiers = table["label"].to_pylist(), table["tier"].to_pylist()
+    if strange := sorted(str(tier) for tier in {*labels, *tiers} - index.keys() if tier is not None or tier in labels):
+        raise damaged(where, f"its predictions name tiers that rubric {run.rubric['name']} does not have: {', '.join(strange[:5])}")
+    predicted = np.asarray([NO_VERDICT if tier is None else index[tier] for tier in tiers], dtype=np.int64)
+    said = Said(
+        pair_ids=ids,
+        queries=table["query"].to_pylist(),
+        labels=labels,
+        slices=[names or [] for names in table["slices"].to_pylist()],
+        gold=np.asarray([index[label] for label in labels], dtype=np.int64),
+        predicted=predicted,
+        probabilities=_probabilities(table, run.tiers, predicted),
+        rationales=[text or "" for text in table["rationale"].to_pylist()],
+        failures=table["failure"].to_pylist(),
+    )
+    _check_counts(run, judge, said)
+    return said
+
+
+def tested(run: Finished) -> str:
+    """16 hex digits over the tested pairs and their labels: a limit or a seed chooses others of the same data."""
+    judge = next(iter(run.judges))
+    table = read_columns(run, ["pair_id", "label"], judge)
+    rows = sorted(zip(table["pair_id"].to_pylist(), table["label"].to_pylist(), strict=True), key=str)
+    return hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest()
+
+
+def _probabilities(table: pa.Table, tiers: list[str], predicted: np.ndarray) -> np.ndarray | None:
+    if any(f"p_{tier}" not in table.column_names for tier in tiers):
+        return None
+    found = np.stack([table[f"p_{tier}"].to_numpy().astype(np.float64) for tier in tiers], axis=1)
+    known = ~np.isnan(found).any(axis=1)
+    if not known.any() or not known[predicted != NO_VERDICT].all():
+        return None
+    return np.where(known[:, None], found, 1 / len(tiers))
+
+
+def _check_counts(run: Finished, judge: str, said: Said) -> None:
+    """Copied or edited files are told by their confusion matrix. Weighted ones are not: the file holds no weights."""
+    entry = run.judges[judge]
+    if entry.get("pairs") not in (None, len(said)):
+        raise damaged(run.folder, f"metrics.json counts {entry['pairs']} pairs of {judge!r}, its predictions hold {len(said)}")
+    written = entry.get("confusion")
+    if written is None or run.measured.label_weights:
+        return
+    counted = total(count(said.gold, said.predicted, len(run.tiers))).confusion
+    if np.shape(written) != counted.shape or not np.allclose(written, counted, atol=0.01):
+        raise damaged(run.folder, f"metrics.json and predictions.parquet count other verdicts of {judge!r}")
+
+

@@ -1,0 +1,196 @@
+"""Stage rair: judges and baselines on the same held-out pairs, with intervals, calibration, slices and a report.
+
+    lore run recipes/rair.yaml
+
+After RAIR (arXiv 2512.24943): Acc@2, Acc@K, Macro-F1; beside them what else a team decides by (eval/measures). Unlike its
+published script, which takes the first tier name anywhere in the output, a verdict is read outside the reasoning and exactly
+once. Models and servers can also be sampled, perturbed (eval/probes/robustness.py) and tested capability by capability
+(eval/probes).
+"""
+
+import re
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from urllib.parse import quote
+
+from rich.console import Console
+
+from lore.data.parquet import fingerprint, read_pairs
+from lore.data.section import materialise
+from lore.data_synth.perturb.wordings import wordings_hash
+from lore.eval.benchmark import load_benchmark
+from lore.eval.config import RairRecipe
+from lore.eval.measures.agreement import ceiling
+from lore.eval.measures.results import Condition, Flip, SampleCurves
+from lore.eval.open_judges import askers, baseline_verdicts, described, read_verdicts
+from lore.eval.probes.capability import check_capability, measure_capability
+from lore.eval.probes.robustness import measure_robustness, robustness_ids
+from lore.eval.probes.sampling import sample_curves
+from lore.eval.ratings import read_ratings
+from lore.eval.report.console import check_shown
+from lore.eval.report.write import save
+from lore.eval.scorecard import check_metrics, score
+from lore.eval.testset import EvalData, Labelled, load_split, read_chosen, whole_queries
+from lore.judge.resumable import Asker, Verdicts
+from lore.rubric.rubric import load_rubric
+from lore.rubric.rubric_errors import nearest
+from lore.run.run_folder import RunFolder
+from lore.support.errors import LoreError
+from lore.support.processes import is_main_process
+from lore.support.progress import track
+
+MAX_SLICES = 60
+HAN = re.compile("[\u4e00-\u9fff]")
+
+
+def run(recipe: RairRecipe, folder: RunFolder) -> None:
+    """Scores every row of the recipe's table. The main process does it alone; other processes return at once."""
+    if not is_main_process():
+        return
+    console = Console(highlight=False)
+    data = load_data(recipe, folder)
+    slices = chosen_slices(recipe, data.test)
+    if recipe.capability is not None:
+        check_capability(data, recipe.capability)
+    calibration = f"temperature fitted on {data.dev}" if data.dev else "no pairs to calibrate on"
+    console.print(f"{data.test}; {calibration}", soft_wrap=True)
+
+    rows = recipe.rows()
+    verdicts = baseline_verdicts(recipe, data)
+    verdicts |= read_verdicts(recipe, data)
+    language = wording_language(recipe, data)
+    if recipe.robustness is not None:
+        folder.note(wordings=wordings_hash(language))
+    asked = {name: ask(asker, recipe, data, language) for name, asker in askers(recipe, data, folder).items()}
+    verdicts |= {name: found.verdicts for name, found in asked.items()}
+    cards = []
+    for name, judge in track(rows.items(), "metrics", total=len(rows)):
+        measured = partial(score, data=data, options=recipe.metrics, slices=slices, seed=recipe.seed)
+        card = measured(name, judge.kind, described(judge, recipe), verdicts[name])
+        if found := asked.get(name):
+            card.samples, card.flips, card.conditions = found.samples, found.flips, found.conditions
+        cards.append(card)
+    save(recipe, folder, data, verdicts, cards, console=console)
+
+
+@dataclass
+class Asked:
+    """What one judge has said, and what came out when it was asked more."""
+
+    verdicts: Verdicts
+    samples: SampleCurves | None = None
+    flips: list[Flip] = field(default_factory=list)
+    conditions: list[Condition] = field(default_factory=list)
+
+
+def wording_language(recipe: RairRecipe, data: EvalData) -> str:
+    """Of the attacks: the recipe's, else zh where most of the first titles have Han characters."""
+    if recipe.robustness is None or recipe.robustness.language is not None:
+        return recipe.robustness.language if recipe.robustness else "en"
+    titles = [pair.title for pair in islice(read_pairs(data.path, split=data.test.split, columns=["title"]), 200)]
+    return "zh" if 2 * sum(bool(HAN.search(title)) for title in titles) > len(titles) else "en"
+
+
+def ask(asker: Asker, recipe: RairRecipe, data: EvalData, language: str) -> Asked:
+    """Everything one judge is asked, while its engine is open. What earlier starts of this run have answered is not asked
+    again. language: of the attacks' wordings."""
+    found, test = Asked({}), data.test
+    for part in data.parts:
+        pairs = read_chosen(data.path, part.split, part.pair_ids)
+        tag = f"split-{quote(part.split, safe='')}"  # a split may be called anything, `samples` and `../x` among it
+        found.verdicts |= asker.ask(tag, pairs, total=len(part), known=part.pair_ids)
+    resampling = {"samples": recipe.metrics.bootstrap_samples, "seed": recipe.seed}
+    sampling = recipe.sampling
+    if sampling.samples:
+        ids = [test.pair_ids[i] for i in whole_queries(test.queries, sampling.sample_pairs, recipe.seed)]
+        drawn = asker.samples(
+            "samples",
+            read_chosen(data.path, test.split, ids),
+            sampling.samples,
+            temperature=sampling.sample_temperature,
+            seed=recipe.seed,
+            total=len(ids),
+        )
+        found.samples = sample_curves(
+            drawn,
+            test,
+            data.rubric,
+            temperature=sampling.sample_temperature,
+            bootstrap_samples=recipe.metrics.bootstrap_samples,
+            seed=recipe.seed,
+            weights=test.weights if recipe.metrics.label_weights else None,
+        )
+    if recipe.robustness is not None and asker.name in (recipe.robustness.judges or recipe.asked()):
+        pairs = list(read_chosen(data.path, test.split, robustness_ids(test, recipe.robustness, recipe.seed)))
+        found.flips = measure_robustness(
+            asker, pairs, found.verdicts, test, data.rubric, recipe.robustness, language=language, **resampling
+        )
+    if recipe.capability is not None and asker.name in (recipe.capability.judges or recipe.asked()):
+        found.conditions = measure_capability(asker, data, found.verdicts, recipe.capability, **resampling)
+    return found
+
+
+def load_data(recipe: RairRecipe, folder: RunFolder) -> EvalData:
+    """The tested pairs and those for calibration; a resumed run has to find the same ones."""
+    rubric = load_rubric(recipe.data.rubric)
+    check_shown(recipe.metrics.shown, rubric.tier_ids)
+    check_metrics(recipe.metrics, rubric)
+    for tier in recipe.metrics.prior or {}:
+        if tier not in rubric.tier_ids:
+            raise LoreError(
+                f"metrics.prior names {tier!r}, which is no tier of rubric {rubric.name} "
+                f"({', '.join(rubric.tier_ids)}).{nearest(tier, rubric.tier_ids)}"
+            )
+    path = materialise(recipe.data, folder)
+    folder.note(data_fingerprint=fingerprint(path), rubric_hash=rubric.hash)
+    test = load_split(
+        path, recipe.test_split, rubric, slices=recipe.data.slices, limit=recipe.test_limit, seed=recipe.seed
+    )
+    if not len(test):
+        inside = f" and slices {recipe.data.slices}" if recipe.data.slices else ""
+        raise LoreError(
+            f"{path} has no labelled pair in split {recipe.test_split!r}{inside}, so nothing can be scored. "
+            "Choose another data.split, or split the file first: lore data split --by query"
+        )
+    dev = None
+    if recipe.metrics.calibrate_on:
+        dev = load_split(
+            path,
+            recipe.metrics.calibrate_on,
+            rubric,
+            slices=recipe.data.slices,
+            limit=recipe.dev_limit,
+            seed=recipe.seed,
+        )
+    ratings = raters = None
+    if recipe.metrics.ratings:
+        ratings = read_ratings(recipe.metrics.ratings, rubric, test.pair_ids)
+        raters = ceiling(
+            ratings,
+            test.groups,
+            rubric.relevant_mask,
+            weights=test.weights if recipe.metrics.label_weights else None,
+            samples=recipe.metrics.bootstrap_samples,
+            seed=recipe.seed,
+        )
+    return EvalData(path, rubric, test, dev if dev else None, raters, ratings)
+
+
+def chosen_slices(recipe: RairRecipe, test: Labelled) -> list[str]:
+    """The recipe's slices, else the largest ones of the data."""
+    sizes = test.slice_sizes()
+    if recipe.slices is None:
+        return list(sizes)[:MAX_SLICES]
+    if recipe.benchmark and load_benchmark(recipe.benchmark)["recipe"].get("slices") == recipe.slices:
+        return [name for name in recipe.slices if name in sizes]  # a part of the benchmark may lack some
+    for name in recipe.slices:
+        if name not in sizes:
+            known = ", ".join(list(sizes)[:20]) or "none"
+            raise LoreError(
+                f"slices names {name!r}, but no tested pair is in it, so there is nothing to report. "
+                f"The test has: {known}.{nearest(name, list(sizes))}"
+            )
+    return recipe.slices
+
+

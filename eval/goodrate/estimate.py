@@ -1,0 +1,209 @@
+"""GoodRate of a result log: the share of shown items, and of pages, that are good; per system, and for the difference of two.
+
+Three estimates stand side by side: the judge's verdicts alone, people's labels of a random part alone, and both together
+(lore.eval.measures.ppi), which has no bias whatever the judge does and a shorter interval where the judge is good.
+
+The judge's value of an item is its probability of the relevant tiers where it gives probabilities, else 0 or 1. A verdict throws
+away how sure the judge is, and the interval depends on the squared distance to the labels, which the calibrated probability
+makes smallest; where it is not calibrated, the labels correct it. Of a page it is the product over its items. A format failure
+counts as not good.
+
+    lore draw log.parquet --queries 50 -o to_rate.csv
+    lore goodrate log.parquet --verdicts runs/judge/predictions.parquet --rated rated.csv --rubric shop
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import t as student
+
+from lore.data.rejected_rows import Rejection
+from lore.data.tables.any_table import table_records
+from lore.eval.goodrate.log import Shown, read_log
+from lore.eval.goodrate.rated_sample import Rated, nothing_rated, read_rated
+from lore.eval.measures.ppi import Parts, Powered, Target, parts, solve
+from lore.judge.verdicts import read_predictions
+from lore.rubric.rubric import Rubric, load_rubric
+from lore.support.errors import LoreError
+from lore.support.progress import track
+
+FEW_CLUSTERS = 30
+UNLIKELY = 0.001
+"""Chance with which a random sample would lie as far from its log before a warning says so."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A GoodRate or a difference of two."""
+
+    of: str
+    """items or pages."""
+    system: str
+    """A name, or `B - A`."""
+    shown: int
+    """Rows or pages of the log."""
+    rated: int
+    """Of them, with a label."""
+    estimate: Powered
+    clusters: float
+    """Effective number of rated queries."""
+
+
+@dataclass
+class GoodRate:
+    """What a log, a judge and raters say."""
+
+    rates: list[Rate]
+    facts: dict[str, object]
+    """Counts and choices, as goodrate.json has them."""
+    remarks: list[str] = field(default_factory=list)
+    """What a reader has to know before believing the numbers."""
+    rejected: list[Rejection] = field(default_factory=list)
+
+
+def goodrate(
+    log_path: Path,
+    verdicts_path: Path,
+    rubric_name: str,
+    *,
+    rated_path: Path | None = None,
+    judge: str | None = None,
+    top: int | None = None,
+    target: Target = "log",
+) -> GoodRate:
+    """Reads the files and estimates. top: only the first so many positions of each page count. target: see ppi."""
+    rubric = load_rubric(rubric_name)
+    whole = read_log(log_path)
+    sample = read_rated(rated_path, rubric, whole) if rated_path else nothing_rated(whole)
+    log = whole
+    if top is not None:
+        keep = whole.at_top(top)
+        log, sample = whole.only(keep), sample.only(keep)
+    judged, failures, foreign = read_judged(verdicts_path, rubric, log, judge)
+    rates, remarks = estimate(log, judged, sample, target)
+    if failures:
+        remarks.append(
+            f"{failures:,} of {len(set(log.pair_ids)):,} shown pairs have no verdict (format failures); they count as not good."
+        )
+    if sample.unlabelled:
+        remarks.append(
+            f"{sample.unlabelled:,} of {sample.labelled + sample.unlabelled:,} sampled pairs have no label. If raters left out the "
+            "hard ones, every estimate from the labels is too high."
+        )
+    if log.rejected:
+        reasons = Counter(problem.reason for problem in log.rejected)
+        remarks.append(
+            f"{len(log.rejected):,} rows of the log cannot be read and are left out ("
+            + ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+            + "); pages are taken without them."
+        )
+    facts = {
+        "log": {
+            "path": str(log_path),
+            "rows": len(log),
+            "pairs": len(set(log.pair_ids)),
+            "queries": log.n_queries,
+            "pages": len(np.unique(log.pages)),
+            "impressions": float(log.impressions.sum()),
+            "rejected_rows": len(log.rejected),
+            "rows_below_top": log.below_top,
+        },
+        "verdicts": {"path": str(verdicts_path), "judge": judge, "format_failures": failures, "of_pairs_not_shown": foreign},
+        "rated": {"path": str(rated_path) if rated_path else None, "labelled": sample.labelled, "unlabelled": sample.unlabelled},
+        "rubric": {"name": rubric.name, "hash": rubric.hash, "good": [t.id for t in rubric.tiers if t.relevant]},
+        "top": top,
+        "target": target,
+    }
+    return GoodRate(rates, facts, remarks, log.rejected)
+
+
+def read_judged(path: Path, rubric: Rubric, log: Shown, judge: str | None = None) -> tuple[np.ndarray, int, int]:
+    """The judge's value of every row [N], its format failures among the shown pairs, and its verdicts on pairs not shown."""
+    shown = list(dict.fromkeys(log.pair_ids))
+    judges: dict[str, set[str]] = {}
+    for record in track(table_records(path, ["pair_id", "tier"], ["judge"]), "reading the verdicts"):
+        if not isinstance(record, Rejection):  # read_predictions refuses the file for it
+            judges.setdefault(str(record[1].get("judge") or ""), set()).add(str(record[1].get("pair_id")))
+    if judge is None and len(judges) > 1:
+        raise LoreError(
+            f"{path} holds the verdicts of {len(judges)} judges, and one is wanted. Choose it with --judge: "
+            f"{', '.join(sorted(judges))}."
+        )
+    if judge is not None and judge not in judges:
+        raise LoreError(
+            f"{path} has no verdicts of a judge {judge!r}; found {', '.join(filter(None, sorted(judges))) or 'no column judge'}. "
+            "Correct --judge, or leave it out where the file has one judge."
+        )
+    known = judges.get(judge, set()) if judge is not None else set().union(*judges.values())
+    foreign = known - set(shown)
+    verdicts = read_predictions(path, rubric, shown, foreign, judge)
+    mask = np.asarray(rubric.relevant_mask)
+    value = {}
+    for pair_id in shown:
+        verdict = verdicts[pair_id]
+        if verdict.tier is None:
+            value[pair_id] = 0.0
+        elif verdict.probabilities is not None:
+            value[pair_id] = float(np.asarray(verdict.probabilities)[mask].sum())
+        else:
+            value[pair_id] = float(mask[rubric.index(verdict.tier)])
+    failures = sum(verdicts[pair_id].tier is None for pair_id in shown)
+    return np.asarray([value[pair_id] for pair_id in log.pair_ids]), failures, len(foreign)
+
+
+def estimate(log: Shown, judged: np.ndarray, sample: Rated, target: Target = "log") -> tuple[list[Rate], list[str]]:
+    """Rates of items and of pages: each system, then the difference where there are two. And remarks about the sample."""
+    remarks = []
+    pages = np.unique(log.pages, return_inverse=True)[1].reshape(-1)
+    first = np.unique(pages, return_index=True)[1]
+    page_impressions = np.zeros(len(first))
+    np.maximum.at(page_impressions, pages, log.impressions)  # a page is seen as often as its most seen item
+    page_judged = np.ones(len(first))
+    np.multiply.at(page_judged, pages, judged)
+    page_good, page_chances, why = sample.pages(pages)
+    if why:
+        remarks.append(f"No estimate of pages from labels: {why}")
+    items = (judged, sample.good, log.impressions, log.clusters, sample.chances)
+    whole_pages = (page_judged, page_good, page_impressions, log.clusters[first], page_chances)
+    if sample.labelled:
+        remarks += _about_sample(parts(*items, target=target))
+    rates = _rates("items", log.systems, *items, target=target) + _rates("pages", log.systems[first], *whole_pages, target=target)
+    return rates, remarks
+
+
+def _rates(of, systems, judged, good, weights, clusters, chances, *, target) -> list[Rate]:
+    """Of each system, and of the second less the first; arrays with one entry per row or page."""
+    found: dict[str, Parts] = {}
+    rates = []
+    for name in sorted(set(systems)):
+        at = systems == name
+        columns = (judged[at], good[at], weights[at], clusters[at], None if chances is None else chances[at])
+        found[name] = parts(*columns, n_clusters=int(clusters.max()) + 1, target=target)
+        rated = int((~np.isnan(good[at])).sum())
+        rates.append(Rate(of, name, int(at.sum()), rated, solve(found[name]), found[name].clusters))
+    if len(found) == 2:
+        (a, parts_a), (b, parts_b) = found.items()
+        difference = parts_b - parts_a
+        counts = (sum(rate.shown for rate in rates), sum(rate.rated for rate in rates))
+        rates.append(Rate(of, f"{b} - {a}", *counts, solve(difference), difference.clusters))
+    return rates
+
+
+def _about_sample(whole: Parts) -> list[str]:
+    """What is to be said of a sample that is small, or that the judge finds better or worse than its log by more than chance."""
+    remarks = []
+    if whole.clusters < FEW_CLUSTERS:
+        remarks.append(
+            f"The labels weigh no more than those of {whole.clusters:.0f} equally frequent queries, and below {FEW_CLUSTERS} the "
+            "intervals are a little short. Rate more, or draw with `lore draw`, which prefers what is shown often."
+        )
+    spread = float(np.linalg.norm(whole.gap_C))
+    if spread > 0 and 2 * student.sf(abs(whole.gap) / spread, max(whole.clusters - 1, 1)) < UNLIKELY:
+        remarks.append(
+            f"The sample does not look like a random part of the log: the judge finds {whole.judged - whole.gap:.1%} of it good "
+            f"and {whole.judged:.1%} of the log; chance does that in less than 1 of {round(1 / UNLIKELY):,} samples. Then no "
+            "estimate from its labels holds: say in its column probability how it was drawn, or draw it with `lore draw`."
+        )
+    return remarks

@@ -1,0 +1,146 @@
+"""From the recipe's rows to judges: baselines trained here, verdicts made elsewhere, models and servers that are asked."""
+
+import gc
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from lore.codec.judgement import renderer_hash
+from lore.codec.prompt import PromptFormat
+from lore.data.parquet import read_pairs
+from lore.engines.engine import Engine, Sampling
+from lore.engines.open_engine import open_engine
+from lore.eval.baselines import fit_baseline
+from lore.eval.config import RairRecipe
+from lore.eval.sections import JudgeSection
+from lore.eval.testset import EvalData, load_split, read_chosen
+from lore.judge.card import check_card, check_template
+from lore.judge.resumable import Asker, Verdicts
+from lore.judge.verdicts import Verdict, read_predictions
+from lore.rubric.rubric import Rubric
+from lore.run.run_folder import RunFolder
+from lore.support.fingerprint import model_fingerprint
+from lore.support.progress import track
+
+TEXT_COLUMNS = ["pair_id", "query", "title", "attributes", "description", "category", "brand"]
+BASELINE_BATCH = 4096
+
+
+def prompt_format(judge: JudgeSection, recipe: RairRecipe) -> PromptFormat:
+    """The recipe's prompt with what the judge replaces."""
+    replaced = {key: value for key in ("order", "detail", "photo") if (value := getattr(judge, key)) is not None}
+    return PromptFormat(**(recipe.prompt.model_dump() | replaced))
+
+
+def described(judge: JudgeSection, recipe: RairRecipe) -> str:
+    """One line on how a row came about."""
+    if judge.kind == "majority":
+        return f"the most frequent tier of split {recipe.train_split}"
+    if judge.kind == "lexical":
+        return f"gradient boosting over word overlap, trained on split {recipe.train_split}"
+    if judge.kind == "predictions":
+        return f"predictions from {judge.predictions}"
+    fmt = prompt_format(judge, recipe)
+    if judge.kind == "endpoint":
+        who = f"{judge.endpoint.model} at {judge.endpoint.url}"
+    else:
+        who = judge.model.name + (f" with adapter {judge.model.adapter}" if judge.model.adapter else "")
+    if judge.vllm is not None:
+        who += " in vLLM"
+    return f"{who}; {fmt.order}, rubric: {fmt.detail}, photo {'shown' if fmt.photo else 'hidden'}"
+
+
+def baseline_verdicts(recipe: RairRecipe, data: EvalData) -> dict[str, Verdicts]:
+    """Verdicts of the baselines, trained on the train split of the same data."""
+    names = {name: judge.kind for name, judge in recipe.rows().items() if judge.kind in ("lexical", "majority")}
+    if not names:
+        return {}
+    train_path = Path(recipe.train_path) if recipe.train_path else data.path
+    train = load_split(
+        train_path,
+        recipe.train_split,
+        data.rubric,
+        slices=recipe.data.slices,
+        limit=recipe.train_limit,
+        seed=recipe.seed,
+    )
+    pairs = list(read_chosen(train_path, train.split, train.pair_ids, TEXT_COLUMNS))
+    order = [train.position[pair.pair_id] for pair in pairs]
+    gold, weights = train.gold[order], train.weights[order] if recipe.metrics.label_weights else None
+    tier_ids, verdicts = data.rubric.tier_ids, {}
+    for name, kind in names.items():
+        baseline = fit_baseline(kind, pairs, gold, len(tier_ids), weights=weights, seed=recipe.seed)
+        verdicts[name] = {}
+        for part in data.parts:
+            left = read_chosen(data.path, part.split, part.pair_ids, TEXT_COLUMNS)
+            left = track(left, f"{name}: {part.split}", total=len(part))
+            while batch := list(islice(left, BASELINE_BATCH)):
+                for pair, row in zip(batch, baseline.predict(batch), strict=True):
+                    verdicts[name][pair.pair_id] = Verdict(pair.pair_id, tier_ids[int(row.argmax())], row.tolist())
+    return verdicts
+
+
+def read_verdicts(recipe: RairRecipe, data: EvalData) -> dict[str, Verdicts]:
+    """Verdicts that were made elsewhere."""
+    judges = {name: judge for name, judge in recipe.judges.items() if judge.kind == "predictions"}
+    dev_ids = data.dev.pair_ids if data.dev else []
+    limited = [part.split for part, limit in ((data.test, recipe.test_limit), (data.dev, recipe.dev_limit)) if part and limit]
+    left_out = {pair.pair_id for split in limited for pair in read_pairs(data.path, split=split, columns=[])} if judges else set()
+    return {
+        name: read_predictions(
+            judge.predictions, data.rubric, data.test.pair_ids, dev_ids, judge.predictions_judge, left_out=left_out
+        )
+        for name, judge in judges.items()
+    }
+
+
+def askers(recipe: RairRecipe, data: EvalData, folder: RunFolder) -> dict[str, Asker]:
+    """Every judge that is asked in this run, its card checked."""
+    engines = OpenEngine(data.rubric, recipe.batch_tokens)
+    sampling = Sampling(temperature=recipe.sampling.temperature, max_tokens=recipe.sampling.max_tokens, seed=recipe.seed)
+    found = {}
+    for name, judge in recipe.asked().items():
+        fmt = prompt_format(judge, recipe)
+        renderer = renderer_hash(data.rubric, fmt)
+        folder.note(**{f"renderer_hash of {name}": renderer})
+        if judge.kind == "model":
+            check_card(judge.model, renderer, f"judges.{name}")
+            folder.note(**{f"weights of {name}": model_fingerprint(judge.model.name, judge.model.adapter)})
+        found[name] = Asker(
+            name,
+            folder / "verdicts" / name,
+            partial(engines.of, name, judge),
+            data.rubric,
+            fmt,
+            sampling,
+            recipe.chunk_pairs,
+            judge.explain,
+            judge.scores,
+        )
+    return found
+
+
+class OpenEngine:
+    """One engine in memory at a time; judges that differ in their prompt alone share it."""
+
+    def __init__(self, rubric: Rubric, batch_tokens: int):
+        self.rubric, self.batch_tokens = rubric, batch_tokens
+        self._section, self._engine = None, None
+
+    def of(self, name: str, judge: JudgeSection) -> Engine:
+        section = (judge.endpoint or judge.model, judge.vllm)
+        if section != self._section:
+            self.close()
+            model, vllm = section
+            self._engine = open_engine(model, self.rubric, vllm=vllm, batch_tokens=self.batch_tokens)
+            self._section = section
+            if judge.kind == "model":
+                check_template(judge.model, getattr(self._engine, "processor", self._engine.tokenizer), f"judges.{name}")
+        return self._engine
+
+    def close(self) -> None:
+        """The engine leaves memory."""
+        if hasattr(self._engine, "close"):
+            self._engine.close()
+        self._engine = self._section = None
+        gc.collect()

@@ -1,0 +1,118 @@
+"""How the conditions of a capability are counted, and which rules fit into a judge's prompt."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lore.codec.prompt import PromptFormat, count_prompt_tokens, render
+from lore.data.pair import Pair
+from lore.eval.measures.bootstrap import Estimate, mean_estimate, query_groups
+from lore.eval.measures.results import Condition
+from lore.judge.resumable import Asker, Verdicts
+from lore.support.atomic_files import write_atomic
+from lore.support.text import normalise
+
+FIT_SHARE = 0.95
+FIT_PAIRS = 200  # looked at to see whether rules fit
+
+Labels = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Counting:
+    """samples: resamples of the queries behind an interval."""
+
+    samples: int
+    seed: int
+
+    def estimate(self, values: np.ndarray, pairs: Sequence[Pair]) -> Estimate:
+        """Mean of values [N], one per pair, with its interval over queries."""
+        return mean_estimate(values, groups_of(pairs), samples=self.samples, seed=self.seed)
+
+    def condition(
+        self,
+        capability: str,
+        condition: str,
+        pairs: Sequence[Pair],
+        labels: Labels,
+        verdicts: Verdicts,
+        *,
+        against: tuple[str, Verdicts] | None = None,
+        note: str = "",
+    ) -> Condition:
+        """Accuracy of the verdicts on pairs [N], and the paired difference to the verdicts of `against`."""
+        correct, difference = right(pairs, labels, verdicts), None
+        failures = sum(verdicts[pair.pair_id].tier is None for pair in pairs)
+        if against is not None:
+            difference = self.estimate(correct - right(pairs, labels, against[1]), pairs)
+        return Condition(
+            capability,
+            condition,
+            len(pairs),
+            len(np.unique(groups_of(pairs))),
+            self.estimate(correct, pairs),
+            against[0] if against else None,
+            difference,
+            note="; ".join(filter(None, [note, f"{failures} without a verdict" if failures else ""])),
+        )
+
+
+def groups_of(pairs: Sequence[Pair]) -> np.ndarray:
+    """[N] integers that tell the queries apart."""
+    return query_groups([normalise(pair.query) for pair in pairs])
+
+
+def right(pairs: Sequence[Pair], labels: Labels, verdicts: Verdicts) -> np.ndarray:
+    """[N] 1.0 where the verdict is the label, else 0.0; no verdict is never right."""
+    return np.asarray([float(verdicts[pair.pair_id].tier == labels[pair.pair_id]) for pair in pairs])
+
+
+def moved(pairs: Sequence[Pair], before: Verdicts, after: Verdicts) -> np.ndarray:
+    """[N] 1.0 where the two verdicts differ."""
+    return np.asarray([float(before[pair.pair_id].tier != after[pair.pair_id].tier) for pair in pairs])
+
+
+def share(values: np.ndarray) -> str:
+    """A mean for a note; nothing where there is no value."""
+    return f"{values.mean():.2f}" if len(values) else "–"
+
+
+def rules_format(asker: Asker, pairs: Sequence[Pair], tag: str) -> PromptFormat | None:
+    """The judge's own format with the whole rule book, or with the rules found by search where that leaves no room for the
+    item, or None where they leave none either.
+
+    Room: nothing but the description's end has to go for FIT_SHARE of the pairs that the judge's own prompt has room for. An
+    endpoint that hides its tokenizer is shown the whole book. What is found is kept beside the answers, since a later start
+    that asks nothing must not open the engine for it.
+    """
+    if asker.fmt.detail == "full":
+        return asker.fmt
+    path = asker.folder / f"{tag}.json"
+    if not path.exists():
+        asker.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({"detail": _detail_that_fits(asker, pairs[:FIT_PAIRS])}) + "\n")
+    detail = json.loads(path.read_text(encoding="utf-8"))["detail"]
+    return None if detail is None else replace(asker.fmt, detail=detail)
+
+
+def _detail_that_fits(asker: Asker, pairs: Sequence[Pair]) -> str | None:
+    engine = asker.open_engine()
+    tokenizer = getattr(engine, "processor", None) or engine.tokenizer
+    if tokenizer is None:
+        return "full"
+    from PIL import Image
+
+    blank = Image.new("RGB", (1, 1), "white") if asker.fmt.photo and getattr(engine, "takes_images", True) else None
+
+    def has_room(pair: Pair, detail: str) -> bool:
+        fmt = replace(asker.fmt, detail=detail, photo=blank is not None and pair.image is not None)
+        messages = render(replace(pair, description=None), asker.rubric, fmt, image=blank if fmt.photo else None)
+        return count_prompt_tokens(messages, tokenizer) <= fmt.max_prompt_tokens
+
+    roomy = [pair for pair in pairs if has_room(pair, asker.fmt.detail)]
+    for detail in ("full", "retrieved"):
+        if sum(has_room(pair, detail) for pair in roomy) >= FIT_SHARE * len(roomy):
+            return detail
+    return None

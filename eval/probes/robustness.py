@@ -1,0 +1,152 @@
+"""Asks a judge again under perturbations that leave the label true, and counts how its verdicts move.
+
+Up rate: share of the pairs with a clean verdict below the best tier whose verdict rises. Down rate: share of those with one above
+the worst tier whose verdict falls. A pair without a clean verdict is in neither. One that loses its verdict under the perturbation
+has moved neither way: it is counted among the failures, and wrong in the accuracy, as everywhere.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lore.data.pair import Pair
+from lore.data.rejected_rows import Rejection
+from lore.data.tables.any_table import table_records
+from lore.data_synth.perturb.perturb import Perturber, chosen
+from lore.eval.measures.bootstrap import mean_estimate
+from lore.eval.measures.results import Flip
+from lore.eval.sections import RobustnessSection
+from lore.eval.testset import Labelled, whole_queries
+from lore.judge.resumable import Asker
+from lore.judge.verdicts import Verdict
+from lore.rubric.rubric import Rubric
+from lore.support.console import with_room
+from lore.support.errors import LoreError
+
+ALL_INJECTIONS = "all injections"
+ON_PHOTOS = "order-in-photo"
+NO_VERDICT = -1
+WIDTH = 150
+TRANSLATION_COLUMNS = ("query", "translation")
+
+
+@dataclass
+class Answers:
+    """Clean and perturbed verdicts side by side: tier indices (NO_VERDICT without one), labels, queries; one entry per question."""
+
+    tiers: int
+    clean: list[int] = field(default_factory=list)
+    perturbed: list[int] = field(default_factory=list)
+    gold: list[int] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+
+    def __add__(self, other: "Answers") -> "Answers":
+        parts = ("clean", "perturbed", "gold", "groups")
+        return Answers(self.tiers, *(getattr(self, part) + getattr(other, part) for part in parts))
+
+    def flip(self, name: str, kind: str, *, samples: int, seed: int) -> Flip:
+        """Rates with intervals over queries."""
+        clean, perturbed, gold, groups = (
+            np.asarray(values, dtype=np.int64) for values in (self.clean, self.perturbed, self.gold, self.groups)
+        )
+        answered, moved = clean != NO_VERDICT, perturbed != NO_VERDICT
+        can_rise, can_fall = answered & (clean < self.tiers - 1), answered & (clean > 0)
+        rates = {
+            "up": np.where(can_rise, moved & (perturbed > clean), np.nan),
+            "down": np.where(can_fall, moved & (perturbed < clean), np.nan),
+            "accuracy": (perturbed == gold).astype(float),
+            "clean_accuracy": (clean == gold).astype(float),
+        }
+        estimates = {key: mean_estimate(values, groups, samples=samples, seed=seed) for key, values in rates.items()}
+        return Flip(name, kind, pairs=len(gold), queries=len(set(self.groups)), failures=int((~moved).sum()), **estimates)
+
+
+def robustness_ids(test: Labelled, options: RobustnessSection, seed: int) -> list[str]:
+    """Ids of the pairs that are asked again: whole queries, about options.pairs of them, in the file's order."""
+    return [test.pair_ids[index] for index in whole_queries(test.queries, options.pairs, seed)]
+
+
+def measure_robustness(
+    asker: Asker,
+    pairs: list[Pair],
+    clean: dict[str, Verdict],
+    test: Labelled,
+    rubric: Rubric,
+    options: RobustnessSection,
+    *,
+    language: str,
+    samples: int,
+    seed: int,
+) -> list[Flip]:
+    """One Flip for each perturbation, those of one kind together, then one over all injections, which counts every pair once for
+    each injection.
+
+    pairs: of `robustness_ids`, as they are; clean: the judge's verdicts on them. A pair to which a perturbation does not apply is
+    not among its pairs; an order in the photo counts for pairs whose photo the judge was shown. Answers are kept under the tags
+    robustness-<name>: a killed run asks nothing twice.
+    """
+    translations = read_translations(Path(options.translations)) if options.translations else None
+    perturber = Perturber(rubric, language, "test", seed=seed, translations=translations)
+    flips, injected = [], Answers(len(rubric.tiers))
+    for perturbation in chosen(options.perturbations):
+        name, kind = perturbation.name, perturbation.kind
+        asked = [pair for pair in pairs if name != ON_PHOTOS or clean[pair.pair_id].photo == "seen"]
+        changed = [found for pair in asked if (found := perturber.perturb(name, pair)) is not None]
+        verdicts = asker.ask(f"robustness-{name}", changed, total=len(changed)) if changed else {}
+        answers = Answers(len(rubric.tiers))
+        for pair in changed:
+            place = test.position[pair.pair_id]
+            answers.clean.append(_tier(clean[pair.pair_id], rubric))
+            answers.perturbed.append(_tier(verdicts[pair.pair_id], rubric))
+            answers.gold.append(int(test.gold[place]))
+            answers.groups.append(int(test.groups[place]))
+        flips.append(answers.flip(name, kind, samples=samples, seed=seed))
+        if kind == "injection":
+            injected += answers
+    if injected.gold:
+        flips.append(injected.flip(ALL_INJECTIONS, "injection", samples=samples, seed=seed))
+    return flips
+
+
+def _tier(verdict: Verdict, rubric: Rubric) -> int:
+    return NO_VERDICT if verdict.tier is None else rubric.index(verdict.tier)
+
+
+def read_translations(path: Path) -> dict[str, str]:
+    """Query to its translation, from a .csv, .tsv, .jsonl or .parquet file with these two columns. Raises LoreError for a file that
+    is missing, of another kind, or has a row that cannot be used."""
+    translations = {}
+    for record in table_records(path, TRANSLATION_COLUMNS, what="robustness.translations: "):
+        if isinstance(record, Rejection):
+            raise LoreError(f"robustness.translations: {record}. Correct or drop the row.")
+        row, values = record
+        query, translation = (values.get(name) for name in TRANSLATION_COLUMNS)
+        if not all(isinstance(value, str) and value.strip() for value in (query, translation)):
+            raise LoreError(
+                f"robustness.translations: {path} row {row} has query {query!r} and translation {translation!r}; expected two "
+                "texts. Drop queries without a translation: they are left out."
+            )
+        translations[query] = translation
+    return translations
+
+
+def print_robustness(found: dict[str, list[Flip]], console: Console | None = None) -> None:
+    """One row for each perturbation and judge, the judges of a perturbation under one another."""
+    table = Table(title="robustness: how verdicts move (95 % intervals over queries)", title_justify="left")
+    table.add_column("perturbation", overflow="fold")
+    if len(found) > 1:
+        table.add_column("judge", overflow="fold")
+    for heading in ("kind", "pairs", "up", "down", "accuracy as it is", "perturbed", "no verdict"):
+        table.add_column(heading, justify="left" if heading == "kind" else "right")
+    for name in dict.fromkeys(flip.name for flips in sorted(found.values(), key=len, reverse=True) for flip in flips):
+        flips = {judge: flip for judge, flips in found.items() for flip in flips if flip.name == name}
+        for judge, flip in flips.items():
+            first, last = judge == next(iter(flips)), judge == next(reversed(flips))
+            who = [name if first else ""] + [escape(judge)] * (len(found) > 1)
+            estimates = [escape(str(value)) for value in (flip.up, flip.down, flip.clean_accuracy, flip.accuracy)]
+            table.add_row(*who, flip.kind, str(flip.pairs), *estimates, str(flip.failures), end_section=last)
+    with_room(console or Console(), WIDTH).print(table)

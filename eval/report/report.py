@@ -1,0 +1,125 @@
+"""report.html: one file that needs nothing else, for the team that decides which judge is used.
+
+A headline, tables with intervals, slices, confusion, calibration, risk against coverage, sampled answers, raters,
+capabilities, robustness, and the mistakes worth reading with filters; what was not measured leaves no trace on the page.
+
+Item text, photos and rationales were written by strangers: the template escapes everything, the page's policy allows the
+page's own script alone (by its hash) and no load, and photos are decoded and written again as small JPEGs. Lists, texts and
+photos are bounded, so the file stays at a few megabytes. Without JavaScript the page is complete; filters are hidden.
+"""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from lore.eval.report.charts import reliabilities, risk_section, sample_section
+from lore.eval.report.headline import BASELINES, headline
+from lore.eval.report.mistakes import bounded, mistake_cards, tier_names
+from lore.eval.report.tables import (
+    agreement_rows,
+    ceiling_row,
+    condition_groups,
+    confusion_rows,
+    flip_groups,
+    slice_views,
+    summary_table,
+)
+from lore.eval.scorecard import Scorecard
+from lore.eval.sections import MetricsSection, ReportSection
+from lore.eval.testset import EvalData
+from lore.judge.verdicts import Verdict
+from lore.support.html import page_style, page_template
+from lore.support.svg_plots import TEXT_MARKS
+
+FOLDER = Path(__file__).parent
+MAX_FAILURES = 8
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    cards: list[Scorecard],
+    verdicts: dict[str, dict[str, Verdict]],
+    data: EvalData,
+    options: ReportSection,
+    facts: dict[str, str],
+    metrics: MetricsSection | None = None,
+    seed: int = 0,
+) -> None:
+    """Writes the report. verdicts: judge name to its verdicts by pair_id; facts: what the page says about data and
+    settings; metrics, seed: how the cards were measured, so that the headline's differences are measured alike."""
+    rubric, test = data.rubric, data.test
+    metrics = metrics or MetricsSection()
+    explained = [card.name for card in cards if card.kind not in BASELINES]
+    explained = explained or [card.name for card in cards if card.kind == "lexical"]
+    names = tier_names(rubric)
+    shares = np.bincount(test.gold, minlength=len(rubric.tier_ids)) / max(len(test), 1)
+    script = (FOLDER / "report.js").read_text(encoding="utf-8")
+    html = page_template(FOLDER, "report.html.jinja").render(
+        title=title,
+        script=Markup(script),
+        script_hash=script_hash(script),
+        style=Markup(page_style()),
+        headline=headline(
+            cards,
+            verdicts,
+            data,
+            label_weights=metrics.label_weights,
+            samples=metrics.bootstrap_samples,
+            seed=seed,
+        ),
+        facts=facts,
+        judges=[judge_facts(card) for card in cards],
+        series={card.name: number % len(TEXT_MARKS) for number, card in enumerate(cards)},
+        marks=TEXT_MARKS,
+        tables=summaries(cards, rubric.tier_ids, metrics.shown),
+        tiers=[
+            {"name": names[tier], "share": float(share)} for tier, share in zip(rubric.tier_ids, shares, strict=True)
+        ],
+        views=slice_views(cards, rubric.tier_ids, data.ceiling),
+        confusions=[{"judge": card.name} | confusion_rows(card.confusion, rubric.tier_ids) for card in cards],
+        reliabilities=reliabilities(cards, data),
+        risk=risk_section(cards, data),
+        samples=sample_section(cards, data),
+        agreement=agreement_rows(cards),
+        ceiling=ceiling_row(data.ceiling) if data.ceiling else None,
+        acc_k=f"Acc@{len(rubric.tier_ids)}",
+        conditions=condition_groups(cards),
+        flips=flip_groups(cards),
+        mistakes=mistake_cards(explained, verdicts, data, options.mistakes, options.thumbnail_pixels),
+    )
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(html, encoding="utf-8")
+    part.replace(path)
+
+
+def script_hash(script: str) -> str:
+    """What the page's policy calls this script, and no other."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def summaries(cards: list[Scorecard], tier_ids: list[str], chosen: list[str] | None) -> list[tuple[str, dict[str, Any]]]:
+    """The summary, and the same under the given prior where there is one. chosen: metrics.shown."""
+    tables = [("Summary", summary_table({card.name: card.whole for card in cards}, tier_ids, chosen))]
+    if all(card.natural is not None for card in cards):
+        parts = {card.name: card.natural for card in cards}
+        tables.append(("Under the given prior", summary_table(parts, tier_ids, chosen)))
+    return tables
+
+
+def judge_facts(card: Scorecard) -> dict[str, Any]:
+    """How a judge was asked, and what went wrong."""
+    failures = [f"{bounded(reason, 60)} {times}" for reason, times in list(card.failures.items())[:MAX_FAILURES]]
+    return {
+        "name": card.name,
+        "baseline": card.kind in BASELINES,
+        "how": card.how,
+        "temperature": "" if card.temperature is None else f"{card.temperature:.2f}",
+        "failures": ", ".join(failures),
+        "photos": ", ".join(f"{state} {times}" for state, times in card.photos.items()),
+    }

@@ -1,0 +1,143 @@
+"""What a finished evaluation leaves: tables on the screen, metrics.json, predictions.parquet, report.html, the run's
+summary."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+from rich.console import Console
+
+from lore.eval.config import RairRecipe
+from lore.eval.measures.bootstrap import two_digits
+from lore.eval.probes.capability import print_capability
+from lore.eval.probes.robustness import print_robustness
+from lore.eval.report.console import column_titles, print_samples, print_slices, print_table
+from lore.eval.report.report import write_report
+from lore.eval.scorecard import Scorecard
+from lore.eval.testset import EvalData, Labelled
+from lore.judge.answer_store import write_table
+from lore.judge.verdicts import Verdict, to_row, verdict_fields
+from lore.rubric.rubric import Rubric
+from lore.run.run_folder import RunFolder
+from lore.support.atomic_files import write_atomic
+
+HEADLINE = ("acc_2", "acc_k", "macro_f1", "qwk", "ece")
+
+
+def save(
+    recipe: RairRecipe,
+    folder: RunFolder,
+    data: EvalData,
+    verdicts: dict[str, dict[str, Verdict]],
+    cards: list[Scorecard],
+    *,
+    console: Console,
+) -> None:
+    """Writes and prints everything, then marks the run as done."""
+    metrics_path, predictions_path, report_path = (
+        folder / "metrics.json",
+        folder / "predictions.parquet",
+        folder / "report.html",
+    )
+    rubric, test = data.rubric, data.test
+    write_predictions(predictions_path, verdicts, test, rubric)
+    content = {
+        "rubric": {
+            "name": rubric.name,
+            "hash": rubric.hash,
+            "tiers": rubric.tier_ids,
+            "relevant": rubric.relevant_mask,
+        },
+        "data": data_facts(data, folder),
+        "prior": recipe.metrics.prior,
+        "ceiling": data.ceiling.to_json() if data.ceiling else None,
+        "benchmark": recipe.benchmark,
+        "judges": {card.name: card.to_json() for card in cards},
+    }
+    write_atomic(metrics_path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_report(
+        report_path,
+        title=f"{recipe.run}: {rubric.name}",
+        cards=cards,
+        verdicts=verdicts,
+        data=data,
+        options=recipe.report,
+        facts=report_facts(recipe, data),
+        metrics=recipe.metrics,
+        seed=recipe.seed,
+    )
+
+    print_table(
+        cards,
+        rubric.tier_ids,
+        f"{recipe.run}: {len(test)} pairs, {test.n_queries} queries, 95 % intervals over queries",
+        console=console,
+        shown=recipe.metrics.shown,
+    )
+    if cards[0].natural is not None:
+        under = "the same under metrics.prior"
+        print_table(cards, rubric.tier_ids, under, console=console, natural=True, shown=recipe.metrics.shown)
+    print_slices(cards, rubric.tier_ids, console=console)
+    if sampled := {card.name: card.samples for card in cards if card.samples}:
+        print_samples(sampled, console=console)
+    if flipped := {card.name: card.flips for card in cards if card.flips}:
+        print_robustness(flipped, console)
+    print_capability({card.name: card.conditions for card in cards if card.conditions}, console)
+    for what, path in (("predictions", predictions_path), ("metrics", metrics_path), ("report", report_path)):
+        console.print(f"{what}: {path}", soft_wrap=True, markup=False)
+    titles = column_titles(rubric.tier_ids)
+    summary = {
+        card.name: ", ".join(f"{titles[name]} {two_digits(card.whole.metrics[name].value)}" for name in HEADLINE)
+        for card in cards
+    }
+    folder.finish(summary | {"report": str(report_path)})
+
+
+def write_predictions(path: Path, verdicts: dict[str, dict[str, Verdict]], test: Labelled, rubric: Rubric) -> None:
+    """One row per judge and tested pair."""
+    rows = []
+    for judge, answered in verdicts.items():
+        for index, pair_id in enumerate(test.pair_ids):
+            about = {
+                "judge": judge,
+                "query": test.queries[index],
+                "label": rubric.tier_ids[test.gold[index]],
+                "slices": test.slices[index],
+            }
+            rows.append(about | to_row(answered[pair_id], rubric.tier_ids))
+    own = [
+        ("judge", pa.string()),
+        ("pair_id", pa.string()),
+        ("query", pa.string()),
+        ("label", pa.string()),
+        ("slices", pa.list_(pa.string())),
+    ]
+    write_table(path, rows, own + [entry for entry in verdict_fields(rubric.tier_ids) if entry[0] != "pair_id"])
+
+
+def data_facts(data: EvalData, folder: RunFolder) -> dict:
+    return {
+        "path": str(data.path),
+        "fingerprint": folder.manifest.get("facts", {}).get("data_fingerprint"),
+        "split": data.test.split,
+        "pairs": len(data.test),
+        "queries": data.test.n_queries,
+        "unlabelled": data.test.unlabelled,
+        "repeated": data.test.repeated,
+        "calibration_split": data.dev.split if data.dev else None,
+        "calibration_pairs": len(data.dev) if data.dev else 0,
+    }
+
+
+def report_facts(recipe: RairRecipe, data: EvalData) -> dict[str, str]:
+    """What the head of the report says."""
+    rubric = data.rubric
+    prior = recipe.metrics.prior
+    return {
+        "data": f"{data.path}: {data.test}",
+        "rubric": f"{rubric.name} {rubric.version}, tiers worst first: {', '.join(rubric.tier_ids)}",
+        "intervals": f"95 %, {recipe.metrics.bootstrap_samples} resamples of the queries, seed {recipe.seed}",
+        "calibration": f"temperature fitted on {data.dev}" if data.dev else "none",
+        "weights": "label_weight of each pair" if recipe.metrics.label_weights else "every pair counts once",
+        **({"given prior": ", ".join(f"{tier} {share:.0%}" for tier, share in prior.items())} if prior else {}),
+    }

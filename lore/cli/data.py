@@ -1,0 +1,274 @@
+"""`lore data`: import rated pairs, check them, count them, split them. Nothing heavy is imported before a command
+runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from lore.support.errors import LoreError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Import, check, count and split rated pairs.",
+)
+
+JSON = typer.Option(False, "--json", help="Print one JSON object instead of tables.")
+STRICT = typer.Option(False, "--strict", help="Reject rows with HTML instead of turning it into plain text.")
+DROP = typer.Option(False, "--drop-duplicates", help="Keep the first of equal pairs; the others go to the rejected file.")
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    for stream in (sys.stdout, sys.stderr):  # what rejected rows hold must not stop the report about them
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    except (LoreError, OSError) as error:  # OSError: no room, no permission, a folder in place of a file
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+@app.command("import")
+def import_(
+    source: str = typer.Argument(..., help="crowdflower, homedepot, wands, esci, rair or table."),
+    path: str = typer.Argument(..., help="File or folder of the source; hub:chenJi/RAIR streams rair from the hub."),
+    out: Path = typer.Option(..., "-o", "--out", help="Parquet file to write; bad rows go to <name>.rejected.jsonl beside it."),
+    rubric: str = typer.Option(None, help="Name or path of the rubric whose tiers the labels are; default: the source's own."),
+    encoding: str = typer.Option(None, help="Text encoding of csv and jsonl files, such as latin-1; default utf-8."),
+    map: list[str] = typer.Option(
+        None, "--map", help="table: field=column,... ; attributes.<name>=column for attributes. May be repeated."
+    ),
+    delimiter: str = typer.Option(None, help="table: column delimiter of a csv file, such as ';'."),
+    locale: str = typer.Option(None, help="esci: us, es, jp, or several with commas; default all."),
+    small: bool = typer.Option(
+        None, "--small-version/--large-version", help="esci: the ranking task's rows, or the larger set; default all."
+    ),
+    config: str = typer.Option(None, help="rair from the hub: General_Subset, Hard_Subset, Visual_Subset; default all."),
+    caption: bool = typer.Option(False, help="rair: put the photo's caption (vqa_result) among the attributes."),
+    embed_images: bool = typer.Option(False, help="Store photo files inside the output, so that it can be moved."),
+    strict: bool = STRICT,
+    drop_duplicates: bool = DROP,
+    keep_bad_photos: bool = typer.Option(
+        False, "--keep-bad-photos", help="Keep rows whose photo cannot be read, without it, and say which."
+    ),
+    as_json: bool = JSON,
+) -> None:
+    """Turns rated pairs of a public format, or any table, into a checked pairs file."""
+    with _errors():
+        from lore.data.import_pairs import import_pairs
+        from lore.data.importers import open_source
+        from lore.rubric.rubric import load_rubric, rubric_metadata
+
+        version = None if small is None else "small" if small else "large"
+        given = {
+            "map": ",".join(map or []),
+            "delimiter": delimiter,
+            "locale": locale,
+            "version": version,
+            "config": config,
+            "caption": caption,
+        }
+        opened = open_source(source, path, encoding=encoding, options={name: value for name, value in given.items() if value})
+        chosen = rubric or opened.rubric
+        if chosen is None:
+            raise LoreError(
+                f"Source {source} has no rubric of its own, so its labels cannot be checked. Pass --rubric with a "
+                "shipped name or a file."
+            )
+        loaded = load_rubric(chosen)
+        report = import_pairs(
+            opened,
+            out,
+            loaded,
+            strict=strict,
+            embed_images=embed_images,
+            drop_duplicates=drop_duplicates,
+            keep_bad_photos=keep_bad_photos,
+            metadata=rubric_metadata(chosen, loaded),
+        )
+        _show_report(report, as_json)
+        _need_pairs(report, out)
+
+
+@app.command()
+def check(
+    path: str = typer.Argument(..., help="Pairs file, folder or glob."),
+    out: Path = typer.Option(None, "-o", "--out", help="Write the good pairs here and the bad ones to <name>.rejected.jsonl."),
+    rubric: str = typer.Option(None, help="Rubric of the labels; default: the one the file was imported with."),
+    strict: bool = STRICT,
+    drop_duplicates: bool = DROP,
+    as_json: bool = JSON,
+) -> None:
+    """Checks a pairs file row by row, photos included. Exit code 1 where rows are bad and no -o takes them out."""
+    with _errors():
+        from lore.data.import_pairs import import_pairs, open_pairs
+        from lore.rubric.rubric import load_rubric, rubric_change, rubric_metadata
+
+        if drop_duplicates and out is None:
+            raise LoreError("--drop-duplicates writes a file without them: say where with -o clean.parquet.")
+        source, metadata = open_pairs(path)
+        chosen = rubric or metadata.get("lore.rubric")
+        loaded = load_rubric(chosen) if chosen else None
+        kept = {key: value for key, value in metadata.items() if key.startswith("lore.") and key != "lore.key"}
+        if loaded:
+            kept |= rubric_metadata(chosen, loaded)
+        report = import_pairs(
+            source, out, loaded, strict=strict, tier_ids_only=True, drop_duplicates=drop_duplicates, metadata=kept
+        )
+        _show_report(report, as_json)
+        if chosen is None:
+            print("Labels were not checked: the file names no rubric. Pass --rubric.", file=sys.stderr)
+        elif chosen == metadata.get("lore.rubric") and (warning := rubric_change(metadata, loaded, path)):
+            print(f"warning: {warning}", file=sys.stderr)
+        _need_pairs(report, out)
+        if report.rejected_rows and out is None:
+            raise typer.Exit(1)
+
+
+@app.command()
+def stats(path: str = typer.Argument(..., help="Pairs file, folder or glob."), as_json: bool = JSON) -> None:
+    """Tiers, slices, lengths, duplicates, conflicting labels, queries shared by splits."""
+    with _errors():
+        from lore.data.statistics import pair_stats
+
+        _show_stats(pair_stats(path), as_json)
+
+
+@app.command()
+def split(
+    path: str = typer.Argument(..., help="Pairs file, folder or glob."),
+    out: Path = typer.Option(
+        None, "-o", "--out", help="File to write; default: the input file itself, replaced when all is written."
+    ),
+    by: str = typer.Option("query", help="query: all pairs of a query share a split; item: all pairs of an item do."),
+    fractions: str = typer.Option("train=0.7,dev=0.1,test=0.2", help="Shares that sum to 1."),
+    seed: int = typer.Option(0, help="Another seed deals the queries anew."),
+    replace: bool = typer.Option(False, "--replace", help="Deal pairs that have a split already."),
+    as_json: bool = JSON,
+) -> None:
+    """Assigns train, dev and test by hash, so that no query is on two sides and later data keeps to the same sides."""
+    with _errors():
+        from lore.data.parquet import pair_files
+        from lore.data.splits import split_pairs
+
+        if out is None and not Path(path).is_file():
+            raise LoreError(
+                f"{path} is not one file ({len(pair_files(path))} files match), so it cannot be replaced: pass -o split.parquet."
+            )
+        counts = split_pairs(path, out or path, by=by, fractions=_shares(fractions), seed=seed, replace=replace)
+        if as_json:
+            print(json.dumps({"out": str(out or path), "pairs": dict(counts)}))
+        else:
+            _table(
+                f"{out or path}, by {by}",
+                ["split", "pairs", "share"],
+                [[name, f"{count:,}", f"{count / counts.total():.1%}"] for name, count in counts.items()],
+            )
+        for name in _shares(fractions):
+            if not counts[name]:
+                print(f"{name} got no pair: there are too few values of {by}. Try --seed or --fractions.", file=sys.stderr)
+
+
+def _need_pairs(report: Any, out: Path | None) -> None:
+    if out is not None and not report.pairs:
+        kept = f"; the {out} of before is kept" if out.exists() else ""
+        reasons = f" The reasons stand in {report.rejected}." if report.rejected else ""
+        raise LoreError(f"No row became a pair, so {out} is not written{kept}.{reasons}")
+
+
+def _shares(text: str) -> dict[str, float]:
+    try:
+        shares = [(name.strip(), float(share)) for name, share in (part.split("=") for part in text.split(","))]
+        if len(dict(shares)) < len(shares):
+            raise ValueError("a name stands there twice")
+        return dict(shares)
+    except ValueError as error:
+        raise LoreError(f"--fractions is {text!r}; expected name=share,name=share, such as train=0.7,dev=0.1,test=0.2.") from error
+
+
+def _show_report(report: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report.as_json()))
+        return
+    left = report.dropped
+    lines = [
+        ["rows read", report.rows],
+        ["pairs", report.pairs],
+        *([["pairs without a label", report.unlabelled]] if report.unlabelled else []),
+        ["rows rejected", report.rejected_rows],
+        *([f"  {reason}", count] for reason, count in report.reasons.most_common()),
+        *([f"repaired: {name}", count] for name, count in report.repairs.most_common()),
+        [f"duplicates{' (dropped)' if left else ''}", report.duplicates],
+        [f"conflicting labels{' (dropped)' if left else ''}", report.conflicting],
+    ]
+    _table(None, ["what", "count"], [[name, f"{count:,}"] for name, count in lines])
+    for example in [*report.examples, *report.repeats]:
+        print(f"  {example}")
+    if report.out:
+        print(f"Pairs: {report.out}")
+    if report.rejected:
+        print(f"Rejected rows with their reasons: {report.rejected}")
+    if report.extra_columns:
+        print(f"Columns that are not read: {', '.join(report.extra_columns)}")
+
+
+def _show_stats(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found))
+        return
+    plain = ("pairs", "labelled", "with_photo", "mean_label_weight", "queries", "duplicates", "conflicting_labels")
+    _table(
+        found["file"],
+        ["what", "count"],
+        [[name.replace("_", " "), f"{found[name]:,}" if found[name] is not None else "-"] for name in plain],
+    )
+    labels = list(dict.fromkeys(label for counts in found["tiers"].values() for label in counts))
+    rows = [
+        [split, *(f"{counts.get(label, 0):,}" for label in labels), f"{found['queries_by_split'][split]:,}"]
+        for split, counts in found["tiers"].items()
+    ]
+    _table("Tiers by split", ["split", *labels, "queries"], rows)
+    if found["slices"]:
+        most = list(found["slices"].items())
+        _table(f"Slices ({len(most)})", ["slice", "pairs"], [[name, f"{count:,}"] for name, count in most[:30]])
+    if found["pooled"]:
+        print(f"Too many to list, so counted together as {found['pooled_as']}: {', '.join(found['pooled'])}.")
+    _table(
+        "Lengths in characters",
+        ["field", "pairs", "p50", "p95", "max"],
+        [[name, *(f"{spread[key]:,}" for key in ("pairs", "p50", "p95", "max"))] for name, spread in found["lengths"].items()],
+    )
+    if found["queries_shared_by_splits"]:
+        _table(
+            "Queries shared by splits",
+            ["splits", "queries"],
+            [[name, f"{count:,}"] for name, count in found["queries_shared_by_splits"].items()],
+        )
+
+
+def _table(title: str | None, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for index, name in enumerate(columns):
+        table.add_column(Text(name), justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: a slice named "[red]" is no markup
+    console = Console()
+    if title:
+        console.print(Text(title), soft_wrap=True)
+    console.print(table)

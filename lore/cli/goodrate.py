@@ -1,0 +1,81 @@
+"""`lore goodrate` and `lore draw`: the GoodRate of a result log. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from lore.support.errors import LoreError
+
+LOG = typer.Argument(
+    ..., help="One row per shown item (.parquet, .jsonl, .csv): query, pair_id or item_id, page_id, position, system, impressions."
+)
+TOP = typer.Option(None, min=1, help="Only the first so many positions of each page.")
+
+
+def goodrate(
+    log: Path = LOG,
+    verdicts: Path = typer.Option(..., help="predictions.parquet of an evaluation, or a table of pair_id, tier and p_<tier>."),
+    rated: Path = typer.Option(None, help="Labels of a random part: pair_id, label and, where they differ, probability."),
+    rubric: str = typer.Option(None, help="Name or path of the rubric; default: the one of the rated pairs file."),
+    judge: str = typer.Option(None, help="Which judge, where the verdicts are of several."),
+    top: int = TOP,
+    target: Literal["log", "traffic"] = typer.Option(
+        "log", help="What the intervals are about: this very log, or all queries of which its queries are a random sample."
+    ),
+    out: Path = typer.Option(None, "-o", "--out", help="JSON file; unreadable rows go to <name>.rejected.jsonl beside it."),
+) -> None:
+    """Share of shown items and of pages that are good: by the judge, by raters, and by both (prediction-powered)."""
+    from rich.console import Console
+
+    from lore.eval.goodrate.estimate import goodrate as compute
+    from lore.eval.goodrate.output import save, show
+
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    name = rubric or _rubric_of(rated)
+    found = compute(log, verdicts, name, rated_path=rated, judge=judge, top=top, target=target)
+    console = Console(highlight=False)
+    show(found, console)
+    if out:
+        rejected = save(found, out)
+        console.print(f"JSON: {out}", soft_wrap=True, markup=False)
+        if rejected:
+            console.print(f"unreadable rows: {rejected}", soft_wrap=True, markup=False)
+
+
+def draw(
+    log: Path = LOG,
+    pairs: int = typer.Option(None, min=1, help="Draw so many pairs: enough for items."),
+    queries: int = typer.Option(None, min=1, help="Draw so many queries with all that they show: needed for pages."),
+    top: int = TOP,
+    seed: int = typer.Option(0, min=0, help="Another seed draws others."),
+    out: Path = typer.Option(..., "-o", "--out", help="csv file to write, with an empty column label."),
+) -> None:
+    """Draw a random part of a result log for people to rate, likelier what was shown more often."""
+    if (pairs is None) == (queries is None):
+        raise LoreError("Give one of --pairs and --queries: what is drawn is either single pairs or whole queries.")
+    if out.exists():
+        raise LoreError(f"{out} exists and may hold labels, so it is not overwritten. Name another file, or remove it.")
+    from lore.eval.goodrate.log import read_log
+    from lore.eval.goodrate.rated_sample import write_draw
+
+    shown = read_log(log)
+    if top is not None:
+        shown = shown.only(shown.at_top(top))
+    count = write_draw(shown, out, pairs or queries, "pair" if pairs else "query", seed)
+    print(f"{count:,} pairs to rate: {out}. Fill in the column label and leave probability as it is.")
+
+
+def _rubric_of(rated: Path | None) -> str:
+    if rated and rated.suffix == ".parquet":
+        from lore.data.tables.text_tables import open_parquet
+
+        with open_parquet(rated) as parquet:
+            name = (parquet.schema_arrow.metadata or {}).get(b"lore.rubric")
+        if name:
+            return name.decode()
+    raise LoreError("A rubric says which tiers are good, and no pairs file names one here. Give its name or path with --rubric.")

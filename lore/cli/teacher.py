@@ -1,0 +1,150 @@
+"""`lore teacher serve`: vLLM's OpenAI server for the teacher of a recipe, set up so that what it answers is what the other
+engines would answer: the checkpoint's own chat template, none of its generation settings, the name that clients ask for.
+
+    lore teacher serve recipes/synthesize.yaml --port 8000
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from lore.support.errors import LoreError
+
+if TYPE_CHECKING:
+    from lore.engines.config import ModelSection, VllmSection
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Serve the model that writes training data.",
+)
+
+
+@app.callback()
+def _teacher() -> None:
+    """Serve the model that writes training data."""
+
+
+@app.command("serve")
+def serve_command(
+    recipe: Path = typer.Argument(..., help="Recipe with teacher.model and, if wanted, teacher.vllm."),
+    overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]..."),
+    host: str = typer.Option("127.0.0.1", help="Address to listen at; the default is reached from this machine alone."),
+    port: int = typer.Option(None, min=1, max=65535, help="Default: the port of teacher.endpoint.url, else 8000."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Print the command, start nothing."),
+) -> None:
+    """Start vLLM's OpenAI server for a recipe's teacher. Its API key comes from VLLM_API_KEY, or from the variable that
+    teacher.endpoint.key_variable names.
+    """
+    from lore.config.stages import load_recipe
+    from lore.engines.config import VllmSection
+
+    teacher = getattr(load_recipe(recipe, overrides or []), "teacher", None)
+    if getattr(teacher, "model", None) is None:
+        raise LoreError(
+            f"{recipe} names no model under teacher.model, so there is nothing to serve.\n"
+            "Set teacher.model.name to the checkpoint; with kind: endpoint it is the one that the server runs."
+        )
+    endpoint = getattr(teacher, "endpoint", None)
+    serve(
+        teacher.model,
+        getattr(teacher, "vllm", None) or VllmSection(),
+        host,
+        port or (urlsplit(endpoint.url).port if endpoint else None) or 8000,
+        endpoint.model if endpoint else teacher.model.name,
+        key_variable=endpoint.key_variable if endpoint else None,
+        dry_run=dry_run,
+    )
+
+
+def serve(
+    model: ModelSection,
+    vllm: VllmSection,
+    host: str,
+    port: int,
+    name: str,
+    *,
+    key_variable: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Becomes the server: this process is replaced, so that signals reach it. With dry_run it prints the command.
+
+    name: under which clients ask for the model, its adapter included. Raises LoreError for what vLLM cannot run.
+    """
+    command = serve_command_line(model, vllm, host, port, name)
+    environment = serve_environment(key_variable)
+    if dry_run:
+        print(shlex.join(command))
+        return
+    if host not in LOOPBACK and not environment.get("VLLM_API_KEY"):
+        print(
+            f"warning: anyone who reaches {host}:{port} may use the model; export VLLM_API_KEY to ask for a key.", file=sys.stderr
+        )
+    os.execvpe(command[0], command, environment)
+
+
+def serve_command_line(model: ModelSection, vllm: VllmSection, host: str, port: int, name: str) -> list[str]:
+    """The command; the chat template is written to a file of the run folder's root, named by its content."""
+    from lore.engines.loading import load_processor
+    from lore.engines.vllm import adapter_rank, check_vllm, engine_options
+
+    check_vllm()
+    processor = load_processor(model)
+    rank = adapter_rank(model)
+    takes_images = hasattr(processor, "tokenizer")
+    options = engine_options(model, vllm, rank, takes_images=takes_images)
+    options |= {
+        "host": host,
+        "port": port,
+        "served_model_name": f"{name}-base" if rank else name,
+        "chat_template": str(_template_file(str(processor.chat_template))),
+        # As lore.codec.chat_template writes messages: lists of parts for a processor's template, texts for a tokenizer's.
+        "chat_template_content_format": "openai" if takes_images else "string",
+        "disable_uvicorn_access_log": True,
+    }
+    if rank:
+        options["lora_modules"] = f"{name}={model.adapter}"
+    # The module, not `vllm serve`: that asks for the package's metadata, which the CPU build has under another name.
+    flags = [word for key, value in options.items() for word in _flag(key, value)]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]
+
+
+def serve_environment(key_variable: str | None = None) -> dict[str, str]:
+    """The server's environment. The key travels in it and never on the command line, which every user can list."""
+    environment = {"VLLM_NO_USAGE_STATS": "1", **os.environ}
+    key = os.environ.get(key_variable or "", "").strip()
+    if key and not environment.get("VLLM_API_KEY"):
+        environment["VLLM_API_KEY"] = key
+    return environment
+
+
+def _template_file(template: str) -> Path:
+    from lore.config.recipe import run_root
+
+    folder = run_root() / "teacher"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"chat-template-{hashlib.sha256(template.encode()).hexdigest()[:12]}.jinja"
+    if not path.is_file():
+        path.write_text(template, encoding="utf-8")
+    return path.absolute()
+
+
+def _flag(key: str, value: Any) -> list[str]:
+    import json
+
+    flag = "--" + key.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag] if value else [f"--no-{flag.removeprefix('--')}"]
+    return [flag, json.dumps(value) if isinstance(value, dict) else str(value)]

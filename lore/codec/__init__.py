@@ -1,0 +1,1 @@
+"""The one translation between relevance and text: prompts, judgements, chat templates, verdict tokens."""

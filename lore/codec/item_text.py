@@ -1,0 +1,54 @@
+"""The texts of a pair as a prompt holds them: sanitized, fields without content left out."""
+
+import math
+from dataclasses import dataclass, field
+
+from lore.codec.sanitize import neutralise, neutralise_attribute
+from lore.data.pair import Pair
+
+FACT_FIELDS = ("brand", "category", "shop")
+MAX_FACT_CHARACTERS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ItemText:
+    """The neutralised texts of one pair. `facts`: whole lines (`<brand>…</brand>`); `attributes`: `key: value`."""
+
+    query: str
+    title: str
+    facts: list[str] = field(default_factory=list)
+    attributes: list[str] = field(default_factory=list)
+    description: str = ""
+    looked_up: list[str] = field(default_factory=list)
+
+    def block(self, photo: bool) -> tuple[str, str]:
+        """The user text before and after the photo; the second is "" without one."""
+        lines = [f"<facts>{'; '.join(self.looked_up)}</facts>"] if self.looked_up else []
+        lines += [f"<query>{self.query}</query>\n<item>\n<title>{self.title}</title>", *self.facts]
+        if self.attributes:
+            lines.append(f"<attributes>{'; '.join(self.attributes)}</attributes>")
+        if self.description:
+            lines.append(f"<description>{self.description}</description>")
+        head = "\n".join(lines)
+        return (f"{head}\n<photo>", "</photo>\n</item>") if photo else (f"{head}\n</item>", "")
+
+
+def item_text(pair: "Pair", control: frozenset[str] = frozenset(), max_characters: int | None = None) -> ItemText:
+    """The pair's texts, safe to place. Fields without content are left out."""
+    facts = []
+    for key in FACT_FIELDS:
+        value = getattr(pair, key)
+        if value:
+            value = neutralise(value[: 4 * MAX_FACT_CHARACTERS], control)[:MAX_FACT_CHARACTERS].rstrip()
+            if value:
+                facts.append(f"<{key}>{value}</{key}>")
+    if pair.price is not None and math.isfinite(pair.price):
+        facts.append(f"<price>{pair.price:.2f}</price>".replace(".00<", "<"))
+    attributes = (neutralise_attribute(k, v[:max_characters], control) for k, v in pair.attributes.items())
+    return ItemText(
+        query=neutralise(pair.query, control),
+        title=neutralise(pair.title[:max_characters], control),
+        facts=facts,
+        attributes=[text for text in attributes if text],
+        description=neutralise(pair.description[:max_characters], control) if pair.description else "",
+    )

@@ -1,0 +1,1 @@
+"""Strict recipes: sections, YAML text, validation, and the table of stages."""

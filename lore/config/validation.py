@@ -1,0 +1,185 @@
+"""Plain data against a recipe class: every problem of the file in one error, in the words of its author."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from lore.config.recipe import VARIABLES, BaseRecipe
+from lore.config.sections import StrictModel
+from lore.config.yaml_text import Key, Problem, RecipeError, RecipeText, dotted, short
+from lore.support.nearest import nearest
+
+
+def validate(text: RecipeText, model: type[BaseRecipe]) -> BaseRecipe:
+    """The typed recipe. Raises RecipeError with syntax, type, unknown-key and combination problems together."""
+    problems = list(text.problems)
+    data = _expand(text.data, (), text, problems)
+    recipe, bad = None, set()
+    try:
+        # JSON mode is strict about types and still takes a list for a tuple and text for a path.
+        recipe = model.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        by_key: dict[Key, Problem] = {}
+        for item in error.errors(include_url=False):
+            key, problem = _explain(item, data, text, model)
+            known = by_key.get(key)
+            # A union reports each of its branches; together they are what is expected.
+            by_key[key] = problem if known is None else _either(known, problem)
+        bad = set(by_key)
+        problems.extend(by_key.values())
+        recipe = _without(data, bad, model)
+    if recipe is not None:
+        problems.extend(_conflicts(recipe, (), bad, text))
+    if problems:
+        raise RecipeError(sorted(dict.fromkeys(problems), key=_line), text.path)
+    return recipe
+
+
+def _line(problem: Problem) -> int:
+    line = problem.file.rpartition(":")[2]
+    return int(line) if line.isdecimal() else 0
+
+
+def _either(one: Problem, other: Problem) -> Problem:
+    expected = one.expected if other.expected in one.expected else f"{one.expected}, or {other.expected}"
+    return Problem(one.file, one.key, one.found, expected, one.nearest or other.nearest)
+
+
+def _conflicts(value: Any, at: Key, bad: set[Key], text: RecipeText) -> Iterator[Problem]:
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _conflicts(inner, (*at, name), bad, text)
+    if not isinstance(value, StrictModel):
+        return
+    for conflict in value.conflicts():
+        keys = [(*at, *name.split(".")) for name in conflict.keys]
+        if not any(key[: len(b)] == b for key in keys for b in bad):
+            shown = ", ".join(dotted(key) for key in keys)
+            yield Problem(text.where(keys[0]), shown, conflict.found, conflict.expected, conflict.nearest)
+    for name in type(value).model_fields:
+        yield from _conflicts(getattr(value, name), (*at, name), bad, text)
+
+
+def _without(data: dict[str, Any], bad: set[Key], model: type[BaseRecipe]) -> BaseRecipe | None:
+    """The recipe with its bad keys at their defaults, so that combinations can be checked beside wrong values."""
+    pruned = json.loads(json.dumps(data))
+    for key in bad:
+        target = pruned
+        for part in key[:-1]:
+            target = target[part] if isinstance(target, dict) and part in target else None
+        if isinstance(target, dict) and key:
+            target.pop(key[-1], None)
+    try:
+        return model.model_validate_json(json.dumps(pruned))
+    except ValidationError:
+        return None  # a required value is among the bad ones, and that is reported already
+
+
+def _expand(value: Any, key: Key, text: RecipeText, problems: list[Problem]) -> Any:
+    if isinstance(value, dict):
+        return {k: _expand(v, (*key, k), text, problems) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(v, (*key, i), text, problems) for i, v in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+
+    def replace(match: re.Match) -> str:
+        name = match.group(1)
+        if name in VARIABLES:
+            return (os.environ.get(name) or VARIABLES[name]).rstrip("/")
+        expected = "one of: " + ", ".join(f"${{{v}}}" for v in VARIABLES)
+        problems.append(Problem(text.where(key), dotted(key), match.group(0), expected, nearest(name, VARIABLES)))
+        return match.group(0)
+
+    return re.sub(r"\$\{([^}]*)\}", replace, value)
+
+
+def _branches(annotation: Any) -> list[Any]:
+    """The alternatives of an annotation without Annotated and None."""
+    if get_origin(annotation) in (Union, UnionType):
+        return [b for arg in get_args(annotation) for b in _branches(arg)]
+    if get_origin(annotation) is Annotated:
+        return _branches(get_args(annotation)[0])
+    return [] if annotation is type(None) else [annotation]
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return next((b for b in _branches(annotation) if isinstance(b, type) and issubclass(b, BaseModel)), None)
+
+
+def _inside(annotation: Any, part: str | int) -> tuple[bool, Any]:
+    """Whether `part` is a key below this annotation, and the annotation it has there."""
+    for branch in _branches(annotation):
+        arguments = get_args(branch)
+        if isinstance(branch, type) and issubclass(branch, BaseModel) and part in branch.model_fields:
+            return True, branch.model_fields[part].annotation
+        if get_origin(branch) is dict and isinstance(part, str):
+            return True, arguments[1]
+        if get_origin(branch) in (list, tuple, set) and isinstance(part, int):
+            return True, arguments[0]
+    return False, None
+
+
+def _all_keys(annotation: Any, at: Key = ()) -> Iterator[Key]:
+    section = _section(annotation)
+    for name, info in section.model_fields.items() if section else ():
+        yield (*at, name)
+        yield from _all_keys(info.annotation, (*at, name))
+
+
+def _elsewhere(name: str, model: type[BaseModel]) -> str:
+    """The same key in another section, else the most similar key of the whole recipe."""
+    keys = list(_all_keys(model))
+    wanted = name if any(key[-1] == name for key in keys) else nearest(name, {key[-1] for key in keys}, cutoff=0.75)
+    return " or ".join(dotted(key) for key in keys if key[-1] == wanted)
+
+
+def _walk(location: tuple[str | int, ...], data: Any, model: type[BaseModel]) -> tuple[Key, Any, Any]:
+    """The user's key of a pydantic location, its annotation and its parent's. Names of union branches are no keys."""
+    key: list[str | int] = []
+    parent, annotation, here = None, model, data
+    for index, part in enumerate(location):
+        known, inner = _inside(annotation, part)
+        present = isinstance(here, dict) and part in here
+        if isinstance(here, dict) and not present and not (known and index == len(location) - 1):
+            continue
+        if not isinstance(here, dict | list) or (isinstance(here, list) and not isinstance(part, int)):
+            continue
+        key.append(part)
+        parent, annotation = annotation, inner
+        here = here[part] if present or isinstance(here, list) else None
+    return tuple(key), annotation, parent
+
+
+def _explain(item: dict, data: Any, text: RecipeText, model: type[BaseModel]) -> tuple[Key, Problem]:
+    key, _, parent = _walk(item["loc"], data, model)
+    section = _section(parent)
+    found, near = short(item["input"]), ""
+    expected = re.sub(r"^(Input|Value) (should be|error, )\s*", "", item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        names = list(section.model_fields) if section else []
+        close = nearest(str(key[-1]), names)
+        near = dotted((*key[:-1], close)) if close else _elsewhere(str(key[-1]), model)
+        found = f"unknown key {key[-1]}"
+        expected = f"a key of {dotted(key[:-1]) or 'this recipe'}: {', '.join(names)}"
+    elif item["type"] == "missing":
+        found = "nothing"
+        described = section.model_fields[key[-1]].description if section and key[-1] in section.model_fields else None
+        expected = f"a value. {described or ''}".strip()
+    elif item["type"] == "literal_error":
+        near = nearest(str(item["input"]), re.findall(r"'([^']*)'", item["ctx"]["expected"]))
+    elif item["type"] == "string_type" and isinstance(item["input"], bool | int | float):
+        expected += f'; text that looks like a number is quoted: "{item["input"]}"'
+    elif item["type"] in ("model_type", "model_attributes_type"):
+        expected = "a section with keys"
+    where = text.where(key)
+    if key[-1:] in (("key_variable",), ("extra",)) or (key[-1:] == ("url",) and re.search("[@?]", str(item["input"]))):
+        found, where = "a value that is not shown: it may be a key", where.partition("=")[0]
+    return key, Problem(where, dotted(key), found, expected, near)

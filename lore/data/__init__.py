@@ -1,0 +1,1 @@
+"""Pairs: the row type, Parquet in and out, validation, rejected rows, images, splits and statistics."""

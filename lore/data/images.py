@@ -1,0 +1,133 @@
+"""Product photos from untrusted sources: opened with every limit checked before a pixel is decoded."""
+
+import base64
+import binascii
+import io
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lore.support.errors import LoreError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MAX_PIXELS = 36_000_000
+"""6000 x 6000, more than any shop shows. Pillow takes 4 bytes a pixel and at most four copies live at once: 0.6 GB."""
+MAX_BYTES = 32 * 2**20
+
+
+class ImageError(LoreError):
+    """An image that cannot be used; `reason` is image_missing, image_corrupt or image_too_large."""
+
+    def __init__(self, reason: str, found: str, expected: str):
+        super().__init__(f"{found}; expected {expected}")
+        self.reason, self.found, self.expected = reason, found, expected
+
+
+def load_image(image: Mapping[str, Any] | bytes | str, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Any:
+    """A Pillow RGB image, upright, transparent parts on white. Raises ImageError.
+
+    `image`: {"bytes", "path"} as datasets.Image stores it (bytes win), or bytes, or a path.
+    """
+    from PIL import Image, ImageOps
+
+    opened = _open(image_bytes(image, max_bytes=max_bytes), max_pixels)
+    try:
+        ImageOps.exif_transpose(opened, in_place=True)
+        if opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info:
+            clear = opened.convert("RGBA")
+            opened.close()
+            white = Image.new("RGBA", clear.size, "white")
+            return Image.alpha_composite(white, clear).convert("RGB")
+        return opened.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        raise _corrupt(error) from error
+
+
+def bounded(image: Any, max_pixels: int | None) -> Any:
+    """The photo at its size, or smaller in the same shape so that it has at most `max_pixels`."""
+    if max_pixels is None or image.width * image.height <= max_pixels:
+        return image
+    from PIL import Image
+
+    scale = (max_pixels / (image.width * image.height)) ** 0.5
+    size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def check_image(image: Mapping[str, Any] | bytes | str, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> bytes:
+    """The image's bytes, after reading it to its end. Raises ImageError. JPEG is decoded at an eighth of its size:
+    that finds every truncated file at a quarter of the time.
+    """
+    data = image_bytes(image, max_bytes=max_bytes)
+    opened = _open(data, max_pixels)
+    try:
+        opened.draft("RGB", (max(1, opened.width // 8), max(1, opened.height // 8)))
+        opened.load()
+    except Exception as error:  # as in load_image
+        raise _corrupt(error) from error
+    return data
+
+
+def image_bytes(image: Mapping[str, Any] | bytes | str, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """The encoded image. Raises ImageError where the file is missing or too large; nothing is downloaded."""
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path") or ""
+    if isinstance(image, bytes):
+        if len(image) > max_bytes:
+            raise ImageError("image_too_large", f"an image of {len(image):,} bytes", f"at most {max_bytes:,} bytes")
+        return image
+    if not image:
+        raise ImageError("image_missing", "neither bytes nor a path", "an image")
+    if "://" in image[:16]:
+        raise ImageError("image_missing", f"the address {image[:80]}", "a file: nothing is downloaded, fetch the photos first")
+    path = Path(image)
+    try:
+        size = os.stat(path).st_size if path.is_file() else None
+    except (OSError, ValueError) as error:  # a name with a NUL byte or of a megabyte
+        raise ImageError("image_missing", f"the path {image[:80]!r}", "the path of an image file") from error
+    if size is None:
+        raise ImageError("image_missing", f"no file at {image[:200]}", "an image file")
+    if size > max_bytes:
+        raise ImageError("image_too_large", f"a file of {size:,} bytes", f"at most {max_bytes:,} bytes")
+    return path.read_bytes()
+
+
+def decode_base64(text: str, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """Bytes of a base64 image, with or without a `data:image/png;base64,` head. Raises ImageError."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    if len(text) * 3 // 4 > max_bytes + 3:
+        raise ImageError("image_too_large", f"base64 of {len(text) * 3 // 4:,} bytes", f"at most {max_bytes:,} bytes")
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError("image_corrupt", f"text that is no base64 ({error})", "a base64 image") from error
+
+
+def _open(data: bytes, max_pixels: int) -> Any:
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError("image_too_large", str(error).rstrip("."), f"at most {max_pixels:,} pixels") from error
+    except Exception as error:  # as in load_image
+        raise _corrupt(error) from error
+    if opened.width * opened.height > max_pixels:
+        found = f"{opened.width} x {opened.height} = {opened.width * opened.height:,} pixels"
+        raise ImageError("image_too_large", found, f"at most {max_pixels:,} pixels")
+    return opened
+
+
+def _corrupt(error: Exception) -> ImageError:
+    said = re.sub(r"<_io\.\w+ object at \w+>", "it", str(error))  # an address would differ from run to run
+    return ImageError(
+        "image_corrupt",
+        f"an image that cannot be decoded ({type(error).__name__}: {said[:120]})",
+        f"a whole {', '.join(FORMATS)} file",
+    )

@@ -1,0 +1,227 @@
+"""Raw rows of any source to a checked pairs file, its rejected rows beside it, and a report. Used by import, check
+and recipes.
+"""
+
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lore.data.duplicates import Duplicates, Seen
+from lore.data.pair import FIELDS, REQUIRED, Pair
+from lore.data.parquet import PairWriter, pair_files, read_metadata, read_pairs
+from lore.data.rejected_rows import RejectedWriter, Rejection, rejected_path
+from lore.data.row_validation import RowChecker
+from lore.data.source import Source, SourceRow
+from lore.data.splits import split_of
+from lore.data.tables.text_tables import open_parquet, parquet_records
+from lore.rubric.rubric import Rubric, rubric_metadata
+from lore.support.errors import LoreError
+from lore.support.progress import track
+
+SHOWN_PER_REASON = 3
+
+
+@dataclass
+class Report:
+    """What became of the rows. A row with two problems counts once as rejected and once for each reason."""
+
+    rows: int = 0
+    pairs: int = 0
+    rejected_rows: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    repairs: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    conflicting: int = 0
+    dropped: int = 0
+    unlabelled: int = 0
+    """Pairs without a label."""
+    bad_photos: list[str] = field(default_factory=list)
+    """Where photos could not be read and the row was kept: file, row and what was found; the first hundred."""
+    repeats: list[str] = field(default_factory=list)
+    """The first duplicates and the first conflicting labels, each with both places."""
+    extra_columns: list[str] = field(default_factory=list)
+    out: str | None = None
+    rejected: str | None = None
+    examples: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "reasons": dict(self.reasons), "repairs": dict(self.repairs)}
+
+
+def import_pairs(
+    source: Source,
+    out: Path | None,
+    rubric: Rubric | None,
+    *,
+    strict: bool = False,
+    tier_ids_only: bool = False,
+    embed_images: bool = False,
+    split_fractions: dict[str, float] | None = None,
+    seed: int = 0,
+    drop_duplicates: bool = False,
+    keep_bad_photos: bool = False,
+    metadata: dict[str, str] | None = None,
+) -> Report:
+    """Checks every row; with `out` writes the good ones, and the others to `<out's name>.rejected.jsonl`.
+
+    Duplicates and conflicting labels are counted and stay, unless drop_duplicates: then the first pair stays and the
+    later ones are rejected. keep_bad_photos: a row whose photo cannot be read stays, is judged as text and is reported.
+    split_fractions: deal pairs that have no split by the hash of their query. Where no row
+    becomes a pair, an older `out` stays. Memory is bounded but for 28 bytes a pair.
+    """
+    if out:
+        _keep_inputs(source, out)
+    checker = RowChecker(
+        rubric,
+        strict=strict,
+        tier_ids_only=tier_ids_only,
+        image_folder=source.image_folder,
+        embed_images=embed_images,
+        keep_bad_photos=keep_bad_photos,
+    )
+    report, seen, places = Report(), Seen(), _Places()
+    info = {
+        "lore.source": source.name,
+        **(rubric_metadata(rubric.name, rubric) if rubric else {}),
+        **(metadata or {}),
+    }
+    first_out = out.with_name(f".{out.name}.all") if out and drop_duplicates else out
+    with ExitStack() as stack:
+        rejected = stack.enter_context(RejectedWriter(out)) if out else None
+        if first_out is not None and first_out != out:
+            stack.callback(first_out.unlink, missing_ok=True)
+        writing = ExitStack()
+        with writing:
+            writer = writing.enter_context(PairWriter(first_out, metadata=info)) if first_out else None
+            for pair in _checked(
+                track(source.rows, f"{source.name}", total=source.total), source.name, checker, report, rejected, places
+            ):
+                if split_fractions and pair.split is None:
+                    pair.split = split_of(pair.query, split_fractions, seed)
+                seen.add(pair)
+                report.unlabelled += pair.label is None
+                if writer:
+                    writer.write(pair)
+            if writer and not len(seen):
+                writer.discard()
+        found = seen.result()
+        report.pairs, report.duplicates, report.conflicting = len(seen), found.same_label, found.conflicts
+        report.repairs, report.repeats = checker.repairs, _shown_repeats(found, places)
+        report.bad_photos = checker.bad_photos
+        report.extra_columns = source.extra_columns()
+        if out and drop_duplicates and len(seen):
+            report.dropped = len(found.repeats)
+            if report.dropped:
+                _drop(first_out, out, found, places, rejected, info)
+                report.pairs -= report.dropped
+            else:
+                os.replace(first_out, out)
+    if out:
+        report.out = str(out) if report.pairs else None
+        report.rejected = str(rejected.path) if rejected.count else None
+    return report
+
+
+def _keep_inputs(source: Source, out: Path) -> None:
+    """Raises LoreError where writing `out` or its rejected rows would destroy what is read; a pairs file that is
+    checked may be replaced by its good rows.
+    """
+    written = [rejected_path(out)] if source.name == "pairs" else [out, rejected_path(out)]
+    read = {file.resolve(): file for file in source.files}
+    for path in written:
+        if path.resolve() in read:
+            raise LoreError(f"{path} is read by this import and would be overwritten. Write to another name with -o.")
+
+
+def _shown_repeats(found: Duplicates, places: "_Places") -> list[str]:
+    shown, counts = [], Counter()
+    for index, first, conflicting in zip(found.repeats, found.first, found.conflicting, strict=True):
+        counts[bool(conflicting)] += 1
+        if counts[bool(conflicting)] <= SHOWN_PER_REASON:
+            (file, row), (first_file, first_row) = places[index], places[first]
+            what = "has another label than" if conflicting else "repeats"
+            shown.append(f"{file} row {row} {what} {'' if file == first_file else f'{first_file} '}row {first_row}")
+        if min(counts[True], counts[False]) >= SHOWN_PER_REASON:
+            break
+    return shown
+
+
+def _checked(
+    rows: Iterator[SourceRow | Rejection],
+    name: str,
+    checker: RowChecker,
+    report: Report,
+    rejected: RejectedWriter | None,
+    places: "_Places",
+) -> Iterator[Pair]:
+    """The good pairs; everything else is counted, and written where there is a writer."""
+    for row in rows:
+        report.rows += 1
+        if isinstance(row, Rejection):
+            problems = [row]
+        else:
+            if name != "pairs":
+                row.values.setdefault("source", name)
+            pair, problems = checker.check(row.values, row.file, row.row)
+            if pair is not None:
+                places.add(row.file, row.row)
+                yield pair
+                continue
+        report.rejected_rows += 1
+        for problem in problems:
+            report.reasons[problem.reason] += 1
+            if report.reasons[problem.reason] <= SHOWN_PER_REASON:
+                report.examples.append(str(problem))
+            if rejected:
+                rejected.write(problem)
+
+
+class _Places:
+    """File and row of every good pair, 8 bytes each."""
+
+    def __init__(self):
+        self._files: dict[str, int] = {}
+        self._file, self._row = array("I"), array("I")
+
+    def add(self, file: str, row: int) -> None:
+        self._file.append(self._files.setdefault(file, len(self._files)))
+        self._row.append(row)
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return list(self._files)[self._file[index]], self._row[index]
+
+
+def _drop(path: Path, out: Path, found: Duplicates, places: _Places, rejected: RejectedWriter, info: dict[str, str]) -> None:
+    """Copies the pairs that repeat none before them; the others become rejections."""
+    repeats = iter(zip(found.repeats.tolist(), found.first.tolist(), found.conflicting.tolist(), strict=True))
+    index, first, conflicting = next(repeats)
+    with PairWriter(out, metadata=info) as writer:
+        for number, pair in enumerate(track(read_pairs(path), "dropping duplicates", total=len(places._row))):
+            if number != index:
+                writer.write(pair)
+                continue
+            file, row = places[index]
+            first_file, first_row = places[first]
+            reason = "conflicting_label" if conflicting else "duplicate_pair"
+            other = f"the pair of {first_file} row {first_row} again" + (f", here with label {pair.label}" if conflicting else "")
+            record = {"pair_id": pair.pair_id, "query": pair.query, "title": pair.title[:300], "label": pair.label}
+            rejected.write(
+                Rejection(file, row, "label" if conflicting else "pair_id", reason, other, "every query and item once", record)
+            )
+            index, first, conflicting = next(repeats, (-1, -1, False))
+
+
+def open_pairs(path: str | Path) -> tuple[Source, dict[str, str]]:
+    """A pairs file as a source of raw rows, for checking it; with its metadata."""
+    files, extra, total = pair_files(path), [], 0
+    for file in files:
+        with open_parquet(file) as parquet:
+            total += parquet.metadata.num_rows
+            extra += [name for name in parquet.schema_arrow.names if name not in FIELDS and name not in extra]
+    rows = (SourceRow(str(file), row, values) for file in files for row, values in parquet_records(file, REQUIRED, list(FIELDS)))
+    return Source("pairs", None, rows, files, total, extra_columns=lambda: extra), read_metadata(files[0])

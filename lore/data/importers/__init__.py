@@ -1,0 +1,55 @@
+"""Importers of public formats, and of any table by column map.
+
+A source is a module with RUBRIC (its scale), WHERE (how a user gets the data), `files(path)` (what it reads; raises
+LoreError where a file is missing) and `read(path, encoding, **options)`, a generator of SourceRow and Rejection.
+Importing this package is cheap; `materialise` and `open_source` load what they need.
+"""
+
+import importlib
+import inspect
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lore.data.source import Source
+from lore.support.errors import LoreError
+
+SOURCES = ("crowdflower", "homedepot", "wands", "esci", "rair", "table")
+IMPORT_VERSION = "2"
+"""Part of the key of an imported file: raise it when an importer gives other pairs for the same files."""
+
+
+def open_source(name: str, path: str | Path, *, encoding: str | None = None, options: dict[str, Any] | None = None) -> Source:
+    """Raises LoreError for an unknown source, a missing file (with where to get it) or an option that the source does
+    not have.
+    """
+    from lore.data.tables.text_tables import nearest
+
+    if name not in SOURCES:
+        raise LoreError(
+            f"There is no source {name!r}. Sources: {', '.join(SOURCES)}; pairs for a file that was "
+            f"imported.{nearest(name, SOURCES)}"
+        )
+    module, known = importlib.import_module(f"lore.data.importers.{name}"), source_options(name)
+    for option in options or {}:
+        if option not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise LoreError(f"Source {name} has no option {option!r}; {takes}.{nearest(option, known)}")
+    if not str(path).startswith("hub:"):
+        path = Path(path).expanduser()
+    elif name != "rair":
+        raise LoreError(f"{path}: only source rair reads from the hub; {name} reads local files. {module.WHERE}")
+    files = module.files(path)
+    rows = module.read(path, encoding, **(options or {}))
+    folder = files[0].parent if files else None
+    total = module.count(files) if hasattr(module, "count") else None
+    extra = partial(module.unmapped, path, encoding, **(options or {})) if hasattr(module, "unmapped") else list
+    return Source(name, module.RUBRIC, rows, files, total, folder, extra)
+
+
+def source_options(name: str) -> list[str]:
+    """The switches of a source of SOURCES."""
+    parameters = inspect.signature(importlib.import_module(f"lore.data.importers.{name}").read).parameters
+    return [option for option, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+
+

@@ -1,0 +1,73 @@
+"""Home Depot product search relevance (Kaggle, 2016): train.csv, product_descriptions.csv and attributes.csv, joined
+on disk.
+
+The label is a mean of raters between 1 and 3; the rubric takes the nearest step. Kaggle's train.csv is Latin-1, the
+other two are UTF-8.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lore.data.rejected_rows import Rejection
+from lore.data.source import SourceRow, missing_file
+from lore.data.tables.csv import csv_records
+from lore.data.tables.text_tables import DiskIndex, is_utf8
+
+RUBRIC = "homedepot"
+WHERE = (
+    "train.csv, product_descriptions.csv and attributes.csv come from the Kaggle competition home-depot-product-search-relevance."
+)
+BRAND = "MFG Brand Name"
+
+
+def files(path: Path) -> list[Path]:
+    """`path`: the folder of the three files, or train.csv with the other two beside it."""
+    train = path / "train.csv" if path.is_dir() or not path.suffix else path
+    found = [train, train.with_name("product_descriptions.csv"), train.with_name("attributes.csv")]
+    for file in found:
+        if not file.is_file():
+            raise missing_file(file, WHERE)
+    return found
+
+
+def read(path: Path, encoding: str | None = None) -> Iterator[SourceRow | Rejection]:
+    """An `encoding` counts for all three files. Unreadable rows of the product files are rejections too."""
+    train, descriptions, attributes = files(path)
+    unreadable: list[Rejection] = []
+
+    def keyed(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
+        for record in csv_records(file, ("product_uid", *columns), encoding=encoding or _encoding(file)):
+            if isinstance(record, Rejection):
+                unreadable.append(record)
+            else:
+                yield record[1]["product_uid"], [record[1][name] for name in columns]
+
+    with (
+        DiskIndex(keyed(descriptions, ("product_description",))) as description_of,
+        DiskIndex(keyed(attributes, ("name", "value"))) as attributes_of,
+    ):
+        yield from unreadable
+        for record in csv_records(
+            train, ("id", "product_uid", "product_title", "search_term"), encoding=encoding or _encoding(train)
+        ):
+            if isinstance(record, Rejection):
+                yield record
+                continue
+            row, cells = record
+            product = cells["product_uid"]
+            facts = attributes_of.get(product)
+            values = {
+                "pair_id": cells["id"],
+                "query": cells["search_term"],
+                "title": cells["product_title"],
+                "item_id": product,
+                "description": next((text for (text,) in description_of.get(product)), None),
+                "brand": next((value for name, value in facts if name == BRAND), None),
+                "attributes": [(name, value) for name, value in facts if name != BRAND],
+                "label": cells.get("relevance"),
+            }
+            yield SourceRow(str(train), row, values)
+
+
+def _encoding(file: Path) -> str:
+    return "utf-8" if is_utf8(file) else "latin-1"

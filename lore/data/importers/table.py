@@ -1,0 +1,141 @@
+"""Any table by column map: csv, tsv, jsonl or Parquet.
+
+    lore data import table my.csv --map query=search_term,title=product_title,label=relevance --rubric homedepot -o
+    pairs.parquet
+
+Targets are the fields of Pair, and attributes.<name> for single attributes. Without a map the columns are expected
+under the field's names. Columns that are not mapped are left out.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lore.data.pair import FIELDS
+from lore.data.rejected_rows import Rejection
+from lore.data.source import SourceRow, missing_file
+from lore.data.tables.csv import check_delimiter, csv_records
+from lore.data.tables.text_tables import jsonl_records, nearest, open_parquet, parquet_records
+from lore.support.errors import LoreError
+
+RUBRIC = None
+WHERE = "source table reads a .csv, .tsv, .jsonl or .parquet file of your own."
+TARGETS = tuple(name for name in FIELDS if name != "demands")
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+JSONL = (".jsonl", ".ndjson")
+
+
+def files(path: Path) -> list[Path]:
+    if not path.is_file():
+        raise missing_file(path, WHERE)
+    if path.suffix not in (*DELIMITERS, *JSONL, ".parquet"):
+        raise LoreError(
+            f"{path}: a file ending in {path.suffix or 'nothing'}; source table reads "
+            f"{', '.join((*DELIMITERS, *JSONL))} and .parquet."
+        )
+    return [path]
+
+
+def count(found: list[Path]) -> int | None:
+    if found[0].suffix != ".parquet":
+        return None
+    with open_parquet(found[0]) as parquet:
+        return parquet.metadata.num_rows
+
+
+def read(
+    path: Path, encoding: str | None = None, *, map: dict[str, str] | str | None = None, delimiter: str | None = None
+) -> Iterator[SourceRow | Rejection]:
+    """map: {field: column} or "field=column,...". delimiter: of a csv that uses another one than its suffix says."""
+    columns = column_map(map)
+    return _rows(path, _records(path, encoding or "utf-8", columns, delimiter), columns)
+
+
+def _rows(path: Path, records: Iterator[Any], columns: dict[str, str]) -> Iterator[SourceRow | Rejection]:
+    for record in records:
+        if isinstance(record, Rejection):
+            yield record
+        else:
+            row, cells = record
+            yield SourceRow(str(path), row, _values(cells, columns))
+
+
+def unmapped(
+    path: Path, encoding: str | None = None, *, map: dict[str, str] | str | None = None, delimiter: str | None = None
+) -> list[str]:
+    """Columns that `read` leaves out; of jsonl those of the first row."""
+    columns = column_map(map)
+    if path.suffix == ".parquet":
+        with open_parquet(path) as parquet:
+            names = parquet.schema_arrow.names
+    else:
+        records = _records(path, encoding or "utf-8", columns, delimiter)
+        names = next((list(record[1]) for record in records if not isinstance(record, Rejection)), [])
+    return [name for name in names if name not in (columns.values() if columns else TARGETS)]
+
+
+def column_map(given: dict[str, str] | str | None) -> dict[str, str]:
+    """{field: column}; raises LoreError for a target that is no field of Pair."""
+    if not given:
+        return {}
+    if isinstance(given, str):
+        parts = [part.partition("=") for part in given.split(",") if part.strip()]
+        wrong = [name for name, equals, column in parts if not equals or not column.strip()]
+        if wrong:
+            raise LoreError(f"--map has {wrong[0]!r}; expected field=column,field=column.")
+        names = [name.strip() for name, _, _ in parts]
+        doubled = [name for name in names if names.count(name) > 1]
+        if doubled:
+            raise LoreError(f"--map names {doubled[0]!r} twice; a field is read from one column.")
+        given = {name: column.strip() for name, (_, _, column) in zip(names, parts, strict=True)}
+    for name in given:
+        if name not in TARGETS and not (name.startswith("attributes.") and len(name) > len("attributes.")):
+            expected = f"{', '.join(TARGETS)} and attributes.<name>"
+            raise LoreError(f"--map: {name!r} is no field of a pair; expected {expected}.{nearest(name, TARGETS)}")
+    missing = [name for name in ("query", "title") if name not in given]
+    if missing:
+        raise LoreError(f"--map names no column for {' and '.join(missing)}; a pair needs both query and title.")
+    return dict(given)
+
+
+def _records(path: Path, encoding: str, columns: dict[str, str], delimiter: str | None) -> Iterator[Any]:
+    required = list(dict.fromkeys(columns.values())) or ["query", "title"]
+    if path.suffix == ".parquet":
+        return parquet_records(path, required, list(TARGETS) if not columns else [])
+    if path.suffix in JSONL:
+        return jsonl_records(path, required, encoding=encoding)
+    delimiter = check_delimiter(delimiter) if delimiter else DELIMITERS[path.suffix]
+    return csv_records(path, required, encoding=encoding, delimiter=delimiter)
+
+
+def _values(cells: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    attributes: list[tuple[str, Any]] = []
+    for name, column in (columns or {name: name for name in TARGETS if name in cells}).items():
+        cell = cells.get(column)
+        if name.startswith("attributes."):
+            attributes.append((name.removeprefix("attributes."), cell))
+        elif name in ("slices", "rules") and isinstance(cell, str):
+            values[name] = [part.strip() for part in cell.split("|") if part.strip()]
+        elif name == "attributes":
+            attributes = [*_entries(cell), *attributes] if not isinstance(cell, str) or cell.strip() else attributes
+        else:
+            values[name] = cell
+    if attributes:
+        values["attributes"] = attributes
+    return values
+
+
+def _entries(cell: Any) -> list[Any]:
+    """Entries of a whole column of attributes: JSON text, a mapping or a list; what is none of them is left to the
+    check to reject.
+    """
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell)
+        except (ValueError, RecursionError):
+            return [cell]
+    if isinstance(cell, dict):
+        return list(cell.items())
+    return list(cell) if isinstance(cell, list | tuple) else [] if cell is None else [cell]

@@ -1,0 +1,135 @@
+"""WANDS (Wayfair, ECIR 2022): query.csv, product.csv and label.csv, tab-separated; or the binary form, pairs.csv of
+query, name, target.
+
+The query's class becomes a slice, never text of the prompt: it is an annotation, not something a shop knows about its
+query. Ratings and review counts are left out: they say nothing about relevance.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lore.data.rejected_rows import Rejection
+from lore.data.source import SourceRow, missing_file
+from lore.data.tables.csv import csv_records
+from lore.data.tables.text_tables import DiskIndex
+
+RUBRIC = "wands"
+WHERE = "query.csv, product.csv and label.csv come from github.com/wayfair/WANDS, folder dataset."
+PRODUCT = (
+    "product_id",
+    "product_name",
+    "product_class",
+    "category hierarchy",
+    "product_description",
+    "product_features",
+)
+
+
+def files(path: Path) -> list[Path]:
+    """`path`: the folder of the files, or the repository with its folder `dataset`."""
+    if path.is_file():
+        path = path.parent
+    if (path / "dataset").is_dir():
+        path = path / "dataset"
+    if (path / "pairs.csv").is_file() and not (path / "label.csv").exists():
+        return [file for file in (path / "pairs.csv", path / "query.csv") if file.is_file()]
+    found = [path / "label.csv", path / "query.csv", path / "product.csv"]
+    for file in found:
+        if not file.is_file():
+            raise missing_file(file, WHERE)
+    return found
+
+
+def read(path: Path, encoding: str | None = None) -> Iterator[SourceRow | Rejection]:
+    found, encoding = files(path), encoding or "utf-8"
+    return _binary(found, encoding) if found[0].name == "pairs.csv" else _graded(found, encoding)
+
+
+def _graded(found: list[Path], encoding: str) -> Iterator[SourceRow | Rejection]:
+    labels, query_file, products = found
+    unreadable: list[Rejection] = []
+
+    def rows(file: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
+        for record in csv_records(file, columns, encoding=encoding, delimiter="\t"):
+            if isinstance(record, Rejection):
+                unreadable.append(record)
+            else:
+                yield record[1]
+
+    queries = {cells["query_id"]: cells for cells in rows(query_file, ("query_id", "query", "query_class"))}
+    with DiskIndex((cells["product_id"], [cells[name] for name in PRODUCT[1:]]) for cells in rows(products, PRODUCT)) as product_of:
+        yield from unreadable
+        for record in csv_records(labels, ("id", "query_id", "product_id", "label"), encoding=encoding, delimiter="\t"):
+            if isinstance(record, Rejection):
+                yield record
+                continue
+            row, cells = record
+            query, product = queries.get(cells["query_id"]), product_of.get(cells["product_id"])
+            if query is None or not product:
+                name, of = ("query_id", query_file) if query is None else ("product_id", products)
+                field = "query" if query is None else "title"
+                yield Rejection(
+                    str(labels),
+                    row,
+                    field,
+                    f"{field}_empty",
+                    f"{name} {cells[name]}, which is not in {of.name}",
+                    "an id of that file",
+                    cells,
+                )
+                continue
+            title, kind, hierarchy, description, features = product[0]
+            values = {
+                "pair_id": cells["id"],
+                "query": query["query"],
+                "title": title,
+                "item_id": cells["product_id"],
+                "category": hierarchy or kind,
+                "description": description,
+                "attributes": list(_features(features)),
+                "label": cells["label"],
+                "slices": _slices(query["query_class"]),
+            }
+            yield SourceRow(str(labels), row, values)
+
+
+def _features(text: str) -> Iterator[tuple[str, str]]:
+    """`name : value|name:value`; a part without a colon continues the value before it."""
+    name, value = "", ""
+    for part in text.split("|"):
+        head, colon, tail = part.partition(":")
+        if not colon:
+            value = f"{value} | {part.strip()}" if value else part.strip()
+            continue
+        if value:
+            yield name, value
+        name, value = head.strip(), tail.strip()
+    if value:
+        yield name, value
+
+
+def _binary(found: list[Path], encoding: str) -> Iterator[SourceRow | Rejection]:
+    pairs, classes = found[0], {}
+    for record in (
+        csv_records(found[1], ("query_id", "query", "query_class"), encoding=encoding, delimiter="\t") if len(found) > 1 else ()
+    ):
+        if isinstance(record, Rejection):
+            yield record
+        else:
+            classes[record[1]["query"]] = record[1]["query_class"]
+    for record in csv_records(pairs, ("query", "name", "target"), encoding=encoding):
+        if isinstance(record, Rejection):
+            yield record
+            continue
+        row, cells = record
+        values = {
+            "query": cells["query"],
+            "title": cells["name"],
+            "label": cells["target"],
+            "slices": _slices(classes.get(cells["query"])),
+        }
+        yield SourceRow(str(pairs), row, values)
+
+
+def _slices(query_class: str | None) -> list[str]:
+    return [f"query_class:{query_class}"] if query_class else []

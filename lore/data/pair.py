@@ -1,0 +1,103 @@
+"""Pair: the one row type, its Arrow schema, its id."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from lore.rubric.demand import Demand
+from lore.support.text import normalise
+
+
+@dataclass(slots=True, kw_only=True)
+class Pair:
+    """A query and an item, and what people said about them. Only pair_id, query and title are always there."""
+
+    pair_id: str
+    query: str
+    title: str
+    item_id: str | None = None
+    attributes: dict[str, str] = field(default_factory=dict)
+    description: str | None = None
+    category: str | None = None
+    brand: str | None = None
+    shop: str | None = None
+    price: float | None = None
+    image: dict[str, Any] | None = None
+    """{"bytes", "path"}, as datasets.Image stores it."""
+    label: str | None = None
+    """A tier id of the rubric."""
+    label_weight: float = 1.0
+    split: str | None = None
+    slices: list[str] = field(default_factory=list)
+    query_frequency: float | None = None
+    """Searches in the log's period."""
+    source: str | None = None
+    rationale: str | None = None
+    """The gold reasoning beside the label, with its mismatch dimension and rule ids, where it exists."""
+    mismatch: str | None = None
+    rules: list[str] = field(default_factory=list)
+    demands: list[Demand] = field(default_factory=list)
+
+
+_TEXTS = pa.list_(pa.string())
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_ATTRIBUTES = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
+DEMAND_FIELDS = ("dimension", "wanted", "found", "source", "rule", "tier")
+_DEMANDS = pa.list_(pa.struct([(name, pa.string()) for name in DEMAND_FIELDS]))
+_TYPES = {
+    "attributes": _ATTRIBUTES,
+    "price": pa.float64(),
+    "image": _IMAGE,
+    "label_weight": pa.float64(),
+    "slices": _TEXTS,
+    "query_frequency": pa.float64(),
+    "rules": _TEXTS,
+    "demands": _DEMANDS,
+}
+FIELDS = tuple(Pair.__slots__)
+REQUIRED = ("pair_id", "query", "title")
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """A type as `datasets` writes it in the file's metadata, so that it sees `image` as datasets.Image."""
+    if kind == _IMAGE:
+        return {"_type": "Image"}
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
+    if pa.types.is_struct(kind):
+        return {child.name: _feature(child.type) for child in kind}
+    return {"dtype": {"double": "float64"}.get(str(kind), str(kind)), "_type": "Value"}
+
+
+def _schema() -> pa.Schema:
+    columns = [pa.field(name, _TYPES.get(name, pa.string())) for name in FIELDS]
+    features = {column.name: _feature(column.type) for column in columns}
+    return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+PAIR_SCHEMA = _schema()
+
+
+def make_pair_id(query: str, item: str) -> str:
+    """16 hex digits, the same for the same query and item on any machine. Of the query, case and spacing do not count.
+
+    `item`: the item's id, letter for letter, or its item_key where it has none.
+    """
+    text = f"{normalise(query)}\x1f{item}"  # to normalise the separator is white space: it is not in the query
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+
+
+def item_key(pair: Pair) -> str:
+    """32 hex digits over all that a judge can see of the item; case, spacing and the attributes' order do not count."""
+    texts = (pair.title, pair.description, pair.category, pair.brand, pair.shop)
+    parts = [normalise(text or "") for text in texts]
+    parts.append("" if pair.price is None else repr(float(pair.price)))
+    parts += sorted(f"{normalise(key)}\x1e{normalise(value)}" for key, value in pair.attributes.items())
+    content = hashlib.blake2b("\x1f".join(parts).encode(errors="surrogatepass"), digest_size=16)
+    if pair.image:
+        content.update(b"\x1f")
+        content.update(pair.image.get("bytes") or (pair.image.get("path") or "").encode(errors="surrogatepass"))
+    return content.hexdigest()

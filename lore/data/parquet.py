@@ -1,0 +1,277 @@
+"""Pairs on disk: one Parquet file (or a folder, or a glob) that streams both ways and that `datasets` reads with its
+photos.
+
+with PairWriter("pairs.parquet") as writer:
+    writer.write(Pair(pair_id=make_pair_id(query, title), query=query, title=title))
+for pair in read_pairs("pairs.parquet", split="train"):
+    ...
+"""
+
+import glob
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lore.data.pair import DEMAND_FIELDS, FIELDS, PAIR_SCHEMA, REQUIRED, Pair
+from lore.data.tables.text_tables import once_each
+from lore.rubric.demand import Demand
+from lore.support.atomic_files import part_of
+from lore.support.errors import LoreError
+
+WITHOUT_PHOTO = [name for name in FIELDS if name != "image"]
+MAX_BATCH_BYTES = 32 * 2**20  # photos: a row group, and so a reader's memory, stays bounded in bytes too
+
+
+class PairWriter:
+    """Writes pairs to one Parquet file. The file appears when the `with` block ends; an exception inside leaves
+    nothing.
+    """
+
+    def __init__(self, path: str | Path, batch_rows: int = 4096, metadata: dict[str, str] | None = None):
+        self.path, self.batch_rows, self.count = Path(path), batch_rows, 0
+        self._metadata = metadata or {}
+        self._part = part_of(self.path)
+        self._kept = True
+        self._batch: list[Pair] = []
+        self._bytes = 0
+
+    def __enter__(self) -> "PairWriter":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        schema = PAIR_SCHEMA.with_metadata({**PAIR_SCHEMA.metadata, **self._metadata})
+        self._file = open(self._part, "wb")
+        self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
+        return self
+
+    def write(self, pair: Pair) -> None:
+        self._batch.append(pair)
+        self.count += 1
+        if pair.image and pair.image.get("bytes"):
+            self._bytes += len(pair.image["bytes"])
+        self._bytes += _characters(pair)
+        if len(self._batch) >= self.batch_rows or self._bytes >= MAX_BATCH_BYTES:
+            self._flush()
+
+    def discard(self) -> None:
+        """Nothing of this writer is kept: an older file stays."""
+        self._kept = False
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            try:
+                if kind is None:
+                    self._flush()
+            finally:
+                self._writer.close()
+            if kind is None and self._kept:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                os.replace(self._part, self.path)
+        finally:
+            self._file.close()
+            self._part.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        if self._batch:
+            columns = [_to_column(name, [getattr(pair, name) for pair in self._batch]) for name in FIELDS]
+            self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=PAIR_SCHEMA))
+            self._batch, self._bytes = [], 0
+
+
+def _characters(pair: Pair) -> int:
+    """Of the texts that can be long."""
+    texts = [pair.title, pair.description, pair.rationale, *pair.attributes, *pair.attributes.values()]
+    texts += [*pair.slices, *pair.rules]
+    texts += [getattr(demand, name) for demand in pair.demands for name in DEMAND_FIELDS]
+    return sum(len(text) for text in texts if text)
+
+
+def _to_column(name: str, values: list[Any]) -> pa.Array:
+    kind = PAIR_SCHEMA.field(name).type
+    if name == "attributes":
+        values = [[{"key": key, "value": value} for key, value in item.items()] for item in values]
+    elif name == "demands":
+        values = [[{key: getattr(demand, key) for key in DEMAND_FIELDS} for demand in item] for item in values]
+    try:
+        return pa.array(values, kind)
+    except (pa.ArrowException, UnicodeError, TypeError) as error:
+        raise LoreError(
+            f"pair field {name} cannot be stored as {kind}: {error}. Rows from outside go through lore.data.parquet.check_row first."
+        ) from error
+
+
+def read_pairs(
+    path: str | Path,
+    *,
+    split: str | None = None,
+    columns: list[str] | None = None,
+    limit: int | None = None,
+    batch_rows: int = 4096,
+) -> Iterator[Pair]:
+    """Streams pairs in file order. `columns`: only these fields are filled (ids and texts always are). `limit`: after
+    the split filter.
+    """
+    unknown = set(columns or ()) - set(FIELDS)
+    if unknown:
+        raise LoreError(f"read_pairs: {', '.join(sorted(unknown))} is no field of Pair; it has {', '.join(FIELDS)}.")
+    wanted = [name for name in FIELDS if columns is None or name in columns or name in REQUIRED]
+    files = pair_files(path)
+    return islice(_read(files, split, wanted, batch_rows), limit)
+
+
+def _read(files: list[Path], split: str | None, wanted: list[str], batch_rows: int) -> Iterator[Pair]:
+    for file in files:
+        with _open(file) as parquet:
+            present = [name for name in wanted if name in parquet.schema_arrow.names]
+            loaded = present if split is None else [*dict.fromkeys([*present, "split"])]
+            if split is not None and "split" not in parquet.schema_arrow.names:
+                continue
+            # Row group by row group: a batch that spans groups would hold many groups of photos at once.
+            for group in range(parquet.num_row_groups):
+                for batch in parquet.iter_batches(batch_rows, row_groups=[group], columns=loaded):
+                    if split is not None:
+                        batch = batch.filter(pc.equal(batch.column("split"), split))
+                    if batch.num_rows:
+                        yield from _to_pairs(batch, present, file)
+
+
+def _to_pairs(batch: pa.RecordBatch, names: list[str], file: Path) -> Iterator[Pair]:
+    filled, values = [], []
+    for name in names:
+        column = batch.column(name)
+        if column.null_count == len(column):
+            continue  # the field's default
+        if column.type != PAIR_SCHEMA.field(name).type:
+            column = _cast(column, name, file)
+        try:
+            values.append(_FROM_COLUMN.get(name, pa.Array.to_pylist)(column))
+        except UnicodeDecodeError as error:
+            raise LoreError(
+                f"{file}, column {name}: bytes that are not UTF-8 ({error}). `lore data check {file} -o "
+                "clean.parquet` sorts such rows out."
+            ) from error
+        filled.append(name)
+    if {"pair_id", "query", "title"} - set(filled):
+        raise LoreError(
+            f"{file}: {', '.join(sorted({'pair_id', 'query', 'title'} - set(filled)))} is empty in a whole batch "
+            "of rows; every pair has one."
+        )
+    for row in zip(*values, strict=True):
+        yield Pair(**dict(zip(filled, row, strict=True)))
+
+
+def _cast(column: pa.Array, name: str, file: Path) -> pa.Array:
+    expected = PAIR_SCHEMA.field(name).type
+    try:
+        return column.cast(expected)
+    except pa.ArrowException as error:
+        raise LoreError(
+            f"{file}, column {name}: type {column.type}, expected {expected}. A table of another form is brought "
+            "in with `lore data import table`."
+        ) from error
+
+
+def _lists(column: pa.ListArray, flat: list[Any], build: Callable[[Any], Any] = list) -> list[Any]:
+    items = iter(flat)
+    return [build(islice(items, length)) if length else build(()) for length in column.value_lengths().to_pylist()]
+
+
+def _texts(column: pa.ListArray) -> list[list[str]]:
+    return _lists(column, column.flatten().to_pylist())
+
+
+def _attributes(column: pa.ListArray) -> list[dict[str, str]]:
+    keys, values = (child.to_pylist() for child in column.flatten().flatten())
+    return _lists(column, list(zip(keys, values, strict=True)), dict)
+
+
+def _demands(column: pa.ListArray) -> list[list[Demand]]:
+    children = [child.to_pylist() for child in column.flatten().flatten()]
+    return _lists(column, [Demand(*parts) for parts in zip(*children, strict=True)])
+
+
+def _weights(column: pa.Array) -> list[float]:
+    return [1.0 if weight is None else weight for weight in column.to_pylist()]
+
+
+_FROM_COLUMN = {
+    "attributes": _attributes,
+    "slices": _texts,
+    "rules": _texts,
+    "demands": _demands,
+    "label_weight": _weights,
+}
+
+
+def count_pairs(path: str | Path, split: str | None = None) -> int:
+    """Number of pairs, read from the files' footers, or from the split column alone."""
+    total = 0
+    for file in pair_files(path):
+        with _open(file) as parquet:
+            if split is None:
+                total += parquet.metadata.num_rows
+            elif "split" in parquet.schema_arrow.names:
+                for batch in parquet.iter_batches(65536, columns=["split"]):
+                    total += pc.sum(pc.equal(batch.column(0), split)).as_py() or 0
+    return total
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What PairWriter's `metadata` put into the (first) file."""
+    with _open(pair_files(path)[0]) as parquet:
+        return {
+            key.decode(errors="replace"): value.decode(errors="replace")
+            for key, value in (parquet.schema_arrow.metadata or {}).items()
+        }
+
+
+def fingerprint(path: str | Path) -> str:
+    """16 hex digits over the files' bytes and their order, not their place."""
+    total = hashlib.blake2b(digest_size=8)
+    for file in pair_files(path):
+        with open(file, "rb") as handle:
+            total.update(hashlib.file_digest(handle, "blake2b").digest())
+    return total.hexdigest()
+
+
+def pair_files(path: str | Path) -> list[Path]:
+    """The Parquet files of a file, folder or glob, sorted by name. Raises LoreError where there is none."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else sorted(Path(found) for found in glob.glob(str(path)))
+    files = [file for file in files if file.is_file() and not file.name.startswith(".")]
+    if not files:
+        raise LoreError(
+            f"No pairs at {path}: expected a Parquet file, a folder of them or a glob. `lore data import` writes "
+            "one from rated pairs."
+        )
+    return files
+
+
+@contextmanager
+def _open(file: Path) -> Iterator[pq.ParquetFile]:
+    """An open pairs file; a file of another kind, or damage found while reading it, is a LoreError."""
+    try:
+        with pq.ParquetFile(file) as parquet:
+            missing = [name for name in REQUIRED if name not in parquet.schema_arrow.names]
+            if missing:
+                raise LoreError(
+                    f"{file} holds no pairs: column {', '.join(missing)} is missing, found "
+                    f"{', '.join(parquet.schema_arrow.names[:20])}. Bring it in with "
+                    "`lore data import table FILE --map query=...,title=...,label=... -o pairs.parquet`."
+                )
+            once_each(file, parquet.schema_arrow.names)
+            yield parquet
+    except (pa.ArrowException, OSError) as error:
+        raise LoreError(
+            f"{file} is no readable Parquet file ({error}). It may be damaged or half copied; other tables are "
+            "brought in with `lore data import table`."
+        ) from error

@@ -1,0 +1,88 @@
+"""Rows that became no pair, and why: `<name>.rejected.jsonl` beside the output."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lore.support.atomic_files import part_of
+
+SHOWN_CHARACTERS = 300
+SHOWN_FIELDS = 40
+SHOWN_DEPTH = 4
+
+
+@dataclass(slots=True)
+class Rejection:
+    """Why a row is not among the pairs. `row` counts records from 1, a header line not included."""
+
+    file: str
+    row: int
+    field: str
+    reason: str
+    found: str
+    expected: str
+    record: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file} row {self.row}, {self.field}: {self.reason}, found {self.found}, expected {self.expected}"
+
+
+def rejected_path(out: Path) -> Path:
+    """Where the rows go that did not make it into `out`."""
+    return out.with_name(f"{out.stem}.rejected.jsonl")
+
+
+class RejectedWriter:
+    """Writes rejections to `<name>.rejected.jsonl` beside the output `<name>.parquet`, or to `to`, all or nothing.
+
+    A file of an earlier run is replaced; without a rejection there is no file.
+    """
+
+    def __init__(self, path: str | Path, to: Path | None = None):
+        path = Path(path)
+        self.path = to or rejected_path(path)
+        self.count = 0
+        self._part = part_of(self.path)
+        self._file = None
+
+    def __enter__(self) -> "RejectedWriter":
+        self._part.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._part, "w", encoding="utf-8", errors="backslashreplace")
+        return self
+
+    def write(self, rejection: Rejection) -> None:
+        self._file.write(json.dumps(asdict(rejection), ensure_ascii=False) + "\n")
+        self.count += 1
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._file.close()
+        if kind is None and self.count:
+            os.replace(self._part, self.path)
+        else:
+            self._part.unlink(missing_ok=True)
+            if kind is None:
+                self.path.unlink(missing_ok=True)
+
+
+def short(value: Any, depth: int = SHOWN_DEPTH) -> Any:
+    """A value for a message or a rejected record: bounded in length, width and depth, and never bytes."""
+    if isinstance(value, bytes):
+        return f"<{len(value):,} bytes>"
+    if isinstance(value, str) and len(value) > SHOWN_CHARACTERS:
+        return f"{value[:SHOWN_CHARACTERS]}… ({len(value):,} characters)"
+    if isinstance(value, dict | list | tuple) and depth == 0:
+        return f"<{type(value).__name__} of {len(value):,}>"
+    if isinstance(value, dict):
+        return {str(key)[:SHOWN_CHARACTERS]: short(item, depth - 1) for key, item in list(value.items())[:SHOWN_FIELDS]}
+    if isinstance(value, list | tuple):
+        return [short(item, depth - 1) for item in value[:SHOWN_FIELDS]]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return str(value)[:SHOWN_CHARACTERS]
+
+
+def shown_value(value: Any) -> str:
+    """A value as Python writes it, bounded: for messages."""
+    return short(repr(short(value)))

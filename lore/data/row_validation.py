@@ -1,0 +1,299 @@
+"""Raw rows to pairs. A row with a problem becomes rejections, each with a short reason code, and is kept beside the
+output; the others go on.
+
+Reasons: query_empty, title_empty, nul_byte, text_too_long, label_unknown, image_missing, image_corrupt,
+image_too_large, encoding, field_type, attributes_too_long, and html with `strict`; unclosed_quote comes from
+lore.data.tables.csv, duplicate_pair and conflicting_label from lore.data.duplicates.
+"""
+
+import math
+import os
+import re
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from lore.data.images import ImageError, check_image
+from lore.data.pair import DEMAND_FIELDS, FIELDS, Pair, item_key, make_pair_id
+from lore.data.rejected_rows import Rejection, short, shown_value
+from lore.rubric.demand import Demand
+from lore.rubric.rubric import Rubric
+from lore.support.errors import LoreError
+from lore.support.text import INVISIBLE, has_html, html_to_text
+
+MAX_CHARACTERS = {"query": 1_000, "description": 200_000, "rationale": 200_000, "attributes": 200_000}
+MAX_ATTRIBUTES_CHARACTERS = 200_000  # of all attributes of an item together
+MAX_OTHER_CHARACTERS = 10_000
+MAX_LIST = 1_000
+ENCODING_HINT = "UTF-8 text; for a Latin-1 file pass --encoding latin-1 (in a recipe: data.encoding: latin-1)"
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # what undecodable bytes are read as, see lore.data.tables.text_tables
+_FIELDS = frozenset(FIELDS)
+_MARKUP = frozenset(("query", "title", "description", "category", "brand", "shop"))
+_TEXTS = _MARKUP | {"pair_id", "item_id", "split", "source", "rationale", "mismatch"}
+_OTHER_TYPES = ("Decimal", "UUID", "date", "datetime")
+_THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?")
+
+
+def check_row(
+    raw: dict[str, Any], rubric: Rubric | None, where: tuple[str, int] = ("", 0), **switches
+) -> tuple[Pair | None, list[Rejection]]:
+    """One raw row, keys named as the fields of Pair, to a pair or to the reasons why not. `where`: file, row. For
+    many rows: RowChecker.
+    """
+    return RowChecker(rubric, **switches).check(raw, *where)
+
+
+def _visible(text: str | None) -> bool:
+    """False for text of white space, control and invisible characters only."""
+    return bool(text) and not all(unicodedata.category(character)[0] in "CZ" for character in INVISIBLE.sub("", text))
+
+
+def _entry(item: Any) -> tuple[Any, Any]:
+    """Name and value of one attribute. Texts are none, though one of two characters could be taken apart like a pair."""
+    if isinstance(item, dict):
+        return item["key"], item["value"]
+    if not isinstance(item, list | tuple):
+        raise ValueError(f"{shown_value(item)} is no name with a value")
+    key, content = item
+    return key, content
+
+
+MAX_SHOWN_PHOTOS = 100
+NO_PHOTO = b"unreadable"  # no image: judges are told that there was a photo and could not be seen
+
+
+class RowChecker:
+    """Checks and cleans raw rows. `repairs` counts what was changed at no row's cost: html, byte_order_mark,
+    nameless_attribute.
+
+    strict: HTML is a reason to reject.
+    tier_ids_only: labels must be tier ids already, as in a file that was imported before.
+    image_folder: where relative image paths start.
+    embed_images: keep the photo's bytes in the pair instead of its path.
+    keep_bad_photos: a photo that cannot be read costs the photo, not the row: it is counted among the repairs
+    (unreadable_photo), shown in bad_photos, and stays in the pair as something that no reader takes for an image.
+    """
+
+    def __init__(
+        self,
+        rubric: Rubric | None,
+        *,
+        strict: bool = False,
+        tier_ids_only: bool = False,
+        image_folder: Path | None = None,
+        embed_images: bool = False,
+        keep_bad_photos: bool = False,
+    ):
+        self.rubric, self.strict, self.tier_ids_only = rubric, strict, tier_ids_only
+        self.image_folder, self.embed_images = image_folder, embed_images
+        self.keep_bad_photos = keep_bad_photos
+        self.repairs: Counter[str] = Counter()
+        self.bad_photos: list[str] = []
+        self._place = ""
+        self._tiers: dict[str, str] = {}
+        self._problems: list[tuple[str, str, str, str]] = []
+
+    def check(self, raw: dict[str, Any], file: str = "", row: int = 0) -> tuple[Pair | None, list[Rejection]]:
+        """The pair and no rejection, or None and one rejection per problem."""
+        self._problems, self._place = [], f"{file} row {row}"
+        unknown = raw.keys() - _FIELDS
+        if unknown:
+            raise LoreError(
+                f"a row has the fields {', '.join(sorted(map(str, unknown)))}, which a Pair has not; it has {', '.join(FIELDS)}."
+            )
+        values: dict[str, Any] = {"pair_id": ""}
+        for name, value in raw.items():
+            if value is None:
+                continue
+            cleaned = self._text(name, value, name in _MARKUP) if name in _TEXTS else getattr(self, f"_{name}")(value)
+            if cleaned is not None:
+                values[name] = cleaned
+        for name in ("query", "title"):
+            if not _visible(values.get(name)) and not any(problem[0] == name for problem in self._problems):
+                self._bad(name, f"{name}_empty", shown_value(raw.get(name)), "text")
+        if self._problems:
+            record = short(raw)
+            return None, [Rejection(file, row, *problem, record) for problem in self._problems]
+        pair = Pair(**values)
+        if not pair.pair_id:
+            pair.pair_id = make_pair_id(pair.query, pair.item_id or item_key(pair))
+        return pair, []
+
+    def _bad(self, field: str, reason: str, found: str, expected: str) -> None:
+        self._problems.append((field, reason, found, expected))
+
+    def _text(self, field: str, value: Any, markup: bool = True) -> str | None:
+        """Clean text, None for nothing, None and a problem for text that cannot be used."""
+        if value is None:
+            return None
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "surrogateescape")
+        if not isinstance(value, str):
+            if isinstance(value, float) and math.isnan(value):
+                return None  # how tables write a missing value
+            if not isinstance(value, int | float) and type(value).__name__ not in _OTHER_TYPES:
+                return self._bad(field, "field_type", f"{type(value).__name__} {shown_value(value)}", "text")
+            value = str(value)
+        limit = MAX_CHARACTERS.get(field.partition(".")[0], MAX_OTHER_CHARACTERS)
+        if len(value) > limit:
+            return self._bad(field, "text_too_long", f"{len(value):,} characters", f"at most {limit:,}")
+        if not value.isascii():
+            if self._undecodable(field, value):
+                return None
+            if markup and value.startswith("\ufeff"):
+                value = value.lstrip("\ufeff")
+                self.repairs["byte_order_mark"] += 1
+        if "\0" in value:
+            return self._bad(field, "nul_byte", f"a NUL byte at character {value.index(chr(0))}", "text without NUL bytes")
+        if markup and ("<" in value or "&" in value) and has_html(value):
+            if self.strict:
+                return self._bad(field, "html", short(value), "plain text; without --strict HTML is turned into it")
+            value = html_to_text(value)
+            self.repairs["html"] += 1
+        return value.strip() or None
+
+    def _undecodable(self, field: str, value: str) -> bool:
+        wrong = _SURROGATE.search(value)
+        if wrong:
+            start = max(0, wrong.start() - 20)
+            self._bad(field, "encoding", f"undecodable bytes in {value[start : wrong.start() + 20]!a}", ENCODING_HINT)
+        return wrong is not None
+
+    def _slices(self, value: Any) -> list[str]:
+        return self._texts("slices", value)
+
+    def _rules(self, value: Any) -> list[str]:
+        return self._texts("rules", value)
+
+    def _price(self, value: Any) -> float | None:
+        return self._number("price", value)
+
+    def _label_weight(self, value: Any) -> float | None:
+        return self._number("label_weight", value, 0.0)
+
+    def _query_frequency(self, value: Any) -> float | None:
+        return self._number("query_frequency", value, 0.0)
+
+    def _texts(self, field: str, value: Any) -> list[str]:
+        if isinstance(value, str):
+            value = [value]
+        if not isinstance(value, list | tuple) or len(value) > MAX_LIST:
+            self._bad(
+                field,
+                "field_type",
+                f"{type(value).__name__} {shown_value(value)}",
+                f"a list of at most {MAX_LIST} texts",
+            )
+            return []
+        return [text for item in value if (text := self._text(field, item, False))]
+
+    def _attributes(self, value: Any) -> dict[str, str]:
+        if not value:
+            return {}
+        found: dict[str, str] = {}
+        try:
+            items = value.items() if isinstance(value, dict) else [value] if isinstance(value, str) else list(value)
+            if any(isinstance(item, str) and self._undecodable("attributes", item) for item in items):
+                return {}
+            entries = [_entry(item) for item in items]
+            if len(entries) > MAX_LIST:
+                raise ValueError(f"{len(entries):,} entries")
+            for key, content in entries:
+                name, content = self._text("attributes", key), self._text(f"attributes.{short(key)}", content)
+                if content is None:
+                    continue
+                if name is None:
+                    self.repairs["nameless_attribute"] += 1
+                    continue
+                found[name] = f"{found[name]}, {content}" if name in found else content
+        except (TypeError, ValueError, KeyError) as error:
+            shown = f"{type(value).__name__} {shown_value(value)} ({error})"
+            self._bad("attributes", "field_type", shown, f"names and values, at most {MAX_LIST:,}")
+        characters = sum(len(name) + len(content) for name, content in found.items())
+        if characters > MAX_ATTRIBUTES_CHARACTERS:
+            found_text = f"{characters:,} characters in {len(found)} attributes"
+            self._bad("attributes", "attributes_too_long", found_text, f"at most {MAX_ATTRIBUTES_CHARACTERS:,} together")
+        return found
+
+    def _number(self, field: str, value: Any, least: float | None = None) -> float | None:
+        if isinstance(value, str) and not value.strip():
+            return None
+        try:
+            text = value.strip() if isinstance(value, str) else value
+            if isinstance(text, str):
+                if unicodedata.category(text[0]) == "Sc":
+                    text = text[1:].strip()
+                text = text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
+            number = float(text)
+        except (TypeError, ValueError, OverflowError):
+            return self._bad(field, "field_type", shown_value(value), "a number such as 12.99")
+        if math.isnan(number) and not isinstance(value, str):
+            return None
+        if not math.isfinite(number) or (least is not None and number < least):
+            return self._bad(
+                field,
+                "field_type",
+                shown_value(value),
+                f"a finite number{'' if least is None else f' of at least {least:g}'}",
+            )
+        return number
+
+    def _label(self, value: Any) -> str | None:
+        label = self._text("label", value, False)
+        if label is None or self.rubric is None:
+            return label
+        tier = self._tiers.get(label)
+        if tier is None:
+            try:
+                if self.tier_ids_only and label not in self.rubric.tier_ids:
+                    raise LoreError("")
+                tier = self.rubric.tier_of(label)
+            except LoreError:
+                tiers = ", ".join(self.rubric.tier_ids)
+                return self._bad("label", "label_unknown", shown_value(label), f"a tier of rubric {self.rubric.name}: {tiers}")
+            if len(self._tiers) < 10_000:  # a scale of averages has many labels, but a file of free text must not fill the memory
+                self._tiers[label] = tier
+        return tier
+
+    def _image(self, value: Any) -> dict[str, Any] | None:
+        if isinstance(value, str):
+            value = {"bytes": None, "path": value.strip()}
+        elif isinstance(value, bytes):
+            value = {"bytes": value, "path": None}
+        if value is None or value == {} or (isinstance(value, dict) and not value.get("bytes") and not value.get("path")):
+            return None
+        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, None)
+        if not isinstance(value, dict) or not isinstance(data, bytes | None) or not isinstance(path, str | None):
+            return self._bad(
+                "image",
+                "field_type",
+                f"{type(value).__name__} {shown_value(value)}",
+                "image bytes or the path of an image",
+            )
+        if path and self._undecodable("image", path):
+            return None
+        if path and not data and self.image_folder is not None and "://" not in path:
+            path = os.path.abspath(self.image_folder / path)
+        try:
+            checked = check_image({"bytes": data, "path": path})
+        except ImageError as error:
+            if not self.keep_bad_photos:
+                return self._bad("image", error.reason, error.found, error.expected)
+            self.repairs["unreadable_photo"] += 1
+            if len(self.bad_photos) < MAX_SHOWN_PHOTOS:
+                self.bad_photos.append(f"{self._place}: {error.found}")
+            return {"bytes": NO_PHOTO, "path": path}
+        return {"bytes": checked if self.embed_images else data, "path": path}
+
+    def _demands(self, value: Any) -> list[Demand]:
+        try:
+            if len(value) > MAX_LIST:
+                raise TypeError(f"{len(value):,} entries")
+            given = [{name: getattr(item, name) for name in DEMAND_FIELDS} if isinstance(item, Demand) else item for item in value]
+            return [Demand(**{name: self._text("demands", item[name], False) or "" for name in DEMAND_FIELDS}) for item in given]
+        except (TypeError, KeyError) as error:
+            expected = f"a list of at most {MAX_LIST:,} with {', '.join(DEMAND_FIELDS)}"
+            self._bad("demands", "field_type", f"{shown_value(value)} ({error})", expected)
+            return []

@@ -1,0 +1,70 @@
+"""Splits by hash: all pairs of a query (or of an item) fall on the same side, today and after more data came in."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from lore.support.errors import LoreError
+from lore.support.text import normalise
+
+FRACTIONS = {"train": 0.7, "dev": 0.1, "test": 0.2}
+
+
+def split_of(query: str, fractions: dict[str, float] | None = None, seed: int = 0) -> str:
+    """The split of a query: case and spacing do not count, another seed deals the queries anew."""
+    fractions = FRACTIONS if fractions is None else fractions
+    check_fractions(fractions)
+    digest = hashlib.blake2b(normalise(query).encode(errors="surrogatepass"), digest_size=8, key=str(seed).encode()).digest()
+    point, edge = int.from_bytes(digest, "little") / 2**64, 0.0
+    for name, share in fractions.items():
+        edge += share
+        if point < edge:
+            return name
+    return [name for name, share in fractions.items() if share > 0][-1]  # the shares may sum to a hair less than 1
+
+
+def check_fractions(fractions: dict[str, float]) -> None:
+    total = sum(fractions.values())
+    # Not `abs(total - 1) > 1e-6`, which is false for nan.
+    fits = abs(total - 1) <= 1e-6 and all(share >= 0 and name.strip() for name, share in fractions.items())
+    if not fractions or not fits:
+        raise LoreError(
+            f"Split shares {fractions} sum to {total:g}; expected named shares of at least 0 that sum to 1, such as {FRACTIONS}."
+        )
+
+
+def split_pairs(
+    path: str | Path,
+    out: str | Path,
+    *,
+    by: str = "query",
+    fractions: dict[str, float] | None = None,
+    seed: int = 0,
+    replace: bool = False,
+) -> Counter[str]:
+    """Writes the pairs with `split` filled and returns the pairs per split. Raises LoreError where pairs have splits
+    and not `replace`.
+    """
+    from lore.data.pair import Pair
+    from lore.data.parquet import PairWriter, count_pairs, read_metadata, read_pairs
+    from lore.support.progress import track
+
+    keys: dict[str, Callable[[Pair], str]] = {
+        "query": lambda pair: pair.query,
+        "item": lambda pair: pair.item_id or pair.title,
+    }
+    if by not in keys:
+        raise LoreError(
+            f"Splits are made by {' or '.join(keys)}, not by {by!r}: pairs of one query in train and test would leak its words."
+        )
+    check_fractions(FRACTIONS if fractions is None else fractions)
+    counts: Counter[str] = Counter()
+    with PairWriter(out, metadata={key: value for key, value in read_metadata(path).items() if key.startswith("lore.")}) as writer:
+        for pair in track(read_pairs(path), "splitting", total=count_pairs(path)):
+            if pair.split is not None and not replace:
+                raise LoreError(f"{path}: pair {pair.pair_id} is in split {pair.split!r} already. --replace deals all pairs anew.")
+            pair.split = split_of(keys[by](pair), fractions, seed)
+            counts[pair.split] += 1
+            writer.write(pair)
+    return counts

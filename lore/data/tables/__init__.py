@@ -1,0 +1,1 @@
+"""CSV, JSON lines and Parquet from strangers, streamed row by row."""

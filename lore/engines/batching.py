@@ -1,0 +1,67 @@
+"""Requests of many coroutines, answered together by an engine of this process."""
+
+import asyncio
+
+from lore.engines.engine import Completion, Engine, Gate, Messages, RequestRefused, Sampling, Usage
+from lore.engines.http.protocol import prompt_bound
+
+PHOTO_TOKENS = 2048  # held for one photo of a model in this process
+
+
+class Batched:
+    """`complete` over an engine of this process: what all pairs under way ask is answered in one call of generate."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self._waiting: list[tuple[Messages, Sampling, asyncio.Future]] = []
+        self._runner: asyncio.Task | None = None
+
+    async def complete(self, messages: Messages, sampling: Sampling, gate: Gate) -> list[Completion]:
+        ticket = await gate.admit(Usage(prompt_bound(messages, PHOTO_TOKENS), sampling.max_tokens))
+        promise = asyncio.get_running_loop().create_future()
+        self._waiting.append((messages, sampling, promise))
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.create_task(self._run())
+        try:
+            answers = await promise
+        except BaseException:
+            gate.settle(ticket, None)
+            raise
+        gate.settle(ticket, Usage(answers[0].prompt_tokens, sum(answer.tokens for answer in answers)))
+        return answers
+
+    async def _run(self) -> None:
+        while self._waiting:
+            size = -1
+            while size != len(self._waiting):  # until no pair has anything more to ask
+                size = len(self._waiting)
+                await asyncio.sleep(0)
+            batch, self._waiting = self._waiting, []
+            by_sampling: dict[Sampling, list[tuple[Messages, asyncio.Future]]] = {}
+            for messages, sampling, promise in batch:
+                by_sampling.setdefault(sampling, []).append((messages, promise))
+            for sampling, asked in by_sampling.items():
+                answers = await asyncio.to_thread(self._answers, [messages for messages, _ in asked], sampling)
+                for (_, promise), answer in zip(asked, answers, strict=True):
+                    if promise.done():
+                        continue
+                    if isinstance(answer, Exception):
+                        promise.set_exception(answer)
+                        promise.exception()  # fetched, so that asyncio does not report it where nobody waits
+                    else:
+                        promise.set_result(answer)
+
+    def _answers(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion] | Exception]:
+        """Completions of every prompt. Where a call fails, halves are tried apart, so that a prompt which the engine cannot take
+        fails alone; where none goes through, it is the engine's trouble, and its error goes to all.
+        """
+        try:
+            return self.engine.generate(prompts, sampling)
+        except Exception as error:
+            if len(prompts) == 1:
+                return [RequestRefused(f"the model does not take this prompt: {str(error)[:300]}")]
+            middle = len(prompts) // 2
+            answers = [*self._answers(prompts[:middle], sampling), *self._answers(prompts[middle:], sampling)]
+            if all(isinstance(answer, Exception) for answer in answers):
+                return [error] * len(prompts)
+            return answers

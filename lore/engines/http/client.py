@@ -1,0 +1,174 @@
+"""One HTTP attempt at an OpenAI-compatible server, and what became of it.
+
+The API key comes from the environment when the client is made and stands in no text that leaves it.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+
+from lore.engines.config import EndpointSection
+from lore.engines.engine import EndpointStopped, RequestRefused, Usage
+from lore.engines.http.protocol import Dialect, Fault, error_text, read_reply, redact, reply_usage
+from lore.engines.http.throttle import retry_after_seconds
+from lore.support.errors import LoreError
+from lore.support.nearest import nearest
+
+MAX_REPLY_BYTES = 32 * 2**20
+MAX_ERROR_BYTES = 2**18
+KEEP_OPEN_SECONDS = 4.0  # uvicorn, and so vLLM, closes an idle connection after 5
+NOTHING = Usage(0, 0)
+
+
+@dataclass
+class Outcome:
+    """kind: answered, refused (both by a server that is up), again (it takes the request in other words), busy, fault, or
+    unreached: a fault before anything was sent.
+
+    used: None where the server may have generated something and it is not known what.
+    """
+
+    kind: str
+    used: Usage | None
+    what: str = ""
+    pause_seconds: float = 0.0
+    value: Any = None
+    error: LoreError | None = None
+
+
+class Client:
+    """Keeps connections to one server open; serves one event loop at a time."""
+
+    def __init__(self, section: EndpointSection):
+        """Raises LoreError where the key's variable holds no key."""
+        self.section, self.dialect = section, Dialect()
+        self._key = _key(section)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def aclose(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def send(self, body: dict[str, Any], read: Callable[[dict[str, Any]], Any]) -> Outcome:
+        """Sends `body` as this server takes it; the value of an answer is read(reply)."""
+        sent, url = self.dialect.fields(body), f"{self.section.url}/chat/completions"
+        try:
+            async with asyncio.timeout(self.section.timeout_seconds):
+                async with self._connections().post(url, data=json.dumps(sent).encode(), allow_redirects=False) as response:
+                    good = response.status == 200
+                    data = await _body(response, MAX_REPLY_BYTES if good else MAX_ERROR_BYTES)
+        except aiohttp.ClientConnectorError as error:
+            return Outcome("unreached", NOTHING, f"no connection ({redact(str(error), self._key)[:300]})")
+        except TimeoutError:
+            return Outcome("fault", None, f"no whole answer in {self.section.timeout_seconds:g} s")
+        except (aiohttp.ClientError, OSError) as error:
+            return Outcome("fault", None, f"a broken reply ({type(error).__name__}: {redact(str(error), self._key)[:300]})")
+        if not good:
+            return await self._refusal(response, error_text(data, self._key), sent)
+        used = None
+        try:
+            if len(data) > MAX_REPLY_BYTES:
+                raise Fault(f"a reply of more than {MAX_REPLY_BYTES:,} bytes")
+            reply = read_reply(data, self.section.model)
+            used = reply_usage(reply)
+            return Outcome("answered", used, value=read(reply))
+        except Fault as error:
+            return Outcome("fault", None, redact(str(error), self._key))
+        except RequestRefused as error:
+            return Outcome("refused", used, error=error)
+
+    def stop(self, what: str, advice: str) -> EndpointStopped:
+        return EndpointStopped(f"{self.section.url} {what}.\nWhat was stored is kept. {advice} Then run the same command again.")
+
+    async def _refusal(self, response: aiohttp.ClientResponse, said: str, sent: dict[str, Any]) -> Outcome:
+        """What a status other than 200 means. Nothing was generated, so nothing was used."""
+        status, shown = response.status, f"{response.status} {redact(response.reason or '', self._key)[:100]}: {said}"
+        pause_seconds = retry_after_seconds(response.headers.get("Retry-After"))
+        if status == 429:
+            return Outcome("busy", NOTHING, shown, pause_seconds)
+        if status in (408, 409, 425) or status >= 500:
+            return Outcome("fault", NOTHING, shown, pause_seconds)
+        if status in (400, 422) and self.dialect.learn(sent, said):
+            return Outcome("again", NOTHING)
+        error: LoreError = RequestRefused(f"{self.section.url} refuses a prompt: {shown}")
+        if status in (400, 422) and "continue_final_message" in sent and "continue_final_message" in said:
+            error = self.stop(f"does not go on with a begun answer ({said})", "Use a vLLM or SGLang server for this.")
+        elif status in (401, 403):
+            variable = self.section.key_variable
+            where = f"the environment variable {variable}" if variable else "an environment variable and its name into key_variable"
+            error = self.stop(f"does not let this client in ({shown})", f"Put a valid key into {where}.")
+        elif status == 404:
+            error = self.stop(f"knows no model {self.section.model!r} ({shown})", await self._models())
+        elif status not in (400, 413, 422):
+            error = self.stop(f"answers {shown}", "Correct the url; it ends with the version, such as /v1.")
+        return Outcome("refused", NOTHING, error=error)
+
+    async def _models(self) -> str:
+        """Advice that names the server's models, the nearest first."""
+        url = f"{self.section.url}/models"
+        try:
+            async with asyncio.timeout(10), self._connections().get(url, allow_redirects=False) as response:
+                names = [model["id"] for model in json.loads(await _body(response, MAX_ERROR_BYTES))["data"]]
+                names = [name for name in names if isinstance(name, str)]
+        except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError):
+            return "It lists no models either: the url may be wrong; it ends with the version, such as /v1."
+        first = nearest(self.section.model, names)
+        names.sort(key=lambda name: name != first)
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        return redact(f"Set model to one that it serves: {', '.join(names[:8])}{more}.", self._key)
+
+    def _connections(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # Compressed replies are refused: what a few bytes unpack to has no bound.
+            headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+            if self._key is not None:
+                headers["Authorization"] = f"Bearer {self._key}"
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_OPEN_SECONDS),
+                timeout=aiohttp.ClientTimeout(total=None),
+                headers=headers,
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                proxy=_proxy(self.section.url),
+            )
+        return self._session
+
+
+def _key(section: EndpointSection) -> str | None:
+    if section.key_variable is None:
+        return None
+    key = os.environ.get(section.key_variable, "").strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        found = "holds something that is no key" if key else "is not set"
+        raise LoreError(
+            f"The environment variable {section.key_variable} {found}, so {section.url} cannot be asked.\n"
+            "Export the API key under this name, or leave key_variable out for a server without keys."
+        )
+    return key
+
+
+def _proxy(url: str) -> str | None:
+    """What HTTP_PROXY, HTTPS_PROXY and NO_PROXY say; this machine is never asked through a proxy."""
+    parts = urlsplit(url)
+    if parts.hostname in ("localhost", "127.0.0.1", "::1") or proxy_bypass(parts.hostname):
+        return None
+    return getproxies().get(parts.scheme)
+
+
+async def _body(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """The body, or a start of it that is longer than `most`."""
+    chunks, size = [], 0
+    async for chunk in response.content.iter_any():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > most:
+            break
+    return b"".join(chunks)

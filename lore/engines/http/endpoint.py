@@ -1,0 +1,220 @@
+"""The endpoint engine: a judge or a teacher behind any OpenAI-compatible server (vLLM, SGLang, llama.cpp, a provider).
+
+`complete` is the core, for callers with an event loop; `generate` and `score` run it in one of their own. What may go wrong
+on the way is waited out or named:
+- 429, 5xx, timeouts, broken or foreign replies: sent again, later and by fewer at once (lore.engines.http.throttle);
+- 400 for one prompt: RequestRefused, for this prompt alone;
+- a wrong key, an unknown model, a server that stays down: EndpointStopped, at once for every request;
+- anything else that keeps failing: EndpointFailed after max_attempts.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lore.codec.chat_template import fold_system, folds_system
+from lore.codec.verdict_tokens import verdict_tokens
+from lore.engines.chat import stop_ids
+from lore.engines.config import EndpointSection, ModelSection
+from lore.engines.engine import Completion, EndpointFailed, EndpointStopped, Gate, Messages, RequestRefused, Sampling, Usage
+from lore.engines.http.client import Client, Outcome
+from lore.engines.http.protocol import bound_of, completions, request_body
+from lore.engines.http.throttle import Throttle, backoff_seconds
+from lore.engines.http.tier_logprobs import begun_at_verdict, listed_tokens, scoring_fields, tier_ends, tier_probabilities
+from lore.rubric.rubric import Rubric
+from lore.support.errors import LoreError
+
+# One seed for all prompts would draw the same answer for the same prompt asked twice.
+SEED_STEP = 1_000_003
+
+
+class EndpointEngine:
+    """A served model. `tokenizer` and `processor` are None unless the section names a tokenizer.
+
+    It serves one event loop at a time: a caller of `complete` uses it as an async context manager, or calls `aclose` before
+    its loop ends.
+    """
+
+    def __init__(self, section: EndpointSection, rubric: Rubric | None = None):
+        """rubric: of `score`; not needed to complete. Raises LoreError where the key's variable holds no key."""
+        self.section, self.rubric = section, rubric
+        self.processor, self.tokenizer, self.takes_images = None, None, True
+        if section.tokenizer is not None:
+            from lore.engines.loading import known_stops, load_processor
+
+            local = ModelSection(name=section.tokenizer)
+            self.processor = load_processor(local)
+            self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
+            self.takes_images = self.processor is not self.tokenizer
+        self.verdict = verdict_tokens(self.tokenizer, rubric) if self.tokenizer is not None and rubric is not None else None
+        self._client = Client(section)
+        self._throttle = Throttle(section.max_concurrency, max_down_seconds=section.max_down_seconds, stop=self._down)
+        self._stopped: EndpointStopped | None = None
+        self._switches: dict[str, Any] = {}  # so that the served model reads and stops as the other engines do
+        if self.processor is None or "enable_thinking" in str(self.processor.chat_template):
+            self._switches["chat_template_kwargs"] = {"enable_thinking": False}
+        self._folds = self.processor is not None and folds_system(self.processor)
+        if self.processor is not None:
+            self._switches["stop_token_ids"] = stop_ids(self.processor, known_stops(local))
+
+    async def complete(self, messages: Messages, sampling: Sampling, gate: Gate | None = None) -> list[Completion]:
+        """`sampling.n` completions of one prompt. `gate` admits and settles every HTTP attempt.
+
+        Greedy samples are equal, so one is asked for and repeated. Raises RequestRefused, EndpointFailed, EndpointStopped,
+        and what the gate raises.
+        """
+        wanted = sampling.n if sampling.temperature > 0 else 1
+        found: list[Completion] = []
+        while len(found) < wanted:  # some servers give one answer whatever n is
+            n, seed = wanted - len(found), sampling.seed + len(found)
+            body = self._body(messages, sampling, n, seed)
+            bound = bound_of(self.section, messages, sampling, n)
+            found += await self._ask(body, bound, gate, lambda reply, n=n: completions(reply, n, sampling.max_tokens))
+        return found if wanted == sampling.n else found * sampling.n
+
+    async def aclose(self) -> None:
+        """Lets go of the connections."""
+        await self._client.aclose()
+
+    async def __aenter__(self) -> "EndpointEngine":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
+        """See Engine.generate. A prompt that the server refuses gets completions with finish_reason `refused`."""
+        out: list[list[Completion]] = [[] for _ in prompts]
+
+        async def one(index: int) -> None:
+            seeded = replace(sampling, seed=sampling.seed * SEED_STEP + index * sampling.n)
+            try:
+                out[index] = await self.complete(prompts[index], seeded)
+            except RequestRefused:
+                out[index] = [Completion("", 0, "refused")] * sampling.n
+
+        self._run(self._each(len(prompts), one))
+        return out
+
+    def score(self, prompts: list[Messages]) -> np.ndarray:
+        """See Engine.score, and lore.engines.http.tier_logprobs for how exact it is. Raises EndpointStopped where the server
+        lists no log-probabilities or never a tier, which is not a judgement; RequestRefused for a prompt that is too long.
+        """
+        if self.rubric is None:
+            raise LoreError("This endpoint was opened without a rubric, so it has no tiers to score. Pass one to open_engine.")
+        ends, fields = tier_ends(self.rubric, self.verdict), scoring_fields(self.verdict)
+        out, found = np.zeros((len(prompts), len(ends))), []
+
+        async def one(index: int) -> None:
+            sampling = Sampling(max_tokens=1)
+            begun = begun_at_verdict(prompts[index], self.rubric, self.verdict)
+            body = self._body(begun, sampling, 1, 0) | fields
+            listed = await self._ask(body, bound_of(self.section, begun, sampling, 1), None, lambda reply: (listed_tokens(reply),))
+            if listed[0] is None:
+                raise self._client.stop("lists no log-probabilities", "Use a server that knows logprobs, or another engine.")
+            out[index], any_tier = tier_probabilities(listed[0], ends, self.verdict)
+            found.append(any_tier)
+
+        self._run(self._each(len(prompts), one))
+        if found and not any(found):
+            raise self._client.stop(
+                f"listed none of the tiers {', '.join(self.rubric.tier_ids)} behind a verdict's opening, for {len(found)} prompts",
+                "It may not go on with a begun answer (vLLM and SGLang do), or the model may not be a judge.",
+            )
+        return out
+
+    async def _ask(self, body: dict[str, Any], bound: Usage, gate: Gate | None, read: Callable[[dict], Any]) -> Any:
+        """read(reply) of the first good reply. An attempt counts where the prompt may have a part in its failure: not where
+        the server was not reached or known to be down, nor where it was busy with others. Then the throttle decides.
+        """
+        throttle, attempts, failures, last = self._throttle, 0, 0, ""
+        while attempts < self.section.max_attempts:
+            if failures and not throttle.open:
+                await asyncio.sleep(backoff_seconds(failures))
+            entered = await throttle.enter()
+            try:
+                if self._stopped is not None:
+                    raise self._stopped
+                outcome = await self._attempt(body, bound, gate, read)
+            except BaseException:
+                throttle.left()
+                raise
+            if outcome.kind in ("fault", "unreached"):
+                attempts += outcome.kind == "fault" and not throttle.open
+                throttle.fault(entered, outcome.what, outcome.pause_seconds)
+            elif outcome.kind == "busy":
+                attempts += throttle.under_way == 1
+                throttle.busy(entered, outcome.pause_seconds)
+            else:
+                throttle.answered()
+                if isinstance(outcome.error, EndpointStopped):
+                    self._stopped = outcome.error
+                if outcome.error is not None:
+                    raise outcome.error
+                if outcome.kind == "answered":
+                    return outcome.value
+                continue
+            failures, last = failures + 1, outcome.what
+        raise EndpointFailed(
+            f"{self.section.url} gave no usable answer to one prompt in {attempts} attempts; the last one: {last}.\n"
+            "What was stored is kept. Look at the server's log, raise max_attempts or timeout_seconds, or lower "
+            "max_concurrency; then run the same command again."
+        )
+
+    async def _attempt(self, body: dict[str, Any], bound: Usage, gate: Gate | None, read: Callable[[dict], Any]) -> Outcome:
+        """One HTTP attempt, admitted before it and settled after it, whatever becomes of it."""
+        if gate is None:
+            return await self._client.send(body, read)
+        ticket, used = await gate.admit(bound), None
+        try:
+            outcome = await self._client.send(body, read)
+            used = outcome.used
+            return outcome
+        finally:
+            gate.settle(ticket, used)
+
+    def _body(self, messages: Messages, sampling: Sampling, n: int, seed: int) -> dict[str, Any]:
+        if self._folds and messages[0]["role"] == "system" and len(messages) > 1:
+            messages = fold_system(messages)
+        return self._switches | request_body(self.section, messages, sampling, n=n, seed=seed)
+
+    def _down(self, last_fault: str, seconds: float) -> EndpointStopped:
+        return self._client.stop(
+            f"has not answered for {seconds:.0f} s; the last attempt: {last_fault}",
+            "Start the server or correct the url (max_down_seconds: how long a server is waited for).",
+        )
+
+    async def _each(self, count: int, one: Callable[[int], Coroutine]) -> None:
+        """one(index) for every index, max_concurrency at once; the first error ends all."""
+        indices = iter(range(count))
+
+        async def worker() -> None:
+            for index in indices:
+                await one(index)
+
+        workers = [asyncio.ensure_future(worker()) for _ in range(min(count, self.section.max_concurrency))]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for task in workers:
+                task.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            await self.aclose()
+
+    def _run(self, work: Coroutine) -> None:
+        """Runs it to its end, in a notebook too, where this thread already has a loop."""
+        self._stopped = None
+        try:
+            asyncio.get_running_loop()
+            running = True
+        except RuntimeError:
+            running = False
+        if not running:  # outside of the except, or its error would stand above every other one
+            asyncio.run(work)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(asyncio.run, work).result()

@@ -1,0 +1,204 @@
+"""The OpenAI chat protocol without a network: what a request says, what a reply holds, what an error may show.
+
+Servers differ in what they know beyond the standard. A request says all that makes the engines agree; fields that a server
+refuses by name are left out from then on (Dialect).
+"""
+
+import base64
+import io
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from lore.codec.chat_template import parts_of
+from lore.engines.chat import visible
+from lore.engines.config import EndpointSection
+from lore.engines.engine import Completion, Messages, RequestRefused, Sampling, Usage
+
+TEMPLATE_TOKENS = 512
+"""More than any chat template adds by itself, a default system prompt included."""
+MESSAGE_TOKENS = 32
+"""More than a chat template adds around one message."""
+
+# Left out for servers that refuse them. The first group undoes what a checkpoint's generation_config would change.
+OPTIONAL = ("top_k", "min_p", "repetition_penalty", "seed", "stop_token_ids", "chat_template_kwargs", "logprob_token_ids")
+OPTIONAL += ("return_tokens_as_token_ids",)
+FEW_LOGPROBS = 5  # what the smaller providers give
+_VERSION = re.compile(r"[-@:_](\d{3,}([-.][\w.-]*)?|latest)")
+
+
+class Fault(Exception):
+    """A reply that is no answer to what was asked."""
+
+
+@dataclass
+class Dialect:
+    """What one server takes, learnt from its refusals."""
+
+    refused: set[str] = field(default_factory=set)
+    limit_field: str = "max_tokens"
+    top_logprobs: int = 20
+
+    def fields(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The body as this server takes it."""
+        sent = {key: value for key, value in body.items() if key not in self.refused}
+        if "max_tokens" in sent:
+            sent[self.limit_field] = sent.pop("max_tokens")
+        if "top_logprobs" in sent:
+            sent["top_logprobs"] = self.top_logprobs
+        return sent
+
+    def learn(self, sent: dict[str, Any], message: str) -> bool:
+        """True where a refusal names a field of `sent` that can be left out or said otherwise; `fields` does so from now on."""
+        named = {name for name in OPTIONAL if name in sent and _names(message, name)}
+        self.refused |= named
+        if "max_tokens" in sent and re.search(r"use\W+max_completion_tokens\W+instead", message, re.IGNORECASE):
+            self.limit_field, named = "max_completion_tokens", named | {"max_tokens"}
+        if sent.get("top_logprobs", 0) > FEW_LOGPROBS and _names(message, "top_logprobs"):
+            self.top_logprobs, named = FEW_LOGPROBS, named | {"top_logprobs"}
+        return bool(named)
+
+
+def _names(message: str, name: str) -> bool:
+    """Whether an error speaks of a field. Errors may repeat a part of the prompt, and some shops sell seed."""
+    before = r"(?<![A-Za-z_])" if "_" in name else r"(?:(?:argument|parameter|field)s?(?: supplied)?\W+(?:\w+, )*|\"body\", \")"
+    return re.search(rf"{before}{name}(?![A-Za-z_])", message) is not None
+
+
+def request_body(section: EndpointSection, messages: Messages, sampling: Sampling, *, n: int, seed: int) -> dict[str, Any]:
+    """One request. A last message by the assistant is gone on with, as vLLM and SGLang understand it."""
+    body: dict[str, Any] = {
+        **section.extra,
+        "model": section.model,
+        "messages": [_message(message) for message in messages],
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "repetition_penalty": 1.0,
+    }
+    if n > 1:
+        body["n"] = n
+    if sampling.temperature > 0:
+        body |= {"top_p": sampling.top_p, "top_k": -1, "min_p": 0.0, "seed": seed}
+    if messages[-1]["role"] == "assistant":
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    return body
+
+
+def bound_of(section: EndpointSection, messages: Messages, sampling: Sampling, n: int) -> Usage:
+    """At most what a request takes."""
+    return Usage(prompt_bound(messages, section.max_image_tokens), n * sampling.max_tokens)
+
+
+def prompt_bound(messages: Messages, max_image_tokens: int) -> int:
+    """Tokens of a prompt at most. A token stands for at least one byte of UTF-8."""
+    parts = [part for message in messages for part in parts_of(message)]
+    texts = sum(len(part["text"].encode()) for part in parts if part["type"] == "text")
+    photos = sum(part["type"] == "image" for part in parts)
+    return TEMPLATE_TOKENS + MESSAGE_TOKENS * len(messages) + texts + photos * max_image_tokens
+
+
+def reply_usage(reply: dict[str, Any]) -> Usage | None:
+    """What the server says it took; None where it does not."""
+    usage = reply.get("usage")
+    counts = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        return None
+    return Usage(*counts)
+
+
+def read_reply(data: bytes, model: str) -> dict[str, Any]:
+    """The reply as an object with choices. Raises Fault for anything else, another model's answer included."""
+    try:
+        reply = json.loads(data)
+    except ValueError as error:  # UnicodeDecodeError is one too
+        raise Fault(f"a reply that is no JSON: {data[:120]!r}") from error
+    choices = reply.get("choices") if isinstance(reply, dict) else None
+    if not isinstance(choices, list) or not choices or not all(isinstance(choice, dict) for choice in choices):
+        raise Fault(f"a reply without choices: {data[:120]!r}")
+    answered = reply.get("model")
+    if isinstance(answered, str) and answered and not same_model(model, answered):
+        raise Fault(f"an answer of model {answered[:120]!r}, where {model!r} was asked")
+    return reply
+
+
+def same_model(asked: str, answered: str) -> bool:
+    """Whether a server that was asked for one name may answer with the other: with or without the owner, with a version
+    such as a date behind it (gpt-4o, gpt-4o-2024-08-06), never with another variant (gpt-4o-mini).
+    """
+    asked, answered = asked.lower(), answered.lower()
+    if "/" not in asked or "/" not in answered:
+        asked, answered = asked.rsplit("/", 1)[-1], answered.rsplit("/", 1)[-1]
+    asked, answered = asked.removesuffix(":latest"), answered.removesuffix(":latest")
+    return asked == answered or (answered.startswith(asked) and _VERSION.fullmatch(answered[len(asked) :]) is not None)
+
+
+def completions(reply: dict[str, Any], n: int, max_tokens: int) -> list[Completion]:
+    """The answers of a reply, at most n. With several, the tokens of those that were not cut are shared out by length:
+    servers give their sum. Raises Fault for a choice without a text, RequestRefused for one that a filter withheld.
+    """
+    usage = reply_usage(reply)
+    texts, reasons = [], []
+    for choice in reply["choices"][:n]:
+        message, reason = choice.get("message"), choice.get("finish_reason")
+        text = message.get("content") if isinstance(message, dict) else None
+        if reason == "content_filter":
+            raise RequestRefused("The server's content filter withheld the answer to a prompt. Other prompts are not concerned.")
+        if not isinstance(reason, str) or not isinstance(text, str | None) or (text is None and "content" not in (message or {})):
+            raise Fault(f"a choice without an answer: {json.dumps(choice)[:120]}")
+        texts.append(text or "")
+        reasons.append("length" if reason == "length" else "stop")
+    counts = _shared_out(texts, reasons, usage.completion_tokens, max_tokens) if usage else [0] * len(texts)
+    prompt_tokens = usage.prompt_tokens if usage else 0
+    return [Completion(*row, prompt_tokens) for row in zip(texts, counts, reasons, strict=True)]
+
+
+def _shared_out(texts: list[str], reasons: list[str], total: int, max_tokens: int) -> list[int]:
+    counts = [max_tokens if reason == "length" and len(texts) > 1 else 0 for reason in reasons]
+    rest = [i for i, count in enumerate(counts) if not count]
+    left, weight = max(0, total - sum(counts)), sum(len(texts[i]) + 1 for i in rest)
+    for i in rest:
+        share = len(texts[i]) + 1
+        counts[i] = round(left * share / weight)
+        left, weight = left - counts[i], weight - share
+    return counts
+
+
+def error_text(data: bytes, key: str | None) -> str:
+    """What an error reply says, on one line, without the key."""
+    text = data.decode("utf-8", errors="replace")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = text
+    for name in ("error", "message", "detail"):
+        if isinstance(found, dict) and found.get(name):
+            found = found[name]
+    said = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+    return redact(" ".join(said.split()), key)[:400]
+
+
+def redact(text: str, key: str | None) -> str:
+    """`text` without the key, without what follows `Bearer` and without keys that a server has half hidden (sk-a***xyz)."""
+    if key:
+        for form in {key, json.dumps(key)[1:-1], base64.b64encode(key.encode()).decode()}:
+            text = text.replace(form, "[key]")
+        if len(key) >= 12:  # an excerpt of it, as in: Incorrect API key provided: sk-proj-abcd
+            text = re.sub(rf"{re.escape(key[:8])}\S*|\S*{re.escape(key[-8:])}", "[key]", text)
+    text = re.sub(r"(?<=://)[^\s/@]+@", "[key]@", text)  # of a proxy with a password
+    return re.sub(r"(?i)\bbearer\s+\S+|\S*\*{3,}\S*", "[key]", text)
+
+
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(message["content"], str):
+        return message
+    return {**message, "content": [_part(part) for part in message["content"]]}
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    if part["type"] != "image":
+        return part
+    data = io.BytesIO()
+    visible(part["image"]).save(data, "PNG", compress_level=1)
+    url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": url}}

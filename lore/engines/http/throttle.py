@@ -1,0 +1,160 @@
+"""How hard a server may be asked: adaptive concurrency, waiting times, and a circuit breaker over all requests.
+
+Concurrency starts at what is allowed, beyond 64 at half of it, and grows by one with each answer. It is halved, at most once
+per round of requests, when the server is busy or fails, and then grows by one per round. After BREAKER_FAULTS faults in a
+row nothing is sent but one request at a time, at growing intervals, until one is answered or `max_down_seconds` have passed.
+"""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from math import inf
+
+from lore.support.errors import LoreError
+
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
+MAX_RETRY_AFTER_SECONDS = 120.0
+BREAKER_FAULTS = 10
+SMALLEST_START = 64
+
+
+def backoff_seconds(attempt: int) -> float:
+    """Before attempt 2, 3, ...: doubled each time, then shortened by up to half at random, so that requests that failed
+    together do not come back together.
+    """
+    return min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+
+
+def retry_after_seconds(header: str | None) -> float:
+    """What a Retry-After header asks for, in seconds or as an HTTP date, at most MAX_RETRY_AFTER_SECONDS; 0 where there is
+    none or it cannot be read.
+    """
+    try:
+        seconds = float(header or 0)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(header).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return 0.0
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS) if seconds == seconds else 0.0
+
+
+class Throttle:
+    """Lets requests in (`enter`) and learns from how they ended (`answered`, `busy`, `fault`, `left`).
+
+    Used by one event loop. `stop(last_fault, seconds)` makes the error of a server that stays down.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        *,
+        max_down_seconds: float,
+        stop: Callable[[str, float], LoreError],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.most, self.max_down_seconds, self.stop, self.clock = most, max_down_seconds, stop, clock
+        self.limit = float(max(min(most, SMALLEST_START), most // 2))
+        self.under_way = 0
+        self._waiting: deque[asyncio.Future] = deque()
+        self._starting = True  # no trouble seen yet, so concurrency grows fast
+        self._cut_at = -inf
+        self._hold_until = -inf
+        self._faults, self._first_fault_at, self._last_fault = 0, 0.0, ""
+        self._probing, self._probe_at, self._probe_wait = False, 0.0, 1.0
+
+    @property
+    def open(self) -> bool:
+        """True while the server is taken to be down."""
+        return self._faults >= BREAKER_FAULTS
+
+    async def enter(self) -> float:
+        """Waits for a place; returns the time, which the request hands back when it ends. Raises stop()'s error when the
+        server has been down too long.
+        """
+        while (seconds := self._to_wait()) is not None:
+            place = asyncio.get_running_loop().create_future()
+            self._waiting.append(place)
+            try:
+                async with asyncio.timeout(None if seconds == inf else seconds):
+                    await place
+            except TimeoutError:
+                pass
+            except asyncio.CancelledError:
+                self._wake()  # the place that this one may have been called to
+                raise
+        self.under_way += 1
+        self._probing = self.open
+        return self.clock()
+
+    def answered(self) -> None:
+        """The server did its work, or refused one prompt: it is up."""
+        self._faults, self._probing, self._probe_wait = 0, False, 1.0
+        self.limit = min(self.most, self.limit + (1 if self._starting else 1 / self.limit))
+        self._leave()
+
+    def busy(self, entered: float, pause_seconds: float) -> None:
+        """The server is up and asks for less; nobody is let in for pause_seconds."""
+        self._faults, self._probing, self._probe_wait = 0, False, 1.0
+        self._hold_until = max(self._hold_until, self.clock() + pause_seconds)
+        self._cut(entered)
+        self._leave()
+
+    def fault(self, entered: float, what: str, pause_seconds: float = 0.0) -> None:
+        """No usable answer: a refused connection, a 5xx, a timeout, garbage."""
+        now = self.clock()
+        if not self._faults:
+            self._first_fault_at = now
+        self._faults += 1
+        self._last_fault, self._probing = what, False
+        self._hold_until = max(self._hold_until, now + pause_seconds)
+        if self.open:
+            self._probe_at = now + self._probe_wait
+            self._probe_wait = min(2 * self._probe_wait, LONGEST_WAIT_SECONDS)
+        self._cut(entered)
+        self._leave()
+
+    def left(self) -> None:
+        """The request was given up by its caller and tells nothing about the server."""
+        self._probing = False
+        self._leave()
+
+    def _to_wait(self) -> float | None:
+        """None: go. Else seconds after which to ask again, inf for when another request ends."""
+        now = self.clock()
+        if self.open:
+            down_seconds = now - self._first_fault_at
+            if down_seconds >= self.max_down_seconds and not self._probing:
+                raise self.stop(self._last_fault, down_seconds)
+            until_stop = self.max_down_seconds - down_seconds
+            if self._probing:
+                return inf
+            if now < self._probe_at:
+                return min(self._probe_at - now, until_stop)
+        if now < self._hold_until:
+            return self._hold_until - now
+        return None if self.under_way < max(1, int(self.limit)) or self.open else inf
+
+    def _cut(self, entered: float) -> None:
+        """Halves the limit, once for all requests that were sent before the last cut."""
+        self._starting = False
+        if entered > self._cut_at:
+            self.limit = max(1.0, self.limit / 2)
+            self._cut_at = self.clock()
+
+    def _leave(self) -> None:
+        self.under_way -= 1
+        self._wake()
+
+    def _wake(self) -> None:
+        free = max(1, int(self.limit)) - self.under_way
+        if self.open:
+            free = len(self._waiting)  # they look at the clock and the breaker themselves
+        while free > 0 and self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(None)
+                free -= 1

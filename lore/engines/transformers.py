@@ -1,0 +1,156 @@
+"""The transformers engine: batched generate and score on CPU or GPU, text and photos, adapters and merged models.
+
+Prompts are sorted by length and left-padded into batches of at most `batch_tokens` padded tokens, so results do not
+depend on how the caller groups its prompts beyond the rounding of the arithmetic. Left out: paged attention and
+continuous batching, for which there is vLLM.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+
+from lore.codec.verdict_tokens import verdict_tokens
+from lore.engines.chat import at_verdict, image_tokens, prompt_text, stop_ids
+from lore.engines.config import ModelSection
+from lore.engines.engine import Completion, Messages, Sampling
+from lore.engines.loading import default_device, load_model, load_processor
+from lore.rubric.rubric import Rubric
+
+
+def folded(model: Any) -> Any:
+    """The model with its adapter folded into the weights, a quarter less time for the same answers, where that is so: bfloat16 and
+    quantized weights would round, and tied ones change the output layer with the embeddings."""
+    tied = model.config.tie_word_embeddings or model.config.get_text_config().tie_word_embeddings
+    if not hasattr(model, "merge_and_unload") or tied or any(p.dtype != torch.float32 for p in model.parameters()):
+        return model
+    return model.merge_and_unload()
+
+
+class TransformersEngine:
+    """A judge in memory. Build it with `load`, or from a model and processor that are loaded already."""
+
+    def __init__(self, model: Any, processor: Any, rubric: Rubric, *, batch_tokens: int = 16384):
+        self.model, self.processor, self.rubric, self.batch_tokens = model, processor, rubric, batch_tokens
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.takes_images = processor is not self.tokenizer
+        self.verdict = verdict_tokens(self.tokenizer, rubric)
+        known = model.generation_config.eos_token_id
+        self._stop_ids = stop_ids(processor, set(known if isinstance(known, list) else [known]) - {None})
+
+    @classmethod
+    def load(cls, section: ModelSection, rubric: Rubric, *, batch_tokens: int = 16384, device: str | None = None):
+        model = folded(load_model(section, device=device or default_device()))
+        return cls(model, load_processor(section), rubric, batch_tokens=batch_tokens)
+
+    @torch.inference_mode()
+    def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
+        """See Engine.generate. Sampled answers depend on the seed and on the batching; greedy ones on neither."""
+        out: list[list[Completion]] = [[] for _ in prompts]
+        texts = [prompt_text(self.processor, messages) for messages in prompts]
+        per_prompt = sampling.n if sampling.temperature > 0 else 1  # greedy samples are equal: decode once
+        if sampling.temperature > 0:
+            torch.manual_seed(sampling.seed)
+        for indices in self._batches(texts, extra=sampling.max_tokens, copies=per_prompt):
+            inputs = self._inputs([texts[i] for i in indices])
+            shares = per_prompt > 1 and self._can_share
+            with self._generation(sampling, 1 if shares else per_prompt) as config:
+                asked = self._read_once(inputs, per_prompt) if shares else inputs
+                ids = self.model.generate(**asked, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
+            prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
+            for k, index in enumerate(indices):
+                rows = ids[k * per_prompt : (k + 1) * per_prompt]
+                completions = [self._completion(row, prompt_tokens[k]) for row in rows]
+                out[index] = completions * (sampling.n if per_prompt == 1 else 1)
+        return out
+
+    @torch.inference_mode()
+    def score(self, prompts: list[Messages]) -> np.ndarray:
+        """See Engine.score."""
+        out = np.zeros((len(prompts), len(self.verdict.tier_ids)), dtype=np.float64)
+        texts = [prompt_text(self.processor, at_verdict(messages, self.verdict.prefix_text)) for messages in prompts]
+        for indices in self._batches(texts):
+            inputs = self._inputs([texts[i] for i in indices])
+            logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+            out[indices] = torch.softmax(logits[:, self.verdict.tier_ids].double(), dim=-1).cpu().numpy()
+        return out
+
+    @property
+    def _can_share(self) -> bool:
+        """Whether a prompt's keys and values can be copied for its samples: not where a model keeps the positions of photos
+        beside the cache (M-RoPE of Qwen-VL), or a state that is no cache of tokens."""
+        config = self.model.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        return "mrope_section" not in rope and kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
+
+    def _read_once(self, inputs: dict[str, torch.Tensor], copies: int) -> dict[str, Any]:
+        """Inputs of `copies` rows a prompt with the prompts read already, once each: all but their last token is in the
+        cache. Plain generation would read every copy."""
+        config = GenerationConfig(
+            max_new_tokens=1, pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self._stop_ids, return_dict_in_generate=True
+        )
+        cache = self.model.generate(**inputs, generation_config=config).past_key_values
+        cache.crop(inputs["input_ids"].shape[1] - 1)
+        cache.batch_repeat_interleave(copies)
+        repeated = {key: inputs[key].repeat_interleave(copies, dim=0) for key in ("input_ids", "attention_mask")}
+        return repeated | {"past_key_values": cache}
+
+    @contextmanager
+    def _generation(self, sampling: Sampling, per_prompt: int) -> Iterator[GenerationConfig]:
+        """What `sampling` says and nothing else. transformers fills what is left open from the checkpoint's own file
+        (repetition_penalty, no_repeat_ngram_size, ...), which was not there in training: it steps aside meanwhile.
+        """
+        options: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "num_return_sequences": per_prompt, "top_k": 0}
+        if sampling.temperature > 0:
+            options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        config = GenerationConfig(pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self._stop_ids, **options)
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        own, inner.generation_config = inner.generation_config, GenerationConfig()
+        try:
+            yield config
+        finally:
+            inner.generation_config = own
+
+    def _completion(self, ids: list[int], prompt_tokens: int = 0) -> Completion:
+        end = next((i for i, token in enumerate(ids) if token in self._stop_ids), None)
+        kept = ids if end is None else ids[:end]
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        tokens, reason = (len(ids), "length") if end is None else (end + 1, "stop")
+        return Completion(text, tokens, reason, prompt_tokens)
+
+    def _batches(self, texts: list[tuple[str, list]], extra: int = 0, copies: int = 1) -> Iterator[list[int]]:
+        """Indices in batches of similar length, the longest first. extra: tokens that a row may still grow by."""
+        lengths = (
+            [len(ids) for ids in self.tokenizer([text for text, _ in texts], add_special_tokens=False)["input_ids"]]
+            if texts
+            else []
+        )
+        photos = [sum(image_tokens(self.processor, image) for image in images) for _, images in texts]
+        lengths = [tokens + more + extra for tokens, more in zip(lengths, photos, strict=True)]
+        batch: list[int] = []
+        for index in sorted(range(len(texts)), key=lambda i: -lengths[i]):
+            if batch and lengths[batch[0]] * (len(batch) + 1) * copies > self.batch_tokens:
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def _inputs(self, rows: list[tuple[str, list]]) -> dict[str, torch.Tensor]:
+        texts = [text for text, _ in rows]
+        kwargs = {"return_tensors": "pt", "padding": True, "padding_side": "left", "add_special_tokens": False}
+        if self.takes_images:
+            images = [images for _, images in rows]
+            encoded = self.processor(text=texts, images=images if any(images) else None, **kwargs)
+        else:
+            encoded = self.tokenizer(texts, **kwargs)
+        dtype = self.model.dtype
+        return {
+            key: value.to(self.model.device, dtype) if value.is_floating_point() else value.to(self.model.device)
+            for key, value in encoded.items()
+            if isinstance(value, torch.Tensor)
+        }

@@ -1,0 +1,204 @@
+"""The vLLM engine: a judge in this process, with paged attention and continuous batching; text, photos, adapters.
+
+The only file that imports vLLM. Prompts, stop tokens and decoded texts are those of the transformers engine, and nothing
+of the checkpoint's generation_config is obeyed, so that both write the same greedy answers. Left out: adapters with
+modules trained in full beside them and DoRA, which vLLM does not run: merge those first.
+"""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lore.codec.verdict_tokens import verdict_tokens
+from lore.engines.chat import at_verdict, image_tokens, prompt_text, stop_ids
+from lore.engines.config import ModelSection, VllmSection
+from lore.engines.engine import Completion, Messages, Sampling
+from lore.engines.loading import default_device, known_stops, load_config, load_processor, resolve_dtype
+from lore.rubric.rubric import Rubric
+from lore.support.errors import LoreError
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM reserves memory for
+# One seed for all prompts would draw the same answer for the same prompt asked twice.
+SEED_STEP = 1_000_003
+
+
+class VllmEngine:
+    """A judge in vLLM. Only one should be alive in a process: each reserves its memory when it starts."""
+
+    def __init__(self, llm: Any, processor: Any, rubric: Rubric, stops: set[int], adapter: Any = None):
+        self.llm, self.processor, self.rubric, self._adapter = llm, processor, rubric, adapter
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.takes_images = processor is not self.tokenizer
+        self.verdict = verdict_tokens(self.tokenizer, rubric)
+        self._stop_ids = stop_ids(processor, stops)
+
+    @classmethod
+    def load(cls, section: ModelSection, rubric: Rubric, vllm: VllmSection | None = None) -> "VllmEngine":
+        """Starts vLLM on a checkpoint, with its adapter. Raises LoreError for what vLLM cannot run."""
+        vllm = vllm or VllmSection()
+        load_config(section)  # a path that is not there must not be taken for a hub id
+        processor = load_processor(section)
+        rank = adapter_rank(section)
+        options = engine_options(section, vllm, rank, takes_images=hasattr(processor, "tokenizer"))
+        LLM, LoRARequest = _import_vllm()
+        try:
+            llm = LLM(**options)
+        except (ValueError, RuntimeError, OSError, ImportError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())[:600]
+            raise LoreError(
+                f"vLLM cannot run model.name {section.name}: {reason}\n"
+                "Where memory is short, lower max_model_tokens or gpu_memory; else use the transformers engine."
+            ) from error
+        adapter = LoRARequest("judge", 1, str(section.adapter)) if rank else None
+        return cls(llm, processor, rubric, known_stops(section), adapter)
+
+    def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
+        """See Engine.generate. Sampled answers depend on the seed and on a prompt's place among the prompts."""
+        from vllm import SamplingParams
+
+        per_prompt = sampling.n if sampling.temperature > 0 else 1
+        options: dict[str, Any] = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens, "n": per_prompt}
+        options |= {"stop_token_ids": self._stop_ids, "detokenize": False}
+        if sampling.temperature > 0:
+            options |= {"top_p": sampling.top_p}
+        params = [SamplingParams(**options) for _ in prompts]
+        if sampling.temperature > 0:
+            for index, one in enumerate(params):
+                one.seed = sampling.seed * SEED_STEP + index * per_prompt
+        out = []
+        for result in self._ask(prompts, params):
+            completions = [self._completion(result, row) for row in sorted(result.outputs, key=lambda row: row.index)]
+            out.append(completions * (sampling.n if per_prompt == 1 else 1))
+        return out
+
+    def score(self, prompts: list[Messages]) -> np.ndarray:
+        """See Engine.score."""
+        from vllm import SamplingParams
+
+        ids = list(self.verdict.tier_ids)
+        params = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=ids, detokenize=False)
+        begun = [at_verdict(messages, self.verdict.prefix_text) for messages in prompts]
+        logs = np.zeros((len(prompts), len(ids)))
+        for row, result in enumerate(self._ask(begun, [params] * len(begun))):
+            listed = result.outputs[0].logprobs[0]
+            logs[row] = [listed[token].logprob for token in ids]
+        weights = np.exp(logs - logs.max(axis=1, keepdims=True)) if len(prompts) else logs
+        return weights / weights.sum(axis=1, keepdims=True)
+
+    def _ask(self, prompts: list[Messages], params: list[Any]) -> list[Any]:
+        inputs = [self._input(messages) for messages in prompts]
+        if not inputs:
+            return []
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        plain = {"add_special_tokens": False}
+        try:
+            return self.llm.generate(inputs, params, use_tqdm=False, lora_request=self._adapter, tokenization_kwargs=plain)
+        except EngineDeadError as error:
+            raise LoreError(
+                "vLLM's engine has stopped, for the reason that it has printed above.\n"
+                "Where memory was short, lower max_model_tokens, max_sequences or gpu_memory; where the model's shape is not "
+                "supported on this device, use the transformers engine."
+            ) from error
+
+    def _input(self, messages: Messages) -> dict[str, Any]:
+        """Token ids, or the text with its photos, which vLLM expands as the model's processor does."""
+        text, images = prompt_text(self.processor, messages)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        most, tokens = self.llm.model_config.max_model_len, len(ids)
+        if images:
+            tokens += sum(image_tokens(self.processor, image) for image in images)
+        if tokens >= most:
+            raise LoreError(
+                f"A prompt of {tokens} tokens leaves no room for an answer in vLLM's max_model_tokens, {most}.\n"
+                "Raise max_model_tokens, or lower prompt.max_prompt_tokens or prompt.max_photo_pixels."
+            )
+        return {"prompt": text, "multi_modal_data": {"image": images}} if images else {"prompt_token_ids": ids}
+
+    def _completion(self, result: Any, row: Any) -> Completion:
+        ids = list(row.token_ids)
+        ended = bool(ids) and ids[-1] in self._stop_ids
+        text = self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Completion(text, len(ids), "stop" if ended else "length", len(result.prompt_token_ids))
+
+
+def adapter_rank(section: ModelSection) -> int | None:
+    """The rank that vLLM has to reserve memory for; None without an adapter. Raises LoreError for an adapter that vLLM would
+    run as something else than it is.
+    """
+    if section.adapter is None:
+        return None
+    config = json.loads((Path(section.adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    unknown = [f"modules_to_save {', '.join(config['modules_to_save'])}"] if config.get("modules_to_save") else []
+    unknown += ["DoRA"] if config.get("use_dora") else []
+    if unknown:
+        raise LoreError(
+            f"The adapter {section.adapter} has {' and '.join(unknown)}, which vLLM does not run: answers would be those of "
+            "another model.\nMerge it first (lore export RUN --out FOLDER --merge) and name the folder under model.name."
+        )
+    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    fitting = [known for known in LORA_RANKS if known >= rank]
+    if not fitting:
+        raise LoreError(f"The adapter {section.adapter} has rank {rank}; vLLM runs at most {LORA_RANKS[-1]}. Merge it first.")
+    return fitting[0]
+
+
+def engine_options(section: ModelSection, vllm: VllmSection, rank: int | None, *, takes_images: bool) -> dict[str, Any]:
+    """vLLM's own settings, by the names of its Python API, which its command line shares. rank: of adapter_rank.
+
+    Raises LoreError for what vLLM cannot run.
+    """
+    if section.quantize:
+        raise LoreError(
+            f"model.quantize is {section.quantize}, which the vLLM engine does not do while it loads.\n"
+            "Leave model.quantize out, name a checkpoint that is stored quantised, or use the transformers engine."
+        )
+    options: dict[str, Any] = {
+        "model": section.name,
+        "dtype": str(resolve_dtype(section.dtype, default_device())).removeprefix("torch."),
+        "trust_remote_code": section.trust_remote_code,
+        "load_format": "safetensors",
+        "generation_config": "vllm",  # the checkpoint's own settings were not there in training
+        "gpu_memory_utilization": vllm.gpu_memory,
+        "tensor_parallel_size": vllm.tensor_parallel,
+        "enforce_eager": vllm.eager,
+        "seed": vllm.seed,
+    }
+    if default_device() == "cpu":
+        # A prompt cut into two steps whose request has a seed ends vLLM's CPU engine ("CPU Generator does not use offset").
+        options["enable_chunked_prefill"] = False
+    if vllm.max_model_tokens is not None:
+        options["max_model_len"] = vllm.max_model_tokens
+    if vllm.max_sequences is not None:
+        options["max_num_seqs"] = vllm.max_sequences
+    if vllm.kv_cache_gib is not None:
+        options["kv_cache_memory_bytes"] = int(vllm.kv_cache_gib * 2**30)
+    if takes_images:
+        options["limit_mm_per_prompt"] = {"image": vllm.photos_per_prompt}
+    if rank is not None:
+        options |= {"enable_lora": True, "max_loras": vllm.max_loras, "max_lora_rank": vllm.max_lora_rank or rank}
+    return options
+
+
+def check_vllm() -> None:
+    """Raises LoreError where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise LoreError(
+            "vLLM was asked for and is not installed.\nInstall it (pip install 'lore-relevance[gpu]' on a GPU machine, make "
+            "install on a CPU; lore doctor says what is missing), or use the transformers engine."
+        )
+
+
+def _import_vllm() -> tuple[Any, Any]:
+    check_vllm()
+    if not os.environ.get("LORE_DEBUG"):
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing about a user's models leaves the machine
+    from vllm import LLM
+    from vllm.lora.request import LoRARequest
+
+    return LLM, LoRARequest

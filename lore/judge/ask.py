@@ -1,0 +1,208 @@
+"""Asks a judge about pairs and reads its verdicts.
+
+- reason_first: write the answer, read it strictly, then score the tiers right behind the reason that was written.
+- answer_only, answer_first: score the tiers at once; nothing is decoded. answer_first with `explain` writes the whole
+  answer too.
+- without scores (endpoints that have none): write the answer in every order; there are no probabilities.
+
+Verdicts are saved every `chunk_pairs` pairs; a killed run goes on with the pairs that have none. Within a chunk the engine
+gets the prompts of one query together, so that one with a prefix cache reads what they share once.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from lore.codec.judgement import FormatFailure, parse
+from lore.codec.prompt import PromptFormat, render
+from lore.codec.verdict_tokens import verdict_tokens, with_verdict_prefix
+from lore.data.pair import Pair
+from lore.engines.chat import photo_of
+from lore.engines.engine import Engine, RequestRefused, Sampling
+from lore.judge.answer_store import Samples, SampleShards, Shards
+from lore.judge.verdicts import Verdict
+from lore.rubric.rubric import Rubric
+from lore.support.errors import LoreError
+
+FINISHED_BADLY = {"length": "cut_at_max_tokens", "refused": "refused"}
+FactsOf = Callable[[Pair], Sequence[str]]
+
+
+def predict(
+    pairs: Iterable[Pair],
+    engine: Engine,
+    rubric: Rubric,
+    fmt: PromptFormat,
+    sampling: Sampling,
+    *,
+    chunk_pairs: int = 256,
+    explain: bool = False,
+    scores: bool = True,
+    facts: FactsOf | None = None,
+) -> Iterator[list[Verdict]]:
+    """Verdicts in chunks, in the order of the pairs. facts: texts shown as facts with a pair.
+
+    A pair whose query alone is too long for the prompt is a format failure `prompt_too_long`. Raises LoreError when not
+    even a one-word query fits: then the recipe is wrong, not the pair.
+    """
+    for chunk, shown in _chunks(pairs, engine, rubric, fmt, chunk_pairs):
+        yield judge_chunk(chunk, engine, rubric, shown, sampling, explain=explain, scores=scores, facts=facts)
+
+
+def _chunks(
+    pairs: Iterable[Pair], engine: Engine, rubric: Rubric, fmt: PromptFormat, size: int
+) -> Iterator[tuple[list[Pair], PromptFormat]]:
+    if not getattr(engine, "takes_images", True):
+        fmt = replace(fmt, photo=False)
+    render(Pair(pair_id="-", query="a", title="a"), rubric, fmt, tokenizer=_renderer(engine))
+    remaining = iter(pairs)
+    while chunk := list(islice(remaining, size)):
+        yield chunk, fmt
+
+
+def _renderer(engine: Engine) -> Any:
+    """The chat template of a vision-language model belongs to its processor."""
+    return getattr(engine, "processor", engine.tokenizer)
+
+
+def judge_chunk(
+    pairs: list[Pair],
+    engine: Engine,
+    rubric: Rubric,
+    fmt: PromptFormat,
+    sampling: Sampling,
+    *,
+    explain: bool = False,
+    scores: bool = True,
+    facts: FactsOf | None = None,
+) -> list[Verdict]:
+    """One verdict per pair, in the order of the pairs."""
+    verdicts, prompts, asked = render_chunk(pairs, engine, rubric, fmt, facts)
+    written = fmt.order == "reason_first" or explain or not scores
+    if written:
+        write_answers(prompts, asked, engine, rubric, fmt, sampling)
+    if scores:
+        score_answers(prompts, asked, engine, rubric, fmt, decide=not written)
+    return verdicts
+
+
+def render_chunk(
+    pairs: list[Pair], engine: Engine, rubric: Rubric, fmt: PromptFormat, facts: FactsOf | None = None
+) -> tuple[list[Verdict], list, list[Verdict]]:
+    """An empty verdict for each pair, then the prompts of those that can be asked, a query's together, with their verdicts."""
+    verdicts = [Verdict(pair.pair_id, None) for pair in pairs]
+    prompts, asked = [], []
+    for index in sorted(range(len(pairs)), key=lambda i: pairs[i].query):
+        pair, verdict = pairs[index], verdicts[index]
+        image, verdict.photo = photo_of(pair, fmt, _renderer(engine))
+        # render would load a photo that could not be loaded here a second time, and fail.
+        shown = fmt if image is not None else replace(fmt, photo=False)
+        texts = facts(pair) if facts else ()
+        try:
+            prompts.append(render(pair, rubric, shown, tokenizer=_renderer(engine), image=image, facts=texts))
+        except LoreError:
+            verdict.failure = "prompt_too_long"
+            continue
+        asked.append(verdict)
+    return verdicts, prompts, asked
+
+
+def write_answers(
+    prompts: list, verdicts: list[Verdict], engine: Engine, rubric: Rubric, fmt: PromptFormat, sampling: Sampling
+) -> None:
+    """Generates every answer and fills in what it says."""
+    for verdict, completions in zip(verdicts, engine.generate(prompts, sampling), strict=True):
+        answer = completions[0]
+        verdict.text = answer.text
+        judgement = parse(answer.text, rubric, fmt)
+        if isinstance(judgement, FormatFailure):
+            verdict.failure = FINISHED_BADLY.get(answer.finish_reason, judgement.reason)
+            continue
+        verdict.tier, verdict.rationale = judgement.tier, judgement.rationale
+        verdict.mismatch, verdict.rules = judgement.mismatch, judgement.rules
+
+
+def score_answers(
+    prompts: list, verdicts: list[Verdict], engine: Engine, rubric: Rubric, fmt: PromptFormat, *, decide: bool
+) -> None:
+    """Fills in the tier probabilities, behind the reason where one was written. decide: the most probable tier becomes
+    the verdict."""
+    tokens = verdict_tokens(engine.tokenizer, rubric) if engine.tokenizer is not None else None
+    scored = [
+        (prompt, verdict)
+        for prompt, verdict in zip(prompts, verdicts, strict=True)
+        if decide or verdict.failure is None
+    ]
+    if not scored:
+        return
+    begun = [
+        with_verdict_prefix(prompt, rubric, fmt, tokens, rationale=verdict.rationale) for prompt, verdict in scored
+    ]
+    try:
+        probabilities = np.asarray(engine.score(begun), dtype=np.float64)
+    except RequestRefused:
+        if not decide:
+            raise
+        if len(scored) == 1:
+            scored[0][1].failure = "refused"
+            return
+        for prompt, verdict in scored:  # which one was refused is not said
+            score_answers([prompt], [verdict], engine, rubric, fmt, decide=True)
+        return
+    expected = (len(scored), len(rubric.tier_ids))
+    if probabilities.shape != expected or not np.isfinite(probabilities).all():
+        found = "nan or inf" if probabilities.shape == expected else f"an array {probabilities.shape}"
+        raise LoreError(
+            f"the engine gave {found}; expected tier probabilities {expected}, so no verdict can be read. "
+            "A model that overflows in float16 does this: set model.dtype to bfloat16 or float32."
+        )
+    for (_, verdict), row in zip(scored, probabilities, strict=True):
+        verdict.probabilities = row.tolist()
+        if decide:
+            verdict.tier = rubric.tier_ids[int(row.argmax())]
+
+
+def predict_saved(shards: Shards, *arguments: Any, **options: Any) -> Iterator[Verdict]:
+    """`predict`, each chunk saved before its verdicts are handed on."""
+    for verdicts in predict(*arguments, **options):
+        shards.add(verdicts)
+        yield from verdicts
+
+
+def sample_saved(
+    shards: SampleShards,
+    pairs: Iterable[Pair],
+    engine: Engine,
+    rubric: Rubric,
+    fmt: PromptFormat,
+    sampling: Sampling,
+    *,
+    chunk_pairs: int = 256,
+    explain: bool = False,
+    scores: bool = True,
+) -> Iterator[Samples]:
+    """`sampling.n` answers to each pair, each chunk saved before it is handed on. Where the verdict comes first it alone is
+    sampled, from the tier probabilities at that temperature: nothing is decoded.
+    """
+    for chunk, shown in _chunks(pairs, engine, rubric, fmt, chunk_pairs):
+        verdicts, prompts, asked = render_chunk(chunk, engine, rubric, shown)
+        drawn: dict[str, list[str | None]] = {}
+        if not prompts:
+            pass
+        elif shown.order == "reason_first" or explain or not scores:
+            for verdict, completions in zip(asked, engine.generate(prompts, sampling), strict=True):
+                read = [parse(completion.text, rubric, shown) for completion in completions]
+                drawn[verdict.pair_id] = [None if isinstance(answer, FormatFailure) else answer.tier for answer in read]
+        else:
+            score_answers(prompts, asked, engine, rubric, shown, decide=True)
+            for verdict in asked:
+                rng = np.random.default_rng([sampling.seed, *verdict.pair_id.encode(errors="surrogatepass")])
+                powers = np.asarray(verdict.probabilities) ** (1 / sampling.temperature)
+                picks = rng.choice(len(powers), size=sampling.n, p=powers / powers.sum())
+                drawn[verdict.pair_id] = [rubric.tier_ids[pick] for pick in picks]
+        rows = [Samples(verdict.pair_id, drawn.get(verdict.pair_id, [None] * sampling.n)) for verdict in verdicts]
+        shards.add(rows)
+        yield from rows

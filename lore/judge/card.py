@@ -1,0 +1,82 @@
+"""The card beside a judge's weights: on what it was trained and how to be asked. A run that would differ stops."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lore.support.atomic_files import write_atomic
+from lore.support.errors import LoreError
+from lore.support.fingerprint import model_fingerprint, template_fingerprint
+
+if TYPE_CHECKING:
+    from lore.engines.config import ModelSection
+
+CARD = "lore.json"
+
+
+def judge_card(recipe: Any, renderer: str, rubric: str, template: str) -> dict[str, Any]:
+    """Renderer hash, rubric (hash and name), base model (name and, for a local one, fingerprint), chat template and
+    prompt section of a judge in training.
+    """
+    return {
+        "renderer_hash": renderer,
+        "rubric_hash": rubric,
+        "rubric": recipe.data.rubric,
+        "base": recipe.model.name,
+        "base_fingerprint": _base_fingerprint(recipe.model.name),
+        "template": template,
+        "prompt": recipe.prompt.model_dump(),
+    }
+
+
+def _base_fingerprint(name: str) -> str | None:
+    return model_fingerprint(name) if Path(name).is_dir() else None
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Stores the card beside the weights."""
+    write_atomic(folder / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_card(folder: str | Path | None) -> dict[str, Any] | None:
+    """The card of a judge's folder; None for a model that is no judge, such as a base model or a hub id."""
+    path = Path(folder or "") / CARD
+    if not folder or not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def check_card(model: ModelSection, renderer: str, what: str) -> None:
+    """Raises LoreError when the judge was trained with another renderer_hash than `renderer`, or its adapter on other
+    weights than the base model's folder holds now.
+    """
+    folder = model.adapter or model.name
+    card = read_card(folder)
+    if card is None:
+        return
+    if card["renderer_hash"] != renderer:
+        raise LoreError(
+            f"{what}: {folder} was trained with renderer {card['renderer_hash']} and would now be asked with "
+            f"{renderer}.\nIts answers would be worth little. It was trained with rubric {card['rubric']} and prompt "
+            f"{card['prompt']}: use these, or train a judge for the new ones."
+        )
+    trained, base = card.get("base_fingerprint"), _base_fingerprint(model.name)
+    if model.adapter and trained and base and trained != base:
+        raise LoreError(
+            f"{what}: the adapter {folder} was trained on base weights {trained} ({card['base']}), and {model.name} now "
+            f"holds {base}.\nAn adapter on other weights gives answers that nobody has measured: put the old base back, or "
+            "train the adapter again."
+        )
+
+
+def check_template(model: ModelSection, processor: Any, what: str) -> None:
+    """Raises LoreError when the judge was trained with another chat template than it would now be asked with."""
+    folder = model.adapter or model.name
+    trained, now = (read_card(folder) or {}).get("template"), template_fingerprint(processor)
+    if trained and trained != now:
+        raise LoreError(
+            f"{what}: {folder} was trained with chat template {trained}, and {model.name} now has {now}.\n"
+            "Its prompts would look different from those it has learnt: put the template back, or train the judge again."
+        )

@@ -1,0 +1,87 @@
+"""The weighted mean of the parts. Without torch, without state: a row's reward hangs on that row alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lore.codec.judgement import Judgement, parse
+from lore.codec.prompt import PromptFormat
+from lore.data.pair import Pair
+from lore.rewards.components import PARTS, Answer, View
+from lore.rewards.config import RewardsSection
+from lore.rubric.rubric import Rubric
+from lore.support.errors import LoreError
+
+
+class Rewards:
+    """Reads and rewards answers. names: the parts with a weight, in the order of their columns; weights [parts].
+
+    Raises LoreError for a section that contradicts itself.
+    """
+
+    def __init__(self, section: RewardsSection, rubric: Rubric, fmt: PromptFormat):
+        if problems := [f"rewards.{' and '.join(c.keys)}: found {c.found}, expected {c.expected}" for c in section.conflicts()]:
+            raise LoreError("\n".join(problems))
+        self.view = View(section, rubric, fmt)
+        self.names = [name for name in PARTS if getattr(section, name) > 0]
+        self.weights = np.array([getattr(section, name) for name in self.names])
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether answers have to come with tier probabilities."""
+        return "calibration" in self.names
+
+    def read(self, text: str, tokens: int, *, truncated: bool = False, probabilities: Sequence[float] | None = None) -> Answer:
+        """A completion, parsed by the one codec. See Answer."""
+        return Answer(text, tokens, truncated, parse(text, self.view.rubric, self.view.fmt), probabilities)
+
+    def parts(self, answers: Sequence[Answer], pairs: Sequence[Pair]) -> np.ndarray:
+        """[N, parts]: the verdict in [-1, 1], all others in [0, 1]; nan where a part cannot judge."""
+        _same_length(answers, pairs)
+        out = np.full((len(answers), len(self.names)), np.nan)
+        for row, (answer, pair) in enumerate(zip(answers, pairs, strict=True)):
+            for column, name in enumerate(self.names):
+                value = PARTS[name](answer, pair, self.view)
+                if value is not None:
+                    out[row, column] = _one_number(name, value)
+        return out
+
+    def totals(self, parts: np.ndarray) -> np.ndarray:
+        """[N] weighted mean over the parts that can judge, in [-1, 1]; nan where none can.
+
+        The weights of the others are left out of the mean: a part that cannot judge neither rewards nor punishes, and pairs
+        that know more about themselves are not worth more. parts: [N, parts] as from `parts`.
+        """
+        parts = np.asarray(parts, dtype=float)
+        if parts.ndim != 2 or parts.shape[1] != len(self.names):
+            raise LoreError(
+                f"Rewards have {len(self.names)} parts ({', '.join(self.names)}) and the array has the shape {parts.shape}; "
+                f"expected [N, {len(self.names)}], as Rewards.parts returns it."
+            )
+        judged = ~np.isnan(parts)
+        weight = (judged * self.weights).sum(axis=1)
+        total = np.where(judged, parts * self.weights, 0.0).sum(axis=1)
+        return np.divide(total, weight, out=np.full(len(parts), np.nan), where=weight > 0)
+
+    def right(self, answers: Sequence[Answer], pairs: Sequence[Pair]) -> np.ndarray:
+        """[N] bool: the verdict equals the label."""
+        _same_length(answers, pairs)
+        both = zip(answers, pairs, strict=True)
+        return np.array([isinstance(a.judgement, Judgement) and a.judgement.tier == pair.label for a, pair in both], dtype=bool)
+
+
+def _same_length(answers: Sequence[Answer], pairs: Sequence[Pair]) -> None:
+    if len(answers) != len(pairs):
+        raise LoreError(
+            f"{len(answers)} answers and {len(pairs)} pairs: rewards would go to the wrong rows. Give each answer its pair, "
+            "repeating a pair for every one of its samples."
+        )
+
+
+def _one_number(name: str, value: float) -> float:
+    if np.size(value) != 1 or not np.isfinite(value):
+        raise LoreError(
+            f"Reward part {name!r} returned {np.size(value)} values ({value!r:.80}); expected 1 finite number for 1 answer, "
+            "or None where it cannot judge."
+        )
+    return float(value)

@@ -1,0 +1,260 @@
+"""The rule book as data: ordered tiers (worst first), dimensions of demand, rules.
+
+A rubric is one YAML file: `lore/rubric/rubrics/<name>.yaml`, or a path. Every error of a file is reported at once. Ids are
+single words without angle brackets, because answers carry them between tags: `<verdict>L2</verdict>`.
+"""
+
+import hashlib
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from lore.rubric.rubric_errors import nearest, reference_errors
+from lore.support.errors import LoreError
+
+RUBRICS = Path(__file__).parent / "rubrics"
+MAX_FILE_BYTES = 1_000_000
+
+
+def _check_id(text: str) -> str:
+    if not text or len(text) > 64 or not text.isprintable() or any(c.isspace() or c in "<>|;," for c in text):
+        raise ValueError("one word of at most 64 characters without space, <, >, |, ; or ,")
+    return text
+
+
+def _check_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a text that is not empty")
+    return text
+
+
+Id = Annotated[str, AfterValidator(_check_id)]
+Text = Annotated[str, AfterValidator(_check_text)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Tier(_Part):
+    """One step of the scale. `aliases`: other labels of it in source files; `value`: its number where labels are
+    numbers.
+    """
+
+    id: Id
+    name: Text
+    meaning: Text
+    relevant: bool
+    aliases: list[str] = []
+    value: float | None = Field(default=None, allow_inf_nan=False)
+
+
+class Dimension(_Part):
+    """One kind of demand a query can make: colour, audience, price."""
+
+    id: Id
+    meaning: Text
+
+
+class Example(_Part):
+    query: Text
+    item: Text
+
+
+class Rule(_Part):
+    """When a demand of `dimension` is met to the degree `tier`. `params`: the principle's numbers, for code that
+    executes it.
+    """
+
+    id: Id
+    dimension: str
+    tier: str
+    principle: Text
+    examples: list[Example] = []
+    params: dict[str, float] = {}
+
+
+class Rubric(_Part):
+    """A scale and its rules. `mismatch_tiers`: tiers whose judgement names the failing dimension. `aggregate`: how
+    the tiers of single demands make the verdict: the worst of them, their mean rounded towards the worse, or free where the
+    judge weighs them.
+    """
+
+    name: Id
+    version: Text
+    language: Literal["en", "zh"] = "en"
+    tiers: list[Tier]
+    dimensions: list[Dimension] = []
+    rules: list[Rule] = []
+    mismatch_tiers: list[str] = []
+    aggregate: Literal["worst", "mean", "free"] = "worst"
+
+    @cached_property
+    def tier_ids(self) -> list[str]:
+        """Worst first."""
+        return [tier.id for tier in self.tiers]
+
+    @cached_property
+    def relevant_mask(self) -> list[bool]:
+        return [tier.relevant for tier in self.tiers]
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits over the content; two files that say the same have the same."""
+        content = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _tier_by_label(self) -> dict[str, str]:
+        return {label.strip().casefold(): tier.id for tier in self.tiers for label in (*tier.aliases, tier.id)}
+
+    def verdict_over(self, tier_ids: list[str]) -> str | None:
+        """The verdict over the tiers of single demands; None where the rubric leaves it to the judge."""
+        if self.aggregate == "free" or not tier_ids:
+            return None
+        places = [self.index(tier_id) for tier_id in tier_ids]
+        return self.tier_ids[min(places) if self.aggregate == "worst" else sum(places) // len(places)]
+
+    def index(self, tier_id: str) -> int:
+        """Position of a tier; 0 is the worst."""
+        if tier_id not in self.tier_ids:
+            known = ", ".join(self.tier_ids)
+            hint = nearest(str(tier_id), self.tier_ids)
+            raise LoreError(f"'{tier_id}' is no tier of rubric {self.name}; expected one of {known}.{hint}")
+        return self.tier_ids.index(tier_id)
+
+    def tier_of(self, raw_label: object) -> str:
+        """Tier id of a source's label: an id or alias, whatever its case, else the tier of the nearest value for a
+        number inside the scale. Half way between two tiers the worse one is taken: judges err towards relevant as it
+        is.
+        """
+        label = str(raw_label).strip()
+        number = _number(label)
+        # Tables with a missing label somewhere write whole numbers as 1.0.
+        whole = str(int(number)) if number is not None and number.is_integer() else None
+        tier_id = self._tier_by_label.get(label.casefold()) or self._tier_by_label.get(whole)
+        if tier_id is not None:
+            return tier_id
+        valued = [tier for tier in self.tiers if tier.value is not None]
+        if number is not None and valued and valued[0].value <= number <= valued[-1].value:
+            return min(valued, key=lambda tier: abs(tier.value - number)).id  # of two equally near, min takes the first
+        known = [known for tier in self.tiers for known in (tier.id, *tier.aliases)]
+        span = f", or a number from {valued[0].value:g} to {valued[-1].value:g}" if valued else ""
+        raise LoreError(
+            f"Label {label[:80]!r} has no tier in rubric {self.name}; expected {', '.join(known)}{span}."
+            f"{nearest(label[:80], known)}"
+        )
+
+
+def load_rubric(name_or_path: str | Path) -> Rubric:
+    """A shipped rubric by name, or a file by path (.yaml). Raises LoreError with every error of the file."""
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        names = sorted(file.stem for file in RUBRICS.glob("*.yaml"))
+        if str(name_or_path) not in names:
+            raise LoreError(
+                f"There is no rubric '{name_or_path}'. Shipped are {', '.join(names)}."
+                f"{nearest(str(name_or_path), names)} Name your own by its path, ending in .yaml."
+            )
+        path = RUBRICS / f"{name_or_path}.yaml"
+    if not path.is_file():
+        raise LoreError(f"Rubric file {path} does not exist. Name a shipped rubric or the path of a YAML file.")
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise LoreError(f"Rubric file {path} has {size:,} bytes, and at most {MAX_FILE_BYTES:,} are read: shorten it.")
+    return parse_rubric(read_yaml(path), where=str(path))
+
+
+def rubric_metadata(name_or_path: str | Path, rubric: Rubric) -> dict[str, str]:
+    """What a pairs file says of its labels' rubric. A path is stored whole, so that it is found from any folder."""
+    path = Path(name_or_path)
+    name = str(path.absolute()) if path.suffix in (".yaml", ".yml") else str(name_or_path)
+    return {"lore.rubric": name, "lore.rubric_hash": rubric.hash}
+
+
+def rubric_change(metadata: dict[str, str], rubric: Rubric, where: str | Path) -> str | None:
+    """A warning where the pairs of `where` were labelled under another text than `rubric`."""
+    then = metadata.get("lore.rubric_hash")
+    if then in (None, rubric.hash):
+        return None
+    return (
+        f"{where} was imported under rubric {metadata.get('lore.rubric')} with hash {then}; rubric {rubric.name} has "
+        f"{rubric.hash} now. Its labels follow the old text: import it again, or take the rubric that it was rated by."
+    )
+
+
+def parse_rubric(raw: Any, where: str = "rubric") -> Rubric:
+    """Builds a rubric from plain data. Raises LoreError that lists every error."""
+    if not isinstance(raw, dict):
+        raise LoreError(f"{where}: found {_show(raw)}, expected a mapping with name, version and tiers.")
+    rubric, errors = None, []
+    try:
+        rubric = Rubric.model_validate(raw)
+    except ValidationError as error:
+        errors = [_field_error(problem) for problem in error.errors(include_url=False)]
+    errors += reference_errors(raw)
+    if errors:
+        count = f"{len(errors)} errors" if len(errors) > 1 else "1 error"
+        raise LoreError(f"{where} has {count}:\n" + "\n".join(f"  {error}" for error in errors))
+    return rubric
+
+
+def _field_error(problem: dict) -> str:
+    location = problem["loc"]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    if problem["type"] == "missing":
+        return f"{where}: missing"
+    if problem["type"] == "extra_forbidden":
+        models = {"tiers": Tier, "dimensions": Dimension, "rules": Rule}
+        model = Rubric if len(location) == 1 else Example if "examples" in location else models[location[0]]
+        names = list(model.model_fields)
+        return f"{where}: unknown key; expected one of {', '.join(names)}.{nearest(str(location[-1]), names)}"
+    found = _show(problem["input"])
+    if problem["type"] == "string_type":
+        return f"{where}: found {found}, expected text (put it in quotes)"
+    expected = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{where}: found {found}, expected {expected}"
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a rubric file, or of one like it. Raises LoreError, for a key given twice too."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Safe YAML without doubled keys (the first would be lost) and without aliases (a small file could grow
+        huge).
+        """
+
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError(f"an alias (*name), which is not read{self.peek_event().start_mark}")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node, deep=False):
+            keys = [key.value for key, _ in node.value]
+            twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+            if twice:
+                raise yaml.YAMLError(f"key {', '.join(map(repr, twice))} given twice{node.start_mark}")
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise LoreError(f"{path} is not readable YAML, so nothing is taken from it: {error}") from error

@@ -1,0 +1,16 @@
+"""Run folders, resuming, dependencies between recipes, launching.
+
+`main` is what a recipe's first line calls: `from lore.run import main`.
+"""
+
+
+def main(name: str, file: str) -> None:
+    """Runs the recipe `file` with the overrides of the command line. Returns at once in spawned workers, which run the file again."""
+    if name == "__main__":
+        # At start-up only: every module below imports this package first, and a worker needs none of it.
+        import sys
+
+        from lore.run.devices import leave
+        from lore.run.runner import run_command
+
+        leave(run_command([file, *sys.argv[1:]]))

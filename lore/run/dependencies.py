@@ -1,0 +1,120 @@
+"""What a recipe needs first: the main process runs it, each recipe as a process of its own; the others wait for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lore.config.recipe import BaseRecipe, resolve_need
+from lore.config.stages import load_recipe
+from lore.run.input_hashes import check_inputs
+from lore.run.run_folder import RunFolder
+from lore.support.atomic_files import write_atomic
+from lore.support.errors import LoreError
+from lore.support.processes import rank, say
+
+POLL_SECONDS = 1.0
+REPORT_EVERY_SECONDS = 30.0
+STALE_AFTER_SECONDS = 60.0
+
+# What torchrun, accelerate and DeepSpeed put into the environment of the processes they start.
+LAUNCHER_NAMES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME"}
+LAUNCHER_NAMES |= {"ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE"}
+LAUNCHER_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "TORCH_NCCL_ASYNC", "FSDP_", "DEEPSPEED_", "DS_", "PARALLELISM_")
+
+
+def plan(path: str | Path, recipe: BaseRecipe, above: tuple[Path, ...] = ()) -> list[tuple[Path, RunFolder]]:
+    """Every recipe that has to be done before this one, in the order to run them. A cycle is an error."""
+    own = Path(path).resolve()
+    if own in above:
+        circle = " -> ".join(p.name for p in (*above[above.index(own) :], own))
+        raise LoreError(f"The recipes need one another in a circle: {circle}.\nTake one of these out of `needs`.")
+    order: dict[Path, RunFolder] = {}
+    for need in recipe.needs:
+        need_path = resolve_need(path, need)
+        inner = load_recipe(need_path)
+        folder = RunFolder.of(inner)
+        folder.check(inner)
+        before = plan(need_path, inner, (*above, own))
+        if folder.is_done:
+            check_inputs(inner, folder)
+        else:  # what a finished run needed may have been deleted since
+            order.update(before)
+        order[need_path] = folder
+    return list(order.items())
+
+
+def _failure_path(folder: RunFolder) -> Path:
+    return folder / "failed.json"
+
+
+def launch_id() -> str:
+    """Names this start of a distributed job, so that the failure of an earlier one is not taken for its own."""
+    names = (
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "TORCHELASTIC_RUN_ID",
+        "TORCHELASTIC_RESTART_COUNT",
+        "SLURM_JOB_ID",
+        "SLURM_STEP_ID",
+    )
+    parts = [os.environ.get(name, "") for name in names]
+    one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    return "/".join([*parts, str(os.getppid()) if one_machine else ""])
+
+
+def run_needed(folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> None:
+    """Main process: runs what is not done yet, each as its own process. Leaves a note for the others when one fails."""
+    failure = _failure_path(folder)
+    failure.unlink(missing_ok=True)
+    for path, inner in needed:
+        if inner.is_done:
+            continue
+        say(f"{folder.path} needs {path}: running it first")
+        try:
+            run_in_subprocess(path, [])
+        except LoreError as error:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            note = {"launch": launch_id(), "time": time.time(), "recipe": str(path)}
+            write_atomic(failure, json.dumps(note) + "\n")
+            raise LoreError(f"{error}\n{folder.path} needs it and cannot start.") from error
+
+
+def wait_for_needed(folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> None:
+    """Other processes: wait until the main process has run what is needed, and fail when it failed."""
+    started = reported = time.time()
+    while missing := [inner.path for _, inner in needed if not inner.is_done]:
+        failure = _failure_path(folder)
+        if failure.is_file():
+            note = json.loads(failure.read_text(encoding="utf-8"))
+            if note["launch"] == launch_id() and note["time"] > started - STALE_AFTER_SECONDS:
+                raise LoreError(
+                    f"{note['recipe']} failed in rank 0, whose output says why; {folder.path} needs it.", same_on_every_rank=True
+                )
+        if time.time() - reported > REPORT_EVERY_SECONDS:
+            reported = time.time()
+            waited = f"waiting {reported - started:.0f} s for rank 0 to finish {missing[0]}"
+            print(f"rank {rank()}: {waited} (a folder that every machine has to see)", file=sys.stderr, flush=True)
+        time.sleep(POLL_SECONDS)
+
+
+def plain_environment() -> dict[str, str]:
+    """The environment without what a launcher put into it: a needed recipe runs as one ordinary process."""
+    environment = dict(os.environ)
+    if "RANK" not in environment and "ACCELERATE_MIXED_PRECISION" not in environment:
+        return environment
+    if int(environment.get("WORLD_SIZE") or 1) > 1 and environment.get("OMP_NUM_THREADS") == "1":
+        del environment["OMP_NUM_THREADS"]  # the launchers' default for processes that share a machine
+    return {k: v for k, v in environment.items() if k not in LAUNCHER_NAMES and not k.startswith(LAUNCHER_PREFIXES)}
+
+
+def run_in_subprocess(path: Path, overrides: list[str]) -> None:
+    command = [sys.executable, "-m", "lore", "run", str(path), *overrides]
+    status = subprocess.run(command, env=plain_environment()).returncode
+    if status != 0:
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        raise LoreError(f"{path} ended with {how}; its message stands above. The same command goes on where it stopped.")

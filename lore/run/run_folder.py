@@ -1,0 +1,285 @@
+"""The run folder: resolved recipe, manifest, metrics, done marker. Nothing in it is overwritten.
+
+The same recipe resumes; a changed one stops and names the key with both values. Only the main process writes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lore.config.recipe import BaseRecipe, run_root
+from lore.config.yaml_text import to_yaml
+from lore.support.atomic_files import write_atomic
+from lore.support.environment import environment
+from lore.support.errors import LoreError
+from lore.support.plain import flatten, plain
+from lore.support.processes import is_main_process
+
+OWN_FILES = {".lock", "recipe.yaml", "manifest.json", "metrics.jsonl", "done", "failed.json"}
+PREPARED = {"data", "rejected.jsonl", "rejected_replay.jsonl"}  # what a run makes of its inputs before its first result
+
+_held: dict[str, int] = {}  # open lock files by folder; POSIX locks are not inherited by forked data workers
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+class RunFolder:
+    """One run on disk. `open` it before use; every method that writes does nothing outside the main process."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @classmethod
+    def of(cls, recipe: BaseRecipe) -> RunFolder:
+        return cls(run_root() / recipe.run)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def done_path(self) -> Path:
+        return self.path / "done"
+
+    @property
+    def is_done(self) -> bool:
+        return self.done_path.is_file()
+
+    @property
+    def exists(self) -> bool:
+        return self.recipe_path.is_file()
+
+    @property
+    def is_unused(self) -> bool:
+        """True for a run that stopped before its first result: there is nothing yet that another recipe could be mixed with."""
+        kept = OWN_FILES | PREPARED
+        if self.is_done or (self.metrics_path.is_file() and self.metrics_path.stat().st_size):
+            return False
+        found = [path for path in self.path.glob("*") if path.name not in kept and not path.name.startswith(".")]
+        # A trainer makes the folder of its checkpoints before it is asked to train.
+        return all(path.name == "checkpoints" and not any(path.iterdir()) for path in found)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the finished run reported; empty while it is not done."""
+        return json.loads(self.done_path.read_text(encoding="utf-8")) if self.is_done else {}
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return json.loads(self.manifest_path.read_text(encoding="utf-8")) if self.manifest_path.is_file() else {}
+
+    def changes(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
+        """Keys whose value in the folder differs from the recipe's: (key, old, new)."""
+        return [change for change in self._differences(recipe) if not recipe.may_change(change[0])]
+
+    def ignored(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
+        """The same for keys that may change without making it another run."""
+        return [change for change in self._differences(recipe) if recipe.may_change(change[0])]
+
+    def _differences(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
+        if not self.exists:
+            return []
+        old = flatten(yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")))
+        new = flatten(recipe.resolved())
+        both = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in [*old, *new]}
+        # A key that LORE has got since the run was started, at its default, makes no other recipe.
+        added = new.keys() - old.keys() - flatten(recipe.model_dump(mode="json", exclude_defaults=True)).keys()
+        return [(key, was, now) for key, (was, now) in both.items() if was != now and key not in added]
+
+    def check(self, recipe: BaseRecipe) -> None:
+        """Raises LoreError when the folder belongs to a recipe with other values."""
+        changed = self.changes(recipe)
+        if changed and not self.is_unused:
+            rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
+            raise LoreError(
+                f"{self.path} belongs to a recipe with other values:\n{rows}\n"
+                "Going on would mix two experiments. Give the recipe another `run` name, restore the values, "
+                "or delete the folder to start over."
+            )
+
+    def open(self, recipe: BaseRecipe) -> RunFolder:
+        """Creates the folder or resumes in it. Takes the lock until the process ends (main process)."""
+        if not is_main_process():
+            self.check(recipe)
+            return self
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._refuse_strangers()
+        self._lock()
+        self.check(recipe)
+        for part in self.path.glob(".*.part"):
+            part.unlink()
+        if not self.exists or (self.is_unused and self.changes(recipe)):
+            self.begin(recipe)
+        else:
+            self._note_environment()
+        self._drop_torn_line()
+        return self
+
+    def begin(self, recipe: BaseRecipe) -> None:
+        """Recipe and manifest of a run that has no result yet, in place of those of an earlier start."""
+        if not is_main_process():
+            return
+        for path in map(self.__truediv__, PREPARED):
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
+        write_atomic(self.manifest_path, _dump({"recipe_hash": recipe.fingerprint, **environment(), "facts": {}}))
+        write_atomic(self.recipe_path, to_yaml(recipe.resolved()))
+
+    def _refuse_strangers(self) -> None:
+        if self.exists:
+            return
+        names = sorted(p.name for p in self.path.iterdir() if p.name not in OWN_FILES and not p.name.startswith("."))
+        # a/b may be a run beside a: folders that hold other runs are no strangers
+        runs = {p.relative_to(self.path).parts[0] for p in self.path.glob("**/recipe.yaml")}
+        strangers = [name for name in names if name not in runs]
+        if strangers:
+            raise LoreError(
+                f"{self.path} holds {', '.join(strangers[:5])} but no recipe.yaml, so it is no run folder.\n"
+                "Nothing is overwritten: choose another `run` name or move these files away."
+            )
+
+    def _lock(self) -> None:
+        key = str(self.path.resolve())
+        if key in _held:
+            return
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            owner = os.pread(handle, 32, 0).decode(errors="replace").strip()
+            os.close(handle)
+            raise LoreError(
+                f"{self.path} is in use by process {owner or 'unknown'}.\n"
+                "Two runs in one folder would mix their results: wait for it, stop it, or use another `run` name."
+            ) from error
+        except OSError as error:
+            os.close(handle)
+            print(
+                f"warning: {self.path}: no file locks here ({error.strerror}); do not start this run twice",
+                file=sys.stderr,
+            )
+            return
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        _held[key] = handle
+
+    def close(self) -> None:
+        """Gives the lock back; the end of the process does the same."""
+        handle = _held.pop(str(self.path.resolve()), None)
+        if handle is not None:
+            os.close(handle)
+
+    def _note_environment(self) -> None:
+        manifest, now = self.manifest, environment()
+        last = manifest.get("resumed", [{}])[-1]
+        then = {key: last.get(key, manifest.get(key)) for key in now}
+        changed = {key: value for key, value in now.items() if value != then[key]}
+        if changed and not self.is_done:
+            manifest.setdefault("resumed", []).append({**{k: v for k, v in last.items() if k in now}, **changed})
+            write_atomic(self.manifest_path, _dump(manifest))
+
+    def _drop_torn_line(self) -> None:
+        """A killed machine can leave half a line at the end; it was never a whole record."""
+        if not self.metrics_path.is_file():
+            return
+        raw = self.metrics_path.read_bytes()
+        kept = raw[: raw.rfind(b"\n") + 1]
+        if kept != raw:
+            write_atomic(self.metrics_path, kept.decode("utf-8"))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All records of metrics.jsonl."""
+        if not self.metrics_path.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics_path.read_bytes().split(b"\n") if line]
+
+    def record(self, values: dict[str, Any]) -> None:
+        """Appends one line to metrics.jsonl. Keep clocks and speeds out: a resumed run must write the same lines."""
+        if not is_main_process():
+            return
+        line = json.dumps(plain(values), ensure_ascii=False, allow_nan=False) + "\n"
+        with open(self.metrics_path, "ab", buffering=0) as file:
+            file.write(line.encode("utf-8"))
+
+    def truncate_metrics(self, step: int) -> None:
+        """Keeps the records up to a step (and those without one): what a resumed run writes again goes first."""
+        if not is_main_process() or not self.metrics_path.is_file():
+            return
+        lines = [line for line in self.metrics_path.read_bytes().split(b"\n") if line]
+        kept = [line.decode("utf-8") + "\n" for line in lines if json.loads(line).get("step", step) <= step]
+        write_atomic(self.metrics_path, "".join(kept))
+
+    def note(self, **facts: Any) -> None:
+        """Puts facts (data_fingerprint, rubric_hash, ...) into the manifest; another value later is an error."""
+        if not is_main_process():
+            return
+        facts = plain(facts)
+        self.compare_facts(facts)
+        manifest = self.manifest
+        known = manifest.setdefault("facts", {})
+        if any(k not in known for k in facts):
+            known.update(facts)
+            write_atomic(self.manifest_path, _dump(manifest))
+
+    def changed_facts(self, facts: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+        """Facts of the manifest that have another value in `facts`: (key, old, new)."""
+        known = self.manifest.get("facts", {})
+        return [(key, known[key], value) for key, value in facts.items() if key in known and known[key] != value]
+
+    def compare_facts(self, facts: dict[str, Any]) -> None:
+        """Raises LoreError when a fact of the manifest has another value now; facts that it does not hold are passed over."""
+        changed = self.changed_facts(facts)
+        if changed:
+            rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
+            raise LoreError(
+                f"{self.path} was {'made' if self.is_done else 'started'} with other inputs:\n{rows}\n"
+                f"{'Its results do not belong to these' if self.is_done else 'Going on would mix two experiments'}. Restore the "
+                "inputs, delete the folder to run it anew, or give the recipe another `run` name."
+            )
+
+    def reopen(self) -> None:
+        """Takes the done marker away: the run goes on from what it has."""
+        if is_main_process():
+            self.done_path.unlink(missing_ok=True)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Marks the run as done; `summary` is what a rerun prints."""
+        if is_main_process():
+            write_atomic(self.done_path, _dump(plain(summary)))
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

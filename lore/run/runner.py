@@ -1,0 +1,212 @@
+"""Runs recipes: recipe -> stage -> run folder.
+
+A recipe's first line calls `main`, so `accelerate launch x.yaml`, `torchrun x.yaml` and `python x.yaml` all work;
+`lore run x.yaml` does the same in this process. A finished run is not run again, an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from lore.config.recipe import BaseRecipe, resolve_need
+from lore.config.stages import load_recipe, stage_function
+from lore.config.yaml_text import to_yaml
+from lore.run.dependencies import plan, run_in_subprocess, run_needed, wait_for_needed
+from lore.run.devices import close_process_group, leave, settle_devices
+from lore.run.input_hashes import check_inputs, missing_inputs, note_inputs
+from lore.run.run_folder import RunFolder
+from lore.support.errors import LoreError
+from lore.support.plain import flatten
+from lore.support.processes import is_main_process, rank, say
+
+
+def main(name: str, file: str) -> None:
+    """Called by a recipe's first line. Returns at once in spawned workers, which run the file again."""
+    if name == "__main__":
+        leave(run_command([file, *sys.argv[1:]]))
+
+
+def run_command(arguments: list[str], dry_run: bool = False) -> int:
+    """Recipes and overrides as typed; returns the exit status. Errors for people go to stderr without a traceback."""
+    try:
+        recipes, overrides = [], []
+        for argument in arguments:
+            if argument == "--dry-run":
+                dry_run = True
+            elif argument.endswith((".yaml", ".yml")) and "=" not in argument.split("/")[0]:
+                recipes.append(argument)
+            elif "=" in argument and not argument.startswith("-"):
+                overrides.append(argument)
+            else:
+                raise LoreError(f"{argument!r} is neither a recipe (x.yaml), an override (train.lr=2e-4) nor --dry-run.")
+        if not recipes:
+            raise LoreError("No recipe given: lore run recipes/quickstart/eval.yaml")
+        if len(recipes) == 1:
+            run_recipe(recipes[0], overrides, dry_run)
+        elif dry_run:
+            for recipe in recipes:
+                run_recipe(recipe, overrides, dry_run)
+        else:
+            for recipe in recipes:
+                load_recipe(recipe, overrides)  # a typo in the last one shows before the first has run for hours
+            for recipe in recipes:
+                run_in_subprocess(Path(recipe), overrides)
+    except LoreError as error:
+        if os.environ.get("LORE_DEBUG"):
+            raise
+        report_error(error)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def report_error(error: LoreError) -> None:
+    """The message on stderr. Of errors that every process of a node meets alike, the first process shows one."""
+    if error.same_on_every_rank and int(os.environ.get("LOCAL_RANK") or 0) != 0:
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    who = f"rank {rank()}: " if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[bold red]{who}error:[/] {escape(str(error))}")
+
+
+def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dry_run: bool = False) -> RunFolder:
+    """Runs one recipe after everything it needs. Returns its run folder, finished (or untouched after a dry run)."""
+    try:
+        recipe = load_recipe(path, overrides)
+        folder = RunFolder.of(recipe)
+        needed = plan(path, recipe)
+        if dry_run:
+            if is_main_process():
+                print_dry_run(path, recipe, folder, needed)
+            return folder
+        folder.check(recipe)
+        if folder.is_done and (why := recipe.reopened(folder)):
+            say(f"{folder.path} goes on: {why}")
+            folder.reopen()
+        if folder.is_done:
+            report_done(recipe, folder)
+            return folder
+    except LoreError as error:
+        error.same_on_every_rank = True
+        raise
+    if is_main_process():
+        run_needed(folder, needed)
+    else:
+        wait_for_needed(folder, needed)
+    folder.open(recipe)
+    if is_main_process():
+        recipe.prepare()
+        note_inputs(recipe, folder)
+    settle_devices()
+    say(f"{recipe.stage}: {path} -> {folder.path}")
+    stage_function(recipe.stage)(recipe, folder)
+    if not folder.is_done:
+        folder.finish({})
+    close_process_group()
+    print_summary(folder)
+    return folder
+
+
+def report_done(recipe: BaseRecipe, folder: RunFolder) -> None:
+    """Says that a run is finished, and what it does not heed. Raises LoreError when its inputs are others now."""
+    check_inputs(recipe, folder)
+    say(f"already done: {folder.path}")
+    for key, was, now in folder.ignored(recipe):
+        say(f"{key}={now} is ignored: the run was finished with {was}")
+    print_summary(folder)
+
+
+def print_summary(folder: RunFolder) -> None:
+    """The summary a stage left in its done marker."""
+    if not is_main_process():
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, title=str(folder.path), title_justify="left")
+    for key, value in flatten(folder.summary).items():
+        if key:
+            table.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
+    if table.row_count:
+        Console().print(table)
+
+
+def check_recipes(paths: list[Path]) -> int:
+    """Checks recipe files and folders of them, prints a table and every problem; status 1 when any recipe is bad."""
+    from rich.console import Console
+    from rich.table import Table
+
+    files, skipped = [], 0
+    for path in paths:
+        found = sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
+        recipes = [file for file in found if file == path or _may_be_recipe(file, path)]
+        files += recipes
+        skipped += len(found) - len(recipes)
+    if not files:
+        raise LoreError(f"There is no recipe (*.yaml) under {', '.join(map(str, paths))}.")
+    table = Table(title="recipes", title_justify="left")
+    for column in ("recipe", "stage", "run", "result"):
+        table.add_column(column, overflow="fold")
+    errors, runs = [], {}
+    for file in files:
+        stage = run = ""
+        try:
+            recipe = load_recipe(file)
+            stage, run = recipe.stage, recipe.run
+            if run in runs:
+                raise LoreError(f"{file} and {runs[run]} both write the run folder {run}. Give each its own `run` name.")
+            runs[run] = file
+            for need in recipe.needs:
+                resolve_need(file, need)
+            result = "[green]ok[/]"
+        except LoreError as error:
+            errors.append(error)
+            problems = getattr(error, "problems", [error])
+            result = f"[red]{len(problems)} problem{'s' * (len(problems) > 1)}[/]"
+        table.add_row(str(file), stage, run, result)
+    Console().print(table)
+    if skipped:
+        print(f"{skipped} other YAML files, hidden or without the key lore or stage, were skipped.")
+    for error in errors:
+        report_error(error)
+    return 1 if errors else 0
+
+
+def _may_be_recipe(file: Path, folder: Path) -> bool:
+    """False for YAML files of other kinds, and for what lies in hidden folders such as .venv."""
+    if not file.is_file() or any(part.startswith(".") for part in file.relative_to(folder).parts[:-1]):
+        return False
+    return re.search(rb"^(?:lore|stage)\s*:", file.read_bytes(), re.MULTILINE) is not None
+
+
+def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> None:
+    """The resolved recipe, what follows from it, and what a real run would do."""
+    print(f"# {path}, every value (defaults included)")
+    print(to_yaml(recipe.resolved()), end="")
+    facts = recipe.derived()
+    if facts:
+        print("# follows from these values")
+        print(to_yaml(facts), end="")
+    state = "new"
+    if folder.is_done:
+        state = "done"
+    elif folder.exists:
+        state = "would resume"
+    changed = folder.changes(recipe)
+    print(f"# run folder: {folder.path} ({'belongs to another recipe' if changed else state})")
+    for key, old, new in changed:
+        print(f"#   {key}: was {old!r}, now {new!r}")
+    for key, lack in missing_inputs(recipe):
+        if key == "data.path" and recipe.makes_its_data:
+            lack = f"{recipe.data.path} does not exist; the run writes it first."
+        print(f"# {key}: {lack}{' A recipe that is needed may write it.' if needed else ''}")
+    for need, inner in needed:
+        print(f"# needs: {need} -> {inner.path} ({'done' if inner.is_done else 'would run first'})")

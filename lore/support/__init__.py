@@ -1,0 +1,1 @@
+"""Errors, files, processes, progress, text, plots: what knows no search relevance and no torch."""

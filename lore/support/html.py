@@ -1,0 +1,21 @@
+"""Templates of the pages that a run writes: everything in them is escaped, and a name that is not given is an error."""
+
+from pathlib import Path
+
+import jinja2
+
+
+def page_template(folder: Path, name: str) -> jinja2.Template:
+    """The Jinja template `name` of a folder."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template(name)
+
+
+def page_style() -> str:
+    """The style sheet that all pages share."""
+    return Path(__file__).with_name("report.css").read_text(encoding="utf-8")

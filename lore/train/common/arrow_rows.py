@@ -1,0 +1,53 @@
+"""Training rows in one Arrow file of the run, which every process maps into memory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+from lore.support.errors import LoreError
+
+IGNORE = -100
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def write_rows(
+    rows: Iterator[dict[str, Any]], schema: pa.Schema, path: Path, batch: int = 1000, *, nothing: str | None = None
+) -> int:
+    """Streams rows into an Arrow file that `datasets.Dataset.from_file` maps into memory; returns their number.
+
+    Raises LoreError when there is none; nothing: what it says where the rows are not those of the data section.
+    """
+    part = path.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, pending = 0, []
+    with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for row in rows:
+            pending.append(row)
+            count += 1
+            if len(pending) == batch:
+                writer.write_table(pa.Table.from_pylist(pending, schema=schema))
+                pending = []
+        if pending:
+            writer.write_table(pa.Table.from_pylist(pending, schema=schema))
+    if not count:
+        part.unlink()
+        raise LoreError(
+            nothing
+            or f"no training rows for {path}: the data section selects no labelled pair.\n"
+            "Check data.path, data.split, data.slices and data.limit against `lore data stats`; a file without splits gets them "
+            "from `lore data split --by query`."
+        )
+    part.replace(path)
+    return count
+
+
+def rendered_rows(path: Path) -> datasets.Dataset:
+    """Rows that the main process has rendered, mapped into memory. Raises LoreError where it has left none."""
+    if not path.is_file():
+        raise LoreError(
+            f"rank 0 has left no {path}: its message says why, or this machine does not see its folder.", same_on_every_rank=True
+        )
+    return datasets.Dataset.from_file(str(path))

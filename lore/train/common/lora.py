@@ -1,0 +1,164 @@
+"""The recipe's LoRA (or DoRA) for PEFT, checked against the modules of the model: PEFT itself passes over a name that
+it does not find. Beside it, what training leaves alone when no photo is ever shown.
+"""
+
+import copy
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from transformers.pytorch_utils import Conv1D
+
+from lore.engines.config import LoraSection
+from lore.rubric.rubric_errors import nearest
+from lore.support.errors import LoreError
+
+ADAPTABLE = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, Conv1D)
+
+
+def peft_config(lora: LoraSection | None, model: Any, *, left_out: Sequence[str] = ()) -> LoraConfig | None:
+    """The LoRA of a recipe; none trains every weight, or continues with the adapter that the model has. left_out: names of
+    modules that get no adapter, whatever lora.targets says. Raises LoreError when a name in model.lora stands for no module
+    of the model.
+    """
+    if lora is None:
+        return None
+    unseen = [re.escape(name) for name in left_out]
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.scale_alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        exclude_modules=rf"({'|'.join(unseen)})(\..*)?" if unseen else None,
+        use_dora=lora.dora,
+        modules_to_save=lora.modules_to_save or None,
+        task_type="CAUSAL_LM",
+    )
+    names = [name for name, _ in model.named_modules() if name]
+    for wanted in lora.modules_to_save:
+        if not any(_stands_for(wanted, name) for name in names):
+            raise _no_module("modules_to_save", wanted, names)
+    for wanted in [] if isinstance(lora.targets, str) else lora.targets:
+        if not any(_stands_for(wanted, name) for name in names):
+            raise _no_module("targets", wanted, names)
+    adapted = dict(adapted_modules(config, model))
+    if not adapted:
+        raise _no_module("targets", str(lora.targets), names)
+    output = model.get_output_embeddings()
+    for name, module in adapted.items():
+        if module is output:
+            raise LoreError(
+                f"model.lora.targets {lora.targets} takes in {name}, the output layer, whose adapter would never be trained.\n"
+                f"Leave it out, or train that layer whole: model.lora.modules_to_save: [{name.rpartition('.')[2]}]."
+            )
+        if not isinstance(module, ADAPTABLE):
+            raise LoreError(
+                f"model.lora.targets {lora.targets} takes in {name}, a {type(module).__name__}; an adapter goes to linear, "
+                "embedding and convolution layers.\nName those inside it, or use all-linear."
+            )
+    return config
+
+
+def _stands_for(wanted: str, name: str) -> bool:
+    return name == wanted or name.endswith(f".{wanted}")
+
+
+def _no_module(key: str, wanted: str, names: list[str]) -> LoreError:
+    last = sorted({name.rpartition(".")[2] for name in names} - {""})
+    words = [name for name in last if not name.isdigit()]
+    hint = nearest(wanted.rpartition(".")[2], words)
+    return LoreError(
+        f"model.lora.{key}: {wanted!r} stands for no module of the model that may get one, so nothing would be trained "
+        f"there.{hint}\nIts modules: {', '.join(words)}. A pattern has to match the whole name, such as {names[-1]}."
+    )
+
+
+def adapted_modules(config: LoraConfig, model: Any) -> Iterator[tuple[str, Any]]:
+    """(name, module) of every module that PEFT puts an adapter on, by PEFT's own rule."""
+    config = _maybe_include_all_linear_layers(copy.copy(config), model)
+    for name, module in model.named_modules():
+        if check_target_module_exists(config, name):
+            yield name, module
+
+
+def adapter_size(module: Any, rank: int, dora: bool) -> int:
+    """Parameters of the adapter on one module."""
+    if isinstance(module, torch.nn.Embedding):
+        ins, outs = module.num_embeddings, module.embedding_dim
+    elif hasattr(module, "kernel_size"):
+        ins, outs = module.in_channels * math.prod(module.kernel_size) // module.groups, module.out_channels
+    elif isinstance(module, Conv1D):
+        ins, outs = module.nx, module.nf
+    else:
+        ins, outs = module.in_features, module.out_features
+    return rank * (ins + outs) + dora * outs
+
+
+def photo_parts(model: Any) -> list[tuple[str, Any]]:
+    """(name, module) of the outermost modules that a prompt without photos never runs: vision tower and connector."""
+    text = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    used = {id(p) for module in text if module is not None for p in module.parameters()}
+
+    def walk(module: Any, at: str) -> Iterator[tuple[str, Any]]:
+        for name, child in module.named_children():
+            inside = [id(p) in used for p in child.parameters()]
+            if inside and not any(inside):
+                yield f"{at}{name}", child
+            elif not all(inside):
+                yield from walk(child, f"{at}{name}.")
+
+    return list(walk(model, ""))
+
+
+def freeze_photo_parts(model: Any) -> None:
+    """Without a photo these get no gradient: they are nothing to train, and data parallel training would wait for them."""
+    for _, module in photo_parts(model):
+        module.requires_grad_(False)
+
+
+def freeze_weights(model: Any, patterns: list[str]) -> None:
+    """Takes the weights whose names a pattern is found in out of training. Raises LoreError for a pattern that finds none, or
+    when nothing is left to train."""
+    if not patterns:
+        return
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    frozen = {name: weight for name, weight in trained.items() if any(re.search(pattern, name) for pattern in patterns)}
+    idle = [pattern for pattern in patterns if not any(re.search(pattern, name) for name in frozen)]
+    if idle or len(frozen) == len(trained):
+        raise LoreError(
+            f"train.freeze: {idle[0]!r} is found in no name of a weight that would be trained.\n"
+            f"Names look like {', '.join(list(trained)[:3])}."
+            if idle
+            else f"train.freeze: {patterns} leave no weight to train.\nName fewer of them.",
+            same_on_every_rank=True,
+        )
+
+    def freeze() -> None:
+        for weight in frozen.values():
+            weight.requires_grad_(False)
+
+    freeze()
+    if hasattr(model, "set_adapter"):
+        switch = model.set_adapter
+
+        # A reference adapter's pass ends with the switch back to the trained one, all of whose weights PEFT then wants trained.
+        def switch_and_freeze(*arguments: Any, **options: Any) -> Any:
+            switched = switch(*arguments, **options)
+            freeze()
+            return switched
+
+        model.set_adapter = switch_and_freeze
+
+
+def whole_layers_in_float32(trainer: Any) -> None:
+    """Whole layers that are trained beside an adapter (modules_to_save) become float32, as PEFT makes its own weights: they are
+    copies of the model's, and bfloat16 would round small updates away. DeepSpeed keeps float32 copies by itself."""
+    if trainer.is_deepspeed_enabled:
+        return
+    for name, weight in trainer.model.named_parameters():
+        if weight.requires_grad and "modules_to_save" in name and weight.dtype == torch.bfloat16:
+            weight.data = weight.data.float()

@@ -1,0 +1,1 @@
+"""What every stage that trains a judge shares: its session, rows, collator and image store."""

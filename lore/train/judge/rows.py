@@ -1,0 +1,150 @@
+"""Pairs to training rows: prompt and answer exactly as the engines write and read them, in one Arrow file of the run.
+
+A model that is shown no photo gets token ids and labels; one that is gets texts and photos, which TRL's collator
+tokenises batch by batch.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from lore.codec.item_text import item_text
+from lore.codec.judgement import Judgement, render_answer
+from lore.codec.prompt import MAX_CHARACTERS_PER_TOKEN, PromptFormat, render
+from lore.codec.sanitize import control_strings
+from lore.data.images import ImageError
+from lore.data.pair import Pair
+from lore.data.rejected_rows import Rejection, short
+from lore.engines.chat import image_tokens, open_photo, prompt_text, turn_end
+from lore.rubric.rubric import Rubric
+from lore.support.errors import LoreError
+from lore.train.common.arrow_rows import IGNORE, IMAGE
+
+TEXT_SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),
+        ("length", pa.int32()),
+        ("tier", pa.string()),
+        ("pair_id", pa.string()),
+        ("cut", pa.bool_()),
+        ("reasoned", pa.bool_()),
+    ]
+)
+VISION_SCHEMA = pa.schema(
+    [
+        ("prompt", pa.string()),
+        ("completion", pa.string()),
+        ("images", pa.list_(IMAGE)),
+        ("length", pa.int32()),
+        ("prompt_length", pa.int32()),
+        ("tier", pa.string()),
+        ("pair_id", pa.string()),
+        ("cut", pa.bool_()),
+        ("reasoned", pa.bool_()),
+        ("photo_refused", pa.bool_()),
+    ]
+)
+
+
+def gold(pair: Pair) -> Judgement:
+    """What a pair is supervised with: its rationale, mismatch and rules where it has them, and its label."""
+    return Judgement(pair.label, None, pair.mismatch, pair.rules, pair.rationale or "")
+
+
+def takes_photos(processor: Any, fmt: PromptFormat) -> bool:
+    """Whether rows are texts with photos: a multimodal processor and a prompt that shows them."""
+    return hasattr(processor, "tokenizer") and fmt.photo
+
+
+def sft_row(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> dict[str, Any]:
+    """One row: prompt and answer as ids with labels, or as texts with photos (see `takes_photos`).
+
+    Either way the prompt is the processor's, whose template may differ from its tokenizer's. A photo that the processor
+    refuses is left out and the row says so; one that cannot be read is an ImageError.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    messages, refused = shown_messages(pair, rubric, fmt, processor)
+    prompt, images = prompt_text(processor, messages)
+    answer = render_answer(gold(pair), rubric, fmt, tokenizer=tokenizer) + turn_end(processor)
+    cut = whole_text(pair, fmt, tokenizer, photo=bool(images)) != user_text(messages)
+    ends = {"tier": pair.label, "pair_id": pair.pair_id, "cut": cut, "reasoned": "<reason>" in answer}
+    return _row(prompt, answer, images, pair.image, processor, fmt, ends, refused=refused)
+
+
+def shown_messages(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> tuple[list[dict], bool]:
+    """A pair's messages with its photo, and whether the processor refused the photo, which is left out then. Raises
+    ImageError for one that cannot be read."""
+    shown, refused = None, False
+    if takes_photos(processor, fmt) and pair.image:
+        try:
+            shown = open_photo(pair.image, fmt, processor)
+        except ImageError as error:
+            if error.reason != "image_refused":
+                raise
+            refused = True
+    return render(pair, rubric, fmt if shown else replace(fmt, photo=False), tokenizer=processor, image=shown), refused
+
+
+def _row(
+    prompt: str,
+    answer: str,
+    shown: list,
+    stored: Any,
+    processor: Any,
+    fmt: PromptFormat,
+    ends: dict[str, Any],
+    *,
+    refused: bool = False,
+) -> dict[str, Any]:
+    """A row of either schema. shown: the photos in the prompt; stored: the one that is kept for the collator."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    if not takes_photos(processor, fmt):
+        ids = prompt_ids + answer_ids
+        return {"input_ids": ids, "labels": [IGNORE] * len(prompt_ids) + answer_ids, "length": len(ids), **ends}
+    prompt_length = len(prompt_ids) + sum(image_tokens(processor, image) for image in shown)
+    images = [dict(stored)] if shown else []
+    lengths = {"length": prompt_length + len(answer_ids), "prompt_length": prompt_length}
+    return {"prompt": prompt, "completion": answer, "images": images, **lengths, **ends, "photo_refused": refused}
+
+
+def task_row(task: dict[str, Any], fmt: PromptFormat, processor: Any) -> dict[str, Any]:
+    """The row of a step that is a task of its own (lore.data_synth.synthesis.tasks). A model that is shown no photo gets the texts alone."""
+    shown = open_photo(task["image"], fmt, processor) if takes_photos(processor, fmt) and task["image"] else None
+    messages = [{**message, "content": _content(message["content"], shown)} for message in task["messages"]]
+    prompt, images = prompt_text(processor, messages)
+    ends = {"tier": task["label"], "pair_id": f"{task['pair_id']}/{task['task']}", "cut": False, "reasoned": False}
+    return _row(prompt, task["completion"] + turn_end(processor), images, task["image"], processor, fmt, ends)
+
+
+def _content(content: str | list[dict], shown: Any) -> str | list[dict]:
+    if isinstance(content, str):
+        return content
+    if shown is None:
+        return "".join(part["text"] for part in content if part["type"] == "text")
+    return [{"type": "image", "image": shown} if part["type"] == "image" else part for part in content]
+
+
+def rejection_of(pair: Pair, error: LoreError, file: str, row: int) -> Rejection:
+    """Why a pair became no row."""
+    known = {"pair_id": pair.pair_id, "query": pair.query, "title": pair.title, "label": pair.label}
+    field, reason, found, expected = "prompt", "cannot_be_rendered", str(error), "a pair that the recipe's prompt can show"
+    if isinstance(error, ImageError):
+        field, reason, found, expected = "image", error.reason, error.found, error.expected
+    return Rejection(file, row, f"pair {pair.pair_id}, {field}", reason, found, expected, short(known))
+
+
+def whole_text(pair: Pair, fmt: PromptFormat, tokenizer: Any, photo: bool) -> str:
+    """The user's text before the photo as it would be without a limit on tokens."""
+    return item_text(pair, control_strings(tokenizer), fmt.max_prompt_tokens * MAX_CHARACTERS_PER_TOKEN).block(photo)[0]
+
+
+def user_text(messages: list[dict]) -> str:
+    """The user's text before the photo."""
+    content = messages[-1]["content"]
+    return content if isinstance(content, str) else content[0]["text"]
+
+

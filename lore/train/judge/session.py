@@ -1,0 +1,93 @@
+"""What every stage that trains a judge does first and last: the checked start, rows that the main process has rendered, and the
+folder it leaves.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import TrainerCallback, set_seed
+
+from lore.codec.judgement import renderer_hash
+from lore.codec.prompt import PromptFormat
+from lore.engines.loading import default_device, load_model, load_processor, resolve_dtype
+from lore.judge.card import check_card, check_template, judge_card, write_card
+from lore.rubric.rubric import Rubric, load_rubric
+from lore.run.run_folder import RunFolder
+from lore.support.fingerprint import template_fingerprint
+from lore.train.common.lora import freeze_photo_parts, freeze_weights, peft_config, photo_parts
+
+REFERENCE = "ref"  # TRL's name for the frozen copy of the adapter
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known of a judge before its rows and its weights are read. hashes: facts for the run's manifest."""
+
+    rubric: Rubric
+    fmt: PromptFormat
+    processor: Any
+    card: dict[str, Any]
+    hashes: dict[str, str]
+    device: str
+    bf16: bool
+
+
+def begin(recipe: Any) -> Start:
+    """Seeds everything and checks that the judge would be asked as it was trained. recipe: .seed .model .data .prompt"""
+    set_seed(recipe.seed)
+    rubric = load_rubric(recipe.data.rubric)
+    fmt = PromptFormat(**recipe.prompt.model_dump())
+    renderer = renderer_hash(rubric, fmt)
+    check_card(recipe.model, renderer, "model")
+    processor = load_processor(recipe.model)
+    check_template(recipe.model, processor, "model")
+    template = template_fingerprint(processor)
+    card = judge_card(recipe, renderer, rubric.hash, template)
+    device = default_device()
+    bf16 = resolve_dtype(recipe.model.dtype, device) == torch.bfloat16
+    hashes = {"rubric_hash": rubric.hash, "renderer_hash": renderer, "template": template}
+    return Start(rubric, fmt, processor, card, hashes, device, bf16)
+
+
+def trained_model(recipe: Any, start: Start) -> Any:
+    """The judge's weights, as training wants them. After the trainer's arguments: DeepSpeed's stage 3 has to know that weights
+    are shared out while they are loaded."""
+    model = load_model(recipe.model, device=start.device, for_training=True)
+    if not recipe.prompt.photo:
+        freeze_photo_parts(model)
+    freeze_weights(model, recipe.train.freeze)
+    return model
+
+
+
+
+def judge_lora(recipe: Any, model: Any) -> LoraConfig | None:
+    """The recipe's LoRA for a judge's model; a judge that is shown no photo gets none on the parts that only read photos."""
+    unseen = [] if recipe.prompt.photo else [name for name, _ in photo_parts(model)]
+    return peft_config(recipe.model.lora, model, left_out=unseen)
+
+
+def complete_model(recipe: Any, folder: RunFolder, card: dict[str, Any]) -> None:
+    """Main process: puts processor and card beside the weights in <run>/model."""
+    shutil.rmtree(folder / "model" / REFERENCE, ignore_errors=True)
+    load_processor(recipe.model).save_pretrained(folder / "model")
+    write_card(folder / "model", card)
+
+
+class ReferenceStaysOut(TrainerCallback):
+    """Takes the reference's copy of the adapter out of every checkpoint: where it finds one, transformers resumes from it and
+    passes over the trained adapter. The start itself is the reference again when the run goes on."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            shutil.rmtree(Path(args.output_dir) / f"checkpoint-{state.global_step}" / REFERENCE, ignore_errors=True)
+
+
+def rejected_rows(folder: RunFolder) -> int:
+    """How many rows <run>/rejected.jsonl holds."""
+    left_out = folder / "rejected.jsonl"
+    return len(left_out.read_bytes().splitlines()) if left_out.is_file() else 0

@@ -1,0 +1,1 @@
+"""A judge's own answers to labeled pairs, and the curriculum chosen from them."""

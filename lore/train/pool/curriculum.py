@@ -1,0 +1,247 @@
+"""Chooses the rows of a pool that a later stage learns from, puts them into the order of a curriculum, and finds their pairs.
+
+    rows = chosen_rows(section, seed, start.hashes["renderer_hash"], recipe.model)
+    pairs = chosen_pairs(rows, recipe.data, folder)
+
+The choice depends on the pool's file, the section and the seed alone, so all processes of a launch make the same one.
+"""
+
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lore.data.pair import Pair
+from lore.data.parquet import WITHOUT_PHOTO
+from lore.data.section import DataSection, labelled, materialise
+from lore.engines.config import ModelSection
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
+from lore.support.fingerprint import model_fingerprint
+from lore.support.processes import is_main_process, say
+from lore.train.judge.image_store import photo_file, store_photos, with_stored_photos
+from lore.train.pool.config import JUDGE, RENDERER, TIERS, PoolSection
+
+NEEDED = ("pair_id", "label", "label_weight", "slices", "confidence", "pass_rate", "samples")
+
+
+def read_pool(path: str | Path) -> pa.Table:
+    """All rows of a pool.parquet, in its order. Raises LoreError for a file that is missing or no pool."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise LoreError(
+            f"pool.path {path} cannot be read ({' '.join(str(error).split())[:200]}), so there is nothing to choose from.\n"
+            "A finished run of stage pool leaves it as <run>/pool.parquet: run recipes/pool.yaml, or correct the path."
+        ) from error
+    if missing := [name for name in NEEDED if name not in table.column_names]:
+        raise LoreError(
+            f"pool.path {path} has no column {', '.join(missing)}, so it is no pool; found {', '.join(table.column_names[:20])}.\n"
+            "Name the pool.parquet that a run of stage pool has written."
+        )
+    return table
+
+
+def pool_tiers(table: pa.Table) -> list[str]:
+    """Tier ids of the rubric that the pool was made with, worst first; empty where the file does not say."""
+    return json.loads((table.schema.metadata or {}).get(TIERS.encode(), b"[]"))
+
+
+def check_asked_alike(table: pa.Table, path: str, renderer: str, model: ModelSection) -> None:
+    """Raises LoreError for a pool whose prompts were rendered otherwise; says where another judge has answered them."""
+    facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if key.startswith(b"lore.")}
+    if facts.get(RENDERER, renderer) != renderer:
+        raise LoreError(
+            f"pool.path {path} was asked with renderer {facts[RENDERER]}, and this run asks with {renderer}: its answers are to "
+            "other prompts.\nUse the prompt section and the rubric of the pool's recipe, or run the pool again with these."
+        )
+    if is_main_process() and JUDGE in facts and facts[JUDGE] != model_fingerprint(model.name, model.adapter):
+        say(
+            f"{path} was asked with other weights than those of {model.adapter or model.name}. Unless they are the same judge "
+            "merged or moved, what is easy, hard or its own was found out for another one: run the pool again."
+        )
+
+
+def chosen_rows(section: PoolSection, seed: int, renderer: str, model: ModelSection) -> pa.Table:
+    """The chosen rows, see `select`; what was chosen is printed by the main process. renderer, model: those of this run, see
+    `check_asked_alike`."""
+    before = read_pool(section.path)
+    check_asked_alike(before, section.path, renderer, model)
+    rows = select(section, seed, before)
+    describe(before, rows)
+    return rows
+
+
+def select(section: PoolSection, seed: int, pool: pa.Table | None = None) -> pa.Table:
+    """The chosen rows in the order of the curriculum. pool: of section.path, where it is read already.
+
+    The windows come first. Then rows are drawn: `balance` equally many from each tier or slice, `weighted` in proportion
+    to label_weight, `limit` at most so many. Without `weighted` no row comes twice; with it a row comes as often as its
+    weight says, rounded up or down, so some are dropped and some come twice or more. Raises LoreError, with what each
+    window has removed, when nothing is left.
+    """
+    table = read_pool(section.path) if pool is None else pool
+    index_N = _inside_windows(section, table)
+    rng = np.random.default_rng([seed, 0x706F6F6C])
+    weight_N = np.array([1.0 if weight is None else weight for weight in table["label_weight"].to_pylist()])
+    if section.weighted and ((weight_N[index_N] < 0).any() or not weight_N[index_N].sum() > 0):
+        raise LoreError(
+            f"pool.weighted draws rows of {section.path} in proportion to label_weight, and these are "
+            f"{'negative in some rows' if (weight_N[index_N] < 0).any() else 'all zero'}.\n"
+            "Give the pairs weights above zero, or leave pool.weighted out."
+        )
+    place_N = _places(section.slices, table)
+    groups = _groups(section, table, index_N, place_N)
+    wanted = len(index_N) if section.limit is None else min(section.limit, len(index_N))
+    if section.balance != "none":
+        share = min(len(group) for group in groups)
+        wanted_each = share if section.limit is None else -(-section.limit // len(groups))
+        drawn = [_draw(group, min(wanted_each, len(group)), weight_N, section.weighted, rng) for group in groups]
+        index_N = _draw(np.concatenate(drawn), min(wanted, sum(map(len, drawn))), weight_N, False, rng)
+    else:
+        index_N = _draw(groups[0], wanted, weight_N, section.weighted, rng)
+    return table.take(pa.array(_ordered(section, table, index_N, place_N)))
+
+
+def _inside_windows(section: PoolSection, table: pa.Table) -> np.ndarray:
+    """Numbers of the rows that pass both windows."""
+    kept_N, removed = np.ones(len(table), bool), []
+    for name in ("confidence", "pass_rate"):
+        window = getattr(section, name)
+        if window is None:
+            continue
+        value_N = table[name].to_numpy(zero_copy_only=False).astype(float)
+        inside_N = (value_N >= window[0]) & (value_N <= window[1])  # nan, a greedy answer that cannot be read, is in no window
+        removed.append(f"pool.{name} {list(window)} has left out {int((kept_N & ~inside_N).sum()):,}")
+        kept_N &= inside_N
+    if not kept_N.any():
+        raise LoreError(
+            f"No row of {section.path} is chosen: of {len(table):,} rows {' and '.join(removed) or 'none is there'}.\n"
+            "Widen the windows; pool.md beside the pool shows how its rows are spread."
+        )
+    return np.flatnonzero(kept_N)
+
+
+def _places(slices: list[str], table: pa.Table) -> np.ndarray:
+    """Per row the position in `slices` of the first one that it has; their number where it has none."""
+    places = []
+    for has in table["slices"].to_pylist():
+        places.append(min((slices.index(name) for name in has or [] if name in slices), default=len(slices)))
+    return np.array(places, dtype=int)
+
+
+def _groups(section: PoolSection, table: pa.Table, index_N: np.ndarray, place_N: np.ndarray) -> list[np.ndarray]:
+    if section.balance == "none":
+        return [index_N]
+    key_N = np.array(table["label"].to_pylist()) if section.balance == "tier" else place_N
+    return [index_N[key_N[index_N] == key] for key in np.unique(key_N[index_N])]
+
+
+def _draw(index_N: np.ndarray, count: int, weight_N: np.ndarray, weighted: bool, rng: np.random.Generator) -> np.ndarray:
+    """`count` of the rows at random. weighted: by systematic sampling, so that a row comes count * weight / all weights
+    times, rounded up or down."""
+    shuffled = rng.permutation(index_N)
+    if not weighted:
+        return shuffled[:count]
+    edges = np.cumsum(weight_N[shuffled])
+    if not edges[-1] > 0:
+        return shuffled[:0]
+    points = (np.arange(count) + rng.random()) * edges[-1] / count
+    return shuffled[np.minimum(np.searchsorted(edges, points, side="right"), len(shuffled) - 1)]
+
+
+def _ordered(section: PoolSection, table: pa.Table, index_N: np.ndarray, place_N: np.ndarray) -> np.ndarray:
+    """index_N comes in random order, which stays where the curriculum leaves it open."""
+    if section.order in ("easy_to_hard", "hard_to_easy"):
+        rate_N = table["pass_rate"].to_numpy()[index_N]
+        confidence_N = np.nan_to_num(table["confidence"].to_numpy(zero_copy_only=False).astype(float))[index_N]
+        sign = -1 if section.order == "easy_to_hard" else 1
+        return index_N[np.lexsort((sign * confidence_N, sign * rate_N))]
+    if section.order == "slice":
+        return index_N[np.argsort(place_N[index_N], kind="stable")]
+    return index_N
+
+
+def describe(before: pa.Table, after: pa.Table) -> list[dict[str, Any]]:
+    """Prints what was chosen, tier by tier; returns the same: tier, rows before and after, their mean pass rates (nan
+    where there is none), different pairs."""
+    labels = (np.array(before["label"].to_pylist()), np.array(after["label"].to_pylist()))
+    rates = (before["pass_rate"].to_numpy(), after["pass_rate"].to_numpy())
+    ids_N = np.array(after["pair_id"].to_pylist())
+    rows = []
+    for tier in [*(pool_tiers(before) or sorted(set(labels[0]))), "all"]:
+        masks = [found == tier if tier != "all" else np.ones(len(found), bool) for found in labels]
+        means = [float(rate[mask].mean()) if mask.any() else float("nan") for rate, mask in zip(rates, masks, strict=True)]
+        rows.append(
+            {
+                "tier": tier,
+                "before": int(masks[0].sum()),
+                "after": int(masks[1].sum()),
+                "pairs": len(set(ids_N[masks[1]])),
+                "pass_rate_before": means[0],
+                "pass_rate_after": means[1],
+            }
+        )
+    if is_main_process():
+        _print(rows)
+    return rows
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title="chosen from the pool", title_justify="left")
+    for index, column in enumerate(("tier", "pool", "chosen", "different pairs", "pass@1 of pool", "of chosen")):
+        shown.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        rates = [f"{row[key]:.3f}" for key in ("pass_rate_before", "pass_rate_after")]
+        shown.add_row(row["tier"], *(f"{row[key]:,}" for key in ("before", "after", "pairs")), *rates)
+    Console().print(shown)
+
+
+def chosen_pairs(table: pa.Table, data: DataSection, folder: Any, *, photos: bool = False) -> list[Pair]:
+    """The pair of every row, in the rows' order; a row that comes twice has its pair twice.
+
+    photos: with theirs, which lie in a file of the run that the main process writes and all of them read from. A judge that is
+    shown none gets pairs without, and no reward for what it says to see.
+
+    Raises LoreError when the data section lacks a pair of the pool, or has it with another label or another rubric.
+    """
+    known, tiers = load_rubric(data.rubric).tier_ids, pool_tiers(table)
+    if tiers and tiers != known:
+        raise LoreError(
+            f"The pool was made with the tiers {', '.join(tiers)}, and data.rubric {data.rubric} has {', '.join(known)}.\n"
+            "Its verdicts mean something else there: use the rubric of the pool's recipe."
+        )
+    ids, labels = table["pair_id"].to_pylist(), table["label"].to_pylist()
+    label_of = dict(zip(ids, labels, strict=True))
+    found: dict[str, Pair] = {}
+    for pair in _labelled_among(label_of, data, folder, WITHOUT_PHOTO):
+        found.setdefault(pair.pair_id, pair)
+    if missing := [pair_id for pair_id in label_of if pair_id not in found]:
+        raise LoreError(
+            f"{len(missing):,} of {len(label_of):,} pairs of the pool are not among those of {data.path} "
+            f"(the first one: {missing[0]}), so they have no text to learn from.\n"
+            "Give the data section of the pool's recipe: data.path, data.split, data.slices and data.limit."
+        )
+    if other := [pair_id for pair_id, label in label_of.items() if found[pair_id].label != label]:
+        raise LoreError(
+            f"{len(other):,} of {len(label_of):,} pairs have another label in {data.path} than in the pool (the first one: "
+            f"{other[0]}, {label_of[other[0]]} in the pool and {found[other[0]].label} now).\n"
+            "What counted as right there would be wrong here: run the pool again on these pairs."
+        )
+    if photos:
+        path = photo_file(folder)
+        if is_main_process() and not path.is_file():
+            store_photos(_labelled_among(label_of, data, folder, ["label", "slices", "image"]), path)
+        found = {pair.pair_id: pair for pair in with_stored_photos(found.values(), path)}
+    return [found[pair_id] for pair_id in ids]
+
+
+def _labelled_among(ids: Collection[str], data: DataSection, folder: Any, columns: list[str]) -> Iterator[Pair]:
+    return (pair for pair in labelled(data, materialise(data, folder), columns=columns) if pair.pair_id in ids)

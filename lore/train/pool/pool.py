@@ -1,0 +1,210 @@
+"""Stage pool: a judge's own answers to labelled pairs, as material for reinforcement and preference learning.
+
+    lore run recipes/pool.yaml
+
+Each pair is judged once as the evaluation does it (most probable answer, then the tier probabilities behind it) and answered
+`samples` times at the training temperature. <run>/pool.parquet has one row a pair; photos and texts stay in the pairs' file.
+Rows appear in the pairs' order. Every chunk is saved before the next begins and has a random seed of its own, so a run that is
+killed and started again ends with the rows of one that was not. What cannot be asked is in rejected.jsonl, with the reason.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lore.codec.judgement import FormatFailure, parse, renderer_hash
+from lore.codec.prompt import PromptFormat
+from lore.data.images import ImageError
+from lore.data.pair import Pair
+from lore.data.parquet import fingerprint
+from lore.data.rejected_rows import RejectedWriter, Rejection
+from lore.data.section import labelled, materialise
+from lore.engines.chat import open_photo
+from lore.engines.engine import Engine, Sampling
+from lore.engines.open_engine import open_engine
+from lore.judge.card import check_card, check_template
+from lore.rubric.rubric import Rubric, load_rubric
+from lore.run.run_folder import RunFolder
+from lore.support.atomic_files import write_atomic, written_whole
+from lore.support.errors import LoreError
+from lore.support.fingerprint import model_fingerprint
+from lore.support.processes import is_main_process, say
+from lore.support.progress import track
+from lore.train.pool.config import JUDGE, RENDERER, TIERS, PoolRecipe
+from lore.train.pool.report import print_report, report_markdown
+
+SAMPLE = pa.struct([("text", pa.string()), ("tokens", pa.int32()), ("tier", pa.string()), ("truncated", pa.bool_())])
+POOL_SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("query", pa.string()),
+        ("label", pa.string()),
+        ("label_weight", pa.float64()),
+        ("slices", pa.list_(pa.string())),
+        ("tier", pa.string()),
+        ("probabilities", pa.list_(pa.float64())),
+        ("confidence", pa.float64()),
+        ("agrees", pa.bool_()),
+        ("samples", pa.list_(SAMPLE)),
+        ("pass_rate", pa.float64()),
+        ("sample_agreement", pa.float64()),
+    ]
+)
+_CHUNK_SCHEMA = POOL_SCHEMA.append(pa.field("rejected", pa.string()))
+
+
+def run(recipe: PoolRecipe, folder: RunFolder) -> None:
+    """Writes pool.parquet, pool.md and rejected.jsonl. The main process does it alone; others return at once."""
+    if not is_main_process():
+        return
+    rubric = load_rubric(recipe.data.rubric)
+    fmt = PromptFormat(**recipe.prompt.model_dump())
+    renderer = renderer_hash(rubric, fmt)
+    check_card(recipe.model, renderer, "model")
+    pairs = materialise(recipe.data, folder)
+    weights = model_fingerprint(recipe.model.name, recipe.model.adapter)
+    folder.note(data_fingerprint=fingerprint(pairs), rubric_hash=rubric.hash, renderer_hash=renderer, weights=weights)
+    chunks = ask(recipe, folder, pairs, rubric, fmt)
+    metadata = {TIERS: json.dumps(rubric.tier_ids), RENDERER: renderer, JUDGE: weights}
+    path, rejected = merge(chunks, folder, metadata)
+    table = pq.read_table(path, columns=[name for name in POOL_SCHEMA.names if name not in ("samples", "query")])
+    print_report(table, rubric.tier_ids)
+    write_atomic(folder / "pool.md", report_markdown(path, table, rubric.tier_ids))
+    rates = table["pass_rate"].to_numpy()
+    counts = {"pairs": len(table), "rejected": rejected, "greedy_accuracy": float(np.mean(table["agrees"].to_numpy()))}
+    folder.finish(counts | {f"pass@1 of {recipe.samples}": float(rates.mean()), "pool": str(path)})
+
+
+def ask(recipe: PoolRecipe, folder: RunFolder, pairs: Path, rubric: Rubric, fmt: PromptFormat) -> list[Path]:
+    """Asks about every chunk that has no file yet; returns all files in order. The engine starts when it is needed."""
+    from lore.judge.answer_store import write_table
+
+    (folder / "chunks").mkdir(exist_ok=True)
+    engine, files, seen, wanted = None, [], set(), labelled(recipe.data, pairs)
+    for number, chunk in enumerate(track(_chunks(wanted, recipe.chunk_pairs), "chunks of pairs")):
+        files.append(folder / "chunks" / f"part-{number:06d}.parquet")
+        first = [pair.pair_id not in seen and not seen.add(pair.pair_id) for pair in chunk]
+        if files[-1].is_file():
+            continue
+        if engine is None:
+            engine = open_engine(recipe.model, rubric, vllm=recipe.vllm, batch_tokens=recipe.batch_tokens)
+            check_template(recipe.model, getattr(engine, "processor", engine.tokenizer), "model")
+        seed = int(np.random.SeedSequence([recipe.seed, number]).generate_state(1)[0])
+        rows = [
+            row | {"rejected": None} if isinstance(row, dict) else {"rejected": json.dumps(asdict(row), ensure_ascii=False)}
+            for row in ask_chunk(chunk, first, engine, rubric, fmt, recipe, seed, str(pairs), number * recipe.chunk_pairs)
+        ]
+        write_table(files[-1], rows, list(zip(_CHUNK_SCHEMA.names, _CHUNK_SCHEMA.types, strict=True)))
+    return files
+
+
+def _chunks(pairs: Iterator[Pair], size: int) -> Iterator[list[Pair]]:
+    while chunk := list(islice(pairs, size)):
+        yield chunk
+
+
+def ask_chunk(
+    pairs: list[Pair],
+    first: list[bool],
+    engine: Engine,
+    rubric: Rubric,
+    fmt: PromptFormat,
+    recipe: PoolRecipe,
+    seed: int,
+    file: str,
+    before: int,
+) -> list[dict[str, Any] | Rejection]:
+    """A pool row for each pair, or why it has none. first: false where a pair's id has come before."""
+    from lore.judge.ask import render_chunk, score_answers, write_answers
+
+    greedy = Sampling(max_tokens=recipe.max_tokens)
+    sampling = Sampling(recipe.temperature, max_tokens=recipe.max_tokens, n=recipe.samples, seed=seed)
+    shown = fmt if getattr(engine, "takes_images", True) else replace(fmt, photo=False)
+    verdicts, prompts, asked = render_chunk(pairs, engine, rubric, shown)
+    reasoned = fmt.order == "reason_first"
+    if prompts and reasoned:
+        write_answers(prompts, asked, engine, rubric, shown, greedy)
+    score_answers(prompts, asked, engine, rubric, shown, decide=not reasoned)
+    drawn = dict(zip([id(verdict) for verdict in asked], engine.generate(prompts, sampling), strict=True))
+    rows: list[dict[str, Any] | Rejection] = []
+    for number, (pair, verdict, is_first) in enumerate(zip(pairs, verdicts, first, strict=True), before + 1):
+        problem = _problem(pair, verdict, is_first, rubric, shown, engine)
+        if problem:
+            known = {"pair_id": pair.pair_id, "query": pair.query[:300], "label": pair.label}
+            rows.append(Rejection(file, number, f"pair {pair.pair_id}, {problem[0]}", *problem[1:], known))
+        else:
+            rows.append(pool_row(pair, verdict, drawn[id(verdict)], rubric, shown))
+    return rows
+
+
+def _problem(pair: Pair, verdict: Any, is_first: bool, rubric: Rubric, fmt: PromptFormat, engine: Engine) -> tuple | None:
+    """(field, reason, found, expected) of a pair that cannot be trained on later either."""
+    if not is_first:
+        return "pair_id", "duplicate", pair.pair_id, "an id that no earlier pair has: rows are joined by it"
+    if pair.label not in rubric.tier_ids:
+        return "label", "unknown_tier", str(pair.label), f"one of {', '.join(rubric.tier_ids)}"
+    if verdict.failure == "prompt_too_long":
+        return "query", "prompt_too_long", f"{len(pair.query):,} characters", "a query that fits prompt.max_prompt_tokens"
+    if verdict.photo == "failed":
+        try:
+            open_photo(pair.image, fmt, getattr(engine, "processor", engine.tokenizer))
+        except ImageError as error:
+            if error.reason != "image_refused":  # that one is judged as text, as in training
+                return "image", error.reason, error.found, error.expected
+    return None
+
+
+def pool_row(pair: Pair, verdict: Any, completions: list, rubric: Rubric, fmt: PromptFormat) -> dict[str, Any]:
+    """verdict: greedy, lore.eval's Verdict; completions: the sampled answers. A format failure counts as a wrong sample."""
+    samples = []
+    for answer in completions:
+        read = parse(answer.text, rubric, fmt)
+        tier = None if isinstance(read, FormatFailure) else read.tier
+        truncated = answer.finish_reason == "length"
+        samples.append({"text": answer.text, "tokens": answer.tokens, "tier": tier, "truncated": truncated})
+    tiers = Counter(sample["tier"] for sample in samples if sample["tier"])
+    return {
+        "pair_id": pair.pair_id,
+        "query": pair.query,
+        "label": pair.label,
+        "label_weight": pair.label_weight,
+        "slices": pair.slices,
+        "tier": verdict.tier,
+        "probabilities": verdict.probabilities,
+        "confidence": max(verdict.probabilities) if verdict.probabilities else None,
+        "agrees": verdict.tier == pair.label,
+        "samples": samples,
+        "pass_rate": tiers[pair.label] / len(samples),
+        "sample_agreement": max(tiers.values(), default=0) / len(samples),
+    }
+
+
+def merge(chunks: list[Path], folder: RunFolder, metadata: dict[str, str]) -> tuple[Path, int]:
+    """pool.parquet and rejected.jsonl from the chunks, one in memory at a time; returns the path and the rejected rows."""
+    path, kept = folder / "pool.parquet", 0
+    with RejectedWriter(path, folder / "rejected.jsonl") as rejected:
+        with written_whole(path) as file, pq.ParquetWriter(file, POOL_SCHEMA.with_metadata(metadata)) as writer:
+            for chunk in chunks:
+                table = pq.read_table(chunk)
+                good = table.filter(table["rejected"].is_null()).drop_columns("rejected")
+                writer.write_table(good.cast(POOL_SCHEMA.with_metadata(metadata)))
+                kept += len(good)
+                for line in table["rejected"].drop_null().to_pylist():
+                    rejected.write(Rejection(**json.loads(line)))
+            if not kept:
+                raise LoreError(
+                    f"{folder / 'pool.parquet'} would have no row: the data section selects no labelled pair that can be asked "
+                    f"about ({rejected.count:,} cannot).\nCheck data.path, data.split, data.slices and data.limit against "
+                    "`lore data stats`, and prompt.max_prompt_tokens."
+                )
+    if rejected.count:
+        say(f"{rejected.count:,} pairs are left out, each with its reason in {rejected.path}")
+    return path, rejected.count

@@ -1,0 +1,215 @@
+"""Stages dpo and kto: a judge learns which of two answers is better (DPO), or that an answer is good or bad (KTO), on TRL's
+trainers. The start is the reference, so every reward is 0 at step 0; this is checked.
+
+Left out of TRL's own scripts: their tokenisation (prompt and answer are tokenised as in fine-tuning), truncation, their random
+order, and the copy of the reference in checkpoints, with which transformers would resume from the reference instead.
+
+    lore run recipes/quickstart/dpo.yaml
+    accelerate launch --config_file launch/accelerate/ddp.yaml recipes/dpo.yaml
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.compute as pc
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+
+from lore.data.pair import Pair
+from lore.data.parquet import fingerprint, read_pairs
+from lore.data.rejected_rows import RejectedWriter, Rejection
+from lore.data.section import materialise
+from lore.engines.loading import load_model
+from lore.run.run_folder import RunFolder
+from lore.support.errors import LoreError
+from lore.support.processes import is_main_process, say, world_size
+from lore.support.progress import track
+from lore.train.common.arrow_rows import rendered_rows, write_rows
+from lore.train.common.batch_order import training_order
+from lore.train.common.trainer import RECORDED, Recorder, set_steps, total_steps, train, training_arguments
+from lore.train.judge.image_store import photo_file
+from lore.train.judge.mixed_photos import check_mixed_photos
+from lore.train.judge.rows import rejection_of, takes_photos
+from lore.train.judge.session import ReferenceStaysOut, Start, begin, complete_model, judge_lora, rejected_rows, trained_model
+from lore.train.pool.curriculum import chosen_pairs, chosen_rows
+from lore.train.preference.batch import collator, kto_weights
+from lore.train.preference.config import DPORecipe, PreferenceRecipe
+from lore.train.preference.report import preflight
+from lore.train.preference.rows import FIELDS, Preference, Renderer, from_pool, from_table, preference_schema
+from lore.train.watch.attach import probe_pairs, watched
+
+KEPT = (*RECORDED, "rewards", "logps", "kl")  # what metrics.jsonl holds of a step
+ANSWER_TOKENS = 256  # longest answer of the watch where its section says nothing
+START_NATS = 1.0  # log-probability by which an answer may differ between start and reference, from rounding alone
+
+
+class _DPO(DPOTrainer):
+    """DPOTrainer on rows that are tokenised already."""
+
+    def _prepare_dataset(self, dataset, *arguments):
+        return dataset
+
+
+class _KTO(KTOTrainer):
+    """KTOTrainer on rows that are tokenised already; answers are paired with other prompts in the collator."""
+
+    def _prepare_dataset(self, dataset, *arguments):
+        return dataset
+
+
+def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
+    """Trains and leaves the adapter (or the whole model), the processor and the judge's card in <run>/model."""
+    start = begin(recipe)
+    processor = start.processor
+    photos = takes_photos(processor, start.fmt)
+    args = arguments(recipe, folder, bf16=start.bf16, cpu=start.device == "cpu")
+    with args.main_process_first(local=False, desc="preferences"):
+        rows = load_rows(recipe, folder, start)
+    # After the main process has brought the data into their form.
+    probe = probe_pairs(recipe.watch, recipe.data, folder, photos=photos)
+    if recipe.stage == "kto":
+        args.desirable_weight, args.undesirable_weight = kto_weights(recipe, rows["label"][:])
+    steps = total_steps(recipe.train, len(rows))
+    set_steps(args, recipe.train, steps)
+    model = trained_model(recipe, start)
+    lora = judge_lora(recipe, model)
+    in_full = lora is None and recipe.model.adapter is None
+    shuffle = recipe.preferences.pool is None or recipe.preferences.pool.order == "random"
+    order = training_order(rows["length"][:], recipe.train.batch_size, steps, recipe.seed, shuffle=shuffle)
+    names = FIELDS[recipe.stage]
+    columns = ["prompt", *names, "images"] if photos else ["prompt_ids", *(f"{name}_ids" for name in names)]
+    trainer = (_DPO if recipe.stage == "dpo" else _KTO)(
+        model=model,
+        ref_model=load_model(recipe.model, device=start.device, for_training=True) if in_full else None,
+        args=args,
+        train_dataset=rows.select_columns([*columns, "pair_id", *(["label"] if recipe.stage == "kto" else [])]).select(order),
+        processing_class=processor if photos else getattr(processor, "tokenizer", processor),
+        data_collator=collator(recipe, processor, photos),
+        peft_config=lora,
+        callbacks=callbacks(recipe),
+    )
+    if "images" in rows.column_names and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        shown = pc.sum(pc.greater(pc.list_value_length(rows.data.column("images")), 0)).as_py()
+        check_mixed_photos(shown, len(rows), "preferences", "launch/accelerate/ddp.yaml")
+    if is_main_process():
+        preflight(recipe, rows, trainer, processor, steps)
+    watch = watched(trainer, recipe, folder, start, probe, title=recipe.stage, max_tokens=ANSWER_TOKENS)
+    recorder = Recorder(folder, recipe.stage, start.card, recipe.train.keep_checkpoints, KEPT)
+    seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
+    seen = watch.finish(trainer)
+    if is_main_process():
+        complete_model(recipe, folder, start.card)
+        last = next(line for line in reversed(folder.metrics()) if "loss" in line)
+        summary = {"preferences": len(rows), "rejected": rejected_rows(folder), "steps": trainer.state.global_step}
+        summary |= {"loss": last["loss"], **seen}
+        folder.finish(
+            {**summary, "margin": last.get("rewards/margins"), "train_seconds": round(seconds, 2), "model": str(folder / "model")}
+        )
+
+
+def callbacks(recipe: PreferenceRecipe) -> list[TrainerCallback]:
+    """What looks on while it trains, beside the Recorder, which comes last: all that a checkpoint holds is there by then."""
+    return [StartIsReference(recipe.beta), ReferenceStaysOut()]
+
+
+def arguments(recipe: PreferenceRecipe, folder: RunFolder, *, bf16: bool, cpu: bool) -> DPOConfig | KTOConfig:
+    """TRL's configuration for the stage, with one step for now."""
+    common = {"beta": recipe.beta, "max_length": None, "pad_to_multiple_of": None}
+    if isinstance(recipe, DPORecipe):
+        losses = {"loss_type": list(recipe.loss), "loss_weights": list(recipe.loss.values())}
+        more, config = common | losses | {"label_smoothing": recipe.label_smoothing}, DPOConfig
+    else:
+        more, config = common | {"loss_type": recipe.loss}, KTOConfig
+    args = training_arguments(config, recipe.train, folder, 1, recipe.seed, bf16=bf16, cpu=cpu, **more)
+    if recipe.stage == "kto" and recipe.loss == "kto" and args.per_device_train_batch_size < 2:
+        raise LoreError(
+            f"One process would see {args.per_device_train_batch_size} answer at a time (train.batch_size "
+            f"{recipe.train.batch_size}, {world_size()} processes), and KTO estimates the divergence by pairing the prompts of "
+            "a pass with each other's answers.\nRaise train.batch_size or train.micro_batch_size, or set loss: apo_zero_unpaired."
+        )
+    return args
+
+
+def load_rows(recipe: PreferenceRecipe, folder: RunFolder, start: Start) -> datasets.Dataset:
+    """The preferences, rendered once by the main process and mapped into memory by all."""
+    path, rubric, fmt, processor = folder / "data" / "rows.arrow", start.rubric, start.fmt, start.processor
+    if is_main_process():
+        pairs = materialise(recipe.data, folder)
+        folder.note(data_fingerprint=fingerprint(pairs), **start.hashes)
+        if not path.is_file():
+            schema = preference_schema(recipe.stage, takes_photos(processor, fmt))
+            with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
+                renderer = Renderer(rubric, fmt, processor, recipe.train.max_tokens)
+                write_rows(_rendered(_preferences(recipe, folder, pairs, start, rejected), renderer, rejected), schema, path)
+            photo_file(folder).unlink(missing_ok=True)  # the rows have theirs
+            if rejected.count:
+                say(f"{rejected.count:,} preferences are left out, each with its reason in {rejected.path}")
+    return rendered_rows(path)
+
+
+def _preferences(recipe, folder, pairs: Path, start: Start, rejected) -> Iterator[tuple[str, int, Pair, Preference]]:
+    """(file, row, pair, preference) from the pool, then from the tables."""
+    section, rubric, fmt = recipe.preferences, start.rubric, start.fmt
+    if section.pool is not None:
+        chosen = chosen_rows(section.pool, recipe.seed, start.hashes["renderer_hash"], recipe.model)
+        found = chosen_pairs(chosen, recipe.data, folder, photos=takes_photos(start.processor, fmt))
+        by_id = {pair.pair_id: pair for pair in found}
+        made = from_pool(chosen, found, recipe.stage, section, rubric, fmt, recipe.seed)
+        for number, preference in enumerate(made, 1):
+            yield section.pool.path, number, by_id[preference.pair_id], preference
+    if not section.tables:
+        return
+    known = {pair.pair_id for pair in read_pairs(pairs, split=recipe.data.split, columns=[])}
+    written: list[tuple[str, int, Preference]] = []
+    for file in section.tables:
+        for item in from_table(file, recipe.stage, known, rubric, fmt):
+            if isinstance(item, Rejection):
+                rejected.write(item)
+            else:
+                written.append((file, *item))
+    needed = {preference.pair_id for _, _, preference in written}
+    by_id = {pair.pair_id: pair for pair in read_pairs(pairs, split=recipe.data.split) if pair.pair_id in needed}
+    for file, number, preference in written:
+        yield file, number, by_id[preference.pair_id], preference
+
+
+def _rendered(preferences, renderer: Renderer, rejected: RejectedWriter) -> Iterator[dict[str, Any]]:
+    kept, first = 0, None
+    for file, number, pair, preference in track(preferences, "rendering preferences"):
+        try:
+            row = renderer.row(pair, preference)
+        except LoreError as error:
+            rejection = rejection_of(pair, error, file, number)
+            first = first or rejection
+            rejected.write(rejection)
+            continue
+        kept += 1
+        yield row
+    if not kept:
+        example = f", the first one: {first}" if first else ""
+        raise LoreError(
+            f"There is no preference to learn from: {rejected.count:,} were left out{example}.\n"
+            "A pool gives one where a pair has a sample with its label and one without (pass rates between 0 and 1; "
+            "preferences.gold: true adds pairs whose samples are all wrong); a table where its rows name pairs of the data section."
+        )
+
+
+class StartIsReference(TrainerCallback):
+    """Stops a run whose start is not its reference: its rewards would measure something else."""
+
+    def __init__(self, beta: float):
+        self.beta = beta
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.global_step != 1:
+            return
+        for name in ("rewards/chosen", "rewards/rejected"):
+            if abs(float(logs.get(name, 0.0))) > START_NATS * self.beta:
+                raise LoreError(
+                    f"{name} is {float(logs[name]):.3f} before the first update and has to be 0, so the reference is not the "
+                    "judge that training starts from.\nThe launch has changed how the adapter's copy is made: launch with "
+                    "launch/accelerate/ddp.yaml, or merge the adapter (lore export --merge) and train a new model.lora.",
+                    same_on_every_rank=True,
+                )

@@ -1,0 +1,263 @@
+"""A small base model from nothing: byte-level BPE tokenizer and Idefics3, trained as a language model on texts and captions.
+
+It gives the quickstart and the tests a real checkpoint where no hub can be reached. What it leaves out of pre-training: scale,
+data mixing, a held-out loss. Real users name any text or vision-language checkpoint instead.
+
+    lore run recipes/quickstart/base.yaml
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from lore.run.run_folder import RunFolder
+from lore.support.errors import LoreError
+from lore.support.processes import world_size
+from lore.train.common.arrow_rows import IGNORE, IMAGE, write_rows
+from lore.train.common.batch_order import training_order
+from lore.train.common.trainer import Recorder, sft_arguments, total_steps, train
+from lore.train.pretrain.config import ArchitectureSection, BaseModelRecipe
+
+SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<image>", "<fake_token_around_image>", "<global-img>"]
+TAGS = [
+    f"<{slash}{name}>"
+    for name in (
+        "query",
+        "item",
+        "title",
+        "brand",
+        "category",
+        "shop",
+        "price",
+        "attributes",
+        "description",
+        "photo",
+        "reason",
+        "verdict",
+        "mismatch",
+        "rules",
+    )
+    for slash in ("", "/")
+]
+# Words keep their hyphens and digits together (colour-same, x20, L4); numbers stay whole; the rest is single signs.
+WORDS = r" ?\p{L}[\p{L}\p{M}\p{N}]*(?:-[\p{L}\p{N}]+)*| ?\p{N}+| ?[^\s\p{L}\p{N}]|\s+(?!\S)|\s+"
+PLURAL_S = r"(?<=\p{L}{3})(?<!s)s(?![\p{L}\p{N}])"
+IMAGE_PLACE = "<image>"
+CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+CORPUS_SCHEMA = pa.schema(
+    [("text", pa.string()), ("images", pa.list_(IMAGE)), ("mask", pa.list_(pa.bool_())), ("length", pa.int32())]
+)
+
+
+def run(recipe: BaseModelRecipe, folder: RunFolder) -> None:
+    """Tokenizer, model, training; leaves a loadable checkpoint in <run>/model."""
+    if world_size() > 1:
+        raise LoreError(
+            f"stage base was started in {world_size()} processes and trains in one: the model is small and every process would "
+            "build its own tokenizer.\nUse lore run, or accelerate launch --num_processes 1."
+        )
+    set_seed(recipe.seed)
+    processor = build_processor(recipe.corpus, recipe.vocabulary, recipe.architecture, recipe.lowercase, recipe.plural_s)
+    model = build_model(recipe.architecture, processor)
+    size = sum(p.numel() for p in model.parameters())
+    path = folder / "data" / "rows.arrow"
+    if not path.is_file():
+        write_rows(corpus_rows(recipe.corpus, processor), CORPUS_SCHEMA, path)
+    rows = datasets.Dataset.from_file(str(path)).cast_column("images", datasets.Sequence(datasets.Image()))
+    lengths = rows["length"][:]
+    steps = total_steps(recipe.train, len(rows))
+    words = len(processor.tokenizer)
+    print(f"{size / 1e6:.2f} M parameters, vocabulary {words}, {len(rows):,} texts, {sum(lengths):,} tokens, {steps} steps")
+    order = training_order(lengths, recipe.train.batch_size, steps, recipe.seed, shuffle=recipe.shuffle)
+    cpu = not torch.cuda.is_available()
+    args = sft_arguments(recipe.train, folder, steps, recipe.seed, bf16=False, vision=True, cpu=cpu)
+    recorder = Recorder(folder, "base", keep=recipe.train.keep_checkpoints)
+    collator = TextAndPhotoCollator(processor=processor)
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows.select_columns(["text", "images", "mask"]).select(order),
+        processing_class=processor,
+        data_collator=collator,
+    )
+    train(trainer, recorder, folder, recipe.train.lr_factors)
+    trainer.model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    final = folder.metrics()[-1]
+    folder.finish(
+        {
+            "parameters": size,
+            "vocabulary": words,
+            "steps": steps,
+            "loss": final["loss"],
+            "model": str(folder / "model"),
+        }
+    )
+
+
+class TextAndPhotoCollator(DataCollatorForVisionLanguageModeling):
+    """TRL's collator with a loss on the corpus' trained spans; image tokens are inputs, nothing to predict."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        masks = [row.pop("mask") for row in examples]
+        batch = super().torch_call(examples)
+        ids = self.processor.tokenizer.convert_tokens_to_ids([IMAGE_PLACE, *SPECIAL[4:]])
+        written = ~torch.isin(batch["input_ids"], torch.tensor(ids)) & batch["attention_mask"].bool()
+        labels = torch.full_like(batch["input_ids"], IGNORE)
+        for row, mask in enumerate(masks):
+            places = written[row].nonzero().squeeze(-1)[torch.tensor(mask, dtype=torch.bool)]
+            labels[row, places] = batch["input_ids"][row, places]
+        batch["labels"] = labels
+        return batch
+
+
+def read_corpus(paths: list[str]):
+    """Rows {text, image, trained} of the corpus files, streaming."""
+    for path in paths:
+        if not Path(path).is_file():
+            raise LoreError(f"corpus: {path} is not there. Run the recipe that writes it (see `needs`), or correct the path.")
+        file = pq.ParquetFile(path)
+        columns = set(file.schema_arrow.names)
+        if not {"text", "image"} <= columns:
+            raise LoreError(f"corpus: {path} has columns {file.schema_arrow.names}, expected text and image.")
+        for batch in file.iter_batches(1024, columns=sorted(columns & {"text", "image", "trained"})):
+            for row in batch.to_pylist():
+                yield {"trained": None, **row}
+
+
+def corpus_rows(paths: list[str], processor: Any):
+    """Training rows of a corpus. mask: for each token of the text, photos aside, whether it carries loss."""
+    tokenizer = processor.tokenizer
+    image = tokenizer.convert_tokens_to_ids(IMAGE_PLACE)
+    for row in read_corpus(paths):
+        encoded = tokenizer(row["text"], add_special_tokens=False, return_offsets_mapping=True)
+        written = [
+            offsets for token, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True) if token != image
+        ]
+        spans = row["trained"]
+        mask = [spans is None or any(s["start"] < end and start < s["end"] for s in spans) for start, end in written]
+        if not any(mask):
+            raise LoreError(
+                f"corpus: the text {row['text'][:80]!r} has no trained span, so it teaches nothing.\n"
+                "Leave `trained` null to train on all of it."
+            )
+        images = [row["image"]] if row["image"] else []
+        yield {"text": row["text"], "images": images, "mask": mask, "length": len(written) + len(images) * processor.image_seq_len}
+
+
+def build_processor(
+    corpus: list[str], vocabulary: int, architecture: ArchitectureSection, lowercase: bool = False, plural_s: bool = False
+) -> Idefics3Processor:
+    """A byte-level BPE over the corpus with the codec's tags as single tokens, and a processor for photos of one tile."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=False))
+    # A word is the same token at the start of a field as behind a space, so that a small model need not learn which two belong
+    # together; the decoder takes the space away again behind a tag.
+    behind_space = [normalizers.Prepend(" "), normalizers.Replace(Regex(r"\A (?=[^\p{L}\p{N}])"), "")]
+    tokenizer.normalizer = normalizers.Sequence(([normalizers.Lowercase()] if lowercase else []) + behind_space)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            *([pre_tokenizers.Split(Regex(PLURAL_S), "isolated")] if plural_s else []),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("> ", ">"), decoders.Strip(" ", 1, 0)])
+    # Trained on what stands between the tags, which become tokens of their own.
+    texts = (part for row in read_corpus(corpus) for part in _BETWEEN.split(row["text"]) if part)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - len(TAGS),
+        special_tokens=SPECIAL,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>", *SPECIAL[3:]],
+        model_max_length=architecture.max_positions,
+        clean_up_tokenization_spaces=False,
+    )
+    template = CHAT_TEMPLATE.read_text(encoding="utf-8")
+    fast.chat_template = template
+    side = {"longest_edge": architecture.image_size}
+    images = Idefics3ImageProcessorPil(do_image_splitting=False, size=side, max_image_size=side)
+    return Idefics3Processor(images, fast, image_seq_len=architecture.image_tokens, chat_template=template)
+
+
+_BETWEEN = re.compile("|".join(map(re.escape, (*TAGS, *SPECIAL))))
+
+
+def build_model(architecture: ArchitectureSection, processor: Idefics3Processor) -> Idefics3ForConditionalGeneration:
+    """Random weights; seed torch before."""
+    tokenizer = processor.tokenizer
+    text = {
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "hidden_size": architecture.hidden,
+        "num_hidden_layers": architecture.layers,
+        "num_attention_heads": architecture.heads,
+        "num_key_value_heads": architecture.heads,
+        "intermediate_size": architecture.mlp,
+        "max_position_embeddings": architecture.max_positions,
+        "rope_parameters": {"rope_type": "default", "rope_theta": architecture.rope_theta},
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        # 0.02 leaves a narrow model with flat attention for its first hundreds of steps.
+        "initializer_range": architecture.hidden**-0.5,
+    }
+    vision = {
+        "initializer_range": architecture.vision_hidden**-0.5,
+        "hidden_size": architecture.vision_hidden,
+        "num_hidden_layers": architecture.vision_layers,
+        "num_attention_heads": architecture.vision_heads,
+        "intermediate_size": 4 * architecture.vision_hidden,
+        "image_size": architecture.image_size,
+        "patch_size": architecture.patch_size,
+    }
+    config = Idefics3Config(
+        text_config=text,
+        vision_config=vision,
+        scale_factor=architecture.scale_factor,
+        tie_word_embeddings=False,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Idefics3ForConditionalGeneration(config)
+    if architecture.loud_embeddings:
+        torch.nn.init.normal_(model.model.text_model.embed_tokens.weight)
+        for layer in model.model.text_model.layers:
+            layer.self_attn.o_proj.weight.data.mul_(0.3)
+            layer.mlp.down_proj.weight.data.mul_(0.3)
+    # After mimetic initialisation (arXiv 2305.09828): the keys of half the heads start as their queries, which makes these heads
+    # look for equal tokens, and that is what matching is about. Without it a small model needs far more steps to tell red | red
+    # from red | blue; with it in every head nothing looks at the photo.
+    alike = architecture.hidden // 2
+    for layer in model.model.text_model.layers:
+        layer.self_attn.k_proj.weight.data[:alike] = layer.self_attn.q_proj.weight.data[:alike]
+    # A word is written with the vector it is read with, so that copying one word teaches to copy them all.
+    read = model.model.text_model.embed_tokens.weight.data
+    model.lm_head.weight.data.copy_(read * (architecture.hidden**-0.5 / read.std()))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model

@@ -1,0 +1,59 @@
+"""How far the probabilities that answers are sampled with lie from those that the loss computes. A filter on the sampling, another
+temperature or another forward pass shows here. With vLLM, TRL measures it by itself.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lore.train.judge.mixed_photos import PHOTO_FIELDS
+
+
+@torch.no_grad()
+def sampler_gap(trainer: Any, rows: list[int]) -> torch.Tensor:
+    """Samples an answer to each row and returns the mean difference, in nats, between the log-probabilities its tokens were
+    drawn with and those that the loss computes. The random state stays as it was."""
+    ids, images, fields = trainer._tokenize_prompts([trainer.prompts.messages(row) for row in rows])
+    cuda = [trainer.accelerator.device] if trainer.accelerator.device.type == "cuda" else []
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    with torch.random.fork_rng(devices=cuda), scores_of(model) as made:
+        completions, _ = trainer._generate_single_turn(ids, images, fields, 1)
+        asked, answered = made[0]
+        tokens = answered.sequences[:, asked["input_ids"].shape[1] :]
+        mask = torch.zeros_like(tokens)
+        for row, completion in enumerate(completions):
+            mask[row, : len(completion)] = 1
+        shown = {name: asked[name] for name in PHOTO_FIELDS if name in asked}
+        for name in shown:
+            if name.endswith("token_type_ids"):
+                shown[name] = torch.cat([shown[name], torch.zeros_like(tokens)], dim=1)
+        if images is not None:
+            shown["num_images"] = [len(one) for one in images]
+        attention = torch.cat([asked["attention_mask"], mask], dim=1)
+        theirs = torch.stack([score.float().log_softmax(dim=-1) for score in answered.scores], dim=1)
+        theirs = theirs.gather(2, tokens.unsqueeze(2)).squeeze(2)
+        kept = tokens.shape[1]
+        ours = trainer._get_per_token_logps_and_entropies(trainer.model, answered.sequences, attention, kept, **shown)[0]
+    return (theirs - ours).abs()[mask.bool()].mean()
+
+
+@contextmanager
+def scores_of(model: Any) -> Iterator[list[tuple[dict[str, Any], Any]]]:
+    """Keeps what the model is asked to generate within, and the answers with the scores each token was drawn from."""
+    made: list[tuple[dict[str, Any], Any]] = []
+    generate = model.generate
+
+    def scored(*, generation_config: Any, **asked: Any) -> torch.Tensor:
+        config = copy.deepcopy(generation_config)
+        config.return_dict_in_generate = config.output_scores = True
+        made.append((asked, generate(generation_config=config, **asked)))
+        return made[-1][1].sequences
+
+    model.generate = scored
+    try:
+        yield made
+    finally:
+        del model.generate

@@ -1,0 +1,91 @@
+"""The prompts of alignment: the pool's pairs as the engines show them, and the start of their gold reasoning."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from lore.codec.chat_template import fold_system, folds_system
+from lore.codec.judgement import render_answer
+from lore.codec.prompt import PromptFormat
+from lore.data.pair import Pair
+from lore.data.rejected_rows import RejectedWriter
+from lore.engines.chat import prompt_text
+from lore.rubric.rubric import Rubric
+from lore.support.errors import LoreError
+from lore.support.progress import track
+from lore.train.judge.rows import gold, rejection_of, shown_messages
+
+SHOWN_AT_ONCE = 256  # messages kept for prompts that come again within a step
+
+
+class Prompts:
+    """Pairs by number, each with its messages. A photo that the model's processor refuses is left out, as in training rows."""
+
+    def __init__(self, pairs: list[Pair], rubric: Rubric, fmt: PromptFormat, processor: Any):
+        self.pairs, self.rubric, self.fmt, self.processor = pairs, rubric, fmt, processor
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.folds = folds_system(processor)
+        self._messages: dict[int, list[dict]] = {}
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def messages(self, row: int) -> list[dict]:
+        """The messages of a pair, its photo in them."""
+        if row not in self._messages:
+            if len(self._messages) >= SHOWN_AT_ONCE:
+                self._messages.clear()
+            self._messages[row] = messages_of(self.pairs[row], self.rubric, self.fmt, self.processor, folds=self.folds)
+        return self._messages[row]
+
+    def reasoning_start(self, row: int, share: float) -> list[int]:
+        """Token ids of the first `share` of a pair's gold reasoning, as the answer begins; empty where it has none."""
+        pair = self.pairs[row]
+        if not pair.rationale:
+            return []
+        answer = render_answer(gold(pair), self.rubric, self.fmt, tokenizer=self.tokenizer)
+        reasoning = self.tokenizer(answer.partition("</reason>")[0], add_special_tokens=False)["input_ids"]
+        return reasoning[: int(share * len(reasoning))]
+
+
+def messages_of(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any, *, folds: bool) -> list[dict]:
+    """A pair as messages for a trainer that applies the chat template itself. Raises ImageError for an unreadable photo and
+    LoreError for a query that does not fit."""
+    messages, _ = shown_messages(pair, rubric, fmt, processor)
+    return fold_system(messages) if folds else messages
+
+
+def usable(
+    pairs: Iterable[Pair], rubric: Rubric, fmt: PromptFormat, processor: Any, rejected: RejectedWriter, file: str
+) -> list[int]:
+    """Numbers of the pairs that can be shown; the others go to `rejected` with their reason. Raises LoreError when none can."""
+    folds, good, first = folds_system(processor), [], None
+    for number, pair in enumerate(track(list(pairs), "checking prompts")):
+        try:
+            messages_of(pair, rubric, fmt, processor, folds=folds)
+        except LoreError as error:
+            rejection = rejection_of(pair, error, file, number + 1)
+            first = first or rejection
+            rejected.write(rejection)
+            continue
+        good.append(number)
+    if not good:
+        raise LoreError(f"None of the pool's pairs can be shown to the judge. The first one: {first}")
+    return good
+
+
+def check_same_prompt(prompts: Prompts, tokenize: Any, rows: Iterable[int]) -> None:
+    """Raises LoreError when the trainer's token ids of a prompt are others than the engines'."""
+    for row in rows:
+        messages = prompts.messages(row)
+        text, images = prompt_text(prompts.processor, messages)
+        if images:
+            ours = prompts.processor(text=[text], images=[images], add_special_tokens=False)["input_ids"][0]
+        else:
+            ours = prompts.tokenizer(text, add_special_tokens=False)["input_ids"]
+        theirs = tokenize([messages])[0][0]
+        if list(ours) != list(theirs):
+            raise LoreError(
+                f"pair {prompts.pairs[row].pair_id}: the trainer reads its prompt as {len(theirs)} tokens, the engines as "
+                f"{len(ours)}, so the judge would be aligned on prompts that it is never asked.\n"
+                "The chat template renders differently when it is asked for tokens: use the checkpoint's own template."
+            )

@@ -1,0 +1,27 @@
+"""Tier probabilities of sampled answers, for the rewards that look at them."""
+
+from dataclasses import replace
+from typing import Any
+
+from lore.codec.judgement import FormatFailure
+from lore.codec.verdict_tokens import with_verdict_prefix
+from lore.engines.transformers import TransformersEngine
+from lore.rewards.components import Answer
+from lore.train.watch.policy_engine import policy
+
+
+def with_probabilities(trainer: Any, messages: list[list[dict]], answers: list[Answer]) -> list[Answer]:
+    """The answers with the trained judge's tier probabilities, read behind the reason that each of them wrote; one without a
+    verdict stays without. trainer: a JudgeRollouts."""
+    out, prompts = list(answers), trainer.prompts
+    read = [place for place, answer in enumerate(answers) if not isinstance(answer.judgement, FormatFailure)]
+    with policy(trainer) as model:
+        engine = TransformersEngine(model, prompts.processor, prompts.rubric)
+        begun = [
+            with_verdict_prefix(messages[place], prompts.rubric, prompts.fmt, engine.verdict, answers[place].judgement.rationale)
+            for place in read
+        ]
+        scored = engine.score(begun)
+    for place, row in zip(read, scored, strict=True):
+        out[place] = replace(out[place], probabilities=row.tolist())
+    return out

@@ -1,0 +1,47 @@
+"""Recipe of stage sft. Nothing here imports torch."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from lore.codec.section import PromptSection
+from lore.config.recipe import BaseRecipe
+from lore.config.sections import Conflict
+from lore.data.section import DataSection
+from lore.engines.config import ModelSection
+from lore.train.common.config import MAY_CHANGE, TrainSection, trainable_weights
+
+
+class SFTRecipe(BaseRecipe):
+    """Supervised fine-tuning of a judge: rationale and verdict where a pair has a rationale, else the verdict alone."""
+
+    irrelevant_keys = MAY_CHANGE
+
+    stage: Literal["sft"] = "sft"
+    model: ModelSection
+    data: DataSection
+    prompt: PromptSection
+    train: TrainSection
+    auxiliary: list[str] = []
+    """Task files of stage synthesize (tasks/*.parquet) that are learnt beside the judging, each row once a pass."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced repeats the pairs of rare tiers until every tier is as frequent as the most frequent one."""
+
+    def input_files(self) -> dict[str, list[str]]:
+        return {"auxiliary": self.auxiliary} if self.auxiliary else {}
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if (self.train.packing or self.train.padding_free) and self.prompt.photo:
+            yield Conflict(
+                ("train.packing", "train.padding_free", "prompt.photo"),
+                "flattened rows with photos",
+                "prompt.photo: false, or neither packing nor padding_free",
+            )
+        yield from trainable_weights(self.model, self.train)
+
+    def derived(self) -> dict[str, Any]:
+        micro = self.train.micro_batch_size or "batch_size / processes"
+        return {
+            "pairs per step": self.train.batch_size,
+            "pairs per forward pass": micro,
+            "run length": f"{self.train.steps} steps" if self.train.steps else f"{self.train.epochs:g} epochs",
+        }

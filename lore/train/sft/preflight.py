@@ -1,0 +1,130 @@
+"""What a training run is about to do, printed and checked before step 0.
+
+Stops a run whose loss would cover nothing or everything. The share and the shown row come from the collated batch, so
+they are what the model is trained on.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lore.support.errors import LoreError
+from lore.support.processes import world_size
+from lore.train.common.arrow_rows import IGNORE
+from lore.train.common.lora import adapted_modules, adapter_size
+from lore.train.common.trainer import micro_batch
+from lore.train.judge.collator import PhotoCollator
+from lore.train.judge.session import judge_lora
+from lore.train.sft.config import SFTRecipe
+
+SAMPLE_ROWS = 64
+ADAM_BYTES = 8  # AdamW's two moments, in float32
+ACTIVATION_VALUES = 16  # kept per token, layer and hidden unit
+CHECKPOINTED = 1 / 20  # share of them that gradient checkpointing keeps
+
+
+def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: int, sequences: int) -> None:
+    """Prints rows, tokens, supervised share, steps, memory and one decoded row with its loss mask.
+
+    sequences: rows of one epoch, packed and repeated as they are trained. Raises LoreError on a bad mask.
+    """
+    sample = list(collated(rows, processor, recipe.prompt.max_photo_pixels))
+    tokens = sum(len(ids) for ids, _ in sample)
+    supervised = sum(label != IGNORE for _, labels in sample for label in labels)
+    share = supervised / tokens
+    lengths, cut = rows["length"][:], sum(rows["cut"][:])
+    refused = sum(rows["photo_refused"][:]) if "photo_refused" in rows.column_names else 0
+    reasoned = sum(rows["reasoned"][:])
+    verdicts = "" if reasoned or recipe.prompt.order == "answer_only" else ": the verdict alone is learnt"
+    micro, passes = micro_batch(recipe.train)
+    trainable, total = parameter_counts(model, recipe)
+    limit = recipe.prompt.max_prompt_tokens
+    longest = max(lengths) if not recipe.train.packing else recipe.train.max_tokens
+    facts = {
+        "rows": f"{len(rows):,}" + (f" in {sequences:,} sequences" if sequences != len(rows) else ""),
+        "tokens": f"{sum(lengths):,} (longest row {max(lengths):,} of {recipe.train.max_tokens:,} allowed)",
+        "supervised tokens": f"{share:.1%} (about {supervised / len(sample):.0f} a row)",
+        "rationales": f"{reasoned:,} of {len(rows):,} rows{verdicts}",
+        "photos left out": f"{refused:,} that the model's processor refuses" if refused else "none",
+        "truncated rows": f"{cut:,}{f' item texts cut to {limit:,} prompt tokens' if cut else ''}, 0 answers",
+        "steps": f"{steps:,} of {recipe.train.batch_size} = {world_size()} processes x {passes} passes x {micro}",
+        "passes over the rows": f"{steps * recipe.train.batch_size / sequences:.2f}",
+        "trained parameters": f"{trainable:,} of {total:,} ({trainable / total:.1%})",
+        "memory a process": f"about {estimate_mb(recipe, model, trainable, total, longest, micro):,.0f} MB",
+        "tiers": ", ".join(f"{tier} {count:,}" for tier, count in tier_counts(rows).items()),
+    }
+    table = Table(show_header=False, title="before step 0", title_justify="left")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    console.print(masked_text(*sample[0], processor, colour=console.color_system is not None), soft_wrap=True)
+    if share <= 0 or share >= 1:
+        raise LoreError(
+            f"{share:.0%} of the tokens carry loss. The model would learn "
+            f"{'nothing' if share <= 0 else 'to write prompts'}.\n"
+            "Every row needs a prompt without loss and an answer with it: check the chat template and prompt.order."
+        )
+
+
+def collated(
+    rows: Any, processor: Any, max_photo_pixels: int | None = None, count: int = SAMPLE_ROWS
+) -> Iterator[tuple[list[int], list[int]]]:
+    """(token ids, labels) of the first rows without padding, as the trainer's collator makes them."""
+    for row in rows.select(range(min(count, len(rows)))):
+        if "labels" in row:
+            yield row["input_ids"], row["labels"]
+        else:
+            batch = PhotoCollator(processor, max_photo_pixels=max_photo_pixels)([row])
+            kept = batch["attention_mask"][0].bool()
+            yield batch["input_ids"][0][kept].tolist(), batch["labels"][0][kept].tolist()
+
+
+def masked_text(ids: list[int], labels: list[int], processor: Any, colour: bool = True) -> Text:
+    """One row as the model sees it: supervised parts green, the rest dim. Without colours they stand in ⟦ ⟧."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    text = Text.assemble(("one row, supervised part " + ("in green:\n" if colour else "in ⟦ ⟧:\n"), "bold"))
+    start = 0
+    for end in range(1, len(ids) + 1):
+        if end < len(ids) and (labels[end] == IGNORE) == (labels[start] == IGNORE):
+            continue
+        part = tokenizer.decode(ids[start:end])
+        if labels[start] == IGNORE:
+            text.append(part, "dim")
+        else:
+            text.append(part if colour else f"⟦{part}⟧", "green")
+        start = end
+    return text
+
+
+def tier_counts(rows: Any) -> dict[str, int]:
+    """Rows per tier."""
+    tiers = rows["tier"][:]
+    return {tier: tiers.count(tier) for tier in sorted(set(tiers))}
+
+
+def parameter_counts(model: Any, recipe: SFTRecipe) -> tuple[int, int]:
+    """(trained, all) parameters; a LoRA's are counted from the shapes of the layers it goes to."""
+    sizes = [(p.requires_grad, getattr(p, "ds_numel", p.numel())) for p in model.parameters()]
+    total = sum(size for _, size in sizes)
+    lora = recipe.model.lora
+    if lora is None:
+        return sum(size for trained, size in sizes if trained), total
+    config = judge_lora(recipe, model)
+    adapters = sum(adapter_size(module, lora.rank, lora.dora) for _, module in adapted_modules(config, model))
+    saved = [m for name, m in model.named_modules() if name.endswith(tuple(lora.modules_to_save))]
+    whole = sum(getattr(p, "ds_numel", p.numel()) for module in saved for p in module.parameters())
+    return adapters + whole, total + adapters + whole
+
+
+def estimate_mb(recipe: SFTRecipe, model: Any, trainable: int, total: int, longest: int, micro: int) -> float:
+    """Rough memory of one process without sharding: weights, gradients and moments of what is trained, activations."""
+    config = model.config.get_text_config()
+    width = next(model.parameters()).element_size()
+    activations = ACTIVATION_VALUES * micro * longest * config.num_hidden_layers * config.hidden_size * width
+    if recipe.train.gradient_checkpointing:
+        activations *= CHECKPOINTED
+    return (total * (0.5 if recipe.model.quantize else width) + trainable * (width + ADAM_BYTES) + activations) / 1e6

@@ -1,0 +1,142 @@
+"""Supervised fine-tuning of a judge on TRL's SFTTrainer and PEFT: rationale and verdict where a pair has both, else the
+verdict.
+
+Left out of TRL's own script: truncation (a verdict at the end would be lost without a word; a row that is too long
+stops the run) and its random order (rows come in a fixed order, so one process and two see the same batches).
+
+    accelerate launch recipes/quickstart/sft.yaml
+"""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+from trl import SFTTrainer, pack_dataset
+
+from lore.codec.prompt import PromptFormat
+from lore.data.parquet import fingerprint
+from lore.data.rejected_rows import RejectedWriter
+from lore.data.section import labelled, materialise
+from lore.run.devices import main_process_checks
+from lore.run.run_folder import RunFolder
+from lore.support.errors import LoreError
+from lore.support.processes import is_main_process, say, world_size
+from lore.support.progress import track
+from lore.train.common.arrow_rows import rendered_rows, write_rows
+from lore.train.common.batch_order import balanced_repeats, training_order
+from lore.train.common.checkpoint import save_weights
+from lore.train.common.trainer import Recorder, set_steps, sft_arguments, total_steps, train
+from lore.train.judge.collator import PhotoCollator
+from lore.train.judge.rows import TEXT_SCHEMA, VISION_SCHEMA, rejection_of, sft_row, takes_photos, task_row
+from lore.train.judge.session import Start, begin, complete_model, judge_lora, rejected_rows, trained_model
+from lore.train.sft.config import SFTRecipe
+from lore.train.sft.packing_check import check_flattening
+from lore.train.sft.preflight import preflight
+
+
+def run(recipe: SFTRecipe, folder: RunFolder) -> None:
+    """Trains and leaves the adapter (or the whole model), the processor and the judge's card in <run>/model."""
+    start = begin(recipe)
+    processor, fmt = start.processor, start.fmt
+    vision = takes_photos(processor, fmt)
+    args = sft_arguments(recipe.train, folder, 1, recipe.seed, bf16=start.bf16, vision=vision, cpu=start.device == "cpu")
+    with args.main_process_first(local=False, desc="training rows"):
+        rows = load_rows(recipe, folder, start)
+    repeats = balanced_repeats(rows["tier"][:]) if recipe.class_weights == "balanced" else None
+    data = rows
+    if recipe.train.packing:
+        with args.main_process_first(local=False, desc="packing"):
+            data, repeats = packed(rows, repeats, recipe.train.max_tokens), None
+    steps = total_steps(recipe.train, len(data) if repeats is None else sum(repeats))
+    set_steps(args, recipe.train, steps)
+    model = trained_model(recipe, start)
+    lora = judge_lora(recipe, model)
+    if args.padding_free:
+        main_process_checks(lambda: check_flattening(model, rows))  # FSDP gives the weights to the main process alone
+    if is_main_process():
+        preflight(recipe, rows, model, processor, steps, sequences=len(data) if repeats is None else sum(repeats))
+    order = training_order(data["length"][:], recipe.train.batch_size, steps, recipe.seed, repeats)
+    columns = ["prompt", "completion", "images"] if vision else ["input_ids", "labels"]
+    columns += ["seq_lengths"] if recipe.train.packing else []
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=data.select_columns(columns).select(order),
+        processing_class=processor if vision else getattr(processor, "tokenizer", processor),
+        data_collator=photo_collator(processor, rows, fmt) if vision else None,
+        peft_config=lora,
+    )
+    seconds = train(trainer, Recorder(folder, "sft", start.card, recipe.train.keep_checkpoints), folder, recipe.train.lr_factors)
+    save_weights(trainer, folder / "model")
+    if is_main_process():
+        complete_model(recipe, folder, start.card)
+        summary = {"rows": len(rows), "rejected": rejected_rows(folder), "steps": steps, "loss": folder.metrics()[-1]["loss"]}
+        folder.finish({**summary, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
+
+
+
+
+def photo_collator(processor: Any, rows: datasets.Dataset, fmt: PromptFormat) -> PhotoCollator:
+    """The collator for rows with photos; several processes need one in every batch where any row has one."""
+    some = pc.any(pc.greater(pc.list_value_length(rows.data.column("images")), 0)).as_py()
+    return PhotoCollator(processor, always_photo=world_size() > 1 and some, max_photo_pixels=fmt.max_photo_pixels)
+
+
+def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Dataset:
+    """The training rows, rendered once by the main process and mapped into memory by all."""
+    path, rubric, fmt, processor = folder / "data" / "rows.arrow", start.rubric, start.fmt, start.processor
+    if is_main_process():
+        pairs = materialise(recipe.data, folder)
+        folder.note(data_fingerprint=fingerprint(pairs), **start.hashes)
+        if not path.is_file():
+            schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
+            with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
+                judging = _labelled(recipe, pairs, rubric, fmt, processor, rejected)
+                write_rows(chain(judging, _auxiliary(recipe, fmt, processor)), schema, path)
+            if rejected.count:
+                say(f"{rejected.count:,} pairs are left out, each with its reason in {rejected.path}")
+    return rendered_rows(path)
+
+
+def _labelled(recipe, pairs, rubric, fmt, processor, rejected):
+    first, kept = None, 0
+    for number, pair in enumerate(track(labelled(recipe.data, pairs), "rendering pairs"), 1):
+        try:
+            row = sft_row(pair, rubric, fmt, processor)
+        except LoreError as error:
+            rejection = rejection_of(pair, error, str(pairs), number)
+            first = first or rejection
+            rejected.write(rejection)
+            continue
+        kept += 1
+        yield _bounded(row, recipe)
+    if first is not None and not kept:
+        raise LoreError(f"None of the {rejected.count:,} pairs can be a training row. The first one: {first}")
+
+
+def _auxiliary(recipe, fmt, processor):
+    """The rows of the tasks that are learnt beside the judging."""
+    from lore.data_synth.synthesis.tasks import read_tasks
+
+    for task in track(read_tasks([Path(file) for file in recipe.auxiliary]), "rendering tasks"):
+        yield _bounded(task_row(task, fmt, processor), recipe)
+
+
+def _bounded(row, recipe):
+    if row["length"] > recipe.train.max_tokens:
+        raise LoreError(
+            f"pair {row['pair_id']}: prompt and answer take {row['length']} tokens, train.max_tokens is "
+            f"{recipe.train.max_tokens}.\nA truncated row would lose its verdict: raise train.max_tokens or lower "
+            "prompt.max_prompt_tokens."
+        )
+    return row
+
+
+def packed(rows: datasets.Dataset, repeats: list[int] | None, max_tokens: int) -> datasets.Dataset:
+    """Rows packed into sequences of at most max_tokens by TRL's best-fit packing, each with its length."""
+    chosen = rows if repeats is None else rows.select(np.repeat(np.arange(len(rows)), repeats))
+    sequences = pack_dataset(chosen.select_columns(["input_ids", "labels"]), max_tokens, "bfd")
+    return sequences.add_column("length", [sum(lengths) for lengths in sequences["seq_lengths"]])

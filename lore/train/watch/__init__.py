@@ -1,0 +1,1 @@
+"""Periodic evaluation of a judge in training: metrics, best weights, collapse rules."""

@@ -1,0 +1,299 @@
+"""Probes a judge while it trains: samples answers to labelled pairs, keeps the best weights, stops a collapsed run.
+
+Works in any transformers Trainer. Training goes on as if nothing had been asked: random state, training mode and the order
+of the data stay as they were. Left out: greedy answers, since what training can reach shows in sampled ones, and vLLM, whose
+weights may be older than the trainer's. See docs/watch.md.
+"""
+
+import copy
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list, gather_object
+from rich.console import Console
+from transformers import TrainerCallback
+
+from lore.codec.judgement import FormatFailure, parse
+from lore.codec.prompt import PromptFormat, render
+from lore.data.pair import Pair
+from lore.engines.chat import photo_of
+from lore.engines.engine import Completion, Messages, Sampling
+from lore.judge.card import write_card
+from lore.rewards.components import Answer
+from lore.rubric.rubric import Rubric
+from lore.run.devices import main_process_checks
+from lore.run.run_folder import RunFolder
+from lore.support.atomic_files import write_atomic
+from lore.support.errors import LoreError
+from lore.support.processes import is_main_process
+from lore.train.common.checkpoint import COMPLETE
+from lore.train.watch.collapse_rules import Probed, Watch, label_shares, probe_metrics, training_facts
+from lore.train.watch.config import WatchSection
+from lore.train.watch.console import print_watch
+from lore.train.watch.policy_engine import PolicyEngine, policy
+from lore.train.watch.report import ANSWERS, write_training_report
+
+ENTROPY_ANSWERS = 32
+Rewards = Callable[[list[Pair], list[list[Answer]]], dict[str, float]]
+
+
+class ProbeCallback(TrainerCallback):
+    """Watches a training run. Set `.trainer` before training and call `finish` after it.
+
+    pairs: labelled, the same in every process; processor: as the trainer gets it; rewards: mean of each reward part over the
+    pairs' answers, the total under `reward`; card: the judge's, stored beside the weights; max_tokens: of an answer, where
+    the section says nothing. Every process samples its share; the main process measures, decides and writes.
+    """
+
+    def __init__(
+        self,
+        section: WatchSection,
+        folder: RunFolder,
+        pairs: Sequence[Pair],
+        rubric: Rubric,
+        fmt: PromptFormat,
+        processor: Any,
+        seed: int,
+        *,
+        title: str,
+        max_tokens: int,
+        rewards: Rewards | None = None,
+        card: dict[str, Any] | None = None,
+    ):
+        self.section, self.folder, self.rubric, self.fmt, self.seed = section, folder, rubric, fmt, seed
+        self.title, self.rewards, self.card = title, rewards, card
+        self.max_tokens = section.max_tokens or max_tokens
+        self.processor = copy.deepcopy(processor)  # trainers change padding and template of theirs
+        self.pairs = [pair for pair in pairs if pair.label is not None][: section.pairs]
+        if section.every and not self.pairs:
+            raise LoreError(
+                "The probe holds no labelled pair, so nothing can be watched.\nGive watch.path and watch.split that select "
+                "labelled pairs, or switch the watch off: watch.every: 0."
+            )
+        self.trainer: Any = None
+        self.watch: Watch | None = None
+        self.logged: list[dict[str, Any]] = []
+        self._share: list[tuple[Pair, Messages]] | None = None
+        self._begun = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not self.section.every:
+            return control
+        if self.trainer is None:
+            raise LoreError("ProbeCallback has no trainer, so nothing can be sampled.\nSet `.trainer` before training.")
+        self.watch = Watch(self.section, self.folder, self.rubric, label_shares([pair.label for pair in self.pairs]))
+        self.watch.history = _from_main(self.watch.history)
+        main_process_checks(lambda: self._check_best(state.global_step))
+        last = max(self.watch.steps, default=-1)
+        lines = self.folder.metrics() if is_main_process() else []
+        self.logged = [line for line in lines if "loss" in line and line.get("step", 0) > last]
+        if self._is_due(state) and not self.watch.stopped:
+            self._look(state, control)
+        return control
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.watch is None:
+            return control
+        if self.watch.stopped:  # a run that went on from the step at which it had stopped
+            control.should_training_stop = True
+        elif self._is_due(state):
+            control.should_log |= state.global_step >= state.max_steps  # the last watch knows the last step's numbers
+            if not control.should_log:
+                self._look(state, control)
+        return control
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.watch is None or "loss" not in logs:
+            return control
+        self.logged.append(dict(logs))
+        broken = not all(math.isfinite(float(logs.get(name) or 0)) for name in ("loss", "grad_norm"))
+        if self._is_due(state) and not self.watch.stopped and not broken:  # a broken run ends in the recorder's error
+            self._look(state, control)
+        return control
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.watch is not None and not self.watch.stopped and state.global_step not in self.watch.steps:
+            self._look(state, control)
+        return control
+
+    def _is_due(self, state: Any) -> bool:
+        step = state.global_step
+        return (step % self.section.every == 0 or step >= state.max_steps) and step not in self.watch.steps
+
+    def _look(self, state: Any, control: Any) -> None:
+        probed, entropy = self._sample()
+        line = None
+        if is_main_process():
+            groups = [one.answers for one in probed]
+            parts = self.rewards(self.pairs, groups) if self.rewards else None
+            metrics = probe_metrics(probed, self.rubric, entropy, parts)
+            line = self.watch.weigh(state.global_step, metrics, training_facts(self.logged))
+        line = _from_main(line)
+        if not is_main_process():
+            self.watch.history.append(line)
+        self.logged = []
+        if self.watch.best_step == state.global_step:
+            self._keep(state.global_step)
+        self.folder.record(line)  # after the weights: a run that is killed between the two watches this step again
+        if is_main_process():
+            self._show(probed)
+        if self.watch.stopped:
+            control.should_training_stop = True
+
+    def _sample(self) -> tuple[list[Probed], float]:
+        """Every pair with its answers, in the order of the pairs, and the policy's mean token entropy in nats."""
+        accelerator = self.trainer.accelerator
+        world, rank = accelerator.num_processes, accelerator.process_index
+        if self._share is None:
+            self._share = [(pair, self._messages(pair)) for pair in share_of(self.pairs, rank, world)]
+        prompts = [messages for _, messages in self._share]
+        with policy(self.trainer) as model:
+            engine = PolicyEngine(model, self.processor, self.rubric, batch_tokens=2**62)
+            longest = max(gather_object([engine.longest(prompts)]))
+            # So many prompts at once, whatever their own lengths: sharded weights want equally many calls in every process.
+            rows = max(1, self.section.batch_tokens // ((longest + self.max_tokens) * self.section.samples))
+            completions: list[list[Completion]] = []
+            for number, start in enumerate(range(0, len(prompts), rows)):
+                seed = self.seed + number * world + rank
+                sampling = Sampling(self.section.temperature, 1.0, self.max_tokens, self.section.samples, seed)
+                completions += engine.generate(prompts[start : start + rows], sampling)
+            asked = [(i, j) for j in range(self.section.samples) for i in range(len(prompts))][: -(-ENTROPY_ANSWERS // world)]
+            total, tokens = engine.entropy([(prompts[i], completions[i][j]) for i, j in asked], self.section.temperature)
+        mine = [
+            Probed(pair.pair_id, pair.label, [self._read(completion) for completion in row])
+            for (pair, _), row in zip(self._share, completions, strict=True)
+        ]
+        shares, sums = gather_object([mine]), gather_object([(total, tokens)])
+        probed = [shares[number % world][number // world] for number in range(len(self.pairs))]
+        return probed, sum(total for total, _ in sums) / sum(tokens for _, tokens in sums)
+
+    def _messages(self, pair: Pair) -> Messages:
+        photo, _ = photo_of(pair, self.fmt, self.processor) if hasattr(self.processor, "tokenizer") else (None, "")
+        fmt = self.fmt if photo is not None else replace(self.fmt, photo=False)
+        return render(pair, self.rubric, fmt, tokenizer=self.processor, image=photo)
+
+    def _read(self, completion: Completion) -> Answer:
+        judgement = parse(completion.text, self.rubric, self.fmt)
+        return Answer(completion.text, completion.tokens, completion.finish_reason == "length", judgement)
+
+    def _show(self, probed: list[Probed]) -> None:
+        bars = (getattr(callback, "bar", None) for callback in self.trainer.callback_handler.callbacks)
+        bar = next((bar for bar in bars if bar), None)
+        print_watch(self.watch, bar.console if bar else Console(), started_here=not self._begun)
+        self._begun = True
+        examples = [_example(pair, one) for pair, one in zip(self.pairs, probed, strict=True)]
+        step = self.watch.history[-1]["step"]
+        write_atomic(self.folder / ANSWERS, json.dumps({"step": step, "pairs": examples}, ensure_ascii=False, indent=1) + "\n")
+        write_training_report(self.folder, self.title, self.watch)
+
+    def _best(self, step: int) -> Path:
+        return self.folder / f"best-{step}"
+
+    def _check_best(self, step: int) -> None:
+        """Main process: what a later step of a killed run has left goes; the best so far has to be there."""
+        for path in self.folder.path.glob("best-*"):
+            if path.name.partition("-")[2].isdigit() and int(path.name.partition("-")[2]) > step:
+                shutil.rmtree(path)
+        best = self.watch.best_step
+        if best is not None and not self._best(best).is_dir():
+            raise LoreError(
+                f"{self.folder.path} was best at step {best} and {self._best(best)} is gone, so the run would end with worse "
+                "weights than it had.\nPut the folder back, or delete the run's folder to start over."
+            )
+
+    def _keep(self, step: int) -> None:
+        """Saves the weights as best-<step>, whole or not at all, and removes those that no resumed run can need.
+
+        A killed run goes on from its newest checkpoint, where an older step may be the best one.
+        """
+        self._save(self._best(step))
+        if is_main_process():
+            checkpoints = (self.folder / "checkpoints").glob(f"checkpoint-*/{COMPLETE}")
+            resumed = max((int(path.parent.name.rpartition("-")[2]) for path in checkpoints), default=0)
+            self._drop_all_but({step, self.watch.best_until(resumed)})
+        self.trainer.accelerator.wait_for_everyone()
+
+    def _drop_all_but(self, steps: set[int | None]) -> None:
+        for path in self.folder.path.glob("best-*"):
+            if path.name not in {f"best-{step}" for step in steps}:
+                shutil.rmtree(path)
+
+    def _save(self, target: Path) -> None:
+        from lore.train.common.checkpoint import save_weights
+
+        part = target.with_name(f"{target.name}.part")
+        if is_main_process() and part.exists():
+            shutil.rmtree(part)
+        self.trainer.accelerator.wait_for_everyone()
+        plugin = getattr(self.trainer.accelerator.state, "fsdp_plugin", None)
+        kind = plugin.state_dict_type if plugin is not None else None
+        save_weights(self.trainer, part)
+        if plugin is not None:
+            plugin.set_state_dict_type(kind)  # the checkpoints keep their own form
+        if is_main_process():
+            self.processor.save_pretrained(part)
+            if self.card is not None:
+                write_card(part, self.card)
+            _put(part, target)
+        self.trainer.accelerator.wait_for_everyone()
+
+    def finish(self, trainer: Any) -> dict[str, Any]:
+        """Leaves the best weights in <run>/model, in every process; without a watch the newest ones.
+
+        Returns facts for the run's summary: best_step, pass_at_1 there, and `stopped` where a rule has ended training.
+        """
+        target = self.folder / "model"
+        if self.watch is None or self.watch.best_step is None:
+            self.trainer = trainer
+            self._save(target)
+            return {}
+        best = self.watch.best_step
+        if is_main_process():
+            part = target.with_name("model.part")
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(self._best(best), part)
+            _put(part, target)
+            self._drop_all_but({best})
+            write_training_report(self.folder, self.title, self.watch)
+        trainer.accelerator.wait_for_everyone()
+        line = next(line for line in self.watch.history if line["step"] == best)
+        facts = {"best_step": best, "pass_at_1": round(line["probe"]["pass_at_1"], 4)}
+        return facts | ({"stopped": self.watch.stopped} if self.watch.stopped else {})
+
+
+def share_of(pairs: Sequence[Pair], rank: int, world: int) -> list[Pair]:
+    """pairs[rank::world], filled up so that every process has equally many."""
+    own = list(pairs[rank::world])
+    return own + [pairs[0]] * (-(-len(pairs) // world) - len(own))
+
+
+def _from_main(value: Any) -> Any:
+    """The main process's value, in every process."""
+    return broadcast_object_list([value], from_process=0)[0]
+
+
+def _put(part: Path, target: Path) -> None:
+    """The finished folder under its name, in place of an older one."""
+    if target.exists():
+        shutil.rmtree(target)
+    part.rename(target)
+
+
+def _example(pair: Pair, probed: Probed) -> dict[str, Any]:
+    answers = [
+        {
+            "text": answer.text,
+            "tokens": answer.tokens,
+            "truncated": answer.truncated,
+            "tier": None if isinstance(answer.judgement, FormatFailure) else answer.judgement.tier,
+            "failure": answer.judgement.reason if isinstance(answer.judgement, FormatFailure) else None,
+        }
+        for answer in probed.answers
+    ]
+    about = {"pair_id": pair.pair_id, "query": pair.query, "title": pair.title, "label": pair.label}
+    return about | {"answers": answers}

@@ -1,0 +1,300 @@
+"""How a judge in training does on the probe: its metrics, the best step so far, and the rules that call it collapsed.
+
+Bookkeeping alone, without torch. A watch is one line of metrics.jsonl, `{"step", "probe", "training"}`, with `stopped` when
+a rule has fired; a resumed run reads its history back from there.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lore.codec.judgement import Judgement
+from lore.rubric.rubric import Rubric
+from lore.run.run_folder import RunFolder
+from lore.support.errors import LoreError
+from lore.train.watch.config import WatchSection
+
+LOGGED = {
+    "loss": "loss",
+    "reward": "reward",
+    "rewards/margins": "margin",
+    "frac_reward_zero_std": "zero_spread",
+    "sampling/sampling_logp_difference/mean": "gap",
+    "entropy": "entropy",
+    "kl": "kl",
+    "completions/mean_length": "length",
+    "completions/clipped_ratio": "truncated",
+}
+"""What a trainer logs, and what a watch calls it."""
+RECORDED = ("reward", "rewards", "frac_reward_zero_std", "sampling", "kl", "completions")
+"""Logged values, by name or by the part before the first `/`, that metrics.jsonl has to hold beside the losses: a resumed
+run takes those before its first watch from there."""
+ROUNDING = 1e-9
+
+
+@dataclass
+class Probed:
+    """A pair of the probe and its sampled answers: `Answer`, or anything with its text, tokens, truncated and judgement."""
+
+    pair_id: str
+    label: str
+    answers: list[Any]
+
+
+def probe_metrics(
+    probed: Sequence[Probed],
+    rubric: Rubric,
+    entropy: float | None = None,
+    reward_parts: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """What one watch measures, over every sample of every pair.
+
+    pass_at_1: share of right answers; pass_at_k: share of pairs with a right one (unbiased, as k is the number of
+    samples); macro_f1: as in the evaluation, a format failure is a miss; length: mean tokens; truncated, format_failures:
+    shares of the answers; top_tier, top_share: the most frequent tier and its share of the verdicts (None and 0 without a
+    verdict); entropy in nats. reward_parts: mean of each part, its total under `reward`; parts come back as `reward/<name>`.
+    """
+    answers = [answer for one in probed for answer in one.answers]
+    right = [[_tier(answer) == one.label for answer in one.answers] for one in probed]
+    tiers = Counter(tier for answer in answers if (tier := _tier(answer)) is not None)
+    top_tier, top = min(tiers.items(), key=lambda item: (-item[1], item[0]), default=(None, 0))
+    parsed = sum(tiers.values())
+    parts = dict(reward_parts or {})
+    total = {"reward": parts.pop("reward")} if "reward" in parts else {}
+    return {
+        "pass_at_1": sum(map(sum, right)) / len(answers),
+        "pass_at_k": sum(map(any, right)) / len(probed),
+        "macro_f1": macro_f1([(one.label, _tier(answer)) for one in probed for answer in one.answers], rubric),
+        "entropy": entropy,
+        "length": sum(answer.tokens for answer in answers) / len(answers),
+        "truncated": sum(answer.truncated for answer in answers) / len(answers),
+        "format_failures": 1 - parsed / len(answers),
+        "top_share": top / parsed if parsed else 0.0,
+        "top_tier": top_tier,
+        **total,
+        **{f"reward/{name}": value for name, value in parts.items()},
+    }
+
+
+def _tier(answer: Any) -> str | None:
+    return answer.judgement.tier if isinstance(answer.judgement, Judgement) else None
+
+
+def macro_f1(verdicts: Sequence[tuple[str, str | None]], rubric: Rubric) -> float:
+    """Macro-F1 of (label, verdict) over the tiers that occur in either; no verdict is a miss and a false alarm of none."""
+    confusion = np.zeros((len(rubric.tier_ids), len(rubric.tier_ids) + 1))
+    for label, verdict in verdicts:
+        confusion[rubric.index(label), -1 if verdict is None else rubric.index(verdict)] += 1
+    occurs = confusion.sum(axis=1) + confusion[:, :-1].sum(axis=0)
+    present = occurs > 0
+    return float((2 * np.diagonal(confusion)[present] / occurs[present]).mean())
+
+
+def label_shares(labels: Sequence[str]) -> dict[str, float]:
+    """Share of each tier among the probe's labels."""
+    return {tier: count / len(labels) for tier, count in Counter(labels).items()}
+
+
+def training_facts(logs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means of what a trainer logged since the last watch, by the names of LOGGED; reward parts as `reward/<name>`."""
+    found: dict[str, list[float]] = {}
+    for line in logs:
+        for key, value in line.items():
+            name = LOGGED.get(key)
+            if name is None and key.startswith("rewards/") and key.endswith("/mean"):
+                name = f"reward/{key.removeprefix('rewards/').removesuffix('/mean')}"
+            if name is not None and isinstance(value, int | float):
+                found.setdefault(name, []).append(float(value))
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+class Watch:
+    """The history of a run's watches. label_share: share of each tier among the probe's labels.
+
+    History is read from the folder, so a resumed run builds its Watch after metrics.jsonl was cut to the checkpoint's step.
+    """
+
+    def __init__(self, section: WatchSection, folder: RunFolder, rubric: Rubric, label_share: dict[str, float]):
+        self.section, self.folder, self.rubric, self.label_share = section, folder, rubric, label_share
+        self.history = [line for line in folder.metrics() if "probe" in line]
+
+    @property
+    def steps(self) -> list[int]:
+        return [line["step"] for line in self.history]
+
+    @property
+    def stopped(self) -> str | None:
+        """Why training was stopped, when it was."""
+        return next((line["stopped"] for line in self.history if "stopped" in line), None)
+
+    @property
+    def best_step(self) -> int | None:
+        """The first of the best watches; one at which a rule has fired is none of them."""
+        return self.best_until(None)
+
+    @property
+    def best_value(self) -> float | None:
+        """The value of `section.best` there."""
+        best = self.best_step
+        return next((line["probe"][self.section.best] for line in self.history if line["step"] == best), None)
+
+    def best_until(self, step: int | None) -> int | None:
+        """The best step among those up to `step`."""
+        lines = [line for line in self.history if "stopped" not in line and (step is None or line["step"] <= step)]
+        best = max(lines, key=lambda line: line["probe"][self.section.best], default=None)
+        return None if best is None else best["step"]
+
+    def add(self, step: int, metrics: dict[str, Any], training: dict[str, Any]) -> str | None:
+        """Records a watch and returns why training has to stop, or None.
+
+        metrics: of `probe_metrics`; training: of `training_facts` over what was logged since the last watch.
+        """
+        line = self.weigh(step, metrics, training)
+        self.folder.record(line)
+        return line.get("stopped")
+
+    def weigh(self, step: int, metrics: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+        """`add` without a record: returns the line for metrics.jsonl, which is written once the best weights are."""
+        line = {"step": step, "probe": metrics, "training": training}
+        self.history.append(line)
+        reason = self._collapse()
+        if reason is not None:
+            line["stopped"] = reason
+        return line
+
+    def _collapse(self) -> str | None:
+        probe = self.history[-1]["probe"]
+        return self._constant(probe) or self._short(probe) or self._certain(probe) or self._falling()
+
+    @property
+    def _start(self) -> dict[str, Any] | None:
+        """The first earlier watch at which the judge wrote whole answers: before that there is nothing to lose."""
+        probes = (line["probe"] for line in self.history[:-1])
+        return next((p for p in probes if p["format_failures"] < 0.5 and p["truncated"] < 0.5), None)
+
+    def _constant(self, probe: dict[str, Any]) -> str | None:
+        limit, tier = self.section.constant_share, probe["top_tier"]
+        varied = any(line["probe"]["top_share"] < limit and line["probe"]["format_failures"] < 0.5 for line in self.history[:-1])
+        share = self.label_share.get(tier, 0.0)
+        if not varied or probe["format_failures"] >= 0.5 or probe["top_share"] < limit or share >= limit:
+            return None
+        return (
+            f"constant tier: {probe['top_share']:.0%} of the verdicts are {tier}, which {share:.0%} of the probe's labels are "
+            f"(watch.constant_share {limit:g})"
+        )
+
+    def _short(self, probe: dict[str, Any]) -> str | None:
+        start, limit = self._start, self.section.length_share
+        if start is None or probe["length"] >= limit * start["length"]:
+            return None
+        return (
+            f"length to zero: answers have {probe['length']:.1f} tokens, at the start they had {start['length']:.1f} "
+            f"(watch.length_share {limit:g})"
+        )
+
+    def _certain(self, probe: dict[str, Any]) -> str | None:
+        start, floor = self._start, self.section.entropy_floor
+        if start is None or start["entropy"] is None or start["entropy"] < floor:
+            return None
+        if probe["entropy"] is None or probe["entropy"] >= floor:
+            return None
+        return (
+            f"entropy: {probe['entropy']:.5f} nats a token, at the start {start['entropy']:.5f}: the samples of a prompt are all "
+            f"alike and nothing is left to learn from (watch.entropy_floor {floor:g})"
+        )
+
+    def _falling(self) -> str | None:
+        times, points = self.section.fall_times, self.section.fall_points
+        if not times or len(self.history) <= times:
+            return None
+        before, recent = self.history[:-times], self.history[-times:]
+        best = max(line["probe"]["macro_f1"] for line in before)
+        if any(line["probe"]["macro_f1"] > best - points + ROUNDING for line in recent):
+            return None
+        for part, reward in (("training", "the training reward"), ("probe", "the reward on the probe")):
+            was, now = _mean_reward(before[-times:], part), _mean_reward(recent, part)
+            if was is not None and now is not None and now > was:
+                return (
+                    f"{reward} rose from {was:.3f} to {now:.3f} while the probe's Macro-F1 fell to "
+                    f"{recent[-1]['probe']['macro_f1']:.3f}: {times} watches in a row at least {points:g} below its best "
+                    f"{best:.3f} (watch.fall_points, watch.fall_times)"
+                )
+        return None
+
+
+def _mean_reward(lines: Sequence[dict[str, Any]], part: str) -> float | None:
+    """Of training, where dynamic sampling holds it near the middle, or of the probe. dpo and kto have no training reward but the
+    margin of good answers over bad ones."""
+    known = [line.get(part, {}) for line in lines]
+    rewards = [one[name] for one in known for name in ("reward", "margin") if one.get(name) is not None]
+    return sum(rewards) / len(rewards) if rewards else None
+
+
+def preflight_rollouts(
+    groups: Sequence[Sequence[Any]],
+    rewards: Sequence[Sequence[float | None]],
+    labels: Sequence[str] | None = None,
+    console: Console | None = None,
+    *,
+    grouped: bool = True,
+) -> list[tuple[str, str]]:
+    """Prints and returns (name, value) rows about G groups of answers before step 1.
+
+    rewards: [G][n] totals, None where a reward cannot judge; labels: [G] gold tiers, for the pass rate and the groups that
+    are all right or all wrong; grouped: answers are compared within their group, else with a value. Raises LoreError when every
+    answer is truncated, or when no group has spread (not grouped: when all rewards are alike): no step would teach anything.
+    """
+    answers = [answer for group in groups for answer in group]
+    known = [[value for value in row if value is not None and not math.isnan(value)] for row in rewards]
+    truncated, failed = sum(answer.truncated for answer in answers), sum(_tier(answer) is None for answer in answers)
+    spread = sum(map(_differ, known))
+    length = sum(answer.tokens for answer in answers) / max(len(answers), 1)
+    rows = [
+        ("prompts", f"{len(groups):,} with {len(answers):,} answers"),
+        ("mean length", f"{length:.1f} tokens"),
+        ("truncated", _of(truncated, len(answers))),
+        ("format failures", _of(failed, len(answers))),
+        ("groups with spread", _of(spread, len(groups))),
+    ]
+    if labels is not None:
+        right = [[_tier(answer) == label for answer in group] for group, label in zip(groups, labels, strict=True)]
+        rows.insert(4, ("pass rate", _of(sum(map(sum, right)), len(answers))))
+        rows.append(("groups all right", _of(sum(map(all, right)), len(groups))))
+        rows.append(("groups all wrong", _of(sum(not any(row) for row in right), len(groups))))
+    table = Table(show_header=False, title="answers before step 1", title_justify="left")
+    for name, value in rows:
+        table.add_row(name, value)
+    (console or Console()).print(table)
+    if answers and truncated == len(answers):
+        raise LoreError(
+            f"All {len(answers):,} answers to {len(groups):,} prompts are truncated at {length:.0f} tokens on average, so none "
+            "of them has a verdict and no reward tells them apart.\nAllow longer answers, or start from a judge that has learnt "
+            "to stop (stage sft)."
+        )
+    total = [value for row in known for value in row]
+    if not (spread if grouped else _differ(total)):
+        head, why = "None of", "has answers of different rewards, and an answer is only compared with its own group"
+        if not grouped:
+            head, why = "All answers of", "have the same reward"
+        found = f"rewards from {min(total):g} to {max(total):g}" if total else "no reward could judge any of them"
+        raise LoreError(
+            f"{head} {len(groups):,} groups ({len(answers):,} answers, {failed:,} without a verdict; {found}) {why}: nothing would "
+            "be learnt.\n"
+            "Take harder or easier pairs, raise the temperature or the answers per prompt, start from another judge, or give a "
+            "reward that tells these answers apart."
+        )
+    return rows
+
+
+def _differ(rewards: Sequence[float]) -> bool:
+    return len(rewards) > 1 and max(rewards) - min(rewards) > ROUNDING
+
+
+def _of(count: int, whole: int) -> str:
+    return f"{count:,} of {whole:,} ({count / max(whole, 1):.0%})"

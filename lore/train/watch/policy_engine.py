@@ -1,0 +1,97 @@
+"""The policy of a trainer as an engine: sampled answers and the entropy of their tokens, while it goes on training."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from trl.distributed import DistributedBackend
+from trl.models import unwrap_model_for_generation
+
+from lore.engines.chat import image_tokens, prompt_text
+from lore.engines.engine import Completion, Messages, Sampling
+from lore.engines.transformers import TransformersEngine
+
+ENTROPY_POSITIONS = 256  # logits that are turned into float32 probabilities at once
+
+
+@contextmanager
+def policy(trainer: Any) -> Iterator[Any]:
+    """The trainer's model with whole weights, in evaluation mode; random state and modes are as before afterwards."""
+    accelerator, wrapped = trainer.accelerator, trainer.model_wrapped
+    kwargs = {"gradient_checkpointing_kwargs": getattr(trainer.args, "gradient_checkpointing_kwargs", None)}
+    backend = DistributedBackend(accelerator)
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        model = stack.enter_context(unwrap_model_for_generation(wrapped, accelerator, **kwargs))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(backend.summon_full_params(wrapped, recurse=False))
+        if backend.is_fsdp:
+            stack.enter_context(_in_step(model))
+        stack.enter_context(accelerator.autocast())
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            yield model
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+@contextmanager
+def _in_step(model: Any) -> Iterator[None]:
+    """Under FSDP a process that has ended its answers goes on with the others, or they would wait for it for ever."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = getattr(inner, "_is_fsdp_managed_module", False)
+    inner._is_fsdp_managed_module = True
+    try:
+        yield
+    finally:
+        inner._is_fsdp_managed_module = before
+
+
+class PolicyEngine(TransformersEngine):
+    """The engine around a model in training. Keeps the sampled tokens, and never enters inference mode: what FSDP gathers or
+    a model caches there could not be trained on afterwards."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._ids: dict[int, list[int]] = {}
+
+    def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
+        """See Engine.generate."""
+        return TransformersEngine.generate.__wrapped__(self, prompts, sampling)
+
+    def _completion(self, ids: list[int], prompt_tokens: int = 0) -> Completion:
+        completion = super()._completion(ids, prompt_tokens)
+        self._ids[id(completion)] = ids[: completion.tokens]
+        return completion
+
+    def longest(self, prompts: list[Messages]) -> int:
+        """Tokens of the longest prompt, photos included."""
+        texts = (prompt_text(self.processor, messages) for messages in prompts)
+        return max(
+            len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            + sum(image_tokens(self.processor, image) for image in images)
+            for text, images in texts
+        )
+
+    def entropy(self, answers: list[tuple[Messages, Completion]], temperature: float) -> tuple[float, int]:
+        """(sum of the entropies in nats, tokens) over sampled tokens of this engine, one answer a forward pass."""
+        total, count = 0.0, 0
+        for messages, completion in answers:
+            inputs = self._inputs([prompt_text(self.processor, messages)])
+            ids = torch.tensor([self._ids[id(completion)]], device=inputs["input_ids"].device)
+            # A judge that writes the photo's placeholder would be asked for one more photo: it reads another token instead.
+            ids[ids == getattr(self.model.config, "image_token_id", -1)] = self.tokenizer.pad_token_id
+            shape = inputs["input_ids"].shape
+            grown = {key: value for key, value in inputs.items() if value.shape == shape}
+            more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            for key, value in grown.items():  # whatever else is told of each token is zero for those of the answer
+                inputs[key] = torch.cat([value, more.get(key, torch.zeros_like(ids)).to(value.dtype)], dim=1)
+            logits = self.model(**inputs, use_cache=False, logits_to_keep=ids.shape[1] + 1).logits[0, :-1]
+            for part in logits.split(ENTROPY_POSITIONS):
+                total += torch.special.entr(torch.softmax(part.float() / temperature, dim=-1)).sum().item()
+            count += ids.shape[1]
+        return total, count
