@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time")
     options = parser.parse_args()
     shared = Path(os.environ.get("LORE_RUNS") or "runs")
-    lore(RECIPES / "quickstart/base.yaml", shared)
+    lore(RECIPES / "quickstart/pretrain.yaml", shared)
     root = shared / "ablation-seeds"
     with ThreadPoolExecutor(options.jobs) as pool:
         files = list(pool.map(lambda seed: run_seed(seed, root, shared), options.seeds))

@@ -177,7 +177,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = Path(os.environ.get("LORE_RUNS") or "runs")
     lore(RECIPES / "ablation/traces.yaml", runs)
-    lore(RECIPES / "quickstart/base.yaml", runs)
+    lore(RECIPES / "quickstart/pretrain.yaml", runs)
 
     recipes = {seed: seed_recipes(seed, runs / "align", options.only) for seed in options.seeds}
     if options.spread:

@@ -87,7 +87,7 @@ def recipe_of(folder: Path, files: dict[str, str], draws: int) -> str:
     metrics = {"bootstrap_samples": draws, "prior": PRIOR, "gains": GAINS, "ratings": str(folder / "ratings.parquet")}
     return json.dumps(
         {
-            "stage": "rair",
+            "stage": "evaluate",
             "run": "benchmark",
             "data": {"path": str(folder / "pairs.parquet"), "rubric": RUBRIC},
             "prompt": {"order": "answer_only", "detail": "name"},

@@ -20,7 +20,7 @@ HOW_A_JUDGE_IS_ASKED = re.compile(rf"^judges\..+\.endpoint\.(?:{'|'.join(HOW_ASK
 JUDGE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._+-]{0,47}$")
 
 
-class RairRecipe(BaseRecipe):
+class EvaluateRecipe(BaseRecipe):
     """Scores judges and baselines on the same pairs."""
 
     irrelevant_keys: ClassVar[frozenset[str]] = frozenset(
@@ -31,7 +31,7 @@ class RairRecipe(BaseRecipe):
     def may_change(cls, key: str) -> bool:
         return HOW_A_JUDGE_IS_ASKED.match(key) is not None or super().may_change(key)
 
-    stage: Literal["rair"] = "rair"
+    stage: Literal["evaluate"] = "evaluate"
     benchmark: str | None = None
     """Name of a definition in eval/benchmarks, or path of a file like them: data, prompt, slices and metrics where this
     recipe does not give its own."""

@@ -1,6 +1,6 @@
-"""Stage rair: judges and baselines on the same held-out pairs, with intervals, calibration, slices and a report.
+"""Stage evaluate: judges and baselines on the same held-out pairs, with intervals, calibration, slices and a report.
 
-    lore run recipes/rair.yaml
+    lore run recipes/evaluate.yaml
 
 After RAIR (arXiv 2512.24943): Acc@2, Acc@K, Macro-F1; beside them what else a team decides by (eval/measures). Unlike its
 published script, which takes the first tier name anywhere in the output, a verdict is read outside the reasoning and exactly
@@ -20,7 +20,7 @@ from lore.data.parquet import fingerprint, read_pairs
 from lore.data.section import materialise
 from lore.data_synth.perturb.wordings import wordings_hash
 from lore.eval.benchmark import load_benchmark
-from lore.eval.config import RairRecipe
+from lore.eval.config import EvaluateRecipe
 from lore.eval.measures.agreement import ceiling
 from lore.eval.measures.results import Condition, Flip, SampleCurves
 from lore.eval.open_judges import askers, baseline_verdicts, described, read_verdicts
@@ -44,7 +44,7 @@ MAX_SLICES = 60
 HAN = re.compile("[\u4e00-\u9fff]")
 
 
-def run(recipe: RairRecipe, folder: RunFolder) -> None:
+def run(recipe: EvaluateRecipe, folder: RunFolder) -> None:
     """Scores every row of the recipe's table. The main process does it alone; other processes return at once."""
     if not is_main_process():
         return
@@ -84,7 +84,7 @@ class Asked:
     conditions: list[Condition] = field(default_factory=list)
 
 
-def wording_language(recipe: RairRecipe, data: EvalData) -> str:
+def wording_language(recipe: EvaluateRecipe, data: EvalData) -> str:
     """Of the attacks: the recipe's, else zh where most of the first titles have Han characters."""
     if recipe.robustness is None or recipe.robustness.language is not None:
         return recipe.robustness.language if recipe.robustness else "en"
@@ -92,7 +92,7 @@ def wording_language(recipe: RairRecipe, data: EvalData) -> str:
     return "zh" if 2 * sum(bool(HAN.search(title)) for title in titles) > len(titles) else "en"
 
 
-def ask(asker: Asker, recipe: RairRecipe, data: EvalData, language: str) -> Asked:
+def ask(asker: Asker, recipe: EvaluateRecipe, data: EvalData, language: str) -> Asked:
     """Everything one judge is asked, while its engine is open. What earlier starts of this run have answered is not asked
     again. language: of the attacks' wordings."""
     found, test = Asked({}), data.test
@@ -131,7 +131,7 @@ def ask(asker: Asker, recipe: RairRecipe, data: EvalData, language: str) -> Aske
     return found
 
 
-def load_data(recipe: RairRecipe, folder: RunFolder) -> EvalData:
+def load_data(recipe: EvaluateRecipe, folder: RunFolder) -> EvalData:
     """The tested pairs and those for calibration; a resumed run has to find the same ones."""
     rubric = load_rubric(recipe.data.rubric)
     check_shown(recipe.metrics.shown, rubric.tier_ids)
@@ -177,7 +177,7 @@ def load_data(recipe: RairRecipe, folder: RunFolder) -> EvalData:
     return EvalData(path, rubric, test, dev if dev else None, raters, ratings)
 
 
-def chosen_slices(recipe: RairRecipe, test: Labelled) -> list[str]:
+def chosen_slices(recipe: EvaluateRecipe, test: Labelled) -> list[str]:
     """The recipe's slices, else the largest ones of the data."""
     sizes = test.slice_sizes()
     if recipe.slices is None:

@@ -11,7 +11,7 @@ from lore.data.parquet import read_pairs
 from lore.engines.engine import Engine, Sampling
 from lore.engines.open_engine import open_engine
 from lore.eval.baselines import fit_baseline
-from lore.eval.config import RairRecipe
+from lore.eval.config import EvaluateRecipe
 from lore.eval.sections import JudgeSection
 from lore.eval.testset import EvalData, load_split, read_chosen
 from lore.judge.card import check_card, check_template
@@ -26,13 +26,13 @@ TEXT_COLUMNS = ["pair_id", "query", "title", "attributes", "description", "categ
 BASELINE_BATCH = 4096
 
 
-def prompt_format(judge: JudgeSection, recipe: RairRecipe) -> PromptFormat:
+def prompt_format(judge: JudgeSection, recipe: EvaluateRecipe) -> PromptFormat:
     """The recipe's prompt with what the judge replaces."""
     replaced = {key: value for key in ("order", "detail", "photo") if (value := getattr(judge, key)) is not None}
     return PromptFormat(**(recipe.prompt.model_dump() | replaced))
 
 
-def described(judge: JudgeSection, recipe: RairRecipe) -> str:
+def described(judge: JudgeSection, recipe: EvaluateRecipe) -> str:
     """One line on how a row came about."""
     if judge.kind == "majority":
         return f"the most frequent tier of split {recipe.train_split}"
@@ -50,7 +50,7 @@ def described(judge: JudgeSection, recipe: RairRecipe) -> str:
     return f"{who}; {fmt.order}, rubric: {fmt.detail}, photo {'shown' if fmt.photo else 'hidden'}"
 
 
-def baseline_verdicts(recipe: RairRecipe, data: EvalData) -> dict[str, Verdicts]:
+def baseline_verdicts(recipe: EvaluateRecipe, data: EvalData) -> dict[str, Verdicts]:
     """Verdicts of the baselines, trained on the train split of the same data."""
     names = {name: judge.kind for name, judge in recipe.rows().items() if judge.kind in ("lexical", "majority")}
     if not names:
@@ -80,7 +80,7 @@ def baseline_verdicts(recipe: RairRecipe, data: EvalData) -> dict[str, Verdicts]
     return verdicts
 
 
-def read_verdicts(recipe: RairRecipe, data: EvalData) -> dict[str, Verdicts]:
+def read_verdicts(recipe: EvaluateRecipe, data: EvalData) -> dict[str, Verdicts]:
     """Verdicts that were made elsewhere."""
     judges = {name: judge for name, judge in recipe.judges.items() if judge.kind == "predictions"}
     dev_ids = data.dev.pair_ids if data.dev else []
@@ -94,7 +94,7 @@ def read_verdicts(recipe: RairRecipe, data: EvalData) -> dict[str, Verdicts]:
     }
 
 
-def askers(recipe: RairRecipe, data: EvalData, folder: RunFolder) -> dict[str, Asker]:
+def askers(recipe: EvaluateRecipe, data: EvalData, folder: RunFolder) -> dict[str, Asker]:
     """Every judge that is asked in this run, its card checked."""
     engines = OpenEngine(data.rubric, recipe.batch_tokens)
     sampling = Sampling(temperature=recipe.sampling.temperature, max_tokens=recipe.sampling.max_tokens, seed=recipe.seed)

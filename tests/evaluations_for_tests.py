@@ -68,7 +68,7 @@ def evaluate(data: Path, tmp: Path, run: str, judges: dict, pairs: list[Pair], *
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         sections[name] = {"kind": "predictions", "predictions": str(file)}
     body = {
-        "stage": "rair",
+        "stage": "evaluate",
         "run": run,
         "data": {"path": str(data), "rubric": "homedepot"},
         "prompt": {"order": "answer_only", "detail": "name"},

@@ -67,7 +67,7 @@ class Finished:
 
 def is_finished(folder: Path) -> bool:
     """True for the folder of an evaluation that came to its end, whatever has happened to its results since."""
-    return RunFolder(folder).is_done and _stage(folder) == "rair"
+    return RunFolder(folder).is_done and _stage(folder) == "evaluate"
 
 
 def why_not(path: Path) -> str:
@@ -80,7 +80,7 @@ def why_not(path: Path) -> str:
         stage = _stage(path)
     except LoreError:
         return "its recipe.yaml cannot be read"
-    return "evaluation not finished" if stage == "rair" else f"stage {stage}"
+    return "evaluation not finished" if stage == "evaluate" else f"stage {stage}"
 
 
 def read_run(path: str | Path) -> Finished:
@@ -93,13 +93,13 @@ def read_run(path: str | Path) -> Finished:
     if not path.is_dir():
         raise LoreError(f"There is no run folder {path}. Name the folder of a finished evaluation, such as runs/NAME.")
     if not is_finished(path):
-        if _stage(path) == "rair":
+        if _stage(path) == "evaluate":
             raise LoreError(
                 f"{path} is an evaluation that has not finished, so it has verdicts on a part of the pairs only. Run its recipe "
                 "again: it goes on where it stopped."
             )
         raise LoreError(
-            f"{path} holds no evaluation ({why_not(path)}), so there is nothing to read. Name a run of stage rair."
+            f"{path} holds no evaluation ({why_not(path)}), so there is nothing to read. Name a run of stage evaluate."
         )
     content, recipe = _json(path / "metrics.json"), _recipe(path)
     rubric, judges = content.get("rubric"), content.get("judges")
@@ -148,13 +148,13 @@ def _read_file(path: Path) -> Finished:
     if path.suffix != ".parquet":
         raise LoreError(
             f"{path} is no run folder and no predictions.parquet, so it names no labels or queries. Evaluate it first: a judge of "
-            "kind predictions in a recipe of stage rair."
+            "kind predictions in a recipe of stage evaluate."
         )
     names = _schema(path)
     if absent := [name for name in ("judge", "pair_id", "query", "label", "tier") if name not in names]:
         raise LoreError(
             f"{path} has no column {' and no '.join(absent)}, so it was not written by an evaluation. Evaluate it first: a judge "
-            "of kind predictions in a recipe of stage rair."
+            "of kind predictions in a recipe of stage evaluate."
         )
     judges = pc.unique(pq.read_table(path, columns=["judge"])["judge"]).to_pylist()
     return Finished(str(path), path, judges={str(judge): {} for judge in judges})

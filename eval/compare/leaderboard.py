@@ -116,7 +116,7 @@ def leaderboard(paths: Sequence[str | Path]) -> tuple[list[Board], dict[str, str
             _add(found.rows, Row(run, judge, _card(run, judge, entry)))
     if not boards:
         what = "; ".join(f"{path} ({why})" for path, why in list(passed_over.items())[:10]) or "nothing was named"
-        raise LoreError(f"There is no finished evaluation to rank: {what}. Run a recipe of stage rair, or name other folders.")
+        raise LoreError(f"There is no finished evaluation to rank: {what}. Run a recipe of stage evaluate, or name other folders.")
     for found in boards.values():
         _name(found.rows)
     return sorted(boards.values(), key=lambda found: -len(found.rows)), passed_over

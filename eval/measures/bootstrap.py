@@ -4,7 +4,7 @@ Pairs of one query succeed and fail together, so whole queries are drawn with re
 resample's metrics come from its summed per-query counts; under a prior its tiers are weighted anew, as the test's were.
 Plain percentile intervals are too short for few queries: the levels are those that make the interval of a mean as long as
 Student's (the expanded percentile interval of Hesterberg 2015, "What Teachers Should Know about the Bootstrap").
-tests/test_coverage.py measures what is left.
+tests/eval/measures/test_coverage.py measures what is left.
 """
 
 from collections.abc import Callable, Iterator

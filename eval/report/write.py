@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 from rich.console import Console
 
-from lore.eval.config import RairRecipe
+from lore.eval.config import EvaluateRecipe
 from lore.eval.measures.bootstrap import two_digits
 from lore.eval.probes.capability import print_capability
 from lore.eval.probes.robustness import print_robustness
@@ -25,7 +25,7 @@ HEADLINE = ("acc_2", "acc_k", "macro_f1", "qwk", "ece")
 
 
 def save(
-    recipe: RairRecipe,
+    recipe: EvaluateRecipe,
     folder: RunFolder,
     data: EvalData,
     verdicts: dict[str, dict[str, Verdict]],
@@ -129,7 +129,7 @@ def data_facts(data: EvalData, folder: RunFolder) -> dict:
     }
 
 
-def report_facts(recipe: RairRecipe, data: EvalData) -> dict[str, str]:
+def report_facts(recipe: EvaluateRecipe, data: EvalData) -> dict[str, str]:
     """What the head of the report says."""
     rubric = data.rubric
     prior = recipe.metrics.prior

@@ -19,8 +19,8 @@ TRAINING = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "s
 # What each job needs beside the base package: (job, distributions, whether it needs a GPU).
 JOBS = (
     ("lore data, stages world, words", ("pyarrow", "pillow", "numpy"), False),
-    ("stages base, sft", TRAINING, False),
-    ("stage rair", ("torch", "transformers", "scikit-learn", "matplotlib"), False),
+    ("stages pretrain, sft", TRAINING, False),
+    ("stage evaluate", ("torch", "transformers", "scikit-learn", "matplotlib"), False),
     ("launch zero2, zero3", ("deepspeed", "accelerate"), False),
     ("model.quantize: nf4 (QLoRA)", ("bitsandbytes",), True),
     ("Qwen-VL models", ("torchvision",), False),

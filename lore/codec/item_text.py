@@ -1,10 +1,15 @@
 """The texts of a pair as a prompt holds them: sanitized, fields without content left out."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from lore.codec.sanitize import neutralise, neutralise_attribute
-from lore.data.pair import Pair
+
+if TYPE_CHECKING:  # at start-up nothing here needs pyarrow
+    from lore.data.pair import Pair
 
 FACT_FIELDS = ("brand", "category", "shop")
 MAX_FACT_CHARACTERS = 256
@@ -33,7 +38,7 @@ class ItemText:
         return (f"{head}\n<photo>", "</photo>\n</item>") if photo else (f"{head}\n</item>", "")
 
 
-def item_text(pair: "Pair", control: frozenset[str] = frozenset(), max_characters: int | None = None) -> ItemText:
+def item_text(pair: Pair, control: frozenset[str] = frozenset(), max_characters: int | None = None) -> ItemText:
     """The pair's texts, safe to place. Fields without content are left out."""
     facts = []
     for key in FACT_FIELDS:

@@ -16,15 +16,18 @@ STAGES = {
     "words": ("lore.data_synth.shop.config:WordsRecipe", "lore.data_synth.shop.word_matching_corpus:run"),
     "synthesize": ("lore.data_synth.synthesis.config:SynthesizeRecipe", "lore.data_synth.synthesis.synthesize:run"),
     "harden": ("lore.data_synth.perturb.config:HardenRecipe", "lore.data_synth.perturb.harden:run"),
-    "base": ("lore.train.pretrain.config:BaseModelRecipe", "lore.train.pretrain.pretrain:run"),
+    "pretrain": ("lore.train.pretrain.config:PretrainRecipe", "lore.train.pretrain.pretrain:run"),
     "sft": ("lore.train.sft.config:SFTRecipe", "lore.train.sft.sft:run"),
     "pool": ("lore.train.pool.config:PoolRecipe", "lore.train.pool.pool:run"),
     "grpo": ("lore.train.rl.config:GRPORecipe", "lore.train.rl.grpo:run"),
     "ppo": ("lore.train.rl.config:PPORecipe", "lore.train.rl.ppo:run"),
     "dpo": ("lore.train.preference.config:DPORecipe", "lore.train.preference.preference:run"),
     "kto": ("lore.train.preference.config:KTORecipe", "lore.train.preference.preference:run"),
-    "rair": ("lore.eval.config:RairRecipe", "lore.eval.evaluate:run"),
+    "evaluate": ("lore.eval.config:EvaluateRecipe", "lore.eval.evaluate:run"),
 }
+
+RENAMED = {"rair": "evaluate", "base": "pretrain"}
+"""Words of earlier versions, which old recipes and run folders still have."""
 
 
 def _named(dotted: str) -> Any:
@@ -47,7 +50,9 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     text = read_recipe_text(path, overrides)
     stage = text.data.get("stage")
     if not isinstance(stage, str) or stage not in STAGES:
-        found = "nothing" if stage is None else short(stage)
-        problem = Problem(text.where(("stage",)), "stage", found, f"one of: {', '.join(STAGES)}", nearest(str(stage), STAGES))
+        found, near = "nothing" if stage is None else short(stage), nearest(str(stage), STAGES)
+        if stage in RENAMED:
+            found, near = f"{short(stage)}, the name of an earlier version", RENAMED[stage]
+        problem = Problem(text.where(("stage",)), "stage", found, f"one of: {', '.join(STAGES)}", near)
         raise RecipeError([*text.problems, problem], text.path)
     return validate(text, recipe_class(stage))

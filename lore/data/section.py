@@ -12,15 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
 from lore.config.sections import Conflict, StrictModel
 from lore.data.importers import IMPORT_VERSION, open_source
-from lore.data.pair import Pair
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest
+
+if TYPE_CHECKING:  # at start-up nothing here needs pyarrow
+    from lore.data.pair import Pair
 
 
 class DataSection(StrictModel):

@@ -62,12 +62,12 @@ class ArchitectureSection(StrictModel):
             )
 
 
-class BaseModelRecipe(BaseRecipe):
+class PretrainRecipe(BaseRecipe):
     """A small base model from nothing: tokenizer and Idefics3, trained as a language model on a corpus of texts and captions."""
 
     irrelevant_keys = MAY_CHANGE
 
-    stage: Literal["base"] = "base"
+    stage: Literal["pretrain"] = "pretrain"
     corpus: list[str] = Field(min_length=1)
     """Parquet files with columns `text` and `image` (null or {bytes, path}); <image> in the text is the photo's place. An
     optional column `trained` lists the spans {start, end} of characters that carry loss: what nothing before it foretells is
@@ -87,7 +87,7 @@ class BaseModelRecipe(BaseRecipe):
         return {"corpus": self.corpus}
 
     def conflicts(self) -> Iterator[Conflict]:
-        yield from padded_rows(self.train, "flattened rows in stage base, which pads them")
+        yield from padded_rows(self.train, "flattened rows in stage pretrain, which pads them")
         if self.train.freeze:
             yield Conflict(("train.freeze",), "weights to leave alone in a model that begins with random ones", "nothing")
 

@@ -3,7 +3,7 @@
 It gives the quickstart and the tests a real checkpoint where no hub can be reached. What it leaves out of pre-training: scale,
 data mixing, a held-out loss. Real users name any text or vision-language checkpoint instead.
 
-    lore run recipes/quickstart/base.yaml
+    lore run recipes/quickstart/pretrain.yaml
 """
 
 import re
@@ -32,7 +32,7 @@ from lore.support.processes import world_size
 from lore.train.common.arrow_rows import IGNORE, IMAGE, write_rows
 from lore.train.common.batch_order import training_order
 from lore.train.common.trainer import Recorder, sft_arguments, total_steps, train
-from lore.train.pretrain.config import ArchitectureSection, BaseModelRecipe
+from lore.train.pretrain.config import ArchitectureSection, PretrainRecipe
 
 SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<image>", "<fake_token_around_image>", "<global-img>"]
 TAGS = [
@@ -65,11 +65,11 @@ CORPUS_SCHEMA = pa.schema(
 )
 
 
-def run(recipe: BaseModelRecipe, folder: RunFolder) -> None:
+def run(recipe: PretrainRecipe, folder: RunFolder) -> None:
     """Tokenizer, model, training; leaves a loadable checkpoint in <run>/model."""
     if world_size() > 1:
         raise LoreError(
-            f"stage base was started in {world_size()} processes and trains in one: the model is small and every process would "
+            f"stage pretrain was started in {world_size()} processes and trains in one: the model is small and every process would "
             "build its own tokenizer.\nUse lore run, or accelerate launch --num_processes 1."
         )
     set_seed(recipe.seed)
@@ -87,7 +87,7 @@ def run(recipe: BaseModelRecipe, folder: RunFolder) -> None:
     order = training_order(lengths, recipe.train.batch_size, steps, recipe.seed, shuffle=recipe.shuffle)
     cpu = not torch.cuda.is_available()
     args = sft_arguments(recipe.train, folder, steps, recipe.seed, bf16=False, vision=True, cpu=cpu)
-    recorder = Recorder(folder, "base", keep=recipe.train.keep_checkpoints)
+    recorder = Recorder(folder, "pretrain", keep=recipe.train.keep_checkpoints)
     collator = TextAndPhotoCollator(processor=processor)
     trainer = SFTTrainer(
         model=model,

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from test_judge import RUBRIC, TIERS, ScriptedEngine, pairs, query_of
+from test_ask import RUBRIC, TIERS, ScriptedEngine, pairs, query_of
 
 from lore.codec.prompt import PromptFormat
 from lore.engines.engine import Completion, Sampling

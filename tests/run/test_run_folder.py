@@ -311,7 +311,7 @@ def test_an_error_is_a_message_and_status_one_without_a_traceback(demo, write_re
 
 
 def test_a_file_beside_the_recipe_cannot_stand_in_for_a_package(demo, write_recipe, runs, tmp_path):
-    path = write_recipe("a.yaml", "stage: base\nrun: a\ncorpus: [c.parquet]\ntrain: {steps: 1}")
+    path = write_recipe("a.yaml", "stage: pretrain\nrun: a\ncorpus: [c.parquet]\ntrain: {steps: 1}")
     for name in ("yaml", "rich", "json", "pydantic"):
         (path.parent / f"{name}.py").write_text("raise SystemExit('shadowed')\n")
     done = run_python(path, "--dry-run", PYTHONPATH="")

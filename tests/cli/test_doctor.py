@@ -20,10 +20,10 @@ def test_a_missing_package_comes_with_the_pip_command(monkeypatch):
     present = doctor.installed
     monkeypatch.setattr(doctor, "installed", lambda name: None if name in ("trl", "vllm") else present(name))
     findings = {f.job: f for f in doctor.examine(gpus=0)}
-    assert findings["stages base, sft"].missing == ["trl is not installed"]
-    assert findings["stages base, sft"].remedy == "pip install 'trl<1.17,>=1.16'"
+    assert findings["stages pretrain, sft"].missing == ["trl is not installed"]
+    assert findings["stages pretrain, sft"].remedy == "pip install 'trl<1.17,>=1.16'"
     assert findings["vLLM engine"].remedy == "pip install 'vllm<0.33,>=0.22'"
-    assert findings["stage rair"].ready
+    assert findings["stage evaluate"].ready
     assert not doctor.examine(gpus=0)[1].ready
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import pytest
@@ -431,20 +432,21 @@ import trl
 sys.path[:0] = [{tests!r}]
 {patch}
 from types import SimpleNamespace
-from lore.folder import RunFolder, say
-from lore.launch import device_arguments, leave, settle_devices
+from lore.run.run_folder import RunFolder
+from lore.support.processes import say
+from lore.run.devices import device_arguments, leave, settle_devices
 settle_devices()
-import test_probe
-make = getattr(test_probe, sys.argv[1])
+import test_periodic_evaluation
+make = getattr(test_periodic_evaluation, sys.argv[1])
 folder = RunFolder(sys.argv[2])
 tiny = SimpleNamespace(pairs=Path(sys.argv[3]), text=Path(sys.argv[4]), vision=Path(sys.argv[5]))
 given = device_arguments()
-plain = test_probe.options
+plain = test_periodic_evaluation.options
 without = lambda found: {{key: value for key, value in found.items() if key != "use_cpu"}}
-test_probe.options = lambda *a, **k: without(plain(*a, **k)) | given | {{"max_steps": 4}}
+test_periodic_evaluation.options = lambda *a, **k: without(plain(*a, **k)) | given | {{"max_steps": 4}}
 trainer, processor = make(tiny, sys.argv[6], folder, lora=sys.argv[7] == "lora")
-callback = test_probe.watched(tiny, trainer, processor, folder, test_probe.WatchSection(every=2, pairs=5, samples=2))
-test_probe.start(trainer, folder)
+callback = test_periodic_evaluation.watched(tiny, trainer, processor, folder, test_periodic_evaluation.WatchSection(every=2, pairs=5, samples=2))
+test_periodic_evaluation.start(trainer, folder)
 facts = callback.finish(trainer)
 accelerator = trainer.accelerator
 Path(f"{{sys.argv[2]}}-{{accelerator.process_index}}").write_text(f"{{accelerator.num_processes}} {{facts}}")
@@ -455,7 +457,7 @@ import accelerate.state, torch
 from accelerate.utils import DistributedType
 accelerate.state.PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_GPU)
 accelerate.state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
-import lore.launch
+import lore.run.devices
 lore.run.devices.device_arguments = lambda: {"ddp_backend": "gloo"}
 lore.run.devices.settle_devices = lambda: None
 """
@@ -475,7 +477,7 @@ def test_two_processes_watch_together(tiny, tmp_path, config, make, model, lora)
     if config.startswith("zero"):
         needs_deepspeed()
     script = tmp_path / "script.py"
-    script.write_text(LAUNCHED.format(tests=str(ROOT / "tests"), patch=FSDP if config == "fsdp2" else ""))
+    script.write_text(LAUNCHED.format(tests=str(Path(__file__).parent), patch=FSDP if config == "fsdp2" else ""))
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
     command += ["--config_file", f"launch/accelerate/{config}.yaml", "--main_process_port", "0", str(script)]
     command += [make, tmp_path / "run", tiny.pairs, tiny.text, tiny.vision, model, lora]

@@ -10,7 +10,7 @@ from lore.config.stages import load_recipe
 from lore.config.yaml_text import RecipeError
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
-from lore.eval.config import RairRecipe
+from lore.eval.config import EvaluateRecipe
 from lore.eval.testset import load_split, whole_queries
 from lore.judge.verdicts import read_predictions
 from lore.rubric.rubric import load_rubric
@@ -64,7 +64,7 @@ def write(path, pairs):
 
 def recipe_text(path, **more) -> str:
     body = {
-        "stage": "rair",
+        "stage": "evaluate",
         "run": "scored",
         "data": {"path": str(path), "rubric": "homedepot"},
         "prompt": {"order": "answer_only", "detail": "name"},
@@ -280,7 +280,7 @@ def test_impossible_recipes_are_refused_before_anything_runs(write_recipe):
 
 
 def test_a_recipe_names_its_rows_once():
-    recipe = RairRecipe(
+    recipe = EvaluateRecipe(
         run="r",
         data={"path": "x", "rubric": "rair"},
         prompt={"order": "answer_only", "detail": "name"},

@@ -1,6 +1,6 @@
 """The 95 % intervals cover the truth in about 95 of 100 simulated tests whose pairs are correlated within queries.
 
-    pytest tests/test_coverage.py -s -m ""
+    pytest tests/eval/measures/test_coverage.py -s -m ""
 
 prints the shares measured. With 500 tests a share of 95 % is measured to within 1 point (one standard error).
 """

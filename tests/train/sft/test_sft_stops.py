@@ -49,7 +49,7 @@ def test_scoring_a_judge_that_was_asked_otherwise_stops(train, tiny, tmp_path):
     folder = train("first", model="text", lora={}, steps=2)
     judge = {"model": {"name": str(tiny.text), "adapter": str(folder / "model")}}
     body = {
-        "stage": "rair",
+        "stage": "evaluate",
         "run": "scored",
         "data": {"path": str(tiny.pairs), "rubric": "shop", "split": "test"},
         "prompt": {"order": "answer_first", "detail": "name"},
@@ -110,7 +110,7 @@ def test_a_name_in_the_lora_section_that_stands_for_nothing_is_an_error(train, l
 def test_combinations_that_cannot_train_are_refused_before_anything_is_loaded(train, write_recipe):
     with pytest.raises(LoreError, match="nf4 weights and nothing to train on them"):
         train("q", "model.quantize=nf4", model="text")
-    body = "stage: base\nrun: b\ncorpus: [c.parquet]\ntrain: {steps: 1, packing: true, padding_free: true}"
+    body = "stage: pretrain\nrun: b\ncorpus: [c.parquet]\ntrain: {steps: 1, packing: true, padding_free: true}"
     with pytest.raises(LoreError) as caught:
         load_recipe(write_recipe("base.yaml", body))
     assert "train.packing" in str(caught.value) and "train.padding_free" in str(caught.value)
@@ -194,7 +194,7 @@ def test_a_model_that_cannot_be_loaded_is_an_error_for_people(train, tiny, tmp_p
 def test_a_needed_run_that_is_done_passes_until_what_it_stands_on_is_made_anew(tiny, runs, write_recipe):
     size = "{hidden: 32, layers: 1, heads: 2, mlp: 32, vision_hidden: 16, vision_layers: 1, vision_heads: 2}"
     train_base = "vocabulary: 700\ntrain: {steps: 2, batch_size: 4, log_every: 1, save_every: 0}"
-    base = f"stage: base\nrun: base\ncorpus: [{tiny.pairs.parent}/corpus.parquet]\narchitecture: {size}\n{train_base}\n"
+    base = f"stage: pretrain\nrun: base\ncorpus: [{tiny.pairs.parent}/corpus.parquet]\narchitecture: {size}\n{train_base}\n"
     write_recipe("base.yaml", base)
     body = json.loads(tiny.recipe("judge", lora={}, steps=2)) | {"needs": ["base.yaml"]}
     body["model"]["name"] = str(runs / "base" / "model")

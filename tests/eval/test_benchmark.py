@@ -5,7 +5,7 @@ import json
 import pytest
 from openai_server import MODEL, reply, serve
 from source_files import write_parquet
-from test_source_rair import SECRET, rair_rows, write_rair
+from test_importer_rair import SECRET, rair_rows, write_rair
 
 from lore.config.stages import load_recipe
 from lore.data.importers import source_options
@@ -22,7 +22,7 @@ JUDGES = "judges: {mine: {kind: predictions, predictions: p.jsonl}}"
 
 def recipe_of(tmp_path, text: str):
     path = tmp_path / "recipe.yaml"
-    path.write_text(f"stage: rair\nrun: bench\n{text}\n")
+    path.write_text(f"stage: evaluate\nrun: bench\n{text}\n")
     return load_recipe(path)
 
 
@@ -104,7 +104,7 @@ def test_rair_in_its_published_form_is_judged_from_all_three_configs_and_no_rule
 
     with serve(lambda request: reply("<reason>L1?</reason>\n<verdict>L4</verdict>")) as server:
         body = {
-            "stage": "rair",
+            "stage": "evaluate",
             "run": "rair",
             "benchmark": "rair",
             "data": {"path": f"hub:{folder}"},
@@ -144,7 +144,7 @@ def test_a_benchmark_runs_whole_on_files_of_its_published_form(tmp_path, runs, m
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = tmp_path / "esci.yaml"
     recipe.write_text(
-        f"stage: rair\nrun: esci\nbenchmark: esci\ndata: {{path: {tmp_path}}}\nslices: ['task:1', 'task:2']\n"
+        f"stage: evaluate\nrun: esci\nbenchmark: esci\ndata: {{path: {tmp_path}}}\nslices: ['task:1', 'task:2']\n"
         f"judges: {{mine: {{kind: predictions, predictions: {tmp_path / 'p.jsonl'}}}}}\n"
     )
     run_recipe(recipe)

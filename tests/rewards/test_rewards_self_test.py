@@ -104,9 +104,9 @@ def test_reasons_that_score_without_being_gold_are_named(pairs, monkeypatch):
 
 
 def test_as_many_pairs_of_each_label_are_taken(pairs, monkeypatch):
-    from lore.rewards import self_test as proof
+    from lore.rewards.self_test import _some_of_each_label
 
-    chosen = proof._some_of_each_label([replace(pairs[0], label="L4")] * 100 + [replace(pairs[0], label="L1")] * 20)
+    chosen = _some_of_each_label([replace(pairs[0], label="L4")] * 100 + [replace(pairs[0], label="L1")] * 20)
     assert [sum(pair.label == tier for pair in chosen) for tier in SHOP.tier_ids] == [20, 0, 0, 44]
 
 

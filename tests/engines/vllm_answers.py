@@ -1,6 +1,6 @@
 """Scores and greedy answers of the in-process vLLM engine, in a process of its own: vLLM keeps its memory until it ends.
 
-python tests/vllm_answers.py FOLDER_OF_TINY vision|text OUT.json [ADAPTER]
+python tests/engines/vllm_answers.py FOLDER_OF_TINY vision|text OUT.json [ADAPTER]
 """
 
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main(folder: str, kind: str, out: str, adapter: str | None = None) -> None:
-    from test_engine import RUBRIC, prompts
+    from test_transformers_engine import RUBRIC, prompts
     from tiny import Tiny
 
     from lore.engines.config import ModelSection, VllmSection

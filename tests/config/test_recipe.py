@@ -339,7 +339,8 @@ def test_needs_are_found_beside_the_recipe_then_under_the_working_directory(demo
 
 def test_recipes_load_without_heavy_packages():
     code = (
-        "import sys, lore.config.recipe, lore.run, lore.run.run_folder, lore.cli.main, lore.run.launch, lore.train.common.config, lore.eval.config;"
+        "import sys, lore.config.recipe, lore.run, lore.run.run_folder, lore.cli.main, lore.run.launch, "
+        "lore.train.common.config, lore.eval.config;"
         "heavy = ['torch', 'transformers', 'datasets', 'pyarrow', 'numpy', 'PIL', 'sklearn'];"
         "print([m for m in heavy if m in sys.modules])"
     )

@@ -426,7 +426,7 @@ def test_replayed_rows_may_be_fewer_than_passes_and_come_from_all_over_the_file(
 @pytest.mark.parametrize("name", ["grpo", "grpo_vl", "ppo"])
 @pytest.mark.parametrize("processes", [1, 2, 8, 16])
 def test_shipped_recipes_replay_on_any_usual_number_of_processes(name, processes, monkeypatch):
-    for module in ("loop", "replay"):
+    for module in ("common.trainer", "rl.sft_replay"):
         monkeypatch.setattr(f"lore.train.{module}.world_size", lambda: processes)
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
     size, every = replayed_passes(recipe)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_engine import RUBRIC, prompts
+from test_transformers_engine import RUBRIC, prompts
 from tiny import make
 
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
@@ -65,11 +65,11 @@ def transformers_answers(tiny, adapter):
 
 @pytest.fixture(scope="module")
 def vllm_answers(tiny, adapter, tmp_path_factory):
-    """kind -> what tests/vllm_answers.py has found."""
+    """kind -> what tests/engines/vllm_answers.py has found."""
     found = {}
     for kind, lora in (("vision", []), ("text", [str(adapter)])):
         out = tmp_path_factory.mktemp("answers") / f"{kind}.json"
-        command = [sys.executable, str(ROOT / "tests" / "vllm_answers.py"), str(tiny.pairs.parent), kind, str(out), *lora]
+        command = [sys.executable, str(ROOT / "tests" / "engines" / "vllm_answers.py"), str(tiny.pairs.parent), kind, str(out), *lora]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         found[kind] = json.loads(out.read_text())
@@ -174,7 +174,7 @@ def test_a_begun_answer_is_gone_on_with_over_an_endpoint(transformers_answers, s
     asked, _, _ = transformers_answers["vision"]
     engine = endpoint(servers, "vision", tokenizer=str(tiny.vision))
     local = open_engine(ModelSection(name=str(tiny.vision)), RUBRIC, device="cpu")
-    from test_engine import FORMAT
+    from test_transformers_engine import FORMAT
 
     begun = [with_verdict_prefix(p, RUBRIC, FORMAT, local.verdict, rationale="colour: red") for p in asked[:8]]
     np.testing.assert_allclose(engine.score(begun), local.score(begun), atol=1e-3)
@@ -264,7 +264,7 @@ def test_the_evaluation_gives_one_judge_the_same_row_in_every_engine(tiny, adapt
         "server": {"kind": "endpoint", "endpoint": server},
     }
     body = {
-        "stage": "rair",
+        "stage": "evaluate",
         "data": {"path": str(tiny.pairs), "rubric": "shop", "split": "test"},
         "prompt": {"order": "answer_only", "detail": "name", "photo": False, "max_prompt_tokens": 512},
         "metrics": {"bootstrap_samples": 50, "calibrate_on": None},

@@ -167,7 +167,7 @@ def test_a_read_answer_says_its_verdict_once_outside_the_reasoning(parts):
 
 def test_the_core_imports_no_torch():
     code = (
-        "import lore.codec.judgement, lore.rubric, sys; lore.rubric.load_rubric('rair'); "
+        "import lore.codec.judgement, lore.rubric.rubric, sys; lore.rubric.rubric.load_rubric('rair'); "
         "assert not {'torch', 'transformers', 'datasets', 'numpy', 'PIL', 'pyarrow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -15,8 +15,8 @@ from lore.run.runner import run_recipe
 # A check that fails in the main process, the only one that has the weights under FSDP.
 CHECK = """
 import os, sys, torch
-from lore.errors import LoreError
-from lore.launch import close_process_group, leave, main_process_checks
+from lore.support.errors import LoreError
+from lore.run.devices import close_process_group, leave, main_process_checks
 def check():
     assert os.environ["RANK"] == "0"
     raise LoreError("rows see each other")

@@ -408,7 +408,7 @@ def test_open_engine_opens_an_endpoint_for_its_section():
 
 
 def test_a_system_text_that_the_served_template_refuses_is_sent_in_the_users_turn(tiny, tmp_path):
-    from test_engine import GEMMA
+    from test_transformers_engine import GEMMA
 
     from lore.engines.loading import load_processor
 

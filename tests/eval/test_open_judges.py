@@ -35,7 +35,7 @@ def pairs(tmp_path):
 
 def recipe_of(tmp_path, pairs, judges: dict, **more):
     body = {
-        "stage": "rair",
+        "stage": "evaluate",
         "run": "judged",
         "data": {"path": str(pairs), "rubric": "rair"},
         "prompt": {"order": "reason_first", "detail": "name"},
