@@ -9,13 +9,13 @@ import accelerate.state
 import torch
 from accelerate.utils import DistributedType
 
-import lore.run.launch
+import lore.run.devices
 import lore.run.runner
 
 accelerate.state.PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_GPU)
 accelerate.state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 lore.run.devices.device_arguments.__code__ = (lambda: {"ddp_backend": "gloo"}).__code__
-lore.run.settle_devices = lambda: None
+lore.run.runner.settle_devices = lambda: None
 
 if __name__ == "__main__":
-    lore.run.devices.leave(lore.run.run_command(sys.argv[1:]))
+    lore.run.devices.leave(lore.run.runner.run_command(sys.argv[1:]))

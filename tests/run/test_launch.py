@@ -113,7 +113,7 @@ def test_a_free_port_is_taken_on_one_machine_unless_one_is_given(tmp_path):
 
 
 def test_one_process_per_gpu_unless_a_number_is_given(monkeypatch):
-    monkeypatch.setattr("lore.run.devices.visible_gpus", lambda: 4)
+    monkeypatch.setattr("lore.run.launch.visible_gpus", lambda: 4)
     assert "--num_processes 4" in " ".join(accelerate_arguments("x.yaml", [], [], "zero2", None))
     assert "--num_processes 3" in " ".join(accelerate_arguments("x.yaml", [], [], "zero2", 3))
     assert "--num_processes" not in accelerate_arguments("x.yaml", [], [], "cpu2", None)

@@ -19,12 +19,13 @@ from lore.eval.measures.results import Flip, RiskCurve, SampleCurves
 from lore.eval.report.console import print_slices, print_table
 from lore.eval.report.headline import headline
 from lore.eval.report.mistakes import choose_mistakes, thumbnail
-from lore.eval.report.report import FOLDER, write_report
+from lore.eval.report.report import write_report
 from lore.eval.report.tables import MAX_SLICES, bar, flip_groups, slice_views
 from lore.eval.scorecard import Answers
 from lore.eval.sections import MetricsSection, ReportSection
 from lore.eval.testset import EvalData
 from lore.judge.verdicts import Verdict
+from lore.support.html import page_style
 from lore.support.svg_plots import reliability_svg
 
 
@@ -276,7 +277,7 @@ def test_a_diagram_takes_its_colours_from_the_page():
 
 
 def test_colours_have_contrast_in_both_schemes():
-    blocks = re.findall(r":root \{(.*?)\}", (FOLDER / "report.css").read_text(), re.DOTALL)
+    blocks = re.findall(r":root \{(.*?)\}", page_style(), re.DOTALL)
     light, dark, printed = (dict(re.findall(r"--(\w+): (#\w+)", block)) for block in blocks)
     for colours in (light, light | dark, light | printed, dark | printed):
         for paper in ("paper", "panel"):
