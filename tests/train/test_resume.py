@@ -29,7 +29,7 @@ def half(obj, path, *args, **kwargs):
         os.truncate(path, os.path.getsize(path) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
 torch.save = half
-from lore.run import run_command
+from lore.run.runner import run_command
 sys.exit(run_command([sys.argv[1]]))
 """
 # Kills its own process while the oldest checkpoint is being deleted, with some of its files gone.
@@ -39,7 +39,7 @@ def half(path, *args, **kwargs):
     (pathlib.Path(path) / "trainer_state.json").unlink()
     os.kill(os.getpid(), signal.SIGKILL)
 shutil.rmtree = half
-from lore.run import run_command
+from lore.run.runner import run_command
 sys.exit(run_command([sys.argv[1]]))
 """
 DROPOUT = {"dropout": 0.1}  # so that the random state matters

@@ -37,7 +37,7 @@ def half(obj, path, *args, **kwargs):
     if "checkpoint-4" in str(path) and str(path).endswith("optimizer.pt"):
         os.kill(os.getpid(), signal.SIGKILL)
 torch.save = half
-from lore.run import run_command
+from lore.run.runner import run_command
 sys.exit(run_command([sys.argv[1]]))
 """
 
