@@ -238,7 +238,7 @@ def student_tokenizer(recipe: SynthesizeRecipe):
     from lore.engines.config import ModelSection
     from lore.engines.loading import load_processor
 
-    processor = load_processor(ModelSection(name=recipe.rationale.tokenizer))
+    processor = load_processor(ModelSection(name=recipe.rationale.tokenizer), chat=True)
     return getattr(processor, "tokenizer", processor)
 
 

@@ -101,7 +101,7 @@ def serve_command_line(model: ModelSection, vllm: VllmSection, host: str, port: 
     from lore.engines.vllm import adapter_rank, check_vllm, engine_options
 
     check_vllm()
-    processor = load_processor(model)
+    processor = load_processor(model, chat=True)
     rank = adapter_rank(model)
     takes_images = hasattr(processor, "tokenizer")
     options = engine_options(model, vllm, rank, takes_images=takes_images)

@@ -1,5 +1,5 @@
-"""Loads checkpoints: text or vision-language, with or without an adapter. Safetensors only; no remote code unless the
-recipe says so.
+"""Loads checkpoints: text or vision-language, with or without an adapter, with any head that transformers has a class for.
+Safetensors only; no remote code unless the recipe says so.
 """
 
 import importlib.util
@@ -68,8 +68,9 @@ def is_vision(config: Any) -> bool:
     return type(config) in AutoModelForImageTextToText._model_mapping
 
 
-def load_processor(section: ModelSection) -> Any:
-    """A multimodal processor for vision-language models, a tokenizer for the others."""
+def load_processor(section: ModelSection, *, chat: bool = False) -> Any:
+    """A multimodal processor for vision-language models, a tokenizer for the others. chat: it has to have a chat template; raises
+    LoreError where it has none."""
     config = load_config(section)
     with _readable(section):
         if not is_vision(config):
@@ -78,7 +79,7 @@ def load_processor(section: ModelSection) -> Any:
             backend = {"backend": "pil"} if config.model_type in PILLOW_BACKEND else {}
             processor = AutoProcessor.from_pretrained(section.name, trust_remote_code=section.trust_remote_code, **backend)
     tokenizer = getattr(processor, "tokenizer", processor)
-    if not getattr(processor, "chat_template", None):
+    if chat and not getattr(processor, "chat_template", None):
         raise LoreError(
             f"{section.name} has no chat template, so nothing says how a prompt is written for it.\n"
             "Use the instruction-tuned checkpoint, or save a chat template with its tokenizer."
@@ -88,14 +89,19 @@ def load_processor(section: ModelSection) -> Any:
     return processor
 
 
-def load_model(section: ModelSection, *, device: str, for_training: bool = False) -> Any:
+def load_model(
+    section: ModelSection, *, device: str, for_training: bool = False, auto_class: Any = None, **config_overrides: Any
+) -> Any:
     """The model on `device`, with its adapter. For training the weights stay where the trainer wants them.
+
+    auto_class: one of transformers' AutoModel classes, such as AutoModelForSequenceClassification; without one the model writes
+    text. config_overrides: values that replace those of the model's own config, such as num_labels.
 
     Weights that are trained in full are float32 under dtype auto, since bfloat16 rounds small updates away; the trainer
     computes in bfloat16 all the same.
     """
     config = load_config(section)
-    cls = AutoModelForImageTextToText if is_vision(config) else AutoModelForCausalLM
+    cls = auto_class or (AutoModelForImageTextToText if is_vision(config) else AutoModelForCausalLM)
     in_full = for_training and section.lora is None and section.adapter is None and section.dtype == "auto"
     dtype = torch.float32 if in_full else resolve_dtype(section.dtype, device)
     kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": section.trust_remote_code}
@@ -104,7 +110,7 @@ def load_model(section: ModelSection, *, device: str, for_training: bool = False
     if section.quantize:
         kwargs["quantization_config"] = _nf4(kwargs["dtype"])
     with _readable(section):
-        model = cls.from_pretrained(section.name, **kwargs)
+        model = cls.from_pretrained(section.name, **kwargs, **config_overrides)
         if section.adapter is not None:
             from peft import PeftModel
 

@@ -44,7 +44,7 @@ class TransformersEngine:
     @classmethod
     def load(cls, section: ModelSection, rubric: Rubric, *, batch_tokens: int = 16384, device: str | None = None):
         model = folded(load_model(section, device=device or default_device()))
-        return cls(model, load_processor(section), rubric, batch_tokens=batch_tokens)
+        return cls(model, load_processor(section, chat=True), rubric, batch_tokens=batch_tokens)
 
     @torch.inference_mode()
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:

@@ -41,7 +41,7 @@ class VllmEngine:
         """Starts vLLM on a checkpoint, with its adapter. Raises LoreError for what vLLM cannot run."""
         vllm = vllm or VllmSection()
         load_config(section)  # a path that is not there must not be taken for a hub id
-        processor = load_processor(section)
+        processor = load_processor(section, chat=True)
         rank = adapter_rank(section)
         options = engine_options(section, vllm, rank, takes_images=hasattr(processor, "tokenizer"))
         LLM, LoRARequest = _import_vllm()

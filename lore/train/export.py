@@ -123,7 +123,7 @@ def write_merged(recipe: SFTRecipe, folder: RunFolder, out: Path, dtype: str | N
     judge = recipe.model.model_copy(update={"adapter": str(folder / "model"), "lora": None, "dtype": "float32"})
     rubric, fmt = load_rubric(recipe.data.rubric), PromptFormat(**recipe.prompt.model_dump())
     check_card(judge, renderer_hash(rubric, fmt), "lore export")
-    processor = load_processor(judge)
+    processor = load_processor(judge, chat=True)
     check_template(judge, processor, "lore export")
     dtype = dtype or saved_dtype(judge)
     pairs = sample_pairs(recipe, folder)
@@ -181,7 +181,7 @@ def compare(
 def score_pairs(section: ModelSection, rubric: Rubric, fmt: PromptFormat, pairs: list[Pair]) -> np.ndarray:
     """Tier probabilities [N, tiers] of a judge that is loaded for this and let go again."""
     model = load_model(section, device=default_device())  # the engine's own loading would fold the adapter in
-    scores = score_with(TransformersEngine(model, load_processor(section), rubric), rubric, fmt, pairs)
+    scores = score_with(TransformersEngine(model, load_processor(section, chat=True), rubric), rubric, fmt, pairs)
     del model
     gc.collect()
     if torch.cuda.is_available():

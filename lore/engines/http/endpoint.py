@@ -47,7 +47,7 @@ class EndpointEngine:
             from lore.engines.loading import known_stops, load_processor
 
             local = ModelSection(name=section.tokenizer)
-            self.processor = load_processor(local)
+            self.processor = load_processor(local, chat=True)
             self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
             self.takes_images = self.processor is not self.tokenizer
         self.verdict = verdict_tokens(self.tokenizer, rubric) if self.tokenizer is not None and rubric is not None else None

@@ -18,7 +18,7 @@ def write_rows(
 ) -> int:
     """Streams rows into an Arrow file that `datasets.Dataset.from_file` maps into memory; returns their number.
 
-    Raises LoreError when there is none; nothing: what it says where the rows are not those of the data section.
+    Raises LoreError when there is none; nothing: what it says then, with what the user should change.
     """
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,9 +36,8 @@ def write_rows(
         part.unlink()
         raise LoreError(
             nothing
-            or f"no training rows for {path}: the data section selects no labelled pair.\n"
-            "Check data.path, data.split, data.slices and data.limit against `lore data stats`; a file without splits gets them "
-            "from `lore data split --by query`."
+            or f"no training rows for {path}: what the recipe names gives none, so there is nothing to learn from.\n"
+            "Check the recipe's input files and what it selects from them."
         )
     part.replace(path)
     return count

@@ -1,4 +1,7 @@
-"""Checkpoints that survive SIGKILL, and the weights that a run ends with."""
+"""Checkpoints that survive SIGKILL, and the weights that a run ends with.
+
+A checkpoint counts once its `complete` marker is there, written after every process has saved its part.
+"""
 
 import shutil
 from pathlib import Path
@@ -9,6 +12,30 @@ from lore.support.errors import LoreError
 from lore.support.processes import is_main_process
 
 COMPLETE = "complete"
+
+
+def last_checkpoint(folder: RunFolder) -> Path | None:
+    """The newest checkpoint that was written whole; half-written ones are removed by the main process."""
+    whole = []
+    for path in (folder / "checkpoints").glob("checkpoint-*"):
+        if (path / COMPLETE).is_file():
+            whole.append(path)
+        elif is_main_process():
+            shutil.rmtree(path)
+    return max(whole, key=step_of, default=None)
+
+
+def drop_old_checkpoints(folder: Path, keep: int) -> None:
+    """Leaves the newest `keep` whole checkpoints. The marker goes first: a checkpoint that is half gone counts for none."""
+    whole = sorted((path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")), key=step_of)
+    for checkpoint in whole[:-keep]:
+        (checkpoint / COMPLETE).unlink()
+        shutil.rmtree(checkpoint)
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The step after which a checkpoint was written; 0 without one."""
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
 def save_weights(trainer: Any, model: Path) -> None:
@@ -28,26 +55,3 @@ def save_weights(trainer: Any, model: Path) -> None:
                 "launch/accelerate/fsdp2.yaml, for DeepSpeed's stage 3 set zero3_save_16bit_model: true. The same "
                 "command then goes on from the last checkpoint."
             )
-
-
-def drop_old_checkpoints(folder: Path, keep: int) -> None:
-    """Leaves the newest `keep` whole checkpoints. The marker goes first: a checkpoint that is half gone counts for none."""
-    whole = sorted((path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")), key=_step_of)
-    for checkpoint in whole[:-keep]:
-        (checkpoint / COMPLETE).unlink()
-        shutil.rmtree(checkpoint)
-
-
-def last_checkpoint(folder: RunFolder) -> Path | None:
-    """The newest checkpoint that was written whole; half-written ones are removed by the main process."""
-    whole = []
-    for path in (folder / "checkpoints").glob("checkpoint-*"):
-        if (path / COMPLETE).is_file():
-            whole.append(path)
-        elif is_main_process():
-            shutil.rmtree(path)
-    return max(whole, key=_step_of, default=None)
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0

@@ -1,4 +1,4 @@
-"""Recipes of the training stages. Nothing here imports torch."""
+"""The section `train` of every recipe that trains, and what no such recipe can mean. Nothing here imports torch."""
 
 import re
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ from lore.engines.config import ModelSection
 
 
 class TrainSection(StrictModel):
-    """Optimisation. Give epochs or steps; batch sizes are counted in pairs."""
+    """Optimization. Give epochs or steps; batch sizes are counted in training rows (of a judge: query-item pairs)."""
 
     epochs: float | None = Field(None, gt=0)
-    """Passes over the training pairs."""
+    """Passes over the training rows."""
     steps: int | None = Field(None, ge=1)
-    """Optimiser steps; overrides epochs."""
+    """Optimizer steps; overrides epochs."""
     batch_size: int = Field(64, ge=1)
-    """Pairs per optimiser step over all processes; the same number whatever the number of processes."""
+    """Rows per optimizer step over all processes; the same number whatever the number of processes."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Pairs per process and forward pass; none takes the whole share of a process at once."""
+    """Rows per process and forward pass; none takes the whole share of a process at once."""
     lr: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     lr_factors: dict[str, float] = {}
@@ -42,7 +42,7 @@ class TrainSection(StrictModel):
     """Regular expressions (searched in parameter names) of weights that stay as they are, such as embed_tokens in an adapter
     that another stage trained."""
     max_tokens: int = Field(2048, ge=8)
-    """Longest prompt and answer together; a longer row stops the run before step 0 rather than lose its verdict."""
+    """Longest row, such as prompt and answer together; a longer one stops the run before step 0 rather than lose its end."""
     packing: bool = False
     """Several rows in one sequence of max_tokens (text only; needs an attention that keeps them apart, which is tried
     before step 0). batch_size and micro_batch_size then count sequences."""
@@ -111,9 +111,3 @@ def padded_rows(train: TrainSection, found: str) -> Iterator[Conflict]:
     for key in ("packing", "padding_free"):
         if getattr(train, key):
             yield Conflict((f"train.{key}",), found, "false")
-
-
-
-
-
-

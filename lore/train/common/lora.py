@@ -1,5 +1,5 @@
 """The recipe's LoRA (or DoRA) for PEFT, checked against the modules of the model: PEFT itself passes over a name that
-it does not find. Beside it, what training leaves alone when no photo is ever shown.
+it does not find.
 """
 
 import copy
@@ -14,16 +14,19 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_tar
 from transformers.pytorch_utils import Conv1D
 
 from lore.engines.config import LoraSection
-from lore.rubric.rubric_errors import nearest
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest
 
 ADAPTABLE = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, Conv1D)
 
 
-def peft_config(lora: LoraSection | None, model: Any, *, left_out: Sequence[str] = ()) -> LoraConfig | None:
+def peft_config(
+    lora: LoraSection | None, model: Any, *, left_out: Sequence[str] = (), task_type: str = "CAUSAL_LM"
+) -> LoraConfig | None:
     """The LoRA of a recipe; none trains every weight, or continues with the adapter that the model has. left_out: names of
-    modules that get no adapter, whatever lora.targets says. Raises LoreError when a name in model.lora stands for no module
-    of the model.
+    modules that get no adapter, whatever lora.targets says; task_type: PEFT's name for what the model does, such as SEQ_CLS,
+    which has a classifier's new head trained whole beside the adapter. Raises LoreError when a name in model.lora stands for
+    no module of the model.
     """
     if lora is None:
         return None
@@ -36,7 +39,7 @@ def peft_config(lora: LoraSection | None, model: Any, *, left_out: Sequence[str]
         exclude_modules=rf"({'|'.join(unseen)})(\..*)?" if unseen else None,
         use_dora=lora.dora,
         modules_to_save=lora.modules_to_save or None,
-        task_type="CAUSAL_LM",
+        task_type=task_type,
     )
     names = [name for name, _ in model.named_modules() if name]
     for wanted in lora.modules_to_save:
@@ -70,7 +73,8 @@ def _stands_for(wanted: str, name: str) -> bool:
 def _no_module(key: str, wanted: str, names: list[str]) -> LoreError:
     last = sorted({name.rpartition(".")[2] for name in names} - {""})
     words = [name for name in last if not name.isdigit()]
-    hint = nearest(wanted.rpartition(".")[2], words)
+    close = nearest(wanted.rpartition(".")[2], words)
+    hint = f" Nearest: '{close}'." if close else ""
     return LoreError(
         f"model.lora.{key}: {wanted!r} stands for no module of the model that may get one, so nothing would be trained "
         f"there.{hint}\nIts modules: {', '.join(words)}. A pattern has to match the whole name, such as {names[-1]}."
@@ -96,62 +100,6 @@ def adapter_size(module: Any, rank: int, dora: bool) -> int:
     else:
         ins, outs = module.in_features, module.out_features
     return rank * (ins + outs) + dora * outs
-
-
-def photo_parts(model: Any) -> list[tuple[str, Any]]:
-    """(name, module) of the outermost modules that a prompt without photos never runs: vision tower and connector."""
-    text = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
-    used = {id(p) for module in text if module is not None for p in module.parameters()}
-
-    def walk(module: Any, at: str) -> Iterator[tuple[str, Any]]:
-        for name, child in module.named_children():
-            inside = [id(p) in used for p in child.parameters()]
-            if inside and not any(inside):
-                yield f"{at}{name}", child
-            elif not all(inside):
-                yield from walk(child, f"{at}{name}.")
-
-    return list(walk(model, ""))
-
-
-def freeze_photo_parts(model: Any) -> None:
-    """Without a photo these get no gradient: they are nothing to train, and data parallel training would wait for them."""
-    for _, module in photo_parts(model):
-        module.requires_grad_(False)
-
-
-def freeze_weights(model: Any, patterns: list[str]) -> None:
-    """Takes the weights whose names a pattern is found in out of training. Raises LoreError for a pattern that finds none, or
-    when nothing is left to train."""
-    if not patterns:
-        return
-    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    frozen = {name: weight for name, weight in trained.items() if any(re.search(pattern, name) for pattern in patterns)}
-    idle = [pattern for pattern in patterns if not any(re.search(pattern, name) for name in frozen)]
-    if idle or len(frozen) == len(trained):
-        raise LoreError(
-            f"train.freeze: {idle[0]!r} is found in no name of a weight that would be trained.\n"
-            f"Names look like {', '.join(list(trained)[:3])}."
-            if idle
-            else f"train.freeze: {patterns} leave no weight to train.\nName fewer of them.",
-            same_on_every_rank=True,
-        )
-
-    def freeze() -> None:
-        for weight in frozen.values():
-            weight.requires_grad_(False)
-
-    freeze()
-    if hasattr(model, "set_adapter"):
-        switch = model.set_adapter
-
-        # A reference adapter's pass ends with the switch back to the trained one, all of whose weights PEFT then wants trained.
-        def switch_and_freeze(*arguments: Any, **options: Any) -> Any:
-            switched = switch(*arguments, **options)
-            freeze()
-            return switched
-
-        model.set_adapter = switch_and_freeze
 
 
 def whole_layers_in_float32(trainer: Any) -> None:

@@ -7,8 +7,9 @@ from lore.support.errors import LoreError
 
 
 def scale_rates(trainer: Any, factors: dict[str, float]) -> None:
-    """Has the trainer's optimiser learn weights at factor * train.lr when a pattern is found in their names; the first that is
-    counts. Weights whose names hold one of `trainer.own_lr` (PPO's value head) keep the rate they have. Raises LoreError for a pattern that finds no weight which is trained."""
+    """Has the trainer's optimizer learn weights at factor * train.lr when a pattern is found in their names; the first that is
+    counts. Weights whose names hold one of `trainer.own_lr` (PPO's value head) keep the rate they have. Raises LoreError for a
+    pattern that finds no weight which is trained."""
     if not factors:
         return
     own = getattr(trainer, "own_lr", ())

@@ -1,25 +1,36 @@
-"""What all training stages share: Trainer arguments from a recipe, metrics.jsonl, checkpoints that survive SIGKILL.
+"""What all training stages share, on transformers' Trainer or any of TRL's: its arguments from a recipe, metrics.jsonl,
+checkpoints that survive SIGKILL. A stage goes through it in this order:
 
-A checkpoint counts once its `complete` marker is there, written after every process has saved its part; only then do
-older ones go, their marker first. metrics.jsonl holds no clock, so a run that was killed and resumed ends with the
-same file as one that was not.
+    set_seed(recipe.seed)                              # a new head or adapter is random
+    args = training_arguments(TrainingArguments, recipe.train, folder, 1, recipe.seed, bf16=bf16, cpu=cpu)
+    with args.main_process_first(local=False):
+        rows = ...                                     # the main process writes them, all read them (arrow_rows)
+    steps = total_steps(recipe.train, len(rows))
+    set_steps(args, recipe.train, steps)
+    model = load_model(recipe.model, device=device, for_training=True)
+    order = training_order(rows["length"][:], recipe.train.batch_size, steps, recipe.seed)
+    trainer = Trainer(model=model, args=args, train_dataset=rows.select(order), ...)
+    train(trainer, Recorder(folder, "title"), folder, recipe.train.lr_factors)
+    save_weights(trainer, folder / "model")
+
+metrics.jsonl holds no clock, so a run that was killed and resumed ends with the same file as one that was not.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
-from lore.judge.card import write_card
 from lore.run.devices import check_world, device_arguments
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.library_logging import silence
 from lore.support.processes import world_size
-from lore.train.common.checkpoint import COMPLETE, _step_of, drop_old_checkpoints, last_checkpoint
+from lore.train.common.checkpoint import COMPLETE, drop_old_checkpoints, last_checkpoint, step_of
 from lore.train.common.config import TrainSection
 from lore.train.common.lora import whole_layers_in_float32
 from lore.train.common.lr_multipliers import scale_rates
@@ -30,56 +41,14 @@ WAIT_SECONDS = 6 * 3600  # the other processes wait this long while the main pro
 silence()
 
 
-def total_steps(train: TrainSection, rows: int) -> int:
-    """Optimiser steps of the whole run."""
-    return train.steps or max(1, math.ceil(rows * train.epochs / train.batch_size))
-
-
-def micro_batch(train: TrainSection) -> tuple[int, int]:
-    """(rows per process and forward pass, forward passes per step) so that the global batch is train.batch_size."""
-    processes = world_size()
-    if train.batch_size % processes:
-        raise LoreError(
-            f"train.batch_size is {train.batch_size} and there are {processes} processes, so the batch cannot be "
-            "shared evenly.\nUse a batch_size that the number of processes divides."
-        )
-    share = train.batch_size // processes
-    micro = min(train.micro_batch_size or share, share)
-    if share % micro:
-        raise LoreError(
-            f"train.batch_size {train.batch_size} over {processes} processes leaves {share} rows a process, which "
-            f"micro_batch_size {micro} does not divide.\nUse a divisor of {share}."
-        )
-    return micro, share // micro
-
-
-def sft_arguments(
-    train: TrainSection, folder: RunFolder, steps: int, seed: int, *, bf16: bool, vision: bool, cpu: bool
-) -> SFTConfig:
-    """`training_arguments` for TRL's SFTTrainer.
-
-    Rows come in the order of `order.training_order` and packed or flattened by the stage, so TRL shuffles, cuts and
-    packs nothing.
-    """
-    return training_arguments(
-        SFTConfig,
-        train,
-        folder,
-        steps,
-        seed,
-        bf16=bf16,
-        cpu=cpu,
-        shuffle_dataset=False,
-        max_length=None,
-        packing=False,
-        padding_free=not vision and (train.packing or train.padding_free),
-    )
-
-
 def training_arguments(
     config: type, train: TrainSection, folder: RunFolder, steps: int, seed: int, *, bf16: bool, cpu: bool, **more: Any
 ) -> Any:
-    """A TRL configuration of class `config` for a recipe; joins the process group. `set_steps` changes the steps later."""
+    """Arguments of class `config`, transformers' TrainingArguments or one of TRL's, for a recipe; joins the process group.
+
+    Rows are visited as they stand in the data set, which `batch_order.training_order` has put in order. `set_steps` changes
+    the steps later; more: what the class has beside TrainingArguments.
+    """
     micro, passes = micro_batch(train)
     args = config(
         output_dir=str(folder / "checkpoints"),
@@ -117,10 +86,55 @@ def training_arguments(
     return args
 
 
+def sft_arguments(
+    train: TrainSection, folder: RunFolder, steps: int, seed: int, *, bf16: bool, vision: bool, cpu: bool
+) -> SFTConfig:
+    """`training_arguments` for TRL's SFTTrainer.
+
+    Rows come in their order, and packed or flattened, from the stage, so TRL shuffles, cuts and packs nothing.
+    """
+    return training_arguments(
+        SFTConfig,
+        train,
+        folder,
+        steps,
+        seed,
+        bf16=bf16,
+        cpu=cpu,
+        shuffle_dataset=False,
+        max_length=None,
+        packing=False,
+        padding_free=not vision and (train.packing or train.padding_free),
+    )
+
+
+def micro_batch(train: TrainSection) -> tuple[int, int]:
+    """(rows per process and forward pass, forward passes per step) so that the global batch is train.batch_size."""
+    processes = world_size()
+    if train.batch_size % processes:
+        raise LoreError(
+            f"train.batch_size is {train.batch_size} and there are {processes} processes, so the batch cannot be "
+            "shared evenly.\nUse a batch_size that the number of processes divides."
+        )
+    share = train.batch_size // processes
+    micro = min(train.micro_batch_size or share, share)
+    if share % micro:
+        raise LoreError(
+            f"train.batch_size {train.batch_size} over {processes} processes leaves {share} rows a process, which "
+            f"micro_batch_size {micro} does not divide.\nUse a divisor of {share}."
+        )
+    return micro, share // micro
+
+
 def use_one_device(args: Any) -> None:
     """One process trains on one GPU, however many it sees: several are for `lore launch`, and TRL refuses DataParallel."""
     if world_size() == 1 and args.n_gpu > 1:
         args._n_gpu = 1
+
+
+def total_steps(train: TrainSection, rows: int) -> int:
+    """Optimizer steps of the whole run."""
+    return train.steps or max(1, math.ceil(rows * train.epochs / train.batch_size))
 
 
 def set_steps(args: Any, train: TrainSection, steps: int) -> None:
@@ -129,28 +143,28 @@ def set_steps(args: Any, train: TrainSection, steps: int) -> None:
 
 
 class Recorder(TrainerCallback):
-    """Writes metrics.jsonl, the checkpoints' cards and `complete` markers, and draws the main process's bar.
+    """Writes metrics.jsonl and the checkpoints' `complete` markers, and draws the main process's bar.
 
     keep: whole checkpoints that stay on disk; recorded: the logged values that metrics.jsonl gets, by name or by the
-    part before the first `/`. Raises LoreError on the first loss or gradient that is no number.
+    part before the first `/`; on_saved: called in the main process with the folder of every checkpoint before its marker
+    is set, to put more into it. Raises LoreError on the first loss or gradient that is no number.
     """
 
     def __init__(
         self,
         folder: RunFolder,
         title: str,
-        card: dict[str, Any] | None = None,
+        *,
         keep: int = 2,
         recorded: Collection[str] = RECORDED,
+        on_saved: Callable[[Path], None] | None = None,
     ):
-        self.folder, self.title, self.card, self.keep, self.recorded = folder, title, card, keep, recorded
+        self.folder, self.title, self.keep, self.recorded, self.on_saved = folder, title, keep, recorded, on_saved
         self.trainer = self.bar = self.task = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -188,20 +202,14 @@ class Recorder(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            if self.card is not None:
-                write_card(checkpoint, self.card)
+            if self.on_saved is not None:
+                self.on_saved(checkpoint)
             (checkpoint / COMPLETE).touch()
             drop_old_checkpoints(checkpoint.parent, self.keep)
 
     def stop_bar(self) -> None:
         if self.bar:
             self.bar.stop()
-
-
-
-
-
-
 
 
 def train(trainer: Any, recorder: Recorder, folder: RunFolder, lr_factors: dict[str, float] | None = None) -> float:
@@ -212,7 +220,7 @@ def train(trainer: Any, recorder: Recorder, folder: RunFolder, lr_factors: dict[
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(recorder)
     checkpoint = last_checkpoint(folder)
-    folder.truncate_metrics(_step_of(checkpoint))
+    folder.truncate_metrics(step_of(checkpoint))
     trainer.accelerator.wait_for_everyone()
     try:
         done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -18,7 +18,8 @@ from lore.judge.card import check_card, check_template, judge_card, write_card
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.run.run_folder import RunFolder
 from lore.support.fingerprint import template_fingerprint
-from lore.train.common.lora import freeze_photo_parts, freeze_weights, peft_config, photo_parts
+from lore.train.common.frozen_weights import freeze_photo_parts, freeze_weights, photo_parts
+from lore.train.common.lora import peft_config
 
 REFERENCE = "ref"  # TRL's name for the frozen copy of the adapter
 
@@ -35,6 +36,10 @@ class Start:
     device: str
     bf16: bool
 
+    def write_card(self, checkpoint: Path) -> None:
+        """Puts the judge's card into a checkpoint: `on_saved` of the Recorder."""
+        write_card(checkpoint, self.card)
+
 
 def begin(recipe: Any) -> Start:
     """Seeds everything and checks that the judge would be asked as it was trained. recipe: .seed .model .data .prompt"""
@@ -43,7 +48,7 @@ def begin(recipe: Any) -> Start:
     fmt = PromptFormat(**recipe.prompt.model_dump())
     renderer = renderer_hash(rubric, fmt)
     check_card(recipe.model, renderer, "model")
-    processor = load_processor(recipe.model)
+    processor = load_processor(recipe.model, chat=True)
     check_template(recipe.model, processor, "model")
     template = template_fingerprint(processor)
     card = judge_card(recipe, renderer, rubric.hash, template)
@@ -61,8 +66,6 @@ def trained_model(recipe: Any, start: Start) -> Any:
         freeze_photo_parts(model)
     freeze_weights(model, recipe.train.freeze)
     return model
-
-
 
 
 def judge_lora(recipe: Any, model: Any) -> LoraConfig | None:

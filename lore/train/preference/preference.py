@@ -96,7 +96,7 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     if is_main_process():
         preflight(recipe, rows, trainer, processor, steps)
     watch = watched(trainer, recipe, folder, start, probe, title=recipe.stage, max_tokens=ANSWER_TOKENS)
-    recorder = Recorder(folder, recipe.stage, start.card, recipe.train.keep_checkpoints, KEPT)
+    recorder = Recorder(folder, recipe.stage, keep=recipe.train.keep_checkpoints, recorded=KEPT, on_saved=start.write_card)
     seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
     seen = watch.finish(trainer)
     if is_main_process():

@@ -240,7 +240,7 @@ def run_trainer(setup: Setup, trainer: JudgeRollouts, title: str) -> None:
         trainer.add_callback(Preflight(setup, trainer))
     shown = {"title": title, "max_tokens": recipe.rollout.max_tokens, "rewards": setup.rewards}
     watch = watched(trainer, recipe, folder, setup.start, setup.probe, **shown)
-    recorder = Recorder(folder, title, setup.start.card, recipe.train.keep_checkpoints, recorded=KEPT)
+    recorder = Recorder(folder, title, keep=recipe.train.keep_checkpoints, recorded=KEPT, on_saved=setup.start.write_card)
     seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
     facts = {"prompts": len(setup.prompts), "steps": trainer.state.global_step, **watch.finish(trainer)}
     if is_main_process():

@@ -69,7 +69,8 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
         data_collator=photo_collator(processor, rows, fmt) if vision else None,
         peft_config=lora,
     )
-    seconds = train(trainer, Recorder(folder, "sft", start.card, recipe.train.keep_checkpoints), folder, recipe.train.lr_factors)
+    recorder = Recorder(folder, "sft", keep=recipe.train.keep_checkpoints, on_saved=start.write_card)
+    seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
     save_weights(trainer, folder / "model")
     if is_main_process():
         complete_model(recipe, folder, start.card)
@@ -88,6 +89,11 @@ def photo_collator(processor: Any, rows: datasets.Dataset, fmt: PromptFormat) ->
 def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Dataset:
     """The training rows, rendered once by the main process and mapped into memory by all."""
     path, rubric, fmt, processor = folder / "data" / "rows.arrow", start.rubric, start.fmt, start.processor
+    nothing = (
+        f"no training rows for {path}: the data section selects no labelled pair.\n"
+        "Check data.path, data.split, data.slices and data.limit against `lore data stats`; a file without splits gets them "
+        "from `lore data split --by query`."
+    )
     if is_main_process():
         pairs = materialise(recipe.data, folder)
         folder.note(data_fingerprint=fingerprint(pairs), **start.hashes)
@@ -95,7 +101,8 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Da
             schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
             with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
                 judging = _labelled(recipe, pairs, rubric, fmt, processor, rejected)
-                write_rows(chain(judging, _auxiliary(recipe, fmt, processor)), schema, path)
+                rows = chain(judging, _auxiliary(recipe, fmt, processor))
+                write_rows(rows, schema, path, nothing=nothing)
             if rejected.count:
                 say(f"{rejected.count:,} pairs are left out, each with its reason in {rejected.path}")
     return rendered_rows(path)

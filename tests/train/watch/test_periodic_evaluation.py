@@ -137,7 +137,7 @@ def watched(tiny, trainer, processor, folder: RunFolder, section: WatchSection =
 
 def start(trainer, folder: RunFolder) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
-    train(trainer, Recorder(folder, "test", {"renderer_hash": "r"}, keep=4, recorded=("loss", "grad_norm", *RECORDED)), folder)
+    train(trainer, Recorder(folder, "test", keep=4, recorded=("loss", "grad_norm", *RECORDED)), folder)
 
 
 def logged(folder: RunFolder) -> list[dict]:
