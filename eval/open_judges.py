@@ -15,8 +15,9 @@ from lore.eval.config import EvaluateRecipe
 from lore.eval.sections import JudgeSection
 from lore.eval.testset import EvalData, load_split, read_chosen
 from lore.judge.card import check_card, check_template
+from lore.judge.foreign_predictions import read_predictions
 from lore.judge.resumable import Asker, Verdicts
-from lore.judge.verdicts import Verdict, read_predictions
+from lore.judge.verdict import Verdict
 from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
 from lore.support.fingerprint import model_fingerprint
@@ -105,7 +106,10 @@ def askers(recipe: EvaluateRecipe, data: EvalData, folder: RunFolder) -> dict[st
         folder.note(**{f"renderer_hash of {name}": renderer})
         if judge.kind == "model":
             check_card(judge.model, renderer, f"judges.{name}")
-            folder.note(**{f"weights of {name}": model_fingerprint(judge.model.name, judge.model.adapter)})
+            weights = model_fingerprint(judge.model.name, judge.model.adapter)
+            folder.note(**{f"weights of {name}": weights})
+        else:
+            weights = judge.endpoint.model
         found[name] = Asker(
             name,
             folder / "verdicts" / name,
@@ -116,6 +120,7 @@ def askers(recipe: EvaluateRecipe, data: EvalData, folder: RunFolder) -> dict[st
             recipe.chunk_pairs,
             judge.explain,
             judge.scores,
+            weights,
         )
     return found
 

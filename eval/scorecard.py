@@ -15,7 +15,7 @@ from lore.eval.measures.results import Agreement, Condition, Flip, RiskCurve, Sa
 from lore.eval.measures.selective import risk_curve
 from lore.eval.sections import MetricsSection
 from lore.eval.testset import EvalData, Labelled
-from lore.judge.verdicts import Verdict
+from lore.judge.verdict import Verdict
 from lore.rubric.cost_matrix import cost_matrix
 from lore.rubric.rubric import Rubric
 from lore.rubric.rubric_errors import nearest

@@ -15,7 +15,7 @@ from lore.eval.report.report import write_report
 from lore.eval.scorecard import Answers, Scorecard, score
 from lore.eval.sections import MetricsSection, ReportSection
 from lore.eval.testset import EvalData, load_split
-from lore.judge.verdicts import Verdict
+from lore.judge.verdict import Verdict
 from lore.rubric.rubric import load_rubric
 
 RUBRIC = load_rubric("rair")

@@ -6,8 +6,7 @@ import yaml
 
 from lore.data_synth.shop.world import World
 from lore.data_synth.shop.write import write_extras, write_pairs
-from lore.data_synth.synthesis.journal import read_part, trace_parts
-from lore.data_synth.synthesis.trace import Trace
+from lore.data_synth.synthesis.trace import Trace, read_traces, trace_store
 from lore.run.run_folder import RunFolder
 
 MODEL = "program"
@@ -44,4 +43,5 @@ def endpoint(server, **more) -> dict:
 
 
 def traces_of(folder: RunFolder) -> list[Trace]:
-    return [trace for part in trace_parts(folder.path) for trace in read_part(part)]
+    store = trace_store(folder.path)
+    return [trace for number in store.numbers() for trace in read_traces(store, number)]

@@ -1,7 +1,7 @@
 """The card of a synthesized set: README.md beside its Parquet files, with what went in, what came out, and why the rest did not.
 
     counts = Counts()
-    for trace in read_part(part): counts.add(trace)
+    for trace in read_traces(store, number): counts.add(trace)
     write_atomic(folder / "README.md", card_text(counts, title="my-set", rubric=rubric, ...))
 
 The head of the file makes `datasets.load_dataset(folder)` find every split. Queries, titles and what teachers wrote come from

@@ -1,7 +1,6 @@
 """What a run has asked and what came back, so that nothing is asked twice and nothing is lost.
 
-    answers/000012.jsonl        the journal of chunk 12: a line before each request, a line for what it took, a line for each answer
-    traces/part-000012.parquet  the traces of chunk 12, written whole when its last pair is done
+    answers/000012.jsonl    the journal of chunk 12: a line before each request, a line for what it took, a line for each answer
 
 An answer's key is a hash over step, prompt, teacher and draw; its line names the pair. Lines go to the system at once: a
 killed process loses what was in flight and no more, and what was in flight stays counted against the budget.
@@ -11,21 +10,13 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from lore.data.pair import Pair
-from lore.data_synth.synthesis.trace import TRACE_SCHEMA, Reply, Trace
-from lore.support.atomic_files import written_whole
+from lore.data_synth.synthesis.trace import Reply
 from lore.support.errors import LoreError
 
-STAMP = b"lore.synthesis"
 MAX_SHARED = 200_000  # about as many KiB
-BATCH_ROWS = 256
 
 
 @dataclass
@@ -201,59 +192,3 @@ class Earlier:
         with open(place[0], "rb") as file:
             file.seek(place[1])
             return Reply(**json.loads(file.readline().decode(errors="surrogatepass"))["reply"])
-
-
-def chunked(pairs: Iterator[Pair], size: int) -> Iterator[tuple[int, list[Pair]]]:
-    """Numbered chunks, the same at every start."""
-    number = 0
-    while chunk := list(islice(pairs, size)):
-        yield number, chunk
-        number += 1
-
-
-def part_path(folder: Path, chunk: int) -> Path:
-    return folder / f"part-{chunk:06d}.parquet"
-
-
-def part_is_current(path: Path, stamp: str) -> bool:
-    """Whether a part is there and was made by the same prompts, checks and pairs."""
-    if not path.is_file():
-        return False
-    return (pq.read_schema(path).metadata or {}).get(STAMP) == stamp.encode()
-
-
-def write_part(path: Path, traces: list[Trace], stamp: str) -> None:
-    """All traces of a chunk in the order of their pairs, or nothing."""
-    schema = TRACE_SCHEMA.with_metadata({STAMP: stamp.encode()})
-    table = pa.Table.from_pylist([trace.row() for trace in traces], schema=schema)
-    with written_whole(path) as file:
-        pq.write_table(table, file, compression="zstd")
-
-
-def read_part(path: Path) -> Iterator[Trace]:
-    """The traces of a part, a batch in memory at a time. Raises LoreError for one that cannot be read."""
-    for batch in part_batches(path, TRACE_SCHEMA.names):
-        for row in batch.to_pylist():
-            yield Trace.of_row(row)
-
-
-def part_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of a part. Raises LoreError for one that cannot be read, or of another version."""
-    try:
-        with pq.ParquetFile(path) as file:
-            missing = [name for name in columns if name not in file.schema_arrow.names]
-            if missing:
-                raise LoreError(
-                    f"{path} has no column {', '.join(missing)}, so it holds no traces of this version. Run its recipe again: "
-                    "what was answered is not asked twice."
-                )
-            yield from file.iter_batches(BATCH_ROWS, columns=columns)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise LoreError(
-            f"{path} cannot be read ({error}). Delete it and run the recipe again: answers are not asked twice."
-        ) from error
-
-
-def trace_parts(run: Path) -> list[Path]:
-    """The parts of a run in the order of its pairs."""
-    return sorted((run / "traces").glob("part-*.parquet"))

@@ -13,11 +13,11 @@ from lore.data.section import labelled
 from lore.data_synth.synthesis.budget import Budget
 from lore.data_synth.synthesis.config import SynthesizeRecipe, TeacherSection
 from lore.data_synth.synthesis.dataset_card import card_text
-from lore.data_synth.synthesis.journal import chunked, part_is_current, part_path, read_part, trace_parts
 from lore.data_synth.synthesis.summary import Counts
 from lore.data_synth.synthesis.tasks import task_file
 from lore.data_synth.synthesis.teacher_prompts import Prompts
-from lore.data_synth.synthesis.trace import Trace
+from lore.data_synth.synthesis.trace import Trace, read_traces, trace_store
+from lore.judge.chunk_store import in_chunks
 from lore.rubric.rubric import Rubric, rubric_metadata
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
@@ -31,18 +31,17 @@ def write_set(
 ) -> Counts:
     """The accepted pairs, split by split, the steps that are tasks, and the card."""
     out, counts = folder / "pairs", Counts(recipe.seed)
-    parts = {part.name: part for part in trace_parts(folder.path) if part_is_current(part, stamp)}
+    store = trace_store(folder.path, stamp)
     prompts = Prompts(rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels)
     writers: dict[str, PairWriter] = {}
     with ExitStack() as files:
         tasks = [files.enter_context(task_file(folder / "tasks", step, prompts)) for step in dict.fromkeys(recipe.tasks)]
-        for number, pairs in chunked(labelled(recipe.data, path), recipe.chunk_pairs):
-            part = parts.get(part_path(folder / "traces", number).name)
-            if part is None:
+        for number, pairs in enumerate(in_chunks(labelled(recipe.data, path), recipe.chunk_pairs)):
+            if not store.is_current(number):
                 if complete:
                     raise LoreError(f"{folder.path} has no traces of its chunk {number}: run it again, and it goes on from there.")
                 continue
-            for pair, trace in zip(pairs, read_part(part), strict=True):
+            for pair, trace in zip(pairs, read_traces(store, number), strict=True):
                 counts.add(trace)
                 kept = explained(pair, trace, recipe)
                 if kept is None:

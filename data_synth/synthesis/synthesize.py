@@ -21,16 +21,17 @@ from lore.data.section import labelled, materialise
 from lore.data_synth.synthesis.budget import Budget, BudgetReached, Spent
 from lore.data_synth.synthesis.config import SynthesizeRecipe
 from lore.data_synth.synthesis.facts import open_facts
-from lore.data_synth.synthesis.journal import Earlier, Journal, Shared, chunked, part_is_current, part_path, totals, write_part
+from lore.data_synth.synthesis.journal import Earlier, Journal, Shared, totals
 from lore.data_synth.synthesis.open_teachers import open_teachers
 from lore.data_synth.synthesis.output import write_set
 from lore.data_synth.synthesis.progressive import Synthesis
 from lore.data_synth.synthesis.summary import Counts, percent
 from lore.data_synth.synthesis.teacher_prompts import Prompts, prompt_texts_hash
 from lore.data_synth.synthesis.teachers import Work
-from lore.data_synth.synthesis.trace import Trace
+from lore.data_synth.synthesis.trace import Trace, trace_store
 from lore.data_synth.synthesis.verify import Verifier
 from lore.engines.engine import EndpointFailed
+from lore.judge.chunk_store import in_chunks
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
@@ -126,7 +127,7 @@ class Pipeline:
         stamp: str,
     ):
         self.recipe, self.folder, self.path, self.synthesis = recipe, folder, path, synthesis
-        self.budget, self.earlier, self.shared, self.stamp = budget, earlier, shared, stamp
+        self.budget, self.earlier, self.shared, self.store = budget, earlier, shared, trace_store(folder.path, stamp)
         self.window = asyncio.Semaphore(pairs_at_once(recipe))
         self.stop: Exception | None = None
         self.done = self.accepted = self.unanswered = 0
@@ -137,12 +138,11 @@ class Pipeline:
         ticker = asyncio.create_task(self._tick())
         chunks: list[asyncio.Task] = []
         try:
-            for number, pairs in chunked(labelled(self.recipe.data, self.path), self.recipe.chunk_pairs):
-                out = part_path(self.folder / "traces", number)
-                if part_is_current(out, self.stamp):
+            for number, pairs in enumerate(in_chunks(labelled(self.recipe.data, self.path), self.recipe.chunk_pairs)):
+                if self.store.is_current(number):
                     self.done += len(pairs)
                     continue
-                out.unlink(missing_ok=True)  # of other prompts: its answers are in the journal
+                self.store.path(number).unlink(missing_ok=True)  # of other prompts: its answers are in the journal
                 work = Work(Journal(self.folder / "answers" / f"{number:06d}.jsonl"), self.budget, self.earlier, self.shared)
                 tasks = []
                 for pair in pairs:
@@ -152,7 +152,7 @@ class Pipeline:
                         break
                     tasks.append(asyncio.create_task(self._pair(pair, work)))
                 chunks = [task for task in chunks if not task.done()]
-                chunks.append(asyncio.create_task(self._chunk(tasks, len(pairs), work, out)))
+                chunks.append(asyncio.create_task(self._chunk(tasks, len(pairs), work, number)))
                 if self.stop is not None:
                     break
             await asyncio.gather(*chunks)
@@ -188,12 +188,12 @@ class Pipeline:
         if self.stop is None or isinstance(self.stop, BudgetReached):
             self.stop = error
 
-    async def _chunk(self, tasks: list[asyncio.Task], expected: int, work: Work, out: Path) -> None:
+    async def _chunk(self, tasks: list[asyncio.Task], expected: int, work: Work, number: int) -> None:
         traces = await asyncio.gather(*tasks)
         try:
             work.journal.close()
             if len(traces) == expected and all(trace is not None for trace in traces):
-                await asyncio.to_thread(write_part, out, traces, self.stamp)  # the first one imports pandas
+                await asyncio.to_thread(self.store.write, number, [trace.row() for trace in traces])  # the first one imports pandas
         except Exception as error:  # a chunk without its file must not pass for a finished one
             self._halt(error)
 

@@ -5,12 +5,15 @@ the rule book makes of it). Merged they are the demands of a Pair, and the codec
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from lore.data.pair import PAIR_SCHEMA
+from lore.judge.chunk_store import ChunkStore
 from lore.rubric.demand import Demand
 
 STEPS = ("knowledge", "caption", "multimodal", "rules", "critic")
@@ -192,6 +195,21 @@ TRACE_SCHEMA = pa.schema(
         ("replies", _struct(**_REPLY)),
     ]
 )
+
+
+def trace_store(run: Path, stamp: str | None = None) -> ChunkStore:
+    """The traces of a run: a part for each chunk of pairs, written whole when its last pair is done. stamp: of the prompts,
+    checks and pairs that a part has to be made by; None: parts are read whatever made them.
+    """
+    repair = "run the recipe again: answers are not asked twice"
+    return ChunkStore(run / "traces", TRACE_SCHEMA, stamp, holds="traces", repair=repair)
+
+
+def read_traces(store: ChunkStore, number: int) -> Iterator[Trace]:
+    """The traces of a part in the order of their pairs, a batch in memory at a time."""
+    for batch in store.batches(number, TRACE_SCHEMA.names):
+        for row in batch.to_pylist():
+            yield Trace.of_row(row)
 
 
 class Unreadable(ValueError):

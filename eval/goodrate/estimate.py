@@ -20,14 +20,12 @@ import numpy as np
 from scipy.stats import t as student
 
 from lore.data.rejected_rows import Rejection
-from lore.data.tables.any_table import table_records
 from lore.eval.goodrate.log import Shown, read_log
 from lore.eval.goodrate.rated_sample import Rated, nothing_rated, read_rated
 from lore.eval.measures.ppi import Parts, Powered, Target, parts, solve
-from lore.judge.verdicts import read_predictions
+from lore.judge.foreign_predictions import prediction_rows, read_predictions
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.support.errors import LoreError
-from lore.support.progress import track
 
 FEW_CLUSTERS = 30
 UNLIKELY = 0.001
@@ -123,9 +121,9 @@ def read_judged(path: Path, rubric: Rubric, log: Shown, judge: str | None = None
     """The judge's value of every row [N], its format failures among the shown pairs, and its verdicts on pairs not shown."""
     shown = list(dict.fromkeys(log.pair_ids))
     judges: dict[str, set[str]] = {}
-    for record in track(table_records(path, ["pair_id", "tier"], ["judge"]), "reading the verdicts"):
-        if not isinstance(record, Rejection):  # read_predictions refuses the file for it
-            judges.setdefault(str(record[1].get("judge") or ""), set()).add(str(record[1].get("pair_id")))
+    rows = prediction_rows(path, "--verdicts")
+    for row in rows:
+        judges.setdefault(str(row.get("judge") or ""), set()).add(row["pair_id"])
     if judge is None and len(judges) > 1:
         raise LoreError(
             f"{path} holds the verdicts of {len(judges)} judges, and one is wanted. Choose it with --judge: "
@@ -138,7 +136,7 @@ def read_judged(path: Path, rubric: Rubric, log: Shown, judge: str | None = None
         )
     known = judges.get(judge, set()) if judge is not None else set().union(*judges.values())
     foreign = known - set(shown)
-    verdicts = read_predictions(path, rubric, shown, foreign, judge)
+    verdicts = read_predictions(path, rubric, shown, foreign, judge, rows=rows)
     mask = np.asarray(rubric.relevant_mask)
     value = {}
     for pair_id in shown:

@@ -19,10 +19,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from lore.eval.measures.ranking import ndcg_by_query
+from lore.judge.confusion import NO_VERDICT, confusion_matrix, macro_f1, tier_f1
 from lore.rubric.cost_matrix import cost_matrix
 from lore.support.errors import LoreError
 
-NO_VERDICT = -1
 CALIBRATION_BINS = 15
 
 
@@ -84,9 +84,7 @@ def count(
         cell = owner * CALIBRATION_BINS + bin_of(confidences)
         return summed(cell, weights * (confidences - (gold == predicted)), CALIBRATION_BINS)
 
-    column = np.where(predicted == NO_VERDICT, tiers, predicted)
-    cell = (groups * tiers + gold) * (tiers + 1) + column
-    confusion = np.bincount(cell, weights, n_groups * tiers * (tiers + 1)).reshape(n_groups, tiers, tiers + 1)
+    confusion = confusion_matrix(gold, predicted, tiers, weights, groups)
     squared = gain = None
     if probabilities is not None:
         squared = summed(owner, weights * squared_error(probabilities, gold, predicted))
@@ -182,9 +180,8 @@ def measure(
         hits = np.diagonal(answered, axis1=-2, axis2=-1)
 
         values = {"acc_2": (answered * same_side).sum(axis=(-2, -1)) / weight, "acc_k": hits.sum(axis=-1) / weight}
-        f1 = 2 * hits / (confusion.sum(axis=-1) + answered.sum(axis=-2))
-        present = ~np.isnan(f1)
-        values["macro_f1"] = np.where(present, f1, 0.0).sum(axis=-1) / present.sum(axis=-1)
+        f1 = tier_f1(confusion)
+        values["macro_f1"] = macro_f1(confusion)
         values["micro_f1"] = 2 * hits.sum(axis=-1) / (weight + answered.sum(axis=(-2, -1)))
         values |= {f"f1_{tier}": f1[..., index] for index, tier in enumerate(tier_ids)}
         values["qwk"] = quadratic_kappa(confusion)

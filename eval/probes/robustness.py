@@ -22,7 +22,7 @@ from lore.eval.measures.results import Flip
 from lore.eval.sections import RobustnessSection
 from lore.eval.testset import Labelled, whole_queries
 from lore.judge.resumable import Asker
-from lore.judge.verdicts import Verdict
+from lore.judge.verdict import Verdict
 from lore.rubric.rubric import Rubric
 from lore.support.console import with_room
 from lore.support.errors import LoreError

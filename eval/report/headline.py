@@ -11,7 +11,7 @@ import numpy as np
 from lore.eval.measures.bootstrap import Estimate, mean_estimate
 from lore.eval.scorecard import Answers, Scorecard
 from lore.eval.testset import EvalData
-from lore.judge.verdicts import Verdict
+from lore.judge.verdict import Verdict
 
 BASELINES = ("majority", "lexical")
 

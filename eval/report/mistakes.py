@@ -13,7 +13,7 @@ from lore.data.pair import Pair
 from lore.eval.measures.metrics import NO_VERDICT
 from lore.eval.scorecard import Answers
 from lore.eval.testset import EvalData, Labelled, read_chosen
-from lore.judge.verdicts import Verdict
+from lore.judge.verdict import Verdict
 from lore.rubric.rubric import Rubric
 
 MAX_CHARS = {

@@ -31,7 +31,7 @@ from lore.eval.report.tables import (
 from lore.eval.scorecard import Scorecard
 from lore.eval.sections import MetricsSection, ReportSection
 from lore.eval.testset import EvalData
-from lore.judge.verdicts import Verdict
+from lore.judge.verdict import Verdict
 from lore.support.html import page_style, page_template
 from lore.support.svg_plots import TEXT_MARKS
 

@@ -15,8 +15,8 @@ from lore.eval.report.console import column_titles, print_samples, print_slices,
 from lore.eval.report.report import write_report
 from lore.eval.scorecard import Scorecard
 from lore.eval.testset import EvalData, Labelled
-from lore.judge.answer_store import write_table
-from lore.judge.verdicts import Verdict, to_row, verdict_fields
+from lore.judge.chunk_store import write_table
+from lore.judge.verdict import Verdict, to_row, verdict_schema
 from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
@@ -105,14 +105,17 @@ def write_predictions(path: Path, verdicts: dict[str, dict[str, Verdict]], test:
                 "slices": test.slices[index],
             }
             rows.append(about | to_row(answered[pair_id], rubric.tier_ids))
-    own = [
-        ("judge", pa.string()),
-        ("pair_id", pa.string()),
-        ("query", pa.string()),
-        ("label", pa.string()),
-        ("slices", pa.list_(pa.string())),
-    ]
-    write_table(path, rows, own + [entry for entry in verdict_fields(rubric.tier_ids) if entry[0] != "pair_id"])
+    own = pa.schema(
+        [
+            ("judge", pa.string()),
+            ("pair_id", pa.string()),
+            ("query", pa.string()),
+            ("label", pa.string()),
+            ("slices", pa.list_(pa.string())),
+        ]
+    )
+    said = [column for column in verdict_schema(rubric.tier_ids) if column.name not in own.names]
+    write_table(path, rows, pa.schema([*own, *said]))
 
 
 def data_facts(data: EvalData, folder: RunFolder) -> dict:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from lore.data_synth.synthesis.trace import Trace
+    from lore.judge.chunk_store import ChunkStore
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,13 +57,13 @@ def show(
     """Shows traces one by one, with demands, verdict, checks, facts and attempts."""
     if rejected and accepted:
         raise LoreError("--rejected and --accepted leave nothing to show: give one of them.")
-    parts = _parts(run)
+    store = _store(run)
     for option, wanted, column in (("--check", check, "checks"), ("--slice", slice, "slices"), ("--tier", tier, "label")):
         if wanted is not None:
-            _need(option, wanted, column, parts)
+            _need(option, wanted, column, store)
     found = (
         trace
-        for trace in _traces(parts)
+        for trace in _traces(store)
         if not (rejected and trace.accepted or accepted and not trace.accepted)
         and (check is None or check in trace.failed)
         and (slice is None or slice in trace.slices)
@@ -92,7 +93,7 @@ def summary(
     from lore.data_synth.synthesis.summary import Counts, tables
 
     counts = Counts()
-    for trace in _traces(_parts(run)):
+    for trace in _traces(_store(run)):
         counts.add(trace)
     if as_json:
         print(json.dumps(json.loads(counts.to_json())))
@@ -109,11 +110,12 @@ def summary(
             console.print(shown)
 
 
-def _parts(run: Path) -> list[Path]:
-    from lore.data_synth.synthesis.journal import trace_parts
+def _store(run: Path) -> ChunkStore:
+    from lore.data_synth.synthesis.trace import trace_store
 
-    if parts := trace_parts(run):
-        return parts
+    store = trace_store(run)
+    if store.numbers():
+        return store
     if not run.is_dir():
         raise LoreError(f"There is no run folder {run}. Name the folder of a run of stage synthesize, such as runs/NAME.")
     raise LoreError(
@@ -122,22 +124,21 @@ def _parts(run: Path) -> list[Path]:
     )
 
 
-def _traces(parts: list[Path]) -> Iterator[Trace]:
+def _traces(store: ChunkStore) -> Iterator[Trace]:
     """All traces in the order of their pairs, a batch in memory at a time."""
-    from lore.data_synth.synthesis.journal import read_part
+    from lore.data_synth.synthesis.trace import read_traces
 
-    for part in parts:
-        yield from read_part(part)
+    for number in store.numbers():
+        yield from read_traces(store, number)
 
 
-def _need(option: str, wanted: str, column: str, parts: list[Path]) -> None:
+def _need(option: str, wanted: str, column: str, store: ChunkStore) -> None:
     """Raises LoreError with the nearest name where no trace has this one."""
     from lore.data.tables.text_tables import nearest
-    from lore.data_synth.synthesis.journal import part_batches
 
     known = {"unreadable": None} if column == "checks" else {}
-    for part in parts:
-        for batch in part_batches(part, [column]):
+    for number in store.numbers():
+        for batch in store.batches(number, [column]):
             values = batch.column(column)
             if column != "label":
                 values = values.flatten()

@@ -1,1 +1,1 @@
-"""Asking a judge about pairs: the verdict row, the answer store, resuming, the judge's card."""
+"""Asking a judge about pairs: the verdict row, the chunk store, resuming, the judge's card."""

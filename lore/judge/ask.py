@@ -1,29 +1,28 @@
-"""Asks a judge about pairs and reads its verdicts.
+"""Asks a judge about pairs and reads its verdicts, chunk by chunk. `lore.judge.resumable` saves them on the way.
 
 - reason_first: write the answer, read it strictly, then score the tiers right behind the reason that was written.
 - answer_only, answer_first: score the tiers at once; nothing is decoded. answer_first with `explain` writes the whole
   answer too.
 - without scores (endpoints that have none): write the answer in every order; there are no probabilities.
 
-Verdicts are saved every `chunk_pairs` pairs; a killed run goes on with the pairs that have none. Within a chunk the engine
-gets the prompts of one query together, so that one with a prefix cache reads what they share once.
+Within a chunk the engine gets the prompts of one query together, so that one with a prefix cache reads what they share once.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from lore.codec.judgement import FormatFailure, parse
 from lore.codec.prompt import PromptFormat, render
 from lore.codec.verdict_tokens import verdict_tokens, with_verdict_prefix
 from lore.data.pair import Pair
 from lore.engines.chat import photo_of
 from lore.engines.engine import Engine, RequestRefused, Sampling
-from lore.judge.answer_store import Samples, SampleShards, Shards
-from lore.judge.verdicts import Verdict
+from lore.judge.answer import read_answer
+from lore.judge.chunk_store import in_chunks
+from lore.judge.verdict import Verdict
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
@@ -42,14 +41,24 @@ def predict(
     explain: bool = False,
     scores: bool = True,
     facts: FactsOf | None = None,
+    judge_id: str | None = None,
+    timed: bool = False,
 ) -> Iterator[list[Verdict]]:
-    """Verdicts in chunks, in the order of the pairs. facts: texts shown as facts with a pair.
+    """Verdicts in chunks, in the order of the pairs.
+
+    facts: texts shown as facts with a pair; judge_id: noted in every verdict; timed: so is the chunk's wall time divided by its
+    pairs, which differs from run to run.
 
     A pair whose query alone is too long for the prompt is a format failure `prompt_too_long`. Raises LoreError when not
     even a one-word query fits: then the recipe is wrong, not the pair.
     """
     for chunk, shown in _chunks(pairs, engine, rubric, fmt, chunk_pairs):
-        yield judge_chunk(chunk, engine, rubric, shown, sampling, explain=explain, scores=scores, facts=facts)
+        began = time.perf_counter()
+        verdicts = judge_chunk(chunk, engine, rubric, shown, sampling, explain=explain, scores=scores, facts=facts)
+        seconds = (time.perf_counter() - began) / len(chunk) if timed else None
+        for verdict in verdicts:
+            verdict.judge_id, verdict.seconds = judge_id, seconds
+        yield verdicts
 
 
 def _chunks(
@@ -58,8 +67,7 @@ def _chunks(
     if not getattr(engine, "takes_images", True):
         fmt = replace(fmt, photo=False)
     render(Pair(pair_id="-", query="a", title="a"), rubric, fmt, tokenizer=_renderer(engine))
-    remaining = iter(pairs)
-    while chunk := list(islice(remaining, size)):
+    for chunk in in_chunks(pairs, size):
         yield chunk, fmt
 
 
@@ -115,12 +123,13 @@ def write_answers(
 ) -> None:
     """Generates every answer and fills in what it says."""
     for verdict, completions in zip(verdicts, engine.generate(prompts, sampling), strict=True):
-        answer = completions[0]
-        verdict.text = answer.text
-        judgement = parse(answer.text, rubric, fmt)
-        if isinstance(judgement, FormatFailure):
-            verdict.failure = FINISHED_BADLY.get(answer.finish_reason, judgement.reason)
+        completion = completions[0]
+        answer = read_answer(completion, rubric, fmt)
+        verdict.text, verdict.tokens = answer.text, answer.tokens
+        if answer.failure is not None:
+            verdict.failure = FINISHED_BADLY.get(completion.finish_reason, answer.failure)
             continue
+        judgement = answer.judgement
         verdict.tier, verdict.rationale = judgement.tier, judgement.rationale
         verdict.mismatch, verdict.rules = judgement.mismatch, judgement.rules
 
@@ -165,15 +174,7 @@ def score_answers(
             verdict.tier = rubric.tier_ids[int(row.argmax())]
 
 
-def predict_saved(shards: Shards, *arguments: Any, **options: Any) -> Iterator[Verdict]:
-    """`predict`, each chunk saved before its verdicts are handed on."""
-    for verdicts in predict(*arguments, **options):
-        shards.add(verdicts)
-        yield from verdicts
-
-
-def sample_saved(
-    shards: SampleShards,
+def sample(
     pairs: Iterable[Pair],
     engine: Engine,
     rubric: Rubric,
@@ -183,8 +184,8 @@ def sample_saved(
     chunk_pairs: int = 256,
     explain: bool = False,
     scores: bool = True,
-) -> Iterator[Samples]:
-    """`sampling.n` answers to each pair, each chunk saved before it is handed on. Where the verdict comes first it alone is
+) -> Iterator[list[tuple[str, list[str | None]]]]:
+    """(pair_id, `sampling.n` tiers, None for a format failure) of each pair, in chunks. Where the verdict comes first it alone is
     sampled, from the tier probabilities at that temperature: nothing is decoded.
     """
     for chunk, shown in _chunks(pairs, engine, rubric, fmt, chunk_pairs):
@@ -194,8 +195,7 @@ def sample_saved(
             pass
         elif shown.order == "reason_first" or explain or not scores:
             for verdict, completions in zip(asked, engine.generate(prompts, sampling), strict=True):
-                read = [parse(completion.text, rubric, shown) for completion in completions]
-                drawn[verdict.pair_id] = [None if isinstance(answer, FormatFailure) else answer.tier for answer in read]
+                drawn[verdict.pair_id] = [read_answer(completion, rubric, shown).tier for completion in completions]
         else:
             score_answers(prompts, asked, engine, rubric, shown, decide=True)
             for verdict in asked:
@@ -203,6 +203,4 @@ def sample_saved(
                 powers = np.asarray(verdict.probabilities) ** (1 / sampling.temperature)
                 picks = rng.choice(len(powers), size=sampling.n, p=powers / powers.sum())
                 drawn[verdict.pair_id] = [rubric.tier_ids[pick] for pick in picks]
-        rows = [Samples(verdict.pair_id, drawn.get(verdict.pair_id, [None] * sampling.n)) for verdict in verdicts]
-        shards.add(rows)
-        yield from rows
+        yield [(verdict.pair_id, drawn.get(verdict.pair_id, [None] * sampling.n)) for verdict in verdicts]

@@ -31,6 +31,12 @@ def judge_card(recipe: Any, renderer: str, rubric: str, template: str) -> dict[s
     }
 
 
+def judge_id(weights: str, rubric: str, renderer: str) -> str:
+    """Identifies a judge as it is asked, in every Verdict. weights: fingerprint of weights and adapter, or the name of its model
+    at a server; rubric, renderer: their hashes."""
+    return f"{weights}:{rubric}:{renderer}"
+
+
 def _base_fingerprint(name: str) -> str | None:
     return model_fingerprint(name) if Path(name).is_dir() else None
 

@@ -1,26 +1,33 @@
 """Asks one judge as often as a measurement needs: the tested pairs, changed pairs, changed prompts, several samples.
 
-Every set of questions has a tag, and answers are kept under it, so that a killed run asks nothing twice. The engine is
-opened when the first question is really asked.
+Every set of questions has a tag, and its answers are saved under it chunk by chunk, so that a killed run asks nothing twice. The
+engine is opened when the first question is really asked.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
 from lore.engines.engine import Engine, Sampling
-from lore.judge.answer_store import SampleShards, Shards
-from lore.judge.ask import predict_saved, sample_saved
-from lore.judge.verdicts import Verdict
+from lore.judge.ask import FactsOf, predict, sample
+from lore.judge.card import judge_id
+from lore.judge.chunk_store import ChunkStore
+from lore.judge.verdict import Verdict, from_row, to_row, verdict_schema
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 from lore.support.progress import track
 
 Verdicts = dict[str, Verdict]
+Samples = dict[str, list[str | None]]
+"""Sampled tiers by pair_id, None for a format failure."""
+SAMPLES_SCHEMA = pa.schema([("pair_id", pa.string()), ("tiers", pa.list_(pa.string()))])
 
 
 @dataclass
@@ -38,6 +45,8 @@ class Asker:
     explain: bool = False
     scores: bool = True
     """Whether tier probabilities are read; without them every verdict is written."""
+    weights: str | None = None
+    """See `lore.judge.card.judge_id`; None: verdicts carry no judge_id, and saved answers are taken whichever judge gave them."""
     asked: int = field(default=0, init=False)
     """Questions put in this process, answered ones of earlier starts not among them."""
 
@@ -48,49 +57,86 @@ class Asker:
         *,
         total: int | None = None,
         known: Iterable[str] | None = None,
-        **changed: Any,
+        rubric: Rubric | None = None,
+        fmt: PromptFormat | None = None,
+        facts: FactsOf | None = None,
     ) -> Verdicts:
         """A verdict for each pair, by pair_id.
 
         pairs: streamed once; those answered earlier under this tag are passed over. known: the ids of the pairs, where
-        they need not be read when all of them have an answer. changed: `fmt`, `rubric` or `facts` (pair -> texts shown
-        as facts) for these questions alone.
+        they need not be read when all of them have an answer. rubric, fmt, facts (pair -> texts shown as facts): for these
+        questions alone.
         """
-        return self._answers(Shards(self.folder / tag, self.rubric.tier_ids), predict_saved, tag, pairs, total, known, changed)
+        rubric, fmt = rubric or self.rubric, fmt or self.fmt
+        judge, tier_ids = self._id(rubric, fmt), self.rubric.tier_ids
+        store = ChunkStore(self.folder / tag, verdict_schema(tier_ids), judge, "verdicts")
+        verdicts = {row["pair_id"]: from_row(row, tier_ids) for row in store.rows()}
+        if known is not None and all(pair_id in verdicts for pair_id in known):
+            return verdicts
+        missing = _unless_empty(pair for pair in pairs if pair.pair_id not in verdicts)
+        if missing is None:
+            return verdicts
+        chunks = predict(
+            missing,
+            self.open_engine(),
+            rubric,
+            fmt,
+            self.sampling,
+            chunk_pairs=self.chunk_pairs,
+            explain=self.explain,
+            scores=self.scores,
+            facts=facts,
+            judge_id=judge,
+        )
+        saved = _saved(chunks, store, lambda verdict: to_row(verdict, tier_ids))
+        for verdict in self._tracked(saved, tag, total, len(verdicts)):
+            verdicts[verdict.pair_id] = verdict
+        return verdicts
 
     def samples(
         self, tag: str, pairs: Iterable[Pair], n: int, *, temperature: float, seed: int, total: int | None = None
-    ) -> dict[str, list[str | None]]:
-        """`n` sampled tiers for each pair, None for a format failure, by pair_id."""
-        sampling = Sampling(temperature, max_tokens=self.sampling.max_tokens, n=n, seed=seed)
-        rows = self._answers(
-            SampleShards(self.folder / tag), sample_saved, tag, pairs, total, None, {"sampling": sampling}
-        )
-        if wrong := [pair_id for pair_id, row in rows.items() if len(row.tiers) != n]:
+    ) -> Samples:
+        """`n` sampled tiers for each pair."""
+        store = ChunkStore(self.folder / tag, SAMPLES_SCHEMA, self._id(self.rubric, self.fmt), "samples")
+        drawn = {row["pair_id"]: row["tiers"] for row in store.rows()}
+        missing = _unless_empty(pair for pair in pairs if pair.pair_id not in drawn)
+        if missing is not None:
+            chunks = sample(
+                missing,
+                self.open_engine(),
+                self.rubric,
+                self.fmt,
+                Sampling(temperature, max_tokens=self.sampling.max_tokens, n=n, seed=seed),
+                chunk_pairs=self.chunk_pairs,
+                explain=self.explain,
+                scores=self.scores,
+            )
+            saved = _saved(chunks, store, lambda one: {"pair_id": one[0], "tiers": one[1]})
+            drawn |= self._tracked(saved, tag, total, len(drawn))
+        if wrong := [pair_id for pair_id, tiers in drawn.items() if len(tiers) != n]:
             raise LoreError(
-                f"{self.folder / tag} holds {len(rows[wrong[0]].tiers)} samples of pair {wrong[0]}, and {n} are wanted. "
+                f"{self.folder / tag} holds {len(drawn[wrong[0]])} samples of pair {wrong[0]}, and {n} are wanted. "
                 "Delete the folder, or set sampling.samples back."
             )
-        return {pair_id: row.tiers for pair_id, row in rows.items()}
+        return drawn
 
-    def _answers(self, shards, asking, tag, pairs, total, known, changed) -> dict[str, Any]:
-        answers = shards.read()
-        if known is not None and all(pair_id in answers for pair_id in known):
-            return answers
-        options = {
-            "rubric": self.rubric,
-            "fmt": self.fmt,
-            "sampling": self.sampling,
-            "chunk_pairs": self.chunk_pairs,
-            "explain": self.explain,
-            "scores": self.scores,
-        } | changed
-        missing = (pair for pair in pairs if pair.pair_id not in answers)
-        first = next(missing, None)
-        if first is None:
-            return answers
-        found = asking(shards, chain((first,), missing), self.open_engine(), **options)
-        for answer in track(found, f"{self.name}: {tag}", total=None if total is None else total - len(answers)):
-            answers[answer.pair_id] = answer
+    def _id(self, rubric: Rubric, fmt: PromptFormat) -> str | None:
+        return None if self.weights is None else judge_id(self.weights, rubric.hash, renderer_hash(rubric, fmt))
+
+    def _tracked(self, answers: Iterator[Any], tag: str, total: int | None, known: int) -> Iterator[Any]:
+        for answer in track(answers, f"{self.name}: {tag}", total=None if total is None else total - known):
             self.asked += 1
-        return answers
+            yield answer
+
+
+def _unless_empty(pairs: Iterator[Pair]) -> Iterator[Pair] | None:
+    """The pairs, or None where there is none."""
+    first = next(pairs, None)
+    return None if first is None else chain((first,), pairs)
+
+
+def _saved(chunks: Iterable[list[Any]], store: ChunkStore, row_of: Callable[[Any], dict[str, Any]]) -> Iterator[Any]:
+    """The answers one by one, each chunk saved before its answers are handed on."""
+    for answers in chunks:
+        store.append(map(row_of, answers))
+        yield from answers

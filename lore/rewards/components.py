@@ -14,16 +14,17 @@ None hangs on the pair and the answer order wherever that is possible, so that n
 format failure is judged by every part that could have judged an answer, and gets its least. All but the verdict lie in [0, 1].
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from lore.codec.grounding import citable, leaks, why_ungrounded
-from lore.codec.judgement import FormatFailure, Judgement
+from lore.codec.judgement import FormatFailure
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
+from lore.judge.answer import Answer
 from lore.rewards.config import RewardsSection
 from lore.rubric.cost_matrix import cost_matrix
 from lore.rubric.demand import Demand, read_demands
@@ -34,17 +35,6 @@ from lore.support.text import normalise
 NO_VERDICT = -1.0
 TEXTS = ("title", "attributes", "description")
 MAX_DEMANDS = 64  # of one rationale; further ones count as wrong
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One completion. tokens: its length; truncated: it was cut at the limit; probabilities [K]: of the tiers at the verdict."""
-
-    text: str
-    tokens: int
-    truncated: bool
-    judgement: Judgement | FormatFailure
-    probabilities: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)

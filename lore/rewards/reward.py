@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lore.codec.judgement import Judgement, parse
+from lore.codec.judgement import parse
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
-from lore.rewards.components import PARTS, Answer, View
+from lore.judge.answer import Answer
+from lore.rewards.components import PARTS, View
 from lore.rewards.config import RewardsSection
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
@@ -67,7 +68,7 @@ class Rewards:
         """[N] bool: the verdict equals the label."""
         _same_length(answers, pairs)
         both = zip(answers, pairs, strict=True)
-        return np.array([isinstance(a.judgement, Judgement) and a.judgement.tier == pair.label for a, pair in both], dtype=bool)
+        return np.array([a.tier is not None and a.tier == pair.label for a, pair in both], dtype=bool)
 
 
 def _same_length(answers: Sequence[Answer], pairs: Sequence[Pair]) -> None:

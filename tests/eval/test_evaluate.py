@@ -12,7 +12,6 @@ from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
 from lore.eval.config import EvaluateRecipe
 from lore.eval.testset import load_split, whole_queries
-from lore.judge.verdicts import read_predictions
 from lore.rubric.rubric import load_rubric
 from lore.run.runner import run_recipe
 from lore.support.errors import LoreError
@@ -168,73 +167,6 @@ def test_a_prior_gives_a_second_table_and_unknown_names_are_refused(shop, write_
         run_recipe(write_recipe("bad.yaml", recipe_text(shop, run="bad", metrics={"prior": {"L9": 1}}), plain=True))
     with pytest.raises(LoreError, match="slices names 'hart'.*hard"):
         run_recipe(write_recipe("bad2.yaml", recipe_text(shop, run="bad2", slices=["hart"]), plain=True))
-
-
-def test_missing_doubled_and_foreign_ids_are_refused_with_the_ids(tmp_path):
-    file = tmp_path / "p.jsonl"
-    ids = ["a", "b", "c"]
-
-    def given(*pair_ids, **more):
-        file.write_text("".join(json.dumps({"pair_id": i, "tier": TIERS[0], **more}) + "\n" for i in pair_ids))
-        return read_predictions(file, RUBRIC, ids)
-
-    assert set(given("a", "b", "c")) == set(ids)
-    with pytest.raises(LoreError, match="1 pair id missing: c"):
-        given("a", "b")
-    with pytest.raises(LoreError, match="1 pair id given more than once: b"):
-        given("a", "b", "b", "c")
-    with pytest.raises(LoreError, match="2 pair ids no pair of this test: x, y"):
-        given("a", "b", "c", "x", "y")
-    with pytest.raises(LoreError, match="tier that the rubric does not have"):
-        given("a", "b", "c", tier="perfect?")
-    with pytest.raises(LoreError, match="no distribution: a, b, c"):
-        given("a", "b", "c", **{f"p_{tier}": 0.9 for tier in TIERS})
-    with pytest.raises(LoreError, match="missing .of the calibration split.: e"):
-        file.write_text("".join(json.dumps({"pair_id": i, "tier": TIERS[0]}) + "\n" for i in (*ids, "d")))
-        read_predictions(file, RUBRIC, ids, ["d", "e"])
-
-
-def test_unreadable_predictions_name_file_and_line(tmp_path):
-    file = tmp_path / "p.jsonl"
-    file.write_text('{"pair_id": "a", "tier": "1"}\n{broken\n')
-    with pytest.raises(LoreError, match="p.jsonl, line 2"):
-        read_predictions(file, RUBRIC, ["a"])
-    file.write_text('{"pair_id": "a"}\n')
-    with pytest.raises(LoreError, match="no column tier"):
-        read_predictions(file, RUBRIC, ["a"])
-    with pytest.raises(LoreError, match="does not exist"):
-        read_predictions(tmp_path / "none.csv", RUBRIC, ["a"])
-    table = tmp_path / "p.csv"
-    table.write_text("pair_id,tier," + ",".join(f"p_{t}" for t in TIERS) + f"\na,{TIERS[1]},0.1,0.7,0.2\nb,,,,\n")
-    verdicts = read_predictions(table, RUBRIC, ["a", "b"])
-    assert verdicts["a"].probabilities == [0.1, 0.7, 0.2] and verdicts["b"].tier is None
-
-
-def test_trouble_in_a_predictions_file_is_named_and_long_answers_are_read(tmp_path):
-    columns = [f"p_{tier}" for tier in TIERS]
-    file = tmp_path / "p.jsonl"
-    row = {"pair_id": "a", "tier": TIERS[0], "rationale": 5, "rules": "r1 r2"}
-    file.write_text(json.dumps(row))
-    verdict = read_predictions(file, RUBRIC, ["a"])["a"]
-    assert verdict.rationale == "5" and verdict.rules == ["r1", "r2"]
-    file.write_text(json.dumps(row | dict.fromkeys(columns, "0.3")))
-    with pytest.raises(LoreError, match="no distribution: a"):
-        read_predictions(file, RUBRIC, ["a"])
-    for names in (columns[:2], [name.upper() for name in columns]):
-        file.write_text(json.dumps(row | dict.fromkeys(names, 0.5)))
-        with pytest.raises(LoreError, match="has the columns p_|has the columns P_"):
-            read_predictions(file, RUBRIC, ["a"])
-    table = tmp_path / "p.csv"
-    table.write_text(f"pair_id,tier,text\na,{TIERS[0]},{'x' * 200_000}\n")
-    assert len(read_predictions(table, RUBRIC, ["a"])["a"].text) == 200_000
-    table.write_text("pair_id,tier\n")
-    with pytest.raises(LoreError, match="1 pair id missing: a"):
-        read_predictions(table, RUBRIC, ["a"])
-    table.write_text("pair_id,tier\n", encoding="utf-16")
-    (tmp_path / "p.parquet").write_bytes(b"")
-    for path in (table, tmp_path / "p.parquet"):
-        with pytest.raises(LoreError, match=f"{path.name} cannot be read"):
-            read_predictions(path, RUBRIC, ["a"])
 
 
 def test_limits_keep_whole_queries_and_depend_on_the_seed_alone():

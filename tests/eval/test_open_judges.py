@@ -72,6 +72,8 @@ def test_a_server_without_scores_is_judged_by_what_it_writes_outside_its_reasoni
     assert judge["metrics"]["ece"]["value"] is None and judge["failures"] == {}
     rows = pq.read_table(runs / "judged" / "predictions.parquet").to_pylist()
     assert all(row["tier"] == row["query"][-2:] and row["rationale"].startswith("L1 at first") for row in rows)
+    assert {row["judge_id"].split(":")[0] for row in rows} == {MODEL} and all(row["tokens"] > 0 for row in rows)
+    assert {(row["source"], row["seconds"]) for row in rows} == {("judge", None)}  # times would differ from run to run
 
 
 def test_no_verdict_and_a_refused_prompt_are_wrong_and_failures_never_dropped(tmp_path, runs, pairs):

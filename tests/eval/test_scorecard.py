@@ -14,7 +14,7 @@ from lore.eval.report.console import READABLE, best_value, print_table, shown_co
 from lore.eval.scorecard import score
 from lore.eval.sections import MetricsSection
 from lore.eval.testset import EvalData, Labelled
-from lore.judge.verdicts import Verdict
+from lore.judge.verdict import Verdict
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
 

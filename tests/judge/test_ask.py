@@ -13,8 +13,8 @@ from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
 from lore.engines.chat import photo_of
 from lore.engines.engine import Completion, Sampling
-from lore.judge.answer_store import Shards
-from lore.judge.ask import predict, predict_saved
+from lore.judge.ask import predict
+from lore.judge.resumable import Asker
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
 
@@ -118,11 +118,9 @@ def test_a_killed_run_goes_on_with_the_pairs_that_have_no_verdict(tmp_path):
     fmt, sampling = PromptFormat(detail="name"), Sampling()
 
     def go_on(engine):
-        shards = Shards(tmp_path / "judge", TIERS)
-        done = shards.read()
-        waiting = pairs(*(query for query in queries if query not in done))
-        list(predict_saved(shards, waiting, engine, RUBRIC, fmt, sampling, chunk_pairs=3))
-        return shards.read()
+        asker = Asker("judge", tmp_path, lambda: engine, RUBRIC, fmt, sampling, chunk_pairs=3)
+        asker.ask("judge", pairs(*queries))
+        return asker.ask("judge", [])
 
     first = ScriptedEngine(dies_after=7)
     with pytest.raises(KeyboardInterrupt):
@@ -172,3 +170,12 @@ def test_a_photo_is_shown_hidden_or_counted_as_unreadable(tmp_path):
 
     engine.takes_images = False  # a text model is asked without the photo
     assert next(predict([seen], engine, RUBRIC, fmt, Sampling()))[0].photo == "hidden"
+
+
+def test_verdicts_say_who_answered_and_with_how_many_tokens_and_seconds_only_on_request():
+    queries = ["L1 a", "L2 b"]
+    found = verdicts_of(ScriptedEngine(), queries, PromptFormat(detail="name"), judge_id="w:r:p")
+    assert all(v.judge_id == "w:r:p" and v.source == "judge" and v.tokens == len(v.text) for v in found.values())
+    assert all(verdict.seconds is None for verdict in found.values())
+    scored = verdicts_of(ScriptedEngine(), queries, PromptFormat(order="answer_only", detail="name"), timed=True)
+    assert all(v.tokens is None and v.judge_id is None and 0 < v.seconds < 60 for v in scored.values())

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 from test_ask import RUBRIC, TIERS, ScriptedEngine, pairs, query_of
 
+from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
 from lore.engines.engine import Completion, Sampling
 from lore.judge.resumable import Asker
@@ -76,3 +77,19 @@ def test_without_scores_nothing_is_scored(tmp_path):
     engine = ScriptedEngine()
     verdict = asker(tmp_path, engine, ANSWER_ONLY, scores=False).ask("test", pairs("L2 a"))["L2 a"]
     assert engine.scored == [] and engine.asked == ["L2 a"] and verdict.failure == "leading_text"
+
+
+def test_saved_answers_of_another_judge_or_to_other_prompts_are_refused(tmp_path):
+    engine = ScriptedEngine()
+    first = asker(tmp_path, engine, weights="aa")
+    verdict = first.ask("test", pairs("L1 a"))["L1 a"]
+    assert verdict.judge_id == f"aa:{RUBRIC.hash}:{renderer_hash(RUBRIC, REASON_FIRST)}"
+    assert asker(tmp_path, engine, weights="aa").ask("test", pairs("L1 a")) == {"L1 a": verdict}
+    changed = first.ask("tiers", pairs("L1 a"), fmt=ANSWER_ONLY)["L1 a"]
+    assert changed.judge_id == f"aa:{RUBRIC.hash}:{renderer_hash(RUBRIC, ANSWER_ONLY)}"
+    for other in (asker(tmp_path, engine, weights="bb"), asker(tmp_path, engine, ANSWER_ONLY, weights="aa")):
+        with pytest.raises(LoreError, match="part-000000.parquet was made with aa:.*its verdicts are of another judge"):
+            other.ask("test", pairs("L1 a"))
+    first.samples("samples", pairs("L1 a"), 1, temperature=1.0, seed=0)
+    with pytest.raises(LoreError, match="its samples are of another judge"):
+        asker(tmp_path, engine, weights="bb").samples("samples", pairs("L1 a"), 1, temperature=1.0, seed=0)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from lore.codec.judgement import Judgement, render_answer, render_demands
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
-from lore.rewards.components import NO_VERDICT, PARTS, Answer, View
+from lore.judge.answer import Answer
+from lore.rewards.components import NO_VERDICT, PARTS, View
 from lore.rewards.config import RewardsSection
 from lore.rewards.reward import Rewards
 from lore.rubric.demand import Demand

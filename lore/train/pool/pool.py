@@ -10,9 +10,7 @@ killed and started again ends with the rows of one that was not. What cannot be 
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lore.codec.judgement import FormatFailure, parse, renderer_hash
+from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
 from lore.data.images import ImageError
 from lore.data.pair import Pair
@@ -28,9 +26,13 @@ from lore.data.parquet import fingerprint
 from lore.data.rejected_rows import RejectedWriter, Rejection
 from lore.data.section import labelled, materialise
 from lore.engines.chat import open_photo
-from lore.engines.engine import Engine, Sampling
+from lore.engines.engine import Completion, Engine, Sampling
 from lore.engines.open_engine import open_engine
+from lore.judge.answer import read_answer
+from lore.judge.ask import render_chunk, score_answers, write_answers
 from lore.judge.card import check_card, check_template
+from lore.judge.chunk_store import ChunkStore, in_chunks
+from lore.judge.verdict import Verdict
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic, written_whole
@@ -72,9 +74,10 @@ def run(recipe: PoolRecipe, folder: RunFolder) -> None:
     pairs = materialise(recipe.data, folder)
     weights = model_fingerprint(recipe.model.name, recipe.model.adapter)
     folder.note(data_fingerprint=fingerprint(pairs), rubric_hash=rubric.hash, renderer_hash=renderer, weights=weights)
-    chunks = ask(recipe, folder, pairs, rubric, fmt)
+    store = ChunkStore(folder / "chunks", _CHUNK_SCHEMA)
+    chunks = ask(store, recipe, pairs, rubric, fmt)
     metadata = {TIERS: json.dumps(rubric.tier_ids), RENDERER: renderer, JUDGE: weights}
-    path, rejected = merge(chunks, folder, metadata)
+    path, rejected = merge(store, chunks, folder, metadata)
     table = pq.read_table(path, columns=[name for name in POOL_SCHEMA.names if name not in ("samples", "query")])
     print_report(table, rubric.tier_ids)
     write_atomic(folder / "pool.md", report_markdown(path, table, rubric.tier_ids))
@@ -83,16 +86,13 @@ def run(recipe: PoolRecipe, folder: RunFolder) -> None:
     folder.finish(counts | {f"pass@1 of {recipe.samples}": float(rates.mean()), "pool": str(path)})
 
 
-def ask(recipe: PoolRecipe, folder: RunFolder, pairs: Path, rubric: Rubric, fmt: PromptFormat) -> list[Path]:
-    """Asks about every chunk that has no file yet; returns all files in order. The engine starts when it is needed."""
-    from lore.judge.answer_store import write_table
-
-    (folder / "chunks").mkdir(exist_ok=True)
-    engine, files, seen, wanted = None, [], set(), labelled(recipe.data, pairs)
-    for number, chunk in enumerate(track(_chunks(wanted, recipe.chunk_pairs), "chunks of pairs")):
-        files.append(folder / "chunks" / f"part-{number:06d}.parquet")
+def ask(store: ChunkStore, recipe: PoolRecipe, pairs: Path, rubric: Rubric, fmt: PromptFormat) -> int:
+    """Asks about every chunk that is not stored yet; returns how many chunks there are. The engine starts when it is needed."""
+    engine, count, seen, wanted = None, 0, set(), labelled(recipe.data, pairs)
+    for number, chunk in enumerate(track(in_chunks(wanted, recipe.chunk_pairs), "chunks of pairs")):
+        count += 1
         first = [pair.pair_id not in seen and not seen.add(pair.pair_id) for pair in chunk]
-        if files[-1].is_file():
+        if store.is_current(number):
             continue
         if engine is None:
             engine = open_engine(recipe.model, rubric, vllm=recipe.vllm, batch_tokens=recipe.batch_tokens)
@@ -102,13 +102,8 @@ def ask(recipe: PoolRecipe, folder: RunFolder, pairs: Path, rubric: Rubric, fmt:
             row | {"rejected": None} if isinstance(row, dict) else {"rejected": json.dumps(asdict(row), ensure_ascii=False)}
             for row in ask_chunk(chunk, first, engine, rubric, fmt, recipe, seed, str(pairs), number * recipe.chunk_pairs)
         ]
-        write_table(files[-1], rows, list(zip(_CHUNK_SCHEMA.names, _CHUNK_SCHEMA.types, strict=True)))
-    return files
-
-
-def _chunks(pairs: Iterator[Pair], size: int) -> Iterator[list[Pair]]:
-    while chunk := list(islice(pairs, size)):
-        yield chunk
+        store.write(number, rows)
+    return count
 
 
 def ask_chunk(
@@ -123,8 +118,6 @@ def ask_chunk(
     before: int,
 ) -> list[dict[str, Any] | Rejection]:
     """A pool row for each pair, or why it has none. first: false where a pair's id has come before."""
-    from lore.judge.ask import render_chunk, score_answers, write_answers
-
     greedy = Sampling(max_tokens=recipe.max_tokens)
     sampling = Sampling(recipe.temperature, max_tokens=recipe.max_tokens, n=recipe.samples, seed=seed)
     shown = fmt if getattr(engine, "takes_images", True) else replace(fmt, photo=False)
@@ -145,7 +138,7 @@ def ask_chunk(
     return rows
 
 
-def _problem(pair: Pair, verdict: Any, is_first: bool, rubric: Rubric, fmt: PromptFormat, engine: Engine) -> tuple | None:
+def _problem(pair: Pair, verdict: Verdict, is_first: bool, rubric: Rubric, fmt: PromptFormat, engine: Engine) -> tuple | None:
     """(field, reason, found, expected) of a pair that cannot be trained on later either."""
     if not is_first:
         return "pair_id", "duplicate", pair.pair_id, "an id that no earlier pair has: rows are joined by it"
@@ -162,14 +155,10 @@ def _problem(pair: Pair, verdict: Any, is_first: bool, rubric: Rubric, fmt: Prom
     return None
 
 
-def pool_row(pair: Pair, verdict: Any, completions: list, rubric: Rubric, fmt: PromptFormat) -> dict[str, Any]:
-    """verdict: greedy, lore.eval's Verdict; completions: the sampled answers. A format failure counts as a wrong sample."""
-    samples = []
-    for answer in completions:
-        read = parse(answer.text, rubric, fmt)
-        tier = None if isinstance(read, FormatFailure) else read.tier
-        truncated = answer.finish_reason == "length"
-        samples.append({"text": answer.text, "tokens": answer.tokens, "tier": tier, "truncated": truncated})
+def pool_row(pair: Pair, verdict: Verdict, completions: list[Completion], rubric: Rubric, fmt: PromptFormat) -> dict[str, Any]:
+    """verdict: greedy; completions: the sampled answers. A format failure counts as a wrong sample."""
+    answers = [read_answer(completion, rubric, fmt) for completion in completions]
+    samples = [{name: getattr(answer, name) for name in ("text", "tokens", "tier", "truncated")} for answer in answers]
     tiers = Counter(sample["tier"] for sample in samples if sample["tier"])
     return {
         "pair_id": pair.pair_id,
@@ -187,13 +176,13 @@ def pool_row(pair: Pair, verdict: Any, completions: list, rubric: Rubric, fmt: P
     }
 
 
-def merge(chunks: list[Path], folder: RunFolder, metadata: dict[str, str]) -> tuple[Path, int]:
+def merge(store: ChunkStore, chunks: int, folder: RunFolder, metadata: dict[str, str]) -> tuple[Path, int]:
     """pool.parquet and rejected.jsonl from the chunks, one in memory at a time; returns the path and the rejected rows."""
     path, kept = folder / "pool.parquet", 0
     with RejectedWriter(path, folder / "rejected.jsonl") as rejected:
         with written_whole(path) as file, pq.ParquetWriter(file, POOL_SCHEMA.with_metadata(metadata)) as writer:
-            for chunk in chunks:
-                table = pq.read_table(chunk)
+            for number in range(chunks):
+                table = pa.Table.from_batches(store.batches(number), _CHUNK_SCHEMA)
                 good = table.filter(table["rejected"].is_null()).drop_columns("rejected")
                 writer.write_table(good.cast(POOL_SCHEMA.with_metadata(metadata)))
                 kept += len(good)

@@ -8,7 +8,7 @@ import numpy as np
 from lore.data.pair import Pair
 from lore.data.parquet import WITHOUT_PHOTO, read_pairs
 from lore.data.section import DataSection, materialise
-from lore.rewards.components import Answer
+from lore.judge.answer import Answer
 from lore.rewards.config import RewardsSection
 from lore.rewards.reward import Rewards
 from lore.run.run_folder import RunFolder

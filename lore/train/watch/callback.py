@@ -18,13 +18,12 @@ from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from transformers import TrainerCallback
 
-from lore.codec.judgement import FormatFailure, parse
 from lore.codec.prompt import PromptFormat, render
 from lore.data.pair import Pair
 from lore.engines.chat import photo_of
 from lore.engines.engine import Completion, Messages, Sampling
+from lore.judge.answer import Answer, read_answer
 from lore.judge.card import write_card
-from lore.rewards.components import Answer
 from lore.rubric.rubric import Rubric
 from lore.run.devices import main_process_checks
 from lore.run.run_folder import RunFolder
@@ -165,7 +164,7 @@ class ProbeCallback(TrainerCallback):
             asked = [(i, j) for j in range(self.section.samples) for i in range(len(prompts))][: -(-ENTROPY_ANSWERS // world)]
             total, tokens = engine.entropy([(prompts[i], completions[i][j]) for i, j in asked], self.section.temperature)
         mine = [
-            Probed(pair.pair_id, pair.label, [self._read(completion) for completion in row])
+            Probed(pair.pair_id, pair.label, [read_answer(one, self.rubric, self.fmt) for one in row])
             for (pair, _), row in zip(self._share, completions, strict=True)
         ]
         shares, sums = gather_object([mine]), gather_object([(total, tokens)])
@@ -176,10 +175,6 @@ class ProbeCallback(TrainerCallback):
         photo, _ = photo_of(pair, self.fmt, self.processor) if hasattr(self.processor, "tokenizer") else (None, "")
         fmt = self.fmt if photo is not None else replace(self.fmt, photo=False)
         return render(pair, self.rubric, fmt, tokenizer=self.processor, image=photo)
-
-    def _read(self, completion: Completion) -> Answer:
-        judgement = parse(completion.text, self.rubric, self.fmt)
-        return Answer(completion.text, completion.tokens, completion.finish_reason == "length", judgement)
 
     def _show(self, probed: list[Probed]) -> None:
         bars = (getattr(callback, "bar", None) for callback in self.trainer.callback_handler.callbacks)
@@ -290,8 +285,8 @@ def _example(pair: Pair, probed: Probed) -> dict[str, Any]:
             "text": answer.text,
             "tokens": answer.tokens,
             "truncated": answer.truncated,
-            "tier": None if isinstance(answer.judgement, FormatFailure) else answer.judgement.tier,
-            "failure": answer.judgement.reason if isinstance(answer.judgement, FormatFailure) else None,
+            "tier": answer.tier,
+            "failure": answer.failure,
         }
         for answer in probed.answers
     ]

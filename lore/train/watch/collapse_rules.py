@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lore.codec.judgement import Judgement
+from lore.judge.answer import Answer
+from lore.judge.confusion import confusion_of, macro_f1
 from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
@@ -40,11 +40,11 @@ ROUNDING = 1e-9
 
 @dataclass
 class Probed:
-    """A pair of the probe and its sampled answers: `Answer`, or anything with its text, tokens, truncated and judgement."""
+    """A pair of the probe and its sampled answers."""
 
     pair_id: str
     label: str
-    answers: list[Any]
+    answers: list[Answer]
 
 
 def probe_metrics(
@@ -61,8 +61,8 @@ def probe_metrics(
     verdict); entropy in nats. reward_parts: mean of each part, its total under `reward`; parts come back as `reward/<name>`.
     """
     answers = [answer for one in probed for answer in one.answers]
-    right = [[_tier(answer) == one.label for answer in one.answers] for one in probed]
-    tiers = Counter(tier for answer in answers if (tier := _tier(answer)) is not None)
+    right = [[answer.tier == one.label for answer in one.answers] for one in probed]
+    tiers = Counter(tier for answer in answers if (tier := answer.tier) is not None)
     top_tier, top = min(tiers.items(), key=lambda item: (-item[1], item[0]), default=(None, 0))
     parsed = sum(tiers.values())
     parts = dict(reward_parts or {})
@@ -70,7 +70,7 @@ def probe_metrics(
     return {
         "pass_at_1": sum(map(sum, right)) / len(answers),
         "pass_at_k": sum(map(any, right)) / len(probed),
-        "macro_f1": macro_f1([(one.label, _tier(answer)) for one in probed for answer in one.answers], rubric),
+        "macro_f1": float(macro_f1(confusion_of([(one.label, answer.tier) for one in probed for answer in one.answers], rubric))),
         "entropy": entropy,
         "length": sum(answer.tokens for answer in answers) / len(answers),
         "truncated": sum(answer.truncated for answer in answers) / len(answers),
@@ -80,20 +80,6 @@ def probe_metrics(
         **total,
         **{f"reward/{name}": value for name, value in parts.items()},
     }
-
-
-def _tier(answer: Any) -> str | None:
-    return answer.judgement.tier if isinstance(answer.judgement, Judgement) else None
-
-
-def macro_f1(verdicts: Sequence[tuple[str, str | None]], rubric: Rubric) -> float:
-    """Macro-F1 of (label, verdict) over the tiers that occur in either; no verdict is a miss and a false alarm of none."""
-    confusion = np.zeros((len(rubric.tier_ids), len(rubric.tier_ids) + 1))
-    for label, verdict in verdicts:
-        confusion[rubric.index(label), -1 if verdict is None else rubric.index(verdict)] += 1
-    occurs = confusion.sum(axis=1) + confusion[:, :-1].sum(axis=0)
-    present = occurs > 0
-    return float((2 * np.diagonal(confusion)[present] / occurs[present]).mean())
 
 
 def label_shares(labels: Sequence[str]) -> dict[str, float]:
@@ -237,7 +223,7 @@ def _mean_reward(lines: Sequence[dict[str, Any]], part: str) -> float | None:
 
 
 def preflight_rollouts(
-    groups: Sequence[Sequence[Any]],
+    groups: Sequence[Sequence[Answer]],
     rewards: Sequence[Sequence[float | None]],
     labels: Sequence[str] | None = None,
     console: Console | None = None,
@@ -252,7 +238,7 @@ def preflight_rollouts(
     """
     answers = [answer for group in groups for answer in group]
     known = [[value for value in row if value is not None and not math.isnan(value)] for row in rewards]
-    truncated, failed = sum(answer.truncated for answer in answers), sum(_tier(answer) is None for answer in answers)
+    truncated, failed = sum(answer.truncated for answer in answers), sum(answer.tier is None for answer in answers)
     spread = sum(map(_differ, known))
     length = sum(answer.tokens for answer in answers) / max(len(answers), 1)
     rows = [
@@ -263,7 +249,7 @@ def preflight_rollouts(
         ("groups with spread", _of(spread, len(groups))),
     ]
     if labels is not None:
-        right = [[_tier(answer) == label for answer in group] for group, label in zip(groups, labels, strict=True)]
+        right = [[answer.tier == label for answer in group] for group, label in zip(groups, labels, strict=True)]
         rows.insert(4, ("pass rate", _of(sum(map(sum, right)), len(answers))))
         rows.append(("groups all right", _of(sum(map(all, right)), len(groups))))
         rows.append(("groups all wrong", _of(sum(not any(row) for row in right), len(groups))))

@@ -8,8 +8,8 @@ from traces_for_tests import make_trace
 
 from lore.data_synth.synthesis.budget import Budget, BudgetReached, RequestGate, Spent, cost
 from lore.data_synth.synthesis.config import BudgetSection, PriceSection
-from lore.data_synth.synthesis.journal import Earlier, Journal, part_is_current, part_path, read_part, totals, write_part
-from lore.data_synth.synthesis.trace import Reply
+from lore.data_synth.synthesis.journal import Earlier, Journal, totals
+from lore.data_synth.synthesis.trace import Reply, read_traces, trace_store
 from lore.engines.engine import Usage
 from lore.support.errors import LoreError
 
@@ -125,12 +125,15 @@ def test_answers_of_other_runs_are_found_by_key(tmp_path):
 
 
 def test_parts_belong_to_what_they_were_made_of(tmp_path):
-    path = part_path(tmp_path, 3)
+    store = trace_store(tmp_path, "stamp")
+    path = store.path(3)
     traces = [make_trace(pair_id=str(number)) for number in range(4)]
-    write_part(path, traces, "stamp")
-    assert part_is_current(path, "stamp") and not part_is_current(path, "other")
-    assert list(read_part(path)) == traces
-    assert path.name == "part-000003.parquet" and list(tmp_path.iterdir()) == [path]
+    store.write(3, [trace.row() for trace in traces])
+    assert store.is_current(3) and not trace_store(tmp_path, "other").is_current(3)
+    assert list(read_traces(store, 3)) == list(read_traces(trace_store(tmp_path), 3)) == traces
+    assert path.name == "part-000003.parquet" and list((tmp_path / "traces").iterdir()) == [path]
+    with pytest.raises(LoreError, match="made with stamp and this run is other: its traces are"):
+        list(read_traces(trace_store(tmp_path, "other"), 3))
 
 
 def test_a_server_that_counts_more_than_was_held_is_believed(capsys):

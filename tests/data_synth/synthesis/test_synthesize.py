@@ -12,7 +12,8 @@ from teacher_server import ShopServer, misbehaving, step_of
 from lore.data.parquet import read_pairs
 from lore.data_synth.shop.world import World
 from lore.data_synth.shop.write import write_pairs
-from lore.data_synth.synthesis.journal import totals, trace_parts
+from lore.data_synth.synthesis.journal import totals
+from lore.data_synth.synthesis.trace import trace_store
 from lore.run.run_folder import RunFolder
 from lore.run.runner import run_recipe
 from lore.support.errors import LoreError
@@ -258,7 +259,8 @@ def test_the_teachers_key_is_written_nowhere(recipe, monkeypatch):
 
 def test_part_files_say_what_they_were_made_of(recipe):
     folder = run_recipe(recipe("parts"))
-    names = [part.name for part in trace_parts(folder.path)]
+    store = trace_store(folder.path)
+    names = [store.path(number).name for number in store.numbers()]
     assert names == [f"part-{n:06d}.parquet" for n in range(5)]
     assert pq.read_table(folder / "traces" / names[-1]).num_rows == 16
 

@@ -99,19 +99,19 @@ def test_a_critic_may_say_odd_things(recipe):
 
 
 def test_a_chunk_that_cannot_be_written_stops_the_run(recipe, runs, monkeypatch):
-    from lore.data_synth.synthesis import synthesize
+    from lore.judge.chunk_store import ChunkStore
 
-    def full(path, traces, stamp):
-        if path.name == "part-000000.parquet":
+    def full(store, number, rows):
+        if store.path(number).name == "part-000000.parquet":
             raise OSError("no space left on device")
-        write(path, traces, stamp)
+        write(store, number, rows)
 
-    write = synthesize.write_part
-    monkeypatch.setattr(synthesize, "write_part", full)
+    write = ChunkStore.write
+    monkeypatch.setattr(ChunkStore, "write", full)
     with pytest.raises(OSError, match="no space"):
         run_recipe(recipe("full"))
     assert not (runs / "full" / "done").exists()
-    monkeypatch.setattr(synthesize, "write_part", write)
+    monkeypatch.setattr(ChunkStore, "write", write)
     assert run_recipe(recipe("full")).summary["pairs"] == 24
 
 

@@ -17,10 +17,11 @@ from lore.config.stages import load_recipe
 from lore.data.parquet import PairWriter, read_pairs
 from lore.data_synth.shop.world import World
 from lore.data_synth.shop.write import write_extras
-from lore.data_synth.synthesis.journal import read_journal, read_part, totals, trace_parts
+from lore.data_synth.synthesis.journal import read_journal, totals
 from lore.data_synth.synthesis.open_teachers import teacher_name
 from lore.data_synth.synthesis.teacher_prompts import prompt_hash
 from lore.data_synth.synthesis.teachers import answer_key
+from lore.data_synth.synthesis.trace import read_traces, trace_store
 
 PAIRS, KILLS = 160, 20
 
@@ -96,7 +97,8 @@ def test_twenty_kills_lose_nothing_and_cost_nothing_twice(tmp_path):
             assert process.returncode in (1, -9), output
             watched.stored |= answered(run)
         subprocess.run([*command, "budget.max_tokens=100000000"], env=env, check=True, stdout=subprocess.DEVNULL)
-    traces = [trace for part in trace_parts(run) for trace in read_part(part)]
+    store = trace_store(run)
+    traces = [trace for number in store.numbers() for trace in read_traces(store, number)]
     given = [pair.pair_id for pair in read_pairs(tmp_path / "train.parquet")]
     assert [trace.pair_id for trace in traces] == given  # each exactly once, in order
     assert all(trace.accepted for trace in traces)

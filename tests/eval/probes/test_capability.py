@@ -32,7 +32,7 @@ from lore.engines.config import ModelSection
 from lore.engines.open_engine import open_engine
 from lore.eval.probes.capability import measure_capability, print_capability, resolved, swap_photos
 from lore.eval.sections import CapabilitySection
-from lore.judge.verdicts import Verdict
+from lore.judge.verdict import Verdict
 from lore.rubric.demand import Demand
 from lore.rubric.rubric import parse_rubric
 from lore.support.errors import LoreError

@@ -170,7 +170,7 @@ def test_rated_pairs_take_the_place_of_execution(tmp_path, few):
     right_before = sum(pair.label == "L1" for pair in chosen[:3]) / 3
     assert row.pairs == 3 and row.accuracy.value == 1.0 and row.follows.value == pytest.approx(right_before)
     assert "of 1 unaffected 1.00 move" in row.note and ("rules", "all 1 changes") not in found
-    assert not any((tmp_path / "judge" / "capability-unchanged-rules").iterdir())
+    assert not any((tmp_path / "judge" / "capability-unchanged-rules").glob("*"))
     path.write_text(yaml.safe_dump({"open-house": edit | {"labels": {"stranger": "L4"}}}))
     with pytest.raises(LoreError, match="labels 1 pairs that are not tested .stranger."):
         measured(tmp_path / "again", few, engine, rule_edits=str(path))

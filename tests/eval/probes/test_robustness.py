@@ -16,7 +16,7 @@ from lore.eval.probes.robustness import ALL_INJECTIONS, measure_robustness, prin
 from lore.eval.sections import RobustnessSection
 from lore.eval.testset import Labelled
 from lore.judge.resumable import Asker
-from lore.judge.verdicts import Verdict
+from lore.judge.verdict import Verdict
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
 

@@ -24,7 +24,7 @@ from lore.eval.report.tables import MAX_SLICES, bar, flip_groups, slice_views
 from lore.eval.scorecard import Answers
 from lore.eval.sections import MetricsSection, ReportSection
 from lore.eval.testset import EvalData
-from lore.judge.verdicts import Verdict
+from lore.judge.verdict import Verdict
 from lore.support.html import page_style
 from lore.support.svg_plots import reliability_svg
 

@@ -2,8 +2,6 @@
 
 import io
 import json
-from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +9,12 @@ from rich.console import Console
 
 from lore.codec.judgement import FormatFailure, Judgement
 from lore.eval.measures.metrics import NO_VERDICT, count, measure, total
+from lore.judge.answer import Answer
+from lore.judge.confusion import confusion_of, macro_f1
 from lore.rubric.rubric import load_rubric
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
-from lore.train.watch.collapse_rules import Probed, Watch, label_shares, macro_f1, preflight_rollouts, probe_metrics, training_facts
+from lore.train.watch.collapse_rules import Probed, Watch, label_shares, preflight_rollouts, probe_metrics, training_facts
 from lore.train.watch.config import WatchSection
 from lore.train.watch.console import print_watch, watch_line
 
@@ -32,17 +32,9 @@ HEALTHY = {
 }
 
 
-@dataclass
-class Said:
-    text: str
-    tokens: int
-    truncated: bool
-    judgement: Judgement | FormatFailure
-
-
-def said(tier: str | None, tokens: int = 10, truncated: bool = False) -> Said:
+def said(tier: str | None, tokens: int = 10, truncated: bool = False) -> Answer:
     judgement = Judgement(tier) if tier else FormatFailure("empty", "")
-    return Said(tier or "", tokens, truncated, judgement)
+    return Answer(tier or "", tokens, truncated, judgement)
 
 
 @pytest.fixture
@@ -188,7 +180,7 @@ def test_macro_f1_is_that_of_the_evaluation():
         verdicts = [(names[g], None if p == NO_VERDICT else names[p]) for g, p in zip(gold, predicted, strict=True)]
         counts = total(count(gold, predicted, len(names)))
         expected = measure(counts, names, RUBRIC.relevant_mask)["macro_f1"]
-        assert macro_f1(verdicts, RUBRIC) == pytest.approx(float(expected))
+        assert macro_f1(confusion_of(verdicts, RUBRIC)) == expected
 
 
 def test_what_a_trainer_logged_is_averaged_by_name():
@@ -246,9 +238,9 @@ def test_rollouts_without_spread_stop_before_step_1():
 
 def test_a_tier_that_the_rubric_does_not_have_is_an_error():
     with pytest.raises(LoreError, match="no tier of rubric shop"):
-        macro_f1([("L9", None)], RUBRIC)
+        confusion_of([("L9", None)], RUBRIC)
 
 
-def test_an_answer_needs_four_attributes_and_no_class():
-    answer = SimpleNamespace(text="", tokens=1, truncated=False, judgement=Judgement("L4"))
+def test_one_right_answer_to_one_pair_passes():
+    answer = Answer("", 1, False, Judgement("L4"))
     assert probe_metrics([Probed("a", "L4", [answer])], RUBRIC)["pass_at_1"] == 1.0

@@ -1,97 +1,20 @@
-"""Verdicts as data: the row, the shards a judge leaves while it works, predictions.parquet, and predictions made
-elsewhere."""
+"""Verdicts made elsewhere, by another program or in an earlier evaluation: read from a table, and refused where they do not fit."""
 
-import csv
-import io
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from lore.data.rejected_rows import Rejection
+from lore.data.tables.any_table import DELIMITERS, JSONL, table_records
+from lore.judge.verdict import Verdict, from_row
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
+from lore.support.progress import track
 
 SHOWN_IDS = 5
-
-
-@dataclass(slots=True)
-class Verdict:
-    """One judge's answer to one pair. tier is None when the answer was a format failure; `failure` then says which."""
-
-    pair_id: str
-    tier: str | None
-    probabilities: list[float] | None = None
-    rationale: str = ""
-    mismatch: str | None = None
-    rules: list[str] = field(default_factory=list)
-    failure: str | None = None
-    text: str | None = None
-    """The answer as it was written; None when only scores were asked for."""
-    photo: str = "none"
-    """seen, hidden (the judge was not shown it), failed (it could not be read or the model's processor refused it; judged
-    as text) or none (the pair has no photo)."""
-
-
-def verdict_fields(tier_ids: list[str]) -> list[tuple[str, pa.DataType]]:
-    return [
-        ("pair_id", pa.string()),
-        ("tier", pa.string()),
-        *((f"p_{tier}", pa.float64()) for tier in tier_ids),
-        ("failure", pa.string()),
-        ("rationale", pa.string()),
-        ("mismatch", pa.string()),
-        ("rules", pa.list_(pa.string())),
-        ("text", pa.string()),
-        ("photo", pa.string()),
-    ]
-
-
-def to_row(verdict: Verdict, tier_ids: list[str]) -> dict:
-    probabilities = verdict.probabilities or [None] * len(tier_ids)
-    row = {
-        name: getattr(verdict, name)
-        for name in ("pair_id", "tier", "failure", "rationale", "mismatch", "rules", "text", "photo")
-    }
-    return row | {f"p_{tier}": value for tier, value in zip(tier_ids, probabilities, strict=True)}
-
-
-def from_row(row: dict, tier_ids: list[str]) -> Verdict:
-    probabilities = [row.get(f"p_{tier}") for tier in tier_ids]
-    return Verdict(
-        pair_id=row["pair_id"],
-        tier=row.get("tier"),
-        probabilities=None if None in probabilities else probabilities,
-        rationale=_text(row.get("rationale")) or "",
-        mismatch=_text(row.get("mismatch")),
-        rules=_rules(row.get("rules")),
-        failure=_text(row.get("failure")),
-        text=_text(row.get("text")),
-        photo=row.get("photo") or "none",
-    )
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def _rules(value: object) -> list[str]:
-    """A list, or one text with spaces between the rules."""
-    return [str(rule) for rule in value] if isinstance(value, list) else str(value or "").split()
-
-
-
-
-
-
-
-
-
-
+NEEDED = ("pair_id", "tier")
 
 
 def read_predictions(
@@ -102,18 +25,21 @@ def read_predictions(
     judge: str | None = None,
     *,
     left_out: Iterable[str] = (),
+    rows: list[dict[str, Any]] | None = None,
 ) -> dict[str, Verdict]:
     """Verdicts by pair_id from a parquet, jsonl or csv file with columns pair_id, tier and, where known, p_<tier>.
 
     Every required id must occur exactly once; the optional ones occur all or not at all; any other id, a doubled id, an
     unknown tier or probabilities that are no distribution are refused with the ids. An empty tier is a format failure
-    of that judge. left_out: ids that may occur and are passed over, since a limit of the recipe left them out.
+    of that judge. left_out: ids that may occur and are passed over, since a limit of the recipe left them out. rows: of
+    `prediction_rows`, where the file is read already.
     """
     path = Path(path)
     required, optional = list(required), list(optional)
     passed_over = set(left_out) - set(required) - set(optional)
-    rows = [row for row in _select(_rows(path), path, judge) if row["pair_id"] not in passed_over]
-    _check_columns(path, {key for row in rows for key in row if isinstance(key, str)}, rubric)
+    rows = prediction_rows(path) if rows is None else rows
+    rows = [row for row in _select(rows, path, judge) if row["pair_id"] not in passed_over]
+    _check_columns(path, {key for row in rows for key in row}, rubric)
     counts = Counter(row["pair_id"] for row in rows)
     known = set(required) | set(optional)
     problems = {
@@ -181,60 +107,49 @@ def _is_distribution(probabilities: list[float]) -> bool:
     return numbers and abs(sum(probabilities) - 1) < 1e-3
 
 
-def _rows(path: Path) -> list[dict]:
+def prediction_rows(path: Path, named_by: str = "judges.<name>.predictions") -> list[dict[str, Any]]:
+    """Rows with at least the columns pair_id, a text, and tier. named_by: the recipe's key or the option that names the file.
+
+    Raises LoreError for a file that is missing or damaged, lacks a column, or has a row that cannot be read.
+    """
     if not path.is_file():
-        raise LoreError(
-            f"predictions file {path} does not exist. Correct judges.<name>.predictions, or run what writes it first."
-        )
+        raise LoreError(f"predictions file {path} does not exist. Correct {named_by}, or run what writes it first.")
     try:
-        columns, rows = _table(path)
-    except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+        records = list(track(table_records(path, ()), f"reading {path.name}"))
+        if not records:  # of a header alone the columns are checked all the same
+            list(table_records(path, NEEDED))
+    except LoreError as error:
         raise LoreError(f"predictions file {path} cannot be read, and nothing is scored on a part of it: {error}") from error
-    if absent := [name for name in ("pair_id", "tier") if name not in columns]:
-        found = ", ".join(sorted(map(str, columns))) or "nothing"
-        raise LoreError(f"predictions file {path} has no column {' and no '.join(absent)}; found {found}")
+    rows = [_cells(path, record) for record in records]
+    columns = {key for row in rows for key in row}
+    if rows and (absent := [name for name in NEEDED if name not in columns]):
+        raise LoreError(f"predictions file {path} has no column {' and no '.join(absent)}; found {', '.join(sorted(columns))}")
     for row in rows:
         row["pair_id"] = str(row.get("pair_id"))
     return rows
 
 
-def _table(path: Path) -> tuple[set[str], list[dict]]:
-    """Names of the columns, also where there is no row, and the rows."""
-    if path.suffix == ".parquet":
-        table = pq.read_table(path)
-        return set(table.column_names), table.to_pylist()
-    if path.suffix in (".jsonl", ".ndjson"):
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-        rows = [_parsed(path, number, _json_row, line) for number, line in enumerate(lines, 1) if line.strip()]
-        return {key for row in rows for key in row}, rows
-    if path.suffix in (".csv", ".tsv"):
-        text = path.read_text(encoding="utf-8-sig")
-        csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # an answer may be longer than 128 KB
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
-        rows = [_parsed(path, reader.line_num, _csv_row, row) for row in reader]
-        return set(reader.fieldnames or ()), rows
-    raise LoreError(f"predictions file {path}: found {path.suffix or 'no extension'}, expected .parquet, .jsonl, .csv or .tsv")
-
-
-def _parsed(path: Path, line: int, parse, raw) -> dict:
+def _cells(path: Path, record: tuple[int, dict[str, Any]] | Rejection) -> dict[str, Any]:
+    """A row with its probabilities as numbers."""
+    unit = "line" if path.suffix in JSONL else "row"
+    if isinstance(record, Rejection):
+        raise LoreError(
+            f"predictions file {path}, {unit} {record.row}: found {record.found}, expected {record.expected}. Nothing is scored "
+            "while a row cannot be read."
+        )
+    number, cells = record
     try:
-        return parse(raw)
+        if path.suffix in DELIMITERS:
+            cells |= {name: float(value) if value else None for name, value in cells.items() if name.startswith("p_")}
+        for value in cells.values():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str):
+                    text.encode()  # bytes that are no UTF-8 come as lone surrogates, which no table can hold
     except ValueError as error:
         raise LoreError(
-            f"predictions file {path}, line {line}: {error}. Nothing is scored while a row cannot be read."
+            f"predictions file {path}, {unit} {number}: {error}. Nothing is scored while a row cannot be read."
         ) from error
-
-
-def _json_row(line: str) -> dict:
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError(f"found {type(row).__name__}, expected an object with pair_id and tier")
-    return row
-
-
-def _csv_row(row: dict) -> dict:
-    numbers = {key: float(value) if value else None for key, value in row.items() if key and key.startswith("p_")}
-    return row | numbers
+    return cells
 
 
 def _select(rows: list[dict], path: Path, judge: str | None) -> list[dict]:

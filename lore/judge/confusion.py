@@ -1,0 +1,52 @@
+"""Confusion matrices of labels and verdicts, and the Macro-F1 of one: for the evaluation and for the probe of a training run."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lore.rubric.rubric import Rubric
+
+NO_VERDICT = -1
+"""Predicted index of a format failure."""
+
+
+def confusion_matrix(
+    gold: np.ndarray, predicted: np.ndarray, tiers: int, weights: np.ndarray | None = None, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """[G, K, K + 1] summed weights: gold tier by predicted tier; the last column holds the format failures.
+
+    gold, predicted [N] tier indices, predicted also NO_VERDICT; weights [N], none: 1 each; groups [N] integers from 0, none:
+    all are group 0.
+    """
+    groups = np.zeros(gold.size, dtype=np.int64) if groups is None else groups
+    n_groups = int(groups.max()) + 1 if gold.size else 1
+    column = np.where(predicted == NO_VERDICT, tiers, predicted)
+    cell = (groups * tiers + gold) * (tiers + 1) + column
+    counted = np.bincount(cell, weights, n_groups * tiers * (tiers + 1)).astype(np.float64, copy=False)
+    return counted.reshape(n_groups, tiers, tiers + 1)
+
+
+def confusion_of(verdicts: Sequence[tuple[str, str | None]], rubric: Rubric) -> np.ndarray:
+    """[K, K + 1] counts of (label, verdict); a verdict of None is a format failure. Raises LoreError for an unknown tier."""
+    gold = np.array([rubric.index(label) for label, _ in verdicts], dtype=np.int64)
+    predicted = np.array([NO_VERDICT if tier is None else rubric.index(tier) for _, tier in verdicts], dtype=np.int64)
+    return confusion_matrix(gold, predicted, len(rubric.tier_ids))[0]
+
+
+def tier_f1(confusion: np.ndarray) -> np.ndarray:
+    """[..., K] F1 of each tier from [..., K, K + 1] counts; nan for a tier that occurs in neither labels nor verdicts.
+
+    A format failure is a miss of the gold tier and a false alarm of none.
+    """
+    answered = confusion[..., :-1]
+    hits = np.diagonal(answered, axis1=-2, axis2=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 2 * hits / (confusion.sum(axis=-1) + answered.sum(axis=-2))
+
+
+def macro_f1(confusion: np.ndarray) -> np.ndarray:
+    """[...] mean F1 over the tiers that occur in labels or verdicts (scikit-learn's default); nan where none does."""
+    f1 = tier_f1(confusion)
+    present = ~np.isnan(f1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(present, f1, 0.0).sum(axis=-1) / present.sum(axis=-1)

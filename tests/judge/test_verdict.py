@@ -1,0 +1,45 @@
+"""The Verdict row: whatever a judge said comes back from a table as it was, and rows with fewer columns are read."""
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lore.judge.verdict import Verdict, from_row, to_row, verdict_schema
+
+TIERS = ["bad", "fair", "good"]
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+VERDICTS = st.builds(
+    Verdict,
+    pair_id=TEXT,
+    tier=st.sampled_from([None, *TIERS]),
+    probabilities=st.none() | st.lists(st.floats(0, 1), min_size=3, max_size=3),
+    rationale=TEXT,
+    mismatch=st.none() | TEXT,
+    rules=st.lists(TEXT),
+    failure=st.none() | TEXT,
+    text=st.none() | TEXT,
+    photo=st.sampled_from(["seen", "hidden", "failed", "none"]),
+    judge_id=st.none() | TEXT,
+    tokens=st.none() | st.integers(0, 10**9),
+    source=st.sampled_from(["judge", "student", "cache"]),
+    seconds=st.none() | st.floats(0, 1e6),
+)
+
+
+@given(st.lists(VERDICTS, max_size=4))
+def test_a_table_of_verdicts_loses_nothing(verdicts):
+    table = pa.Table.from_pylist([to_row(verdict, TIERS) for verdict in verdicts], schema=verdict_schema(TIERS))
+    assert [from_row(row, TIERS) for row in table.to_pylist()] == verdicts
+
+
+def test_the_columns_of_the_contract_are_there_in_this_order():
+    own = ["failure", "rationale", "mismatch", "rules", "text", "photo", "judge_id", "tokens", "source", "seconds"]
+    assert verdict_schema(TIERS).names == ["pair_id", "tier", "p_bad", "p_fair", "p_good", *own]
+
+
+@pytest.mark.parametrize(
+    "strange", [{"tokens": [1, 2]}, {"tokens": "many"}, {"source": "my_dataset"}, {"seconds": "soon"}, {"photo": ""}, {}]
+)
+def test_columns_of_others_that_only_share_a_name_are_passed_over(strange):
+    assert from_row({"pair_id": "a", "tier": "bad"} | strange, TIERS) == Verdict("a", "bad")
