@@ -120,8 +120,10 @@ def split_address(path: str | Path) -> tuple[Path, str | None]:
 def is_grid(path: str | Path) -> bool:
     """Whether a path names a whole grid. A file that cannot be read is none: whoever reads it says why."""
     file, run = split_address(path)
+    if run is not None or not file.is_file() or b"grid" not in file.read_bytes():
+        return False
     try:
-        return run is None and "grid" in read_recipe_text(file).data
+        return "grid" in read_recipe_text(file).data
     except RecipeError:
         return False
 

@@ -23,7 +23,8 @@ Row = dict[str, Any]
 
 def shown(value: Any) -> str:
     if is_interval(value):
-        middle, low, high = (f"{number + 0.0:.2f}" if number is not None else "" for number in value)
+        # Rounded first: a tiny negative number would leave its sign on 0.00.
+        middle, low, high = ("" if number is None else f"{round(number, 2) + 0.0:.2f}" for number in value)
         return f"{middle} [{low}, {high}]" if low else middle
     return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
 

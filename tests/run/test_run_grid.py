@@ -7,6 +7,7 @@ from lore.run.grid import run_grid, seed_means
 from lore.run.launch import launch
 from lore.run.run_folder import RunFolder
 from lore.run.runner import check_recipes, run_command, run_recipe
+from lore.run.summary import print_summary
 from lore.support.errors import LoreError
 
 GRID = """
@@ -131,6 +132,18 @@ def test_seeds_end_in_their_mean():
         ("c", "", {"loss": 1.0}),
     ]
     assert seed_means(rows) == [("a, mean of 2 seeds", "judge", {"Acc": [pytest.approx(0.6), None, None], "rows": 3, "note": None})]
+
+
+def test_a_summary_shows_its_sections_as_rows_and_intervals_in_brackets(runs, capsys):
+    folder = RunFolder(runs / "scored")
+    folder.path.mkdir(parents=True)
+    rows = {"judge": {"Acc@4": [0.8712, 0.85, 0.894], "QWK": [None, None, None]}, "other": {"Acc@4": [-0.001, None, None]}}
+    folder.finish(rows | {"report": "r.html", "loss": 0.25, "seconds": 3})
+    print_summary(folder)
+    said = capsys.readouterr().out
+    for part in ("0.87 [0.85, 0.89]", "│ 0.00 ", "0.2500", "r.html", "│ 3"):
+        assert part in said, said
+    assert "None" not in said
 
 
 def test_a_check_lists_grids_and_finds_folders_that_two_files_write(study, write_recipe, capsys):
