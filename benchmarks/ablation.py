@@ -1,40 +1,20 @@
-"""What each part of the reasoning is worth: the recipes of recipes/ablation over several seeds, and a table.
+"""What each part of the reasoning is worth: the table of the grid recipes/experiments/ablation.yaml over its seeds.
 
-    python benchmarks/ablation.py                     seeds 0, 1 and 2, one after the other
-    python benchmarks/ablation.py --jobs 2            two seeds at a time (set OMP_NUM_THREADS to share the cores)
-
-All seeds share the shop and the base model of the quickstart; teacher's mistakes, order of the rows and training differ. Every run
-folder lies under <runs>/ablation-seeds/<seed>, so a killed run goes on.
+    lore run recipes/experiments/ablation.yaml        seeds 0, 1 and 2
+    python benchmarks/ablation.py
 
 The table: Acc@4, mean over the seeds, and the difference to the full judge in points, with 95 % intervals by a paired
 bootstrap over queries (each query's pairs and all seeds together). The spread of the seeds' means stands beside it.
 """
 
-import argparse
-import os
-import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from seeds import lore, times_drawn, with_seed
+from seeds import evaluations, times_drawn
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 FULL = "full"
 SLICES = ("all", "capability:knowledge", "capability:multimodal", "capability:rules", "general", "hard", "visual")
-
-
-def run_seed(seed: int, root: Path, shared: Path) -> Path:
-    """One seed's recipes, copied with their seed and the shared shop and base, and its runs. Returns the predictions."""
-    runs, recipes = root / str(seed), root / str(seed) / "recipes"
-    recipes.mkdir(parents=True, exist_ok=True)
-    for source in RECIPES.glob("ablation/*.yaml"):
-        text = source.read_text(encoding="utf-8").replace("${LORE_RUNS}/quickstart", str(shared.resolve() / "quickstart"))
-        text = re.sub(r"\.\./quickstart/\w+\.yaml(, )?", "", text)  # done by then
-        (recipes / source.name).write_text(with_seed(text, seed), encoding="utf-8")
-    lore(recipes / "eval.yaml", runs)
-    return runs / "ablation/eval/predictions.parquet"
 
 
 def table(files: list[Path]) -> str:
@@ -70,18 +50,5 @@ def table(files: list[Path]) -> str:
     return "\n".join(["| slice (pairs) | judge | Acc@4 | points to full | seeds |", "|---|---|---|---|---|", *lines])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time")
-    options = parser.parse_args()
-    shared = Path(os.environ.get("LORE_RUNS") or "runs")
-    lore(RECIPES / "quickstart/pretrain.yaml", shared)
-    root = shared / "ablation-seeds"
-    with ThreadPoolExecutor(options.jobs) as pool:
-        files = list(pool.map(lambda seed: run_seed(seed, root, shared), options.seeds))
-    print(table(files))
-
-
 if __name__ == "__main__":
-    main()
+    print(table([run / "predictions.parquet" for run in evaluations("ablation")]))

@@ -1,13 +1,8 @@
-"""What alignment is worth: SFT, GRPO, PPO, DPO and KTO over several seeds on the shop's sealed test seeds, and GRPO without each
-of its additions.
+"""What alignment is worth: the tables of the grid recipes/experiments/align.yaml over its seeds.
 
-    python benchmarks/align.py                        seeds 0, 1 and 2, one run after the other
-    python benchmarks/align.py --jobs 2               two runs at a time (set OMP_NUM_THREADS=1)
-    python benchmarks/align.py --only grpo dpo        some of the arms
-    python benchmarks/align.py --spread               another two runs a seed: how many groups with spread dynamic sampling finds
-
-Every seed has its own SFT judge, pool and order of prompts; shop and base model are the quickstart's. Runs lie under
-<runs>/align/<seed>, so a killed program goes on. Then: lore leaderboard <runs>/align/*/eval
+    lore run recipes/experiments/align.yaml        seeds 0, 1 and 2
+    python benchmarks/align.py
+    python benchmarks/align.py --spread            another two runs a seed: how many groups with spread dynamic sampling finds
 
 The tables: mean over the seeds, 95 % intervals by a bootstrap over the test's queries (each query's pairs and all seeds
 together), and the difference to the SFT start in points, paired. Every seed's own value stands beside.
@@ -16,43 +11,19 @@ together), and the difference to the SFT start in points, paired. Every seed's o
 import argparse
 import json
 import os
-import re
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from seeds import lore, times_drawn, with_seed
+from seeds import RECIPES, evaluations, times_drawn
 
 from lore.eval.measures.samples import pass_at
+from lore.run.dependencies import run_in_subprocess
 from lore.run.run_folder import RunFolder
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-ARMS = ("grpo", "ppo", "dpo", "kto", "plain", "no_dynamic", "no_replay", "no_guided")
+GRID = RECIPES / "align.yaml"
 START = "sft"
 WHOLE_STEPS = 144  # of 32 prompts: the pool of 1,536 three times
-
-
-def seed_recipes(seed: int, root: Path, arms: list[str]) -> Path:
-    """The recipes of one seed: their runs under align/<seed>, and only the arms asked for in the evaluation."""
-    folder = root / str(seed) / "recipes"
-    folder.mkdir(parents=True, exist_ok=True)
-    for source in RECIPES.glob("align/*.yaml"):
-        text = (
-            source.read_text(encoding="utf-8")
-            .replace("align/", f"align/{seed}/")
-            .replace("../quickstart/", f"{RECIPES}/quickstart/")
-            .replace("../ablation/", f"{RECIPES}/ablation/")
-        )
-        text = with_seed(text, seed)
-        if source.name == "eval.yaml":
-            dropped = [arm for arm in ARMS if arm not in arms]
-            text = "".join(
-                line for line in text.splitlines(True) if line.strip().partition(":")[0].replace(" ", "_") not in dropped
-            )
-            text = re.sub(r"^needs: .*$", f"needs: [{', '.join(f'{arm}.yaml' for arm in arms)}]", text, flags=re.MULTILINE)
-        (folder / source.name).write_text(text, encoding="utf-8")
-    return folder
 
 
 def judged(run: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -133,25 +104,17 @@ def shown(values: np.ndarray, kind: int) -> str:
     return f"{values[0]:.3f} [{low:.3f}, {high:.3f}]" if kind == 1 else f"{values[0]:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def spread(recipes: dict[int, Path], runs: Path, jobs: int) -> str:
+def spread(seeds: list[int], runs: Path) -> str:
     """Groups with spread for the tokens generated that sharp dynamic sampling finds late in training: in the last third of three
     passes over the whole pool, of which the arms leave out what was easy before training."""
     arms = {"without": ("no_dynamic", []), "sharp": ("grpo", ["dynamic.sharp=true"])}
     columns = ("seed", "per 1,000 tokens: sharp", "without", "ratio", "share with spread, without", "probe, sharp", "without")
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-
-    def run(seed: int, arm: str, before: Future) -> None:
-        before.result()
-        recipe, overrides = arms[arm]
-        whole = ["pool.pass_rate=null", f"train.steps={WHOLE_STEPS}", "watch.every=48", *overrides]
-        lore(recipes[seed] / f"{recipe}.yaml", runs, f"run=align/{seed}/whole_{arm}", *whole)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        pools = {seed: pool.submit(lore, folder / "pool.yaml", runs) for seed, folder in recipes.items()}
-        for future in [pool.submit(run, seed, arm, pools[seed]) for seed in recipes for arm in arms]:
-            future.result()
-    for seed in recipes:
-        folders = {arm: runs / "align" / str(seed) / f"whole_{arm}" for arm in arms}
+    for seed in seeds:
+        folders = {arm: runs / "align" / f"whole_{arm}-seed{seed}" for arm in arms}
+        for arm, (run, overrides) in arms.items():
+            whole = ["pool.pass_rate=null", f"train.steps={WHOLE_STEPS}", "watch.every=48", *overrides]
+            run_in_subprocess(Path(f"{GRID}:{run}-seed{seed}"), [f"run=align/whole_{arm}-seed{seed}", *whole])
         found = {arm: late(folder, "rollout/spread_per_1000_tokens") for arm, folder in folders.items()}
         cells = [f"{found['sharp']:.2f}", f"{found['without']:.2f}", f"{found['sharp'] / found['without']:.2f}"]
         cells.append(f"{late(folders['without'], 'rollout/share_with_spread'):.2f}")
@@ -170,32 +133,13 @@ def late(run: Path, key: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--spread", action="store_true", help="sharp dynamic sampling against none, over the whole pool")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="for --spread")
     options = parser.parse_args()
-    runs = Path(os.environ.get("LORE_RUNS") or "runs")
-    lore(RECIPES / "ablation/traces.yaml", runs)
-    lore(RECIPES / "quickstart/pretrain.yaml", runs)
-
-    recipes = {seed: seed_recipes(seed, runs / "align", options.only) for seed in options.seeds}
     if options.spread:
-        print(spread(recipes, runs, options.jobs))
-        return
-
-    def run(part: str, seed: int, before: list[Future]) -> None:
-        for future in before:  # all of them were submitted earlier, so none waits in vain
-            future.result()
-        lore(recipes[seed] / f"{part}.yaml", runs)
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        started = {seed: pool.submit(run, "pool", seed, []) for seed in options.seeds}
-        arms = {(arm, seed): pool.submit(run, arm, seed, [started[seed]]) for arm in options.only for seed in options.seeds}
-        ends = [pool.submit(run, "eval", seed, [arms[arm, seed] for arm in options.only]) for seed in options.seeds]
-        for future in [*started.values(), *arms.values(), *ends]:
-            future.result()
-    print(tables([runs / "align" / str(seed) / "eval" for seed in options.seeds]))
+        print(spread(options.seeds, Path(os.environ.get("LORE_RUNS") or "runs")))
+    else:
+        print(tables(evaluations("align")))
 
 
 if __name__ == "__main__":

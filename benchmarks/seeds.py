@@ -1,24 +1,22 @@
-"""What benchmarks over several seeds share: a recipe run in a process of its own, its text with a seed, bootstrap weights."""
+"""What benchmarks over several seeds share: the evaluations of a grid, one a seed, and bootstrap weights."""
 
 import os
-import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
+RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "experiments"
 RESAMPLES = 2000
 
 
-def lore(recipe: Path, runs: Path, *overrides: str) -> None:
-    command = [sys.executable, "-m", "lore", "run", str(recipe), *overrides]
-    subprocess.run(command, env={**os.environ, "LORE_RUNS": str(runs)}, check=True)
-
-
-def with_seed(text: str, seed: int) -> str:
-    """A recipe's text with a seed in it."""
-    return re.sub(r"^stage: ", f"seed: {seed}\nstage: ", text, count=1, flags=re.MULTILINE)
+def evaluations(grid: str) -> list[Path]:
+    """Run folders of the grid's finished evaluations, one a seed. Ends the program where there are none."""
+    found = sorted(done.parent for done in Path(os.environ.get("LORE_RUNS") or "runs").glob(f"{grid}/eval-seed*/done"))
+    if not found:
+        sys.exit(f"No evaluation of the grid {grid} has finished. First: lore run {RECIPES / grid}.yaml")
+    print(f"{len(found)} seeds: {', '.join(map(str, found))}", file=sys.stderr)
+    return found
 
 
 def times_drawn(queries: list[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

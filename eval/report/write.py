@@ -8,10 +8,9 @@ import pyarrow as pa
 from rich.console import Console
 
 from lore.eval.config import EvaluateRecipe
-from lore.eval.measures.bootstrap import two_digits
 from lore.eval.probes.capability import print_capability
 from lore.eval.probes.robustness import print_robustness
-from lore.eval.report.console import column_titles, print_samples, print_slices, print_table
+from lore.eval.report.console import print_samples, print_slices, print_table, shown_columns
 from lore.eval.report.report import write_report
 from lore.eval.scorecard import Scorecard
 from lore.eval.testset import EvalData, Labelled
@@ -20,8 +19,6 @@ from lore.judge.verdict import Verdict, to_row, verdict_schema
 from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
-
-HEADLINE = ("acc_2", "acc_k", "macro_f1", "qwk", "ece")
 
 
 def save(
@@ -85,9 +82,11 @@ def save(
     print_capability({card.name: card.conditions for card in cards if card.conditions}, console)
     for what, path in (("predictions", predictions_path), ("metrics", metrics_path), ("report", report_path)):
         console.print(f"{what}: {path}", soft_wrap=True, markup=False)
-    titles = column_titles(rubric.tier_ids)
+    titles = shown_columns([card.whole for card in cards], rubric.tier_ids, recipe.metrics.shown)
     summary = {
-        card.name: ", ".join(f"{titles[name]} {two_digits(card.whole.metrics[name].value)}" for name in HEADLINE)
+        card.name: {
+            title: list(card.whole.metrics[name].to_json().values()) for name, title in titles.items() if name in card.whole.metrics
+        }
         for card in cards
     }
     folder.finish(summary | {"report": str(report_path)})

@@ -29,7 +29,9 @@ def _lore() -> None:
 
 @app.command()
 def run(
-    arguments: list[str] = typer.Argument(..., metavar="RECIPE... [KEY=VALUE]...", help="Overrides go to every recipe."),
+    arguments: list[str] = typer.Argument(
+        ..., metavar="RECIPE... [KEY=VALUE]...", help="Overrides go to every recipe. x.yaml:NAME is one run of a grid."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Check, print every value and what would happen, run nothing."),
 ) -> None:
     """Run recipes in order, each after what it needs. An interrupted run goes on, a finished one is not repeated."""

@@ -101,7 +101,7 @@ def resolve_need(recipe_path: str | Path, need: str) -> Path:
     """Where a needed recipe lies: in the folder of the recipe that needs it, else under the working directory."""
     beside = Path(recipe_path).parent / need
     for candidate in (beside, Path(need)):
-        if candidate.is_file():
+        if candidate.is_file() or Path(re.sub(r":[^/:]+$", "", str(candidate))).is_file():  # x.yaml:run is a run of a grid
             return candidate
     raise LoreError(
         f"{recipe_path} needs {need}, which is neither {beside} nor {Path(need).absolute()}.\n"

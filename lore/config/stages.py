@@ -1,14 +1,16 @@
-"""Which stages there are, by dotted name, and from a recipe file to the typed recipe of its stage. Nothing here imports torch."""
+"""Which stages there are, by dotted name, and from a recipe file or a grid to typed recipes. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lore.config.grid import Grid, grid_run_text, read_grid, split_address
 from lore.config.recipe import BaseRecipe
 from lore.config.validation import validate
-from lore.config.yaml_text import Problem, RecipeError, read_recipe_text, short
+from lore.config.yaml_text import Problem, RecipeError, RecipeText, read_recipe_text, short
 from lore.support.nearest import nearest
 
 STAGES = {
@@ -46,8 +48,40 @@ def recipe_class(stage: str) -> type[BaseRecipe]:
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> BaseRecipe:
-    """The typed recipe of a file with `train.lr=2e-4` style overrides. Raises RecipeError with every problem found."""
+    """The typed recipe of a file, or of one run of a grid (x.yaml:run), with `train.lr=2e-4` style overrides. Raises RecipeError
+    with every problem found."""
+    file, run = split_address(path)
+    if run is not None:
+        return _typed(grid_run_text(file, run, overrides))
     text = read_recipe_text(path, overrides)
+    if "grid" in text.data:
+        names = ", ".join(read_grid(path).runs)
+        raise RecipeError([Problem(str(path), "", "a grid of several recipes", f"{path}:RUN with one of: {names}")], text.path)
+    return _typed(text)
+
+
+def load_grid(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Grid:
+    """Every recipe of a grid. Raises RecipeError with the problems of all its runs, each with the name of a run that has it."""
+    text = read_grid(path, overrides)
+    recipes: dict[str, BaseRecipe] = {}
+    found: dict[Problem, list[str]] = {}
+    for name, run in text.runs.items():
+        try:
+            recipes[name] = _typed(run)
+        except RecipeError as error:
+            for problem in error.problems:
+                found.setdefault(problem, []).append(name)
+    problems = [*text.problems, *(replace(problem, key=f"{_several(names)}: {problem.key}") for problem, names in found.items())]
+    if problems:
+        raise RecipeError(problems, text.path)
+    return Grid(text.path, text.name, text.names, recipes, text.siblings)
+
+
+def _several(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _typed(text: RecipeText) -> BaseRecipe:
     stage = text.data.get("stage")
     if not isinstance(stage, str) or stage not in STAGES:
         found, near = "nothing" if stage is None else short(stage), nearest(str(stage), STAGES)

@@ -7,18 +7,21 @@ import os
 import re
 from collections.abc import Iterator
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from lore.config.recipe import VARIABLES, BaseRecipe
+from lore.config.recipe import VARIABLES
 from lore.config.sections import StrictModel
 from lore.config.yaml_text import Key, Problem, RecipeError, RecipeText, dotted, short
 from lore.support.nearest import nearest
 
+Model = TypeVar("Model", bound=StrictModel)
 
-def validate(text: RecipeText, model: type[BaseRecipe]) -> BaseRecipe:
-    """The typed recipe. Raises RecipeError with syntax, type, unknown-key and combination problems together."""
+
+def validate(text: RecipeText, model: type[Model]) -> Model:
+    """The typed recipe, or another strict file. Raises RecipeError with syntax, type, unknown-key and combination problems
+    together."""
     problems = list(text.problems)
     data = _expand(text.data, (), text, problems)
     recipe, bad = None, set()
@@ -67,7 +70,7 @@ def _conflicts(value: Any, at: Key, bad: set[Key], text: RecipeText) -> Iterator
         yield from _conflicts(getattr(value, name), (*at, name), bad, text)
 
 
-def _without(data: dict[str, Any], bad: set[Key], model: type[BaseRecipe]) -> BaseRecipe | None:
+def _without(data: dict[str, Any], bad: set[Key], model: type[Model]) -> Model | None:
     """The recipe with its bad keys at their defaults, so that combinations can be checked beside wrong values."""
     pruned = json.loads(json.dumps(data))
     for key in bad:
@@ -94,8 +97,11 @@ def _expand(value: Any, key: Key, text: RecipeText, problems: list[Problem]) -> 
         name = match.group(1)
         if name in VARIABLES:
             return (os.environ.get(name) or VARIABLES[name]).rstrip("/")
-        expected = "one of: " + ", ".join(f"${{{v}}}" for v in VARIABLES)
-        problems.append(Problem(text.where(key), dotted(key), match.group(0), expected, nearest(name, VARIABLES)))
+        if name in text.variables:
+            return text.variables[name]
+        known = [*VARIABLES, *text.variables]
+        expected = "one of: " + ", ".join(f"${{{v}}}" for v in known)
+        problems.append(Problem(text.where(key), dotted(key), match.group(0), expected, nearest(name, known)))
         return match.group(0)
 
     return re.sub(r"\$\{([^}]*)\}", replace, value)

@@ -59,12 +59,19 @@ class RecipeText:
     lines: dict[Key, int] = field(default_factory=dict)
     overridden: dict[Key, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    grid_places: dict[Key, str] = field(default_factory=dict)
+    """File and line of the keys that a grid has set."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Values of the ${names} that this text knows beside those of every recipe."""
 
     def where(self, key: Key) -> str:
         """File and line of a key, of its nearest ancestor, or the override that set it."""
         for end in range(len(key), 0, -1):
             if key[:end] in self.overridden:
                 return f"override {self.overridden[key[:end]]}"
+        for end in range(len(key), 0, -1):
+            if key[:end] in self.grid_places:
+                return self.grid_places[key[:end]]
         for end in range(len(key), 0, -1):
             if key[:end] in self.lines:
                 return f"{self.path}:{self.lines[key[:end]]}"
@@ -228,14 +235,14 @@ def read_recipe_text(path: str | Path, overrides: list[str] | tuple[str, ...] = 
         raise _fail(path, short(data), "a mapping with at least the keys stage and run")
     text.data = data
     for override in overrides:
-        _apply_override(text, override)
+        apply_override(text, override)
     return text
 
 
 OVERRIDE = re.compile(r"^([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)$", re.DOTALL)
 
 
-def _apply_override(text: RecipeText, override: str) -> None:
+def apply_override(text: RecipeText, override: str) -> None:
     def problem(key: str, found: str, expected: str) -> None:
         text.problems.append(Problem(f"override {override}", key, found, expected))
 
@@ -255,13 +262,22 @@ def _apply_override(text: RecipeText, override: str) -> None:
         text.problems.extend(error.problems)
         return None
     text.problems.extend(inside.problems)
-    target: Any = text.data
+    wrong = set_value(text.data, key, value)
+    if wrong:
+        return problem(name, *wrong)
+    text.overridden[key] = override
+    return None
+
+
+def set_value(data: dict[str, Any], key: Key, value: Any) -> tuple[str, str] | None:
+    """Puts a value where a key path leads, with the sections before it. Returns (found, expected) where it leads nowhere."""
+    target: Any = data
     for part in key[:-1]:
         if isinstance(target, list) and part.isdigit() and int(part) < len(target):
             target = target[int(part)]
             continue
         if not isinstance(target, dict):
-            return problem(name, short(target), f"a section before .{part}")
+            return short(target), f"a section before .{part}"
         if target.get(part) is None:
             target[part] = {}
         target = target[part]
@@ -271,6 +287,5 @@ def _apply_override(text: RecipeText, override: str) -> None:
     elif isinstance(target, dict):
         target[last] = value
     else:
-        return problem(name, short(target), f"a section before .{last}")
-    text.overridden[key] = override
+        return short(target), f"a section before .{last}"
     return None

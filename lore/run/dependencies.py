@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from lore.config.grid import is_grid, of_whole_grid, split_address
 from lore.config.recipe import BaseRecipe, resolve_need
-from lore.config.stages import load_recipe
+from lore.config.stages import load_grid, load_recipe
 from lore.run.input_hashes import check_inputs
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
@@ -27,25 +29,42 @@ LAUNCHER_NAMES |= {"ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 LAUNCHER_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "TORCH_NCCL_ASYNC", "FSDP_", "DEEPSPEED_", "DS_", "PARALLELISM_")
 
 
-def plan(path: str | Path, recipe: BaseRecipe, above: tuple[Path, ...] = ()) -> list[tuple[Path, RunFolder]]:
-    """Every recipe that has to be done before this one, in the order to run them. A cycle is an error."""
+def plan(
+    path: str | Path, recipe: BaseRecipe, above: tuple[Path, ...] = (), overrides: Sequence[str] = ()
+) -> list[tuple[Path, RunFolder]]:
+    """Every recipe that has to be done before this one, in the order to run them; a needed grid is all of its runs. A cycle is an
+    error. overrides: this recipe's own, of which `shared_overrides` reach the runs of its grid."""
     own = Path(path).resolve()
     if own in above:
         circle = " -> ".join(p.name for p in (*above[above.index(own) :], own))
         raise LoreError(f"The recipes need one another in a circle: {circle}.\nTake one of these out of `needs`.")
     order: dict[Path, RunFolder] = {}
-    for need in recipe.needs:
-        need_path = resolve_need(path, need)
-        inner = load_recipe(need_path)
+    for need_path in (one for need in recipe.needs for one in recipes_of(resolve_need(path, need))):
+        shared = shared_overrides(path, need_path, overrides)
+        inner = load_recipe(need_path, shared)
         folder = RunFolder.of(inner)
         folder.check(inner)
-        before = plan(need_path, inner, (*above, own))
+        before = plan(need_path, inner, (*above, own), shared)
         if folder.is_done:
             check_inputs(inner, folder)
         else:  # what a finished run needed may have been deleted since
             order.update(before)
         order[need_path] = folder
     return list(order.items())
+
+
+def recipes_of(path: Path) -> list[Path]:
+    """The recipe of a file, or the runs of a grid."""
+    if not is_grid(path):
+        return [path]
+    grid = load_grid(path)
+    return [grid.address(name) for name in grid.runs]
+
+
+def shared_overrides(path: str | Path, need: Path, overrides: Sequence[str]) -> list[str]:
+    """The overrides of a run that hold for a run it needs: those of their common grid."""
+    (file, run), (other, _) = split_address(path), split_address(need)
+    return of_whole_grid(overrides) if run is not None and file.resolve() == other.resolve() else []
 
 
 def _failure_path(folder: RunFolder) -> Path:
@@ -67,19 +86,22 @@ def launch_id() -> str:
     return "/".join([*parts, str(os.getppid()) if one_machine else ""])
 
 
-def run_needed(folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> None:
-    """Main process: runs what is not done yet, each as its own process. Leaves a note for the others when one fails."""
+def run_needed(
+    folder: RunFolder, needed: list[tuple[Path, RunFolder]], path: str | Path = "", overrides: Sequence[str] = ()
+) -> None:
+    """Main process: runs what is not done yet, each as its own process. Leaves a note for the others when one fails. path and
+    overrides: those of the run that needs it."""
     failure = _failure_path(folder)
     failure.unlink(missing_ok=True)
-    for path, inner in needed:
+    for need, inner in needed:
         if inner.is_done:
             continue
-        say(f"{folder.path} needs {path}: running it first")
+        say(f"{folder.path} needs {need}: running it first")
         try:
-            run_in_subprocess(path, [])
+            run_in_subprocess(need, shared_overrides(path, need, overrides))
         except LoreError as error:
             folder.path.mkdir(parents=True, exist_ok=True)
-            note = {"launch": launch_id(), "time": time.time(), "recipe": str(path)}
+            note = {"launch": launch_id(), "time": time.time(), "recipe": str(need)}
             write_atomic(failure, json.dumps(note) + "\n")
             raise LoreError(f"{error}\n{folder.path} needs it and cannot start.") from error
 
@@ -112,8 +134,9 @@ def plain_environment() -> dict[str, str]:
     return {k: v for k, v in environment.items() if k not in LAUNCHER_NAMES and not k.startswith(LAUNCHER_PREFIXES)}
 
 
-def run_in_subprocess(path: Path, overrides: list[str]) -> None:
-    command = [sys.executable, "-m", "lore", "run", str(path), *overrides]
+def run_in_subprocess(path: Path, overrides: Sequence[str], command: str = "run", options: Sequence[str] = ()) -> None:
+    """Runs (or launches) a recipe as a process of its own. Raises LoreError where it fails."""
+    command = [sys.executable, "-m", "lore", command, str(path), *overrides, *options]
     status = subprocess.run(command, env=plain_environment()).returncode
     if status != 0:
         how = f"signal {-status}" if status < 0 else f"status {status}"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from lore.config.grid import is_grid, split_address
 from lore.config.yaml_text import OVERRIDE
 from lore.run.devices import visible_gpus
 from lore.support.errors import LoreError
@@ -55,7 +56,9 @@ def split_arguments(arguments: list[str]) -> tuple[str, list[str], list[str]]:
             options.append(argument)
         elif OVERRIDE.match(argument):
             overrides.append(argument)
-        elif argument.endswith((".yaml", ".yml")) and not (behind_option and arguments[number - 1].endswith("file")):
+        elif split_address(argument)[0].suffix in (".yaml", ".yml") and not (
+            behind_option and arguments[number - 1].endswith("file")
+        ):
             recipes.append(argument)
         else:
             options.append(argument)
@@ -127,12 +130,18 @@ def _on_cpu(path: Path) -> bool:
 def launch(arguments: list[str], config: str | None = None, num_processes: int | None = None, dry_run: bool = False) -> int:
     """Runs a recipe in several processes; returns the exit status."""
     from lore.config.stages import load_recipe
-    from lore.run.dependencies import plan, run_needed
+    from lore.run.dependencies import plan, run_in_subprocess, run_needed
+    from lore.run.grid import run_grid
     from lore.run.run_folder import RunFolder
     from lore.run.runner import report_done, run_recipe
 
     recipe, overrides, options = split_arguments(arguments)
     options, config = take_config(options, config)
+    if is_grid(recipe):
+        how = options + (["--config", config] if config else [])
+        how += ["--num-processes", str(num_processes)] if num_processes else []
+        run_grid(recipe, overrides, dry_run, start=lambda run, changes: run_in_subprocess(run, changes, "launch", how))
+        return 0
     command = accelerate_arguments(recipe, overrides, options, config, num_processes)
     if dry_run:
         run_recipe(recipe, overrides, dry_run=True)
@@ -144,7 +153,7 @@ def launch(arguments: list[str], config: str | None = None, num_processes: int |
     if folder.is_done:
         report_done(loaded, folder)
         return 0
-    run_needed(folder, plan(recipe, loaded))
+    run_needed(folder, plan(recipe, loaded, overrides=overrides), recipe, overrides)
     if config is not None and _on_cpu(find_config(config)):
         os.environ["ACCELERATE_USE_CPU"] = "true"
     return _accelerate(command)

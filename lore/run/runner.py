@@ -11,15 +11,17 @@ import re
 import sys
 from pathlib import Path
 
+from lore.config.grid import is_grid, split_address
 from lore.config.recipe import BaseRecipe, resolve_need
-from lore.config.stages import load_recipe, stage_function
+from lore.config.stages import load_grid, load_recipe, stage_function
 from lore.config.yaml_text import to_yaml
 from lore.run.dependencies import plan, run_in_subprocess, run_needed, wait_for_needed
 from lore.run.devices import close_process_group, leave, settle_devices
+from lore.run.grid import run_grid
 from lore.run.input_hashes import check_inputs, missing_inputs, note_inputs
 from lore.run.run_folder import RunFolder
+from lore.run.summary import print_summary
 from lore.support.errors import LoreError
-from lore.support.plain import flatten
 from lore.support.processes import is_main_process, rank, say
 
 
@@ -36,22 +38,24 @@ def run_command(arguments: list[str], dry_run: bool = False) -> int:
         for argument in arguments:
             if argument == "--dry-run":
                 dry_run = True
-            elif argument.endswith((".yaml", ".yml")) and "=" not in argument.split("/")[0]:
+            elif split_address(argument)[0].suffix in (".yaml", ".yml") and "=" not in argument.split("/")[0]:
                 recipes.append(argument)
             elif "=" in argument and not argument.startswith("-"):
                 overrides.append(argument)
             else:
-                raise LoreError(f"{argument!r} is neither a recipe (x.yaml), an override (train.lr=2e-4) nor --dry-run.")
+                raise LoreError(
+                    f"{argument!r} is neither a recipe (x.yaml), a run of a grid (x.yaml:run), an override (train.lr=2e-4) "
+                    "nor --dry-run."
+                )
         if not recipes:
             raise LoreError("No recipe given: lore run recipes/quickstart/eval.yaml")
-        if len(recipes) == 1:
-            run_recipe(recipes[0], overrides, dry_run)
-        elif dry_run:
+        if len(recipes) == 1 or dry_run:
             for recipe in recipes:
-                run_recipe(recipe, overrides, dry_run)
+                (run_grid if is_grid(recipe) else run_recipe)(recipe, overrides, dry_run)
         else:
             for recipe in recipes:
-                load_recipe(recipe, overrides)  # a typo in the last one shows before the first has run for hours
+                # A typo in the last one shows before the first has run for hours.
+                (load_grid if is_grid(recipe) else load_recipe)(recipe, overrides)
             for recipe in recipes:
                 run_in_subprocess(Path(recipe), overrides)
     except LoreError as error:
@@ -82,7 +86,7 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
     try:
         recipe = load_recipe(path, overrides)
         folder = RunFolder.of(recipe)
-        needed = plan(path, recipe)
+        needed = plan(path, recipe, overrides=overrides)
         if dry_run:
             if is_main_process():
                 print_dry_run(path, recipe, folder, needed)
@@ -98,7 +102,7 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
         error.same_on_every_rank = True
         raise
     if is_main_process():
-        run_needed(folder, needed)
+        run_needed(folder, needed, path, overrides)
     else:
         wait_for_needed(folder, needed)
     folder.open(recipe)
@@ -124,21 +128,6 @@ def report_done(recipe: BaseRecipe, folder: RunFolder) -> None:
     print_summary(folder)
 
 
-def print_summary(folder: RunFolder) -> None:
-    """The summary a stage left in its done marker."""
-    if not is_main_process():
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, title=str(folder.path), title_justify="left")
-    for key, value in flatten(folder.summary).items():
-        if key:
-            table.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
-    if table.row_count:
-        Console().print(table)
-
-
 def check_recipes(paths: list[Path]) -> int:
     """Checks recipe files and folders of them, prints a table and every problem; status 1 when any recipe is bad."""
     from rich.console import Console
@@ -159,13 +148,22 @@ def check_recipes(paths: list[Path]) -> int:
     for file in files:
         stage = run = ""
         try:
-            recipe = load_recipe(file)
-            stage, run = recipe.stage, recipe.run
-            if run in runs:
-                raise LoreError(f"{file} and {runs[run]} both write the run folder {run}. Give each its own `run` name.")
-            runs[run] = file
-            for need in recipe.needs:
-                resolve_need(file, need)
+            if is_grid(file):
+                grid = load_grid(file)
+                stage, run, recipes = f"grid of {len(grid.runs)} runs", grid.name, list(grid.runs.values())
+            else:
+                recipes = [load_recipe(file)]
+                stage, run = recipes[0].stage, recipes[0].run
+            for recipe in recipes:
+                if recipe.run in runs:
+                    raise LoreError(
+                        f"{file} and {runs[recipe.run]} both write the run folder {recipe.run}. Give each its own `run` name."
+                    )
+                runs[recipe.run] = file
+                for need in recipe.needs:
+                    other, name = split_address(resolve_need(file, need))
+                    if name is not None and other.resolve() != file.resolve():
+                        load_recipe(f"{other}:{name}")
             result = "[green]ok[/]"
         except LoreError as error:
             errors.append(error)
@@ -184,7 +182,7 @@ def _may_be_recipe(file: Path, folder: Path) -> bool:
     """False for YAML files of other kinds, and for what lies in hidden folders such as .venv."""
     if not file.is_file() or any(part.startswith(".") for part in file.relative_to(folder).parts[:-1]):
         return False
-    return re.search(rb"^(?:lore|stage)\s*:", file.read_bytes(), re.MULTILINE) is not None
+    return re.search(rb"^(?:lore|stage|grid)\s*:", file.read_bytes(), re.MULTILINE) is not None
 
 
 def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> None:

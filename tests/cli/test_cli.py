@@ -1,5 +1,6 @@
 """The command line: quick help, dry runs without torch, check over many files, packaging."""
 
+import re
 import subprocess
 import sys
 import time
@@ -8,7 +9,11 @@ import tomllib
 import pytest
 from conftest import ROOT, run_python
 
-SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
+from lore.config.grid import is_grid
+from lore.run.dependencies import recipes_of
+
+FILES = sorted((ROOT / "recipes").rglob("*.yaml"))
+SHIPPED = [one for file in FILES for one in recipes_of(file) if not re.search("-seed[1-9]$", one.name)]
 HEAVY = {"torch", "transformers", "datasets", "trl", "pandas", "sklearn"}
 
 
@@ -43,6 +48,15 @@ def test_every_shipped_recipe_dry_runs_without_torch(path, runs):
     done, modules = imported("run", path, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "every value (defaults included)" in done.stdout
+    assert not modules & HEAVY
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize("path", [file for file in FILES if is_grid(file)], ids=lambda p: p.stem)
+def test_every_shipped_grid_dry_runs_without_torch(path, runs):
+    done, modules = imported("run", path, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "runs, in this order" in done.stdout
     assert not modules & HEAVY
     assert not runs.exists()
 
@@ -142,6 +156,6 @@ def test_every_package_and_data_file_is_declared():
 def test_nothing_speaks_of_the_machine_it_was_written_on():
     words = ["/" + "work/", "/" + "tmp/"]
     files = [ROOT / n for n in ("Makefile", "pyproject.toml", "launch/README.md", "CONTRIBUTING.md", ".ci/run")]
-    for file in [*files, *SHIPPED, *(ROOT / "lore").glob("*.py")]:
+    for file in [*files, *FILES, *(ROOT / "lore").glob("*.py")]:
         text = file.read_text(encoding="utf-8")
         assert not any(word in text for word in words), file

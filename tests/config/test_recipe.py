@@ -9,11 +9,13 @@ from conftest import FOOTER, HEADER, ROOT, run_python
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lore.config.grid import split_address
 from lore.config.recipe import resolve_need
 from lore.config.stages import load_recipe
 from lore.config.yaml_text import RecipeError, RecipeText, parse_yaml, read_recipe_text, to_yaml
+from lore.run.dependencies import recipes_of
 
-SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
+SHIPPED = [one for file in sorted((ROOT / "recipes").rglob("*.yaml")) for one in recipes_of(file)]
 BODY = "stage: demo\nrun: a\n"
 
 
@@ -27,11 +29,15 @@ def problems(path, *overrides):
 def test_every_shipped_recipe_is_a_recipe_python_and_yaml(path):
     recipe = load_recipe(path)
     for need in recipe.needs:
-        assert resolve_need(path, need).is_file()
-    source = path.read_text(encoding="utf-8")
+        assert split_address(resolve_need(path, need))[0].is_file()
+    file, run = split_address(path)
+    source = file.read_text(encoding="utf-8")
     tree = ast.parse(source)
     assert isinstance(tree.body[0], ast.AnnAssign)
-    assert yaml.safe_load(source)["stage"] == recipe.stage
+    if run is None:
+        assert yaml.safe_load(source)["stage"] == recipe.stage
+    else:
+        assert recipe.run == f"{yaml.safe_load(source)['grid']}/{run}"
     assert yaml.safe_load(to_yaml(recipe.resolved())) == recipe.resolved()
 
 

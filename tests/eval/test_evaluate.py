@@ -129,6 +129,8 @@ def test_baselines_and_a_predictions_file_share_one_table(shop, tmp_path, write_
         assert str(folder / name) in printed
     assert "Macro-F1" in printed and f"Acc@{len(TIERS)}" in printed and "[" in printed
     assert folder.is_done
+    accuracy = folder.summary["perfect"][f"Acc@{len(TIERS)}"]  # a grid's table shows the value and its interval
+    assert accuracy == [perfect["metrics"]["acc_k"][key] for key in ("value", "low", "high")]
 
 
 def test_predictions_over_more_than_a_limit_takes_are_read_and_foreign_ones_still_refused(shop, tmp_path, write_recipe, runs):

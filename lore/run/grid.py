@@ -1,0 +1,170 @@
+"""Runs grids: each run as a process of its own, in the order in which they need one another, and one table at the end.
+
+    lore run recipes/experiments/ablation.yaml              what is not done yet
+    lore run recipes/experiments/ablation.yaml --dry-run    which runs there are, and the state of each
+    lore run recipes/experiments/ablation.yaml:eval         one run, after what it needs
+
+A run that fails does not end the others; those that need it are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from lore.config.grid import Grid, of_whole_grid
+from lore.config.recipe import BaseRecipe
+from lore.config.stages import load_grid
+from lore.run.dependencies import plan, run_in_subprocess, shared_overrides
+from lore.run.input_hashes import check_inputs
+from lore.run.run_folder import RunFolder
+from lore.run.summary import Row, columns_of, is_interval, print_table, rows_of, shown
+from lore.support.atomic_files import write_atomic
+from lore.support.errors import LoreError
+from lore.support.processes import say, world_size
+
+Start = Callable[[Path, Sequence[str]], None]
+
+
+def run_grid(path: str | Path, overrides: Sequence[str] = (), dry_run: bool = False, start: Start = run_in_subprocess) -> None:
+    """Runs what is not done yet. Raises LoreError at the end when runs have failed. start: runs one address with overrides."""
+    if world_size() > 1:
+        raise LoreError(
+            f"{path} is a grid, and {world_size()} processes were started for it: they would all start its runs.\n"
+            f"Let `lore launch {path}` start the processes of each run, or launch one run as {path}:NAME.",
+            same_on_every_rank=True,
+        )
+    grid = load_grid(path, overrides)
+    if dry_run:
+        return print_runs(grid)
+    refuse_other_recipes(grid)
+    own = own_overrides(grid, overrides)
+    failed: dict[str, str] = {}
+    broken: set[Path] = set()
+    for name, recipe in grid.runs.items():
+        if missing := [sibling for sibling in grid.siblings[name] if sibling in failed]:
+            failed[name] = f"not started: it needs {missing[0]}"
+            continue
+        try:
+            run_one(grid.address(name), recipe, own, start, broken)
+        except LoreError as error:
+            failed[name] = str(error).splitlines()[0]
+            say(f"{grid.address(name)}: {error}")
+    write_table(grid, failed)
+    if failed:
+        rows = "\n".join(f"  {name}: {why}" for name, why in failed.items())
+        count = f"{len(failed)} of the {len(grid.runs)} runs of {grid.path}"
+        raise LoreError(f"{count} failed:\n{rows}\nThe same command goes on with them.")
+
+
+def own_overrides(grid: Grid, overrides: Sequence[str]) -> list[str]:
+    """The overrides of every run, named as those of the grid: so the runs that a run needs are asked for with them too."""
+    whole = of_whole_grid(overrides)
+    return whole + [f"runs.{name}.{override}" for override in overrides if override not in whole for name in grid.names]
+
+
+def refuse_other_recipes(grid: Grid) -> None:
+    """Raises LoreError before anything runs where folders belong to recipes with other values."""
+    found = []
+    for name, recipe in grid.runs.items():
+        try:
+            RunFolder.of(recipe).check(recipe)
+        except LoreError as error:
+            found.append(f"{name}: {error}")
+    if found:
+        raise LoreError("\n".join(found))
+
+
+def run_one(address: Path, recipe: BaseRecipe, overrides: list[str], start: Start, broken: set[Path]) -> None:
+    """One run after what it needs. Raises LoreError when either fails. broken: needed recipes that have failed before."""
+    folder = RunFolder.of(recipe)
+    if folder.is_done and not recipe.reopened(folder):
+        check_inputs(recipe, folder)
+        say(f"already done: {folder.path}")
+        return
+    for need, inner in plan(address, recipe, overrides=overrides):
+        if need in broken:
+            raise LoreError(f"not started: it needs {need}, which has failed")
+        if not inner.is_done:
+            say(f"{folder.path} needs {need}: running it first")
+            try:
+                run_in_subprocess(need, shared_overrides(address, need, overrides))
+            except LoreError:
+                broken.add(need)
+                raise
+    start(address, overrides)
+
+
+def state_of(recipe: BaseRecipe) -> str:
+    folder = RunFolder.of(recipe)
+    if folder.changes(recipe) and not folder.is_unused:
+        return "belongs to another recipe"
+    return "done" if folder.is_done else "would resume" if folder.exists else "new"
+
+
+def print_runs(grid: Grid) -> None:
+    """What a real run would do."""
+    cells = []
+    for name, recipe in grid.runs.items():
+        needs = ", ".join(need.removeprefix(f"{grid.path.name}:") for need in recipe.needs)
+        cells.append([name, recipe.stage, str(RunFolder.of(recipe).path), state_of(recipe), needs])
+    print_table(f"{grid.path}: {len(cells)} runs, in this order", ["run", "stage", "run folder", "state", "needs"], cells)
+    print(f"Every value of one run: lore run {grid.address(next(iter(grid.runs)))} --dry-run")
+
+
+def write_table(grid: Grid, failed: dict[str, str]) -> None:
+    """Prints what the runs came to, a table for each stage, and writes it to table.md in the grid's folder."""
+    text = [f"# {grid.name}\n"]
+    for stage in dict.fromkeys(recipe.stage for recipe in grid.runs.values()):
+        recipes = {name: recipe for name, recipe in grid.runs.items() if recipe.stage == stage}
+        columns, cells = stage_table(recipes, failed)
+        print_table(f"{grid.name}: {stage}", columns, cells)
+        lines = [columns, ["---"] * len(columns), *cells]
+        text.append(f"## {stage}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+    grid.folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(grid.folder / "table.md", "\n".join(text))
+    say(f"table: {grid.folder / 'table.md'}")
+
+
+def stage_table(recipes: dict[str, BaseRecipe], failed: dict[str, str]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of the runs of one stage. The means over the seeds of a run come last."""
+    rows: list[tuple[str, str, Row]] = []
+    for name, recipe in recipes.items():
+        folder = RunFolder.of(recipe)
+        if name in failed or not folder.is_done:
+            rows.append((name, "", {"state": failed.get(name, "not run")}))
+            continue
+        for part, row in rows_of(folder.summary).items():
+            # Files in the run's folder are no results.
+            values = {key: value for key, value in row.items() if not str(value).startswith(str(folder.path))}
+            if values:
+                rows.append((name, part, values))
+    rows += seed_means(rows)
+    columns = columns_of(values for _, _, values in rows)
+    parts = any(part for _, part, _ in rows)
+    cells = [[name, *([part] if parts else []), *(shown(values.get(column)) for column in columns)] for name, part, values in rows]
+    return ["run", *([""] if parts else []), *columns], cells
+
+
+def seed_means(rows: list[tuple[str, str, Row]]) -> list[tuple[str, str, Row]]:
+    """For runs that were repeated with other seeds, a row with the mean of every number; intervals have none."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for name, part, values in rows:
+        run, repeated, _ = name.rpartition("-seed")
+        if repeated and "state" not in values:
+            groups.setdefault((run, part), []).append(values)
+    means = []
+    for (run, part), group in groups.items():
+        if len(group) > 1:
+            row = {column: _mean([values.get(column) for values in group]) for column in columns_of(group)}
+            means.append((f"{run}, mean of {len(group)} seeds", part, row))
+    return means
+
+
+def _mean(values: list[Any]) -> Any:
+    numbers = [value[0] if is_interval(value) else value for value in values]
+    if not all(type(number) in (int, float) for number in numbers):
+        return None
+    return [fmean(numbers), None, None] if is_interval(values[0]) else fmean(numbers)

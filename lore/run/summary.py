@@ -1,0 +1,73 @@
+"""The summaries that runs leave in their done markers, as tables for people.
+
+A list of three numbers is a value with its interval, and a section is a row of its own: the summary of an evaluation has a section
+for each judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+
+from lore.run.run_folder import RunFolder
+from lore.support.console import with_room
+from lore.support.processes import is_main_process
+
+Row = dict[str, Any]
+
+
+def shown(value: Any) -> str:
+    if is_interval(value):
+        # Rounded first: a tiny negative number would leave its sign on 0.00.
+        middle, low, high = ("" if number is None else f"{round(number, 2) + 0.0:.2f}" for number in value)
+        return f"{middle} [{low}, {high}]" if low else middle
+    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(n is None or type(n) in (int, float) for n in value)
+
+
+def rows_of(summary: dict[str, Any]) -> dict[str, Row]:
+    """The values of each section by its name, and under "" those that stand in none."""
+    rows = {name: value for name, value in summary.items() if isinstance(value, dict)}
+    own = {name: value for name, value in summary.items() if not isinstance(value, dict)}
+    return rows | ({"": own} if own else {})
+
+
+def columns_of(rows: Iterable[Row]) -> list[str]:
+    """The keys of all rows, in the order in which they come up."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def print_table(title: str, columns: list[str], cells: list[list[str]], console: Console | None = None) -> None:
+    """A table that no pipe or file cuts at 80 columns."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(escape(column), overflow="fold")
+    for row in cells:
+        table.add_row(*map(escape, row))
+    console = console or Console()
+    width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    with_room(console, width).print(table)
+
+
+def print_summary(folder: RunFolder) -> None:
+    """The summary a stage left in its done marker."""
+    if not is_main_process():
+        return
+    rows = rows_of(folder.summary)
+    own = rows.pop("", {})
+    if rows:
+        columns = columns_of(rows.values())
+        print_table(str(folder.path), ["", *columns], [[name, *(shown(row.get(c)) for c in columns)] for name, row in rows.items()])
+    if own:
+        table = Table(show_header=False, title=None if rows else str(folder.path), title_justify="left")
+        for key, value in own.items():
+            table.add_row(escape(key), escape(shown(value)))
+        Console().print(table)
