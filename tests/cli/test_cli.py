@@ -10,14 +10,13 @@ import sys
 import time
 import tomllib
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import setuptools
 import typer
 from conftest import ROOT, run_python
 
-from lore.cli.main import app, main
+from lore.cli.main import app
 
 SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
 HEAVY = {"torch", "transformers", "datasets", "trl", "pandas", "sklearn"}
@@ -36,20 +35,6 @@ def fastest(*arguments: str, runs: int = 3) -> float:
 def imported(*arguments: object) -> tuple[subprocess.CompletedProcess, set[str]]:
     done = run_python("-X", "importtime", "-m", "lore", *arguments)
     return done, {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-
-
-@pytest.fixture
-def lore(monkeypatch, capsys):
-    """Runs a command as the shell would: lore("check", "recipes") has returncode, stdout and stderr."""
-
-    def run(*arguments: object) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["lore", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            main()
-        out, err = capsys.readouterr()
-        return SimpleNamespace(returncode=done.value.code, stdout=out, stderr=err)
-
-    return run
 
 
 def groups() -> dict[tuple[str, ...], list[str]]:
