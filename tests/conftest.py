@@ -80,6 +80,20 @@ def run_python(*arguments: object, timeout: float = 120, cwd: Path = ROOT, **env
     )
 
 
+@pytest.fixture
+def lore(monkeypatch, capsys):
+    """Runs a command in this process as the shell would: lore("check", "recipes") has returncode, stdout and stderr."""
+    from lore.cli.main import main
+
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["lore", *map(str, arguments)])
+        with pytest.raises(SystemExit) as done:
+            main()
+        return subprocess.CompletedProcess(sys.argv, done.value.code, *capsys.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A tiny shop and two tiny base models with random weights; see tests/tiny.py."""

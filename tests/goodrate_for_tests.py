@@ -1,7 +1,7 @@
 """A result log of the embedded shop with two systems, a judge with known errors, and raters who know the truth. Synthetic.
 
     python tests/goodrate_for_tests.py log shop_log      # log.csv, predictions.csv, truth.csv
-    lore draw shop_log/log.csv --queries 50 -o shop_log/rated.csv
+    lore goodrate sample shop_log/log.csv --queries 50 -o shop_log/rated.csv
     python tests/goodrate_for_tests.py rate shop_log     # fills in the labels
     lore goodrate shop_log/log.csv --verdicts shop_log/predictions.csv --rated shop_log/rated.csv --rubric shop
     python tests/goodrate_for_tests.py truth shop_log

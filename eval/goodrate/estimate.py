@@ -8,7 +8,7 @@ away how sure the judge is, and the interval depends on the squared distance to 
 makes smallest; where it is not calibrated, the labels correct it. Of a page it is the product over its items. A format failure
 counts as not good.
 
-    lore draw log.parquet --queries 50 -o to_rate.csv
+    lore goodrate sample log.parquet --queries 50 -o to_rate.csv
     lore goodrate log.parquet --verdicts runs/judge/predictions.parquet --rated rated.csv --rubric shop
 """
 
@@ -195,13 +195,14 @@ def _about_sample(whole: Parts) -> list[str]:
     if whole.clusters < FEW_CLUSTERS:
         remarks.append(
             f"The labels weigh no more than those of {whole.clusters:.0f} equally frequent queries, and below {FEW_CLUSTERS} the "
-            "intervals are a little short. Rate more, or draw with `lore draw`, which prefers what is shown often."
+            "intervals are a little short. Rate more, or draw with `lore goodrate sample`, which prefers what is shown often."
         )
     spread = float(np.linalg.norm(whole.gap_C))
     if spread > 0 and 2 * student.sf(abs(whole.gap) / spread, max(whole.clusters - 1, 1)) < UNLIKELY:
         remarks.append(
             f"The sample does not look like a random part of the log: the judge finds {whole.judged - whole.gap:.1%} of it good "
             f"and {whole.judged:.1%} of the log; chance does that in less than 1 of {round(1 / UNLIKELY):,} samples. Then no "
-            "estimate from its labels holds: say in its column probability how it was drawn, or draw it with `lore draw`."
+            "estimate from its labels holds: say in its column probability how it was drawn, or draw it with "
+            "`lore goodrate sample`."
         )
     return remarks

@@ -46,7 +46,8 @@ class Rated:
         if partly := int(((drawn > 0) & (drawn < sizes)).sum()):
             why = (
                 f"of {int((drawn > 0).sum()):,} pages in the sample {partly:,} are there in part, so they were not drawn whole. "
-                "Draw whole queries (lore draw --queries), or whole pages and name them in the sample with page_id and system."
+                "Draw whole queries (lore goodrate sample --queries), or whole pages and name them in the sample with page_id and "
+                "system."
             )
             return np.full(len(sizes), np.nan), None, why
         good = np.bincount(pages, np.where(self.drawn, self.good, 0.0))  # nan where a row of it stayed without a label

@@ -27,7 +27,7 @@ def compare(
     as_json: Path = typer.Option(None, "--json", help="File for everything, as one JSON object."),
     across_rubrics: bool = typer.Option(False, "--across-rubrics", help="Allow rule books that differ in all but their tiers."),
 ) -> None:
-    """Which judge is better, where, and how sure: paired differences on the same pairs, each run against the first."""
+    """Compare judges on the same pairs, each with the first. Every difference comes with its interval, by metric and by slice."""
     if len(runs) < 2:
         raise LoreError("A comparison needs two judges: lore compare runs/a runs/b, or of one run \"runs/a:one\" \"runs/a:other\".")
     from lore.eval.compare.compare import Options
@@ -46,7 +46,7 @@ def leaderboard(
     metric: list[str] = typer.Option([], help="Column; may be given again. Default: the usual ones that have values."),
     out: Path = typer.Option(None, "--out", "-o", help="Folder for leaderboard.md, .csv, .json, or one such file; default: runs."),
 ) -> None:
-    """One table over finished evaluations, a table for each test set; also written as Markdown, CSV and JSON."""
+    """Rank finished evaluations, one table a test set. The tables are also written as Markdown, CSV and JSON."""
     from lore.config.recipe import run_root
     from lore.eval.compare.leaderboard import leaderboard as ranked
     from lore.eval.compare.leaderboard_output import report

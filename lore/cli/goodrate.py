@@ -1,4 +1,8 @@
-"""`lore goodrate` and `lore draw`: the GoodRate of a result log. Nothing heavy is imported before a command runs."""
+"""`lore goodrate`: the GoodRate of a result log. Nothing heavy is imported before a command runs.
+
+lore goodrate sample log.parquet --queries 40 -o rated.csv
+lore goodrate estimate log.parquet --verdicts runs/my_judge/predictions.parquet --rated rated.csv
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import typer
+from typer.core import TyperGroup
 
 from lore.support.errors import LoreError
 
@@ -16,7 +21,29 @@ LOG = typer.Argument(
 TOP = typer.Option(None, min=1, help="Only the first so many positions of each page.")
 
 
-def goodrate(
+class EstimateByDefault(TyperGroup):
+    """Reads `lore goodrate log.parquet ...` as `lore goodrate estimate log.parquet ...`."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        first = args[0] if args else ""
+        if first not in ("", "--help") and (first.startswith("-") or Path(first).suffix):
+            args = ["estimate", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=EstimateByDefault,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Estimate how much of what a search shows is good. "
+    "`lore goodrate LOG --verdicts FILE` is short for `lore goodrate estimate LOG --verdicts FILE`.",
+)
+
+
+@app.command()
+def estimate(
     log: Path = LOG,
     verdicts: Path = typer.Option(..., help="predictions.parquet of an evaluation, or a table of pair_id, tier and p_<tier>."),
     rated: Path = typer.Option(None, help="Labels of a random part: pair_id, label and, where they differ, probability."),
@@ -28,7 +55,9 @@ def goodrate(
     ),
     out: Path = typer.Option(None, "-o", "--out", help="JSON file; unreadable rows go to <name>.rejected.jsonl beside it."),
 ) -> None:
-    """Share of shown items and of pages that are good: by the judge, by raters, and by both (prediction-powered)."""
+    """Estimate the share of shown items and pages that are good. By the judge alone, by raters alone, and by both together
+    (prediction-powered inference).
+    """
     from rich.console import Console
 
     from lore.eval.goodrate.estimate import goodrate as compute
@@ -47,7 +76,8 @@ def goodrate(
             console.print(f"unreadable rows: {rejected}", soft_wrap=True, markup=False)
 
 
-def draw(
+@app.command()
+def sample(
     log: Path = LOG,
     pairs: int = typer.Option(None, min=1, help="Draw so many pairs: enough for items."),
     queries: int = typer.Option(None, min=1, help="Draw so many queries with all that they show: needed for pages."),
@@ -55,7 +85,7 @@ def draw(
     seed: int = typer.Option(0, min=0, help="Another seed draws others."),
     out: Path = typer.Option(..., "-o", "--out", help="csv file to write, with an empty column label."),
 ) -> None:
-    """Draw a random part of a result log for people to rate, likelier what was shown more often."""
+    """Draw pairs of the log for people to rate. What was shown more often is more likely to be drawn."""
     if (pairs is None) == (queries is None):
         raise LoreError("Give one of --pairs and --queries: what is drawn is either single pairs or whole queries.")
     if out.exists():

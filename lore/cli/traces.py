@@ -54,7 +54,7 @@ def show(
     pager: bool = typer.Option(True, " /--no-pager", help="Print all at once, also in a terminal."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object a line."),
 ) -> None:
-    """Shows traces one by one, with demands, verdict, checks, facts and attempts."""
+    """Show traces one by one. Each with its demands, verdict, checks, facts and attempts."""
     if rejected and accepted:
         raise LoreError("--rejected and --accepted leave nothing to show: give one of them.")
     store = _store(run)
@@ -89,7 +89,7 @@ def summary(
     run: Path = RUN,
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of tables."),
 ) -> None:
-    """Counts traces by tier, slice, check, attempts and cost, as the card of the set does."""
+    """Count traces by tier, slice, check, attempts and cost. The card of the set shows the same tables."""
     from lore.data_synth.synthesis.summary import Counts, tables
 
     counts = Counts()
