@@ -1,4 +1,4 @@
-"""What a comparison prints and writes: tables and sentences for people, JSON and the changed pairs for programs."""
+"""Output of a comparison: tables and sentences for people, JSON and the changed pairs for programs."""
 
 import csv
 import io
@@ -38,8 +38,8 @@ def report(
     out: Path | None = None,
     as_json: Path | None = None,
 ) -> None:
-    """Prints every comparison; writes all changed pairs to `out` (.jsonl or .csv) and everything to `as_json`. shown: examples
-    printed of each kind."""
+    """Prints every comparison. Writes all changed pairs to `out` (.jsonl or .csv) and all results to `as_json`. shown: number of
+    examples printed per kind."""
     if out is not None and out.suffix not in (".jsonl", ".csv"):
         raise LoreError(f"--out {out}: found {out.suffix or 'no extension'}, expected .jsonl or .csv")
     titles = metric_titles(comparisons, metrics)
@@ -63,11 +63,11 @@ def report(
     if as_json is not None:
         content = to_json(sides, comparisons, changed, options)
         write_own(as_json, json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n", JSON_MARK)
-        console.print(text(f"everything: {as_json}"), soft_wrap=True)
+        console.print(text(f"all results: {as_json}"), soft_wrap=True)
 
 
 def metric_titles(comparisons: list[Comparison], wanted: Sequence[str]) -> dict[str, str]:
-    """Metric name to title, in the order of the tables. Raises LoreError for a name that is no metric of these judges."""
+    """Metric name to title, in the order of the tables. Raises LoreError for a metric that these judges do not have."""
     known = list(dict.fromkeys(name for comparison in comparisons for name in comparison.metrics))
     titles = column_titles(comparisons[0].baseline.run.tiers)
     titles = {name: titles.get(name, name) for name in [*titles, *known] if name in known}
@@ -91,9 +91,9 @@ def _print_head(console: Console, sides: Sides, options: Options) -> None:
     )
     if options.prior:
         shares = ", ".join(f"{tier} {share:g}" for tier, share in run.measured.prior.items())
-        console.print(text(f"Tiers weighted as {run.name}'s metrics.prior: {shares}."), soft_wrap=True)
+        console.print(text(f"Tiers are weighted by metrics.prior of {run.name}: {shares}."), soft_wrap=True)
     if sides.weights is not None:
-        console.print(text(f"Each pair counts by its label_weight, as in {run.name}."), soft_wrap=True)
+        console.print(text(f"Each pair is weighted by its label_weight, as in {run.name}."), soft_wrap=True)
     for note in sides.notes:
         console.print(text(f"Note: {note}.", limit=1000), soft_wrap=True)
 
@@ -117,7 +117,7 @@ def _table(title: str, comparison: Comparison, first: str, *more: str) -> Table:
 
 
 def _cells(console: Console, difference: Difference) -> list[Text]:
-    """Intervals stand under their values where a terminal is narrow."""
+    """The values of a row; in a narrow terminal the intervals go below their values."""
     values = (str(difference.baseline), str(difference.compared), signed(difference.difference))
     return [Text(value.replace(" ", "\n", 1) if console.width < ONE_LINE else value) for value in values]
 
@@ -165,14 +165,15 @@ def _on_chance(parts: list[PartDifference], name: str) -> str:
     clear = [d for d in differences if d.difference.low > 0 or d.difference.high < 0]
     called = sum(d.verdict in (BETTER, WORSE) for d in clear)
     return (
-        f"{len(parts)} parts: if nothing differed, about {(1 - LEVEL) * len(parts):.1f} of the intervals would miss zero by "
-        f"chance. {len(clear)} do, {called} of them called a difference: that takes a p-value under {1 - LEVEL:.2f} after "
-        f"Benjamini and Hochberg's adjustment for many parts, and {MIN_QUERIES} queries whose verdicts differ."
+        f"{len(parts)} parts: without any real difference, about {(1 - LEVEL) * len(parts):.1f} of the intervals would exclude "
+        f"zero by chance. {len(clear)} exclude it, and {called} of them count as a difference: that takes a p-value under "
+        f"{1 - LEVEL:.2f} after Benjamini and Hochberg's adjustment for many parts, and {MIN_QUERIES} queries with different "
+        "verdicts."
     )
 
 
 def _print_apart(console: Console, comparison: Comparison) -> None:
-    """Findings that both judges have and that cannot be paired, because the runs keep no verdicts of them."""
+    """Results that both judges have but that cannot be paired, because the runs do not store the verdicts behind them."""
     first, second = (found_apart(side.run.judges[side.judge]) for side in (comparison.baseline, comparison.compared))
     if common := [name for name in first if name in second]:
         table = Table(title="measured by each run itself (not paired)", title_justify="left")
@@ -203,7 +204,7 @@ def _said(row: dict[str, Any], who: str) -> str:
 
 
 def to_json(sides: Sides, comparisons: list[Comparison], changed: list[list[dict]], options: Options) -> dict[str, Any]:
-    """Everything that was found out."""
+    """All results of the comparison."""
     run = sides.first.run
     return {
         "lore": "compare",
