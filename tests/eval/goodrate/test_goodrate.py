@@ -208,7 +208,7 @@ def test_samples_that_are_no_part_of_the_log_are_refused(tmp_path):
         ([("lamp", "9", "L4", 1.5)], drawn, "row 1, probability"),
         ([("lamp", "9", "L4", 0.5), ("lamp", "8", "L4", "")], drawn, "1 of 2 entries have no prob"),
     ):
-        with pytest.raises(LoreError, match="no sample of") as error:
+        with pytest.raises(LoreError, match="is not a sample of") as error:
             goodrate(log, judge, "shop", rated_path=sample(tmp_path, rows, names or ("query", "item_id", "label")))
         assert message in str(error.value)
 
