@@ -1,5 +1,4 @@
-"""What a finished evaluation leaves: tables on the screen, metrics.json, predictions.parquet, report.html, the run's
-summary."""
+"""Writes the results of an evaluation: console tables, metrics.json, predictions.parquet, report.html and the run's summary."""
 
 import json
 from pathlib import Path
@@ -33,7 +32,7 @@ def save(
     *,
     console: Console,
 ) -> None:
-    """Writes and prints everything, then marks the run as done."""
+    """Writes and prints all results, then marks the run as finished."""
     metrics_path, predictions_path, report_path = (
         folder / "metrics.json",
         folder / "predictions.parquet",
@@ -94,7 +93,7 @@ def save(
 
 
 def write_predictions(path: Path, verdicts: dict[str, dict[str, Verdict]], test: Labelled, rubric: Rubric) -> None:
-    """One row per judge and tested pair."""
+    """Writes one row per judge and test pair."""
     rows = []
     for judge, answered in verdicts.items():
         for index, pair_id in enumerate(test.pair_ids):
@@ -130,7 +129,7 @@ def data_facts(data: EvalData, folder: RunFolder) -> dict:
 
 
 def report_facts(recipe: EvaluateRecipe, data: EvalData) -> dict[str, str]:
-    """What the head of the report says."""
+    """Entries of the report's section about the test."""
     rubric = data.rubric
     prior = recipe.metrics.prior
     return {

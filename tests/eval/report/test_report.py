@@ -184,7 +184,7 @@ def test_values_that_are_not_defined_are_dashes_and_without_intervals_none_is_cl
     write_report(path, title="t", cards=cards, verdicts=verdicts, data=data, options=options, facts={}, metrics=settings)
     html = path.read_text()
     assert "nan" not in re.sub(r'src="[^"]*"', "", html) and "of a new kind" in html and "majority@k" in html
-    assert "Without an interval" in html and "↑ –" in html and "– ↓" in html
+    assert "There is no interval" in html and "↑ –" in html and "– ↓" in html
 
 
 def test_the_headline_claims_a_difference_only_where_it_is_clear(data):
@@ -207,7 +207,7 @@ def test_the_headline_gives_the_paired_interval_over_queries(data):
     written = f"{100 * gain.value:.1f} points [{100 * gain.low:.1f}, {100 * gain.high:.1f}]"
     assert written in headline(cards_of(data, verdicts), verdicts, data, samples=200, seed=3)[1]
     without = headline(cards_of(data, verdicts), verdicts, data, samples=0)[1]
-    assert without.startswith("Without an interval")
+    assert without.startswith("There is no interval")
 
 
 def test_cards_carry_what_the_filters_ask_for(html, data, made):
@@ -246,7 +246,7 @@ def test_mistakes_are_the_farthest_and_the_surest_and_never_twice(data):
     probabilities = np.tile(((1 - sure) / 3)[:, None], (1, 4))
     np.put_along_axis(probabilities, np.maximum(predicted, 0)[:, None], sure[:, None], axis=1)
     mistakes = choose_mistakes(Answers(predicted, probabilities), data.test, TIERS, 6)
-    assert [m.why for m in mistakes] == ["3 tiers off"] * 6 + ["sure and wrong"] * 6 + ["no verdict"]
+    assert [m.why for m in mistakes] == ["3 tiers off"] * 6 + ["confident and wrong"] * 6 + ["no verdict"]
     ids = [m.pair_id for m in mistakes]
     assert len(set(ids)) == len(ids)
     confidence = [m.confidence for m in mistakes]
