@@ -55,10 +55,10 @@ def test_a_recipes_own_keys_win_and_shares_are_not_mixed(tmp_path):
 
 
 def test_an_unknown_benchmark_names_the_nearest_and_a_broken_one_its_file(tmp_path):
-    with pytest.raises(LoreError, match=r"no benchmark 'raair'; there are .*wands\. Nearest: 'rair'\. Name your own"):
+    with pytest.raises(LoreError, match=r"no benchmark 'raair'; the shipped ones are .*wands\. Nearest: 'rair'\. Give your own"):
         recipe_of(tmp_path, f"benchmark: raair\n{JUDGES}")
     (tmp_path / "own.yaml").write_text("recipe: {data: {rubric: shop}}\nsubsets: []\n")
-    with pytest.raises(LoreError, match="own.yaml: unknown key subsets"):
+    with pytest.raises(LoreError, match="own.yaml has the unknown key subsets"):
         recipe_of(tmp_path, f"benchmark: {tmp_path / 'own.yaml'}\n{JUDGES}")
 
 
