@@ -1,7 +1,7 @@
-"""The program teacher of the embedded shop: reads query, texts and photo as a shopper would, with the lexicon and the facts it is
-given, and executes the rule book. Labels, gold demands and rationales of a pair are never looked at.
+"""The program teacher of the embedded shop: parses query, texts and photo with the lexicon and the given facts, and executes the
+rules. It never reads a pair's label, gold demands or rationale.
 
-Words that neither the lexicon's plain vocabulary nor a fact explains cannot be worked out: without facts no jargon is resolved.
+A word that neither the lexicon's plain vocabulary nor a fact explains cannot be resolved, so jargon needs facts.
 """
 
 import re
@@ -21,15 +21,15 @@ from lore.rubric.rubric import Rubric
 
 NUMBER = re.compile(r"\d+")
 WORDED = ("category", "colour", "pattern", "brand", "material", "audience", "model")
-MARKS = ((255, 255, 255), (40, 40, 40))  # what photos.draw_photo paints stripes and dots with
+MARKS = ((255, 255, 255), (40, 40, 40))  # colors of stripes and dots in photos.draw_photo
 LIGHT = (0.9, 1.05)
 LONGEST = 12  # words of one phrase
 
-Known = dict[str, tuple]  # a phrase, its numbers as #, to what it says
+Known = dict[str, tuple]  # phrase, with # for its numbers -> meaning
 
 
 class ShopProgram:
-    """knowledge, multimodal and rules of one lexicon and rubric."""
+    """Implements the three steps for one lexicon and rubric."""
 
     def __init__(self, rubric: Rubric, language: str = "en"):
         self.name = f"shop-{language}"
@@ -124,7 +124,7 @@ class ShopProgram:
 
 
 def _read(text: str, known: Known, joiner: str) -> list[tuple[str, tuple, str | None]]:
-    """The text as known phrases, longest first from the left: (phrase, what it says, its number)."""
+    """Splits a text into known phrases, longest first from the left: (phrase, meaning, its number)."""
     tokens, at, out = text.split(joiner), 0, []
     while at < len(tokens):
         for length in range(min(LONGEST, len(tokens) - at), 0, -1):
@@ -143,7 +143,7 @@ def _read(text: str, known: Known, joiner: str) -> list[tuple[str, tuple, str | 
 
 
 def _forms(lexicon: Lexicon, dimension: str, value: str, need: bool = False) -> list[tuple[str, bool, bool]]:
-    """Every way in which a query says a value: (phrase, negated, pure)."""
+    """All forms in which a query expresses a value: (phrase, negated, pure)."""
     keys = [("need" if need else dimension, False, False)]
     keys += [("colour_not", True, False)] if dimension == "colour" else []
     keys += [("material_pure", False, True)] if dimension == "material" else []
@@ -151,7 +151,7 @@ def _forms(lexicon: Lexicon, dimension: str, value: str, need: bool = False) -> 
 
 
 def _asked(lexicon: Lexicon) -> Known:
-    """What a query can say in plain words."""
+    """Phrases of a query in plain words, with their meaning."""
     plain = [("category", t.name) for t in lexicon.types] + [("category", a.name) for a in lexicon.accessories]
     plain += [("colour", colour.name) for colour in lexicon.colours] + [("pattern", pattern) for pattern in lexicon.patterns]
     plain += [("brand", brand.name) for brand in lexicon.brands]
@@ -169,7 +169,7 @@ def _asked(lexicon: Lexicon) -> Known:
 
 
 def _offered(lexicon: Lexicon) -> Known:
-    """What a title or an attribute can say: (dimension, value, said, accent or None)."""
+    """Phrases of a title or an attribute, with their meaning: (dimension, value, said, accent or None)."""
     texts = lexicon.texts
     known = {t.name: ("category", t.name, None, None) for t in lexicon.types}
     known |= {texts["accessory"].format(v=a.name, main=a.main): ("category", a.name, None, None) for a in lexicon.accessories}
@@ -200,10 +200,10 @@ def _inverse_notation(lexicon: Lexicon) -> dict[str, re.Pattern]:
 
 
 def read_photo(data: bytes, lexicon: Lexicon) -> dict[str, ItemFact]:
-    """Colour and pattern of a drawn photo, from its pixels: the colour of most of it, an accent stripe, marks in rows or dots."""
+    """Color and pattern of a generated photo from its pixels: the dominant color, an accent stripe, stripes or dots."""
     pixels = np.asarray(load_image(data)).astype(int)
     on_item = (pixels != pixels[0, 0]).any(axis=-1)
-    codes, counts = np.unique(pixels[on_item] @ (1 << 16, 1 << 8, 1), return_counts=True)  # rows of three would be sorted slowly
+    codes, counts = np.unique(pixels[on_item] @ (1 << 16, 1 << 8, 1), return_counts=True)  # sorting rows of three is slow
     colours = zip((codes >> 16).tolist(), (codes >> 8 & 255).tolist(), (codes & 255).tolist(), strict=True)
     plain = [(count, colour) for colour, count in zip(colours, counts.tolist(), strict=True) if colour not in MARKS]
     if not plain:
@@ -221,7 +221,7 @@ def read_photo(data: bytes, lexicon: Lexicon) -> dict[str, ItemFact]:
 
 
 def _nearest(seen: tuple[int, ...], lexicon: Lexicon) -> str:
-    """The lexicon's colour that, dimmed or lit as photos are, comes nearest."""
+    """The lexicon's color nearest to the seen one, allowing for the photo's brightness."""
 
     def distance(rgb):
         light = min(max(sum(a * b for a, b in zip(seen, rgb, strict=True)) / sum(a * a for a in rgb), LIGHT[0]), LIGHT[1])

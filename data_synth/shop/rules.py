@@ -1,7 +1,7 @@
-"""Executes the shop's rule book: (what a query demands, what an item is) -> one Demand per demand; the worst decides.
+"""Executes the shop's rules: (demands of a query, values of an item) -> one Demand per demand; the worst one decides.
 
-Tiers and thresholds come from the rubric that is passed in, so that a changed rule changes the labels. Left out of what
-real guidelines hold: weighing one demand against another; the verdict is the worst tier over the demands, as RAIR's is.
+Tiers and thresholds come from the given rubric, so a changed rule changes the labels. Left out of real guidelines: weights of
+demands. The verdict is the worst tier over the demands, as in RAIR.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from lore.rubric.rubric import Rubric
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """One demand of a query. `said` is the shopper's word where it must be resolved (jargon, line, paraphrase)."""
+    """One demand of a query. said: the shopper's word, if it needs resolving (jargon, product line, paraphrase)."""
 
     dimension: str
     value: str
@@ -24,10 +24,10 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What an item is in one dimension, and where that can be read: title, attributes, description or photo.
+    """The value of an item in one dimension, and where it can be read: title, attributes, description or photo.
 
-    said: the seller's word where it has to be resolved (a product line in place of the brand).
-    share: percent for materials, 0..1 for the dominant colour; accent: the second colour and its share.
+    said: the seller's word, if it needs resolving (a product line instead of the brand).
+    share: percent for materials, 0..1 for the dominant color; accent: the second color, with its share.
     """
 
     value: str
@@ -39,7 +39,7 @@ class Fact:
 
 
 def judge(wants: list[Want], facts: dict[str, Fact], kinds: dict[str, dict], rubric: Rubric) -> list[Demand]:
-    """Demand by demand, in the query's order; stops at a demand that makes the item irrelevant.
+    """One Demand per want, in the query's order; stops at a demand that makes the item irrelevant.
 
     facts: dimension -> Fact; kinds: the lexicon's look-ups (`family`, `main`, `parent`, `colour_family`, `series`) and
     its `notation`.
@@ -71,14 +71,14 @@ def worst(demands: list[Demand], rubric: Rubric) -> str:
 
 
 def wanted_text(want: Want, notation: dict[str, str] = NOTATION) -> str:
-    """A demand as the reasoning states it, with what the shopper's word stands for."""
+    """A demand in the notation of the reasoning, with the meaning of the shopper's word."""
     wanted = f"{want.said} = {want.value}" if want.said else want.value
     key = "negated" if want.negated else "pure" if want.pure else None
     return notation[key].format(v=wanted) if key else wanted
 
 
 def found_text(fact: Fact | None, notation: dict[str, str] = NOTATION) -> str:
-    """A fact as the reasoning states it, in the lexicon's `notation`."""
+    """An item's value in the notation of the reasoning, given by the lexicon."""
     if fact is None:
         return notation["missing"]
     if fact.said:
