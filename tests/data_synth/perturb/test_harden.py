@@ -172,7 +172,7 @@ def test_data_without_a_training_pair_is_refused(shop, runs, tmp_path):
     ("more", "says"),
     [
         ({"perturbations": ["order-in-titel"]}, "order-in-title"),
-        ({"perturbations": ["typo"]}, "no longer be true"),
+        ({"perturbations": ["typo"]}, "would become wrong"),
         ({"perturbations": []}, "perturbations"),
         ({"share": 0.0}, "share"),
         ({"language": "fr"}, "language"),
