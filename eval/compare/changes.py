@@ -28,11 +28,11 @@ def changed_pairs(comparison: Comparison) -> list[dict[str, Any]]:
     """One row per pair whose verdict differs, sorted by the change in ordinal cost, then by the compared judge's confidence. A
     format failure counts as wrong."""
     first, second = comparison.baseline, comparison.compared
-    tiers, gold = first.run.tiers, first.said.gold
+    tiers, gold = first.run.tiers, first.predictions.gold
     relevant = np.asarray(first.run.rubric["relevant"], dtype=bool)
     rows = []
-    for at in np.flatnonzero(first.said.predicted != second.said.predicted).tolist():
-        before, after = int(first.said.predicted[at]), int(second.said.predicted[at])
+    for at in np.flatnonzero(first.predictions.predicted != second.predictions.predicted).tolist():
+        before, after = int(first.predictions.predicted[at]), int(second.predictions.predicted[at])
         kinds = [f"{_judged(before == gold[at])} -> {_judged(after == gold[at])}"]
         if before == NO_VERDICT or after == NO_VERDICT:
             kinds.append("failure -> verdict" if before == NO_VERDICT else "verdict -> failure")
@@ -42,19 +42,19 @@ def changed_pairs(comparison: Comparison) -> list[dict[str, Any]]:
             {
                 "baseline": first.name,
                 "compared": second.name,
-                "pair_id": first.said.pair_ids[at],
-                "query": first.said.queries[at],
+                "pair_id": first.predictions.pair_ids[at],
+                "query": first.predictions.queries[at],
                 "title": None,
-                "label": first.said.labels[at],
+                "label": first.predictions.labels[at],
                 "baseline_verdict": _verdict(before, tiers),
                 "compared_verdict": _verdict(after, tiers),
                 "changes": kinds,
                 "cost_change": round(float(comparison.costs[gold[at], after] - comparison.costs[gold[at], before]), 6),
-                "baseline_confidence": _confidence(first.said.probabilities, at, before),
-                "compared_confidence": _confidence(second.said.probabilities, at, after),
-                "slices": first.said.slices[at],
-                "baseline_rationale": first.said.rationales[at],
-                "compared_rationale": second.said.rationales[at],
+                "baseline_confidence": _confidence(first.predictions.probabilities, at, before),
+                "compared_confidence": _confidence(second.predictions.probabilities, at, after),
+                "slices": first.predictions.slices[at],
+                "baseline_rationale": first.predictions.rationales[at],
+                "compared_rationale": second.predictions.rationales[at],
             }
         )
     return sorted(rows, key=lambda row: (-abs(row["cost_change"]), -(row["compared_confidence"] or 0.0), row["pair_id"]))

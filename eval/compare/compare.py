@@ -96,7 +96,7 @@ class Options:
 
 def compare(sides: Sides, options: Options) -> list[Comparison]:
     """Compares every other judge with the first. Raises LoreError for a missing prior or an unknown slice."""
-    run, said = sides.first.run, sides.first.said
+    run, predictions = sides.first.run, sides.first.predictions
     shares = _shares(sides) if options.prior else None
     names = _slices(sides, options.slices)
     measured = run.measured
@@ -106,13 +106,13 @@ def compare(sides: Sides, options: Options) -> list[Comparison]:
 
     def drawn(side: Side) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         return values_and_draws(
-            said.gold,
-            side.said.predicted,
+            predictions.gold,
+            side.predictions.predicted,
             sides.groups,
             run.tiers,
             list(relevant),
             calibrated=side.calibrated,
-            probabilities=side.said.probabilities,
+            probabilities=side.predictions.probabilities,
             gains=gains,
             costs=costs,
             weights=sides.weights,
@@ -137,13 +137,13 @@ def _shares(sides: Sides) -> list[float]:
         instead = f"Name {others[0]} first, which has one" if others else "Evaluate with metrics.prior, or drop --prior"
         raise LoreError(f"{sides.first.run.name} was evaluated without metrics.prior, so --prior has no shares to use. {instead}.")
     shares = [float(prior.get(tier, 0.0)) for tier in tiers]
-    prior_weights(sides.first.said.gold, shares, sides.weights)  # raises if no tier of the prior has a test pair
+    prior_weights(sides.first.predictions.gold, shares, sides.weights)  # raises if no tier of the prior has a test pair
     return shares
 
 
 def _slices(sides: Sides, wanted: Sequence[str]) -> list[str]:
     sizes: dict[str, int] = {}
-    for names in sides.first.said.slices:
+    for names in sides.first.predictions.slices:
         for name in set(names):
             sizes[name] = sizes.get(name, 0) + 1
     largest = sorted(sizes, key=lambda name: (-sizes[name], name))
@@ -159,12 +159,13 @@ def _metrics(sides: Sides, side: Side, first: tuple, second: tuple) -> dict[str,
     """Every metric that both judges have."""
     (value_a, draws_a), (value_b, draws_b) = first, second
     queries = int(sides.groups.max()) + 1
-    differs = sides.first.said.predicted != side.said.predicted
+    differs = sides.first.predictions.predicted != side.predictions.predicted
     moved = _moved(sides, differs)
-    for ours, theirs in ((sides.first.said.probabilities, side.said.probabilities), (sides.first.calibrated, side.calibrated)):
+    first_probabilities, side_probabilities = sides.first.predictions.probabilities, side.predictions.probabilities
+    for ours, theirs in ((first_probabilities, side_probabilities), (sides.first.calibrated, side.calibrated)):
         if ours is not None and theirs is not None:
             differs = differs | (ours != theirs).reshape(len(differs), -1).any(axis=1)
-    failed = [judge.said.predicted == NO_VERDICT for judge in (sides.first, side)]
+    failed = [judge.predictions.predicted == NO_VERDICT for judge in (sides.first, side)]
     moved_by = dict.fromkeys(OF_PROBABILITIES, _moved(sides, differs)) | {"failure_rate": _moved(sides, failed[0] != failed[1])}
     found = {}
     for name in value_a:
@@ -219,9 +220,9 @@ def _parts(
     sides: Sides, side: Side, names: list[str], shares: list[float] | None, options: Options
 ) -> tuple[dict[str, PartDifference], dict[str, PartDifference]]:
     """Differences by label and by slice; their p-values are adjusted together."""
-    said, tiers = sides.first.said, sides.first.run.tiers
-    labels = {tier: mask for at, tier in enumerate(tiers) if (mask := said.gold == at).any()}
-    slices = {name: np.asarray([name in of for of in said.slices], dtype=bool) for name in names}
+    predictions, tiers = sides.first.predictions, sides.first.run.tiers
+    labels = {tier: mask for at, tier in enumerate(tiers) if (mask := predictions.gold == at).any()}
+    slices = {name: np.asarray([name in of for of in predictions.slices], dtype=bool) for name in names}
     found = _part_differences(sides, side, list(labels.values()), None, options)  # a prior does not affect recall
     found += _part_differences(sides, side, list(slices.values()), shares, options)
     found = _adjusted(found)
@@ -256,7 +257,7 @@ def _part_differences(
 
 def _right(sides: Sides, side: Side) -> tuple[np.ndarray, np.ndarray]:
     """[N] whether the tier is exact, [N] whether relevance is right; both False without a verdict."""
-    gold, predicted = sides.first.said.gold, side.said.predicted
+    gold, predicted = sides.first.predictions.gold, side.predictions.predicted
     relevant = np.asarray(sides.first.run.rubric["relevant"], dtype=bool)
     return predicted == gold, (relevant[predicted] == relevant[gold]) & (predicted != NO_VERDICT)
 
@@ -265,7 +266,7 @@ def _sums(sides: Sides, mask: np.ndarray, right: list[np.ndarray]) -> np.ndarray
     """[Q, K, 1 + len(right)] weights by query and label: of all pairs in the mask, then of those where each of `right` holds."""
     tiers, queries = len(sides.first.run.tiers), int(sides.groups.max()) + 1
     weights = mask.astype(np.float64) if sides.weights is None else mask * sides.weights
-    cell = sides.groups * tiers + sides.first.said.gold
+    cell = sides.groups * tiers + sides.first.predictions.gold
     columns = [np.bincount(cell, values, queries * tiers) for values in (weights, *(weights * hits for hits in right))]
     return np.stack(columns, axis=-1).reshape(queries, tiers, -1)
 

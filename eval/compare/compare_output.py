@@ -14,7 +14,7 @@ from rich.text import Text
 from lore.eval.compare.changes import add_titles, changed_pairs, counted, examples
 from lore.eval.compare.compare import BETTER, MIN_QUERIES, WORSE, Comparison, Difference, Options, PartDifference
 from lore.eval.compare.finished import found_apart
-from lore.eval.compare.printing import open_console, signed, text, write_own
+from lore.eval.compare.safe_output import open_console, signed, text, write_own
 from lore.eval.compare.sides import Side, Sides
 from lore.eval.measures.bootstrap import LEVEL
 from lore.eval.report.console import column_titles
@@ -83,7 +83,7 @@ def _print_head(console: Console, sides: Sides, options: Options) -> None:
     where = f"split {run.data['split']}, " if run.data.get("split") else ""
     console.print(
         text(
-            f"Baseline {first.name}. {len(first.said):,} pairs of {int(sides.groups.max()) + 1:,} queries, {where}rubric "
+            f"Baseline {first.name}. {len(first.predictions):,} pairs of {int(sides.groups.max()) + 1:,} queries, {where}rubric "
             f"{run.rubric['name']}; {options.samples:,} paired resamples of the queries, seed {options.seed}.",
             limit=1000,
         ),
@@ -103,8 +103,8 @@ def _print_sentences(console: Console, comparison: Comparison, titles: dict[str,
     for name, title in titles.items():
         if name in comparison.metrics:
             by_verdict.setdefault(comparison.metrics[name].verdict, []).append(title)
-    said = "; ".join(f"{verdict} in {', '.join(names)}" for verdict, names in sorted(by_verdict.items()))
-    sentence = f"{comparison.compared.name} against {comparison.baseline.name}: {said}."
+    findings = "; ".join(f"{verdict} in {', '.join(names)}" for verdict, names in sorted(by_verdict.items()))
+    sentence = f"{comparison.compared.name} against {comparison.baseline.name}: {findings}."
     console.print(text(sentence, "bold", limit=2000), soft_wrap=True)
 
 
@@ -186,19 +186,19 @@ def _print_apart(console: Console, comparison: Comparison) -> None:
 
 
 def _print_changes(console: Console, comparison: Comparison, rows: list[dict[str, Any]], shown: int) -> None:
-    total = len(comparison.baseline.said)
+    total = len(comparison.baseline.predictions)
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in counted(rows).items() if count)
     console.print(text(f"{len(rows):,} of {total:,} verdicts differ{': ' * bool(rows)}{kinds}", limit=1000), soft_wrap=True)
     for way, found in examples(rows, shown).items():
         for row in found:
-            verdicts = f"label {row['label']}: {_said(row, 'baseline')} -> {_said(row, 'compared')}"
+            verdicts = f"label {row['label']}: {_verdict_text(row, 'baseline')} -> {_verdict_text(row, 'compared')}"
             console.print(text(f"  {way}  ", STYLES[way]) + text(f"{verdicts}  {row['pair_id']}"), soft_wrap=True)
             console.print(text(f"    query: {row['query']}"), soft_wrap=True)
             if row["title"]:
                 console.print(text(f"    title: {row['title']}"), soft_wrap=True)
 
 
-def _said(row: dict[str, Any], who: str) -> str:
+def _verdict_text(row: dict[str, Any], who: str) -> str:
     confidence = row[f"{who}_confidence"]
     return row[f"{who}_verdict"] + ("" if confidence is None else f" ({confidence:.2f})")
 
@@ -210,7 +210,7 @@ def to_json(sides: Sides, comparisons: list[Comparison], changed: list[list[dict
         "lore": "compare",
         "baseline": _who(sides.first),
         "rubric": run.rubric,
-        "pairs": len(sides.first.said),
+        "pairs": len(sides.first.predictions),
         "queries": int(sides.groups.max()) + 1,
         "samples": options.samples,
         "seed": options.seed,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lore.eval.compare.finished import BASELINES, Finished, damaged, estimate_of, found_apart, is_finished, read_run, why_not
-from lore.eval.compare.said import tested
+from lore.eval.compare.judge_predictions import tested
 from lore.eval.measures.metrics import metric_names
 from lore.eval.report.console import LOWER_IS_BETTER
 from lore.eval.scorecard import Part, Scorecard
@@ -62,13 +62,13 @@ class Row:
 class Board:
     """The rows of one table, and the test set that they share."""
 
-    facts: dict[str, Any]
+    test_set: dict[str, Any]
     rows: list[Row]
 
     @property
     def id(self) -> str:
         """16 hex digits over everything that identifies the test set."""
-        return hashlib.blake2b(json.dumps(self.facts, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(json.dumps(self.test_set, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     @property
     def tiers(self) -> list[str]:
@@ -86,11 +86,11 @@ class Board:
         return sorted((row for row in self.rows if not natural or row.card.natural is not None), key=place)
 
     def __str__(self) -> str:
-        facts, measured = self.facts, self.facts["measured"]
+        test, measured = self.test_set, self.test_set["measured"]
         parts = [
-            f"rubric {facts['rubric']} ({facts['rubric_hash']})",
-            f"split {facts['split']}: {facts['pairs']:,} pairs of {facts['queries']:,} queries",
-            f"data {facts['data_fingerprint'] or 'unknown'}, tested pairs {facts['tested']}",
+            f"rubric {test['rubric']} ({test['rubric_hash']})",
+            f"split {test['split']}: {test['pairs']:,} pairs of {test['queries']:,} queries",
+            f"data {test['data_fingerprint'] or 'unknown'}, tested pairs {test['tested']}",
         ]
         parts += ["pairs counted by label_weight"] * measured["label_weights"]
         for name in ("prior", "gains"):
@@ -110,7 +110,7 @@ def leaderboard(paths: Sequence[str | Path]) -> tuple[list[Board], dict[str, str
             passed_over[str(folder)] = why_not(folder)
             continue
         run = read_run(folder)
-        found = Board(_facts(run), [])
+        found = Board(_test_set(run), [])
         found = boards.setdefault(found.id, found)
         for judge, entry in run.judges.items():
             _add(found.rows, Row(run, judge, _card(run, judge, entry)))
@@ -159,7 +159,7 @@ def _expanded(paths: Sequence[str | Path]) -> Iterator[Path]:
         yield from found
 
 
-def _facts(run: Finished) -> dict[str, Any]:
+def _test_set(run: Finished) -> dict[str, Any]:
     """Properties that two runs must share to be in one table."""
     data = run.data
     if any(not isinstance(data.get(key), int) for key in ("pairs", "queries")):

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lore.eval.compare.leaderboard import STEM, SUFFIXES, Board, Row, check_metrics
-from lore.eval.compare.printing import open_console, text, write_own
+from lore.eval.compare.safe_output import open_console, text, write_own
 from lore.eval.measures.bootstrap import Estimate
 from lore.eval.measures.metrics import metric_names
 from lore.eval.report.console import best_value, column_titles, print_table, shown_columns
@@ -100,11 +100,11 @@ def _escaped(content: str) -> str:
 def to_csv(boards: list[Board], by: str) -> str:
     """One line per row and weighting, with every metric."""
     names = list(dict.fromkeys(name for found in boards for name in metric_names(found.tiers)))
-    facts = ["rubric", "rubric_hash", "data_fingerprint", "tested", "split", "pairs", "queries"]
+    keys = ["rubric", "rubric_hash", "data_fingerprint", "tested", "split", "pairs", "queries"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     own = ["weighting", "name", "judge", "run", "kind", "also_in"]
-    writer.writerow(["test_set", *facts, *own, *(column for name in names for column in (name, f"{name}_low", f"{name}_high"))])
+    writer.writerow(["test_set", *keys, *own, *(column for name in names for column in (name, f"{name}_low", f"{name}_high"))])
     for found in boards:
         for natural in _weightings(found):
             for row in found.sorted_by(by, natural=natural):
@@ -116,7 +116,7 @@ def to_csv(boards: list[Board], by: str) -> str:
                 ]
                 about = [row.card.name, row.judge, row.run.name, row.card.kind, "; ".join(row.also_in)]
                 writer.writerow(
-                    [found.id, *(found.facts[key] for key in facts), "prior" if natural else "test", *about, *numbers]
+                    [found.id, *(found.test_set[key] for key in keys), "prior" if natural else "test", *about, *numbers]
                 )
     return out.getvalue()
 
@@ -127,7 +127,7 @@ def to_json(boards: list[Board], passed_over: dict[str, str], by: str) -> str:
         "lore": "leaderboard",
         "by": by,
         "test_sets": [
-            {"id": found.id, **found.facts, "rows": [row.to_json() for row in found.sorted_by(by)]} for found in boards
+            {"id": found.id, **found.test_set, "rows": [row.to_json() for row in found.sorted_by(by)]} for found in boards
         ],
         "passed_over": passed_over,
     }

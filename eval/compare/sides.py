@@ -8,7 +8,7 @@ import numpy as np
 
 from lore.data.parquet import fingerprint, read_pairs
 from lore.eval.compare.finished import Finished, read_run
-from lore.eval.compare.said import Said, read_said
+from lore.eval.compare.judge_predictions import JudgePredictions, read_judge_predictions
 from lore.eval.measures.bootstrap import query_groups
 from lore.eval.measures.calibration import apply_temperature
 from lore.eval.measures.metrics import confidence_of
@@ -25,7 +25,7 @@ class Side:
 
     run: Finished
     judge: str
-    said: Said
+    predictions: JudgePredictions
     name: str = ""
     """Name in the tables: the judge's name if it is unique, else with its run."""
 
@@ -33,9 +33,9 @@ class Side:
     def calibrated(self) -> np.ndarray | None:
         """[N] confidence under the temperature that the run fitted on its dev split; None without one."""
         temperature = self.run.judges[self.judge].get("temperature")
-        if temperature is None or self.said.probabilities is None:
+        if temperature is None or self.predictions.probabilities is None:
             return None
-        return confidence_of(apply_temperature(self.said.probabilities, temperature), self.said.predicted)
+        return confidence_of(apply_temperature(self.predictions.probabilities, temperature), self.predictions.predicted)
 
 
 @dataclass
@@ -61,12 +61,12 @@ def open_sides(arguments: Sequence[str], *, across_rubrics: bool = False) -> Sid
     for at, place in enumerate(places):
         if place in places[:at]:
             raise LoreError(f"{arguments[at]} is given twice, and a judge cannot differ from itself. Name another one.")
-    sides = [Side(run, judge, read_said(run, judge)) for run, judge in chosen]
+    sides = [Side(run, judge, read_judge_predictions(run, judge)) for run, judge in chosen]
     first, *others = sides
     for side in others:
         _bring_to(first, side)
     _name(sides)
-    groups = query_groups([normalise(query) for query in first.said.queries])
+    groups = query_groups([normalise(query) for query in first.predictions.queries])
     return Sides(first, others, groups, _weights(first), _notes(first, others))
 
 
@@ -122,17 +122,17 @@ def _tiers(rubric: dict) -> str:
 
 def _bring_to(first: Side, side: Side) -> None:
     """Reorders the side's pairs to match the first. Raises LoreError, with ids, if the pairs are not the same."""
-    place = {pair_id: at for at, pair_id in enumerate(side.said.pair_ids)}
-    own = set(first.said.pair_ids)
+    place = {pair_id: at for at, pair_id in enumerate(side.predictions.pair_ids)}
+    own = set(first.predictions.pair_ids)
     problems = {
-        f"missing in {side.run.name}": [pair_id for pair_id in first.said.pair_ids if pair_id not in place],
-        f"missing in {first.run.name}": [pair_id for pair_id in side.said.pair_ids if pair_id not in own],
+        f"missing in {side.run.name}": [pair_id for pair_id in first.predictions.pair_ids if pair_id not in place],
+        f"missing in {first.run.name}": [pair_id for pair_id in side.predictions.pair_ids if pair_id not in own],
     }
     for what, values in (("label", "labels"), ("query", "queries")):
-        theirs, ours = getattr(side.said, values), getattr(first.said, values)
+        theirs, ours = getattr(side.predictions, values), getattr(first.predictions, values)
         problems[f"with another {what}"] = [
             f"{pair_id} ({ours[at]!r}, {theirs[place[pair_id]]!r})"
-            for at, pair_id in enumerate(first.said.pair_ids)
+            for at, pair_id in enumerate(first.predictions.pair_ids)
             if pair_id in place and ours[at] != theirs[place[pair_id]]
         ]
     lines = []
@@ -146,7 +146,7 @@ def _bring_to(first: Side, side: Side) -> None:
             + "\n".join(lines)
             + "\nEvaluate both on the same data, split, limits and seed."
         )
-    side.said = side.said.taken([place[pair_id] for pair_id in first.said.pair_ids])
+    side.predictions = side.predictions.taken([place[pair_id] for pair_id in first.predictions.pair_ids])
 
 
 def _name(sides: list[Side]) -> None:
@@ -177,10 +177,10 @@ def _weights(first: Side) -> np.ndarray | None:
     weight: dict[str, float] = {}
     for pair in pairs:
         weight.setdefault(pair.pair_id, pair.label_weight)  # the evaluation counted the first row of a repeated pair
-    if missing := [pair_id for pair_id in first.said.pair_ids if pair_id not in weight]:
+    if missing := [pair_id for pair_id in first.predictions.pair_ids if pair_id not in weight]:
         shown = ", ".join(missing[:SHOWN_IDS])
         raise LoreError(f"{how}, but {len(missing)} test pairs are not in {path}: {shown}. Restore the file or evaluate again.")
-    return np.asarray([weight[pair_id] for pair_id in first.said.pair_ids], dtype=np.float64)
+    return np.asarray([weight[pair_id] for pair_id in first.predictions.pair_ids], dtype=np.float64)
 
 
 def _notes(first: Side, others: list[Side]) -> list[str]:
@@ -194,7 +194,7 @@ def _notes(first: Side, others: list[Side]) -> list[str]:
                 )
         if side.run.rubric["hash"] != first.run.rubric["hash"]:
             notes.append(f"{side.run.name} was judged by another version of the rubric; tiers and labels are the same")
-        other = sum(set(a) != set(b) for a, b in zip(first.said.slices, side.said.slices, strict=True))
+        other = sum(set(a) != set(b) for a, b in zip(first.predictions.slices, side.predictions.slices, strict=True))
         if other:
             notes.append(f"{other:,} pairs have other slices in {side.run.name}; the slices here are those of {first.run.name}")
     return notes

@@ -16,7 +16,7 @@ from lore.eval.compare.changes import changed_pairs, counted
 from lore.eval.compare.compare import BETTER, SAME, UNCLEAR, WORSE, Options, compare
 from lore.eval.compare.compare_output import report
 from lore.eval.compare.finished import Finished, read_run
-from lore.eval.compare.said import Said
+from lore.eval.compare.judge_predictions import JudgePredictions
 from lore.eval.compare.sides import Side, Sides, open_sides
 from lore.eval.measures.bootstrap import mean_estimate, times_drawn
 from lore.support.errors import LoreError
@@ -58,7 +58,7 @@ def sides_of(gold, first, second, queries, slices, tiers=("L1", "L2", "L3", "L4"
     run = Finished("run", None, rubric=rubric, judges={"a": {}, "b": {}})
     about = [[str(i) for i in range(len(gold))], [f"q{q}" for q in queries], [tiers[g] for g in gold], slices, gold]
     both = [
-        Side(run, name, Said(*about, predicted, None, [""] * len(gold), [None] * len(gold)), name)
+        Side(run, name, JudgePredictions(*about, predicted, None, [""] * len(gold), [None] * len(gold)), name)
         for name, predicted in (("a", first), ("b", second))
     ]
     return Sides(both[0], both[1:], np.asarray(queries), None, [])
@@ -67,11 +67,11 @@ def sides_of(gold, first, second, queries, slices, tiers=("L1", "L2", "L3", "L4"
 def test_the_difference_is_the_paired_bootstrap_over_queries(two):
     sides = opened(*two)
     found = compare(sides, Options(samples=500, seed=3))[0]
-    right = [(side.said.predicted == side.said.gold).astype(float) for side in (sides.first, sides.others[0])]
+    right = [(side.predictions.predicted == side.predictions.gold).astype(float) for side in (sides.first, sides.others[0])]
     expected = mean_estimate(right[1] - right[0], sides.groups, samples=500, seed=3)
     assert vars(found.metrics["acc_k"].difference) == pytest.approx(vars(expected))
     # once more by hand, for the slice: whole queries drawn, the accuracies of each draw subtracted
-    inside = np.asarray(["hard" in names for names in sides.first.said.slices])
+    inside = np.asarray(["hard" in names for names in sides.first.predictions.slices])
     queries = sides.groups.max() + 1
     draws = []
     for times in np.concatenate(list(times_drawn(queries, 500, 3))):
@@ -211,8 +211,8 @@ def test_the_interval_of_a_difference_in_calibration_lies_around_it():
     sides = sides_of(gold, first, second, np.arange(200), [[]] * 200)
     for side, mass in ((sides.first, confidence), (sides.others[0], np.full(200, 0.99))):
         rest = np.repeat((1 - mass)[:, None] / 3, 4, axis=1)
-        rest[np.arange(200), side.said.predicted] = mass
-        side.said.probabilities = rest
+        rest[np.arange(200), side.predictions.predicted] = mass
+        side.predictions.probabilities = rest
     ece = compare(sides, Options())[0].metrics["ece"].difference
     assert (ece.low + ece.high) / 2 == pytest.approx(ece.value, abs=0.015)  # 0.03 below it where noise is left in
 

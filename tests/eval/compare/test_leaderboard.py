@@ -81,7 +81,7 @@ def test_other_tests_are_never_in_one_table(make, tmp_path, other):
     boards, _ = leaderboard([first, second])
     assert [names(board) for board in boards] == [["majority"] if limited else ["judge", "majority"]] * 2
     if "seed" in other:
-        assert boards[0].facts["pairs"] == boards[1].facts["pairs"]
+        assert boards[0].test_set["pairs"] == boards[1].test_set["pairs"]
     text, rows, content = written(tmp_path, [first, second])
     assert text.count("| judge |") >= 2 and len({row["test_set"] for row in rows}) == len(content["test_sets"]) == 2
     heads = [line for line in text.splitlines() if line.startswith("Rubric")]

@@ -14,7 +14,7 @@ COLUMNS = ("pair_id", "query", "label", "slices", "tier", "failure", "rationale"
 
 
 @dataclass
-class Said:
+class JudgePredictions:
     """One judge's verdicts from predictions.parquet. One entry per pair, in file order."""
 
     pair_ids: list[str]
@@ -33,16 +33,16 @@ class Said:
     def __len__(self) -> int:
         return len(self.pair_ids)
 
-    def taken(self, order: list[int]) -> "Said":
+    def taken(self, order: list[int]) -> "JudgePredictions":
         """The pairs at these positions, in this order."""
         arrays = {
             name: None if values is None else values[order] if isinstance(values, np.ndarray) else [values[i] for i in order]
             for name, values in vars(self).items()
         }
-        return Said(**arrays)
+        return JudgePredictions(**arrays)
 
 
-def read_said(run: Finished, judge: str) -> Said:
+def read_judge_predictions(run: Finished, judge: str) -> JudgePredictions:
     """Reads one judge's predictions. Raises LoreError if they are missing or do not match metrics.json."""
     where = run.folder or run.predictions
     table = read_columns(run, [*COLUMNS, *(f"p_{tier}" for tier in run.tiers)], judge)
@@ -58,7 +58,7 @@ def read_said(run: Finished, judge: str) -> Said:
     if strange := sorted(str(tier) for tier in {*labels, *tiers} - index.keys() if tier is not None or tier in labels):
         raise damaged(where, f"its predictions name tiers that rubric {run.rubric['name']} does not have: {', '.join(strange[:5])}")
     predicted = np.asarray([NO_VERDICT if tier is None else index[tier] for tier in tiers], dtype=np.int64)
-    said = Said(
+    predictions = JudgePredictions(
         pair_ids=ids,
         queries=table["query"].to_pylist(),
         labels=labels,
@@ -69,8 +69,8 @@ def read_said(run: Finished, judge: str) -> Said:
         rationales=[text or "" for text in table["rationale"].to_pylist()],
         failures=table["failure"].to_pylist(),
     )
-    _check_counts(run, judge, said)
-    return said
+    _check_counts(run, judge, predictions)
+    return predictions
 
 
 def tested(run: Finished) -> str:
@@ -91,15 +91,16 @@ def _probabilities(table: pa.Table, tiers: list[str], predicted: np.ndarray) -> 
     return np.where(known[:, None], found, 1 / len(tiers))
 
 
-def _check_counts(run: Finished, judge: str, said: Said) -> None:
+def _check_counts(run: Finished, judge: str, predictions: JudgePredictions) -> None:
     """Detects copied or edited files by the confusion matrix. Weighted matrices cannot be checked: the file has no weights."""
     entry = run.judges[judge]
-    if entry.get("pairs") not in (None, len(said)):
-        raise damaged(run.folder, f"metrics.json counts {entry['pairs']} pairs of {judge!r}, its predictions hold {len(said)}")
+    if entry.get("pairs") not in (None, len(predictions)):
+        found = f"metrics.json counts {entry['pairs']} pairs of {judge!r}, its predictions hold {len(predictions)}"
+        raise damaged(run.folder, found)
     written = entry.get("confusion")
     if written is None or run.measured.label_weights:
         return
-    counted = total(count(said.gold, said.predicted, len(run.tiers))).confusion
+    counted = total(count(predictions.gold, predictions.predicted, len(run.tiers))).confusion
     if np.shape(written) != counted.shape or not np.allclose(written, counted, atol=0.01):
         raise damaged(run.folder, f"metrics.json and predictions.parquet disagree about the verdicts of {judge!r}")
 
