@@ -56,7 +56,7 @@ class GoodRate:
     """The GoodRates of a log, with the settings and warnings."""
 
     rates: list[Rate]
-    facts: dict[str, object]
+    summary: dict[str, object]
     """Counts and settings, as in goodrate.json."""
     remarks: list[str] = field(default_factory=list)
     """Warnings that affect how far the numbers can be trusted."""
@@ -99,7 +99,7 @@ def goodrate(
             + ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
             + "); pages are evaluated without them."
         )
-    facts = {
+    summary = {
         "log": {
             "path": str(log_path),
             "rows": len(log),
@@ -116,7 +116,7 @@ def goodrate(
         "top": top,
         "target": target,
     }
-    return GoodRate(rates, facts, remarks, log.rejected)
+    return GoodRate(rates, summary, remarks, log.rejected)
 
 
 def read_judged(path: Path, rubric: Rubric, log: Shown, judge: str | None = None) -> tuple[np.ndarray, int, int]:

@@ -16,12 +16,12 @@ from lore.support.atomic_files import write_atomic
 
 
 def show(found: GoodRate, console: Console) -> None:
-    log, rated = found.facts["log"], found.facts["rated"]
+    log, rated = found.summary["log"], found.summary["rated"]
     title = f"{log['rows']:,} shown items, {log['pages']:,} pages, {log['queries']:,} queries"
     if rated["path"]:
         title += f"; {rated['labelled']:,} pairs rated"
-    if found.facts["top"]:
-        title += f"; first {found.facts['top']} positions"
+    if found.summary["top"]:
+        title += f"; first {found.summary['top']} positions"
     console.print(Text(f"GoodRate of {log['path']}: {title}"), soft_wrap=True)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("%", no_wrap=True)
@@ -37,7 +37,7 @@ def show(found: GoodRate, console: Console) -> None:
         system = rate.system if rate.system.isprintable() else ascii(rate.system)
         table.add_row(Text(f"{rate.of} {system}"), *cells, power, f"{rate.rated:,}", worth)
     console.print(table)
-    what = "this log, if all of it were rated" if found.facts["target"] == "log" else "all queries like those of this log"
+    what = "this log, if all of it were rated" if found.summary["target"] == "log" else "all queries like those of this log"
     console.print(
         Text(
             f"± 95 % intervals for {what}. The judge alone is biased by its errors, and its interval does not include them; the "
@@ -75,7 +75,7 @@ def to_json(found: GoodRate) -> dict:
                 **numbers,
             }
         )
-    return {**found.facts, **rates, "remarks": found.remarks}
+    return {**found.summary, **rates, "remarks": found.remarks}
 
 
 def save(found: GoodRate, out: Path) -> Path | None:

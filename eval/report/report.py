@@ -47,11 +47,11 @@ def write_report(
     verdicts: dict[str, dict[str, Verdict]],
     data: EvalData,
     options: ReportSection,
-    facts: dict[str, str],
+    details: dict[str, str],
     metrics: MetricsSection | None = None,
     seed: int = 0,
 ) -> None:
-    """Writes the report. verdicts: by judge name, then pair_id; facts: entries about data and settings; metrics, seed: the
+    """Writes the report. verdicts: by judge name, then pair_id; details: entries about data and settings; metrics, seed: the
     settings of the cards, reused for the differences in the headline."""
     rubric, test = data.rubric, data.test
     metrics = metrics or MetricsSection()
@@ -73,8 +73,8 @@ def write_report(
             samples=metrics.bootstrap_samples,
             seed=seed,
         ),
-        facts=facts,
-        judges=[judge_facts(card) for card in cards],
+        details=details,
+        judges=[judge_details(card) for card in cards],
         series={card.name: number % len(TEXT_MARKS) for number, card in enumerate(cards)},
         marks=TEXT_MARKS,
         tables=summaries(cards, rubric.tier_ids, metrics.shown),
@@ -112,7 +112,7 @@ def summaries(cards: list[Scorecard], tier_ids: list[str], chosen: list[str] | N
     return tables
 
 
-def judge_facts(card: Scorecard) -> dict[str, Any]:
+def judge_details(card: Scorecard) -> dict[str, Any]:
     """How the judge was run, and its failures."""
     failures = [f"{bounded(reason, 60)} {times}" for reason, times in list(card.failures.items())[:MAX_FAILURES]]
     return {

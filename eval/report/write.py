@@ -47,7 +47,7 @@ def save(
             "tiers": rubric.tier_ids,
             "relevant": rubric.relevant_mask,
         },
-        "data": data_facts(data, folder),
+        "data": data_summary(data, folder),
         "prior": recipe.metrics.prior,
         "ceiling": data.ceiling.to_json() if data.ceiling else None,
         "benchmark": recipe.benchmark,
@@ -61,7 +61,7 @@ def save(
         verdicts=verdicts,
         data=data,
         options=recipe.report,
-        facts=report_facts(recipe, data),
+        details=report_details(recipe, data),
         metrics=recipe.metrics,
         seed=recipe.seed,
     )
@@ -114,7 +114,7 @@ def write_predictions(path: Path, verdicts: dict[str, dict[str, Verdict]], test:
     write_table(path, rows, own + [entry for entry in verdict_fields(rubric.tier_ids) if entry[0] != "pair_id"])
 
 
-def data_facts(data: EvalData, folder: RunFolder) -> dict:
+def data_summary(data: EvalData, folder: RunFolder) -> dict:
     return {
         "path": str(data.path),
         "fingerprint": folder.manifest.get("facts", {}).get("data_fingerprint"),
@@ -128,7 +128,7 @@ def data_facts(data: EvalData, folder: RunFolder) -> dict:
     }
 
 
-def report_facts(recipe: EvaluateRecipe, data: EvalData) -> dict[str, str]:
+def report_details(recipe: EvaluateRecipe, data: EvalData) -> dict[str, str]:
     """Entries of the report's section about the test."""
     rubric = data.rubric
     prior = recipe.metrics.prior

@@ -164,7 +164,7 @@ def test_sections_that_nothing_was_measured_for_leave_no_trace(data, tmp_path):
     for card in cards:
         card.agreement, card.risk, card.slices_natural = None, None, {}
     options = ReportSection(mistakes=0)
-    write_report(path, title="t", cards=cards, verdicts=verdicts, data=bare, options=options, facts={})
+    write_report(path, title="t", cards=cards, verdicts=verdicts, data=bare, options=options, details={})
     html = path.read_text()
     for part in ("calibration", "risk", "samples", "raters", "capabilities", "robustness", "mistakes"):
         assert f'id="{part}"' not in html and f'href="#{part}"' not in html
@@ -181,7 +181,7 @@ def test_values_that_are_not_defined_are_dashes_and_without_intervals_none_is_cl
         card.flips = [Flip("a", "of a new kind", 0, 0, nothing, nothing, nothing, nothing, 0)]
     path = tmp_path / "report.html"
     settings, options = MetricsSection(bootstrap_samples=0), ReportSection()
-    write_report(path, title="t", cards=cards, verdicts=verdicts, data=data, options=options, facts={}, metrics=settings)
+    write_report(path, title="t", cards=cards, verdicts=verdicts, data=data, options=options, details={}, metrics=settings)
     html = path.read_text()
     assert "nan" not in re.sub(r'src="[^"]*"', "", html) and "of a new kind" in html and "majority@k" in html
     assert "There is no interval" in html and "↑ –" in html and "– ↓" in html
@@ -233,7 +233,7 @@ def test_the_report_stays_small(data, html, tmp_path):
     verdicts = {f"judge {number}": judged(data, 0.5, seed=number) for number in range(5)}
     path = tmp_path / "report.html"
     cards, options = cards_of(data, verdicts, prior=PRIOR), ReportSection(thumbnail_pixels=320)
-    write_report(path, title="t", cards=cards, verdicts=verdicts, data=data, options=options, facts={})
+    write_report(path, title="t", cards=cards, verdicts=verdicts, data=data, options=options, details={})
     assert path.stat().st_size < 4_000_000
     assert "photo left out to keep this file small" in path.read_text()
 
