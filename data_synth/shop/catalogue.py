@@ -164,13 +164,13 @@ class Shop:
             ]
             if i != decisive and rng.random() < 0.6:  # most other demands are met, as in a real result list
                 allowed = [rule for rule in allowed if plans[i][rule] == 3]
-            self._realise(rng, item, want, rng.choice(allowed))
+            self._realize(rng, item, want, rng.choice(allowed))
         return item
 
     def item_meeting(self, rng: random.Random, family: str, want: Want) -> Item:
         """An item drawn for a single demand; every rule of the demand's dimension is equally likely."""
         item = self.catalogue_item(rng, family)
-        self._realise(rng, item, want, rng.choice(list(self._outcomes(want))))
+        self._realize(rng, item, want, rng.choice(list(self._outcomes(want))))
         return item
 
     def _outcomes(self, want):
@@ -207,14 +207,14 @@ class Shop:
                 continue
             want = self._want(rng, dimension, family_name, "general", None, None)
             if dimension in ("size", "price", "bundle"):  # numbers below and above those that shoppers ask for
-                self._realise(rng, item, want, rng.choice(list(self._outcomes(want))))
+                self._realize(rng, item, want, rng.choice(list(self._outcomes(want))))
             else:
                 values[dimension] = want.value
         if family.materials == "soft" and "material" in values:
             item.material_share = rng.choice((60, 70, 80, 92, 95, 98, 100))
         return item
 
-    def _realise(self, rng, item, want, rule):
+    def _realize(self, rng, item, want, rule):
         """Sets a value of `want`'s dimension in `item` so that `rule` applies."""
         values, kinds, lexicon = item.values, self.kinds, self.lexicon
         match want.dimension, rule:

@@ -13,8 +13,7 @@ from lore.data.pair import Pair
 from lore.data_synth.shop.catalogue import Shop
 from lore.data_synth.shop.lexicon import Lexicon, load_lexicon
 from lore.data_synth.shop.photos import colour_shares
-from lore.data_synth.shop.rules import Fact as ItemFact
-from lore.data_synth.shop.rules import Want, found_text, judge, wanted_text
+from lore.data_synth.shop.rules import ItemValue, Want, found_text, judge, wanted_text
 from lore.data_synth.synthesis.facts import RELATIONS, Fact
 from lore.data_synth.synthesis.trace import Evidence, Ruling, Unreadable, Wish
 from lore.rubric.rubric import Rubric
@@ -64,23 +63,23 @@ class ShopProgram:
         for value in pair.attributes.values():
             offered |= self._texts(value, "attributes", known)
         if pair.brand:
-            offered["brand"] = ItemFact(pair.brand, "attributes")
+            offered["brand"] = ItemValue(pair.brand, "attributes")
         if pair.price is not None:
-            offered["price"] = ItemFact(f"{pair.price:g}", "attributes")
+            offered["price"] = ItemValue(f"{pair.price:g}", "attributes")
         if pair.image and any(w.dimension in ("colour", "pattern") and w.dimension not in offered for w in wishes):
             offered = read_photo(image_bytes(pair.image), self.lexicon) | offered
         found = [offered.get(wish.dimension) for wish in wishes]
-        return [Evidence(found_text(fact, self.lexicon.notation), fact.source if fact else "none") for fact in found]
+        return [Evidence(found_text(shown, self.lexicon.notation), shown.source if shown else "none") for shown in found]
 
     def rules(self, pair: Pair, wishes: list[Wish], evidence: list[Evidence]) -> list[Ruling]:
         wants = [self._want(wish) for wish in wishes]
-        facts = {
-            wish.dimension: self._fact(wish.dimension, found)
+        offered = {
+            wish.dimension: self._item_value(wish.dimension, found)
             for wish, found in zip(wishes, evidence, strict=True)
             if found.source != "none"
         }
         try:
-            return [Ruling(demand.rule, demand.tier) for demand in judge(wants, facts, self.kinds, self.rubric)]
+            return [Ruling(demand.rule, demand.tier) for demand in judge(wants, offered, self.kinds, self.rubric)]
         except (KeyError, ValueError, AttributeError, TypeError) as error:
             raise Unreadable(f"no rule of {self.rubric.name} fits what was found ({error!r})") from error
 
@@ -91,14 +90,14 @@ class ShopProgram:
                 return query[len(before) : len(query) - len(after)]
         return query
 
-    def _texts(self, text: str, source: str, known: Known) -> dict[str, ItemFact]:
+    def _texts(self, text: str, source: str, known: Known) -> dict[str, ItemValue]:
         found = {}
         for _, (dimension, value, said, more), number in _read(text, known, self.lexicon.joiner):
             if dimension == "colour":
                 rest = colour_shares(more)
             else:
                 rest = {"share": float(number)} if dimension == "material" and number else {}
-            found[dimension] = ItemFact(value or number, source, said, **rest)
+            found[dimension] = ItemValue(value or number, source, said, **rest)
         return found
 
     def _want(self, wish: Wish) -> Want:
@@ -109,18 +108,18 @@ class ShopProgram:
         said, resolved, value = text.partition(" = ")
         return Want(wish.dimension, value if resolved else said, said if resolved else None, **flags)
 
-    def _fact(self, dimension: str, evidence: Evidence) -> ItemFact:
+    def _item_value(self, dimension: str, evidence: Evidence) -> ItemValue:
         text, source = evidence.found, evidence.source
         said, resolved, value = text.partition(" = ")
         if resolved:
-            return ItemFact(value, source, said)
+            return ItemValue(value, source, said)
         if dimension == "colour":
             match = self._inverse["accent"].fullmatch(text)
             value, accent = (match["v"], match["accent"]) if match else (text, None)
-            return ItemFact(value, source, **colour_shares(accent))
+            return ItemValue(value, source, **colour_shares(accent))
         if dimension == "material" and (match := self._inverse["share"].fullmatch(text)):
-            return ItemFact(match["v"], source, None, float(match["share"]))
-        return ItemFact(text, source)
+            return ItemValue(match["v"], source, None, float(match["share"]))
+        return ItemValue(text, source)
 
 
 def _read(text: str, known: Known, joiner: str) -> list[tuple[str, tuple, str | None]]:
@@ -199,7 +198,7 @@ def _inverse_notation(lexicon: Lexicon) -> dict[str, re.Pattern]:
     return inverse
 
 
-def read_photo(data: bytes, lexicon: Lexicon) -> dict[str, ItemFact]:
+def read_photo(data: bytes, lexicon: Lexicon) -> dict[str, ItemValue]:
     """Color and pattern of a generated photo from its pixels: the dominant color, an accent stripe, stripes or dots."""
     pixels = np.asarray(load_image(data)).astype(int)
     on_item = (pixels != pixels[0, 0]).any(axis=-1)
@@ -217,7 +216,7 @@ def read_photo(data: bytes, lexicon: Lexicon) -> dict[str, ItemFact]:
     width = on_item.sum(axis=1)
     full = (width >= 8) & (marks.sum(axis=1) >= 0.95 * width)
     pattern = lexicon.patterns[1 if full.sum() >= 2 else 2 if marks.sum() >= 4 else 0]
-    return {"colour": ItemFact(dominant, "photo", **colour_shares(accent)), "pattern": ItemFact(pattern, "photo")}
+    return {"colour": ItemValue(dominant, "photo", **colour_shares(accent)), "pattern": ItemValue(pattern, "photo")}
 
 
 def _nearest(seen: tuple[int, ...], lexicon: Lexicon) -> str:

@@ -14,7 +14,7 @@ from lore.data.pair import Pair, make_pair_id
 from lore.data_synth.shop.catalogue import HARD_KINDS, Item, Query, Shop
 from lore.data_synth.shop.lexicon import load_lexicon
 from lore.data_synth.shop.photos import colour_shares, draw_photo
-from lore.data_synth.shop.rules import Fact, judge, worst
+from lore.data_synth.shop.rules import ItemValue, judge, worst
 from lore.rubric.demand import Demand
 from lore.rubric.rubric import Rubric, load_rubric
 
@@ -76,8 +76,8 @@ class World:
     def _pair(self, split, number, slot, query, words):
         rng = random.Random(f"{self.seed}/{split}/item/{number}/{slot}")
         item = self.shop.item_for(rng, query, rng.choices(range(4), self.prior)[0])
-        fields, facts = self.word_item(rng, item, hide_visible=query.kind == "visual")
-        demands = judge(query.wants, facts, self.shop.kinds, self.rubric)
+        fields, offered = self.word_item(rng, item, hide_visible=query.kind == "visual")
+        demands = judge(query.wants, offered, self.shop.kinds, self.rubric)
         tier = worst(demands, self.rubric)
         decisive = [d for d in demands if d.tier == tier]
         item_id = f"{split}-{number}-{slot}"
@@ -113,8 +113,8 @@ class World:
         query = self.shop.query(rng, rng.choice(("general", "visual")), "train")
         want = rng.choice(query.wants)
         item = self.shop.item_meeting(rng, query.family, want)
-        _, facts = self.word_item(rng, item, hide_visible=query.kind == "visual", draw=False)
-        return judge([want], facts, self.shop.kinds, self.rubric)[0]
+        _, offered = self.word_item(rng, item, hide_visible=query.kind == "visual", draw=False)
+        return judge([want], offered, self.shop.kinds, self.rubric)[0]
 
     def _slices(self, query, demands, decisive):
         hard = query.kind in HARD_KINDS
@@ -155,7 +155,7 @@ class World:
             words = form.format(v=words)
         return words
 
-    def word_item(self, rng: random.Random, item: Item, hide_visible: bool, draw: bool = True) -> tuple[dict, dict[str, Fact]]:
+    def word_item(self, rng: random.Random, item: Item, hide_visible: bool, draw: bool = True) -> tuple[dict, dict[str, ItemValue]]:
         """Pair fields of an item, and its values with their sources. hide_visible: color and pattern appear only in the photo;
         draw: generate the photo."""
         lexicon, texts, values = self.lexicon, self.lexicon.texts, item.values
@@ -163,7 +163,7 @@ class World:
         category = values["category"]
         accessory = self.shop.accessories.get(category)
         head = texts["accessory"].format(v=category, main=accessory.main) if accessory else category
-        facts = {"category": Fact(category, "title")}
+        offered = {"category": ItemValue(category, "title")}
         title, attributes, fields = [head], {}, {}
         soft = values.get("material") in lexicon.materials["soft"]
         share = (item.material_share or 100) if soft else None
@@ -172,7 +172,7 @@ class World:
                 continue
             if dimension == "price":
                 fields["price"] = float(value)
-                facts["price"] = Fact(value, "attributes")
+                offered["price"] = ItemValue(value, "attributes")
                 continue
             accent = item.accent if dimension == "colour" else None
             rest = {
@@ -180,7 +180,7 @@ class World:
                 "material": {"share": share},
             }.get(dimension, {})
             if photo and dimension in ("colour", "pattern") and (hide_visible or rng.random() < 0.3):
-                facts[dimension] = Fact(value, "photo", **rest)
+                offered[dimension] = ItemValue(value, "photo", **rest)
                 continue
             said = (
                 rng.choice(lines)
@@ -206,7 +206,7 @@ class World:
                 fields["brand"] = value
             else:
                 attributes[lexicon.attribute_names[dimension]] = text
-            facts[dimension] = Fact(value, "title" if place < 0.65 else "attributes", said=said, **rest)
+            offered[dimension] = ItemValue(value, "title" if place < 0.65 else "attributes", said=said, **rest)
         rng.shuffle(title)
         fields |= {"title": lexicon.joiner.join(title), "attributes": attributes}
         if rng.random() < 0.2:
@@ -218,7 +218,7 @@ class World:
             )
         if photo and draw:
             fields["image"] = {"bytes": self._photo(rng, item), "path": None}
-        return fields, facts
+        return fields, offered
 
     def _photo(self, rng, item):
         colours = self.shop.colours
@@ -231,7 +231,7 @@ class World:
             rng.getrandbits(32),
         )
 
-    def catalogue_item(self, number: int) -> tuple[Pair, dict[str, Fact]]:
+    def catalogue_item(self, number: int) -> tuple[Pair, dict[str, ItemValue]]:
         """Item `number` without a query: an unlabeled pair with an empty query, and the item's values, for the corpus."""
         rng = random.Random(f"{self.seed}/catalogue/{number}")
         item = self.shop.catalogue_item(rng, rng.choice(list(self.shop.families)))
@@ -239,6 +239,6 @@ class World:
             item.values["pattern"] = rng.choice(self.lexicon.patterns)
         if rng.random() < 0.1:
             item.accent = rng.choice([c for c in self.shop.colours if c != item.values["colour"]])
-        fields, facts = self.word_item(rng, item, hide_visible=rng.random() < 0.4)
+        fields, offered = self.word_item(rng, item, hide_visible=rng.random() < 0.4)
         name = f"catalogue-{number}"
-        return Pair(pair_id=name, query="", item_id=name, **fields, source=f"shop-{self.language}"), facts
+        return Pair(pair_id=name, query="", item_id=name, **fields, source=f"shop-{self.language}"), offered

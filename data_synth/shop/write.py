@@ -18,7 +18,7 @@ from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
 from lore.data_synth.shop.config import SEALED_SEEDS, WorldRecipe
 from lore.data_synth.shop.corpus import END, START, Pieces, with_spans, write_corpus
-from lore.data_synth.shop.rules import Fact, found_text, wanted_text
+from lore.data_synth.shop.rules import ItemValue, found_text, wanted_text
 from lore.data_synth.shop.world import ITEMS_PER_QUERY, World
 from lore.rubric.rubric import load_rubric, rubric_metadata
 from lore.run.run_folder import RunFolder
@@ -142,8 +142,8 @@ def corpus_texts(world: World, count: int) -> Iterator[dict]:
     for number in range(count):
         draw = rng.random()
         if draw < CATALOGUE_SHARE:
-            pair, facts = world.catalogue_item(number)
-            text, image = catalogue_entry(rng, world, pair, facts), pair.image
+            pair, offered = world.catalogue_item(number)
+            text, image = catalogue_entry(rng, world, pair, offered), pair.image
         elif draw < CATALOGUE_SHARE + RULES_SHARE:
             text, image = worked_examples(rng, world), None
         else:
@@ -154,18 +154,18 @@ def corpus_texts(world: World, count: int) -> Iterator[dict]:
         yield {**with_spans(text), "image": image}
 
 
-def catalogue_entry(rng: random.Random, world: World, pair: Pair, facts: dict[str, Fact]) -> Pieces:
+def catalogue_entry(rng: random.Random, world: World, pair: Pair, offered: dict[str, ItemValue]) -> Pieces:
     """An item as judges see it, then a list of its values and their sources, in random order."""
     before, after = item_text(pair).block(photo=pair.image is not None)
     item = before[before.index("<item>") :] + ("<image>" + after if pair.image else "")
     system = system_text(world.rubric, PromptFormat(detail="name")) if rng.random() < ADDRESSED else None
     turn = f"{START}system\n{system}{END}\n{START}user\n" if system else f"{START}user\n"
     pieces = [(f"{turn}{item}{END}\n{START}assistant\n<reason>", False)]
-    dimensions = [*facts, *(d for d in OPTIONAL if d not in facts)]
+    dimensions = [*offered, *(d for d in OPTIONAL if d not in offered)]
     rng.shuffle(dimensions)
     for dimension in dimensions:
-        fact = facts.get(dimension)
-        found = f" {found_text(fact, world.lexicon.notation)} ({fact.source if fact else 'none'})"
+        shown = offered.get(dimension)
+        found = f" {found_text(shown, world.lexicon.notation)} ({shown.source if shown else 'none'})"
         pieces += [(f"{dimension} |", False), (found, True), ("; ", False)]
     return [*pieces[:-1], (f"</reason>{END}\n", False)]
 
