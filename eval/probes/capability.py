@@ -20,7 +20,7 @@ from lore.data.pair import Pair
 from lore.data_synth.synthesis.facts import RELATIONS, Fact, Facts, FactTable, open_facts, with_values
 from lore.eval.measures.results import Condition
 from lore.eval.probes.changed_rules import checked_edits, measure_changed_rules
-from lore.eval.probes.conditions import Counting, Labels, moved, rules_format, share
+from lore.eval.probes.conditions import Counting, Labels, format_with_rules, mean_text, verdict_changed
 from lore.eval.sections import CapabilitySection
 from lore.eval.testset import EvalData, read_chosen, whole_queries
 from lore.judge.resumable import Asker, Verdicts
@@ -98,7 +98,7 @@ def _knowledge(asker: Asker, data: EvalData, clean: Verdicts, options: Capabilit
     found.append(counting.condition("knowledge", "with facts", pairs, labels, verdicts, against=("as asked", clean), note=note))
     if not isinstance(facts, FactTable):
         return found
-    plain = [resolved(pair, about[pair.pair_id]) for pair in pairs]
+    plain = [with_words_resolved(pair, about[pair.pair_id]) for pair in pairs]
     changed = [new for new, pair in zip(plain, pairs, strict=True) if new != pair]
     verdicts = clean | asker.ask("capability-knowledge-resolved", changed, total=len(changed))
     note = f"{len(changed)} pairs have a word replaced"
@@ -106,7 +106,7 @@ def _knowledge(asker: Asker, data: EvalData, clean: Verdicts, options: Capabilit
     return found
 
 
-def resolved(pair: Pair, facts: list[Fact]) -> Pair:
+def with_words_resolved(pair: Pair, facts: list[Fact]) -> Pair:
     """The pair with the phrases of its facts replaced by their values, so that no word needs to be looked up."""
     found = [fact for fact in facts if fact.kind not in NOT_WORDS]
     if not found:
@@ -148,7 +148,7 @@ def _photo(asker: Asker, data: EvalData, clean: Verdicts, options: CapabilitySec
     against = ("with photo", clean)
 
     def compared(name: str, some: list[Pair], verdicts: Verdicts, *notes: str) -> Condition:
-        note = "; ".join((f"{share(moved(some, clean, verdicts))} of the verdicts change", *notes))
+        note = "; ".join((f"{mean_text(verdict_changed(some, clean, verdicts))} of the verdicts change", *notes))
         return counting.condition("photo", name, some, labels, verdicts, against=against, note=note)
 
     unread = int((inside & (states == "failed")).sum())
@@ -211,7 +211,7 @@ def _rules(asker: Asker, data: EvalData, clean: Verdicts, options: CapabilitySec
         verdicts = asker.ask(tag, pairs, total=len(pairs), fmt=fmt)
         return counting.condition("rules", name, pairs, labels, verdicts, against=against, note=note)
 
-    fmt = rules_format(asker, pairs, "capability-rules")
+    fmt = format_with_rules(asker, pairs, "capability-rules")
     if fmt is None:
         note = f"not asked: rules do not fit into prompt.max_prompt_tokens {asker.fmt.max_prompt_tokens}"
         found.append(counting.condition("rules", "with rules", [], {}, {}, note=note))

@@ -20,7 +20,7 @@ from lore.codec.rule_retrieval import rules_about
 from lore.data.pair import Pair
 from lore.data_synth.shop.world import World
 from lore.eval.measures.results import Condition
-from lore.eval.probes.conditions import Counting, Labels, groups_of, moved, right, rules_format, share
+from lore.eval.probes.conditions import Counting, Labels, format_with_rules, groups_of, is_right, mean_text, verdict_changed
 from lore.eval.probes.rule_edits import RuleEdit, load_rule_edits
 from lore.eval.sections import CapabilitySection
 from lore.eval.testset import EvalData, read_chosen
@@ -65,7 +65,7 @@ def measure_changed_rules(
     probes = [pair for case in rated.values() for pair in case.pairs]
     if executed:
         probes += islice(_shop(data.rubric, language).pairs("test", MAX_DRAWN), 100)
-    fmt = rules_format(asker, probes, "capability-changed-rules")
+    fmt = format_with_rules(asker, probes, "capability-changed-rules")
     if fmt is None:
         note = f"not asked: rules do not fit into prompt.max_prompt_tokens {asker.fmt.max_prompt_tokens}"
         return [counting.condition("rules", "changed rules", [], {}, {}, note=note)]
@@ -116,10 +116,10 @@ class _Part:
     def of(cls, case: Case, before: Verdicts, after: Verdicts) -> "_Part":
         return cls(
             case.affected,
-            right(case.affected, case.before, before),
-            right(case.affected, case.after, after),
-            right(case.affected, case.before, after),
-            moved(case.unaffected, before, after),
+            is_right(case.affected, case.before, before),
+            is_right(case.affected, case.after, after),
+            is_right(case.affected, case.before, after),
+            verdict_changed(case.unaffected, before, after),
             sum(after[pair.pair_id].tier is None for pair in case.pairs),
         )
 
@@ -131,9 +131,9 @@ def _condition(name: str, parts: list[_Part], fmt: PromptFormat, counting: Count
     )
     failures = sum(part.failures for part in parts)
     notes = [
-        f"{share(new_right[old_right == 1])} of those right before follow",
-        f"{share(stuck)} keep the old label",
-        f"of {len(disturbed)} unaffected {share(disturbed)} move",
+        f"{mean_text(new_right[old_right == 1])} of those right before follow",
+        f"{mean_text(stuck)} keep the old label",
+        f"of {len(disturbed)} unaffected {mean_text(disturbed)} move",
     ]
     notes += [f"{failures} without a verdict"] * bool(failures) + ["rules found by search"] * (fmt.detail == "retrieved")
     return Condition(

@@ -43,10 +43,10 @@ class Counting:
         note: str = "",
     ) -> Condition:
         """Accuracy of the verdicts on pairs [N], and the paired difference from the verdicts of `against`."""
-        correct, difference = right(pairs, labels, verdicts), None
+        correct, difference = is_right(pairs, labels, verdicts), None
         failures = sum(verdicts[pair.pair_id].tier is None for pair in pairs)
         if against is not None:
-            difference = self.estimate(correct - right(pairs, labels, against[1]), pairs)
+            difference = self.estimate(correct - is_right(pairs, labels, against[1]), pairs)
         return Condition(
             capability,
             condition,
@@ -64,22 +64,22 @@ def groups_of(pairs: Sequence[Pair]) -> np.ndarray:
     return query_groups([normalise(pair.query) for pair in pairs])
 
 
-def right(pairs: Sequence[Pair], labels: Labels, verdicts: Verdicts) -> np.ndarray:
+def is_right(pairs: Sequence[Pair], labels: Labels, verdicts: Verdicts) -> np.ndarray:
     """[N] 1.0 if the verdict equals the label, else 0.0, also without a verdict."""
     return np.asarray([float(verdicts[pair.pair_id].tier == labels[pair.pair_id]) for pair in pairs])
 
 
-def moved(pairs: Sequence[Pair], before: Verdicts, after: Verdicts) -> np.ndarray:
+def verdict_changed(pairs: Sequence[Pair], before: Verdicts, after: Verdicts) -> np.ndarray:
     """[N] 1.0 if the two verdicts differ."""
     return np.asarray([float(before[pair.pair_id].tier != after[pair.pair_id].tier) for pair in pairs])
 
 
-def share(values: np.ndarray) -> str:
+def mean_text(values: np.ndarray) -> str:
     """A mean as text for a note; – without values."""
     return f"{values.mean():.2f}" if len(values) else "–"
 
 
-def rules_format(asker: Asker, pairs: Sequence[Pair], tag: str) -> PromptFormat | None:
+def format_with_rules(asker: Asker, pairs: Sequence[Pair], tag: str) -> PromptFormat | None:
     """The judge's own format with all rules; with retrieved rules if all rules leave no room for the item; None if the retrieved
     rules leave none either.
 
