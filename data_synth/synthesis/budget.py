@@ -73,7 +73,7 @@ class Budget:
         self.in_flight += 1
 
     def settle(self, most: Spent, took: Spent) -> None:
-        self._believe(most, took)
+        self._raise_bounds(most, took)
         self.held.tokens -= most.tokens
         self.held.usd -= most.usd
         self.spent.tokens += took.tokens
@@ -81,7 +81,7 @@ class Budget:
         self.in_flight -= 1
         self._wake()
 
-    def _believe(self, most: Spent, took: Spent) -> None:
+    def _raise_bounds(self, most: Spent, took: Spent) -> None:
         times = max((spent / bound for spent, bound in ((took.tokens, most.tokens), (took.usd, most.usd)) if bound), default=0.0)
         if times <= self.beyond:
             return

@@ -76,7 +76,7 @@ class Synthesis:
             step = "caption"
             photo = pair.image is not None and self.recipe.photos != "none"
             if photo:
-                self._check_eyes(pair)
+                self._check_takes_images(pair)
             if photo and self.recipe.photos == "caption":
                 reply = await (self.captioner or self.teacher).caption(work, pair, draw)
                 draft.replies.append(reply)
@@ -99,10 +99,10 @@ class Synthesis:
         self.merge(draft)
         draft.checks = self.verifier.check(draft, pair)
         if self.critic is not None and draft.accepted:
-            await self._criticise(draft, pair, work)
+            await self._critique(draft, pair, work)
         return draft
 
-    def _check_eyes(self, pair: Pair) -> None:
+    def _check_takes_images(self, pair: Pair) -> None:
         role = "captioner" if self.captioner is not None else "teacher"
         if not getattr(self.captioner or self.teacher, "takes_images", True):
             raise LoreError(
@@ -125,7 +125,7 @@ class Synthesis:
             del kept[met[-1]]
         draft.rationale = render_demands(kept, leave_out)
 
-    async def _criticise(self, draft: Draft, pair: Pair, work: Work) -> None:
+    async def _critique(self, draft: Draft, pair: Pair, work: Work) -> None:
         prompts = self.critic.prompts
         values = {"caption": draft.caption, "rationale": draft.rationale, "tier": draft.tier}
         messages = prompts.messages("critic", item=prompts.item(pair, False), **values)
