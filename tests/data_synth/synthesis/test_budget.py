@@ -149,4 +149,4 @@ def test_a_server_that_counts_more_than_was_held_is_believed(capsys):
             taken += 1
 
     assert asyncio.run(main()) == (1000, 3)
-    assert "took 250 tokens where 100 were held" in capsys.readouterr().out
+    assert "took 250 tokens, but only 100 were reserved" in capsys.readouterr().out

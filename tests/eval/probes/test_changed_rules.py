@@ -226,7 +226,7 @@ def test_wrong_changes_are_all_named_at_once(tmp_path):
         "rules[24].tier (size-near): 'L9' is no tier of this rubric.",
         "d: size-near: 'share' is no number of this rule; it has within",
         "e: size-near: nothing is changed",
-        "F_: found that name, expected small letters",
+        "F_: found that name, expected lower-case letters",
         "g: rules.size-near.teir: ",
         "h: ",
         "i: Label 'L7' has no tier in rubric shop",

@@ -133,12 +133,12 @@ def test_every_slice_has_a_bar_of_every_judge_under_both_priors(html):
     views = [view["data-view"] for view in elements.with_class("view")]
     assert views[:2] == ["acc_k-own", "acc_2-own"] and "acc_k-prior" in views
     assert len(elements.with_class("slice")) == MAX_SLICES * len(views) + 3  # and one block for each perturbation
-    assert html.count("The largest slices; 19 more stand in metrics.json.") == len(views)
+    assert html.count("Only the largest slices; metrics.json has 19 more.") == len(views)
     assert html.count('<div class="bar s') == 3 * MAX_SLICES * len(views)
 
 
 def test_the_ceiling_is_a_line_where_it_means_something(html, data, made):
-    assert html.count("raters among themselves: 0.86") == 2 and html.count("raters among themselves: 0.93") == 2
+    assert html.count("agreement among raters: 0.86") == 2 and html.count("agreement among raters: 0.93") == 2
     for view in slice_views(made[1], TIERS, data.ceiling):
         assert (view["ceiling"] is not None) == (view["id"].split("-")[0] in ("acc_k", "acc_2"))
     for svg, said in zip(re.findall(r"<svg.*?</svg>", html, re.DOTALL), ("0.86",) * 3 + ("0.14",) + ("0.86",) * 2, strict=True):
