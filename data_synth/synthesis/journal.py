@@ -24,7 +24,7 @@ from lore.support.atomic_files import written_whole
 from lore.support.errors import LoreError
 
 STAMP = b"lore.synthesis"
-MAX_SHARED = 200_000  # about that many KiB
+MAX_SHARED = 200_000  # about as many KiB
 BATCH_ROWS = 256
 
 
