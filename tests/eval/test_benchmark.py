@@ -74,7 +74,7 @@ def test_the_shops_pairs_come_from_sealed_seeds_which_no_recipe_takes(tmp_path, 
     assert len(pairs) == 24 * len(world["seeds"]) == len({pair.pair_id for pair in pairs})
     other = small | {"world": small["world"] | {"seeds": world["seeds"][:1], "pairs": {"test": 12}}}
     monkeypatch.setattr("lore.eval.benchmark.load_benchmark", lambda name: other)
-    with pytest.raises(LoreError, match="which benchmark own.yaml does not make"):
+    with pytest.raises(LoreError, match="which benchmark own.yaml does not generate"):
         write_benchmark_pairs("own.yaml", path)  # nor would its own be left among the shop's
     assert len(list(read_pairs(path, split="test"))) == len(pairs)
     monkeypatch.setattr("lore.eval.benchmark.load_benchmark", lambda name: small)

@@ -344,7 +344,7 @@ def test_other_slices_are_noted(make, data, two):
     pairs[-1].slices = ["new"]
     write_pairs(data, pairs)
     other = make("c", {"judge": right_in(0.5, 1)}, pairs)
-    assert any(note.startswith("1 pairs are in other slices in c") for note in opened(two[0], other).notes)
+    assert any(note.startswith("1 pairs have other slices in c") for note in opened(two[0], other).notes)
 
 
 def test_another_rubric_is_refused_unless_only_its_words_differ(two):
