@@ -1,1 +1,1 @@
-"""Stage: evaluation. Installed as lore.eval."""
+"""Evaluation of judges: metrics, probes, comparisons and reports. Installed as lore.eval."""

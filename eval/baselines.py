@@ -1,9 +1,9 @@
-"""The two rows a judge has to beat: the majority tier, and what word overlap alone can tell.
+"""Two baselines that a judge has to beat: the majority tier, and a classifier over word overlap.
 
-Both are trained on the train split of the data the judge is tested on. The lexical baseline is gradient boosting over
-overlap features of query and item text; it knows no synonyms, sees no photo, and is given no feature that identifies a
-query. Inverse document frequencies come from the train split alone; a word never seen there counts as rare. CJK text is
-cut into characters and character pairs.
+Both are trained on the train split of the data that the judge is tested on. The lexical baseline is gradient boosting over
+overlap features of query and item text. It has no synonyms, no photo and no feature that identifies a query. Inverse
+document frequencies come from the train split alone; a word that the train split does not contain counts as rare. CJK text
+is split into characters and character pairs.
 """
 
 import re
@@ -24,12 +24,12 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?")
 HASH_SIZE = 2**18
 BATCH = 4096
 MAX_CHARS = 2000
-ABSENT = -1.0  # below every overlap; the boosting cannot bin a column that is nothing but nan
+ABSENT = -1.0  # below every overlap; gradient boosting cannot bin a column of only nan
 FIELDS = ("title", "attributes", "description", "all")
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-case words without a plural s, numbers, and single characters and pairs of CJK runs."""
+    """Lower-case words without a plural s, numbers, and the single characters and character pairs of CJK runs."""
     found = []
     for word in WORD.findall(unicodedata.normalize("NFKC", text).lower()):
         if IS_CJK.match(word):
@@ -47,7 +47,7 @@ def trigrams(text: str) -> list[str]:
 
 
 def field_texts(pair: Pair) -> dict[str, str]:
-    """The item's text by field, as the features see it; `all` is every field in one."""
+    """The item's text by field, as input of the features; `all` joins every field."""
     named = [pair.brand, pair.category, *(f"{key} {value}" for key, value in pair.attributes.items())]
     texts = {
         "title": pair.title[:MAX_CHARS],
@@ -58,7 +58,7 @@ def field_texts(pair: Pair) -> dict[str, str]:
 
 
 class Majority:
-    """Answers the most frequent tier of the train split, with its shares as probabilities."""
+    """Predicts the most frequent tier of the train split, with the tier shares as probabilities."""
 
     def __init__(self, tiers: int):
         self.tiers = tiers
@@ -75,7 +75,7 @@ class Majority:
 
 
 class Lexical:
-    """Gradient boosting over the overlap of query and item text."""
+    """Gradient boosting over overlap features of query and item text."""
 
     def __init__(self, tiers: int, seed: int = 0):
         self.tiers = tiers
@@ -100,14 +100,14 @@ class Lexical:
         return self
 
     def predict(self, pairs: Sequence[Pair]) -> np.ndarray:
-        """Probabilities [N, tiers]; 0 for a tier that the train split never had."""
+        """Probabilities [N, tiers]; 0 for a tier that the train split does not contain."""
         probabilities = np.zeros((len(pairs), self.tiers))
         if pairs:
             probabilities[:, self.trees.classes_] = self.trees.predict_proba(self.features(pairs))
         return probabilities
 
     def features(self, pairs: Sequence[Pair]) -> np.ndarray:
-        """[N, features] float32, ABSENT where a field or number is not there."""
+        """[N, features] float32; ABSENT where a field or number is missing."""
         blocks = [self._features(pairs[start : start + BATCH]) for start in range(0, len(pairs), BATCH)]
         return np.concatenate(blocks).astype(np.float32)
 
@@ -133,8 +133,8 @@ class Lexical:
 
 
 def _overlap(query, text, idf: TfidfTransformer) -> list[np.ndarray]:
-    """Share of the query's tokens found, the same weighted by idf, Jaccard, tf-idf cosine; from sparse counts [N,
-    HASH_SIZE]."""
+    """Share of the query's tokens found in the text, the same share weighted by idf, Jaccard index and tf-idf cosine, from
+    sparse counts [N, HASH_SIZE]."""
     in_query, in_text = query.sign(), text.sign()
     shared = in_query.multiply(in_text)
     n_shared, n_query, n_text = (_row_sums(matrix) for matrix in (shared, in_query, in_text))
@@ -154,7 +154,7 @@ def _row_sums(matrix) -> np.ndarray:
 
 
 def _pair_features(query: str, field: dict[str, str]) -> list[float]:
-    """Word order, lengths and numbers."""
+    """Features of word order, lengths and numbers."""
     asked, title = tokens(query), tokens(field["title"])
     title_set, title_bigrams = set(title), set(zip(title, title[1:], strict=False))
     bigrams = set(zip(asked, asked[1:], strict=False))
@@ -179,11 +179,11 @@ def _pair_features(query: str, field: dict[str, str]) -> list[float]:
 def fit_baseline(
     kind: str, pairs: Sequence[Pair], gold: Sequence[int], tiers: int, *, weights=None, seed: int = 0
 ) -> Majority | Lexical:
-    """kind is "majority" or "lexical"."""
+    """Trains one baseline. kind: "majority" or "lexical"."""
     if not len(pairs):
         raise LoreError(
-            f"the {kind} baseline has no labelled pair to train on: the data needs a train split. "
-            "Split it (lore data split --by query), name the split in train_split, or set baselines: []"
+            f"the {kind} baseline has no labeled pair to train on, because the train split is empty. "
+            "Split the data (lore data split --by query), name another split in train_split, or set baselines: []"
         )
     if kind == "lexical" and len(set(gold)) > 1:
         return Lexical(tiers, seed).fit(pairs, gold, weights)

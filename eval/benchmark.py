@@ -1,7 +1,8 @@
-"""Benchmark definitions: what is tested, shown how, and measured by what, as one file that recipes name.
+"""Benchmark definitions: data, prompt, slices and metrics of one benchmark in one file that recipes name.
 
-A file of eval/benchmarks holds `about` (what it is, where its data come from) and `recipe`, the part of an evaluation recipe
-that makes the benchmark; a recipe's own keys win. `world` describes test pairs that the embedded shop generates.
+A file in eval/benchmarks holds `about` (what the benchmark is and where its data comes from) and `recipe`, the part of an
+evaluation recipe that the benchmark sets. The keys of the user's recipe take precedence. `world` describes test pairs that
+the embedded shop generates.
 """
 
 import fcntl
@@ -23,7 +24,7 @@ def benchmark_names() -> list[str]:
 
 
 def load_benchmark(name_or_path: str) -> dict[str, Any]:
-    """The definition, with ${LORE_DATA} and ${LORE_RUNS} filled in. Raises LoreError."""
+    """Reads a definition and expands ${LORE_DATA} and ${LORE_RUNS}. Raises LoreError for an unknown or malformed one."""
     import yaml
 
     path = Path(name_or_path)
@@ -31,8 +32,8 @@ def load_benchmark(name_or_path: str) -> dict[str, Any]:
         if name_or_path not in benchmark_names():
             known = ", ".join(benchmark_names())
             raise LoreError(
-                f"There is no benchmark {name_or_path!r}; there are {known}.{nearest(name_or_path, benchmark_names())} "
-                "Name your own by its path, ending in .yaml."
+                f"There is no benchmark {name_or_path!r}; the shipped ones are {known}."
+                f"{nearest(name_or_path, benchmark_names())} Give your own definition by its path, which ends in .yaml."
             )
         path = BENCHMARKS / f"{name_or_path}.yaml"
     try:
@@ -40,14 +41,14 @@ def load_benchmark(name_or_path: str) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise LoreError(f"Benchmark {path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
-        raise LoreError(f"Benchmark {path}: found no mapping with the key recipe; expected {', '.join(KEYS)}.")
+        raise LoreError(f"Benchmark {path} is not a mapping with the key recipe. Expected keys: {', '.join(KEYS)}.")
     if unknown := [key for key in content if key not in KEYS]:
-        raise LoreError(f"Benchmark {path}: unknown key {unknown[0]}; expected some of {', '.join(KEYS)}.")
+        raise LoreError(f"Benchmark {path} has the unknown key {unknown[0]}. Allowed keys: {', '.join(KEYS)}.")
     return _expanded(content)
 
 
 def with_benchmark(recipe: Any) -> Any:
-    """A recipe's raw values with those of the benchmark that it names below them."""
+    """Merges a recipe's raw values over those of the benchmark that it names."""
     if not isinstance(recipe, dict) or not isinstance(recipe.get("benchmark"), str):
         return recipe
     try:
@@ -56,7 +57,7 @@ def with_benchmark(recipe: Any) -> Any:
         raise ValueError(str(error)) from error
     data, own = definition["recipe"].get("data", {}), recipe.get("data")
     if isinstance(own, dict) and own.get("source", data.get("source")) != data.get("source"):
-        data.pop("options", None)  # switches of the other importer
+            data.pop("options", None)  # they belong to the benchmark's importer, which the recipe replaces
     return _merged(definition["recipe"], recipe)
 
 
@@ -64,7 +65,7 @@ def _merged(below: dict, above: dict) -> dict:
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        # Shares, gains and the like are one value: mixing two of them would make a third that nobody wrote.
+        # A prior or a table of gains is one value: merging two of them would make one that nobody wrote.
         merged[key] = _merged(merged[key], value) if both and key not in ("prior", "gains") else value
     return merged
 
@@ -82,13 +83,13 @@ def _expanded(value: Any) -> Any:
 
 
 def generates(name_or_path: str | None, path: str) -> bool:
-    """Whether a benchmark of the embedded shop writes the pairs at `path` itself; a path of the user's own is left alone."""
+    """Whether the benchmark generates its pairs at `path` with the embedded shop. False for a path that the user chose."""
     definition = load_benchmark(name_or_path) if name_or_path else {}
     return bool(definition.get("world")) and path == definition["recipe"]["data"]["path"]
 
 
 def write_benchmark_pairs(name_or_path: str | None, path: str) -> None:
-    """Writes those pairs where they are missing. Their seeds are sealed: no recipe that makes training pairs takes them."""
+    """Writes the pairs of a generated benchmark that are missing. Recipes that make training pairs refuse these seeds."""
     if not generates(name_or_path, path):
         return
     from lore.data_synth.shop.world import World
@@ -102,8 +103,8 @@ def write_benchmark_pairs(name_or_path: str | None, path: str) -> None:
         own = {(seed, split): f"{split}-{seed}-{counts[split]}.parquet" for seed in world["seeds"] for split in counts}
         if foreign := sorted({file.name for file in folder.glob("*.parquet")} - set(own.values())):
             raise LoreError(
-                f"{path} holds {', '.join(foreign[:5])}, which benchmark {name_or_path} does not make, and they would be tested "
-                "with its own pairs. Give your definition a data.path of its own, or delete the folder: its pairs are made anew."
+                f"{path} holds {', '.join(foreign[:5])}, which benchmark {name_or_path} does not generate, so they would be tested "
+                "together with its own pairs. Set another data.path in your definition, or delete the folder to regenerate it."
             )
         for seed in world["seeds"]:
             shop = World(seed, world.get("language", "en"), subsets=TEST_SUBSETS)

@@ -21,7 +21,7 @@ JUDGE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._+-]{0,47}$")
 
 
 class EvaluateRecipe(BaseRecipe):
-    """Scores judges and baselines on the same pairs."""
+    """Evaluates judges and baselines on the same pairs."""
 
     irrelevant_keys: ClassVar[frozenset[str]] = frozenset(
         {"batch_tokens", "chunk_pairs", "report.mistakes", "report.thumbnail_pixels"}
@@ -33,38 +33,38 @@ class EvaluateRecipe(BaseRecipe):
 
     stage: Literal["evaluate"] = "evaluate"
     benchmark: str | None = None
-    """Name of a definition in eval/benchmarks, or path of a file like them: data, prompt, slices and metrics where this
-    recipe does not give its own."""
+    """Name of a definition in eval/benchmarks, or path of such a file. It sets data, prompt, slices and metrics wherever this
+    recipe does not."""
     data: DataSection
-    """The tested pairs; data.split defaults to test."""
+    """The test pairs. data.split defaults to test."""
     prompt: PromptSection
     judges: dict[str, JudgeSection] = {}
-    """Rows of the table by name."""
+    """The judges by name; each is one row of the results table."""
     baselines: list[Literal["majority", "lexical"]] = ["majority", "lexical"]
-    """Rows trained on the spot, on train_split."""
+    """Baselines to train on train_split; each is one more row of the table."""
     train_split: str = "train"
-    """Split the baselines are trained on."""
+    """Split that the baselines are trained on."""
     train_path: str | None = None
-    """Pairs the baselines are trained on; none: those of data.path."""
+    """Pairs that the baselines are trained on; none: the pairs of data.path."""
     slices: list[str] | None = None
-    """Slices with a table of their own; none: every slice, the most frequent ones first."""
+    """Slices to report; none: every slice, largest first."""
     metrics: MetricsSection = MetricsSection()
     sampling: SamplingSection = SamplingSection()
     robustness: RobustnessSection | None = None
-    """Injections, harmless rewrites and shuffles; none: not asked."""
+    """Verdicts under prompt injections, harmless rewrites and shuffles; none skips this probe."""
     capability: CapabilitySection | None = None
-    """Knowledge, photo and rules by themselves; none: not asked."""
+    """Tests of knowledge, photo and rules, each by itself; none skips this probe."""
     report: ReportSection = ReportSection()
     batch_tokens: int = Field(16384, ge=64)
-    """Tokens of one forward pass, padding included."""
+    """Tokens per forward pass, padding included."""
     chunk_pairs: int = Field(256, ge=1)
-    """Pairs between two saved parts of the predictions; a killed run repeats at most this many."""
+    """Pairs per saved chunk of verdicts. A killed run repeats at most this many."""
     test_limit: int | None = Field(None, ge=1)
-    """At most about this many test pairs, taken as whole queries in an order that the seed decides."""
+    """Maximum number of test pairs, approximate because queries stay whole. The seed decides which queries. none: all."""
     dev_limit: int | None = Field(2000, ge=1)
-    """The same for the pairs that the temperature is fitted on."""
+    """Maximum number of pairs that the temperature is fitted on, in whole queries. none: all."""
     train_limit: int | None = Field(50_000, ge=1)
-    """The same for the pairs that the baselines are trained on."""
+    """Maximum number of pairs that the baselines are trained on, in whole queries. none: all."""
 
     @model_validator(mode="before")
     @classmethod
@@ -89,7 +89,7 @@ class EvaluateRecipe(BaseRecipe):
         return self.data.split or "test"
 
     def rows(self) -> dict[str, JudgeSection]:
-        """Every judge of the table: the recipe's, then the baselines that it does not name itself."""
+        """The judges of the recipe, then the baselines that the recipe does not configure itself."""
         named = {judge.kind for judge in self.judges.values()}
         return self.judges | {
             kind: JudgeSection(kind=kind)
@@ -98,7 +98,7 @@ class EvaluateRecipe(BaseRecipe):
         }
 
     def asked(self) -> dict[str, JudgeSection]:
-        """The judges that are asked in this run, by model or through a server."""
+        """The judges that this run queries: local models and endpoints."""
         return {name: judge for name, judge in self.judges.items() if judge.kind in ("model", "endpoint")}
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -107,7 +107,7 @@ class EvaluateRecipe(BaseRecipe):
                 yield Conflict(
                     (f"judges.{name}",),
                     "that name",
-                    "letters, digits, spaces, . _ + - and at most 48 of them: it names a folder",
+                    "1 to 48 letters, digits, spaces or . _ + - : the name becomes a folder",
                 )
             if judge.kind in ("model", "endpoint", "predictions") and name in self.baselines:
                 yield Conflict(
@@ -118,11 +118,11 @@ class EvaluateRecipe(BaseRecipe):
                 yield Conflict(
                     (f"judges.{name}.explain",),
                     f"explain with {order}",
-                    "order: answer_first, the only one that can do without its reason",
+                    "order: answer_first, the only order with an optional rationale",
                 )
         if self.data.limit is not None:
             yield Conflict(
-                ("data.limit",), str(self.data.limit), "test_limit, dev_limit or train_limit, which keep queries whole"
+                ("data.limit",), str(self.data.limit), "test_limit, dev_limit or train_limit: they keep queries whole"
             )
         if not self.judges and not self.baselines:
             yield Conflict(("judges", "baselines"), "nothing to score", "at least one judge or baseline")
@@ -133,7 +133,7 @@ class EvaluateRecipe(BaseRecipe):
                     yield Conflict(
                         (f"{key}.judges",),
                         name,
-                        f"a judge that is asked now: {', '.join(known) or 'there is none'}",
+                        f"a judge of kind model or endpoint: {', '.join(known) or 'the recipe has none'}",
                         nearest(name, known),
                     )
         for key, split in (("metrics.calibrate_on", self.metrics.calibrate_on), ("train_split", self.train_split)):
@@ -141,7 +141,7 @@ class EvaluateRecipe(BaseRecipe):
                 yield Conflict(
                     (key, "data.split"),
                     f"{split} for both",
-                    "another split: what is fitted on the tested pairs says nothing about new ones",
+                    "another split: fitting on the test pairs makes the test results too good",
                 )
 
     def derived(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Slices that follow from a pair's other fields, where the data name none of that kind themselves."""
+"""Slices derived from a pair's other fields, for kinds of slices that the data does not define itself."""
 
 import re
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ def derived_slices(
     categories: Sequence[str | None],
     mismatches: Sequence[str | None],
 ) -> list[list[str]]:
-    """The slices of each pair with those that were missing: `frequency:head`, `middle` and `tail`, `industry:<first level of the
-    category>`, `dimension:<mismatch>`. Every argument has one entry per pair; a kind that some pair has is not added to any.
-    Pairs in the same slices share one list."""
+    """Adds slices of the missing kinds to each pair: `frequency:head`, `frequency:middle` and `frequency:tail`,
+    `industry:<first level of the category>`, and `dimension:<mismatch>`. Every argument has one entry per pair. If any pair
+    already has a slice of a kind, that kind is not derived. Pairs in the same slices share one list."""
     kinds = {name.partition(":")[0] for names in {tuple(names) for names in slices} for name in names if ":" in name}
     columns: list[Sequence[str | None]] = []
     if "frequency" not in kinds:
@@ -36,13 +36,14 @@ def derived_slices(
 
 
 def frequency_parts(queries: Sequence[str], frequencies: Sequence[float | None]) -> list[str | None]:
-    """`frequency:head` for the queries that make the first third of the traffic, the most frequent first, `middle` for those of
-    the second third, `tail` for the rest; None for a query of unknown frequency, and for all where no two differ."""
+    """`frequency:head` for the most frequent queries that make up the first third of the traffic, `frequency:middle` for the
+    second third, `frequency:tail` for the rest. None for a query of unknown frequency, and for all if all frequencies are
+    equal."""
     traffic: dict[str, float] = {}
     for query, frequency in zip(queries, frequencies, strict=True):
         if frequency is not None and frequency > traffic.get(query, 0.0):
             traffic[query] = frequency
-    # Queries of one frequency belong together: which of them came first says nothing.
+    # Queries of equal frequency go into the same part: their order carries no information.
     levels, queries_at = np.unique(np.asarray(list(traffic.values())), return_counts=True)
     if len(levels) < 2:
         return [None] * len(queries)

@@ -2,10 +2,10 @@
 
     lore run recipes/evaluate.yaml
 
-After RAIR (arXiv 2512.24943): Acc@2, Acc@K, Macro-F1; beside them what else a team decides by (eval/measures). Unlike its
-published script, which takes the first tier name anywhere in the output, a verdict is read outside the reasoning and exactly
-once. Models and servers can also be sampled, perturbed (eval/probes/robustness.py) and tested capability by capability
-(eval/probes).
+The metrics are those of RAIR (arXiv 2512.24943): Acc@2, Acc@K and Macro-F1, plus those in eval/measures. RAIR's published
+script takes the first tier name anywhere in the output. Here a verdict is parsed outside the reasoning, and an output with
+more than one verdict is a format failure. Models and endpoints can also be sampled, perturbed (eval/probes/robustness.py)
+and tested on one capability at a time (eval/probes).
 """
 
 import re
@@ -45,7 +45,7 @@ HAN = re.compile("[\u4e00-\u9fff]")
 
 
 def run(recipe: EvaluateRecipe, folder: RunFolder) -> None:
-    """Scores every row of the recipe's table. The main process does it alone; other processes return at once."""
+    """Evaluates every judge and baseline of the recipe. Only the main process works; other processes return at once."""
     if not is_main_process():
         return
     console = Console(highlight=False)
@@ -76,7 +76,7 @@ def run(recipe: EvaluateRecipe, folder: RunFolder) -> None:
 
 @dataclass
 class Asked:
-    """What one judge has said, and what came out when it was asked more."""
+    """One judge's verdicts and the results of its probes."""
 
     verdicts: Verdicts
     samples: SampleCurves | None = None
@@ -85,7 +85,7 @@ class Asked:
 
 
 def wording_language(recipe: EvaluateRecipe, data: EvalData) -> str:
-    """Of the attacks: the recipe's, else zh where most of the first titles have Han characters."""
+    """Language of the attack wordings: the recipe's, else zh if most of the first titles contain Han characters, else en."""
     if recipe.robustness is None or recipe.robustness.language is not None:
         return recipe.robustness.language if recipe.robustness else "en"
     titles = [pair.title for pair in islice(read_pairs(data.path, split=data.test.split, columns=["title"]), 200)]
@@ -93,12 +93,12 @@ def wording_language(recipe: EvaluateRecipe, data: EvalData) -> str:
 
 
 def ask(asker: Asker, recipe: EvaluateRecipe, data: EvalData, language: str) -> Asked:
-    """Everything one judge is asked, while its engine is open. What earlier starts of this run have answered is not asked
-    again. language: of the attacks' wordings."""
+    """Gets all verdicts of one judge while its engine is open. Verdicts saved by earlier starts of this run are reused.
+    language: of the attack wordings."""
     found, test = Asked({}), data.test
     for part in data.parts:
         pairs = read_chosen(data.path, part.split, part.pair_ids)
-        tag = f"split-{quote(part.split, safe='')}"  # a split may be called anything, `samples` and `../x` among it
+        tag = f"split-{quote(part.split, safe='')}"  # a split can have any name, such as `samples` or `../x`
         found.verdicts |= asker.ask(tag, pairs, total=len(part), known=part.pair_ids)
     resampling = {"samples": recipe.metrics.bootstrap_samples, "seed": recipe.seed}
     sampling = recipe.sampling
@@ -132,14 +132,14 @@ def ask(asker: Asker, recipe: EvaluateRecipe, data: EvalData, language: str) -> 
 
 
 def load_data(recipe: EvaluateRecipe, folder: RunFolder) -> EvalData:
-    """The tested pairs and those for calibration; a resumed run has to find the same ones."""
+    """Loads the test pairs and the calibration pairs. A resumed run must find the same ones."""
     rubric = load_rubric(recipe.data.rubric)
     check_shown(recipe.metrics.shown, rubric.tier_ids)
     check_metrics(recipe.metrics, rubric)
     for tier in recipe.metrics.prior or {}:
         if tier not in rubric.tier_ids:
             raise LoreError(
-                f"metrics.prior names {tier!r}, which is no tier of rubric {rubric.name} "
+                f"metrics.prior names {tier!r}, which is not a tier of rubric {rubric.name} "
                 f"({', '.join(rubric.tier_ids)}).{nearest(tier, rubric.tier_ids)}"
             )
     path = materialise(recipe.data, folder)
@@ -150,7 +150,7 @@ def load_data(recipe: EvaluateRecipe, folder: RunFolder) -> EvalData:
     if not len(test):
         inside = f" and slices {recipe.data.slices}" if recipe.data.slices else ""
         raise LoreError(
-            f"{path} has no labelled pair in split {recipe.test_split!r}{inside}, so nothing can be scored. "
+            f"{path} has no labeled pair in split {recipe.test_split!r}{inside}, so there is nothing to evaluate. "
             "Choose another data.split, or split the file first: lore data split --by query"
         )
     dev = None
@@ -178,18 +178,18 @@ def load_data(recipe: EvaluateRecipe, folder: RunFolder) -> EvalData:
 
 
 def chosen_slices(recipe: EvaluateRecipe, test: Labelled) -> list[str]:
-    """The recipe's slices, else the largest ones of the data."""
+    """The recipe's slices, else the largest slices of the data."""
     sizes = test.slice_sizes()
     if recipe.slices is None:
         return list(sizes)[:MAX_SLICES]
     if recipe.benchmark and load_benchmark(recipe.benchmark)["recipe"].get("slices") == recipe.slices:
-        return [name for name in recipe.slices if name in sizes]  # a part of the benchmark may lack some
+        return [name for name in recipe.slices if name in sizes]  # a subset of the benchmark may lack some slices
     for name in recipe.slices:
         if name not in sizes:
             known = ", ".join(list(sizes)[:20]) or "none"
             raise LoreError(
-                f"slices names {name!r}, but no tested pair is in it, so there is nothing to report. "
-                f"The test has: {known}.{nearest(name, list(sizes))}"
+                f"slices names {name!r}, but no test pair is in it, so there is nothing to report. "
+                f"Slices of the test: {known}.{nearest(name, list(sizes))}"
             )
     return recipe.slices
 

@@ -1,4 +1,4 @@
-"""From the recipe's rows to judges: baselines trained here, verdicts made elsewhere, models and servers that are asked."""
+"""Turns the recipe's judges into verdicts: trained baselines, stored predictions, and askers for models and endpoints."""
 
 import gc
 from functools import partial
@@ -28,13 +28,13 @@ BASELINE_BATCH = 4096
 
 
 def prompt_format(judge: JudgeSection, recipe: EvaluateRecipe) -> PromptFormat:
-    """The recipe's prompt with what the judge replaces."""
+    """The recipe's prompt format with the judge's own settings on top."""
     replaced = {key: value for key in ("order", "detail", "photo") if (value := getattr(judge, key)) is not None}
     return PromptFormat(**(recipe.prompt.model_dump() | replaced))
 
 
 def described(judge: JudgeSection, recipe: EvaluateRecipe) -> str:
-    """One line on how a row came about."""
+    """One line that describes a judge."""
     if judge.kind == "majority":
         return f"the most frequent tier of split {recipe.train_split}"
     if judge.kind == "lexical":
@@ -52,7 +52,7 @@ def described(judge: JudgeSection, recipe: EvaluateRecipe) -> str:
 
 
 def baseline_verdicts(recipe: EvaluateRecipe, data: EvalData) -> dict[str, Verdicts]:
-    """Verdicts of the baselines, trained on the train split of the same data."""
+    """Trains the baselines on the train split of the same data and returns their verdicts."""
     names = {name: judge.kind for name, judge in recipe.rows().items() if judge.kind in ("lexical", "majority")}
     if not names:
         return {}
@@ -82,7 +82,7 @@ def baseline_verdicts(recipe: EvaluateRecipe, data: EvalData) -> dict[str, Verdi
 
 
 def read_verdicts(recipe: EvaluateRecipe, data: EvalData) -> dict[str, Verdicts]:
-    """Verdicts that were made elsewhere."""
+    """Reads the verdicts of judges of kind predictions."""
     judges = {name: judge for name, judge in recipe.judges.items() if judge.kind == "predictions"}
     dev_ids = data.dev.pair_ids if data.dev else []
     limited = [part.split for part, limit in ((data.test, recipe.test_limit), (data.dev, recipe.dev_limit)) if part and limit]
@@ -96,7 +96,7 @@ def read_verdicts(recipe: EvaluateRecipe, data: EvalData) -> dict[str, Verdicts]
 
 
 def askers(recipe: EvaluateRecipe, data: EvalData, folder: RunFolder) -> dict[str, Asker]:
-    """Every judge that is asked in this run, its card checked."""
+    """One asker per judge that this run queries. Raises LoreError if a judge's card does not match its prompt."""
     engines = OpenEngine(data.rubric, recipe.batch_tokens)
     sampling = Sampling(temperature=recipe.sampling.temperature, max_tokens=recipe.sampling.max_tokens, seed=recipe.seed)
     found = {}
@@ -126,7 +126,7 @@ def askers(recipe: EvaluateRecipe, data: EvalData, folder: RunFolder) -> dict[st
 
 
 class OpenEngine:
-    """One engine in memory at a time; judges that differ in their prompt alone share it."""
+    """Keeps one engine in memory at a time. Consecutive judges that differ only in their prompt share it."""
 
     def __init__(self, rubric: Rubric, batch_tokens: int):
         self.rubric, self.batch_tokens = rubric, batch_tokens
@@ -144,7 +144,7 @@ class OpenEngine:
         return self._engine
 
     def close(self) -> None:
-        """The engine leaves memory."""
+        """Frees the engine's memory."""
         if hasattr(self._engine, "close"):
             self._engine.close()
         self._engine = self._section = None

@@ -1,4 +1,4 @@
-"""Single raters' labels of the tested pairs, read from a file: for agreement and the noise ceiling."""
+"""Reads single raters' labels of the test pairs, for rater agreement and the noise ceiling."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ SHOWN = 5
 
 
 def read_ratings(path: str | Path, rubric: Rubric, pair_ids: list[str]) -> Ratings:
-    """Ratings of the tested pairs `pair_ids` from a .parquet, .jsonl, .csv or .tsv file with columns pair_id, rater, label.
+    """Reads the ratings of the pairs `pair_ids` from a .parquet, .jsonl, .csv or .tsv file with columns pair_id, rater, label.
 
-    Labels go through rubric.tier_of. Raises LoreError with the ids of pairs that are not tested, labels that the rubric does
-    not have, and pairs that one rater labelled twice. A tested pair without ratings is allowed and counted.
+    rubric.tier_of maps each label to a tier. Raises LoreError that lists ids outside the test, labels that the rubric does not
+    have, and pairs that one rater labeled twice. Test pairs without ratings are allowed and counted.
     """
     path = Path(path)
     position = {pair_id: index for index, pair_id in enumerate(pair_ids)}
@@ -48,17 +48,17 @@ def read_ratings(path: str | Path, rubric: Rubric, pair_ids: list[str]) -> Ratin
         rows.append((position[pair_id], raters.setdefault(rater, len(raters)), rubric.index(tier)))
     problems = {
         "rows that cannot be read": unreadable,
-        "labels of pairs that are not tested": foreign,
+        "labels of pairs outside the test": foreign,
         f"labels that rubric {rubric.name} does not have": unknown,
-        "pairs that one rater labelled twice": doubled,
+        "pairs that one rater labeled twice": doubled,
     }
     lines = [f"  {len(found)} {what}: {_some(found)}" for what, found in problems.items() if found]
     if lines:
         raise LoreError(
-            f"metrics.ratings {path} does not fit the tested pairs, and agreement over a part of it would not be theirs:\n"
+            f"metrics.ratings {path} does not match the test pairs, and the agreement over only some rows would be misleading:\n"
             + "\n".join(lines)
-            + f"\nWrite one row for each pair and rater, with {', '.join(COLUMNS)}; labels are {', '.join(rubric.tier_ids)} or "
-            "what the rubric calls them. Ratings of another split's pairs go into a file of their own."
+            + f"\nWrite one row per pair and rater, with columns {', '.join(COLUMNS)}; labels are {', '.join(rubric.tier_ids)} or "
+            "their names in the rubric. Put ratings of another split into a separate file."
         )
     pair, rater, tier = (np.asarray([row[column] for row in rows], dtype=np.int64) for column in range(3))
     return Ratings(pair, rater, tier, list(raters), len(pair_ids) - len(np.unique(pair)))

@@ -1,4 +1,4 @@
-"""Everything that is measured about one judge: the whole test, its slices, calibration, failures."""
+"""All measurements of one judge: the whole test, slices, calibration, failures."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -24,8 +24,8 @@ from lore.support.errors import LoreError
 
 @dataclass
 class Answers:
-    """A judge's verdicts in the order of the labelled pairs: tier indices [N] (NO_VERDICT for a failure), probabilities
-    [N, K] or None."""
+    """A judge's verdicts in the order of the labeled pairs: tier indices [N] (NO_VERDICT for a format failure), and
+    probabilities [N, K] or None."""
 
     predicted: np.ndarray
     probabilities: np.ndarray | None
@@ -48,7 +48,7 @@ class Answers:
 
 @dataclass
 class Part:
-    """Metrics over some of the pairs."""
+    """Metrics over a subset of the pairs."""
 
     pairs: int
     queries: int
@@ -64,27 +64,27 @@ class Part:
 
 @dataclass
 class Scorecard:
-    """One row of the table and what stands behind it."""
+    """One row of the results table, with the details behind it."""
 
     name: str
     kind: str
     how: str
     whole: Part
     natural: Part | None
-    """Under the recipe's prior; None without one."""
+    """Under the recipe's prior; None without a prior."""
     slices: dict[str, Part]
     confusion: np.ndarray
-    """[K, K + 1] weights: label by verdict, format failures last."""
+    """[K, K + 1] pair weights: label by verdict; the last column holds format failures."""
     reliability: list[dict[str, float | None]] | None
     reliability_calibrated: list[dict[str, float | None]] | None
     temperature: float | None
-    """Fitted on the calibration split; None when there is none, or the judge gives no probabilities."""
+    """Fitted on the calibration split. None without such a split, or if the judge gives no probabilities."""
     failures: dict[str, int] = field(default_factory=dict)
     photos: dict[str, int] = field(default_factory=dict)
     slices_natural: dict[str, Part] = field(default_factory=dict)
-    """Every slice under the recipe's prior; a slice without a pair of the prior's tiers has no values there."""
+    """Every slice under the recipe's prior. A slice without any pair of the prior's tiers has no values here."""
     risk: RiskCurve | None = None
-    """None where the judge gives no probabilities."""
+    """None if the judge gives no probabilities."""
     risk_natural: RiskCurve | None = None
     samples: SampleCurves | None = None
     agreement: Agreement | None = None
@@ -117,17 +117,17 @@ class Scorecard:
 
 
 def check_metrics(options: MetricsSection, rubric: Rubric) -> None:
-    """Raises LoreError for gains that name no tier of the rubric or are no gains."""
+    """Raises LoreError if metrics.gains names an unknown tier, is negative, or is all zero."""
     for tier, gain in (options.gains or {}).items():
         if tier not in rubric.tier_ids:
             raise LoreError(
-                f"metrics.gains names {tier!r}, which is no tier of rubric {rubric.name} ({', '.join(rubric.tier_ids)}), so its "
-                f"items would have no gain in nDCG.{nearest(tier, rubric.tier_ids)}"
+                f"metrics.gains names {tier!r}, which is not a tier of rubric {rubric.name} ({', '.join(rubric.tier_ids)}), so "
+                f"nDCG would ignore that gain.{nearest(tier, rubric.tier_ids)}"
             )
         if gain < 0:
-            raise LoreError(f"metrics.gains: {tier} has {gain:g}, and nDCG is not bounded by 0 and 1 then; expected 0 or more.")
+            raise LoreError(f"metrics.gains: {tier} is {gain:g}, and a negative gain takes nDCG out of [0, 1]. Set 0 or more.")
     if options.gains is not None and not any(options.gains.values()):
-        raise LoreError("metrics.gains are all zero, so nDCG is not defined; give the tiers their gains, or drop metrics.gains.")
+        raise LoreError("metrics.gains are all zero, so nDCG is undefined. Give some tier a positive gain, or drop metrics.gains.")
 
 
 def score(
@@ -141,8 +141,8 @@ def score(
     slices: list[str],
     seed: int,
 ) -> Scorecard:
-    """Measures a judge on the test pairs. Its temperature comes from the dev pairs alone, where verdicts for them
-    exist."""
+    """Measures a judge on the test pairs. The temperature is fitted on the dev pairs, if the judge has verdicts for all of
+    them."""
     test, rubric = data.test, data.rubric
     check_metrics(options, rubric)
     answers = Answers.of(verdicts, test, rubric)
@@ -154,7 +154,7 @@ def score(
     prior = None
     if options.prior is not None:
         prior = [options.prior.get(tier, 0.0) for tier in rubric.tier_ids]
-        prior_weights(test.gold, prior, weights)  # refuses one that fits no tested pair
+        prior_weights(test.gold, prior, weights)  # raises if no tier of the prior has a test pair
 
     drawn = {"samples": options.bootstrap_samples, "seed": seed}
     everything = np.ones(len(test), dtype=bool)
@@ -164,7 +164,7 @@ def score(
         measured = partial(_part, answers, calibrated, test, rubric, options, weights, prior if natural else None, seed)
         about = {"weights": weights, "prior": prior if natural else None} | drawn
         risk = None if confidence is None else risk_curve(test.gold, answers.predicted, confidence, test.groups, **about)
-        ratings = None if natural else data.ratings  # a prior of the labels is none of single raters
+        ratings = None if natural else data.ratings  # the prior weights labels, not the labels of single raters
         agreement = judge_agreement(
             test.gold, answers.predicted, test.groups, len(rubric.tier_ids), ratings=ratings, **about
         )

@@ -1,4 +1,4 @@
-"""Sections of the evaluation's recipe. Nothing here imports torch."""
+"""Sections of the evaluation recipe. Nothing here imports torch."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -13,33 +13,33 @@ NEEDS = {"model": "model", "endpoint": "endpoint", "predictions": "predictions"}
 
 
 class JudgeSection(StrictModel):
-    """One row of the table. order, detail and photo replace the recipe's prompt for this judge alone."""
+    """One judge, a row of the results table. order, detail and photo override the recipe's prompt for this judge."""
 
     kind: Literal["model", "endpoint", "predictions", "lexical", "majority"] = "model"
-    """model: asked now, in this process; endpoint: asked now, through a server; predictions: verdicts read from a file;
+    """model: a checkpoint, run in this process; endpoint: a model behind a server; predictions: verdicts from a file;
     lexical, majority: the baselines."""
     model: ModelSection | None = None
-    """The model to ask, for kind: model. A merged model has no adapter."""
+    """The checkpoint, for kind: model. Leave model.adapter out for a merged model."""
     vllm: VllmSection | None = None
-    """For kind: model, run it in vLLM; none runs it in transformers."""
+    """Runs the model in vLLM, for kind: model. none: transformers."""
     endpoint: EndpointSection | None = None
-    """The OpenAI-compatible server to ask, for kind: endpoint."""
+    """The OpenAI-compatible server, for kind: endpoint."""
     order: Literal["reason_first", "answer_first", "answer_only"] | None = None
-    """Answer order of this judge."""
+    """Answer order of this judge; none: prompt.order."""
     detail: Literal["full", "retrieved", "tiers", "name"] | None = None
-    """How much of the rubric this judge is shown."""
+    """How much of the rubric the prompt of this judge contains; none: prompt.detail."""
     photo: bool | None = None
-    """false asks this judge without the photo."""
+    """Whether the prompt of this judge contains the photo; none: prompt.photo."""
     explain: bool = False
-    """answer_first: also write the reason (slower; the verdict is then read from the answer, not from the scores
-    alone)."""
+    """With order: answer_first, also generate the rationale. Slower; the verdict is then parsed from the generated text instead
+    of read from the tier probabilities."""
     scores: bool = True
-    """Read tier probabilities behind the verdict. false for servers that give none or do not go on with a begun answer: the
-    verdict is then written in every order, and nothing is known of its confidence."""
+    """Read tier probabilities at the verdict. Set false for servers without log-probabilities or prefill: the verdict is then
+    generated in every order, and no confidence is known."""
     predictions: str | None = None
-    """For kind: predictions, a parquet, jsonl or csv file with pair_id, tier and, where known, p_<tier>."""
+    """Parquet, jsonl or csv file with pair_id, tier and optionally p_<tier>, for kind: predictions."""
     predictions_judge: str | None = None
-    """Which judge of the file, where its column `judge` names several."""
+    """Which judge to read, if the file's `judge` column names several."""
 
     def input_files(self) -> dict[str, list[str]]:
         return {"predictions": [self.predictions]} if self.predictions else {}
@@ -57,43 +57,43 @@ class JudgeSection(StrictModel):
             yield Conflict(
                 ("model.lora",),
                 "a new LoRA to train",
-                "nothing: evaluation trains no adapter; a trained one is model.adapter",
+                "nothing: evaluation trains no adapter; set a trained one in model.adapter",
             )
 
 
 class SamplingSection(StrictModel):
     max_tokens: int = Field(256, ge=1)
-    """Longest answer; a longer one is cut and counts as a format failure."""
+    """Maximum tokens per answer. A truncated answer counts as a format failure."""
     temperature: float = Field(0.0, ge=0)
-    """0 takes the most probable token."""
+    """Sampling temperature; 0 decodes greedily."""
     samples: int = Field(0, ge=0, le=64)
-    """Further answers drawn for each pair, for pass@k and majority@k; 0 draws none. They share one prefill."""
+    """Extra answers sampled per pair, for pass@k and majority@k. 0 turns this off. They share one prefill."""
     sample_temperature: float = Field(1.0, gt=0)
-    """Temperature of those."""
+    """Sampling temperature of the extra answers."""
     sample_pairs: int | None = Field(500, ge=1)
-    """At most about this many pairs, as whole queries, get them; none: every tested pair."""
+    """Number of pairs that get extra answers, approximate because queries stay whole; none: every test pair."""
 
 
 class MetricsSection(StrictModel):
     bootstrap_samples: int = Field(1000, ge=0)
-    """Resamples of the queries behind every 95 % interval; 0 gives no intervals."""
+    """Bootstrap resamples of the queries behind every 95 % interval. 0 reports no intervals."""
     calibrate_on: str | None = "dev"
-    """Split on which each judge's temperature is fitted; it is never the tested one. none: no calibration."""
+    """Split on which each judge's temperature is fitted; it must not be the test split. none: no calibration."""
     label_weights: bool = False
-    """Count each pair by its label_weight instead of once."""
+    """Weight each pair by its label_weight instead of 1."""
     prior: dict[str, float] | None = None
-    """Shares of the tiers in real traffic; every metric is reported a second time under them."""
+    """Shares of the tiers in production traffic. Every metric is reported a second time under them."""
     shown: list[str] | None = None
-    """Metrics of the tables, in this order; none: all that are defined. metrics.json always holds all."""
+    """Metrics in the tables, in this order; none: all that are defined. metrics.json always holds all."""
     gains: dict[str, float] | None = None
-    """Gain of each tier for nDCG over a query's items; none: no nDCG."""
+    """Gain of each tier, for nDCG over a query's items. none: no nDCG."""
     border_cost: float = Field(1.0, ge=0)
-    """Ordinal cost of a verdict on the wrong side of relevant, on top of one for each tier of distance."""
+    """Extra ordinal cost of a verdict on the wrong side of the relevant/irrelevant border. Each tier of distance costs 1."""
     optimism_cost: float = Field(1.0, gt=0)
-    """Factor on the cost of a verdict above the label; over 1 makes optimistic errors dearer."""
+    """Factor on the cost of a verdict above the label. Above 1, optimistic errors cost more."""
     ratings: str | None = None
-    """File with columns pair_id, rater, label (.parquet, .jsonl, .csv): single raters' labels, for agreement and the
-    noise ceiling."""
+    """File with columns pair_id, rater, label (.parquet, .jsonl, .csv) that holds single raters' labels, for agreement and
+    the noise ceiling."""
 
     @field_validator("prior")
     @classmethod
@@ -107,18 +107,18 @@ class MetricsSection(StrictModel):
 
 
 class RobustnessSection(StrictModel):
-    """Asks again with injections, harmless rewrites and shuffled attributes."""
+    """Verdicts under prompt injections, harmless rewrites and shuffled attributes."""
 
     pairs: int = Field(300, ge=1)
-    """At most about this many tested pairs, as whole queries."""
+    """Number of test pairs to perturb, approximate because queries stay whole."""
     perturbations: list[str] | None = None
-    """Names of perturbations; none: all of the language."""
+    """Names of perturbations; none: all that the language has."""
     language: Literal["en", "zh"] | None = None
-    """Language that attacks are worded in; none: by the script of most tested titles."""
+    """Language of the attack wordings; none: zh if most test titles contain Han characters, else en."""
     judges: list[str] | None = None
-    """Judges asked; none: every judge that is asked now."""
+    """Judges to probe; none: every judge of kind model or endpoint."""
     translations: str | None = None
-    """File with columns query and translation, for queries in another language; none: the embedded shop's words only."""
+    """File with columns query and translation, for queries in another language. none: only the embedded shop's vocabulary."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if not self.perturbations:
@@ -134,18 +134,18 @@ class RobustnessSection(StrictModel):
 
 
 class CapabilitySection(StrictModel):
-    """Knowledge, photo and rules by themselves: with, without, swapped, changed."""
+    """Tests of knowledge, photo and rules, each by itself: with, without, swapped, changed."""
 
     pairs: int = Field(300, ge=1)
-    """At most about this many pairs for each capability, as whole queries."""
+    """Number of pairs per capability, approximate because queries stay whole."""
     judges: list[str] | None = None
-    """Judges asked; none: every judge that is asked now."""
+    """Judges to probe; none: every judge of kind model or endpoint."""
     facts: str | None = None
-    """Table of facts (phrase, value) that is shown in the condition `with facts`; none: that part is left out."""
+    """Table of facts (phrase, value) that the prompt contains in the condition `with facts`; none skips this condition."""
     rule_edits: str | None = None
-    """File of rule changes (see eval/probes/rule_edits.yaml); `shop` is the embedded shop's; none: that part is left out."""
+    """File of rule changes (see eval/probes/rule_edits.yaml); `shop`: the embedded shop's; none skips this test."""
     max_prompt_tokens: int | None = Field(None, ge=16)
-    """Budget of prompts that hold facts or rules; none: the judge's own, in which a rule book may have no room."""
+    """Prompt budget in tokens for prompts with facts or rules; none: the judge's own, which may be too small for the rules."""
 
     def input_files(self) -> dict[str, list[str]]:
         from lore.data_synth.synthesis.facts import fact_files
@@ -157,6 +157,6 @@ class CapabilitySection(StrictModel):
 
 class ReportSection(StrictModel):
     mistakes: int = Field(8, ge=0, le=50)
-    """Most confident and most distant mistakes shown, of each kind, per judge."""
+    """Number of mistakes shown per judge and kind: the most confident and the most distant ones."""
     thumbnail_pixels: int = Field(160, ge=32, le=320)
-    """Longest side of a photo in the report."""
+    """Longest side of a photo in the report, in pixels."""

@@ -1,4 +1,4 @@
-"""The pairs of one split as arrays, without their texts and photos: what metrics need. Judges stream the pairs
+"""The pairs of one split as arrays, without texts and photos: the input of the metrics. Judges stream the pairs
 themselves."""
 
 import hashlib
@@ -24,7 +24,7 @@ SHOWN_IDS = 5
 
 @dataclass
 class Labelled:
-    """Labelled pairs of one split; every list and array has one entry per pair, in the file's order."""
+    """Labeled pairs of one split. Every list and array has one entry per pair, in file order."""
 
     split: str
     pair_ids: list[str]
@@ -32,11 +32,11 @@ class Labelled:
     gold: np.ndarray
     weights: np.ndarray
     slices: list[list[str]]
-    """Pairs in the same slices may share one list: there are few of them and many pairs."""
+    """Pairs in the same slices may share one list, which saves memory."""
     unlabelled: int = 0
-    """Pairs of the split that carry no label; they cannot be scored."""
+    """Number of pairs of the split without a label; they cannot be scored."""
     repeated: int = 0
-    """Rows that repeat an earlier pair and its label; they are counted once."""
+    """Number of rows that repeat an earlier pair and its label; each pair counts once."""
 
     def __post_init__(self):
         self.groups = query_groups([normalise(query) for query in self.queries])
@@ -73,17 +73,17 @@ class Labelled:
 
 @dataclass
 class EvalData:
-    """What every judge is measured on."""
+    """The data that every judge is measured on."""
 
     path: Path
     rubric: Rubric
     test: Labelled
     dev: Labelled | None
-    """The pairs that temperatures are fitted on; None when the data has none or calibration is off."""
+    """The pairs that temperatures are fitted on. None if the data has none or calibration is off."""
     ceiling: Ceiling | None = None
-    """Agreement among raters, where single raters' labels are given."""
+    """Agreement among raters, if single raters' labels are given."""
     ratings: Ratings | None = None
-    """Those labels."""
+    """Single raters' labels."""
 
     @property
     def parts(self) -> list[Labelled]:
@@ -93,11 +93,11 @@ class EvalData:
 def load_split(
     path: Path, split: str, rubric: Rubric, *, slices: list[str] | None = None, limit: int | None = None, seed: int = 0
 ) -> Labelled:
-    """The labelled pairs of a split, with the slices of the data and those of `derived_slices`. limit keeps whole queries, in an
-    order that depends on the seed alone, until it is reached."""
+    """The labeled pairs of a split, with the slices of the data and those of `derived_slices`. limit: number of pairs, reached
+    with whole queries in an order that depends only on the seed."""
     ids, queries, gold, weights, names = [], [], [], [], []
     frequencies, industries, mismatches = [], [], []
-    one: dict = {}  # equal texts are kept once: a million pairs have few categories and few sets of slices
+    one: dict = {}  # equal texts are stored once: a million pairs have few categories and few sets of slices
     unlabelled, repeated, label_of, conflicting = 0, 0, {}, []
     for pair in read_pairs(path, split=split, columns=LIGHT):
         if slices is not None and not set(slices) & set(pair.slices):
@@ -121,10 +121,10 @@ def load_split(
         mismatches.append(one.setdefault(pair.mismatch, pair.mismatch))
     if conflicting:
         raise LoreError(
-            f"{path}, split {split}: {len(conflicting)} pairs stand there twice with two labels "
-            f"({', '.join(conflicting[:SHOWN_IDS])}), so a verdict would be right and wrong at once. `lore data check` "
-            "shows the first of them with their rows; data.options: {drop_duplicates: true} keeps the first of each when a "
-            "source is imported."
+            f"{path}, split {split}: {len(conflicting)} pairs appear twice with two labels "
+            f"({', '.join(conflicting[:SHOWN_IDS])}), so the same verdict would be right and wrong. `lore data check` "
+            "shows the first ones with their rows. To keep the first row of each pair, set data.options: "
+            "{drop_duplicates: true} when you import the source."
         )
     names = derived_slices(names, [normalise(query) for query in queries], frequencies, industries, mismatches)
     keep = whole_queries(queries, limit, seed)
@@ -141,7 +141,7 @@ def load_split(
 
 
 def whole_queries(queries: list[str], limit: int | None, seed: int) -> np.ndarray:
-    """Indices of whole queries, in file order, that together reach `limit` pairs (all when there are no more)."""
+    """Indices of whole queries, in file order, that together reach `limit` pairs (all pairs if there are no more)."""
     if limit is None or len(queries) <= limit:
         return np.arange(len(queries))
     queries = [normalise(query) for query in queries]
@@ -162,7 +162,7 @@ def whole_queries(queries: list[str], limit: int | None, seed: int) -> np.ndarra
 
 
 def read_chosen(path: Path, split: str, wanted: Iterable[str], columns: list[str] | None = None) -> Iterator[Pair]:
-    """Streams the pairs of a split whose id is wanted, each once."""
+    """Streams the pairs of a split whose id is in `wanted`, each once."""
     left = set(wanted)
     for pair in read_pairs(path, split=split, columns=columns):
         if pair.pair_id in left:

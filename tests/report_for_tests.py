@@ -129,7 +129,7 @@ def make_report(path: Path, data: EvalData) -> tuple[list[Scorecard], dict[str, 
         verdicts=verdicts,
         data=data,
         options=ReportSection(),
-        facts={"data": PLANTED},
+        details={"data": PLANTED},
         metrics=MetricsSection(bootstrap_samples=200, prior=PRIOR),
     )
     return cards, verdicts

@@ -1,1 +1,1 @@
-"""Perturbed pairs: sellers' injections, harmless rewrites, shuffles."""
+"""Perturbed pairs: prompt injections by sellers, harmless rewrites, shuffles."""

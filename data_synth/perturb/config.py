@@ -12,19 +12,19 @@ from lore.support.nearest import nearest
 
 
 class HardenRecipe(BaseRecipe):
-    """Training pairs, a share of them perturbed as sellers and shoppers would; labels and reasoning stay."""
+    """Perturbs a share of the training pairs as sellers and shoppers would. Labels and reasoning stay."""
 
     stage: Literal["harden"] = "harden"
     data: DataSection
-    """Pairs with their reasoning, as the stage synthesize writes them. Only split train, and pairs without a split, are changed."""
+    """Pairs with their reasoning, as stage synthesize writes them. Only split train, and pairs without a split, are perturbed."""
     language: Literal["en", "zh"] = "en"
-    """Language of what is written into texts; see data_synth/perturb/perturbations."""
+    """Language of the inserted texts; see data_synth/perturb/perturbations."""
     share: float = Field(0.5, gt=0, le=1)
-    """Share of the training pairs that is perturbed, each in one way."""
+    """Share of the training pairs to perturb; each gets one perturbation."""
     perturbations: list[str] | None = Field(None, min_length=1)
     """Names to draw from (see docs/robustness.md); none: every injection."""
     copies: bool = False
-    """true keeps the pair as it is beside its perturbed copy, which gets a pair_id of its own; false puts the copy in its place."""
+    """true: keep the original pair and add the perturbed copy with its own pair_id; false: replace the pair by the copy."""
 
     def names(self) -> list[str]:
         """The perturbations to draw from."""
@@ -41,7 +41,7 @@ class HardenRecipe(BaseRecipe):
             if name not in PERTURBATIONS:
                 yield Conflict(("perturbations",), name, f"some of: {', '.join(usable)}", nearest(name, usable))
             elif name not in usable:
-                expected = f"no {name}: a rationale that quotes the pair would no longer be true. Some of: {', '.join(usable)}"
+                expected = f"no {name}: a rationale that quotes the pair would become wrong. Some of: {', '.join(usable)}"
                 yield Conflict(("perturbations",), name, expected)
 
     def derived(self) -> dict[str, Any]:

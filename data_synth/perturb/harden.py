@@ -1,12 +1,12 @@
-"""Stage harden: perturbs a share of the training pairs, labels and reasoning kept, so that a judge trained on them has met sellers
-who write orders, fake verdicts and the query itself into their texts.
+"""Stage harden: perturbs a share of the training pairs and keeps their labels and reasoning, so that a judge learns to ignore
+sellers who write instructions, fake verdicts or the query into their texts.
 
     lore run recipes/harden.yaml
 
-Attacks are worded as in the set `train`; the robustness suite uses the set `test`. Only perturbations under which a rationale stays
-true word for word are used. Left out of adversarial training: attacks searched for against the judge at hand.
+Attacks use the wordings of the set `train`; the robustness probe uses the set `test`. Only perturbations that keep every rationale
+literally true are used. Left out of adversarial training: attacks optimized against the current judge.
 
-The run folder holds pairs/<split>.parquet. A file that is there is whole and is not written again.
+The run folder holds pairs/<split>.parquet. An existing file is complete and is not rewritten.
 """
 
 import random
@@ -29,11 +29,11 @@ from lore.support.processes import is_main_process, say
 from lore.support.progress import track
 
 MARK = "perturbed:"
-"""Begins the slice that names a row's perturbation."""
+"""Prefix of the slice that names a row's perturbation."""
 
 
 def run(recipe: HardenRecipe, folder: RunFolder) -> None:
-    """Writes the pairs, split by split. The main process does it alone; other processes return at once."""
+    """Writes the pairs by split. Only the main process works; other processes return at once."""
     if not is_main_process():
         return
     rubric = load_rubric(recipe.data.rubric)
@@ -53,7 +53,7 @@ def run(recipe: HardenRecipe, folder: RunFolder) -> None:
                 for row in hardener.rows(pair) if split == DEFAULT_SPLIT else [pair]:
                     writers[split].write(row)
     if DEFAULT_SPLIT not in writers:
-        found = f"pairs of split {', '.join(sorted(writers))} alone" if writers else "no labelled pair"
+        found = f"only pairs of split {', '.join(sorted(writers))}" if writers else "no labeled pair"
         raise LoreError(
             f"harden: the data section selects {found}, so there is no training pair to perturb. Only split {DEFAULT_SPLIT}, and "
             "pairs without a split, are changed: check data.path, data.split, data.slices and data.limit against `lore data stats`."
@@ -64,15 +64,15 @@ def run(recipe: HardenRecipe, folder: RunFolder) -> None:
 
 
 class Hardener:
-    """Decides pair by pair, by seed and pair_id, whether and how it is perturbed."""
+    """Decides from the seed and pair_id whether and how a pair is perturbed."""
 
     def __init__(self, recipe: HardenRecipe, perturber: Perturber):
         self.recipe, self.perturber = recipe, perturber
 
     def rows(self, pair: Pair) -> list[Pair]:
-        """The training rows of a pair: as it is, perturbed in its place, or both.
+        """The training rows of a pair: the original, the perturbed copy, or both.
 
-        Of the recipe's perturbations one that applies is drawn; a pair to which none applies stays as it is.
+        One of the recipe's perturbations that apply is drawn. A pair to which none applies stays unchanged.
         """
         rng = random.Random(f"{self.recipe.seed}/harden/{pair.pair_id}")
         if rng.random() >= self.recipe.share:
@@ -87,7 +87,7 @@ class Hardener:
 
 
 def counts(pairs: Path) -> dict:
-    """Rows in all and of training, and how many of these are perturbed, by perturbation; read from the files themselves."""
+    """Number of rows, of training rows, and of perturbed rows in total and by perturbation; read from the files."""
     rows, by_split, by_name = 0, Counter(), Counter()
     for pair in read_pairs(pairs, columns=["slices", "split"]):
         rows += 1

@@ -1,4 +1,4 @@
-"""What sellers write to be rated higher than they deserve. The label stays: none of it says anything about the item."""
+"""Texts that sellers write to get a better verdict than they deserve. The label stays: they say nothing about the item."""
 
 import io
 import random
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 TITLE_PADDING_WORDS = 25
 DESCRIPTION_PADDING_WORDS = 150
-MIN_LETTER_PIXELS = 8  # smaller than that Pillow's font is no longer legible
-MAX_BAND = 0.36  # of the photo's height: most of the item stays in sight
-SMALL_PHOTO_PIXELS = 256**2  # larger ones are stored as JPEG
+MIN_LETTER_PIXELS = 8  # below this size Pillow's font is illegible
+MAX_BAND = 0.36  # of the photo's height, so that most of the item stays visible
+SMALL_PHOTO_PIXELS = 256**2  # larger photos are saved as JPEG
 
 
 def order_in_title(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
@@ -28,7 +28,7 @@ def order_in_description(pair: Pair, material: "Material", rng: random.Random) -
 
 
 def order_in_photo(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
-    """None without a photo that can be read and is large enough to write on."""
+    """None if the photo is missing, unreadable or too small to write on."""
     if not pair.image:
         return None
     written = write_on_photo(pair.image, filled(rng.choice(material.attacks.photo), pair, material, rng), top=rng.random() < 0.5)
@@ -53,7 +53,7 @@ def padding_in_description(pair: Pair, material: "Material", rng: random.Random)
 
 
 def homoglyphs(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
-    """An order whose letters are replaced by others that look alike; the tier's id is left as it is."""
+    """An instruction with its letters replaced by look-alikes; the tier's id stays unchanged."""
     table = str.maketrans(material.attacks.homoglyphs)
     parts = []
     for text, place, _, _ in Formatter().parse(rng.choice(material.attacks.orders)):
@@ -66,33 +66,33 @@ def keyword_stuffing(pair: Pair, material: "Material", rng: random.Random) -> Pa
 
 
 def rule_quote(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
-    """None where the rubric has no rule of its best tier."""
+    """None if the rubric has no rule for its best tier."""
     if not material.best_rules:
         return None
     return in_title(pair, filled(rng.choice(material.attacks.rule_quotes), pair, material, rng), rng)
 
 
 def filled(wording: str, pair: Pair, material: "Material", rng: random.Random) -> str:
-    """A wording with its places filled in. Where the rubric has no rule to name, its best tier stands for one."""
+    """Fills in a wording's placeholders. If the rubric has no rule to quote, its best tier is used instead."""
     best = material.rubric.tiers[-1]
     rule = rng.choice(material.best_rules) if material.best_rules else best.id
     return wording.format(best=best.id, name=best.name, rule=rule, query=pair.query)
 
 
 def in_title(pair: Pair, text: str, rng: random.Random) -> Pair:
-    """Before or behind the title."""
+    """Adds a text before or after the title."""
     return replace(pair, title=f"{text} {pair.title}" if rng.random() < 0.5 else f"{pair.title} {text}")
 
 
 def in_description(pair: Pair, text: str, rng: random.Random) -> Pair:
-    """Before or behind the description; where there is none it is the description."""
+    """Adds a text before or after the description, or as the description if there is none."""
     if not pair.description:
         return replace(pair, description=text)
     return replace(pair, description=f"{text} {pair.description}" if rng.random() < 0.5 else f"{pair.description} {text}")
 
 
 def padding(material: "Material", rng: random.Random, words: int) -> str:
-    """Harmless sentences, about as many words as asked for (in Chinese as many pairs of characters)."""
+    """Harmless sentences with about `words` words (in Chinese, pairs of characters)."""
     sentences, length, out = [], 0, []
     while length < words:
         if not sentences:
@@ -104,9 +104,9 @@ def padding(material: "Material", rng: random.Random, words: int) -> str:
 
 
 def write_on_photo(image: dict, text: str, *, top: bool) -> bytes | None:
-    """The photo with a line or two of text on a white band at its top or bottom, as PNG, a large one as JPEG.
+    """Writes one or two lines of text on a white band at the top or bottom of the photo. PNG bytes; JPEG for large photos.
 
-    The letters are as large as the band allows. None for a photo that cannot be read or is too small for legible letters.
+    The letters are as large as the band allows. None if the photo is unreadable or too small for legible letters.
     """
     from PIL import ImageDraw, ImageFont
 

@@ -1,4 +1,4 @@
-"""What perturbations are made from."""
+"""Inputs of the perturbations: rubric, wordings, shop vocabulary, translations."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,13 +12,13 @@ OTHER_LANGUAGE = {"en": "zh", "zh": "en"}
 
 @dataclass(frozen=True)
 class Material:
-    """What perturbations are made of."""
+    """Inputs that all perturbations share."""
 
     rubric: Rubric
     wordings: Wordings
     attacks: Attacks
     translations: dict[str, str] = field(default_factory=dict)
-    """Normalised query -> query in another language."""
+    """Normalized query -> query in another language."""
 
     @property
     def shop(self) -> ShopWords:
@@ -30,5 +30,5 @@ class Material:
 
     @cached_property
     def best_rules(self) -> list[str]:
-        """Ids of the rules that give the best tier."""
+        """Ids of the rules for the best tier."""
         return [rule.id for rule in self.rubric.rules if rule.tier == self.rubric.tier_ids[-1]]

@@ -1,10 +1,10 @@
-"""Perturbations: changes of a pair that leave its label true. Injections are meant to raise the verdict, rewrites and shuffles
-are meant to change nothing.
+"""Perturbations: changes of a pair that keep its label true. Injections try to raise the verdict; rewrites and shuffles should not
+change it.
 
-    Perturber(rubric, "en", "test").perturb("order-in-title", pair)     # -> Pair, or None where it does not apply
+    Perturber(rubric, "en", "test").perturb("order-in-title", pair)     # -> Pair, or None if it does not apply
 
-A pair is always perturbed alike: what is drawn depends on the seed, the perturbation and pair_id alone. Only query, texts,
-attributes and photo change; pair_id, label, rationale and demands are the pair's own.
+Perturbations are deterministic: the random draws depend only on the seed, the perturbation and pair_id. Only query, texts,
+attributes and photo change; pair_id, label, rationale and demands stay.
 """
 
 import random
@@ -28,7 +28,7 @@ class Perturbation:
     kind: Literal["injection", "rewrite", "shuffle"]
     change: Callable[[Pair, Material, random.Random], Pair | None]
     keeps_reasoning: bool = True
-    """Whether a rationale written for the pair is still true, word for word: then a judge can be trained on the result."""
+    """Whether a rationale of the original pair stays literally true, so that a judge can be trained on the result."""
 
 
 PERTURBATIONS = {
@@ -57,7 +57,7 @@ PERTURBATIONS = {
 
 
 class Perturber:
-    """Perturbs pairs with the wordings of one language and one set of attacks."""
+    """Perturbs pairs with the wordings of one language and one attack set."""
 
     def __init__(
         self,
@@ -73,23 +73,23 @@ class Perturber:
         self.seed, self.material = seed, Material(rubric, wordings, getattr(wordings.attacks, attacks), known)
 
     def perturb(self, name: str, pair: Pair) -> Pair | None:
-        """The pair under the perturbation; None where it does not apply or would change nothing."""
+        """The perturbed pair; None if the perturbation does not apply or changes nothing."""
         rng = random.Random(f"{self.seed}/{name}/{pair.pair_id}")
         changed = PERTURBATIONS[name].change(pair, self.material, rng)
         return None if changed is None or _same(changed, pair) else changed
 
 
 def _same(one: Pair, other: Pair) -> bool:
-    return one == other and list(one.attributes) == list(other.attributes)  # dicts in another order are equal
+    return one == other and list(one.attributes) == list(other.attributes)  # dict equality ignores the order
 
 
 def chosen(names: list[str] | None) -> list[Perturbation]:
-    """The perturbations of a recipe's list, in the order of PERTURBATIONS; all of them for None. Raises LoreError for an unknown
+    """The perturbations named in a recipe, in the order of PERTURBATIONS; all of them for None. Raises LoreError for an unknown
     name."""
     for name in names or ():
         if name not in PERTURBATIONS:
             raise LoreError(
-                f"There is no perturbation {name!r}, so nothing can be asked under it; there are {', '.join(PERTURBATIONS)}."
+                f"There is no perturbation {name!r}, so it cannot be tested. Choose from: {', '.join(PERTURBATIONS)}."
                 f"{nearest(name, list(PERTURBATIONS))}"
             )
     return [perturbation for name, perturbation in PERTURBATIONS.items() if names is None or name in names]

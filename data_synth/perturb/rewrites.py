@@ -1,7 +1,7 @@
-"""Other ways to write the same query and the same item. The label stays, and a judge should answer as before.
+"""Other ways to write the same query or item. The label stays, and a judge should give the same verdict.
 
-Where it is not certain that the meaning stays, a pair is left out: word order and translation need queries whose words the shop's
-lexicon knows, typos spare numbers and short words, and units are left alone in ranges and products (30 x 40 cm).
+Pairs whose meaning might change are left out: word order and translation need queries with words of the shop's lexicon, typos skip
+numbers and short words, and units skip ranges and products (30 x 40 cm).
 """
 
 import random
@@ -20,19 +20,18 @@ from lore.support.text import normalise
 if TYPE_CHECKING:
     from lore.data_synth.perturb.material import Material
 
-LONG_WORD = 5  # letters; a slip in a shorter one can make another word
-COMMA = re.compile(r",\s+|，\s*")  # not the one in 1,000
+LONG_WORD = 5  # letters; a typo in a shorter word can make another word
+COMMA = re.compile(r",\s+|，\s*")  # not the comma in 1,000
 JOINED = re.compile(r"\d\s*(?:[x×*/~–-]|to|by|or|and|或|到|至|乘)\s*$", re.IGNORECASE)
 JOINS = re.compile(r"\s*(?:[x×*/~–-]|to|by|or|and|或|到|至|乘)\s*\d", re.IGNORECASE)
 NUMBER = r"(?<![\d.,\w])(\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?)\s*"
 
 
 def word_order(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
-    """Attribute words in front of the thing among themselves, phrases behind it among themselves; a single attribute changes sides.
+    """Permutes the attribute words before the head, and the phrases after it. A single attribute moves to the other side.
 
-    None where a colour is ruled out, where two words of one dimension could belong together (navy blue), where the shop's lexicon
-    does not know what is an attribute or function words stand in the thing (red and white shirt), and where a number would meet
-    another.
+    None if a color is excluded, if two words of one dimension could belong together (navy blue), if the lexicon does not know
+    which words are attributes, if the head contains function words (red and white shirt), or if two numbers would be adjacent.
     """
     query = material.shop.read(pair.query)
     if query is None or any(phrase.key == "colour_not" for phrase in query.phrases):
@@ -59,14 +58,14 @@ def _numbers_meet(phrases: list[Phrase]) -> bool:
 
 
 def letter_case(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
-    """The query in capitals, with capital initials or in small letters."""
+    """The query in upper case, title case or lower case."""
     forms = [pair.query.upper(), pair.query.title(), pair.query.lower()]
     forms = [form for form in forms if form != pair.query and form.lower() == pair.query.lower()]
     return replace(pair, query=rng.choice(forms)) if forms else None
 
 
 def units(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
-    """One quantity of the query, or else of the title, in another unit: 100 cm as 1 m."""
+    """Converts one quantity of the query, or else of the title, to another unit: 100 cm as 1 m."""
     for name in ("query", "title"):
         text = getattr(pair, name)
         if found := list(_converted(text, material)):
@@ -76,7 +75,7 @@ def units(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
 
 def _converted(text: str, material: "Material") -> Iterator[str]:
     for unit in material.wordings.units:
-        end = r"(?![^\W\d_])" if unit.unit.isascii() else "(?!色)"  # 米色 is a colour
+        end = r"(?![^\W\d_])" if unit.unit.isascii() else "(?!色)"  # 米色 is a color
         for match in re.finditer(NUMBER + re.escape(unit.unit) + end, text):
             number = Decimal(match[1].replace(",", ""))
             if not unit.least <= number <= unit.most or number == 0:
@@ -93,8 +92,8 @@ def _plain(number: Decimal) -> str:
 
 
 def typo(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
-    """One letter inside a long word of the query left out, or changed with its neighbour. The result is no word of the lexicon,
-    and words that rule something out are spared."""
+    """Drops one letter inside a long word of the query, or swaps it with its neighbor. The result is not a word of the lexicon, and
+    words of exclusion are skipped."""
     spared = {word for form in material.shop.lexicon.phrases["colour_not"] for word in form.split()}
     words = pair.query.split(" ")
     places = [
@@ -114,13 +113,13 @@ def typo(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
 
 
 def spacing(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
-    """Signs around the query and more space within it (which the prompt takes out again)."""
+    """Punctuation around the query and extra spaces inside it (which the prompt removes again)."""
     wording = rng.choice(material.wordings.punctuation)
     return replace(pair, query=wording.format(text=pair.query.replace(" ", "  ")))
 
 
 def translation(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
-    """The query in the other language: as the table of translations says, else word by word where the lexicon knows all of it."""
+    """The query in the other language: from the translation table, else word by word if the lexicon knows all of it."""
     known = material.translations.get(normalise(pair.query))
     if known is None and (query := material.shop.read(pair.query)):
         known = translated(query, material.shop, material.other_shop)
@@ -134,8 +133,8 @@ def attribute_order(pair: Pair, material: "Material", rng: random.Random) -> Pai
 
 
 def title_order(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
-    """The title's parts in another order: those between commas behind the first, or all parts of a title that the shop's lexicon
-    knows as a whole, since its sellers write them in any order."""
+    """The parts of the title in another order: the parts between commas after the first one, or all parts of a title that the
+    shop's lexicon knows as a whole, because its sellers write them in any order."""
     first, *rest = COMMA.split(pair.title)
     if len(rest) > 1 and (shuffled := _shuffled(rest, rng)):
         return replace(pair, title=", ".join([first, *shuffled]))
@@ -145,7 +144,7 @@ def title_order(pair: Pair, material: "Material", rng: random.Random) -> Pair | 
 
 
 def _shuffled(parts: list, rng: random.Random) -> list | None:
-    """Another order; None where all orders are alike."""
+    """Another order; None if all orders are equal."""
     if len({repr(part) for part in parts}) < 2:
         return None
     while (order := rng.sample(parts, len(parts))) == parts:

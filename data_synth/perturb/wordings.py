@@ -1,7 +1,7 @@
-"""The words of perturbations, read from `perturbations/<language>.yaml` and checked as a whole.
+"""The wordings of perturbations, read from `perturbations/<language>.yaml` and validated as a whole.
 
-Attacks come in two sets with no wording in common: `train` hardens judges, `test` measures them, so that a judge is measured on
-attacks that it has not been trained on.
+There are two sets of attacks without a common wording: `train` hardens judges, `test` measures them, so that a judge is measured on
+attacks that were not in its training.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ class _Entry(BaseModel):
 
 
 class Attacks(_Entry):
-    """Wordings with the places {best}, {name}, {rule} and {query}, and the letters that stand in for others."""
+    """Wordings with the placeholders {best}, {name}, {rule} and {query}, and look-alike letters."""
 
     orders: list[str] = Field(min_length=1)
     photo: list[str] = Field(min_length=1)
@@ -56,12 +56,12 @@ class AttackSets(_Entry):
             for wording in set(_wordings(getattr(self.train, kind))) & set(_wordings(getattr(self.test, kind)))
         ]
         if shared:
-            raise ValueError(f"in train and in test: {', '.join(sorted(shared))}; hardening would be measured on what it has seen")
+            raise ValueError(f"in train and in test: {', '.join(sorted(shared))}; judges would be measured on trained attacks")
         return self
 
 
 class Conversion(_Entry):
-    """A quantity in `from` is written in `to` where its number is within [least, most]."""
+    """Converts a quantity from the unit `from` to `to`, if its number is within [least, most]."""
 
     unit: str = Field(alias="from")
     to: str
@@ -78,13 +78,13 @@ class Wordings(_Entry):
 
 
 def _wordings(value: list[str] | dict[str, str]) -> list[str]:
-    """What must differ between the sets: the wordings, or each letter with its stand-in."""
+    """What must differ between the sets: the wordings, or each letter with its look-alike."""
     return [f"{key} as {stand_in}" for key, stand_in in value.items()] if isinstance(value, dict) else value
 
 
 @cache
 def load_wordings(language: str) -> Wordings:
-    """Reads `perturbations/<language>.yaml`; raises LoreError naming what is wrong or which languages there are."""
+    """Reads `perturbations/<language>.yaml`. Raises LoreError for an unknown language or an invalid file."""
     path = FOLDER / f"{language}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
@@ -96,5 +96,5 @@ def load_wordings(language: str) -> Wordings:
 
 
 def wordings_hash(language: str) -> str:
-    """16 hex digits over what perturbations of a language write: verdicts on other wordings are no verdicts on these."""
+    """16 hex digits over the wordings of a language. Verdicts on other wordings must not be reused."""
     return hashlib.blake2b(load_wordings(language).model_dump_json().encode(), digest_size=8).hexdigest()

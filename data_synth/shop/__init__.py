@@ -1,1 +1,1 @@
-"""The embedded shop: items, queries, photos, search log, rule book and the program teacher that knows the truth."""
+"""The embedded shop: items, queries, photos, search log, rule book, and a program teacher with access to the truth."""

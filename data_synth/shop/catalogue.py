@@ -1,8 +1,8 @@
-"""Draws queries and items of the embedded shop as structured truth, before anything is worded.
+"""Draws queries and items of the embedded shop as structured values, before they are written as text.
 
-A query is a list of Wants; an item is drawn against it so that a chosen tier comes out, and is then judged by executing
-the rubric (`shop_rules.judge`), never by trusting the choice. Combinations of type and value that hash into HELD_OUT
-appear in the test split only.
+A query is a list of Wants. An item is drawn for a query so that it should get a chosen tier; executing the rubric
+(`lore.data_synth.shop.rules.judge`) then decides the label, whatever tier was chosen. Combinations of type and value that hash into
+HELD_OUT do not occur in the training split.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ HARD_KINDS = ("jargon", "entity", "solution", "question", "negation", "multi_att
 SIZES_CM = (20, 30, 40, 50, 60, 80, 100, 120)
 BUNDLES = (3, 4, 6, 8, 12)
 PRICE_LIMITS = (20, 30, 40, 50, 60, 80, 100)
-HELD_OUT = 0.12  # share of type and value combinations that training never sees together
+HELD_OUT = 0.12  # share of the combinations of type and value that training never contains
 
-# What can be made of an item for a demand, by the rule that then fires and the tier index counted from the worst.
+# Ways to draw an item for a demand: the rule that then applies -> its tier index, counted from the worst.
 OUTCOMES = {
     "brand": {"same": 3, "sub": 2, "unknown": 2, "parent": 1, "other": 1},
     "colour": {"same": 3, "family": 2, "accent": 1, "other": 1},
@@ -38,17 +38,17 @@ OUTCOMES = {
 
 @dataclass(slots=True)
 class Query:
-    """wants[0] is the category; the others stand in the order in which the query says them."""
+    """wants[0] is the category; the others are in the order of the query's text."""
 
     wants: list[Want]
     kind: str  # general, visual or one of HARD_KINDS
     family: str
-    held_out: list[str] = field(default_factory=list)  # what training never sees: combination, template
+    held_out: list[str] = field(default_factory=list)  # properties that training never contains: combination, template
 
 
 @dataclass(slots=True)
 class Item:
-    """An item's truth by dimension; a missing key means that the item does not have or name it."""
+    """The true values of an item by dimension; a missing key means that the item does not have or name the dimension."""
 
     values: dict[str, str]
     family: str
@@ -57,7 +57,7 @@ class Item:
 
 
 class Shop:
-    """Samples queries and items from a lexicon; every method takes a random.Random, so any row can be drawn alone."""
+    """Samples queries and items from a lexicon. Every method takes a random.Random, so any row can be drawn on its own."""
 
     def __init__(self, lexicon: Lexicon):
         self.lexicon = lexicon
@@ -69,8 +69,8 @@ class Shop:
 
     @cached_property
     def kinds(self) -> dict[str, dict]:
-        """The look-ups that the rules need (type -> family, accessory -> main item, sub-brand -> parent,
-        colour -> family, model -> series) and the words that the reasoning is written in."""
+        """The look-ups that the rules need (type -> family, accessory -> main item, sub-brand -> parent, colour -> family,
+        model -> series), and the notation of the reasoning."""
         return {
             "family": {t.name: t.family for t in self.lexicon.types},
             "main": {a.name: a.main for a in self.lexicon.accessories},
@@ -81,7 +81,7 @@ class Shop:
         }
 
     def query(self, rng: random.Random, kind: str, split: str) -> Query:
-        """One query of `kind` for `split`; only dev and test may hold a held-out combination."""
+        """One query of `kind` for `split`; only dev and test may contain a held-out combination."""
         while True:
             query = self._draw_query(rng, kind)
             unseen = any(_held_out(query.wants[0].value, want) for want in query.wants[1:])
@@ -150,8 +150,8 @@ class Shop:
         return Want(dimension, str(rng.choice(pool)))
 
     def item_for(self, rng: random.Random, query: Query, tier_index: int) -> Item:
-        """An item whose worst demand is meant to come out at tier_index (0 the worst). A tier that no demand can
-        have, which happens to L3 alone, becomes the best one."""
+        """An item whose worst demand should get tier_index (0 is the worst). If no demand can get this tier, which happens
+        only for L3, the best tier is used."""
         plans = {i: self._outcomes(want) for i, want in enumerate(query.wants)}
         able = [i for i, plan in plans.items() if tier_index in plan.values()]
         if tier_index == 3 or not able:
@@ -164,13 +164,13 @@ class Shop:
             ]
             if i != decisive and rng.random() < 0.6:  # most other demands are met, as in a real result list
                 allowed = [rule for rule in allowed if plans[i][rule] == 3]
-            self._realise(rng, item, want, rng.choice(allowed))
+            self._realize(rng, item, want, rng.choice(allowed))
         return item
 
     def item_meeting(self, rng: random.Random, family: str, want: Want) -> Item:
-        """An item drawn for one demand alone, with every rule of the demand's dimension equally likely."""
+        """An item drawn for a single demand; every rule of the demand's dimension is equally likely."""
         item = self.catalogue_item(rng, family)
-        self._realise(rng, item, want, rng.choice(list(self._outcomes(want))))
+        self._realize(rng, item, want, rng.choice(list(self._outcomes(want))))
         return item
 
     def _outcomes(self, want):
@@ -194,7 +194,7 @@ class Shop:
         return outcomes
 
     def catalogue_item(self, rng: random.Random, family_name: str) -> Item:
-        """Some item of a family, drawn without a query."""
+        """An item of a family, drawn without a query."""
         family = self.families[family_name]
         values = {
             "category": rng.choice([t.name for t in self.lexicon.types if t.family == family_name]),
@@ -206,16 +206,16 @@ class Shop:
             if dimension == "colour" or (dimension != "pattern" and rng.random() < 0.5):
                 continue
             want = self._want(rng, dimension, family_name, "general", None, None)
-            if dimension in ("size", "price", "bundle"):  # numbers on either side of what shoppers ask for
-                self._realise(rng, item, want, rng.choice(list(self._outcomes(want))))
+            if dimension in ("size", "price", "bundle"):  # numbers below and above those that shoppers ask for
+                self._realize(rng, item, want, rng.choice(list(self._outcomes(want))))
             else:
                 values[dimension] = want.value
         if family.materials == "soft" and "material" in values:
             item.material_share = rng.choice((60, 70, 80, 92, 95, 98, 100))
         return item
 
-    def _realise(self, rng, item, want, rule):
-        """Gives `item` a value of `want`'s dimension for which `rule` fires."""
+    def _realize(self, rng, item, want, rule):
+        """Sets a value of `want`'s dimension in `item` so that `rule` applies."""
         values, kinds, lexicon = item.values, self.kinds, self.lexicon
         match want.dimension, rule:
             case "category", "same":

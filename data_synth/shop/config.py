@@ -1,4 +1,4 @@
-"""Recipes of the synthesis stages. Nothing here imports torch."""
+"""Recipes of the stages world and words. Nothing here imports torch."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -10,31 +10,31 @@ from lore.config.sections import Conflict
 from lore.data.section import DataSection
 
 SEALED_SEEDS = frozenset(range(7000, 7100))
-"""Seeds of benchmarks alone: no recipe makes training pairs of them."""
+"""Seeds reserved for benchmarks. Recipes that make training pairs refuse them."""
 
 
 class WorldRecipe(BaseRecipe):
-    """The embedded shop, written as pairs, search log, fact table and a corpus for a base model."""
+    """Generates the embedded shop: pairs, search log, fact table, and a corpus for a base model."""
 
     stage: Literal["world"] = "world"
     language: str = "en"
-    """Lexicon in data_synth/shop/lexicons."""
+    """Name of a lexicon in data_synth/shop/lexicons."""
     rubric: str = "shop"
-    """Rule book that labels the pairs; a changed copy changes the labels."""
+    """Rubric that labels the pairs. A changed copy changes the labels."""
     prior: Literal["balanced", "natural"] = "balanced"
-    """Tiers in equal shares, or as in search traffic (60 % perfect)."""
+    """Distribution of the tiers: equal shares, or as in search traffic (60 % in the best tier)."""
     test_prior: Literal["balanced", "natural"] = "balanced"
-    """The same for the test split."""
+    """Distribution of the tiers in the test split."""
     pairs: dict[str, int] = {"train": 20000, "dev": 500, "test": 1500}
-    """Pairs per split."""
+    """Number of pairs per split."""
     subsets: dict[str, float] = {"general": 0.5, "hard": 0.25, "visual": 0.25}
-    """Shares of general, hard and visual queries in the training and dev splits; the test split has a third each."""
+    """Shares of general, hard and visual queries in the training and dev splits. The test split has a third of each."""
     photos: float = Field(0.4, ge=0, le=1)
-    """Share of the pairs outside the visual subset that have a photo."""
+    """Share of pairs with a photo, outside the visual subset."""
     label_noise: float = Field(0.0, ge=0, lt=1)
-    """Share of the training pairs with a wrong label, marked by the slice noise:label; gold demands and reasoning stay true."""
+    """Share of the training pairs with a wrong label, marked by the slice noise:label. Gold demands and reasoning stay true."""
     corpus: int = Field(20000, ge=0)
-    """Texts for a base model: catalogue entries and captions, search log, rule book."""
+    """Number of texts for a base model: catalog entries and captions, search log, rule book. 0 writes none."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.seed in SEALED_SEEDS:
@@ -46,15 +46,15 @@ class WorldRecipe(BaseRecipe):
 
 
 class WordsRecipe(BaseRecipe):
-    """Generated texts over the words of real pairs: pseudo queries against real items, labelled by the words found."""
+    """Generates texts from the words of real pairs: pseudo-queries with real items, labeled by the words found."""
 
     stage: Literal["words"] = "words"
     data: DataSection
-    """The real pairs; words, queries and items come from data.split alone, labels are not read."""
+    """The real pairs. Words, queries and items come only from data.split; labels are not used."""
     reasons: float = Field(0.3, ge=0, le=1)
-    """Share of the generated pairs that name each query word as found or missing before the verdict."""
+    """Share of the generated pairs that list each query word as found or missing before the verdict."""
     texts: int = Field(20000, ge=1)
-    """Texts of the corpus: marked words first, then generated pairs as conversations."""
+    """Number of texts in the corpus: first marked words, then generated pairs as conversations."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.data.split is None:

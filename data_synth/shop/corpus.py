@@ -1,4 +1,4 @@
-"""The corpus of a base model: texts, photos, and which characters of a text carry loss."""
+"""The corpus format of a base model: texts, photos, and the character spans that carry loss."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ SCHEMA = pa.schema(
         ("trained", pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32())]))),
     ]
 )
-# The base model's turns, so that it has seen a conversation before it is tuned on one.
+# Delimiters of the base model's turns, so that it has seen the conversation format before fine-tuning.
 START, END = "<|im_start|>", "<|im_end|>"
 BATCH = 2000
 
@@ -22,7 +22,7 @@ Pieces = list[tuple[str, bool]]  # a text in order: (piece, whether it carries l
 
 
 def with_spans(pieces: Pieces) -> dict:
-    """The row of a text: the pieces joined, and the spans that carry loss."""
+    """One corpus row: the joined pieces, and the spans that carry loss."""
     spans, at = [], 0
     for text, trained in pieces:
         if trained:
@@ -32,7 +32,7 @@ def with_spans(pieces: Pieces) -> dict:
 
 
 def write_corpus(path: Path, rows: Iterator[dict]) -> None:
-    """Streams rows to one Parquet file; it appears when all are written."""
+    """Streams rows to one Parquet file, which appears when all rows are written."""
     part, pending = path.with_suffix(".part"), []
     with pq.ParquetWriter(part, SCHEMA) as writer:
         for row in rows:

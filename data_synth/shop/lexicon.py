@@ -1,6 +1,6 @@
-"""The embedded shop's words, read from `lexicons/<language>.yaml` and checked as a whole.
+"""The vocabulary of the embedded shop, read from `lexicons/<language>.yaml` and validated as a whole.
 
-Types, brands, colours and every phrase a shopper or seller can write are data, so another language is another file.
+Types, brands, colors and all phrases of shoppers and sellers are data, so a new language needs only a new file.
 """
 
 from functools import cache
@@ -63,7 +63,7 @@ class Audience(_Entry):
 
 
 class Lexicon(_Entry):
-    """All words of one shop; cross-references are checked when it is read."""
+    """All words of one shop. Cross-references are validated on reading."""
 
     language: str
     joiner: str
@@ -80,7 +80,7 @@ class Lexicon(_Entry):
     phrases: dict[str, list[str]]
     texts: dict[str, str]
     distractors: list[str]
-    notation: dict[str, str] = NOTATION  # how the reasoning writes a demand or a fact
+    notation: dict[str, str] = NOTATION  # how the reasoning writes a demand or a value of the item
 
     @model_validator(mode="after")
     def _references(self):
@@ -101,7 +101,7 @@ class Lexicon(_Entry):
         return self
 
     def facts(self) -> list[dict[str, str]]:
-        """What a teacher may look up and a judge has to know: `phrase` means `value` in `dimension`."""
+        """The facts that a teacher may look up and a judge must know: `phrase` means `value` in `dimension`."""
         rows = [("jargon", "category", word, t.name) for t in self.types for word in t.jargon]
         rows += [("need", "category", word, t.name) for t in self.types for word in t.needs]
         rows += [("accessory", "category", a.name, a.main) for a in self.accessories]
@@ -115,11 +115,11 @@ class Lexicon(_Entry):
 
 @cache
 def load_lexicon(language: str) -> Lexicon:
-    """Reads `lexicons/<language>.yaml`; raises LoreError naming what is wrong or which languages there are."""
+    """Reads `lexicons/<language>.yaml`. Raises LoreError for an unknown language or an invalid file."""
     path = FOLDER / f"{language}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-        raise LoreError(f"no lexicon for language {language!r}; there are: {known}")
+        raise LoreError(f"There is no lexicon for language {language!r}, so no shop can be made. Choose one of: {known}.")
     try:
         return Lexicon.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except ValidationError as error:

@@ -1,7 +1,7 @@
-"""The program teacher of the embedded shop: reads query, texts and photo as a shopper would, with the lexicon and the facts it is
-given, and executes the rule book. Labels, gold demands and rationales of a pair are never looked at.
+"""The program teacher of the embedded shop: parses query, texts and photo with the lexicon and the given facts, and executes the
+rules. It never reads a pair's label, gold demands or rationale.
 
-Words that neither the lexicon's plain vocabulary nor a fact explains cannot be worked out: without facts no jargon is resolved.
+A word that neither the lexicon's plain vocabulary nor a fact explains cannot be resolved, so jargon needs facts.
 """
 
 import re
@@ -13,23 +13,22 @@ from lore.data.pair import Pair
 from lore.data_synth.shop.catalogue import Shop
 from lore.data_synth.shop.lexicon import Lexicon, load_lexicon
 from lore.data_synth.shop.photos import colour_shares
-from lore.data_synth.shop.rules import Fact as ItemFact
-from lore.data_synth.shop.rules import Want, found_text, judge, wanted_text
+from lore.data_synth.shop.rules import ItemValue, Want, found_text, judge, wanted_text
 from lore.data_synth.synthesis.facts import RELATIONS, Fact
 from lore.data_synth.synthesis.trace import Evidence, Ruling, Unreadable, Wish
 from lore.rubric.rubric import Rubric
 
 NUMBER = re.compile(r"\d+")
 WORDED = ("category", "colour", "pattern", "brand", "material", "audience", "model")
-MARKS = ((255, 255, 255), (40, 40, 40))  # what photos.draw_photo paints stripes and dots with
+MARKS = ((255, 255, 255), (40, 40, 40))  # colors of stripes and dots in photos.draw_photo
 LIGHT = (0.9, 1.05)
 LONGEST = 12  # words of one phrase
 
-Known = dict[str, tuple]  # a phrase, its numbers as #, to what it says
+Known = dict[str, tuple]  # phrase, with # for its numbers -> meaning
 
 
 class ShopProgram:
-    """knowledge, multimodal and rules of one lexicon and rubric."""
+    """Implements the three steps for one lexicon and rubric."""
 
     def __init__(self, rubric: Rubric, language: str = "en"):
         self.name = f"shop-{language}"
@@ -64,23 +63,23 @@ class ShopProgram:
         for value in pair.attributes.values():
             offered |= self._texts(value, "attributes", known)
         if pair.brand:
-            offered["brand"] = ItemFact(pair.brand, "attributes")
+            offered["brand"] = ItemValue(pair.brand, "attributes")
         if pair.price is not None:
-            offered["price"] = ItemFact(f"{pair.price:g}", "attributes")
+            offered["price"] = ItemValue(f"{pair.price:g}", "attributes")
         if pair.image and any(w.dimension in ("colour", "pattern") and w.dimension not in offered for w in wishes):
             offered = read_photo(image_bytes(pair.image), self.lexicon) | offered
         found = [offered.get(wish.dimension) for wish in wishes]
-        return [Evidence(found_text(fact, self.lexicon.notation), fact.source if fact else "none") for fact in found]
+        return [Evidence(found_text(shown, self.lexicon.notation), shown.source if shown else "none") for shown in found]
 
     def rules(self, pair: Pair, wishes: list[Wish], evidence: list[Evidence]) -> list[Ruling]:
         wants = [self._want(wish) for wish in wishes]
-        facts = {
-            wish.dimension: self._fact(wish.dimension, found)
+        offered = {
+            wish.dimension: self._item_value(wish.dimension, found)
             for wish, found in zip(wishes, evidence, strict=True)
             if found.source != "none"
         }
         try:
-            return [Ruling(demand.rule, demand.tier) for demand in judge(wants, facts, self.kinds, self.rubric)]
+            return [Ruling(demand.rule, demand.tier) for demand in judge(wants, offered, self.kinds, self.rubric)]
         except (KeyError, ValueError, AttributeError, TypeError) as error:
             raise Unreadable(f"no rule of {self.rubric.name} fits what was found ({error!r})") from error
 
@@ -91,14 +90,14 @@ class ShopProgram:
                 return query[len(before) : len(query) - len(after)]
         return query
 
-    def _texts(self, text: str, source: str, known: Known) -> dict[str, ItemFact]:
+    def _texts(self, text: str, source: str, known: Known) -> dict[str, ItemValue]:
         found = {}
         for _, (dimension, value, said, more), number in _read(text, known, self.lexicon.joiner):
             if dimension == "colour":
                 rest = colour_shares(more)
             else:
                 rest = {"share": float(number)} if dimension == "material" and number else {}
-            found[dimension] = ItemFact(value or number, source, said, **rest)
+            found[dimension] = ItemValue(value or number, source, said, **rest)
         return found
 
     def _want(self, wish: Wish) -> Want:
@@ -109,22 +108,22 @@ class ShopProgram:
         said, resolved, value = text.partition(" = ")
         return Want(wish.dimension, value if resolved else said, said if resolved else None, **flags)
 
-    def _fact(self, dimension: str, evidence: Evidence) -> ItemFact:
+    def _item_value(self, dimension: str, evidence: Evidence) -> ItemValue:
         text, source = evidence.found, evidence.source
         said, resolved, value = text.partition(" = ")
         if resolved:
-            return ItemFact(value, source, said)
+            return ItemValue(value, source, said)
         if dimension == "colour":
             match = self._inverse["accent"].fullmatch(text)
             value, accent = (match["v"], match["accent"]) if match else (text, None)
-            return ItemFact(value, source, **colour_shares(accent))
+            return ItemValue(value, source, **colour_shares(accent))
         if dimension == "material" and (match := self._inverse["share"].fullmatch(text)):
-            return ItemFact(match["v"], source, None, float(match["share"]))
-        return ItemFact(text, source)
+            return ItemValue(match["v"], source, None, float(match["share"]))
+        return ItemValue(text, source)
 
 
 def _read(text: str, known: Known, joiner: str) -> list[tuple[str, tuple, str | None]]:
-    """The text as known phrases, longest first from the left: (phrase, what it says, its number)."""
+    """Splits a text into known phrases, longest first from the left: (phrase, meaning, its number)."""
     tokens, at, out = text.split(joiner), 0, []
     while at < len(tokens):
         for length in range(min(LONGEST, len(tokens) - at), 0, -1):
@@ -143,7 +142,7 @@ def _read(text: str, known: Known, joiner: str) -> list[tuple[str, tuple, str | 
 
 
 def _forms(lexicon: Lexicon, dimension: str, value: str, need: bool = False) -> list[tuple[str, bool, bool]]:
-    """Every way in which a query says a value: (phrase, negated, pure)."""
+    """All forms in which a query expresses a value: (phrase, negated, pure)."""
     keys = [("need" if need else dimension, False, False)]
     keys += [("colour_not", True, False)] if dimension == "colour" else []
     keys += [("material_pure", False, True)] if dimension == "material" else []
@@ -151,7 +150,7 @@ def _forms(lexicon: Lexicon, dimension: str, value: str, need: bool = False) -> 
 
 
 def _asked(lexicon: Lexicon) -> Known:
-    """What a query can say in plain words."""
+    """Phrases of a query in plain words, with their meaning."""
     plain = [("category", t.name) for t in lexicon.types] + [("category", a.name) for a in lexicon.accessories]
     plain += [("colour", colour.name) for colour in lexicon.colours] + [("pattern", pattern) for pattern in lexicon.patterns]
     plain += [("brand", brand.name) for brand in lexicon.brands]
@@ -169,7 +168,7 @@ def _asked(lexicon: Lexicon) -> Known:
 
 
 def _offered(lexicon: Lexicon) -> Known:
-    """What a title or an attribute can say: (dimension, value, said, accent or None)."""
+    """Phrases of a title or an attribute, with their meaning: (dimension, value, said, accent or None)."""
     texts = lexicon.texts
     known = {t.name: ("category", t.name, None, None) for t in lexicon.types}
     known |= {texts["accessory"].format(v=a.name, main=a.main): ("category", a.name, None, None) for a in lexicon.accessories}
@@ -199,11 +198,11 @@ def _inverse_notation(lexicon: Lexicon) -> dict[str, re.Pattern]:
     return inverse
 
 
-def read_photo(data: bytes, lexicon: Lexicon) -> dict[str, ItemFact]:
-    """Colour and pattern of a drawn photo, from its pixels: the colour of most of it, an accent stripe, marks in rows or dots."""
+def read_photo(data: bytes, lexicon: Lexicon) -> dict[str, ItemValue]:
+    """Color and pattern of a generated photo from its pixels: the dominant color, an accent stripe, stripes or dots."""
     pixels = np.asarray(load_image(data)).astype(int)
     on_item = (pixels != pixels[0, 0]).any(axis=-1)
-    codes, counts = np.unique(pixels[on_item] @ (1 << 16, 1 << 8, 1), return_counts=True)  # rows of three would be sorted slowly
+    codes, counts = np.unique(pixels[on_item] @ (1 << 16, 1 << 8, 1), return_counts=True)  # sorting rows of three is slow
     colours = zip((codes >> 16).tolist(), (codes >> 8 & 255).tolist(), (codes & 255).tolist(), strict=True)
     plain = [(count, colour) for colour, count in zip(colours, counts.tolist(), strict=True) if colour not in MARKS]
     if not plain:
@@ -217,11 +216,11 @@ def read_photo(data: bytes, lexicon: Lexicon) -> dict[str, ItemFact]:
     width = on_item.sum(axis=1)
     full = (width >= 8) & (marks.sum(axis=1) >= 0.95 * width)
     pattern = lexicon.patterns[1 if full.sum() >= 2 else 2 if marks.sum() >= 4 else 0]
-    return {"colour": ItemFact(dominant, "photo", **colour_shares(accent)), "pattern": ItemFact(pattern, "photo")}
+    return {"colour": ItemValue(dominant, "photo", **colour_shares(accent)), "pattern": ItemValue(pattern, "photo")}
 
 
 def _nearest(seen: tuple[int, ...], lexicon: Lexicon) -> str:
-    """The lexicon's colour that, dimmed or lit as photos are, comes nearest."""
+    """The lexicon's color nearest to the seen one, allowing for the photo's brightness."""
 
     def distance(rgb):
         light = min(max(sum(a * b for a, b in zip(seen, rgb, strict=True)) / sum(a * a for a in rgb), LIGHT[0]), LIGHT[1])

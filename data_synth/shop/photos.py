@@ -1,7 +1,7 @@
-"""Product photos drawn with Pillow: the item's shape in its dominant colour, a pattern, an accent stripe.
+"""Product photos drawn with Pillow: the item's shape in its dominant color, with a pattern and an accent stripe.
 
-Photos show colour, pattern and family; everything else about an item has to be read in its text. Never all zeros, since
-Idefics3 takes an all-zero image for padding.
+Photos show color, pattern and family; all other values of an item are only in its text. Photos are never all zeros, because
+Idefics3 treats an all-zero image as padding.
 """
 
 import io
@@ -10,13 +10,13 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-SIZE = 56  # pixels a side
+SIZE = 56  # pixels per side
 ACCENT_TOP = 30  # first row of the accent stripe
-ACCENT_SHARE = 0.11  # of the item's area; the rule book calls a colour under a fifth an accent
+ACCENT_SHARE = 0.11  # of the item's area; by the rules, a color below a fifth is an accent
 
 
 def colour_shares(accent: str | None) -> dict[str, Any]:
-    """What a photo's dominant colour and its accent cover, as an item's fact states it."""
+    """The shares of a photo's dominant color and its accent, as fields of an item's value."""
     return {
         "share": 1 - ACCENT_SHARE if accent else 1.0,
         "accent": accent,
@@ -27,8 +27,8 @@ def colour_shares(accent: str | None) -> dict[str, Any]:
 def draw_photo(shape: str, rgb: tuple[int, int, int], accent: tuple[int, int, int] | None, pattern: str | int, seed: int) -> bytes:
     """PNG bytes of one product photo, SIZE x SIZE RGB.
 
-    shape: a key of SHAPES; pattern: index into the lexicon's patterns (0 plain, 1 striped, 2 dotted); accent: colour of
-    a stripe over about ACCENT_SHARE of the item; seed moves and dims the photo, so no two items are pixel-equal.
+    shape: a key of SHAPES; pattern: index into the lexicon's patterns (0 plain, 1 striped, 2 dotted); accent: color of a stripe
+    over about ACCENT_SHARE of the item; seed shifts and dims the photo, so no two items have equal pixels.
     """
     rng = random.Random(seed)
     ground = rng.randint(215, 250)
@@ -55,7 +55,7 @@ def draw_photo(shape: str, rgb: tuple[int, int, int], accent: tuple[int, int, in
 
 
 def _accent_bottom(mask: Image.Image) -> int:
-    """Last row of the accent stripe: shapes differ in width, so rows are added until the stripe has its share."""
+    """Last row of the accent stripe. Shapes differ in width, so rows are added until the stripe has its share."""
     areas = [mask.crop((0, y, SIZE, y + 1)).histogram()[255] for y in range(SIZE)]
     wanted, covered = ACCENT_SHARE * sum(areas), 0
     for y in range(ACCENT_TOP, SIZE):

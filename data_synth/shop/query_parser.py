@@ -1,6 +1,6 @@
-"""Reads queries and titles as the phrases of an embedded shop's lexicon, so that they can be put in another order or language.
+"""Parses queries and titles into phrases of the embedded shop's lexicon, to reorder or translate them.
 
-Real queries are read as far as the lexicon's plain words go: one run of unknown words is taken for the thing that is asked for.
+Real queries are parsed as far as the lexicon's plain words allow: one run of unknown words is taken as the requested thing.
 """
 
 import re
@@ -16,12 +16,12 @@ NUMBERS = ("size", "bundle", "price")
 LONGEST = 12  # tokens of one phrase
 
 Slot = tuple
-"""Where a word stands in its lexicon; the same place in the lexicon of another language says the same."""
+"""Position of a word in its lexicon. The same position in the lexicon of another language has the same meaning."""
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """One demand as a query words it. key, form: which form of which list of lexicon.phrases; bare: the value alone."""
+    """One demand in the words of a query. key, form: which form of which list of lexicon.phrases; bare: the value alone."""
 
     words: str
     key: str
@@ -34,7 +34,7 @@ class Phrase:
 class ReadQuery:
     phrases: list[Phrase]
     question: int | None = None
-    """Form of the question around them, where there is one."""
+    """Form of the question around the phrases; None without one."""
 
 
 class ShopWords:
@@ -54,7 +54,7 @@ class ShopWords:
         self.vocabulary = {token for phrase in self._asked for token in phrase.split()}
 
     def read(self, query: str) -> ReadQuery | None:
-        """The query's phrases in their order, in its own spelling; None where more than one thing is asked for, or none."""
+        """The query's phrases in order, with its own spelling; None if it requests more than one thing, or none."""
         phrases = self._phrases(query)
         if _one_head(phrases, known=True):
             return ReadQuery(phrases)
@@ -71,7 +71,7 @@ class ShopWords:
         return words if query.question is None else self.lexicon.phrases["question"][query.question].format(v=words)
 
     def title_parts(self, title: str) -> list[str] | None:
-        """What a title of the shop says, part by part; None for a title with a word that the lexicon does not know."""
+        """The parts of a shop's title; None for a title with a word that the lexicon does not have."""
         parts = []
         for words, known in _longest(title.split(), lambda text: text in self._offered):
             if not known:
@@ -98,8 +98,8 @@ def shop_words(language: str) -> ShopWords:
 
 
 def translated(query: ReadQuery, source: ShopWords, target: ShopWords) -> str | None:
-    """The query in the other lexicon's words, phrase by phrase. None where a word is unknown, and for prices: what costs 50
-    dollars does not cost 50 yuan."""
+    """The query in the other lexicon's words, phrase by phrase. None if a word is unknown, and for prices: a price in dollars has
+    no equal price in yuan."""
     words = []
     for phrase in query.phrases:
         if phrase.slot not in target.surfaces or phrase.key == "price":
@@ -118,7 +118,7 @@ def _one_head(phrases: list[Phrase], known: bool = False) -> bool:
 
 
 def _longest(tokens: list[str], is_known) -> Iterator[tuple[str, bool]]:
-    """The tokens as known phrases, longest first from the left; what is not known, token by token."""
+    """Splits tokens into known phrases, longest first from the left; unknown tokens stay single."""
     at = 0
     while at < len(tokens):
         for length in range(min(LONGEST, len(tokens) - at), 0, -1):
@@ -133,7 +133,7 @@ def _longest(tokens: list[str], is_known) -> Iterator[tuple[str, bool]]:
 
 
 def _entries(lexicon: Lexicon) -> Iterator[tuple[tuple[str, ...], Slot, str]]:
-    """(lists of phrases that say it, slot, word) of every word that a query can hold."""
+    """(lists of phrases that use it, slot, word) for every word that a query can contain."""
     for i, kind in enumerate(lexicon.types):
         yield ("category",), ("type", i), kind.name
         yield from ((("category",), ("jargon", i, j), word) for j, word in enumerate(kind.jargon))
@@ -159,7 +159,7 @@ def _entries(lexicon: Lexicon) -> Iterator[tuple[tuple[str, ...], Slot, str]]:
 
 
 def _offered(lexicon: Lexicon) -> Iterator[str]:
-    """Every part of a title, numbers as #."""
+    """Every part of a title, with # for numbers."""
     texts, colours = lexicon.texts, [colour.name for colour in lexicon.colours]
     yield from (kind.name for kind in lexicon.types)
     yield from (texts["accessory"].format(v=a.name, main=a.main) for a in lexicon.accessories)

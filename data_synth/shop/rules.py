@@ -1,7 +1,7 @@
-"""Executes the shop's rule book: (what a query demands, what an item is) -> one Demand per demand; the worst decides.
+"""Executes the shop's rules: (demands of a query, values of an item) -> one Demand per demand; the worst one decides.
 
-Tiers and thresholds come from the rubric that is passed in, so that a changed rule changes the labels. Left out of what
-real guidelines hold: weighing one demand against another; the verdict is the worst tier over the demands, as RAIR's is.
+Tiers and thresholds come from the given rubric, so a changed rule changes the labels. Left out of real guidelines: weights of
+demands. The verdict is the worst tier over the demands, as in RAIR.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from lore.rubric.rubric import Rubric
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """One demand of a query. `said` is the shopper's word where it must be resolved (jargon, line, paraphrase)."""
+    """One demand of a query. said: the shopper's word, if it needs resolving (jargon, product line, paraphrase)."""
 
     dimension: str
     value: str
@@ -23,11 +23,11 @@ class Want:
 
 
 @dataclass(frozen=True, slots=True)
-class Fact:
-    """What an item is in one dimension, and where that can be read: title, attributes, description or photo.
+class ItemValue:
+    """The value of an item in one dimension, and where it can be read: title, attributes, description or photo.
 
-    said: the seller's word where it has to be resolved (a product line in place of the brand).
-    share: percent for materials, 0..1 for the dominant colour; accent: the second colour and its share.
+    said: the seller's word, if it needs resolving (a product line instead of the brand).
+    share: percent for materials, 0..1 for the dominant color; accent: the second color, with its share.
     """
 
     value: str
@@ -38,26 +38,26 @@ class Fact:
     accent_share: float = 0.0
 
 
-def judge(wants: list[Want], facts: dict[str, Fact], kinds: dict[str, dict], rubric: Rubric) -> list[Demand]:
-    """Demand by demand, in the query's order; stops at a demand that makes the item irrelevant.
+def judge(wants: list[Want], offered: dict[str, ItemValue], kinds: dict[str, dict], rubric: Rubric) -> list[Demand]:
+    """One Demand per want, in the query's order; stops at a demand that makes the item irrelevant.
 
-    facts: dimension -> Fact; kinds: the lexicon's look-ups (`family`, `main`, `parent`, `colour_family`, `series`) and
+    offered: dimension -> ItemValue; kinds: the lexicon's look-ups (`family`, `main`, `parent`, `colour_family`, `series`) and
     its `notation`.
     """
     notation = kinds["notation"]
     rules = {rule.id: rule for rule in rubric.rules}
     demands = []
     for want in wants:
-        fact = facts.get(want.dimension)
-        rule = rules[f"{want.dimension}-{_RULES[want.dimension](want, fact, kinds, rules)}"]
+        shown = offered.get(want.dimension)
+        rule = rules[f"{want.dimension}-{_RULES[want.dimension](want, shown, kinds, rules)}"]
         demands.append(
             Demand(
                 dimension=want.dimension,
                 wanted=wanted_text(want, notation),
-                found=found_text(fact, notation),
+                found=found_text(shown, notation),
                 rule=rule.id,
                 tier=rule.tier,
-                source=fact.source if fact else "none",
+                source=shown.source if shown else "none",
             )
         )
         if rule.tier == rubric.tier_ids[0]:
@@ -71,84 +71,86 @@ def worst(demands: list[Demand], rubric: Rubric) -> str:
 
 
 def wanted_text(want: Want, notation: dict[str, str] = NOTATION) -> str:
-    """A demand as the reasoning states it, with what the shopper's word stands for."""
+    """A demand in the notation of the reasoning, with the meaning of the shopper's word."""
     wanted = f"{want.said} = {want.value}" if want.said else want.value
     key = "negated" if want.negated else "pure" if want.pure else None
     return notation[key].format(v=wanted) if key else wanted
 
 
-def found_text(fact: Fact | None, notation: dict[str, str] = NOTATION) -> str:
-    """A fact as the reasoning states it, in the lexicon's `notation`."""
-    if fact is None:
+def found_text(shown: ItemValue | None, notation: dict[str, str] = NOTATION) -> str:
+    """An item's value in the notation of the reasoning, given by the lexicon."""
+    if shown is None:
         return notation["missing"]
-    if fact.said:
-        return f"{fact.said} = {fact.value}"
-    if fact.accent:
-        return notation["accent"].format(v=fact.value, accent=fact.accent)
-    return notation["share"].format(share=fact.share, v=fact.value) if fact.share is not None and fact.share > 1 else fact.value
+    if shown.said:
+        return f"{shown.said} = {shown.value}"
+    if shown.accent:
+        return notation["accent"].format(v=shown.value, accent=shown.accent)
+    if shown.share is not None and shown.share > 1:
+        return notation["share"].format(share=shown.share, v=shown.value)
+    return shown.value
 
 
-def _category(want, fact, kinds, rules):
-    if fact.value == want.value:
+def _category(want, shown, kinds, rules):
+    if shown.value == want.value:
         return "same"
-    if kinds["main"].get(fact.value) == want.value:
+    if kinds["main"].get(shown.value) == want.value:
         return "accessory"
-    if kinds["main"].get(want.value) == fact.value:
+    if kinds["main"].get(want.value) == shown.value:
         return "main"
-    if want.value in kinds["main"] or fact.value in kinds["main"]:
+    if want.value in kinds["main"] or shown.value in kinds["main"]:
         return "other"
-    return "sibling" if kinds["family"][fact.value] == kinds["family"][want.value] else "other"
+    return "sibling" if kinds["family"][shown.value] == kinds["family"][want.value] else "other"
 
 
-def _brand(want, fact, kinds, rules):
-    if fact is None:
+def _brand(want, shown, kinds, rules):
+    if shown is None:
         return "unknown"
-    if fact.value == want.value:
+    if shown.value == want.value:
         return "same"
-    if kinds["parent"].get(fact.value) == want.value:
+    if kinds["parent"].get(shown.value) == want.value:
         return "sub"
-    return "parent" if kinds["parent"].get(want.value) == fact.value else "other"
+    return "parent" if kinds["parent"].get(want.value) == shown.value else "other"
 
 
-def _colour(want, fact, kinds, rules):
+def _colour(want, shown, kinds, rules):
     if want.negated:
-        return "excluded" if fact.value == want.value else "avoided"
-    if fact.value == want.value and fact.share >= rules["colour-same"].params["share"]:
+        return "excluded" if shown.value == want.value else "avoided"
+    if shown.value == want.value and shown.share >= rules["colour-same"].params["share"]:
         return "same"
-    if kinds["colour_family"][fact.value] == kinds["colour_family"][want.value]:
+    if kinds["colour_family"][shown.value] == kinds["colour_family"][want.value]:
         return "family"
-    return "accent" if fact.accent == want.value and fact.accent_share < rules["colour-accent"].params["share"] else "other"
+    return "accent" if shown.accent == want.value and shown.accent_share < rules["colour-accent"].params["share"] else "other"
 
 
-def _pattern(want, fact, kinds, rules):
-    return "same" if fact.value == want.value else "other"
+def _pattern(want, shown, kinds, rules):
+    return "same" if shown.value == want.value else "other"
 
 
-def _material(want, fact, kinds, rules):
-    if fact.value != want.value:
+def _material(want, shown, kinds, rules):
+    if shown.value != want.value:
         return "other"
     if not want.pure:
         return "same"
-    if fact.share >= rules["material-pure"].params["share"]:
+    if shown.share >= rules["material-pure"].params["share"]:
         return "pure"
-    return "mostly" if fact.share >= rules["material-mostly"].params["share"] else "blend"
+    return "mostly" if shown.share >= rules["material-mostly"].params["share"] else "blend"
 
 
-def _size(want, fact, kinds, rules):
-    wanted, found = int(want.value), int(fact.value)
+def _size(want, shown, kinds, rules):
+    wanted, found = int(want.value), int(shown.value)
     if wanted == found:
         return "same"
     return "near" if abs(found - wanted) <= rules["size-near"].params["within"] * wanted else "far"
 
 
-def _audience(want, fact, kinds, rules):
-    if fact is None:
+def _audience(want, shown, kinds, rules):
+    if shown is None:
         return "open"
-    return "same" if fact.value == want.value else "other"
+    return "same" if shown.value == want.value else "other"
 
 
-def _bundle(want, fact, kinds, rules):
-    wanted, found = int(want.value), int(fact.value)
+def _bundle(want, shown, kinds, rules):
+    wanted, found = int(want.value), int(shown.value)
     if wanted == found:
         return "complete"
     if found == 1:
@@ -156,14 +158,14 @@ def _bundle(want, fact, kinds, rules):
     return "multiple" if wanted % found == 0 else "part"
 
 
-def _model(want, fact, kinds, rules):
-    if fact.value == want.value:
+def _model(want, shown, kinds, rules):
+    if shown.value == want.value:
         return "same"
-    return "variant" if kinds["series"][fact.value] == kinds["series"][want.value] else "other"
+    return "variant" if kinds["series"][shown.value] == kinds["series"][want.value] else "other"
 
 
-def _price(want, fact, kinds, rules):
-    limit, price = int(want.value), int(fact.value)
+def _price(want, shown, kinds, rules):
+    limit, price = int(want.value), int(shown.value)
     if price <= limit:
         return "within"
     return "near" if price <= limit * (1 + rules["price-near"].params["within"]) + 1e-9 else "over"

@@ -1,13 +1,13 @@
-"""Texts that teach a small base model to match words, before it sees a human label.
+"""Stage words: texts that teach a small base model to match words, before it sees a human label.
 
-- Marked words: a query of random words and a title of random words, half of them from the query, each with a yes or no behind it.
-  Random on purpose: in real titles nearly every word is a no, and a model that says no is never pushed to look.
-- Judged pairs: real items of one split meet pseudo queries: words of the title (some dropped, reordered, given or robbed of a
-  plural s), words of other titles and words that do not exist. The label is the share of the query's words found in the title; a
-  part of the pairs also names each query word and where the title has it, as the program teacher reasons about real pairs.
+- Marked words: a query of random words and a title of random words, half of them from the query, each followed by yes or no. The
+  words are random because nearly every word of a real title is a no; a model could then answer no without looking.
+- Judged pairs: real items of one split with pseudo-queries. These contain words of the title (some dropped, reordered, with a
+  plural s added or removed), words of other titles, and invented words. The label depends on the share of the query's words that
+  the title contains. Some pairs also list each query word and where the title has it, like the program teacher's reasoning.
 
-Human labels are not read, and nothing outside data.split is. Left out: synonyms, rare words counting more than frequent ones,
-descriptions as evidence, what people mean by a query.
+Human labels are not read, and neither is anything outside data.split. Left out: synonyms, a higher weight of rare words,
+descriptions as evidence, and what people mean by a query.
 
     lore run recipes/crowdflower/words.yaml
 """
@@ -43,10 +43,10 @@ MADE_UP = 0.15
 SCRAMBLED = 0.2
 DESCRIBED = 0.3
 MAX_DESCRIPTION_WORDS = 12
-MARKED_FIRST = 0.3  # share of the texts at the beginning that are marked words alone: judging stands on matching
+MARKED_FIRST = 0.3  # share of the texts, at the beginning, that are only marked words: judging builds on matching
 MARKED_LATER = 0.2
 MARKED_HITS = 0.5
-RARE = 0.15  # share of the random words drawn from all, the others from those that stand in several titles
+RARE = 0.15  # share of the random words drawn from all words; the others come from words in several titles
 SYLLABLES = [
     "ba",
     "con",
@@ -88,12 +88,12 @@ def run(recipe: WordsRecipe, folder: RunFolder) -> None:
 
 
 class WordPairs:
-    """Generates pairs over the words of `real`; the n-th pair depends on the seed and n alone."""
+    """Generates pairs from the words of `real`. The n-th pair depends only on the seed and n."""
 
     def __init__(self, real: list[Pair], rubric: Rubric, seed: int):
         if not real:
             raise LoreError(
-                "words: the data section selects no pair, so there are no words to make queries of.\n"
+                "words: the data section selects no pair, so there are no words for queries.\n"
                 "Check data.path and data.split against `lore data stats`."
             )
         self.real, self.rubric, self.seed = real, rubric, seed
@@ -104,7 +104,7 @@ class WordPairs:
         self.queries = sorted({pair.query for pair in real if words_of(pair.query)})
 
     def pair(self, number: int, reasons: float) -> Pair:
-        """The n-th generated pair, with a rationale in a share `reasons` of the pairs."""
+        """The n-th generated pair. A share `reasons` of the pairs has a rationale."""
         rng = random.Random(f"{self.seed}/words/{number}")
         item = rng.choice(self.real)
         title = words_of(item.title)
@@ -131,20 +131,20 @@ class WordPairs:
             self.program = WordsProgram(self.rubric)
         try:
             wishes = self.program.knowledge(pair, [])
-        except Unreadable:  # a query of function words
+        except Unreadable:  # the query has only function words
             return None
         found = self.program.multimodal(pair, wishes, [])
         demands = [Demand(w.dimension, w.wanted, e.found, e.source, "", "") for w, e in zip(wishes, found, strict=True)]
         return render_demands(demands, leave_out=("rules",))
 
     def found(self, query: list[str], title: list[str]) -> list[bool]:
-        """Which query words stand in the title, a plural s aside."""
+        """Whether each query word occurs in the title, ignoring a plural s."""
         stems = {stem_of(word) for word in title}
         return [stem_of(word) in stems for word in query]
 
     def texts(self, count: int, reasons: float) -> Iterator[dict]:
-        """What the base model reads, in this order: titles whose every word is marked as in the query or not, then generated
-        pairs as whole conversations with a marked title now and then."""
+        """The corpus, in order: first titles with every word marked as in the query or not, then generated pairs as whole
+        conversations mixed with some marked titles."""
         system = system_text(self.rubric, PromptFormat(detail="name"))
         for number in range(count):
             rng = random.Random(f"{self.seed}/text/{number}")
@@ -152,7 +152,7 @@ class WordPairs:
             yield with_spans(self._marked(rng) if marked else self._judged(self.pair(number, reasons), system))
 
     def _marked(self, rng: random.Random) -> Pieces:
-        """Random words with a yes or no behind each. Only these carry loss: which word a title holds next is noise."""
+        """Random words, each followed by yes or no. Only these marks carry loss: the next random word cannot be predicted."""
         query = [self._random_word(rng) for _ in range(rng.randint(2, 6))]
         drawn = [rng.choice(query) if rng.random() < MARKED_HITS else self._random_word(rng) for _ in range(rng.randint(6, 12))]
         title = [inflected(word) if rng.random() < INFLECTED else word for word in drawn]
@@ -182,7 +182,7 @@ class WordPairs:
         return [inflected(word) if rng.random() < INFLECTED else word for word in words]
 
     def _some_description(self, rng: random.Random, item: Pair) -> str | None:
-        """The start of the description, for the model to learn that it decides nothing here."""
+        """The start of the description, so that the model learns to ignore it here."""
         if not item.description or rng.random() >= DESCRIBED:
             return None
         return " ".join(item.description.split()[:MAX_DESCRIPTION_WORDS])
@@ -191,7 +191,7 @@ class WordPairs:
         return rng.choice(self.words if rng.random() < RARE else self.frequent)
 
     def _word(self, rng: random.Random) -> str:
-        """Half the time any word of the vocabulary, else one as frequent words are met."""
+        """A random word: half the time uniform over the vocabulary, else by frequency."""
         if rng.random() < 0.5:
             return rng.choice(self.words)
         return rng.choice(words_of(rng.choice(self.real).title) or self.words)
@@ -200,7 +200,7 @@ class WordPairs:
         return [self._word(rng) for _ in range(rng.randint(4, 14))]
 
     def _made_up(self, rng: random.Random, query: list[str], title: list[str]) -> tuple[list[str], list[str]]:
-        """A word that does not exist in the query, and half the time in the title as well."""
+        """Puts an invented word into the query, and half the time into the title too."""
         word = "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 4)))
         query, title = list(query), list(title)
         query[rng.randrange(len(query))] = word
@@ -219,12 +219,12 @@ def stem_of(word: str) -> str:
 
 
 def inflected(word: str) -> str:
-    """The word with its plural s taken away or added; numbers stay."""
+    """The word with its plural s removed or added; numbers stay."""
     if stem_of(word) != word:
         return stem_of(word)
     return f"{word}s" if len(word) > 2 and word.isalpha() and not word.endswith("s") else word
 
 
 def tier_index(share: float, tiers: int) -> int:
-    """The best tier only where everything is found; below it equal steps of the share, worst first."""
+    """The best tier only if everything is found; below it, equal steps of the share, worst first."""
     return tiers - 1 if share > 0.999 else min(tiers - 2, int(share * (tiers - 1)))

@@ -1,6 +1,6 @@
 """The embedded shop: pairs with labels, reasoning and photos, a search log, a fact table and a corpus for a base model.
 
-Every row is a function of (seed, split, index), so any part of any size streams in bounded memory and comes out the same on any
+Every row is a function of (seed, split, index), so any part of any size streams in bounded memory and is the same on every
 machine. Left out of a real shop: sessions, clicks, ranking, prices over time. Never to be presented as real data.
 
     lore world --pairs 1000000 --out shop/
@@ -14,7 +14,7 @@ from lore.data.pair import Pair, make_pair_id
 from lore.data_synth.shop.catalogue import HARD_KINDS, Item, Query, Shop
 from lore.data_synth.shop.lexicon import load_lexicon
 from lore.data_synth.shop.photos import colour_shares, draw_photo
-from lore.data_synth.shop.rules import Fact, judge, worst
+from lore.data_synth.shop.rules import ItemValue, judge, worst
 from lore.rubric.demand import Demand
 from lore.rubric.rubric import Rubric, load_rubric
 
@@ -28,8 +28,8 @@ ZIPF_EXPONENT = 1.07
 
 class World:
     """One shop. subsets: relative shares of general, hard and visual queries; photos: share of the other items with a photo;
-    label_noise: share of the training pairs whose label is another than the true one (their slice is noise:label). rubric: the
-    rule book that labels, by name, path or as it is; texts and photos are the same under any.
+    label_noise: share of the training pairs with a wrong label (their slice is noise:label). rubric: labels the pairs; a name, path
+    or Rubric. Texts and photos do not depend on it.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class World:
         self.subsets = subsets or {"general": 0.5, "hard": 0.25, "visual": 0.25}
 
     def pairs(self, split: str, count: int, start: int = 0) -> Iterator[Pair]:
-        """`count` pairs of one split (train, dev, test), ITEMS_PER_QUERY to a query, from pair number `start` on."""
+        """`count` pairs of one split (train, dev, test), ITEMS_PER_QUERY per query, starting at pair number `start`."""
         query, words = None, ""
         for i in range(start, start + count):
             number, slot = divmod(i, ITEMS_PER_QUERY)
@@ -60,10 +60,10 @@ class World:
             yield self._pair(split, number, slot, query, words)
 
     def query(self, split: str, number: int, kind: str | None = None) -> tuple[Query, str]:
-        """Query `number` of a split: its demands and its wording. kind: general, hard or visual, drawn where it is not given.
+        """Query `number` of a split: its demands and its text. kind: general, hard or visual; drawn if not given.
 
-        Training never sees a held-out combination or wording; every dev and test query holds at least one of them, so none of
-        their queries can occur in training.
+        Training never contains a held-out combination or wording. Every dev and test query has at least one, so none of them can
+        occur in training.
         """
         rng = random.Random(f"{self.seed}/{split}/query/{number}")
         kind = kind or rng.choices(list(self.subsets), list(self.subsets.values()))[0]
@@ -76,8 +76,8 @@ class World:
     def _pair(self, split, number, slot, query, words):
         rng = random.Random(f"{self.seed}/{split}/item/{number}/{slot}")
         item = self.shop.item_for(rng, query, rng.choices(range(4), self.prior)[0])
-        fields, facts = self.word_item(rng, item, hide_visible=query.kind == "visual")
-        demands = judge(query.wants, facts, self.shop.kinds, self.rubric)
+        fields, offered = self.word_item(rng, item, hide_visible=query.kind == "visual")
+        demands = judge(query.wants, offered, self.shop.kinds, self.rubric)
         tier = worst(demands, self.rubric)
         decisive = [d for d in demands if d.tier == tier]
         item_id = f"{split}-{number}-{slot}"
@@ -104,17 +104,17 @@ class World:
         )
 
     def frequency(self, split: str, number: int) -> float:
-        """Searches a month for a query: a Pareto draw, so that frequency over rank follows Zipf's law."""
+        """Searches per month for a query, drawn from a Pareto distribution, so that frequency over rank follows Zipf's law."""
         u = 1 - random.Random(f"{self.seed}/{split}/frequency/{number}").random()
         return round(10 * u**-ZIPF_EXPONENT, 2)
 
     def example(self, rng: random.Random) -> Demand:
-        """One demand against some item, every rule of its dimension alike: a worked example for the rule book."""
+        """One demand against a random item, with all rules of its dimension equally likely: a worked example of the rules."""
         query = self.shop.query(rng, rng.choice(("general", "visual")), "train")
         want = rng.choice(query.wants)
         item = self.shop.item_meeting(rng, query.family, want)
-        _, facts = self.word_item(rng, item, hide_visible=query.kind == "visual", draw=False)
-        return judge([want], facts, self.shop.kinds, self.rubric)[0]
+        _, offered = self.word_item(rng, item, hide_visible=query.kind == "visual", draw=False)
+        return judge([want], offered, self.shop.kinds, self.rubric)[0]
 
     def _slices(self, query, demands, decisive):
         hard = query.kind in HARD_KINDS
@@ -155,15 +155,15 @@ class World:
             words = form.format(v=words)
         return words
 
-    def word_item(self, rng: random.Random, item: Item, hide_visible: bool, draw: bool = True) -> tuple[dict, dict[str, Fact]]:
-        """Pair fields of an item and what can be read where. hide_visible: colour and pattern stand in the photo
-        alone; draw: make the photo."""
+    def word_item(self, rng: random.Random, item: Item, hide_visible: bool, draw: bool = True) -> tuple[dict, dict[str, ItemValue]]:
+        """Pair fields of an item, and its values with their sources. hide_visible: color and pattern appear only in the photo;
+        draw: generate the photo."""
         lexicon, texts, values = self.lexicon, self.lexicon.texts, item.values
         photo = hide_visible or rng.random() < self.photos
         category = values["category"]
         accessory = self.shop.accessories.get(category)
         head = texts["accessory"].format(v=category, main=accessory.main) if accessory else category
-        facts = {"category": Fact(category, "title")}
+        offered = {"category": ItemValue(category, "title")}
         title, attributes, fields = [head], {}, {}
         soft = values.get("material") in lexicon.materials["soft"]
         share = (item.material_share or 100) if soft else None
@@ -172,7 +172,7 @@ class World:
                 continue
             if dimension == "price":
                 fields["price"] = float(value)
-                facts["price"] = Fact(value, "attributes")
+                offered["price"] = ItemValue(value, "attributes")
                 continue
             accent = item.accent if dimension == "colour" else None
             rest = {
@@ -180,7 +180,7 @@ class World:
                 "material": {"share": share},
             }.get(dimension, {})
             if photo and dimension in ("colour", "pattern") and (hide_visible or rng.random() < 0.3):
-                facts[dimension] = Fact(value, "photo", **rest)
+                offered[dimension] = ItemValue(value, "photo", **rest)
                 continue
             said = (
                 rng.choice(lines)
@@ -198,7 +198,7 @@ class World:
             )
             text = texts[key].format(v=said or value, accent=accent, share=share)
             if key == "bundle_single":
-                said = texts[key]  # the number of pieces does not stand in the text
+                said = texts[key]  # the text does not contain the number of pieces
             place = rng.random()
             if place < 0.65:
                 title.append(text)
@@ -206,19 +206,19 @@ class World:
                 fields["brand"] = value
             else:
                 attributes[lexicon.attribute_names[dimension]] = text
-            facts[dimension] = Fact(value, "title" if place < 0.65 else "attributes", said=said, **rest)
+            offered[dimension] = ItemValue(value, "title" if place < 0.65 else "attributes", said=said, **rest)
         rng.shuffle(title)
         fields |= {"title": lexicon.joiner.join(title), "attributes": attributes}
         if rng.random() < 0.2:
             others = [
                 colour.name for colour in lexicon.colours if colour.name != values["colour"]
-            ]  # the photo's secret stays there
+            ]  # never the true color, which may appear only in the photo
             fields["description"] = rng.choice(lexicon.distractors).format(
                 colour=rng.choice(others), type=rng.choice(lexicon.types).name, brand=rng.choice(lexicon.brands).name
             )
         if photo and draw:
             fields["image"] = {"bytes": self._photo(rng, item), "path": None}
-        return fields, facts
+        return fields, offered
 
     def _photo(self, rng, item):
         colours = self.shop.colours
@@ -231,14 +231,14 @@ class World:
             rng.getrandbits(32),
         )
 
-    def catalogue_item(self, number: int) -> tuple[Pair, dict[str, Fact]]:
-        """Item `number` on its own, as an unlabelled pair with an empty query, and its facts: what a base model reads."""
+    def catalogue_item(self, number: int) -> tuple[Pair, dict[str, ItemValue]]:
+        """Item `number` without a query: an unlabeled pair with an empty query, and the item's values, for the corpus."""
         rng = random.Random(f"{self.seed}/catalogue/{number}")
         item = self.shop.catalogue_item(rng, rng.choice(list(self.shop.families)))
         if "pattern" in self.shop.families[item.family].demands:
             item.values["pattern"] = rng.choice(self.lexicon.patterns)
         if rng.random() < 0.1:
             item.accent = rng.choice([c for c in self.shop.colours if c != item.values["colour"]])
-        fields, facts = self.word_item(rng, item, hide_visible=rng.random() < 0.4)
+        fields, offered = self.word_item(rng, item, hide_visible=rng.random() < 0.4)
         name = f"catalogue-{number}"
-        return Pair(pair_id=name, query="", item_id=name, **fields, source=f"shop-{self.language}"), facts
+        return Pair(pair_id=name, query="", item_id=name, **fields, source=f"shop-{self.language}"), offered

@@ -1,4 +1,4 @@
-"""Writes the embedded shop to a folder, file by file; a file that is there is not written again, so a killed run goes on.
+"""Stage world: writes the embedded shop to a folder, file by file. Existing files are not rewritten, so a killed run resumes.
 
 lore run recipes/quickstart/world.yaml
 lore world --pairs 1000000 --out shop/
@@ -18,7 +18,7 @@ from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
 from lore.data_synth.shop.config import SEALED_SEEDS, WorldRecipe
 from lore.data_synth.shop.corpus import END, START, Pieces, with_spans, write_corpus
-from lore.data_synth.shop.rules import Fact, found_text, wanted_text
+from lore.data_synth.shop.rules import ItemValue, found_text, wanted_text
 from lore.data_synth.shop.world import ITEMS_PER_QUERY, World
 from lore.rubric.rubric import load_rubric, rubric_metadata
 from lore.run.run_folder import RunFolder
@@ -28,13 +28,13 @@ from lore.support.progress import track
 
 CATALOGUE_SHARE, RULES_SHARE = 0.45, 0.35  # of the corpus; the rest is the search log
 EXAMPLES_PER_TEXT = 6
-ADDRESSED = 0.05  # share of catalogue entries behind the judge's instructions, to make these words of the vocabulary
-OPTIONAL = ("brand", "audience")  # what an item may leave unsaid and a query ask for
+ADDRESSED = 0.05  # share of catalog entries after the judge's instructions, so that the vocabulary contains their words
+OPTIONAL = ("brand", "audience")  # dimensions that an item may not state although a query asks for them
 TEST_SUBSETS = {"general": 1 / 3, "hard": 1 / 3, "visual": 1 / 3}
 
 
 def run(recipe: WorldRecipe, folder: RunFolder) -> None:
-    """The stage: everything `write_world` writes goes into the run folder."""
+    """Writes pairs, search log, fact table and corpus into the run folder."""
     for split, count in recipe.pairs.items():
         test = split == "test"
         world = World(
@@ -67,13 +67,13 @@ def write_world(
     photos: float = 0.4,
     corpus: int = 20000,
 ) -> None:
-    """`pairs` pairs over train (90 %), dev (3 %) and test (7 %), and the extras, in folder `out`: pairs in pairs/."""
+    """Writes `pairs` pairs over train (90 %), dev (3 %) and test (7 %) to `out`/pairs, and the extra files to `out`."""
     if seed in SEALED_SEEDS:
         raise LoreError(
-            f"Seed {seed} is one of those ({min(SEALED_SEEDS)} to {max(SEALED_SEEDS)}) that benchmarks keep for themselves: "
-            "their pairs must stay unseen in training. Choose another seed."
+            f"Seed {seed} is reserved for benchmarks (like all from {min(SEALED_SEEDS)} to {max(SEALED_SEEDS)}), whose pairs must "
+            "stay unseen in training. Choose another seed."
         )
-    out, world = Path(out), World(seed, language, prior, photos=photos)  # first: bad arguments must not name the folder
+    out, world = Path(out), World(seed, language, prior, photos=photos)  # first, so that bad arguments leave no folder
     out.mkdir(parents=True, exist_ok=True)
     _same_arguments(
         out / "world.json",
@@ -88,26 +88,26 @@ def write_world(
 
 
 def _same_arguments(path: Path, arguments: dict) -> None:
-    """Files of two different shops must not end up side by side: what the folder was begun with is kept and compared."""
+    """Keeps files of two different shops apart: the folder stores its arguments, and later calls must have the same."""
     if path.exists():
         try:
             known = dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise LoreError(
-                f"{path} cannot be read ({error}), so it is not known which shop {path.parent} holds. Delete the folder, or "
-                "choose another."
+                f"{path} cannot be read ({error}), so it is unknown which shop {path.parent} contains. Delete the folder, or "
+                "choose another one."
             ) from error
         if known != arguments:
             changed = ", ".join(
                 f"{key}: was {known.get(key)}, now {value}" for key, value in arguments.items() if known.get(key) != value
             )
-            raise LoreError(f"{path.parent} holds another shop ({changed}). Choose another folder, or delete this one.")
+            raise LoreError(f"{path.parent} contains another shop ({changed}). Choose another folder, or delete this one.")
         return
     write_atomic(path, json.dumps(arguments, indent=2) + "\n")
 
 
 def write_pairs(world: World, split: str, count: int, path: Path) -> None:
-    """Streams one split; nothing happens where the file is there already."""
+    """Streams one split to a file, unless the file exists."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def write_pairs(world: World, split: str, count: int, path: Path) -> None:
 
 
 def write_extras(world: World, out: Path, corpus: int, queries: int) -> None:
-    """facts.jsonl (for teachers), log.jsonl (the training queries' frequencies), corpus.parquet."""
+    """Writes facts.jsonl (for teachers), log.jsonl (frequencies of the training queries) and corpus.parquet."""
     _write_jsonl(out / "facts.jsonl", world.lexicon.facts())
     _write_jsonl(out / "log.jsonl", search_log(world, queries))
     if corpus and not (out / "corpus.parquet").exists():
@@ -125,25 +125,25 @@ def write_extras(world: World, out: Path, corpus: int, queries: int) -> None:
 
 
 def search_log(world: World, queries: int) -> Iterator[dict]:
-    """The search log of the training queries: query, searches a month, kind."""
+    """The search log of the training queries: query, searches per month, kind."""
     for number in range(queries):
         query, words = world.query("train", number)
         yield {"query": words, "frequency": world.frequency("train", number), "kind": query.kind}
 
 
 def corpus_texts(world: World, count: int) -> Iterator[dict]:
-    """What a base model reads: catalogue entries and captions, the rule book with worked examples, the search log with facets.
+    """The corpus of a base model: catalog entries and captions, the rules with worked examples, the search log with facets.
 
-    No query meets an item here, and no shopper's word is resolved: what a samovar is, and what to do with the three together,
-    is left to be learnt from the reasoning of the pairs. Only what the rest of a text decides carries loss; which lamp comes
-    next in a catalogue is noise.
+    No text contains a query together with an item, and no shopper's word is resolved. The model learns what a samovar is, and how
+    to combine the three capabilities, from the reasoning of the pairs. Only text that the rest of a row determines carries loss;
+    the next lamp in a catalog cannot be predicted.
     """
     rng = random.Random(f"{world.seed}/corpus")
     for number in range(count):
         draw = rng.random()
         if draw < CATALOGUE_SHARE:
-            pair, facts = world.catalogue_item(number)
-            text, image = catalogue_entry(rng, world, pair, facts), pair.image
+            pair, offered = world.catalogue_item(number)
+            text, image = catalogue_entry(rng, world, pair, offered), pair.image
         elif draw < CATALOGUE_SHARE + RULES_SHARE:
             text, image = worked_examples(rng, world), None
         else:
@@ -154,24 +154,24 @@ def corpus_texts(world: World, count: int) -> Iterator[dict]:
         yield {**with_spans(text), "image": image}
 
 
-def catalogue_entry(rng: random.Random, world: World, pair: Pair, facts: dict[str, Fact]) -> Pieces:
-    """An item as judges see it, and a card of what it is and where that can be seen, in any order."""
+def catalogue_entry(rng: random.Random, world: World, pair: Pair, offered: dict[str, ItemValue]) -> Pieces:
+    """An item as judges see it, then a list of its values and their sources, in random order."""
     before, after = item_text(pair).block(photo=pair.image is not None)
     item = before[before.index("<item>") :] + ("<image>" + after if pair.image else "")
     system = system_text(world.rubric, PromptFormat(detail="name")) if rng.random() < ADDRESSED else None
     turn = f"{START}system\n{system}{END}\n{START}user\n" if system else f"{START}user\n"
     pieces = [(f"{turn}{item}{END}\n{START}assistant\n<reason>", False)]
-    dimensions = [*facts, *(d for d in OPTIONAL if d not in facts)]
+    dimensions = [*offered, *(d for d in OPTIONAL if d not in offered)]
     rng.shuffle(dimensions)
     for dimension in dimensions:
-        fact = facts.get(dimension)
-        found = f" {found_text(fact, world.lexicon.notation)} ({fact.source if fact else 'none'})"
+        shown = offered.get(dimension)
+        found = f" {found_text(shown, world.lexicon.notation)} ({shown.source if shown else 'none'})"
         pieces += [(f"{dimension} |", False), (found, True), ("; ", False)]
     return [*pieces[:-1], (f"</reason>{END}\n", False)]
 
 
 def worked_examples(rng: random.Random, world: World) -> Pieces:
-    """Demands of many queries against many items with the rule that fires."""
+    """Demands of many queries against many items, with the rule that applies."""
     pieces = [("<rules>", False)]
     for _ in range(EXAMPLES_PER_TEXT):
         demand = world.example(rng)

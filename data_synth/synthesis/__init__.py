@@ -1,1 +1,1 @@
-"""Reasoning for rated pairs, written by a teacher and checked."""
+"""Stage synthesize: a teacher writes reasoning for rated pairs, and checks verify it."""

@@ -1,5 +1,5 @@
-"""What a teacher may cost. Every request is admitted at the most it can take, together with all that are in flight, and settled at
-what it took; what became unknown (a timeout, a killed process) stays counted at its bound. So no limit is ever passed.
+"""Budget of a teacher. A request is admitted only if its upper bound fits beside the bounds of all requests in flight, and is
+settled at its actual cost. If the cost is unknown (a timeout, a killed process), its bound stays counted. So no limit is exceeded.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ ROUNDING = 1e-9
 
 
 class BudgetReached(LoreError):
-    """The next request could pass a limit. Everything that was answered is stored."""
+    """The next request could exceed a limit. All answers so far are stored."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ def cost(usage: Usage, price: PriceSection | None) -> Spent:
 
 @dataclass
 class Budget:
-    """Limits of one run. Lives in one event loop."""
+    """Limits of one run. Belongs to one event loop."""
 
     limits: BudgetSection
     spent: Spent = field(default_factory=Spent)
@@ -45,7 +45,7 @@ class Budget:
     in_flight: int = 0
     reached: str = ""
     beyond: float = 1.0
-    """How many times its bound a request has taken, at most: a server that counts more than assumed is believed from then on."""
+    """Highest ratio of actual cost to bound so far. All later bounds are multiplied by it, for servers that count more tokens."""
 
     def __post_init__(self):
         self._started, self._before = time.monotonic(), self.spent.seconds
@@ -57,7 +57,7 @@ class Budget:
         return self._before + time.monotonic() - self._started
 
     async def hold(self, most: Spent) -> None:
-        """Waits until `most` fits beside what is in flight. Raises BudgetReached when it does not fit alone either."""
+        """Waits until `most` fits beside the requests in flight. Raises BudgetReached if it does not fit even alone."""
         while not self.reached and (limit := self._limit_passed_by(most)):
             if limit == "max_seconds" or not self.in_flight:
                 self.reached = limit
@@ -73,7 +73,7 @@ class Budget:
         self.in_flight += 1
 
     def settle(self, most: Spent, took: Spent) -> None:
-        self._believe(most, took)
+        self._raise_bounds(most, took)
         self.held.tokens -= most.tokens
         self.held.usd -= most.usd
         self.spent.tokens += took.tokens
@@ -81,14 +81,14 @@ class Budget:
         self.in_flight -= 1
         self._wake()
 
-    def _believe(self, most: Spent, took: Spent) -> None:
+    def _raise_bounds(self, most: Spent, took: Spent) -> None:
         times = max((spent / bound for spent, bound in ((took.tokens, most.tokens), (took.usd, most.usd)) if bound), default=0.0)
         if times <= self.beyond:
             return
         self.beyond = times
         say(
-            f"warning: a request took {took.tokens:,} tokens where {most.tokens:,} were held for it; from now on {times:.2f} times "
-            "as many are held. For photos, raise endpoint.max_image_tokens."
+            f"warning: a request took {took.tokens:,} tokens, but only {most.tokens:,} were reserved for it; from now on "
+            f"{times:.2f} times as many are reserved. For photos, raise endpoint.max_image_tokens."
         )
 
     def _wake(self) -> None:
@@ -111,14 +111,14 @@ class Budget:
         at = {"max_usd": f"{self.spent.usd:.4f} US dollars", "max_tokens": f"{self.spent.tokens:,} tokens"}
         reached = at.get(self.reached, f"{self.seconds:.0f} seconds")
         return (
-            f"budget.{self.reached} is {getattr(self.limits, self.reached):g}; {reached} are spent, and the next one could pass "
-            f"it. Every answer is stored: the same command with a larger budget.{self.reached} goes on from here."
+            f"budget.{self.reached} is {getattr(self.limits, self.reached):g}; {reached} are spent, and the next request could "
+            f"exceed it. All answers are stored: run the same command with a larger budget.{self.reached} to resume."
         )
 
 
 @dataclass
 class RequestGate:
-    """The gate of one request (see lore.engines.engine.Gate): the budget decides, the journal remembers."""
+    """The gate of one request (see lore.engines.engine.Gate): the budget admits it, the journal records it."""
 
     budget: Budget
     price: PriceSection | None
@@ -130,7 +130,7 @@ class RequestGate:
         await self.budget.hold(most)
         try:
             return self.journal.asked(self.key, most.tokens, most.usd), most
-        except BaseException:  # a full disk: nothing was sent, and who waits for this place must not wait for ever
+        except BaseException:  # such as a full disk: nothing was sent, so the reservation must not block waiting requests
             self.budget.settle(most, Spent())
             raise
 

@@ -1,4 +1,4 @@
-"""Recipe of the stage that writes reasoning with a teacher. Nothing here imports torch."""
+"""Recipe of stage synthesize. Nothing here imports torch."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,33 +32,34 @@ USES = {"endpoint": ("endpoint",), "vllm": ("model",), "transformers": ("model",
 
 class PriceSection(StrictModel):
     prompt_usd: float = Field(ge=0)
-    """US dollars for a million prompt tokens."""
+    """US dollars per million prompt tokens."""
     completion_usd: float = Field(ge=0)
-    """US dollars for a million completion tokens."""
+    """US dollars per million completion tokens."""
 
 
 class TeacherSection(StrictModel):
-    """Who writes: a server, a model in this process, or a program."""
+    """The writer of the reasoning: a server, a model in this process, or a program."""
 
     kind: Literal["endpoint", "vllm", "transformers", "program"]
-    """endpoint: any OpenAI-compatible server; vllm, transformers: a model in this process; program: executes rubric and facts."""
+    """endpoint: any OpenAI-compatible server; vllm, transformers: a model in this process; program: executes the rubric, without a
+    model."""
     endpoint: EndpointSection | None = None
-    """Server, for kind: endpoint. Its key comes from an environment variable."""
+    """The server, for kind: endpoint. Its API key comes from an environment variable."""
     model: ModelSection | None = None
-    """Checkpoint, for kind: vllm and transformers; for an endpoint the one that `lore teacher serve` starts."""
+    """The checkpoint, for kind: vllm and transformers. For kind: endpoint, the checkpoint that `lore teacher serve` starts."""
     vllm: VllmSection = VllmSection()
-    """How vLLM runs the model, in this process or as the server."""
+    """vLLM settings, in this process or of the server."""
     program: Literal["shop", "words"] = "words"
-    """Which program: the embedded shop's, or one for any pairs that goes by the query's words."""
+    """shop: the program of the embedded shop; words: matches the words of the query, for any pairs."""
     errors: float = Field(0.0, ge=0, lt=1)
-    """Share of a program's answers that are made wrong on purpose, to measure what checks are worth."""
+    """Share of a program's answers with a deliberate error, to measure the checks."""
     price: PriceSection | None = None
-    """What a request costs; needed for budget.max_usd."""
+    """Price of a token; required for budget.max_usd."""
     temperature: float = Field(0.7, ge=0)
-    """0 always takes the most probable token, so that a second attempt says the same."""
+    """Sampling temperature. 0 decodes greedily, so a second attempt gives the same answer."""
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(768, ge=16)
-    """Longest answer of one step."""
+    """Maximum tokens per answer of one step."""
 
     def conflicts(self) -> Iterator[Conflict]:
         for key in USES[self.kind]:
@@ -67,62 +68,62 @@ class TeacherSection(StrictModel):
         if self.kind != "endpoint" and self.endpoint is not None:
             yield Conflict(("endpoint", "kind"), f"a server and kind {self.kind}", "kind: endpoint, or no endpoint")
         if self.errors and self.kind != "program":
-            yield Conflict(("errors", "kind"), f"errors and kind {self.kind}", "kind: program: a model makes its own")
+            yield Conflict(("errors", "kind"), f"errors and kind {self.kind}", "kind: program, or errors: 0")
         if self.model is not None and self.model.lora is not None:
-            yield Conflict(("model.lora",), "a new LoRA to train", "nothing: a trained adapter is model.adapter")
+            yield Conflict(("model.lora",), "a new LoRA to train", "nothing: set a trained adapter in model.adapter")
 
 
 class FactsSection(StrictModel):
     path: str
-    """A table of facts (phrase, value; jsonl, csv or parquet), or a folder of texts that is searched with BM25."""
+    """Table of facts (phrase, value; jsonl, csv or parquet), or folder of texts to search with BM25."""
     top: int = Field(5, ge=1, le=50)
-    """At most this many per step."""
+    """Maximum number of facts per step."""
 
 
 class AttemptsSection(StrictModel):
     samples: int = Field(1, ge=1, le=64)
-    """Attempts that every pair gets at once; more than one makes the teacher agree with itself."""
+    """Attempts per pair that run at once. With more than one, `agreement` is checked."""
     agreement: float = Field(0.5, ge=0, le=1)
-    """Share of a pair's attempts that have to give the accepted verdict, where samples is more than one."""
+    """Minimum share of a pair's attempts with the accepted verdict, if samples is more than one."""
     most: int = Field(3, ge=1, le=64)
-    """Attempts at most, until one passes every check."""
+    """Maximum attempts per pair; the first one that passes every check ends them."""
     most_hard: int = Field(6, ge=1, le=64)
-    """The same for hard pairs: those whose attempts disagree about the tier, and those of hard_slices."""
+    """Maximum attempts for hard pairs: pairs whose attempts disagree about the tier, and pairs of hard_slices."""
     hard_slices: list[str] = []
     hint: Literal["never", "after_failure", "always"] = "after_failure"
-    """When the teacher is shown the human label: where every attempt without it failed, or from the start."""
+    """When the teacher sees the human label: never, after all attempts without it failed, or from the start."""
     hinted: int = Field(2, ge=1, le=64)
-    """Attempts with the label shown."""
+    """Maximum attempts with the label shown."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if not self.samples <= self.most <= self.most_hard:
             yield Conflict(
-                ("samples", "most", "most_hard"), f"{self.samples}, {self.most}, {self.most_hard}", "numbers that do not fall"
+                ("samples", "most", "most_hard"), f"{self.samples}, {self.most}, {self.most_hard}", "numbers in ascending order"
             )
 
 
 class BudgetSection(StrictModel):
-    """Limits over all starts of the run; none of them is ever passed. What is in flight counts at the most it can take."""
+    """Limits over all starts of the run. They are never exceeded: requests in flight count with their upper bound."""
 
     max_usd: float | None = Field(None, gt=0)
-    """Needs the teachers' price."""
+    """US dollars; requires the price of every teacher. none: no limit."""
     max_tokens: int | None = Field(None, ge=1)
-    """Prompt and completion tokens."""
+    """Prompt and completion tokens. none: no limit."""
     max_seconds: float | None = Field(None, gt=0)
-    """Seconds of work; requests in flight then are still awaited."""
+    """Seconds of work; requests in flight at that time still finish. none: no limit."""
 
 
 class RationaleSection(StrictModel):
     max_tokens: int = Field(160, ge=8)
-    """Longest rationale. A longer one first loses demands that are met; one that is still longer fails the check length."""
+    """Maximum length. A longer rationale first drops fulfilled demands; if it is still too long, it fails the check `length`."""
     tokenizer: str | None = None
-    """Tokenizer of the student that counts them; none counts words and marks."""
+    """Tokenizer that counts the tokens, usually the student's; none counts words and punctuation marks."""
     leave_out: list[Literal["knowledge", "photos", "rules"]] = []
-    """Capabilities whose part of the reasoning is not written, for ablations."""
+    """Capabilities to leave out of the written reasoning, for ablations."""
 
 
 class SynthesizeRecipe(BaseRecipe):
-    """Reasoning for rated pairs, step by step, checked: an SFT set with a card."""
+    """Writes step-by-step reasoning for rated pairs and checks it. The result is an SFT data set with a card."""
 
     irrelevant_keys: ClassVar[frozenset[str]] = frozenset(
         {
@@ -137,45 +138,46 @@ class SynthesizeRecipe(BaseRecipe):
 
     stage: Literal["synthesize"] = "synthesize"
     data: DataSection
-    """The rated pairs; pairs without a label are passed over."""
+    """The rated pairs. Pairs without a label are skipped."""
     teacher: TeacherSection
     captioner: TeacherSection | None = None
-    """The vision teacher of photos: caption; none asks the teacher itself."""
+    """The vision model for photos: caption; none: the teacher."""
     critic: TeacherSection | None = None
-    """A second teacher that reads every trace which has passed the checks, and may refuse it."""
+    """A second teacher that reviews every trace that passed the checks, and may reject it. none: no review."""
     photos: Literal["caption", "direct", "none"] = "direct"
-    """caption: a vision teacher writes what a photo shows and the teacher reads it; direct: the teacher is shown the photo."""
+    """caption: a vision model describes the photo and the teacher reads the caption; direct: the teacher's prompt contains the
+    photo; none: no photos."""
     max_photo_pixels: int | None = Field(1048576, ge=784)
-    """Larger photos are made smaller for the teacher."""
+    """Larger photos are downscaled to this many pixels for the teacher; none: never."""
     description: bool = True
-    """Show the teacher the item's description; false where the judge's prompt has no room for it, so that no reasoning cites it."""
+    """Show the item's description to the teacher. Set false if the judge's prompt has no room for it, so no rationale cites it."""
     facts: FactsSection | None = None
-    """Evidence for the teacher, recorded with the trace and never shown to a judge."""
+    """Evidence for the teacher. It is stored in the trace and never shown to a judge."""
     language: Literal["en", "zh"] = "en"
-    """Language of the shipped prompts, and of the embedded shop."""
+    """Language of the shipped prompts and of the embedded shop."""
     prompts: str | None = None
-    """Folder with prompts of your own, <step>.<language>.md; what it lacks is taken from the shipped ones. A changed prompt
-    redoes its own step."""
+    """Folder with your own prompts, <step>.<language>.md; missing ones are taken from the shipped ones. After a change of a prompt
+    only its step is repeated."""
     checks: list[str] = list(CHECKS)
-    """Checks that a trace has to pass; none of them takes every trace that can be read."""
+    """Checks that a trace must pass. Empty: every trace that can be parsed is accepted."""
     coverage: float = Field(0.8, ge=0, le=1)
-    """Share of the query's content words that the demands have to hold, for the check coverage."""
+    """Minimum share of the query's content words that the demands must contain, for the check `coverage`."""
     attempts: AttemptsSection = AttemptsSection()
     rationale: RationaleSection = RationaleSection()
     label: Literal["human", "teacher"] = "human"
-    """Whose verdict is trained on. teacher, with fewer checks, is plain distillation."""
+    """The label of the written pairs. teacher, with fewer checks, is plain distillation."""
     unexplained: Literal["drop", "keep"] = "drop"
-    """Pairs without an accepted trace: left out of the set, or kept with their human label alone."""
+    """Pairs without an accepted trace: drop them, or keep them with only their human label."""
     tasks: list[Literal["knowledge", "multimodal", "rules"]] = []
-    """Steps that are also written as tasks of their own, tasks/<step>.parquet, for `auxiliary` of an SFT recipe."""
+    """Steps to also write as separate tasks, tasks/<step>.parquet, for `auxiliary` of an SFT recipe."""
     budget: BudgetSection = BudgetSection()
     reuse: list[str] = []
-    """Run folders of this stage whose answers are taken where the same is asked of the same teacher."""
+    """Run folders of this stage. Their answers are reused if the same teacher is asked the same."""
     chunk_pairs: int = Field(256, ge=1)
-    """Pairs in one file of traces."""
+    """Pairs per traces file."""
 
     def teachers(self) -> dict[str, TeacherSection]:
-        """The sections by role."""
+        """The teacher sections by role."""
         roles = {"teacher": self.teacher, "captioner": self.captioner, "critic": self.critic}
         return {role: section for role, section in roles.items() if section is not None}
 
@@ -194,13 +196,13 @@ class SynthesizeRecipe(BaseRecipe):
 
     @property
     def asks_models(self) -> bool:
-        """False where a program alone writes the traces."""
+        """False if a program writes all traces."""
         return any(section.kind != "program" for section in self.teachers().values())
 
     def conflicts(self) -> Iterator[Conflict]:
         for name in self.checks:
             if name not in CHECKS:
-                yield Conflict(("checks",), name, f"checks out of: {', '.join(CHECKS)}", nearest(name, CHECKS))
+                yield Conflict(("checks",), name, f"some of: {', '.join(CHECKS)}", nearest(name, CHECKS))
         if self.prompts is not None:
             from lore.data_synth.synthesis.trace import STEPS
 
@@ -216,11 +218,11 @@ class SynthesizeRecipe(BaseRecipe):
         for role in ("captioner", "critic"):
             section = getattr(self, role)
             if section is not None and section.kind == "program":
-                yield Conflict((f"{role}.kind",), "program", "a model: programs write no captions and judge no traces")
+                yield Conflict((f"{role}.kind",), "program", "a model: programs cannot write captions or review traces")
         if self.teacher.kind == "program" and self.photos == "caption":
             yield Conflict(("teacher.kind", "photos"), "a program that reads captions", "photos: direct")
         if self.teacher.kind == "program" and self.attempts.hint == "always":
-            yield Conflict(("teacher.kind", "attempts.hint"), "a hint for a program, which takes none", "hint: never")
+            yield Conflict(("teacher.kind", "attempts.hint"), "a hint for a program, which uses none", "hint: never")
         if self.attempts.samples > 1 and not (self.teacher.errors if self.teacher.kind == "program" else self.teacher.temperature):
             found = "a program" if self.teacher.kind == "program" else "temperature 0"
             keys = ("attempts.samples", "teacher.temperature")

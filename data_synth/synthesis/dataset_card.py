@@ -1,11 +1,11 @@
-"""The card of a synthesized set: README.md beside its Parquet files, with what went in, what came out, and why the rest did not.
+"""The card of a synthesized data set: README.md beside its Parquet files, with inputs, results and reasons for rejection.
 
     counts = Counts()
     for trace in read_traces(store, number): counts.add(trace)
     write_atomic(folder / "README.md", card_text(counts, title="my-set", rubric=rubric, ...))
 
-The head of the file makes `datasets.load_dataset(folder)` find every split. Queries, titles and what teachers wrote come from
-strangers: all text is brought to one line without markup before it stands in the card.
+The file's YAML header lets `datasets.load_dataset(folder)` find every split. Queries, titles and teachers' texts are untrusted:
+every text becomes one line without markup before it enters the card.
 """
 
 import re
@@ -36,16 +36,16 @@ def card_text(
     splits: list[str],
     language: str = "en",
 ) -> str:
-    """The whole README.md. teachers, budget: one line each; recipe: its YAML; splits: those with a `<split>.parquet`."""
+    """The text of README.md. teachers, budget: one line per entry; recipe: YAML; splits: those with a `<split>.parquet`."""
     accepted = sum(counts.accepted.values())
     lines = [_head(title, splits, language, accepted), f"# {plain(title)}", ""]
     if not complete:
-        lines += ["**Not complete: the run stopped before every pair had its trace. The same recipe goes on from here.**", ""]
+        lines += ["**Incomplete: the run stopped before every pair had a trace. Run the same recipe again to resume.**", ""]
     named = f"{plain(rubric.name)} (version {plain(rubric.version)}, hash {rubric.hash})"
     lines += [
-        f"Query-item pairs with a relevance tier of rubric {named} and a reasoning that leads there.",
-        f"Of {counts.pairs:,} rated pairs {accepted:,} ({percent(accepted, counts.pairs)}) have one that passed every check.",
-        "The reasoning is synthetic; queries, items and human labels are those of the source.",
+        f"Query-item pairs with a relevance tier of rubric {named} and the reasoning that leads to it.",
+        f"Of {counts.pairs:,} rated pairs {accepted:,} ({percent(accepted, counts.pairs)}) have reasoning that passed every check.",
+        "The reasoning is synthetic; queries, items and human labels come from the source.",
         "",
         "```python",
         "from datasets import load_dataset",
@@ -53,8 +53,8 @@ def card_text(
         'pairs = load_dataset("path/of/this/folder")',
         "```",
         "",
-        "`rationale` holds the reasoning, `demands` the same as a list, `label` the tier. A row without a rationale keeps its",
-        "human label alone. What the teacher was shown beside the pair (facts, captions) is in the run's traces, not in the set.",
+        "`rationale` holds the reasoning, `demands` the same as a list, `label` the tier. A row without a rationale has only its",
+        "human label. Facts and captions that the teacher saw are in the run's traces, not in this data set.",
         "",
     ]
     for table in tables(counts, rubric.tier_ids):
@@ -69,7 +69,7 @@ def card_text(
 
 
 def plain(text: str, limit: int | None = None) -> str:
-    """Any text as one line of Markdown that shows it and does nothing: no tag, link, table cell or emphasis can come of it."""
+    """Any text as one line of Markdown that only displays: it cannot form a tag, link, table cell or emphasis."""
     text = neutralise(text)
     if limit is not None and len(text) > limit:
         text = text[: limit - 1] + "…"
@@ -79,7 +79,7 @@ def plain(text: str, limit: int | None = None) -> str:
 
 def _head(title: str, splits: list[str], language: str, rows: int) -> str:
     files: dict[str, list[str]] = {}
-    for split in splits:  # datasets takes word characters alone
+    for split in splits:  # datasets allows only word characters in split names
         files.setdefault(re.sub(r"\W", "_", split) or "train", []).append(f"{split}.parquet")
     size = next(
         (name for name, most in (("n<1K", 1e3), ("1K<n<10K", 1e4), ("10K<n<100K", 1e5), ("100K<n<1M", 1e6)) if rows < most), "n>1M"
@@ -98,7 +98,7 @@ def _head(title: str, splits: list[str], language: str, rows: int) -> str:
 
 
 def _markdown(columns: list[str], rows: list[list[str]]) -> list[str]:
-    """Rows are brought to plain text here, whatever they hold."""
+    """A Markdown table. Cells are made plain text here."""
     lines = [columns, [":--", *["--:"] * (len(columns) - 1)] if columns[0] != "query" else ["---"] * len(columns)]
     lines += [[plain(cell) for cell in row] for row in rows]
     return [*(f"| {' | '.join(line)} |" for line in lines), ""]

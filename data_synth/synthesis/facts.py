@@ -1,12 +1,13 @@
-"""Evidence for a teacher: a table of facts, or the best passages of a folder. Recorded with the trace. A judge is shown
-facts in one condition of the capability report alone.
+"""Evidence for a teacher: a table of facts, or the best-matching passages of a folder. Traces store it. A judge sees facts
+only in one condition of the capability tests.
 
     facts = open_facts("runs/quickstart/world/facts.jsonl")
     [fact.text for fact in facts.about("red samovar")]     # ["samovar = kettle (jargon, category)"]
 
-A table (.jsonl, .csv, .parquet) has the columns phrase and value, and may have dimension, kind and text. A fact is about a text
-that holds its phrase. Passages are paragraphs of a folder's .txt and .md files, or the column text of a table without phrases,
-found by BM25 (Robertson and Zaragoza 2009, in Lucene's form, by bm25s). Left out: stemming, and embeddings, which need a model.
+A table (.jsonl, .csv, .parquet) has the columns phrase and value, and optionally dimension, kind and text. A fact applies to a
+text that contains its phrase. Passages are paragraphs of a folder's .txt and .md files, or the column text of a table without
+phrases, ranked by BM25 (Robertson and Zaragoza 2009, in Lucene's form, by bm25s). Left out: stemming, and embeddings, which need
+a model.
 """
 
 import re
@@ -27,13 +28,13 @@ from lore.support.text import normalise
 
 TABLES = (".jsonl", ".csv", ".parquet")
 TEXTS = (".txt", ".md")
-MAX_BYTES = 512 * 2**20  # of all files together
+MAX_BYTES = 512 * 2**20  # all files together
 MAX_FACTS = 2_000_000  # facts or passages
-MAX_PHRASE = 200  # characters of a phrase, and of dimension and kind
-MAX_PASSAGE = 600  # characters of a passage, and of a fact's text
-MAX_LOOKED_UP = 20_000  # characters of a text that facts are looked up for
-RELATIONS = ("accessory", "sub-brand")  # kinds of facts whose value is related to the phrase, not another word for it
-MAX_TERMS = 256  # different words of it that passages are ranked by
+MAX_PHRASE = 200  # characters of a phrase, of a dimension and of a kind
+MAX_PASSAGE = 600  # characters of a passage, and of the text of a fact
+MAX_LOOKED_UP = 20_000  # characters of a text that are searched for phrases
+RELATIONS = ("accessory", "sub-brand")  # kinds of facts whose value is related to the phrase but does not mean the same
+MAX_TERMS = 256  # distinct words of the text that rank passages
 
 _PIECES = re.compile(rf"[{UNSPACED}]|(?:[^\W{UNSPACED}]|[{MARKS}])+|[^\s\w]")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|[。！？；]")
@@ -41,7 +42,7 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s)|[。！？；]")
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One piece of evidence. text: what the teacher reads. The others are filled in where the source is a table."""
+    """One piece of evidence. text: what the teacher reads. The other fields are filled in from a table."""
 
     text: str
     kind: str = ""
@@ -51,21 +52,21 @@ class Fact:
 
 
 class Facts(Protocol):
-    """What can be looked up. files: every file that was read, for fingerprints."""
+    """A searchable source of facts. files: every file that was read, for fingerprints."""
 
     files: list[str]
 
     def about(self, query: str, item_text: str = "") -> list[Fact]:
-        """The facts about a query, and about an item where its text is given: those of the query first."""
+        """The facts about a query, then those about an item's text."""
 
 
 def open_facts(path: str, top: int = 5) -> Facts:
-    """Reads a fact table, a table of passages or a folder of texts. top: facts to a text at most.
+    """Reads a fact table, a table of passages or a folder of texts. top: maximum facts per look-up.
 
-    Raises LoreError for a file that is missing, too large, not UTF-8, or of another form.
+    Raises LoreError for a file that is missing, too large, not UTF-8 or malformed.
     """
     if top < 1:
-        raise LoreError(f"facts: at most {top} facts to a pair is none. Set it to 1 or more, or give no facts.")
+        raise LoreError(f"facts: at most {top} facts per look-up leaves none. Set top to 1 or more, or drop facts.")
     files, place = fact_files(path), Path(path)
     _check_size(files)
     if place.is_dir():
@@ -73,7 +74,7 @@ def open_facts(path: str, top: int = 5) -> Facts:
     records = _records(place)
     first = next(records, None)
     if first is None:
-        raise LoreError(f"facts: {path} holds no row. Give rows with phrase and value, or with text, or give no facts.")
+        raise LoreError(f"facts: {path} has no rows. Give rows with phrase and value, or with text, or drop facts.")
     names = list(first[1])
     if "phrase" in names and "value" in names:
         return FactTable((_fact(place, *record) for record in _all(first, records)), place, top)
@@ -88,33 +89,33 @@ def open_facts(path: str, top: int = 5) -> Facts:
 
 
 def fact_files(path: str) -> list[Path]:
-    """The files that `open_facts` reads. Raises LoreError where there are none, or of another kind."""
+    """The files that `open_facts` reads. Raises LoreError if there are none, or for another file type."""
     place = Path(path)
     if place.is_dir():
         files = sorted(file for file in place.rglob("*") if _is_text(file, place))
         if not files:
-            raise LoreError(f"facts: {path} holds no {' or '.join(TEXTS)} file. Name a folder of texts, or a {_or(TABLES)} table.")
+            raise LoreError(f"facts: {path} has no {' or '.join(TEXTS)} file. Name a folder of texts, or a {_or(TABLES)} table.")
         return files
     if not place.is_file():
-        raise LoreError(f"facts: there is no {path}. Name a {_or(TABLES)} table with phrase and value, or a folder of texts.")
+        raise LoreError(f"facts: {path} does not exist. Name a {_or(TABLES)} table with phrase and value, or a folder of texts.")
     if place.suffix not in TABLES:
-        hint = " A single text is read from a folder of its own: name that folder." if place.suffix in TEXTS else ""
+        hint = " To use a single text, put it into a folder and name the folder." if place.suffix in TEXTS else ""
         raise LoreError(f"facts: {path} ends in {place.suffix or 'nothing'}; expected {_or(TABLES)}.{hint}")
     return [place]
 
 
 class FactTable:
-    """Facts by the phrase that they explain. A look-up walks over the text once, however many facts there are."""
+    """Facts indexed by phrase. A look-up scans the text once, for any number of facts."""
 
     def __init__(self, facts: Iterable[Fact], file: Path, top: int):
         self.files, self.top = [str(file)], top
         self._facts: list[Fact] = []
         self._by_phrase: dict[str, list[int]] = {}
-        self._lengths: dict[str, list[int]] = {}  # of the phrases that begin with a word, in words
+        self._lengths: dict[str, list[int]] = {}  # first word of a phrase -> lengths of such phrases, in words
         for fact in dict.fromkeys(facts):
             pieces = _pieces(fact.phrase)
             if not pieces:
-                raise LoreError(f"facts: {file} has the phrase {fact.phrase!r}, which holds nothing to look for. Take it out.")
+                raise LoreError(f"facts: {file} has the phrase {fact.phrase!r} without any word to look up. Remove the row.")
             lengths = self._lengths.setdefault(pieces[0], [])
             if len(pieces) not in lengths:
                 lengths.append(len(pieces))
@@ -125,7 +126,7 @@ class FactTable:
         return len(self._facts)
 
     def about(self, query: str, item_text: str = "") -> list[Fact]:
-        """Facts whose phrase stands in the query, then those of the item's text; the longest phrases first, at most `top`."""
+        """Facts whose phrase occurs in the query, then in the item's text; longest phrases first, at most `top`."""
         found = self._in(query)[: self.top]
         if item_text and len(found) < self.top:
             found += [index for index in self._in(item_text) if index not in found]
@@ -141,7 +142,7 @@ class FactTable:
 
 
 class Passages:
-    """Passages ranked by BM25 over words, and over pairs of characters where a script has no spaces."""
+    """Passages ranked by BM25 over words, and over character pairs in scripts without spaces."""
 
     def __init__(self, passages: Iterable[str], files: list[Path], top: int):
         import bm25s
@@ -152,7 +153,7 @@ class Passages:
         known = self._vocabulary
         ids = [[known.setdefault(term, len(known)) for term in content_terms(text)] for text in self._passages]
         if not known:
-            raise LoreError(f"facts: {self.files[0]} holds no passage with a word to look for. Give texts with words, or no facts.")
+            raise LoreError(f"facts: {self.files[0]} has no passage with a word to look up. Give texts with words, or drop facts.")
         self._index = bm25s.BM25()
         self._index.index((ids, dict(known)), show_progress=False)
 
@@ -160,13 +161,13 @@ class Passages:
         return len(self._passages)
 
     def about(self, query: str, item_text: str = "") -> list[Fact]:
-        """The best passages that share a content word with query or item, at most `top`."""
+        """The best passages that share a content word with the query or the item, at most `top`."""
         terms = dict.fromkeys(content_terms(f"{query}\n{item_text}"[:MAX_LOOKED_UP]))
         ids = [self._vocabulary[term] for term in terms if term in self._vocabulary][:MAX_TERMS]
         if not ids:
             return []
         scores = self._index.get_scores_from_ids(ids)
-        found = np.flatnonzero(scores > 0)  # Lucene's form gives every shared term a share above nothing
+        found = np.flatnonzero(scores > 0)  # in Lucene's form every shared term scores above 0
         if len(found) > self.top:
             found = found[scores[found] >= np.partition(scores[found], -self.top)[-self.top]]
         best = found[np.argsort(-scores[found], kind="stable")][: self.top]
@@ -174,7 +175,7 @@ class Passages:
 
 
 def with_values(text: str, facts: Iterable[Fact]) -> str:
-    """The text with the phrases of facts replaced by their values, longest first from the left; other words as they are."""
+    """Replaces the phrases of facts in a text by their values, longest first from the left."""
     values: dict[tuple[str, ...], str] = {}
     for fact in facts:
         values.setdefault(tuple(_pieces(fact.phrase)), fact.value)
@@ -194,7 +195,7 @@ def with_values(text: str, facts: Iterable[Fact]) -> str:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Paragraphs as one line each, a heading in front of what follows it; long ones are cut at a sentence's end."""
+    """Paragraphs as one line each, with the heading in front of the first one. Long ones are split at the end of a sentence."""
     heading = ""
     for block in re.split(r"\n[^\S\n]*\n", text.replace("\r\n", "\n")):
         lines = [line.strip() for line in block.splitlines() if line.strip()]
@@ -216,7 +217,7 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def _pieces(text: str) -> list[str]:
-    """Words, single signs, and single characters of scripts without spaces: what a phrase may begin and end with."""
+    """Words, single marks, and single characters of scripts without spaces: the units that phrases consist of."""
     return _PIECES.findall(normalise(text))
 
 
@@ -241,7 +242,7 @@ def _cell(file: Path, row: int, name: str, record: dict[str, Any], needed: bool 
 
 
 def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows with their numbers from 1. Raises LoreError at the first one that cannot be read."""
+    """Numbered rows, from 1. Raises LoreError at the first unreadable one."""
     if file.suffix != ".parquet":
         _check_utf8(file)
     reader = {
@@ -263,7 +264,7 @@ def _all(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
 def _bounded(values: Iterable[Any], what: str) -> Iterator[Any]:
     for number, value in enumerate(values):
         if number >= MAX_FACTS:
-            raise LoreError(f"facts: more than {MAX_FACTS:,} {what}, which would not fit into memory. Give those that matter here.")
+            raise LoreError(f"facts: more than {MAX_FACTS:,} {what}, which would not fit into memory. Keep only relevant ones.")
         yield value
 
 
@@ -276,12 +277,12 @@ def _check_size(files: list[Path]) -> None:
     size = sum(file.stat().st_size for file in files)
     if size > MAX_BYTES:
         where = files[0] if len(files) == 1 else files[0].parent
-        raise LoreError(f"facts: {where} holds {size:,} bytes, and at most {MAX_BYTES:,} are read. Give what matters here.")
+        raise LoreError(f"facts: {where} has {size:,} bytes, and the maximum is {MAX_BYTES:,}. Keep only relevant texts.")
 
 
 def _check_utf8(file: Path) -> None:
     if not is_utf8(file):
-        raise LoreError(f"facts: {file} is not UTF-8, so its words would not be found. Save it as UTF-8.")
+        raise LoreError(f"facts: {file} is not UTF-8, so look-ups would miss its words. Save it as UTF-8.")
 
 
 def _text_of(file: Path) -> str:

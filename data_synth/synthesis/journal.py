@@ -2,8 +2,8 @@
 
     answers/000012.jsonl    the journal of chunk 12: a line before each request, a line for what it took, a line for each answer
 
-An answer's key is a hash over step, prompt, teacher and draw; its line names the pair. Lines go to the system at once: a
-killed process loses what was in flight and no more, and what was in flight stays counted against the budget.
+An answer's key is a hash over step, prompt, teacher and draw; its line names the pair. Each line is written to the operating
+system at once: a killed process loses only requests in flight, and those stay counted against the budget.
 """
 
 import json
@@ -21,7 +21,7 @@ MAX_SHARED = 200_000  # about as many KiB
 
 @dataclass
 class Totals:
-    """What a journal's requests took; those that were never settled count at their bound."""
+    """Sums over a journal's requests. Requests that were never settled count with their bound."""
 
     tokens: int = 0
     usd: float = 0.0
@@ -31,7 +31,7 @@ class Totals:
 
 
 class Journal:
-    """The requests and answers of one chunk. Opened by one process at a time (the run folder is locked)."""
+    """Requests and answers of one chunk. Only one process may open it (the run folder is locked)."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -49,20 +49,20 @@ class Journal:
                 self.failed_before.add(entry["failed"])
 
     def known(self, key: str, pair_id: str) -> Reply | None:
-        """The answer to a key, where there is one. To a pair that another one asked for, it costs nothing."""
+        """The answer to a key, if there is one. It costs nothing for a pair other than the one that requested it."""
         reply = self.replies.get(key)
         if reply is not None and self.askers[key] != pair_id:
             reply = reply.at_no_cost()
         return reply
 
     def asked(self, key: str, tokens: int, usd: float) -> int:
-        """Notes a request before it is sent, with the most it can take. Returns its number."""
+        """Records a request before it is sent, with its upper bound. Returns its number."""
         number, self._next = self._next, self._next + 1
         self._append({"ask": number, "key": key, "tokens": tokens, "usd": usd})
         return number
 
     def settled(self, number: int, tokens: int, usd: float) -> None:
-        """Notes what a request took."""
+        """Records the actual cost of a request."""
         self._append({"took": number, "tokens": tokens, "usd": usd})
 
     def answered(self, pair_id: str, reply: Reply) -> None:
@@ -70,7 +70,7 @@ class Journal:
         self._append({"pair_id": pair_id, "reply": asdict(reply)})
 
     def failed(self, pair_id: str, key: str) -> None:
-        """Notes a question that got no usable answer however often it was asked, for the next start to know."""
+        """Records a request without a usable answer after all retries; the next start reads this."""
         self._append({"failed": key, "by": pair_id})
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ class Journal:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """A killed process can leave half a line at the end: it was never a whole answer."""
+    """Removes an incomplete last line, which a killed process can leave."""
     if not path.is_file():
         return
     with open(path, "rb+") as file:
@@ -105,7 +105,7 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a journal. Raises LoreError for one that is damaged in the middle."""
+    """The complete lines of a journal. Raises LoreError for a damaged line before the end."""
     if not path.is_file():
         return
     with open(path, "rb") as file:
@@ -116,13 +116,13 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line.decode(errors="surrogatepass"))
             except ValueError as error:
                 raise LoreError(
-                    f"{path}, line {number} is no JSON ({error}), so what was asked is not known. Restore the file, or delete it "
-                    "to ask its pairs again."
+                    f"{path}, line {number} is not JSON ({error}), so its requests are unknown. Restore the file, or delete it to "
+                    "repeat the requests of its pairs."
                 ) from error
 
 
 def totals(folder: Path, shared: "Shared | None" = None) -> Totals:
-    """What all journals of a folder add up to; their answers go to `shared` on the way."""
+    """Sums over all journals of a folder. Also adds their answers to `shared`."""
     total = Totals()
     for path in sorted(folder.glob("*.jsonl")):
         held: dict[int, tuple[int, float]] = {}
@@ -145,7 +145,7 @@ def totals(folder: Path, shared: "Shared | None" = None) -> Totals:
 
 
 class Shared:
-    """Answers that pairs of other chunks can use too: those about a query alone. The oldest leave first."""
+    """Answers that pairs of other chunks can reuse: those that depend only on the query. The oldest are evicted first."""
 
     def __init__(self):
         self._replies: dict[str, Reply] = {}
@@ -157,20 +157,20 @@ class Shared:
                 del self._replies[next(iter(self._replies))]
 
     def get(self, key: str) -> Reply | None:
-        """The answer, at no cost to who uses it again."""
+        """The answer, at no cost."""
         reply = self._replies.get(key)
         return reply and reply.at_no_cost()
 
 
 class Earlier:
-    """Answers of other runs, looked up by key and read where they lie."""
+    """Answers of other runs, indexed by key and read from their files on demand."""
 
     def __init__(self, folders: list[str]):
         self._places: dict[str, tuple[Path, int]] = {}
         for folder in folders:
             answers = Path(folder) / "answers"
             if not answers.is_dir():
-                raise LoreError(f"reuse: {folder} has no folder answers, so it is no run of stage synthesize. Correct the path.")
+                raise LoreError(f"reuse: {folder} has no folder answers, so it is not a run of stage synthesize. Correct the path.")
             for path in sorted(answers.glob("*.jsonl")):
                 self._index(path)
 

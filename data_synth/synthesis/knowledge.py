@@ -1,4 +1,4 @@
-"""Step 1, knowledge: what the query demands. Jargon, lines, nicknames and needs are resolved, with injected facts where given."""
+"""Step 1, knowledge: the demands of the query. Jargon, product lines, nicknames and needs are resolved, with facts if given."""
 
 from lore.codec.prompt import Message
 from lore.data.pair import Pair
@@ -12,7 +12,7 @@ def prompt(prompts: Prompts, pair: Pair, facts: list[str]) -> list[Message]:
 
 
 def read(text: str, rubric: Rubric) -> list[Wish]:
-    """The demands of an answer. Raises Unreadable for any other form, or a dimension that the rubric does not have."""
+    """Parses the demands of an answer. Raises Unreadable for any other form, or a dimension that the rubric does not have."""
     rows = rows_of(one_object(text, "demands"), "demands", ("dimension", "words", "wanted"))
     if not rows:
         raise Unreadable("no demand: every query asks for something")

@@ -1,7 +1,6 @@
-"""Step 2, multimodal: what the item offers for each demand, and where that can be read or seen.
+"""Step 2, multimodal: what the item offers for each demand, and where it is written or visible.
 
-Two ways: a vision teacher writes a caption of the photo first and a text teacher reads it, or a vision-language teacher is
-shown the photo itself.
+There are two ways: a vision model writes a caption and a text teacher reads it, or a vision-language teacher sees the photo.
 """
 
 from lore.codec.prompt import Message
@@ -28,13 +27,13 @@ def read_caption(text: str) -> str:
 def prompt(
     prompts: Prompts, pair: Pair, wishes: list[Wish], facts: list[str], *, caption: str | None, photo: bool
 ) -> list[Message]:
-    """photo: show the photo itself."""
+    """photo: include the photo in the prompt."""
     values = {"wishes": wishes, "facts": facts, "caption": caption, "item": prompts.item(pair, photo)}
     return prompts.messages("multimodal", photo=pair.image if photo else None, **values)
 
 
 def read(text: str, wishes: list[Wish]) -> list[Evidence]:
-    """One finding per demand, or fewer where the item is another thing altogether. Raises Unreadable for any other form."""
+    """One finding per demand, or fewer if the item is a different kind of thing. Raises Unreadable for any other form."""
     rows = rows_of(one_object(text, "evidence"), "evidence", ("found", "source"))
     if not rows or len(rows) > len(wishes):
         raise Unreadable(f"{len(rows)} findings for {len(wishes)} demands")

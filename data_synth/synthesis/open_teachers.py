@@ -1,4 +1,4 @@
-"""From a recipe's sections to teachers that answer. The heavy libraries are imported for the kinds that need them."""
+"""Opens the teachers of a recipe. Heavy libraries are imported only for the kinds that need them."""
 
 import importlib
 from typing import Any
@@ -14,7 +14,7 @@ from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint
 
-# By dotted name, as stages are: the shop knows the synthesis, and the synthesis does not know the shop.
+# Imported by dotted name, as stages are: the shop depends on the synthesis, not the other way around.
 PROGRAMS = {
     "shop": "lore.data_synth.shop.oracle_teacher:ShopProgram",
     "words": "lore.data_synth.synthesis.program_words:WordsProgram",
@@ -22,7 +22,7 @@ PROGRAMS = {
 
 
 def open_teachers(recipe: SynthesizeRecipe, rubric: Rubric) -> tuple[Teacher, ByModel | None, ByModel | None]:
-    """Teacher, captioner and critic. Roles that name the same model share one engine."""
+    """Teacher, captioner and critic. Roles with the same model share one engine."""
     engines: list[tuple[Any, Engine]] = []
     teacher = open_teacher(recipe.teacher, recipe, rubric, engines)
     captioner = open_teacher(recipe.captioner, recipe, rubric, engines) if recipe.captioner else None
@@ -48,7 +48,7 @@ def open_teacher(section: TeacherSection, recipe: SynthesizeRecipe, rubric: Rubr
 
 
 def teacher_name(section: TeacherSection) -> str:
-    """What makes a teacher's answers its own: model and decoding, not where it runs."""
+    """Identifies a teacher's answers: model and decoding, but not where it runs."""
     decoding = f"t{section.temperature:g} p{section.top_p:g} m{section.max_tokens}"
     if section.kind == "endpoint":
         extra = f" {sorted(section.endpoint.extra.items())}" if section.endpoint.extra else ""
@@ -60,12 +60,12 @@ def teacher_name(section: TeacherSection) -> str:
 def _program(section: TeacherSection, recipe: SynthesizeRecipe, rubric: Rubric) -> Any:
     if rubric.aggregate == "free":
         raise LoreError(
-            f"Rubric {rubric.name} leaves the verdict to the judge (aggregate: free), which no program can follow.\n"
+            f"Rubric {rubric.name} leaves the verdict to the judge (aggregate: free), so a program cannot compute it.\n"
             "Set aggregate: worst or mean in the rubric, or use a model as teacher."
         )
     if section.program == "shop" and rubric.name != "shop":
         raise LoreError(
-            f"teacher.program is shop, which knows the embedded shop alone, and the rubric is {rubric.name}.\n"
+            f"teacher.program is shop, which works only for the embedded shop, but the rubric is {rubric.name}.\n"
             "Set data.rubric: shop, or teacher.program: words for other pairs."
         )
     module, _, name = PROGRAMS[section.program].partition(":")

@@ -1,4 +1,4 @@
-"""What a run of the stage synthesize leaves for training: the accepted pairs, split by split, and the card beside them."""
+"""Writes the training data of stage synthesize: the accepted pairs by split, the task files, and the card."""
 
 import re
 from contextlib import ExitStack
@@ -29,7 +29,7 @@ DEFAULT_SPLIT = "train"
 def write_set(
     recipe: SynthesizeRecipe, folder: RunFolder, path: Path, rubric: Rubric, budget: Budget, stamp: str, *, complete: bool
 ) -> Counts:
-    """The accepted pairs, split by split, the steps that are tasks, and the card."""
+    """Writes the accepted pairs by split, the steps that are separate tasks, and the card."""
     out, counts = folder / "pairs", Counts(recipe.seed)
     store = trace_store(folder.path, stamp)
     prompts = Prompts(rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels)
@@ -39,7 +39,7 @@ def write_set(
         for number, pairs in enumerate(in_chunks(labelled(recipe.data, path), recipe.chunk_pairs)):
             if not store.is_current(number):
                 if complete:
-                    raise LoreError(f"{folder.path} has no traces of its chunk {number}: run it again, and it goes on from there.")
+                    raise LoreError(f"{folder.path} has no traces of its chunk {number}. Run the recipe again to resume it.")
                 continue
             for pair, trace in zip(pairs, read_traces(store, number), strict=True):
                 counts.add(trace)
@@ -55,7 +55,7 @@ def write_set(
                     task.write(kept, trace)
     out.mkdir(exist_ok=True)
     for old in out.glob("*.parquet"):
-        if old.stem not in writers:  # of an earlier start, whose prompts or budget kept other pairs
+        if old.stem not in writers:  # left from an earlier start that kept other pairs
             old.unlink()
     spent = [f"{budget.spent.tokens:,} tokens, {budget.spent.usd:.4f} US dollars, failed attempts included"]
     limits = [f"limit {key}: {value:g}" for key, value in recipe.budget.model_dump().items() if value is not None]
@@ -77,12 +77,12 @@ def write_set(
 
 
 def file_name(split: str | None) -> str:
-    """A split as the name of a file that is not hidden."""
+    """A split as a valid name of a file that is not hidden."""
     return re.sub(r"[^\w.-]", "_", split or "")[:100].lstrip(".") or DEFAULT_SPLIT
 
 
 def explained(pair: Pair, trace: Trace, recipe: SynthesizeRecipe) -> Pair | None:
-    """The pair with its reasoning; without one it is left out, or keeps its human label alone."""
+    """The pair with its reasoning. Without an accepted trace: None, or the pair with only its human label."""
     if not trace.accepted:
         bare = replace(pair, rationale=None, mismatch=None, rules=[], demands=[])
         return bare if recipe.unexplained == "keep" else None
@@ -99,7 +99,7 @@ def explained(pair: Pair, trace: Trace, recipe: SynthesizeRecipe) -> Pair | None
 
 
 def shown(recipe: SynthesizeRecipe) -> dict[str, Any]:
-    """The recipe as a card may show it, which others will read: no server's address, of paths the last part."""
+    """The recipe as the card shows it to others: without server addresses, and with only the last part of paths."""
     values = recipe.resolved()
     for role in recipe.teachers():
         if values[role]["endpoint"] is not None:
@@ -115,13 +115,13 @@ def shown(recipe: SynthesizeRecipe) -> dict[str, Any]:
 
 
 def last_part(value: Any) -> Any:
-    """Of a path on this machine the last part; a model's name in the hub as it is."""
+    """The last part of a local path; the name of a model on the hub unchanged."""
     local = isinstance(value, str) and (value.startswith(("/", "~", ".")) or Path(value).exists())
     return Path(value).name if local else value
 
 
 def described(section: TeacherSection) -> str:
-    """A teacher in one line, without its server's address."""
+    """One line that describes a teacher, without its server's address."""
     if section.kind == "program":
         return f"program {section.program}" + (f", {section.errors:.0%} of its answers wrong on purpose" if section.errors else "")
     name = last_part(section.endpoint.model if section.kind == "endpoint" else section.model.name)

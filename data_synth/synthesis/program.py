@@ -1,9 +1,9 @@
-"""The program teacher: writes the steps' answers by executing rubric and facts, at no cost. Two programs know how:
+"""The program teacher: computes the answers of all steps by executing the rubric, without a model. There are two programs:
 
-- shop (program_shop.py): the embedded shop, exactly;
-- words (program_words.py): any rated pairs, from the query's words found in title, attributes and description.
+- shop (lore.data_synth.shop.oracle_teacher): the embedded shop, exactly;
+- words (program_words.py): any rated pairs, by finding the words of the query in title, attributes and description.
 
-`errors` makes a share of the answers wrong on purpose, as a large model's are, to measure what the checks are worth.
+`errors` makes a share of the answers wrong, as a large model's are, to measure the checks.
 """
 
 import json
@@ -18,22 +18,22 @@ from lore.rubric.rubric import Rubric
 
 
 class Program(Protocol):
-    """Three capabilities as plain functions. Each may raise Unreadable for a pair that it cannot work out."""
+    """Three capabilities as plain functions. Each may raise Unreadable for a pair that it cannot solve."""
 
     name: str
 
     def knowledge(self, pair: Pair, facts: list[Fact]) -> list[Wish]:
-        """What the query demands, the kind of thing first."""
+        """The demands of the query; the kind of thing comes first."""
 
     def multimodal(self, pair: Pair, wishes: list[Wish], facts: list[Fact]) -> list[Evidence]:
         """What the item offers, one finding per demand."""
 
     def rules(self, pair: Pair, wishes: list[Wish], evidence: list[Evidence]) -> list[Ruling]:
-        """The rule of each demand; fewer where one of them already makes the item irrelevant."""
+        """The rule of each demand; fewer if one of them already makes the item irrelevant."""
 
 
 class ProgramTeacher:
-    """Answers every step in the form that prompts ask of a language model."""
+    """Answers every step in the format that the prompts ask of a language model."""
 
     def __init__(self, program: Program, rubric: Rubric, errors: float = 0.0):
         self.program, self.rubric, self.errors = program, rubric, errors
@@ -43,7 +43,7 @@ class ProgramTeacher:
         wishes = self.program.knowledge(pair, facts)
         rng = self._slips(pair, "knowledge", draw)
         if rng and len(wishes) > 1 and rng.random() < 0.5:
-            del wishes[rng.randrange(1, len(wishes))]  # a demand overlooked
+            del wishes[rng.randrange(1, len(wishes))]  # misses a demand
         elif rng:
             wish = rng.choice(wishes)
             wish.wanted = self._other(rng, wish.wanted, [w.wanted for w in wishes])
@@ -67,7 +67,7 @@ class ProgramTeacher:
         return _json(rulings=[asdict(ruling) for ruling in rulings], verdict=verdict)
 
     def _slips(self, pair: Pair, step: str, draw: int) -> random.Random | None:
-        """The source of a mistake where this answer is to hold one; another draw of the same pair slips anew."""
+        """A random generator if this answer must contain an error, else None. Other draws of the same pair err independently."""
         rng = random.Random(f"{pair.pair_id}/{step}/{draw}")
         return rng if rng.random() < self.errors else None
 

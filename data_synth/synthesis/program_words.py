@@ -1,10 +1,10 @@
 """The program teacher for any rated pairs: each word of the query is a demand, and is found in the item's texts or not.
 
-The last content word before `for`, `with` or `in` names the kind of thing, the item's own brand is a brand, all other words
-are attributes. A word counts as found with or without a plural s, glued to its neighbour (`air pods`, `airpods`), or through a
-fact that is given. Found words get the rule of the best tier, where their dimension has one, missing ones the worst. Left out:
-synonyms that no fact states, how much a word matters, and everything that only a reader understands; so many traces contradict
-the raters, and the checks reject those.
+The last content word before `for`, `with` or `in` names the kind of thing, a word of the item's own brand is a brand, and all
+other words are attributes. A word also counts as found with or without a plural s, joined to its neighbor (`air pods`,
+`airpods`), or through a given fact. A found word gets the rule of the best tier, if its dimension has one; a missing word gets
+the rule of the worst tier. Left out: synonyms without a fact, the importance of a word, and everything that needs real
+understanding. So many traces contradict the raters, and the checks reject those.
 """
 
 from lore.codec.lexical_match import HAN, content_words, forms, pieces, spellings
@@ -20,14 +20,14 @@ DETAILS = ("attribute", "special", "specification", "function", "style")
 
 
 class WordsProgram:
-    """knowledge, multimodal and rules over the words of a pair."""
+    """Implements the three steps over the words of a pair."""
 
     def __init__(self, rubric: Rubric, language: str = "en"):
         self.name, self.rubric, self.language = "words", rubric, language
         ids = [dimension.id for dimension in rubric.dimensions]
         if not ids or not rubric.rules:
             raise LoreError(
-                f"teacher.program words gives every query word a dimension and a rule, and rubric {rubric.name} has none.\n"
+                f"teacher.program words assigns a dimension and a rule to every query word, and rubric {rubric.name} has none.\n"
                 "Add dimensions and rules to the rubric, or use another teacher."
             )
         self.kind = "category" if "category" in ids else ids[0]
@@ -100,7 +100,7 @@ class WordsProgram:
 
 
 class _Words:
-    """The words of one text, alone and in neighbouring pairs."""
+    """The words of one text, single and in neighboring pairs."""
 
     def __init__(self, text: str):
         words = pieces(text)
@@ -109,12 +109,12 @@ class _Words:
         self.pairs = {a + b: f"{a} {b}" for a, b in zip(words, words[1:], strict=False)}
 
     def spelt(self, piece: str) -> str:
-        """How the text writes a piece; "" where it does not. Nothing divides Han characters into words: they stand anywhere."""
+        """The text's spelling of a word, or "" if it is missing. Han characters have no word boundaries, so they match anywhere."""
         spelt = next((self.single[form] for form in sorted(forms(piece)) if form in self.single), "")
         return spelt or (piece if HAN.match(piece) and piece in self.text else "")
 
     def glued(self, word: str, query: list[str]) -> str:
-        """How the text writes a query word that it glues to a neighbour, or divides in two; "" where it does not."""
+        """The text's spelling of a query word that it joins to a neighbor or splits in two; "" if there is none."""
         if word in self.pairs:
             return self.pairs[word]
         for a, b in zip(query, query[1:], strict=False):

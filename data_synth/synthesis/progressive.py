@@ -1,11 +1,11 @@
-"""Progressive synthesis: knowledge, then what the item offers, then the rules, merged into one short rationale.
+"""Progressive synthesis: knowledge, then the item's properties, then the rules, merged into one short rationale.
 
 After LORE (arXiv 2512.03025): knowledge injection, image understanding, rule application, in this order. Left out: long free-form
-chains of thought, which the paper finds unnecessary; each step is a list that can be checked line by line.
+chains of thought, which the paper finds unnecessary. Each step is a list that can be checked line by line.
 
-Attempts: every pair gets `samples` at once; where none passes, further ones up to `most`, and up to `most_hard` where the attempts
-disagree about the tier or the pair is of a hard slice (rejection sampling); then, if the recipe allows it, some with the human
-label shown.
+Attempts: every pair gets `samples` attempts at once. If none passes, more follow up to `most`, or up to `most_hard` if the
+attempts disagree about the tier or the pair is in a hard slice (rejection sampling). Then, if the recipe allows it, some
+attempts see the human label.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from lore.support.errors import LoreError
 
 @dataclass
 class Synthesis:
-    """Everything that turns a pair into a trace."""
+    """Turns a pair into a trace."""
 
     recipe: SynthesizeRecipe
     rubric: Rubric
@@ -41,11 +41,12 @@ class Synthesis:
     facts: Facts | None = None
 
     async def trace(self, pair: Pair, work: Work) -> Trace:
-        """Attempts until one is accepted; the accepted one, or the nearest. Raises BudgetReached when the money is gone first,
-        EndpointFailed where a question got no usable answer, LoreError for a label that is no tier of the rubric.
+        """Makes attempts until one is accepted. Returns that one, or the rejected one with the fewest failed checks. Raises
+        BudgetReached if the budget ends first, EndpointFailed for a request without a usable answer, LoreError for a label
+        that is not a tier of the rubric.
         """
         attempts, drafts = self.recipe.attempts, []
-        self.rubric.index(pair.label)  # of another rubric no verdict can be right, so nothing is asked
+        self.rubric.index(pair.label)  # no verdict can match a label of another rubric, so it raises before any request
         if not self.recipe.description:
             pair = replace(pair, description=None)
         if attempts.hint != "always":
@@ -64,7 +65,7 @@ class Synthesis:
         return self._as_trace(pair, kept, drafts)
 
     async def attempt(self, pair: Pair, work: Work, draw: int, hint: str | None) -> Draft:
-        """One walk through the steps, and the checks of what came out."""
+        """One pass through the steps, with the checks of its result."""
         draft = Draft(draw, hint is not None)
         step = "knowledge"
         try:
@@ -75,7 +76,7 @@ class Synthesis:
             step = "caption"
             photo = pair.image is not None and self.recipe.photos != "none"
             if photo:
-                self._check_eyes(pair)
+                self._check_takes_images(pair)
             if photo and self.recipe.photos == "caption":
                 reply = await (self.captioner or self.teacher).caption(work, pair, draw)
                 draft.replies.append(reply)
@@ -91,26 +92,26 @@ class Synthesis:
             reply = await self.teacher.rules(work, pair, wishes, draft.evidence, draw, hint=hint)
             draft.replies.append(reply)
             draft.rulings, draft.verdicts = rules.read(reply.text, wishes)
-        except (Unreadable, RequestRefused, ImageError) as error:  # this pair's trouble, not the run's
+        except (Unreadable, RequestRefused, ImageError) as error:  # affects this pair only, so the run continues
             draft.failure, draft.hopeless = f"{step}: {error}", isinstance(error, ImageError)
             return draft
         draft.tier = draft.verdicts[-1]
         self.merge(draft)
         draft.checks = self.verifier.check(draft, pair)
         if self.critic is not None and draft.accepted:
-            await self._criticise(draft, pair, work)
+            await self._critique(draft, pair, work)
         return draft
 
-    def _check_eyes(self, pair: Pair) -> None:
+    def _check_takes_images(self, pair: Pair) -> None:
         role = "captioner" if self.captioner is not None else "teacher"
         if not getattr(self.captioner or self.teacher, "takes_images", True):
             raise LoreError(
-                f"pair {pair.pair_id} has a photo, and the model of {role} takes none.\n"
-                "Name a vision-language model, set photos: caption and a captioner that is one, or photos: none to go by the texts."
+                f"pair {pair.pair_id} has a photo, but the model of {role} does not accept images.\n"
+                "Name a vision-language model, set photos: caption with such a captioner, or photos: none to use only texts."
             )
 
     def merge(self, draft: Draft) -> None:
-        """The three steps as one list of demands and a short rationale: demands that are met leave first where it is too long."""
+        """Merges the three steps into demands and a short rationale. If it is too long, fulfilled demands are dropped first."""
         steps = zip(draft.wishes, draft.evidence, draft.rulings, strict=False)
         draft.demands = [
             Demand(wish.dimension, wish.wanted, found.found, found.source, ruling.rule, ruling.tier)
@@ -124,7 +125,7 @@ class Synthesis:
             del kept[met[-1]]
         draft.rationale = render_demands(kept, leave_out)
 
-    async def _criticise(self, draft: Draft, pair: Pair, work: Work) -> None:
+    async def _critique(self, draft: Draft, pair: Pair, work: Work) -> None:
         prompts = self.critic.prompts
         values = {"caption": draft.caption, "rationale": draft.rationale, "tier": draft.tier}
         messages = prompts.messages("critic", item=prompts.item(pair, False), **values)
@@ -148,7 +149,7 @@ class Synthesis:
         return attempts.most_hard if hard else attempts.most
 
     def _agree(self, drafts: list[Draft]) -> None:
-        """Self-consistency: the share of a pair's attempts that give an attempt's verdict, as a check of its own."""
+        """Self-consistency as one more check: the share of a pair's attempts that agree with an attempt's verdict."""
         attempts = self.recipe.attempts
         if attempts.samples == 1:
             return
@@ -189,7 +190,7 @@ class Synthesis:
 
 
 async def _all(attempts: list) -> list[Draft]:
-    """Results in order. Where one fails, the others are awaited first, so that no answer of theirs is lost."""
+    """Results in order. If one fails, the others are awaited first, so their answers are not lost."""
     results = await asyncio.gather(*attempts, return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]
     if errors:
@@ -202,7 +203,7 @@ def _chosen(drafts: list[Draft]) -> Draft | None:
 
 
 def _settled(drafts: list[Draft]) -> bool:
-    """Whether no further attempt is of use: one was accepted, or the pair's photo cannot be opened."""
+    """Whether no further attempt can help: one was accepted, or the pair's photo cannot be opened."""
     return _chosen(drafts) is not None or any(draft.hopeless for draft in drafts)
 
 

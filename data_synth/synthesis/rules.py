@@ -1,4 +1,4 @@
-"""Step 3, rules: demand by demand the rule that applies and its tier, then the verdict."""
+"""Step 3, rules: the rule and its tier for each demand, then the verdict."""
 
 from lore.codec.prompt import Message
 from lore.data.pair import Pair
@@ -7,13 +7,13 @@ from lore.data_synth.synthesis.trace import MAX_TEXT, Evidence, Ruling, Unreadab
 
 
 def prompt(prompts: Prompts, pair: Pair, wishes: list[Wish], evidence: list[Evidence], hint: str | None) -> list[Message]:
-    """hint: the human label, for a teacher that is to explain it."""
+    """hint: the human label, for a teacher that must explain it."""
     values = {"query": pair.query, "wishes": wishes[: len(evidence)], "evidence": evidence, "hint": hint}
     return prompts.messages("rules", **values)
 
 
 def read(text: str, wishes: list[Wish]) -> tuple[list[Ruling], list[str]]:
-    """The rulings, and every verdict that the answer names: a good one names one. Raises Unreadable for any other form."""
+    """Parses the rulings and every verdict in the answer; a valid one has one verdict. Raises Unreadable for any other form."""
     answer = one_object(text, "verdict")
     if not isinstance(answer["verdict"], str | int):
         raise Unreadable(f"verdict is {str(answer['verdict'])[:60]!r}, not a tier")

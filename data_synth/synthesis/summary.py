@@ -1,4 +1,4 @@
-"""What the traces of a synthesized set add up to, and the tables that show it in a card and in a terminal."""
+"""Counts over the traces of a synthesized data set, and the tables of these counts for a card or a terminal."""
 
 import hashlib
 import json
@@ -10,12 +10,12 @@ from lore.codec.sanitize import neutralise
 from lore.data_synth.synthesis.trace import STEPS, Trace
 from lore.support.errors import LoreError
 
-MAX_KEYS = 1000  # of one counter; what comes later is counted as OTHERS
+MAX_KEYS = 1000  # per counter; later keys count as OTHERS
 OTHERS = "(others)"
 SAMPLES = 20
 SHOWN_ROWS = 40
 SHOWN = {"query": 200, "title": 300, "rationale": 800, "why": 200}  # characters
-WHERE = {  # what a failed check says about the step that went wrong; every other check is one of form
+WHERE = {  # the step that a failed check points to; every other check is about form
     "coverage": "knowledge",
     "grounding": "multimodal",
     "rules": "rules",
@@ -26,9 +26,9 @@ WHERE = {  # what a failed check says about the step that went wrong; every othe
 }
 PLACES = {
     "knowledge": "a demand is missing or made up",
-    "multimodal": "a finding is not the item's",
-    "rules": "rule, tiers and verdict do not fit together",
-    "verdict": "the steps hold together, and the tier is not the label's",
+    "multimodal": "a finding does not match the item",
+    "rules": "rules, tiers and verdict contradict each other",
+    "verdict": "the steps are consistent, but the tier differs from the label",
     "form": "length, language, copied or leaked text, or the critic",
 }
 
@@ -39,30 +39,30 @@ def _tally() -> Any:
 
 @dataclass
 class Counts:
-    """What a set's traces add up to, in bounded memory. `add` traces in any order, `merge` what other processes counted.
+    """Counts over traces, in bounded memory. `add` takes traces in any order; `merge` adds the counts of other processes.
 
-    samples: the SAMPLES traces whose pair ids hash lowest with the seed, so the same ones whoever counts in what order.
+    samples: the SAMPLES traces with the lowest hashes of seed and pair id, so they do not depend on the order of counting.
     """
 
     seed: int = 0
     given: Counter[str] = _tally()
-    """Pairs by their label."""
+    """Pairs by label."""
     accepted: Counter[str] = _tally()
     hinted: Counter[str] = _tally()
-    """Accepted pairs whose teacher was shown the label."""
+    """Accepted pairs whose teacher saw the label."""
     slices: Counter[str] = _tally()
     slices_accepted: Counter[str] = _tally()
     checks: Counter[str] = _tally()
-    """Pairs whose kept attempt failed a check."""
+    """Pairs whose kept attempt failed a check, by check."""
     attempt_checks: Counter[str] = _tally()
-    """Attempts that failed a check."""
+    """Attempts that failed a check, by check."""
     places: Counter[str] = _tally()
-    """Rejected pairs by the first step that went wrong, a key of PLACES."""
+    """Rejected pairs by the first step that failed, a key of PLACES."""
     attempts: Counter[int] = _tally()
     """Pairs by their number of attempts."""
     attempts_hinted: int = 0
     steps: dict[str, Counter[str]] = field(default_factory=dict)
-    """By step: answers, prompt_tokens, completion_tokens and usd. An answer that two pairs share counts with both."""
+    """By step: answers, prompt_tokens, completion_tokens and usd. An answer that two pairs share counts for both."""
     samples: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -70,7 +70,7 @@ class Counts:
         return sum(self.given.values())
 
     def add(self, trace: Trace) -> None:
-        """Counts one trace."""
+        """Adds one trace."""
         _count(self.given, trace.label)
         if trace.accepted:
             _count(self.accepted, trace.label)
@@ -100,9 +100,9 @@ class Counts:
             self._keep([_sample(trace, rank)])
 
     def merge(self, other: "Counts") -> None:
-        """Adds what another process counted over other traces. Raises LoreError where its seed is another."""
+        """Adds counts of another process over other traces. Raises LoreError if the seeds differ."""
         if self.seed != other.seed:
-            raise LoreError(f"Counts with seeds {self.seed} and {other.seed} hold samples drawn apart: count both with one seed.")
+            raise LoreError(f"Counts with seeds {self.seed} and {other.seed} have different samples. Count both with one seed.")
         for name, value in vars(other).items():
             if isinstance(value, Counter):
                 for key, count in value.items():
@@ -117,7 +117,7 @@ class Counts:
 
     @classmethod
     def from_json(cls, text: str) -> "Counts":
-        """The counts that `to_json` wrote."""
+        """Reads the output of `to_json`."""
         values = json.loads(text)
         counts = cls(**{name: Counter(value) if isinstance(value, dict) else value for name, value in values.items()})
         counts.attempts = Counter({int(number): pairs for number, pairs in values["attempts"].items()})
@@ -130,7 +130,7 @@ class Counts:
 
 @dataclass
 class Table:
-    """One table of counts, for a card or a terminal. rows: the first cell names, the others are numbers. note: how to read it."""
+    """One table of counts. rows: a name, then numbers. note: how to read the table."""
 
     title: str
     columns: list[str]
@@ -139,7 +139,7 @@ class Table:
 
 
 def first_place(trace: Trace) -> str:
-    """Which step of a rejected trace went wrong first, a key of PLACES."""
+    """The first step of a rejected trace that failed, a key of PLACES."""
     if trace.failure:  # "rules: a verdict without rulings"
         step = trace.failure.partition(":")[0]
         return {"knowledge": "knowledge", "caption": "multimodal", "multimodal": "multimodal", "rules": "rules"}.get(step, "form")
@@ -148,7 +148,7 @@ def first_place(trace: Trace) -> str:
 
 
 def tables(counts: Counts, tier_ids: list[str] | None = None) -> list[Table]:
-    """All counts as tables. tier_ids: the rubric's, worst first; by default the labels as they sort."""
+    """All counts as tables. tier_ids: the rubric's, worst first; by default the labels in sorted order."""
     labels = [label for label in (tier_ids or []) if label in counts.given]
     labels += sorted(label for label in counts.given if label not in labels)
     total = counts.pairs
@@ -169,7 +169,7 @@ def tables(counts: Counts, tier_ids: list[str] | None = None) -> list[Table]:
         rows = [
             [f"{place}: {PLACES[place]}", f"{counts.places[place]:,}", percent(counts.places[place], rejected)] for place in PLACES
         ]
-        note = "Each rejected pair counts once, at the first step that its kept attempt got wrong."
+        note = "Each rejected pair counts once, at the first step that failed in its kept attempt."
         found.append(Table("Where rejected pairs fail", ["step", "pairs", "share"], rows, note))
     tried = sum(number * pairs for number, pairs in counts.attempts.items())
     names = sorted(
@@ -182,11 +182,11 @@ def tables(counts: Counts, tier_ids: list[str] | None = None) -> list[Table]:
     ]
     if rows:
         columns = ["check", "pairs", "share", "attempts", "share of attempts"]
-        note = f"Failures in the attempt that was kept, and in all {tried:,} attempts; a pair can fail several checks."
+        note = f"Failures in the kept attempt, and in all {tried:,} attempts; a pair can fail several checks."
         found.append(Table("Failed checks", columns, rows[:SHOWN_ROWS], note))
     rows = [[f"{number}", f"{pairs:,}", percent(pairs, total)] for number, pairs in sorted(counts.attempts.items())]
-    note = f"{counts.attempts_hinted:,} attempts were shown the human label."
-    found.append(Table("Attempts to a pair", ["attempts", "pairs", "share"], rows, note))
+    note = f"{counts.attempts_hinted:,} attempts saw the human label."
+    found.append(Table("Attempts per pair", ["attempts", "pairs", "share"], rows, note))
     took = {step: counts.steps[step] for step in (*STEPS, OTHERS) if step in counts.steps}
     took["all"] = sum(took.values(), Counter())
     rows = [
@@ -194,7 +194,7 @@ def tables(counts: Counts, tier_ids: list[str] | None = None) -> list[Table]:
         for step, sums in took.items()
     ]
     columns = ["step", "answers", "prompt tokens", "completion tokens", "US dollars"]
-    note = "An answer counts with every pair that used it, so the sum can be above what was spent."
+    note = "An answer counts for every pair that used it, so the sum can exceed the spent total."
     return [*found, Table("Answers of the teachers", columns, rows, note)]
 
 

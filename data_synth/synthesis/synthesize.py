@@ -1,11 +1,11 @@
-"""Stage synthesize: a teacher reasons about rated pairs in three steps, every trace is checked, and what passes is an SFT set
-with a card.
+"""Stage synthesize: a teacher reasons about rated pairs in three steps, and checks verify every trace. Traces that pass become an
+SFT data set with a card.
 
     lore run recipes/synthesize.yaml
 
-The run folder holds answers/ (what was asked and came back), traces/ (one row per pair, accepted or not, with every check) and
-pairs/ (the set: `data.path` of an SFT recipe, or datasets.load_dataset). A stopped run goes on with the same command and asks
-nothing twice.
+The run folder holds answers/ (requests and answers), traces/ (one row per pair, accepted or not, with every check) and pairs/
+(the data set: `data.path` of an SFT recipe, or datasets.load_dataset). The same command resumes a stopped run without repeating
+any request.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ TICK_SECONDS = 2.0
 
 
 def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
-    """Writes traces, set and card. The main process does it alone; other processes return at once."""
+    """Writes traces, data set and card. Only the main process works; other processes return at once."""
     if not is_main_process():
         return
     rubric = load_rubric(recipe.data.rubric)
@@ -79,7 +79,7 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
     if counts.pairs or error is None:
         report(counts, rubric, folder)
     if error is not None:
-        raise LoreError(f"{error}\n{counts.pairs:,} pairs have a trace so far; {folder / 'pairs'} holds what was accepted of them.")
+        raise LoreError(f"{error}\n{counts.pairs:,} pairs have a trace so far; {folder / 'pairs'} holds the accepted ones.")
     folder.finish(
         {
             "pairs": counts.pairs,
@@ -94,10 +94,10 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
 
 
 def report(counts: Counts, rubric: Rubric, folder: RunFolder) -> None:
-    """What was kept by tier, and what most of the others failed."""
+    """Prints the acceptance per tier, and the most frequent failed checks."""
     if not counts.pairs:
         raise LoreError(
-            "synthesize: the data section selects no labelled pair, so there is nothing to reason about.\n"
+            "synthesize: the data section selects no labeled pair, so there is nothing to reason about.\n"
             "Check data.path, data.split, data.slices and data.limit against `lore data stats`."
         )
     tiers = [f"{tier} {percent(counts.accepted[tier], counts.given[tier])}" for tier in rubric.tier_ids if counts.given[tier]]
@@ -109,11 +109,11 @@ def report(counts: Counts, rubric: Rubric, folder: RunFolder) -> None:
 
 
 class Unanswered(LoreError):
-    """Some pairs have no trace, since the server gave no answer to them."""
+    """Some pairs have no trace because the server did not answer."""
 
 
 class Pipeline:
-    """Streams pairs through the teacher: many at once, chunk after chunk without a pause between, in bounded memory."""
+    """Streams pairs through the teacher: many at once, without pauses between chunks, in bounded memory."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class Pipeline:
         self.last_failure = ""
 
     async def run(self) -> None:
-        """Raises BudgetReached, or the error that stopped the teacher, after everything in flight has come back and is stored."""
+        """Raises BudgetReached, or the error that stopped the teacher, after all requests in flight are finished and stored."""
         ticker = asyncio.create_task(self._tick())
         chunks: list[asyncio.Task] = []
         try:
@@ -142,7 +142,7 @@ class Pipeline:
                 if self.store.is_current(number):
                     self.done += len(pairs)
                     continue
-                self.store.path(number).unlink(missing_ok=True)  # of other prompts: its answers are in the journal
+                self.store.path(number).unlink(missing_ok=True)  # written with other prompts; its answers stay in the journal
                 work = Work(Journal(self.folder / "answers" / f"{number:06d}.jsonl"), self.budget, self.earlier, self.shared)
                 tasks = []
                 for pair in pairs:
@@ -166,7 +166,7 @@ class Pipeline:
         if self.unanswered:
             raise Unanswered(
                 f"{self.unanswered:,} pairs got no usable answer. The last one: {self.last_failure}\n"
-                "The same command asks them again; what fails a second time is put among the rejected."
+                "The same command repeats them; pairs that fail a second time are rejected."
             )
 
     async def _pair(self, pair: Pair, work: Work) -> Trace | None:
@@ -175,10 +175,10 @@ class Pipeline:
             self.done += 1
             self.accepted += trace.accepted
             return trace
-        except EndpointFailed as error:  # others may go on; the next start asks again
+        except EndpointFailed as error:  # other pairs may succeed; the next start repeats this one
             self.unanswered, self.last_failure = self.unanswered + 1, str(error)
             return None
-        except Exception as error:  # the first one stops the run; pairs under way come to their end first
+        except Exception as error:  # the first error stops the run after the pairs in flight have finished
             self._halt(error)
             return None
         finally:
@@ -194,11 +194,11 @@ class Pipeline:
             work.journal.close()
             if len(traces) == expected and all(trace is not None for trace in traces):
                 await asyncio.to_thread(self.store.write, number, [trace.row() for trace in traces])  # the first one imports pandas
-        except Exception as error:  # a chunk without its file must not pass for a finished one
+        except Exception as error:  # a chunk without its file must not count as finished
             self._halt(error)
 
     async def _tick(self) -> None:
-        """Notes the seconds of work, and says how far the run is."""
+        """Records the seconds of work and prints the progress."""
         said = time.monotonic()
         while True:
             await asyncio.sleep(TICK_SECONDS)
@@ -206,7 +206,7 @@ class Pipeline:
             if time.monotonic() - said > 15 * TICK_SECONDS:
                 said = time.monotonic()
                 spent = self.budget.spent
-                say(f"{self.done:,} pairs, {self.accepted:,} accepted now; {spent.tokens:,} tokens, {spent.usd:.4f} US dollars")
+                say(f"{self.done:,} pairs, {self.accepted:,} accepted so far; {spent.tokens:,} tokens, {spent.usd:.4f} US dollars")
 
     async def _close(self) -> None:
         for teacher in (self.synthesis.teacher, self.synthesis.captioner, self.synthesis.critic):
@@ -216,7 +216,7 @@ class Pipeline:
 
 
 def pairs_at_once(recipe: SynthesizeRecipe) -> int:
-    """Pairs under way: enough to keep every connection, or a large batch, busy."""
+    """Pairs in flight: enough to keep every connection, or a large batch, busy."""
     if recipe.teacher.kind == "endpoint":
         return 2 * recipe.teacher.endpoint.max_concurrency
     return 512 if recipe.teacher.kind in ("vllm", "transformers") else 16
@@ -232,7 +232,7 @@ def stamp_of(recipe: SynthesizeRecipe, rubric: Rubric, data: str, facts: str) ->
 
 
 def student_tokenizer(recipe: SynthesizeRecipe):
-    """The tokenizer that counts rationales, where the recipe names one."""
+    """The tokenizer that counts rationales; None if the recipe names none."""
     if recipe.rationale.tokenizer is None:
         return None
     from lore.engines.config import ModelSection
@@ -243,8 +243,8 @@ def student_tokenizer(recipe: SynthesizeRecipe):
 
 
 def spent_before(folder: RunFolder, shared: Shared) -> Spent:
-    """What earlier starts took; what they know of queries goes to `shared`. Requests that were under way when one was killed
-    count at their bound.
+    """The cost of earlier starts. Also adds their answers about queries to `shared`. Requests in flight when a start was killed
+    count with their bound.
     """
     total = totals(folder / "answers", shared)
     path = folder / "answers" / "seconds.json"

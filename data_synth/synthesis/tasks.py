@@ -1,5 +1,5 @@
-"""The steps of accepted traces as tasks of their own: a model can be trained on one capability beside the judging (`auxiliary` of
-an SFT recipe). The prompt is the step's, without facts; the answer is what the accepted trace holds.
+"""The steps of accepted traces as separate tasks, to train single capabilities beside judging (`auxiliary` of an SFT recipe). The
+prompt is the step's prompt without facts; the answer comes from the accepted trace.
 
     tasks/<step>.parquet   task, pair_id, label, messages (JSON), completion, image
 """
@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
 
 
 class TaskWriter:
-    """Rows of one step for an open file."""
+    """Writes the rows of one step to an open file."""
 
     def __init__(self, file: pq.ParquetWriter, step: str, prompts: Prompts):
         self.file, self.step, self.prompts = file, step, prompts
@@ -39,7 +39,7 @@ class TaskWriter:
         self._last_query: str | None = None
 
     def write(self, pair: Pair, trace: Trace) -> None:
-        """Adds an accepted trace's step. Of neighbours with one query, knowledge takes the first."""
+        """Adds the step of an accepted trace. For neighboring pairs with the same query, knowledge is written once."""
         if self.step == "knowledge" and pair.query == self._last_query:
             return
         self._last_query = pair.query
@@ -54,7 +54,7 @@ class TaskWriter:
 
 @contextmanager
 def task_file(folder: Path, step: str, prompts: Prompts) -> Iterator[TaskWriter]:
-    """One step's file; it appears when the block ends without an error."""
+    """Opens the file of one step. The file appears when the block ends without an error."""
     with written_whole(folder / f"{step}.parquet") as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as parquet:
         writer = TaskWriter(parquet, step, prompts)
         yield writer
@@ -74,7 +74,7 @@ def task_row(step: str, pair: Pair, trace: Trace, prompts: Prompts) -> dict[str,
     elif step == "multimodal":
         try:
             messages = multimodal.prompt(prompts, pair, wishes, [], caption=None, photo=photo)
-        except ImageError:  # the teacher had no need of it either
+        except ImageError:  # the teacher did not need the photo either
             photo, messages = False, multimodal.prompt(prompts, pair, wishes, [], caption=None, photo=False)
         answer = {"evidence": [{"found": e.found, "source": e.source} for e in evidence]}
     else:
@@ -91,7 +91,7 @@ def task_row(step: str, pair: Pair, trace: Trace, prompts: Prompts) -> dict[str,
 
 
 def read_tasks(files: list[Path]) -> Iterator[dict[str, Any]]:
-    """The rows of task files, messages as Python values."""
+    """The rows of task files, with messages as Python values."""
     for file in files:
         with pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(BATCH):

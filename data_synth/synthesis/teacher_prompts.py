@@ -1,7 +1,8 @@
-"""Prompts of the teacher, one file a step: `prompts/<step>.<language>.md`, a Jinja text with the system part before `=== user`.
+"""Prompts of the teacher: one file per step, `prompts/<step>.<language>.md`, a Jinja template with the system part before the line
+`=== user`.
 
-Everything that shoppers and sellers wrote is neutralised before it is placed. What pairs share stands first, so that a server can
-cache it. A recipe's own folder of prompts is looked into before the shipped one.
+All texts of shoppers and sellers are neutralized before they are inserted. Shared parts come first, so that a server can cache the
+prefix. The recipe's own folder of prompts takes precedence over the shipped one.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ KEPT = 256
 
 @dataclass(frozen=True)
 class Prompts:
-    """The texts of the steps in one language. tokenizer: of an engine in this process, whose control strings are taken out."""
+    """The prompts of all steps in one language. tokenizer: of a local engine; its control strings are removed from texts."""
 
     rubric: Rubric
     language: str = "en"
@@ -44,20 +45,20 @@ class Prompts:
         return control_strings(self.tokenizer) if self.tokenizer is not None else frozenset()
 
     def source(self, step: str) -> str:
-        """The text of a step's file. Raises LoreError where there is none."""
+        """The text of a step's file. Raises LoreError if there is none."""
         return _read(step, self.language, self.folder)
 
     def instructions(self) -> tuple[str, ...]:
-        """What every prompt of a step shares, unfilled, so without the rubric: the text that an answer must not copy."""
+        """The unfilled system parts of all prompts, without the rubric: texts that an answer must not copy."""
         return tuple(self.source(step).partition(DIVIDER)[0] for step in STEPS)
 
     def messages(self, step: str, *, photo: Any = None, item: str | None = None, **values: Any) -> list[Message]:
-        """System and user message of a step. item: the block that `item` makes; every other text among the values, a fact and a
-        teacher's own words too, becomes one harmless line. Raises LoreError for a prompt file that cannot be filled in.
+        """System and user message of a step. item: the output of `item`. All other values, facts and teachers' texts included, are
+        neutralized to one line. Raises LoreError for a prompt file that cannot be rendered.
         """
         known = {"rubric": self.rubric, **{name: self._safe(value) for name, value in values.items()}}
         known |= {} if item is None else {"item": item}
-        # Apart, so that no value can stand for the divider.
+        # Split before rendering, so that no value can contain the divider.
         first, second = self.source(step).split(DIVIDER)
         system, user = self._shared(first, step, known), _filled(second, step, known)
         if photo is None:
@@ -65,23 +66,23 @@ class Prompts:
         before, mark, after = user.partition(PHOTO)
         if not mark:
             raise LoreError(
-                f"The prompt of step {step} has no {PHOTO} in its second part, so its photo has no place: write {PHOTO} or "
-                "{{ item }} there."
+                f"The prompt of step {step} has no {PHOTO} in its second part, so there is no place for the photo. Write {PHOTO} "
+                "or {{ item }} there."
             )
-        # Refuses what the engine's processor does: it must not reach a batch of others.
+        # Raises what the engine's processor would raise, before the photo can fail a whole batch.
         image = open_photo(photo, PromptFormat(max_photo_pixels=self.max_photo_pixels), self.tokenizer)
         parts = [{"type": "text", "text": before + mark}, {"type": "image", "image": image}]
         parts += [{"type": "text", "text": after or "</photo>"}]
         return [{"role": "system", "content": [{"type": "text", "text": system}]}, {"role": "user", "content": parts}]
 
     def _shared(self, source: str, step: str, known: dict[str, Any]) -> str:
-        """The system part: long, and the same for all pairs that fill it in alike, so kept."""
+        """The rendered system part. It is long and the same for many pairs, so it is cached."""
         values = {name: known[name] for name in _variables(source, step) if name in known and name != "rubric"}
         if any(not isinstance(value, str | None) for value in values.values()):
             return _filled(source, step, known)
         key = (source, *sorted(values.items()))
         if key not in self._kept:
-            if len(self._kept) >= KEPT:  # a prompt file that puts the pair's own text here
+            if len(self._kept) >= KEPT:  # for a prompt file that puts the pair's own text here
                 self._kept.clear()
             self._kept[key] = _filled(source, step, known)
         return self._kept[key]
@@ -96,7 +97,7 @@ class Prompts:
         return value
 
     def item(self, pair: Pair, photo: bool) -> str:
-        """The item as judges see it, without the query; `<photo>` marks the photo's place."""
+        """The item as judges see it, without the query; `<photo>` marks the place of the photo."""
         before, after = item_text(pair, self.control, MAX_ITEM_CHARACTERS).block(photo)
         return before[before.index("<item>") :] + after
 
@@ -107,16 +108,16 @@ def _read(step: str, language: str, folder: str | None) -> str:
         path = place / name
         if path.is_file():
             if path.stat().st_size > MAX_PROMPT_BYTES:
-                raise LoreError(f"{path} has more than {MAX_PROMPT_BYTES:,} bytes, which is no prompt: shorten it.")
+                raise LoreError(f"{path} has more than {MAX_PROMPT_BYTES:,} bytes, which is too long for a prompt. Shorten it.")
             try:
                 text = path.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
-                raise LoreError(f"{path} is no UTF-8 text ({error}), so it cannot be a prompt: save it as UTF-8.") from error
+                raise LoreError(f"{path} is not UTF-8 text ({error}), so it cannot be a prompt. Save it as UTF-8.") from error
             if text.count(DIVIDER) != 1:
-                raise LoreError(f"{path} has to hold one line {DIVIDER!r} between what every pair shares and the pair's own text.")
+                raise LoreError(f"{path} must have one line {DIVIDER!r} between what all pairs share and the pair's own part.")
             return text
     known = sorted(path.name for path in FOLDER.glob("*.md"))
-    raise LoreError(f"There is no prompt {name}; shipped are {', '.join(known)}. Set `prompts` to a folder that holds it.")
+    raise LoreError(f"There is no prompt {name}; the shipped ones are {', '.join(known)}. Set `prompts` to a folder that has it.")
 
 
 def _filled(source: str, step: str, values: dict[str, Any]) -> str:
@@ -130,8 +131,8 @@ def _filled(source: str, step: str, values: dict[str, Any]) -> str:
 
 def _unfilled(step: str, error: Exception) -> LoreError:
     return LoreError(
-        f"The prompt of step {step} cannot be filled in: {str(error).rstrip('.')}. Compare it with the shipped {step}.en.md, "
-        "which holds every variable of the step."
+        f"The prompt of step {step} cannot be rendered: {str(error).rstrip('.')}. Compare it with the shipped {step}.en.md, "
+        "which uses every variable of the step."
     )
 
 
@@ -151,7 +152,7 @@ def _template(source: str) -> Any:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    # Immutable: every pair is filled in from one rubric, which no template may change for the next.
+    # Immutable: all pairs share one rubric, which no template may change.
     return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True).from_string(source)
 
 

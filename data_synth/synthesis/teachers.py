@@ -1,7 +1,7 @@
-"""Teachers: a program, a model in this process, or a server, all asked step by step in the same way.
+"""Teachers: a program, a model in this process, or a server, with the same interface for every step.
 
-A model's answers go through the run's journal: what an earlier start, another pair with the same prompt or a reused run has
-asked is not asked again.
+A model's answers go through the run's journal, so no request repeats one of an earlier start, of another pair with the same
+prompt, or of a reused run.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ MOST_REFUSED = 20
 
 @dataclass
 class Work:
-    """What is the same for all pairs of a chunk: its journal, answers of other runs and of other chunks, the budget."""
+    """Shared by all pairs of a chunk: its journal, the budget, and the answers of other runs and chunks."""
 
     journal: Journal
     budget: Budget
@@ -35,11 +35,11 @@ class Work:
 
 
 class Teacher(Protocol):
-    """The steps as questions. `draw` numbers the attempts: each gets an answer of its own."""
+    """The steps as requests. `draw` numbers the attempts; each draw has its own answer."""
 
     name: str
     repeats: bool
-    """Whether another draw can say something else."""
+    """Whether another draw can give another answer."""
 
     async def knowledge(self, work: Work, pair: Pair, facts: list[Fact], draw: int) -> Reply: ...
 
@@ -53,7 +53,7 @@ class Teacher(Protocol):
 
 
 class ByProgram:
-    """A program's answers are computed again rather than stored: they cost nothing and come out the same."""
+    """Answers of a program. They are recomputed instead of stored, because they cost nothing and do not change."""
 
     def __init__(self, program: ProgramTeacher):
         self.program, self.name, self.repeats = program, program.name, program.errors > 0
@@ -77,7 +77,7 @@ Complete = Callable[[Messages, Sampling, RequestGate], Awaitable[list[Completion
 
 @dataclass
 class ByModel:
-    """A language model behind `complete`. name: what makes its answers its own, in every key."""
+    """A language model behind `complete`. name: identifies its answers, as a part of every key."""
 
     name: str
     complete: Complete
@@ -88,7 +88,7 @@ class ByModel:
     takes_images: bool = True
     _under_way: dict[str, asyncio.Future] = field(default_factory=dict)
     _refused: int = 0
-    """Prompts refused in a row."""
+    """Number of consecutive refused prompts."""
     _gave_up: EndpointStopped | None = None
 
     @property
@@ -110,7 +110,7 @@ class ByModel:
         return await self.ask(work, "rules", pair, rules.prompt(self.prompts, pair, wishes, evidence, hint), draw)
 
     async def ask(self, work: Work, step: str, pair: Pair, messages: Messages, draw: int) -> Reply:
-        """One answer, from the journal where it is there. Raises BudgetReached, and what the engine raises."""
+        """One answer, from the journal if it has one. Raises BudgetReached, and the engine's errors."""
         asked = prompt_hash(messages)
         key = answer_key(step, asked, self.name, draw)
         if (known := work.journal.known(key, pair.pair_id)) is not None:
@@ -119,7 +119,7 @@ class ByModel:
             if others is not None and (known := others.get(key)) is not None:
                 work.journal.answered(pair.pair_id, known)
                 return known
-        if (other := self._under_way.get(key)) is not None:  # the same query beside another item
+        if (other := self._under_way.get(key)) is not None:  # the same query with another item
             reply = await asyncio.shield(other)
             if key not in work.journal.replies:
                 work.journal.answered(pair.pair_id, reply.at_no_cost())
@@ -140,17 +140,17 @@ class ByModel:
             return reply
         except BaseException as error:
             promise.set_exception(error if isinstance(error, Exception) else RuntimeError("stopped"))
-            promise.exception()  # fetched, so that asyncio does not report it where nobody waits
+            promise.exception()  # mark as retrieved, so asyncio does not log it if nobody awaits it
             raise
         finally:
             del self._under_way[key]
 
     async def _answer(self, pair: Pair, messages: Messages, sampling: Sampling, gate: RequestGate) -> Completion:
-        """Raises EndpointStopped where every prompt is refused: that is not the prompts' fault, and every pair would be lost."""
+        """Raises EndpointStopped if many prompts in a row are refused: the server refuses all, and every pair would be lost."""
         try:
             answer = (await self.complete(messages, sampling, gate))[0]
         except EndpointFailed as error:
-            if gate.key in gate.journal.failed_before:  # in an earlier start too: it is the prompt, not the hour
+            if gate.key in gate.journal.failed_before:  # it also failed in an earlier start, so the prompt is the cause
                 raise RequestRefused(f"no usable answer in two starts of the run: {str(error)[:300]}") from error
             gate.journal.failed(pair.pair_id, gate.key)
             raise
@@ -159,8 +159,8 @@ class ByModel:
             if self._refused < MOST_REFUSED:
                 raise
             self._gave_up = self._gave_up or EndpointStopped(
-                f"{self._refused} prompts in a row were refused, the last one so: {error}\n"
-                "What was stored is kept. Correct what is refused (a field of endpoint.extra, the temperature, a prompt too long), "
+                f"{self._refused} prompts in a row were refused. The last error: {error}\n"
+                "All answers are stored. Correct the cause (a field of endpoint.extra, the temperature, a too long prompt), "
                 "then run the same command again."
             )
             raise self._gave_up from error

@@ -1,7 +1,7 @@
-"""A trace: what a teacher said about one pair, step by step, what it merges into, and which checks it passed.
+"""A trace: a teacher's answers about one pair, step by step, their merged result, and the checks.
 
-Steps write plain JSON, whoever the teacher is: `Wish` (what the query demands), `Evidence` (what the item offers), `Ruling` (what
-the rule book makes of it). Merged they are the demands of a Pair, and the codec writes them as a rationale.
+Every kind of teacher answers in plain JSON: `Wish` (a demand of the query), `Evidence` (what the item offers for it), `Ruling`
+(the rule that applies). Merged, they are the demands of a Pair, and the codec renders them as a rationale.
 """
 
 import json
@@ -19,13 +19,13 @@ from lore.rubric.demand import Demand
 STEPS = ("knowledge", "caption", "multimodal", "rules", "critic")
 MAX_DEMANDS = 16
 MAX_TEXT = 400  # characters of one field of a step's answer
-MAX_ANSWER = 100_000  # characters of an answer; to look for JSON in more could take minutes
+MAX_ANSWER = 100_000  # characters of an answer; searching longer ones for JSON could take minutes
 
 
 @dataclass(slots=True)
 class Wish:
-    """One demand of a query. words: the query's own words for it, letter for letter; empty for what is only implied.
-    wanted: the value in short, `samovar = kettle` where the words had to be resolved, `not red` where they rule out.
+    """One demand of a query. words: the exact words of the query; empty for an implied demand. wanted: the value in short,
+    `samovar = kettle` for resolved words, `not red` for an exclusion.
     """
 
     dimension: str
@@ -35,7 +35,7 @@ class Wish:
 
 @dataclass(slots=True)
 class Evidence:
-    """What the item offers for the demand at the same place of the list. source: one of SOURCES."""
+    """What the item offers for the demand at the same index. source: one of SOURCES."""
 
     found: str
     source: str
@@ -43,7 +43,7 @@ class Evidence:
 
 @dataclass(slots=True)
 class Ruling:
-    """The rule that fits a demand and its evidence, and the tier it gives. rule is empty where a rubric has no rules."""
+    """The rule that applies to a demand and its evidence, and its tier. rule is empty if the rubric has no rules."""
 
     rule: str
     tier: str
@@ -51,7 +51,7 @@ class Ruling:
 
 @dataclass(slots=True)
 class Reply:
-    """What one step of a teacher said, and what it took. key: step, prompt, teacher and draw in 16 hex digits."""
+    """One step's answer of a teacher, and its cost. key: 16 hex digits over step, prompt, teacher and draw."""
 
     step: str
     key: str
@@ -63,28 +63,28 @@ class Reply:
     usd: float = 0.0
 
     def at_no_cost(self) -> "Reply":
-        """The same for a pair that another one has paid for."""
+        """A copy without cost, for a pair that reuses another pair's answer."""
         return replace(self, prompt_tokens=0, completion_tokens=0, usd=0.0)
 
 
 @dataclass(slots=True)
 class Check:
-    """One check and why it failed; `why` is empty where it passed."""
+    """One check, and why it failed; `why` is empty if it passed."""
 
     name: str
     why: str = ""
 
 
 def failed_checks(failure: str, checks: list[Check]) -> list[str]:
-    """Names of the checks that an attempt did not pass; `unreadable` where a step failed."""
+    """Names of the checks that an attempt failed; `unreadable` if a step failed."""
     return ["unreadable"] if failure else [check.name for check in checks if check.why]
 
 
 @dataclass(slots=True)
 class Draft:
-    """One attempt at a pair. draw: number of the sample; hinted: the teacher was shown the human label.
+    """One attempt at a pair. draw: number of the sample; hinted: the teacher saw the human label.
 
-    failure: why a step's answer could not be read or got none, which ends the attempt. verdicts: every tier that the last
+    failure: why a step's answer is missing or could not be parsed, which ends the attempt. verdicts: every tier that the last
     step's text names as its verdict. hopeless: another attempt would end in the same way.
     """
 
@@ -115,7 +115,7 @@ class Draft:
 
 @dataclass(slots=True)
 class Attempt:
-    """What became of one attempt, in short."""
+    """Summary of one attempt."""
 
     draw: int
     hinted: bool
@@ -125,13 +125,13 @@ class Attempt:
 
 @dataclass(slots=True)
 class Trace:
-    """One pair's outcome: the accepted attempt, or the nearest rejected one. One row of traces/part-*.parquet."""
+    """The result of one pair: the accepted attempt, or the best rejected one. One row of traces/part-*.parquet."""
 
     pair_id: str
     query: str
     title: str
     image: str | None
-    """Path of the photo, or a note that its bytes lie in the pairs file."""
+    """Path of the photo, or a note that its bytes are in the pairs file."""
     label: str
     slices: list[str]
     accepted: bool
@@ -142,10 +142,10 @@ class Trace:
     rules: list[str]
     demands: list[Demand]
     words: list[str]
-    """The query's words behind each demand."""
+    """The query's words for each demand."""
     caption: str | None
     facts: list[str]
-    """Evidence shown to the teacher; no judge ever sees it."""
+    """Evidence that the teacher saw; judges never see it."""
     failure: str
     checks: list[Check]
     attempts: list[Attempt]
@@ -153,7 +153,7 @@ class Trace:
 
     @property
     def failed(self) -> list[str]:
-        """Of the kept attempt."""
+        """Failed checks of the kept attempt."""
         return failed_checks(self.failure, self.checks)
 
     def row(self) -> dict[str, Any]:
@@ -213,11 +213,11 @@ def read_traces(store: ChunkStore, number: int) -> Iterator[Trace]:
 
 
 class Unreadable(ValueError):
-    """A step's answer that is not what was asked for. The message is stored with the trace."""
+    """A step's answer in a wrong form. The message is stored in the trace."""
 
 
 def json_objects(text: str) -> list[dict[str, Any]]:
-    """Every JSON object that stands in a text on its own, in order; reasoning and code fences around them are passed over."""
+    """Every standalone JSON object in a text, in order. Reasoning and code fences around them are skipped."""
     found, at, decoder = [], 0, json.JSONDecoder()
     text = text.rpartition("</think>")[2]
     while (start := text.find("{", at)) >= 0:
@@ -230,7 +230,7 @@ def json_objects(text: str) -> list[dict[str, Any]]:
 
 
 def one_object(text: str, key: str) -> dict[str, Any]:
-    """The last JSON object that has `key`. Raises Unreadable where there is none."""
+    """The last JSON object with the key `key`. Raises Unreadable if there is none."""
     if len(text) > MAX_ANSWER:
         raise Unreadable(f"an answer of {len(text):,} characters, more than {MAX_ANSWER:,}")
     found = [value for value in json_objects(text) if key in value]
@@ -255,5 +255,5 @@ def rows_of(value: dict[str, Any], key: str, columns: tuple[str, ...]) -> list[d
 
 
 def whole(text: str) -> str:
-    """Halves of characters, which JSON can carry and no file can, become question marks."""
+    """Replaces lone surrogates, which JSON can express but a file cannot store, by question marks."""
     return text.encode(errors="replace").decode()

@@ -1,15 +1,15 @@
-"""Checks of a trace. Each is a pure function of (draft, pair, what it may look at) and returns why the trace fails, or nothing.
+"""Checks of a trace. Each is a pure function of (draft, pair, view) that returns the reason why the trace fails, or None.
 
 verdict        it equals the human label
-one_verdict    exactly one, of the rubric's tiers, and the codec reads it back from either answer order
-grounding      every value found stands in the place of the item that is cited: title, attributes, description, the photo's caption
-rules          every rule exists, speaks about the demand's dimension and has the tier that is given
-aggregate      the verdict is what the rubric makes of the demands' tiers
-coverage       the demands hold the query's content words, and cite words that the query has
-hint_leak      nothing speaks of raters, labels or hints
+one_verdict    there is exactly one, a tier of the rubric, and the codec parses it in both answer orders
+grounding      every found value occurs in the cited part of the item: title, attributes, description, caption of the photo
+rules          every rule exists, belongs to the demand's dimension and has the stated tier
+aggregate      the verdict follows from the demands' tiers by the rubric
+coverage       the demands contain the query's content words, and cite only words of the query
+hint_leak      no mention of raters, labels or hints
 prompt_copy    no long run of words from the instructions
-length         a rationale, of at most so many tokens
-language       demands are written in a script of the query
+length         there is a rationale, within the maximum number of tokens
+language       the demands are written in a script of the query
 """
 
 import unicodedata
@@ -33,8 +33,8 @@ COPIED_WORDS = 10
 
 @dataclass(frozen=True)
 class View:
-    """What checks may look at beside draft and pair. count: tokens of a text; copied: runs of words of the instructions;
-    photos: whether the teacher is shown any.
+    """Further inputs of the checks. count: number of tokens of a text; copied: runs of words of the instructions; photos: whether
+    the teacher sees photos.
     """
 
     rubric: Rubric
@@ -81,7 +81,7 @@ def rules(draft: Draft, pair: Pair, view: View) -> str | None:
         if ruling.tier not in view.rubric.tier_ids:
             return f"{wish.dimension}: {ruling.tier!r} is no tier"
         if not ruling.rule:
-            # Some rubrics say of a dimension only what is amiss: a demand that is met then has no rule to name.
+            # Some rubrics have only rules for mismatches of a dimension; a fulfilled demand then has no rule to name.
             if wish.dimension in dimensions and (ruling.tier != best or wish.dimension in praised):
                 return f"{wish.dimension}: no rule, and the rubric has some for it"
             continue
@@ -159,7 +159,7 @@ ALL = {
 
 
 class Verifier:
-    """The checks of a recipe. instructions: the texts that every prompt shares; tokenizer: what counts a rationale."""
+    """Runs the checks of a recipe. instructions: texts that all prompts share; tokenizer: counts the tokens of a rationale."""
 
     def __init__(
         self,
@@ -186,13 +186,13 @@ class Verifier:
 
 
 def runs_of_words(text: str) -> list[tuple[str, ...]]:
-    """Every run of COPIED_WORDS words (of Han characters, one each)."""
+    """Every run of COPIED_WORDS words; each Han character counts as a word."""
     words = [part for piece in PIECE.findall(normalise(text)) for part in (list(piece) if HAN.match(piece) else [piece])]
     return [tuple(words[at : at + COPIED_WORDS]) for at in range(len(words) - COPIED_WORDS + 1)]
 
 
 def scripts(text: str) -> Counter[str]:
-    """Letters by script, as their Unicode names begin: LATIN, CJK, CYRILLIC."""
+    """Number of letters by script, named as their Unicode names begin: LATIN, CJK, CYRILLIC."""
     return Counter(_script(letter) for letter in unicodedata.normalize("NFKC", text) if letter.isalpha())
 
 

@@ -1,1 +1,1 @@
-"""Finished evaluations read back: one judge against another, all of them in one table."""
+"""Reads finished evaluations: compares judges pair by pair, and ranks all judges in one table."""

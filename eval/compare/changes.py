@@ -1,4 +1,4 @@
-"""The pairs to which two judges give another verdict: which way they moved, and the most telling first."""
+"""The pairs on which two judges disagree, with the direction of each change. The largest changes come first."""
 
 from collections import Counter
 from pathlib import Path
@@ -25,14 +25,14 @@ FAILURE = "none"
 
 
 def changed_pairs(comparison: Comparison) -> list[dict[str, Any]]:
-    """A row for each pair whose verdict differs, those first whose verdict moved farthest to or from the label (the ordinal
-    cost), among them those that the compared judge is surest of. A format failure counts as wrong."""
+    """One row per pair whose verdict differs, sorted by the change in ordinal cost, then by the compared judge's confidence. A
+    format failure counts as wrong."""
     first, second = comparison.baseline, comparison.compared
-    tiers, gold = first.run.tiers, first.said.gold
+    tiers, gold = first.run.tiers, first.predictions.gold
     relevant = np.asarray(first.run.rubric["relevant"], dtype=bool)
     rows = []
-    for at in np.flatnonzero(first.said.predicted != second.said.predicted).tolist():
-        before, after = int(first.said.predicted[at]), int(second.said.predicted[at])
+    for at in np.flatnonzero(first.predictions.predicted != second.predictions.predicted).tolist():
+        before, after = int(first.predictions.predicted[at]), int(second.predictions.predicted[at])
         kinds = [f"{_judged(before == gold[at])} -> {_judged(after == gold[at])}"]
         if before == NO_VERDICT or after == NO_VERDICT:
             kinds.append("failure -> verdict" if before == NO_VERDICT else "verdict -> failure")
@@ -42,19 +42,19 @@ def changed_pairs(comparison: Comparison) -> list[dict[str, Any]]:
             {
                 "baseline": first.name,
                 "compared": second.name,
-                "pair_id": first.said.pair_ids[at],
-                "query": first.said.queries[at],
+                "pair_id": first.predictions.pair_ids[at],
+                "query": first.predictions.queries[at],
                 "title": None,
-                "label": first.said.labels[at],
+                "label": first.predictions.labels[at],
                 "baseline_verdict": _verdict(before, tiers),
                 "compared_verdict": _verdict(after, tiers),
                 "changes": kinds,
                 "cost_change": round(float(comparison.costs[gold[at], after] - comparison.costs[gold[at], before]), 6),
-                "baseline_confidence": _confidence(first.said.probabilities, at, before),
-                "compared_confidence": _confidence(second.said.probabilities, at, after),
-                "slices": first.said.slices[at],
-                "baseline_rationale": first.said.rationales[at],
-                "compared_rationale": second.said.rationales[at],
+                "baseline_confidence": _confidence(first.predictions.probabilities, at, before),
+                "compared_confidence": _confidence(second.predictions.probabilities, at, after),
+                "slices": first.predictions.slices[at],
+                "baseline_rationale": first.predictions.rationales[at],
+                "compared_rationale": second.predictions.rationales[at],
             }
         )
     return sorted(rows, key=lambda row: (-abs(row["cost_change"]), -(row["compared_confidence"] or 0.0), row["pair_id"]))
@@ -73,19 +73,19 @@ def _confidence(probabilities: np.ndarray | None, at: int, index: int) -> float 
 
 
 def counted(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Pairs of each kind; a pair has one kind of right and wrong, and where it crosses a border one more."""
+    """Pairs per kind of change. A pair has one kind of right or wrong, and a second kind if it crosses the relevance border."""
     counts = Counter(kind for row in rows for kind in row["changes"])
     return {kind: counts[kind] for kind in KINDS}
 
 
 def add_titles(rows: list[dict[str, Any]], run: Finished) -> str | None:
-    """Fills in the titles from the tested pairs. Returns why there are none, where they cannot be read."""
+    """Fills in the titles from the test pairs. Returns a message if they cannot be read, else None."""
     wanted = {row["pair_id"] for row in rows}
     path = run.data_files()
     if not wanted:
         return None
     if path is None:
-        return f"titles are not shown: the tested pairs {run.data.get('path') or ''} are not there"
+        return f"titles are not shown: the test pairs {run.data.get('path') or ''} do not exist"
     try:
         titles = _titles(path, run.data.get("split") or "test", wanted)
     except (LoreError, OSError) as error:
@@ -100,8 +100,8 @@ def _titles(path: Path, split: str, wanted: set[str]) -> dict[str, str]:
 
 
 def examples(rows: list[dict[str, Any]], limit: int) -> dict[str, list[dict[str, Any]]]:
-    """The first `limit` rows that the compared judge got worse, and better; one a query, so that one query's items do not fill
-    the list."""
+    """The first `limit` rows on which the compared judge is worse, and on which it is better. At most one row per query, so one
+    query's items do not fill the list."""
     found: dict[str, list[dict[str, Any]]] = {"worse": [], "better": []}
     seen: dict[str, set[str]] = {"worse": set(), "better": set()}
     for row in rows:

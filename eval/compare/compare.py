@@ -1,19 +1,19 @@
-"""Which of two judges is better, where, and how sure: paired differences over the same pairs.
+"""Compares judges by paired differences over the same pairs: which one is better, in which metrics and slices, and how surely.
 
     lore compare runs/a runs/b --out changed.jsonl
 
-Both judges are resampled alike (whole queries, drawn with replacement), so what makes a query hard for both cancels out: the
-interval of the difference is shorter than two separate intervals suggest (Smucker, Allan and Carterette 2007 compare
-such tests for search). Two guards against reading noise:
+Both judges are resampled with the same draws (whole queries, with replacement), so effects that make a query hard for both
+cancel out. The interval of the difference is shorter than two separate intervals suggest (Smucker, Allan and Carterette 2007
+compare such tests for search). Two rules keep noise from being called a difference:
 
-- A difference is told apart only if its interval is clear of zero and the verdicts of at least MIN_QUERIES queries differ. Below
-  six, queries that all moved the same way still have a two-sided sign test over 0.05, whatever the bootstrap says.
-- Slices and tiers are many looks at one test. Their words follow p-values adjusted after Benjamini and Hochberg (1995): of
-  the parts called better or worse, at most about one in twenty is expected to be wrong. Holm's stricter adjustment guards
-  against a single wrong one and finds little among sixty slices. Slices overlap and move together: for such positive
-  dependence the method holds too, strictly for one-sided tests (Benjamini and Yekutieli 2001).
+- A difference counts only if its interval excludes zero and the verdicts of at least MIN_QUERIES queries differ. With fewer than
+  six queries that all changed the same way, a two-sided sign test stays above 0.05, whatever the bootstrap says.
+- Slices and tiers are many comparisons on one test. Their verdicts use p-values adjusted after Benjamini and Hochberg (1995):
+  about one in twenty of the parts called better or worse is expected to be wrong. Holm's stricter adjustment guards against
+  a single wrong one and finds little among sixty slices. Slices overlap and are positively correlated; the method also holds
+  for such dependence, strictly for one-sided tests (Benjamini and Yekutieli 2001).
 
-Metrics of the whole test are not adjusted: name the one that decides before looking.
+Metrics of the whole test are not adjusted: choose the one that decides before you look.
 """
 
 from collections.abc import Sequence
@@ -38,12 +38,12 @@ MIN_QUERIES = 6
 MAX_SLICES = 60
 OF_PROBABILITIES = ("auc", "ndcg", "brier", "ece", "ece_calibrated")
 DISTANCES = ("ece", "ece_calibrated")
-TABLE_CELLS = 20_000_000  # 160 MB of sums by query at once
+TABLE_CELLS = 20_000_000  # 160 MB of per-query sums at a time
 
 
 @dataclass(frozen=True)
 class Difference(Finding):
-    """One metric of two judges."""
+    """One metric of two judges, and their difference."""
 
     baseline: Estimate
     compared: Estimate
@@ -51,14 +51,14 @@ class Difference(Finding):
     """compared - baseline, over the same draws of queries."""
     verdict: str
     p: float | None = None
-    """Two-sided, see `_p_value`."""
+    """Two-sided; see `_p_value`."""
     p_adjusted: float | None = None
     """After Benjamini and Hochberg, over tiers and slices."""
 
 
 @dataclass(frozen=True)
 class PartDifference(Finding):
-    """The differences over some of the pairs."""
+    """The differences over a subset of the pairs."""
 
     pairs: int
     queries: int
@@ -68,13 +68,13 @@ class PartDifference(Finding):
 
 @dataclass
 class Comparison:
-    """One judge against the baseline."""
+    """One judge compared with the baseline."""
 
     baseline: Side
     compared: Side
     metrics: dict[str, Difference]
     tiers: dict[str, PartDifference]
-    """Over the pairs with that label; Acc@K is then the tier's recall."""
+    """Over the pairs with that label; Acc@K is then the recall of the tier."""
     slices: dict[str, PartDifference]
     costs: np.ndarray = field(repr=False)
     """[K, K + 1], see lore.rubric.cost_matrix.cost_matrix."""
@@ -89,14 +89,14 @@ class Options:
     samples: int = 1000
     seed: int = 0
     prior: bool = False
-    """Weigh the tiers as the baseline's metrics.prior says."""
+    """Weight the tiers by the baseline's metrics.prior."""
     slices: Sequence[str] = ()
-    """none: those of the baseline's run, at most MAX_SLICES."""
+    """Empty: the slices of the baseline's run, at most MAX_SLICES."""
 
 
 def compare(sides: Sides, options: Options) -> list[Comparison]:
-    """Every other judge against the first. Raises LoreError for a prior that the run has not, or a slice that no pair is in."""
-    run, said = sides.first.run, sides.first.said
+    """Compares every other judge with the first. Raises LoreError for a missing prior or an unknown slice."""
+    run, predictions = sides.first.run, sides.first.predictions
     shares = _shares(sides) if options.prior else None
     names = _slices(sides, options.slices)
     measured = run.measured
@@ -106,13 +106,13 @@ def compare(sides: Sides, options: Options) -> list[Comparison]:
 
     def drawn(side: Side) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         return values_and_draws(
-            said.gold,
-            side.said.predicted,
+            predictions.gold,
+            side.predictions.predicted,
             sides.groups,
             run.tiers,
             list(relevant),
             calibrated=side.calibrated,
-            probabilities=side.said.probabilities,
+            probabilities=side.predictions.probabilities,
             gains=gains,
             costs=costs,
             weights=sides.weights,
@@ -134,23 +134,23 @@ def _shares(sides: Sides) -> list[float]:
     prior, tiers = sides.first.run.measured.prior, sides.first.run.tiers
     if not prior:
         others = [side.run.name for side in sides.others if side.run.measured.prior]
-        instead = f"Name {others[0]} first, which has one" if others else "Evaluate with metrics.prior, or leave --prior out"
-        raise LoreError(f"{sides.first.run.name} was evaluated without metrics.prior: --prior has no shares to use. {instead}.")
+        instead = f"Name {others[0]} first, which has one" if others else "Evaluate with metrics.prior, or drop --prior"
+        raise LoreError(f"{sides.first.run.name} was evaluated without metrics.prior, so --prior has no shares to use. {instead}.")
     shares = [float(prior.get(tier, 0.0)) for tier in tiers]
-    prior_weights(sides.first.said.gold, shares, sides.weights)  # refuses one that fits no tested pair
+    prior_weights(sides.first.predictions.gold, shares, sides.weights)  # raises if no tier of the prior has a test pair
     return shares
 
 
 def _slices(sides: Sides, wanted: Sequence[str]) -> list[str]:
     sizes: dict[str, int] = {}
-    for names in sides.first.said.slices:
+    for names in sides.first.predictions.slices:
         for name in set(names):
             sizes[name] = sizes.get(name, 0) + 1
     largest = sorted(sizes, key=lambda name: (-sizes[name], name))
     for name in wanted:
         if name not in sizes:
             known = ", ".join(largest[:20]) or "none"
-            raise LoreError(f"--slice {name}: no tested pair is in it; the test has {known}.{nearest(name, largest)}")
+            raise LoreError(f"--slice {name}: no test pair is in it. Slices of the test: {known}.{nearest(name, largest)}")
     of_run = sides.first.run.judges[sides.first.judge].get("slices")
     return list(wanted) or [name for name in (largest if of_run is None else of_run) if name in sizes][:MAX_SLICES]
 
@@ -159,12 +159,13 @@ def _metrics(sides: Sides, side: Side, first: tuple, second: tuple) -> dict[str,
     """Every metric that both judges have."""
     (value_a, draws_a), (value_b, draws_b) = first, second
     queries = int(sides.groups.max()) + 1
-    differs = sides.first.said.predicted != side.said.predicted
+    differs = sides.first.predictions.predicted != side.predictions.predicted
     moved = _moved(sides, differs)
-    for ours, theirs in ((sides.first.said.probabilities, side.said.probabilities), (sides.first.calibrated, side.calibrated)):
+    first_probabilities, side_probabilities = sides.first.predictions.probabilities, side.predictions.probabilities
+    for ours, theirs in ((first_probabilities, side_probabilities), (sides.first.calibrated, side.calibrated)):
         if ours is not None and theirs is not None:
             differs = differs | (ours != theirs).reshape(len(differs), -1).any(axis=1)
-    failed = [judge.said.predicted == NO_VERDICT for judge in (sides.first, side)]
+    failed = [judge.predictions.predicted == NO_VERDICT for judge in (sides.first, side)]
     moved_by = dict.fromkeys(OF_PROBABILITIES, _moved(sides, differs)) | {"failure_rate": _moved(sides, failed[0] != failed[1])}
     found = {}
     for name in value_a:
@@ -173,7 +174,7 @@ def _metrics(sides: Sides, side: Side, first: tuple, second: tuple) -> dict[str,
             continue
         draws = draws_b[name] - draws_a[name] if name in draws_a and name in draws_b else None
         if draws is not None and name in DISTANCES:
-            # Noise adds to a binned distance, to one judge's more than to the other's: move the draws back onto the value.
+            # Noise adds to a binned distance, and more for one judge than for the other: shift the draws back to the value.
             draws = draws - (np.nanmean(draws) - (b - a))
         found[name] = _difference(
             interval(name, a, draws_a.get(name), queries),
@@ -187,7 +188,7 @@ def _metrics(sides: Sides, side: Side, first: tuple, second: tuple) -> dict[str,
 
 
 def _moved(sides: Sides, differs: np.ndarray) -> int:
-    """Queries with a pair for which `differs` [N] holds."""
+    """Number of queries with a pair for which `differs` [N] holds."""
     return len(np.unique(sides.groups[differs]))
 
 
@@ -206,11 +207,11 @@ def _difference(
 
 
 def _p_value(value: float, error: float, queries: int, moved: int) -> float:
-    """Two-sided, of Student's t of a difference and its bootstrapped standard error. Unlike a share of draws it needs no thousands
-    of them to be small enough for many parts. Never below the sign test in which every query that moved went the same way."""
+    """Two-sided p-value of Student's t, from a difference and its bootstrap standard error. Unlike a share of draws, it can become
+    small without thousands of draws. At least the p-value of a sign test in which all changed queries changed the same way."""
     if value == 0:
         return 1.0
-    error *= sqrt(queries / (queries - 1))  # the bootstrap's own is that much too small
+    error *= sqrt(queries / (queries - 1))  # corrects the bootstrap's standard error, which is too small by this factor
     p = 2 * float(stdtr(queries - 1, -abs(value) / error)) if error else 0.0
     return min(1.0, max(p, 2.0 ** (1 - moved)))
 
@@ -218,11 +219,11 @@ def _p_value(value: float, error: float, queries: int, moved: int) -> float:
 def _parts(
     sides: Sides, side: Side, names: list[str], shares: list[float] | None, options: Options
 ) -> tuple[dict[str, PartDifference], dict[str, PartDifference]]:
-    """By label, and by slice: one family of looks at the same test."""
-    said, tiers = sides.first.said, sides.first.run.tiers
-    labels = {tier: mask for at, tier in enumerate(tiers) if (mask := said.gold == at).any()}
-    slices = {name: np.asarray([name in of for of in said.slices], dtype=bool) for name in names}
-    found = _part_differences(sides, side, list(labels.values()), None, options)  # a recall knows no prior
+    """Differences by label and by slice; their p-values are adjusted together."""
+    predictions, tiers = sides.first.predictions, sides.first.run.tiers
+    labels = {tier: mask for at, tier in enumerate(tiers) if (mask := predictions.gold == at).any()}
+    slices = {name: np.asarray([name in of for of in predictions.slices], dtype=bool) for name in names}
+    found = _part_differences(sides, side, list(labels.values()), None, options)  # a prior does not affect recall
     found += _part_differences(sides, side, list(slices.values()), shares, options)
     found = _adjusted(found)
     return dict(zip(labels, found, strict=False)), dict(zip(slices, found[len(labels) :], strict=True))
@@ -231,7 +232,7 @@ def _parts(
 def _part_differences(
     sides: Sides, side: Side, masks: list[np.ndarray], shares: list[float] | None, options: Options
 ) -> list[PartDifference]:
-    """One entry for each mask [N]. Tables of sums by query serve many parts at once, so every part sees the same draws."""
+    """One entry per mask [N]. A table of per-query sums serves many parts at once, so all parts share the draws."""
     queries, tiers = int(sides.groups.max()) + 1, len(sides.first.run.tiers)
     first, second = _right(sides, sides.first), _right(sides, side)
     at_once = max(1, TABLE_CELLS // (queries * tiers * (1 + len(first) + len(second))))
@@ -255,24 +256,24 @@ def _part_differences(
 
 
 def _right(sides: Sides, side: Side) -> tuple[np.ndarray, np.ndarray]:
-    """[N] exact tier, and right side of relevant; no verdict is neither."""
-    gold, predicted = sides.first.said.gold, side.said.predicted
+    """[N] whether the tier is exact, [N] whether relevance is right; both False without a verdict."""
+    gold, predicted = sides.first.predictions.gold, side.predictions.predicted
     relevant = np.asarray(sides.first.run.rubric["relevant"], dtype=bool)
     return predicted == gold, (relevant[predicted] == relevant[gold]) & (predicted != NO_VERDICT)
 
 
 def _sums(sides: Sides, mask: np.ndarray, right: list[np.ndarray]) -> np.ndarray:
-    """[Q, K, 1 + len(right)] weights by query and label: all pairs inside the mask, then those where each of `right` holds."""
+    """[Q, K, 1 + len(right)] weights by query and label: of all pairs in the mask, then of those where each of `right` holds."""
     tiers, queries = len(sides.first.run.tiers), int(sides.groups.max()) + 1
     weights = mask.astype(np.float64) if sides.weights is None else mask * sides.weights
-    cell = sides.groups * tiers + sides.first.said.gold
+    cell = sides.groups * tiers + sides.first.predictions.gold
     columns = [np.bincount(cell, values, queries * tiers) for values in (weights, *(weights * hits for hits in right))]
     return np.stack(columns, axis=-1).reshape(queries, tiers, -1)
 
 
 def _accuracies(sums: np.ndarray, shares: list[float] | None) -> np.ndarray:
-    """[..., parts, columns] shares of the weight, from sums [..., parts, K, 1 + columns]; under a prior each part's tiers are
-    weighted anew."""
+    """[..., parts, columns] weighted shares, from sums [..., parts, K, 1 + columns]. With a prior, the tiers of each part are
+    reweighted."""
     if shares is not None:
         sums = sums * tier_scale(sums[..., 0], shares)[..., None]
     summed = sums.sum(axis=-2)
@@ -281,7 +282,7 @@ def _accuracies(sums: np.ndarray, shares: list[float] | None) -> np.ndarray:
 
 
 def _adjusted(parts: list[PartDifference]) -> list[PartDifference]:
-    """The words of a family of parts, after Benjamini and Hochberg."""
+    """Replaces the verdicts of the parts by those after Benjamini and Hochberg."""
     for name in ("acc_k", "acc_2"):
         differences = [getattr(part, name) for part in parts]
         known = [at for at, difference in enumerate(differences) if difference.p is not None]

@@ -1,4 +1,4 @@
-"""What a comparison prints and writes: tables and sentences for people, JSON and the changed pairs for programs."""
+"""Output of a comparison: tables and sentences for people, JSON and the changed pairs for programs."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from rich.text import Text
 from lore.eval.compare.changes import add_titles, changed_pairs, counted, examples
 from lore.eval.compare.compare import BETTER, MIN_QUERIES, WORSE, Comparison, Difference, Options, PartDifference
 from lore.eval.compare.finished import found_apart
-from lore.eval.compare.printing import open_console, signed, text, write_own
+from lore.eval.compare.safe_output import open_console, signed, text, write_own
 from lore.eval.compare.sides import Side, Sides
 from lore.eval.measures.bootstrap import LEVEL
 from lore.eval.report.console import column_titles
@@ -38,8 +38,8 @@ def report(
     out: Path | None = None,
     as_json: Path | None = None,
 ) -> None:
-    """Prints every comparison; writes all changed pairs to `out` (.jsonl or .csv) and everything to `as_json`. shown: examples
-    printed of each kind."""
+    """Prints every comparison. Writes all changed pairs to `out` (.jsonl or .csv) and all results to `as_json`. shown: number of
+    examples printed per kind."""
     if out is not None and out.suffix not in (".jsonl", ".csv"):
         raise LoreError(f"--out {out}: found {out.suffix or 'no extension'}, expected .jsonl or .csv")
     titles = metric_titles(comparisons, metrics)
@@ -63,11 +63,11 @@ def report(
     if as_json is not None:
         content = to_json(sides, comparisons, changed, options)
         write_own(as_json, json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n", JSON_MARK)
-        console.print(text(f"everything: {as_json}"), soft_wrap=True)
+        console.print(text(f"all results: {as_json}"), soft_wrap=True)
 
 
 def metric_titles(comparisons: list[Comparison], wanted: Sequence[str]) -> dict[str, str]:
-    """Metric name to title, in the order of the tables. Raises LoreError for a name that is no metric of these judges."""
+    """Metric name to title, in the order of the tables. Raises LoreError for a metric that these judges do not have."""
     known = list(dict.fromkeys(name for comparison in comparisons for name in comparison.metrics))
     titles = column_titles(comparisons[0].baseline.run.tiers)
     titles = {name: titles.get(name, name) for name in [*titles, *known] if name in known}
@@ -83,7 +83,7 @@ def _print_head(console: Console, sides: Sides, options: Options) -> None:
     where = f"split {run.data['split']}, " if run.data.get("split") else ""
     console.print(
         text(
-            f"Baseline {first.name}. {len(first.said):,} pairs of {int(sides.groups.max()) + 1:,} queries, {where}rubric "
+            f"Baseline {first.name}. {len(first.predictions):,} pairs of {int(sides.groups.max()) + 1:,} queries, {where}rubric "
             f"{run.rubric['name']}; {options.samples:,} paired resamples of the queries, seed {options.seed}.",
             limit=1000,
         ),
@@ -91,9 +91,9 @@ def _print_head(console: Console, sides: Sides, options: Options) -> None:
     )
     if options.prior:
         shares = ", ".join(f"{tier} {share:g}" for tier, share in run.measured.prior.items())
-        console.print(text(f"Tiers weighted as {run.name}'s metrics.prior: {shares}."), soft_wrap=True)
+        console.print(text(f"Tiers are weighted by metrics.prior of {run.name}: {shares}."), soft_wrap=True)
     if sides.weights is not None:
-        console.print(text(f"Each pair counts by its label_weight, as in {run.name}."), soft_wrap=True)
+        console.print(text(f"Each pair is weighted by its label_weight, as in {run.name}."), soft_wrap=True)
     for note in sides.notes:
         console.print(text(f"Note: {note}.", limit=1000), soft_wrap=True)
 
@@ -103,8 +103,8 @@ def _print_sentences(console: Console, comparison: Comparison, titles: dict[str,
     for name, title in titles.items():
         if name in comparison.metrics:
             by_verdict.setdefault(comparison.metrics[name].verdict, []).append(title)
-    said = "; ".join(f"{verdict} in {', '.join(names)}" for verdict, names in sorted(by_verdict.items()))
-    sentence = f"{comparison.compared.name} against {comparison.baseline.name}: {said}."
+    findings = "; ".join(f"{verdict} in {', '.join(names)}" for verdict, names in sorted(by_verdict.items()))
+    sentence = f"{comparison.compared.name} against {comparison.baseline.name}: {findings}."
     console.print(text(sentence, "bold", limit=2000), soft_wrap=True)
 
 
@@ -117,7 +117,7 @@ def _table(title: str, comparison: Comparison, first: str, *more: str) -> Table:
 
 
 def _cells(console: Console, difference: Difference) -> list[Text]:
-    """Intervals stand under their values where a terminal is narrow."""
+    """The values of a row; in a narrow terminal the intervals go below their values."""
     values = (str(difference.baseline), str(difference.compared), signed(difference.difference))
     return [Text(value.replace(" ", "\n", 1) if console.width < ONE_LINE else value) for value in values]
 
@@ -165,14 +165,15 @@ def _on_chance(parts: list[PartDifference], name: str) -> str:
     clear = [d for d in differences if d.difference.low > 0 or d.difference.high < 0]
     called = sum(d.verdict in (BETTER, WORSE) for d in clear)
     return (
-        f"{len(parts)} parts: if nothing differed, about {(1 - LEVEL) * len(parts):.1f} of the intervals would miss zero by "
-        f"chance. {len(clear)} do, {called} of them called a difference: that takes a p-value under {1 - LEVEL:.2f} after "
-        f"Benjamini and Hochberg's adjustment for many parts, and {MIN_QUERIES} queries whose verdicts differ."
+        f"{len(parts)} parts: without any real difference, about {(1 - LEVEL) * len(parts):.1f} of the intervals would exclude "
+        f"zero by chance. {len(clear)} exclude it, and {called} of them count as a difference: that takes a p-value under "
+        f"{1 - LEVEL:.2f} after Benjamini and Hochberg's adjustment for many parts, and {MIN_QUERIES} queries with different "
+        "verdicts."
     )
 
 
 def _print_apart(console: Console, comparison: Comparison) -> None:
-    """Findings that both judges have and that cannot be paired, because the runs keep no verdicts of them."""
+    """Results that both judges have but that cannot be paired, because the runs do not store the verdicts behind them."""
     first, second = (found_apart(side.run.judges[side.judge]) for side in (comparison.baseline, comparison.compared))
     if common := [name for name in first if name in second]:
         table = Table(title="measured by each run itself (not paired)", title_justify="left")
@@ -185,31 +186,31 @@ def _print_apart(console: Console, comparison: Comparison) -> None:
 
 
 def _print_changes(console: Console, comparison: Comparison, rows: list[dict[str, Any]], shown: int) -> None:
-    total = len(comparison.baseline.said)
+    total = len(comparison.baseline.predictions)
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in counted(rows).items() if count)
     console.print(text(f"{len(rows):,} of {total:,} verdicts differ{': ' * bool(rows)}{kinds}", limit=1000), soft_wrap=True)
     for way, found in examples(rows, shown).items():
         for row in found:
-            verdicts = f"label {row['label']}: {_said(row, 'baseline')} -> {_said(row, 'compared')}"
+            verdicts = f"label {row['label']}: {_verdict_text(row, 'baseline')} -> {_verdict_text(row, 'compared')}"
             console.print(text(f"  {way}  ", STYLES[way]) + text(f"{verdicts}  {row['pair_id']}"), soft_wrap=True)
             console.print(text(f"    query: {row['query']}"), soft_wrap=True)
             if row["title"]:
                 console.print(text(f"    title: {row['title']}"), soft_wrap=True)
 
 
-def _said(row: dict[str, Any], who: str) -> str:
+def _verdict_text(row: dict[str, Any], who: str) -> str:
     confidence = row[f"{who}_confidence"]
     return row[f"{who}_verdict"] + ("" if confidence is None else f" ({confidence:.2f})")
 
 
 def to_json(sides: Sides, comparisons: list[Comparison], changed: list[list[dict]], options: Options) -> dict[str, Any]:
-    """Everything that was found out."""
+    """All results of the comparison."""
     run = sides.first.run
     return {
         "lore": "compare",
         "baseline": _who(sides.first),
         "rubric": run.rubric,
-        "pairs": len(sides.first.said),
+        "pairs": len(sides.first.predictions),
         "queries": int(sides.groups.max()) + 1,
         "samples": options.samples,
         "seed": options.seed,

@@ -1,7 +1,7 @@
-"""Finished evaluation runs, read back: what was tested, how it was measured, what each judge scored and said.
+"""Reads finished evaluation runs: the test set, the settings, and each judge's metrics and verdicts.
 
-A run is read whole or refused: metrics.json and predictions.parquet have to belong together. Keys that an older LORE did
-not write yet are taken as absent, never as zero.
+A run is read as a whole or refused: metrics.json and predictions.parquet must belong together. Keys that older versions of
+LORE did not write count as missing, never as zero.
 """
 
 import json
@@ -21,12 +21,12 @@ from lore.support.errors import LoreError
 
 BASELINES = ("lexical", "majority")
 APART = ("risk", "samples", "agreement", "robustness", "capability")
-"""Findings of metrics.json beyond the metrics."""
+"""Keys of metrics.json with results beyond the metrics."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """How a run weighed and counted: two runs that differ here have numbers that cannot stand in one table."""
+    """How a run weighted and counted pairs. Runs that differ here have metrics that do not belong in one table."""
 
     label_weights: bool = False
     prior: dict[str, float] | None = None
@@ -37,18 +37,18 @@ class Measured:
 
 @dataclass
 class Finished:
-    """A finished evaluation run, or a predictions file alone (folder None: without metrics)."""
+    """A finished evaluation run, or a single predictions file (folder None: without metrics)."""
 
     name: str
     predictions: Path
     folder: Path | None = None
     rubric: dict[str, Any] = field(default_factory=dict)
-    """name, hash, tiers (worst first), relevant (one bool a tier)."""
+    """name, hash, tiers (worst first), relevant (one bool per tier)."""
     data: dict[str, Any] = field(default_factory=dict)
     """path, fingerprint, split, pairs, queries."""
     measured: Measured = field(default_factory=Measured)
     judges: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """metrics.json's entry of each judge; {} for each of a file alone."""
+    """The entry of each judge in metrics.json; {} for the judges of a single predictions file."""
 
     @property
     def tiers(self) -> list[str]:
@@ -56,22 +56,22 @@ class Finished:
 
     @property
     def asked(self) -> list[str]:
-        """The judges that are no baselines."""
+        """The judges that are not baselines."""
         return [name for name, entry in self.judges.items() if entry.get("kind", name) not in BASELINES]
 
     def data_files(self) -> Path | None:
-        """Where the tested pairs lie now: where the run read them, or what it imported if the folder was moved."""
+        """Current path of the test pairs: where the run read them, or its imported copy if the folder was moved."""
         moved = [self.folder / "data" / "pairs.parquet"] if self.folder else []
         return next((path for path in (Path(str(self.data.get("path"))), *moved) if path.exists()), None)
 
 
 def is_finished(folder: Path) -> bool:
-    """True for the folder of an evaluation that came to its end, whatever has happened to its results since."""
+    """True for the folder of an evaluation that finished, even if its results were damaged since."""
     return RunFolder(folder).is_done and _stage(folder) == "evaluate"
 
 
 def why_not(path: Path) -> str:
-    """What a path is that holds no finished evaluation."""
+    """Why a path is not the folder of a finished evaluation."""
     if not path.is_dir():
         return "no folder"
     if not RunFolder(path).exists:
@@ -84,7 +84,7 @@ def why_not(path: Path) -> str:
 
 
 def read_run(path: str | Path) -> Finished:
-    """A finished run by its folder, or by its predictions.parquet. Raises LoreError for what is unfinished or damaged."""
+    """Reads a finished run by its folder or its predictions.parquet. Raises LoreError for an unfinished or damaged one."""
     path = Path(path)
     if path.is_file():
         if path.name == "predictions.parquet" and is_finished(path.parent):
@@ -95,11 +95,11 @@ def read_run(path: str | Path) -> Finished:
     if not is_finished(path):
         if _stage(path) == "evaluate":
             raise LoreError(
-                f"{path} is an evaluation that has not finished, so it has verdicts on a part of the pairs only. Run its recipe "
-                "again: it goes on where it stopped."
+                f"{path} is an evaluation that has not finished, so it has verdicts for only some of the pairs. Run its recipe "
+                "again: it resumes where it stopped."
             )
         raise LoreError(
-            f"{path} holds no evaluation ({why_not(path)}), so there is nothing to read. Name a run of stage evaluate."
+            f"{path} holds no evaluation ({why_not(path)}), so there are no results to read. Name a run of stage evaluate."
         )
     content, recipe = _json(path / "metrics.json"), _recipe(path)
     rubric, judges = content.get("rubric"), content.get("judges")
@@ -119,13 +119,13 @@ def read_run(path: str | Path) -> Finished:
 
 
 def estimate_of(value: Any) -> Estimate:
-    """What Estimate.to_json wrote; nan where there is nothing."""
+    """Reads the output of Estimate.to_json; nan if there is none."""
     value = value if isinstance(value, dict) else {}
     return Estimate(*(float("nan") if value.get(key) is None else float(value[key]) for key in ("value", "low", "high")))
 
 
 def found_apart(entry: dict[str, Any]) -> dict[str, Estimate]:
-    """Every estimate of a judge's findings beyond its metrics, by a name that says where it stands."""
+    """Every estimate of a judge beyond its metrics, by a name that describes its place in metrics.json."""
     return {name: estimate for key in APART for name, estimate in _estimates(entry.get(key), key)}
 
 
@@ -139,29 +139,29 @@ def _estimates(value: Any, at: str) -> Iterator[tuple[str, Estimate]]:
             yield from _estimates(inner, f"{at} {key}")
     elif isinstance(value, list):
         for inner in value:
-            if isinstance(inner, dict) and "value" not in inner:  # curves, such as risk by coverage, are no single finding
+            if isinstance(inner, dict) and "value" not in inner:  # a curve, such as risk by coverage, is not a single result
                 yield from _estimates(inner, at)
 
 
 def _read_file(path: Path) -> Finished:
-    """A predictions.parquet without its run. Its rubric has to come from the runs it is compared with."""
+    """Reads a predictions.parquet without its run. Its rubric must come from the runs that it is compared with."""
     if path.suffix != ".parquet":
         raise LoreError(
-            f"{path} is no run folder and no predictions.parquet, so it names no labels or queries. Evaluate it first: a judge of "
-            "kind predictions in a recipe of stage evaluate."
+            f"{path} is neither a run folder nor a predictions.parquet, so it has no labels and queries. Evaluate it first: as a "
+            "judge of kind predictions in a recipe of stage evaluate."
         )
     names = _schema(path)
     if absent := [name for name in ("judge", "pair_id", "query", "label", "tier") if name not in names]:
         raise LoreError(
-            f"{path} has no column {' and no '.join(absent)}, so it was not written by an evaluation. Evaluate it first: a judge "
-            "of kind predictions in a recipe of stage evaluate."
+            f"{path} has no column {' and no '.join(absent)}, so it was not written by an evaluation. Evaluate it first: as a "
+            "judge of kind predictions in a recipe of stage evaluate."
         )
     judges = pc.unique(pq.read_table(path, columns=["judge"])["judge"]).to_pylist()
     return Finished(str(path), path, judges={str(judge): {} for judge in judges})
 
 
 def read_columns(run: Finished, columns: Iterable[str], judge: str) -> pa.Table:
-    """The columns that the run's predictions have, of one judge."""
+    """The given columns of one judge's predictions, without those that the file does not have."""
     path = run.predictions
     if not path.is_file():
         raise damaged(run.folder, "it has no predictions.parquet")
@@ -183,7 +183,7 @@ def _schema(path: Path) -> list[str]:
 
 
 def _stage(folder: Path) -> str | None:
-    """The stage of a run folder; None for a folder that is none."""
+    """The stage of a run folder; None if the folder is not a run."""
     return str(_recipe(folder).get("stage")) if RunFolder(folder).exists else None
 
 
@@ -194,7 +194,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise damaged(folder, f"recipe.yaml cannot be read ({error})") from error
     if not isinstance(content, dict):
-        raise damaged(folder, "recipe.yaml holds no recipe")
+        raise damaged(folder, "recipe.yaml is not a mapping")
     return content
 
 
@@ -209,7 +209,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path | None, what: str) -> LoreError:
-    """The error for a run or file that contradicts itself."""
+    """The error for a run or file with contradictory content."""
     return LoreError(
-        f"{path} is damaged: {what}. Its numbers cannot be trusted: restore the file, or delete the run and evaluate again."
+        f"{path} is damaged: {what}. Its numbers cannot be trusted. Restore the file, or delete the run and evaluate again."
     )

@@ -1,10 +1,10 @@
-"""One table over many finished evaluations: judges as rows, a table for each test set.
+"""Ranks the judges of many finished evaluations: one table per test set, one row per judge.
 
     lore leaderboard runs/*
 
-Numbers stand in one table only if they were made on the same pairs with the same labels, rubric, weights, costs and prior. Rows
-are not tested against one another here, and the best of many rows owes a little to luck: `lore compare` says whether two of
-them differ.
+Judges share a table only if they were tested on the same pairs with the same labels, rubric, weights, costs and prior. Rows are
+not tested against each other here, and the best of many rows is partly luck: `lore compare` tells whether two of them
+differ.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lore.eval.compare.finished import BASELINES, Finished, damaged, estimate_of, found_apart, is_finished, read_run, why_not
-from lore.eval.compare.said import tested
+from lore.eval.compare.judge_predictions import tested
 from lore.eval.measures.metrics import metric_names
 from lore.eval.report.console import LOWER_IS_BETTER
 from lore.eval.scorecard import Part, Scorecard
@@ -38,9 +38,9 @@ class Row:
     run: Finished
     judge: str
     card: Scorecard
-    """Its name is what tables call the row; of what is measured only the whole test is filled in."""
+    """card.name is the name of the row in the table. Of the measurements, only the whole test is filled in."""
     also_in: list[str] = field(default_factory=list)
-    """Runs that hold the same baseline with the same values."""
+    """Other runs with the same baseline and the same values."""
 
     def to_json(self) -> dict[str, Any]:
         entry = self.run.judges[self.judge]
@@ -60,22 +60,22 @@ class Row:
 
 @dataclass
 class Board:
-    """The rows of one table, and what they have in common."""
+    """The rows of one table, and the test set that they share."""
 
-    facts: dict[str, Any]
+    test_set: dict[str, Any]
     rows: list[Row]
 
     @property
     def id(self) -> str:
-        """16 hex digits over everything that makes it this test and no other."""
-        return hashlib.blake2b(json.dumps(self.facts, sort_keys=True).encode(), digest_size=8).hexdigest()
+        """16 hex digits over everything that identifies the test set."""
+        return hashlib.blake2b(json.dumps(self.test_set, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     @property
     def tiers(self) -> list[str]:
         return self.rows[0].run.tiers
 
     def sorted_by(self, metric: str, *, natural: bool = False) -> list[Row]:
-        """Best first; rows without the metric last."""
+        """Best first. Rows without the metric come last."""
         sign = 1 if metric in LOWER_IS_BETTER else -1
 
         def place(row: Row) -> tuple[bool, float]:
@@ -86,11 +86,11 @@ class Board:
         return sorted((row for row in self.rows if not natural or row.card.natural is not None), key=place)
 
     def __str__(self) -> str:
-        facts, measured = self.facts, self.facts["measured"]
+        test, measured = self.test_set, self.test_set["measured"]
         parts = [
-            f"rubric {facts['rubric']} ({facts['rubric_hash']})",
-            f"split {facts['split']}: {facts['pairs']:,} pairs of {facts['queries']:,} queries",
-            f"data {facts['data_fingerprint'] or 'unknown'}, tested pairs {facts['tested']}",
+            f"rubric {test['rubric']} ({test['rubric_hash']})",
+            f"split {test['split']}: {test['pairs']:,} pairs of {test['queries']:,} queries",
+            f"data {test['data_fingerprint'] or 'unknown'}, tested pairs {test['tested']}",
         ]
         parts += ["pairs counted by label_weight"] * measured["label_weights"]
         for name in ("prior", "gains"):
@@ -101,8 +101,8 @@ class Board:
 
 
 def leaderboard(paths: Sequence[str | Path]) -> tuple[list[Board], dict[str, str]]:
-    """A board for each test set of all finished evaluations in these folders, those with most rows first, and what was passed
-    over: path to why. Raises LoreError for a path that is not there, a damaged run, or when no evaluation is finished."""
+    """Finished evaluations in these folders as one board per test set, most rows first, and the skipped paths with the reason.
+    Raises LoreError for a missing path, a damaged run, or if no evaluation is finished."""
     boards: dict[str, Board] = {}
     passed_over: dict[str, str] = {}
     for folder in _candidates(paths, passed_over):
@@ -110,12 +110,12 @@ def leaderboard(paths: Sequence[str | Path]) -> tuple[list[Board], dict[str, str
             passed_over[str(folder)] = why_not(folder)
             continue
         run = read_run(folder)
-        found = Board(_facts(run), [])
+        found = Board(_test_set(run), [])
         found = boards.setdefault(found.id, found)
         for judge, entry in run.judges.items():
             _add(found.rows, Row(run, judge, _card(run, judge, entry)))
     if not boards:
-        what = "; ".join(f"{path} ({why})" for path, why in list(passed_over.items())[:10]) or "nothing was named"
+        what = "; ".join(f"{path} ({why})" for path, why in list(passed_over.items())[:10]) or "no path was given"
         raise LoreError(f"There is no finished evaluation to rank: {what}. Run a recipe of stage evaluate, or name other folders.")
     for found in boards.values():
         _name(found.rows)
@@ -123,7 +123,7 @@ def leaderboard(paths: Sequence[str | Path]) -> tuple[list[Board], dict[str, str
 
 
 def check_metrics(boards: list[Board], wanted: Sequence[str], by: str) -> None:
-    """Raises LoreError for a column or an order that no judge has a value for."""
+    """Raises LoreError for a column or sort key without a value for any judge."""
     known = {
         name: None
         for found in boards
@@ -133,15 +133,15 @@ def check_metrics(boards: list[Board], wanted: Sequence[str], by: str) -> None:
     for option, name in (*(("--metric", name) for name in wanted), ("--by", by)):
         if name not in known:
             have = ", ".join(known)
-            raise LoreError(f"{option} {name}: no judge has a value for it; there are {have}.{nearest(name, list(known))}")
+            raise LoreError(f"{option} {name}: no judge has a value for it. Known metrics: {have}.{nearest(name, list(known))}")
 
 
 def _candidates(paths: Sequence[str | Path], passed_over: dict[str, str]) -> Iterator[Path]:
-    """Every run folder that is named, or lies in a folder that is named; each once."""
+    """Every run folder among the paths or inside them, each once."""
     seen = set()
     for path in _expanded(paths):
         if path.is_file():
-            if path.stem != STEM or path.suffix not in SUFFIXES:  # an earlier leaderboard is no news
+            if path.stem != STEM or path.suffix not in SUFFIXES:  # earlier output of this command is skipped silently
                 passed_over[str(path)] = why_not(path)
             continue
         inside = [recipe.parent for recipe in sorted(path.rglob("recipe.yaml"))]
@@ -159,8 +159,8 @@ def _expanded(paths: Sequence[str | Path]) -> Iterator[Path]:
         yield from found
 
 
-def _facts(run: Finished) -> dict[str, Any]:
-    """What has to be equal for two runs to stand in one table."""
+def _test_set(run: Finished) -> dict[str, Any]:
+    """Properties that two runs must share to be in one table."""
     data = run.data
     if any(not isinstance(data.get(key), int) for key in ("pairs", "queries")):
         raise damaged(run.folder, "metrics.json does not say how many pairs and queries were tested")
@@ -200,7 +200,7 @@ def _part(value: dict[str, Any]) -> Part:
 
 
 def _add(rows: list[Row], row: Row) -> None:
-    """A baseline with the same values in several runs is one row: it is trained anew by every run, on the same pairs."""
+    """Adds a row, but merges a baseline that has the same values in several runs: every run trains it on the same pairs."""
     for other in rows:
         if row.card.kind in BASELINES and other.judge == row.judge and _values(other) == _values(row):
             other.also_in.append(row.run.name)
@@ -209,7 +209,7 @@ def _add(rows: list[Row], row: Row) -> None:
 
 
 def _values(row: Row) -> tuple:
-    """Kind and values; not the intervals, which move with the seed and the number of resamples."""
+    """Kind and values. Intervals are left out, because they change with the seed and the number of resamples."""
     card = row.card
     parts = [part for part in (card.whole, card.natural) if part is not None]
     known = [sorted((name, e.value) for name, e in part.metrics.items() if not isnan(e.value)) for part in parts]
@@ -217,7 +217,7 @@ def _values(row: Row) -> tuple:
 
 
 def _name(rows: list[Row]) -> None:
-    """The judge alone where it is the only one of that name, else with its run, else with its folder."""
+    """Sets row names: the judge's name if it is unique, else with its run, else with its folder."""
     for more_of in (lambda row: row.run.name, lambda row: row.run.folder):
         times = Counter(row.card.name for row in rows)
         twice = [row for row in rows if times[row.card.name] > 1]

@@ -1,4 +1,4 @@
-"""The leaderboard on the screen, and as leaderboard.md, .csv and .json."""
+"""Prints the leaderboard, and writes leaderboard.md, .csv and .json."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lore.eval.compare.leaderboard import STEM, SUFFIXES, Board, Row, check_metrics
-from lore.eval.compare.printing import open_console, text, write_own
+from lore.eval.compare.safe_output import open_console, text, write_own
 from lore.eval.measures.bootstrap import Estimate
 from lore.eval.measures.metrics import metric_names
 from lore.eval.report.console import best_value, column_titles, print_table, shown_columns
@@ -21,7 +21,7 @@ NOTHING = Estimate(float("nan"))
 
 
 def report(boards: list[Board], passed_over: dict[str, str], out: Path, *, by: str, metrics: Sequence[str] = ()) -> None:
-    """Prints the tables and writes them: a folder gets all three files, a path ending in .md, .csv or .json that one."""
+    """Prints the tables and writes them: a folder gets all three files, a path ending in .md, .csv or .json that one file."""
     check_metrics(boards, metrics, by)
     files = _files(out)
     console = open_console()
@@ -29,7 +29,7 @@ def report(boards: list[Board], passed_over: dict[str, str], out: Path, *, by: s
         _print(console, found, by, metrics)
     if passed_over:
         named = ", ".join(f"{path} ({why})" for path, why in passed_over.items())
-        console.print(text(f"passed over: {named}", limit=2000), soft_wrap=True)
+        console.print(text(f"skipped: {named}", limit=2000), soft_wrap=True)
     for path in files:
         content = {
             ".md": lambda: to_markdown(boards, by, metrics),
@@ -49,7 +49,7 @@ def _files(out: Path) -> list[Path]:
 
 
 def _weightings(found: Board) -> list[bool]:
-    """False for the test as it is, then True where rows have values under a prior."""
+    """[False] for the plain test, and True if rows have values under a prior."""
     return [False] + [True] * any(row.card.natural is not None for row in found.rows)
 
 
@@ -73,7 +73,7 @@ def _print(console: Console, found: Board, by: str, metrics: Sequence[str]) -> N
 
 
 def to_markdown(boards: list[Board], by: str, metrics: Sequence[str] = ()) -> str:
-    """Tables to paste into a page, each after a line that says what was tested."""
+    """Markdown tables, each below a line that describes the test set."""
     lines = [MARKS[".md"], ""]
     for found in boards:
         titles = column_titles(found.tiers)
@@ -82,7 +82,7 @@ def to_markdown(boards: list[Board], by: str, metrics: Sequence[str] = ()) -> st
             columns = _columns(found, rows, natural, metrics)
             parts = {row.card.name: row.card.natural if natural else row.card.whole for row in rows}
             best = {name: best_value(name, parts) for name in columns}
-            about = "The same with the tiers in the prior's shares" if natural else str(found)[0].upper() + str(found)[1:]
+            about = "The same, with the tiers weighted by the prior" if natural else str(found)[0].upper() + str(found)[1:]
             lines += [f"{_escaped(about)}. By {titles.get(by, by)}; 95 % intervals over queries; the best value is bold.", ""]
             lines += [f"| judge | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
             for row in rows:
@@ -98,13 +98,13 @@ def _escaped(content: str) -> str:
 
 
 def to_csv(boards: list[Board], by: str) -> str:
-    """One line for each row and weighting, with every metric."""
+    """One line per row and weighting, with every metric."""
     names = list(dict.fromkeys(name for found in boards for name in metric_names(found.tiers)))
-    facts = ["rubric", "rubric_hash", "data_fingerprint", "tested", "split", "pairs", "queries"]
+    keys = ["rubric", "rubric_hash", "data_fingerprint", "tested", "split", "pairs", "queries"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     own = ["weighting", "name", "judge", "run", "kind", "also_in"]
-    writer.writerow(["test_set", *facts, *own, *(column for name in names for column in (name, f"{name}_low", f"{name}_high"))])
+    writer.writerow(["test_set", *keys, *own, *(column for name in names for column in (name, f"{name}_low", f"{name}_high"))])
     for found in boards:
         for natural in _weightings(found):
             for row in found.sorted_by(by, natural=natural):
@@ -116,18 +116,18 @@ def to_csv(boards: list[Board], by: str) -> str:
                 ]
                 about = [row.card.name, row.judge, row.run.name, row.card.kind, "; ".join(row.also_in)]
                 writer.writerow(
-                    [found.id, *(found.facts[key] for key in facts), "prior" if natural else "test", *about, *numbers]
+                    [found.id, *(found.test_set[key] for key in keys), "prior" if natural else "test", *about, *numbers]
                 )
     return out.getvalue()
 
 
 def to_json(boards: list[Board], passed_over: dict[str, str], by: str) -> str:
-    """Everything, as one object."""
+    """All results as one object."""
     content = {
         "lore": "leaderboard",
         "by": by,
         "test_sets": [
-            {"id": found.id, **found.facts, "rows": [row.to_json() for row in found.sorted_by(by)]} for found in boards
+            {"id": found.id, **found.test_set, "rows": [row.to_json() for row in found.sorted_by(by)]} for found in boards
         ],
         "passed_over": passed_over,
     }

@@ -1,4 +1,4 @@
-"""The judges of a comparison, brought to the same pairs in the same order, or refused."""
+"""The judges of a comparison, aligned to the same pairs in the same order. Judges with different pairs are refused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 from lore.data.parquet import fingerprint, read_pairs
 from lore.eval.compare.finished import Finished, read_run
-from lore.eval.compare.said import Said, read_said
+from lore.eval.compare.judge_predictions import JudgePredictions, read_judge_predictions
 from lore.eval.measures.bootstrap import query_groups
 from lore.eval.measures.calibration import apply_temperature
 from lore.eval.measures.metrics import confidence_of
@@ -25,48 +25,48 @@ class Side:
 
     run: Finished
     judge: str
-    said: Said
+    predictions: JudgePredictions
     name: str = ""
-    """What tables call it: the judge alone where that is clear, else with its run."""
+    """Name in the tables: the judge's name if it is unique, else with its run."""
 
     @property
     def calibrated(self) -> np.ndarray | None:
         """[N] confidence under the temperature that the run fitted on its dev split; None without one."""
         temperature = self.run.judges[self.judge].get("temperature")
-        if temperature is None or self.said.probabilities is None:
+        if temperature is None or self.predictions.probabilities is None:
             return None
-        return confidence_of(apply_temperature(self.said.probabilities, temperature), self.said.predicted)
+        return confidence_of(apply_temperature(self.predictions.probabilities, temperature), self.predictions.predicted)
 
 
 @dataclass
 class Sides:
-    """The first judge is the baseline; all hold its pairs in its order."""
+    """The judges of a comparison. The first is the baseline; all others are aligned to its pairs."""
 
     first: Side
     others: list[Side]
     groups: np.ndarray
-    """[N] integers, one a query."""
+    """[N] integers, one per query."""
     weights: np.ndarray | None
-    """[N] label_weight of each pair where the first run counted by it."""
+    """[N] label_weight of each pair, if the first run weighted by it."""
     notes: list[str]
-    """What differs between the runs without making them another test."""
+    """Differences between the runs that do not prevent a comparison."""
 
 
 def open_sides(arguments: Sequence[str], *, across_rubrics: bool = False) -> Sides:
-    """The judges that arguments such as `runs/a` or `runs/a:judge name` name. Raises LoreError unless all hold the same pairs
-    with the same queries, labels and rubric; across_rubrics lets rule books differ whose tiers are the same."""
+    """Opens judges given as `runs/a` or `runs/a:judge name`. Raises LoreError unless all have the same pairs with the same
+    queries, labels and rubric. across_rubrics allows different rubrics with the same tiers."""
     chosen = [_chosen(argument) for argument in arguments]
     _check_rubrics([run for run, _ in chosen], across_rubrics)
     places = [(run.predictions.resolve(), judge) for run, judge in chosen]
     for at, place in enumerate(places):
         if place in places[:at]:
-            raise LoreError(f"{arguments[at]} is given twice, and a judge compared with itself says nothing. Name another one.")
-    sides = [Side(run, judge, read_said(run, judge)) for run, judge in chosen]
+            raise LoreError(f"{arguments[at]} is given twice, and a judge cannot differ from itself. Name another one.")
+    sides = [Side(run, judge, read_judge_predictions(run, judge)) for run, judge in chosen]
     first, *others = sides
     for side in others:
         _bring_to(first, side)
     _name(sides)
-    groups = query_groups([normalise(query) for query in first.said.queries])
+    groups = query_groups([normalise(query) for query in first.predictions.queries])
     return Sides(first, others, groups, _weights(first), _notes(first, others))
 
 
@@ -83,7 +83,7 @@ def _chosen(argument: str) -> tuple[Finished, str]:
     candidates = run.asked or list(run.judges)
     if len(candidates) > 1:
         raise LoreError(
-            f"{path} holds {len(run.judges)} judges, and which of them to compare is not said. Name one: "
+            f"{path} holds {len(run.judges)} judges, and the argument does not say which one to compare. Name one: "
             + ", ".join(f'"{path}:{name}"' for name in run.judges)
         )
     return run, candidates[0]
@@ -93,8 +93,8 @@ def _check_rubrics(runs: list[Finished], across_rubrics: bool) -> None:
     known = [run for run in runs if run.rubric]
     if not known:
         raise LoreError(
-            f"{runs[0].name} is a predictions file alone, which does not say which tiers count as relevant. Name the run folder it "
-            "lies in, or compare it with a finished run."
+            f"{runs[0].name} is a predictions file without its run, so it is unknown which tiers count as relevant. Name its run "
+            "folder, or compare it with a finished run."
         )
     first = known[0].rubric
     for run in known[1:]:
@@ -103,14 +103,14 @@ def _check_rubrics(runs: list[Finished], across_rubrics: bool) -> None:
         if tiers[0] != tiers[1]:
             raise LoreError(
                 f"{run.name} was judged by rubric {rubric['name']} with tiers {_tiers(rubric)}, {known[0].name} by {first['name']} "
-                f"with tiers {_tiers(first)} (* relevant): their verdicts say different things and cannot be compared."
+                f"with tiers {_tiers(first)} (* relevant), so their verdicts do not mean the same and cannot be compared."
             )
         if rubric["hash"] != first["hash"] and not across_rubrics:
-            changed = "which has changed between the two" if rubric["name"] == first["name"] else "another rule book"
+            changed = "which changed between the two runs" if rubric["name"] == first["name"] else "another rubric"
             raise LoreError(
                 f"{run.name} was judged by rubric {rubric['name']} ({rubric['hash']}), {known[0].name} by {first['name']} "
-                f"({first['hash']}), {changed}: labels and prompts may follow other rules. Evaluate both with the same file, or "
-                "say --across-rubrics if only the judges' instructions differ; the labels are compared in any case."
+                f"({first['hash']}), {changed}: labels and prompts may follow other rules. Evaluate both with the same rubric, or "
+                "pass --across-rubrics if only the judges' instructions differ; the labels are compared in any case."
             )
     for run in runs:
         run.rubric = run.rubric or first
@@ -121,18 +121,18 @@ def _tiers(rubric: dict) -> str:
 
 
 def _bring_to(first: Side, side: Side) -> None:
-    """Puts the side's pairs in the order of the first. Raises LoreError, with the ids, when they are not the same pairs."""
-    place = {pair_id: at for at, pair_id in enumerate(side.said.pair_ids)}
-    own = set(first.said.pair_ids)
+    """Reorders the side's pairs to match the first. Raises LoreError, with ids, if the pairs are not the same."""
+    place = {pair_id: at for at, pair_id in enumerate(side.predictions.pair_ids)}
+    own = set(first.predictions.pair_ids)
     problems = {
-        f"missing in {side.run.name}": [pair_id for pair_id in first.said.pair_ids if pair_id not in place],
-        f"missing in {first.run.name}": [pair_id for pair_id in side.said.pair_ids if pair_id not in own],
+        f"missing in {side.run.name}": [pair_id for pair_id in first.predictions.pair_ids if pair_id not in place],
+        f"missing in {first.run.name}": [pair_id for pair_id in side.predictions.pair_ids if pair_id not in own],
     }
     for what, values in (("label", "labels"), ("query", "queries")):
-        theirs, ours = getattr(side.said, values), getattr(first.said, values)
+        theirs, ours = getattr(side.predictions, values), getattr(first.predictions, values)
         problems[f"with another {what}"] = [
             f"{pair_id} ({ours[at]!r}, {theirs[place[pair_id]]!r})"
-            for at, pair_id in enumerate(first.said.pair_ids)
+            for at, pair_id in enumerate(first.predictions.pair_ids)
             if pair_id in place and ours[at] != theirs[place[pair_id]]
         ]
     lines = []
@@ -142,15 +142,15 @@ def _bring_to(first: Side, side: Side) -> None:
             lines.append(f"  {len(ids):,} of {len(own):,} pairs {what}: {shown}{', …' * (len(ids) > SHOWN_IDS)}")
     if lines:
         raise LoreError(
-            f"{side.run.name} was not tested on the pairs of {first.run.name}, and nothing is compared on a part of them:\n"
+            f"{side.run.name} was not tested on the pairs of {first.run.name}, and a comparison over only some pairs misleads:\n"
             + "\n".join(lines)
             + "\nEvaluate both on the same data, split, limits and seed."
         )
-    side.said = side.said.taken([place[pair_id] for pair_id in first.said.pair_ids])
+    side.predictions = side.predictions.taken([place[pair_id] for pair_id in first.predictions.pair_ids])
 
 
 def _name(sides: list[Side]) -> None:
-    """The shortest names that tell the judges apart."""
+    """Sets the shortest names that distinguish the judges."""
     for name_of in (
         lambda side: side.judge,
         lambda side: f"{side.judge} ({side.run.name})",
@@ -164,23 +164,23 @@ def _name(sides: list[Side]) -> None:
 
 
 def _weights(first: Side) -> np.ndarray | None:
-    """label_weight of each pair, read from the tested data: predictions hold no weights."""
+    """label_weight of each pair, read from the test data because predictions hold no weights."""
     if not first.run.measured.label_weights:
         return None
     path, data = first.run.data_files(), first.run.data
-    how = f"{first.run.name} counts each pair by its label_weight"
+    how = f"{first.run.name} weights each pair by its label_weight"
     if path is None:
-        raise LoreError(f"{how}, and its data {data.get('path')} are not there to read the weights from. Restore them.")
+        raise LoreError(f"{how}, and its data {data.get('path')} with the weights does not exist. Restore it.")
     if data.get("fingerprint") not in (None, fingerprint(path)):
-        raise LoreError(f"{how}, and {path} has changed since, so its weights may be others. Restore the file or evaluate again.")
+        raise LoreError(f"{how}, and {path} has changed since, so its weights may differ. Restore the file or evaluate again.")
     pairs = read_pairs(path, split=data.get("split"), columns=["pair_id", "query", "title", "label_weight"])
     weight: dict[str, float] = {}
     for pair in pairs:
-        weight.setdefault(pair.pair_id, pair.label_weight)  # of a repeated pair the first row was counted
-    if missing := [pair_id for pair_id in first.said.pair_ids if pair_id not in weight]:
+        weight.setdefault(pair.pair_id, pair.label_weight)  # the evaluation counted the first row of a repeated pair
+    if missing := [pair_id for pair_id in first.predictions.pair_ids if pair_id not in weight]:
         shown = ", ".join(missing[:SHOWN_IDS])
-        raise LoreError(f"{how}, but {len(missing)} tested pairs are not in {path}: {shown}. Restore the file or evaluate again.")
-    return np.asarray([weight[pair_id] for pair_id in first.said.pair_ids], dtype=np.float64)
+        raise LoreError(f"{how}, but {len(missing)} test pairs are not in {path}: {shown}. Restore the file or evaluate again.")
+    return np.asarray([weight[pair_id] for pair_id in first.predictions.pair_ids], dtype=np.float64)
 
 
 def _notes(first: Side, others: list[Side]) -> list[str]:
@@ -190,11 +190,11 @@ def _notes(first: Side, others: list[Side]) -> list[str]:
             pairs = zip(vars(first.run.measured).items(), vars(side.run.measured).values(), strict=True)
             if different := [f"metrics.{key} {own!r}, there {their!r}" for (key, own), their in pairs if own != their]:
                 notes.append(
-                    f"{side.run.name} was measured otherwise; all is measured as in {first.run.name}: {'; '.join(different)}"
+                    f"{side.run.name} used other settings; all judges are measured as in {first.run.name}: {'; '.join(different)}"
                 )
         if side.run.rubric["hash"] != first.run.rubric["hash"]:
-            notes.append(f"{side.run.name} was judged by another version of the rule book; tiers and labels are the same")
-        other = sum(set(a) != set(b) for a, b in zip(first.said.slices, side.said.slices, strict=True))
+            notes.append(f"{side.run.name} was judged by another version of the rubric; tiers and labels are the same")
+        other = sum(set(a) != set(b) for a, b in zip(first.predictions.slices, side.predictions.slices, strict=True))
         if other:
-            notes.append(f"{other:,} pairs are in other slices in {side.run.name}; the slices here are those of {first.run.name}")
+            notes.append(f"{other:,} pairs have other slices in {side.run.name}; the slices here are those of {first.run.name}")
     return notes

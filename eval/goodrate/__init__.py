@@ -1,1 +1,1 @@
-"""GoodRate of a result log: judge, raters, and both by prediction-powered inference."""
+"""GoodRate of a result log, estimated from a judge, from raters, and from both by prediction-powered inference."""

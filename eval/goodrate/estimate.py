@@ -1,12 +1,12 @@
-"""GoodRate of a result log: the share of shown items, and of pages, that are good; per system, and for the difference of two.
+"""GoodRate of a result log: the share of shown items, and of pages, that are good; per system, and as a difference.
 
-Three estimates stand side by side: the judge's verdicts alone, people's labels of a random part alone, and both together
-(lore.eval.measures.ppi), which has no bias whatever the judge does and a shorter interval where the judge is good.
+It reports three estimates: from the judge's verdicts alone, from human labels of a random sample alone, and from both
+(lore.eval.measures.ppi). The last one has no bias for any judge, and a shorter interval for a good judge.
 
-The judge's value of an item is its probability of the relevant tiers where it gives probabilities, else 0 or 1. A verdict throws
-away how sure the judge is, and the interval depends on the squared distance to the labels, which the calibrated probability
-makes smallest; where it is not calibrated, the labels correct it. Of a page it is the product over its items. A format failure
-counts as not good.
+The judge's value of an item is its probability of the relevant tiers, or 0 or 1 if the judge gives no probabilities. A verdict
+alone loses the judge's confidence. The interval depends on the squared distance to the labels, which calibrated
+probabilities minimize; if they are not calibrated, the labels correct them. The value of a page is the product over its
+items. A format failure counts as not good.
 
     lore goodrate sample log.parquet --queries 50 -o to_rate.csv
     lore goodrate log.parquet --verdicts runs/judge/predictions.parquet --rated rated.csv --rubric shop
@@ -29,7 +29,7 @@ from lore.support.errors import LoreError
 
 FEW_CLUSTERS = 30
 UNLIKELY = 0.001
-"""Chance with which a random sample would lie as far from its log before a warning says so."""
+"""Probability, for a random sample, of a distance to its log above which a warning is shown."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Rate:
     system: str
     """A name, or `B - A`."""
     shown: int
-    """Rows or pages of the log."""
+    """Number of rows or pages of the log."""
     rated: int
-    """Of them, with a label."""
+    """Number of them with a label."""
     estimate: Powered
     clusters: float
     """Effective number of rated queries."""
@@ -51,13 +51,13 @@ class Rate:
 
 @dataclass
 class GoodRate:
-    """What a log, a judge and raters say."""
+    """The GoodRates of a log, with the settings and warnings."""
 
     rates: list[Rate]
-    facts: dict[str, object]
-    """Counts and choices, as goodrate.json has them."""
+    summary: dict[str, object]
+    """Counts and settings, as in goodrate.json."""
     remarks: list[str] = field(default_factory=list)
-    """What a reader has to know before believing the numbers."""
+    """Warnings that affect how far the numbers can be trusted."""
     rejected: list[Rejection] = field(default_factory=list)
 
 
@@ -71,7 +71,7 @@ def goodrate(
     top: int | None = None,
     target: Target = "log",
 ) -> GoodRate:
-    """Reads the files and estimates. top: only the first so many positions of each page count. target: see ppi."""
+    """Reads the files and estimates. top: only the first `top` positions of each page count. target: see ppi."""
     rubric = load_rubric(rubric_name)
     whole = read_log(log_path)
     sample = read_rated(rated_path, rubric, whole) if rated_path else nothing_rated(whole)
@@ -87,7 +87,7 @@ def goodrate(
         )
     if sample.unlabelled:
         remarks.append(
-            f"{sample.unlabelled:,} of {sample.labelled + sample.unlabelled:,} sampled pairs have no label. If raters left out the "
+            f"{sample.unlabelled:,} of {sample.labelled + sample.unlabelled:,} sampled pairs have no label. If raters skipped the "
             "hard ones, every estimate from the labels is too high."
         )
     if log.rejected:
@@ -95,9 +95,9 @@ def goodrate(
         remarks.append(
             f"{len(log.rejected):,} rows of the log cannot be read and are left out ("
             + ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-            + "); pages are taken without them."
+            + "); pages are evaluated without them."
         )
-    facts = {
+    summary = {
         "log": {
             "path": str(log_path),
             "rows": len(log),
@@ -114,11 +114,11 @@ def goodrate(
         "top": top,
         "target": target,
     }
-    return GoodRate(rates, facts, remarks, log.rejected)
+    return GoodRate(rates, summary, remarks, log.rejected)
 
 
 def read_judged(path: Path, rubric: Rubric, log: Shown, judge: str | None = None) -> tuple[np.ndarray, int, int]:
-    """The judge's value of every row [N], its format failures among the shown pairs, and its verdicts on pairs not shown."""
+    """The judge's value of every row [N], the format failures among the shown pairs, and the number of verdicts on other pairs."""
     shown = list(dict.fromkeys(log.pair_ids))
     judges: dict[str, set[str]] = {}
     rows = prediction_rows(path, "--verdicts")
@@ -126,13 +126,13 @@ def read_judged(path: Path, rubric: Rubric, log: Shown, judge: str | None = None
         judges.setdefault(str(row.get("judge") or ""), set()).add(row["pair_id"])
     if judge is None and len(judges) > 1:
         raise LoreError(
-            f"{path} holds the verdicts of {len(judges)} judges, and one is wanted. Choose it with --judge: "
+            f"{path} holds the verdicts of {len(judges)} judges, and GoodRate uses one. Choose it with --judge: "
             f"{', '.join(sorted(judges))}."
         )
     if judge is not None and judge not in judges:
         raise LoreError(
             f"{path} has no verdicts of a judge {judge!r}; found {', '.join(filter(None, sorted(judges))) or 'no column judge'}. "
-            "Correct --judge, or leave it out where the file has one judge."
+            "Correct --judge, or drop it if the file has one judge."
         )
     known = judges.get(judge, set()) if judge is not None else set().union(*judges.values())
     foreign = known - set(shown)
@@ -152,12 +152,12 @@ def read_judged(path: Path, rubric: Rubric, log: Shown, judge: str | None = None
 
 
 def estimate(log: Shown, judged: np.ndarray, sample: Rated, target: Target = "log") -> tuple[list[Rate], list[str]]:
-    """Rates of items and of pages: each system, then the difference where there are two. And remarks about the sample."""
+    """Rates of items and of pages for each system, then the difference of two systems; and warnings about the sample."""
     remarks = []
     pages = np.unique(log.pages, return_inverse=True)[1].reshape(-1)
     first = np.unique(pages, return_index=True)[1]
     page_impressions = np.zeros(len(first))
-    np.maximum.at(page_impressions, pages, log.impressions)  # a page is seen as often as its most seen item
+    np.maximum.at(page_impressions, pages, log.impressions)  # a page has as many impressions as its most shown item
     page_judged = np.ones(len(first))
     np.multiply.at(page_judged, pages, judged)
     page_good, page_chances, why = sample.pages(pages)
@@ -172,7 +172,7 @@ def estimate(log: Shown, judged: np.ndarray, sample: Rated, target: Target = "lo
 
 
 def _rates(of, systems, judged, good, weights, clusters, chances, *, target) -> list[Rate]:
-    """Of each system, and of the second less the first; arrays with one entry per row or page."""
+    """Rate of each system, and of the second minus the first; the arrays have one entry per row or page."""
     found: dict[str, Parts] = {}
     rates = []
     for name in sorted(set(systems)):
@@ -190,7 +190,7 @@ def _rates(of, systems, judged, good, weights, clusters, chances, *, target) -> 
 
 
 def _about_sample(whole: Parts) -> list[str]:
-    """What is to be said of a sample that is small, or that the judge finds better or worse than its log by more than chance."""
+    """Warnings about a small sample, and about one that the judge rates better or worse than the log by more than chance."""
     remarks = []
     if whole.clusters < FEW_CLUSTERS:
         remarks.append(

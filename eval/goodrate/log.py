@@ -1,4 +1,4 @@
-"""A result log: which items were shown for which query, on which page, by which system, how often."""
+"""A result log: the items shown for each query, with page, system and number of impressions."""
 
 import math
 from collections import Counter
@@ -18,40 +18,40 @@ from lore.support.text import normalise
 
 COLUMNS = ("query", "pair_id", "item_id", "page_id", "position", "system", "impressions")
 MAX_REJECTED_SHARE = 0.01
-"""Of a log's rows. Rows that cannot be read are seldom a random part of a log: beyond this its GoodRate would be another's."""
+"""Share of a log's rows that may be unreadable. They are rarely a random sample, so with more the GoodRate would be biased."""
 ALL = "all"
 
 
 @dataclass
 class Shown:
-    """Rows of a log; every array has one entry per row, in the file's order."""
+    """Rows of a log. Every array has one entry per row, in file order."""
 
     path: Path
     pair_ids: np.ndarray
     """[N] texts."""
     queries: np.ndarray
-    """[N] texts, as they stand in the log."""
+    """[N] texts, as written in the log."""
     items: np.ndarray
-    """[N] texts, empty where the log names none."""
+    """[N] texts, empty if the log has none."""
     systems: np.ndarray
-    """[N] texts; ALL where the log has no column for them."""
+    """[N] texts; ALL if the log has no such column."""
     page_ids: np.ndarray
-    """[N] texts, empty where the log has no column for them."""
+    """[N] texts, empty if the log has no such column."""
     positions: np.ndarray
-    """[N]; nan where the log has none."""
+    """[N]; nan if the log has none."""
     impressions: np.ndarray
     """[N], above 0."""
     below_top: int = 0
-    """Rows left out because they stand lower on their page than was asked for."""
+    """Number of rows left out because they are below the requested positions of their page."""
     rejected: list[Rejection] = field(default_factory=list)
 
     def __post_init__(self):
         self.clusters = _codes(self.queries)
-        """[N] one integer per distinct query; case and spacing do not count."""
+        """[N] one integer per distinct query; case and spacing are ignored."""
         pages: dict[tuple, int] = {}
         keys = zip(self.systems.tolist(), self.clusters.tolist(), self.page_ids.tolist(), strict=True)
         self.pages = np.asarray([pages.setdefault(key, len(pages)) for key in keys], dtype=np.int64)
-        """[N] one integer per page: what a system showed for a query, split by page_id where there is one."""
+        """[N] one integer per page: the rows of one system and query, split by page_id if there is one."""
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -68,8 +68,8 @@ class Shown:
         """[N] True for rows at the first `count` positions of their page. Positions are ranked, so they may start at 0 or 1."""
         if missing := int(np.isnan(self.positions).sum()):
             raise LoreError(
-                f"{self.path}: {missing:,} of {len(self):,} rows have no position, so it is not known which are the first {count} "
-                "of their page. Add the column position, or leave out --top."
+                f"{self.path}: {missing:,} of {len(self):,} rows have no position, so the first {count} of their page are unknown. "
+                "Add the column position, or drop --top."
             )
         distinct = sorted(set(zip(self.pages.tolist(), self.positions.tolist(), strict=True)))
         before, ranks = Counter(), {}
@@ -86,9 +86,9 @@ class Shown:
 
 
 def read_log(path: Path) -> Shown:
-    """A .parquet, .jsonl, .csv or .tsv file with one row per shown item. Rows that cannot be read are kept in `rejected`.
+    """Reads a .parquet, .jsonl, .csv or .tsv file with one row per shown item. Unreadable rows go to `rejected`.
 
-    Raises LoreError where they are more than MAX_REJECTED_SHARE of all, or where a column is missing.
+    Raises LoreError if they are more than MAX_REJECTED_SHARE of all rows, or if a column is missing.
     """
     rows, rejected, columns = [], [], set()
     for record in track(table_records(path, ["query"], list(COLUMNS)), "reading the log"):
@@ -98,7 +98,7 @@ def read_log(path: Path) -> Shown:
         columns |= record[1].keys()
         if not columns & {"pair_id", "item_id"}:
             raise LoreError(
-                f"{path} has neither pair_id nor item_id, so it is not known what was shown. Found: {', '.join(columns)}."
+                f"{path} has neither pair_id nor item_id, so the shown items are unknown. Found: {', '.join(columns)}."
                 f"{nearest('item_id', columns)} Rename the column."
             )
         row = _Row(path, *record)
@@ -107,20 +107,20 @@ def read_log(path: Path) -> Shown:
         else:
             rows.append(row.values)
     if not rows and not rejected:
-        raise LoreError(f"{path} has no rows: there is no GoodRate of nothing. Name a log with one row per shown item.")
+        raise LoreError(f"{path} has no rows, so there is no GoodRate. Name a log with one row per shown item.")
     if len(rejected) > MAX_REJECTED_SHARE * (len(rows) + len(rejected)):
         shown = "\n".join(f"  {problem}" for problem in rejected[:5])
         raise LoreError(
-            f"{path}: {len(rejected):,} of {len(rows) + len(rejected):,} rows cannot be read, and what is left may be better or "
-            f"worse than the whole; at most {MAX_REJECTED_SHARE:.0%} may be left out.\n{shown}\nCorrect the file."
+            f"{path}: {len(rejected):,} of {len(rows) + len(rejected):,} rows cannot be read, and the others may be better or "
+            f"worse than the whole log; at most {MAX_REJECTED_SHARE:.0%} may be left out.\n{shown}\nCorrect the file."
         )
     pair_ids, queries, items, systems, pages, positions, impressions = zip(*rows, strict=True)
     for name, values in (("system", systems), ("page_id", pages)):
         if without := sum(not value for value in values):
             if without < len(values):
                 raise LoreError(
-                    f"{path}: {without:,} of {len(values):,} rows have no {name} and the others have one, so it is not known where "
-                    "they belong. Fill it in, or leave the column out."
+                    f"{path}: {without:,} of {len(values):,} rows have no {name}, but others have one, so they cannot be grouped. "
+                    "Fill it in for every row, or drop the column."
                 )
     systems = systems if systems[0] else [ALL] * len(systems)
     texts = [np.asarray(column, dtype=object) for column in (pair_ids, queries, items, systems, pages)]
@@ -129,24 +129,24 @@ def read_log(path: Path) -> Shown:
 
 
 def text_of(value: Any) -> str | None:
-    """A cell as text, '' where it is empty; None where it is no text, or no whole number."""
+    """A cell as text; '' if it is empty, None if it is neither a text nor a whole number."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
         return None
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # tables with a gap somewhere write whole numbers as 12.0
+        value = int(value)  # tables with missing cells write whole numbers as 12.0
     if isinstance(value, int):
         return str(value)
     if not isinstance(value, str):
         return None
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        return None  # a surrogate: bytes that are no text
+        return None  # a surrogate: bytes that are not text
     return value.strip()
 
 
 def number_of(value: Any) -> float | None:
-    """A cell as a number, nan where it is empty; None where it is none."""
+    """A cell as a number; nan if it is empty, None if it is not a number."""
     if value is None or value == "":
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -159,7 +159,7 @@ def number_of(value: Any) -> float | None:
 
 
 class _Row:
-    """One row, checked: its values in the order of Shown, or the first problem found."""
+    """One checked row: its values in the order of Shown, or the first problem found."""
 
     def __init__(self, path: Path, row: int, cells: dict[str, Any]):
         self._where, self._cells = (str(path), row), cells
@@ -173,7 +173,7 @@ class _Row:
         if not self.problem and position < 0:
             self._bad("position", "out_of_range", "a number of at least 0")
         if not self.problem and impressions <= 0:
-            self._bad("impressions", "out_of_range", "a number above 0; a row that was never shown is no row of a log")
+            self._bad("impressions", "out_of_range", "a number above 0; drop rows that were never shown")
         if not self.problem:
             weight = 1.0 if math.isnan(impressions) else impressions
             self.values = (pair_id or make_pair_id(query, item), query, item, system, page, position, weight)

@@ -1,4 +1,4 @@
-"""A GoodRate for people (a table and what to know about it) and for machines (JSON)."""
+"""Output of a GoodRate: a table and remarks for people, JSON for programs."""
 
 import json
 from math import isfinite, isnan
@@ -16,12 +16,12 @@ from lore.support.atomic_files import write_atomic
 
 
 def show(found: GoodRate, console: Console) -> None:
-    log, rated = found.facts["log"], found.facts["rated"]
+    log, rated = found.summary["log"], found.summary["rated"]
     title = f"{log['rows']:,} shown items, {log['pages']:,} pages, {log['queries']:,} queries"
     if rated["path"]:
         title += f"; {rated['labelled']:,} pairs rated"
-    if found.facts["top"]:
-        title += f"; first {found.facts['top']} positions"
+    if found.summary["top"]:
+        title += f"; first {found.summary['top']} positions"
     console.print(Text(f"GoodRate of {log['path']}: {title}"), soft_wrap=True)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("%", no_wrap=True)
@@ -37,11 +37,11 @@ def show(found: GoodRate, console: Console) -> None:
         system = rate.system if rate.system.isprintable() else ascii(rate.system)
         table.add_row(Text(f"{rate.of} {system}"), *cells, power, f"{rate.rated:,}", worth)
     console.print(table)
-    what = "this log, had all of it been rated" if found.facts["target"] == "log" else "all queries like those of this log"
+    what = "this log, if all of it were rated" if found.summary["target"] == "log" else "all queries like those of this log"
     console.print(
         Text(
-            f"± 95 % intervals for {what}. The judge alone is off by its own errors, which no interval shows; the other two are "
-            "unbiased where the sample is random. Worth: what would have to be rated for an interval as short without the judge."
+            f"± 95 % intervals for {what}. The judge alone is biased by its errors, and its interval does not include them; the "
+            "other two are unbiased if the sample is random. Worth: labels needed for an equally short interval without the judge."
         )
     )
     for remark in found.remarks:
@@ -58,7 +58,7 @@ def percent(estimate: Estimate) -> str:
 
 
 def to_json(found: GoodRate) -> dict:
-    """Shares from 0 to 1, null where there is none."""
+    """Shares from 0 to 1; null if undefined."""
     rates: dict[str, list[dict]] = {}
     for rate in found.rates:
         estimate = rate.estimate
@@ -75,11 +75,11 @@ def to_json(found: GoodRate) -> dict:
                 **numbers,
             }
         )
-    return {**found.facts, **rates, "remarks": found.remarks}
+    return {**found.summary, **rates, "remarks": found.remarks}
 
 
 def save(found: GoodRate, out: Path) -> Path | None:
-    """Writes the JSON file, and the rows that could not be read to <name>.rejected.jsonl beside it; returns the path of these."""
+    """Writes the JSON file, and unreadable rows to <name>.rejected.jsonl beside it. Returns the path of the latter, if any."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with RejectedWriter(out) as writer:
         for problem in found.rejected:

@@ -1,4 +1,4 @@
-"""A random part of a result log, rated by people: drawing it, reading it back, finding its rows in the log."""
+"""A random sample of a result log for people to rate: drawing it, reading it back, matching it to the log."""
 
 import csv
 import io
@@ -26,20 +26,20 @@ class Rated:
     """Labels of a log's rows; every array has one entry per row."""
 
     good: np.ndarray
-    """1 or 0 where a label says so, nan elsewhere."""
+    """1 or 0 from the label, nan without one."""
     drawn: np.ndarray
-    """True where the row belongs to the sample, labelled or not."""
+    """True if the row belongs to the sample, labeled or not."""
     chances: np.ndarray | None
-    """Chance with which the row was drawn, nan where it was not; None where the sample names none: all alike."""
+    """Probability with which the row was drawn, nan for rows not drawn. None if the sample has no probabilities: all are equal."""
     labelled: int
-    """Entries of the sample with a label, and without one."""
+    """Number of entries of the sample with a label; `unlabelled` counts those without."""
     unlabelled: int
 
     def pages(self, pages: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, str | None]:
-        """good [P], chances [P] or None, and why no page has a label where that is so. pages [N]: the page of each row, from 0.
+        """good [P], chances [P] or None, and the reason if no page has a label, else None. pages [N]: the page of each row, from 0.
 
-        A page is rated where all its rows are. A sample of single rows rates a page only by chance, and short pages most often:
-        its pages say nothing about others.
+        A page counts as rated if all its rows are. A sample of single rows covers whole pages only by chance, and mostly short
+        ones, so those pages do not represent the others.
         """
         sizes = np.bincount(pages)
         drawn = np.bincount(pages, self.drawn)
@@ -50,7 +50,7 @@ class Rated:
                 "system."
             )
             return np.full(len(sizes), np.nan), None, why
-        good = np.bincount(pages, np.where(self.drawn, self.good, 0.0))  # nan where a row of it stayed without a label
+        good = np.bincount(pages, np.where(self.drawn, self.good, 0.0))  # nan if any row of the page has no label
         good = np.where(np.isnan(good) | (drawn == 0), np.nan, good == sizes)
         if self.chances is None:
             return good, None, None
@@ -68,11 +68,11 @@ class Rated:
 
 
 def read_rated(path: Path, rubric: Rubric, log: Shown) -> Rated:
-    """The sample's labels on the log's rows. Columns: pair_id (or query and item_id) and label; probability, the chance in (0, 1]
-    with which the entry was drawn, where it is not the same for all; system and page_id where an entry is a row of the log and not
-    the pair wherever it is shown. An entry without a label was drawn and not rated.
+    """The sample's labels for the rows of the log. Columns: pair_id (or query and item_id) and label. Optional: probability, the
+    probability in (0, 1] with which the entry was drawn, if it varies; system and page_id, if an entry is one row of the log and
+    not a pair in all places where it is shown. An entry without a label was drawn but not rated.
 
-    Raises LoreError with the entries that are wrong, contradict one another or are not in the log.
+    Raises LoreError that lists entries that are malformed, contradict each other or are not in the log.
     """
     labels: dict[tuple, float] = {}
     chances: dict[tuple, float] = {}
@@ -104,9 +104,9 @@ def read_rated(path: Path, rubric: Rubric, log: Shown) -> Rated:
     if wrong:
         more = f"\n  and {len(wrong) - SHOWN:,} more" if len(wrong) > SHOWN else ""
         raise LoreError(
-            f"{path} is no sample of {log.path}, and nothing is estimated from a part of it:\n"
+            f"{path} is not a sample of {log.path}, and a part of a sample gives biased estimates:\n"
             + "\n".join(f"  {line}" for line in wrong[:SHOWN])
-            + f"{more}\nGive each entry that was drawn from this log, once, with a label or an empty one."
+            + f"{more}\nList every entry that was drawn from this log, once, with a label or an empty one."
         )
     good = np.asarray([labels.get(key, math.nan) for key in keys], dtype=np.float64)
     drawn = np.asarray([key in labels for key in keys], dtype=bool)
@@ -120,21 +120,21 @@ def nothing_rated(log: Shown) -> Rated:
 
 
 def _entry(cells: dict, names: tuple[str, ...], rubric: Rubric) -> tuple[tuple | None, tuple, float, float]:
-    """What is wrong (field, found, expected) or None; the entry's key; 1, 0 or nan; its chance or nan."""
+    """The problem (field, found, expected) or None; the entry's key; 1, 0 or nan; its probability or nan."""
     pair_id, query, item = (text_of(cells.get(name)) for name in ("pair_id", "query", "item_id"))
     pair_id = pair_id or (make_pair_id(query, item) if query and item else "")
     more = tuple(text_of(cells.get(name)) for name in names)
     chance, label = number_of(cells.get("probability")), text_of(cells.get("label"))
     good, problem = math.nan, None
     if not pair_id:
-        problem = ("pair_id", cells.get("pair_id"), "a pair_id, or query and item_id to make it from")
+        problem = ("pair_id", cells.get("pair_id"), "a pair_id, or query and item_id to derive it from")
     elif not all(more):
         name = names[more.index(next(value for value in more if not value))]
         problem = (name, cells.get(name), "a text, as in the first row")
     elif chance is None or chance <= 0 or chance > 1:
         problem = ("probability", cells.get("probability"), "a number above 0 and at most 1, or none in all rows")
     elif label is None:
-        problem = ("label", cells.get("label"), "a tier, or nothing")
+        problem = ("label", cells.get("label"), "a tier, or empty")
     elif label:
         try:
             good = float(rubric.relevant_mask[rubric.index(rubric.tier_of(label))])
@@ -148,18 +148,19 @@ def _same(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 
 def draw(log: Shown, count: int, unit: Literal["pair", "query"], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """drawn [N], chances [N] of a log's rows: `count` pairs or queries, their chances proportional to their impressions, at most 1.
+    """drawn [N] and chances [N] for the rows of a log: draws `count` pairs or queries with probabilities proportional to their
+    impressions, at most 1.
 
     Systematic sampling in random order (Madow 1949, Annals of Mathematical Statistics 20): the number drawn is exact and every
-    chance is known. The rows that a GoodRate weighs most are the ones most likely rated.
+    probability is known. Rows with a large weight in the GoodRate are the most likely to be rated.
     """
     units = log.clusters if unit == "query" else np.unique(log.pair_ids.astype(str), return_inverse=True)[1].reshape(-1)
     mass = np.bincount(units, log.impressions)
     if count >= len(mass):
         what = "queries" if unit == "query" else "pairs"
         raise LoreError(
-            f"{log.path} has {len(mass):,} {what}, so {count:,} are not a random part of them. "
-            "Ask for fewer, or rate them all: then there is nothing to estimate."
+            f"{log.path} has {len(mass):,} {what}, so {count:,} of them are not a random sample. "
+            "Ask for fewer. If you rate all of them, there is nothing to estimate."
         )
     rng = np.random.default_rng(seed)
     chance = capped_shares(mass, count)
@@ -171,7 +172,7 @@ def draw(log: Shown, count: int, unit: Literal["pair", "query"], seed: int = 0) 
 
 
 def capped_shares(mass: np.ndarray, count: int) -> np.ndarray:
-    """Chances [U] proportional to mass, at most 1, that sum to `count`."""
+    """Probabilities [U] proportional to mass, at most 1, that sum to `count`."""
     sure = np.zeros(len(mass), dtype=bool)
     while True:
         chance = np.where(sure, 1.0, mass * (count - sure.sum()) / mass[~sure].sum())
@@ -182,7 +183,7 @@ def capped_shares(mass: np.ndarray, count: int) -> np.ndarray:
 
 
 def write_draw(log: Shown, out: Path, count: int, unit: Literal["pair", "query"], seed: int = 0) -> int:
-    """Writes the drawn pairs, each once, as a csv file with an empty label; returns their number."""
+    """Writes the drawn pairs, each once, as a csv file with an empty label. Returns their number."""
     drawn, chances = draw(log, count, unit, seed)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

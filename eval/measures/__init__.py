@@ -1,1 +1,1 @@
-"""Numbers over verdicts and labels: metrics, intervals, calibration, agreement. Nothing here reads a file or asks a judge."""
+"""Measures over verdicts and labels: metrics, intervals, calibration, agreement. Nothing here reads a file or runs a judge."""

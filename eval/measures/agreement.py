@@ -1,6 +1,6 @@
 """Agreement between judge and raters, and among raters: Cohen's kappa, Krippendorff's alpha, the noise ceiling.
 
-All of it comes from tables that add up over queries, so that the bootstrap resamples them like the metrics.
+All measures come from tables that add up over queries, so the bootstrap resamples them like the metrics.
 """
 
 from collections import Counter
@@ -16,13 +16,13 @@ from lore.eval.measures.results import Agreement, Ceiling
 
 MOST_RATERS = 50
 FEWEST_SHARED = 20
-"""Kappas of single raters are taken from the 50 raters, or twos of raters, with most pairs, and 20 at least: a kappa over fewer
-is noise. Where many raters label a few pairs each there is none, and alpha is the number to read."""
+"""Kappas are computed for at most 50 raters, or pairs of raters, those with the most pairs. Each needs at least 20 pairs,
+because a kappa over fewer is noise. If many raters label a few pairs each, no kappa is defined: use alpha instead."""
 
 
 @dataclass(frozen=True)
 class Ratings:
-    """Single raters' labels of tested pairs; every array has one entry per label."""
+    """Single raters' labels of the test pairs; every array has one entry per label."""
 
     pair: np.ndarray
     """Position of the pair in the test."""
@@ -31,11 +31,11 @@ class Ratings:
     tier: np.ndarray
     raters: list[str]
     unrated: int = 0
-    """Tested pairs without any rating."""
+    """Number of test pairs without any rating."""
 
 
 def cohen_kappa(confusion: np.ndarray) -> np.ndarray:
-    """Unweighted kappa from [..., K, K + 1] counts; a format failure agrees with no label."""
+    """Unweighted kappa from [..., K, K + 1] counts. A format failure agrees with no label."""
     tiers = confusion.shape[-2]
     weight = confusion.sum(axis=(-2, -1))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -45,7 +45,7 @@ def cohen_kappa(confusion: np.ndarray) -> np.ndarray:
 
 
 def coincidences(votes: np.ndarray) -> np.ndarray:
-    """[N, K, K] coincidence matrices of pairs with votes [N, K] for each tier; all zero where fewer than two rated."""
+    """[N, K, K] coincidence matrices from votes [N, K] per tier; all zero for a pair with fewer than two raters."""
     raters = votes.sum(axis=1)
     both = votes[:, :, None] * votes[:, None, :] - votes[:, :, None] * np.eye(votes.shape[1])
     return both / np.maximum(raters - 1, 1)[:, None, None]
@@ -53,10 +53,10 @@ def coincidences(votes: np.ndarray) -> np.ndarray:
 
 def ordinal_alpha(coincidence: np.ndarray) -> np.ndarray:
     """Krippendorff's alpha with the ordinal difference (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability") from
-    coincidence matrices [..., K, K]. nan where all labels are one tier, or none was given twice."""
+    coincidence matrices [..., K, K]. nan if all labels are the same tier, or no pair has two ratings."""
     used = coincidence.sum(axis=-1)
     whole = used.sum(axis=-1)
-    # Two tiers are as far apart as the labels that lie between them, half of their own included.
+    # The distance of two tiers is the number of labels between them, plus half of the labels in each of the two.
     place = np.cumsum(used, axis=-1) - used / 2
     distance = (place[..., :, None] - place[..., None, :]) ** 2
     by_chance = used[..., :, None] * used[..., None, :]
@@ -76,8 +76,8 @@ def judge_agreement(
     samples: int = 1000,
     seed: int = 0,
 ) -> Agreement:
-    """How far verdicts [N] agree with labels [N] and, where there are ratings, with single raters. For quadratic kappa and alpha
-    a format failure stands in the tier farthest from the label. groups, weights [N]; prior [K]."""
+    """Agreement of verdicts [N] with labels [N] and, if ratings are given, with single raters. For quadratic kappa and alpha a
+    format failure counts as the tier farthest from the label. groups, weights [N]; prior [K]."""
     queries = np.unique(groups, return_inverse=True)[1].reshape(-1)
     per_query = count(gold, predicted, tiers, weights=weights, groups=queries)
 
@@ -111,9 +111,9 @@ def ceiling(
     samples: int = 1000,
     seed: int = 0,
 ) -> Ceiling:
-    """How far raters agree, over the pairs that two or more rated. acc_2 and acc_k: one rater against the median of the pair's
-    others, between two tiers the worse, as labels are made; every pair counts once, however many rated it. groups, weights [N]
-    of the tested pairs."""
+    """Agreement among raters over the pairs with two or more ratings. acc_2 and acc_k compare one rater with the median of the
+    pair's other raters; between two tiers the median is the worse one, as for labels. Every pair counts once, for any number of
+    raters. groups, weights [N] of the test pairs."""
     tiers, pairs = len(relevant), len(groups)
     weights = np.ones(pairs) if weights is None else weights
     votes = np.zeros((pairs, tiers))
@@ -157,7 +157,7 @@ def ceiling(
 
 
 def _most_shared(ratings: Ratings) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Pairs and both tiers of the two raters who share most pairs, then of the next two, FEWEST_SHARED at least."""
+    """(pairs, first tiers, second tiers) of each pair of raters with at least FEWEST_SHARED shared pairs, most shared first."""
     order = np.lexsort((ratings.rater, ratings.pair))
     found: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
     for rows in np.split(order, np.flatnonzero(np.diff(ratings.pair[order])) + 1):
@@ -171,8 +171,8 @@ def _most_shared(ratings: Ratings) -> list[tuple[np.ndarray, np.ndarray, np.ndar
 def _mean_kappa(
     cells: list[tuple], groups: np.ndarray, tiers: int, weights: np.ndarray | None, samples: int, seed: int
 ) -> Estimate:
-    """Quadratic kappa of each (pairs, first tiers, second tiers), mean weighted by their number of pairs; a kappa that is not
-    defined is left out. All are resampled together, over the queries that any of them has."""
+    """Mean quadratic kappa over cells of (pairs, first tiers, second tiers), weighted by their number of pairs. Undefined kappas
+    are left out. All cells are resampled together, over the queries that occur in any of them."""
     if not cells:
         return Estimate(float("nan"))
     everywhere = np.unique(np.concatenate([pairs for pairs, _, _ in cells]))

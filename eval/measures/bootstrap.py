@@ -1,10 +1,10 @@
-"""95 % intervals: the percentile bootstrap over queries, its levels widened for few queries.
+"""95 % intervals by the percentile bootstrap over queries, with wider percentiles for few queries.
 
-Pairs of one query succeed and fail together, so whole queries are drawn with replacement, never single pairs. A
-resample's metrics come from its summed per-query counts; under a prior its tiers are weighted anew, as the test's were.
-Plain percentile intervals are too short for few queries: the levels are those that make the interval of a mean as long as
-Student's (the expanded percentile interval of Hesterberg 2015, "What Teachers Should Know about the Bootstrap").
-tests/eval/measures/test_coverage.py measures what is left.
+Verdicts on pairs of one query are correlated, so the bootstrap draws whole queries with replacement, never single pairs. The
+metrics of a resample come from its summed per-query counts. With a prior, the tiers of each resample are reweighted to the
+prior's shares, like those of the test. Plain percentile intervals are too short for few queries. The percentiles are chosen
+so that the interval of a mean is as long as Student's (the expanded percentile interval of Hesterberg 2015, "What Teachers
+Should Know about the Bootstrap"). tests/eval/measures/test_coverage.py measures the remaining error of the coverage.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,14 +29,13 @@ from lore.eval.measures.metrics import (
 from lore.eval.measures.ranking import auc_of
 
 LEVEL = 0.95
-BLOCK = 2_000_000  # numbers of one block of draws: near 16 MB whatever the number of queries
+BLOCK = 2_000_000  # numbers per block of draws: about 16 MB for any number of queries
 KEPT_BLOCKS = 64
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric's value and its interval; nan where it is not defined (low and high also when there is only one
-    query)."""
+    """A metric's value and its 95 % interval. nan where undefined; low and high are also nan with only one query."""
 
     value: float
     low: float = float("nan")
@@ -57,7 +56,7 @@ class Estimate:
 
 
 def two_digits(number: float) -> str:
-    """Without the sign that a tiny negative number would leave on 0.00."""
+    """Two decimals; 0.00 never has a minus sign."""
     return "–" if isnan(number) else f"{round(float(number), 2) + 0.0:.2f}"
 
 
@@ -69,8 +68,8 @@ def query_groups(queries: list[str]) -> np.ndarray:
 def estimate(
     gold: np.ndarray, predicted: np.ndarray, groups: np.ndarray, tier_ids: list[str], relevant: list[bool], **options
 ) -> dict[str, Estimate]:
-    """Every metric of `metric_names` with its interval; options as in `values_and_draws`. samples=0 gives values alone. The
-    same seed and groups draw the same queries, so two judges measured on the same pairs are resampled alike."""
+    """Every metric of `metric_names` with its interval; options as in `values_and_draws`. samples=0 returns values without
+    intervals. The same seed and groups draw the same queries, so two judges on the same pairs share their resamples."""
     value, drawn = values_and_draws(gold, predicted, groups, tier_ids, relevant, **options)
     queries = len(np.unique(groups))
     return {name: interval(name, number, drawn.get(name), queries) for name, number in value.items()}
@@ -93,11 +92,11 @@ def values_and_draws(
     samples: int = 1000,
     seed: int = 0,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Every metric, and its values [samples] over resamples of the queries (nothing where samples=0 or there is one query).
-    For two judges on the same pairs, with the same seed, draw i holds the same queries: subtract them for a paired interval.
+    """Every metric, and its values [samples] over resamples of the queries (empty if samples=0 or there is one query). For two
+    judges on the same pairs with the same seed, draw i contains the same queries: subtract the draws for a paired interval.
 
-    probabilities [N, K] give Brier and AUC, and the confidence where that is not given; `count` and `measure` say what the
-    other arrays are. prior [K]: shares of the tiers, in the test and in every resample.
+    probabilities [N, K] give Brier and AUC, and the confidence unless it is passed. For the other arrays see `count` and
+    `measure`. prior [K]: shares of the tiers, applied to the test and to every resample.
     """
     gold, predicted = np.asarray(gold), np.asarray(predicted)
     groups = np.unique(groups, return_inverse=True)[1].reshape(-1)
@@ -139,8 +138,8 @@ def values_and_draws(
 def mean_estimate(
     values: np.ndarray, groups: np.ndarray, *, weights: np.ndarray | None = None, samples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Weighted mean of values [N] with its interval over queries; nan entries are left out. For the paired difference of two
-    conditions give the differences. groups [N]: integers that tell the queries apart."""
+    """Weighted mean of values [N] with its interval over queries; nan entries are left out. For a paired difference of two
+    conditions pass the differences. groups [N]: an integer per query."""
     values = np.asarray(values, dtype=np.float64)
     known = ~np.isnan(values)
     if not known.any():
@@ -156,7 +155,7 @@ def mean_estimate(
 def table_estimate(
     table: np.ndarray, value_of: Callable[[np.ndarray], np.ndarray], *, samples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """value_of(sums over the queries) of a table [Q, ...], with its interval. value_of takes [...] and [S, ...] alike."""
+    """value_of(sum over the queries) of a table [Q, ...], with its interval. value_of accepts [...] and [S, ...]."""
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(value_of(table.sum(axis=0)))
         if samples == 0 or len(table) < 2:
@@ -165,8 +164,8 @@ def table_estimate(
 
 
 def times_drawn(queries: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each query is drawn, float [rows, queries] in blocks that together have `samples` rows: `queries` draws with
-    replacement a row."""
+    """How often each query is drawn, float [rows, queries] in blocks that together have `samples` rows. Each row is `queries`
+    draws with replacement."""
     if samples * queries <= BLOCK:
         yield _kept(queries, samples, seed).astype(np.float64)
         return
@@ -175,7 +174,7 @@ def times_drawn(queries: int, samples: int, seed: int) -> Iterator[np.ndarray]:
 
 @lru_cache(maxsize=KEPT_BLOCKS)
 def _kept(queries: int, samples: int, seed: int) -> np.ndarray:
-    """Draws that fit one block: the next judge, and the next slice of as many queries, is resampled alike."""
+    """Draws that fit into one block, cached: further judges, and slices with the same number of queries, use the same draws."""
     times = next(_drawn(queries, samples, seed))
     return times.astype(np.min_scalar_type(int(times.max())))
 
@@ -196,8 +195,8 @@ def pair_weights(
     gold: np.ndarray,
     prior: list[float] | None = None,
 ) -> Iterator[np.ndarray]:
-    """What each pair weighs in each draw, [rows, N] in blocks: its own weight as often as its query is drawn and, under a
-    prior, as much as gives the draw's tiers their shares."""
+    """Weight of each pair in each draw, [rows, N] in blocks: its own weight times the number of times its query is drawn. With
+    a prior, the weights are scaled so that the tiers of the draw have the prior's shares."""
     at_once = max(1, BLOCK // max(len(groups), 1))
     tier = None if prior is None else np.eye(len(prior))[gold]
     for block in times:
@@ -232,16 +231,15 @@ def resample(per_query: Counts, samples: int, seed: int) -> Counts:
 
 
 def interval(name: str, value: float, draws: np.ndarray | None, queries: int | None = None) -> Estimate:
-    """A metric's value with the percentile interval of its draws; without one where there are none. queries: how many were
-    resampled, for the levels of few; none leaves the percentiles as they are."""
+    """A metric's value with the percentile interval of its draws; without draws, the value alone. queries: number of resampled
+    queries, which sets the percentiles; none uses the plain ones."""
     if draws is None:
         return Estimate(value)
     defined = draws[~np.isnan(draws)]
     if isnan(value) or not defined.size:
         return Estimate(value)
     if name in ("ece", "ece_calibrated"):
-        # Noise adds to a binned distance, so resamples sit above the value they were drawn from: move them back onto
-        # it.
+        # Noise adds to a binned distance, so resamples lie above the value they were drawn from: shift them back to it.
         defined = np.clip(defined - (defined.mean() - value), 0.0, 1.0)
     tail = 100 * lower_level(queries)
     low, high = np.percentile(defined, [tail, 100 - tail])

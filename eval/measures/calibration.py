@@ -1,8 +1,8 @@
-"""Calibration: does a verdict given with 80 % confidence hold in 80 % of the cases?
+"""Calibration: are verdicts with 80 % confidence right in 80 % of the cases?
 
-Temperature scaling (Guo et al. 2017): one number, fitted on the dev split only, divides the log-probabilities. It moves
-the confidence and never the verdict. The log-probabilities stand in for the logits, which differ from them by a
-constant per pair.
+Temperature scaling (Guo et al. 2017) divides the log-probabilities by one number, which is fitted on the dev split. It
+changes the confidence and never the verdict. Log-probabilities replace the logits, from which they differ by a constant
+per pair.
 """
 
 import numpy as np
@@ -29,13 +29,14 @@ def negative_log_likelihood(probabilities: np.ndarray, gold: np.ndarray, weights
 
 
 def fit_temperature(probabilities: np.ndarray, gold: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """The temperature, within TEMPERATURES, of the highest likelihood of labels [N] under probabilities [N, K].
+    """The temperature, within TEMPERATURES, with the highest likelihood of labels [N] under probabilities [N, K].
 
-    A judge that is right on every dev pair has no finite best temperature and gets the lower bound.
+    A judge that is right on every dev pair has no finite best temperature and gets the lower bound. Raises LoreError without
+    pairs.
     """
     if not len(gold):
         raise LoreError(
-            "no dev pair has probabilities, so a temperature cannot be fitted. "
+            "no dev pair has probabilities, so no temperature can be fitted. "
             "Give the data a dev split, or set metrics.calibrate_on: null"
         )
     low, high = np.log(TEMPERATURES)
@@ -44,8 +45,8 @@ def fit_temperature(probabilities: np.ndarray, gold: np.ndarray, weights: np.nda
         negative_log_likelihood(apply_temperature(probabilities, float(np.exp(point))), gold, weights) for point in grid
     ]
     best = int(np.argmin(losses))
-    # The grid finds the valley, the bounded search its bottom: alone, the search can stop on a shoulder of a clipped
-    # loss.
+    # The grid finds the right valley, then the bounded search its minimum: alone, the search can stop where clipping
+    # flattens the loss.
     found = minimize_scalar(
         lambda point: negative_log_likelihood(apply_temperature(probabilities, float(np.exp(point))), gold, weights),
         bounds=(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]),
@@ -58,7 +59,7 @@ def fit_temperature(probabilities: np.ndarray, gold: np.ndarray, weights: np.nda
 def reliability_table(
     gold: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, weights: np.ndarray | None = None
 ) -> list[dict[str, float | None]]:
-    """One row per confidence bin: its limits, weight, mean confidence and accuracy (None in an empty bin)."""
+    """One row per confidence bin: its limits, weight, mean confidence and accuracy (None for an empty bin)."""
     weights = np.ones(len(gold)) if weights is None else weights
     columns = (weights, weights * confidence, weights * (gold == predicted))
     bins = np.stack([np.bincount(bin_of(confidence), column, CALIBRATION_BINS) for column in columns], axis=1)

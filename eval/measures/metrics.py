@@ -1,17 +1,17 @@
 """Relevance metrics of verdicts against human labels, for any number of ordered tiers.
 
 Every metric but AUC is computed from summed counts (a confusion matrix, calibration bins, squared errors, gains of
-queries), so that the bootstrap can measure a thousand resamples in one array operation. Where scikit-learn has the
-metric the value is scikit-learn's; a test holds the two equal.
+queries), so the bootstrap measures a thousand resamples in one array operation. Metrics that scikit-learn also has equal
+scikit-learn's values; a test compares them.
 
-A judge that gave no valid verdict is a *format failure* (predicted index NO_VERDICT). It is never dropped:
+An answer without a valid verdict is a *format failure* (predicted index NO_VERDICT). It is never dropped. It counts as:
 - Acc@2, Acc@K: wrong.
-- F1 of a tier, micro-F1: a miss of the gold tier, a false alarm of none.
-- QWK: as if it had answered the tier farthest from the label (between two, the worse tier).
-- cost: the most that a verdict on that label can cost.
-- ECE: a wrong answer given with the confidence of a guess, 1 / number of tiers.
-- Brier, AUC, nDCG: a guess, every tier as probable as the others.
-- failure_rate: its share, reported by itself.
+- F1 of a tier, micro-F1: a false negative of the gold tier, a false positive of no tier.
+- QWK: the tier farthest from the label (the worse of two equally far tiers).
+- cost: the highest cost of any verdict on that label.
+- ECE: a wrong answer with confidence 1 / number of tiers.
+- Brier, AUC, nDCG: a uniform distribution over the tiers.
+- failure_rate: the share of format failures.
 """
 
 from dataclasses import dataclass, fields
@@ -28,16 +28,16 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class Counts:
-    """Summed pair weights; the leading axes are free (none for a total, [Q] for one entry per query, [S] for
-    resamples). Counts by tier have one more axis [K], the label's tier, in every array but the confusion matrix, which
-    has it already."""
+    """Summed pair weights. The leading axes are free: none for a total, [Q] for one entry per query, [S] for resamples.
+    Counts by tier have one more axis [K], the label's tier, in every array except the confusion matrix, which already has
+    it."""
 
     confusion: np.ndarray
-    """[..., K, K + 1]: gold tier by predicted tier; the last column holds the format failures."""
+    """[..., K, K + 1]: gold tier by predicted tier; the last column holds format failures."""
     gaps: np.ndarray | None = None
-    """[..., CALIBRATION_BINS]: weight times (confidence - correctness); None when the judge gives no probabilities."""
+    """[..., CALIBRATION_BINS]: weight times (confidence - correctness); None if the judge gives no probabilities."""
     gaps_calibrated: np.ndarray | None = None
-    """The same of the confidence after temperature scaling."""
+    """The same for the confidence after temperature scaling."""
     squared: np.ndarray | None = None
     """[...]: weight times squared error of the probabilities, summed over the tiers."""
     gain: np.ndarray | None = None
@@ -57,14 +57,14 @@ def count(
     groups: np.ndarray | None = None,
     by_tier: bool = False,
 ) -> Counts:
-    """Counts of N verdicts, in one total or, with `groups` (integers from 0, the queries), one entry per group.
+    """Counts of N verdicts: one total or, with `groups` (integers from 0, one per query), one entry per group.
 
     gold [N] tier indices; predicted [N] tier indices or NO_VERDICT; confidence, calibrated [N] probability of the
-    verdict given, see `confidence_of`; probabilities [N, K]; gains [K] of the tiers, for nDCG over a group's items.
+    predicted tier, see `confidence_of`; probabilities [N, K]; gains [K] per tier, for nDCG over a group's items.
     """
     gold, predicted = np.asarray(gold, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     if gold.shape != predicted.shape:
-        raise ValueError(f"{gold.size} labels and {predicted.size} verdicts: one verdict is needed for every label")
+        raise ValueError(f"{gold.size} labels and {predicted.size} verdicts: every label needs one verdict")
     if gold.size and not (
         0 <= gold.min() and gold.max() < tiers and NO_VERDICT <= predicted.min() and predicted.max() < tiers
     ):
@@ -103,13 +103,13 @@ def total(counts: Counts) -> Counts:
 
 
 def arrays_of(counts: Counts) -> dict[str, np.ndarray]:
-    """The arrays that are there, by name."""
+    """The arrays that are not None, by name."""
     return {field.name: values for field in fields(counts) if (values := getattr(counts, field.name)) is not None}
 
 
 def under_prior(counts: Counts, prior: list[float]) -> Counts:
-    """Counts by tier [..., K, ...] as plain counts in which the tiers have the shares `prior`; a tier without a pair loses its
-    share to the others. nan where no tier with a share has a pair."""
+    """Turns counts by tier [..., K, ...] into plain counts in which the tiers have the shares `prior`. The share of a tier
+    without a pair goes to the others. nan if no tier with a share has a pair."""
     scale = tier_scale(counts.confusion.sum(axis=-1), prior)
     scaled = {"confusion": counts.confusion * scale[..., None]}
     for name, values in arrays_of(counts).items():
@@ -121,11 +121,11 @@ def under_prior(counts: Counts, prior: list[float]) -> Counts:
 
 
 def tier_scale(mass: np.ndarray, prior: list[float]) -> np.ndarray:
-    """[..., K] factors that turn the tiers' weights [..., K] into their shares of the same whole."""
+    """[..., K] factors that scale the tiers' weights [..., K] to the prior's shares of the same total."""
     wanted = np.where(mass > 0, np.asarray(prior, dtype=np.float64), 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         wanted = wanted / wanted.sum(axis=-1, keepdims=True) * mass.sum(axis=-1, keepdims=True)
-        # A tier without a pair has the factor 0, except where nothing can be scaled: there all is nan.
+        # A tier without a pair gets the factor 0, unless no tier can be scaled: then all factors are nan.
         return np.where((mass > 0) | np.isnan(wanted), wanted / mass, 0.0)
 
 
@@ -135,27 +135,26 @@ def bin_of(confidence: np.ndarray) -> np.ndarray:
 
 
 def confidence_of(probabilities: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """[N] probability of the verdict given, from probabilities [N, K]; a format failure has the confidence of a
-    guess."""
+    """[N] probability of the predicted tier, from probabilities [N, K]; 1 / K for a format failure."""
     probabilities, predicted = np.asarray(probabilities, dtype=np.float64), np.asarray(predicted, dtype=np.int64)
     chosen = np.take_along_axis(probabilities, np.maximum(predicted, 0)[:, None], axis=1)[:, 0]
     return np.where(predicted == NO_VERDICT, 1.0 / probabilities.shape[1], chosen)
 
 
 def as_probabilities(probabilities: np.ndarray | None, predicted: np.ndarray, tiers: int) -> np.ndarray:
-    """[N, K] probabilities; without them all on the verdict given. A format failure is a guess."""
+    """[N, K] probabilities. If None, all mass is on the predicted tier. A format failure is uniform."""
     known = np.eye(tiers)[predicted] if probabilities is None else np.asarray(probabilities, dtype=np.float64)
     return np.where((predicted == NO_VERDICT)[:, None], 1.0 / tiers, known)
 
 
 def squared_error(probabilities: np.ndarray, gold: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """[N] squared distance between probabilities [N, K] and the label, summed over the tiers (Brier 1950), 0 to 2."""
+    """[N] squared distance between probabilities [N, K] and the label, summed over the tiers (Brier 1950), from 0 to 2."""
     tiers = np.asarray(probabilities).shape[1]
     return ((as_probabilities(probabilities, predicted, tiers) - np.eye(tiers)[gold]) ** 2).sum(axis=1)
 
 
 def metric_names(tier_ids: list[str]) -> list[str]:
-    """Every metric in the order of the tables."""
+    """Every metric, in the order of the tables."""
     first = ["acc_2", "acc_k", "macro_f1", "micro_f1", *(f"f1_{tier}" for tier in tier_ids), "qwk", "cost", "auc", "ndcg"]
     return [*first, "brier", "ece", "ece_calibrated", "failure_rate"]
 
@@ -163,11 +162,11 @@ def metric_names(tier_ids: list[str]) -> list[str]:
 def measure(
     counts: Counts, tier_ids: list[str], relevant: list[bool], costs: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Every metric but AUC, shaped like the leading axes of the counts; nan where a metric is not defined.
+    """Every metric but AUC, shaped like the leading axes of the counts; nan where a metric is undefined.
 
-    costs [K, K + 1]: see `lore.rubric.cost_matrix.cost_matrix`, whose defaults they are. Macro-F1 is the mean over the tiers that occur
-    among labels or verdicts (scikit-learn's default); a tier that occurs in neither has no F1. QWK is not defined when
-    labels and verdicts are all one and the same tier, ECE and Brier not without probabilities, nDCG not without gains.
+    costs [K, K + 1]: default `lore.rubric.cost_matrix.cost_matrix`. Macro-F1 is the mean over the tiers that occur among labels
+    or verdicts (scikit-learn's default); a tier that occurs in neither has no F1. QWK is undefined if all labels and verdicts
+    are the same tier, ECE and Brier without probabilities, nDCG without gains.
     """
     confusion = counts.confusion
     costs = cost_matrix(relevant) if costs is None else costs
@@ -197,7 +196,7 @@ def measure(
 
 
 def quadratic_kappa(confusion: np.ndarray) -> np.ndarray:
-    """Quadratically weighted Cohen's kappa from [..., K, K + 1] counts, failures moved to the tier farthest from the
+    """Quadratically weighted Cohen's kappa from [..., K, K + 1] counts. A failure counts as the tier farthest from the
     label."""
     filled = failures_farthest(confusion)
     index = np.arange(confusion.shape[-2])
@@ -209,7 +208,7 @@ def quadratic_kappa(confusion: np.ndarray) -> np.ndarray:
 
 
 def failures_farthest(confusion: np.ndarray) -> np.ndarray:
-    """[..., K, K] from [..., K, K + 1]: a failure stands in the tier farthest from the label, between two in the worse."""
+    """[..., K, K] from [..., K, K + 1]: a failure counts as the tier farthest from the label, the worse one of two."""
     tiers = confusion.shape[-2]
     index = np.arange(tiers)
     farthest = np.where(index >= tiers - 1 - index, 0, tiers - 1)
@@ -225,14 +224,14 @@ def expected_calibration_error(gaps: np.ndarray, weight: np.ndarray) -> np.ndarr
 
 
 def prior_weights(gold: np.ndarray, prior: list[float], weights: np.ndarray | None = None) -> np.ndarray:
-    """Pair weights [N] under which the tiers have the shares `prior`; tiers without a pair lose their share to the
-    others. Raises LoreError when no tier with a share has a pair."""
+    """Pair weights [N] under which the tiers have the shares `prior`. The share of a tier without a pair goes to the
+    others. Raises LoreError if no tier with a share has a pair."""
     weights = np.ones(len(gold)) if weights is None else np.asarray(weights, dtype=np.float64)
     mass = np.bincount(gold, weights, len(prior))
     if not np.asarray(prior)[mass > 0].sum():
         raise LoreError(
-            f"metrics.prior {list(prior)} (worst tier first) gives shares only to tiers without a tested pair (pairs a tier: "
-            f"{[int(count) for count in np.bincount(gold, minlength=len(prior))]}), so there is nothing to weight.\n"
+            f"metrics.prior {list(prior)} (worst tier first) has shares only for tiers without a test pair (pairs per tier: "
+            f"{[int(count) for count in np.bincount(gold, minlength=len(prior))]}), so all pairs would get weight 0.\n"
             "Give a share to a tier that occurs, or drop metrics.prior."
         )
     return weights * tier_scale(mass, prior)[gold]

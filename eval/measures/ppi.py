@@ -1,28 +1,28 @@
-"""Prediction-powered inference for weighted means of rows that come in clusters: a judge's values of every row and people's
-labels of a random few give an unbiased mean with an interval, whatever the judge is worth.
+"""Prediction-powered inference for weighted means of clustered rows. It combines a judge's values of every row with human
+labels of a random sample into an unbiased mean with an interval, for a judge of any quality.
 
-With f_i the judge's value of row i, y_i its label, w_i its weight and p_i the chance with which it was drawn for rating,
+With f_i the judge's value of row i, y_i its label, w_i its weight and p_i the probability that it was drawn for rating,
 
     theta = ybar + lambda (F - fbar)
 
 where F is the w-weighted mean of f over all rows, and ybar and fbar are the means over the rated rows with weights w_i / p_i.
 lambda = 0 is the classical estimate from the rated rows alone, lambda = 1 the judge's mean corrected by its mean error. Source:
 Angelopoulos et al. 2023, arXiv 2301.09633 (theta at lambda = 1), and PPI++, arXiv 2311.01453 (power tuning: the lambda of least
-variance). They take F over the unrated rows alone: the same estimate at another lambda as long as all chances p are alike. Survey
-statistics knows theta as the regression estimator. It is unbiased but for terms in 1 / (rated clusters).
+variance). They take F over the unrated rows alone; this is the same estimate with another lambda if all p are equal. Survey
+statistics calls theta the regression estimator. It is unbiased up to terms in 1 / (rated clusters).
 
-The variance is that of the clusters' summed influences, so rows of one query may depend on one another in any way:
+The variance is that of the clusters' summed influences, so rows of one query may depend on each other in any way:
 
     influence_c = A_c + lambda B_c,   variance = sum_c influence_c^2,   lambda* = -sum A_c B_c / sum B_c^2, within [0, 1]
 
-A_c is the cluster's part of ybar: its rated rows' (w_i / p_i) (y_i - ybar), over the sum of all rated rows' w / p. B_c is its
-part of F - fbar. What varies depends on the question (`target`):
+A_c is the cluster's part of ybar: (w_i / p_i) (y_i - ybar) of its rated rows, over the sum of w / p of all rated rows. B_c is
+its part of F - fbar. The variance depends on the question (`target`):
 
-- "log": the mean of these very rows, had all been rated. F is then known, and a row drawn with chance p has (1 - p) of its
-  variance left.
-- "traffic": the mean over all queries that could have been asked, of which these are a random sample.
+- "log": the mean of exactly these rows, if all were rated. F is then known, and a row drawn with probability p keeps (1 - p)
+  of its variance.
+- "traffic": the mean over all queries that users could ask, of which these are a random sample.
 
-`interval` says what is added to the papers' for the few hundred rows that people rate.
+`interval` describes the corrections for the few hundred rows that people rate; the papers do not have them.
 """
 
 from dataclasses import dataclass
@@ -35,28 +35,28 @@ from lore.eval.measures.bootstrap import LEVEL, Estimate
 
 Target = Literal["log", "traffic"]
 UNSEEN_ERRORS = 3.69
-"""Errors that a sample which shows none may have been spared: no event is seen in 2.5 % of the draws where 3.69 are expected."""
+"""Expected errors at which a sample still shows none in 2.5 % of the draws (Poisson): -ln 0.025."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a weighted mean is made of. C clusters, in one order for all means that are to be compared. Parts subtract: B - A
-    are the parts of the difference of two means, cluster by cluster."""
+    """The terms of a weighted mean. C clusters, in the same order for all means that are compared. Parts subtract: B - A holds
+    the terms of the difference of two means, cluster by cluster."""
 
     judged: float
     """F: the judge's mean over all rows."""
     rated: float
-    """ybar: the labels' mean over the rated rows; nan without one."""
+    """ybar: the labels' mean over the rated rows; nan if no row is rated."""
     gap: float
-    """F - fbar: by how much the judge's mean over all rows is above its mean over the rated ones."""
+    """F - fbar: the judge's mean over all rows minus its mean over the rated rows."""
     judged_C: np.ndarray
-    """Influences on F; zero where the target is the log."""
+    """Influences on F; zero if the target is the log."""
     rated_C: np.ndarray
     """A_c."""
     gap_C: np.ndarray
     """B_c."""
     one_error: float
-    """By how much one wrong value among the rated rows that vary moves a mean."""
+    """How far one wrong value among the rated rows that vary moves the mean."""
     clusters: float
     """Effective number of rated clusters: sum(v)^2 / sum(v^2) of their weights v (Kish)."""
 
@@ -75,18 +75,19 @@ class Parts:
 
 @dataclass(frozen=True)
 class Powered:
-    """One mean, or the difference of two, three ways."""
+    """Three estimates of one mean, or of the difference of two means."""
 
     judge: Estimate
-    """The judge alone: biased by its errors, of which its interval knows nothing."""
+    """The judge alone: biased by its errors, which its interval does not include."""
     rated: Estimate
     """The rated rows alone."""
     powered: Estimate
-    """Both together."""
+    """The prediction-powered estimate from both."""
     power: float
-    """lambda: 0 where the judge is of no use, 1 where it is taken at its word."""
+    """lambda: 0 ignores the judge, 1 uses its values in full."""
     gain: float
-    """How many times as many rated rows the classical estimate would need for an interval as short; nan without intervals."""
+    """Factor on the number of rated rows that the classical estimate would need for an equally short interval; nan without
+    intervals."""
 
 
 def parts(
@@ -99,8 +100,8 @@ def parts(
     n_clusters: int | None = None,
     target: Target = "log",
 ) -> Parts:
-    """judged, labels, weights, clusters [N]: f; y, nan where a row is not rated; w > 0; integers from 0. chances [N]: p in (0, 1],
-    by default the share of rows that are rated. n_clusters: C, where rows of other means have clusters that these rows lack."""
+    """judged, labels, weights, clusters [N]: f; y, nan for a row that is not rated; w > 0; integers from 0. chances [N]: p in
+    (0, 1], by default the share of rated rows. n_clusters: C, if rows of the other means have clusters that these rows lack."""
     n_clusters = int(clusters.max()) + 1 if n_clusters is None else n_clusters
     rated = ~np.isnan(labels)
     share = weights / weights.sum()
@@ -127,7 +128,7 @@ def parts(
 
 
 def solve(parts: Parts, power: float | None = None) -> Powered:
-    """The three estimates. power: a lambda to use in place of the tuned one."""
+    """The three estimates. power: a fixed lambda instead of the tuned one."""
     judge = interval(parts.judged, parts.judged_C, np.count_nonzero(parts.judged_C))
     if np.isnan(parts.rated):
         return Powered(judge, Estimate(np.nan), Estimate(np.nan), np.nan, np.nan)
@@ -149,13 +150,13 @@ def tuned_power(parts: Parts) -> float:
 
 
 def interval(value: float, influence_C: np.ndarray, clusters: float, fitted: int = 1, one_error: float = 0.0) -> Estimate:
-    """value with its 95 % interval; without one where no degree of freedom is left beyond the fitted numbers.
+    """value with its 95 % interval; without an interval if no degree of freedom is left after the fitted numbers.
 
-    The normal interval is too short for a few hundred rated rows, and a point where the judge agrees with all of them. So the
-    quantile is Student's t with two bounds on the degrees of freedom: the effective number of clusters less the fitted numbers,
-    and 2 (sum influence^2)^2 / sum influence^4, which is small where few rows carry the variance, such as ten errors of a good
-    judge among 200 right values (Satterthwaite 1946, Biometrics Bulletin 2, with the fourth moment as the variance's variance).
-    And it is never shorter than the errors allow that a sample may have been spared.
+    The normal interval is too short for a few hundred rated rows, and has length zero if the judge agrees with all of them. So
+    the quantile is Student's t with two bounds on the degrees of freedom: the effective number of clusters minus the fitted
+    numbers, and 2 (sum influence^2)^2 / sum influence^4, which is small if few rows carry the variance, such as ten errors of a
+    good judge among 200 right values (Satterthwaite 1946, Biometrics Bulletin 2, with the fourth moment as the variance's
+    variance). Half of the interval is at least UNSEEN_ERRORS * one_error, for errors that the sample may have missed.
     """
     freedom = clusters - fitted
     if not freedom >= 1:

@@ -1,20 +1,20 @@
-"""Metrics of an order: AUC of relevant against irrelevant, nDCG of a query's items. Ties count as half of each order."""
+"""Ranking metrics: AUC of relevant against irrelevant, and nDCG of a query's items. A tie counts as half of each order."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-SAME = 12  # decimals: two sums of the same probabilities in another order are one score
+SAME = 12  # decimals: sums of the same probabilities in another order must give equal scores
 
 
 def auc(relevant: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[...] share of (relevant, irrelevant) pairs in which the relevant one has the higher score, a tie counting half:
-    the area under the ROC curve, exact under weights [..., N]. relevant [N] bool, scores [N]. nan where one side is empty."""
+    """[...] weighted share of (relevant, irrelevant) pairs in which the relevant one has the higher score; a tie counts half.
+    This is the area under the ROC curve, exact for weights [..., N]. relevant [N] bool, scores [N]. nan if one side is empty."""
     return auc_of(relevant, scores)(weights)
 
 
 def auc_of(relevant: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """`auc` as a function of the weights, for many of them: the order is found once."""
+    """`auc` as a function of the weights. It sorts once and serves many weightings."""
     order = np.argsort(np.round(scores, SAME), kind="stable")
     ranked, side = np.round(scores, SAME)[order], np.asarray(relevant, dtype=bool)[order]
     upper, lower = order[side], order[~side]
@@ -23,7 +23,7 @@ def auc_of(relevant: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], n
     tied = bool((beaten != reached).any())
 
     def under(weights: np.ndarray) -> np.ndarray:
-        # below[..., i]: weight of the i lowest irrelevant ones.
+        # below[..., i]: total weight of the i lowest irrelevant scores.
         below = np.zeros((*weights.shape[:-1], len(lower) + 1))
         np.cumsum(weights[..., lower], axis=-1, out=below[..., 1:])
         upper_weights = weights[..., upper]
@@ -37,10 +37,10 @@ def auc_of(relevant: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], n
 
 
 def ndcg_by_query(gains: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """[Q] nDCG of each group: gains [N] discounted by log2(rank + 1) in the order of scores [N], over the best order's.
+    """[Q] nDCG of each group: gains [N] discounted by log2(rank + 1) in the order of scores [N], divided by the best order's.
 
-    Items of one score share the mean gain of their ranks (McSherry and Najork 2008), as in scikit-learn's ndcg_score. nan for a
-    group without any gain, where every order is as good as the others.
+    Items of equal score share the mean gain of their ranks (McSherry and Najork 2008), as in scikit-learn's ndcg_score. nan for
+    a group without any gain, because then all orders are equal.
     """
     groups = np.asarray(groups, dtype=np.int64)
     queries = int(groups.max()) + 1 if groups.size else 0

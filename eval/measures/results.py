@@ -1,4 +1,4 @@
-"""What is found out about a judge beyond its table row, as plain values that metrics.json and the report share."""
+"""Results about a judge beyond its row in the results table, as plain values that metrics.json and the report share."""
 
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from lore.eval.measures.bootstrap import Estimate
 
 
 class Finding:
-    """Turns itself into JSON."""
+    """Base of the results below: converts itself to JSON."""
 
     def to_json(self) -> dict[str, Any]:
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
@@ -23,7 +23,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Flip(Finding):
-    """How verdicts move under one perturbation of the input. Rates are shares of the pairs that could move that way."""
+    """How verdicts change under one perturbation of the input. Each rate is a share of the pairs that can change that way."""
 
     name: str
     kind: str
@@ -37,27 +37,27 @@ class Flip(Finding):
     accuracy: Estimate
     """Acc@K under the perturbation."""
     clean_accuracy: Estimate
-    """Acc@K of the same pairs as they are."""
+    """Acc@K of the same pairs without the perturbation."""
     failures: int
-    """Answers without a verdict under the perturbation."""
+    """Number of answers without a verdict under the perturbation."""
 
 
 @dataclass(frozen=True)
 class Condition(Finding):
-    """One condition under which one capability was tested."""
+    """One condition of one capability test."""
 
     capability: str
     """knowledge, photo or rules."""
     condition: str
-    """Such as: with facts, without photo, swapped photo, size-near 10 % -> 30 %."""
+    """For example: with facts, without photo, swapped photo, size-near 10 % -> 30 %."""
     pairs: int
     queries: int
     accuracy: Estimate
-    """Acc@K against the label that holds under this condition."""
+    """Acc@K against the label under this condition."""
     against: str | None = None
-    """The condition that `difference` is taken to."""
+    """The condition that `difference` compares with."""
     difference: Estimate | None = None
-    """Paired difference in Acc@K to it."""
+    """Paired difference in Acc@K: this condition minus `against`."""
     follows: Estimate | None = None
     """Changed rules: share of the pairs whose label changes with the rule and whose verdict changes to the new label."""
     note: str = ""
@@ -76,7 +76,7 @@ class SampleCurves(Finding):
 
 @dataclass(frozen=True)
 class RiskCurve(Finding):
-    """Error among the most confident verdicts, by the share of the pairs that is kept."""
+    """Error rate among the most confident verdicts, by coverage (the share of pairs that are kept)."""
 
     coverage: list[float]
     risk: list[Estimate]
@@ -86,7 +86,7 @@ class RiskCurve(Finding):
 
 @dataclass(frozen=True)
 class Ceiling(Finding):
-    """How far raters agree with one another: a judge cannot be shown to be better than that."""
+    """Agreement among raters. Agreement of a judge above this ceiling cannot be measured."""
 
     pairs: int
     raters: int
@@ -101,12 +101,12 @@ class Ceiling(Finding):
 
 @dataclass(frozen=True)
 class Agreement(Finding):
-    """How far a judge agrees with raters."""
+    """Agreement of a judge with raters."""
 
     kappa: Estimate
     """Unweighted Cohen's kappa with the labels."""
     quadratic_kappa: Estimate
     alpha: Estimate
-    """Krippendorff's alpha of judge and label as two raters."""
+    """Krippendorff's alpha with judge and label as the two raters."""
     with_raters: Estimate | None = None
-    """Quadratically weighted kappa with single raters, mean over raters; none without ratings."""
+    """Quadratically weighted kappa with single raters, mean over raters; None without ratings."""

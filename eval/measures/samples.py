@@ -1,6 +1,6 @@
-"""pass@k and majority@k from n sampled answers to a pair, both unbiased: the mean over every choice of k of the n.
+"""pass@k and majority@k from n sampled answers per pair. Both are unbiased: the mean over all choices of k of the n answers.
 
-A format failure is never the gold tier and votes for nothing; k failures have no majority and count as wrong.
+A format failure is never the gold tier and votes for no tier. k format failures have no majority and count as wrong.
 """
 
 from functools import lru_cache
@@ -10,23 +10,23 @@ import numpy as np
 
 
 def pass_at(n: int, right: int, k: int) -> float:
-    """Chance that k of n answers, `right` of them right, hold a right one (Chen et al. 2021, equation 1)."""
+    """Probability that k of n answers, `right` of them right, contain a right one (Chen et al. 2021, equation 1)."""
     return 1.0 - comb(n - right, k) / comb(n, k)
 
 
 def majority_at(right: int, wrong: list[int], failures: int, k: int) -> float:
-    """Chance that the gold tier has the most votes among k answers chosen at random; t tiers with as many votes share the
-    win evenly. right: votes for the gold tier among all answers; wrong: votes for each other tier."""
+    """Probability that the gold tier has the most votes among k answers drawn at random. If t tiers tie, each wins 1 / t.
+    right: votes for the gold tier among all answers; wrong: votes for each other tier."""
     n = right + sum(wrong) + failures
     return float(_majorities(right, tuple(sorted(filter(None, wrong))), failures)[k]) / comb(n, k)
 
 
 @lru_cache(maxsize=65536)
 def _majorities(right: int, wrong: tuple[int, ...], failures: int) -> np.ndarray:
-    """[n + 1] by k: how many choices of k answers the gold tier wins, a win shared by t tiers counting 1 / t.
+    """[n + 1], indexed by k: number of choices of k answers that the gold tier wins. A win shared by t tiers counts 1 / t.
 
-    Of the choices in which the gold tier has m votes, others[t, x] counts those in which the other tiers have x votes together
-    and t of them have m, none more: a product of one polynomial in x for each tier.
+    For choices in which the gold tier has m votes, others[t, x] counts those in which the other tiers have x votes in total, t of
+    them have m votes and none has more. It is a product of one polynomial in x per tier.
     """
     n = right + sum(wrong) + failures
     wins = np.zeros(n + 1)

@@ -1,4 +1,4 @@
-"""Selective prediction: how wrong a judge is on the share of the pairs that it is surest of (Geifman and El-Yaniv 2017)."""
+"""Selective prediction: error of a judge on the pairs with its most confident verdicts (Geifman and El-Yaniv 2017)."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def risk_curve(
     samples: int = 1000,
     seed: int = 0,
 ) -> RiskCurve:
-    """Share of wrong verdicts among the surest 5 %, 10 %, … 100 % of the pairs' weight, with intervals over queries.
+    """Share of wrong verdicts among the most confident 5 %, 10 %, … 100 % of the pairs' weight, with intervals over queries.
 
     A format failure is wrong and less sure than every verdict. Pairs of one confidence are taken in together, each for the
     same part, so that their order does not count. gold, predicted, confidence, groups, weights [N]; prior [K].
@@ -58,7 +58,7 @@ def risk_curve(
 
 
 def area_under(kept: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """[S] mean risk over all coverages, from what is kept [S, B] and wrong [S, B] up to the end of each block of equally sure
+    """[S] mean risk over all coverages, from kept [S, B] and wrong [S, B] weight up to the end of each block of equally confident
     pairs. Inside a block errors grow with slope s, so the integral of errors / kept is s · width + (errors at its start - s ·
     start) · log(end / start)."""
     start, began = np.pad(kept, ((0, 0), (1, 0)))[:, :-1], np.pad(errors, ((0, 0), (1, 0)))[:, :-1]

@@ -1,1 +1,1 @@
-"""Each capability by itself: knowledge, photo, rules, and rules that were changed."""
+"""Extra tests of a judge: each capability by itself, changed rules, perturbed inputs, sampled answers."""

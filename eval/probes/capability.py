@@ -1,8 +1,8 @@
-"""Each of LORE's three capabilities by itself: what a judge knows, sees and obeys.
+"""Tests each of LORE's three capabilities by itself: knowledge, multimodal matching and rule following.
 
-Knowledge: with facts in the prompt, and with the words resolved. Photo: without it, and with another pair's. Rules: with and
-without the rule book, and with one rule changed (see changed_rules). Every condition asks the same pairs, so differences are
-paired; what equals the judge's own prompt is taken from its verdicts and never asked again. See docs/capabilities.md.
+Knowledge: with facts in the prompt, and with the query's words resolved. Photo: without the photo, and with another pair's photo.
+Rules: with and without the rules, and with one rule changed (see changed_rules). All conditions use the same pairs, so the
+differences are paired. A condition equal to the judge's own prompt reuses its verdicts. See docs/capabilities.md.
 """
 
 import hashlib
@@ -20,20 +20,20 @@ from lore.data.pair import Pair
 from lore.data_synth.synthesis.facts import RELATIONS, Fact, Facts, FactTable, open_facts, with_values
 from lore.eval.measures.results import Condition
 from lore.eval.probes.changed_rules import checked_edits, measure_changed_rules
-from lore.eval.probes.conditions import Counting, Labels, moved, rules_format, share
+from lore.eval.probes.conditions import Counting, Labels, format_with_rules, mean_text, verdict_changed
 from lore.eval.sections import CapabilitySection
 from lore.eval.testset import EvalData, read_chosen, whole_queries
 from lore.judge.resumable import Asker, Verdicts
 from lore.support.console import with_room
 
-NOT_WORDS = (*RELATIONS, "count")  # facts whose value cannot stand in the text in place of the phrase
-SHOWN_FACTS, REPLACED_FACTS = 5, 50  # of one pair
+NOT_WORDS = (*RELATIONS, "count")  # kinds of facts whose value cannot replace the phrase in a text
+SHOWN_FACTS, REPLACED_FACTS = 5, 50  # per pair
 TEXT = ["pair_id", "query", "title", "attributes", "description", "brand"]
 WIDTH = 200
 
 
 def check_capability(data: EvalData, options: CapabilitySection) -> None:
-    """Raises LoreError for a fact table or rule changes that cannot be used: before anything is asked."""
+    """Raises LoreError for an unusable fact table or rule change, before the judge is run."""
     if options.facts:
         open_facts(options.facts)
     if options.rule_edits:
@@ -43,11 +43,10 @@ def check_capability(data: EvalData, options: CapabilitySection) -> None:
 def measure_capability(
     asker: Asker, data: EvalData, clean: Verdicts, options: CapabilitySection, *, samples: int, seed: int
 ) -> list[Condition]:
-    """What one judge makes of each condition.
+    """Results of one judge under every condition.
 
-    clean: its verdicts on the tested pairs as they are. samples: resamples of the queries behind the intervals. The chosen
-    pairs of one capability are held in memory with their photos. Raises LoreError for a fact table or rule changes that
-    cannot be used.
+    clean: its verdicts on the unchanged test pairs. samples: bootstrap resamples of the queries. The chosen pairs of one
+    capability are held in memory with their photos. Raises LoreError for an unusable fact table or rule change.
     """
     counting = Counting(samples, seed)
     roomy = asker
@@ -57,13 +56,13 @@ def measure_capability(
     found += _photo(asker, data, clean, options, counting)
     found += _rules(roomy, data, clean, options, counting)
     if options.rule_edits:
-        # Both rule books have to be asked with the same room: verdicts of the judge's own prompt serve where it is that.
+        # Both versions of the rules need the same prompt budget. Existing verdicts can be reused only if theirs is the same.
         found += measure_changed_rules(roomy, data, clean if roomy.fmt == asker.fmt else {}, options, counting)
     return found
 
 
 def print_capability(conditions: dict[str, list[Condition]], console: Console) -> None:
-    """One table for each judge."""
+    """Prints one table per judge."""
     for judge, rows in conditions.items():
         if not rows:
             continue
@@ -99,7 +98,7 @@ def _knowledge(asker: Asker, data: EvalData, clean: Verdicts, options: Capabilit
     found.append(counting.condition("knowledge", "with facts", pairs, labels, verdicts, against=("as asked", clean), note=note))
     if not isinstance(facts, FactTable):
         return found
-    plain = [resolved(pair, about[pair.pair_id]) for pair in pairs]
+    plain = [with_words_resolved(pair, about[pair.pair_id]) for pair in pairs]
     changed = [new for new, pair in zip(plain, pairs, strict=True) if new != pair]
     verdicts = clean | asker.ask("capability-knowledge-resolved", changed, total=len(changed))
     note = f"{len(changed)} pairs have a word replaced"
@@ -107,8 +106,8 @@ def _knowledge(asker: Asker, data: EvalData, clean: Verdicts, options: Capabilit
     return found
 
 
-def resolved(pair: Pair, facts: list[Fact]) -> Pair:
-    """The pair with the phrases of its facts replaced by their values: what a judge reads that knows every word."""
+def with_words_resolved(pair: Pair, facts: list[Fact]) -> Pair:
+    """The pair with the phrases of its facts replaced by their values, so that no word needs to be looked up."""
     found = [fact for fact in facts if fact.kind not in NOT_WORDS]
     if not found:
         return pair
@@ -127,7 +126,7 @@ def _item_text(pair: Pair) -> str:
 
 
 def _mentioned(data: EvalData, facts: Facts) -> np.ndarray:
-    """[N] bool: the table says something about the pair."""
+    """[N] bool: whether the table has a fact about the pair."""
     inside = np.zeros(len(data.test), dtype=bool)
     for pair in read_chosen(data.path, data.test.split, data.test.pair_ids, TEXT):
         inside[data.test.position[pair.pair_id]] = bool(facts.about(pair.query, _item_text(pair)))
@@ -149,7 +148,7 @@ def _photo(asker: Asker, data: EvalData, clean: Verdicts, options: CapabilitySec
     against = ("with photo", clean)
 
     def compared(name: str, some: list[Pair], verdicts: Verdicts, *notes: str) -> Condition:
-        note = "; ".join((f"{share(moved(some, clean, verdicts))} of the verdicts change", *notes))
+        note = "; ".join((f"{mean_text(verdict_changed(some, clean, verdicts))} of the verdicts change", *notes))
         return counting.condition("photo", name, some, labels, verdicts, against=against, note=note)
 
     unread = int((inside & (states == "failed")).sum())
@@ -166,8 +165,8 @@ def _photo(asker: Asker, data: EvalData, clean: Verdicts, options: CapabilitySec
 
 
 def swap_photos(pairs: list[Pair], seed: int) -> list[Pair]:
-    """The pairs, each with another one's photo: of the same category where that is known, never an identical picture. A pair
-    for which there is none is left out."""
+    """The pairs, each with the photo of another pair: of the same category if known, and never an identical image. Pairs without
+    such a photo are left out."""
     prints = [hashlib.blake2b(image_bytes(pair.image), digest_size=16).digest() for pair in pairs]
     rng = random.Random(seed)
     order = rng.sample(range(len(pairs)), len(pairs))
@@ -186,9 +185,9 @@ def swap_photos(pairs: list[Pair], seed: int) -> list[Pair]:
 
 
 def _turned(members: list[int], print_of: Callable[[int], bytes]) -> dict[int, int]:
-    """For each of `members` another one with a different picture; without those for which the turn finds none.
+    """Maps each of `members` to another one with a different image. Members for which the rotation finds none are left out.
 
-    Equal pictures stand together, and everything is moved on by as many places as the largest group of equals has.
+    It sorts equal images next to each other, then rotates the list by the size of the largest group of equal images.
     """
     groups: dict[bytes, list[int]] = {}
     for index in members:
@@ -212,21 +211,21 @@ def _rules(asker: Asker, data: EvalData, clean: Verdicts, options: CapabilitySec
         verdicts = asker.ask(tag, pairs, total=len(pairs), fmt=fmt)
         return counting.condition("rules", name, pairs, labels, verdicts, against=against, note=note)
 
-    fmt = rules_format(asker, pairs, "capability-rules")
+    fmt = format_with_rules(asker, pairs, "capability-rules")
     if fmt is None:
         note = f"not asked: rules do not fit into prompt.max_prompt_tokens {asker.fmt.max_prompt_tokens}"
         found.append(counting.condition("rules", "with rules", [], {}, {}, note=note))
     elif fmt != asker.fmt:
         found.append(asked("with rules", "capability-rules-shown", fmt, shown[fmt.detail]))
     if asker.fmt.detail in ("full", "retrieved"):
-        # The tiers stay: without them a judge that was not trained here knows neither the scale nor the form of an answer.
+        # The tiers stay in the prompt: without them an untrained judge knows neither the scale nor the answer format.
         tiers = replace(asker.fmt, detail="tiers")
         found.append(asked("without rules", "capability-rules-none", tiers, shown["tiers"]))
     return found
 
 
 def _chosen(data: EvalData, inside: np.ndarray, limit: int, seed: int) -> tuple[list[Pair], Labels]:
-    """At most about `limit` of the pairs inside the mask [N], as whole queries, and the tiers they are labelled with."""
+    """About `limit` of the pairs in the mask [N], as whole queries, and their labels."""
     test, tier_ids = data.test, data.rubric.tier_ids
     indices = np.flatnonzero(inside)
     kept = indices[whole_queries([test.queries[index] for index in indices], limit, seed)]

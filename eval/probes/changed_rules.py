@@ -1,11 +1,11 @@
-"""Does a verdict follow the rule that the judge was given? An instruction-following test that no static set has.
+"""Tests whether verdicts follow the rules in the prompt: an instruction-following test that no static test set offers.
 
-One rule of the book is changed, the pairs are labelled again by executing the changed book, and the judge is asked twice: with
-the rules as they are and with the changed ones in its prompt. A judge that reads its rules goes from the old label to the new;
-one that has learnt the book by heart stays. Pairs whose label stays show what else a change disturbs.
+One rule of the rubric is changed, and executing the changed rubric relabels the pairs. The judge answers twice: with the original
+rules in its prompt and with the changed ones. A judge that reads its rules moves from the old label to the new one; a judge that
+has memorized the rules keeps the old one. Pairs whose label does not change show the side effects of the change.
 
-The embedded shop's pairs are drawn anew, from a sealed seed, as texts without photos or words to be looked up: whatever else a
-judge cannot do would hide whether it follows. Other rule books cannot be executed: there a file gives `labels`.
+The embedded shop draws new pairs from a reserved seed, without photos and without words that need a lookup, because other
+weaknesses of a judge would hide whether it follows rules. Other rubrics cannot be executed; their files of changes give `labels`.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from lore.codec.rule_retrieval import rules_about
 from lore.data.pair import Pair
 from lore.data_synth.shop.world import World
 from lore.eval.measures.results import Condition
-from lore.eval.probes.conditions import Counting, Labels, groups_of, moved, right, rules_format, share
+from lore.eval.probes.conditions import Counting, Labels, format_with_rules, groups_of, is_right, mean_text, verdict_changed
 from lore.eval.probes.rule_edits import RuleEdit, load_rule_edits
 from lore.eval.sections import CapabilitySection
 from lore.eval.testset import EvalData, read_chosen
@@ -28,8 +28,8 @@ from lore.judge.resumable import Asker, Verdicts
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.support.errors import LoreError
 
-SEED = 7050  # sealed, and of no benchmark's test
-MAX_DRAWN = 20_000  # pairs looked through for those that a change touches
+SEED = 7050  # reserved for this test
+MAX_DRAWN = 20_000  # pairs searched for those that a change affects
 UNCHANGED = "rules as they are"
 
 Shows = Callable[[Pair, RuleEdit], bool]
@@ -37,7 +37,7 @@ Shows = Callable[[Pair, RuleEdit], bool]
 
 @dataclass
 class Case:
-    """One change, pairs whose label it changes and pairs whose label stays, with the labels before and after."""
+    """One change, with pairs whose label it changes, pairs whose label stays, and the labels before and after."""
 
     edit: RuleEdit
     affected: list[Pair] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Case:
 def measure_changed_rules(
     asker: Asker, data: EvalData, clean: Verdicts, options: CapabilitySection, counting: Counting
 ) -> list[Condition]:
-    """A condition for each change of options.rule_edits, and one over all of them."""
+    """One condition per change of options.rule_edits, and one over all of them."""
     edits = checked_edits(options.rule_edits, data)
     language = _language(data)
     executed = [edit for edit in edits if edit.labels is None]
@@ -65,7 +65,7 @@ def measure_changed_rules(
     probes = [pair for case in rated.values() for pair in case.pairs]
     if executed:
         probes += islice(_shop(data.rubric, language).pairs("test", MAX_DRAWN), 100)
-    fmt = rules_format(asker, probes, "capability-changed-rules")
+    fmt = format_with_rules(asker, probes, "capability-changed-rules")
     if fmt is None:
         note = f"not asked: rules do not fit into prompt.max_prompt_tokens {asker.fmt.max_prompt_tokens}"
         return [counting.condition("rules", "changed rules", [], {}, {}, note=note)]
@@ -73,7 +73,7 @@ def measure_changed_rules(
     def shows(pair: Pair, edit: RuleEdit) -> bool:
         return shows_change(pair, edit, data.rubric, fmt)
 
-    # Half of the pairs are those whose label stays.
+    # Half of the pairs keep their label.
     drawn = shop_cases(executed, data.rubric, language, max(1, options.pairs // (2 * len(edits))), shows)
     cases = [drawn.get(edit.id) or _kept(rated[edit.id], shows) for edit in edits]
     before, after = ask_cases(asker, cases, fmt, clean)
@@ -81,7 +81,7 @@ def measure_changed_rules(
 
 
 def ask_cases(asker: Asker, cases: list[Case], fmt: PromptFormat, clean: Verdicts) -> tuple[Verdicts, dict[str, Verdicts]]:
-    """Verdicts under the rules as they are, and for each change those under the changed rules."""
+    """Verdicts under the original rules, and under the changed rules of each case by the id of the change."""
     known = clean if fmt == asker.fmt else {}
     wanted = {pair.pair_id: pair for case in cases for pair in case.pairs if pair.pair_id not in known}
     before = known | asker.ask("capability-unchanged-rules", wanted.values(), total=len(wanted), fmt=fmt)
@@ -102,24 +102,24 @@ def conditions_of(
 
 @dataclass(frozen=True)
 class _Part:
-    """What became of one change's pairs, one value each: 1.0 or 0.0."""
+    """Outcomes on the pairs of one change; arrays of 1.0 or 0.0, one entry per pair."""
 
     affected: list[Pair]
     old_right: np.ndarray
     new_right: np.ndarray
     stuck: np.ndarray
     disturbed: np.ndarray
-    """Of the unaffected pairs: the verdict moved."""
+    """For the unaffected pairs: whether the verdict changed."""
     failures: int
 
     @classmethod
     def of(cls, case: Case, before: Verdicts, after: Verdicts) -> "_Part":
         return cls(
             case.affected,
-            right(case.affected, case.before, before),
-            right(case.affected, case.after, after),
-            right(case.affected, case.before, after),
-            moved(case.unaffected, before, after),
+            is_right(case.affected, case.before, before),
+            is_right(case.affected, case.after, after),
+            is_right(case.affected, case.before, after),
+            verdict_changed(case.unaffected, before, after),
             sum(after[pair.pair_id].tier is None for pair in case.pairs),
         )
 
@@ -131,9 +131,9 @@ def _condition(name: str, parts: list[_Part], fmt: PromptFormat, counting: Count
     )
     failures = sum(part.failures for part in parts)
     notes = [
-        f"{share(new_right[old_right == 1])} of those right before follow",
-        f"{share(stuck)} keep the old label",
-        f"of {len(disturbed)} unaffected {share(disturbed)} move",
+        f"{mean_text(new_right[old_right == 1])} of those right before follow",
+        f"{mean_text(stuck)} keep the old label",
+        f"of {len(disturbed)} unaffected {mean_text(disturbed)} move",
     ]
     notes += [f"{failures} without a verdict"] * bool(failures) + ["rules found by search"] * (fmt.detail == "retrieved")
     return Condition(
@@ -150,11 +150,11 @@ def _condition(name: str, parts: list[_Part], fmt: PromptFormat, counting: Count
 
 
 def shop_cases(edits: list[RuleEdit], rubric: Rubric, language: str, wanted: int, shows: Shows) -> dict[str, Case]:
-    """Pairs of the embedded shop for each change, by its id: up to `wanted` that it touches and as many that it does not,
-    though a rule of the changed dimension is at stake in them too. The same pairs for every judge."""
+    """Pairs of the embedded shop for each change, by its id: up to `wanted` pairs whose label changes, and as many whose label
+    stays although a rule of the changed dimension applies to them. Every judge gets the same pairs."""
     cases = {edit.id: Case(edit) for edit in edits}
     if not edits:
-        return cases  # the shop cannot be drawn by another rule book
+        return cases  # the shop cannot draw pairs from another rubric
     dimensions = {edit.id: {rule.dimension for rule in edit.rubric.rules if rule.id in edit.rule_ids} for edit in edits}
     waiting = {edit.id: _shop(edit.rubric, language).pairs("test", MAX_DRAWN) for edit in edits}
     for pair in _shop(rubric, language).pairs("test", MAX_DRAWN):
@@ -174,7 +174,7 @@ def shop_cases(edits: list[RuleEdit], rubric: Rubric, language: str, wanted: int
 
 
 def rated_case(edit: RuleEdit, data: EvalData) -> Case:
-    """The tested pairs for which somebody gave the label under the changed rule."""
+    """The test pairs for which the file gives a label under the changed rule."""
     case = Case(edit)
     for pair in read_chosen(data.path, data.test.split, edit.labels):
         case.add(pair, data.rubric.tier_ids[data.test.gold[data.test.position[pair.pair_id]]], edit.labels[pair.pair_id])
@@ -182,8 +182,8 @@ def rated_case(edit: RuleEdit, data: EvalData) -> Case:
 
 
 def shows_change(pair: Pair, edit: RuleEdit, rubric: Rubric, fmt: PromptFormat) -> bool:
-    """Whether the two prompts differ in the changed rules and in nothing else. Rules found by search may leave the changed
-    ones out, or find others for the changed words: then nothing about following could be read from the verdicts."""
+    """Whether the two prompts differ in the changed rules only. With retrieved rules, the changed ones may be missing or their new
+    words may retrieve other rules; such pairs tell nothing about rule following."""
     if fmt.detail != "retrieved":
         return True
     item = item_text(pair)
@@ -201,25 +201,25 @@ def _shop(rubric: Rubric, language: str) -> World:
 
 
 def _language(data: EvalData) -> str:
-    """Of the embedded shop that the tested pairs are from; English for others."""
+    """Language of the embedded shop that the test pairs come from; en for other data."""
     first = next(read_chosen(data.path, data.test.split, data.test.pair_ids[:1], ["pair_id", "query", "title", "source"]))
     return first.source.removeprefix("shop-") if (first.source or "").startswith("shop-") else "en"
 
 
 def checked_edits(name_or_path: str, data: EvalData) -> list[RuleEdit]:
-    """The changes of a file. Raises LoreError where one cannot be applied, or nobody could tell the labels under it."""
+    """The changes of a file. Raises LoreError if one cannot be applied, or if its labels are unknown."""
     edits = load_rule_edits(name_or_path, data.rubric)
     rule_ids = {rule.id for rule in data.rubric.rules}
     executable = data.rubric.name == "shop" and rule_ids == {rule.id for rule in load_rubric("shop").rules}
     for edit in edits:
         if edit.labels is None and not executable:
             raise LoreError(
-                f"Rule change {edit.id} gives no labels, and rubric {data.rubric.name} is not the embedded shop's, the only one "
-                "that can be executed. Add labels: the tier of tested pairs, by pair_id, under the changed rule."
+                f"Rule change {edit.id} gives no labels, and rubric {data.rubric.name} cannot be executed; only the embedded "
+                "shop's can. Add labels: the tier of test pairs under the changed rule, by pair_id."
             )
         if unknown := [pair_id for pair_id in edit.labels or () if pair_id not in data.test.position]:
             raise LoreError(
-                f"Rule change {edit.id} labels {len(unknown)} pairs that are not tested ({', '.join(unknown[:5])}), so they "
-                "would be left out in silence. Give pair ids of the tested split, or raise test_limit."
+                f"Rule change {edit.id} labels {len(unknown)} pairs that are not in the test ({', '.join(unknown[:5])}), so they "
+                "would be left out silently. Use pair ids of the test split, or raise test_limit."
             )
     return edits

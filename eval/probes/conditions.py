@@ -1,4 +1,4 @@
-"""How the conditions of a capability are counted, and which rules fit into a judge's prompt."""
+"""Counts the results of a capability test, and finds how many rules fit into a judge's prompt."""
 
 import json
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from lore.support.atomic_files import write_atomic
 from lore.support.text import normalise
 
 FIT_SHARE = 0.95
-FIT_PAIRS = 200  # looked at to see whether rules fit
+FIT_PAIRS = 200  # pairs used to check whether the rules fit
 
 Labels = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Counting:
-    """samples: resamples of the queries behind an interval."""
+    """Settings of the intervals. samples: bootstrap resamples of the queries."""
 
     samples: int
     seed: int
@@ -42,11 +42,11 @@ class Counting:
         against: tuple[str, Verdicts] | None = None,
         note: str = "",
     ) -> Condition:
-        """Accuracy of the verdicts on pairs [N], and the paired difference to the verdicts of `against`."""
-        correct, difference = right(pairs, labels, verdicts), None
+        """Accuracy of the verdicts on pairs [N], and the paired difference from the verdicts of `against`."""
+        correct, difference = is_right(pairs, labels, verdicts), None
         failures = sum(verdicts[pair.pair_id].tier is None for pair in pairs)
         if against is not None:
-            difference = self.estimate(correct - right(pairs, labels, against[1]), pairs)
+            difference = self.estimate(correct - is_right(pairs, labels, against[1]), pairs)
         return Condition(
             capability,
             condition,
@@ -60,32 +60,32 @@ class Counting:
 
 
 def groups_of(pairs: Sequence[Pair]) -> np.ndarray:
-    """[N] integers that tell the queries apart."""
+    """[N] integers, one per distinct query."""
     return query_groups([normalise(pair.query) for pair in pairs])
 
 
-def right(pairs: Sequence[Pair], labels: Labels, verdicts: Verdicts) -> np.ndarray:
-    """[N] 1.0 where the verdict is the label, else 0.0; no verdict is never right."""
+def is_right(pairs: Sequence[Pair], labels: Labels, verdicts: Verdicts) -> np.ndarray:
+    """[N] 1.0 if the verdict equals the label, else 0.0, also without a verdict."""
     return np.asarray([float(verdicts[pair.pair_id].tier == labels[pair.pair_id]) for pair in pairs])
 
 
-def moved(pairs: Sequence[Pair], before: Verdicts, after: Verdicts) -> np.ndarray:
-    """[N] 1.0 where the two verdicts differ."""
+def verdict_changed(pairs: Sequence[Pair], before: Verdicts, after: Verdicts) -> np.ndarray:
+    """[N] 1.0 if the two verdicts differ."""
     return np.asarray([float(before[pair.pair_id].tier != after[pair.pair_id].tier) for pair in pairs])
 
 
-def share(values: np.ndarray) -> str:
-    """A mean for a note; nothing where there is no value."""
+def mean_text(values: np.ndarray) -> str:
+    """A mean as text for a note; – without values."""
     return f"{values.mean():.2f}" if len(values) else "–"
 
 
-def rules_format(asker: Asker, pairs: Sequence[Pair], tag: str) -> PromptFormat | None:
-    """The judge's own format with the whole rule book, or with the rules found by search where that leaves no room for the
-    item, or None where they leave none either.
+def format_with_rules(asker: Asker, pairs: Sequence[Pair], tag: str) -> PromptFormat | None:
+    """The judge's own format with all rules; with retrieved rules if all rules leave no room for the item; None if the retrieved
+    rules leave none either.
 
-    Room: nothing but the description's end has to go for FIT_SHARE of the pairs that the judge's own prompt has room for. An
-    endpoint that hides its tokenizer is shown the whole book. What is found is kept beside the answers, since a later start
-    that asks nothing must not open the engine for it.
+    Rules fit if at most the end of the description must be cut, for FIT_SHARE of the pairs that fit into the judge's own prompt.
+    An endpoint without a known tokenizer gets all rules. The result is stored beside the answers, so a resumed run that has
+    all answers does not need to open the engine.
     """
     if asker.fmt.detail == "full":
         return asker.fmt

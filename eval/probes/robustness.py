@@ -1,8 +1,8 @@
-"""Asks a judge again under perturbations that leave the label true, and counts how its verdicts move.
+"""Reruns a judge under perturbations that do not change the label, and counts how its verdicts change.
 
-Up rate: share of the pairs with a clean verdict below the best tier whose verdict rises. Down rate: share of those with one above
-the worst tier whose verdict falls. A pair without a clean verdict is in neither. One that loses its verdict under the perturbation
-has moved neither way: it is counted among the failures, and wrong in the accuracy, as everywhere.
+Up rate: share of the pairs with a clean verdict below the best tier whose verdict rises. Down rate: share of the pairs with a
+clean verdict above the worst tier whose verdict falls. A pair without a clean verdict is in neither. A pair that loses its
+verdict under the perturbation counts as moved in neither direction; it is a format failure and wrong in the accuracy.
 """
 
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ TRANSLATION_COLUMNS = ("query", "translation")
 
 @dataclass
 class Answers:
-    """Clean and perturbed verdicts side by side: tier indices (NO_VERDICT without one), labels, queries; one entry per question."""
+    """Clean and perturbed verdicts: tier indices (NO_VERDICT without one), labels and queries; one entry per pair."""
 
     tiers: int
     clean: list[int] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Answers:
         return Answers(self.tiers, *(getattr(self, part) + getattr(other, part) for part in parts))
 
     def flip(self, name: str, kind: str, *, samples: int, seed: int) -> Flip:
-        """Rates with intervals over queries."""
+        """The rates with intervals over queries."""
         clean, perturbed, gold, groups = (
             np.asarray(values, dtype=np.int64) for values in (self.clean, self.perturbed, self.gold, self.groups)
         )
@@ -66,7 +66,7 @@ class Answers:
 
 
 def robustness_ids(test: Labelled, options: RobustnessSection, seed: int) -> list[str]:
-    """Ids of the pairs that are asked again: whole queries, about options.pairs of them, in the file's order."""
+    """Ids of the pairs to perturb: whole queries, about options.pairs pairs, in file order."""
     return [test.pair_ids[index] for index in whole_queries(test.queries, options.pairs, seed)]
 
 
@@ -82,12 +82,11 @@ def measure_robustness(
     samples: int,
     seed: int,
 ) -> list[Flip]:
-    """One Flip for each perturbation, those of one kind together, then one over all injections, which counts every pair once for
-    each injection.
+    """One Flip per perturbation, grouped by kind, then one over all injections, in which every pair counts once per injection.
 
-    pairs: of `robustness_ids`, as they are; clean: the judge's verdicts on them. A pair to which a perturbation does not apply is
-    not among its pairs; an order in the photo counts for pairs whose photo the judge was shown. Answers are kept under the tags
-    robustness-<name>: a killed run asks nothing twice.
+    pairs: those of `robustness_ids`, unchanged; clean: the judge's verdicts on them. A perturbation leaves out the pairs that it
+    does not apply to; an order in the photo needs a photo that the judge has seen. Answers are stored under the tags
+    robustness-<name>, so a resumed run repeats no question.
     """
     translations = read_translations(Path(options.translations)) if options.translations else None
     perturber = Perturber(rubric, language, "test", seed=seed, translations=translations)
@@ -117,8 +116,8 @@ def _tier(verdict: Verdict, rubric: Rubric) -> int:
 
 
 def read_translations(path: Path) -> dict[str, str]:
-    """Query to its translation, from a .csv, .tsv, .jsonl or .parquet file with these two columns. Raises LoreError for a file that
-    is missing, of another kind, or has a row that cannot be used."""
+    """Maps each query to its translation, from a .csv, .tsv, .jsonl or .parquet file with these two columns. Raises LoreError for a
+    missing file, another format, or an unusable row."""
     translations = {}
     for record in table_records(path, TRANSLATION_COLUMNS, what="robustness.translations: "):
         if isinstance(record, Rejection):
@@ -128,19 +127,19 @@ def read_translations(path: Path) -> dict[str, str]:
         if not all(isinstance(value, str) and value.strip() for value in (query, translation)):
             raise LoreError(
                 f"robustness.translations: {path} row {row} has query {query!r} and translation {translation!r}; expected two "
-                "texts. Drop queries without a translation: they are left out."
+                "texts. Drop the rows of queries without a translation; the perturbation skips these queries."
             )
         translations[query] = translation
     return translations
 
 
 def print_robustness(found: dict[str, list[Flip]], console: Console | None = None) -> None:
-    """One row for each perturbation and judge, the judges of a perturbation under one another."""
-    table = Table(title="robustness: how verdicts move (95 % intervals over queries)", title_justify="left")
+    """Prints one row per perturbation and judge, grouped by perturbation."""
+    table = Table(title="robustness: how verdicts change (95 % intervals over queries)", title_justify="left")
     table.add_column("perturbation", overflow="fold")
     if len(found) > 1:
         table.add_column("judge", overflow="fold")
-    for heading in ("kind", "pairs", "up", "down", "accuracy as it is", "perturbed", "no verdict"):
+    for heading in ("kind", "pairs", "up", "down", "clean accuracy", "perturbed", "no verdict"):
         table.add_column(heading, justify="left" if heading == "kind" else "right")
     for name in dict.fromkeys(flip.name for flips in sorted(found.values(), key=len, reverse=True) for flip in flips):
         flips = {judge: flip for judge, flips in found.items() for flip in flips if flip.name == name}

@@ -1,7 +1,7 @@
-"""Changes of a rule book, read from a file and applied one by one (see rule_edits.yaml for the form).
+"""Changes of a rubric's rules, read from a file and applied one at a time (see rule_edits.yaml for the format).
 
-A change that is no change, a rule or tier that is not there, and a text that still states a number that was changed are
-errors, all reported at once: each would show the judge one rule and score it by another.
+Errors are reported together: a change without effect, an unknown rule or tier, and a text that still states a changed number.
+Each of them would show the judge one rule and score it by another.
 """
 
 import re
@@ -30,7 +30,7 @@ class _Part(BaseModel):
 
 
 class RuleChange(_Part):
-    """What one rule has now; what is not given stays. params replaces those named."""
+    """New values of one rule; fields that are not given stay. params replaces only the named ones."""
 
     tier: str | None = None
     principle: str | None = None
@@ -46,7 +46,7 @@ class _Edit(_Part):
 
 @dataclass(frozen=True)
 class RuleEdit:
-    """One change. rubric: the whole book with it; labels: tier by pair_id for tested pairs that were rated under it."""
+    """One change. rubric: the whole changed rubric; labels: tier by pair_id, for test pairs that were rated under it."""
 
     id: str
     change: str
@@ -60,8 +60,8 @@ def load_rule_edits(name_or_path: str, rubric: Rubric) -> list[RuleEdit]:
     path = EDITS if name_or_path == SHOP else Path(name_or_path)
     if name_or_path == SHOP and rubric.name != SHOP:
         raise LoreError(
-            f"capability.rule_edits is {SHOP}, which changes rules of the embedded shop, but the pairs are labelled by rubric "
-            f"{rubric.name}. Name a file of changes to that rubric, or leave rule_edits out."
+            f"capability.rule_edits is {SHOP}, which changes rules of the embedded shop, but the pairs are labeled by rubric "
+            f"{rubric.name}. Name a file of changes to that rubric, or drop rule_edits."
         )
     content, edits, errors = _read(path), [], []
     for edit_id, raw in content.items():
@@ -71,13 +71,13 @@ def load_rule_edits(name_or_path: str, rubric: Rubric) -> list[RuleEdit]:
             errors += [f"{edit_id}: {line}" for line in str(error).split("\n")]
     if errors:
         count = f"{len(errors)} errors" if len(errors) > 1 else "1 error"
-        raise LoreError(f"Rule changes {path} have {count}, so no label would be sure:\n" + "\n".join(f"  {e}" for e in errors))
+        raise LoreError(f"Rule changes {path} have {count}, so labels would be unsure:\n" + "\n".join(f"  {e}" for e in errors))
     return edits
 
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise LoreError(f"capability.rule_edits: there is no {path}. Name a file in the form of the shipped one, or `{SHOP}`.")
+        raise LoreError(f"capability.rule_edits: {path} does not exist. Name a file in the format of the shipped one, or `{SHOP}`.")
     content = read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise LoreError(f"Rule changes {path}: found no change; expected a mapping from a name to change and rules.")
@@ -86,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _applied(edit_id: str, raw: Any, rubric: Rubric) -> RuleEdit:
     if not EDIT_ID.match(edit_id):
-        raise LoreError("found that name, expected small letters, digits and - (at most 48): it names a folder")
+        raise LoreError("found that name, expected lower-case letters, digits and - (at most 48): it names a folder")
     try:
         edit = _Edit.model_validate(raw)
     except ValidationError as error:
@@ -115,7 +115,7 @@ def _changed(rule: Rule, change: RuleChange) -> dict[str, Any]:
 
 
 def _stale_numbers(old: dict[str, Rule], new: dict[str, Rule], edit: _Edit) -> list[str]:
-    """Texts of the changed dimension that still state a number that no rule of it has any more."""
+    """Errors for texts of the changed dimension that still state a number that none of its rules has any more."""
     errors = []
     for rule_id, change in edit.rules.items():
         near = [rule for rule in new.values() if rule.dimension == new[rule_id].dimension]
@@ -134,7 +134,7 @@ def _stale_numbers(old: dict[str, Rule], new: dict[str, Rule], edit: _Edit) -> l
 
 
 def _written(value: float) -> list[str]:
-    """The forms in which a text states a number, or a share of 1 as percent."""
+    """The forms in which a text may state a number, or a share of 1 as percent."""
     forms = [f"{value:g}"]
     if 0 < value <= 1:
         percent = round(100 * value, 6)

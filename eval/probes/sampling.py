@@ -22,17 +22,17 @@ def sample_curves(
     seed: int = 0,
     weights: np.ndarray | None = None,
 ) -> SampleCurves:
-    """Both curves over the pairs that were sampled, for k = 1, 2, 4, … up to n, with intervals over queries.
+    """pass@k and majority@k over the sampled pairs, for k = 1, 2, 4, … up to n, with intervals over queries.
 
-    samples: pair_id to its answers' tiers, None for a format failure, as many for every pair; weights [N] of the test's pairs.
-    Raises LoreError where a pair is not tested or has another number of answers.
+    samples: pair_id to the tiers of its answers, None for a format failure, equally many for every pair; weights [N] of the test
+    pairs. Raises LoreError if a pair is not in the test or the numbers of answers differ.
     """
     if foreign := [pair_id for pair_id in samples if pair_id not in test.position]:
-        raise LoreError(f"{len(foreign)} sampled pairs are not tested, such as {foreign[0]}: their labels are not known.")
+        raise LoreError(f"{len(foreign)} sampled pairs are not in the test, such as {foreign[0]}, so their labels are unknown.")
     sizes = Counter(len(tiers) for tiers in samples.values())
     if len(sizes) != 1 or 0 in sizes:
         found = ", ".join(f"{pairs} pairs with {n}" for n, pairs in sizes.items()) or "no pair"
-        raise LoreError(f"pass@k needs as many sampled answers for every pair; found {found}. Draw them again with one number.")
+        raise LoreError(f"pass@k needs equally many sampled answers for every pair; found {found}. Sample them again.")
     n, ks = sizes.most_common(1)[0][0], counts_of_k(sizes.most_common(1)[0][0])
     at = np.asarray([test.position[pair_id] for pair_id in samples])
     passed, won = np.zeros((len(at), len(ks))), np.zeros((len(at), len(ks)))

@@ -1,1 +1,1 @@
-"""The report as one HTML file."""
+"""The evaluation report: console tables, files, and one HTML page."""

@@ -1,6 +1,6 @@
-"""The report's charts with their text alternatives: calibration, risk against coverage, sampled answers.
+"""Charts of the report with their text alternatives: calibration, risk against coverage, sampled answers.
 
-The raters' ceiling stands in each as a line: a single rater agrees with the median of the others that often.
+Each shows the raters' ceiling as a line: how often a single rater agrees with the median of the others.
 """
 
 from math import floor, isnan
@@ -18,7 +18,7 @@ ECE = {"ece": "ECE", "ece_calibrated": "after temperature"}
 
 
 def reliabilities(cards: list[Scorecard], data: EvalData) -> list[dict[str, Any]]:
-    """A reliability diagram for every judge with probabilities."""
+    """One reliability diagram per judge with probabilities."""
     found = []
     for card in cards:
         if card.reliability:
@@ -40,7 +40,7 @@ def reliabilities(cards: list[Scorecard], data: EvalData) -> list[dict[str, Any]
 
 
 def risk_section(cards: list[Scorecard], data: EvalData) -> dict[str, Any] | None:
-    """All judges' risk-coverage curves in one chart, and their areas."""
+    """The risk-coverage curves of all judges in one chart, and their areas."""
     rows = risk_rows(cards)
     if not rows:
         return None
@@ -65,7 +65,7 @@ def risk_section(cards: list[Scorecard], data: EvalData) -> dict[str, Any] | Non
 
 
 def sample_section(cards: list[Scorecard], data: EvalData) -> list[dict[str, Any]]:
-    """pass@k and majority@k of all judges, each in a chart and a table."""
+    """pass@k and majority@k of all judges, each as a chart and a table."""
     sampled = [(number, card) for number, card in enumerate(cards) if card.samples]
     ceiling = _ceiling(data, "acc_k")
     found = []
@@ -97,14 +97,14 @@ def sample_section(cards: list[Scorecard], data: EvalData) -> list[dict[str, Any
 
 
 def _below(lines: list[Line], ceiling: float | None) -> float:
-    """Where an axis starts: a tenth under everything that is drawn."""
+    """Start of the y axis: a tenth below everything in the chart."""
     ends = [end for line in lines for end in [*line.y, *(line.low or ())] if not isnan(end)]
     ends.append(1.0 if ceiling is None else ceiling)
     return max(0.0, floor(10 * min(ends) - 0.5) / 10)
 
 
 def _columns(values: list[Estimate]) -> tuple[list[float], list[float] | None, list[float] | None]:
-    """Values and their intervals' ends, these only where all are known."""
+    """Values and the ends of their intervals; the ends are None unless all are known."""
     ends = [[value.low for value in values], [value.high for value in values]]
     known = not any(isnan(end) for end in ends[0] + ends[1])
     return [value.value for value in values], *(ends if known else (None, None))

@@ -1,4 +1,4 @@
-"""The table for people: one row per judge, one column per metric, each value with its 95 % interval."""
+"""Console tables: one row per judge, one column per metric, each value with its 95 % interval."""
 
 from collections.abc import Callable
 from math import isnan
@@ -17,14 +17,14 @@ from lore.support.errors import LoreError
 
 LOWER_IS_BETTER = {"cost", "brier", "ece", "ece_calibrated", "failure_rate"}
 READABLE = ("acc_2", "acc_k", "macro_f1", "qwk", "cost", "auc", "ndcg", "ece", "ece_calibrated", "failure_rate")
-"""Columns where metrics.shown names none."""
+"""Columns if metrics.shown is not set."""
 NOTHING = Estimate(float("nan"))
 FIRST_COLUMN = 26
 PADDING = 3
 
 
 def column_titles(tier_ids: list[str]) -> dict[str, str]:
-    """Every metric's name to what the table calls it, in the order of `metric_names`."""
+    """Maps each metric to its column title, in the order of `metric_names`."""
     return {
         "acc_2": "Acc@2",
         "acc_k": f"Acc@{len(tier_ids)}",
@@ -43,19 +43,19 @@ def column_titles(tier_ids: list[str]) -> dict[str, str]:
 
 
 def check_shown(shown: list[str] | None, tier_ids: list[str]) -> None:
-    """Raises LoreError for a column of metrics.shown that is no metric."""
+    """Raises LoreError if metrics.shown names an unknown metric."""
     known = metric_names(tier_ids)
     for name in shown or []:
         if name not in known:
             raise LoreError(
-                f"metrics.shown names {name!r}, which is no metric, so the table would lack a column; expected some of "
+                f"metrics.shown names {name!r}, which is not a metric, so the table would lack a column; expected some of "
                 f"{', '.join(known)}.{nearest(name, known)}"
             )
 
 
 def shown_columns(parts: list[Part], tier_ids: list[str], chosen: list[str] | None = None) -> dict[str, str]:
-    """Columns that have a value in some row, in the order of `chosen` (metrics.shown), none: of READABLE; failures are shown
-    where there are any."""
+    """Columns with a value in some row, in the order of `chosen` (metrics.shown; none: READABLE). The failure column needs a
+    failure in some row."""
     check_shown(chosen, tier_ids)
     titles, shown = column_titles(tier_ids), {}
     for name in READABLE if chosen is None else chosen:
@@ -68,7 +68,7 @@ def shown_columns(parts: list[Part], tier_ids: list[str], chosen: list[str] | No
 
 
 def best_value(name: str, parts: dict[str, Part]) -> float | None:
-    """The best value of a column; None where fewer than two rows have one."""
+    """The best value of a column; None if fewer than two rows have a value."""
     values = [part.metrics.get(name, NOTHING).value for part in parts.values()]
     known = [value for value in values if not isnan(value)]
     return (min(known) if name in LOWER_IS_BETTER else max(known)) if len(known) > 1 else None
@@ -83,7 +83,7 @@ def print_table(
     natural: bool = False,
     shown: list[str] | None = None,
 ) -> None:
-    """Prints the metrics of all judges. natural: those under the recipe's prior; shown: metrics.shown."""
+    """Prints the metrics of all judges. natural: under the recipe's prior; shown: metrics.shown."""
     parts = {card.name: card.natural if natural else card.whole for card in cards}
     columns = {}
     for name, heading in shown_columns(list(parts.values()), tier_ids, shown).items():
@@ -94,7 +94,7 @@ def print_table(
 
 
 def print_slices(cards: list[Scorecard], tier_ids: list[str], *, console: Console | None = None) -> None:
-    """Accuracy per slice, judges side by side."""
+    """Prints the accuracy per slice, with one column per judge."""
     slices = cards[0].slices
     if slices:
         rows = [f"{name} ({part.pairs})" for name, part in slices.items()]
@@ -103,7 +103,7 @@ def print_slices(cards: list[Scorecard], tier_ids: list[str], *, console: Consol
 
 
 def print_samples(curves: dict[str, SampleCurves], *, console: Console | None = None) -> None:
-    """pass@k and majority@k of the judges that were sampled."""
+    """Prints pass@k and majority@k of the sampled judges."""
     rows = [f"{judge}, {kind}@k" for judge in curves for kind in ("pass", "majority")]
     columns: dict[str, list[tuple[Estimate, bool]]] = {}
     for k in dict.fromkeys(k for found in curves.values() for k in found.pass_at):
@@ -121,7 +121,7 @@ def _print(
     columns: dict[str, list[tuple[Estimate, bool]]],
     console: Console | None,
 ) -> None:
-    """One table where it fits the terminal; else intervals under the values and as many tables as the columns need."""
+    """Prints one table if it fits the terminal, else intervals below the values and as many tables as the columns need."""
     console = console or Console(highlight=False)
     first = min(FIRST_COLUMN, max(map(len, [corner, *rows]))) + PADDING + 1
 
@@ -146,7 +146,7 @@ def _print(
 
 
 def _packed(names: list[str], width: Callable[[str], int], space: int) -> list[list[str]]:
-    """The names in groups that fit the space, at least one in each."""
+    """Groups of names that fit the space, each with at least one name."""
     groups: list[list[str]] = []
     left = 0
     for name in names:

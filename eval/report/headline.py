@@ -1,7 +1,7 @@
-"""The first sentences of the report: which judge is best, and whether it is better than what costs nothing.
+"""The first sentences of the report: which judge is best, and whether it beats the baselines.
 
-A difference is called one only where its paired 95 % interval, over the same queries, is clear of zero. The best judge is
-chosen on the tested pairs themselves: with many judges the first of them owes a little to luck.
+A difference is reported only if its paired 95 % interval, over the same queries, excludes zero. The best judge is chosen on
+the test pairs themselves, so with many judges its rank is partly luck.
 """
 
 from math import isnan
@@ -25,8 +25,8 @@ def headline(
     samples: int = 1000,
     seed: int = 0,
 ) -> list[str]:
-    """Sentences on the judge with the most right tiers: how often it is right, against the best baseline, against the
-    judge that comes next."""
+    """Sentences about the judge with the highest Acc@K: its accuracy, the gain over the best baseline, and the gain over the next
+    judge."""
     ranked = sorted(cards, key=lambda card: -_accuracy(card))
     judges = [card for card in ranked if card.kind not in BASELINES]
     baselines = [card for card in ranked if card.kind in BASELINES]
@@ -45,7 +45,7 @@ def headline(
     if baselines:
         sentences.append(_against_baseline(best.name, baselines[0].name, gain(best, baselines[0])))
     else:
-        sentences.append("No baseline was tested, so nothing is said about what this is worth.")
+        sentences.append("No baseline was tested, so there is nothing to compare this with.")
     if others:
         sentences.append(_against_next(best.name, others[0].name, gain(best, others[0])))
     return sentences
@@ -88,7 +88,7 @@ def _known(gain: Estimate) -> bool:
 
 
 def _unknown(judge: str, other: str) -> str:
-    return f"Without an interval (too few queries, or no resamples) nothing can be said about {judge} against {other}."
+    return f"There is no interval (too few queries, or no resamples), so {judge} cannot be compared with {other}."
 
 
 def _percent(value: Estimate) -> str:

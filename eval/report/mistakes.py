@@ -1,5 +1,4 @@
-"""The mistakes worth reading: which verdicts are shown, and what the page says about each, every text and photo
-bounded."""
+"""The mistakes in the report: which verdicts it shows, and what it shows of each. All texts and photos are bounded."""
 
 import base64
 import io
@@ -28,11 +27,11 @@ MAX_CHARS = {
 }
 MAX_ATTRIBUTES, MAX_RULES, MAX_SLICES_SHOWN = 12, 6, 8
 MAX_PHOTO_BYTES = 1_500_000
-"""All photos of the page together, in base64; each judge has an equal part."""
+"""Limit for all photos of the page together, in base64; every judge gets an equal part."""
 PHOTO_NOTES = {"failed": "photo unreadable, judged as text", "hidden": "photo not shown to this judge"}
 KINDS = {
     "far": "most tiers off",
-    "sure": "sure and wrong",
+    "sure": "confident and wrong",
     "none": "no verdict",
     "high": "judged too high",
     "low": "judged too low",
@@ -41,7 +40,7 @@ KINDS = {
 
 @dataclass
 class Mistake:
-    """Where to look: which pair, its label, and why it is shown."""
+    """A pair to show, its label, and the reason to show it."""
 
     pair_id: str
     label: str
@@ -52,7 +51,7 @@ class Mistake:
 
 
 def choose_mistakes(answers: Answers, test: Labelled, tier_ids: list[str], limit: int) -> list[Mistake]:
-    """The most distant wrong verdicts, the most confident others, and format failures: `limit` of each, no pair
+    """The most distant wrong verdicts, then the most confident other ones, then format failures: `limit` of each, no pair
     twice."""
     confidence = answers.confidence()
     sure = np.zeros(len(test)) if confidence is None else confidence
@@ -61,7 +60,7 @@ def choose_mistakes(answers: Answers, test: Labelled, tier_ids: list[str], limit
     farthest = wrong[np.lexsort((-sure[wrong], -distance[wrong]))][:limit].tolist()
     chosen = {index: f"{distance[index]} tier{'s' * bool(distance[index] > 1)} off" for index in farthest}
     surest = [] if confidence is None else wrong[np.argsort(-sure[wrong], kind="stable")].tolist()
-    chosen |= dict.fromkeys([index for index in surest if index not in chosen][:limit], "sure and wrong")
+    chosen |= dict.fromkeys([index for index in surest if index not in chosen][:limit], "confident and wrong")
     far, most_sure = set(farthest), set(surest[:limit]) | (chosen.keys() - set(farthest))
     mistakes = []
     for index, why in chosen.items():
@@ -85,7 +84,7 @@ def choose_mistakes(answers: Answers, test: Labelled, tier_ids: list[str], limit
 def mistake_cards(
     names: list[str], verdicts: dict[str, dict[str, Verdict]], data: EvalData, limit: int, pixels: int
 ) -> dict[str, Any]:
-    """The cards of the judges `names`, in their order, and the choices that the page can filter them by."""
+    """The cards of the judges `names`, in their order, and the options of the page's filters."""
     rubric, test = data.rubric, data.test
     chosen = {
         name: choose_mistakes(Answers.of(verdicts[name], test, rubric), test, rubric.tier_ids, limit) for name in names
@@ -125,7 +124,7 @@ def mistake_cards(
 
 
 def shown_mistake(mistake: Mistake, pair: Pair, verdict: Verdict, rubric: Rubric) -> dict[str, Any]:
-    """What the page says about one mistake."""
+    """Texts and values of one mistake's card."""
     names = tier_names(rubric)
     texts = {
         "query": pair.query,
@@ -155,12 +154,12 @@ def shown_mistake(mistake: Mistake, pair: Pair, verdict: Verdict, rubric: Rubric
 
 
 def tier_names(rubric: Rubric) -> dict[str, str]:
-    """Tier id to how the page writes it."""
+    """Tier id to its name on the page."""
     return {tier.id: tier.id if tier.name == tier.id else f"{tier.id} {tier.name}" for tier in rubric.tiers}
 
 
 def rules_with_principles(ids: list[str], rubric: Rubric) -> list[tuple[str, str]]:
-    """Rule ids with what they say; nothing after an id that the rubric does not know."""
+    """Rule ids with their principles; an empty text if the rubric does not have the rule."""
     principles = {rule.id: f"{rule.principle} ({rule.tier})" for rule in rubric.rules}
     return [(bounded(rule, 60), bounded(principles.get(rule, ""), 240)) for rule in ids[:MAX_RULES]]
 
@@ -170,7 +169,7 @@ def bounded(text: str, limit: int) -> str:
 
 
 def thumbnail(pair: Pair, pixels: int) -> str | None:
-    """The photo as a small JPEG data URI; None when there is none or it cannot be read."""
+    """The photo as a small JPEG data URI; None if there is none or it cannot be read."""
     if pair.image is None:
         return None
     try:

@@ -1,6 +1,6 @@
 "use strict";
-// Filters of the mistakes and the choice of a slice view. The state lives in the address after #, so a view can be sent to
-// somebody else. Data is only ever read from attributes and text, never written as markup.
+// Filters of the mistakes, and the choice of a slice view. The state is in the URL after #, so a filtered view can be shared.
+// Data is only read from attributes and text, never written as markup.
 (() => {
   const filters = document.getElementById("filters");
   const chooser = document.getElementById("view-chooser");

@@ -1,11 +1,11 @@
-"""report.html: one file that needs nothing else, for the team that decides which judge is used.
+"""Writes report.html: one self-contained file for the team that chooses a judge.
 
-A headline, tables with intervals, slices, confusion, calibration, risk against coverage, sampled answers, raters,
-capabilities, robustness, and the mistakes worth reading with filters; what was not measured leaves no trace on the page.
+It shows a headline, tables with intervals, slices, confusion matrices, calibration, risk against coverage, sampled answers,
+agreement with raters, capabilities, robustness, and mistakes with filters. Sections without measurements are left out.
 
-Item text, photos and rationales were written by strangers: the template escapes everything, the page's policy allows the
-page's own script alone (by its hash) and no load, and photos are decoded and written again as small JPEGs. Lists, texts and
-photos are bounded, so the file stays at a few megabytes. Without JavaScript the page is complete; filters are hidden.
+Item texts, photos and rationales are untrusted input. The template escapes everything. The page's policy allows only the page's
+own script (by its hash) and loads nothing, and photos are decoded and re-encoded as small JPEGs. Lists, texts and photos are
+bounded, so the file has a few megabytes. Without JavaScript the page is complete, but the filters are hidden.
 """
 
 import base64
@@ -47,12 +47,12 @@ def write_report(
     verdicts: dict[str, dict[str, Verdict]],
     data: EvalData,
     options: ReportSection,
-    facts: dict[str, str],
+    details: dict[str, str],
     metrics: MetricsSection | None = None,
     seed: int = 0,
 ) -> None:
-    """Writes the report. verdicts: judge name to its verdicts by pair_id; facts: what the page says about data and
-    settings; metrics, seed: how the cards were measured, so that the headline's differences are measured alike."""
+    """Writes the report. verdicts: by judge name, then pair_id; details: entries about data and settings; metrics, seed: the
+    settings of the cards, reused for the differences in the headline."""
     rubric, test = data.rubric, data.test
     metrics = metrics or MetricsSection()
     explained = [card.name for card in cards if card.kind not in BASELINES]
@@ -73,8 +73,8 @@ def write_report(
             samples=metrics.bootstrap_samples,
             seed=seed,
         ),
-        facts=facts,
-        judges=[judge_facts(card) for card in cards],
+        details=details,
+        judges=[judge_details(card) for card in cards],
         series={card.name: number % len(TEXT_MARKS) for number, card in enumerate(cards)},
         marks=TEXT_MARKS,
         tables=summaries(cards, rubric.tier_ids, metrics.shown),
@@ -99,12 +99,12 @@ def write_report(
 
 
 def script_hash(script: str) -> str:
-    """What the page's policy calls this script, and no other."""
+    """The script's hash in the form of the Content-Security-Policy header."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def summaries(cards: list[Scorecard], tier_ids: list[str], chosen: list[str] | None) -> list[tuple[str, dict[str, Any]]]:
-    """The summary, and the same under the given prior where there is one. chosen: metrics.shown."""
+    """The summary table, and a second one under the recipe's prior if there is one. chosen: metrics.shown."""
     tables = [("Summary", summary_table({card.name: card.whole for card in cards}, tier_ids, chosen))]
     if all(card.natural is not None for card in cards):
         parts = {card.name: card.natural for card in cards}
@@ -112,8 +112,8 @@ def summaries(cards: list[Scorecard], tier_ids: list[str], chosen: list[str] | N
     return tables
 
 
-def judge_facts(card: Scorecard) -> dict[str, Any]:
-    """How a judge was asked, and what went wrong."""
+def judge_details(card: Scorecard) -> dict[str, Any]:
+    """How the judge was run, and its failures."""
     failures = [f"{bounded(reason, 60)} {times}" for reason, times in list(card.failures.items())[:MAX_FAILURES]]
     return {
         "name": card.name,

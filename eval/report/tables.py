@@ -1,4 +1,4 @@
-"""What the report's tables and bars show, as plain values: texts are written out, positions are in percent."""
+"""Contents of the report's tables and bars as plain values: formatted texts, and positions in percent."""
 
 import re
 from math import isnan
@@ -16,16 +16,16 @@ MAX_SLICES = 24
 SLICE_METRICS = ("acc_k", "acc_2", "macro_f1", "qwk")
 KINDS = {
     "injection": "Injections: a seller tries to raise the verdict",
-    "rewrite": "Harmless rewrites: nothing should move",
-    "shuffle": "Shuffled attributes: nothing should move",
+    "rewrite": "Harmless rewrites: no verdict should change",
+    "shuffle": "Shuffled attributes: no verdict should change",
 }
 GROUPS = ("", "capability", "hard", "industry", "dimension")
-"""Slices of these prefixes come first."""
+"""Order of the slice groups; other prefixes follow."""
 PREFIX = re.compile(r"([a-z][a-z_ ]{0,23}):.")
 
 
 def summary_table(parts: dict[str, Part], tier_ids: list[str], chosen: list[str] | None = None) -> dict[str, Any]:
-    """Column titles, and per judge a value, its interval and whether it is the best of its column. chosen: metrics.shown."""
+    """Column titles, and per judge each value, its interval and whether it is the best of its column. chosen: metrics.shown."""
     titles = shown_columns(list(parts.values()), tier_ids, chosen)
     best = {name: best_value(name, parts) for name in titles}
     rows = []
@@ -42,7 +42,7 @@ def summary_table(parts: dict[str, Part], tier_ids: list[str], chosen: list[str]
 
 
 def slice_views(cards: list[Scorecard], tier_ids: list[str], ceiling: Ceiling | None) -> list[dict[str, Any]]:
-    """One view for each metric that the slices have, under the test's own shares and under the given prior."""
+    """One view per metric that the slices have, without and with the given prior."""
     titles = column_titles(tier_ids)
     views = []
     for prior in (False, True):
@@ -63,7 +63,7 @@ def slice_views(cards: list[Scorecard], tier_ids: list[str], ceiling: Ceiling | 
 
 
 def _slice_groups(cards: list[Scorecard], metric: str, prior: bool) -> list[dict[str, Any]]:
-    """The largest slices, gathered by what stands before their colon; nothing where no judge has a value."""
+    """The largest slices, grouped by the prefix before their colon; empty if no judge has a value."""
     parts = [card.slices_natural if prior else card.slices for card in cards]
     groups: dict[str, list[dict[str, Any]]] = {}
     known = False
@@ -88,7 +88,7 @@ def _slice_groups(cards: list[Scorecard], metric: str, prior: bool) -> list[dict
 
 
 def confusion_rows(confusion: np.ndarray, tier_ids: list[str]) -> dict[str, Any]:
-    """Rows of the confusion matrix with counts and row shares; the failure column only where there are failures."""
+    """Rows of the confusion matrix with counts and row shares. The failure column appears only if there are failures."""
     columns = list(tier_ids)
     if confusion[:, -1].any():
         columns.append("none")
@@ -125,13 +125,13 @@ def agreement_rows(cards: list[Scorecard]) -> list[dict[str, Any]]:
 
 
 def ceiling_row(ceiling: Ceiling) -> dict[str, Any]:
-    """What raters reach among themselves."""
+    """Agreement among the raters."""
     names = ("kappa", "alpha", "acc_2", "acc_k")
     return {"pairs": ceiling.pairs, "raters": ceiling.raters} | {name: cell(getattr(ceiling, name)) for name in names}
 
 
 def curve_rows(cards: list[Scorecard], at: str) -> dict[str, Any]:
-    """pass_at or majority_at as a table: one column for each k that some judge has."""
+    """pass_at or majority_at as a table with one column per k that any judge has."""
     sampled = [card for card in cards if card.samples]
     ks = sorted({k for card in sampled for k in getattr(card.samples, at)})
     nothing = Estimate(float("nan"))
@@ -149,7 +149,7 @@ def curve_rows(cards: list[Scorecard], at: str) -> dict[str, Any]:
 
 
 def risk_rows(cards: list[Scorecard]) -> list[dict[str, Any]]:
-    """The area under each curve, and the risk where half, four fifths and all of the pairs are kept."""
+    """The area under each curve, and the risk at coverage 0.5, 0.8 and 1."""
     rows = []
     for card in cards:
         if card.risk and card.risk.coverage:
@@ -160,7 +160,7 @@ def risk_rows(cards: list[Scorecard]) -> list[dict[str, Any]]:
 
 
 def flip_groups(cards: list[Scorecard]) -> dict[str, Any]:
-    """Perturbations by kind, each with every judge's rates up and down on one scale."""
+    """Perturbations by kind, with every judge's up and down rates on one scale."""
     flips = [flip for card in cards for flip in card.flips]
     ends = [end for flip in flips for value in (flip.up, flip.down) for end in (value.value, value.high) if not isnan(end)]
     scale = next((step for step in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5) if max(ends, default=0) <= step), 1.0)
@@ -203,7 +203,7 @@ def _flip_row(judge: str, flip: Flip, scale: float) -> dict[str, Any]:
 
 
 def condition_groups(cards: list[Scorecard]) -> list[dict[str, Any]]:
-    """Conditions by capability, judges of one condition side by side; which columns anyone fills."""
+    """Conditions by capability, with the judges of one condition side by side, and which optional columns have values."""
     conditions = [condition for card in cards for condition in card.conditions]
     groups = []
     for capability in dict.fromkeys(condition.capability for condition in conditions):
@@ -247,13 +247,13 @@ def _condition_row(judge: str, condition: Condition) -> dict[str, Any]:
 
 
 def cell(value: Estimate, signed: bool = False) -> dict[str, str]:
-    """A value and its interval as text; signed shows a plus."""
+    """A value and its interval as text. signed: with a plus sign."""
     plus = "+" if signed and value.value > 0 else ""
     return {"value": plus + two_digits(value.value), "interval": value.interval}
 
 
 def bar(value: Estimate, scale: float = 1.0) -> dict[str, float]:
-    """Width of a bar, start and length of its whisker; `scale` fills the track."""
+    """Width of a bar, and start and length of its whisker, in percent. A value of `scale` fills the track."""
     if isnan(value.value):
         return {"width": 0.0, "low": 0.0, "span": 0.0}
     low, high = (value.value, value.value) if isnan(value.low) else (value.low, value.high)
@@ -262,5 +262,5 @@ def bar(value: Estimate, scale: float = 1.0) -> dict[str, float]:
 
 
 def percent(value: float, scale: float = 1.0) -> float:
-    """Position on a track, kept inside it."""
+    """Position on a track in percent, clipped to it."""
     return round(100 * min(max(value / scale, 0.0), 1.0), 2)

@@ -1,5 +1,4 @@
-"""What a finished evaluation leaves: tables on the screen, metrics.json, predictions.parquet, report.html, the run's
-summary."""
+"""Writes the results of an evaluation: console tables, metrics.json, predictions.parquet, report.html and the run's summary."""
 
 import json
 from pathlib import Path
@@ -30,7 +29,7 @@ def save(
     *,
     console: Console,
 ) -> None:
-    """Writes and prints everything, then marks the run as done."""
+    """Writes and prints all results, then marks the run as finished."""
     metrics_path, predictions_path, report_path = (
         folder / "metrics.json",
         folder / "predictions.parquet",
@@ -45,7 +44,7 @@ def save(
             "tiers": rubric.tier_ids,
             "relevant": rubric.relevant_mask,
         },
-        "data": data_facts(data, folder),
+        "data": data_summary(data, folder),
         "prior": recipe.metrics.prior,
         "ceiling": data.ceiling.to_json() if data.ceiling else None,
         "benchmark": recipe.benchmark,
@@ -59,7 +58,7 @@ def save(
         verdicts=verdicts,
         data=data,
         options=recipe.report,
-        facts=report_facts(recipe, data),
+        details=report_details(recipe, data),
         metrics=recipe.metrics,
         seed=recipe.seed,
     )
@@ -93,7 +92,7 @@ def save(
 
 
 def write_predictions(path: Path, verdicts: dict[str, dict[str, Verdict]], test: Labelled, rubric: Rubric) -> None:
-    """One row per judge and tested pair."""
+    """Writes one row per judge and test pair."""
     rows = []
     for judge, answered in verdicts.items():
         for index, pair_id in enumerate(test.pair_ids):
@@ -117,7 +116,7 @@ def write_predictions(path: Path, verdicts: dict[str, dict[str, Verdict]], test:
     write_table(path, rows, pa.schema([*own, *said]))
 
 
-def data_facts(data: EvalData, folder: RunFolder) -> dict:
+def data_summary(data: EvalData, folder: RunFolder) -> dict:
     return {
         "path": str(data.path),
         "fingerprint": folder.manifest.get("facts", {}).get("data_fingerprint"),
@@ -131,8 +130,8 @@ def data_facts(data: EvalData, folder: RunFolder) -> dict:
     }
 
 
-def report_facts(recipe: EvaluateRecipe, data: EvalData) -> dict[str, str]:
-    """What the head of the report says."""
+def report_details(recipe: EvaluateRecipe, data: EvalData) -> dict[str, str]:
+    """Entries of the report's section about the test."""
     rubric = data.rubric
     prior = recipe.metrics.prior
     return {

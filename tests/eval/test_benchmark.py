@@ -56,10 +56,10 @@ def test_a_recipes_own_keys_win_and_shares_are_not_mixed(tmp_path):
 
 
 def test_an_unknown_benchmark_names_the_nearest_and_a_broken_one_its_file(tmp_path):
-    with pytest.raises(LoreError, match=r"no benchmark 'raair'; there are .*wands\. Nearest: 'rair'\. Name your own"):
+    with pytest.raises(LoreError, match=r"no benchmark 'raair'; the shipped ones are .*wands\. Nearest: 'rair'\. Give your own"):
         recipe_of(tmp_path, f"benchmark: raair\n{JUDGES}")
     (tmp_path / "own.yaml").write_text("recipe: {data: {rubric: shop}}\nsubsets: []\n")
-    with pytest.raises(LoreError, match="own.yaml: unknown key subsets"):
+    with pytest.raises(LoreError, match="own.yaml has the unknown key subsets"):
         recipe_of(tmp_path, f"benchmark: {tmp_path / 'own.yaml'}\n{JUDGES}")
 
 
@@ -75,7 +75,7 @@ def test_the_shops_pairs_come_from_sealed_seeds_which_no_recipe_takes(tmp_path, 
     assert len(pairs) == 24 * len(world["seeds"]) == len({pair.pair_id for pair in pairs})
     other = small | {"world": small["world"] | {"seeds": world["seeds"][:1], "pairs": {"test": 12}}}
     monkeypatch.setattr("lore.eval.benchmark.load_benchmark", lambda name: other)
-    with pytest.raises(LoreError, match="which benchmark own.yaml does not make"):
+    with pytest.raises(LoreError, match="which benchmark own.yaml does not generate"):
         write_benchmark_pairs("own.yaml", path)  # nor would its own be left among the shop's
     assert len(list(read_pairs(path, split="test"))) == len(pairs)
     monkeypatch.setattr("lore.eval.benchmark.load_benchmark", lambda name: small)

@@ -192,7 +192,7 @@ def test_a_repeated_pair_counts_once_and_one_with_two_labels_is_refused(tmp_path
 
 def test_a_test_without_labels_is_an_error(tmp_path, write_recipe, runs):
     write(tmp_path / "none.parquet", [Pair(pair_id="a", query="q", title="t", split="test")])
-    with pytest.raises(LoreError, match="no labelled pair in split 'test'"):
+    with pytest.raises(LoreError, match="no labeled pair in split 'test'"):
         run_recipe(write_recipe("none.yaml", recipe_text(tmp_path / "none.parquet"), plain=True))
 
 

@@ -108,5 +108,5 @@ def test_wrong_references_are_all_named():
 
 
 def test_an_unknown_language_lists_the_known_ones():
-    with pytest.raises(LoreError, match="'de'; there are: en, zh"):
+    with pytest.raises(LoreError, match="'de', so no shop can be made. Choose one of: en, zh"):
         load_lexicon("de")

@@ -65,14 +65,14 @@ def test_without_facts_jargon_is_not_resolved():
 def test_photos_are_read_from_their_pixels():
     world = World(8)
     for number in range(400):
-        pair, facts = world.catalogue_item(number)
+        pair, offered = world.catalogue_item(number)
         if pair.image is None:
             continue
         seen = read_photo(pair.image["bytes"], world.lexicon)
         for dimension in ("colour", "pattern"):
-            if facts[dimension].source == "photo":
-                assert seen[dimension].value == facts[dimension].value
-                assert seen[dimension].accent == facts[dimension].accent
+            if offered[dimension].source == "photo":
+                assert seen[dimension].value == offered[dimension].value
+                assert seen[dimension].accent == offered[dimension].accent
 
 
 def test_errors_come_in_the_share_asked_for_and_with_every_draw_anew():

@@ -79,9 +79,9 @@ def test_a_planned_outcome_comes_out(world, key, rule):
         if rule not in shop._outcomes(want):
             continue
         item = shop.catalogue_item(rng, family.name)
-        shop._realise(rng, item, want, rule)
-        _, facts = world.word_item(rng, item, hide_visible=False)
-        demand = judge([want], facts, shop.kinds, world.rubric)[0]
+        shop._realize(rng, item, want, rule)
+        _, offered = world.word_item(rng, item, hide_visible=False)
+        demand = judge([want], offered, shop.kinds, world.rubric)[0]
         assert demand.rule == f"{dimension}-{rule}"
         assert world.rubric.index(demand.tier) == OUTCOMES[key][rule]
         fired += 1
@@ -98,8 +98,8 @@ def test_an_item_gets_the_tier_it_was_drawn_for_where_a_demand_can_have_it(world
         possible = {tier for want in query.wants for tier in world.shop._outcomes(want).values()}
         for tier_index in range(4):
             item = world.shop.item_for(random.Random(number), query, tier_index)
-            _, facts = world.word_item(random.Random(number), item, hide_visible=False)
-            found = world.rubric.index(worst(judge(query.wants, facts, world.shop.kinds, world.rubric), world.rubric))
+            _, offered = world.word_item(random.Random(number), item, hide_visible=False)
+            found = world.rubric.index(worst(judge(query.wants, offered, world.shop.kinds, world.rubric), world.rubric))
             if tier_index in possible:
                 assert found == tier_index
             else:

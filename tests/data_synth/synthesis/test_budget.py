@@ -100,7 +100,7 @@ def test_damage_in_the_middle_is_an_error(tmp_path):
     (tmp_path / "000000.jsonl").write_bytes(
         b'{"ask": 0, "key": "a", "tokens": 1, "usd": 0}\nnot json\n{"took": 0, "tokens": 1, "usd": 0}\n'
     )
-    with pytest.raises(LoreError, match=r"000000.jsonl, line 2 is no JSON"):
+    with pytest.raises(LoreError, match=r"000000.jsonl, line 2 is not JSON"):
         Journal(tmp_path / "000000.jsonl")
 
 
@@ -120,7 +120,7 @@ def test_answers_of_other_runs_are_found_by_key(tmp_path):
         journal.close()
     earlier = Earlier([str(tmp_path / "run")])
     assert len(earlier) == 3 and earlier.get("key 2").text == "text 2" and earlier.get("other") is None
-    with pytest.raises(LoreError, match="no run of stage synthesize"):
+    with pytest.raises(LoreError, match="not a run of stage synthesize"):
         Earlier([str(tmp_path)])
 
 
@@ -152,4 +152,4 @@ def test_a_server_that_counts_more_than_was_held_is_believed(capsys):
             taken += 1
 
     assert asyncio.run(main()) == (1000, 3)
-    assert "took 250 tokens where 100 were held" in capsys.readouterr().out
+    assert "took 250 tokens, but only 100 were reserved" in capsys.readouterr().out

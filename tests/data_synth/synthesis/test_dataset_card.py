@@ -71,7 +71,7 @@ def test_pairs_in_and_out_add_up_by_tier_slice_check_and_step():
     assert rows(counts, "Acceptance by slice")["hard"] == ["24", "0", "0.0%"]
     failed = rows(counts, "Failed checks")
     assert failed["verdict"] == ["24", "40.0%", "48", "50.0%"] and failed["unreadable"] == ["12", "20.0%", "24", "25.0%"]
-    assert rows(counts, "Attempts to a pair") == {"1": ["24", "40.0%"], "2": ["36", "60.0%"]}
+    assert rows(counts, "Attempts per pair") == {"1": ["24", "40.0%"], "2": ["36", "60.0%"]}
     places = {name.partition(":")[0]: values[0] for name, values in rows(counts, "Where rejected pairs fail").items()}
     assert places == {"knowledge": "0", "multimodal": "24", "rules": "0", "verdict": "12", "form": "0"}
     costs = rows(counts, "Answers of the teachers")
@@ -177,7 +177,7 @@ def test_a_card_says_what_it_holds_and_whether_it_is_whole():
     said = ("# my set", "24 (40.0%)", "some/model", "75 seconds", "930 tokens", "stage: synthesize", "20 random traces")
     for text in (*said, f"hash {FACTS['rubric'].hash}"):
         assert text in card
-    assert "Not complete" not in card and "Not complete" in card_text(counts, **{**FACTS, "complete": False})
+    assert "Incomplete" not in card and "Incomplete" in card_text(counts, **{**FACTS, "complete": False})
     empty = card_text(Counts(), **{**FACTS, "splits": []})
     assert "configs" not in empty.split("---\n")[1] and "Of 0 rated pairs 0 (-)" in empty
 

@@ -146,14 +146,14 @@ def test_passages_are_bounded_and_lose_nothing_but_their_markup(tmp_path):
         ("a.jsonl", b'{"phrase": "a", "value": "b"}\nnot json\n', "row 2"),
         ("a.jsonl", b'{"phrase": "a\xff", "value": "b"}\n', "not UTF-8"),
         ("a.jsonl", b'{"phrases": "a", "value": "b"}\n', "no column 'phrase'; found phrases, value"),
-        ("a.jsonl", b"", "holds no row"),
+        ("a.jsonl", b"", "has no rows"),
         ("a.jsonl", b'{"text": "the of"}\n', "no passage with a word"),
-        ("a.jsonl", b'{"phrase": " \\u200b", "value": "b"}\n', "nothing to look for"),
+        ("a.jsonl", b'{"phrase": " \\u200b", "value": "b"}\n', "without any word to look up"),
         ("a.jsonl", json.dumps({"phrase": "a" * 300, "value": "b"}).encode(), "phrase of 300 characters"),
         ("a.csv", b"phrase,value\na,b,c\n", "row 1"),
         ("a.csv", b"phrase;value\na;b\n", "found phrase;value"),
         ("a.parquet", b"no parquet", "no readable Parquet"),
-        ("a.txt", b"text", "a folder of its own"),
+        ("a.txt", b"text", "put it into a folder"),
         ("a.xlsx", b"text", "expected .jsonl, .csv or .parquet"),
     ],
 )
@@ -165,9 +165,9 @@ def test_a_bad_file_is_named_with_its_row_and_what_was_expected(tmp_path, name, 
 
 
 def test_bad_places_and_sizes_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(LoreError, match="there is no"):
+    with pytest.raises(LoreError, match="none.jsonl does not exist"):
         open_facts(str(tmp_path / "none.jsonl"))
-    with pytest.raises(LoreError, match="holds no .txt or .md"):
+    with pytest.raises(LoreError, match="has no .txt or .md"):
         open_facts(str(tmp_path))
     (tmp_path / "bad.txt").write_bytes(b"ok\n\n\xff\xfe")
     with pytest.raises(LoreError, match="bad.txt is not UTF-8"):
@@ -179,7 +179,7 @@ def test_bad_places_and_sizes_are_refused(tmp_path, monkeypatch):
     with pytest.raises(LoreError, match="more than 3 rows"):
         open_facts(path)
     monkeypatch.setattr(module, "MAX_BYTES", 10)
-    with pytest.raises(LoreError, match="at most 10 are read"):
+    with pytest.raises(LoreError, match="the maximum is 10"):
         open_facts(path)
 
 

@@ -114,13 +114,13 @@ def test_a_budget_stops_cleanly_and_a_larger_one_goes_on(recipe):
         folder = RunFolder.of(_load(path))
         assert not folder.is_done
         card = (folder / "pairs" / "README.md").read_text(encoding="utf-8")
-        assert "Not complete" in card
+        assert "Incomplete" in card
         before = teacher.tokens
         folder = run_recipe(path, ["budget.max_tokens=10000000", "budget.max_usd=1000"])
     assert teacher.tokens > before
     assert teacher.asked["multimodal"] == 96  # nothing was asked twice
     assert folder.summary["accepted"] == 96
-    assert "Not complete" not in (folder / "pairs" / "README.md").read_text(encoding="utf-8")
+    assert "Incomplete" not in (folder / "pairs" / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_changed_prompt_redoes_its_own_step(recipe, tmp_path):
@@ -344,7 +344,7 @@ def test_a_model_without_eyes_is_not_asked_about_photos(recipe, tiny):
 
 
 def test_no_pair_selected_is_an_error(recipe, shop):
-    with pytest.raises(LoreError, match="selects no labelled pair"):
+    with pytest.raises(LoreError, match="selects no labeled pair"):
         run_recipe(recipe(data={"path": str(shop / "pairs"), "rubric": "shop", "split": "dev"}))
 
 

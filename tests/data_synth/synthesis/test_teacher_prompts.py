@@ -169,8 +169,8 @@ def test_a_prompt_of_ones_own_that_cannot_be_filled_in_says_why(tmp_path, pairs)
     for number, (text, said) in enumerate(
         {
             "x\n=== user\n{{ nothing }}": "'nothing' is undefined",
-            "x\n=== user\n{% if %}": "cannot be filled in",
-            "x\n=== user\n{{ 1 / 0 }}": "cannot be filled in",
+            "x\n=== user\n{% if %}": "cannot be rendered",
+            "x\n=== user\n{{ 1 / 0 }}": "cannot be rendered",
             "{{ rubric.tiers.clear() }}\n=== user\nx": "is unsafe",
             "no divider": "one line '=== user'",
         }.items()

@@ -16,7 +16,7 @@ from lore.eval.compare.changes import changed_pairs, counted
 from lore.eval.compare.compare import BETTER, SAME, UNCLEAR, WORSE, Options, compare
 from lore.eval.compare.compare_output import report
 from lore.eval.compare.finished import Finished, read_run
-from lore.eval.compare.said import Said
+from lore.eval.compare.judge_predictions import JudgePredictions
 from lore.eval.compare.sides import Side, Sides, open_sides
 from lore.eval.measures.bootstrap import mean_estimate, times_drawn
 from lore.support.errors import LoreError
@@ -58,7 +58,7 @@ def sides_of(gold, first, second, queries, slices, tiers=("L1", "L2", "L3", "L4"
     run = Finished("run", None, rubric=rubric, judges={"a": {}, "b": {}})
     about = [[str(i) for i in range(len(gold))], [f"q{q}" for q in queries], [tiers[g] for g in gold], slices, gold]
     both = [
-        Side(run, name, Said(*about, predicted, None, [""] * len(gold), [None] * len(gold)), name)
+        Side(run, name, JudgePredictions(*about, predicted, None, [""] * len(gold), [None] * len(gold)), name)
         for name, predicted in (("a", first), ("b", second))
     ]
     return Sides(both[0], both[1:], np.asarray(queries), None, [])
@@ -67,11 +67,11 @@ def sides_of(gold, first, second, queries, slices, tiers=("L1", "L2", "L3", "L4"
 def test_the_difference_is_the_paired_bootstrap_over_queries(two):
     sides = opened(*two)
     found = compare(sides, Options(samples=500, seed=3))[0]
-    right = [(side.said.predicted == side.said.gold).astype(float) for side in (sides.first, sides.others[0])]
+    right = [(side.predictions.predicted == side.predictions.gold).astype(float) for side in (sides.first, sides.others[0])]
     expected = mean_estimate(right[1] - right[0], sides.groups, samples=500, seed=3)
     assert vars(found.metrics["acc_k"].difference) == pytest.approx(vars(expected))
     # once more by hand, for the slice: whole queries drawn, the accuracies of each draw subtracted
-    inside = np.asarray(["hard" in names for names in sides.first.said.slices])
+    inside = np.asarray(["hard" in names for names in sides.first.predictions.slices])
     queries = sides.groups.max() + 1
     draws = []
     for times in np.concatenate(list(times_drawn(queries, 500, 3))):
@@ -138,7 +138,7 @@ def test_label_weights_need_the_data_they_come_from(make, data):
     with pytest.raises(LoreError, match="has changed since"):
         opened(*folders)
     data.unlink()
-    with pytest.raises(LoreError, match="are not there to read the weights"):
+    with pytest.raises(LoreError, match="with the weights does not exist"):
         opened(*folders)
 
 
@@ -211,8 +211,8 @@ def test_the_interval_of_a_difference_in_calibration_lies_around_it():
     sides = sides_of(gold, first, second, np.arange(200), [[]] * 200)
     for side, mass in ((sides.first, confidence), (sides.others[0], np.full(200, 0.99))):
         rest = np.repeat((1 - mass)[:, None] / 3, 4, axis=1)
-        rest[np.arange(200), side.said.predicted] = mass
-        side.said.probabilities = rest
+        rest[np.arange(200), side.predictions.predicted] = mass
+        side.predictions.probabilities = rest
     ece = compare(sides, Options())[0].metrics["ece"].difference
     assert (ece.low + ece.high) / 2 == pytest.approx(ece.value, abs=0.015)  # 0.03 below it where noise is left in
 
@@ -344,7 +344,7 @@ def test_other_slices_are_noted(make, data, two):
     pairs[-1].slices = ["new"]
     write_pairs(data, pairs)
     other = make("c", {"judge": right_in(0.5, 1)}, pairs)
-    assert any(note.startswith("1 pairs are in other slices in c") for note in opened(two[0], other).notes)
+    assert any(note.startswith("1 pairs have other slices in c") for note in opened(two[0], other).notes)
 
 
 def test_another_rubric_is_refused_unless_only_its_words_differ(two):
@@ -354,10 +354,10 @@ def test_another_rubric_is_refused_unless_only_its_words_differ(two):
     path.write_text(json.dumps(content))
     with pytest.raises(LoreError, match=f"rubric homedepot .0123456789abcdef.*{RUBRIC.hash}.*changed between"):
         opened(*two)
-    assert any("another version of the rule book" in note for note in opened(*two, across_rubrics=True).notes)
+    assert any("another version of the rubric" in note for note in opened(*two, across_rubrics=True).notes)
     content["rubric"]["relevant"] = [False, False, False]
     path.write_text(json.dumps(content))
-    with pytest.raises(LoreError, match="say different things"):
+    with pytest.raises(LoreError, match="do not mean the same"):
         opened(*two, across_rubrics=True)
 
 
@@ -389,8 +389,8 @@ def test_unfinished_damaged_and_foreign_folders_say_what_is_wrong(two, tmp_path)
     refused("damaged: metrics.json lacks its judges", lambda folder: (folder / "metrics.json").write_text("{}"))
     refused("damaged: it has no predictions.parquet", lambda folder: (folder / "predictions.parquet").unlink())
     refused("damaged: it cannot be read as Parquet", lambda folder: (folder / "predictions.parquet").write_bytes(b"torn"))
-    refused("damaged: metrics.json and predictions.parquet count other verdicts", swap_verdicts)
-    refused("damaged: 1 of the 151 pairs of judge 'judge' stand there twice", double_a_row)
+    refused("damaged: metrics.json and predictions.parquet disagree about the verdicts", swap_verdicts)
+    refused("damaged: 1 of the 151 pairs of judge 'judge' appear twice", double_a_row)
     refused("damaged: recipe.yaml", lambda folder: (folder / "recipe.yaml").write_text("["))
     with pytest.raises(LoreError, match="no run folder"):
         opened(first, tmp_path / "nowhere")
@@ -424,9 +424,9 @@ def test_a_predictions_file_alone_takes_the_rubric_of_the_run_it_is_compared_wit
     assert found.metrics["qwk"].to_json() == expected.metrics["qwk"].to_json()
     report(sides, [found], Options(samples=200))
     assert "query: test lamp" in capsys.readouterr().out
-    with pytest.raises(LoreError, match="does not say which tiers count as relevant"):
+    with pytest.raises(LoreError, match="unknown which tiers count as relevant"):
         opened(f"{alone}:judge", f"{alone}:majority")
-    with pytest.raises(LoreError, match="no predictions.parquet"):
+    with pytest.raises(LoreError, match="nor a predictions.parquet"):
         opened(two[0], write_jsonl(tmp_path / "p.jsonl"))
 
 

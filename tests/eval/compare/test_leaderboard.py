@@ -81,7 +81,7 @@ def test_other_tests_are_never_in_one_table(make, tmp_path, other):
     boards, _ = leaderboard([first, second])
     assert [names(board) for board in boards] == [["majority"] if limited else ["judge", "majority"]] * 2
     if "seed" in other:
-        assert boards[0].facts["pairs"] == boards[1].facts["pairs"]
+        assert boards[0].test_set["pairs"] == boards[1].test_set["pairs"]
     text, rows, content = written(tmp_path, [first, second])
     assert text.count("| judge |") >= 2 and len({row["test_set"] for row in rows}) == len(content["test_sets"]) == 2
     heads = [line for line in text.splitlines() if line.startswith("Rubric")]
@@ -119,7 +119,7 @@ def test_files_hold_the_numbers_of_the_runs_and_the_best_is_bold(make, tmp_path)
     best, second = (next(line for line in table if line.startswith(f"| judge ({run}) |")) for run in "ba")
     assert table.index(best) < table.index(second)
     assert "**" in best.split("|")[4] and "**" not in second.split("|")[4]
-    assert "prior 1 0.7 2 0.2 3 0.1" in text and "in the prior's shares" in text
+    assert "prior 1 0.7 2 0.2 3 0.1" in text and "weighted by the prior" in text
 
 
 def test_columns_and_order_are_chosen_by_name(make, tmp_path, capsys):
@@ -142,7 +142,7 @@ def test_the_command_names_what_it_passes_over(make, runs):
     (runs / "list.txt").write_text("mine")
     done = run_python("-m", "lore", "leaderboard", *sorted(runs.iterdir()))
     assert done.returncode == 0, done.stderr
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("passed over"))
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("skipped"))
     for part in (
         "unfinished (evaluation not finished)",
         "trained (stage sft)",

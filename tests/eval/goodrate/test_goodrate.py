@@ -64,7 +64,7 @@ def test_shares_of_items_and_pages_by_system_and_their_difference(tmp_path, suff
     assert values == pytest.approx(
         {"items A": 0.2, "items B": 1.0, "items B - A": 0.8, "pages A": 10 / 90, "pages B": 1.0, "pages B - A": 80 / 90}
     )
-    assert (found.facts["log"]["pages"], found.facts["log"]["queries"]) == (5, 2)
+    assert (found.summary["log"]["pages"], found.summary["log"]["queries"]) == (5, 2)
     assert all(math.isnan(each.estimate.powered.value) for each in found.rates)
 
 
@@ -82,7 +82,7 @@ def test_only_the_first_positions_of_a_page_count_wherever_positions_start(tmp_p
     for first in (0, 1, 11):
         rows = [(*row[:4], row[4] - 1 + first, row[5]) for row in ROWS]
         found = goodrate(table(tmp_path / "log.csv", LOG, rows), verdicts(tmp_path), "shop", top=1)
-        assert found.facts["log"]["rows_below_top"] == 2
+        assert found.summary["log"]["rows_below_top"] == 2
         assert rate(found, "pages", "A").judge.value == pytest.approx(20 / 90)
     rows = [(*row[:4], "" if row[1] == "9" else row[4], row[5]) for row in ROWS]
     with pytest.raises(LoreError, match="1 of 7 rows have no position"):
@@ -138,13 +138,13 @@ def test_every_shown_pair_needs_a_verdict_and_other_pairs_may_have_one(tmp_path)
     with pytest.raises(LoreError, match=f"1 pair id missing: {missing}"):
         goodrate(log, verdicts(tmp_path, {key: tier for key, tier in VERDICTS.items() if key[1] != "8"}), "shop")
     found = goodrate(log, verdicts(tmp_path, VERDICTS | {("sofa", "4"): "L4"}), "shop")
-    assert found.facts["verdicts"]["of_pairs_not_shown"] == 1
+    assert found.summary["verdicts"]["of_pairs_not_shown"] == 1
 
 
 def test_a_verdict_without_a_tier_is_not_good_and_is_reported(tmp_path):
     found = goodrate(table(tmp_path / "log.csv", LOG, ROWS), verdicts(tmp_path, VERDICTS | {("lamp", "8"): ""}), "shop")
     assert rate(found, "items", "B").judge.value == pytest.approx(0.2)
-    assert found.facts["verdicts"]["format_failures"] == 1
+    assert found.summary["verdicts"]["format_failures"] == 1
     assert "1 of 5 shown pairs have no verdict" in " ".join(found.remarks)
 
 
@@ -208,7 +208,7 @@ def test_samples_that_are_no_part_of_the_log_are_refused(tmp_path):
         ([("lamp", "9", "L4", 1.5)], drawn, "row 1, probability"),
         ([("lamp", "9", "L4", 0.5), ("lamp", "8", "L4", "")], drawn, "1 of 2 entries have no prob"),
     ):
-        with pytest.raises(LoreError, match="no sample of") as error:
+        with pytest.raises(LoreError, match="is not a sample of") as error:
             goodrate(log, judge, "shop", rated_path=sample(tmp_path, rows, names or ("query", "item_id", "label")))
         assert message in str(error.value)
 

@@ -227,5 +227,5 @@ def test_estimates_read_compactly():
 
 
 def test_a_prior_on_tiers_without_pairs_alone_is_an_error():
-    with pytest.raises(LoreError, match="only to tiers without a tested pair"):
+    with pytest.raises(LoreError, match="only for tiers without a test pair"):
         prior_weights(np.array([0, 0, 1]), [0.0, 0.0, 1.0])

@@ -30,7 +30,7 @@ from lore.data.pair import Pair
 from lore.data_synth.synthesis.facts import Fact, open_facts, with_values
 from lore.engines.config import ModelSection
 from lore.engines.open_engine import open_engine
-from lore.eval.probes.capability import measure_capability, print_capability, resolved, swap_photos
+from lore.eval.probes.capability import measure_capability, print_capability, swap_photos, with_words_resolved
 from lore.eval.sections import CapabilitySection
 from lore.judge.verdict import Verdict
 from lore.rubric.demand import Demand
@@ -58,10 +58,10 @@ def test_facts_and_plain_words_each_give_a_judge_what_it_does_not_know(tmp_path)
 def test_resolved_words_leave_relations_and_the_rest_of_a_text_alone(tmp_path):
     table = open_facts(facts_file(tmp_path), top=50)
     pair = Pair(pair_id="p", query="Crimson samovar by lumina", title="lampshade for lamp, single piece, Azure", brand="aurora")
-    new = resolved(pair, table.about(pair.query, pair.title + " aurora"))
+    new = with_words_resolved(pair, table.about(pair.query, pair.title + " aurora"))
     assert new.query == "red kettle by lumina" and new.title == "lampshade for lamp, single piece, blue" and new.brand == "lumo"
     plain = Pair(pair_id="p", query="Red kettle", title="Kettle")
-    assert resolved(plain, table.about(plain.query, plain.title)) is plain
+    assert with_words_resolved(plain, table.about(plain.query, plain.title)) is plain
 
 
 def test_values_replace_whole_phrases_the_longest_first():
@@ -326,5 +326,5 @@ def test_a_folder_of_texts_is_an_input_file_by_file(tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("A cup is a small mug.")
     assert CapabilitySection(facts=str(tmp_path / "texts")).input_files() == {"facts": [str(tmp_path / "texts" / "a.txt")]}
-    with pytest.raises(LoreError, match="facts: there is no"):
+    with pytest.raises(LoreError, match="facts: .*none.jsonl does not exist"):
         CapabilitySection(facts=str(tmp_path / "none.jsonl")).input_files()

@@ -172,7 +172,7 @@ def test_rated_pairs_take_the_place_of_execution(tmp_path, few):
     assert "of 1 unaffected 1.00 move" in row.note and ("rules", "all 1 changes") not in found
     assert not any((tmp_path / "judge" / "capability-unchanged-rules").glob("*"))
     path.write_text(yaml.safe_dump({"open-house": edit | {"labels": {"stranger": "L4"}}}))
-    with pytest.raises(LoreError, match="labels 1 pairs that are not tested .stranger."):
+    with pytest.raises(LoreError, match="labels 1 pairs that are not in the test .stranger."):
         measured(tmp_path / "again", few, engine, rule_edits=str(path))
 
 
@@ -226,7 +226,7 @@ def test_wrong_changes_are_all_named_at_once(tmp_path):
         "rules[24].tier (size-near): 'L9' is no tier of this rubric.",
         "d: size-near: 'share' is no number of this rule; it has within",
         "e: size-near: nothing is changed",
-        "F_: found that name, expected small letters",
+        "F_: found that name, expected lower-case letters",
         "g: rules.size-near.teir: ",
         "h: ",
         "i: Label 'L7' has no tier in rubric shop",
@@ -236,9 +236,9 @@ def test_wrong_changes_are_all_named_at_once(tmp_path):
         path.write_text(content)
         with pytest.raises(LoreError, match=message):
             load_rule_edits(str(path), SHOP)
-    with pytest.raises(LoreError, match="there is no .*missing.yaml"):
+    with pytest.raises(LoreError, match="missing.yaml does not exist"):
         load_rule_edits(str(tmp_path / "missing.yaml"), SHOP)
-    with pytest.raises(LoreError, match="labelled by rubric wands"):
+    with pytest.raises(LoreError, match="labeled by rubric wands"):
         load_rule_edits("shop", load_rubric("wands"))
 
 
@@ -262,8 +262,8 @@ def test_only_the_embedded_shop_is_executed(tmp_path):
     data = replace(data_of(tmp_path / "pairs", shop_pairs(8, photos=0)), rubric=parse_rubric(raw))
     path = tmp_path / "edits.yaml"
     path.write_text("a: {change: x, rules: {size-near: {tier: L2}}}\n")
-    with pytest.raises(LoreError, match="gives no labels, and rubric mine is not the embedded shop's"):
+    with pytest.raises(LoreError, match="gives no labels, and rubric mine cannot be executed; only the embedded shop's can"):
         check_capability(data, CapabilitySection(rule_edits=str(path)))
-    with pytest.raises(LoreError, match="there is no missing.jsonl"):
+    with pytest.raises(LoreError, match="missing.jsonl does not exist"):
         check_capability(data, CapabilitySection(facts="missing.jsonl"))
     check_capability(replace(data, rubric=SHOP), CapabilitySection(rule_edits="shop"))

@@ -133,12 +133,12 @@ def test_every_slice_has_a_bar_of_every_judge_under_both_priors(html):
     views = [view["data-view"] for view in elements.with_class("view")]
     assert views[:2] == ["acc_k-own", "acc_2-own"] and "acc_k-prior" in views
     assert len(elements.with_class("slice")) == MAX_SLICES * len(views) + 3  # and one block for each perturbation
-    assert html.count("The largest slices; 19 more stand in metrics.json.") == len(views)
+    assert html.count("Only the largest slices; metrics.json has 19 more.") == len(views)
     assert html.count('<div class="bar s') == 3 * MAX_SLICES * len(views)
 
 
 def test_the_ceiling_is_a_line_where_it_means_something(html, data, made):
-    assert html.count("raters among themselves: 0.86") == 2 and html.count("raters among themselves: 0.93") == 2
+    assert html.count("agreement among raters: 0.86") == 2 and html.count("agreement among raters: 0.93") == 2
     for view in slice_views(made[1], TIERS, data.ceiling):
         assert (view["ceiling"] is not None) == (view["id"].split("-")[0] in ("acc_k", "acc_2"))
     for svg, said in zip(re.findall(r"<svg.*?</svg>", html, re.DOTALL), ("0.86",) * 3 + ("0.14",) + ("0.86",) * 2, strict=True):
@@ -164,7 +164,7 @@ def test_sections_that_nothing_was_measured_for_leave_no_trace(data, tmp_path):
     for card in cards:
         card.agreement, card.risk, card.slices_natural = None, None, {}
     options = ReportSection(mistakes=0)
-    write_report(path, title="t", cards=cards, verdicts=verdicts, data=bare, options=options, facts={})
+    write_report(path, title="t", cards=cards, verdicts=verdicts, data=bare, options=options, details={})
     html = path.read_text()
     for part in ("calibration", "risk", "samples", "raters", "capabilities", "robustness", "mistakes"):
         assert f'id="{part}"' not in html and f'href="#{part}"' not in html
@@ -181,10 +181,10 @@ def test_values_that_are_not_defined_are_dashes_and_without_intervals_none_is_cl
         card.flips = [Flip("a", "of a new kind", 0, 0, nothing, nothing, nothing, nothing, 0)]
     path = tmp_path / "report.html"
     settings, options = MetricsSection(bootstrap_samples=0), ReportSection()
-    write_report(path, title="t", cards=cards, verdicts=verdicts, data=data, options=options, facts={}, metrics=settings)
+    write_report(path, title="t", cards=cards, verdicts=verdicts, data=data, options=options, details={}, metrics=settings)
     html = path.read_text()
     assert "nan" not in re.sub(r'src="[^"]*"', "", html) and "of a new kind" in html and "majority@k" in html
-    assert "Without an interval" in html and "↑ –" in html and "– ↓" in html
+    assert "There is no interval" in html and "↑ –" in html and "– ↓" in html
 
 
 def test_the_headline_claims_a_difference_only_where_it_is_clear(data):
@@ -207,7 +207,7 @@ def test_the_headline_gives_the_paired_interval_over_queries(data):
     written = f"{100 * gain.value:.1f} points [{100 * gain.low:.1f}, {100 * gain.high:.1f}]"
     assert written in headline(cards_of(data, verdicts), verdicts, data, samples=200, seed=3)[1]
     without = headline(cards_of(data, verdicts), verdicts, data, samples=0)[1]
-    assert without.startswith("Without an interval")
+    assert without.startswith("There is no interval")
 
 
 def test_cards_carry_what_the_filters_ask_for(html, data, made):
@@ -233,7 +233,7 @@ def test_the_report_stays_small(data, html, tmp_path):
     verdicts = {f"judge {number}": judged(data, 0.5, seed=number) for number in range(5)}
     path = tmp_path / "report.html"
     cards, options = cards_of(data, verdicts, prior=PRIOR), ReportSection(thumbnail_pixels=320)
-    write_report(path, title="t", cards=cards, verdicts=verdicts, data=data, options=options, facts={})
+    write_report(path, title="t", cards=cards, verdicts=verdicts, data=data, options=options, details={})
     assert path.stat().st_size < 4_000_000
     assert "photo left out to keep this file small" in path.read_text()
 
@@ -246,7 +246,7 @@ def test_mistakes_are_the_farthest_and_the_surest_and_never_twice(data):
     probabilities = np.tile(((1 - sure) / 3)[:, None], (1, 4))
     np.put_along_axis(probabilities, np.maximum(predicted, 0)[:, None], sure[:, None], axis=1)
     mistakes = choose_mistakes(Answers(predicted, probabilities), data.test, TIERS, 6)
-    assert [m.why for m in mistakes] == ["3 tiers off"] * 6 + ["sure and wrong"] * 6 + ["no verdict"]
+    assert [m.why for m in mistakes] == ["3 tiers off"] * 6 + ["confident and wrong"] * 6 + ["no verdict"]
     ids = [m.pair_id for m in mistakes]
     assert len(set(ids)) == len(ids)
     confidence = [m.confidence for m in mistakes]

@@ -1,4 +1,4 @@
-"""What the commands over finished runs share: a console that cuts nothing in a file, texts of strangers, files of their own."""
+"""Safe output of the commands over finished runs: a wide console, escaped text, and files that only their command replaces."""
 
 import sys
 from math import isnan
@@ -17,21 +17,21 @@ WIDE = 250
 
 
 def open_console() -> Console:
-    """Standard output, wide where it is no terminal."""
+    """A console on standard output; wide if the output is not a terminal, so nothing is cut."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     return with_room(Console(highlight=False), WIDE)
 
 
 def text(content: object, style: str = "", *, limit: int = 300) -> Text:
-    """A text of whoever for a terminal: no markup, no control character, at most `limit` characters."""
+    """Untrusted text for a terminal: no markup, no control characters, at most `limit` characters."""
     content = str(content)
     cut = "…" * (len(content) > limit)
     return Text(printable(content[:limit]) + cut, style)
 
 
 def signed(estimate: Estimate) -> str:
-    """A difference with its sign, in three digits, and its interval."""
+    """A difference with its sign, three decimals and its interval."""
     if isnan(estimate.value):
         return "–"
     ends = "" if isnan(estimate.low) else f" [{_three(estimate.low)}, {_three(estimate.high)}]"
@@ -43,14 +43,14 @@ def _three(number: float) -> str:
 
 
 def write_own(path: Path, content: str, mark: str) -> None:
-    """All of the content or nothing. Raises LoreError for a file that is there and does not begin with `mark`, which every file
-    of its kind begins with: only what the same command wrote is replaced."""
+    """Writes the content atomically. Raises LoreError if the file exists and does not begin with `mark`, the first bytes of every
+    file of its kind: a command replaces only its own output."""
     if path.is_dir():
-        raise LoreError(f"{path} is a folder; name a file.")
+        raise LoreError(f"{path} is a folder, and the output is a file. Name a file.")
     if path.is_file() and path.stat().st_size:
         with open(path, "rb") as file:
             found = file.read(len(mark.encode()))
         if found != mark.encode():
-            raise LoreError(f"{path} is there and was not written by this command, so it is not overwritten. Name another file.")
+            raise LoreError(f"{path} was not written by this command, so it is not overwritten. Name another file.")
     with written_whole(path) as file:
         file.write(content.encode("utf-8", errors="backslashreplace"))

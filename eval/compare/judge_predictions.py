@@ -1,4 +1,4 @@
-"""What one judge of a finished evaluation said: its row of predictions.parquet for every tested pair."""
+"""One judge's predictions in a finished evaluation: its rows of predictions.parquet, one per test pair."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ COLUMNS = ("pair_id", "query", "label", "slices", "tier", "failure", "rationale"
 
 
 @dataclass
-class Said:
-    """One judge's verdicts as the run keeps them, one entry per pair, in the file's order."""
+class JudgePredictions:
+    """One judge's verdicts from predictions.parquet. One entry per pair, in file order."""
 
     pair_ids: list[str]
     queries: list[str]
@@ -26,39 +26,39 @@ class Said:
     predicted: np.ndarray
     """[N] tier indices or NO_VERDICT."""
     probabilities: np.ndarray | None
-    """[N, K], even where there is no verdict; None for a judge that gives none."""
+    """[N, K], uniform for a pair without a verdict; None if the judge gives no probabilities."""
     rationales: list[str]
     failures: list[str | None]
 
     def __len__(self) -> int:
         return len(self.pair_ids)
 
-    def taken(self, order: list[int]) -> "Said":
-        """The pairs at these places, in this order."""
+    def taken(self, order: list[int]) -> "JudgePredictions":
+        """The pairs at these positions, in this order."""
         arrays = {
             name: None if values is None else values[order] if isinstance(values, np.ndarray) else [values[i] for i in order]
             for name, values in vars(self).items()
         }
-        return Said(**arrays)
+        return JudgePredictions(**arrays)
 
 
-def read_said(run: Finished, judge: str) -> Said:
-    """What a judge said. Raises LoreError when the file does not hold it, or not what metrics.json counted."""
+def read_judge_predictions(run: Finished, judge: str) -> JudgePredictions:
+    """Reads one judge's predictions. Raises LoreError if they are missing or do not match metrics.json."""
     where = run.folder or run.predictions
     table = read_columns(run, [*COLUMNS, *(f"p_{tier}" for tier in run.tiers)], judge)
     if absent := [name for name in COLUMNS if name not in table.column_names]:
         raise damaged(where, f"its predictions have no column {', '.join(absent)}")
     ids = table["pair_id"].to_pylist()
     if not ids:
-        raise damaged(where, f"its predictions hold nothing of judge {judge!r}, which metrics.json names")
+        raise damaged(where, f"its predictions have no rows of judge {judge!r}, which metrics.json names")
     if len(set(ids)) < len(ids):
-        raise damaged(where, f"{len(ids) - len(set(ids))} of the {len(ids)} pairs of judge {judge!r} stand there twice")
+        raise damaged(where, f"{len(ids) - len(set(ids))} of the {len(ids)} pairs of judge {judge!r} appear twice")
     index = {tier: at for at, tier in enumerate(run.tiers)}
     labels, tiers = table["label"].to_pylist(), table["tier"].to_pylist()
     if strange := sorted(str(tier) for tier in {*labels, *tiers} - index.keys() if tier is not None or tier in labels):
         raise damaged(where, f"its predictions name tiers that rubric {run.rubric['name']} does not have: {', '.join(strange[:5])}")
     predicted = np.asarray([NO_VERDICT if tier is None else index[tier] for tier in tiers], dtype=np.int64)
-    said = Said(
+    predictions = JudgePredictions(
         pair_ids=ids,
         queries=table["query"].to_pylist(),
         labels=labels,
@@ -69,12 +69,12 @@ def read_said(run: Finished, judge: str) -> Said:
         rationales=[text or "" for text in table["rationale"].to_pylist()],
         failures=table["failure"].to_pylist(),
     )
-    _check_counts(run, judge, said)
-    return said
+    _check_counts(run, judge, predictions)
+    return predictions
 
 
 def tested(run: Finished) -> str:
-    """16 hex digits over the tested pairs and their labels: a limit or a seed chooses others of the same data."""
+    """16 hex digits over the test pairs and their labels. Runs with other limits or seeds test other pairs of the same data."""
     judge = next(iter(run.judges))
     table = read_columns(run, ["pair_id", "label"], judge)
     rows = sorted(zip(table["pair_id"].to_pylist(), table["label"].to_pylist(), strict=True), key=str)
@@ -91,16 +91,17 @@ def _probabilities(table: pa.Table, tiers: list[str], predicted: np.ndarray) -> 
     return np.where(known[:, None], found, 1 / len(tiers))
 
 
-def _check_counts(run: Finished, judge: str, said: Said) -> None:
-    """Copied or edited files are told by their confusion matrix. Weighted ones are not: the file holds no weights."""
+def _check_counts(run: Finished, judge: str, predictions: JudgePredictions) -> None:
+    """Detects copied or edited files by the confusion matrix. Weighted matrices cannot be checked: the file has no weights."""
     entry = run.judges[judge]
-    if entry.get("pairs") not in (None, len(said)):
-        raise damaged(run.folder, f"metrics.json counts {entry['pairs']} pairs of {judge!r}, its predictions hold {len(said)}")
+    if entry.get("pairs") not in (None, len(predictions)):
+        found = f"metrics.json counts {entry['pairs']} pairs of {judge!r}, its predictions hold {len(predictions)}"
+        raise damaged(run.folder, found)
     written = entry.get("confusion")
     if written is None or run.measured.label_weights:
         return
-    counted = total(count(said.gold, said.predicted, len(run.tiers))).confusion
+    counted = total(count(predictions.gold, predictions.predicted, len(run.tiers))).confusion
     if np.shape(written) != counted.shape or not np.allclose(written, counted, atol=0.01):
-        raise damaged(run.folder, f"metrics.json and predictions.parquet count other verdicts of {judge!r}")
+        raise damaged(run.folder, f"metrics.json and predictions.parquet disagree about the verdicts of {judge!r}")
 
 
