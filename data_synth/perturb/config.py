@@ -7,7 +7,7 @@ from pydantic import Field
 
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict
-from lore.data.section import DataSection
+from lore.data.section import JudgedDataSection
 from lore.support.nearest import nearest
 
 
@@ -15,7 +15,7 @@ class HardenRecipe(BaseRecipe):
     """Training pairs, a share of them perturbed as sellers and shoppers would; labels and reasoning stay."""
 
     stage: Literal["harden"] = "harden"
-    data: DataSection
+    data: JudgedDataSection
     """Pairs with their reasoning, as the stage synthesize writes them. Only split train, and pairs without a split, are changed."""
     language: Literal["en", "zh"] = "en"
     """Language of what is written into texts; see data_synth/perturb/perturbations."""

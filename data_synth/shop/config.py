@@ -7,7 +7,7 @@ from pydantic import Field
 
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict
-from lore.data.section import DataSection
+from lore.data.section import JudgedDataSection
 
 SEALED_SEEDS = frozenset(range(7000, 7100))
 """Seeds of benchmarks alone: no recipe makes training pairs of them."""
@@ -49,7 +49,7 @@ class WordsRecipe(BaseRecipe):
     """Generated texts over the words of real pairs: pseudo queries against real items, labelled by the words found."""
 
     stage: Literal["words"] = "words"
-    data: DataSection
+    data: JudgedDataSection
     """The real pairs; words, queries and items come from data.split alone, labels are not read."""
     reasons: float = Field(0.3, ge=0, le=1)
     """Share of the generated pairs that name each query word as found or missing before the verdict."""

@@ -1,4 +1,8 @@
-"""The `data` section of recipes: which pairs a run reads, from which source, and where they are imported to."""
+"""The `data` section of recipes: which pairs a run reads, from which source, and where they are imported to.
+
+`DataSection` is enough for a stage that reads pairs or tables and no labels by a rule book; a stage that trains or measures a
+judge takes `JudgedDataSection`, which names the rubric of the labels.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -19,10 +23,12 @@ from pydantic import Field, field_validator
 from lore.config.sections import Conflict, StrictModel
 from lore.data.importers import IMPORT_VERSION, open_source
 from lore.support.errors import LoreError
+from lore.support.fingerprint import files_fingerprint
 from lore.support.nearest import nearest
 
 if TYPE_CHECKING:  # at start-up nothing here needs pyarrow
     from lore.data.pair import Pair
+    from lore.rubric.rubric import Rubric
 
 
 class DataSection(StrictModel):
@@ -30,8 +36,6 @@ class DataSection(StrictModel):
     """File, folder or glob; ${LORE_DATA} is the folder of public data (default data/)."""
     source: str = "pairs"
     """Importer of a public format, or pairs for a file written by `lore data import`."""
-    rubric: str
-    """Name of a rubric in lore/rubric/rubrics or path of a rubric file."""
     split: str | None = None
     """Only the pairs of this split."""
     limit: int | None = Field(None, ge=1)
@@ -55,7 +59,6 @@ class DataSection(StrictModel):
     def conflicts(self) -> Iterator[Conflict]:
         from lore.data.importers import SOURCES, source_options
         from lore.data.tables.text_tables import check_encoding
-        from lore.rubric.rubric import load_rubric
 
         sources = ("pairs", *SOURCES)
         if self.source not in sources:
@@ -66,25 +69,68 @@ class DataSection(StrictModel):
                 if option not in known:
                     expected = f"an option of source {self.source}: {', '.join(known) or 'it has none'}"
                     yield Conflict((f"options.{option}",), "unknown option", expected, nearest(option, known))
-        for key, check in (("rubric", load_rubric), ("encoding", check_encoding)):
-            try:
-                check(getattr(self, key))
-            except LoreError as error:
-                yield Conflict((key,), getattr(self, key), str(error))
+        try:
+            check_encoding(self.encoding)
+        except LoreError as error:
+            yield Conflict(("encoding",), self.encoding, str(error))
 
+    def files(self) -> list[Path]:
+        """The files that hold the data. Raises LoreError where there are none, with where a user gets them."""
+        if self.source == "pairs":
+            from lore.data.parquet import pair_files  # loads pyarrow, which a start does without
 
-def missing_data(section: Any) -> str | None:
-    """What the files of a recipe's data section lack, with where a user gets them; None where they are there."""
-    if str(section.path).startswith("hub:"):
+            return pair_files(self.path)
+        return open_source(self.source, self.path).files
+
+    def load_rubric(self) -> Rubric | None:
+        """The rule book of the labels; none for data that are read without one."""
         return None
-    if section.source == "pairs":
-        there = Path(section.path).exists() or glob.glob(section.path)
-        return None if there else f"{section.path} does not exist. `lore data import` writes pairs."
-    try:
-        importlib.import_module(f"lore.data.importers.{section.source}").files(Path(section.path).expanduser())
-    except LoreError as error:
-        return " ".join(str(error).split())
-    return None
+
+    def metadata(self) -> dict[str, str]:
+        """What a pairs file that is imported from these data says of them."""
+        return {}
+
+    def input_fingerprints(self) -> dict[str, Callable[[], str]]:
+        return {"path": lambda: files_fingerprint(self.files())}
+
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        if self.path.startswith("hub:"):
+            return
+        if self.source == "pairs":
+            if not (Path(self.path).exists() or glob.glob(self.path)):
+                yield "path", f"{self.path} does not exist. `lore data import` writes pairs."
+            return
+        try:
+            importlib.import_module(f"lore.data.importers.{self.source}").files(Path(self.path).expanduser())
+        except LoreError as error:
+            yield "path", " ".join(str(error).split())
+
+
+class JudgedDataSection(DataSection):
+    """Pairs whose labels are tiers of a rubric."""
+
+    rubric: str
+    """Name of a rubric in lore/rubric/rubrics or path of a rubric file."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from super().conflicts()
+        try:
+            self.load_rubric()
+        except LoreError as error:
+            yield Conflict(("rubric",), self.rubric, str(error))
+
+    def load_rubric(self) -> Rubric:
+        from lore.rubric.rubric import load_rubric
+
+        return load_rubric(self.rubric)
+
+    def metadata(self) -> dict[str, str]:
+        from lore.rubric.rubric import rubric_metadata
+
+        return rubric_metadata(self.rubric, self.load_rubric())
+
+    def input_fingerprints(self) -> dict[str, Callable[[], str]]:
+        return {**super().input_fingerprints(), "rubric": lambda: self.load_rubric().hash}
 
 
 def labelled(section: Any, path: str | Path, *, columns: list[str] | None = None) -> Iterator[Pair]:
@@ -107,10 +153,10 @@ def materialise(section: Any, folder: Any) -> Path:
     whose photo cannot be read. What the import left out or kept without its photo is said on stderr. Safe to call from
     several processes.
     """
-    from lore.rubric.rubric import load_rubric, rubric_change, rubric_metadata
+    from lore.rubric.rubric import rubric_change
 
-    options = dict(section.options or {})
-    rubric = load_rubric(section.rubric)
+    options = dict(section.options)
+    rubric = section.load_rubric()
     if section.source == "pairs":
         from lore.data.parquet import pair_files, read_metadata
 
@@ -119,7 +165,7 @@ def materialise(section: Any, folder: Any) -> Path:
                 f"data.options {options} belong to an importer, but data.source is pairs, which is read as it is. Remove them."
             )
         pair_files(section.path)
-        warning = rubric_change(read_metadata(section.path), rubric, section.path)
+        warning = rubric and rubric_change(read_metadata(section.path), rubric, section.path)
         if warning and int(os.environ.get("RANK") or 0) == 0:
             print(f"warning: {warning}", file=sys.stderr)
         return Path(section.path)
@@ -139,7 +185,7 @@ def materialise(section: Any, folder: Any) -> Path:
         drop_duplicates,
         *(["keep_bad_photos"] if keep_bad_photos else []),
         fractions,
-        rubric.hash,
+        rubric and rubric.hash,
         _content_key(source.files, section.path),
     ]
     key = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
@@ -154,7 +200,7 @@ def materialise(section: Any, folder: Any) -> Path:
                 split_fractions=fractions or {},
                 drop_duplicates=drop_duplicates,
                 keep_bad_photos=keep_bad_photos,
-                metadata={"lore.key": key, **rubric_metadata(section.rubric, rubric)},
+                metadata={"lore.key": key, **section.metadata()},
             )
             if not report.pairs:
                 raise LoreError(f"{section.path}: no row of {report.rows:,} became a pair. {' '.join(report.examples[:1])}")

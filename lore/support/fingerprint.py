@@ -12,10 +12,10 @@ SAMPLES = 16
 MODEL_FILES = (".safetensors", ".json", ".bin", ".jinja", ".model", ".txt")
 
 
-def files_fingerprint(files: Iterable[Path]) -> str:
+def files_fingerprint(files: Iterable[str | Path]) -> str:
     """16 hex digits over the names, sizes and sampled bytes of files, not over where they lie."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in files:
+    for path in map(Path, files):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with open(path, "rb") as file:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import tempfile
 import time
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +17,7 @@ from source_files import crowdflower, load, write_csv, write_parquet
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter, read_pairs
 from lore.data.rejected_rows import Rejection
-from lore.data.section import materialise
+from lore.data.section import DataSection, JudgedDataSection, materialise
 from lore.data.splits import split_of
 from lore.data.tables.csv import csv_records
 from lore.data.tables.text_tables import DiskIndex
@@ -317,13 +316,21 @@ def test_duplicates_stay_by_default_and_go_with_a_reason_when_asked(tmp_path):
 
 def section(path, source="crowdflower", **values):
     given = {
-        "encoding": "utf-8",
         "split_fractions": {"train": 0.5, "test": 0.5},
-        "options": {},
         "rubric": "crowdflower" if source == "pairs" else source,
         **values,
     }
-    return SimpleNamespace(path=str(path), source=source, **given)
+    return JudgedDataSection(path=str(path), source=source, **given)
+
+
+def test_data_is_read_without_a_rubric_and_keeps_its_labels(tmp_path):
+    write_csv(tmp_path / "a.csv", [["query", "title", "label"], ["q", "t", "good"], ["r", "u", "3.5"]])
+    section = DataSection(path=str(tmp_path / "a.csv"), source="table")
+    assert list(section.input_fingerprints()) == ["path"] and not list(section.missing_inputs())
+    assert [pair.label for pair in read_pairs(materialise(section, tmp_path / "run"))] == ["good", "3.5"]
+    assert [lack for _, lack in DataSection(path=str(tmp_path / "b")).missing_inputs()] == [
+        f"{tmp_path / 'b'} does not exist. `lore data import` writes pairs."
+    ]
 
 
 def test_a_recipes_data_is_imported_once_and_again_when_it_changed(tmp_path):

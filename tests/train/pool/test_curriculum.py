@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from lore.data.images import image_bytes
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter, read_pairs
-from lore.data.section import DataSection
+from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint
@@ -175,13 +175,13 @@ def test_the_choice_is_described_by_tier(path, capsys):
 def pairs(tmp_path):
     """Writes the pairs of rows_of; `change` alters one before it is written."""
 
-    def write(change=lambda pair: pair) -> DataSection:
+    def write(change=lambda pair: pair) -> JudgedDataSection:
         with PairWriter(tmp_path / "pairs.parquet") as writer:
             for row in rows_of(240):
                 pair = Pair(pair_id=row["pair_id"], query=row["query"], title="a lamp", label=row["label"])
                 if change(pair):
                     writer.write(pair)
-        return DataSection(path=str(tmp_path / "pairs.parquet"), rubric="shop")
+        return JudgedDataSection(path=str(tmp_path / "pairs.parquet"), rubric="shop")
 
     return write
 
@@ -196,7 +196,7 @@ def test_photos_stay_in_a_file_of_the_run_that_all_processes_map(path, tmp_path)
         for number, row in enumerate(rows_of(240)):
             image = {"bytes": f"photo {number}".encode(), "path": None} if number % 3 else None
             writer.write(Pair(pair_id=row["pair_id"], query=row["query"], title="a lamp", label=row["label"], image=image))
-    data = DataSection(path=str(tmp_path / "pairs.parquet"), rubric="shop")
+    data = JudgedDataSection(path=str(tmp_path / "pairs.parquet"), rubric="shop")
     chosen = select(PoolSection(path=path, weighted=True, limit=60), 0)
     written = {pair.pair_id: pair for pair in read_pairs(data.path)}
     kept = [written[pair_id] for pair_id in ids(chosen)]
@@ -222,6 +222,6 @@ def test_pairs_that_are_missing_or_rated_anew_are_an_error(path, pairs, tmp_path
 
     with pytest.raises(LoreError, match="240 of 240 pairs have another label.*p0, L. in the pool and L. now"):
         chosen_pairs(chosen, pairs(rated_anew), tmp_path)
-    other = DataSection(path="x", rubric="homedepot")
+    other = JudgedDataSection(path="x", rubric="homedepot")
     with pytest.raises(LoreError, match="made with the tiers L1, L2, L3, L4, and data.rubric homedepot has"):
         chosen_pairs(chosen, other, tmp_path)
