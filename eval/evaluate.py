@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 from rich.console import Console
 
-from lore.data.parquet import fingerprint, read_pairs
-from lore.data.section import materialise
+from lore.data.pair_source import PairSource
+from lore.data.parquet import read_pairs
 from lore.data_synth.perturb.wordings import wordings_hash
 from lore.eval.benchmark import load_benchmark
 from lore.eval.config import EvaluateRecipe
@@ -33,7 +33,6 @@ from lore.eval.report.write import save
 from lore.eval.scorecard import check_metrics, score
 from lore.eval.testset import EvalData, Labelled, load_split, read_chosen, whole_queries
 from lore.judge.resumable import Asker, Verdicts
-from lore.rubric.rubric import load_rubric
 from lore.rubric.rubric_errors import nearest
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
@@ -133,7 +132,8 @@ def ask(asker: Asker, recipe: EvaluateRecipe, data: EvalData, language: str) -> 
 
 def load_data(recipe: EvaluateRecipe, folder: RunFolder) -> EvalData:
     """The tested pairs and those for calibration; a resumed run has to find the same ones."""
-    rubric = load_rubric(recipe.data.rubric)
+    source = PairSource(recipe.data, folder)
+    rubric = source.rubric
     check_shown(recipe.metrics.shown, rubric.tier_ids)
     check_metrics(recipe.metrics, rubric)
     for tier in recipe.metrics.prior or {}:
@@ -142,8 +142,8 @@ def load_data(recipe: EvaluateRecipe, folder: RunFolder) -> EvalData:
                 f"metrics.prior names {tier!r}, which is no tier of rubric {rubric.name} "
                 f"({', '.join(rubric.tier_ids)}).{nearest(tier, rubric.tier_ids)}"
             )
-    path = materialise(recipe.data, folder)
-    folder.note(data_fingerprint=fingerprint(path), rubric_hash=rubric.hash)
+    path = source.path
+    folder.note(data_fingerprint=source.fingerprint, rubric_hash=rubric.hash)
     test = load_split(
         path, recipe.test_split, rubric, slices=recipe.data.slices, limit=recipe.test_limit, seed=recipe.seed
     )

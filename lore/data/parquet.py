@@ -8,7 +8,6 @@ for pair in read_pairs("pairs.parquet", split="train"):
 """
 
 import glob
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from lore.data.tables.text_tables import once_each
 from lore.rubric.demand import Demand
 from lore.support.atomic_files import part_of
 from lore.support.errors import LoreError
+from lore.support.fingerprint import content_fingerprint
 
 WITHOUT_PHOTO = [name for name in FIELDS if name != "image"]
 MAX_BATCH_BYTES = 32 * 2**20  # photos: a row group, and so a reader's memory, stays bounded in bytes too
@@ -234,11 +234,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 def fingerprint(path: str | Path) -> str:
     """16 hex digits over the files' bytes and their order, not their place."""
-    total = hashlib.blake2b(digest_size=8)
-    for file in pair_files(path):
-        with open(file, "rb") as handle:
-            total.update(hashlib.file_digest(handle, "blake2b").digest())
-    return total.hexdigest()
+    return content_fingerprint(pair_files(path), digest_size=8)
 
 
 def pair_files(path: str | Path) -> list[Path]:

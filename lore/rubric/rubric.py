@@ -7,7 +7,7 @@ single words without angle brackets, because answers carry them between tags: `<
 import hashlib
 import json
 import math
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -166,6 +166,12 @@ def load_rubric(name_or_path: str | Path) -> Rubric:
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise LoreError(f"Rubric file {path} has {size:,} bytes, and at most {MAX_FILE_BYTES:,} are read: shorten it.")
+    return _read_rubric(path, size, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _read_rubric(path: Path, size: int, modified_ns: int) -> Rubric:
+    """A file is read once a process as long as its size and its modification time stay: every section and stage asks for it."""
     return parse_rubric(read_yaml(path), where=str(path))
 
 

@@ -27,8 +27,8 @@ from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat, render
 from lore.config.stages import load_recipe
 from lore.data.pair import Pair
+from lore.data.pair_source import PairSource
 from lore.data.parquet import read_pairs
-from lore.data.section import materialise
 from lore.engines.chat import photo_of
 from lore.engines.config import ModelSection
 from lore.engines.loading import default_device, load_config, load_model, load_processor
@@ -150,8 +150,8 @@ def saved_dtype(judge: ModelSection) -> str:
 
 def sample_pairs(recipe: Any, folder: RunFolder) -> list[Pair]:
     """A few dozen pairs of the run, half of them with photos where it has such, a query as rarely twice as possible."""
-    path = materialise(recipe.data, folder)
-    pairs = list(islice(read_pairs(path, split=recipe.data.split), READ_PAIRS))
+    source = PairSource(recipe.data, folder)
+    pairs = list(islice(read_pairs(source.path, split=recipe.data.split), READ_PAIRS))
     with_photo = [pair for pair in pairs if pair.image is not None]
     without = [pair for pair in pairs if pair.image is None]
     half = min(len(with_photo), max(SAMPLE_PAIRS // 2, SAMPLE_PAIRS - len(without)))

@@ -2,7 +2,7 @@
 
 A source is a module with RUBRIC (its scale), WHERE (how a user gets the data), `files(path)` (what it reads; raises
 LoreError where a file is missing) and `read(path, encoding, **options)`, a generator of SourceRow and Rejection.
-Importing this package is cheap; `materialise` and `open_source` load what they need.
+Importing this package is cheap; `open_source` loads what it needs.
 """
 
 import importlib

@@ -24,14 +24,13 @@ from lore.codec.judgement import FormatFailure, parse, renderer_hash
 from lore.codec.prompt import PromptFormat
 from lore.data.images import ImageError
 from lore.data.pair import Pair
-from lore.data.parquet import fingerprint
+from lore.data.pair_source import PairSource
 from lore.data.rejected_rows import RejectedWriter, Rejection
-from lore.data.section import labelled, materialise
 from lore.engines.chat import open_photo
 from lore.engines.engine import Engine, Sampling
 from lore.engines.open_engine import open_engine
 from lore.judge.card import check_card, check_template
-from lore.rubric.rubric import Rubric, load_rubric
+from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic, written_whole
 from lore.support.errors import LoreError
@@ -65,14 +64,14 @@ def run(recipe: PoolRecipe, folder: RunFolder) -> None:
     """Writes pool.parquet, pool.md and rejected.jsonl. The main process does it alone; others return at once."""
     if not is_main_process():
         return
-    rubric = load_rubric(recipe.data.rubric)
+    source = PairSource(recipe.data, folder)
+    rubric = source.rubric
     fmt = PromptFormat(**recipe.prompt.model_dump())
     renderer = renderer_hash(rubric, fmt)
     check_card(recipe.model, renderer, "model")
-    pairs = materialise(recipe.data, folder)
     weights = model_fingerprint(recipe.model.name, recipe.model.adapter)
-    folder.note(data_fingerprint=fingerprint(pairs), rubric_hash=rubric.hash, renderer_hash=renderer, weights=weights)
-    chunks = ask(recipe, folder, pairs, rubric, fmt)
+    folder.note(data_fingerprint=source.fingerprint, rubric_hash=rubric.hash, renderer_hash=renderer, weights=weights)
+    chunks = ask(recipe, source, fmt)
     metadata = {TIERS: json.dumps(rubric.tier_ids), RENDERER: renderer, JUDGE: weights}
     path, rejected = merge(chunks, folder, metadata)
     table = pq.read_table(path, columns=[name for name in POOL_SCHEMA.names if name not in ("samples", "query")])
@@ -83,12 +82,13 @@ def run(recipe: PoolRecipe, folder: RunFolder) -> None:
     folder.finish(counts | {f"pass@1 of {recipe.samples}": float(rates.mean()), "pool": str(path)})
 
 
-def ask(recipe: PoolRecipe, folder: RunFolder, pairs: Path, rubric: Rubric, fmt: PromptFormat) -> list[Path]:
+def ask(recipe: PoolRecipe, source: PairSource, fmt: PromptFormat) -> list[Path]:
     """Asks about every chunk that has no file yet; returns all files in order. The engine starts when it is needed."""
     from lore.judge.answer_store import write_table
 
+    folder, rubric = source.folder, source.rubric
     (folder / "chunks").mkdir(exist_ok=True)
-    engine, files, seen, wanted = None, [], set(), labelled(recipe.data, pairs)
+    engine, files, seen, wanted = None, [], set(), source.labelled()
     for number, chunk in enumerate(track(_chunks(wanted, recipe.chunk_pairs), "chunks of pairs")):
         files.append(folder / "chunks" / f"part-{number:06d}.parquet")
         first = [pair.pair_id not in seen and not seen.add(pair.pair_id) for pair in chunk]
@@ -100,7 +100,7 @@ def ask(recipe: PoolRecipe, folder: RunFolder, pairs: Path, rubric: Rubric, fmt:
         seed = int(np.random.SeedSequence([recipe.seed, number]).generate_state(1)[0])
         rows = [
             row | {"rejected": None} if isinstance(row, dict) else {"rejected": json.dumps(asdict(row), ensure_ascii=False)}
-            for row in ask_chunk(chunk, first, engine, rubric, fmt, recipe, seed, str(pairs), number * recipe.chunk_pairs)
+            for row in ask_chunk(chunk, first, engine, rubric, fmt, recipe, seed, str(source.path), number * recipe.chunk_pairs)
         ]
         write_table(files[-1], rows, list(zip(_CHUNK_SCHEMA.names, _CHUNK_SCHEMA.types, strict=True)))
     return files

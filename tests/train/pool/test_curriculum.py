@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from lore.data.images import image_bytes
 from lore.data.pair import Pair
+from lore.data.pair_source import PairSource
 from lore.data.parquet import PairWriter, read_pairs
 from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
@@ -188,7 +189,7 @@ def pairs(tmp_path):
 
 def test_rows_find_their_pairs_in_the_rows_order(path, pairs, tmp_path):
     chosen = select(PoolSection(path=path, weighted=True, limit=60), 0)
-    assert [pair.pair_id for pair in chosen_pairs(chosen, pairs(), tmp_path)] == ids(chosen)
+    assert [pair.pair_id for pair in chosen_pairs(chosen, PairSource(pairs(), tmp_path))] == ids(chosen)
 
 
 def test_photos_stay_in_a_file_of_the_run_that_all_processes_map(path, tmp_path):
@@ -200,7 +201,7 @@ def test_photos_stay_in_a_file_of_the_run_that_all_processes_map(path, tmp_path)
     chosen = select(PoolSection(path=path, weighted=True, limit=60), 0)
     written = {pair.pair_id: pair for pair in read_pairs(data.path)}
     kept = [written[pair_id] for pair_id in ids(chosen)]
-    stored, bare = (chosen_pairs(chosen, data, tmp_path, photos=photos) for photos in (True, False))
+    stored, bare = (chosen_pairs(chosen, PairSource(data, tmp_path), photos=photos) for photos in (True, False))
     assert (tmp_path / "data" / "photos.arrow").is_file()
     assert any(pair.image for pair in kept)
     for one, other, third in zip(kept, stored, bare, strict=True):
@@ -214,14 +215,14 @@ def test_photos_stay_in_a_file_of_the_run_that_all_processes_map(path, tmp_path)
 def test_pairs_that_are_missing_or_rated_anew_are_an_error(path, pairs, tmp_path):
     chosen = read_pool(path)
     with pytest.raises(LoreError, match="1 of 240 pairs of the pool are not among.*p7"):
-        chosen_pairs(chosen, pairs(lambda pair: pair.pair_id != "p7"), tmp_path)
+        chosen_pairs(chosen, PairSource(pairs(lambda pair: pair.pair_id != "p7"), tmp_path))
 
     def rated_anew(pair):
         pair.label = "L4" if pair.label != "L4" else "L1"
         return pair
 
     with pytest.raises(LoreError, match="240 of 240 pairs have another label.*p0, L. in the pool and L. now"):
-        chosen_pairs(chosen, pairs(rated_anew), tmp_path)
+        chosen_pairs(chosen, PairSource(pairs(rated_anew), tmp_path))
     other = JudgedDataSection(path="x", rubric="homedepot")
     with pytest.raises(LoreError, match="made with the tiers L1, L2, L3, L4, and data.rubric homedepot has"):
-        chosen_pairs(chosen, other, tmp_path)
+        chosen_pairs(chosen, PairSource(other, tmp_path))

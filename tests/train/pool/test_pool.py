@@ -31,7 +31,7 @@ def die(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 os.replace = die
-from lore.run import run_command
+from lore.run.runner import run_command
 sys.exit(run_command([sys.argv[1]]))
 """
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from lore.codec.prompt import PromptFormat, render
+from lore.data.pair_source import PairSource
 from lore.data.parquet import read_pairs
 from lore.data.section import JudgedDataSection
 from lore.engines.chat import prompt_text
@@ -387,7 +388,7 @@ def test_the_probe_has_photos_for_the_judge_and_the_rewards_or_for_neither(tiny,
     pairs = list(read_pairs(tiny.pairs, split="test", limit=64))
     assert any(pair.image for pair in pairs)
     section, data = WatchSection(pairs=64, split="test"), JudgedDataSection(path=str(tiny.pairs), rubric="shop")
-    probe = watching.probe_pairs(section, data, None, photos=takes_photos(loaded(tiny, kind)[1], FMT))
+    probe = watching.probe_pairs(section, PairSource(data, None), photos=takes_photos(loaded(tiny, kind)[1], FMT))
     assert [pair.image is None for pair in probe] == [kind == "text" or pair.image is None for pair in pairs]
 
 
