@@ -8,7 +8,6 @@ for pair in read_pairs("pairs.parquet", split="train"):
 """
 
 import glob
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 from lore.data.pair import DEMAND_FIELDS, FIELDS, PAIR_SCHEMA, REQUIRED, Pair
 from lore.data.tables.text_tables import once_each
 from lore.rubric.demand import Demand
-from lore.support.atomic_files import part_of
+from lore.support.atomic_files import part_of, replace_file
 from lore.support.errors import LoreError
 from lore.support.fingerprint import content_fingerprint
 
@@ -70,10 +69,9 @@ class PairWriter:
                     self._flush()
             finally:
                 self._writer.close()
+            self._file.close()
             if kind is None and self._kept:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                os.replace(self._part, self.path)
+                replace_file(self._part, self.path)
         finally:
             self._file.close()
             self._part.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from lore.data.section import DataSection, JudgedDataSection
 from lore.data.splits import split_of
 from lore.data.tables.csv import csv_records
 from lore.data.tables.text_tables import DiskIndex
+from lore.support.atomic_files import machine
 from lore.support.errors import LoreError
 
 
@@ -198,7 +199,7 @@ def test_a_file_of_open_quotes_takes_time_linear_in_its_length(tmp_path, monkeyp
 
 def test_a_failed_import_leaves_nothing_behind(tmp_path):
     path = write_csv(tmp_path / "train.csv", [["id", "query", "product_titel", "product_description"]])
-    with pytest.raises(LoreError, match="'product_title' is missing. Nearest: product_titel"):
+    with pytest.raises(LoreError, match="'product_title' is missing. Nearest: 'product_titel'"):
         load("crowdflower", path, tmp_path)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -254,8 +255,8 @@ def test_a_table_with_our_names_needs_no_map(tmp_path):
 @pytest.mark.parametrize(
     ("column_map", "message"),
     [
-        ({**MAP, "query": "serch_term"}, "column 'serch_term' is missing. Nearest: search_term"),
-        ({**MAP, "titel": "Colour"}, "'titel' is no field of a pair.*Nearest: title"),
+        ({**MAP, "query": "serch_term"}, "column 'serch_term' is missing. Nearest: 'search_term'"),
+        ({**MAP, "titel": "Colour"}, "'titel' is no field of a pair.*Nearest: 'title'"),
         ({"query": "search_term"}, "no column for title"),
         ("query=search_term,title", "--map has 'title'"),
     ],
@@ -375,11 +376,11 @@ def test_what_killed_imports_left_is_removed_and_what_others_write_is_not(tmp_pa
     names = ["pairs.parquet", ".pairs.parquet.all", "pairs.rejected.jsonl"]
     for pid in (dead.pid, os.getppid()):
         for name in names:
-            (tmp_path / "out" / f".{name}.{pid}.part").touch()
+            (tmp_path / "out" / f".{name}.{machine()}.{pid}.0a1b2c3d.part").touch()
     for drop in (True, False):
         load("crowdflower", path, tmp_path, drop_duplicates=drop)
     left = {file.name for file in (tmp_path / "out").iterdir()}
-    assert left == {"pairs.parquet", *(f".{name}.{os.getppid()}.part" for name in names)}
+    assert left == {"pairs.parquet", *(f".{name}.{machine()}.{os.getppid()}.0a1b2c3d.part" for name in names)}
 
 
 def test_a_join_leaves_no_file_even_while_it_lasts(tmp_path, monkeypatch):
