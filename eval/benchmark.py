@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lore.config.recipe import VARIABLES
-from lore.rubric.rubric_errors import nearest
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 KEYS = ("name", "about", "recipe", "world")
@@ -31,7 +31,7 @@ def load_benchmark(name_or_path: str) -> dict[str, Any]:
         if name_or_path not in benchmark_names():
             known = ", ".join(benchmark_names())
             raise LoreError(
-                f"There is no benchmark {name_or_path!r}; there are {known}.{nearest(name_or_path, benchmark_names())} "
+                f"There is no benchmark {name_or_path!r}; there are {known}.{nearest_hint(name_or_path, benchmark_names())} "
                 "Name your own by its path, ending in .yaml."
             )
         path = BENCHMARKS / f"{name_or_path}.yaml"

@@ -33,9 +33,9 @@ from lore.eval.report.write import save
 from lore.eval.scorecard import check_metrics, score
 from lore.eval.testset import EvalData, Labelled, load_split, read_chosen, whole_queries
 from lore.judge.resumable import Asker, Verdicts
-from lore.rubric.rubric_errors import nearest
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 from lore.support.processes import is_main_process
 from lore.support.progress import track
 
@@ -140,7 +140,7 @@ def load_data(recipe: EvaluateRecipe, folder: RunFolder) -> EvalData:
         if tier not in rubric.tier_ids:
             raise LoreError(
                 f"metrics.prior names {tier!r}, which is no tier of rubric {rubric.name} "
-                f"({', '.join(rubric.tier_ids)}).{nearest(tier, rubric.tier_ids)}"
+                f"({', '.join(rubric.tier_ids)}).{nearest_hint(tier, rubric.tier_ids)}"
             )
     path = source.path
     folder.note(data_fingerprint=source.fingerprint, rubric_hash=rubric.hash)
@@ -189,7 +189,7 @@ def chosen_slices(recipe: EvaluateRecipe, test: Labelled) -> list[str]:
             known = ", ".join(list(sizes)[:20]) or "none"
             raise LoreError(
                 f"slices names {name!r}, but no tested pair is in it, so there is nothing to report. "
-                f"The test has: {known}.{nearest(name, list(sizes))}"
+                f"The test has: {known}.{nearest_hint(name, list(sizes))}"
             )
     return recipe.slices
 

@@ -21,8 +21,9 @@ from lore.codec.sanitize import neutralise
 from lore.codec.tokenize import MARKS, UNSPACED, content_terms
 from lore.data.rejected_rows import Rejection, shown_value
 from lore.data.tables.csv import csv_records
-from lore.data.tables.text_tables import is_utf8, jsonl_records, nearest, parquet_records
+from lore.data.tables.text_tables import is_utf8, jsonl_records, parquet_records
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 from lore.support.text import normalise
 
 TABLES = (".jsonl", ".csv", ".parquet")
@@ -83,7 +84,7 @@ def open_facts(path: str, top: int = 5) -> Facts:
     missing = "value" if "phrase" in names else "phrase"
     raise LoreError(
         f"facts: {path} has no column {missing!r}; found {', '.join(names[:20])}. A table of facts has the columns phrase and "
-        f"value, a table of passages has text.{nearest(missing, names)}"
+        f"value, a table of passages has text.{nearest_hint(missing, names)}"
     )
 
 

@@ -16,8 +16,9 @@ from lore.data.pair import FIELDS
 from lore.data.rejected_rows import Rejection
 from lore.data.source import SourceRow, missing_file
 from lore.data.tables.csv import check_delimiter, csv_records
-from lore.data.tables.text_tables import jsonl_records, nearest, open_parquet, parquet_records
+from lore.data.tables.text_tables import jsonl_records, open_parquet, parquet_records
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 
 RUBRIC = None
 WHERE = "source table reads a .csv, .tsv, .jsonl or .parquet file of your own."
@@ -92,7 +93,7 @@ def column_map(given: dict[str, str] | str | None) -> dict[str, str]:
     for name in given:
         if name not in TARGETS and not (name.startswith("attributes.") and len(name) > len("attributes.")):
             expected = f"{', '.join(TARGETS)} and attributes.<name>"
-            raise LoreError(f"--map: {name!r} is no field of a pair; expected {expected}.{nearest(name, TARGETS)}")
+            raise LoreError(f"--map: {name!r} is no field of a pair; expected {expected}.{nearest_hint(name, TARGETS)}")
     missing = [name for name in ("query", "title") if name not in given]
     if missing:
         raise LoreError(f"--map names no column for {' and '.join(missing)}; a pair needs both query and title.")
