@@ -20,8 +20,8 @@ import numpy as np
 from lore.codec.sanitize import neutralise
 from lore.codec.tokenize import MARKS, UNSPACED, content_terms
 from lore.data.rejected_rows import Rejection, shown_value
-from lore.data.tables.csv import csv_records
-from lore.data.tables.text_tables import is_utf8, jsonl_records, parquet_records
+from lore.data.tables.any_table import table_records
+from lore.data.tables.text_tables import is_utf8
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 from lore.support.text import normalise
@@ -245,12 +245,7 @@ def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows with their numbers from 1. Raises LoreError at the first one that cannot be read."""
     if file.suffix != ".parquet":
         _check_utf8(file)
-    reader = {
-        ".parquet": lambda: parquet_records(file, ()),
-        ".csv": lambda: csv_records(file, ()),
-        ".jsonl": lambda: jsonl_records(file),
-    }[file.suffix]
-    for record in _bounded(reader(), "rows"):
+    for record in _bounded(table_records(file), "rows"):
         if isinstance(record, Rejection):
             raise LoreError(f"facts: {record}. Correct or drop the row.")
         yield record
