@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lore.config.recipe import VARIABLES
-from lore.rubric.rubric_errors import nearest
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 KEYS = ("name", "about", "recipe", "world")
@@ -33,7 +33,7 @@ def load_benchmark(name_or_path: str) -> dict[str, Any]:
             known = ", ".join(benchmark_names())
             raise LoreError(
                 f"There is no benchmark {name_or_path!r}; the shipped ones are {known}."
-                f"{nearest(name_or_path, benchmark_names())} Give your own definition by its path, which ends in .yaml."
+                f"{nearest_hint(name_or_path, benchmark_names())} Give your own definition by its path, which ends in .yaml."
             )
         path = BENCHMARKS / f"{name_or_path}.yaml"
     try:

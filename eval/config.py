@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from lore.codec.section import PromptSection
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict
-from lore.data.section import DataSection
+from lore.data.section import JudgedDataSection
 from lore.engines.config import HOW_ASKED
 from lore.eval.benchmark import generates, with_benchmark, write_benchmark_pairs
 from lore.eval.sections import CapabilitySection, JudgeSection, MetricsSection, ReportSection, RobustnessSection, SamplingSection
@@ -35,7 +35,7 @@ class EvaluateRecipe(BaseRecipe):
     benchmark: str | None = None
     """Name of a definition in eval/benchmarks, or path of such a file. It sets data, prompt, slices and metrics wherever this
     recipe does not."""
-    data: DataSection
+    data: JudgedDataSection
     """The test pairs. data.split defaults to test."""
     prompt: PromptSection
     judges: dict[str, JudgeSection] = {}
@@ -74,9 +74,8 @@ class EvaluateRecipe(BaseRecipe):
     def prepare(self) -> None:
         write_benchmark_pairs(self.benchmark, self.data.path)
 
-    @property
-    def makes_its_data(self) -> bool:
-        return generates(self.benchmark, self.data.path)
+    def prepared_inputs(self) -> dict[str, str]:
+        return {"data.path": self.data.path} if generates(self.benchmark, self.data.path) else {}
 
     def input_files(self) -> dict[str, list[str]]:
         if not self.train_path:

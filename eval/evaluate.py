@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 from rich.console import Console
 
-from lore.data.parquet import fingerprint, read_pairs
-from lore.data.section import materialise
+from lore.data.pair_source import PairSource
+from lore.data.parquet import read_pairs
 from lore.data_synth.perturb.wordings import wordings_hash
 from lore.eval.benchmark import load_benchmark
 from lore.eval.config import EvaluateRecipe
@@ -33,10 +33,9 @@ from lore.eval.report.write import save
 from lore.eval.scorecard import check_metrics, score
 from lore.eval.testset import EvalData, Labelled, load_split, read_chosen, whole_queries
 from lore.judge.resumable import Asker, Verdicts
-from lore.rubric.rubric import load_rubric
-from lore.rubric.rubric_errors import nearest
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 from lore.support.processes import is_main_process
 from lore.support.progress import track
 
@@ -133,17 +132,18 @@ def ask(asker: Asker, recipe: EvaluateRecipe, data: EvalData, language: str) -> 
 
 def load_data(recipe: EvaluateRecipe, folder: RunFolder) -> EvalData:
     """Loads the test pairs and the calibration pairs. A resumed run must find the same ones."""
-    rubric = load_rubric(recipe.data.rubric)
+    source = PairSource(recipe.data, folder)
+    rubric = source.rubric
     check_shown(recipe.metrics.shown, rubric.tier_ids)
     check_metrics(recipe.metrics, rubric)
     for tier in recipe.metrics.prior or {}:
         if tier not in rubric.tier_ids:
             raise LoreError(
                 f"metrics.prior names {tier!r}, which is not a tier of rubric {rubric.name} "
-                f"({', '.join(rubric.tier_ids)}).{nearest(tier, rubric.tier_ids)}"
+                f"({', '.join(rubric.tier_ids)}).{nearest_hint(tier, rubric.tier_ids)}"
             )
-    path = materialise(recipe.data, folder)
-    folder.note(data_fingerprint=fingerprint(path), rubric_hash=rubric.hash)
+    path = source.path
+    folder.note(data_fingerprint=source.fingerprint, rubric_hash=rubric.hash)
     test = load_split(
         path, recipe.test_split, rubric, slices=recipe.data.slices, limit=recipe.test_limit, seed=recipe.seed
     )
@@ -189,7 +189,7 @@ def chosen_slices(recipe: EvaluateRecipe, test: Labelled) -> list[str]:
             known = ", ".join(list(sizes)[:20]) or "none"
             raise LoreError(
                 f"slices names {name!r}, but no test pair is in it, so there is nothing to report. "
-                f"Slices of the test: {known}.{nearest(name, list(sizes))}"
+                f"Slices of the test: {known}.{nearest_hint(name, list(sizes))}"
             )
     return recipe.slices
 

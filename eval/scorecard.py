@@ -18,8 +18,8 @@ from lore.eval.testset import EvalData, Labelled
 from lore.judge.verdict import Verdict
 from lore.rubric.cost_matrix import cost_matrix
 from lore.rubric.rubric import Rubric
-from lore.rubric.rubric_errors import nearest
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 
 
 @dataclass
@@ -122,7 +122,7 @@ def check_metrics(options: MetricsSection, rubric: Rubric) -> None:
         if tier not in rubric.tier_ids:
             raise LoreError(
                 f"metrics.gains names {tier!r}, which is not a tier of rubric {rubric.name} ({', '.join(rubric.tier_ids)}), so "
-                f"nDCG would ignore that gain.{nearest(tier, rubric.tier_ids)}"
+                f"nDCG would ignore that gain.{nearest_hint(tier, rubric.tier_ids)}"
             )
         if gain < 0:
             raise LoreError(f"metrics.gains: {tier} is {gain:g}, and a negative gain takes nDCG out of [0, 1]. Set 0 or more.")

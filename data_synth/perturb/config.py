@@ -7,7 +7,7 @@ from pydantic import Field
 
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict
-from lore.data.section import DataSection
+from lore.data.section import JudgedDataSection
 from lore.support.nearest import nearest
 
 
@@ -15,7 +15,7 @@ class HardenRecipe(BaseRecipe):
     """Perturbs a share of the training pairs as sellers and shoppers would. Labels and reasoning stay."""
 
     stage: Literal["harden"] = "harden"
-    data: DataSection
+    data: JudgedDataSection
     """Pairs with their reasoning, as stage synthesize writes them. Only split train, and pairs without a split, are perturbed."""
     language: Literal["en", "zh"] = "en"
     """Language of the inserted texts; see data_synth/perturb/perturbations."""

@@ -16,13 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from lore.data.pair import Pair
-from lore.data.parquet import PairWriter, fingerprint, read_pairs
-from lore.data.section import labelled, materialise
+from lore.data.pair_source import PairSource
+from lore.data.parquet import PairWriter, read_pairs
 from lore.data_synth.perturb.config import HardenRecipe
 from lore.data_synth.perturb.perturb import Perturber
 from lore.data_synth.perturb.wordings import wordings_hash
 from lore.data_synth.synthesis.output import DEFAULT_SPLIT, file_name
-from lore.rubric.rubric import load_rubric, rubric_metadata
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process, say
@@ -36,18 +35,18 @@ def run(recipe: HardenRecipe, folder: RunFolder) -> None:
     """Writes the pairs by split. Only the main process works; other processes return at once."""
     if not is_main_process():
         return
-    rubric = load_rubric(recipe.data.rubric)
-    path = materialise(recipe.data, folder)
-    folder.note(data_fingerprint=fingerprint(path), rubric_hash=rubric.hash, wordings=wordings_hash(recipe.language))
+    source = PairSource(recipe.data, folder)
+    rubric = source.rubric
+    folder.note(data_fingerprint=source.fingerprint, rubric_hash=rubric.hash, wordings=wordings_hash(recipe.language))
     hardener = Hardener(recipe, Perturber(rubric, recipe.language, "train", seed=recipe.seed))
     out = folder / "pairs"
     with ExitStack() as files:
         writers: dict[str, PairWriter | None] = {}
-        for pair in track(labelled(recipe.data, path), "hardening pairs"):
+        for pair in track(source.labelled(), "hardening pairs"):
             split = file_name(pair.split)
             if split not in writers:
                 file = out / f"{split}.parquet"
-                writer = None if file.is_file() else PairWriter(file, metadata=rubric_metadata(recipe.data.rubric, rubric))
+                writer = None if file.is_file() else PairWriter(file, metadata=recipe.data.metadata())
                 writers[split] = writer and files.enter_context(writer)
             if writers[split] is not None:
                 for row in hardener.rows(pair) if split == DEFAULT_SPLIT else [pair]:

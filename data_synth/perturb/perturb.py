@@ -17,8 +17,8 @@ from lore.data_synth.perturb import injections, rewrites
 from lore.data_synth.perturb.material import Material
 from lore.data_synth.perturb.wordings import AttackSet, load_wordings
 from lore.rubric.rubric import Rubric
-from lore.rubric.rubric_errors import nearest
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 from lore.support.text import normalise
 
 
@@ -90,6 +90,6 @@ def chosen(names: list[str] | None) -> list[Perturbation]:
         if name not in PERTURBATIONS:
             raise LoreError(
                 f"There is no perturbation {name!r}, so it cannot be tested. Choose from: {', '.join(PERTURBATIONS)}."
-                f"{nearest(name, list(PERTURBATIONS))}"
+                f"{nearest_hint(name, list(PERTURBATIONS))}"
             )
     return [perturbation for name, perturbation in PERTURBATIONS.items() if names is None or name in names]

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict
-from lore.data.section import DataSection
+from lore.data.section import JudgedDataSection
 
 SEALED_SEEDS = frozenset(range(7000, 7100))
 """Seeds reserved for benchmarks. Recipes that make training pairs refuse them."""
@@ -49,7 +49,7 @@ class WordsRecipe(BaseRecipe):
     """Generates texts from the words of real pairs: pseudo-queries with real items, labeled by the words found."""
 
     stage: Literal["words"] = "words"
-    data: DataSection
+    data: JudgedDataSection
     """The real pairs. Words, queries and items come only from data.split; labels are not used."""
     reasons: float = Field(0.3, ge=0, le=1)
     """Share of the generated pairs that list each query word as found or missing before the verdict."""

@@ -1,11 +1,12 @@
 """The corpus format of a base model: texts, photos, and the character spans that carry loss."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from lore.support.atomic_files import written_whole
 
 SCHEMA = pa.schema(
     [
@@ -33,8 +34,8 @@ def with_spans(pieces: Pieces) -> dict:
 
 def write_corpus(path: Path, rows: Iterator[dict]) -> None:
     """Streams rows to one Parquet file, which appears when all rows are written."""
-    part, pending = path.with_suffix(".part"), []
-    with pq.ParquetWriter(part, SCHEMA) as writer:
+    pending: list[dict] = []
+    with written_whole(path) as file, pq.ParquetWriter(file, SCHEMA) as writer:
         for row in rows:
             pending.append(row)
             if len(pending) == BATCH:
@@ -42,4 +43,3 @@ def write_corpus(path: Path, rows: Iterator[dict]) -> None:
                 pending = []
         if pending:
             writer.write_table(pa.Table.from_pylist(pending, schema=SCHEMA))
-    os.replace(part, path)

@@ -22,14 +22,14 @@ from lore.codec.item_text import item_text
 from lore.codec.judgement import Judgement, render_answer, render_demands
 from lore.codec.prompt import PromptFormat, system_text
 from lore.data.pair import Pair
-from lore.data.parquet import fingerprint, read_pairs
-from lore.data.section import materialise
+from lore.data.pair_source import PairSource
+from lore.data.parquet import read_pairs
 from lore.data_synth.shop.config import WordsRecipe
 from lore.data_synth.shop.corpus import END, START, Pieces, with_spans, write_corpus
 from lore.data_synth.synthesis.program_words import WordsProgram
 from lore.data_synth.synthesis.trace import Unreadable
 from lore.rubric.demand import Demand
-from lore.rubric.rubric import Rubric, load_rubric
+from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.progress import track
@@ -75,11 +75,11 @@ SYLLABLES = [
 
 def run(recipe: WordsRecipe, folder: RunFolder) -> None:
     """Writes corpus.parquet, the texts of the base model."""
-    path = materialise(recipe.data, folder)
-    rubric = load_rubric(recipe.data.rubric)
-    folder.note(data_fingerprint=fingerprint(path), rubric_hash=rubric.hash)
+    source = PairSource(recipe.data, folder)
+    rubric = source.rubric
+    folder.note(data_fingerprint=source.fingerprint, rubric_hash=rubric.hash)
     columns = ["pair_id", "query", "title", "description"]
-    real = list(read_pairs(path, split=recipe.data.split, columns=columns, limit=recipe.data.limit))
+    real = list(read_pairs(source.path, split=recipe.data.split, columns=columns, limit=recipe.data.limit))
     matcher = WordPairs(real, rubric, recipe.seed)
     corpus = folder / "corpus.parquet"
     if not corpus.exists():

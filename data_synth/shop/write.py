@@ -5,7 +5,6 @@ lore world --pairs 1000000 --out shop/
 """
 
 import json
-import os
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +21,7 @@ from lore.data_synth.shop.rules import ItemValue, found_text, wanted_text
 from lore.data_synth.shop.world import ITEMS_PER_QUERY, World
 from lore.rubric.rubric import load_rubric, rubric_metadata
 from lore.run.run_folder import RunFolder
-from lore.support.atomic_files import write_atomic
+from lore.support.atomic_files import write_atomic, written_whole
 from lore.support.errors import LoreError
 from lore.support.progress import track
 
@@ -183,8 +182,6 @@ def worked_examples(rng: random.Random, world: World) -> Pieces:
 def _write_jsonl(path: Path, rows) -> None:
     if path.exists():
         return
-    part = path.with_suffix(".part")
-    with open(part, "w", encoding="utf-8") as file:
+    with written_whole(path) as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(part, path)
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
-from lore.data.section import DataSection
+from lore.data.section import JudgedDataSection
 from lore.engines.config import HOW_ASKED, EndpointSection, ModelSection, VllmSection
 from lore.run.run_folder import RunFolder
 from lore.support.nearest import nearest
@@ -137,7 +137,7 @@ class SynthesizeRecipe(BaseRecipe):
     )
 
     stage: Literal["synthesize"] = "synthesize"
-    data: DataSection
+    data: JudgedDataSection
     """The rated pairs. Pairs without a label are skipped."""
     teacher: TeacherSection
     captioner: TeacherSection | None = None

@@ -21,9 +21,10 @@ import numpy as np
 from lore.codec.sanitize import neutralise
 from lore.codec.tokenize import MARKS, UNSPACED, content_terms
 from lore.data.rejected_rows import Rejection, shown_value
-from lore.data.tables.csv import csv_records
-from lore.data.tables.text_tables import is_utf8, jsonl_records, nearest, parquet_records
+from lore.data.tables.any_table import table_records
+from lore.data.tables.text_tables import is_utf8
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 from lore.support.text import normalise
 
 TABLES = (".jsonl", ".csv", ".parquet")
@@ -84,7 +85,7 @@ def open_facts(path: str, top: int = 5) -> Facts:
     missing = "value" if "phrase" in names else "phrase"
     raise LoreError(
         f"facts: {path} has no column {missing!r}; found {', '.join(names[:20])}. A table of facts has the columns phrase and "
-        f"value, a table of passages has text.{nearest(missing, names)}"
+        f"value, a table of passages has text.{nearest_hint(missing, names)}"
     )
 
 
@@ -245,12 +246,7 @@ def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Numbered rows, from 1. Raises LoreError at the first unreadable one."""
     if file.suffix != ".parquet":
         _check_utf8(file)
-    reader = {
-        ".parquet": lambda: parquet_records(file, ()),
-        ".csv": lambda: csv_records(file, ()),
-        ".jsonl": lambda: jsonl_records(file),
-    }[file.suffix]
-    for record in _bounded(reader(), "rows"):
+    for record in _bounded(table_records(file), "rows"):
         if isinstance(record, Rejection):
             raise LoreError(f"facts: {record}. Correct or drop the row.")
         yield record

@@ -8,8 +8,8 @@ from typing import Any
 
 from lore.config.yaml_text import to_yaml
 from lore.data.pair import Pair
+from lore.data.pair_source import PairSource
 from lore.data.parquet import PairWriter
-from lore.data.section import labelled
 from lore.data_synth.synthesis.budget import Budget
 from lore.data_synth.synthesis.config import SynthesizeRecipe, TeacherSection
 from lore.data_synth.synthesis.dataset_card import card_text
@@ -18,7 +18,6 @@ from lore.data_synth.synthesis.tasks import task_file
 from lore.data_synth.synthesis.teacher_prompts import Prompts
 from lore.data_synth.synthesis.trace import Trace, read_traces, trace_store
 from lore.judge.chunk_store import in_chunks
-from lore.rubric.rubric import Rubric, rubric_metadata
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
@@ -27,16 +26,16 @@ DEFAULT_SPLIT = "train"
 
 
 def write_set(
-    recipe: SynthesizeRecipe, folder: RunFolder, path: Path, rubric: Rubric, budget: Budget, stamp: str, *, complete: bool
+    recipe: SynthesizeRecipe, folder: RunFolder, source: PairSource, budget: Budget, stamp: str, *, complete: bool
 ) -> Counts:
     """Writes the accepted pairs by split, the steps that are separate tasks, and the card."""
-    out, counts = folder / "pairs", Counts(recipe.seed)
+    out, counts, rubric = folder / "pairs", Counts(recipe.seed), source.rubric
     store = trace_store(folder.path, stamp)
     prompts = Prompts(rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels)
     writers: dict[str, PairWriter] = {}
     with ExitStack() as files:
         tasks = [files.enter_context(task_file(folder / "tasks", step, prompts)) for step in dict.fromkeys(recipe.tasks)]
-        for number, pairs in enumerate(in_chunks(labelled(recipe.data, path), recipe.chunk_pairs)):
+        for number, pairs in enumerate(in_chunks(source.labelled(), recipe.chunk_pairs)):
             if not store.is_current(number):
                 if complete:
                     raise LoreError(f"{folder.path} has no traces of its chunk {number}. Run the recipe again to resume it.")
@@ -48,7 +47,7 @@ def write_set(
                     continue
                 split = file_name(pair.split)
                 if split not in writers:
-                    writer = PairWriter(out / f"{split}.parquet", metadata=rubric_metadata(recipe.data.rubric, rubric))
+                    writer = PairWriter(out / f"{split}.parquet", metadata=recipe.data.metadata())
                     writers[split] = files.enter_context(writer)
                 writers[split].write(kept)
                 for task in tasks if trace.accepted else ():

@@ -16,8 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lore.data.pair import Pair
-from lore.data.parquet import fingerprint
-from lore.data.section import labelled, materialise
+from lore.data.pair_source import PairSource
 from lore.data_synth.synthesis.budget import Budget, BudgetReached, Spent
 from lore.data_synth.synthesis.config import SynthesizeRecipe
 from lore.data_synth.synthesis.facts import open_facts
@@ -32,7 +31,7 @@ from lore.data_synth.synthesis.trace import Trace, trace_store
 from lore.data_synth.synthesis.verify import Verifier
 from lore.engines.engine import EndpointFailed
 from lore.judge.chunk_store import in_chunks
-from lore.rubric.rubric import Rubric, load_rubric
+from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
@@ -47,9 +46,8 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
     """Writes traces, data set and card. Only the main process works; other processes return at once."""
     if not is_main_process():
         return
-    rubric = load_rubric(recipe.data.rubric)
-    path = materialise(recipe.data, folder)
-    data = fingerprint(path)
+    source = PairSource(recipe.data, folder)
+    rubric, data = source.rubric, source.fingerprint
     folder.note(data_fingerprint=data, rubric_hash=rubric.hash)
     facts = open_facts(recipe.facts.path, recipe.facts.top) if recipe.facts else None
     stamp = stamp_of(recipe, rubric, data, files_fingerprint(map(Path, facts.files)) if facts else "")
@@ -70,12 +68,12 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
     synthesis = Synthesis(recipe, rubric, teacher, verifier, captioner, critic, facts)
     error = None
     try:
-        asyncio.run(Pipeline(recipe, folder, path, synthesis, budget, earlier, shared, stamp).run())
+        asyncio.run(Pipeline(recipe, folder, source, synthesis, budget, earlier, shared, stamp).run())
     except (BudgetReached, Unanswered) as unfinished:
         error = unfinished
     finally:
         write_seconds(folder, budget.seconds)
-    counts = write_set(recipe, folder, path, rubric, budget, stamp, complete=error is None)
+    counts = write_set(recipe, folder, source, budget, stamp, complete=error is None)
     if counts.pairs or error is None:
         report(counts, rubric, folder)
     if error is not None:
@@ -119,14 +117,14 @@ class Pipeline:
         self,
         recipe: SynthesizeRecipe,
         folder: RunFolder,
-        path: Path,
+        source: PairSource,
         synthesis: Synthesis,
         budget: Budget,
         earlier: Earlier | None,
         shared: Shared,
         stamp: str,
     ):
-        self.recipe, self.folder, self.path, self.synthesis = recipe, folder, path, synthesis
+        self.recipe, self.folder, self.source, self.synthesis = recipe, folder, source, synthesis
         self.budget, self.earlier, self.shared, self.store = budget, earlier, shared, trace_store(folder.path, stamp)
         self.window = asyncio.Semaphore(pairs_at_once(recipe))
         self.stop: Exception | None = None
@@ -138,7 +136,7 @@ class Pipeline:
         ticker = asyncio.create_task(self._tick())
         chunks: list[asyncio.Task] = []
         try:
-            for number, pairs in enumerate(in_chunks(labelled(self.recipe.data, self.path), self.recipe.chunk_pairs)):
+            for number, pairs in enumerate(in_chunks(self.source.labelled(), self.recipe.chunk_pairs)):
                 if self.store.is_current(number):
                     self.done += len(pairs)
                     continue

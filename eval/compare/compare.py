@@ -30,8 +30,8 @@ from lore.eval.measures.metrics import NO_VERDICT, prior_weights, tier_scale
 from lore.eval.measures.results import Finding
 from lore.eval.report.console import LOWER_IS_BETTER
 from lore.rubric.cost_matrix import cost_matrix
-from lore.rubric.rubric_errors import nearest
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 
 BETTER, WORSE, UNCLEAR, SAME = "better", "worse", "not told apart", "the same"
 MIN_QUERIES = 6
@@ -150,7 +150,7 @@ def _slices(sides: Sides, wanted: Sequence[str]) -> list[str]:
     for name in wanted:
         if name not in sizes:
             known = ", ".join(largest[:20]) or "none"
-            raise LoreError(f"--slice {name}: no test pair is in it. Slices of the test: {known}.{nearest(name, largest)}")
+            raise LoreError(f"--slice {name}: no test pair is in it. Slices of the test: {known}.{nearest_hint(name, largest)}")
     of_run = sides.first.run.judges[sides.first.judge].get("slices")
     return list(wanted) or [name for name in (largest if of_run is None else of_run) if name in sizes][:MAX_SLICES]
 

@@ -18,8 +18,8 @@ from lore.eval.compare.safe_output import open_console, signed, text, write_own
 from lore.eval.compare.sides import Side, Sides
 from lore.eval.measures.bootstrap import LEVEL
 from lore.eval.report.console import column_titles
-from lore.rubric.rubric_errors import nearest
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 
 ONE_LINE = 120  # columns that the widest table needs
 STYLES = {BETTER: "green", WORSE: "red"}
@@ -74,7 +74,7 @@ def metric_titles(comparisons: list[Comparison], wanted: Sequence[str]) -> dict[
     for name in wanted:
         if name not in titles:
             have = ", ".join(titles)
-            raise LoreError(f"--metric {name}: these judges have no such metric; they have {have}.{nearest(name, known)}")
+            raise LoreError(f"--metric {name}: these judges have no such metric; they have {have}.{nearest_hint(name, known)}")
     return {name: titles[name] for name in wanted or titles}
 
 

@@ -24,8 +24,8 @@ from lore.eval.compare.judge_predictions import tested
 from lore.eval.measures.metrics import metric_names
 from lore.eval.report.console import LOWER_IS_BETTER
 from lore.eval.scorecard import Part, Scorecard
-from lore.rubric.rubric_errors import nearest
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 
 SUFFIXES = (".md", ".csv", ".json")
 STEM = "leaderboard"
@@ -133,7 +133,7 @@ def check_metrics(boards: list[Board], wanted: Sequence[str], by: str) -> None:
     for option, name in (*(("--metric", name) for name in wanted), ("--by", by)):
         if name not in known:
             have = ", ".join(known)
-            raise LoreError(f"{option} {name}: no judge has a value for it. Known metrics: {have}.{nearest(name, list(known))}")
+            raise LoreError(f"{option} {name}: no judge has a value for it. Known metrics: {have}.{nearest_hint(name, list(known))}")
 
 
 def _candidates(paths: Sequence[str | Path], passed_over: dict[str, str]) -> Iterator[Path]:

@@ -12,8 +12,8 @@ from lore.eval.compare.judge_predictions import JudgePredictions, read_judge_pre
 from lore.eval.measures.bootstrap import query_groups
 from lore.eval.measures.calibration import apply_temperature
 from lore.eval.measures.metrics import confidence_of
-from lore.rubric.rubric_errors import nearest
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 from lore.support.text import normalise
 
 SHOWN_IDS = 5
@@ -78,7 +78,7 @@ def _chosen(argument: str) -> tuple[Finished, str]:
     if judge is not None:
         if judge not in run.judges:
             names = list(run.judges)
-            raise LoreError(f"{path} has no judge {judge!r}; it has {', '.join(names)}.{nearest(judge, names)}")
+            raise LoreError(f"{path} has no judge {judge!r}; it has {', '.join(names)}.{nearest_hint(judge, names)}")
         return run, judge
     candidates = run.asked or list(run.judges)
     if len(candidates) > 1:

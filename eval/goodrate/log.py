@@ -11,8 +11,8 @@ import numpy as np
 from lore.data.pair import make_pair_id
 from lore.data.rejected_rows import Rejection, short, shown_value
 from lore.data.tables.any_table import table_records
-from lore.data.tables.text_tables import nearest
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 from lore.support.progress import track
 from lore.support.text import normalise
 
@@ -99,7 +99,7 @@ def read_log(path: Path) -> Shown:
         if not columns & {"pair_id", "item_id"}:
             raise LoreError(
                 f"{path} has neither pair_id nor item_id, so the shown items are unknown. Found: {', '.join(columns)}."
-                f"{nearest('item_id', columns)} Rename the column."
+                f"{nearest_hint('item_id', columns)} Rename the column."
             )
         row = _Row(path, *record)
         if row.problem:

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lore.rubric.rubric import Example, Rubric, Rule, parse_rubric, read_yaml
-from lore.rubric.rubric_errors import nearest
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 
 EDITS = Path(__file__).parent / "rule_edits.yaml"
 SHOP = "shop"
@@ -94,7 +94,8 @@ def _applied(edit_id: str, raw: Any, rubric: Rubric) -> RuleEdit:
         raise LoreError("\n".join(f"{where}: {what}" if where else what for where, what in problems)) from error
     old = {rule.id: rule for rule in rubric.rules}
     if unknown := [rule_id for rule_id in edit.rules if rule_id not in old]:
-        raise LoreError("\n".join(f"'{name}' is no rule of rubric {rubric.name}.{nearest(name, list(old))}" for name in unknown))
+        wrong = [f"'{name}' is no rule of rubric {rubric.name}.{nearest_hint(name, old)}" for name in unknown]
+        raise LoreError("\n".join(wrong))
     rules = [_changed(rule, edit.rules[rule.id]) if rule.id in edit.rules else rule.model_dump() for rule in rubric.rules]
     changed = parse_rubric(rubric.model_dump() | {"rules": rules}, where="the changed rubric")
     new = {rule.id: rule for rule in changed.rules}

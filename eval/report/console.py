@@ -11,9 +11,9 @@ from lore.eval.measures.bootstrap import Estimate
 from lore.eval.measures.metrics import metric_names
 from lore.eval.measures.results import SampleCurves
 from lore.eval.scorecard import Part, Scorecard
-from lore.rubric.rubric_errors import nearest
 from lore.support.console import with_room
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 
 LOWER_IS_BETTER = {"cost", "brier", "ece", "ece_calibrated", "failure_rate"}
 READABLE = ("acc_2", "acc_k", "macro_f1", "qwk", "cost", "auc", "ndcg", "ece", "ece_calibrated", "failure_rate")
@@ -49,7 +49,7 @@ def check_shown(shown: list[str] | None, tier_ids: list[str]) -> None:
         if name not in known:
             raise LoreError(
                 f"metrics.shown names {name!r}, which is not a metric, so the table would lack a column; expected some of "
-                f"{', '.join(known)}.{nearest(name, known)}"
+                f"{', '.join(known)}.{nearest_hint(name, known)}"
             )
 
 

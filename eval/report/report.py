@@ -32,6 +32,7 @@ from lore.eval.scorecard import Scorecard
 from lore.eval.sections import MetricsSection, ReportSection
 from lore.eval.testset import EvalData
 from lore.judge.verdict import Verdict
+from lore.support.atomic_files import write_atomic
 from lore.support.html import page_style, page_template
 from lore.support.svg_plots import TEXT_MARKS
 
@@ -93,9 +94,7 @@ def write_report(
         flips=flip_groups(cards),
         mistakes=mistake_cards(explained, verdicts, data, options.mistakes, options.thumbnail_pixels),
     )
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(html, encoding="utf-8")
-    part.replace(path)
+    write_atomic(path, html)
 
 
 def script_hash(script: str) -> str:

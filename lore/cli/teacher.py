@@ -132,12 +132,13 @@ def serve_environment(key_variable: str | None = None) -> dict[str, str]:
 
 def _template_file(template: str) -> Path:
     from lore.config.recipe import run_root
+    from lore.support.atomic_files import write_atomic
 
     folder = run_root() / "teacher"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"chat-template-{hashlib.sha256(template.encode()).hexdigest()[:12]}.jinja"
     if not path.is_file():
-        path.write_text(template, encoding="utf-8")
+        write_atomic(path, template)
     return path.absolute()
 
 

@@ -134,7 +134,7 @@ def _traces(store: ChunkStore) -> Iterator[Trace]:
 
 def _need(option: str, wanted: str, column: str, store: ChunkStore) -> None:
     """Raises LoreError with the nearest name where no trace has this one."""
-    from lore.data.tables.text_tables import nearest
+    from lore.support.nearest import nearest_hint
 
     known = {"unreadable": None} if column == "checks" else {}
     for number in store.numbers():
@@ -149,7 +149,8 @@ def _need(option: str, wanted: str, column: str, store: ChunkStore) -> None:
             return
     names = sorted(str(name) for name in known)
     shown = ", ".join(_clean(name) for name in names[:40])
-    raise LoreError(f"{option} {_clean(wanted)}: no trace of this run has it; there are {shown}.{_clean(nearest(wanted, names))}")
+    hint = _clean(nearest_hint(wanted, names))
+    raise LoreError(f"{option} {_clean(wanted)}: no trace of this run has it; there are {shown}.{hint}")
 
 
 def _show(console: Console, trace: Trace) -> None:

@@ -77,10 +77,9 @@ class BaseRecipe(StrictModel):
     def prepare(self) -> None:
         """Makes what the recipe reads and can make by itself. Called by the main process before inputs are looked at."""
 
-    @property
-    def makes_its_data(self) -> bool:
-        """Whether `prepare` writes data.path where it is missing."""
-        return False
+    def prepared_inputs(self) -> dict[str, str]:
+        """Files that `prepare` writes where they are missing, by the key that names them."""
+        return {}
 
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, as plain data."""

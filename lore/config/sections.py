@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from lore.support.fingerprint import files_fingerprint
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,21 @@ class StrictModel(BaseModel):
         return iter(())
 
     def input_files(self) -> dict[str, list[str]]:
-        """Files this section reads, by its key, beyond those of data and model sections, there or not: a finished run is
-        compared with them again.
-        """
+        """Files that this section reads, by key, whether they exist or not. Sections inside this one report their own files."""
         return {}
+
+    def input_fingerprints(self) -> dict[str, Callable[[], str]]:
+        """A function for each input of this section, by key, that computes the input's fingerprint. A finished run is compared
+        with its inputs again at every start, so a fingerprint has to be cheap.
+
+        By default the inputs are `input_files`; a key is left out where a file is missing: the stage reports that itself.
+        """
+        named = self.input_files().items()
+        return {key: partial(files_fingerprint, files) for key, files in named if all(Path(file).is_file() for file in files)}
+
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        """(key, what is missing) of the inputs of this section that do not exist."""
+        for key, files in self.input_files().items():
+            for file in files:
+                if not Path(file).is_file():
+                    yield key, f"{file} does not exist."

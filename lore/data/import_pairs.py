@@ -2,7 +2,6 @@
 and recipes.
 """
 
-import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from lore.data.source import Source, SourceRow
 from lore.data.splits import split_of
 from lore.data.tables.text_tables import open_parquet, parquet_records
 from lore.rubric.rubric import Rubric, rubric_metadata
+from lore.support.atomic_files import replace_file
 from lore.support.errors import LoreError
 from lore.support.progress import track
 
@@ -120,7 +120,7 @@ def import_pairs(
                 _drop(first_out, out, found, places, rejected, info)
                 report.pairs -= report.dropped
             else:
-                os.replace(first_out, out)
+                replace_file(first_out, out)
     if out:
         report.out = str(out) if report.pairs else None
         report.rejected = str(rejected.path) if rejected.count else None

@@ -8,8 +8,6 @@ for pair in read_pairs("pairs.parquet", split="train"):
 """
 
 import glob
-import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -23,8 +21,9 @@ import pyarrow.parquet as pq
 from lore.data.pair import DEMAND_FIELDS, FIELDS, PAIR_SCHEMA, REQUIRED, Pair
 from lore.data.tables.text_tables import once_each
 from lore.rubric.demand import Demand
-from lore.support.atomic_files import part_of
+from lore.support.atomic_files import part_of, replace_file
 from lore.support.errors import LoreError
+from lore.support.fingerprint import content_fingerprint
 
 WITHOUT_PHOTO = [name for name in FIELDS if name != "image"]
 MAX_BATCH_BYTES = 32 * 2**20  # photos: a row group, and so a reader's memory, stays bounded in bytes too
@@ -70,10 +69,9 @@ class PairWriter:
                     self._flush()
             finally:
                 self._writer.close()
+            self._file.close()
             if kind is None and self._kept:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                os.replace(self._part, self.path)
+                replace_file(self._part, self.path)
         finally:
             self._file.close()
             self._part.unlink(missing_ok=True)
@@ -234,11 +232,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 def fingerprint(path: str | Path) -> str:
     """16 hex digits over the files' bytes and their order, not their place."""
-    total = hashlib.blake2b(digest_size=8)
-    for file in pair_files(path):
-        with open(file, "rb") as handle:
-            total.update(hashlib.file_digest(handle, "blake2b").digest())
-    return total.hexdigest()
+    return content_fingerprint(pair_files(path), digest_size=8)
 
 
 def pair_files(path: str | Path) -> list[Path]:

@@ -1,12 +1,11 @@
 """Rows that became no pair, and why: `<name>.rejected.jsonl` beside the output."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lore.support.atomic_files import part_of
+from lore.support.atomic_files import part_of, replace_file
 
 SHOWN_CHARACTERS = 300
 SHOWN_FIELDS = 40
@@ -59,7 +58,7 @@ class RejectedWriter:
     def __exit__(self, kind, error, trace) -> None:
         self._file.close()
         if kind is None and self.count:
-            os.replace(self._part, self.path)
+            replace_file(self._part, self.path)
         else:
             self._part.unlink(missing_ok=True)
             if kind is None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
 from lore.config.sections import Conflict, StrictModel
+from lore.support.fingerprint import model_fingerprint
 
 SECRET = re.compile(r"(?i)api.?key|authori[sz]ation|secret|password|access.?token")
 # What may change between a run and its resumption: where and how patiently a model is asked, not which one or what.
@@ -137,6 +140,19 @@ class ModelSection(StrictModel):
     """Attention implementation passed to transformers; none leaves the choice to it."""
     trust_remote_code: bool = False
     """Runs Python code that comes with the model. Only for a repository you have read."""
+
+    def _folders(self) -> dict[str, str]:
+        return {key: folder for key in ("name", "adapter") if (folder := getattr(self, key))}
+
+    def input_fingerprints(self) -> dict[str, Callable[[], str]]:
+        """Of the weights that lie in local folders."""
+        folders = self._folders().items()
+        return {key: partial(model_fingerprint, folder) for key, folder in folders if Path(folder).is_dir()}
+
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        for key, folder in self._folders().items():
+            if looks_local(folder) and not Path(folder).is_dir():
+                yield key, f"{folder} is not a folder."
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.adapter is not None and self.lora is not None:

@@ -7,14 +7,15 @@ single words without angle brackets, because answers carry them between tags: `<
 import hashlib
 import json
 import math
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from lore.rubric.rubric_errors import nearest, reference_errors
+from lore.rubric.rubric_errors import reference_errors
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 
 RUBRICS = Path(__file__).parent / "rubrics"
 MAX_FILE_BYTES = 1_000_000
@@ -123,7 +124,7 @@ class Rubric(_Part):
         """Position of a tier; 0 is the worst."""
         if tier_id not in self.tier_ids:
             known = ", ".join(self.tier_ids)
-            hint = nearest(str(tier_id), self.tier_ids)
+            hint = nearest_hint(str(tier_id), self.tier_ids)
             raise LoreError(f"'{tier_id}' is no tier of rubric {self.name}; expected one of {known}.{hint}")
         return self.tier_ids.index(tier_id)
 
@@ -146,7 +147,7 @@ class Rubric(_Part):
         span = f", or a number from {valued[0].value:g} to {valued[-1].value:g}" if valued else ""
         raise LoreError(
             f"Label {label[:80]!r} has no tier in rubric {self.name}; expected {', '.join(known)}{span}."
-            f"{nearest(label[:80], known)}"
+            f"{nearest_hint(label[:80], known)}"
         )
 
 
@@ -158,7 +159,7 @@ def load_rubric(name_or_path: str | Path) -> Rubric:
         if str(name_or_path) not in names:
             raise LoreError(
                 f"There is no rubric '{name_or_path}'. Shipped are {', '.join(names)}."
-                f"{nearest(str(name_or_path), names)} Name your own by its path, ending in .yaml."
+                f"{nearest_hint(str(name_or_path), names)} Name your own by its path, ending in .yaml."
             )
         path = RUBRICS / f"{name_or_path}.yaml"
     if not path.is_file():
@@ -166,6 +167,12 @@ def load_rubric(name_or_path: str | Path) -> Rubric:
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise LoreError(f"Rubric file {path} has {size:,} bytes, and at most {MAX_FILE_BYTES:,} are read: shorten it.")
+    return _read_rubric(path, size, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _read_rubric(path: Path, size: int, modified_ns: int) -> Rubric:
+    """A file is read once a process as long as its size and its modification time stay: every section and stage asks for it."""
     return parse_rubric(read_yaml(path), where=str(path))
 
 
@@ -212,7 +219,7 @@ def _field_error(problem: dict) -> str:
         models = {"tiers": Tier, "dimensions": Dimension, "rules": Rule}
         model = Rubric if len(location) == 1 else Example if "examples" in location else models[location[0]]
         names = list(model.model_fields)
-        return f"{where}: unknown key; expected one of {', '.join(names)}.{nearest(str(location[-1]), names)}"
+        return f"{where}: unknown key; expected one of {', '.join(names)}.{nearest_hint(str(location[-1]), names)}"
     found = _show(problem["input"])
     if problem["type"] == "string_type":
         return f"{where}: found {found}, expected text (put it in quotes)"

@@ -4,16 +4,10 @@ ends.
 Works on plain data, so that these errors stand beside those of single fields; parts of a wrong type are skipped here.
 """
 
-import difflib
 import itertools
 from typing import Any
 
-
-def nearest(found: str, names: list[str]) -> str:
-    """` Nearest: 'x'.`, or "" when no name is close."""
-    by_folded = {name.casefold(): name for name in names}
-    close = difflib.get_close_matches(found.casefold(), list(by_folded), n=1)
-    return f" Nearest: '{by_folded[close[0]]}'." if close else ""
+from lore.support.nearest import nearest_hint
 
 
 def reference_errors(raw: dict[str, Any]) -> list[str]:
@@ -31,11 +25,12 @@ def reference_errors(raw: dict[str, Any]) -> list[str]:
         for key, names in (("dimension", dimension_ids), ("tier", tier_ids)):
             name = rule.get(key)
             if isinstance(name, str) and name not in names:
-                errors.append(f"rules[{i}].{key} ({rule.get('id')}): '{name}' is no {key} of this rubric.{nearest(name, names)}")
+                hint = nearest_hint(name, names)
+                errors.append(f"rules[{i}].{key} ({rule.get('id')}): '{name}' is no {key} of this rubric.{hint}")
     mismatch_tiers = raw.get("mismatch_tiers")
     for i, name in enumerate(mismatch_tiers if isinstance(mismatch_tiers, list) else []):
         if isinstance(name, str) and name not in tier_ids:
-            errors.append(f"mismatch_tiers[{i}]: '{name}' is no tier of this rubric.{nearest(name, tier_ids)}")
+            errors.append(f"mismatch_tiers[{i}]: '{name}' is no tier of this rubric.{nearest_hint(name, tier_ids)}")
     return errors
 
 

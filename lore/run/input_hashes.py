@@ -1,31 +1,16 @@
-"""What a run was made from, in a few bytes: data files, checkpoints, rubric, chat template. Nothing here imports torch.
+"""What a run was made from, in a few bytes: the fingerprints that the recipe's sections give of their inputs.
 
-Files are sampled, so that a finished run can be compared with its inputs again at every start.
+A section says what it reads (`input_fingerprints` and `missing_inputs` of lore.config.sections); nothing here knows what that is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
-
-from pydantic import BaseModel
 
 from lore.config.recipe import BaseRecipe
-from lore.data.section import DataSection, missing_data
-from lore.engines.config import ModelSection, looks_local
+from lore.config.sections import StrictModel
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
-from lore.support.fingerprint import files_fingerprint, model_fingerprint
-
-
-def data_files(section: DataSection) -> list[Path]:
-    """The files a data section reads. Raises LoreError where there are none."""
-    from lore.data.importers import open_source
-    from lore.data.parquet import pair_files
-
-    if section.source == "pairs":
-        return pair_files(section.path)
-    return open_source(section.source, section.path).files
 
 
 def input_fingerprints(recipe: BaseRecipe, *, only_what_is_there: bool = False) -> dict[str, str]:
@@ -42,53 +27,30 @@ def input_fingerprints(recipe: BaseRecipe, *, only_what_is_there: bool = False) 
     return found
 
 
-def _inputs(section: BaseModel, at: str) -> Iterator[tuple[str, Callable[[], str]]]:
-    from lore.rubric.rubric import load_rubric
-
-    if isinstance(section, DataSection):
-        yield f"{at}path", lambda: files_fingerprint(data_files(section))
-        yield f"{at}rubric", lambda: load_rubric(section.rubric).hash
-    elif isinstance(section, ModelSection):
-        for key, folder in (("name", section.name), ("adapter", section.adapter)):
-            if folder and Path(folder).is_dir():
-                yield f"{at}{key}", lambda folder=folder: model_fingerprint(folder)
-    else:
-        for key, files in getattr(section, "input_files", dict)().items():
-            if all(Path(file).is_file() for file in files):  # where one is not, the stage says so in its own words
-                yield f"{at}{key}", lambda files=files: files_fingerprint(map(Path, files))
-        for name, inner in _sections(section):
-            yield from _inputs(inner, f"{at}{name}.")
+def _inputs(section: StrictModel, at: str) -> Iterator[tuple[str, Callable[[], str]]]:
+    for key, fingerprint in section.input_fingerprints().items():
+        yield f"{at}{key}", fingerprint
+    for name, inner in _sections(section):
+        yield from _inputs(inner, f"{at}{name}.")
 
 
-def _sections(section: BaseModel) -> Iterator[tuple[str, BaseModel]]:
+def _sections(section: StrictModel) -> Iterator[tuple[str, StrictModel]]:
     for name in type(section).model_fields:
         value = getattr(section, name)
         for key, inner in value.items() if isinstance(value, dict) else [(None, value)]:
-            if isinstance(inner, BaseModel):
+            if isinstance(inner, StrictModel):
                 yield name if key is None else f"{name}.{key}", inner
 
 
-def missing_inputs(section: BaseModel, at: str = "") -> Iterator[tuple[str, str]]:
-    """(key, path or what is amiss) of the data, checkpoints and other files that a recipe names and that are not there."""
-    if isinstance(section, DataSection):
-        if lack := missing_data(section):
-            yield f"{at}path", lack
-    elif isinstance(section, ModelSection):
-        for key, folder in (("name", section.name), ("adapter", section.adapter)):
-            if folder and looks_local(folder) and not Path(folder).is_dir():
-                yield f"{at}{key}", f"{folder} is not a folder."
-    else:
-        try:
-            named = getattr(section, "input_files", dict)()
-        except LoreError as error:  # a folder or pattern that holds none
-            yield at.rstrip("."), " ".join(str(error).split())
-            named = {}
-        for key, files in named.items():
-            for file in files:
-                if not Path(file).is_file():
-                    yield f"{at}{key}", f"{file} does not exist."
-        for name, inner in _sections(section):
-            yield from missing_inputs(inner, f"{at}{name}.")
+def missing_inputs(section: StrictModel, at: str = "") -> Iterator[tuple[str, str]]:
+    """(key, what is missing) of the data, checkpoints and other files that a recipe names and that do not exist."""
+    try:
+        for key, lack in section.missing_inputs():
+            yield f"{at}{key}", lack
+    except LoreError as error:  # a folder or pattern that holds none
+        yield at.rstrip("."), " ".join(str(error).split())
+    for name, inner in _sections(section):
+        yield from missing_inputs(inner, f"{at}{name}.")
 
 
 def check_inputs(recipe: BaseRecipe, folder: RunFolder) -> None:

@@ -202,9 +202,10 @@ def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, neede
     print(f"# run folder: {folder.path} ({'belongs to another recipe' if changed else state})")
     for key, old, new in changed:
         print(f"#   {key}: was {old!r}, now {new!r}")
+    prepared = recipe.prepared_inputs()
     for key, lack in missing_inputs(recipe):
-        if key == "data.path" and recipe.makes_its_data:
-            lack = f"{recipe.data.path} does not exist; the run writes it first."
+        if key in prepared:
+            lack = f"{prepared[key]} does not exist; the run writes it first."
         print(f"# {key}: {lack}{' A recipe that is needed may write it.' if needed else ''}")
     for need, inner in needed:
         print(f"# needs: {need} -> {inner.path} ({'done' if inner.is_done else 'would run first'})")

@@ -1,28 +1,87 @@
-"""Fingerprints of files, checkpoints and chat templates. Nothing here imports torch."""
+"""Fingerprints of files, checkpoints and chat templates. Nothing here imports torch.
+
+Two kinds, both over names or order and bytes, never over where a file lies:
+
+- `content_fingerprint` reads every byte. It decides whether an import or a result belongs to its data. A file is hashed once a
+  process as long as its size and its modification time stay; `known_digests` and `remember_digests` carry that to other processes.
+- `files_fingerprint` and `model_fingerprint` sample large files, at most 1 MiB of each: a finished run compares its inputs,
+  checkpoints of many gigabytes among them, at every start.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 SAMPLED_BYTES = 65536
 SAMPLES = 16
+READ_WHOLE_BYTES = 16 * 2**20
+"""A file up to this size is read in one piece for its samples, and its digest is known from then on."""
 MODEL_FILES = (".safetensors", ".json", ".bin", ".jinja", ".model", ".txt")
 
+_digests: dict[str, tuple[int, int, str]] = {}  # by absolute path: size, modification time in ns, hex digest of all bytes
 
-def files_fingerprint(files: Iterable[Path]) -> str:
-    """16 hex digits over the names, sizes and sampled bytes of files, not over where they lie."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
+
+def content_fingerprint(files: Iterable[str | Path], *, digest_size: int = 16, named: bool = False) -> str:
+    """Hex digits over all bytes of the files and their order; named: over their names and sizes too."""
+    total = hashlib.blake2b(digest_size=digest_size)
+    for path in map(Path, files):
+        digest = file_digest(path)
+        if named:
+            total.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        total.update(bytes.fromhex(digest))
+    return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Hex digest of all bytes of a file, read once for each size and modification time that the file has had."""
+    state = path.stat()
+    known = _digests.get(os.path.abspath(path))
+    if known is None or known[:2] != (state.st_size, state.st_mtime_ns):
         with open(path, "rb") as file:
-            for start in range(0, size, max(size // SAMPLES, SAMPLED_BYTES)):
-                file.seek(start)
-                digest.update(file.read(SAMPLED_BYTES))
+            known = (state.st_size, state.st_mtime_ns, hashlib.file_digest(file, "blake2b").hexdigest())
+        _digests[os.path.abspath(path)] = known
+    return known[2]
+
+
+def known_digests(files: Iterable[Path]) -> dict[str, list[Any]]:
+    """What is known of these files, as plain data for `remember_digests` of another process."""
+    paths = map(os.path.abspath, files)
+    return {path: list(_digests[path]) for path in paths if path in _digests}
+
+
+def remember_digests(found: dict[str, list[Any]]) -> None:
+    """Takes over what another process knows; what this one has read itself stays."""
+    for path, (size, time_ns, digest) in found.items():
+        _digests.setdefault(path, (size, time_ns, digest))
+
+
+def files_fingerprint(files: Iterable[str | Path]) -> str:
+    """16 hex digits over the names, sizes and sampled bytes of files."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in map(Path, files):
+        state = path.stat()
+        size = state.st_size
+        digest.update(f"{path.name} {size}".encode())
+        starts = range(0, size, max(size // SAMPLES, SAMPLED_BYTES))
+        with open(path, "rb") as file:
+            if size <= READ_WHOLE_BYTES:
+                content = file.read()
+                _digests[os.path.abspath(path)] = (size, state.st_mtime_ns, hashlib.blake2b(content).hexdigest())
+                samples = (content[start : start + SAMPLED_BYTES] for start in starts)
+            else:
+                samples = (_read_at(file, start) for start in starts)
+            for sample in samples:
+                digest.update(sample)
     return digest.hexdigest()
+
+
+def _read_at(file: Any, start: int) -> bytes:
+    file.seek(start)
+    return file.read(SAMPLED_BYTES)
 
 
 def model_fingerprint(name: str, adapter: str | None = None) -> str:

@@ -12,7 +12,6 @@ give `--tolerance`. All of it is scored in float32, which needs 4 bytes of memor
 
 import gc
 import math
-import os
 import shutil
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -27,8 +26,8 @@ from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat, render
 from lore.config.stages import load_recipe
 from lore.data.pair import Pair
+from lore.data.pair_source import PairSource
 from lore.data.parquet import read_pairs
-from lore.data.section import materialise
 from lore.engines.chat import photo_of
 from lore.engines.config import ModelSection
 from lore.engines.loading import default_device, load_config, load_model, load_processor
@@ -36,6 +35,7 @@ from lore.engines.transformers import TransformersEngine
 from lore.judge.card import check_card, check_template, read_card, write_card
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.run.run_folder import RunFolder
+from lore.support.atomic_files import folder_written_whole
 from lore.support.errors import LoreError
 from lore.train.sft.config import SFTRecipe
 
@@ -87,9 +87,7 @@ def export(
     card = read_card(trained)
     if card is None:
         raise LoreError(f"{trained} holds no lore.json, which says how the judge is asked. Train it again.")
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with folder_written_whole(out) as part:
         adapted = (trained / "adapter_config.json").is_file()
         difference = None
         if merge and adapted:
@@ -97,11 +95,6 @@ def export(
         else:
             shutil.copytree(trained, part, ignore=shutil.ignore_patterns("training_args.bin"))
         write_card(part, card)
-        if out.is_dir():
-            out.rmdir()
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     Console().print(_report(out, difference, merge), soft_wrap=True)
     return difference
 
@@ -150,8 +143,8 @@ def saved_dtype(judge: ModelSection) -> str:
 
 def sample_pairs(recipe: Any, folder: RunFolder) -> list[Pair]:
     """A few dozen pairs of the run, half of them with photos where it has such, a query as rarely twice as possible."""
-    path = materialise(recipe.data, folder)
-    pairs = list(islice(read_pairs(path, split=recipe.data.split), READ_PAIRS))
+    source = PairSource(recipe.data, folder)
+    pairs = list(islice(read_pairs(source.path, split=recipe.data.split), READ_PAIRS))
     with_photo = [pair for pair in pairs if pair.image is not None]
     without = [pair for pair in pairs if pair.image is None]
     half = min(len(with_photo), max(SAMPLE_PAIRS // 2, SAMPLE_PAIRS - len(without)))

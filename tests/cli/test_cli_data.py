@@ -103,7 +103,7 @@ def test_columns_that_no_pair_has_are_named(tmp_path):
     ("arguments", "message"),
     [
         (["import", "crowdflower", "none.csv", "-o", "a.parquet"], "kaggle.com/c/crowdflower-search-relevance"),
-        (["import", "crowdfolwer", "none.csv", "-o", "a.parquet"], "Nearest: crowdflower"),
+        (["import", "crowdfolwer", "none.csv", "-o", "a.parquet"], "Nearest: 'crowdflower'"),
         (["import", "table", "my.csv", "-o", "a.parquet"], "Pass --rubric"),
         (["import", "table", "my.csv", "--rubric", "nope", "-o", "a.parquet"], "no rubric 'nope'"),
         (["import", "table", "my.csv", "--locale", "us", "-o", "a.parquet"], "no option 'locale'"),

@@ -95,8 +95,8 @@ def test_json_is_the_whole_trace(run):
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--check", "groundin"], "Nearest: grounding."),
-        (["--slice", "herd"], "there are capability:knowledge, general, hard. Nearest: hard."),
+        (["--check", "groundin"], "Nearest: 'grounding'."),
+        (["--slice", "herd"], "there are capability:knowledge, general, hard. Nearest: 'hard'."),
         (["--tier", "L9"], "there are L3, L4"),
         (["--rejected", "--accepted"], "give one of them"),
     ],

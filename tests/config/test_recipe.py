@@ -244,7 +244,7 @@ def test_every_problem_of_a_data_section_is_found_before_a_run(demo, write_recip
     found = keys("source: tabel, rubric: crowdflowr, encoding: utf-9, split_fractions: {train: 2}")
     assert set(found) == {"data.source", "data.rubric", "data.encoding", "data.split_fractions"}
     assert found["data.source"].nearest == "table" and "Nearest: 'crowdflower'" in found["data.rubric"].expected
-    assert "Nearest: utf-8" in found["data.encoding"].expected
+    assert "Nearest: 'utf-8'" in found["data.encoding"].expected
     found = keys("source: esci, rubric: esci, options: {local: us, drop_duplicates: true}")
     assert {key: problem.nearest for key, problem in found.items()} == {"data.options.local": "locale"}
     assert set(keys("rubric: shop, options: {locale: us}")) == {"data.options.locale"}

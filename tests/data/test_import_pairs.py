@@ -7,7 +7,6 @@ import os
 import subprocess
 import tempfile
 import time
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -16,12 +15,14 @@ from PIL import Image
 from source_files import crowdflower, load, write_csv, write_parquet
 
 from lore.data.pair import Pair
+from lore.data.pair_source import PairSource
 from lore.data.parquet import PairWriter, read_pairs
 from lore.data.rejected_rows import Rejection
-from lore.data.section import materialise
+from lore.data.section import DataSection, JudgedDataSection
 from lore.data.splits import split_of
 from lore.data.tables.csv import csv_records
 from lore.data.tables.text_tables import DiskIndex
+from lore.support.atomic_files import machine
 from lore.support.errors import LoreError
 
 
@@ -198,7 +199,7 @@ def test_a_file_of_open_quotes_takes_time_linear_in_its_length(tmp_path, monkeyp
 
 def test_a_failed_import_leaves_nothing_behind(tmp_path):
     path = write_csv(tmp_path / "train.csv", [["id", "query", "product_titel", "product_description"]])
-    with pytest.raises(LoreError, match="'product_title' is missing. Nearest: product_titel"):
+    with pytest.raises(LoreError, match="'product_title' is missing. Nearest: 'product_titel'"):
         load("crowdflower", path, tmp_path)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -254,8 +255,8 @@ def test_a_table_with_our_names_needs_no_map(tmp_path):
 @pytest.mark.parametrize(
     ("column_map", "message"),
     [
-        ({**MAP, "query": "serch_term"}, "column 'serch_term' is missing. Nearest: search_term"),
-        ({**MAP, "titel": "Colour"}, "'titel' is no field of a pair.*Nearest: title"),
+        ({**MAP, "query": "serch_term"}, "column 'serch_term' is missing. Nearest: 'search_term'"),
+        ({**MAP, "titel": "Colour"}, "'titel' is no field of a pair.*Nearest: 'title'"),
         ({"query": "search_term"}, "no column for title"),
         ("query=search_term,title", "--map has 'title'"),
     ],
@@ -317,41 +318,53 @@ def test_duplicates_stay_by_default_and_go_with_a_reason_when_asked(tmp_path):
 
 def section(path, source="crowdflower", **values):
     given = {
-        "encoding": "utf-8",
         "split_fractions": {"train": 0.5, "test": 0.5},
-        "options": {},
         "rubric": "crowdflower" if source == "pairs" else source,
         **values,
     }
-    return SimpleNamespace(path=str(path), source=source, **given)
+    return JudgedDataSection(path=str(path), source=source, **given)
+
+
+def imported(section, folder):
+    return PairSource(section, folder).path
+
+
+def test_data_is_read_without_a_rubric_and_keeps_its_labels(tmp_path):
+    write_csv(tmp_path / "a.csv", [["query", "title", "label"], ["q", "t", "good"], ["r", "u", "3.5"]])
+    section = DataSection(path=str(tmp_path / "a.csv"), source="table")
+    assert list(section.input_fingerprints()) == ["path"] and not list(section.missing_inputs())
+    assert [pair.label for pair in read_pairs(imported(section, tmp_path / "run"))] == ["good", "3.5"]
+    assert [lack for _, lack in DataSection(path=str(tmp_path / "b")).missing_inputs()] == [
+        f"{tmp_path / 'b'} does not exist. `lore data import` writes pairs."
+    ]
 
 
 def test_a_recipes_data_is_imported_once_and_again_when_it_changed(tmp_path):
     path = crowdflower(tmp_path, [["1", "q", "t", "", "4", "0"], ["2", "r", "t", "", "4", "0"]])
-    out = materialise(section(path), tmp_path / "run")
+    out = imported(section(path), tmp_path / "run")
     assert out == tmp_path / "run" / "data" / "pairs.parquet"
     assert [p.split for p in read_pairs(out)] == [split_of(q, {"train": 0.5, "test": 0.5}) for q in "qr"]
     before = out.stat().st_mtime_ns
     path.touch()
-    assert materialise(section(path), tmp_path / "run").stat().st_mtime_ns == before
+    assert imported(section(path), tmp_path / "run").stat().st_mtime_ns == before
     crowdflower(tmp_path, [["1", "q", "other", "", "4", "0"]])
-    assert [p.title for p in read_pairs(materialise(section(path), tmp_path / "run"))] == ["other"]
-    materialise(section(path, split_fractions={"test": 1.0}), tmp_path / "run")
+    assert [p.title for p in read_pairs(imported(section(path), tmp_path / "run"))] == ["other"]
+    imported(section(path, split_fractions={"test": 1.0}), tmp_path / "run")
     assert [p.split for p in read_pairs(out)] == ["test"]
 
 
 def test_a_recipes_data_without_one_good_row_is_an_error_with_a_reason(tmp_path):
     with pytest.raises(LoreError, match="no row of 1 became a pair.*label_unknown"):
-        materialise(section(crowdflower(tmp_path, [["1", "q", "t", "", "7", "0"]])), tmp_path / "run")
+        imported(section(crowdflower(tmp_path, [["1", "q", "t", "", "7", "0"]])), tmp_path / "run")
     assert not (tmp_path / "run" / "data" / "pairs.parquet").exists()
 
 
 def test_a_recipe_that_names_another_rubric_than_its_pairs_is_warned(tmp_path, capsys):
     load("crowdflower", crowdflower(tmp_path, [["1", "q", "t", "", "4", "0"]]), tmp_path)
     path = tmp_path / "out" / "pairs.parquet"
-    materialise(section(path, "pairs"), tmp_path / "run")
+    imported(section(path, "pairs"), tmp_path / "run")
     assert "warning" not in capsys.readouterr().err
-    materialise(section(path, "pairs", rubric="rair"), tmp_path / "run")
+    imported(section(path, "pairs", rubric="rair"), tmp_path / "run")
     assert "warning" in (said := capsys.readouterr().err) and "rubric crowdflower" in said
 
 
@@ -363,11 +376,11 @@ def test_what_killed_imports_left_is_removed_and_what_others_write_is_not(tmp_pa
     names = ["pairs.parquet", ".pairs.parquet.all", "pairs.rejected.jsonl"]
     for pid in (dead.pid, os.getppid()):
         for name in names:
-            (tmp_path / "out" / f".{name}.{pid}.part").touch()
+            (tmp_path / "out" / f".{name}.{machine()}.{pid}.0a1b2c3d.part").touch()
     for drop in (True, False):
         load("crowdflower", path, tmp_path, drop_duplicates=drop)
     left = {file.name for file in (tmp_path / "out").iterdir()}
-    assert left == {"pairs.parquet", *(f".{name}.{os.getppid()}.part" for name in names)}
+    assert left == {"pairs.parquet", *(f".{name}.{machine()}.{os.getppid()}.0a1b2c3d.part" for name in names)}
 
 
 def test_a_join_leaves_no_file_even_while_it_lasts(tmp_path, monkeypatch):
@@ -379,18 +392,18 @@ def test_a_join_leaves_no_file_even_while_it_lasts(tmp_path, monkeypatch):
 
 def test_two_imports_of_the_same_data_are_the_same_bytes(tmp_path):
     path = crowdflower(tmp_path, [["1", "q", "t", "", "4", "0"], ["2", "q", "t", "", "4", "0"]])
-    first, second = (materialise(section(path), tmp_path / name) for name in ("a", "b"))
+    first, second = (imported(section(path), tmp_path / name) for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
-    dropped = materialise(section(path, options={"drop_duplicates": True}), tmp_path / "c")
+    dropped = imported(section(path, options={"drop_duplicates": True}), tmp_path / "c")
     assert [p.pair_id for p in read_pairs(dropped)] == ["1"]
 
 
 def test_pairs_of_a_recipe_are_used_where_they_are(tmp_path):
     with PairWriter(tmp_path / "a.parquet") as writer:
         writer.write(Pair(pair_id="1", query="q", title="t"))
-    assert materialise(section(tmp_path / "a.parquet", "pairs"), tmp_path / "run") == tmp_path / "a.parquet"
+    assert imported(section(tmp_path / "a.parquet", "pairs"), tmp_path / "run") == tmp_path / "a.parquet"
     assert not (tmp_path / "run").exists()
     with pytest.raises(LoreError, match="No pairs at"):
-        materialise(section(tmp_path / "b.parquet", "pairs"), tmp_path / "run")
+        imported(section(tmp_path / "b.parquet", "pairs"), tmp_path / "run")
     with pytest.raises(LoreError, match="belong to an importer"):
-        materialise(section(tmp_path / "a.parquet", "pairs", options={"locale": "us"}), tmp_path / "run")
+        imported(section(tmp_path / "a.parquet", "pairs", options={"locale": "us"}), tmp_path / "run")

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
-from lore.data.section import DataSection
+from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
 from lore.support.errors import LoreError
 
@@ -30,7 +30,7 @@ class DemoRecipe(BaseRecipe):
 
     stage: Literal["demo"]
     model: ModelSection | None = None
-    data: DataSection | None = None
+    data: JudgedDataSection | None = None
     train: TrainSection = TrainSection()
     extra: dict[str, TrainSection] = {}
     tags: list[str] = []

@@ -2,7 +2,7 @@
 
 A source is a module with RUBRIC (its scale), WHERE (how a user gets the data), `files(path)` (what it reads; raises
 LoreError where a file is missing) and `read(path, encoding, **options)`, a generator of SourceRow and Rejection.
-Importing this package is cheap; `materialise` and `open_source` load what they need.
+Importing this package is cheap; `open_source` loads what it needs.
 """
 
 import importlib
@@ -23,18 +23,18 @@ def open_source(name: str, path: str | Path, *, encoding: str | None = None, opt
     """Raises LoreError for an unknown source, a missing file (with where to get it) or an option that the source does
     not have.
     """
-    from lore.data.tables.text_tables import nearest
+    from lore.support.nearest import nearest_hint
 
     if name not in SOURCES:
         raise LoreError(
             f"There is no source {name!r}. Sources: {', '.join(SOURCES)}; pairs for a file that was "
-            f"imported.{nearest(name, SOURCES)}"
+            f"imported.{nearest_hint(name, SOURCES)}"
         )
     module, known = importlib.import_module(f"lore.data.importers.{name}"), source_options(name)
     for option in options or {}:
         if option not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise LoreError(f"Source {name} has no option {option!r}; {takes}.{nearest(option, known)}")
+            raise LoreError(f"Source {name} has no option {option!r}; {takes}.{nearest_hint(option, known)}")
     if not str(path).startswith("hub:"):
         path = Path(path).expanduser()
     elif name != "rair":

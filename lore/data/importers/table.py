@@ -15,24 +15,25 @@ from typing import Any
 from lore.data.pair import FIELDS
 from lore.data.rejected_rows import Rejection
 from lore.data.source import SourceRow, missing_file
-from lore.data.tables.csv import check_delimiter, csv_records
-from lore.data.tables.text_tables import jsonl_records, nearest, open_parquet, parquet_records
+from lore.data.tables.any_table import DELIMITERS, JSONL, table_records
+from lore.data.tables.csv import check_delimiter
+from lore.data.tables.text_tables import open_parquet
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 
 RUBRIC = None
 WHERE = "source table reads a .csv, .tsv, .jsonl or .parquet file of your own."
 TARGETS = tuple(name for name in FIELDS if name != "demands")
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
-JSONL = (".jsonl", ".ndjson")
+TEXT_DELIMITERS = {**DELIMITERS, ".txt": "\t"}
 
 
 def files(path: Path) -> list[Path]:
     if not path.is_file():
         raise missing_file(path, WHERE)
-    if path.suffix not in (*DELIMITERS, *JSONL, ".parquet"):
+    if path.suffix not in (*TEXT_DELIMITERS, *JSONL, ".parquet"):
         raise LoreError(
             f"{path}: a file ending in {path.suffix or 'nothing'}; source table reads "
-            f"{', '.join((*DELIMITERS, *JSONL))} and .parquet."
+            f"{', '.join((*TEXT_DELIMITERS, *JSONL))} and .parquet."
         )
     return [path]
 
@@ -92,7 +93,7 @@ def column_map(given: dict[str, str] | str | None) -> dict[str, str]:
     for name in given:
         if name not in TARGETS and not (name.startswith("attributes.") and len(name) > len("attributes.")):
             expected = f"{', '.join(TARGETS)} and attributes.<name>"
-            raise LoreError(f"--map: {name!r} is no field of a pair; expected {expected}.{nearest(name, TARGETS)}")
+            raise LoreError(f"--map: {name!r} is no field of a pair; expected {expected}.{nearest_hint(name, TARGETS)}")
     missing = [name for name in ("query", "title") if name not in given]
     if missing:
         raise LoreError(f"--map names no column for {' and '.join(missing)}; a pair needs both query and title.")
@@ -101,12 +102,9 @@ def column_map(given: dict[str, str] | str | None) -> dict[str, str]:
 
 def _records(path: Path, encoding: str, columns: dict[str, str], delimiter: str | None) -> Iterator[Any]:
     required = list(dict.fromkeys(columns.values())) or ["query", "title"]
-    if path.suffix == ".parquet":
-        return parquet_records(path, required, list(TARGETS) if not columns else [])
-    if path.suffix in JSONL:
-        return jsonl_records(path, required, encoding=encoding)
-    delimiter = check_delimiter(delimiter) if delimiter else DELIMITERS[path.suffix]
-    return csv_records(path, required, encoding=encoding, delimiter=delimiter)
+    if path.suffix not in (".parquet", *JSONL):
+        delimiter = check_delimiter(delimiter) if delimiter else TEXT_DELIMITERS[path.suffix]
+    return table_records(path, required, [] if columns else TARGETS, encoding=encoding, delimiter=delimiter)
 
 
 def _values(cells: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:

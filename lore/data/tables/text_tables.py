@@ -6,7 +6,6 @@ lore.data.row_validation rejects them.
 """
 
 import codecs
-import difflib
 import io
 import json
 import sqlite3
@@ -18,6 +17,7 @@ from typing import Any
 
 from lore.data.rejected_rows import Rejection, short
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 
 MAX_LINE_CHARACTERS = 64 * 2**20
 KEY_ROWS = 1000
@@ -35,17 +35,11 @@ Record = tuple[int, dict[str, Any]]
 """Row number from 1, header not counted, and the row by column name."""
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """` Nearest: x.` or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-    return f" Nearest: {close[0]}." if close else ""
-
-
 def need_columns(path: Path, required: Iterable[str], found: list[str], hint: str = "") -> None:
     """Raises LoreError that names each missing column with the nearest one that is there."""
     missing = [name for name in required if name not in found]
     if missing:
-        parts = [f"column {name!r} is missing.{nearest(name, found)}" for name in missing]
+        parts = [f"column {name!r} is missing.{nearest_hint(name, found, cutoff=0.4)}" for name in missing]
         raise LoreError(f"{path}: {' '.join(parts)} Found: {', '.join(found[:40])}.{hint}")
 
 
@@ -150,7 +144,7 @@ def check_encoding(encoding: str) -> str:
     except (LookupError, ValueError):  # ValueError: a name with a NUL character
         pass
     raise LoreError(
-        f"There is no encoding {encoding!r} of text files.{nearest(encoding, ENCODINGS)} Common ones: {', '.join(ENCODINGS)}."
+        f"There is no encoding {encoding!r} of text files.{nearest_hint(encoding, ENCODINGS)} Common ones: {', '.join(ENCODINGS)}."
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from lore.support.atomic_files import written_whole
 from lore.support.errors import LoreError
 
 IGNORE = -100
@@ -20,26 +21,23 @@ def write_rows(
 
     Raises LoreError when there is none; nothing: what it says then, with what the user should change.
     """
-    part = path.with_suffix(".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
     count, pending = 0, []
-    with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for row in rows:
-            pending.append(row)
-            count += 1
-            if len(pending) == batch:
+    with written_whole(path) as file:
+        with pa.ipc.new_stream(file, schema) as writer:
+            for row in rows:
+                pending.append(row)
+                count += 1
+                if len(pending) == batch:
+                    writer.write_table(pa.Table.from_pylist(pending, schema=schema))
+                    pending = []
+            if pending:
                 writer.write_table(pa.Table.from_pylist(pending, schema=schema))
-                pending = []
-        if pending:
-            writer.write_table(pa.Table.from_pylist(pending, schema=schema))
-    if not count:
-        part.unlink()
-        raise LoreError(
-            nothing
-            or f"no training rows for {path}: what the recipe names gives none, so there is nothing to learn from.\n"
-            "Check the recipe's input files and what it selects from them."
-        )
-    part.replace(path)
+        if not count:
+            raise LoreError(
+                nothing
+                or f"no training rows for {path}: what the recipe names gives none, so there is nothing to learn from.\n"
+                "Check the recipe's input files and what it selects from them."
+            )
     return count
 
 

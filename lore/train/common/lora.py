@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lore.engines.config import LoraSection
 from lore.support.errors import LoreError
-from lore.support.nearest import nearest
+from lore.support.nearest import nearest_hint
 
 ADAPTABLE = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, Conv1D)
 
@@ -73,8 +73,7 @@ def _stands_for(wanted: str, name: str) -> bool:
 def _no_module(key: str, wanted: str, names: list[str]) -> LoreError:
     last = sorted({name.rpartition(".")[2] for name in names} - {""})
     words = [name for name in last if not name.isdigit()]
-    close = nearest(wanted.rpartition(".")[2], words)
-    hint = f" Nearest: '{close}'." if close else ""
+    hint = nearest_hint(wanted.rpartition(".")[2], words)
     return LoreError(
         f"model.lora.{key}: {wanted!r} stands for no module of the model that may get one, so nothing would be trained "
         f"there.{hint}\nIts modules: {', '.join(words)}. A pattern has to match the whole name, such as {names[-1]}."

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from lore.codec.section import PromptSection
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
-from lore.data.section import DataSection
+from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection, VllmSection
 
 TIERS, RENDERER, JUDGE = "lore.tiers", "lore.renderer_hash", "lore.judge"  # metadata of pool.parquet
@@ -24,7 +24,7 @@ class PoolRecipe(BaseRecipe):
     """The judge, with its adapter."""
     vllm: VllmSection | None = None
     """Run it in vLLM; none runs it in transformers."""
-    data: DataSection
+    data: JudgedDataSection
     prompt: PromptSection
     samples: int = Field(8, ge=1, le=64)
     """Answers drawn for each pair, beside the most probable one."""

@@ -1,7 +1,7 @@
 """Chooses the rows of a pool that a later stage learns from, puts them into the order of a curriculum, and finds their pairs.
 
     rows = chosen_rows(section, seed, start.hashes["renderer_hash"], recipe.model)
-    pairs = chosen_pairs(rows, recipe.data, folder)
+    pairs = chosen_pairs(rows, PairSource(recipe.data, folder))
 
 The choice depends on the pool's file, the section and the seed alone, so all processes of a launch make the same one.
 """
@@ -16,10 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lore.data.pair import Pair
+from lore.data.pair_source import PairSource
 from lore.data.parquet import WITHOUT_PHOTO
-from lore.data.section import DataSection, labelled, materialise
 from lore.engines.config import ModelSection
-from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint
 from lore.support.processes import is_main_process, say
@@ -204,7 +203,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     Console().print(shown)
 
 
-def chosen_pairs(table: pa.Table, data: DataSection, folder: Any, *, photos: bool = False) -> list[Pair]:
+def chosen_pairs(table: pa.Table, source: PairSource, *, photos: bool = False) -> list[Pair]:
     """The pair of every row, in the rows' order; a row that comes twice has its pair twice.
 
     photos: with theirs, which lie in a file of the run that the main process writes and all of them read from. A judge that is
@@ -212,7 +211,7 @@ def chosen_pairs(table: pa.Table, data: DataSection, folder: Any, *, photos: boo
 
     Raises LoreError when the data section lacks a pair of the pool, or has it with another label or another rubric.
     """
-    known, tiers = load_rubric(data.rubric).tier_ids, pool_tiers(table)
+    data, known, tiers = source.section, source.rubric.tier_ids, pool_tiers(table)
     if tiers and tiers != known:
         raise LoreError(
             f"The pool was made with the tiers {', '.join(tiers)}, and data.rubric {data.rubric} has {', '.join(known)}.\n"
@@ -221,7 +220,7 @@ def chosen_pairs(table: pa.Table, data: DataSection, folder: Any, *, photos: boo
     ids, labels = table["pair_id"].to_pylist(), table["label"].to_pylist()
     label_of = dict(zip(ids, labels, strict=True))
     found: dict[str, Pair] = {}
-    for pair in _labelled_among(label_of, data, folder, WITHOUT_PHOTO):
+    for pair in _labelled_among(label_of, source, WITHOUT_PHOTO):
         found.setdefault(pair.pair_id, pair)
     if missing := [pair_id for pair_id in label_of if pair_id not in found]:
         raise LoreError(
@@ -236,12 +235,12 @@ def chosen_pairs(table: pa.Table, data: DataSection, folder: Any, *, photos: boo
             "What counted as right there would be wrong here: run the pool again on these pairs."
         )
     if photos:
-        path = photo_file(folder)
+        path = photo_file(source.folder)
         if is_main_process() and not path.is_file():
-            store_photos(_labelled_among(label_of, data, folder, ["label", "slices", "image"]), path)
+            store_photos(_labelled_among(label_of, source, ["label", "slices", "image"]), path)
         found = {pair.pair_id: pair for pair in with_stored_photos(found.values(), path)}
     return [found[pair_id] for pair_id in ids]
 
 
-def _labelled_among(ids: Collection[str], data: DataSection, folder: Any, columns: list[str]) -> Iterator[Pair]:
-    return (pair for pair in labelled(data, materialise(data, folder), columns=columns) if pair.pair_id in ids)
+def _labelled_among(ids: Collection[str], source: PairSource, columns: list[str]) -> Iterator[Pair]:
+    return (pair for pair in source.labelled(columns=columns) if pair.pair_id in ids)

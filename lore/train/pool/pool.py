@@ -22,9 +22,8 @@ from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
 from lore.data.images import ImageError
 from lore.data.pair import Pair
-from lore.data.parquet import fingerprint
+from lore.data.pair_source import PairSource
 from lore.data.rejected_rows import RejectedWriter, Rejection
-from lore.data.section import labelled, materialise
 from lore.engines.chat import open_photo
 from lore.engines.engine import Completion, Engine, Sampling
 from lore.engines.open_engine import open_engine
@@ -33,7 +32,7 @@ from lore.judge.ask import render_chunk, score_answers, write_answers
 from lore.judge.card import check_card, check_template
 from lore.judge.chunk_store import ChunkStore, in_chunks
 from lore.judge.verdict import Verdict
-from lore.rubric.rubric import Rubric, load_rubric
+from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic, written_whole
 from lore.support.errors import LoreError
@@ -67,15 +66,15 @@ def run(recipe: PoolRecipe, folder: RunFolder) -> None:
     """Writes pool.parquet, pool.md and rejected.jsonl. The main process does it alone; others return at once."""
     if not is_main_process():
         return
-    rubric = load_rubric(recipe.data.rubric)
+    source = PairSource(recipe.data, folder)
+    rubric = source.rubric
     fmt = PromptFormat(**recipe.prompt.model_dump())
     renderer = renderer_hash(rubric, fmt)
     check_card(recipe.model, renderer, "model")
-    pairs = materialise(recipe.data, folder)
     weights = model_fingerprint(recipe.model.name, recipe.model.adapter)
-    folder.note(data_fingerprint=fingerprint(pairs), rubric_hash=rubric.hash, renderer_hash=renderer, weights=weights)
+    folder.note(data_fingerprint=source.fingerprint, rubric_hash=rubric.hash, renderer_hash=renderer, weights=weights)
     store = ChunkStore(folder / "chunks", _CHUNK_SCHEMA)
-    chunks = ask(store, recipe, pairs, rubric, fmt)
+    chunks = ask(store, recipe, source, fmt)
     metadata = {TIERS: json.dumps(rubric.tier_ids), RENDERER: renderer, JUDGE: weights}
     path, rejected = merge(store, chunks, folder, metadata)
     table = pq.read_table(path, columns=[name for name in POOL_SCHEMA.names if name not in ("samples", "query")])
@@ -86,10 +85,10 @@ def run(recipe: PoolRecipe, folder: RunFolder) -> None:
     folder.finish(counts | {f"pass@1 of {recipe.samples}": float(rates.mean()), "pool": str(path)})
 
 
-def ask(store: ChunkStore, recipe: PoolRecipe, pairs: Path, rubric: Rubric, fmt: PromptFormat) -> int:
+def ask(store: ChunkStore, recipe: PoolRecipe, source: PairSource, fmt: PromptFormat) -> int:
     """Asks about every chunk that is not stored yet; returns how many chunks there are. The engine starts when it is needed."""
-    engine, count, seen, wanted = None, 0, set(), labelled(recipe.data, pairs)
-    for number, chunk in enumerate(track(in_chunks(wanted, recipe.chunk_pairs), "chunks of pairs")):
+    engine, count, seen, rubric = None, 0, set(), source.rubric
+    for number, chunk in enumerate(track(in_chunks(source.labelled(), recipe.chunk_pairs), "chunks of pairs")):
         count += 1
         first = [pair.pair_id not in seen and not seen.add(pair.pair_id) for pair in chunk]
         if store.is_current(number):
@@ -100,7 +99,7 @@ def ask(store: ChunkStore, recipe: PoolRecipe, pairs: Path, rubric: Rubric, fmt:
         seed = int(np.random.SeedSequence([recipe.seed, number]).generate_state(1)[0])
         rows = [
             row | {"rejected": None} if isinstance(row, dict) else {"rejected": json.dumps(asdict(row), ensure_ascii=False)}
-            for row in ask_chunk(chunk, first, engine, rubric, fmt, recipe, seed, str(pairs), number * recipe.chunk_pairs)
+            for row in ask_chunk(chunk, first, engine, rubric, fmt, recipe, seed, str(source.path), number * recipe.chunk_pairs)
         ]
         store.write(number, rows)
     return count

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from lore.codec.section import PromptSection
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
-from lore.data.section import DataSection
+from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
 from lore.train.common.config import MAY_CHANGE, TrainSection, padded_rows, trainable_weights
 from lore.train.pool.config import PoolSection
@@ -55,7 +55,7 @@ class PreferenceRecipe(BaseRecipe):
     model: ModelSection
     """The judge that training starts from, which is also the reference. With model.adapter that adapter is trained on; with
     model.lora a new one, on a merged judge; with neither every weight."""
-    data: DataSection
+    data: JudgedDataSection
     """The pairs that the preferences are about."""
     prompt: PromptSection
     preferences: PreferencesSection

@@ -9,7 +9,6 @@ order, and the copy of the reference in checkpoints, with which transformers wou
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -18,9 +17,9 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from lore.data.pair import Pair
-from lore.data.parquet import fingerprint, read_pairs
+from lore.data.pair_source import PairSource
+from lore.data.parquet import read_pairs
 from lore.data.rejected_rows import RejectedWriter, Rejection
-from lore.data.section import materialise
 from lore.engines.loading import load_model
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
@@ -63,12 +62,12 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     """Trains and leaves the adapter (or the whole model), the processor and the judge's card in <run>/model."""
     start = begin(recipe)
     processor = start.processor
-    photos = takes_photos(processor, start.fmt)
+    photos, source = takes_photos(processor, start.fmt), PairSource(recipe.data, folder)
     args = arguments(recipe, folder, bf16=start.bf16, cpu=start.device == "cpu")
     with args.main_process_first(local=False, desc="preferences"):
-        rows = load_rows(recipe, folder, start)
+        rows = load_rows(recipe, source, start)
     # After the main process has brought the data into their form.
-    probe = probe_pairs(recipe.watch, recipe.data, folder, photos=photos)
+    probe = probe_pairs(recipe.watch, source, photos=photos)
     if recipe.stage == "kto":
         args.desirable_weight, args.undesirable_weight = kto_weights(recipe, rows["label"][:])
     steps = total_steps(recipe.train, len(rows))
@@ -132,36 +131,36 @@ def arguments(recipe: PreferenceRecipe, folder: RunFolder, *, bf16: bool, cpu: b
     return args
 
 
-def load_rows(recipe: PreferenceRecipe, folder: RunFolder, start: Start) -> datasets.Dataset:
+def load_rows(recipe: PreferenceRecipe, source: PairSource, start: Start) -> datasets.Dataset:
     """The preferences, rendered once by the main process and mapped into memory by all."""
-    path, rubric, fmt, processor = folder / "data" / "rows.arrow", start.rubric, start.fmt, start.processor
+    folder, rubric, fmt, processor = source.folder, start.rubric, start.fmt, start.processor
+    path = folder / "data" / "rows.arrow"
     if is_main_process():
-        pairs = materialise(recipe.data, folder)
-        folder.note(data_fingerprint=fingerprint(pairs), **start.hashes)
+        folder.note(data_fingerprint=source.fingerprint, **start.hashes)
         if not path.is_file():
             schema = preference_schema(recipe.stage, takes_photos(processor, fmt))
             with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
                 renderer = Renderer(rubric, fmt, processor, recipe.train.max_tokens)
-                write_rows(_rendered(_preferences(recipe, folder, pairs, start, rejected), renderer, rejected), schema, path)
+                write_rows(_rendered(_preferences(recipe, source, start, rejected), renderer, rejected), schema, path)
             photo_file(folder).unlink(missing_ok=True)  # the rows have theirs
             if rejected.count:
                 say(f"{rejected.count:,} preferences are left out, each with its reason in {rejected.path}")
     return rendered_rows(path)
 
 
-def _preferences(recipe, folder, pairs: Path, start: Start, rejected) -> Iterator[tuple[str, int, Pair, Preference]]:
+def _preferences(recipe, source: PairSource, start: Start, rejected) -> Iterator[tuple[str, int, Pair, Preference]]:
     """(file, row, pair, preference) from the pool, then from the tables."""
     section, rubric, fmt = recipe.preferences, start.rubric, start.fmt
     if section.pool is not None:
         chosen = chosen_rows(section.pool, recipe.seed, start.hashes["renderer_hash"], recipe.model)
-        found = chosen_pairs(chosen, recipe.data, folder, photos=takes_photos(start.processor, fmt))
+        found = chosen_pairs(chosen, source, photos=takes_photos(start.processor, fmt))
         by_id = {pair.pair_id: pair for pair in found}
         made = from_pool(chosen, found, recipe.stage, section, rubric, fmt, recipe.seed)
         for number, preference in enumerate(made, 1):
             yield section.pool.path, number, by_id[preference.pair_id], preference
     if not section.tables:
         return
-    known = {pair.pair_id for pair in read_pairs(pairs, split=recipe.data.split, columns=[])}
+    known = {pair.pair_id for pair in read_pairs(source.path, split=recipe.data.split, columns=[])}
     written: list[tuple[str, int, Preference]] = []
     for file in section.tables:
         for item in from_table(file, recipe.stage, known, rubric, fmt):
@@ -170,7 +169,7 @@ def _preferences(recipe, folder, pairs: Path, start: Start, rejected) -> Iterato
             else:
                 written.append((file, *item))
     needed = {preference.pair_id for _, _, preference in written}
-    by_id = {pair.pair_id: pair for pair in read_pairs(pairs, split=recipe.data.split) if pair.pair_id in needed}
+    by_id = {pair.pair_id: pair for pair in read_pairs(source.path, split=recipe.data.split) if pair.pair_id in needed}
     for file, number, preference in written:
         yield file, number, by_id[preference.pair_id], preference
 

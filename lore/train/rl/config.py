@@ -9,7 +9,7 @@ from lore.codec.section import PromptSection
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
 from lore.data.parquet import pair_files
-from lore.data.section import DataSection
+from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
 from lore.rewards.config import RewardsSection
 from lore.support.errors import LoreError
@@ -131,7 +131,7 @@ class RolloutRecipe(BaseRecipe):
     irrelevant_keys = MAY_CHANGE
 
     model: ModelSection
-    data: DataSection
+    data: JudgedDataSection
     prompt: PromptSection
     pool: PoolSection
     rewards: RewardsSection = RewardsSection()

@@ -14,6 +14,7 @@ from trl import GRPOConfig
 
 from lore.codec.chat_template import template_options
 from lore.data.pair import Pair
+from lore.data.pair_source import PairSource
 from lore.data.rejected_rows import RejectedWriter
 from lore.engines.chat import stop_ids
 from lore.engines.loading import known_stops
@@ -81,14 +82,14 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
     )
     if is_main_process():
         folder.note(**start.hashes)
-    photos = takes_photos(start.processor, start.fmt)
+    photos, source = takes_photos(start.processor, start.fmt), PairSource(recipe.data, folder)
     with args.main_process_first(local=False, desc="prompts"):
         table = chosen_rows(recipe.pool, recipe.seed, start.hashes["renderer_hash"], recipe.model)
-        pairs = chosen_pairs(table, recipe.data, folder, photos=photos)
+        pairs = chosen_pairs(table, source, photos=photos)
         if recipe.replay is not None:
-            write_replay(recipe, folder, start)
+            write_replay(recipe, source, start)
     # After the main process has brought the data into their form.
-    probe = probe_pairs(recipe.watch, recipe.data, folder, photos=photos)
+    probe = probe_pairs(recipe.watch, source, photos=photos)
     good = shown_alike(pairs, start, folder, recipe.pool.path)
     pairs = [pairs[number] for number in good]
     if recipe.guided is not None:

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from lore.data.pair_source import PairSource
 from lore.data.parquet import pair_files, read_pairs
 from lore.data.rejected_rows import RejectedWriter
-from lore.data.section import materialise
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process, rank, world_size
@@ -22,14 +22,14 @@ from lore.train.judge.session import Start
 from lore.train.rl.config import RolloutRecipe
 
 
-def write_replay(recipe: RolloutRecipe, folder: RunFolder, start: Start) -> None:
+def write_replay(recipe: RolloutRecipe, data: PairSource, start: Start) -> None:
     """Renders as many pairs with reasoning as the run needs, less those that cannot be, into <run>/data/replay.arrow: once, by the
     main process."""
-    path = folder / "data" / "replay.arrow"
+    folder, path = data.folder, data.folder / "data" / "replay.arrow"
     if path.is_file() or not is_main_process():
         return
     rubric, fmt, processor = start.rubric, start.fmt, start.processor
-    source = recipe.replay.path or materialise(recipe.data, folder)
+    source = recipe.replay.path or data.path
     try:
         pair_files(source)
     except LoreError as error:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from lore.codec.section import PromptSection
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict
-from lore.data.section import DataSection
+from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
 from lore.train.common.config import MAY_CHANGE, TrainSection, trainable_weights
 
@@ -18,7 +18,7 @@ class SFTRecipe(BaseRecipe):
 
     stage: Literal["sft"] = "sft"
     model: ModelSection
-    data: DataSection
+    data: JudgedDataSection
     prompt: PromptSection
     train: TrainSection
     auxiliary: list[str] = []

@@ -17,9 +17,8 @@ import pyarrow.compute as pc
 from trl import SFTTrainer, pack_dataset
 
 from lore.codec.prompt import PromptFormat
-from lore.data.parquet import fingerprint
+from lore.data.pair_source import PairSource
 from lore.data.rejected_rows import RejectedWriter
-from lore.data.section import labelled, materialise
 from lore.run.devices import main_process_checks
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
@@ -95,12 +94,12 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Da
         "from `lore data split --by query`."
     )
     if is_main_process():
-        pairs = materialise(recipe.data, folder)
-        folder.note(data_fingerprint=fingerprint(pairs), **start.hashes)
+        source = PairSource(recipe.data, folder)
+        folder.note(data_fingerprint=source.fingerprint, **start.hashes)
         if not path.is_file():
             schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
             with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
-                judging = _labelled(recipe, pairs, rubric, fmt, processor, rejected)
+                judging = _labelled(recipe, source, rubric, fmt, processor, rejected)
                 rows = chain(judging, _auxiliary(recipe, fmt, processor))
                 write_rows(rows, schema, path, nothing=nothing)
             if rejected.count:
@@ -108,13 +107,13 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Da
     return rendered_rows(path)
 
 
-def _labelled(recipe, pairs, rubric, fmt, processor, rejected):
+def _labelled(recipe, source, rubric, fmt, processor, rejected):
     first, kept = None, 0
-    for number, pair in enumerate(track(labelled(recipe.data, pairs), "rendering pairs"), 1):
+    for number, pair in enumerate(track(source.labelled(), "rendering pairs"), 1):
         try:
             row = sft_row(pair, rubric, fmt, processor)
         except LoreError as error:
-            rejection = rejection_of(pair, error, str(pairs), number)
+            rejection = rejection_of(pair, error, str(source.path), number)
             first = first or rejection
             rejected.write(rejection)
             continue

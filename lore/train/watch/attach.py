@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from lore.data.pair import Pair
+from lore.data.pair_source import PairSource
 from lore.data.parquet import WITHOUT_PHOTO, read_pairs
-from lore.data.section import DataSection, materialise
 from lore.judge.answer import Answer
 from lore.rewards.config import RewardsSection
 from lore.rewards.reward import Rewards
@@ -51,13 +51,13 @@ def watched(
     return probe
 
 
-def probe_pairs(watch: WatchSection, data: DataSection, folder: RunFolder, *, photos: bool) -> list[Pair]:
+def probe_pairs(watch: WatchSection, source: PairSource, *, photos: bool) -> list[Pair]:
     """The fixed pairs of the watch: spread evenly over its file; none where it is off. Raises LoreError where there is none
     with a label. photos: with theirs; a judge that is shown none gets pairs without, as in training: no reward for what it says
     to see."""
     if not watch.every:
         return []
-    path = watch.path or materialise(data, folder)
+    path = watch.path or source.path
     labels = (pair.label for pair in read_pairs(path, split=watch.split, columns=["label"]))
     labelled = sum(label is not None for label in labels)
     if not labelled:

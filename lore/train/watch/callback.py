@@ -27,7 +27,7 @@ from lore.judge.card import write_card
 from lore.rubric.rubric import Rubric
 from lore.run.devices import main_process_checks
 from lore.run.run_folder import RunFolder
-from lore.support.atomic_files import write_atomic
+from lore.support.atomic_files import folder_written_whole, replace_folder, write_atomic
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process
 from lore.train.common.checkpoint import COMPLETE
@@ -221,7 +221,7 @@ class ProbeCallback(TrainerCallback):
     def _save(self, target: Path) -> None:
         from lore.train.common.checkpoint import save_weights
 
-        part = target.with_name(f"{target.name}.part")
+        part = target.with_name(f"{target.name}.part")  # one name for all processes, which write into it together
         if is_main_process() and part.exists():
             shutil.rmtree(part)
         self.trainer.accelerator.wait_for_everyone()
@@ -234,7 +234,7 @@ class ProbeCallback(TrainerCallback):
             self.processor.save_pretrained(part)
             if self.card is not None:
                 write_card(part, self.card)
-            _put(part, target)
+            replace_folder(part, target)
         self.trainer.accelerator.wait_for_everyone()
 
     def finish(self, trainer: Any) -> dict[str, Any]:
@@ -249,10 +249,8 @@ class ProbeCallback(TrainerCallback):
             return {}
         best = self.watch.best_step
         if is_main_process():
-            part = target.with_name("model.part")
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(self._best(best), part)
-            _put(part, target)
+            with folder_written_whole(target) as part:
+                shutil.copytree(self._best(best), part)
             self._drop_all_but({best})
             write_training_report(self.folder, self.title, self.watch)
         trainer.accelerator.wait_for_everyone()
@@ -270,13 +268,6 @@ def share_of(pairs: Sequence[Pair], rank: int, world: int) -> list[Pair]:
 def _from_main(value: Any) -> Any:
     """The main process's value, in every process."""
     return broadcast_object_list([value], from_process=0)[0]
-
-
-def _put(part: Path, target: Path) -> None:
-    """The finished folder under its name, in place of an older one."""
-    if target.exists():
-        shutil.rmtree(target)
-    part.rename(target)
 
 
 def _example(pair: Pair, probed: Probed) -> dict[str, Any]:

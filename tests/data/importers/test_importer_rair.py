@@ -13,8 +13,9 @@ from source_files import load, write_parquet
 from lore.codec.prompt import PromptFormat
 from lore.data.importers import open_source
 from lore.data.importers.rair import attributes_of
+from lore.data.pair_source import PairSource
 from lore.data.parquet import read_pairs
-from lore.data.section import DataSection, materialise
+from lore.data.section import JudgedDataSection
 from lore.engines.chat import photo_of
 from lore.support.errors import LoreError
 
@@ -113,11 +114,11 @@ def test_rair_rows_with_bad_photos_can_be_kept_and_are_reported_and_judged_as_te
     assert states == ["failed", "failed", "failed", "seen", "none"]
     assert SECRET not in str([asdict(pair) for pair in pairs])
 
-    section = DataSection(path=str(path), source="rair", rubric="rair", options={"keep_bad_photos": True})
-    assert len(list(read_pairs(materialise(section, tmp_path / "run")))) == 5
+    section = JudgedDataSection(path=str(path), source="rair", rubric="rair", options={"keep_bad_photos": True})
+    assert len(list(read_pairs(PairSource(section, tmp_path / "run").path))) == 5
     assert "3 photos cannot be read; their rows are kept" in capsys.readouterr().err
-    section = DataSection(path=str(path), source="rair", rubric="rair")
-    assert len(list(read_pairs(materialise(section, tmp_path / "run")))) == 2
+    section = JudgedDataSection(path=str(path), source="rair", rubric="rair")
+    assert len(list(read_pairs(PairSource(section, tmp_path / "run").path))) == 2
     assert "3 of 5 rows became no pair (image_corrupt 3)" in capsys.readouterr().err
 
 

@@ -117,7 +117,7 @@ def test_unreadable_rows_are_counted_and_kept_and_too_many_refused(tmp_path):
 
 
 def test_logs_that_leave_open_what_was_shown_are_refused(tmp_path):
-    with pytest.raises(LoreError, match="neither pair_id nor item_id.*Nearest: item"):
+    with pytest.raises(LoreError, match="neither pair_id nor item_id.*Nearest: 'item'"):
         read_log(table(tmp_path / "log.csv", ["query", "item"], [("lamp", "1")]))
     with pytest.raises(LoreError, match="'query' is missing"):
         read_log(table(tmp_path / "log.csv", ["keyword", "item_id"], [("lamp", "1")]))

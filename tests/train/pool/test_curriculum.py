@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from lore.data.images import image_bytes
 from lore.data.pair import Pair
+from lore.data.pair_source import PairSource
 from lore.data.parquet import PairWriter, read_pairs
-from lore.data.section import DataSection
+from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint
@@ -175,20 +176,20 @@ def test_the_choice_is_described_by_tier(path, capsys):
 def pairs(tmp_path):
     """Writes the pairs of rows_of; `change` alters one before it is written."""
 
-    def write(change=lambda pair: pair) -> DataSection:
+    def write(change=lambda pair: pair) -> JudgedDataSection:
         with PairWriter(tmp_path / "pairs.parquet") as writer:
             for row in rows_of(240):
                 pair = Pair(pair_id=row["pair_id"], query=row["query"], title="a lamp", label=row["label"])
                 if change(pair):
                     writer.write(pair)
-        return DataSection(path=str(tmp_path / "pairs.parquet"), rubric="shop")
+        return JudgedDataSection(path=str(tmp_path / "pairs.parquet"), rubric="shop")
 
     return write
 
 
 def test_rows_find_their_pairs_in_the_rows_order(path, pairs, tmp_path):
     chosen = select(PoolSection(path=path, weighted=True, limit=60), 0)
-    assert [pair.pair_id for pair in chosen_pairs(chosen, pairs(), tmp_path)] == ids(chosen)
+    assert [pair.pair_id for pair in chosen_pairs(chosen, PairSource(pairs(), tmp_path))] == ids(chosen)
 
 
 def test_photos_stay_in_a_file_of_the_run_that_all_processes_map(path, tmp_path):
@@ -196,11 +197,11 @@ def test_photos_stay_in_a_file_of_the_run_that_all_processes_map(path, tmp_path)
         for number, row in enumerate(rows_of(240)):
             image = {"bytes": f"photo {number}".encode(), "path": None} if number % 3 else None
             writer.write(Pair(pair_id=row["pair_id"], query=row["query"], title="a lamp", label=row["label"], image=image))
-    data = DataSection(path=str(tmp_path / "pairs.parquet"), rubric="shop")
+    data = JudgedDataSection(path=str(tmp_path / "pairs.parquet"), rubric="shop")
     chosen = select(PoolSection(path=path, weighted=True, limit=60), 0)
     written = {pair.pair_id: pair for pair in read_pairs(data.path)}
     kept = [written[pair_id] for pair_id in ids(chosen)]
-    stored, bare = (chosen_pairs(chosen, data, tmp_path, photos=photos) for photos in (True, False))
+    stored, bare = (chosen_pairs(chosen, PairSource(data, tmp_path), photos=photos) for photos in (True, False))
     assert (tmp_path / "data" / "photos.arrow").is_file()
     assert any(pair.image for pair in kept)
     for one, other, third in zip(kept, stored, bare, strict=True):
@@ -214,14 +215,14 @@ def test_photos_stay_in_a_file_of_the_run_that_all_processes_map(path, tmp_path)
 def test_pairs_that_are_missing_or_rated_anew_are_an_error(path, pairs, tmp_path):
     chosen = read_pool(path)
     with pytest.raises(LoreError, match="1 of 240 pairs of the pool are not among.*p7"):
-        chosen_pairs(chosen, pairs(lambda pair: pair.pair_id != "p7"), tmp_path)
+        chosen_pairs(chosen, PairSource(pairs(lambda pair: pair.pair_id != "p7"), tmp_path))
 
     def rated_anew(pair):
         pair.label = "L4" if pair.label != "L4" else "L1"
         return pair
 
     with pytest.raises(LoreError, match="240 of 240 pairs have another label.*p0, L. in the pool and L. now"):
-        chosen_pairs(chosen, pairs(rated_anew), tmp_path)
-    other = DataSection(path="x", rubric="homedepot")
+        chosen_pairs(chosen, PairSource(pairs(rated_anew), tmp_path))
+    other = JudgedDataSection(path="x", rubric="homedepot")
     with pytest.raises(LoreError, match="made with the tiers L1, L2, L3, L4, and data.rubric homedepot has"):
-        chosen_pairs(chosen, other, tmp_path)
+        chosen_pairs(chosen, PairSource(other, tmp_path))

@@ -15,8 +15,9 @@ from lore.codec.judgement import FormatFailure, render_answer
 from lore.codec.prompt import PromptFormat
 from lore.codec.verdict_tokens import with_verdict_prefix
 from lore.config.stages import load_recipe
+from lore.data.pair_source import PairSource
 from lore.data.parquet import PairWriter, read_pairs
-from lore.data.section import DataSection
+from lore.data.section import JudgedDataSection
 from lore.engines.chat import prompt_text
 from lore.engines.config import ModelSection
 from lore.engines.loading import load_model, load_processor
@@ -446,9 +447,9 @@ def test_a_folder_of_pairs_may_be_replayed(tiny, tmp_path):
 
 def test_the_probe_is_spread_over_the_whole_file(tiny, tmp_path):
     labelled = [pair.pair_id for pair in read_pairs(tiny.pairs, split="train")]
-    data = DataSection(path=str(tiny.pairs), rubric="shop")
+    source = PairSource(JudgedDataSection(path=str(tiny.pairs), rubric="shop"), None)
     for count in (3, 100, 159, 160, 500):
-        chosen = [pair.pair_id for pair in probe_pairs(WatchSection(pairs=count, split="train"), data, None, photos=True)]
+        chosen = [pair.pair_id for pair in probe_pairs(WatchSection(pairs=count, split="train"), source, photos=True)]
         places = [labelled.index(pair_id) for pair_id in chosen]
         assert len(places) == min(count, len(labelled)) and places == sorted(set(places))
         steps = np.diff([*places, len(labelled)])

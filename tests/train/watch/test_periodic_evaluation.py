@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from lore.codec.prompt import PromptFormat, render
+from lore.data.pair_source import PairSource
 from lore.data.parquet import read_pairs
-from lore.data.section import DataSection
+from lore.data.section import JudgedDataSection
 from lore.engines.chat import prompt_text
 from lore.engines.config import ModelSection
 from lore.engines.engine import Sampling
@@ -386,8 +387,8 @@ def test_a_probe_without_labels_is_an_error(tiny, tmp_path):
 def test_the_probe_has_photos_for_the_judge_and_the_rewards_or_for_neither(tiny, kind):
     pairs = list(read_pairs(tiny.pairs, split="test", limit=64))
     assert any(pair.image for pair in pairs)
-    section, data = WatchSection(pairs=64, split="test"), DataSection(path=str(tiny.pairs), rubric="shop")
-    probe = watching.probe_pairs(section, data, None, photos=takes_photos(loaded(tiny, kind)[1], FMT))
+    section, data = WatchSection(pairs=64, split="test"), JudgedDataSection(path=str(tiny.pairs), rubric="shop")
+    probe = watching.probe_pairs(section, PairSource(data, None), photos=takes_photos(loaded(tiny, kind)[1], FMT))
     assert [pair.image is None for pair in probe] == [kind == "text" or pair.image is None for pair in pairs]
 
 

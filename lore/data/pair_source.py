@@ -1,0 +1,214 @@
+"""The pairs of a recipe's data section: imported once a run, hashed once, opened as often as a stage likes.
+
+    source = PairSource(recipe.data, folder)
+    folder.note(data_fingerprint=source.fingerprint)
+    for pair in source.labelled(columns=["label"]):
+        ...
+
+Pairs of another source than `pairs` are imported into <run>/data/pairs.parquet. <run>/data/inputs.json keeps what was hashed with
+the size and the modification time of each file, so that a restarted run and the other processes of a launch read no file only to
+hash it again. A file whose size and time are those that were noted counts as unchanged.
+"""
+
+import fcntl
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lore.data.import_pairs import import_pairs
+from lore.data.importers import IMPORT_VERSION, open_source
+from lore.data.pair import Pair
+from lore.data.parquet import fingerprint, pair_files, read_metadata, read_pairs
+from lore.data.section import DataSection
+from lore.data.source import Source
+from lore.rubric.rubric import Rubric, rubric_change
+from lore.support.atomic_files import write_atomic
+from lore.support.errors import LoreError
+from lore.support.fingerprint import content_fingerprint, known_digests, remember_digests
+from lore.support.processes import is_main_process, rank
+
+POLL_SECONDS = 0.5
+REPORT_EVERY_SECONDS = 30.0
+
+
+class PairSource:
+    """Make one a process for a section and a run folder, and pass it along. Nothing is read before it is asked for."""
+
+    def __init__(self, section: DataSection, folder: Any):
+        """folder: of the run, a RunFolder or a path."""
+        self.section, self.folder = section, folder
+
+    @cached_property
+    def rubric(self) -> Rubric | None:
+        """The rule book of the labels; none for a section that names none."""
+        return self.section.load_rubric()
+
+    @cached_property
+    def path(self) -> Path:
+        """File, folder or glob of the pairs: the section's own path for source `pairs`, else `folder`/data/pairs.parquet.
+
+        The main process imports it where it does not exist or belongs to other rows, another importer or another rubric; the
+        other processes wait for it. Pairs get a split by hash of their query where the source has none. The option
+        drop_duplicates (true) keeps the first of equal pairs, keep_bad_photos (true) the rows whose photo cannot be read. What
+        the import left out or kept without its photo is said on stderr.
+        """
+        if self.section.source != "pairs":
+            return self._imported() if is_main_process() else self._imported_by_the_main_process()
+        if self.section.options:
+            raise LoreError(
+                f"data.options {self.section.options} belong to an importer, but data.source is pairs, which is read as it is. "
+                "Remove them."
+            )
+        pair_files(self.section.path)
+        if self.rubric is not None and is_main_process():
+            if warning := rubric_change(read_metadata(self.section.path), self.rubric, self.section.path):
+                print(f"warning: {warning}", file=sys.stderr)
+        return Path(self.section.path)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over all bytes of the pairs' files and their order, not their place."""
+        files = pair_files(self.path)
+        self._recall()
+        found = fingerprint(self.path)
+        self._note(files)
+        return found
+
+    def labelled(self, *, columns: list[str] | None = None) -> Iterator[Pair]:
+        """The section's pairs that have a label, in file order: of its split, its slices, up to its limit. columns: of
+        `read_pairs`, the label and the slices among them."""
+        wanted = set(self.section.slices or [])
+        pairs = read_pairs(self.path, split=self.section.split, columns=columns)
+        chosen = (pair for pair in pairs if pair.label is not None and (not wanted or wanted & set(pair.slices)))
+        return islice(chosen, self.section.limit)
+
+    @property
+    def _out(self) -> Path:
+        return Path(self.folder / "data" / "pairs.parquet")
+
+    @property
+    def _notes_path(self) -> Path:
+        return Path(self.folder / "data" / "inputs.json")
+
+    @property
+    def _encoding(self) -> str | None:
+        # utf-8 is the section's default, so it cannot be told from a choice: the source's own default counts then.
+        return None if self.section.encoding.lower() in ("utf-8", "utf8") else self.section.encoding
+
+    @property
+    def _options(self) -> tuple[dict[str, Any], bool, bool]:
+        """(options of the source, drop_duplicates, keep_bad_photos)"""
+        options = dict(self.section.options)
+        return options, options.pop("drop_duplicates", False), options.pop("keep_bad_photos", False)
+
+    @property
+    def _settings(self) -> list[Any]:
+        """What decides about the imported pairs, beside the content of the files."""
+        options, drop_duplicates, keep_bad_photos = self._options
+        return [
+            IMPORT_VERSION,
+            self.section.source,
+            self._encoding,
+            options,
+            drop_duplicates,
+            *(["keep_bad_photos"] if keep_bad_photos else []),
+            self.section.split_fractions or None,
+            self.rubric and self.rubric.hash,
+        ]
+
+    def _imported(self) -> Path:
+        options, *_ = self._options
+        source = open_source(self.section.source, self.section.path, encoding=self._encoding, options=options)
+        source.extra_columns = list  # the command line alone shows them, and finding them opens the file once more
+        self._out.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(self._out.parent / ".import.lock"):
+            self._recall()
+            # A data set of the hub has no files here and is known by its name.
+            content = content_fingerprint(source.files, named=True) if source.files else _hash(self.section.path)
+            key = _hash(json.dumps([*self._settings, content], sort_keys=True, default=str))
+            if _key_of(self._out) != key:
+                self._import(source, key)
+            self._note(source.files, settings=self._settings, key=key)
+        return self._out
+
+    def _import(self, source: Source, key: str) -> None:
+        path, (_, drop_duplicates, keep_bad_photos) = self.section.path, self._options
+        report = import_pairs(
+            source,
+            self._out,
+            self.rubric,
+            split_fractions=self.section.split_fractions,
+            drop_duplicates=drop_duplicates,
+            keep_bad_photos=keep_bad_photos,
+            metadata={"lore.key": key, **self.section.metadata()},
+        )
+        if not report.pairs:
+            raise LoreError(f"{path}: no row of {report.rows:,} became a pair. {' '.join(report.examples[:1])}")
+        if report.rejected_rows:
+            why = ", ".join(f"{reason} {times}" for reason, times in report.reasons.most_common(5))
+            print(
+                f"warning: {path}: {report.rejected_rows:,} of {report.rows:,} rows became no pair ({why}); they are kept with "
+                f"their reasons in {report.rejected}. First: {report.examples[0]}",
+                file=sys.stderr,
+            )
+        if photos := report.repairs["unreadable_photo"]:
+            print(
+                f"warning: {path}: {photos:,} photos cannot be read; their rows are kept and judged as text. "
+                f"First: {report.bad_photos[0]}",
+                file=sys.stderr,
+            )
+
+    def _imported_by_the_main_process(self) -> Path:
+        """Waits for the notes of the main process, which come after the pairs; where it fails, the launcher ends this process."""
+        settings = json.loads(json.dumps(self._settings, default=str))
+        started = reported = time.monotonic()
+        while True:
+            notes = self._notes()
+            if notes.get("settings") == settings and _key_of(self._out) == notes.get("key"):
+                return self._out
+            if time.monotonic() - reported >= REPORT_EVERY_SECONDS:
+                reported = time.monotonic()
+                waited = f"waiting {reported - started:.0f} s for rank 0 to import {self._out}"
+                print(f"rank {rank()}: {waited} (a folder that every machine has to see)", file=sys.stderr, flush=True)
+            time.sleep(POLL_SECONDS)
+
+    def _notes(self) -> dict[str, Any]:
+        path = self._notes_path
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def _recall(self) -> None:
+        remember_digests(self._notes().get("files", {}))
+
+    def _note(self, files: list[Path], **values: Any) -> None:
+        if not is_main_process():
+            return
+        before = self._notes()
+        notes = {**before, **values, "files": {**before.get("files", {}), **known_digests(files)}}
+        notes = json.loads(json.dumps(notes, default=str))
+        if notes != before:
+            self._notes_path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._notes_path, json.dumps(notes, indent=1) + "\n")
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _key_of(path: Path) -> str | None:
+    """Of an imported pairs file: what it was imported from and how."""
+    return read_metadata(path).get("lore.key") if path.is_file() else None
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Held by one process of the machine or of the shared file system at a time."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
