@@ -68,6 +68,9 @@ class GroupRollouts:
     """Parts of the names of weights that vLLM's model does not have and would refuse: here the reference adapter's copies of
     whole modules."""
 
+    marks_given_tokens = False
+    """Whether batches carry the mask that `given_mask` reads."""
+
     logps_BT: torch.Tensor | None = None
     """Log-probabilities of the last forward pass."""
 
@@ -98,7 +101,7 @@ class GroupRollouts:
         """Called after them; logps_BT are those of `tokens` completion tokens."""
 
     def total_loss(self, policy_loss: torch.Tensor, model: Any, batch: Batch) -> torch.Tensor:
-        """The loss of a micro-batch. TRL divides its own by the number of micro-batches of a step, and so has every term."""
+        """The loss of a micro-batch, of which a step takes the sum over its micro-batches and the mean over processes."""
         return policy_loss
 
     def saved_weights(self, state_dict: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -195,9 +198,6 @@ class GroupRollouts:
             given = [group.given for group in self._handed_over for _ in group.completion_ids]
             mask = [[0] * start + [1] * (len(tokens) - start) for start, tokens in zip(given, completions, strict=True)]
         return ids, completions, mask, *rest
-
-    marks_given_tokens = False
-    """Whether batches carry the mask of sampled tokens that `given_mask` reads."""
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> torch.Tensor:
         if self._handed_over is None:

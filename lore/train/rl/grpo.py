@@ -270,7 +270,7 @@ class GRPO(GroupRollouts, GRPOTrainer):
 
     def finish_batch(self, batch: Batch, groups: list[Group]) -> Batch:
         """TRL's batch with its final advantages and the counts that the loss divides by."""
-        # Where rewards are scaled by the batch, TRL would count a group by the batch's deviation.
+        # With grpo.scale: batch, TRL compares the batch's deviation with 0, and no group's.
         self.logged["frac_reward_zero_std"][-1] = self.logged["rollout/share_without_spread"][-1]
         if self.marks_given_tokens:
             batch["given_in_batch"] = self.summed(given_mask(batch).sum())
@@ -290,7 +290,8 @@ class GRPO(GroupRollouts, GRPOTrainer):
     # Loss
 
     def total_loss(self, policy_loss: torch.Tensor, model: Any, batch: Batch) -> torch.Tensor:
-        """The loss of a micro-batch: TRL's clipped surrogate, means over the step's tokens, means over the micro-batch's."""
+        """The loss of a micro-batch: TRL's clipped surrogate, terms that are means over the step's tokens, and terms that are means
+        within the micro-batch (`apart`)."""
         loss = policy_loss + self.token_terms(batch)
         self.logps_BT, apart = None, 0.0
         replayed = self.replay_loss(model) if self.replay is not None else None

@@ -11,8 +11,8 @@ A step runs as in grpo.py up to the batch of answers, then down the class below:
 
 Left out of the textbook method (arXiv 1707.06347, GAE in arXiv 1506.02438): a penalty per token for the KL divergence inside the
 reward (ppo.kl is a term of the loss, so the value need not learn it); several epochs over a rollout in shuffled mini-batches
-(rollout.updates splits a rollout into steps, and each answer is learned from once); the entropy bonus, since the temperature of
-the rollouts keeps answers apart; bootstrapping at a cut, since an answer ends its episode and truncated ones can be masked.
+(rollout.updates splits a rollout into steps, and each answer is learned from once); the entropy bonus, since the watch stops a
+run whose entropy collapses; the value of what follows a truncated answer, which takes no part in the loss (ppo.mask_truncated).
 """
 
 from pathlib import Path

@@ -123,8 +123,8 @@ def test_a_name_that_has_moved_is_reported_in_a_sentence():
     installed = f"TRL {trl.__version__}"
     tokenize, rewards = (next(one for one in METHODS if one.name == name) for name in ("_tokenize_prompts", "_calculate_rewards"))
     assert moved(rewards, Later) == (
-        f"{installed} no longer has GRPOTrainer._calculate_rewards(inputs, prompts, completions, completion_ids_list); {HOME} builds "
-        "on it: adapt that file and this table."
+        f"{installed} no longer has GRPOTrainer._calculate_rewards(inputs, prompts, completions, completion_ids_list); "
+        f"{HOME} builds on it: adapt that file and this table."
     )
     assert f"{installed} has GRPOTrainer._tokenize_prompts(prompts, tools) in place of (prompts); {HOME}" in moved(tokenize, Later)
     step, metrics = (next(one for one in ATTRIBUTES if one.name == name) for name in ("_step", "_metrics"))

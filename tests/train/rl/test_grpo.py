@@ -275,7 +275,7 @@ def test_dynamic_sampling_replaces_flat_groups_within_its_means_and_asks_no_prom
         trainer.state.global_step = step
         rolled.clear()
         scheduled = setup.order[step].tolist()
-        groups, tally = trainer.chosen_groups(scheduled)
+        groups, tally = trainer.choose_groups(scheduled)
         first, second = rolled[0], (rolled[1] if len(rolled) > 1 else [])
         assert [group.row for group in first] == scheduled
         flat = [place for place, group in enumerate(first) if group.spread <= 0.02]
@@ -308,7 +308,7 @@ def test_prompts_that_are_foreseen_to_teach_nothing_give_way_before_anything_is_
     scheduled = setup.order[0].tolist()
     hopeless = scheduled[:4]
     trainer.choice.seen[hopeless] = (1000.0, 0.0)
-    groups, tally = trainer.chosen_groups(scheduled)
+    groups, tally = trainer.choose_groups(scheduled)
     rows = [group.row for group in groups]
     assert tally.foreseen >= 4 and tally.extra == 0 and tally.groups == 8
     assert not set(hopeless) & set(rows) and len(set(rows)) == 8
@@ -321,7 +321,7 @@ def test_groups_that_are_all_wrong_are_begun_with_the_start_of_the_gold_reasonin
     for row in rows:  # the judge never says this, so each group is all wrong
         pair = setup.prompts.pairs[row]
         pair.label = "L1" if pair.label != "L1" else "L4"
-    groups, tally = trainer.chosen_groups(rows)
+    groups, tally = trainer.choose_groups(rows)
     begun = [group for group in groups if group.given]
     assert 0 < tally.guided == len(begun) <= 4
     for group in groups:
@@ -477,8 +477,8 @@ def test_advantages_are_cut_to_the_clamp(made):
     setup, trainer = made(grpo={"advantage_clamp": 0.8})
     inputs = asked(setup)
     kept = []
-    choose = trainer.chosen_groups
-    trainer.chosen_groups = lambda rows: kept.append(choose(rows)) or kept[-1]
+    choose = trainer.choose_groups
+    trainer.choose_groups = lambda rows: kept.append(choose(rows)) or kept[-1]
     found = trainer._generate_and_score_completions(inputs)["advantages"]
     totals = torch.tensor(np.stack([group.rewards_G for group in kept[0][0]]), dtype=torch.float32)
     whole = (totals - totals.mean(1, keepdim=True)) / (totals.std(1, keepdim=True) + 1e-4)

@@ -25,7 +25,7 @@ def noted(self, groups, tally):
         os.kill(os.getpid(), signal.SIGKILL)
     return note(self, groups, tally)
 GRPO.log_rollout = noted
-from lore.run import run_command
+from lore.run.runner import run_command
 sys.exit(run_command([sys.argv[1]]))
 """
 ADDITIONS = {"dynamic": {"extra": 0.5}, "guided": {"share": 0.5}, "replay": {"rows": 4}}
