@@ -83,10 +83,10 @@ def set_up(path: Path, name: str):
 
 def ours(path: Path, number: int):
     """The stage's trainer."""
-    from lore.train.rl.rollout_trainer import JudgeRollouts
+    from lore.train.rl.grpo import GRPO
     from lore.train.rl.setup import trainer_arguments
 
-    return JudgeRollouts(**trainer_arguments(set_up(path, f"lore{number}")))
+    return GRPO(**trainer_arguments(set_up(path, f"lore{number}")))
 
 
 def plain(path: Path, number: int):

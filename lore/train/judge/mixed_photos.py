@@ -6,11 +6,8 @@ import torch
 
 from lore.support.errors import LoreError
 from lore.support.processes import world_size
+from lore.train.common.trl_internals import PHOTO_INPUTS
 from lore.train.judge.collator import PhotoCollator
-
-PHOTOS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids")
-# What of a batch goes into a forward pass beside its tokens.
-PHOTO_FIELDS = (*PHOTOS, "num_images", "num_tiles", "token_type_ids", "mm_token_type_ids")
 
 
 def deepspeed_stage(trainer: Any) -> int:
@@ -37,7 +34,7 @@ def only_photos_shown(image_token_id: int, _: Any, arguments: tuple, options: di
     them, on which models fail. The model may be wrapped, and its config another's then."""
     ids = options.get("input_ids")
     if ids is not None and options.get("pixel_values") is not None and not (ids == image_token_id).any():
-        options = {name: value for name, value in options.items() if name not in PHOTOS}
+        options = {name: value for name, value in options.items() if name not in PHOTO_INPUTS}
     return arguments, options
 
 

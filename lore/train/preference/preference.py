@@ -28,6 +28,7 @@ from lore.support.progress import track
 from lore.train.common.arrow_rows import rendered_rows, write_rows
 from lore.train.common.batch_order import training_order
 from lore.train.common.trainer import RECORDED, Recorder, set_steps, total_steps, train, training_arguments
+from lore.train.common.trl_internals import TokenizedRows
 from lore.train.judge.image_store import photo_file
 from lore.train.judge.mixed_photos import check_mixed_photos
 from lore.train.judge.rows import rejection_of, takes_photos
@@ -44,18 +45,12 @@ ANSWER_TOKENS = 256  # longest answer of the watch where its section says nothin
 START_NATS = 1.0  # log-probability by which an answer may differ between start and reference, from rounding alone
 
 
-class _DPO(DPOTrainer):
-    """DPOTrainer on rows that are tokenised already."""
-
-    def _prepare_dataset(self, dataset, *arguments):
-        return dataset
+class _DPO(TokenizedRows, DPOTrainer):
+    """DPOTrainer on rows that are tokenized already."""
 
 
-class _KTO(KTOTrainer):
-    """KTOTrainer on rows that are tokenised already; answers are paired with other prompts in the collator."""
-
-    def _prepare_dataset(self, dataset, *arguments):
-        return dataset
+class _KTO(TokenizedRows, KTOTrainer):
+    """KTOTrainer on rows that are tokenized already; answers are paired with other prompts in the collator."""
 
 
 def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:

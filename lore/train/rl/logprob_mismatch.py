@@ -1,5 +1,6 @@
-"""How far the probabilities that answers are sampled with lie from those that the loss computes. A filter on the sampling, another
-temperature or another forward pass shows here. With vLLM, TRL measures it by itself.
+"""How far the probabilities that answers are sampled with lie from those that the loss computes.
+
+A filter on the sampling, another temperature or another forward pass shows here. With vLLM, TRL measures it by itself.
 """
 
 import copy
@@ -9,18 +10,18 @@ from typing import Any
 
 import torch
 
-from lore.train.judge.mixed_photos import PHOTO_FIELDS
+from lore.train.common.trl_internals import PHOTO_FIELDS
 
 
 @torch.no_grad()
 def sampler_gap(trainer: Any, rows: list[int]) -> torch.Tensor:
     """Samples an answer to each row and returns the mean difference, in nats, between the log-probabilities its tokens were
-    drawn with and those that the loss computes. The random state stays as it was."""
-    ids, images, fields = trainer._tokenize_prompts([trainer.prompts.messages(row) for row in rows])
+    drawn with and those that the loss computes. trainer: a GRPO. The random state stays as it was."""
+    ids, images, fields = trainer.tokenize([trainer.prompts.messages(row) for row in rows])
     cuda = [trainer.accelerator.device] if trainer.accelerator.device.type == "cuda" else []
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     with torch.random.fork_rng(devices=cuda), scores_of(model) as made:
-        completions, _ = trainer._generate_single_turn(ids, images, fields, 1)
+        completions, _ = trainer.generate(ids, images, fields, 1)
         asked, answered = made[0]
         tokens = answered.sequences[:, asked["input_ids"].shape[1] :]
         mask = torch.zeros_like(tokens)
@@ -35,8 +36,7 @@ def sampler_gap(trainer: Any, rows: list[int]) -> torch.Tensor:
         attention = torch.cat([asked["attention_mask"], mask], dim=1)
         theirs = torch.stack([score.float().log_softmax(dim=-1) for score in answered.scores], dim=1)
         theirs = theirs.gather(2, tokens.unsqueeze(2)).squeeze(2)
-        kept = tokens.shape[1]
-        ours = trainer._get_per_token_logps_and_entropies(trainer.model, answered.sequences, attention, kept, **shown)[0]
+        ours = trainer.token_logps(trainer.model, answered.sequences, attention, tokens.shape[1], **shown)
     return (theirs - ours).abs()[mask.bool()].mean()
 
 

@@ -1,11 +1,18 @@
 """PPO: the same rollouts and rewards as GRPO, with a learned value in place of the group's mean.
 
-Advantages come from GAE(lambda) per token, the value loss is clipped, and the policy's loss is TRL's clipped surrogate over the
-tokens of a step. The value is a head on the judge itself, so there is no second model. Left out of the textbook method: a
-reward penalty per token for the KL divergence (ppo.kl is a term of the loss), several epochs over a rollout in shuffled
-minibatches (rollout.updates: each answer is learnt from once).
-
     accelerate launch recipes/quickstart/ppo.yaml
+
+A step runs as in grpo.py up to the batch of answers, then down the class below:
+
+1. Values: what each token's future is worth, from a head on the judge itself, so there is no second model.
+2. Advantages per token by GAE(lambda); the reward comes with an answer's last token. Whitened over the step's tokens.
+3. Loss: TRL's clipped surrogate over the step's tokens, the clipped value loss, and the SFT terms of GRPO.
+   In the first ppo.value_warmup steps the advantages are 0 and the value loss moves the head alone.
+
+Left out of the textbook method (arXiv 1707.06347, GAE in arXiv 1506.02438): a penalty per token for the KL divergence inside the
+reward (ppo.kl is a term of the loss, so the value need not learn it); several epochs over a rollout in shuffled mini-batches
+(rollout.updates splits a rollout into steps, and each answer is learned from once); the entropy bonus, since the watch stops a
+run whose entropy collapses; the value of what follows a truncated answer, which takes no part in the loss (ppo.mask_truncated).
 """
 
 from pathlib import Path
@@ -17,140 +24,13 @@ from safetensors.torch import load_file, save_file
 
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
-from lore.train.judge.mixed_photos import PHOTO_FIELDS
+from lore.train.common.trl_internals import Batch, sampled_mask, scored_batch
 from lore.train.rl.config import PPORecipe
-from lore.train.rl.groups import Group
-from lore.train.rl.rollout_trainer import JudgeRollouts
+from lore.train.rl.grpo import GRPO, Group
 from lore.train.rl.setup import Setup, run_trainer, set_up, trainer_arguments
-from lore.train.rl.value_head import HEAD, attach_value_head, gae, value_loss
+from lore.train.rl.value_head import HEAD, ValueHead, attach_value_head
 
 HEAD_FILE = "value_head.safetensors"
-
-
-class JudgePPO(JudgeRollouts):
-    """JudgeRollouts whose advantages [answers, tokens] come from a learned value."""
-
-    own_lr = (HEAD,)
-
-    def __init__(self, **arguments: Any):
-        super().__init__(**arguments)
-        self._passes = attach_value_head(self.base)
-        self._values: torch.Tensor | None = None
-
-    @property
-    def head(self) -> torch.nn.Module:
-        return getattr(self.base, HEAD)
-
-    def create_optimizer(self, *arguments: Any) -> Any:
-        optimizer = super().create_optimizer(*arguments)
-        mine = {id(p) for p in self.head.parameters()}
-        for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in mine]
-        optimizer.add_param_group({"params": list(self.head.parameters()), "lr": self.recipe.ppo.value_lr, "weight_decay": 0.0})
-        return optimizer
-
-    def finished(self, output: dict[str, Any], groups: list[Group]) -> dict[str, Any]:
-        """The batch with values, returns and token-wise advantages. The reward comes with an answer's last token."""
-        ppo = self.recipe.ppo
-        mask = output["completion_mask"] * output.get("tool_mask", 1)
-        totals = torch.tensor(np.concatenate([group.totals for group in groups]), dtype=torch.float32, device=mask.device)
-        judged = torch.isfinite(totals)
-        mask = mask * judged.unsqueeze(1)
-        if "old_per_token_logps" not in output:  # else that pass has left its values
-            self._values = None
-            with torch.no_grad():
-                self._get_per_token_logps_and_entropies(
-                    self.model,
-                    torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
-                    torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
-                    output["completion_ids"].shape[1],
-                    batch_size=self.args.per_device_train_batch_size,
-                    **{name: output[name] for name in PHOTO_FIELDS if name in output},
-                )
-        values, self._values = self._values.detach(), None
-        if self.state.global_step == 0:
-            values = values + self._set_offset(totals[judged])
-        last = mask.cumsum(dim=1).argmax(dim=1)
-        rewards = torch.zeros_like(values)
-        rewards[torch.arange(len(last)), last] = totals.nan_to_num()
-        advantages, returns = gae(rewards, values, mask, ppo.gamma, ppo.gae_lambda)
-        self._log_values(values, returns, mask)
-        if ppo.whiten:
-            advantages = self._whitened(advantages, mask)
-        if self.state.global_step < ppo.value_warmup:
-            advantages = torch.zeros_like(advantages)
-        output |= {"advantages": advantages, "old_values": values, "returns": returns}
-        return output | {"value_mask": mask, "valued_in_batch": self._summed(mask.sum())}
-
-    def _set_offset(self, totals: torch.Tensor) -> torch.Tensor:
-        """The mean reward over all processes, which becomes what the value begins with."""
-        count = torch.tensor(float(len(totals)), device=totals.device)
-        total, count = self.accelerator.reduce(torch.stack([totals.sum(), count]), reduction="sum")
-        self.head.offset.copy_(total / count.clamp(min=1))
-        return self.head.offset
-
-    def _whitened(self, advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        sums = torch.stack([mask.sum(), (advantages * mask).sum(), (advantages**2 * mask).sum()]).double()
-        count, total, squares = self.accelerator.reduce(sums, reduction="sum").tolist()
-        mean = total / max(1.0, count)
-        deviation = max(0.0, squares / max(1.0, count) - mean**2) ** 0.5
-        return (advantages - mean) / (deviation + 1e-8) * mask
-
-    def _log_values(self, values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> None:
-        """Mean value, mean return, and the share of the returns' variance that the value explains."""
-        error = returns - values
-        parts = [mask, values, returns, returns**2, error, error**2]
-        sums = torch.stack([(part * mask).sum() for part in parts]).double()
-        count, value, total, squares, off, off_squares = self.accelerator.reduce(sums, reduction="sum").tolist()
-        count = max(1.0, count)
-        variance, left = squares / count - (total / count) ** 2, off_squares / count - (off / count) ** 2
-        log = self._metrics["train"]
-        log["value/mean"].append(value / count)
-        log["value/return"].append(total / count)
-        log["value/explained"].append(1 - left / variance if variance > 1e-12 else 0.0)
-
-    def _generate(self, prompts: list) -> tuple:
-        self._values = None  # of what was asked before this batch
-        return super()._generate(prompts)
-
-    def _get_per_token_logps_and_entropies(self, model: Any, ids: Any, mask: Any, kept: int, **options: Any) -> tuple:
-        self._passes.clear()
-        self.head.alone = self.state.global_step < self.recipe.ppo.value_warmup
-        found = super()._get_per_token_logps_and_entropies(model, ids, mask, kept, **options)
-        # The batch's first pass is the policy's; one of the reference may follow, a model without a head or an adapter with one.
-        if self._values is None and (model is self.model or model is self.model_wrapped):
-            self._values = torch.cat([values[:, -kept:] for values in self._passes])
-        self._passes.clear()
-        return found
-
-    def beside(self, inputs: dict[str, Any]) -> torch.Tensor | float:
-        """The value loss beside what GRPO has there."""
-        ppo = self.recipe.ppo
-        mask, count = inputs["value_mask"], self.share_of_step(inputs["valued_in_batch"])
-        lost = value_loss(self._values, inputs["old_values"], inputs["returns"], mask, ppo.value_clip, count)
-        passes = self.current_gradient_accumulation_steps
-        self._metrics["train"]["value/loss"].append(passes * self.accelerator.gather(lost.detach()).mean().item())
-        self._values = None
-        return super().beside(inputs) + ppo.value_coef * lost
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """The judge without the value head, which nobody asks after training."""
-        if not hasattr(self.model, "peft_config"):
-            state_dict = {name: value for name, value in (state_dict or self.model.state_dict()).items() if HEAD not in name}
-        super()._save(output_dir, state_dict)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.head.state_dict().items()}
-        # Weights that DeepSpeed has shared out are empty here; they lie in its own checkpoint.
-        if self.args.should_save and all(value.numel() for value in weights.values()):
-            save_file(weights, self._checkpoint_folder(trial) / HEAD_FILE)
-
-    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(checkpoint, model)
-        path = Path(checkpoint) / HEAD_FILE
-        if path.is_file():
-            self.head.load_state_dict(load_file(path, device=str(self.head.linear.weight.device)))
 
 
 def run(recipe: PPORecipe, folder: RunFolder) -> None:
@@ -159,10 +39,10 @@ def run(recipe: PPORecipe, folder: RunFolder) -> None:
     run_trainer(setup, trainer, "ppo")
 
 
-def prepare(recipe: PPORecipe, folder: RunFolder) -> tuple[Setup, JudgePPO]:
+def prepare(recipe: PPORecipe, folder: RunFolder) -> tuple[Setup, "PPO"]:
     """The trainer, ready for its first step."""
     setup = set_up(recipe, folder, recipe.ppo, loss_type="dapo")
-    trainer = JudgePPO(**trainer_arguments(setup))
+    trainer = PPO(**trainer_arguments(setup))
     if trainer.is_fsdp_enabled:
         raise LoreError(
             "Stage ppo does not run under FSDP, whose shares of the value head no checkpoint could hold.\n"
@@ -170,3 +50,177 @@ def prepare(recipe: PPORecipe, folder: RunFolder) -> tuple[Setup, JudgePPO]:
             same_on_every_rank=True,
         )
     return setup, trainer
+
+
+class PPO(GRPO):
+    """GRPO whose advantages_BT come from a learned value. Shapes: B answers, T tokens of the longest."""
+
+    own_lr = (HEAD,)
+    kept_from_sampler = (*GRPO.kept_from_sampler, HEAD)
+
+    values_BT: torch.Tensor | None = None
+    """Values of the policy's last forward pass over a batch or micro-batch, until they are used."""
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self.made_values = attach_value_head(self.base)
+
+    @property
+    def head(self) -> ValueHead:
+        return getattr(self.base, HEAD)
+
+    def create_optimizer(self, *arguments: Any) -> Any:
+        """The optimizer, with the head at its own learning rate and without weight decay."""
+        optimizer = super().create_optimizer(*arguments)
+        mine = {id(p) for p in self.head.parameters()}
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in mine]
+        optimizer.add_param_group({"params": list(self.head.parameters()), "lr": self.recipe.ppo.value_lr, "weight_decay": 0.0})
+        return optimizer
+
+    @property
+    def warming_up(self) -> bool:
+        return self.state.global_step < self.recipe.ppo.value_warmup
+
+    # Rollout and values
+
+    def collect_groups(self, rows: list[int]) -> list[Group]:
+        groups = super().collect_groups(rows)
+        self.values_BT = None  # of what was scored before this batch
+        return groups
+
+    def before_scoring(self) -> None:
+        self.made_values.clear()
+        self.head.alone = self.warming_up
+
+    def after_scoring(self, model: Any, tokens: int) -> None:
+        # The batch's first pass is the policy's; one of the reference may follow, a model without a head or an adapter with one.
+        if self.values_BT is None and (model is self.model or model is self.model_wrapped):
+            self.values_BT = torch.cat([values[:, -tokens:] for values in self.made_values])
+        self.made_values.clear()
+
+    def old_values(self, batch: Batch) -> torch.Tensor:
+        """Values [B, T] of the policy that sampled the answers."""
+        if "old_per_token_logps" not in batch:  # else that pass has left its values
+            self.values_BT = None
+            with torch.no_grad():
+                self.token_logps(self.model, **scored_batch(batch), batch_size=self.args.per_device_train_batch_size)
+        values_BT, self.values_BT = self.values_BT.detach(), None
+        return values_BT
+
+    # Advantages
+
+    def with_advantages(self, batch: Batch, groups: list[Group]) -> Batch:
+        """The batch with old values, returns and advantages, all [B, T]. An answer without a reward has none of them."""
+        ppo = self.recipe.ppo
+        mask_BT = sampled_mask(batch)
+        rewards_B = torch.tensor(np.concatenate([group.rewards_G for group in groups]), dtype=torch.float32, device=mask_BT.device)
+        judged_B = torch.isfinite(rewards_B)
+        mask_BT = mask_BT * judged_B.unsqueeze(1)
+        values_BT = self.old_values(batch)
+        if self.state.global_step == 0:
+            values_BT = values_BT + self.set_offset(rewards_B[judged_B])
+        last_B = mask_BT.cumsum(dim=1).argmax(dim=1)
+        rewards_BT = torch.zeros_like(values_BT)
+        rewards_BT[torch.arange(len(last_B)), last_B] = rewards_B.nan_to_num()
+        advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, ppo.gamma, ppo.gae_lambda)
+        self.log_values(values_BT, returns_BT, mask_BT)
+        if ppo.whiten:
+            advantages_BT = self.whitened(advantages_BT, mask_BT)
+        if self.warming_up:
+            advantages_BT = torch.zeros_like(advantages_BT)
+        batch |= {"advantages": advantages_BT, "old_values": values_BT, "returns": returns_BT}
+        return batch | {"value_mask": mask_BT, "valued_in_batch": self.summed(mask_BT.sum())}
+
+    def set_offset(self, rewards: torch.Tensor) -> torch.Tensor:
+        """The mean reward over all processes, which becomes what the value begins with."""
+        count = torch.tensor(float(len(rewards)), device=rewards.device)
+        total, count = self.accelerator.reduce(torch.stack([rewards.sum(), count]), reduction="sum")
+        self.head.offset.copy_(total / count.clamp(min=1))
+        return self.head.offset
+
+    def whitened(self, advantages_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        """Mean 0 and standard deviation 1 over the tokens of all processes."""
+        moments = torch.stack([mask_BT.sum(), (advantages_BT * mask_BT).sum(), (advantages_BT**2 * mask_BT).sum()]).double()
+        count, total, squares = self.accelerator.reduce(moments, reduction="sum").tolist()
+        mean = total / max(1.0, count)
+        deviation = max(0.0, squares / max(1.0, count) - mean**2) ** 0.5
+        return (advantages_BT - mean) / (deviation + 1e-8) * mask_BT
+
+    def log_values(self, values_BT: torch.Tensor, returns_BT: torch.Tensor, mask_BT: torch.Tensor) -> None:
+        """Logs mean value, mean return, and the share of the returns' variance that the value explains."""
+        error_BT = returns_BT - values_BT
+        parts = [mask_BT, values_BT, returns_BT, returns_BT**2, error_BT, error_BT**2]
+        sums = torch.stack([(part * mask_BT).sum() for part in parts]).double()
+        count, value, total, squares, off, off_squares = self.accelerator.reduce(sums, reduction="sum").tolist()
+        count = max(1.0, count)
+        variance, left = squares / count - (total / count) ** 2, off_squares / count - (off / count) ** 2
+        self.logged["value/mean"].append(value / count)
+        self.logged["value/return"].append(total / count)
+        self.logged["value/explained"].append(1 - left / variance if variance > 1e-12 else 0.0)
+
+    # Loss
+
+    def token_terms(self, batch: Batch) -> torch.Tensor | float:
+        """The value loss beside the terms of GRPO."""
+        ppo = self.recipe.ppo
+        count = self.share_of_step(batch["valued_in_batch"])
+        lost = value_loss(self.values_BT, batch["old_values"], batch["returns"], batch["value_mask"], ppo.value_clip, count)
+        per_step = self.current_gradient_accumulation_steps
+        self.logged["value/loss"].append(per_step * self.accelerator.gather(lost.detach()).mean().item())
+        self.values_BT = None
+        return super().token_terms(batch) + ppo.value_coef * lost
+
+    # What is saved
+
+    def saved_weights(self, state_dict: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The judge without the value head, which nobody asks after training."""
+        if hasattr(self.model, "peft_config"):
+            return state_dict
+        return {name: value for name, value in (state_dict or self.model.state_dict()).items() if HEAD not in name}
+
+    def save_beside(self, checkpoint: Path) -> None:
+        super().save_beside(checkpoint)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.head.state_dict().items()}
+        # Weights that DeepSpeed has shared out are empty here; they lie in its own checkpoint.
+        if self.args.should_save and all(value.numel() for value in weights.values()):
+            save_file(weights, checkpoint / HEAD_FILE)
+
+    def load_weights_beside(self, checkpoint: Path) -> None:
+        path = checkpoint / HEAD_FILE
+        if path.is_file():
+            self.head.load_state_dict(load_file(path, device=str(self.head.linear.weight.device)))
+
+
+def gae(
+    rewards_BT: torch.Tensor, values_BT: torch.Tensor, mask_BT: torch.Tensor, gamma: float, gae_lambda: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(advantages, returns) [B, T] by generalised advantage estimation (arXiv 1506.02438, equation 16); 0 where mask is 0.
+
+    The mask of a row is one stretch of ones; nothing is worth anything behind it.
+    """
+    mask = mask_BT.to(values_BT.dtype)
+    values = values_BT * mask
+    advantages = torch.zeros_like(values)
+    ahead = torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        following = values[:, t + 1] if t + 1 < values.shape[1] else torch.zeros_like(ahead)
+        surprise = rewards_BT[:, t] + gamma * following - values[:, t]
+        ahead = (surprise + gamma * gae_lambda * ahead) * mask[:, t]
+        advantages[:, t] = ahead
+    return advantages, advantages + values
+
+
+def value_loss(
+    values_BT: torch.Tensor,
+    old_BT: torch.Tensor,
+    returns_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    clip: float,
+    count: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Half the squared error over the mask, divided by its tokens or by `count`; a value that has moved more than `clip` from its
+    old estimate, towards the return, pulls no further (arXiv 1707.06347 with the value clipping of its reference code)."""
+    near = old_BT + (values_BT - old_BT).clamp(-clip, clip)
+    error = torch.maximum((values_BT - returns_BT) ** 2, (near - returns_BT) ** 2)
+    return 0.5 * (error * mask_BT).sum() / (mask_BT.sum().clamp(min=1) if count is None else count)

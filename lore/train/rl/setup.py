@@ -32,11 +32,8 @@ from lore.train.judge.session import ReferenceStaysOut, Start, begin, complete_m
 from lore.train.pool.curriculum import chosen_pairs, chosen_rows
 from lore.train.rl.config import DynamicSection, LossSection, RolloutRecipe
 from lore.train.rl.dynamic_sampling import PromptChoice, schedule, window
-from lore.train.rl.groups import Group, Tally
 from lore.train.rl.prompts import Prompts, check_same_prompt, usable
-from lore.train.rl.rollout_trainer import JudgeRollouts
 from lore.train.rl.sft_replay import Replay, replayed_passes, write_replay
-from lore.train.rl.vllm_sync import longest
 from lore.train.watch.attach import probe_pairs, watched
 from lore.train.watch.collapse_rules import RECORDED as WATCHED
 from lore.train.watch.collapse_rules import preflight_rollouts
@@ -198,6 +195,13 @@ def rollout_arguments(recipe: RolloutRecipe, folder: RunFolder, start: Start, **
     return args
 
 
+def longest(recipe: RolloutRecipe, start: Start) -> int:
+    """Tokens of the longest prompt with its answer, which vLLM has to hold. A photo's tokens come on top of
+    prompt.max_prompt_tokens, and train.max_tokens has room for them. An answer that begins with gold reasoning is as long again."""
+    text = recipe.prompt.max_prompt_tokens + recipe.rollout.max_tokens * (1 if recipe.guided is None else 2)
+    return max(text, recipe.train.max_tokens) if takes_photos(start.processor, start.fmt) else text
+
+
 def prompt_rows(order: np.ndarray) -> datasets.Dataset:
     """The rows that TRL's sampler walks over, in the schedule's order; the trainer makes prompts of them."""
     rows = order.reshape(-1).tolist()
@@ -229,14 +233,14 @@ def trainer_arguments(setup: Setup) -> dict[str, Any]:
     }
 
 
-def run_trainer(setup: Setup, trainer: JudgeRollouts, title: str) -> None:
-    """Preflight, training under watch, and the best weights in <run>/model."""
+def run_trainer(setup: Setup, trainer: Any, title: str) -> None:
+    """trainer: a GRPO or PPO. Preflight, training under watch, and the best weights in <run>/model."""
     recipe, folder = setup.recipe, setup.folder
     trainer.add_callback(ReferenceStaysOut())
-    if trainer._is_vlm and recipe.prompt.photo and (trainer.is_fsdp_enabled or deepspeed_stage(trainer) == 3):
+    if trainer.reads_photos and recipe.prompt.photo and (trainer.is_fsdp_enabled or deepspeed_stage(trainer) == 3):
         shown = sum(pair.image is not None for pair in setup.prompts.pairs)
         check_mixed_photos(shown, len(setup.prompts), "prompts", "launch/accelerate/zero2.yaml or ddp.yaml")
-    check_same_prompt(setup.prompts, trainer._tokenize_prompts, range(min(8, len(setup.prompts))))
+    check_same_prompt(setup.prompts, trainer.tokenize, range(min(8, len(setup.prompts))))
     if recipe.watch.preflight_prompts and last_checkpoint(folder) is None:
         trainer.add_callback(Preflight(setup, trainer))
     shown = {"title": title, "max_tokens": recipe.rollout.max_tokens, "rewards": setup.rewards}
@@ -252,15 +256,16 @@ def run_trainer(setup: Setup, trainer: JudgeRollouts, title: str) -> None:
 class Preflight(TrainerCallback):
     """Runs `preflight` when the trainer has put the model where it trains: under DeepSpeed that is after its start."""
 
-    def __init__(self, setup: Setup, trainer: JudgeRollouts):
+    def __init__(self, setup: Setup, trainer: Any):
         self.setup, self.trainer = setup, trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         preflight(self.setup, self.trainer)
 
 
-def preflight(setup: Setup, trainer: JudgeRollouts) -> None:
-    """Rolls groups for a few prompts before step 0. Raises LoreError when all is cut or no group has spread."""
+def preflight(setup: Setup, trainer: Any) -> None:
+    """Samples groups for a few prompts before step 0. trainer: a GRPO or PPO. Raises LoreError when all answers are truncated or
+    every group is a zero-advantage group."""
     share = max(1, setup.recipe.watch.preflight_prompts // world_size())
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=cuda):
@@ -268,10 +273,10 @@ def preflight(setup: Setup, trainer: JudgeRollouts) -> None:
         rows = [int(row) for row in setup.order.reshape(-1)[np.arange(first, first + share) % setup.order.size]]
         trainer.model.train()
         at_once = setup.order.shape[1] // world_size()
-        groups: list[Group] = []
+        groups: list[Any] = []
         for start in range(0, share, at_once):  # never more answers at a time than a step has, for which memory has to do
-            groups += trainer._roll(rows[start : start + at_once], Tally())
-    everyone = gather_object([(group.answers, group.totals.tolist(), group.row) for group in groups])
+            groups += trainer.sample_groups(rows[start : start + at_once])
+    everyone = gather_object([(group.answers, group.rewards_G.tolist(), group.row) for group in groups])
     answers, totals, asked = zip(*everyone, strict=True)
     labels = [setup.prompts.pairs[row].label for row in asked]
     grouped = setup.recipe.stage != "ppo"

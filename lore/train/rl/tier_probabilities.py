@@ -12,7 +12,7 @@ from lore.train.watch.policy_engine import policy
 
 def with_probabilities(trainer: Any, messages: list[list[dict]], answers: list[Answer]) -> list[Answer]:
     """The answers with the trained judge's tier probabilities, read behind the reason that each of them wrote; one without a
-    verdict stays without. trainer: a JudgeRollouts."""
+    verdict stays without. trainer: a GRPO."""
     out, prompts = list(answers), trainer.prompts
     read = [place for place, answer in enumerate(answers) if not isinstance(answer.judgement, FormatFailure)]
     with policy(trainer) as model:

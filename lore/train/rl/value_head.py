@@ -1,4 +1,7 @@
-"""PPO's value side: a head on the judge's last hidden state, generalised advantage estimation, and the clipped value loss."""
+"""PPO's value head on the judge's last hidden state, and how its values leave the model's forward pass.
+
+ppo.py has what is done with them.
+"""
 
 from dataclasses import dataclass
 from functools import cache
@@ -64,37 +67,3 @@ def _valued(kind: type) -> type:
     """The model's kind of output with one field more: data parallel training takes outputs apart and makes them anew."""
     field = {"state_values": None, "__annotations__": {"state_values": "torch.Tensor | None"}}
     return dataclass(type(f"Valued{kind.__name__}", (kind,), field))
-
-
-def gae(
-    rewards_BT: torch.Tensor, values_BT: torch.Tensor, mask_BT: torch.Tensor, gamma: float, gae_lambda: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(advantages, returns) [B, T] by generalised advantage estimation (arXiv 1506.02438, equation 16); 0 where mask is 0.
-
-    The mask of a row is one stretch of ones; nothing is worth anything behind it.
-    """
-    mask = mask_BT.to(values_BT.dtype)
-    values = values_BT * mask
-    advantages = torch.zeros_like(values)
-    ahead = torch.zeros_like(values[:, 0])
-    for t in reversed(range(values.shape[1])):
-        following = values[:, t + 1] if t + 1 < values.shape[1] else torch.zeros_like(ahead)
-        surprise = rewards_BT[:, t] + gamma * following - values[:, t]
-        ahead = (surprise + gamma * gae_lambda * ahead) * mask[:, t]
-        advantages[:, t] = ahead
-    return advantages, advantages + values
-
-
-def value_loss(
-    values_BT: torch.Tensor,
-    old_BT: torch.Tensor,
-    returns_BT: torch.Tensor,
-    mask_BT: torch.Tensor,
-    clip: float,
-    count: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Half the squared error over the mask, divided by its tokens or by `count`; a value that has moved more than `clip` from its
-    old estimate, towards the return, pulls no further (arXiv 1707.06347 with the value clipping of its reference code)."""
-    near = old_BT + (values_BT - old_BT).clamp(-clip, clip)
-    error = torch.maximum((values_BT - returns_BT) ** 2, (near - returns_BT) ** 2)
-    return 0.5 * (error * mask_BT).sum() / (mask_BT.sum().clamp(min=1) if count is None else count)

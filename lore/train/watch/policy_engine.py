@@ -5,12 +5,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from trl.distributed import DistributedBackend
-from trl.models import unwrap_model_for_generation
 
 from lore.engines.chat import image_tokens, prompt_text
 from lore.engines.engine import Completion, Messages, Sampling
 from lore.engines.transformers import TransformersEngine
+from lore.train.common.trl_internals import unwrapped_for_generation
 
 ENTROPY_POSITIONS = 256  # logits that are turned into float32 probabilities at once
 
@@ -18,16 +17,12 @@ ENTROPY_POSITIONS = 256  # logits that are turned into float32 probabilities at 
 @contextmanager
 def policy(trainer: Any) -> Iterator[Any]:
     """The trainer's model with whole weights, in evaluation mode; random state and modes are as before afterwards."""
-    accelerator, wrapped = trainer.accelerator, trainer.model_wrapped
-    kwargs = {"gradient_checkpointing_kwargs": getattr(trainer.args, "gradient_checkpointing_kwargs", None)}
-    backend = DistributedBackend(accelerator)
+    accelerator = trainer.accelerator
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
-        model = stack.enter_context(unwrap_model_for_generation(wrapped, accelerator, **kwargs))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(backend.summon_full_params(wrapped, recurse=False))
-        if backend.is_fsdp:
+        model, is_fsdp = stack.enter_context(unwrapped_for_generation(trainer))
+        if is_fsdp:
             stack.enter_context(_in_step(model))
         stack.enter_context(accelerator.autocast())
         modes = [(module, module.training) for module in model.modules()]

@@ -28,10 +28,8 @@ from lore.run.run_folder import RunFolder
 from lore.run.runner import run_recipe
 from lore.support.errors import LoreError
 from lore.train.judge.rows import gold, sft_row
-from lore.train.rl.groups import Tally
-from lore.train.rl.grpo import prepare
-from lore.train.rl.length_bucketing import shorter_passes
-from lore.train.rl.rollout_trainer import JudgeRollouts
+from lore.train.rl.grpo import GRPO, prepare
+from lore.train.rl.length_bucketing import bucket_by_length
 from lore.train.rl.sft_replay import replayed_passes
 from lore.train.watch.attach import probe_pairs
 from lore.train.watch.config import WatchSection
@@ -181,7 +179,7 @@ def test_the_trainer_reads_prompts_as_the_engine_does_alone_and_in_a_batch(made,
 @pytest.mark.parametrize("kind", ["text", "vision"])
 def test_with_every_addition_off_a_run_is_trls_own(made, kind, monkeypatch):
     # The same sums in another order differ by rounding, which Adam makes steps of; see the test of the shorter passes.
-    monkeypatch.setattr("lore.train.rl.rollout_trainer.shorter_passes", lambda passes, *_: passes)
+    monkeypatch.setattr("lore.train.rl.grpo.bucket_by_length", lambda passes, *_: passes)
     setup, ours = made(kind, grpo={"advantage_clamp": None})
     ours.train()
     other, _ = made(kind, run="trl", grpo={"advantage_clamp": None})
@@ -237,7 +235,7 @@ def test_shorter_passes_have_the_loss_and_the_gradients_of_padded_ones(made, mon
     trainer.current_gradient_accumulation_steps = 4
     padded = []
     monkeypatch.setattr(
-        "lore.train.rl.rollout_trainer.shorter_passes", lambda passes, *how: padded.extend(passes) or shorter_passes(passes, *how)
+        "lore.train.rl.grpo.bucket_by_length", lambda passes, *how: padded.extend(passes) or bucket_by_length(passes, *how)
     )
     first = trainer._prepare_inputs(asked(setup))
     passes = trainer._buffered_inputs
@@ -265,20 +263,20 @@ def test_shorter_passes_have_the_loss_and_the_gradients_of_padded_ones(made, mon
 def test_dynamic_sampling_replaces_flat_groups_within_its_means_and_asks_no_prompt_twice(made):
     setup, trainer = made(dynamic={"extra": 0.5, "foresee": False}, train={"batch_size": 32})
     rolled = []
-    roll = trainer._roll
+    roll = trainer.sample_groups
 
     def counted(rows, *more):
         groups = roll(rows, *more)
         rolled.append(list(groups))  # the trainer puts others into its own list
         return groups
 
-    trainer._roll = counted
+    trainer.sample_groups = counted
     replaced = 0
     for step in range(3):
         trainer.state.global_step = step
         rolled.clear()
         scheduled = setup.order[step].tolist()
-        groups, tally = trainer.chosen_groups(scheduled)
+        groups, tally = trainer.choose_groups(scheduled)
         first, second = rolled[0], (rolled[1] if len(rolled) > 1 else [])
         assert [group.row for group in first] == scheduled
         flat = [place for place, group in enumerate(first) if group.spread <= 0.02]
@@ -301,7 +299,7 @@ def test_dynamic_sampling_replaces_flat_groups_within_its_means_and_asks_no_prom
 @pytest.mark.parametrize("scale", ["group", "batch"])
 def test_groups_without_spread_are_counted_however_rewards_are_scaled(made, scale):
     setup, trainer = made(grpo={"scale": scale})
-    trainer.judged.totals = lambda parts: np.where(np.arange(len(parts)) < 4, 0.5, np.arange(len(parts)) / len(parts))
+    trainer.rewards.totals = lambda parts: np.where(np.arange(len(parts)) < 4, 0.5, np.arange(len(parts)) / len(parts))
     trainer._generate_and_score_completions(asked(setup))
     assert trainer._metrics["train"]["frac_reward_zero_std"] == [0.25]
 
@@ -311,7 +309,7 @@ def test_prompts_that_are_foreseen_to_teach_nothing_give_way_before_anything_is_
     scheduled = setup.order[0].tolist()
     hopeless = scheduled[:4]
     trainer.choice.seen[hopeless] = (1000.0, 0.0)
-    groups, tally = trainer.chosen_groups(scheduled)
+    groups, tally = trainer.choose_groups(scheduled)
     rows = [group.row for group in groups]
     assert tally.foreseen >= 4 and tally.extra == 0 and tally.groups == 8
     assert not set(hopeless) & set(rows) and len(set(rows)) == 8
@@ -324,7 +322,7 @@ def test_groups_that_are_all_wrong_are_begun_with_the_start_of_the_gold_reasonin
     for row in rows:  # the judge never says this, so each group is all wrong
         pair = setup.prompts.pairs[row]
         pair.label = "L1" if pair.label != "L1" else "L4"
-    groups, tally = trainer.chosen_groups(rows)
+    groups, tally = trainer.choose_groups(rows)
     begun = [group for group in groups if group.given]
     assert 0 < tally.guided == len(begun) <= 4
     for group in groups:
@@ -391,7 +389,7 @@ def test_the_sft_term_is_the_models_own_cross_entropy_on_its_rows(made, kind, te
     batch = trainer.replay(0)
     assert (batch["labels"] != -100).sum() > 50
     plain = trainer.model(**batch).loss
-    torch.testing.assert_close(trainer._replay_loss(trainer.model), plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(trainer.replay_loss(trainer.model), plain, atol=1e-5, rtol=0)
     again = trainer.replay(1)["input_ids"]
     assert again.shape != batch["input_ids"].shape or (again != batch["input_ids"]).any()
 
@@ -457,8 +455,8 @@ def test_the_probe_is_spread_over_the_whole_file(tiny, tmp_path):
 
 
 def test_preflight_asks_no_more_at_once_than_a_step_and_what_it_refuses_may_be_changed(tiny, runs, tmp_path, monkeypatch):
-    asked, roll = [], JudgeRollouts._roll
-    monkeypatch.setattr(JudgeRollouts, "_roll", lambda self, rows, *rest: asked.append(len(rows)) or roll(self, rows, *rest))
+    asked, roll = [], GRPO.sample_groups
+    monkeypatch.setattr(GRPO, "sample_groups", lambda self, rows, *rest: asked.append(len(rows)) or roll(self, rows, *rest))
     path = tmp_path / "grpo.yaml"
     for tokens in (2, 48):
         sections = {"rollout": {"max_tokens": tokens}, "train": {"steps": 1}, "watch": {"preflight_prompts": 10}}
@@ -480,10 +478,10 @@ def test_advantages_are_cut_to_the_clamp(made):
     setup, trainer = made(grpo={"advantage_clamp": 0.8})
     inputs = asked(setup)
     kept = []
-    choose = trainer.chosen_groups
-    trainer.chosen_groups = lambda rows: kept.append(choose(rows)) or kept[-1]
+    choose = trainer.choose_groups
+    trainer.choose_groups = lambda rows: kept.append(choose(rows)) or kept[-1]
     found = trainer._generate_and_score_completions(inputs)["advantages"]
-    totals = torch.tensor(np.stack([group.totals for group in kept[0][0]]), dtype=torch.float32)
+    totals = torch.tensor(np.stack([group.rewards_G for group in kept[0][0]]), dtype=torch.float32)
     whole = (totals - totals.mean(1, keepdim=True)) / (totals.std(1, keepdim=True) + 1e-4)
     assert whole.abs().max() > 0.8
     torch.testing.assert_close(found, whole.clamp(-0.8, 0.8).reshape(-1))
@@ -502,7 +500,7 @@ def test_truncated_answers_have_no_loss(made):
 
 def test_answers_that_no_reward_can_judge_have_no_advantage_and_change_nobody_elses(made):
     setup, trainer = made()
-    totals = trainer.judged.totals
+    totals = trainer.rewards.totals
 
     def some(parts):
         values = totals(parts)
@@ -510,7 +508,7 @@ def test_answers_that_no_reward_can_judge_have_no_advantage_and_change_nobody_el
         values[4:8] = (np.nan, 1.0, 0.0, 0.5)
         return values
 
-    trainer.judged.totals = some
+    trainer.rewards.totals = some
     batch = trainer._generate_and_score_completions(asked(setup))
     found = batch["advantages"]
     assert found[:5].tolist() == [0.0] * 5
@@ -522,7 +520,7 @@ def test_answers_that_no_reward_can_judge_have_no_advantage_and_change_nobody_el
 @pytest.mark.parametrize("kind", ["text", "vision"])
 def test_calibration_is_rewarded_by_the_probabilities_behind_each_answers_own_reason(made, kind):
     setup, trainer = made(kind, adapter=True, rewards={"calibration": 0.5})
-    groups = trainer._roll([0, 1, 2], Tally())
+    groups = trainer.sample_groups([0, 1, 2])
     engine = TransformersEngine(trainer.model.eval(), load_processor(ModelSection(name=setup.recipe.model.name)), RUBRIC)
     seen = 0
     for group in groups:
@@ -547,7 +545,7 @@ def test_a_group_spread_over_processes_is_refused(made, monkeypatch):
     setup.args.gradient_accumulation_steps = setup.args.steps_per_generation = 1
     setup.args.generation_batch_size = 4
     with pytest.raises(LoreError, match="samples 2 answers at a time, which groups of 4 do not fill"):
-        JudgeRollouts(**trainer_arguments(setup))
+        GRPO(**trainer_arguments(setup))
 
 
 def test_what_a_run_lacks_is_said_before_the_model_is_loaded(made, tiny, runs, tmp_path, monkeypatch):
@@ -585,12 +583,12 @@ def test_tokens_are_learnt_from_with_the_probabilities_they_were_sampled_with(ma
     """At temperature .7. With photos the placeholder of a photo is never sampled, and the trainer does not know of that."""
     _, trainer = made(kind, rollout={"temperature": 0.7})
     before = torch.random.get_rng_state()
-    trainer._note_gap([0, 1, 2, 3])
+    trainer.log_sampler_gap([0, 1, 2, 3])
     assert torch.equal(before, torch.random.get_rng_state())
     log = trainer._metrics["train"]["sampling/sampling_logp_difference/mean"]
     assert log[0] < (1e-4 if kind == "text" else 2e-3)
     trainer.generation_config.top_k = 2  # a filter that the trainer's log-probabilities know nothing of
-    trainer._note_gap([0, 1, 2, 3])
+    trainer.log_sampler_gap([0, 1, 2, 3])
     assert log[1] > 1e-3
     assert "generate" not in vars(trainer.model)
 
@@ -600,5 +598,5 @@ def test_the_gap_is_measured_where_a_watch_looks(made):
     due = []
     for step in range(0, 12, 2):
         trainer.state.global_step = step
-        due.append(trainer._gap_is_due())
+        due.append(trainer.gap_is_due())
     assert due == [False, True] * 3  # the watch comes after steps 4, 8 and 12

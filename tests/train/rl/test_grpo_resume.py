@@ -15,8 +15,8 @@ from lore.train.rl.ppo import HEAD_FILE
 # Kills its own process in the middle of the fourth step, past the checkpoint of step 2; writes down the prompts it asks.
 RUN = """
 import json, os, signal, sys
-from lore.train import rollouts
-note, kill = rollouts.JudgeRollouts._note, len(sys.argv) > 3
+from lore.train.rl.grpo import GRPO
+note, kill = GRPO.log_rollout, len(sys.argv) > 3
 def noted(self, groups, tally):
     with open(sys.argv[2], "a") as file:
         rows = [[group.row, group.given, group.completion_ids] for group in groups]
@@ -24,7 +24,7 @@ def noted(self, groups, tally):
     if kill and self.state.global_step == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return note(self, groups, tally)
-rollouts.JudgeRollouts._note = noted
+GRPO.log_rollout = noted
 from lore.run.runner import run_command
 sys.exit(run_command([sys.argv[1]]))
 """

@@ -10,7 +10,6 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 
 from lore.engines.config import ModelSection
 from lore.engines.loading import load_processor
-from lore.train.rl.groups import Tally
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,7 @@ def test_an_answer_ends_where_the_template_ends_a_turn(tiny, runs, tmp_path):
     for number, start in enumerate((tiny.judge("text"), judge)):
         setup, trainer = trainer_of(tiny, tmp_path, start, run=f"ends{number}")
         torch.manual_seed(0)
-        groups = trainer._roll(setup.order[0].tolist(), Tally())
+        groups = trainer.sample_groups(setup.order[0].tolist())
         texts.append([(answer.text, answer.truncated) for group in groups for answer in group.answers])
     assert texts[0] == texts[1]
     assert not all(truncated for _, truncated in texts[0])

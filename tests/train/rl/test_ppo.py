@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from lore.config.stages import load_recipe
 from lore.run.run_folder import RunFolder
 from lore.run.runner import run_recipe
-from lore.train.rl.length_bucketing import shorter_passes
+from lore.train.rl.length_bucketing import bucket_by_length
 from lore.train.rl.ppo import HEAD_FILE, prepare
 
 
@@ -55,8 +55,8 @@ def test_the_value_comes_to_expect_what_is_always_paid(written):
     folder = RunFolder.of(recipe)
     folder.open(recipe)
     _, trainer = prepare(recipe, folder)
-    trainer._set_offset = lambda totals: torch.zeros(())
-    trainer.judged.totals = lambda parts: torch.full((len(parts),), 0.5).numpy()
+    trainer.set_offset = lambda totals: torch.zeros(())
+    trainer.rewards.totals = lambda parts: torch.full((len(parts),), 0.5).numpy()
     trainer.train()
     lines = [line for line in trainer.state.log_history if "value/mean" in line]
     assert lines[0]["value/return"] == pytest.approx(0.5, abs=0.01)
@@ -74,7 +74,7 @@ def test_shorter_passes_have_the_loss_and_the_gradients_of_padded_ones(written, 
     torch.nn.init.normal_(trainer.head.linear.weight, std=0.02)
     padded = []
     monkeypatch.setattr(
-        "lore.train.rl.rollout_trainer.shorter_passes", lambda passes, *how: padded.extend(passes) or shorter_passes(passes, *how)
+        "lore.train.rl.grpo.bucket_by_length", lambda passes, *how: padded.extend(passes) or bucket_by_length(passes, *how)
     )
     asked = [{"prompt": "", "row": int(row)} for row in setup.order[0] for _ in range(4)]
     trainer._prepare_inputs(asked)
@@ -109,10 +109,10 @@ def test_values_of_the_pass_that_trl_makes_anyway_are_those_of_a_pass_of_their_o
     output = trainer._generate_and_score_completions([{"prompt": "", "row": int(row)} for row in setup.order[1] for _ in range(4)])
     assert len(asks) == 2  # the policy, then the reference
     both = [torch.cat([output[f"prompt_{part}"], output[f"completion_{part}"]], dim=1) for part in ("ids", "mask")]
-    trainer._values = None
+    trainer.values_BT = None
     with torch.no_grad():
         score(trainer.model, *both, output["completion_ids"].shape[1], batch_size=16)
-    torch.testing.assert_close(output["old_values"], trainer._values, atol=1e-5, rtol=0)
+    torch.testing.assert_close(output["old_values"], trainer.values_BT, atol=1e-5, rtol=0)
     assert output["old_values"].std() > 1e-3
 
 
@@ -130,8 +130,8 @@ def test_the_loss_of_two_answers_worked_by_hand(written, monkeypatch):
     values = torch.tensor([[0.1, 0.0, 0.0], [0.0, 0.0, 5.0]])
 
     def passed(self, *_, **__):
-        self._logps, self._values = ratios.log(), values
-        return self._logps, torch.zeros(2, 3), None
+        self.logps_BT, self.values_BT = ratios.log(), values
+        return self.logps_BT, torch.zeros(2, 3), None
 
     monkeypatch.setattr(type(trainer), "_get_per_token_logps_and_entropies", passed)
     tokens = {"prompt_ids": torch.ones(2, 1, dtype=torch.long), "prompt_mask": torch.ones(2, 1, dtype=torch.long)}

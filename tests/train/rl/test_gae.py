@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lore.train.rl.value_head import gae, value_loss
+from lore.train.rl.ppo import gae, value_loss
 
 ONES = torch.ones(1, 3)
 REWARDS = torch.tensor([[0.0, 0.0, 1.0]])
