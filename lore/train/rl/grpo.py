@@ -30,7 +30,7 @@ import torch
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
-from lore.rewards.components import Answer
+from lore.judge.answer import Answer
 from lore.rewards.reward import Rewards
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic

@@ -6,7 +6,7 @@ from typing import Any
 from lore.codec.judgement import FormatFailure
 from lore.codec.verdict_tokens import with_verdict_prefix
 from lore.engines.transformers import TransformersEngine
-from lore.rewards.components import Answer
+from lore.judge.answer import Answer
 from lore.train.watch.policy_engine import policy
 
 
