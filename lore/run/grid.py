@@ -51,7 +51,7 @@ def run_grid(path: str | Path, overrides: Sequence[str] = (), dry_run: bool = Fa
             run_one(grid.address(name), recipe, own, start, broken)
         except LoreError as error:
             failed[name] = str(error).splitlines()[0]
-            say(f"{grid.address(name)}: {error}")
+            say(f"{name}: {error}")
     write_table(grid, failed)
     if failed:
         rows = "\n".join(f"  {name}: {why}" for name, why in failed.items())
@@ -121,7 +121,7 @@ def write_table(grid: Grid, failed: dict[str, str]) -> None:
         recipes = {name: recipe for name, recipe in grid.runs.items() if recipe.stage == stage}
         columns, cells = stage_table(recipes, failed)
         print_table(f"{grid.name}: {stage}", columns, cells)
-        lines = [columns, ["---"] * len(columns), *cells]
+        lines = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in cells)]
         text.append(f"## {stage}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
     grid.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(grid.folder / "table.md", "\n".join(text))

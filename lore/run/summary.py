@@ -9,13 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table
-
 from lore.run.run_folder import RunFolder
-from lore.support.console import with_room
 from lore.support.processes import is_main_process
 
 Row = dict[str, Any]
@@ -45,14 +39,21 @@ def columns_of(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
-def print_table(title: str, columns: list[str], cells: list[list[str]], console: Console | None = None) -> None:
+def print_table(title: str, columns: list[str], cells: list[list[str]]) -> None:
     """A table that no pipe or file cuts at 80 columns."""
+    from rich.console import Console  # in here for start-up: a dry run prints no table
+    from rich.markup import escape
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    from lore.support.console import with_room
+
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(escape(column), overflow="fold")
     for row in cells:
         table.add_row(*map(escape, row))
-    console = console or Console()
+    console = Console()
     width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     with_room(console, width).print(table)
 
@@ -61,6 +62,10 @@ def print_summary(folder: RunFolder) -> None:
     """The summary a stage left in its done marker."""
     if not is_main_process():
         return
+    from rich.console import Console  # in here for start-up: a dry run prints no table
+    from rich.markup import escape
+    from rich.table import Table
+
     rows = rows_of(folder.summary)
     own = rows.pop("", {})
     if rows:
