@@ -109,7 +109,7 @@ def test_gains_that_fit_no_tier_are_refused():
     data = made()
     with pytest.raises(LoreError, match="metrics.gains names 'L5'.*L1, L2"):
         carded(data, answered(data), gains={"L5": 1.0})
-    with pytest.raises(LoreError, match="L4 has -1"):
+    with pytest.raises(LoreError, match="L4 is -1"):
         carded(data, answered(data), gains={"L4": -1.0})
     with pytest.raises(LoreError, match="all zero"):
         carded(data, answered(data), gains={"L4": 0.0})

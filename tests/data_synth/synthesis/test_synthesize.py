@@ -337,7 +337,7 @@ def test_a_model_without_eyes_is_not_asked_about_photos(recipe, tiny):
     knows = {"demands": [{"dimension": "category", "words": "", "wanted": "thing"}]}
     with serve(lambda request: reply(json.dumps(knows), model=MODEL)) as server:
         path = recipe("blind", teacher=endpoint(server, endpoint={"tokenizer": str(tiny.text)}))
-        with pytest.raises(LoreError, match=r"has a photo, and the model of teacher takes none(.|\n)*photos: none"):
+        with pytest.raises(LoreError, match=r"has a photo, but the model of teacher does not accept images(.|\n)*photos: none"):
             run_recipe(path)
     folder = run_recipe(recipe("texts", teacher=model, photos="none"))
     assert folder.is_done
@@ -360,7 +360,7 @@ def test_what_a_server_cannot_answer_is_asked_again_once(recipe):
 
     with serve(sick) as server:
         path = recipe("sick", teacher=endpoint(server, endpoint={"max_attempts": 2, "max_concurrency": 2}))
-        with pytest.raises(LoreError, match=r"pairs got no usable answer(.|\n)*asks them again"):
+        with pytest.raises(LoreError, match=r"pairs got no usable answer(.|\n)*repeats them"):
             run_recipe(path)
         known = len(teacher.asked)
         folder = run_recipe(path)
