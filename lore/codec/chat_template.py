@@ -25,7 +25,7 @@ def template_text(processor: Any, messages: list[Message]) -> str:
     try:
         text = _apply(processor, messages, **options)
         folded = system and _omitted_text(messages[:1], text)
-    except jinja2.TemplateError as error:  # what a template's raise_exception becomes
+    except jinja2.TemplateError as error:  # raised by raise_exception in a template
         if not system:
             raise LoreError(f"The chat template of {_name(processor)} rejects the prompt: {error}") from error
         folded = True

@@ -134,7 +134,7 @@ def _stem(piece: str) -> str:
 def forms(piece: str) -> frozenset[str]:
     """A piece and its possible singular forms, as for batteries, sizes and lenses."""
     found = {piece}
-    if piece.endswith("ie"):  # the stem of batteries
+    if piece.endswith("ie"):  # batterie, the stem of batteries
         found.add(f"{piece[:-2]}y")
     if len(piece) > 4 and piece.endswith("se"):
         found.add(piece[:-2])  # lenses: `_stem` has removed the s of lens

@@ -40,8 +40,8 @@ def open_photo(image: Any, fmt: PromptFormat, processor: Any) -> Any:
         try:
             image_tokens(processor, photo)
         except ValueError as error:
-            found = f"a photo of {photo.width} x {photo.height} that the model's processor refuses ({str(error)[:160]})"
-            raise ImageError("image_refused", found, "a photo that it takes") from error
+            found = f"a photo of {photo.width} x {photo.height} that the model's processor rejects ({str(error)[:160]})"
+            raise ImageError("image_refused", found, "a photo that the processor accepts") from error
     return photo
 
 

@@ -17,7 +17,7 @@ from lore.engines.engine import Messages
 from lore.rubric.rubric import Rubric
 
 OPENING, CLOSING = "<verdict>", "</verdict>"
-TOKEN_ID = "token_id:"  # how vLLM writes tokens with return_tokens_as_token_ids
+TOKEN_ID = "token_id:"  # vLLM's token format with return_tokens_as_token_ids
 
 
 def scoring_fields(verdict: VerdictTokens | None) -> dict[str, Any]:

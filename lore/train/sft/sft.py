@@ -100,15 +100,15 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Da
         if not path.is_file():
             schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
             with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
-                judging = _labelled(recipe, pairs, rubric, fmt, processor, rejected)
-                rows = chain(judging, _auxiliary(recipe, fmt, processor))
+                judging = _pair_rows(recipe, pairs, rubric, fmt, processor, rejected)
+                rows = chain(judging, _task_rows(recipe, fmt, processor))
                 write_rows(rows, schema, path, nothing=nothing)
             if rejected.count:
                 say(f"{rejected.count:,} pairs were rejected; {rejected.path} lists them with their reasons")
     return rendered_rows(path)
 
 
-def _labelled(recipe, pairs, rubric, fmt, processor, rejected):
+def _pair_rows(recipe, pairs, rubric, fmt, processor, rejected):
     first, kept = None, 0
     for number, pair in enumerate(track(labelled(recipe.data, pairs), "rendering pairs"), 1):
         try:
@@ -124,7 +124,7 @@ def _labelled(recipe, pairs, rubric, fmt, processor, rejected):
         raise LoreError(f"None of the {rejected.count:,} pairs can be a training row. First rejected pair: {first}")
 
 
-def _auxiliary(recipe, fmt, processor):
+def _task_rows(recipe, fmt, processor):
     """Training rows of the auxiliary tasks."""
     from lore.data_synth.synthesis.tasks import read_tasks
 
