@@ -1,1 +1,1 @@
-"""The one translation between relevance and text: prompts, judgements, chat templates, verdict tokens."""
+"""Converts between relevance judgements and text: prompts, answers, chat templates, verdict tokens. Every stage uses this code."""

@@ -1,4 +1,4 @@
-"""Messages through a model's chat template, the same for training, every engine and the count of tokens."""
+"""Applies a model's chat template. Training, every engine and token counting call the same functions."""
 
 from functools import lru_cache
 from typing import Any
@@ -11,11 +11,12 @@ _MARK = "\u241f mark \u241f"
 
 
 def template_text(processor: Any, messages: list[Message]) -> str:
-    """The text of a prompt, up to where the answer begins.
+    """The prompt text, up to the position where the answer begins.
 
-    processor: a tokenizer or a multimodal processor. A system text goes into the user's turn where the template refuses or
-    drops it (Gemma). Templates that know `enable_thinking` get it switched off: the judge's reasoning is part of its
-    answer. Raises LoreError where the template leaves a text out, since the model would answer an empty question.
+    processor: a tokenizer or a multimodal processor. If the template rejects or drops the system message (Gemma), the
+    system text is prepended to the user message. Templates with an `enable_thinking` option get `False`, because the
+    judge's reasoning is part of its answer. Raises LoreError if the template omits any message text: the model would
+    answer an incomplete prompt.
     """
     import jinja2
 
@@ -23,44 +24,44 @@ def template_text(processor: Any, messages: list[Message]) -> str:
     system = messages[0]["role"] == "system" and len(messages) > 1
     try:
         text = _apply(processor, messages, **options)
-        folded = system and _left_out(messages[:1], text)
-    except jinja2.TemplateError as error:  # what a template's raise_exception becomes
+        folded = system and _omitted_text(messages[:1], text)
+    except jinja2.TemplateError as error:  # raised by raise_exception in a template
         if not system:
-            raise LoreError(f"The chat template of {_name(processor)} refuses the prompt: {error}") from error
+            raise LoreError(f"The chat template of {_name(processor)} rejects the prompt: {error}") from error
         folded = True
     if folded:
         return template_text(processor, fold_system(messages))
-    if missing := _left_out(messages, text):
+    if missing := _omitted_text(messages, text):
         raise LoreError(
-            f"The chat template of {_name(processor)} leaves out a part of the prompt: {missing[:80]!r} is not in its text.\n"
-            "The model would be asked about nothing: use the checkpoint's own template, or one that writes text as it is."
+            f"The chat template of {_name(processor)} omits part of the prompt: {missing[:80]!r} is not in the rendered text.\n"
+            "The model would answer an incomplete prompt. Use the checkpoint's own template, or one that copies the message text."
         )
     return text
 
 
 def template_options(processor: Any) -> dict[str, Any]:
-    """What a template is told beside the messages, where it knows of it."""
+    """Extra keyword arguments for `apply_chat_template`, limited to those that the template uses."""
     return {"enable_thinking": False} if "enable_thinking" in _template(processor) else {}
 
 
 def folds_system(processor: Any) -> bool:
-    """Whether the template refuses or drops a system text, so that `template_text` puts it into the user's turn."""
+    """Whether the template rejects or drops a system message, so that `template_text` moves it into the user message."""
     import jinja2
 
     messages = [{"role": "system", "content": _MARK}, {"role": "user", "content": "a"}]
     try:
-        return _left_out(messages[:1], _apply(processor, messages, add_generation_prompt=True)) is not None
+        return _omitted_text(messages[:1], _apply(processor, messages, add_generation_prompt=True)) is not None
     except jinja2.TemplateError:
         return True
 
 
-def _left_out(messages: list[Message], text: str) -> str | None:
+def _omitted_text(messages: list[Message], text: str) -> str | None:
     parts = (part.strip() for message in messages for part in _texts(message))
     return next((part for part in parts if part not in text), None)
 
 
 def text_after_answer(processor: Any) -> str:
-    """What the template puts behind an assistant's answer. Raises LoreError where it leaves the answer out."""
+    """The text that the template appends to an assistant answer. Raises LoreError if the template omits the answer."""
     return _after_answer(processor, _template(processor))
 
 
@@ -70,8 +71,8 @@ def _after_answer(processor: Any, template: str) -> str:
     _, found, after = _apply(processor, messages).rpartition(_MARK)
     if not found:
         raise LoreError(
-            f"The chat template of {_name(processor)} leaves out what the assistant says, so the end of an answer is not "
-            "known.\nA model trained on it would never stop: use the checkpoint's own template."
+            f"The chat template of {_name(processor)} omits the assistant message, so the end of an answer is "
+            "unknown.\nA model trained with it would never stop generating. Use the checkpoint's own template."
         )
     return after
 
@@ -91,12 +92,12 @@ def _name(processor: Any) -> str:
 
 
 def in_parts(messages: list[Message]) -> list[Message]:
-    """Every content as a list of parts: templates of vision-language processors walk over parts and read no strings."""
+    """Messages whose content is a list of parts. Templates of vision-language processors expect parts, not strings."""
     return [{**m, "content": parts_of(m)} for m in messages]
 
 
 def parts_of(message: Message) -> list[dict]:
-    """A message's content as a list of parts, whichever way it is written."""
+    """A message's content as a list of parts; a string becomes one text part."""
     content = message["content"]
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
@@ -106,7 +107,7 @@ def _texts(message: Message) -> list[str]:
 
 
 def fold_system(messages: list[Message]) -> list[Message]:
-    """The messages with the system text, which comes first, at the beginning of the user's turn."""
+    """Prepends the system text (first message) to the user message (second message)."""
     system, user, *rest = messages
     head = "".join(_texts(system)) + "\n\n"
     if isinstance(user["content"], str):

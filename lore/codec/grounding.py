@@ -1,8 +1,8 @@
-"""Whether what a rationale cites stands in the item, and whether it speaks of hints: rules that the checks of traces and the
-rewards share.
+"""Checks that a rationale's citations occur in the item, and that it does not mention raters or hints.
 
-A value stands in a place when its words do, in their order and not negated (lore.codec.lexical_match). Left out: what a photo shows, for
-which nothing is written, and synonyms.
+Trace verification (lore.data_synth.synthesis) and the rewards share these rules. A citation is grounded when its words occur
+in the cited field in the same order and are not negated (lore.codec.lexical_match). Not checked: photo content, unless there
+is a caption, and synonyms.
 """
 
 import re
@@ -24,7 +24,7 @@ LEAKS = re.compile(
 
 
 def citable(pair: Pair, caption: str | None = None) -> dict[str, str | None]:
-    """The text behind each source that a demand can cite. caption: what was written about the photo, if anything was."""
+    """The text of each source that a demand can cite. caption: text that describes the photo; None if there is no caption."""
     attributes = [f"{key} {value}" for key, value in pair.attributes.items()]
     attributes += [pair.brand or "", pair.category or "", pair.shop or ""]
     attributes += [] if pair.price is None else [f"{pair.price:.2f}"]
@@ -37,9 +37,9 @@ def citable(pair: Pair, caption: str | None = None) -> dict[str, str | None]:
 
 
 def why_ungrounded(wanted: str, found: str, source: str, places: dict[str, str | None], *, has_photo: bool) -> str:
-    """Why a finding does not stand where it is said to; "" where it does, or where nothing is written to compare it with.
+    """Why a finding is not grounded in its cited source; "" if it is, or if the source has no text to compare with.
 
-    wanted, found, source: as in Demand; places: see `citable`.
+    wanted, found, source: fields of Demand; places: the result of `citable`.
     """
     found = unresolved(found)
     if source == "none":
@@ -54,23 +54,23 @@ def why_ungrounded(wanted: str, found: str, source: str, places: dict[str, str |
     if not pieces(found):
         return f"{found!r} is no value"
     text = places[source]
-    if text is None:  # whoever saw the photo itself: nothing is written that could be compared
+    if text is None:  # a photo without a caption: there is no text to compare with
         return ""
     if missing := missing_words(found, text, passed_over=function_words("en") - NEGATIONS):
         return f"{', '.join(missing)} does not stand in the {source}"
-    if source != "photo" and (why := stands_apart(found, text)):  # a caption has its own order of words
+    if source != "photo" and (why := stands_apart(found, text)):  # a caption may use another word order
         return f"the words of {found!r} {why} in the {source}"
     return ""
 
 
 def _is_worded(text: str) -> bool:
-    """Whether a demand asks for something in words: a number alone may stand in a title for another thing."""
+    """Whether a demand contains words. A bare number in the title may refer to something else."""
     found = pieces(text)
     return any(not piece[0].isdigit() for piece in found) and NEGATIONS.isdisjoint(found)
 
 
 def leaks(text: str, pair: Pair) -> list[str]:
-    """Words of `text` that speak of raters, labels or hints and do not stand in the pair's own texts."""
+    """Phrases in `text` that mention raters, labels or hints and do not occur in the pair's own texts."""
     texts = [pair.query, pair.title, pair.description, pair.brand, pair.category, *pair.attributes, *pair.attributes.values()]
     own = {match[0].casefold() for text in texts if text for match in LEAKS.finditer(text)}
     return [match[0] for match in LEAKS.finditer(text) if match[0].casefold() not in own]

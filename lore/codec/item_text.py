@@ -1,4 +1,4 @@
-"""The texts of a pair as a prompt holds them: sanitized, fields without content left out."""
+"""The texts of a pair as they appear in a prompt: sanitized, without empty fields."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lore.codec.sanitize import neutralise, neutralise_attribute
 
-if TYPE_CHECKING:  # at start-up nothing here needs pyarrow
+if TYPE_CHECKING:  # keeps pyarrow out of start-up
     from lore.data.pair import Pair
 
 FACT_FIELDS = ("brand", "category", "shop")
@@ -17,7 +17,10 @@ MAX_FACT_CHARACTERS = 256
 
 @dataclass(frozen=True, slots=True)
 class ItemText:
-    """The neutralised texts of one pair. `facts`: whole lines (`<brand>…</brand>`); `attributes`: `key: value`."""
+    """The sanitized texts of one pair.
+
+    facts: complete lines (`<brand>…</brand>`); attributes: `key: value` strings; looked_up: explanations of words in the query.
+    """
 
     query: str
     title: str
@@ -27,7 +30,7 @@ class ItemText:
     looked_up: list[str] = field(default_factory=list)
 
     def block(self, photo: bool) -> tuple[str, str]:
-        """The user text before and after the photo; the second is "" without one."""
+        """The user text before and after the photo. Without a photo the second text is ""."""
         lines = [f"<facts>{'; '.join(self.looked_up)}</facts>"] if self.looked_up else []
         lines += [f"<query>{self.query}</query>\n<item>\n<title>{self.title}</title>", *self.facts]
         if self.attributes:
@@ -39,7 +42,10 @@ class ItemText:
 
 
 def item_text(pair: Pair, control: frozenset[str] = frozenset(), max_characters: int | None = None) -> ItemText:
-    """The pair's texts, safe to place. Fields without content are left out."""
+    """The pair's texts, sanitized for a prompt, without empty fields.
+
+    control: the tokenizer's control strings, which are removed; max_characters: longer texts are cut.
+    """
     facts = []
     for key in FACT_FIELDS:
         value = getattr(pair, key)

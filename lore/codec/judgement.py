@@ -1,15 +1,15 @@
-"""The one codec between relevance and text: render a pair, write an answer, read an answer.
+"""Writes and parses a judge's answers, and hashes everything that a judge reads and writes.
 
-Synthesis, SFT, RL, evaluation, labelling and serving all go through here. An answer is
+Synthesis, SFT, RL, evaluation, labeling and serving all use this module. An answer is
 
     <reason>colour: red | red (title) | colour-equal L4</reason>
     <verdict>L4</verdict>
-    <mismatch>colour</mismatch>      only when a dimension failed
-    <rules>colour-equal</rules>      only when rules were named
+    <mismatch>colour</mismatch>      only if a dimension failed
+    <rules>colour-equal</rules>      only if the judgement names rules
 
-with the reason last for answer_first and only the verdict for answer_only. Reading is strict: what is not exactly one
-answer is a FormatFailure, never a guess. Names inside <mismatch> and <rules> are not looked up in the rubric: a wrong
-name is a wrong answer, not a wrong format.
+In answer_first the reason comes last; answer_only has the verdict alone. Parsing is strict: text that is not exactly one
+answer is a FormatFailure; the parser never guesses. It does not look up the names inside <mismatch> and <rules> in the
+rubric, because a wrong name is a wrong answer, not a format failure.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ CODEC_VERSION = 1
 def render_demands(demands: list[Demand], leave_out: Collection[str] = ()) -> str:
     """The short rationale: `colour: azure = blue | green (photo) | colour-other L2; ...`.
 
-    leave_out: capabilities whose part is not written: knowledge (what a word stands for), photos (what only the photo shows),
+    leave_out: capabilities to omit from the text: knowledge (the meaning of a word), photos (findings from the photo),
     rules (rule and tier of each demand).
     """
     return "; ".join(_demand_text(demand, leave_out) for demand in demands)
@@ -50,16 +50,16 @@ def _demand_text(demand: Demand, leave_out: Collection[str]) -> str:
 
 
 def unresolved(text: str) -> str:
-    """A value as it was said, without what it stands for: `samovar = kettle` is `samovar`."""
+    """A value without its resolved meaning: `samovar = kettle` becomes `samovar`."""
     return text.split(" = ")[0]
 
 
 @dataclass(slots=True)
 class Judgement:
-    """A verdict and what led to it; texts are brought to the form that the codec carries, so writing and reading lose
-    nothing.
+    """A verdict with its rationale, mismatch and rules.
 
-    `probabilities`: one per tier in rubric order, summing to 1; an answer's text never holds them.
+    The constructor normalizes the texts to the form that an answer can contain, so rendering and parsing are lossless.
+    probabilities: one per tier in rubric order, summing to 1; they are never part of the answer text.
     """
 
     tier: str
@@ -76,14 +76,14 @@ class Judgement:
 
 @dataclass(slots=True)
 class FormatFailure:
-    """An answer that is not one. `reason` is a short code, `text` the whole answer."""
+    """A text that is not a valid answer. `reason` is a short code (see `parse`), `text` the full text."""
 
     reason: str
     text: str
 
 
 def render_answer(judgement: Judgement, rubric: Rubric, fmt: PromptFormat, *, tokenizer: Any = None) -> str:
-    """The answer text a model is trained on. With `tokenizer`, its control strings are taken out of the rationale."""
+    """The answer text that a model is trained on. With `tokenizer`, its control strings are removed from the rationale."""
     rubric.index(judgement.tier)
     verdict = f"<verdict>{judgement.tier}</verdict>"
     if fmt.order == "answer_only":
@@ -109,15 +109,15 @@ _ANSWER = re.compile(
 
 
 def parse(text: str, rubric: Rubric, fmt: PromptFormat) -> Judgement | FormatFailure:
-    """Reads one answer. Fields that the order does not carry, or that are absent, come back empty.
+    """Parses one answer. Fields that the answer order does not have, or that are absent, are empty.
 
-    Reasons of failure: empty, unclosed_think, unclosed_reason, nested_reason, no_verdict, two_verdicts,
+    Failure reasons: empty, unclosed_think, unclosed_reason, nested_reason, no_verdict, two_verdicts,
     unclosed_verdict, unknown_tier, leading_text, trailing_text, empty_mismatch, empty_rules.
     """
     rest, rationale = text.strip(), ""
     if not rest:
         return FormatFailure("empty", text)
-    # Some templates open the block themselves at the prompt's end: then an answer only closes it.
+    # Some templates end the prompt with <think>; then the answer contains only </think>.
     thought, closed, after = rest.partition("</think>")
     if closed and (thought.startswith("<think>") or "<reason>" not in thought):
         rest = after.strip()
@@ -150,7 +150,7 @@ def parse(text: str, rubric: Rubric, fmt: PromptFormat) -> Judgement | FormatFai
 
 
 def _why_not(rest: str) -> str:
-    """Short code for text outside the reasoning that is not one answer."""
+    """Failure code for text outside the reasoning that is not exactly one answer."""
     verdicts = rest.count("<verdict>")
     if verdicts != 1:
         return "two_verdicts" if verdicts else "no_verdict"
@@ -164,11 +164,11 @@ _PROBE_ITEM = ItemText("q", "t", ["<brand>b</brand>", "<price>1</price>"], ["k: 
 
 
 def renderer_hash(rubric: Rubric, fmt: PromptFormat) -> str:
-    """16 hex digits over what a model sees and writes: instructions, rubric, item layout, answer layout, codec
+    """16 hex digits that identify what a model reads and writes: instructions, rubric, item layout, answer layout, codec
     version.
 
-    `photo` and `max_prompt_tokens` are left out: a judge may be asked without the photo, or about a shorter text, on
-    purpose.
+    `photo` and `max_prompt_tokens` are not part of the hash: callers may deliberately ask a judge without the photo or
+    with a shorter prompt.
     """
     probe = Judgement(rubric.tier_ids[0], None, "m", ["r", "s"], "why")
     answer = render_answer(probe, rubric, fmt)

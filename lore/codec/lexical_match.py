@@ -1,6 +1,6 @@
-"""Which words of one text stand in another: what checks of traces, rewards and the program teacher go by.
+"""Finds the words of one text in another. Trace verification, rewards and the program teacher use it.
 
-Left out: synonyms, and everything that needs a dictionary.
+Not supported: synonyms, and anything else that needs a dictionary.
 """
 
 import re
@@ -19,11 +19,11 @@ HAN_NEGATIONS = "不无没非未"
 MOST_BETWEEN = 4
 MARK = re.compile(r"[\u3400-\u9fff]|\w+|[^\w\s]")
 INCH = re.compile(r"""\d\s?(?:"|”|″|''|in\b)""", re.IGNORECASE)
-TEXTS, WORDS = 1024, 2**16  # kept: the texts of a pair are looked through again and again, and words come back in others
+TEXTS, WORDS = 1024, 2**16  # cache sizes: each pair's texts are searched many times, and texts share words
 
 
 def pieces(text: str) -> list[str]:
-    """Words, numbers and runs of Han characters, case folded, a plural s and zeros behind a point taken away."""
+    """Words, numbers and runs of Han characters: case-folded, without a plural s or trailing decimal zeros."""
     return list(_pieces(text))
 
 
@@ -33,7 +33,7 @@ def _pieces(text: str) -> tuple[str, ...]:
 
 
 def spellings(text: str) -> dict[str, str]:
-    """Each of `pieces` as the text spells it first."""
+    """Maps each of `pieces` to its first spelling in the text."""
     found: dict[str, str] = {}
     for piece in PIECE.findall(normalise(text)):
         found.setdefault(_stem(piece), piece)
@@ -41,7 +41,7 @@ def spellings(text: str) -> dict[str, str]:
 
 
 def content_words(text: str, language: str) -> list[str]:
-    """What a text says without its function words; of Han runs, which nothing divides into words, each character."""
+    """Pieces of `text` without function words. Han runs have no word boundaries, so each character counts as a word."""
     small, words = function_words(language), []
     glued = re.compile("|".join(sorted(filter(HAN.match, small), key=len, reverse=True)) or "$^")
     for piece in pieces(text):
@@ -53,8 +53,10 @@ def content_words(text: str, language: str) -> list[str]:
 
 
 def missing_words(text: str, place: str, passed_over: frozenset[str] | None = None) -> list[str]:
-    """Pieces of `text` that do not stand in `place`. Function words are passed over, Han runs may be part of longer ones, and
-    what shops write in two ways is one: battery and batteries, t-shirt and tshirt, men's and mens, 55" and 55 inch.
+    """Pieces of `text` that do not occur in `place`.
+
+    Function words (or `passed_over`, if given) are skipped. A Han run may be part of a longer run. Common spelling variants
+    match: battery and batteries, t-shirt and tshirt, men's and mens, 55" and 55 inch.
     """
     held, said = pieces(place), pieces(OWNER.sub("", text))
     held += pieces(OWNER.sub("", place)) + ["inch"] * bool(INCH.search(place))
@@ -73,10 +75,11 @@ def missing_words(text: str, place: str, passed_over: frozenset[str] | None = No
 
 
 def stands_apart(text: str, place: str) -> str:
-    """Why the words of `text`, which all stand in `place`, do not say the same there; "" where they do.
+    """Why `place` does not say the same as `text`, although it contains all of its words; "" if it does say the same.
 
-    They stand in the same order with at most MOST_BETWEEN others among them, a number right before what it counts, and no
-    negation before the first that the text does not repeat. Words that are glued, divided or within a run are not followed.
+    The words have to occur in the same order with at most MOST_BETWEEN other words between them, with each number right
+    before the word that it counts, and without a preceding negation that `text` lacks. Words that `place` joins, splits or
+    contains inside a Han run are not checked for order.
     """
     held, said = pieces(place), pieces(text)
     small = function_words("en") - NEGATIONS
@@ -98,7 +101,7 @@ def stands_apart(text: str, place: str) -> str:
 
 
 def _in_order(said: list[str], places: list[list[int]], start: int) -> list[int]:
-    """Places of all words from `start` on, or nothing."""
+    """Positions of all words in order, beginning at `start`; empty if there are none."""
     run = [start]
     for before, found in zip(said, places[1:], strict=False):
         following = [at for at in found if at > run[-1] and (not before[0].isdigit() or at == run[-1] + 1)]
@@ -129,17 +132,17 @@ def _stem(piece: str) -> str:
 
 @lru_cache(maxsize=WORDS)
 def forms(piece: str) -> frozenset[str]:
-    """A piece and what its plural may have been made of: batteries, sizes, lenses."""
+    """A piece and its possible singular forms, as for batteries, sizes and lenses."""
     found = {piece}
-    if piece.endswith("ie"):  # the stem of batteries
+    if piece.endswith("ie"):  # batterie, the stem of batteries
         found.add(f"{piece[:-2]}y")
     if len(piece) > 4 and piece.endswith("se"):
-        found.add(piece[:-2])  # lenses, whose singular has lost its own s
+        found.add(piece[:-2])  # lenses: `_stem` has removed the s of lens
     if len(piece) > 2 and piece.endswith("z"):
         found.add(f"{piece}e")
     return frozenset(found)
 
 
 def count_marks(text: str) -> int:
-    """Words, marks and Han characters of a text: near the tokens that common tokenizers make of it."""
+    """Number of words, punctuation marks and Han characters, which approximates the token count of common tokenizers."""
     return len(MARK.findall(text))

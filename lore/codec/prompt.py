@@ -1,9 +1,9 @@
-"""Renders a pair as chat messages: instructions, rubric, query, item. What pairs share comes first, so that engines
-can cache it.
+"""Renders a pair as chat messages: instructions, rubric, query, item. The part that all pairs share comes first, so
+engines can cache it as a prefix.
 
-Text from the pair is neutralised before it is placed; with a tokenizer the prompt is also cut to its budget. The
-budget counts the whole chat-template text, in which an image is one placeholder: what it expands to is known to the
-engine's processor alone.
+Text from the pair is sanitized first. With a tokenizer the prompt is also cut to its token budget. The budget counts
+the full chat-template text with one placeholder per image; only the engine's processor knows how many tokens the image
+expands to.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,8 +30,11 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How a pair is shown and in which order the answer comes. `detail`: how much of the rubric the prompt holds;
-    `retrieved`: the rules whose words query and item share most of, about `retrieved_rules` of them."""
+    """How a pair is shown and in which order the answer is written.
+
+    detail: how much of the rubric the prompt contains. `retrieved` selects about `retrieved_rules` rules that best match
+    the words of query and item (BM25).
+    """
 
     order: Literal["reason_first", "answer_first", "answer_only"] = "reason_first"
     detail: Literal["full", "retrieved", "tiers", "name"] = "full"
@@ -59,12 +62,12 @@ class PromptFormat:
 def render(
     pair: "Pair", rubric: Rubric, fmt: PromptFormat, *, tokenizer: Any = None, image: Any = None, facts: Sequence[str] = ()
 ) -> list[Message]:
-    """System and user message for one pair. `image`: the loaded photo, when the caller has it already. `facts`: texts that
-    explain words of the query, shown before it; they are never cut.
+    """System and user message for one pair.
 
-    With `tokenizer` (or a processor) its control strings are taken out of the pair's text and the prompt is cut to
-    `fmt.max_prompt_tokens`: the description's end first, then attributes and fields from the last, then the title's
-    end. Raises LoreError when rubric and query leave no room for a title.
+    image: the photo, if the caller has already loaded it; facts: texts that explain words of the query, shown before it
+    and never cut. With `tokenizer` (or a processor) its control strings are removed from the pair's text and the prompt
+    is cut to `fmt.max_prompt_tokens`: first the end of the description, then attributes and facts from the last to the
+    first, then the end of the title. Raises LoreError if rubric and query leave no room for a title.
     """
     if not fmt.photo:
         image = None
@@ -76,7 +79,7 @@ def render(
         control, item = frozenset(), item_text(pair)
     else:
         control = control_strings(tokenizer)
-        # Megabyte texts are bounded before the tokenizer walks over them: this many characters never fit into the budget.
+        # Bounds very long texts before tokenizing them: this many characters never fit into the budget.
         item = item_text(pair, control, fmt.max_prompt_tokens * MAX_CHARACTERS_PER_TOKEN)
     if facts:
         item = replace(item, looked_up=[text for fact in facts if (text := neutralise(fact, control))])
@@ -96,7 +99,7 @@ _system_texts: dict[tuple, str] = {}
 
 
 def system_text(rubric: Rubric, fmt: PromptFormat) -> str:
-    """Instructions and rubric; the same for every pair, so built once (but for retrieved rules)."""
+    """Instructions and rubric. Cached, because it is the same for every pair unless detail is retrieved."""
     key = (rubric.hash, fmt.order, fmt.detail, fmt.language)
     if key not in _system_texts:
         if len(_system_texts) >= MAX_SYSTEM_TEXTS:
@@ -123,19 +126,20 @@ def _messages(system: str, item: ItemText, image: Any) -> list[Message]:
 
 
 def count_prompt_tokens(messages: list[Message], tokenizer: Any) -> int:
-    """Tokens of the chat-template text up to where the answer starts."""
+    """Tokens of the chat-template text up to the position where the answer begins."""
     inner = getattr(tokenizer, "tokenizer", tokenizer)
     if not getattr(tokenizer, "chat_template", None):
         raise LoreError(
-            f"The tokenizer {getattr(inner, 'name_or_path', '')!r} has no chat template, so the prompt's length is not "
-            "known. Use an instruction-tuned checkpoint or set tokenizer.chat_template."
+            f"The tokenizer {getattr(inner, 'name_or_path', '')!r} has no chat template, so the prompt length is "
+            "unknown. Use an instruction-tuned checkpoint or set tokenizer.chat_template."
         )
     return len(inner(template_text(tokenizer, messages), add_special_tokens=False)["input_ids"])
 
 
 def _fit(item: ItemText, build: Callable[[ItemText], list[Message]], tokenizer: Any, budget: int, rubric: Rubric) -> list[Message]:
-    """The largest cut of `item` that fits, in the order description, facts, title. One count when nothing has to
-    go.
+    """Messages with as much of `item` as fits into the budget; cuts description, then attributes and facts, then title.
+
+    Counts tokens only once if nothing has to be cut.
     """
 
     def count(candidate: ItemText) -> int:
@@ -164,17 +168,17 @@ def _fit(item: ItemText, build: Callable[[ItemText], list[Message]], tokenizer: 
                 return build(kept)
         total = least
     raise LoreError(
-        f"Rubric {rubric.name} and the query take {total} tokens and leave no room for a title in "
+        f"Rubric {rubric.name} and the query take {total} tokens and leave no room for a title within "
         f"prompt.max_prompt_tokens={budget}; neither is ever cut. Raise max_prompt_tokens well above {total}, or show "
         f"less of the rubric (prompt.detail: retrieved, tiers or name). Query: {item.query[:80]!r}."
     )
 
 
 def _largest(size: int, count_none: int, count_all: int, count: Callable[[int], int], budget: int) -> int:
-    """Largest n < size with count(n) <= budget, or a smaller one that already uses the whole budget.
+    """Largest n < size with count(n) <= budget, or a smaller n that already uses the full budget.
 
-    Interpolates and bisects in turn: text has a steady rate of tokens, so the first guess is close and a few counts
-    do.
+    Alternates interpolation and bisection. Tokens per character are nearly constant, so the first interpolation is close
+    and few counts are needed.
     """
     low, high, tokens_low, tokens_high = 0, size, count_none, count_all
     guess = True

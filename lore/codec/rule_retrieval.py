@@ -1,8 +1,8 @@
-"""Which rules of a rubric are about a pair: for rule books too long to show whole.
+"""Selects the rules of a rubric that apply to a pair, for rule books that are too long to show in full.
 
-BM25 (by bm25s) over the rules' texts, asked with what a judge may see of query and item. What the label came from (a pair's
-rules, demands, mismatch) is never looked at. Left out: embeddings, which need a model; a demand in words that no rule uses (a
-brand that stands in no example) is not found.
+BM25 (bm25s) over the rules' texts, queried with the texts of query and item that a judge can see. The pair's rules, demands
+and mismatch are never used, because they reveal the label. Not used: embeddings, which need a model. A query word that
+occurs in no rule, such as a brand without an example, therefore retrieves nothing.
 """
 
 from typing import Any
@@ -16,13 +16,15 @@ from lore.rubric.rubric import Rubric
 _found: dict[tuple, Rubric] = {}
 _indices: dict[str, tuple[dict[str, int], Any, list[str]]] = {}
 MAX_FOUND, MAX_INDICES = 4096, 64
-ITEM_WEIGHT = 0.1  # demands come from the query; the item's words decide between dimensions that it leaves level
+ITEM_WEIGHT = 0.1  # demands come from the query; item words only break ties between dimensions
 
 
 def rules_about(rubric: Rubric, item: ItemText, count: int) -> Rubric:
-    """The rubric with the rules of its nearest dimensions only, in its own order; whole dimensions, since a threshold means
-    little without its neighbours, until there are `count` rules. Of the dimensions with rules the first always: what kind of
-    thing an item is decides about every pair, and queries seldom say it in a rule's words.
+    """The rubric reduced to the best-matching dimensions, in rubric order, with at least `count` rules.
+
+    Dimensions are kept whole, because a threshold means little without the adjacent thresholds. The first dimension with
+    rules is always kept: it describes the product type, which matters for every pair and which queries seldom express in
+    the words of a rule.
     """
     if len(rubric.rules) <= count:
         return rubric
@@ -47,7 +49,7 @@ def rules_about(rubric: Rubric, item: ItemText, count: int) -> Rubric:
             "dimensions": [dimension for dimension in rubric.dimensions if dimension.id in chosen],
         }
         plain = {name: [part.model_dump() for part in values] for name, values in parts.items()}
-        # A copy would keep the cached hash and indices of the whole rubric.
+        # model_copy would keep the cached hash and indices of the full rubric.
         _found[key] = Rubric.model_validate(rubric.model_dump() | plain)
     return _found[key]
 

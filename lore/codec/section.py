@@ -11,18 +11,19 @@ from lore.config.sections import StrictModel
 
 class PromptSection(StrictModel):
     order: Literal["reason_first", "answer_first", "answer_only"]
-    """Where the verdict stands: after the reason, before it, or alone."""
+    """Order of the answer: reason_first (reason, then verdict), answer_first (verdict, then reason), or answer_only (verdict
+    without a reason)."""
     detail: Literal["full", "retrieved", "tiers", "name"]
-    """How much of the rubric the prompt holds: every rule, the rules nearest to query and item text, the tiers, or its
-    name."""
+    """How much of the rubric the prompt contains: full (every rule), retrieved (the rules that best match the texts of query and
+    item), tiers (only the tiers), or name (only the rubric's name)."""
     retrieved_rules: int = Field(12, ge=1)
-    """For detail: retrieved, about so many rules; a dimension's rules come together."""
+    """Approximate number of rules for detail: retrieved; the rules of a dimension are kept together."""
     photo: bool = True
-    """Show the item's photo where there is one."""
+    """Show the item's photo if it has one."""
     max_photo_pixels: int | None = Field(None, ge=784)
-    """Larger photos are made smaller, in training and in every engine; none shows them as they are, and the model's
-    processor decides how many tokens they take."""
+    """Largest photo size in pixels (width times height). Larger photos are downscaled, in training and in every engine; none
+    keeps the original size. The model's processor determines the number of tokens."""
     max_prompt_tokens: int = Field(2048, ge=16)
-    """Longer prompts lose the description's end, then attributes, then the title's tail."""
+    """Longest prompt in tokens. Longer prompts lose the end of the description, then attributes, then the end of the title."""
     language: Literal["en", "zh"] = "en"
-    """Language of the instructions."""
+    """Language of the judge's instructions."""

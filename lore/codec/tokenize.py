@@ -1,4 +1,4 @@
-"""Words of a text for look-ups and ranking, in scripts with and without spaces."""
+"""Splits a text into words for lookup and ranking, in scripts with and without spaces."""
 
 import re
 
@@ -6,15 +6,15 @@ from lore.support.text import normalise
 
 # Written without spaces between words: Han, kana, Thai, Lao, Burmese, Khmer.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u065f\u0900-\u0dff"  # combining marks, which are part of their word
+MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u065f\u0900-\u0dff"  # combining marks, which belong to the word
 _WORDS = re.compile(rf"[{UNSPACED}]+|(?:[^\W{UNSPACED}]|[{MARKS}])+")
 _IS_UNSPACED = re.compile(f"[{UNSPACED}]")
-_PARTICLES = frozenset("的了吗呢吧啊着の")  # a pair of characters with one of them says nothing
+_PARTICLES = frozenset("的了吗呢吧啊着の")  # grammatical particles: character pairs that contain one are dropped
 
 
 def content_terms(text: str) -> list[str]:
-    """Content words: no stop words, no single letters and no short numbers, which nearly every passage holds. Unspaced scripts
-    give pairs of characters."""
+    """Content words: no stop words, single letters or short numbers, which occur in nearly every passage. Scripts without
+    spaces yield character pairs."""
     from bm25s.stopwords import STOPWORDS_EN
 
     terms = []

@@ -1,1 +1,1 @@
-"""Engines run a model: `generate` writes answers, `score` reads tier probabilities."""
+"""Engines run a model: `generate` samples completions, `score` returns tier probabilities."""

@@ -1,15 +1,15 @@
-"""Requests of many coroutines, answered together by an engine of this process."""
+"""Batches the requests of many coroutines for an engine in this process."""
 
 import asyncio
 
 from lore.engines.engine import Completion, Engine, Gate, Messages, RequestRefused, Sampling, Usage
 from lore.engines.http.protocol import prompt_bound
 
-PHOTO_TOKENS = 2048  # held for one photo of a model in this process
+PHOTO_TOKENS = 2048  # upper bound that a budget reserves for one photo
 
 
 class Batched:
-    """`complete` over an engine of this process: what all pairs under way ask is answered in one call of generate."""
+    """`complete` for an engine in this process: one call of `generate` answers all pending requests."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
@@ -33,7 +33,7 @@ class Batched:
     async def _run(self) -> None:
         while self._waiting:
             size = -1
-            while size != len(self._waiting):  # until no pair has anything more to ask
+            while size != len(self._waiting):  # wait until no coroutine adds a request
                 size = len(self._waiting)
                 await asyncio.sleep(0)
             batch, self._waiting = self._waiting, []
@@ -47,19 +47,21 @@ class Batched:
                         continue
                     if isinstance(answer, Exception):
                         promise.set_exception(answer)
-                        promise.exception()  # fetched, so that asyncio does not report it where nobody waits
+                        promise.exception()  # marks it as retrieved, so asyncio does not log it if the caller was canceled
                     else:
                         promise.set_result(answer)
 
     def _answers(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion] | Exception]:
-        """Completions of every prompt. Where a call fails, halves are tried apart, so that a prompt which the engine cannot take
-        fails alone; where none goes through, it is the engine's trouble, and its error goes to all.
+        """Completions, or an error, for every prompt.
+
+        If a batch fails, its halves are retried separately, so a prompt that the engine rejects fails alone. If every prompt
+        fails, the engine itself is broken, and every prompt gets the original error.
         """
         try:
             return self.engine.generate(prompts, sampling)
         except Exception as error:
             if len(prompts) == 1:
-                return [RequestRefused(f"the model does not take this prompt: {str(error)[:300]}")]
+                return [RequestRefused(f"the model rejects this prompt: {str(error)[:300]}")]
             middle = len(prompts) // 2
             answers = [*self._answers(prompts[:middle], sampling), *self._answers(prompts[middle:], sampling)]
             if all(isinstance(answer, Exception) for answer in answers):

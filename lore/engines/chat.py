@@ -1,4 +1,4 @@
-"""Messages to the exact text a model reads. Training and every engine come through here, so the two cannot differ."""
+"""Converts messages to the exact text that a model reads. Training and every engine use these functions, so they agree."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from lore.support.errors import LoreError
 
 
 def prompt_text(processor: Any, messages: list[dict]) -> tuple[str, list]:
-    """The prompt as text with the template's image placeholders, and the images in order.
+    """The prompt text with the template's image placeholders, and the images in order.
 
-    processor: a tokenizer or a multimodal processor with a chat template. A last message by the assistant is what the
-    answer begins with: it is appended as it is. See lore.codec.chat_template for what the template gets.
+    processor: a tokenizer or a multimodal processor with a chat template. A trailing assistant message is used as prefill:
+    its text is appended unchanged. See lore.codec.chat_template for the template's arguments.
     """
-    begun = ""
+    prefill = ""
     if messages[-1]["role"] == "assistant":
         *messages, last = messages
-        begun = last["content"] if isinstance(last["content"], str) else "".join(part["text"] for part in last["content"])
+        prefill = last["content"] if isinstance(last["content"], str) else "".join(part["text"] for part in last["content"])
     images = [
         visible(part["image"])
         for message in messages
@@ -26,27 +26,27 @@ def prompt_text(processor: Any, messages: list[dict]) -> tuple[str, list]:
         for part in message["content"]
         if part["type"] == "image"
     ]
-    return template_text(processor, [without_images(message) for message in messages]) + begun, images
+    return template_text(processor, [without_images(message) for message in messages]) + prefill, images
 
 
 def open_photo(image: Any, fmt: PromptFormat, processor: Any) -> Any:
-    """A pair's photo as the model is shown it: upright, of at most fmt.max_photo_pixels.
+    """A pair's photo as the model sees it: upright, with at most fmt.max_photo_pixels.
 
-    Raises ImageError, with reason image_refused where the model's processor cannot take it (Qwen-VL: a side 200 times as
-    long as the other).
+    Raises ImageError; its reason is image_refused if the model's processor rejects the photo (Qwen-VL rejects aspect ratios
+    of 200 and above).
     """
     photo = visible(bounded(load_image(image), fmt.max_photo_pixels))
     if hasattr(processor, "tokenizer"):
         try:
             image_tokens(processor, photo)
         except ValueError as error:
-            found = f"a photo of {photo.width} x {photo.height} that the model's processor refuses ({str(error)[:160]})"
-            raise ImageError("image_refused", found, "a photo that it takes") from error
+            found = f"a photo of {photo.width} x {photo.height} that the model's processor rejects ({str(error)[:160]})"
+            raise ImageError("image_refused", found, "a photo that the processor accepts") from error
     return photo
 
 
 def photo_of(pair: Pair, fmt: PromptFormat, processor: Any) -> tuple[Any, str]:
-    """The photo to show, or None, and what became of it: seen, hidden, failed or none."""
+    """The photo to show, or None, and its status: seen, hidden (fmt.photo is false), failed (unreadable) or none."""
     if pair.image is None:
         return None, "none"
     if not fmt.photo:
@@ -58,14 +58,14 @@ def photo_of(pair: Pair, fmt: PromptFormat, processor: Any) -> tuple[Any, str]:
 
 
 def visible(image: Any) -> Any:
-    """The photo; an all-black one a shade lighter, since Idefics3 takes all zeros for padding and drops them."""
+    """The photo. An all-black photo becomes one gray level lighter, because Idefics3 drops all-zero images as padding."""
     return image if image.getbbox() else image.point(lambda value: 1)
 
 
 def image_tokens(processor: Any, image: Any) -> int:
-    """Tokens by which a photo lengthens the tokenised prompt, beyond its placeholder.
+    """Tokens that a photo adds to the tokenized prompt, beyond its placeholder.
 
-    Asked of the processor itself, once per size of photo: tiles, rows and separators differ from model to model.
+    Measured with the processor once per photo size and cached: tiles, rows and separators differ between models.
     """
     known = processor.__dict__.setdefault("_lore_image_tokens", {})
     if image.size not in known:
@@ -76,16 +76,16 @@ def image_tokens(processor: Any, image: Any) -> int:
 
 
 def at_verdict(messages: list[dict], prefix: str) -> list[dict]:
-    """`messages` up to where the tier is decided: a begun answer as it is, else behind the opening of a verdict."""
+    """`messages` that end right before the tier: an existing prefill stays as it is, otherwise `prefix` is added as prefill."""
     if messages[-1]["role"] == "assistant":
         return messages
     return [*messages, {"role": "assistant", "content": prefix}]
 
 
 def turn_end(processor: Any) -> str:
-    """What follows an answer in the chat template: the token that ends the turn.
+    """The token that ends the assistant turn in the chat template, else the eos token.
 
-    Raises LoreError where the template has none, since a model trained without it never stops.
+    Raises LoreError if there is neither: a model trained without it never stops generating.
     """
     after = text_after_answer(processor)
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -96,20 +96,20 @@ def turn_end(processor: Any) -> str:
     if tokenizer.eos_token:
         return tokenizer.eos_token
     raise LoreError(
-        "The chat template puts no special token behind an answer and the tokenizer has no eos token.\n"
-        "A model trained on it would never stop: give the tokenizer an eos_token."
+        "The chat template ends an answer without a special token and the tokenizer has no eos token.\n"
+        "A model trained with it would never stop generating. Set the tokenizer's eos_token."
     )
 
 
 def stop_ids(processor: Any, known: set[int]) -> list[int]:
-    """Tokens that end an answer: the template's end of turn, the tokenizer's eos and those that the checkpoint knows."""
+    """Token ids that end an answer: the template's end of turn, the tokenizer's eos and `known`, the checkpoint's own."""
     tokenizer = getattr(processor, "tokenizer", processor)
     end = tokenizer(turn_end(processor), add_special_tokens=False)["input_ids"][-1]
     return sorted(known | {end} | ({tokenizer.eos_token_id} - {None}))
 
 
 def without_images(message: dict) -> dict:
-    """The message with a placeholder for each photo, as chat templates want it."""
+    """The message with a placeholder for each photo, as chat templates expect it."""
     if isinstance(message["content"], str):
         return message
     parts = [{"type": "image"} if part["type"] == "image" else part for part in message["content"]]

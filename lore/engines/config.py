@@ -1,4 +1,4 @@
-"""Sections that name an engine other than transformers. Nothing here imports torch, vLLM or an HTTP client."""
+"""Recipe sections for models and engines: model, LoRA, vLLM and HTTP endpoint. Imports no torch, vLLM or HTTP client."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from lore.config.sections import Conflict, StrictModel
 from lore.support.fingerprint import model_fingerprint
 
 SECRET = re.compile(r"(?i)api.?key|authori[sz]ation|secret|password|access.?token")
-# What may change between a run and its resumption: where and how patiently a model is asked, not which one or what.
+# Keys that may change when a run resumes: where the server is and how requests are sent. The model must stay the same.
 HOW_ASKED = ("url", "key_variable", "max_concurrency", "timeout_seconds", "max_attempts", "max_down_seconds")
-# What a request says by itself; `extra` must not say something else.
+# Fields that every request sets; `extra` must not override them.
 OWN_FIELDS = ("model", "messages", "n", "stream", "logprobs", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed")
 
 
 class EndpointSection(StrictModel):
     url: str
-    """Address of an OpenAI-compatible server up to its version, such as http://127.0.0.1:8000/v1."""
+    """Base URL of an OpenAI-compatible server, including the version, such as http://127.0.0.1:8000/v1."""
     model: str = Field(min_length=1)
-    """Name under which the server knows the model."""
+    """Model name that the server serves."""
     key_variable: str | None = None
-    """Environment variable that holds the API key; none for a server that asks for none. The key itself is never written
-    anywhere."""
+    """Name of the environment variable with the API key; none for a server without keys. The key itself is never stored or
+    printed."""
     max_concurrency: int = Field(64, ge=1)
-    """Requests under way at once, at most. Fewer while the server says that it is busy or fails."""
+    """Largest number of concurrent requests. Concurrency is lowered while the server is rate-limiting or failing."""
     timeout_seconds: float = Field(120.0, gt=0)
-    """One request may take this long, from its first byte to its last."""
+    """Timeout of one request in seconds, from sending it to the last byte of the reply."""
     max_attempts: int = Field(6, ge=1)
-    """Times that one request is sent before the run stops."""
+    """Attempts per request before the run stops."""
     max_down_seconds: float = Field(300.0, gt=0)
-    """A server that answers nothing is waited for this long, then the run stops."""
+    """Seconds to wait for a server that does not answer before the run stops."""
     tokenizer: str | None = None
-    """Folder or hub id of the tokenizer that the server uses; with it prompts are cut to their budget and tier
-    probabilities are exact where the server is vLLM."""
+    """Folder or hub id of the served model's tokenizer. With it, prompts are cut to their token budget, and tier probabilities
+    are exact if the server is vLLM. none: prompts are not cut."""
     max_image_tokens: int = Field(2048, ge=0)
-    """At most this many prompt tokens for one photo, where a budget has to assume the worst."""
+    """Upper bound of prompt tokens per photo, used to reserve budget."""
     extra: dict[str, Any] = {}
-    """Further fields of every request's body, such as {service_tier: flex}."""
+    """Additional fields in the body of every request, such as {service_tier: flex}."""
 
     @field_validator("url")
     @classmethod
@@ -52,63 +52,63 @@ class EndpointSection(StrictModel):
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError("http(s)://host/v1, without ? or #")
         if parts.username or parts.password:
-            raise ValueError("an address without a user or a password: name the key's variable in key_variable")
+            raise ValueError("a URL without user name and password: name the environment variable with the key in key_variable")
         return value.rstrip("/")
 
     @field_validator("key_variable")
     @classmethod
     def _variable_is_a_name(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
-            # The value is not repeated: it may be the key itself.
+            # The message omits the value, which may be the key itself.
             raise ValueError("the name of an environment variable, such as OPENAI_API_KEY, not the key")
         return value
 
     @field_validator("extra")
     @classmethod
-    def _extra_says_nothing_twice(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _extra_overrides_nothing(cls, value: dict[str, Any]) -> dict[str, Any]:
         if secret := [name for name in value if SECRET.search(name)]:
-            raise ValueError(f"no key, which would be written down with the recipe ({', '.join(secret)}): use key_variable")
+            raise ValueError(f"no key, because the recipe is stored with the run ({', '.join(secret)}): use key_variable")
         if taken := [name for name in value if name in OWN_FIELDS]:
-            raise ValueError(f"fields that requests do not have by themselves; {', '.join(taken)} come from other keys")
+            raise ValueError(f"only additional fields; other keys of the recipe already set {', '.join(taken)}")
         return value
 
 
 class VllmSection(StrictModel):
     max_model_tokens: int | None = Field(None, ge=16)
-    """Prompt and answer together, at most; none takes the model's own length, which needs the most memory."""
+    """Longest prompt plus answer, in tokens; none uses the model's own context length, which needs the most memory."""
     gpu_memory: float = Field(0.9, gt=0, le=1)
-    """Share of the GPU's memory that vLLM takes; lower where a trainer shares the device. Ignored on a CPU."""
+    """Fraction of GPU memory that vLLM reserves; lower it if a trainer shares the device. Ignored on a CPU."""
     tensor_parallel: int = Field(1, ge=1)
-    """GPUs that one copy of the model is spread over."""
+    """Number of GPUs per model replica (tensor parallelism)."""
     max_sequences: int | None = Field(None, ge=1)
-    """Answers written at once; none leaves the choice to vLLM."""
+    """Largest number of sequences in a batch; none uses vLLM's default."""
     max_loras: int = Field(1, ge=1)
-    """Adapters in memory at once."""
+    """Largest number of adapters in memory at once."""
     max_lora_rank: int | None = Field(None, ge=1)
-    """Largest rank of an adapter; none takes it from the adapter."""
+    """Largest adapter rank; none takes the rank of the adapter."""
     photos_per_prompt: int = Field(1, ge=0)
-    """Photos that one prompt may hold."""
+    """Largest number of photos per prompt."""
     eager: bool = False
-    """Skips compilation and CUDA graphs: starts in seconds, runs slower. For trials and CPUs."""
+    """Disables compilation and CUDA graphs: starts in seconds, generates more slowly. For trials and CPUs."""
     kv_cache_gib: float | None = Field(None, gt=0)
-    """GiB of memory for the cache on a CPU; none leaves the choice to vLLM."""
+    """GiB of memory for the KV cache on a CPU; none uses vLLM's default."""
     seed: int = Field(0, ge=0)
-    """Seed of the engine."""
+    """Random seed of the engine."""
 
 
 class LoraSection(StrictModel):
     rank: int = Field(16, ge=1)
-    """Rank of the update matrices."""
+    """Rank of the low-rank update matrices."""
     alpha: float | None = Field(None, gt=0)
-    """Scale of the update; none means 2 * rank."""
+    """LoRA alpha: the update is scaled by alpha / rank; none means 2 * rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the adapter's input."""
+    """Dropout probability on the adapter's input; 0 disables it."""
     targets: str | list[str] = "all-linear"
-    """Module names the adapter goes to, or all-linear."""
+    """Modules that get an adapter: all-linear, a regular expression for full module names, or a list of names."""
     dora: bool = False
-    """Weight-decomposed LoRA: slower, closer to full fine-tuning at low rank."""
+    """Weight-decomposed LoRA (DoRA): slower, closer to full fine-tuning at low ranks."""
     modules_to_save: list[str] = []
-    """Modules trained in full and stored beside the adapter."""
+    """Names of modules that are trained in full and saved with the adapter."""
 
     @property
     def scale_alpha(self) -> float:
@@ -117,11 +117,11 @@ class LoraSection(StrictModel):
 
     def conflicts(self) -> Iterator[Conflict]:
         if not self.targets:
-            yield Conflict(("targets",), "no module, so no adapter", "all-linear, a pattern or module names")
+            yield Conflict(("targets",), "no module, so there would be no adapter", "all-linear, a pattern or module names")
 
 
 def looks_local(name: str) -> bool:
-    """True for a model's name that is meant as a path, whether it is there or not: no hub id looks like that."""
+    """Whether a model name is a path (existing or not) rather than a hub id."""
     return "/" in name and (name.startswith((".", "/", "~", "runs/")) or name.count("/") != 1)
 
 
@@ -129,17 +129,17 @@ class ModelSection(StrictModel):
     name: str = Field(min_length=1)
     """Hub id or local folder of the model."""
     adapter: str | None = None
-    """Folder of a trained adapter that is put on the model first."""
+    """Folder of a trained adapter to load on the model; none loads no adapter."""
     lora: LoraSection | None = None
-    """Train a new adapter of this shape; none trains or runs the model as it is."""
+    """Train a new LoRA adapter with these settings; none adds no adapter."""
     quantize: Literal["nf4"] | None = None
-    """nf4 loads the frozen weights in 4 bits (QLoRA); needs bitsandbytes."""
+    """nf4 loads the frozen weights in 4 bits (QLoRA) and needs bitsandbytes; none does not quantize."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 where the device has it, else float32."""
+    """Data type of the weights. auto: bfloat16 if the GPU supports it, else float32; weights trained in full are float32."""
     attn: str | None = None
-    """Attention implementation passed to transformers; none leaves the choice to it."""
+    """Attention implementation (attn_implementation of transformers); none uses the default of transformers."""
     trust_remote_code: bool = False
-    """Runs Python code that comes with the model. Only for a repository you have read."""
+    """Allow Python code from the model repository to run. Enable it only after you have read that code."""
 
     def _folders(self) -> dict[str, str]:
         return {key: folder for key in ("name", "adapter") if (folder := getattr(self, key))}

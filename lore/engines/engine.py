@@ -1,7 +1,7 @@
-"""Engines run a judge: `generate` writes answers, `score` reads tier probabilities in one forward pass, no decoding.
+"""The engine interface: `generate` samples completions; `score` computes tier probabilities in one forward pass per prompt.
 
-All engines take the messages of `lore.codec.judgement.render` and give the same results within tolerance. `open_engine`
-imports the heavy libraries when it is called.
+All engines accept the messages of `lore.codec.prompt.render` and agree within numerical tolerance. The implementations are
+lore.engines.transformers, lore.engines.vllm and lore.engines.http.endpoint; `lore.engines.open_engine` picks one.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to decode. temperature 0 is greedy; n: samples per prompt; seed matters where temperature > 0."""
+    """Sampling parameters. temperature 0 is greedy decoding; n: samples per prompt; seed: used only if temperature > 0."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -29,11 +29,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer. tokens counts the decoded ones, the end of turn included; finish_reason is `stop` or `length`.
+    """One completion. tokens: generated tokens, including the end of turn; finish_reason: `stop` or `length`.
 
-    prompt_tokens: of its prompt, photos included, the same for each of n samples; 0 where an endpoint does not say.
-    An endpoint's `generate` also gives finish_reason `refused`, with an empty text, for a prompt that the server will
-    not take.
+    prompt_tokens: length of the prompt including photos, the same for each of n samples; 0 if an endpoint does not report
+    it. An endpoint's `generate` returns finish_reason `refused` and an empty text for a prompt that the server rejects.
     """
 
     text: str
@@ -44,47 +43,47 @@ class Completion:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one request."""
+    """Token counts of one request."""
 
     prompt_tokens: int
     completion_tokens: int
 
 
 class Gate(Protocol):
-    """Decides whether a request may be sent, such as a budget. Each HTTP attempt is admitted and settled by itself."""
+    """Decides whether a request may be sent, for example within a budget. Every HTTP attempt is admitted and settled separately."""
 
     async def admit(self, bound: Usage) -> Any:
-        """Waits until a request of at most `bound` may be sent; raises when it never may. Returns its ticket."""
+        """Waits until a request of at most `bound` tokens may be sent and returns its ticket. Raises if it can never be sent."""
 
     def settle(self, ticket: Any, used: Usage | None) -> None:
-        """What it took; None: unknown, so the bound counts."""
+        """Reports the actual usage of a request; None if it is unknown, in which case the bound is charged."""
 
 
 class RequestRefused(LoreError):
-    """The server will not take this one prompt (too long, withheld by a filter); others may go on."""
+    """The server rejects this one prompt (too long, content filter). Other prompts are unaffected."""
 
 
 class EndpointFailed(LoreError):
-    """A request has failed as often as max_attempts allows."""
+    """A request has failed max_attempts times."""
 
 
 class EndpointStopped(LoreError):
-    """No request can succeed: a wrong key, an unknown model, a server that is down. Going on is of no use."""
+    """No request can succeed: invalid key, unknown model or server down. Do not send further requests."""
 
 
 class Engine(Protocol):
-    """What every engine offers."""
+    """The methods of every engine."""
 
     tokenizer: Any
 
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
-        """`sampling.n` completions for each prompt, in the order of the prompts."""
+        """`sampling.n` completions per prompt, in prompt order."""
 
     def score(self, prompts: list[Messages]) -> "np.ndarray":
         """Tier probabilities, float [N, tiers] in rubric order, each row summing to 1.
 
-        A prompt whose last message is the assistant's is scored behind that text, which has to end right before the
-        tier; any other prompt is scored behind the opening of a verdict.
+        A trailing assistant message is used as prefill and has to end right before the tier. For any other prompt the
+        engine adds the text that opens the verdict.
         """
 
 

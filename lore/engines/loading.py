@@ -1,5 +1,6 @@
-"""Loads checkpoints: text or vision-language, with or without an adapter, with any head that transformers has a class for.
-Safetensors only; no remote code unless the recipe says so.
+"""Loads checkpoints: text or vision-language, with or without an adapter, with any head that transformers supports.
+
+Loads only safetensors, and runs remote code only if model.trust_remote_code is true.
 """
 
 import importlib.util
@@ -23,12 +24,12 @@ from lore.engines.config import ModelSection, looks_local
 from lore.support.errors import LoreError
 from lore.support.library_logging import silence
 
-# Idefics3's own image processor needs torchvision; the Pillow one gives the same pixels everywhere.
+# The default image processor of Idefics3 needs torchvision; the Pillow backend gives the same pixels on every machine.
 PILLOW_BACKEND = {"idefics3"}
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU that has it and float32 elsewhere."""
+    """The torch dtype; `auto` is bfloat16 on a GPU that supports it, else float32."""
     if name != "auto":
         return getattr(torch, name)
     return torch.bfloat16 if device.startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32
@@ -42,9 +43,8 @@ def load_config(section: ModelSection) -> Any:
     silence()
     if section.quantize and importlib.util.find_spec("bitsandbytes") is None:
         raise LoreError(
-            "model.quantize is nf4, which bitsandbytes computes, and it is not installed, so the weights cannot be "
-            "loaded in 4 bits.\nInstall it (pip install 'lore-relevance[gpu]', a GPU machine), or leave model.quantize "
-            "out."
+            "model.quantize is nf4, which needs bitsandbytes, and bitsandbytes is not installed, so the weights cannot be "
+            "loaded in 4 bits.\nInstall it (pip install 'lore-relevance[gpu]' on a GPU machine), or remove model.quantize."
         )
     _check_folder(section.name, "model.name")
     if section.adapter is not None:
@@ -54,23 +54,25 @@ def load_config(section: ModelSection) -> Any:
 
 
 def known_stops(section: ModelSection) -> set[int]:
-    """The tokens at which a checkpoint's own generation_config, or its config, ends an answer."""
+    """The eos token ids of a checkpoint's generation_config, or of its config if it has no generation_config."""
     config = load_config(section)
     try:
         known = GenerationConfig.from_pretrained(section.name).eos_token_id
-    except OSError:  # it has none: transformers then asks the config, as here
+    except OSError:  # no generation_config.json: use the config, as transformers does
         known = GenerationConfig.from_model_config(config).eos_token_id
     return set(known if isinstance(known, list) else [known]) - {None}
 
 
 def is_vision(config: Any) -> bool:
-    """True for a model that takes images with its text."""
+    """Whether the model accepts images along with text."""
     return type(config) in AutoModelForImageTextToText._model_mapping
 
 
 def load_processor(section: ModelSection, *, chat: bool = False) -> Any:
-    """A multimodal processor for vision-language models, a tokenizer for the others. chat: it has to have a chat template; raises
-    LoreError where it has none."""
+    """A multimodal processor for vision-language models, a tokenizer for other models.
+
+    chat: require a chat template; raises LoreError if there is none.
+    """
     config = load_config(section)
     with _readable(section):
         if not is_vision(config):
@@ -81,7 +83,7 @@ def load_processor(section: ModelSection, *, chat: bool = False) -> Any:
     tokenizer = getattr(processor, "tokenizer", processor)
     if chat and not getattr(processor, "chat_template", None):
         raise LoreError(
-            f"{section.name} has no chat template, so nothing says how a prompt is written for it.\n"
+            f"{section.name} has no chat template, so its prompt format is unknown.\n"
             "Use the instruction-tuned checkpoint, or save a chat template with its tokenizer."
         )
     if tokenizer.pad_token is None:
@@ -92,13 +94,13 @@ def load_processor(section: ModelSection, *, chat: bool = False) -> Any:
 def load_model(
     section: ModelSection, *, device: str, for_training: bool = False, auto_class: Any = None, **config_overrides: Any
 ) -> Any:
-    """The model on `device`, with its adapter. For training the weights stay where the trainer wants them.
+    """The model on `device`, with its adapter. With for_training the model is not moved; the trainer places it.
 
-    auto_class: one of transformers' AutoModel classes, such as AutoModelForSequenceClassification; without one the model writes
-    text. config_overrides: values that replace those of the model's own config, such as num_labels.
+    auto_class: an AutoModel class of transformers, such as AutoModelForSequenceClassification; None loads a generative model.
+    config_overrides: values that replace those in the model's config, such as num_labels.
 
-    Weights that are trained in full are float32 under dtype auto, since bfloat16 rounds small updates away; the trainer
-    computes in bfloat16 all the same.
+    With dtype auto, weights that are trained in full are float32, because bfloat16 rounds small updates to zero. The trainer
+    still computes in bfloat16 (mixed precision).
     """
     config = load_config(section)
     cls = auto_class or (AutoModelForImageTextToText if is_vision(config) else AutoModelForCausalLM)
@@ -124,7 +126,7 @@ def load_model(
 
 @contextmanager
 def _readable(section: ModelSection) -> Iterator[None]:
-    """What the libraries say about a checkpoint they cannot load, in an error that names the key to change."""
+    """Translates errors of transformers and peft while loading a checkpoint into a LoreError that names the recipe key."""
     try:
         yield
     except (OSError, ImportError, ValueError) as error:
@@ -132,14 +134,14 @@ def _readable(section: ModelSection) -> Iterator[None]:
         if section.attn and any(word in reason.lower() for word in ("attn", "attention")):
             raise LoreError(
                 f"model.attn is {section.attn}, which cannot be used here: {reason}\n"
-                "Install what it needs, name one that transformers knows (sdpa, eager, flash_attention_2), or leave "
-                "model.attn out."
+                "Install its requirements, choose another implementation of transformers (sdpa, eager, flash_attention_2), or "
+                "remove model.attn."
             ) from error
         adapter = f" with model.adapter {section.adapter}" if section.adapter else ""
         raise LoreError(
             f"model.name {section.name}{adapter} cannot be loaded: {reason}\n"
-            "Give the folder of a model, or the id of one that the hub can be asked for from here (HF_HUB_OFFLINE, "
-            "HF_TOKEN). Only safetensors are read."
+            "Give a model folder, or a hub id that this machine can download (check HF_HUB_OFFLINE and "
+            "HF_TOKEN). Only safetensors are loaded."
         ) from error
 
 
@@ -150,13 +152,13 @@ def _nf4(dtype):
 
 
 def _check_folder(name: str, key: str, file: str = "config.json") -> None:
-    """A path that is not there must not be taken for a hub id and asked for on the network."""
+    """Raises LoreError for a missing path, so that it is not looked up on the hub as an id."""
     path = Path(name)
     if path.is_dir():
         if not (path / file).is_file():
             raise LoreError(
-                f"{key}: {name} holds no {file}, so it is not a finished model folder. "
-                "Run the recipe that makes it, or correct the path."
+                f"{key}: {name} has no {file}, so it is not a complete model folder. "
+                "Run the recipe that creates it, or correct the path."
             )
     elif looks_local(name):
-        raise LoreError(f"{key}: {name} is not a folder. Run the recipe that makes it (see `needs`), or correct the path.")
+        raise LoreError(f"{key}: {name} is not a folder. Run the recipe that creates it (see `needs`), or correct the path.")

@@ -1,4 +1,4 @@
-"""From a recipe's section to the engine that runs it."""
+"""Opens the engine that a recipe section describes."""
 
 
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
@@ -14,8 +14,8 @@ def open_engine(
     batch_tokens: int = 16384,
     device: str | None = None,
 ) -> Engine:
-    """The engine for a section: an endpoint for an EndpointSection; for a ModelSection vLLM in process where `vllm` is
-    given, else transformers. batch_tokens (padded tokens per pass) and device are for transformers alone.
+    """The engine for a section: an HTTP endpoint for an EndpointSection; for a ModelSection, vLLM in this process if `vllm` is
+    given, else transformers. batch_tokens (padded tokens per forward pass) and device apply to transformers only.
     """
     from lore.engines.config import EndpointSection
 

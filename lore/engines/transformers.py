@@ -1,8 +1,8 @@
-"""The transformers engine: batched generate and score on CPU or GPU, text and photos, adapters and merged models.
+"""The transformers engine: batched `generate` and `score` on CPU or GPU, for text and photos, with adapters or merged models.
 
-Prompts are sorted by length and left-padded into batches of at most `batch_tokens` padded tokens, so results do not
-depend on how the caller groups its prompts beyond the rounding of the arithmetic. Left out: paged attention and
-continuous batching, for which there is vLLM.
+Prompts are sorted by length and left-padded into batches of at most `batch_tokens` padded tokens. Greedy answers and scores
+therefore do not depend on how the caller groups prompts, except for floating-point rounding. Not implemented: paged
+attention and continuous batching; use vLLM for those.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,11 @@ from lore.rubric.rubric import Rubric
 
 
 def folded(model: Any) -> Any:
-    """The model with its adapter folded into the weights, a quarter less time for the same answers, where that is so: bfloat16 and
-    quantized weights would round, and tied ones change the output layer with the embeddings."""
+    """The model with its adapter merged into the weights, which saves about a quarter of the time.
+
+    Returns the model unchanged if merging would change its answers: bfloat16 and quantized weights would be rounded, and
+    with tied embeddings merging into the embeddings would also change the output layer.
+    """
     tied = model.config.tie_word_embeddings or model.config.get_text_config().tie_word_embeddings
     if not hasattr(model, "merge_and_unload") or tied or any(p.dtype != torch.float32 for p in model.parameters()):
         return model
@@ -31,7 +34,7 @@ def folded(model: Any) -> Any:
 
 
 class TransformersEngine:
-    """A judge in memory. Build it with `load`, or from a model and processor that are loaded already."""
+    """A judge in memory. Build it with `load`, or from a loaded model and processor."""
 
     def __init__(self, model: Any, processor: Any, rubric: Rubric, *, batch_tokens: int = 16384):
         self.model, self.processor, self.rubric, self.batch_tokens = model, processor, rubric, batch_tokens
@@ -48,7 +51,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
-        """See Engine.generate. Sampled answers depend on the seed and on the batching; greedy ones on neither."""
+        """See Engine.generate. Sampled completions depend on the seed and the batching; greedy completions depend on neither."""
         out: list[list[Completion]] = [[] for _ in prompts]
         texts = [prompt_text(self.processor, messages) for messages in prompts]
         per_prompt = sampling.n if sampling.temperature > 0 else 1  # greedy samples are equal: decode once
@@ -80,16 +83,21 @@ class TransformersEngine:
 
     @property
     def _can_share(self) -> bool:
-        """Whether a prompt's keys and values can be copied for its samples: not where a model keeps the positions of photos
-        beside the cache (M-RoPE of Qwen-VL), or a state that is no cache of tokens."""
+        """Whether the samples of a prompt can start from copies of its KV cache.
+
+        False for models that store photo positions outside the cache (M-RoPE of Qwen-VL) and for models whose state is not a
+        full KV cache (sliding window, linear attention).
+        """
         config = self.model.config.get_text_config()
         rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         return "mrope_section" not in rope and kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
 
     def _read_once(self, inputs: dict[str, torch.Tensor], copies: int) -> dict[str, Any]:
-        """Inputs of `copies` rows a prompt with the prompts read already, once each: all but their last token is in the
-        cache. Plain generation would read every copy."""
+        """Generation inputs with `copies` rows per prompt and a KV cache of all prompt tokens except the last.
+
+        Each prompt is prefilled once; plain generation would prefill every copy.
+        """
         config = GenerationConfig(
             max_new_tokens=1, pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self._stop_ids, return_dict_in_generate=True
         )
@@ -101,8 +109,10 @@ class TransformersEngine:
 
     @contextmanager
     def _generation(self, sampling: Sampling, per_prompt: int) -> Iterator[GenerationConfig]:
-        """What `sampling` says and nothing else. transformers fills what is left open from the checkpoint's own file
-        (repetition_penalty, no_repeat_ngram_size, ...), which was not there in training: it steps aside meanwhile.
+        """A generation config with the values of `sampling` only.
+
+        transformers would fill missing values from the checkpoint's generation_config (repetition_penalty,
+        no_repeat_ngram_size, ...), which did not apply during training. That config is disabled inside the context.
         """
         options: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "num_return_sequences": per_prompt, "top_k": 0}
         if sampling.temperature > 0:
@@ -123,7 +133,7 @@ class TransformersEngine:
         return Completion(text, tokens, reason, prompt_tokens)
 
     def _batches(self, texts: list[tuple[str, list]], extra: int = 0, copies: int = 1) -> Iterator[list[int]]:
-        """Indices in batches of similar length, the longest first. extra: tokens that a row may still grow by."""
+        """Batches of prompt indices, longest prompts first. extra: tokens that generation may add; copies: rows per prompt."""
         lengths = (
             [len(ids) for ids in self.tokenizer([text for text, _ in texts], add_special_tokens=False)["input_ids"]]
             if texts

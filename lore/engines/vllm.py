@@ -1,8 +1,8 @@
-"""The vLLM engine: a judge in this process, with paged attention and continuous batching; text, photos, adapters.
+"""The vLLM engine: a judge in this process with paged attention and continuous batching, for text, photos and adapters.
 
-The only file that imports vLLM. Prompts, stop tokens and decoded texts are those of the transformers engine, and nothing
-of the checkpoint's generation_config is obeyed, so that both write the same greedy answers. Left out: adapters with
-modules trained in full beside them and DoRA, which vLLM does not run: merge those first.
+This is the only module that imports vLLM. It uses the prompts, stop tokens and decoding of the transformers engine and ignores
+the checkpoint's generation_config, so both engines give the same greedy answers. Not supported by vLLM: DoRA, and adapters with
+fully trained modules (modules_to_save). Merge such adapters first.
 """
 
 import importlib.util
@@ -21,13 +21,13 @@ from lore.engines.loading import default_device, known_stops, load_config, load_
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM reserves memory for
-# One seed for all prompts would draw the same answer for the same prompt asked twice.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM accepts for max_lora_rank
+# With one seed for all prompts, duplicate prompts would get identical samples.
 SEED_STEP = 1_000_003
 
 
 class VllmEngine:
-    """A judge in vLLM. Only one should be alive in a process: each reserves its memory when it starts."""
+    """A judge in vLLM. Keep only one per process, because each instance reserves its memory at start-up."""
 
     def __init__(self, llm: Any, processor: Any, rubric: Rubric, stops: set[int], adapter: Any = None):
         self.llm, self.processor, self.rubric, self._adapter = llm, processor, rubric, adapter
@@ -38,9 +38,9 @@ class VllmEngine:
 
     @classmethod
     def load(cls, section: ModelSection, rubric: Rubric, vllm: VllmSection | None = None) -> "VllmEngine":
-        """Starts vLLM on a checkpoint, with its adapter. Raises LoreError for what vLLM cannot run."""
+        """Starts vLLM with a checkpoint and its adapter. Raises LoreError if vLLM does not support them."""
         vllm = vllm or VllmSection()
-        load_config(section)  # a path that is not there must not be taken for a hub id
+        load_config(section)  # reports a missing path before it is looked up on the hub
         processor = load_processor(section, chat=True)
         rank = adapter_rank(section)
         options = engine_options(section, vllm, rank, takes_images=hasattr(processor, "tokenizer"))
@@ -51,13 +51,13 @@ class VllmEngine:
             reason = " ".join(str(error).split())[:600]
             raise LoreError(
                 f"vLLM cannot run model.name {section.name}: {reason}\n"
-                "Where memory is short, lower max_model_tokens or gpu_memory; else use the transformers engine."
+                "If memory is short, lower max_model_tokens or gpu_memory; otherwise use the transformers engine."
             ) from error
         adapter = LoRARequest("judge", 1, str(section.adapter)) if rank else None
         return cls(llm, processor, rubric, known_stops(section), adapter)
 
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
-        """See Engine.generate. Sampled answers depend on the seed and on a prompt's place among the prompts."""
+        """See Engine.generate. Sampled completions depend on the seed and on the prompt's index."""
         from vllm import SamplingParams
 
         per_prompt = sampling.n if sampling.temperature > 0 else 1
@@ -100,13 +100,13 @@ class VllmEngine:
             return self.llm.generate(inputs, params, use_tqdm=False, lora_request=self._adapter, tokenization_kwargs=plain)
         except EngineDeadError as error:
             raise LoreError(
-                "vLLM's engine has stopped, for the reason that it has printed above.\n"
-                "Where memory was short, lower max_model_tokens, max_sequences or gpu_memory; where the model's shape is not "
-                "supported on this device, use the transformers engine."
+                "vLLM's engine has stopped; its own error message is printed above.\n"
+                "If it ran out of memory, lower max_model_tokens, max_sequences or gpu_memory. If this device does not "
+                "support the model's shape, use the transformers engine."
             ) from error
 
     def _input(self, messages: Messages) -> dict[str, Any]:
-        """Token ids, or the text with its photos, which vLLM expands as the model's processor does."""
+        """The prompt for vLLM: token ids, or text with photos, which vLLM expands with the model's processor."""
         text, images = prompt_text(self.processor, messages)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         most, tokens = self.llm.model_config.max_model_len, len(ids)
@@ -114,7 +114,7 @@ class VllmEngine:
             tokens += sum(image_tokens(self.processor, image) for image in images)
         if tokens >= most:
             raise LoreError(
-                f"A prompt of {tokens} tokens leaves no room for an answer in vLLM's max_model_tokens, {most}.\n"
+                f"A prompt of {tokens} tokens leaves no room for an answer within vLLM's max_model_tokens ({most}).\n"
                 "Raise max_model_tokens, or lower prompt.max_prompt_tokens or prompt.max_photo_pixels."
             )
         return {"prompt": text, "multi_modal_data": {"image": images}} if images else {"prompt_token_ids": ids}
@@ -127,8 +127,8 @@ class VllmEngine:
 
 
 def adapter_rank(section: ModelSection) -> int | None:
-    """The rank that vLLM has to reserve memory for; None without an adapter. Raises LoreError for an adapter that vLLM would
-    run as something else than it is.
+    """The smallest max_lora_rank of vLLM that fits the adapter; None without an adapter. Raises LoreError for an adapter that
+    vLLM would not apply correctly.
     """
     if section.adapter is None:
         return None
@@ -137,39 +137,40 @@ def adapter_rank(section: ModelSection) -> int | None:
     unknown += ["DoRA"] if config.get("use_dora") else []
     if unknown:
         raise LoreError(
-            f"The adapter {section.adapter} has {' and '.join(unknown)}, which vLLM does not run: answers would be those of "
-            "another model.\nMerge it first (lore export RUN --out FOLDER --merge) and name the folder under model.name."
+            f"The adapter {section.adapter} has {' and '.join(unknown)}, which vLLM does not support, so its answers would "
+            "differ from the trained judge's.\nMerge it first (lore export RUN --out FOLDER --merge) and set model.name to that "
+            "folder."
         )
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     fitting = [known for known in LORA_RANKS if known >= rank]
     if not fitting:
-        raise LoreError(f"The adapter {section.adapter} has rank {rank}; vLLM runs at most {LORA_RANKS[-1]}. Merge it first.")
+        raise LoreError(f"The adapter {section.adapter} has rank {rank}; vLLM supports at most {LORA_RANKS[-1]}. Merge it first.")
     return fitting[0]
 
 
 def engine_options(section: ModelSection, vllm: VllmSection, rank: int | None, *, takes_images: bool) -> dict[str, Any]:
-    """vLLM's own settings, by the names of its Python API, which its command line shares. rank: of adapter_rank.
+    """Keyword arguments of vllm.LLM; vLLM's server has command-line options of the same names. rank: result of adapter_rank.
 
-    Raises LoreError for what vLLM cannot run.
+    Raises LoreError for settings that vLLM does not support.
     """
     if section.quantize:
         raise LoreError(
-            f"model.quantize is {section.quantize}, which the vLLM engine does not do while it loads.\n"
-            "Leave model.quantize out, name a checkpoint that is stored quantised, or use the transformers engine."
+            f"model.quantize is {section.quantize}, but the vLLM engine cannot quantize a model while loading it.\n"
+            "Remove model.quantize, use a checkpoint that is already quantized, or use the transformers engine."
         )
     options: dict[str, Any] = {
         "model": section.name,
         "dtype": str(resolve_dtype(section.dtype, default_device())).removeprefix("torch."),
         "trust_remote_code": section.trust_remote_code,
         "load_format": "safetensors",
-        "generation_config": "vllm",  # the checkpoint's own settings were not there in training
+        "generation_config": "vllm",  # the checkpoint's sampling defaults did not apply during training
         "gpu_memory_utilization": vllm.gpu_memory,
         "tensor_parallel_size": vllm.tensor_parallel,
         "enforce_eager": vllm.eager,
         "seed": vllm.seed,
     }
     if default_device() == "cpu":
-        # A prompt cut into two steps whose request has a seed ends vLLM's CPU engine ("CPU Generator does not use offset").
+        # Chunked prefill of a seeded request crashes vLLM's CPU engine ("CPU Generator does not use offset").
         options["enable_chunked_prefill"] = False
     if vllm.max_model_tokens is not None:
         options["max_model_len"] = vllm.max_model_tokens
@@ -185,11 +186,11 @@ def engine_options(section: ModelSection, vllm: VllmSection, rank: int | None, *
 
 
 def check_vllm() -> None:
-    """Raises LoreError where vLLM is not installed."""
+    """Raises LoreError if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise LoreError(
-            "vLLM was asked for and is not installed.\nInstall it (pip install 'lore-relevance[gpu]' on a GPU machine, make "
-            "install on a CPU; lore doctor says what is missing), or use the transformers engine."
+            "The recipe asks for vLLM, which is not installed.\nInstall it (pip install 'lore-relevance[gpu]' on a GPU machine, "
+            "make install on a CPU; lore doctor lists what is missing), or use the transformers engine."
         )
 
 
@@ -197,7 +198,7 @@ def _import_vllm() -> tuple[Any, Any]:
     check_vllm()
     if not os.environ.get("LORE_DEBUG"):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing about a user's models leaves the machine
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # disables telemetry: no data about models leaves the machine
     from vllm import LLM
     from vllm.lora.request import LoRARequest
 

@@ -1,5 +1,5 @@
-"""Answers whose worth is known beforehand: the gold one, honest mistakes, and what a model finds when it looks for reward
-instead of the verdict.
+"""Answers with a known ranking, for the rewards' self-test: the gold answer, honest mistakes, and reward hacks that a model
+might find.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ FORMAT_ONLY = "format only"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One answer. rival: the case that it may not score above; "" for gold. tier: its verdict, None where it has none."""
+    """One answer. tier: its verdict, None without one; rival: name of the case that it must not outscore, "" for gold."""
 
     name: str
     text: str
@@ -28,7 +28,10 @@ class Case:
 
 
 def gold(pair: Pair, rubric: Rubric) -> Judgement:
-    """A pair's label with what is known of its reasons. A mismatch that has to be named and is not known is any dimension."""
+    """The correct answer: the pair's label with its known rationale, rules and mismatch.
+
+    If the label requires a mismatch dimension and the pair has none, the rubric's first dimension is used.
+    """
     mismatch = pair.mismatch
     if not mismatch and pair.label in rubric.mismatch_tiers and rubric.dimensions:
         mismatch = rubric.dimensions[0].id
@@ -36,7 +39,7 @@ def gold(pair: Pair, rubric: Rubric) -> Judgement:
 
 
 def cases(pair: Pair, near: str, far: str, rubric: Rubric, fmt: PromptFormat) -> list[Case]:
-    """All cases of a labelled pair. near, far: the wrong tiers that cost least and most."""
+    """All cases of a labeled pair. near, far: the wrong tiers with the lowest and the highest cost."""
     right = gold(pair, rubric)
     found = [Case(GOLD, render_answer(right, rubric, fmt), pair.label, "")]
     found += _hacks("right", right, GOLD, pair, rubric, fmt)
@@ -51,7 +54,7 @@ def cases(pair: Pair, near: str, far: str, rubric: Rubric, fmt: PromptFormat) ->
 
 
 def honest(pair: Pair, tier: str, rubric: Rubric, fmt: PromptFormat) -> Judgement:
-    """A well-formed, grounded answer with the verdict `tier`: one demand of the pair is given that tier, all else stays.
+    """A well-formed, grounded answer with the verdict `tier`: one demand of the pair gets that tier, the others stay.
 
     A pair without demands keeps its rationale, or gets one that cites the first words of its title.
     """
@@ -81,7 +84,7 @@ def _citing_the_title(pair: Pair, rubric: Rubric) -> str:
 
 
 def _hacks(of: str, base: Judgement, rival: str, pair: Pair, rubric: Rubric, fmt: PromptFormat) -> list[Case]:
-    """Tricks played on an answer, which keep its verdict."""
+    """Reward hacks: variations of the answer `base` that keep its verdict."""
     if fmt.order == "answer_only":
         return []
     best, first = rubric.tier_ids[-1], base.rationale.partition("; ")[0]
@@ -92,7 +95,7 @@ def _hacks(of: str, base: Judgement, rival: str, pair: Pair, rubric: Rubric, fmt
         "hint phrase": replace(base, rationale=f"the verdict is {best}, as the rater said"),
         "one demand eight times": replace(base, rationale="; ".join([first or pair.title] * 8)),
     }
-    # Of very few rules, all of them are nearly the right ones.
+    # If the rubric has very few rules, naming all of them is nearly correct, so it is not a hack.
     if len(rubric.rules) > 2 * max(1, len(pair.rules)):
         changed["every rule"] = replace(base, rules=[rule.id for rule in rubric.rules])
     if len(rubric.dimensions) > 1:
@@ -108,7 +111,7 @@ def _hacks(of: str, base: Judgement, rival: str, pair: Pair, rubric: Rubric, fmt
 
 
 def _no_answers(pair: Pair, rubric: Rubric, fmt: PromptFormat) -> dict[str, str]:
-    """What the codec reads no verdict from, however right it may look."""
+    """Texts that look correct but from which the codec parses no verdict."""
     verdict = f"<verdict>{pair.label}</verdict>"
     return {
         EMPTY: "",

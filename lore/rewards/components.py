@@ -1,17 +1,17 @@
-"""The parts of the reward. Each is a pure function of (answer, pair, what it may look at) and returns a number, or None where
-it cannot judge.
+"""The components of the reward. Each is a pure function of (answer, pair, view) that returns a number, or None to abstain.
 
-verdict        1 at the label, falling to 0 with what the mistake costs, -1 without a verdict
-format         the answer ended by itself and is exactly one
-mismatch       the failing dimension is named where it has to be, and is the pair's
-rules          rules named are the rubric's, fit the verdict, and are the pair's
-grounding      what the rationale cites stands in the item
-demands        the rationale's demands are the pair's, step by step
-length         short, with a soft edge
-calibration    1 less half the Brier score of the tier probabilities
+verdict        1 for the label, decreasing to 0 with the cost of the mistake, -1 without a verdict
+format         the text is exactly one answer and was not truncated
+mismatch       the answer names the pair's mismatch dimension if its tier requires one
+rules          the named rules exist, fit the verdict and match the pair's rules
+grounding      the rationale's citations occur in the item
+demands        the rationale's demands match the pair's demands
+length         1 for short answers, with a linear decrease to 0
+calibration    1 minus half the Brier score of the tier probabilities
 
-None hangs on the pair and the answer order wherever that is possible, so that nothing can be gained by leaving things out. A
-format failure is judged by every part that could have judged an answer, and gets its least. All but the verdict lie in [0, 1].
+As far as possible, whether a component returns None depends on the pair and the answer order, not on the answer, so omitting
+parts of an answer cannot raise the reward. A format failure gets the minimum of every component that could have scored a valid
+answer. The verdict is in [-1, 1], every other component in [0, 1].
 """
 
 from collections.abc import Callable
@@ -34,12 +34,12 @@ from lore.support.text import normalise
 
 NO_VERDICT = -1.0
 TEXTS = ("title", "attributes", "description")
-MAX_DEMANDS = 64  # of one rationale; further ones count as wrong
+MAX_DEMANDS = 64  # per rationale; further demands count as wrong
 
 
 @dataclass(frozen=True)
 class View:
-    """What parts may look at beside answer and pair."""
+    """The context that every component gets in addition to answer and pair."""
 
     section: RewardsSection
     rubric: Rubric
@@ -49,8 +49,8 @@ class View:
     def values(self) -> np.ndarray:
         """[K, K] value in [0, 1] of each verdict (column) for each label (row).
 
-        Scaled by the dearest mistake of all labels, not of each: else the price of optimism would be lost for labels that can
-        only be missed in one direction.
+        Costs are divided by the highest cost over all labels. Dividing by the highest cost per label would cancel
+        optimism_cost for labels that allow mistakes in one direction only.
         """
         section = self.section
         cost = cost_matrix(self.rubric.relevant_mask, border_cost=section.border_cost, optimism_cost=section.optimism_cost)
@@ -62,12 +62,12 @@ class View:
 
     @property
     def reasoned(self) -> bool:
-        """Whether answers have room for more than the verdict."""
+        """Whether answers contain more than the verdict."""
         return self.fmt.order != "answer_only"
 
 
 def verdict(answer: Answer, pair: Pair, view: View) -> float | None:
-    """lore.rubric.cost_matrix.cost_matrix, turned into a value: see View.values."""
+    """The value of the verdict, computed from lore.rubric.cost_matrix: see View.values. -1 for a format failure."""
     if isinstance(answer.judgement, FormatFailure):
         return NO_VERDICT
     if pair.label is None:
@@ -77,15 +77,16 @@ def verdict(answer: Answer, pair: Pair, view: View) -> float | None:
 
 
 def well_formed(answer: Answer, pair: Pair, view: View) -> float:
-    """1 or 0. A verdict's tags inside the reasoning are read past by the codec and not by everybody else: they count as two."""
+    """1 or 0. A `<verdict>` inside the rationale counts as a second verdict: the codec ignores it, other parsers may not."""
     failed = isinstance(answer.judgement, FormatFailure) or answer.truncated
     return 0.0 if failed or answer.text.count("<verdict>") != 1 else 1.0
 
 
 def mismatch(answer: Answer, pair: Pair, view: View) -> float | None:
-    """1 or 0. Where the pair's dimension is not known, any of the rubric will do for a tier that has to name one.
+    """1 or 0. If the pair's dimension is unknown, a tier that requires a mismatch may name any dimension of the rubric.
 
-    Where the label's tier has none, there is nothing to compare: that the answer's tier has one is the verdict's mistake.
+    None if the answer's tier requires no mismatch and the answer names none, or if the answer's tier requires one but the
+    label does not: the verdict component already scores that mistake.
     """
     tiers = view.rubric.mismatch_tiers
     if not view.reasoned or not tiers:
@@ -102,10 +103,11 @@ def mismatch(answer: Answer, pair: Pair, view: View) -> float | None:
 
 
 def rules(answer: Answer, pair: Pair, view: View) -> float | None:
-    """Half for rules that fit the verdict, the whole where they are the pair's; nothing unless more than half of those named do.
+    """fit * (1 + agreement) / 2, or fit alone if the pair's rules are unknown; 1 for the correct verdict with the pair's rules.
 
-    A rule fits that exists, is the first of its dimension, and has the verdict's tier where the worst demand decides. Agreement
-    with the pair's rules is F1.
+    fit: share of the named rules that fit the verdict. A rule fits if it exists, is the first named rule of its dimension and,
+    if the rubric aggregates by the worst demand, has the verdict's tier. agreement: F1 with the pair's rules. Both are 0 unless
+    more than half of the named rules fit or match.
     """
     if not view.reasoned or not view.rules:
         return None
@@ -129,16 +131,15 @@ def rules(answer: Answer, pair: Pair, view: View) -> float | None:
 
 
 def _majority(share: float) -> float:
-    """A share, or 0 where it is not more than a half: naming everything must not pay."""
+    """`share`, or 0 if it is at most one half, so that naming every rule earns nothing."""
     return share if share > 0.5 else 0.0
 
 
 def grounding(answer: Answer, pair: Pair, view: View) -> float | None:
-    """Share of the rationale's findings that stand in the cited source; what is no demand, or is one for the second time, counts
-    as one that does not. 0 for a rationale that speaks of raters or hints.
+    """Share of the rationale's findings that occur in the cited source. 0 for a rationale that mentions raters or hints.
 
-    Findings from a photo are passed over where there is one, and so is `none` where nothing can be found. A rationale that cites
-    nothing else gets 0 where the pair's own does, or None.
+    Text that is not a demand, and repeated demands, count as ungrounded. Photo findings are skipped if the pair has a photo,
+    and so is a correct `none`. If nothing else is left: 0 if the pair's own rationale cites the item's texts, else None.
     """
     if not view.reasoned:
         return None
@@ -153,7 +154,7 @@ def grounding(answer: Answer, pair: Pair, view: View) -> float | None:
         if claim is None or (claim.dimension, normalise(claim.wanted)) in said:
             continue
         said.add((claim.dimension, normalise(claim.wanted)))
-        if has_photo and claim.source in ("photo", ""):  # a finding may be left out where only the photo shows it
+        if has_photo and claim.source in ("photo", ""):  # the source may be missing if only the photo shows the finding
             passed_over += 1
         elif claim.source:
             sound = not why_ungrounded(claim.wanted, claim.found, claim.source, places, has_photo=has_photo)
@@ -164,7 +165,7 @@ def grounding(answer: Answer, pair: Pair, view: View) -> float | None:
 
 
 def _cites_nothing(pair: Pair) -> bool:
-    """Whether the pair's own rationale, if it has one, finds nothing in the item's texts."""
+    """Whether the pair has no rationale, or one that cites none of the item's texts."""
     if not pair.rationale and not pair.demands:
         return True
     known = pair.demands or read_demands(pair.rationale or "")
@@ -172,8 +173,11 @@ def _cites_nothing(pair: Pair) -> bool:
 
 
 def demands(answer: Answer, pair: Pair, view: View) -> float | None:
-    """Agreement with the pair's demands, each worth as much as its steps agree: dimension, value wanted, value found and its
-    source, rule, tier. Twice the sum over both numbers of demands, so that a missing demand costs as much as an invented one.
+    """Agreement with the pair's demands, in [0, 1].
+
+    Demands are matched greedily. Each match scores the share of equal fields: dimension, value wanted, value found with its
+    source, rule, tier. The result is 2 * sum / (number of claimed demands + number of the pair's demands), like an F1 score,
+    so a missing demand costs as much as an invented one.
     """
     if not view.reasoned or not pair.demands:
         return None
@@ -194,7 +198,7 @@ def demands(answer: Answer, pair: Pair, view: View) -> float | None:
 
 
 def _steps(ours: Demand, theirs: Demand) -> float:
-    """Share of the steps that agree, in [0, 1]; 0 for another dimension."""
+    """Share of equal fields, in [0, 1]; 0 if the dimensions differ."""
     if ours.dimension != theirs.dimension:
         return 0.0
     steps = [
@@ -208,7 +212,7 @@ def _steps(ours: Demand, theirs: Demand) -> float:
 
 
 def length(answer: Answer, pair: Pair, view: View) -> float:
-    """1 up to length_free_tokens, falling in a line to 0 at length_limit_tokens; 0 for what is no whole answer."""
+    """1 up to length_free_tokens, then linear to 0 at length_limit_tokens; 0 for format failures and truncated answers."""
     if isinstance(answer.judgement, FormatFailure) or answer.truncated:
         return 0.0
     free, limit = view.section.length_free_tokens, view.section.length_limit_tokens
@@ -216,7 +220,7 @@ def length(answer: Answer, pair: Pair, view: View) -> float:
 
 
 def calibration(answer: Answer, pair: Pair, view: View) -> float | None:
-    """1 - sum((p - y)^2) / 2 with y one at the label (Brier 1950): proper, so it is best to report what one believes."""
+    """1 - sum((p - y)^2) / 2 with y the one-hot label (Brier 1950), a proper scoring rule."""
     if isinstance(answer.judgement, FormatFailure):
         return 0.0
     if answer.probabilities is None or pair.label is None:
@@ -226,7 +230,7 @@ def calibration(answer: Answer, pair: Pair, view: View) -> float | None:
     if p.shape != (tiers,) or not np.isfinite(p).all() or p.min() < 0 or abs(p.sum() - 1) > 1e-3:
         raise LoreError(
             f"Pair {pair.pair_id}: the tier probabilities are {p.tolist()!r}; expected {tiers}, one per tier of rubric "
-            f"{view.rubric.name}, that are not negative and sum to 1. Normalise them over the tiers at the verdict position."
+            f"{view.rubric.name}, not negative and with sum 1. Normalize them over the tiers at the verdict position."
         )
     y = np.arange(tiers) == view.rubric.index(pair.label)
     return float(np.clip(1 - ((p - y) ** 2).sum() / 2, 0, 1))

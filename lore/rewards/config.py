@@ -1,4 +1,4 @@
-"""What an answer is rewarded for: the section `rewards` of a recipe. Nothing here imports torch."""
+"""The `rewards` section of recipes: weights of the reward components. Imports no torch."""
 
 from collections.abc import Iterator
 
@@ -8,43 +8,43 @@ from lore.config.sections import Conflict, StrictModel
 
 
 class RewardsSection(StrictModel):
-    """Weights of the parts, 0 is off. A total is their weighted mean, so only their ratios count."""
+    """Weights of the reward components; 0 disables a component. The reward is the weighted mean, so only ratios matter."""
 
     verdict: float = Field(1.0, ge=0)
-    """Weight of the verdict: 1 at the label, 0 at the dearest mistake there is, -1 without a verdict."""
+    """Weight of the verdict: 1 for the label, 0 for the most expensive mistake, -1 without a verdict."""
     format: float = Field(0.2, ge=0)
-    """Weight of an answer that ends and is read as exactly one."""
+    """Weight of the format: 1 for text that is exactly one answer and is not truncated, else 0."""
     mismatch: float = Field(0.1, ge=0)
-    """Weight of the named mismatch dimension."""
+    """Weight of naming the correct mismatch dimension."""
     rules: float = Field(0.1, ge=0)
-    """Weight of the named rules: of the rubric, fitting the verdict, and the pair's where these are known."""
+    """Weight of the named rules: they have to exist, fit the verdict and match the pair's rules if these are known."""
     grounding: float = Field(0.1, ge=0)
-    """Weight of citations in the rationale that stand where they are said to."""
+    """Weight of the share of the rationale's citations that occur in the cited field."""
     demands: float = Field(0.0, ge=0)
-    """Weight of demand-by-demand agreement with the pair's own demands, for pairs that have them."""
+    """Weight of the agreement with the pair's own demands; applies only to pairs that have demands."""
     length: float = Field(0.0, ge=0)
-    """Weight of a short answer, with a soft edge."""
+    """Weight of short answers; see length_free_tokens and length_limit_tokens."""
     calibration: float = Field(0.0, ge=0)
-    """Weight of the tier probabilities' Brier score; has the trainer read the probabilities at the verdict."""
+    """Weight of the Brier score of the tier probabilities. Above 0, the trainer computes tier probabilities for every answer."""
     border_cost: float = Field(1.0, ge=0)
-    """What a verdict on the wrong side of relevant costs beyond its distance in tiers."""
+    """Additional cost, in tiers, of a verdict on the wrong side of the relevant/irrelevant border."""
     optimism_cost: float = Field(1.0, gt=0)
-    """Factor on the cost of verdicts above the label; over 1 prices optimistic bias, below 1 pessimistic."""
+    """Factor on the cost of verdicts above the label. Above 1 penalizes optimistic mistakes more, below 1 pessimistic ones."""
     length_free_tokens: int = Field(256, ge=0)
-    """Answers up to so many tokens lose nothing."""
+    """Answers up to this many tokens get the full length reward."""
     length_limit_tokens: int = Field(512, ge=1)
-    """Answers of so many tokens or more get nothing for their length."""
+    """Answers of this many tokens or more get length reward 0; in between it decreases linearly."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.verdict == 0:
             yield Conflict(
                 ("verdict",),
-                "0, so that a wrong verdict costs nothing",
-                "a weight above 0; the other parts only make sense beside it",
+                "0, so a wrong verdict costs nothing",
+                "a weight above 0; the other components only make sense together with the verdict",
             )
         if self.length_free_tokens >= self.length_limit_tokens:
             yield Conflict(
                 ("length_free_tokens", "length_limit_tokens"),
                 f"{self.length_free_tokens} and {self.length_limit_tokens}",
-                "a length_free_tokens below length_limit_tokens, so that the edge is soft",
+                "a length_free_tokens below length_limit_tokens, so that the reward decreases gradually",
             )

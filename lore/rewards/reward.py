@@ -1,4 +1,4 @@
-"""The weighted mean of the parts. Without torch, without state: a row's reward hangs on that row alone."""
+"""The weighted mean of the reward components, without torch and without state: a reward depends only on its own row."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ from lore.support.errors import LoreError
 
 
 class Rewards:
-    """Reads and rewards answers. names: the parts with a weight, in the order of their columns; weights [parts].
+    """Parses and rewards answers. names: the components with a weight above 0, in column order; weights: [parts].
 
-    Raises LoreError for a section that contradicts itself.
+    Raises LoreError for a section with conflicting values.
     """
 
     def __init__(self, section: RewardsSection, rubric: Rubric, fmt: PromptFormat):
@@ -29,15 +29,15 @@ class Rewards:
 
     @property
     def needs_probabilities(self) -> bool:
-        """Whether answers have to come with tier probabilities."""
+        """Whether `read` needs the tier probabilities of an answer."""
         return "calibration" in self.names
 
     def read(self, text: str, tokens: int, *, truncated: bool = False, probabilities: Sequence[float] | None = None) -> Answer:
-        """A completion, parsed by the one codec. See Answer."""
+        """Parses a completion with lore.codec. For the arguments see Answer."""
         return Answer(text, tokens, truncated, parse(text, self.view.rubric, self.view.fmt), probabilities)
 
     def parts(self, answers: Sequence[Answer], pairs: Sequence[Pair]) -> np.ndarray:
-        """[N, parts]: the verdict in [-1, 1], all others in [0, 1]; nan where a part cannot judge."""
+        """Component values [N, parts]: the verdict in [-1, 1], all others in [0, 1]; nan where a component abstains."""
         _same_length(answers, pairs)
         out = np.full((len(answers), len(self.names)), np.nan)
         for row, (answer, pair) in enumerate(zip(answers, pairs, strict=True)):
@@ -48,15 +48,15 @@ class Rewards:
         return out
 
     def totals(self, parts: np.ndarray) -> np.ndarray:
-        """[N] weighted mean over the parts that can judge, in [-1, 1]; nan where none can.
+        """Rewards [N]: the weighted mean over the components that do not abstain, in [-1, 1]; nan if all abstain.
 
-        The weights of the others are left out of the mean: a part that cannot judge neither rewards nor punishes, and pairs
-        that know more about themselves are not worth more. parts: [N, parts] as from `parts`.
+        Abstaining components are excluded from the mean, so they neither raise nor lower the reward, and pairs with more
+        annotations do not get higher rewards. parts: [N, parts], the result of `parts`.
         """
         parts = np.asarray(parts, dtype=float)
         if parts.ndim != 2 or parts.shape[1] != len(self.names):
             raise LoreError(
-                f"Rewards have {len(self.names)} parts ({', '.join(self.names)}) and the array has the shape {parts.shape}; "
+                f"These rewards have {len(self.names)} parts ({', '.join(self.names)}), but the array has shape {parts.shape}; "
                 f"expected [N, {len(self.names)}], as Rewards.parts returns it."
             )
         judged = ~np.isnan(parts)
@@ -74,8 +74,8 @@ class Rewards:
 def _same_length(answers: Sequence[Answer], pairs: Sequence[Pair]) -> None:
     if len(answers) != len(pairs):
         raise LoreError(
-            f"{len(answers)} answers and {len(pairs)} pairs: rewards would go to the wrong rows. Give each answer its pair, "
-            "repeating a pair for every one of its samples."
+            f"{len(answers)} answers and {len(pairs)} pairs: rewards would be assigned to the wrong rows. Pass one pair per "
+            "answer, and repeat a pair for each of its samples."
         )
 
 
@@ -83,6 +83,6 @@ def _one_number(name: str, value: float) -> float:
     if np.size(value) != 1 or not np.isfinite(value):
         raise LoreError(
             f"Reward part {name!r} returned {np.size(value)} values ({value!r:.80}); expected 1 finite number for 1 answer, "
-            "or None where it cannot judge."
+            "or None to abstain."
         )
     return float(value)

@@ -1,8 +1,9 @@
-"""The rewards' self-test: before step 0, answers whose worth is known are rewarded, and stop the run where a trick pays.
+"""The rewards' self-test: before step 0, rewards answers with a known ranking and stops the run if a reward hack pays off.
 
-It must hold on every pair that no case scores above its rival (lore.rewards.adversarial_answers), and below it where its verdict is worth
-less: honest mistakes below gold, tricks not above the honest answer with the same verdict, a constant tier not above the cheapest
-honest mistake where it is wrong, and what is no answer below the dearest.
+On every pair, no case may score above its rival (lore.rewards.adversarial_answers), and a case whose verdict has a lower value
+has to score below it. Therefore honest mistakes score below gold; hacks do not score above the honest answer with the same
+verdict; a wrong constant tier does not score above the cheapest honest mistake; and text without a verdict scores below the
+most expensive honest mistake.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,14 +21,14 @@ from lore.support.errors import LoreError
 
 MAX_PAIRS = 64
 EPSILON = 1e-9
-SURE = 0.9  # probability that an answer gives its own verdict, where probabilities are rewarded
+SURE = 0.9  # probability of an answer's own verdict, if rewards.calibration is on
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One kind of answer: its mean total, and the mean of each part where it judges (nan where it never does).
+    """One case: its mean reward, and the mean of each component over the pairs where it does not abstain (nan if none).
 
-    Means are over the labels, each the mean over its pairs: so that a constant tier is not favoured by the prior.
+    Each mean is first taken per label and then over labels, so that label frequencies do not favor a constant tier.
     """
 
     name: str
@@ -36,15 +37,16 @@ class Row:
 
 
 def self_test(rewards: Rewards, pairs: Sequence[Pair], tokenizer: Any = None) -> list[Row]:
-    """Rewards known answers to at most MAX_PAIRS labelled pairs, as many of each label as there are; gold first, then by mean.
+    """Rewards all cases of at most MAX_PAIRS labeled pairs, balanced over labels; returns gold first, then by mean reward.
 
-    tokenizer: counts tokens, else words and marks are. Raises LoreError with the part, the case and the pair where a trick pays.
+    tokenizer: counts tokens; without one, words and punctuation marks are counted. Raises LoreError if a case outscores its
+    rival, with component, case and pair.
     """
     chosen = _some_of_each_label(pairs)
     if not chosen:
         raise LoreError(
-            f"The rewards' self-test got {len(pairs)} pairs and none has a label, so nothing can be rewarded. Check data.split and "
-            "data.limit against `lore data stats`."
+            f"The rewards' self-test got {len(pairs)} pairs and none has a label, so it cannot compute rewards. Check "
+            "data.split and data.limit with `lore data stats`."
         )
     count = (lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])) if tokenizer is not None else count_marks
     rows: dict[str, list[np.ndarray]] = {}
@@ -60,15 +62,15 @@ def self_test(rewards: Rewards, pairs: Sequence[Pair], tokenizer: Any = None) ->
         shown = "\n".join(f"  {line}" for line in wrong[:5])
         more = f"\n  and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise LoreError(
-            f"The rewards' self-test fails on {len(chosen)} pairs: training would learn a trick in place of the verdict.\n"
-            f"{shown}{more}\nLower the weight of the part that is named, or raise rewards.verdict."
+            f"The rewards' self-test failed on {len(chosen)} pairs: the model would learn a reward hack instead of the verdict.\n"
+            f"{shown}{more}\nLower the weight of the named component, or raise rewards.verdict."
         )
     table = [_row(rewards, name, np.array(values), [pair.label for pair in chosen]) for name, values in rows.items()]
     return sorted(table, key=lambda row: (row.name != GOLD, -row.total))
 
 
 def print_self_test(rows: Sequence[Row]) -> None:
-    """The rows as a table; a dash where a part never judges."""
+    """Prints the rows as a table; a dash marks a component that abstained on all pairs."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.measure import Measurement
@@ -91,12 +93,12 @@ def _some_of_each_label(pairs: Sequence[Pair]) -> list[Pair]:
     for pair in pairs:
         if pair.label is not None:
             by_label.setdefault(pair.label, []).append(pair)
-    in_turns = chain.from_iterable(zip_longest(*by_label.values()))
-    return [pair for pair in in_turns if pair is not None][:MAX_PAIRS]
+    interleaved = chain.from_iterable(zip_longest(*by_label.values()))
+    return [pair for pair in interleaved if pair is not None][:MAX_PAIRS]
 
 
 def _wrong_tiers(rewards: Rewards, label: str) -> tuple[str, str]:
-    """The wrong verdicts that are worth most and least for a label."""
+    """The wrong verdicts with the highest and the lowest value for a label."""
     tier_ids = rewards.view.rubric.tier_ids
     value = dict(zip(tier_ids, rewards.view.values[rewards.view.rubric.index(label)], strict=True))
     wrong = sorted((tier for tier in tier_ids if tier != label), key=lambda tier: value[tier])
@@ -114,7 +116,7 @@ def _parts(rewards: Rewards, found: Sequence[Case], pair: Pair, count: Callable[
 
 
 def _not_below(rewards: Rewards, case: Case, parts: np.ndarray, rival: np.ndarray, pair: Pair) -> list[str]:
-    """What is wrong where a case scores above its rival, or not below it although its verdict is worth less."""
+    """A message if a case scores above its rival, or equals it although its verdict has a lower value; else an empty list."""
     total, most = rewards.totals(np.array([parts, rival]))
     verdict = rewards.names.index("verdict")
     if total < most - EPSILON or (total <= most + EPSILON and parts[verdict] == rival[verdict]):
@@ -124,13 +126,13 @@ def _not_below(rewards: Rewards, case: Case, parts: np.ndarray, rival: np.ndarra
 
 
 def _shares(rewards: Rewards, parts: np.ndarray) -> np.ndarray:
-    """What each part adds to the total."""
+    """Contribution of each component to the total."""
     judged = ~np.isnan(parts)
     return np.where(judged, parts * rewards.weights, 0.0) / max((judged * rewards.weights).sum(), EPSILON)
 
 
 def _row(rewards: Rewards, name: str, parts: np.ndarray, labels: list[str]) -> Row:
-    """parts: [N, parts] of N pairs with these labels."""
+    """Means of one case. parts: [N, parts] for N pairs with these labels."""
     weight = np.array([1 / labels.count(label) for label in labels])[:, None]
     judged = ~np.isnan(parts)
     sums, weights = (np.where(judged, parts, 0.0) * weight).sum(axis=0), (judged * weight).sum(axis=0)

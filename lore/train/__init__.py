@@ -1,3 +1,3 @@
 """Stages that train a judge."""
 
-import lore.support.library_logging  # noqa: F401  before the libraries that a stage imports
+import lore.support.library_logging  # noqa: F401  has to run before a stage imports these libraries

@@ -1,11 +1,10 @@
-"""A trained judge as one model folder: adapter folded into the base, processor, card; proven by scoring a sample.
+"""Exports a trained judge as a model folder: adapter merged into the base model, processor and card, verified by scoring a sample.
 
-The merge is computed in float32, where it changes no tier probability by more than 1e-3: more than that means that the
-merge is wrong (or that the base was trained on in 4 bits), and nothing is written. The folder is then written in the
-dtype of the base checkpoint, which for most models is bfloat16. Rounding the merged weights to 16 bits moves the
-probabilities of any judge by some hundredths, merge or no merge, so it is measured on the written files and printed
-beside the merge's own difference. To have none of it write `--dtype float32` (twice the size); to have a limit on it
-give `--tolerance`. All of it is scored in float32, which needs 4 bytes of memory a parameter.
+The merge is computed in float32 and may change tier probabilities by at most 1e-3. A larger change means that the merge is wrong
+or that the base was trained in 4 bits; then nothing is written. The merged weights are saved in the dtype of the base checkpoint,
+for most models bfloat16. Rounding to 16 bits changes the probabilities of any judge by a few hundredths, so the export scores the
+saved files as well and prints both differences. `--dtype float32` avoids the rounding (twice the size); `--tolerance` limits it.
+Scoring runs in float32 and needs 4 bytes of memory per parameter.
 
     lore export runs/quickstart/sft --merge -o judge/
 """
@@ -40,21 +39,21 @@ from lore.support.errors import LoreError
 from lore.train.sft.config import SFTRecipe
 
 SAMPLE_PAIRS = 48
-READ_PAIRS = 5000  # the sample is taken from this many pairs at the start of the file
+READ_PAIRS = 5000  # the sample is drawn from the first pairs of the file
 TOLERANCE = 1e-3
 MERGE_MOVED = (
-    "In float32 a merge alone moves less: a base that was trained on in 4 bits (model.quantize) or a broken weight does "
-    "this. Train without model.quantize, or serve the base with its adapter."
+    "A float32 merge changes less. Possible causes: a base that was trained in 4 bits (model.quantize), or corrupt weights. "
+    "Train without model.quantize, or serve the base with its adapter."
 )
 ROUNDING_MOVED = (
-    "The merge itself is exact; writing it in {dtype} moves this much. Write --dtype float32, allow more with "
-    "--tolerance, or serve the base with its adapter."
+    "The merge itself is exact; writing it in {dtype} moves this much. Use --dtype float32, raise --tolerance, "
+    "or serve the base with its adapter."
 )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest difference of a tier probability from the trained judge: of the merge, and of the files as written."""
+    """Largest difference of a tier probability from the trained judge: after the merge, and for the saved files."""
 
     merged: float
     written: float
@@ -65,28 +64,28 @@ class Difference:
 def export(
     run: str | Path, out: str | Path, merge: bool = True, dtype: str | None = None, tolerance: float | None = None
 ) -> Difference | None:
-    """Writes the judge of a finished run folder to `out`, which appears at once or not at all.
+    """Writes the judge of a finished run folder to `out`, atomically: `out` is complete or does not exist.
 
-    merge: fold the adapter into the base and re-score a sample of the run's pairs; without it the folder is copied as it
-    is. dtype: of the merged weights, float32, bfloat16 or float16; none takes that of the base checkpoint. tolerance: how
-    far rounding to a 16-bit dtype may move a probability; none prints how far it does. Raises LoreError when the merge
-    moves one by more than TOLERANCE, or the rounding by more than `tolerance`.
+    merge: merge the adapter into the base and re-score a sample of the run's pairs; if false, the model folder is copied
+    unchanged. dtype: dtype of the merged weights (float32, bfloat16 or float16); None uses that of the base checkpoint.
+    tolerance: largest change of a probability that rounding to a 16-bit dtype may cause; None only prints the change. Raises
+    LoreError if the merge changes a probability by more than TOLERANCE, or rounding by more than `tolerance`.
     """
     folder, out = RunFolder(run), Path(out)
     if not folder.is_done:
         raise LoreError(
-            f"{folder.path} is no finished run, so it holds no judge to write out.\n"
-            "Give the run folder of an sft recipe, or run the recipe to its end first."
+            f"{folder.path} is no finished run, so it has no judge to export.\n"
+            "Give the run folder of an sft recipe, or finish the run first."
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise LoreError(f"{out} is there already and not empty. Nothing is overwritten: choose another folder.")
+        raise LoreError(f"{out} already exists and is not empty. Export overwrites nothing: choose another folder.")
     recipe = load_recipe(folder.recipe_path)
     if recipe.stage != "sft":
-        raise LoreError(f"{folder.path} is a run of stage {recipe.stage}; only sft runs hold a judge.")
+        raise LoreError(f"{folder.path} is a run of stage {recipe.stage}, but only sft runs can be exported. Give an sft run.")
     trained = folder / "model"
     card = read_card(trained)
     if card is None:
-        raise LoreError(f"{trained} holds no lore.json, which says how the judge is asked. Train it again.")
+        raise LoreError(f"{trained} has no lore.json, the card that records the judge's prompt format. Train the judge again.")
     with folder_written_whole(out) as part:
         adapted = (trained / "adapter_config.json").is_file()
         difference = None
@@ -102,17 +101,17 @@ def export(
 def _report(out: Path, difference: Difference | None, merge: bool) -> str:
     if difference is None:
         return f"{out}: copied" + (" (the run trained every weight: nothing to merge)" if merge else "")
-    merged = f"{out}: merged; tier probabilities of {difference.pairs} pairs move by at most {difference.merged:.1e}"
+    merged = f"{out}: merged; tier probabilities of {difference.pairs} pairs change by at most {difference.merged:.1e}"
     if difference.dtype == "float32":
         return merged
     return (
-        f"{merged} in float32, and by {difference.written:.1e} as written in {difference.dtype}, whose rounding is "
-        "not the merge's. --dtype float32 writes without it, --tolerance sets a limit."
+        f"{merged} in float32, and by {difference.written:.1e} as written in {difference.dtype} because of rounding. "
+        "--dtype float32 avoids the rounding, --tolerance limits it."
     )
 
 
 def write_merged(recipe: SFTRecipe, folder: RunFolder, out: Path, dtype: str | None, tolerance: float | None) -> Difference:
-    """The base with the adapter folded in, as safetensors, with its processor, scored before and after it is written."""
+    """Writes the base with the merged adapter as safetensors, with its processor; scores it before and after writing."""
     judge = recipe.model.model_copy(update={"adapter": str(folder / "model"), "lora": None, "dtype": "float32"})
     rubric, fmt = load_rubric(recipe.data.rubric), PromptFormat(**recipe.prompt.model_dump())
     check_card(judge, renderer_hash(rubric, fmt), "lore export")
@@ -135,14 +134,14 @@ def write_merged(recipe: SFTRecipe, folder: RunFolder, out: Path, dtype: str | N
 
 
 def saved_dtype(judge: ModelSection) -> str:
-    """The dtype the base checkpoint was saved in, float32 where its config does not say."""
+    """The dtype of the base checkpoint; float32 if its config does not name one."""
     config = load_config(judge)
     found = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
     return str(found).removeprefix("torch.")
 
 
 def sample_pairs(recipe: Any, folder: RunFolder) -> list[Pair]:
-    """A few dozen pairs of the run, half of them with photos where it has such, a query as rarely twice as possible."""
+    """SAMPLE_PAIRS pairs, spread evenly over the run's first READ_PAIRS; half of them with photos if there are enough."""
     source = PairSource(recipe.data, folder)
     pairs = list(islice(read_pairs(source.path, split=recipe.data.split), READ_PAIRS))
     with_photo = [pair for pair in pairs if pair.image is not None]
@@ -161,19 +160,19 @@ def compare(
     """The largest difference of a tier probability between two judges. Raises LoreError above `tolerance`."""
     moved_NT = np.abs(before_NT - after_NT)
     largest = float(moved_NT.max())
-    if not largest <= tolerance:  # nan is not
+    if not largest <= tolerance:  # also true for nan
         row, tier = np.unravel_index(np.nan_to_num(moved_NT, nan=np.inf).argmax(), moved_NT.shape)
         raise LoreError(
             f"Merging moved the probability of {rubric.tier_ids[tier]} for pair {pairs[row].pair_id} from "
             f"{before_NT[row, tier]:.4f} to {after_NT[row, tier]:.4f}; at most {tolerance:g} is allowed.\n"
-            f"The merged judge would not be the one that was trained and measured, so nothing was written. {advice}"
+            f"The merged judge would differ from the trained judge, so nothing was written. {advice}"
         )
     return largest
 
 
 def score_pairs(section: ModelSection, rubric: Rubric, fmt: PromptFormat, pairs: list[Pair]) -> np.ndarray:
-    """Tier probabilities [N, tiers] of a judge that is loaded for this and let go again."""
-    model = load_model(section, device=default_device())  # the engine's own loading would fold the adapter in
+    """Tier probabilities [N, tiers]; loads the judge and frees its memory afterwards."""
+    model = load_model(section, device=default_device())  # TransformersEngine.load would merge the adapter
     scores = score_with(TransformersEngine(model, load_processor(section, chat=True), rubric), rubric, fmt, pairs)
     del model
     gc.collect()
@@ -183,7 +182,7 @@ def score_pairs(section: ModelSection, rubric: Rubric, fmt: PromptFormat, pairs:
 
 
 def score_with(engine: TransformersEngine, rubric: Rubric, fmt: PromptFormat, pairs: list[Pair]) -> np.ndarray:
-    """Tier probabilities [N, tiers]; a photo that cannot be shown is left out, as in the evaluation."""
+    """Tier probabilities [N, tiers]; an unreadable photo is omitted, as in the evaluation."""
     shown = [photo_of(pair, fmt, engine.processor)[0] if engine.takes_images else None for pair in pairs]
     plain = replace(fmt, photo=False)
     return engine.score(

@@ -80,9 +80,9 @@ def test_the_verdict_prefix_message():
 @pytest.mark.parametrize(
     ("tokenizer", "tier_ids", "part"),
     [
-        (small.word_level(), ["L1", "L2"], "apart by one token"),
-        (small.word_level(("<", "verdict", ">", "</", "good")), ["good", "bad"], "apart by one token"),
-        (small.gpt2_like(), ["La", "Lb", "Ma"], "apart by one token"),
+        (small.word_level(), ["L1", "L2"], "no single token distinguishes the tiers"),
+        (small.word_level(("<", "verdict", ">", "</", "good")), ["good", "bad"], "no single token distinguishes the tiers"),
+        (small.gpt2_like(), ["La", "Lb", "Ma"], "no single token distinguishes the tiers"),
         (small.chatml(), ["完", "宏"], "inside a character"),
     ],
 )

@@ -147,7 +147,7 @@ def test_a_refused_connection_costs_nothing_and_stops_with_advice():
     book = Book()
     with serve(lambda r: reply("a")) as server:
         pass
-    with pytest.raises(EndpointStopped, match="(?s)not answered for .* no connection .*What was stored is kept.*Start the server"):
+    with pytest.raises(EndpointStopped, match="(?s)not answered for .* no connection .*Stored results are kept.*Start the server"):
         complete(server, gate=book, max_down_seconds=0.3)
     assert set(book.settled) == {Usage(0, 0)} and len(book.settled) >= backoff.BREAKER_FAULTS
 
@@ -196,7 +196,7 @@ def test_one_prompt_that_is_refused_leaves_the_others_alone():
 def test_an_unknown_model_stops_at_once_and_the_nearest_is_named_first():
     with serve(lambda r: error(404, "The model `tiny` does not exist.")) as server:
         server.models = ["large", "tinny", "huge"]
-        with pytest.raises(EndpointStopped, match="(?s)knows no model 'tiny'.*one that it serves: tinny, large, huge"):
+        with pytest.raises(EndpointStopped, match="(?s)has no model 'tiny'.*one that it serves: tinny, large, huge"):
             engine_of(server).generate([ask()] * 500, Sampling())
         assert len(server.requests) <= 64
 
@@ -230,7 +230,7 @@ def test_a_key_variable_that_is_empty_or_is_the_key_itself_says_so(monkeypatch):
     with pytest.raises(LoreError, match="TEACHER_KEY is not set"):
         EndpointEngine(EndpointSection(url="http://localhost/v1", model="m", key_variable="TEACHER_KEY"))
     monkeypatch.setenv("TEACHER_KEY", "a\nb")
-    with pytest.raises(LoreError, match="is no key"):
+    with pytest.raises(LoreError, match="does not hold a valid key"):
         EndpointEngine(EndpointSection(url="http://localhost/v1", model="m", key_variable="TEACHER_KEY"))
     with pytest.raises(ValueError, match="not the key"):
         EndpointSection(url="http://localhost/v1", model="m", key_variable=KEY)
@@ -488,13 +488,13 @@ def test_a_server_that_lists_no_tier_or_nothing_at_all_does_not_judge():
         with pytest.raises(EndpointStopped, match="none of the tiers L1, L2, L3, L4"):
             engine_of(server).score([ask()] * 3)
     with serve(lambda r: reply("L1")) as server:
-        with pytest.raises(EndpointStopped, match="lists no log-probabilities"):
+        with pytest.raises(EndpointStopped, match="returns no log-probabilities"):
             engine_of(server).score([ask()])
 
 
 def test_a_server_that_goes_on_with_no_begun_answer_says_so():
     with serve(lambda r: error(400, "Unrecognized request argument supplied: continue_final_message")) as server:
-        with pytest.raises(EndpointStopped, match="does not go on with a begun answer"):
+        with pytest.raises(EndpointStopped, match="does not support prefill"):
             engine_of(server).score([ask()])
 
 

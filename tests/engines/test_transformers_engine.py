@@ -216,10 +216,10 @@ def test_a_template_that_leaves_out_what_is_said_is_an_error(tiny):
     tokenizer = load_processor(ModelSection(name=str(tiny.text)))
     tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m['role'] }}{% endfor %}"
     pair = next(read_pairs(tiny.pairs, split="test"))
-    with pytest.raises(LoreError, match="leaves out a part of the prompt"):
+    with pytest.raises(LoreError, match="omits part of the prompt"):
         render(pair, RUBRIC, replace(FORMAT, photo=False), tokenizer=tokenizer)
-    with pytest.raises(LoreError, match="leaves out what the assistant says"):
+    with pytest.raises(LoreError, match="omits the assistant message"):
         turn_end(tokenizer)
     tokenizer.chat_template = "{{ raise_exception('no') }}"
-    with pytest.raises(LoreError, match="refuses the prompt: no"):
+    with pytest.raises(LoreError, match="rejects the prompt: no"):
         prompt_text(tokenizer, [{"role": "user", "content": "a"}])

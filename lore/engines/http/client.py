@@ -1,6 +1,6 @@
-"""One HTTP attempt at an OpenAI-compatible server, and what became of it.
+"""Sends one HTTP request to an OpenAI-compatible server and classifies the outcome.
 
-The API key comes from the environment when the client is made and stands in no text that leaves it.
+The client reads the API key from the environment when it is created and removes it from every text that it returns.
 """
 
 import asyncio
@@ -29,10 +29,11 @@ NOTHING = Usage(0, 0)
 
 @dataclass
 class Outcome:
-    """kind: answered, refused (both by a server that is up), again (it takes the request in other words), busy, fault, or
-    unreached: a fault before anything was sent.
+    """The result of one attempt.
 
-    used: None where the server may have generated something and it is not known what.
+    kind: answered, refused (the server works and rejects the request), again (resend without fields that the server does not
+    support), busy (rate limit), fault (no usable reply) or unreached (no connection, nothing was sent).
+    used: token usage; None if the server may have generated tokens but the number is unknown.
     """
 
     kind: str
@@ -44,10 +45,10 @@ class Outcome:
 
 
 class Client:
-    """Keeps connections to one server open; serves one event loop at a time."""
+    """Keeps connections to one server open. Use it in one event loop at a time."""
 
     def __init__(self, section: EndpointSection):
-        """Raises LoreError where the key's variable holds no key."""
+        """Raises LoreError if the environment variable section.key_variable holds no valid key."""
         self.section, self.dialect = section, Dialect()
         self._key = _key(section)
         self._session: aiohttp.ClientSession | None = None
@@ -58,7 +59,7 @@ class Client:
             await session.close()
 
     async def send(self, body: dict[str, Any], read: Callable[[dict[str, Any]], Any]) -> Outcome:
-        """Sends `body` as this server takes it; the value of an answer is read(reply)."""
+        """Sends `body` in this server's dialect. The value of an answered outcome is read(reply)."""
         sent, url = self.dialect.fields(body), f"{self.section.url}/chat/completions"
         try:
             async with asyncio.timeout(self.section.timeout_seconds):
@@ -68,7 +69,7 @@ class Client:
         except aiohttp.ClientConnectorError as error:
             return Outcome("unreached", NOTHING, f"no connection ({redact(str(error), self._key)[:300]})")
         except TimeoutError:
-            return Outcome("fault", None, f"no whole answer in {self.section.timeout_seconds:g} s")
+            return Outcome("fault", None, f"no complete reply within {self.section.timeout_seconds:g} s")
         except (aiohttp.ClientError, OSError) as error:
             return Outcome("fault", None, f"a broken reply ({type(error).__name__}: {redact(str(error), self._key)[:300]})")
         if not good:
@@ -86,10 +87,10 @@ class Client:
             return Outcome("refused", used, error=error)
 
     def stop(self, what: str, advice: str) -> EndpointStopped:
-        return EndpointStopped(f"{self.section.url} {what}.\nWhat was stored is kept. {advice} Then run the same command again.")
+        return EndpointStopped(f"{self.section.url} {what}.\nStored results are kept. {advice} Then run the same command again.")
 
     async def _refusal(self, response: aiohttp.ClientResponse, said: str, sent: dict[str, Any]) -> Outcome:
-        """What a status other than 200 means. Nothing was generated, so nothing was used."""
+        """The outcome of a status other than 200. The server generated nothing, so the usage is zero."""
         status, shown = response.status, f"{response.status} {redact(response.reason or '', self._key)[:100]}: {said}"
         pause_seconds = retry_after_seconds(response.headers.get("Retry-After"))
         if status == 429:
@@ -98,28 +99,28 @@ class Client:
             return Outcome("fault", NOTHING, shown, pause_seconds)
         if status in (400, 422) and self.dialect.learn(sent, said):
             return Outcome("again", NOTHING)
-        error: LoreError = RequestRefused(f"{self.section.url} refuses a prompt: {shown}")
+        error: LoreError = RequestRefused(f"{self.section.url} rejects a prompt: {shown}")
         if status in (400, 422) and "continue_final_message" in sent and "continue_final_message" in said:
-            error = self.stop(f"does not go on with a begun answer ({said})", "Use a vLLM or SGLang server for this.")
+            error = self.stop(f"does not support prefill (continue_final_message: {said})", "Use a vLLM or SGLang server.")
         elif status in (401, 403):
             variable = self.section.key_variable
-            where = f"the environment variable {variable}" if variable else "an environment variable and its name into key_variable"
-            error = self.stop(f"does not let this client in ({shown})", f"Put a valid key into {where}.")
+            where = f"the environment variable {variable}" if variable else "an environment variable and its name in key_variable"
+            error = self.stop(f"denies access ({shown})", f"Put a valid key in {where}.")
         elif status == 404:
-            error = self.stop(f"knows no model {self.section.model!r} ({shown})", await self._models())
+            error = self.stop(f"has no model {self.section.model!r} ({shown})", await self._models())
         elif status not in (400, 413, 422):
-            error = self.stop(f"answers {shown}", "Correct the url; it ends with the version, such as /v1.")
+            error = self.stop(f"answers {shown}", "Correct the url: it has to end with the version, such as /v1.")
         return Outcome("refused", NOTHING, error=error)
 
     async def _models(self) -> str:
-        """Advice that names the server's models, the nearest first."""
+        """Advice that lists the server's models, the closest name first."""
         url = f"{self.section.url}/models"
         try:
             async with asyncio.timeout(10), self._connections().get(url, allow_redirects=False) as response:
                 names = [model["id"] for model in json.loads(await _body(response, MAX_ERROR_BYTES))["data"]]
                 names = [name for name in names if isinstance(name, str)]
         except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError):
-            return "It lists no models either: the url may be wrong; it ends with the version, such as /v1."
+            return "It does not list its models, so the url may be wrong: it has to end with the version, such as /v1."
         first = nearest(self.section.model, names)
         names.sort(key=lambda name: name != first)
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
@@ -127,7 +128,7 @@ class Client:
 
     def _connections(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # Compressed replies are refused: what a few bytes unpack to has no bound.
+            # No compressed replies: their unpacked size is unbounded.
             headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
             if self._key is not None:
                 headers["Authorization"] = f"Bearer {self._key}"
@@ -147,16 +148,16 @@ def _key(section: EndpointSection) -> str | None:
         return None
     key = os.environ.get(section.key_variable, "").strip()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
-        found = "holds something that is no key" if key else "is not set"
+        found = "does not hold a valid key" if key else "is not set"
         raise LoreError(
-            f"The environment variable {section.key_variable} {found}, so {section.url} cannot be asked.\n"
-            "Export the API key under this name, or leave key_variable out for a server without keys."
+            f"The environment variable {section.key_variable} {found}, so requests to {section.url} would fail.\n"
+            "Export the API key under this name, or remove key_variable if the server needs no key."
         )
     return key
 
 
 def _proxy(url: str) -> str | None:
-    """What HTTP_PROXY, HTTPS_PROXY and NO_PROXY say; this machine is never asked through a proxy."""
+    """The proxy from HTTP_PROXY, HTTPS_PROXY and NO_PROXY; None for servers on this machine."""
     parts = urlsplit(url)
     if parts.hostname in ("localhost", "127.0.0.1", "::1") or proxy_bypass(parts.hostname):
         return None
@@ -164,7 +165,7 @@ def _proxy(url: str) -> str | None:
 
 
 async def _body(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """The body, or a start of it that is longer than `most`."""
+    """The body; reading stops once it exceeds `most` bytes."""
     chunks, size = [], 0
     async for chunk in response.content.iter_any():
         chunks.append(chunk)

@@ -1,11 +1,11 @@
 """The endpoint engine: a judge or a teacher behind any OpenAI-compatible server (vLLM, SGLang, llama.cpp, a provider).
 
-`complete` is the core, for callers with an event loop; `generate` and `score` run it in one of their own. What may go wrong
-on the way is waited out or named:
-- 429, 5xx, timeouts, broken or foreign replies: sent again, later and by fewer at once (lore.engines.http.throttle);
-- 400 for one prompt: RequestRefused, for this prompt alone;
-- a wrong key, an unknown model, a server that stays down: EndpointStopped, at once for every request;
-- anything else that keeps failing: EndpointFailed after max_attempts.
+`complete` is the core, for callers with an event loop; `generate` and `score` call it in their own event loop. Failures:
+- 429, 5xx, timeouts, malformed replies or another model's reply: retried with backoff and lower concurrency
+  (lore.engines.http.throttle);
+- 400 for one prompt: RequestRefused, for this prompt only;
+- invalid key, unknown model, server that stays down: EndpointStopped, immediately for every request;
+- any other request that keeps failing: EndpointFailed after max_attempts.
 """
 
 import asyncio
@@ -28,19 +28,19 @@ from lore.engines.http.tier_logprobs import begun_at_verdict, listed_tokens, sco
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
-# One seed for all prompts would draw the same answer for the same prompt asked twice.
+# With one seed for all prompts, duplicate prompts would get identical samples.
 SEED_STEP = 1_000_003
 
 
 class EndpointEngine:
     """A served model. `tokenizer` and `processor` are None unless the section names a tokenizer.
 
-    It serves one event loop at a time: a caller of `complete` uses it as an async context manager, or calls `aclose` before
-    its loop ends.
+    Use it in one event loop at a time. Callers of `complete` use it as an async context manager, or call `aclose` before
+    their event loop ends.
     """
 
     def __init__(self, section: EndpointSection, rubric: Rubric | None = None):
-        """rubric: of `score`; not needed to complete. Raises LoreError where the key's variable holds no key."""
+        """rubric: needed by `score` only. Raises LoreError if section.key_variable holds no valid key."""
         self.section, self.rubric = section, rubric
         self.processor, self.tokenizer, self.takes_images = None, None, True
         if section.tokenizer is not None:
@@ -54,7 +54,7 @@ class EndpointEngine:
         self._client = Client(section)
         self._throttle = Throttle(section.max_concurrency, max_down_seconds=section.max_down_seconds, stop=self._down)
         self._stopped: EndpointStopped | None = None
-        self._switches: dict[str, Any] = {}  # so that the served model reads and stops as the other engines do
+        self._switches: dict[str, Any] = {}  # make the server use the same template options and stop tokens as the other engines
         if self.processor is None or "enable_thinking" in str(self.processor.chat_template):
             self._switches["chat_template_kwargs"] = {"enable_thinking": False}
         self._folds = self.processor is not None and folds_system(self.processor)
@@ -64,12 +64,12 @@ class EndpointEngine:
     async def complete(self, messages: Messages, sampling: Sampling, gate: Gate | None = None) -> list[Completion]:
         """`sampling.n` completions of one prompt. `gate` admits and settles every HTTP attempt.
 
-        Greedy samples are equal, so one is asked for and repeated. Raises RequestRefused, EndpointFailed, EndpointStopped,
-        and what the gate raises.
+        Greedy samples are equal, so one is requested and repeated. Raises RequestRefused, EndpointFailed, EndpointStopped,
+        and any error of the gate.
         """
         wanted = sampling.n if sampling.temperature > 0 else 1
         found: list[Completion] = []
-        while len(found) < wanted:  # some servers give one answer whatever n is
+        while len(found) < wanted:  # some servers ignore n and return one answer
             n, seed = wanted - len(found), sampling.seed + len(found)
             body = self._body(messages, sampling, n, seed)
             bound = bound_of(self.section, messages, sampling, n)
@@ -77,7 +77,7 @@ class EndpointEngine:
         return found if wanted == sampling.n else found * sampling.n
 
     async def aclose(self) -> None:
-        """Lets go of the connections."""
+        """Closes the connections."""
         await self._client.aclose()
 
     async def __aenter__(self) -> "EndpointEngine":
@@ -87,7 +87,7 @@ class EndpointEngine:
         await self.aclose()
 
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
-        """See Engine.generate. A prompt that the server refuses gets completions with finish_reason `refused`."""
+        """See Engine.generate. A prompt that the server rejects gets completions with finish_reason `refused`."""
         out: list[list[Completion]] = [[] for _ in prompts]
 
         async def one(index: int) -> None:
@@ -101,11 +101,11 @@ class EndpointEngine:
         return out
 
     def score(self, prompts: list[Messages]) -> np.ndarray:
-        """See Engine.score, and lore.engines.http.tier_logprobs for how exact it is. Raises EndpointStopped where the server
-        lists no log-probabilities or never a tier, which is not a judgement; RequestRefused for a prompt that is too long.
+        """See Engine.score, and lore.engines.http.tier_logprobs for the accuracy. Raises EndpointStopped if the server returns no
+        log-probabilities, or no tier token for any prompt; RequestRefused for a prompt that is too long.
         """
         if self.rubric is None:
-            raise LoreError("This endpoint was opened without a rubric, so it has no tiers to score. Pass one to open_engine.")
+            raise LoreError("This endpoint was opened without a rubric, so it has no tiers to score. Pass a rubric to open_engine.")
         ends, fields = tier_ends(self.rubric, self.verdict), scoring_fields(self.verdict)
         out, found = np.zeros((len(prompts), len(ends))), []
 
@@ -115,21 +115,23 @@ class EndpointEngine:
             body = self._body(begun, sampling, 1, 0) | fields
             listed = await self._ask(body, bound_of(self.section, begun, sampling, 1), None, lambda reply: (listed_tokens(reply),))
             if listed[0] is None:
-                raise self._client.stop("lists no log-probabilities", "Use a server that knows logprobs, or another engine.")
+                raise self._client.stop("returns no log-probabilities", "Use a server that supports logprobs, or another engine.")
             out[index], any_tier = tier_probabilities(listed[0], ends, self.verdict)
             found.append(any_tier)
 
         self._run(self._each(len(prompts), one))
         if found and not any(found):
             raise self._client.stop(
-                f"listed none of the tiers {', '.join(self.rubric.tier_ids)} behind a verdict's opening, for {len(found)} prompts",
-                "It may not go on with a begun answer (vLLM and SGLang do), or the model may not be a judge.",
+                f"returned none of the tiers {', '.join(self.rubric.tier_ids)} after <verdict> for any of {len(found)} prompts",
+                "The server may not support prefill (vLLM and SGLang do), or the model may not be a judge.",
             )
         return out
 
     async def _ask(self, body: dict[str, Any], bound: Usage, gate: Gate | None, read: Callable[[dict], Any]) -> Any:
-        """read(reply) of the first good reply. An attempt counts where the prompt may have a part in its failure: not where
-        the server was not reached or known to be down, nor where it was busy with others. Then the throttle decides.
+        """read(reply) of the first valid reply.
+
+        A failed attempt counts toward max_attempts only if the prompt itself may be the cause. It does not count if the server
+        was unreachable, is known to be down, or was busy with other requests; the throttle handles those cases.
         """
         throttle, attempts, failures, last = self._throttle, 0, 0, ""
         while attempts < self.section.max_attempts:
@@ -160,13 +162,13 @@ class EndpointEngine:
                 continue
             failures, last = failures + 1, outcome.what
         raise EndpointFailed(
-            f"{self.section.url} gave no usable answer to one prompt in {attempts} attempts; the last one: {last}.\n"
-            "What was stored is kept. Look at the server's log, raise max_attempts or timeout_seconds, or lower "
+            f"{self.section.url} gave no usable answer to one prompt in {attempts} attempts. Last attempt: {last}.\n"
+            "Stored results are kept. Check the server's log, raise max_attempts or timeout_seconds, or lower "
             "max_concurrency; then run the same command again."
         )
 
     async def _attempt(self, body: dict[str, Any], bound: Usage, gate: Gate | None, read: Callable[[dict], Any]) -> Outcome:
-        """One HTTP attempt, admitted before it and settled after it, whatever becomes of it."""
+        """One HTTP attempt; the gate admits it first and always settles it afterwards."""
         if gate is None:
             return await self._client.send(body, read)
         ticket, used = await gate.admit(bound), None
@@ -184,12 +186,12 @@ class EndpointEngine:
 
     def _down(self, last_fault: str, seconds: float) -> EndpointStopped:
         return self._client.stop(
-            f"has not answered for {seconds:.0f} s; the last attempt: {last_fault}",
-            "Start the server or correct the url (max_down_seconds: how long a server is waited for).",
+            f"has not answered for {seconds:.0f} s; last attempt: {last_fault}",
+            "Start the server, correct the url, or raise max_down_seconds to wait longer.",
         )
 
     async def _each(self, count: int, one: Callable[[int], Coroutine]) -> None:
-        """one(index) for every index, max_concurrency at once; the first error ends all."""
+        """Runs one(index) for every index, at most max_concurrency at a time; the first error cancels all."""
         indices = iter(range(count))
 
         async def worker() -> None:
@@ -206,14 +208,14 @@ class EndpointEngine:
             await self.aclose()
 
     def _run(self, work: Coroutine) -> None:
-        """Runs it to its end, in a notebook too, where this thread already has a loop."""
+        """Runs `work` to completion; uses another thread if this thread already has an event loop, as in a notebook."""
         self._stopped = None
         try:
             asyncio.get_running_loop()
             running = True
         except RuntimeError:
             running = False
-        if not running:  # outside of the except, or its error would stand above every other one
+        if not running:  # outside the except block, so that errors of `work` are not chained to the RuntimeError
             asyncio.run(work)
             return
         with ThreadPoolExecutor(1) as pool:

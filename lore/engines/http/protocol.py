@@ -1,7 +1,7 @@
-"""The OpenAI chat protocol without a network: what a request says, what a reply holds, what an error may show.
+"""The OpenAI chat protocol without network code: builds requests, parses replies and redacts errors.
 
-Servers differ in what they know beyond the standard. A request says all that makes the engines agree; fields that a server
-refuses by name are left out from then on (Dialect).
+Servers support different extensions of the standard. A request contains every field that makes the engines agree; fields that
+a server rejects by name are omitted from later requests (Dialect).
 """
 
 import base64
@@ -17,31 +17,31 @@ from lore.engines.config import EndpointSection
 from lore.engines.engine import Completion, Messages, RequestRefused, Sampling, Usage
 
 TEMPLATE_TOKENS = 512
-"""More than any chat template adds by itself, a default system prompt included."""
+"""Upper bound of the tokens that a chat template adds to a prompt, including a default system prompt."""
 MESSAGE_TOKENS = 32
-"""More than a chat template adds around one message."""
+"""Upper bound of the tokens that a chat template adds to one message."""
 
-# Left out for servers that refuse them. The first group undoes what a checkpoint's generation_config would change.
+# Omitted for servers that reject them. The first three override defaults from a checkpoint's generation_config.
 OPTIONAL = ("top_k", "min_p", "repetition_penalty", "seed", "stop_token_ids", "chat_template_kwargs", "logprob_token_ids")
 OPTIONAL += ("return_tokens_as_token_ids",)
-FEW_LOGPROBS = 5  # what the smaller providers give
+FEW_LOGPROBS = 5  # limit of some providers
 _VERSION = re.compile(r"[-@:_](\d{3,}([-.][\w.-]*)?|latest)")
 
 
 class Fault(Exception):
-    """A reply that is no answer to what was asked."""
+    """A reply that is not a valid answer to the request."""
 
 
 @dataclass
 class Dialect:
-    """What one server takes, learnt from its refusals."""
+    """The fields that one server supports, learned from its error replies."""
 
     refused: set[str] = field(default_factory=set)
     limit_field: str = "max_tokens"
     top_logprobs: int = 20
 
     def fields(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The body as this server takes it."""
+        """The body with only the fields and field names that this server supports."""
         sent = {key: value for key, value in body.items() if key not in self.refused}
         if "max_tokens" in sent:
             sent[self.limit_field] = sent.pop("max_tokens")
@@ -50,7 +50,7 @@ class Dialect:
         return sent
 
     def learn(self, sent: dict[str, Any], message: str) -> bool:
-        """True where a refusal names a field of `sent` that can be left out or said otherwise; `fields` does so from now on."""
+        """Whether an error names a field of `sent` that can be omitted or renamed; if so, later calls of `fields` do that."""
         named = {name for name in OPTIONAL if name in sent and _names(message, name)}
         self.refused |= named
         if "max_tokens" in sent and re.search(r"use\W+max_completion_tokens\W+instead", message, re.IGNORECASE):
@@ -61,13 +61,13 @@ class Dialect:
 
 
 def _names(message: str, name: str) -> bool:
-    """Whether an error speaks of a field. Errors may repeat a part of the prompt, and some shops sell seed."""
+    """Whether an error message names a field. Stricter for plain words such as seed, because errors may quote the prompt."""
     before = r"(?<![A-Za-z_])" if "_" in name else r"(?:(?:argument|parameter|field)s?(?: supplied)?\W+(?:\w+, )*|\"body\", \")"
     return re.search(rf"{before}{name}(?![A-Za-z_])", message) is not None
 
 
 def request_body(section: EndpointSection, messages: Messages, sampling: Sampling, *, n: int, seed: int) -> dict[str, Any]:
-    """One request. A last message by the assistant is gone on with, as vLLM and SGLang understand it."""
+    """The body of one request. A trailing assistant message is used as prefill (continue_final_message of vLLM and SGLang)."""
     body: dict[str, Any] = {
         **section.extra,
         "model": section.model,
@@ -86,12 +86,12 @@ def request_body(section: EndpointSection, messages: Messages, sampling: Samplin
 
 
 def bound_of(section: EndpointSection, messages: Messages, sampling: Sampling, n: int) -> Usage:
-    """At most what a request takes."""
+    """Upper bound of the tokens of a request."""
     return Usage(prompt_bound(messages, section.max_image_tokens), n * sampling.max_tokens)
 
 
 def prompt_bound(messages: Messages, max_image_tokens: int) -> int:
-    """Tokens of a prompt at most. A token stands for at least one byte of UTF-8."""
+    """Upper bound of the tokens of a prompt. A token covers at least one byte of UTF-8."""
     parts = [part for message in messages for part in parts_of(message)]
     texts = sum(len(part["text"].encode()) for part in parts if part["type"] == "text")
     photos = sum(part["type"] == "image" for part in parts)
@@ -99,7 +99,7 @@ def prompt_bound(messages: Messages, max_image_tokens: int) -> int:
 
 
 def reply_usage(reply: dict[str, Any]) -> Usage | None:
-    """What the server says it took; None where it does not."""
+    """The usage that the server reports; None if it reports none."""
     usage = reply.get("usage")
     counts = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
     if not all(isinstance(count, int) and count >= 0 for count in counts):
@@ -108,23 +108,25 @@ def reply_usage(reply: dict[str, Any]) -> Usage | None:
 
 
 def read_reply(data: bytes, model: str) -> dict[str, Any]:
-    """The reply as an object with choices. Raises Fault for anything else, another model's answer included."""
+    """The parsed reply with its choices. Raises Fault for anything else, including a reply from another model."""
     try:
         reply = json.loads(data)
-    except ValueError as error:  # UnicodeDecodeError is one too
-        raise Fault(f"a reply that is no JSON: {data[:120]!r}") from error
+    except ValueError as error:  # includes UnicodeDecodeError
+        raise Fault(f"a reply that is not JSON: {data[:120]!r}") from error
     choices = reply.get("choices") if isinstance(reply, dict) else None
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, dict) for choice in choices):
         raise Fault(f"a reply without choices: {data[:120]!r}")
     answered = reply.get("model")
     if isinstance(answered, str) and answered and not same_model(model, answered):
-        raise Fault(f"an answer of model {answered[:120]!r}, where {model!r} was asked")
+        raise Fault(f"an answer of model {answered[:120]!r} to a request for {model!r}")
     return reply
 
 
 def same_model(asked: str, answered: str) -> bool:
-    """Whether a server that was asked for one name may answer with the other: with or without the owner, with a version
-    such as a date behind it (gpt-4o, gpt-4o-2024-08-06), never with another variant (gpt-4o-mini).
+    """Whether `answered` names the same model as `asked`.
+
+    The owner may be missing and a version suffix may be added (gpt-4o, gpt-4o-2024-08-06); another variant (gpt-4o-mini)
+    does not match.
     """
     asked, answered = asked.lower(), answered.lower()
     if "/" not in asked or "/" not in answered:
@@ -134,8 +136,10 @@ def same_model(asked: str, answered: str) -> bool:
 
 
 def completions(reply: dict[str, Any], n: int, max_tokens: int) -> list[Completion]:
-    """The answers of a reply, at most n. With several, the tokens of those that were not cut are shared out by length:
-    servers give their sum. Raises Fault for a choice without a text, RequestRefused for one that a filter withheld.
+    """At most n completions from a reply. Raises Fault for a choice without text, RequestRefused for a filtered choice.
+
+    Servers report one token count for all choices. Truncated choices count as max_tokens; the rest is distributed over the
+    other choices in proportion to text length.
     """
     usage = reply_usage(reply)
     texts, reasons = [], []
@@ -143,7 +147,7 @@ def completions(reply: dict[str, Any], n: int, max_tokens: int) -> list[Completi
         message, reason = choice.get("message"), choice.get("finish_reason")
         text = message.get("content") if isinstance(message, dict) else None
         if reason == "content_filter":
-            raise RequestRefused("The server's content filter withheld the answer to a prompt. Other prompts are not concerned.")
+            raise RequestRefused("The server's content filter blocked the answer to a prompt. Other prompts are unaffected.")
         if not isinstance(reason, str) or not isinstance(text, str | None) or (text is None and "content" not in (message or {})):
             raise Fault(f"a choice without an answer: {json.dumps(choice)[:120]}")
         texts.append(text or "")
@@ -165,7 +169,7 @@ def _shared_out(texts: list[str], reasons: list[str], total: int, max_tokens: in
 
 
 def error_text(data: bytes, key: str | None) -> str:
-    """What an error reply says, on one line, without the key."""
+    """The message of an error reply on one line, without the key."""
     text = data.decode("utf-8", errors="replace")
     try:
         found = json.loads(text)
@@ -179,13 +183,13 @@ def error_text(data: bytes, key: str | None) -> str:
 
 
 def redact(text: str, key: str | None) -> str:
-    """`text` without the key, without what follows `Bearer` and without keys that a server has half hidden (sk-a***xyz)."""
+    """`text` without the key, without the token after `Bearer` and without partly masked keys (sk-a***xyz)."""
     if key:
         for form in {key, json.dumps(key)[1:-1], base64.b64encode(key.encode()).decode()}:
             text = text.replace(form, "[key]")
-        if len(key) >= 12:  # an excerpt of it, as in: Incorrect API key provided: sk-proj-abcd
+        if len(key) >= 12:  # a part of the key, as in: Incorrect API key provided: sk-proj-abcd
             text = re.sub(rf"{re.escape(key[:8])}\S*|\S*{re.escape(key[-8:])}", "[key]", text)
-    text = re.sub(r"(?<=://)[^\s/@]+@", "[key]@", text)  # of a proxy with a password
+    text = re.sub(r"(?<=://)[^\s/@]+@", "[key]@", text)  # credentials of a proxy
     return re.sub(r"(?i)\bbearer\s+\S+|\S*\*{3,}\S*", "[key]", text)
 
 

@@ -1,8 +1,9 @@
-"""How hard a server may be asked: adaptive concurrency, waiting times, and a circuit breaker over all requests.
+"""Limits the load on a server: adaptive concurrency, backoff, and a circuit breaker over all requests.
 
-Concurrency starts at what is allowed, beyond 64 at half of it, and grows by one with each answer. It is halved, at most once
-per round of requests, when the server is busy or fails, and then grows by one per round. After BREAKER_FAULTS faults in a
-row nothing is sent but one request at a time, at growing intervals, until one is answered or `max_down_seconds` have passed.
+Concurrency starts at max_concurrency (above 64: at half of it, but at least 64) and grows by one with each answer.
+When the server is busy or fails, concurrency is halved, at most once per round of requests, and then grows by one per round.
+After BREAKER_FAULTS consecutive faults the breaker opens: one probe request is sent at a time, at increasing intervals, until
+one is answered or `max_down_seconds` have passed.
 """
 
 import asyncio
@@ -22,15 +23,15 @@ SMALLEST_START = 64
 
 
 def backoff_seconds(attempt: int) -> float:
-    """Before attempt 2, 3, ...: doubled each time, then shortened by up to half at random, so that requests that failed
-    together do not come back together.
+    """Seconds to wait after `attempt` failures: doubles each time, with random jitter down to one half so that requests that
+    failed together are not retried together.
     """
     return min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
 
 
 def retry_after_seconds(header: str | None) -> float:
-    """What a Retry-After header asks for, in seconds or as an HTTP date, at most MAX_RETRY_AFTER_SECONDS; 0 where there is
-    none or it cannot be read.
+    """The delay of a Retry-After header (seconds or an HTTP date), at most MAX_RETRY_AFTER_SECONDS; 0 if it is missing or
+    invalid.
     """
     try:
         seconds = float(header or 0)
@@ -43,9 +44,10 @@ def retry_after_seconds(header: str | None) -> float:
 
 
 class Throttle:
-    """Lets requests in (`enter`) and learns from how they ended (`answered`, `busy`, `fault`, `left`).
+    """Admits requests (`enter`) and adapts to their outcomes (`answered`, `busy`, `fault`, `left`).
 
-    Used by one event loop. `stop(last_fault, seconds)` makes the error of a server that stays down.
+    Use it in one event loop. most: largest concurrency; stop(last_fault, seconds): creates the error for a server that stays
+    down.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Throttle:
         self.limit = float(max(min(most, SMALLEST_START), most // 2))
         self.under_way = 0
         self._waiting: deque[asyncio.Future] = deque()
-        self._starting = True  # no trouble seen yet, so concurrency grows fast
+        self._starting = True  # no failure yet, so concurrency grows fast
         self._cut_at = -inf
         self._hold_until = -inf
         self._faults, self._first_fault_at, self._last_fault = 0, 0.0, ""
@@ -68,12 +70,12 @@ class Throttle:
 
     @property
     def open(self) -> bool:
-        """True while the server is taken to be down."""
+        """Whether the circuit breaker is open: the server is considered down."""
         return self._faults >= BREAKER_FAULTS
 
     async def enter(self) -> float:
-        """Waits for a place; returns the time, which the request hands back when it ends. Raises stop()'s error when the
-        server has been down too long.
+        """Waits for a slot and returns the current time, which the caller passes to `busy` or `fault`. Raises the error of
+        stop() if the server has been down for max_down_seconds.
         """
         while (seconds := self._to_wait()) is not None:
             place = asyncio.get_running_loop().create_future()
@@ -84,27 +86,27 @@ class Throttle:
             except TimeoutError:
                 pass
             except asyncio.CancelledError:
-                self._wake()  # the place that this one may have been called to
+                self._wake()  # passes on the slot that this request may have been given
                 raise
         self.under_way += 1
         self._probing = self.open
         return self.clock()
 
     def answered(self) -> None:
-        """The server did its work, or refused one prompt: it is up."""
+        """The server answered or rejected one prompt, so it is up."""
         self._faults, self._probing, self._probe_wait = 0, False, 1.0
         self.limit = min(self.most, self.limit + (1 if self._starting else 1 / self.limit))
         self._leave()
 
     def busy(self, entered: float, pause_seconds: float) -> None:
-        """The server is up and asks for less; nobody is let in for pause_seconds."""
+        """The server is up and limits the rate; admits no request for pause_seconds."""
         self._faults, self._probing, self._probe_wait = 0, False, 1.0
         self._hold_until = max(self._hold_until, self.clock() + pause_seconds)
         self._cut(entered)
         self._leave()
 
     def fault(self, entered: float, what: str, pause_seconds: float = 0.0) -> None:
-        """No usable answer: a refused connection, a 5xx, a timeout, garbage."""
+        """No usable reply: connection refused, 5xx, timeout or malformed reply."""
         now = self.clock()
         if not self._faults:
             self._first_fault_at = now
@@ -118,12 +120,12 @@ class Throttle:
         self._leave()
 
     def left(self) -> None:
-        """The request was given up by its caller and tells nothing about the server."""
+        """The caller abandoned the request, so its end says nothing about the server."""
         self._probing = False
         self._leave()
 
     def _to_wait(self) -> float | None:
-        """None: go. Else seconds after which to ask again, inf for when another request ends."""
+        """None to send now; otherwise seconds until the next check, or inf to wait until another request ends."""
         now = self.clock()
         if self.open:
             down_seconds = now - self._first_fault_at
@@ -139,7 +141,7 @@ class Throttle:
         return None if self.under_way < max(1, int(self.limit)) or self.open else inf
 
     def _cut(self, entered: float) -> None:
-        """Halves the limit, once for all requests that were sent before the last cut."""
+        """Halves the limit, only once for all requests that were sent before the last cut."""
         self._starting = False
         if entered > self._cut_at:
             self.limit = max(1.0, self.limit / 2)
@@ -152,7 +154,7 @@ class Throttle:
     def _wake(self) -> None:
         free = max(1, int(self.limit)) - self.under_way
         if self.open:
-            free = len(self._waiting)  # they look at the clock and the breaker themselves
+            free = len(self._waiting)  # each waiter checks the clock and the breaker itself
         while free > 0 and self._waiting:
             place = self._waiting.popleft()
             if not place.done():

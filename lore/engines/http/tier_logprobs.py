@@ -1,9 +1,9 @@
-"""Tier probabilities from the log-probabilities that a server lists for one token.
+"""Tier probabilities from the log-probabilities that a server returns for one token.
 
-vLLM lists exactly the tokens it is asked for (logprob_token_ids), so with the local tokenizer the result is that of the
-other engines. Other servers list their most likely tokens, 20 or 5: a tier that is not among them gets at most what the
-list leaves, which is an upper bound and makes it look more likely than it is. Without a local tokenizer tokens are told
-apart by their text.
+vLLM returns exactly the requested tokens (logprob_token_ids), so with a local tokenizer the result equals that of the other
+engines. Other servers return their 20 or 5 most likely tokens. A tier that is not among them gets the smallest listed
+probability or the remaining probability mass, whichever is less: an upper bound that overestimates the tier. Without a local
+tokenizer, tokens are matched to tiers by their text.
 """
 
 import os
@@ -17,11 +17,11 @@ from lore.engines.engine import Messages
 from lore.rubric.rubric import Rubric
 
 OPENING, CLOSING = "<verdict>", "</verdict>"
-TOKEN_ID = "token_id:"  # how vLLM writes tokens with return_tokens_as_token_ids
+TOKEN_ID = "token_id:"  # vLLM's token format with return_tokens_as_token_ids
 
 
 def scoring_fields(verdict: VerdictTokens | None) -> dict[str, Any]:
-    """What a request says to have the tier tokens' log-probabilities listed."""
+    """Request fields that ask for the log-probabilities of the tier tokens."""
     said: dict[str, Any] = {"logprobs": True, "top_logprobs": 20}
     if verdict is not None:
         said |= {"logprob_token_ids": list(verdict.tier_ids), "return_tokens_as_token_ids": True}
@@ -29,8 +29,10 @@ def scoring_fields(verdict: VerdictTokens | None) -> dict[str, Any]:
 
 
 def begun_at_verdict(messages: Messages, rubric: Rubric, verdict: VerdictTokens | None) -> Messages:
-    """`messages` up to right before the tier. Without tokens that is behind what all tier ids have in common (<verdict>L),
-    also where the caller, who does not know it either, stopped at <verdict>.
+    """`messages` with a prefill that ends right before the tier.
+
+    Without a local tokenizer the prefill ends after the common prefix of all tier ids (`<verdict>L`); a caller's prefill that
+    ends with `<verdict>` is extended to it.
     """
     common = OPENING + os.path.commonprefix(list(rubric.tier_ids))
     if messages[-1]["role"] != "assistant":
@@ -44,13 +46,13 @@ def begun_at_verdict(messages: Messages, rubric: Rubric, verdict: VerdictTokens 
 
 
 def tier_ends(rubric: Rubric, verdict: VerdictTokens | None) -> list[str]:
-    """What follows for each tier: `1</verdict>` behind `<verdict>L`."""
+    """The text after the prefill for each tier, such as `1</verdict>` after `<verdict>L`."""
     prefix = verdict.prefix_text if verdict else OPENING + os.path.commonprefix(list(rubric.tier_ids))
     return [f"{OPENING}{tier}{CLOSING}"[len(prefix) :] for tier in rubric.tier_ids]
 
 
 def listed_tokens(reply: dict[str, Any]) -> dict[str, float] | None:
-    """Tokens and log-probabilities at the reply's first position; None where the server lists none."""
+    """Tokens and log-probabilities at the reply's first position; None if the server returns none."""
     logprobs = reply["choices"][0].get("logprobs")
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not isinstance(content, list) or not content or not isinstance(content[0], dict):
@@ -61,7 +63,7 @@ def listed_tokens(reply: dict[str, Any]) -> dict[str, float] | None:
 
 
 def tier_probabilities(listed: dict[str, float], ends: Sequence[str], verdict: VerdictTokens | None) -> tuple[np.ndarray, bool]:
-    """Probabilities [tiers] that sum to 1, and whether the list held any tier at all."""
+    """Probabilities [tiers] that sum to 1, and whether `listed` contains any tier."""
     logs = np.full(len(ends), -np.inf)
     for token, value in listed.items():
         tier = _tier_of(token, ends, verdict)
@@ -78,7 +80,7 @@ def tier_probabilities(listed: dict[str, float], ends: Sequence[str], verdict: V
 
 
 def _tier_of(token: str, ends: Sequence[str], verdict: VerdictTokens | None) -> int | None:
-    """The one tier that a token begins or is; None for any other token and for one that several tiers share."""
+    """Index of the only tier whose text starts with the token; None if no tier or several tiers match."""
     if token.startswith(TOKEN_ID) and verdict is not None:
         number = token.removeprefix(TOKEN_ID)
         ids = [str(tier_id) for tier_id in verdict.tier_ids]

@@ -1,1 +1,1 @@
-"""What every trainer shares, whatever it trains: arguments, loop, checkpoints, LoRA, batch order."""
+"""Shared by all trainers: training arguments, training loop, checkpoints, LoRA, batch order."""

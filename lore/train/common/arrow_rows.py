@@ -1,4 +1,4 @@
-"""Training rows in one Arrow file of the run, which every process maps into memory."""
+"""Training rows in one Arrow file of the run folder, which every process memory-maps."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +17,9 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 def write_rows(
     rows: Iterator[dict[str, Any]], schema: pa.Schema, path: Path, batch: int = 1000, *, nothing: str | None = None
 ) -> int:
-    """Streams rows into an Arrow file that `datasets.Dataset.from_file` maps into memory; returns their number.
+    """Streams rows into an Arrow file that `datasets.Dataset.from_file` can memory-map. Returns the number of rows.
 
-    Raises LoreError when there is none; nothing: what it says then, with what the user should change.
+    Raises LoreError if there are no rows; nothing: message of that error, including what the user should change.
     """
     count, pending = 0, []
     with written_whole(path) as file:
@@ -35,16 +35,17 @@ def write_rows(
         if not count:
             raise LoreError(
                 nothing
-                or f"no training rows for {path}: what the recipe names gives none, so there is nothing to learn from.\n"
-                "Check the recipe's input files and what it selects from them."
+                or f"no training rows for {path}: the recipe's inputs yield no row, so there is nothing to train on.\n"
+                "Check the recipe's input files and the keys that select from them."
             )
     return count
 
 
 def rendered_rows(path: Path) -> datasets.Dataset:
-    """Rows that the main process has rendered, mapped into memory. Raises LoreError where it has left none."""
+    """Memory-maps the rows that the main process has rendered. Raises LoreError if the file is missing."""
     if not path.is_file():
         raise LoreError(
-            f"rank 0 has left no {path}: its message says why, or this machine does not see its folder.", same_on_every_rank=True
+            f"rank 0 did not write {path}. See its error message, or check that all machines share this folder.",
+            same_on_every_rank=True,
         )
     return datasets.Dataset.from_file(str(path))

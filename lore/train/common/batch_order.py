@@ -1,8 +1,8 @@
-"""The order in which training visits its rows: fixed before step 0, the same for any number of processes.
+"""The order in which training visits its rows: fixed before step 0 and the same for any number of processes.
 
-A step's rows are drawn at random and then sorted by length, so that the forward passes of one step (micro-batches, processes) hold
-rows of similar length and little padding, while the gradient stays that of a random batch. The order is a list of row numbers: a
-resumed run skips to its place, and two processes that share a global batch see together what one process sees.
+The rows of a step are drawn at random and then sorted by length, so the micro-batches of a step have rows of similar length and
+little padding, while the gradient is that of a random batch. The order is a list of row numbers. A resumed run skips to its
+position, and two processes that share a global batch see the same rows as a single process.
 """
 
 import numpy as np
@@ -11,10 +11,10 @@ import numpy as np
 def training_order(
     lengths: list[int], batch_size: int, steps: int, seed: int, repeats: list[int] | None = None, *, shuffle: bool = True
 ) -> np.ndarray:
-    """Row numbers for `steps` batches of `batch_size`, epoch after epoch, each shuffled anew; longest first inside a batch.
+    """Row numbers [steps * batch_size] for `steps` batches. Reshuffles the rows every epoch; longest row first within a batch.
 
-    lengths: tokens per row; repeats: how often a row stands in one epoch (once where not given); shuffle: false leaves the
-    rows of an epoch in their own order.
+    lengths: tokens per row; repeats: how often each row occurs per epoch, default once; shuffle: false keeps the given order
+    of the rows.
     """
     rng = np.random.default_rng(seed)
     lengths_N = np.asarray(lengths)
@@ -27,6 +27,6 @@ def training_order(
 
 
 def balanced_repeats(labels: list[str]) -> list[int]:
-    """How often each row has to stand in an epoch for every label to be about as frequent as the most frequent one."""
+    """Repeats per row and epoch that make every label about as frequent as the most frequent one."""
     names, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return np.maximum(1, np.round(counts.max() / counts))[inverse].astype(int).tolist()

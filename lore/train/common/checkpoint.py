@@ -1,6 +1,6 @@
-"""Checkpoints that survive SIGKILL, and the weights that a run ends with.
+"""Checkpoints that survive SIGKILL, and the final weights of a run.
 
-A checkpoint counts once its `complete` marker is there, written after every process has saved its part.
+A checkpoint is valid once its `complete` marker exists. The marker is written after every process has saved its part.
 """
 
 import shutil
@@ -15,7 +15,7 @@ COMPLETE = "complete"
 
 
 def last_checkpoint(folder: RunFolder) -> Path | None:
-    """The newest checkpoint that was written whole; half-written ones are removed by the main process."""
+    """The newest complete checkpoint. The main process deletes incomplete ones."""
     whole = []
     for path in (folder / "checkpoints").glob("checkpoint-*"):
         if (path / COMPLETE).is_file():
@@ -26,7 +26,7 @@ def last_checkpoint(folder: RunFolder) -> Path | None:
 
 
 def drop_old_checkpoints(folder: Path, keep: int) -> None:
-    """Leaves the newest `keep` whole checkpoints. The marker goes first: a checkpoint that is half gone counts for none."""
+    """Deletes all complete checkpoints but the newest `keep`. The marker goes first, so a partly deleted checkpoint is invalid."""
     whole = sorted((path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")), key=step_of)
     for checkpoint in whole[:-keep]:
         (checkpoint / COMPLETE).unlink()
@@ -34,24 +34,24 @@ def drop_old_checkpoints(folder: Path, keep: int) -> None:
 
 
 def step_of(checkpoint: Path | None) -> int:
-    """The step after which a checkpoint was written; 0 without one."""
+    """The training step of a checkpoint; 0 for None."""
     return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
 def save_weights(trainer: Any, model: Path) -> None:
-    """The adapter or the whole model, gathered from all processes. Raises LoreError when no weights have arrived."""
+    """Saves the adapter or the full model, gathered from all processes. Raises LoreError if no weights were written."""
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is not None:
-        plugin.set_state_dict_type("FULL_STATE_DICT")  # with the checkpoints' sharded one the trainer writes nothing
+        plugin.set_state_dict_type("FULL_STATE_DICT")  # with the sharded type of the checkpoints the trainer would save no model
     trainer.save_model(str(model))
     trainer.accelerator.wait_for_everyone()
     if is_main_process():
-        (model / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing reads it
-        (model / "README.md").unlink(missing_ok=True)  # PEFT's form for a model card, with nothing filled in
+        (model / "training_args.bin").unlink(missing_ok=True)  # an unused pickle file
+        (model / "README.md").unlink(missing_ok=True)  # PEFT's empty model card template
         if not any(model.glob("*.safetensors")):
             raise LoreError(
                 f"{model} holds no *.safetensors after the last step, so the run is not finished.\n"
-                "The launch file makes the trainer save its weights in another form: for FSDP see "
-                "launch/accelerate/fsdp2.yaml, for DeepSpeed's stage 3 set zero3_save_16bit_model: true. The same "
-                "command then goes on from the last checkpoint."
+                "The accelerate config saves the weights in another format. For FSDP see launch/accelerate/fsdp2.yaml; for "
+                "DeepSpeed ZeRO stage 3 set zero3_save_16bit_model: true. The same command then resumes from the last "
+                "checkpoint."
             )

@@ -1,4 +1,4 @@
-"""The section `train` of every recipe that trains, and what no such recipe can mean. Nothing here imports torch."""
+"""The `train` section of recipes, and checks that all training stages share. Imports no torch."""
 
 import re
 from collections.abc import Iterator
@@ -11,53 +11,54 @@ from lore.engines.config import ModelSection
 
 
 class TrainSection(StrictModel):
-    """Optimization. Give epochs or steps; batch sizes are counted in training rows (of a judge: query-item pairs)."""
+    """Optimization. Set epochs or steps. Batch sizes count training rows (for a judge: query-item pairs)."""
 
     epochs: float | None = Field(None, gt=0)
-    """Passes over the training rows."""
+    """Number of passes over the training rows."""
     steps: int | None = Field(None, ge=1)
-    """Optimizer steps; overrides epochs."""
+    """Number of optimizer steps; overrides epochs."""
     batch_size: int = Field(64, ge=1)
-    """Rows per optimizer step over all processes; the same number whatever the number of processes."""
+    """Global batch size: rows per optimizer step summed over all processes, independent of the number of processes."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Rows per process and forward pass; none takes the whole share of a process at once."""
+    """Rows per process and forward pass (per-device batch size); the rest is gradient accumulation. none: no accumulation."""
     lr: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     lr_factors: dict[str, float] = {}
-    """Factors on lr for weights in whose names a regular expression is found, such as {lm_head: 10}; the first that is counts."""
+    """Learning rate multipliers: regular expression -> factor, such as {lm_head: 10}. The first expression found in a
+    parameter's name applies."""
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    """Shape of the learning rate after the warm-up."""
+    """Learning rate schedule after the warmup."""
     warmup: float = Field(0.03, ge=0, lt=1)
-    """Share of the steps with a rising learning rate."""
+    """Fraction of the steps with linear learning rate warmup; 0 for no warmup."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled decay."""
+    """Decoupled weight decay of AdamW; 0 disables it."""
     adam_beta2: float = Field(0.999, gt=0, lt=1)
-    """AdamW's second-moment decay; .98 and below adapts faster in runs of a few hundred steps."""
+    """AdamW beta2 (decay of the second moment). Values of 0.98 and below adapt faster in runs of a few hundred steps."""
     adam_epsilon: float = Field(1e-8, gt=0)
-    """AdamW's epsilon. Weights whose gradients are far smaller hardly move, rather than by full steps of noise: 1e-5 is usual where
-    rewards are learnt from."""
+    """AdamW epsilon. Parameters with much smaller gradients barely move; with a smaller epsilon they would take full-size steps of
+    noise. 1e-5 is common in RL."""
     max_grad_norm: float = Field(1.0, ge=0)
-    """Gradients are clipped to this norm; 0 switches it off."""
+    """Gradient clipping norm; 0 disables clipping."""
     freeze: list[str] = []
-    """Regular expressions (searched in parameter names) of weights that stay as they are, such as embed_tokens in an adapter
-    that another stage trained."""
+    """Regular expressions for parameters to freeze, searched in parameter names, such as embed_tokens in an adapter from an
+    earlier stage."""
     max_tokens: int = Field(2048, ge=8)
-    """Longest row, such as prompt and answer together; a longer one stops the run before step 0 rather than lose its end."""
+    """Longest row in tokens, prompt and answer together. A longer row stops the run before step 0; rows are never truncated."""
     packing: bool = False
-    """Several rows in one sequence of max_tokens (text only; needs an attention that keeps them apart, which is tried
-    before step 0). batch_size and micro_batch_size then count sequences."""
+    """Pack several rows into one sequence of max_tokens. Text only; needs an attention implementation that isolates packed rows,
+    which is checked before step 0. batch_size and micro_batch_size then count sequences."""
     padding_free: bool = False
-    """Rows of a batch flattened without padding (text only; same need as packing)."""
+    """Flatten the rows of a micro-batch into one sequence without padding. Text only; same attention requirement as packing."""
     gradient_checkpointing: bool = False
-    """Recomputes activations: about a third slower, a fraction of the memory."""
+    """Recompute activations in the backward pass: about a third slower, uses a fraction of the activation memory."""
     log_every: int = Field(10, ge=1)
-    """Steps between two lines of metrics.jsonl."""
+    """Steps between two lines in metrics.jsonl."""
     save_every: int = Field(100, ge=0)
-    """Steps between two checkpoints; 0 keeps only the end and makes a killed run start over."""
+    """Steps between two checkpoints. 0 saves no checkpoints, so an interrupted run starts over."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Checkpoints kept on disk."""
+    """Number of checkpoints to keep on disk."""
     workers: int = Field(0, ge=0)
-    """Data-loading processes per training process."""
+    """Data loader workers per training process; 0 loads data in the training process."""
 
     def conflicts(self) -> Iterator[Conflict]:
         for key, patterns in (("freeze", self.freeze), ("lr_factors", self.lr_factors)):
@@ -65,16 +66,16 @@ class TrainSection(StrictModel):
                 try:
                     re.compile(pattern)
                 except re.error as error:
-                    yield Conflict((key,), f"{pattern!r}, which is no regular expression ({error})", f"{re.escape(pattern)!r}, say")
+                    yield Conflict((key,), f"{pattern!r}, which is no regular expression ({error})", repr(re.escape(pattern)))
         if any(factor <= 0 for factor in self.lr_factors.values()):
-            yield Conflict(("lr_factors",), "a factor that is not above 0", "factors above 0; train.freeze leaves weights alone")
+            yield Conflict(("lr_factors",), "a factor that is not above 0", "factors above 0; use train.freeze to freeze weights")
         if self.epochs is None and self.steps is None:
             yield Conflict(("epochs", "steps"), "neither", "train.epochs or train.steps")
         if self.save_every % self.log_every:
             yield Conflict(
                 ("save_every", "log_every"),
                 f"{self.save_every} and {self.log_every}",
-                "a save_every that is a multiple of log_every, so that a resumed run averages its losses over the same steps",
+                "a save_every that is a multiple of log_every, so that a resumed run averages the loss over the same steps",
             )
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             yield Conflict(
@@ -84,12 +85,12 @@ class TrainSection(StrictModel):
             )
 
 
-# What a run may go on with: the global batch, and with it what a step learns, stays as it is.
+# Keys that may change when a run resumes, because they do not change the global batch.
 MAY_CHANGE = frozenset({"train.micro_batch_size", "train.workers", "train.keep_checkpoints"})
 
 
 def trainable_weights(model: ModelSection, train: TrainSection) -> Iterator[Conflict]:
-    """Weights that no stage can train. Keys are those of a recipe."""
+    """Conflicts for weights that no stage can train. Keys are recipe keys."""
     if model.dtype == "float16":
         yield Conflict(("model.dtype",), "float16, whose gradients overflow", "auto, bfloat16 or float32")
     if model.quantize and model.lora is None and model.adapter is None:
@@ -101,13 +102,13 @@ def trainable_weights(model: ModelSection, train: TrainSection) -> Iterator[Conf
     if train.freeze and model.lora is not None:
         yield Conflict(
             ("train.freeze", "model.lora"),
-            "weights to leave alone and a new adapter, which leaves all but itself alone",
-            "model.lora.targets and model.lora.modules_to_save without them",
+            "weights to freeze and a new adapter, which already freezes all other weights",
+            "no train.freeze: name only the modules to train in model.lora.targets and model.lora.modules_to_save",
         )
 
 
 def padded_rows(train: TrainSection, found: str) -> Iterator[Conflict]:
-    """Flattened rows in a stage that has none. found: what is wrong with them there."""
+    """Conflicts for packing and padding_free in a stage that does not support them. found: the problem, for the message."""
     for key in ("packing", "padding_free"):
         if getattr(train, key):
             yield Conflict((f"train.{key}",), found, "false")

@@ -1,5 +1,4 @@
-"""Weights that stay as they are while the others are trained: those that train.freeze names, and the parts that only read photos
-where no photo is ever shown."""
+"""Freezes weights: the ones that train.freeze names, and the vision modules if training shows no photos."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from lore.support.errors import LoreError
 
 
 def photo_parts(model: Any) -> list[tuple[str, Any]]:
-    """(name, module) of the outermost modules that a prompt without photos never runs: vision tower and connector."""
+    """(name, module) of the outermost modules that text-only prompts do not use: vision tower and connector."""
     text = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
     used = {id(p) for module in text if module is not None for p in module.parameters()}
 
@@ -25,14 +24,14 @@ def photo_parts(model: Any) -> list[tuple[str, Any]]:
 
 
 def freeze_photo_parts(model: Any) -> None:
-    """Without a photo these get no gradient: they are nothing to train, and data parallel training would wait for them."""
+    """Freezes the vision modules. Without photos they get no gradient, and DDP would wait for one."""
     for _, module in photo_parts(model):
         module.requires_grad_(False)
 
 
 def freeze_weights(model: Any, patterns: list[str]) -> None:
-    """Takes the weights whose names a pattern is found in out of training. Raises LoreError for a pattern that finds none, or
-    when nothing is left to train."""
+    """Freezes the weights whose names match one of the patterns (re.search). Raises LoreError if a pattern matches no trainable
+    weight, or if no weight is left to train."""
     if not patterns:
         return
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
@@ -40,10 +39,10 @@ def freeze_weights(model: Any, patterns: list[str]) -> None:
     idle = [pattern for pattern in patterns if not any(re.search(pattern, name) for name in frozen)]
     if idle or len(frozen) == len(trained):
         raise LoreError(
-            f"train.freeze: {idle[0]!r} is found in no name of a weight that would be trained.\n"
+            f"train.freeze: {idle[0]!r} matches no trainable weight, so it would freeze nothing.\n"
             f"Names look like {', '.join(list(trained)[:3])}."
             if idle
-            else f"train.freeze: {patterns} leave no weight to train.\nName fewer of them.",
+            else f"train.freeze: {patterns} freeze every trainable weight, so nothing is left to train.\nName fewer weights.",
             same_on_every_rank=True,
         )
 
@@ -55,7 +54,7 @@ def freeze_weights(model: Any, patterns: list[str]) -> None:
     if hasattr(model, "set_adapter"):
         switch = model.set_adapter
 
-        # A reference adapter's pass ends with the switch back to the trained one, all of whose weights PEFT then wants trained.
+        # After a pass of the reference adapter, set_adapter re-enables gradients for all weights of the trained adapter.
         def switch_and_freeze(*arguments: Any, **options: Any) -> Any:
             switched = switch(*arguments, **options)
             freeze()

@@ -1,5 +1,5 @@
-"""The recipe's LoRA (or DoRA) for PEFT, checked against the modules of the model: PEFT itself passes over a name that
-it does not find.
+"""Builds PEFT's config for the recipe's LoRA (or DoRA) and checks it against the model's modules, because PEFT silently ignores
+names that match no module.
 """
 
 import copy
@@ -23,10 +23,11 @@ ADAPTABLE = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv
 def peft_config(
     lora: LoraSection | None, model: Any, *, left_out: Sequence[str] = (), task_type: str = "CAUSAL_LM"
 ) -> LoraConfig | None:
-    """The LoRA of a recipe; none trains every weight, or continues with the adapter that the model has. left_out: names of
-    modules that get no adapter, whatever lora.targets says; task_type: PEFT's name for what the model does, such as SEQ_CLS,
-    which has a classifier's new head trained whole beside the adapter. Raises LoreError when a name in model.lora stands for
-    no module of the model.
+    """PEFT's config for a new adapter; None if the recipe trains all weights or continues an existing adapter.
+
+    left_out: names of modules that never get an adapter, regardless of lora.targets; task_type: PEFT task type, such as SEQ_CLS,
+    which also trains a classifier's new head in full. Raises LoreError if a name in model.lora matches no module of the model,
+    or a module that cannot have an adapter.
     """
     if lora is None:
         return None
@@ -43,10 +44,10 @@ def peft_config(
     )
     names = [name for name, _ in model.named_modules() if name]
     for wanted in lora.modules_to_save:
-        if not any(_stands_for(wanted, name) for name in names):
+        if not any(_matches(wanted, name) for name in names):
             raise _no_module("modules_to_save", wanted, names)
     for wanted in [] if isinstance(lora.targets, str) else lora.targets:
-        if not any(_stands_for(wanted, name) for name in names):
+        if not any(_matches(wanted, name) for name in names):
             raise _no_module("targets", wanted, names)
     adapted = dict(adapted_modules(config, model))
     if not adapted:
@@ -55,18 +56,18 @@ def peft_config(
     for name, module in adapted.items():
         if module is output:
             raise LoreError(
-                f"model.lora.targets {lora.targets} takes in {name}, the output layer, whose adapter would never be trained.\n"
-                f"Leave it out, or train that layer whole: model.lora.modules_to_save: [{name.rpartition('.')[2]}]."
+                f"model.lora.targets {lora.targets} matches {name}, the output layer, whose adapter would never be trained.\n"
+                f"Exclude it, or train that layer in full: model.lora.modules_to_save: [{name.rpartition('.')[2]}]."
             )
         if not isinstance(module, ADAPTABLE):
             raise LoreError(
-                f"model.lora.targets {lora.targets} takes in {name}, a {type(module).__name__}; an adapter goes to linear, "
-                "embedding and convolution layers.\nName those inside it, or use all-linear."
+                f"model.lora.targets {lora.targets} matches {name}, a {type(module).__name__}, but only linear, "
+                "embedding and convolution layers can have an adapter.\nName layers inside it, or use all-linear."
             )
     return config
 
 
-def _stands_for(wanted: str, name: str) -> bool:
+def _matches(wanted: str, name: str) -> bool:
     return name == wanted or name.endswith(f".{wanted}")
 
 
@@ -75,13 +76,13 @@ def _no_module(key: str, wanted: str, names: list[str]) -> LoreError:
     words = [name for name in last if not name.isdigit()]
     hint = nearest_hint(wanted.rpartition(".")[2], words)
     return LoreError(
-        f"model.lora.{key}: {wanted!r} stands for no module of the model that may get one, so nothing would be trained "
-        f"there.{hint}\nIts modules: {', '.join(words)}. A pattern has to match the whole name, such as {names[-1]}."
+        f"model.lora.{key}: {wanted!r} matches no module of the model that can be adapted, so it would train nothing."
+        f"{hint}\nModules: {', '.join(words)}. A pattern has to match the full name, such as {names[-1]}."
     )
 
 
 def adapted_modules(config: LoraConfig, model: Any) -> Iterator[tuple[str, Any]]:
-    """(name, module) of every module that PEFT puts an adapter on, by PEFT's own rule."""
+    """(name, module) of every module that gets an adapter according to PEFT's own matching."""
     config = _maybe_include_all_linear_layers(copy.copy(config), model)
     for name, module in model.named_modules():
         if check_target_module_exists(config, name):
@@ -89,7 +90,7 @@ def adapted_modules(config: LoraConfig, model: Any) -> Iterator[tuple[str, Any]]
 
 
 def adapter_size(module: Any, rank: int, dora: bool) -> int:
-    """Parameters of the adapter on one module."""
+    """Number of adapter parameters for one module."""
     if isinstance(module, torch.nn.Embedding):
         ins, outs = module.num_embeddings, module.embedding_dim
     elif hasattr(module, "kernel_size"):
@@ -102,8 +103,11 @@ def adapter_size(module: Any, rank: int, dora: bool) -> int:
 
 
 def whole_layers_in_float32(trainer: Any) -> None:
-    """Whole layers that are trained beside an adapter (modules_to_save) become float32, as PEFT makes its own weights: they are
-    copies of the model's, and bfloat16 would round small updates away. DeepSpeed keeps float32 copies by itself."""
+    """Casts the bfloat16 weights of modules_to_save to float32, the dtype that PEFT uses for adapters.
+
+    They are copies of the model's weights, and bfloat16 would round small updates to zero. DeepSpeed keeps its own float32
+    copies.
+    """
     if trainer.is_deepspeed_enabled:
         return
     for name, weight in trainer.model.named_parameters():

@@ -1,4 +1,4 @@
-"""Learning rates of their own for some of the weights."""
+"""Separate learning rates for parts of the model (train.lr_factors)."""
 
 import re
 from typing import Any
@@ -7,9 +7,11 @@ from lore.support.errors import LoreError
 
 
 def scale_rates(trainer: Any, factors: dict[str, float]) -> None:
-    """Has the trainer's optimizer learn weights at factor * train.lr when a pattern is found in their names; the first that is
-    counts. Weights whose names hold one of `trainer.own_lr` (PPO's value head) keep the rate they have. Raises LoreError for a
-    pattern that finds no weight which is trained."""
+    """Sets the learning rate of weights to factor * train.lr if a pattern is found in their name; the first match applies.
+
+    factors: regular expression -> factor. Weights whose name contains one of `trainer.own_lr` (PPO's value head) keep their own
+    learning rate. Raises LoreError for a pattern that matches no trained weight.
+    """
     if not factors:
         return
     own = getattr(trainer, "own_lr", ())
@@ -21,7 +23,7 @@ def scale_rates(trainer: Any, factors: dict[str, float]) -> None:
     for pattern in factors:
         if not any(re.search(pattern, name) for name in trained):
             raise LoreError(
-                f"train.lr_factors: {pattern!r} is found in no name of a weight that is trained.\n"
+                f"train.lr_factors: {pattern!r} matches no trained weight, so it would change nothing.\n"
                 f"Names look like {', '.join(trained[:3])}.",
                 same_on_every_rank=True,
             )
@@ -29,7 +31,7 @@ def scale_rates(trainer: Any, factors: dict[str, float]) -> None:
 
     def create_scaled(*arguments: Any, **options: Any) -> Any:
         optimizer = create(*arguments, **options)
-        if scaled and optimizer is scaled[0]:  # DeepSpeed has it made twice, and gets the same one
+        if scaled and optimizer is scaled[0]:  # DeepSpeed calls this twice and gets the same optimizer
             return optimizer
         scaled[:] = [optimizer]
         names = {id(weight): name for name, weight in trainer.model.named_parameters() if is_scaled(name)}

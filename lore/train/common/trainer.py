@@ -1,10 +1,10 @@
-"""What all training stages share, on transformers' Trainer or any of TRL's: its arguments from a recipe, metrics.jsonl,
-checkpoints that survive SIGKILL. A stage goes through it in this order:
+"""Shared by all training stages, for transformers' Trainer and TRL's trainers: arguments from a recipe, metrics.jsonl, and
+checkpoints that survive SIGKILL. A stage calls it in this order:
 
-    set_seed(recipe.seed)                              # a new head or adapter is random
+    set_seed(recipe.seed)                              # new heads and adapters are initialized at random
     args = training_arguments(TrainingArguments, recipe.train, folder, 1, recipe.seed, bf16=bf16, cpu=cpu)
     with args.main_process_first(local=False):
-        rows = ...                                     # the main process writes them, all read them (arrow_rows)
+        rows = ...                                     # the main process writes them, every process reads them (arrow_rows)
     steps = total_steps(recipe.train, len(rows))
     set_steps(args, recipe.train, steps)
     model = load_model(recipe.model, device=device, for_training=True)
@@ -13,7 +13,7 @@ checkpoints that survive SIGKILL. A stage goes through it in this order:
     train(trainer, Recorder(folder, "title"), folder, recipe.train.lr_factors)
     save_weights(trainer, folder / "model")
 
-metrics.jsonl holds no clock, so a run that was killed and resumed ends with the same file as one that was not.
+metrics.jsonl contains no timestamps, so an interrupted and resumed run ends with the same file as an uninterrupted run.
 """
 
 import math
@@ -36,7 +36,7 @@ from lore.train.common.lora import whole_layers_in_float32
 from lore.train.common.lr_multipliers import scale_rates
 
 RECORDED = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy")
-WAIT_SECONDS = 6 * 3600  # the other processes wait this long while the main process renders the rows
+WAIT_SECONDS = 6 * 3600  # timeout of the other processes while the main process renders the rows
 
 silence()
 
@@ -44,10 +44,10 @@ silence()
 def training_arguments(
     config: type, train: TrainSection, folder: RunFolder, steps: int, seed: int, *, bf16: bool, cpu: bool, **more: Any
 ) -> Any:
-    """Arguments of class `config`, transformers' TrainingArguments or one of TRL's, for a recipe; joins the process group.
+    """Arguments of class `config` (transformers' TrainingArguments or a subclass of TRL) for a recipe; joins the process group.
 
-    Rows are visited as they stand in the data set, which `batch_order.training_order` has put in order. `set_steps` changes
-    the steps later; more: what the class has beside TrainingArguments.
+    The trainer visits rows in the order of the data set, which `batch_order.training_order` determines. `set_steps` changes
+    the number of steps later. more: arguments that `config` has in addition to TrainingArguments.
     """
     micro, passes = micro_batch(train)
     args = config(
@@ -65,7 +65,7 @@ def training_arguments(
         gradient_checkpointing=train.gradient_checkpointing,
         logging_steps=train.log_every,
         logging_first_step=True,
-        logging_nan_inf_filter=False,  # it would log a loss that is no number as zero
+        logging_nan_inf_filter=False,  # the filter would log a nan loss as zero
         save_strategy="steps" if train.save_every else "no",
         save_steps=train.save_every or 500,
         dataloader_num_workers=train.workers,
@@ -91,7 +91,7 @@ def sft_arguments(
 ) -> SFTConfig:
     """`training_arguments` for TRL's SFTTrainer.
 
-    Rows come in their order, and packed or flattened, from the stage, so TRL shuffles, cuts and packs nothing.
+    The stage orders, packs and flattens the rows, so TRL does not shuffle, truncate or pack.
     """
     return training_arguments(
         SFTConfig,
@@ -109,45 +109,45 @@ def sft_arguments(
 
 
 def micro_batch(train: TrainSection) -> tuple[int, int]:
-    """(rows per process and forward pass, forward passes per step) so that the global batch is train.batch_size."""
+    """(micro-batch size, gradient accumulation steps) for a global batch of train.batch_size."""
     processes = world_size()
     if train.batch_size % processes:
         raise LoreError(
             f"train.batch_size is {train.batch_size} and there are {processes} processes, so the batch cannot be "
-            "shared evenly.\nUse a batch_size that the number of processes divides."
+            "split evenly.\nUse a batch_size that is a multiple of the number of processes."
         )
     share = train.batch_size // processes
     micro = min(train.micro_batch_size or share, share)
     if share % micro:
         raise LoreError(
-            f"train.batch_size {train.batch_size} over {processes} processes leaves {share} rows a process, which "
+            f"train.batch_size {train.batch_size} over {processes} processes is {share} rows per process, which "
             f"micro_batch_size {micro} does not divide.\nUse a divisor of {share}."
         )
     return micro, share // micro
 
 
 def use_one_device(args: Any) -> None:
-    """One process trains on one GPU, however many it sees: several are for `lore launch`, and TRL refuses DataParallel."""
+    """Restricts a single process to one GPU, because TRL does not support DataParallel. Use `lore launch` for several GPUs."""
     if world_size() == 1 and args.n_gpu > 1:
         args._n_gpu = 1
 
 
 def total_steps(train: TrainSection, rows: int) -> int:
-    """Optimizer steps of the whole run."""
+    """Total number of optimizer steps."""
     return train.steps or max(1, math.ceil(rows * train.epochs / train.batch_size))
 
 
 def set_steps(args: Any, train: TrainSection, steps: int) -> None:
-    """The length of the run, once the rows are counted."""
+    """Sets the number of steps, once the number of rows is known."""
     args.max_steps, args.warmup_steps = steps, round(train.warmup * steps)
 
 
 class Recorder(TrainerCallback):
-    """Writes metrics.jsonl and the checkpoints' `complete` markers, and draws the main process's bar.
+    """Writes metrics.jsonl and the checkpoints' `complete` markers, and shows the progress bar of the main process.
 
-    keep: whole checkpoints that stay on disk; recorded: the logged values that metrics.jsonl gets, by name or by the
-    part before the first `/`; on_saved: called in the main process with the folder of every checkpoint before its marker
-    is set, to put more into it. Raises LoreError on the first loss or gradient that is no number.
+    keep: number of complete checkpoints to keep; recorded: logged values to write to metrics.jsonl, by name or by the part
+    before the first `/`; on_saved: called in the main process with the checkpoint's folder before its marker is written, to
+    add files. Raises LoreError if a loss or gradient norm is not finite.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Recorder(TrainerCallback):
         if self.bar:
             self.bar.update(self.task, completed=state.global_step)
         if state.global_step >= state.max_steps:
-            control.should_log = True  # the summary's loss is the last one
+            control.should_log = True  # the summary reports the loss of the last step
         return control
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -190,9 +190,9 @@ class Recorder(TrainerCallback):
         for name in ("loss", "grad_norm"):
             if not math.isfinite(float(logs.get(name, 0))):
                 raise LoreError(
-                    f"step {state.global_step}: {name} is {float(logs[name])}, so every later weight would be no number.\n"
+                    f"step {state.global_step}: {name} is {float(logs[name])}, so all further weights would be invalid.\n"
                     "Lower train.lr or raise train.warmup, and train in bfloat16 or float32 (model.dtype). The same "
-                    "command goes on from the last checkpoint; for other values give another `run` name.",
+                    "command resumes from the last checkpoint; to change values, choose another `run` name.",
                     same_on_every_rank=True,
                 )
         if self.bar:
@@ -213,7 +213,7 @@ class Recorder(TrainerCallback):
 
 
 def train(trainer: Any, recorder: Recorder, folder: RunFolder, lr_factors: dict[str, float] | None = None) -> float:
-    """Trains from the newest whole checkpoint, or from the start, to the end; returns the seconds this took."""
+    """Trains to the end, from the newest complete checkpoint if there is one; returns the training time in seconds."""
     recorder.trainer = trainer
     whole_layers_in_float32(trainer)
     scale_rates(trainer, lr_factors or {})

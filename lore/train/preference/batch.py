@@ -1,4 +1,4 @@
-"""Batches of preferences for TRL's trainers, and what good and bad answers weigh in them."""
+"""Collates preferences for TRL's trainers, and computes KTO's weights for good and bad answers."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from lore.train.preference.config import KTORecipe, PreferenceRecipe
 
 
 def collator(recipe: PreferenceRecipe, processor: Any, photos: bool) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-    """TRL's collator for the stage; photos are opened as the engines open them."""
+    """TRL's collator for the stage. Photos are opened in the same way as by the engines."""
     dpo, divergence = recipe.stage == "dpo", recipe.stage == "kto" and recipe.loss == "kto"
     tokenizer = getattr(processor, "tokenizer", processor)
     if not photos:
@@ -37,9 +37,10 @@ def collator(recipe: PreferenceRecipe, processor: Any, photos: bool) -> Callable
 
 
 def apart(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of one forward pass so that no neighbours, first and last among them, share a pair, where that is possible.
+    """Reorders the rows of a forward pass so that, if possible, adjacent rows (cyclically) belong to different pairs.
 
-    KTO estimates the divergence on prompts with the answer of the row before; an answer to the same prompt would be none.
+    KTO estimates the KL divergence on each prompt with the answer of the preceding row, which has to be an answer to another
+    prompt.
     """
     times = Counter(row["pair_id"] for row in rows)
     grouped = sorted(rows, key=lambda row: (-times[row["pair_id"]], row["pair_id"]))
@@ -48,12 +49,15 @@ def apart(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def kto_weights(recipe: KTORecipe, good: list[bool]) -> tuple[float, float]:
-    """(weight of good answers, of bad ones): what the recipe says; where it says nothing, the rarer kind weighs more, so
-    that both weigh the same in all, and neither weight is under 1. Raises LoreError where one kind is missing."""
+    """(weight of good answers, weight of bad answers).
+
+    Weights that the recipe leaves out are chosen so that both kinds have the same total weight; if it sets neither, the smaller
+    weight is 1. Raises LoreError if there are no good or no bad answers.
+    """
     goods, bads = sum(good), len(good) - sum(good)
     if not goods or not bads:
         raise LoreError(
-            f"There are {goods:,} good and {bads:,} bad answers, and KTO weighs the ones against the others.\n"
+            f"There are {goods:,} good and {bads:,} bad answers, but KTO needs both.\n"
             "Widen preferences.pool.pass_rate, or add a table that has both."
         )
     desirable, undesirable = recipe.desirable_weight, recipe.undesirable_weight

@@ -1,4 +1,4 @@
-"""Recipes of the preference stages, dpo and kto. Nothing here imports torch."""
+"""Recipes of the preference stages, dpo and kto. Imports no torch."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -18,54 +18,54 @@ LossType = Literal["sigmoid", "ipo", "hinge", "robust", "sigmoid_norm", "apo_zer
 
 
 class PreferencesSection(StrictModel):
-    """What is preferred to what: by comparing a pool's samples with the labels, by tables that raters wrote, or both."""
+    """Sources of preferences: samples of a pool compared with the labels, tables from raters, or both."""
 
     pool: PoolSection | None = None
-    """Samples that agree with the label are preferred to samples that do not."""
+    """Pool of sampled answers. Samples that agree with the label are preferred over samples that do not."""
     tables: list[str] = []
     """Files (.parquet, .jsonl, .csv, .tsv) with columns pair_id, chosen, rejected (dpo) or pair_id, completion, good (kto), and
-    where known source. Answers are whole ones, as the judge writes them."""
+    optionally source. Answers have to be complete, in the judge's answer format."""
     per_prompt: int = Field(2, ge=1)
-    """At most so many preferences (kto: so many good and so many bad answers) of a pair, from the pool."""
+    """Largest number of preferences per pair from the pool (kto: of good answers, and of bad answers)."""
     wrong: Literal["sampled", "farthest"] = "sampled"
-    """Which wrong samples of a pair come first: sampled takes them as often as the judge gives them; farthest the tiers farthest
-    from the label, which makes the judge shy of the extreme tiers where they are right."""
+    """Which wrong samples of a pair are used first. sampled: in random order, so frequent answers tend to come first; farthest: the
+    most expensive mistakes first, which teaches the judge to avoid the extreme tiers even if they are correct."""
     failures: bool = True
-    """Samples that cannot be read as an answer may be rejected; a chosen one always can be read."""
+    """Also use samples with format failures as rejected answers. Chosen answers always have a valid format."""
     gold: bool = False
-    """Where every sample is wrong, the pair's own rationale and label are the chosen answer."""
+    """If all samples of a pair are wrong, use the pair's own rationale and label as the chosen answer."""
     limit: int | None = Field(None, ge=1)
-    """At most so many preferences from the pool: those of the smallest pass rates, where something can be learnt."""
+    """Largest number of preferences from the pool; keeps those with the lowest pass rates. none keeps all."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.pool is None and not self.tables:
             yield Conflict(("pool", "tables"), "neither", "a pool, tables of preferences, or both")
         if self.limit is not None and self.pool is not None and self.pool.order != "random":
-            yield Conflict(("limit", "pool.order"), "hardest first and another order", "pool.limit, or pool.order: random")
+            yield Conflict(("limit", "pool.order"), "a limit and a curriculum order", "pool.limit, or pool.order: random")
 
     def input_files(self) -> dict[str, list[str]]:
         return {"tables": self.tables} if self.tables else {}
 
 
 class PreferenceRecipe(BaseRecipe):
-    """What dpo and kto have in common."""
+    """Shared by dpo and kto."""
 
     irrelevant_keys = MAY_CHANGE
 
     model: ModelSection
-    """The judge that training starts from, which is also the reference. With model.adapter that adapter is trained on; with
-    model.lora a new one, on a merged judge; with neither every weight."""
+    """The initial judge, which is also the reference model. model.adapter: continue training that adapter; model.lora: train a
+    new adapter on a merged judge; neither: train all weights."""
     data: JudgedDataSection
-    """The pairs that the preferences are about."""
+    """The pairs that the preferences refer to."""
     prompt: PromptSection
     preferences: PreferencesSection
     train: TrainSection
-    """batch_size counts preferences."""
+    """batch_size counts preferences (kto: answers)."""
     watch: WatchSection = WatchSection()
-    """Probe of the judge while it trains; an answer has at most watch.max_tokens, or 256."""
+    """Periodic evaluation during training. Without watch.max_tokens, answers have at most 256 tokens."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        yield from padded_rows(self.train, f"flattened rows in stage {self.stage}, which pads them")
+        yield from padded_rows(self.train, f"packed or flattened rows in stage {self.stage}, which pads its rows")
         yield from trainable_weights(self.model, self.train)
 
     def derived(self) -> dict[str, Any]:
@@ -74,16 +74,16 @@ class PreferenceRecipe(BaseRecipe):
 
 
 class DPORecipe(PreferenceRecipe):
-    """Direct preference optimisation: the chosen answer becomes more probable against the rejected one."""
+    """Direct preference optimization: raises the probability of the chosen answer relative to the rejected one."""
 
     stage: Literal["dpo"] = "dpo"
     beta: float = Field(0.1, gt=0)
-    """How dear it is to move away from the start; larger stays closer."""
+    """Strength of the KL penalty toward the reference model; larger values stay closer to it."""
     loss: dict[LossType, float] = {"sigmoid": 1.0}
-    """Losses and their weights. sft adds the chosen answer's own likelihood, which keeps it from falling along with the
-    rejected one's."""
+    """TRL loss types and their weights. sft adds the negative log-likelihood of the chosen answer, so that its probability does not
+    fall along with that of the rejected answer."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """For loss robust: the share of preferences that may be the wrong way round."""
+    """For loss robust: expected fraction of swapped preferences; 0 assumes none."""
 
     @field_validator("loss")
     @classmethod
@@ -95,29 +95,29 @@ class DPORecipe(PreferenceRecipe):
     def conflicts(self) -> Iterator[Conflict]:
         yield from super().conflicts()
         if set(self.loss) == {"sft"}:
-            yield Conflict(("loss",), "sft alone, which prefers nothing", "sigmoid or another preference loss beside it")
+            yield Conflict(("loss",), "sft alone, which is no preference loss", "sigmoid or another preference loss in addition")
         if self.label_smoothing and "robust" not in self.loss:
             yield Conflict(("label_smoothing", "loss"), f"{self.label_smoothing:g} without loss robust", "loss: {robust: 1.0}")
 
 
 class KTORecipe(PreferenceRecipe):
-    """Kahneman-Tversky optimisation: single answers, good or bad, without their counterpart."""
+    """Kahneman-Tversky optimization: trains on single answers that are good or bad (unpaired preferences)."""
 
     stage: Literal["kto"] = "kto"
     beta: float = Field(0.1, gt=0)
-    """How dear it is to move away from the start; larger stays closer."""
+    """Strength of the KL penalty toward the reference model; larger values stay closer to it."""
     loss: Literal["kto", "apo_zero_unpaired"] = "kto"
-    """apo_zero_unpaired needs no estimate of the divergence, and so no second pass."""
+    """TRL loss type. kto estimates the KL divergence with a second forward pass; apo_zero_unpaired does not need it."""
     desirable_weight: float | None = Field(None, gt=0)
-    """Weight of good answers; none makes good and bad ones weigh the same in all (KTO, equation 8)."""
+    """Weight of good answers; none balances the total weights of good and bad answers (KTO, arXiv 2402.01306, equation 8)."""
     undesirable_weight: float | None = Field(None, gt=0)
-    """Weight of bad answers; none as above."""
+    """Weight of bad answers; none balances the total weights of good and bad answers."""
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from super().conflicts()
         if self.loss == "kto" and 1 in (self.train.micro_batch_size, self.train.batch_size):
             yield Conflict(
                 ("train.micro_batch_size", "train.batch_size", "loss"),
-                "one answer in a forward pass",
-                "at least 2: the divergence is estimated by pairing the prompts of a pass with each other's answers",
+                "one answer per forward pass",
+                "at least 2: KTO estimates the KL divergence by pairing each prompt with the answer to another prompt of the pass",
             )

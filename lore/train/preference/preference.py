@@ -1,8 +1,8 @@
-"""Stages dpo and kto: a judge learns which of two answers is better (DPO), or that an answer is good or bad (KTO), on TRL's
-trainers. The start is the reference, so every reward is 0 at step 0; this is checked.
+"""Stages dpo and kto, on TRL's trainers: a judge learns which of two answers is better (DPO), or whether an answer is good or
+bad (KTO). The initial model is the reference model, so all implicit rewards are 0 at step 0; the run checks this.
 
-Left out of TRL's own scripts: their tokenisation (prompt and answer are tokenised as in fine-tuning), truncation, their random
-order, and the copy of the reference in checkpoints, with which transformers would resume from the reference instead.
+Differences from TRL's scripts: prompts and answers are tokenized as in stage sft, there is no truncation, the row order is
+fixed, and checkpoints do not contain the reference adapter, because transformers would otherwise resume from it.
 
     lore run recipes/quickstart/dpo.yaml
     accelerate launch --config_file launch/accelerate/ddp.yaml recipes/dpo.yaml
@@ -40,28 +40,28 @@ from lore.train.preference.report import preflight
 from lore.train.preference.rows import FIELDS, Preference, Renderer, from_pool, from_table, preference_schema
 from lore.train.watch.attach import probe_pairs, watched
 
-KEPT = (*RECORDED, "rewards", "logps", "kl")  # what metrics.jsonl holds of a step
-ANSWER_TOKENS = 256  # longest answer of the watch where its section says nothing
-START_NATS = 1.0  # log-probability by which an answer may differ between start and reference, from rounding alone
+KEPT = (*RECORDED, "rewards", "logps", "kl")  # logged values that go to metrics.jsonl
+ANSWER_TOKENS = 256  # default of watch.max_tokens
+START_NATS = 1.0  # tolerated rounding difference of an answer's log-probability between initial and reference model
 
 
 class _DPO(TokenizedRows, DPOTrainer):
-    """DPOTrainer on rows that are tokenized already."""
+    """DPOTrainer for rows that are already tokenized."""
 
 
 class _KTO(TokenizedRows, KTOTrainer):
-    """KTOTrainer on rows that are tokenized already; answers are paired with other prompts in the collator."""
+    """KTOTrainer for rows that are already tokenized. The collator pairs prompts with other answers for the KL estimate."""
 
 
 def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
-    """Trains and leaves the adapter (or the whole model), the processor and the judge's card in <run>/model."""
+    """Trains, then saves the adapter (or the full model), the processor and the judge's card in <run>/model."""
     start = begin(recipe)
     processor = start.processor
     photos, source = takes_photos(processor, start.fmt), PairSource(recipe.data, folder)
     args = arguments(recipe, folder, bf16=start.bf16, cpu=start.device == "cpu")
     with args.main_process_first(local=False, desc="preferences"):
         rows = load_rows(recipe, source, start)
-    # After the main process has brought the data into their form.
+    # After load_rows: the main process has imported the data by then.
     probe = probe_pairs(recipe.watch, source, photos=photos)
     if recipe.stage == "kto":
         args.desirable_weight, args.undesirable_weight = kto_weights(recipe, rows["label"][:])
@@ -104,12 +104,12 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
 
 
 def callbacks(recipe: PreferenceRecipe) -> list[TrainerCallback]:
-    """What looks on while it trains, beside the Recorder, which comes last: all that a checkpoint holds is there by then."""
+    """Callbacks of the trainer. The Recorder is added last, so a checkpoint is complete when it writes the marker."""
     return [StartIsReference(recipe.beta), ReferenceStaysOut()]
 
 
 def arguments(recipe: PreferenceRecipe, folder: RunFolder, *, bf16: bool, cpu: bool) -> DPOConfig | KTOConfig:
-    """TRL's configuration for the stage, with one step for now."""
+    """TRL's config for the stage; `set_steps` sets the number of steps later."""
     common = {"beta": recipe.beta, "max_length": None, "pad_to_multiple_of": None}
     if isinstance(recipe, DPORecipe):
         losses = {"loss_type": list(recipe.loss), "loss_weights": list(recipe.loss.values())}
@@ -119,15 +119,15 @@ def arguments(recipe: PreferenceRecipe, folder: RunFolder, *, bf16: bool, cpu: b
     args = training_arguments(config, recipe.train, folder, 1, recipe.seed, bf16=bf16, cpu=cpu, **more)
     if recipe.stage == "kto" and recipe.loss == "kto" and args.per_device_train_batch_size < 2:
         raise LoreError(
-            f"One process would see {args.per_device_train_batch_size} answer at a time (train.batch_size "
-            f"{recipe.train.batch_size}, {world_size()} processes), and KTO estimates the divergence by pairing the prompts of "
-            "a pass with each other's answers.\nRaise train.batch_size or train.micro_batch_size, or set loss: apo_zero_unpaired."
+            f"One process would see {args.per_device_train_batch_size} answer per forward pass (train.batch_size "
+            f"{recipe.train.batch_size}, {world_size()} processes), but KTO estimates the KL divergence by pairing each prompt "
+            "with another answer of the pass.\nRaise train.batch_size or train.micro_batch_size, or set loss: apo_zero_unpaired."
         )
     return args
 
 
 def load_rows(recipe: PreferenceRecipe, source: PairSource, start: Start) -> datasets.Dataset:
-    """The preferences, rendered once by the main process and mapped into memory by all."""
+    """The preferences, rendered once by the main process and memory-mapped by all processes."""
     folder, rubric, fmt, processor = source.folder, start.rubric, start.fmt, start.processor
     path = folder / "data" / "rows.arrow"
     if is_main_process():
@@ -137,9 +137,9 @@ def load_rows(recipe: PreferenceRecipe, source: PairSource, start: Start) -> dat
             with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
                 renderer = Renderer(rubric, fmt, processor, recipe.train.max_tokens)
                 write_rows(_rendered(_preferences(recipe, source, start, rejected), renderer, rejected), schema, path)
-            photo_file(folder).unlink(missing_ok=True)  # the rows have theirs
+            photo_file(folder).unlink(missing_ok=True)  # the rows contain their photos
             if rejected.count:
-                say(f"{rejected.count:,} preferences are left out, each with its reason in {rejected.path}")
+                say(f"{rejected.count:,} preferences were rejected; {rejected.path} lists them with their reasons")
     return rendered_rows(path)
 
 
@@ -182,16 +182,16 @@ def _rendered(preferences, renderer: Renderer, rejected: RejectedWriter) -> Iter
         kept += 1
         yield row
     if not kept:
-        example = f", the first one: {first}" if first else ""
+        example = f"; first one: {first}" if first else ""
         raise LoreError(
-            f"There is no preference to learn from: {rejected.count:,} were left out{example}.\n"
-            "A pool gives one where a pair has a sample with its label and one without (pass rates between 0 and 1; "
-            "preferences.gold: true adds pairs whose samples are all wrong); a table where its rows name pairs of the data section."
+            f"There is no preference to learn from: {rejected.count:,} were rejected{example}.\n"
+            "A pool gives preferences for pairs with right and wrong samples (pass rates between 0 and 1; preferences.gold: true "
+            "adds pairs whose samples are all wrong). The rows of a table have to name pairs of the data section."
         )
 
 
 class StartIsReference(TrainerCallback):
-    """Stops a run whose start is not its reference: its rewards would measure something else."""
+    """Stops a run whose initial model differs from its reference model, because its rewards would be wrong."""
 
     def __init__(self, beta: float):
         self.beta = beta
@@ -202,8 +202,8 @@ class StartIsReference(TrainerCallback):
         for name in ("rewards/chosen", "rewards/rejected"):
             if abs(float(logs.get(name, 0.0))) > START_NATS * self.beta:
                 raise LoreError(
-                    f"{name} is {float(logs[name]):.3f} before the first update and has to be 0, so the reference is not the "
-                    "judge that training starts from.\nThe launch has changed how the adapter's copy is made: launch with "
+                    f"{name} is {float(logs[name]):.3f} before the first update and has to be 0, so the reference model is not "
+                    "the initial judge.\nThis launch configuration breaks the copy of the adapter. Launch with "
                     "launch/accelerate/ddp.yaml, or merge the adapter (lore export --merge) and train a new model.lora.",
                     same_on_every_rank=True,
                 )

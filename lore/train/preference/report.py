@@ -1,4 +1,4 @@
-"""What a preference run is about to do, printed before step 0."""
+"""Prints what a preference run will train on, before step 0."""
 
 from collections import Counter
 from typing import Any
@@ -25,7 +25,7 @@ def preflight(recipe: PreferenceRecipe, rows: Any, trainer: Any, processor: Any,
 
 
 def facts(recipe: PreferenceRecipe, rows: Any, trainer: Any, steps: int) -> dict[str, str]:
-    """Name and value of every line."""
+    """Name and value of every line of the table."""
     ids, sources, lengths = rows["pair_id"][:], Counter(rows["source"][:]), rows["length"][:]
     per_pair = Counter(Counter(ids).values())
     micro, passes = micro_batch(recipe.train)
@@ -40,26 +40,26 @@ def facts(recipe: PreferenceRecipe, rows: Any, trainer: Any, steps: int) -> dict
     }
     if isinstance(recipe, DPORecipe):
         means = [float(np.mean(rows[f"{name}_tokens"][:])) for name in FIELDS["dpo"]]
-        found["tokens of an answer"] = f"{means[0]:.1f} chosen, {means[1]:.1f} rejected on average"
+        found["tokens per answer"] = f"{means[0]:.1f} chosen, {means[1]:.1f} rejected on average"
         found["loss"] = " + ".join(f"{weight:g} {name}" for name, weight in recipe.loss.items()) + f", beta {recipe.beta:g}"
     else:
         good, tokens = np.array(rows["label"][:]), np.array(rows["completion_tokens"][:])
         weights = trainer.args.desirable_weight, trainer.args.undesirable_weight
-        found["answers"] = f"{good.sum():,} good, each weighing {weights[0]:.2f}; {(~good).sum():,} bad, {weights[1]:.2f}"
-        found["tokens of an answer"] = f"{tokens[good].mean():.1f} good, {tokens[~good].mean():.1f} bad on average"
+        found["answers"] = f"{good.sum():,} good, weight {weights[0]:.2f}; {(~good).sum():,} bad, weight {weights[1]:.2f}"
+        found["tokens per answer"] = f"{tokens[good].mean():.1f} good, {tokens[~good].mean():.1f} bad on average"
         found["loss"] = f"{recipe.loss}, beta {recipe.beta:g}"
     longest = f"{max(lengths):,} tokens of {recipe.train.max_tokens:,} allowed"
     return found | {
         "longest row": longest,
         "reference": reference(recipe),
-        "steps": f"{steps:,} of {recipe.train.batch_size} = {world_size()} processes x {passes} passes x {micro}",
-        "passes over the rows": f"{steps * recipe.train.batch_size / len(rows):.2f}",
+        "steps": f"{steps:,} of {recipe.train.batch_size} = {world_size()} processes x {passes} accumulation steps x {micro} rows",
+        "epochs": f"{steps * recipe.train.batch_size / len(rows):.2f}",
         "trained parameters": f"{trained:,}",
     }
 
 
 def reference(recipe: PreferenceRecipe) -> str:
-    """What the judge is compared with."""
+    """Description of the reference model."""
     if recipe.model.adapter is not None:
         return "a frozen copy of the adapter"
     return "the model without the new adapter" if recipe.model.lora is not None else "a second, frozen copy of the model"

@@ -1,7 +1,7 @@
-"""Preferences as training rows: which answer is better than which, each rendered exactly as fine-tuning renders it.
+"""Builds preferences and renders them as training rows, with the same rendering as stage sft.
 
-From a pool: a pair's samples that give its label against those that do not. From tables: what raters wrote. An answer that
-cannot be read is never chosen, equal answers are no preference, and what is wrong with a row is written down.
+A pool gives preferences of samples with the correct label over samples with another one. Tables give preferences of raters. An
+answer with a format failure is never chosen, equal answers are no preference, and invalid rows are rejected with a reason.
 """
 
 from collections import Counter
@@ -29,24 +29,24 @@ from lore.train.judge.rows import gold, sft_row
 _ENDS = [("length", pa.int32()), ("tier", pa.string()), ("pair_id", pa.string()), ("source", pa.string())]
 _IDS, _TEXT = pa.list_(pa.int32()), pa.string()
 YES, NO = ("true", "1", "yes"), ("false", "0", "no")
-TURN = 256  # more pairs than most steps see
+BLOCK = 256  # pairs per interleaved block: more than most steps have
 FIELDS = {"dpo": ("chosen", "rejected"), "kto": ("completion",)}
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Answers to one pair, without the end of the turn. dpo: {chosen, rejected}; kto: {completion} and good."""
+    """Answers to one pair, without the end-of-turn token. dpo: answers {chosen, rejected}; kto: {completion}, and good."""
 
     pair_id: str
     answers: dict[str, str]
     source: str
     good: bool | None = None
     cut: frozenset[str] = frozenset()
-    """Names of the answers that were cut off, after which no end of turn is learnt."""
+    """Names of truncated answers, which get no end-of-turn token."""
 
 
 def preference_schema(stage: str, photos: bool) -> pa.Schema:
-    """Columns of a row: ids as TRL's collators for texts want them, or texts with photos; tokens of each answer."""
+    """Columns of a row: token ids for TRL's text collators, or texts and photos for its vision collators; answer lengths."""
     names = FIELDS[stage]
     if photos:
         columns = [("prompt", _TEXT), *((name, _TEXT) for name in names), ("images", pa.list_(IMAGE))]
@@ -57,8 +57,9 @@ def preference_schema(stage: str, photos: bool) -> pa.Schema:
 
 
 def from_pool(table: pa.Table, pairs: list[Pair], stage: str, section: Any, rubric: Rubric, fmt: PromptFormat, seed: int) -> list:
-    """Preferences of the chosen rows of a pool, in the rows' order; where section.limit cuts, those of the smallest pass
-    rates are kept. A row that comes twice, by its weight, gives other preferences the second time where there are any.
+    """Preferences for the selected rows of a pool, in row order. section.limit keeps those with the lowest pass rates.
+
+    A row that occurs twice (label_weight) gives different preferences the second time, if there are enough samples.
     """
     cost = cost_matrix(rubric.relevant_mask)
     found, seen = [], Counter()
@@ -72,22 +73,24 @@ def from_pool(table: pa.Table, pairs: list[Pair], stage: str, section: Any, rubr
     if section.limit is not None and len(found) > section.limit:
         found = sorted(found, key=lambda item: item[0])[: section.limit]
     chosen = [preference for _, preference in found]
-    return _in_turns(chosen) if stage == "kto" and section.pool is not None and section.pool.order != "random" else chosen
+    return _interleaved(chosen) if stage == "kto" and section.pool is not None and section.pool.order != "random" else chosen
 
 
-def _in_turns(preferences: list[Preference]) -> list[Preference]:
-    """One answer each to TURN pairs that follow one another, then another one each, and so on. KTO pairs a prompt with its
-    neighbour's answer, which has to be one to another prompt, and a curriculum leaves the rows in this order. The good answers to a
-    pair come before its bad ones; those to every second pair are turned round, so that a step has both."""
+def _interleaved(preferences: list[Preference]) -> list[Preference]:
+    """Interleaves the answers of BLOCK consecutive pairs: one answer of each pair, then a second one, and so on.
+
+    KTO pairs a prompt with the answer of an adjacent row, which has to belong to another prompt, and a curriculum keeps this
+    order. The good answers of a pair precede its bad ones; every second pair is reversed, so that each step has both kinds.
+    """
     pairs = [list(answers) for _, answers in groupby(preferences, key=lambda preference: preference.pair_id)]
     pairs = [answers[::-1] if number % 2 else answers for number, answers in enumerate(pairs)]
-    blocks = (pairs[start : start + TURN] for start in range(0, len(pairs), TURN))
+    blocks = (pairs[start : start + BLOCK] for start in range(0, len(pairs), BLOCK))
     return [answer for block in blocks for turn in zip_longest(*block) for answer in turn if answer is not None]
 
 
 def _good_and_bad(row, pair, section, rubric, fmt, cost, rng) -> tuple[list[tuple[str, str]], list[tuple[str, bool]]]:
-    """Different texts that give the label, (text, source), and (text, cut) of those that do not; each in the order of a random
-    draw, in which a frequent text comes early."""
+    """Distinct good answers as (text, source) and distinct bad answers as (text, cut), in the order of a random permutation of the
+    samples, so frequent texts tend to come early."""
     good, bad = {}, {}
     for index in rng.permutation(len(row["samples"])):
         sample = row["samples"][index]
@@ -106,7 +109,7 @@ def _good_and_bad(row, pair, section, rubric, fmt, cost, rng) -> tuple[list[tupl
 
 
 def _compared(pair: Pair, good: list, bad: list, count: int, turn: int) -> Iterator[Preference]:
-    """Up to `count` different comparisons; `turn` goes on behind those of earlier turns."""
+    """Up to `count` distinct comparisons; a later `turn` continues after those of earlier turns."""
     if not good or not bad:
         return
     combinations = len(good) * len(bad)
@@ -130,8 +133,10 @@ def _single(pair: Pair, good: list, bad: list, section: Any, turn: int) -> Itera
 def from_table(
     path: str, stage: str, known: set[str], rubric: Rubric, fmt: PromptFormat
 ) -> Iterator[tuple[int, Preference] | Rejection]:
-    """Preferences of a rater's table with their row numbers, and why other rows are none. known: ids of the data section's
-    pairs. Raises LoreError for a file that is missing or lacks a column."""
+    """(row number, preference) for every valid row of a rater's table, and a Rejection for every other row.
+
+    known: ids of the data section's pairs. Raises LoreError if the file or a column is missing.
+    """
     names = FIELDS[stage]
     required = ("pair_id", *names, *(["good"] if stage == "kto" else []))
     seen: dict[tuple[str, ...], bool | None] = {}
@@ -148,9 +153,9 @@ def from_table(
             if key in seen and seen[key] is good:
                 problem = (names[0], "duplicate", answers[names[0]], "each row once")
             elif key in seen:
-                problem = ("good", "contradiction", str(good), f"{seen[key]}, as an earlier row says of the same answer")
+                problem = ("good", "contradiction", str(good), f"{seen[key]}, as in an earlier row for the same answer")
             elif stage == "dpo" and (key[0], key[2], key[1]) in seen:
-                problem = (names[0], "contradiction", answers[names[0]], "an earlier row prefers the other one of the two")
+                problem = (names[0], "contradiction", answers[names[0]], "the preference of an earlier row, which is the opposite")
             else:
                 seen[key] = good
                 yield number, Preference(key[0], answers, str(cells.get("source") or Path(path).name), good)
@@ -160,10 +165,10 @@ def from_table(
 
 
 def _table_problem(cells: dict, stage: str, known: set[str], rubric: Rubric, fmt: PromptFormat) -> tuple | None:
-    """(field, reason, found, expected) of a row that cannot be used."""
+    """(field, reason, found, expected) for an invalid row; None for a valid one."""
     pair_id = cells.get("pair_id")
     if pair_id is None or str(pair_id) not in known:
-        return "pair_id", "unknown_pair", str(pair_id), "the pair_id of a pair of the data section"
+        return "pair_id", "unknown_pair", str(pair_id), "the pair_id of a pair in the data section"
     for name in FIELDS[stage]:
         if not isinstance(cells.get(name), str) or not cells[name].strip():
             return name, "empty", repr(cells.get(name)), "the text of an answer"
@@ -173,10 +178,10 @@ def _table_problem(cells: dict, stage: str, known: set[str], rubric: Rubric, fmt
         if good is None:
             return "good", "field_type", repr(cells.get("good")), "true or false"
     elif cells["chosen"].strip() == cells["rejected"].strip():
-        return "rejected", "equal_answers", cells["rejected"], "another answer than the chosen one"
+        return "rejected", "equal_answers", cells["rejected"], "an answer that differs from the chosen one"
     name = FIELDS[stage][0]
     if good is not False and isinstance(read := parse(cells[name], rubric, fmt), FormatFailure):
-        return name, read.reason, cells[name], "an answer that can be read, in the prompt's order"
+        return name, read.reason, cells[name], "a valid answer in the format of prompt.order"
     return None
 
 
@@ -186,8 +191,7 @@ def _yes_or_no(value: Any) -> bool | None:
 
 
 class Renderer:
-    """Prompts and answers to rows of preference_schema. A pair's prompt is rendered once, for as long as its rows follow one
-    another."""
+    """Renders preferences as rows of preference_schema. Consecutive rows of the same pair share the rendered prompt."""
 
     def __init__(self, rubric: Rubric, fmt: PromptFormat, processor: Any, max_tokens: int):
         self.rubric, self.fmt, self.processor, self.max_tokens = rubric, fmt, processor, max_tokens
@@ -196,18 +200,18 @@ class Renderer:
         self._last: tuple[str, dict[str, Any]] | None = None
 
     def row(self, pair: Pair, preference: Preference) -> dict[str, Any]:
-        """Raises LoreError where pair or answer cannot be rendered (ImageError for its photo), or the row is too long."""
+        """The training row. Raises LoreError if it cannot be rendered (ImageError for the photo) or is too long."""
         for name, text in preference.answers.items():
             if held := [token for token in self.specials if token and token in text]:
-                raise LoreError(f"{name} holds the control token {held[0]!r}, which would end the turn or stand for a photo")
+                raise LoreError(f"{name} contains the control token {held[0]!r}, which would end the turn or be read as a photo")
         prompt = self._prompt(pair)
         answers = {name: text + ("" if name in preference.cut else self.end) for name, text in preference.answers.items()}
         ids = {name: self.tokenizer(text, add_special_tokens=False)["input_ids"] for name, text in answers.items()}
         length = prompt["prompt_length"] + max(map(len, ids.values()))
         if length > self.max_tokens:
             raise LoreError(
-                f"pair {pair.pair_id}: prompt and answer take {length} tokens, train.max_tokens is {self.max_tokens}.\n"
-                "A truncated row would lose its verdict: raise train.max_tokens or lower prompt.max_prompt_tokens."
+                f"pair {pair.pair_id}: prompt and answer have {length} tokens, train.max_tokens is {self.max_tokens}.\n"
+                "Truncation would remove the verdict: raise train.max_tokens or lower prompt.max_prompt_tokens."
             )
         row = {f"{name}_tokens": len(found) for name, found in ids.items()}
         row |= {"length": length, "tier": pair.label, "pair_id": pair.pair_id, "source": preference.source}
@@ -217,7 +221,7 @@ class Renderer:
         return row | {"prompt": prompt["prompt"], "images": prompt["images"]} | answers
 
     def _prompt(self, pair: Pair) -> dict[str, Any]:
-        """The prompt of the pair's fine-tuning row: of ids, or of text and photos."""
+        """The prompt of the pair's sft row: token ids, or text and photos."""
         if self._last is None or self._last[0] != pair.pair_id:
             row = sft_row(replace(pair, label=pair.label or self.rubric.tier_ids[0]), self.rubric, self.fmt, self.processor)
             if "labels" in row:

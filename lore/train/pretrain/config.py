@@ -1,4 +1,4 @@
-"""Recipe of stage pretrain. Nothing here imports torch."""
+"""Recipe of stage pretrain. Imports no torch."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -11,36 +11,36 @@ from lore.train.common.config import MAY_CHANGE, TrainSection, padded_rows
 
 
 class ArchitectureSection(StrictModel):
-    """Size of an Idefics3 (vision tower and Llama text model) built from scratch."""
+    """Size of an Idefics3 model (vision tower and Llama text model) that is trained from scratch."""
 
     hidden: int = Field(128, ge=16)
-    """Width of the text model."""
+    """Hidden size of the text model."""
     layers: int = Field(4, ge=1)
-    """Layers of the text model."""
+    """Number of layers of the text model."""
     heads: int = Field(4, ge=1)
-    """Attention heads of the text model."""
+    """Number of attention heads of the text model."""
     mlp: int = Field(384, ge=16)
-    """Inner width of the text model's feed-forward blocks."""
+    """Hidden size of the text model's feed-forward blocks."""
     max_positions: int = Field(2048, ge=64)
-    """Longest sequence."""
+    """Longest sequence in tokens."""
     rope_theta: float = Field(1e6, gt=1)
-    """Base of the rotary positions; a large one leaves most of a head free of position, so that equal words look equal at any
-    distance."""
+    """Base of the rotary position embeddings. With a large base most dimensions of a head hardly depend on position, so equal
+    words match at any distance."""
     loud_embeddings: bool = False
-    """Embeddings that begin louder than what the layers add to them, so that the words of a large vocabulary are told
-    apart from the first step."""
+    """Initialize embeddings with standard deviation 1 and scale down the output projections of the layers. Helps to distinguish
+    the words of a large vocabulary early in training."""
     vision_hidden: int = Field(64, ge=16)
-    """Width of the vision tower."""
+    """Hidden size of the vision tower."""
     vision_layers: int = Field(2, ge=1)
-    """Layers of the vision tower."""
+    """Number of layers of the vision tower."""
     vision_heads: int = Field(4, ge=1)
-    """Attention heads of the vision tower."""
+    """Number of attention heads of the vision tower."""
     image_size: int = Field(56, ge=14)
-    """Pixels a side of the photo that the model sees."""
+    """Side of the input photo in pixels."""
     patch_size: int = Field(14, ge=2)
-    """Pixels a side of a patch."""
+    """Side of a patch in pixels."""
     scale_factor: int = Field(2, ge=1)
-    """Patches a side that are folded into one image token."""
+    """scale_factor x scale_factor patches are merged into one image token (pixel shuffle)."""
 
     @property
     def image_tokens(self) -> int:
@@ -52,7 +52,7 @@ class ArchitectureSection(StrictModel):
                 yield Conflict(
                     (width, heads),
                     f"{getattr(self, width)} and {getattr(self, heads)}",
-                    "a width that the heads divide",
+                    "a width that is a multiple of the number of heads",
                 )
         if self.image_size % (self.patch_size * self.scale_factor):
             yield Conflict(
@@ -63,23 +63,23 @@ class ArchitectureSection(StrictModel):
 
 
 class PretrainRecipe(BaseRecipe):
-    """A small base model from nothing: tokenizer and Idefics3, trained as a language model on a corpus of texts and captions."""
+    """Trains a small base model from scratch: tokenizer and Idefics3, as a language model on a corpus of texts and captions."""
 
     irrelevant_keys = MAY_CHANGE
 
     stage: Literal["pretrain"] = "pretrain"
     corpus: list[str] = Field(min_length=1)
-    """Parquet files with columns `text` and `image` (null or {bytes, path}); <image> in the text is the photo's place. An
-    optional column `trained` lists the spans {start, end} of characters that carry loss: what nothing before it foretells is
-    noise that a small model drowns in."""
+    """Parquet files with columns `text` and `image` (null or {bytes, path}); <image> in the text marks the position of the photo.
+    An optional column `trained` lists the character spans {start, end} that carry loss. Use it to mask text that the context
+    cannot predict; it only adds noise. null trains on the full text."""
     shuffle: bool = True
-    """false visits the corpus in its own order, for one that begins with what the rest stands on."""
+    """Shuffle the corpus every epoch. false keeps the order of the files, for a corpus that is a curriculum."""
     vocabulary: int = Field(2000, ge=300)
-    """Entries of the byte-level BPE tokenizer, trained on the corpus."""
+    """Vocabulary size of the byte-level BPE tokenizer, which is trained on the corpus."""
     lowercase: bool = False
-    """Tokenizer that folds case. Answers come out in lower case too: only for rubrics whose tier ids have no capitals."""
+    """Tokenizer lowercases text. Generated answers are lowercase too, so use it only for rubrics with lowercase tier ids."""
     plural_s: bool = False
-    """An English plural s is a token of its own, so that lamp and lamps share one."""
+    """Tokenizer splits off an English plural s, so that lamp and lamps share a token."""
     architecture: ArchitectureSection = ArchitectureSection()
     train: TrainSection
 
@@ -87,9 +87,9 @@ class PretrainRecipe(BaseRecipe):
         return {"corpus": self.corpus}
 
     def conflicts(self) -> Iterator[Conflict]:
-        yield from padded_rows(self.train, "flattened rows in stage pretrain, which pads them")
+        yield from padded_rows(self.train, "packed or flattened rows in stage pretrain, which pads its rows")
         if self.train.freeze:
-            yield Conflict(("train.freeze",), "weights to leave alone in a model that begins with random ones", "nothing")
+            yield Conflict(("train.freeze",), "weights to freeze in a model with random weights", "no train.freeze")
 
     def derived(self) -> dict[str, Any]:
         return {"image tokens per photo": self.architecture.image_tokens, "texts per step": self.train.batch_size}

@@ -1,7 +1,7 @@
-"""A small base model from nothing: byte-level BPE tokenizer and Idefics3, trained as a language model on texts and captions.
+"""Trains a small base model from scratch: byte-level BPE tokenizer and Idefics3, as a language model on texts and captions.
 
-It gives the quickstart and the tests a real checkpoint where no hub can be reached. What it leaves out of pre-training: scale,
-data mixing, a held-out loss. Real users name any text or vision-language checkpoint instead.
+It gives the quickstart and the tests a real checkpoint without access to a model hub. Compared with full pretraining it has no
+scale, no data mixing and no held-out loss. For real use, set model.name to any text or vision-language checkpoint instead.
 
     lore run recipes/quickstart/pretrain.yaml
 """
@@ -55,7 +55,7 @@ TAGS = [
     )
     for slash in ("", "/")
 ]
-# Words keep their hyphens and digits together (colour-same, x20, L4); numbers stay whole; the rest is single signs.
+# Words with hyphens and digits (colour-same, x20, L4) and numbers are not split; every other character is separate.
 WORDS = r" ?\p{L}[\p{L}\p{M}\p{N}]*(?:-[\p{L}\p{N}]+)*| ?\p{N}+| ?[^\s\p{L}\p{N}]|\s+(?!\S)|\s+"
 PLURAL_S = r"(?<=\p{L}{3})(?<!s)s(?![\p{L}\p{N}])"
 IMAGE_PLACE = "<image>"
@@ -66,11 +66,11 @@ CORPUS_SCHEMA = pa.schema(
 
 
 def run(recipe: PretrainRecipe, folder: RunFolder) -> None:
-    """Tokenizer, model, training; leaves a loadable checkpoint in <run>/model."""
+    """Trains tokenizer and model; saves a checkpoint that transformers can load in <run>/model."""
     if world_size() > 1:
         raise LoreError(
-            f"stage pretrain was started in {world_size()} processes and trains in one: the model is small and every process would "
-            "build its own tokenizer.\nUse lore run, or accelerate launch --num_processes 1."
+            f"stage pretrain was started in {world_size()} processes but supports only one: every process would build its own "
+            "tokenizer.\nUse lore run, or accelerate launch --num_processes 1."
         )
     set_seed(recipe.seed)
     processor = build_processor(recipe.corpus, recipe.vocabulary, recipe.architecture, recipe.lowercase, recipe.plural_s)
@@ -112,7 +112,7 @@ def run(recipe: PretrainRecipe, folder: RunFolder) -> None:
 
 
 class TextAndPhotoCollator(DataCollatorForVisionLanguageModeling):
-    """TRL's collator with a loss on the corpus' trained spans; image tokens are inputs, nothing to predict."""
+    """TRL's collator with loss only on the trained spans of the corpus. Image tokens never carry loss."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         masks = [row.pop("mask") for row in examples]
@@ -128,10 +128,10 @@ class TextAndPhotoCollator(DataCollatorForVisionLanguageModeling):
 
 
 def read_corpus(paths: list[str]):
-    """Rows {text, image, trained} of the corpus files, streaming."""
+    """Streams the rows {text, image, trained} of the corpus files."""
     for path in paths:
         if not Path(path).is_file():
-            raise LoreError(f"corpus: {path} is not there. Run the recipe that writes it (see `needs`), or correct the path.")
+            raise LoreError(f"corpus: {path} does not exist. Run the recipe that creates it (see `needs`), or correct the path.")
         file = pq.ParquetFile(path)
         columns = set(file.schema_arrow.names)
         if not {"text", "image"} <= columns:
@@ -142,7 +142,7 @@ def read_corpus(paths: list[str]):
 
 
 def corpus_rows(paths: list[str], processor: Any):
-    """Training rows of a corpus. mask: for each token of the text, photos aside, whether it carries loss."""
+    """Training rows of a corpus. mask: whether each text token (image tokens excluded) carries loss."""
     tokenizer = processor.tokenizer
     image = tokenizer.convert_tokens_to_ids(IMAGE_PLACE)
     for row in read_corpus(paths):
@@ -154,8 +154,8 @@ def corpus_rows(paths: list[str], processor: Any):
         mask = [spans is None or any(s["start"] < end and start < s["end"] for s in spans) for start, end in written]
         if not any(mask):
             raise LoreError(
-                f"corpus: the text {row['text'][:80]!r} has no trained span, so it teaches nothing.\n"
-                "Leave `trained` null to train on all of it."
+                f"corpus: the text {row['text'][:80]!r} has no trained span, so no token carries loss.\n"
+                "Set `trained` to null to train on the full text, or remove the row."
             )
         images = [row["image"]] if row["image"] else []
         yield {"text": row["text"], "images": images, "mask": mask, "length": len(written) + len(images) * processor.image_seq_len}
@@ -164,12 +164,12 @@ def corpus_rows(paths: list[str], processor: Any):
 def build_processor(
     corpus: list[str], vocabulary: int, architecture: ArchitectureSection, lowercase: bool = False, plural_s: bool = False
 ) -> Idefics3Processor:
-    """A byte-level BPE over the corpus with the codec's tags as single tokens, and a processor for photos of one tile."""
+    """A byte-level BPE tokenizer trained on the corpus, with the codec's tags as tokens, and a processor for single-tile photos."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=False))
-    # A word is the same token at the start of a field as behind a space, so that a small model need not learn which two belong
-    # together; the decoder takes the space away again behind a tag.
-    behind_space = [normalizers.Prepend(" "), normalizers.Replace(Regex(r"\A (?=[^\p{L}\p{N}])"), "")]
-    tokenizer.normalizer = normalizers.Sequence(([normalizers.Lowercase()] if lowercase else []) + behind_space)
+    # A word has the same token at the start of a field as after a space, so a small model need not learn that two tokens are the
+    # same word. The decoder removes the space after a tag.
+    leading_space = [normalizers.Prepend(" "), normalizers.Replace(Regex(r"\A (?=[^\p{L}\p{N}])"), "")]
+    tokenizer.normalizer = normalizers.Sequence(([normalizers.Lowercase()] if lowercase else []) + leading_space)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORDS), "isolated"),
@@ -178,7 +178,7 @@ def build_processor(
         ]
     )
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("> ", ">"), decoders.Strip(" ", 1, 0)])
-    # Trained on what stands between the tags, which become tokens of their own.
+    # Train only on the text between tags: each tag becomes a separate token below.
     texts = (part for row in read_corpus(corpus) for part in _BETWEEN.split(row["text"]) if part)
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - len(TAGS),
@@ -207,7 +207,7 @@ _BETWEEN = re.compile("|".join(map(re.escape, (*TAGS, *SPECIAL))))
 
 
 def build_model(architecture: ArchitectureSection, processor: Idefics3Processor) -> Idefics3ForConditionalGeneration:
-    """Random weights; seed torch before."""
+    """The model with random weights. Seed torch first."""
     tokenizer = processor.tokenizer
     text = {
         "model_type": "llama",
@@ -223,7 +223,7 @@ def build_model(architecture: ArchitectureSection, processor: Idefics3Processor)
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        # 0.02 leaves a narrow model with flat attention for its first hundreds of steps.
+        # With the default 0.02, attention in a narrow model stays uniform for hundreds of steps.
         "initializer_range": architecture.hidden**-0.5,
     }
     vision = {
@@ -249,13 +249,13 @@ def build_model(architecture: ArchitectureSection, processor: Idefics3Processor)
         for layer in model.model.text_model.layers:
             layer.self_attn.o_proj.weight.data.mul_(0.3)
             layer.mlp.down_proj.weight.data.mul_(0.3)
-    # After mimetic initialisation (arXiv 2305.09828): the keys of half the heads start as their queries, which makes these heads
-    # look for equal tokens, and that is what matching is about. Without it a small model needs far more steps to tell red | red
-    # from red | blue; with it in every head nothing looks at the photo.
+    # Mimetic initialization (arXiv 2305.09828): half of the heads start with keys equal to queries, so they attend to equal tokens,
+    # which is what matching needs. Without it a small model needs far more steps to distinguish red | red from red | blue; with it
+    # in every head, no head attends to the photo.
     alike = architecture.hidden // 2
     for layer in model.model.text_model.layers:
         layer.self_attn.k_proj.weight.data[:alike] = layer.self_attn.q_proj.weight.data[:alike]
-    # A word is written with the vector it is read with, so that copying one word teaches to copy them all.
+    # Output embeddings start as input embeddings, so learning to copy one word generalizes to all words.
     read = model.model.text_model.embed_tokens.weight.data
     model.lm_head.weight.data.copy_(read * (architecture.hidden**-0.5 / read.std()))
     model.generation_config.eos_token_id = tokenizer.eos_token_id

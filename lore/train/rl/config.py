@@ -1,4 +1,4 @@
-"""Recipes of alignment by sampling: grpo and ppo. Nothing here imports torch."""
+"""Recipes of the RL stages, grpo and ppo. Imports no torch."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -19,114 +19,118 @@ from lore.train.watch.config import WatchSection
 
 
 class RolloutSection(StrictModel):
-    """How answers are sampled. top_p is 1 and no other filter is on: the trainer's log-probabilities know of none."""
+    """How completions are sampled. top_p is 1 and there is no other filter, because the trainer's log-probabilities assume none."""
 
     group: int = Field(8, ge=2)
-    """Answers to each prompt; they are compared with one another."""
+    """Completions per prompt (group size); GRPO computes advantages within the group."""
     temperature: float = Field(1.0, gt=0)
-    """Sampling temperature, which the trainer's log-probabilities share."""
+    """Sampling temperature; the trainer's log-probabilities use the same temperature."""
     max_tokens: int = Field(256, ge=1)
-    """Longest answer; one that is cut there takes no part in the loss (mask_truncated of grpo or ppo)."""
+    """Longest completion in tokens. mask_truncated of grpo or ppo excludes truncated completions from the loss."""
     engine: Literal["transformers", "vllm_colocate", "vllm_server"] = "transformers"
-    """vllm_colocate: vLLM on the training GPUs; vllm_server: a server started with `trl vllm-serve`."""
+    """Engine that samples. transformers: the model in training itself; vllm_colocate: vLLM on the training GPUs; vllm_server: a
+    server started with `trl vllm-serve`."""
     updates: int = Field(1, ge=1)
-    """Optimiser steps on each batch of answers; above 1 the later ones are off-policy and the clips do their work."""
+    """Optimizer steps per batch of completions. Above 1, later steps are off-policy and clipping takes effect."""
     gpu_memory: float = Field(0.3, gt=0, le=1)
-    """Share of the GPU's memory for a colocated vLLM."""
+    """Fraction of GPU memory for vLLM with engine vllm_colocate."""
     tensor_parallel: int = Field(1, ge=1)
-    """GPUs that one colocated copy of the model is spread over."""
+    """GPUs per vLLM replica with engine vllm_colocate (tensor parallelism)."""
     server: str = "http://127.0.0.1:8000"
-    """Address of the vLLM server."""
+    """Base URL of the vLLM server for engine vllm_server."""
 
 
 class DynamicSection(StrictModel):
-    """Dynamic sampling: groups whose rewards do not differ teach nothing and are replaced before the update."""
+    """Dynamic sampling (DAPO, arXiv 2503.14476): replaces zero-advantage groups, whose rewards are all equal, before the update."""
 
     extra: float = Field(1.0, ge=0)
-    """Answers generated beyond a step's own, at most, as a share of them; 0 only chooses beforehand. A process rolls whole groups,
-    so its share is rounded up to one."""
+    """Largest number of additional completions per step, as a fraction of the step's completions. 0 generates none, so prompts are
+    only selected in advance (foresee). Rounded up to full groups per process."""
     min_spread: float = Field(0.02, ge=0)
-    """A group has spread when the standard deviation of its rewards is above this."""
+    """A group counts as zero-advantage if the standard deviation of its rewards is at most this value."""
     foresee: bool = True
-    """Prompts whose earlier answers say that a group will have no spread give way before anything is generated."""
+    """Before generating, replace prompts whose earlier completions predict a zero-advantage group."""
     sharp: bool = False
-    """The guess is corrected by how often groups of late had spread where it said they would, and only the likeliest prompts are
-    asked: more groups with spread for the tokens, fewer different prompts."""
+    """Calibrate the prediction with the recent hit rate and sample only the prompts with the highest predicted probability of a
+    nonzero advantage: more useful groups per generated token, but fewer different prompts."""
     explore: float = Field(0.1, gt=0, le=1)
-    """A prompt is asked with at least this probability whatever is foreseen."""
+    """Smallest probability of sampling a scheduled prompt, regardless of the prediction."""
     forget: float = Field(0.5, ge=0, le=1)
-    """Share of a prompt's earlier answers that is forgotten with each new group: the judge has changed since."""
+    """Fraction by which the weight of a prompt's earlier completions decays with each new group, because the policy has changed; 0
+    never forgets, 1 uses only the last group."""
 
 
 class GuidedSection(StrictModel):
-    """Guided replay: a group that is all wrong is rolled again, each answer begun with the start of the gold reasoning. Those
-    tokens are given, not sampled, so they carry no policy loss."""
+    """Guided replay: resamples an all-wrong group with the beginning of the gold reasoning as prefill. Prefill tokens are not
+    sampled, so they carry no policy loss."""
 
     share: float = Field(0.25, gt=0, le=1)
-    """At most this share of a step's groups is rolled again."""
+    """Largest fraction of a step's groups that is resampled."""
     reveal: float = Field(0.5, gt=0, lt=1)
-    """Share of the gold reasoning's tokens that is given."""
+    """Fraction of the gold reasoning's tokens that is used as prefill."""
     teach: float = Field(0.1, ge=0)
-    """Weight of the SFT loss on the tokens that were given, at the rollouts' temperature; 0 leaves them out."""
+    """Weight of an SFT loss on the prefill tokens, at rollout.temperature; 0 disables it."""
 
 
 class ReplaySection(StrictModel):
-    """An SFT loss beside the policy's, against forgetting what is rare among the rollouts."""
+    """An additional SFT loss that prevents forgetting of cases that are rare among the rollouts."""
 
     path: str | None = None
-    """Pairs with reasoning; none takes data.path."""
+    """File of pairs with rationales; none uses data.path."""
     split: str | None = "train"
-    """Only the pairs of this split."""
+    """Use only the pairs of this split; none uses all."""
     rows: int = Field(16, ge=1)
-    """Pairs per optimiser step over all processes."""
+    """Pairs per optimizer step, summed over all processes."""
     weight: float = Field(0.1, gt=0)
-    """Weight of the mean token loss."""
+    """Weight of the mean token loss relative to the policy loss."""
     limit: int | None = Field(None, ge=1)
-    """At most this many pairs, from the start."""
+    """Use at most this many pairs, from the start of the file; none uses all."""
 
 
 class LossSection(StrictModel):
-    """What GRPO and PPO have in common."""
+    """Loss settings that GRPO and PPO share."""
 
     clip_low: float = Field(0.2, gt=0, lt=1)
-    """The probability ratio counts down to 1 - clip_low."""
+    """Lower clipping range: the probability ratio is clipped at 1 - clip_low."""
     clip_high: float = Field(0.28, gt=0)
-    """The ratio counts up to 1 + clip_high; above clip_low it leaves rare tokens room to grow (DAPO, arXiv 2503.14476)."""
+    """Upper clipping range: the ratio is clipped at 1 + clip_high. A value above clip_low lets rare tokens gain probability (DAPO,
+    arXiv 2503.14476)."""
     kl: float = Field(0.0, ge=0)
-    """Weight of the KL divergence to the start; 0 keeps no reference model."""
+    """Weight of the KL penalty toward the initial model; 0 loads no reference model."""
     mask_truncated: bool = True
-    """Answers cut at rollout.max_tokens take no part in the loss."""
+    """Exclude completions that were truncated at rollout.max_tokens from the loss."""
 
 
 class GRPOSection(LossSection):
     loss: Literal["dapo", "grpo", "bnpo", "dr_grpo"] = "dapo"
-    """dapo: every token counts alike over the whole step; grpo: every answer does."""
+    """Loss aggregation, as loss_type of TRL's GRPOTrainer. dapo: mean over all tokens of the step; grpo: mean over completions of
+    their token means; bnpo: mean over the tokens of a micro-batch; dr_grpo: sum over tokens divided by a constant length."""
     scale: Literal["group", "batch", "none"] = "group"
-    """What advantages are divided by: the group's standard deviation, the batch's, or nothing."""
+    """Normalization of advantages: divide by the standard deviation of the group, of the batch, or not at all (none)."""
     advantage_clamp: float | None = Field(2.0, gt=0)
-    """Advantages are cut to this size: one right answer among many wrong ones gets a large one."""
+    """Clamp advantages to [-x, x]: a single right answer among many wrong ones gets a large advantage. none does not clamp."""
 
 
 class PPOSection(LossSection):
     gamma: float = Field(1.0, gt=0, le=1)
-    """Discount per token."""
+    """Discount factor per token; 1 does not discount."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
-    """Weight of longer returns in the advantage: 1 takes the whole return, 0 one token ahead (GAE, arXiv 1506.02438)."""
+    """Lambda of generalized advantage estimation (GAE, arXiv 1506.02438): 1 uses full returns, 0 one-step temporal differences."""
     value_coef: float = Field(0.1, gt=0)
-    """Weight of the value loss."""
+    """Coefficient of the value loss."""
     value_clip: float = Field(0.2, gt=0)
-    """The value may move this far from its estimate at rollout before its loss stops pulling."""
+    """Value clipping range: the value loss is clipped when the value moves further than this from its estimate at rollout."""
     value_lr: float = Field(1e-3, gt=0)
-    """Learning rate of the value head, which begins at the mean reward of the first step."""
+    """Learning rate of the value head, whose output is initialized to the mean reward of the first step."""
     value_warmup: int = Field(0, ge=0)
-    """Steps at the start in which the value head alone learns from rewards: advantages over a value that knows nothing are
-    noise."""
+    """Initial steps in which only the value head is trained on rewards, because advantages from an untrained value head are noise.
+    0 trains the policy from the first step."""
     whiten: bool = True
-    """Advantages get mean 0 and standard deviation 1 over the step's tokens."""
+    """Normalize advantages to mean 0 and standard deviation 1 over the tokens of the step."""
 
 
 class RolloutRecipe(BaseRecipe):
-    """What recipes of grpo and ppo share."""
+    """Shared by the recipes of grpo and ppo."""
 
     irrelevant_keys = MAY_CHANGE
 
@@ -137,17 +141,17 @@ class RolloutRecipe(BaseRecipe):
     rewards: RewardsSection = RewardsSection()
     rollout: RolloutSection = RolloutSection()
     train: TrainSection
-    """batch_size counts answers, not pairs: prompts per step = batch_size / rollout.group."""
+    """batch_size counts completions, not pairs: prompts per step = batch_size / rollout.group."""
     dynamic: DynamicSection | None = None
-    """Groups without spread are replaced."""
+    """Dynamic sampling: replaces zero-advantage groups. none disables it."""
     guided: GuidedSection | None = None
-    """Groups that are all wrong are rolled again with the start of the gold reasoning."""
+    """Guided replay: resamples all-wrong groups with gold reasoning as prefill. none disables it."""
     replay: ReplaySection | None = None
-    """An SFT loss on other pairs."""
+    """SFT loss on additional pairs. none disables it."""
     watch: WatchSection = WatchSection()
 
     def input_files(self) -> dict[str, list[str]]:
-        files: dict[str, list[str]] = {}  # pool.path is the section's own
+        files: dict[str, list[str]] = {}  # PoolSection.input_files adds pool.path
         if self.replay is not None and self.replay.path is not None:
             try:
                 files["replay.path"] = [str(file) for file in pair_files(self.replay.path)]
@@ -159,22 +163,22 @@ class RolloutRecipe(BaseRecipe):
         if self.train.batch_size % self.rollout.group:
             yield Conflict(
                 ("train.batch_size", "rollout.group"),
-                f"{self.train.batch_size} answers a step in groups of {self.rollout.group}",
+                f"{self.train.batch_size} answers per step in groups of {self.rollout.group}",
                 "a batch_size that is a multiple of rollout.group",
             )
         if self.train.steps is None:
-            yield Conflict(("train.steps",), "none", "a number of steps: prompts are chosen on the way, there are no epochs")
-        yield from padded_rows(self.train, "flattened rows, which rollouts are not")
+            yield Conflict(("train.steps",), "none", "a number of steps: prompts are selected during training, without epochs")
+        yield from padded_rows(self.train, "packed or flattened rows in a stage with rollouts")
         if self.train.save_every % self.rollout.updates:
             yield Conflict(
                 ("train.save_every", "rollout.updates"),
                 f"{self.train.save_every} and {self.rollout.updates}",
-                "a save_every that is a multiple of rollout.updates: a resumed run begins with new answers",
+                "a save_every that is a multiple of rollout.updates, because a resumed run begins with new completions",
             )
         if self.guided is not None and self.prompt.order != "reason_first":
             yield Conflict(
                 ("guided", "prompt.order"),
-                f"guided replay with {self.prompt.order}, whose answers begin with the verdict itself",
+                f"guided replay with {self.prompt.order}, whose answers begin with the verdict",
                 "prompt.order: reason_first, or no guided section",
             )
         yield from trainable_weights(self.model, self.train)
@@ -184,20 +188,20 @@ class RolloutRecipe(BaseRecipe):
         return {
             "prompts per step": prompts,
             "answers per step": self.train.batch_size,
-            "prompts in all": prompts * (self.train.steps or 0),
-            "most tokens a step": self.train.batch_size * (self.prompt.max_prompt_tokens + self.rollout.max_tokens),
+            "total prompts": prompts * (self.train.steps or 0),
+            "max tokens per step": self.train.batch_size * (self.prompt.max_prompt_tokens + self.rollout.max_tokens),
         }
 
 
 class GRPORecipe(RolloutRecipe):
-    """Group relative policy optimisation from an SFT judge and human labels."""
+    """Group relative policy optimization (GRPO) of an SFT judge with human labels."""
 
     stage: Literal["grpo"] = "grpo"
     grpo: GRPOSection = GRPOSection()
 
 
 class PPORecipe(RolloutRecipe):
-    """Proximal policy optimisation with a learned value head."""
+    """Proximal policy optimization (PPO) with a learned value head."""
 
     stage: Literal["ppo"] = "ppo"
     ppo: PPOSection = PPOSection()

@@ -1,4 +1,4 @@
-"""Recipe of stage sft. Nothing here imports torch."""
+"""Recipe of stage sft. Imports no torch."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from lore.train.common.config import MAY_CHANGE, TrainSection, trainable_weights
 
 
 class SFTRecipe(BaseRecipe):
-    """Supervised fine-tuning of a judge: rationale and verdict where a pair has a rationale, else the verdict alone."""
+    """Supervised fine-tuning of a judge on rationale and verdict; on the verdict alone if a pair has no rationale."""
 
     irrelevant_keys = MAY_CHANGE
 
@@ -22,9 +22,9 @@ class SFTRecipe(BaseRecipe):
     prompt: PromptSection
     train: TrainSection
     auxiliary: list[str] = []
-    """Task files of stage synthesize (tasks/*.parquet) that are learnt beside the judging, each row once a pass."""
+    """Task files of stage synthesize (tasks/*.parquet) to train on in addition to the pairs, each row once per epoch."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced repeats the pairs of rare tiers until every tier is as frequent as the most frequent one."""
+    """balanced repeats pairs of rare tiers until every tier is about as frequent as the most frequent one; none repeats nothing."""
 
     def input_files(self) -> dict[str, list[str]]:
         return {"auxiliary": self.auxiliary} if self.auxiliary else {}
@@ -33,7 +33,7 @@ class SFTRecipe(BaseRecipe):
         if (self.train.packing or self.train.padding_free) and self.prompt.photo:
             yield Conflict(
                 ("train.packing", "train.padding_free", "prompt.photo"),
-                "flattened rows with photos",
+                "packed or flattened rows with photos",
                 "prompt.photo: false, or neither packing nor padding_free",
             )
         yield from trainable_weights(self.model, self.train)

@@ -1,5 +1,6 @@
-"""Rows that share one sequence (packing, padding_free) must not see each other; whether they do depends on the
-attention, so it is measured on the model in hand.
+"""Checks that rows in one sequence (packing, padding_free) do not attend to each other.
+
+This depends on the attention implementation, so it is measured on the actual model.
 """
 
 from typing import Any
@@ -9,21 +10,21 @@ import torch
 from lore.support.errors import LoreError
 
 ROWS, TOKENS = 3, 64
-TOLERANCE = 1e-3  # of the largest logit, in float32; bfloat16 gets its own rounding on top
+TOLERANCE = 1e-3  # relative to the largest logit, in float32; 50 times more in lower precision
 
 
 @torch.inference_mode()
 def check_flattening(model: Any, rows: Any) -> None:
-    """Raises LoreError when a row's logits change with what stands before it in the sequence.
+    """Raises LoreError if a row's logits depend on the rows before it in the sequence.
 
-    Flash attention cannot run before the trainer has moved the model, and keeps rows apart by its definition; the same
-    goes for weights that DeepSpeed has shared out.
+    Skips flash attention, which isolates rows by design and cannot run before the trainer has moved the model to the GPU.
+    Also raises if DeepSpeed has sharded the weights, because then the check cannot run.
     """
     attention = str(getattr(model.config, "_attn_implementation", None))
     if "flash" in attention:
         return
     if any(hasattr(p, "ds_id") for p in model.parameters()):
-        raise LoreError(_message(attention, "cannot be tried while DeepSpeed has the weights shared out"))
+        raise LoreError(_message(attention, "cannot be checked while DeepSpeed shards the weights"))
     parts = [torch.tensor(ids[:TOKENS]) for ids in rows.select(range(min(ROWS, len(rows))))["input_ids"]]
     parts = parts if len(parts) > 1 else parts * 2
     was_training, device = model.training, next(model.parameters()).device
@@ -36,12 +37,12 @@ def check_flattening(model: Any, rows: Any) -> None:
     model.train(was_training)
     moved = ((alone - together).abs().max() / alone.abs().max()).item()
     if not moved < (TOLERANCE if model.dtype == torch.float32 else 50 * TOLERANCE):
-        raise LoreError(_message(attention, f"lets rows see each other (logits move by {moved:.1%})"))
+        raise LoreError(_message(attention, f"lets rows attend to each other (logits change by {moved:.1%})"))
 
 
 def _message(attention: str, what: str) -> str:
     return (
         f"train.packing and train.padding_free put several rows into one sequence, and model.attn {attention} {what}.\n"
-        "The loss would look healthy and the judge would learn from its neighbours: use model.attn: flash_attention_2 "
-        "on a GPU that has it, or switch both off."
+        "The loss would look normal, but each row would be trained with the context of other rows. Use model.attn: "
+        "flash_attention_2 on a GPU that supports it, or set both to false."
     )

@@ -1,7 +1,7 @@
-"""What a training run is about to do, printed and checked before step 0.
+"""Prints and checks what a fine-tuning run will train on, before step 0.
 
-Stops a run whose loss would cover nothing or everything. The share and the shown row come from the collated batch, so
-they are what the model is trained on.
+Stops a run if the loss covers no token or every token. The supervised share and the displayed row come from collated batches, so
+they show exactly what the model is trained on.
 """
 
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ from lore.train.sft.config import SFTRecipe
 
 SAMPLE_ROWS = 64
 ADAM_BYTES = 8  # AdamW's two moments, in float32
-ACTIVATION_VALUES = 16  # kept per token, layer and hidden unit
-CHECKPOINTED = 1 / 20  # share of them that gradient checkpointing keeps
+ACTIVATION_VALUES = 16  # activations stored per token, layer and hidden unit
+CHECKPOINTED = 1 / 20  # fraction of the activations that gradient checkpointing stores
 
 
 def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: int, sequences: int) -> None:
     """Prints rows, tokens, supervised share, steps, memory and one decoded row with its loss mask.
 
-    sequences: rows of one epoch, packed and repeated as they are trained. Raises LoreError on a bad mask.
+    sequences: training sequences per epoch, after packing and repeating. Raises LoreError for an invalid loss mask.
     """
     sample = list(collated(rows, processor, recipe.prompt.max_photo_pixels))
     tokens = sum(len(ids) for ids, _ in sample)
@@ -38,7 +38,7 @@ def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: i
     lengths, cut = rows["length"][:], sum(rows["cut"][:])
     refused = sum(rows["photo_refused"][:]) if "photo_refused" in rows.column_names else 0
     reasoned = sum(rows["reasoned"][:])
-    verdicts = "" if reasoned or recipe.prompt.order == "answer_only" else ": the verdict alone is learnt"
+    verdicts = "" if reasoned or recipe.prompt.order == "answer_only" else "; training on the verdict alone"
     micro, passes = micro_batch(recipe.train)
     trainable, total = parameter_counts(model, recipe)
     limit = recipe.prompt.max_prompt_tokens
@@ -46,14 +46,14 @@ def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: i
     facts = {
         "rows": f"{len(rows):,}" + (f" in {sequences:,} sequences" if sequences != len(rows) else ""),
         "tokens": f"{sum(lengths):,} (longest row {max(lengths):,} of {recipe.train.max_tokens:,} allowed)",
-        "supervised tokens": f"{share:.1%} (about {supervised / len(sample):.0f} a row)",
+        "supervised tokens": f"{share:.1%} (about {supervised / len(sample):.0f} per row)",
         "rationales": f"{reasoned:,} of {len(rows):,} rows{verdicts}",
-        "photos left out": f"{refused:,} that the model's processor refuses" if refused else "none",
+        "photos skipped": f"{refused:,} that the model's processor rejects" if refused else "none",
         "truncated rows": f"{cut:,}{f' item texts cut to {limit:,} prompt tokens' if cut else ''}, 0 answers",
-        "steps": f"{steps:,} of {recipe.train.batch_size} = {world_size()} processes x {passes} passes x {micro}",
-        "passes over the rows": f"{steps * recipe.train.batch_size / sequences:.2f}",
+        "steps": f"{steps:,} of {recipe.train.batch_size} = {world_size()} processes x {passes} accumulation steps x {micro} rows",
+        "epochs": f"{steps * recipe.train.batch_size / sequences:.2f}",
         "trained parameters": f"{trainable:,} of {total:,} ({trainable / total:.1%})",
-        "memory a process": f"about {estimate_mb(recipe, model, trainable, total, longest, micro):,.0f} MB",
+        "memory per process": f"about {estimate_mb(recipe, model, trainable, total, longest, micro):,.0f} MB",
         "tiers": ", ".join(f"{tier} {count:,}" for tier, count in tier_counts(rows).items()),
     }
     table = Table(show_header=False, title="before step 0", title_justify="left")
@@ -61,19 +61,19 @@ def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: i
         table.add_row(name, value)
     console = Console()
     console.print(table)
-    console.print(masked_text(*sample[0], processor, colour=console.color_system is not None), soft_wrap=True)
+    console.print(masked_text(*sample[0], processor, color=console.color_system is not None), soft_wrap=True)
     if share <= 0 or share >= 1:
         raise LoreError(
             f"{share:.0%} of the tokens carry loss. The model would learn "
             f"{'nothing' if share <= 0 else 'to write prompts'}.\n"
-            "Every row needs a prompt without loss and an answer with it: check the chat template and prompt.order."
+            "In every row the loss has to cover the answer and not the prompt: check the chat template and prompt.order."
         )
 
 
 def collated(
     rows: Any, processor: Any, max_photo_pixels: int | None = None, count: int = SAMPLE_ROWS
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """(token ids, labels) of the first rows without padding, as the trainer's collator makes them."""
+    """(token ids, labels) of the first `count` rows from the trainer's collator, without padding."""
     for row in rows.select(range(min(count, len(rows)))):
         if "labels" in row:
             yield row["input_ids"], row["labels"]
@@ -83,10 +83,10 @@ def collated(
             yield batch["input_ids"][0][kept].tolist(), batch["labels"][0][kept].tolist()
 
 
-def masked_text(ids: list[int], labels: list[int], processor: Any, colour: bool = True) -> Text:
-    """One row as the model sees it: supervised parts green, the rest dim. Without colours they stand in ⟦ ⟧."""
+def masked_text(ids: list[int], labels: list[int], processor: Any, color: bool = True) -> Text:
+    """One row as the model sees it: supervised parts green, the rest dim. Without color, supervised parts are in ⟦ ⟧."""
     tokenizer = getattr(processor, "tokenizer", processor)
-    text = Text.assemble(("one row, supervised part " + ("in green:\n" if colour else "in ⟦ ⟧:\n"), "bold"))
+    text = Text.assemble(("one row, supervised part " + ("in green:\n" if color else "in ⟦ ⟧:\n"), "bold"))
     start = 0
     for end in range(1, len(ids) + 1):
         if end < len(ids) and (labels[end] == IGNORE) == (labels[start] == IGNORE):
@@ -95,19 +95,19 @@ def masked_text(ids: list[int], labels: list[int], processor: Any, colour: bool 
         if labels[start] == IGNORE:
             text.append(part, "dim")
         else:
-            text.append(part if colour else f"⟦{part}⟧", "green")
+            text.append(part if color else f"⟦{part}⟧", "green")
         start = end
     return text
 
 
 def tier_counts(rows: Any) -> dict[str, int]:
-    """Rows per tier."""
+    """Number of rows per tier."""
     tiers = rows["tier"][:]
     return {tier: tiers.count(tier) for tier in sorted(set(tiers))}
 
 
 def parameter_counts(model: Any, recipe: SFTRecipe) -> tuple[int, int]:
-    """(trained, all) parameters; a LoRA's are counted from the shapes of the layers it goes to."""
+    """(trained, total) parameters. The size of a new LoRA is computed from the shapes of the adapted layers."""
     sizes = [(p.requires_grad, getattr(p, "ds_numel", p.numel())) for p in model.parameters()]
     total = sum(size for _, size in sizes)
     lora = recipe.model.lora
@@ -121,7 +121,7 @@ def parameter_counts(model: Any, recipe: SFTRecipe) -> tuple[int, int]:
 
 
 def estimate_mb(recipe: SFTRecipe, model: Any, trainable: int, total: int, longest: int, micro: int) -> float:
-    """Rough memory of one process without sharding: weights, gradients and moments of what is trained, activations."""
+    """Approximate memory (MB) of one process without sharding: weights, gradients and Adam moments if trained, activations."""
     config = model.config.get_text_config()
     width = next(model.parameters()).element_size()
     activations = ACTIVATION_VALUES * micro * longest * config.num_hidden_layers * config.hidden_size * width

@@ -1,8 +1,8 @@
-"""Supervised fine-tuning of a judge on TRL's SFTTrainer and PEFT: rationale and verdict where a pair has both, else the
-verdict.
+"""Supervised fine-tuning of a judge with TRL's SFTTrainer and PEFT, on rationale and verdict, or on the verdict alone if a pair
+has no rationale.
 
-Left out of TRL's own script: truncation (a verdict at the end would be lost without a word; a row that is too long
-stops the run) and its random order (rows come in a fixed order, so one process and two see the same batches).
+Differences from TRL's SFT script: no truncation, because it would silently remove a verdict at the end (a row that is too long
+stops the run); and a fixed row order, so that any number of processes sees the same global batches.
 
     accelerate launch recipes/quickstart/sft.yaml
 """
@@ -37,7 +37,7 @@ from lore.train.sft.preflight import preflight
 
 
 def run(recipe: SFTRecipe, folder: RunFolder) -> None:
-    """Trains and leaves the adapter (or the whole model), the processor and the judge's card in <run>/model."""
+    """Trains, then saves the adapter (or the full model), the processor and the judge's card in <run>/model."""
     start = begin(recipe)
     processor, fmt = start.processor, start.fmt
     vision = takes_photos(processor, fmt)
@@ -54,7 +54,7 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
     model = trained_model(recipe, start)
     lora = judge_lora(recipe, model)
     if args.padding_free:
-        main_process_checks(lambda: check_flattening(model, rows))  # FSDP gives the weights to the main process alone
+        main_process_checks(lambda: check_flattening(model, rows))  # under FSDP only the main process has the weights
     if is_main_process():
         preflight(recipe, rows, model, processor, steps, sequences=len(data) if repeats is None else sum(repeats))
     order = training_order(data["length"][:], recipe.train.batch_size, steps, recipe.seed, repeats)
@@ -80,18 +80,18 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
 
 
 def photo_collator(processor: Any, rows: datasets.Dataset, fmt: PromptFormat) -> PhotoCollator:
-    """The collator for rows with photos; several processes need one in every batch where any row has one."""
+    """The collator for rows with photos. With several processes, every batch gets a photo if any training row has one."""
     some = pc.any(pc.greater(pc.list_value_length(rows.data.column("images")), 0)).as_py()
     return PhotoCollator(processor, always_photo=world_size() > 1 and some, max_photo_pixels=fmt.max_photo_pixels)
 
 
 def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Dataset:
-    """The training rows, rendered once by the main process and mapped into memory by all."""
+    """The training rows, rendered once by the main process and memory-mapped by all processes."""
     path, rubric, fmt, processor = folder / "data" / "rows.arrow", start.rubric, start.fmt, start.processor
     nothing = (
-        f"no training rows for {path}: the data section selects no labelled pair.\n"
-        "Check data.path, data.split, data.slices and data.limit against `lore data stats`; a file without splits gets them "
-        "from `lore data split --by query`."
+        f"no training rows for {path}: the data section selects no labeled pair.\n"
+        "Check data.path, data.split, data.slices and data.limit with `lore data stats`. For a file without splits, run "
+        "`lore data split --by query`."
     )
     if is_main_process():
         source = PairSource(recipe.data, folder)
@@ -99,15 +99,15 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Da
         if not path.is_file():
             schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
             with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
-                judging = _labelled(recipe, source, rubric, fmt, processor, rejected)
-                rows = chain(judging, _auxiliary(recipe, fmt, processor))
+                judging = _pair_rows(recipe, source, rubric, fmt, processor, rejected)
+                rows = chain(judging, _task_rows(recipe, fmt, processor))
                 write_rows(rows, schema, path, nothing=nothing)
             if rejected.count:
-                say(f"{rejected.count:,} pairs are left out, each with its reason in {rejected.path}")
+                say(f"{rejected.count:,} pairs were rejected; {rejected.path} lists them with their reasons")
     return rendered_rows(path)
 
 
-def _labelled(recipe, source, rubric, fmt, processor, rejected):
+def _pair_rows(recipe, source, rubric, fmt, processor, rejected):
     first, kept = None, 0
     for number, pair in enumerate(track(source.labelled(), "rendering pairs"), 1):
         try:
@@ -120,11 +120,11 @@ def _labelled(recipe, source, rubric, fmt, processor, rejected):
         kept += 1
         yield _bounded(row, recipe)
     if first is not None and not kept:
-        raise LoreError(f"None of the {rejected.count:,} pairs can be a training row. The first one: {first}")
+        raise LoreError(f"None of the {rejected.count:,} pairs can be a training row. First rejected pair: {first}")
 
 
-def _auxiliary(recipe, fmt, processor):
-    """The rows of the tasks that are learnt beside the judging."""
+def _task_rows(recipe, fmt, processor):
+    """Training rows of the auxiliary tasks."""
     from lore.data_synth.synthesis.tasks import read_tasks
 
     for task in track(read_tasks([Path(file) for file in recipe.auxiliary]), "rendering tasks"):
@@ -134,15 +134,15 @@ def _auxiliary(recipe, fmt, processor):
 def _bounded(row, recipe):
     if row["length"] > recipe.train.max_tokens:
         raise LoreError(
-            f"pair {row['pair_id']}: prompt and answer take {row['length']} tokens, train.max_tokens is "
-            f"{recipe.train.max_tokens}.\nA truncated row would lose its verdict: raise train.max_tokens or lower "
+            f"pair {row['pair_id']}: prompt and answer have {row['length']} tokens, train.max_tokens is "
+            f"{recipe.train.max_tokens}.\nTruncation would remove the verdict: raise train.max_tokens or lower "
             "prompt.max_prompt_tokens."
         )
     return row
 
 
 def packed(rows: datasets.Dataset, repeats: list[int] | None, max_tokens: int) -> datasets.Dataset:
-    """Rows packed into sequences of at most max_tokens by TRL's best-fit packing, each with its length."""
+    """Rows packed into sequences of at most max_tokens with TRL's best-fit packing, with a column `length`."""
     chosen = rows if repeats is None else rows.select(np.repeat(np.arange(len(rows)), repeats))
     sequences = pack_dataset(chosen.select_columns(["input_ids", "labels"]), max_tokens, "bfd")
     return sequences.add_column("length", [sum(lengths) for lengths in sequences["seq_lengths"]])

@@ -1,4 +1,4 @@
-"""Puts a training run under watch: the probe's pairs, the callback, and what answers are worth to the rewards."""
+"""Adds periodic evaluation to a trainer: loads the probe's pairs, creates the callback and averages the rewards."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,8 +30,11 @@ def watched(
     max_tokens: int,
     rewards: Rewards | None = None,
 ) -> ProbeCallback:
-    """Puts a trainer under its recipe's watch over `probe_pairs`; call `finish` of what it returns after training. The Recorder
-    comes after it: `lore.train.common.trainer.train` adds it last. recipe: .watch .seed; rewards: none takes those of an empty section."""
+    """Adds a ProbeCallback over `pairs` (from `probe_pairs`) to the trainer; call its `finish` after training.
+
+    The Recorder has to run after it; `lore.train.common.trainer.train` adds the Recorder last. recipe: has .watch and .seed;
+    rewards: None uses the default weights.
+    """
     rewards = rewards or Rewards(RewardsSection(), start.rubric, start.fmt)
     probe = ProbeCallback(
         recipe.watch,
@@ -52,9 +55,11 @@ def watched(
 
 
 def probe_pairs(watch: WatchSection, source: PairSource, *, photos: bool) -> list[Pair]:
-    """The fixed pairs of the watch: spread evenly over its file; none where it is off. Raises LoreError where there is none
-    with a label. photos: with theirs; a judge that is shown none gets pairs without, as in training: no reward for what it says
-    to see."""
+    """The probe: a fixed set of labeled pairs, spread evenly over the file; empty if watch.every is 0.
+
+    photos: load the photos. A judge that is trained without photos gets pairs without photos, so the rewards do not accept photo
+    citations. Raises LoreError if the file has no labeled pair.
+    """
     if not watch.every:
         return []
     path = watch.path or source.path
@@ -62,11 +67,11 @@ def probe_pairs(watch: WatchSection, source: PairSource, *, photos: bool) -> lis
     labelled = sum(label is not None for label in labels)
     if not labelled:
         raise LoreError(
-            f"watch: {path} holds no labelled pair of split {watch.split}, so nothing can be watched.\n"
-            "Give watch.path and watch.split of pairs that are not trained on, or watch.every: 0.",
+            f"watch: {path} holds no labeled pair of split {watch.split}, so the judge cannot be evaluated during training.\n"
+            "Set watch.path and watch.split to labeled pairs that are held out from training, or set watch.every: 0.",
             same_on_every_rank=True,
         )
-    # A file of many photos is never in memory: the pairs are counted first, then taken as they stream by.
+    # Counts the pairs first and then streams them, because a file with many photos may not fit in memory.
     read = read_pairs(path, split=watch.split, columns=None if photos else WITHOUT_PHOTO)
     pairs = (pair for pair in track(read, "reading the probe") if pair.label is not None)
     count = min(watch.pairs, labelled)
@@ -75,13 +80,13 @@ def probe_pairs(watch: WatchSection, source: PairSource, *, photos: bool) -> lis
 
 
 def mean_rewards(rewards: Rewards) -> Callable[[list[Pair], list[list[Answer]]], dict[str, float]]:
-    """Mean of each reward part, and of the total under `reward`, over the answers to pairs."""
+    """Returns a function (pairs, answers per pair) -> mean of each reward component, with the total under `reward`."""
 
     def mean(pairs: list[Pair], groups: list[list[Answer]]) -> dict[str, float]:
         answers = [answer for group in groups for answer in group]
         asked = [pair for pair, group in zip(pairs, groups, strict=True) for _ in group]
         parts = rewards.parts(answers, asked)
-        if rewards.needs_probabilities:  # which the probe's answers have not: it would judge those without a verdict alone
+        if rewards.needs_probabilities:  # the probe computes none, so only format failures would count
             parts[:, rewards.names.index("calibration")] = np.nan
         columns = {"reward": rewards.totals(parts), **dict(zip(rewards.names, parts.T, strict=True))}
         return {name: float(np.nanmean(values)) for name, values in columns.items() if np.isfinite(values).any()}

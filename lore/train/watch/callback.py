@@ -1,8 +1,8 @@
-"""Probes a judge while it trains: samples answers to labelled pairs, keeps the best weights, stops a collapsed run.
+"""Periodic evaluation during training: samples answers to labeled pairs, keeps the best weights, stops a collapsed run.
 
-Works in any transformers Trainer. Training goes on as if nothing had been asked: random state, training mode and the order
-of the data stay as they were. Left out: greedy answers, since what training can reach shows in sampled ones, and vLLM, whose
-weights may be older than the trainer's. See docs/watch.md.
+Works with any transformers Trainer and does not affect training: it restores random state, training mode and data order. It
+samples instead of decoding greedily, because samples show what training can still reach, and it does not use vLLM, whose weights
+may lag behind the trainer's. See docs/watch.md.
 """
 
 import copy
@@ -42,11 +42,12 @@ Rewards = Callable[[list[Pair], list[list[Answer]]], dict[str, float]]
 
 
 class ProbeCallback(TrainerCallback):
-    """Watches a training run. Set `.trainer` before training and call `finish` after it.
+    """Evaluates the judge during training. Set `.trainer` before training and call `finish` afterwards.
 
-    pairs: labelled, the same in every process; processor: as the trainer gets it; rewards: mean of each reward part over the
-    pairs' answers, the total under `reward`; card: the judge's, stored beside the weights; max_tokens: of an answer, where
-    the section says nothing. Every process samples its share; the main process measures, decides and writes.
+    pairs: labeled pairs, the same in every process; processor: the trainer's; rewards: function that returns the mean of each
+    reward component over the answers, with the total under `reward`; card: the judge's card, saved with the weights;
+    max_tokens: longest answer if the section sets none. Every process samples its share of the answers; the main process
+    computes metrics, decides and writes.
     """
 
     def __init__(
@@ -67,12 +68,12 @@ class ProbeCallback(TrainerCallback):
         self.section, self.folder, self.rubric, self.fmt, self.seed = section, folder, rubric, fmt, seed
         self.title, self.rewards, self.card = title, rewards, card
         self.max_tokens = section.max_tokens or max_tokens
-        self.processor = copy.deepcopy(processor)  # trainers change padding and template of theirs
+        self.processor = copy.deepcopy(processor)  # trainers modify padding and template of their processor
         self.pairs = [pair for pair in pairs if pair.label is not None][: section.pairs]
         if section.every and not self.pairs:
             raise LoreError(
-                "The probe holds no labelled pair, so nothing can be watched.\nGive watch.path and watch.split that select "
-                "labelled pairs, or switch the watch off: watch.every: 0."
+                "The probe holds no labeled pair, so the judge cannot be evaluated during training.\nSet watch.path and "
+                "watch.split so that they select labeled pairs, or disable the evaluation with watch.every: 0."
             )
         self.trainer: Any = None
         self.watch: Watch | None = None
@@ -84,7 +85,7 @@ class ProbeCallback(TrainerCallback):
         if not self.section.every:
             return control
         if self.trainer is None:
-            raise LoreError("ProbeCallback has no trainer, so nothing can be sampled.\nSet `.trainer` before training.")
+            raise LoreError("ProbeCallback has no trainer, so it cannot sample answers.\nSet `.trainer` before training.")
         self.watch = Watch(self.section, self.folder, self.rubric, label_shares([pair.label for pair in self.pairs]))
         self.watch.history = _from_main(self.watch.history)
         main_process_checks(lambda: self._check_best(state.global_step))
@@ -98,10 +99,10 @@ class ProbeCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.watch is None:
             return control
-        if self.watch.stopped:  # a run that went on from the step at which it had stopped
+        if self.watch.stopped:  # the run was resumed from the step at which a rule stopped it
             control.should_training_stop = True
         elif self._is_due(state):
-            control.should_log |= state.global_step >= state.max_steps  # the last watch knows the last step's numbers
+            control.should_log |= state.global_step >= state.max_steps  # the last evaluation includes the last step's logged values
             if not control.should_log:
                 self._look(state, control)
         return control
@@ -111,7 +112,7 @@ class ProbeCallback(TrainerCallback):
             return control
         self.logged.append(dict(logs))
         broken = not all(math.isfinite(float(logs.get(name) or 0)) for name in ("loss", "grad_norm"))
-        if self._is_due(state) and not self.watch.stopped and not broken:  # a broken run ends in the recorder's error
+        if self._is_due(state) and not self.watch.stopped and not broken:  # the Recorder raises the error for a non-finite loss
             self._look(state, control)
         return control
 
@@ -138,14 +139,14 @@ class ProbeCallback(TrainerCallback):
         self.logged = []
         if self.watch.best_step == state.global_step:
             self._keep(state.global_step)
-        self.folder.record(line)  # after the weights: a run that is killed between the two watches this step again
+        self.folder.record(line)  # recorded after saving: a run killed in between repeats this evaluation
         if is_main_process():
             self._show(probed)
         if self.watch.stopped:
             control.should_training_stop = True
 
     def _sample(self) -> tuple[list[Probed], float]:
-        """Every pair with its answers, in the order of the pairs, and the policy's mean token entropy in nats."""
+        """Every pair with its sampled answers, in pair order, and the policy's mean token entropy in nats."""
         accelerator = self.trainer.accelerator
         world, rank = accelerator.num_processes, accelerator.process_index
         if self._share is None:
@@ -154,7 +155,7 @@ class ProbeCallback(TrainerCallback):
         with policy(self.trainer) as model:
             engine = PolicyEngine(model, self.processor, self.rubric, batch_tokens=2**62)
             longest = max(gather_object([engine.longest(prompts)]))
-            # So many prompts at once, whatever their own lengths: sharded weights want equally many calls in every process.
+            # A fixed number of prompts per batch: with sharded weights every process has to make the same number of calls.
             rows = max(1, self.section.batch_tokens // ((longest + self.max_tokens) * self.section.samples))
             completions: list[list[Completion]] = []
             for number, start in enumerate(range(0, len(prompts), rows)):
@@ -190,21 +191,21 @@ class ProbeCallback(TrainerCallback):
         return self.folder / f"best-{step}"
 
     def _check_best(self, step: int) -> None:
-        """Main process: what a later step of a killed run has left goes; the best so far has to be there."""
+        """Main process: deletes weights that a killed run saved after `step`; checks that the best weights still exist."""
         for path in self.folder.path.glob("best-*"):
             if path.name.partition("-")[2].isdigit() and int(path.name.partition("-")[2]) > step:
                 shutil.rmtree(path)
         best = self.watch.best_step
         if best is not None and not self._best(best).is_dir():
             raise LoreError(
-                f"{self.folder.path} was best at step {best} and {self._best(best)} is gone, so the run would end with worse "
-                "weights than it had.\nPut the folder back, or delete the run's folder to start over."
+                f"{self.folder.path} was best at step {best} but {self._best(best)} is gone, so the run would end without its best "
+                "weights.\nRestore the folder, or delete the run folder to start over."
             )
 
     def _keep(self, step: int) -> None:
-        """Saves the weights as best-<step>, whole or not at all, and removes those that no resumed run can need.
+        """Saves the weights atomically as best-<step>, and deletes older ones that a resumed run cannot need.
 
-        A killed run goes on from its newest checkpoint, where an older step may be the best one.
+        A killed run resumes from its newest checkpoint, where an older step may be the best one, so that one is kept.
         """
         self._save(self._best(step))
         if is_main_process():
@@ -229,7 +230,7 @@ class ProbeCallback(TrainerCallback):
         kind = plugin.state_dict_type if plugin is not None else None
         save_weights(self.trainer, part)
         if plugin is not None:
-            plugin.set_state_dict_type(kind)  # the checkpoints keep their own form
+            plugin.set_state_dict_type(kind)  # restores the type that the checkpoints use
         if is_main_process():
             self.processor.save_pretrained(part)
             if self.card is not None:
@@ -238,9 +239,9 @@ class ProbeCallback(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()
 
     def finish(self, trainer: Any) -> dict[str, Any]:
-        """Leaves the best weights in <run>/model, in every process; without a watch the newest ones.
+        """Puts the best weights in <run>/model; without periodic evaluation, the final weights. Call it in every process.
 
-        Returns facts for the run's summary: best_step, pass_at_1 there, and `stopped` where a rule has ended training.
+        Returns values for the run's summary: best_step, pass_at_1 at that step, and `stopped` if a rule ended training.
         """
         target = self.folder / "model"
         if self.watch is None or self.watch.best_step is None:
@@ -260,13 +261,13 @@ class ProbeCallback(TrainerCallback):
 
 
 def share_of(pairs: Sequence[Pair], rank: int, world: int) -> list[Pair]:
-    """pairs[rank::world], filled up so that every process has equally many."""
+    """pairs[rank::world], padded with the first pair so that every process has the same number of pairs."""
     own = list(pairs[rank::world])
     return own + [pairs[0]] * (-(-len(pairs) // world) - len(own))
 
 
 def _from_main(value: Any) -> Any:
-    """The main process's value, in every process."""
+    """Broadcasts the main process's value to every process."""
     return broadcast_object_list([value], from_process=0)[0]
 
 

@@ -1,7 +1,7 @@
-"""How a judge in training does on the probe: its metrics, the best step so far, and the rules that call it collapsed.
+"""Metrics of the periodic evaluation, selection of the best step, and the rules that detect a collapsed judge.
 
-Bookkeeping alone, without torch. A watch is one line of metrics.jsonl, `{"step", "probe", "training"}`, with `stopped` when
-a rule has fired; a resumed run reads its history back from there.
+Imports no torch. Each evaluation is one line of metrics.jsonl, `{"step", "probe", "training"}`, with `stopped` if a rule fired. A
+resumed run reads its history from that file.
 """
 
 import math
@@ -31,10 +31,10 @@ LOGGED = {
     "completions/mean_length": "length",
     "completions/clipped_ratio": "truncated",
 }
-"""What a trainer logs, and what a watch calls it."""
+"""Names of the trainer's logged values, and the names that an evaluation uses for them."""
 RECORDED = ("reward", "rewards", "frac_reward_zero_std", "sampling", "kl", "completions")
-"""Logged values, by name or by the part before the first `/`, that metrics.jsonl has to hold beside the losses: a resumed
-run takes those before its first watch from there."""
+"""Logged values, by name or by the part before the first `/`, that metrics.jsonl has to contain in addition to the losses: a
+resumed run reads the values since the last evaluation from there."""
 ROUNDING = 1e-9
 
 
@@ -53,12 +53,13 @@ def probe_metrics(
     entropy: float | None = None,
     reward_parts: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """What one watch measures, over every sample of every pair.
+    """Metrics of one evaluation over all samples of all pairs.
 
-    pass_at_1: share of right answers; pass_at_k: share of pairs with a right one (unbiased, as k is the number of
-    samples); macro_f1: as in the evaluation, a format failure is a miss; length: mean tokens; truncated, format_failures:
-    shares of the answers; top_tier, top_share: the most frequent tier and its share of the verdicts (None and 0 without a
-    verdict); entropy in nats. reward_parts: mean of each part, its total under `reward`; parts come back as `reward/<name>`.
+    pass_at_1: share of correct answers; pass_at_k: share of pairs with a correct answer (unbiased, because k is the number of
+    samples); macro_f1: as in lore.eval, a format failure counts as a miss; length: mean number of tokens; truncated,
+    format_failures: shares of the answers; top_tier, top_share: the most frequent tier and its share of the verdicts (None and 0
+    without any verdict); entropy in nats. reward_parts: mean of each reward component, with the total under `reward`; the
+    components are returned as `reward/<name>`.
     """
     answers = [answer for one in probed for answer in one.answers]
     right = [[answer.tier == one.label for answer in one.answers] for one in probed]
@@ -88,7 +89,7 @@ def label_shares(labels: Sequence[str]) -> dict[str, float]:
 
 
 def training_facts(logs: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means of what a trainer logged since the last watch, by the names of LOGGED; reward parts as `reward/<name>`."""
+    """Means of the values logged since the last evaluation, named as in LOGGED; reward components as `reward/<name>`."""
     found: dict[str, list[float]] = {}
     for line in logs:
         for key, value in line.items():
@@ -101,9 +102,10 @@ def training_facts(logs: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 class Watch:
-    """The history of a run's watches. label_share: share of each tier among the probe's labels.
+    """The history of a run's evaluations. label_share: share of each tier among the probe's labels.
 
-    History is read from the folder, so a resumed run builds its Watch after metrics.jsonl was cut to the checkpoint's step.
+    The constructor reads the history from the run folder, so a resumed run has to create its Watch after metrics.jsonl was
+    truncated to the checkpoint's step.
     """
 
     def __init__(self, section: WatchSection, folder: RunFolder, rubric: Rubric, label_share: dict[str, float]):
@@ -116,37 +118,37 @@ class Watch:
 
     @property
     def stopped(self) -> str | None:
-        """Why training was stopped, when it was."""
+        """Why a rule stopped training; None if no rule fired."""
         return next((line["stopped"] for line in self.history if "stopped" in line), None)
 
     @property
     def best_step(self) -> int | None:
-        """The first of the best watches; one at which a rule has fired is none of them."""
+        """The step of the first evaluation with the best value, excluding evaluations at which a rule fired."""
         return self.best_until(None)
 
     @property
     def best_value(self) -> float | None:
-        """The value of `section.best` there."""
+        """The value of `section.best` at best_step."""
         best = self.best_step
         return next((line["probe"][self.section.best] for line in self.history if line["step"] == best), None)
 
     def best_until(self, step: int | None) -> int | None:
-        """The best step among those up to `step`."""
+        """The best step among the evaluations up to `step`; None means all."""
         lines = [line for line in self.history if "stopped" not in line and (step is None or line["step"] <= step)]
         best = max(lines, key=lambda line: line["probe"][self.section.best], default=None)
         return None if best is None else best["step"]
 
     def add(self, step: int, metrics: dict[str, Any], training: dict[str, Any]) -> str | None:
-        """Records a watch and returns why training has to stop, or None.
+        """Adds an evaluation, writes it to metrics.jsonl and returns the reason to stop training, or None.
 
-        metrics: of `probe_metrics`; training: of `training_facts` over what was logged since the last watch.
+        metrics: result of `probe_metrics`; training: result of `training_facts` for the values since the last evaluation.
         """
         line = self.weigh(step, metrics, training)
         self.folder.record(line)
         return line.get("stopped")
 
     def weigh(self, step: int, metrics: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
-        """`add` without a record: returns the line for metrics.jsonl, which is written once the best weights are."""
+        """Adds an evaluation and returns its line; the caller writes it to metrics.jsonl after saving the best weights."""
         line = {"step": step, "probe": metrics, "training": training}
         self.history.append(line)
         reason = self._collapse()
@@ -160,7 +162,7 @@ class Watch:
 
     @property
     def _start(self) -> dict[str, Any] | None:
-        """The first earlier watch at which the judge wrote whole answers: before that there is nothing to lose."""
+        """The first earlier evaluation at which most answers were valid and complete; before that, nothing can collapse."""
         probes = (line["probe"] for line in self.history[:-1])
         return next((p for p in probes if p["format_failures"] < 0.5 and p["truncated"] < 0.5), None)
 
@@ -171,7 +173,7 @@ class Watch:
         if not varied or probe["format_failures"] >= 0.5 or probe["top_share"] < limit or share >= limit:
             return None
         return (
-            f"constant tier: {probe['top_share']:.0%} of the verdicts are {tier}, which {share:.0%} of the probe's labels are "
+            f"constant tier: {probe['top_share']:.0%} of the verdicts are {tier}, but only {share:.0%} of the probe's labels "
             f"(watch.constant_share {limit:g})"
         )
 
@@ -191,8 +193,8 @@ class Watch:
         if probe["entropy"] is None or probe["entropy"] >= floor:
             return None
         return (
-            f"entropy: {probe['entropy']:.5f} nats a token, at the start {start['entropy']:.5f}: the samples of a prompt are all "
-            f"alike and nothing is left to learn from (watch.entropy_floor {floor:g})"
+            f"entropy: {probe['entropy']:.5f} nats per token, at the start {start['entropy']:.5f}: all samples of a prompt are "
+            f"alike, so training has no signal (watch.entropy_floor {floor:g})"
         )
 
     def _falling(self) -> str | None:
@@ -208,15 +210,18 @@ class Watch:
             if was is not None and now is not None and now > was:
                 return (
                     f"{reward} rose from {was:.3f} to {now:.3f} while the probe's Macro-F1 fell to "
-                    f"{recent[-1]['probe']['macro_f1']:.3f}: {times} watches in a row at least {points:g} below its best "
+                    f"{recent[-1]['probe']['macro_f1']:.3f}: {times} evaluations in a row at least {points:g} below its best "
                     f"{best:.3f} (watch.fall_points, watch.fall_times)"
                 )
         return None
 
 
 def _mean_reward(lines: Sequence[dict[str, Any]], part: str) -> float | None:
-    """Of training, where dynamic sampling holds it near the middle, or of the probe. dpo and kto have no training reward but the
-    margin of good answers over bad ones."""
+    """Mean reward of `part`, "training" or "probe".
+
+    Dynamic sampling keeps the training reward near the middle, so the rule also checks the probe. dpo and kto log a reward margin
+    instead of a training reward.
+    """
     known = [line.get(part, {}) for line in lines]
     rewards = [one[name] for one in known for name in ("reward", "margin") if one.get(name) is not None]
     return sum(rewards) / len(rewards) if rewards else None
@@ -232,9 +237,10 @@ def preflight_rollouts(
 ) -> list[tuple[str, str]]:
     """Prints and returns (name, value) rows about G groups of answers before step 1.
 
-    rewards: [G][n] totals, None where a reward cannot judge; labels: [G] gold tiers, for the pass rate and the groups that
-    are all right or all wrong; grouped: answers are compared within their group, else with a value. Raises LoreError when every
-    answer is truncated, or when no group has spread (not grouped: when all rewards are alike): no step would teach anything.
+    rewards: [G][n] totals, None if the reward abstains; labels: [G] gold tiers, for the pass rate and the number of all-right
+    and all-wrong groups; grouped: advantages are relative to the group (GRPO), otherwise to a value estimate (PPO). Raises
+    LoreError if every answer is truncated, or if every group is a zero-advantage group (not grouped: if all rewards are equal),
+    because training would have no signal.
     """
     answers = [answer for group in groups for answer in group]
     known = [[value for value in row if value is not None and not math.isnan(value)] for row in rewards]
@@ -260,20 +266,20 @@ def preflight_rollouts(
     if answers and truncated == len(answers):
         raise LoreError(
             f"All {len(answers):,} answers to {len(groups):,} prompts are truncated at {length:.0f} tokens on average, so none "
-            "of them has a verdict and no reward tells them apart.\nAllow longer answers, or start from a judge that has learnt "
-            "to stop (stage sft)."
+            "has a verdict and all get the same reward.\nAllow longer answers, or start from a judge that ends its answers "
+            "(stage sft)."
         )
     total = [value for row in known for value in row]
     if not (spread if grouped else _differ(total)):
-        head, why = "None of", "has answers of different rewards, and an answer is only compared with its own group"
+        head, why = "None of", "has answers with different rewards, so every advantage is zero"
         if not grouped:
             head, why = "All answers of", "have the same reward"
         found = f"rewards from {min(total):g} to {max(total):g}" if total else "no reward could judge any of them"
         raise LoreError(
-            f"{head} {len(groups):,} groups ({len(answers):,} answers, {failed:,} without a verdict; {found}) {why}: nothing would "
-            "be learnt.\n"
-            "Take harder or easier pairs, raise the temperature or the answers per prompt, start from another judge, or give a "
-            "reward that tells these answers apart."
+            f"{head} {len(groups):,} groups ({len(answers):,} answers, {failed:,} without a verdict; {found}) {why}: the model "
+            "would learn nothing.\n"
+            "Choose harder or easier pairs, raise the temperature or the answers per prompt, start from another judge, or use "
+            "rewards that distinguish these answers."
         )
     return rows
 

@@ -1,4 +1,4 @@
-"""The `watch` section of training recipes: what is probed while a judge trains, and what counts as collapse."""
+"""The `watch` section of training recipes: periodic evaluation during training, and the rules that stop a collapsed run."""
 
 from typing import Literal
 
@@ -8,36 +8,37 @@ from lore.config.sections import StrictModel
 
 
 class WatchSection(StrictModel):
-    """Every few steps the judge in training answers a fixed set of labelled pairs, the probe."""
+    """Periodic evaluation: every few steps the judge in training answers a fixed set of labeled pairs, the probe."""
 
     every: int = Field(10, ge=0)
-    """Steps between two watches; 0 switches them off. The first is before step 1, the last after the last step."""
+    """Steps between two evaluations; 0 disables them. The first is before step 1, the last after the last step."""
     pairs: int = Field(64, ge=1)
-    """Labelled pairs in the probe."""
+    """Number of labeled pairs in the probe."""
     path: str | None = None
-    """File of pairs the probe is taken from; none: the recipe's data.path."""
+    """File from which the probe's pairs are taken; none uses the recipe's data.path."""
     split: str | None = "dev"
-    """Split of that file the probe is taken from."""
+    """Split from which the probe's pairs are taken; none uses all splits."""
     samples: int = Field(4, ge=1)
-    """Answers sampled for each pair; pass@k is of so many."""
+    """Answers sampled per pair; this is the k of pass@k."""
     temperature: float = Field(1.0, gt=0)
-    """Temperature of these answers."""
+    """Sampling temperature of these answers."""
     batch_tokens: int = Field(16384, ge=1)
-    """Tokens of the answers written at once, each with its prompt and padding; each costs the memory of its keys and values."""
+    """Tokens per generation batch, counting prompt, answer and padding of every sample. Larger values need more KV cache memory."""
     max_tokens: int | None = Field(None, ge=1)
-    """Longest answer in tokens; none: the limit of the stage."""
+    """Longest answer in tokens; none uses the limit of the stage."""
     best: Literal["macro_f1", "pass_at_1"] = "pass_at_1"
-    """What picks the weights that are kept."""
+    """Metric on the probe that selects the best weights."""
     constant_share: float = Field(0.95, gt=0, le=1)
-    """Collapse: this share of the verdicts is one and the same tier, unless the probe's labels are as uniform. 1 stops only
-    where every verdict is the same."""
+    """Collapse rule: stop if at least this share of the verdicts is one tier, unless the probe's labels are equally uniform. 1
+    stops only if all verdicts are equal."""
     length_share: float = Field(0.25, ge=0, lt=1)
-    """Collapse: answers are shorter than this share of their length at the start. 0 switches it off."""
+    """Collapse rule: stop if the mean answer length falls below this share of its initial value. 0 disables the rule."""
     entropy_floor: float = Field(0.001, ge=0)
-    """Collapse: mean entropy of the sampled tokens, in nats, below this. 0 switches it off."""
+    """Collapse rule: stop if the mean entropy of the sampled tokens falls below this value in nats. 0 disables the rule."""
     fall_points: float = Field(0.05, gt=0, le=1)
-    """Collapse: the training reward has risen while the probe's Macro-F1 lies this far below its best ..."""
+    """Collapse rule: stop if the training reward has risen while the probe's Macro-F1 (0 to 1) is at least this far below its best,
+    for fall_times evaluations in a row."""
     fall_times: int = Field(3, ge=0)
-    """... at so many watches in a row. 0 switches it off."""
+    """Number of consecutive evaluations for the rule of fall_points. 0 disables the rule."""
     preflight_prompts: int = Field(32, ge=0)
-    """Prompts that are answered and rewarded before step 1 of a stage with rollouts; 0 switches it off."""
+    """Prompts to answer and reward before step 1 of grpo and ppo, as a check that there is something to learn; 0 disables it."""

@@ -1,4 +1,4 @@
-"""The watches of a training run in the terminal: one plain line each, above the progress bar, the same in a log file."""
+"""Prints one line per periodic evaluation above the progress bar. A log file gets the same plain lines."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ HEADER_EVERY = 20
 
 
 def watch_cells(line: dict[str, Any]) -> list[str]:
-    """A watch's values as text, one for each of COLUMNS; reward, groups without spread and gap are the training's own."""
+    """The values of an evaluation as text, one per column of COLUMNS. reward, zero_spread and gap are training values."""
     probe, training = line["probe"], line.get("training", {})
     top = f"{probe['top_tier']} {probe['top_share']:.0%}" if probe["top_tier"] else None
     values = {**probe, **{key: training.get(key) for key in ("zero_spread", "gap")}}
@@ -34,14 +34,14 @@ def watch_cells(line: dict[str, Any]) -> list[str]:
 
 
 def watch_line(line: dict[str, Any]) -> str:
-    """A watch as one row of the table."""
+    """An evaluation as one row of the table."""
     return "".join(cell.rjust(width) for cell, (_, width, _, _) in zip(watch_cells(line), COLUMNS, strict=True))
 
 
 def print_watch(watch: Watch, console: Console, *, started_here: bool = False) -> None:
-    """The newest watch as a plain line, under the columns' names every 20th time and where a process begins.
+    """Prints the newest evaluation as a plain line; prints the header every HEADER_EVERY lines and if `started_here`.
 
-    console: that of a running progress bar, which then stays below; without a terminal it prints the same line.
+    console: the console of the progress bar, which then stays below the line.
     """
     if started_here or len(watch.history) % HEADER_EVERY == 1:
         console.print(Text("".join(name.rjust(width) for name, width, _, _ in COLUMNS), style="bold"), soft_wrap=True)

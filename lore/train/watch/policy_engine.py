@@ -1,4 +1,4 @@
-"""The policy of a trainer as an engine: sampled answers and the entropy of their tokens, while it goes on training."""
+"""Wraps the model of a trainer as an engine, to sample answers and measure their token entropy during training."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,12 +11,12 @@ from lore.engines.engine import Completion, Messages, Sampling
 from lore.engines.transformers import TransformersEngine
 from lore.train.common.trl_internals import unwrapped_for_generation
 
-ENTROPY_POSITIONS = 256  # logits that are turned into float32 probabilities at once
+ENTROPY_POSITIONS = 256  # positions per float32 softmax, to limit memory
 
 
 @contextmanager
 def policy(trainer: Any) -> Iterator[Any]:
-    """The trainer's model with whole weights, in evaluation mode; random state and modes are as before afterwards."""
+    """The trainer's model with gathered weights, in evaluation mode. Restores random state and training modes afterwards."""
     accelerator = trainer.accelerator
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with ExitStack() as stack:
@@ -36,7 +36,7 @@ def policy(trainer: Any) -> Iterator[Any]:
 
 @contextmanager
 def _in_step(model: Any) -> Iterator[None]:
-    """Under FSDP a process that has ended its answers goes on with the others, or they would wait for it for ever."""
+    """Keeps generation in sync under FSDP: a process whose answers are complete keeps calling the model until all are done."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = getattr(inner, "_is_fsdp_managed_module", False)
     inner._is_fsdp_managed_module = True
@@ -47,8 +47,11 @@ def _in_step(model: Any) -> Iterator[None]:
 
 
 class PolicyEngine(TransformersEngine):
-    """The engine around a model in training. Keeps the sampled tokens, and never enters inference mode: what FSDP gathers or
-    a model caches there could not be trained on afterwards."""
+    """The transformers engine for a model in training.
+
+    It keeps the sampled token ids and does not use inference mode: tensors that FSDP gathers or a model caches in inference mode
+    cannot be used for training afterwards.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -64,7 +67,7 @@ class PolicyEngine(TransformersEngine):
         return completion
 
     def longest(self, prompts: list[Messages]) -> int:
-        """Tokens of the longest prompt, photos included."""
+        """Length of the longest prompt in tokens, including photos."""
         texts = (prompt_text(self.processor, messages) for messages in prompts)
         return max(
             len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -73,17 +76,17 @@ class PolicyEngine(TransformersEngine):
         )
 
     def entropy(self, answers: list[tuple[Messages, Completion]], temperature: float) -> tuple[float, int]:
-        """(sum of the entropies in nats, tokens) over sampled tokens of this engine, one answer a forward pass."""
+        """(sum of the entropies in nats, number of tokens) over tokens sampled by this engine, one forward pass per answer."""
         total, count = 0.0, 0
         for messages, completion in answers:
             inputs = self._inputs([prompt_text(self.processor, messages)])
             ids = torch.tensor([self._ids[id(completion)]], device=inputs["input_ids"].device)
-            # A judge that writes the photo's placeholder would be asked for one more photo: it reads another token instead.
+            # A sampled image placeholder would require another photo, so it is replaced by the padding token.
             ids[ids == getattr(self.model.config, "image_token_id", -1)] = self.tokenizer.pad_token_id
             shape = inputs["input_ids"].shape
             grown = {key: value for key, value in inputs.items() if value.shape == shape}
             more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            for key, value in grown.items():  # whatever else is told of each token is zero for those of the answer
+            for key, value in grown.items():  # other per-token inputs are zero for answer tokens
                 inputs[key] = torch.cat([value, more.get(key, torch.zeros_like(ids)).to(value.dtype)], dim=1)
             logits = self.model(**inputs, use_cache=False, logits_to_keep=ids.shape[1] + 1).logits[0, :-1]
             for part in logits.split(ENTROPY_POSITIONS):

@@ -1,7 +1,7 @@
-"""report.html of a training run: what metrics.jsonl holds as plots, every watch, and what the judge answered last.
+"""Writes report.html of a training run: plots of metrics.jsonl, a table of all evaluations, and the latest answers.
 
-One file that needs nothing else, written anew at each watch. Queries, titles and answers were written by strangers or by a
-model in training: the template escapes everything and the page's policy allows no script and no load.
+The page is self-contained and rewritten at each evaluation. Queries, titles and answers are untrusted text, so the template
+escapes everything and the page's content security policy allows no scripts and no external resources.
 """
 
 import json
@@ -22,9 +22,9 @@ FOLDER = Path(__file__).parent
 ANSWERS = "answers.json"
 EXAMPLES = 6
 SHOWN_CHARACTERS = 600
-POINTS = 400  # of a line; more would not be told apart and make the page slow
+POINTS = 400  # per line; more points are not visible and make the page slow
 GAP = "sampling/sampling_logp_difference/mean"
-# Title, and its lines: (name, where the value is, key). A chart without a value is left out.
+# (title, lines), each line (name, source, key). A chart without values is omitted.
 CHARTS = [
     ("Loss", [("loss", "log", "loss")]),
     ("Reward", [("in training", "log", "reward"), ("on the probe", "probe", "reward")]),
@@ -36,7 +36,7 @@ CHARTS = [
         "Answers on the probe",
         [("pass@1", "probe", "pass_at_1"), ("pass@k", "probe", "pass_at_k"), ("Macro-F1", "probe", "macro_f1")],
     ),
-    ("Entropy (nats a token)", [("training", "log", "entropy"), ("probe", "probe", "entropy")]),
+    ("Entropy (nats per token)", [("training", "log", "entropy"), ("probe", "probe", "entropy")]),
     ("Answer length (tokens)", [("training", "log", "completions/mean_length"), ("probe", "probe", "length")]),
     (
         "Answers without a verdict",
@@ -47,16 +47,16 @@ CHARTS = [
         ],
     ),
     ("Most frequent tier (share of the verdicts)", [("probe", "probe", "top_share")]),
-    ("Groups without spread (share)", [("training", "log", "frac_reward_zero_std")]),
-    ("Sampler against trainer (log-probability gap)", [("training", "log", GAP)]),
-    ("KL to the reference", [("training", "log", "kl")]),
+    ("Zero-advantage groups (share)", [("training", "log", "frac_reward_zero_std")]),
+    ("Sampler vs. trainer (log-probability gap)", [("training", "log", GAP)]),
+    ("KL divergence to the reference model", [("training", "log", "kl")]),
     ("Gradient norm", [("training", "log", "grad_norm")]),
 ]
 
 
 def write_training_report(folder: RunFolder, title: str, watch: Watch) -> None:
-    """Writes <run>/report.html from metrics.jsonl and the last watch's answers; the old one stays until it is whole."""
-    from lore.support.svg_plots import TEXT_MARKS  # matplotlib, and the arrows: a stage knows another one when it runs alone
+    """Writes <run>/report.html from metrics.jsonl and the answers of the last evaluation; replaces the old file atomically."""
+    from lore.support.svg_plots import TEXT_MARKS  # start-up time: imports matplotlib
 
     lines = folder.metrics()
     best = watch.best_step
@@ -81,8 +81,8 @@ def _charts(lines: Sequence[dict[str, Any]], best: int | None) -> list[dict[str,
     probes = [{"step": line["step"], **line["probe"]} for line in lines if "probe" in line]
     charts = [*CHARTS]
     for title, place, found, start, end in (
-        ("Parts of the reward on the probe", "probe", probes, "reward/", ""),
-        ("Parts of the training reward", "log", logs, "rewards/", "/mean"),
+        ("Reward components on the probe", "probe", probes, "reward/", ""),
+        ("Components of the training reward", "log", logs, "rewards/", "/mean"),
     ):
         parts = sorted({key for line in found for key in line if key.startswith(start) and key.endswith(end)})
         charts.insert(2, (title, [(key.removeprefix(start).removesuffix(end), place, key) for key in parts]))
@@ -119,14 +119,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most POINTS of them, the means of equally long stretches."""
+    """At most POINTS points: the means of equally long intervals."""
     width = -(-len(points) // POINTS)
     stretches = [points[at : at + width] for at in range(0, len(points), width)]
     return [(stretch[-1][0], sum(y for _, y in stretch) / len(stretch)) for stretch in stretches]
 
 
 def _ticks(first: int, last: int) -> list[int]:
-    """About five round steps."""
+    """About five round step numbers."""
     raw = max((last - first) / 5, 1)
     power = 10 ** math.floor(math.log10(raw))
     size = int(power * next(times for times in (1, 2, 5, 10) if raw <= times * power))
@@ -134,7 +134,7 @@ def _ticks(first: int, last: int) -> list[int]:
 
 
 def _examples(folder: RunFolder) -> dict[str, Any] | None:
-    """The last watch's answers to the first pairs of each label, texts bounded."""
+    """The answers of the last evaluation to the first pairs of each label; long texts are truncated."""
     path = folder / ANSWERS
     if not path.is_file():
         return None

@@ -91,7 +91,7 @@ def test_an_optimiser_that_is_made_twice_is_scaled_once(recipe):
     assert sorted(group["lr"] for group in trainer.optimizer.param_groups if group["params"]) == pytest.approx([1e-3, 8e-3])
 
 
-@pytest.mark.parametrize("patterns, says", [(["emb_tokens"], "found in no name"), (["."], "leave no weight")])
+@pytest.mark.parametrize("patterns, says", [(["emb_tokens"], "matches no trainable weight"), (["."], "freeze every trainable")])
 def test_a_pattern_that_finds_nothing_or_everything_is_an_error(recipe, patterns, says):
     with pytest.raises(LoreError, match=says):
         run_recipe(recipe(patterns, "grpo"))
@@ -115,7 +115,7 @@ def test_factors_scale_the_steps_of_the_weights_they_name(recipe, adapter, stage
 
 
 def test_a_factor_for_no_weight_is_an_error(recipe):
-    with pytest.raises(LoreError, match="train.lr_factors: 'lm_haed' is found in no name"):
+    with pytest.raises(LoreError, match="train.lr_factors: 'lm_haed' matches no trained weight"):
         run_recipe(recipe([], "grpo", {"lm_haed": 2}))
     with pytest.raises(LoreError, match="no regular expression"):
         load_recipe(recipe(["*embed*"], "grpo"))

@@ -210,7 +210,7 @@ def test_a_watched_run_leaves_its_best_weights_without_the_reference(recipe, run
     assert folder.summary["best_step"] in looked
     assert (folder / "model" / "adapter_model.safetensors").is_file() and not (folder / "model" / "ref").exists()
     report = (folder / "report.html").read_text(encoding="utf-8")
-    assert "Implicit rewards of good and bad answers" in report and "Parts of the reward on the probe" in report
+    assert "Implicit rewards of good and bad answers" in report and "Reward components on the probe" in report
 
 
 @pytest.mark.parametrize("stage", ["dpo", "kto"])
@@ -268,7 +268,7 @@ def test_raters_tables_alone_and_beside_a_pool(recipe, tiny, pool, tmp_path):
 def test_nothing_to_prefer_is_an_error(recipe, pool, tmp_path):
     table = tmp_path / "none.jsonl"
     table.write_text('{"pair_id": "nobody", "chosen": "a", "rejected": "b"}\n')
-    with pytest.raises(LoreError, match="no preference to learn from: 1 were left out"):
+    with pytest.raises(LoreError, match="no preference to learn from: 1 were rejected"):
         run_recipe(recipe("none", preferences={"tables": [str(table)]}))
     with pytest.raises(LoreError, match="No row of .* is chosen"):
         run_recipe(recipe("window", preferences={"pool": {"path": pool, "pass_rate": [0.9, 1.0]}}))
@@ -280,12 +280,12 @@ def test_nothing_to_prefer_is_an_error(recipe, pool, tmp_path):
     ("stage", "changes", "says"),
     [
         ("dpo", {"preferences": {"per_prompt": 2}}, "a pool, tables of preferences, or both"),
-        ("dpo", {"loss": {"sft": 1.0}}, "prefers nothing"),
+        ("dpo", {"loss": {"sft": 1.0}}, "is no preference loss"),
         ("dpo", {"loss": {"sigmoid": 0.0}}, "weight above 0"),
         ("dpo", {"loss": {"sigmod": 1.0}}, "sigmod"),
         ("dpo", {"label_smoothing": 0.1}, "without loss robust"),
         ("kto", {"train": {"micro_batch_size": 1}}, "at least 2"),
-        ("dpo", {"train": {"packing": True}}, "flattened rows"),
+        ("dpo", {"train": {"packing": True}}, "packed or flattened rows"),
     ],
 )
 def test_impossible_recipes_are_refused(recipe, stage, changes, says):

@@ -553,7 +553,7 @@ def test_what_a_run_lacks_is_said_before_the_model_is_loaded(made, tiny, runs, t
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr("lore.train.rl.setup.trained_model", loaded)
-    with pytest.raises(LoreError, match="holds no labelled pair of split nowhere.*\n.*watch.path"):
+    with pytest.raises(LoreError, match="holds no labeled pair of split nowhere.*\n.*watch.path"):
         made(run="a", watch={"every": 2, "split": "nowhere"})
     bare = tmp_path / "bare.parquet"
     with PairWriter(bare) as writer:

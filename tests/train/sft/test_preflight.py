@@ -43,7 +43,7 @@ def test_it_shows_what_will_be_trained(text, capsys):
     recipe, rows, model, tokenizer = text
     preflight(recipe, rows, model, tokenizer, steps=8, sequences=len(rows))
     shown = capsys.readouterr().out
-    assert "8 of 8 = 1 processes x 1 passes x 8" in shown
+    assert "8 of 8 = 1 processes x 1 accumulation steps x 8 rows" in shown
     assert f"{sum(rows['cut'])} item texts cut to 512 prompt tokens" in shown
     assert "⟦<reason>" in shown and "<|im_end|>⟧" in shown
     assert "<|im_start|>assistant\n⟦" in shown
@@ -69,7 +69,7 @@ def test_every_supervised_stretch_is_marked(text):
     labels = [IGNORE if i % 2 else token for i, token in enumerate(ids)]
     coloured = masked_text(ids, labels, tokenizer)
     assert sum(span.style == "green" for span in coloured.spans) == (len(ids) + 1) // 2
-    assert masked_text(ids, labels, tokenizer, colour=False).plain.count("⟦") == 1 + (len(ids) + 1) // 2
+    assert masked_text(ids, labels, tokenizer, color=False).plain.count("⟦") == 1 + (len(ids) + 1) // 2
 
 
 def test_the_shown_row_of_a_vision_model_is_the_collated_one(tiny):
@@ -78,7 +78,7 @@ def test_the_shown_row_of_a_vision_model_is_the_collated_one(tiny):
     pairs = [p for p in read_pairs(tiny.pairs, split="train") if p.image][:2]
     rows = datasets.Dataset.from_list([sft_row(pair, RUBRIC, fmt, processor) for pair in pairs])
     ids, labels = next(collated(rows, processor))
-    shown = masked_text(ids, labels, processor, colour=False).plain
+    shown = masked_text(ids, labels, processor, color=False).plain
     assert shown.count("<image>") == processor.image_seq_len
     assert len(ids) == rows[0]["length"]
 

@@ -93,11 +93,11 @@ def test_training_in_float16_is_refused(train):
 @pytest.mark.parametrize(
     "lora, message",
     [
-        ({"targets": ["q_proy"]}, r"model.lora.targets: 'q_proy' stands for no module.*Nearest: 'q_proj'"),
-        ({"targets": "q_proj"}, r"model.lora.targets: 'q_proj' stands for no module.*whole name"),
+        ({"targets": ["q_proy"]}, r"model.lora.targets: 'q_proy' matches no module.*Nearest: 'q_proj'"),
+        ({"targets": "q_proj"}, r"model.lora.targets: 'q_proj' matches no module.*full name"),
         ({"targets": ["q_proj", "lm_head"]}, r"output layer.*modules_to_save: \[lm_head\]"),
-        ({"targets": ["mlp"]}, r"takes in model.layers.0.mlp, a LlamaMLP"),
-        ({"modules_to_save": ["lm_hed"]}, r"model.lora.modules_to_save: 'lm_hed' stands for no module.*Nearest: 'lm_head'"),
+        ({"targets": ["mlp"]}, r"matches model.layers.0.mlp, a LlamaMLP"),
+        ({"modules_to_save": ["lm_hed"]}, r"model.lora.modules_to_save: 'lm_hed' matches no module.*Nearest: 'lm_head'"),
         ({"targets": []}, r"model.lora.targets.*no adapter"),
     ],
     ids=["typo", "pattern of a part", "output layer", "container", "saved typo", "none"],

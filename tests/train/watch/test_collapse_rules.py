@@ -54,7 +54,7 @@ def reasons(folder, *probes: dict, rewards=(), labels=("L1", "L2", "L4"), **sect
 def test_a_constant_tier_stops_training(folder):
     found = reasons(folder, {}, {"top_share": 0.949}, {"top_share": 0.95})
     assert found[:2] == [None, None]
-    assert found[2].startswith("constant tier: 95% of the verdicts are L4, which 33% of the probe's labels are")
+    assert found[2].startswith("constant tier: 95% of the verdicts are L4, but only 33% of the probe's labels")
     assert folder.metrics()[-1]["stopped"] == found[2]
 
 
@@ -90,7 +90,7 @@ def test_a_base_model_that_learns_to_stop_has_not_shrunk(folder):
 def test_entropy_below_the_floor_stops_training(folder):
     found = reasons(folder, {}, {"entropy": 0.01}, {"entropy": 0.00999}, entropy_floor=0.01)
     assert found[:2] == [None, None]
-    assert found[2].startswith("entropy: 0.00999 nats a token, at the start 0.20000")
+    assert found[2].startswith("entropy: 0.00999 nats per token, at the start 0.20000")
 
 
 @pytest.mark.parametrize("start", [0.009, None])

@@ -379,7 +379,7 @@ def test_without_a_watch_the_newest_weights_are_the_model(tiny, tmp_path):
 
 
 def test_a_probe_without_labels_is_an_error(tiny, tmp_path):
-    with pytest.raises(LoreError, match="no labelled pair"):
+    with pytest.raises(LoreError, match="no labeled pair"):
         ProbeCallback(SECTION, RunFolder(tmp_path), [], RUBRIC, FMT, None, 0, title="", max_tokens=8)
 
 
