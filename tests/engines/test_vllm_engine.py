@@ -69,7 +69,8 @@ def vllm_answers(tiny, adapter, tmp_path_factory):
     found = {}
     for kind, lora in (("vision", []), ("text", [str(adapter)])):
         out = tmp_path_factory.mktemp("answers") / f"{kind}.json"
-        command = [sys.executable, str(ROOT / "tests" / "engines" / "vllm_answers.py"), str(tiny.pairs.parent), kind, str(out), *lora]
+        script = ROOT / "tests" / "engines" / "vllm_answers.py"
+        command = [sys.executable, str(script), str(tiny.pairs.parent), kind, str(out), *lora]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         found[kind] = json.loads(out.read_text())

@@ -158,7 +158,8 @@ def test_ratings_that_do_not_fit_are_refused_with_all_their_ids(tmp_path):
     with pytest.raises(LoreError) as caught:
         read_ratings(path, RUBRIC, ["a", "b"])
     message = str(caught.value)
-    for part in ("1 pairs that one rater labeled twice: a (of ann)", "outside the test: x", "b ('superb' of bob)", "row 5 (no rater)"):
+    twice = "1 pairs that one rater labeled twice: a (of ann)"
+    for part in (twice, "outside the test: x", "b ('superb' of bob)", "row 5 (no rater)"):
         assert part in message
     path.write_text("pair_id,label\na,L4\n")
     with pytest.raises(LoreError, match="'rater' is missing"):

@@ -430,7 +430,7 @@ LAUNCHED = """
 import sys
 from pathlib import Path
 import trl
-sys.path[:0] = [{tests!r}]
+sys.path[:0] = {paths!r}
 {patch}
 from types import SimpleNamespace
 from lore.run.run_folder import RunFolder
@@ -446,7 +446,8 @@ plain = test_periodic_evaluation.options
 without = lambda found: {{key: value for key, value in found.items() if key != "use_cpu"}}
 test_periodic_evaluation.options = lambda *a, **k: without(plain(*a, **k)) | given | {{"max_steps": 4}}
 trainer, processor = make(tiny, sys.argv[6], folder, lora=sys.argv[7] == "lora")
-callback = test_periodic_evaluation.watched(tiny, trainer, processor, folder, test_periodic_evaluation.WatchSection(every=2, pairs=5, samples=2))
+section = test_periodic_evaluation.WatchSection(every=2, pairs=5, samples=2)
+callback = test_periodic_evaluation.watched(tiny, trainer, processor, folder, section)
 test_periodic_evaluation.start(trainer, folder)
 facts = callback.finish(trainer)
 accelerator = trainer.accelerator
@@ -478,7 +479,8 @@ def test_two_processes_watch_together(tiny, tmp_path, config, make, model, lora)
     if config.startswith("zero"):
         needs_deepspeed()
     script = tmp_path / "script.py"
-    script.write_text(LAUNCHED.format(tests=str(Path(__file__).parent), patch=FSDP if config == "fsdp2" else ""))
+    paths = [str(Path(__file__).parent), str(ROOT / "tests"), str(ROOT / "tests" / "train")]
+    script.write_text(LAUNCHED.format(paths=paths, patch=FSDP if config == "fsdp2" else ""))
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
     command += ["--config_file", f"launch/accelerate/{config}.yaml", "--main_process_port", "0", str(script)]
     command += [make, tmp_path / "run", tiny.pairs, tiny.text, tiny.vision, model, lora]
