@@ -1,1 +1,1 @@
-"""Asking a judge about pairs: the verdict row, the chunk store, resuming, the judge's card."""
+"""Asks a judge about pairs: verdict rows, chunk store, resuming and the judge's card."""

@@ -1,4 +1,4 @@
-"""A completion as the codec reads it: what the rewards, the probe of a training run, the pool and the evaluation look at."""
+"""A parsed completion. Rewards, periodic evaluation, the pool and the evaluation all read it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from lore.rubric.rubric import Rubric
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One completion. tokens: its length; truncated: it was cut at the limit; probabilities [K]: of the tiers at the verdict."""
+    """One completion. tokens: its length; truncated: it reached the token limit; probabilities [K]: of the tiers at the verdict."""
 
     text: str
     tokens: int
@@ -21,16 +21,16 @@ class Answer:
 
     @property
     def tier(self) -> str | None:
-        """None for a format failure."""
+        """The verdict; None for a format failure."""
         return self.judgement.tier if isinstance(self.judgement, Judgement) else None
 
     @property
     def failure(self) -> str | None:
-        """The reason of a format failure, see `lore.codec.judgement.parse`; None for an answer."""
+        """The reason of a format failure, see `lore.codec.judgement.parse`; None for a valid answer."""
         return self.judgement.reason if isinstance(self.judgement, FormatFailure) else None
 
 
 def read_answer(completion: Completion, rubric: Rubric, fmt: PromptFormat) -> Answer:
-    """An engine's completion, parsed."""
+    """Parses an engine's completion."""
     judgement = parse(completion.text, rubric, fmt)
     return Answer(completion.text, completion.tokens, completion.finish_reason == "length", judgement)

@@ -1,11 +1,10 @@
-"""Asks a judge about pairs and reads its verdicts, chunk by chunk. `lore.judge.resumable` saves them on the way.
+"""Asks a judge about pairs and reads its verdicts, chunk by chunk. `lore.judge.resumable` saves each chunk.
 
-- reason_first: write the answer, read it strictly, then score the tiers right behind the reason that was written.
-- answer_only, answer_first: score the tiers at once; nothing is decoded. answer_first with `explain` writes the whole
-  answer too.
-- without scores (endpoints that have none): write the answer in every order; there are no probabilities.
+- reason_first: generates the answer, parses it strictly, then scores the tiers after the generated reason.
+- answer_only, answer_first: scores the tiers without decoding. answer_first with `explain` also generates the whole answer.
+- without scores (for endpoints that return none): generates the answer in every order; there are no probabilities.
 
-Within a chunk the engine gets the prompts of one query together, so that one with a prefix cache reads what they share once.
+Within a chunk the engine gets the prompts of one query together, so that a prefix cache processes their shared part once.
 """
 
 import time
@@ -46,11 +45,11 @@ def predict(
 ) -> Iterator[list[Verdict]]:
     """Verdicts in chunks, in the order of the pairs.
 
-    facts: texts shown as facts with a pair; judge_id: noted in every verdict; timed: so is the chunk's wall time divided by its
-    pairs, which differs from run to run.
+    facts: texts shown as facts with a pair. judge_id: stored in every verdict. timed: stores seconds per pair in every verdict, the
+    wall time of the chunk divided by its pairs; these differ from run to run.
 
     A pair whose query alone is too long for the prompt is a format failure `prompt_too_long`. Raises LoreError when not
-    even a one-word query fits: then the recipe is wrong, not the pair.
+    even a one-word query fits, since the recipe is wrong then.
     """
     for chunk, shown in _chunks(pairs, engine, rubric, fmt, chunk_pairs):
         began = time.perf_counter()
@@ -100,13 +99,13 @@ def judge_chunk(
 def render_chunk(
     pairs: list[Pair], engine: Engine, rubric: Rubric, fmt: PromptFormat, facts: FactsOf | None = None
 ) -> tuple[list[Verdict], list, list[Verdict]]:
-    """An empty verdict for each pair, then the prompts of those that can be asked, a query's together, with their verdicts."""
+    """(verdicts, prompts, verdicts of the prompts): an empty verdict per pair, and prompts for the pairs that fit, by query."""
     verdicts = [Verdict(pair.pair_id, None) for pair in pairs]
     prompts, asked = [], []
     for index in sorted(range(len(pairs)), key=lambda i: pairs[i].query):
         pair, verdict = pairs[index], verdicts[index]
         image, verdict.photo = photo_of(pair, fmt, _renderer(engine))
-        # render would load a photo that could not be loaded here a second time, and fail.
+        # Without photo: render would load a broken photo again and fail.
         shown = fmt if image is not None else replace(fmt, photo=False)
         texts = facts(pair) if facts else ()
         try:
@@ -121,7 +120,7 @@ def render_chunk(
 def write_answers(
     prompts: list, verdicts: list[Verdict], engine: Engine, rubric: Rubric, fmt: PromptFormat, sampling: Sampling
 ) -> None:
-    """Generates every answer and fills in what it says."""
+    """Generates the answers and fills the verdicts from them."""
     for verdict, completions in zip(verdicts, engine.generate(prompts, sampling), strict=True):
         completion = completions[0]
         answer = read_answer(completion, rubric, fmt)
@@ -137,8 +136,8 @@ def write_answers(
 def score_answers(
     prompts: list, verdicts: list[Verdict], engine: Engine, rubric: Rubric, fmt: PromptFormat, *, decide: bool
 ) -> None:
-    """Fills in the tier probabilities, behind the reason where one was written. decide: the most probable tier becomes
-    the verdict."""
+    """Fills in the tier probabilities, scored after the reason if there is one. decide: the most probable tier becomes the
+    verdict."""
     tokens = verdict_tokens(engine.tokenizer, rubric) if engine.tokenizer is not None else None
     scored = [
         (prompt, verdict)
@@ -158,15 +157,15 @@ def score_answers(
         if len(scored) == 1:
             scored[0][1].failure = "refused"
             return
-        for prompt, verdict in scored:  # which one was refused is not said
+        for prompt, verdict in scored:  # the server does not say which prompt it refused
             score_answers([prompt], [verdict], engine, rubric, fmt, decide=True)
         return
     expected = (len(scored), len(rubric.tier_ids))
     if probabilities.shape != expected or not np.isfinite(probabilities).all():
         found = "nan or inf" if probabilities.shape == expected else f"an array {probabilities.shape}"
         raise LoreError(
-            f"the engine gave {found}; expected tier probabilities {expected}, so no verdict can be read. "
-            "A model that overflows in float16 does this: set model.dtype to bfloat16 or float32."
+            f"the engine returned {found}; expected tier probabilities {expected}, so no verdict can be read. "
+            "A model can overflow in float16: set model.dtype to bfloat16 or float32."
         )
     for (_, verdict), row in zip(scored, probabilities, strict=True):
         verdict.probabilities = row.tolist()
@@ -185,8 +184,9 @@ def sample(
     explain: bool = False,
     scores: bool = True,
 ) -> Iterator[list[tuple[str, list[str | None]]]]:
-    """(pair_id, `sampling.n` tiers, None for a format failure) of each pair, in chunks. Where the verdict comes first it alone is
-    sampled, from the tier probabilities at that temperature: nothing is decoded.
+    """(pair_id, `sampling.n` sampled tiers, None for a format failure) of each pair, in chunks.
+
+    When the verdict comes first, samples only the tier, from the tier probabilities at `sampling.temperature`, without decoding.
     """
     for chunk, shown in _chunks(pairs, engine, rubric, fmt, chunk_pairs):
         verdicts, prompts, asked = render_chunk(chunk, engine, rubric, shown)

@@ -1,4 +1,4 @@
-"""The card beside a judge's weights: on what it was trained and how to be asked. A run that would differ stops."""
+"""The card next to a judge's weights: how the judge was trained. A run that would prompt it differently is an error."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CARD = "lore.json"
 
 
 def judge_card(recipe: Any, renderer: str, rubric: str, template: str) -> dict[str, Any]:
-    """Renderer hash, rubric (hash and name), base model (name and, for a local one, fingerprint), chat template and
-    prompt section of a judge in training.
+    """The card of a judge in training: renderer hash, rubric (hash and name), base model (name and, for a local folder,
+    fingerprint), chat template and prompt section.
     """
     return {
         "renderer_hash": renderer,
@@ -32,8 +32,8 @@ def judge_card(recipe: Any, renderer: str, rubric: str, template: str) -> dict[s
 
 
 def judge_id(weights: str, rubric: str, renderer: str) -> str:
-    """Identifies a judge as it is asked, in every Verdict. weights: fingerprint of weights and adapter, or the name of its model
-    at a server; rubric, renderer: their hashes."""
+    """Identifies a judge and its prompt format in every Verdict. weights: fingerprint of weights and adapter, or the model's name
+    on a server; rubric, renderer: their hashes."""
     return f"{weights}:{rubric}:{renderer}"
 
 
@@ -42,12 +42,12 @@ def _base_fingerprint(name: str) -> str | None:
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """Stores the card beside the weights."""
+    """Stores the card next to the weights."""
     write_atomic(folder / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_card(folder: str | Path | None) -> dict[str, Any] | None:
-    """The card of a judge's folder; None for a model that is no judge, such as a base model or a hub id."""
+    """The card in a judge's folder; None for a model that is not a judge, such as a base model or a hub id."""
     path = Path(folder or "") / CARD
     if not folder or not path.is_file():
         return None
@@ -55,8 +55,8 @@ def read_card(folder: str | Path | None) -> dict[str, Any] | None:
 
 
 def check_card(model: ModelSection, renderer: str, what: str) -> None:
-    """Raises LoreError when the judge was trained with another renderer_hash than `renderer`, or its adapter on other
-    weights than the base model's folder holds now.
+    """Raises LoreError when the judge was trained with a renderer hash other than `renderer`, or when the base model's weights
+    have changed since its adapter was trained.
     """
     folder = model.adapter or model.name
     card = read_card(folder)
@@ -65,24 +65,24 @@ def check_card(model: ModelSection, renderer: str, what: str) -> None:
     if card["renderer_hash"] != renderer:
         raise LoreError(
             f"{what}: {folder} was trained with renderer {card['renderer_hash']} and would now be asked with "
-            f"{renderer}.\nIts answers would be worth little. It was trained with rubric {card['rubric']} and prompt "
+            f"{renderer}.\nIts answers would be unreliable. It was trained with rubric {card['rubric']} and prompt "
             f"{card['prompt']}: use these, or train a judge for the new ones."
         )
     trained, base = card.get("base_fingerprint"), _base_fingerprint(model.name)
     if model.adapter and trained and base and trained != base:
         raise LoreError(
             f"{what}: the adapter {folder} was trained on base weights {trained} ({card['base']}), and {model.name} now "
-            f"holds {base}.\nAn adapter on other weights gives answers that nobody has measured: put the old base back, or "
-            "train the adapter again."
+            f"holds {base}.\nThe quality of an adapter on other weights is unknown: restore the old base, or train the "
+            "adapter again."
         )
 
 
 def check_template(model: ModelSection, processor: Any, what: str) -> None:
-    """Raises LoreError when the judge was trained with another chat template than it would now be asked with."""
+    """Raises LoreError when the processor's chat template is not the one that the judge was trained with."""
     folder = model.adapter or model.name
     trained, now = (read_card(folder) or {}).get("template"), template_fingerprint(processor)
     if trained and trained != now:
         raise LoreError(
             f"{what}: {folder} was trained with chat template {trained}, and {model.name} now has {now}.\n"
-            "Its prompts would look different from those it has learnt: put the template back, or train the judge again."
+            "Its prompts would differ from those in training: restore the template, or train the judge again."
         )

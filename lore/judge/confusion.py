@@ -1,4 +1,4 @@
-"""Confusion matrices of labels and verdicts, and the Macro-F1 of one: for the evaluation and for the probe of a training run."""
+"""Confusion matrices of labels and verdicts, and their Macro-F1: for the evaluation and for periodic evaluation in training."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ NO_VERDICT = -1
 def confusion_matrix(
     gold: np.ndarray, predicted: np.ndarray, tiers: int, weights: np.ndarray | None = None, groups: np.ndarray | None = None
 ) -> np.ndarray:
-    """[G, K, K + 1] summed weights: gold tier by predicted tier; the last column holds the format failures.
+    """[G, K, K + 1] summed weights: gold tier by predicted tier. The last column counts format failures.
 
-    gold, predicted [N] tier indices, predicted also NO_VERDICT; weights [N], none: 1 each; groups [N] integers from 0, none:
-    all are group 0.
+    gold, predicted [N]: tier indices, or NO_VERDICT in predicted. weights [N]: 1 each if None. groups [N]: integers from 0, all 0
+    if None.
     """
     groups = np.zeros(gold.size, dtype=np.int64) if groups is None else groups
     n_groups = int(groups.max()) + 1 if gold.size else 1
@@ -36,7 +36,7 @@ def confusion_of(verdicts: Sequence[tuple[str, str | None]], rubric: Rubric) -> 
 def tier_f1(confusion: np.ndarray) -> np.ndarray:
     """[..., K] F1 of each tier from [..., K, K + 1] counts; nan for a tier that occurs in neither labels nor verdicts.
 
-    A format failure is a miss of the gold tier and a false alarm of none.
+    A format failure is a false negative of the gold tier and no tier's false positive.
     """
     answered = confusion[..., :-1]
     hits = np.diagonal(answered, axis1=-2, axis2=-1)
@@ -45,7 +45,7 @@ def tier_f1(confusion: np.ndarray) -> np.ndarray:
 
 
 def macro_f1(confusion: np.ndarray) -> np.ndarray:
-    """[...] mean F1 over the tiers that occur in labels or verdicts (scikit-learn's default); nan where none does."""
+    """[...] mean F1 over the tiers that occur in labels or verdicts (scikit-learn's default); nan if none occurs."""
     f1 = tier_f1(confusion)
     present = ~np.isnan(f1)
     with np.errstate(divide="ignore", invalid="ignore"):

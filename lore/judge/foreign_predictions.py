@@ -1,4 +1,4 @@
-"""Verdicts made elsewhere, by another program or in an earlier evaluation: read from a table, and refused where they do not fit."""
+"""Reads verdicts of another program or an earlier evaluation from a table, and rejects a table that does not match the test set."""
 
 import math
 from collections import Counter
@@ -27,12 +27,13 @@ def read_predictions(
     left_out: Iterable[str] = (),
     rows: list[dict[str, Any]] | None = None,
 ) -> dict[str, Verdict]:
-    """Verdicts by pair_id from a parquet, jsonl or csv file with columns pair_id, tier and, where known, p_<tier>.
+    """Verdicts by pair_id from a parquet, jsonl or csv file with the columns pair_id, tier and optionally p_<tier>.
 
-    Every required id must occur exactly once; the optional ones occur all or not at all; any other id, a doubled id, an
-    unknown tier or probabilities that are no distribution are refused with the ids. An empty tier is a format failure
-    of that judge. left_out: ids that may occur and are passed over, since a limit of the recipe left them out. rows: of
-    `prediction_rows`, where the file is read already.
+    required: ids that must occur exactly once. optional: ids that must either all occur or all be absent. left_out: ids that may
+    occur and are ignored, because a limit of the recipe excludes them. rows: result of `prediction_rows`, if the file was read
+    already. An empty tier counts as a format failure of that judge.
+
+    Raises LoreError with the ids for any other id, a duplicate id, an unknown tier, or probabilities that do not sum to 1.
     """
     path = Path(path)
     required, optional = list(required), list(optional)
@@ -48,7 +49,7 @@ def read_predictions(
         "no pair of this test": [pair_id for pair_id in counts if pair_id not in known],
     }
     if any(pair_id in counts for pair_id in optional):
-        problems["missing (of the calibration split)"] = [pair_id for pair_id in optional if pair_id not in counts]
+        problems["missing from the calibration split"] = [pair_id for pair_id in optional if pair_id not in counts]
     verdicts, wrong = (
         {},
         {"with a tier that the rubric does not have": [], "with probabilities that are no distribution": []},
@@ -74,18 +75,18 @@ def read_predictions(
 
 
 def _check_columns(path: Path, columns: set[str], rubric: Rubric) -> None:
-    """Raises LoreError for columns that look like probabilities of the tiers and would be passed over in silence."""
+    """Raises LoreError for columns that look like tier probabilities but would be ignored silently."""
     expected = {f"p_{tier}" for tier in rubric.tier_ids}
     if any(name.casefold() in {wanted.casefold() for wanted in expected} for name in columns) and not expected <= columns:
         found = ", ".join(sorted(name for name in columns if name.startswith(("p_", "P_"))))
         raise LoreError(
-            f"predictions file {path} has the columns {found}; expected {', '.join(sorted(expected))}, or none of them: with a "
-            "part of the probabilities nothing is known of a verdict's confidence."
+            f"predictions file {path} has the columns {found}; expected {', '.join(sorted(expected))}, or none of them. An "
+            "incomplete distribution says nothing about confidence: add the missing columns, or remove these."
         )
 
 
 def refuse(path: Path, problems: dict[str, list[str]]) -> None:
-    """Raises LoreError when a list of pair ids is not empty."""
+    """Raises LoreError when any list of pair ids is not empty. problems: what is wrong with the ids -> pair ids."""
     lines = []
     for what, ids in problems.items():
         if ids:
@@ -95,7 +96,7 @@ def refuse(path: Path, problems: dict[str, list[str]]) -> None:
             )
     if lines:
         raise LoreError(
-            f"{path} does not fit the tested pairs, and nothing is scored on a part of them:\n"
+            f"{path} does not match the tested pairs, and LORE does not score a part of them:\n"
             + "\n".join(lines)
             + "\n"
             "Write one row per tested pair, keyed by its pair_id."
@@ -108,18 +109,18 @@ def _is_distribution(probabilities: list[float]) -> bool:
 
 
 def prediction_rows(path: Path, named_by: str = "judges.<name>.predictions") -> list[dict[str, Any]]:
-    """Rows with at least the columns pair_id, a text, and tier. named_by: the recipe's key or the option that names the file.
+    """Rows with at least the columns pair_id (a string) and tier. named_by: the recipe key or option that names the file.
 
-    Raises LoreError for a file that is missing or damaged, lacks a column, or has a row that cannot be read.
+    Raises LoreError for a file that is missing or damaged, lacks a column, or has an unreadable row.
     """
     if not path.is_file():
-        raise LoreError(f"predictions file {path} does not exist. Correct {named_by}, or run what writes it first.")
+        raise LoreError(f"predictions file {path} does not exist. Correct {named_by}, or run the program that writes it first.")
     try:
         records = list(track(table_records(path, ()), f"reading {path.name}"))
-        if not records:  # of a header alone the columns are checked all the same
+        if not records:  # a file with only a header must still have the right columns
             list(table_records(path, NEEDED))
     except LoreError as error:
-        raise LoreError(f"predictions file {path} cannot be read, and nothing is scored on a part of it: {error}") from error
+        raise LoreError(f"predictions file {path} cannot be read, and LORE does not score a part of it: {error}") from error
     rows = [_cells(path, record) for record in records]
     columns = {key for row in rows for key in row}
     if rows and (absent := [name for name in NEEDED if name not in columns]):
@@ -134,8 +135,8 @@ def _cells(path: Path, record: tuple[int, dict[str, Any]] | Rejection) -> dict[s
     unit = "line" if path.suffix in JSONL else "row"
     if isinstance(record, Rejection):
         raise LoreError(
-            f"predictions file {path}, {unit} {record.row}: found {record.found}, expected {record.expected}. Nothing is scored "
-            "while a row cannot be read."
+            f"predictions file {path}, {unit} {record.row}: found {record.found}, expected {record.expected}. Correct the "
+            "row: LORE does not score a part of a file."
         )
     number, cells = record
     try:
@@ -144,10 +145,10 @@ def _cells(path: Path, record: tuple[int, dict[str, Any]] | Rejection) -> dict[s
         for value in cells.values():
             for text in value if isinstance(value, list) else [value]:
                 if isinstance(text, str):
-                    text.encode()  # bytes that are no UTF-8 come as lone surrogates, which no table can hold
+                    text.encode()  # bytes that are not UTF-8 become lone surrogates, which no table can hold
     except ValueError as error:
         raise LoreError(
-            f"predictions file {path}, {unit} {number}: {error}. Nothing is scored while a row cannot be read."
+            f"predictions file {path}, {unit} {number}: {error}. Correct the row: LORE does not score a part of a file."
         ) from error
     return cells
 
@@ -156,7 +157,7 @@ def _select(rows: list[dict], path: Path, judge: str | None) -> list[dict]:
     names = sorted({str(row["judge"]) for row in rows if row.get("judge") is not None})
     if judge is None and len(names) > 1:
         raise LoreError(
-            f"{path} holds the verdicts of {len(names)} judges ({', '.join(names)}). Choose one with predictions_judge."
+            f"{path} contains the verdicts of {len(names)} judges ({', '.join(names)}). Choose one with predictions_judge."
         )
     if judge is not None and judge not in names:
         raise LoreError(

@@ -1,7 +1,7 @@
-"""Asks one judge as often as a measurement needs: the tested pairs, changed pairs, changed prompts, several samples.
+"""Asks one judge all the questions of an evaluation: the tested pairs, changed pairs, changed prompts, several samples.
 
-Every set of questions has a tag, and its answers are saved under it chunk by chunk, so that a killed run asks nothing twice. The
-engine is opened when the first question is really asked.
+Every set of questions has a tag. Answers are saved under the tag chunk by chunk, so a killed run asks no saved question again. The
+engine opens at the first question without a saved answer.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -32,11 +32,11 @@ SAMPLES_SCHEMA = pa.schema([("pair_id", pa.string()), ("tiers", pa.list_(pa.stri
 
 @dataclass
 class Asker:
-    """One judge of an evaluation, with how it is asked."""
+    """One judge of an evaluation, with its engine, prompt format and sampling settings."""
 
     name: str
     folder: Path
-    """Where its answers are kept: one folder per tag."""
+    """Folder of its saved answers, with one folder per tag."""
     open_engine: Callable[[], Engine]
     rubric: Rubric
     fmt: PromptFormat
@@ -44,11 +44,11 @@ class Asker:
     chunk_pairs: int = 256
     explain: bool = False
     scores: bool = True
-    """Whether tier probabilities are read; without them every verdict is written."""
+    """Whether to read tier probabilities. If not, the judge generates every verdict."""
     weights: str | None = None
-    """See `lore.judge.card.judge_id`; None: verdicts carry no judge_id, and saved answers are taken whichever judge gave them."""
+    """See `lore.judge.card.judge_id`. None: verdicts have no judge_id, and saved answers of any judge are used."""
     asked: int = field(default=0, init=False)
-    """Questions put in this process, answered ones of earlier starts not among them."""
+    """Questions that this process has asked, without those answered in earlier starts."""
 
     def ask(
         self,
@@ -63,9 +63,8 @@ class Asker:
     ) -> Verdicts:
         """A verdict for each pair, by pair_id.
 
-        pairs: streamed once; those answered earlier under this tag are passed over. known: the ids of the pairs, where
-        they need not be read when all of them have an answer. rubric, fmt, facts (pair -> texts shown as facts): for these
-        questions alone.
+        pairs: streamed once; pairs with a saved answer under this tag are skipped. known: the ids of the pairs; when all of them
+        have an answer, `pairs` is not read. rubric, fmt, facts (pair -> texts shown as facts): for these questions only.
         """
         rubric, fmt = rubric or self.rubric, fmt or self.fmt
         judge, tier_ids = self._id(rubric, fmt), self.rubric.tier_ids
@@ -96,7 +95,7 @@ class Asker:
     def samples(
         self, tag: str, pairs: Iterable[Pair], n: int, *, temperature: float, seed: int, total: int | None = None
     ) -> Samples:
-        """`n` sampled tiers for each pair."""
+        """`n` sampled tiers for each pair, by pair_id."""
         store = ChunkStore(self.folder / tag, SAMPLES_SCHEMA, self._id(self.rubric, self.fmt), "samples")
         drawn = {row["pair_id"]: row["tiers"] for row in store.rows()}
         missing = _unless_empty(pair for pair in pairs if pair.pair_id not in drawn)
@@ -115,8 +114,8 @@ class Asker:
             drawn |= self._tracked(saved, tag, total, len(drawn))
         if wrong := [pair_id for pair_id, tiers in drawn.items() if len(tiers) != n]:
             raise LoreError(
-                f"{self.folder / tag} holds {len(drawn[wrong[0]])} samples of pair {wrong[0]}, and {n} are wanted. "
-                "Delete the folder, or set sampling.samples back."
+                f"{self.folder / tag} holds {len(drawn[wrong[0]])} samples of pair {wrong[0]}, and the recipe asks for {n}. "
+                "Delete the folder, or restore sampling.samples."
             )
         return drawn
 
@@ -130,13 +129,13 @@ class Asker:
 
 
 def _unless_empty(pairs: Iterator[Pair]) -> Iterator[Pair] | None:
-    """The pairs, or None where there is none."""
+    """The pairs, or None if there are none."""
     first = next(pairs, None)
     return None if first is None else chain((first,), pairs)
 
 
 def _saved(chunks: Iterable[list[Any]], store: ChunkStore, row_of: Callable[[Any], dict[str, Any]]) -> Iterator[Any]:
-    """The answers one by one, each chunk saved before its answers are handed on."""
+    """The answers one by one. Saves each chunk before it yields its answers."""
     for answers in chunks:
         store.append(map(row_of, answers))
         yield from answers

@@ -1,4 +1,4 @@
-"""The Verdict row: what one judge says about one pair. Evaluation, cache, labels and review all write and read this row."""
+"""The Verdict row: one judge's answer to one pair. Evaluation, cache, labels and review all read and write this row."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -10,7 +10,7 @@ Source = Literal["judge", "student", "cache"]
 
 @dataclass(slots=True)
 class Verdict:
-    """One judge's answer to one pair. tier is None when the answer was a format failure; `failure` then says which."""
+    """One judge's answer to one pair. For a format failure, tier is None and `failure` has the reason."""
 
     pair_id: str
     tier: str | None
@@ -21,21 +21,21 @@ class Verdict:
     rules: list[str] = field(default_factory=list)
     failure: str | None = None
     text: str | None = None
-    """The answer as it was written; None when only scores were asked for."""
+    """The generated answer; None if the judge only scored the tiers."""
     photo: str = "none"
-    """seen, hidden (the judge was not shown it), failed (it could not be read or the model's processor refused it; judged
-    as text) or none (the pair has no photo)."""
+    """seen, hidden (not shown to the judge), failed (unreadable, or rejected by the model's processor; judged as text) or none (the
+    pair has no photo)."""
     judge_id: str | None = None
-    """Which weights, adapter, rubric and renderer answered, see `lore.judge.card.judge_id`; None where it is not known."""
+    """Weights, adapter, rubric and renderer that answered, see `lore.judge.card.judge_id`; None if unknown."""
     tokens: int | None = None
-    """Decoded tokens of the answer; None when only scores were asked for."""
+    """Generated tokens; None if the judge only scored the tiers."""
     source: Source = "judge"
     seconds: float | None = None
-    """Time that the pair took; None unless it was asked for, since it differs from run to run."""
+    """Seconds spent on the pair; None by default, since it differs from run to run."""
 
 
 def verdict_schema(tier_ids: list[str]) -> pa.Schema:
-    """Columns of a table of verdicts: the probabilities are one column `p_<tier>` per tier."""
+    """Columns of a table of verdicts, with one probability column `p_<tier>` per tier."""
     return pa.schema(
         [
             ("pair_id", pa.string()),
@@ -66,7 +66,7 @@ def to_row(verdict: Verdict, tier_ids: list[str]) -> dict[str, Any]:
 
 
 def from_row(row: dict[str, Any], tier_ids: list[str]) -> Verdict:
-    """The verdict of a row. All columns but pair_id and tier may be absent: other programs and older versions write fewer."""
+    """The verdict of a row. All columns except pair_id and tier may be absent: other programs and older versions write fewer."""
     probabilities = [row.get(f"p_{tier}") for tier in tier_ids]
     return Verdict(
         pair_id=row["pair_id"],
@@ -90,5 +90,5 @@ def _text(value: object) -> str | None:
 
 
 def _rules(value: object) -> list[str]:
-    """A list, or one text with spaces between the rules."""
+    """Rules from a list, or from a string with spaces between the rules."""
     return [str(rule) for rule in value] if isinstance(value, list) else str(value or "").split()

@@ -5,9 +5,9 @@
 
 
 def main(name: str, file: str) -> None:
-    """Runs the recipe `file` with the overrides of the command line. Returns at once in spawned workers, which run the file again."""
+    """Runs the recipe `file` with the overrides of the command line. Does nothing in spawned workers, which execute the file."""
     if name == "__main__":
-        # At start-up only: every module below imports this package first, and a worker needs none of it.
+        # Imported here for start-up time: a spawned worker needs none of it.
         import sys
 
         from lore.run.devices import leave

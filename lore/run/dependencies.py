@@ -1,4 +1,4 @@
-"""What a recipe needs first: the main process runs it, each recipe as a process of its own; the others wait for it."""
+"""Runs the recipes that a recipe needs. The main process runs each of them in its own process; the other ranks wait."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POLL_SECONDS = 1.0
 REPORT_EVERY_SECONDS = 30.0
 STALE_AFTER_SECONDS = 60.0
 
-# What torchrun, accelerate and DeepSpeed put into the environment of the processes they start.
+# Environment variables that torchrun, accelerate and DeepSpeed set for the processes they start.
 LAUNCHER_NAMES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME"}
 LAUNCHER_NAMES |= {"ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE"}
 LAUNCHER_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "TORCH_NCCL_ASYNC", "FSDP_", "DEEPSPEED_", "DS_", "PARALLELISM_")
@@ -32,12 +32,17 @@ LAUNCHER_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "TORCH_NCCL_ASYNC", "FSDP_"
 def plan(
     path: str | Path, recipe: BaseRecipe, above: tuple[Path, ...] = (), overrides: Sequence[str] = ()
 ) -> list[tuple[Path, RunFolder]]:
-    """Every recipe that has to be done before this one, in the order to run them; a needed grid is all of its runs. A cycle is an
-    error. overrides: this recipe's own, of which `shared_overrides` reach the runs of its grid."""
+    """Every recipe that must finish before this one, in the order in which to run them. A needed grid expands to all of its runs.
+
+    overrides: those of this recipe; `shared_overrides` selects the ones that also apply to other runs of its grid. Raises
+    LoreError for a cycle.
+    """
     own = Path(path).resolve()
     if own in above:
         circle = " -> ".join(p.name for p in (*above[above.index(own) :], own))
-        raise LoreError(f"The recipes need one another in a circle: {circle}.\nTake one of these out of `needs`.")
+        raise LoreError(
+            f"The recipes need one another in a cycle: {circle}. None of them can run first.\nRemove one of them from `needs`."
+        )
     order: dict[Path, RunFolder] = {}
     for need_path in (one for need in recipe.needs for one in recipes_of(resolve_need(path, need))):
         shared = shared_overrides(path, need_path, overrides)
@@ -47,14 +52,14 @@ def plan(
         before = plan(need_path, inner, (*above, own), shared)
         if folder.is_done:
             check_inputs(inner, folder)
-        else:  # what a finished run needed may have been deleted since
+        else:  # a finished run does not need its inputs again; they may be deleted
             order.update(before)
         order[need_path] = folder
     return list(order.items())
 
 
 def recipes_of(path: Path) -> list[Path]:
-    """The recipe of a file, or the runs of a grid."""
+    """The recipe in a file, or the addresses of the runs of a grid."""
     if not is_grid(path):
         return [path]
     grid = load_grid(path)
@@ -62,7 +67,7 @@ def recipes_of(path: Path) -> list[Path]:
 
 
 def shared_overrides(path: str | Path, need: Path, overrides: Sequence[str]) -> list[str]:
-    """The overrides of a run that hold for a run it needs: those of their common grid."""
+    """The overrides of a run that also apply to a run it needs: those of the grid that both belong to."""
     (file, run), (other, _) = split_address(path), split_address(need)
     return of_whole_grid(overrides) if run is not None and file.resolve() == other.resolve() else []
 
@@ -72,7 +77,7 @@ def _failure_path(folder: RunFolder) -> Path:
 
 
 def launch_id() -> str:
-    """Names this start of a distributed job, so that the failure of an earlier one is not taken for its own."""
+    """Identifies this start of a distributed job, to tell its failure notes from those of earlier starts."""
     names = (
         "MASTER_ADDR",
         "MASTER_PORT",
@@ -89,8 +94,8 @@ def launch_id() -> str:
 def run_needed(
     folder: RunFolder, needed: list[tuple[Path, RunFolder]], path: str | Path = "", overrides: Sequence[str] = ()
 ) -> None:
-    """Main process: runs what is not done yet, each as its own process. Leaves a note for the others when one fails. path and
-    overrides: those of the run that needs it."""
+    """Main process: runs each needed recipe that is not done, in its own process. When one fails, writes a note for the other
+    ranks and raises LoreError. path, overrides: those of the run that needs them."""
     failure = _failure_path(folder)
     failure.unlink(missing_ok=True)
     for need, inner in needed:
@@ -107,7 +112,7 @@ def run_needed(
 
 
 def wait_for_needed(folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> None:
-    """Other processes: wait until the main process has run what is needed, and fail when it failed."""
+    """Other ranks: wait until the main process has run the needed recipes. Raises LoreError when one of them failed."""
     started = reported = time.time()
     while missing := [inner.path for _, inner in needed if not inner.is_done]:
         failure = _failure_path(folder)
@@ -115,17 +120,18 @@ def wait_for_needed(folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> 
             note = json.loads(failure.read_text(encoding="utf-8"))
             if note["launch"] == launch_id() and note["time"] > started - STALE_AFTER_SECONDS:
                 raise LoreError(
-                    f"{note['recipe']} failed in rank 0, whose output says why; {folder.path} needs it.", same_on_every_rank=True
+                    f"{note['recipe']} failed on rank 0, and {folder.path} needs it. See the output of rank 0 for the reason.",
+                    same_on_every_rank=True,
                 )
         if time.time() - reported > REPORT_EVERY_SECONDS:
             reported = time.time()
             waited = f"waiting {reported - started:.0f} s for rank 0 to finish {missing[0]}"
-            print(f"rank {rank()}: {waited} (a folder that every machine has to see)", file=sys.stderr, flush=True)
+            print(f"rank {rank()}: {waited} (every machine must share this folder)", file=sys.stderr, flush=True)
         time.sleep(POLL_SECONDS)
 
 
 def plain_environment() -> dict[str, str]:
-    """The environment without what a launcher put into it: a needed recipe runs as one ordinary process."""
+    """The environment without a launcher's variables: a needed recipe runs as one ordinary process."""
     environment = dict(os.environ)
     if "RANK" not in environment and "ACCELERATE_MIXED_PRECISION" not in environment:
         return environment
@@ -135,9 +141,9 @@ def plain_environment() -> dict[str, str]:
 
 
 def run_in_subprocess(path: Path, overrides: Sequence[str], command: str = "run", options: Sequence[str] = ()) -> None:
-    """Runs (or launches) a recipe as a process of its own. Raises LoreError where it fails."""
+    """Runs (or launches) a recipe in its own process. Raises LoreError when it fails."""
     command = [sys.executable, "-m", "lore", command, str(path), *overrides, *options]
     status = subprocess.run(command, env=plain_environment()).returncode
     if status != 0:
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        raise LoreError(f"{path} ended with {how}; its message stands above. The same command goes on where it stopped.")
+        raise LoreError(f"{path} ended with {how}; see its message above. The same command resumes where it stopped.")

@@ -1,4 +1,4 @@
-"""Devices and processes of a launched run: what accelerate has to be told, and how a run leaves its process group."""
+"""Devices and processes of a launched run: settings that accelerate needs, checks, and how a run leaves its process group."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def uses_deepspeed() -> bool:
 
 
 def settle_devices() -> None:
-    """Tells accelerate that several processes without a GPU belong together; otherwise each of them trains alone.
+    """Makes accelerate join several processes without a GPU into one process group. Otherwise each process trains alone.
 
     `use_cpu` in a config file does not reach processes that accelerate starts with its multi-GPU launcher.
     """
@@ -42,8 +42,8 @@ def settle_devices() -> None:
 
 
 def note_build_locks() -> None:
-    """Names the locks of builds that were killed, of DeepSpeed's parts say: torch waits for one without an end or a word."""
-    from torch.utils.cpp_extension import get_default_build_root  # heavy, and only needed under DeepSpeed
+    """Warns about old locks of torch extension builds. torch waits forever, without a message, for the lock of a killed build."""
+    from torch.utils.cpp_extension import get_default_build_root  # here for start-up time: only DeepSpeed needs it
 
     from lore.support.processes import say
 
@@ -51,20 +51,20 @@ def note_build_locks() -> None:
     for lock in sorted(Path(root).glob("**/lock")):
         try:
             age = time.time() - lock.stat().st_mtime
-        except FileNotFoundError:  # its build is done
+        except FileNotFoundError:  # the build has finished
             continue
         if age > STALE_LOCK_S:
             say(
-                f"{lock} is {age / 3600:.1f} h old: a build was killed and has left it. Should this run stand still before its "
-                f"first step, it waits for that: rm {lock}"
+                f"{lock} is {age / 3600:.1f} h old: a killed build has probably left it. If this run hangs before its first step, "
+                f"it is waiting for this lock. Remove it: rm {lock}"
             )
 
 
 def device_arguments() -> dict[str, Any]:
     """transformers TrainingArguments for the devices of this process.
 
-    Under DeepSpeed on CPUs accelerate needs the backend by name (it sees one process otherwise), and use_cpu would
-    switch DeepSpeed off; under plain data parallel it needs use_cpu.
+    On CPUs, DeepSpeed needs the name of the backend: without it accelerate sees one process, and use_cpu would turn DeepSpeed
+    off. Plain data parallel training needs use_cpu.
     """
     if visible_gpus() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true":
         return {}
@@ -72,16 +72,16 @@ def device_arguments() -> dict[str, Any]:
 
 
 def check_world(processes: int) -> None:
-    """Raises LoreError when the trainer sees another number of processes than were started."""
+    """Raises LoreError when the trainer sees a different number of processes than the launcher started."""
     if processes != world_size():
         raise LoreError(
             f"{world_size()} processes were started and the trainer sees {processes}: each would train its own model.\n"
-            "Start the recipe with a file of launch/accelerate (lore launch x.yaml --config cpu2)."
+            "Start the recipe with a config from launch/accelerate (lore launch x.yaml --config cpu2)."
         )
 
 
 def main_process_checks(check: Callable[[], None]) -> None:
-    """Runs a check in the main process alone; the LoreError it raises is raised in every process."""
+    """Runs a check in the main process only. Raises its LoreError in every process."""
     from lore.support.processes import is_main_process
 
     found: list[str | None] = [None]
@@ -99,7 +99,7 @@ def main_process_checks(check: Callable[[], None]) -> None:
 
 
 def close_process_group() -> None:
-    """Leaves the process group a trainer joined, where there is one, once all processes have come to their end."""
+    """Waits for all processes, then destroys the process group. Does nothing without a process group."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -107,8 +107,8 @@ def close_process_group() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends the process. A launched one that has succeeded goes without Python's shutdown, in which threads of the
-    communication libraries now and then abort it; everything is on disk by then.
+    """Ends the process. A launched process that succeeded skips Python's shutdown, where threads of the communication libraries
+    occasionally abort it. All results are on disk by then.
     """
     if status == 0 and world_size() > 1:
         logging.shutdown()

@@ -1,10 +1,10 @@
-"""Runs grids: each run as a process of its own, in the order in which they need one another, and one table at the end.
+"""Runs grids: each run in its own process, in the order of their dependencies, and one table of results at the end.
 
-    lore run recipes/experiments/ablation.yaml              what is not done yet
-    lore run recipes/experiments/ablation.yaml --dry-run    which runs there are, and the state of each
-    lore run recipes/experiments/ablation.yaml:eval         one run, after what it needs
+    lore run recipes/experiments/ablation.yaml              every run that is not done
+    lore run recipes/experiments/ablation.yaml --dry-run    lists the runs and the state of each
+    lore run recipes/experiments/ablation.yaml:eval         one run, after the runs it needs
 
-A run that fails does not end the others; those that need it are left out.
+When a run fails, the grid skips the runs that need it and continues with the others.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Start = Callable[[Path, Sequence[str]], None]
 
 
 def run_grid(path: str | Path, overrides: Sequence[str] = (), dry_run: bool = False, start: Start = run_in_subprocess) -> None:
-    """Runs what is not done yet. Raises LoreError at the end when runs have failed. start: runs one address with overrides."""
+    """Runs every run that is not done. Raises LoreError at the end when runs failed. start: runs one address with overrides."""
     if world_size() > 1:
         raise LoreError(
-            f"{path} is a grid, and {world_size()} processes were started for it: they would all start its runs.\n"
-            f"Let `lore launch {path}` start the processes of each run, or launch one run as {path}:NAME.",
+            f"{path} is a grid, and {world_size()} processes were started for it: each of them would start all of its runs.\n"
+            f"Use `lore launch {path}`, which starts the processes of each run, or launch one run as {path}:NAME.",
             same_on_every_rank=True,
         )
     grid = load_grid(path, overrides)
@@ -56,17 +56,17 @@ def run_grid(path: str | Path, overrides: Sequence[str] = (), dry_run: bool = Fa
     if failed:
         rows = "\n".join(f"  {name}: {why}" for name, why in failed.items())
         count = f"{len(failed)} of the {len(grid.runs)} runs of {grid.path}"
-        raise LoreError(f"{count} failed:\n{rows}\nThe same command goes on with them.")
+        raise LoreError(f"{count} failed:\n{rows}\nThe same command runs them again.")
 
 
 def own_overrides(grid: Grid, overrides: Sequence[str]) -> list[str]:
-    """The overrides of every run, named as those of the grid: so the runs that a run needs are asked for with them too."""
+    """The overrides of every run, addressed as overrides of the grid, so that they also reach the runs that a run needs."""
     whole = of_whole_grid(overrides)
     return whole + [f"runs.{name}.{override}" for override in overrides if override not in whole for name in grid.names]
 
 
 def refuse_other_recipes(grid: Grid) -> None:
-    """Raises LoreError before anything runs where folders belong to recipes with other values."""
+    """Raises LoreError, before anything runs, when run folders belong to recipes with other values."""
     found = []
     for name, recipe in grid.runs.items():
         try:
@@ -78,7 +78,7 @@ def refuse_other_recipes(grid: Grid) -> None:
 
 
 def run_one(address: Path, recipe: BaseRecipe, overrides: list[str], start: Start, broken: set[Path]) -> None:
-    """One run after what it needs. Raises LoreError when either fails. broken: needed recipes that have failed before."""
+    """Runs the needed recipes, then the run. Raises LoreError when one fails. broken: needed recipes that failed before."""
     folder = RunFolder.of(recipe)
     if folder.is_done and not recipe.reopened(folder):
         check_inputs(recipe, folder)
@@ -86,7 +86,7 @@ def run_one(address: Path, recipe: BaseRecipe, overrides: list[str], start: Star
         return
     for need, inner in plan(address, recipe, overrides=overrides):
         if need in broken:
-            raise LoreError(f"not started: it needs {need}, which has failed")
+            raise LoreError(f"not started: it needs {need}, which failed")
         if not inner.is_done:
             say(f"{folder.path} needs {need}: running it first")
             try:
@@ -105,7 +105,7 @@ def state_of(recipe: BaseRecipe) -> str:
 
 
 def print_runs(grid: Grid) -> None:
-    """What a real run would do."""
+    """Lists the runs with their folders, states and needs, for a dry run."""
     cells = []
     for name, recipe in grid.runs.items():
         needs = ", ".join(need.removeprefix(f"{grid.path.name}:") for need in recipe.needs)
@@ -115,7 +115,7 @@ def print_runs(grid: Grid) -> None:
 
 
 def write_table(grid: Grid, failed: dict[str, str]) -> None:
-    """Prints what the runs came to, a table for each stage, and writes it to table.md in the grid's folder."""
+    """Prints the results, one table per stage, and writes them to table.md in the grid's folder."""
     text = [f"# {grid.name}\n"]
     for stage in dict.fromkeys(recipe.stage for recipe in grid.runs.values()):
         recipes = {name: recipe for name, recipe in grid.runs.items() if recipe.stage == stage}
@@ -129,7 +129,7 @@ def write_table(grid: Grid, failed: dict[str, str]) -> None:
 
 
 def stage_table(recipes: dict[str, BaseRecipe], failed: dict[str, str]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) of the runs of one stage. The means over the seeds of a run come last."""
+    """(columns, rows) of the runs of one stage. Means over seeds come last."""
     rows: list[tuple[str, str, Row]] = []
     for name, recipe in recipes.items():
         folder = RunFolder.of(recipe)
@@ -137,7 +137,7 @@ def stage_table(recipes: dict[str, BaseRecipe], failed: dict[str, str]) -> tuple
             rows.append((name, "", {"state": failed.get(name, "not run")}))
             continue
         for part, row in rows_of(folder.summary).items():
-            # Files in the run's folder are no results.
+            # Paths inside the run's folder are not results.
             values = {key: value for key, value in row.items() if not str(value).startswith(str(folder.path))}
             if values:
                 rows.append((name, part, values))
@@ -149,7 +149,7 @@ def stage_table(recipes: dict[str, BaseRecipe], failed: dict[str, str]) -> tuple
 
 
 def seed_means(rows: list[tuple[str, str, Row]]) -> list[tuple[str, str, Row]]:
-    """For runs that were repeated with other seeds, a row with the mean of every number; intervals have none."""
+    """A row with the mean of every number for each run that has several seeds. Means of intervals have no bounds."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for name, part, values in rows:
         run, repeated, _ = name.rpartition("-seed")

@@ -1,6 +1,6 @@
-"""What a run was made from, in a few bytes: the fingerprints that the recipe's sections give of their inputs.
+"""Fingerprints of a run's inputs, stored in its manifest and compared when the run starts again.
 
-A section says what it reads (`input_fingerprints` and `missing_inputs` of lore.config.sections); nothing here knows what that is.
+Each recipe section defines the inputs that it reads: see `input_fingerprints` and `missing_inputs` of lore.config.sections.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from lore.support.errors import LoreError
 
 
 def input_fingerprints(recipe: BaseRecipe, *, only_what_is_there: bool = False) -> dict[str, str]:
-    """Fingerprint of every input a recipe names, by its key. Raises LoreError for data that is not there, unless told
-    otherwise; a model's folder is checked when it is loaded.
+    """Fingerprint of every input that a recipe names, by recipe key.
+
+    Raises LoreError for missing data; with only_what_is_there, omits it. A model's folder is checked when the model is loaded.
     """
     found = {}
     for key, fingerprint in _inputs(recipe, ""):
@@ -43,26 +44,24 @@ def _sections(section: StrictModel) -> Iterator[tuple[str, StrictModel]]:
 
 
 def missing_inputs(section: StrictModel, at: str = "") -> Iterator[tuple[str, str]]:
-    """(key, what is missing) of the data, checkpoints and other files that a recipe names and that do not exist."""
+    """(key, message) for each data set, checkpoint or other file that a recipe names and that does not exist."""
     try:
         for key, lack in section.missing_inputs():
             yield f"{at}{key}", lack
-    except LoreError as error:  # a folder or pattern that holds none
+    except LoreError as error:  # an empty folder, or a pattern without matches
         yield at.rstrip("."), " ".join(str(error).split())
     for name, inner in _sections(section):
         yield from missing_inputs(inner, f"{at}{name}.")
 
 
 def check_inputs(recipe: BaseRecipe, folder: RunFolder) -> None:
-    """Raises LoreError when a finished run was made from other inputs than the recipe's paths hold now. What has been
-    deleted since is no reason: the results stand.
-    """
+    """Raises LoreError when the inputs of a finished run have changed. Deleted inputs are not an error: the results stay valid."""
     if folder.manifest.get("facts"):
         folder.compare_facts({f"input {k}": v for k, v in input_fingerprints(recipe, only_what_is_there=True).items()})
 
 
 def note_inputs(recipe: BaseRecipe, folder: RunFolder) -> None:
-    """Notes the inputs of a run that starts; one that goes on from a result has to find the same ones."""
+    """Stores the fingerprints of the inputs in the manifest. A run that already has results must find the same inputs."""
     facts = {f"input {key}": value for key, value in input_fingerprints(recipe).items()}
     if folder.is_unused and folder.changed_facts(facts):
         folder.begin(recipe)

@@ -1,8 +1,8 @@
-"""Starts a recipe in several processes with accelerate's own launcher, and tells accelerate what it misses on CPUs.
+"""Starts a recipe in several processes with accelerate's launcher, and adds the settings that accelerate needs on CPUs.
 
-`lore launch x.yaml --config zero2 train.lr=2e-4` checks the recipe, runs what it needs first, then does what
-`accelerate launch --config_file launch/accelerate/zero2.yaml x.yaml train.lr=2e-4` does. Options that `lore launch`
-does not know go to accelerate as they are.
+`lore launch x.yaml --config zero2 train.lr=2e-4` checks the recipe, runs the recipes it needs, and then does the same as
+`accelerate launch --config_file launch/accelerate/zero2.yaml x.yaml train.lr=2e-4`. `lore launch` passes options that it does
+not know to accelerate unchanged.
 """
 
 from __future__ import annotations
@@ -25,30 +25,31 @@ CONFIG_FOLDERS = (Path("launch/accelerate"), PACKAGE.parent / "launch" / "accele
 
 
 def config_names() -> list[str]:
-    """Names that --config takes."""
+    """Names that --config accepts."""
     return sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")})
 
 
 def find_config(name: str) -> Path:
-    """The accelerate config of a name (working directory first, then the one shipped) or of a path."""
+    """The accelerate config for a name or a path. A name is looked up in the working directory, then among the shipped configs."""
     if name.endswith((".yaml", ".yml")):
         if Path(name).is_file():
             return Path(name)
-        raise LoreError(f"--config {name}: there is no such file.\nShipped configs go by name: {', '.join(config_names())}.")
+        raise LoreError(
+            f"--config {name}: the file does not exist.\n"
+            f"Correct the path, or use a shipped config by name: {', '.join(config_names())}."
+        )
     for folder in CONFIG_FOLDERS:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     near = nearest(name, config_names())
     raise LoreError(
-        f"--config {name} is none of {', '.join(config_names())}" + (f"; nearest: {near}" if near else "") + ".\n"
+        f"--config {name} is unknown; expected one of {', '.join(config_names())}" + (f"; nearest: {near}" if near else "") + ".\n"
         "Give one of these names or the path of an accelerate config file."
     )
 
 
 def split_arguments(arguments: list[str]) -> tuple[str, list[str], list[str]]:
-    """(recipe, overrides, options for accelerate), wherever they stand. An option's own value follows it, as one word or
-    behind `=`.
-    """
+    """(recipe, overrides, options for accelerate), in any order. The value of an option is the next word, or follows `=`."""
     recipes, overrides, options = [], [], []
     for number, argument in enumerate(arguments):
         behind_option = number > 0 and arguments[number - 1].startswith("--") and "=" not in arguments[number - 1]
@@ -67,13 +68,13 @@ def split_arguments(arguments: list[str]) -> tuple[str, list[str], list[str]]:
     if len(recipes) > 1:
         raise LoreError(
             f"lore launch starts one recipe and got {len(recipes)}: {', '.join(recipes)}.\n"
-            "Start them one after the other; what a recipe needs stands under its `needs`."
+            "Launch them one after the other, or list the others under the recipe's `needs`."
         )
     return recipes[0], overrides, options
 
 
 def take_config(options: list[str], config: str | None) -> tuple[list[str], str | None]:
-    """accelerate's own --config_file means --config. Returns the other options and the config."""
+    """Treats accelerate's --config_file like --config. Returns the other options and the config."""
     rest, files = [], []
     words = iter(options)
     for word in words:
@@ -85,14 +86,16 @@ def take_config(options: list[str], config: str | None) -> tuple[list[str], str 
     if config is not None:
         files.append(config)
     if len(files) > 1 or "" in files:
-        raise LoreError(f"--config and --config_file name one file, found {', '.join(files) or 'nothing'}. Give it once.")
+        raise LoreError(
+            f"--config and --config_file are the same option, found {', '.join(files) or 'nothing'}. Give one config, once."
+        )
     return rest, files[0] if files else None
 
 
 def accelerate_arguments(
     recipe: str, overrides: list[str], options: list[str], config: str | None, num_processes: int | None
 ) -> list[str]:
-    """What accelerate's parser gets. `--module lore run x.yaml` also takes recipes without the two Python lines."""
+    """Arguments for accelerate's parser. `--module lore run x.yaml` also runs recipes without the Python line at the top."""
     given = list(options)
     if config is not None:
         path = find_config(config)
@@ -105,7 +108,7 @@ def accelerate_arguments(
             given.append("--multi_gpu")
     several = config is not None or (num_processes or 1) > 1
     if several and not _names(options, "main_process_port") and not _several_machines(options, config):
-        given += ["--main_process_port", "0"]  # a free one: two launches on one machine do not meet
+        given += ["--main_process_port", "0"]  # a free port: two launches on one machine must not share one
     return [*given, "--module", "lore", "run", recipe, *overrides]
 
 
@@ -123,8 +126,6 @@ def _several_machines(options: list[str], config: str | None) -> bool:
 def _on_cpu(path: Path) -> bool:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     return isinstance(content, dict) and bool(content.get("use_cpu"))
-
-
 
 
 def launch(arguments: list[str], config: str | None = None, num_processes: int | None = None, dry_run: bool = False) -> int:
@@ -167,26 +168,8 @@ def _accelerate(command: list[str]) -> int:
         launch_command(launch_command_parser().parse_args(command))
     except ChildFailedError as error:
         first, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
-        print(f"rank {first} ended with status {failure.exitcode}; its message stands above", file=sys.stderr)
+        print(f"rank {first} ended with status {failure.exitcode}; see its message above", file=sys.stderr)
         return 1
     except subprocess.CalledProcessError as error:
         return error.returncode
     return 0
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

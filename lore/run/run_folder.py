@@ -1,6 +1,6 @@
-"""The run folder: resolved recipe, manifest, metrics, done marker. Nothing in it is overwritten.
+"""The run folder: resolved recipe, manifest, metrics and done marker. LORE never overwrites results in it.
 
-The same recipe resumes; a changed one stops and names the key with both values. Only the main process writes.
+The same recipe resumes. A changed recipe is an error that names each changed key with both values. Only the main process writes.
 """
 
 from __future__ import annotations
@@ -24,25 +24,13 @@ from lore.support.plain import flatten, plain
 from lore.support.processes import is_main_process
 
 OWN_FILES = {".lock", "recipe.yaml", "manifest.json", "metrics.jsonl", "done", "failed.json"}
-PREPARED = {"data", "rejected.jsonl", "rejected_replay.jsonl"}  # what a run makes of its inputs before its first result
+PREPARED = {"data", "rejected.jsonl", "rejected_replay.jsonl"}  # files that a run derives from its inputs before its first result
 
-_held: dict[str, int] = {}  # open lock files by folder; POSIX locks are not inherited by forked data workers
-
-
-
-
-
-
-
-
-
-
-
-
+_held: dict[str, int] = {}  # open lock files by folder; forked data workers do not inherit POSIX locks
 
 
 class RunFolder:
-    """One run on disk. `open` it before use; every method that writes does nothing outside the main process."""
+    """One run on disk. Call `open` before use. Methods that write do nothing outside the main process."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -83,17 +71,17 @@ class RunFolder:
 
     @property
     def is_unused(self) -> bool:
-        """True for a run that stopped before its first result: there is nothing yet that another recipe could be mixed with."""
+        """True for a run that stopped before its first result: another recipe may still use the folder."""
         kept = OWN_FILES | PREPARED
         if self.is_done or (self.metrics_path.is_file() and self.metrics_path.stat().st_size):
             return False
         found = [path for path in self.path.glob("*") if path.name not in kept and not path.name.startswith(".")]
-        # A trainer makes the folder of its checkpoints before it is asked to train.
+        # A trainer creates its checkpoint folder before training starts.
         return all(path.name == "checkpoints" and not any(path.iterdir()) for path in found)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What the finished run reported; empty while it is not done."""
+        """Summary of the finished run; empty while the run is not done."""
         return json.loads(self.done_path.read_text(encoding="utf-8")) if self.is_done else {}
 
     @property
@@ -105,7 +93,7 @@ class RunFolder:
         return [change for change in self._differences(recipe) if not recipe.may_change(change[0])]
 
     def ignored(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
-        """The same for keys that may change without making it another run."""
+        """The same for keys that may change within a run (`BaseRecipe.may_change`)."""
         return [change for change in self._differences(recipe) if recipe.may_change(change[0])]
 
     def _differences(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
@@ -114,7 +102,7 @@ class RunFolder:
         old = flatten(yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")))
         new = flatten(recipe.resolved())
         both = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in [*old, *new]}
-        # A key that LORE has got since the run was started, at its default, makes no other recipe.
+        # A newer version of LORE may have added keys: at their defaults they do not change the recipe.
         added = new.keys() - old.keys() - flatten(recipe.model_dump(mode="json", exclude_defaults=True)).keys()
         return [(key, was, now) for key, (was, now) in both.items() if was != now and key not in added]
 
@@ -125,12 +113,12 @@ class RunFolder:
             rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
             raise LoreError(
                 f"{self.path} belongs to a recipe with other values:\n{rows}\n"
-                "Going on would mix two experiments. Give the recipe another `run` name, restore the values, "
+                "Resuming would mix two experiments. Give the recipe another `run` name, restore the values, "
                 "or delete the folder to start over."
             )
 
     def open(self, recipe: BaseRecipe) -> RunFolder:
-        """Creates the folder or resumes in it. Takes the lock until the process ends (main process)."""
+        """Creates the folder or resumes in it. The main process holds its lock until the process ends."""
         if not is_main_process():
             self.check(recipe)
             return self
@@ -148,7 +136,7 @@ class RunFolder:
         return self
 
     def begin(self, recipe: BaseRecipe) -> None:
-        """Recipe and manifest of a run that has no result yet, in place of those of an earlier start."""
+        """Writes the recipe and manifest of a run that has no result yet, and deletes prepared files of an earlier start."""
         if not is_main_process():
             return
         for path in map(self.__truediv__, PREPARED):
@@ -162,13 +150,13 @@ class RunFolder:
         if self.exists:
             return
         names = sorted(p.name for p in self.path.iterdir() if p.name not in OWN_FILES and not p.name.startswith("."))
-        # a/b may be a run beside a: folders that hold other runs are no strangers
+        # the run a/b lives inside the folder of the run a: folders that hold other runs are allowed
         runs = {p.relative_to(self.path).parts[0] for p in self.path.glob("**/recipe.yaml")}
         strangers = [name for name in names if name not in runs]
         if strangers:
             raise LoreError(
-                f"{self.path} holds {', '.join(strangers[:5])} but no recipe.yaml, so it is no run folder.\n"
-                "Nothing is overwritten: choose another `run` name or move these files away."
+                f"{self.path} holds {', '.join(strangers[:5])} but no recipe.yaml, so it is not a run folder.\n"
+                "LORE does not write into it, to protect these files: choose another `run` name or move the files."
             )
 
     def _lock(self) -> None:
@@ -188,7 +176,7 @@ class RunFolder:
         except OSError as error:
             os.close(handle)
             print(
-                f"warning: {self.path}: no file locks here ({error.strerror}); do not start this run twice",
+                f"warning: {self.path}: the file system has no file locks ({error.strerror}); do not start this run twice",
                 file=sys.stderr,
             )
             return
@@ -197,7 +185,7 @@ class RunFolder:
         _held[key] = handle
 
     def close(self) -> None:
-        """Gives the lock back; the end of the process does the same."""
+        """Releases the lock. The end of the process does the same."""
         handle = _held.pop(str(self.path.resolve()), None)
         if handle is not None:
             os.close(handle)
@@ -212,7 +200,7 @@ class RunFolder:
             write_atomic(self.manifest_path, _dump(manifest))
 
     def _drop_torn_line(self) -> None:
-        """A killed machine can leave half a line at the end; it was never a whole record."""
+        """Removes an incomplete last line from metrics.jsonl, which a killed process can leave."""
         if not self.metrics_path.is_file():
             return
         raw = self.metrics_path.read_bytes()
@@ -227,7 +215,7 @@ class RunFolder:
         return [json.loads(line) for line in self.metrics_path.read_bytes().split(b"\n") if line]
 
     def record(self, values: dict[str, Any]) -> None:
-        """Appends one line to metrics.jsonl. Keep clocks and speeds out: a resumed run must write the same lines."""
+        """Appends one line to metrics.jsonl. Do not record times or speeds: a resumed run must write the same lines."""
         if not is_main_process():
             return
         line = json.dumps(plain(values), ensure_ascii=False, allow_nan=False) + "\n"
@@ -235,7 +223,7 @@ class RunFolder:
             file.write(line.encode("utf-8"))
 
     def truncate_metrics(self, step: int) -> None:
-        """Keeps the records up to a step (and those without one): what a resumed run writes again goes first."""
+        """Keeps the records up to a step, and those without a step. A resumed run writes the later ones again."""
         if not is_main_process() or not self.metrics_path.is_file():
             return
         lines = [line for line in self.metrics_path.read_bytes().split(b"\n") if line]
@@ -243,7 +231,7 @@ class RunFolder:
         write_atomic(self.metrics_path, "".join(kept))
 
     def note(self, **facts: Any) -> None:
-        """Puts facts (data_fingerprint, rubric_hash, ...) into the manifest; another value later is an error."""
+        """Adds facts (data_fingerprint, rubric_hash, ...) to the manifest. Raises LoreError when one already has another value."""
         if not is_main_process():
             return
         facts = plain(facts)
@@ -255,28 +243,28 @@ class RunFolder:
             write_atomic(self.manifest_path, _dump(manifest))
 
     def changed_facts(self, facts: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-        """Facts of the manifest that have another value in `facts`: (key, old, new)."""
+        """Facts whose value in the manifest differs from `facts`: (key, old, new)."""
         known = self.manifest.get("facts", {})
         return [(key, known[key], value) for key, value in facts.items() if key in known and known[key] != value]
 
     def compare_facts(self, facts: dict[str, Any]) -> None:
-        """Raises LoreError when a fact of the manifest has another value now; facts that it does not hold are passed over."""
+        """Raises LoreError when a fact of the manifest has another value now. Ignores facts that the manifest does not hold."""
         changed = self.changed_facts(facts)
         if changed:
             rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
             raise LoreError(
                 f"{self.path} was {'made' if self.is_done else 'started'} with other inputs:\n{rows}\n"
-                f"{'Its results do not belong to these' if self.is_done else 'Going on would mix two experiments'}. Restore the "
-                "inputs, delete the folder to run it anew, or give the recipe another `run` name."
+                f"{'Its results belong to the old inputs' if self.is_done else 'Resuming would mix two experiments'}. Restore "
+                "the inputs, delete the folder to run again from scratch, or give the recipe another `run` name."
             )
 
     def reopen(self) -> None:
-        """Takes the done marker away: the run goes on from what it has."""
+        """Removes the done marker, so that the run resumes from its results so far."""
         if is_main_process():
             self.done_path.unlink(missing_ok=True)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Marks the run as done; `summary` is what a rerun prints."""
+        """Marks the run as done. summary: printed now and whenever the recipe is run again."""
         if is_main_process():
             write_atomic(self.done_path, _dump(plain(summary)))
 

@@ -1,7 +1,7 @@
 """Runs recipes: recipe -> stage -> run folder.
 
 A recipe's first line calls `main`, so `accelerate launch x.yaml`, `torchrun x.yaml` and `python x.yaml` all work;
-`lore run x.yaml` does the same in this process. A finished run is not run again, an interrupted one goes on.
+`lore run x.yaml` does the same in this process. A finished run is not repeated; an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from lore.support.processes import is_main_process, rank, say
 
 
 def main(name: str, file: str) -> None:
-    """Called by a recipe's first line. Returns at once in spawned workers, which run the file again."""
+    """Called by a recipe's first line. Does nothing in spawned workers, which execute the file again."""
     if name == "__main__":
         leave(run_command([file, *sys.argv[1:]]))
 
 
 def run_command(arguments: list[str], dry_run: bool = False) -> int:
-    """Recipes and overrides as typed; returns the exit status. Errors for people go to stderr without a traceback."""
+    """Runs recipes with overrides, both as typed. Returns the exit status. Prints a LoreError to stderr without a traceback."""
     try:
         recipes, overrides = [], []
         for argument in arguments:
@@ -54,7 +54,7 @@ def run_command(arguments: list[str], dry_run: bool = False) -> int:
                 (run_grid if is_grid(recipe) else run_recipe)(recipe, overrides, dry_run)
         else:
             for recipe in recipes:
-                # A typo in the last one shows before the first has run for hours.
+                # Load all first: a typo in the last recipe must not show up after hours of the first.
                 (load_grid if is_grid(recipe) else load_recipe)(recipe, overrides)
             for recipe in recipes:
                 run_in_subprocess(Path(recipe), overrides)
@@ -64,13 +64,13 @@ def run_command(arguments: list[str], dry_run: bool = False) -> int:
         report_error(error)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 
 
 def report_error(error: LoreError) -> None:
-    """The message on stderr. Of errors that every process of a node meets alike, the first process shows one."""
+    """Prints the error to stderr. When every rank raises the same error, only the first process of each machine prints it."""
     if error.same_on_every_rank and int(os.environ.get("LOCAL_RANK") or 0) != 0:
         return
     from rich.console import Console
@@ -82,7 +82,7 @@ def report_error(error: LoreError) -> None:
 
 
 def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dry_run: bool = False) -> RunFolder:
-    """Runs one recipe after everything it needs. Returns its run folder, finished (or untouched after a dry run)."""
+    """Runs the recipes that a recipe needs, then the recipe. Returns its run folder: finished, or unchanged after a dry run."""
     try:
         recipe = load_recipe(path, overrides)
         folder = RunFolder.of(recipe)
@@ -93,7 +93,7 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
             return folder
         folder.check(recipe)
         if folder.is_done and (why := recipe.reopened(folder)):
-            say(f"{folder.path} goes on: {why}")
+            say(f"{folder.path} resumes: {why}")
             folder.reopen()
         if folder.is_done:
             report_done(recipe, folder)
@@ -120,16 +120,16 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
 
 
 def report_done(recipe: BaseRecipe, folder: RunFolder) -> None:
-    """Says that a run is finished, and what it does not heed. Raises LoreError when its inputs are others now."""
+    """Reports a finished run, and the changed keys that it ignores. Raises LoreError when its inputs have changed."""
     check_inputs(recipe, folder)
     say(f"already done: {folder.path}")
     for key, was, now in folder.ignored(recipe):
-        say(f"{key}={now} is ignored: the run was finished with {was}")
+        say(f"{key}={now} is ignored: the run finished with {key}={was}")
     print_summary(folder)
 
 
 def check_recipes(paths: list[Path]) -> int:
-    """Checks recipe files and folders of them, prints a table and every problem; status 1 when any recipe is bad."""
+    """Checks recipe files and folders of recipes. Prints a table and every problem. Returns 1 when there is a problem, else 0."""
     from rich.console import Console
     from rich.table import Table
 
@@ -157,7 +157,8 @@ def check_recipes(paths: list[Path]) -> int:
             for recipe in recipes:
                 if recipe.run in runs:
                     raise LoreError(
-                        f"{file} and {runs[recipe.run]} both write the run folder {recipe.run}. Give each its own `run` name."
+                        f"{file} and {runs[recipe.run]} both write the run folder {recipe.run}, so only one of them can run. "
+                        "Give each its own `run` name."
                     )
                 runs[recipe.run] = file
                 for need in recipe.needs:
@@ -172,26 +173,26 @@ def check_recipes(paths: list[Path]) -> int:
         table.add_row(str(file), stage, run, result)
     Console().print(table)
     if skipped:
-        print(f"{skipped} other YAML files, hidden or without the key lore or stage, were skipped.")
+        print(f"Skipped {skipped} other YAML files: hidden, or without one of the keys lore, stage and grid.")
     for error in errors:
         report_error(error)
     return 1 if errors else 0
 
 
 def _may_be_recipe(file: Path, folder: Path) -> bool:
-    """False for YAML files of other kinds, and for what lies in hidden folders such as .venv."""
+    """False for YAML files of other kinds, and for files in hidden folders such as .venv."""
     if not file.is_file() or any(part.startswith(".") for part in file.relative_to(folder).parts[:-1]):
         return False
     return re.search(rb"^(?:lore|stage|grid)\s*:", file.read_bytes(), re.MULTILINE) is not None
 
 
 def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> None:
-    """The resolved recipe, what follows from it, and what a real run would do."""
+    """Prints the resolved recipe, the values derived from it, and what a real run would do."""
     print(f"# {path}, every value (defaults included)")
     print(to_yaml(recipe.resolved()), end="")
     facts = recipe.derived()
     if facts:
-        print("# follows from these values")
+        print("# derived from these values")
         print(to_yaml(facts), end="")
     state = "new"
     if folder.is_done:
@@ -206,6 +207,6 @@ def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, neede
     for key, lack in missing_inputs(recipe):
         if key in prepared:
             lack = f"{prepared[key]} does not exist; the run writes it first."
-        print(f"# {key}: {lack}{' A recipe that is needed may write it.' if needed else ''}")
+        print(f"# {key}: {lack}{' A needed recipe may write it.' if needed else ''}")
     for need, inner in needed:
         print(f"# needs: {need} -> {inner.path} ({'done' if inner.is_done else 'would run first'})")

@@ -1,7 +1,7 @@
-"""The summaries that runs leave in their done markers, as tables for people.
+"""Tables of the summaries that runs store in their done markers.
 
-A list of three numbers is a value with its interval, and a section is a row of its own: the summary of an evaluation has a section
-for each judge.
+A list of three numbers is a value with its confidence interval. A nested section becomes a row: the summary of an evaluation has
+one section per judge.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 def shown(value: Any) -> str:
     if is_interval(value):
-        # Rounded first: a tiny negative number would leave its sign on 0.00.
+        # Round first: a tiny negative number would print as -0.00.
         middle, low, high = ("" if number is None else f"{round(number, 2) + 0.0:.2f}" for number in value)
         return f"{middle} [{low}, {high}]" if low else middle
     return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
@@ -28,19 +28,19 @@ def is_interval(value: Any) -> bool:
 
 
 def rows_of(summary: dict[str, Any]) -> dict[str, Row]:
-    """The values of each section by its name, and under "" those that stand in none."""
+    """The values of each section by its name. Values outside any section are under ""."""
     rows = {name: value for name, value in summary.items() if isinstance(value, dict)}
     own = {name: value for name, value in summary.items() if not isinstance(value, dict)}
     return rows | ({"": own} if own else {})
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
-    """The keys of all rows, in the order in which they come up."""
+    """The keys of all rows, in order of first appearance."""
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
 def print_table(title: str, columns: list[str], cells: list[list[str]]) -> None:
-    """A table that no pipe or file cuts at 80 columns."""
+    """Prints a table at its full width, also into pipes and files, which rich would cut at 80 columns."""
     from rich.console import Console  # in here for start-up: a dry run prints no table
     from rich.markup import escape
     from rich.measure import Measurement
@@ -59,7 +59,7 @@ def print_table(title: str, columns: list[str], cells: list[list[str]]) -> None:
 
 
 def print_summary(folder: RunFolder) -> None:
-    """The summary a stage left in its done marker."""
+    """Prints the summary from the done marker of a run."""
     if not is_main_process():
         return
     from rich.console import Console  # in here for start-up: a dry run prints no table

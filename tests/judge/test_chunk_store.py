@@ -82,7 +82,7 @@ def test_columns_are_read_alone_and_have_to_be_there(tmp_path):
     store = ChunkStore(tmp_path, SCHEMA)
     store.append(rows(1, 2))
     assert [batch.column_names for batch in store.batches(0, ["id"])] == [["id"]]
-    with pytest.raises(LoreError, match="part-000000.parquet has no column label, so it holds no answers of this version"):
+    with pytest.raises(LoreError, match="part-000000.parquet has no column label, so this version cannot read its answers"):
         list(store.batches(0, ["id", "label"]))
 
 

@@ -34,7 +34,7 @@ def test_missing_doubled_and_foreign_ids_are_refused_with_the_ids(tmp_path):
         given("a", "b", "c", tier="perfect?")
     with pytest.raises(LoreError, match="no distribution: a, b, c"):
         given("a", "b", "c", **{f"p_{tier}": 0.9 for tier in TIERS})
-    with pytest.raises(LoreError, match="missing .of the calibration split.: e"):
+    with pytest.raises(LoreError, match="missing from the calibration split: e"):
         file.write_text("".join(json.dumps({"pair_id": i, "tier": TIERS[0]}) + "\n" for i in (*ids, "d")))
         read_predictions(file, RUBRIC, ids, ["d", "e"])
 

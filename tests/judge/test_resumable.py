@@ -57,7 +57,7 @@ def test_samples_are_drawn_once_and_failures_stay_in_their_place(tmp_path):
     assert drawn == dict.fromkeys(["L1 a", "L2 b"], [*TIERS, None])
     assert judge.samples("samples", pairs("L1 a", "L2 b"), 5, temperature=1.0, seed=0) == drawn
     assert engine.asked == ["L1 a", "L2 b"]
-    with pytest.raises(LoreError, match="holds 5 samples.*3 are wanted"):
+    with pytest.raises(LoreError, match="holds 5 samples.*the recipe asks for 3"):
         judge.samples("samples", pairs("L1 a"), 3, temperature=1.0, seed=0)
 
 
@@ -88,8 +88,8 @@ def test_saved_answers_of_another_judge_or_to_other_prompts_are_refused(tmp_path
     changed = first.ask("tiers", pairs("L1 a"), fmt=ANSWER_ONLY)["L1 a"]
     assert changed.judge_id == f"aa:{RUBRIC.hash}:{renderer_hash(RUBRIC, ANSWER_ONLY)}"
     for other in (asker(tmp_path, engine, weights="bb"), asker(tmp_path, engine, ANSWER_ONLY, weights="aa")):
-        with pytest.raises(LoreError, match="part-000000.parquet was made with aa:.*its verdicts are of another judge"):
+        with pytest.raises(LoreError, match="part-000000.parquet was made with aa:.*its verdicts are from another judge"):
             other.ask("test", pairs("L1 a"))
     first.samples("samples", pairs("L1 a"), 1, temperature=1.0, seed=0)
-    with pytest.raises(LoreError, match="its samples are of another judge"):
+    with pytest.raises(LoreError, match="its samples are from another judge"):
         asker(tmp_path, engine, weights="bb").samples("samples", pairs("L1 a"), 1, temperature=1.0, seed=0)

@@ -43,7 +43,7 @@ def test_the_shipped_configs_are_found_by_name_and_described():
         assert f"`{name}`" in text
     with pytest.raises(LoreError, match="nearest: zero2"):
         find_config("zero_2")
-    with pytest.raises(LoreError, match="no such file"):
+    with pytest.raises(LoreError, match="the file does not exist"):
         find_config("mine.yaml")
 
 
@@ -96,7 +96,7 @@ def test_overrides_and_options_stand_anywhere_and_one_recipe_is_started():
     assert take_config(["--a", "--config_file", "c.yaml"], None) == (["--a"], "c.yaml")
     assert take_config(["--config-file=c.yaml", "--a"], None) == (["--a"], "c.yaml")
     assert take_config(["--a"], "ddp") == (["--a"], "ddp")
-    with pytest.raises(LoreError, match="Give it once"):
+    with pytest.raises(LoreError, match="Give one config, once"):
         take_config(["--config_file", "c.yaml"], "ddp")
 
 

@@ -1,1 +1,1 @@
-"""What every stage that trains a judge shares: its session, rows, collator and image store."""
+"""Shared by all stages that train a judge: setup, training rows, collator and image store."""

@@ -1,4 +1,4 @@
-"""Batches of a vision-language judge: TRL's collator, with the photos opened as the engines open them."""
+"""Batches for a vision-language judge: TRL's collator, with photos opened the same way as in the engines."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +13,11 @@ from lore.train.common.arrow_rows import IGNORE
 
 @dataclass
 class PhotoCollator(DataCollatorForVisionLanguageModeling):
-    """Rows {prompt, completion, images: [{bytes, path}]} to padded tensors; loss on the completion alone.
+    """Collates rows {prompt, completion, images: [{bytes, path}]} into padded tensors, with loss on the completion only.
 
-    max_photo_pixels: as the prompt's, see lore.engines.chat.open_photo.
-    always_photo: a batch without any photo gets one more row, a grey photo without loss. Several processes need it: a
-    vision tower that runs in some of them only leaves DeepSpeed's processes with different gradients to add up.
+    max_photo_pixels: as in the prompt section, see lore.engines.chat.open_photo.
+    always_photo: adds a gray photo without loss to a batch without photos. Required with several processes: under DeepSpeed all
+    processes must reduce the same gradients, so the vision tower must run in each of them.
     """
 
     completion_only_loss: bool = True
@@ -28,14 +28,14 @@ class PhotoCollator(DataCollatorForVisionLanguageModeling):
         opened = [{**row, "images": [self._open(image) for image in row["images"]]} for row in examples]
         if not self.always_photo or any(row["images"] for row in opened):
             return super().torch_call(opened)
-        batch = super().torch_call([*opened, self._grey_row()])
+        batch = super().torch_call([*opened, self._gray_row()])
         batch["labels"][-1] = IGNORE
         return batch
 
     def _open(self, image: dict[str, Any]) -> Any:
         return visible(bounded(load_image(image), self.max_photo_pixels))
 
-    def _grey_row(self) -> dict[str, Any]:
-        grey = Image.new("RGB", (56, 56), (128, 128, 128))
-        prompt, images = prompt_text(self.processor, [{"role": "user", "content": [{"type": "image", "image": grey}]}])
+    def _gray_row(self) -> dict[str, Any]:
+        gray = Image.new("RGB", (56, 56), (128, 128, 128))
+        prompt, images = prompt_text(self.processor, [{"role": "user", "content": [{"type": "image", "image": gray}]}])
         return {"prompt": prompt, "completion": turn_end(self.processor), "images": images}

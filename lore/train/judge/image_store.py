@@ -1,5 +1,4 @@
-"""The photos that a run shows again and again, in one Arrow file of the run: the processes of a machine map it into memory and
-share one copy."""
+"""The photos of a run in one Arrow file. The processes of a machine memory-map it and share one copy."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -16,12 +15,12 @@ AT_ONCE = 64  # photos in memory while they are written
 
 
 def photo_file(folder: Any) -> Path:
-    """Where a run keeps them."""
+    """Path of the photo file in a run folder."""
     return folder / "data" / "photos.arrow"
 
 
 class StoredPhoto(Mapping):
-    """`Pair.image` whose bytes are read when they are asked for."""
+    """A lazy `Pair.image`: reads its bytes on access."""
 
     def __init__(self, images: pa.ChunkedArray, row: int):
         self._images, self._row = images, row
@@ -37,14 +36,14 @@ class StoredPhoto(Mapping):
 
 
 def store_photos(pairs: Iterable[Pair], path: Path) -> None:
-    """Writes the photos of the pairs, and for a pair without one that it has none."""
+    """Writes one row per pair, with a null image for a pair without a photo."""
     write_rows(({"pair_id": pair.pair_id, "image": pair.image} for pair in pairs), SCHEMA, path, batch=AT_ONCE)
 
 
 def with_stored_photos(pairs: Iterable[Pair], path: Path) -> list[Pair]:
-    """The pairs, which `store_photos` has seen, with their photos."""
+    """The pairs with their photos from a file of `store_photos`, which must contain every pair."""
     table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
     images, stored = table["image"], {}
     for row, (pair_id, there) in enumerate(zip(table["pair_id"].to_pylist(), images.is_valid().to_pylist(), strict=True)):
-        stored.setdefault(pair_id, StoredPhoto(images, row) if there else None)  # of pairs alike in their id the first one
+        stored.setdefault(pair_id, StoredPhoto(images, row) if there else None)  # for a duplicate id, keep the first
     return [replace(pair, image=stored.get(pair.pair_id)) for pair in pairs]

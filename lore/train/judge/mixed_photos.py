@@ -1,4 +1,4 @@
-"""Forward passes of a batch in which some prompts have a photo and others none."""
+"""Forward passes of batches where only some prompts have a photo."""
 
 from typing import Any
 
@@ -11,27 +11,29 @@ from lore.train.judge.collator import PhotoCollator
 
 
 def deepspeed_stage(trainer: Any) -> int:
-    """DeepSpeed's ZeRO stage, 0 without DeepSpeed."""
+    """DeepSpeed's ZeRO stage; 0 without DeepSpeed."""
     plugin = trainer.accelerator.state.deepspeed_plugin
     return plugin.zero_stage if plugin is not None else 0
 
 
 def check_mixed_photos(shown: int, total: int, of: str, launch: str) -> None:
-    """Raises LoreError where processes that share out weights would wait for a vision tower that only some of them run. of: what
-    is counted; launch: configs that do it."""
+    """Raises LoreError when processes with sharded weights would hang because only some of them run the vision tower.
+
+    shown, total: how many of the `of` (such as prompts) have a photo. launch: configs to recommend.
+    """
     if world_size() == 1 or shown in (0, total):
         return
     raise LoreError(
-        f"{shown:,} of {total:,} {of} show a photo, and as this is launched a process without one would wait for the others' "
-        f"vision tower for ever.\nLaunch with {launch}, or take data.slices in which every pair has a photo, or set "
+        f"{shown:,} of {total:,} {of} show a photo. With sharded weights every process must run the vision tower, so a batch "
+        f"without photos would hang.\nLaunch with {launch}, or choose data.slices in which every pair has a photo, or set "
         "prompt.photo: false.",
         same_on_every_rank=True,
     )
 
 
 def only_photos_shown(image_token_id: int, _: Any, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """A hook before a model's forward: a pass over prompts without photos, out of a batch that has some, gets an empty stack of
-    them, on which models fail. The model may be wrapped, and its config another's then."""
+    """Forward pre-hook that removes empty photo inputs. TRL passes an empty stack for a micro-batch without photos from a batch
+    that has some, and models fail on it. image_token_id is an argument because a wrapped model may have a different config."""
     ids = options.get("input_ids")
     if ids is not None and options.get("pixel_values") is not None and not (ids == image_token_id).any():
         options = {name: value for name, value in options.items() if name not in PHOTO_INPUTS}
@@ -39,8 +41,8 @@ def only_photos_shown(image_token_id: int, _: Any, arguments: tuple, options: di
 
 
 def unseen_photo(model: Any, processor: Any, accelerator: Any) -> torch.Tensor:
-    """Zero, by way of a grey photo. A vision tower that runs in some processes only leaves DeepSpeed's processes with different
-    gradients to add up, and they wait for one another for ever. model: with TRL's fused output layer."""
+    """A zero loss from a gray photo, so that the vision tower runs in every process. Under DeepSpeed, processes hang unless all of
+    them reduce the same gradients. model: has TRL's fused output layer."""
     batch = PhotoCollator(processor, always_photo=True)([])
     batch = {key: value.to(accelerator.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
     with accelerator.autocast():

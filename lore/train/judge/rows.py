@@ -1,7 +1,7 @@
-"""Pairs to training rows: prompt and answer exactly as the engines write and read them, in one Arrow file of the run.
+"""Converts pairs to training rows. Prompts and answers are identical to those that the engines write and read.
 
-A model that is shown no photo gets token ids and labels; one that is gets texts and photos, which TRL's collator
-tokenises batch by batch.
+A row without photos holds token ids and labels. A row with photos holds texts and photos, which TRL's collator tokenizes batch by
+batch.
 """
 
 from dataclasses import replace
@@ -49,20 +49,20 @@ VISION_SCHEMA = pa.schema(
 
 
 def gold(pair: Pair) -> Judgement:
-    """What a pair is supervised with: its rationale, mismatch and rules where it has them, and its label."""
+    """The supervision of a pair: its label and, if present, its rationale, mismatch and rules."""
     return Judgement(pair.label, None, pair.mismatch, pair.rules, pair.rationale or "")
 
 
 def takes_photos(processor: Any, fmt: PromptFormat) -> bool:
-    """Whether rows are texts with photos: a multimodal processor and a prompt that shows them."""
+    """Whether rows are texts with photos: the processor is multimodal and the prompt shows photos."""
     return hasattr(processor, "tokenizer") and fmt.photo
 
 
 def sft_row(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> dict[str, Any]:
-    """One row: prompt and answer as ids with labels, or as texts with photos (see `takes_photos`).
+    """One row: prompt and answer as token ids with labels, or as texts with photos (see `takes_photos`).
 
-    Either way the prompt is the processor's, whose template may differ from its tokenizer's. A photo that the processor
-    refuses is left out and the row says so; one that cannot be read is an ImageError.
+    Renders the prompt with the processor's chat template, which may differ from its tokenizer's. Omits a photo that the processor
+    rejects and sets `photo_refused`. Raises ImageError for an unreadable photo.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     messages, refused = shown_messages(pair, rubric, fmt, processor)
@@ -74,8 +74,8 @@ def sft_row(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> di
 
 
 def shown_messages(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> tuple[list[dict], bool]:
-    """A pair's messages with its photo, and whether the processor refused the photo, which is left out then. Raises
-    ImageError for one that cannot be read."""
+    """(messages, refused): a pair's messages with its photo, or without the photo if the processor refused it. Raises ImageError
+    for an unreadable photo."""
     shown, refused = None, False
     if takes_photos(processor, fmt) and pair.image:
         try:
@@ -98,7 +98,7 @@ def _row(
     *,
     refused: bool = False,
 ) -> dict[str, Any]:
-    """A row of either schema. shown: the photos in the prompt; stored: the one that is kept for the collator."""
+    """A row of either schema. shown: the photos in the prompt; stored: the photo for the collator; ends: the last columns."""
     tokenizer = getattr(processor, "tokenizer", processor)
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -112,7 +112,7 @@ def _row(
 
 
 def task_row(task: dict[str, Any], fmt: PromptFormat, processor: Any) -> dict[str, Any]:
-    """The row of a step that is a task of its own (lore.data_synth.synthesis.tasks). A model that is shown no photo gets the texts alone."""
+    """The row of a single-step task (lore.data_synth.synthesis.tasks). Omits the photo for a model that is shown none."""
     shown = open_photo(task["image"], fmt, processor) if takes_photos(processor, fmt) and task["image"] else None
     messages = [{**message, "content": _content(message["content"], shown)} for message in task["messages"]]
     prompt, images = prompt_text(processor, messages)
@@ -129,7 +129,7 @@ def _content(content: str | list[dict], shown: Any) -> str | list[dict]:
 
 
 def rejection_of(pair: Pair, error: LoreError, file: str, row: int) -> Rejection:
-    """Why a pair became no row."""
+    """The record of a pair that could not become a row."""
     known = {"pair_id": pair.pair_id, "query": pair.query, "title": pair.title, "label": pair.label}
     field, reason, found, expected = "prompt", "cannot_be_rendered", str(error), "a pair that the recipe's prompt can show"
     if isinstance(error, ImageError):
@@ -138,7 +138,7 @@ def rejection_of(pair: Pair, error: LoreError, file: str, row: int) -> Rejection
 
 
 def whole_text(pair: Pair, fmt: PromptFormat, tokenizer: Any, photo: bool) -> str:
-    """The user's text before the photo as it would be without a limit on tokens."""
+    """The user's text before the photo, without a token limit."""
     return item_text(pair, control_strings(tokenizer), fmt.max_prompt_tokens * MAX_CHARACTERS_PER_TOKEN).block(photo)[0]
 
 

@@ -1,6 +1,4 @@
-"""What every stage that trains a judge does first and last: the checked start, rows that the main process has rendered, and the
-folder it leaves.
-"""
+"""The first and last steps of every stage that trains a judge: checks, rubric, processor and model; then the finished folder."""
 
 import shutil
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ REFERENCE = "ref"  # TRL's name for the frozen copy of the adapter
 
 @dataclass(frozen=True)
 class Start:
-    """What is known of a judge before its rows and its weights are read. hashes: facts for the run's manifest."""
+    """Rubric, prompt format, processor and card of a judge, before rows and weights load. hashes: facts for the run's manifest."""
 
     rubric: Rubric
     fmt: PromptFormat
@@ -42,7 +40,7 @@ class Start:
 
 
 def begin(recipe: Any) -> Start:
-    """Seeds everything and checks that the judge would be asked as it was trained. recipe: .seed .model .data .prompt"""
+    """Sets the seed and checks that the judge's prompts match its training. recipe: has .seed, .model, .data and .prompt."""
     set_seed(recipe.seed)
     rubric = load_rubric(recipe.data.rubric)
     fmt = PromptFormat(**recipe.prompt.model_dump())
@@ -59,8 +57,7 @@ def begin(recipe: Any) -> Start:
 
 
 def trained_model(recipe: Any, start: Start) -> Any:
-    """The judge's weights, as training wants them. After the trainer's arguments: DeepSpeed's stage 3 has to know that weights
-    are shared out while they are loaded."""
+    """The judge's model, ready for training. Create the training arguments first: ZeRO stage 3 shards weights while they load."""
     model = load_model(recipe.model, device=start.device, for_training=True)
     if not recipe.prompt.photo:
         freeze_photo_parts(model)
@@ -69,21 +66,21 @@ def trained_model(recipe: Any, start: Start) -> Any:
 
 
 def judge_lora(recipe: Any, model: Any) -> LoraConfig | None:
-    """The recipe's LoRA for a judge's model; a judge that is shown no photo gets none on the parts that only read photos."""
+    """The recipe's LoRA config for a judge. Without photos in the prompt, it excludes the layers that only read photos."""
     unseen = [] if recipe.prompt.photo else [name for name, _ in photo_parts(model)]
     return peft_config(recipe.model.lora, model, left_out=unseen)
 
 
 def complete_model(recipe: Any, folder: RunFolder, card: dict[str, Any]) -> None:
-    """Main process: puts processor and card beside the weights in <run>/model."""
+    """Main process: saves processor and card next to the weights in <run>/model."""
     shutil.rmtree(folder / "model" / REFERENCE, ignore_errors=True)
     load_processor(recipe.model).save_pretrained(folder / "model")
     write_card(folder / "model", card)
 
 
 class ReferenceStaysOut(TrainerCallback):
-    """Takes the reference's copy of the adapter out of every checkpoint: where it finds one, transformers resumes from it and
-    passes over the trained adapter. The start itself is the reference again when the run goes on."""
+    """Deletes the reference model's adapter from every checkpoint. Otherwise transformers would resume from it instead of the
+    trained adapter. A resumed run rebuilds the reference from the initial adapter."""
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -91,6 +88,6 @@ class ReferenceStaysOut(TrainerCallback):
 
 
 def rejected_rows(folder: RunFolder) -> int:
-    """How many rows <run>/rejected.jsonl holds."""
+    """Number of rows in <run>/rejected.jsonl."""
     left_out = folder / "rejected.jsonl"
     return len(left_out.read_bytes().splitlines()) if left_out.is_file() else 0

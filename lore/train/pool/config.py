@@ -1,4 +1,4 @@
-"""Recipe of the pool, and the section by which later stages choose from one. Nothing here imports torch."""
+"""Recipe of stage pool, and the section with which later stages choose rows from a pool. Does not import torch."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -15,7 +15,7 @@ TIERS, RENDERER, JUDGE = "lore.tiers", "lore.renderer_hash", "lore.judge"  # met
 
 
 class PoolRecipe(BaseRecipe):
-    """Asks a judge about labelled pairs several times: what it knows, what it guesses, what it never gets right."""
+    """Samples a judge several times on labeled pairs, to find pairs that it judges correctly always, sometimes or never."""
 
     irrelevant_keys = frozenset({"batch_tokens"})
 
@@ -23,51 +23,51 @@ class PoolRecipe(BaseRecipe):
     model: ModelSection
     """The judge, with its adapter."""
     vllm: VllmSection | None = None
-    """Run it in vLLM; none runs it in transformers."""
+    """Run the judge in vLLM; none: in transformers."""
     data: JudgedDataSection
     prompt: PromptSection
     samples: int = Field(8, ge=1, le=64)
-    """Answers drawn for each pair, beside the most probable one."""
+    """Sampled answers per pair, in addition to the greedy answer."""
     temperature: float = Field(1.0, gt=0)
-    """Temperature of those. 1 draws from the distribution that training changes."""
+    """Sampling temperature. Use that of the later rollouts; 1 samples from the model's own distribution."""
     max_tokens: int = Field(256, ge=1)
-    """Longest answer; a longer one is cut and counts as a format failure."""
+    """Maximum tokens of an answer. A truncated answer counts as a format failure."""
     batch_tokens: int = Field(16384, ge=64)
-    """Tokens of one forward pass in transformers, padding included."""
+    """Maximum tokens of a forward pass in transformers, including padding."""
     chunk_pairs: int = Field(512, ge=1)
-    """Pairs between two saved parts; a killed run repeats at most this many."""
+    """Pairs per saved chunk. A killed run repeats at most this many."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.model.lora is not None:
-            yield Conflict(("model.lora",), "a new LoRA to train", "nothing: a trained one is model.adapter")
+            yield Conflict(("model.lora",), "a new LoRA to train", "no model.lora: a trained LoRA is model.adapter")
 
     def derived(self) -> dict[str, Any]:
         return {"answers per pair": f"{self.samples} at temperature {self.temperature:g}, and the most probable one"}
 
 
 class PoolSection(StrictModel):
-    """Which rows of a pool are trained on, and in which order. See lore.train.pool.curriculum."""
+    """Which rows of a pool to train on, and in which order. See lore.train.pool.curriculum."""
 
     path: str = Field(min_length=1)
     """pool.parquet of a finished run of stage pool."""
     confidence: tuple[float, float] | None = None
-    """Only pairs whose largest tier probability lies in this window, both ends included; a pair without a readable greedy
-    answer has none and is left out."""
+    """Only pairs whose largest tier probability is in this window, inclusive. none: no limit. A set window excludes pairs without a
+    readable greedy answer, because they have no confidence."""
     pass_rate: tuple[float, float] | None = None
-    """Only pairs whose share of right samples lies in this window, both ends included."""
+    """Only pairs whose share of correct samples is in this window, inclusive. none: no limit."""
     balance: Literal["none", "tier", "slice"] = "none"
-    """tier, slice: equally many rows of each; the smallest group decides how many, or `limit` shared out evenly, of which a group
-    that is smaller gives all it has."""
+    """tier, slice: the same number of rows from each tier or slice, as many as the smallest one has. With `limit`, an equal share
+    of it; a smaller tier or slice contributes all of its rows. none: no balancing."""
     order: Literal["random", "easy_to_hard", "hard_to_easy", "slice"] = "random"
-    """easy_to_hard: largest pass rate first, then largest confidence; hard_to_easy: the other way; slice: slice after slice as
-    `slices` names them."""
+    """random: shuffled. easy_to_hard: by pass rate, then by confidence, largest first. hard_to_easy: the reverse. slice: in the
+    order of `slices`."""
     slices: list[str] = []
-    """Slices in the order of the curriculum. A row belongs to the first of them that it has; rows with none come last."""
+    """Slices in the order of the curriculum. A row belongs to the first one that it has. Rows without any come last."""
     limit: int | None = Field(None, ge=1)
-    """At most this many rows, drawn at random."""
+    """At most this many rows, sampled at random. none: all rows."""
     weighted: bool = False
-    """Draws rows in proportion to label_weight, as many as there were: pairs on which raters disagree come less often or
-    not at all, others may come twice."""
+    """Resamples the rows in proportion to label_weight. Pairs on which raters disagree appear less often or not at all; other pairs
+    may repeat."""
 
     @field_validator("confidence", "pass_rate")
     @classmethod
@@ -82,6 +82,6 @@ class PoolSection(StrictModel):
     def conflicts(self) -> Iterator[Conflict]:
         for key in ("balance", "order"):
             if getattr(self, key) == "slice" and not self.slices:
-                yield Conflict((key, "slices"), f"{key}: slice without any slice", "slices, in the order of the curriculum")
+                yield Conflict((key, "slices"), f"{key}: slice without any slices", "slices, in the order of the curriculum")
         if len(set(self.slices)) < len(self.slices):
             yield Conflict(("slices",), "a slice twice", "each slice once")

@@ -1,9 +1,9 @@
-"""Chooses the rows of a pool that a later stage learns from, puts them into the order of a curriculum, and finds their pairs.
+"""Selects the rows of a pool for a later stage, orders them as a curriculum, and finds their pairs.
 
     rows = chosen_rows(section, seed, start.hashes["renderer_hash"], recipe.model)
     pairs = chosen_pairs(rows, PairSource(recipe.data, folder))
 
-The choice depends on the pool's file, the section and the seed alone, so all processes of a launch make the same one.
+The selection depends only on the pool file, the section and the seed, so all processes of a launch select the same rows.
 """
 
 import json
@@ -29,59 +29,59 @@ NEEDED = ("pair_id", "label", "label_weight", "slices", "confidence", "pass_rate
 
 
 def read_pool(path: str | Path) -> pa.Table:
-    """All rows of a pool.parquet, in its order. Raises LoreError for a file that is missing or no pool."""
+    """All rows of a pool.parquet, in order. Raises LoreError for a file that is missing, damaged or not a pool."""
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise LoreError(
             f"pool.path {path} cannot be read ({' '.join(str(error).split())[:200]}), so there is nothing to choose from.\n"
-            "A finished run of stage pool leaves it as <run>/pool.parquet: run recipes/pool.yaml, or correct the path."
+            "A finished run of stage pool writes <run>/pool.parquet: run recipes/pool.yaml, or correct the path."
         ) from error
     if missing := [name for name in NEEDED if name not in table.column_names]:
         raise LoreError(
             f"pool.path {path} has no column {', '.join(missing)}, so it is no pool; found {', '.join(table.column_names[:20])}.\n"
-            "Name the pool.parquet that a run of stage pool has written."
+            "Give the pool.parquet of a run of stage pool."
         )
     return table
 
 
 def pool_tiers(table: pa.Table) -> list[str]:
-    """Tier ids of the rubric that the pool was made with, worst first; empty where the file does not say."""
+    """Tier ids of the pool's rubric, worst first; empty if the file has no such metadata."""
     return json.loads((table.schema.metadata or {}).get(TIERS.encode(), b"[]"))
 
 
-def check_asked_alike(table: pa.Table, path: str, renderer: str, model: ModelSection) -> None:
-    """Raises LoreError for a pool whose prompts were rendered otherwise; says where another judge has answered them."""
+def check_pool_matches(table: pa.Table, path: str, renderer: str, model: ModelSection) -> None:
+    """Raises LoreError if the pool's prompts were rendered differently. Warns if another judge answered."""
     facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if key.startswith(b"lore.")}
     if facts.get(RENDERER, renderer) != renderer:
         raise LoreError(
-            f"pool.path {path} was asked with renderer {facts[RENDERER]}, and this run asks with {renderer}: its answers are to "
-            "other prompts.\nUse the prompt section and the rubric of the pool's recipe, or run the pool again with these."
+            f"pool.path {path} was asked with renderer {facts[RENDERER]}, and this run asks with {renderer}: its answers belong to "
+            "other prompts.\nUse the prompt section and rubric of the pool's recipe, or run the pool again with these."
         )
     if is_main_process() and JUDGE in facts and facts[JUDGE] != model_fingerprint(model.name, model.adapter):
         say(
-            f"{path} was asked with other weights than those of {model.adapter or model.name}. Unless they are the same judge "
-            "merged or moved, what is easy, hard or its own was found out for another one: run the pool again."
+            f"{path} was sampled from other weights than those of {model.adapter or model.name}. Unless both are the same judge, "
+            "merged or moved, its pass rates and answers are those of another judge: run the pool again."
         )
 
 
 def chosen_rows(section: PoolSection, seed: int, renderer: str, model: ModelSection) -> pa.Table:
-    """The chosen rows, see `select`; what was chosen is printed by the main process. renderer, model: those of this run, see
-    `check_asked_alike`."""
+    """The rows that `select` chooses. The main process prints a summary. renderer, model: those of this run, see
+    `check_pool_matches`."""
     before = read_pool(section.path)
-    check_asked_alike(before, section.path, renderer, model)
+    check_pool_matches(before, section.path, renderer, model)
     rows = select(section, seed, before)
     describe(before, rows)
     return rows
 
 
 def select(section: PoolSection, seed: int, pool: pa.Table | None = None) -> pa.Table:
-    """The chosen rows in the order of the curriculum. pool: of section.path, where it is read already.
+    """The selected rows in the order of the curriculum. pool: the table at section.path, if it was read already.
 
-    The windows come first. Then rows are drawn: `balance` equally many from each tier or slice, `weighted` in proportion
-    to label_weight, `limit` at most so many. Without `weighted` no row comes twice; with it a row comes as often as its
-    weight says, rounded up or down, so some are dropped and some come twice or more. Raises LoreError, with what each
-    window has removed, when nothing is left.
+    Applies the windows first, then samples rows: `balance` the same number from each tier or slice, `weighted` in proportion to
+    label_weight, `limit` at most that many. Without `weighted` no row repeats. With it a row appears in proportion to its weight,
+    rounded up or down, so some rows disappear and others repeat. Raises LoreError, with the number of rows that each window
+    removed, when no row is left.
     """
     table = read_pool(section.path) if pool is None else pool
     index_N = _inside_windows(section, table)
@@ -91,7 +91,7 @@ def select(section: PoolSection, seed: int, pool: pa.Table | None = None) -> pa.
         raise LoreError(
             f"pool.weighted draws rows of {section.path} in proportion to label_weight, and these are "
             f"{'negative in some rows' if (weight_N[index_N] < 0).any() else 'all zero'}.\n"
-            "Give the pairs weights above zero, or leave pool.weighted out."
+            "Give the pairs weights above zero, or remove pool.weighted."
         )
     place_N = _places(section.slices, table)
     groups = _groups(section, table, index_N, place_N)
@@ -107,26 +107,26 @@ def select(section: PoolSection, seed: int, pool: pa.Table | None = None) -> pa.
 
 
 def _inside_windows(section: PoolSection, table: pa.Table) -> np.ndarray:
-    """Numbers of the rows that pass both windows."""
+    """Numbers of the rows inside both windows."""
     kept_N, removed = np.ones(len(table), bool), []
     for name in ("confidence", "pass_rate"):
         window = getattr(section, name)
         if window is None:
             continue
         value_N = table[name].to_numpy(zero_copy_only=False).astype(float)
-        inside_N = (value_N >= window[0]) & (value_N <= window[1])  # nan, a greedy answer that cannot be read, is in no window
-        removed.append(f"pool.{name} {list(window)} has left out {int((kept_N & ~inside_N).sum()):,}")
+        inside_N = (value_N >= window[0]) & (value_N <= window[1])  # nan (an unreadable greedy answer) is outside every window
+        removed.append(f"pool.{name} {list(window)} excludes {int((kept_N & ~inside_N).sum()):,}")
         kept_N &= inside_N
     if not kept_N.any():
         raise LoreError(
-            f"No row of {section.path} is chosen: of {len(table):,} rows {' and '.join(removed) or 'none is there'}.\n"
-            "Widen the windows; pool.md beside the pool shows how its rows are spread."
+            f"No row of {section.path} is chosen: of {len(table):,} rows {' and '.join(removed) or 'there is none'}.\n"
+            "Widen the windows; pool.md next to the pool shows the distribution of its rows."
         )
     return np.flatnonzero(kept_N)
 
 
 def _places(slices: list[str], table: pa.Table) -> np.ndarray:
-    """Per row the position in `slices` of the first one that it has; their number where it has none."""
+    """[N] position in `slices` of each row's first slice; len(slices) for a row without any."""
     places = []
     for has in table["slices"].to_pylist():
         places.append(min((slices.index(name) for name in has or [] if name in slices), default=len(slices)))
@@ -141,8 +141,8 @@ def _groups(section: PoolSection, table: pa.Table, index_N: np.ndarray, place_N:
 
 
 def _draw(index_N: np.ndarray, count: int, weight_N: np.ndarray, weighted: bool, rng: np.random.Generator) -> np.ndarray:
-    """`count` of the rows at random. weighted: by systematic sampling, so that a row comes count * weight / all weights
-    times, rounded up or down."""
+    """`count` random rows. weighted: systematic sampling, so a row appears count * weight / sum of weights times, rounded up or
+    down."""
     shuffled = rng.permutation(index_N)
     if not weighted:
         return shuffled[:count]
@@ -154,7 +154,7 @@ def _draw(index_N: np.ndarray, count: int, weight_N: np.ndarray, weighted: bool,
 
 
 def _ordered(section: PoolSection, table: pa.Table, index_N: np.ndarray, place_N: np.ndarray) -> np.ndarray:
-    """index_N comes in random order, which stays where the curriculum leaves it open."""
+    """The rows in the order of the curriculum. index_N: in random order, which ties keep."""
     if section.order in ("easy_to_hard", "hard_to_easy"):
         rate_N = table["pass_rate"].to_numpy()[index_N]
         confidence_N = np.nan_to_num(table["confidence"].to_numpy(zero_copy_only=False).astype(float))[index_N]
@@ -166,8 +166,8 @@ def _ordered(section: PoolSection, table: pa.Table, index_N: np.ndarray, place_N
 
 
 def describe(before: pa.Table, after: pa.Table) -> list[dict[str, Any]]:
-    """Prints what was chosen, tier by tier; returns the same: tier, rows before and after, their mean pass rates (nan
-    where there is none), different pairs."""
+    """Prints and returns the selection by tier: rows before and after, their mean pass rates (nan without rows), and the number of
+    distinct pairs."""
     labels = (np.array(before["label"].to_pylist()), np.array(after["label"].to_pylist()))
     rates = (before["pass_rate"].to_numpy(), after["pass_rate"].to_numpy())
     ids_N = np.array(after["pair_id"].to_pylist())
@@ -194,8 +194,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title="chosen from the pool", title_justify="left")
-    for index, column in enumerate(("tier", "pool", "chosen", "different pairs", "pass@1 of pool", "of chosen")):
+    shown = Table(title="selected from the pool", title_justify="left")
+    for index, column in enumerate(("tier", "pool", "selected", "distinct pairs", "pass@1 of pool", "of selected")):
         shown.add_column(column, justify="right" if index else "left")
     for row in rows:
         rates = [f"{row[key]:.3f}" for key in ("pass_rate_before", "pass_rate_after")]
@@ -204,18 +204,18 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 def chosen_pairs(table: pa.Table, source: PairSource, *, photos: bool = False) -> list[Pair]:
-    """The pair of every row, in the rows' order; a row that comes twice has its pair twice.
+    """The pair of every row, in order; a repeated row repeats its pair.
 
-    photos: with theirs, which lie in a file of the run that the main process writes and all of them read from. A judge that is
-    shown none gets pairs without, and no reward for what it says to see.
+    photos: adds the pairs' photos, from a file in the run folder that the main process writes and every process reads. Without it
+    pairs have no photo, so a judge that is shown none is not rewarded for describing one.
 
-    Raises LoreError when the data section lacks a pair of the pool, or has it with another label or another rubric.
+    Raises LoreError when the data section lacks a pair of the pool, or has another label for it or another rubric.
     """
     data, known, tiers = source.section, source.rubric.tier_ids, pool_tiers(table)
     if tiers and tiers != known:
         raise LoreError(
             f"The pool was made with the tiers {', '.join(tiers)}, and data.rubric {data.rubric} has {', '.join(known)}.\n"
-            "Its verdicts mean something else there: use the rubric of the pool's recipe."
+            "The two sets of verdicts have different meanings: use the rubric of the pool's recipe."
         )
     ids, labels = table["pair_id"].to_pylist(), table["label"].to_pylist()
     label_of = dict(zip(ids, labels, strict=True))
@@ -225,14 +225,14 @@ def chosen_pairs(table: pa.Table, source: PairSource, *, photos: bool = False) -
     if missing := [pair_id for pair_id in label_of if pair_id not in found]:
         raise LoreError(
             f"{len(missing):,} of {len(label_of):,} pairs of the pool are not among those of {data.path} "
-            f"(the first one: {missing[0]}), so they have no text to learn from.\n"
-            "Give the data section of the pool's recipe: data.path, data.split, data.slices and data.limit."
+            f"(the first one: {missing[0]}), so they have no text to train on.\n"
+            "Use the data section of the pool's recipe: data.path, data.split, data.slices and data.limit."
         )
     if other := [pair_id for pair_id, label in label_of.items() if found[pair_id].label != label]:
         raise LoreError(
             f"{len(other):,} of {len(label_of):,} pairs have another label in {data.path} than in the pool (the first one: "
             f"{other[0]}, {label_of[other[0]]} in the pool and {found[other[0]].label} now).\n"
-            "What counted as right there would be wrong here: run the pool again on these pairs."
+            "The pool's pass rates compare with the old labels: run the pool again on these pairs."
         )
     if photos:
         path = photo_file(source.folder)

@@ -1,11 +1,11 @@
-"""Stage pool: a judge's own answers to labelled pairs, as material for reinforcement and preference learning.
+"""Stage pool: samples a judge's answers to labeled pairs, as data for reinforcement and preference learning.
 
     lore run recipes/pool.yaml
 
-Each pair is judged once as the evaluation does it (most probable answer, then the tier probabilities behind it) and answered
-`samples` times at the training temperature. <run>/pool.parquet has one row a pair; photos and texts stay in the pairs' file.
-Rows appear in the pairs' order. Every chunk is saved before the next begins and has a random seed of its own, so a run that is
-killed and started again ends with the rows of one that was not. What cannot be asked is in rejected.jsonl, with the reason.
+The judge answers each pair once greedily, as in the evaluation, with the tier probabilities at the verdict. Then it answers
+`samples` times at the training temperature. <run>/pool.parquet has one row per pair, in the order of the pairs; photos and texts
+stay in the file of the pairs. Each chunk has its own random seed and is saved before the next one starts, so a killed and resumed
+run ends with the same rows. rejected.jsonl lists the pairs that could not be asked, with reasons.
 """
 
 import json
@@ -63,7 +63,7 @@ _CHUNK_SCHEMA = POOL_SCHEMA.append(pa.field("rejected", pa.string()))
 
 
 def run(recipe: PoolRecipe, folder: RunFolder) -> None:
-    """Writes pool.parquet, pool.md and rejected.jsonl. The main process does it alone; others return at once."""
+    """Writes pool.parquet, pool.md and rejected.jsonl. Only the main process works; others return immediately."""
     if not is_main_process():
         return
     source = PairSource(recipe.data, folder)
@@ -86,7 +86,7 @@ def run(recipe: PoolRecipe, folder: RunFolder) -> None:
 
 
 def ask(store: ChunkStore, recipe: PoolRecipe, source: PairSource, fmt: PromptFormat) -> int:
-    """Asks about every chunk that is not stored yet; returns how many chunks there are. The engine starts when it is needed."""
+    """Asks about every chunk that is not stored yet. Returns the number of chunks. Opens the engine at the first such chunk."""
     engine, count, seen, rubric = None, 0, set(), source.rubric
     for number, chunk in enumerate(track(in_chunks(source.labelled(), recipe.chunk_pairs), "chunks of pairs")):
         count += 1
@@ -116,7 +116,7 @@ def ask_chunk(
     file: str,
     before: int,
 ) -> list[dict[str, Any] | Rejection]:
-    """A pool row for each pair, or why it has none. first: false where a pair's id has come before."""
+    """A pool row or a Rejection per pair. first: whether a pair's id occurs for the first time; before: pairs in earlier chunks."""
     greedy = Sampling(max_tokens=recipe.max_tokens)
     sampling = Sampling(recipe.temperature, max_tokens=recipe.max_tokens, n=recipe.samples, seed=seed)
     shown = fmt if getattr(engine, "takes_images", True) else replace(fmt, photo=False)
@@ -138,9 +138,9 @@ def ask_chunk(
 
 
 def _problem(pair: Pair, verdict: Verdict, is_first: bool, rubric: Rubric, fmt: PromptFormat, engine: Engine) -> tuple | None:
-    """(field, reason, found, expected) of a pair that cannot be trained on later either."""
+    """(field, reason, found, expected) of a pair that later stages could not train on either; None for a usable pair."""
     if not is_first:
-        return "pair_id", "duplicate", pair.pair_id, "an id that no earlier pair has: rows are joined by it"
+        return "pair_id", "duplicate", pair.pair_id, "an id that no earlier pair has: later stages join rows by id"
     if pair.label not in rubric.tier_ids:
         return "label", "unknown_tier", str(pair.label), f"one of {', '.join(rubric.tier_ids)}"
     if verdict.failure == "prompt_too_long":
@@ -149,13 +149,13 @@ def _problem(pair: Pair, verdict: Verdict, is_first: bool, rubric: Rubric, fmt: 
         try:
             open_photo(pair.image, fmt, getattr(engine, "processor", engine.tokenizer))
         except ImageError as error:
-            if error.reason != "image_refused":  # that one is judged as text, as in training
+            if error.reason != "image_refused":  # a rejected photo is omitted and the pair judged as text, as in training
                 return "image", error.reason, error.found, error.expected
     return None
 
 
 def pool_row(pair: Pair, verdict: Verdict, completions: list[Completion], rubric: Rubric, fmt: PromptFormat) -> dict[str, Any]:
-    """verdict: greedy; completions: the sampled answers. A format failure counts as a wrong sample."""
+    """One row of pool.parquet. verdict: greedy; completions: sampled. A format failure counts as an incorrect sample."""
     answers = [read_answer(completion, rubric, fmt) for completion in completions]
     samples = [{name: getattr(answer, name) for name in ("text", "tokens", "tier", "truncated")} for answer in answers]
     tiers = Counter(sample["tier"] for sample in samples if sample["tier"])
@@ -176,7 +176,7 @@ def pool_row(pair: Pair, verdict: Verdict, completions: list[Completion], rubric
 
 
 def merge(store: ChunkStore, chunks: int, folder: RunFolder, metadata: dict[str, str]) -> tuple[Path, int]:
-    """pool.parquet and rejected.jsonl from the chunks, one in memory at a time; returns the path and the rejected rows."""
+    """Writes pool.parquet and rejected.jsonl, with one chunk in memory at a time. Returns (path, number of rejected rows)."""
     path, kept = folder / "pool.parquet", 0
     with RejectedWriter(path, folder / "rejected.jsonl") as rejected:
         with written_whole(path) as file, pq.ParquetWriter(file, POOL_SCHEMA.with_metadata(metadata)) as writer:
@@ -189,10 +189,10 @@ def merge(store: ChunkStore, chunks: int, folder: RunFolder, metadata: dict[str,
                     rejected.write(Rejection(**json.loads(line)))
             if not kept:
                 raise LoreError(
-                    f"{folder / 'pool.parquet'} would have no row: the data section selects no labelled pair that can be asked "
-                    f"about ({rejected.count:,} cannot).\nCheck data.path, data.split, data.slices and data.limit against "
+                    f"{folder / 'pool.parquet'} would have no rows: the data section selects no labeled pair that can be asked "
+                    f"about ({rejected.count:,} were rejected).\nCheck data.path, data.split, data.slices and data.limit against "
                     "`lore data stats`, and prompt.max_prompt_tokens."
                 )
     if rejected.count:
-        say(f"{rejected.count:,} pairs are left out, each with its reason in {rejected.path}")
+        say(f"{rejected.count:,} pairs were rejected; {rejected.path} has the reasons")
     return path, rejected.count

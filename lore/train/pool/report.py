@@ -1,4 +1,4 @@
-"""What a pool shows at a glance, on the terminal and in pool.md: how much there is to learn, and where."""
+"""The report of a pool, on the terminal and in pool.md: pass rates by tier, confidence, and example pairs."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ Rows = list[list[str]]
 
 
 def tier_rows(table: pa.Table, tiers: list[str]) -> Rows:
-    """Per labelled tier and in all: pairs, greedy accuracy, mean pass rate, share with any right sample, then pairs by pass
+    """Per labeled tier and in total: pairs, greedy accuracy, mean pass rate, share with any correct sample, then pairs by pass
     rate."""
     label_N = np.array(table["label"].to_pylist())
     rate_N, agrees_N = table["pass_rate"].to_numpy(), table["agrees"].to_numpy()
@@ -32,7 +32,7 @@ def tier_rows(table: pa.Table, tiers: list[str]) -> Rows:
 
 
 def confidence_rows(table: pa.Table) -> Rows:
-    """Per window of the largest tier probability: pairs, greedy accuracy, mean pass rate."""
+    """Per bin of the largest tier probability: pairs, greedy accuracy, mean pass rate."""
     confidence_N = table["confidence"].to_numpy(zero_copy_only=False).astype(float)
     rate_N, agrees_N = table["pass_rate"].to_numpy(), table["agrees"].to_numpy()
     rows = []
@@ -48,23 +48,23 @@ def confidence_rows(table: pa.Table) -> Rows:
 
 
 def fact_rows(table: pa.Table) -> Rows:
-    """Counts that say whether there is something to learn."""
+    """Counts of pairs by outcome, which show how many pairs can provide a training signal."""
     rate_N, total = table["pass_rate"].to_numpy(), len(table)
     counts = {
-        "greedy answer right": int(table["agrees"].to_numpy().sum()),
-        "greedy answer wrong": total - int(table["agrees"].to_numpy().sum()),
+        "greedy answer correct": int(table["agrees"].to_numpy().sum()),
+        "greedy answer incorrect": total - int(table["agrees"].to_numpy().sum()),
         "greedy answer unreadable": table["tier"].null_count,
-        "all samples right (nothing to learn)": int((rate_N == 1).sum()),
-        "all samples wrong (nothing to learn from)": int((rate_N == 0).sum()),
-        "right and wrong samples": int(((rate_N > 0) & (rate_N < 1)).sum()),
+        "all samples correct (zero advantage)": int((rate_N == 1).sum()),
+        "all samples incorrect (zero advantage)": int((rate_N == 0).sum()),
+        "correct and incorrect samples": int(((rate_N > 0) & (rate_N < 1)).sum()),
     }
     return [[name, f"{count:,}", f"{count / total:.1%}"] for name, count in counts.items()]
 
 
 TABLES = (
-    ("pass rate by labelled tier", ("label", "pairs", "greedy", "pass@1", "any", *RATES)),
+    ("pass rate by labeled tier", ("label", "pairs", "greedy", "pass@1", "any", *RATES)),
     ("confidence", ("largest probability", "pairs", "greedy", "pass@1")),
-    ("what is in it", ("", "pairs", "share")),
+    ("outcomes", ("", "pairs", "share")),
 )
 
 
@@ -74,7 +74,7 @@ def _tables(table: pa.Table, tiers: list[str]) -> list[tuple[str, tuple[str, ...
 
 
 def print_report(table: pa.Table, tiers: list[str]) -> None:
-    """The tables on the terminal."""
+    """Prints the tables."""
     from rich.console import Console
     from rich.table import Table
 
@@ -89,21 +89,21 @@ def print_report(table: pa.Table, tiers: list[str]) -> None:
 
 
 def example_rows(table: pa.Table) -> dict[str, list[int]]:
-    """Row numbers of at most EXAMPLES rows of each kind worth reading."""
+    """Row numbers by kind of example, the most informative rows first."""
     rate_N, agreement_N = table["pass_rate"].to_numpy(), table["sample_agreement"].to_numpy()
     confidence_N = np.nan_to_num(table["confidence"].to_numpy(zero_copy_only=False).astype(float))
     solvable = np.flatnonzero((rate_N > 0) & (rate_N < 1))
     wrong = np.flatnonzero(rate_N == 0)
     split = np.flatnonzero(agreement_N < 1)
     return {
-        "hardest that it can do (smallest pass rate above 0)": solvable[np.argsort(rate_N[solvable], kind="stable")],
-        "all samples wrong (most confident first)": wrong[np.argsort(-confidence_N[wrong], kind="stable")],
+        "hardest solvable pairs (smallest pass rate above 0)": solvable[np.argsort(rate_N[solvable], kind="stable")],
+        "all samples incorrect (most confident first)": wrong[np.argsort(-confidence_N[wrong], kind="stable")],
         "samples disagree (least agreement first)": split[np.argsort(agreement_N[split], kind="stable")],
     }
 
 
 def report_markdown(path: Path, table: pa.Table, tiers: list[str]) -> str:
-    """pool.md: the tables and examples. path: pool.parquet; table: its columns without the samples."""
+    """The text of pool.md: tables and examples. path: pool.parquet; table: its columns without the samples."""
     from lore.data_synth.synthesis.dataset_card import plain
 
     lines = ["# Pool", "", f"{len(table):,} pairs, each with {_samples_of(path)} sampled answers.", ""]
@@ -124,12 +124,12 @@ def _samples_of(path: Path) -> int:
 
 
 def _rows(path: Path, numbers: list[int]) -> dict[int, dict[str, Any]]:
-    """These rows of the pool, read group by group."""
+    """These rows of the pool by number, read batch by batch."""
     found, start = {}, 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(1024):
             inside = [number for number in numbers if start <= number < start + len(batch)]
-            places = pa.array([number - start for number in inside], pa.int64())  # a batch may hold none of them
+            places = pa.array([number - start for number in inside], pa.int64())  # typed: a batch may hold none of the rows
             for number, row in zip(inside, batch.take(places).to_pylist(), strict=True):
                 found[number] = row
             start += len(batch)

@@ -1,1 +1,1 @@
-"""GRPO and PPO."""
+"""Reinforcement learning: stages grpo and ppo."""

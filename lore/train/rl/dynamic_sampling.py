@@ -1,13 +1,15 @@
-"""Which prompts a step asks: a schedule over the pool, and a guess which of them would teach nothing.
+"""Dynamic sampling: the schedule of prompts, and the prediction which prompts would give a zero-advantage group.
 
-A group of answers whose rewards are all alike has no advantage to learn from. How likely that is follows from the prompt's
-earlier answers: with r right and w wrong ones behind it, the next group's right answers are beta-binomial. What was seen long
-ago counts less, since the judge has moved on. But it moves on with prompts too that were not asked again, and grows surer of
-most: `sharp` corrects the guess by how often groups of late had spread where it said they would, among prompts with about the
-same share of right answers, and goes for the likeliest prompts.
+A group of answers with equal rewards has zero advantage, so it adds no policy gradient. Its probability follows from the prompt's
+earlier answers: after r correct and w incorrect ones, the number of correct answers in the next group is beta-binomial. Older
+answers count less, because the judge has changed since.
 
-Close to GRESO (arXiv 2506.02177), which skips prompts by their last groups; the beta-binomial chance, the pool's samples as its
-beginning and the correction are ours.
+The judge also changes on prompts that it was not asked again, and usually becomes more certain. `sharp` therefore corrects the
+prediction: it compares the predicted and observed numbers of recent groups with spread, among prompts with a similar share of
+correct answers. It also prefers the prompts with the highest predictions.
+
+Similar to GRESO (arXiv 2506.02177), which skips prompts by their last groups. New here: the beta-binomial
+prediction, its prior from the pool's samples, and the correction.
 """
 
 from collections.abc import Collection
@@ -18,19 +20,19 @@ from scipy.special import betaln
 
 from lore.train.rl.config import DynamicSection
 
-PRIOR = 0.5  # right and wrong answers that every prompt begins with
-POOL_WEIGHT = 0.5  # the pool's samples came from another judge: the one before training
-WINDOW = 0.2  # share of the pool that a curriculum shows at a time
-LEAST = 0.02  # chance that every prompt is granted, or none could be drawn where nothing better is left
-SHARPNESS = 4  # power of the chance by which `sharp` draws and keeps: the many that promise little would outweigh the few else
-EDGES = (0.05, 0.15, 0.35, 0.65, 0.85, 0.95)  # of the shares of right answers, between which a correction is shared
-MEMORY = 64  # groups after which most of a correction has been learnt anew
-DOUBT = 2.0  # groups with spread, as foreseen, that every correction begins with
+PRIOR_COUNT = 0.5  # pseudo-counts of correct and of incorrect answers to every prompt
+POOL_WEIGHT = 0.5  # weight of the pool's samples, which come from the judge before training
+WINDOW_SHARE = 0.2  # share of the pool in the window of a curriculum
+MIN_PROBABILITY = 0.02  # floor for draws: keeps every prompt drawable when no better prompt is left
+SHARP_EXPONENT = 4  # exponent of the probability with `sharp`; with 1, many unlikely prompts would outweigh the few likely ones
+BIN_EDGES = (0.05, 0.15, 0.35, 0.65, 0.85, 0.95)  # bins by share of correct answers; each bin has its own correction
+CORRECTION_DECAY_GROUPS = 64  # decay constant of the corrections, in observed groups
+CORRECTION_PRIOR = 2.0  # pseudo-count of groups with spread, predicted and observed, in every correction
 
 
 def schedule(rows: int, steps: int, prompts: int, seed: int, *, curriculum: bool) -> np.ndarray:
-    """Row numbers [steps, prompts]. Without a curriculum pass after pass, each shuffled anew; with one the rows' order is kept:
-    a window moves over it from the first to the last."""
+    """Row numbers [steps, prompts]. Without a curriculum: consecutive passes over the rows, each shuffled. With a curriculum:
+    samples from a window that moves over the rows in their order."""
     rng = np.random.default_rng([seed, 1])
     if not curriculum:
         passes = -(-steps * prompts // rows)
@@ -43,83 +45,85 @@ def schedule(rows: int, steps: int, prompts: int, seed: int, *, curriculum: bool
 
 
 def window(rows: int, steps: int, step: int) -> np.ndarray:
-    """The rows [n] that a curriculum shows at a step."""
-    width = max(1, round(WINDOW * rows))
+    """Row numbers [n] inside the curriculum's window at a step."""
+    width = max(1, round(WINDOW_SHARE * rows))
     first = round((rows - width) * step / max(1, steps - 1))
     return np.arange(first, first + width)
 
 
 class PromptChoice:
-    """What is known of every prompt of the pool, and draws by it.
+    """Predicts which of the pool's N prompts give a group with spread, and draws prompts accordingly.
 
-    pass_rate [N]: share of the pool's samples with the rater's verdict; samples: how many those were; group: answers to a
-    prompt. seen [N, 2]: right and wrong answers; tried [bins, 2]: groups of late with spread, foreseen and found.
+    pass_rate [N]: share of the pool's samples with the rater's verdict. samples: number of the pool's samples per prompt. group:
+    answers per prompt in a rollout. seen [N, 2]: decayed counts of correct and incorrect answers. tried [bins, 2]: decayed counts
+    of groups with spread, predicted and observed.
     """
 
     def __init__(self, pass_rate: np.ndarray, samples: int, group: int, section: DynamicSection):
         self.group, self.section = group, section
         self.seen = np.stack([pass_rate, 1 - pass_rate], axis=1) * samples * POOL_WEIGHT
-        self.tried = np.zeros((len(EDGES) + 1, 2))
+        self.tried = np.zeros((len(BIN_EDGES) + 1, 2))
 
-    def chance(self) -> np.ndarray:
-        """Probability [N] that the next group of each prompt has spread: right and wrong answers both."""
-        chance = self._foreseen(self.seen)
+    def spread_probability(self) -> np.ndarray:
+        """Probability [N] that the next group of each prompt has spread, that is, both correct and incorrect answers."""
+        probability = self._beta_binomial(self.seen)
         if not self.section.sharp:
-            return chance
-        foreseen, found = (self.tried + DOUBT).T
-        return np.clip(chance * (found / foreseen)[self._bins(self.seen)], 0, 1)
+            return probability
+        predicted, observed = (self.tried + CORRECTION_PRIOR).T
+        return np.clip(probability * (observed / predicted)[self._bins(self.seen)], 0, 1)
 
-    def _foreseen(self, seen: np.ndarray) -> np.ndarray:
-        """Beta-binomial chance [n] from counts [n, 2]."""
-        right, wrong = (seen + PRIOR).T
+    def _beta_binomial(self, seen: np.ndarray) -> np.ndarray:
+        """Beta-binomial probability [n] of a group with spread, from counts [n, 2]."""
+        right, wrong = (seen + PRIOR_COUNT).T
         start = betaln(right, wrong)
         return 1 - np.exp(betaln(right + self.group, wrong) - start) - np.exp(betaln(right, wrong + self.group) - start)
 
     def _bins(self, seen: np.ndarray) -> np.ndarray:
-        right, wrong = (seen + PRIOR).T
-        return np.digitize(right / (right + wrong), EDGES)
+        right, wrong = (seen + PRIOR_COUNT).T
+        return np.digitize(right / (right + wrong), BIN_EDGES)
 
     def observe(self, row: int, right: int, asked: int, spread: bool) -> None:
-        """A group was rolled: `right` of its `asked` answers had the rater's verdict; spread: its rewards differed."""
+        """Records a group: `right` of its `asked` answers had the rater's verdict. spread: whether its rewards differed."""
         before = self.seen[row : row + 1]
         place = self._bins(before)[0]
-        self.tried[place] = (1 - 1 / MEMORY) * self.tried[place] + (self._foreseen(before)[0], spread)
+        self.tried[place] = (1 - 1 / CORRECTION_DECAY_GROUPS) * self.tried[place] + (self._beta_binomial(before)[0], spread)
         self.seen[row] = (1 - self.section.forget) * self.seen[row] + (right, asked - right)
 
     def keep(self, rows: np.ndarray, among: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Which of the scheduled rows are asked, bool [n]: those with an even chance of spread always, others less often; sharp:
-        those that promise as much as a draw from `among`."""
-        chance = self.chance()[rows]
-        odds = (chance / self.hit_rate(among)) ** SHARPNESS if self.section.sharp else 2 * chance
-        return rng.random(len(rows)) < np.clip(odds, self.section.explore, 1)
+        """Which of the scheduled rows to keep, bool [n]. A row stays with probability 2p, where p is its probability of spread.
+        sharp: a row always stays if p is at least the hit rate of a draw from `among`, otherwise less often."""
+        probability = self.spread_probability()[rows]
+        keep_probability = (probability / self.hit_rate(among)) ** SHARP_EXPONENT if self.section.sharp else 2 * probability
+        return rng.random(len(rows)) < np.clip(keep_probability, self.section.explore, 1)
 
     @property
-    def _power(self) -> int:
-        return SHARPNESS if self.section.sharp else 1
+    def _exponent(self) -> int:
+        return SHARP_EXPONENT if self.section.sharp else 1
 
-    def _likely(self, rows: np.ndarray) -> np.ndarray:
-        return np.maximum(self.chance()[rows], LEAST)
+    def _floored_probability(self, rows: np.ndarray) -> np.ndarray:
+        return np.maximum(self.spread_probability()[rows], MIN_PROBABILITY)
 
     def hit_rate(self, among: np.ndarray) -> float:
-        """Expected share of groups with spread among prompts that `draw` gives."""
-        likely = self._likely(among)
-        weights = likely**self._power
-        return float(weights @ likely / weights.sum())
+        """Expected share of groups with spread among prompts that `draw` returns."""
+        probability = self._floored_probability(among)
+        weights = probability**self._exponent
+        return float(weights @ probability / weights.sum())
 
     def draw(self, count: int, among: np.ndarray, taken: Collection[int], rng: np.random.Generator) -> list[int]:
-        """`count` rows out of `among`, likelier where spread is likelier; none of `taken`, none twice, while others are left."""
+        """Draws `count` rows from `among`, weighted by their probability of spread. Avoids `taken` and repeats while other rows are
+        left."""
         drawn: list[int] = []
         free = np.setdiff1d(among, list(taken))
         while len(drawn) < count:
             free = free if len(free) else among
-            weights = self._likely(free) ** self._power
+            weights = self._floored_probability(free) ** self._exponent
             size = min(count - len(drawn), len(free))
             drawn += rng.choice(free, size, replace=False, p=weights / weights.sum()).tolist()
             free = np.setdiff1d(among, drawn)
         return drawn
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The counts, for a checkpoint."""
         return {"seen": self.seen.tolist(), "tried": self.tried.tolist()}
 
     def restore(self, state: dict[str, Any]) -> None:

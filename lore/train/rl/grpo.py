@@ -1,16 +1,16 @@
-"""GRPO: the judge's own answers, rewarded against the rater's verdict and compared within the group of answers to one prompt.
+"""GRPO: rewards the judge's own answers for the rater's verdict and compares them within the group of answers to one prompt.
 
     accelerate launch recipes/quickstart/grpo.yaml
 
-A step runs down the class below; TRL's GRPOTrainer calls it at the points that lore/train/common/trl_internals.py lists.
+The class below follows the order of a step. TRL's GRPOTrainer calls it at the points that lore/train/common/trl_internals.py lists.
 
-1. Choose prompts: those of the schedule, except where earlier answers say that a group would have no advantage.
-2. Sample a group of answers to each prompt, read them and reward them.
-3. Second round: other prompts for zero-advantage groups (dynamic sampling), and the start of the gold reasoning for prompts
-   whose answers are all wrong (guided replay). Groups are whole on every process, so each process decides by itself.
+1. Choose prompts: take those of the schedule, and replace prompts that will probably give a zero-advantage group.
+2. Sample a group of answers to each prompt, parse them and compute rewards.
+3. Second round: replace zero-advantage groups by groups of other prompts (dynamic sampling), and resample groups without a correct
+   answer from the start of the gold reasoning (guided replay). No group spans processes, so each process decides alone.
 4. Advantages: reward minus the group's mean, divided as grpo.scale says (TRL), then clamped.
-5. Loss: the clipped surrogate and the KL term (TRL), the SFT loss on given reasoning, the SFT loss on replayed pairs.
-6. Log the rollout; save the record of each prompt.
+5. Loss: the clipped surrogate and the KL term (TRL), the SFT loss on given gold reasoning, the SFT loss on replayed pairs.
+6. Log the rollout; save the counts of each prompt.
 
 Left out of the textbook method (arXiv 2402.03300): the reward model and its retraining, since labels and a parser give the
 reward; rewards for single reasoning steps, for which there are no labels; a reference model that is replaced during training;
@@ -50,7 +50,7 @@ GAP_PROMPTS = 4
 
 
 def run(recipe: GRPORecipe, folder: RunFolder) -> None:
-    """Trains and leaves the best adapter (or model) by the watch, its processor and its card in <run>/model."""
+    """Trains, and writes the best adapter (or model) of the periodic evaluation, its processor and its card to <run>/model."""
     setup, trainer = prepare(recipe, folder)
     run_trainer(setup, trainer, "grpo")
 
@@ -64,8 +64,8 @@ def prepare(recipe: GRPORecipe, folder: RunFolder) -> tuple[Setup, "GRPO"]:
 
 @dataclass
 class Group(SampledGroup):
-    """G answers to one prompt, read and rewarded. row: of the prompt; parts_GP: the reward's parts, nan where one cannot judge;
-    right_G: whether the verdict is the rater's."""
+    """G parsed and rewarded answers to one prompt. row: the prompt's; parts_GP: the P reward components, nan where one does not
+    apply; right_G: whether the verdict is the rater's."""
 
     row: int
     answers: list[Answer]
@@ -74,18 +74,18 @@ class Group(SampledGroup):
 
     @property
     def spread(self) -> float:
-        """Standard deviation of the rewards; a group without any is a zero-advantage group."""
+        """Standard deviation of the rewards. Without spread a group is a zero-advantage group."""
         return float(np.nanstd(self.rewards_G)) if np.isfinite(self.rewards_G).any() else 0.0
 
     @property
     def tokens(self) -> int:
-        """Tokens that were sampled."""
+        """Number of sampled tokens, without given ones."""
         return sum(len(ids) - self.given for ids in self.completion_ids)
 
 
 @dataclass
 class Tally:
-    """Counts of one rollout on this process. seen: (row, right answers, answers, spread or not) of each unguided group."""
+    """Counts of one rollout on this process. seen: (row, correct answers, answers, whether it has spread) per unguided group."""
 
     tokens: int = 0
     groups: int = 0
@@ -100,8 +100,8 @@ class Tally:
 class GRPO(GroupRollouts, GRPOTrainer):
     """TRL's GRPOTrainer over the pool's prompts.
 
-    windows: the rows that may replace others at a step. replay: the batch of pairs for the SFT loss by the number of the
-    micro-batch, or none. The other arguments are TRL's.
+    windows: step -> rows that may replace scheduled ones. replay: number of the micro-batch -> batch for the SFT loss, or None. The
+    other arguments are TRL's.
     """
 
     def __init__(
@@ -129,11 +129,11 @@ class GRPO(GroupRollouts, GRPOTrainer):
         self.check_processes()
 
     def check_processes(self) -> None:
-        """Raises LoreError where processes would wait for one another forever, or would share a group."""
+        """Raises LoreError when processes would hang, or when a group would span processes."""
         if self.is_fsdp_enabled and (not self.use_vllm or self.rewards.needs_probabilities):
             what = "rewards.calibration reads tier probabilities" if self.use_vllm else "rollout.engine is transformers"
             raise LoreError(
-                f"{what}, and under FSDP a process whose answers end early would leave the others waiting for ever.\n"
+                f"{what}, and under FSDP the other processes would hang when the answers of one process end early.\n"
                 "Launch with launch/accelerate/zero2.yaml, or sample with vLLM and without rewards.calibration.",
                 same_on_every_rank=True,
             )
@@ -141,13 +141,13 @@ class GRPO(GroupRollouts, GRPOTrainer):
         if local % self.num_generations:
             raise LoreError(
                 f"Each process samples {local} answers at a time, which groups of {self.num_generations} do not fill, so a group "
-                "would be spread over processes.\nUse a train.batch_size whose share of a process is a multiple of rollout.group."
+                "would span processes.\nUse a train.batch_size whose share per process is a multiple of rollout.group."
             )
 
     # Rollout
 
     def collect_groups(self, rows: list[int]) -> list[Group]:
-        """The groups that this process learns from, logged."""
+        """Samples, logs and returns the groups that this process trains on."""
         groups, tally = self.choose_groups(rows)
         self.log_rollout(groups, tally)
         if self.gap_is_due():
@@ -155,7 +155,7 @@ class GRPO(GroupRollouts, GRPOTrainer):
         return groups
 
     def choose_groups(self, scheduled: list[int]) -> tuple[list[Group], Tally]:
-        """One group for each scheduled prompt, or for one that replaces it."""
+        """One group per scheduled prompt or its replacement."""
         step, tally = self.state.global_step, Tally()
         rng = np.random.default_rng([self.args.seed, 2, step, self.accelerator.process_index])
         dynamic, guided = self.recipe.dynamic, self.recipe.guided
@@ -173,12 +173,12 @@ class GRPO(GroupRollouts, GRPOTrainer):
         return groups, tally
 
     def own_share(self, among: np.ndarray) -> np.ndarray:
-        """The rows that this process draws from; no two processes draw the same one."""
+        """The rows that this process draws from. Processes draw from disjoint rows."""
         world = self.accelerator.num_processes
         return among[self.accelerator.process_index :: world] if len(among) >= world else among
 
     def sample_groups(self, rows: Sequence[int], starts: Sequence[list[int]] | None = None) -> list[Group]:
-        """A group of rewarded answers to each row, in their order. starts: token ids that the answers begin with."""
+        """A rewarded group per row, in order. starts: token ids that the answers to a row start with."""
         size, starts = self.num_generations, starts or [[]] * len(rows)
         messages = [self.prompts.messages(row) for row in rows for _ in range(size)]
         completions, logprobs = self.sample(messages, [start for start in starts for _ in range(size)])
@@ -207,7 +207,7 @@ class GRPO(GroupRollouts, GRPOTrainer):
         return groups
 
     def read(self, ids: list[int]) -> Answer:
-        """The text as the engines decode it: without the token that ends the turn, and truncated where there is none."""
+        """Decodes and parses an answer like the engines: drops the end-of-turn token; without one the answer is truncated."""
         end = next((place for place, token in enumerate(ids) if token in self.eos_token_ids), None)
         ended = ids if end is None else ids[:end]
         text = self.prompts.tokenizer.decode(ended, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -216,16 +216,16 @@ class GRPO(GroupRollouts, GRPOTrainer):
     def second_round(
         self, groups: list[Group], tally: Tally, among: np.ndarray, asked: set[int], rng: np.random.Generator
     ) -> None:
-        """Samples once more, in one batch: groups that are all wrong behind the start of the gold reasoning, and other prompts
-        for zero-advantage groups. Puts the new groups into `groups`. A round takes as long as its longest answer, so there is
-        only one."""
+        """Samples once more, in one batch, and replaces entries of `groups`: groups without a correct answer restart from gold
+        reasoning, and other prompts replace zero-advantage groups. One round only, because its time is that of the longest
+        answer."""
         dynamic, guided = self.recipe.dynamic, self.recipe.guided
         wrong, starts = self.all_wrong(groups, max(1, round(guided.share * len(groups)))) if guided else ([], [])
         flat, fresh = [], 0
         if dynamic:
             flat = [place for place, group in enumerate(groups) if group.spread <= self.min_spread and place not in wrong]
             fresh = min(int(np.ceil(dynamic.extra * len(groups))), int(np.ceil(len(flat) / self.choice.hit_rate(among))))
-        # Every process samples as many groups; those that one does not need are sampled for nothing.
+        # All processes must sample equally many groups; a process discards those that it does not need.
         begun, fresh = self.most(len(wrong)), self.most(fresh)
         if not begun + fresh:
             return
@@ -244,7 +244,7 @@ class GRPO(GroupRollouts, GRPOTrainer):
             groups[place] = group
 
     def all_wrong(self, groups: list[Group], most: int) -> tuple[list[int], list[list[int]]]:
-        """(places, starts) of at most `most` groups without a right answer whose pair has gold reasoning."""
+        """(places, starts) of at most `most` groups without a correct answer whose pair has gold reasoning."""
         wrong, starts = [], []
         for place, group in enumerate(groups):
             start = self.prompts.reasoning_start(group.row, self.recipe.guided.reveal) if not group.right_G.any() else []
@@ -263,35 +263,35 @@ class GRPO(GroupRollouts, GRPOTrainer):
         ]
 
     def most(self, count: int) -> int:
-        """The largest count of all processes: they generate together, so their rounds must have the same size."""
+        """The maximum of `count` over processes. They generate together, so their rounds must have the same size."""
         return int(self.accelerator.gather(torch.tensor([count], device=self.accelerator.device)).max().item())
 
     # Advantages
 
     def finish_batch(self, batch: Batch, groups: list[Group]) -> Batch:
-        """TRL's batch with its final advantages and the counts that the loss divides by."""
-        # With grpo.scale: batch, TRL compares the batch's deviation with 0, and no group's.
+        """TRL's batch with final advantages and the token counts that the loss divides by."""
+        # With grpo.scale: batch, TRL would log this for the whole batch instead of per group.
         self.logged["frac_reward_zero_std"][-1] = self.logged["rollout/share_without_spread"][-1]
         if self.marks_given_tokens:
             batch["given_in_batch"] = self.summed(given_mask(batch).sum())
         return self.with_advantages(batch, groups)
 
     def with_advantages(self, batch: Batch, groups: list[Group]) -> Batch:
-        """The batch with TRL's advantages_B, clamped: one right answer among fifteen wrong ones has 3.9."""
+        """The batch with TRL's advantages_B, clamped. One correct answer among 15 incorrect ones has an advantage of 3.9."""
         clamp = self.recipe.grpo.advantage_clamp
         if clamp is not None:
             batch["advantages"] = batch["advantages"].clamp(-clamp, clamp)
         return batch
 
     def arrange(self, micro_batches: list[Batch]) -> list[Batch]:
-        """Micro-batches of like length, without the padding they do not need."""
+        """Length-bucketed micro-batches, with padding trimmed."""
         return bucket_by_length(micro_batches, self.args.gradient_accumulation_steps, self.loss_type)
 
     # Loss
 
     def total_loss(self, policy_loss: torch.Tensor, model: Any, batch: Batch) -> torch.Tensor:
-        """The loss of a micro-batch: TRL's clipped surrogate, terms that are means over the step's tokens, and terms that are means
-        within the micro-batch (`apart`)."""
+        """The loss of a micro-batch: TRL's clipped surrogate, terms averaged over the tokens of the step, and terms averaged within
+        the micro-batch (`apart`)."""
         loss = policy_loss + self.token_terms(batch)
         self.logps_BT, apart = None, 0.0
         replayed = self.replay_loss(model) if self.replay is not None else None
@@ -304,29 +304,28 @@ class GRPO(GroupRollouts, GRPOTrainer):
         return loss + apart / self.current_gradient_accumulation_steps
 
     def token_terms(self, batch: Batch) -> torch.Tensor | float:
-        """Terms from the log-probabilities of this forward pass, each a mean over the tokens of the whole step: here the SFT loss
-        on given reasoning."""
+        """Terms from the log-probabilities of this forward pass, averaged over the tokens of the whole step. Here: the SFT loss on
+        given gold reasoning."""
         guided = self.recipe.guided
         if not guided or not guided.teach:
             return 0.0
         return -guided.teach * (self.logps_BT * given_mask(batch)).sum() / self.share_of_step(batch["given_in_batch"])
 
     def replay_loss(self, model: Any) -> torch.Tensor | None:
-        """Mean token loss of this micro-batch's share of the replayed pairs, at temperature 1 as in stage sft; none where it has
-        no share."""
+        """Mean token loss of the replayed pairs in this micro-batch, at temperature 1 as in stage sft; None without any."""
         batch = self.replay(self.micro_batch_number)
         if batch is None:
             return None
         batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
         with self.accelerator.autocast():
-            if self.temperature != 1:  # the fused output layer divides by it
+            if self.temperature != 1:  # the fused output layer divides logits by the temperature
                 return model(**batch).loss
             logps = model(**batch, fused_lm_head=True).log_probs
         return -logps.sum() / (batch["labels"][:, 1:] != -100).sum().clamp(min=1)
 
     def share_of_step(self, count: torch.Tensor) -> torch.Tensor:
-        """What a process divides the sums of a micro-batch by, for a mean over the step. Gradients are averaged over processes,
-        and `count` is that of all answers sampled together, from which rollout.updates steps learn."""
+        """The divisor that turns sums over a micro-batch into means over the step. Gradients are averaged over processes. `count`
+        covers a whole rollout, which is split into rollout.updates steps."""
         return count.clamp(min=1) / self.accelerator.num_processes / self.recipe.rollout.updates
 
     def summed(self, count: torch.Tensor) -> torch.Tensor:
@@ -336,7 +335,7 @@ class GRPO(GroupRollouts, GRPOTrainer):
     # What is logged and saved
 
     def log_rollout(self, groups: list[Group], tally: Tally) -> None:
-        """Logs the rollout of all processes, and adds its groups to the records of their prompts."""
+        """Logs the rollout of all processes, and updates the counts of its prompts."""
         for one in gather_object(tally.seen):
             self.choice.observe(*one)
         mine = {
@@ -350,7 +349,7 @@ class GRPO(GroupRollouts, GRPOTrainer):
             self.logged[name].append(value)
 
     def gap_is_due(self) -> bool:
-        """Whether the watch comes after one of the steps that learn from these answers. With vLLM, TRL measures every batch."""
+        """Whether a periodic evaluation follows one of the steps on these answers. With vLLM, TRL measures every batch."""
         every = self.recipe.watch.every
         return bool(every) and not self.use_vllm and -(self.state.global_step + 1) % every < self.recipe.rollout.updates
 
@@ -367,7 +366,7 @@ class GRPO(GroupRollouts, GRPOTrainer):
 
 
 def rollout_metrics(everyone: list[dict[str, Any]], names: list[str], recipe: RolloutRecipe) -> dict[str, float]:
-    """Metrics of a rollout from what each process reports in `GRPO.log_rollout`. names: of the reward's parts."""
+    """Metrics of a rollout. everyone: one report per process, from `GRPO.log_rollout`; names: those of the reward components."""
     judged = np.concatenate([one["parts"] for one in everyone])
     metrics = {
         f"rewards/{name}/mean": float(np.nanmean(values))

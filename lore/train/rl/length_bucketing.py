@@ -1,8 +1,8 @@
-"""Micro-batches of answers of like length, without the padding they do not need.
+"""Length bucketing: micro-batches of answers of similar length, with little padding.
 
-TRL pads prompts and answers to the longest of all that were sampled together, and micro-batches keep that width. Here answers of
-like length share a micro-batch, and each is cut to its own longest prompt and answer. Losses are sums over tokens or means over
-answers of the whole step, so who shares a micro-batch changes nothing but the time.
+TRL pads all prompts and answers of a rollout to the longest, and micro-batches keep that width. Here answers of similar length
+share a micro-batch, and each micro-batch is trimmed to its longest prompt and answer. Losses are sums over tokens or means over
+answers of the whole step, so the grouping changes only the time, not the loss.
 """
 
 from typing import Any
@@ -16,8 +16,8 @@ BOTH = ("token_type_ids", "mm_token_type_ids")
 
 
 def bucket_by_length(micro_batches: list[Batch], per_step: int, loss: str) -> list[Batch]:
-    """The micro-batches of newly sampled answers, `per_step` to an optimizer step. The loss bnpo weighs an answer by those that
-    share its micro-batch: there they stay together."""
+    """Regroups a rollout's micro-batches within each optimizer step (`per_step` micro-batches) and trims their padding. The loss
+    bnpo normalizes within a micro-batch, so for bnpo the micro-batches keep their answers."""
     if loss != "bnpo":
         steps = [micro_batches[first : first + per_step] for first in range(0, len(micro_batches), per_step)]
         micro_batches = [one for step in steps for one in of_like_length(step)]
@@ -25,8 +25,8 @@ def bucket_by_length(micro_batches: list[Batch], per_step: int, loss: str) -> li
 
 
 def of_like_length(micro_batches: list[Batch]) -> list[Batch]:
-    """The micro-batches of one optimizer step, their answers dealt out anew from the shortest row to the longest."""
-    whole = joined(micro_batches)  # whether photos lie row by row is only told from all rows together
+    """The micro-batches of one optimizer step, regrouped with their rows sorted by length."""
+    whole = joined(micro_batches)  # joined first: only the whole step shows how its photos map to rows
     order = (whole["prompt_mask"].sum(1) + whole["completion_mask"].sum(1)).argsort(stable=True)
     rows = order.tolist()
 
@@ -39,7 +39,7 @@ def of_like_length(micro_batches: list[Batch]) -> list[Batch]:
 
 
 def without_padding(batch: Batch) -> Batch:
-    """A micro-batch cut to its longest prompt and its longest answer. Prompts are padded on their left, answers on their right."""
+    """A micro-batch trimmed to its longest prompt and longest answer. Prompts are padded on the left, answers on the right."""
     asked, answered = batch["prompt_mask"].shape[1], batch["completion_mask"].shape[1]
     left = _padded(batch["prompt_mask"])
     kept = answered - _padded(batch["completion_mask"].flip(1))
@@ -55,6 +55,6 @@ def without_padding(batch: Batch) -> Batch:
 
 
 def _padded(mask_BT: torch.Tensor) -> int:
-    """Columns at the start that are padding in every row; one column is always left."""
+    """Number of leading columns that are padding in every row; at most all columns but one."""
     used = mask_BT.any(0).int()
     return min(int(used.argmax()) if used.any() else len(used), len(used) - 1)

@@ -1,6 +1,6 @@
-"""How far the probabilities that answers are sampled with lie from those that the loss computes.
+"""Measures the mismatch between the log-probabilities that answers are sampled with and those that the loss computes.
 
-A filter on the sampling, another temperature or another forward pass shows here. With vLLM, TRL measures it by itself.
+A sampling filter, another temperature or a different forward pass causes a mismatch. With vLLM, TRL measures it.
 """
 
 import copy
@@ -15,8 +15,8 @@ from lore.train.common.trl_internals import PHOTO_FIELDS
 
 @torch.no_grad()
 def sampler_gap(trainer: Any, rows: list[int]) -> torch.Tensor:
-    """Samples an answer to each row and returns the mean difference, in nats, between the log-probabilities its tokens were
-    drawn with and those that the loss computes. trainer: a GRPO. The random state stays as it was."""
+    """Samples an answer to each row. Returns the mean absolute difference, in nats per token, between its log-probabilities in
+    sampling and in the loss. trainer: a GRPO. Restores the random state."""
     ids, images, fields = trainer.tokenize([trainer.prompts.messages(row) for row in rows])
     cuda = [trainer.accelerator.device] if trainer.accelerator.device.type == "cuda" else []
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
@@ -42,7 +42,7 @@ def sampler_gap(trainer: Any, rows: list[int]) -> torch.Tensor:
 
 @contextmanager
 def scores_of(model: Any) -> Iterator[list[tuple[dict[str, Any], Any]]]:
-    """Keeps what the model is asked to generate within, and the answers with the scores each token was drawn from."""
+    """Records the arguments of `model.generate` inside the block, and its outputs with the scores of each token."""
     made: list[tuple[dict[str, Any], Any]] = []
     generate = model.generate
 

@@ -1,13 +1,13 @@
-"""PPO: the same rollouts and rewards as GRPO, with a learned value in place of the group's mean.
+"""PPO: the rollouts and rewards of GRPO, with a learned value instead of the group's mean as the baseline.
 
     accelerate launch recipes/quickstart/ppo.yaml
 
-A step runs as in grpo.py up to the batch of answers, then down the class below:
+A step runs as in grpo.py up to the batch of answers, then in the order of the class below:
 
-1. Values: what each token's future is worth, from a head on the judge itself, so there is no second model.
-2. Advantages per token by GAE(lambda); the reward comes with an answer's last token. Whitened over the step's tokens.
+1. Values: the expected return after each token, from a head on the judge itself, so there is no second model.
+2. Advantages per token by GAE(lambda), with the reward at an answer's last token. Whitened over the step's tokens.
 3. Loss: TRL's clipped surrogate over the step's tokens, the clipped value loss, and the SFT terms of GRPO.
-   In the first ppo.value_warmup steps the advantages are 0 and the value loss moves the head alone.
+   In the first ppo.value_warmup steps the advantages are 0 and the value loss trains only the head.
 
 Left out of the textbook method (arXiv 1707.06347, GAE in arXiv 1506.02438): a penalty per token for the KL divergence inside the
 reward (ppo.kl is a term of the loss, so the value need not learn it); several epochs over a rollout in shuffled mini-batches
@@ -34,7 +34,7 @@ HEAD_FILE = "value_head.safetensors"
 
 
 def run(recipe: PPORecipe, folder: RunFolder) -> None:
-    """Trains and leaves the best adapter (or model) by the watch, its processor and its card in <run>/model."""
+    """Trains, and writes the best adapter (or model) of the periodic evaluation, its processor and its card to <run>/model."""
     setup, trainer = prepare(recipe, folder)
     run_trainer(setup, trainer, "ppo")
 
@@ -45,7 +45,7 @@ def prepare(recipe: PPORecipe, folder: RunFolder) -> tuple[Setup, "PPO"]:
     trainer = PPO(**trainer_arguments(setup))
     if trainer.is_fsdp_enabled:
         raise LoreError(
-            "Stage ppo does not run under FSDP, whose shares of the value head no checkpoint could hold.\n"
+            "Stage ppo does not support FSDP, because checkpoints cannot hold a sharded value head.\n"
             "Launch with launch/accelerate/zero2.yaml, zero3.yaml or ddp.yaml.",
             same_on_every_rank=True,
         )
@@ -59,7 +59,7 @@ class PPO(GRPO):
     kept_from_sampler = (*GRPO.kept_from_sampler, HEAD)
 
     values_BT: torch.Tensor | None = None
-    """Values of the policy's last forward pass over a batch or micro-batch, until they are used."""
+    """Values of the policy's last forward pass over a batch or micro-batch; None once used."""
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
@@ -70,7 +70,7 @@ class PPO(GRPO):
         return getattr(self.base, HEAD)
 
     def create_optimizer(self, *arguments: Any) -> Any:
-        """The optimizer, with the head at its own learning rate and without weight decay."""
+        """The optimizer, with the value head at its own learning rate and without weight decay."""
         optimizer = super().create_optimizer(*arguments)
         mine = {id(p) for p in self.head.parameters()}
         for group in optimizer.param_groups:
@@ -86,7 +86,7 @@ class PPO(GRPO):
 
     def collect_groups(self, rows: list[int]) -> list[Group]:
         groups = super().collect_groups(rows)
-        self.values_BT = None  # of what was scored before this batch
+        self.values_BT = None  # values of anything scored before this batch
         return groups
 
     def before_scoring(self) -> None:
@@ -94,14 +94,14 @@ class PPO(GRPO):
         self.head.alone = self.warming_up
 
     def after_scoring(self, model: Any, tokens: int) -> None:
-        # The batch's first pass is the policy's; one of the reference may follow, a model without a head or an adapter with one.
+        # The first pass over a batch is the policy's. One of the reference may follow: a model without a head, or an adapter with it.
         if self.values_BT is None and (model is self.model or model is self.model_wrapped):
             self.values_BT = torch.cat([values[:, -tokens:] for values in self.made_values])
         self.made_values.clear()
 
     def old_values(self, batch: Batch) -> torch.Tensor:
-        """Values [B, T] of the policy that sampled the answers."""
-        if "old_per_token_logps" not in batch:  # else that pass has left its values
+        """Values [B, T] under the policy that sampled the answers."""
+        if "old_per_token_logps" not in batch:  # otherwise the pass for the old log-probabilities has stored the values
             self.values_BT = None
             with torch.no_grad():
                 self.token_logps(self.model, **scored_batch(batch), batch_size=self.args.per_device_train_batch_size)
@@ -111,7 +111,7 @@ class PPO(GRPO):
     # Advantages
 
     def with_advantages(self, batch: Batch, groups: list[Group]) -> Batch:
-        """The batch with old values, returns and advantages, all [B, T]. An answer without a reward has none of them."""
+        """The batch with old values, returns and advantages, all [B, T]. An answer without a reward is masked out."""
         ppo = self.recipe.ppo
         mask_BT = sampled_mask(batch)
         rewards_B = torch.tensor(np.concatenate([group.rewards_G for group in groups]), dtype=torch.float32, device=mask_BT.device)
@@ -133,14 +133,14 @@ class PPO(GRPO):
         return batch | {"value_mask": mask_BT, "valued_in_batch": self.summed(mask_BT.sum())}
 
     def set_offset(self, rewards: torch.Tensor) -> torch.Tensor:
-        """The mean reward over all processes, which becomes what the value begins with."""
+        """Sets the offset of the value head to the mean reward over all processes, and returns it."""
         count = torch.tensor(float(len(rewards)), device=rewards.device)
         total, count = self.accelerator.reduce(torch.stack([rewards.sum(), count]), reduction="sum")
         self.head.offset.copy_(total / count.clamp(min=1))
         return self.head.offset
 
     def whitened(self, advantages_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-        """Mean 0 and standard deviation 1 over the tokens of all processes."""
+        """The advantages with mean 0 and standard deviation 1 over the tokens of all processes."""
         moments = torch.stack([mask_BT.sum(), (advantages_BT * mask_BT).sum(), (advantages_BT**2 * mask_BT).sum()]).double()
         count, total, squares = self.accelerator.reduce(moments, reduction="sum").tolist()
         mean = total / max(1.0, count)
@@ -148,7 +148,7 @@ class PPO(GRPO):
         return (advantages_BT - mean) / (deviation + 1e-8) * mask_BT
 
     def log_values(self, values_BT: torch.Tensor, returns_BT: torch.Tensor, mask_BT: torch.Tensor) -> None:
-        """Logs mean value, mean return, and the share of the returns' variance that the value explains."""
+        """Logs mean value, mean return, and the explained variance of the returns."""
         error_BT = returns_BT - values_BT
         parts = [mask_BT, values_BT, returns_BT, returns_BT**2, error_BT, error_BT**2]
         sums = torch.stack([(part * mask_BT).sum() for part in parts]).double()
@@ -162,7 +162,7 @@ class PPO(GRPO):
     # Loss
 
     def token_terms(self, batch: Batch) -> torch.Tensor | float:
-        """The value loss beside the terms of GRPO."""
+        """The value loss, in addition to the terms of GRPO."""
         ppo = self.recipe.ppo
         count = self.share_of_step(batch["valued_in_batch"])
         lost = value_loss(self.values_BT, batch["old_values"], batch["returns"], batch["value_mask"], ppo.value_clip, count)
@@ -174,7 +174,7 @@ class PPO(GRPO):
     # What is saved
 
     def saved_weights(self, state_dict: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The judge without the value head, which nobody asks after training."""
+        """The judge's weights without the value head, which is only used in training."""
         if hasattr(self.model, "peft_config"):
             return state_dict
         return {name: value for name, value in (state_dict or self.model.state_dict()).items() if HEAD not in name}
@@ -182,7 +182,7 @@ class PPO(GRPO):
     def save_beside(self, checkpoint: Path) -> None:
         super().save_beside(checkpoint)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.head.state_dict().items()}
-        # Weights that DeepSpeed has shared out are empty here; they lie in its own checkpoint.
+        # Weights sharded by DeepSpeed are empty here; its own checkpoint holds them.
         if self.args.should_save and all(value.numel() for value in weights.values()):
             save_file(weights, checkpoint / HEAD_FILE)
 
@@ -195,9 +195,9 @@ class PPO(GRPO):
 def gae(
     rewards_BT: torch.Tensor, values_BT: torch.Tensor, mask_BT: torch.Tensor, gamma: float, gae_lambda: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(advantages, returns) [B, T] by generalised advantage estimation (arXiv 1506.02438, equation 16); 0 where mask is 0.
+    """(advantages, returns) [B, T] by generalized advantage estimation (arXiv 1506.02438, equation 16); 0 where the mask is 0.
 
-    The mask of a row is one stretch of ones; nothing is worth anything behind it.
+    The mask of a row is one contiguous run of ones. The value after its end is 0.
     """
     mask = mask_BT.to(values_BT.dtype)
     values = values_BT * mask
@@ -219,8 +219,9 @@ def value_loss(
     clip: float,
     count: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Half the squared error over the mask, divided by its tokens or by `count`; a value that has moved more than `clip` from its
-    old estimate, towards the return, pulls no further (arXiv 1707.06347 with the value clipping of its reference code)."""
+    """Clipped value loss: half the squared error over the mask, divided by its tokens or by `count`. A value that has moved more
+    than `clip` from its old estimate toward the return gets no gradient (the value clipping in the reference code of arXiv
+    1707.06347)."""
     near = old_BT + (values_BT - old_BT).clamp(-clip, clip)
     error = torch.maximum((values_BT - returns_BT) ** 2, (near - returns_BT) ** 2)
     return 0.5 * (error * mask_BT).sum() / (mask_BT.sum().clamp(min=1) if count is None else count)

@@ -1,4 +1,4 @@
-"""The prompts of alignment: the pool's pairs as the engines show them, and the start of their gold reasoning."""
+"""Prompts for GRPO and PPO: the pool's pairs, rendered as the engines render them, and the start of their gold reasoning."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,11 +14,11 @@ from lore.support.errors import LoreError
 from lore.support.progress import track
 from lore.train.judge.rows import gold, rejection_of, shown_messages
 
-SHOWN_AT_ONCE = 256  # messages kept for prompts that come again within a step
+MESSAGE_CACHE_SIZE = 256  # cached messages, for prompts that repeat within a step
 
 
 class Prompts:
-    """Pairs by number, each with its messages. A photo that the model's processor refuses is left out, as in training rows."""
+    """Pairs and their messages, by row number. Omits a photo that the model's processor rejects, as in training rows."""
 
     def __init__(self, pairs: list[Pair], rubric: Rubric, fmt: PromptFormat, processor: Any):
         self.pairs, self.rubric, self.fmt, self.processor = pairs, rubric, fmt, processor
@@ -30,15 +30,16 @@ class Prompts:
         return len(self.pairs)
 
     def messages(self, row: int) -> list[dict]:
-        """The messages of a pair, its photo in them."""
+        """The messages of a pair, with its photo."""
         if row not in self._messages:
-            if len(self._messages) >= SHOWN_AT_ONCE:
+            if len(self._messages) >= MESSAGE_CACHE_SIZE:
                 self._messages.clear()
             self._messages[row] = messages_of(self.pairs[row], self.rubric, self.fmt, self.processor, folds=self.folds)
         return self._messages[row]
 
     def reasoning_start(self, row: int, share: float) -> list[int]:
-        """Token ids of the first `share` of a pair's gold reasoning, as the answer begins; empty where it has none."""
+        """Token ids of the first `share` of a pair's gold reasoning, to start an answer with; empty for a pair without
+        reasoning."""
         pair = self.pairs[row]
         if not pair.rationale:
             return []
@@ -49,15 +50,15 @@ class Prompts:
 
 def messages_of(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any, *, folds: bool) -> list[dict]:
     """A pair as messages for a trainer that applies the chat template itself. Raises ImageError for an unreadable photo and
-    LoreError for a query that does not fit."""
+    LoreError for a query that does not fit. folds: moves the system message into the user message."""
     messages, _ = shown_messages(pair, rubric, fmt, processor)
     return fold_system(messages) if folds else messages
 
 
-def usable(
+def renderable_rows(
     pairs: Iterable[Pair], rubric: Rubric, fmt: PromptFormat, processor: Any, rejected: RejectedWriter, file: str
 ) -> list[int]:
-    """Numbers of the pairs that can be shown; the others go to `rejected` with their reason. Raises LoreError when none can."""
+    """Numbers of the pairs that can be rendered. Writes the others to `rejected` with reasons. Raises LoreError when none can."""
     folds, good, first = folds_system(processor), [], None
     for number, pair in enumerate(track(list(pairs), "checking prompts")):
         try:
@@ -69,12 +70,12 @@ def usable(
             continue
         good.append(number)
     if not good:
-        raise LoreError(f"None of the pool's pairs can be shown to the judge. The first one: {first}")
+        raise LoreError(f"None of the pool's pairs can be rendered as a prompt. The first one: {first}")
     return good
 
 
 def check_same_prompt(prompts: Prompts, tokenize: Any, rows: Iterable[int]) -> None:
-    """Raises LoreError when the trainer's token ids of a prompt are others than the engines'."""
+    """Raises LoreError when the trainer and the engines tokenize a prompt differently."""
     for row in rows:
         messages = prompts.messages(row)
         text, images = prompt_text(prompts.processor, messages)
@@ -86,6 +87,6 @@ def check_same_prompt(prompts: Prompts, tokenize: Any, rows: Iterable[int]) -> N
         if list(ours) != list(theirs):
             raise LoreError(
                 f"pair {prompts.pairs[row].pair_id}: the trainer reads its prompt as {len(theirs)} tokens, the engines as "
-                f"{len(ours)}, so the judge would be aligned on prompts that it is never asked.\n"
-                "The chat template renders differently when it is asked for tokens: use the checkpoint's own template."
+                f"{len(ours)}, so the judge would train on prompts that differ from those in use.\n"
+                "The chat template renders text and tokens differently: use the checkpoint's own template."
             )

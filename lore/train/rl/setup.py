@@ -1,4 +1,4 @@
-"""What grpo and ppo share: from the pool to a trainer that is ready, and from its last step to the judge's folder."""
+"""Setup and end of stages grpo and ppo: from the pool to the trainer's arguments, and from the last step to the judge's folder."""
 
 import copy
 from collections.abc import Callable
@@ -32,20 +32,20 @@ from lore.train.judge.session import ReferenceStaysOut, Start, begin, complete_m
 from lore.train.pool.curriculum import chosen_pairs, chosen_rows
 from lore.train.rl.config import DynamicSection, LossSection, RolloutRecipe
 from lore.train.rl.dynamic_sampling import PromptChoice, schedule, window
-from lore.train.rl.prompts import Prompts, check_same_prompt, usable
-from lore.train.rl.sft_replay import Replay, replayed_passes, write_replay
+from lore.train.rl.prompts import Prompts, check_same_prompt, renderable_rows
+from lore.train.rl.sft_replay import Replay, replay_rows_per_pass, write_replay
 from lore.train.watch.attach import probe_pairs, watched
 from lore.train.watch.collapse_rules import RECORDED as WATCHED
 from lore.train.watch.collapse_rules import preflight_rollouts
 
-# What metrics.jsonl keeps of a step; no clock among them.
-KEPT = (*RECORDED, *WATCHED, "reward_std", "rollout", "dynamic", "guided", "clip_ratio", "sft_loss", "value")
-OFTEN = 20  # passes over the prompts after which a run is told
+# Metrics that metrics.jsonl keeps. No times: a resumed run must write the same lines.
+KEPT_METRICS = (*RECORDED, *WATCHED, "reward_std", "rollout", "dynamic", "guided", "clip_ratio", "sft_loss", "value")
+MAX_PASSES_BEFORE_WARNING = 20  # passes over the prompts; with more, the judge memorizes them
 
 
 @dataclass
 class Setup:
-    """Everything a stage needs before its trainer is made."""
+    """Everything that a stage needs to create its trainer."""
 
     recipe: RolloutRecipe
     folder: RunFolder
@@ -62,10 +62,10 @@ class Setup:
 
 
 def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses: Any) -> Setup:
-    """Pool, prompts, rewards and model of a run. losses: what TRL is told of the policy's loss beside the section. Raises
-    LoreError when the rewards do not pass their own test."""
+    """Pool, prompts, rewards and model of a run. losses: further TRL arguments for the policy loss. Raises LoreError when the
+    rewards fail their self-test."""
     if recipe.replay is not None:
-        replayed_passes(recipe)
+        replay_rows_per_pass(recipe)
     start = begin(recipe)
     args = rollout_arguments(
         recipe,
@@ -85,9 +85,9 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
         pairs = chosen_pairs(table, source, photos=photos)
         if recipe.replay is not None:
             write_replay(recipe, source, start)
-    # After the main process has brought the data into their form.
+    # After the main process has converted the data.
     probe = probe_pairs(recipe.watch, source, photos=photos)
-    good = shown_alike(pairs, start, folder, recipe.pool.path)
+    good = renderable_pairs(pairs, start, folder, recipe.pool.path)
     pairs = [pairs[number] for number in good]
     if recipe.guided is not None:
         check_reasoning(pairs, recipe)
@@ -100,10 +100,11 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
     rounds = -(-recipe.train.steps // recipe.rollout.updates)
     asked = recipe.train.batch_size * recipe.rollout.updates // recipe.rollout.group
     curriculum = recipe.pool.order != "random"
-    if rounds * asked > OFTEN * len(pairs):
+    if rounds * asked > MAX_PASSES_BEFORE_WARNING * len(pairs):
         say(
-            f"{len(pairs):,} prompts are asked {rounds * asked:,} times: they will be learnt by heart. More pairs pass wider "
-            "windows of the pool; pool.balance without pool.limit takes no more of any tier or slice than the rarest one has."
+            f"The run samples {rounds * asked:,} groups from {len(pairs):,} prompts: the judge will memorize them. For more "
+            "prompts, widen the windows of the pool. Without pool.limit, pool.balance cuts each tier or slice to the size of the "
+            "smallest one."
         )
     order = schedule(len(pairs), rounds, asked, recipe.seed, curriculum=curriculum)
 
@@ -127,34 +128,35 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
 
 
 def check_reasoning(pairs: list[Pair], recipe: RolloutRecipe) -> None:
-    """Says for how many pairs guided replay has something to give; raises LoreError where there is none."""
+    """Reports how many pairs have gold reasoning for guided replay. Raises LoreError if none has."""
     reasoned = sum(bool(pair.rationale) for pair in pairs)
     if not reasoned:
         raise LoreError(
-            f"guided: none of the {len(pairs):,} chosen pairs of {recipe.data.path} has a reasoning to begin an answer with.\n"
-            "Give the pairs of stage synthesize as data.path, here and in the pool, or leave guided out (guided=null).",
+            f"guided: none of the {len(pairs):,} chosen pairs of {recipe.data.path} has gold reasoning to start an answer with.\n"
+            "Set data.path to the pairs of stage synthesize, here and in the pool, or remove guided (guided=null).",
             same_on_every_rank=True,
         )
-    say(f"guided: {reasoned:,} of {len(pairs):,} prompts have a reasoning")
+    say(f"guided: {reasoned:,} of {len(pairs):,} prompts have gold reasoning")
 
 
-def shown_alike(pairs: list[Pair], start: Start, folder: RunFolder, pool: str) -> list[int]:
-    """Numbers of the pairs that can be shown, found out by the main process for all; the others are in rejected.jsonl."""
+def renderable_pairs(pairs: list[Pair], start: Start, folder: RunFolder, pool: str) -> list[int]:
+    """Numbers of the pairs that can be rendered as prompts, the same on every process. The main process checks the pairs and writes
+    the others to rejected.jsonl."""
     good: list[int] = []
 
     def find() -> None:
         with RejectedWriter(folder / "prompts.arrow", folder / "rejected.jsonl") as rejected:
-            good.extend(usable(pairs, start.rubric, start.fmt, start.processor, rejected, pool))
+            good.extend(renderable_rows(pairs, start.rubric, start.fmt, start.processor, rejected, pool))
         if rejected.count:
-            say(f"{rejected.count:,} pairs are left out, each with its reason in {rejected.path}")
+            say(f"{rejected.count:,} pairs were rejected; {rejected.path} has the reasons")
 
     main_process_checks(find)
     return broadcast_object_list([good], from_process=0)[0]
 
 
 def rollout_arguments(recipe: RolloutRecipe, folder: RunFolder, start: Start, **losses: Any) -> GRPOConfig:
-    """TRL's configuration. Nothing filters the sampling (top_p, top_k, penalties): the trainer's log-probabilities would not
-    know of it."""
+    """TRL's configuration. It disables all sampling filters (top_p, top_k, penalties), because the trainer's log-probabilities do
+    not include them."""
     rollout = recipe.rollout
     vllm: dict[str, Any] = {}
     if rollout.engine != "transformers":
@@ -163,7 +165,7 @@ def rollout_arguments(recipe: RolloutRecipe, folder: RunFolder, start: Start, **
             "vllm_mode": rollout.engine.removeprefix("vllm_"),
             "vllm_gpu_memory_utilization": rollout.gpu_memory,
             "vllm_tensor_parallel_size": rollout.tensor_parallel,
-            "vllm_max_model_length": longest(recipe, start),
+            "vllm_max_model_length": max_model_length(recipe, start),
             "generation_kwargs": {"stop_token_ids": stop_ids(start.processor, known_stops(recipe.model))},
         }
         if rollout.engine == "vllm_server":
@@ -181,10 +183,10 @@ def rollout_arguments(recipe: RolloutRecipe, folder: RunFolder, start: Start, **
         temperature=rollout.temperature,
         top_p=1.0,
         top_k=0,
-        disable_dropout=True,  # an adapter's own would sample answers from other models than the loss scores them by
+        disable_dropout=True,  # LoRA dropout would sample answers from a different model than the loss scores
         shuffle_dataset=False,
-        ddp_broadcast_buffers=False,  # they never change, and a process with a pass more than the others would wait for them
-        log_multimodal=False,  # a process whose prompts have no photo would not take part, and the others wait for it
+        ddp_broadcast_buffers=False,  # buffers never change, and a process with one more forward pass would hang
+        log_multimodal=False,  # a process without photos would skip the gather, and the others would hang
         chat_template_kwargs=template_options(start.processor),
         trust_remote_code=recipe.model.trust_remote_code,
         **vllm,
@@ -195,29 +197,28 @@ def rollout_arguments(recipe: RolloutRecipe, folder: RunFolder, start: Start, **
     return args
 
 
-def longest(recipe: RolloutRecipe, start: Start) -> int:
-    """Tokens of the longest prompt with its answer, which vLLM has to hold. A photo's tokens come on top of
-    prompt.max_prompt_tokens, and train.max_tokens has room for them. An answer that begins with gold reasoning is as long again."""
+def max_model_length(recipe: RolloutRecipe, start: Start) -> int:
+    """vLLM's context length in tokens: the longest prompt with its answer. prompt.max_prompt_tokens excludes photos, so with photos
+    it is at least train.max_tokens. With guided replay, gold reasoning may precede a full-length answer."""
     text = recipe.prompt.max_prompt_tokens + recipe.rollout.max_tokens * (1 if recipe.guided is None else 2)
     return max(text, recipe.train.max_tokens) if takes_photos(start.processor, start.fmt) else text
 
 
 def prompt_rows(order: np.ndarray) -> datasets.Dataset:
-    """The rows that TRL's sampler walks over, in the schedule's order; the trainer makes prompts of them."""
+    """The rows for TRL's sampler, in the order of the schedule. The trainer replaces each row by its prompt."""
     rows = order.reshape(-1).tolist()
     return datasets.Dataset.from_dict({"prompt": [""] * len(rows), "row": rows})
 
 
-def padded_left(processor: Any) -> Any:
-    """A copy that pads on the left, as TRL does with the prompts themselves: which tokens are a photo's it takes from the
-    processor's padded rows."""
+def with_left_padding(processor: Any) -> Any:
+    """A copy of the processor that pads on the left, as TRL pads prompts: TRL finds photo tokens in the processor's padded rows."""
     processor = copy.deepcopy(processor)
     getattr(processor, "tokenizer", processor).padding_side = "left"
     return processor
 
 
 def trainer_arguments(setup: Setup) -> dict[str, Any]:
-    """What both trainers are made with."""
+    """Arguments of both trainers."""
     return {
         "recipe": setup.recipe,
         "prompts": setup.prompts,
@@ -228,13 +229,13 @@ def trainer_arguments(setup: Setup) -> dict[str, Any]:
         "model": setup.model,
         "args": setup.args,
         "train_dataset": prompt_rows(setup.order),
-        "processing_class": padded_left(setup.start.processor),
+        "processing_class": with_left_padding(setup.start.processor),
         "peft_config": judge_lora(setup.recipe, setup.model),
     }
 
 
 def run_trainer(setup: Setup, trainer: Any, title: str) -> None:
-    """trainer: a GRPO or PPO. Preflight, training under watch, and the best weights in <run>/model."""
+    """Preflight, training with periodic evaluation, and the best weights in <run>/model. trainer: a GRPO or PPO."""
     recipe, folder = setup.recipe, setup.folder
     trainer.add_callback(ReferenceStaysOut())
     if trainer.reads_photos and recipe.prompt.photo and (trainer.is_fsdp_enabled or deepspeed_stage(trainer) == 3):
@@ -245,7 +246,7 @@ def run_trainer(setup: Setup, trainer: Any, title: str) -> None:
         trainer.add_callback(Preflight(setup, trainer))
     shown = {"title": title, "max_tokens": recipe.rollout.max_tokens, "rewards": setup.rewards}
     watch = watched(trainer, recipe, folder, setup.start, setup.probe, **shown)
-    recorder = Recorder(folder, title, keep=recipe.train.keep_checkpoints, recorded=KEPT, on_saved=setup.start.write_card)
+    recorder = Recorder(folder, title, keep=recipe.train.keep_checkpoints, recorded=KEPT_METRICS, on_saved=setup.start.write_card)
     seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
     facts = {"prompts": len(setup.prompts), "steps": trainer.state.global_step, **watch.finish(trainer)}
     if is_main_process():
@@ -254,7 +255,7 @@ def run_trainer(setup: Setup, trainer: Any, title: str) -> None:
 
 
 class Preflight(TrainerCallback):
-    """Runs `preflight` when the trainer has put the model where it trains: under DeepSpeed that is after its start."""
+    """Runs `preflight` once the trainer has placed the model. With DeepSpeed that happens only after training starts."""
 
     def __init__(self, setup: Setup, trainer: Any):
         self.setup, self.trainer = setup, trainer
@@ -265,7 +266,7 @@ class Preflight(TrainerCallback):
 
 def preflight(setup: Setup, trainer: Any) -> None:
     """Samples groups for a few prompts before step 0. trainer: a GRPO or PPO. Raises LoreError when all answers are truncated or
-    every group is a zero-advantage group."""
+    all groups are zero-advantage groups."""
     share = max(1, setup.recipe.watch.preflight_prompts // world_size())
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=cuda):
@@ -274,7 +275,7 @@ def preflight(setup: Setup, trainer: Any) -> None:
         trainer.model.train()
         at_once = setup.order.shape[1] // world_size()
         groups: list[Any] = []
-        for start in range(0, share, at_once):  # never more answers at a time than a step has, for which memory has to do
+        for start in range(0, share, at_once):  # at most the answers of one step at a time, to fit in memory
             groups += trainer.sample_groups(rows[start : start + at_once])
     everyone = gather_object([(group.answers, group.rewards_G.tolist(), group.row) for group in groups])
     answers, totals, asked = zip(*everyone, strict=True)

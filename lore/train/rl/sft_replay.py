@@ -1,4 +1,4 @@
-"""The pairs of an SFT loss beside the policy's: rendered as stage sft renders them, in an order fixed before step 0."""
+"""SFT replay: pairs for an SFT loss in addition to the policy loss, rendered as in stage sft, in an order fixed before step 0."""
 
 from functools import partial
 
@@ -23,8 +23,8 @@ from lore.train.rl.config import RolloutRecipe
 
 
 def write_replay(recipe: RolloutRecipe, data: PairSource, start: Start) -> None:
-    """Renders as many pairs with reasoning as the run needs, less those that cannot be, into <run>/data/replay.arrow: once, by the
-    main process."""
+    """Renders as many pairs with reasoning as the run needs into <run>/data/replay.arrow, without pairs that cannot be rendered.
+    Runs once, in the main process."""
     folder, path = data.folder, data.folder / "data" / "replay.arrow"
     if path.is_file() or not is_main_process():
         return
@@ -35,17 +35,17 @@ def write_replay(recipe: RolloutRecipe, data: PairSource, start: Start) -> None:
     except LoreError as error:
         raise LoreError(
             f"replay.path {source} holds no pairs, so nothing can be replayed.\n"
-            "Give the pairs of a synthesize run (<run>/pairs), or leave the replay section out."
+            "Give the pairs of a synthesize run (<run>/pairs), or remove the replay section."
         ) from error
     read = partial(read_pairs, source, split=recipe.replay.split, limit=recipe.replay.limit)
-    told = [
+    reasoned = [
         number
         for number, pair in enumerate(track(read(columns=["label", "rationale"]), "choosing replay"))
         if pair.label is not None and (pair.rationale or recipe.prompt.order == "answer_only")
     ]
-    # From all over the file: the pairs of a query, a source or a rule often stand together.
-    most = min(len(told), recipe.replay.rows * recipe.train.steps)
-    chosen = set(np.random.default_rng([recipe.seed, 3]).choice(told, most, replace=False).tolist())
+    # Sample from the whole file: pairs of one query, source or rule are often adjacent.
+    count = min(len(reasoned), recipe.replay.rows * recipe.train.steps)
+    chosen = set(np.random.default_rng([recipe.seed, 3]).choice(reasoned, count, replace=False).tolist())
     with RejectedWriter(path, folder / "rejected_replay.jsonl") as rejected:
 
         def rows():
@@ -65,23 +65,23 @@ def write_replay(recipe: RolloutRecipe, data: PairSource, start: Start) -> None:
                 yield row
 
         nothing = (
-            f"replay: of the pairs of {source} (split {recipe.replay.split}) {len(told):,} have a label and reasoning, and none of "
-            f"{most:,} chosen ones can be rendered, so nothing can be replayed.\n"
-            "Give replay.path: the pairs of a synthesize run, or leave the replay section out."
+            f"replay: of the pairs of {source} (split {recipe.replay.split}) {len(reasoned):,} have a label and reasoning, and "
+            f"none of the {count:,} sampled ones can be rendered, so nothing can be replayed.\n"
+            "Set replay.path to the pairs of a synthesize run, or remove the replay section."
         )
         schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
         write_rows(rows(), schema, path, nothing=nothing)
 
 
-def replayed_passes(recipe: RolloutRecipe) -> tuple[int, int]:
-    """(rows of a process in a pass that has some, one pass in so many has some). Raises LoreError when the rows of a step cannot be
-    shared out evenly."""
+def replay_rows_per_pass(recipe: RolloutRecipe) -> tuple[int, int]:
+    """(rows, every): each process replays `rows` rows in every `every`-th forward pass. Raises LoreError when the rows of a step do
+    not divide evenly."""
     _, passes = micro_batch(recipe.train)
     mine, left = divmod(recipe.replay.rows, world_size())
     if left or (mine % passes and passes % mine):
         raise LoreError(
             f"replay.rows is {recipe.replay.rows}, and a step has {passes} forward passes on {world_size()} processes, which "
-            f"cannot share them evenly.\nUse a multiple of {passes * world_size()}, or a part of it that is a multiple of "
+            f"cannot share them evenly.\nUse a multiple of {passes * world_size()}, or a divisor of it that is a multiple of "
             f"{world_size()}.",
             same_on_every_rank=True,
         )
@@ -89,15 +89,15 @@ def replayed_passes(recipe: RolloutRecipe) -> tuple[int, int]:
 
 
 class Replay:
-    """Batches of this process, by the number of the forward pass since step 0.
+    """Replay batches of this process, by the number of the forward pass since step 0.
 
-    every: one pass in so many has a batch, where a step has more passes than this process has rows to replay.
+    every: only every `every`-th pass has a batch. Above 1 when a step has more passes than this process has rows.
     """
 
     def __init__(self, recipe: RolloutRecipe, folder: RunFolder, start: Start):
         fmt, processor = start.fmt, start.processor
         self.rows = rendered_rows(folder / "data" / "replay.arrow")
-        self.size, self.every = replayed_passes(recipe)
+        self.size, self.every = replay_rows_per_pass(recipe)
         self.order = training_order(self.rows["length"][:], recipe.replay.rows, recipe.train.steps, recipe.seed)
         if takes_photos(processor, fmt):
             several = world_size() > 1
@@ -109,7 +109,7 @@ class Replay:
         self.rows = self.rows.select_columns(self.columns)
 
     def __call__(self, number: int) -> dict[str, torch.Tensor] | None:
-        """The padded batch of this process for the forward pass `number`, with its labels; none where that pass has none."""
+        """The padded batch with labels for the forward pass `number`; None for a pass without replay."""
         turn, left = divmod(number, self.every)
         if left:
             return None

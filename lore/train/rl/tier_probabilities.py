@@ -1,4 +1,4 @@
-"""Tier probabilities of sampled answers, for the rewards that look at them."""
+"""Tier probabilities of sampled answers, for rewards that need them."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,8 +11,8 @@ from lore.train.watch.policy_engine import policy
 
 
 def with_probabilities(trainer: Any, messages: list[list[dict]], answers: list[Answer]) -> list[Answer]:
-    """The answers with the trained judge's tier probabilities, read behind the reason that each of them wrote; one without a
-    verdict stays without. trainer: a GRPO."""
+    """The answers with the trained judge's tier probabilities, scored after each answer's own reason. Format failures get none.
+    trainer: a GRPO."""
     out, prompts = list(answers), trainer.prompts
     read = [place for place, answer in enumerate(answers) if not isinstance(answer.judgement, FormatFailure)]
     with policy(trainer) as model:

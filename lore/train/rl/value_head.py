@@ -1,7 +1,5 @@
-"""PPO's value head on the judge's last hidden state, and how its values leave the model's forward pass.
-
-ppo.py has what is done with them.
-"""
+"""PPO's value head on the judge's last hidden state, and the hooks that collect its values in the forward pass. ppo.py uses
+them."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -13,10 +11,10 @@ HEAD = "value_head"
 
 
 class ValueHead(torch.nn.Module):
-    """One linear layer from a hidden state to the reward that is still to come, beyond the offset: the first step's mean reward.
-    From zero the value would take a run to get there, and meanwhile short answers, whose end is near, would look like good ones.
+    """A linear layer that predicts the return from a hidden state, plus an offset: the mean reward of the first step. Without the
+    offset the value would need a whole run to reach that mean, and short answers would get too large advantages meanwhile.
 
-    alone: its loss moves the head and leaves the judge as it is.
+    alone: the value loss trains only the head, not the judge.
     """
 
     alone = False
@@ -34,10 +32,10 @@ class ValueHead(torch.nn.Module):
 
 
 def attach_value_head(base: Any) -> list[torch.Tensor]:
-    """Puts a value head on a model that TRL has given its fused output layer. Each fused forward pass adds its values
-    [rows, tokens - 1] to the returned list: at t what follows token t is worth.
+    """Adds a value head to a model with TRL's fused output layer. Each fused forward pass appends its values [rows, tokens - 1] to
+    the returned list; position t holds the value after token t.
 
-    They are computed inside the model's forward, where a wrapper for data parallel training can see them.
+    The head runs inside the model's forward, so that wrappers for data parallel training see its parameters.
     """
     head = ValueHead(base.config.get_text_config().hidden_size).to(next(base.parameters()).device)
     setattr(base, HEAD, head)
@@ -50,7 +48,7 @@ def attach_value_head(base: Any) -> list[torch.Tensor]:
     def add(module: Any, arguments: Any, options: dict[str, Any], output: Any) -> Any:
         fused = options.get("fused_lm_head")
         if fused or torch.is_grad_enabled():
-            # As part of the output: data parallel training looks in that of the last pass for the parameters that are used.
+            # Part of the output: data parallel training finds the parameters in use from the output of the last pass.
             output = _valued(type(output))(**output, state_values=head(hidden[0][:, :-1]))
         if fused:
             values.append(output.state_values)
@@ -64,6 +62,7 @@ def attach_value_head(base: Any) -> list[torch.Tensor]:
 
 @cache
 def _valued(kind: type) -> type:
-    """The model's kind of output with one field more: data parallel training takes outputs apart and makes them anew."""
+    """The model's output class with the field state_values. A dataclass, because data parallel training rebuilds outputs from
+    fields."""
     field = {"state_values": None, "__annotations__": {"state_values": "torch.Tensor | None"}}
     return dataclass(type(f"Valued{kind.__name__}", (kind,), field))

@@ -20,7 +20,7 @@ from lore.engines.config import ModelSection
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint
 from lore.train.pool.config import PoolSection
-from lore.train.pool.curriculum import check_asked_alike, chosen_pairs, describe, read_pool, select
+from lore.train.pool.curriculum import check_pool_matches, chosen_pairs, describe, read_pool, select
 from lore.train.pool.pool import POOL_SCHEMA
 
 TIERS = ["L1", "L2", "L3", "L4"]
@@ -71,15 +71,15 @@ def test_everything_is_chosen_once_in_an_order_that_the_seed_decides(path):
 
 def test_answers_to_other_prompts_are_refused_and_those_of_another_judge_are_named(path, tmp_path, capsys):
     table = read_pool(path)
-    check_asked_alike(table, path, "r1", ModelSection(name="any"))  # a file that does not say
+    check_pool_matches(table, path, "r1", ModelSection(name="any"))  # a file that does not say
     facts = {"lore.renderer_hash": "r1", "lore.judge": model_fingerprint("org/judge", None)}
     known = table.replace_schema_metadata({**table.schema.metadata, **facts})
-    check_asked_alike(known, path, "r1", ModelSection(name="org/judge"))
+    check_pool_matches(known, path, "r1", ModelSection(name="org/judge"))
     assert capsys.readouterr().out == ""
     with pytest.raises(LoreError, match="asked with renderer r1, and this run asks with r2"):
-        check_asked_alike(known, path, "r2", ModelSection(name="org/judge"))
-    check_asked_alike(known, path, "r1", ModelSection(name="org/judge", adapter="org/adapter"))
-    assert "asked with other weights than those of org/adapter" in " ".join(capsys.readouterr().out.split())
+        check_pool_matches(known, path, "r2", ModelSection(name="org/judge"))
+    check_pool_matches(known, path, "r1", ModelSection(name="org/judge", adapter="org/adapter"))
+    assert "sampled from other weights than those of org/adapter" in " ".join(capsys.readouterr().out.split())
 
 
 def test_both_ends_of_a_window_are_inside_and_an_unreadable_answer_is_in_none(path):
@@ -93,7 +93,7 @@ def test_both_ends_of_a_window_are_inside_and_an_unreadable_answer_is_in_none(pa
 
 
 def test_nothing_left_says_what_each_window_removed(path):
-    with pytest.raises(LoreError, match=r"240 rows pool.confidence \[0.0, 0.1\] has left out 240 and pool.pass_rate .* left out 0"):
+    with pytest.raises(LoreError, match=r"240 rows pool.confidence \[0.0, 0.1\] excludes 240 and pool.pass_rate .* excludes 0"):
         select(PoolSection(path=path, confidence=(0.0, 0.1), pass_rate=(0.2, 0.9)), 0)
 
 
@@ -169,7 +169,7 @@ def test_the_choice_is_described_by_tier(path, capsys):
     rows = describe(before, after)
     assert [row["tier"] for row in rows] == [*TIERS, "all"]
     assert rows[-1]["before"] == 240 and rows[-1]["after"] == rows[-1]["pairs"] == len(after)
-    assert rows[-1]["pass_rate_before"] == pytest.approx(0.5) and "chosen from the pool" in capsys.readouterr().out
+    assert rows[-1]["pass_rate_before"] == pytest.approx(0.5) and "selected from the pool" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def test_rows_say_what_the_judge_answered_and_how_often_it_was_right(pool, tiny)
     assert not (folder / "rejected.jsonl").exists()
     assert "image" not in table.column_names
     shown = (folder / "pool.md").read_text()
-    assert "Pass rate by labelled tier" in shown and "All samples wrong" in shown
+    assert "Pass rate by labeled tier" in shown and "All samples incorrect" in shown
     assert folder.summary["pairs"] == 24
 
 

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lore.train.rl.config import DynamicSection
-from lore.train.rl.dynamic_sampling import DOUBT, LEAST, MEMORY, SHARPNESS, PromptChoice, schedule, window
+from lore.train.rl.dynamic_sampling import (
+    CORRECTION_DECAY_GROUPS,
+    CORRECTION_PRIOR,
+    MIN_PROBABILITY,
+    SHARP_EXPONENT,
+    PromptChoice,
+    schedule,
+    window,
+)
 
 
 def choice(rates: list[float], group: int = 8, samples: int = 8, **section: float) -> PromptChoice:
@@ -25,14 +33,14 @@ def closed_form(right: float, wrong: float, group: int) -> float:
 
 def test_an_unseen_prompt_has_the_chance_of_the_prior():
     # Beta(1/2, 1/2), groups of 2: both right 1/2 * 3/4 = 3/8, both wrong the same, so 1/4 is left.
-    assert choice([0.3], group=2, samples=0).chance() == pytest.approx([0.25])
+    assert choice([0.3], group=2, samples=0).spread_probability() == pytest.approx([0.25])
 
 
 @given(st.floats(0, 1), st.integers(0, 16), st.integers(2, 16))
 def test_the_chance_of_spread_is_beta_binomial(rate, samples, group):
     # Half of the pool's samples count, and half a right and half a wrong answer are there from the start.
     right, wrong = rate * samples / 2 + 0.5, (1 - rate) * samples / 2 + 0.5
-    assert choice([rate], group, samples).chance()[0] == pytest.approx(closed_form(right, wrong, group), abs=1e-9)
+    assert choice([rate], group, samples).spread_probability()[0] == pytest.approx(closed_form(right, wrong, group), abs=1e-9)
 
 
 def test_the_chance_of_spread_is_that_of_simulated_groups():
@@ -41,7 +49,7 @@ def test_the_chance_of_spread_is_that_of_simulated_groups():
     share = rng.beta(np.array(rates) * 4 + 0.5, (1 - np.array(rates)) * 4 + 0.5, (200_000, 4))
     right = rng.binomial(8, share)
     spread = ((right > 0) & (right < 8)).mean(axis=0)
-    assert choice(rates).chance() == pytest.approx(spread, abs=4 * 0.5 / 200_000**0.5)
+    assert choice(rates).spread_probability() == pytest.approx(spread, abs=4 * 0.5 / 200_000**0.5)
 
 
 def test_what_was_seen_fades_and_what_is_new_counts_in_full():
@@ -94,7 +102,7 @@ def test_a_window_smaller_than_a_step_is_asked_more_than_once():
 def test_scheduled_prompts_are_kept_as_often_as_they_have_spread():
     # Chances: about 0.26 for one always right, about 0.95 for one in the middle; twice the chance, at most 1.
     one, among = choice([1.0, 0.5], samples=16, explore=0.05), np.arange(2)
-    chance = one.chance()
+    chance = one.spread_probability()
     rng = np.random.default_rng(0)
     kept = np.mean([one.keep(among, among, rng) for _ in range(4000)], axis=0)
     assert 2 * chance[0] < 1 < 2 * chance[1]
@@ -103,10 +111,10 @@ def test_scheduled_prompts_are_kept_as_often_as_they_have_spread():
 
 def test_sharp_foresight_keeps_what_promises_as_much_as_a_draw():
     one, among = choice([1.0, 0.5], explore=0.01, sharp=True), np.arange(2)
-    odds = (one.chance()[0] / one.hit_rate(among)) ** SHARPNESS
+    odds = (one.spread_probability()[0] / one.hit_rate(among)) ** SHARP_EXPONENT
     rng = np.random.default_rng(0)
     kept = np.mean([one.keep(among, among, rng) for _ in range(4000)], axis=0)
-    assert 0.001 < odds < 0.35 and one.chance()[1] > one.hit_rate(among)
+    assert 0.001 < odds < 0.35 and one.spread_probability()[1] > one.hit_rate(among)
     assert kept == pytest.approx([odds, 1], abs=0.04)
 
 
@@ -118,14 +126,14 @@ def test_prompts_that_promise_alike_are_all_kept():
 def test_a_prompt_without_hope_is_still_asked_now_and_then():
     one = choice([0.0, 0.5], samples=10_000, explore=0.1)
     rng = np.random.default_rng(0)
-    assert one.chance()[0] < 0.001
+    assert one.spread_probability()[0] < 0.001
     assert np.mean([one.keep(np.array([0]), np.arange(2), rng)[0] for _ in range(4000)]) == pytest.approx(0.1, abs=0.02)
 
 
-@pytest.mark.parametrize("sharp, power", [(False, 1), (True, SHARPNESS)])
+@pytest.mark.parametrize("sharp, power", [(False, 1), (True, SHARP_EXPONENT)])
 def test_draws_follow_the_chances(sharp, power):
     one = choice([0.0, 0.5, 1.0], samples=10_000, sharp=sharp)
-    likely = np.maximum(one.chance(), LEAST)
+    likely = np.maximum(one.spread_probability(), MIN_PROBABILITY)
     weights = likely**power
     rng = np.random.default_rng(0)
     counts = Counter(one.draw(1, np.arange(3), [], rng)[0] for _ in range(6000))
@@ -153,31 +161,31 @@ def test_draws_stay_inside_the_window():
 
 def test_chances_are_corrected_by_what_groups_of_prompts_like_it_showed():
     one = choice([1.0, 1.0, 0.5], sharp=True)
-    before = one.chance()
+    before = one.spread_probability()
     one.observe(0, 8, 8, False)
     # One group in which `before` with spread were foreseen and none was found; the others' counts are untouched.
-    expected = before[1] * DOUBT / (DOUBT + before[1])
-    assert one.chance()[1:] == pytest.approx([expected, before[2]])
+    expected = before[1] * CORRECTION_PRIOR / (CORRECTION_PRIOR + before[1])
+    assert one.spread_probability()[1:] == pytest.approx([expected, before[2]])
 
 
 def test_a_correction_forgets():
     one = choice([1.0] * 400, sharp=True)
-    first = one.chance()[0]
+    first = one.spread_probability()[0]
     for row in range(200):
         one.observe(row, 8, 8, False)
-    assert one.chance()[-1] < 0.15 * first
-    for row in range(200, 200 + 2 * MEMORY):
+    assert one.spread_probability()[-1] < 0.15 * first
+    for row in range(200, 200 + 2 * CORRECTION_DECAY_GROUPS):
         one.observe(row, 7, 8, True)
-    assert one.chance()[-1] > 0.8  # an eighth of the old is left
+    assert one.spread_probability()[-1] > 0.8  # an eighth of the old is left
 
 
 def test_a_restored_choice_goes_on_as_the_first_would():
     one, other = (choice([0.9, 0.5, 0.1], sharp=True) for _ in range(2))
     for row, right in ((0, 8), (1, 4), (2, 1)):
         one.observe(row, right, 8, right < 8)
-    assert (one.chance() != other.chance()).any()
+    assert (one.spread_probability() != other.spread_probability()).any()
     other.restore(json.loads(json.dumps(one.state())))
-    assert (one.chance() == other.chance()).all()
+    assert (one.spread_probability() == other.spread_probability()).all()
     assert one.draw(3, np.arange(3), [], np.random.default_rng(0)) == other.draw(3, np.arange(3), [], np.random.default_rng(0))
 
 

@@ -30,7 +30,7 @@ from lore.support.errors import LoreError
 from lore.train.judge.rows import gold, sft_row
 from lore.train.rl.grpo import GRPO, prepare
 from lore.train.rl.length_bucketing import bucket_by_length
-from lore.train.rl.sft_replay import replayed_passes
+from lore.train.rl.sft_replay import replay_rows_per_pass
 from lore.train.watch.attach import probe_pairs
 from lore.train.watch.config import WatchSection
 
@@ -428,11 +428,11 @@ def test_shipped_recipes_replay_on_any_usual_number_of_processes(name, processes
     for module in ("common.trainer", "rl.sft_replay"):
         monkeypatch.setattr(f"lore.train.{module}.world_size", lambda: processes)
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
-    size, every = replayed_passes(recipe)
+    size, every = replay_rows_per_pass(recipe)
     passes = recipe.train.batch_size // recipe.train.micro_batch_size
     assert size * passes == every * recipe.replay.rows
     with pytest.raises(LoreError, match="cannot share them evenly"):
-        replayed_passes(recipe.model_copy(update={"replay": recipe.replay.model_copy(update={"rows": 48})}))
+        replay_rows_per_pass(recipe.model_copy(update={"replay": recipe.replay.model_copy(update={"rows": 48})}))
 
 
 def test_a_folder_of_pairs_may_be_replayed(tiny, tmp_path):
@@ -560,7 +560,9 @@ def test_what_a_run_lacks_is_said_before_the_model_is_loaded(made, tiny, runs, t
         for pair in read_pairs(tiny.asked):
             pair.rationale = None
             writer.write(pair)
-    with pytest.raises(LoreError, match=r"guided: none of the 48 chosen pairs of .*bare.parquet has a reasoning.*\n.*guided=null"):
+    with pytest.raises(
+        LoreError, match=r"guided: none of the 48 chosen pairs of .*bare.parquet has gold reasoning.*\n.*guided=null"
+    ):
         made(run="b", data={"path": str(bare)}, guided={})
     path = tmp_path / "c.yaml"
     path.write_text(tiny.align("c", tiny.judge("text"), pool={"path": str(tmp_path / "none.parquet")}))

@@ -156,7 +156,7 @@ def test_a_finished_run_whose_inputs_are_others_now_says_so(train, tiny, tmp_pat
     train("done", f"model.name={base}", **options)
     train("done", f"model.name={base}", "train.workers=3", **options)
     out = capsys.readouterr().out
-    assert "already done" in out and "train.workers=3 is ignored: the run was finished with 0" in out
+    assert "already done" in out and "train.workers=3 is ignored: the run finished with train.workers=0" in out
 
     with_pairs(tiny, tmp_path, lambda pairs: pairs.pop())
     with pytest.raises(LoreError, match=r"input data.path: was '\w+', now '\w+'\n.*delete the folder"):
