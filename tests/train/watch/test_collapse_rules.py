@@ -113,7 +113,7 @@ def test_a_reward_that_rises_while_the_probe_falls_stops_training(folder):
     fallen = [{"macro_f1": 0.5}] * 4 + [{"macro_f1": 0.45}] * 3
     found = reasons(folder, *fallen, rewards=REWARDS)
     assert found[:6] == [None] * 6
-    assert "rose from 0.300 to 0.400 while the probe's Macro-F1 fell to 0.450: 3 watches in a row" in found[6]
+    assert "rose from 0.300 to 0.400 while the probe's Macro-F1 fell to 0.450: 3 evaluations in a row" in found[6]
 
 
 def test_where_training_has_no_reward_the_margin_of_its_preferences_stands_for_it(folder):
