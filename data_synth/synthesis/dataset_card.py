@@ -13,14 +13,10 @@ from typing import Any
 
 import yaml
 
+from lore.codec.markdown import markdown_text
 from lore.codec.sanitize import neutralise
 from lore.data_synth.synthesis.summary import Counts, percent, tables
 from lore.rubric.rubric import Rubric
-
-__all__ = ["Counts", "card_text", "plain"]
-
-_MARKDOWN = re.compile(r"[\\`*_\[\]|~$@#]")
-_ADDRESS = re.compile(r"(?i)(www)\.|(:)/(?=/)")
 
 
 def card_text(
@@ -38,10 +34,10 @@ def card_text(
 ) -> str:
     """The text of README.md. teachers, budget: one line per entry; recipe: YAML; splits: those with a `<split>.parquet`."""
     accepted = sum(counts.accepted.values())
-    lines = [_head(title, splits, language, accepted), f"# {plain(title)}", ""]
+    lines = [_head(title, splits, language, accepted), f"# {markdown_text(title)}", ""]
     if not complete:
         lines += ["**Incomplete: the run stopped before every pair had a trace. Run the same recipe again to resume.**", ""]
-    named = f"{plain(rubric.name)} (version {plain(rubric.version)}, hash {rubric.hash})"
+    named = f"{markdown_text(rubric.name)} (version {markdown_text(rubric.version)}, hash {rubric.hash})"
     lines += [
         f"Query-item pairs with a relevance tier of rubric {named} and the reasoning that leads to it.",
         f"Of {counts.pairs:,} rated pairs {accepted:,} ({percent(accepted, counts.pairs)}) have reasoning that passed every check.",
@@ -59,22 +55,13 @@ def card_text(
     ]
     for table in tables(counts, rubric.tier_ids):
         lines += [f"## {table.title}", "", *_markdown(table.columns, table.rows), *([table.note, ""] if table.note else [])]
-    lines += ["## Teachers", "", *(f"- {plain(line)}" for line in teachers), "", "## Cost", ""]
-    lines += [f"- {seconds:,.0f} seconds", *(f"- {plain(line)}" for line in budget), ""]
+    lines += ["## Teachers", "", *(f"- {markdown_text(line)}" for line in teachers), "", "## Cost", ""]
+    lines += [f"- {seconds:,.0f} seconds", *(f"- {markdown_text(line)}" for line in budget), ""]
     lines += [f"## {len(counts.samples)} random traces", ""]
     lines += _markdown(["query", "item", "reasoning", "verdict", "label", "outcome"], [_sample_row(s) for s in counts.samples])
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", recipe)), default=0))
     lines += ["## Recipe", "", f"{fence}yaml", recipe.rstrip("\n"), fence]
     return "\n".join(lines) + "\n"
-
-
-def plain(text: str, limit: int | None = None) -> str:
-    """Any text as one line of Markdown that only displays: it cannot form a tag, link, table cell or emphasis."""
-    text = neutralise(text)
-    if limit is not None and len(text) > limit:
-        text = text[: limit - 1] + "…"
-    text = _MARKDOWN.sub(r"\\\g<0>", text.replace("&", "&amp;"))
-    return _ADDRESS.sub(lambda found: f"{found[1]}&#46;" if found[1] else ":&#47;", text)
 
 
 def _head(title: str, splits: list[str], language: str, rows: int) -> str:
@@ -100,7 +87,7 @@ def _head(title: str, splits: list[str], language: str, rows: int) -> str:
 def _markdown(columns: list[str], rows: list[list[str]]) -> list[str]:
     """A Markdown table. Cells are made plain text here."""
     lines = [columns, [":--", *["--:"] * (len(columns) - 1)] if columns[0] != "query" else ["---"] * len(columns)]
-    lines += [[plain(cell) for cell in row] for row in rows]
+    lines += [[markdown_text(cell) for cell in row] for row in rows]
     return [*(f"| {' | '.join(line)} |" for line in lines), ""]
 
 

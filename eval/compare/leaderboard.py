@@ -132,8 +132,8 @@ def check_metrics(boards: list[Board], wanted: Sequence[str], by: str) -> None:
     }
     for option, name in (*(("--metric", name) for name in wanted), ("--by", by)):
         if name not in known:
-            have = ", ".join(known)
-            raise LoreError(f"{option} {name}: no judge has a value for it. Known metrics: {have}.{nearest_hint(name, list(known))}")
+            hint = nearest_hint(name, list(known))
+            raise LoreError(f"{option} {name}: no judge has a value for it. Known metrics: {', '.join(known)}.{hint}")
 
 
 def _candidates(paths: Sequence[str | Path], passed_over: dict[str, str]) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lore.data.source import Source
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 
 SOURCES = ("crowdflower", "homedepot", "wands", "esci", "rair", "table")
 IMPORT_VERSION = "2"
@@ -23,8 +24,6 @@ def open_source(name: str, path: str | Path, *, encoding: str | None = None, opt
     """Raises LoreError for an unknown source, a missing file (with where to get it) or an option that the source does
     not have.
     """
-    from lore.support.nearest import nearest_hint
-
     if name not in SOURCES:
         raise LoreError(
             f"There is no source {name!r}. Sources: {', '.join(SOURCES)}; pairs for a file that was "

@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lore.codec.markdown import markdown_text
+
 EXAMPLES = 5
 SHOWN_CHARACTERS = 400
 RATES = ("0", "≤.25", "≤.5", "≤.75", "<1", "1")
@@ -104,8 +106,6 @@ def example_rows(table: pa.Table) -> dict[str, list[int]]:
 
 def report_markdown(path: Path, table: pa.Table, tiers: list[str]) -> str:
     """The text of pool.md: tables and examples. path: pool.parquet; table: its columns without the samples."""
-    from lore.data_synth.synthesis.dataset_card import plain
-
     lines = ["# Pool", "", f"{len(table):,} pairs, each with {_samples_of(path)} sampled answers.", ""]
     for title, columns, rows in _tables(table, tiers):
         lines += [f"## {title.capitalize()}", "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
@@ -114,7 +114,7 @@ def report_markdown(path: Path, table: pa.Table, tiers: list[str]) -> str:
     read = _rows(path, sorted({number for rows in kinds.values() for number in rows}))
     for title, numbers in kinds.items():
         lines += [f"## {title[0].upper()}{title[1:]}", ""]
-        lines += [line for number in numbers for line in _example(read[number], plain)] or ["None.", ""]
+        lines += [line for number in numbers for line in _example(read[number])] or ["None.", ""]
     return "\n".join(lines)
 
 
@@ -136,13 +136,13 @@ def _rows(path: Path, numbers: list[int]) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _example(row: dict[str, Any], plain: Any) -> list[str]:
+def _example(row: dict[str, Any]) -> list[str]:
     drawn: dict[str, list[dict[str, Any]]] = {}
     for sample in row["samples"]:
         drawn.setdefault(sample["tier"] or "unreadable", []).append(sample)
     confidence = "none" if row["confidence"] is None else f"{row['confidence']:.2f}"
     head = f"label {row['label']}, greedy {row['tier'] or 'unreadable'}, confidence {confidence}, pass rate {row['pass_rate']:g}"
-    lines = [f"- **{plain(row['query'][:SHOWN_CHARACTERS])}** ({plain(row['pair_id'])}): {head}"]
+    lines = [f"- **{markdown_text(row['query'][:SHOWN_CHARACTERS])}** ({markdown_text(row['pair_id'])}): {head}"]
     for tier, samples in sorted(drawn.items(), key=lambda item: -len(item[1])):
-        lines.append(f"  - {tier}, {len(samples)} times: {plain(samples[0]['text'][:SHOWN_CHARACTERS])}")
+        lines.append(f"  - {tier}, {len(samples)} times: {markdown_text(samples[0]['text'][:SHOWN_CHARACTERS])}")
     return [*lines, ""]

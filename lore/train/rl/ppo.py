@@ -94,7 +94,7 @@ class PPO(GRPO):
         self.head.alone = self.warming_up
 
     def after_scoring(self, model: Any, tokens: int) -> None:
-        # The first pass over a batch is the policy's. One of the reference may follow: a model without a head, or an adapter with it.
+        # The first pass over a batch is the policy's. A pass of the reference may follow: a model without a head, or an adapter.
         if self.values_BT is None and (model is self.model or model is self.model_wrapped):
             self.values_BT = torch.cat([values[:, -tokens:] for values in self.made_values])
         self.made_values.clear()

@@ -19,6 +19,7 @@ from trl import SFTTrainer, pack_dataset
 from lore.codec.prompt import PromptFormat
 from lore.data.pair_source import PairSource
 from lore.data.rejected_rows import RejectedWriter
+from lore.data_synth.synthesis.tasks import read_tasks
 from lore.run.devices import main_process_checks
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
@@ -125,8 +126,6 @@ def _pair_rows(recipe, source, rubric, fmt, processor, rejected):
 
 def _task_rows(recipe, fmt, processor):
     """Training rows of the auxiliary tasks."""
-    from lore.data_synth.synthesis.tasks import read_tasks
-
     for task in track(read_tasks([Path(file) for file in recipe.auxiliary]), "rendering tasks"):
         yield _bounded(task_row(task, fmt, processor), recipe)
 

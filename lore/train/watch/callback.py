@@ -30,7 +30,7 @@ from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import folder_written_whole, replace_folder, write_atomic
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process
-from lore.train.common.checkpoint import COMPLETE
+from lore.train.common.checkpoint import COMPLETE, save_weights
 from lore.train.watch.collapse_rules import Probed, Watch, label_shares, probe_metrics, training_facts
 from lore.train.watch.config import WatchSection
 from lore.train.watch.console import print_watch
@@ -220,8 +220,6 @@ class ProbeCallback(TrainerCallback):
                 shutil.rmtree(path)
 
     def _save(self, target: Path) -> None:
-        from lore.train.common.checkpoint import save_weights
-
         part = target.with_name(f"{target.name}.part")  # one name for all processes, which write into it together
         if is_main_process() and part.exists():
             shutil.rmtree(part)

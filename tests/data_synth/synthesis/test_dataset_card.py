@@ -8,9 +8,10 @@ import pytest
 import yaml
 from traces_for_tests import make_trace
 
+from lore.codec.markdown import markdown_text
 from lore.data.parquet import PairWriter
 from lore.data_synth.shop.world import World
-from lore.data_synth.synthesis.dataset_card import card_text, plain
+from lore.data_synth.synthesis.dataset_card import card_text
 from lore.data_synth.synthesis.summary import MAX_KEYS, OTHERS, SAMPLES, Counts, first_place, tables
 from lore.data_synth.synthesis.trace import Attempt, Reply
 from lore.rubric.rubric import load_rubric
@@ -166,9 +167,9 @@ def test_strangers_text_does_nothing_in_a_card():
 
 
 def test_plain_text_stays_readable():
-    assert plain("red kettle, 40 cm (title) - L4; fits") == "red kettle, 40 cm (title) - L4; fits"
-    assert plain("colour: red | scarlet") == "colour: red \\| scarlet" and plain("台灯 & 灯") == "台灯 &amp; 灯"
-    assert len(plain("x" * 500, 100)) == 100 and plain("a\\|b") == "a\\\\\\|b"
+    assert markdown_text("red kettle, 40 cm (title) - L4; fits") == "red kettle, 40 cm (title) - L4; fits"
+    assert markdown_text("colour: red | scarlet") == "colour: red \\| scarlet" and markdown_text("台灯 & 灯") == "台灯 &amp; 灯"
+    assert len(markdown_text("x" * 500, 100)) == 100 and markdown_text("a\\|b") == "a\\\\\\|b"
 
 
 def test_a_card_says_what_it_holds_and_whether_it_is_whole():

@@ -1,0 +1,17 @@
+"""Text from outside in the Markdown files that LORE writes: dataset cards and reports."""
+
+import re
+
+from lore.codec.sanitize import neutralise
+
+_MARKDOWN = re.compile(r"[\\`*_\[\]|~$@#]")
+_ADDRESS = re.compile(r"(?i)(www)\.|(:)/(?=/)")
+
+
+def markdown_text(text: str, limit: int | None = None) -> str:
+    """Any text as one line of Markdown that only displays: it cannot form a tag, link, table cell or emphasis."""
+    text = neutralise(text)
+    if limit is not None and len(text) > limit:
+        text = text[: limit - 1] + "…"
+    text = _MARKDOWN.sub(r"\\\g<0>", text.replace("&", "&amp;"))
+    return _ADDRESS.sub(lambda found: f"{found[1]}&#46;" if found[1] else ":&#47;", text)
