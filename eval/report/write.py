@@ -119,7 +119,7 @@ def write_predictions(path: Path, verdicts: dict[str, dict[str, Verdict]], test:
 def data_summary(data: EvalData, folder: RunFolder) -> dict:
     return {
         "path": str(data.path),
-        "fingerprint": folder.manifest.get("facts", {}).get("data_fingerprint"),
+        "fingerprint": folder.fingerprints.get("data_fingerprint"),
         "split": data.test.split,
         "pairs": len(data.test),
         "queries": data.test.n_queries,

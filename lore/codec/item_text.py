@@ -11,28 +11,28 @@ from lore.codec.sanitize import neutralise, neutralise_attribute
 if TYPE_CHECKING:  # keeps pyarrow out of start-up
     from lore.data.pair import Pair
 
-FACT_FIELDS = ("brand", "category", "shop")
-MAX_FACT_CHARACTERS = 256
+ITEM_FIELDS = ("brand", "category", "shop")
+MAX_FIELD_CHARACTERS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class ItemText:
     """The sanitized texts of one pair.
 
-    facts: complete lines (`<brand>…</brand>`); attributes: `key: value` strings; looked_up: explanations of words in the query.
+    fields: complete lines (`<brand>…</brand>`); attributes: `key: value` strings; facts: explanations of words in the query.
     """
 
     query: str
     title: str
-    facts: list[str] = field(default_factory=list)
+    fields: list[str] = field(default_factory=list)
     attributes: list[str] = field(default_factory=list)
     description: str = ""
-    looked_up: list[str] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
 
     def block(self, photo: bool) -> tuple[str, str]:
         """The user text before and after the photo. Without a photo the second text is ""."""
-        lines = [f"<facts>{'; '.join(self.looked_up)}</facts>"] if self.looked_up else []
-        lines += [f"<query>{self.query}</query>\n<item>\n<title>{self.title}</title>", *self.facts]
+        lines = [f"<facts>{'; '.join(self.facts)}</facts>"] if self.facts else []
+        lines += [f"<query>{self.query}</query>\n<item>\n<title>{self.title}</title>", *self.fields]
         if self.attributes:
             lines.append(f"<attributes>{'; '.join(self.attributes)}</attributes>")
         if self.description:
@@ -46,20 +46,20 @@ def item_text(pair: Pair, control: frozenset[str] = frozenset(), max_characters:
 
     control: the tokenizer's control strings, which are removed; max_characters: longer texts are cut.
     """
-    facts = []
-    for key in FACT_FIELDS:
+    fields = []
+    for key in ITEM_FIELDS:
         value = getattr(pair, key)
         if value:
-            value = neutralise(value[: 4 * MAX_FACT_CHARACTERS], control)[:MAX_FACT_CHARACTERS].rstrip()
+            value = neutralise(value[: 4 * MAX_FIELD_CHARACTERS], control)[:MAX_FIELD_CHARACTERS].rstrip()
             if value:
-                facts.append(f"<{key}>{value}</{key}>")
+                fields.append(f"<{key}>{value}</{key}>")
     if pair.price is not None and math.isfinite(pair.price):
-        facts.append(f"<price>{pair.price:.2f}</price>".replace(".00<", "<"))
+        fields.append(f"<price>{pair.price:.2f}</price>".replace(".00<", "<"))
     attributes = (neutralise_attribute(k, v[:max_characters], control) for k, v in pair.attributes.items())
     return ItemText(
         query=neutralise(pair.query, control),
         title=neutralise(pair.title[:max_characters], control),
-        facts=facts,
+        fields=fields,
         attributes=[text for text in attributes if text],
         description=neutralise(pair.description[:max_characters], control) if pair.description else "",
     )

@@ -82,7 +82,7 @@ def render(
         # Bounds very long texts before tokenizing them: this many characters never fit into the budget.
         item = item_text(pair, control, fmt.max_prompt_tokens * MAX_CHARACTERS_PER_TOKEN)
     if facts:
-        item = replace(item, looked_up=[text for fact in facts if (text := neutralise(fact, control))])
+        item = replace(item, facts=[text for fact in facts if (text := neutralise(fact, control))])
     if fmt.detail == "retrieved":
         from lore.codec.rule_retrieval import rules_about
 
@@ -148,10 +148,10 @@ def _fit(item: ItemText, build: Callable[[ItemText], list[Message]], tokenizer: 
     total = count(item)
     if total <= budget:
         return build(item)
-    pieces = item.facts + item.attributes
+    pieces = item.fields + item.attributes
 
     def with_pieces(n: int) -> ItemText:
-        return replace(item, description="", facts=pieces[: min(n, len(item.facts))], attributes=pieces[len(item.facts) : n])
+        return replace(item, description="", fields=pieces[: min(n, len(item.fields))], attributes=pieces[len(item.fields) : n])
 
     stages = [
         (len(item.description), lambda n: replace(item, description=item.description[:n].rstrip())),

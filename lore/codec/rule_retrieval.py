@@ -29,7 +29,7 @@ def rules_about(rubric: Rubric, item: ItemText, count: int) -> Rubric:
     if len(rubric.rules) <= count:
         return rubric
     terms, index, dimensions = _index(rubric)
-    item_words = " \n".join((item.title, *item.facts, *item.attributes))
+    item_words = " \n".join((item.title, *item.fields, *item.attributes))
     scores = _scores(index, terms, item.query) + ITEM_WEIGHT * _scores(index, terms, item_words)
     best = {dimension.id: 0.0 for dimension in rubric.dimensions if dimension.id in dimensions}
     for dimension, score in zip(dimensions, scores, strict=True):

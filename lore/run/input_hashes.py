@@ -56,13 +56,13 @@ def missing_inputs(section: StrictModel, at: str = "") -> Iterator[tuple[str, st
 
 def check_inputs(recipe: BaseRecipe, folder: RunFolder) -> None:
     """Raises LoreError when the inputs of a finished run have changed. Deleted inputs are not an error: the results stay valid."""
-    if folder.manifest.get("facts"):
-        folder.compare_facts({f"input {k}": v for k, v in input_fingerprints(recipe, only_what_is_there=True).items()})
+    if folder.fingerprints:
+        folder.compare_fingerprints({f"input {k}": v for k, v in input_fingerprints(recipe, only_what_is_there=True).items()})
 
 
 def note_inputs(recipe: BaseRecipe, folder: RunFolder) -> None:
     """Stores the fingerprints of the inputs in the manifest. A run that already has results must find the same inputs."""
-    facts = {f"input {key}": value for key, value in input_fingerprints(recipe).items()}
-    if folder.is_unused and folder.changed_facts(facts):
+    found = {f"input {key}": value for key, value in input_fingerprints(recipe).items()}
+    if folder.is_unused and folder.changed_fingerprints(found):
         folder.begin(recipe)
-    folder.note(**facts)
+    folder.note(**found)

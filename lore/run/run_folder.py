@@ -23,6 +23,7 @@ from lore.support.errors import LoreError
 from lore.support.plain import flatten, plain
 from lore.support.processes import is_main_process
 
+OLD_FINGERPRINTS = "facts"  # the key in manifests of earlier versions
 OWN_FILES = {".lock", "recipe.yaml", "manifest.json", "metrics.jsonl", "done", "failed.json"}
 PREPARED = {"data", "rejected.jsonl", "rejected_replay.jsonl"}  # files that a run derives from its inputs before its first result
 
@@ -143,7 +144,7 @@ class RunFolder:
             if path.is_dir():
                 shutil.rmtree(path)
             path.unlink(missing_ok=True)
-        write_atomic(self.manifest_path, _dump({"recipe_hash": recipe.fingerprint, **environment(), "facts": {}}))
+        write_atomic(self.manifest_path, _dump({"recipe_hash": recipe.fingerprint, **environment(), "fingerprints": {}}))
         write_atomic(self.recipe_path, to_yaml(recipe.resolved()))
 
     def _refuse_strangers(self) -> None:
@@ -230,26 +231,31 @@ class RunFolder:
         kept = [line.decode("utf-8") + "\n" for line in lines if json.loads(line).get("step", step) <= step]
         write_atomic(self.metrics_path, "".join(kept))
 
-    def note(self, **facts: Any) -> None:
-        """Adds facts (data_fingerprint, rubric_hash, ...) to the manifest. Raises LoreError when one already has another value."""
+    def note(self, **fingerprints: Any) -> None:
+        """Adds fingerprints (data_fingerprint, rubric_hash, ...) to the manifest. Raises LoreError when one already has another
+        value."""
         if not is_main_process():
             return
-        facts = plain(facts)
-        self.compare_facts(facts)
-        manifest = self.manifest
-        known = manifest.setdefault("facts", {})
-        if any(k not in known for k in facts):
-            known.update(facts)
-            write_atomic(self.manifest_path, _dump(manifest))
+        fingerprints = plain(fingerprints)
+        self.compare_fingerprints(fingerprints)
+        known = self.fingerprints
+        if any(k not in known for k in fingerprints):
+            manifest = {key: value for key, value in self.manifest.items() if key != OLD_FINGERPRINTS}
+            write_atomic(self.manifest_path, _dump(manifest | {"fingerprints": known | fingerprints}))
 
-    def changed_facts(self, facts: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-        """Facts whose value in the manifest differs from `facts`: (key, old, new)."""
-        known = self.manifest.get("facts", {})
-        return [(key, known[key], value) for key, value in facts.items() if key in known and known[key] != value]
+    @property
+    def fingerprints(self) -> dict[str, Any]:
+        """Fingerprints of the run's inputs, from the manifest."""
+        return self.manifest.get("fingerprints", self.manifest.get(OLD_FINGERPRINTS, {}))
 
-    def compare_facts(self, facts: dict[str, Any]) -> None:
-        """Raises LoreError when a fact of the manifest has another value now. Ignores facts that the manifest does not hold."""
-        changed = self.changed_facts(facts)
+    def changed_fingerprints(self, fingerprints: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+        """Fingerprints that differ from those in the manifest: (key, old, new)."""
+        known = self.fingerprints
+        return [(key, known[key], value) for key, value in fingerprints.items() if key in known and known[key] != value]
+
+    def compare_fingerprints(self, fingerprints: dict[str, Any]) -> None:
+        """Raises LoreError when a fingerprint in the manifest has another value now. Ignores those that are not in the manifest."""
+        changed = self.changed_fingerprints(fingerprints)
         if changed:
             rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
             raise LoreError(

@@ -190,10 +190,10 @@ def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, neede
     """Prints the resolved recipe, the values derived from it, and what a real run would do."""
     print(f"# {path}, every value (defaults included)")
     print(to_yaml(recipe.resolved()), end="")
-    facts = recipe.derived()
-    if facts:
+    derived = recipe.derived()
+    if derived:
         print("# derived from these values")
-        print(to_yaml(facts), end="")
+        print(to_yaml(derived), end="")
     state = "new"
     if folder.is_done:
         state = "done"

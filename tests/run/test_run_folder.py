@@ -62,7 +62,7 @@ def test_a_run_without_a_result_takes_another_recipe(recipe, write_recipe):
     changed = load_recipe(write_recipe("a.yaml", BODY + "tags: [y]"))
     again = RunFolder.of(changed).open(changed)
     assert load_recipe(again.recipe_path) == changed
-    assert again.manifest["recipe_hash"] == changed.fingerprint and again.manifest["facts"] == {}
+    assert again.manifest["recipe_hash"] == changed.fingerprint and again.manifest["fingerprints"] == {}
     assert not (again / "data").exists()
 
 
@@ -118,7 +118,18 @@ def test_other_inputs_stop_a_resumed_run(recipe):
     folder.note(rubric_hash="r1", renderer_hash="p1")
     with pytest.raises(LoreError, match="data_fingerprint: was 'abc', now 'xyz'"):
         RunFolder.of(recipe).open(recipe).note(data_fingerprint="xyz")
-    assert folder.manifest["facts"] == {"data_fingerprint": "abc", "rubric_hash": "r1", "renderer_hash": "p1"}
+    assert folder.manifest["fingerprints"] == {"data_fingerprint": "abc", "rubric_hash": "r1", "renderer_hash": "p1"}
+
+
+def test_the_fingerprints_of_an_earlier_version_still_count(recipe):
+    folder = RunFolder.of(recipe).open(recipe)
+    manifest = folder.manifest
+    del manifest["fingerprints"]
+    folder.manifest_path.write_text(json.dumps({**manifest, "facts": {"rubric_hash": "r1"}}))
+    with pytest.raises(LoreError, match="rubric_hash: was 'r1', now 'r2'"):
+        folder.note(rubric_hash="r2")
+    folder.note(data_fingerprint="abc")
+    assert folder.manifest == {**manifest, "fingerprints": {"rubric_hash": "r1", "data_fingerprint": "abc"}}
 
 
 def test_a_resumed_run_notes_a_changed_environment(recipe):

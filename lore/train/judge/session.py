@@ -24,7 +24,10 @@ REFERENCE = "ref"  # TRL's name for the frozen copy of the adapter
 
 @dataclass(frozen=True)
 class Start:
-    """Rubric, prompt format, processor and card of a judge, before rows and weights load. hashes: facts for the run's manifest."""
+    """Rubric, prompt format, processor and card of a judge, before rows and weights load.
+
+    hashes: fingerprints for the run's manifest.
+    """
 
     rubric: Rubric
     fmt: PromptFormat

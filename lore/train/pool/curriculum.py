@@ -52,13 +52,13 @@ def pool_tiers(table: pa.Table) -> list[str]:
 
 def check_pool_matches(table: pa.Table, path: str, renderer: str, model: ModelSection) -> None:
     """Raises LoreError if the pool's prompts were rendered differently. Warns if another judge answered."""
-    facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if key.startswith(b"lore.")}
-    if facts.get(RENDERER, renderer) != renderer:
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if key.startswith(b"lore.")}
+    if metadata.get(RENDERER, renderer) != renderer:
         raise LoreError(
-            f"pool.path {path} was asked with renderer {facts[RENDERER]}, and this run asks with {renderer}: its answers belong to "
-            "other prompts.\nUse the prompt section and rubric of the pool's recipe, or run the pool again with these."
+            f"pool.path {path} was asked with renderer {metadata[RENDERER]}, and this run asks with {renderer}: its answers "
+            "belong to other prompts.\nUse the prompt section and rubric of the pool's recipe, or run the pool again with these."
         )
-    if is_main_process() and JUDGE in facts and facts[JUDGE] != model_fingerprint(model.name, model.adapter):
+    if is_main_process() and JUDGE in metadata and metadata[JUDGE] != model_fingerprint(model.name, model.adapter):
         say(
             f"{path} was sampled from other weights than those of {model.adapter or model.name}. Unless both are the same judge, "
             "merged or moved, its pass rates and answers are those of another judge: run the pool again."

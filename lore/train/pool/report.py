@@ -49,7 +49,7 @@ def confidence_rows(table: pa.Table) -> Rows:
     return rows
 
 
-def fact_rows(table: pa.Table) -> Rows:
+def outcome_rows(table: pa.Table) -> Rows:
     """Counts of pairs by outcome, which show how many pairs can provide a training signal."""
     rate_N, total = table["pass_rate"].to_numpy(), len(table)
     counts = {
@@ -71,7 +71,7 @@ TABLES = (
 
 
 def _tables(table: pa.Table, tiers: list[str]) -> list[tuple[str, tuple[str, ...], Rows]]:
-    found = (tier_rows(table, tiers), confidence_rows(table), fact_rows(table))
+    found = (tier_rows(table, tiers), confidence_rows(table), outcome_rows(table))
     return [(title, columns, rows) for (title, columns), rows in zip(TABLES, found, strict=True)]
 
 

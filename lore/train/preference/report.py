@@ -17,14 +17,14 @@ from lore.train.preference.rows import FIELDS
 def preflight(recipe: PreferenceRecipe, rows: Any, trainer: Any, processor: Any, steps: int) -> None:
     """Prints preferences, lengths, tiers, losses, reference, steps and one decoded row."""
     table = Table(show_header=False, title="before step 0", title_justify="left")
-    for name, value in facts(recipe, rows, trainer, steps).items():
+    for name, value in overview(recipe, rows, trainer, steps).items():
         table.add_row(name, value)
     console = Console()
     console.print(table)
     console.print(shown_row(rows[0], recipe.stage, processor), soft_wrap=True)
 
 
-def facts(recipe: PreferenceRecipe, rows: Any, trainer: Any, steps: int) -> dict[str, str]:
+def overview(recipe: PreferenceRecipe, rows: Any, trainer: Any, steps: int) -> dict[str, str]:
     """Name and value of every line of the table."""
     ids, sources, lengths = rows["pair_id"][:], Counter(rows["source"][:]), rows["length"][:]
     per_pair = Counter(Counter(ids).values())

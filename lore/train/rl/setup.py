@@ -248,10 +248,10 @@ def run_trainer(setup: Setup, trainer: Any, title: str) -> None:
     watch = watched(trainer, recipe, folder, setup.start, setup.probe, **shown)
     recorder = Recorder(folder, title, keep=recipe.train.keep_checkpoints, recorded=KEPT_METRICS, on_saved=setup.start.write_card)
     seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
-    facts = {"prompts": len(setup.prompts), "steps": trainer.state.global_step, **watch.finish(trainer)}
+    summary = {"prompts": len(setup.prompts), "steps": trainer.state.global_step, **watch.finish(trainer)}
     if is_main_process():
         complete_model(recipe, folder, setup.start.card)
-        folder.finish({**facts, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
+        folder.finish({**summary, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
 
 
 class Preflight(TrainerCallback):

@@ -43,7 +43,7 @@ def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: i
     trainable, total = parameter_counts(model, recipe)
     limit = recipe.prompt.max_prompt_tokens
     longest = max(lengths) if not recipe.train.packing else recipe.train.max_tokens
-    facts = {
+    lines = {
         "rows": f"{len(rows):,}" + (f" in {sequences:,} sequences" if sequences != len(rows) else ""),
         "tokens": f"{sum(lengths):,} (longest row {max(lengths):,} of {recipe.train.max_tokens:,} allowed)",
         "supervised tokens": f"{share:.1%} (about {supervised / len(sample):.0f} per row)",
@@ -57,7 +57,7 @@ def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: i
         "tiers": ", ".join(f"{tier} {count:,}" for tier, count in tier_counts(rows).items()),
     }
     table = Table(show_header=False, title="before step 0", title_justify="left")
-    for name, value in facts.items():
+    for name, value in lines.items():
         table.add_row(name, value)
     console = Console()
     console.print(table)

@@ -31,7 +31,7 @@ from lore.support.atomic_files import folder_written_whole, replace_folder, writ
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process
 from lore.train.common.checkpoint import COMPLETE, save_weights
-from lore.train.watch.collapse_rules import Probed, Watch, label_shares, probe_metrics, training_facts
+from lore.train.watch.collapse_rules import Probed, Watch, label_shares, probe_metrics, training_metrics
 from lore.train.watch.config import WatchSection
 from lore.train.watch.console import print_watch
 from lore.train.watch.policy_engine import PolicyEngine, policy
@@ -132,7 +132,7 @@ class ProbeCallback(TrainerCallback):
             groups = [one.answers for one in probed]
             parts = self.rewards(self.pairs, groups) if self.rewards else None
             metrics = probe_metrics(probed, self.rubric, entropy, parts)
-            line = self.watch.weigh(state.global_step, metrics, training_facts(self.logged))
+            line = self.watch.weigh(state.global_step, metrics, training_metrics(self.logged))
         line = _from_main(line)
         if not is_main_process():
             self.watch.history.append(line)
@@ -254,8 +254,8 @@ class ProbeCallback(TrainerCallback):
             write_training_report(self.folder, self.title, self.watch)
         trainer.accelerator.wait_for_everyone()
         line = next(line for line in self.watch.history if line["step"] == best)
-        facts = {"best_step": best, "pass_at_1": round(line["probe"]["pass_at_1"], 4)}
-        return facts | ({"stopped": self.watch.stopped} if self.watch.stopped else {})
+        summary = {"best_step": best, "pass_at_1": round(line["probe"]["pass_at_1"], 4)}
+        return summary | ({"stopped": self.watch.stopped} if self.watch.stopped else {})
 
 
 def share_of(pairs: Sequence[Pair], rank: int, world: int) -> list[Pair]:

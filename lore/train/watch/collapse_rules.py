@@ -88,7 +88,7 @@ def label_shares(labels: Sequence[str]) -> dict[str, float]:
     return {tier: count / len(labels) for tier, count in Counter(labels).items()}
 
 
-def training_facts(logs: Sequence[dict[str, Any]]) -> dict[str, float]:
+def training_metrics(logs: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Means of the values logged since the last evaluation, named as in LOGGED; reward components as `reward/<name>`."""
     found: dict[str, list[float]] = {}
     for line in logs:
@@ -141,7 +141,7 @@ class Watch:
     def add(self, step: int, metrics: dict[str, Any], training: dict[str, Any]) -> str | None:
         """Adds an evaluation, writes it to metrics.jsonl and returns the reason to stop training, or None.
 
-        metrics: result of `probe_metrics`; training: result of `training_facts` for the values since the last evaluation.
+        metrics: result of `probe_metrics`; training: result of `training_metrics` for the values since the last evaluation.
         """
         line = self.weigh(step, metrics, training)
         self.folder.record(line)

@@ -72,8 +72,8 @@ def test_everything_is_chosen_once_in_an_order_that_the_seed_decides(path):
 def test_answers_to_other_prompts_are_refused_and_those_of_another_judge_are_named(path, tmp_path, capsys):
     table = read_pool(path)
     check_pool_matches(table, path, "r1", ModelSection(name="any"))  # a file that does not say
-    facts = {"lore.renderer_hash": "r1", "lore.judge": model_fingerprint("org/judge", None)}
-    known = table.replace_schema_metadata({**table.schema.metadata, **facts})
+    metadata = {"lore.renderer_hash": "r1", "lore.judge": model_fingerprint("org/judge", None)}
+    known = table.replace_schema_metadata({**table.schema.metadata, **metadata})
     check_pool_matches(known, path, "r1", ModelSection(name="org/judge"))
     assert capsys.readouterr().out == ""
     with pytest.raises(LoreError, match="asked with renderer r1, and this run asks with r2"):

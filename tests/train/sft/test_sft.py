@@ -98,7 +98,7 @@ def test_the_adapter_its_processor_and_its_card_are_left_and_checkpoints_have_th
     model = folder / "model"
     assert (model / "adapter_model.safetensors").is_file() and (model / "processor_config.json").is_file()
     card = read_card(model)
-    assert card["prompt"]["order"] == "reason_first" and card["renderer_hash"] == folder.manifest["facts"]["renderer_hash"]
+    assert card["prompt"]["order"] == "reason_first" and card["renderer_hash"] == folder.manifest["fingerprints"]["renderer_hash"]
     assert read_card(folder / "checkpoints" / "checkpoint-8") == card
     found = losses(folder)
     assert len(found) == 8 and found[-1] < found[0] - 0.5

@@ -14,7 +14,7 @@ from lore.judge.confusion import confusion_of, macro_f1
 from lore.rubric.rubric import load_rubric
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
-from lore.train.watch.collapse_rules import Probed, Watch, label_shares, preflight_rollouts, probe_metrics, training_facts
+from lore.train.watch.collapse_rules import Probed, Watch, label_shares, preflight_rollouts, probe_metrics, training_metrics
 from lore.train.watch.config import WatchSection
 from lore.train.watch.console import print_watch, watch_line
 
@@ -112,7 +112,7 @@ def test_where_training_has_no_reward_the_margin_of_its_preferences_stands_for_i
     watch = Watch(WatchSection(), folder, RUBRIC, label_shares(["L1", "L2"]))
     fallen = [0.5] * 4 + [0.45] * 3
     found = [
-        watch.add(10 * number, HEALTHY | {"macro_f1": f1}, training_facts([{"rewards/margins": 0.1 * number}, {"loss": 1.0}]))
+        watch.add(10 * number, HEALTHY | {"macro_f1": f1}, training_metrics([{"rewards/margins": 0.1 * number}, {"loss": 1.0}]))
         for number, f1 in enumerate(fallen)
     ]
     assert found[:6] == [None] * 6 and "rose from 0.200 to 0.500" in found[6]
@@ -188,9 +188,9 @@ def test_what_a_trainer_logged_is_averaged_by_name():
         {"loss": 1.0, "reward": 0.2, "rewards/tier/mean": 0.1, "frac_reward_zero_std": 0.5, "epoch": 1},
         {"loss": 3.0, "reward": 0.4, "rewards/tier/mean": 0.3, "frac_reward_zero_std": None},
     ]
-    facts = training_facts(logs)
-    assert facts == pytest.approx({"loss": 2.0, "reward": 0.3, "reward/tier": 0.2, "zero_spread": 0.5})
-    assert training_facts([]) == {}
+    found = training_metrics(logs)
+    assert found == pytest.approx({"loss": 2.0, "reward": 0.3, "reward/tier": 0.2, "zero_spread": 0.5})
+    assert training_metrics([]) == {}
 
 
 def test_the_table_is_a_plain_line_a_watch_in_a_log_file(folder):

@@ -174,8 +174,8 @@ def test_training_is_the_same_with_and_without_a_watch(tiny, tmp_path, kind, mak
     assert [line["step"] for line in probes(beside)] == [0, 1, 2, 3]
     first = probes(beside)[0]["probe"]
     assert first["entropy"] > 0 and 0 < first["length"] <= 8
-    facts = callback.finish(trainer)
-    assert facts["best_step"] == callback.watch.best_step
+    summary = callback.finish(trainer)
+    assert summary["best_step"] == callback.watch.best_step
     assert read_card(beside / "model") == {"renderer_hash": "r"}
 
 
@@ -342,9 +342,9 @@ def test_a_collapsed_run_stops_and_keeps_its_best_weights(tiny, tmp_path, monkey
     callback = watched(tiny, trainer, processor, folder)
     start(trainer, folder)
     assert trainer.state.global_step == 4
-    facts = callback.finish(trainer)
-    assert facts["best_step"] == 2 and facts["stopped"].startswith("constant tier: 100% of the verdicts are L1")
-    assert probes(folder)[-1]["stopped"] == facts["stopped"]
+    summary = callback.finish(trainer)
+    assert summary["best_step"] == 2 and summary["stopped"].startswith("constant tier: 100% of the verdicts are L1")
+    assert probes(folder)[-1]["stopped"] == summary["stopped"]
     assert "stopped at step 4: constant tier" in capsys.readouterr().out
     assert "reward" in probes(folder)[-1]["training"] and "zero_spread" in probes(folder)[-1]["training"]
     before = folder.metrics_path.read_bytes()
@@ -352,7 +352,7 @@ def test_a_collapsed_run_stops_and_keeps_its_best_weights(tiny, tmp_path, monkey
     again = watched(tiny, trainer, processor, folder)
     assert (folder / "checkpoints" / "checkpoint-4" / COMPLETE).is_file()
     start(trainer, folder)
-    assert again.finish(trainer) == facts and trainer.state.global_step <= 5
+    assert again.finish(trainer) == summary and trainer.state.global_step <= 5
     assert folder.metrics_path.read_bytes().startswith(before)
 
 
@@ -449,9 +449,9 @@ trainer, processor = make(tiny, sys.argv[6], folder, lora=sys.argv[7] == "lora")
 section = test_periodic_evaluation.WatchSection(every=2, pairs=5, samples=2)
 callback = test_periodic_evaluation.watched(tiny, trainer, processor, folder, section)
 test_periodic_evaluation.start(trainer, folder)
-facts = callback.finish(trainer)
+summary = callback.finish(trainer)
 accelerator = trainer.accelerator
-Path(f"{{sys.argv[2]}}-{{accelerator.process_index}}").write_text(f"{{accelerator.num_processes}} {{facts}}")
+Path(f"{{sys.argv[2]}}-{{accelerator.process_index}}").write_text(f"{{accelerator.num_processes}} {{summary}}")
 leave(0)
 """
 FSDP = """
