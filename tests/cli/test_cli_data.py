@@ -113,7 +113,7 @@ def test_columns_that_no_pair_has_are_named(tmp_path):
         (["split", "none.parquet", "-o", "b.parquet", "--fractions", "a=nan"], "sum to nan"),
         (["split", "none.parquet", "-o", "b.parquet", "--fractions", "a=.5,a=1"], "expected name=share"),
         (["stats", "none.parquet"], "No pairs at"),
-        (["check", "my.csv"], "no readable Parquet"),
+        (["check", "my.csv"], "not a readable Parquet"),
         (["split", "none.parquet"], "No pairs at"),
         (["split", "none.parquet", "-o", "b.parquet", "--fractions", "train"], "expected name=share"),
     ],
