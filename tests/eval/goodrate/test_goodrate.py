@@ -239,7 +239,7 @@ def test_the_worked_example_of_the_docs(tmp_path):
     log, rated, out = tmp_path / "log.csv", tmp_path / "rated.csv", tmp_path / "out" / "goodrate.json"
     assert "pairs to rate" in lore("goodrate", "sample", log, "--queries", 40, "-o", rated)
     again = run_python("-m", "lore", "goodrate", "sample", log, "--queries", 40, "-o", rated)
-    assert again.returncode == 1 and "may hold labels" in again.stderr
+    assert again.returncode == 1 and "may contain labels" in again.stderr
     shop.rate(tmp_path)
     said = lore("goodrate", log, "--verdicts", tmp_path / "predictions.csv", "--rated", rated, "--rubric", "shop", "-o", out)
     assert "items B - A" in said and "pages B - A" in said
