@@ -59,7 +59,7 @@ def estimate(
         None, "-o", "--out", help="JSON file to write; unreadable rows go to <name>.rejected.jsonl in the same folder."
     ),
 ) -> None:
-    """Estimate the share of shown items and pages that are good: from the judge alone, from raters alone, and from both
+    """Estimate the share of shown items and pages that are good. From the judge alone, from raters alone, and from both together
     (prediction-powered inference).
     """
     from rich.console import Console
