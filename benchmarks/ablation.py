@@ -1,10 +1,10 @@
-"""What each part of the reasoning is worth: the table of the grid recipes/experiments/ablation.yaml over its seeds.
+"""The contribution of each part of the reasoning: results of the grid recipes/experiments/ablation.yaml over its seeds.
 
     lore run recipes/experiments/ablation.yaml        seeds 0, 1 and 2
     python benchmarks/ablation.py
 
-The table: Acc@4, mean over the seeds, and the difference to the full judge in points, with 95 % intervals by a paired
-bootstrap over queries (each query's pairs and all seeds together). The spread of the seeds' means stands beside it.
+The table shows the mean Acc@4 over the seeds and the difference to the full judge in points. The 95 % intervals come from a paired
+bootstrap over queries, which resamples all pairs of a query and all seeds together. The last column has the mean of each seed.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ SLICES = ("all", "capability:knowledge", "capability:multimodal", "capability:ru
 
 
 def table(files: list[Path]) -> str:
-    """The markdown table over the seeds' predictions."""
+    """The Markdown table for the predictions files of all seeds."""
     judges: dict[str, dict[str, list[bool]]] = {}
     about: dict[str, tuple[str, list[str]]] = {}
     for file in files:

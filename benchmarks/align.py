@@ -1,11 +1,11 @@
-"""What alignment is worth: the tables of the grid recipes/experiments/align.yaml over its seeds.
+"""The effect of alignment: results of the grid recipes/experiments/align.yaml over its seeds.
 
     lore run recipes/experiments/align.yaml        seeds 0, 1 and 2
     python benchmarks/align.py
-    python benchmarks/align.py --spread            another two runs a seed: how many groups with spread dynamic sampling finds
+    python benchmarks/align.py --spread            two more runs per seed: groups with non-zero advantages under dynamic sampling
 
-The tables: mean over the seeds, 95 % intervals by a bootstrap over the test's queries (each query's pairs and all seeds
-together), and the difference to the SFT start in points, paired. Every seed's own value stands beside.
+The table shows means over the seeds and paired differences to the SFT start in points. The 95 % intervals come from a bootstrap
+over the test queries, which resamples all pairs of a query and all seeds together. The last column has pass@1 of each seed.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from lore.run.run_folder import RunFolder
 
 GRID = RECIPES / "align.yaml"
 START = "sft"
-WHOLE_STEPS = 144  # of 32 prompts: the pool of 1,536 three times
+WHOLE_STEPS = 144  # of 32 prompts each: three passes over the pool of 1,536
 
 
 def judged(run: Path) -> dict[str, dict[str, np.ndarray]]:
-    """For each judge: right [pairs], failed [pairs], pass@k of its samples by k, label and verdict, in one order of pairs."""
+    """For each judge, arrays over the pairs in the same order: right, failed, query, label, tier, id, and pass@k of the samples."""
     table = pq.read_table(run / "predictions.parquet").to_pylist()
     found: dict[str, dict[str, list]] = {}
     for row in sorted(table, key=lambda row: row["pair_id"]):
@@ -42,7 +42,7 @@ def judged(run: Path) -> dict[str, dict[str, np.ndarray]]:
         drawn = {row["pair_id"]: row["tiers"] for file in files for row in pq.read_table(file).to_pylist()}
         if not drawn:
             continue
-        # Some of the pairs alone were sampled.
+        # Only some of the pairs have samples.
         known = [(drawn.get(i, []), label) for i, label in zip(one["id"], one["label"], strict=True)]
         counts = [(len(tiers), sum(tier == label for tier in tiers)) for tiers, label in known]
         one["pass@1"] = [right / n if n else np.nan for n, right in counts]
@@ -52,7 +52,7 @@ def judged(run: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def macro_f1(label: np.ndarray, tier: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[draws] Macro-F1 over the labels' tiers; weights [draws, pairs]."""
+    """Macro-F1 [draws] over the tiers that occur as labels. weights [draws, pairs]."""
     scores = []
     for name in np.unique(label):
         hit, said, gold = (tier == name) & (label == name), tier == name, label == name
@@ -61,7 +61,7 @@ def macro_f1(label: np.ndarray, tier: np.ndarray, weights: np.ndarray) -> np.nda
 
 
 def tables(runs: list[Path]) -> str:
-    """The markdown table over the seeds."""
+    """The Markdown table for the evaluations of all seeds."""
     seeds = [judged(run) for run in runs]
     ece = [{name: one["metrics"]["ece_calibrated"]["value"] for name, one in metrics(run).items()} for run in runs]
     first = seeds[0][START]
@@ -90,7 +90,7 @@ def metrics(run: Path) -> dict:
 
 
 def mean(seeds: list[dict], judge: str, key: str, weights: np.ndarray) -> np.ndarray:
-    """[1 + draws] mean over the seeds of the mean over those pairs that have one; the first is the value itself."""
+    """Mean [1 + draws] over the seeds of the mean over the pairs with a value. The first entry is the estimate itself."""
     means = []
     for one in seeds:
         values = one[judge][key]
@@ -105,8 +105,8 @@ def shown(values: np.ndarray, kind: int) -> str:
 
 
 def spread(seeds: list[int], runs: Path) -> str:
-    """Groups with spread for the tokens generated that sharp dynamic sampling finds late in training: in the last third of three
-    passes over the whole pool, of which the arms leave out what was easy before training."""
+    """Groups with reward spread per generated token late in training, with and without sharp dynamic sampling: means over the last
+    third of three passes over the whole pool. The runs of the grid instead leave out prompts that were easy before training."""
     arms = {"without": ("no_dynamic", []), "sharp": ("grpo", ["dynamic.sharp=true"])}
     columns = ("seed", "per 1,000 tokens: sharp", "without", "ratio", "share with spread, without", "probe, sharp", "without")
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
@@ -133,7 +133,7 @@ def late(run: Path, key: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--spread", action="store_true", help="sharp dynamic sampling against none, over the whole pool")
+    parser.add_argument("--spread", action="store_true", help="compare sharp dynamic sampling with none, over the whole pool")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="for --spread")
     options = parser.parse_args()
     if options.spread:

@@ -1,10 +1,10 @@
-"""Rows per second and peak memory of importing, checking and rendering pairs, on made-up text rows of any number.
+"""Rows per second and peak memory of importing, checking and rendering pairs, on synthetic text rows.
 
     python benchmarks/data.py                          100 thousand and 1 million rows
     python benchmarks/data.py --rows 20000 50000
 
-Every step runs in a process of its own, so its peak memory is its own. Rendering is without a tokenizer (its cost is
-the tokenizer's) and without photos. The last line of the output is one JSON object.
+Each step runs in a separate process, so that its peak memory is measured separately. Rendering uses no tokenizer, which would
+dominate the time, and no photos. The last line of the output is one JSON object.
 """
 
 import argparse
@@ -31,7 +31,7 @@ RUBRIC = "homedepot"
 
 
 def write_rows(path: Path, rows: int, seed: int = 0) -> None:
-    """A csv of `rows` rows of about 500 characters: 2 % with HTML, 1 % repeated, 0.1 % without a query."""
+    """Writes a csv with `rows` rows of about 500 characters: 2 % with HTML, 1 % repeated, 0.1 % without a query."""
     rng = random.Random(seed)
     syllables = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "er", "il", "or")]
     words = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(20_000)]
@@ -51,7 +51,7 @@ def write_rows(path: Path, rows: int, seed: int = 0) -> None:
 
 
 def run_step(step: str, table: Path, pairs: Path) -> dict[str, float]:
-    """One step in this process: rows, seconds, peak_mb."""
+    """Runs one step in this process and returns rows, seconds and peak_mb."""
     from lore.codec.prompt import PromptFormat, render
     from lore.data.import_pairs import import_pairs, open_pairs
     from lore.data.importers import open_source
@@ -72,7 +72,7 @@ def run_step(step: str, table: Path, pairs: Path) -> dict[str, float]:
 
 
 def peak_mb() -> float:
-    """Peak resident memory of this process; getrusage would carry over the peak of the process that started it."""
+    """Peak resident memory of this process in MB. On Linux, getrusage would include the peak of the parent process."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -107,7 +107,7 @@ def show(results: list[dict]) -> None:
 
 
 def growth(results: list[dict]) -> dict[str, dict[str, float]]:
-    """From the fewest to the most rows: time per row as a ratio (1 is linear), memory as megabytes more."""
+    """Growth from the smallest to the largest number of rows: ratio of time per row (1 is linear) and additional megabytes."""
     grown = {}
     for step in STEPS:
         first, *_, last = sorted((r for r in results if r["step"] == step), key=lambda r: r["input_rows"])
@@ -119,7 +119,7 @@ def growth(results: list[dict]) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
-    parser.add_argument("--folder", type=Path, help="where the temporary files go")
+    parser.add_argument("--folder", type=Path, help="folder for temporary files")
     parser.add_argument("--step", nargs=3, metavar=("STEP", "TABLE", "PAIRS"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:

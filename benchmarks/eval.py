@@ -1,11 +1,11 @@
-"""Seconds and peak memory of an evaluation whose predictions are there: metrics, intervals, slices, report.
+"""Seconds and peak memory of an evaluation with existing predictions: metrics, intervals, slices, report.
 
     python benchmarks/eval.py                                    10,000 pairs, 5 judges, 1,000 draws
     python benchmarks/eval.py --pairs 100000 --judges 2
 
-Runs the stage on made-up pairs (about 5 a query, 60 slices, a photo each, three raters, a prior, gains) and predictions files
-with probabilities, in this process, and takes the time of its phases. Memory is the process's peak in that phase, what was
-loaded before included. The last line of the output is one JSON object. On two cores: OMP_NUM_THREADS=2.
+Runs the stage in this process on synthetic pairs (about 5 per query, 60 slices, one photo each, three raters, a prior, gains) and
+predictions files with probabilities, and times its phases. Memory is the peak of the process in a phase, including earlier
+allocations. The last line of the output is one JSON object. On two cores set OMP_NUM_THREADS=2.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def photo(rng: np.random.Generator) -> dict:
 
 
 def write_data(folder: Path, pairs: int, judges: int) -> dict[str, str]:
-    """pairs.parquet, ratings.parquet and one predictions file a judge; returns those files by judge."""
+    """Writes pairs.parquet, ratings.parquet and one predictions file per judge. Returns the predictions files by judge."""
     from lore.data.pair import Pair
     from lore.data.parquet import PairWriter
 
@@ -99,19 +99,19 @@ def recipe_of(folder: Path, files: dict[str, str], draws: int) -> str:
 
 
 class Phases:
-    """Seconds and peak megabytes by phase."""
+    """Seconds and peak megabytes per phase."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
         self.peak_mb: dict[str, float] = {}
 
     def watch(self, phase: str, module: object, name: str) -> None:
-        """Every call of module.name counts for the phase."""
+        """Adds the time and memory of every call of module.name to the phase."""
         setattr(module, name, self.timed(phase, getattr(module, name)))
 
     def timed(self, phase: str, function: Callable) -> Callable:
         def measured(*arguments, **options):
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
             start = time.perf_counter()
             try:
                 return function(*arguments, **options)
@@ -123,7 +123,7 @@ class Phases:
 
 
 def peak_mb() -> float:
-    """Peak resident memory of this process; Linux alone tells it for a while of one's choosing."""
+    """Peak resident memory of this process in MB since the last reset. Linux only."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
@@ -143,7 +143,7 @@ def measure(folder: Path, files: dict[str, str], draws: int) -> Phases:
     path.write_text(recipe_of(folder, files, draws))
     os.environ["LORE_RUNS"] = str(folder / "runs")
     phases.timed("whole stage", run_recipe)(path)
-    # The whole stage's own peak was reset by its phases.
+    # The phases reset the peak of the whole stage.
     phases.peak_mb["whole stage"] = max(phases.peak_mb.values())
     return phases
 

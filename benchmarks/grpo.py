@@ -1,13 +1,13 @@
-"""Seconds per step of the grpo stage's trainer against plain TRL GRPO, in pairs, with every addition idle.
+"""Seconds per step of the grpo stage's trainer compared with plain TRL GRPO, in pairs of runs, with all additions turned off.
 
-    python benchmarks/grpo.py                      3 pairs of 6 steps of 64 answers
+    python benchmarks/grpo.py                      3 pairs of runs, 6 steps of 64 completions each
     python benchmarks/grpo.py --pairs 1 --steps 2  a quick look
     python benchmarks/grpo.py --model 8b --pairs 1 --steps 3 --batch 32 --micro 4    on a GPU with 80 GB
 
-Both train the same model (random weights; a small Llama of the quickstart's size in full, or LoRA on the shape of Qwen3-8B with
-the whole rule book in every prompt) in one process, from the same seed, on the same prompts with the same rewards, so they sample
-the same answers; that they do is checked by their losses, rewards and lengths (in bfloat16 to 1e-2, since the trainers sum in
-another order). Timed is the trainer's own `train_runtime`. TRL's run has the same rewards as one function.
+Both trainers run in one process and use the same model with random weights, seed, prompts and rewards, so they sample the same
+completions. The model is a small Llama of the quickstart's size with full fine-tuning, or LoRA on a model in the shape of Qwen3-8B
+with the whole rubric in every prompt. The script verifies equal losses, rewards and lengths (in bfloat16 to 1e-2, because the
+trainers sum in different orders). The time is `train_runtime` of the trainer. TRL gets the same rewards as one reward function.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def set_up(path: Path, name: str):
 
 
 def ours(path: Path, number: int):
-    """The stage's trainer."""
+    """The trainer of the stage."""
     from lore.train.rl.grpo import GRPO
     from lore.train.rl.setup import trainer_arguments
 
@@ -90,7 +90,7 @@ def ours(path: Path, number: int):
 
 
 def plain(path: Path, number: int):
-    """TRL's own trainer over the same setup."""
+    """TRL's GRPOTrainer with the same setup."""
     from trl import GRPOTrainer
 
     from lore.train.judge.session import judge_lora
@@ -99,7 +99,7 @@ def plain(path: Path, number: int):
     setup = set_up(path, f"trl{number}")
 
     class Plain(GRPOTrainer):
-        """The prompts of a row are put in here, as a dataset of messages would hold them."""
+        """Adds the prompt messages to each row, as a dataset of messages would."""
 
         def _generate_and_score_completions(self, inputs):
             shown = [{"prompt": setup.prompts.messages(one["row"]), "row": one["row"]} for one in inputs]
@@ -127,10 +127,10 @@ def plain(path: Path, number: int):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=3, help="runs of each, in turns")
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each trainer, alternating")
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--batch", type=int, default=64, help="answers per step")
-    parser.add_argument("--micro", type=int, default=32, help="answers per forward pass")
+    parser.add_argument("--batch", type=int, default=64, help="completions per step")
+    parser.add_argument("--micro", type=int, default=32, help="completions per forward pass")
     parser.add_argument("--model", choices=SIZES, default="small")
     options = parser.parse_args()
     ratios, seconds, memory = [], {"lore": [], "trl": []}, {"lore": [], "trl": []}
@@ -151,7 +151,7 @@ def main() -> None:
                 trainer = made[name](path, number)
                 found = trainer.train().metrics["train_runtime"]
                 seconds[name].append(found / options.steps)
-                print(f"pair {number + 1}, {name}: {seconds[name][-1]:.2f} s a step", flush=True)
+                print(f"pair {number + 1}, {name}: {seconds[name][-1]:.2f} s per step", flush=True)
                 logs[name] = [line for line in trainer.state.log_history if "loss" in line]
                 del trainer
                 gc.collect()
@@ -161,14 +161,14 @@ def main() -> None:
             for mine, theirs in zip(logs["lore"], logs["trl"], strict=True):
                 for key in SAME:
                     if abs(mine[key] - theirs[key]) > exact:
-                        raise SystemExit(f"step {mine['step']}: {key} is {mine[key]} and {theirs[key]}: not the same answers")
+                        raise SystemExit(f"step {mine['step']}: {key} {mine[key]} in lore, {theirs[key]} in trl: they differ")
             ratios.append(seconds["lore"][-1] / seconds["trl"][-1])
     for name, values in seconds.items():
-        print(f"{name}: {statistics.median(values):.2f} s a step ({min(values):.2f} to {max(values):.2f})")
+        print(f"{name}: {statistics.median(values):.2f} s per step ({min(values):.2f} to {max(values):.2f})")
     for name, values in memory.items():
         if values:
             print(f"{name}: at most {max(values):.1f} GiB allocated on the GPU")
-    print(f"ratio: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), the same answers in both")
+    print(f"ratio: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), with the same completions in both")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""How often a GRPO run on a CSV opens its input, how many bytes of it it reads, and the seconds until step 0.
+"""How often a GRPO run opens its input CSV, how many bytes it reads from it, and the seconds until step 0.
 
-    python benchmarks/input_reads.py FOLDER                      writes model, data and recipe into FOLDER, then measures
+    python benchmarks/input_reads.py FOLDER                      writes model, data and recipe to FOLDER, then measures
     OTHER/.venv/bin/python benchmarks/input_reads.py FOLDER      the same for another version of LORE
-    python -m torch.distributed.run --nproc-per-node 2 benchmarks/input_reads.py FOLDER      with two processes, a line each
+    python -m torch.distributed.run --nproc-per-node 2 benchmarks/input_reads.py FOLDER      with two processes, one line each
 
-The data are 20,000 pairs of the embedded shop as a CSV, the model is the tiny one of the tests. The run stops where the trainer
-would begin: imports, prompts, replay rows and the pairs of the periodic evaluation are there by then. Opens through pyarrow, which
-reads no byte through Python, are counted apart.
+The data are 20,000 pairs of the embedded shop as a CSV; the model is the tiny model of the tests. The run stops right before
+training: by then it has imported the data and built prompts, replay rows and the pairs of the periodic evaluation. Opens by
+pyarrow, whose reads are not visible in Python, are counted separately.
 """
 
 import argparse
@@ -26,7 +26,7 @@ COLUMNS = ["pair_id", "query", "title", "description", "category", "brand", "lab
 
 
 class Step0(Exception):
-    """Ends the run where training would begin."""
+    """Raised to end the run right before training."""
 
 
 def prepare(folder: Path) -> None:
@@ -61,7 +61,7 @@ def prepare(folder: Path) -> None:
 
 
 class CountedFile(io.FileIO):
-    """A file whose bytes are counted as they are read."""
+    """A file that counts the bytes read from it."""
 
     reads: Counter = Counter()
 
@@ -77,7 +77,7 @@ class CountedFile(io.FileIO):
 
 
 def count_opens() -> Counter:
-    """Counts every open of the CSV and of the imported pairs from here on."""
+    """Starts counting all opens of the CSV and of the imported pairs."""
     import pyarrow.parquet as pq
 
     opens, counted, plain_open = Counter(), {"pairs.csv", "pairs.parquet"}, builtins.open
@@ -108,11 +108,11 @@ def main() -> None:
     os.environ["LORE_RUNS"] = str(folder / f"runs-{os.environ.get('TORCHELASTIC_RUN_ID', os.getpid())}")
     os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     import transformers
-    import trl  # noqa: F401  both are loaded before the clock starts
+    import trl  # noqa: F401  load both before the timer starts
 
     try:
         from lore.run.runner import run_recipe
-    except ImportError:  # versions before the rooms
+    except ImportError:  # versions that had run_recipe in lore.run
         from lore.run import run_recipe
 
     def stop(*_, **__):
@@ -130,7 +130,7 @@ def main() -> None:
     print(json.dumps(shown), flush=True)
     if rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:
         shutil.rmtree(os.environ["LORE_RUNS"])
-    os._exit(0)  # the other processes of a launch end at the same place
+    os._exit(0)  # skips the shutdown of the process group; all processes of a launch exit here
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The models of the benchmarks, with random weights and a tokenizer of the shop's words: `small`, a Llama of the quickstart's size
-for a CPU, and `8b`, which has the shape of Qwen3-8B and wants a GPU with 80 GB."""
+"""The models of the benchmarks, with random weights and a tokenizer trained on shop text: `small`, a Llama of the quickstart's size
+for a CPU, and `8b`, which has the shape of Qwen3-8B and needs a GPU with 80 GB."""
 
 import subprocess
 import threading
@@ -12,13 +12,13 @@ SIZES = ("small", "8b")
 
 
 def prompt_section(size: str) -> dict[str, Any]:
-    """Short prompts for the small model, the rule book in all of them for the large one."""
+    """The prompt section: short prompts for the small model, prompts with the whole rubric for the large one."""
     detail, longest = ("name", 512) if size == "small" else ("full", 4096)
     return {"order": "reason_first", "detail": detail, "photo": False, "max_prompt_tokens": longest}
 
 
 def make_model(folder: Path, world: Any, size: str = "small") -> Any:
-    """Writes `folder`/model and returns its tokenizer."""
+    """Writes the model to `folder`/model and returns its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
@@ -67,7 +67,7 @@ def make_model(folder: Path, world: Any, size: str = "small") -> Any:
 
 
 def multiplied_weights(folder: Path) -> int:
-    """Weights of `folder`/model that a token is multiplied with: all but the input embedding."""
+    """Number of matrix weights of `folder`/model that each token is multiplied by: all except the input embedding."""
     from safetensors import safe_open
 
     count = 0
@@ -82,7 +82,7 @@ def multiplied_weights(folder: Path) -> int:
 
 @contextmanager
 def gpu_memory() -> Iterator[list[float]]:
-    """GiB in use on the first GPU, read twice a second by nvidia-smi while the block runs; empty without one."""
+    """GiB in use on the first GPU, sampled twice per second with nvidia-smi while the block runs. Empty without a GPU."""
     seen: list[float] = []
     ended = threading.Event()
 

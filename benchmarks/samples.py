@@ -1,11 +1,11 @@
-"""Seconds for k sampled answers a prompt: the prompt read once for all of them, against read for each, in turns.
+"""Seconds for k sampled completions per prompt: one shared prefill per prompt compared with one prefill per sample, alternating.
 
     python benchmarks/samples.py                  32 prompts with 24 rules (about 1,700 tokens), 8 samples of 32 tokens
 
     python benchmarks/samples.py --model 8b --tokens 128 --pairs 1    on a GPU with 80 GB
 
-One model with random weights (a small Llama, or the shape of Qwen3-8B), the same draws both times. The rules in the prompt are
-what makes it long.
+Uses one model with random weights (a small Llama, or the shape of Qwen3-8B) and the same random draws in both variants. The rules
+make the prompts long.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=32, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens per completion")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--model", choices=SIZES, default="small")
     options = parser.parse_args()
@@ -57,7 +57,7 @@ def main() -> None:
             (once, first), (each, second) = seconds(True), seconds(False)
             same = sum(a == b for a, b in zip(first, second, strict=True))
             ratios.append(each / once)
-            print(f"once {once:.2f} s, {options.samples} times {each:.2f} s: {each / once:.2f} ({same} prompts drew alike)")
+            print(f"shared {once:.2f} s, {options.samples} prefills {each:.2f} s: {each / once:.2f} ({same} prompts alike)")
         print(f"ratio {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 

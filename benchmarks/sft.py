@@ -1,20 +1,20 @@
-"""Trained tokens per second of the sft stage against TRL's own `trl sft`, in pairs of runs, one after the other.
+"""Trained tokens per second of the sft stage compared with TRL's `trl sft`, in pairs of runs, one after the other.
 
-    python benchmarks/sft.py                      3 pairs of 60 steps of 64 rows in passes of 16
+    python benchmarks/sft.py                      3 pairs of runs, 60 steps of 64 rows in micro-batches of 16
     python benchmarks/sft.py --pairs 1 --steps 4  a quick look
     python benchmarks/sft.py --model 8b --pairs 1 --steps 6 --batch 32 --micro 4    on a GPU with 80 GB
 
-Both train the same model (random weights; a small Llama of the quickstart's size, or the shape of Qwen3-8B with the whole rule
-book in every prompt) with the same LoRA on the same rendered rows, text only, once over: the stage from pairs, TRL from a jsonl of
-the prompts and completions. Optimiser, precision, batch, pass and steps are the same. The number of tokens is that of the rows,
-without padding, and the seconds are each trainer's own `train_runtime`; the time of the whole process stands beside it (the stage
-also renders the rows).
+Both train the same model with the same LoRA for one epoch on the same rendered rows without photos: the stage from pairs, TRL from
+a jsonl of prompts and completions. The model has random weights and is a small Llama of the quickstart's size, or has the shape of
+Qwen3-8B with the whole rubric in every prompt. Optimizer, precision, batch size, micro-batch size and steps are the same. Tokens
+are counted without padding. Seconds are `train_runtime` of each trainer; the table also shows the time of the whole process, in
+which the stage also renders the rows.
 
-The stage sorts the rows of a step by length, so that each of its forward passes pads little; TRL takes rows at random.
-That is the whole advantage: with --micro equal to --batch both pad alike.
+The stage sorts the rows of a step by length, so its micro-batches need little padding; TRL uses a random order. This is the only
+advantage of the stage: with --micro equal to --batch both need the same padding.
 
-Of 8b it also prints the model FLOPs utilisation, counting 4 FLOPs per weight and token (LoRA needs no gradient of the frozen
-weights; recomputed activations are not counted) against --peak, and the GPU memory in use as nvidia-smi sees it.
+For 8b the script also prints the model FLOPs utilization relative to --peak and the GPU memory in use according to nvidia-smi. It
+counts 4 FLOPs per weight and token: LoRA needs no gradients of the frozen weights, and recomputed activations are not counted.
 """
 
 import argparse
@@ -35,7 +35,7 @@ RATE, RANK, MAX_TOKENS = 1e-3, 16, 4096
 
 
 def prepare(folder: Path, rows: int, size: str) -> int:
-    """Writes model/, pairs.parquet and trl/train.jsonl; returns the tokens of all rows."""
+    """Writes model/, pairs.parquet and trl/train.jsonl. Returns the number of tokens in all rows."""
     from lore.codec.judgement import render_answer
     from lore.codec.prompt import PromptFormat, render
     from lore.data.parquet import PairWriter
@@ -83,7 +83,7 @@ def write_recipe(folder: Path, run: str, size: str, steps: int, batch: int, micr
 
 
 def write_config(folder: Path, run: str, size: str, steps: int, batch: int, micro: int) -> Path:
-    """The same for TRL's command line."""
+    """Writes the same settings as a config for TRL's command line."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -118,7 +118,7 @@ def write_config(folder: Path, run: str, size: str, steps: int, batch: int, micr
 
 
 def timed(command: list, environment: dict[str, str]) -> tuple[str, dict[str, float]]:
-    """Output of a process that has to succeed, its seconds, and the most GiB in use on the GPU, 0 without one."""
+    """Runs a process that must succeed. Returns its output, its seconds, and the peak GiB in use on the GPU (0 without a GPU)."""
     start = time.perf_counter()
     with gpu_memory() as used:
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
@@ -148,12 +148,12 @@ def main() -> None:
     from rich.table import Table
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=3, help="runs of each, in turns")
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each trainer, alternating")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--batch", type=int, default=64, help="rows per optimiser step")
+    parser.add_argument("--batch", type=int, default=64, help="rows per optimizer step")
     parser.add_argument("--micro", type=int, default=16, help="rows per forward pass")
     parser.add_argument("--model", choices=SIZES, default="small")
-    parser.add_argument("--peak", type=float, default=989, help="TFLOP/s of the GPU's dense bfloat16 products")
+    parser.add_argument("--peak", type=float, default=989, help="peak dense bfloat16 TFLOP/s of the GPU")
     parsed = parser.parse_args()
     options = (parsed.model, parsed.steps, parsed.batch, parsed.micro)
     found: dict[str, list[dict[str, float]]] = {"lore": [], "trl": []}
@@ -173,7 +173,7 @@ def main() -> None:
             found["trl"].append(run_trl(folder, number, options, environment))
     rates = {name: [tokens / run["train_seconds"] for run in runs] for name, runs in found.items()}
     ratios = [ours / theirs for ours, theirs in zip(rates["lore"], rates["trl"], strict=True)]
-    table = Table(title=f"{tokens:,} tokens, {parsed.steps} steps of {parsed.batch} rows in passes of {parsed.micro}")
+    table = Table(title=f"{tokens:,} tokens, {parsed.steps} steps of {parsed.batch} rows in micro-batches of {parsed.micro}")
     for column in ("pair", "lore tokens/s", "trl tokens/s", "ratio", "lore process s", "trl process s"):
         table.add_column(column, justify="right")
     for number, ratio in enumerate(ratios):

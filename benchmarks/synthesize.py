@@ -1,23 +1,23 @@
-"""Completion tokens per second of the synthesize stage against `vllm bench serve`, on one vLLM server, in turns.
+"""Completion tokens per second of the synthesize stage compared with `vllm bench serve`, on one vLLM server, alternating.
 
-    python benchmarks/synthesize.py                            3 rounds of 384 requests of 128 tokens, 32 at once
-    python benchmarks/synthesize.py --curator PYTHON           bespokelabs-curator too, by the interpreter that has it
+    python benchmarks/synthesize.py                            3 rounds of 384 requests of 128 tokens, 32 concurrent
+    python benchmarks/synthesize.py --curator PYTHON           also bespokelabs-curator; PYTHON is the interpreter that has it
     python benchmarks/synthesize.py --rounds 1 --requests 64   a quick look
 
-`lore teacher serve` serves a small Llama (random weights, the quickstart's size) on loopback. Its answers are no JSON, so
-every pair ends after the step knowledge: one request a pair, of a query of its own. The others send the prompts that the
-stage renders, message by message the same, and all ask for answers of exactly --tokens tokens at one temperature. All
-prompts are asked once beforehand, so that the server's prefix cache is the same for everyone.
+`lore teacher serve` serves a small Llama (random weights, the quickstart's size) on loopback. Its completions are not JSON, so
+every pair stops after the knowledge step: one request per pair, and each pair has a different query. The other clients send
+exactly the messages that the stage renders. All clients request completions of exactly --tokens tokens at the same temperature.
+All prompts are sent once before the first round, so that the server's prefix cache is the same for all clients.
 
-- bench: `vllm bench serve`, seconds by its own count. It streams every answer, which costs the server and it time; the
-  others do not.
-- bare: the least that a Python client without streaming can do (benchmarks/synthesize_clients.py).
-- lore: `lore run` of a recipe. Seconds of work by its own count: teachers opened, prompts rendered, journal and traces
-  written. The card and the set come after them and are in the time of the whole process.
-- curator: seconds of the call that asks for the answers.
+- bench: `vllm bench serve`, with the seconds that it reports. It streams every completion, which costs client and server
+  time; the other clients do not stream.
+- bare: a minimal Python client without streaming (benchmarks/synthesize_clients.py).
+- lore: `lore run` of a recipe, with the seconds that it reports: opening teachers, rendering prompts, writing journal and
+  traces. The process time also includes the dataset card and the training set.
+- curator: seconds of the call that requests the completions.
 
-Client and server share the machine's cores. CPU seconds per 1,000 requests leave out what a client takes to start, which
-is measured with a few requests before the rounds.
+Client and server share the CPU cores. CPU seconds per 1,000 requests exclude the start of a client, which is measured with a
+few requests before the rounds.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from lore.support.errors import LoreError
 
 MODEL, FEW, START_SECONDS = "teacher", 8, 300
 CLIENTS = Path(__file__).with_name("synthesize_clients.py")
-# What `vllm bench serve` runs; the program itself asks for metadata that vLLM's CPU build has under another name.
+# Same as `vllm bench serve`, which looks up metadata of the distribution `vllm`: the CPU build has another distribution name.
 BENCH_SERVE = """
 from vllm.benchmarks.serve import add_cli_args, main
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -56,7 +56,7 @@ main(parser.parse_args())
 
 
 def prepare(folder: Path, requests: int) -> None:
-    """Writes model/, pairs/ with as many pairs as requests, each of another query, and prompts.jsonl: what the stage asks."""
+    """Writes model/, pairs/ with one pair per request, all with different queries, and prompts.jsonl with the stage's prompts."""
     from lore.data.parquet import PairWriter
     from lore.data_synth.shop.world import ITEMS_PER_QUERY, World
     from lore.data_synth.synthesis import knowledge
@@ -105,9 +105,9 @@ def write_recipe(folder: Path, run: str, url: str, options: argparse.Namespace, 
 
 @contextmanager
 def served(folder: Path, options: argparse.Namespace, environment: dict[str, str]) -> Iterator[str]:
-    """The url of a server that answers. Raises LoreError with the end of its log for one that does not start."""
+    """The URL of a running server. Raises LoreError with the end of the server log if it does not start."""
     if find_spec("vllm") is None:
-        raise LoreError("vLLM is not installed, and it is both the server and the yardstick here: make install (lore doctor).")
+        raise LoreError("vLLM is not installed, but this benchmark needs it as server and baseline: make install (lore doctor).")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         root = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -141,7 +141,7 @@ def _healthy(root: str) -> bool:
 
 
 def timed(command: list, environment: dict[str, str]) -> dict[str, float]:
-    """Seconds of a process that has to succeed, by the clock and of the processor."""
+    """Runs a process that must succeed. Returns its wall-clock and CPU seconds."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -151,7 +151,7 @@ def timed(command: list, environment: dict[str, str]) -> dict[str, float]:
 
 
 def by_bench(folder: Path, name: str, url: str, options: argparse.Namespace, requests: int, environment: dict) -> dict:
-    # Messages as they are: with a tokenizer it takes texts alone, so the length of answers is named to the server.
+    # Without a tokenizer, bench sends messages unchanged, so the completion length is set in the request body.
     body = {"max_completion_tokens": options.tokens, "temperature": options.temperature, "ignore_eos": True}
     flags = {
         "backend": "openai-chat",
@@ -184,7 +184,7 @@ def by_stage(folder: Path, name: str, url: str, options: argparse.Namespace, req
     replies = [reply for reply in replies if reply is not None]
     prompts = [json.loads(line)["prompt"] for line in (folder / "prompts.jsonl").read_text().splitlines()[:requests]]
     if sorted(reply["prompt_hash"] for reply in replies) != sorted(map(prompt_hash, prompts)):
-        raise LoreError(f"The stage asked {len(replies)} prompts, and they are not the {requests} that the others ask.")
+        raise LoreError(f"The stage sent {len(replies)} prompts, which differ from the {requests} prompts of the other clients.")
     seconds = json.loads((answers / "seconds.json").read_text())["seconds"]
     return process | {"seconds": seconds, "tokens": sum(reply["completion_tokens"] for reply in replies)}
 
@@ -203,7 +203,7 @@ def by_script(client: str, python: str) -> Callable[..., dict]:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    """client -> its rounds, with the CPU seconds of its requests alone."""
+    """The rounds of each client, with CPU seconds without its start."""
     environment = {**os.environ, "LORE_RUNS": str(folder / "runs"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment |= {"VLLM_NO_USAGE_STATS": "1", "TELEMETRY_ENABLED": "0", "CURATOR_CACHE_DIR": str(folder / "curator")}
     clients = {"bench": by_bench, "bare": by_script("bare", sys.executable), "lore": by_stage}
@@ -236,7 +236,7 @@ def report(found: dict[str, list[dict[str, float]]], options: argparse.Namespace
     from rich.console import Console
     from rich.table import Table
 
-    shape = f"{options.requests} requests of {options.tokens} tokens, {options.concurrency} at once"
+    shape = f"{options.requests} requests of {options.tokens} tokens, {options.concurrency} concurrent"
     table = Table(title=f"{shape}, {options.rounds} rounds: median (min - max)")
     for column in ("client", "tokens/s", "ratio to bench", "CPU s / 1,000 requests", "process s"):
         table.add_column(column, justify="right")
@@ -257,16 +257,16 @@ def report(found: dict[str, list[dict[str, float]]], options: argparse.Namespace
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each, in turns")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each client, alternating")
     parser.add_argument("--requests", type=int, default=384)
-    parser.add_argument("--tokens", type=int, default=128, help="tokens of every answer")
-    parser.add_argument("--concurrency", type=int, default=32, help="requests under way at once")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens per completion")
+    parser.add_argument("--concurrency", type=int, default=32, help="concurrent requests")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--curator", metavar="PYTHON", help="interpreter of an environment with bespokelabs-curator")
     options = parser.parse_args()
     if options.requests <= FEW:
-        parser.error(f"--requests has to be more than {FEW}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the server is stopped too
+        parser.error(f"--requests must be greater than {FEW}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # also stops the server
     try:
         with TemporaryDirectory() as folder:
             report(measure(Path(folder), options), options)

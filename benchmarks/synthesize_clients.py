@@ -1,10 +1,10 @@
-"""Two other clients for benchmarks/synthesize.py, which starts them; the second runs in an environment of its own.
+"""Two other clients that benchmarks/synthesize.py starts. The second one runs in its own Python environment.
 
-    python benchmarks/synthesize_clients.py bare JOB.json        the least that a Python client can do: aiohttp, nothing kept
+    python benchmarks/synthesize_clients.py bare JOB.json        a minimal Python client: aiohttp, stores no completions
     python benchmarks/synthesize_clients.py curator JOB.json     bespokelabs-curator 0.1.31
 
-JOB.json: url, model, concurrency, tokens (of every answer), temperature, prompts (a jsonl of {"prompt": messages}), out. Writes
-{"seconds", "tokens"} of the requests alone to `out`. Nothing of LORE is imported.
+JOB.json: url, model, concurrency, tokens (per completion), temperature, prompts (a jsonl of {"prompt": messages}), out. Writes
+{"seconds", "tokens"} of the requests to `out`. Does not import LORE.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def bare(job: dict, prompts: list[list[dict]]) -> dict:
-    """Bodies are made beforehand; an answer is read for its token count and dropped."""
+    """Request bodies are built in advance. Of each response only the token count is kept."""
     import asyncio
 
     import aiohttp
@@ -43,8 +43,8 @@ def bare(job: dict, prompts: list[list[dict]]) -> dict:
 
 
 def curator(job: dict, prompts: list[list[dict]]) -> dict:
-    """Its own backend for OpenAI's protocol, with limits that never bind; cut answers count, as every answer here is cut."""
-    # It counts tokens with a vocabulary that tiktoken would download; litellm, which it needs anyway, brings it along.
+    """Uses curator's OpenAI backend with rate limits that never apply. Truncated completions are accepted, as all are truncated."""
+    # curator counts tokens with a vocabulary that tiktoken would download. Its dependency litellm ships this vocabulary.
     litellm = Path(find_spec("litellm").origin).parent
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(litellm / "litellm_core_utils" / "tokenizers"))
     from bespokelabs import curator as library

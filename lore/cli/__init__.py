@@ -1,1 +1,1 @@
-"""The command line, one module a group."""
+"""The command line. Each command group has its own module."""

@@ -1,4 +1,4 @@
-"""`lore compare` and `lore leaderboard`: what finished evaluations say together. Nothing heavy is imported before they run.
+"""`lore compare` and `lore leaderboard`: compare and rank finished evaluations. Heavy imports happen inside the commands.
 
 lore compare "runs/quickstart/eval:judge" "runs/quickstart/eval:judge without photo"
 lore leaderboard runs/*
@@ -17,19 +17,19 @@ def compare(
     runs: list[str] = typer.Argument(
         ..., metavar="RUN[:JUDGE]...", help="Run folders of finished evaluations; the first is the baseline."
     ),
-    metric: list[str] = typer.Option([], help="Show this metric, such as macro_f1; may be given again. Default: all."),
-    slice: list[str] = typer.Option([], help="Show this slice; may be given again. Default: those of the baseline's run."),
-    samples: int = typer.Option(1000, min=100, help="Paired resamples of the queries behind the intervals."),
-    seed: int = typer.Option(0, min=0, help="The same seed draws the same queries."),
-    prior: bool = typer.Option(False, "--prior", help="Weigh the tiers as the baseline's metrics.prior says."),
-    examples: int = typer.Option(3, min=0, help="Changed pairs printed of each kind."),
-    out: Path = typer.Option(None, "--out", "-o", help="File for every changed pair: .jsonl or .csv."),
-    as_json: Path = typer.Option(None, "--json", help="File for everything, as one JSON object."),
-    across_rubrics: bool = typer.Option(False, "--across-rubrics", help="Allow rule books that differ in all but their tiers."),
+    metric: list[str] = typer.Option([], help="Show only this metric, such as macro_f1. Repeatable. Default: all."),
+    slice: list[str] = typer.Option([], help="Show only this slice. Repeatable. Default: the slices of the baseline's run."),
+    samples: int = typer.Option(1000, min=100, help="Number of paired bootstrap resamples of the queries."),
+    seed: int = typer.Option(0, min=0, help="Seed of the bootstrap."),
+    prior: bool = typer.Option(False, "--prior", help="Weight the tiers by metrics.prior of the baseline's run."),
+    examples: int = typer.Option(3, min=0, help="Number of changed pairs to print per kind."),
+    out: Path = typer.Option(None, "--out", "-o", help="Write all changed pairs to this file: .jsonl or .csv."),
+    as_json: Path = typer.Option(None, "--json", help="Write all results to this file as one JSON object."),
+    across_rubrics: bool = typer.Option(False, "--across-rubrics", help="Allow rubrics that share only their tiers."),
 ) -> None:
-    """Compare judges on the same pairs, each with the first. Every difference comes with its interval, by metric and by slice."""
+    """Compare judges with a baseline judge on the same pairs. Shows differences with intervals, by metric and by slice."""
     if len(runs) < 2:
-        raise LoreError("A comparison needs two judges: lore compare runs/a runs/b, or of one run \"runs/a:one\" \"runs/a:other\".")
+        raise LoreError('A comparison needs two judges: lore compare runs/a runs/b, or "runs/a:one" "runs/a:other" for one run.')
     from lore.eval.compare.compare import Options
     from lore.eval.compare.compare import compare as compared
     from lore.eval.compare.compare_output import report
@@ -41,12 +41,18 @@ def compare(
 
 
 def leaderboard(
-    runs: list[Path] = typer.Argument(..., metavar="RUN...", help="Run folders, or folders that hold them, such as runs/*."),
-    by: str = typer.Option("macro_f1", help="Metric that orders the rows."),
-    metric: list[str] = typer.Option([], help="Column; may be given again. Default: the usual ones that have values."),
-    out: Path = typer.Option(None, "--out", "-o", help="Folder for leaderboard.md, .csv, .json, or one such file; default: runs."),
+    runs: list[Path] = typer.Argument(
+        ..., metavar="RUN...", help="Run folders, or folders that contain run folders, such as runs/*."
+    ),
+    by: str = typer.Option("macro_f1", help="Metric to sort the rows by."),
+    metric: list[str] = typer.Option(
+        [], help="Metric to show as a column. Repeatable. Default: the main metrics that have values."
+    ),
+    out: Path = typer.Option(
+        None, "--out", "-o", help="Folder for leaderboard.md, .csv and .json, or the path of one of these files; default: runs."
+    ),
 ) -> None:
-    """Rank finished evaluations, one table a test set. The tables are also written as Markdown, CSV and JSON."""
+    """Rank finished evaluations, one table per test set. The tables are also written as Markdown, CSV and JSON."""
     from lore.config.recipe import run_root
     from lore.eval.compare.leaderboard import leaderboard as ranked
     from lore.eval.compare.leaderboard_output import report

@@ -1,6 +1,4 @@
-"""`lore data`: import rated pairs, check them, count them, split them. Nothing heavy is imported before a command
-runs.
-"""
+"""`lore data`: import, check, count and split rated pairs. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -24,18 +22,18 @@ app = typer.Typer(
 )
 
 JSON = typer.Option(False, "--json", help="Print one JSON object instead of tables.")
-STRICT = typer.Option(False, "--strict", help="Reject rows with HTML instead of turning it into plain text.")
-DROP = typer.Option(False, "--drop-duplicates", help="Keep the first of equal pairs; the others go to the rejected file.")
+STRICT = typer.Option(False, "--strict", help="Reject rows with HTML instead of converting it to plain text.")
+DROP = typer.Option(False, "--drop-duplicates", help="Keep the first of equal pairs; write the others to the rejected file.")
 
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    for stream in (sys.stdout, sys.stderr):  # what rejected rows hold must not stop the report about them
+    for stream in (sys.stdout, sys.stderr):  # unencodable text in rejected rows must not stop the report
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
-    except (LoreError, OSError) as error:  # OSError: no room, no permission, a folder in place of a file
+    except (LoreError, OSError) as error:  # OSError: disk full, no permission, a folder instead of a file
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
 
@@ -43,29 +41,33 @@ def _errors() -> Iterator[None]:
 @app.command("import")
 def import_(
     source: str = typer.Argument(..., help="crowdflower, homedepot, wands, esci, rair or table."),
-    path: str = typer.Argument(..., help="File or folder of the source; hub:chenJi/RAIR streams rair from the hub."),
-    out: Path = typer.Option(..., "-o", "--out", help="Parquet file to write; bad rows go to <name>.rejected.jsonl beside it."),
-    rubric: str = typer.Option(None, help="Name or path of the rubric whose tiers the labels are; default: the source's own."),
+    path: str = typer.Argument(..., help="File or folder of the source; hub:chenJi/RAIR streams rair from the Hugging Face hub."),
+    out: Path = typer.Option(
+        ..., "-o", "--out", help="Parquet file to write; rejected rows go to <name>.rejected.jsonl in the same folder."
+    ),
+    rubric: str = typer.Option(None, help="Name or path of the rubric of the labels; default: the rubric of the source."),
     encoding: str = typer.Option(None, help="Text encoding of csv and jsonl files, such as latin-1; default utf-8."),
     map: list[str] = typer.Option(
-        None, "--map", help="table: field=column,... ; attributes.<name>=column for attributes. May be repeated."
+        None, "--map", help="table: field=column,... ; attributes.<name>=column for attributes. Repeatable."
     ),
     delimiter: str = typer.Option(None, help="table: column delimiter of a csv file, such as ';'."),
-    locale: str = typer.Option(None, help="esci: us, es, jp, or several with commas; default all."),
+    locale: str = typer.Option(None, help="esci: us, es, jp, or several separated by commas; default all."),
     small: bool = typer.Option(
-        None, "--small-version/--large-version", help="esci: the ranking task's rows, or the larger set; default all."
+        None, "--small-version/--large-version", help="esci: only rows of the small (ranking) or the large version; default all."
     ),
     config: str = typer.Option(None, help="rair from the hub: General_Subset, Hard_Subset, Visual_Subset; default all."),
-    caption: bool = typer.Option(False, help="rair: put the photo's caption (vqa_result) among the attributes."),
-    embed_images: bool = typer.Option(False, help="Store photo files inside the output, so that it can be moved."),
+    caption: bool = typer.Option(False, help="rair: add the photo's caption (vqa_result) to the attributes."),
+    embed_images: bool = typer.Option(
+        False, help="Store the photos inside the output file, so that it does not depend on image files."
+    ),
     strict: bool = STRICT,
     drop_duplicates: bool = DROP,
     keep_bad_photos: bool = typer.Option(
-        False, "--keep-bad-photos", help="Keep rows whose photo cannot be read, without it, and say which."
+        False, "--keep-bad-photos", help="Keep rows with an unreadable photo, without the photo, and list them."
     ),
     as_json: bool = JSON,
 ) -> None:
-    """Turn a public format or any table into a checked pairs file."""
+    """Convert a public format or any table to a validated pairs file."""
     with _errors():
         from lore.data.import_pairs import import_pairs
         from lore.data.importers import open_source
@@ -84,8 +86,8 @@ def import_(
         chosen = rubric or opened.rubric
         if chosen is None:
             raise LoreError(
-                f"Source {source} has no rubric of its own, so its labels cannot be checked. Pass --rubric with a "
-                "shipped name or a file."
+                f"Source {source} has no default rubric, so its labels cannot be checked. Pass --rubric with the name of a "
+                "shipped rubric or the path of a file."
             )
         loaded = load_rubric(chosen)
         report = import_pairs(
@@ -105,13 +107,17 @@ def import_(
 @app.command()
 def check(
     path: str = typer.Argument(..., help="Pairs file, folder or glob."),
-    out: Path = typer.Option(None, "-o", "--out", help="Write the good pairs here and the bad ones to <name>.rejected.jsonl."),
-    rubric: str = typer.Option(None, help="Rubric of the labels; default: the one the file was imported with."),
+    out: Path = typer.Option(
+        None, "-o", "--out", help="Write valid pairs to this file and rejected rows to <name>.rejected.jsonl."
+    ),
+    rubric: str = typer.Option(
+        None, help="Name or path of the rubric of the labels; default: the rubric that the file was imported with."
+    ),
     strict: bool = STRICT,
     drop_duplicates: bool = DROP,
     as_json: bool = JSON,
 ) -> None:
-    """Check a pairs file row by row, photos included. The exit status is 1 if rows are bad and no -o takes them out. (`lore check`
+    """Check a pairs file row by row, including photos. Exits with status 1 if rows are invalid and -o is not given. (`lore check`
     checks recipes.)
     """
     with _errors():
@@ -119,7 +125,7 @@ def check(
         from lore.rubric.rubric import load_rubric, rubric_change, rubric_metadata
 
         if drop_duplicates and out is None:
-            raise LoreError("--drop-duplicates writes a file without them: say where with -o clean.parquet.")
+            raise LoreError("--drop-duplicates writes a new file: name it with -o, such as -o clean.parquet.")
         source, metadata = open_pairs(path)
         chosen = rubric or metadata.get("lore.rubric")
         loaded = load_rubric(chosen) if chosen else None
@@ -131,7 +137,7 @@ def check(
         )
         _show_report(report, as_json)
         if chosen is None:
-            print("Labels were not checked: the file names no rubric. Pass --rubric.", file=sys.stderr)
+            print("Labels were not checked, because the file names no rubric. Pass --rubric.", file=sys.stderr)
         elif chosen == metadata.get("lore.rubric") and (warning := rubric_change(metadata, loaded, path)):
             print(f"warning: {warning}", file=sys.stderr)
         _need_pairs(report, out)
@@ -141,7 +147,7 @@ def check(
 
 @app.command()
 def stats(path: str = typer.Argument(..., help="Pairs file, folder or glob."), as_json: bool = JSON) -> None:
-    """Count tiers, slices, duplicates and conflicting labels. Also lengths of the fields, and queries that splits share."""
+    """Count tiers, slices, duplicates and conflicting labels. Also shows field lengths and the queries that splits share."""
     with _errors():
         from lore.data.statistics import pair_stats
 
@@ -151,23 +157,21 @@ def stats(path: str = typer.Argument(..., help="Pairs file, folder or glob."), a
 @app.command()
 def split(
     path: str = typer.Argument(..., help="Pairs file, folder or glob."),
-    out: Path = typer.Option(
-        None, "-o", "--out", help="File to write; default: the input file itself, replaced when all is written."
-    ),
-    by: str = typer.Option("query", help="query: all pairs of a query share a split; item: all pairs of an item do."),
+    out: Path = typer.Option(None, "-o", "--out", help="File to write; default: replace the input file."),
+    by: str = typer.Option("query", help="query: all pairs of a query get the same split; item: all pairs of an item do."),
     fractions: str = typer.Option("train=0.7,dev=0.1,test=0.2", help="Shares that sum to 1."),
-    seed: int = typer.Option(0, help="Another seed deals the queries anew."),
-    replace: bool = typer.Option(False, "--replace", help="Deal pairs that have a split already."),
+    seed: int = typer.Option(0, help="Seed of the hash; another seed gives other splits."),
+    replace: bool = typer.Option(False, "--replace", help="Reassign pairs that already have a split."),
     as_json: bool = JSON,
 ) -> None:
-    """Assign train, dev and test by a hash of the query or item. None is in two splits, and later data gets the same splits."""
+    """Assign train, dev and test by a hash of the query or item. Each query or item gets one split, also in data added later."""
     with _errors():
         from lore.data.parquet import pair_files
         from lore.data.splits import split_pairs
 
         if out is None and not Path(path).is_file():
             raise LoreError(
-                f"{path} is not one file ({len(pair_files(path))} files match), so it cannot be replaced: pass -o split.parquet."
+                f"{path} matches {len(pair_files(path))} files, and only a single file can be replaced: pass -o split.parquet."
             )
         counts = split_pairs(path, out or path, by=by, fractions=_shares(fractions), seed=seed, replace=replace)
         if as_json:
@@ -180,21 +184,21 @@ def split(
             )
         for name in _shares(fractions):
             if not counts[name]:
-                print(f"{name} got no pair: there are too few values of {by}. Try --seed or --fractions.", file=sys.stderr)
+                print(f"{name} is empty, because {by} has too few values. Change --seed or --fractions.", file=sys.stderr)
 
 
 def _need_pairs(report: Any, out: Path | None) -> None:
     if out is not None and not report.pairs:
-        kept = f"; the {out} of before is kept" if out.exists() else ""
-        reasons = f" The reasons stand in {report.rejected}." if report.rejected else ""
-        raise LoreError(f"No row became a pair, so {out} is not written{kept}.{reasons}")
+        kept = f"; the existing {out} is kept" if out.exists() else ""
+        reasons = f" See {report.rejected} for the reasons." if report.rejected else ""
+        raise LoreError(f"No row is a valid pair, so {out} was not written{kept}.{reasons}")
 
 
 def _shares(text: str) -> dict[str, float]:
     try:
         shares = [(name.strip(), float(share)) for name, share in (part.split("=") for part in text.split(","))]
         if len(dict(shares)) < len(shares):
-            raise ValueError("a name stands there twice")
+            raise ValueError("a name occurs twice")
         return dict(shares)
     except ValueError as error:
         raise LoreError(f"--fractions is {text!r}; expected name=share,name=share, such as train=0.7,dev=0.1,test=0.2.") from error
@@ -246,7 +250,7 @@ def _show_stats(found: dict[str, Any], as_json: bool) -> None:
         most = list(found["slices"].items())
         _table(f"Slices ({len(most)})", ["slice", "pairs"], [[name, f"{count:,}"] for name, count in most[:30]])
     if found["pooled"]:
-        print(f"Too many to list, so counted together as {found['pooled_as']}: {', '.join(found['pooled'])}.")
+        print(f"Too many values to list, so the rest is counted as {found['pooled_as']}: {', '.join(found['pooled'])}.")
     _table(
         "Lengths in characters",
         ["field", "pairs", "p50", "p95", "max"],
@@ -269,7 +273,7 @@ def _table(title: str | None, columns: list[str], rows: list[list[str]]) -> None
     for index, name in enumerate(columns):
         table.add_column(Text(name), justify="right" if index else "left")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: a slice named "[red]" is no markup
+        table.add_row(*(Text(cell) for cell in row))  # Text: a slice named "[red]" must not be parsed as markup
     console = Console()
     if title:
         console.print(Text(title), soft_wrap=True)

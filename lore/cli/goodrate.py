@@ -1,4 +1,4 @@
-"""`lore goodrate`: the GoodRate of a result log. Nothing heavy is imported before a command runs.
+"""`lore goodrate`: the GoodRate of a result log. Heavy imports happen inside the commands.
 
 lore goodrate sample log.parquet --queries 40 -o rated.csv
 lore goodrate estimate log.parquet --verdicts runs/my_judge/predictions.parquet --rated rated.csv
@@ -18,11 +18,11 @@ from lore.support.errors import LoreError
 LOG = typer.Argument(
     ..., help="One row per shown item (.parquet, .jsonl, .csv): query, pair_id or item_id, page_id, position, system, impressions."
 )
-TOP = typer.Option(None, min=1, help="Only the first so many positions of each page.")
+TOP = typer.Option(None, min=1, help="Use only this many first positions of each page.")
 
 
 class EstimateByDefault(TyperGroup):
-    """Reads `lore goodrate log.parquet ...` as `lore goodrate estimate log.parquet ...`."""
+    """Treats `lore goodrate log.parquet ...` as `lore goodrate estimate log.parquet ...`."""
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         first = args[0] if args else ""
@@ -37,7 +37,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Estimate how much of what a search shows is good. "
+    help="Estimate the share of good items and pages in search results. "
     "`lore goodrate LOG --verdicts FILE` is short for `lore goodrate estimate LOG --verdicts FILE`.",
 )
 
@@ -46,16 +46,20 @@ app = typer.Typer(
 def estimate(
     log: Path = LOG,
     verdicts: Path = typer.Option(..., help="predictions.parquet of an evaluation, or a table of pair_id, tier and p_<tier>."),
-    rated: Path = typer.Option(None, help="Labels of a random part: pair_id, label and, where they differ, probability."),
-    rubric: str = typer.Option(None, help="Name or path of the rubric; default: the one of the rated pairs file."),
-    judge: str = typer.Option(None, help="Which judge, where the verdicts are of several."),
+    rated: Path = typer.Option(
+        None, help="Human labels of a random sample: pair_id, label, and probability if it differs between pairs."
+    ),
+    rubric: str = typer.Option(None, help="Name or path of the rubric; default: the rubric of the rated pairs file."),
+    judge: str = typer.Option(None, help="Judge to use, if the verdicts are of several judges."),
     top: int = TOP,
     target: Literal["log", "traffic"] = typer.Option(
-        "log", help="What the intervals are about: this very log, or all queries of which its queries are a random sample."
+        "log", help="Population of the intervals: this log, or all queries (traffic) of which the log is a random sample."
     ),
-    out: Path = typer.Option(None, "-o", "--out", help="JSON file; unreadable rows go to <name>.rejected.jsonl beside it."),
+    out: Path = typer.Option(
+        None, "-o", "--out", help="JSON file to write; unreadable rows go to <name>.rejected.jsonl in the same folder."
+    ),
 ) -> None:
-    """Estimate the share of shown items and pages that are good. By the judge alone, by raters alone, and by both together
+    """Estimate the share of shown items and pages that are good. From the judge alone, from raters alone, and from both together
     (prediction-powered inference).
     """
     from rich.console import Console
@@ -79,17 +83,19 @@ def estimate(
 @app.command()
 def sample(
     log: Path = LOG,
-    pairs: int = typer.Option(None, min=1, help="Draw so many pairs: enough for items."),
-    queries: int = typer.Option(None, min=1, help="Draw so many queries with all that they show: needed for pages."),
+    pairs: int = typer.Option(None, min=1, help="Number of pairs to draw. Sufficient for the GoodRate of items."),
+    queries: int = typer.Option(
+        None, min=1, help="Number of queries to draw, with all their shown items. Required for the GoodRate of pages."
+    ),
     top: int = TOP,
-    seed: int = typer.Option(0, min=0, help="Another seed draws others."),
-    out: Path = typer.Option(..., "-o", "--out", help="csv file to write, with an empty column label."),
+    seed: int = typer.Option(0, min=0, help="Seed of the sample."),
+    out: Path = typer.Option(..., "-o", "--out", help="csv file to write, with an empty label column."),
 ) -> None:
-    """Draw pairs of the log for people to rate. What was shown more often is more likely to be drawn."""
+    """Draw pairs of the log for human rating. The probability of a pair is proportional to its impressions."""
     if (pairs is None) == (queries is None):
-        raise LoreError("Give one of --pairs and --queries: what is drawn is either single pairs or whole queries.")
+        raise LoreError("Pass exactly one of --pairs and --queries: the sample is either single pairs or whole queries.")
     if out.exists():
-        raise LoreError(f"{out} exists and may hold labels, so it is not overwritten. Name another file, or remove it.")
+        raise LoreError(f"{out} exists and may contain labels, so it was not overwritten. Choose another name or remove the file.")
     from lore.eval.goodrate.log import read_log
     from lore.eval.goodrate.rated_sample import write_draw
 
@@ -97,7 +103,7 @@ def sample(
     if top is not None:
         shown = shown.only(shown.at_top(top))
     count = write_draw(shown, out, pairs or queries, "pair" if pairs else "query", seed)
-    print(f"{count:,} pairs to rate: {out}. Fill in the column label and leave probability as it is.")
+    print(f"{count:,} pairs to rate: {out}. Fill in the label column and do not change the probability column.")
 
 
 def _rubric_of(rated: Path | None) -> str:
@@ -108,4 +114,6 @@ def _rubric_of(rated: Path | None) -> str:
             name = (parquet.schema_arrow.metadata or {}).get(b"lore.rubric")
         if name:
             return name.decode()
-    raise LoreError("A rubric says which tiers are good, and no pairs file names one here. Give its name or path with --rubric.")
+    raise LoreError(
+        "The rubric defines which tiers are good, but no rated pairs file names one. Pass its name or path with --rubric."
+    )

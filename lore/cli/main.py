@@ -1,4 +1,4 @@
-"""The command line, put together from one module a group. Only light imports at the top, so that `lore --help` answers at once."""
+"""The command line, assembled from one module per command group. Heavy imports are avoided here to keep `lore --help` fast."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def print_version(wanted: bool = True) -> None:
 def lore(
     version: bool = typer.Option(False, "--version", callback=print_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Relevance judges from ratings and a rule book."""
+    """Train and evaluate search relevance judges from human ratings and a rubric."""
 
 
 app.command()(run)
@@ -51,24 +51,24 @@ app.command()(doctor)
 
 @app.command()
 def version() -> None:
-    """Print the version, like lore --version."""
+    """Print the version, same as lore --version."""
     print_version()
 
 
 @app.command(hidden=True, add_help_option=False, context_settings=PASSES_OPTIONS_ON)
 def draw() -> None:
-    """The earlier name of `lore goodrate sample`."""
-    raise LoreError("`lore draw` is now `lore goodrate sample`, with the same arguments, so nothing was drawn. Use the new name.")
+    """Former name of `lore goodrate sample`."""
+    raise LoreError("`lore draw` was renamed, so nothing was drawn. Use `lore goodrate sample` with the same arguments.")
 
 
 def main() -> None:
-    """Entry point of `lore`: an error meant for people is a message and status 1."""
+    """Entry point of `lore`. Prints a LoreError or OSError as a message and exits with status 1."""
     try:
         app()
-    except (LoreError, OSError) as error:  # OSError: no room, no permission, a file in place of a folder
+    except (LoreError, OSError) as error:  # OSError: disk full, no permission, a file instead of a folder
         if os.environ.get("LORE_DEBUG"):
             raise
         from lore.run.runner import report_error
 
-        report_error(error if isinstance(error, LoreError) else LoreError(f"{error}. LORE_DEBUG=1 shows where."))
+        report_error(error if isinstance(error, LoreError) else LoreError(f"{error}. LORE_DEBUG=1 shows the traceback."))
         sys.exit(1)

@@ -1,5 +1,5 @@
-"""`lore run`, `lore check` and `lore launch`: recipes, in one process or in several. Nothing heavy is imported before a command
-runs, so that `lore --help` answers at once.
+"""`lore run`, `lore check` and `lore launch`: run and check recipes, in one process or several. Heavy imports happen inside the
+commands to keep `lore --help` fast.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ import typer
 
 def run(
     arguments: list[str] = typer.Argument(
-        ..., metavar="RECIPE... [KEY=VALUE]...", help="Overrides go to every recipe. x.yaml:NAME is one run of a grid."
+        ..., metavar="RECIPE... [KEY=VALUE]...", help="KEY=VALUE overrides apply to every recipe. x.yaml:NAME is one run of a grid."
     ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Check, print every value and what would happen, run nothing."),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Check the recipes and print all values and the planned runs, without running them."
+    ),
 ) -> None:
-    """Run recipes in order, each after the recipes it needs. An interrupted run resumes; a finished one is not repeated."""
+    """Run recipes in order, each after the recipes it needs. Interrupted runs resume; finished runs are skipped."""
     from lore.run.devices import leave
     from lore.run.runner import run_command
 
     leave(run_command(arguments, dry_run))
 
 
-def check(paths: list[Path] = typer.Argument(..., help="Recipe files, or folders of them.")) -> None:
-    """Check recipes and list every problem of each file. (`lore data check` checks pairs files.)"""
+def check(paths: list[Path] = typer.Argument(..., help="Recipe files, or folders with recipes.")) -> None:
+    """Check recipes and list all problems of each file. (`lore data check` checks pairs files.)"""
     from lore.run.runner import check_recipes
 
     raise typer.Exit(check_recipes(paths))
@@ -31,9 +33,13 @@ def check(paths: list[Path] = typer.Argument(..., help="Recipe files, or folders
 
 def launch(
     arguments: list[str] = typer.Argument(..., metavar="RECIPE [KEY=VALUE]... [ACCELERATE OPTIONS]..."),
-    config: str = typer.Option(None, help="Name of a file in launch/accelerate (cpu2, ddp, zero2, zero3, fsdp2) or a path."),
-    num_processes: int = typer.Option(None, min=1, help="Processes; by default one per GPU, else what the config says."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Print the recipe and accelerate's command line, run nothing."),
+    config: str = typer.Option(None, help="Name of a config in launch/accelerate (cpu2, ddp, zero2, zero3, fsdp2) or a path."),
+    num_processes: int = typer.Option(
+        None, min=1, help="Number of processes; default: one per GPU, without GPUs the number in the config."
+    ),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Print the recipe and the accelerate command line, without running them."
+    ),
 ) -> None:
     """Run a recipe in several processes with accelerate."""
     from lore.run.launch import launch as start

@@ -1,5 +1,5 @@
-"""`lore teacher serve`: vLLM's OpenAI server for the teacher of a recipe, set up so that what it answers is what the other
-engines would answer: the checkpoint's own chat template, none of its generation settings, the name that clients ask for.
+"""`lore teacher serve`: vLLM's OpenAI-compatible server for the teacher of a recipe. Its settings match the other engines: the
+checkpoint's chat template, no generation config of the checkpoint, and the model name that clients request.
 
     lore teacher serve recipes/synthesize.yaml --port 8000
 """
@@ -39,14 +39,16 @@ def _teacher() -> None:
 
 @app.command("serve")
 def serve_command(
-    recipe: Path = typer.Argument(..., help="Recipe with teacher.model and, if wanted, teacher.vllm."),
+    recipe: Path = typer.Argument(..., help="Recipe with teacher.model and optionally teacher.vllm."),
     overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]..."),
-    host: str = typer.Option("127.0.0.1", help="Address to listen at; the default is reached from this machine alone."),
-    port: int = typer.Option(None, min=1, max=65535, help="Default: the port of teacher.endpoint.url, else 8000."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Print the command, start nothing."),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on; the default is only reachable from this machine."),
+    port: int = typer.Option(
+        None, min=1, max=65535, help="Port to listen on; default: the port of teacher.endpoint.url, otherwise 8000."
+    ),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Print the command without starting it."),
 ) -> None:
-    """Start vLLM's OpenAI server for a recipe's teacher. Its API key comes from VLLM_API_KEY, or from the variable that
-    teacher.endpoint.key_variable names.
+    """Start vLLM's OpenAI-compatible server for a recipe's teacher. The API key comes from VLLM_API_KEY, or from the variable
+    that teacher.endpoint.key_variable names.
     """
     from lore.config.stages import load_recipe
     from lore.engines.config import VllmSection
@@ -55,7 +57,7 @@ def serve_command(
     if getattr(teacher, "model", None) is None:
         raise LoreError(
             f"{recipe} names no model under teacher.model, so there is nothing to serve.\n"
-            "Set teacher.model.name to the checkpoint; with kind: endpoint it is the one that the server runs."
+            "Set teacher.model.name to the checkpoint that the server should run, also with kind: endpoint."
         )
     endpoint = getattr(teacher, "endpoint", None)
     serve(
@@ -79,9 +81,9 @@ def serve(
     key_variable: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Becomes the server: this process is replaced, so that signals reach it. With dry_run it prints the command.
+    """Replaces this process with the server, so that signals reach it. dry_run: only print the command.
 
-    name: under which clients ask for the model, its adapter included. Raises LoreError for what vLLM cannot run.
+    name: the model name that clients request; it includes the adapter. Raises LoreError for models that vLLM cannot run.
     """
     command = serve_command_line(model, vllm, host, port, name)
     environment = serve_environment(key_variable)
@@ -89,14 +91,12 @@ def serve(
         print(shlex.join(command))
         return
     if host not in LOOPBACK and not environment.get("VLLM_API_KEY"):
-        print(
-            f"warning: anyone who reaches {host}:{port} may use the model; export VLLM_API_KEY to ask for a key.", file=sys.stderr
-        )
+        print(f"warning: anyone who can reach {host}:{port} can use the model; set VLLM_API_KEY to require a key.", file=sys.stderr)
     os.execvpe(command[0], command, environment)
 
 
 def serve_command_line(model: ModelSection, vllm: VllmSection, host: str, port: int, name: str) -> list[str]:
-    """The command; the chat template is written to a file of the run folder's root, named by its content."""
+    """The server command. Writes the chat template to a file under the run root; the file name contains a hash of the template."""
     from lore.engines.loading import load_processor
     from lore.engines.vllm import adapter_rank, check_vllm, engine_options
 
@@ -110,19 +110,19 @@ def serve_command_line(model: ModelSection, vllm: VllmSection, host: str, port: 
         "port": port,
         "served_model_name": f"{name}-base" if rank else name,
         "chat_template": str(_template_file(str(processor.chat_template))),
-        # As lore.codec.chat_template writes messages: lists of parts for a processor's template, texts for a tokenizer's.
+        # Same as lore.codec.chat_template: lists of content parts for a processor's template, plain text for a tokenizer's.
         "chat_template_content_format": "openai" if takes_images else "string",
         "disable_uvicorn_access_log": True,
     }
     if rank:
         options["lora_modules"] = f"{name}={model.adapter}"
-    # The module, not `vllm serve`: that asks for the package's metadata, which the CPU build has under another name.
+    # Not `vllm serve`, which looks up metadata of the distribution `vllm`: the CPU build has another distribution name.
     flags = [word for key, value in options.items() for word in _flag(key, value)]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]
 
 
 def serve_environment(key_variable: str | None = None) -> dict[str, str]:
-    """The server's environment. The key travels in it and never on the command line, which every user can list."""
+    """The environment of the server. It carries the API key, because every user of the machine can see command lines."""
     environment = {"VLLM_NO_USAGE_STATS": "1", **os.environ}
     key = os.environ.get(key_variable or "", "").strip()
     if key and not environment.get("VLLM_API_KEY"):

@@ -1,4 +1,4 @@
-"""`lore traces`: what a teacher said about each pair, and why a trace was rejected. Nothing heavy is imported before it runs.
+"""`lore traces`: show the traces of a teacher and why traces were rejected. Heavy imports happen inside the commands.
 
 lore traces show runs/my-set --rejected --check grounding
 lore traces summary runs/my-set
@@ -45,18 +45,18 @@ MAX_SHOWN = 4000  # characters of one text
 def show(
     run: Path = RUN,
     rejected: bool = typer.Option(False, "--rejected", help="Only pairs without an accepted attempt."),
-    accepted: bool = typer.Option(False, "--accepted", help="Only pairs with one."),
+    accepted: bool = typer.Option(False, "--accepted", help="Only pairs with an accepted attempt."),
     check: str = typer.Option(None, help="Only pairs whose kept attempt failed this check, such as grounding or unreadable."),
     slice: str = typer.Option(None, help="Only pairs of this slice."),
     tier: str = typer.Option(None, help="Only pairs whose human label is this tier."),
     pair: str = typer.Option(None, help="Only the pair with this id."),
-    limit: int = typer.Option(None, min=1, help="At most so many traces."),
-    pager: bool = typer.Option(True, " /--no-pager", help="Print all at once, also in a terminal."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object a line."),
+    limit: int = typer.Option(None, min=1, help="Maximum number of traces."),
+    pager: bool = typer.Option(True, " /--no-pager", help="Print without a pager, also in a terminal."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object per line."),
 ) -> None:
-    """Show traces one by one. Each with its demands, verdict, checks, facts and attempts."""
+    """Show traces one by one. Each has demands, verdict, checks, facts and attempts."""
     if rejected and accepted:
-        raise LoreError("--rejected and --accepted leave nothing to show: give one of them.")
+        raise LoreError("--rejected and --accepted exclude each other: pass only one of them.")
     store = _store(run)
     for option, wanted, column in (("--check", check, "checks"), ("--slice", slice, "slices"), ("--tier", tier, "label")):
         if wanted is not None:
@@ -73,7 +73,7 @@ def show(
     found = islice(found, limit)
     if as_json:
         for trace in found:
-            print(json.dumps(trace.row()))  # in ASCII: nothing in it can steer a terminal
+            print(json.dumps(trace.row()))  # ASCII only, so no control sequence can reach the terminal
         return
     shown = 0
     with _console(pager) as console:
@@ -81,7 +81,7 @@ def show(
             _show(console, trace)
             shown += 1
     if not shown:
-        print("No trace of this run is of that kind. `lore traces summary` counts what there is.", file=sys.stderr)
+        print("No trace of this run matches. `lore traces summary` counts all traces.", file=sys.stderr)
 
 
 @app.command()
@@ -89,7 +89,7 @@ def summary(
     run: Path = RUN,
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of tables."),
 ) -> None:
-    """Count traces by tier, slice, check, attempts and cost. The card of the set shows the same tables."""
+    """Count traces by tier, slice, check, attempts and cost. The dataset card shows the same tables."""
     from lore.data_synth.synthesis.summary import Counts, tables
 
     counts = Counts()
@@ -119,13 +119,13 @@ def _store(run: Path) -> ChunkStore:
     if not run.is_dir():
         raise LoreError(f"There is no run folder {run}. Name the folder of a run of stage synthesize, such as runs/NAME.")
     raise LoreError(
-        f"{run} holds no traces/part-*.parquet. A run of stage synthesize writes the first one when its first chunk of pairs is "
+        f"{run} has no traces/part-*.parquet. A run of stage synthesize writes the first one when its first chunk of pairs is "
         "done: start its recipe with `lore run`, or name another run."
     )
 
 
 def _traces(store: ChunkStore) -> Iterator[Trace]:
-    """All traces in the order of their pairs, a batch in memory at a time."""
+    """All traces in the order of their pairs. Keeps one batch in memory."""
     from lore.data_synth.synthesis.trace import read_traces
 
     for number in store.numbers():
@@ -133,7 +133,7 @@ def _traces(store: ChunkStore) -> Iterator[Trace]:
 
 
 def _need(option: str, wanted: str, column: str, store: ChunkStore) -> None:
-    """Raises LoreError with the nearest name where no trace has this one."""
+    """Raises LoreError with the nearest existing value if no trace has the wanted one."""
     from lore.support.nearest import nearest_hint
 
     known = {"unreadable": None} if column == "checks" else {}
@@ -150,7 +150,7 @@ def _need(option: str, wanted: str, column: str, store: ChunkStore) -> None:
     names = sorted(str(name) for name in known)
     shown = ", ".join(_clean(name) for name in names[:40])
     hint = _clean(nearest_hint(wanted, names))
-    raise LoreError(f"{option} {_clean(wanted)}: no trace of this run has it; there are {shown}.{hint}")
+    raise LoreError(f"{option} {_clean(wanted)}: no trace of this run has it; existing values: {shown}.{hint}")
 
 
 def _show(console: Console, trace: Trace) -> None:
@@ -202,7 +202,7 @@ def _line(console: Console, name: str, text: str, style: str = "") -> None:
 
 
 def _text(text: str, style: str = "") -> Text:
-    """Text of strangers for a terminal: no markup, no control character, of bounded length."""
+    """Untrusted text for a terminal: without markup and control characters, limited in length."""
     from rich.text import Text
 
     return Text(_clean(text), style)
@@ -217,7 +217,7 @@ def _clean(text: str) -> str:
 
 @contextmanager
 def _console(pager: bool) -> Iterator[Console]:
-    """Standard output, through $PAGER (less) in a terminal. The pager is fed as it is read, so nothing piles up."""
+    """A console on standard output. In a terminal it uses $PAGER (default less), which receives the traces as it reads them."""
     from rich.console import Console
 
     if hasattr(sys.stdout, "reconfigure"):
@@ -229,11 +229,11 @@ def _console(pager: bool) -> Iterator[Console]:
 
     class Piped(Console):
         def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # rich would end the process with status 1
+            raise BrokenPipeError  # by default rich would exit with status 1
 
     options = {"force_terminal": "NO_COLOR" not in os.environ, "width": shutil.get_terminal_size().columns, "highlight": False}
     environment = {"LESS": "FRX", **os.environ}
-    with suppress(BrokenPipeError):  # whoever leaves the pager has seen enough
+    with suppress(BrokenPipeError):  # the user may quit the pager early
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, text=True, encoding="utf-8", errors="replace", env=environment
         ) as process:

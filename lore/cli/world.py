@@ -1,4 +1,4 @@
-"""`lore world`: the embedded shop as files."""
+"""`lore world`: write the embedded shop to files."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import typer
 
 
 def world(
-    out: Path = typer.Option(..., help="Folder to write; a file that is there is kept, so a killed run goes on."),
-    pairs: int = typer.Option(100_000, min=1, help="Rated pairs over all splits."),
-    seed: int = typer.Option(0, min=0, help="The same seed writes the same shop, on any machine."),
-    language: str = typer.Option("en", help="Lexicon: en or zh."),
+    out: Path = typer.Option(..., help="Folder to write. Existing files are kept, so an interrupted command can continue."),
+    pairs: int = typer.Option(100_000, min=1, help="Number of rated pairs over all splits."),
+    seed: int = typer.Option(0, min=0, help="Seed of the shop. The same seed gives the same files on every machine."),
+    language: str = typer.Option("en", help="Language of the lexicon: en or zh."),
     prior: Literal["balanced", "natural"] = typer.Option(
-        "balanced", help="Tiers in equal shares (balanced) or as in search traffic (natural)."
+        "balanced", help="Shares of the tiers: equal (balanced) or as in search traffic (natural)."
     ),
 ) -> None:
-    """Write the embedded shop: rated pairs, photos and search log. It streams, so any size fits into memory."""
-    from lore.data_synth.shop.write import write_world  # here: it loads numpy, which `lore --help` need not
+    """Write the embedded shop: rated pairs, photos and search log. The memory use does not depend on the number of pairs."""
+    from lore.data_synth.shop.write import write_world  # imported here to keep `lore --help` fast: it loads numpy
 
     write_world(out, pairs=pairs, seed=seed, language=language, prior=prior)

@@ -1,6 +1,6 @@
 """Grids: one file that holds the recipes of a study. Nothing here imports torch.
 
-A grid names a base and, for each run, the keys in which it differs:
+A grid names a base recipe and, for each run, the keys that differ from it:
 
     grid: lengths
     base: ../quickstart/sft.yaml
@@ -10,14 +10,13 @@ A grid names a base and, for each run, the keys in which it differs:
       long: {train.steps: 800}
       scores: {base: ../quickstart/eval.yaml, judges.long.model.adapter: "${runs.long}/model"}
 
-`base` is a recipe's file, another run of the same grid, or keys written in place. A run's own base replaces the grid's;
-`base: null` starts from nothing. A dotted key sets one value, as an override on the command line does; a value that is a
-section replaces the whole section. The `needs` of a run replace those of its base.
+`base` is a recipe file, another run of the same grid, or a mapping of keys. The base of a run replaces the base of the grid;
+`base: null` starts from an empty recipe. A dotted key sets one value, like an override on the command line. A section as value
+replaces the whole section. The `needs` of a run replace those of its base.
 
-`${runs.long}` is the run folder of another run. A run that names it runs after it, so `needs` lists only what no path names.
-Each run writes the folder <grid>/<name>. With `seeds`, every run is repeated for each seed as <name>-seed<N>, and ${runs.long} is
-then the run with the same seed.
-`FILE.yaml:NAME` names one run wherever a recipe's file is expected.
+`${runs.long}` is the run folder of another run. A run that uses it runs after that run, so `needs` only has to list other
+dependencies. Each run writes to the folder <grid>/<name>. With `seeds`, every run is repeated for each seed as <name>-seed<N>, and
+${runs.long} means the run with the same seed. `FILE.yaml:NAME` names one run wherever a recipe file is expected.
 """
 
 from __future__ import annotations
@@ -55,18 +54,18 @@ REFERENCE = re.compile(r"\$\{runs\.([^}]*)\}")
 
 
 class GridHead(StrictModel):
-    """The keys of a grid file. What a run holds is checked as the recipe that it makes."""
+    """The keys of a grid file. Each run is validated later, as the recipe that results from it."""
 
     lore: Literal[1] = 1
     """Version of the recipe format; the header line supplies it."""
     grid: str
     """Name of the folder under runs/ (or $LORE_RUNS) that holds the run folders."""
     base: str | dict[str, Any] | None = None
-    """Recipe that every run starts from: a file, relative to the grid's folder, a run of this grid, or keys."""
+    """Recipe that every run starts from: a file relative to the grid's folder, a run of this grid, or a mapping of keys."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
-    """Every run is repeated with each of these seeds; none: each recipe's own seed."""
+    """Every run is repeated with each of these seeds. null: each recipe keeps its own seed."""
     runs: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    """Dotted keys and values by the name of the run."""
+    """For each run name, the dotted keys and their values."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if not RUN_NAME.match(self.grid):
@@ -80,21 +79,21 @@ class GridHead(StrictModel):
 
 @dataclass
 class GridText:
-    """The recipes of a grid as plain data, before their stages have checked them. Runs stand in the order in which they run."""
+    """The recipes of a grid as plain data, before validation by their stages. `runs` is in execution order."""
 
     path: Path
     name: str
     names: list[str]
-    """As the file has them: with seeds, the names of `runs` go on with -seed<N>."""
+    """Run names as in the file. With seeds, the names in `runs` have the suffix -seed<N>."""
     runs: dict[str, RecipeText] = field(default_factory=dict)
     siblings: dict[str, list[str]] = field(default_factory=dict)
-    """Runs of the same grid that a run needs."""
+    """For each run, the runs of the same grid that it needs."""
     problems: list[Problem] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid whose runs are all valid recipes, in the order in which they run."""
+    """A grid whose runs are all valid recipes, in execution order."""
 
     path: Path
     name: str
@@ -107,18 +106,18 @@ class Grid:
         return run_root() / self.name
 
     def address(self, name: str) -> Path:
-        """What names one run on the command line and under `needs`."""
+        """FILE.yaml:NAME, which names one run on the command line and under `needs`."""
         return Path(f"{self.path}:{name}")
 
 
 def split_address(path: str | Path) -> tuple[Path, str | None]:
-    """The file and the run of `x.yaml:run`; a file alone has no run."""
+    """File and run of `x.yaml:run`. The run is None for a file alone."""
     match = ADDRESS.match(str(path))
     return (Path(match[1]), match[2]) if match else (Path(path), None)
 
 
 def is_grid(path: str | Path) -> bool:
-    """Whether a path names a whole grid. A file that cannot be read is none: whoever reads it says why."""
+    """Whether a path names a whole grid. False for a file that cannot be parsed; loading it reports the reason."""
     file, run = split_address(path)
     if run is not None or not file.is_file() or b"grid" not in file.read_bytes():
         return False
@@ -129,18 +128,18 @@ def is_grid(path: str | Path) -> bool:
 
 
 def of_whole_grid(overrides: Sequence[str]) -> list[str]:
-    """The overrides that mean a grid and not one of its runs: grid, seeds, base and runs.NAME.KEY."""
+    """The overrides that apply to the grid instead of a single run: grid, seeds, base and runs.NAME.KEY."""
     return [override for override in overrides if re.match(r"(?:grid|seeds|base|runs)(?:\.[^=]*)?=", override)]
 
 
 def read_grid(path: str | Path, overrides: Sequence[str] = ()) -> GridText:
-    """Every run of a grid. An override of whole_grid's kind changes the grid, any other one every run. Raises RecipeError for a
-    file that cannot be read; everything else that is wrong stands in `problems`."""
+    """Every run of a grid. An override that `of_whole_grid` selects changes the grid, any other override changes every run. Raises
+    RecipeError for a file that cannot be read; all other problems are listed in `problems`."""
     return _Reader(path, overrides).read()
 
 
 def grid_run_text(path: str | Path, run: str, overrides: Sequence[str] = ()) -> RecipeText:
-    """One run of a grid; overrides that do not mean the grid change this run alone."""
+    """One run of a grid. Overrides that `of_whole_grid` does not select change only this run."""
     reader = _Reader(path, of_whole_grid(overrides))
     text = reader.read_one(run)
     if reader.problems:
@@ -152,7 +151,7 @@ def grid_run_text(path: str | Path, run: str, overrides: Sequence[str] = ()) -> 
 
 
 class _Reader:
-    """Reads one grid file; collects what is wrong in place of stopping at it."""
+    """Reads one grid file and collects all problems instead of stopping at the first."""
 
     def __init__(self, path: str | Path, overrides: Sequence[str]):
         self.text = read_recipe_text(path)
@@ -160,13 +159,13 @@ class _Reader:
         self.problems = list(self.text.problems)
         self.bases: dict[str | None, RecipeText] = {}
         if "grid" not in self.text.data:
-            found, expected = "a recipe, which has no runs", f"a grid before a colon, or {self.path} alone"
+            found, expected = "a recipe, which has no runs", f"a grid file before the colon, or {self.path} without a run name"
             raise RecipeError([Problem(str(self.path), "", found, expected)], self.path)
         self.of_runs = self._override_grid(overrides)
         self.name, self.base, self.seeds, self.runs = self._head()
 
     def _override_grid(self, overrides: Sequence[str]) -> dict[str | None, list[str]]:
-        """Applies what means the grid's own keys. Returns the overrides of single runs, and under None those of all."""
+        """Applies overrides of the grid's own keys. Returns the other overrides by run name; those for all runs are under None."""
         found: dict[str | None, list[str]] = {None: []}
         for override in overrides:
             match = OVERRIDE.match(override)
@@ -184,7 +183,7 @@ class _Reader:
         data = dict(self.text.data)
         runs = data.get("runs")
         runs = {name: run for name, run in runs.items() if isinstance(run, dict)} if isinstance(runs, dict) else {}
-        # The contents of runs and base are recipes' keys, which only their stage can check.
+        # `runs` and `base` contain recipe keys, which only the stage of the recipe can validate.
         if isinstance(data.get("runs"), dict):
             data["runs"] = {name: {} if isinstance(run, dict) else run for name, run in data["runs"].items()}
         data["base"] = {} if isinstance(data.get("base"), dict) else data.get("base")
@@ -214,7 +213,7 @@ class _Reader:
             for name in self.runs:
                 try:
                     found[self._named(name, seed)] = self._run(name, seed)
-                except RecipeError as error:  # its base cannot be read
+                except RecipeError as error:  # the run's base cannot be read
                     self.problems += [problem for problem in error.problems if problem not in self.problems]
         order: dict[str, None] = {}
         for name in found:
@@ -224,7 +223,7 @@ class _Reader:
         return grid
 
     def read_one(self, run: str) -> RecipeText:
-        """One run, without the others; a circle shows when what it needs is looked up."""
+        """One run without the others. Circular needs are detected later, when its needs are resolved."""
         known = {self._named(name, seed): (name, seed) for seed in self.seeds for name in self.runs}
         if run not in known:
             found = Problem(str(self.path), "", f"no run {run}", f"one of: {', '.join(known)}", nearest(run, known))
@@ -249,7 +248,7 @@ class _Reader:
         order.setdefault(name)
 
     def _run(self, name: str, seed: int | None) -> tuple[RecipeText, list[str]]:
-        """One run's text, complete, and the siblings that it needs."""
+        """The complete text of one run, and the runs of this grid that it needs."""
         text = deepcopy(self._template(name, ()))
         text.data["run"] = f"{self.name}/{self._named(name, seed)}"
         if seed is not None:
@@ -261,11 +260,11 @@ class _Reader:
         text.variables = {f"runs.{other}": f"{root}/{self._named(other, seed)}" for other in self.runs}
         stated = text.data.get("needs", [])
         if not isinstance(stated, list) or not all(isinstance(need, str) for need in stated):
-            return text, []  # the recipe's own check says what is wrong
+            return text, []  # validation of the recipe reports the problem
         named = [need for need in stated if not re.search(r"\.ya?ml", need)]
         for need in named:
             if need not in self.runs:
-                expected, near = f"a recipe's file (.yaml) or {self._known(self.runs)}", nearest(need, self.runs)
+                expected, near = f"a recipe file (.yaml) or {self._known(self.runs)}", nearest(need, self.runs)
                 self.problems.append(Problem(text.where(("needs",)), f"runs.{name}.needs", need, expected, near))
         wanted = {*named, *_references(text.data)}
         siblings = [self._named(other, seed) for other in self.runs if other in wanted]
@@ -274,14 +273,14 @@ class _Reader:
         return text, siblings
 
     def _template(self, name: str, above: tuple[str, ...]) -> RecipeText:
-        """A run's text without what its seed decides."""
+        """The text of a run before its name, seed and overrides are applied."""
         if name in self.bases:
             return self.bases[name]
         settings = self.runs[name]
         base = settings["base"] if "base" in settings else self.base
         at: Key = ("runs", name, "base") if "base" in settings else ("base",)
         if base == name and "base" not in settings:
-            base = None  # the run that is every other run's base
+            base = None  # this run is the base of all other runs
         if isinstance(base, str) and base in self.runs:
             if base in (*above, name):
                 circle, expected = " -> ".join([*above, name, base]), "a base that does not start from this run"
@@ -298,11 +297,11 @@ class _Reader:
         return text
 
     def _file(self, base: str, at: Key) -> RecipeText:
-        """A base's file, with its needs as they are named from the grid's folder."""
+        """The text of a base file. Its needs are rewritten relative to the grid's folder."""
         beside = self.path.parent / base
         if not beside.is_file() and not Path(base).is_file():
             near = nearest(base, self.runs)
-            expected = f"a recipe's file under {self.path.parent or '.'} or the working directory, or {self._known(self.runs)}"
+            expected = f"a recipe file under {self.path.parent or '.'} or the working directory, or {self._known(self.runs)}"
             raise RecipeError([self._problem(at, dotted(at), f"{base}, which is neither a file nor a run", expected, near)])
         file = beside if beside.is_file() else Path(base)
         text = read_recipe_text(file)
@@ -315,14 +314,14 @@ class _Reader:
         return text
 
     def _apply(self, text: RecipeText, settings: dict[str, Any], at: Key) -> None:
-        """Puts dotted keys and their values into a text, and notes where they stand."""
+        """Sets dotted keys in a text and records their lines in the grid file."""
         for name, value in settings.items():
             key: Key = tuple(name.split("."))
             place = self.text.where((*at, name))
             shown = dotted((*at, name))
             if name in ("lore", "run") or (name == "seed" and self.seeds != [None]):
                 why = "the run's name" if name == "run" else "seeds" if name == "seed" else "the header line"
-                self.problems.append(Problem(place, shown, short(value), f"no key {name} here: {why} decides it"))
+                self.problems.append(Problem(place, shown, short(value), f"no key {name} here; it comes from {why}"))
                 continue
             outer = next((other for other in settings if name.startswith(f"{other}.")), None)
             if outer is not None:
@@ -340,7 +339,7 @@ class _Reader:
 
 
 def _references(value: Any) -> Iterator[str]:
-    """Names of the siblings whose run folders a value names."""
+    """Names of the runs that a value references as ${runs.NAME}."""
     if isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _references(inner)

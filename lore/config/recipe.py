@@ -1,7 +1,8 @@
-"""Recipes: one YAML is one job. Typed sections, all problems reported at once, nothing here imports torch.
+"""Recipes: one YAML file describes one run of a stage. Nothing here imports torch.
 
-A stage declares its recipe as a BaseRecipe with StrictModel sections; users read the text under a field.
-Values are checked without guessing: "3" is not a number and an unknown key is an error that names the nearest one.
+A stage declares its recipe as a BaseRecipe with StrictModel sections. The docstring of a field is shown to users.
+Validation is strict and reports all problems at once: "3" is not a number, and an unknown key is an error that suggests the nearest
+known key.
 """
 
 from __future__ import annotations
@@ -23,35 +24,21 @@ VARIABLES = {"LORE_DATA": "data", "LORE_RUNS": "runs"}
 RUN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$")
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 class BaseRecipe(StrictModel):
-    """What every recipe has. `irrelevant_keys` names keys that may change between a run and its resumption."""
+    """The keys that all recipes share. `irrelevant_keys`: keys whose values may change when a run resumes."""
 
     irrelevant_keys: ClassVar[frozenset[str]] = frozenset()
 
     lore: Literal[1] = FORMAT
     """Version of the recipe format; the header line supplies it."""
     stage: str
-    """What this recipe runs."""
+    """Stage that this recipe runs, such as sft or evaluate."""
     run: str
     """Name of the run folder under runs/ (or $LORE_RUNS)."""
     seed: int = Field(0, ge=0)
-    """Seed of everything random."""
+    """Seed of all random number generators."""
     needs: list[str] = []
-    """Recipes that must be done first, relative to this file's folder or to the working directory."""
+    """Recipe files whose runs must finish first. Paths are relative to this file's folder or to the working directory."""
 
     @field_validator("run")
     @classmethod
@@ -62,27 +49,27 @@ class BaseRecipe(StrictModel):
 
     @classmethod
     def may_change(cls, key: str) -> bool:
-        """Whether a dotted key may have another value when the run goes on. `needs` may: where other recipes lie says nothing about
-        this run, and the data and models that it reads have fingerprints."""
+        """Whether the value of a dotted key may change when a run resumes. `needs` may change: the paths of other recipes do not
+        affect the result, and the data and models that the run reads are compared by fingerprint."""
         return key == "needs" or key in cls.irrelevant_keys
 
     def derived(self) -> dict[str, Any]:
-        """Numbers that follow from the recipe, shown by --dry-run."""
+        """Numbers computed from the recipe, shown by --dry-run."""
         return {}
 
     def reopened(self, folder: Any) -> str | None:
-        """Why a finished run has to go on (its prompts have changed), or None. What it has stays and is used again."""
+        """The reason to reopen a finished run, such as changed prompts, or None. A reopened run reuses its existing results."""
         return None
 
     def prepare(self) -> None:
-        """Makes what the recipe reads and can make by itself. Called by the main process before inputs are looked at."""
+        """Creates inputs that the recipe can create by itself. The main process calls it before it checks the inputs."""
 
     def prepared_inputs(self) -> dict[str, str]:
-        """Files that `prepare` writes where they are missing, by the key that names them."""
+        """Files that `prepare` writes if they are missing, by the recipe key that names them."""
         return {}
 
     def resolved(self) -> dict[str, Any]:
-        """Every value, defaults included, as plain data."""
+        """All values including defaults, as plain data."""
         return self.model_dump(mode="json")
 
     @property
@@ -97,12 +84,12 @@ def run_root() -> Path:
 
 
 def resolve_need(recipe_path: str | Path, need: str) -> Path:
-    """Where a needed recipe lies: in the folder of the recipe that needs it, else under the working directory."""
+    """Path of a recipe listed under needs: relative to the recipe that needs it, otherwise to the working directory."""
     beside = Path(recipe_path).parent / need
     for candidate in (beside, Path(need)):
-        if candidate.is_file() or Path(re.sub(r":[^/:]+$", "", str(candidate))).is_file():  # x.yaml:run is a run of a grid
+        if candidate.is_file() or Path(re.sub(r":[^/:]+$", "", str(candidate))).is_file():  # x.yaml:run is one run of a grid
             return candidate
     raise LoreError(
-        f"{recipe_path} needs {need}, which is neither {beside} nor {Path(need).absolute()}.\n"
-        "It has to be run first; correct the path under needs."
+        f"{recipe_path} needs {need}, but neither {beside} nor {Path(need).absolute()} exists.\n"
+        "That recipe must run first; correct the path under needs."
     )

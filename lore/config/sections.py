@@ -1,4 +1,4 @@
-"""What every section of a recipe is made of: strict pydantic models and conflicts between their values."""
+"""Base classes of recipe sections: strict pydantic models, and conflicts between their values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lore.support.fingerprint import files_fingerprint
 
 @dataclass(frozen=True)
 class Conflict:
-    """Values that are valid one by one and impossible together. Keys are dotted, relative to the reporting section."""
+    """Values that are valid on their own but not in combination. Keys are dotted and relative to the section that reports them."""
 
     keys: tuple[str, ...]
     found: str
@@ -23,29 +23,29 @@ class Conflict:
 
 
 class StrictModel(BaseModel):
-    """A section: unknown keys and wrong types are errors, values do not change after loading."""
+    """A section of a recipe. Unknown keys and wrong types are errors; values are frozen after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Impossible combinations of this section's values, reported together with every other problem."""
+        """Invalid combinations of this section's values. They are reported together with all other problems."""
         return iter(())
 
     def input_files(self) -> dict[str, list[str]]:
-        """Files that this section reads, by key, whether they exist or not. Sections inside this one report their own files."""
+        """Files that this section reads, by key, including missing ones. Nested sections report their own files."""
         return {}
 
     def input_fingerprints(self) -> dict[str, Callable[[], str]]:
-        """A function for each input of this section, by key, that computes the input's fingerprint. A finished run is compared
-        with its inputs again at every start, so a fingerprint has to be cheap.
+        """For each input of this section, by key, a function that computes its fingerprint. Every start of a finished run compares
+        the fingerprints, so they must be cheap.
 
-        By default the inputs are `input_files`; a key is left out where a file is missing: the stage reports that itself.
+        By default the inputs are `input_files`. Keys with missing files are left out; the stage reports them.
         """
         named = self.input_files().items()
         return {key: partial(files_fingerprint, files) for key, files in named if all(Path(file).is_file() for file in files)}
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
-        """(key, what is missing) of the inputs of this section that do not exist."""
+        """(key, message) for each input of this section that does not exist."""
         for key, files in self.input_files().items():
             for file in files:
                 if not Path(file).is_file():

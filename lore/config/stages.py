@@ -1,4 +1,4 @@
-"""Which stages there are, by dotted name, and from a recipe file or a grid to typed recipes. Nothing here imports torch."""
+"""The table of stages, and loading of recipe files and grids as typed recipes. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STAGES = {
 }
 
 RENAMED = {"rair": "evaluate", "base": "pretrain"}
-"""Words of earlier versions, which old recipes and run folders still have."""
+"""Stage names of earlier versions, which old recipes and run folders still use."""
 
 
 def _named(dotted: str) -> Any:
@@ -38,18 +38,18 @@ def _named(dotted: str) -> Any:
 
 
 def stage_function(stage: str) -> Any:
-    """run(recipe, folder) of a stage; imports what it needs."""
+    """The function run(recipe, folder) of a stage. Imports the stage's dependencies."""
     return _named(STAGES[stage][1])
 
 
 def recipe_class(stage: str) -> type[BaseRecipe]:
-    """The recipe class of a stage; imports no torch."""
+    """The recipe class of a stage. Does not import torch."""
     return _named(STAGES[stage][0])
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> BaseRecipe:
-    """The typed recipe of a file, or of one run of a grid (x.yaml:run), with `train.lr=2e-4` style overrides. Raises RecipeError
-    with every problem found."""
+    """The typed recipe of a file, or of one run of a grid (x.yaml:run). overrides: KEY=VALUE, such as train.lr=2e-4. Raises
+    RecipeError with all problems."""
     file, run = split_address(path)
     if run is not None:
         return _typed(grid_run_text(file, run, overrides))
@@ -61,7 +61,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def load_grid(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Grid:
-    """Every recipe of a grid. Raises RecipeError with the problems of all its runs, each with the name of a run that has it."""
+    """All recipes of a grid. Raises RecipeError with the problems of all runs; each problem names a run that has it."""
     text = read_grid(path, overrides)
     recipes: dict[str, BaseRecipe] = {}
     found: dict[Problem, list[str]] = {}

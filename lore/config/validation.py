@@ -1,4 +1,4 @@
-"""Plain data against a recipe class: every problem of the file in one error, in the words of its author."""
+"""Validates plain data against a recipe class. One error lists all problems, with the keys and lines of the recipe."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Model = TypeVar("Model", bound=StrictModel)
 
 
 def validate(text: RecipeText, model: type[Model]) -> Model:
-    """The typed recipe, or another strict file. Raises RecipeError with syntax, type, unknown-key and combination problems
-    together."""
+    """The data of `text` as a typed recipe or another strict model. Raises RecipeError with all problems: syntax, types, unknown
+    keys and invalid combinations."""
     problems = list(text.problems)
     data = _expand(text.data, (), text, problems)
     recipe, bad = None, set()
     try:
-        # JSON mode is strict about types and still takes a list for a tuple and text for a path.
+        # JSON mode is strict about types but accepts a list for a tuple and text for a path.
         recipe = model.model_validate_json(json.dumps(data))
     except ValidationError as error:
         by_key: dict[Key, Problem] = {}
         for item in error.errors(include_url=False):
             key, problem = _explain(item, data, text, model)
             known = by_key.get(key)
-            # A union reports each of its branches; together they are what is expected.
+            # A union reports one error per branch; the expected value is any of them.
             by_key[key] = problem if known is None else _either(known, problem)
         bad = set(by_key)
         problems.extend(by_key.values())
@@ -71,7 +71,7 @@ def _conflicts(value: Any, at: Key, bad: set[Key], text: RecipeText) -> Iterator
 
 
 def _without(data: dict[str, Any], bad: set[Key], model: type[Model]) -> Model | None:
-    """The recipe with its bad keys at their defaults, so that combinations can be checked beside wrong values."""
+    """The recipe with invalid keys reset to their defaults, so that combinations of the other values can be checked too."""
     pruned = json.loads(json.dumps(data))
     for key in bad:
         target = pruned
@@ -82,7 +82,7 @@ def _without(data: dict[str, Any], bad: set[Key], model: type[Model]) -> Model |
     try:
         return model.model_validate_json(json.dumps(pruned))
     except ValidationError:
-        return None  # a required value is among the bad ones, and that is reported already
+        return None  # a required value is invalid, which is already reported
 
 
 def _expand(value: Any, key: Key, text: RecipeText, problems: list[Problem]) -> Any:
@@ -108,7 +108,7 @@ def _expand(value: Any, key: Key, text: RecipeText, problems: list[Problem]) -> 
 
 
 def _branches(annotation: Any) -> list[Any]:
-    """The alternatives of an annotation without Annotated and None."""
+    """The branches of a union annotation, without Annotated and None."""
     if get_origin(annotation) in (Union, UnionType):
         return [b for arg in get_args(annotation) for b in _branches(arg)]
     if get_origin(annotation) is Annotated:
@@ -121,7 +121,7 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def _inside(annotation: Any, part: str | int) -> tuple[bool, Any]:
-    """Whether `part` is a key below this annotation, and the annotation it has there."""
+    """Whether `part` is a key of this annotation, and the annotation of its value."""
     for branch in _branches(annotation):
         arguments = get_args(branch)
         if isinstance(branch, type) and issubclass(branch, BaseModel) and part in branch.model_fields:
@@ -141,14 +141,14 @@ def _all_keys(annotation: Any, at: Key = ()) -> Iterator[Key]:
 
 
 def _elsewhere(name: str, model: type[BaseModel]) -> str:
-    """The same key in another section, else the most similar key of the whole recipe."""
+    """The same key in other sections, otherwise the most similar key of the whole recipe."""
     keys = list(_all_keys(model))
     wanted = name if any(key[-1] == name for key in keys) else nearest(name, {key[-1] for key in keys}, cutoff=0.75)
     return " or ".join(dotted(key) for key in keys if key[-1] == wanted)
 
 
 def _walk(location: tuple[str | int, ...], data: Any, model: type[BaseModel]) -> tuple[Key, Any, Any]:
-    """The user's key of a pydantic location, its annotation and its parent's. Names of union branches are no keys."""
+    """Recipe key, annotation and parent annotation of a pydantic error location. Names of union branches are skipped."""
     key: list[str | int] = []
     parent, annotation, here = None, model, data
     for index, part in enumerate(location):
@@ -182,10 +182,10 @@ def _explain(item: dict, data: Any, text: RecipeText, model: type[BaseModel]) ->
     elif item["type"] == "literal_error":
         near = nearest(str(item["input"]), re.findall(r"'([^']*)'", item["ctx"]["expected"]))
     elif item["type"] == "string_type" and isinstance(item["input"], bool | int | float):
-        expected += f'; text that looks like a number is quoted: "{item["input"]}"'
+        expected += f'; put text that looks like a number in quotes: "{item["input"]}"'
     elif item["type"] in ("model_type", "model_attributes_type"):
         expected = "a section with keys"
     where = text.where(key)
     if key[-1:] in (("key_variable",), ("extra",)) or (key[-1:] == ("url",) and re.search("[@?]", str(item["input"]))):
-        found, where = "a value that is not shown: it may be a key", where.partition("=")[0]
+        found, where = "a value that is not shown because it may be a key", where.partition("=")[0]
     return key, Problem(where, dotted(key), found, expected, near)

@@ -1,7 +1,7 @@
 """Reading the text of a recipe: the two-line Python header, strict YAML with line numbers, overrides.
 
-YAML is read by the 1.2 core rules, not PyYAML's 1.1 ones: `2e-4` is a number, `no` and `on` are words, `1:30` and
-`2024-01-01` are text. Keys are always text. Anchors and aliases are refused: a recipe says each value once.
+YAML is read by the rules of the YAML 1.2 core schema instead of PyYAML's YAML 1.1 rules: `2e-4` is a number; `no`, `on`, `1:30` and
+`2024-01-01` are text. Keys are always text. Anchors and aliases are rejected: a recipe states each value once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Key = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a recipe. `file` carries the line where it is known; `nearest` may be empty."""
+    """One problem of a recipe. `file` includes the line if it is known; `nearest` may be empty."""
 
     file: str
     key: str
@@ -42,7 +42,7 @@ class Problem:
 
 
 class RecipeError(LoreError):
-    """Every problem of one recipe, reported together."""
+    """All problems of one recipe."""
 
     def __init__(self, problems: list[Problem], path: Path | None = None):
         self.problems = problems
@@ -52,7 +52,7 @@ class RecipeError(LoreError):
 
 @dataclass
 class RecipeText:
-    """The plain data of a recipe, the line of each key and what was wrong with the text itself."""
+    """The plain data of a recipe, the line of each key, and the problems found while reading the text."""
 
     path: Path
     data: dict[str, Any]
@@ -60,12 +60,12 @@ class RecipeText:
     overridden: dict[Key, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     grid_places: dict[Key, str] = field(default_factory=dict)
-    """File and line of the keys that a grid has set."""
+    """File and line of the keys that a grid sets."""
     variables: dict[str, str] = field(default_factory=dict)
-    """Values of the ${names} that this text knows beside those of every recipe."""
+    """Values of additional ${NAME} variables that this text may use."""
 
     def where(self, key: Key) -> str:
-        """File and line of a key, of its nearest ancestor, or the override that set it."""
+        """The override that set a key, or file and line of the key or its nearest ancestor."""
         for end in range(len(key), 0, -1):
             if key[:end] in self.overridden:
                 return f"override {self.overridden[key[:end]]}"
@@ -84,18 +84,18 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.MarkedYAMLError(None, None, "anchors and aliases are not read in a recipe", event.start_mark)
+            raise yaml.MarkedYAMLError(None, None, "anchors and aliases are not allowed in a recipe", event.start_mark)
         return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that the loader above or any YAML 1.1 reader would take for something else."""
+    """Quotes text that the loader above or a YAML 1.1 reader would parse as another type."""
 
     yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()}
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    style = None if text.isprintable() else '"'  # plain and single-quoted text lose exotic line ends
+    style = None if text.isprintable() else '"'  # plain and single-quoted style would lose unusual line breaks
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -113,7 +113,7 @@ for _tag, _pattern, _first in (
 
 
 def to_yaml(data: dict[str, Any]) -> str:
-    """Plain data as YAML that this module and any other reader take for the same values."""
+    """Plain data as YAML that this module and any YAML 1.1 reader parse to the same values."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -129,9 +129,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
         return float(text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
     if kind == "str":
         return text
-    raise yaml.MarkedYAMLError(None, None, f"the tag {node.tag} is not read in a recipe", node.start_mark)
-
-
+    raise yaml.MarkedYAMLError(None, None, f"the tag {node.tag} is not allowed in a recipe", node.start_mark)
 
 
 def dotted(key: Key) -> str:
@@ -144,7 +142,7 @@ def _plain(node: yaml.Node, key: Key, text: RecipeText) -> Any:
     if isinstance(node, yaml.ScalarNode):
         return _scalar(node)
     if node.tag.rpartition(":")[2] not in ("seq", "map"):
-        raise yaml.MarkedYAMLError(None, None, f"the tag {node.tag} is not read in a recipe", node.start_mark)
+        raise yaml.MarkedYAMLError(None, None, f"the tag {node.tag} is not allowed in a recipe", node.start_mark)
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*key, i), text) for i, item in enumerate(node.value)]
     result: dict[str, Any] = {}
@@ -165,7 +163,7 @@ def _plain(node: yaml.Node, key: Key, text: RecipeText) -> Any:
 
 
 def short(value: Any) -> str:
-    """A value as it is shown in an error: bounded, quoted where it is text."""
+    """repr of a value for error messages, at most 80 characters."""
     shown = repr(value)
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
@@ -175,7 +173,7 @@ def _fail(path: Path, found: str, expected: str, line: int | None = None) -> Rec
 
 
 def _strip_header(path: Path, text: str) -> str:
-    """The YAML of the file with its line numbers kept; checks the two Python lines where there are any."""
+    """The YAML of the file, with unchanged line numbers. Checks the two Python lines if the file has them."""
     lines = text.split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
@@ -189,15 +187,15 @@ def _strip_header(path: Path, text: str) -> str:
     if lines[0] != HEADER:
         raise _fail(path, lines[0], f"first line exactly: {HEADER}", 1)
     if lines[-1] != FOOTER or len(lines) == 1:
-        raise _fail(path, lines[-1], f"last line exactly: {FOOTER}   (it closes the text opened in line 1)", len(lines))
+        raise _fail(path, lines[-1], f"last line exactly: {FOOTER}   (it closes the string opened in line 1)", len(lines))
     for number, line in enumerate(lines[1:-1], start=2):
         if '"""' in line:
-            raise _fail(path, line, 'no """ between the first and the last line: it would end the Python text', number)
+            raise _fail(path, line, 'no """ between the first and the last line: it would end the Python string', number)
     return "\n".join(["lore: 1", *lines[1:-1]])
 
 
 def parse_yaml(source: str, text: RecipeText) -> Any:
-    """Strict YAML to plain data; duplicate keys are added to text.problems, bad syntax raises RecipeError."""
+    """Parses strict YAML to plain data. Adds duplicate keys to text.problems; raises RecipeError for invalid syntax."""
     loader = None
     try:
         loader = _Loader(source)
@@ -216,7 +214,7 @@ def parse_yaml(source: str, text: RecipeText) -> Any:
 
 
 def read_recipe_text(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RecipeText:
-    """Reads one recipe file and applies `key.path=value` overrides. Raises RecipeError when the text cannot be read."""
+    """Reads one recipe file and applies `key.path=value` overrides. Raises RecipeError if the file cannot be read or parsed."""
     path = Path(path)
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no such file"
@@ -270,7 +268,7 @@ def apply_override(text: RecipeText, override: str) -> None:
 
 
 def set_value(data: dict[str, Any], key: Key, value: Any) -> tuple[str, str] | None:
-    """Puts a value where a key path leads, with the sections before it. Returns (found, expected) where it leads nowhere."""
+    """Sets the value of a key path and creates missing sections. Returns (found, expected) if a plain value is in the way."""
     target: Any = data
     for part in key[:-1]:
         if isinstance(target, list) and part.isdigit() and int(part) < len(target):

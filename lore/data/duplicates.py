@@ -1,7 +1,7 @@
-"""Pairs that occur twice, and pairs that occur with two labels: 64-bit hashes in flat arrays, about 26 bytes a pair.
+"""Finds duplicate pairs and pairs with conflicting labels. Stores 64-bit hashes in flat arrays, about 26 bytes per pair.
 
-Two pairs are the same when their pair_id is, or their query and all that a judge can see of the item (see item_key):
-an item that differs in brand, price, an attribute or the photo may deserve another label.
+Two pairs are duplicates if they have the same pair_id, or the same query and the same visible content of the item (see item_key).
+Items that differ in brand, price, an attribute or the photo may deserve different labels and are not duplicates.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from lore.support.text import normalise
 
 @dataclass
 class Duplicates:
-    """Indices of the later pairs, in file order, and for each the earlier pair it repeats."""
+    """`repeats`: indices of the repeated pairs in file order. `first`: for each, the index of the earlier pair."""
 
     repeats: np.ndarray
     first: np.ndarray
     conflicting: np.ndarray
-    """Bool per repeat: both pairs carry a label and the labels differ."""
+    """One bool per repeat: both pairs have a label and the labels differ."""
 
     @property
     def same_label(self) -> int:
@@ -34,7 +34,7 @@ class Duplicates:
 
 
 class Seen:
-    """Collects one key by id, one by content and the label of every pair."""
+    """Collects for every pair a hash of its id, a hash of its content, and its label."""
 
     def __init__(self):
         self._ids, self._contents, self._labels = array("Q"), array("Q"), array("I")
@@ -55,7 +55,7 @@ class Seen:
             index, earliest, labelled = _repeats(np.frombuffer(keys, dtype=np.uint64), labels)
             new = first[index] == index
             first[index[new]] = earliest[new]
-            # Compared with the first pair of the group that has a label: an unlabelled copy agrees with every label.
+            # Compare with the first labeled pair of the group: an unlabeled copy conflicts with no label.
             differs = (labels[index] != 0) & (labelled < index) & (labels[np.minimum(labelled, index)] != labels[index])
             first[index[differs]] = labelled[differs]
             conflicting[index[differs]] = True
@@ -68,8 +68,8 @@ def _key(text: str) -> int:
 
 
 def _repeats(keys: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The indices whose key occurred before; for each the first index with that key, and the first with that key and a
-    label (the number of pairs where none has one). Arrays after the sort are only as long as the repeats.
+    """Returns three arrays: the indices whose key occurred before; for each, the first index with that key; and the first index
+    with that key and a label, or the number of pairs if none has a label. Arrays after the sort only hold repeated keys.
     """
     order = np.argsort(keys, kind="stable").astype(np.uint32)
     sorted_keys = keys[order]

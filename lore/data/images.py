@@ -1,4 +1,4 @@
-"""Product photos from untrusted sources: opened with every limit checked before a pixel is decoded."""
+"""Product photos from untrusted sources. All size limits are checked before pixels are decoded."""
 
 import base64
 import binascii
@@ -14,7 +14,7 @@ from lore.support.errors import LoreError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 36_000_000
-"""6000 x 6000, more than any shop shows. Pillow takes 4 bytes a pixel and at most four copies live at once: 0.6 GB."""
+"""6000 x 6000, larger than any shop photo. Pillow needs 4 bytes per pixel for at most four copies at a time: 0.6 GB."""
 MAX_BYTES = 32 * 2**20
 
 
@@ -27,9 +27,9 @@ class ImageError(LoreError):
 
 
 def load_image(image: Mapping[str, Any] | bytes | str, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Any:
-    """A Pillow RGB image, upright, transparent parts on white. Raises ImageError.
+    """Decodes to a Pillow RGB image. Applies the EXIF orientation and puts transparent parts on white. Raises ImageError.
 
-    `image`: {"bytes", "path"} as datasets.Image stores it (bytes win), or bytes, or a path.
+    `image`: {"bytes", "path"} as datasets.Image stores it (bytes take precedence), or bytes, or a path.
     """
     from PIL import Image, ImageOps
 
@@ -47,7 +47,7 @@ def load_image(image: Mapping[str, Any] | bytes | str, *, max_pixels: int = MAX_
 
 
 def bounded(image: Any, max_pixels: int | None) -> Any:
-    """The photo at its size, or smaller in the same shape so that it has at most `max_pixels`."""
+    """The photo, scaled down if it has more than `max_pixels`. Keeps the aspect ratio. None: no limit."""
     if max_pixels is None or image.width * image.height <= max_pixels:
         return image
     from PIL import Image
@@ -58,8 +58,8 @@ def bounded(image: Any, max_pixels: int | None) -> Any:
 
 
 def check_image(image: Mapping[str, Any] | bytes | str, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> bytes:
-    """The image's bytes, after reading it to its end. Raises ImageError. JPEG is decoded at an eighth of its size:
-    that finds every truncated file at a quarter of the time.
+    """The encoded bytes of an image, after decoding it as a check. Raises ImageError. JPEG is decoded at an eighth of its size,
+    which finds every truncated file in a quarter of the time.
     """
     data = image_bytes(image, max_bytes=max_bytes)
     opened = _open(data, max_pixels)
@@ -72,7 +72,7 @@ def check_image(image: Mapping[str, Any] | bytes | str, *, max_pixels: int = MAX
 
 
 def image_bytes(image: Mapping[str, Any] | bytes | str, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """The encoded image. Raises ImageError where the file is missing or too large; nothing is downloaded."""
+    """The encoded bytes of an image. Raises ImageError if the file is missing or too large. Never downloads."""
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path") or ""
     if isinstance(image, bytes):
@@ -82,11 +82,11 @@ def image_bytes(image: Mapping[str, Any] | bytes | str, *, max_bytes: int = MAX_
     if not image:
         raise ImageError("image_missing", "neither bytes nor a path", "an image")
     if "://" in image[:16]:
-        raise ImageError("image_missing", f"the address {image[:80]}", "a file: nothing is downloaded, fetch the photos first")
+        raise ImageError("image_missing", f"the URL {image[:80]}", "a local file: photos are never downloaded here")
     path = Path(image)
     try:
         size = os.stat(path).st_size if path.is_file() else None
-    except (OSError, ValueError) as error:  # a name with a NUL byte or of a megabyte
+    except (OSError, ValueError) as error:  # a path with a NUL byte or of a megabyte
         raise ImageError("image_missing", f"the path {image[:80]!r}", "the path of an image file") from error
     if size is None:
         raise ImageError("image_missing", f"no file at {image[:200]}", "an image file")
@@ -96,7 +96,7 @@ def image_bytes(image: Mapping[str, Any] | bytes | str, *, max_bytes: int = MAX_
 
 
 def decode_base64(text: str, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """Bytes of a base64 image, with or without a `data:image/png;base64,` head. Raises ImageError."""
+    """Decodes a base64 image, with or without a `data:image/png;base64,` prefix. Raises ImageError."""
     if text.startswith("data:"):
         text = text.partition(",")[2]
     if len(text) * 3 // 4 > max_bytes + 3:
@@ -104,7 +104,7 @@ def decode_base64(text: str, *, max_bytes: int = MAX_BYTES) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ImageError("image_corrupt", f"text that is no base64 ({error})", "a base64 image") from error
+        raise ImageError("image_corrupt", f"text that is not base64 ({error})", "a base64 image") from error
 
 
 def _open(data: bytes, max_pixels: int) -> Any:
@@ -112,7 +112,7 @@ def _open(data: bytes, max_pixels: int) -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below against our own limit
             opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError("image_too_large", str(error).rstrip("."), f"at most {max_pixels:,} pixels") from error
@@ -125,9 +125,9 @@ def _open(data: bytes, max_pixels: int) -> Any:
 
 
 def _corrupt(error: Exception) -> ImageError:
-    said = re.sub(r"<_io\.\w+ object at \w+>", "it", str(error))  # an address would differ from run to run
+    said = re.sub(r"<_io\.\w+ object at \w+>", "it", str(error))  # the memory address would differ between runs
     return ImageError(
         "image_corrupt",
         f"an image that cannot be decoded ({type(error).__name__}: {said[:120]})",
-        f"a whole {', '.join(FORMATS)} file",
+        f"a complete {', '.join(FORMATS)} file",
     )

@@ -1,5 +1,5 @@
-"""Raw rows of any source to a checked pairs file, its rejected rows beside it, and a report. Used by import, check
-and recipes.
+"""Validates the raw rows of a source and writes a pairs file, a file of rejected rows and a report. Used by `lore data import`,
+`lore data check` and recipes.
 """
 
 from array import array
@@ -28,7 +28,7 @@ SHOWN_PER_REASON = 3
 
 @dataclass
 class Report:
-    """What became of the rows. A row with two problems counts once as rejected and once for each reason."""
+    """Counts of an import. A row with two problems counts once in `rejected_rows` and once for each of its reasons."""
 
     rows: int = 0
     pairs: int = 0
@@ -41,9 +41,9 @@ class Report:
     unlabelled: int = 0
     """Pairs without a label."""
     bad_photos: list[str] = field(default_factory=list)
-    """Where photos could not be read and the row was kept: file, row and what was found; the first hundred."""
+    """Kept rows with unreadable photos: file, row and the problem. At most the first hundred."""
     repeats: list[str] = field(default_factory=list)
-    """The first duplicates and the first conflicting labels, each with both places."""
+    """The first duplicates and the first conflicting labels, with file and row of both pairs."""
     extra_columns: list[str] = field(default_factory=list)
     out: str | None = None
     rejected: str | None = None
@@ -67,12 +67,11 @@ def import_pairs(
     keep_bad_photos: bool = False,
     metadata: dict[str, str] | None = None,
 ) -> Report:
-    """Checks every row; with `out` writes the good ones, and the others to `<out's name>.rejected.jsonl`.
+    """Validates every row. With `out`, writes valid pairs to `out` and rejected rows to `<name of out>.rejected.jsonl`.
 
-    Duplicates and conflicting labels are counted and stay, unless drop_duplicates: then the first pair stays and the
-    later ones are rejected. keep_bad_photos: a row whose photo cannot be read stays, is judged as text and is reported.
-    split_fractions: deal pairs that have no split by the hash of their query. Where no row
-    becomes a pair, an older `out` stays. Memory is bounded but for 28 bytes a pair.
+    Duplicates and conflicting labels are counted and kept. drop_duplicates: keep the first pair and reject the later ones.
+    keep_bad_photos: keep a row with an unreadable photo, judge it as text and report it. split_fractions: assign pairs without a
+    split by the hash of their query. If no row is valid, an existing `out` is not replaced. Memory grows by 28 bytes per pair.
     """
     if out:
         _keep_inputs(source, out)
@@ -128,14 +127,14 @@ def import_pairs(
 
 
 def _keep_inputs(source: Source, out: Path) -> None:
-    """Raises LoreError where writing `out` or its rejected rows would destroy what is read; a pairs file that is
-    checked may be replaced by its good rows.
+    """Raises LoreError if `out` or its rejected rows would overwrite an input. A pairs file that is checked may be replaced by
+    its valid rows.
     """
     written = [rejected_path(out)] if source.name == "pairs" else [out, rejected_path(out)]
     read = {file.resolve(): file for file in source.files}
     for path in written:
         if path.resolve() in read:
-            raise LoreError(f"{path} is read by this import and would be overwritten. Write to another name with -o.")
+            raise LoreError(f"{path} is an input of this import and would be overwritten. Choose another name with -o.")
 
 
 def _shown_repeats(found: Duplicates, places: "_Places") -> list[str]:
@@ -159,7 +158,7 @@ def _checked(
     rejected: RejectedWriter | None,
     places: "_Places",
 ) -> Iterator[Pair]:
-    """The good pairs; everything else is counted, and written where there is a writer."""
+    """Yields the valid pairs. Counts the rejected rows and, with a writer, writes them."""
     for row in rows:
         report.rows += 1
         if isinstance(row, Rejection):
@@ -182,7 +181,7 @@ def _checked(
 
 
 class _Places:
-    """File and row of every good pair, 8 bytes each."""
+    """File and row of every valid pair, 8 bytes each."""
 
     def __init__(self):
         self._files: dict[str, int] = {}
@@ -197,7 +196,7 @@ class _Places:
 
 
 def _drop(path: Path, out: Path, found: Duplicates, places: _Places, rejected: RejectedWriter, info: dict[str, str]) -> None:
-    """Copies the pairs that repeat none before them; the others become rejections."""
+    """Copies the pairs that do not repeat an earlier one. The others are rejected."""
     repeats = iter(zip(found.repeats.tolist(), found.first.tolist(), found.conflicting.tolist(), strict=True))
     index, first, conflicting = next(repeats)
     with PairWriter(out, metadata=info) as writer:
@@ -208,16 +207,16 @@ def _drop(path: Path, out: Path, found: Duplicates, places: _Places, rejected: R
             file, row = places[index]
             first_file, first_row = places[first]
             reason = "conflicting_label" if conflicting else "duplicate_pair"
-            other = f"the pair of {first_file} row {first_row} again" + (f", here with label {pair.label}" if conflicting else "")
+            other = f"the same pair as {first_file} row {first_row}" + (f", but with label {pair.label}" if conflicting else "")
             record = {"pair_id": pair.pair_id, "query": pair.query, "title": pair.title[:300], "label": pair.label}
             rejected.write(
-                Rejection(file, row, "label" if conflicting else "pair_id", reason, other, "every query and item once", record)
+                Rejection(file, row, "label" if conflicting else "pair_id", reason, other, "each query and item once", record)
             )
             index, first, conflicting = next(repeats, (-1, -1, False))
 
 
 def open_pairs(path: str | Path) -> tuple[Source, dict[str, str]]:
-    """A pairs file as a source of raw rows, for checking it; with its metadata."""
+    """A pairs file as a source of raw rows for `lore data check`, and its metadata."""
     files, extra, total = pair_files(path), [], 0
     for file in files:
         with open_parquet(file) as parquet:

@@ -1,4 +1,4 @@
-"""Pair: the one row type, its Arrow schema, its id."""
+"""Pair, the row type of all data: its fields, Arrow schema and id."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from lore.support.text import normalise
 
 @dataclass(slots=True, kw_only=True)
 class Pair:
-    """A query and an item, and what people said about them. Only pair_id, query and title are always there."""
+    """A query, an item and their human annotations. Only pair_id, query and title are required."""
 
     pair_id: str
     query: str
@@ -33,10 +33,10 @@ class Pair:
     split: str | None = None
     slices: list[str] = field(default_factory=list)
     query_frequency: float | None = None
-    """Searches in the log's period."""
+    """Number of searches for the query in the period of the log."""
     source: str | None = None
     rationale: str | None = None
-    """The gold reasoning beside the label, with its mismatch dimension and rule ids, where it exists."""
+    """The gold reasoning for the label, with its mismatch dimension and rule ids, if there is one."""
     mismatch: str | None = None
     rules: list[str] = field(default_factory=list)
     demands: list[Demand] = field(default_factory=list)
@@ -62,7 +62,7 @@ REQUIRED = ("pair_id", "query", "title")
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
-    """A type as `datasets` writes it in the file's metadata, so that it sees `image` as datasets.Image."""
+    """An Arrow type as a `datasets` feature for the file's metadata, so that `datasets` loads `image` as datasets.Image."""
     if kind == _IMAGE:
         return {"_type": "Image"}
     if pa.types.is_list(kind):
@@ -82,16 +82,16 @@ PAIR_SCHEMA = _schema()
 
 
 def make_pair_id(query: str, item: str) -> str:
-    """16 hex digits, the same for the same query and item on any machine. Of the query, case and spacing do not count.
+    """16 hex digits, equal for the same query and item on every machine. Case and spacing of the query do not matter.
 
-    `item`: the item's id, letter for letter, or its item_key where it has none.
+    `item`: the exact id of the item, or its item_key if it has no id.
     """
-    text = f"{normalise(query)}\x1f{item}"  # to normalise the separator is white space: it is not in the query
+    text = f"{normalise(query)}\x1f{item}"  # normalizing turns this separator into a space, so the query cannot contain it
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def item_key(pair: Pair) -> str:
-    """32 hex digits over all that a judge can see of the item; case, spacing and the attributes' order do not count."""
+    """32 hex digits over the item fields that a judge sees. Case, spacing and the order of attributes do not matter."""
     texts = (pair.title, pair.description, pair.category, pair.brand, pair.shop)
     parts = [normalise(text or "") for text in texts]
     parts.append("" if pair.price is None else repr(float(pair.price)))

@@ -1,13 +1,13 @@
-"""The pairs of a recipe's data section: imported once a run, hashed once, opened as often as a stage likes.
+"""The pairs of a recipe's data section: imported and hashed once per run, and readable any number of times.
 
     source = PairSource(recipe.data, folder)
     folder.note(data_fingerprint=source.fingerprint)
     for pair in source.labelled(columns=["label"]):
         ...
 
-Pairs of another source than `pairs` are imported into <run>/data/pairs.parquet. <run>/data/inputs.json keeps what was hashed with
-the size and the modification time of each file, so that a restarted run and the other processes of a launch read no file only to
-hash it again. A file whose size and time are those that were noted counts as unchanged.
+Sources other than `pairs` are imported into <run>/data/pairs.parquet. <run>/data/inputs.json stores the digest, size and
+modification time of each file, so that a restarted run and the other processes of a launch do not hash the files again. A file with
+the stored size and modification time counts as unchanged.
 """
 
 import fcntl
@@ -39,32 +39,32 @@ REPORT_EVERY_SECONDS = 30.0
 
 
 class PairSource:
-    """Make one a process for a section and a run folder, and pass it along. Nothing is read before it is asked for."""
+    """The pairs of one data section and one run folder. Create one per process and pass it on. Reads files only when needed."""
 
     def __init__(self, section: DataSection, folder: Any):
-        """folder: of the run, a RunFolder or a path."""
+        """folder: the run folder, a RunFolder or a path."""
         self.section, self.folder = section, folder
 
     @cached_property
     def rubric(self) -> Rubric | None:
-        """The rule book of the labels; none for a section that names none."""
+        """The rubric of the labels. None for a section without a rubric."""
         return self.section.load_rubric()
 
     @cached_property
     def path(self) -> Path:
-        """File, folder or glob of the pairs: the section's own path for source `pairs`, else `folder`/data/pairs.parquet.
+        """File, folder or glob of the pairs: the section's own path for source `pairs`, otherwise `folder`/data/pairs.parquet.
 
-        The main process imports it where it does not exist or belongs to other rows, another importer or another rubric; the
-        other processes wait for it. Pairs get a split by hash of their query where the source has none. The option
-        drop_duplicates (true) keeps the first of equal pairs, keep_bad_photos (true) the rows whose photo cannot be read. What
-        the import left out or kept without its photo is said on stderr.
+        The main process imports the pairs if the file is missing or was made from other rows, another importer or another rubric.
+        The other processes wait for it. If the source has no splits, the hash of the query decides the split of a pair. Option
+        drop_duplicates (true) keeps only the first of equal pairs; keep_bad_photos (true) keeps rows with unreadable photos. The
+        import reports rejected rows and unreadable photos on stderr.
         """
         if self.section.source != "pairs":
             return self._imported() if is_main_process() else self._imported_by_the_main_process()
         if self.section.options:
             raise LoreError(
-                f"data.options {self.section.options} belong to an importer, but data.source is pairs, which is read as it is. "
-                "Remove them."
+                f"data.options is {self.section.options}, but data.source is pairs, which has no importer and so no options. "
+                "Remove the options."
             )
         pair_files(self.section.path)
         if self.rubric is not None and is_main_process():
@@ -74,7 +74,7 @@ class PairSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over all bytes of the pairs' files and their order, not their place."""
+        """16 hex digits over all bytes of the pairs files, in order. The path does not matter."""
         files = pair_files(self.path)
         self._recall()
         found = fingerprint(self.path)
@@ -82,8 +82,8 @@ class PairSource:
         return found
 
     def labelled(self, *, columns: list[str] | None = None) -> Iterator[Pair]:
-        """The section's pairs that have a label, in file order: of its split, its slices, up to its limit. columns: of
-        `read_pairs`, the label and the slices among them."""
+        """The labeled pairs in file order, after the split, slices and limit of the section. columns: as in `read_pairs`; must
+        include label, and slices if the section selects slices."""
         wanted = set(self.section.slices or [])
         pairs = read_pairs(self.path, split=self.section.split, columns=columns)
         chosen = (pair for pair in pairs if pair.label is not None and (not wanted or wanted & set(pair.slices)))
@@ -99,7 +99,7 @@ class PairSource:
 
     @property
     def _encoding(self) -> str | None:
-        # utf-8 is the section's default, so it cannot be told from a choice: the source's own default counts then.
+        # utf-8 is the section's default and may not be a deliberate choice, so the source uses its own default.
         return None if self.section.encoding.lower() in ("utf-8", "utf8") else self.section.encoding
 
     @property
@@ -110,7 +110,7 @@ class PairSource:
 
     @property
     def _settings(self) -> list[Any]:
-        """What decides about the imported pairs, beside the content of the files."""
+        """Everything except file contents that affects the imported pairs."""
         options, drop_duplicates, keep_bad_photos = self._options
         return [
             IMPORT_VERSION,
@@ -126,11 +126,11 @@ class PairSource:
     def _imported(self) -> Path:
         options, *_ = self._options
         source = open_source(self.section.source, self.section.path, encoding=self._encoding, options=options)
-        source.extra_columns = list  # the command line alone shows them, and finding them opens the file once more
+        source.extra_columns = list  # only the command line shows them, and finding them would open the file again
         self._out.parent.mkdir(parents=True, exist_ok=True)
         with _lock(self._out.parent / ".import.lock"):
             self._recall()
-            # A data set of the hub has no files here and is known by its name.
+            # A data set on the hub has no local files, so its name is hashed.
             content = content_fingerprint(source.files, named=True) if source.files else _hash(self.section.path)
             key = _hash(json.dumps([*self._settings, content], sort_keys=True, default=str))
             if _key_of(self._out) != key:
@@ -150,23 +150,23 @@ class PairSource:
             metadata={"lore.key": key, **self.section.metadata()},
         )
         if not report.pairs:
-            raise LoreError(f"{path}: no row of {report.rows:,} became a pair. {' '.join(report.examples[:1])}")
+            raise LoreError(f"{path}: none of its {report.rows:,} rows is a valid pair. {' '.join(report.examples[:1])}")
         if report.rejected_rows:
             why = ", ".join(f"{reason} {times}" for reason, times in report.reasons.most_common(5))
             print(
-                f"warning: {path}: {report.rejected_rows:,} of {report.rows:,} rows became no pair ({why}); they are kept with "
-                f"their reasons in {report.rejected}. First: {report.examples[0]}",
+                f"warning: {path}: {report.rejected_rows:,} of {report.rows:,} rows were rejected ({why}); see "
+                f"{report.rejected}. First: {report.examples[0]}",
                 file=sys.stderr,
             )
         if photos := report.repairs["unreadable_photo"]:
             print(
-                f"warning: {path}: {photos:,} photos cannot be read; their rows are kept and judged as text. "
+                f"warning: {path}: {photos:,} photos cannot be read; their rows are kept and judged as text only. "
                 f"First: {report.bad_photos[0]}",
                 file=sys.stderr,
             )
 
     def _imported_by_the_main_process(self) -> Path:
-        """Waits for the notes of the main process, which come after the pairs; where it fails, the launcher ends this process."""
+        """Waits for the notes, which the main process writes after the pairs. If it fails, the launcher ends this process."""
         settings = json.loads(json.dumps(self._settings, default=str))
         started = reported = time.monotonic()
         while True:
@@ -176,7 +176,7 @@ class PairSource:
             if time.monotonic() - reported >= REPORT_EVERY_SECONDS:
                 reported = time.monotonic()
                 waited = f"waiting {reported - started:.0f} s for rank 0 to import {self._out}"
-                print(f"rank {rank()}: {waited} (a folder that every machine has to see)", file=sys.stderr, flush=True)
+                print(f"rank {rank()}: {waited} (every machine must be able to read this folder)", file=sys.stderr, flush=True)
             time.sleep(POLL_SECONDS)
 
     def _notes(self) -> dict[str, Any]:
@@ -202,13 +202,13 @@ def _hash(text: str) -> str:
 
 
 def _key_of(path: Path) -> str | None:
-    """Of an imported pairs file: what it was imported from and how."""
+    """Hash of the inputs and settings that a pairs file was imported with."""
     return read_metadata(path).get("lore.key") if path.is_file() else None
 
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Held by one process of the machine or of the shared file system at a time."""
+    """File lock: one process at a time, on this machine or on a shared file system."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,5 +1,4 @@
-"""Pairs on disk: one Parquet file (or a folder, or a glob) that streams both ways and that `datasets` reads with its
-photos.
+"""Pairs on disk: a Parquet file, a folder of them, or a glob. Reads and writes are streamed, and `datasets` can load the photos.
 
 with PairWriter("pairs.parquet") as writer:
     writer.write(Pair(pair_id=make_pair_id(query, title), query=query, title=title))
@@ -26,12 +25,12 @@ from lore.support.errors import LoreError
 from lore.support.fingerprint import content_fingerprint
 
 WITHOUT_PHOTO = [name for name in FIELDS if name != "image"]
-MAX_BATCH_BYTES = 32 * 2**20  # photos: a row group, and so a reader's memory, stays bounded in bytes too
+MAX_BATCH_BYTES = 32 * 2**20  # bounds the bytes of a row group, and so a reader's memory, when pairs have photos
 
 
 class PairWriter:
-    """Writes pairs to one Parquet file. The file appears when the `with` block ends; an exception inside leaves
-    nothing.
+    """Writes pairs to one Parquet file. The file appears when the `with` block ends. After an exception in the block there is no
+    file.
     """
 
     def __init__(self, path: str | Path, batch_rows: int = 4096, metadata: dict[str, str] | None = None):
@@ -59,7 +58,7 @@ class PairWriter:
             self._flush()
 
     def discard(self) -> None:
-        """Nothing of this writer is kept: an older file stays."""
+        """Discards everything written so far. An existing file stays."""
         self._kept = False
 
     def __exit__(self, kind, error, trace) -> None:
@@ -84,7 +83,7 @@ class PairWriter:
 
 
 def _characters(pair: Pair) -> int:
-    """Of the texts that can be long."""
+    """Number of characters in the fields that can be long."""
     texts = [pair.title, pair.description, pair.rationale, *pair.attributes, *pair.attributes.values()]
     texts += [*pair.slices, *pair.rules]
     texts += [getattr(demand, name) for demand in pair.demands for name in DEMAND_FIELDS]
@@ -101,7 +100,7 @@ def _to_column(name: str, values: list[Any]) -> pa.Array:
         return pa.array(values, kind)
     except (pa.ArrowException, UnicodeError, TypeError) as error:
         raise LoreError(
-            f"pair field {name} cannot be stored as {kind}: {error}. Rows from outside go through lore.data.parquet.check_row first."
+            f"Pair field {name} cannot be stored as {kind}: {error}. Validate raw rows with row_validation.check_row first."
         ) from error
 
 
@@ -113,12 +112,12 @@ def read_pairs(
     limit: int | None = None,
     batch_rows: int = 4096,
 ) -> Iterator[Pair]:
-    """Streams pairs in file order. `columns`: only these fields are filled (ids and texts always are). `limit`: after
-    the split filter.
+    """Streams pairs in file order. `columns`: fill only these fields, plus pair_id, query and title. `limit`: maximum number of
+    pairs after the split filter.
     """
     unknown = set(columns or ()) - set(FIELDS)
     if unknown:
-        raise LoreError(f"read_pairs: {', '.join(sorted(unknown))} is no field of Pair; it has {', '.join(FIELDS)}.")
+        raise LoreError(f"read_pairs: {', '.join(sorted(unknown))} is not a field of Pair; its fields are {', '.join(FIELDS)}.")
     wanted = [name for name in FIELDS if columns is None or name in columns or name in REQUIRED]
     files = pair_files(path)
     return islice(_read(files, split, wanted, batch_rows), limit)
@@ -131,7 +130,7 @@ def _read(files: list[Path], split: str | None, wanted: list[str], batch_rows: i
             loaded = present if split is None else [*dict.fromkeys([*present, "split"])]
             if split is not None and "split" not in parquet.schema_arrow.names:
                 continue
-            # Row group by row group: a batch that spans groups would hold many groups of photos at once.
+            # One row group at a time: a batch that spans row groups would hold the photos of all of them in memory.
             for group in range(parquet.num_row_groups):
                 for batch in parquet.iter_batches(batch_rows, row_groups=[group], columns=loaded):
                     if split is not None:
@@ -153,13 +152,13 @@ def _to_pairs(batch: pa.RecordBatch, names: list[str], file: Path) -> Iterator[P
         except UnicodeDecodeError as error:
             raise LoreError(
                 f"{file}, column {name}: bytes that are not UTF-8 ({error}). `lore data check {file} -o "
-                "clean.parquet` sorts such rows out."
+                "clean.parquet` moves such rows to a separate file."
             ) from error
         filled.append(name)
     if {"pair_id", "query", "title"} - set(filled):
         raise LoreError(
             f"{file}: {', '.join(sorted({'pair_id', 'query', 'title'} - set(filled)))} is empty in a whole batch "
-            "of rows; every pair has one."
+            "of rows, but every pair needs a value."
         )
     for row in zip(*values, strict=True):
         yield Pair(**dict(zip(filled, row, strict=True)))
@@ -171,8 +170,8 @@ def _cast(column: pa.Array, name: str, file: Path) -> pa.Array:
         return column.cast(expected)
     except pa.ArrowException as error:
         raise LoreError(
-            f"{file}, column {name}: type {column.type}, expected {expected}. A table of another form is brought "
-            "in with `lore data import table`."
+            f"{file}, column {name}: type {column.type}, expected {expected}. Import other tables "
+            "with `lore data import table`."
         ) from error
 
 
@@ -209,7 +208,7 @@ _FROM_COLUMN = {
 
 
 def count_pairs(path: str | Path, split: str | None = None) -> int:
-    """Number of pairs, read from the files' footers, or from the split column alone."""
+    """Number of pairs. Reads only the file footers, or with `split` only the split column."""
     total = 0
     for file in pair_files(path):
         with _open(file) as parquet:
@@ -222,7 +221,7 @@ def count_pairs(path: str | Path, split: str | None = None) -> int:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """What PairWriter's `metadata` put into the (first) file."""
+    """Metadata of the first file, as written by PairWriter."""
     with _open(pair_files(path)[0]) as parquet:
         return {
             key.decode(errors="replace"): value.decode(errors="replace")
@@ -231,12 +230,12 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def fingerprint(path: str | Path) -> str:
-    """16 hex digits over the files' bytes and their order, not their place."""
+    """16 hex digits over the bytes of the files, in order. The path does not matter."""
     return content_fingerprint(pair_files(path), digest_size=8)
 
 
 def pair_files(path: str | Path) -> list[Path]:
-    """The Parquet files of a file, folder or glob, sorted by name. Raises LoreError where there is none."""
+    """The Parquet files of a file, folder or glob, sorted by name. Raises LoreError if there are none."""
     path = Path(path)
     if path.is_file():
         return [path]
@@ -245,27 +244,27 @@ def pair_files(path: str | Path) -> list[Path]:
     if not files:
         raise LoreError(
             f"No pairs at {path}: expected a Parquet file, a folder of them or a glob. `lore data import` writes "
-            "one from rated pairs."
+            "such a file from rated pairs."
         )
     return files
 
 
 @contextmanager
 def _open(file: Path) -> Iterator[pq.ParquetFile]:
-    """An open pairs file; a file of another kind, or damage found while reading it, is a LoreError."""
+    """An open pairs file. Raises LoreError for other kinds of files and for damage found while reading."""
     try:
         with pq.ParquetFile(file) as parquet:
             missing = [name for name in REQUIRED if name not in parquet.schema_arrow.names]
             if missing:
                 raise LoreError(
-                    f"{file} holds no pairs: column {', '.join(missing)} is missing, found "
-                    f"{', '.join(parquet.schema_arrow.names[:20])}. Bring it in with "
+                    f"{file} is not a pairs file: column {', '.join(missing)} is missing, found "
+                    f"{', '.join(parquet.schema_arrow.names[:20])}. Import it with "
                     "`lore data import table FILE --map query=...,title=...,label=... -o pairs.parquet`."
                 )
             once_each(file, parquet.schema_arrow.names)
             yield parquet
     except (pa.ArrowException, OSError) as error:
         raise LoreError(
-            f"{file} is no readable Parquet file ({error}). It may be damaged or half copied; other tables are "
-            "brought in with `lore data import table`."
+            f"{file} is not a readable Parquet file ({error}). It may be damaged or partly copied. Import other tables "
+            "with `lore data import table`."
         ) from error

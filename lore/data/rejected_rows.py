@@ -1,4 +1,4 @@
-"""Rows that became no pair, and why: `<name>.rejected.jsonl` beside the output."""
+"""Rejected rows and the reasons, written to `<name>.rejected.jsonl` next to the output."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ SHOWN_DEPTH = 4
 
 @dataclass(slots=True)
 class Rejection:
-    """Why a row is not among the pairs. `row` counts records from 1, a header line not included."""
+    """The reason why a row was rejected. `row` counts records from 1, without a header line."""
 
     file: str
     row: int
@@ -29,14 +29,14 @@ class Rejection:
 
 
 def rejected_path(out: Path) -> Path:
-    """Where the rows go that did not make it into `out`."""
+    """Path of the rejected rows of `out`."""
     return out.with_name(f"{out.stem}.rejected.jsonl")
 
 
 class RejectedWriter:
-    """Writes rejections to `<name>.rejected.jsonl` beside the output `<name>.parquet`, or to `to`, all or nothing.
+    """Writes rejections atomically to `<name>.rejected.jsonl` next to the output `<name>.parquet`, or to `to`.
 
-    A file of an earlier run is replaced; without a rejection there is no file.
+    Replaces the file of an earlier run. Without rejections there is no file, and the file of an earlier run is removed.
     """
 
     def __init__(self, path: str | Path, to: Path | None = None):
@@ -66,7 +66,7 @@ class RejectedWriter:
 
 
 def short(value: Any, depth: int = SHOWN_DEPTH) -> Any:
-    """A value for a message or a rejected record: bounded in length, width and depth, and never bytes."""
+    """A shortened value for a message or a rejected record: limited in length, width and depth, and without bytes."""
     if isinstance(value, bytes):
         return f"<{len(value):,} bytes>"
     if isinstance(value, str) and len(value) > SHOWN_CHARACTERS:
@@ -83,5 +83,5 @@ def short(value: Any, depth: int = SHOWN_DEPTH) -> Any:
 
 
 def shown_value(value: Any) -> str:
-    """A value as Python writes it, bounded: for messages."""
+    """The repr of a value for messages, limited in length."""
     return short(repr(short(value)))

@@ -1,9 +1,9 @@
-"""Raw rows to pairs. A row with a problem becomes rejections, each with a short reason code, and is kept beside the
-output; the others go on.
+"""Validates and cleans raw rows and turns them into pairs. A row with problems becomes one rejection per problem, each with a
+short reason code; the import continues with the next row.
 
 Reasons: query_empty, title_empty, nul_byte, text_too_long, label_unknown, image_missing, image_corrupt,
-image_too_large, encoding, field_type, attributes_too_long, and html with `strict`; unclosed_quote comes from
-lore.data.tables.csv, duplicate_pair and conflicting_label from lore.data.duplicates.
+image_too_large, encoding, field_type, attributes_too_long, and html with `strict`. lore.data.tables.csv adds unclosed_quote;
+lore.data.import_pairs adds duplicate_pair and conflicting_label.
 """
 
 import math
@@ -23,12 +23,12 @@ from lore.support.errors import LoreError
 from lore.support.text import INVISIBLE, has_html, html_to_text
 
 MAX_CHARACTERS = {"query": 1_000, "description": 200_000, "rationale": 200_000, "attributes": 200_000}
-MAX_ATTRIBUTES_CHARACTERS = 200_000  # of all attributes of an item together
+MAX_ATTRIBUTES_CHARACTERS = 200_000  # sum over all attributes of an item
 MAX_OTHER_CHARACTERS = 10_000
 MAX_LIST = 1_000
 ENCODING_HINT = "UTF-8 text; for a Latin-1 file pass --encoding latin-1 (in a recipe: data.encoding: latin-1)"
 
-_SURROGATE = re.compile("[\ud800-\udfff]")  # what undecodable bytes are read as, see lore.data.tables.text_tables
+_SURROGATE = re.compile("[\ud800-\udfff]")  # undecodable bytes are read as surrogates, see lore.data.tables.text_tables
 _FIELDS = frozenset(FIELDS)
 _MARKUP = frozenset(("query", "title", "description", "category", "brand", "shop"))
 _TEXTS = _MARKUP | {"pair_id", "item_id", "split", "source", "rationale", "mismatch"}
@@ -39,41 +39,40 @@ _THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?")
 def check_row(
     raw: dict[str, Any], rubric: Rubric | None, where: tuple[str, int] = ("", 0), **switches
 ) -> tuple[Pair | None, list[Rejection]]:
-    """One raw row, keys named as the fields of Pair, to a pair or to the reasons why not. `where`: file, row. For
-    many rows: RowChecker.
+    """Validates one raw row, whose keys are field names of Pair. Returns the pair, or None and its rejections. `where`: file and
+    row number. For many rows use RowChecker.
     """
     return RowChecker(rubric, **switches).check(raw, *where)
 
 
 def _visible(text: str | None) -> bool:
-    """False for text of white space, control and invisible characters only."""
+    """False for text that only has white space, control and invisible characters."""
     return bool(text) and not all(unicodedata.category(character)[0] in "CZ" for character in INVISIBLE.sub("", text))
 
 
 def _entry(item: Any) -> tuple[Any, Any]:
-    """Name and value of one attribute. Texts are none, though one of two characters could be taken apart like a pair."""
+    """Name and value of one attribute. A string is an error, although Python could unpack one of two characters."""
     if isinstance(item, dict):
         return item["key"], item["value"]
     if not isinstance(item, list | tuple):
-        raise ValueError(f"{shown_value(item)} is no name with a value")
+        raise ValueError(f"{shown_value(item)} is not a name with a value")
     key, content = item
     return key, content
 
 
 MAX_SHOWN_PHOTOS = 100
-NO_PHOTO = b"unreadable"  # no image: judges are told that there was a photo and could not be seen
+NO_PHOTO = b"unreadable"  # not a valid image, so judges are told that the photo is unreadable
 
 
 class RowChecker:
-    """Checks and cleans raw rows. `repairs` counts what was changed at no row's cost: html, byte_order_mark,
-    nameless_attribute.
+    """Validates and cleans raw rows. `repairs` counts fixes that keep the row: html, byte_order_mark, nameless_attribute.
 
-    strict: HTML is a reason to reject.
-    tier_ids_only: labels must be tier ids already, as in a file that was imported before.
-    image_folder: where relative image paths start.
-    embed_images: keep the photo's bytes in the pair instead of its path.
-    keep_bad_photos: a photo that cannot be read costs the photo, not the row: it is counted among the repairs
-    (unreadable_photo), shown in bad_photos, and stays in the pair as something that no reader takes for an image.
+    strict: reject rows with HTML.
+    tier_ids_only: labels must be tier ids, as in a file that was imported before.
+    image_folder: base folder of relative image paths.
+    embed_images: store the photo's bytes in the pair in addition to its path.
+    keep_bad_photos: keep a row with an unreadable photo. The photo counts as a repair (unreadable_photo), is listed in bad_photos,
+    and is replaced by bytes that no reader accepts as an image.
     """
 
     def __init__(
@@ -96,12 +95,12 @@ class RowChecker:
         self._problems: list[tuple[str, str, str, str]] = []
 
     def check(self, raw: dict[str, Any], file: str = "", row: int = 0) -> tuple[Pair | None, list[Rejection]]:
-        """The pair and no rejection, or None and one rejection per problem."""
+        """Returns the pair and no rejections, or None and one rejection per problem."""
         self._problems, self._place = [], f"{file} row {row}"
         unknown = raw.keys() - _FIELDS
         if unknown:
             raise LoreError(
-                f"a row has the fields {', '.join(sorted(map(str, unknown)))}, which a Pair has not; it has {', '.join(FIELDS)}."
+                f"A row has unknown fields: {', '.join(sorted(map(str, unknown)))}. The fields of a Pair are {', '.join(FIELDS)}."
             )
         values: dict[str, Any] = {"pair_id": ""}
         for name, value in raw.items():
@@ -125,14 +124,14 @@ class RowChecker:
         self._problems.append((field, reason, found, expected))
 
     def _text(self, field: str, value: Any, markup: bool = True) -> str | None:
-        """Clean text, None for nothing, None and a problem for text that cannot be used."""
+        """Cleaned text. None if it is empty; None and a recorded problem if it is invalid."""
         if value is None:
             return None
         if isinstance(value, bytes):
             value = value.decode("utf-8", "surrogateescape")
         if not isinstance(value, str):
             if isinstance(value, float) and math.isnan(value):
-                return None  # how tables write a missing value
+                return None  # a missing value in a table
             if not isinstance(value, int | float) and type(value).__name__ not in _OTHER_TYPES:
                 return self._bad(field, "field_type", f"{type(value).__name__} {shown_value(value)}", "text")
             value = str(value)
@@ -149,7 +148,7 @@ class RowChecker:
             return self._bad(field, "nul_byte", f"a NUL byte at character {value.index(chr(0))}", "text without NUL bytes")
         if markup and ("<" in value or "&" in value) and has_html(value):
             if self.strict:
-                return self._bad(field, "html", short(value), "plain text; without --strict HTML is turned into it")
+                return self._bad(field, "html", short(value), "plain text; without --strict HTML is converted to plain text")
             value = html_to_text(value)
             self.repairs["html"] += 1
         return value.strip() or None
@@ -210,11 +209,11 @@ class RowChecker:
                 found[name] = f"{found[name]}, {content}" if name in found else content
         except (TypeError, ValueError, KeyError) as error:
             shown = f"{type(value).__name__} {shown_value(value)} ({error})"
-            self._bad("attributes", "field_type", shown, f"names and values, at most {MAX_LIST:,}")
+            self._bad("attributes", "field_type", shown, f"at most {MAX_LIST:,} names with values")
         characters = sum(len(name) + len(content) for name, content in found.items())
         if characters > MAX_ATTRIBUTES_CHARACTERS:
             found_text = f"{characters:,} characters in {len(found)} attributes"
-            self._bad("attributes", "attributes_too_long", found_text, f"at most {MAX_ATTRIBUTES_CHARACTERS:,} together")
+            self._bad("attributes", "attributes_too_long", found_text, f"at most {MAX_ATTRIBUTES_CHARACTERS:,} in total")
         return found
 
     def _number(self, field: str, value: Any, least: float | None = None) -> float | None:
@@ -253,7 +252,7 @@ class RowChecker:
             except LoreError:
                 tiers = ", ".join(self.rubric.tier_ids)
                 return self._bad("label", "label_unknown", shown_value(label), f"a tier of rubric {self.rubric.name}: {tiers}")
-            if len(self._tiers) < 10_000:  # a scale of averages has many labels, but a file of free text must not fill the memory
+            if len(self._tiers) < 10_000:  # averaged labels have many values, but free text must not fill the memory
                 self._tiers[label] = tier
         return tier
 

@@ -1,7 +1,7 @@
-"""The `data` section of recipes: which pairs a run reads and from which source. See lore.data.pair_source for how.
+"""The `data` section of recipes: the pairs that a run reads and their source. lore.data.pair_source imports and reads them.
 
-`DataSection` is enough for a stage that reads pairs or tables and no labels by a rule book; a stage that trains or measures a
-judge takes `JudgedDataSection`, which names the rubric of the labels.
+Stages that train or evaluate a judge use `JudgedDataSection`, which names the rubric of the labels. Stages that need no rubric use
+`DataSection`.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from lore.support.errors import LoreError
 from lore.support.fingerprint import files_fingerprint
 from lore.support.nearest import nearest
 
-if TYPE_CHECKING:  # loaded where one is read
+if TYPE_CHECKING:  # imported where a rubric is loaded
     from lore.rubric.rubric import Rubric
 
 
 class DataSection(StrictModel):
     path: str = Field(min_length=1)
-    """File, folder or glob; ${LORE_DATA} is the folder of public data (default data/)."""
+    """File, folder or glob of the data. ${LORE_DATA} is the folder of public data (default data/)."""
     source: str = "pairs"
-    """Importer of a public format, or pairs for a file written by `lore data import`."""
+    """Importer of a public format or of a table, or `pairs` for files written by `lore data import`."""
     split: str | None = None
-    """Only the pairs of this split."""
+    """Use only the pairs of this split. null: all pairs."""
     limit: int | None = Field(None, ge=1)
-    """At most this many pairs, from the start."""
+    """Use only this many pairs, from the start of the data. null: all pairs."""
     encoding: str = "utf-8"
-    """Text encoding of csv and jsonl sources."""
+    """Text encoding of csv and jsonl sources. With utf-8, a source may use its own default encoding."""
     split_fractions: dict[str, float] = {"train": 0.7, "dev": 0.1, "test": 0.2}
-    """Shares of the queries per split, for sources that have none of their own."""
+    """Share of the queries in each split, for sources without their own splits. Must sum to 1."""
     slices: list[str] | None = None
-    """Only the pairs of these slices."""
+    """Use only pairs that are in at least one of these slices. null: all pairs."""
     options: dict[str, Any] = {}
-    """Switches of the importer (column map, locale, ...)."""
+    """Options of the importer, such as the column map or the locale."""
 
     @field_validator("split_fractions")
     @classmethod
     def _sums_to_one(cls, value: dict[str, float]) -> dict[str, float]:
         if not value or any(v < 0 for v in value.values()) or abs(sum(value.values()) - 1) > 1e-6:
-            raise ValueError(f"shares that are not negative and sum to 1, these sum to {sum(value.values()):g}")
+            raise ValueError(f"non-negative shares that sum to 1, these sum to {sum(value.values()):g}")
         return value
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -68,19 +68,19 @@ class DataSection(StrictModel):
             yield Conflict(("encoding",), self.encoding, str(error))
 
     def files(self) -> list[Path]:
-        """The files that hold the data. Raises LoreError where there are none, with where a user gets them."""
+        """The data files. Raises LoreError if a file is missing; the message says where to get it."""
         if self.source == "pairs":
-            from lore.data.parquet import pair_files  # loads pyarrow, which a start does without
+            from lore.data.parquet import pair_files  # imported here because loading pyarrow would slow down every start
 
             return pair_files(self.path)
         return open_source(self.source, self.path).files
 
     def load_rubric(self) -> Rubric | None:
-        """The rule book of the labels; none for data that are read without one."""
+        """The rubric of the labels, or None for data without a rubric."""
         return None
 
     def metadata(self) -> dict[str, str]:
-        """What a pairs file that is imported from these data says of them."""
+        """Metadata entries of a pairs file that is imported from this data."""
         return {}
 
     def input_fingerprints(self) -> dict[str, Callable[[], str]]:
@@ -103,7 +103,7 @@ class JudgedDataSection(DataSection):
     """Pairs whose labels are tiers of a rubric."""
 
     rubric: str
-    """Name of a rubric in lore/rubric/rubrics or path of a rubric file."""
+    """Name of a shipped rubric (lore/rubric/rubrics) or path of a rubric file."""
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from super().conflicts()

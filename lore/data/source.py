@@ -1,4 +1,4 @@
-"""A source of raw rows, as an importer opens it."""
+"""A source of raw rows, opened by an importer."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from lore.support.errors import LoreError
 
 
 class SourceRow(NamedTuple):
-    """One raw row: where it stands and its values, keyed as the fields of Pair."""
+    """One raw row: file, row number, and values keyed by the field names of Pair."""
 
     file: str
     row: int
@@ -19,7 +19,7 @@ class SourceRow(NamedTuple):
 
 @dataclass
 class Source:
-    """An opened source, ready to stream once."""
+    """An opened source. Its rows can be iterated once."""
 
     name: str
     rubric: str | None
@@ -28,11 +28,11 @@ class Source:
     total: int | None = None
     image_folder: Path | None = None
     extra_columns: Callable[[], list[str]] = list
-    """Looks up the columns that are not read."""
+    """Returns the columns that the importer does not read."""
 
 
 def missing_file(path: Path, where: str) -> LoreError:
-    """The error for data that is not there: what was looked for, where a user gets it, how to point to it."""
+    """The error for missing data: the path, where to get the data (`where`), and how to point to it."""
     return LoreError(
         f"{path} does not exist.\n{where}\nPut it there, or set LORE_DATA to the folder that holds your data "
         f"(recipes use ${{LORE_DATA}}, default data/)."

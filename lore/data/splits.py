@@ -1,4 +1,4 @@
-"""Splits by hash: all pairs of a query (or of an item) fall on the same side, today and after more data came in."""
+"""Splits by hash. All pairs of a query (or of an item) are in the same split, also after more data is added."""
 
 import hashlib
 from collections import Counter
@@ -12,7 +12,7 @@ FRACTIONS = {"train": 0.7, "dev": 0.1, "test": 0.2}
 
 
 def split_of(query: str, fractions: dict[str, float] | None = None, seed: int = 0) -> str:
-    """The split of a query: case and spacing do not count, another seed deals the queries anew."""
+    """The split of a query. Case and spacing do not matter; another seed reassigns the queries."""
     fractions = FRACTIONS if fractions is None else fractions
     check_fractions(fractions)
     digest = hashlib.blake2b(normalise(query).encode(errors="surrogatepass"), digest_size=8, key=str(seed).encode()).digest()
@@ -21,12 +21,12 @@ def split_of(query: str, fractions: dict[str, float] | None = None, seed: int = 
         edge += share
         if point < edge:
             return name
-    return [name for name, share in fractions.items() if share > 0][-1]  # the shares may sum to a hair less than 1
+    return [name for name, share in fractions.items() if share > 0][-1]  # the shares may sum to slightly less than 1
 
 
 def check_fractions(fractions: dict[str, float]) -> None:
     total = sum(fractions.values())
-    # Not `abs(total - 1) > 1e-6`, which is false for nan.
+    # `abs(total - 1) > 1e-6` would be false for nan.
     fits = abs(total - 1) <= 1e-6 and all(share >= 0 and name.strip() for name, share in fractions.items())
     if not fractions or not fits:
         raise LoreError(
@@ -43,8 +43,8 @@ def split_pairs(
     seed: int = 0,
     replace: bool = False,
 ) -> Counter[str]:
-    """Writes the pairs with `split` filled and returns the pairs per split. Raises LoreError where pairs have splits
-    and not `replace`.
+    """Writes the pairs with `split` set and returns the number of pairs per split. by: query or item. Raises LoreError if a pair
+    already has a split, unless `replace` is set.
     """
     from lore.data.pair import Pair
     from lore.data.parquet import PairWriter, count_pairs, read_metadata, read_pairs
@@ -56,14 +56,14 @@ def split_pairs(
     }
     if by not in keys:
         raise LoreError(
-            f"Splits are made by {' or '.join(keys)}, not by {by!r}: pairs of one query in train and test would leak its words."
+            f"Splits are made by {' or '.join(keys)}, not by {by!r}: a query in both train and test would leak its words."
         )
     check_fractions(FRACTIONS if fractions is None else fractions)
     counts: Counter[str] = Counter()
     with PairWriter(out, metadata={key: value for key, value in read_metadata(path).items() if key.startswith("lore.")}) as writer:
         for pair in track(read_pairs(path), "splitting", total=count_pairs(path)):
             if pair.split is not None and not replace:
-                raise LoreError(f"{path}: pair {pair.pair_id} is in split {pair.split!r} already. --replace deals all pairs anew.")
+                raise LoreError(f"{path}: pair {pair.pair_id} is already in split {pair.split!r}. --replace reassigns all pairs.")
             pair.split = split_of(keys[by](pair), fractions, seed)
             counts[pair.split] += 1
             writer.write(pair)

@@ -1,5 +1,5 @@
-"""What a pairs file holds: tiers, slices, lengths, duplicates, conflicting labels, queries shared by splits. One
-pass, flat arrays.
+"""Statistics of a pairs file: tiers, slices, lengths, duplicates, conflicting labels, queries shared by splits. Needs one pass
+over the file and flat arrays.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from lore.support.text import normalise
 
 LENGTHS = ("query", "title", "attributes", "description", "rationale")
 MAX_NAMES = 10_000
-MAX_SPLITS, MAX_LABELS = 20, 100  # every two splits are compared, and every label is a column
+MAX_SPLITS, MAX_LABELS = 20, 100  # each two splits are compared, and each label is a column
 OTHERS = "(others)"
 NO_SPLIT, NO_LABEL = "(none)", "(none)"
 
 
 def pair_stats(path: str | Path) -> dict[str, Any]:
-    """Plain data, ready for JSON. Lengths are characters over the pairs that have the field."""
+    """The statistics as plain JSON data. Lengths are in characters, over the pairs that have the field."""
     seen, tiers, slices = Seen(), {}, Counter()
     lengths = {name: array("I") for name in LENGTHS}
     hashes, codes, splits = array("Q"), array("H"), {}
@@ -72,7 +72,7 @@ def pair_stats(path: str | Path) -> dict[str, Any]:
 
 
 def _bounded(name: str, known: Collection[str], limit: int, what: str, pooled: dict[str, None]) -> str:
-    """`name`, or OTHERS once `limit` other names are known; `pooled` keeps what was bounded."""
+    """`name`, or OTHERS if it is new and `limit` names are already known. Adds `what` to `pooled` in that case."""
     if name in known or len(known) < limit:
         return name
     pooled[what] = None
@@ -80,12 +80,12 @@ def _bounded(name: str, known: Collection[str], limit: int, what: str, pooled: d
 
 
 def _labels(path: str | Path, tiers: dict[str, Counter]) -> list[str]:
-    """The labels in the order of the rubric that the file was imported with, else by name."""
+    """The labels in the order of the rubric that the file was imported with, otherwise sorted by name."""
     found = sorted({label for counts in tiers.values() for label in counts})
     try:
         order = load_rubric(read_metadata(path)["lore.rubric"]).tier_ids
     except (KeyError, LoreError):
-        return found  # a file of other hands names no rubric, or one that is not here: counts need none
+        return found  # the file names no rubric or one that is missing here; counting works without it
     return [*(label for label in order if label in found), *(label for label in found if label not in order)]
 
 
@@ -96,7 +96,7 @@ def _spread(values: array) -> dict[str, int]:
 
 
 def _queries(hashes: np.ndarray, codes: np.ndarray, names: list[str]) -> dict[str, Any]:
-    """Distinct queries, per split too, and for every two splits the queries that are in both."""
+    """Number of distinct queries in total and per split, and for each two splits the number of queries in both."""
     of_split = {name: np.unique(hashes[codes == code]) for code, name in enumerate(names)}
     shared = {}
     for at, first in enumerate(names):

@@ -1,1 +1,1 @@
-"""The rule book as data: tiers, dimensions, rules, demands and what a wrong verdict costs."""
+"""The rubric as data: tiers, dimensions, rules, demands and the cost of a wrong verdict."""

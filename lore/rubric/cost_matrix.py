@@ -1,4 +1,4 @@
-"""What a wrong verdict costs. Pure numpy: the evaluation reports it, training can be rewarded by it."""
+"""The cost of a wrong verdict, in pure numpy. The evaluation reports it, and a training reward can use it."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def cost_matrix(relevant: Sequence[bool], *, border_cost: float = 1.0, optimism_cost: float = 1.0) -> np.ndarray:
-    """[K, K + 1] cost of each verdict (column) for each label (row), tiers worst first; the last column is no verdict.
+    """Cost [K, K + 1] of each verdict (column) for each label (row), tiers worst first. The last column is a missing verdict.
 
-    One for each tier of distance, border_cost more where the verdict stands on the other side of relevant, all of it
-    times optimism_cost where the verdict is above the label. No verdict costs the most that the label's row holds.
+    The cost is 1 per tier of distance, plus border_cost if label and verdict differ in relevance. If the verdict is above the
+    label, the sum is multiplied by optimism_cost. A missing verdict costs as much as the most expensive verdict of its row.
     relevant [K]: rubric.relevant_mask.
     """
     side = np.asarray(relevant, dtype=bool)

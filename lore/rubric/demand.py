@@ -1,10 +1,10 @@
-"""One demand of a query: what rationales are made of."""
+"""Demands of a query, the units of a rationale."""
 
 import re
 from dataclasses import dataclass
 
 SOURCES = ("title", "attributes", "description", "photo", "none")
-# A new demand begins with one word and a colon; other semicolons belong to a value.
+# A demand starts with one word and a colon. Any other semicolon is part of a value.
 _BETWEEN = re.compile(r"(?:;\s+|\n+)(?=[^\s:;|]+: )")
 _DEMAND = re.compile(r"(?P<dimension>[^\s:;|]+): (?P<wanted>.+)")
 _FOUND = re.compile(rf"(?P<found>.+) \((?P<source>{'|'.join(SOURCES)})\)")
@@ -23,9 +23,9 @@ class Demand:
 
 
 def read_demands(rationale: str) -> list[Demand | None]:
-    """The demands of a short rationale, as judgement.render_demands writes it; None for each piece that is not one.
+    """Parses a short rationale in the format of judgement.render_demands. A piece that is not a demand becomes None.
 
-    What a demand leaves out (its finding and source, or rule and tier) comes back empty. Nothing is looked up.
+    Omitted parts of a demand (found and source, or rule and tier) are empty strings. Names are not checked against a rubric.
     """
     return [_read_demand(piece.strip()) for piece in _BETWEEN.split(rationale) if piece.strip()]
 

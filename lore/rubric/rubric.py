@@ -1,7 +1,7 @@
-"""The rule book as data: ordered tiers (worst first), dimensions of demand, rules.
+"""The rubric as data: ordered tiers (worst first), dimensions of demands, rules.
 
-A rubric is one YAML file: `lore/rubric/rubrics/<name>.yaml`, or a path. Every error of a file is reported at once. Ids are
-single words without angle brackets, because answers carry them between tags: `<verdict>L2</verdict>`.
+A rubric is one YAML file: `lore/rubric/rubrics/<name>.yaml`, or any path. All errors of a file are reported at once. Ids are
+single words without angle brackets, because answers contain them between tags: `<verdict>L2</verdict>`.
 """
 
 import hashlib
@@ -42,8 +42,8 @@ class _Part(BaseModel):
 
 
 class Tier(_Part):
-    """One step of the scale. `aliases`: other labels of it in source files; `value`: its number where labels are
-    numbers.
+    """One step of the scale. `aliases`: other labels for this tier in source files. `value`: its number on a numeric label
+    scale.
     """
 
     id: Id
@@ -55,7 +55,7 @@ class Tier(_Part):
 
 
 class Dimension(_Part):
-    """One kind of demand a query can make: colour, audience, price."""
+    """One kind of demand in a query, such as color, audience or price."""
 
     id: Id
     meaning: Text
@@ -67,8 +67,8 @@ class Example(_Part):
 
 
 class Rule(_Part):
-    """When a demand of `dimension` is met to the degree `tier`. `params`: the principle's numbers, for code that
-    executes it.
+    """States when a demand of `dimension` is met to the degree `tier`. `params`: the numbers in the principle, for code that
+    executes the rule.
     """
 
     id: Id
@@ -80,9 +80,9 @@ class Rule(_Part):
 
 
 class Rubric(_Part):
-    """A scale and its rules. `mismatch_tiers`: tiers whose judgement names the failing dimension. `aggregate`: how
-    the tiers of single demands make the verdict: the worst of them, their mean rounded towards the worse, or free where the
-    judge weighs them.
+    """A scale and its rules. `mismatch_tiers`: tiers whose judgement names the failed dimension. `aggregate`: how the verdict
+    follows from the tiers of single demands: `worst` takes the worst tier, `mean` the mean rounded down to the worse tier, and
+    `free` leaves the weighting to the judge.
     """
 
     name: Id
@@ -96,7 +96,7 @@ class Rubric(_Part):
 
     @cached_property
     def tier_ids(self) -> list[str]:
-        """Worst first."""
+        """Ids of the tiers, worst first."""
         return [tier.id for tier in self.tiers]
 
     @cached_property
@@ -105,7 +105,7 @@ class Rubric(_Part):
 
     @cached_property
     def hash(self) -> str:
-        """16 hex digits over the content; two files that say the same have the same."""
+        """16 hex digits over the content. Formatting and comments of the file do not matter."""
         content = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -114,7 +114,7 @@ class Rubric(_Part):
         return {label.strip().casefold(): tier.id for tier in self.tiers for label in (*tier.aliases, tier.id)}
 
     def verdict_over(self, tier_ids: list[str]) -> str | None:
-        """The verdict over the tiers of single demands; None where the rubric leaves it to the judge."""
+        """The verdict that follows from the tiers of single demands. None if `aggregate` is free or there are no tiers."""
         if self.aggregate == "free" or not tier_ids:
             return None
         places = [self.index(tier_id) for tier_id in tier_ids]
@@ -125,24 +125,23 @@ class Rubric(_Part):
         if tier_id not in self.tier_ids:
             known = ", ".join(self.tier_ids)
             hint = nearest_hint(str(tier_id), self.tier_ids)
-            raise LoreError(f"'{tier_id}' is no tier of rubric {self.name}; expected one of {known}.{hint}")
+            raise LoreError(f"'{tier_id}' is not a tier of rubric {self.name}; expected one of {known}.{hint}")
         return self.tier_ids.index(tier_id)
 
     def tier_of(self, raw_label: object) -> str:
-        """Tier id of a source's label: an id or alias, whatever its case, else the tier of the nearest value for a
-        number inside the scale. Half way between two tiers the worse one is taken: judges err towards relevant as it
-        is.
+        """Tier id of a label from a source file. An id or alias matches in any case. A number inside the scale gets the tier with
+        the nearest value; halfway between two tiers the worse one counts, because judges tend to be too optimistic.
         """
         label = str(raw_label).strip()
         number = _number(label)
-        # Tables with a missing label somewhere write whole numbers as 1.0.
+        # A table with missing labels stores whole numbers as floats, such as 1.0.
         whole = str(int(number)) if number is not None and number.is_integer() else None
         tier_id = self._tier_by_label.get(label.casefold()) or self._tier_by_label.get(whole)
         if tier_id is not None:
             return tier_id
         valued = [tier for tier in self.tiers if tier.value is not None]
         if number is not None and valued and valued[0].value <= number <= valued[-1].value:
-            return min(valued, key=lambda tier: abs(tier.value - number)).id  # of two equally near, min takes the first
+            return min(valued, key=lambda tier: abs(tier.value - number)).id  # on a tie min takes the first, the worse tier
         known = [known for tier in self.tiers for known in (tier.id, *tier.aliases)]
         span = f", or a number from {valued[0].value:g} to {valued[-1].value:g}" if valued else ""
         raise LoreError(
@@ -152,50 +151,50 @@ class Rubric(_Part):
 
 
 def load_rubric(name_or_path: str | Path) -> Rubric:
-    """A shipped rubric by name, or a file by path (.yaml). Raises LoreError with every error of the file."""
+    """Loads a shipped rubric by name or a YAML file by path. Raises LoreError with all errors of the file."""
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         names = sorted(file.stem for file in RUBRICS.glob("*.yaml"))
         if str(name_or_path) not in names:
             raise LoreError(
-                f"There is no rubric '{name_or_path}'. Shipped are {', '.join(names)}."
-                f"{nearest_hint(str(name_or_path), names)} Name your own by its path, ending in .yaml."
+                f"There is no rubric '{name_or_path}'. Shipped rubrics: {', '.join(names)}."
+                f"{nearest_hint(str(name_or_path), names)} Name your own rubric by its path, ending in .yaml."
             )
         path = RUBRICS / f"{name_or_path}.yaml"
     if not path.is_file():
         raise LoreError(f"Rubric file {path} does not exist. Name a shipped rubric or the path of a YAML file.")
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
-        raise LoreError(f"Rubric file {path} has {size:,} bytes, and at most {MAX_FILE_BYTES:,} are read: shorten it.")
+        raise LoreError(f"Rubric file {path} has {size:,} bytes, but at most {MAX_FILE_BYTES:,} are allowed: shorten it.")
     return _read_rubric(path, size, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=16)
 def _read_rubric(path: Path, size: int, modified_ns: int) -> Rubric:
-    """A file is read once a process as long as its size and its modification time stay: every section and stage asks for it."""
+    """Caches a file per process until its size or modification time changes, because every section and stage loads the rubric."""
     return parse_rubric(read_yaml(path), where=str(path))
 
 
 def rubric_metadata(name_or_path: str | Path, rubric: Rubric) -> dict[str, str]:
-    """What a pairs file says of its labels' rubric. A path is stored whole, so that it is found from any folder."""
+    """Metadata entries of a pairs file about the rubric of its labels. A path is stored as an absolute path."""
     path = Path(name_or_path)
     name = str(path.absolute()) if path.suffix in (".yaml", ".yml") else str(name_or_path)
     return {"lore.rubric": name, "lore.rubric_hash": rubric.hash}
 
 
 def rubric_change(metadata: dict[str, str], rubric: Rubric, where: str | Path) -> str | None:
-    """A warning where the pairs of `where` were labelled under another text than `rubric`."""
+    """A warning if the rubric has changed since the pairs at `where` were imported, otherwise None."""
     then = metadata.get("lore.rubric_hash")
     if then in (None, rubric.hash):
         return None
     return (
         f"{where} was imported under rubric {metadata.get('lore.rubric')} with hash {then}; rubric {rubric.name} has "
-        f"{rubric.hash} now. Its labels follow the old text: import it again, or take the rubric that it was rated by."
+        f"{rubric.hash} now. Its labels follow the old text: import it again, or use the rubric that its raters used."
     )
 
 
 def parse_rubric(raw: Any, where: str = "rubric") -> Rubric:
-    """Builds a rubric from plain data. Raises LoreError that lists every error."""
+    """Builds a rubric from plain data. Raises LoreError that lists all errors."""
     if not isinstance(raw, dict):
         raise LoreError(f"{where}: found {_show(raw)}, expected a mapping with name, version and tiers.")
     rubric, errors = None, []
@@ -241,17 +240,17 @@ def _number(text: str) -> float | None:
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a rubric file, or of one like it. Raises LoreError, for a key given twice too."""
+    """Parses the YAML of a rubric or a similar file. Raises LoreError for invalid YAML and for duplicate keys."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Safe YAML without doubled keys (the first would be lost) and without aliases (a small file could grow
-        huge).
+        """Safe YAML that rejects duplicate keys (the first would be lost) and aliases (a small file could expand to a huge
+        one).
         """
 
         def compose_node(self, parent, index):
             if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError(f"an alias (*name), which is not read{self.peek_event().start_mark}")
+                raise yaml.YAMLError(f"an alias (*name), which is not allowed{self.peek_event().start_mark}")
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node, deep=False):
@@ -264,4 +263,4 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise LoreError(f"{path} is not readable YAML, so nothing is taken from it: {error}") from error
+        raise LoreError(f"{path} is not valid YAML, so it was not loaded: {error}") from error

@@ -1,7 +1,7 @@
-"""What can be wrong between the parts of a rubric: double ids, rules that name unknown tiers, scales without two
-ends.
+"""Errors between the parts of a rubric: duplicate ids, rules that name unknown tiers, scales with fewer than two tiers.
 
-Works on plain data, so that these errors stand beside those of single fields; parts of a wrong type are skipped here.
+The checks use plain data, so that their errors are reported together with those of single fields. They skip values of a wrong
+type, which the field checks report.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from lore.support.nearest import nearest_hint
 
 
 def reference_errors(raw: dict[str, Any]) -> list[str]:
-    """One line for each error."""
+    """One line per error."""
     tiers, dimensions, rules = (_dicts(raw.get(key)) for key in ("tiers", "dimensions", "rules"))
     errors = []
     for key, parts in (("tiers", tiers), ("dimensions", dimensions), ("rules", rules)):
@@ -26,11 +26,11 @@ def reference_errors(raw: dict[str, Any]) -> list[str]:
             name = rule.get(key)
             if isinstance(name, str) and name not in names:
                 hint = nearest_hint(name, names)
-                errors.append(f"rules[{i}].{key} ({rule.get('id')}): '{name}' is no {key} of this rubric.{hint}")
+                errors.append(f"rules[{i}].{key} ({rule.get('id')}): '{name}' is not a {key} of this rubric.{hint}")
     mismatch_tiers = raw.get("mismatch_tiers")
     for i, name in enumerate(mismatch_tiers if isinstance(mismatch_tiers, list) else []):
         if isinstance(name, str) and name not in tier_ids:
-            errors.append(f"mismatch_tiers[{i}]: '{name}' is no tier of this rubric.{nearest_hint(name, tier_ids)}")
+            errors.append(f"mismatch_tiers[{i}]: '{name}' is not a tier of this rubric.{nearest_hint(name, tier_ids)}")
     return errors
 
 
@@ -40,7 +40,7 @@ def _double_ids(key: str, parts: list[tuple[int, dict]]) -> list[str]:
         if isinstance(part.get("id"), str):
             earlier = first.setdefault(part["id"].casefold(), i)
             if earlier != i:
-                errors.append(f"{key}[{i}].id: '{part['id']}' is already the id of {key}[{earlier}]; case does not matter")
+                errors.append(f"{key}[{i}].id: '{part['id']}' is already the id of {key}[{earlier}]; ids ignore case")
     return errors
 
 
@@ -52,7 +52,7 @@ def _relevance_errors(tiers: list[tuple[int, dict]]) -> list[str]:
         which = "every" if relevant[0] else "no"
         return [f"tiers: {which} tier is relevant; two-way accuracy needs tiers of both kinds"]
     if relevant != sorted(relevant):
-        return ["tiers: a relevant tier stands before one that is not; tiers are listed worst first"]
+        return ["tiers: a relevant tier comes before one that is not relevant; list the tiers worst first"]
     return []
 
 
@@ -68,7 +68,7 @@ def _label_errors(tiers: list[tuple[int, dict]]) -> list[str]:
                     errors.append(f"tiers[{i}].aliases: '{alias}' already means tier '{other}'")
     values = [tier["value"] for _, tier in tiers if type(tier.get("value")) in (int, float)]
     if any(not low < high for low, high in itertools.pairwise(values)):
-        errors.append(f"tiers: values {values} do not rise; tiers are listed worst first")
+        errors.append(f"tiers: values {values} do not increase; list the tiers worst first")
     return errors
 
 

@@ -1,1 +1,1 @@
-"""Errors, files, processes, progress, text, plots: what knows no search relevance and no torch."""
+"""Shared helpers without search relevance and without torch: errors, files, processes, progress, text, plots."""

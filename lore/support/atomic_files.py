@@ -1,12 +1,12 @@
-"""Files and folders that appear whole or not at all, whenever the process or the machine dies.
+"""Atomic writes: a file or folder appears complete or not at all, even if the process or the machine dies.
 
-Everything is written to `.NAME.MACHINE.PID.RANDOM.part` beside its place, flushed to the disk and then renamed; the folder that
-holds it is flushed too, so that the new name outlives a power cut. The random part keeps threads and processes that write the same
-file apart, and the last of them wins.
+Each write goes to `.NAME.MACHINE.PID.RANDOM.part` in the target's folder, is flushed to disk and is then renamed. The folder is
+flushed too, so that the new name survives a power loss. RANDOM separates threads and processes that write the same file; the last
+rename wins.
 
-What killed processes have left is removed by the next write of the same name. On a shared disk a process id says nothing about
-another machine, so MACHINE tells whose it is: a leftover of this machine goes when its process is gone, one of another machine when
-it has not been written to for a week.
+The next write of the same name removes the part files of killed processes. MACHINE identifies the machine, because a process id is
+only valid on its own machine and the disk may be shared. A part file of this machine is removed when its process is gone. A part
+file of another machine is removed when it has not changed for a week.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 FOREIGN_SECONDS = 7 * 24 * 3600.0
-"""A leftover of another machine is removed when it is this old."""
+"""Age at which a part file of another machine is removed."""
 _PART = re.compile(r"\.(?P<machine>[0-9a-f]{8})\.(?P<pid>\d+)\.[0-9a-f]{8}\.part$")
 
 
 def part_of(path: Path) -> Path:
-    """A new name beside `path` for what becomes it, see `replace_file`. Leftovers of dead processes are removed."""
+    """A new temporary name next to `path`, to be passed to `replace_file`. Removes the part files of dead processes."""
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         match = _PART.fullmatch(old.name.removeprefix(f".{path.name}"))
         if match and _is_left_over(old, match["machine"], int(match["pid"])):
@@ -40,7 +40,7 @@ def part_of(path: Path) -> Path:
 
 
 def replace_file(part: Path, path: Path) -> None:
-    """Puts a written file in its place, after its bytes are on the disk."""
+    """Flushes a written file to disk and renames it to `path`."""
     _flush(part)
     os.replace(part, path)
     _flush(path.parent)
@@ -48,7 +48,7 @@ def replace_file(part: Path, path: Path) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write; it becomes `path` when the block ends, and nothing is left of it where the block raises."""
+    """An open binary file that becomes `path` when the block ends. If the block raises, the file is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = part_of(path)
     try:
@@ -60,7 +60,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """All of the text, in UTF-8, or nothing."""
+    """Writes the text in UTF-8, completely or not at all."""
     part = part_of(path)
     try:
         part.write_text(text, encoding="utf-8")
@@ -71,7 +71,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
-    """The name of a folder to make; it becomes `path` when the block ends, and nothing is left of it where the block raises."""
+    """The name of a folder to create. It becomes `path` when the block ends. If the block raises, the folder is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = part_of(path)
     try:
@@ -82,8 +82,8 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(part: Path, path: Path) -> None:
-    """Puts a written folder in its place, after its files are on the disk. An older folder is moved away first and removed then,
-    so that there is always one of them."""
+    """Flushes the files of a written folder to disk and renames it to `path`. An existing folder is moved aside first and removed
+    last, so that a complete folder always exists on disk."""
     for file in part.rglob("*"):
         _flush(file)
     _flush(part)
@@ -98,12 +98,12 @@ def replace_folder(part: Path, path: Path) -> None:
 
 @cache
 def machine() -> str:
-    """8 hex digits for the machine, or the container, whose process ids are meant; no name can be read from them."""
+    """8 hex digits that identify the machine or container that process ids belong to. They do not reveal its name."""
     known = [socket.gethostname()]
     try:
         known.append(Path("/proc/sys/kernel/random/boot_id").read_text())
         known.append(os.readlink("/proc/self/ns/pid"))
-    except OSError:  # not Linux: the host's name has to do
+    except OSError:  # not Linux: use the host name alone
         pass
     return hashlib.blake2b("\n".join(known).encode(), digest_size=4).hexdigest()
 
@@ -113,7 +113,7 @@ def _is_left_over(part: Path, where: str, pid: int) -> bool:
         return not _runs(pid)
     try:
         return time.time() - part.stat().st_mtime > FOREIGN_SECONDS
-    except FileNotFoundError:  # another process has just removed or renamed it
+    except FileNotFoundError:  # another process has removed or renamed it
         return False
 
 
@@ -129,7 +129,7 @@ def _flush(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError:
-        if not path.is_dir():  # some file systems cannot flush a folder; its files are safe by then
+        if not path.is_dir():  # some file systems cannot flush a folder; its files are already flushed
             raise
     finally:
         os.close(handle)
@@ -140,6 +140,6 @@ def _runs(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # another user's; no number that a process could have
+    except (PermissionError, OverflowError):  # the process of another user; a number too large for a process id
         return True
     return True

@@ -1,4 +1,4 @@
-"""What a run ran with: git revision, package versions, Python, platform. Nothing is imported to find out."""
+"""The environment of a run: git revision, package versions, Python, platform. The packages themselves are not imported."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ PACKAGES = (
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of what decides a result."""
+    """Installed versions of the packages that can change a result."""
     versions = {}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # optional packages are simply not listed
+            continue  # optional packages may be absent
     return versions
 
 
 def git_state() -> dict[str, Any]:
-    """Revision of the working directory and whether it holds uncommitted changes; empty outside a repository."""
+    """Git revision of the working directory and whether it has uncommitted changes. Empty outside a repository."""
 
     def git(*args: str) -> str | None:
         try:
@@ -58,7 +58,7 @@ def git_state() -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What goes into a manifest; names no machine and no person."""
+    """The environment entries of a run's manifest, without machine or user names."""
     return {
         "git": git_state(),
         "packages": package_versions(),

@@ -1,10 +1,10 @@
-"""The one error class users see: what happened, why it matters, what to change."""
+"""The base class of all errors that users see. A message says what happened, why it matters and what to change."""
 
 
 class LoreError(Exception):
-    """An error with a message for the person who wrote the recipe, the rubric or the data.
+    """An error that the author of the recipe, the rubric or the data can fix.
 
-    same_on_every_rank: every process of a launch meets it alike, so that one of a node shows it.
+    same_on_every_rank: every process of a launch raises the same error, so only one process per node prints it.
     """
 
     def __init__(self, message: str, *, same_on_every_rank: bool = False):

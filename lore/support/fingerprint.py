@@ -1,11 +1,11 @@
 """Fingerprints of files, checkpoints and chat templates. Nothing here imports torch.
 
-Two kinds, both over names or order and bytes, never over where a file lies:
+There are two kinds. Neither depends on the folder of a file:
 
-- `content_fingerprint` reads every byte. It decides whether an import or a result belongs to its data. A file is hashed once a
-  process as long as its size and its modification time stay; `known_digests` and `remember_digests` carry that to other processes.
-- `files_fingerprint` and `model_fingerprint` sample large files, at most 1 MiB of each: a finished run compares its inputs,
-  checkpoints of many gigabytes among them, at every start.
+- `content_fingerprint` reads every byte. It decides whether an import or a result belongs to its data. A process hashes a file once
+  as long as its size and modification time stay the same. `known_digests` and `remember_digests` pass digests to other processes.
+- `files_fingerprint` and `model_fingerprint` sample at most 1 MiB of a large file. A finished run compares its inputs at every
+  start, and checkpoints can have many gigabytes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 SAMPLED_BYTES = 65536
 SAMPLES = 16
 READ_WHOLE_BYTES = 16 * 2**20
-"""A file up to this size is read in one piece for its samples, and its digest is known from then on."""
+"""`files_fingerprint` reads files up to this size completely and also caches their full digest."""
 MODEL_FILES = (".safetensors", ".json", ".bin", ".jinja", ".model", ".txt")
 
 _digests: dict[str, tuple[int, int, str]] = {}  # by absolute path: size, modification time in ns, hex digest of all bytes
 
 
 def content_fingerprint(files: Iterable[str | Path], *, digest_size: int = 16, named: bool = False) -> str:
-    """Hex digits over all bytes of the files and their order; named: over their names and sizes too."""
+    """Hash of all bytes of the files, in order, as 2 * digest_size hex digits. named: also of their names and sizes."""
     total = hashlib.blake2b(digest_size=digest_size)
     for path in map(Path, files):
         digest = file_digest(path)
@@ -37,7 +37,7 @@ def content_fingerprint(files: Iterable[str | Path], *, digest_size: int = 16, n
 
 
 def file_digest(path: Path) -> str:
-    """Hex digest of all bytes of a file, read once for each size and modification time that the file has had."""
+    """Hex digest of all bytes of a file, cached as long as its size and modification time stay the same."""
     state = path.stat()
     known = _digests.get(os.path.abspath(path))
     if known is None or known[:2] != (state.st_size, state.st_mtime_ns):
@@ -48,13 +48,13 @@ def file_digest(path: Path) -> str:
 
 
 def known_digests(files: Iterable[Path]) -> dict[str, list[Any]]:
-    """What is known of these files, as plain data for `remember_digests` of another process."""
+    """The cached digests of these files, as plain data for `remember_digests` in another process."""
     paths = map(os.path.abspath, files)
     return {path: list(_digests[path]) for path in paths if path in _digests}
 
 
 def remember_digests(found: dict[str, list[Any]]) -> None:
-    """Takes over what another process knows; what this one has read itself stays."""
+    """Adds digests that another process has computed. Digests that this process has computed take precedence."""
     for path, (size, time_ns, digest) in found.items():
         _digests.setdefault(path, (size, time_ns, digest))
 
@@ -85,8 +85,8 @@ def _read_at(file: Any, start: int) -> bytes:
 
 
 def model_fingerprint(name: str, adapter: str | None = None) -> str:
-    """Fingerprint of a local checkpoint and adapter, so that new weights under an old path are noticed. A hub model is
-    known by its name alone.
+    """Fingerprint of a local checkpoint and adapter. It changes if the weights at the same path change. For a hub model only the
+    name counts.
     """
     digest = hashlib.blake2b(digest_size=8)
     for place in (name, adapter):
@@ -101,5 +101,5 @@ def _model_files(folder: Path) -> list[Path]:
 
 
 def template_fingerprint(processor: Any) -> str:
-    """Fingerprint of the chat template that a tokenizer or processor writes prompts with."""
+    """Fingerprint of the chat template of a tokenizer or processor."""
     return hashlib.blake2b(str(processor.chat_template).encode(), digest_size=8).hexdigest()

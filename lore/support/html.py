@@ -1,4 +1,4 @@
-"""Templates of the pages that a run writes: everything in them is escaped, and a name that is not given is an error."""
+"""Jinja templates of the HTML pages that a run writes. All values are escaped, and a missing value is an error."""
 
 from pathlib import Path
 

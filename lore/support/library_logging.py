@@ -1,18 +1,18 @@
-"""Keeps the libraries' own progress bars and notes out of the output of a stage; LORE_DEBUG=1 shows everything.
+"""Hides progress bars and notes of the libraries from the output of a stage. LORE_DEBUG=1 shows everything.
 
-Importing it is cheap and comes before the libraries; `silence` imports them.
+Import this module before the libraries: its filter must be in place first. Importing it is cheap; `silence` loads the libraries.
 """
 
 import logging
 import os
 import warnings
 
-# Loggers whose warnings are about what the stages set on purpose.
+# Loggers that warn about settings that the stages choose deliberately.
 NOISY = ("accelerate.utils.other", "torch.distributed.elastic.multiprocessing.redirects")
 
 
 class _NoAcceleratorNote(logging.Filter):
-    """Takes out DeepSpeed's note that it found no GPU, which it prints while it is imported, whether used or not."""
+    """Drops the note about a missing GPU that DeepSpeed logs at import, even if a run does not use DeepSpeed."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "Setting accelerator to CPU" not in record.getMessage()
@@ -23,7 +23,7 @@ if not os.environ.get("LORE_DEBUG"):
 
 
 def silence() -> None:
-    """Call before models and data are loaded; calling it again changes nothing."""
+    """Call it before models and data are loaded. Further calls have no effect."""
     if os.environ.get("LORE_DEBUG"):
         return
     for name in NOISY:

@@ -1,4 +1,4 @@
-"""Plain JSON values: nested ones flattened to dotted keys, numbers of numpy and torch turned into Python's."""
+"""Plain JSON values: flattens nested dicts to dotted keys and converts numpy and torch scalars to Python numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def flatten(value: Any, at: str = "") -> dict[str, Any]:
-    """Dotted keys to values; lists are values."""
+    """Nested dicts as one dict with dotted keys. Lists are not flattened."""
     if not isinstance(value, dict) or (at and not value):
         return {at: value}
     flat: dict[str, Any] = {}
@@ -17,7 +17,7 @@ def flatten(value: Any, at: str = "") -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Plain JSON value: numpy and torch scalars become numbers, nan and inf become words that any reader takes."""
+    """A value that any JSON reader accepts: numpy and torch scalars become numbers, nan and inf become text."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

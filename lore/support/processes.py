@@ -1,4 +1,4 @@
-"""Which process of a launch this is, and how the main one speaks to people."""
+"""The rank of this process in a launch, and messages from the main process only."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ def rank() -> int:
 
 
 def is_main_process() -> bool:
-    """True for rank 0 and for a process that was not started by a launcher."""
+    """True for rank 0 and for a process without a launcher."""
     return rank() == 0
 
 
 def say(message: str) -> None:
-    """One line for people, from the main process."""
+    """Prints one line, in the main process only."""
     if is_main_process():
         print(message, flush=True)
 

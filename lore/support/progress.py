@@ -1,4 +1,4 @@
-"""Progress bars for loops over two seconds; silent outside the main process and where the output is no terminal."""
+"""Progress bars for loops that take more than two seconds. Only the main process shows them."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
-    """`items` with a bar on stderr: count, rate and, with `total`, the time that remains."""
+    """Yields `items` and shows a progress bar on stderr: count, `total` and elapsed time."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -1,6 +1,6 @@
-"""Plots of the report as inline SVG that takes its colours from the page, so that they read in light and dark.
+"""Plots of the report as inline SVG. They take their colors from the page and so work in light and dark mode.
 
-Legends are left to the page, where long names wrap; a series has the same colour and mark in every plot and table.
+The page draws the legends, because long names wrap there. A series has the same color and marker in every plot and table.
 """
 
 import io
@@ -12,22 +12,22 @@ import matplotlib
 
 matplotlib.use("svg")
 
-from matplotlib.axes import Axes  # noqa: E402  the backend has to be chosen first
+from matplotlib.axes import Axes  # noqa: E402  the backend must be set first
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import NullLocator  # noqa: E402
 
-INK, ACCENT, FAINT, SOFT = "#010203", "#040506", "#070809", "#0a0b0c"  # stand for the page's colours until the SVG is written
+INK, ACCENT, FAINT, SOFT = "#010203", "#040506", "#070809", "#0a0b0c"  # placeholders; page_svg replaces them with the page's colors
 SERIES = [f"#0d0e{number:02x}" for number in range(16, 22)]
-PAGE_COLOURS = {INK: "currentColor", ACCENT: "var(--accent)", FAINT: "var(--line)", SOFT: "var(--soft)"}
-PAGE_COLOURS |= {colour: f"var(--s{number})" for number, colour in enumerate(SERIES)}
+PAGE_COLORS = {INK: "currentColor", ACCENT: "var(--accent)", FAINT: "var(--line)", SOFT: "var(--soft)"}
+PAGE_COLORS |= {color: f"var(--s{number})" for number, color in enumerate(SERIES)}
 MARKS = ["o", "s", "^", "D", "v", "P"]
 TEXT_MARKS = ["●", "■", "▲", "◆", "▼", "✚"]
-"""How the page writes the marks of the series."""
+"""The markers of the series as characters, for legends and tables of the page."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One series of a chart; low and high draw a band around it."""
+    """One series of a chart. low and high: bounds of a band around the line."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -47,8 +47,8 @@ def line_chart(
     log_x: bool = False,
     ceiling: float | None = None,
 ) -> str:
-    """Lines over one pair of axes, with the raters' ceiling across it where it is known. title: what readers who cannot
-    see it are told."""
+    """A line chart as an <svg> element. title: the aria-label for screen readers. ceiling: value of a single rater, drawn as a
+    horizontal line."""
     figure = Figure(figsize=(4.3, 3.1))
     axes = figure.subplots()
     if log_x:
@@ -79,19 +79,19 @@ def reliability_svg(
     *,
     ceiling: float | None = None,
 ) -> str:
-    """Reliability diagram: accuracy against confidence, the share of the pairs in each bin as bars below and as the
-    size of the points. ceiling: the accuracy of a single rater."""
+    """Reliability diagram as an <svg> element: accuracy over confidence. Bars below and the point sizes show the share of pairs in
+    each bin. ceiling: the accuracy of a single rater."""
     figure = Figure(figsize=(3.6, 3.9))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     upper.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2)
     whole = sum(row["weight"] for row in rows) or 1
-    for table, style, colour in ((rows, "-", ACCENT), (calibrated, "--", INK)):
+    for table, style, color in ((rows, "-", ACCENT), (calibrated, "--", INK)):
         filled = [row for row in table or [] if row["confidence"] is not None]
         if filled:
             points = [row["confidence"] for row in filled], [row["accuracy"] for row in filled]
             sizes = [4 + 110 * row["weight"] / whole for row in filled]
-            upper.plot(*points, style, linewidth=1.1, color=colour)
-            upper.scatter(*points, s=sizes, color=colour, linewidth=0, zorder=3, clip_on=False)
+            upper.plot(*points, style, linewidth=1.1, color=color)
+            upper.scatter(*points, s=sizes, color=color, linewidth=0, zorder=3, clip_on=False)
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
     _ceiling_line(upper, ceiling)
     lower.bar(
@@ -112,7 +112,7 @@ def reliability_svg(
 
 
 def _ceiling_line(axes: Axes, ceiling: float | None) -> None:
-    """A single rater's value, named beside the axes, where no curve can cross the name."""
+    """Draws the value of a single rater as a line. Its label is outside the axes, so that no curve crosses it."""
     if ceiling is None:
         return
     axes.axhline(ceiling, color=SOFT, linewidth=1.1, linestyle=(0, (2, 2)))
@@ -121,7 +121,7 @@ def _ceiling_line(axes: Axes, ceiling: float | None) -> None:
 
 
 def _dress(axes: Axes) -> None:
-    """The page's ink and thin lines."""
+    """Sets the page's text color, thin grid lines and two spines."""
     axes.patch.set_visible(False)
     axes.grid(axis="y", color=FAINT, linewidth=0.6, alpha=0.6)
     axes.set_axisbelow(True)
@@ -134,8 +134,7 @@ def _dress(axes: Axes) -> None:
 
 
 def page_svg(figure: Figure, title: str) -> str:
-    """The figure as an <svg> element without ids, size or colours of its own. `title` is for readers who cannot see
-    it."""
+    """The figure as an <svg> element without ids, size or fixed colors. title: the aria-label for screen readers."""
     out = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
         figure.savefig(
@@ -151,10 +150,10 @@ def page_svg(figure: Figure, title: str) -> str:
     svg = re.sub(r'font-family: [^;"]*', "font-family: inherit", svg)
     svg = re.sub(
         r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL
-    )  # its rule would reach the whole page
+    )  # the style rule would apply to the whole page
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    for marker, colour in PAGE_COLOURS.items():
-        svg = svg.replace(marker, colour)
+    for marker, color in PAGE_COLORS.items():
+        svg = svg.replace(marker, color)
     label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

@@ -1,8 +1,7 @@
-"""Text as it comes from shops: HTML to plain text, and the form in which texts are compared.
+"""Shop text: converts HTML to plain text and normalizes text for comparison.
 
-`html.parser` is not used: in Python 3.11 it takes minutes on 200,000 hostile characters, and it drops what only looks
-like a tag ("ring <5 mm>"). Here only real HTML elements count as markup, and every step is linear in the length of
-the text.
+`html.parser` is not used: in Python 3.11 it takes minutes on 200,000 hostile characters, and it drops text that only looks like a
+tag ("ring <5 mm>"). Here only real HTML elements count as markup, and every step is linear in the length of the text.
 """
 
 import html
@@ -29,27 +28,27 @@ _CLOSING = {name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in ("scri
 INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
 )
-"""What shows nothing though Python calls it printable: fillers, variation selectors and joiners (Unicode's
+"""Invisible characters that str.isprintable accepts: fillers, variation selectors and joiners (Unicode's
 Default_Ignorable_Code_Point), and the empty braille cell.
 """
 
-_ROUNDS = 4  # shops escape twice ("&amp;lt;br&amp;gt;"); more rounds would let a hostile text cost its length squared
+_ROUNDS = 4  # shops escape twice ("&amp;lt;br&amp;gt;"); with unlimited rounds a hostile text would take quadratic time
 
 
 def normalise(text: str) -> str:
-    """The form in which queries and titles are equal: Unicode compatibility form, no case, single spaces."""
+    """Normalized text for comparing queries and titles: Unicode compatibility form (NFKC), case-folded, single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def has_html(text: str) -> bool:
-    """True where the text holds an HTML element, comment or entity; `a < b & c` is none."""
+    """True if the text contains an HTML element, comment or entity. `a < b & c` contains none."""
     if "<" in text and _MARKUP.search(text):
         return True
     return "&" in text and any(_is_entity(found) for found in _ENTITY.finditer(text))
 
 
 def html_to_text(text: str) -> str:
-    """Plain text with single spaces; scripts, styles and comments are dropped, text in unknown angle brackets stays."""
+    """Plain text with single spaces. Scripts, styles and comments are dropped; other text in angle brackets stays."""
     for _ in range(_ROUNDS):
         if not has_html(text):
             break
@@ -87,11 +86,11 @@ def _is_entity(found: re.Match) -> bool:
 def _decode(found: re.Match) -> str:
     if not _is_entity(found):
         return found[0]
-    # Titles that were put into title case carry `&Amp;` and `&Nbsp;`, which HTML itself does not know.
+    # Titles in title case contain `&Amp;` and `&Nbsp;`, which are not HTML entities.
     known = found[1] is None or f"{found[1]};" in html5
     return html.unescape(found[0] if known else found[0].lower())
 
 
 def printable(text: str) -> str:
-    """A stranger's text for a terminal: one line, no control character."""
+    """Untrusted text for a terminal: one line without control characters."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)

@@ -79,7 +79,7 @@ def test_check_drops_duplicates_and_bad_rows_into_the_rejected_file(tmp_path):
         (3, "conflicting_label"),
     ]
     assert lore_json("check", tmp_path / "clean.parquet")["rejected_rows"] == 0
-    assert "without them: say where" in lore("check", tmp_path / "x.parquet", "--drop-duplicates", code=1).output
+    assert "writes a new file: name it with -o" in lore("check", tmp_path / "x.parquet", "--drop-duplicates", code=1).output
 
 
 def test_check_without_a_rubric_says_that_labels_went_unchecked(tmp_path):
@@ -113,7 +113,7 @@ def test_columns_that_no_pair_has_are_named(tmp_path):
         (["split", "none.parquet", "-o", "b.parquet", "--fractions", "a=nan"], "sum to nan"),
         (["split", "none.parquet", "-o", "b.parquet", "--fractions", "a=.5,a=1"], "expected name=share"),
         (["stats", "none.parquet"], "No pairs at"),
-        (["check", "my.csv"], "no readable Parquet"),
+        (["check", "my.csv"], "not a readable Parquet"),
         (["split", "none.parquet"], "No pairs at"),
         (["split", "none.parquet", "-o", "b.parquet", "--fractions", "train"], "expected name=share"),
     ],
@@ -168,7 +168,7 @@ def test_an_import_without_a_good_row_fails_and_keeps_the_older_output(pairs, tm
     (tmp_path / "bad.csv").write_text("query,title\n,a\n,b\n")
     for switches in ([], ["--drop-duplicates"]):
         result = lore("import", "table", tmp_path / "bad.csv", "--rubric", "shop", "-o", pairs, *switches, code=1)
-        assert "No row became a pair" in result.stderr and "is kept" in result.stderr
+        assert "No row is a valid pair" in result.stderr and "is kept" in result.stderr
         assert pairs.read_bytes() == before
         assert len((tmp_path / "pairs.rejected.jsonl").read_text().splitlines()) == 2
         assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.csv", "my.csv", "pairs.parquet", "pairs.rejected.jsonl"]
@@ -221,7 +221,7 @@ def test_splits_and_labels_without_end_are_counted_together(tmp_path):
     found = lore_json("stats", tmp_path / "x.parquet")
     assert found["pooled"] == ["splits", "labels"] and found["queries_by_split"]["(others)"] == 70_000 - 20
     assert len(found["tiers"]) == 21 and found["labelled"] == 70_000
-    assert "counted together as (others): splits, labels" in lore("stats", tmp_path / "x.parquet").stdout
+    assert "the rest is counted as (others): splits, labels" in lore("stats", tmp_path / "x.parquet").stdout
 
 
 def test_a_report_prints_where_the_terminal_is_not_utf8(tmp_path):

@@ -96,9 +96,9 @@ def test_json_is_the_whole_trace(run):
     "options, said",
     [
         (["--check", "groundin"], "Nearest: 'grounding'."),
-        (["--slice", "herd"], "there are capability:knowledge, general, hard. Nearest: 'hard'."),
-        (["--tier", "L9"], "there are L3, L4"),
-        (["--rejected", "--accepted"], "give one of them"),
+        (["--slice", "herd"], "existing values: capability:knowledge, general, hard. Nearest: 'hard'."),
+        (["--tier", "L9"], "existing values: L3, L4"),
+        (["--rejected", "--accepted"], "pass only one of them"),
     ],
 )
 def test_a_wrong_name_is_an_error_that_names_the_nearest(run, options, said):

@@ -68,7 +68,7 @@ def test_the_answer_layouts():
 
 
 def test_an_answer_needs_a_tier_of_the_rubric():
-    with pytest.raises(LoreError, match="'L5' is no tier"):
+    with pytest.raises(LoreError, match="'L5' is not a tier"):
         render_answer(Judgement("L5"), RAIR, PromptFormat())
 
 

@@ -154,7 +154,7 @@ def test_a_grid_is_read_as_strictly_as_a_recipe(study):
         ("grid: ../up\nruns: {a: {stage: demo}}", "a folder name"),
         ("grid: g\nseeds: [0, 0]\nruns: {a: {stage: demo}}", "each seed once"),
         ("grid: g\nseeds: []\nruns: {a: {stage: demo}}", "at least 1"),
-        ("grid: g\nseeds: [0]\nruns: {a: {stage: demo, seed: 1}}", "seeds decides it"),
+        ("grid: g\nseeds: [0]\nruns: {a: {stage: demo, seed: 1}}", "it comes from seeds"),
         ("grid: g\nruns: {a: {stage: demo}, a: {stage: demo}}", "each key once"),
         ("grid: g\nruns: {a: &x {stage: demo}, b: *x}", "anchors and aliases"),
         ("grid: g\nruns: {a: {stage: dmo}}", "demo"),

@@ -93,7 +93,7 @@ def test_reading_selects_split_columns_and_limit_over_file_folder_and_glob(tmp_p
     assert count_pairs(tmp_path, "test") == len(test)
     light = next(read_pairs(tmp_path, split="train", columns=["slices"]))
     assert (light.query, light.slices, light.description, light.split) == ("query 1", ["s"], None, None)
-    with pytest.raises(LoreError, match="colour is no field"):
+    with pytest.raises(LoreError, match="colour is not a field"):
         read_pairs(tmp_path, columns=["colour"])
     with pytest.raises(LoreError, match="No pairs at"):
         read_pairs(tmp_path / "c.parquet")
@@ -155,7 +155,7 @@ def test_a_table_of_another_form_is_refused_with_the_way_to_bring_it_in(tmp_path
     with pytest.raises(LoreError, match="pair_id, query is missing.*import table"):
         list(read_pairs(tmp_path / "a.parquet"))
     (tmp_path / "b.parquet").write_text("query,title\n")
-    with pytest.raises(LoreError, match="no readable Parquet"):
+    with pytest.raises(LoreError, match="not a readable Parquet"):
         list(read_pairs(tmp_path / "b.parquet"))
 
 

@@ -142,13 +142,13 @@ def test_all_errors_of_a_file_come_at_once():
         "already means tier",
         "rules[1].id: found 'a b' (str), expected one word",
         "rules[1].principle: found ' ' (str), expected a text that is not empty",
-        "rules[1].dimension (a b): 'color' is no dimension of this rubric. Nearest: 'colour'.",
-        "rules[1].tier (a b): 'goood' is no tier of this rubric. Nearest: 'good'.",
+        "rules[1].dimension (a b): 'color' is not a dimension of this rubric. Nearest: 'colour'.",
+        "rules[1].tier (a b): 'goood' is not a tier of this rubric. Nearest: 'good'.",
         "rules[2].principle: missing",
         "rules[2].principel: unknown key; expected one of id, dimension, tier, principle",
         "Nearest: 'principle'.",
         "rules[2].id: 'colour-same' is already the id of rules[0]",
-        "mismatch_tiers[0]: 'badd' is no tier of this rubric. Nearest: 'bad'.",
+        "mismatch_tiers[0]: 'badd' is not a tier of this rubric. Nearest: 'bad'.",
     ]:
         assert part in message
 
@@ -168,7 +168,7 @@ def test_all_errors_of_a_file_come_at_once():
         ("tiers.0.id", "", "one word"),
         ("tiers.0.id", 1, "put it in quotes"),
         ("tiers.0.id", "GOOD", "already the id"),
-        ("tiers.0.value", 5, "do not rise"),
+        ("tiers.0.value", 5, "do not increase"),
         ("tiers.0.value", float("nan"), "finite"),
         ("tiers.1.aliases", ["bad"], "already means tier 'bad'"),
         ("tiers", "bad, good", "tiers: found 'bad, good' (str), expected a valid list"),
@@ -185,8 +185,8 @@ def test_tiers_out_of_order_are_refused():
     raw = copy.deepcopy(SMALL)
     raw["tiers"].reverse()
     message = errors_of(raw)
-    assert "a relevant tier stands before" in message
-    assert "do not rise" in message
+    assert "a relevant tier comes before" in message
+    assert "do not increase" in message
 
 
 @pytest.mark.parametrize("raw", [None, [], "text", 3])
@@ -209,11 +209,11 @@ def test_files_are_found_by_name_and_by_path(tmp_path):
     [
         ("name: a\nname: b\n", "'name' given twice"),
         ("name: &x a\nversion: *x\n", "an alias"),
-        ("name: [a\n", "not readable YAML"),
-        ("name: !!python/object/apply:os.system [ls]\n", "not readable YAML"),
-        ("name: 2020-13-45\n", "not readable YAML"),
-        ("[" * 5000, "not readable YAML"),
-        (b"name: \xff\xfe\n", "not readable YAML"),
+        ("name: [a\n", "not valid YAML"),
+        ("name: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
+        ("name: 2020-13-45\n", "not valid YAML"),
+        ("[" * 5000, "not valid YAML"),
+        (b"name: \xff\xfe\n", "not valid YAML"),
     ],
 )
 def test_files_that_are_not_plain_yaml_are_refused(tmp_path, text, part):

@@ -1,8 +1,8 @@
 """Importers of public formats, and of any table by column map.
 
-A source is a module with RUBRIC (its scale), WHERE (how a user gets the data), `files(path)` (what it reads; raises
-LoreError where a file is missing) and `read(path, encoding, **options)`, a generator of SourceRow and Rejection.
-Importing this package is cheap; `open_source` loads what it needs.
+An importer is a module with RUBRIC (the rubric of its labels), WHERE (how a user gets the data), `files(path)` (the files that it
+reads; raises LoreError if a file is missing) and `read(path, encoding, **options)`, a generator of SourceRow and Rejection.
+Importing this package is cheap; `open_source` imports the module of one source.
 """
 
 import importlib
@@ -17,22 +17,20 @@ from lore.support.nearest import nearest_hint
 
 SOURCES = ("crowdflower", "homedepot", "wands", "esci", "rair", "table")
 IMPORT_VERSION = "2"
-"""Part of the key of an imported file: raise it when an importer gives other pairs for the same files."""
+"""Part of the hash of an imported file. Increase it when an importer changes the pairs that it makes from the same files."""
 
 
 def open_source(name: str, path: str | Path, *, encoding: str | None = None, options: dict[str, Any] | None = None) -> Source:
-    """Raises LoreError for an unknown source, a missing file (with where to get it) or an option that the source does
-    not have.
-    """
+    """Opens a source. Raises LoreError for an unknown source, an unknown option or a missing file, with where to get the file."""
     if name not in SOURCES:
         raise LoreError(
-            f"There is no source {name!r}. Sources: {', '.join(SOURCES)}; pairs for a file that was "
+            f"There is no source {name!r}. Sources: {', '.join(SOURCES)}; pairs for a file that is already "
             f"imported.{nearest_hint(name, SOURCES)}"
         )
     module, known = importlib.import_module(f"lore.data.importers.{name}"), source_options(name)
     for option in options or {}:
         if option not in known:
-            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            takes = f"its options are {', '.join(known)}" if known else "it has no options"
             raise LoreError(f"Source {name} has no option {option!r}; {takes}.{nearest_hint(option, known)}")
     if not str(path).startswith("hub:"):
         path = Path(path).expanduser()
@@ -47,7 +45,7 @@ def open_source(name: str, path: str | Path, *, encoding: str | None = None, opt
 
 
 def source_options(name: str) -> list[str]:
-    """The switches of a source of SOURCES."""
+    """Option names of a source in SOURCES."""
     parameters = inspect.signature(importlib.import_module(f"lore.data.importers.{name}").read).parameters
     return [option for option, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 

@@ -1,7 +1,7 @@
-"""CrowdFlower search results relevance (Kaggle, 2015): one csv of query, product title, description, median of the
-raters' 1 to 4.
+"""CrowdFlower search results relevance (Kaggle, 2015): one csv with query, product title, description and the median rating from
+1 to 4.
 
-Raters who disagree make a label worth less: label_weight = 1 / (1 + relevance_variance).
+Disagreement between raters lowers the weight of a label: label_weight = 1 / (1 + relevance_variance).
 """
 
 import math
@@ -28,7 +28,7 @@ def files(path: Path) -> list[Path]:
 
 
 def read(path: Path, encoding: str | None = None) -> Iterator[SourceRow | Rejection]:
-    """train.csv with or without relevance_variance; test.csv has no median_relevance and gives pairs without label."""
+    """Reads train.csv with or without relevance_variance. test.csv has no median_relevance, so its pairs have no label."""
     (file,) = files(path)
     for record in csv_records(file, REQUIRED, encoding=encoding or "utf-8"):
         if isinstance(record, Rejection):
@@ -47,7 +47,7 @@ def read(path: Path, encoding: str | None = None) -> Iterator[SourceRow | Reject
 
 
 def _weight(variance: str | None) -> float | str | None:
-    """What is no variance, a negative one or nan too, is handed on as text: the check rejects it with the right reason."""
+    """The label weight. An invalid variance, such as a negative one or nan, is returned as text, and validation rejects the row."""
     if not variance:
         return None
     try:

@@ -1,8 +1,8 @@
 """Shopping Queries / ESCI (Amazon, 2022): shopping_queries_dataset_examples.parquet and ..._products.parquet, joined
 on disk.
 
-2.6 million examples and 1.8 million products: the products of the wanted locales go through an index in $TMPDIR
-(about 4 GB for all).
+There are 2.6 million examples and 1.8 million products. The products of the selected locales are indexed in $TMPDIR (about 4 GB for
+all locales).
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ PRODUCT = ("product_title", "product_description", "product_bullet_point", "prod
 
 
 def files(path: Path) -> list[Path]:
-    """`path`: the folder of the two files, the repository, or the examples file with the products beside it."""
+    """`path`: the folder of the two files, the repository, or the examples file with the products file in the same folder."""
     folder = path.parent if path.suffix == ".parquet" else path
     if (folder / "shopping_queries_dataset").is_dir():
         folder = folder / "shopping_queries_dataset"
@@ -53,8 +53,8 @@ def count(found: list[Path]) -> int:
 def read(
     path: Path, encoding: str | None = None, *, locale: str | None = None, version: str | None = None
 ) -> Iterator[SourceRow | Rejection]:
-    """locale: us, es, jp or several with commas (default all). version: small (the ranking task's) or large (default
-    all rows).
+    """locale: us, es, jp or several separated by commas (default all). version: small (the ranking task) or large (default all
+    rows).
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -102,7 +102,7 @@ def read(
 
 
 def _tasks(cells: dict) -> list[str]:
-    """Of the published tasks, those that the row belongs to: 1, ranking, on the reduced set; 2, classification, on all."""
+    """Slices for the published tasks of a row: task 1 (ranking) uses the small version, task 2 (classification) the large one."""
     return ["task:1"] * (cells["small_version"] == 1) + ["task:2"] * (cells["large_version"] == 1)
 
 

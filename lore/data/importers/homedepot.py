@@ -1,8 +1,8 @@
 """Home Depot product search relevance (Kaggle, 2016): train.csv, product_descriptions.csv and attributes.csv, joined
 on disk.
 
-The label is a mean of raters between 1 and 3; the rubric takes the nearest step. Kaggle's train.csv is Latin-1, the
-other two are UTF-8.
+The label is the mean rating between 1 and 3; the rubric maps it to the nearest tier. Kaggle's train.csv is Latin-1, the other two
+files are UTF-8.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ BRAND = "MFG Brand Name"
 
 
 def files(path: Path) -> list[Path]:
-    """`path`: the folder of the three files, or train.csv with the other two beside it."""
+    """`path`: the folder of the three files, or train.csv with the other two in the same folder."""
     train = path / "train.csv" if path.is_dir() or not path.suffix else path
     found = [train, train.with_name("product_descriptions.csv"), train.with_name("attributes.csv")]
     for file in found:
@@ -31,7 +31,7 @@ def files(path: Path) -> list[Path]:
 
 
 def read(path: Path, encoding: str | None = None) -> Iterator[SourceRow | Rejection]:
-    """An `encoding` counts for all three files. Unreadable rows of the product files are rejections too."""
+    """`encoding` applies to all three files. Unreadable rows of the product files are also rejections."""
     train, descriptions, attributes = files(path)
     unreadable: list[Rejection] = []
 

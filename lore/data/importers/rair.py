@@ -1,9 +1,8 @@
-"""RAIR (arXiv 2512.24943): Chinese queries and items with photos and L1 to L4, from the Hugging Face hub or from
-local Parquet and jsonl.
+"""RAIR (arXiv 2512.24943): Chinese queries and items with photos and labels L1 to L4, from the Hugging Face hub or from local
+Parquet and jsonl files.
 
-`rule_list` holds the rules used for labelling and can give the label away: it is never read. `vqa_result` is another
-model's caption of the photo; it stays out unless `caption` asks for it, because a judge that reads it is not judging
-the photo.
+`rule_list` contains the rules used for labeling and can leak the label, so it is never read. `vqa_result` is a caption of the photo
+by another model. It is only read with `caption`, because a judge that reads it does not judge the photo itself.
 """
 
 import json
@@ -21,7 +20,7 @@ RUBRIC = "rair"
 HUB = "chenJi/RAIR"
 CONFIGS = ("General_Subset", "Hard_Subset", "Visual_Subset")
 WHERE = (
-    f"RAIR is on the Hugging Face hub, data set {HUB} (71 GB, academic use): give hub:{HUB} as the path to stream it, "
+    f"RAIR is on the Hugging Face hub, data set {HUB} (71 GB, academic use): use hub:{HUB} as the path to stream it, "
     "or download its files."
 )
 REQUIRED = ("query", "title", "groundtruth")
@@ -45,7 +44,7 @@ def files(path: Path | str) -> list[Path]:
 def read(
     path: Path | str, encoding: str | None = None, *, config: str | None = None, caption: bool = False
 ) -> Iterator[SourceRow | Rejection]:
-    """config: General_Subset, Hard_Subset, Visual_Subset or several with commas (hub form only, default all)."""
+    """config: General_Subset, Hard_Subset, Visual_Subset or several separated by commas (only for hub:, default all)."""
     columns = (*OPTIONAL, "vqa_result") if caption else OPTIONAL
     if config is not None and files(path):
         raise LoreError(
@@ -83,8 +82,8 @@ def _row(name: str, row: int, cells: dict[str, Any], caption: bool) -> SourceRow
 
 
 def attributes_of(cpv_sku: Any) -> list[tuple[str, str]]:
-    """Names and values of a cpv_sku JSON object; inner objects are flattened, lists joined. Raises ValueError for
-    anything else.
+    """Names and values of a cpv_sku JSON object. Nested objects are flattened and lists are joined. Raises ValueError for other
+    types.
     """
     if isinstance(cpv_sku, str):
         if not cpv_sku.strip():
@@ -118,14 +117,14 @@ def _photo(text: Any) -> dict[str, Any] | None:
     try:
         return {"bytes": decode_base64(text), "path": None}
     except ImageError:
-        # As it is: it will be no image either, and what becomes of such rows is the import's choice.
+        # Keep the text as it is: decoding it will fail, and the settings of the import decide what happens to the row.
         return {"bytes": text[:MAX_BAD_TEXT].encode(errors="replace"), "path": None}
 
 
 def _local(found: list[Path], encoding: str, columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     for file in found:
         if file.suffix == ".parquet":
-            # Photos of a megabyte: a few rows at a time. Columns that are not named, such as rule_list, are not read.
+            # Photos can take a megabyte, so read few rows at a time. Columns that are not listed, such as rule_list, are not read.
             records = parquet_records(file, REQUIRED, list(columns), batch_rows=32)
         else:
             records = jsonl_records(file, REQUIRED, encoding=encoding)
@@ -139,7 +138,7 @@ def _hub(path: str, config: str | None, columns: tuple[str, ...]) -> Iterator[tu
     repository = path.removeprefix("hub:")
     for name in [part.strip() for part in (config or ",".join(CONFIGS)).split(",")]:
         if name not in CONFIGS:
-            raise LoreError(f"RAIR has no config {name!r}; expected some of {','.join(CONFIGS)}.")
+            raise LoreError(f"RAIR has no config {name!r}; expected one or more of {','.join(CONFIGS)}.")
         try:
             rows = datasets.load_dataset(repository, name, split="train", streaming=True)
             rows = rows.select_columns([*REQUIRED, *columns])
@@ -150,6 +149,6 @@ def _hub(path: str, config: str | None, columns: tuple[str, ...]) -> Iterator[tu
             raise LoreError(
                 f"{repository} ({name}) could not be read from the hub: {type(error).__name__}: "
                 f"{str(error)[:300]}.\n"
-                "It needs a network, and a login (`hf auth login`, or HF_TOKEN) where the data set asks for one. "
-                "Downloaded Parquet or jsonl files work without either."
+                "Streaming needs a network, and a login (`hf auth login` or HF_TOKEN) if the data set requires one. "
+                "Downloaded Parquet or jsonl files need neither."
             ) from error

@@ -1,10 +1,10 @@
-"""Any table by column map: csv, tsv, jsonl or Parquet.
+"""Imports any table by a column map: csv, tsv, jsonl or Parquet.
 
     lore data import table my.csv --map query=search_term,title=product_title,label=relevance --rubric homedepot -o
     pairs.parquet
 
-Targets are the fields of Pair, and attributes.<name> for single attributes. Without a map the columns are expected
-under the field's names. Columns that are not mapped are left out.
+The targets of the map are the fields of Pair, and attributes.<name> for single attributes. Without a map, the columns must have the
+names of the fields. Unmapped columns are ignored.
 """
 
 import json
@@ -22,7 +22,7 @@ from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 
 RUBRIC = None
-WHERE = "source table reads a .csv, .tsv, .jsonl or .parquet file of your own."
+WHERE = "Source table reads your own .csv, .tsv, .jsonl or .parquet file."
 TARGETS = tuple(name for name in FIELDS if name != "demands")
 TEXT_DELIMITERS = {**DELIMITERS, ".txt": "\t"}
 
@@ -48,7 +48,7 @@ def count(found: list[Path]) -> int | None:
 def read(
     path: Path, encoding: str | None = None, *, map: dict[str, str] | str | None = None, delimiter: str | None = None
 ) -> Iterator[SourceRow | Rejection]:
-    """map: {field: column} or "field=column,...". delimiter: of a csv that uses another one than its suffix says."""
+    """map: {field: column} or "field=column,...". delimiter: overrides the delimiter that the suffix implies."""
     columns = column_map(map)
     return _rows(path, _records(path, encoding or "utf-8", columns, delimiter), columns)
 
@@ -65,7 +65,7 @@ def _rows(path: Path, records: Iterator[Any], columns: dict[str, str]) -> Iterat
 def unmapped(
     path: Path, encoding: str | None = None, *, map: dict[str, str] | str | None = None, delimiter: str | None = None
 ) -> list[str]:
-    """Columns that `read` leaves out; of jsonl those of the first row."""
+    """Columns that `read` ignores. For jsonl, only those of the first row."""
     columns = column_map(map)
     if path.suffix == ".parquet":
         with open_parquet(path) as parquet:
@@ -77,7 +77,7 @@ def unmapped(
 
 
 def column_map(given: dict[str, str] | str | None) -> dict[str, str]:
-    """{field: column}; raises LoreError for a target that is no field of Pair."""
+    """The map as {field: column}. Raises LoreError for a target that is not a field of Pair."""
     if not given:
         return {}
     if isinstance(given, str):
@@ -93,7 +93,7 @@ def column_map(given: dict[str, str] | str | None) -> dict[str, str]:
     for name in given:
         if name not in TARGETS and not (name.startswith("attributes.") and len(name) > len("attributes.")):
             expected = f"{', '.join(TARGETS)} and attributes.<name>"
-            raise LoreError(f"--map: {name!r} is no field of a pair; expected {expected}.{nearest_hint(name, TARGETS)}")
+            raise LoreError(f"--map: {name!r} is not a field of a pair; expected {expected}.{nearest_hint(name, TARGETS)}")
     missing = [name for name in ("query", "title") if name not in given]
     if missing:
         raise LoreError(f"--map names no column for {' and '.join(missing)}; a pair needs both query and title.")
@@ -126,8 +126,8 @@ def _values(cells: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
 
 
 def _entries(cell: Any) -> list[Any]:
-    """Entries of a whole column of attributes: JSON text, a mapping or a list; what is none of them is left to the
-    check to reject.
+    """Entries of an attributes cell: JSON text, a mapping or a list. Any other value is returned as it is; validation rejects
+    it.
     """
     if isinstance(cell, str):
         try:

@@ -1,8 +1,8 @@
-"""WANDS (Wayfair, ECIR 2022): query.csv, product.csv and label.csv, tab-separated; or the binary form, pairs.csv of
-query, name, target.
+"""WANDS (Wayfair, ECIR 2022): tab-separated query.csv, product.csv and label.csv; or the binary form, pairs.csv with query, name
+and target.
 
-The query's class becomes a slice, never text of the prompt: it is an annotation, not something a shop knows about its
-query. Ratings and review counts are left out: they say nothing about relevance.
+The class of a query becomes a slice and never appears in the prompt: it is an annotation that a shop does not have for its queries.
+Ratings and review counts are ignored, because they are unrelated to relevance.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ PRODUCT = (
 
 
 def files(path: Path) -> list[Path]:
-    """`path`: the folder of the files, or the repository with its folder `dataset`."""
+    """`path`: the folder of the files, or the repository with its `dataset` folder."""
     if path.is_file():
         path = path.parent
     if (path / "dataset").is_dir():
@@ -94,7 +94,7 @@ def _graded(found: list[Path], encoding: str) -> Iterator[SourceRow | Rejection]
 
 
 def _features(text: str) -> Iterator[tuple[str, str]]:
-    """`name : value|name:value`; a part without a colon continues the value before it."""
+    """Parses `name : value|name:value`. A part without a colon continues the previous value."""
     name, value = "", ""
     for part in text.split("|"):
         head, colon, tail = part.partition(":")

@@ -1,1 +1,1 @@
-"""CSV, JSON lines and Parquet from strangers, streamed row by row: `any_table.table_records` reads each of them by its suffix."""
+"""Readers for untrusted CSV, JSON lines and Parquet files, row by row. `any_table.table_records` chooses the reader by suffix."""

@@ -1,4 +1,4 @@
-"""Rows of a table in whatever form it is stored, by its suffix."""
+"""Rows of a table file; the suffix decides the format."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,14 +24,14 @@ def table_records(
     delimiter: str | None = None,
     batch_rows: int = 1024,
 ) -> Iterator[tuple[int, dict[str, Any]] | Rejection]:
-    """Row numbers and cells. Raises LoreError for a file that is missing or of another kind, or lacks a required column.
+    """Row numbers and cells. Raises LoreError if the file is missing, has an unknown suffix or lacks a required column.
 
-    columns: those read of a Parquet file beside the required ones, none: all. what: begins the message, such as the recipe's key.
-    encoding: of text. delimiter: of a text file whose suffix says nothing or something else. batch_rows: of a Parquet file, fewer
-    where rows are large.
+    columns: further columns to read from a Parquet file; None: all. what: prefix of error messages, such as the recipe key.
+    encoding: of text files. delimiter: overrides the delimiter of the suffix. batch_rows: rows per Parquet batch; choose fewer for
+    large rows.
     """
     if not path.is_file():
-        raise LoreError(f"{what}There is no file {path}: it does not exist. Name a .parquet, .jsonl, .csv or .tsv file.")
+        raise LoreError(f"{what}File {path} does not exist. Name a .parquet, .jsonl, .csv or .tsv file.")
     if path.suffix == ".parquet":
         return parquet_records(path, required, columns, batch_rows=batch_rows)
     if path.suffix in JSONL:

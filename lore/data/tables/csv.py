@@ -1,7 +1,7 @@
-"""Delimited text with a header line: csv and tsv. Quoted cells may hold line breaks.
+"""Delimited text with a header line: csv and tsv. Quoted cells may contain line breaks.
 
-A quote that is never closed would swallow every row up to the next quote in the file. So the lines of a record are
-kept until it is known to be one: where it is none, its first line is rejected and the others are read again.
+An unclosed quote would swallow every row up to the next quote in the file. The reader keeps the lines of a record until the
+record is known to be valid. For an invalid record, the first line is rejected and the others are read again.
 """
 
 import csv
@@ -19,11 +19,11 @@ MAX_LINE_CHARACTERS = 2 * MAX_CELL_CHARACTERS
 MAX_RECORD_LINES = 100_000
 MIN_ROW_SHARE = 0.9
 SPELLED = {"\\t": "\t", "tab": "\t"}
-"""Delimiters as people type them in a shell."""
+"""Other spellings of a delimiter, for the shell."""
 
 
 def check_delimiter(given: str) -> str:
-    """The delimiter as one character. Raises LoreError for anything else."""
+    """The delimiter as one character. Raises LoreError for other values."""
     delimiter = SPELLED.get(given, given)
     if len(delimiter) != 1 or delimiter in '"\r\n\0':
         raise LoreError(f"--delimiter is {given!r}; expected one character such as ';' or '|', or \\t for a tab.")
@@ -33,7 +33,7 @@ def check_delimiter(given: str) -> str:
 def csv_records(
     path: Path, required: Iterable[str], *, encoding: str = "utf-8", delimiter: str = ","
 ) -> Iterator[Record | Rejection]:
-    """Rows of a delimited file; a row of another width than the header is a rejection, and so is an unclosed quote."""
+    """Rows of a delimited file. Rows with an unclosed quote or with another number of columns than the header are rejections."""
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL_CHARACTERS))
     with open_text(path, encoding) as file:
         lines = _Lines(file)
@@ -49,11 +49,11 @@ def csv_records(
             except csv.Error as error:
                 cells = error
             if not isinstance(cells, csv.Error) and not lines.cut and not any(cells):
-                continue  # an empty line, also one of empty cells
+                continue  # an empty line or a line of empty cells
             row += 1
             last = first + len(lines.taken) - 1
             if lines.cut or (last > first and _is_runaway(lines.taken, cells, width, delimiter)):
-                found = f"a quote that opens in line {first} and takes in the lines up to {last}"
+                found = f"a quote that opens in line {first} and swallows the lines up to {last}"
                 shown = {"line": short(lines.taken[0])}
                 yield Rejection(str(path), row, "row", "unclosed_quote", found, "a closing quote at the cell's end", shown)
                 lines.read_again()
@@ -64,7 +64,7 @@ def csv_records(
                 yield row, dict(zip(header, cells, strict=True))
             else:
                 found = f"{len(cells)} columns in lines {first} to {last}"
-                expected = f"{width} columns; a cell with the delimiter, a quote or a line break stands in quotes"
+                expected = f"{width} columns; put a cell with the delimiter, a quote or a line break in quotes"
                 yield Rejection(str(path), row, "row", "field_type", found, expected, {"cells": short(cells)})
 
 
@@ -80,15 +80,15 @@ def _header(path: Path, rows: Iterator[list[str]], required: Iterable[str], deli
             "line with column names."
         )
     other = next((mark for mark in ";\t|," if len(header) == 1 and mark in header[0]), None)
-    hint = f" The header is split at {delimiter!r} and holds {other!r}: source table takes --delimiter {other!r}." if other else ""
+    hint = f" The header is split at {delimiter!r} but contains {other!r}: pass --delimiter {other!r}." if other else ""
     need_columns(path, required, header, hint)
     return header
 
 
 class _Lines:
-    """A file's lines for csv.reader. Those of the current record are kept, and all but its first can be read again.
+    """The lines of a file for csv.reader. Keeps the lines of the current record; all but the first can be read again.
 
-    `cut`: the record ended inside a quote, because the file or what one record may take has ended.
+    `cut`: the record ended inside a quote, because the file ended or the record reached its size limit.
     """
 
     def __init__(self, file: TextIO):
@@ -101,7 +101,7 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        # Files made to have every line read again and again would cost their length squared: such lines stand alone.
+        # A hostile file could repeat all lines in quadratic time. Past this limit, each repeated line is its own record.
         alone = self._again and self._repeated > 8 * self._new + 1_000_000
         if self.taken and (alone or len(self.taken) >= MAX_RECORD_LINES or self._characters > MAX_CELL_CHARACTERS):
             self.cut = True
@@ -122,24 +122,24 @@ class _Lines:
         return line
 
     def start(self) -> int:
-        """Begins a record and returns the number of its first line."""
+        """Starts a record and returns the number of its first line."""
         self._number += len(self.taken)
         self.taken, self._characters, self.cut = [], 0, False
         return self._number
 
     def read_again(self) -> None:
-        """All lines of the current record but the first."""
+        """Queues all lines of the current record except the first for another read."""
         self._again.extendleft(reversed(self.taken[1:]))
         self._repeated += len(self.taken) - 1
         del self.taken[1:]
 
 
 def _is_runaway(lines: list[str], cells: list[str] | csv.Error, width: int, delimiter: str) -> bool:
-    """True for a record of several lines that holds rows of its own, swallowed by a quote that was left open.
+    """True for a record of several lines in which an unclosed quote has swallowed other rows.
 
-    What closes such a quote is, nearly always, the opening quote of a later cell with text behind it, which is broken
-    csv. Where it is not, the lines are rows by themselves. In a true record the last line holds the closing quote
-    alone, so by itself it is no clean row.
+    Usually the opening quote of a later cell closes the unclosed quote. Text follows that quote, which is invalid csv. Otherwise
+    the swallowed lines are valid rows on their own. In a valid record of several lines, the last line only has the closing quote of
+    its cell and so is not a clean row on its own.
     """
     if isinstance(cells, csv.Error) or _row(lines, delimiter) is None:
         return True
@@ -152,7 +152,7 @@ def _is_runaway(lines: list[str], cells: list[str] | csv.Error, width: int, deli
 
 
 def _row(lines: list[str], delimiter: str) -> list[str] | None:
-    """The cells where these lines are one well-formed record."""
+    """The cells of these lines if they are one well-formed record, otherwise None."""
     try:
         (cells,) = csv.reader(lines, delimiter=delimiter, strict=True)
     except (csv.Error, ValueError):

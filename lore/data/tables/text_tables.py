@@ -1,8 +1,7 @@
-"""Tables from other people: text, jsonl and Parquet, streamed row by row. A row that cannot be read becomes a
-Rejection; the rest goes on. For csv and tsv see lore.data.tables.csv.
+"""Untrusted tables: text files, jsonl and Parquet, streamed row by row. An unreadable row becomes a Rejection and reading
+continues. For csv and tsv see lore.data.tables.csv.
 
-Bytes that do not decode are read as lone surrogates, so that one bad cell costs its own row and not the file;
-lore.data.row_validation rejects them.
+Undecodable bytes are read as lone surrogates. lore.data.row_validation then rejects only the row instead of the whole file.
 """
 
 import codecs
@@ -25,18 +24,18 @@ ENCODINGS = ("utf-8", "latin-1", "cp1252", "utf-16", "gb18030", "shift_jis")
 NO_FILE_HAS = ("idna", "punycode", "undefined")
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is the first half of this one
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16: its byte order mark is the first half of this one
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
 COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh9": "bzip2", b"\xfd7zX": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 Record = tuple[int, dict[str, Any]]
-"""Row number from 1, header not counted, and the row by column name."""
+"""Row number, from 1 without the header, and the cells by column name."""
 
 
 def need_columns(path: Path, required: Iterable[str], found: list[str], hint: str = "") -> None:
-    """Raises LoreError that names each missing column with the nearest one that is there."""
+    """Raises LoreError with each missing column and the most similar existing one."""
     missing = [name for name in required if name not in found]
     if missing:
         parts = [f"column {name!r} is missing.{nearest_hint(name, found, cutoff=0.4)}" for name in missing]
@@ -44,7 +43,7 @@ def need_columns(path: Path, required: Iterable[str], found: list[str], hint: st
 
 
 def jsonl_records(path: Path, required: Iterable[str] = (), *, encoding: str = "utf-8") -> Iterator[Record | Rejection]:
-    """One JSON object a line. Objects may leave keys out; `required` ones must occur among the first KEY_ROWS."""
+    """Rows of a file with one JSON object per line. A row may omit `required` keys, but each must occur in the first KEY_ROWS."""
     with open_text(path, encoding, newline="\n") as file:
         row, unseen, names = 0, set(required), {}
         while line := file.readline(MAX_LINE_CHARACTERS):
@@ -64,7 +63,7 @@ def jsonl_records(path: Path, required: Iterable[str] = (), *, encoding: str = "
             if not isinstance(record, dict):
                 found = short(record) if isinstance(record, str) else type(record).__name__
                 shown = {"line": short(line)}
-                yield Rejection(str(path), row, "row", "field_type", found, "one JSON object a line", shown)
+                yield Rejection(str(path), row, "row", "field_type", found, "one JSON object per line", shown)
                 continue
             if unseen:
                 unseen -= record.keys()
@@ -78,8 +77,8 @@ def jsonl_records(path: Path, required: Iterable[str] = (), *, encoding: str = "
 def parquet_records(
     path: Path, required: Iterable[str], columns: list[str] | None = None, *, keep=None, batch_rows: int = 1024
 ) -> Iterator[Record]:
-    """Rows of a Parquet file. `columns`: these only, where they exist. `keep`: batch -> Arrow mask of the rows to
-    yield.
+    """Rows of a Parquet file. `columns`: optional columns to read besides the required ones; None: all. `keep`: function from a
+    batch to an Arrow mask of the rows to yield.
     """
     with open_parquet(path) as parquet:
         names = parquet.schema_arrow.names
@@ -98,10 +97,10 @@ def parquet_records(
 
 
 def once_each(path: Path, names: list[str]) -> None:
-    """Raises LoreError where two columns have one name."""
+    """Raises LoreError if two columns have the same name."""
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
-        raise LoreError(f"{path}: column {doubled[0]!r} occurs twice, so it is not known which one is meant. Rename one.")
+        raise LoreError(f"{path}: column {doubled[0]!r} occurs twice, so it is unclear which one to read. Rename one of them.")
 
 
 def _to_list(column: Any) -> list[Any]:
@@ -112,7 +111,7 @@ def _to_list(column: Any) -> list[Any]:
 
 
 def _cell(scalar: Any) -> Any:
-    """A cell's value; in place of one that holds bytes which are no UTF-8 anywhere, these bytes as text with surrogates."""
+    """The value of a cell. A cell with invalid UTF-8 becomes text with surrogates for the invalid bytes."""
     try:
         return scalar.as_py()
     except UnicodeDecodeError as error:
@@ -121,7 +120,7 @@ def _cell(scalar: Any) -> Any:
 
 @contextmanager
 def open_parquet(path: Path) -> Iterator[Any]:
-    """An open ParquetFile; damage found on opening or while reading is a LoreError."""
+    """An open ParquetFile. Raises LoreError for damage found on opening or while reading."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -130,12 +129,12 @@ def open_parquet(path: Path) -> Iterator[Any]:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         raise LoreError(
-            f"{path} is no readable Parquet file: {error}. It may be damaged, half downloaded, or a Git LFS pointer."
+            f"{path} is not a readable Parquet file: {error}. It may be damaged, partly downloaded, or a Git LFS pointer."
         ) from error
 
 
 def check_encoding(encoding: str) -> str:
-    """The codec's own name. Raises LoreError for what is no encoding of text files."""
+    """The canonical name of a text encoding. Raises LoreError if there is no such encoding."""
     try:
         name = codecs.lookup(encoding).name
         if name not in NO_FILE_HAS:
@@ -144,14 +143,14 @@ def check_encoding(encoding: str) -> str:
     except (LookupError, ValueError):  # ValueError: a name with a NUL character
         pass
     raise LoreError(
-        f"There is no encoding {encoding!r} of text files.{nearest_hint(encoding, ENCODINGS)} Common ones: {', '.join(ENCODINGS)}."
+        f"There is no text encoding {encoding!r}.{nearest_hint(encoding, ENCODINGS)} Common encodings: {', '.join(ENCODINGS)}."
     )
 
 
 @contextmanager
 def open_text(path: Path, encoding: str, newline: str = "") -> Iterator[io.TextIOBase]:
-    """The file as text from behind its byte order mark; undecodable bytes come as lone surrogates, where the encoding
-    goes byte by byte.
+    """The file as text, without its byte order mark. Undecodable bytes become lone surrogates; in utf-16 and utf-32 they raise
+    LoreError.
     """
     name = check_encoding(encoding)
     with open(path, "rb") as file:
@@ -166,17 +165,17 @@ def open_text(path: Path, encoding: str, newline: str = "") -> Iterator[io.TextI
                 break
         for mark, kind in COMPRESSED.items():
             if head.startswith(mark):
-                raise LoreError(f"{path} is a {kind} file, which is not read: unpack it first.")
+                raise LoreError(f"{path} is a {kind} file, and compressed files are not supported: unpack it first.")
         file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
         with io.TextIOWrapper(file, encoding=encoding, errors="surrogateescape", newline=newline) as text:
             try:
                 yield text
-            except UnicodeError as error:  # of utf-16 and utf-32, where what follows a bad unit cannot be read either
-                raise LoreError(f"{path} is no {encoding} text ({error}). Pass its own --encoding.") from error
+            except UnicodeError as error:  # utf-16 and utf-32: text after an invalid unit cannot be decoded either
+                raise LoreError(f"{path} is not {encoding} text ({error}). Pass the right --encoding.") from error
 
 
 def is_utf8(path: Path) -> bool:
-    """True where the whole file is valid UTF-8."""
+    """True if the whole file is valid UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with open(path, "rb") as file:
         try:
@@ -189,8 +188,8 @@ def is_utf8(path: Path) -> bool:
 
 
 class DiskIndex:
-    """Rows by key in a temporary SQLite file ($TMPDIR): joins tables that do not fit into memory. One key may have
-    many rows.
+    """Rows by key in a temporary SQLite file (in $TMPDIR), to join tables that do not fit into memory. A key may have several
+    rows.
     """
 
     def __init__(self, rows: Iterable[tuple[str, Any]]):
@@ -198,19 +197,19 @@ class DiskIndex:
             self._database = sqlite3.connect(Path(folder) / "index.sqlite")
             self._database.execute("pragma journal_mode = off")
             self._database.execute("create table entries (key blob, value text)")
-        # The file has no name any more: the system frees its room when the process ends, however it ends.
+        # The file is already unlinked, so the system frees its disk space when the process ends for any reason.
         try:
             self._fill(rows)
         except sqlite3.Error as error:
             self._database.close()
             raise LoreError(
-                f"Joining the tables failed in {tempfile.gettempdir()}: {error}. Where it is full, point TMPDIR to a "
-                "folder with as much room as the tables take."
+                f"Joining the tables failed in {tempfile.gettempdir()}: {error}. If the disk is full, set TMPDIR to a "
+                "folder with as much free space as the tables need."
             ) from error
 
     def _fill(self, rows: Iterable[tuple[str, Any]]) -> None:
         self._database.execute("pragma synchronous = off")
-        # ASCII JSON carries lone surrogates, which SQLite's text would refuse.
+        # ASCII JSON can represent lone surrogates, which SQLite text cannot.
         entries = ((_blob(key), json.dumps(value)) for key, value in rows)
         self._database.executemany("insert into entries values (?, ?)", entries)
         self._database.execute("create index by_key on entries (key)")

@@ -119,7 +119,7 @@ def test_rair_rows_with_bad_photos_can_be_kept_and_are_reported_and_judged_as_te
     assert "3 photos cannot be read; their rows are kept" in capsys.readouterr().err
     section = JudgedDataSection(path=str(path), source="rair", rubric="rair")
     assert len(list(read_pairs(PairSource(section, tmp_path / "run").path))) == 2
-    assert "3 of 5 rows became no pair (image_corrupt 3)" in capsys.readouterr().err
+    assert "3 of 5 rows were rejected (image_corrupt 3)" in capsys.readouterr().err
 
 
 def test_rair_attribute_json_is_flattened():

@@ -230,5 +230,5 @@ def test_missing_data_says_where_it_comes_from(tmp_path, name, where):
 def test_unknown_sources_and_options_name_the_nearest(tmp_path):
     with pytest.raises(LoreError, match="no source 'wand'.*Nearest: 'wands'"):
         open_source("wand", tmp_path)
-    with pytest.raises(LoreError, match="no option 'local'; it takes locale, version. Nearest: 'locale'"):
+    with pytest.raises(LoreError, match="no option 'local'; its options are locale, version. Nearest: 'locale'"):
         open_source("esci", tmp_path, options={"local": "us"})

@@ -152,7 +152,7 @@ def test_passages_are_bounded_and_lose_nothing_but_their_markup(tmp_path):
         ("a.jsonl", json.dumps({"phrase": "a" * 300, "value": "b"}).encode(), "phrase of 300 characters"),
         ("a.csv", b"phrase,value\na,b,c\n", "row 1"),
         ("a.csv", b"phrase;value\na;b\n", "found phrase;value"),
-        ("a.parquet", b"no parquet", "no readable Parquet"),
+        ("a.parquet", b"no parquet", "not a readable Parquet"),
         ("a.txt", b"text", "put it into a folder"),
         ("a.xlsx", b"text", "expected .jsonl, .csv or .parquet"),
     ],

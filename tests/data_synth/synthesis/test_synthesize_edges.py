@@ -58,7 +58,7 @@ def test_a_budget_that_ends_before_the_first_chunk_says_so(recipe):
 def test_labels_of_another_rubric_stop_before_anything_is_asked(recipe):
     with serve(ShopServer().answer) as server:
         path = recipe("foreign", lambda pair: replace(pair, label="Exact"), teacher=endpoint(server))
-        with pytest.raises(LoreError, match="'Exact' is no tier of rubric shop"):
+        with pytest.raises(LoreError, match="'Exact' is not a tier of rubric shop"):
             run_recipe(path)
         assert server.requests == []
 

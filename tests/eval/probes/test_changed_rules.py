@@ -223,7 +223,7 @@ def test_wrong_changes_are_all_named_at_once(tmp_path):
         "a: 'size-nera' is no rule of rubric shop. Nearest: 'size-near'.",
         "b: size-near: its text still says 'ten', the old within of size-near (0.1): rewrite its principle",
         "b: size-far: its text still says 'ten'",
-        "rules[24].tier (size-near): 'L9' is no tier of this rubric.",
+        "rules[24].tier (size-near): 'L9' is not a tier of this rubric.",
         "d: size-near: 'share' is no number of this rule; it has within",
         "e: size-near: nothing is changed",
         "F_: found that name, expected lower-case letters",
@@ -232,7 +232,7 @@ def test_wrong_changes_are_all_named_at_once(tmp_path):
         "i: Label 'L7' has no tier in rubric shop",
     ):
         assert line in text
-    for content, message in (("a: {change: x", "not readable YAML"), ("", "found no change"), ("a: 1\na: 2\n", "given twice")):
+    for content, message in (("a: {change: x", "not valid YAML"), ("", "found no change"), ("a: 1\na: 2\n", "given twice")):
         path.write_text(content)
         with pytest.raises(LoreError, match=message):
             load_rule_edits(str(path), SHOP)

@@ -237,7 +237,7 @@ def test_rollouts_without_spread_stop_before_step_1():
 
 
 def test_a_tier_that_the_rubric_does_not_have_is_an_error():
-    with pytest.raises(LoreError, match="no tier of rubric shop"):
+    with pytest.raises(LoreError, match="not a tier of rubric shop"):
         confusion_of([("L9", None)], RUBRIC)
 
 
