@@ -31,7 +31,7 @@ LINES = [Fact("", **fact) for fact in World(0).lexicon.facts() if fact["kind"] =
 
 
 def rules_in(system: str) -> ShopProgram:
-    """A program that applies only the tiers and numbers of the rules in a prompt and knows no other part of the rubric."""
+    """A program that applies only the tiers and numbers of the rules in a prompt, without the rest of the rubric."""
     stated = {rule_id: (tier, text.split(" E.g.")[0]) for rule_id, tier, text in RULE_LINE.findall(system)}
     raw = SHOP.model_dump()
     for rule in raw["rules"]:
