@@ -1,4 +1,4 @@
-"""Hostile text for property tests: control strings of the test tokenizers, codec tags, and the ways to hide them."""
+"""Hostile text for property tests: control strings of the test tokenizers, codec tags, and disguised forms of both."""
 
 import tokenizers_for_tests as small
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Judges whose abilities are known, and the shop's pairs as an evaluation finds them."""
+"""Judges with known abilities, and shop pairs in the form that an evaluation reads."""
 
 import io
 import json
@@ -25,13 +25,13 @@ TIERS = SHOP.tier_ids
 FULL = PromptFormat(order="answer_only", detail="full", max_prompt_tokens=8000)
 RULE_LINE = re.compile(r"^- ([^\s,]+), [^\s,]+, (L\d): (.*)$", re.MULTILINE)
 WORDS = {"five": 5, "ten": 10, "twenty-five": 25, "thirty": 30}
-BY_HEART = ShopProgram(SHOP)
-# Who reads an item has to pass over the names of product lines, whether they matter or not.
+MEMORIZED = ShopProgram(SHOP)
+# A reader of an item must skip the names of all product lines, even those that do not affect the verdict.
 LINES = [Fact("", **fact) for fact in World(0).lexicon.facts() if fact["kind"] == "line"]
 
 
 def rules_in(system: str) -> ShopProgram:
-    """A program that executes the tiers and numbers that a prompt's rules state, and nothing else of the rule book."""
+    """A program that applies only the tiers and numbers of the rules in a prompt, without the rest of the rubric."""
     stated = {rule_id: (tier, text.split(" E.g.")[0]) for rule_id, tier, text in RULE_LINE.findall(system)}
     raw = SHOP.model_dump()
     for rule in raw["rules"]:
@@ -46,7 +46,7 @@ def rules_in(system: str) -> ShopProgram:
 
 
 def pair_in(content) -> tuple[Pair, list[Fact]]:
-    """The pair and the facts that a prompt shows."""
+    """The pair and the facts in a prompt."""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     text = "".join(part.get("text", "") for part in parts)
 
@@ -76,7 +76,7 @@ def pair_in(content) -> tuple[Pair, list[Fact]]:
 
 
 class Reader:
-    """Works out the verdict from its prompt alone, by the rules that stand there; what it cannot read is L1."""
+    """Derives the verdict only from the rules in its prompt. Without readable rules the verdict is L1."""
 
     tokenizer, takes_images = None, True
 
@@ -94,7 +94,7 @@ class Reader:
         system = messages[0]["content"]
         system = system if isinstance(system, str) else system[0]["text"]
         if system not in self.programs:
-            self.programs[system] = BY_HEART if self.memorised else rules_in(system)
+            self.programs[system] = MEMORIZED if self.memorised else rules_in(system)
         program = self.programs[system]
         pair, facts = pair_in(messages[1]["content"])
         try:
@@ -127,7 +127,7 @@ def asker_of(folder, engine, fmt=FULL) -> Asker:
 
 
 def measured(folder, data, engine, fmt=FULL, *, samples=0, **options):
-    """Conditions by name, and the clean verdicts, asked as the stage does."""
+    """Conditions by name, and the clean verdicts, computed in the same way as in the stage."""
     asker = asker_of(folder / "judge", engine, fmt)
     clean = asker.ask("test", list_pairs(data))
     found = measure_capability(asker, data, clean, CapabilitySection(**options), samples=samples, seed=3)
@@ -145,7 +145,7 @@ def facts_file(folder) -> str:
 
 
 def shown(messages) -> list:
-    """All that a model sees of a prompt: its texts, and its photos as their pixels."""
+    """Everything that a model sees of a prompt: the texts, and the photos as pixels."""
     contents = [message["content"] for message in messages]
     parts = [part for content in contents for part in ([{"text": content}] if isinstance(content, str) else content)]
     return [part["text"] if "text" in part else part["image"].tobytes() for part in parts]

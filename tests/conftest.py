@@ -1,4 +1,4 @@
-"""Shared settings of the tests. Real public data lies under $LORE_DATA or beside the project, else tests skip."""
+"""Shared fixtures of the tests. Tests on public data need $LORE_DATA or a data folder next to the project."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "tests" / "demo"
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing may download in a test
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests must not download anything
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
@@ -27,7 +27,7 @@ def root() -> Path:
 
 @pytest.fixture
 def public_data() -> Path:
-    """The folder of real public data; the test is skipped where there is none."""
+    """The folder of real public data. Skips the test if there is none."""
     folder = Path(os.environ.get("LORE_DATA", ROOT / ".." / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no public data at {folder}; set LORE_DATA")
@@ -44,7 +44,7 @@ def runs(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def demo(monkeypatch, runs) -> None:
-    """Makes the stages of tests/demo known in this process and in every Python it starts."""
+    """Registers the stages of tests/demo in this process and in every Python process that it starts."""
     from lore.config.stages import STAGES
 
     monkeypatch.syspath_prepend(str(DEMO))
@@ -57,7 +57,7 @@ def demo(monkeypatch, runs) -> None:
 
 @pytest.fixture
 def write_recipe(tmp_path):
-    """Writes a recipe with the two Python lines around it: write_recipe("a.yaml", "stage: demo\\nrun: a")."""
+    """Writes a recipe with the Python header and footer: write_recipe("a.yaml", "stage: demo\\nrun: a")."""
 
     def write(name: str, body: str, plain: bool = False) -> Path:
         path = tmp_path / "recipes" / name
@@ -69,7 +69,7 @@ def write_recipe(tmp_path):
 
 
 def run_python(*arguments: object, timeout: float = 120, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """A Python of its own with the tests' interpreter; output is captured as text."""
+    """Runs the interpreter of the tests in a new process. Captures the output as text."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
@@ -82,7 +82,7 @@ def run_python(*arguments: object, timeout: float = 120, cwd: Path = ROOT, **env
 
 @pytest.fixture
 def lore(monkeypatch, capsys):
-    """Runs a command in this process as the shell would: lore("check", "recipes") has returncode, stdout and stderr."""
+    """Runs a `lore` command in this process: lore("check", "recipes") returns returncode, stdout and stderr."""
     from lore.cli.main import main
 
     def run(*arguments: object) -> subprocess.CompletedProcess:

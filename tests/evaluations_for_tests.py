@@ -1,4 +1,4 @@
-"""Finished evaluations of made-up judges, through the stage itself."""
+"""Finished evaluations of synthetic judges, made by the real stage."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ TIERS = RUBRIC.tier_ids
 
 
 def made_pairs(queries: int = 30, each: int = 5) -> list[Pair]:
-    """Test queries with every tier, two slices, weights that differ; a train and a dev split of the same kind."""
+    """Test queries with all tiers, two slices and different label weights, and similar train and dev splits."""
     rng = np.random.default_rng(5)
     pairs = []
     for split, count in (("train", 12), ("dev", 6), ("test", queries)):
@@ -43,7 +43,7 @@ def write_pairs(path: Path, pairs: list[Pair]) -> Path:
 
 
 def right_in(share: float, seed: int, *, where=lambda pair: True, failures: float = 0.0):
-    """A judge that is right in about this share of the pairs `where` holds, everywhere else in half of them."""
+    """A judge that is right on about `share` of the pairs for which `where` is true, and on half of all others."""
 
     def judged(pair: Pair) -> dict:
         rng = np.random.default_rng([seed, *pair.pair_id.encode()])
@@ -60,7 +60,7 @@ def right_in(share: float, seed: int, *, where=lambda pair: True, failures: floa
 
 
 def evaluate(data: Path, tmp: Path, run: str, judges: dict, pairs: list[Pair], **more) -> Path:
-    """The folder of a finished evaluation; judges: name to a function of a pair."""
+    """The run folder of a finished evaluation. judges: maps a name to a function of a pair."""
     sections = {}
     for name, judged in judges.items():
         file = tmp / f"{run.replace('/', '_')}-{name}.jsonl"

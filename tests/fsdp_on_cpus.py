@@ -1,4 +1,4 @@
-"""Runs a recipe under FSDP2 in CPU processes, which accelerate offers for GPUs alone: only its choice of device is replaced.
+"""Runs a recipe under FSDP2 in CPU processes. accelerate only supports GPUs, so this script replaces its choice of device.
 
     accelerate launch --config_file launch/accelerate/fsdp2.yaml --num_processes 2 tests/fsdp_on_cpus.py recipe.yaml
 """

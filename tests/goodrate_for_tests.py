@@ -1,4 +1,4 @@
-"""A result log of the embedded shop with two systems, a judge with known errors, and raters who know the truth. Synthetic.
+"""A synthetic result log of the embedded shop: two systems, a judge with known errors, and raters who are always right.
 
     python tests/goodrate_for_tests.py log shop_log      # log.csv, predictions.csv, truth.csv
     lore goodrate sample shop_log/log.csv --queries 50 -o shop_log/rated.csv
@@ -19,8 +19,9 @@ QUERIES = 2000
 
 
 def write_log(folder: Path, queries: int = QUERIES, seed: int = 2) -> None:
-    """Each system shows three of a query's four items in random order. A leaves out any one; B, half of the time, one that is not
-    good where there is one. The judge finds what is not good too good: it calls a third of it good."""
+    """Each system shows three of the four items of a query in random order. System A leaves out a random item. System B leaves out
+    an item that is not good in half of the cases, if there is one. The judge is too optimistic: it calls a third of the bad items
+    good."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs = list(World(seed, prior="natural").pairs("test", ITEMS_PER_QUERY * queries))
     rng = random.Random(seed)
@@ -60,7 +61,7 @@ def rate(folder: Path) -> None:
 
 
 def true_rates(folder: Path) -> dict[tuple[str, str], float]:
-    """GoodRate of items and of pages by system, every label known."""
+    """GoodRate of items and pages by system, computed from all true labels."""
     truth = dict(read(folder / "truth.csv")[1:])
     sums: dict[tuple[str, str], list[float]] = {}
     pages: dict[tuple[str, str], list] = {}

@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server on loopback, in a thread: a function of the request says what it answers.
+"""A small OpenAI-compatible server on loopback, in a thread. A function of the request returns the response.
 
 with serve(lambda request: reply("L4")) as server: ... server.url, server.requests
 """
@@ -18,7 +18,7 @@ MODEL = "tiny"
 
 @dataclass
 class Request:
-    """One request: the body as an object, its headers, and how many came before it."""
+    """One request: the body as an object, its headers, and the number of earlier requests."""
 
     body: dict[str, Any]
     headers: dict[str, str]
@@ -26,14 +26,14 @@ class Request:
 
     @property
     def text(self) -> str:
-        """What the last message says."""
+        """The text of the last message."""
         content = self.body["messages"][-1]["content"]
         return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 @dataclass
 class Answer:
-    """A response. `half`: the connection breaks in the middle of the body; `silent`: nothing comes at all."""
+    """A response. `half`: the connection breaks in the middle of the body. `silent`: the server never responds."""
 
     status: int = 200
     body: Any = None
@@ -44,7 +44,7 @@ class Answer:
 
 
 def reply(*texts: str, model: str = MODEL, reason: str = "stop", prompt_tokens: int = 7, tokens: int = 3, **more: Any) -> Answer:
-    """A good answer with one choice per text."""
+    """A successful response with one choice per text."""
     choices = [
         {"index": i, "finish_reason": reason, "message": {"role": "assistant", "content": text}} for i, text in enumerate(texts)
     ]
@@ -53,13 +53,13 @@ def reply(*texts: str, model: str = MODEL, reason: str = "stop", prompt_tokens: 
 
 
 def error(status: int, message: str, **headers: str) -> Answer:
-    """An error as OpenAI's API words it; error(429, "slow down", **{"Retry-After": "1"})."""
+    """An error in the format of OpenAI's API: error(429, "slow down", **{"Retry-After": "1"})."""
     return Answer(status, {"error": {"message": message, "type": "error"}}, headers)
 
 
 @dataclass
 class Server:
-    """What the server has seen. peak: requests that were under way at once, at most."""
+    """Records of the server. peak: maximum number of concurrent requests."""
 
     url: str = ""
     models: list[str] = field(default_factory=lambda: [MODEL])
@@ -70,7 +70,7 @@ class Server:
 
 @contextmanager
 def serve(answer: Callable[[Request], Answer], *, port: int = 0) -> Iterator[Server]:
-    """Serves until the block ends. `answer` runs in the server's thread."""
+    """Serves until the block ends. `answer` runs in the thread of the server."""
     server, loop, started = Server(), asyncio.new_event_loop(), threading.Event()
 
     async def chat(request: web.Request) -> web.StreamResponse:

@@ -1,5 +1,5 @@
 """An evaluation with everything that a report can show: hostile texts, photos, two judges and a baseline with plausible
-errors, samples, flips, conditions, raters."""
+errors, samples, flips, conditions and raters."""
 
 import io
 from pathlib import Path
@@ -36,7 +36,7 @@ def photo(size: int = 900) -> dict:
 
 
 def make_data(path: Path, pairs: int = 240) -> EvalData:
-    """Test pairs, every second with a photo, every seventh with a broken one; texts that would like to be markup."""
+    """Test pairs whose texts contain markup. Every second pair has a photo, every seventh a broken one."""
     rng = np.random.default_rng(0)
     picture, broken = photo(), {"bytes": b"no image", "path": None}
     with PairWriter(path) as writer:
@@ -61,7 +61,7 @@ def make_data(path: Path, pairs: int = 240) -> EvalData:
 
 
 def judged(data: EvalData, skill: float, *, seed: int = 1, failing: bool = True) -> dict[str, Verdict]:
-    """Verdicts that are right about `skill` of the time; every tenth is a format failure where `failing`."""
+    """Verdicts that are right with probability of about `skill`. With `failing`, every tenth is a format failure."""
     rng = np.random.default_rng(seed)
     verdicts = {}
     for index, pair_id in enumerate(data.test.pair_ids):
@@ -78,7 +78,7 @@ def judged(data: EvalData, skill: float, *, seed: int = 1, failing: bool = True)
 
 
 def cards_of(data: EvalData, verdicts: dict[str, dict[str, Verdict]], **options) -> list[Scorecard]:
-    """Scorecards of the verdicts; a judge whose name is a baseline's kind is one."""
+    """Scorecards of the verdicts. A judge named like a baseline kind becomes a baseline."""
     slices = list(data.test.slice_sizes())
     settings = MetricsSection(bootstrap_samples=30, **options)
     return [
@@ -92,7 +92,7 @@ def near(value: float, width: float = 0.04) -> Estimate:
 
 
 def fill_findings(card: Scorecard, answers: Answers, gold: np.ndarray) -> None:
-    """What only later stages measure, with the hostile text wherever a text is."""
+    """Adds findings that other measurements produce, with hostile text in all text fields."""
     wrong = (answers.predicted != gold)[np.argsort(-answers.confidence())]
     coverage = [share / 20 for share in range(1, 21)]
     risk = [near(float(wrong[: max(1, int(len(wrong) * share))].mean())) for share in coverage]
@@ -113,7 +113,7 @@ def fill_findings(card: Scorecard, answers: Answers, gold: np.ndarray) -> None:
 
 
 def make_report(path: Path, data: EvalData) -> tuple[list[Scorecard], dict[str, dict[str, Verdict]]]:
-    """Writes a report of two judges and a baseline; returns what it was made from."""
+    """Writes a report of two judges and a baseline. Returns their scorecards and verdicts."""
     verdicts = {
         "careful judge": judged(data, 0.8),
         "no photo": judged(data, 0.6, seed=2, failing=False),

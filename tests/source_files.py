@@ -1,4 +1,4 @@
-"""Small files in the form that public data sets have, and importing them in one call."""
+"""Small files in the formats of public data sets, and an import in one call."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""What the tests of the stage synthesize share: a small shop, a recipe over it, a teacher behind a server, a run's traces."""
+"""Shared helpers of the synthesize tests: a small shop, a recipe for it, a teacher behind a server, the traces of a run."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ MODEL = "program"
 
 
 def make_shop(folder: Path, pairs: int) -> Path:
-    """pairs/train.parquet and facts.jsonl in `folder`."""
+    """Writes pairs/train.parquet and facts.jsonl to `folder`."""
     world = World(11)
     write_pairs(world, "train", pairs, folder / "pairs" / "train.parquet")
     write_extras(world, folder, 0, 4)
@@ -21,7 +21,7 @@ def make_shop(folder: Path, pairs: int) -> Path:
 
 
 def write_recipe(folder: Path, run: str, shop: Path, **more) -> Path:
-    """A recipe with the shop's program as teacher; `more` replaces its keys."""
+    """Writes a recipe with the shop's program as teacher. `more` replaces its keys."""
     body = {
         "stage": "synthesize",
         "run": run,
@@ -37,7 +37,7 @@ def write_recipe(folder: Path, run: str, shop: Path, **more) -> Path:
 
 
 def endpoint(server, **more) -> dict:
-    """A teacher section for a server of tests/openai_server.py; `endpoint` in `more` replaces keys of the inner section."""
+    """A teacher section for a server of tests/openai_server.py. `endpoint` in `more` replaces keys of the inner section."""
     section = {"url": server.url, "model": MODEL, "timeout_seconds": 20.0, "max_concurrency": 8, "max_down_seconds": 10.0}
     return {"kind": "endpoint", "endpoint": section | more.pop("endpoint", {}), "temperature": 0.0} | more
 

@@ -1,5 +1,5 @@
-"""The shop's program behind an OpenAI-compatible server: it reads the prompts as a model would and answers exactly, and can
-misbehave."""
+"""The shop's program behind an OpenAI-compatible server. It reads the prompts like a model and answers correctly. `misbehaving`
+adds errors."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ JUDGED = re.compile(r"^\d+\. (\w+): wanted (.*) \| found (.*) \((\w+)\)$", re.MU
 
 
 class ShopServer:
-    """`answer` is the function that `openai_server.serve` wants. asked: how often each step was asked."""
+    """`answer` is the function for `openai_server.serve`. asked: number of requests per step."""
 
     def __init__(self, language: str = "en", seconds: float = 0.0):
         self.world = World(0, language)
@@ -85,7 +85,7 @@ class ShopServer:
 
 
 def misbehaving(good: Callable[[Request], Answer], every: int = 5) -> Callable[[Request], Answer]:
-    """Every so many requests one goes wrong, in turn: 429, 500, garbage, half a body, silence, another model's answer."""
+    """Makes one of `every` requests fail, in a cycle: 429, 500, garbage, half a body, no response, another model's response."""
     faults = [
         lambda request: error(429, "slow down", **{"Retry-After": "0.05"}),
         lambda request: error(500, "out of luck"),
@@ -103,7 +103,7 @@ def misbehaving(good: Callable[[Request], Answer], every: int = 5) -> Callable[[
 
 
 def step_of(request: Request) -> str:
-    """Which step's prompt a request holds, by its first line."""
+    """The step of a request, recognized by the first line of its prompt."""
     system = request.body["messages"][0]["content"]
     first = system if isinstance(system, str) else system[0]["text"]
     marks = {"First step": "knowledge", "look at one product photo": "caption", "Second step": "multimodal", "Third step": "rules"}

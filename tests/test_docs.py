@@ -1,4 +1,4 @@
-"""README and docs stay true: links resolve, files and tests that they name exist, commands parse and their recipes load."""
+"""README and docs are correct: links resolve, named files and tests exist, commands parse and their recipes load."""
 
 import re
 import shlex
@@ -26,7 +26,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.rel
 
 @cache
 def tokens(page: Path) -> list[Token]:
-    """The page's blocks and what is in them."""
+    """The Markdown tokens of a page, including inline tokens."""
     return [inner for token in MarkdownIt().parse(page.read_text(encoding="utf-8")) for inner in [token, *(token.children or [])]]
 
 
@@ -37,11 +37,11 @@ def slugs(page: Path) -> set[str]:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The simple commands of the page's code, shell variables filled in. In running text those of `lore` and accelerate only."""
+    """The simple commands in the code of a page, with shell variables expanded. Inline code: only `lore` and accelerate."""
     for token in tokens(page):
         if token.type == "code_inline" and re.match(r"(lore|accelerate launch|make|pytest|python) ", token.content):
             words = shlex.split(token.content)
-            yield [*words, "--help"] if re.fullmatch("lore( [a-z]+)+", token.content) else words  # a command's name alone
+            yield [*words, "--help"] if re.fullmatch("lore( [a-z]+)+", token.content) else words  # a command name without arguments
         if token.type not in ("fence", "code_block"):
             continue
         variables: dict[str, str] = {}
@@ -63,7 +63,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 @pytest.fixture
 def command_line():
-    """Reads `lore` arguments with the command line's own parser and gives the command's words and values; nothing is run."""
+    """Parses `lore` arguments with the parser of the command line. Returns the command words and values and runs nothing."""
     seen = []
 
     def record(command: object, words: tuple[str, ...]) -> None:
@@ -83,7 +83,7 @@ def command_line():
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, runs):
-    """A folder with the project's rooms, the files that readers bring and those that a page tells them to write."""
+    """A folder with the folders of the project, the files that readers provide, and the files that a page tells them to write."""
     for name in ROOMS:
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copy(ROOT / "lore/rubric/rubrics/shop.yaml", tmp_path / "my_rubric.yaml")
@@ -123,9 +123,9 @@ def test_files_and_tests_that_are_named_exist(page):
 def test_commands_of_lore_parse_and_their_recipes_load(page, workplace, command_line, lore):
     workplace(page)
     for program, *arguments in commands(page):
-        if program != "lore" or "x.yaml" in arguments:  # x.yaml stands for any recipe
+        if program != "lore" or "x.yaml" in arguments:  # x.yaml is a placeholder for any recipe
             continue
-        arguments = ["1" if argument == "N" else argument for argument in arguments]  # N stands for any number
+        arguments = ["1" if argument == "N" else argument for argument in arguments]  # N is a placeholder for any number
         words, values = command_line(arguments)
         if words in (("run",), ("launch",)):
             done = lore(*arguments, "--dry-run")
@@ -167,7 +167,7 @@ def test_targets_and_scripts_that_are_named_exist(page):
 
 
 def test_the_pages_are_read():
-    """Guards the tests above against reading nothing."""
+    """Guards against tests above that find no commands."""
     found = [words for page in PAGES for words in commands(page)]
     assert sum(words[0] == "lore" for words in found) > 30
     assert sum(words[:2] == ["accelerate", "launch"] for words in found) > 5

@@ -1,4 +1,4 @@
-"""A tiny shop, a tiny vision-language base and a tiny text base with random weights, and recipes over them."""
+"""A tiny shop, a tiny vision-language model and a tiny text model with random weights, and recipes for them."""
 
 import json
 import shutil
@@ -10,14 +10,14 @@ HIDDEN = 32
 
 @dataclass(frozen=True)
 class Tiny:
-    """Folders of what was made: pairs/ (train and test), an Idefics3 and a Llama with the same tokenizer."""
+    """The created folders: pairs/ (train and test), an Idefics3 and a Llama with the same tokenizer."""
 
     pairs: Path
     vision: Path
     text: Path
 
     def recipe(self, run: str, *, model: str = "vision", lora: dict | None = None, prompt=None, data=None, **train) -> str:
-        """An SFT recipe as JSON, which is YAML too: 8 steps of 8 pairs, unless `train` says otherwise."""
+        """An SFT recipe as JSON, which is also YAML: 8 steps of 8 pairs by default. `train` replaces keys of its section."""
         section = {"name": str(self.vision if model == "vision" else self.text)}
         if lora is not None:
             section["lora"] = {"rank": 4, **lora}
@@ -33,23 +33,23 @@ class Tiny:
 
     @property
     def asked(self) -> Path:
-        """48 of the train pairs, every fourth without a rationale; some have a photo, some none."""
+        """48 of the train pairs, some with a photo. Every fourth pair has no rationale."""
         return self.pairs.parent / "asked.parquet"
 
     @property
     def pool(self) -> Path:
-        """A pool of these pairs, each with eight samples of which some were right."""
+        """A pool of the pairs in `asked`, each with eight samples of which some are right."""
         return self.pairs.parent / "pool.parquet"
 
     def judge(self, kind: str) -> Path:
-        """A model that has learnt to judge well enough to be sampled from, trained once by an SFT recipe."""
+        """A model that is trained well enough to sample valid judgements, trained once by an SFT recipe."""
         done = self.pairs.parent / f"judge-{kind}"
         if not done.exists():
             self.train_once(f"judge-{kind}", done, model=kind, steps=110, batch_size=16, data={"limit": 64}, adam_beta2=0.98)
         return done
 
     def adapter(self, kind: str) -> Path:
-        """An adapter on that judge, trained for two steps."""
+        """An adapter for the judge of `judge`, trained for two steps."""
         done = self.pairs.parent / f"adapter-{kind}"
         if not done.exists():
             base = {"name": str(self.judge(kind))}
@@ -66,8 +66,8 @@ class Tiny:
         shutil.copytree(run_recipe(path) / "model", target)
 
     def align(self, run: str, judge: Path, *, stage: str = "grpo", adapter: Path | None = None, lora=None, **sections) -> str:
-        """A recipe of stage grpo or ppo as JSON: 3 steps of 4 prompts with 4 answers each, nothing beside the method itself.
-        `sections` add to the recipe's sections; None takes one out."""
+        """A recipe of stage grpo or ppo as JSON: 3 steps of 4 prompts with 4 completions each, without optional features.
+        `sections` update the sections of the recipe; None removes a section."""
         body = {
             "stage": stage,
             "run": run,
@@ -89,7 +89,7 @@ class Tiny:
 
 
 def make(folder: Path, hidden: int = HIDDEN) -> Tiny:
-    """Makes all of it; two seconds and no training. vLLM on a CPU needs heads of 32 at least, so hidden=64."""
+    """Creates all files in two seconds, without training. vLLM on a CPU needs a head size of at least 32, which hidden=64 gives."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that checkpoints come with, trained in memory; each has a chat template."""
+"""Small tokenizers of the same kinds as in public checkpoints, trained in memory. Each has a chat template."""
 
 from functools import cache
 
@@ -23,7 +23,7 @@ PLAIN_TURNS = (
     "{% else %}{{ '### System\n' + message['content'] + '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 )
-# The split of Qwen: a non-letter is glued to the letters after it, so `<verdict>L1` parts as `<`, `verdict`, `>L`, `1`.
+# Qwen's split joins a non-letter with the letters after it, so `<verdict>L1` becomes `<`, `verdict`, `>L`, `1`.
 QWEN_SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CORPUS = [
@@ -57,7 +57,7 @@ def byte_level(split: str | None, vocab_size: int) -> Tokenizer:
 
 @cache
 def chatml() -> PreTrainedTokenizerFast:
-    """Byte-level BPE, Qwen's split and special tokens; <think>, <tool_call> and <image> are added but not special."""
+    """Byte-level BPE with Qwen's split and special tokens. <think>, <tool_call> and <image> are added but not special tokens."""
     tokenizer = byte_level(QWEN_SPLIT, 420)
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t in ("<think>", "</think>", "<tool_call>", "<image>")])
@@ -66,7 +66,7 @@ def chatml() -> PreTrainedTokenizerFast:
 
 @cache
 def gpt2_like() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with GPT-2's split: `>` stands alone and the tier is `L` and a digit."""
+    """Byte-level BPE with GPT-2's split: `>` is a separate token, and a tier is `L` and a digit."""
     tokenizer = byte_level(None, 420)
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     return wrap(tokenizer, CHATML, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
@@ -74,7 +74,7 @@ def gpt2_like() -> PreTrainedTokenizerFast:
 
 @cache
 def tier_tokens() -> PreTrainedTokenizerFast:
-    """GPT-2's split with every tier L1 to L4 as one special token, as some people add them."""
+    """GPT-2's split with each tier L1 to L4 as one special token, as in some checkpoints."""
     tokenizer = byte_level(None, 420)
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "L1", "L2", "L3", "L4"])
     return wrap(tokenizer, CHATML, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
@@ -82,7 +82,7 @@ def tier_tokens() -> PreTrainedTokenizerFast:
 
 @cache
 def inst() -> PreTrainedTokenizerFast:
-    """BPE over ▁-joined words with [INST] turns, <s> and </s>, as Llama and Mistral have them."""
+    """BPE over ▁-joined words with [INST] turns, <s> and </s>, as in Llama and Mistral."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.pre_tokenizer = pre_tokenizers.Digits(individual_digits=True)
@@ -97,7 +97,7 @@ def inst() -> PreTrainedTokenizerFast:
 
 @cache
 def plain_turns() -> PreTrainedTokenizerFast:
-    """Turns marked by plain words in the template (`USER:`), not by tokens, as Vicuna has them."""
+    """Turns marked by plain words in the template (`USER:`) instead of special tokens, as in Vicuna."""
     tokenizer = byte_level(None, 420)
     tokenizer.add_special_tokens(["<s>", "</s>"])
     return wrap(tokenizer, PLAIN_TURNS, bos_token="<s>", eos_token="</s>", pad_token="</s>")
@@ -105,7 +105,7 @@ def plain_turns() -> PreTrainedTokenizerFast:
 
 @cache
 def normalising() -> PreTrainedTokenizerFast:
-    """NFKC, no accents, lower case, and added tokens that are matched after that."""
+    """NFKC, stripped accents and lower case, with added tokens that are matched after normalization."""
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(), normalizers.NFKC()]
@@ -122,7 +122,7 @@ def normalising() -> PreTrainedTokenizerFast:
 
 @cache
 def word_level(words: tuple[str, ...] = ("<", "verdict", ">", "</", "L", "red", "dress")) -> PreTrainedTokenizerFast:
-    """A closed word list; with the default one every tier is unknown."""
+    """A fixed word list. With the default list, all tiers are unknown tokens."""
     vocab = {word: i for i, word in enumerate(["[UNK]", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -1,4 +1,4 @@
-"""Traces as a run writes them, for the tests of the card and of `lore traces`."""
+"""Traces in the format of a run, for tests of the dataset card and of `lore traces`."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ CHECKS = ("verdict", "one_verdict", "grounding", "rules", "aggregate", "coverage
 
 
 def make_trace(number: int = 0, *, failed: dict[str, str] | None = None, **changes) -> Trace:
-    """An accepted trace; `failed`: check names with why they failed, which makes it a rejected one."""
+    """An accepted trace. `failed`: failed checks and their reasons, which make it a rejected trace."""
     failed = failed or {}
     failure = changes.pop("failure", "")
     accepted = not failed and not failure
@@ -50,7 +50,7 @@ def make_trace(number: int = 0, *, failed: dict[str, str] | None = None, **chang
 
 
 def write_traces(run: Path, parts: list[list[Trace]]) -> Path:
-    """A run folder with these parts."""
+    """Writes a run folder with these parts."""
     (run / "traces").mkdir(parents=True)
     for number, traces in enumerate(parts):
         table = pa.Table.from_pylist([trace.row() for trace in traces], schema=TRACE_SCHEMA)

@@ -298,12 +298,12 @@ class _Reader:
 
     def _file(self, base: str, at: Key) -> RecipeText:
         """The text of a base file. Its needs are rewritten relative to the grid's folder."""
-        beside = self.path.parent / base
-        if not beside.is_file() and not Path(base).is_file():
+        local = self.path.parent / base
+        if not local.is_file() and not Path(base).is_file():
             near = nearest(base, self.runs)
             expected = f"a recipe file under {self.path.parent or '.'} or the working directory, or {self._known(self.runs)}"
             raise RecipeError([self._problem(at, dotted(at), f"{base}, which is neither a file nor a run", expected, near)])
-        file = beside if beside.is_file() else Path(base)
+        file = local if local.is_file() else Path(base)
         text = read_recipe_text(file)
         if "grid" in text.data:
             raise RecipeError([self._problem(at, dotted(at), f"{base}, which is a grid", "a recipe, or a run of this grid")])

@@ -85,11 +85,11 @@ def run_root() -> Path:
 
 def resolve_need(recipe_path: str | Path, need: str) -> Path:
     """Path of a recipe listed under needs: relative to the recipe that needs it, otherwise to the working directory."""
-    beside = Path(recipe_path).parent / need
-    for candidate in (beside, Path(need)):
+    local = Path(recipe_path).parent / need
+    for candidate in (local, Path(need)):
         if candidate.is_file() or Path(re.sub(r":[^/:]+$", "", str(candidate))).is_file():  # x.yaml:run is one run of a grid
             return candidate
     raise LoreError(
-        f"{recipe_path} needs {need}, but neither {beside} nor {Path(need).absolute()} exists.\n"
+        f"{recipe_path} needs {need}, but neither {local} nor {Path(need).absolute()} exists.\n"
         "That recipe must run first; correct the path under needs."
     )

@@ -52,12 +52,12 @@ class Seen:
         first = np.arange(len(labels), dtype=np.uint32)
         conflicting = np.zeros(len(labels), dtype=bool)
         for keys in (self._contents, self._ids):
-            index, earliest, labelled = _repeats(np.frombuffer(keys, dtype=np.uint64), labels)
+            index, earliest, first_label = _repeats(np.frombuffer(keys, dtype=np.uint64), labels)
             new = first[index] == index
             first[index[new]] = earliest[new]
             # Compare with the first labeled pair of the group: an unlabeled copy conflicts with no label.
-            differs = (labels[index] != 0) & (labelled < index) & (labels[np.minimum(labelled, index)] != labels[index])
-            first[index[differs]] = labelled[differs]
+            differs = (labels[index] != 0) & (first_label < index) & (labels[np.minimum(first_label, index)] != labels[index])
+            first[index[differs]] = first_label[differs]
             conflicting[index[differs]] = True
         repeats = np.flatnonzero(first != np.arange(len(labels), dtype=np.uint32))
         return Duplicates(repeats, first[repeats], conflicting[repeats])
@@ -81,5 +81,5 @@ def _repeats(keys: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
         return index, index, index
     starts = np.flatnonzero(~later)
     sizes = np.diff(np.append(starts, len(index)))
-    labelled = np.minimum.reduceat(np.where(labels[index] != 0, index, np.uint32(len(keys))), starts)
-    return index[later], np.repeat(index[starts], sizes)[later], np.repeat(labelled, sizes)[later]
+    first_label = np.minimum.reduceat(np.where(labels[index] != 0, index, np.uint32(len(keys))), starts)
+    return index[later], np.repeat(index[starts], sizes)[later], np.repeat(first_label, sizes)[later]

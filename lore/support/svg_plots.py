@@ -116,8 +116,8 @@ def _ceiling_line(axes: Axes, ceiling: float | None) -> None:
     if ceiling is None:
         return
     axes.axhline(ceiling, color=SOFT, linewidth=1.1, linestyle=(0, (2, 2)))
-    beside = axes.get_yaxis_transform()
-    axes.text(1.02, ceiling, f"rater\n{ceiling:.2f}", transform=beside, ha="left", va="center", fontsize=8.5, color=SOFT)
+    at_right = axes.get_yaxis_transform()
+    axes.text(1.02, ceiling, f"rater\n{ceiling:.2f}", transform=at_right, ha="left", va="center", fontsize=8.5, color=SOFT)
 
 
 def _dress(axes: Axes) -> None:

@@ -184,7 +184,7 @@ extra: {one: {stps: 1}, two: {lr: fast}}
     assert "already given on line 6" in found["train.lr"].found
     assert "string" in found["model.lora.targets"].expected
     assert "array" in found["model.lora.targets"].expected
-    assert "Name of a rubric" in found["data.rubric"].expected
+    assert "Name of a shipped rubric" in found["data.rubric"].expected
     assert found["data.path"].nearest == "LORE_DATA"
     assert '"3"' in found["tags.1"].expected
     lines = [int(p.file.rpartition(":")[2]) for p in found.values()]

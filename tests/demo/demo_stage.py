@@ -1,4 +1,4 @@
-"""Two stages for tests: one that writes a line, one that trains a tiny model in whatever processes there are."""
+"""Two stages for tests: one writes a line, the other trains a tiny model in one or more processes."""
 
 import os
 from typing import Any, Literal
@@ -16,7 +16,7 @@ class TrainSection(StrictModel):
     lr: float = Field(1e-4, gt=0)
     """Learning rate after the warm-up."""
     steps: int = Field(10, ge=1)
-    """Optimiser steps."""
+    """Optimizer steps."""
     batch: int | None = None
     """Pairs per step."""
 

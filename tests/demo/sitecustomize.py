@@ -1,4 +1,4 @@
-"""Makes the stages of demo_stage.py known to every Python that a test starts with this folder on its path."""
+"""Registers the stages of demo_stage.py in every Python process that a test starts with this folder on its path."""
 
 import lore.config.stages
 

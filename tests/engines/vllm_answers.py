@@ -1,4 +1,4 @@
-"""Scores and greedy answers of the in-process vLLM engine, in a process of its own: vLLM keeps its memory until it ends.
+"""Scores and greedy answers of the in-process vLLM engine, in a separate process: vLLM keeps its memory until the process ends.
 
 python tests/engines/vllm_answers.py FOLDER_OF_TINY vision|text OUT.json [ADAPTER]
 """

@@ -85,7 +85,7 @@ def read(
                 found = f"product {cells['product_id']} ({cells['product_locale']}), which is not in {PRODUCTS}"
                 yield Rejection(str(examples), row, "title", "title_empty", found, "a product of that file", cells)
                 continue
-            title, description, bullets, brand, colour = product[0]
+            title, description, bullets, brand, color = product[0]
             values = {
                 "pair_id": cells["example_id"],
                 "query": cells["query"],
@@ -93,7 +93,7 @@ def read(
                 "item_id": cells["product_id"],
                 "description": description,
                 "brand": brand,
-                "attributes": {"color": colour, "bullet points": bullets},
+                "attributes": {"color": color, "bullet points": bullets},
                 "label": cells["esci_label"],
                 "split": cells["split"],
                 "slices": [f"locale:{cells['product_locale']}", *_tasks(cells)],

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import yaml
 from capability_judges import (
-    BY_HEART,
     FULL,
     LINES,
+    MEMORIZED,
     RULE_LINE,
     SHOP,
     TIERS,
@@ -118,7 +118,7 @@ def test_a_change_leaves_the_items_as_they_are():
         for pair in case.pairs:
             wishes = program.knowledge(pair, [])
             evidence = program.multimodal(pair, wishes, LINES)
-            for book, labels in ((BY_HEART, case.before), (program, case.after)):
+            for book, labels in ((MEMORIZED, case.before), (program, case.after)):
                 rulings = book.rules(pair, wishes, evidence)
                 assert SHOP.verdict_over([ruling.tier for ruling in rulings]) == labels[pair.pair_id]
             assert any(wish.dimension in dimensions for wish in wishes) and pair.image is None

@@ -1,10 +1,10 @@
-"""Two stages on the platform alone, without pairs and without a rubric: a causal language model with LoRA on TRL's SFTTrainer,
+"""Two stages that use only the training platform, without pairs and rubric: a causal language model with LoRA on TRL's SFTTrainer,
 and a sequence classifier on transformers' Trainer, both on lines of plain text.
 
     python tests/train/common/text_stages.py FOLDER
 
-makes a base model for each, trains run `whole`, kills run `killed` with SIGKILL in the middle and lets it go on. Every training
-is a process of its own, and checks at its end that no module of the domain was imported.
+makes a base model for each stage, trains run `whole`, and kills run `killed` with SIGKILL in the middle and resumes it. Each
+training runs in a separate process, which checks at its end that no module of the relevance domain was imported.
 """
 
 import multiprocessing
@@ -49,7 +49,7 @@ DOMAIN = tuple(f"lore.{room}" for room in ("rubric", "data", "codec", "judge", "
 COLORS, THINGS = ("red", "green", "blue"), ("lamp", "chair", "shelf", "rug", "clock")
 TRAIN = {"epochs": 2, "batch_size": 8, "micro_batch_size": 4, "lr": 1e-2, "log_every": 1, "save_every": 2}
 BASE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-LORA = {"rank": 2, "dropout": 0.1}  # dropout, so that the random state matters; BERT has it by itself
+LORA = {"rank": 2, "dropout": 0.1}  # dropout makes the result depend on the random state; BERT has dropout by default
 STAGES = ("language_model", "classifier")
 DIES_AT = 5  # of 8 steps, between two checkpoints
 
@@ -63,7 +63,7 @@ class TextRecipe(BaseRecipe):
 
 
 class Trial(TrainerCallback):
-    """Notes the step that training begins at; where it is to die, it ends as on a machine that loses its power."""
+    """Records the first step of a training, and kills the process with SIGKILL at a given step."""
 
     def __init__(self, notes: Path, dies: bool):
         self.notes, self.dies = notes, dies
@@ -78,13 +78,13 @@ class Trial(TrainerCallback):
 
 
 def texts() -> list[tuple[str, int]]:
-    """Lines of different length, and the color that each is about."""
+    """Lines of different lengths, and the color in each line."""
     draw = random.Random(0)
     return [(" ".join([COLORS[n % 3], *draw.choices(THINGS, k=draw.randint(1, 6))]), n % 3) for n in range(32)]
 
 
 def make_base(stage: str, folder: Path) -> None:
-    """A tokenizer without a chat template, and a model without the head that the stage trains."""
+    """Writes a tokenizer without a chat template, and a model without the head that the stage trains."""
     words = {word: number for number, word in enumerate(["<pad>", "<eos>", "<unk>", *COLORS, *THINGS])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -109,7 +109,7 @@ def rows_of(stage: str, tokenizer: Any, folder: RunFolder) -> Any:
 
 
 def run(recipe: TextRecipe, folder: RunFolder, callbacks: list[TrainerCallback]) -> None:
-    """The stage, in the order that lore.train.common.trainer names."""
+    """The stage, in the order of steps given in lore.train.common.trainer."""
     set_seed(recipe.seed)
     tokenizer, writes = load_processor(recipe.model), recipe.stage == "language_model"
     if writes:
@@ -152,7 +152,7 @@ def train_run(stage: str, root: Path, name: str, *, dies: bool) -> None:
 
 
 def in_a_process(ends: int, function: Any, *arguments: Any, **options: Any) -> None:
-    """Runs the function in a fork, which has everything imported already. Raises where it ends otherwise than expected."""
+    """Runs the function in a forked process, which already has all imports. Raises if its exit status is not the expected one."""
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments, kwargs=options)
     process.start()
     process.join()
