@@ -16,7 +16,7 @@ from lore.eval.measures.bootstrap import query_groups
 from lore.eval.measures.results import Ceiling
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 LIGHT = ["pair_id", "query", "title", "label", "label_weight", "slices", "query_frequency", "category", "mismatch"]
 SHOWN_IDS = 5
@@ -33,13 +33,13 @@ class Labelled:
     weights: np.ndarray
     slices: list[list[str]]
     """Pairs in the same slices may share one list, which saves memory."""
-    unlabelled: int = 0
+    unlabeled: int = 0
     """Number of pairs of the split without a label; they cannot be scored."""
     repeated: int = 0
     """Number of rows that repeat an earlier pair and its label; each pair counts once."""
 
     def __post_init__(self):
-        self.groups = query_groups([normalise(query) for query in self.queries])
+        self.groups = query_groups([normalize(query) for query in self.queries])
         self.position = {pair_id: index for index, pair_id in enumerate(self.pair_ids)}
         memberships: dict[tuple[str, ...], int] = {}
         self._membership = np.asarray([memberships.setdefault(tuple(names), len(memberships)) for names in self.slices], np.int64)
@@ -57,7 +57,7 @@ class Labelled:
         return inside[self._membership] if len(self) else np.zeros(0, dtype=bool)
 
     def __str__(self) -> str:
-        remarks = [f"{self.unlabelled} more without a label"] * bool(self.unlabelled)
+        remarks = [f"{self.unlabeled} more without a label"] * bool(self.unlabeled)
         remarks += [f"{self.repeated} repeated rows counted once"] * bool(self.repeated)
         in_brackets = f" ({', '.join(remarks)})" if remarks else ""
         return f"{len(self)} pairs of {self.n_queries} queries of split {self.split}{in_brackets}"
@@ -98,12 +98,12 @@ def load_split(
     ids, queries, gold, weights, names = [], [], [], [], []
     frequencies, industries, mismatches = [], [], []
     one: dict = {}  # equal texts are stored once: a million pairs have few categories and few sets of slices
-    unlabelled, repeated, label_of, conflicting = 0, 0, {}, []
+    unlabeled, repeated, label_of, conflicting = 0, 0, {}, []
     for pair in read_pairs(path, split=split, columns=LIGHT):
         if slices is not None and not set(slices) & set(pair.slices):
             continue
         if pair.label is None:
-            unlabelled += 1
+            unlabeled += 1
             continue
         if pair.pair_id in label_of:
             repeated += 1
@@ -126,7 +126,7 @@ def load_split(
             "shows the first ones with their rows. To keep the first row of each pair, set data.options: "
             "{drop_duplicates: true} when you import the source."
         )
-    names = derived_slices(names, [normalise(query) for query in queries], frequencies, industries, mismatches)
+    names = derived_slices(names, [normalize(query) for query in queries], frequencies, industries, mismatches)
     keep = whole_queries(queries, limit, seed)
     return Labelled(
         split,
@@ -135,7 +135,7 @@ def load_split(
         np.asarray(gold, dtype=np.int64)[keep],
         np.asarray(weights, dtype=np.float64)[keep],
         [names[i] for i in keep],
-        unlabelled,
+        unlabeled,
         repeated,
     )
 
@@ -144,7 +144,7 @@ def whole_queries(queries: list[str], limit: int | None, seed: int) -> np.ndarra
     """Indices of whole queries, in file order, that together reach `limit` pairs (all pairs if there are no more)."""
     if limit is None or len(queries) <= limit:
         return np.arange(len(queries))
-    queries = [normalise(query) for query in queries]
+    queries = [normalize(query) for query in queries]
     sizes: dict[str, int] = {}
     for query in queries:
         sizes[query] = sizes.get(query, 0) + 1

@@ -80,8 +80,8 @@ class Reader:
 
     tokenizer, takes_images = None, True
 
-    def __init__(self, memorised: bool = False):
-        self.memorised, self.prompts, self.programs = memorised, [], {}
+    def __init__(self, memorized: bool = False):
+        self.memorized, self.prompts, self.programs = memorized, [], {}
 
     def score(self, prompts):
         rows = np.full((len(prompts), len(TIERS)), 0.1)
@@ -94,7 +94,7 @@ class Reader:
         system = messages[0]["content"]
         system = system if isinstance(system, str) else system[0]["text"]
         if system not in self.programs:
-            self.programs[system] = MEMORIZED if self.memorised else rules_in(system)
+            self.programs[system] = MEMORIZED if self.memorized else rules_in(system)
         program = self.programs[system]
         pair, facts = pair_in(messages[1]["content"])
         try:

@@ -104,7 +104,7 @@ def plain_turns() -> PreTrainedTokenizerFast:
 
 
 @cache
-def normalising() -> PreTrainedTokenizerFast:
+def normalizing() -> PreTrainedTokenizerFast:
     """NFKC, stripped accents and lower case, with added tokens that are matched after normalization."""
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence(
@@ -135,5 +135,5 @@ CHAT_TOKENIZERS = {
     "tier_tokens": tier_tokens,
     "inst": inst,
     "plain_turns": plain_turns,
-    "normalising": normalising,
+    "normalizing": normalizing,
 }

@@ -42,7 +42,7 @@ def run(recipe: HardenRecipe, folder: RunFolder) -> None:
     out = folder / "pairs"
     with ExitStack() as files:
         writers: dict[str, PairWriter | None] = {}
-        for pair in track(source.labelled(), "hardening pairs"):
+        for pair in track(source.labeled(), "hardening pairs"):
             split = file_name(pair.split)
             if split not in writers:
                 file = out / f"{split}.parquet"

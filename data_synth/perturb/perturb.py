@@ -19,7 +19,7 @@ from lore.data_synth.perturb.wordings import AttackSet, load_wordings
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Perturber:
         translations: dict[str, str] | None = None,
     ):
         wordings = load_wordings(language)
-        known = {normalise(query): text for query, text in (translations or {}).items()}
+        known = {normalize(query): text for query, text in (translations or {}).items()}
         self.seed, self.material = seed, Material(rubric, wordings, getattr(wordings.attacks, attacks), known)
 
     def perturb(self, name: str, pair: Pair) -> Pair | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lore.codec.tokenize import content_terms
 from lore.data.pair import Pair
 from lore.data_synth.shop.query_parser import HEADS, Phrase, ReadQuery, translated
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 if TYPE_CHECKING:
     from lore.data_synth.perturb.material import Material
@@ -120,7 +120,7 @@ def spacing(pair: Pair, material: "Material", rng: random.Random) -> Pair | None
 
 def translation(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
     """The query in the other language: from the translation table, else word by word if the lexicon knows all of it."""
-    known = material.translations.get(normalise(pair.query))
+    known = material.translations.get(normalize(pair.query))
     if known is None and (query := material.shop.read(pair.query)):
         known = translated(query, material.shop, material.other_shop)
     return replace(pair, query=known) if known else None

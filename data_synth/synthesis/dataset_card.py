@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from lore.codec.markdown import markdown_text
-from lore.codec.sanitize import neutralise
+from lore.codec.sanitize import neutralize
 from lore.data_synth.synthesis.summary import Counts, percent, tables
 from lore.rubric.rubric import Rubric
 
@@ -72,7 +72,7 @@ def _head(title: str, splits: list[str], language: str, rows: int) -> str:
         (name for name, most in (("n<1K", 1e3), ("1K<n<10K", 1e4), ("10K<n<100K", 1e5), ("100K<n<1M", 1e6)) if rows < most), "n>1M"
     )
     head: dict[str, Any] = {
-        "pretty_name": neutralise(title),
+        "pretty_name": neutralize(title),
         "language": [language],
         "task_categories": ["text-classification"],
         "tags": ["search-relevance", "chain-of-thought", "synthetic"],

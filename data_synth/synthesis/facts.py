@@ -18,14 +18,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lore.codec.sanitize import neutralise
+from lore.codec.sanitize import neutralize
 from lore.codec.tokenize import MARKS, UNSPACED, content_terms
 from lore.data.rejected_rows import Rejection, shown_value
 from lore.data.tables.any_table import table_records
 from lore.data.tables.text_tables import is_utf8
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 TABLES = (".jsonl", ".csv", ".parquet")
 TEXTS = (".txt", ".md")
@@ -180,7 +180,7 @@ def with_values(text: str, facts: Iterable[Fact]) -> str:
     values: dict[tuple[str, ...], str] = {}
     for fact in facts:
         values.setdefault(tuple(_pieces(fact.phrase)), fact.value)
-    found = [(normalise(piece[0]), *piece.span()) for piece in _PIECES.finditer(text)]
+    found = [(normalize(piece[0]), *piece.span()) for piece in _PIECES.finditer(text)]
     longest, out, copied, at = max(map(len, values), default=0), [], 0, 0
     while at < len(found):
         for length in range(min(longest, len(found) - at), 0, -1):
@@ -205,7 +205,7 @@ def paragraphs(text: str) -> Iterator[str]:
         if all(line.startswith("#") for line in lines):
             heading = lines[-1].lstrip("# ")[:MAX_PHRASE]
             continue
-        rest = neutralise(" ".join([heading, *lines] if heading else lines))
+        rest = neutralize(" ".join([heading, *lines] if heading else lines))
         heading = ""
         while len(rest) > MAX_PASSAGE:
             ends = [found.end() for found in _SENTENCE_END.finditer(rest, MAX_PASSAGE // 2, MAX_PASSAGE)]
@@ -219,7 +219,7 @@ def paragraphs(text: str) -> Iterator[str]:
 
 def _pieces(text: str) -> list[str]:
     """Words, single marks, and single characters of scripts without spaces: the units that phrases consist of."""
-    return _PIECES.findall(normalise(text))
+    return _PIECES.findall(normalize(text))
 
 
 def _fact(file: Path, row: int, record: dict[str, Any]) -> Fact:
@@ -227,9 +227,9 @@ def _fact(file: Path, row: int, record: dict[str, Any]) -> Fact:
     dimension, kind, text = (_cell(file, row, name, record) for name in ("dimension", "kind", "text"))
     if len(phrase) > MAX_PHRASE:
         raise LoreError(f"facts: {file} row {row} has a phrase of {len(phrase):,} characters, more than {MAX_PHRASE}. Shorten it.")
-    phrase, value, dimension, kind = (neutralise(part)[:MAX_PASSAGE] for part in (phrase, value, dimension, kind))
+    phrase, value, dimension, kind = (neutralize(part)[:MAX_PASSAGE] for part in (phrase, value, dimension, kind))
     notes = ", ".join(note[:MAX_PHRASE] for note in (kind, dimension) if note)
-    text = neutralise(text[: 4 * MAX_PASSAGE]) or f"{phrase} = {value}" + (f" ({notes})" if notes else "")
+    text = neutralize(text[: 4 * MAX_PASSAGE]) or f"{phrase} = {value}" + (f" ({notes})" if notes else "")
     return Fact(text[:MAX_PASSAGE], kind[:MAX_PHRASE], dimension[:MAX_PHRASE], phrase, value)
 
 

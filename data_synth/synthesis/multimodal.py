@@ -4,7 +4,7 @@ There are two ways: a vision model writes a caption and a text teacher reads it,
 """
 
 from lore.codec.prompt import Message
-from lore.codec.sanitize import neutralise
+from lore.codec.sanitize import neutralize
 from lore.data.pair import Pair
 from lore.data_synth.synthesis.teacher_prompts import Prompts
 from lore.data_synth.synthesis.trace import Evidence, Unreadable, Wish, one_object, rows_of
@@ -18,7 +18,7 @@ def caption_prompt(prompts: Prompts, pair: Pair) -> list[Message]:
 
 
 def read_caption(text: str) -> str:
-    caption = neutralise(text.rpartition("</think>")[2])[:MAX_CAPTION].strip()
+    caption = neutralize(text.rpartition("</think>")[2])[:MAX_CAPTION].strip()
     if not caption:
         raise Unreadable("an empty caption")
     return caption

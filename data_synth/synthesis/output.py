@@ -35,7 +35,7 @@ def write_set(
     writers: dict[str, PairWriter] = {}
     with ExitStack() as files:
         tasks = [files.enter_context(task_file(folder / "tasks", step, prompts)) for step in dict.fromkeys(recipe.tasks)]
-        for number, pairs in enumerate(in_chunks(source.labelled(), recipe.chunk_pairs)):
+        for number, pairs in enumerate(in_chunks(source.labeled(), recipe.chunk_pairs)):
             if not store.is_current(number):
                 if complete:
                     raise LoreError(f"{folder.path} has no traces of its chunk {number}. Run the recipe again to resume it.")

@@ -13,7 +13,7 @@ from lore.data_synth.synthesis.facts import Fact
 from lore.data_synth.synthesis.trace import MAX_DEMANDS, Evidence, Ruling, Unreadable, Wish
 from lore.rubric.rubric import Rubric, Rule
 from lore.support.errors import LoreError
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 HEAD_ENDS = {"for", "with", "in", "by", "from", "of", "to", "without"}
 DETAILS = ("attribute", "special", "specification", "function", "style")
@@ -105,7 +105,7 @@ class _Words:
     def __init__(self, text: str):
         words = pieces(text)
         self.single = {form: spelt for piece, spelt in spellings(text).items() for form in forms(piece)}
-        self.text = normalise(text)
+        self.text = normalize(text)
         self.pairs = {a + b: f"{a} {b}" for a, b in zip(words, words[1:], strict=False)}
 
     def spelt(self, piece: str) -> str:

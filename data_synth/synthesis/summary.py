@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from lore.codec.sanitize import neutralise
+from lore.codec.sanitize import neutralize
 from lore.data_synth.synthesis.trace import STEPS, Trace
 from lore.support.errors import LoreError
 
@@ -211,7 +211,7 @@ def _sample(trace: Trace, rank: str) -> dict[str, Any]:
 
 
 def _short(text: str, limit: int) -> str:
-    text = neutralise(text[: 4 * limit])
+    text = neutralize(text[: 4 * limit])
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -136,7 +136,7 @@ class Pipeline:
         ticker = asyncio.create_task(self._tick())
         chunks: list[asyncio.Task] = []
         try:
-            for number, pairs in enumerate(in_chunks(self.source.labelled(), self.recipe.chunk_pairs)):
+            for number, pairs in enumerate(in_chunks(self.source.labeled(), self.recipe.chunk_pairs)):
                 if self.store.is_current(number):
                     self.done += len(pairs)
                     continue

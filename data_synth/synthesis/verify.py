@@ -26,7 +26,7 @@ from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
 from lore.data_synth.synthesis.trace import Check, Draft
 from lore.rubric.rubric import Rubric
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 COPIED_WORDS = 10
 
@@ -187,7 +187,7 @@ class Verifier:
 
 def runs_of_words(text: str) -> list[tuple[str, ...]]:
     """Every run of COPIED_WORDS words; each Han character counts as a word."""
-    words = [part for piece in PIECE.findall(normalise(text)) for part in (list(piece) if HAN.match(piece) else [piece])]
+    words = [part for piece in PIECE.findall(normalize(text)) for part in (list(piece) if HAN.match(piece) else [piece])]
     return [tuple(words[at : at + COPIED_WORDS]) for at in range(len(words) - COPIED_WORDS + 1)]
 
 

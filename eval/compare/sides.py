@@ -14,7 +14,7 @@ from lore.eval.measures.calibration import apply_temperature
 from lore.eval.measures.metrics import confidence_of
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 SHOWN_IDS = 5
 
@@ -66,7 +66,7 @@ def open_sides(arguments: Sequence[str], *, across_rubrics: bool = False) -> Sid
     for side in others:
         _bring_to(first, side)
     _name(sides)
-    groups = query_groups([normalise(query) for query in first.predictions.queries])
+    groups = query_groups([normalize(query) for query in first.predictions.queries])
     return Sides(first, others, groups, _weights(first), _notes(first, others))
 
 

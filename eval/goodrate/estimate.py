@@ -85,9 +85,9 @@ def goodrate(
         remarks.append(
             f"{failures:,} of {len(set(log.pair_ids)):,} shown pairs have no verdict (format failures); they count as not good."
         )
-    if sample.unlabelled:
+    if sample.unlabeled:
         remarks.append(
-            f"{sample.unlabelled:,} of {sample.labelled + sample.unlabelled:,} sampled pairs have no label. If raters skipped the "
+            f"{sample.unlabeled:,} of {sample.labeled + sample.unlabeled:,} sampled pairs have no label. If raters skipped the "
             "hard ones, every estimate from the labels is too high."
         )
     if log.rejected:
@@ -109,7 +109,7 @@ def goodrate(
             "rows_below_top": log.below_top,
         },
         "verdicts": {"path": str(verdicts_path), "judge": judge, "format_failures": failures, "of_pairs_not_shown": foreign},
-        "rated": {"path": str(rated_path) if rated_path else None, "labelled": sample.labelled, "unlabelled": sample.unlabelled},
+        "rated": {"path": str(rated_path) if rated_path else None, "labeled": sample.labeled, "unlabeled": sample.unlabeled},
         "rubric": {"name": rubric.name, "hash": rubric.hash, "good": [t.id for t in rubric.tiers if t.relevant]},
         "top": top,
         "target": target,
@@ -165,7 +165,7 @@ def estimate(log: Shown, judged: np.ndarray, sample: Rated, target: Target = "lo
         remarks.append(f"No estimate of pages from labels: {why}")
     items = (judged, sample.good, log.impressions, log.clusters, sample.chances)
     whole_pages = (page_judged, page_good, page_impressions, log.clusters[first], page_chances)
-    if sample.labelled:
+    if sample.labeled:
         remarks += _about_sample(parts(*items, target=target))
     rates = _rates("items", log.systems, *items, target=target) + _rates("pages", log.systems[first], *whole_pages, target=target)
     return rates, remarks

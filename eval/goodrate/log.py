@@ -14,7 +14,7 @@ from lore.data.tables.any_table import table_records
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 from lore.support.progress import track
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 COLUMNS = ("query", "pair_id", "item_id", "page_id", "position", "system", "impressions")
 MAX_REJECTED_SHARE = 0.01
@@ -197,5 +197,5 @@ class _Row:
 
 def _codes(texts: np.ndarray) -> np.ndarray:
     codes: dict[str, int] = {}
-    by_text = {text: codes.setdefault(normalise(text), len(codes)) for text in dict.fromkeys(texts)}
+    by_text = {text: codes.setdefault(normalize(text), len(codes)) for text in dict.fromkeys(texts)}
     return np.asarray([by_text[text] for text in texts], dtype=np.int64)

@@ -19,7 +19,7 @@ def show(found: GoodRate, console: Console) -> None:
     log, rated = found.summary["log"], found.summary["rated"]
     title = f"{log['rows']:,} shown items, {log['pages']:,} pages, {log['queries']:,} queries"
     if rated["path"]:
-        title += f"; {rated['labelled']:,} pairs rated"
+        title += f"; {rated['labeled']:,} pairs rated"
     if found.summary["top"]:
         title += f"; first {found.summary['top']} positions"
     console.print(Text(f"GoodRate of {log['path']}: {title}"), soft_wrap=True)

@@ -31,9 +31,9 @@ class Rated:
     """True if the row belongs to the sample, labeled or not."""
     chances: np.ndarray | None
     """Probability with which the row was drawn, nan for rows not drawn. None if the sample has no probabilities: all are equal."""
-    labelled: int
-    """Number of entries of the sample with a label; `unlabelled` counts those without."""
-    unlabelled: int
+    labeled: int
+    """Number of entries of the sample with a label; `unlabeled` counts those without."""
+    unlabeled: int
 
     def pages(self, pages: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, str | None]:
         """good [P], chances [P] or None, and the reason if no page has a label, else None. pages [N]: the page of each row, from 0.
@@ -64,7 +64,7 @@ class Rated:
 
     def only(self, keep: np.ndarray) -> "Rated":
         chances = None if self.chances is None else self.chances[keep]
-        return Rated(self.good[keep], self.drawn[keep], chances, self.labelled, self.unlabelled)
+        return Rated(self.good[keep], self.drawn[keep], chances, self.labeled, self.unlabeled)
 
 
 def read_rated(path: Path, rubric: Rubric, log: Shown) -> Rated:
@@ -111,8 +111,8 @@ def read_rated(path: Path, rubric: Rubric, log: Shown) -> Rated:
     good = np.asarray([labels.get(key, math.nan) for key in keys], dtype=np.float64)
     drawn = np.asarray([key in labels for key in keys], dtype=bool)
     chance = None if without or not chances else np.asarray([chances.get(key, math.nan) for key in keys], dtype=np.float64)
-    unlabelled = sum(math.isnan(label) for label in labels.values())
-    return Rated(good, drawn, chance, len(labels) - unlabelled, unlabelled)
+    unlabeled = sum(math.isnan(label) for label in labels.values())
+    return Rated(good, drawn, chance, len(labels) - unlabeled, unlabeled)
 
 
 def nothing_rated(log: Shown) -> Rated:

@@ -160,8 +160,8 @@ def shop_cases(edits: list[RuleEdit], rubric: Rubric, language: str, wanted: int
     for pair in _shop(rubric, language).pairs("test", MAX_DRAWN):
         if not waiting:
             break
-        for edit_id, relabelled in list(waiting.items()):
-            case, after = cases[edit_id], next(relabelled).label
+        for edit_id, relabeled in list(waiting.items()):
+            case, after = cases[edit_id], next(relabeled).label
             side = case.affected if pair.label != after else case.unaffected
             at_stake = any(demand.dimension in dimensions[edit_id] for demand in pair.demands)
             if len(side) < wanted and at_stake and "capability:rules" in pair.slices and shows(pair, case.edit):

@@ -12,7 +12,7 @@ from lore.eval.measures.bootstrap import Estimate, mean_estimate, query_groups
 from lore.eval.measures.results import Condition
 from lore.judge.resumable import Asker, Verdicts
 from lore.support.atomic_files import write_atomic
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 FIT_SHARE = 0.95
 FIT_PAIRS = 200  # pairs used to check whether the rules fit
@@ -61,7 +61,7 @@ class Counting:
 
 def groups_of(pairs: Sequence[Pair]) -> np.ndarray:
     """[N] integers, one per distinct query."""
-    return query_groups([normalise(pair.query) for pair in pairs])
+    return query_groups([normalize(pair.query) for pair in pairs])
 
 
 def is_right(pairs: Sequence[Pair], labels: Labels, verdicts: Verdicts) -> np.ndarray:

@@ -123,7 +123,7 @@ def data_summary(data: EvalData, folder: RunFolder) -> dict:
         "split": data.test.split,
         "pairs": len(data.test),
         "queries": data.test.n_queries,
-        "unlabelled": data.test.unlabelled,
+        "unlabeled": data.test.unlabeled,
         "repeated": data.test.repeated,
         "calibration_split": data.dev.split if data.dev else None,
         "calibration_pairs": len(data.dev) if data.dev else 0,

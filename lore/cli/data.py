@@ -212,7 +212,7 @@ def _show_report(report: Any, as_json: bool) -> None:
     lines = [
         ["rows read", report.rows],
         ["pairs", report.pairs],
-        *([["pairs without a label", report.unlabelled]] if report.unlabelled else []),
+        *([["pairs without a label", report.unlabeled]] if report.unlabeled else []),
         ["rows rejected", report.rejected_rows],
         *([f"  {reason}", count] for reason, count in report.reasons.most_common()),
         *([f"repaired: {name}", count] for name, count in report.repairs.most_common()),
@@ -234,7 +234,7 @@ def _show_stats(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
         return
-    plain = ("pairs", "labelled", "with_photo", "mean_label_weight", "queries", "duplicates", "conflicting_labels")
+    plain = ("pairs", "labeled", "with_photo", "mean_label_weight", "queries", "duplicates", "conflicting_labels")
     _table(
         found["file"],
         ["what", "count"],

@@ -10,7 +10,7 @@ import re
 from lore.codec.judgement import unresolved
 from lore.codec.lexical_match import NEGATIONS, function_words, missing_words, pieces, stands_apart
 from lore.data.pair import Pair
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 NOTHING = {"none", "nothing", "not stated", "not shown", "not specified", "not mentioned", "not given", "unknown", "null", "n/a"}
 NOTHING |= {"-", "无", "没有", "未提及", "未说明", "未标明", "未注明", "未知"}
@@ -43,7 +43,7 @@ def why_ungrounded(wanted: str, found: str, source: str, places: dict[str, str |
     """
     found = unresolved(found)
     if source == "none":
-        if pieces(found) and normalise(found) not in NOTHING:
+        if pieces(found) and normalize(found) not in NOTHING:
             return f"{found!r} is cited from nowhere"
         asked, title = wanted.rpartition(" = ")[2], places["title"]
         if _is_worded(asked) and not missing_words(asked, title) and not stands_apart(asked, title):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lore.codec.sanitize import neutralise, neutralise_attribute
+from lore.codec.sanitize import neutralize, neutralize_attribute
 
 if TYPE_CHECKING:  # keeps pyarrow out of start-up
     from lore.data.pair import Pair
@@ -50,16 +50,16 @@ def item_text(pair: Pair, control: frozenset[str] = frozenset(), max_characters:
     for key in ITEM_FIELDS:
         value = getattr(pair, key)
         if value:
-            value = neutralise(value[: 4 * MAX_FIELD_CHARACTERS], control)[:MAX_FIELD_CHARACTERS].rstrip()
+            value = neutralize(value[: 4 * MAX_FIELD_CHARACTERS], control)[:MAX_FIELD_CHARACTERS].rstrip()
             if value:
                 fields.append(f"<{key}>{value}</{key}>")
     if pair.price is not None and math.isfinite(pair.price):
         fields.append(f"<price>{pair.price:.2f}</price>".replace(".00<", "<"))
-    attributes = (neutralise_attribute(k, v[:max_characters], control) for k, v in pair.attributes.items())
+    attributes = (neutralize_attribute(k, v[:max_characters], control) for k, v in pair.attributes.items())
     return ItemText(
-        query=neutralise(pair.query, control),
-        title=neutralise(pair.title[:max_characters], control),
+        query=neutralize(pair.query, control),
+        title=neutralize(pair.title[:max_characters], control),
         fields=fields,
         attributes=[text for text in attributes if text],
-        description=neutralise(pair.description[:max_characters], control) if pair.description else "",
+        description=neutralize(pair.description[:max_characters], control) if pair.description else "",
     )

@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 THOUSANDS = r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?(?!\d)"
 PIECE = re.compile(rf"[\u3400-\u9fff\uf900-\ufaff]+|{THOUSANDS}|\d+(?:[.,]\d+)?|[^\W\d_\u3400-\u9fff\uf900-\ufaff]+")
@@ -29,13 +29,13 @@ def pieces(text: str) -> list[str]:
 
 @lru_cache(maxsize=TEXTS)
 def _pieces(text: str) -> tuple[str, ...]:
-    return tuple(_stem(piece) for piece in PIECE.findall(normalise(text)))
+    return tuple(_stem(piece) for piece in PIECE.findall(normalize(text)))
 
 
 def spellings(text: str) -> dict[str, str]:
     """Maps each of `pieces` to its first spelling in the text."""
     found: dict[str, str] = {}
-    for piece in PIECE.findall(normalise(text)):
+    for piece in PIECE.findall(normalize(text)):
         found.setdefault(_stem(piece), piece)
     return found
 
@@ -62,7 +62,7 @@ def missing_words(text: str, place: str, passed_over: frozenset[str] | None = No
     held += pieces(OWNER.sub("", place)) + ["inch"] * bool(INCH.search(place))
     have = {form for piece in held for form in forms(piece)} | {a + b for a, b in pairwise(held) if a.isalpha() and b.isalpha()}
     divided = {part for a, b in pairwise(said) if a.isalpha() and b.isalpha() and a + b in have for part in (a, b)}
-    whole = normalise(place).replace(" ", "")
+    whole = normalize(place).replace(" ", "")
     small = function_words("en") if passed_over is None else passed_over
     return [
         piece
@@ -91,7 +91,7 @@ def stands_apart(text: str, place: str) -> str:
             return "do not stand together"
         if NEGATIONS.isdisjoint(said) and all(run[0] and held[run[0] - 1] in NEGATIONS for run in runs):
             return "are negated"
-    whole = normalise(place).replace(" ", "")
+    whole = normalize(place).replace(" ", "")
     for piece in said:
         if HAN.match(piece) and piece[0] not in HAN_NEGATIONS:
             before = [whole[found.start() - 1] if found.start() else "" for found in re.finditer(re.escape(piece), whole)]

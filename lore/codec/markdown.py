@@ -2,7 +2,7 @@
 
 import re
 
-from lore.codec.sanitize import neutralise
+from lore.codec.sanitize import neutralize
 
 _MARKDOWN = re.compile(r"[\\`*_\[\]|~$@#]")
 _ADDRESS = re.compile(r"(?i)(www)\.|(:)/(?=/)")
@@ -10,7 +10,7 @@ _ADDRESS = re.compile(r"(?i)(www)\.|(:)/(?=/)")
 
 def markdown_text(text: str, limit: int | None = None) -> str:
     """Any text as one line of Markdown that only displays: it cannot form a tag, link, table cell or emphasis."""
-    text = neutralise(text)
+    text = neutralize(text)
     if limit is not None and len(text) > limit:
         text = text[: limit - 1] + "…"
     text = _MARKDOWN.sub(r"\\\g<0>", text.replace("&", "&amp;"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lore.codec.chat_template import template_text
 from lore.codec.item_text import ItemText, item_text
-from lore.codec.sanitize import control_strings, neutralise
+from lore.codec.sanitize import control_strings, neutralize
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
@@ -82,7 +82,7 @@ def render(
         # Bounds very long texts before tokenizing them: this many characters never fit into the budget.
         item = item_text(pair, control, fmt.max_prompt_tokens * MAX_CHARACTERS_PER_TOKEN)
     if facts:
-        item = replace(item, facts=[text for fact in facts if (text := neutralise(fact, control))])
+        item = replace(item, facts=[text for fact in facts if (text := neutralize(fact, control))])
     if fmt.detail == "retrieved":
         from lore.codec.rule_retrieval import rules_about
 

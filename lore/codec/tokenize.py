@@ -2,7 +2,7 @@
 
 import re
 
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 # Written without spaces between words: Han, kana, Thai, Lao, Burmese, Khmer.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -18,7 +18,7 @@ def content_terms(text: str) -> list[str]:
     from bm25s.stopwords import STOPWORDS_EN
 
     terms = []
-    for word in _WORDS.findall(normalise(text)):
+    for word in _WORDS.findall(normalize(text)):
         if _IS_UNSPACED.match(word):
             pairs = [word[at : at + 2] for at in range(len(word) - 1)] or [word]
             terms += [pair for pair in pairs if _PARTICLES.isdisjoint(pair)]

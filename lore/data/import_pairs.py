@@ -38,7 +38,7 @@ class Report:
     duplicates: int = 0
     conflicting: int = 0
     dropped: int = 0
-    unlabelled: int = 0
+    unlabeled: int = 0
     """Pairs without a label."""
     bad_photos: list[str] = field(default_factory=list)
     """Kept rows with unreadable photos: file, row and the problem. At most the first hundred."""
@@ -103,7 +103,7 @@ def import_pairs(
                 if split_fractions and pair.split is None:
                     pair.split = split_of(pair.query, split_fractions, seed)
                 seen.add(pair)
-                report.unlabelled += pair.label is None
+                report.unlabeled += pair.label is None
                 if writer:
                     writer.write(pair)
             if writer and not len(seen):

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from lore.rubric.demand import Demand
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,16 +86,16 @@ def make_pair_id(query: str, item: str) -> str:
 
     `item`: the exact id of the item, or its item_key if it has no id.
     """
-    text = f"{normalise(query)}\x1f{item}"  # normalizing turns this separator into a space, so the query cannot contain it
+    text = f"{normalize(query)}\x1f{item}"  # normalizing turns this separator into a space, so the query cannot contain it
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def item_key(pair: Pair) -> str:
     """32 hex digits over the item fields that a judge sees. Case, spacing and the order of attributes do not matter."""
     texts = (pair.title, pair.description, pair.category, pair.brand, pair.shop)
-    parts = [normalise(text or "") for text in texts]
+    parts = [normalize(text or "") for text in texts]
     parts.append("" if pair.price is None else repr(float(pair.price)))
-    parts += sorted(f"{normalise(key)}\x1e{normalise(value)}" for key, value in pair.attributes.items())
+    parts += sorted(f"{normalize(key)}\x1e{normalize(value)}" for key, value in pair.attributes.items())
     content = hashlib.blake2b("\x1f".join(parts).encode(errors="surrogatepass"), digest_size=16)
     if pair.image:
         content.update(b"\x1f")

@@ -2,7 +2,7 @@
 
     source = PairSource(recipe.data, folder)
     folder.note(data_fingerprint=source.fingerprint)
-    for pair in source.labelled(columns=["label"]):
+    for pair in source.labeled(columns=["label"]):
         ...
 
 Sources other than `pairs` are imported into <run>/data/pairs.parquet. <run>/data/inputs.json stores the digest, size and
@@ -81,7 +81,7 @@ class PairSource:
         self._note(files)
         return found
 
-    def labelled(self, *, columns: list[str] | None = None) -> Iterator[Pair]:
+    def labeled(self, *, columns: list[str] | None = None) -> Iterator[Pair]:
         """The labeled pairs in file order, after the split, slices and limit of the section. columns: as in `read_pairs`; must
         include label, and slices if the section selects slices."""
         wanted = set(self.section.slices or [])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lore.support.errors import LoreError
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 FRACTIONS = {"train": 0.7, "dev": 0.1, "test": 0.2}
 
@@ -15,7 +15,7 @@ def split_of(query: str, fractions: dict[str, float] | None = None, seed: int = 
     """The split of a query. Case and spacing do not matter; another seed reassigns the queries."""
     fractions = FRACTIONS if fractions is None else fractions
     check_fractions(fractions)
-    digest = hashlib.blake2b(normalise(query).encode(errors="surrogatepass"), digest_size=8, key=str(seed).encode()).digest()
+    digest = hashlib.blake2b(normalize(query).encode(errors="surrogatepass"), digest_size=8, key=str(seed).encode()).digest()
     point, edge = int.from_bytes(digest, "little") / 2**64, 0.0
     for name, share in fractions.items():
         edge += share

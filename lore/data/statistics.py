@@ -16,7 +16,7 @@ from lore.data.parquet import count_pairs, read_metadata, read_pairs
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
 from lore.support.progress import track
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 LENGTHS = ("query", "title", "attributes", "description", "rationale")
 MAX_NAMES = 10_000
@@ -48,7 +48,7 @@ def pair_stats(path: str | Path) -> dict[str, Any]:
             if value:
                 lengths[name].append(sum(len(k) + len(v) for k, v in value.items()) if name == "attributes" else len(value))
         hashes.append(
-            int.from_bytes(hashlib.blake2b(normalise(pair.query).encode(errors="surrogatepass"), digest_size=8).digest(), "little")
+            int.from_bytes(hashlib.blake2b(normalize(pair.query).encode(errors="surrogatepass"), digest_size=8).digest(), "little")
         )
         codes.append(splits.setdefault(split, len(splits)))
     queries = _queries(np.frombuffer(hashes, dtype=np.uint64), np.frombuffer(codes, dtype=np.uint16), list(splits))
@@ -56,7 +56,7 @@ def pair_stats(path: str | Path) -> dict[str, Any]:
     return {
         "file": str(path),
         "pairs": len(seen),
-        "labelled": sum(sum(counts.values()) - counts[NO_LABEL] for counts in tiers.values()),
+        "labeled": sum(sum(counts.values()) - counts[NO_LABEL] for counts in tiers.values()),
         "with_photo": images,
         "mean_label_weight": round(weight / len(seen), 6) if len(seen) else None,
         "sources": dict(sources.most_common()),

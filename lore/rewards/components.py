@@ -30,7 +30,7 @@ from lore.rubric.cost_matrix import cost_matrix
 from lore.rubric.demand import Demand, read_demands
 from lore.rubric.rubric import Rubric, Rule
 from lore.support.errors import LoreError
-from lore.support.text import normalise
+from lore.support.text import normalize
 
 NO_VERDICT = -1.0
 TEXTS = ("title", "attributes", "description")
@@ -151,9 +151,9 @@ def grounding(answer: Answer, pair: Pair, view: View) -> float | None:
     claims, places, has_photo = read_demands(rationale), citable(pair), pair.image is not None
     stand, passed_over, said = 0, 0, set()
     for claim in claims[:MAX_DEMANDS]:
-        if claim is None or (claim.dimension, normalise(claim.wanted)) in said:
+        if claim is None or (claim.dimension, normalize(claim.wanted)) in said:
             continue
-        said.add((claim.dimension, normalise(claim.wanted)))
+        said.add((claim.dimension, normalize(claim.wanted)))
         if has_photo and claim.source in ("photo", ""):  # the source may be missing if only the photo shows the finding
             passed_over += 1
         elif claim.source:
@@ -203,8 +203,8 @@ def _steps(ours: Demand, theirs: Demand) -> float:
         return 0.0
     steps = [
         True,
-        normalise(ours.wanted) == normalise(theirs.wanted),
-        (normalise(ours.found), ours.source) == (normalise(theirs.found), theirs.source),
+        normalize(ours.wanted) == normalize(theirs.wanted),
+        (normalize(ours.found), ours.source) == (normalize(theirs.found), theirs.source),
         ours.rule == theirs.rule,
         ours.tier == theirs.tier,
     ]

@@ -35,7 +35,7 @@ Default_Ignorable_Code_Point), and the empty braille cell.
 _ROUNDS = 4  # shops escape twice ("&amp;lt;br&amp;gt;"); with unlimited rounds a hostile text would take quadratic time
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Normalized text for comparing queries and titles: Unicode compatibility form (NFKC), case-folded, single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 

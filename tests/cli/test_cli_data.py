@@ -128,7 +128,7 @@ def test_an_error_is_one_message_and_exit_code_1(table, monkeypatch, arguments, 
 def test_the_table_says_what_it_leaves_out(table, tmp_path):
     parts = ["--map", "query=search_term,title=product_title", "--rubric", "shop", "-o", tmp_path / "a.parquet"]
     report = lore_json("import", "table", table, *parts)
-    assert (report["extra_columns"], report["unlabelled"]) == (["relevance"], 3)
+    assert (report["extra_columns"], report["unlabeled"]) == (["relevance"], 3)
     shown = lore("import", "table", table, *parts).stdout
     assert "Columns that are not read: relevance" in shown and "without a label" in shown
 
@@ -220,7 +220,7 @@ def test_splits_and_labels_without_end_are_counted_together(tmp_path):
             writer.write(Pair(pair_id=str(number), query=f"q{number}", title="a", split=f"s{number}", label=f"l{number}"))
     found = lore_json("stats", tmp_path / "x.parquet")
     assert found["pooled"] == ["splits", "labels"] and found["queries_by_split"]["(others)"] == 70_000 - 20
-    assert len(found["tiers"]) == 21 and found["labelled"] == 70_000
+    assert len(found["tiers"]) == 21 and found["labeled"] == 70_000
     assert "the rest is counted as (others): splits, labels" in lore("stats", tmp_path / "x.parquet").stdout
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from lore.codec import prompt
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat, count_prompt_tokens, render
-from lore.codec.sanitize import control_strings, neutralise
+from lore.codec.sanitize import control_strings, neutralize
 from lore.data.pair import Pair
 from lore.rubric.demand import Demand
 from lore.rubric.rubric import load_rubric
@@ -156,9 +156,9 @@ def test_no_field_yields_a_control_token_or_another_field(name, query, title, br
         ("category", category),
         ("description", description),
     ):
-        assert (found[field] or "") == neutralise(text, control)
+        assert (found[field] or "") == neutralize(text, control)
     entries = found["attributes"].split("; ") if found["attributes"] else []
-    kept = [(key, value) for key, value in attributes.items() if neutralise(value, control)]
+    kept = [(key, value) for key, value in attributes.items() if neutralize(value, control)]
     assert len(entries) == len(kept)
     assert all(re.fullmatch("[^:]+: .+", entry) for entry in entries)
 
@@ -173,7 +173,7 @@ def test_without_a_tokenizer_fields_stay_fields_too(attack):
     hostile = pair_of(title=f"dress {attack}", description=f"{attack} x", attributes={f"a{attack}": f"b{attack}"})
     found = FIELDS.fullmatch(render(hostile, RAIR, NAME)[1]["content"])
     assert found
-    assert found["title"] == neutralise(f"dress {attack}")
+    assert found["title"] == neutralize(f"dress {attack}")
     assert found["attributes"].count(": ") >= 1
     assert ";" not in found["attributes"]
 
@@ -274,9 +274,9 @@ def test_every_cut_fits_and_uses_its_budget(budget, description, title):
         assert budget < tokens_of(description=None, attributes={}, brand=None, title="d") + 8
         return
     control = control_strings(small.chatml())
-    assert neutralise(title, control).startswith(found["title"])
-    assert neutralise(description * 5, control).startswith(found["description"] or "")
-    if found["title"] != neutralise(title, control):
+    assert neutralize(title, control).startswith(found["title"])
+    assert neutralize(description * 5, control).startswith(found["description"] or "")
+    if found["title"] != neutralize(title, control):
         assert (found["brand"], found["attributes"], found["description"]) == (None, None, None)
     if found["attributes"] is None or found["attributes"].count(";") < 11:
         assert found["description"] is None

@@ -13,7 +13,7 @@ from lore.codec.item_text import item_text
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat, count_prompt_tokens, render, system_text
 from lore.codec.rule_retrieval import rules_about
-from lore.codec.sanitize import control_strings, neutralise
+from lore.codec.sanitize import control_strings, neutralize
 from lore.data.pair import Pair
 from lore.data_synth.shop.world import World
 from lore.rubric.demand import Demand
@@ -165,7 +165,7 @@ def test_a_fact_closes_no_field(attack):
     fmt, facts = PromptFormat(detail="name"), [f"a {attack} b"]
     content = render(pair_of("dress"), SHOP, fmt, tokenizer=tokenizer, facts=facts)[1]["content"]
     found = re.match(r"<facts>([^<>\n]*)</facts>\n<query>dress</query>\n<item>\n", content)
-    assert found and found[1] == neutralise(facts[0], control)
+    assert found and found[1] == neutralize(facts[0], control)
 
 
 def test_facts_are_never_cut():

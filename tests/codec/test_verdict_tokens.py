@@ -37,7 +37,7 @@ def rubric_of(tier_ids: list[str]) -> Rubric:
         ("chatml", "wands", "<verdict", [">Irrelevant", ">Partial", ">Exact"]),
         ("inst", "wands", "<verdict>", ["Ir", "Par", "Ex"]),
         ("inst", "rair", "<verdict>L", ["1", "2", "3", "4"]),
-        ("normalising", "rair", "<verdict>", ["l1", "l2", "l3", "l4"]),
+        ("normalizing", "rair", "<verdict>", ["l1", "l2", "l3", "l4"]),
         ("chatml", "homedepot", "<verdict>", ["1", "2", "3"]),
     ],
 )

@@ -48,7 +48,7 @@ class Recipe(StrictModel):
 def test_the_input_is_hashed_once_and_imported_once(section, tmp_path, opens):
     noted = input_fingerprints(Recipe(data=section))
     source = PairSource(section, tmp_path / "run")
-    pairs = [list(source.labelled(columns=columns)) for columns in (None, ["label"], None)]
+    pairs = [list(source.labeled(columns=columns)) for columns in (None, ["label"], None)]
     assert pairs[0] == pairs[2] and [pair.query for pair in pairs[0]] == [f"query {i}" for i in range(1, 20, 2)]
     assert source.fingerprint == PairSource(section, tmp_path / "run").fingerprint == fingerprint(source.path)
     assert input_fingerprints(Recipe(data=section)) == noted
@@ -66,7 +66,7 @@ def test_a_restarted_run_hashes_nothing_again_and_a_changed_file_is_noticed(sect
     assert opens == {}
     Path(section.path).write_text("query,title,label,split\nother,title,1,train\n")
     changed = PairSource(section, tmp_path / "run")
-    assert [pair.query for pair in changed.labelled()] == ["other"]
+    assert [pair.query for pair in changed.labeled()] == ["other"]
     assert changed.fingerprint == fingerprint(changed.path) != before
     assert opens == {"a.csv": 2, "pairs.parquet": 1}
 
@@ -76,7 +76,7 @@ def ask(section: DataSection, folder: Path, found) -> None:
     os.environ["RANK"] = "1"
     opened = []
     sys.addaudithook(lambda event, rest: opened.append(str(rest[0])) if event == "open" else None)
-    queries = [pair.query for pair in PairSource(section, folder).labelled()]
+    queries = [pair.query for pair in PairSource(section, folder).labeled()]
     found.put((queries, [path for path in opened if path.endswith(".csv")]))
 
 
@@ -90,7 +90,7 @@ def test_the_other_processes_wait_for_the_import_and_open_no_input(section, tmp_
     other.start()
     time.sleep(2)
     assert found.empty()
-    queries = [pair.query for pair in PairSource(section, tmp_path / "run").labelled()]
+    queries = [pair.query for pair in PairSource(section, tmp_path / "run").labeled()]
     assert found.get(timeout=60) == (queries, [])
     other.join()
 

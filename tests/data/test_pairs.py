@@ -20,7 +20,7 @@ from lore.data.row_validation import RowChecker, check_row
 from lore.rubric.demand import Demand
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
-from lore.support.text import has_html, html_to_text, normalise
+from lore.support.text import has_html, html_to_text, normalize
 
 RUBRIC = load_rubric("crowdflower")
 TEXT = st.text(max_size=30)
@@ -320,8 +320,8 @@ def test_hostile_html_takes_time_linear_in_its_length(piece):
     assert time.perf_counter() - start < 3
 
 
-def test_normalise_joins_case_width_and_space():
-    assert normalise(" Ｒｅｄ\u3000 SHOES\n") == "red shoes"
+def test_normalize_joins_case_width_and_space():
+    assert normalize(" Ｒｅｄ\u3000 SHOES\n") == "red shoes"
 
 
 def bomb(width: int, height: int) -> bytes:

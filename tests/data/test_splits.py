@@ -84,7 +84,7 @@ def test_stats_count_what_is_there(tmp_path):
             title = name if query != "blue shoe" else "same"
             writer.write(Pair(pair_id=name, query=query, title=title, label=label, split=split, slices=slices))
     found = pair_stats(tmp_path / "a.parquet")
-    assert (found["pairs"], found["labelled"], found["queries"]) == (6, 5, 2)
+    assert (found["pairs"], found["labeled"], found["queries"]) == (6, 5, 2)
     assert found["tiers"]["test"] == {"1": 1, "3": 0, "4": 0, "(none)": 1}
     assert found["slices"] == {"hard": 2, "long": 1}
     assert found["lengths"]["title"] == {"pairs": 6, "p50": 4, "p95": 4, "max": 4}

@@ -23,7 +23,7 @@ COLOURS = ["red", "blue", "green", "black"]
 
 
 def shop_pairs() -> list[Pair]:
-    """Labels mostly follow word overlap; three splits with queries of their own, two slices, an unlabelled pair."""
+    """Labels mostly follow word overlap; three splits with queries of their own, two slices, an unlabeled pair."""
     rng = np.random.default_rng(0)
     pairs = []
     for split, queries in (("train", 40), ("dev", 12), ("test", 20)):
@@ -44,7 +44,7 @@ def shop_pairs() -> list[Pair]:
                         slices=["general", "hard"][: 1 + i % 2],
                     )
                 )
-    pairs.append(Pair(pair_id="test-x", query="unlabelled", title="t", split="test"))
+    pairs.append(Pair(pair_id="test-x", query="unlabeled", title="t", split="test"))
     return pairs
 
 
@@ -102,7 +102,7 @@ def test_baselines_and_a_predictions_file_share_one_table(shop, tmp_path, write_
     metrics = json.loads((folder / "metrics.json").read_text())
     judges = metrics["judges"]
     assert list(judges) == ["perfect", "lexical", "majority"]
-    assert metrics["data"]["pairs"] == 120 and metrics["data"]["unlabelled"] == 1
+    assert metrics["data"]["pairs"] == 120 and metrics["data"]["unlabeled"] == 1
     perfect = judges["perfect"]
     assert perfect["metrics"]["acc_k"]["value"] == pytest.approx(119 / 120, abs=1e-6)
     assert perfect["metrics"]["failure_rate"]["value"] == pytest.approx(1 / 120, abs=1e-6)

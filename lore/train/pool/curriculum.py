@@ -220,7 +220,7 @@ def chosen_pairs(table: pa.Table, source: PairSource, *, photos: bool = False) -
     ids, labels = table["pair_id"].to_pylist(), table["label"].to_pylist()
     label_of = dict(zip(ids, labels, strict=True))
     found: dict[str, Pair] = {}
-    for pair in _labelled_among(label_of, source, WITHOUT_PHOTO):
+    for pair in _labeled_among(label_of, source, WITHOUT_PHOTO):
         found.setdefault(pair.pair_id, pair)
     if missing := [pair_id for pair_id in label_of if pair_id not in found]:
         raise LoreError(
@@ -237,10 +237,10 @@ def chosen_pairs(table: pa.Table, source: PairSource, *, photos: bool = False) -
     if photos:
         path = photo_file(source.folder)
         if is_main_process() and not path.is_file():
-            store_photos(_labelled_among(label_of, source, ["label", "slices", "image"]), path)
+            store_photos(_labeled_among(label_of, source, ["label", "slices", "image"]), path)
         found = {pair.pair_id: pair for pair in with_stored_photos(found.values(), path)}
     return [found[pair_id] for pair_id in ids]
 
 
-def _labelled_among(ids: Collection[str], source: PairSource, columns: list[str]) -> Iterator[Pair]:
-    return (pair for pair in source.labelled(columns=columns) if pair.pair_id in ids)
+def _labeled_among(ids: Collection[str], source: PairSource, columns: list[str]) -> Iterator[Pair]:
+    return (pair for pair in source.labeled(columns=columns) if pair.pair_id in ids)

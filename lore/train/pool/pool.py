@@ -88,7 +88,7 @@ def run(recipe: PoolRecipe, folder: RunFolder) -> None:
 def ask(store: ChunkStore, recipe: PoolRecipe, source: PairSource, fmt: PromptFormat) -> int:
     """Asks about every chunk that is not stored yet. Returns the number of chunks. Opens the engine at the first such chunk."""
     engine, count, seen, rubric = None, 0, set(), source.rubric
-    for number, chunk in enumerate(track(in_chunks(source.labelled(), recipe.chunk_pairs), "chunks of pairs")):
+    for number, chunk in enumerate(track(in_chunks(source.labeled(), recipe.chunk_pairs), "chunks of pairs")):
         count += 1
         first = [pair.pair_id not in seen and not seen.add(pair.pair_id) for pair in chunk]
         if store.is_current(number):

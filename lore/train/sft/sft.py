@@ -110,7 +110,7 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Da
 
 def _pair_rows(recipe, source, rubric, fmt, processor, rejected):
     first, kept = None, 0
-    for number, pair in enumerate(track(source.labelled(), "rendering pairs"), 1):
+    for number, pair in enumerate(track(source.labeled(), "rendering pairs"), 1):
         try:
             row = sft_row(pair, rubric, fmt, processor)
         except LoreError as error:

@@ -64,8 +64,8 @@ def probe_pairs(watch: WatchSection, source: PairSource, *, photos: bool) -> lis
         return []
     path = watch.path or source.path
     labels = (pair.label for pair in read_pairs(path, split=watch.split, columns=["label"]))
-    labelled = sum(label is not None for label in labels)
-    if not labelled:
+    labeled = sum(label is not None for label in labels)
+    if not labeled:
         raise LoreError(
             f"watch: {path} holds no labeled pair of split {watch.split}, so the judge cannot be evaluated during training.\n"
             "Set watch.path and watch.split to labeled pairs that are held out from training, or set watch.every: 0.",
@@ -74,8 +74,8 @@ def probe_pairs(watch: WatchSection, source: PairSource, *, photos: bool) -> lis
     # Counts the pairs first and then streams them, because a file with many photos may not fit in memory.
     read = read_pairs(path, split=watch.split, columns=None if photos else WITHOUT_PHOTO)
     pairs = (pair for pair in track(read, "reading the probe") if pair.label is not None)
-    count = min(watch.pairs, labelled)
-    chosen = {place * labelled // count for place in range(count)}
+    count = min(watch.pairs, labeled)
+    chosen = {place * labeled // count for place in range(count)}
     return [pair for place, pair in enumerate(pairs) if place in chosen]
 
 

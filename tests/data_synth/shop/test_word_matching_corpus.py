@@ -1,4 +1,4 @@
-"""The words stage: generated texts over one split's words, labelled by the words found."""
+"""The words stage: generated texts over one split's words, labeled by the words found."""
 
 import csv
 

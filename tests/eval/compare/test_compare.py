@@ -329,10 +329,10 @@ def test_other_pairs_labels_or_queries_are_refused_with_counts_and_ids(make, dat
     more = made_pairs(queries=31)
     with pytest.raises(LoreError, match=r"5 of 150 pairs missing in a: test-30-0"):
         opened(two[0], other("more", more))
-    relabelled = made_pairs()
-    relabelled[-1].label = TIERS[(TIERS.index(relabelled[-1].label) + 1) % 3]
+    relabeled = made_pairs()
+    relabeled[-1].label = TIERS[(TIERS.index(relabeled[-1].label) + 1) % 3]
     with pytest.raises(LoreError, match=r"1 of 150 pairs with another label: test-29-4 \('\d', '\d'\)"):
-        opened(two[0], other("relabelled", relabelled))
+        opened(two[0], other("relabeled", relabeled))
     asked = made_pairs()
     asked[-1].query = "something else"
     with pytest.raises(LoreError, match="1 of 150 pairs with another query: test-29-4"):

@@ -88,7 +88,7 @@ def test_other_tests_are_never_in_one_table(make, tmp_path, other):
     assert len(set(heads)) == 2  # each says what it is
 
 
-def test_relabelled_or_other_pairs_make_another_table(make, data):
+def test_relabeled_or_other_pairs_make_another_table(make, data):
     first = make("a", {"judge": right_in(0.9, 1)})
     pairs = made_pairs()
     pairs[-1].label = TIERS[(TIERS.index(pairs[-1].label) + 1) % 3]

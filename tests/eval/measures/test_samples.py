@@ -46,14 +46,14 @@ def test_hand_worked_values():
     assert counts_of_k(1) == [1] and counts_of_k(8) == [1, 2, 4, 8] and counts_of_k(6) == [1, 2, 4, 6]
 
 
-def labelled(queries: int) -> Labelled:
+def labeled(queries: int) -> Labelled:
     ids = [f"p{index}" for index in range(2 * queries)]
     names = [f"q{index // 2}" for index in range(2 * queries)]
     return Labelled("test", ids, names, np.full(len(ids), 3), np.ones(len(ids)), [[] for _ in ids])
 
 
 def test_curves_over_pairs_with_intervals_and_weights():
-    test = labelled(10)
+    test = labeled(10)
     samples = {f"p{index}": ["L4"] * 3 + ["L1"] if index % 2 else ["L1", "L2", None, "L4"] for index in range(20)}
     curves = sample_curves(samples, test, RUBRIC, temperature=0.7, bootstrap_samples=100)
     assert (curves.n, curves.temperature, curves.pairs) == (4, 0.7, 20)
@@ -70,11 +70,11 @@ def test_curves_over_pairs_with_intervals_and_weights():
 
 def test_uneven_or_foreign_samples_are_refused():
     with pytest.raises(LoreError, match="1 pairs with 2, 1 pairs with 1"):
-        sample_curves({"p0": ["L1", "L2"], "p1": ["L1"]}, labelled(2), RUBRIC, temperature=1)
+        sample_curves({"p0": ["L1", "L2"], "p1": ["L1"]}, labeled(2), RUBRIC, temperature=1)
     with pytest.raises(LoreError, match="such as x"):
-        sample_curves({"x": ["L1"]}, labelled(2), RUBRIC, temperature=1)
+        sample_curves({"x": ["L1"]}, labeled(2), RUBRIC, temperature=1)
     with pytest.raises(LoreError, match="found no pair"):
-        sample_curves({}, labelled(2), RUBRIC, temperature=1)
+        sample_curves({}, labeled(2), RUBRIC, temperature=1)
 
 
 def test_majorities_of_64_answers_stay_exact():

@@ -74,7 +74,7 @@ def test_a_judge_that_reads_its_rules_follows_every_change(tmp_path, few):
 
 
 def test_a_judge_that_knows_the_rules_by_heart_follows_none(tmp_path, few):
-    found, _ = measured(tmp_path, few, Reader(memorised=True), rule_edits="shop", pairs=200)
+    found, _ = measured(tmp_path, few, Reader(memorized=True), rule_edits="shop", pairs=200)
     for row in changes(found).values():
         assert row.follows.value == row.accuracy.value == 0.0 and row.difference.value == -1.0
         assert row.note.startswith("0.00 of those right before follow; 1.00 keep the old label")

@@ -69,7 +69,7 @@ def clean(photo: str = "none") -> dict[str, Verdict]:
     return {f"p{i}": Verdict(f"p{i}", tier, photo=photo) for i, tier in enumerate(CLEAN)}
 
 
-def labelled() -> Labelled:
+def labeled() -> Labelled:
     gold = np.asarray([TIERS.index(tier) for tier in GOLD])
     return Labelled("test", [f"p{i}" for i in range(6)], QUERIES, gold, np.ones(6), [[] for _ in QUERIES])
 
@@ -78,7 +78,7 @@ def measure(folder, judge, names=None, asked=None, verdicts=None, **more):
     asker = Asker("judge", folder, lambda: judge, SHOP, PromptFormat(detail="name"), Sampling(), chunk_pairs=2)
     options = RobustnessSection(perturbations=names, **more)
     flips = measure_robustness(
-        asker, asked or pairs(), verdicts or clean(), labelled(), SHOP, options, language="en", samples=200, seed=0
+        asker, asked or pairs(), verdicts or clean(), labeled(), SHOP, options, language="en", samples=200, seed=0
     )
     return {flip.name: flip for flip in flips}
 

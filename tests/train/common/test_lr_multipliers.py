@@ -79,7 +79,7 @@ def test_with_a_reference_a_run_goes_on_from_its_checkpoint(recipe, adapter, sta
     assert held.detach().equal(saved[name]) and not saved[name].equal(load_file(adapter / "adapter_model.safetensors")[name])
 
 
-def test_an_optimiser_that_is_made_twice_is_scaled_once(recipe):
+def test_an_optimizer_that_is_made_twice_is_scaled_once(recipe):
     """As DeepSpeed's integration does."""
     made = load_recipe(recipe([], "grpo", {"lm_head": 8}))
     folder = RunFolder.of(made)

@@ -1,4 +1,4 @@
-"""A judge's own answers to labelled pairs: the rows of the pool, what is left out, a run that is killed."""
+"""A judge's own answers to labeled pairs: the rows of the pool, what is left out, a run that is killed."""
 
 import json
 import os
@@ -38,7 +38,7 @@ sys.exit(run_command([sys.argv[1]]))
 
 @pytest.fixture
 def pool(tiny, train, tmp_path, monkeypatch):
-    """Writes a pool recipe over a tiny judge that has learnt the form of an answer."""
+    """Writes a pool recipe over a tiny judge that has learned the form of an answer."""
     judge = train("judge", model="text", steps=60, lr=1e-2, prompt={"order": "answer_only"}, save_every=0)
     judge.close()
 

@@ -141,7 +141,7 @@ def test_rows_hold_the_prompt_and_the_answer_of_fine_tuning(tiny, kind):
         assert row["length"] == len(prompt) + max(row["chosen_tokens"], row["rejected_tokens"])
 
 
-def test_no_end_is_learnt_behind_an_answer_that_was_cut_off(tiny):
+def test_no_end_is_learned_behind_an_answer_that_was_cut_off(tiny):
     processor = load_processor(ModelSection(name=str(tiny.vision)))
     pair = next(read_pairs(tiny.pairs, split="train"))
     preference = Preference(pair.pair_id, {"chosen": answer("L4"), "rejected": "and so"}, "pool", cut=frozenset({"rejected"}))

@@ -444,13 +444,13 @@ def test_a_folder_of_pairs_may_be_replayed(tiny, tmp_path):
 
 
 def test_the_probe_is_spread_over_the_whole_file(tiny, tmp_path):
-    labelled = [pair.pair_id for pair in read_pairs(tiny.pairs, split="train")]
+    labeled = [pair.pair_id for pair in read_pairs(tiny.pairs, split="train")]
     source = PairSource(JudgedDataSection(path=str(tiny.pairs), rubric="shop"), None)
     for count in (3, 100, 159, 160, 500):
         chosen = [pair.pair_id for pair in probe_pairs(WatchSection(pairs=count, split="train"), source, photos=True)]
-        places = [labelled.index(pair_id) for pair_id in chosen]
-        assert len(places) == min(count, len(labelled)) and places == sorted(set(places))
-        steps = np.diff([*places, len(labelled)])
+        places = [labeled.index(pair_id) for pair_id in chosen]
+        assert len(places) == min(count, len(labeled)) and places == sorted(set(places))
+        steps = np.diff([*places, len(labeled)])
         assert steps.max() - steps.min() <= 1
 
 
@@ -581,7 +581,7 @@ def test_several_updates_on_one_batch_are_clipped_and_logged(made):
 
 
 @pytest.mark.parametrize("kind", ["text", "vision"])
-def test_tokens_are_learnt_from_with_the_probabilities_they_were_sampled_with(made, kind):
+def test_tokens_are_learned_from_with_the_probabilities_they_were_sampled_with(made, kind):
     """At temperature .7. With photos the placeholder of a photo is never sampled, and the trainer does not know of that."""
     _, trainer = made(kind, rollout={"temperature": 0.7})
     before = torch.random.get_rng_state()

@@ -58,7 +58,7 @@ def test_two_processes_learn_from_whole_groups_as_one_does(tiny, runs, tmp_path,
 
 @pytest.mark.slow
 def test_each_of_two_processes_holds_whole_groups(tiny, runs, tmp_path):
-    """A group's answers are learnt from by the process that has sampled them all, and compared with one another alone."""
+    """A group's answers are learned from by the process that has sampled them all, and compared with one another alone."""
     needs_deepspeed()
     path = tmp_path / "whole.yaml"
     path.write_text(
