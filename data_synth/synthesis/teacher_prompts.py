@@ -14,7 +14,7 @@ from typing import Any
 from lore.codec.chat_template import parts_of
 from lore.codec.item_text import item_text
 from lore.codec.prompt import Message, PromptFormat
-from lore.codec.sanitize import control_strings, neutralise
+from lore.codec.sanitize import control_strings, neutralize
 from lore.data.pair import Pair
 from lore.data_synth.synthesis.trace import STEPS, Evidence, Wish
 from lore.engines.chat import open_photo
@@ -89,7 +89,7 @@ class Prompts:
 
     def _safe(self, value: Any) -> Any:
         if isinstance(value, str):
-            return neutralise(value, self.control)
+            return neutralize(value, self.control)
         if isinstance(value, list):
             return [self._safe(part) for part in value]
         if isinstance(value, Wish | Evidence):
