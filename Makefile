@@ -47,7 +47,7 @@ slow: install
 long: install
 	$(BIN)/python -m pytest -m long
 
-# glibc keeps what it has once got, or training on a CPU spends a part of its time on fresh memory.
+# Keep freed memory in the process: returning it to the system slows down training on a CPU.
 quickstart: $(QUICKSTART_STAMP)
 	PYTHONDONTWRITEBYTECODE= MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/lore run recipes/quickstart/eval.yaml
 

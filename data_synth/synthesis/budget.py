@@ -1,5 +1,5 @@
-"""Budget of a teacher. A request is admitted only if its upper bound fits beside the bounds of all requests in flight, and is
-settled at its actual cost. If the cost is unknown (a timeout, a killed process), its bound stays counted. So no limit is exceeded.
+"""Budget of a teacher. A request starts only if its maximum cost, added to that of all requests in flight, stays within the budget;
+its actual cost replaces the maximum when the answer arrives. If the cost is unknown (a timeout, a killed process), the maximum stays.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""What a run has asked and what came back, so that nothing is asked twice and nothing is lost.
+"""Journal of teacher requests and answers: a resumed run repeats no answered request and loses no answer.
 
-    answers/000012.jsonl    the journal of chunk 12: a line before each request, a line for what it took, a line for each answer
+    answers/000012.jsonl    the journal of chunk 12: a line before each request, a line for its cost, a line for each answer
 
 An answer's key is a hash over step, prompt, teacher and draw; its line names the pair. Each line is written to the operating
 system at once: a killed process loses only requests in flight, and those stay counted against the budget.

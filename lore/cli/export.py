@@ -1,4 +1,4 @@
-"""`lore export`: write a trained judge as one model folder."""
+"""`lore export`: write a judge trained by SFT as one model folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 
 def export(
-    run: Path = typer.Argument(..., help="Run folder of a trained judge."),
+    run: Path = typer.Argument(..., help="Run folder of an SFT recipe."),
     out: Path = typer.Option(..., "--out", "-o", help="Folder to write the model to."),
     merge: bool = typer.Option(
         False, "--merge", help="Merge the adapter into the weights and check the tier probabilities of sample prompts."
@@ -19,7 +19,7 @@ def export(
     ),
     tolerance: float = typer.Option(None, min=0, help="Largest allowed change of a tier probability by rounding to the dtype."),
 ) -> None:
-    """Write a trained judge as one model folder. A merge that changes a tier probability by more than 0.001 is an error."""
+    """Write a judge trained by SFT as one model folder. A merge that changes a tier probability by more than 0.001 is an error."""
     from lore.train.export import export as write  # imported here to keep `lore --help` fast: it loads torch
 
     write(run, out, merge=merge, dtype=dtype, tolerance=tolerance)
