@@ -45,26 +45,26 @@ class EvaluateRecipe(BaseRecipe):
     train_split: str = "train"
     """Split that the baselines are trained on."""
     train_path: str | None = None
-    """Pairs that the baselines are trained on; none: the pairs of data.path."""
+    """Pairs that the baselines are trained on; null: the pairs of data.path."""
     slices: list[str] | None = None
-    """Slices to report; none: every slice, largest first."""
+    """Slices to report; null: every slice, largest first."""
     metrics: MetricsSection = MetricsSection()
     sampling: SamplingSection = SamplingSection()
     robustness: RobustnessSection | None = None
-    """Verdicts under prompt injections, harmless rewrites and shuffles; none skips this probe."""
+    """Verdicts under prompt injections, harmless rewrites and shuffles; null skips this probe."""
     capability: CapabilitySection | None = None
-    """Tests of knowledge, photo and rules, each by itself; none skips this probe."""
+    """Tests of knowledge, photo and rules, each by itself; null skips this probe."""
     report: ReportSection = ReportSection()
     batch_tokens: int = Field(16384, ge=64)
     """Tokens per forward pass, padding included."""
     chunk_pairs: int = Field(256, ge=1)
     """Pairs per saved chunk of verdicts. A killed run repeats at most this many."""
     test_limit: int | None = Field(None, ge=1)
-    """Maximum number of test pairs, approximate because queries stay whole. The seed decides which queries. none: all."""
+    """Maximum number of test pairs, approximate because queries stay whole. The seed decides which queries. null: all."""
     dev_limit: int | None = Field(2000, ge=1)
-    """Maximum number of pairs that the temperature is fitted on, in whole queries. none: all."""
+    """Maximum number of pairs that the temperature is fitted on, in whole queries. null: all."""
     train_limit: int | None = Field(50_000, ge=1)
-    """Maximum number of pairs that the baselines are trained on, in whole queries. none: all."""
+    """Maximum number of pairs that the baselines are trained on, in whole queries. null: all."""
 
     @model_validator(mode="before")
     @classmethod

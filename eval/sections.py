@@ -21,15 +21,15 @@ class JudgeSection(StrictModel):
     model: ModelSection | None = None
     """The checkpoint, for kind: model. Leave model.adapter out for a merged model."""
     vllm: VllmSection | None = None
-    """Runs the model in vLLM, for kind: model. none: transformers."""
+    """Runs the model in vLLM, for kind: model. null: transformers."""
     endpoint: EndpointSection | None = None
     """The OpenAI-compatible server, for kind: endpoint."""
     order: Literal["reason_first", "answer_first", "answer_only"] | None = None
-    """Answer order of this judge; none: prompt.order."""
+    """Answer order of this judge; null: prompt.order."""
     detail: Literal["full", "retrieved", "tiers", "name"] | None = None
-    """How much of the rubric the prompt of this judge contains; none: prompt.detail."""
+    """How much of the rubric the prompt of this judge contains; null: prompt.detail."""
     photo: bool | None = None
-    """Whether the prompt of this judge contains the photo; none: prompt.photo."""
+    """Whether the prompt of this judge contains the photo; null: prompt.photo."""
     explain: bool = False
     """With order: answer_first, also generate the rationale. Slower; the verdict is then parsed from the generated text instead
     of read from the tier probabilities."""
@@ -71,22 +71,22 @@ class SamplingSection(StrictModel):
     sample_temperature: float = Field(1.0, gt=0)
     """Sampling temperature of the extra answers."""
     sample_pairs: int | None = Field(500, ge=1)
-    """Number of pairs that get extra answers, approximate because queries stay whole; none: every test pair."""
+    """Number of pairs that get extra answers, approximate because queries stay whole; null: every test pair."""
 
 
 class MetricsSection(StrictModel):
     bootstrap_samples: int = Field(1000, ge=0)
     """Bootstrap resamples of the queries behind every 95 % interval. 0 reports no intervals."""
     calibrate_on: str | None = "dev"
-    """Split on which each judge's temperature is fitted; it must not be the test split. none: no calibration."""
+    """Split on which each judge's temperature is fitted; it must not be the test split. null: no calibration."""
     label_weights: bool = False
     """Weight each pair by its label_weight instead of 1."""
     prior: dict[str, float] | None = None
     """Shares of the tiers in production traffic. Every metric is reported a second time under them."""
     shown: list[str] | None = None
-    """Metrics in the tables, in this order; none: all that are defined. metrics.json always holds all."""
+    """Metrics in the tables, in this order; null: all that are defined. metrics.json always holds all."""
     gains: dict[str, float] | None = None
-    """Gain of each tier, for nDCG over a query's items. none: no nDCG."""
+    """Gain of each tier, for nDCG over a query's items. null: no nDCG."""
     border_cost: float = Field(1.0, ge=0)
     """Extra ordinal cost of a verdict on the wrong side of the relevant/irrelevant border. Each tier of distance costs 1."""
     optimism_cost: float = Field(1.0, gt=0)
@@ -112,13 +112,13 @@ class RobustnessSection(StrictModel):
     pairs: int = Field(300, ge=1)
     """Number of test pairs to perturb, approximate because queries stay whole."""
     perturbations: list[str] | None = None
-    """Names of perturbations; none: all that the language has."""
+    """Names of perturbations; null: all that the language has."""
     language: Literal["en", "zh"] | None = None
-    """Language of the attack wordings; none: zh if most test titles contain Han characters, else en."""
+    """Language of the attack wordings; null: zh if most test titles contain Han characters, else en."""
     judges: list[str] | None = None
-    """Judges to probe; none: every judge of kind model or endpoint."""
+    """Judges to probe; null: every judge of kind model or endpoint."""
     translations: str | None = None
-    """File with columns query and translation, for queries in another language. none: only the embedded shop's vocabulary."""
+    """File with columns query and translation, for queries in another language. null: only the embedded shop's vocabulary."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if not self.perturbations:
@@ -139,13 +139,13 @@ class CapabilitySection(StrictModel):
     pairs: int = Field(300, ge=1)
     """Number of pairs per capability, approximate because queries stay whole."""
     judges: list[str] | None = None
-    """Judges to probe; none: every judge of kind model or endpoint."""
+    """Judges to probe; null: every judge of kind model or endpoint."""
     facts: str | None = None
-    """Table of facts (phrase, value) that the prompt contains in the condition `with facts`; none skips this condition."""
+    """Table of facts (phrase, value) that the prompt contains in the condition `with facts`; null skips this condition."""
     rule_edits: str | None = None
-    """File of rule changes (see eval/probes/rule_edits.yaml); `shop`: the embedded shop's; none skips this test."""
+    """File of rule changes (see eval/probes/rule_edits.yaml); `shop`: the embedded shop's; null skips this test."""
     max_prompt_tokens: int | None = Field(None, ge=16)
-    """Prompt budget in tokens for prompts with facts or rules; none: the judge's own, which may be too small for the rules."""
+    """Prompt budget in tokens for prompts with facts or rules; null: the judge's own, which may be too small for the rules."""
 
     def input_files(self) -> dict[str, list[str]]:
         from lore.data_synth.synthesis.facts import fact_files

@@ -22,7 +22,7 @@ class HardenRecipe(BaseRecipe):
     share: float = Field(0.5, gt=0, le=1)
     """Share of the training pairs to perturb; each gets one perturbation."""
     perturbations: list[str] | None = Field(None, min_length=1)
-    """Names to draw from (see docs/robustness.md); none: every injection."""
+    """Names to draw from (see docs/robustness.md); null: every injection."""
     copies: bool = False
     """true: keep the original pair and add the perturbed copy with its own pair_id; false: replace the pair by the copy."""
 

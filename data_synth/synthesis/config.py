@@ -106,18 +106,18 @@ class BudgetSection(StrictModel):
     """Limits over all starts of the run. They are never exceeded: requests in flight count with their upper bound."""
 
     max_usd: float | None = Field(None, gt=0)
-    """US dollars; requires the price of every teacher. none: no limit."""
+    """US dollars; requires the price of every teacher. null: no limit."""
     max_tokens: int | None = Field(None, ge=1)
-    """Prompt and completion tokens. none: no limit."""
+    """Prompt and completion tokens. null: no limit."""
     max_seconds: float | None = Field(None, gt=0)
-    """Seconds of work; requests in flight at that time still finish. none: no limit."""
+    """Seconds of work; requests in flight at that time still finish. null: no limit."""
 
 
 class RationaleSection(StrictModel):
     max_tokens: int = Field(160, ge=8)
     """Maximum length. A longer rationale first drops fulfilled demands; if it is still too long, it fails the check `length`."""
     tokenizer: str | None = None
-    """Tokenizer that counts the tokens, usually the student's; none counts words and punctuation marks."""
+    """Tokenizer that counts the tokens, usually the student's; null counts words and punctuation marks."""
     leave_out: list[Literal["knowledge", "photos", "rules"]] = []
     """Capabilities to leave out of the written reasoning, for ablations."""
 
@@ -141,14 +141,14 @@ class SynthesizeRecipe(BaseRecipe):
     """The rated pairs. Pairs without a label are skipped."""
     teacher: TeacherSection
     captioner: TeacherSection | None = None
-    """The vision model for photos: caption; none: the teacher."""
+    """The vision model for photos: caption; null: the teacher."""
     critic: TeacherSection | None = None
-    """A second teacher that reviews every trace that passed the checks, and may reject it. none: no review."""
+    """A second teacher that reviews every trace that passed the checks, and may reject it. null: no review."""
     photos: Literal["caption", "direct", "none"] = "direct"
     """caption: a vision model describes the photo and the teacher reads the caption; direct: the teacher's prompt contains the
     photo; none: no photos."""
     max_photo_pixels: int | None = Field(1048576, ge=784)
-    """Larger photos are downscaled to this many pixels for the teacher; none: never."""
+    """Larger photos are downscaled to this many pixels for the teacher; null: never."""
     description: bool = True
     """Show the item's description to the teacher. Set false if the judge's prompt has no room for it, so no rationale cites it."""
     facts: FactsSection | None = None

@@ -21,7 +21,7 @@ class PromptSection(StrictModel):
     photo: bool = True
     """Show the item's photo if it has one."""
     max_photo_pixels: int | None = Field(None, ge=784)
-    """Largest photo size in pixels (width times height). Larger photos are downscaled, in training and in every engine; none
+    """Largest photo size in pixels (width times height). Larger photos are downscaled, in training and in every engine; null
     keeps the original size. The model's processor determines the number of tokens."""
     max_prompt_tokens: int = Field(2048, ge=16)
     """Longest prompt in tokens. Longer prompts lose the end of the description, then attributes, then the end of the title."""

@@ -39,7 +39,7 @@ class EndpointSection(StrictModel):
     """Seconds to wait for a server that does not answer before the run stops."""
     tokenizer: str | None = None
     """Folder or hub id of the served model's tokenizer. With it, prompts are cut to their token budget, and tier probabilities
-    are exact if the server is vLLM. none: prompts are not cut."""
+    are exact if the server is vLLM. null: prompts are not cut."""
     max_image_tokens: int = Field(2048, ge=0)
     """Upper bound of prompt tokens per photo, used to reserve budget."""
     extra: dict[str, Any] = {}
@@ -75,23 +75,23 @@ class EndpointSection(StrictModel):
 
 class VllmSection(StrictModel):
     max_model_tokens: int | None = Field(None, ge=16)
-    """Longest prompt plus answer, in tokens; none uses the model's own context length, which needs the most memory."""
+    """Longest prompt plus answer, in tokens; null uses the model's own context length, which needs the most memory."""
     gpu_memory: float = Field(0.9, gt=0, le=1)
     """Fraction of GPU memory that vLLM reserves; lower it if a trainer shares the device. Ignored on a CPU."""
     tensor_parallel: int = Field(1, ge=1)
     """Number of GPUs per model replica (tensor parallelism)."""
     max_sequences: int | None = Field(None, ge=1)
-    """Largest number of sequences in a batch; none uses vLLM's default."""
+    """Largest number of sequences in a batch; null uses vLLM's default."""
     max_loras: int = Field(1, ge=1)
     """Largest number of adapters in memory at once."""
     max_lora_rank: int | None = Field(None, ge=1)
-    """Largest adapter rank; none takes the rank of the adapter."""
+    """Largest adapter rank; null takes the rank of the adapter."""
     photos_per_prompt: int = Field(1, ge=0)
     """Largest number of photos per prompt."""
     eager: bool = False
     """Disables compilation and CUDA graphs: starts in seconds, generates more slowly. For trials and CPUs."""
     kv_cache_gib: float | None = Field(None, gt=0)
-    """GiB of memory for the KV cache on a CPU; none uses vLLM's default."""
+    """GiB of memory for the KV cache on a CPU; null uses vLLM's default."""
     seed: int = Field(0, ge=0)
     """Random seed of the engine."""
 
@@ -100,7 +100,7 @@ class LoraSection(StrictModel):
     rank: int = Field(16, ge=1)
     """Rank of the low-rank update matrices."""
     alpha: float | None = Field(None, gt=0)
-    """LoRA alpha: the update is scaled by alpha / rank; none means 2 * rank."""
+    """LoRA alpha: the update is scaled by alpha / rank; null means 2 * rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability on the adapter's input; 0 disables it."""
     targets: str | list[str] = "all-linear"
@@ -129,15 +129,15 @@ class ModelSection(StrictModel):
     name: str = Field(min_length=1)
     """Hub id or local folder of the model."""
     adapter: str | None = None
-    """Folder of a trained adapter to load on the model; none loads no adapter."""
+    """Folder of a trained adapter to load on the model; null loads no adapter."""
     lora: LoraSection | None = None
-    """Train a new LoRA adapter with these settings; none adds no adapter."""
+    """Train a new LoRA adapter with these settings; null adds no adapter."""
     quantize: Literal["nf4"] | None = None
-    """nf4 loads the frozen weights in 4 bits (QLoRA) and needs bitsandbytes; none does not quantize."""
+    """nf4 loads the frozen weights in 4 bits (QLoRA) and needs bitsandbytes; null does not quantize."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type of the weights. auto: bfloat16 if the GPU supports it, else float32; weights trained in full are float32."""
     attn: str | None = None
-    """Attention implementation (attn_implementation of transformers); none uses the default of transformers."""
+    """Attention implementation (attn_implementation of transformers); null uses the default of transformers."""
     trust_remote_code: bool = False
     """Allow Python code from the model repository to run. Enable it only after you have read that code."""
 

@@ -20,7 +20,7 @@ class TrainSection(StrictModel):
     batch_size: int = Field(64, ge=1)
     """Global batch size: rows per optimizer step summed over all processes, independent of the number of processes."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Rows per process and forward pass (per-device batch size); the rest is gradient accumulation. none: no accumulation."""
+    """Rows per process and forward pass (per-device batch size); the rest is gradient accumulation. null: no accumulation."""
     lr: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     lr_factors: dict[str, float] = {}

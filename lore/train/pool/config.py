@@ -23,7 +23,7 @@ class PoolRecipe(BaseRecipe):
     model: ModelSection
     """The judge, with its adapter."""
     vllm: VllmSection | None = None
-    """Run the judge in vLLM; none: in transformers."""
+    """Run the judge in vLLM; null: in transformers."""
     data: JudgedDataSection
     prompt: PromptSection
     samples: int = Field(8, ge=1, le=64)
@@ -51,10 +51,10 @@ class PoolSection(StrictModel):
     path: str = Field(min_length=1)
     """pool.parquet of a finished run of stage pool."""
     confidence: tuple[float, float] | None = None
-    """Only pairs whose largest tier probability is in this window, inclusive. none: no limit. A set window excludes pairs without a
+    """Only pairs whose largest tier probability is in this window, inclusive. null: no limit. A set window excludes pairs without a
     readable greedy answer, because they have no confidence."""
     pass_rate: tuple[float, float] | None = None
-    """Only pairs whose share of correct samples is in this window, inclusive. none: no limit."""
+    """Only pairs whose share of correct samples is in this window, inclusive. null: no limit."""
     balance: Literal["none", "tier", "slice"] = "none"
     """tier, slice: the same number of rows from each tier or slice, as many as the smallest one has. With `limit`, an equal share
     of it; a smaller tier or slice contributes all of its rows. none: no balancing."""
@@ -64,7 +64,7 @@ class PoolSection(StrictModel):
     slices: list[str] = []
     """Slices in the order of the curriculum. A row belongs to the first one that it has. Rows without any come last."""
     limit: int | None = Field(None, ge=1)
-    """At most this many rows, sampled at random. none: all rows."""
+    """At most this many rows, sampled at random. null: all rows."""
     weighted: bool = False
     """Resamples the rows in proportion to label_weight. Pairs on which raters disagree appear less often or not at all; other pairs
     may repeat."""

@@ -35,7 +35,7 @@ class PreferencesSection(StrictModel):
     gold: bool = False
     """If all samples of a pair are wrong, use the pair's own rationale and label as the chosen answer."""
     limit: int | None = Field(None, ge=1)
-    """Largest number of preferences from the pool; keeps those with the lowest pass rates. none keeps all."""
+    """Largest number of preferences from the pool; keeps those with the lowest pass rates. null keeps all."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.pool is None and not self.tables:
@@ -109,9 +109,9 @@ class KTORecipe(PreferenceRecipe):
     loss: Literal["kto", "apo_zero_unpaired"] = "kto"
     """TRL loss type. kto estimates the KL divergence with a second forward pass; apo_zero_unpaired does not need it."""
     desirable_weight: float | None = Field(None, gt=0)
-    """Weight of good answers; none balances the total weights of good and bad answers (KTO, arXiv 2402.01306, equation 8)."""
+    """Weight of good answers; null balances the total weights of good and bad answers (KTO, arXiv 2402.01306, equation 8)."""
     undesirable_weight: float | None = Field(None, gt=0)
-    """Weight of bad answers; none balances the total weights of good and bad answers."""
+    """Weight of bad answers; null balances the total weights of good and bad answers."""
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from super().conflicts()

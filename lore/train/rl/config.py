@@ -76,15 +76,15 @@ class ReplaySection(StrictModel):
     """An additional SFT loss that prevents forgetting of cases that are rare among the rollouts."""
 
     path: str | None = None
-    """File of pairs with rationales; none uses data.path."""
+    """File of pairs with rationales; null uses data.path."""
     split: str | None = "train"
-    """Use only the pairs of this split; none uses all."""
+    """Use only the pairs of this split; null uses all."""
     rows: int = Field(16, ge=1)
     """Pairs per optimizer step, summed over all processes."""
     weight: float = Field(0.1, gt=0)
     """Weight of the mean token loss relative to the policy loss."""
     limit: int | None = Field(None, ge=1)
-    """Use at most this many pairs, from the start of the file; none uses all."""
+    """Use at most this many pairs, from the start of the file; null uses all."""
 
 
 class LossSection(StrictModel):
@@ -108,7 +108,7 @@ class GRPOSection(LossSection):
     scale: Literal["group", "batch", "none"] = "group"
     """Normalization of advantages: divide by the standard deviation of the group, of the batch, or not at all (none)."""
     advantage_clamp: float | None = Field(2.0, gt=0)
-    """Clamp advantages to [-x, x]: a single right answer among many wrong ones gets a large advantage. none does not clamp."""
+    """Clamp advantages to [-x, x]: a single right answer among many wrong ones gets a large advantage. null does not clamp."""
 
 
 class PPOSection(LossSection):
@@ -143,11 +143,11 @@ class RolloutRecipe(BaseRecipe):
     train: TrainSection
     """batch_size counts completions, not pairs: prompts per step = batch_size / rollout.group."""
     dynamic: DynamicSection | None = None
-    """Dynamic sampling: replaces zero-advantage groups. none disables it."""
+    """Dynamic sampling: replaces zero-advantage groups. null disables it."""
     guided: GuidedSection | None = None
-    """Guided replay: resamples all-wrong groups with gold reasoning as prefill. none disables it."""
+    """Guided replay: resamples all-wrong groups with gold reasoning as prefill. null disables it."""
     replay: ReplaySection | None = None
-    """SFT loss on additional pairs. none disables it."""
+    """SFT loss on additional pairs. null disables it."""
     watch: WatchSection = WatchSection()
 
     def input_files(self) -> dict[str, list[str]]:

@@ -15,9 +15,9 @@ class WatchSection(StrictModel):
     pairs: int = Field(64, ge=1)
     """Number of labeled pairs in the probe."""
     path: str | None = None
-    """File from which the probe's pairs are taken; none uses the recipe's data.path."""
+    """File from which the probe's pairs are taken; null uses the recipe's data.path."""
     split: str | None = "dev"
-    """Split from which the probe's pairs are taken; none uses all splits."""
+    """Split from which the probe's pairs are taken; null uses all splits."""
     samples: int = Field(4, ge=1)
     """Answers sampled per pair; this is the k of pass@k."""
     temperature: float = Field(1.0, gt=0)
@@ -25,7 +25,7 @@ class WatchSection(StrictModel):
     batch_tokens: int = Field(16384, ge=1)
     """Tokens per generation batch, counting prompt, answer and padding of every sample. Larger values need more KV cache memory."""
     max_tokens: int | None = Field(None, ge=1)
-    """Longest answer in tokens; none uses the limit of the stage."""
+    """Longest answer in tokens; null uses the limit of the stage."""
     best: Literal["macro_f1", "pass_at_1"] = "pass_at_1"
     """Metric on the probe that selects the best weights."""
     constant_share: float = Field(0.95, gt=0, le=1)
