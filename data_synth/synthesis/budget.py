@@ -1,5 +1,6 @@
-"""Budget of a teacher. A request starts only if its maximum cost, added to that of all requests in flight, stays within the budget;
-its actual cost replaces the maximum when the answer arrives. If the cost is unknown (a timeout, a killed process), the maximum stays.
+"""Budget of a teacher. A request starts only if its maximum cost, added to that of all requests in flight, fits the budget;
+its actual cost replaces the maximum when the answer arrives. If the cost is unknown (a timeout, a killed process), the maximum
+stays.
 """
 
 import asyncio

@@ -18,6 +18,37 @@ from lore.support.nearest import nearest
 
 Model = TypeVar("Model", bound=StrictModel)
 
+HUGGING_FACE = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "per_device_train_batch_size": "micro_batch_size",
+    "train_batch_size": "batch_size",
+    "lr_scheduler_type": "schedule",
+    "warmup_ratio": "warmup",
+    "max_length": "max_tokens",
+    "max_seq_length": "max_tokens",
+    "logging_steps": "log_every",
+    "save_steps": "save_every",
+    "save_total_limit": "keep_checkpoints",
+    "dataloader_num_workers": "workers",
+    "output_dir": "run",
+    "model_name_or_path": "name",
+    "attn_implementation": "attn",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "use_dora": "dora",
+    "num_generations": "group",
+    "num_iterations": "updates",
+    "loss_type": "loss",
+    "scale_rewards": "scale",
+    "tensor_parallel_size": "tensor_parallel",
+    "gpu_memory_utilization": "gpu_memory",
+    "max_model_len": "max_model_tokens",
+}
+"""Names of transformers, TRL, PEFT and vLLM that many users type, and the recipe's names for the same."""
+
 
 def validate(text: RecipeText, model: type[Model]) -> Model:
     """The data of `text` as a typed recipe or another strict model. Raises RecipeError with all problems: syntax, types, unknown
@@ -171,8 +202,9 @@ def _explain(item: dict, data: Any, text: RecipeText, model: type[BaseModel]) ->
     expected = re.sub(r"^(Input|Value) (should be|error, )\s*", "", item["msg"]).removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         names = list(section.model_fields) if section else []
-        close = nearest(str(key[-1]), names)
-        near = dotted((*key[:-1], close)) if close else _elsewhere(str(key[-1]), model)
+        name = HUGGING_FACE.get(str(key[-1]), str(key[-1]))
+        close = nearest(name, names) if name in names or name == key[-1] else ""
+        near = dotted((*key[:-1], close)) if close else _elsewhere(name, model)
         found = f"unknown key {key[-1]}"
         expected = f"a key of {dotted(key[:-1]) or 'this recipe'}: {', '.join(names)}"
     elif item["type"] == "missing":

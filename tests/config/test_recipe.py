@@ -191,6 +191,19 @@ extra: {one: {stps: 1}, two: {lr: fast}}
     assert lines == sorted(lines)
 
 
+def test_names_of_hugging_face_lead_to_the_recipes_names():
+    overrides = ["learning_rate=1e-4", "train.num_train_epochs=2", "model.lora.lora_alpha=3", "model.max_steps=9", "output_dir=x"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(ROOT / "recipes" / "sft.yaml", overrides)
+    assert {problem.key: problem.nearest for problem in caught.value.problems} == {
+        "learning_rate": "train.lr",
+        "train.num_train_epochs": "train.epochs",
+        "model.lora.lora_alpha": "model.lora.alpha",
+        "model.max_steps": "train.steps",
+        "output_dir": "run",
+    }
+
+
 def test_impossible_combinations_are_reported_beside_wrong_types(demo, write_recipe):
     found = problems(
         write_recipe(
