@@ -121,10 +121,10 @@ def load_split(
         mismatches.append(one.setdefault(pair.mismatch, pair.mismatch))
     if conflicting:
         raise LoreError(
-            f"{path}, split {split}: {len(conflicting)} pairs appear twice with two labels "
+            f"{path}, split {split}: {len(conflicting)} pair ids appear twice with two labels "
             f"({', '.join(conflicting[:SHOWN_IDS])}), so the same verdict would be right and wrong. `lore data check` "
-            "shows the first ones with their rows. To keep the first row of each pair, set data.options: "
-            "{drop_duplicates: true} when you import the source."
+            "shows the first ones with their rows. To keep the first row of each pair, run `lore data check FILE "
+            "--drop-duplicates -o CLEAN.parquet` (pairs files) or set data.options: {drop_duplicates: true} (other sources)."
         )
     names = derived_slices(names, [normalize(query) for query in queries], frequencies, industries, mismatches)
     keep = whole_queries(queries, limit, seed)

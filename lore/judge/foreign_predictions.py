@@ -96,10 +96,10 @@ def refuse(path: Path, problems: dict[str, list[str]]) -> None:
             )
     if lines:
         raise LoreError(
-            f"{path} does not match the tested pairs, and LORE does not score a part of them:\n"
+            f"{path} does not match the pairs to score, and LORE does not score a part of them:\n"
             + "\n".join(lines)
             + "\n"
-            "Write one row per tested pair, keyed by its pair_id."
+            "Write one row per pair, keyed by its pair_id."
         )
 
 
