@@ -80,6 +80,7 @@ def refuse_other_recipes(grid: Grid) -> None:
 def run_one(address: Path, recipe: BaseRecipe, overrides: list[str], start: Start, broken: set[Path]) -> None:
     """Runs the needed recipes, then the run. Raises LoreError when one fails. broken: needed recipes that failed before."""
     folder = RunFolder.of(recipe)
+    folder.check(recipe)
     if folder.is_done and not recipe.reopened(folder):
         check_inputs(recipe, folder)
         say(f"already done: {folder.path}")

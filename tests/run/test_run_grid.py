@@ -3,7 +3,8 @@
 import pytest
 from conftest import run_python
 
-from lore.run.grid import run_grid, seed_means
+from lore.config.stages import load_grid
+from lore.run.grid import run_grid, run_one, seed_means
 from lore.run.launch import launch
 from lore.run.run_folder import RunFolder
 from lore.run.runner import check_recipes, run_command, run_recipe
@@ -75,6 +76,23 @@ def test_a_folder_with_other_values_stops_the_grid_before_anything_runs(study, r
     with pytest.raises(LoreError, match=r"alone: .*belongs to a recipe[\s\S]*train.steps: was 3, now 4"):
         run_grid(study(GRID.replace("3", "4")))
     assert finished(runs) == ["study/alone"]
+
+
+def test_a_folder_that_gets_other_values_while_the_grid_runs_is_not_taken_for_the_run(study, runs):
+    grid = load_grid(study())
+    other = grid.runs["alone"].model_copy(update={"seed": 7})
+    RunFolder.of(other).open(other).finish({})
+    RunFolder.of(other).close()
+    with pytest.raises(LoreError, match="seed: was 7, now 0"):
+        run_one(grid.address("alone"), grid.runs["alone"], [], lambda path, overrides: pytest.fail("started"), set())
+
+
+def test_one_run_folder_for_a_whole_grid_is_refused_before_anything_runs(study, runs, capsys):
+    assert run_command([str(study()), "run=foo"]) == 1
+    assert "one folder for all runs" in capsys.readouterr().err
+    assert not runs.exists()
+    assert run_command([f"{study()}:last", "run=foo"]) == 0
+    assert finished(runs) == ["world", "study/first", "foo"]
 
 
 def test_a_dry_run_lists_the_runs_and_runs_nothing(study, runs, capsys):
