@@ -204,6 +204,19 @@ def test_no_override_gives_two_seeds_of_a_grid_the_same_seed(study):
     assert {recipe.seed for recipe in load_grid(study(), ["seed=5"]).runs.values()} == {5}  # a grid without seeds
 
 
+def test_a_reference_in_an_override_adds_its_run_to_the_needs(study, runs):
+    path = study()
+    given = "note=${runs.long}/model"
+    assert load_recipe(f"{path}:short", ["note=null"]).needs == ["world.yaml"]
+    one = load_recipe(f"{path}:other", [given])
+    assert (one.note, one.needs) == (f"{runs}/study/long/model", ["grid.yaml:long"])
+    assert load_recipe(f"{path}:other", ["runs.other." + given]) == one == load_grid(path, ["runs.other." + given]).runs["other"]
+    assert load_recipe(f"{path}:last", [given]).needs == ["grid.yaml:long"]  # the reference to short is gone
+    assert load_recipe(f"{path}:other", ["needs=[short, world.yaml]"]).needs == ["world.yaml", "grid.yaml:short"]
+    with pytest.raises(RecipeError, match=r"runs\.other\.needs[\s\S]*nearest:  short"):
+        load_recipe(f"{path}:other", ["needs=[shrt]"])
+
+
 def test_the_header_makes_a_grid_a_python_file(study):
     path = study()
     source = path.read_text()
