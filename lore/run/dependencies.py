@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lore.config.grid import is_grid, of_whole_grid, split_address
@@ -101,14 +101,50 @@ def run_needed(
     for need, inner in needed:
         if inner.is_done:
             continue
-        say(f"{folder.path} needs {need}: running it first")
         try:
-            run_in_subprocess(need, shared_overrides(path, need, overrides))
+            run_need(folder, need, inner, shared_overrides(path, need, overrides))
         except LoreError as error:
             folder.path.mkdir(parents=True, exist_ok=True)
             note = {"launch": launch_id(), "time": time.time(), "recipe": str(need)}
             write_atomic(failure, json.dumps(note) + "\n")
             raise LoreError(f"{error}\n{folder.path} needs it and cannot start.") from error
+
+
+def run_need(folder: RunFolder, need: Path, inner: RunFolder, overrides: Sequence[str]) -> None:
+    """Runs one needed recipe in its own process, or waits for the process that runs it. Raises LoreError when it fails."""
+
+    def start() -> None:
+        say(f"{folder.path} needs {need}: running it first")
+        run_in_subprocess(need, overrides)
+
+    run_when_free(inner, start)
+
+
+def run_when_free(folder: RunFolder, start: Callable[[], None]) -> None:
+    """Calls `start`, which runs a recipe in its own process, as soon as no other process uses the folder. Commands in several
+    shells can so share runs. When the other process has finished the run, `start` only checks it."""
+    while True:
+        wait_while_in_use(folder)
+        was_done = folder.is_done
+        try:
+            return start()
+        except LoreError:
+            finished_by_other = folder.is_done and not was_done
+            if folder.user is None and not finished_by_other:
+                raise  # otherwise another process took the folder between the wait and the start
+
+
+def wait_while_in_use(folder: RunFolder) -> None:
+    started = reported = time.time()
+    said = False
+    while (user := folder.user) is not None:
+        if not said:
+            say(f"{folder.path} is in use by process {user}: waiting for it")
+            said = True
+        if time.time() - reported > REPORT_EVERY_SECONDS:
+            reported = time.time()
+            say(f"waiting {reported - started:.0f} s for process {user} to finish {folder.path}")
+        time.sleep(POLL_SECONDS)
 
 
 def wait_for_needed(folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> None:

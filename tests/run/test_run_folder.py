@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import DEMO, ROOT, run_python
+from conftest import DEMO_PATH, ROOT, run_python
 
 from lore.config.stages import load_recipe
 from lore.run.dependencies import plain_environment, plan
@@ -177,10 +177,16 @@ def test_two_processes_cannot_use_one_folder_and_a_killed_one_frees_it(recipe, w
         assert other.stdout.readline() == "open\n"
         with pytest.raises(LoreError, match=f"in use by process {other.pid}"):
             RunFolder.of(recipe).open(recipe)
+        assert RunFolder.of(recipe).user == str(other.pid)
     finally:
         other.send_signal(signal.SIGKILL)
         other.wait()
-    RunFolder.of(recipe).open(recipe).close()
+    assert RunFolder.of(recipe).user is None
+    folder = RunFolder.of(recipe).open(recipe)
+    assert folder.user is None  # this process
+    look = f"from lore.run.run_folder import RunFolder; print(RunFolder({str(folder.path)!r}).user)"
+    assert run_python("-c", look).stdout.strip() == str(os.getpid())  # the lock is still held
+    folder.close()
 
 
 def test_a_finished_run_is_not_repeated(demo, write_recipe, runs, capsys):
@@ -281,7 +287,7 @@ def start_ranks(path, **environment):
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"}
     ranks = []
     for rank in ("0", "1"):
-        env = {**os.environ, **shared, **environment, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(DEMO)}
+        env = {**os.environ, **shared, **environment, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": DEMO_PATH}
         command = [sys.executable, "-m", "lore", "run", str(path)]
         pipe = subprocess.PIPE
         ranks.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True))
