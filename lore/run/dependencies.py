@@ -29,14 +29,23 @@ LAUNCHER_NAMES |= {"ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 LAUNCHER_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "TORCH_NCCL_ASYNC", "FSDP_", "DEEPSPEED_", "DS_", "PARALLELISM_")
 
 
-def plan(
-    path: str | Path, recipe: BaseRecipe, above: tuple[Path, ...] = (), overrides: Sequence[str] = ()
-) -> list[tuple[Path, RunFolder]]:
+def plan(path: str | Path, recipe: BaseRecipe, overrides: Sequence[str] = ()) -> list[tuple[Path, RunFolder]]:
     """Every recipe that must finish before this one, in the order in which to run them. A needed grid expands to all of its runs.
 
     overrides: those of this recipe; `shared_overrides` selects the ones that also apply to other runs of its grid. Raises
     LoreError for a cycle.
     """
+    return list(_plan(path, recipe, overrides, (), {}).items())
+
+
+def _plan(
+    path: str | Path,
+    recipe: BaseRecipe,
+    overrides: Sequence[str],
+    above: tuple[Path, ...],
+    known: dict[tuple, dict[Path, RunFolder]],
+) -> dict[Path, RunFolder]:
+    """above: the recipes that need this one. known: for each need seen so far and its overrides, its own plan with itself last."""
     own = Path(path).resolve()
     if own in above:
         circle = " -> ".join(p.name for p in (*above[above.index(own) :], own))
@@ -46,16 +55,18 @@ def plan(
     order: dict[Path, RunFolder] = {}
     for need_path in (one for need in recipe.needs for one in recipes_of(resolve_need(path, need))):
         shared = shared_overrides(path, need_path, overrides)
-        inner = load_recipe(need_path, shared)
-        folder = RunFolder.of(inner)
-        folder.check(inner)
-        before = plan(need_path, inner, (*above, own), shared)
-        if folder.is_done:
-            check_inputs(inner, folder)
-        else:  # a finished run does not need its inputs again; they may be deleted
-            order.update(before)
-        order[need_path] = folder
-    return list(order.items())
+        key = (need_path, *shared)
+        if key not in known:
+            inner = load_recipe(need_path, shared)
+            folder = RunFolder.of(inner)
+            folder.check(inner)
+            before = _plan(need_path, inner, shared, (*above, own), known)
+            if folder.is_done:
+                check_inputs(inner, folder)
+                before = {}  # a finished run does not need its inputs again; they may be deleted
+            known[key] = before | {need_path: folder}
+        order.update(known[key])
+    return order
 
 
 def recipes_of(path: Path) -> list[Path]:

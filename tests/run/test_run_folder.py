@@ -12,6 +12,7 @@ import pytest
 from conftest import DEMO_PATH, ROOT, run_python
 
 from lore.config.stages import load_recipe
+from lore.run import dependencies
 from lore.run.dependencies import plain_environment, plan
 from lore.run.run_folder import RunFolder
 from lore.run.runner import main, run_recipe
@@ -248,6 +249,25 @@ def test_needed_recipes_run_first_once_and_in_order(demo, write_recipe, runs):
     finished = {name: (runs / name / "done").stat().st_mtime_ns for name in ("world", "base", "sft", "eval")}
     assert sorted(finished, key=finished.get) == ["world", "base", "sft", "eval"]
     assert [p.name for p, _ in plan(path, load_recipe(path))] == ["sft.yaml", "base.yaml"]
+
+
+def test_each_needed_recipe_is_loaded_and_checked_once(demo, write_recipe, runs, monkeypatch):
+    write_recipe("r0.yaml", "stage: demo\nrun: r0")
+    for i in range(1, 7):
+        needs = ", ".join(f"r{j}.yaml" for j in range(i))
+        path = write_recipe(f"r{i}.yaml", f"stage: demo\nrun: r{i}\nneeds: [{needs}]")
+    names = [f"r{i}.yaml" for i in range(6)]
+    run_recipe(path.parent / "r0.yaml")
+    loaded, checked = [], []
+
+    def load(path, overrides=()):
+        loaded.append(path.name)
+        return load_recipe(path, overrides)
+
+    monkeypatch.setattr(dependencies, "load_recipe", load)
+    monkeypatch.setattr(dependencies, "check_inputs", lambda recipe, folder: checked.append(recipe.run))
+    assert [p.name for p, _ in plan(path, load_recipe(path))] == names
+    assert (sorted(loaded), checked) == (names, ["r0"])
 
 
 def test_a_run_goes_on_when_its_recipes_have_been_moved(demo, write_recipe, runs, tmp_path):
