@@ -26,6 +26,7 @@ from lore.run.run_folder import RunFolder
 from lore.run.summary import Row, columns_of, is_interval, print_table, rows_of, shown
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
+from lore.support.markdown import table_cell
 from lore.support.processes import say, world_size
 
 Start = Callable[[Path, Sequence[str]], None]
@@ -138,8 +139,8 @@ def write_table(grid: Grid, failed: dict[str, str]) -> None:
         recipes = {name: recipe for name, recipe in grid.runs.items() if recipe.stage == stage}
         columns, cells = stage_table(recipes, failed)
         print_table(f"{grid.name}: {stage}", columns, cells)
-        lines = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in cells)]
-        text.append(f"## {stage}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+        lines = [columns, ["---"] * len(columns), *cells]
+        text.append(f"## {stage}\n\n" + "\n".join(f"| {' | '.join(map(table_cell, line))} |" for line in lines) + "\n")
     grid.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(grid.folder / "table.md", "\n".join(text))
     say(f"table: {grid.folder / 'table.md'}")

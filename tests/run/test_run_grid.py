@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, run_python
 
 from lore.config.stages import load_grid
-from lore.run.grid import run_grid, run_one, seed_means
+from lore.run.grid import run_grid, run_one, seed_means, write_table
 from lore.run.launch import launch
 from lore.run.run_folder import RunFolder
 from lore.run.runner import check_recipes, run_command, run_recipe
@@ -210,6 +210,17 @@ def test_the_table_has_the_finished_runs_of_other_seeds_with_the_same_values(stu
     for name in ("a-seed0", "b-seed0"):
         assert "belongs to another recipe" in next(line for line in table.splitlines() if f"| {name} " in line)
     assert "b-seed7" not in table and "b, mean" not in table
+
+
+def test_names_and_values_in_the_table_stay_in_their_cells(study, runs):
+    grid = load_grid(study("grid: study\nbase: base.yaml\nruns: {a: {}}"))
+    folder = RunFolder.of(grid.runs["a"]).open(grid.runs["a"])
+    folder.finish({"a|b": {"loss|x": "one\\|two <b>\nthree"}})
+    folder.close()
+    write_table(grid, {})
+    head, _, row = (runs / "study" / "table.md").read_text().splitlines()[-3:]
+    assert head == r"| run |  | loss\|x |"
+    assert row == r"| a | a\|b | one\\\|two &lt;b> three |"
 
 
 def test_seeds_end_in_their_mean():
