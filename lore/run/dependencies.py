@@ -133,7 +133,7 @@ def run_need(folder: RunFolder, need: Path, inner: RunFolder, overrides: Sequenc
 
 def run_when_free(folder: RunFolder, start: Callable[[], None]) -> None:
     """Calls `start`, which runs a recipe in its own process, as soon as no other process uses the folder. Commands in several
-    shells can so share runs. When the other process has finished the run, `start` only checks it."""
+    shells can share runs this way. When the other process has finished the run, `start` only checks it."""
     while True:
         wait_while_in_use(folder)
         was_done = folder.is_done
