@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "tests" / "demo"
+DEMO_PATH = f"{DEMO}{os.pathsep}{ROOT}"  # sitecustomize.py imports lore before the working directory is on the path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests must not download anything
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -48,7 +49,7 @@ def demo(monkeypatch, runs) -> None:
     from lore.config.stages import STAGES
 
     monkeypatch.syspath_prepend(str(DEMO))
-    monkeypatch.setenv("PYTHONPATH", str(DEMO))
+    monkeypatch.setenv("PYTHONPATH", DEMO_PATH)
     monkeypatch.setitem(STAGES, "demo", ("demo_stage:DemoRecipe", "demo_stage:run"))
     monkeypatch.setitem(STAGES, "train_demo", ("demo_stage:TrainDemoRecipe", "demo_stage:train"))
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_CPU", "ACCELERATE_USE_DEEPSPEED"):

@@ -15,6 +15,7 @@ from lore.eval.measures.bootstrap import Estimate
 from lore.eval.measures.metrics import metric_names
 from lore.eval.report.console import best_value, column_titles, print_table, shown_columns
 from lore.support.errors import LoreError
+from lore.support.markdown import table_cell
 
 MARKS = {".md": "<!-- lore leaderboard -->", ".csv": "test_set,rubric,rubric_hash,", ".json": '{"lore": "leaderboard", '}
 NOTHING = Estimate(float("nan"))
@@ -83,18 +84,14 @@ def to_markdown(boards: list[Board], by: str, metrics: Sequence[str] = ()) -> st
             parts = {row.card.name: row.card.natural if natural else row.card.whole for row in rows}
             best = {name: best_value(name, parts) for name in columns}
             about = "The same, with the tiers weighted by the prior" if natural else str(found)[0].upper() + str(found)[1:]
-            lines += [f"{_escaped(about)}. By {titles.get(by, by)}; 95 % intervals over queries; the best value is bold.", ""]
+            lines += [f"{table_cell(about)}. By {titles.get(by, by)}; 95 % intervals over queries; the best value is bold.", ""]
             lines += [f"| judge | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
             for row in rows:
                 values = {name: parts[row.card.name].metrics.get(name, NOTHING) for name in columns}
                 cells = [f"**{value}**" if value.value == best[name] else str(value) for name, value in values.items()]
-                lines.append(f"| {_escaped(row.card.name)} | {' | '.join(cells)} |")
+                lines.append(f"| {table_cell(row.card.name)} | {' | '.join(cells)} |")
             lines.append("")
     return "\n".join(lines)
-
-
-def _escaped(content: str) -> str:
-    return content.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def to_csv(boards: list[Board], by: str) -> str:

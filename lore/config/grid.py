@@ -17,6 +17,10 @@ replaces the whole section. The `needs` of a run replace those of its base.
 `${runs.long}` is the run folder of another run. A run that uses it runs after that run, so `needs` only has to list other
 dependencies. Each run writes to the folder <grid>/<name>. With `seeds`, every run is repeated for each seed as <name>-seed<N>, and
 ${runs.long} means the run with the same seed. `FILE.yaml:NAME` names one run wherever a recipe file is expected.
+
+The grid sets the folder of each run and, with `seeds`, its seed, so an override cannot set `run` or such a `seed`. Use `grid=NAME`
+for new folders and `seeds=[N]` for other seeds. `FILE.yaml:NAME run=FOLDER` is allowed: the command runs one run of the grid in
+another folder, after the same needs, and the grid neither reads nor writes that folder.
 """
 
 from __future__ import annotations
@@ -85,6 +89,8 @@ class GridText:
     name: str
     names: list[str]
     """Run names as in the file. With seeds, the names in `runs` have the suffix -seed<N>."""
+    seeds: list[int]
+    """The value of `seeds`, or an empty list."""
     runs: dict[str, RecipeText] = field(default_factory=dict)
     siblings: dict[str, list[str]] = field(default_factory=dict)
     """For each run, the runs of the same grid that it needs."""
@@ -98,6 +104,7 @@ class Grid:
     path: Path
     name: str
     names: list[str]
+    seeds: list[int]
     runs: dict[str, BaseRecipe]
     siblings: dict[str, list[str]]
 
@@ -140,13 +147,10 @@ def read_grid(path: str | Path, overrides: Sequence[str] = ()) -> GridText:
 
 def grid_run_text(path: str | Path, run: str, overrides: Sequence[str] = ()) -> RecipeText:
     """One run of a grid. Overrides that `of_whole_grid` does not select change only this run."""
-    reader = _Reader(path, of_whole_grid(overrides))
+    reader = _Reader(path, overrides)
     text = reader.read_one(run)
     if reader.problems:
         raise RecipeError(reader.problems, reader.path)
-    for override in overrides:
-        if override not in of_whole_grid(overrides):
-            apply_override(text, override)
     return text
 
 
@@ -206,8 +210,30 @@ class _Reader:
     def _known(runs: dict[str, Any]) -> str:
         return "a run of this grid: " + ", ".join(runs)
 
+    def _refuse_keys_of_the_grid(self, one: str | None = None) -> None:
+        """Reports overrides of `run` and `seed` where the grid sets them. one: the run that the command names, if it names one."""
+        for name, overrides in self.of_runs.items():
+            for override in overrides:
+                key, _, value = override.partition("=")
+                shown = key if name is None else f"runs.{name}.{key}"
+                address = f"{self.path}:{self._named(name or next(iter(self.runs), 'NAME'), self.seeds[0])}"
+                if key == "seed" and self.seeds != [None]:
+                    found = f"{value}, but `seeds` gives each run its seed and names its folder after it"
+                    expected = f"seeds=[{value}]" + (f" and the run NAME-seed{value} after the colon" if one else "")
+                elif key == "run" and name is None and one is None:
+                    found = f"{value}, one folder for all runs: the first run would fill it, and the others would count as done"
+                    expected = f"grid={value} for other folders of the whole grid, or one run: {address} run={value}"
+                elif key == "run" and name is not None:
+                    found = f"{value}, but the grid and its references expect this run in the folder of its own name"
+                    expected = f"only this run in another folder: {address} run={value}"
+                else:
+                    continue
+                self.problems.append(Problem(f"override {shown}={value}", shown, found, expected))
+
     def read(self) -> GridText:
-        grid = GridText(self.path, self.name, list(self.runs), problems=self.problems)
+        self._refuse_keys_of_the_grid()
+        seeds = [seed for seed in self.seeds if seed is not None]
+        grid = GridText(self.path, self.name, list(self.runs), seeds, problems=self.problems)
         found: dict[str, tuple[RecipeText, list[str]]] = {}
         for seed in self.seeds:
             for name in self.runs:
@@ -228,7 +254,12 @@ class _Reader:
         if run not in known:
             found = Problem(str(self.path), "", f"no run {run}", f"one of: {', '.join(known)}", nearest(run, known))
             raise RecipeError([*self.problems, found], self.path)
-        return self._run(*known[run])[0]
+        self._refuse_keys_of_the_grid(run)
+        text = self._run(*known[run])[0]
+        if text.data["run"] in [f"{self.name}/{other}" for other in known if other != run]:
+            found, expected = f"{text.data['run']}, the folder of another run of this grid", "a folder that no run of the grid uses"
+            self.problems.append(Problem(text.where(("run",)), "run", found, expected))
+        return text
 
     @staticmethod
     def _named(name: str, seed: int | None) -> str:

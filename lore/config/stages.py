@@ -74,7 +74,7 @@ def load_grid(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
     problems = [*text.problems, *(replace(problem, key=f"{_several(names)}: {problem.key}") for problem, names in found.items())]
     if problems:
         raise RecipeError(problems, text.path)
-    return Grid(text.path, text.name, text.names, recipes, text.siblings)
+    return Grid(text.path, text.name, text.names, text.seeds, recipes, text.siblings)
 
 
 def _several(names: list[str]) -> str:

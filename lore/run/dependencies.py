@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lore.config.grid import is_grid, of_whole_grid, split_address
@@ -29,14 +29,23 @@ LAUNCHER_NAMES |= {"ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 LAUNCHER_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "TORCH_NCCL_ASYNC", "FSDP_", "DEEPSPEED_", "DS_", "PARALLELISM_")
 
 
-def plan(
-    path: str | Path, recipe: BaseRecipe, above: tuple[Path, ...] = (), overrides: Sequence[str] = ()
-) -> list[tuple[Path, RunFolder]]:
+def plan(path: str | Path, recipe: BaseRecipe, overrides: Sequence[str] = ()) -> list[tuple[Path, RunFolder]]:
     """Every recipe that must finish before this one, in the order in which to run them. A needed grid expands to all of its runs.
 
     overrides: those of this recipe; `shared_overrides` selects the ones that also apply to other runs of its grid. Raises
     LoreError for a cycle.
     """
+    return list(_plan(path, recipe, overrides, (), {}).items())
+
+
+def _plan(
+    path: str | Path,
+    recipe: BaseRecipe,
+    overrides: Sequence[str],
+    above: tuple[Path, ...],
+    known: dict[tuple, dict[Path, RunFolder]],
+) -> dict[Path, RunFolder]:
+    """above: the recipes that need this one. known: for each need seen so far and its overrides, its own plan with itself last."""
     own = Path(path).resolve()
     if own in above:
         circle = " -> ".join(p.name for p in (*above[above.index(own) :], own))
@@ -46,16 +55,18 @@ def plan(
     order: dict[Path, RunFolder] = {}
     for need_path in (one for need in recipe.needs for one in recipes_of(resolve_need(path, need))):
         shared = shared_overrides(path, need_path, overrides)
-        inner = load_recipe(need_path, shared)
-        folder = RunFolder.of(inner)
-        folder.check(inner)
-        before = plan(need_path, inner, (*above, own), shared)
-        if folder.is_done:
-            check_inputs(inner, folder)
-        else:  # a finished run does not need its inputs again; they may be deleted
-            order.update(before)
-        order[need_path] = folder
-    return list(order.items())
+        key = (need_path, *shared)
+        if key not in known:
+            inner = load_recipe(need_path, shared)
+            folder = RunFolder.of(inner)
+            folder.check(inner)
+            before = _plan(need_path, inner, shared, (*above, own), known)
+            if folder.is_done:
+                check_inputs(inner, folder)
+                before = {}  # a finished run does not need its inputs again; they may be deleted
+            known[key] = before | {need_path: folder}
+        order.update(known[key])
+    return order
 
 
 def recipes_of(path: Path) -> list[Path]:
@@ -101,14 +112,50 @@ def run_needed(
     for need, inner in needed:
         if inner.is_done:
             continue
-        say(f"{folder.path} needs {need}: running it first")
         try:
-            run_in_subprocess(need, shared_overrides(path, need, overrides))
+            run_need(folder, need, inner, shared_overrides(path, need, overrides))
         except LoreError as error:
             folder.path.mkdir(parents=True, exist_ok=True)
             note = {"launch": launch_id(), "time": time.time(), "recipe": str(need)}
             write_atomic(failure, json.dumps(note) + "\n")
             raise LoreError(f"{error}\n{folder.path} needs it and cannot start.") from error
+
+
+def run_need(folder: RunFolder, need: Path, inner: RunFolder, overrides: Sequence[str]) -> None:
+    """Runs one needed recipe in its own process, or waits for the process that runs it. Raises LoreError when it fails."""
+
+    def start() -> None:
+        say(f"{folder.path} needs {need}: running it first")
+        run_in_subprocess(need, overrides)
+
+    run_when_free(inner, start)
+
+
+def run_when_free(folder: RunFolder, start: Callable[[], None]) -> None:
+    """Calls `start`, which runs a recipe in its own process, as soon as no other process uses the folder. Commands in several
+    shells can share runs this way. When the other process has finished the run, `start` only checks it."""
+    while True:
+        wait_while_in_use(folder)
+        was_done = folder.is_done
+        try:
+            return start()
+        except LoreError:
+            finished_by_other = folder.is_done and not was_done
+            if folder.user is None and not finished_by_other:
+                raise  # otherwise another process took the folder between the wait and the start
+
+
+def wait_while_in_use(folder: RunFolder) -> None:
+    started = reported = time.time()
+    said = False
+    while (user := folder.user) is not None:
+        if not said:
+            say(f"{folder.path} is in use by process {user}: waiting for it")
+            said = True
+        if time.time() - reported > REPORT_EVERY_SECONDS:
+            reported = time.time()
+            say(f"waiting {reported - started:.0f} s for process {user} to finish {folder.path}")
+        time.sleep(POLL_SECONDS)
 
 
 def wait_for_needed(folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> None:

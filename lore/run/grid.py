@@ -4,12 +4,15 @@
     lore run recipes/experiments/ablation.yaml --dry-run    lists the runs and the state of each
     lore run recipes/experiments/ablation.yaml:eval         one run, after the runs it needs
 
-When a run fails, the grid skips the runs that need it and continues with the others.
+When a run fails, the grid skips the runs that need it and continues with the others. Commands in several shells can run different
+seeds of one grid: each waits for runs that another command has started, and the table lists the finished runs of all seeds.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,12 +20,13 @@ from typing import Any
 from lore.config.grid import Grid, of_whole_grid
 from lore.config.recipe import BaseRecipe
 from lore.config.stages import load_grid
-from lore.run.dependencies import plan, run_in_subprocess, shared_overrides
+from lore.run.dependencies import plan, run_in_subprocess, run_need, run_when_free, shared_overrides
 from lore.run.input_hashes import check_inputs
 from lore.run.run_folder import RunFolder
 from lore.run.summary import Row, columns_of, is_interval, print_table, rows_of, shown
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
+from lore.support.markdown import table_cell
 from lore.support.processes import say, world_size
 
 Start = Callable[[Path, Sequence[str]], None]
@@ -52,7 +56,7 @@ def run_grid(path: str | Path, overrides: Sequence[str] = (), dry_run: bool = Fa
         except LoreError as error:
             failed[name] = str(error).splitlines()[0]
             say(f"{name}: {error}")
-    write_table(grid, failed)
+    write_table(with_finished_seeds(grid, overrides), failed)
     if failed:
         rows = "\n".join(f"  {name}: {why}" for name, why in failed.items())
         count = f"{len(failed)} of the {len(grid.runs)} runs of {grid.path}"
@@ -80,6 +84,7 @@ def refuse_other_recipes(grid: Grid) -> None:
 def run_one(address: Path, recipe: BaseRecipe, overrides: list[str], start: Start, broken: set[Path]) -> None:
     """Runs the needed recipes, then the run. Raises LoreError when one fails. broken: needed recipes that failed before."""
     folder = RunFolder.of(recipe)
+    folder.check(recipe)
     if folder.is_done and not recipe.reopened(folder):
         check_inputs(recipe, folder)
         say(f"already done: {folder.path}")
@@ -88,13 +93,26 @@ def run_one(address: Path, recipe: BaseRecipe, overrides: list[str], start: Star
         if need in broken:
             raise LoreError(f"not started: it needs {need}, which failed")
         if not inner.is_done:
-            say(f"{folder.path} needs {need}: running it first")
             try:
-                run_in_subprocess(need, shared_overrides(address, need, overrides))
+                run_need(folder, need, inner, shared_overrides(address, need, overrides))
             except LoreError:
                 broken.add(need)
                 raise
-    start(address, overrides)
+    run_when_free(folder, lambda: start(address, overrides))
+
+
+def with_finished_seeds(grid: Grid, overrides: Sequence[str]) -> Grid:
+    """The grid with the finished runs of its other seeds too, which other commands ran before or run at the same time."""
+    if not grid.seeds:
+        return grid
+    folders = re.compile(rf"(?:{'|'.join(grid.names)})-seed(\d+)")
+    matches = [folders.fullmatch(done.parent.name) for done in grid.folder.glob("*/done")]
+    seeds = sorted({int(match[1]) for match in matches if match}.union(grid.seeds))
+    if len(seeds) == len(grid.seeds):
+        return grid
+    whole = load_grid(grid.path, [*(o for o in overrides if not o.startswith("seeds=")), f"seeds={seeds}"])
+    runs = {name: recipe for name, recipe in whole.runs.items() if name in grid.runs or RunFolder.of(recipe).is_done}
+    return replace(whole, runs=runs)
 
 
 def state_of(recipe: BaseRecipe) -> str:
@@ -121,8 +139,8 @@ def write_table(grid: Grid, failed: dict[str, str]) -> None:
         recipes = {name: recipe for name, recipe in grid.runs.items() if recipe.stage == stage}
         columns, cells = stage_table(recipes, failed)
         print_table(f"{grid.name}: {stage}", columns, cells)
-        lines = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in cells)]
-        text.append(f"## {stage}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+        lines = [columns, ["---"] * len(columns), *cells]
+        text.append(f"## {stage}\n\n" + "\n".join(f"| {' | '.join(map(table_cell, line))} |" for line in lines) + "\n")
     grid.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(grid.folder / "table.md", "\n".join(text))
     say(f"table: {grid.folder / 'table.md'}")
@@ -133,8 +151,9 @@ def stage_table(recipes: dict[str, BaseRecipe], failed: dict[str, str]) -> tuple
     rows: list[tuple[str, str, Row]] = []
     for name, recipe in recipes.items():
         folder = RunFolder.of(recipe)
-        if name in failed or not folder.is_done:
-            rows.append((name, "", {"state": failed.get(name, "not run")}))
+        if name in failed or not folder.is_done or folder.changes(recipe):
+            state = "belongs to another recipe" if folder.is_done else "not run"
+            rows.append((name, "", {"state": failed.get(name, state)}))
             continue
         for part, row in rows_of(folder.summary).items():
             # Paths inside the run's folder are not results.

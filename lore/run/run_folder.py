@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from lore.support.processes import is_main_process
 OLD_FINGERPRINTS = "facts"  # the key in manifests of earlier versions
 OWN_FILES = {".lock", "recipe.yaml", "manifest.json", "metrics.jsonl", "done", "failed.json"}
 PREPARED = {"data", "rejected.jsonl", "rejected_replay.jsonl"}  # files that a run derives from its inputs before its first result
+PROBE_SECONDS = 0.1
 
 _held: dict[str, int] = {}  # open lock files by folder; forked data workers do not inherit POSIX locks
 
@@ -166,12 +168,16 @@ class RunFolder:
             return
         handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                time.sleep(PROBE_SECONDS)  # `user` of another process holds the lock for a moment
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            owner = os.pread(handle, 32, 0).decode(errors="replace").strip()
+            owner = _owner(handle)
             os.close(handle)
             raise LoreError(
-                f"{self.path} is in use by process {owner or 'unknown'}.\n"
+                f"{self.path} is in use by process {owner}.\n"
                 "Two runs in one folder would mix their results: wait for it, stop it, or use another `run` name."
             ) from error
         except OSError as error:
@@ -184,6 +190,25 @@ class RunFolder:
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         _held[key] = handle
+
+    @property
+    def user(self) -> str | None:
+        """Id of the other process that holds the lock, or None."""
+        if str(self.path.resolve()) in _held:
+            return None  # closing a second handle would release this process's lock
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return _owner(handle)
+        except OSError:
+            return None  # the file system has no file locks
+        finally:
+            os.close(handle)
+        return None
 
     def close(self) -> None:
         """Releases the lock. The end of the process does the same."""
@@ -273,6 +298,11 @@ class RunFolder:
         """Marks the run as done. summary: printed now and whenever the recipe is run again."""
         if is_main_process():
             write_atomic(self.done_path, _dump(plain(summary)))
+
+
+def _owner(handle: int) -> str:
+    """The process id in an open lock file."""
+    return os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
 
 
 def _dump(value: Any) -> str:

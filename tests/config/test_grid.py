@@ -175,6 +175,48 @@ def test_overrides_mean_the_grid_or_every_run_or_one(study):
     assert found["short and 3 more: train.step"].file == "override train.step=1"
 
 
+def test_no_override_puts_several_runs_into_one_folder(study, runs):
+    path = study()
+    found = problems(path, "run=foo")["run"]
+    assert "one folder for all runs" in found.found
+    assert found.expected == f"grid=foo for other folders of the whole grid, or one run: {path}:last run=foo"
+    assert problems(path, "runs.long.run=foo")["runs.long.run"].expected.endswith(f"{path}:long run=foo")
+    assert set(problems(path, "runs.long={run: foo}")) == {"runs.long.run"}
+    assert set(problems(path, "base={stage: demo, run: foo}")) == {"base.run"}
+    with pytest.raises(RecipeError, match="override runs.long.run=foo"):
+        load_recipe(f"{path}:short", ["runs.long.run=foo"])
+    with pytest.raises(RecipeError, match="study/long, the folder of another run of this grid"):
+        load_recipe(f"{path}:short", ["run=study/long"])
+    alone = load_recipe(f"{path}:last", ["run=foo"])
+    assert (alone.run, alone.note) == ("foo", f"{runs}/study/short/model and data")
+    assert alone.needs == ["grid.yaml:short", "grid.yaml:long"]
+
+
+def test_no_override_gives_two_seeds_of_a_grid_the_same_seed(study):
+    path = study(GRID.replace("runs:", "seeds: [3, 1]\nruns:"))
+    found = problems(path, "seed=5") | problems(path, "runs.long.seed=5")
+    assert set(found) == {"seed", "runs.long.seed"}
+    assert all("names its folder after it" in problem.found for problem in found.values())
+    assert found["seed"].expected == "seeds=[5]"
+    for override in ("seed=5", "runs.short.seed=5"):
+        with pytest.raises(RecipeError, match=r"expected: seeds=\[5\] and the run NAME-seed5 after the colon"):
+            load_recipe(f"{path}:short-seed3", [override])
+    assert {recipe.seed for recipe in load_grid(study(), ["seed=5"]).runs.values()} == {5}  # a grid without seeds
+
+
+def test_a_reference_in_an_override_adds_its_run_to_the_needs(study, runs):
+    path = study()
+    given = "note=${runs.long}/model"
+    assert load_recipe(f"{path}:short", ["note=null"]).needs == ["world.yaml"]
+    one = load_recipe(f"{path}:other", [given])
+    assert (one.note, one.needs) == (f"{runs}/study/long/model", ["grid.yaml:long"])
+    assert load_recipe(f"{path}:other", ["runs.other." + given]) == one == load_grid(path, ["runs.other." + given]).runs["other"]
+    assert load_recipe(f"{path}:last", [given]).needs == ["grid.yaml:long"]  # the reference to short is gone
+    assert load_recipe(f"{path}:other", ["needs=[short, world.yaml]"]).needs == ["world.yaml", "grid.yaml:short"]
+    with pytest.raises(RecipeError, match=r"runs\.other\.needs[\s\S]*nearest:  short"):
+        load_recipe(f"{path}:other", ["needs=[shrt]"])
+
+
 def test_the_header_makes_a_grid_a_python_file(study):
     path = study()
     source = path.read_text()

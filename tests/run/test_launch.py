@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import DEMO, ROOT, needs_deepspeed, run_python
+from conftest import DEMO_PATH, ROOT, needs_deepspeed, run_python
 
 from lore.run.devices import check_world, device_arguments, settle_devices
 from lore.run.launch import accelerate_arguments, config_names, find_config, split_arguments, take_config
@@ -21,7 +21,7 @@ SHIPPED = ["cpu2", "ddp", "fsdp2", "zero2", "zero3"]
 
 def accelerate(*arguments: object) -> subprocess.CompletedProcess:
     command = [str(Path(sys.executable).parent / "accelerate"), "launch", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(DEMO), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": DEMO_PATH, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 

@@ -9,9 +9,10 @@ import sys
 import time
 
 import pytest
-from conftest import DEMO, ROOT, run_python
+from conftest import DEMO_PATH, ROOT, run_python
 
 from lore.config.stages import load_recipe
+from lore.run import dependencies
 from lore.run.dependencies import plain_environment, plan
 from lore.run.run_folder import RunFolder
 from lore.run.runner import main, run_recipe
@@ -177,10 +178,16 @@ def test_two_processes_cannot_use_one_folder_and_a_killed_one_frees_it(recipe, w
         assert other.stdout.readline() == "open\n"
         with pytest.raises(LoreError, match=f"in use by process {other.pid}"):
             RunFolder.of(recipe).open(recipe)
+        assert RunFolder.of(recipe).user == str(other.pid)
     finally:
         other.send_signal(signal.SIGKILL)
         other.wait()
-    RunFolder.of(recipe).open(recipe).close()
+    assert RunFolder.of(recipe).user is None
+    folder = RunFolder.of(recipe).open(recipe)
+    assert folder.user is None  # this process
+    look = f"from lore.run.run_folder import RunFolder; print(RunFolder({str(folder.path)!r}).user)"
+    assert run_python("-c", look).stdout.strip() == str(os.getpid())  # the lock is still held
+    folder.close()
 
 
 def test_a_finished_run_is_not_repeated(demo, write_recipe, runs, capsys):
@@ -244,6 +251,25 @@ def test_needed_recipes_run_first_once_and_in_order(demo, write_recipe, runs):
     assert [p.name for p, _ in plan(path, load_recipe(path))] == ["sft.yaml", "base.yaml"]
 
 
+def test_each_needed_recipe_is_loaded_and_checked_once(demo, write_recipe, runs, monkeypatch):
+    write_recipe("r0.yaml", "stage: demo\nrun: r0")
+    for i in range(1, 7):
+        needs = ", ".join(f"r{j}.yaml" for j in range(i))
+        path = write_recipe(f"r{i}.yaml", f"stage: demo\nrun: r{i}\nneeds: [{needs}]")
+    names = [f"r{i}.yaml" for i in range(6)]
+    run_recipe(path.parent / "r0.yaml")
+    loaded, checked = [], []
+
+    def load(path, overrides=()):
+        loaded.append(path.name)
+        return load_recipe(path, overrides)
+
+    monkeypatch.setattr(dependencies, "load_recipe", load)
+    monkeypatch.setattr(dependencies, "check_inputs", lambda recipe, folder: checked.append(recipe.run))
+    assert [p.name for p, _ in plan(path, load_recipe(path))] == names
+    assert (sorted(loaded), checked) == (names, ["r0"])
+
+
 def test_a_run_goes_on_when_its_recipes_have_been_moved(demo, write_recipe, runs, tmp_path):
     base = write_recipe("base.yaml", "stage: demo\nrun: base")
     first = run_recipe(write_recipe("a.yaml", BODY + f"needs: [{base}]"))
@@ -281,7 +307,7 @@ def start_ranks(path, **environment):
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"}
     ranks = []
     for rank in ("0", "1"):
-        env = {**os.environ, **shared, **environment, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(DEMO)}
+        env = {**os.environ, **shared, **environment, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": DEMO_PATH}
         command = [sys.executable, "-m", "lore", "run", str(path)]
         pipe = subprocess.PIPE
         ranks.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True))

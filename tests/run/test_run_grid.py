@@ -1,9 +1,13 @@
 """Running grids: order, resuming, failures that stay by themselves, one table, launches."""
 
-import pytest
-from conftest import run_python
+import subprocess
+import sys
 
-from lore.run.grid import run_grid, seed_means
+import pytest
+from conftest import ROOT, run_python
+
+from lore.config.stages import load_grid
+from lore.run.grid import run_grid, run_one, seed_means, write_table
 from lore.run.launch import launch
 from lore.run.run_folder import RunFolder
 from lore.run.runner import check_recipes, run_command, run_recipe
@@ -77,6 +81,23 @@ def test_a_folder_with_other_values_stops_the_grid_before_anything_runs(study, r
     assert finished(runs) == ["study/alone"]
 
 
+def test_a_folder_that_gets_other_values_while_the_grid_runs_is_not_taken_for_the_run(study, runs):
+    grid = load_grid(study())
+    other = grid.runs["alone"].model_copy(update={"seed": 7})
+    RunFolder.of(other).open(other).finish({})
+    RunFolder.of(other).close()
+    with pytest.raises(LoreError, match="seed: was 7, now 0"):
+        run_one(grid.address("alone"), grid.runs["alone"], [], lambda path, overrides: pytest.fail("started"), set())
+
+
+def test_one_run_folder_for_a_whole_grid_is_refused_before_anything_runs(study, runs, capsys):
+    assert run_command([str(study()), "run=foo"]) == 1
+    assert "one folder for all runs" in capsys.readouterr().err
+    assert not runs.exists()
+    assert run_command([f"{study()}:last", "run=foo"]) == 0
+    assert finished(runs) == ["world", "study/first", "foo"]
+
+
 def test_a_dry_run_lists_the_runs_and_runs_nothing(study, runs, capsys):
     path = study()
     assert run_command([str(path), "--dry-run"]) == 0
@@ -121,6 +142,85 @@ def test_overrides_reach_every_run_and_the_runs_it_needs(study, runs):
     given = ["grid=trial", "seeds=[4]", "runs.first.train.lr=0.5", "runs.last.train.steps=2", "train.lr=0.5"]
     assert run_command([f"{path}:last-seed4", *given]) == 0
     assert not (runs / "study").exists()
+
+
+SEEDS = "grid: study\nbase: base.yaml\nseeds: [0, 1]\nruns: {a: {needs: [world.yaml]}, b: {needs: [a]}}"
+
+
+def start_python(*arguments):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def hold(recipe, then):
+    """Another process that opens the run folder of a recipe, and after four seconds does `then`."""
+    code = (
+        "import time; from lore.config.stages import load_recipe; from lore.run.run_folder import RunFolder;"
+        f"recipe = load_recipe({str(recipe)!r}); folder = RunFolder.of(recipe).open(recipe);"
+        f"print('open', flush=True); time.sleep(4); {then}"
+    )
+    other = start_python("-c", code)
+    assert other.stdout.readline() == "open\n"
+    return other
+
+
+@pytest.mark.parametrize(("then", "starts"), [("folder.finish({'loss': 2.0})", 0), ("raise SystemExit(1)", 1)])
+def test_a_needed_run_that_another_process_runs_is_waited_for(study, write_recipe, runs, then, starts):
+    path = study("grid: study\nbase: base.yaml\nruns: {a: {needs: [world.yaml]}}")
+    one = write_recipe("one.yaml", "stage: demo\nrun: one\nneeds: [world.yaml]")
+    other = hold(path.parent / "world.yaml", then)
+    commands = [start_python("-m", "lore", "run", path), start_python("-m", "lore", "run", one)]
+    said = [command.communicate(timeout=60)[0] for command in commands]
+    other.communicate(timeout=60)
+    assert [command.returncode for command in commands] == [0, 0], said
+    assert all(f"world is in use by process {other.pid}: waiting for it" in text for text in said), said
+    assert finished(runs)[0] == "world" and sorted(finished(runs)[1:]) == ["one", "study/a"]
+    assert "".join(said).count(f"demo: {path.parent}/world.yaml ->") == starts  # only if the other process did not finish it
+
+
+def test_a_run_of_the_grid_that_another_process_runs_is_waited_for(study, runs):
+    path = study("grid: study\nbase: base.yaml\nruns: {a: {}, b: {needs: [a]}}")
+    other = hold(f"{path}:a", "folder.finish({'loss': 2.0})")
+    done = run_python("-m", "lore", "run", path)
+    other.communicate(timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a is in use by process" in done.stdout
+    assert "| a | 2.0000 |" in (runs / "study" / "table.md").read_text()
+
+
+def test_two_shells_run_different_seeds_and_the_table_has_both(study, runs):
+    path = study(SEEDS)
+    commands = [start_python("-m", "lore", "run", path, f"seeds=[{seed}]") for seed in (0, 1)]
+    said = [command.communicate(timeout=120)[0] for command in commands]
+    assert [command.returncode for command in commands] == [0, 0], said
+    table = (runs / "study" / "table.md").read_text()
+    for row in ("a-seed0", "b-seed0", "a-seed1", "b-seed1", "a, mean of 2 seeds", "b, mean of 2 seeds"):
+        assert f"| {row} | 0.5000 |" in table
+
+
+def test_the_table_has_the_finished_runs_of_other_seeds_with_the_same_values(study, runs):
+    path = study(SEEDS)
+    assert run_command([str(path), "seeds=[0]", "train.lr=0.5"]) == 0
+    assert run_command([str(path), "seeds=[7]"]) == 0
+    (runs / "study" / "b-seed7" / "done").unlink()
+    assert run_command([str(path), "seeds=[1]"]) == 0
+    table = (runs / "study" / "table.md").read_text()
+    for row in ("a-seed7", "a-seed1", "b-seed1", "a, mean of 2 seeds"):
+        assert f"| {row} |  | 0.5000 |" in table
+    for name in ("a-seed0", "b-seed0"):
+        assert "belongs to another recipe" in next(line for line in table.splitlines() if f"| {name} " in line)
+    assert "b-seed7" not in table and "b, mean" not in table
+
+
+def test_names_and_values_in_the_table_stay_in_their_cells(study, runs):
+    grid = load_grid(study("grid: study\nbase: base.yaml\nruns: {a: {}}"))
+    folder = RunFolder.of(grid.runs["a"]).open(grid.runs["a"])
+    folder.finish({"a|b": {"loss|x": "one\\|two <b>\nthree"}})
+    folder.close()
+    write_table(grid, {})
+    head, _, row = (runs / "study" / "table.md").read_text().splitlines()[-3:]
+    assert head == r"| run |  | loss\|x |"
+    assert row == r"| a | a\|b | one\\\|two &lt;b> three |"
 
 
 def test_seeds_end_in_their_mean():

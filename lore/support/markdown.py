@@ -1,0 +1,6 @@
+"""Markdown tables. Text from outside needs lore.codec.markdown, which also removes links, emphasis and tags."""
+
+
+def table_cell(text: str) -> str:
+    """A text as one cell of a Markdown table: it can end neither the cell nor the row, and starts no tag."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
