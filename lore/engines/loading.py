@@ -114,7 +114,7 @@ def load_model(
     with _readable(section):
         model = cls.from_pretrained(section.name, **kwargs, **config_overrides)
         if section.adapter is not None:
-            from peft import PeftModel
+            from peft import PeftModel  # takes seconds to load: only for an adapter
 
             model = PeftModel.from_pretrained(model, section.adapter, is_trainable=for_training)
     if not for_training:
