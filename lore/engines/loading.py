@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -65,7 +66,7 @@ def known_stops(section: ModelSection) -> set[int]:
 
 def is_vision(config: Any) -> bool:
     """Whether the model accepts images along with text."""
-    return type(config) in AutoModelForImageTextToText._model_mapping
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def load_processor(section: ModelSection, *, chat: bool = False) -> Any:
