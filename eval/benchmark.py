@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lore.config.recipe import VARIABLES
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
@@ -25,8 +27,6 @@ def benchmark_names() -> list[str]:
 
 def load_benchmark(name_or_path: str) -> dict[str, Any]:
     """Reads a definition and expands ${LORE_DATA} and ${LORE_RUNS}. Raises LoreError for an unknown or malformed one."""
-    import yaml
-
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         if name_or_path not in benchmark_names():
@@ -92,6 +92,7 @@ def write_benchmark_pairs(name_or_path: str | None, path: str) -> None:
     """Writes the pairs of a generated benchmark that are missing. Recipes that make training pairs refuse these seeds."""
     if not generates(name_or_path, path):
         return
+    # Loads numpy and pyarrow: only where the shop writes the pairs; every evaluation recipe loads this module.
     from lore.data_synth.shop.world import World
     from lore.data_synth.shop.write import TEST_SUBSETS, write_pairs
 

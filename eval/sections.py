@@ -123,7 +123,7 @@ class RobustnessSection(StrictModel):
     def conflicts(self) -> Iterator[Conflict]:
         if not self.perturbations:
             return
-        from lore.data_synth.perturb.perturb import PERTURBATIONS
+        from lore.data_synth.perturb.perturb import PERTURBATIONS  # loads pyarrow: only where a recipe names some
 
         for name in self.perturbations:
             if name not in PERTURBATIONS:
@@ -148,7 +148,7 @@ class CapabilitySection(StrictModel):
     """Prompt budget in tokens for prompts with facts or rules; null: the judge's own, which may be too small for the rules."""
 
     def input_files(self) -> dict[str, list[str]]:
-        from lore.data_synth.synthesis.facts import fact_files
+        from lore.data_synth.synthesis.facts import fact_files  # loads numpy: only for this section
 
         facts = list(map(str, fact_files(self.facts))) if self.facts else []
         edits = [self.rule_edits] if self.rule_edits and self.rule_edits != "shop" else []

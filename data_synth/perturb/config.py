@@ -28,13 +28,13 @@ class HardenRecipe(BaseRecipe):
 
     def names(self) -> list[str]:
         """The perturbations to draw from."""
-        from lore.data_synth.perturb.perturb import PERTURBATIONS
+        from lore.data_synth.perturb.perturb import PERTURBATIONS  # loads pyarrow: only for this stage
 
         injections = [name for name, perturbation in PERTURBATIONS.items() if perturbation.kind == "injection"]
         return injections if self.perturbations is None else list(dict.fromkeys(self.perturbations))
 
     def conflicts(self) -> Iterator[Conflict]:
-        from lore.data_synth.perturb.perturb import PERTURBATIONS
+        from lore.data_synth.perturb.perturb import PERTURBATIONS  # loads pyarrow: only for this stage
 
         usable = [name for name, perturbation in PERTURBATIONS.items() if perturbation.keeps_reasoning]
         for name in self.perturbations or ():

@@ -4,13 +4,10 @@ import io
 import random
 from dataclasses import replace
 from string import Formatter
-from typing import TYPE_CHECKING
 
 from lore.data.images import ImageError, load_image
 from lore.data.pair import Pair
-
-if TYPE_CHECKING:
-    from lore.data_synth.perturb.material import Material
+from lore.data_synth.perturb.material import Material
 
 TITLE_PADDING_WORDS = 25
 DESCRIPTION_PADDING_WORDS = 150
@@ -19,15 +16,15 @@ MAX_BAND = 0.36  # of the photo's height, so that most of the item stays visible
 SMALL_PHOTO_PIXELS = 256**2  # larger photos are saved as JPEG
 
 
-def order_in_title(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def order_in_title(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     return in_title(pair, filled(rng.choice(material.attacks.orders), pair, material, rng), rng)
 
 
-def order_in_description(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def order_in_description(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     return in_description(pair, filled(rng.choice(material.attacks.orders), pair, material, rng), rng)
 
 
-def order_in_photo(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def order_in_photo(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     """None if the photo is missing, unreadable or too small to write on."""
     if not pair.image:
         return None
@@ -35,24 +32,24 @@ def order_in_photo(pair: Pair, material: "Material", rng: random.Random) -> Pair
     return None if written is None else replace(pair, image={"bytes": written, "path": None})
 
 
-def chat_markers(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def chat_markers(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     return in_title(pair, filled(rng.choice(material.attacks.chat_markers), pair, material, rng), rng)
 
 
-def verdict_tags(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def verdict_tags(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     return in_title(pair, filled(rng.choice(material.attacks.verdict_tags), pair, material, rng), rng)
 
 
-def padding_in_title(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def padding_in_title(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     return replace(pair, title=f"{pair.title} {padding(material, rng, TITLE_PADDING_WORDS)}")
 
 
-def padding_in_description(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def padding_in_description(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     text = padding(material, rng, DESCRIPTION_PADDING_WORDS)
     return replace(pair, description=f"{pair.description} {text}" if pair.description else text)
 
 
-def homoglyphs(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def homoglyphs(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     """An instruction with its letters replaced by look-alikes; the tier's id stays unchanged."""
     table = str.maketrans(material.attacks.homoglyphs)
     parts = []
@@ -61,18 +58,18 @@ def homoglyphs(pair: Pair, material: "Material", rng: random.Random) -> Pair | N
     return in_title(pair, filled("".join(parts), pair, material, rng), rng)
 
 
-def keyword_stuffing(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def keyword_stuffing(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     return in_title(pair, filled(rng.choice(material.attacks.stuffing), pair, material, rng), rng)
 
 
-def rule_quote(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def rule_quote(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     """None if the rubric has no rule for its best tier."""
     if not material.best_rules:
         return None
     return in_title(pair, filled(rng.choice(material.attacks.rule_quotes), pair, material, rng), rng)
 
 
-def filled(wording: str, pair: Pair, material: "Material", rng: random.Random) -> str:
+def filled(wording: str, pair: Pair, material: Material, rng: random.Random) -> str:
     """Fills in a wording's placeholders. If the rubric has no rule to quote, its best tier is used instead."""
     best = material.rubric.tiers[-1]
     rule = rng.choice(material.best_rules) if material.best_rules else best.id
@@ -91,7 +88,7 @@ def in_description(pair: Pair, text: str, rng: random.Random) -> Pair:
     return replace(pair, description=f"{text} {pair.description}" if rng.random() < 0.5 else f"{pair.description} {text}")
 
 
-def padding(material: "Material", rng: random.Random, words: int) -> str:
+def padding(material: Material, rng: random.Random, words: int) -> str:
     """Harmless sentences with about `words` words (in Chinese, pairs of characters)."""
     sentences, length, out = [], 0, []
     while length < words:
@@ -108,7 +105,7 @@ def write_on_photo(image: dict, text: str, *, top: bool) -> bytes | None:
 
     The letters are as large as the band allows. None if the photo is unreadable or too small for legible letters.
     """
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw, ImageFont  # a dry run of stage harden loads this module
 
     try:
         photo = load_image(image)

@@ -10,15 +10,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from itertools import permutations
-from typing import TYPE_CHECKING
 
 from lore.codec.tokenize import content_terms
 from lore.data.pair import Pair
+from lore.data_synth.perturb.material import Material
 from lore.data_synth.shop.query_parser import HEADS, Phrase, ReadQuery, translated
 from lore.support.text import normalize
-
-if TYPE_CHECKING:
-    from lore.data_synth.perturb.material import Material
 
 LONG_WORD = 5  # letters; a typo in a shorter word can make another word
 COMMA = re.compile(r",\s+|，\s*")  # not the comma in 1,000
@@ -27,7 +24,7 @@ JOINS = re.compile(r"\s*(?:[x×*/~–-]|to|by|or|and|或|到|至|乘)\s*\d", re.
 NUMBER = r"(?<![\d.,\w])(\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?)\s*"
 
 
-def word_order(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def word_order(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     """Permutes the attribute words before the head, and the phrases after it. A single attribute moves to the other side.
 
     None if a color is excluded, if two words of one dimension could belong together (navy blue), if the lexicon does not know
@@ -57,14 +54,14 @@ def _numbers_meet(phrases: list[Phrase]) -> bool:
     return any(re.search(r"\d", left[-1]) and re.search(r"\d", right[0]) for left, right in zip(words, words[1:], strict=False))
 
 
-def letter_case(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def letter_case(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     """The query in upper case, title case or lower case."""
     forms = [pair.query.upper(), pair.query.title(), pair.query.lower()]
     forms = [form for form in forms if form != pair.query and form.lower() == pair.query.lower()]
     return replace(pair, query=rng.choice(forms)) if forms else None
 
 
-def units(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def units(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     """Converts one quantity of the query, or else of the title, to another unit: 100 cm as 1 m."""
     for name in ("query", "title"):
         text = getattr(pair, name)
@@ -73,7 +70,7 @@ def units(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
     return None
 
 
-def _converted(text: str, material: "Material") -> Iterator[str]:
+def _converted(text: str, material: Material) -> Iterator[str]:
     for unit in material.wordings.units:
         end = r"(?![^\W\d_])" if unit.unit.isascii() else "(?!色)"  # 米色 is a color
         for match in re.finditer(NUMBER + re.escape(unit.unit) + end, text):
@@ -91,7 +88,7 @@ def _plain(number: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def typo(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def typo(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     """Drops one letter inside a long word of the query, or swaps it with its neighbor. The result is not a word of the lexicon, and
     words of exclusion are skipped."""
     spared = {word for form in material.shop.lexicon.phrases["colour_not"] for word in form.split()}
@@ -112,13 +109,13 @@ def typo(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
     return None
 
 
-def spacing(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def spacing(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     """Punctuation around the query and extra spaces inside it (which the prompt removes again)."""
     wording = rng.choice(material.wordings.punctuation)
     return replace(pair, query=wording.format(text=pair.query.replace(" ", "  ")))
 
 
-def translation(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def translation(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     """The query in the other language: from the translation table, else word by word if the lexicon knows all of it."""
     known = material.translations.get(normalize(pair.query))
     if known is None and (query := material.shop.read(pair.query)):
@@ -126,13 +123,13 @@ def translation(pair: Pair, material: "Material", rng: random.Random) -> Pair | 
     return replace(pair, query=known) if known else None
 
 
-def attribute_order(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def attribute_order(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     """The item's attributes in another order."""
     shuffled = _shuffled(list(pair.attributes.items()), rng)
     return replace(pair, attributes=dict(shuffled)) if shuffled else None
 
 
-def title_order(pair: Pair, material: "Material", rng: random.Random) -> Pair | None:
+def title_order(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     """The parts of the title in another order: the parts between commas after the first one, or all parts of a title that the
     shop's lexicon knows as a whole, because its sellers write them in any order."""
     first, *rest = COMMA.split(pair.title)

@@ -182,12 +182,12 @@ class SynthesizeRecipe(BaseRecipe):
         return {role: section for role, section in roles.items() if section is not None}
 
     def input_files(self) -> dict[str, list[str]]:
-        from lore.data_synth.synthesis.facts import fact_files
+        from lore.data_synth.synthesis.facts import fact_files  # loads numpy: only for recipes with facts
 
         return {"facts": list(map(str, fact_files(self.facts.path)))} if self.facts else {}
 
     def reopened(self, folder: RunFolder) -> str | None:
-        from lore.data_synth.synthesis.teacher_prompts import prompt_texts_hash
+        from lore.data_synth.synthesis.teacher_prompts import prompt_texts_hash  # loads pyarrow: only for a finished run
 
         if not self.asks_models:
             return None
@@ -204,7 +204,7 @@ class SynthesizeRecipe(BaseRecipe):
             if name not in CHECKS:
                 yield Conflict(("checks",), name, f"some of: {', '.join(CHECKS)}", nearest(name, CHECKS))
         if self.prompts is not None:
-            from lore.data_synth.synthesis.trace import STEPS
+            from lore.data_synth.synthesis.trace import STEPS  # loads pyarrow: only for own prompts
 
             names = [f"{step}.{self.language}.md" for step in STEPS]
             if not any((Path(self.prompts) / name).is_file() for name in names):

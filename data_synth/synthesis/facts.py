@@ -146,7 +146,7 @@ class Passages:
     """Passages ranked by BM25 over words, and over character pairs in scripts without spaces."""
 
     def __init__(self, passages: Iterable[str], files: list[Path], top: int):
-        import bm25s
+        import bm25s  # only for passages: a dry run with facts loads this module
 
         self.files, self.top = [str(file) for file in files], top
         self._passages = list(dict.fromkeys(_bounded(passages, "passages")))

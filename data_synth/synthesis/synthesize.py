@@ -29,6 +29,7 @@ from lore.data_synth.synthesis.teacher_prompts import Prompts, prompt_texts_hash
 from lore.data_synth.synthesis.teachers import Work
 from lore.data_synth.synthesis.trace import Trace, trace_store
 from lore.data_synth.synthesis.verify import Verifier
+from lore.engines.config import ModelSection
 from lore.engines.engine import EndpointFailed
 from lore.judge.chunk_store import in_chunks
 from lore.rubric.rubric import Rubric
@@ -233,8 +234,7 @@ def student_tokenizer(recipe: SynthesizeRecipe):
     """The tokenizer that counts rationales; None if the recipe names none."""
     if recipe.rationale.tokenizer is None:
         return None
-    from lore.engines.config import ModelSection
-    from lore.engines.loading import load_processor
+    from lore.engines.loading import load_processor  # loads torch: a synthesis without this tokenizer needs none
 
     processor = load_processor(ModelSection(name=recipe.rationale.tokenizer), chat=True)
     return getattr(processor, "tokenizer", processor)

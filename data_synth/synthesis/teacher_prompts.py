@@ -11,6 +11,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from jinja2 import meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from lore.codec.chat_template import parts_of
 from lore.codec.item_text import item_text
 from lore.codec.prompt import Message, PromptFormat
@@ -121,8 +125,6 @@ def _read(step: str, language: str, folder: str | None) -> str:
 
 
 def _filled(source: str, step: str, values: dict[str, Any]) -> str:
-    import jinja2
-
     try:
         return _template(source).render(values).strip()
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -138,9 +140,6 @@ def _unfilled(step: str, error: Exception) -> LoreError:
 
 @lru_cache(maxsize=64)
 def _variables(source: str, step: str) -> frozenset[str]:
-    import jinja2
-    from jinja2 import meta
-
     try:
         return frozenset(meta.find_undeclared_variables(jinja2.Environment().parse(source)))
     except jinja2.TemplateError as error:
@@ -149,9 +148,6 @@ def _variables(source: str, step: str) -> frozenset[str]:
 
 @lru_cache(maxsize=64)
 def _template(source: str) -> Any:
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
     # Immutable: all pairs share one rubric, which no template may change.
     return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True).from_string(source)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
 
 from lore.codec.prompt import PromptFormat, count_prompt_tokens, render
 from lore.data.pair import Pair
@@ -102,8 +103,6 @@ def _detail_that_fits(asker: Asker, pairs: Sequence[Pair]) -> str | None:
     tokenizer = getattr(engine, "processor", None) or engine.tokenizer
     if tokenizer is None:
         return "full"
-    from PIL import Image
-
     blank = Image.new("RGB", (1, 1), "white") if asker.fmt.photo and getattr(engine, "takes_images", True) else None
 
     def has_room(pair: Pair, detail: str) -> bool:

@@ -1,4 +1,4 @@
-"""`lore compare` and `lore leaderboard`: compare and rank finished evaluations. Heavy imports happen inside the commands.
+"""`lore compare` and `lore leaderboard`: compare and rank finished evaluations. Imports inside functions keep `lore --help` fast.
 
 lore compare "runs/quickstart/eval:judge" "runs/quickstart/eval:judge without photo"
 lore leaderboard runs/*

@@ -1,4 +1,4 @@
-"""`lore data`: import, check, count and split rated pairs. Heavy imports happen inside the commands."""
+"""`lore data`: import, check, count and split rated pairs. Imports inside functions keep `lore --help` fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`lore doctor`: versions, devices, and for every stage whether it can run on this machine and what to install otherwise."""
+"""`lore doctor`: versions, devices, and for every stage whether it can run on this machine and what to install otherwise.
+
+Imports inside functions keep `lore --help` fast.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import typer
-
-# Imported inside functions to keep `lore --help` fast: importlib.metadata, packaging, rich, torch and the table of stages.
 
 DISTRIBUTION = "lore-relevance"
 DATA = ("pydantic", "pyyaml", "jinja2", "rich", "numpy", "pyarrow", "pillow", "bm25s")

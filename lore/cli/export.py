@@ -1,4 +1,4 @@
-"""`lore export`: write a judge trained by SFT as one model folder."""
+"""`lore export`: write a judge trained by SFT as one model folder. Imports inside functions keep `lore --help` fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def export(
     ),
     tolerance: float = typer.Option(None, min=0, help="Largest allowed change of a tier probability by rounding to the dtype."),
 ) -> None:
-    """Write a judge trained by SFT as one model folder. A merge that changes a tier probability by more than 0.001 is an error."""
-    from lore.train.export import export as write  # imported here to keep `lore --help` fast: it loads torch
+    """Write a trained judge as one model folder. A merge that changes a tier probability by more than 0.001 is an error."""
+    from lore.train.export import export as write
 
     write(run, out, merge=merge, dtype=dtype, tolerance=tolerance)

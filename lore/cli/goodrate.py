@@ -1,4 +1,4 @@
-"""`lore goodrate`: the GoodRate of a result log. Heavy imports happen inside the commands.
+"""`lore goodrate`: the GoodRate of a result log. Imports inside functions keep `lore --help` fast.
 
 lore goodrate sample log.parquet --queries 40 -o rated.csv
 lore goodrate estimate log.parquet --verdicts runs/my_judge/predictions.parquet --rated rated.csv

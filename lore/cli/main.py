@@ -1,4 +1,4 @@
-"""The command line, assembled from one module per command group. Heavy imports are avoided here to keep `lore --help` fast."""
+"""The command line, assembled from one module per command group. Imports inside functions keep `lore --help` fast."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from lore import __version__
 from lore.cli import data, goodrate, teacher, traces
 from lore.cli.compare import compare, leaderboard
 from lore.cli.doctor import doctor
@@ -21,8 +22,6 @@ PASSES_OPTIONS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def print_version(wanted: bool = True) -> None:
     """Print the version."""
-    from lore import __version__
-
     if wanted:
         typer.echo(__version__)
         raise typer.Exit

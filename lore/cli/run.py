@@ -1,5 +1,5 @@
-"""`lore run`, `lore check` and `lore launch`: run and check recipes, in one process or several. Heavy imports happen inside the
-commands to keep `lore --help` fast.
+"""`lore run`, `lore check` and `lore launch`: run and check recipes, in one process or several. Imports inside
+functions keep `lore --help` fast.
 """
 
 from __future__ import annotations

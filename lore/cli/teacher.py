@@ -2,11 +2,14 @@
 checkpoint's chat template, no generation config of the checkpoint, and the model name that clients request.
 
     lore teacher serve recipes/synthesize.yaml --port 8000
+
+Imports inside functions keep `lore --help` fast.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shlex
 import sys
@@ -143,8 +146,6 @@ def _template_file(template: str) -> Path:
 
 
 def _flag(key: str, value: Any) -> list[str]:
-    import json
-
     flag = "--" + key.replace("_", "-")
     if isinstance(value, bool):
         return [flag] if value else [f"--no-{flag.removeprefix('--')}"]

@@ -1,4 +1,4 @@
-"""`lore traces`: show the traces of a teacher and why traces were rejected. Heavy imports happen inside the commands.
+"""`lore traces`: show the traces of a teacher and why traces were rejected. Imports inside functions keep `lore --help` fast.
 
 lore traces show runs/my-set --rejected --check grounding
 lore traces summary runs/my-set
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lore.support.errors import LoreError
+from lore.support.nearest import nearest_hint
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,8 +135,6 @@ def _traces(store: ChunkStore) -> Iterator[Trace]:
 
 def _need(option: str, wanted: str, column: str, store: ChunkStore) -> None:
     """Raises LoreError with the nearest existing value if no trace has the wanted one."""
-    from lore.support.nearest import nearest_hint
-
     known = {"unreadable": None} if column == "checks" else {}
     for number in store.numbers():
         for batch in store.batches(number, [column]):

@@ -1,4 +1,4 @@
-"""`lore world`: write the embedded shop to files."""
+"""`lore world`: write the embedded shop to files. Imports inside functions keep `lore --help` fast."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def world(
     ),
 ) -> None:
     """Write the embedded shop: rated pairs, photos and search log. The memory use does not depend on the number of pairs."""
-    from lore.data_synth.shop.write import write_world  # imported here to keep `lore --help` fast: it loads numpy
+    from lore.data_synth.shop.write import write_world
 
     write_world(out, pairs=pairs, seed=seed, language=language, prior=prior)

@@ -18,7 +18,7 @@ def template_text(processor: Any, messages: list[Message]) -> str:
     judge's reasoning is part of its answer. Raises LoreError if the template omits any message text: the model would
     answer an incomplete prompt.
     """
-    import jinja2
+    import jinja2  # only where a template is applied
 
     options = {"add_generation_prompt": True, **template_options(processor)}
     system = messages[0]["role"] == "system" and len(messages) > 1
@@ -46,7 +46,7 @@ def template_options(processor: Any) -> dict[str, Any]:
 
 def folds_system(processor: Any) -> bool:
     """Whether the template rejects or drops a system message, so that `template_text` moves it into the user message."""
-    import jinja2
+    import jinja2  # only where a template is applied
 
     messages = [{"role": "system", "content": _MARK}, {"role": "user", "content": "a"}]
     try:

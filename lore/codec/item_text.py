@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lore.codec.sanitize import neutralize, neutralize_attribute
 
-if TYPE_CHECKING:  # keeps pyarrow out of start-up
+if TYPE_CHECKING:  # loads pyarrow, which prompts and judgements do not need
     from lore.data.pair import Pair
 
 ITEM_FIELDS = ("brand", "category", "shop")

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from lore.codec.chat_template import template_text
 from lore.codec.item_text import ItemText, item_text
 from lore.codec.sanitize import control_strings, neutralize
+from lore.data.images import bounded, load_image
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # loads pyarrow, which prompts and judgements do not need
     from lore.data.pair import Pair
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -72,8 +73,6 @@ def render(
     if not fmt.photo:
         image = None
     elif image is not None or pair.image is not None:
-        from lore.data.images import bounded, load_image
-
         image = bounded(load_image(pair.image) if image is None else image, fmt.max_photo_pixels)
     if tokenizer is None:
         control, item = frozenset(), item_text(pair)
@@ -84,7 +83,7 @@ def render(
     if facts:
         item = replace(item, facts=[text for fact in facts if (text := neutralize(fact, control))])
     if fmt.detail == "retrieved":
-        from lore.codec.rule_retrieval import rules_about
+        from lore.codec.rule_retrieval import rules_about  # loads numpy: only for detail retrieved
 
         rubric = rules_about(rubric, item, fmt.retrieved_rules)
     system = system_text(rubric, fmt)
@@ -111,7 +110,7 @@ def system_text(rubric: Rubric, fmt: PromptFormat) -> str:
 
 @lru_cache(maxsize=8)
 def _template(language: str) -> Any:
-    import jinja2
+    import jinja2  # only where a prompt is rendered
 
     source = (PROMPTS / f"judge.{language}.md").read_text(encoding="utf-8")
     return jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False).from_string(source)

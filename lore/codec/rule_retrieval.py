@@ -57,7 +57,7 @@ def rules_about(rubric: Rubric, item: ItemText, count: int) -> Rubric:
 def _index(rubric: Rubric) -> tuple[dict[str, int], Any, list[str]]:
     if rubric.hash in _indices:
         return _indices[rubric.hash]
-    import bm25s
+    import bm25s  # only where rules are retrieved: takes time to load
 
     meanings = {dimension.id: dimension.meaning for dimension in rubric.dimensions}
     known: dict[str, int] = {}

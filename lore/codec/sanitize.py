@@ -111,7 +111,7 @@ def _templates(owner: Any) -> list[str]:
 
 
 def _written_markers(template: str) -> set[str]:
-    import jinja2
+    import jinja2  # only where a tokenizer is open: a dry run that checks facts loads this module
 
     literals = (text for _, kind, text in jinja2.Environment().lex(template) if kind in ("data", "string"))
     return {marker for text in literals for marker in _WRITTEN_MARKER.findall(text.replace("\\n", "\n"))}

@@ -15,7 +15,7 @@ _PARTICLES = frozenset("的了吗呢吧啊着の")  # grammatical particles: cha
 def content_terms(text: str) -> list[str]:
     """Content words: no stop words, single letters or short numbers, which occur in nearly every passage. Scripts without
     spaces yield character pairs."""
-    from bm25s.stopwords import STOPWORDS_EN
+    from bm25s.stopwords import STOPWORDS_EN  # a dry run that checks perturbations or facts loads this module
 
     terms = []
     for word in _WORDS.findall(normalize(text)):

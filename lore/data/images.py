@@ -31,7 +31,7 @@ def load_image(image: Mapping[str, Any] | bytes | str, *, max_pixels: int = MAX_
 
     `image`: {"bytes", "path"} as datasets.Image stores it (bytes take precedence), or bytes, or a path.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps  # a dry run of an importer loads this module
 
     opened = _open(image_bytes(image, max_bytes=max_bytes), max_pixels)
     try:
@@ -50,7 +50,7 @@ def bounded(image: Any, max_pixels: int | None) -> Any:
     """The photo, scaled down if it has more than `max_pixels`. Keeps the aspect ratio. None: no limit."""
     if max_pixels is None or image.width * image.height <= max_pixels:
         return image
-    from PIL import Image
+    from PIL import Image  # a dry run of an importer loads this module
 
     scale = (max_pixels / (image.width * image.height)) ** 0.5
     size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
@@ -108,7 +108,7 @@ def decode_base64(text: str, *, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def _open(data: bytes, max_pixels: int) -> Any:
-    from PIL import Image
+    from PIL import Image  # a dry run of an importer loads this module
 
     try:
         with warnings.catch_warnings():

@@ -4,24 +4,21 @@ Stages that train or evaluate a judge use `JudgedDataSection`, which names the r
 `DataSection`.
 """
 
-from __future__ import annotations
-
 import glob
 import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, field_validator
 
 from lore.config.sections import Conflict, StrictModel
-from lore.data.importers import open_source
+from lore.data.importers import SOURCES, open_source, source_options
+from lore.data.tables.text_tables import check_encoding
+from lore.rubric.rubric import Rubric, load_rubric, rubric_metadata
 from lore.support.errors import LoreError
 from lore.support.fingerprint import files_fingerprint
 from lore.support.nearest import nearest
-
-if TYPE_CHECKING:  # imported where a rubric is loaded
-    from lore.rubric.rubric import Rubric
 
 
 class DataSection(StrictModel):
@@ -50,9 +47,6 @@ class DataSection(StrictModel):
         return value
 
     def conflicts(self) -> Iterator[Conflict]:
-        from lore.data.importers import SOURCES, source_options
-        from lore.data.tables.text_tables import check_encoding
-
         sources = ("pairs", *SOURCES)
         if self.source not in sources:
             yield Conflict(("source",), self.source, f"one of: {', '.join(sources)}", nearest(self.source, sources))
@@ -113,13 +107,9 @@ class JudgedDataSection(DataSection):
             yield Conflict(("rubric",), self.rubric, str(error))
 
     def load_rubric(self) -> Rubric:
-        from lore.rubric.rubric import load_rubric
-
         return load_rubric(self.rubric)
 
     def metadata(self) -> dict[str, str]:
-        from lore.rubric.rubric import rubric_metadata
-
         return rubric_metadata(self.rubric, self.load_rubric())
 
     def input_fingerprints(self) -> dict[str, Callable[[], str]]:

@@ -5,7 +5,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from lore.data.pair import Pair
+from lore.data.parquet import PairWriter, count_pairs, read_metadata, read_pairs
 from lore.support.errors import LoreError
+from lore.support.progress import track
 from lore.support.text import normalize
 
 FRACTIONS = {"train": 0.7, "dev": 0.1, "test": 0.2}
@@ -46,10 +49,6 @@ def split_pairs(
     """Writes the pairs with `split` set and returns the number of pairs per split. by: query or item. Raises LoreError if a pair
     already has a split, unless `replace` is set.
     """
-    from lore.data.pair import Pair
-    from lore.data.parquet import PairWriter, count_pairs, read_metadata, read_pairs
-    from lore.support.progress import track
-
     keys: dict[str, Callable[[Pair], str]] = {
         "query": lambda pair: pair.query,
         "item": lambda pair: pair.item_id or pair.title,

@@ -5,13 +5,11 @@ lore.engines.transformers, lore.engines.vllm and lore.engines.http.endpoint; `lo
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from lore.support.errors import LoreError
-
-if TYPE_CHECKING:
-    import numpy as np
-
 
 Messages = list[dict[str, Any]]
 
@@ -79,7 +77,7 @@ class Engine(Protocol):
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
         """`sampling.n` completions per prompt, in prompt order."""
 
-    def score(self, prompts: list[Messages]) -> "np.ndarray":
+    def score(self, prompts: list[Messages]) -> np.ndarray:
         """Tier probabilities, float [N, tiers] in rubric order, each row summing to 1.
 
         A trailing assistant message is used as prefill and has to end right before the tier. For any other prompt the

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -65,7 +66,7 @@ def known_stops(section: ModelSection) -> set[int]:
 
 def is_vision(config: Any) -> bool:
     """Whether the model accepts images along with text."""
-    return type(config) in AutoModelForImageTextToText._model_mapping
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def load_processor(section: ModelSection, *, chat: bool = False) -> Any:
@@ -114,7 +115,7 @@ def load_model(
     with _readable(section):
         model = cls.from_pretrained(section.name, **kwargs, **config_overrides)
         if section.adapter is not None:
-            from peft import PeftModel
+            from peft import PeftModel  # takes seconds to load: only for an adapter
 
             model = PeftModel.from_pretrained(model, section.adapter, is_trainable=for_training)
     if not for_training:

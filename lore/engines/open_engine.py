@@ -1,32 +1,29 @@
 """Opens the engine that a recipe section describes."""
 
-
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
 from lore.engines.engine import Engine
 from lore.rubric.rubric import Rubric
 
 
 def open_engine(
-    model: "ModelSection | EndpointSection",
-    rubric: "Rubric",
+    model: ModelSection | EndpointSection,
+    rubric: Rubric,
     *,
-    vllm: "VllmSection | None" = None,
+    vllm: VllmSection | None = None,
     batch_tokens: int = 16384,
     device: str | None = None,
 ) -> Engine:
     """The engine for a section: an HTTP endpoint for an EndpointSection; for a ModelSection, vLLM in this process if `vllm` is
     given, else transformers. batch_tokens (padded tokens per forward pass) and device apply to transformers only.
     """
-    from lore.engines.config import EndpointSection
-
     if isinstance(model, EndpointSection):
-        from lore.engines.http.endpoint import EndpointEngine
+        from lore.engines.http.endpoint import EndpointEngine  # loads aiohttp: only for a server
 
         return EndpointEngine(model, rubric)
     if vllm is not None:
-        from lore.engines.vllm import VllmEngine
+        from lore.engines.vllm import VllmEngine  # loads torch: only for a model in this process
 
         return VllmEngine.load(model, rubric, vllm)
-    from lore.engines.transformers import TransformersEngine
+    from lore.engines.transformers import TransformersEngine  # loads torch: only for a model in this process
 
     return TransformersEngine.load(model, rubric, batch_tokens=batch_tokens, device=device)

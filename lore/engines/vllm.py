@@ -58,7 +58,7 @@ class VllmEngine:
 
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
         """See Engine.generate. Sampled completions depend on the seed and on the prompt's index."""
-        from vllm import SamplingParams
+        from vllm import SamplingParams  # vLLM is optional and takes seconds to load
 
         per_prompt = sampling.n if sampling.temperature > 0 else 1
         options: dict[str, Any] = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens, "n": per_prompt}
@@ -77,7 +77,7 @@ class VllmEngine:
 
     def score(self, prompts: list[Messages]) -> np.ndarray:
         """See Engine.score."""
-        from vllm import SamplingParams
+        from vllm import SamplingParams  # vLLM is optional and takes seconds to load
 
         ids = list(self.verdict.tier_ids)
         params = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=ids, detokenize=False)
@@ -93,7 +93,7 @@ class VllmEngine:
         inputs = [self._input(messages) for messages in prompts]
         if not inputs:
             return []
-        from vllm.v1.engine.exceptions import EngineDeadError
+        from vllm.v1.engine.exceptions import EngineDeadError  # vLLM is optional and takes seconds to load
 
         plain = {"add_special_tokens": False}
         try:
@@ -199,6 +199,7 @@ def _import_vllm() -> tuple[Any, Any]:
     if not os.environ.get("LORE_DEBUG"):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # disables telemetry: no data about models leaves the machine
+    # vLLM is optional, takes seconds to load, and reads the variables above.
     from vllm import LLM
     from vllm.lora.request import LoRARequest
 

@@ -1,17 +1,13 @@
 """The card next to a judge's weights: how the judge was trained. A run that would prompt it differently is an error."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lore.engines.config import ModelSection
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint, template_fingerprint
-
-if TYPE_CHECKING:
-    from lore.engines.config import ModelSection
 
 CARD = "lore.json"
 

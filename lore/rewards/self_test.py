@@ -12,6 +12,10 @@ from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from lore.codec.lexical_match import count_marks
 from lore.data.pair import Pair
@@ -71,11 +75,6 @@ def self_test(rewards: Rewards, pairs: Sequence[Pair], tokenizer: Any = None) ->
 
 def print_self_test(rows: Sequence[Row]) -> None:
     """Prints the rows as a table; a dash marks a component that abstained on all pairs."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.measure import Measurement
-    from rich.table import Table
-
     names = list(rows[0].parts)
     table = Table(title="rewards before step 0", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("answer", "total", *names):

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lore.support.errors import LoreError
-from lore.support.processes import world_size
+from lore.support.processes import is_main_process, say, world_size
 
 STALE_LOCK_S = 1800
 
 
 def visible_gpus() -> int:
-    import torch
+    import torch  # a dry run loads this module
 
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
 
@@ -44,8 +44,6 @@ def settle_devices() -> None:
 def note_build_locks() -> None:
     """Warns about old locks of torch extension builds. torch waits forever, without a message, for the lock of a killed build."""
     from torch.utils.cpp_extension import get_default_build_root  # here for start-up time: only DeepSpeed needs it
-
-    from lore.support.processes import say
 
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
     for lock in sorted(Path(root).glob("**/lock")):
@@ -82,8 +80,6 @@ def check_world(processes: int) -> None:
 
 def main_process_checks(check: Callable[[], None]) -> None:
     """Runs a check in the main process only. Raises its LoreError in every process."""
-    from lore.support.processes import is_main_process
-
     found: list[str | None] = [None]
     if is_main_process():
         try:
@@ -91,7 +87,7 @@ def main_process_checks(check: Callable[[], None]) -> None:
         except LoreError as error:
             found = [str(error)]
     if world_size() > 1:
-        import torch
+        import torch  # a dry run loads this module
 
         torch.distributed.broadcast_object_list(found, src=0)
     if found[0] is not None:

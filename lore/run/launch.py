@@ -15,8 +15,13 @@ from pathlib import Path
 import yaml
 
 from lore.config.grid import is_grid, split_address
+from lore.config.stages import load_recipe
 from lore.config.yaml_text import OVERRIDE
+from lore.run.dependencies import plan, run_in_subprocess, run_needed
 from lore.run.devices import visible_gpus
+from lore.run.grid import run_grid
+from lore.run.run_folder import RunFolder
+from lore.run.runner import report_done, run_recipe
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest
 
@@ -130,12 +135,6 @@ def _on_cpu(path: Path) -> bool:
 
 def launch(arguments: list[str], config: str | None = None, num_processes: int | None = None, dry_run: bool = False) -> int:
     """Runs a recipe in several processes; returns the exit status."""
-    from lore.config.stages import load_recipe
-    from lore.run.dependencies import plan, run_in_subprocess, run_needed
-    from lore.run.grid import run_grid
-    from lore.run.run_folder import RunFolder
-    from lore.run.runner import report_done, run_recipe
-
     recipe, overrides, options = split_arguments(arguments)
     options, config = take_config(options, config)
     if is_grid(recipe):
@@ -161,6 +160,7 @@ def launch(arguments: list[str], config: str | None = None, num_processes: int |
 
 
 def _accelerate(command: list[str]) -> int:
+    # Loads torch: a dry run and a recipe's check start no process.
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

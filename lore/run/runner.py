@@ -73,7 +73,7 @@ def report_error(error: LoreError) -> None:
     """Prints the error to stderr. When every rank raises the same error, only the first process of each machine prints it."""
     if error.same_on_every_rank and int(os.environ.get("LOCAL_RANK") or 0) != 0:
         return
-    from rich.console import Console
+    from rich.console import Console  # a dry run without an error prints none
     from rich.markup import escape
 
     who = f"rank {rank()}: " if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""
@@ -130,7 +130,7 @@ def report_done(recipe: BaseRecipe, folder: RunFolder) -> None:
 
 def check_recipes(paths: list[Path]) -> int:
     """Checks recipe files and folders of recipes. Prints a table and every problem. Returns 1 when there is a problem, else 0."""
-    from rich.console import Console
+    from rich.console import Console  # only `lore check` prints this table
     from rich.table import Table
 
     files, skipped = [], 0

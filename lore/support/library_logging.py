@@ -29,6 +29,7 @@ def silence() -> None:
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate|torch)\b.*")
+    # Loads torch: only where a stage runs.
     import datasets
     import transformers
 

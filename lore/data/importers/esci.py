@@ -56,6 +56,7 @@ def read(
     """locale: us, es, jp or several separated by commas (default all). version: small (the ranking task) or large (default all
     rows).
     """
+    # Only where data are read: a dry run asks this module for its options.
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -133,7 +133,7 @@ def _local(found: list[Path], encoding: str, columns: tuple[str, ...]) -> Iterat
 
 
 def _hub(path: str, config: str | None, columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    import datasets
+    import datasets  # loads torch: only for data of the hub
 
     repository = path.removeprefix("hub:")
     for name in [part.strip() for part in (config or ",".join(CONFIGS)).split(",")]:

@@ -121,6 +121,7 @@ def _cell(scalar: Any) -> Any:
 @contextmanager
 def open_parquet(path: Path) -> Iterator[Any]:
     """An open ParquetFile. Raises LoreError for damage found on opening or while reading."""
+    # Only where Parquet is read: every recipe loads this module.
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -44,7 +44,7 @@ class EndpointEngine:
         self.section, self.rubric = section, rubric
         self.processor, self.tokenizer, self.takes_images = None, None, True
         if section.tokenizer is not None:
-            from lore.engines.loading import known_stops, load_processor
+            from lore.engines.loading import known_stops, load_processor  # loads torch: only for a local tokenizer
 
             local = ModelSection(name=section.tokenizer)
             self.processor = load_processor(local, chat=True)

@@ -2,8 +2,9 @@
 
 TRL has no public way to choose which groups a GRPO step learns from, to add a term to its loss, or to train on rows that are
 tokenized already. This module overrides the private methods where that happens and calls public hooks in their place, so a
-stage reads without them. `tests/train/common/test_trl_internals.py` lists every private name with its parameters and fails
-where the installed TRL has moved one.
+stage reads without them. It also holds the words that TRL chooses: keys of batches and of the log, the name of an adapter, and
+the option and the field of the fused output layer. `tests/train/common/test_trl_internals.py` lists all of them and fails where
+the installed TRL has moved one.
 
 The classes go before TRL's trainer among the bases: `class GRPO(GroupRollouts, GRPOTrainer)`. They do not derive from it,
 because importing GRPOTrainer imports vLLM, which takes seconds that the other stages must not pay.
@@ -25,9 +26,19 @@ from lore.support.errors import LoreError
 
 Batch = dict[str, Any]
 
+REFERENCE = "ref"
+"""Name of the adapter that is the frozen reference model."""
+ZERO_STD_SHARE = "frac_reward_zero_std"
+"""Key of the log: share of groups whose rewards are all equal."""
+SAMPLER_GAP = "sampling/sampling_logp_difference/mean"
+"""Key of the log: mean distance between the log-probabilities of sampler and trainer."""
+PROMPT_IDS, PROMPT_MASK, COMPLETION_IDS, COMPLETION_MASK = "prompt_ids", "prompt_mask", "completion_ids", "completion_mask"
+ADVANTAGES, OLD_LOGPS, IMAGE_COUNTS = "advantages", "old_per_token_logps", "num_images"
+"""Keys of a batch. OLD_LOGPS is there only if a pass of its own computed the log-probabilities under the sampling policy."""
+
 # What a forward pass takes beside the tokens: inputs of the model, and TRL's counts that say whose they are.
 PHOTO_INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids")
-PHOTO_FIELDS = (*PHOTO_INPUTS, "num_images", "num_tiles", "token_type_ids", "mm_token_type_ids")
+PHOTO_FIELDS = (*PHOTO_INPUTS, IMAGE_COUNTS, "num_tiles", "token_type_ids", "mm_token_type_ids")
 
 
 @dataclass
@@ -123,6 +134,11 @@ class GroupRollouts:
     def reads_photos(self) -> bool:
         """Whether the model takes photos."""
         return self._is_vlm
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """Token ids that end an answer."""
+        return self.eos_token_ids
 
     @property
     def logged(self) -> dict[str, list[float]]:
@@ -278,20 +294,20 @@ def _lengthened(value: Any, starts: list[list[int]]) -> Any:
 
 def sampled_mask(batch: Batch) -> torch.Tensor:
     """1 [B, T] for the tokens that take part in the policy's loss. TRL calls tokens that were not sampled those of a tool."""
-    return batch["completion_mask"] * batch.get("tool_mask", 1)
+    return batch[COMPLETION_MASK] * batch.get("tool_mask", 1)
 
 
 def given_mask(batch: Batch) -> torch.Tensor:
     """1 [B, T] for the tokens that completions were begun with. Only where the trainer `marks_given_tokens`."""
-    return batch["completion_mask"] * (1 - batch["tool_mask"])
+    return batch[COMPLETION_MASK] * (1 - batch["tool_mask"])
 
 
 def scored_batch(batch: Batch) -> dict[str, Any]:
     """A batch as `GroupRollouts.token_logps` takes it."""
     return {
-        "ids": torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
-        "mask": torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
-        "tokens": batch["completion_ids"].shape[1],
+        "ids": torch.cat([batch[PROMPT_IDS], batch[COMPLETION_IDS]], dim=1),
+        "mask": torch.cat([batch[PROMPT_MASK], batch[COMPLETION_MASK]], dim=1),
+        "tokens": batch[COMPLETION_IDS].shape[1],
         **{name: batch[name] for name in PHOTO_FIELDS if name in batch},
     }
 
@@ -311,6 +327,19 @@ def joined(micro_batches: list[Batch]) -> Batch:
 def divided(batch: Batch, count: int) -> list[Batch]:
     """`count` micro-batches of a batch as `joined` makes it."""
     return [unsplit_pixel_values_by_grid(one) for one in split_tensor_dict(batch, count)]
+
+
+# TRL's fused output layer
+
+
+def fused_logps(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """Log-probabilities [rows, tokens - 1] of the batch's labels, from a model with TRL's fused output layer."""
+    return model(**batch, fused_lm_head=True).log_probs
+
+
+def is_fused_pass(options: dict[str, Any]) -> bool:
+    """Whether a forward pass with these keyword arguments goes through the fused output layer."""
+    return bool(options.get("fused_lm_head"))
 
 
 # Generation

@@ -6,7 +6,7 @@ import torch
 
 from lore.support.errors import LoreError
 from lore.support.processes import world_size
-from lore.train.common.trl_internals import PHOTO_INPUTS
+from lore.train.common.trl_internals import PHOTO_INPUTS, fused_logps
 from lore.train.judge.collator import PhotoCollator
 
 
@@ -46,4 +46,4 @@ def unseen_photo(model: Any, processor: Any, accelerator: Any) -> torch.Tensor:
     batch = PhotoCollator(processor, always_photo=True)([])
     batch = {key: value.to(accelerator.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
     with accelerator.autocast():
-        return 0 * model(**batch, fused_lm_head=True).log_probs.sum()
+        return 0 * fused_logps(model, batch).sum()

@@ -18,8 +18,7 @@ from lore.run.run_folder import RunFolder
 from lore.support.fingerprint import template_fingerprint
 from lore.train.common.frozen_weights import freeze_photo_parts, freeze_weights, photo_parts
 from lore.train.common.lora import peft_config
-
-REFERENCE = "ref"  # TRL's name for the frozen copy of the adapter
+from lore.train.common.trl_internals import REFERENCE
 
 
 @dataclass(frozen=True)

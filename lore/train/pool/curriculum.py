@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
 
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
@@ -191,9 +193,6 @@ def describe(before: pa.Table, after: pa.Table) -> list[dict[str, Any]]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     shown = Table(title="selected from the pool", title_justify="left")
     for index, column in enumerate(("tier", "pool", "selected", "distinct pairs", "pass@1 of pool", "of selected")):
         shown.add_column(column, justify="right" if index else "left")

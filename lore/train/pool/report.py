@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
 
 from lore.codec.markdown import markdown_text
 
@@ -77,9 +79,6 @@ def _tables(table: pa.Table, tiers: list[str]) -> list[tuple[str, tuple[str, ...
 
 def print_report(table: pa.Table, tiers: list[str]) -> None:
     """Prints the tables."""
-    from rich.console import Console
-    from rich.table import Table
-
     console = Console()
     for title, columns, rows in _tables(table, tiers):
         shown = Table(title=title, title_justify="left")

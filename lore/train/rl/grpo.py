@@ -35,7 +35,17 @@ from lore.rewards.reward import Rewards
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
-from lore.train.common.trl_internals import Batch, GroupRollouts, SampledGroup, given_mask
+from lore.train.common.trl_internals import (
+    ADVANTAGES,
+    IMAGE_COUNTS,
+    SAMPLER_GAP,
+    ZERO_STD_SHARE,
+    Batch,
+    GroupRollouts,
+    SampledGroup,
+    fused_logps,
+    given_mask,
+)
 from lore.train.judge.mixed_photos import only_photos_shown, unseen_photo
 from lore.train.rl.config import DynamicSection, GRPORecipe, RolloutRecipe
 from lore.train.rl.dynamic_sampling import PromptChoice
@@ -208,7 +218,7 @@ class GRPO(GroupRollouts, GRPOTrainer):
 
     def read(self, ids: list[int]) -> Answer:
         """Decodes and parses an answer like the engines: drops the end-of-turn token; without one the answer is truncated."""
-        end = next((place for place, token in enumerate(ids) if token in self.eos_token_ids), None)
+        end = next((place for place, token in enumerate(ids) if token in self.end_tokens), None)
         ended = ids if end is None else ids[:end]
         text = self.prompts.tokenizer.decode(ended, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return self.rewards.read(text, len(ids), truncated=end is None)
@@ -271,7 +281,7 @@ class GRPO(GroupRollouts, GRPOTrainer):
     def finish_batch(self, batch: Batch, groups: list[Group]) -> Batch:
         """TRL's batch with final advantages and the token counts that the loss divides by."""
         # With grpo.scale: batch, TRL would log this for the whole batch instead of per group.
-        self.logged["frac_reward_zero_std"][-1] = self.logged["rollout/share_without_spread"][-1]
+        self.logged[ZERO_STD_SHARE][-1] = self.logged["rollout/share_without_spread"][-1]
         if self.marks_given_tokens:
             batch["given_in_batch"] = self.summed(given_mask(batch).sum())
         return self.with_advantages(batch, groups)
@@ -280,7 +290,7 @@ class GRPO(GroupRollouts, GRPOTrainer):
         """The batch with TRL's advantages_B, clamped. One correct answer among 15 incorrect ones has an advantage of 3.9."""
         clamp = self.recipe.grpo.advantage_clamp
         if clamp is not None:
-            batch["advantages"] = batch["advantages"].clamp(-clamp, clamp)
+            batch[ADVANTAGES] = batch[ADVANTAGES].clamp(-clamp, clamp)
         return batch
 
     def arrange(self, micro_batches: list[Batch]) -> list[Batch]:
@@ -299,7 +309,7 @@ class GRPO(GroupRollouts, GRPOTrainer):
             self.logged["sft_loss"].append(self.accelerator.gather(replayed.detach()).mean().item())
             apart = apart + self.recipe.replay.weight * self.replay.every * replayed
         several = self.reads_photos and self.recipe.prompt.photo and self.accelerator.num_processes > 1
-        if several and not any(batch.get("num_images", [])):
+        if several and not any(batch.get(IMAGE_COUNTS, [])):
             apart = apart + unseen_photo(model, self.processing_class, self.accelerator)
         return loss + apart / self.current_gradient_accumulation_steps
 
@@ -320,7 +330,7 @@ class GRPO(GroupRollouts, GRPOTrainer):
         with self.accelerator.autocast():
             if self.temperature != 1:  # the fused output layer divides logits by the temperature
                 return model(**batch).loss
-            logps = model(**batch, fused_lm_head=True).log_probs
+            logps = fused_logps(model, batch)
         return -logps.sum() / (batch["labels"][:, 1:] != -100).sum().clamp(min=1)
 
     def share_of_step(self, count: torch.Tensor) -> torch.Tensor:
@@ -355,7 +365,7 @@ class GRPO(GroupRollouts, GRPOTrainer):
 
     def log_sampler_gap(self, rows: list[int]) -> None:
         gap = sampler_gap(self, rows)
-        self.logged["sampling/sampling_logp_difference/mean"].append(self.accelerator.gather(gap).mean().item())
+        self.logged[SAMPLER_GAP].append(self.accelerator.gather(gap).mean().item())
 
     def save_beside(self, checkpoint: Path) -> None:
         if self.args.should_save:

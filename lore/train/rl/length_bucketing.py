@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from lore.train.common.trl_internals import PHOTO_FIELDS, Batch, divided, joined
+from lore.train.common.trl_internals import COMPLETION_MASK, PHOTO_FIELDS, PROMPT_IDS, PROMPT_MASK, Batch, divided, joined
 
-PROMPT = ("prompt_ids", "prompt_mask")
+PROMPT = (PROMPT_IDS, PROMPT_MASK)
 BOTH = ("token_type_ids", "mm_token_type_ids")
 
 
@@ -27,7 +27,7 @@ def bucket_by_length(micro_batches: list[Batch], per_step: int, loss: str) -> li
 def of_like_length(micro_batches: list[Batch]) -> list[Batch]:
     """The micro-batches of one optimizer step, regrouped with their rows sorted by length."""
     whole = joined(micro_batches)  # joined first: only the whole step shows how its photos map to rows
-    order = (whole["prompt_mask"].sum(1) + whole["completion_mask"].sum(1)).argsort(stable=True)
+    order = (whole[PROMPT_MASK].sum(1) + whole[COMPLETION_MASK].sum(1)).argsort(stable=True)
     rows = order.tolist()
 
     def permuted(value: Any) -> Any:
@@ -40,9 +40,9 @@ def of_like_length(micro_batches: list[Batch]) -> list[Batch]:
 
 def without_padding(batch: Batch) -> Batch:
     """A micro-batch trimmed to its longest prompt and longest answer. Prompts are padded on the left, answers on the right."""
-    asked, answered = batch["prompt_mask"].shape[1], batch["completion_mask"].shape[1]
-    left = _padded(batch["prompt_mask"])
-    kept = answered - _padded(batch["completion_mask"].flip(1))
+    asked, answered = batch[PROMPT_MASK].shape[1], batch[COMPLETION_MASK].shape[1]
+    left = _padded(batch[PROMPT_MASK])
+    kept = answered - _padded(batch[COMPLETION_MASK].flip(1))
     shorter = dict(batch)
     for name, value in batch.items():
         if name in PROMPT:

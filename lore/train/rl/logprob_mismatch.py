@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lore.train.common.trl_internals import PHOTO_FIELDS
+from lore.train.common.trl_internals import IMAGE_COUNTS, PHOTO_FIELDS
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def sampler_gap(trainer: Any, rows: list[int]) -> torch.Tensor:
             if name.endswith("token_type_ids"):
                 shown[name] = torch.cat([shown[name], torch.zeros_like(tokens)], dim=1)
         if images is not None:
-            shown["num_images"] = [len(one) for one in images]
+            shown[IMAGE_COUNTS] = [len(one) for one in images]
         attention = torch.cat([asked["attention_mask"], mask], dim=1)
         theirs = torch.stack([score.float().log_softmax(dim=-1) for score in answered.scores], dim=1)
         theirs = theirs.gather(2, tokens.unsqueeze(2)).squeeze(2)

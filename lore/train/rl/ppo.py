@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
-from lore.train.common.trl_internals import Batch, sampled_mask, scored_batch
+from lore.train.common.trl_internals import ADVANTAGES, OLD_LOGPS, Batch, sampled_mask, scored_batch
 from lore.train.rl.config import PPORecipe
 from lore.train.rl.grpo import GRPO, Group
 from lore.train.rl.setup import Setup, run_trainer, set_up, trainer_arguments
@@ -101,7 +101,7 @@ class PPO(GRPO):
 
     def old_values(self, batch: Batch) -> torch.Tensor:
         """Values [B, T] under the policy that sampled the answers."""
-        if "old_per_token_logps" not in batch:  # otherwise the pass for the old log-probabilities has stored the values
+        if OLD_LOGPS not in batch:  # otherwise the pass for the old log-probabilities has stored the values
             self.values_BT = None
             with torch.no_grad():
                 self.token_logps(self.model, **scored_batch(batch), batch_size=self.args.per_device_train_batch_size)
@@ -129,7 +129,7 @@ class PPO(GRPO):
             advantages_BT = self.whitened(advantages_BT, mask_BT)
         if self.warming_up:
             advantages_BT = torch.zeros_like(advantages_BT)
-        batch |= {"advantages": advantages_BT, "old_values": values_BT, "returns": returns_BT}
+        batch |= {ADVANTAGES: advantages_BT, "old_values": values_BT, "returns": returns_BT}
         return batch | {"value_mask": mask_BT, "valued_in_batch": self.summed(mask_BT.sum())}
 
     def set_offset(self, rewards: torch.Tensor) -> torch.Tensor:

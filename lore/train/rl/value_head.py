@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from lore.train.common.trl_internals import is_fused_pass
+
 HEAD = "value_head"
 
 
@@ -46,7 +48,7 @@ def attach_value_head(base: Any) -> list[torch.Tensor]:
         hidden[:] = [output.last_hidden_state]
 
     def add(module: Any, arguments: Any, options: dict[str, Any], output: Any) -> Any:
-        fused = options.get("fused_lm_head")
+        fused = is_fused_pass(options)
         if fused or torch.is_grad_enabled():
             # Part of the output: data parallel training finds the parameters in use from the output of the last pass.
             output = _valued(type(output))(**output, state_values=head(hidden[0][:, :-1]))

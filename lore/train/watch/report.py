@@ -56,7 +56,7 @@ CHARTS = [
 
 def write_training_report(folder: RunFolder, title: str, watch: Watch) -> None:
     """Writes <run>/report.html from metrics.jsonl and the answers of the last evaluation; replaces the old file atomically."""
-    from lore.support.svg_plots import TEXT_MARKS  # start-up time: imports matplotlib
+    from lore.support.svg_plots import TEXT_MARKS  # loads matplotlib: only where a report is written
 
     lines = folder.metrics()
     best = watch.best_step
@@ -90,7 +90,7 @@ def _charts(lines: Sequence[dict[str, Any]], best: int | None) -> list[dict[str,
 
 
 def _chart(title: str, sources: list[tuple[str, str, str]], found: dict[str, list], best: int | None) -> dict[str, Any] | None:
-    from lore.support.svg_plots import TEXT_MARKS, Line, line_chart
+    from lore.support.svg_plots import TEXT_MARKS, Line, line_chart  # loads matplotlib: only where a report is written
 
     lines, names = [], []
     for name, place, key in sources:

@@ -1,7 +1,8 @@
-"""Private and undocumented names of TRL and transformers that LORE builds on, against the installed libraries.
+"""Private and undocumented names of TRL, transformers, peft and accelerate that LORE builds on, and the words that TRL chooses,
+against the installed libraries.
 
-A new TRL moves such names without a word. Each one is listed with its parameters; the test says in a sentence which one has
-moved and what of LORE depends on it.
+A new TRL moves such names without a word. Each function is listed with its parameters, each word with the method that
+uses it; the test says in a sentence which one has moved and what of LORE depends on it.
 """
 
 import ast
@@ -71,6 +72,65 @@ PUBLIC_BUT_DEEP = [
     Internal("trl.trainer.utils", "split_tensor_dict", "tensor_dict num_chunks"),
     Internal("trl.trainer.utils", "unsplit_pixel_values_by_grid", "batch"),
 ]
+PUBLIC_ATTRIBUTES = [
+    Internal(GRPO, "eos_token_ids"),
+    Internal("transformers.trainer:Trainer", "current_gradient_accumulation_steps", used="lore/train/rl/grpo.py"),
+]
+OTHER_LIBRARIES = [
+    Internal("peft.tuners.tuners_utils", "_maybe_include_all_linear_layers", "peft_config model", used="lore/train/common/lora.py"),
+    Internal("peft.tuners.tuners_utils", "check_target_module_exists", "config key", used="lore/train/common/lora.py"),
+    Internal("accelerate.commands.launch", "launch_command", "args", used="lore/run/launch.py"),
+    Internal("accelerate.commands.launch", "launch_command_parser", "subparsers", used="lore/run/launch.py"),
+]
+
+
+@dataclass(frozen=True)
+class Word:
+    """A string, keyword or attribute in the source of `owner`, which is module:function or module:class.method."""
+
+    owner: str
+    text: str
+    used: str = HOME
+
+
+DPO, KTO = "trl.trainer.dpo_trainer:DPOTrainer", "trl.trainer.kto_trainer:KTOTrainer"
+SCORE, LOSS = f"{GRPO}._generate_and_score_completions", f"{GRPO}._compute_loss"
+CURVES, REPORT = "lore/train/watch/collapse_rules.py", "lore/train/watch/report.py"
+WORDS = [
+    *(Word(f"{trainer}.__init__", "ref") for trainer in (GRPO, DPO, KTO)),
+    Word("trl.trainer.utils:add_fused_lm_head", "fused_lm_head"),
+    Word("trl.trainer.utils:add_fused_lm_head", "log_probs"),
+    Word(SCORE, "frac_reward_zero_std"),
+    Word(SCORE, "sampling/sampling_logp_difference/mean"),
+    *(Word(SCORE, key) for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "advantages")),
+    *(Word(SCORE, key) for key in ("old_per_token_logps", "num_images", "num_tiles")),
+    *(Word(LOSS, key) for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "advantages")),
+    *(Word(LOSS, key) for key in ("old_per_token_logps", "num_images", "num_tiles")),
+    Word("transformers.distributed.fsdp:is_fsdp_managed_module", "_is_fsdp_managed_module", "lore/train/watch/policy_engine.py"),
+    # Logged values that the evaluation during training shows.
+    *(Word(SCORE, key, CURVES) for key in ("reward", "frac_reward_zero_std", "sampling/sampling_logp_difference/mean")),
+    *(Word(SCORE, key, REPORT) for key in ("frac_reward_zero_std", "sampling/sampling_logp_difference/mean")),
+    *(Word(f"{GRPO}._generate", key, CURVES) for key in ("completions/mean_length", "completions/clipped_ratio")),
+    *(Word(LOSS, key, CURVES) for key in ("entropy", "kl")),
+    *(Word(f"{one}._compute_loss", f"rewards/{key}", REPORT) for one in (DPO, KTO) for key in ("chosen", "rejected", "margins")),
+]
+# Words of which a use in LORE is surely TRL's; the others are names of LORE's own columns, too.
+SURELY_TRLS = {
+    "ref",
+    "fused_lm_head",
+    "log_probs",
+    "frac_reward_zero_std",
+    "sampling/sampling_logp_difference/mean",
+    "old_per_token_logps",
+    "prompt_mask",
+    "completion_mask",
+    "tool_mask",
+    "advantages",
+    "num_images",
+    "num_tiles",
+    "eos_token_ids",
+    "_is_fsdp_managed_module",
+}
 # Collators that TRL documents under these paths; their fields are those of a public class.
 DOCUMENTED = {"trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer"}
 
@@ -104,10 +164,80 @@ def set_by(owner: type) -> set[str]:
     return {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "self"}
 
 
-@pytest.mark.parametrize("internal", [*METHODS, *ATTRIBUTES, *PUBLIC_BUT_DEEP], ids=lambda one: f"{one.owner}.{one.name}")
+INTERNALS = [*METHODS, *ATTRIBUTES, *PUBLIC_BUT_DEEP, *PUBLIC_ATTRIBUTES, *OTHER_LIBRARIES]
+
+
+@pytest.mark.parametrize("internal", INTERNALS, ids=lambda one: f"{one.owner}.{one.name}")
 def test_the_installed_libraries_have_every_internal_name_that_lore_builds_on(internal):
     problem = moved(internal)
     assert problem is None, problem
+
+
+def words_of(source: str) -> set[str]:
+    """Strings, keyword arguments, parameters and attributes of a source text. Docstrings are strings that equal no word."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(textwrap.dedent(source))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.keyword | ast.arg) and node.arg:
+            found.add(node.arg)
+    return found
+
+
+def lost(word: Word, source: str | None = None) -> str | None:
+    """A sentence that says which word is no longer in the library; none where it is. source: looked at in place of the installed
+    one."""
+    module, _, path = word.owner.partition(":")
+    library = module.partition(".")[0]
+    if source is None:
+        owner = importlib.import_module(module)
+        for name in path.split("."):
+            owner = getattr(owner, name, None)
+        source = inspect.getsource(owner) if owner else ""
+    if word.text in words_of(source):
+        return None
+    shown = f"{library.replace('trl', 'TRL')} {version(library)}"
+    return f"{shown} no longer has {word.text!r} in {path}; {word.used} builds on it: adapt that file and this table."
+
+
+@pytest.mark.parametrize("word", WORDS, ids=lambda one: f"{one.owner}:{one.text}:{one.used}")
+def test_the_installed_libraries_have_every_word_that_lore_builds_on(word):
+    problem = lost(word)
+    assert problem is None, problem
+    assert word.text in words_of((ROOT / word.used).read_text(encoding="utf-8"))
+
+
+def test_a_word_that_has_moved_is_reported_in_a_sentence():
+    word = Word(SCORE, "frac_reward_zero_std")
+    assert lost(word, 'def f(self):\n    self._metrics["train"]["frac_reward_zero_std"] = 0') is None
+    assert lost(word, 'def f(self):\n    self._metrics["train"]["frac_zero_std"] = 0  # frac_reward_zero_std') == (
+        f"TRL {trl.__version__} no longer has 'frac_reward_zero_std' in GRPOTrainer._generate_and_score_completions; "
+        f"{HOME} builds on it: adapt that file and this table."
+    )
+    assert lost(Word("trl.trainer.utils:add_fused_lm_head", "log_probs"), "def f(model):\n    return Output(log_probs=1)") is None
+
+
+def test_one_file_uses_the_words_of_trl_and_the_watch_the_ones_it_shows():
+    listed = {(word.used, word.text) for word in WORDS} | {(one.used, one.name) for one in PUBLIC_ATTRIBUTES}
+    assert {text for _, text in listed} >= SURELY_TRLS
+    for path in (ROOT / "lore").rglob("*.py"):
+        file = path.relative_to(ROOT).as_posix()
+        found = words_of(path.read_text(encoding="utf-8")) & SURELY_TRLS
+        assert not {text for text in found if (file, text) not in listed}, file
+
+
+def test_private_names_of_peft_transformers_and_accelerate_are_listed():
+    listed = {(one.used, one.owner.partition(":")[0], one.name) for one in OTHER_LIBRARIES}
+    found = set()
+    for path in (ROOT / "lore").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            module = node.module if isinstance(node, ast.ImportFrom) and node.module else ""
+            if module.partition(".")[0] in ("peft", "transformers", "accelerate"):
+                private = [alias.name for alias in node.names if module in {one[1] for one in listed} or alias.name.startswith("_")]
+                found |= {(path.relative_to(ROOT).as_posix(), module, name) for name in private}
+    assert found == listed
 
 
 def test_a_name_that_has_moved_is_reported_in_a_sentence():
