@@ -17,7 +17,7 @@ import yaml
 
 from lore.config.recipe import BaseRecipe, run_root
 from lore.config.yaml_text import to_yaml
-from lore.support.atomic_files import write_atomic
+from lore.support.atomic_files import clear_parts, write_atomic
 from lore.support.environment import environment
 from lore.support.errors import LoreError
 from lore.support.plain import flatten, plain
@@ -127,14 +127,20 @@ class RunFolder:
         self._refuse_strangers()
         self._lock()
         self.check(recipe)
-        for part in self.path.glob(".*.part"):
-            part.unlink()
+        self._clear_parts()
         if not self.exists or (self.is_unused and self.changes(recipe)):
             self.begin(recipe)
         else:
             self._note_environment()
         self._drop_torn_line()
         return self
+
+    def _clear_parts(self) -> None:
+        """Clears what killed processes left in the run's own folders. Skips other runs inside it and links to shared folders."""
+        for place, folders, _ in os.walk(self.path):
+            clear_parts(Path(place))
+            others = {path.parent.name for own in (".lock", "recipe.yaml") for path in Path(place).glob(f"*/{own}")}
+            folders[:] = [name for name in folders if name not in others]
 
     def begin(self, recipe: BaseRecipe) -> None:
         """Writes the recipe and manifest of a run that has no result yet, and deletes prepared files of an earlier start."""
