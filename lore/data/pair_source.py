@@ -7,7 +7,7 @@
 
 Sources other than `pairs` are imported into <run>/data/pairs.parquet. <run>/data/inputs.json stores the digest, size and
 modification time of each file, so that a restarted run and the other processes of a launch do not hash the files again. A file with
-the stored size and modification time counts as unchanged.
+the stored size and modification time counts as unchanged, so a copy of the data on another machine must keep them.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lore.data.import_pairs import import_pairs
-from lore.data.importers import IMPORT_VERSION, open_source
+from lore.data.importers import IMPORT_VERSION, open_source, source_files
 from lore.data.pair import Pair
 from lore.data.parquet import fingerprint, pair_files, read_metadata, read_pairs
 from lore.data.section import DataSection
@@ -123,6 +123,15 @@ class PairSource:
             self.rubric and self.rubric.hash,
         ]
 
+    @property
+    def _inputs(self) -> list[Any] | None:
+        """Path of the data, and path, size and modification time of each of its files. None if this machine has no such files."""
+        try:
+            states = [(file, file.stat()) for file in source_files(self.section.source, self.section.path)]
+        except (LoreError, OSError):
+            return None
+        return [self.section.path, *([str(file), state.st_size, state.st_mtime_ns] for file, state in states)]
+
     def _imported(self) -> Path:
         options, *_ = self._options
         source = open_source(self.section.source, self.section.path, encoding=self._encoding, options=options)
@@ -130,12 +139,13 @@ class PairSource:
         self._out.parent.mkdir(parents=True, exist_ok=True)
         with _lock(self._out.parent / ".import.lock"):
             self._recall()
+            inputs = self._inputs  # before the files are read: a file that changes meanwhile does not count as imported
             # A data set on the hub has no local files, so its name is hashed.
             content = content_fingerprint(source.files, named=True) if source.files else _hash(self.section.path)
             key = _hash(json.dumps([*self._settings, content], sort_keys=True, default=str))
             if _key_of(self._out) != key:
                 self._import(source, key)
-            self._note(source.files, settings=self._settings, key=key)
+            self._note(source.files, settings=self._settings, key=key, inputs=inputs)
         return self._out
 
     def _import(self, source: Source, key: str) -> None:
@@ -166,17 +176,23 @@ class PairSource:
             )
 
     def _imported_by_the_main_process(self) -> Path:
-        """Waits for the notes, which the main process writes after the pairs. If it fails, the launcher ends this process."""
+        """Waits for notes on the present input files, which the main process writes after the pairs. If it fails, the launcher ends
+        this process. A process whose machine does not have the input files accepts the notes on any files."""
         settings = json.loads(json.dumps(self._settings, default=str))
         started = reported = time.monotonic()
         while True:
             notes = self._notes()
-            if notes.get("settings") == settings and _key_of(self._out) == notes.get("key"):
+            inputs = self._inputs
+            known = inputs is None or inputs == notes.get("inputs")
+            if known and notes.get("settings") == settings and _key_of(self._out) == notes.get("key"):
                 return self._out
             if time.monotonic() - reported >= REPORT_EVERY_SECONDS:
                 reported = time.monotonic()
                 waited = f"waiting {reported - started:.0f} s for rank 0 to import {self._out}"
-                print(f"rank {rank()}: {waited} (every machine must be able to read this folder)", file=sys.stderr, flush=True)
+                must = "every machine must be able to read this folder"
+                if inputs is not None:
+                    must += f", and see {self.section.path} with the same sizes and modification times"
+                print(f"rank {rank()}: {waited} ({must})", file=sys.stderr, flush=True)
             time.sleep(POLL_SECONDS)
 
     def _notes(self) -> dict[str, Any]:

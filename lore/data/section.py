@@ -7,7 +7,6 @@ Stages that train or evaluate a judge use `JudgedDataSection`, which names the r
 from __future__ import annotations
 
 import glob
-import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from lore.config.sections import Conflict, StrictModel
-from lore.data.importers import open_source
+from lore.data.importers import source_files
 from lore.support.errors import LoreError
 from lore.support.fingerprint import files_fingerprint
 from lore.support.nearest import nearest
@@ -73,7 +72,7 @@ class DataSection(StrictModel):
             from lore.data.parquet import pair_files  # imported here because loading pyarrow would slow down every start
 
             return pair_files(self.path)
-        return open_source(self.source, self.path).files
+        return source_files(self.source, self.path)
 
     def load_rubric(self) -> Rubric | None:
         """The rubric of the labels, or None for data without a rubric."""
@@ -94,7 +93,7 @@ class DataSection(StrictModel):
                 yield "path", f"{self.path} does not exist. `lore data import` writes pairs."
             return
         try:
-            importlib.import_module(f"lore.data.importers.{self.source}").files(Path(self.path).expanduser())
+            source_files(self.source, self.path)
         except LoreError as error:
             yield "path", " ".join(str(error).split())
 

@@ -80,10 +80,16 @@ def ask(section: DataSection, folder: Path, found) -> None:
     found.put((queries, [path for path in opened if path.endswith(".csv")]))
 
 
-@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize("stale", ["", "other settings", "changed file", "other file"])
 def test_the_other_processes_wait_for_the_import_and_open_no_input(section, tmp_path, stale):
-    if stale:  # of another start, with other settings
+    """stale: how the import of an earlier start differs."""
+    if stale == "other settings":
         PairSource(section.model_copy(update={"split_fractions": {"a": 1.0}}), tmp_path / "run").fingerprint  # noqa: B018
+    elif stale:
+        PairSource(section, tmp_path / "run").fingerprint  # noqa: B018
+        if stale == "other file":
+            section = section.model_copy(update={"path": str(tmp_path / "b.csv")})
+        Path(section.path).write_text("query,title,label,split\n" + ROWS.replace("query", "other"))
     context = multiprocessing.get_context("spawn")
     found = context.Queue()
     other = context.Process(target=ask, args=(section, tmp_path / "run", found))
@@ -91,6 +97,18 @@ def test_the_other_processes_wait_for_the_import_and_open_no_input(section, tmp_
     time.sleep(2)
     assert found.empty()
     queries = [pair.query for pair in PairSource(section, tmp_path / "run").labeled()]
+    assert found.get(timeout=60) == (queries, [])
+    assert queries[0] == ("other 1" if stale.endswith("file") else "query 1")
+    other.join()
+
+
+def test_a_machine_without_the_input_files_takes_the_import_as_it_is(section, tmp_path):
+    queries = [pair.query for pair in PairSource(section, tmp_path / "run").labeled()]
+    Path(section.path).unlink()
+    context = multiprocessing.get_context("spawn")
+    found = context.Queue()
+    other = context.Process(target=ask, args=(section, tmp_path / "run", found))
+    other.start()
     assert found.get(timeout=60) == (queries, [])
     other.join()
 
