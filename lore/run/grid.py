@@ -99,7 +99,7 @@ def run_one(address: Path, recipe: BaseRecipe, overrides: list[str], start: Star
 
 def state_of(recipe: BaseRecipe) -> str:
     folder = RunFolder.of(recipe)
-    if folder.changes(recipe) and not folder.is_unused:
+    if folder.changes(recipe) and not folder.is_unused(recipe):
         return "belongs to another recipe"
     return "done" if folder.is_done else "would resume" if folder.exists else "new"
 

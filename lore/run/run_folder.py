@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import yaml
 
 from lore.config.recipe import BaseRecipe, run_root
 from lore.config.yaml_text import to_yaml
-from lore.support.atomic_files import clear_parts, write_atomic
+from lore.support.atomic_files import clear_parts, remove, write_atomic
 from lore.support.environment import environment
 from lore.support.errors import LoreError
 from lore.support.plain import flatten, plain
@@ -25,7 +24,6 @@ from lore.support.processes import is_main_process
 
 OLD_FINGERPRINTS = "facts"  # the key in manifests of earlier versions
 OWN_FILES = {".lock", "recipe.yaml", "manifest.json", "metrics.jsonl", "done", "failed.json"}
-PREPARED = {"data", "rejected.jsonl", "rejected_replay.jsonl"}  # files that a run derives from its inputs before its first result
 
 _held: dict[str, int] = {}  # open lock files by folder; forked data workers do not inherit POSIX locks
 
@@ -70,15 +68,14 @@ class RunFolder:
     def exists(self) -> bool:
         return self.recipe_path.is_file()
 
-    @property
-    def is_unused(self) -> bool:
-        """True for a run that stopped before its first result: another recipe may still use the folder."""
-        kept = OWN_FILES | PREPARED
+    def is_unused(self, recipe: BaseRecipe) -> bool:
+        """True for a run that stopped before its first result: another recipe of the stage may still use the folder."""
+        kept = OWN_FILES | recipe.prepared_files
         if self.is_done or (self.metrics_path.is_file() and self.metrics_path.stat().st_size):
             return False
         found = [path for path in self.path.glob("*") if path.name not in kept and not path.name.startswith(".")]
-        # A trainer creates its checkpoint folder before training starts.
-        return all(path.name == "checkpoints" and not any(path.iterdir()) for path in found)
+        # An empty folder is no result: a trainer creates the folder of its checkpoints before training starts.
+        return all(path.is_dir() and not any(path.iterdir()) for path in found)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -110,7 +107,7 @@ class RunFolder:
     def check(self, recipe: BaseRecipe) -> None:
         """Raises LoreError when the folder belongs to a recipe with other values."""
         changed = self.changes(recipe)
-        if changed and not self.is_unused:
+        if changed and not self.is_unused(recipe):
             rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
             raise LoreError(
                 f"{self.path} belongs to a recipe with other values:\n{rows}\n"
@@ -128,7 +125,7 @@ class RunFolder:
         self._lock()
         self.check(recipe)
         self._clear_parts()
-        if not self.exists or (self.is_unused and self.changes(recipe)):
+        if not self.exists or (self.is_unused(recipe) and self.changes(recipe)):
             self.begin(recipe)
         else:
             self._note_environment()
@@ -146,10 +143,8 @@ class RunFolder:
         """Writes the recipe and manifest of a run that has no result yet, and deletes prepared files of an earlier start."""
         if not is_main_process():
             return
-        for path in map(self.__truediv__, PREPARED):
-            if path.is_dir():
-                shutil.rmtree(path)
-            path.unlink(missing_ok=True)
+        for name in recipe.prepared_files:
+            remove(self / name)
         write_atomic(self.manifest_path, _dump({"recipe_hash": recipe.fingerprint, **environment(), "fingerprints": {}}))
         write_atomic(self.recipe_path, to_yaml(recipe.resolved()))
 

@@ -66,6 +66,20 @@ def test_a_run_without_a_result_takes_another_recipe(recipe, write_recipe):
     assert not (again / "data").exists()
 
 
+def test_a_stage_names_the_files_that_it_prepares(recipe, write_recipe, monkeypatch):
+    folder = RunFolder.of(recipe).open(recipe)
+    (folder / "replay.jsonl").touch()
+    (folder / "checkpoints").mkdir()
+    changed = load_recipe(write_recipe("a.yaml", BODY + "tags: [y]"))
+    with pytest.raises(LoreError, match="tags"):
+        folder.check(changed)
+    monkeypatch.setattr(type(recipe), "prepared_files", recipe.prepared_files | {"replay.jsonl"})
+    RunFolder.of(changed).open(changed)
+    assert not (folder / "replay.jsonl").exists() and folder.changes(changed) == []
+    (folder / "checkpoints" / "checkpoint-1").mkdir()
+    assert not folder.is_unused(changed)
+
+
 def test_a_key_that_went_is_a_change_and_a_newer_one_only_off_its_default(recipe, write_recipe):
     folder = RunFolder.of(recipe).open(recipe)
     text = folder.recipe_path.read_text().replace("fail: false\n", "gone: 3\n")
