@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import yaml
 
 from lore.config.recipe import BaseRecipe, run_root
 from lore.config.yaml_text import to_yaml
-from lore.support.atomic_files import clear_parts, remove, write_atomic
+from lore.support.atomic_files import clear_parts, write_atomic
 from lore.support.environment import environment
 from lore.support.errors import LoreError
 from lore.support.plain import flatten, plain
@@ -143,8 +144,10 @@ class RunFolder:
         """Writes the recipe and manifest of a run that has no result yet, and deletes prepared files of an earlier start."""
         if not is_main_process():
             return
-        for name in recipe.prepared_files:
-            remove(self / name)
+        for path in map(self.__truediv__, recipe.prepared_files):
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
         write_atomic(self.manifest_path, _dump({"recipe_hash": recipe.fingerprint, **environment(), "fingerprints": {}}))
         write_atomic(self.recipe_path, to_yaml(recipe.resolved()))
 

@@ -5,9 +5,9 @@ flushed too, so that the new name survives a power loss. RANDOM separates thread
 rename wins. A folder that is replaced is called `.NAME.MACHINE.PID.RANDOM.old` between the two renames.
 
 The next write of the same name removes the part files of killed processes, and restores the old folder if the process was killed
-between the renames. MACHINE identifies the machine, because a process id is
-only valid on its own machine and the disk may be shared. A part file of this machine is removed when its process is gone. A part
-file of another machine is removed when it has not changed for a week.
+between the renames. MACHINE identifies the machine, because a process id is only valid on its own machine and the disk may be
+shared. A part file of this machine is removed when its process is gone. A part file of another machine is removed when it has not
+changed for a week.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder. A missing one is no error."""
+    """Removes a temporary file or folder, as far as possible. Another process may be removing it too."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
