@@ -82,6 +82,23 @@ def run_python(*arguments: object, timeout: float = 120, cwd: Path = ROOT, **env
 
 
 @pytest.fixture
+def interrupt_after(monkeypatch):
+    """interrupt_after("a.txt") raises KeyboardInterrupt right after a file of this name is published for the first time."""
+    replace = os.replace
+
+    def arm(name: str) -> None:
+        def interrupt(source, target):
+            replace(source, target)
+            if Path(target).name == name:
+                monkeypatch.setattr(os, "replace", replace)
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "replace", interrupt)
+
+    return arm
+
+
+@pytest.fixture
 def lore(monkeypatch, capsys):
     """Runs a `lore` command in this process: lore("check", "recipes") returns returncode, stdout and stderr."""
     from lore.cli.main import main

@@ -25,9 +25,14 @@ RUN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]
 
 
 class BaseRecipe(StrictModel):
-    """The keys that all recipes share. `irrelevant_keys`: keys whose values may change when a run resumes."""
+    """The keys that all recipes share.
+
+    `irrelevant_keys`: keys whose values may change when a run resumes. `prepared_files`: files and folders that a run derives from
+    its inputs before its first result.
+    """
 
     irrelevant_keys: ClassVar[frozenset[str]] = frozenset()
+    prepared_files: ClassVar[frozenset[str]] = frozenset({"data", "rejected.jsonl"})
 
     lore: Literal[1] = FORMAT
     """Version of the recipe format; the header line supplies it."""

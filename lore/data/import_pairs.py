@@ -19,7 +19,7 @@ from lore.data.source import Source, SourceRow
 from lore.data.splits import split_of
 from lore.data.tables.text_tables import open_parquet, parquet_records
 from lore.rubric.rubric import Rubric, rubric_metadata
-from lore.support.atomic_files import replace_file
+from lore.support.atomic_files import replace_file, scratch_folder
 from lore.support.errors import LoreError
 from lore.support.progress import track
 
@@ -89,11 +89,9 @@ def import_pairs(
         **(rubric_metadata(rubric.name, rubric) if rubric else {}),
         **(metadata or {}),
     }
-    first_out = out.with_name(f".{out.name}.all") if out and drop_duplicates else out
     with ExitStack() as stack:
         rejected = stack.enter_context(RejectedWriter(out)) if out else None
-        if first_out is not None and first_out != out:
-            stack.callback(first_out.unlink, missing_ok=True)
+        first_out = stack.enter_context(scratch_folder(out)) / "all.parquet" if out and drop_duplicates else out
         writing = ExitStack()
         with writing:
             writer = writing.enter_context(PairWriter(first_out, metadata=info)) if first_out else None
@@ -108,6 +106,8 @@ def import_pairs(
                     writer.write(pair)
             if writer and not len(seen):
                 writer.discard()
+            if rejected and not drop_duplicates:
+                rejected.publish()
         found = seen.result()
         report.pairs, report.duplicates, report.conflicting = len(seen), found.same_label, found.conflicts
         report.repairs, report.repeats = checker.repairs, _shown_repeats(found, places)
@@ -119,6 +119,7 @@ def import_pairs(
                 _drop(first_out, out, found, places, rejected, info)
                 report.pairs -= report.dropped
             else:
+                rejected.publish()
                 replace_file(first_out, out)
     if out:
         report.out = str(out) if report.pairs else None
@@ -127,9 +128,11 @@ def import_pairs(
 
 
 def _keep_inputs(source: Source, out: Path) -> None:
-    """Raises LoreError if `out` or its rejected rows would overwrite an input. A pairs file that is checked may be replaced by
-    its valid rows.
+    """Raises LoreError if `out` is a folder, or if `out` or its rejected rows would overwrite an input. A pairs file that is
+    checked may be replaced by its valid rows.
     """
+    if out.is_dir():
+        raise LoreError(f"{out} is a folder, and the pairs are one file that cannot replace it. Choose another name with -o.")
     written = [rejected_path(out)] if source.name == "pairs" else [out, rejected_path(out)]
     read = {file.resolve(): file for file in source.files}
     for path in written:
@@ -213,6 +216,7 @@ def _drop(path: Path, out: Path, found: Duplicates, places: _Places, rejected: R
                 Rejection(file, row, "label" if conflicting else "pair_id", reason, other, "each query and item once", record)
             )
             index, first, conflicting = next(repeats, (-1, -1, False))
+        rejected.publish()
 
 
 def open_pairs(path: str | Path) -> tuple[Source, dict[str, str]]:

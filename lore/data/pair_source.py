@@ -7,7 +7,7 @@
 
 Sources other than `pairs` are imported into <run>/data/pairs.parquet. <run>/data/inputs.json stores the digest, size and
 modification time of each file, so that a restarted run and the other processes of a launch do not hash the files again. A file with
-the stored size and modification time counts as unchanged.
+the stored size and modification time counts as unchanged. Another machine may have its own copy: its processes compare sizes only.
 """
 
 import fcntl
@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from lore.data.import_pairs import import_pairs
-from lore.data.importers import IMPORT_VERSION, open_source
+from lore.data.importers import IMPORT_VERSION, open_source, source_files
 from lore.data.pair import Pair
 from lore.data.parquet import fingerprint, pair_files, read_metadata, read_pairs
 from lore.data.section import DataSection
 from lore.data.source import Source
 from lore.rubric.rubric import Rubric, rubric_change
-from lore.support.atomic_files import write_atomic
+from lore.support.atomic_files import machine, write_atomic
 from lore.support.errors import LoreError
 from lore.support.fingerprint import content_fingerprint, known_digests, remember_digests
 from lore.support.processes import is_main_process, rank
@@ -123,6 +123,15 @@ class PairSource:
             self.rubric and self.rubric.hash,
         ]
 
+    @property
+    def _inputs(self) -> list[Any] | None:
+        """Path of the data, and path, size and modification time of each of its files. None if this machine has no such files."""
+        try:
+            states = [(file, file.stat()) for file in source_files(self.section.source, self.section.path)]
+        except (LoreError, OSError):
+            return None
+        return [self.section.path, *([str(file), state.st_size, state.st_mtime_ns] for file, state in states)]
+
     def _imported(self) -> Path:
         options, *_ = self._options
         source = open_source(self.section.source, self.section.path, encoding=self._encoding, options=options)
@@ -130,12 +139,13 @@ class PairSource:
         self._out.parent.mkdir(parents=True, exist_ok=True)
         with _lock(self._out.parent / ".import.lock"):
             self._recall()
+            inputs = self._inputs  # before the files are read: a file that changes meanwhile does not count as imported
             # A data set on the hub has no local files, so its name is hashed.
             content = content_fingerprint(source.files, named=True) if source.files else _hash(self.section.path)
             key = _hash(json.dumps([*self._settings, content], sort_keys=True, default=str))
             if _key_of(self._out) != key:
                 self._import(source, key)
-            self._note(source.files, settings=self._settings, key=key)
+            self._note(source.files, settings=self._settings, key=key, inputs=inputs, machine=machine())
         return self._out
 
     def _import(self, source: Source, key: str) -> None:
@@ -166,17 +176,23 @@ class PairSource:
             )
 
     def _imported_by_the_main_process(self) -> Path:
-        """Waits for the notes, which the main process writes after the pairs. If it fails, the launcher ends this process."""
+        """Waits for notes on the present input files, which the main process writes after the pairs. If it fails, the launcher ends
+        this process. A process whose machine does not have the input files accepts the notes on any files."""
         settings = json.loads(json.dumps(self._settings, default=str))
         started = reported = time.monotonic()
         while True:
             notes = self._notes()
-            if notes.get("settings") == settings and _key_of(self._out) == notes.get("key"):
+            inputs = self._inputs
+            known = inputs is None or _same_inputs(inputs, notes)
+            if known and notes.get("settings") == settings and _key_of(self._out) == notes.get("key"):
                 return self._out
             if time.monotonic() - reported >= REPORT_EVERY_SECONDS:
                 reported = time.monotonic()
                 waited = f"waiting {reported - started:.0f} s for rank 0 to import {self._out}"
-                print(f"rank {rank()}: {waited} (every machine must be able to read this folder)", file=sys.stderr, flush=True)
+                must = "every machine must be able to read this folder"
+                if inputs is not None:
+                    must += f", and see {self.section.path} with the same sizes"
+                print(f"rank {rank()}: {waited} ({must})", file=sys.stderr, flush=True)
             time.sleep(POLL_SECONDS)
 
     def _notes(self) -> dict[str, Any]:
@@ -195,6 +211,14 @@ class PairSource:
         if notes != before:
             self._notes_path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self._notes_path, json.dumps(notes, indent=1) + "\n")
+
+
+def _same_inputs(inputs: list[Any], notes: dict[str, Any]) -> bool:
+    """Whether the notes are about these input files. On another machine, which may have its own copies, only sizes count."""
+    noted = notes.get("inputs")
+    if noted is None or notes.get("machine") == machine():
+        return inputs == noted
+    return [inputs[0], *(file[:2] for file in inputs[1:])] == [noted[0], *(file[:2] for file in noted[1:])]
 
 
 def _hash(text: str) -> str:

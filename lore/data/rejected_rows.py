@@ -1,15 +1,17 @@
 """Rejected rows and the reasons, written to `<name>.rejected.jsonl` next to the output."""
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lore.support.atomic_files import part_of, replace_file
 
 SHOWN_CHARACTERS = 300
 SHOWN_FIELDS = 40
 SHOWN_DEPTH = 4
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -36,7 +38,8 @@ def rejected_path(out: Path) -> Path:
 class RejectedWriter:
     """Writes rejections atomically to `<name>.rejected.jsonl` next to the output `<name>.parquet`, or to `to`.
 
-    Replaces the file of an earlier run. Without rejections there is no file, and the file of an earlier run is removed.
+    Replaces the file of an earlier run. Without rejections there is no file, and the file of an earlier run is removed. Publish the
+    rejections before the output (`publish`, `before`): a restarted run keeps an existing output and does not find them again.
     """
 
     def __init__(self, path: str | Path, to: Path | None = None):
@@ -55,14 +58,25 @@ class RejectedWriter:
         self._file.write(json.dumps(asdict(rejection), ensure_ascii=False) + "\n")
         self.count += 1
 
-    def __exit__(self, kind, error, trace) -> None:
+    def before(self, rows: Iterable[T]) -> Iterator[T]:
+        """Yields the rows, then publishes the rejections, so that a file that is published after its last row comes second."""
+        yield from rows
+        self.publish()
+
+    def publish(self) -> None:
+        """Publishes the file. Call it after the last rejection and before the output is published."""
         self._file.close()
-        if kind is None and self.count:
+        if self.count:
             replace_file(self._part, self.path)
         else:
             self._part.unlink(missing_ok=True)
-            if kind is None:
-                self.path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None and not self._file.closed:
+            self.publish()
+        self._file.close()
+        self._part.unlink(missing_ok=True)
 
 
 def short(value: Any, depth: int = SHOWN_DEPTH) -> Any:

@@ -5,7 +5,6 @@ Stages that train or evaluate a judge use `JudgedDataSection`, which names the r
 """
 
 import glob
-import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from lore.config.sections import Conflict, StrictModel
-from lore.data.importers import SOURCES, open_source, source_options
+from lore.data.importers import SOURCES, source_files, source_options
 from lore.data.tables.text_tables import check_encoding
 from lore.rubric.rubric import Rubric, load_rubric, rubric_metadata
 from lore.support.errors import LoreError
@@ -67,7 +66,7 @@ class DataSection(StrictModel):
             from lore.data.parquet import pair_files  # imported here because loading pyarrow would slow down every start
 
             return pair_files(self.path)
-        return open_source(self.source, self.path).files
+        return source_files(self.source, self.path)
 
     def load_rubric(self) -> Rubric | None:
         """The rubric of the labels, or None for data without a rubric."""
@@ -88,7 +87,7 @@ class DataSection(StrictModel):
                 yield "path", f"{self.path} does not exist. `lore data import` writes pairs."
             return
         try:
-            importlib.import_module(f"lore.data.importers.{self.source}").files(Path(self.path).expanduser())
+            source_files(self.source, self.path)
         except LoreError as error:
             yield "path", " ".join(str(error).split())
 

@@ -117,7 +117,7 @@ def with_finished_seeds(grid: Grid, overrides: Sequence[str]) -> Grid:
 
 def state_of(recipe: BaseRecipe) -> str:
     folder = RunFolder.of(recipe)
-    if folder.changes(recipe) and not folder.is_unused:
+    if folder.changes(recipe) and not folder.is_unused(recipe):
         return "belongs to another recipe"
     return "done" if folder.is_done else "would resume" if folder.exists else "new"
 

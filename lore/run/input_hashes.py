@@ -63,6 +63,6 @@ def check_inputs(recipe: BaseRecipe, folder: RunFolder) -> None:
 def note_inputs(recipe: BaseRecipe, folder: RunFolder) -> None:
     """Stores the fingerprints of the inputs in the manifest. A run that already has results must find the same inputs."""
     found = {f"input {key}": value for key, value in input_fingerprints(recipe).items()}
-    if folder.is_unused and folder.changed_fingerprints(found):
+    if folder.is_unused(recipe) and folder.changed_fingerprints(found):
         folder.begin(recipe)
     folder.note(**found)

@@ -18,7 +18,7 @@ import yaml
 
 from lore.config.recipe import BaseRecipe, run_root
 from lore.config.yaml_text import to_yaml
-from lore.support.atomic_files import write_atomic
+from lore.support.atomic_files import clear_parts, write_atomic
 from lore.support.environment import environment
 from lore.support.errors import LoreError
 from lore.support.plain import flatten, plain
@@ -26,7 +26,6 @@ from lore.support.processes import is_main_process
 
 OLD_FINGERPRINTS = "facts"  # the key in manifests of earlier versions
 OWN_FILES = {".lock", "recipe.yaml", "manifest.json", "metrics.jsonl", "done", "failed.json"}
-PREPARED = {"data", "rejected.jsonl", "rejected_replay.jsonl"}  # files that a run derives from its inputs before its first result
 PROBE_SECONDS = 0.1
 
 _held: dict[str, int] = {}  # open lock files by folder; forked data workers do not inherit POSIX locks
@@ -72,15 +71,14 @@ class RunFolder:
     def exists(self) -> bool:
         return self.recipe_path.is_file()
 
-    @property
-    def is_unused(self) -> bool:
-        """True for a run that stopped before its first result: another recipe may still use the folder."""
-        kept = OWN_FILES | PREPARED
+    def is_unused(self, recipe: BaseRecipe) -> bool:
+        """True for a run that stopped before its first result: another recipe of the stage may still use the folder."""
+        kept = OWN_FILES | recipe.prepared_files
         if self.is_done or (self.metrics_path.is_file() and self.metrics_path.stat().st_size):
             return False
         found = [path for path in self.path.glob("*") if path.name not in kept and not path.name.startswith(".")]
-        # A trainer creates its checkpoint folder before training starts.
-        return all(path.name == "checkpoints" and not any(path.iterdir()) for path in found)
+        # An empty folder is no result: a trainer creates the folder of its checkpoints before training starts.
+        return all(path.is_dir() and not any(path.iterdir()) for path in found)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -112,7 +110,7 @@ class RunFolder:
     def check(self, recipe: BaseRecipe) -> None:
         """Raises LoreError when the folder belongs to a recipe with other values."""
         changed = self.changes(recipe)
-        if changed and not self.is_unused:
+        if changed and not self.is_unused(recipe):
             rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
             raise LoreError(
                 f"{self.path} belongs to a recipe with other values:\n{rows}\n"
@@ -129,20 +127,26 @@ class RunFolder:
         self._refuse_strangers()
         self._lock()
         self.check(recipe)
-        for part in self.path.glob(".*.part"):
-            part.unlink()
-        if not self.exists or (self.is_unused and self.changes(recipe)):
+        self._clear_parts()
+        if not self.exists or (self.is_unused(recipe) and self.changes(recipe)):
             self.begin(recipe)
         else:
             self._note_environment()
         self._drop_torn_line()
         return self
 
+    def _clear_parts(self) -> None:
+        """Clears what killed processes left in the run's own folders. Skips other runs inside it and links to shared folders."""
+        for place, folders, _ in os.walk(self.path):
+            clear_parts(Path(place))
+            others = {path.parent.name for own in (".lock", "recipe.yaml") for path in Path(place).glob(f"*/{own}")}
+            folders[:] = [name for name in folders if name not in others]
+
     def begin(self, recipe: BaseRecipe) -> None:
         """Writes the recipe and manifest of a run that has no result yet, and deletes prepared files of an earlier start."""
         if not is_main_process():
             return
-        for path in map(self.__truediv__, PREPARED):
+        for path in map(self.__truediv__, recipe.prepared_files):
             if path.is_dir():
                 shutil.rmtree(path)
             path.unlink(missing_ok=True)

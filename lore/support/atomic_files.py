@@ -2,11 +2,12 @@
 
 Each write goes to `.NAME.MACHINE.PID.RANDOM.part` in the target's folder, is flushed to disk and is then renamed. The folder is
 flushed too, so that the new name survives a power loss. RANDOM separates threads and processes that write the same file; the last
-rename wins.
+rename wins. A folder that is replaced is called `.NAME.MACHINE.PID.RANDOM.old` between the two renames.
 
-The next write of the same name removes the part files of killed processes. MACHINE identifies the machine, because a process id is
-only valid on its own machine and the disk may be shared. A part file of this machine is removed when its process is gone. A part
-file of another machine is removed when it has not changed for a week.
+The next write of the same name removes the part files of killed processes, and restores the old folder if the process was killed
+between the renames. MACHINE identifies the machine, because a process id is only valid on its own machine and the disk may be
+shared. A part file of this machine is removed when its process is gone. A part file of another machine is removed when it has not
+changed for a week.
 """
 
 from __future__ import annotations
@@ -20,23 +21,29 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 FOREIGN_SECONDS = 7 * 24 * 3600.0
 """Age at which a part file of another machine is removed."""
-_PART = re.compile(r"\.(?P<machine>[0-9a-f]{8})\.(?P<pid>\d+)\.[0-9a-f]{8}\.part$")
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})\.(?P<pid>\d+)\.[0-9a-f]{8}\.(?:part|old)")
 
 
 def part_of(path: Path) -> Path:
-    """A new temporary name next to `path`, to be passed to `replace_file`. Removes the part files of dead processes."""
-    for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        match = _PART.fullmatch(old.name.removeprefix(f".{path.name}"))
-        if match and _is_left_over(old, match["machine"], int(match["pid"])):
-            _remove(old)
-    return path.with_name(f".{path.name}.{machine()}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    """A new temporary name next to `path`, to be passed to `replace_file`. Clears what dead processes left of `path`."""
+    _clear_left_overs(path)
+    return _temporary(path, "part")
+
+
+def clear_parts(folder: Path) -> None:
+    """Clears the part files and old folders in a folder that no other process writes to, whoever left them. Skips subfolders."""
+    for part in folder.glob(".*.part"):
+        remove(part)
+    for old in sorted(folder.glob(".*.old"), key=lambda old: old.stat().st_mtime, reverse=True):
+        if match := _TEMPORARY.fullmatch(old.name):
+            _restore_or_remove(old, folder / match["name"])
 
 
 def replace_file(part: Path, path: Path) -> None:
@@ -78,22 +85,54 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         yield part
         replace_folder(part, path)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        remove(part)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A new folder next to `path` for intermediate files. It is removed when the block ends or, after a kill, by the next write of
+    `path`."""
+    folder = part_of(path)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        remove(folder)
 
 
 def replace_folder(part: Path, path: Path) -> None:
     """Flushes the files of a written folder to disk and renames it to `path`. An existing folder is moved aside first and removed
-    last, so that a complete folder always exists on disk."""
-    for file in part.rglob("*"):
-        _flush(file)
-    _flush(part)
-    old = part_of(path) if path.exists() else None
+    last. After a kill between the renames, the next write of `path` or `clear_parts` restores it."""
+    flush_folder(part)
+    _clear_left_overs(path)
+    old = _temporary(path, "old") if path.exists() else None
     if old is not None:
+        os.utime(path)  # another machine counts the age of the old folder from now
         os.replace(path, old)
-    os.replace(part, path)
+    try:
+        os.replace(part, path)
+    except BaseException:
+        if old is not None:
+            _restore_or_remove(old, path)
+        raise
     _flush(path.parent)
     if old is not None:
-        shutil.rmtree(old)
+        remove(old)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flushes a folder and everything in it to disk."""
+    for path in folder.rglob("*"):
+        _flush(path)
+    _flush(folder)
+
+
+def remove(path: Path) -> None:
+    """Removes a temporary file or folder, as far as possible. Another process may be removing it too."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @cache
@@ -117,11 +156,27 @@ def _is_left_over(part: Path, where: str, pid: int) -> bool:
         return False
 
 
-def _remove(part: Path) -> None:
-    if part.is_dir():
-        shutil.rmtree(part, ignore_errors=True)
-    else:
-        part.unlink(missing_ok=True)
+def _temporary(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{machine()}.{os.getpid()}.{secrets.token_hex(4)}.{suffix}")
+
+
+def _clear_left_overs(path: Path) -> None:
+    for found in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        match = _TEMPORARY.fullmatch(found.name)
+        if match and match["name"] == path.name and _is_left_over(found, match["machine"], int(match["pid"])):
+            if found.suffix == ".old":
+                _restore_or_remove(found, path)
+            else:
+                remove(found)
+
+
+def _restore_or_remove(old: Path, path: Path) -> None:
+    """An old folder is the only complete copy while `path` is missing."""
+    if path.exists():
+        remove(old)
+        return
+    with suppress(OSError):  # another process has restored it or has written a new one
+        os.rename(old, path)
 
 
 def _flush(path: Path) -> None:

@@ -368,19 +368,36 @@ def test_a_recipe_that_names_another_rubric_than_its_pairs_is_warned(tmp_path, c
     assert "warning" in (said := capsys.readouterr().err) and "rubric crowdflower" in said
 
 
+@pytest.mark.parametrize("options", [{}, {"drop_duplicates": True}])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_an_import_that_dies_once_its_pairs_are_there_keeps_its_rejected_rows(tmp_path, interrupt_after, options, repeated):
+    rows = [["1", "q", "t", "", "4", "0"], ["2", "", "t", "", "4", "0"], ["3", "q", "t" if repeated else "u", "", "4", "0"]]
+    path = crowdflower(tmp_path, rows)
+    interrupt_after("pairs.parquet")
+    with pytest.raises(KeyboardInterrupt):
+        load("crowdflower", path, tmp_path, **options)
+    pairs = [pair.pair_id for pair in read_pairs(tmp_path / "out" / "pairs.parquet")]
+    rejected = (tmp_path / "out" / "pairs.rejected.jsonl").read_text()
+    again, _, lines = load("crowdflower", path, tmp_path, **options)
+    assert [pair.pair_id for pair in again] == pairs and [json.loads(line) for line in rejected.splitlines()] == lines != []
+
+
 def test_what_killed_imports_left_is_removed_and_what_others_write_is_not(tmp_path):
     path = crowdflower(tmp_path, [["1", "q", "t", "", "4", "0"]])
     dead = subprocess.Popen(["true"])
     dead.wait()
     (tmp_path / "out").mkdir()
-    names = ["pairs.parquet", ".pairs.parquet.all", "pairs.rejected.jsonl"]
+    names = ["pairs.parquet", "pairs.rejected.jsonl"]
     for pid in (dead.pid, os.getppid()):
         for name in names:
             (tmp_path / "out" / f".{name}.{machine()}.{pid}.0a1b2c3d.part").touch()
+        scratch = tmp_path / "out" / f".pairs.parquet.{machine()}.{pid}.1a1b2c3d.part"
+        scratch.mkdir()
+        (scratch / "all.parquet").touch()
     for drop in (True, False):
         load("crowdflower", path, tmp_path, drop_duplicates=drop)
     left = {file.name for file in (tmp_path / "out").iterdir()}
-    assert left == {"pairs.parquet", *(f".{name}.{machine()}.{os.getppid()}.0a1b2c3d.part" for name in names)}
+    assert left == {"pairs.parquet", scratch.name, *(f".{name}.{machine()}.{os.getppid()}.0a1b2c3d.part" for name in names)}
 
 
 def test_a_join_leaves_no_file_even_while_it_lasts(tmp_path, monkeypatch):

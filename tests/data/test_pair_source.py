@@ -1,6 +1,7 @@
 """PairSource: one import and one hash of the input a run, whoever asks for it and however often."""
 
 import builtins
+import json
 import multiprocessing
 import os
 import sys
@@ -71,6 +72,19 @@ def test_a_restarted_run_hashes_nothing_again_and_a_changed_file_is_noticed(sect
     assert opens == {"a.csv": 2, "pairs.parquet": 1}
 
 
+def test_another_machine_may_have_its_own_copy_of_the_input(section, tmp_path, monkeypatch):
+    path = PairSource(section, tmp_path / "run").path
+    notes = tmp_path / "run" / "data" / "inputs.json"
+    notes.write_text(json.dumps({**json.loads(notes.read_text()), "machine": "elsewhere"}))
+    os.utime(section.path, (1, 1))
+    monkeypatch.setenv("RANK", "1")
+    assert PairSource(section, tmp_path / "run").path == path
+    Path(section.path).write_text("query,title,label,split\nother,title,1,train\n")
+    monkeypatch.setattr("lore.data.pair_source.time.sleep", lambda seconds: pytest.fail("waits, as it should"))
+    with pytest.raises(pytest.fail.Exception, match="as it should"):
+        PairSource(section, tmp_path / "run").path  # noqa: B018
+
+
 def ask(section: DataSection, folder: Path, found) -> None:
     """In a process of its own: what rank 1 reads, and which inputs it opens for that."""
     os.environ["RANK"] = "1"
@@ -80,10 +94,16 @@ def ask(section: DataSection, folder: Path, found) -> None:
     found.put((queries, [path for path in opened if path.endswith(".csv")]))
 
 
-@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize("stale", ["", "other settings", "changed file", "other file"])
 def test_the_other_processes_wait_for_the_import_and_open_no_input(section, tmp_path, stale):
-    if stale:  # of another start, with other settings
+    """stale: how the import of an earlier start differs."""
+    if stale == "other settings":
         PairSource(section.model_copy(update={"split_fractions": {"a": 1.0}}), tmp_path / "run").fingerprint  # noqa: B018
+    elif stale:
+        PairSource(section, tmp_path / "run").fingerprint  # noqa: B018
+        if stale == "other file":
+            section = section.model_copy(update={"path": str(tmp_path / "b.csv")})
+        Path(section.path).write_text("query,title,label,split\n" + ROWS.replace("query", "other"))
     context = multiprocessing.get_context("spawn")
     found = context.Queue()
     other = context.Process(target=ask, args=(section, tmp_path / "run", found))
@@ -91,6 +111,18 @@ def test_the_other_processes_wait_for_the_import_and_open_no_input(section, tmp_
     time.sleep(2)
     assert found.empty()
     queries = [pair.query for pair in PairSource(section, tmp_path / "run").labeled()]
+    assert found.get(timeout=60) == (queries, [])
+    assert queries[0] == ("other 1" if stale.endswith("file") else "query 1")
+    other.join()
+
+
+def test_a_machine_without_the_input_files_takes_the_import_as_it_is(section, tmp_path):
+    queries = [pair.query for pair in PairSource(section, tmp_path / "run").labeled()]
+    Path(section.path).unlink()
+    context = multiprocessing.get_context("spawn")
+    found = context.Queue()
+    other = context.Process(target=ask, args=(section, tmp_path / "run", found))
+    other.start()
     assert found.get(timeout=60) == (queries, [])
     other.join()
 

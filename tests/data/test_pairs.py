@@ -386,6 +386,19 @@ def test_rejected_rows_are_written_all_or_nothing_and_an_old_file_goes(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rejected_rows_are_published_after_the_last_row_and_before_the_output(tmp_path):
+    with RejectedWriter(tmp_path / "a.parquet") as rejected:
+
+        def rows():
+            yield 1
+            rejected.write(Rejection("a.csv", 2, "title", "encoding", "x", "y"))
+            yield 3
+
+        published = [rejected.path.exists() for _ in rejected.before(rows())]
+        assert published == [False, False] and len(rejected.path.read_text().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.rejected.jsonl"]
+
+
 def test_duplicates_are_found_by_id_and_by_content_and_conflicts_by_label():
     rows = [
         pair(0, query="Red  shoes", title="A", label=None),

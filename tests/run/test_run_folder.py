@@ -16,7 +16,7 @@ from lore.run import dependencies
 from lore.run.dependencies import plain_environment, plan
 from lore.run.run_folder import RunFolder
 from lore.run.runner import main, run_recipe
-from lore.support.atomic_files import write_atomic
+from lore.support.atomic_files import machine, write_atomic
 from lore.support.errors import LoreError
 
 BODY = "stage: demo\nrun: a\n"
@@ -65,6 +65,20 @@ def test_a_run_without_a_result_takes_another_recipe(recipe, write_recipe):
     assert load_recipe(again.recipe_path) == changed
     assert again.manifest["recipe_hash"] == changed.fingerprint and again.manifest["fingerprints"] == {}
     assert not (again / "data").exists()
+
+
+def test_a_stage_names_the_files_that_it_prepares(recipe, write_recipe, monkeypatch):
+    folder = RunFolder.of(recipe).open(recipe)
+    (folder / "replay.jsonl").touch()
+    (folder / "checkpoints").mkdir()
+    changed = load_recipe(write_recipe("a.yaml", BODY + "tags: [y]"))
+    with pytest.raises(LoreError, match="tags"):
+        folder.check(changed)
+    monkeypatch.setattr(type(recipe), "prepared_files", recipe.prepared_files | {"replay.jsonl"})
+    RunFolder.of(changed).open(changed)
+    assert not (folder / "replay.jsonl").exists() and folder.changes(changed) == []
+    (folder / "checkpoints" / "checkpoint-1").mkdir()
+    assert not folder.is_unused(changed)
 
 
 def test_a_key_that_went_is_a_change_and_a_newer_one_only_off_its_default(recipe, write_recipe):
@@ -188,6 +202,39 @@ def test_two_processes_cannot_use_one_folder_and_a_killed_one_frees_it(recipe, w
     look = f"from lore.run.run_folder import RunFolder; print(RunFolder({str(folder.path)!r}).user)"
     assert run_python("-c", look).stdout.strip() == str(os.getpid())  # the lock is still held
     folder.close()
+
+
+def test_a_run_killed_while_it_writes_a_folder_opens_again(recipe):
+    folder = RunFolder.of(recipe).open(recipe)
+    folder.record({"step": 1})
+    folder.close()
+    code = (
+        "import os, pathlib, signal, sys; from lore.support.atomic_files import folder_written_whole\n"
+        "with folder_written_whole(pathlib.Path(sys.argv[1])) as part:\n"
+        "    part.mkdir(); (part / 'weights').touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert run_python("-c", code, folder / "model").returncode == -signal.SIGKILL
+    assert list(folder.path.glob(".model.*.part/weights"))
+    again = RunFolder.of(recipe).open(recipe)
+    assert again.metrics() == [{"step": 1}] and not list(folder.path.glob(".model*"))
+
+
+def test_an_opened_run_clears_its_own_folders_and_no_others(recipe, tmp_path):
+    """A restarted container counts as another machine, so only the lock shows that its writers are gone."""
+    folder = RunFolder.of(recipe).open(recipe)
+    folder.close()
+    other = "00000000" if machine() != "00000000" else "11111111"
+    part = f".rows.arrow.{other}.{os.getpid()}.0a1b2c3d.part"
+    own, inner, shared = folder / "data", folder / "b", tmp_path / "shared"
+    for place in (own, inner, inner / "data", shared):
+        place.mkdir()
+        (place / part).touch()
+    (inner / "recipe.yaml").write_text("run: a/b")
+    (folder / "linked").symlink_to(shared)
+    (own / f".photos.{other}.1.0a1b2c3d.old").mkdir()
+    RunFolder.of(recipe).open(recipe)
+    assert [path.name for path in own.iterdir()] == ["photos"]
+    assert all((place / part).exists() for place in (inner, inner / "data", shared))
 
 
 def test_a_finished_run_is_not_repeated(demo, write_recipe, runs, capsys):

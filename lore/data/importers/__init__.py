@@ -32,16 +32,26 @@ def open_source(name: str, path: str | Path, *, encoding: str | None = None, opt
         if option not in known:
             takes = f"its options are {', '.join(known)}" if known else "it has no options"
             raise LoreError(f"Source {name} has no option {option!r}; {takes}.{nearest_hint(option, known)}")
-    if not str(path).startswith("hub:"):
-        path = Path(path).expanduser()
-    elif name != "rair":
-        raise LoreError(f"{path}: only source rair reads from the hub; {name} reads local files. {module.WHERE}")
-    files = module.files(path)
+    path, files = _located(name, path)
     rows = module.read(path, encoding, **(options or {}))
     folder = files[0].parent if files else None
     total = module.count(files) if hasattr(module, "count") else None
     extra = partial(module.unmapped, path, encoding, **(options or {})) if hasattr(module, "unmapped") else list
     return Source(name, module.RUBRIC, rows, files, total, folder, extra)
+
+
+def source_files(name: str, path: str | Path) -> list[Path]:
+    """The files of a source, none for the hub. Opens no file. Raises LoreError for a missing file, with where to get it."""
+    return _located(name, path)[1]
+
+
+def _located(name: str, path: str | Path) -> tuple[str | Path, list[Path]]:
+    module = importlib.import_module(f"lore.data.importers.{name}")
+    if not str(path).startswith("hub:"):
+        path = Path(path).expanduser()
+    elif name != "rair":
+        raise LoreError(f"{path}: only source rair reads from the hub; {name} reads local files. {module.WHERE}")
+    return path, module.files(path)
 
 
 def source_options(name: str) -> list[str]:

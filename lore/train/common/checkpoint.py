@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lore.run.run_folder import RunFolder
+from lore.support.atomic_files import flush_folder, write_atomic
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process
 
@@ -23,6 +24,12 @@ def last_checkpoint(folder: RunFolder) -> Path | None:
         elif is_main_process():
             shutil.rmtree(path)
     return max(whole, key=step_of, default=None)
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Writes the marker once the files are flushed to disk: after a power loss a marker must not vouch for lost files."""
+    flush_folder(checkpoint)
+    write_atomic(checkpoint / COMPLETE, "")
 
 
 def drop_old_checkpoints(folder: Path, keep: int) -> None:

@@ -30,7 +30,7 @@ from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.library_logging import silence
 from lore.support.processes import world_size
-from lore.train.common.checkpoint import COMPLETE, drop_old_checkpoints, last_checkpoint, step_of
+from lore.train.common.checkpoint import drop_old_checkpoints, last_checkpoint, mark_complete, step_of
 from lore.train.common.config import TrainSection
 from lore.train.common.lora import whole_layers_in_float32
 from lore.train.common.lr_multipliers import scale_rates
@@ -204,7 +204,7 @@ class Recorder(TrainerCallback):
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             if self.on_saved is not None:
                 self.on_saved(checkpoint)
-            (checkpoint / COMPLETE).touch()
+            mark_complete(checkpoint)
             drop_old_checkpoints(checkpoint.parent, self.keep)
 
     def stop_bar(self) -> None:

@@ -178,8 +178,8 @@ def pool_row(pair: Pair, verdict: Verdict, completions: list[Completion], rubric
 def merge(store: ChunkStore, chunks: int, folder: RunFolder, metadata: dict[str, str]) -> tuple[Path, int]:
     """Writes pool.parquet and rejected.jsonl, with one chunk in memory at a time. Returns (path, number of rejected rows)."""
     path, kept = folder / "pool.parquet", 0
-    with RejectedWriter(path, folder / "rejected.jsonl") as rejected:
-        with written_whole(path) as file, pq.ParquetWriter(file, POOL_SCHEMA.with_metadata(metadata)) as writer:
+    with written_whole(path) as file, pq.ParquetWriter(file, POOL_SCHEMA.with_metadata(metadata)) as writer:
+        with RejectedWriter(path, folder / "rejected.jsonl") as rejected:  # published before the pool
             for number in range(chunks):
                 table = pa.Table.from_batches(store.batches(number), _CHUNK_SCHEMA)
                 good = table.filter(table["rejected"].is_null()).drop_columns("rejected")

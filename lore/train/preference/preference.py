@@ -136,7 +136,8 @@ def load_rows(recipe: PreferenceRecipe, source: PairSource, start: Start) -> dat
             schema = preference_schema(recipe.stage, takes_photos(processor, fmt))
             with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
                 renderer = Renderer(rubric, fmt, processor, recipe.train.max_tokens)
-                write_rows(_rendered(_preferences(recipe, source, start, rejected), renderer, rejected), schema, path)
+                rows = _rendered(_preferences(recipe, source, start, rejected), renderer, rejected)
+                write_rows(rejected.before(rows), schema, path)
             photo_file(folder).unlink(missing_ok=True)  # the rows contain their photos
             if rejected.count:
                 say(f"{rejected.count:,} preferences were rejected; {rejected.path} lists them with their reasons")

@@ -133,6 +133,7 @@ class RolloutRecipe(BaseRecipe):
     """Shared by the recipes of grpo and ppo."""
 
     irrelevant_keys = MAY_CHANGE
+    prepared_files = BaseRecipe.prepared_files | {"rejected_replay.jsonl"}
 
     model: ModelSection
     data: JudgedDataSection

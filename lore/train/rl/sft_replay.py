@@ -70,7 +70,7 @@ def write_replay(recipe: RolloutRecipe, data: PairSource, start: Start) -> None:
             "Set replay.path to the pairs of a synthesize run, or remove the replay section."
         )
         schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
-        write_rows(rows(), schema, path, nothing=nothing)
+        write_rows(rejected.before(rows()), schema, path, nothing=nothing)
 
 
 def replay_rows_per_pass(recipe: RolloutRecipe) -> tuple[int, int]:

@@ -101,7 +101,7 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Da
             schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
             with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
                 judging = _pair_rows(recipe, source, rubric, fmt, processor, rejected)
-                rows = chain(judging, _task_rows(recipe, fmt, processor))
+                rows = rejected.before(chain(judging, _task_rows(recipe, fmt, processor)))
                 write_rows(rows, schema, path, nothing=nothing)
             if rejected.count:
                 say(f"{rejected.count:,} pairs were rejected; {rejected.path} lists them with their reasons")

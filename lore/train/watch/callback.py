@@ -220,7 +220,7 @@ class ProbeCallback(TrainerCallback):
                 shutil.rmtree(path)
 
     def _save(self, target: Path) -> None:
-        part = target.with_name(f"{target.name}.part")  # one name for all processes, which write into it together
+        part = target.with_name(f".{target.name}.part")  # one name for all processes, which write into it together
         if is_main_process() and part.exists():
             shutil.rmtree(part)
         self.trainer.accelerator.wait_for_everyone()

@@ -1,6 +1,7 @@
 """Training on the platform alone: no pair, no rubric and no judge is known, and killed runs go on to the same end."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from conftest import run_python
 from safetensors.numpy import load_file
 
 from lore.run.run_folder import RunFolder
-from lore.train.common.checkpoint import COMPLETE
+from lore.train.common.checkpoint import COMPLETE, mark_complete
 
 SCRIPT = Path(__file__).with_name("text_stages.py")
 STEPS = 8
@@ -40,6 +41,22 @@ def test_texts_are_trained_on_without_the_domain_and_a_killed_run_ends_like_a_wh
     kept = sorted((killed / "checkpoints").glob("checkpoint-*"))
     assert [path.name for path in kept] == ["checkpoint-6", "checkpoint-8"]
     assert all((path / COMPLETE).is_file() and (path / "note.txt").is_file() for path in kept)
+
+
+def test_the_files_of_a_checkpoint_are_on_disk_before_its_marker(tmp_path, monkeypatch):
+    (tmp_path / "sharded").mkdir()
+    (tmp_path / "sharded" / "weights").touch()
+    flushed, fsync = [], os.fsync
+
+    def noting(handle):
+        flushed.append((Path(os.readlink(f"/proc/self/fd/{handle}")).name, (tmp_path / COMPLETE).exists()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    mark_complete(tmp_path)
+    assert {("sharded", False), ("weights", False), (tmp_path.name, False), (tmp_path.name, True)} <= set(flushed)
+    assert {path.name for path in tmp_path.iterdir()} == {"sharded", COMPLETE}
+    assert any(name.startswith(f".{COMPLETE}.") and not there for name, there in flushed)
 
 
 def test_a_model_is_opened_with_the_head_and_the_config_that_are_asked_for(tmp_path):

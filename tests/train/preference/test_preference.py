@@ -249,7 +249,7 @@ def test_a_vision_judge_that_is_shown_no_photo(recipe, tiny):
     assert not [name for name in weights(folder) if "vision" in name or "connector" in name]
 
 
-def test_raters_tables_alone_and_beside_a_pool(recipe, tiny, pool, tmp_path):
+def test_raters_tables_alone_and_beside_a_pool(recipe, tiny, pool, tmp_path, interrupt_after):
     pairs = list(read_pairs(tiny.pairs, split="train", limit=4))
     table = tmp_path / "raters.jsonl"
     rows = [
@@ -257,6 +257,9 @@ def test_raters_tables_alone_and_beside_a_pool(recipe, tiny, pool, tmp_path):
     ]
     rows.append({"pair_id": "nobody", "chosen": answer("L4", "yes"), "rejected": "no", "source": "anna"})
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    interrupt_after("rows.arrow")
+    with pytest.raises(KeyboardInterrupt):  # the run resumes with its rows and its rejected ones
+        run_recipe(recipe("alone", preferences={"tables": [str(table)]}))
     alone = run_recipe(recipe("alone", preferences={"tables": [str(table)]}))
     assert alone.summary["preferences"] == 4 and alone.summary["rejected"] == 1
     (line,) = (alone / "rejected.jsonl").read_text().splitlines()

@@ -126,6 +126,15 @@ def with_pairs(tiny, folder, change) -> str:
     return str(folder / "pairs.parquet")
 
 
+def test_a_run_that_dies_once_its_rows_are_there_keeps_its_rejected_pairs(train, tiny, tmp_path, interrupt_after):
+    path = with_pairs(tiny, tmp_path, lambda pairs: setattr(pairs[2], "label", "L9"))
+    interrupt_after("rows.arrow")
+    with pytest.raises(KeyboardInterrupt):
+        train("dies", steps=2, data={"path": path})
+    folder = train("dies", steps=2, data={"path": path})
+    assert folder.summary["rejected"] == 1 and len((folder / "rejected.jsonl").read_text().splitlines()) == 1
+
+
 def test_pairs_that_cannot_be_rendered_are_kept_with_their_reason_and_the_others_trained(train, tiny, tmp_path):
     def spoil(pairs):
         pairs[0].query = "lamp " * 3000

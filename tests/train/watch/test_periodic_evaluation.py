@@ -313,7 +313,7 @@ def test_a_run_that_dies_while_its_first_weights_are_written_starts_over(tiny, t
     callback = watched(tiny, trainer, processor, folder, section)
 
     def die(step):
-        (folder / f"best-{step}.part").mkdir()
+        (folder / f".best-{step}.part").mkdir()
         raise KeyboardInterrupt
 
     callback._keep = die
