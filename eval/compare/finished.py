@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from lore.config.stages import RENAMED
 from lore.eval.measures.bootstrap import Estimate
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
@@ -183,8 +184,11 @@ def _schema(path: Path) -> list[str]:
 
 
 def _stage(folder: Path) -> str | None:
-    """The stage of a run folder; None if the folder is not a run."""
-    return str(_recipe(folder).get("stage")) if RunFolder(folder).exists else None
+    """The stage of a run folder by its present name; None if the folder is not a run."""
+    if not RunFolder(folder).exists:
+        return None
+    stage = str(_recipe(folder).get("stage"))
+    return RENAMED.get(stage, stage)
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
