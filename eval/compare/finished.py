@@ -157,7 +157,7 @@ def _read_file(path: Path) -> Finished:
             f"{path} has no column {' and no '.join(absent)}, so it was not written by an evaluation. Evaluate it first: as a "
             "judge of kind predictions in a recipe of stage evaluate."
         )
-    judges = pc.unique(pq.read_table(path, columns=["judge"])["judge"]).to_pylist()
+    judges = pc.unique(_table(path, path, ["judge"])["judge"]).to_pylist()
     return Finished(str(path), path, judges={str(judge): {} for judge in judges})
 
 
@@ -167,10 +167,14 @@ def read_columns(run: Finished, columns: Iterable[str], judge: str) -> pa.Table:
     if not path.is_file():
         raise damaged(run.folder, "it has no predictions.parquet")
     names = _schema(path)
+    return _table(path, run.folder or path, [name for name in columns if name in names], [("judge", "=", judge)])
+
+
+def _table(path: Path, owner: Path, columns: list[str], filters: list[tuple] | None = None) -> pa.Table:
     try:
-        return pq.read_table(path, columns=[name for name in columns if name in names], filters=[("judge", "=", judge)])
+        return pq.read_table(path, columns=columns, filters=filters)
     except (pa.ArrowException, OSError) as error:
-        raise damaged(run.folder or path, f"{path.name} cannot be read ({error})") from error
+        raise damaged(owner, f"{path.name} cannot be read ({error})") from error
 
 
 def _schema(path: Path) -> list[str]:

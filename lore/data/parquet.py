@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lore.data.pair import DEMAND_FIELDS, FIELDS, PAIR_SCHEMA, REQUIRED, Pair
-from lore.data.tables.text_tables import once_each
+from lore.data.tables.text_tables import once_each, open_parquet
 from lore.rubric.demand import Demand
 from lore.support.atomic_files import part_of, replace_file
 from lore.support.errors import LoreError
@@ -252,19 +252,13 @@ def pair_files(path: str | Path) -> list[Path]:
 @contextmanager
 def _open(file: Path) -> Iterator[pq.ParquetFile]:
     """An open pairs file. Raises LoreError for other kinds of files and for damage found while reading."""
-    try:
-        with pq.ParquetFile(file) as parquet:
-            missing = [name for name in REQUIRED if name not in parquet.schema_arrow.names]
-            if missing:
-                raise LoreError(
-                    f"{file} is not a pairs file: column {', '.join(missing)} is missing, found "
-                    f"{', '.join(parquet.schema_arrow.names[:20])}. Import it with "
-                    "`lore data import table FILE --map query=...,title=...,label=... -o pairs.parquet`."
-                )
-            once_each(file, parquet.schema_arrow.names)
-            yield parquet
-    except (pa.ArrowException, OSError) as error:
-        raise LoreError(
-            f"{file} is not a readable Parquet file ({error}). It may be damaged or partly copied. Import other tables "
-            "with `lore data import table`."
-        ) from error
+    with open_parquet(file, "Import other tables with `lore data import table`.") as parquet:
+        missing = [name for name in REQUIRED if name not in parquet.schema_arrow.names]
+        if missing:
+            raise LoreError(
+                f"{file} is not a pairs file: column {', '.join(missing)} is missing, found "
+                f"{', '.join(parquet.schema_arrow.names[:20])}. Import it with "
+                "`lore data import table FILE --map query=...,title=...,label=... -o pairs.parquet`."
+            )
+        once_each(file, parquet.schema_arrow.names)
+        yield parquet

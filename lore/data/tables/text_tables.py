@@ -75,14 +75,14 @@ def jsonl_records(path: Path, required: Iterable[str] = (), *, encoding: str = "
 
 
 def parquet_records(
-    path: Path, required: Iterable[str], columns: list[str] | None = None, *, keep=None, batch_rows: int = 1024
+    path: Path, required: Iterable[str], columns: list[str] | None = None, *, keep=None, batch_rows: int = 1024, hint: str = ""
 ) -> Iterator[Record]:
     """Rows of a Parquet file. `columns`: optional columns to read besides the required ones; None: all. `keep`: function from a
-    batch to an Arrow mask of the rows to yield.
+    batch to an Arrow mask of the rows to yield. hint: what to change, for the errors of a damaged file or a missing column.
     """
-    with open_parquet(path) as parquet:
+    with open_parquet(path, hint) as parquet:
         names = parquet.schema_arrow.names
-        need_columns(path, required, names)
+        need_columns(path, required, names, f"{hint and ' '}{hint}")
         once_each(path, names)
         wanted = names if columns is None else [name for name in dict.fromkeys([*required, *columns]) if name in names]
         row = 0
@@ -119,8 +119,8 @@ def _cell(scalar: Any) -> Any:
 
 
 @contextmanager
-def open_parquet(path: Path) -> Iterator[Any]:
-    """An open ParquetFile. Raises LoreError for damage found on opening or while reading."""
+def open_parquet(path: str | Path, hint: str = "") -> Iterator[Any]:
+    """An open ParquetFile. Raises LoreError for damage found on opening or while reading. hint: what to change, for that error."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -128,8 +128,10 @@ def open_parquet(path: Path) -> Iterator[Any]:
         with pq.ParquetFile(path) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
+        why = " ".join(str(error).split())[:300]
         raise LoreError(
-            f"{path} is not a readable Parquet file: {error}. It may be damaged, partly downloaded, or a Git LFS pointer."
+            f"{path} is not a readable Parquet file ({why}). It may be damaged, partly downloaded, or a Git LFS pointer."
+            f"{hint and ' '}{hint}"
         ) from error
 
 

@@ -443,6 +443,16 @@ def test_a_predictions_file_alone_takes_the_rubric_of_the_run_it_is_compared_wit
         opened(two[0], write_jsonl(tmp_path / "p.jsonl"))
 
 
+def test_a_predictions_file_with_damaged_columns_is_named(two, tmp_path):
+    alone = tmp_path / "moved.parquet"
+    content = bytearray((two[1] / "predictions.parquet").read_bytes())
+    columns = int.from_bytes(content[-8:-4], "little") + 8  # the schema behind the columns stays whole
+    content[4:-columns] = bytes(len(content) - 4 - columns)
+    alone.write_bytes(content)
+    with pytest.raises(LoreError, match="moved.parquet is damaged: moved.parquet cannot be read"):
+        read_run(alone)
+
+
 def write_jsonl(path):
     path.write_text('{"pair_id": "a", "tier": "1"}\n')
     return path
