@@ -100,7 +100,7 @@ def _to_column(name: str, values: list[Any]) -> pa.Array:
         return pa.array(values, kind)
     except (pa.ArrowException, UnicodeError, TypeError) as error:
         raise LoreError(
-            f"Pair field {name} cannot be stored as {kind}: {error}. Validate raw rows with row_validation.check_row first."
+            f"Pair field {name} cannot be stored as {kind}: {error}. Validate raw rows with row_validation.RowChecker first."
         ) from error
 
 

@@ -162,7 +162,7 @@ def score_answers(
     if not scored:
         return
     begun = [
-        with_verdict_prefix(prompt, rubric, fmt, tokens, rationale=verdict.rationale) for prompt, verdict in scored
+        with_verdict_prefix(prompt, fmt, tokens, rationale=verdict.rationale) for prompt, verdict in scored
     ]
     try:
         probabilities = np.asarray(engine.score(begun), dtype=np.float64)

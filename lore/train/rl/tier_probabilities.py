@@ -18,7 +18,7 @@ def with_probabilities(trainer: Any, messages: list[list[dict]], answers: list[A
     with policy(trainer) as model:
         engine = TransformersEngine(model, prompts.processor, prompts.rubric)
         begun = [
-            with_verdict_prefix(messages[place], prompts.rubric, prompts.fmt, engine.verdict, answers[place].judgement.rationale)
+            with_verdict_prefix(messages[place], prompts.fmt, engine.verdict, answers[place].judgement.rationale)
             for place in read
         ]
         scored = engine.score(begun)
