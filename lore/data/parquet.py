@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lore.data.pair import DEMAND_FIELDS, FIELDS, PAIR_SCHEMA, REQUIRED, Pair
-from lore.data.tables.text_tables import once_each, open_parquet
+from lore.data.tables.parquet_files import open_parquet
+from lore.data.tables.text_tables import once_each
 from lore.rubric.demand import Demand
 from lore.support.atomic_files import part_of, replace_file
 from lore.support.errors import LoreError

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lore.data.rejected_rows import Rejection, short
+from lore.data.tables.parquet_files import open_parquet
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 
@@ -116,23 +117,6 @@ def _cell(scalar: Any) -> Any:
         return scalar.as_py()
     except UnicodeDecodeError as error:
         return error.object.decode("utf-8", "surrogateescape")
-
-
-@contextmanager
-def open_parquet(path: str | Path, hint: str = "") -> Iterator[Any]:
-    """An open ParquetFile. Raises LoreError for damage found on opening or while reading. hint: what to change, for that error."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as parquet:
-            yield parquet
-    except (pa.ArrowException, OSError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise LoreError(
-            f"{path} is not a readable Parquet file ({why}). It may be damaged, partly downloaded, or a Git LFS pointer."
-            f"{hint and ' '}{hint}"
-        ) from error
 
 
 def check_encoding(encoding: str) -> str:

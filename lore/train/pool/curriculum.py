@@ -17,7 +17,7 @@ import pyarrow as pa
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.parquet import WITHOUT_PHOTO
-from lore.data.tables.text_tables import open_parquet
+from lore.data.tables.parquet_files import open_parquet
 from lore.engines.config import ModelSection
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint
