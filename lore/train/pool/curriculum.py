@@ -37,7 +37,8 @@ def read_pool(path: str | Path) -> pa.Table:
         table = file.read()
     if missing := [name for name in NEEDED if name not in table.column_names]:
         raise LoreError(
-            f"pool.path {path} has no column {', '.join(missing)}, so it is no pool; found {', '.join(table.column_names[:20])}.\n"
+            f"pool.path {path} has no column {', '.join(missing)}, so it is not a pool; "
+            f"found {', '.join(table.column_names[:20])}.\n"
             "Give the pool.parquet of a run of stage pool."
         )
     return table
