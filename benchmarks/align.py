@@ -18,6 +18,9 @@ import pyarrow.parquet as pq
 from seeds import RECIPES, evaluations, times_drawn
 
 from lore.eval.measures.samples import pass_at
+from lore.judge.chunk_store import ChunkStore
+from lore.judge.confusion import NO_VERDICT, confusion_matrix, macro_f1
+from lore.judge.resumable import SAMPLES_SCHEMA
 from lore.run.dependencies import run_in_subprocess
 from lore.run.run_folder import RunFolder
 
@@ -38,8 +41,8 @@ def judged(run: Path) -> dict[str, dict[str, np.ndarray]]:
             one[key].append(row[key])
         one["id"].append(row["pair_id"])
     for judge, one in found.items():
-        files = sorted((run / "verdicts" / judge / "samples").glob("*.parquet"))
-        drawn = {row["pair_id"]: row["tiers"] for file in files for row in pq.read_table(file).to_pylist()}
+        store = ChunkStore(run / "verdicts" / judge / "samples", SAMPLES_SCHEMA, holds="samples")
+        drawn = {row["pair_id"]: row["tiers"] for row in store.rows()}
         if not drawn:
             continue
         # Only some of the pairs have samples.
@@ -51,13 +54,13 @@ def judged(run: Path) -> dict[str, dict[str, np.ndarray]]:
     return {judge: {key: np.asarray(value) for key, value in one.items()} for judge, one in found.items()}
 
 
-def macro_f1(label: np.ndarray, tier: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Macro-F1 [draws] over the tiers that occur as labels. weights [draws, pairs]."""
-    scores = []
-    for name in np.unique(label):
-        hit, said, gold = (tier == name) & (label == name), tier == name, label == name
-        scores.append(2 * weights @ hit / np.maximum(weights @ said + weights @ gold, 1e-12))
-    return np.mean(scores, axis=0)
+def weighted_macro_f1(label: np.ndarray, tier: np.ndarray, groups: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Macro-F1 [draws]. label, tier [pairs]: names of tiers, None for no verdict. groups [pairs]: query indices. times [draws,
+    queries]: how often each query counts."""
+    names = sorted({*label, *tier} - {None})
+    index = {None: NO_VERDICT} | {name: at for at, name in enumerate(names)}
+    gold, predicted = (np.array([index[name] for name in values]) for values in (label, tier))
+    return macro_f1(np.tensordot(times, confusion_matrix(gold, predicted, len(names), groups=groups), 1))
 
 
 def tables(runs: list[Path]) -> str:
@@ -66,7 +69,8 @@ def tables(runs: list[Path]) -> str:
     ece = [{name: one["metrics"]["ece_calibrated"]["value"] for name, one in metrics(run).items()} for run in runs]
     first = seeds[0][START]
     groups, drawn = times_drawn(first["query"])
-    weights = np.concatenate([np.ones((1, len(groups))), drawn[:, groups]])
+    times = np.concatenate([np.ones((1, drawn.shape[1])), drawn])
+    weights = times[:, groups]
     columns = ["judge", "pass@1", "points to SFT", "pass@8", "points to SFT", "Acc@4", "points to SFT", "Macro-F1"]
     lines = ["| " + " | ".join([*columns, "no verdict", "of samples", "ECE after T", "pass@1 by seed"]) + " |"]
     lines.append("|---" * 12 + "|")
@@ -77,7 +81,7 @@ def tables(runs: list[Path]) -> str:
         for key in ("pass@1", "pass@8", "right"):
             value = mean(seeds, name, key, weights)
             cells += [shown(value, 1), "" if name == START else shown(100 * (value - start[key]), 2)]
-        f1 = np.mean([macro_f1(one[name]["label"], one[name]["tier"], weights) for one in seeds], axis=0)
+        f1 = np.mean([weighted_macro_f1(one[name]["label"], one[name]["tier"], groups, times) for one in seeds], axis=0)
         failed, sampled = mean(seeds, name, "failed", weights), mean(seeds, name, "failed, sampled", weights)
         cells += [shown(f1, 1), f"{failed[0]:.2%}", f"{sampled[0]:.2%}", f"{np.mean([one[name] for one in ece]):.3f}"]
         cells.append(" ".join(f"{np.nanmean(one[name]['pass@1']):.3f}" for one in seeds))

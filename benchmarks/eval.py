@@ -129,14 +129,14 @@ def peak_mb() -> float:
 
 
 def measure(folder: Path, files: dict[str, str], draws: int) -> Phases:
-    from lore.eval import evaluate as rair
+    from lore.eval import evaluate
     from lore.eval.report import write as output
     from lore.run.runner import run_recipe
 
     phases = Phases()
-    phases.watch("read pairs", rair, "load_data")
-    phases.watch("read predictions", rair, "read_verdicts")
-    phases.watch("metrics and intervals", rair, "score")
+    phases.watch("read pairs", evaluate, "load_data")
+    phases.watch("read predictions", evaluate, "read_verdicts")
+    phases.watch("metrics and intervals", evaluate, "score")
     phases.watch("predictions.parquet", output, "write_predictions")
     phases.watch("report.html", output, "write_report")
     path = folder / "eval.yaml"

@@ -73,12 +73,12 @@ def prepare(folder: Path, size: str, steps: int, batch: int, micro: int) -> Path
 def set_up(path: Path, name: str):
     from lore.config.stages import load_recipe
     from lore.run.run_folder import RunFolder
-    from lore.train.rl import setup as align
+    from lore.train.rl import setup
 
     recipe = load_recipe(path, [f"run={name}"])
     folder = RunFolder.of(recipe)
     folder.open(recipe)
-    return align.set_up(recipe, folder, recipe.grpo, loss_type=recipe.grpo.loss, scale_rewards=recipe.grpo.scale)
+    return setup.set_up(recipe, folder, recipe.grpo, loss_type=recipe.grpo.loss, scale_rewards=recipe.grpo.scale)
 
 
 def ours(path: Path, number: int):

@@ -57,7 +57,7 @@ def with_benchmark(recipe: Any) -> Any:
         raise ValueError(str(error)) from error
     data, own = definition["recipe"].get("data", {}), recipe.get("data")
     if isinstance(own, dict) and own.get("source", data.get("source")) != data.get("source"):
-            data.pop("options", None)  # they belong to the benchmark's importer, which the recipe replaces
+        data.pop("options", None)  # they belong to the benchmark's importer, which the recipe replaces
     return _merged(definition["recipe"], recipe)
 
 

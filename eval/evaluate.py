@@ -36,7 +36,7 @@ from lore.judge.resumable import Asker, Verdicts
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
-from lore.support.processes import is_main_process
+from lore.support.processes import is_main_process, say
 from lore.support.progress import track
 
 MAX_SLICES = 60
@@ -166,6 +166,8 @@ def load_data(recipe: EvaluateRecipe, folder: RunFolder) -> EvalData:
     ratings = raters = None
     if recipe.metrics.ratings:
         ratings = read_ratings(recipe.metrics.ratings, rubric, test.pair_ids)
+        if ratings.unrated:
+            say(f"metrics.ratings has no rating for {ratings.unrated:,} of {len(test.pair_ids):,} test pairs")
         raters = ceiling(
             ratings,
             test.groups,

@@ -115,15 +115,6 @@ class Counts:
     def to_json(self) -> str:
         return json.dumps(vars(self), ensure_ascii=False)
 
-    @classmethod
-    def from_json(cls, text: str) -> "Counts":
-        """Reads the output of `to_json`."""
-        values = json.loads(text)
-        counts = cls(**{name: Counter(value) if isinstance(value, dict) else value for name, value in values.items()})
-        counts.attempts = Counter({int(number): pairs for number, pairs in values["attempts"].items()})
-        counts.steps = {step: Counter(took) for step, took in values["steps"].items()}
-        return counts
-
     def _keep(self, samples: list[dict[str, Any]]) -> None:
         self.samples = sorted([*self.samples, *samples], key=lambda sample: (sample["rank"], json.dumps(sample)))[:SAMPLES]
 

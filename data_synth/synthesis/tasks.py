@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from lore.data.images import ImageError
 from lore.data.pair import PAIR_SCHEMA, Pair
+from lore.data.tables.text_tables import parquet_records
 from lore.data_synth.synthesis import knowledge, multimodal, rules
 from lore.data_synth.synthesis.teacher_prompts import Prompts
 from lore.data_synth.synthesis.trace import Evidence, Trace, Wish
@@ -91,9 +92,8 @@ def task_row(step: str, pair: Pair, trace: Trace, prompts: Prompts) -> dict[str,
 
 
 def read_tasks(files: list[Path]) -> Iterator[dict[str, Any]]:
-    """The rows of task files, with messages as Python values."""
+    """The rows of task files, with messages as Python values. Raises LoreError for a file that is damaged or lacks a column."""
+    hint = "A run of stage synthesize with `tasks` writes such a file, tasks/<step>.parquet."
     for file in files:
-        with pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(BATCH):
-                for row in batch.to_pylist():
-                    yield row | {"messages": json.loads(row["messages"])}
+        for _, row in parquet_records(file, SCHEMA.names, batch_rows=BATCH, hint=hint):
+            yield row | {"messages": json.loads(row["messages"])}

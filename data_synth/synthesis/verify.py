@@ -56,7 +56,7 @@ def one_verdict(draft: Draft, pair: Pair, view: View) -> str | None:
     if len(draft.verdicts) != 1:
         return f"{len(draft.verdicts)} verdicts: {', '.join(draft.verdicts[:5])}"
     if draft.tier not in view.rubric.tier_ids:
-        return f"{draft.tier!r} is no tier of rubric {view.rubric.name}"
+        return f"{draft.tier!r} is not a tier of rubric {view.rubric.name}"
     for order in ("reason_first", "answer_first"):
         fmt = PromptFormat(order=order)
         judgement = parse(render_answer(Judgement(draft.tier, rationale=draft.rationale), view.rubric, fmt), view.rubric, fmt)
@@ -79,7 +79,7 @@ def rules(draft: Draft, pair: Pair, view: View) -> str | None:
     praised = {rule.dimension for rule in view.rubric.rules if rule.tier == best}
     for wish, ruling in zip(draft.wishes, draft.rulings, strict=False):
         if ruling.tier not in view.rubric.tier_ids:
-            return f"{wish.dimension}: {ruling.tier!r} is no tier"
+            return f"{wish.dimension}: {ruling.tier!r} is not a tier"
         if not ruling.rule:
             # Some rubrics have only rules for mismatches of a dimension; a fulfilled demand then has no rule to name.
             if wish.dimension in dimensions and (ruling.tier != best or wish.dimension in praised):
@@ -87,7 +87,7 @@ def rules(draft: Draft, pair: Pair, view: View) -> str | None:
             continue
         rule = known.get(ruling.rule)
         if rule is None:
-            return f"{wish.dimension}: {ruling.rule!r} is no rule"
+            return f"{wish.dimension}: {ruling.rule!r} is not a rule"
         if rule.dimension != wish.dimension:
             return f"{wish.dimension}: rule {rule.id} is about {rule.dimension}"
         if rule.tier != ruling.tier:

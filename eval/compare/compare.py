@@ -33,7 +33,7 @@ from lore.rubric.cost_matrix import cost_matrix
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 
-BETTER, WORSE, UNCLEAR, SAME = "better", "worse", "not told apart", "the same"
+BETTER, WORSE, UNCLEAR, SAME = "better", "worse", "inconclusive", "the same"
 MIN_QUERIES = 6
 MAX_SLICES = 60
 OF_PROBABILITIES = ("auc", "ndcg", "brier", "ece", "ece_calibrated")

@@ -51,7 +51,7 @@ def report(
         console.print()
         _print_sentences(console, comparison, titles)
         _print_metrics(console, comparison, titles)
-        _print_parts(console, comparison, titles, metrics)
+        _print_parts(console, comparison, metrics)
         if not metrics:
             _print_apart(console, comparison)
         _print_changes(console, comparison, rows, shown)
@@ -141,7 +141,7 @@ def _print_metrics(console: Console, comparison: Comparison, titles: dict[str, s
     console.print(table)
 
 
-def _print_parts(console: Console, comparison: Comparison, titles: dict[str, str], metrics: Sequence[str]) -> None:
+def _print_parts(console: Console, comparison: Comparison, metrics: Sequence[str]) -> None:
     name = "acc_2" if "acc_2" in metrics and "acc_k" not in metrics else "acc_k"
     title = {"acc_2": "Acc@2", "acc_k": f"Acc@{len(comparison.baseline.run.tiers)}"}[name]
     recall = f"{title} by label" + (" (recall of the tier)" if name == "acc_k" else "")

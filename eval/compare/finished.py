@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from lore.config.stages import RENAMED
 from lore.eval.measures.bootstrap import Estimate
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
@@ -156,7 +157,7 @@ def _read_file(path: Path) -> Finished:
             f"{path} has no column {' and no '.join(absent)}, so it was not written by an evaluation. Evaluate it first: as a "
             "judge of kind predictions in a recipe of stage evaluate."
         )
-    judges = pc.unique(pq.read_table(path, columns=["judge"])["judge"]).to_pylist()
+    judges = pc.unique(_table(path, path, ["judge"])["judge"]).to_pylist()
     return Finished(str(path), path, judges={str(judge): {} for judge in judges})
 
 
@@ -166,10 +167,14 @@ def read_columns(run: Finished, columns: Iterable[str], judge: str) -> pa.Table:
     if not path.is_file():
         raise damaged(run.folder, "it has no predictions.parquet")
     names = _schema(path)
+    return _table(path, run.folder or path, [name for name in columns if name in names], [("judge", "=", judge)])
+
+
+def _table(path: Path, owner: Path, columns: list[str], filters: list[tuple] | None = None) -> pa.Table:
     try:
-        return pq.read_table(path, columns=[name for name in columns if name in names], filters=[("judge", "=", judge)])
+        return pq.read_table(path, columns=columns, filters=filters)
     except (pa.ArrowException, OSError) as error:
-        raise damaged(run.folder or path, f"{path.name} cannot be read ({error})") from error
+        raise damaged(owner, f"{path.name} cannot be read ({error})") from error
 
 
 def _schema(path: Path) -> list[str]:
@@ -183,8 +188,11 @@ def _schema(path: Path) -> list[str]:
 
 
 def _stage(folder: Path) -> str | None:
-    """The stage of a run folder; None if the folder is not a run."""
-    return str(_recipe(folder).get("stage")) if RunFolder(folder).exists else None
+    """The stage of a run folder by its present name; None if the folder is not a run."""
+    if not RunFolder(folder).exists:
+        return None
+    stage = str(_recipe(folder).get("stage"))
+    return RENAMED.get(stage, stage)
 
 
 def _recipe(folder: Path) -> dict[str, Any]:

@@ -5,10 +5,10 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from lore.eval.compare.finished import Finished, damaged, read_columns
 from lore.eval.measures.metrics import NO_VERDICT, count, total
+from lore.judge.verdict import Verdict, from_row
 
 COLUMNS = ("pair_id", "query", "label", "slices", "tier", "failure", "rationale")
 
@@ -54,7 +54,8 @@ def read_judge_predictions(run: Finished, judge: str) -> JudgePredictions:
     if len(set(ids)) < len(ids):
         raise damaged(where, f"{len(ids) - len(set(ids))} of the {len(ids)} pairs of judge {judge!r} appear twice")
     index = {tier: at for at, tier in enumerate(run.tiers)}
-    labels, tiers = table["label"].to_pylist(), table["tier"].to_pylist()
+    labels, verdicts = table["label"].to_pylist(), [from_row(row, run.tiers) for row in table.to_pylist()]
+    tiers = [verdict.tier for verdict in verdicts]
     if strange := sorted(str(tier) for tier in {*labels, *tiers} - index.keys() if tier is not None or tier in labels):
         raise damaged(where, f"its predictions name tiers that rubric {run.rubric['name']} does not have: {', '.join(strange[:5])}")
     predicted = np.asarray([NO_VERDICT if tier is None else index[tier] for tier in tiers], dtype=np.int64)
@@ -65,9 +66,9 @@ def read_judge_predictions(run: Finished, judge: str) -> JudgePredictions:
         slices=[names or [] for names in table["slices"].to_pylist()],
         gold=np.asarray([index[label] for label in labels], dtype=np.int64),
         predicted=predicted,
-        probabilities=_probabilities(table, run.tiers, predicted),
-        rationales=[text or "" for text in table["rationale"].to_pylist()],
-        failures=table["failure"].to_pylist(),
+        probabilities=_probabilities(verdicts, len(run.tiers), predicted),
+        rationales=[verdict.rationale for verdict in verdicts],
+        failures=[verdict.failure for verdict in verdicts],
     )
     _check_counts(run, judge, predictions)
     return predictions
@@ -81,14 +82,12 @@ def tested(run: Finished) -> str:
     return hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest()
 
 
-def _probabilities(table: pa.Table, tiers: list[str], predicted: np.ndarray) -> np.ndarray | None:
-    if any(f"p_{tier}" not in table.column_names for tier in tiers):
-        return None
-    found = np.stack([table[f"p_{tier}"].to_numpy().astype(np.float64) for tier in tiers], axis=1)
+def _probabilities(verdicts: list[Verdict], tiers: int, predicted: np.ndarray) -> np.ndarray | None:
+    found = np.array([verdict.probabilities or [np.nan] * tiers for verdict in verdicts], dtype=np.float64)
     known = ~np.isnan(found).any(axis=1)
     if not known.any() or not known[predicted != NO_VERDICT].all():
         return None
-    return np.where(known[:, None], found, 1 / len(tiers))
+    return np.where(known[:, None], found, 1 / tiers)
 
 
 def _check_counts(run: Finished, judge: str, predictions: JudgePredictions) -> None:

@@ -60,10 +60,6 @@ class Shown:
     def n_queries(self) -> int:
         return len(np.unique(self.clusters))
 
-    @property
-    def system_names(self) -> list[str]:
-        return sorted(set(self.systems))
-
     def at_top(self, count: int) -> np.ndarray:
         """[N] True for rows at the first `count` positions of their page. Positions are ranked, so they may start at 0 or 1."""
         if missing := int(np.isnan(self.positions).sum()):

@@ -94,7 +94,7 @@ def _applied(edit_id: str, raw: Any, rubric: Rubric) -> RuleEdit:
         raise LoreError("\n".join(f"{where}: {what}" if where else what for where, what in problems)) from error
     old = {rule.id: rule for rule in rubric.rules}
     if unknown := [rule_id for rule_id in edit.rules if rule_id not in old]:
-        wrong = [f"'{name}' is no rule of rubric {rubric.name}.{nearest_hint(name, old)}" for name in unknown]
+        wrong = [f"'{name}' is not a rule of rubric {rubric.name}.{nearest_hint(name, old)}" for name in unknown]
         raise LoreError("\n".join(wrong))
     rules = [_changed(rule, edit.rules[rule.id]) if rule.id in edit.rules else rule.model_dump() for rule in rubric.rules]
     changed = parse_rubric(rubric.model_dump() | {"rules": rules}, where="the changed rubric")
@@ -110,7 +110,7 @@ def _applied(edit_id: str, raw: Any, rubric: Rubric) -> RuleEdit:
 def _changed(rule: Rule, change: RuleChange) -> dict[str, Any]:
     if foreign := [name for name in change.params if name not in rule.params]:
         known = ", ".join(rule.params) or "none"
-        raise LoreError(f"{rule.id}: '{foreign[0]}' is no number of this rule; it has {known}")
+        raise LoreError(f"{rule.id}: '{foreign[0]}' is not a number of this rule; it has {known}")
     given = change.model_dump(exclude_none=True)
     return rule.model_dump() | given | {"params": rule.params | change.params}
 

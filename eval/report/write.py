@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 from rich.console import Console
 
+from lore.data.tables.parquet_files import write_table
 from lore.eval.config import EvaluateRecipe
 from lore.eval.probes.capability import print_capability
 from lore.eval.probes.robustness import print_robustness
@@ -13,7 +14,6 @@ from lore.eval.report.console import print_samples, print_slices, print_table, s
 from lore.eval.report.report import write_report
 from lore.eval.scorecard import Scorecard
 from lore.eval.testset import EvalData, Labelled
-from lore.judge.chunk_store import write_table
 from lore.judge.verdict import Verdict, to_row, verdict_schema
 from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder

@@ -108,7 +108,7 @@ def sample(
 
 def _rubric_of(rated: Path | None) -> str:
     if rated and rated.suffix == ".parquet":
-        from lore.data.tables.text_tables import open_parquet
+        from lore.data.tables.parquet_files import open_parquet
 
         with open_parquet(rated) as parquet:
             name = (parquet.schema_arrow.metadata or {}).get(b"lore.rubric")

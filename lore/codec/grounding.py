@@ -52,7 +52,7 @@ def why_ungrounded(wanted: str, found: str, source: str, places: dict[str, str |
     if source == "photo" and not has_photo:
         return "cites a photo, and there is none"
     if not pieces(found):
-        return f"{found!r} is no value"
+        return f"{found!r} is not a value"
     text = places[source]
     if text is None:  # a photo without a caption: there is no text to compare with
         return ""

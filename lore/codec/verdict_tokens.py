@@ -52,7 +52,7 @@ def verdict_tokens(tokenizer: Any, rubric: Rubric) -> VerdictTokens:
 
 
 def with_verdict_prefix(
-    messages: list, rubric: Rubric, fmt: Any, tokens: VerdictTokens | None, rationale: str | None = None
+    messages: list, fmt: Any, tokens: VerdictTokens | None, rationale: str | None = None
 ) -> list:
     """`messages` with an answer prefix that ends right before the tier.
 

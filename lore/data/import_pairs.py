@@ -17,7 +17,8 @@ from lore.data.rejected_rows import RejectedWriter, Rejection, rejected_path
 from lore.data.row_validation import RowChecker
 from lore.data.source import Source, SourceRow
 from lore.data.splits import split_of
-from lore.data.tables.text_tables import open_parquet, parquet_records
+from lore.data.tables.parquet_files import open_parquet
+from lore.data.tables.text_tables import parquet_records
 from lore.rubric.rubric import Rubric, rubric_metadata
 from lore.support.atomic_files import replace_file, scratch_folder
 from lore.support.errors import LoreError

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lore.data.pair import DEMAND_FIELDS, FIELDS, PAIR_SCHEMA, REQUIRED, Pair
+from lore.data.tables.parquet_files import open_parquet
 from lore.data.tables.text_tables import once_each
 from lore.rubric.demand import Demand
 from lore.support.atomic_files import part_of, replace_file
@@ -100,7 +101,7 @@ def _to_column(name: str, values: list[Any]) -> pa.Array:
         return pa.array(values, kind)
     except (pa.ArrowException, UnicodeError, TypeError) as error:
         raise LoreError(
-            f"Pair field {name} cannot be stored as {kind}: {error}. Validate raw rows with row_validation.check_row first."
+            f"Pair field {name} cannot be stored as {kind}: {error}. Validate raw rows with row_validation.RowChecker first."
         ) from error
 
 
@@ -252,19 +253,13 @@ def pair_files(path: str | Path) -> list[Path]:
 @contextmanager
 def _open(file: Path) -> Iterator[pq.ParquetFile]:
     """An open pairs file. Raises LoreError for other kinds of files and for damage found while reading."""
-    try:
-        with pq.ParquetFile(file) as parquet:
-            missing = [name for name in REQUIRED if name not in parquet.schema_arrow.names]
-            if missing:
-                raise LoreError(
-                    f"{file} is not a pairs file: column {', '.join(missing)} is missing, found "
-                    f"{', '.join(parquet.schema_arrow.names[:20])}. Import it with "
-                    "`lore data import table FILE --map query=...,title=...,label=... -o pairs.parquet`."
-                )
-            once_each(file, parquet.schema_arrow.names)
-            yield parquet
-    except (pa.ArrowException, OSError) as error:
-        raise LoreError(
-            f"{file} is not a readable Parquet file ({error}). It may be damaged or partly copied. Import other tables "
-            "with `lore data import table`."
-        ) from error
+    with open_parquet(file, "Import other tables with `lore data import table`.") as parquet:
+        missing = [name for name in REQUIRED if name not in parquet.schema_arrow.names]
+        if missing:
+            raise LoreError(
+                f"{file} is not a pairs file: column {', '.join(missing)} is missing, found "
+                f"{', '.join(parquet.schema_arrow.names[:20])}. Import it with "
+                "`lore data import table FILE --map query=...,title=...,label=... -o pairs.parquet`."
+            )
+        once_each(file, parquet.schema_arrow.names)
+        yield parquet

@@ -36,15 +36,6 @@ _OTHER_TYPES = ("Decimal", "UUID", "date", "datetime")
 _THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?")
 
 
-def check_row(
-    raw: dict[str, Any], rubric: Rubric | None, where: tuple[str, int] = ("", 0), **switches
-) -> tuple[Pair | None, list[Rejection]]:
-    """Validates one raw row, whose keys are field names of Pair. Returns the pair, or None and its rejections. `where`: file and
-    row number. For many rows use RowChecker.
-    """
-    return RowChecker(rubric, **switches).check(raw, *where)
-
-
 def _visible(text: str | None) -> bool:
     """False for text that only has white space, control and invisible characters."""
     return bool(text) and not all(unicodedata.category(character)[0] in "CZ" for character in INVISIBLE.sub("", text))

@@ -30,7 +30,9 @@ class Answer:
         return self.judgement.reason if isinstance(self.judgement, FormatFailure) else None
 
 
-def read_answer(completion: Completion, rubric: Rubric, fmt: PromptFormat) -> Answer:
-    """Parses an engine's completion."""
+def read_answer(
+    completion: Completion, rubric: Rubric, fmt: PromptFormat, probabilities: Sequence[float] | None = None
+) -> Answer:
+    """Parses an engine's completion. probabilities: see Answer."""
     judgement = parse(completion.text, rubric, fmt)
-    return Answer(completion.text, completion.tokens, completion.finish_reason == "length", judgement)
+    return Answer(completion.text, completion.tokens, completion.finish_reason == "length", judgement, probabilities)

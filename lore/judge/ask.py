@@ -88,12 +88,27 @@ def judge_chunk(
 ) -> list[Verdict]:
     """One verdict per pair, in the order of the pairs."""
     verdicts, prompts, asked = render_chunk(pairs, engine, rubric, fmt, facts)
+    judge_prompts(prompts, asked, engine, rubric, fmt, sampling, explain=explain, scores=scores)
+    return verdicts
+
+
+def judge_prompts(
+    prompts: list,
+    asked: list[Verdict],
+    engine: Engine,
+    rubric: Rubric,
+    fmt: PromptFormat,
+    sampling: Sampling,
+    *,
+    explain: bool = False,
+    scores: bool = True,
+) -> None:
+    """Fills the verdicts of the prompts of `render_chunk`: generates the answers, scores the tiers, or both."""
     written = fmt.order == "reason_first" or explain or not scores
     if written:
         write_answers(prompts, asked, engine, rubric, fmt, sampling)
     if scores:
         score_answers(prompts, asked, engine, rubric, fmt, decide=not written)
-    return verdicts
 
 
 def render_chunk(
@@ -147,7 +162,7 @@ def score_answers(
     if not scored:
         return
     begun = [
-        with_verdict_prefix(prompt, rubric, fmt, tokens, rationale=verdict.rationale) for prompt, verdict in scored
+        with_verdict_prefix(prompt, fmt, tokens, rationale=verdict.rationale) for prompt, verdict in scored
     ]
     try:
         probabilities = np.asarray(engine.score(begun), dtype=np.float64)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lore.support.atomic_files import written_whole
+from lore.data.tables.parquet_files import write_table
 from lore.support.errors import LoreError
 
 PART = re.compile(r"^part-(\d{6})\.parquet$")
@@ -108,10 +108,3 @@ class ChunkStore:
     def _damaged(self, path: Path, error: Exception) -> LoreError:
         why = " ".join(str(error).split())
         return LoreError(f"{path} cannot be read ({why}), so its {self.holds} are lost. Delete it and {self.repair}.")
-
-
-def write_table(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> None:
-    """Writes rows to a Parquet file atomically."""
-    table = pa.Table.from_pylist(list(rows), schema=schema)
-    with written_whole(path) as file:
-        pq.write_table(table, file, compression="zstd")

@@ -44,7 +44,7 @@ def cases(pair: Pair, near: str, far: str, rubric: Rubric, fmt: PromptFormat) ->
     found = [Case(GOLD, render_answer(right, rubric, fmt), pair.label, "")]
     found += _hacks("right", right, GOLD, pair, rubric, fmt)
     for name, tier in {NEAR: near, FAR: far}.items():
-        wrong = honest(pair, tier, rubric, fmt)
+        wrong = honest(pair, tier, rubric)
         found.append(Case(name, render_answer(wrong, rubric, fmt), tier, GOLD))
         found += _hacks(name.removeprefix("honest, wrong "), wrong, name, pair, rubric, fmt)
     for tier in rubric.tier_ids:
@@ -53,7 +53,7 @@ def cases(pair: Pair, near: str, far: str, rubric: Rubric, fmt: PromptFormat) ->
     return found + [Case(name, text, None, FAR) for name, text in _no_answers(pair, rubric, fmt).items()]
 
 
-def honest(pair: Pair, tier: str, rubric: Rubric, fmt: PromptFormat) -> Judgement:
+def honest(pair: Pair, tier: str, rubric: Rubric) -> Judgement:
     """A well-formed, grounded answer with the verdict `tier`: one demand of the pair gets that tier, the others stay.
 
     A pair without demands keeps its rationale, or gets one that cites the first words of its title.

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lore.codec.judgement import parse
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
-from lore.judge.answer import Answer
+from lore.engines.engine import Completion
+from lore.judge.answer import Answer, read_answer
 from lore.rewards.components import PARTS, View
 from lore.rewards.config import RewardsSection
 from lore.rubric.rubric import Rubric
@@ -34,7 +34,8 @@ class Rewards:
 
     def read(self, text: str, tokens: int, *, truncated: bool = False, probabilities: Sequence[float] | None = None) -> Answer:
         """Parses a completion with lore.codec. For the arguments see Answer."""
-        return Answer(text, tokens, truncated, parse(text, self.view.rubric, self.view.fmt), probabilities)
+        completion = Completion(text, tokens, "length" if truncated else "stop")
+        return read_answer(completion, self.view.rubric, self.view.fmt, probabilities)
 
     def parts(self, answers: Sequence[Answer], pairs: Sequence[Pair]) -> np.ndarray:
         """Component values [N, parts]: the verdict in [-1, 1], all others in [0, 1]; nan where a component abstains."""

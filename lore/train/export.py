@@ -74,7 +74,7 @@ def export(
     folder, out = RunFolder(run), Path(out)
     if not folder.is_done:
         raise LoreError(
-            f"{folder.path} is no finished run, so it has no judge to export.\n"
+            f"{folder.path} is not a finished run, so it has no judge to export.\n"
             "Give the run folder of an sft recipe, or finish the run first."
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -58,7 +58,7 @@ def test_the_prompt_ends_right_before_the_tier_token(name, order):
         tokens = verdict_tokens(tokenizer, rubric)
         for tier_id, token in zip(rubric.tier_ids, tokens.tier_ids, strict=True):
             judgement = Judgement(tier_id, rationale="colour: red | red (title)")
-            messages = with_verdict_prefix(render(pair_of(), rubric, fmt), rubric, fmt, tokens, judgement.rationale)
+            messages = with_verdict_prefix(render(pair_of(), rubric, fmt), fmt, tokens, judgement.rationale)
             prompt_text = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
             before = tokenizer(prompt_text + messages[-1]["content"], add_special_tokens=False)["input_ids"]
             whole = tokenizer(prompt_text + render_answer(judgement, rubric, fmt), add_special_tokens=False)["input_ids"]
@@ -68,11 +68,11 @@ def test_the_prompt_ends_right_before_the_tier_token(name, order):
 
 def test_the_verdict_prefix_message():
     text_messages, photo_messages = render(pair_of(), RAIR, NAME), render(pair_of(), RAIR, NAME, image=RED)
-    assert with_verdict_prefix(text_messages, RAIR, NAME, None)[2:] == [{"role": "assistant", "content": "<verdict>"}]
+    assert with_verdict_prefix(text_messages, NAME, None)[2:] == [{"role": "assistant", "content": "<verdict>"}]
     tokens = verdict_tokens(small.gpt2_like(), RAIR)
-    (message,) = with_verdict_prefix(photo_messages, RAIR, NAME, tokens, " why </reason>")[2:]
+    (message,) = with_verdict_prefix(photo_messages, NAME, tokens, " why </reason>")[2:]
     assert message["content"] == [{"type": "text", "text": "<reason>why</reason>\n<verdict>L"}]
-    (message,) = with_verdict_prefix(text_messages, RAIR, PromptFormat(order="answer_first"), tokens, "why")[2:]
+    (message,) = with_verdict_prefix(text_messages, PromptFormat(order="answer_first"), tokens, "why")[2:]
     assert message["content"] == "<verdict>L"
     assert len(text_messages) == 2
 

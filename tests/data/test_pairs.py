@@ -16,7 +16,7 @@ from lore.data.images import ImageError, load_image
 from lore.data.pair import DEMAND_FIELDS, PAIR_SCHEMA, Pair, item_key, make_pair_id
 from lore.data.parquet import PairWriter, count_pairs, fingerprint, read_pairs
 from lore.data.rejected_rows import RejectedWriter, Rejection
-from lore.data.row_validation import RowChecker, check_row
+from lore.data.row_validation import RowChecker
 from lore.rubric.demand import Demand
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
@@ -66,6 +66,10 @@ def png(width=8, height=8, mode="RGB", **kwargs) -> bytes:
     out = io.BytesIO()
     Image.new(mode, (width, height), **kwargs).save(out, "PNG")
     return out.getvalue()
+
+
+def check_row(raw: dict, rubric, where: tuple[str, int] = ("", 0), **switches):
+    return RowChecker(rubric, **switches).check(raw, *where)
 
 
 def reasons(raw: dict, **switches) -> list[tuple[str, str]]:

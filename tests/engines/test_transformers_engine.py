@@ -120,9 +120,9 @@ def test_an_answer_that_ends_by_itself_has_stopped_and_its_end_is_counted_but_no
 def test_a_begun_answer_is_gone_on_with_and_scored_behind_it(engines):
     _, large, asked = engines
     plain = large.score(asked[:6])
-    begun = [with_verdict_prefix(p, RUBRIC, FORMAT, large.verdict) for p in asked[:6]]
+    begun = [with_verdict_prefix(p, FORMAT, large.verdict) for p in asked[:6]]
     np.testing.assert_allclose(large.score(begun), plain, atol=1e-6)
-    reasoned = [with_verdict_prefix(p, RUBRIC, FORMAT, large.verdict, rationale="colour: red") for p in asked[:6]]
+    reasoned = [with_verdict_prefix(p, FORMAT, large.verdict, rationale="colour: red") for p in asked[:6]]
     assert np.abs(large.score(reasoned) - plain).max() > 1e-4
     text, _ = prompt_text(large.processor, reasoned[0])
     assert text.endswith("<reason>colour: red</reason>\n" + large.verdict.prefix_text)

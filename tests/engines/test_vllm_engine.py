@@ -177,7 +177,7 @@ def test_a_begun_answer_is_gone_on_with_over_an_endpoint(transformers_answers, s
     local = open_engine(ModelSection(name=str(tiny.vision)), RUBRIC, device="cpu")
     from test_transformers_engine import FORMAT
 
-    begun = [with_verdict_prefix(p, RUBRIC, FORMAT, local.verdict, rationale="colour: red") for p in asked[:8]]
+    begun = [with_verdict_prefix(p, FORMAT, local.verdict, rationale="colour: red") for p in asked[:8]]
     np.testing.assert_allclose(engine.score(begun), local.score(begun), atol=1e-3)
     texts = [[whole(c.text) for (c,) in e.generate(begun, Sampling(max_tokens=8))] for e in (engine, local)]
     assert texts[0] == texts[1]

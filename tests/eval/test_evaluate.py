@@ -244,3 +244,12 @@ def test_a_finished_evaluation_of_other_predictions_says_so(shop, runs, tmp_path
     file.write_text("\n".join(map(json.dumps, [*rows[:-1], rows[-1] | {"tier": TIERS[0]}])))
     with pytest.raises(LoreError, match="made with other inputs:\n  input judges.elsewhere.predictions"):
         run_recipe(path)
+
+
+def test_test_pairs_without_ratings_are_counted_on_the_console(shop, runs, tmp_path, write_recipe, capsys):
+    rated = of_split("test")[:100]
+    lines = [json.dumps({"pair_id": pair.pair_id, "rater": rater, "label": pair.label}) for pair in rated for rater in "ab"]
+    (tmp_path / "ratings.jsonl").write_text("\n".join(lines))
+    metrics = {"bootstrap_samples": 50, "ratings": str(tmp_path / "ratings.jsonl")}
+    run_recipe(write_recipe("rated.yaml", recipe_text(shop, baselines=["majority"], metrics=metrics), plain=True))
+    assert "metrics.ratings has no rating for 20 of 120 test pairs\n" in capsys.readouterr().out

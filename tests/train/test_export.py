@@ -148,7 +148,7 @@ def test_nothing_is_overwritten_and_only_finished_judges_are_written(trained, tm
     (tmp_path / "full" / "file").touch()
     with pytest.raises(LoreError, match="not empty"):
         export(trained.path, tmp_path / "full")
-    with pytest.raises(LoreError, match="no finished run"):
+    with pytest.raises(LoreError, match="is not a finished run"):
         export(tmp_path, tmp_path / "out")
 
 

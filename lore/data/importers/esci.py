@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lore.data.rejected_rows import Rejection
 from lore.data.source import SourceRow, missing_file
-from lore.data.tables.text_tables import DiskIndex, open_parquet, parquet_records
+from lore.data.tables.parquet_files import open_parquet
+from lore.data.tables.text_tables import DiskIndex, parquet_records
 from lore.support.errors import LoreError
 
 RUBRIC = "esci"

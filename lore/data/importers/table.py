@@ -17,7 +17,7 @@ from lore.data.rejected_rows import Rejection
 from lore.data.source import SourceRow, missing_file
 from lore.data.tables.any_table import DELIMITERS, JSONL, table_records
 from lore.data.tables.csv import check_delimiter
-from lore.data.tables.text_tables import open_parquet
+from lore.data.tables.parquet_files import open_parquet
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lore.data.rejected_rows import Rejection, short
+from lore.data.tables.parquet_files import open_parquet
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 
@@ -75,14 +76,14 @@ def jsonl_records(path: Path, required: Iterable[str] = (), *, encoding: str = "
 
 
 def parquet_records(
-    path: Path, required: Iterable[str], columns: list[str] | None = None, *, keep=None, batch_rows: int = 1024
+    path: Path, required: Iterable[str], columns: list[str] | None = None, *, keep=None, batch_rows: int = 1024, hint: str = ""
 ) -> Iterator[Record]:
     """Rows of a Parquet file. `columns`: optional columns to read besides the required ones; None: all. `keep`: function from a
-    batch to an Arrow mask of the rows to yield.
+    batch to an Arrow mask of the rows to yield. hint: what to change, for the errors of a damaged file or a missing column.
     """
-    with open_parquet(path) as parquet:
+    with open_parquet(path, hint) as parquet:
         names = parquet.schema_arrow.names
-        need_columns(path, required, names)
+        need_columns(path, required, names, f"{hint and ' '}{hint}")
         once_each(path, names)
         wanted = names if columns is None else [name for name in dict.fromkeys([*required, *columns]) if name in names]
         row = 0
@@ -116,22 +117,6 @@ def _cell(scalar: Any) -> Any:
         return scalar.as_py()
     except UnicodeDecodeError as error:
         return error.object.decode("utf-8", "surrogateescape")
-
-
-@contextmanager
-def open_parquet(path: Path) -> Iterator[Any]:
-    """An open ParquetFile. Raises LoreError for damage found on opening or while reading."""
-    # Only where Parquet is read: every recipe loads this module.
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as parquet:
-            yield parquet
-    except (pa.ArrowException, OSError) as error:
-        raise LoreError(
-            f"{path} is not a readable Parquet file: {error}. It may be damaged, partly downloaded, or a Git LFS pointer."
-        ) from error
 
 
 def check_encoding(encoding: str) -> str:

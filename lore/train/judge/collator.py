@@ -25,14 +25,15 @@ class PhotoCollator(DataCollatorForVisionLanguageModeling):
     max_photo_pixels: int | None = None
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        opened = [{**row, "images": [self._open(image) for image in row["images"]]} for row in examples]
+        opened = [{**row, "images": [self.open_photo(image) for image in row["images"]]} for row in examples]
         if not self.always_photo or any(row["images"] for row in opened):
             return super().torch_call(opened)
         batch = super().torch_call([*opened, self._gray_row()])
         batch["labels"][-1] = IGNORE
         return batch
 
-    def _open(self, image: dict[str, Any]) -> Any:
+    def open_photo(self, image: dict[str, Any]) -> Image.Image:
+        """The photo as the engines show it, with at most max_photo_pixels."""
         return visible(bounded(load_image(image), self.max_photo_pixels))
 
     def _gray_row(self) -> dict[str, Any]:

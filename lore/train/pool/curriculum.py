@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.parquet import WITHOUT_PHOTO
+from lore.data.tables.parquet_files import open_parquet
 from lore.engines.config import ModelSection
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint
@@ -32,16 +32,15 @@ NEEDED = ("pair_id", "label", "label_weight", "slices", "confidence", "pass_rate
 
 def read_pool(path: str | Path) -> pa.Table:
     """All rows of a pool.parquet, in order. Raises LoreError for a file that is missing, damaged or not a pool."""
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise LoreError(
-            f"pool.path {path} cannot be read ({' '.join(str(error).split())[:200]}), so there is nothing to choose from.\n"
-            "A finished run of stage pool writes <run>/pool.parquet: run recipes/pool.yaml, or correct the path."
-        ) from error
+    how = "A finished run of stage pool writes <run>/pool.parquet: run recipes/pool.yaml, or correct the path."
+    if not Path(path).is_file():
+        raise LoreError(f"pool.path {path} cannot be read: there is no such file, so there is nothing to choose from.\n{how}")
+    with open_parquet(path, how) as file:
+        table = file.read()
     if missing := [name for name in NEEDED if name not in table.column_names]:
         raise LoreError(
-            f"pool.path {path} has no column {', '.join(missing)}, so it is no pool; found {', '.join(table.column_names[:20])}.\n"
+            f"pool.path {path} has no column {', '.join(missing)}, so it is not a pool; "
+            f"found {', '.join(table.column_names[:20])}.\n"
             "Give the pool.parquet of a run of stage pool."
         )
     return table

@@ -28,7 +28,7 @@ from lore.engines.chat import open_photo
 from lore.engines.engine import Completion, Engine, Sampling
 from lore.engines.open_engine import open_engine
 from lore.judge.answer import read_answer
-from lore.judge.ask import render_chunk, score_answers, write_answers
+from lore.judge.ask import judge_prompts, render_chunk
 from lore.judge.card import check_card, check_template
 from lore.judge.chunk_store import ChunkStore, in_chunks
 from lore.judge.verdict import Verdict
@@ -121,10 +121,7 @@ def ask_chunk(
     sampling = Sampling(recipe.temperature, max_tokens=recipe.max_tokens, n=recipe.samples, seed=seed)
     shown = fmt if getattr(engine, "takes_images", True) else replace(fmt, photo=False)
     verdicts, prompts, asked = render_chunk(pairs, engine, rubric, shown)
-    reasoned = fmt.order == "reason_first"
-    if prompts and reasoned:
-        write_answers(prompts, asked, engine, rubric, shown, greedy)
-    score_answers(prompts, asked, engine, rubric, shown, decide=not reasoned)
+    judge_prompts(prompts, asked, engine, rubric, shown, greedy)
     drawn = dict(zip([id(verdict) for verdict in asked], engine.generate(prompts, sampling), strict=True))
     rows: list[dict[str, Any] | Rejection] = []
     for number, (pair, verdict, is_first) in enumerate(zip(pairs, verdicts, first, strict=True), before + 1):

@@ -22,7 +22,7 @@ def collator(recipe: PreferenceRecipe, processor: Any, photos: bool) -> Callable
         inner = DataCollatorForVisionPreference(processor)
     else:
         inner = DataCollatorForVisionUnpairedPreference(processor, calculate_kl=divergence)
-    open_photo = PhotoCollator(processor, max_photo_pixels=recipe.prompt.max_photo_pixels)._open if photos else None
+    open_photo = PhotoCollator(processor, max_photo_pixels=recipe.prompt.max_photo_pixels).open_photo if photos else None
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if divergence:

@@ -12,7 +12,6 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
@@ -26,6 +25,7 @@ from transformers import (
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from lore.data.tables.text_tables import parquet_records
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import world_size
@@ -132,13 +132,9 @@ def read_corpus(paths: list[str]):
     for path in paths:
         if not Path(path).is_file():
             raise LoreError(f"corpus: {path} does not exist. Run the recipe that creates it (see `needs`), or correct the path.")
-        file = pq.ParquetFile(path)
-        columns = set(file.schema_arrow.names)
-        if not {"text", "image"} <= columns:
-            raise LoreError(f"corpus: {path} has columns {file.schema_arrow.names}, expected text and image.")
-        for batch in file.iter_batches(1024, columns=sorted(columns & {"text", "image", "trained"})):
-            for row in batch.to_pylist():
-                yield {"trained": None, **row}
+        hint = "A file of `corpus` has the columns text and image: correct the path, or run the recipe that creates the file again."
+        for _, row in parquet_records(Path(path), ["text", "image"], ["trained"], hint=hint):
+            yield {"trained": None, **row}
 
 
 def corpus_rows(paths: list[str], processor: Any):

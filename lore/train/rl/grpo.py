@@ -20,7 +20,7 @@ from DAPO (arXiv 2503.14476): clip-higher, the token-level loss, dynamic samplin
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ import torch
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
+from lore.codec.judgement import FormatFailure
+from lore.codec.verdict_tokens import with_verdict_prefix
+from lore.engines.transformers import TransformersEngine
 from lore.judge.answer import Answer
 from lore.rewards.reward import Rewards
 from lore.run.run_folder import RunFolder
@@ -53,7 +56,7 @@ from lore.train.rl.length_bucketing import bucket_by_length
 from lore.train.rl.logprob_mismatch import sampler_gap
 from lore.train.rl.prompts import Prompts
 from lore.train.rl.setup import Setup, run_trainer, set_up, trainer_arguments
-from lore.train.rl.tier_probabilities import with_probabilities
+from lore.train.watch.policy_engine import policy
 
 HISTORY = "prompts.json"
 GAP_PROMPTS = 4
@@ -399,3 +402,20 @@ def rollout_metrics(everyone: list[dict[str, Any]], names: list[str], recipe: Ro
     if recipe.guided:
         metrics |= {"guided/groups": sums["guided"], "guided/solved": sums["solved"]}
     return metrics
+
+
+def with_probabilities(trainer: GRPO, messages: list[list[dict]], answers: list[Answer]) -> list[Answer]:
+    """The answers with the trained judge's tier probabilities, scored after each answer's own reason. Format failures get
+    none."""
+    out, prompts = list(answers), trainer.prompts
+    read = [place for place, answer in enumerate(answers) if not isinstance(answer.judgement, FormatFailure)]
+    with policy(trainer) as model:
+        engine = TransformersEngine(model, prompts.processor, prompts.rubric)
+        begun = [
+            with_verdict_prefix(messages[place], prompts.fmt, engine.verdict, answers[place].judgement.rationale)
+            for place in read
+        ]
+        scored = engine.score(begun)
+    for place, row in zip(read, scored, strict=True):
+        out[place] = replace(out[place], probabilities=row.tolist())
+    return out

@@ -78,8 +78,6 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
         folder.finish({**summary, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
 
 
-
-
 def photo_collator(processor: Any, rows: datasets.Dataset, fmt: PromptFormat) -> PhotoCollator:
     """The collator for rows with photos. With several processes, every batch gets a photo if any training row has one."""
     some = pc.any(pc.greater(pc.list_value_length(rows.data.column("images")), 0)).as_py()

@@ -68,7 +68,7 @@ def test_verdict():
     [
         (["L4", "L2"], "L2", "2 verdicts: L4, L2"),
         ([], None, "0 verdicts: "),
-        (["L9"], "L9", "'L9' is no tier of rubric shop"),
+        (["L9"], "L9", "'L9' is not a tier of rubric shop"),
     ],
 )
 def test_exactly_one_verdict(verdicts, tier, why):
@@ -138,11 +138,11 @@ def test_a_caption_is_what_photo_evidence_has_to_stand_in():
 @pytest.mark.parametrize(
     ("ruling", "why"),
     [
-        (Ruling("colour-perfect", "L4"), "colour: 'colour-perfect' is no rule"),
+        (Ruling("colour-perfect", "L4"), "colour: 'colour-perfect' is not a rule"),
         (Ruling("size-same", "L4"), "colour: rule size-same is about size"),
         (Ruling("colour-same", "L3"), "colour: rule colour-same gives L4, not L3"),
         (Ruling("", "L4"), "colour: no rule, and the rubric has some for it"),
-        (Ruling("colour-same", "good"), "colour: 'good' is no tier"),
+        (Ruling("colour-same", "good"), "colour: 'good' is not a tier"),
     ],
 )
 def test_rules_exist_and_their_tiers_fit(ruling, why):
@@ -309,7 +309,7 @@ def test_an_attribute_can_be_cited_by_its_name():
 
 def test_a_value_without_a_word_is_none():
     made = draft(evidence=[Evidence("mug", "title"), Evidence("-", "title"), Evidence("44", "attributes")])
-    assert failing(made)["grounding"] == "colour: '-' is no value"
+    assert failing(made)["grounding"] == "colour: '-' is not a value"
 
 
 def test_a_photo_that_nobody_was_shown_cannot_be_cited():

@@ -414,6 +414,19 @@ def test_a_run_without_newer_keys_is_compared_by_what_it_has(two):
     report(sides, [found], Options(samples=200))
 
 
+def test_a_run_whose_recipe_has_the_stage_name_of_an_earlier_version_is_compared(two):
+    expected = compare(opened(*two), Options(samples=200))[0]
+    recipe = two[0] / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("stage: evaluate", "stage: rair"))
+    assert "stage: rair" in recipe.read_text()
+    found = compare(opened(*two), Options(samples=200))[0]
+    assert {k: v.to_json() for k, v in found.metrics.items()} == {k: v.to_json() for k, v in expected.metrics.items()}
+    assert read_run(two[0] / "predictions.parquet").folder == two[0]
+    (two[0] / "done").unlink()
+    with pytest.raises(LoreError, match="an evaluation that has not finished"):
+        opened(*two)
+
+
 def test_a_predictions_file_alone_takes_the_rubric_of_the_run_it_is_compared_with(two, tmp_path, capsys):
     assert read_run(two[0] / "predictions.parquet").folder == two[0]
     alone = tmp_path / "moved.parquet"
@@ -428,6 +441,16 @@ def test_a_predictions_file_alone_takes_the_rubric_of_the_run_it_is_compared_wit
         opened(f"{alone}:judge", f"{alone}:majority")
     with pytest.raises(LoreError, match="nor a predictions.parquet"):
         opened(two[0], write_jsonl(tmp_path / "p.jsonl"))
+
+
+def test_a_predictions_file_with_damaged_columns_is_named(two, tmp_path):
+    alone = tmp_path / "moved.parquet"
+    content = bytearray((two[1] / "predictions.parquet").read_bytes())
+    columns = int.from_bytes(content[-8:-4], "little") + 8  # the schema behind the columns stays whole
+    content[4:-columns] = bytes(len(content) - 4 - columns)
+    alone.write_bytes(content)
+    with pytest.raises(LoreError, match="moved.parquet is damaged: moved.parquet cannot be read"):
+        read_run(alone)
 
 
 def write_jsonl(path):

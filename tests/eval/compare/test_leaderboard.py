@@ -225,3 +225,14 @@ def test_a_run_of_an_older_version_stands_beside_a_new_one(make, tmp_path):
     text, _, _ = written(tmp_path, folders)
     cost = next(line for line in text.splitlines() if line.startswith("| judge (old)")).split("|")[6]
     assert "cost" in text and cost.strip() == "–"
+
+
+def test_a_run_whose_recipe_has_the_stage_name_of_an_earlier_version_is_ranked(make):
+    folders = [make("old", {"judge": right_in(0.6, 1)}), make("new", {"judge": right_in(0.8, 2)})]
+    recipe = folders[0] / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("stage: evaluate", "stage: rair"))
+    assert "stage: rair" in recipe.read_text()
+    (board,), passed_over = leaderboard(folders)
+    assert names(board)[:2] == ["judge (new)", "judge (old)"] and not passed_over
+    (folders[0] / "done").unlink()
+    assert leaderboard(folders)[1] == {str(folders[0]): "evaluation not finished"}

@@ -75,7 +75,7 @@ def test_a_page_is_all_that_a_system_shows_for_a_query_unless_pages_are_named(tm
     assert shown.pages.tolist() == [0, 0, 0, 1, 2, 2, 3]
     assert shown.impressions.tolist() == [1.0] * 7
     one = read_log(table(tmp_path / "one.csv", ["query", "item_id"], [row[:2] for row in ROWS[:4]]))
-    assert one.system_names == ["all"] and one.pages.tolist() == [0, 0, 0, 1]
+    assert set(one.systems) == {"all"} and one.pages.tolist() == [0, 0, 0, 1]
 
 
 def test_only_the_first_positions_of_a_page_count_wherever_positions_start(tmp_path):

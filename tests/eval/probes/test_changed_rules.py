@@ -220,11 +220,11 @@ def test_wrong_changes_are_all_named_at_once(tmp_path):
         load_rule_edits(str(path), SHOP)
     text = str(error.value)
     for line in (
-        "a: 'size-nera' is no rule of rubric shop. Nearest: 'size-near'.",
+        "a: 'size-nera' is not a rule of rubric shop. Nearest: 'size-near'.",
         "b: size-near: its text still says 'ten', the old within of size-near (0.1): rewrite its principle",
         "b: size-far: its text still says 'ten'",
         "rules[24].tier (size-near): 'L9' is not a tier of this rubric.",
-        "d: size-near: 'share' is no number of this rule; it has within",
+        "d: size-near: 'share' is not a number of this rule; it has within",
         "e: size-near: nothing is changed",
         "F_: found that name, expected lower-case letters",
         "g: rules.size-near.teir: ",

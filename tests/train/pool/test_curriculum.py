@@ -159,8 +159,11 @@ def test_a_file_that_is_no_pool_is_an_error(tmp_path):
     with pytest.raises(LoreError, match="stage pool"):
         read_pool(tmp_path / "none.parquet")
     pq.write_table(pa.table({"pair_id": ["a"]}), tmp_path / "other.parquet")
-    with pytest.raises(LoreError, match="no column label, .*no pool"):
+    with pytest.raises(LoreError, match="no column label, .*not a pool"):
         read_pool(tmp_path / "other.parquet")
+    (tmp_path / "torn.parquet").write_bytes((tmp_path / "other.parquet").read_bytes()[:100])
+    with pytest.raises(LoreError, match="torn.parquet is not a readable Parquet file .*run recipes/pool.yaml"):
+        read_pool(tmp_path / "torn.parquet")
 
 
 def test_the_choice_is_described_by_tier(path, capsys):

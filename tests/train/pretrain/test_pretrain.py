@@ -1,13 +1,16 @@
 """The base model's tokenizer and first weights: what makes words easy to match and to copy."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from lore.data_synth.shop.corpus import SCHEMA
+from lore.support.errors import LoreError
 from lore.train.pretrain.config import ArchitectureSection
-from lore.train.pretrain.pretrain import build_model, build_processor
+from lore.train.pretrain.pretrain import build_model, build_processor, read_corpus
 
 SIZE = ArchitectureSection(hidden=32, layers=1, heads=2, mlp=32, vision_hidden=16, vision_layers=1, loud_embeddings=True)
 WORDS = "lamp lamps light lights glass dress bus gas toy toys"
@@ -47,3 +50,21 @@ def test_a_word_is_written_with_the_vector_it_is_read_with(corpus):
     read, written = model.model.text_model.embed_tokens.weight, model.lm_head.weight
     assert torch.nn.functional.cosine_similarity(read, written).min() > 0.999
     assert written.std().item() == pytest.approx(SIZE.hidden**-0.5, rel=0.05)  # logits of a new model stay small
+
+
+def test_a_damaged_corpus_names_the_file_and_the_fix(corpus, tmp_path):
+    torn, other = tmp_path / "torn.parquet", tmp_path / "other.parquet"
+    torn.write_bytes(Path(corpus).read_bytes()[:200])
+    with pytest.raises(LoreError, match="torn.parquet is not a readable Parquet file .*run the recipe that creates the file"):
+        list(read_corpus([str(torn)]))
+    pq.write_table(pa.table({"text": ["a"]}), other)
+    with pytest.raises(LoreError, match="other.parquet: column 'image' is missing.* Found: text.*columns text and image"):
+        list(read_corpus([str(other)]))
+    with pytest.raises(LoreError, match="none.parquet does not exist"):
+        list(read_corpus([str(tmp_path / "none.parquet")]))
+
+
+def test_a_corpus_without_spans_is_trained_on_whole(corpus, tmp_path):
+    pq.write_table(pq.read_table(corpus).select(["image", "text"]), tmp_path / "plain.parquet")
+    rows, plain = list(read_corpus([corpus])), list(read_corpus([str(tmp_path / "plain.parquet")]))
+    assert plain == [row | {"trained": None} for row in rows]

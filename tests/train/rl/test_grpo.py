@@ -528,7 +528,7 @@ def test_calibration_is_rewarded_by_the_probabilities_behind_each_answers_own_re
             if isinstance(answer.judgement, FormatFailure):
                 assert answer.probabilities is None
                 continue
-            prompt = with_verdict_prefix(setup.prompts.messages(group.row), RUBRIC, FMT, engine.verdict, answer.judgement.rationale)
+            prompt = with_verdict_prefix(setup.prompts.messages(group.row), FMT, engine.verdict, answer.judgement.rationale)
             assert answer.probabilities == pytest.approx(engine.score([prompt])[0].tolist(), abs=1e-4)
             seen += 1
     assert seen

@@ -1,0 +1,39 @@
+"""Parquet files: opened with one error for damage, written atomically. pyarrow is imported in the functions for start-up time."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lore.support.atomic_files import written_whole
+from lore.support.errors import LoreError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@contextmanager
+def open_parquet(path: str | Path, hint: str = "") -> Iterator[Any]:
+    """An open ParquetFile. Raises LoreError for damage found on opening or while reading. hint: what to change, for that error."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as parquet:
+            yield parquet
+    except (pa.ArrowException, OSError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise LoreError(
+            f"{path} is not a readable Parquet file ({why}). It may be damaged, partly downloaded, or a Git LFS pointer."
+            f"{hint and ' '}{hint}"
+        ) from error
+
+
+def write_table(path: Path, rows: Iterable[dict[str, Any]], schema: "pa.Schema") -> None:
+    """Writes rows to a Parquet file atomically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    with written_whole(path) as file:
+        pq.write_table(table, file, compression="zstd")
