@@ -8,8 +8,6 @@ from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 
-import yaml
-
 from lore.support.text import normalize
 
 THOUSANDS = r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?(?!\d)"
@@ -115,6 +113,8 @@ def _in_order(said: list[str], places: list[list[int]], start: int) -> list[int]
 
 @cache
 def function_words(language: str) -> frozenset[str]:
+    import yaml  # only where grounding is checked
+
     lists = yaml.safe_load((Path(__file__).parent / "function_words.yaml").read_text(encoding="utf-8"))
     return frozenset(lists.get(language, "").split())
 

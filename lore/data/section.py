@@ -4,20 +4,24 @@ Stages that train or evaluate a judge use `JudgedDataSection`, which names the r
 `DataSection`.
 """
 
+from __future__ import annotations
+
 import glob
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
 from lore.config.sections import Conflict, StrictModel
 from lore.data.importers import SOURCES, source_files, source_options
 from lore.data.tables.text_tables import check_encoding
-from lore.rubric.rubric import Rubric, load_rubric, rubric_metadata
 from lore.support.errors import LoreError
 from lore.support.fingerprint import files_fingerprint
 from lore.support.nearest import nearest
+
+if TYPE_CHECKING:  # loads the rubric's models: only for data with a rubric
+    from lore.rubric.rubric import Rubric
 
 
 class DataSection(StrictModel):
@@ -106,9 +110,13 @@ class JudgedDataSection(DataSection):
             yield Conflict(("rubric",), self.rubric, str(error))
 
     def load_rubric(self) -> Rubric:
+        from lore.rubric.rubric import load_rubric  # only for data with a rubric
+
         return load_rubric(self.rubric)
 
     def metadata(self) -> dict[str, str]:
+        from lore.rubric.rubric import rubric_metadata  # only for data with a rubric
+
         return rubric_metadata(self.rubric, self.load_rubric())
 
     def input_fingerprints(self) -> dict[str, Callable[[], str]]:

@@ -11,7 +11,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lore.rubric.rubric_errors import reference_errors
@@ -242,6 +241,8 @@ def _number(text: str) -> float | None:
 
 def read_yaml(path: Path) -> Any:
     """Parses the YAML of a rubric or a similar file. Raises LoreError for invalid YAML and for duplicate keys."""
+    import yaml  # only where a rubric is read
+
     class Loader(yaml.SafeLoader):
         """Safe YAML that rejects duplicate keys (the first would be lost) and aliases (a small file could expand to a huge
         one).
