@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from lore.config.recipe import BaseRecipe, run_root
+from lore.config.stages import RENAMED
 from lore.config.yaml_text import to_yaml
 from lore.support.atomic_files import clear_parts, write_atomic
 from lore.support.environment import environment
@@ -110,6 +111,13 @@ class RunFolder:
     def check(self, recipe: BaseRecipe) -> None:
         """Raises LoreError when the folder belongs to a recipe with other values."""
         changed = self.changes(recipe)
+        stage = next((old for key, old, _ in changed if key == "stage"), None)
+        if stage in RENAMED:
+            raise LoreError(
+                f"{self.path} was made by an earlier version of LORE, in which stage {RENAMED[stage]} was called {stage}.\n"
+                "Its results stay as they are, but this version cannot resume it. Give the recipe another `run` name, or delete "
+                "the folder to start over."
+            )
         if changed and not self.is_unused(recipe):
             rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
             raise LoreError(

@@ -54,6 +54,14 @@ def test_the_same_recipe_resumes_and_a_changed_one_names_the_key(recipe, write_r
     assert RunFolder.of(irrelevant).open(irrelevant).metrics() == [{"step": 1}]
 
 
+def test_a_folder_of_a_renamed_stage_gets_one_clear_sentence(recipe):
+    folder = RunFolder.of(recipe).open(recipe)
+    folder.record({"step": 1})
+    folder.recipe_path.write_text(folder.recipe_path.read_text().replace("stage: demo", "stage: rair"))
+    with pytest.raises(LoreError, match="made by an earlier version of LORE, in which stage evaluate was called rair"):
+        RunFolder.of(recipe).open(recipe)
+
+
 def test_a_run_without_a_result_takes_another_recipe(recipe, write_recipe):
     """Mending what an error message names must not be refused by the folder that the failed start left."""
     folder = RunFolder.of(recipe).open(recipe)

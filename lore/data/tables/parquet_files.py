@@ -1,4 +1,4 @@
-"""Parquet files: opened with one error for damage, written atomically. pyarrow is imported in the functions for start-up time."""
+"""Parquet files: opened with one error for damage, written atomically."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from lore.support.atomic_files import written_whole
 from lore.support.errors import LoreError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # keeps pyarrow out of start-up
     import pyarrow as pa
 
 
 @contextmanager
 def open_parquet(path: str | Path, hint: str = "") -> Iterator[Any]:
     """An open ParquetFile. Raises LoreError for damage found on opening or while reading. hint: what to change, for that error."""
+    # Only where Parquet is read or written: every recipe loads this module.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -31,6 +32,7 @@ def open_parquet(path: str | Path, hint: str = "") -> Iterator[Any]:
 
 def write_table(path: Path, rows: Iterable[dict[str, Any]], schema: "pa.Schema") -> None:
     """Writes rows to a Parquet file atomically."""
+    # Only where Parquet is read or written: every recipe loads this module.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
