@@ -31,7 +31,7 @@ from lore.eval.ratings import read_ratings
 from lore.eval.report.console import check_shown
 from lore.eval.report.write import save
 from lore.eval.scorecard import check_metrics, score
-from lore.eval.testset import EvalData, Labelled, load_split, read_chosen, whole_queries
+from lore.eval.testset import EvalData, Labeled, load_split, read_chosen, whole_queries
 from lore.judge.resumable import Asker, Verdicts
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
@@ -179,7 +179,7 @@ def load_data(recipe: EvaluateRecipe, folder: RunFolder) -> EvalData:
     return EvalData(path, rubric, test, dev if dev else None, raters, ratings)
 
 
-def chosen_slices(recipe: EvaluateRecipe, test: Labelled) -> list[str]:
+def chosen_slices(recipe: EvaluateRecipe, test: Labeled) -> list[str]:
     """The recipe's slices, else the largest slices of the data."""
     sizes = test.slice_sizes()
     if recipe.slices is None:

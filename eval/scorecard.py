@@ -14,7 +14,7 @@ from lore.eval.measures.metrics import NO_VERDICT, confidence_of, count, prior_w
 from lore.eval.measures.results import Agreement, Condition, Flip, RiskCurve, SampleCurves
 from lore.eval.measures.selective import risk_curve
 from lore.eval.sections import MetricsSection
-from lore.eval.testset import EvalData, Labelled
+from lore.eval.testset import EvalData, Labeled
 from lore.judge.verdict import Verdict
 from lore.rubric.cost_matrix import cost_matrix
 from lore.rubric.rubric import Rubric
@@ -31,7 +31,7 @@ class Answers:
     probabilities: np.ndarray | None
 
     @classmethod
-    def of(cls, verdicts: dict[str, Verdict], pairs: Labelled, rubric: Rubric) -> "Answers":
+    def of(cls, verdicts: dict[str, Verdict], pairs: Labeled, rubric: Rubric) -> "Answers":
         rows = [verdicts[pair_id] for pair_id in pairs.pair_ids]
         predicted = np.asarray(
             [NO_VERDICT if row.tier is None else rubric.index(row.tier) for row in rows], dtype=np.int64
@@ -197,7 +197,7 @@ def score(
     )
 
 
-def _temperature(verdicts: dict[str, Verdict], dev: Labelled | None, options: MetricsSection) -> float | None:
+def _temperature(verdicts: dict[str, Verdict], dev: Labeled | None, options: MetricsSection) -> float | None:
     if dev is None or any(pair_id not in verdicts for pair_id in dev.pair_ids):
         return None
     usable = [
@@ -214,7 +214,7 @@ def _temperature(verdicts: dict[str, Verdict], dev: Labelled | None, options: Me
 def _part(
     answers: Answers,
     calibrated: np.ndarray | None,
-    test: Labelled,
+    test: Labeled,
     rubric: Rubric,
     options: MetricsSection,
     weights: np.ndarray | None,

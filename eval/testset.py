@@ -23,7 +23,7 @@ SHOWN_IDS = 5
 
 
 @dataclass
-class Labelled:
+class Labeled:
     """Labeled pairs of one split. Every list and array has one entry per pair, in file order."""
 
     split: str
@@ -77,8 +77,8 @@ class EvalData:
 
     path: Path
     rubric: Rubric
-    test: Labelled
-    dev: Labelled | None
+    test: Labeled
+    dev: Labeled | None
     """The pairs that temperatures are fitted on. None if the data has none or calibration is off."""
     ceiling: Ceiling | None = None
     """Agreement among raters, if single raters' labels are given."""
@@ -86,13 +86,13 @@ class EvalData:
     """Single raters' labels."""
 
     @property
-    def parts(self) -> list[Labelled]:
+    def parts(self) -> list[Labeled]:
         return [self.test] if self.dev is None else [self.test, self.dev]
 
 
 def load_split(
     path: Path, split: str, rubric: Rubric, *, slices: list[str] | None = None, limit: int | None = None, seed: int = 0
-) -> Labelled:
+) -> Labeled:
     """The labeled pairs of a split, with the slices of the data and those of `derived_slices`. limit: number of pairs, reached
     with whole queries in an order that depends only on the seed."""
     ids, queries, gold, weights, names = [], [], [], [], []
@@ -128,7 +128,7 @@ def load_split(
         )
     names = derived_slices(names, [normalize(query) for query in queries], frequencies, industries, mismatches)
     keep = whole_queries(queries, limit, seed)
-    return Labelled(
+    return Labeled(
         split,
         [ids[i] for i in keep],
         [queries[i] for i in keep],

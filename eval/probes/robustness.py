@@ -20,7 +20,7 @@ from lore.data_synth.perturb.perturb import Perturber, chosen
 from lore.eval.measures.bootstrap import mean_estimate
 from lore.eval.measures.results import Flip
 from lore.eval.sections import RobustnessSection
-from lore.eval.testset import Labelled, whole_queries
+from lore.eval.testset import Labeled, whole_queries
 from lore.judge.resumable import Asker
 from lore.judge.verdict import Verdict
 from lore.rubric.rubric import Rubric
@@ -65,7 +65,7 @@ class Answers:
         return Flip(name, kind, pairs=len(gold), queries=len(set(self.groups)), failures=int((~moved).sum()), **estimates)
 
 
-def robustness_ids(test: Labelled, options: RobustnessSection, seed: int) -> list[str]:
+def robustness_ids(test: Labeled, options: RobustnessSection, seed: int) -> list[str]:
     """Ids of the pairs to perturb: whole queries, about options.pairs pairs, in file order."""
     return [test.pair_ids[index] for index in whole_queries(test.queries, options.pairs, seed)]
 
@@ -74,7 +74,7 @@ def measure_robustness(
     asker: Asker,
     pairs: list[Pair],
     clean: dict[str, Verdict],
-    test: Labelled,
+    test: Labeled,
     rubric: Rubric,
     options: RobustnessSection,
     *,

@@ -7,14 +7,14 @@ import numpy as np
 from lore.eval.measures.bootstrap import mean_estimate
 from lore.eval.measures.results import SampleCurves
 from lore.eval.measures.samples import counts_of_k, majority_at, pass_at
-from lore.eval.testset import Labelled
+from lore.eval.testset import Labeled
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
 
 def sample_curves(
     samples: dict[str, list[str | None]],
-    test: Labelled,
+    test: Labeled,
     rubric: Rubric,
     *,
     temperature: float,

@@ -11,7 +11,7 @@ from lore.data.images import ImageError, load_image
 from lore.data.pair import Pair
 from lore.eval.measures.metrics import NO_VERDICT
 from lore.eval.scorecard import Answers
-from lore.eval.testset import EvalData, Labelled, read_chosen
+from lore.eval.testset import EvalData, Labeled, read_chosen
 from lore.judge.verdict import Verdict
 from lore.rubric.rubric import Rubric
 
@@ -50,7 +50,7 @@ class Mistake:
     """Keys of KINDS."""
 
 
-def choose_mistakes(answers: Answers, test: Labelled, tier_ids: list[str], limit: int) -> list[Mistake]:
+def choose_mistakes(answers: Answers, test: Labeled, tier_ids: list[str], limit: int) -> list[Mistake]:
     """The most distant wrong verdicts, then the most confident other ones, then format failures: `limit` of each, no pair
     twice."""
     confidence = answers.confidence()

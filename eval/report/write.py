@@ -13,7 +13,7 @@ from lore.eval.probes.robustness import print_robustness
 from lore.eval.report.console import print_samples, print_slices, print_table, shown_columns
 from lore.eval.report.report import write_report
 from lore.eval.scorecard import Scorecard
-from lore.eval.testset import EvalData, Labelled
+from lore.eval.testset import EvalData, Labeled
 from lore.judge.verdict import Verdict, to_row, verdict_schema
 from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
@@ -91,7 +91,7 @@ def save(
     folder.finish(summary | {"report": str(report_path)})
 
 
-def write_predictions(path: Path, verdicts: dict[str, dict[str, Verdict]], test: Labelled, rubric: Rubric) -> None:
+def write_predictions(path: Path, verdicts: dict[str, dict[str, Verdict]], test: Labeled, rubric: Rubric) -> None:
     """Writes one row per judge and test pair."""
     rows = []
     for judge, answered in verdicts.items():

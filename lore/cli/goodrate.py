@@ -1,7 +1,7 @@
 """`lore goodrate`: the GoodRate of a result log. Imports inside functions keep `lore --help` fast.
 
 lore goodrate sample log.parquet --queries 40 -o rated.csv
-lore goodrate estimate log.parquet --verdicts runs/my_judge/predictions.parquet --rated rated.csv
+lore goodrate estimate log.parquet --verdicts runs/my_judge/predictions.parquet --rated rated.csv --rubric my_rubric.yaml
 """
 
 from __future__ import annotations

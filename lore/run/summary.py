@@ -41,7 +41,7 @@ def columns_of(rows: Iterable[Row]) -> list[str]:
 
 def print_table(title: str, columns: list[str], cells: list[list[str]]) -> None:
     """Prints a table at its full width, also into pipes and files, which rich would cut at 80 columns."""
-    from rich.console import Console  # in here for start-up: a dry run prints no table
+    from rich.console import Console  # imported here for start-up time: a dry run prints no table
     from rich.markup import escape
     from rich.measure import Measurement
     from rich.table import Table
@@ -62,7 +62,7 @@ def print_summary(folder: RunFolder) -> None:
     """Prints the summary from the done marker of a run."""
     if not is_main_process():
         return
-    from rich.console import Console  # in here for start-up: a dry run prints no table
+    from rich.console import Console  # imported here for start-up time: a dry run prints no table
     from rich.markup import escape
     from rich.table import Table
 

@@ -5,7 +5,7 @@ import numpy as np
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
 from lore.eval.derived_slices import derived_slices, frequency_parts
-from lore.eval.testset import Labelled, load_split
+from lore.eval.testset import Labeled, load_split
 from lore.rubric.rubric import load_rubric
 
 RUBRIC = load_rubric("rair")
@@ -59,5 +59,5 @@ def test_the_slices_of_a_split_are_counted_and_masked(tmp_path):
 
 
 def test_an_empty_test_has_no_slices():
-    none = Labelled("test", [], [], np.zeros(0, dtype=int), np.zeros(0), [])
+    none = Labeled("test", [], [], np.zeros(0, dtype=int), np.zeros(0), [])
     assert none.slice_sizes() == {} and none.in_slice("a").shape == (0,)

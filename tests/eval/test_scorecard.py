@@ -13,7 +13,7 @@ from lore.eval.measures.metrics import metric_names
 from lore.eval.report.console import READABLE, best_value, print_table, shown_columns
 from lore.eval.scorecard import score
 from lore.eval.sections import MetricsSection
-from lore.eval.testset import EvalData, Labelled
+from lore.eval.testset import EvalData, Labeled
 from lore.judge.verdict import Verdict
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
@@ -30,7 +30,7 @@ def made(ratings: bool = False) -> EvalData:
     gold = rng.integers(0, 4, PAIRS)
     slices = [["odd"] if index % 2 else ["even", "worst"][: 1 + (tier == 0)] for index, tier in enumerate(gold)]
     queries = [f"q{index // 5}" for index in range(PAIRS)]
-    test = Labelled("test", [f"p{index}" for index in range(PAIRS)], queries, gold, np.ones(PAIRS), slices)
+    test = Labeled("test", [f"p{index}" for index in range(PAIRS)], queries, gold, np.ones(PAIRS), slices)
     given = Ratings(np.arange(20), np.zeros(20, dtype=int), gold[:20], ["ann"], PAIRS - 20) if ratings else None
     return EvalData("nowhere", RUBRIC, test, None, ratings=given)
 
@@ -83,7 +83,7 @@ def test_a_slice_is_scored_as_if_it_were_the_whole_test():
     data, verdicts = made(), answered(made())
     odd = np.flatnonzero(data.test.in_slice("odd"))
     kept = [np.asarray(column)[odd].tolist() for column in (data.test.pair_ids, data.test.queries)]
-    alone = Labelled("test", *kept, data.test.gold[odd], np.ones(len(odd)), [["odd"]] * len(odd))
+    alone = Labeled("test", *kept, data.test.gold[odd], np.ones(len(odd)), [["odd"]] * len(odd))
     whole = carded(EvalData("nowhere", RUBRIC, alone, None), {key: verdicts[key] for key in kept[0]}, slices=[], gains=GAINS).whole
     assert carded(data, verdicts, gains=GAINS).slices["odd"] == whole
 

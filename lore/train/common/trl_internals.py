@@ -36,7 +36,7 @@ PROMPT_IDS, PROMPT_MASK, COMPLETION_IDS, COMPLETION_MASK = "prompt_ids", "prompt
 ADVANTAGES, OLD_LOGPS, IMAGE_COUNTS = "advantages", "old_per_token_logps", "num_images"
 """Keys of a batch. OLD_LOGPS is there only if a pass of its own computed the log-probabilities under the sampling policy."""
 
-# What a forward pass takes beside the tokens: inputs of the model, and TRL's counts that say whose they are.
+# Inputs of a forward pass in addition to the tokens, and the counts by which TRL assigns them to rows.
 PHOTO_INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids")
 PHOTO_FIELDS = (*PHOTO_INPUTS, IMAGE_COUNTS, "num_tiles", "token_type_ids", "mm_token_type_ids")
 

@@ -17,7 +17,7 @@ COLUMNS = (
     ("no verdict", 11, "format_failures", ".0%"),
     ("top tier", 12, "top", ""),
     ("reward", 8, "reward", ".3f"),
-    ("no spread", 10, "zero_spread", ".0%"),
+    ("zero adv.", 10, "zero_spread", ".0%"),
     ("gap", 9, "gap", ".4f"),
 )
 HEADER_EVERY = 20

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lore.eval.measures.samples import counts_of_k, majority_at, pass_at
 from lore.eval.probes.sampling import sample_curves
-from lore.eval.testset import Labelled
+from lore.eval.testset import Labeled
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
 
@@ -46,10 +46,10 @@ def test_hand_worked_values():
     assert counts_of_k(1) == [1] and counts_of_k(8) == [1, 2, 4, 8] and counts_of_k(6) == [1, 2, 4, 6]
 
 
-def labeled(queries: int) -> Labelled:
+def labeled(queries: int) -> Labeled:
     ids = [f"p{index}" for index in range(2 * queries)]
     names = [f"q{index // 2}" for index in range(2 * queries)]
-    return Labelled("test", ids, names, np.full(len(ids), 3), np.ones(len(ids)), [[] for _ in ids])
+    return Labeled("test", ids, names, np.full(len(ids), 3), np.ones(len(ids)), [[] for _ in ids])
 
 
 def test_curves_over_pairs_with_intervals_and_weights():

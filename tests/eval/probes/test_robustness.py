@@ -14,7 +14,7 @@ from lore.data_synth.perturb.perturb import PERTURBATIONS, Perturber
 from lore.engines.engine import Completion, Sampling
 from lore.eval.probes.robustness import ALL_INJECTIONS, measure_robustness, print_robustness, read_translations, robustness_ids
 from lore.eval.sections import RobustnessSection
-from lore.eval.testset import Labelled
+from lore.eval.testset import Labeled
 from lore.judge.resumable import Asker
 from lore.judge.verdict import Verdict
 from lore.rubric.rubric import load_rubric
@@ -69,9 +69,9 @@ def clean(photo: str = "none") -> dict[str, Verdict]:
     return {f"p{i}": Verdict(f"p{i}", tier, photo=photo) for i, tier in enumerate(CLEAN)}
 
 
-def labeled() -> Labelled:
+def labeled() -> Labeled:
     gold = np.asarray([TIERS.index(tier) for tier in GOLD])
-    return Labelled("test", [f"p{i}" for i in range(6)], QUERIES, gold, np.ones(6), [[] for _ in QUERIES])
+    return Labeled("test", [f"p{i}" for i in range(6)], QUERIES, gold, np.ones(6), [[] for _ in QUERIES])
 
 
 def measure(folder, judge, names=None, asked=None, verdicts=None, **more):
@@ -156,7 +156,7 @@ def test_a_killed_run_asks_nothing_twice(tmp_path):
 
 
 def test_whole_queries_are_chosen():
-    test = Labelled("test", list("abcdef"), ["q", "q", "r", "r", "s", "s"], np.zeros(6, int), np.ones(6), [[]] * 6)
+    test = Labeled("test", list("abcdef"), ["q", "q", "r", "r", "s", "s"], np.zeros(6, int), np.ones(6), [[]] * 6)
     ids = robustness_ids(test, RobustnessSection(pairs=3), seed=0)
     assert len(ids) == 4 and {"ab", "cd", "ef"} >= {"".join(ids[:2]), "".join(ids[2:])}
     assert robustness_ids(test, RobustnessSection(pairs=99), seed=0) == list("abcdef")
