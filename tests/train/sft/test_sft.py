@@ -262,8 +262,8 @@ def test_photos_are_made_smaller_in_training_and_in_engines_alike(tiny):
     assert image.width * image.height <= 30_000 and image.width == pytest.approx(3 * image.height, abs=3)
     seen = []
     collator = PhotoCollator(processor, max_photo_pixels=30_000)
-    opened = collator._open
-    collator._open = lambda photo: seen.append(opened(photo)) or seen[-1]
+    opened = collator.open_photo
+    collator.open_photo = lambda photo: seen.append(opened(photo)) or seen[-1]
     collator([sft_row(pair, RUBRIC, fmt, processor)])
     assert seen[0].tobytes() == image.tobytes() == photo_of(pair, fmt, processor)[0].tobytes()
     assert renderer_hash(RUBRIC, fmt) == renderer_hash(RUBRIC, PromptFormat("answer_only", "name"))
