@@ -111,6 +111,8 @@ class RunFolder:
     def check(self, recipe: BaseRecipe) -> None:
         """Raises LoreError when the folder belongs to a recipe with other values."""
         changed = self.changes(recipe)
+        if not changed or self.is_unused(recipe):
+            return
         stage = next((old for key, old, _ in changed if key == "stage"), None)
         if stage in RENAMED:
             raise LoreError(
@@ -118,13 +120,12 @@ class RunFolder:
                 "Its results stay as they are, but this version cannot resume it. Give the recipe another `run` name, or delete "
                 "the folder to start over."
             )
-        if changed and not self.is_unused(recipe):
-            rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
-            raise LoreError(
-                f"{self.path} belongs to a recipe with other values:\n{rows}\n"
-                "Resuming would mix two experiments. Give the recipe another `run` name, restore the values, "
-                "or delete the folder to start over."
-            )
+        rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
+        raise LoreError(
+            f"{self.path} belongs to a recipe with other values:\n{rows}\n"
+            "Resuming would mix two experiments. Give the recipe another `run` name, restore the values, "
+            "or delete the folder to start over."
+        )
 
     def open(self, recipe: BaseRecipe) -> RunFolder:
         """Creates the folder or resumes in it. The main process holds its lock until the process ends."""
