@@ -71,7 +71,8 @@ def vllm_answers(tiny, adapter, tmp_path_factory):
         out = tmp_path_factory.mktemp("answers") / f"{kind}.json"
         script = ROOT / "tests" / "engines" / "vllm_answers.py"
         command = [sys.executable, str(script), str(tiny.pairs.parent), kind, str(out), *lora]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}  # the script builds its models with tests/tiny.py
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
         found[kind] = json.loads(out.read_text())
     return found
