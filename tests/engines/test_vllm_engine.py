@@ -153,7 +153,7 @@ def test_vllm_draws_by_the_seed_and_refuses_prompts_that_are_too_long(kind, vllm
     first, again = found["drawn"]
     assert first == again
     assert len({text for row in first for text in row}) > 6  # the same prompt twice draws other answers
-    assert "max_model_tokens, 1024" in found["too_long"] and found["too_long"].startswith("LoreError")
+    assert "max_model_tokens (1024)" in found["too_long"] and found["too_long"].startswith("LoreError")
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])
