@@ -9,6 +9,7 @@ answer (Llama 2: `[/INST] ` and `<reason>` give `▁<`), the prompt ends before 
 a prompt are always the first ids of the conversation.
 """
 
+import hashlib
 import re
 from datetime import date
 from functools import lru_cache
@@ -84,6 +85,12 @@ def own_conversation(processor: Any, messages: list[Message], answer: str) -> st
     if messages[0]["role"] == "system" and folds_system(processor):
         messages = fold_system(messages)
     return _apply(processor, [*messages, {"role": "assistant", "content": answer}], **template_options(processor))
+
+
+def conversation_fingerprint(processor: Any) -> str:
+    """Fingerprint of a short conversation as the template writes it: header and end of an answer, switches and date."""
+    before, after = _around_answer(processor, _SAMPLE)
+    return hashlib.blake2b(f"{before}{_MARK}{after}".encode(), digest_size=8).hexdigest()
 
 
 def template_options(processor: Any) -> dict[str, Any]:
