@@ -137,3 +137,61 @@ CHAT_TOKENIZERS = {
     "plain_turns": plain_turns,
     "normalizing": normalizing,
 }
+
+LLAMA2 = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{ '<s>[INST] <<SYS>>\n' + message['content'] + '\n<</SYS>>\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ message['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + message['content'] + ' </s>' }}{% endif %}{% endfor %}"
+)
+
+
+@cache
+def llama2() -> PreTrainedTokenizerFast:
+    """BPE over ▁-joined words with byte fallback, whose turn markers are plain text, as in Llama 2."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    alphabet = [chr(c) for c in range(33, 127)]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    # Words that end in a space's mark, as the merges of Llama 2 begin with it.
+    tokenizer.train_from_iterator([*CORPUS, *(f"a {text}" for text in CORPUS)], trainer)
+    return wrap(tokenizer, LLAMA2, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>")
+
+
+@cache
+def unigram() -> PreTrainedTokenizerFast:
+    """Unigram over words with ▁, as in XLM-R, T5 and Gemma's SentencePiece."""
+    tokenizer = Tokenizer(models.Unigram())
+    metaspace = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([metaspace, pre_tokenizers.Digits(individual_digits=True)])
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    alphabet = [chr(c) for c in range(33, 127)] + ["▁", "\n"]
+    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=400, special_tokens=special, unk_token="<unk>", initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return wrap(tokenizer, CHATML, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>")
+
+
+@cache
+def wordpiece() -> PreTrainedTokenizerFast:
+    """Lower-cased WordPiece with BERT's split, as in student encoders."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "<|im_start|>", "<|im_end|>"]
+    alphabet = [chr(c) for c in range(33, 127)]
+    trainer = trainers.WordPieceTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([text.lower() for text in CORPUS], trainer)
+    return wrap(tokenizer, CHATML, unk_token="[UNK]", eos_token="[SEP]", pad_token="[PAD]")
+
+
+# Every kind of tokenizer: byte-level, SentencePiece (BPE and Unigram) and WordPiece.
+TOKENIZERS = CHAT_TOKENIZERS | {"llama2": llama2, "unigram": unigram, "wordpiece": wordpiece}

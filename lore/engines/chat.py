@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lore.codec.chat_template import template_text, text_after_answer
+from lore.codec.chat_template import answer_glue, template_text, text_after_answer, text_ids
 from lore.codec.prompt import PromptFormat
 from lore.data.images import ImageError, bounded, load_image
 from lore.data.pair import Pair
@@ -13,12 +13,13 @@ def prompt_text(processor: Any, messages: list[dict]) -> tuple[str, list]:
     """The prompt text with the template's image placeholders, and the images in order.
 
     processor: a tokenizer or a multimodal processor with a chat template. A trailing assistant message is used as prefill:
-    its text is appended unchanged. See lore.codec.chat_template for the template's arguments.
+    its text follows as it does in a finished conversation. See lore.codec.chat_template for the template's arguments.
     """
     prefill = ""
     if messages[-1]["role"] == "assistant":
         *messages, last = messages
         prefill = last["content"] if isinstance(last["content"], str) else "".join(part["text"] for part in last["content"])
+        prefill = answer_glue(processor) + prefill
     images = [
         visible(part["image"])
         for message in messages
@@ -83,15 +84,16 @@ def at_verdict(messages: list[dict], prefix: str) -> list[dict]:
 
 
 def turn_end(processor: Any) -> str:
-    """The token that ends the assistant turn in the chat template, else the eos token.
+    """The token that ends the assistant turn in the chat template, special or only added, else the eos token.
 
     Raises LoreError if there is neither: a model trained without it never stops generating.
     """
     after = text_after_answer(processor)
     tokenizer = getattr(processor, "tokenizer", processor)
-    specials = [token for token in tokenizer.all_special_tokens if token in after]
-    if specials:
-        first = min(specials, key=after.index)
+    added = {str(token) for token in tokenizer.get_added_vocab()}  # special or not, such as Gemma's <end_of_turn>
+    ends = [token for token in {*tokenizer.all_special_tokens, *added} if token.strip() and token in after]
+    if ends:
+        first = min(ends, key=lambda token: (after.index(token), -len(token)))
         return after[: after.index(first)] + first
     if tokenizer.eos_token:
         return tokenizer.eos_token
@@ -104,7 +106,7 @@ def turn_end(processor: Any) -> str:
 def stop_ids(processor: Any, known: set[int]) -> list[int]:
     """Token ids that end an answer: the template's end of turn, the tokenizer's eos and `known`, the checkpoint's own."""
     tokenizer = getattr(processor, "tokenizer", processor)
-    end = tokenizer(turn_end(processor), add_special_tokens=False)["input_ids"][-1]
+    end = text_ids(processor, turn_end(processor))[-1]
     return sorted(known | {end} | ({tokenizer.eos_token_id} - {None}))
 
 

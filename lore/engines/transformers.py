@@ -40,7 +40,7 @@ class TransformersEngine:
         self.model, self.processor, self.rubric, self.batch_tokens = model, processor, rubric, batch_tokens
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.takes_images = processor is not self.tokenizer
-        self.verdict = verdict_tokens(self.tokenizer, rubric)
+        self.verdict = verdict_tokens(processor, rubric)
         known = model.generation_config.eos_token_id
         self._stop_ids = stop_ids(processor, set(known if isinstance(known, list) else [known]) - {None})
 

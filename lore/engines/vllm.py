@@ -33,7 +33,7 @@ class VllmEngine:
         self.llm, self.processor, self.rubric, self._adapter = llm, processor, rubric, adapter
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.takes_images = processor is not self.tokenizer
-        self.verdict = verdict_tokens(self.tokenizer, rubric)
+        self.verdict = verdict_tokens(processor, rubric)
         self._stop_ids = stop_ids(processor, stops)
 
     @classmethod

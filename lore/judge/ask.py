@@ -18,6 +18,7 @@ from lore.codec.prompt import PromptFormat, render
 from lore.codec.verdict_tokens import verdict_tokens, with_verdict_prefix
 from lore.data.pair import Pair
 from lore.engines.chat import photo_of
+from lore.engines.conversation_check import check_conversation
 from lore.engines.engine import Engine, RequestRefused, Sampling
 from lore.judge.answer import read_answer
 from lore.judge.chunk_store import in_chunks
@@ -66,6 +67,8 @@ def _chunks(
     if not getattr(engine, "takes_images", True):
         fmt = replace(fmt, photo=False)
     render(Pair(pair_id="-", query="a", title="a"), rubric, fmt, tokenizer=_renderer(engine))
+    if engine.tokenizer is not None:
+        check_conversation(_renderer(engine), rubric, fmt)
     for chunk in in_chunks(pairs, size):
         yield chunk, fmt
 
@@ -153,7 +156,7 @@ def score_answers(
 ) -> None:
     """Fills in the tier probabilities, scored after the reason if there is one. decide: the most probable tier becomes the
     verdict."""
-    tokens = verdict_tokens(engine.tokenizer, rubric) if engine.tokenizer is not None else None
+    tokens = verdict_tokens(_renderer(engine), rubric) if engine.tokenizer is not None else None
     scored = [
         (prompt, verdict)
         for prompt, verdict in zip(prompts, verdicts, strict=True)

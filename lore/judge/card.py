@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lore.codec.chat_template import conversation_fingerprint
 from lore.engines.config import ModelSection
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
@@ -12,9 +13,9 @@ from lore.support.fingerprint import model_fingerprint, template_fingerprint
 CARD = "lore.json"
 
 
-def judge_card(recipe: Any, renderer: str, rubric: str, template: str) -> dict[str, Any]:
+def judge_card(recipe: Any, renderer: str, rubric: str, processor: Any) -> dict[str, Any]:
     """The card of a judge in training: renderer hash, rubric (hash and name), base model (name and, for a local folder,
-    fingerprint), chat template and prompt section.
+    fingerprint), chat template, the conversation that it writes, and prompt section. processor: tokenizer or processor.
     """
     return {
         "renderer_hash": renderer,
@@ -22,7 +23,8 @@ def judge_card(recipe: Any, renderer: str, rubric: str, template: str) -> dict[s
         "rubric": recipe.data.rubric,
         "base": recipe.model.name,
         "base_fingerprint": _base_fingerprint(recipe.model.name),
-        "template": template,
+        "template": template_fingerprint(processor),
+        "conversation": conversation_fingerprint(processor),
         "prompt": recipe.prompt.model_dump(),
     }
 
@@ -76,9 +78,12 @@ def check_card(model: ModelSection, renderer: str, what: str) -> None:
 def check_template(model: ModelSection, processor: Any, what: str) -> None:
     """Raises LoreError when the processor's chat template is not the one that the judge was trained with."""
     folder = model.adapter or model.name
-    trained, now = (read_card(folder) or {}).get("template"), template_fingerprint(processor)
-    if trained and trained != now:
-        raise LoreError(
-            f"{what}: {folder} was trained with chat template {trained}, and {model.name} now has {now}.\n"
-            "Its prompts would differ from those in training: restore the template, or train the judge again."
-        )
+    card = read_card(folder) or {}
+    # The same template writes another conversation if it is asked in another way, for example with another date.
+    for key, fingerprint in (("template", template_fingerprint), ("conversation", conversation_fingerprint)):
+        trained = card.get(key)
+        if trained and trained != (now := fingerprint(processor)):
+            raise LoreError(
+                f"{what}: {folder} was trained with chat template {trained}, and {model.name} now has {now} ({key}).\n"
+                "Its prompts would differ from those in training: restore the template, or train the judge again."
+            )

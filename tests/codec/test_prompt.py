@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lore.codec import prompt
+from lore.codec.chat_template import answer_glue
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat, count_prompt_tokens, render
 from lore.codec.sanitize import control_strings, neutralize
@@ -210,6 +211,8 @@ LONG = {
 
 def fitted(budget: int, **fields) -> tuple[re.Match, int]:
     tokenizer = Counting(small.chatml())
+    answer_glue(tokenizer)  # looked up once a tokenizer
+    tokenizer.counts = 0
     messages = render(
         pair_of(**{**LONG, **fields}), RAIR, PromptFormat(detail="name", max_prompt_tokens=budget), tokenizer=tokenizer
     )

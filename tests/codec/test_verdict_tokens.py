@@ -4,6 +4,7 @@ import pytest
 import tokenizers_for_tests as small
 from PIL import Image
 
+from lore.codec.chat_template import answer_ids
 from lore.codec.judgement import Judgement, render_answer
 from lore.codec.prompt import PromptFormat, render
 from lore.codec.verdict_tokens import verdict_tokens, with_verdict_prefix
@@ -46,7 +47,8 @@ def test_tier_tokens_of_every_kind_of_tokenizer(name, rubric, prefix, tokens):
     found = verdict_tokens(tokenizer, load_rubric(rubric))
     assert found.prefix_text == prefix
     assert tokenizer.convert_ids_to_tokens(list(found.tier_ids)) == tokens
-    assert tuple(tokenizer(prefix, add_special_tokens=False)["input_ids"]) == found.prefix_ids
+    begun, answer = answer_ids(tokenizer, prefix), answer_ids(tokenizer, f"<verdict>{load_rubric(rubric).tier_ids[-1]}</verdict>")
+    assert answer[: len(begun)] == begun and answer[len(begun)] == found.tier_ids[-1]
 
 
 @pytest.mark.parametrize("order", ORDERS)

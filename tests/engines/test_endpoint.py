@@ -500,7 +500,7 @@ def test_a_server_that_goes_on_with_no_begun_answer_says_so():
 
 @given(st.lists(st.floats(-60, 0), min_size=4, max_size=4))
 def test_exact_lists_give_the_softmax_over_the_tiers(logs):
-    verdict = VerdictTokens("<verdict>L", (1,), (11, 12, 13, 14))
+    verdict = VerdictTokens("<verdict>L", (11, 12, 13, 14))
     listed = {f"token_id:{token}": value for token, value in zip(verdict.tier_ids, logs, strict=True)} | {"token_id:99": -0.1}
     found, any_tier = tier_probabilities(listed, tier_ends(RUBRIC, verdict), verdict)
     expected = np.exp(np.array(logs) - max(logs))

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from lore.codec.chat_template import fold_system, folds_system
+from lore.codec.chat_template import fold_system, folds_system, server_options
 from lore.codec.verdict_tokens import verdict_tokens
 from lore.engines.chat import stop_ids
 from lore.engines.config import EndpointSection, ModelSection
+from lore.engines.conversation_check import check_server_template
 from lore.engines.engine import Completion, EndpointFailed, EndpointStopped, Gate, Messages, RequestRefused, Sampling, Usage
 from lore.engines.http.client import Client, Outcome
 from lore.engines.http.protocol import bound_of, completions, request_body
@@ -50,13 +51,13 @@ class EndpointEngine:
             self.processor = load_processor(local, chat=True)
             self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
             self.takes_images = self.processor is not self.tokenizer
-        self.verdict = verdict_tokens(self.tokenizer, rubric) if self.tokenizer is not None and rubric is not None else None
+        self.verdict = verdict_tokens(self.processor, rubric) if self.tokenizer is not None and rubric is not None else None
         self._client = Client(section)
         self._throttle = Throttle(section.max_concurrency, max_down_seconds=section.max_down_seconds, stop=self._down)
         self._stopped: EndpointStopped | None = None
         self._switches: dict[str, Any] = {}  # make the server use the same template options and stop tokens as the other engines
-        if self.processor is None or "enable_thinking" in str(self.processor.chat_template):
-            self._switches["chat_template_kwargs"] = {"enable_thinking": False}
+        if options := server_options(self.processor):
+            self._switches["chat_template_kwargs"] = options
         self._folds = self.processor is not None and folds_system(self.processor)
         if self.processor is not None:
             self._switches["stop_token_ids"] = stop_ids(self.processor, known_stops(local))
@@ -87,7 +88,9 @@ class EndpointEngine:
         await self.aclose()
 
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
-        """See Engine.generate. A prompt that the server rejects gets completions with finish_reason `refused`."""
+        """See Engine.generate. A prompt that the server rejects gets completions with finish_reason `refused`. Raises LoreError if
+        the server's chat template would write other prompts than those in training (with a local tokenizer)."""
+        self._check_template(begun=False)
         out: list[list[Completion]] = [[] for _ in prompts]
 
         async def one(index: int) -> None:
@@ -104,6 +107,7 @@ class EndpointEngine:
         """See Engine.score, and lore.engines.http.tier_logprobs for the accuracy. Raises EndpointStopped if the server returns no
         log-probabilities, or no tier token for any prompt; RequestRefused for a prompt that is too long.
         """
+        self._check_template(begun=True)
         if self.rubric is None:
             raise LoreError("This endpoint was opened without a rubric, so it has no tiers to score. Pass a rubric to open_engine.")
         ends, fields = tier_ends(self.rubric, self.verdict), scoring_fields(self.verdict)
@@ -126,6 +130,10 @@ class EndpointEngine:
                 "The server may not support prefill (vLLM and SGLang do), or the model may not be a judge.",
             )
         return out
+
+    def _check_template(self, *, begun: bool) -> None:
+        if self.processor is not None:
+            check_server_template(self.processor, begun=begun)
 
     async def _ask(self, body: dict[str, Any], bound: Usage, gate: Gate | None, read: Callable[[dict], Any]) -> Any:
         """read(reply) of the first valid reply.

@@ -3,12 +3,40 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from PIL import Image
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from lore.codec.chat_template import answer_ids
 from lore.data.images import bounded, load_image
 from lore.engines.chat import prompt_text, turn_end, visible
 from lore.train.common.arrow_rows import IGNORE
+
+ABSENT = object()
+
+
+class AnswerProcessor:
+    """A multimodal processor as TRL's collators call it: with photos for prompts, without for answers.
+
+    Answers get their token ids behind a prompt. A processor would tokenize them as texts of their own, whose first token differs
+    where the template's end and the answer share one.
+    """
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+
+    def __call__(self, text: list[str], images: Any = ABSENT, **options: Any) -> Any:
+        if images is not ABSENT:
+            return self.processor(text=text, images=images, **options)
+        rows = {"input_ids": [answer_ids(self.processor, answer) for answer in text]}
+        padding = {key: options[key] for key in ("padding", "padding_side", "return_tensors")}
+        batch = self.tokenizer.pad(rows, **padding)
+        batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])  # TRL reads them if the prompts have them
+        return batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.processor, name)
 
 
 @dataclass
@@ -24,6 +52,9 @@ class PhotoCollator(DataCollatorForVisionLanguageModeling):
     always_photo: bool = False
     max_photo_pixels: int | None = None
 
+    def __post_init__(self) -> None:
+        self.processor = AnswerProcessor(self.processor)
+
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         opened = [{**row, "images": [self.open_photo(image) for image in row["images"]]} for row in examples]
         if not self.always_photo or any(row["images"] for row in opened):
@@ -38,5 +69,5 @@ class PhotoCollator(DataCollatorForVisionLanguageModeling):
 
     def _gray_row(self) -> dict[str, Any]:
         gray = Image.new("RGB", (56, 56), (128, 128, 128))
-        prompt, images = prompt_text(self.processor, [{"role": "user", "content": [{"type": "image", "image": gray}]}])
-        return {"prompt": prompt, "completion": turn_end(self.processor), "images": images}
+        prompt, images = prompt_text(self.processor.processor, [{"role": "user", "content": [{"type": "image", "image": gray}]}])
+        return {"prompt": prompt, "completion": turn_end(self.processor.processor), "images": images}

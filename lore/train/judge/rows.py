@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from lore.codec.chat_template import conversation_ids
 from lore.codec.item_text import item_text
 from lore.codec.judgement import Judgement, render_answer
 from lore.codec.prompt import MAX_CHARACTERS_PER_TOKEN, PromptFormat, render
@@ -99,15 +100,13 @@ def _row(
     refused: bool = False,
 ) -> dict[str, Any]:
     """A row of either schema. shown: the photos in the prompt; stored: the photo for the collator; ends: the last columns."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    ids, prompt_length = conversation_ids(processor, prompt, answer)
     if not takes_photos(processor, fmt):
-        ids = prompt_ids + answer_ids
-        return {"input_ids": ids, "labels": [IGNORE] * len(prompt_ids) + answer_ids, "length": len(ids), **ends}
-    prompt_length = len(prompt_ids) + sum(image_tokens(processor, image) for image in shown)
+        labels = [IGNORE] * prompt_length + ids[prompt_length:]
+        return {"input_ids": ids, "labels": labels, "length": len(ids), **ends}
+    photo_tokens = sum(image_tokens(processor, image) for image in shown)
     images = [dict(stored)] if shown else []
-    lengths = {"length": prompt_length + len(answer_ids), "prompt_length": prompt_length}
+    lengths = {"length": len(ids) + photo_tokens, "prompt_length": prompt_length + photo_tokens}
     return {"prompt": prompt, "completion": answer, "images": images, **lengths, **ends, "photo_refused": refused}
 
 

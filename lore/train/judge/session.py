@@ -11,6 +11,7 @@ from transformers import TrainerCallback, set_seed
 
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
+from lore.engines.conversation_check import check_conversation
 from lore.engines.loading import default_device, load_model, load_processor, resolve_dtype
 from lore.judge.card import check_card, check_template, judge_card, write_card
 from lore.rubric.rubric import Rubric, load_rubric
@@ -50,8 +51,9 @@ def begin(recipe: Any) -> Start:
     check_card(recipe.model, renderer, "model")
     processor = load_processor(recipe.model, chat=True)
     check_template(recipe.model, processor, "model")
+    check_conversation(processor, rubric, fmt)
     template = template_fingerprint(processor)
-    card = judge_card(recipe, renderer, rubric.hash, template)
+    card = judge_card(recipe, renderer, rubric.hash, processor)
     device = default_device()
     bf16 = resolve_dtype(recipe.model.dtype, device) == torch.bfloat16
     hashes = {"rubric_hash": rubric.hash, "renderer_hash": renderer, "template": template}

@@ -8,7 +8,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DataCollatorForVi
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, DataCollatorForVisionUnpairedPreference
 
 from lore.support.errors import LoreError
-from lore.train.judge.collator import PhotoCollator
+from lore.train.judge.collator import AnswerProcessor, PhotoCollator
 from lore.train.preference.config import KTORecipe, PreferenceRecipe
 
 
@@ -19,9 +19,9 @@ def collator(recipe: PreferenceRecipe, processor: Any, photos: bool) -> Callable
     if not photos:
         inner = (DataCollatorForPreference if dpo else DataCollatorForUnpairedPreference)(pad_token_id=tokenizer.pad_token_id)
     elif dpo:
-        inner = DataCollatorForVisionPreference(processor)
+        inner = DataCollatorForVisionPreference(AnswerProcessor(processor))
     else:
-        inner = DataCollatorForVisionUnpairedPreference(processor, calculate_kl=divergence)
+        inner = DataCollatorForVisionUnpairedPreference(AnswerProcessor(processor), calculate_kl=divergence)
     open_photo = PhotoCollator(processor, max_photo_pixels=recipe.prompt.max_photo_pixels).open_photo if photos else None
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lore.codec.chat_template import answer_ids
 from lore.codec.judgement import FormatFailure, parse, render_answer
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
@@ -206,7 +207,7 @@ class Renderer:
                 raise LoreError(f"{name} contains the control token {held[0]!r}, which would end the turn or be read as a photo")
         prompt = self._prompt(pair)
         answers = {name: text + ("" if name in preference.cut else self.end) for name, text in preference.answers.items()}
-        ids = {name: self.tokenizer(text, add_special_tokens=False)["input_ids"] for name, text in answers.items()}
+        ids = {name: answer_ids(self.processor, text) for name, text in answers.items()}
         length = prompt["prompt_length"] + max(map(len, ids.values()))
         if length > self.max_tokens:
             raise LoreError(

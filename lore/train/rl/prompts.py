@@ -1,9 +1,10 @@
 """Prompts for GRPO and PPO: the pool's pairs, rendered as the engines render them, and the start of their gold reasoning."""
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
-from lore.codec.chat_template import fold_system, folds_system
+from lore.codec.chat_template import answer_ids
 from lore.codec.judgement import render_answer
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
@@ -23,7 +24,6 @@ class Prompts:
     def __init__(self, pairs: list[Pair], rubric: Rubric, fmt: PromptFormat, processor: Any):
         self.pairs, self.rubric, self.fmt, self.processor = pairs, rubric, fmt, processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
-        self.folds = folds_system(processor)
         self._messages: dict[int, list[dict]] = {}
 
     def __len__(self) -> int:
@@ -34,7 +34,7 @@ class Prompts:
         if row not in self._messages:
             if len(self._messages) >= MESSAGE_CACHE_SIZE:
                 self._messages.clear()
-            self._messages[row] = messages_of(self.pairs[row], self.rubric, self.fmt, self.processor, folds=self.folds)
+            self._messages[row], _ = shown_messages(self.pairs[row], self.rubric, self.fmt, self.processor)
         return self._messages[row]
 
     def reasoning_start(self, row: int, share: float) -> list[int]:
@@ -44,25 +44,18 @@ class Prompts:
         if not pair.rationale:
             return []
         answer = render_answer(gold(pair), self.rubric, self.fmt, tokenizer=self.tokenizer)
-        reasoning = self.tokenizer(answer.partition("</reason>")[0], add_special_tokens=False)["input_ids"]
+        reasoning = answer_ids(self.processor, answer.partition("</reason>")[0])
         return reasoning[: int(share * len(reasoning))]
-
-
-def messages_of(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any, *, folds: bool) -> list[dict]:
-    """A pair as messages for a trainer that applies the chat template itself. Raises ImageError for an unreadable photo and
-    LoreError for a query that does not fit. folds: moves the system message into the user message."""
-    messages, _ = shown_messages(pair, rubric, fmt, processor)
-    return fold_system(messages) if folds else messages
 
 
 def renderable_rows(
     pairs: Iterable[Pair], rubric: Rubric, fmt: PromptFormat, processor: Any, rejected: RejectedWriter, file: str
 ) -> list[int]:
     """Numbers of the pairs that can be rendered. Writes the others to `rejected` with reasons. Raises LoreError when none can."""
-    folds, good, first = folds_system(processor), [], None
+    good, first = [], None
     for number, pair in enumerate(track(list(pairs), "checking prompts")):
         try:
-            messages_of(pair, rubric, fmt, processor, folds=folds)
+            shown_messages(pair, rubric, fmt, processor)
         except LoreError as error:
             rejection = rejection_of(pair, error, file, number + 1)
             first = first or rejection
@@ -72,6 +65,31 @@ def renderable_rows(
     if not good:
         raise LoreError(f"None of the pool's pairs can be rendered as a prompt. The first one: {first}")
     return good
+
+
+def trainer_processor(processor: Any) -> Any:
+    """A copy of the processor for TRL's trainers, which apply the chat template themselves.
+
+    Its `apply_chat_template` writes prompts as the engines do (lore.codec.chat_template says why the template's own generation
+    prompt is another). It pads on the left, as TRL pads prompts: TRL finds photo tokens in the processor's padded rows.
+    """
+
+    def apply_chat_template(self: Any, conversation: list, *arguments: Any, **options: Any) -> Any:
+        if not options.get("add_generation_prompt"):
+            return super(type(self), self).apply_chat_template(conversation, *arguments, **options)
+        several = bool(conversation) and isinstance(conversation[0], list)
+        read = [prompt_text(processor, messages) for messages in (conversation if several else [conversation])]
+        texts, images = [text for text, _ in read], [photos for _, photos in read]
+        if not options.get("tokenize", True):
+            return texts if several else texts[0]
+        shown = {"images": images} if any(images) else {}
+        return self(text=texts, add_special_tokens=False, **shown)
+
+    copied, known = copy.deepcopy(processor), type(processor)
+    # The class keeps its name, which is saved with a checkpoint.
+    copied.__class__ = type(known.__name__, (known,), {"apply_chat_template": apply_chat_template})
+    getattr(copied, "tokenizer", copied).padding_side = "left"
+    return copied
 
 
 def check_same_prompt(prompts: Prompts, tokenize: Any, rows: Iterable[int]) -> None:

@@ -1,6 +1,5 @@
 """Setup and end of stages grpo and ppo: from the pool to the trainer's arguments, and from the last step to the judge's folder."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,6 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
-from lore.codec.chat_template import template_options
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.rejected_rows import RejectedWriter
@@ -32,7 +30,7 @@ from lore.train.judge.session import ReferenceStaysOut, Start, begin, complete_m
 from lore.train.pool.curriculum import chosen_pairs, chosen_rows
 from lore.train.rl.config import DynamicSection, LossSection, RolloutRecipe
 from lore.train.rl.dynamic_sampling import PromptChoice, schedule, window
-from lore.train.rl.prompts import Prompts, check_same_prompt, renderable_rows
+from lore.train.rl.prompts import Prompts, check_same_prompt, renderable_rows, trainer_processor
 from lore.train.rl.sft_replay import Replay, replay_rows_per_pass, write_replay
 from lore.train.watch.attach import probe_pairs, watched
 from lore.train.watch.collapse_rules import RECORDED as WATCHED
@@ -187,7 +185,6 @@ def rollout_arguments(recipe: RolloutRecipe, folder: RunFolder, start: Start, **
         shuffle_dataset=False,
         ddp_broadcast_buffers=False,  # buffers never change, and a process with one more forward pass would hang
         log_multimodal=False,  # a process without photos would skip the gather, and the others would hang
-        chat_template_kwargs=template_options(start.processor),
         trust_remote_code=recipe.model.trust_remote_code,
         **vllm,
         **losses,
@@ -210,13 +207,6 @@ def prompt_rows(order: np.ndarray) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"prompt": [""] * len(rows), "row": rows})
 
 
-def with_left_padding(processor: Any) -> Any:
-    """A copy of the processor that pads on the left, as TRL pads prompts: TRL finds photo tokens in the processor's padded rows."""
-    processor = copy.deepcopy(processor)
-    getattr(processor, "tokenizer", processor).padding_side = "left"
-    return processor
-
-
 def trainer_arguments(setup: Setup) -> dict[str, Any]:
     """Arguments of both trainers."""
     return {
@@ -229,7 +219,7 @@ def trainer_arguments(setup: Setup) -> dict[str, Any]:
         "model": setup.model,
         "args": setup.args,
         "train_dataset": prompt_rows(setup.order),
-        "processing_class": with_left_padding(setup.start.processor),
+        "processing_class": trainer_processor(setup.start.processor),
         "peft_config": judge_lora(setup.recipe, setup.model),
     }
 

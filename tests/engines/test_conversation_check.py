@@ -1,0 +1,310 @@
+"""Guards that ids trained = ids scored = ids of the template's own conversation, over the chat templates that TRL ships and every
+kind of tokenizer."""
+
+import copy
+import re
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers_for_tests as small
+
+from lore.codec.chat_template import (
+    answer_glue,
+    answer_ids,
+    conversation_ids,
+    own_conversation,
+    server_options,
+    template_text,
+    text_ids,
+)
+from lore.codec.judgement import Judgement, render_answer
+from lore.codec.prompt import PromptFormat, render
+from lore.codec.verdict_tokens import verdict_tokens
+from lore.data.pair import Pair
+from lore.engines.chat import at_verdict, prompt_text, stop_ids, turn_end
+from lore.engines.config import EndpointSection
+from lore.engines.conversation_check import check_conversation, check_server_template
+from lore.engines.transformers import TransformersEngine
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
+from lore.train.judge.rows import sft_row
+from lore.train.rl.prompts import trainer_processor
+
+TEMPLATES = {path.stem: path.read_text() for path in (Path(find_spec("trl").origin).parent / "chat_templates").glob("*.jinja")}
+IN_PARTS = ("llava_next", "idefics3", "smolvlm")  # templates of processors, which take messages in parts
+MARKS = re.compile(r"<\|[^|>{}'\"\s]{1,40}\|>|<｜[^｜]{1,40}｜>|</?think>|<(?:start|end)_of_\w+>|<\|?turn\|?>|\[/?INST\]")
+RUBRIC = load_rubric("rair")
+MESSAGES = [{"role": "system", "content": "Judge."}, {"role": "user", "content": "red dress"}]
+ORDERS = ("reason_first", "answer_first", "answer_only")
+
+
+class Processor:
+    """A tokenizer with the template and the message form of a multimodal processor."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.chat_template = tokenizer, tokenizer.chat_template
+
+    def apply_chat_template(self, messages, **options):
+        return self.tokenizer.apply_chat_template(messages, chat_template=self.chat_template, **options)
+
+
+def with_template(name: str, kind: str = "gpt2_like", special: bool = True):
+    """A tokenizer with TRL's template, and its turn markers as (special) tokens."""
+    tokenizer = copy.deepcopy(small.TOKENIZERS[kind]())
+    marks = sorted(set(MARKS.findall(TEMPLATES[name])) - {"</s>"})
+    if special:
+        tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    else:
+        tokenizer.add_tokens(marks)
+    if tokenizer.bos_token is None:
+        tokenizer.add_special_tokens({"bos_token": "<s>"})
+    if tokenizer.eos_token is None:
+        tokenizer.add_special_tokens({"eos_token": "</s>"})
+    tokenizer.chat_template = TEMPLATES[name]
+    return Processor(tokenizer) if name.removesuffix("_training") in IN_PARTS else tokenizer
+
+
+def test_there_are_templates_to_test():
+    assert len(TEMPLATES) > 60 and len(small.TOKENIZERS) >= 9
+
+
+FEW = ("gpt2_like", "llama2", "unigram", "wordpiece")  # one of each kind; the others take ten seconds each as well
+
+
+@pytest.mark.parametrize("kind", [*FEW, *(pytest.param(k, marks=pytest.mark.slow) for k in small.TOKENIZERS if k not in FEW)])
+def test_ids_trained_are_ids_scored_and_ids_of_the_templates_conversation(kind):
+    """Independent of the check under test: compares with the tokenizer on the text of apply_chat_template."""
+    for name in sorted(TEMPLATES):
+        processor = with_template(name, kind)
+        tokenizer = getattr(processor, "tokenizer", processor)
+        tokens, end = verdict_tokens(processor, RUBRIC), turn_end(processor)
+        for order in ORDERS[1:2] if name.endswith("_training") else ORDERS:
+            fmt = PromptFormat(order=order, detail="name", photo=False, max_prompt_tokens=100_000)
+            check_conversation(processor, RUBRIC, fmt)
+            pair = Pair(pair_id="p", query="red dress", title="Red cotton dress", label="L3", rationale="colour: red | red")
+            row = sft_row(pair, RUBRIC, fmt, processor)
+            messages = render(pair, RUBRIC, fmt, tokenizer=processor)
+            answer = render_answer(Judgement("L3", rationale=pair.rationale), RUBRIC, fmt, tokenizer=tokenizer)
+            theirs = text_ids(processor, own_conversation(processor, messages, answer))
+            trained = row["input_ids"]
+            last = len(text_ids(processor, end)) if end not in own_conversation(processor, messages, answer) else 0
+            assert theirs[: len(trained) - last] == trained[: len(trained) - last], (name, order)
+            prompt = text_ids(processor, prompt_text(processor, messages)[0])
+            assert trained[: len(prompt)] == prompt and row["labels"].count(-100) == len(prompt), (name, order)
+            if order != "reason_first":
+                read = text_ids(processor, prompt_text(processor, at_verdict(messages, tokens.prefix_text))[0])
+                assert trained[: len(read)] == read and trained[len(read)] == tokens.tier_ids[2], (name, order)
+            assert trained[-1] in stop_ids(processor, set())
+
+
+@pytest.mark.parametrize(("kind", "first"), [("llama2", "▁<verdict>L"), ("inst", "▁")])
+def test_a_word_mark_belongs_to_the_answer_where_the_template_ends_with_a_space(kind, first):
+    """With Llama 2's template and tokenizer `[/INST] <verdict>` is `[/INST]`, `▁<`...: no token ends at the space."""
+    tokenizer = copy.deepcopy(small.TOKENIZERS[kind]())
+    assert answer_glue(tokenizer) == " "
+    prompt = template_text(tokenizer, MESSAGES)
+    assert prompt.endswith("[/INST]")
+    whole = tokenizer(own_conversation(tokenizer, MESSAGES, "<verdict>L3</verdict>"), add_special_tokens=False)["input_ids"]
+    ids, length = conversation_ids(tokenizer, prompt, "<verdict>L3</verdict>" + turn_end(tokenizer))
+    assert ids == whole
+    assert tokenizer.convert_ids_to_tokens(ids)[length] == first
+    apart = tokenizer("<verdict>L3</verdict>", add_special_tokens=False)["input_ids"]
+    print(f"{kind}: behind a prompt {tokenizer.convert_ids_to_tokens(answer_ids(tokenizer, '<verdict>L3'))}, apart", end=" ")
+    print(tokenizer.convert_ids_to_tokens(apart))
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt_end", "end"),
+    [
+        ("gptoss", "<|start|>assistant<|channel|>final<|message|>", "<|return|>"),
+        ("muse_glimmer", "<|start|>assistant to=user<|message|>", "<|eot|>"),
+        ("deepseek_r1_distill", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
+        ("glm4moe", "<|assistant|>\n<think></think>\n", "<|endoftext|>"),
+        ("qwen3_5_think", "<|im_start|>assistant\n<think>\n\n</think>\n\n", "<|im_end|>"),
+        ("qwen3", "<|im_start|>assistant\n<think>\n\n</think>\n\n", "<|im_end|>"),
+        ("gemma3", "<start_of_turn>model\n", "<end_of_turn>"),
+        ("llama3_2", "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
+        ("phi3", "<|assistant|>\n", "<|end|>"),
+        ("idefics3", "Assistant:", "<end_of_utterance>"),
+    ],
+)
+def test_the_header_before_an_answer_is_the_one_of_a_finished_conversation(name, prompt_end, end):
+    processor = with_template(name)
+    assert template_text(processor, MESSAGES).endswith(prompt_end)
+    assert turn_end(processor) == end
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma"])
+def test_a_turn_ends_with_the_templates_token_even_if_it_is_not_special(name):
+    tokenizer = with_template(name, special=False)
+    assert "<end_of_turn>" not in tokenizer.all_special_tokens
+    assert turn_end(tokenizer) == "<end_of_turn>"
+    assert tokenizer.convert_tokens_to_ids("<end_of_turn>") in stop_ids(tokenizer, set())
+
+
+@pytest.mark.parametrize("switch", ["enable_thinking", "thinking", "enable_reasoning"])
+def test_reasoning_is_switched_off_whatever_the_switch_is_called(switch):
+    tokenizer = copy.deepcopy(small.gpt2_like())
+    tokenizer.chat_template = small.CHATML.replace(
+        "<|im_start|>assistant\n",
+        "<|im_start|>assistant\n{% if " + switch + " is not defined or " + switch + " %}<think>\n{% endif %}",
+    ).replace(
+        "<|im_start|>{{ message['role'] }}\n",
+        "<|im_start|>{{ message['role'] }}\n{% if message['role'] == 'assistant' and (" + switch + " is not defined or "
+        + switch + ") %}<think>{% endif %}",
+    )
+    assert "<think>" in tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    assert "<think>" not in template_text(tokenizer, MESSAGES)
+    assert server_options(tokenizer) == {switch: False}
+    assert server_options(None)["thinking"] is False
+
+
+@pytest.mark.parametrize("name", ["llama3_2", "gptoss", "in parts"])
+def test_a_template_writes_the_same_date_every_day(name, monkeypatch):
+    import transformers.utils.chat_template_utils as templates
+
+    if name == "in parts":  # of a processor
+        tokenizer = copy.deepcopy(small.gpt2_like())
+        tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + small.CHATML
+        processor = Processor(tokenizer)
+    else:
+        processor = with_template(name)
+    today = template_text(processor, MESSAGES)
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2031, 2, 3, tzinfo=tz)
+
+    monkeypatch.setattr(templates, "datetime", Later)
+    plain = getattr(processor, "tokenizer", processor).apply_chat_template(MESSAGES, tokenize=False)
+    assert "2031" in plain  # the template does write the date
+    assert template_text(processor, MESSAGES) == today and "2024" in today
+
+
+def test_a_server_that_writes_another_prompt_is_refused_before_the_run(tmp_path):
+    check_server_template(with_template("llama3_2"), begun=False)  # it takes the date as an option
+    check_server_template(with_template("qwen3"), begun=False)
+    check_server_template(with_template("idefics3"), begun=False)
+    for name in ("gptoss", "deepseek_r1_distill", "glm4moe"):
+        with pytest.raises(LoreError, match="A server that applies this chat template writes"):
+            check_server_template(with_template(name), begun=False)
+    check_server_template(with_template("deepseek_r1_distill"), begun=True)
+    check_server_template(with_template("glm4moe"), begun=True)
+    with pytest.raises(LoreError, match="today's date"):
+        check_server_template(with_template("gptoss"), begun=True)
+
+
+def test_the_endpoint_refuses_before_it_sends_anything(tmp_path):
+    from transformers import LlamaConfig
+
+    from lore.engines.engine import Sampling
+    from lore.engines.http.endpoint import EndpointEngine
+
+    tokenizer = with_template("gptoss")
+    tokenizer.save_pretrained(tmp_path)
+    LlamaConfig(vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    section = EndpointSection(url="http://127.0.0.1:9/v1", model="judge", tokenizer=str(tmp_path), max_down_seconds=0.1)
+    engine = EndpointEngine(section, RUBRIC)
+    with pytest.raises(LoreError, match="A server that applies this chat template writes"):
+        engine.generate([MESSAGES], Sampling())
+    with pytest.raises(LoreError, match="A server that applies this chat template writes"):
+        engine.score([MESSAGES])
+
+
+@pytest.mark.parametrize("name", ["gptoss", "deepseek_r1_distill", "glm4moe", "gemma", "llama3_2"])
+def test_trl_reads_the_prompts_that_the_engines_read(name):
+    tokenizer = with_template(name)
+    theirs = trainer_processor(tokenizer)
+    asked = [MESSAGES, [MESSAGES[0], {"role": "user", "content": "a blue lamp"}]]
+    options = {"add_generation_prompt": True}
+    ids = theirs.apply_chat_template(conversation=asked, tokenize=True, return_dict=True, **options)["input_ids"]
+    assert ids == [text_ids(tokenizer, template_text(tokenizer, messages)) for messages in asked]
+    assert theirs.apply_chat_template(MESSAGES, tokenize=False, **options) == template_text(tokenizer, MESSAGES)
+    assert type(theirs).__name__ == type(tokenizer).__name__ and theirs.padding_side == "left"
+
+
+@pytest.mark.parametrize("kind", ["llama2", "inst", "gpt2_like", "wordpiece"])
+def test_score_reads_the_logits_at_the_trained_ids(kind):
+    """The probabilities of `score` are those behind the row's own ids, for every pair."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = copy.deepcopy(small.TOKENIZERS[kind]())
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=1024, initializer_range=0.3,
+    )
+    engine = TransformersEngine(LlamaForCausalLM(config).eval(), tokenizer, RUBRIC)
+    fmt = PromptFormat(order="answer_only", detail="name")
+    pairs = [Pair(pair_id=str(i), query=f"red dress {i}", title=f"Dress {i} in red", label="L2") for i in range(12)]
+    scores = engine.score([render(pair, RUBRIC, fmt, tokenizer=tokenizer) for pair in pairs])
+    for pair, row in zip(pairs, scores, strict=True):
+        trained = sft_row(pair, RUBRIC, fmt, tokenizer)["input_ids"]
+        place = max(i for i, token in enumerate(trained) if token == engine.verdict.tier_ids[1])
+        with torch.inference_mode():
+            logits = engine.model(torch.tensor([trained[:place]])).logits[0, -1, list(engine.verdict.tier_ids)]
+        assert np.abs(torch.softmax(logits.double(), -1).numpy() - row).max() < 1e-5
+
+
+def test_a_template_that_rewrites_the_answer_is_refused():
+    tokenizer = copy.deepcopy(small.gpt2_like())
+    rewritten = "{{ message['content'] | replace('verdict', 'Verdict') }}"
+    tokenizer.chat_template = small.CHATML.replace("{{ message['content'] }}", rewritten)
+    with pytest.raises(LoreError, match="the chat template's own conversation has other tokens"):
+        check_conversation(tokenizer, RUBRIC, PromptFormat(detail="name"))
+
+
+@pytest.mark.parametrize("template", ["idefics3", None])
+def test_rows_with_photos_have_the_ids_of_the_whole_conversation(template, tmp_path_factory):
+    """SFT, DPO and KTO collate prompt and answer apart; Idefics3's `Assistant:` and ` <` share their space with the answer."""
+    from PIL import Image
+    from tiny import make
+    from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
+    from trl.trainer.kto_trainer import DataCollatorForVisionUnpairedPreference
+
+    from lore.engines.config import ModelSection
+    from lore.engines.loading import load_processor
+    from lore.train.judge.collator import AnswerProcessor, PhotoCollator
+
+    processor = load_processor(ModelSection(name=str(make(tmp_path_factory.mktemp("photos")).vision)))
+    if template:
+        tokenizer = copy.deepcopy(small.gpt2_like())  # joins a space with what follows
+        marks = ["<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>", "<|begin_of_text|>"]
+        tokenizer.add_special_tokens({"additional_special_tokens": marks})
+        processor = type(processor)(processor.image_processor, tokenizer, image_seq_len=processor.image_seq_len)
+        processor.chat_template = TEMPLATES[template]
+        assert answer_glue(processor) == " "
+    red = Image.new("RGB", (56, 56), "red")
+    fmt = PromptFormat(order="answer_only", detail="name")
+    rows = []
+    for number, image in enumerate((red, None, red)):
+        pair = Pair(pair_id=str(number), query=f"dress {number}", title="Red dress " * (number + 1), label="L2", image=image)
+        messages = render(pair, RUBRIC, fmt, tokenizer=processor, image=image)
+        prompt, images = prompt_text(processor, messages)
+        rows.append({"prompt": prompt, "images": images, "answer": "<verdict>L2</verdict>" + turn_end(processor)})
+    glue = answer_glue(processor)
+    whole = [
+        processor(text=[row["prompt"] + glue + row["answer"]], images=[row["images"]] if row["images"] else None,
+                  add_special_tokens=False)["input_ids"][0]
+        for row in rows
+    ]
+    seen = AnswerProcessor(processor)
+    sft = PhotoCollator(processor)
+    sft.open_photo = lambda image: image
+    batch = sft([{"prompt": row["prompt"], "completion": row["answer"], "images": row["images"]} for row in rows])
+    dpo = DataCollatorForVisionPreference(seen)(
+        [{"prompt": row["prompt"], "chosen": row["answer"], "rejected": "no", "images": row["images"]} for row in rows]
+    )
+    kto = DataCollatorForVisionUnpairedPreference(seen)(
+        [{"prompt": row["prompt"], "completion": row["answer"], "images": row["images"], "label": True} for row in rows]
+    )
+    for found in (batch, dpo, kto):
+        ids = [row[mask.bool()].tolist() for row, mask in zip(found["input_ids"], found["attention_mask"], strict=True)]
+        assert ids[:3] == [list(row) for row in whole]
+    answered = [row[row != -100].tolist() for row in batch["labels"]]
+    assert answered == [answer_ids(processor, row["answer"]) for row in rows]
