@@ -85,6 +85,7 @@ def inst() -> PreTrainedTokenizerFast:
     """BPE over ▁-joined words with [INST] turns, <s> and </s>, as in Llama and Mistral."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(content=" ", left=1)])
     tokenizer.pre_tokenizer = pre_tokenizers.Digits(individual_digits=True)
     alphabet = [chr(c) for c in range(32, 127)]
     trainer = trainers.BpeTrainer(

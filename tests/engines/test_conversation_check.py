@@ -27,6 +27,7 @@ from lore.data.pair import Pair
 from lore.engines.chat import at_verdict, prompt_text, stop_ids, turn_end
 from lore.engines.config import EndpointSection
 from lore.engines.conversation_check import check_conversation, check_server_template
+from lore.engines.engine import Sampling
 from lore.engines.transformers import TransformersEngine
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
@@ -201,7 +202,6 @@ def test_a_server_that_writes_another_prompt_is_refused_before_the_run(tmp_path)
 def test_the_endpoint_refuses_before_it_sends_anything(tmp_path):
     from transformers import LlamaConfig
 
-    from lore.engines.engine import Sampling
     from lore.engines.http.endpoint import EndpointEngine
 
     tokenizer = with_template("gptoss")
@@ -308,3 +308,52 @@ def test_rows_with_photos_have_the_ids_of_the_whole_conversation(template, tmp_p
         assert ids[:3] == [list(row) for row in whole]
     answered = [row[row != -100].tolist() for row in batch["labels"]]
     assert answered == [answer_ids(processor, row["answer"]) for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama2", "inst"])
+def test_a_judge_that_has_learned_answers_as_it_was_trained(kind):
+    """A small judge learns which garment a title names. Its verdicts at the trained ids and those of `score` are the same."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer, fmt = copy.deepcopy(small.TOKENIZERS[kind]()), PromptFormat(order="answer_only", detail="name")
+    garments, rng = ("dress", "lamp", "sofa", "shoe"), np.random.default_rng(0)
+
+    def pairs(count: int) -> list[Pair]:
+        picks = [(int(rng.integers(4)), int(rng.integers(1000))) for _ in range(count)]
+        return [
+            Pair(pair_id=str(n), query=f"thing {n}", title=f"{garments[g]} {n}", label=RUBRIC.tier_ids[g]) for g, n in picks
+        ]
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
+        max_position_embeddings=512,
+    )
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(120):
+        rows = [sft_row(pair, RUBRIC, fmt, tokenizer) for pair in pairs(16)]
+        width = max(len(row["input_ids"]) for row in rows)
+        ids = torch.tensor([row["input_ids"] + [0] * (width - row["length"]) for row in rows])
+        labels = torch.tensor([row["labels"] + [-100] * (width - row["length"]) for row in rows])
+        mask = torch.tensor([[1] * row["length"] + [0] * (width - row["length"]) for row in rows])
+        model(input_ids=ids, labels=labels, attention_mask=mask).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    engine, held = TransformersEngine(model.eval(), tokenizer, RUBRIC), pairs(200)
+    scored = engine.score([render(pair, RUBRIC, fmt, tokenizer=tokenizer) for pair in held]).argmax(axis=1)
+    at_rows = []
+    for pair in held:
+        trained = sft_row(pair, RUBRIC, fmt, tokenizer)["input_ids"]
+        place = max(i for i, token in enumerate(trained) if token in engine.verdict.tier_ids)
+        with torch.inference_mode():
+            at_rows.append(int(model(torch.tensor([trained[:place]])).logits[0, -1, list(engine.verdict.tier_ids)].argmax()))
+    truth = np.array([RUBRIC.tier_ids.index(pair.label) for pair in held])
+    accuracy, differ = (truth == scored).mean(), (np.array(at_rows) != scored).sum()
+    written = engine.generate([render(pair, RUBRIC, fmt, tokenizer=tokenizer) for pair in held[:20]], Sampling(max_tokens=16))
+    read = [completion[0].text.strip() for completion in written]
+    print(f"{kind}: Acc@4 {accuracy:.3f} by score and {(truth == at_rows).mean():.3f} at the trained ids, {differ} of 200 differ")
+    assert differ == 0 and accuracy > 0.9
+    assert read == [f"<verdict>{RUBRIC.tier_ids[tier]}</verdict>" for tier in scored[:20]]
