@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 
 from lore.support.errors import LoreError
@@ -102,7 +102,7 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
 
 def adapted_names(model: Any) -> list[str]:
     """Names, in the base model, of the modules of a PeftModel that have an adapter."""
-    return [name.removeprefix(PREFIX) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    return [name.removeprefix(PREFIX) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
 
 
 def are_tied(model: Any) -> bool:
@@ -115,9 +115,9 @@ def check_untied(model: Any, adapter: str) -> None:
     """Raises LoreError if the adapter of a PeftModel changes one of two embeddings that share a weight, which no merge can keep."""
     base = model.get_base_model()
     ends = base.get_input_embeddings(), base.get_output_embeddings()
-    if not are_tied(base) or not any(isinstance(end, BaseTunerLayer) for end in ends):
+    if not are_tied(base) or not any(isinstance(end, LoraLayer) for end in ends):
         return
-    names = [name for name, module in base.named_modules() if module in ends and isinstance(module, BaseTunerLayer)]
+    names = [name for name, module in base.named_modules() if module in ends and isinstance(module, LoraLayer)]
     raise LoreError(
         f"The adapter {adapter} changes {' and '.join(names)}, and the base's input and output embeddings share one weight.\n"
         "The adapter changes one use of that weight; merged, it would change both, and the judge would be another one. Serve it "
@@ -127,7 +127,7 @@ def check_untied(model: Any, adapter: str) -> None:
 
 
 def _weight(module: Any) -> Any:
-    inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    inner = module.get_base_layer() if isinstance(module, LoraLayer) else module
     return getattr(inner, "weight", None)
 
 

@@ -10,9 +10,8 @@ import json
 from typing import Any
 
 from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 
-from lore.engines.adapter import CONFIG, PREFIX, adapter_folder, check_untied
+from lore.engines.adapter import CONFIG, adapted_names, adapter_folder, check_untied
 from lore.engines.config import ModelSection
 from lore.engines.loading import load_config, meta_model, photo_parts
 from lore.support.errors import LoreError
@@ -94,13 +93,14 @@ def _unsupported_layers(section: ModelSection) -> list[str]:
     """Names of adapted layers that vLLM does not apply: those that read photos, and convolutions."""
     model = meta_model(section)
     check_untied(model, str(section.adapter))
-    seen = [name.removeprefix(PREFIX) for name, _ in photo_parts(model.get_base_model())]
-    adapted = [(name.removeprefix(PREFIX), layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
-    return [
-        name
-        for name, layer in adapted
-        if hasattr(layer.get_base_layer(), "kernel_size") or any(f"{name}.".startswith(f"{part}.") for part in seen)
-    ]
+    base = model.get_base_model()
+    seen = [name for name, _ in photo_parts(base)]
+
+    def ignored(name: str) -> bool:
+        is_convolution = hasattr(base.get_submodule(name).get_base_layer(), "kernel_size")
+        return is_convolution or any(f"{name}.".startswith(f"{part}.") for part in seen)
+
+    return [name for name in adapted_names(model) if ignored(name)]
 
 
 def _some(names: list[str]) -> str:

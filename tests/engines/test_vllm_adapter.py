@@ -8,14 +8,16 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_adapter import Saved, write_adapter
+from test_transformers_engine import RUBRIC, prompts
 from tiny import make
-from transformers import AutoModelForCausalLM, Lfm2Config, Lfm2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Lfm2Config, Lfm2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lore.engines.vllm_adapter import AdapterParts, adapter_rank
 from lore.support.errors import LoreError
@@ -137,3 +139,37 @@ def test_vllm_applies_what_transformers_does_and_names_what_it_ignores(kind, tmp
     if kind == "vision":
         print(f"vision, everywhere: vLLM and transformers differ by {found['everywhere']['difference']:.2f}")
         assert found["everywhere"]["difference"] > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+def test_a_shared_embedding_that_was_trained_in_full_is_the_same_judge_in_vllm_once_merged(tmp_path, runs):
+    from lore.engines.config import ModelSection
+    from lore.engines.loading import load_processor
+    from lore.engines.open_engine import open_engine
+    from lore.run.runner import run_recipe
+    from lore.train.export import export
+
+    tiny = make(tmp_path / "tiny", hidden=64)
+    config = AutoConfig.from_pretrained(tiny.text)
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "tied")
+    load_processor(ModelSection(name=str(tiny.text))).save_pretrained(tmp_path / "tied")
+    lora = {"modules_to_save": ["embed_tokens"]}
+    body = json.loads(tiny.recipe("judge", model="text", lora=lora, steps=4, lr=3e-2, save_every=0))
+    body["model"]["name"] = str(tmp_path / "tied")
+    (tmp_path / "judge.yaml").write_text(json.dumps(body))
+    run = run_recipe(tmp_path / "judge.yaml")
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "pairs").symlink_to(tiny.pairs)
+    export(run.path, tmp_path / "served" / "text", dtype="float32")
+    command = [sys.executable, str(ROOT / "tests" / "engines" / "vllm_answers.py"), str(tmp_path / "served"), "text"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    done = subprocess.run([*command, str(tmp_path / "out.json")], capture_output=True, text=True, timeout=400, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    engine = open_engine(ModelSection(name=str(tmp_path / "tied"), adapter=str(run / "model")), RUBRIC, device="cpu")
+    scores = np.array(json.loads((tmp_path / "out.json").read_text())["scores"])
+    difference = np.abs(scores - engine.score(prompts(tiny, engine.processor))).max()
+    print(f"merged in vLLM and the adapter in transformers differ by {difference:.1e}")
+    assert difference < 1e-4
