@@ -160,7 +160,9 @@ def _spread(pairs: list[Pair], count: int) -> list[Pair]:
     return [pairs[i] for i in np.linspace(0, len(pairs) - 1, count).astype(int)] if count else []
 
 
-def compare(before_NT: np.ndarray, after_NT: np.ndarray, rubric: Rubric, pairs: list[Pair], tolerance: float, advice: str) -> float:
+def compare(
+    before_NT: np.ndarray, after_NT: np.ndarray, rubric: Rubric, pairs: list[Pair], tolerance: float, advice: str
+) -> float:
     """The largest difference of a tier probability between two judges. Raises LoreError above `tolerance`."""
     moved_NT = np.abs(before_NT - after_NT)
     largest = float(moved_NT.max())
