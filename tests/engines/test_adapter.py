@@ -157,3 +157,17 @@ def test_learned_prompt_tokens_are_no_adapter_of_a_judge(tiny, tmp_path):
     config = PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
     get_peft_model(load_model(ModelSection(name=str(tiny.text)), device="cpu"), config).save_pretrained(tmp_path / "adapter")
     Saved(tiny.text, tmp_path / "adapter").refused("PROMPT_TUNING, which puts learned tokens before the prompt")
+
+
+def test_an_adapter_is_folded_into_a_model_whose_text_config_says_nothing_of_tied_embeddings():
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    from lore.engines.transformers import folded
+
+    text = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    text |= {"intermediate_size": 32, "head_dim": 16, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}}
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32}
+    config = Qwen3VLConfig(text_config=text, vision_config=vision | {"deepstack_visual_indexes": [0]})
+    model = get_peft_model(Qwen3VLForConditionalGeneration(config), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert not hasattr(config.get_text_config(), "tie_word_embeddings")
+    assert not hasattr(folded(model), "merge_and_unload")
