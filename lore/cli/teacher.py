@@ -101,7 +101,8 @@ def serve(
 def serve_command_line(model: ModelSection, vllm: VllmSection, host: str, port: int, name: str) -> list[str]:
     """The server command. Writes the chat template to a file under the run root; the file name contains a hash of the template."""
     from lore.engines.loading import load_processor
-    from lore.engines.vllm import adapter_rank, check_vllm, engine_options
+    from lore.engines.vllm import check_vllm, engine_options
+    from lore.engines.vllm_adapter import adapter_rank
 
     check_vllm()
     processor = load_processor(model, chat=True)

@@ -21,6 +21,9 @@ HOW_ASKED = ("url", "key_variable", "max_concurrency", "timeout_seconds", "max_a
 OWN_FIELDS = ("model", "messages", "n", "stream", "logprobs", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed")
 
 
+LANGUAGE_MODEL = "language-model"  # model.lora.targets: the linear layers that read text
+
+
 class EndpointSection(StrictModel):
     url: str
     """Base URL of an OpenAI-compatible server, including the version, such as http://127.0.0.1:8000/v1."""
@@ -103,8 +106,9 @@ class LoraSection(StrictModel):
     """LoRA alpha: the update is scaled by alpha / rank; null means 2 * rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability on the adapter's input; 0 disables it."""
-    targets: str | list[str] = "all-linear"
-    """Modules that get an adapter: all-linear, a regular expression for full module names, or a list of names."""
+    targets: str | list[str] = LANGUAGE_MODEL
+    """Modules that get an adapter: language-model (its linear layers), all-linear (with those of a vision tower and connector,
+    which vLLM does not apply), a regular expression for full module names, or a list of names."""
     dora: bool = False
     """Weight-decomposed LoRA (DoRA): slower, closer to full fine-tuning at low ranks."""
     modules_to_save: list[str] = []
@@ -117,7 +121,7 @@ class LoraSection(StrictModel):
 
     def conflicts(self) -> Iterator[Conflict]:
         if not self.targets:
-            yield Conflict(("targets",), "no module, so there would be no adapter", "all-linear, a pattern or module names")
+            yield Conflict(("targets",), "no module, so there would be no adapter", "language-model, a pattern or module names")
 
 
 def looks_local(name: str) -> bool:

@@ -104,7 +104,7 @@ def load_model(
     still computes in bfloat16 (mixed precision).
     """
     config = load_config(section)
-    cls = auto_class or (AutoModelForImageTextToText if is_vision(config) else AutoModelForCausalLM)
+    cls = auto_class or _generative(config)
     in_full = for_training and section.lora is None and section.adapter is None and section.dtype == "auto"
     dtype = torch.float32 if in_full else resolve_dtype(section.dtype, device)
     kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": section.trust_remote_code}
@@ -115,14 +115,49 @@ def load_model(
     with _readable(section):
         model = cls.from_pretrained(section.name, **kwargs, **config_overrides)
         if section.adapter is not None:
-            from peft import PeftModel  # takes seconds to load: only for an adapter
+            from lore.engines.adapter import check_untied, with_adapter  # PEFT takes seconds to load: only for an adapter
 
-            model = PeftModel.from_pretrained(model, section.adapter, is_trainable=for_training)
+            model = with_adapter(model, section.adapter, base=section.name, is_trainable=for_training)
+            if for_training:
+                check_untied(model, section.adapter)
     if not for_training:
         model.eval()
         if not section.quantize:
             model.to(device)
     return model
+
+
+def meta_model(section: ModelSection) -> Any:
+    """The model without weights, with its adapter: to look at names and shapes, in seconds even for a large model."""
+    config = load_config(section)
+    with _readable(section), torch.device("meta"):
+        model = _generative(config).from_config(config, trust_remote_code=section.trust_remote_code)
+    if section.adapter is not None:
+        from lore.engines.adapter import with_adapter  # PEFT takes seconds to load: only for an adapter
+
+        with _readable(section):
+            model = with_adapter(model, section.adapter, base=section.name)
+    return model
+
+
+def photo_parts(model: Any) -> list[tuple[str, Any]]:
+    """(name, module) of the outermost modules that text-only prompts do not use: vision tower and connector."""
+    text = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    used = {id(p) for module in text if module is not None for p in module.parameters()}
+
+    def walk(module: Any, at: str) -> Iterator[tuple[str, Any]]:
+        for name, child in module.named_children():
+            inside = [id(p) in used for p in child.parameters()]
+            if inside and not any(inside):
+                yield f"{at}{name}", child
+            elif not all(inside):
+                yield from walk(child, f"{at}{name}.")
+
+    return list(walk(model, ""))
+
+
+def _generative(config: Any) -> Any:
+    return AutoModelForImageTextToText if is_vision(config) else AutoModelForCausalLM
 
 
 @contextmanager

@@ -27,8 +27,10 @@ def folded(model: Any) -> Any:
     Returns the model unchanged if merging would change its answers: bfloat16 and quantized weights would be rounded, and
     with tied embeddings merging into the embeddings would also change the output layer.
     """
-    tied = model.config.tie_word_embeddings or model.config.get_text_config().tie_word_embeddings
-    if not hasattr(model, "merge_and_unload") or tied or any(p.dtype != torch.float32 for p in model.parameters()):
+    if not hasattr(model, "merge_and_unload") or any(p.dtype != torch.float32 for p in model.parameters()):
+        return model
+    configs = model.config, model.config.get_text_config()
+    if any(getattr(config, "tie_word_embeddings", False) for config in configs):
         return model
     return model.merge_and_unload()
 

@@ -1,27 +1,26 @@
 """The vLLM engine: a judge in this process with paged attention and continuous batching, for text, photos and adapters.
 
 This is the only module that imports vLLM. It uses the prompts, stop tokens and decoding of the transformers engine and ignores
-the checkpoint's generation_config, so both engines give the same greedy answers. Not supported by vLLM: DoRA, and adapters with
-fully trained modules (modules_to_save). Merge such adapters first.
+the checkpoint's generation_config, so both engines give the same greedy answers. Adapters that vLLM would apply only in part
+are refused (lore/engines/vllm_adapter.py): merge them first.
 """
 
 import importlib.util
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lore.codec.verdict_tokens import verdict_tokens
+from lore.engines.adapter import adapter_folder
 from lore.engines.chat import at_verdict, image_tokens, prompt_text, stop_ids
 from lore.engines.config import ModelSection, VllmSection
 from lore.engines.engine import Completion, Messages, Sampling
 from lore.engines.loading import default_device, known_stops, load_config, load_processor, resolve_dtype
+from lore.engines.vllm_adapter import AdapterParts, adapter_rank, check_applied
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM accepts for max_lora_rank
 # With one seed for all prompts, duplicate prompts would get identical samples.
 SEED_STEP = 1_000_003
 
@@ -44,6 +43,8 @@ class VllmEngine:
         processor = load_processor(section, chat=True)
         rank = adapter_rank(section)
         options = engine_options(section, vllm, rank, takes_images=hasattr(processor, "tokenizer"))
+        if rank:
+            options["worker_extension_cls"] = f"{AdapterParts.__module__}.{AdapterParts.__qualname__}"
         LLM, LoRARequest = _import_vllm()
         try:
             llm = LLM(**options)
@@ -53,7 +54,10 @@ class VllmEngine:
                 f"vLLM cannot run model.name {section.name}: {reason}\n"
                 "If memory is short, lower max_model_tokens or gpu_memory; otherwise use the transformers engine."
             ) from error
-        adapter = LoRARequest("judge", 1, str(section.adapter)) if rank else None
+        adapter = None
+        if rank:
+            adapter = LoRARequest("judge", 1, str(adapter_folder(section.adapter)))
+            check_applied(llm, adapter, section)
         return cls(llm, processor, rubric, known_stops(section), adapter)
 
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
@@ -124,28 +128,6 @@ class VllmEngine:
         ended = bool(ids) and ids[-1] in self._stop_ids
         text = self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return Completion(text, len(ids), "stop" if ended else "length", len(result.prompt_token_ids))
-
-
-def adapter_rank(section: ModelSection) -> int | None:
-    """The smallest max_lora_rank of vLLM that fits the adapter; None without an adapter. Raises LoreError for an adapter that
-    vLLM would not apply correctly.
-    """
-    if section.adapter is None:
-        return None
-    config = json.loads((Path(section.adapter) / "adapter_config.json").read_text(encoding="utf-8"))
-    unknown = [f"modules_to_save {', '.join(config['modules_to_save'])}"] if config.get("modules_to_save") else []
-    unknown += ["DoRA"] if config.get("use_dora") else []
-    if unknown:
-        raise LoreError(
-            f"The adapter {section.adapter} has {' and '.join(unknown)}, which vLLM does not support, so its answers would "
-            "differ from the trained judge's.\nMerge it first (lore export RUN --out FOLDER --merge) and set model.name to that "
-            "folder."
-        )
-    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
-    fitting = [known for known in LORA_RANKS if known >= rank]
-    if not fitting:
-        raise LoreError(f"The adapter {section.adapter} has rank {rank}; vLLM supports at most {LORA_RANKS[-1]}. Merge it first.")
-    return fitting[0]
 
 
 def engine_options(section: ModelSection, vllm: VllmSection, rank: int | None, *, takes_images: bool) -> dict[str, Any]:

@@ -27,9 +27,10 @@ from lore.config.stages import load_recipe
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.parquet import read_pairs
+from lore.engines.adapter import are_tied, check_untied
 from lore.engines.chat import photo_of
 from lore.engines.config import ModelSection
-from lore.engines.loading import default_device, load_config, load_model, load_processor
+from lore.engines.loading import default_device, load_config, load_model, load_processor, meta_model
 from lore.engines.transformers import TransformersEngine
 from lore.judge.card import check_card, check_template, read_card, write_card
 from lore.rubric.rubric import Rubric, load_rubric
@@ -119,9 +120,14 @@ def write_merged(recipe: SFTRecipe, folder: RunFolder, out: Path, dtype: str | N
     check_template(judge, processor, "lore export")
     dtype = dtype or saved_dtype(judge)
     pairs = sample_pairs(recipe, folder)
+    check_untied(meta_model(judge), str(judge.adapter))
     before_NT = score_pairs(judge, rubric, fmt, pairs)
     model = load_model(judge.model_copy(update={"quantize": None}), device=default_device())
     model = model.merge_and_unload(safe_merge=True)
+    for config in (model.config, model.config.get_text_config()):
+        # An adapter that trained one of two tied embeddings parts them; PEFT clears only the outer config of a vision model.
+        if getattr(config, "tie_word_embeddings", False) and not are_tied(model):
+            config.tie_word_embeddings = False
     after_NT = score_with(TransformersEngine(model, processor, rubric), rubric, fmt, pairs)
     merged = compare(before_NT, after_NT, rubric, pairs, TOLERANCE, MERGE_MOVED)
     model.to(getattr(torch, dtype)).save_pretrained(out)

@@ -1,26 +1,10 @@
 """Freezes weights: the ones that train.freeze names, and the vision modules if training shows no photos."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
+from lore.engines.loading import photo_parts
 from lore.support.errors import LoreError
-
-
-def photo_parts(model: Any) -> list[tuple[str, Any]]:
-    """(name, module) of the outermost modules that text-only prompts do not use: vision tower and connector."""
-    text = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
-    used = {id(p) for module in text if module is not None for p in module.parameters()}
-
-    def walk(module: Any, at: str) -> Iterator[tuple[str, Any]]:
-        for name, child in module.named_children():
-            inside = [id(p) in used for p in child.parameters()]
-            if inside and not any(inside):
-                yield f"{at}{name}", child
-            elif not all(inside):
-                yield from walk(child, f"{at}{name}.")
-
-    return list(walk(model, ""))
 
 
 def freeze_photo_parts(model: Any) -> None:

@@ -12,12 +12,12 @@ from transformers import TrainerCallback, set_seed
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
 from lore.engines.conversation_check import check_conversation
-from lore.engines.loading import default_device, load_model, load_processor, resolve_dtype
+from lore.engines.loading import default_device, load_model, load_processor, photo_parts, resolve_dtype
 from lore.judge.card import check_card, check_template, judge_card, write_card
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.run.run_folder import RunFolder
 from lore.support.fingerprint import template_fingerprint
-from lore.train.common.frozen_weights import freeze_photo_parts, freeze_weights, photo_parts
+from lore.train.common.frozen_weights import freeze_photo_parts, freeze_weights
 from lore.train.common.lora import peft_config
 from lore.train.common.trl_internals import REFERENCE
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lore.support.processes import world_size
+from lore.train.common.lora import adapted_line
 from lore.train.common.trainer import micro_batch
 from lore.train.preference.config import DPORecipe, PreferenceRecipe
 from lore.train.preference.rows import FIELDS
@@ -55,6 +56,7 @@ def overview(recipe: PreferenceRecipe, rows: Any, trainer: Any, steps: int) -> d
         "steps": f"{steps:,} of {recipe.train.batch_size} = {world_size()} processes x {passes} accumulation steps x {micro} rows",
         "epochs": f"{steps * recipe.train.batch_size / len(rows):.2f}",
         "trained parameters": f"{trained:,}",
+        "adapter": adapted_line(None, trainer.model),
     }
 
 

@@ -23,6 +23,7 @@ from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process, say, world_size
 from lore.train.common.checkpoint import last_checkpoint
+from lore.train.common.lora import adapted_line
 from lore.train.common.trainer import RECORDED, Recorder, train, training_arguments
 from lore.train.judge.mixed_photos import check_mixed_photos, deepspeed_stage
 from lore.train.judge.rows import takes_photos
@@ -228,6 +229,7 @@ def run_trainer(setup: Setup, trainer: Any, title: str) -> None:
     """Preflight, training with periodic evaluation, and the best weights in <run>/model. trainer: a GRPO or PPO."""
     recipe, folder = setup.recipe, setup.folder
     trainer.add_callback(ReferenceStaysOut())
+    say(f"adapter: {adapted_line(None, trainer.model)}")
     if trainer.reads_photos and recipe.prompt.photo and (trainer.is_fsdp_enabled or deepspeed_stage(trainer) == 3):
         shown = sum(pair.image is not None for pair in setup.prompts.pairs)
         check_mixed_photos(shown, len(setup.prompts), "prompts", "launch/accelerate/zero2.yaml or ddp.yaml")

@@ -14,7 +14,7 @@ from rich.text import Text
 from lore.support.errors import LoreError
 from lore.support.processes import world_size
 from lore.train.common.arrow_rows import IGNORE
-from lore.train.common.lora import adapted_modules, adapter_size
+from lore.train.common.lora import adapted_line, adapted_modules, adapter_size
 from lore.train.common.trainer import micro_batch
 from lore.train.judge.collator import PhotoCollator
 from lore.train.judge.session import judge_lora
@@ -53,6 +53,7 @@ def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: i
         "steps": f"{steps:,} of {recipe.train.batch_size} = {world_size()} processes x {passes} accumulation steps x {micro} rows",
         "epochs": f"{steps * recipe.train.batch_size / sequences:.2f}",
         "trained parameters": f"{trainable:,} of {total:,} ({trainable / total:.1%})",
+        "adapter": adapted_line(judge_lora(recipe, model), model),
         "memory per process": f"about {estimate_mb(recipe, model, trainable, total, longest, micro):,.0f} MB",
         "tiers": ", ".join(f"{tier} {count:,}" for tier, count in tier_counts(rows).items()),
     }
@@ -116,7 +117,8 @@ def parameter_counts(model: Any, recipe: SFTRecipe) -> tuple[int, int]:
     config = judge_lora(recipe, model)
     adapters = sum(adapter_size(module, lora.rank, lora.dora) for _, module in adapted_modules(config, model))
     saved = [m for name, m in model.named_modules() if name.endswith(tuple(lora.modules_to_save))]
-    whole = sum(getattr(p, "ds_numel", p.numel()) for module in saved for p in module.parameters())
+    once = {id(p): p for module in saved for p in module.parameters()}  # tied embeddings are trained as one weight
+    whole = sum(getattr(p, "ds_numel", p.numel()) for p in once.values())
     return adapters + whole, total + adapters + whole
 
 

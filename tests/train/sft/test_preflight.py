@@ -45,6 +45,7 @@ def test_it_shows_what_will_be_trained(text, capsys):
     shown = capsys.readouterr().out
     assert "8 of 8 = 1 processes x 1 accumulation steps x 8 rows" in shown
     assert f"{sum(rows['cut'])} item texts cut to 512 prompt tokens" in shown
+    assert "14 modules (model.layers: q_proj x 2, k_proj x 2" in " ".join(shown.split())
     assert "⟦<reason>" in shown and "<|im_end|>⟧" in shown
     assert "<|im_start|>assistant\n⟦" in shown
 
