@@ -65,7 +65,7 @@ def test_labels_of_another_rubric_stop_before_anything_is_asked(recipe):
 
 def test_a_server_that_refuses_everything_stops_the_run(recipe, runs):
     with serve(lambda request: error(400, "temperature 0.7 is not supported by this model")) as server:
-        with pytest.raises(LoreError, match=r"20 prompts in a row were refused(.|\n)*temperature 0.7 is not supported"):
+        with pytest.raises(LoreError, match=r"20 requests in a row got no answer(.|\n)*temperature 0.7 is not supported"):
             run_recipe(recipe("refused", teacher=endpoint(server, temperature=0.7), attempts={"most": 8, "most_hard": 8}))
     assert not (runs / "refused" / "done").exists()
 
