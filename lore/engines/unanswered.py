@@ -1,8 +1,8 @@
 """Stops a run whose requests get no answer: a server that refuses every prompt must not become an accuracy of zero.
 
-All askers use it: the evaluation with its probes, the pool and the synthesis. Only requests without an answer count: prompts that
-the server or the engine refuses, that do not fit, or that keep failing. A format failure of a judge is an answer and never counts. The
-counts start anew with every start of a run.
+All askers use it: the evaluation with its probes, the pool and the synthesis. Only requests without an answer count: prompts
+that the server or the engine refuses, that do not fit, or that keep failing. A format failure of a judge is an answer and never
+counts. The counts start anew with every start of a run.
 """
 
 from collections import Counter

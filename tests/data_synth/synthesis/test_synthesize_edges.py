@@ -127,6 +127,7 @@ def test_a_damaged_photo_is_not_paid_for_again(recipe):
     teacher = ShopServer()
     with serve(teacher.answer) as server:
         change = {"change": lambda pair: replace(pair, image={"bytes": b"no image", "path": None})}
+        change |= {"unanswered": {"max_in_a_row": None, "max_share": None}}
         folder = run_recipe(recipe("once", teacher=endpoint(server, temperature=0.7), attempts={"hint": "after_failure"}, **change))
     assert teacher.asked == {"knowledge": len(server.requests)}
     assert all(len(trace.attempts) == 1 and "an image" in trace.failure for trace in traces_of(folder))
