@@ -96,8 +96,7 @@ class Synthesis:
             draft.rulings, draft.verdicts = rules.read(whole_answer(reply), wishes)
         except (Unreadable, RequestRefused, ImageError) as error:  # affects this pair only, so the run continues
             draft.failure, draft.hopeless = f"{step}: {error}", isinstance(error, ImageError)
-            asked_now = bool(draft.replies) and draft.replies[-1].key in work.fresh
-            draft.unanswered = asked_now if isinstance(error, AnswerCut) else not isinstance(error, Unreadable)
+            draft.unanswered = isinstance(error, AnswerCut) or not isinstance(error, Unreadable)
             return draft
         draft.tier = draft.verdicts[-1]
         self.merge(draft)

@@ -35,7 +35,7 @@ class Work:
     fresh: set[str] = field(default_factory=set)
     """Keys of the answers that this start asked for."""
     unanswered: dict[str, str] = field(default_factory=dict)
-    """Pairs that got no whole answer in this start, and why, by pair_id."""
+    """Pairs that got no whole answer, and why, by pair_id."""
 
 
 class Teacher(Protocol):
@@ -118,16 +118,18 @@ class ByModel:
         """One answer, from the journal if it has one. Raises BudgetReached, and the engine's errors."""
         asked = prompt_hash(messages)
         key = answer_key(step, asked, self.name, draw)
-        if (known := work.journal.known(key, pair.pair_id)) is not None:
+        # A cut answer of an earlier start is asked again: a second start must not turn the cause of a stop into rejected pairs.
+        known = work.journal.known(key, pair.pair_id)
+        if known is not None and (key in work.fresh or not known.is_cut):
             return known
         for others in (work.shared, work.earlier):
-            if others is not None and (known := others.get(key)) is not None:
+            if others is not None and (known := others.get(key)) is not None and not known.is_cut:
                 work.journal.answered(pair.pair_id, known)
                 return known
         if (other := self._under_way.get(key)) is not None:  # the same query with another item
             reply = await asyncio.shield(other)
             work.fresh.add(key)
-            if key not in work.journal.replies:
+            if work.journal.replies.get(key) is None or work.journal.replies[key].is_cut:
                 work.journal.answered(pair.pair_id, reply.at_no_cost())
             return work.journal.known(key, pair.pair_id)
         promise = self._under_way[key] = asyncio.get_running_loop().create_future()
@@ -151,7 +153,7 @@ class ByModel:
             raise
         finally:
             del self._under_way[key]
-        self._count("an answer was cut at max_tokens" if reply.finish_reason == "length" else None)
+        self._count(f"{step}: an answer was cut, after {reply.completion_tokens:,} tokens" if reply.is_cut else None)
         return reply
 
     async def _answer(self, pair: Pair, messages: Messages, sampling: Sampling, gate: RequestGate) -> Completion:

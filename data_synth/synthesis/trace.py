@@ -65,6 +65,11 @@ class Reply:
     finish_reason: str = "stop"
     """`length` if the answer was cut at max_tokens."""
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the teacher did not finish: it reached max_tokens, or its reasoning does not end."""
+        return self.finish_reason == "length" or after_reasoning(self.text) is None
+
     def at_no_cost(self) -> "Reply":
         """A copy without cost, for a pair that reuses another pair's answer."""
         return replace(self, prompt_tokens=0, completion_tokens=0, usd=0.0)
@@ -89,7 +94,7 @@ class Draft:
 
     failure: why a step's answer is missing or could not be parsed, which ends the attempt. verdicts: every tier that the last
     step's text names as its verdict. hopeless: another attempt would end in the same way. unanswered: the failure is that
-    this start got no whole answer, so it counts for section `unanswered` of the recipe.
+    there is no whole answer, so it counts for section `unanswered` of the recipe.
     """
 
     draw: int = 0

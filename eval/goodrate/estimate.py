@@ -144,8 +144,8 @@ def read_judged(path: Path, rubric: Rubric, log: Shown, judge: str | None = None
     lost = [why for pair_id in shown if (why := no_answer(verdicts[pair_id]))]
     if len(lost) > MAX_UNANSWERED_SHARE * len(shown):
         raise LoreError(
-            f"{path}: {len(lost):,} of {len(shown):,} shown pairs got no answer, so the GoodRate would measure that failure. The most "
-            f"frequent reason: {Counter(lost).most_common(1)[0][0][:300]}\nAsk the judge again about these pairs."
+            f"{path}: {len(lost):,} of {len(shown):,} shown pairs got no answer, so the GoodRate would measure that. The "
+            f"most frequent reason: {Counter(lost).most_common(1)[0][0][:300]}\nAsk the judge again about these pairs."
         )
     mask = np.asarray(rubric.relevant_mask)
     value = {}

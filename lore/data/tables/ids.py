@@ -81,8 +81,8 @@ class JoinCount:
         about = f"such as {self.missing!r}; {self.table} has ids such as {self.in_table!r}"
         if not self.matched:
             raise LoreError(
-                f"No {self.key} of {self.rows:,} rows is in {self.table} ({about}), so every pair would lose what that table says.\n"
-                f"Write the ids in the same way in both tables. To import without {self.table}'s values, keep only its header."
+                f"No {self.key} of {self.rows:,} rows is in {self.table} ({about}), so every pair would lose what it says.\n"
+                f"Write the ids in the same way in both tables. To import without these values, keep only its header."
             )
         missed = self.rows - self.matched
         say(f"warning: the {self.key} of {missed:,} of {self.rows:,} rows is not in {self.table} ({about})")
