@@ -128,8 +128,8 @@ class ByModel:
                 return known
         if (other := self._under_way.get(key)) is not None:  # the same query with another item
             reply = await asyncio.shield(other)
-            work.fresh.add(key)
-            if work.journal.replies.get(key) is None or work.journal.replies[key].is_cut:
+            if key not in work.fresh:  # asked for a pair of another chunk
+                work.fresh.add(key)
                 work.journal.answered(pair.pair_id, reply.at_no_cost())
             return work.journal.known(key, pair.pair_id)
         promise = self._under_way[key] = asyncio.get_running_loop().create_future()
