@@ -11,7 +11,7 @@ from lore.codec.section import PromptSection
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict
 from lore.data.section import JudgedDataSection
-from lore.engines.config import HOW_ASKED
+from lore.engines.config import HOW_ASKED, UnansweredSection
 from lore.eval.benchmark import generates, with_benchmark, write_benchmark_pairs
 from lore.eval.sections import CapabilitySection, JudgeSection, MetricsSection, ReportSection, RobustnessSection, SamplingSection
 from lore.support.nearest import nearest
@@ -24,7 +24,14 @@ class EvaluateRecipe(BaseRecipe):
     """Evaluates judges and baselines on the same pairs."""
 
     irrelevant_keys: ClassVar[frozenset[str]] = frozenset(
-        {"batch_tokens", "chunk_pairs", "report.mistakes", "report.thumbnail_pixels"}
+        {
+            "batch_tokens",
+            "chunk_pairs",
+            "report.mistakes",
+            "report.thumbnail_pixels",
+            "unanswered.max_in_a_row",
+            "unanswered.max_share",
+        }
     )
 
     @classmethod
@@ -59,6 +66,8 @@ class EvaluateRecipe(BaseRecipe):
     """Tokens per forward pass, padding included."""
     chunk_pairs: int = Field(256, ge=1)
     """Pairs per saved chunk of verdicts. A killed run repeats at most this many."""
+    unanswered: UnansweredSection = UnansweredSection()
+    """When pairs without an answer stop the run."""
     test_limit: int | None = Field(None, ge=1)
     """Maximum number of test pairs, approximate because queries stay whole. The seed decides which queries. null: all."""
     dev_limit: int | None = Field(2000, ge=1)

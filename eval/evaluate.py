@@ -102,7 +102,7 @@ def ask(asker: Asker, recipe: EvaluateRecipe, data: EvalData, language: str) -> 
     resampling = {"samples": recipe.metrics.bootstrap_samples, "seed": recipe.seed}
     sampling = recipe.sampling
     if sampling.samples:
-        ids = [test.pair_ids[i] for i in whole_queries(test.queries, sampling.sample_pairs, recipe.seed)]
+        ids = [test.pair_ids[i] for i in whole_queries(test.query_keys, sampling.sample_pairs, recipe.seed)]
         drawn = asker.samples(
             "samples",
             read_chosen(data.path, test.split, ids),

@@ -121,6 +121,7 @@ def askers(recipe: EvaluateRecipe, data: EvalData, folder: RunFolder) -> dict[st
             judge.explain,
             judge.scores,
             weights,
+            recipe.unanswered,
         )
     return found
 

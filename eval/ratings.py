@@ -6,6 +6,7 @@ import numpy as np
 
 from lore.data.rejected_rows import Rejection
 from lore.data.tables.any_table import table_records
+from lore.data.tables.ids import known_as
 from lore.eval.measures.agreement import Ratings
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
@@ -22,7 +23,7 @@ def read_ratings(path: str | Path, rubric: Rubric, pair_ids: list[str]) -> Ratin
     """
     path = Path(path)
     position = {pair_id: index for index, pair_id in enumerate(pair_ids)}
-    raters: dict[str, int] = {}
+    spelled, raters = known_as(position), {}
     seen, rows = set(), []
     unreadable, foreign, unknown, doubled = [], [], [], []
     for record in table_records(path, COLUMNS, what="metrics.ratings: "):
@@ -31,6 +32,7 @@ def read_ratings(path: str | Path, rubric: Rubric, pair_ids: list[str]) -> Ratin
             continue
         number, row = record
         pair_id, rater = (_text(row.get(name)) for name in COLUMNS[:2])
+        pair_id = spelled(pair_id)
         if not pair_id or not rater:
             unreadable.append(f"row {number} (no {'rater' if pair_id else 'pair_id'})")
             continue

@@ -15,11 +15,32 @@ from lore.eval.measures.results import Agreement, Condition, Flip, RiskCurve, Sa
 from lore.eval.measures.selective import risk_curve
 from lore.eval.sections import MetricsSection
 from lore.eval.testset import EvalData, Labeled
+from lore.judge.ask import no_answer
 from lore.judge.verdict import Verdict
 from lore.rubric.cost_matrix import cost_matrix
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
+
+SHOWN_CHARACTERS = 200
+SHOWN_REASONS, KEPT_REASONS = 3, 20
+OTHER_REASONS = "other reasons"
+
+
+def _most_frequent(reasons: Counter[str]) -> dict[str, int]:
+    """The most frequent reasons; words that quote the prompt differ from pair to pair, so the rest is one number."""
+    kept = dict(reasons.most_common(KEPT_REASONS))
+    rest = reasons.total() - sum(kept.values())
+    return kept | ({OTHER_REASONS: rest} if rest else {})
+
+
+def unanswered_text(card: "Scorecard") -> str:
+    """How many pairs got no answer and why; empty if all got one."""
+    if not card.no_answer:
+        return ""
+    reasons = [f"{times:,} x {why}" for why, times in list(card.no_answer.items())[:SHOWN_REASONS]]
+    reasons += ["…"] * (len(card.no_answer) > SHOWN_REASONS)
+    return f"{sum(card.no_answer.values()):,} of {card.whole.pairs:,} pairs got no answer and count as wrong: {'; '.join(reasons)}"
 
 
 @dataclass
@@ -80,6 +101,8 @@ class Scorecard:
     temperature: float | None
     """Fitted on the calibration split. None without such a split, or if the judge gives no probabilities."""
     failures: dict[str, int] = field(default_factory=dict)
+    no_answer: dict[str, int] = field(default_factory=dict)
+    """Pairs that got no answer at all (a part of the failures), by reason in the server's words; the most frequent ones."""
     photos: dict[str, int] = field(default_factory=dict)
     slices_natural: dict[str, Part] = field(default_factory=dict)
     """Every slice under the recipe's prior. A slice without any pair of the prior's tiers has no values here."""
@@ -104,6 +127,7 @@ class Scorecard:
             "reliability": self.reliability,
             "reliability_calibrated": self.reliability_calibrated,
             "failures": self.failures,
+            "no_answer": self.no_answer,
             "photos": self.photos,
             "slices_under_prior": {name: part.to_json() for name, part in self.slices_natural.items()},
             "risk": self.risk.to_json() if self.risk else None,
@@ -188,6 +212,7 @@ def score(
         reliability_calibrated=diagram(calibrated),
         temperature=temperature,
         failures=dict(Counter(row.failure for row in rows if row.tier is None).most_common()),
+        no_answer=_most_frequent(Counter(why[:SHOWN_CHARACTERS] for row in rows if (why := no_answer(row)))),
         photos=dict(Counter(row.photo for row in rows if row.photo != "none").most_common()),
         slices_natural=slices_natural,
         risk=risk,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lore.data.pair import Pair
+from lore.data.pair import Pair, query_key
 from lore.data.parquet import read_pairs
 from lore.eval.derived_slices import derived_slices
 from lore.eval.measures.agreement import Ratings
@@ -16,7 +16,6 @@ from lore.eval.measures.bootstrap import query_groups
 from lore.eval.measures.results import Ceiling
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
-from lore.support.text import normalize
 
 LIGHT = ["pair_id", "query", "title", "label", "label_weight", "slices", "query_frequency", "category", "mismatch"]
 SHOWN_IDS = 5
@@ -39,7 +38,10 @@ class Labeled:
     """Number of rows that repeat an earlier pair and its label; each pair counts once."""
 
     def __post_init__(self):
-        self.groups = query_groups([normalize(query) for query in self.queries])
+        one: dict[str, str] = {}  # equal keys are stored once
+        keys = (query_key(query, names) for query, names in zip(self.queries, self.slices, strict=True))
+        self.query_keys = [one.setdefault(key, key) for key in keys]
+        self.groups = query_groups(self.query_keys)
         self.position = {pair_id: index for index, pair_id in enumerate(self.pair_ids)}
         memberships: dict[tuple[str, ...], int] = {}
         self._membership = np.asarray([memberships.setdefault(tuple(names), len(memberships)) for names in self.slices], np.int64)
@@ -126,8 +128,9 @@ def load_split(
             "shows the first ones with their rows. To keep the first row of each pair, run `lore data check FILE "
             "--drop-duplicates -o CLEAN.parquet` (pairs files) or set data.options: {drop_duplicates: true} (other sources)."
         )
-    names = derived_slices(names, [normalize(query) for query in queries], frequencies, industries, mismatches)
-    keep = whole_queries(queries, limit, seed)
+    keys = [query_key(query, given) for query, given in zip(queries, names, strict=True)]
+    names = derived_slices(names, keys, frequencies, industries, mismatches)
+    keep = whole_queries(keys, limit, seed)
     return Labeled(
         split,
         [ids[i] for i in keep],
@@ -141,10 +144,10 @@ def load_split(
 
 
 def whole_queries(queries: list[str], limit: int | None, seed: int) -> np.ndarray:
-    """Indices of whole queries, in file order, that together reach `limit` pairs (all pairs if there are no more)."""
+    """Indices of whole queries, in file order, that together reach `limit` pairs (all pairs if there are no more). queries: the
+    key of each pair's query, see lore.data.pair.query_key."""
     if limit is None or len(queries) <= limit:
         return np.arange(len(queries))
-    queries = [normalize(query) for query in queries]
     sizes: dict[str, int] = {}
     for query in queries:
         sizes[query] = sizes.get(query, 0) + 1

@@ -9,7 +9,7 @@ from pydantic import Field
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
 from lore.data.section import JudgedDataSection
-from lore.engines.config import HOW_ASKED, EndpointSection, ModelSection, VllmSection
+from lore.engines.config import HOW_ASKED, EndpointSection, ModelSection, UnansweredSection, VllmSection
 from lore.run.run_folder import RunFolder
 from lore.support.nearest import nearest
 
@@ -130,6 +130,8 @@ class SynthesizeRecipe(BaseRecipe):
             "budget.max_usd",
             "budget.max_tokens",
             "budget.max_seconds",
+            "unanswered.max_in_a_row",
+            "unanswered.max_share",
             *(f"{role}.endpoint.{key}" for role in ROLES for key in HOW_ASKED),
             *(f"{role}.{key}" for role in ROLES for key in ("price", "price.prompt_usd", "price.completion_usd")),
             *(f"{role}.vllm.{key}" for role in ROLES for key in HOW_RUN),
@@ -171,6 +173,8 @@ class SynthesizeRecipe(BaseRecipe):
     tasks: list[Literal["knowledge", "multimodal", "rules"]] = []
     """Steps to also write as separate tasks, tasks/<step>.parquet, for `auxiliary` of an SFT recipe."""
     budget: BudgetSection = BudgetSection()
+    unanswered: UnansweredSection = UnansweredSection()
+    """When refused, failed and cut answers stop the run."""
     reuse: list[str] = []
     """Run folders of this stage. Their answers are reused if the same teacher is asked the same."""
     chunk_pairs: int = Field(256, ge=1)

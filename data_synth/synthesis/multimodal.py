@@ -7,7 +7,7 @@ from lore.codec.prompt import Message
 from lore.codec.sanitize import neutralize
 from lore.data.pair import Pair
 from lore.data_synth.synthesis.teacher_prompts import Prompts
-from lore.data_synth.synthesis.trace import Evidence, Unreadable, Wish, one_object, rows_of
+from lore.data_synth.synthesis.trace import Evidence, Unreadable, Wish, one_object, rows_of, spoken
 from lore.rubric.demand import SOURCES
 
 MAX_CAPTION = 600  # characters
@@ -18,7 +18,7 @@ def caption_prompt(prompts: Prompts, pair: Pair) -> list[Message]:
 
 
 def read_caption(text: str) -> str:
-    caption = neutralize(text.rpartition("</think>")[2])[:MAX_CAPTION].strip()
+    caption = neutralize(spoken(text))[:MAX_CAPTION].strip()
     if not caption:
         raise Unreadable("an empty caption")
     return caption

@@ -10,6 +10,7 @@ from lore.data_synth.synthesis.teachers import ByModel, ByProgram, Teacher
 from lore.engines.batching import Batched
 from lore.engines.engine import Engine
 from lore.engines.open_engine import open_engine
+from lore.engines.unanswered import AnswerWatch
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint
@@ -24,13 +25,13 @@ PROGRAMS = {
 def open_teachers(recipe: SynthesizeRecipe, rubric: Rubric) -> tuple[Teacher, ByModel | None, ByModel | None]:
     """Teacher, captioner and critic. Roles with the same model share one engine."""
     engines: list[tuple[Any, Engine]] = []
-    teacher = open_teacher(recipe.teacher, recipe, rubric, engines)
-    captioner = open_teacher(recipe.captioner, recipe, rubric, engines) if recipe.captioner else None
-    critic = open_teacher(recipe.critic, recipe, rubric, engines) if recipe.critic else None
+    teacher = open_teacher("teacher", recipe.teacher, recipe, rubric, engines)
+    captioner = open_teacher("captioner", recipe.captioner, recipe, rubric, engines) if recipe.captioner else None
+    critic = open_teacher("critic", recipe.critic, recipe, rubric, engines) if recipe.critic else None
     return teacher, captioner, critic
 
 
-def open_teacher(section: TeacherSection, recipe: SynthesizeRecipe, rubric: Rubric, engines: list) -> Teacher:
+def open_teacher(role: str, section: TeacherSection, recipe: SynthesizeRecipe, rubric: Rubric, engines: list) -> Teacher:
     if section.kind == "program":
         return ByProgram(ProgramTeacher(_program(section, recipe, rubric), rubric, section.errors))
     place = section.endpoint if section.kind == "endpoint" else (section.kind, section.model)
@@ -44,7 +45,8 @@ def open_teacher(section: TeacherSection, recipe: SynthesizeRecipe, rubric: Rubr
     tokenizer = getattr(engine, "processor", None) or engine.tokenizer
     prompts = Prompts(rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels, tokenizer)
     complete, close = (engine.complete, engine.aclose) if section.kind == "endpoint" else (Batched(engine).complete, None)
-    return ByModel(teacher_name(section), complete, section, prompts, recipe.seed, close, engine.takes_images)
+    watch = AnswerWatch(recipe.unanswered, role)
+    return ByModel(teacher_name(section), complete, section, prompts, recipe.seed, close, engine.takes_images, watch)
 
 
 def teacher_name(section: TeacherSection) -> str:

@@ -20,7 +20,7 @@ from lore.data_synth.synthesis.budget import BudgetReached
 from lore.data_synth.synthesis.config import SynthesizeRecipe
 from lore.data_synth.synthesis.facts import Facts
 from lore.data_synth.synthesis.teachers import ByModel, Teacher, Work
-from lore.data_synth.synthesis.trace import Attempt, Check, Draft, Trace, Unreadable, one_object, whole
+from lore.data_synth.synthesis.trace import AnswerCut, Attempt, Check, Draft, Trace, Unreadable, one_object, whole, whole_answer
 from lore.data_synth.synthesis.verify import Verifier
 from lore.engines.engine import RequestRefused
 from lore.rubric.demand import Demand
@@ -62,6 +62,8 @@ class Synthesis:
                 if _settled(drafts):
                     break
         kept = _chosen(drafts) or min(drafts, key=lambda draft: (bool(draft.failure), len(draft.failed)))
+        if all(draft.unanswered for draft in drafts):
+            work.unanswered[pair.pair_id] = kept.failure
         return self._as_trace(pair, kept, drafts)
 
     async def attempt(self, pair: Pair, work: Work, draw: int, hint: str | None) -> Draft:
@@ -72,7 +74,7 @@ class Synthesis:
             facts = self.facts.about(pair.query) if self.facts else []
             reply = await self.teacher.knowledge(work, pair, facts, draw)
             draft.replies.append(reply)
-            draft.wishes = knowledge.read(reply.text, self.rubric)
+            draft.wishes = knowledge.read(whole_answer(reply), self.rubric)
             step = "caption"
             photo = pair.image is not None and self.recipe.photos != "none"
             if photo:
@@ -80,20 +82,21 @@ class Synthesis:
             if photo and self.recipe.photos == "caption":
                 reply = await (self.captioner or self.teacher).caption(work, pair, draw)
                 draft.replies.append(reply)
-                draft.caption, photo = multimodal.read_caption(reply.text), False
+                draft.caption, photo = multimodal.read_caption(whole_answer(reply)), False
             step = "multimodal"
             more = self.facts.about(_item_text(pair)) if self.facts else []
             draft.facts = list(dict.fromkeys(fact.text for fact in [*facts, *more]))
             reply = await self.teacher.multimodal(work, pair, draft.wishes, more, draw, caption=draft.caption, photo=photo)
             draft.replies.append(reply)
-            draft.evidence = multimodal.read(reply.text, draft.wishes)
+            draft.evidence = multimodal.read(whole_answer(reply), draft.wishes)
             step = "rules"
             wishes = draft.wishes[: len(draft.evidence)]
             reply = await self.teacher.rules(work, pair, wishes, draft.evidence, draw, hint=hint)
             draft.replies.append(reply)
-            draft.rulings, draft.verdicts = rules.read(reply.text, wishes)
+            draft.rulings, draft.verdicts = rules.read(whole_answer(reply), wishes)
         except (Unreadable, RequestRefused, ImageError) as error:  # affects this pair only, so the run continues
             draft.failure, draft.hopeless = f"{step}: {error}", isinstance(error, ImageError)
+            draft.unanswered = isinstance(error, AnswerCut) or not isinstance(error, Unreadable)
             return draft
         draft.tier = draft.verdicts[-1]
         self.merge(draft)
@@ -132,7 +135,7 @@ class Synthesis:
         try:
             reply = await self.critic.ask(work, "critic", pair, messages, draft.draw)
             draft.replies.append(reply)
-            answer = one_object(reply.text, "accept")
+            answer = one_object(whole_answer(reply), "accept")
             why = "" if answer["accept"] is True else whole(str(answer.get("why") or "refused"))[:200]
         except (Unreadable, RequestRefused) as error:
             why = f"no answer that can be read: {error}"

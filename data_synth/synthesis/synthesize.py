@@ -31,6 +31,7 @@ from lore.data_synth.synthesis.trace import Trace, trace_store
 from lore.data_synth.synthesis.verify import Verifier
 from lore.engines.config import ModelSection
 from lore.engines.engine import EndpointFailed
+from lore.engines.unanswered import AnswerWatch, TooManyUnanswered
 from lore.judge.chunk_store import in_chunks
 from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
@@ -70,7 +71,7 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
     error = None
     try:
         asyncio.run(Pipeline(recipe, folder, source, synthesis, budget, earlier, shared, stamp).run())
-    except (BudgetReached, Unanswered) as unfinished:
+    except (BudgetReached, Unanswered, TooManyUnanswered) as unfinished:
         error = unfinished
     finally:
         write_seconds(folder, budget.seconds)
@@ -131,6 +132,7 @@ class Pipeline:
         self.stop: Exception | None = None
         self.done = self.accepted = self.unanswered = 0
         self.last_failure = ""
+        self.watch, self.answered, self.held = AnswerWatch(recipe.unanswered, "teacher"), False, []
 
     async def run(self) -> None:
         """Raises BudgetReached, or the error that stopped the teacher, after all requests in flight are finished and stored."""
@@ -140,6 +142,7 @@ class Pipeline:
             for number, pairs in enumerate(in_chunks(self.source.labeled(), self.recipe.chunk_pairs)):
                 if self.store.is_current(number):
                     self.done += len(pairs)
+                    self.answered = True
                     continue
                 self.store.path(number).unlink(missing_ok=True)  # written with other prompts; its answers stay in the journal
                 work = Work(Journal(self.folder / "answers" / f"{number:06d}.jsonl"), self.budget, self.earlier, self.shared)
@@ -151,10 +154,11 @@ class Pipeline:
                         break
                     tasks.append(asyncio.create_task(self._pair(pair, work)))
                 chunks = [task for task in chunks if not task.done()]
-                chunks.append(asyncio.create_task(self._chunk(tasks, len(pairs), work, number)))
+                chunks.append(asyncio.create_task(self._chunk(tasks, pairs, work, number)))
                 if self.stop is not None:
                     break
             await asyncio.gather(*chunks)
+            await self._write_held()
         finally:
             ticker.cancel()
             with suppress(asyncio.CancelledError):
@@ -176,6 +180,7 @@ class Pipeline:
             return trace
         except EndpointFailed as error:  # other pairs may succeed; the next start repeats this one
             self.unanswered, self.last_failure = self.unanswered + 1, str(error)
+            work.unanswered[pair.pair_id] = str(error)
             return None
         except Exception as error:  # the first error stops the run after the pairs in flight have finished
             self._halt(error)
@@ -187,14 +192,33 @@ class Pipeline:
         if self.stop is None or isinstance(self.stop, BudgetReached):
             self.stop = error
 
-    async def _chunk(self, tasks: list[asyncio.Task], expected: int, work: Work, number: int) -> None:
+    async def _chunk(self, tasks: list[asyncio.Task], pairs: list[Pair], work: Work, number: int) -> None:
         traces = await asyncio.gather(*tasks)
         try:
             work.journal.close()
-            if len(traces) == expected and all(trace is not None for trace in traces):
+            if len(traces) < len(pairs):  # the run stopped
+                return
+            whys = [work.unanswered.get(pair.pair_id) for pair in pairs]
+            self.watch.share(whys)  # raises before the chunk is stored, so the next start asks its pairs again
+            if any(trace is None for trace in traces):
+                return
+            self.answered = self.answered or self.watch.off or None in whys
+            if self.answered:
                 await asyncio.to_thread(self.store.write, number, [trace.row() for trace in traces])  # the first one imports pandas
+            else:
+                self.held.append((number, traces, whys))
         except Exception as error:  # a chunk without its file must not count as finished
             self._halt(error)
+
+    async def _write_held(self) -> None:
+        """Writes the chunks without any answer. Halts if no pair at all got one: even a few pairs, too few for the bounds, are no
+        result then.
+        """
+        if self.held and not self.answered:
+            self._halt(self.watch.nothing([why for _, _, whys in self.held for why in whys]))
+            return
+        for number, traces, _ in self.held:
+            await asyncio.to_thread(self.store.write, number, [trace.row() for trace in traces])
 
     async def _tick(self) -> None:
         """Records the seconds of work and prints the progress."""

@@ -19,9 +19,9 @@ from lore.data_synth.synthesis.journal import Earlier, Journal, Shared
 from lore.data_synth.synthesis.program import ProgramTeacher
 from lore.data_synth.synthesis.teacher_prompts import Prompts, prompt_hash
 from lore.data_synth.synthesis.trace import Evidence, Reply, Wish, whole
-from lore.engines.engine import Completion, EndpointFailed, EndpointStopped, Messages, RequestRefused, Sampling, Usage
-
-MOST_REFUSED = 20
+from lore.engines.config import UnansweredSection
+from lore.engines.engine import Completion, EndpointFailed, Messages, RequestRefused, Sampling, Usage
+from lore.engines.unanswered import AnswerWatch, TooManyUnanswered
 
 
 @dataclass
@@ -32,6 +32,10 @@ class Work:
     budget: Budget
     earlier: Earlier | None = None
     shared: Shared | None = None
+    fresh: set[str] = field(default_factory=set)
+    """Keys of the answers that this start asked for."""
+    unanswered: dict[str, str] = field(default_factory=dict)
+    """Pairs that got no whole answer, and why, by pair_id."""
 
 
 class Teacher(Protocol):
@@ -86,10 +90,11 @@ class ByModel:
     seed: int = 0
     close: Callable[[], Awaitable[None]] | None = None
     takes_images: bool = True
+    watch: AnswerWatch = field(default_factory=lambda: AnswerWatch(UnansweredSection(), "teacher"))
+    """Stops the run after too many requests in a row without a whole answer."""
     _under_way: dict[str, asyncio.Future] = field(default_factory=dict)
-    _refused: int = 0
     """Number of consecutive refused prompts."""
-    _gave_up: EndpointStopped | None = None
+    _gave_up: TooManyUnanswered | None = None
 
     @property
     def repeats(self) -> bool:
@@ -113,15 +118,18 @@ class ByModel:
         """One answer, from the journal if it has one. Raises BudgetReached, and the engine's errors."""
         asked = prompt_hash(messages)
         key = answer_key(step, asked, self.name, draw)
-        if (known := work.journal.known(key, pair.pair_id)) is not None:
+        # A cut answer of an earlier start is asked again: a second start must not turn the cause of a stop into rejected pairs.
+        known = work.journal.known(key, pair.pair_id)
+        if known is not None and (key in work.fresh or not known.is_cut):
             return known
         for others in (work.shared, work.earlier):
-            if others is not None and (known := others.get(key)) is not None:
+            if others is not None and (known := others.get(key)) is not None and not known.is_cut:
                 work.journal.answered(pair.pair_id, known)
                 return known
         if (other := self._under_way.get(key)) is not None:  # the same query with another item
             reply = await asyncio.shield(other)
-            if key not in work.journal.replies:
+            if key not in work.fresh:  # asked for a pair of another chunk
+                work.fresh.add(key)
                 work.journal.answered(pair.pair_id, reply.at_no_cost())
             return work.journal.known(key, pair.pair_id)
         promise = self._under_way[key] = asyncio.get_running_loop().create_future()
@@ -133,39 +141,43 @@ class ByModel:
             usage = Usage(answer.prompt_tokens, answer.tokens)
             usd = cost(usage, section.price).usd
             reply = Reply(step, key, asked, self.name, whole(answer.text), usage.prompt_tokens, usage.completion_tokens, usd)
+            reply.finish_reason = answer.finish_reason
+            work.fresh.add(key)
             work.journal.answered(pair.pair_id, reply)
             if work.shared is not None:
                 work.shared.add(reply)
             promise.set_result(reply)
-            return reply
         except BaseException as error:
             promise.set_exception(error if isinstance(error, Exception) else RuntimeError("stopped"))
             promise.exception()  # mark as retrieved, so asyncio does not log it if nobody awaits it
             raise
         finally:
             del self._under_way[key]
+        self._count(f"{step}: an answer was cut, after {reply.completion_tokens:,} tokens" if reply.is_cut else None)
+        return reply
 
     async def _answer(self, pair: Pair, messages: Messages, sampling: Sampling, gate: RequestGate) -> Completion:
-        """Raises EndpointStopped if many prompts in a row are refused: the server refuses all, and every pair would be lost."""
+        """Raises TooManyUnanswered if the server or the model refuses prompt after prompt: every pair would be lost."""
+        if self._gave_up is not None:
+            raise self._gave_up
         try:
-            answer = (await self.complete(messages, sampling, gate))[0]
+            return (await self.complete(messages, sampling, gate))[0]
         except EndpointFailed as error:
+            self._count(str(error))
             if gate.key in gate.journal.failed_before:  # it also failed in an earlier start, so the prompt is the cause
                 raise RequestRefused(f"no usable answer in two starts of the run: {str(error)[:300]}") from error
             gate.journal.failed(pair.pair_id, gate.key)
             raise
         except RequestRefused as error:
-            self._refused += 1
-            if self._refused < MOST_REFUSED:
-                raise
-            self._gave_up = self._gave_up or EndpointStopped(
-                f"{self._refused} prompts in a row were refused. The last error: {error}\n"
-                "All answers are stored. Correct the cause (a field of endpoint.extra, the temperature, a too long prompt), "
-                "then run the same command again."
-            )
-            raise self._gave_up from error
-        self._refused = 0
-        return answer
+            self._count(str(error))
+            raise
+
+    def _count(self, why: str | None) -> None:
+        try:
+            self.watch.add(why)
+        except TooManyUnanswered as error:
+            self._gave_up = self._gave_up or error
+            raise
 
 
 def answer_key(step: str, asked: str, teacher: str, draw: int) -> str:

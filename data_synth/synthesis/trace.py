@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from lore.codec.reasoning import after_reasoning
 from lore.data.pair import PAIR_SCHEMA
 from lore.judge.chunk_store import ChunkStore
 from lore.rubric.demand import Demand
@@ -61,6 +62,13 @@ class Reply:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float = 0.0
+    finish_reason: str = "stop"
+    """`length` if the answer was cut at max_tokens."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the teacher did not finish: it reached max_tokens, or its reasoning does not end."""
+        return self.finish_reason == "length" or after_reasoning(self.text) is None
 
     def at_no_cost(self) -> "Reply":
         """A copy without cost, for a pair that reuses another pair's answer."""
@@ -85,7 +93,8 @@ class Draft:
     """One attempt at a pair. draw: number of the sample; hinted: the teacher saw the human label.
 
     failure: why a step's answer is missing or could not be parsed, which ends the attempt. verdicts: every tier that the last
-    step's text names as its verdict. hopeless: another attempt would end in the same way.
+    step's text names as its verdict. hopeless: another attempt would end in the same way. unanswered: the failure is that
+    there is no whole answer, so it counts for section `unanswered` of the recipe.
     """
 
     draw: int = 0
@@ -101,6 +110,7 @@ class Draft:
     rationale: str = ""
     failure: str = ""
     hopeless: bool = False
+    unanswered: bool = False
     replies: list[Reply] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
 
@@ -162,7 +172,10 @@ class Trace:
     @classmethod
     def of_row(cls, row: dict[str, Any]) -> "Trace":
         lists = {"demands": Demand, "checks": Check, "attempts": Attempt, "replies": Reply}
-        return cls(**{**row, **{key: [kind(**item) for item in row[key]] for key, kind in lists.items()}})
+        row = {**row, **{key: [kind(**item) for item in row[key]] for key, kind in lists.items()}}
+        for reply in row["replies"]:
+            reply.finish_reason = reply.finish_reason or "stop"  # null in a part that an older version wrote
+        return cls(**row)
 
 
 def _struct(**fields: pa.DataType) -> pa.DataType:
@@ -174,6 +187,7 @@ _REPLY = dict.fromkeys(("step", "key", "prompt_hash", "teacher", "text"), _TEXT)
     "prompt_tokens": pa.int64(),
     "completion_tokens": pa.int64(),
     "usd": pa.float64(),
+    "finish_reason": _TEXT,
 }
 TRACE_SCHEMA = pa.schema(
     [
@@ -216,10 +230,29 @@ class Unreadable(ValueError):
     """A step's answer in a wrong form. The message is stored in the trace."""
 
 
+class AnswerCut(Unreadable):
+    """A step's answer that ends at max_tokens. Nothing in it is read: its last object may be a draft inside the reasoning."""
+
+
+def whole_answer(reply: Reply) -> str:
+    """The text of a reply that the teacher finished. Raises AnswerCut."""
+    if reply.finish_reason == "length":
+        raise AnswerCut(f"the answer was cut at max_tokens, after {reply.completion_tokens:,} tokens: {reply.text[:120]!r}")
+    return reply.text
+
+
+def spoken(text: str) -> str:
+    """An answer without its reasoning. Raises AnswerCut if the reasoning does not end."""
+    rest = after_reasoning(text)
+    if rest is None:
+        raise AnswerCut(f"the reasoning does not end, so there is no answer: {text[:120]!r}")
+    return rest
+
+
 def json_objects(text: str) -> list[dict[str, Any]]:
-    """Every standalone JSON object in a text, in order. Reasoning and code fences around them are skipped."""
+    """Every standalone JSON object in a text, in order. Reasoning and code fences around them are skipped. Raises AnswerCut."""
     found, at, decoder = [], 0, json.JSONDecoder()
-    text = text.rpartition("</think>")[2]
+    text = spoken(text)
     while (start := text.find("{", at)) >= 0:
         try:
             value, at = decoder.raw_decode(text, start)

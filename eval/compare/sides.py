@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lore.data.pair import query_key
 from lore.data.parquet import fingerprint, read_pairs
 from lore.eval.compare.finished import Finished, read_run
 from lore.eval.compare.judge_predictions import JudgePredictions, read_judge_predictions
@@ -14,7 +15,6 @@ from lore.eval.measures.calibration import apply_temperature
 from lore.eval.measures.metrics import confidence_of
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
-from lore.support.text import normalize
 
 SHOWN_IDS = 5
 
@@ -66,7 +66,8 @@ def open_sides(arguments: Sequence[str], *, across_rubrics: bool = False) -> Sid
     for side in others:
         _bring_to(first, side)
     _name(sides)
-    groups = query_groups([normalize(query) for query in first.predictions.queries])
+    said = zip(first.predictions.queries, first.predictions.slices, strict=True)
+    groups = query_groups([query_key(query, names) for query, names in said])
     return Sides(first, others, groups, _weights(first), _notes(first, others))
 
 

@@ -20,14 +20,17 @@ import numpy as np
 from scipy.stats import t as student
 
 from lore.data.rejected_rows import Rejection
+from lore.data.tables.ids import known_as
 from lore.eval.goodrate.log import Shown, read_log
 from lore.eval.goodrate.rated_sample import Rated, nothing_rated, read_rated
 from lore.eval.measures.ppi import Parts, Powered, Target, parts, solve
+from lore.judge.ask import no_answer
 from lore.judge.foreign_predictions import prediction_rows, read_predictions
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.support.errors import LoreError
 
 FEW_CLUSTERS = 30
+MAX_UNANSWERED_SHARE = 0.5
 UNLIKELY = 0.001
 """Probability, for a random sample, of a distance to its log above which a warning is shown."""
 
@@ -121,8 +124,9 @@ def read_judged(path: Path, rubric: Rubric, log: Shown, judge: str | None = None
     """The judge's value of every row [N], the format failures among the shown pairs, and the number of verdicts on other pairs."""
     shown = list(dict.fromkeys(log.pair_ids))
     judges: dict[str, set[str]] = {}
-    rows = prediction_rows(path, "--verdicts")
+    rows, spelled = prediction_rows(path, "--verdicts"), known_as(shown)
     for row in rows:
+        row["pair_id"] = spelled(row["pair_id"])
         judges.setdefault(str(row.get("judge") or ""), set()).add(row["pair_id"])
     if judge is None and len(judges) > 1:
         raise LoreError(
@@ -137,6 +141,12 @@ def read_judged(path: Path, rubric: Rubric, log: Shown, judge: str | None = None
     known = judges.get(judge, set()) if judge is not None else set().union(*judges.values())
     foreign = known - set(shown)
     verdicts = read_predictions(path, rubric, shown, foreign, judge, rows=rows)
+    lost = [why for pair_id in shown if (why := no_answer(verdicts[pair_id]))]
+    if len(lost) > MAX_UNANSWERED_SHARE * len(shown):
+        raise LoreError(
+            f"{path}: {len(lost):,} of {len(shown):,} shown pairs got no answer, so the GoodRate would measure that. The "
+            f"most frequent reason: {Counter(lost).most_common(1)[0][0][:300]}\nAsk the judge again about these pairs."
+        )
     mask = np.asarray(rubric.relevant_mask)
     value = {}
     for pair_id in shown:

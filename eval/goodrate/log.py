@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lore.data.pair import make_pair_id
+from lore.data.pair import MARKETS, make_pair_id, market_of, query_key
 from lore.data.rejected_rows import Rejection, short, shown_value
 from lore.data.tables.any_table import table_records
+from lore.data.tables.ids import id_text
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 from lore.support.progress import track
-from lore.support.text import normalize
 
 COLUMNS = ("query", "pair_id", "item_id", "page_id", "position", "system", "impressions")
 MAX_REJECTED_SHARE = 0.01
@@ -44,10 +44,14 @@ class Shown:
     below_top: int = 0
     """Number of rows left out because they are below the requested positions of their page."""
     rejected: list[Rejection] = field(default_factory=list)
+    markets: np.ndarray | None = None
+    """[N] texts, see lore.data.pair.market_of; empty if the log has no column locale or market."""
 
     def __post_init__(self):
-        self.clusters = _codes(self.queries)
-        """[N] one integer per distinct query; case and spacing are ignored."""
+        if self.markets is None:
+            self.markets = np.full(len(self.queries), "", dtype=object)
+        self.clusters = _codes(self.queries, self.markets)
+        """[N] one integer per distinct query of a market; case and spacing are ignored."""
         pages: dict[tuple, int] = {}
         keys = zip(self.systems.tolist(), self.clusters.tolist(), self.page_ids.tolist(), strict=True)
         self.pages = np.asarray([pages.setdefault(key, len(pages)) for key in keys], dtype=np.int64)
@@ -78,7 +82,7 @@ class Shown:
     def only(self, keep: np.ndarray) -> "Shown":
         arrays = (self.pair_ids, self.queries, self.items, self.systems, self.page_ids, self.positions, self.impressions)
         left_out = self.below_top + int((~keep).sum())
-        return Shown(self.path, *(array[keep] for array in arrays), left_out, self.rejected)
+        return Shown(self.path, *(array[keep] for array in arrays), left_out, self.rejected, self.markets[keep])
 
 
 def read_log(path: Path) -> Shown:
@@ -87,7 +91,7 @@ def read_log(path: Path) -> Shown:
     Raises LoreError if they are more than MAX_REJECTED_SHARE of all rows, or if a column is missing.
     """
     rows, rejected, columns = [], [], set()
-    for record in track(table_records(path, ["query"], list(COLUMNS)), "reading the log"):
+    for record in track(table_records(path, ["query"], [*COLUMNS, *MARKETS]), "reading the log"):
         if isinstance(record, Rejection):
             rejected.append(record)
             continue
@@ -110,7 +114,7 @@ def read_log(path: Path) -> Shown:
             f"{path}: {len(rejected):,} of {len(rows) + len(rejected):,} rows cannot be read, and the others may be better or "
             f"worse than the whole log; at most {MAX_REJECTED_SHARE:.0%} may be left out.\n{shown}\nCorrect the file."
         )
-    pair_ids, queries, items, systems, pages, positions, impressions = zip(*rows, strict=True)
+    pair_ids, queries, items, systems, pages, positions, impressions, markets = zip(*rows, strict=True)
     for name, values in (("system", systems), ("page_id", pages)):
         if without := sum(not value for value in values):
             if without < len(values):
@@ -121,7 +125,12 @@ def read_log(path: Path) -> Shown:
     systems = systems if systems[0] else [ALL] * len(systems)
     texts = [np.asarray(column, dtype=object) for column in (pair_ids, queries, items, systems, pages)]
     numbers = [np.asarray(column, dtype=np.float64) for column in (positions, impressions)]
-    return Shown(path, *texts, *numbers, rejected=rejected)
+    return Shown(path, *texts, *numbers, rejected=rejected, markets=np.asarray(markets, dtype=object))
+
+
+def market_of_cells(cells: dict[str, Any]) -> str:
+    """The market of a row with the columns locale or market, as a pair with the slice `locale:us` has it."""
+    return market_of(f"{name}:{text}" for name in MARKETS if (text := text_of(cells.get(name))))
 
 
 def text_of(value: Any) -> str | None:
@@ -172,7 +181,9 @@ class _Row:
             self._bad("impressions", "out_of_range", "a number above 0; drop rows that were never shown")
         if not self.problem:
             weight = 1.0 if math.isnan(impressions) else impressions
-            self.values = (pair_id or make_pair_id(query, item), query, item, system, page, position, weight)
+            market, item = market_of_cells(cells), id_text(item)
+            pair_id = pair_id or make_pair_id(query, item, market)
+            self.values = (pair_id, query, item, system, page, position, weight, market)
 
     def _text(self, name: str, needed: bool = False) -> str:
         text = text_of(self._cells.get(name))
@@ -191,7 +202,11 @@ class _Row:
         self.problem = self.problem or Rejection(*self._where, name, reason, found, expected, short(self._cells))
 
 
-def _codes(texts: np.ndarray) -> np.ndarray:
+def _codes(texts: np.ndarray, markets: np.ndarray) -> np.ndarray:
     codes: dict[str, int] = {}
-    by_text = {text: codes.setdefault(normalize(text), len(codes)) for text in dict.fromkeys(texts)}
-    return np.asarray([by_text[text] for text in texts], dtype=np.int64)
+    said = list(zip(texts.tolist(), markets.tolist(), strict=True))
+    code_of = {
+        (text, market): codes.setdefault(query_key(text, market.split("\x1f") if market else ()), len(codes))
+        for text, market in dict.fromkeys(said)
+    }
+    return np.asarray([code_of[one] for one in said], dtype=np.int64)

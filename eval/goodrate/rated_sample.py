@@ -9,10 +9,11 @@ from typing import Literal
 
 import numpy as np
 
-from lore.data.pair import make_pair_id
+from lore.data.pair import MARKETS, make_pair_id
 from lore.data.rejected_rows import Rejection, short, shown_value
 from lore.data.tables.any_table import table_records
-from lore.eval.goodrate.log import Shown, number_of, text_of
+from lore.data.tables.ids import id_text, known_as
+from lore.eval.goodrate.log import Shown, market_of_cells, number_of, text_of
 from lore.rubric.rubric import Rubric
 from lore.support.atomic_files import written_whole
 from lore.support.errors import LoreError
@@ -78,7 +79,8 @@ def read_rated(path: Path, rubric: Rubric, log: Shown) -> Rated:
     chances: dict[tuple, float] = {}
     wrong: list[str] = []
     names: tuple[str, ...] | None = None
-    for record in table_records(path, ["label"], list(FIELDS)):
+    spelled = known_as(log.pair_ids)
+    for record in table_records(path, ["label"], [*FIELDS, *MARKETS]):
         if isinstance(record, Rejection):
             wrong.append(str(record))
             continue
@@ -86,6 +88,7 @@ def read_rated(path: Path, rubric: Rubric, log: Shown) -> Rated:
         if names is None:
             names = tuple(name for name in ("system", "page_id") if text_of(cells.get(name)))
         problem, entry, good, chance = _entry(cells, names, rubric)
+        entry = (spelled(entry[0]), *entry[1:])
         if problem is None and entry in labels and not _same((labels[entry], chances[entry]), (good, chance)):
             problem = ("label", cells.get("label"), f"the label and probability of the same pair above, {entry[0]}")
         if problem is None:
@@ -122,7 +125,7 @@ def nothing_rated(log: Shown) -> Rated:
 def _entry(cells: dict, names: tuple[str, ...], rubric: Rubric) -> tuple[tuple | None, tuple, float, float]:
     """The problem (field, found, expected) or None; the entry's key; 1, 0 or nan; its probability or nan."""
     pair_id, query, item = (text_of(cells.get(name)) for name in ("pair_id", "query", "item_id"))
-    pair_id = pair_id or (make_pair_id(query, item) if query and item else "")
+    pair_id = pair_id or (make_pair_id(query, id_text(item), market_of_cells(cells)) if query and item else "")
     more = tuple(text_of(cells.get(name)) for name in names)
     chance, label = number_of(cells.get("probability")), text_of(cells.get("label"))
     good, problem = math.nan, None

@@ -228,6 +228,6 @@ def _chosen(data: EvalData, inside: np.ndarray, limit: int, seed: int) -> tuple[
     """About `limit` of the pairs in the mask [N], as whole queries, and their labels."""
     test, tier_ids = data.test, data.rubric.tier_ids
     indices = np.flatnonzero(inside)
-    kept = indices[whole_queries([test.queries[index] for index in indices], limit, seed)]
+    kept = indices[whole_queries([test.query_keys[index] for index in indices], limit, seed)]
     labels = {test.pair_ids[index]: tier_ids[test.gold[index]] for index in kept}
     return list(read_chosen(data.path, test.split, labels)), labels

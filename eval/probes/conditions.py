@@ -8,12 +8,11 @@ import numpy as np
 from PIL import Image
 
 from lore.codec.prompt import PromptFormat, count_prompt_tokens, render
-from lore.data.pair import Pair
+from lore.data.pair import Pair, query_key
 from lore.eval.measures.bootstrap import Estimate, mean_estimate, query_groups
 from lore.eval.measures.results import Condition
 from lore.judge.resumable import Asker, Verdicts
 from lore.support.atomic_files import write_atomic
-from lore.support.text import normalize
 
 FIT_SHARE = 0.95
 FIT_PAIRS = 200  # pairs used to check whether the rules fit
@@ -62,7 +61,7 @@ class Counting:
 
 def groups_of(pairs: Sequence[Pair]) -> np.ndarray:
     """[N] integers, one per distinct query."""
-    return query_groups([normalize(pair.query) for pair in pairs])
+    return query_groups([query_key(pair.query, pair.slices) for pair in pairs])
 
 
 def is_right(pairs: Sequence[Pair], labels: Labels, verdicts: Verdicts) -> np.ndarray:

@@ -67,7 +67,7 @@ class Answers:
 
 def robustness_ids(test: Labeled, options: RobustnessSection, seed: int) -> list[str]:
     """Ids of the pairs to perturb: whole queries, about options.pairs pairs, in file order."""
-    return [test.pair_ids[index] for index in whole_queries(test.queries, options.pairs, seed)]
+    return [test.pair_ids[index] for index in whole_queries(test.query_keys, options.pairs, seed)]
 
 
 def measure_robustness(

@@ -21,6 +21,7 @@ from typing import Any
 
 from lore.codec.item_text import ItemText
 from lore.codec.prompt import PromptFormat, system_text
+from lore.codec.reasoning import after_first_reasoning
 from lore.codec.sanitize import clean_rationale, clean_words, control_strings
 from lore.rubric.demand import Demand
 from lore.rubric.rubric import Rubric
@@ -117,11 +118,8 @@ def parse(text: str, rubric: Rubric, fmt: PromptFormat) -> Judgement | FormatFai
     rest, rationale = text.strip(), ""
     if not rest:
         return FormatFailure("empty", text)
-    # Some templates end the prompt with <think>; then the answer contains only </think>.
-    thought, closed, after = rest.partition("</think>")
-    if closed and (thought.startswith("<think>") or "<reason>" not in thought):
-        rest = after.strip()
-    elif rest.startswith("<think>"):
+    rest = after_first_reasoning(rest, own="<reason>")
+    if rest is None:
         return FormatFailure("unclosed_think", text)
     before, opened, after = rest.partition("<reason>") if fmt.order != "answer_only" else (rest, "", "")
     if opened and (fmt.order == "answer_first" or not before):

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lore.data.pair import Pair, item_key
-from lore.support.text import normalize
+from lore.data.pair import Pair, item_key, query_key
 
 
 @dataclass
@@ -41,7 +40,7 @@ class Seen:
 
     def add(self, pair: Pair) -> None:
         self._ids.append(_key(pair.pair_id))
-        self._contents.append(_key(f"{normalize(pair.query)}\x1f{item_key(pair)}"))
+        self._contents.append(_key(f"{query_key(pair.query, pair.slices)}\x1f{item_key(pair)}"))
         self._labels.append(0 if pair.label is None else zlib.crc32(pair.label.encode(errors="surrogatepass")) or 1)
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,11 +82,29 @@ def _schema() -> pa.Schema:
 PAIR_SCHEMA = _schema()
 
 
-def make_pair_id(query: str, item: str) -> str:
+MARKETS = ("locale", "market")
+"""Kinds of slices that name the market in which a query was typed, such as `locale:us`."""
+
+
+def market_of(slices: Iterable[str]) -> str:
+    """The market of a pair with these slices; empty if the data names none."""
+    return "\x1f".join(sorted({name for name in slices if name.partition(":")[0] in MARKETS}))
+
+
+def query_key(query: str, slices: Iterable[str] = ()) -> str:
+    """What makes two pairs pairs of one query: the text, whatever its case and spacing, and the market. `bol` in two locales is two
+    queries with two results pages. Every grouping by query uses this key, except splits: they keep equal texts together.
+    """
+    market = market_of(slices)
+    return f"{normalize(query)}\x1f{market}" if market else normalize(query)
+
+
+def make_pair_id(query: str, item: str, market: str = "") -> str:
     """16 hex digits, equal for the same query and item on every machine. Case and spacing of the query do not matter.
 
-    `item`: the exact id of the item, or its item_key if it has no id.
+    `item`: the exact id of the item, or its item_key if it has no id. market: see market_of.
     """
+    item = f"{item}\x1f{market}" if market else item
     text = f"{normalize(query)}\x1f{item}"  # normalizing turns this separator into a space, so the query cannot contain it
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from lore.data.images import ImageError, check_image
-from lore.data.pair import DEMAND_FIELDS, FIELDS, Pair, item_key, make_pair_id
+from lore.data.pair import DEMAND_FIELDS, FIELDS, Pair, item_key, make_pair_id, market_of
 from lore.data.rejected_rows import Rejection, short, shown_value
+from lore.data.tables.ids import id_text
 from lore.rubric.demand import Demand
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
@@ -32,6 +33,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")  # undecodable bytes are read as surr
 _FIELDS = frozenset(FIELDS)
 _MARKUP = frozenset(("query", "title", "description", "category", "brand", "shop"))
 _TEXTS = _MARKUP | {"pair_id", "item_id", "split", "source", "rationale", "mismatch"}
+_IDS = ("pair_id", "item_id")
 _OTHER_TYPES = ("Decimal", "UUID", "date", "datetime")
 _THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?")
 
@@ -97,6 +99,7 @@ class RowChecker:
         for name, value in raw.items():
             if value is None:
                 continue
+            value = id_text(value) if name in _IDS and isinstance(value, str | float) else value
             cleaned = self._text(name, value, name in _MARKUP) if name in _TEXTS else getattr(self, f"_{name}")(value)
             if cleaned is not None:
                 values[name] = cleaned
@@ -108,7 +111,7 @@ class RowChecker:
             return None, [Rejection(file, row, *problem, record) for problem in self._problems]
         pair = Pair(**values)
         if not pair.pair_id:
-            pair.pair_id = make_pair_id(pair.query, pair.item_id or item_key(pair))
+            pair.pair_id = make_pair_id(pair.query, pair.item_id or item_key(pair), market_of(pair.slices))
         return pair, []
 
     def _bad(self, field: str, reason: str, found: str, expected: str) -> None:

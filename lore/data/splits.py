@@ -15,7 +15,8 @@ FRACTIONS = {"train": 0.7, "dev": 0.1, "test": 0.2}
 
 
 def split_of(query: str, fractions: dict[str, float] | None = None, seed: int = 0) -> str:
-    """The split of a query. Case and spacing do not matter; another seed reassigns the queries."""
+    """The split of a query. Case and spacing do not matter; another seed reassigns the queries. One text in several markets stays
+    in one split, so that its words do not leak."""
     fractions = FRACTIONS if fractions is None else fractions
     check_fractions(fractions)
     digest = hashlib.blake2b(normalize(query).encode(errors="surrogatepass"), digest_size=8, key=str(seed).encode()).digest()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lore.data.duplicates import Seen
+from lore.data.pair import query_key
 from lore.data.parquet import count_pairs, read_metadata, read_pairs
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
@@ -29,7 +30,7 @@ def pair_stats(path: str | Path) -> dict[str, Any]:
     """The statistics as plain JSON data. Lengths are in characters, over the pairs that have the field."""
     seen, tiers, slices = Seen(), {}, Counter()
     lengths = {name: array("I") for name in LENGTHS}
-    hashes, codes, splits = array("Q"), array("H"), {}
+    hashes, texts, codes, splits = array("Q"), array("Q"), array("H"), {}
     weight, images, sources = 0.0, 0, Counter()
     labels, pooled = {}, {}
     for pair in track(read_pairs(path), "reading pairs", total=count_pairs(path)):
@@ -47,11 +48,11 @@ def pair_stats(path: str | Path) -> dict[str, Any]:
             value = getattr(pair, name)
             if value:
                 lengths[name].append(sum(len(k) + len(v) for k, v in value.items()) if name == "attributes" else len(value))
-        hashes.append(
-            int.from_bytes(hashlib.blake2b(normalize(pair.query).encode(errors="surrogatepass"), digest_size=8).digest(), "little")
-        )
+        hashes.append(_hash(query_key(pair.query, pair.slices)))
+        texts.append(_hash(normalize(pair.query)))
         codes.append(splits.setdefault(split, len(splits)))
-    queries = _queries(np.frombuffer(hashes, dtype=np.uint64), np.frombuffer(codes, dtype=np.uint16), list(splits))
+    keys = (np.frombuffer(column, dtype=np.uint64) for column in (hashes, texts))
+    queries = _queries(*keys, np.frombuffer(codes, dtype=np.uint16), list(splits))
     found = seen.result()
     return {
         "file": str(path),
@@ -95,15 +96,21 @@ def _spread(values: array) -> dict[str, int]:
     return {"pairs": len(numbers), "p50": int(p50), "p95": int(p95), "max": int(numbers.max())}
 
 
-def _queries(hashes: np.ndarray, codes: np.ndarray, names: list[str]) -> dict[str, Any]:
-    """Number of distinct queries in total and per split, and for each two splits the number of queries in both."""
-    of_split = {name: np.unique(hashes[codes == code]) for code, name in enumerate(names)}
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _queries(hashes: np.ndarray, texts: np.ndarray, codes: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """Number of distinct queries in total and per split (hashes, of the query keys), and for each two splits the number of query
+    texts in both: a text of another market in the training split leaks its words too.
+    """
+    of_split = {name: np.unique(texts[codes == code]) for code, name in enumerate(names)}
     shared = {}
     for at, first in enumerate(names):
         for second in names[at + 1 :]:
             shared[f"{first} and {second}"] = int(np.isin(of_split[first], of_split[second], assume_unique=True).sum())
     return {
         "queries": len(np.unique(hashes)),
-        "queries_by_split": {name: len(found) for name, found in of_split.items()},
+        "queries_by_split": {name: len(np.unique(hashes[codes == code])) for code, name in enumerate(names)},
         "queries_shared_by_splits": shared,
     }

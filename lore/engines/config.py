@@ -76,6 +76,17 @@ class EndpointSection(StrictModel):
         return value
 
 
+class UnansweredSection(StrictModel):
+    """When requests without an answer stop the run: prompts that the server refuses, that do not fit or that keep failing. Format
+    failures of a judge are answers and do not count."""
+
+    max_in_a_row: int | None = Field(20, ge=1)
+    """The run stops at this many requests in a row without an answer. null: no such bound."""
+    max_share: float | None = Field(0.5, ge=0, le=1)
+    """The run stops if more than this share of a chunk got no answer. Chunks of fewer than 8 pairs are exempt. null: no such
+    bound."""
+
+
 class VllmSection(StrictModel):
     max_model_tokens: int | None = Field(None, ge=16)
     """Longest prompt plus answer, in tokens; null uses the model's own context length, which needs the most memory."""

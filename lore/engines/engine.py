@@ -4,7 +4,7 @@ All engines accept the messages of `lore.codec.prompt.render` and agree within n
 lore.engines.transformers, lore.engines.vllm and lore.engines.http.endpoint; `lore.engines.open_engine` picks one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from lore.support.errors import LoreError
 
 Messages = list[dict[str, Any]]
+MAX_WORDS = 500  # characters of a server's words that are stored with an answer
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,15 @@ class Completion:
     """One completion. tokens: generated tokens, including the end of turn; finish_reason: `stop` or `length`.
 
     prompt_tokens: length of the prompt including photos, the same for each of n samples; 0 if an endpoint does not report
-    it. An endpoint's `generate` returns finish_reason `refused` and an empty text for a prompt that the server rejects.
+    it. An endpoint's `generate` returns finish_reason `refused` and an empty text for a prompt that the server rejects; `detail`
+    then has the server's words, without the API key.
     """
 
     text: str
     tokens: int
     finish_reason: str
     prompt_tokens: int = 0
+    detail: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,26 @@ class Gate(Protocol):
 
 
 class RequestRefused(LoreError):
-    """The server rejects this one prompt (too long, content filter). Other prompts are unaffected."""
+    """The server rejects this one prompt (too long, content filter). Other prompts are unaffected.
+
+    words: the server's words, without its address; they are stored with the answer.
+    """
+
+    def __init__(self, message: str, words: str = ""):
+        super().__init__(message)
+        self.words = (words or message)[:MAX_WORDS]
+
+
+class ScoresRefused(RequestRefused):
+    """Some prompts of one `score` were refused.
+
+    probabilities: float [N, tiers], with zeros for the refused prompts; refused: the server's words by index of the prompt.
+    """
+
+    def __init__(self, probabilities: np.ndarray, refused: dict[int, str]):
+        words = next(iter(refused.values()))
+        super().__init__(f"{len(refused)} of {len(probabilities)} prompts were refused. One of the reasons: {words}", words)
+        self.probabilities, self.refused = probabilities, refused
 
 
 class EndpointFailed(LoreError):

@@ -19,14 +19,18 @@ from lore.codec.verdict_tokens import verdict_tokens, with_verdict_prefix
 from lore.data.pair import Pair
 from lore.engines.chat import photo_of
 from lore.engines.conversation_check import check_conversation
-from lore.engines.engine import Engine, RequestRefused, Sampling
+from lore.engines.engine import MAX_WORDS, Completion, Engine, RequestRefused, Sampling, ScoresRefused
+from lore.engines.unanswered import AnswerWatch
 from lore.judge.answer import read_answer
 from lore.judge.chunk_store import in_chunks
 from lore.judge.verdict import Verdict
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
-FINISHED_BADLY = {"length": "cut_at_max_tokens", "refused": "refused"}
+REFUSED, TOO_LONG = "refused", "prompt_too_long"
+FINISHED_BADLY = {"length": "cut_at_max_tokens", "refused": REFUSED}
+NO_ANSWER = (REFUSED, TOO_LONG)
+"""Failures of pairs that got no answer. All other failures are answers in a wrong format."""
 FactsOf = Callable[[Pair], Sequence[str]]
 
 
@@ -43,11 +47,13 @@ def predict(
     facts: FactsOf | None = None,
     judge_id: str | None = None,
     timed: bool = False,
+    watch: AnswerWatch | None = None,
 ) -> Iterator[list[Verdict]]:
     """Verdicts in chunks, in the order of the pairs.
 
     facts: texts shown as facts with a pair. judge_id: stored in every verdict. timed: stores seconds per pair in every verdict, the
-    wall time of the chunk divided by its pairs; these differ from run to run.
+    wall time of the chunk divided by its pairs; these differ from run to run. watch: stops when too many pairs get no answer,
+    before their chunk is yielded.
 
     A pair whose query alone is too long for the prompt is a format failure `prompt_too_long`. Raises LoreError when not
     even a one-word query fits, since the recipe is wrong then.
@@ -58,7 +64,16 @@ def predict(
         seconds = (time.perf_counter() - began) / len(chunk) if timed else None
         for verdict in verdicts:
             verdict.judge_id, verdict.seconds = judge_id, seconds
+        if watch is not None:
+            watch.chunk([no_answer(verdict) for verdict in verdicts])
         yield verdicts
+
+
+def no_answer(verdict: Verdict) -> str | None:
+    """Why a pair got no answer; None if it got one, readable or not."""
+    if verdict.failure not in NO_ANSWER:
+        return None
+    return f"{verdict.failure}: {verdict.detail}" if verdict.detail else verdict.failure
 
 
 def _chunks(
@@ -128,8 +143,8 @@ def render_chunk(
         texts = facts(pair) if facts else ()
         try:
             prompts.append(render(pair, rubric, shown, tokenizer=_renderer(engine), image=image, facts=texts))
-        except LoreError:
-            verdict.failure = "prompt_too_long"
+        except LoreError as error:
+            verdict.failure, verdict.detail = TOO_LONG, str(error)[:MAX_WORDS]
             continue
         asked.append(verdict)
     return verdicts, prompts, asked
@@ -145,10 +160,18 @@ def write_answers(
         verdict.text, verdict.tokens = answer.text, answer.tokens
         if answer.failure is not None:
             verdict.failure = FINISHED_BADLY.get(completion.finish_reason, answer.failure)
+            verdict.detail = completion.detail or None
             continue
         judgement = answer.judgement
         verdict.tier, verdict.rationale = judgement.tier, judgement.rationale
         verdict.mismatch, verdict.rules = judgement.mismatch, judgement.rules
+
+
+def note_refusal(verdict: Verdict, completions: Sequence[Completion]) -> None:
+    """Marks the verdict of a prompt that the server refuses. One refused sample is enough: its siblings answer the same prompt."""
+    refused = next((completion for completion in completions if completion.finish_reason == REFUSED), None)
+    if refused is not None:
+        verdict.failure, verdict.detail = REFUSED, refused.detail or None
 
 
 def score_answers(
@@ -167,13 +190,18 @@ def score_answers(
     begun = [
         with_verdict_prefix(prompt, fmt, tokens, rationale=verdict.rationale) for prompt, verdict in scored
     ]
+    refused: dict[int, str] = {}
     try:
         probabilities = np.asarray(engine.score(begun), dtype=np.float64)
-    except RequestRefused:
+    except ScoresRefused as error:
+        if not decide:
+            raise
+        probabilities, refused = error.probabilities, error.refused
+    except RequestRefused as error:
         if not decide:
             raise
         if len(scored) == 1:
-            scored[0][1].failure = "refused"
+            scored[0][1].failure, scored[0][1].detail = REFUSED, error.words
             return
         for prompt, verdict in scored:  # the server does not say which prompt it refused
             score_answers([prompt], [verdict], engine, rubric, fmt, decide=True)
@@ -185,7 +213,10 @@ def score_answers(
             f"the engine returned {found}; expected tier probabilities {expected}, so no verdict can be read. "
             "A model can overflow in float16: set model.dtype to bfloat16 or float32."
         )
-    for (_, verdict), row in zip(scored, probabilities, strict=True):
+    for index, ((_, verdict), row) in enumerate(zip(scored, probabilities, strict=True)):
+        if index in refused:
+            verdict.failure, verdict.detail = REFUSED, refused[index]
+            continue
         verdict.probabilities = row.tolist()
         if decide:
             verdict.tier = rubric.tier_ids[int(row.argmax())]
@@ -201,8 +232,9 @@ def sample(
     chunk_pairs: int = 256,
     explain: bool = False,
     scores: bool = True,
+    watch: AnswerWatch | None = None,
 ) -> Iterator[list[tuple[str, list[str | None]]]]:
-    """(pair_id, `sampling.n` sampled tiers, None for a format failure) of each pair, in chunks.
+    """(pair_id, `sampling.n` sampled tiers, None for a format failure) of each pair, in chunks. watch: see `predict`.
 
     When the verdict comes first, samples only the tier, from the tier probabilities at `sampling.temperature`, without decoding.
     """
@@ -213,12 +245,17 @@ def sample(
             pass
         elif shown.order == "reason_first" or explain or not scores:
             for verdict, completions in zip(asked, engine.generate(prompts, sampling), strict=True):
+                note_refusal(verdict, completions)
                 drawn[verdict.pair_id] = [read_answer(completion, rubric, shown).tier for completion in completions]
         else:
             score_answers(prompts, asked, engine, rubric, shown, decide=True)
             for verdict in asked:
+                if verdict.probabilities is None:
+                    continue
                 rng = np.random.default_rng([sampling.seed, *verdict.pair_id.encode(errors="surrogatepass")])
                 powers = np.asarray(verdict.probabilities) ** (1 / sampling.temperature)
                 picks = rng.choice(len(powers), size=sampling.n, p=powers / powers.sum())
                 drawn[verdict.pair_id] = [rubric.tier_ids[pick] for pick in picks]
+        if watch is not None:
+            watch.chunk([no_answer(verdict) for verdict in verdicts])
         yield [(verdict.pair_id, drawn.get(verdict.pair_id, [None] * sampling.n)) for verdict in verdicts]

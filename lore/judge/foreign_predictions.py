@@ -8,6 +8,7 @@ from typing import Any
 
 from lore.data.rejected_rows import Rejection
 from lore.data.tables.any_table import DELIMITERS, JSONL, table_records
+from lore.data.tables.ids import known_as
 from lore.judge.verdict import Verdict, from_row
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
@@ -39,7 +40,9 @@ def read_predictions(
     required, optional = list(required), list(optional)
     passed_over = set(left_out) - set(required) - set(optional)
     rows = prediction_rows(path) if rows is None else rows
-    rows = [row for row in _select(rows, path, judge) if row["pair_id"] not in passed_over]
+    spelled = known_as([*required, *optional, *passed_over])
+    rows = [row | {"pair_id": spelled(row["pair_id"])} for row in _select(rows, path, judge)]
+    rows = [row for row in rows if row["pair_id"] not in passed_over]
     _check_columns(path, {key for row in rows for key in row}, rubric)
     counts = Counter(row["pair_id"] for row in rows)
     known = set(required) | set(optional)

@@ -1,7 +1,8 @@
 """Asks one judge all the questions of an evaluation: the tested pairs, changed pairs, changed prompts, several samples.
 
 Every set of questions has a tag. Answers are saved under the tag chunk by chunk, so a killed run asks no saved question again. The
-engine opens at the first question without a saved answer.
+engine opens at the first question without a saved answer. A chunk in which too many questions get no answer stops the run and is
+not saved (lore.engines.unanswered); a saved question without an answer is not asked again.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,8 +16,10 @@ import pyarrow as pa
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
+from lore.engines.config import UnansweredSection
 from lore.engines.engine import Engine, Sampling
-from lore.judge.ask import FactsOf, predict, sample
+from lore.engines.unanswered import AnswerWatch
+from lore.judge.ask import FactsOf, no_answer, predict, sample
 from lore.judge.card import judge_id
 from lore.judge.chunk_store import ChunkStore
 from lore.judge.verdict import Verdict, from_row, to_row, verdict_schema
@@ -47,8 +50,12 @@ class Asker:
     """Whether to read tier probabilities. If not, the judge generates every verdict."""
     weights: str | None = None
     """See `lore.judge.card.judge_id`. None: verdicts have no judge_id, and saved answers of any judge are used."""
+    unanswered: UnansweredSection = UnansweredSection()
+    """When questions without an answer stop the run."""
     asked: int = field(default=0, init=False)
     """Questions that this process has asked, without those answered in earlier starts."""
+    _answers: bool = field(default=False, init=False)
+    """Whether the judge has answered any question yet, in this start or an earlier one."""
 
     def ask(
         self,
@@ -70,6 +77,7 @@ class Asker:
         judge, tier_ids = self._id(rubric, fmt), self.rubric.tier_ids
         store = ChunkStore(self.folder / tag, verdict_schema(tier_ids), judge, "verdicts")
         verdicts = {row["pair_id"]: from_row(row, tier_ids) for row in store.rows()}
+        self._answers = self._answers or any(no_answer(verdict) is None for verdict in verdicts.values())
         if known is not None and all(pair_id in verdicts for pair_id in known):
             return verdicts
         missing = _unless_empty(pair for pair in pairs if pair.pair_id not in verdicts)
@@ -86,8 +94,9 @@ class Asker:
             scores=self.scores,
             facts=facts,
             judge_id=judge,
+            watch=(watch := self._watch(tag)),
         )
-        saved = _saved(chunks, store, lambda verdict: to_row(verdict, tier_ids))
+        saved = _saved(self._answering(chunks, watch), store, lambda verdict: to_row(verdict, tier_ids))
         for verdict in self._tracked(saved, tag, total, len(verdicts)):
             verdicts[verdict.pair_id] = verdict
         return verdicts
@@ -109,6 +118,7 @@ class Asker:
                 chunk_pairs=self.chunk_pairs,
                 explain=self.explain,
                 scores=self.scores,
+                watch=self._watch(tag),
             )
             saved = _saved(chunks, store, lambda one: {"pair_id": one[0], "tiers": one[1]})
             drawn |= self._tracked(saved, tag, total, len(drawn))
@@ -121,6 +131,23 @@ class Asker:
 
     def _id(self, rubric: Rubric, fmt: PromptFormat) -> str | None:
         return None if self.weights is None else judge_id(self.weights, rubric.hash, renderer_hash(rubric, fmt))
+
+    def _watch(self, tag: str) -> AnswerWatch:
+        return AnswerWatch(self.unanswered, f"judge {self.name}, {tag}")
+
+    def _answering(self, chunks: Iterable[list[Verdict]], watch: AnswerWatch) -> Iterator[list[Verdict]]:
+        """The chunks, from the first one with an answer on. Raises TooManyUnanswered if no question gets one: even a few pairs, too
+        few for the bounds, are no result then.
+        """
+        held: list[list[Verdict]] = []
+        for chunk in chunks:
+            held.append(chunk)
+            self._answers = self._answers or watch.off or any(no_answer(verdict) is None for verdict in chunk)
+            if self._answers:
+                yield from held
+                held = []
+        if held:
+            raise watch.nothing([no_answer(verdict) or "" for chunk in held for verdict in chunk])
 
     def _tracked(self, answers: Iterator[Any], tag: str, total: int | None, known: int) -> Iterator[Any]:
         for answer in track(answers, f"{self.name}: {tag}", total=None if total is None else total - known):

@@ -32,6 +32,8 @@ class Verdict:
     source: Source = "judge"
     seconds: float | None = None
     """Seconds spent on the pair; None by default, since it differs from run to run."""
+    detail: str | None = None
+    """Why there is no answer, in the words of the server or of the prompt's renderer; None for an answer."""
 
 
 def verdict_schema(tier_ids: list[str]) -> pa.Schema:
@@ -51,6 +53,7 @@ def verdict_schema(tier_ids: list[str]) -> pa.Schema:
             ("tokens", pa.int64()),
             ("source", pa.string()),
             ("seconds", pa.float64()),
+            ("detail", pa.string()),
         ]
     )
 
@@ -76,6 +79,7 @@ def from_row(row: dict[str, Any], tier_ids: list[str]) -> Verdict:
         mismatch=_text(row.get("mismatch")),
         rules=_rules(row.get("rules")),
         failure=_text(row.get("failure")),
+        detail=_text(row.get("detail")),
         text=_text(row.get("text")),
         photo=row.get("photo") or "none",
         judge_id=_text(row.get("judge_id")),

@@ -13,10 +13,11 @@ from PIL import Image
 
 from lore.data.duplicates import Seen
 from lore.data.images import ImageError, load_image
-from lore.data.pair import DEMAND_FIELDS, PAIR_SCHEMA, Pair, item_key, make_pair_id
+from lore.data.pair import DEMAND_FIELDS, PAIR_SCHEMA, Pair, item_key, make_pair_id, market_of, query_key
 from lore.data.parquet import PairWriter, count_pairs, fingerprint, read_pairs
 from lore.data.rejected_rows import RejectedWriter, Rejection
 from lore.data.row_validation import RowChecker
+from lore.data.statistics import pair_stats
 from lore.rubric.demand import Demand
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
@@ -463,3 +464,24 @@ def test_duplicates_agree_with_a_plain_search(rows):
         return False
 
     assert seen.result().conflicting.tolist() == [conflicts(i) for i in repeats]
+
+
+def test_a_query_is_its_text_and_its_market():
+    assert query_key(" Bol ") == query_key("bol", ["task:1"]) == "bol"
+    us, es = (query_key("bol", ["task:1", f"locale:{locale}"]) for locale in ("us", "es"))
+    assert len({us, es, query_key("bol")}) == 3 and us == query_key("BOL", ["locale:us", "task:2"])
+    assert make_pair_id("bol", "1", market_of(["locale:us"])) != make_pair_id("bol", "1", market_of(["locale:es"]))
+    assert make_pair_id("red shoes", "1", market_of(["task:1"])) == "fed6362f2a18712c"
+
+
+def test_one_text_and_item_in_two_locales_are_no_duplicates(tmp_path):
+    seen, path = Seen(), tmp_path / "pairs.parquet"
+    with PairWriter(path) as writer:
+        for number, (locale, label) in enumerate([("us", "a"), ("es", "b"), ("es", "b")]):
+            pair = Pair(pair_id=str(number), query="bol", title="bowl", label=label, slices=[f"locale:{locale}"], split=locale)
+            seen.add(pair)
+            writer.write(pair)
+    found = seen.result()
+    assert (found.same_label, found.conflicts) == (1, 0)
+    stats = pair_stats(path)
+    assert stats["queries"] == 2 and stats["queries_shared_by_splits"] == {"us and es": 1}

@@ -527,3 +527,39 @@ def test_the_serving_command_holds_the_checkpoints_template_and_no_key(tiny, tmp
         assert "<|im_start|>" in Path(options["--chat-template"]).read_text()
         assert KEY not in str(words) and "--trust-remote-code" not in words
     assert serve_environment("TEACHER_KEY")["VLLM_API_KEY"] == KEY
+
+
+def _choice(reason: str, **message) -> Answer:
+    return Answer(body={"model": MODEL, "choices": [{"finish_reason": reason, "message": {"role": "assistant", **message}}]})
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (error(400, "the account is suspended"), "400 Bad Request: the account is suspended"),
+        (_choice("content_filter", content=""), "finish_reason content_filter"),
+        (_choice("SAFETY", content=""), "finish_reason SAFETY"),
+        (_choice("stop", content=None, refusal="I cannot assist with that."), "I cannot assist with that."),
+    ],
+)
+def test_the_words_of_a_refusal_travel_with_the_completion(answer, words):
+    with serve(lambda request: answer) as server:
+        engine = EndpointEngine(EndpointSection(url=server.url, model=MODEL))
+        ((found,),) = engine.generate([[{"role": "user", "content": "a"}]], Sampling())
+    assert found.finish_reason == "refused" and words in found.detail and "http" not in found.detail
+
+
+@pytest.mark.parametrize("reason", ["length", "model_length", "MAX_TOKENS"])
+def test_every_name_of_a_cut_answer_is_length(reason):
+    with serve(lambda request: _choice(reason, reasoning_content="so L4?")) as server:
+        engine = EndpointEngine(EndpointSection(url=server.url, model=MODEL))
+        assert engine.generate([[{"role": "user", "content": "a"}]], Sampling()) == [[Completion("", 0, "length")]]
+
+
+def test_an_answer_that_the_server_broke_off_is_asked_again():
+    def answer(request):
+        return _choice("abort" if request.number == 0 else "stop", content="half" if request.number == 0 else "whole")
+
+    with serve(answer) as server:
+        engine = EndpointEngine(EndpointSection(url=server.url, model=MODEL))
+        assert engine.generate([[{"role": "user", "content": "a"}]], Sampling())[0][0].text == "whole"

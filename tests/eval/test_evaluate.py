@@ -1,6 +1,7 @@
 """The evaluation stage end to end without a model: baselines and predictions made elsewhere, in one table."""
 
 import json
+from math import log2
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,7 +12,10 @@ from lore.config.yaml_text import RecipeError
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
 from lore.eval.config import EvaluateRecipe
-from lore.eval.testset import load_split, whole_queries
+from lore.eval.scorecard import score
+from lore.eval.sections import MetricsSection
+from lore.eval.testset import EvalData, load_split, whole_queries
+from lore.judge.verdict import Verdict
 from lore.rubric.rubric import load_rubric
 from lore.run.runner import run_recipe
 from lore.support.errors import LoreError
@@ -253,3 +257,30 @@ def test_test_pairs_without_ratings_are_counted_on_the_console(shop, runs, tmp_p
     metrics = {"bootstrap_samples": 50, "ratings": str(tmp_path / "ratings.jsonl")}
     run_recipe(write_recipe("rated.yaml", recipe_text(shop, baselines=["majority"], metrics=metrics), plain=True))
     assert "metrics.ratings has no rating for 20 of 120 test pairs\n" in capsys.readouterr().out
+
+
+def test_one_text_in_two_locales_is_two_queries(tmp_path):
+    """ESCI's locales: each has its own results page. nDCG by hand, once for each page."""
+    rubric = load_rubric("esci")
+    gains = dict(zip(rubric.tier_ids, (0.0, 0.01, 0.1, 1.0), strict=True))
+    best, good, fair, bad = rubric.tier_ids[::-1]
+    pages = {"us": [(best, good), (fair, best), (bad, fair)], "es": [(best, bad), (bad, best), (good, good)]}  # label, verdict
+    path, verdicts, expected = tmp_path / "pairs.parquet", {}, []
+    with PairWriter(path) as writer:
+        for locale, rows in pages.items():
+            for at, (label, verdict) in enumerate(rows):
+                pair_id = f"{locale}{at}"
+                slices = ["task:1", f"locale:{locale}"]
+                writer.write(Pair(pair_id=pair_id, query="Bol", title=pair_id, label=label, split="test", slices=slices))
+                verdicts[pair_id] = Verdict(pair_id, verdict)
+            order = sorted(rows, key=lambda row: -gains[row[1]])
+            found = sum(gains[label] / log2(rank + 2) for rank, (label, _) in enumerate(order))
+            ideal = sorted((gains[label] for label, _ in rows), reverse=True)
+            expected.append(found / sum(gain / log2(rank + 2) for rank, gain in enumerate(ideal)))
+    test = load_split(path, "test", rubric)
+    assert test.n_queries == 2
+    options = MetricsSection(gains=gains, bootstrap_samples=0, calibrate_on=None)
+    data = EvalData(path, rubric, test, None)
+    card = score("j", "predictions", "", verdicts, data=data, options=options, slices=[], seed=0)
+    assert card.whole.metrics["ndcg"].value == pytest.approx(sum(expected) / 2)
+    assert card.whole.queries == 2

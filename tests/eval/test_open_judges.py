@@ -168,3 +168,69 @@ def test_everything_is_asked_in_one_run_and_a_stopped_one_asks_little_twice(tmp_
     assert {row["capability"] for row in judge["capability"]} >= {"rules"}
     assert good - len(set(prompts)) <= 4 + 2  # at most one unsaved chunk, and requests that were under way
     assert not (runs / "judged" / "verdicts" / "samples.parquet").exists() and not (runs / "judged" / "samples").exists()
+
+
+PAUSED = "this deployment is paused until the invoice is paid"
+
+
+@pytest.mark.parametrize("how", [{}, {"scores": True, "order": "answer_only"}])
+@pytest.mark.parametrize("limit", [None, 3])
+def test_a_server_that_refuses_every_request_is_no_accuracy(tmp_path, runs, pairs, how, limit):
+    works = []
+
+    def answer(request):
+        if not works:
+            return error(400, PAUSED)
+        return reply(f"<verdict>{told(request)}</verdict>")
+
+    with serve(answer) as server:
+        recipe = recipe_of(tmp_path, pairs, {"server": endpoint(server.url, **how)}, **({"test_limit": limit} if limit else {}))
+        for _ in range(2):  # the next start asks again and says the same
+            with pytest.raises(LoreError, match=rf"judge server, split-test: .*no answer|none of(.|\n)*400 Bad Request: {PAUSED}"):
+                run_recipe(recipe)
+        assert not (runs / "judged" / "done").exists() and not list((runs / "judged").rglob("part-*"))
+        if how:
+            return
+        works.append(True)
+        run_recipe(recipe)
+    assert judge_of(runs)["failures"] == {}
+
+
+def test_a_chunk_without_answers_stops_and_finished_chunks_are_kept(tmp_path, runs, pairs):
+    works = []
+
+    def answer(request):
+        item = int(re.search(r"<title>lamp (\d+)", request.text)[1])
+        if item >= 8 and not works:
+            return error(400, PAUSED)
+        return reply(f"<verdict>{told(request)}</verdict>")
+
+    with serve(answer) as server:
+        recipe = recipe_of(tmp_path, pairs, {"server": endpoint(server.url)}, chunk_pairs=8)
+        with pytest.raises(LoreError, match=rf"8 of 8 requests of a chunk got no answer(.|\n)*8 x refused: .*{PAUSED}"):
+            run_recipe(recipe)
+        assert [path.name for path in (runs / "judged").rglob("part-*")] == ["part-000000.parquet"]
+        works.append(True)
+        before = len(server.requests)
+        run_recipe(recipe)
+        assert len(server.requests) - before == 16
+    assert judge_of(runs)["metrics"]["acc_k"]["value"] == pytest.approx(2 / 3)
+
+
+def test_the_bound_can_be_switched_off_and_the_results_say_what_got_no_answer(tmp_path, runs, pairs, capsys):
+    off = {"unanswered": {"max_in_a_row": None, "max_share": None}}
+    with serve(lambda request: error(400, PAUSED)) as server:
+        folder = run_recipe(recipe_of(tmp_path, pairs, {"server": endpoint(server.url)}, **off))
+    assert judge_of(runs)["no_answer"] == {f"refused: 400 Bad Request: {PAUSED}": 24}
+    said = f"24 of 24 pairs got no answer and count as wrong: 24 x refused: 400 Bad Request: {PAUSED}"
+    assert folder.summary["server"]["no answer"] == said and said in capsys.readouterr().out
+    assert said in (folder / "report.html").read_text(encoding="utf-8")
+    rows = pq.read_table(folder / "predictions.parquet").to_pylist()
+    assert {(row["failure"], row["detail"]) for row in rows} == {("refused", f"400 Bad Request: {PAUSED}")}
+
+
+def test_format_failures_are_a_result_however_many(tmp_path, runs, pairs):
+    with serve(lambda request: reply("I would rather not say.")) as server:
+        folder = run_recipe(recipe_of(tmp_path, pairs, {"server": endpoint(server.url)}))
+    assert judge_of(runs)["metrics"]["failure_rate"]["value"] == 1.0 and judge_of(runs)["no_answer"] == {}
+    assert "no answer" not in folder.summary["server"]

@@ -34,7 +34,7 @@ def test_a_table_of_verdicts_loses_nothing(verdicts):
 
 
 def test_the_columns_of_the_contract_are_there_in_this_order():
-    own = ["failure", "rationale", "mismatch", "rules", "text", "photo", "judge_id", "tokens", "source", "seconds"]
+    own = ["failure", "rationale", "mismatch", "rules", "text", "photo", "judge_id", "tokens", "source", "seconds", "detail"]
     assert verdict_schema(TIERS).names == ["pair_id", "tier", "p_bad", "p_fair", "p_good", *own]
 
 

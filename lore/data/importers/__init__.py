@@ -16,7 +16,7 @@ from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 
 SOURCES = ("crowdflower", "homedepot", "wands", "esci", "rair", "table")
-IMPORT_VERSION = "2"
+IMPORT_VERSION = "3"
 """Part of the hash of an imported file. Increase it when an importer changes the pairs that it makes from the same files."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lore.data.rejected_rows import Rejection
 from lore.data.source import SourceRow, missing_file
+from lore.data.tables.ids import JoinCount, id_text
 from lore.data.tables.parquet_files import open_parquet
 from lore.data.tables.text_tables import DiskIndex, parquet_records
 from lore.support.errors import LoreError
@@ -80,9 +81,11 @@ def read(
         return pc.and_(mask, pc.equal(batch.column(f"{version}_version"), 1)) if version else mask
 
     stored = parquet_records(products, ("product_id", "product_locale", *PRODUCT), [], keep=in_locale)
-    with DiskIndex((_key(cells), [cells[name] for name in PRODUCT]) for _, cells in stored) as product_of:
+    join = JoinCount(PRODUCTS, "product_id")
+    with DiskIndex((join.has(_key(cells)), [cells[name] for name in PRODUCT]) for _, cells in stored) as product_of:
         for row, cells in parquet_records(examples, EXAMPLE, [], keep=wanted):
             product = product_of.get(_key(cells))
+            join.looked_up(_key(cells), bool(product))
             if not product:
                 found = f"product {cells['product_id']} ({cells['product_locale']}), which is not in {PRODUCTS}"
                 yield Rejection(str(examples), row, "title", "title_empty", found, "a product of that file", cells)
@@ -101,6 +104,7 @@ def read(
                 "slices": [f"locale:{cells['product_locale']}", *_tasks(cells)],
             }
             yield SourceRow(str(examples), row, values)
+        join.check()
 
 
 def _tasks(cells: dict) -> list[str]:
@@ -109,4 +113,4 @@ def _tasks(cells: dict) -> list[str]:
 
 
 def _key(cells: dict) -> str:
-    return f"{cells['product_locale']} {cells['product_id']}"
+    return f"{cells['product_locale']} {id_text(cells['product_id'])}"

@@ -2,7 +2,7 @@
 on disk.
 
 The label is the mean rating between 1 and 3; the rubric maps it to the nearest tier. Kaggle's train.csv is Latin-1, the other two
-files are UTF-8.
+files are UTF-8. Ids that pandas wrote as floats (100001.0) are the same ids.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from pathlib import Path
 from lore.data.rejected_rows import Rejection
 from lore.data.source import SourceRow, missing_file
 from lore.data.tables.csv import csv_records
+from lore.data.tables.ids import JoinCount, id_text
 from lore.data.tables.text_tables import DiskIndex, is_utf8
 
 RUBRIC = "homedepot"
@@ -34,17 +35,18 @@ def read(path: Path, encoding: str | None = None) -> Iterator[SourceRow | Reject
     """`encoding` applies to all three files. Unreadable rows of the product files are also rejections."""
     train, descriptions, attributes = files(path)
     unreadable: list[Rejection] = []
+    described, attributed = JoinCount(descriptions.name, "product_uid"), JoinCount(attributes.name, "product_uid")
 
-    def keyed(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
+    def keyed(file: Path, columns: tuple[str, ...], join: JoinCount) -> Iterator[tuple[str, list[str]]]:
         for record in csv_records(file, ("product_uid", *columns), encoding=encoding or _encoding(file)):
             if isinstance(record, Rejection):
                 unreadable.append(record)
             else:
-                yield record[1]["product_uid"], [record[1][name] for name in columns]
+                yield join.has(id_text(record[1]["product_uid"])), [record[1][name] for name in columns]
 
     with (
-        DiskIndex(keyed(descriptions, ("product_description",))) as description_of,
-        DiskIndex(keyed(attributes, ("name", "value"))) as attributes_of,
+        DiskIndex(keyed(descriptions, ("product_description",), described)) as description_of,
+        DiskIndex(keyed(attributes, ("name", "value"), attributed)) as attributes_of,
     ):
         yield from unreadable
         for record in csv_records(
@@ -54,19 +56,23 @@ def read(path: Path, encoding: str | None = None) -> Iterator[SourceRow | Reject
                 yield record
                 continue
             row, cells = record
-            product = cells["product_uid"]
-            facts = attributes_of.get(product)
+            product = id_text(cells["product_uid"])
+            facts, texts = attributes_of.get(product), description_of.get(product)
+            attributed.looked_up(product, bool(facts))
+            described.looked_up(product, bool(texts))
             values = {
                 "pair_id": cells["id"],
                 "query": cells["search_term"],
                 "title": cells["product_title"],
                 "item_id": product,
-                "description": next((text for (text,) in description_of.get(product)), None),
+                "description": next((text for (text,) in texts), None),
                 "brand": next((value for name, value in facts if name == BRAND), None),
                 "attributes": [(name, value) for name, value in facts if name != BRAND],
                 "label": cells.get("relevance"),
             }
             yield SourceRow(str(train), row, values)
+        described.check()
+        attributed.check()
 
 
 def _encoding(file: Path) -> str:

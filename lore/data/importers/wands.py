@@ -11,6 +11,7 @@ from pathlib import Path
 from lore.data.rejected_rows import Rejection
 from lore.data.source import SourceRow, missing_file
 from lore.data.tables.csv import csv_records
+from lore.data.tables.ids import JoinCount, id_text
 from lore.data.tables.text_tables import DiskIndex
 
 RUBRIC = "wands"
@@ -56,15 +57,23 @@ def _graded(found: list[Path], encoding: str) -> Iterator[SourceRow | Rejection]
             else:
                 yield record[1]
 
-    queries = {cells["query_id"]: cells for cells in rows(query_file, ("query_id", "query", "query_class"))}
-    with DiskIndex((cells["product_id"], [cells[name] for name in PRODUCT[1:]]) for cells in rows(products, PRODUCT)) as product_of:
+    of_query, of_product = JoinCount(query_file.name, "query_id"), JoinCount(products.name, "product_id")
+    asked = rows(query_file, ("query_id", "query", "query_class"))
+    queries = {of_query.has(id_text(cells["query_id"])): cells for cells in asked}
+    stored = (
+        (of_product.has(id_text(cells["product_id"])), [cells[name] for name in PRODUCT[1:]]) for cells in rows(products, PRODUCT)
+    )
+    with DiskIndex(stored) as product_of:
         yield from unreadable
         for record in csv_records(labels, ("id", "query_id", "product_id", "label"), encoding=encoding, delimiter="\t"):
             if isinstance(record, Rejection):
                 yield record
                 continue
             row, cells = record
-            query, product = queries.get(cells["query_id"]), product_of.get(cells["product_id"])
+            query_id, product_id = id_text(cells["query_id"]), id_text(cells["product_id"])
+            query, product = queries.get(query_id), product_of.get(product_id)
+            of_query.looked_up(query_id, query is not None)
+            of_product.looked_up(product_id, bool(product))
             if query is None or not product:
                 name, of = ("query_id", query_file) if query is None else ("product_id", products)
                 field = "query" if query is None else "title"
@@ -83,7 +92,7 @@ def _graded(found: list[Path], encoding: str) -> Iterator[SourceRow | Rejection]
                 "pair_id": cells["id"],
                 "query": query["query"],
                 "title": title,
-                "item_id": cells["product_id"],
+                "item_id": product_id,
                 "category": hierarchy or kind,
                 "description": description,
                 "attributes": list(_features(features)),
@@ -91,6 +100,8 @@ def _graded(found: list[Path], encoding: str) -> Iterator[SourceRow | Rejection]
                 "slices": _slices(query["query_class"]),
             }
             yield SourceRow(str(labels), row, values)
+        of_query.check()
+        of_product.check()
 
 
 def _features(text: str) -> Iterator[tuple[str, str]]:

@@ -84,7 +84,8 @@ class Client:
         except Fault as error:
             return Outcome("fault", None, redact(str(error), self._key))
         except RequestRefused as error:
-            return Outcome("refused", used, error=error)
+            words = redact(error.words, self._key)
+            return Outcome("refused", used, error=RequestRefused(f"{self.section.url} refuses to answer a prompt: {words}", words))
 
     def stop(self, what: str, advice: str) -> EndpointStopped:
         return EndpointStopped(f"{self.section.url} {what}.\nStored results are kept. {advice} Then run the same command again.")
@@ -99,7 +100,7 @@ class Client:
             return Outcome("fault", NOTHING, shown, pause_seconds)
         if status in (400, 422) and self.dialect.learn(sent, said):
             return Outcome("again", NOTHING)
-        error: LoreError = RequestRefused(f"{self.section.url} rejects a prompt: {shown}")
+        error: LoreError = RequestRefused(f"{self.section.url} rejects a prompt: {shown}", shown)
         if status in (400, 422) and "continue_final_message" in sent and "continue_final_message" in said:
             error = self.stop(f"does not support prefill (continue_final_message: {said})", "Use a vLLM or SGLang server.")
         elif status in (401, 403):

@@ -21,7 +21,17 @@ from lore.codec.verdict_tokens import verdict_tokens
 from lore.engines.chat import stop_ids
 from lore.engines.config import EndpointSection, ModelSection
 from lore.engines.conversation_check import check_server_template
-from lore.engines.engine import Completion, EndpointFailed, EndpointStopped, Gate, Messages, RequestRefused, Sampling, Usage
+from lore.engines.engine import (
+    Completion,
+    EndpointFailed,
+    EndpointStopped,
+    Gate,
+    Messages,
+    RequestRefused,
+    Sampling,
+    ScoresRefused,
+    Usage,
+)
 from lore.engines.http.client import Client, Outcome
 from lore.engines.http.protocol import bound_of, completions, request_body
 from lore.engines.http.throttle import Throttle, backoff_seconds
@@ -97,27 +107,33 @@ class EndpointEngine:
             seeded = replace(sampling, seed=sampling.seed * SEED_STEP + index * sampling.n)
             try:
                 out[index] = await self.complete(prompts[index], seeded)
-            except RequestRefused:
-                out[index] = [Completion("", 0, "refused")] * sampling.n
+            except RequestRefused as error:
+                out[index] = [Completion("", 0, "refused", detail=error.words)] * sampling.n
 
         self._run(self._each(len(prompts), one))
         return out
 
     def score(self, prompts: list[Messages]) -> np.ndarray:
         """See Engine.score, and lore.engines.http.tier_logprobs for the accuracy. Raises EndpointStopped if the server returns no
-        log-probabilities, or no tier token for any prompt; RequestRefused for a prompt that is too long.
+        log-probabilities, or no tier token for any prompt; ScoresRefused, with the scores of the others, if the server refuses a
+        prompt.
         """
         self._check_template(begun=True)
         if self.rubric is None:
             raise LoreError("This endpoint was opened without a rubric, so it has no tiers to score. Pass a rubric to open_engine.")
         ends, fields = tier_ends(self.rubric, self.verdict), scoring_fields(self.verdict)
-        out, found = np.zeros((len(prompts), len(ends))), []
+        out, found, refused = np.zeros((len(prompts), len(ends))), [], {}
 
         async def one(index: int) -> None:
             sampling = Sampling(max_tokens=1)
             begun = begun_at_verdict(prompts[index], self.rubric, self.verdict)
             body = self._body(begun, sampling, 1, 0) | fields
-            listed = await self._ask(body, bound_of(self.section, begun, sampling, 1), None, lambda reply: (listed_tokens(reply),))
+            bound = bound_of(self.section, begun, sampling, 1)
+            try:
+                listed = await self._ask(body, bound, None, lambda reply: (listed_tokens(reply),))
+            except RequestRefused as error:
+                refused[index] = error.words
+                return
             if listed[0] is None:
                 raise self._client.stop("returns no log-probabilities", "Use a server that supports logprobs, or another engine.")
             out[index], any_tier = tier_probabilities(listed[0], ends, self.verdict)
@@ -129,6 +145,8 @@ class EndpointEngine:
                 f"returned none of the tiers {', '.join(self.rubric.tier_ids)} after <verdict> for any of {len(found)} prompts",
                 "The server may not support prefill (vLLM and SGLang do), or the model may not be a judge.",
             )
+        if refused:
+            raise ScoresRefused(out, dict(sorted(refused.items())))
         return out
 
     def _check_template(self, *, begun: bool) -> None:

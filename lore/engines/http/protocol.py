@@ -25,6 +25,10 @@ MESSAGE_TOKENS = 32
 OPTIONAL = ("top_k", "min_p", "repetition_penalty", "seed", "stop_token_ids", "chat_template_kwargs", "logprob_token_ids")
 OPTIONAL += ("return_tokens_as_token_ids",)
 FEW_LOGPROBS = 5  # limit of some providers
+# Finish reasons beyond those of OpenAI's API, as vLLM, SGLang and providers write them.
+CUT = ("length", "model_length", "max_tokens", "max_output_tokens")
+FILTERED = ("content_filter", "safety", "sensitive", "refusal", "recitation", "blocklist", "prohibited_content")
+BROKEN = ("error", "abort", "cancelled", "network_error", "insufficient_system_resource")
 _VERSION = re.compile(r"[-@:_](\d{3,}([-.][\w.-]*)?|latest)")
 
 
@@ -136,7 +140,8 @@ def same_model(asked: str, answered: str) -> bool:
 
 
 def completions(reply: dict[str, Any], n: int, max_tokens: int) -> list[Completion]:
-    """At most n completions from a reply. Raises Fault for a choice without text, RequestRefused for a filtered choice.
+    """At most n completions from a reply. Raises Fault for a choice without text or one that the server broke off, RequestRefused,
+    with the server's words, for a choice that a filter or the model refuses.
 
     Servers report one token count for all choices. Truncated choices count as max_tokens; the rest is distributed over the
     other choices in proportion to text length.
@@ -145,16 +150,27 @@ def completions(reply: dict[str, Any], n: int, max_tokens: int) -> list[Completi
     texts, reasons = [], []
     for choice in reply["choices"][:n]:
         message, reason = choice.get("message"), choice.get("finish_reason")
-        text = message.get("content") if isinstance(message, dict) else None
-        if reason == "content_filter":
-            raise RequestRefused("The server's content filter blocked the answer to a prompt. Other prompts are unaffected.")
-        if not isinstance(reason, str) or not isinstance(text, str | None) or (text is None and "content" not in (message or {})):
+        message = message if isinstance(message, dict) else {}
+        text, said = message.get("content"), message.get("refusal")
+        kind = reason.casefold() if isinstance(reason, str) else ""
+        if kind in FILTERED or (not text and isinstance(said, str) and said):
+            raise RequestRefused(_refusal_words(choice, reason, said))
+        # A server with a reasoning parser omits the content of an answer that was cut in its reasoning.
+        has_text = any(key in message for key in ("content", "reasoning_content", "reasoning"))
+        if not kind or kind in BROKEN or not isinstance(text, str | None) or not has_text:
             raise Fault(f"a choice without an answer: {json.dumps(choice)[:120]}")
         texts.append(text or "")
-        reasons.append("length" if reason == "length" else "stop")
+        reasons.append("length" if kind in CUT else "stop")
     counts = _shared_out(texts, reasons, usage.completion_tokens, max_tokens) if usage else [0] * len(texts)
     prompt_tokens = usage.prompt_tokens if usage else 0
     return [Completion(*row, prompt_tokens) for row in zip(texts, counts, reasons, strict=True)]
+
+
+def _refusal_words(choice: dict[str, Any], reason: str, said: Any) -> str:
+    """The finish reason, with the model's or the filter's own words, on one line."""
+    words = said if isinstance(said, str) and said else choice.get("content_filter_results") or choice.get("error") or ""
+    words = words if isinstance(words, str) else json.dumps(words, ensure_ascii=False)
+    return " ".join(f"the answer was blocked (finish_reason {reason}){': ' * bool(words)}{words}".split())[:400]
 
 
 def _shared_out(texts: list[str], reasons: list[str], total: int, max_tokens: int) -> list[int]:

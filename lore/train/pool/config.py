@@ -9,7 +9,7 @@ from lore.codec.section import PromptSection
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
 from lore.data.section import JudgedDataSection
-from lore.engines.config import ModelSection, VllmSection
+from lore.engines.config import ModelSection, UnansweredSection, VllmSection
 
 TIERS, RENDERER, JUDGE = "lore.tiers", "lore.renderer_hash", "lore.judge"  # metadata of pool.parquet
 
@@ -17,7 +17,7 @@ TIERS, RENDERER, JUDGE = "lore.tiers", "lore.renderer_hash", "lore.judge"  # met
 class PoolRecipe(BaseRecipe):
     """Samples a judge several times on labeled pairs, to find pairs that it judges correctly always, sometimes or never."""
 
-    irrelevant_keys = frozenset({"batch_tokens"})
+    irrelevant_keys = frozenset({"batch_tokens", "unanswered.max_in_a_row", "unanswered.max_share"})
 
     stage: Literal["pool"] = "pool"
     model: ModelSection
@@ -36,6 +36,8 @@ class PoolRecipe(BaseRecipe):
     """Maximum tokens of a forward pass in transformers, including padding."""
     chunk_pairs: int = Field(512, ge=1)
     """Pairs per saved chunk. A killed run repeats at most this many."""
+    unanswered: UnansweredSection = UnansweredSection()
+    """When pairs that the judge cannot be asked about stop the run."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.model.lora is not None:

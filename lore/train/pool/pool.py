@@ -5,7 +5,8 @@
 The judge answers each pair once greedily, as in the evaluation, with the tier probabilities at the verdict. Then it answers
 `samples` times at the training temperature. <run>/pool.parquet has one row per pair, in the order of the pairs; photos and texts
 stay in the file of the pairs. Each chunk has its own random seed and is saved before the next one starts, so a killed and resumed
-run ends with the same rows. rejected.jsonl lists the pairs that could not be asked, with reasons.
+run ends with the same rows. rejected.jsonl lists the pairs that got no answer, with reasons; too many of them stop the run
+(lore.engines.unanswered), and their chunk is not saved.
 """
 
 import json
@@ -27,8 +28,9 @@ from lore.data.rejected_rows import RejectedWriter, Rejection
 from lore.engines.chat import open_photo
 from lore.engines.engine import Completion, Engine, Sampling
 from lore.engines.open_engine import open_engine
+from lore.engines.unanswered import AnswerWatch
 from lore.judge.answer import read_answer
-from lore.judge.ask import judge_prompts, render_chunk
+from lore.judge.ask import REFUSED, TOO_LONG, judge_prompts, note_refusal, render_chunk
 from lore.judge.card import check_card, check_template
 from lore.judge.chunk_store import ChunkStore, in_chunks
 from lore.judge.verdict import Verdict
@@ -59,6 +61,7 @@ POOL_SCHEMA = pa.schema(
         ("sample_agreement", pa.float64()),
     ]
 )
+DUPLICATE, UNKNOWN_TIER = DATA_PROBLEMS = ("duplicate", "unknown_tier")
 _CHUNK_SCHEMA = POOL_SCHEMA.append(pa.field("rejected", pa.string()))
 
 
@@ -88,6 +91,7 @@ def run(recipe: PoolRecipe, folder: RunFolder) -> None:
 def ask(store: ChunkStore, recipe: PoolRecipe, source: PairSource, fmt: PromptFormat) -> int:
     """Asks about every chunk that is not stored yet. Returns the number of chunks. Opens the engine at the first such chunk."""
     engine, count, seen, rubric = None, 0, set(), source.rubric
+    watch = AnswerWatch(recipe.unanswered, f"judge {recipe.model.name}")
     for number, chunk in enumerate(track(in_chunks(source.labeled(), recipe.chunk_pairs), "chunks of pairs")):
         count += 1
         first = [pair.pair_id not in seen and not seen.add(pair.pair_id) for pair in chunk]
@@ -97,12 +101,21 @@ def ask(store: ChunkStore, recipe: PoolRecipe, source: PairSource, fmt: PromptFo
             engine = open_engine(recipe.model, rubric, vllm=recipe.vllm, batch_tokens=recipe.batch_tokens)
             check_template(recipe.model, getattr(engine, "processor", engine.tokenizer), "model")
         seed = int(np.random.SeedSequence([recipe.seed, number]).generate_state(1)[0])
+        answers = ask_chunk(chunk, first, engine, rubric, fmt, recipe, seed, str(source.path), number * recipe.chunk_pairs)
+        watch.chunk([_no_answer(answer) for answer in answers])
         rows = [
             row | {"rejected": None} if isinstance(row, dict) else {"rejected": json.dumps(asdict(row), ensure_ascii=False)}
-            for row in ask_chunk(chunk, first, engine, rubric, fmt, recipe, seed, str(source.path), number * recipe.chunk_pairs)
+            for row in answers
         ]
         store.write(number, rows)
     return count
+
+
+def _no_answer(answer: dict[str, Any] | Rejection) -> str | None:
+    """Why a pair was not asked or not answered; None for a row of the pool and for a wrong row of the data."""
+    if isinstance(answer, dict) or answer.reason in DATA_PROBLEMS:
+        return None
+    return f"{answer.reason}: {answer.found}"
 
 
 def ask_chunk(
@@ -123,6 +136,8 @@ def ask_chunk(
     verdicts, prompts, asked = render_chunk(pairs, engine, rubric, shown)
     judge_prompts(prompts, asked, engine, rubric, shown, greedy)
     drawn = dict(zip([id(verdict) for verdict in asked], engine.generate(prompts, sampling), strict=True))
+    for verdict in asked:
+        note_refusal(verdict, drawn[id(verdict)])
     rows: list[dict[str, Any] | Rejection] = []
     for number, (pair, verdict, is_first) in enumerate(zip(pairs, verdicts, first, strict=True), before + 1):
         problem = _problem(pair, verdict, is_first, rubric, shown, engine)
@@ -137,11 +152,13 @@ def ask_chunk(
 def _problem(pair: Pair, verdict: Verdict, is_first: bool, rubric: Rubric, fmt: PromptFormat, engine: Engine) -> tuple | None:
     """(field, reason, found, expected) of a pair that later stages could not train on either; None for a usable pair."""
     if not is_first:
-        return "pair_id", "duplicate", pair.pair_id, "an id that no earlier pair has: later stages join rows by id"
+        return "pair_id", DUPLICATE, pair.pair_id, "an id that no earlier pair has: later stages join rows by id"
     if pair.label not in rubric.tier_ids:
-        return "label", "unknown_tier", str(pair.label), f"one of {', '.join(rubric.tier_ids)}"
-    if verdict.failure == "prompt_too_long":
-        return "query", "prompt_too_long", f"{len(pair.query):,} characters", "a query that fits prompt.max_prompt_tokens"
+        return "label", UNKNOWN_TIER, str(pair.label), f"one of {', '.join(rubric.tier_ids)}"
+    if verdict.failure == REFUSED:
+        return "query", REFUSED, verdict.detail or "no reason", "a prompt that the engine answers"
+    if verdict.failure == TOO_LONG:
+        return "query", TOO_LONG, f"{len(pair.query):,} characters", "a query that fits prompt.max_prompt_tokens"
     if verdict.photo == "failed":
         try:
             open_photo(pair.image, fmt, getattr(engine, "processor", engine.tokenizer))

@@ -232,3 +232,37 @@ def test_unknown_sources_and_options_name_the_nearest(tmp_path):
         open_source("wand", tmp_path)
     with pytest.raises(LoreError, match="no option 'local'; its options are locale, version. Nearest: 'locale'"):
         open_source("esci", tmp_path, options={"local": "us"})
+
+
+@pytest.mark.parametrize("form", ["{}.0", "{:.5e}"])
+@pytest.mark.parametrize("file", ["train.csv", "product_descriptions.csv", "attributes.csv"])
+def test_homedepot_ids_written_as_floats_are_the_same_ids(homedepot, tmp_path, file, form):
+    plain = load("homedepot", homedepot, tmp_path)[0]
+    encoding = "latin-1" if file == "train.csv" else "utf-8"
+    with open(homedepot / file, encoding=encoding, newline="") as text:
+        header, *rows = csv.reader(text)
+    at = header.index("product_uid")
+    for row in rows:
+        row[at] = row[at] and form.format(int(row[at]))
+    write_csv(homedepot / file, [header, *rows], encoding=encoding)
+    assert load("homedepot", homedepot, tmp_path)[0] == plain
+    assert plain[0].attributes["Material"] == "Galvanized Steel" and plain[0].item_id == "100001"
+
+
+def test_homedepot_without_a_common_id_is_refused_and_with_few_it_says_so(homedepot, tmp_path, capsys):
+    text = (homedepot / "attributes.csv").read_text()
+    (homedepot / "attributes.csv").write_text(text.replace("100001", "A-100001"))
+    load("homedepot", homedepot, tmp_path)
+    assert "the product_uid of 3 of 4 rows is not in attributes.csv" in capsys.readouterr().out
+    (homedepot / "attributes.csv").write_text(text.replace("10000", "A-10000"))
+    with pytest.raises(LoreError, match="No product_uid of 4 rows is in attributes.csv .such as '100001'; .*'A-100002'"):
+        load("homedepot", homedepot, tmp_path)
+
+
+def test_wands_ids_written_as_floats_are_the_same_ids(wands, tmp_path):
+    plain = load("wands", wands, tmp_path)[0]
+    folder = wands if (wands / "label.csv").is_file() else wands / "dataset"
+    rows = [line.split("\t") for line in (folder / "label.csv").read_text().splitlines()]
+    changed = [rows[0]] + [[row[0], f"{row[1]}.0", f"{row[2]}.0", *row[3:]] for row in rows[1:]]
+    write_csv(folder / "label.csv", changed, "\t")
+    assert load("wands", wands, tmp_path)[0] == plain and len(plain) > 0

@@ -18,6 +18,8 @@ from lore.run.run_folder import RunFolder
 from lore.run.runner import run_recipe
 from lore.support.errors import LoreError
 
+UNBOUNDED = {"max_in_a_row": None, "max_share": None}
+
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
@@ -275,9 +277,11 @@ def test_a_model_in_this_process_is_asked_in_batches(recipe, tiny):
     """Random weights say nothing that can be read; what is asked, counted and kept is the same as with a good model."""
     model = {"kind": "transformers", "model": {"name": str(tiny.vision)}, "max_tokens": 16, "temperature": 0.0}
     more = {"data": {"path": str(tiny.pairs), "rubric": "shop", "split": "train", "limit": 12}, "facts": None}
+    more["unanswered"] = UNBOUNDED
     folder = run_recipe(recipe("model", teacher=model, **more))
     traces = traces_of(folder)
-    assert len(traces) == 12 and all(t.failure.startswith("knowledge: no JSON object") for t in traces)
+    assert len(traces) == 12 and all(t.failure.startswith("knowledge: the answer was cut at max_tokens") for t in traces)
+    assert {reply.finish_reason for trace in traces for reply in trace.replies} == {"length"}
     found = totals(folder / "answers")
     queries = {trace.query for trace in traces}
     assert found.requests == found.answers == len(queries) and found.unsettled == 0
@@ -339,7 +343,7 @@ def test_a_model_without_eyes_is_not_asked_about_photos(recipe, tiny):
         path = recipe("blind", teacher=endpoint(server, endpoint={"tokenizer": str(tiny.text)}))
         with pytest.raises(LoreError, match=r"has a photo, but the model of teacher does not accept images(.|\n)*photos: none"):
             run_recipe(path)
-    folder = run_recipe(recipe("texts", teacher=model, photos="none"))
+    folder = run_recipe(recipe("texts", teacher=model, photos="none", unanswered=UNBOUNDED))
     assert folder.is_done
 
 

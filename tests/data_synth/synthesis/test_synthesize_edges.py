@@ -65,7 +65,7 @@ def test_labels_of_another_rubric_stop_before_anything_is_asked(recipe):
 
 def test_a_server_that_refuses_everything_stops_the_run(recipe, runs):
     with serve(lambda request: error(400, "temperature 0.7 is not supported by this model")) as server:
-        with pytest.raises(LoreError, match=r"20 prompts in a row were refused(.|\n)*temperature 0.7 is not supported"):
+        with pytest.raises(LoreError, match=r"20 requests in a row got no answer(.|\n)*temperature 0.7 is not supported"):
             run_recipe(recipe("refused", teacher=endpoint(server, temperature=0.7), attempts={"most": 8, "most_hard": 8}))
     assert not (runs / "refused" / "done").exists()
 
@@ -127,6 +127,7 @@ def test_a_damaged_photo_is_not_paid_for_again(recipe):
     teacher = ShopServer()
     with serve(teacher.answer) as server:
         change = {"change": lambda pair: replace(pair, image={"bytes": b"no image", "path": None})}
+        change |= {"unanswered": {"max_in_a_row": None, "max_share": None}}
         folder = run_recipe(recipe("once", teacher=endpoint(server, temperature=0.7), attempts={"hint": "after_failure"}, **change))
     assert teacher.asked == {"knowledge": len(server.requests)}
     assert all(len(trace.attempts) == 1 and "an image" in trace.failure for trace in traces_of(folder))
@@ -283,3 +284,74 @@ def test_pairs_far_apart_share_what_is_known_of_their_query(recipe, shop, tmp_pa
     assert folder.summary["accepted"] == 24
     assert teacher.asked["knowledge"] == len({pair.query for pair in pairs}) < 24
     assert folder.summary["tokens"] == teacher.tokens
+
+
+def cut_inside(opening):
+    """A teacher that is cut in its reasoning, after a draft of every step's answer."""
+    teacher = ShopServer()
+
+    def answer(request):
+        whole = teacher.answer(request)
+        choice = whole.body["choices"][0]
+        choice["message"]["content"] = f"{opening}Maybe {choice['message']['content']}, but wait"
+        choice["finish_reason"] = "length"
+        return whole
+
+    return answer
+
+
+@pytest.mark.parametrize("opening", ["<think>", "[THINK]", "<|channel|>analysis<|message|>", ""])
+def test_a_draft_inside_reasoning_that_was_cut_is_no_trace(recipe, opening):
+    off = {"unanswered": {"max_in_a_row": None, "max_share": None}}
+    with serve(cut_inside(opening)) as server:
+        folder = run_recipe(recipe("cut", teacher=endpoint(server), **off))
+    assert folder.summary["accepted"] == 0
+    assert all("knowledge: the answer was cut at max_tokens" in trace.failure for trace in traces_of(folder))
+
+
+def test_reasoning_that_does_not_end_is_no_trace_whatever_the_server_says(recipe):
+    teacher = ShopServer()
+
+    def answer(request):
+        whole = teacher.answer(request)
+        message = whole.body["choices"][0]["message"]
+        message["content"] = f"{message['content']}\n<thinking>No, that is wrong"
+        return whole
+
+    with serve(answer) as server:
+        path = recipe("open", teacher=endpoint(server))
+        with pytest.raises(LoreError, match=r"of 10 requests of a chunk got no answer(.|\n)*knowledge: the reasoning does not end"):
+            run_recipe(path)
+
+
+def test_a_teacher_whose_answers_are_cut_stops_and_the_next_start_asks_the_cut_ones_again(recipe, runs):
+    teacher, cut = ShopServer(), cut_inside("<think>")
+    works = []
+    with serve(lambda request: (teacher.answer if works else cut)(request)) as server:
+        path = recipe("short", teacher=endpoint(server))
+        for _ in range(2):  # a second start does not turn the stop into rejected pairs
+            with pytest.raises(LoreError, match=r"got no answer(.|\n)*cut"):
+                run_recipe(path)
+        assert not list((runs / "short" / "traces").glob("part-*"))
+        works.append(True)
+        assert run_recipe(path).summary["accepted"] > 12
+
+
+def test_a_teacher_that_refuses_one_step_loses_every_pair_and_stops(recipe, runs):
+    teacher = ShopServer()
+
+    def answer(request):
+        return error(400, "no photos on this plan") if step_of(request) == "multimodal" else teacher.answer(request)
+
+    with serve(answer) as server:
+        with pytest.raises(LoreError, match=r"got no answer(.|\n)*no photos on this plan"):
+            run_recipe(recipe("step", teacher=endpoint(server)))
+    assert not list((runs / "step" / "traces").glob("part-*"))
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_few_pairs_without_any_answer_are_no_result(recipe, shop, limit):
+    data = {"path": str(shop / "pairs"), "rubric": "shop", "split": "train", "limit": limit}
+    with serve(lambda request: error(400, "paused")) as server:
+        with pytest.raises(LoreError, match=rf"none of {limit} requests got an answer(.|\n)*paused"):
+            run_recipe(recipe("few", teacher=endpoint(server), attempts={"most": 1, "most_hard": 1, "hint": "never"}, data=data))

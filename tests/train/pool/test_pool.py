@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ from conftest import ROOT
 from lore.codec.judgement import FormatFailure, parse
 from lore.codec.prompt import PromptFormat
 from lore.data.parquet import PairWriter, read_pairs
+from lore.engines.engine import Completion
 from lore.rubric.rubric import load_rubric
 from lore.run.run_folder import RunFolder
 from lore.run.runner import run_recipe
@@ -192,3 +194,35 @@ def test_it_is_the_main_process_that_asks(pool, monkeypatch):
 
     monkeypatch.setitem(os.environ, "RANK", "1")
     run(load_recipe(pool("second")), None)
+
+
+class Refusing:
+    """An engine whose server refuses the prompts of some titles."""
+
+    tokenizer, takes_images = None, False
+
+    def __init__(self, refuses):
+        self.refuses = refuses
+
+    def generate(self, prompts, sampling):
+        refused = Completion("", 0, "refused", detail="400 Bad Request: paused")
+        given = Completion("<verdict>L4</verdict>", 5, "stop")
+        return [[refused if self.refuses(number) else given] * sampling.n for number in range(len(prompts))]
+
+    def score(self, prompts):
+        return np.full((len(prompts), 4), 0.25)
+
+
+@pytest.mark.parametrize(("every", "stops"), [(1, True), (4, False)])
+def test_refused_pairs_are_no_rows_and_too_many_stop_the_pool(pool, runs, monkeypatch, every, stops):
+    monkeypatch.setattr("lore.train.pool.pool.open_engine", lambda *_, **__: Refusing(lambda number: number % every == 0))
+    monkeypatch.setattr("lore.train.pool.pool.check_template", lambda *_: None)
+    if stops:
+        with pytest.raises(LoreError, match=r"10 of 10 requests of a chunk got no answer(.|\n)*refused: 400 Bad Request: paused"):
+            run_recipe(pool("refused"))
+        assert not list((runs / "refused").rglob("part-*"))
+        return
+    folder = run_recipe(pool("some"))
+    lines = [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
+    assert {(line["reason"], line["found"]) for line in lines} == {("refused", "400 Bad Request: paused")}
+    assert folder.summary["pairs"] + len(lines) == 24 and len(lines) == 7
