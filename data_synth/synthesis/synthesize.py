@@ -12,13 +12,17 @@ import asyncio
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
+from lore.data_synth.synthesis import knowledge
 from lore.data_synth.synthesis.budget import Budget, BudgetReached, Spent
-from lore.data_synth.synthesis.config import SynthesizeRecipe
+from lore.data_synth.synthesis.config import SynthesizeRecipe, TeacherSection
 from lore.data_synth.synthesis.facts import open_facts
 from lore.data_synth.synthesis.journal import Earlier, Journal, Shared, totals
 from lore.data_synth.synthesis.open_teachers import open_teachers
@@ -32,6 +36,7 @@ from lore.data_synth.synthesis.verify import Verifier
 from lore.engines.config import ModelSection
 from lore.engines.engine import EndpointFailed
 from lore.judge.chunk_store import in_chunks
+from lore.judge.dry_pass import Asked, check_asking
 from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
@@ -41,6 +46,7 @@ from lore.support.plain import flatten
 from lore.support.processes import is_main_process, say
 
 TICK_SECONDS = 2.0
+FIRST_PAIRS = 8  # whose prompts are compared with a teacher's positions
 
 
 def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
@@ -55,6 +61,7 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
     shared = Shared()
     budget = Budget(recipe.budget, spent_before(folder, shared))
     earlier = Earlier(recipe.reuse) if recipe.reuse else None
+    check_asking("synthesize", asked_models(recipe, source), rubric)
     teacher, captioner, critic = open_teachers(recipe, rubric)
     verifier = Verifier(
         recipe.checks,
@@ -90,6 +97,30 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
             "prompts": prompt_texts_hash(recipe.language, recipe.prompts),
         }
     )
+
+
+def asked_models(recipe: SynthesizeRecipe, source: PairSource) -> Iterator[Asked]:
+    """What the dry pass checks about each model that writes or checks reasoning."""
+    for key in ("teacher", "captioner", "critic"):
+        section = getattr(recipe, key)
+        if section is None or section.kind == "program":
+            continue
+
+        def longest(processor: Any, limit: int | None, section: TeacherSection = section) -> int:
+            from lore.engines.model_checks import longest_prompt  # loads torch: only for a model in this process
+
+            prompts = Prompts(source.rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels, processor)
+            first = islice(source.labeled(), FIRST_PAIRS)
+            return longest_prompt((knowledge.prompt(prompts, pair, []) for pair in first), processor) + section.max_tokens
+
+        yield Asked(
+            key,
+            section.endpoint if section.kind == "endpoint" else section.model,
+            longest,
+            f"the prompt of a first pair with an answer of {section.max_tokens:,} tokens",
+            f"lower {key}.max_tokens",
+            section.vllm if section.kind == "vllm" else None,
+        )
 
 
 def report(counts: Counts, rubric: Rubric, folder: RunFolder) -> None:

@@ -17,7 +17,7 @@ from lore.rubric.rubric import Rubric, load_rubric
 from lore.run.run_folder import RunFolder
 from lore.support.fingerprint import template_fingerprint
 from lore.train.common.frozen_weights import freeze_photo_parts, freeze_weights, photo_parts
-from lore.train.common.lora import peft_config
+from lore.train.common.lora import adapted_modules, adapter_size, peft_config
 from lore.train.common.trl_internals import REFERENCE
 
 
@@ -71,6 +71,20 @@ def judge_lora(recipe: Any, model: Any) -> LoraConfig | None:
     """The recipe's LoRA config for a judge. Without photos in the prompt, it excludes the layers that only read photos."""
     unseen = [] if recipe.prompt.photo else [name for name, _ in photo_parts(model)]
     return peft_config(recipe.model.lora, model, left_out=unseen)
+
+
+def parameter_counts(model: Any, recipe: Any) -> tuple[int, int]:
+    """(trained, total) parameters. The size of a new LoRA is computed from the shapes of the adapted layers."""
+    sizes = [(p.requires_grad, getattr(p, "ds_numel", p.numel())) for p in model.parameters()]
+    total = sum(size for _, size in sizes)
+    lora = recipe.model.lora
+    if lora is None:
+        return sum(size for trained, size in sizes if trained), total
+    config = judge_lora(recipe, model)
+    adapters = sum(adapter_size(module, lora.rank, lora.dora) for _, module in adapted_modules(config, model))
+    saved = [m for name, m in model.named_modules() if name.endswith(tuple(lora.modules_to_save))]
+    whole = sum(getattr(p, "ds_numel", p.numel()) for module in saved for p in module.parameters())
+    return adapters + whole, total + adapters + whole
 
 
 def complete_model(recipe: Any, folder: RunFolder, card: dict[str, Any]) -> None:
