@@ -77,8 +77,14 @@ def check_asking(stage: str, asked: Iterable[Asked], rubric: Rubric) -> None:
     local = [one for one in known if isinstance(one.section, ModelSection)]
     loaded = cache(_loaded)
 
+    def named(check: Callable, one: Asked) -> None:
+        try:
+            check(one, loaded, rubric)
+        except LoreError as error:
+            raise error if str(error).startswith(one.key) else LoreError(f"{one.key}: {error}") from error
+
     def each(check: Callable, among: list[Asked]) -> Callable[[], None]:
-        return together([partial(check, one, loaded, rubric) for one in among])
+        return together(partial(named, check, one) for one in among)
 
     dry_pass(
         stage,

@@ -26,30 +26,39 @@ def dry_pass(stage: str, checks: Mapping[str, Check]) -> None:
     say(f"dry pass: {len(names)} checks in {time.perf_counter() - began:.1f} s")
 
 
+class _Problems(LoreError):
+    """Several problems of one check."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
 def _run(stage: str, checks: Mapping[str, Check]) -> None:
-    problems: dict[str, str] = {}
+    found: dict[str, str] = {}
     for name, check in checks.items():
-        try:
-            check()
-        except LoreError as error:
-            problems.setdefault(str(error), name)  # a model that cannot be loaded fails several checks in the same way
-    if problems:
-        many = f"{len(problems)} of {len(checks)} checks found a problem" if len(problems) > 1 else "one check found a problem"
-        lines = "\n".join(f"{name}: {problem}" for problem, name in problems.items())
+        for problem in _problems(check):
+            found.setdefault(problem, name)  # a model that cannot be loaded fails several checks in the same way
+    if found:
+        many = f"{len(found)} problems were found" if len(found) > 1 else "one problem was found"
+        lines = "\n".join(f"{name}: {problem}" for problem, name in found.items())
         raise LoreError(f"dry pass of {stage}: {many}, so nothing was started.\n{lines}")
+
+
+def _problems(check: Check) -> list[str]:
+    try:
+        check()
+    except LoreError as error:
+        return getattr(error, "problems", None) or [str(error)]
+    return []
 
 
 def together(checks: Iterable[Check]) -> Check:
     """One check out of several of the same kind, such as one per judge of an evaluation. Reports all their problems."""
+    checks = list(checks)
 
     def check() -> None:
-        problems = []
-        for one in checks:
-            try:
-                one()
-            except LoreError as error:
-                problems.append(str(error))
-        if problems:
-            raise LoreError("\n".join(problems))
+        if problems := [problem for one in checks for problem in _problems(one)]:
+            raise _Problems(problems)
 
     return check

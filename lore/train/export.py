@@ -139,7 +139,7 @@ def write_merged(recipe: SFTRecipe, folder: RunFolder, out: Path, dtype: str | N
 
 def check_export(judge: ModelSection, rubric: Rubric, processor: Any, out: Path, dtype: str) -> None:
     """The dry pass of a merge, before weights load. Raises LoreError with all problems."""
-    base, beside = empty_model(judge), out.with_name(f"{out.name}.dry_pass")
+    base, beside = empty_model(judge), out.parent / "dry_pass"
     needed = base.num_parameters() * getattr(torch, dtype).itemsize
     dry_pass(
         "export",
@@ -149,7 +149,7 @@ def check_export(judge: ModelSection, rubric: Rubric, processor: Any, out: Path,
             "verdict tokens": lambda: check_verdict_tokens(processor, rubric),
             "vocabulary": lambda: check_vocabulary(judge, base, processor),
             "disk space": lambda: check_room(
-                out, needed, f"the merged weights in {dtype}", "use a smaller --dtype, or write to a larger disk"
+                out.parent, needed, f"the merged weights in {dtype}", "use a smaller --dtype, or write to a larger disk"
             ),
         },
     )
