@@ -20,9 +20,9 @@ from typing import Any
 
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
-from lore.data_synth.synthesis import knowledge
+from lore.data_synth.synthesis import knowledge, multimodal, rules
 from lore.data_synth.synthesis.budget import Budget, BudgetReached, Spent
-from lore.data_synth.synthesis.config import SynthesizeRecipe, TeacherSection
+from lore.data_synth.synthesis.config import SynthesizeRecipe
 from lore.data_synth.synthesis.facts import open_facts
 from lore.data_synth.synthesis.journal import Earlier, Journal, Shared, totals
 from lore.data_synth.synthesis.open_teachers import open_teachers
@@ -106,21 +106,28 @@ def asked_models(recipe: SynthesizeRecipe, source: PairSource) -> Iterator[Asked
         if section is None or section.kind == "program":
             continue
 
-        def longest(processor: Any, limit: int | None, section: TeacherSection = section) -> int:
+        def longest(processor: Any, limit: int | None, key: str = key, tokens: int = section.max_tokens) -> int:
             from lore.engines.model_checks import longest_prompt  # loads torch: only for a model in this process
 
             prompts = Prompts(source.rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels, processor)
-            first = islice(source.labeled(), FIRST_PAIRS)
-            return longest_prompt((knowledge.prompt(prompts, pair, []) for pair in first), processor) + section.max_tokens
+            return longest_prompt(_first_prompts(prompts, source) if key == "teacher" else [], processor) + tokens
 
         yield Asked(
             key,
             section.endpoint if section.kind == "endpoint" else section.model,
             longest,
-            f"the prompt of a first pair with an answer of {section.max_tokens:,} tokens",
+            f"a prompt of one of the first pairs with an answer of {section.max_tokens:,} tokens",
             f"lower {key}.max_tokens",
             section.vllm if section.kind == "vllm" else None,
         )
+
+
+def _first_prompts(prompts: Prompts, source: PairSource) -> Iterator[list[dict]]:
+    """Prompts of the teacher's text steps about the first pairs, without answers of earlier steps: shorter than the real ones."""
+    for pair in islice(source.labeled(), FIRST_PAIRS):
+        yield knowledge.prompt(prompts, pair, [])
+        yield multimodal.prompt(prompts, pair, [], [], caption=None, photo=False)
+        yield rules.prompt(prompts, pair, [], [], None)
 
 
 def report(counts: Counts, rubric: Rubric, folder: RunFolder) -> None:
