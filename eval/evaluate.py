@@ -23,7 +23,7 @@ from lore.eval.benchmark import load_benchmark
 from lore.eval.config import EvaluateRecipe
 from lore.eval.measures.agreement import ceiling
 from lore.eval.measures.results import Condition, Flip, SampleCurves
-from lore.eval.open_judges import askers, baseline_verdicts, described, read_verdicts
+from lore.eval.open_judges import asked_models, askers, baseline_verdicts, described, read_verdicts
 from lore.eval.probes.capability import check_capability, measure_capability
 from lore.eval.probes.robustness import measure_robustness, robustness_ids
 from lore.eval.probes.sampling import sample_curves
@@ -32,6 +32,7 @@ from lore.eval.report.console import check_shown
 from lore.eval.report.write import save
 from lore.eval.scorecard import check_metrics, score
 from lore.eval.testset import EvalData, Labeled, load_split, read_chosen, whole_queries
+from lore.judge.dry_pass import check_asking
 from lore.judge.resumable import Asker, Verdicts
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
@@ -49,6 +50,7 @@ def run(recipe: EvaluateRecipe, folder: RunFolder) -> None:
         return
     console = Console(highlight=False)
     data = load_data(recipe, folder)
+    check_asking("evaluate", asked_models(recipe, data), data.rubric)
     slices = chosen_slices(recipe, data.test)
     if recipe.capability is not None:
         check_capability(data, recipe.capability)

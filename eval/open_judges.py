@@ -1,12 +1,14 @@
 """Turns the recipe's judges into verdicts: trained baselines, stored predictions, and askers for models and endpoints."""
 
 import gc
+from collections.abc import Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
+from lore.data.pair import Pair
 from lore.data.parquet import read_pairs
 from lore.engines.engine import Engine, Sampling
 from lore.engines.open_engine import open_engine
@@ -15,6 +17,7 @@ from lore.eval.config import EvaluateRecipe
 from lore.eval.sections import JudgeSection
 from lore.eval.testset import EvalData, load_split, read_chosen
 from lore.judge.card import check_card, check_template
+from lore.judge.dry_pass import VERDICT_TOKENS, Asked, judge_length
 from lore.judge.foreign_predictions import read_predictions
 from lore.judge.resumable import Asker, Verdicts
 from lore.judge.verdict import Verdict
@@ -93,6 +96,29 @@ def read_verdicts(recipe: EvaluateRecipe, data: EvalData) -> dict[str, Verdicts]
         )
         for name, judge in judges.items()
     }
+
+
+def asked_models(recipe: EvaluateRecipe, data: EvalData) -> Iterator[Asked]:
+    """What the dry pass checks about each judge that this run queries."""
+    def pairs() -> Iterator[Pair]:
+        return chain.from_iterable(read_chosen(data.path, part.split, part.pair_ids) for part in data.parts)
+
+    for name, judge in recipe.asked().items():
+        fmt = prompt_format(judge, recipe)
+        writes = fmt.order == "reason_first" or judge.explain or not judge.scores
+        answer = recipe.sampling.max_tokens if writes else VERDICT_TOKENS
+        # Probes change prompts within their budget: changed pairs in that of the judge, facts and rules in their own.
+        probed = fmt.max_prompt_tokens if recipe.robustness is not None or recipe.capability is not None else 0
+        probed = max(probed, (recipe.capability.max_prompt_tokens or 0) if recipe.capability is not None else 0)
+        yield Asked(
+            f"judges.{name}",
+            judge.endpoint or judge.model,
+            judge_length(fmt, data.rubric, pairs, answer, other_budget=probed),
+            f"the longest prompt with an answer of {answer:,} tokens",
+            "lower prompt.max_prompt_tokens or sampling.max_tokens",
+            judge.vllm,
+            fmt,
+        )
 
 
 def askers(recipe: EvaluateRecipe, data: EvalData, folder: RunFolder) -> dict[str, Asker]:

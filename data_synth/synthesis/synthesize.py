@@ -12,11 +12,15 @@ import asyncio
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
+from lore.data_synth.synthesis import knowledge, multimodal, rules
 from lore.data_synth.synthesis.budget import Budget, BudgetReached, Spent
 from lore.data_synth.synthesis.config import SynthesizeRecipe
 from lore.data_synth.synthesis.facts import open_facts
@@ -33,6 +37,7 @@ from lore.engines.config import ModelSection
 from lore.engines.engine import EndpointFailed
 from lore.engines.unanswered import AnswerWatch, TooManyUnanswered
 from lore.judge.chunk_store import in_chunks
+from lore.judge.dry_pass import Asked, check_asking
 from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
@@ -42,6 +47,7 @@ from lore.support.plain import flatten
 from lore.support.processes import is_main_process, say
 
 TICK_SECONDS = 2.0
+FIRST_PAIRS = 8  # whose prompts are compared with a teacher's positions
 
 
 def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
@@ -56,6 +62,7 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
     shared = Shared()
     budget = Budget(recipe.budget, spent_before(folder, shared))
     earlier = Earlier(recipe.reuse) if recipe.reuse else None
+    check_asking("synthesize", asked_models(recipe, source), rubric)
     teacher, captioner, critic = open_teachers(recipe, rubric)
     verifier = Verifier(
         recipe.checks,
@@ -91,6 +98,37 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
             "prompts": prompt_texts_hash(recipe.language, recipe.prompts),
         }
     )
+
+
+def asked_models(recipe: SynthesizeRecipe, source: PairSource) -> Iterator[Asked]:
+    """What the dry pass checks about each model that writes or checks reasoning."""
+    for key in ("teacher", "captioner", "critic"):
+        section = getattr(recipe, key)
+        if section is None or section.kind == "program":
+            continue
+
+        def longest(processor: Any, limit: int | None, key: str = key, tokens: int = section.max_tokens) -> int:
+            from lore.engines.model_checks import longest_prompt  # loads torch: only for a model in this process
+
+            prompts = Prompts(source.rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels, processor)
+            return longest_prompt(_first_prompts(prompts, source) if key == "teacher" else [], processor) + tokens
+
+        yield Asked(
+            key,
+            section.endpoint if section.kind == "endpoint" else section.model,
+            longest,
+            f"a prompt of one of the first pairs with an answer of {section.max_tokens:,} tokens",
+            f"lower {key}.max_tokens",
+            section.vllm if section.kind == "vllm" else None,
+        )
+
+
+def _first_prompts(prompts: Prompts, source: PairSource) -> Iterator[list[dict]]:
+    """Prompts of the teacher's text steps about the first pairs, without answers of earlier steps: shorter than the real ones."""
+    for pair in islice(source.labeled(), FIRST_PAIRS):
+        yield knowledge.prompt(prompts, pair, [])
+        yield multimodal.prompt(prompts, pair, [], [], caption=None, photo=False)
+        yield rules.prompt(prompts, pair, [], [], None)
 
 
 def report(counts: Counts, rubric: Rubric, folder: RunFolder) -> None:

@@ -4,6 +4,7 @@ Loads only safetensors, and runs remote code only if model.trust_remote_code is 
 """
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +25,12 @@ from transformers import (
 from lore.engines.config import ModelSection, looks_local
 from lore.support.errors import LoreError
 from lore.support.library_logging import silence
+from lore.support.processes import say
 
 # The default image processor of Idefics3 needs torchvision; the Pillow backend gives the same pixels on every machine.
 PILLOW_BACKEND = {"idefics3"}
+
+_REPAIRED: set[str] = set()  # models whose repaired generation_config has been reported
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:
@@ -56,12 +60,18 @@ def load_config(section: ModelSection) -> Any:
 
 def known_stops(section: ModelSection) -> set[int]:
     """The eos token ids of a checkpoint's generation_config, or of its config if it has no generation_config."""
-    config = load_config(section)
-    try:
-        known = GenerationConfig.from_pretrained(section.name).eos_token_id
-    except OSError:  # no generation_config.json: use the config, as transformers does
-        known = GenerationConfig.from_model_config(config).eos_token_id
+    known = load_generation_config(section).eos_token_id
     return set(known if isinstance(known, list) else [known]) - {None}
+
+
+def load_generation_config(section: ModelSection) -> GenerationConfig:
+    """The checkpoint's generation_config; the one that transformers derives from the config if it has none."""
+    config = load_config(section)
+    with _readable(section):
+        try:
+            return GenerationConfig.from_pretrained(section.name)
+        except OSError:  # no generation_config.json: use the config, as transformers does
+            return GenerationConfig.from_model_config(config)
 
 
 def is_vision(config: Any) -> bool:
@@ -103,8 +113,7 @@ def load_model(
     With dtype auto, weights that are trained in full are float32, because bfloat16 rounds small updates to zero. The trainer
     still computes in bfloat16 (mixed precision).
     """
-    config = load_config(section)
-    cls = auto_class or _generative(config)
+    cls = auto_class or _generative(load_config(section))
     in_full = for_training and section.lora is None and section.adapter is None and section.dtype == "auto"
     dtype = torch.float32 if in_full else resolve_dtype(section.dtype, device)
     kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": section.trust_remote_code}
@@ -114,6 +123,7 @@ def load_model(
         kwargs["quantization_config"] = _nf4(kwargs["dtype"])
     with _readable(section):
         model = cls.from_pretrained(section.name, **kwargs, **config_overrides)
+        make_generation_config_writable(model, section.name)
         if section.adapter is not None:
             from lore.engines.adapter import check_untied, with_adapter  # PEFT takes seconds to load: only for an adapter
 
@@ -127,12 +137,18 @@ def load_model(
     return model
 
 
-def meta_model(section: ModelSection) -> Any:
-    """The model without weights, with its adapter: to look at names and shapes, in seconds even for a large model."""
+def meta_model(section: ModelSection, *, adapter: bool = True) -> Any:
+    """The generative model without weights: to look at names, shapes and configs, in seconds even for a large model.
+
+    adapter: with the section's adapter, if it has one.
+    """
     config = load_config(section)
     with _readable(section), torch.device("meta"):
         model = _generative(config).from_config(config, trust_remote_code=section.trust_remote_code)
-    if section.adapter is not None:
+    if model.can_generate():
+        model.generation_config = load_generation_config(section)
+        make_generation_config_writable(model, section.name)
+    if adapter and section.adapter is not None:
         from lore.engines.adapter import with_adapter  # PEFT takes seconds to load: only for an adapter
 
         with _readable(section):
@@ -158,6 +174,45 @@ def photo_parts(model: Any) -> list[tuple[str, Any]]:
 
 def _generative(config: Any) -> Any:
     return AutoModelForImageTextToText if is_vision(config) else AutoModelForCausalLM
+
+
+def plain_model(model: Any) -> Any:
+    """The transformers model, without PEFT's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def make_generation_config_writable(model: Any, name: str) -> None:
+    """Resets values of the generation_config that its own switches turn off, such as a temperature with do_sample false.
+
+    transformers reads such a config but refuses to write it, so the model could not be saved. The values have no effect on
+    transformers' own decoding, and LORE's engines and rollouts set theirs. Says so once per model. Other problems are left to
+    `lore.engines.model_checks.check_saving`.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None or not model.can_generate():
+        return
+    default, dropped = GenerationConfig(), {}
+    while refused := _refused_values(config, default):
+        dropped |= {key: getattr(config, key) for key in refused}
+        for key in refused:
+            setattr(config, key, getattr(default, key))
+    if dropped and name not in _REPAIRED:
+        _REPAIRED.add(name)
+        values = ", ".join(f"{key}={value}" for key, value in dropped.items())
+        say(
+            f"{name}: its generation_config sets {values} without the mode that uses it (such as do_sample), which transformers "
+            "refuses to save; the saved judge goes without, and its answers stay the same"
+        )
+
+
+def _refused_values(config: GenerationConfig, default: GenerationConfig) -> list[str]:
+    """Keys that transformers names as the reason not to write the config, and that differ from the default."""
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        named = re.findall(r"^- `(\w+)`: ", str(error), re.MULTILINE)
+        return [key for key in named if getattr(config, key, None) != getattr(default, key, None)]
+    return []
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from lore.codec.prompt import PromptFormat, render
 from lore.codec.verdict_tokens import verdict_tokens, with_verdict_prefix
 from lore.data.pair import Pair
 from lore.engines.chat import photo_of
-from lore.engines.conversation_check import check_conversation
 from lore.engines.engine import MAX_WORDS, Completion, Engine, RequestRefused, Sampling, ScoresRefused
 from lore.engines.unanswered import AnswerWatch
 from lore.judge.answer import read_answer
@@ -82,8 +81,6 @@ def _chunks(
     if not getattr(engine, "takes_images", True):
         fmt = replace(fmt, photo=False)
     render(Pair(pair_id="-", query="a", title="a"), rubric, fmt, tokenizer=_renderer(engine))
-    if engine.tokenizer is not None:
-        check_conversation(_renderer(engine), rubric, fmt)
     for chunk in in_chunks(pairs, size):
         yield chunk, fmt
 

@@ -11,6 +11,7 @@ import re
 import sys
 from pathlib import Path
 
+from lore.config.dry_pass import listed
 from lore.config.grid import is_grid, split_address
 from lore.config.recipe import BaseRecipe, resolve_need
 from lore.config.stages import load_grid, load_recipe, stage_function
@@ -208,5 +209,9 @@ def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, neede
         if key in prepared:
             lack = f"{prepared[key]} does not exist; the run writes it first."
         print(f"# {key}: {lack}{' A needed recipe may write it.' if needed else ''}")
+    if checks := listed(recipe.stage):
+        print("# dry pass, before the work starts")
+        for line in checks:
+            print(f"#   {line}")
     for need, inner in needed:
         print(f"# needs: {need} -> {inner.path} ({'done' if inner.is_done else 'would run first'})")

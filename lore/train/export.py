@@ -31,12 +31,15 @@ from lore.engines.adapter import are_tied, check_untied
 from lore.engines.chat import photo_of
 from lore.engines.config import ModelSection
 from lore.engines.loading import default_device, load_config, load_model, load_processor, meta_model
+from lore.engines.model_checks import check_format, check_saving, check_verdict_tokens, check_vocabulary
 from lore.engines.transformers import TransformersEngine
 from lore.judge.card import check_card, check_template, read_card, write_card
 from lore.rubric.rubric import Rubric, load_rubric
+from lore.run.dry_pass import dry_pass
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import folder_written_whole
 from lore.support.errors import LoreError
+from lore.train.common.checkpoint import check_room
 from lore.train.sft.config import SFTRecipe
 
 SAMPLE_PAIRS = 48
@@ -119,6 +122,7 @@ def write_merged(recipe: SFTRecipe, folder: RunFolder, out: Path, dtype: str | N
     processor = load_processor(judge, chat=True)
     check_template(judge, processor, "lore export")
     dtype = dtype or saved_dtype(judge)
+    check_export(judge, rubric, processor, out, dtype)
     pairs = sample_pairs(recipe, folder)
     check_untied(meta_model(judge), str(judge.adapter))
     before_NT = score_pairs(judge, rubric, fmt, pairs)
@@ -137,6 +141,24 @@ def write_merged(recipe: SFTRecipe, folder: RunFolder, out: Path, dtype: str | N
     limit = TOLERANCE if dtype == "float32" else math.inf if tolerance is None else tolerance
     written = compare(before_NT, written_NT, rubric, pairs, limit, ROUNDING_MOVED.format(dtype=dtype))
     return Difference(merged, written, dtype, len(pairs))
+
+
+def check_export(judge: ModelSection, rubric: Rubric, processor: Any, out: Path, dtype: str) -> None:
+    """The dry pass of a merge, before weights load. Raises LoreError with all problems."""
+    base, beside = meta_model(judge, adapter=False), out.parent / "dry_pass"
+    needed = base.num_parameters() * getattr(torch, dtype).itemsize
+    dry_pass(
+        "export",
+        {
+            "saving": lambda: check_saving(judge, base, processor, beside),
+            "weights format": lambda: check_format(judge, base, beside),
+            "verdict tokens": lambda: check_verdict_tokens(processor, rubric),
+            "vocabulary": lambda: check_vocabulary(judge, base, processor),
+            "disk space": lambda: check_room(
+                out.parent, needed, f"the merged weights in {dtype}", "use a smaller --dtype, or write to a larger disk"
+            ),
+        },
+    )
 
 
 def saved_dtype(judge: ModelSection) -> str:

@@ -3,6 +3,7 @@
 A checkpoint is valid once its `complete` marker exists. The marker is written after every process has saved its part.
 """
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import flush_folder, write_atomic
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process
+from lore.train.common.config import TrainSection
 
 COMPLETE = "complete"
+FLOAT32 = 4  # bytes
+BEST_COPIES = 3  # the best weights, the best ones up to the newest checkpoint, and those that are being written
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def last_checkpoint(folder: RunFolder) -> Path | None:
@@ -43,6 +48,79 @@ def drop_old_checkpoints(folder: Path, keep: int) -> None:
 def step_of(checkpoint: Path | None) -> int:
     """The training step of a checkpoint; 0 for None."""
     return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
+def check_room(folder: Path, needed: int, what: str, fix: str, *, replaced: tuple[str, ...] = ()) -> None:
+    """Raises LoreError if the file system of `folder` has less than `needed` free bytes.
+
+    what: what takes them; fix: what to change; replaced: names of existing parts of the folder whose space is used again.
+    """
+    held = sum(path.stat().st_size for name in replaced for path in (folder / name).rglob("*") if path.is_file())
+    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(place).free + held
+    if needed > free:
+        raise LoreError(
+            f"{folder} needs {size(needed)} for {what}, and its file system has {size(free)} free. The run would stop at a save.\n"
+            f"Free some space, {fix}."
+        )
+
+
+def saved_bytes(model: Any, new: int | None, *, whole: bool = True, deepspeed: bool = False) -> tuple[int, int]:
+    """(bytes of the weights, bytes of AdamW's two moments) in a checkpoint.
+
+    new: parameters of an adapter that the trainer will add, in float32; None if it adds none. whole: all weights are saved, not
+    only the trained ones of an adapter. deepspeed: its checkpoints repeat the weights and hold float32 copies of trained ones.
+    """
+    if new is not None:
+        trained, weights, moments = new, FLOAT32 * new, 2 * FLOAT32 * new
+    else:
+        sizes = [(p.requires_grad, getattr(p, "ds_numel", p.numel()), p.element_size()) for p in model.parameters()]
+        trained = sum(count for learns, count, _ in sizes if learns)
+        weights = sum(count * width for learns, count, width in sizes if learns or whole)
+        moments = 2 * sum(count * width for learns, count, width in sizes if learns)
+    return weights, weights + 3 * FLOAT32 * trained if deepspeed else moments
+
+
+def check_disk(train: TrainSection, folder: RunFolder, saved: tuple[int, int], steps: int, *, best: bool = False) -> None:
+    """Raises LoreError if the checkpoints and weights of a run do not fit the file system of its folder.
+
+    saved: from `saved_bytes`; best: the run also keeps its best weights.
+    """
+    weights, optimizer = saved
+    # A new checkpoint is complete before an old one is deleted.
+    checkpoints = min(train.keep_checkpoints + 1, math.ceil(steps / train.save_every)) if train.save_every else 0
+    copies = BEST_COPIES if best else 0
+    parts = [f"{checkpoints} checkpoints (weights {size(weights)} and optimizer {size(optimizer)} each)"] * (checkpoints > 0)
+    parts += [f"up to {copies} copies of the best weights"] * best + [f"the final weights ({size(weights)})"]
+    fix = "lower train.keep_checkpoints" if checkpoints > 1 else "train fewer weights (model.lora)"
+    check_room(
+        folder.path,
+        checkpoints * (weights + optimizer) + (1 + copies) * weights,
+        ", ".join(parts),
+        f"{fix}, or set LORE_RUNS to a larger disk",
+        replaced=("checkpoints", *(path.name for path in folder.path.glob("best-*"))),
+    )
+
+
+def size(count: float) -> str:
+    """A number of bytes in words, such as 3.2 GB."""
+    power = min(int(math.log10(max(count, 1)) / 3), len(UNITS) - 1)
+    return f"{count / 1000**power:.3g} {UNITS[power]}"
+
+
+def check_gathering(args: Any, in_full: bool) -> None:
+    """Raises LoreError if DeepSpeed ZeRO stage 3 would not gather the weights of a fully trained model for a save.
+
+    args: the trainer's arguments. FSDP weights are always gathered, see `save_weights`.
+    """
+    plugin = getattr(args, "deepspeed_plugin", None)
+    zero = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
+    if in_full and zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        raise LoreError(
+            "DeepSpeed ZeRO stage 3 shards the weights, and the accelerate config does not gather them for a save, so the run "
+            "would end without weights.\nSet zero3_save_16bit_model: true (deepspeed_config of launch/accelerate/zero3.yaml), or "
+            "stage3_gather_16bit_weights_on_model_save: true in your own DeepSpeed file."
+        )
 
 
 def save_weights(trainer: Any, model: Path) -> None:

@@ -11,14 +11,13 @@ from transformers import TrainerCallback, set_seed
 
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
-from lore.engines.conversation_check import check_conversation
 from lore.engines.loading import default_device, load_model, load_processor, photo_parts, resolve_dtype
 from lore.judge.card import check_card, check_template, judge_card, write_card
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.run.run_folder import RunFolder
 from lore.support.fingerprint import template_fingerprint
 from lore.train.common.frozen_weights import freeze_photo_parts, freeze_weights
-from lore.train.common.lora import peft_config
+from lore.train.common.lora import adapted_modules, adapter_size, peft_config
 from lore.train.common.trl_internals import REFERENCE
 
 
@@ -51,7 +50,6 @@ def begin(recipe: Any) -> Start:
     check_card(recipe.model, renderer, "model")
     processor = load_processor(recipe.model, chat=True)
     check_template(recipe.model, processor, "model")
-    check_conversation(processor, rubric, fmt)
     template = template_fingerprint(processor)
     card = judge_card(recipe, renderer, rubric.hash, processor)
     device = default_device()
@@ -73,6 +71,21 @@ def judge_lora(recipe: Any, model: Any) -> LoraConfig | None:
     """The recipe's LoRA config for a judge. Without photos in the prompt, it excludes the layers that only read photos."""
     unseen = [] if recipe.prompt.photo else [name for name, _ in photo_parts(model)]
     return peft_config(recipe.model.lora, model, left_out=unseen)
+
+
+def parameter_counts(model: Any, recipe: Any) -> tuple[int, int]:
+    """(trained, total) parameters. The size of a new LoRA is computed from the shapes of the adapted layers."""
+    sizes = [(p.requires_grad, getattr(p, "ds_numel", p.numel())) for p in model.parameters()]
+    total = sum(size for _, size in sizes)
+    lora = recipe.model.lora
+    if lora is None:
+        return sum(size for trained, size in sizes if trained), total
+    config = judge_lora(recipe, model)
+    adapters = sum(adapter_size(module, lora.rank, lora.dora) for _, module in adapted_modules(config, model))
+    saved = [m for name, m in model.named_modules() if name.endswith(tuple(lora.modules_to_save))]
+    once = {id(p): p for module in saved for p in module.parameters()}  # tied embeddings are trained as one weight
+    whole = sum(getattr(p, "ds_numel", p.numel()) for p in once.values())
+    return adapters + whole, total + adapters + whole
 
 
 def complete_model(recipe: Any, folder: RunFolder, card: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ from lore.judge.answer import read_answer
 from lore.judge.ask import REFUSED, TOO_LONG, judge_prompts, note_refusal, render_chunk
 from lore.judge.card import check_card, check_template
 from lore.judge.chunk_store import ChunkStore, in_chunks
+from lore.judge.dry_pass import Asked, check_asking, judge_length
 from lore.judge.verdict import Verdict
 from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
@@ -76,6 +77,7 @@ def run(recipe: PoolRecipe, folder: RunFolder) -> None:
     check_card(recipe.model, renderer, "model")
     weights = model_fingerprint(recipe.model.name, recipe.model.adapter)
     folder.note(data_fingerprint=source.fingerprint, rubric_hash=rubric.hash, renderer_hash=renderer, weights=weights)
+    check_asking("pool", [asked_model(recipe, source, fmt)], rubric)
     store = ChunkStore(folder / "chunks", _CHUNK_SCHEMA)
     chunks = ask(store, recipe, source, fmt)
     metadata = {TIERS: json.dumps(rubric.tier_ids), RENDERER: renderer, JUDGE: weights}
@@ -86,6 +88,13 @@ def run(recipe: PoolRecipe, folder: RunFolder) -> None:
     rates = table["pass_rate"].to_numpy()
     counts = {"pairs": len(table), "rejected": rejected, "greedy_accuracy": float(np.mean(table["agrees"].to_numpy()))}
     folder.finish(counts | {f"pass@1 of {recipe.samples}": float(rates.mean()), "pool": str(path)})
+
+
+def asked_model(recipe: PoolRecipe, source: PairSource, fmt: PromptFormat) -> Asked:
+    """What the dry pass checks about the judge."""
+    text = f"the longest prompt with an answer of {recipe.max_tokens:,} tokens"
+    length = judge_length(fmt, source.rubric, source.labeled, recipe.max_tokens)
+    return Asked("model", recipe.model, length, text, "lower prompt.max_prompt_tokens or max_tokens", recipe.vllm, fmt)
 
 
 def ask(store: ChunkStore, recipe: PoolRecipe, source: PairSource, fmt: PromptFormat) -> int:

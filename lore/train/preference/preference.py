@@ -29,6 +29,7 @@ from lore.train.common.arrow_rows import rendered_rows, write_rows
 from lore.train.common.batch_order import training_order
 from lore.train.common.trainer import RECORDED, Recorder, set_steps, total_steps, train, training_arguments
 from lore.train.common.trl_internals import TokenizedRows
+from lore.train.judge.dry_pass import check_training
 from lore.train.judge.image_store import photo_file
 from lore.train.judge.mixed_photos import check_mixed_photos
 from lore.train.judge.rows import rejection_of, takes_photos
@@ -69,6 +70,8 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     set_steps(args, recipe.train, steps)
     model = trained_model(recipe, start)
     lora = judge_lora(recipe, model)
+    asked = [("the longest prompt of the probe (watch)", probe, recipe.watch.max_tokens or ANSWER_TOKENS)]
+    check_training(recipe, folder, start, model, args, steps=steps, rows=rows, asked=asked)
     in_full = lora is None and recipe.model.adapter is None
     shuffle = recipe.preferences.pool is None or recipe.preferences.pool.order == "random"
     order = training_order(rows["length"][:], recipe.train.batch_size, steps, recipe.seed, shuffle=shuffle)

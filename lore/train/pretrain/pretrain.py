@@ -26,11 +26,15 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from lore.data.tables.text_tables import parquet_records
+from lore.engines.config import ModelSection
+from lore.engines.model_checks import check_format, check_positions, check_saving, check_vocabulary
+from lore.run.dry_pass import dry_pass
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import world_size
 from lore.train.common.arrow_rows import IGNORE, IMAGE, write_rows
 from lore.train.common.batch_order import training_order
+from lore.train.common.checkpoint import check_disk, saved_bytes
 from lore.train.common.trainer import Recorder, sft_arguments, total_steps, train
 from lore.train.pretrain.config import ArchitectureSection, PretrainRecipe
 
@@ -87,6 +91,7 @@ def run(recipe: PretrainRecipe, folder: RunFolder) -> None:
     order = training_order(lengths, recipe.train.batch_size, steps, recipe.seed, shuffle=recipe.shuffle)
     cpu = not torch.cuda.is_available()
     args = sft_arguments(recipe.train, folder, steps, recipe.seed, bf16=False, vision=True, cpu=cpu)
+    check_pretraining(recipe, folder, model, processor, args, rows, steps)
     recorder = Recorder(folder, "pretrain", keep=recipe.train.keep_checkpoints)
     collator = TextAndPhotoCollator(processor=processor)
     trainer = SFTTrainer(
@@ -108,6 +113,24 @@ def run(recipe: PretrainRecipe, folder: RunFolder) -> None:
             "loss": final["loss"],
             "model": str(folder / "model"),
         }
+    )
+
+
+def check_pretraining(
+    recipe: PretrainRecipe, folder: RunFolder, model: Any, processor: Any, args: Any, rows: datasets.Dataset, steps: int
+) -> None:
+    """The dry pass. Raises LoreError with all problems."""
+    section, beside = ModelSection(name=str(folder / "model")), folder / "dry_pass"
+    fix = "raise architecture.max_positions, or shorten the texts of the corpus"
+    dry_pass(
+        recipe.stage,
+        {
+            "saving": lambda: check_saving(section, model, processor, beside),
+            "weights format": lambda: check_format(section, model, beside),
+            "positions": lambda: check_positions(model, max(rows["length"][:]), "the longest text of the corpus", fix),
+            "vocabulary": lambda: check_vocabulary(section, model, processor),
+            "disk space": lambda: check_disk(recipe.train, folder, saved_bytes(model, None), steps),
+        },
     )
 
 

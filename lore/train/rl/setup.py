@@ -22,9 +22,11 @@ from lore.run.devices import main_process_checks
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process, say, world_size
+from lore.train.common.arrow_rows import rendered_rows
 from lore.train.common.checkpoint import last_checkpoint
 from lore.train.common.lora import adapted_line
 from lore.train.common.trainer import RECORDED, Recorder, train, training_arguments
+from lore.train.judge.dry_pass import check_training
 from lore.train.judge.mixed_photos import check_mixed_photos, deepspeed_stage
 from lore.train.judge.rows import takes_photos
 from lore.train.judge.session import ReferenceStaysOut, Start, begin, complete_model, judge_lora, trained_model
@@ -95,6 +97,15 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
     if is_main_process():
         print_self_test(self_test(rewards, pairs, getattr(start.processor, "tokenizer", start.processor)))
     model = trained_model(recipe, start)
+    judge_lora(recipe, model)  # its errors come before the dry pass, as in the other stages
+    # Gold reasoning that begins an answer is at most as long as the longest answer of the pool, about rollout.max_tokens.
+    answer = recipe.rollout.max_tokens * (1 if recipe.guided is None else 2)
+    asked = [
+        ("the longest prompt of the pool", pairs, answer),
+        ("the longest prompt of the probe (watch)", probe, recipe.watch.max_tokens or recipe.rollout.max_tokens),
+    ]
+    replayed = rendered_rows(folder / "data" / "replay.arrow") if recipe.replay is not None else None
+    check_training(recipe, folder, start, model, args, steps=recipe.train.steps, rows=replayed, asked=asked)
     model.generation_config.eos_token_id = stop_ids(start.processor, known_stops(recipe.model))
     rounds = -(-recipe.train.steps // recipe.rollout.updates)
     asked = recipe.train.batch_size * recipe.rollout.updates // recipe.rollout.group

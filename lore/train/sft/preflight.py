@@ -14,10 +14,10 @@ from rich.text import Text
 from lore.support.errors import LoreError
 from lore.support.processes import world_size
 from lore.train.common.arrow_rows import IGNORE
-from lore.train.common.lora import adapted_line, adapted_modules, adapter_size
+from lore.train.common.lora import adapted_line
 from lore.train.common.trainer import micro_batch
 from lore.train.judge.collator import PhotoCollator
-from lore.train.judge.session import judge_lora
+from lore.train.judge.session import judge_lora, parameter_counts
 from lore.train.sft.config import SFTRecipe
 
 SAMPLE_ROWS = 64
@@ -105,21 +105,6 @@ def tier_counts(rows: Any) -> dict[str, int]:
     """Number of rows per tier."""
     tiers = rows["tier"][:]
     return {tier: tiers.count(tier) for tier in sorted(set(tiers))}
-
-
-def parameter_counts(model: Any, recipe: SFTRecipe) -> tuple[int, int]:
-    """(trained, total) parameters. The size of a new LoRA is computed from the shapes of the adapted layers."""
-    sizes = [(p.requires_grad, getattr(p, "ds_numel", p.numel())) for p in model.parameters()]
-    total = sum(size for _, size in sizes)
-    lora = recipe.model.lora
-    if lora is None:
-        return sum(size for trained, size in sizes if trained), total
-    config = judge_lora(recipe, model)
-    adapters = sum(adapter_size(module, lora.rank, lora.dora) for _, module in adapted_modules(config, model))
-    saved = [m for name, m in model.named_modules() if name.endswith(tuple(lora.modules_to_save))]
-    once = {id(p): p for module in saved for p in module.parameters()}  # tied embeddings are trained as one weight
-    whole = sum(getattr(p, "ds_numel", p.numel()) for p in once.values())
-    return adapters + whole, total + adapters + whole
 
 
 def estimate_mb(recipe: SFTRecipe, model: Any, trainable: int, total: int, longest: int, micro: int) -> float:

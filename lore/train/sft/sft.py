@@ -30,6 +30,7 @@ from lore.train.common.batch_order import balanced_repeats, training_order
 from lore.train.common.checkpoint import save_weights
 from lore.train.common.trainer import Recorder, set_steps, sft_arguments, total_steps, train
 from lore.train.judge.collator import PhotoCollator
+from lore.train.judge.dry_pass import check_training
 from lore.train.judge.rows import TEXT_SCHEMA, VISION_SCHEMA, rejection_of, sft_row, takes_photos, task_row
 from lore.train.judge.session import Start, begin, complete_model, judge_lora, rejected_rows, trained_model
 from lore.train.sft.config import SFTRecipe
@@ -54,6 +55,7 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
     set_steps(args, recipe.train, steps)
     model = trained_model(recipe, start)
     lora = judge_lora(recipe, model)
+    check_training(recipe, folder, start, model, args, steps=steps, rows=rows)
     if args.padding_free:
         main_process_checks(lambda: check_flattening(model, rows))  # under FSDP only the main process has the weights
     if is_main_process():

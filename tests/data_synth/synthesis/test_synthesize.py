@@ -273,9 +273,10 @@ def _load(path):
     return load_recipe(path)
 
 
-def test_a_model_in_this_process_is_asked_in_batches(recipe, tiny):
+def test_a_model_in_this_process_is_asked_in_batches(recipe, tiny, tmp_path):
     """Random weights say nothing that can be read; what is asked, counted and kept is the same as with a good model."""
-    model = {"kind": "transformers", "model": {"name": str(tiny.vision)}, "max_tokens": 16, "temperature": 0.0}
+    long = with_positions(tiny.vision, 8192, tmp_path / "long")
+    model = {"kind": "transformers", "model": {"name": str(long)}, "max_tokens": 16, "temperature": 0.0}
     more = {"data": {"path": str(tiny.pairs), "rubric": "shop", "split": "train", "limit": 12}, "facts": None}
     more["unanswered"] = UNBOUNDED
     folder = run_recipe(recipe("model", teacher=model, **more))
@@ -290,7 +291,25 @@ def test_a_model_in_this_process_is_asked_in_batches(recipe, tiny):
     assert totals(again / "answers").requests == found.requests
 
 
-def test_steps_are_tasks_that_can_be_trained_beside_the_judging(recipe, tiny, train):
+def with_positions(model, positions: int, folder):
+    """A copy of a tiny model with another number of positions."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.get("text_config", config)["max_position_embeddings"] = positions
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_teacher_without_room_for_an_answer_is_not_opened(recipe, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("lore.data_synth.synthesis.open_teachers.open_engine", lambda *_, **__: pytest.fail("opened"))
+    short = {"name": str(with_positions(tiny.text, 1000, tmp_path / "short"))}
+    teacher = {"kind": "transformers", "model": short, "max_tokens": 16}
+    told = r"dry pass of synthesize: .*\npositions: teacher: a prompt of one of the first pairs .* takes [\d,]+ tokens"
+    with pytest.raises(LoreError, match=told):
+        run_recipe(recipe("short", teacher=teacher, photos="none"))
+
+
+def test_steps_are_tasks_that_can_be_trained_beside_the_judging(recipe, tiny, train, tmp_path):
     folder = run_recipe(recipe(tasks=["knowledge", "multimodal", "rules"]))
     traces = traces_of(folder)
     rows = {step: pq.read_table(folder / "tasks" / f"{step}.parquet").to_pylist() for step in ("knowledge", "multimodal", "rules")}
@@ -301,9 +320,10 @@ def test_steps_are_tasks_that_can_be_trained_beside_the_judging(recipe, tiny, tr
     assert sum(row["image"] is not None for row in rows["multimodal"]) == sum(t.image is not None for t in traces)
     for model, photo in (("vision", True), ("text", False)):
         files = [str(folder / "tasks" / f"{step}.parquet") for step in rows]
-        run = train(
-            f"with-tasks-{model}", f"auxiliary={json.dumps(files)}", model=model, prompt={"photo": photo}, max_tokens=4096, steps=2
-        )
+        # The tasks' prompts hold the rule book, which is longer than the tiny models' own context.
+        long = with_positions(getattr(tiny, model), 4096, tmp_path / model)
+        more = (f"auxiliary={json.dumps(files)}", f"model.name={long}")
+        run = train(f"with-tasks-{model}", *more, model=model, prompt={"photo": photo}, max_tokens=4096, steps=2)
         assert run.summary["rows"] == 96 + sum(map(len, rows.values()))
 
 
@@ -336,8 +356,9 @@ def test_one_prompt_that_an_engine_refuses_fails_alone():
     assert all(isinstance(answer, ValueError) for answer in asyncio.run(ask(["bad", "bad too"])))
 
 
-def test_a_model_without_eyes_is_not_asked_about_photos(recipe, tiny):
-    model = {"kind": "transformers", "model": {"name": str(tiny.text)}, "max_tokens": 16, "temperature": 0.0}
+def test_a_model_without_eyes_is_not_asked_about_photos(recipe, tiny, tmp_path):
+    long = with_positions(tiny.text, 8192, tmp_path / "long")
+    model = {"kind": "transformers", "model": {"name": str(long)}, "max_tokens": 16, "temperature": 0.0}
     knows = {"demands": [{"dimension": "category", "words": "", "wanted": "thing"}]}
     with serve(lambda request: reply(json.dumps(knows), model=MODEL)) as server:
         path = recipe("blind", teacher=endpoint(server, endpoint={"tokenizer": str(tiny.text)}))
