@@ -32,6 +32,7 @@ from lore.support.library_logging import silence
 from lore.support.processes import world_size
 from lore.train.common.checkpoint import drop_old_checkpoints, last_checkpoint, mark_complete, step_of
 from lore.train.common.config import TrainSection
+from lore.train.common.frozen_weights import FrozenWeights
 from lore.train.common.lora import whole_layers_in_float32
 from lore.train.common.lr_multipliers import scale_rates
 
@@ -213,10 +214,14 @@ class Recorder(TrainerCallback):
 
 
 def train(trainer: Any, recorder: Recorder, folder: RunFolder, lr_factors: dict[str, float] | None = None) -> float:
-    """Trains to the end, from the newest complete checkpoint if there is one; returns the training time in seconds."""
+    """Trains to the end, from the newest complete checkpoint if there is one; returns the training time in seconds. Raises
+    LoreError if a frozen weight changes."""
     recorder.trainer = trainer
     whole_layers_in_float32(trainer)
     scale_rates(trainer, lr_factors or {})
+    frozen = FrozenWeights(trainer)
+    trainer.check_frozen = frozen.check
+    trainer.callback_handler.callbacks.insert(0, frozen)  # before callbacks that sample when training begins
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(recorder)
     checkpoint = last_checkpoint(folder)
