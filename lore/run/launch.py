@@ -20,6 +20,7 @@ from lore.config.yaml_text import OVERRIDE
 from lore.run.dependencies import plan, run_in_subprocess, run_needed
 from lore.run.devices import visible_gpus
 from lore.run.grid import run_grid
+from lore.run.launch_settings import CONFIG_VARIABLE
 from lore.run.run_folder import RunFolder
 from lore.run.runner import report_done, run_recipe
 from lore.support.errors import LoreError
@@ -154,6 +155,7 @@ def launch(arguments: list[str], config: str | None = None, num_processes: int |
         report_done(loaded, folder)
         return 0
     run_needed(folder, plan(recipe, loaded, overrides=overrides), recipe, overrides)
+    os.environ[CONFIG_VARIABLE] = str(find_config(config)) if config is not None else ""
     if config is not None and _on_cpu(find_config(config)):
         os.environ["ACCELERATE_USE_CPU"] = "true"
     return _accelerate(command)

@@ -1,10 +1,25 @@
-"""Freezes weights: the ones that train.freeze names, and the vision modules if training shows no photos."""
+"""Freezes weights: the ones that train.freeze names, and the vision modules if training shows no photos. Checks that no frozen
+weight changes during training: a saved adapter is only right on the base that it was trained on.
+"""
 
+import hashlib
 import re
+import time
+from collections.abc import Iterator
 from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from lore.engines.loading import photo_parts
 from lore.support.errors import LoreError
+from lore.support.processes import say
+
+WORDS = {"cpu": 1 << 16, "cuda": 1 << 22}  # 4-byte words per chunk: in a CPU's cache, and few launches on a GPU
+STEP = 0x5851F42D4C957F2D  # odd; multiplies the checksum from chunk to chunk
 
 
 def freeze_photo_parts(model: Any) -> None:
@@ -45,3 +60,101 @@ def freeze_weights(model: Any, patterns: list[str]) -> None:
             return switched
 
         model.set_adapter = switch_and_freeze
+
+
+class FrozenWeights(TrainerCallback):
+    """Fingerprint of the frozen weights: taken when training begins, compared at each hand-over to a sampler and at the end.
+
+    Frozen are all parameters without a gradient when training begins: the base under an adapter, the reference adapter, the
+    originals of modules_to_save, and what train.freeze names. Each process reads its own share of sharded weights.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.before: dict[str, tuple[Any, ...]] = {}
+        self._factors: dict[torch.device, torch.Tensor] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        began = time.perf_counter()
+        names = [name for name, weight in self.trainer.model.named_parameters() if not weight.requires_grad]
+        if not names:
+            return
+        self.before = self.fingerprints(names)
+        digest = hashlib.sha256(repr(sorted(self.before.items())).encode()).hexdigest()[:16]
+        values = sum(value.numel() for name, value in self._shares(names))
+        say(
+            f"frozen weights: {len(names):,} tensors, {values:,} values{' here' if self._sharded else ''}, fingerprint {digest} "
+            f"({time.perf_counter() - began:.1f} s)"
+        )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.check("at the end of training")
+
+    def check(self, when: str) -> None:
+        """Raises LoreError in every process if a frozen weight has changed in one of them since training began. Collective."""
+        if not self.before:
+            return
+        after = self.fingerprints(list(self.before))
+        changed = [name for name, found in self.before.items() if after.get(name) != found]
+        if changed := list(dict.fromkeys(gather_object(changed))):
+            step = self.trainer.state.global_step
+            raise LoreError(
+                f"{len(changed):,} of {len(self.before):,} frozen weights have changed since training began ({when}, step {step}): "
+                f"{', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}.\n"
+                "Only the trained weights are saved, so the judge would answer from another base than the one it was trained on. "
+                "Something wrote to the base: an adapter merged in place, or code of the model (model.trust_remote_code). Remove "
+                "it, or sample with rollout.engine: transformers; then start again under another `run` name.",
+                same_on_every_rank=True,
+            )
+
+    def fingerprints(self, names: list[str]) -> dict[str, tuple[Any, ...]]:
+        """name -> (dtype, shape, checksum) of this process's share of each weight. Synchronizes once per device."""
+        shares, on = dict(self._shares(names)), {}
+        for name, value in shares.items():
+            on.setdefault(value.device, []).append((name, self._checksum(value)))
+        sums = {
+            name: found
+            for sums in on.values()
+            for (name, _), found in zip(sums, torch.stack([one for _, one in sums]).tolist(), strict=True)
+        }
+        return {name: (str(value.dtype), tuple(value.shape), sums[name]) for name, value in shares.items()}
+
+    @property
+    def _sharded(self) -> bool:
+        return self.trainer.is_fsdp_enabled or any(hasattr(weight, "ds_tensor") for weight in self.trainer.model.parameters())
+
+    def _shares(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        reshard(self.trainer.model)
+        weights = dict(self.trainer.model.named_parameters())
+        for name in names:
+            if (weight := weights.get(name)) is None:
+                continue
+            weight = getattr(weight, "ds_tensor", weight).detach()  # DeepSpeed ZeRO stage 3
+            yield name, weight.to_local() if isinstance(weight, DTensor) else weight
+
+    @torch.no_grad()
+    def _checksum(self, weight: torch.Tensor) -> torch.Tensor:
+        """An integer modulo 2**64 of the raw bytes, on the weight's device: each 4-byte word times a fixed odd random number, so
+        that the order counts and a change of one word is always seen; a polynomial over the chunks."""
+        size = WORDS.get(weight.device.type, WORDS["cuda"])
+        if weight.device not in self._factors:  # with a generator of its own: training's random numbers stay the same
+            drawn = torch.randint(-(2**63), 2**63 - 1, (size,), generator=torch.Generator().manual_seed(0))
+            self._factors[weight.device] = (drawn | 1).to(weight.device)
+        factors = self._factors[weight.device]
+        raw = weight.contiguous().flatten().view(torch.uint8)
+        total = torch.zeros((), dtype=torch.int64, device=weight.device)
+        for part in raw.split(4 * size):
+            if part.numel() % 4:
+                part = torch.nn.functional.pad(part, (0, -part.numel() % 4))
+            elif part.storage_offset() % 4:
+                part = part.clone()
+            words = part.view(torch.int32)
+            total = total * STEP + (words * factors[: len(words)]).sum()
+        return total
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Under FSDP2, frees gathered weights, so that parameters are shares again. A pass without gradients leaves some gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -21,17 +21,20 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
 from lore.run.devices import check_world, device_arguments
+from lore.run.launch_settings import DTYPES, check_optimization, mixed_precision, outside_precision
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.library_logging import silence
-from lore.support.processes import world_size
+from lore.support.processes import say, world_size
 from lore.train.common.checkpoint import drop_old_checkpoints, last_checkpoint, mark_complete, step_of
 from lore.train.common.config import TrainSection
+from lore.train.common.frozen_weights import FrozenWeights
 from lore.train.common.lora import whole_layers_in_float32
 from lore.train.common.lr_multipliers import scale_rates
 
@@ -47,9 +50,11 @@ def training_arguments(
     """Arguments of class `config` (transformers' TrainingArguments or a subclass of TRL) for a recipe; joins the process group.
 
     The trainer visits rows in the order of the data set, which `batch_order.training_order` determines. `set_steps` changes
-    the number of steps later. more: arguments that `config` has in addition to TrainingArguments.
+    the number of steps later. more: arguments that `config` has in addition to TrainingArguments. Raises LoreError if the launcher
+    would optimize otherwise than `train` says.
     """
     micro, passes = micro_batch(train)
+    check_optimization(max_grad_norm=train.max_grad_norm, micro_batch=micro, passes=passes, batch_size=train.batch_size)
     args = config(
         output_dir=str(folder / "checkpoints"),
         max_steps=steps,
@@ -74,6 +79,7 @@ def training_arguments(
         seed=seed,
         data_seed=seed,
         bf16=bf16,
+        fp16=mixed_precision("auto", "no") == "fp16" and not bf16,
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
@@ -163,6 +169,7 @@ class Recorder(TrainerCallback):
         self.trainer = self.bar = self.task = None
 
     def on_train_begin(self, args, state, control, **kwargs):
+        say(computation(self.trainer))
         if not state.is_world_process_zero:
             return
         self.bar = Progress(
@@ -212,11 +219,51 @@ class Recorder(TrainerCallback):
             self.bar.stop()
 
 
+def computation(trainer: Any) -> str:
+    """One line: dtype of the computation and what decides it, dtypes of the weights, devices and sharding. Call it when the trainer
+    has placed the model. Raises LoreError if accelerate computes in another precision than the trainer's arguments say."""
+    accelerator, found = trainer.accelerator, outside_precision()
+    word, asked = accelerator.mixed_precision, trainer.args.mixed_precision
+    decides = found[1] if found else "the recipe"
+    if word != asked:
+        raise LoreError(
+            f"Training would compute in mixed precision {word!r}, but the recipe asks for {asked!r} ({decides}).\n"
+            "Another Accelerator was created before, or a config file decides: set mixed_precision: 'no' there.",
+            same_on_every_rank=True,
+        )
+    kinds: dict[tuple[str, str], int] = {}
+    for weight in trainer.model.parameters():
+        kind = "trained" if weight.requires_grad else "frozen", str(weight.dtype).removeprefix("torch.")
+        kinds[kind] = kinds.get(kind, 0) + getattr(weight, "ds_numel", weight.numel())
+    weights = ", ".join(f"{count:,} {state} in {dtype}" for (state, dtype), count in sorted(kinds.items(), reverse=True))
+    computed = DTYPES[word] if word != "no" else " and ".join(sorted({dtype for _, dtype in kinds}))
+    if accelerator.device.type == "cuda" and "float32" in computed and torch.backends.cuda.matmul.allow_tf32:
+        computed += " (matrix products in TF32)"
+    plugin = accelerator.state.deepspeed_plugin
+    sharding = (
+        f", DeepSpeed ZeRO-{plugin.zero_stage}"
+        if plugin
+        else f", FSDP {accelerator.state.fsdp_plugin.fsdp_version}"
+        if trainer.is_fsdp_enabled
+        else ""
+    )
+    compiled = accelerator.state.dynamo_plugin.backend.value.lower()
+    processes = f"{accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)} on {accelerator.device.type}"
+    return (
+        f"computes in {computed} ({decides}); weights: {weights}; {processes}{sharding}"
+        f"{'' if compiled == 'no' else f', torch.compile ({compiled})'}"
+    )
+
+
 def train(trainer: Any, recorder: Recorder, folder: RunFolder, lr_factors: dict[str, float] | None = None) -> float:
-    """Trains to the end, from the newest complete checkpoint if there is one; returns the training time in seconds."""
+    """Trains to the end, from the newest complete checkpoint if there is one; returns the training time in seconds. Raises
+    LoreError if a frozen weight changes."""
     recorder.trainer = trainer
     whole_layers_in_float32(trainer)
     scale_rates(trainer, lr_factors or {})
+    frozen = FrozenWeights(trainer)
+    trainer.check_frozen = frozen.check
+    trainer.callback_handler.callbacks.insert(0, frozen)  # before callbacks that sample when training begins
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(recorder)
     checkpoint = last_checkpoint(folder)

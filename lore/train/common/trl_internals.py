@@ -10,7 +10,7 @@ The classes go before TRL's trainer among the bases: `class GRPO(GroupRollouts, 
 because importing GRPOTrainer imports vLLM, which takes seconds that the other stages must not pay.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch.distributed.tensor import DTensor
 from trl.distributed import DistributedBackend
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from lore.support.errors import LoreError
+from lore.train.common.frozen_weights import reshard
 
 Batch = dict[str, Any]
 
@@ -62,6 +67,7 @@ class GroupRollouts:
 
         training_step
           _prepare_inputs, once per rollout:
+            vllm_generation.sync_weights       weights go to the sampler, once per step; then check_frozen
             _generate_and_score_completions    collect_groups(rows) -> the groups to learn from
               _generate, _calculate_rewards      answered from those groups
               advantages, old and reference log-probabilities: TRL's own
@@ -79,6 +85,9 @@ class GroupRollouts:
     """Parts of the names of weights that vLLM's model does not have and would refuse: here the reference adapter's copies of
     whole modules."""
 
+    check_frozen: Callable[[str], None] | None = None
+    """Called with a description after each hand-over of weights to vLLM. Raises LoreError if a frozen weight has changed."""
+
     marks_given_tokens = False
     """Whether batches carry the mask that `given_mask` reads."""
 
@@ -89,7 +98,8 @@ class GroupRollouts:
         self._handed_over: list[SampledGroup] | None = None
         super().__init__(reward_funcs=[total], **arguments)
         if self.use_vllm:
-            self._keep_weights_from_sampler()
+            check_mergeable(self.model, self.vllm_generation.accelerator)
+            self._hand_over_copies()
 
     # Hooks
 
@@ -243,13 +253,23 @@ class GroupRollouts:
     def _compute_loss(self, model: Any, inputs: Batch) -> torch.Tensor:
         return self.total_loss(super()._compute_loss(model, inputs), model, inputs)
 
-    def _keep_weights_from_sampler(self) -> None:
-        named = self.vllm_generation._iter_named_params
+    def _hand_over_copies(self) -> None:
+        sampler = self.vllm_generation
+        named, hand_over = sampler._iter_named_params, sampler.sync_weights
+        if isinstance(sampler.model, PeftModel):
+            # TRL's own merges the adapter into the base in place and unmerges it, which rounds the base each time.
+            def named() -> Iterator[tuple[str, torch.Tensor]]:
+                return merged_weights(sampler)
 
-        def sent() -> Iterator[tuple[str, Any]]:
+        def sent() -> Iterator[tuple[str, torch.Tensor]]:
             return ((name, weight) for name, weight in named() if not any(part in name for part in self.kept_from_sampler))
 
-        self.vllm_generation._iter_named_params = sent
+        def hand_over_and_check() -> None:
+            hand_over()
+            if self.check_frozen is not None:
+                self.check_frozen("after the weights went to the sampler")
+
+        sampler._iter_named_params, sampler.sync_weights = sent, hand_over_and_check
 
     # The Trainer of transformers, below TRL's
 
@@ -287,6 +307,118 @@ def _lengthened(value: Any, starts: list[list[int]]) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], list) and any(starts):
         return [list(row) + [0] * len(start) for row, start in zip(value, starts, strict=True)]
     return value
+
+
+# Weights for the sampler
+
+
+def merged_weights(sampler: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """(vLLM's name, whole weight) of every weight that the model computes with, with the active adapter merged in.
+
+    sampler: TRL's VLLMGeneration with a PeftModel. The base stays as it is: the sum is computed in float32 on a copy of one module
+    at a time, and rounded once to the dtype of the base. With several processes, all have to iterate together, because gathering
+    a weight is collective.
+    """
+    model, device = sampler.model, sampler.accelerator.device
+    backend = DistributedBackend(sampler.accelerator)
+    reshard(model)
+    adapters: dict[int, list[BaseTunerLayer]] = {}
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            adapters.setdefault(id(module.get_base_layer()), []).append(module)
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        if "original_module" in path or model.prefix in path:  # the frozen twin of a whole trained module; the adapter itself
+            continue
+        own = {name: weight for name, weight in module.named_parameters(recurse=False) if id(weight) not in seen}
+        seen |= {id(weight) for weight in own.values()}
+        prefix = path.removeprefix("base_model.model.").replace(".base_layer", "")
+        names = {
+            name: sampler._fix_param_name_to_vllm(f"{prefix}.{name}", extra_prefixes=["modules_to_save.default."]) for name in own
+        }
+        if own and id(module) in adapters:
+            merged = _merged(module, adapters[id(module)], backend, device)
+            yield from ((names[name], merged.pop(name)) for name in own)
+            continue
+        for name, weight in own.items():
+            with backend.gather_params([weight]):
+                yield names[name], _whole(weight, device)
+
+
+@torch.no_grad()
+def _merged(base: torch.nn.Module, adapters: list[BaseTunerLayer], backend: DistributedBackend, device: Any) -> dict[str, Any]:
+    """The base module's weights by name, with its adapters merged in by PEFT's own code, which sees float32 copies."""
+    modules = {id(module): module for adapter in adapters for module in adapter.modules()}.values()
+    places = [(module, name, weight) for module in modules for name, weight in module.named_parameters(recurse=False)]
+    dtypes = {name: weight.dtype for module, name, weight in places if module is base}
+    before = [(adapter, list(adapter.merged_adapters)) for adapter in adapters]
+    try:
+        with backend.gather_params([weight for *_, weight in places]):
+            for module, name, weight in places:
+                copy = _whole(weight, device).to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+                module._parameters[name] = torch.nn.Parameter(copy, requires_grad=False)
+        with torch.autocast(device.type, enabled=False):
+            for adapter in adapters:
+                adapter.merge()
+        return {name: getattr(base, name).detach().to(dtype) for name, dtype in dtypes.items()}
+    finally:
+        for module, name, weight in places:
+            module._parameters[name] = weight
+        for adapter, merged in before:
+            adapter.merged_adapters[:] = merged
+
+
+def _whole(weight: torch.Tensor, device: Any) -> torch.Tensor:
+    weight = weight.detach()
+    if isinstance(weight, DTensor):  # FSDP2; gathering needs the device of the process group
+        return weight.to(device).full_tensor()
+    return weight
+
+
+def check_mergeable(model: Any, accelerator: Any) -> None:
+    """Raises LoreError before step 0 if the sampler's model cannot hold what a model with this adapter computes."""
+    if not isinstance(model, PeftModel):
+        return
+    if DistributedBackend(accelerator).fsdp_version == 1:
+        raise _no_hand_over(
+            "FSDP version 1 flattens the weights of base and adapter together, so they cannot be merged module by module",
+            "Set fsdp_version: 2 in the accelerate config (launch/accelerate/fsdp2.yaml)",
+        )
+    owners: dict[int, dict[int, str]] = {}  # weight of the base -> what the sampler gets in its place -> module
+    for path, module in model.named_modules(remove_duplicate=False):
+        if "original_module" in path or path.endswith("base_layer") or model.prefix in path:
+            continue
+        if isinstance(module, BaseTunerLayer):
+            base = module.get_base_layer()
+            if not hasattr(module, "scaling"):
+                raise _no_hand_over(f"{path} is a {type(module).__name__}, no LoRA layer", "Merge that adapter into the base first")
+            for weight in base.parameters(recurse=False):
+                if not weight.is_floating_point():
+                    raise _no_hand_over(
+                        f"{path} is quantized, and merging would round the adapter to 4 bits", "Remove model.quantize"
+                    )
+                owners.setdefault(id(weight), {})[id(base)] = path
+        elif isinstance(module, ModulesToSaveWrapper):
+            trained = module.modules_to_save[module.active_adapters[0]]
+            for name, weight in module.original_module.named_parameters():
+                owners.setdefault(id(weight), {})[id(trained.get_parameter(name))] = path
+        else:
+            for weight in module.parameters(recurse=False):
+                owners.setdefault(id(weight), {})[id(weight)] = path
+    for paths in owners.values():
+        if len(paths) > 1:
+            raise _no_hand_over(
+                f"{' and '.join(paths.values())} are tied in the base, and the adapter changes them separately",
+                "Leave these modules out of model.lora.targets and model.lora.modules_to_save",
+            )
+
+
+def _no_hand_over(why: str, fix: str) -> LoreError:
+    return LoreError(
+        f"rollout.engine is vLLM, whose model gets base and adapter merged: {why}. The sampler would not be the trained judge.\n"
+        f"{fix}, or sample with rollout.engine: transformers.",
+        same_on_every_rank=True,
+    )
 
 
 # Batches

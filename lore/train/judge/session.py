@@ -14,6 +14,7 @@ from lore.codec.prompt import PromptFormat
 from lore.engines.loading import default_device, load_model, load_processor, photo_parts, resolve_dtype
 from lore.judge.card import check_card, check_template, judge_card, write_card
 from lore.rubric.rubric import Rubric, load_rubric
+from lore.run.launch_settings import mixed_precision
 from lore.run.run_folder import RunFolder
 from lore.support.fingerprint import template_fingerprint
 from lore.train.common.frozen_weights import freeze_photo_parts, freeze_weights
@@ -42,7 +43,8 @@ class Start:
 
 
 def begin(recipe: Any) -> Start:
-    """Sets the seed and checks that the judge's prompts match its training. recipe: has .seed, .model, .data and .prompt."""
+    """Sets the seed and checks that the judge's prompts match its training and that the launcher keeps to model.dtype. recipe: has
+    .seed, .model, .data and .prompt."""
     set_seed(recipe.seed)
     rubric = load_rubric(recipe.data.rubric)
     fmt = PromptFormat(**recipe.prompt.model_dump())
@@ -53,7 +55,8 @@ def begin(recipe: Any) -> Start:
     template = template_fingerprint(processor)
     card = judge_card(recipe, renderer, rubric.hash, processor)
     device = default_device()
-    bf16 = resolve_dtype(recipe.model.dtype, device) == torch.bfloat16
+    own = "bf16" if resolve_dtype(recipe.model.dtype, device) == torch.bfloat16 else "no"
+    bf16 = mixed_precision(recipe.model.dtype, own) == "bf16"
     hashes = {"rubric_hash": rubric.hash, "renderer_hash": renderer, "template": template}
     return Start(rubric, fmt, processor, card, hashes, device, bf16)
 

@@ -29,6 +29,7 @@ from lore.data.tables.text_tables import parquet_records
 from lore.engines.config import ModelSection
 from lore.engines.model_checks import check_format, check_positions, check_saving, check_vocabulary
 from lore.run.dry_pass import dry_pass
+from lore.run.launch_settings import mixed_precision
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import world_size
@@ -90,7 +91,8 @@ def run(recipe: PretrainRecipe, folder: RunFolder) -> None:
     print(f"{size / 1e6:.2f} M parameters, vocabulary {words}, {len(rows):,} texts, {sum(lengths):,} tokens, {steps} steps")
     order = training_order(lengths, recipe.train.batch_size, steps, recipe.seed, shuffle=recipe.shuffle)
     cpu = not torch.cuda.is_available()
-    args = sft_arguments(recipe.train, folder, steps, recipe.seed, bf16=False, vision=True, cpu=cpu)
+    bf16 = mixed_precision("auto", "no") == "bf16"
+    args = sft_arguments(recipe.train, folder, steps, recipe.seed, bf16=bf16, vision=True, cpu=cpu)
     check_pretraining(recipe, folder, model, processor, args, rows, steps)
     recorder = Recorder(folder, "pretrain", keep=recipe.train.keep_checkpoints)
     collator = TextAndPhotoCollator(processor=processor)

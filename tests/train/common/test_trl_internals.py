@@ -51,6 +51,7 @@ METHODS = [
     Internal(GRPO, "_load_from_checkpoint", "resume_from_checkpoint model"),
     Internal(GRPO, "_load_optimizer_and_scheduler", "checkpoint"),
     Internal("trl.generation.vllm_generation:VLLMGeneration", "_iter_named_params", ""),
+    Internal("trl.generation.vllm_generation:VLLMGeneration", "_fix_param_name_to_vllm", "name extra_prefixes"),
     Internal("trl.trainer.dpo_trainer:DPOTrainer", "_prepare_dataset", "dataset processing_class args dataset_name"),
     Internal("trl.trainer.kto_trainer:KTOTrainer", "_prepare_dataset", "dataset processing_class args dataset_name"),
 ]
@@ -63,6 +64,7 @@ ATTRIBUTES = [
 ]
 PUBLIC_BUT_DEEP = [
     Internal("trl.distributed:DistributedBackend", "summon_full_params", "module kwargs"),
+    Internal("trl.distributed:DistributedBackend", "gather_params", "params"),
     Internal(
         "trl.models",
         "unwrap_model_for_generation",
@@ -74,11 +76,14 @@ PUBLIC_BUT_DEEP = [
 ]
 PUBLIC_ATTRIBUTES = [
     Internal(GRPO, "eos_token_ids"),
+    Internal("trl.generation.vllm_generation:VLLMGeneration", "model"),
+    Internal("trl.generation.vllm_generation:VLLMGeneration", "accelerator"),
     Internal("transformers.trainer:Trainer", "current_gradient_accumulation_steps", used="lore/train/rl/grpo.py"),
 ]
 OTHER_LIBRARIES = [
     Internal("peft.tuners.tuners_utils", "_maybe_include_all_linear_layers", "peft_config model", used="lore/train/common/lora.py"),
     Internal("peft.tuners.tuners_utils", "check_target_module_exists", "config key", used="lore/train/common/lora.py"),
+    Internal("peft.tuners.tuners_utils", "BaseTunerLayer", ""),
     Internal("accelerate.commands.launch", "launch_command", "args", used="lore/run/launch.py"),
     Internal("accelerate.commands.launch", "launch_command_parser", "subparsers", used="lore/run/launch.py"),
 ]

@@ -3,6 +3,10 @@ VLLMGeneration: a model of its own that samples with log-probabilities, takes we
 that are too long. What vLLM itself does with them is not shown here.
 """
 
+import json
+import re
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,11 +15,17 @@ import torch
 
 pytest.importorskip("vllm", reason="TRL imports its side of vLLM only where vllm is installed")
 
+from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
 
+from lore.config.stages import load_recipe  # noqa: E402
 from lore.engines.config import ModelSection  # noqa: E402
 from lore.engines.loading import load_model, load_processor  # noqa: E402
+from lore.run.run_folder import RunFolder  # noqa: E402
 from lore.run.runner import run_recipe  # noqa: E402
+from lore.support.errors import LoreError  # noqa: E402
+from lore.train.common.frozen_weights import FrozenWeights  # noqa: E402
+from lore.train.rl.grpo import GRPO, prepare  # noqa: E402
 
 
 class StandIn:
@@ -178,3 +188,129 @@ def test_the_value_head_is_no_weight_of_the_sampler(tiny, runs, tmp_path, stand_
     assert gap(steps) < 1e-4
     assert llm.longest == 512 + 2 * 48 and not any(llm.photos)
     assert all("value/loss" in line for line in steps)
+
+
+def bfloat16_trainer(tiny, tmp_path: Path, engine: str = "vllm_colocate", **sections) -> GRPO:
+    """The trainer of a recipe that computes in bfloat16, before its first step."""
+    body = json.loads(tiny.align("grpo", tiny.text, rollout={"engine": engine}, **sections))
+    body["model"]["dtype"] = "bfloat16"
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(body, indent=1))
+    recipe = load_recipe(path)
+    folder = RunFolder.of(recipe)
+    folder.open(recipe)
+    return prepare(recipe, folder)[1]
+
+
+def loaded_adapter(tiny, tmp_path: Path) -> Path:
+    """An rslora adapter on linear layers and embeddings, with the output layer whole."""
+    lora = {"targets": ["embed_tokens", "q_proj", "down_proj"], "modules_to_save": ["lm_head"], "rank": 16}
+    tiny.train_once("several", tmp_path / "adapter", {"name": str(tiny.text)}, model="text", lora=lora, steps=2, lr=1e-3)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": True}))
+    return tmp_path / "adapter"
+
+
+def merged_by_hand(trainer: GRPO) -> dict[str, torch.Tensor]:
+    """What the trainer computes with, by the names of the base: base + scale * B A in float32, rounded once; DoRA's formula."""
+    state = {name.removeprefix("base_model.model."): value.detach().float() for name, value in trainer.model.named_parameters()}
+    config = trainer.model.peft_config["default"]
+    scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+    merged = {}
+    for name, value in state.items():
+        if "lora_" in name or "original_module" in name or ".ref." in name:
+            continue
+        at = name.partition(".base_layer")[0]
+        if f"{at}.lora_A.default.weight" in state:
+            delta = state[f"{at}.lora_B.default.weight"] @ state[f"{at}.lora_A.default.weight"] * scale
+        elif f"{at}.lora_embedding_A.default" in state:
+            delta = (state[f"{at}.lora_embedding_B.default"] @ state[f"{at}.lora_embedding_A.default"]).T * scale
+        else:
+            merged[name.replace(".modules_to_save.default", "")] = value
+            continue
+        value = value + delta
+        if config.use_dora:
+            value = state[f"{at}.lora_magnitude_vector.default.weight"][:, None] / value.norm(dim=1, keepdim=True) * value
+        merged[name.replace(".base_layer", "")] = value.bfloat16().float()
+    return merged
+
+
+@pytest.mark.parametrize("engine", ["vllm_colocate", "vllm_server"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "loaded"])
+def test_fifty_hand_overs_in_bfloat16_leave_the_frozen_weights_as_they_are(tiny, runs, tmp_path, stand_in, kind, engine):
+    options = {"lora": {"dora": kind == "dora"}}
+    if kind == "loaded":  # the reference is a copy of this adapter
+        options = {"adapter": loaded_adapter(tiny, tmp_path), "grpo": {"kl": 0.01}}
+    trainer = bfloat16_trainer(tiny, tmp_path, engine, **options)
+    llm, model = stand_in[-1], trainer.model
+    frozen = {name: weight.detach().clone() for name, weight in model.named_parameters() if not weight.requires_grad}
+    assert sum(weight.dtype == torch.bfloat16 for weight in frozen.values()) > 10 and len(frozen) < len(
+        dict(model.named_parameters())
+    )
+    check = FrozenWeights(trainer)
+    check.on_train_begin(None, None, None)
+    trainer.check_frozen = check.check
+    torch.manual_seed(0)
+    for number in range(50):
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.requires_grad:
+                    weight += 0.02 * torch.randn_like(weight)
+        sent = merged_by_hand(trainer)
+        trainer.vllm_generation.sync_weights()
+        assert llm.syncs == number + 1 and sent.keys() == llm.weights.keys()
+        for name, weight in sent.items():
+            torch.testing.assert_close(llm.weights[name].data, weight, rtol=8e-3 if kind == "dora" else 0, atol=0, msg=name)
+    for name, weight in model.named_parameters():
+        assert name not in frozen or torch.equal(weight.view(torch.uint8), frozen[name].view(torch.uint8)), name
+    assert not any(getattr(module, "merged_adapters", None) for module in model.modules())
+
+
+def test_a_merge_in_place_is_noticed(tiny, runs, tmp_path, stand_in):
+    """TRL's own hand-over rounds the base: what the fingerprint is for."""
+    trainer = bfloat16_trainer(tiny, tmp_path, lora={})
+    check = FrozenWeights(trainer)
+    check.on_train_begin(None, None, None)
+    trainer.check_frozen = check.check
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.02)
+    trainer.vllm_generation._iter_named_params = lambda: VLLMGeneration._iter_named_params(trainer.vllm_generation)
+    with pytest.raises(LoreError) as error:
+        for _ in range(20):
+            trainer.vllm_generation.sync_weights()
+    assert re.match(
+        r"14 of 21 frozen weights have changed since training began \(after the weights went to the sampler, step 0\): "
+        r"base_model\.model\.model\.layers\.0\.self_attn\.q_proj\.base_layer\.weight, ",
+        str(error.value),
+    )
+
+
+def test_a_run_in_bfloat16_learns_from_what_its_sampler_says(tiny, runs, tmp_path, stand_in, capsys):
+    body = json.loads(tiny.align("grpo", tiny.judge("text"), lora={}, rollout={"engine": "vllm_colocate"}, train={"lr": 1e-2}))
+    body["model"]["dtype"] = "bfloat16"
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(body, indent=1))
+    steps = [line for line in run_recipe(path).metrics() if "loss" in line]
+    assert len(steps) == 3 and stand_in[-1].syncs == 3
+    assert gap(steps) < 0.5
+    assert "frozen weights: 21 tensors" in capsys.readouterr().out
+
+
+TIED = [
+    ({"targets": ["embed_tokens", "q_proj"]}, "model.embed_tokens"),
+    ({"modules_to_save": ["lm_head"]}, "lm_head"),
+    ({"modules_to_save": ["embed_tokens"]}, "embed_tokens"),
+]
+
+
+@pytest.mark.parametrize("lora, named", TIED, ids=["adapter", "output", "input"])
+def test_a_tied_weight_that_the_adapter_changes_apart_is_refused(tiny, runs, tmp_path, stand_in, lora, named):
+    shutil.copytree(tiny.text, tmp_path / "tied")
+    config = AutoConfig.from_pretrained(tiny.text, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "tied")
+    tied = SimpleNamespace(align=tiny.align, text=tmp_path / "tied")
+    message = rf"(?s)merged: .*{named}.* are tied in the base.*rollout.engine: transformers"
+    with pytest.raises(LoreError, match=message):
+        bfloat16_trainer(tied, tmp_path, lora=lora)
+    bfloat16_trainer(tied, tmp_path, lora={"targets": ["q_proj"]}).vllm_generation.sync_weights()
