@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 PROBE, PADS = "red running shoes for a child, size 31", 5
-TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-3, 0.1  # relative change of the logits; wrong positions change them by 0.3 and more
+# Relative change of the logits. Rounding alone: 6e-7 in float32, 0.02 in bfloat16; wrong positions or states: above 0.05.
+TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-4, 0.05
 DONE, MEASURED = "_lore_rows_apart", "_lore_padding_moves"
 
 
@@ -98,6 +99,8 @@ def _measured(model: Any, tokenizer: Any) -> bool:
     try:
         alone = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0, -1].float()
         beside = model(**padded, use_cache=False).logits[0, -1].float()
+    except ValueError:  # a model that reads no text without a photo cannot be measured
+        return True
     finally:
         model.train(was_training)
     moved = ((alone - beside).norm() / alone.norm().clamp(min=1e-9)).item()

@@ -88,7 +88,7 @@ CONFIGS = {
     "qwen2_vl": {"text_config": ROPED | MROPE, "vision_config": {"depth": 1, "embed_dim": 16, "num_heads": 2}},
     "qwen2_5_vl": {"text_config": ROPED | MROPE, "vision_config": QWEN_VISION | {"fullatt_block_indexes": [0]}},
     "qwen3_vl": {"text_config": ROPED | MROPE, "vision_config": QWEN_VISION | {"deepstack_visual_indexes": [0]}},
-    "llava-opt": {"text_config": OPT | {"model_type": "opt"}, "vision_config": SIZE | {"model_type": "clip_vision_model"}},
+    "gemma3": {"text_config": ROPED | WINDOW | {"query_pre_attn_scalar": 8}, "vision_config": SIZE},
 }
 
 
