@@ -102,7 +102,7 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
     model.generation_config.eos_token_id = stop_ids(start.processor, known_stops(recipe.model))
     prompts = Prompts(pairs, start.rubric, start.fmt, start.processor)
     replay = Replay(recipe, folder, start) if recipe.replay is not None else None
-    check_row_lengths(recipe, model, prompts, replay)
+    check_row_lengths(recipe, args, model, prompts, replay)
     rounds = -(-recipe.train.steps // recipe.rollout.updates)
     asked = recipe.train.batch_size * recipe.rollout.updates // recipe.rollout.group
     curriculum = recipe.pool.order != "random"
@@ -133,13 +133,18 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
     )
 
 
-def check_row_lengths(recipe: RolloutRecipe, model: Any, prompts: Prompts, replay: Replay | None) -> None:
-    """Raises LoreError if a prompt with its answer, or a replayed row, would change others in its batch."""
-    if length_rule(model.config) is None:
+def check_row_lengths(recipe: RolloutRecipe, args: GRPOConfig, model: Any, prompts: Prompts, replay: Replay | None) -> None:
+    """Raises LoreError if a prompt with its answer, or a replayed row, would change others in its batch. Keeps vLLM's context
+    within the short frequencies of longrope if all rows are: beyond, vLLM reads every row with the long ones."""
+    rule = length_rule(model.config)
+    if rule is None:
         return  # most models: no need to tokenize all prompts
     asked = [prompt_tokens(prompts.processor, prompts.messages(row)) for row in track(range(len(prompts)), "prompt lengths")]
     longest_answer = recipe.rollout.max_tokens * (1 if recipe.guided is None else 2)
-    check_lengths(model.config, [min(asked) + 1, max(asked) + longest_answer], padded_left=True)
+    longest = max(asked) + longest_answer
+    check_lengths(model.config, [min(asked) + 1, longest], padded_left=True)
+    if not rule.exact and longest <= rule.tokens and args.vllm_max_model_length is not None:
+        args.vllm_max_model_length = min(args.vllm_max_model_length, rule.tokens)
     if replay is not None:
         check_lengths(model.config, replay.lengths)
 
