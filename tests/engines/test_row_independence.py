@@ -1,5 +1,7 @@
 """A row's numbers are the same alone and beside others, for every way in which models read positions, windows and padding."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from lore.codec.prompt import PromptFormat, render
 from lore.data.images import load_image
 from lore.data.parquet import read_pairs
-from lore.engines.config import ModelSection
+from lore.engines.config import ModelSection, VllmSection
 from lore.engines.engine import Sampling
 from lore.engines.loading import is_vision, load_model
 from lore.engines.open_engine import open_engine
 from lore.engines.row_independence import keep_rows_apart, padding_moves
 from lore.engines.transformers import TransformersEngine
+from lore.engines.vllm import VllmEngine, engine_options, longrope
 from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
 
 RUBRIC = load_rubric("shop")
 WORDS = "red cotton dress for women and a blue scarf of wool with small white dots"
@@ -172,6 +176,21 @@ def test_padding_that_a_model_reads_is_found_out_once(monkeypatch):
     assert not padding_moves(engine.model, engine.tokenizer)  # measured before
     del engine.model._lore_padding_moves
     assert padding_moves(engine.model, engine.tokenizer)
+
+
+def test_vllm_reads_short_prompts_of_longrope_with_the_short_frequencies_or_not_at_all(tmp_path):
+    engine = engine_of("phi3")
+    engine.model.save_pretrained(tmp_path)
+    section = ModelSection(name=str(tmp_path))
+    assert engine_options(section, VllmSection(), None, takes_images=False)["max_model_len"] == 40
+    assert engine_options(section, VllmSection(max_model_tokens=200), None, takes_images=False)["max_model_len"] == 200
+    started = SimpleNamespace(model_config=SimpleNamespace(max_model_len=200))
+    vllm = VllmEngine(started, engine.tokenizer, RUBRIC, set(), rule=longrope(section))
+    with pytest.raises(LoreError, match="39 tokens.*max_model_tokens 200.*at most 40"):
+        vllm._input(PROMPTS[2])
+    assert len(vllm._input(PROMPTS[5])["prompt_token_ids"]) == 54
+    started.model_config.max_model_len = 40
+    assert len(vllm._input(PROMPTS[2])["prompt_token_ids"]) == 39
 
 
 def test_a_loaded_checkpoint_keeps_its_rows_apart(tmp_path):
