@@ -127,7 +127,7 @@ class VllmEngine:
         if self._rule is not None and tokens <= self._rule.tokens < most:
             raise LoreError(
                 f"A prompt has {tokens} tokens, and with max_model_tokens {most} vLLM reads every prompt with the long frequencies "
-                f"of the model's longrope, also those of at most {self._rule.tokens} tokens, which are trained with the short ones.\n"
+                f"of the model's longrope, even those of at most {self._rule.tokens} tokens, trained with the short ones.\n"
                 f"Set max_model_tokens to {self._rule.tokens}, or use the transformers engine."
             )
         return {"prompt": text, "multi_modal_data": {"image": images}} if images else {"prompt_token_ids": ids}
