@@ -79,8 +79,7 @@ def image_tokens(processor: Any, image: Any) -> int:
 def prompt_tokens(processor: Any, messages: list[dict]) -> int:
     """Length of a prompt in tokens, including photos."""
     text, images = prompt_text(processor, messages)
-    ids = getattr(processor, "tokenizer", processor)(text, add_special_tokens=False)["input_ids"]
-    return len(ids) + sum(image_tokens(processor, image) for image in images)
+    return len(text_ids(processor, text)) + sum(image_tokens(processor, image) for image in images)
 
 
 def at_verdict(messages: list[dict], prefix: str) -> list[dict]:
