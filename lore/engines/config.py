@@ -89,7 +89,9 @@ class UnansweredSection(StrictModel):
 
 class VllmSection(StrictModel):
     max_model_tokens: int | None = Field(None, ge=16)
-    """Longest prompt plus answer, in tokens; null uses the model's own context length, which needs the most memory."""
+    """Longest prompt plus answer, in tokens; null uses the model's own context length, which needs the most memory. For a model
+    with longrope (Phi-3) null is its original length: with a longer context vLLM reads short prompts in another way than the
+    trainers do."""
     gpu_memory: float = Field(0.9, gt=0, le=1)
     """Fraction of GPU memory that vLLM reserves; lower it if a trainer shares the device. Ignored on a CPU."""
     tensor_parallel: int = Field(1, ge=1)

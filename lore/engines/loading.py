@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from lore.engines.config import ModelSection, looks_local
+from lore.engines.row_independence import keep_rows_apart
 from lore.support.errors import LoreError
 from lore.support.library_logging import silence
 from lore.support.processes import say
@@ -130,6 +131,7 @@ def load_model(
             model = with_adapter(model, section.adapter, base=section.name, is_trainable=for_training)
             if for_training:
                 check_untied(model, section.adapter)
+    keep_rows_apart(model)
     if not for_training:
         model.eval()
         if not section.quantize:

@@ -1,8 +1,9 @@
 """The transformers engine: batched `generate` and `score` on CPU or GPU, for text and photos, with adapters or merged models.
 
-Prompts are sorted by length and left-padded into batches of at most `batch_tokens` padded tokens. Greedy answers and scores
-therefore do not depend on how the caller groups prompts, except for floating-point rounding. Not implemented: paged
-attention and continuous batching; use vLLM for those.
+Prompts are sorted by length and left-padded into batches of at most `batch_tokens` padded tokens. Rows that would change one
+another's numbers never share a batch (lore/engines/row_independence.py). Greedy answers and scores therefore do not depend on
+how the caller groups prompts, except for floating-point rounding. Not implemented: paged attention and continuous batching; use
+vLLM for those.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from lore.engines.chat import at_verdict, image_tokens, prompt_text, stop_ids
 from lore.engines.config import ModelSection
 from lore.engines.engine import Completion, Messages, Sampling
 from lore.engines.loading import default_device, load_model, load_processor
+from lore.engines.row_independence import base_of, keep_rows_apart, length_rule, padding_moves
 from lore.rubric.rubric import Rubric
 
 
@@ -45,6 +47,8 @@ class TransformersEngine:
         self.verdict = verdict_tokens(processor, rubric)
         known = model.generation_config.eos_token_id
         self._stop_ids = stop_ids(processor, set(known if isinstance(known, list) else [known]) - {None})
+        keep_rows_apart(model)
+        self._rule, self._equal_lengths = length_rule(base_of(model).config), padding_moves(model, self.tokenizer)
 
     @classmethod
     def load(cls, section: ModelSection, rubric: Rubric, *, batch_tokens: int = 16384, device: str | None = None):
@@ -61,8 +65,9 @@ class TransformersEngine:
             torch.manual_seed(sampling.seed)
         for indices in self._batches(texts, extra=sampling.max_tokens, copies=per_prompt):
             inputs = self._inputs([texts[i] for i in indices])
-            shares = per_prompt > 1 and self._can_share
-            with self._generation(sampling, 1 if shares else per_prompt) as config:
+            rereads = self._rereads(int(inputs["attention_mask"][0].sum()), sampling.max_tokens)
+            shares = per_prompt > 1 and self._can_share and not rereads
+            with self._generation(sampling, 1 if shares else per_prompt, use_cache=not rereads) as config:
                 asked = self._read_once(inputs, per_prompt) if shares else inputs
                 ids = self.model.generate(**asked, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
             prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
@@ -104,23 +109,33 @@ class TransformersEngine:
             max_new_tokens=1, pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self._stop_ids, return_dict_in_generate=True
         )
         cache = self.model.generate(**inputs, generation_config=config).past_key_values
-        cache.crop(inputs["input_ids"].shape[1] - 1)
+        cache.crop(-1)  # transformers 5.20 and newer take only the number of tokens to remove, as a negative number
         cache.batch_repeat_interleave(copies)
         repeated = {key: inputs[key].repeat_interleave(copies, dim=0) for key in ("input_ids", "attention_mask")}
         return repeated | {"past_key_values": cache}
 
+    def _rereads(self, length: int, extra: int) -> bool:
+        """Whether each token of the answers reads the whole row again, without a KV cache.
+
+        An answer that grows beyond the short frequencies of longrope changes those of the whole row, also of what is in the
+        cache. There transformers 5.19 drops the cache and goes on without the tokens that it held.
+        """
+        rule = self._rule
+        return rule is not None and not rule.exact and length <= rule.tokens + 1 and length + extra > rule.tokens
+
     @contextmanager
-    def _generation(self, sampling: Sampling, per_prompt: int) -> Iterator[GenerationConfig]:
+    def _generation(self, sampling: Sampling, per_prompt: int, *, use_cache: bool) -> Iterator[GenerationConfig]:
         """A generation config with the values of `sampling` only.
 
         transformers would fill missing values from the checkpoint's generation_config (repetition_penalty,
         no_repeat_ngram_size, ...), which did not apply during training. That config is disabled inside the context.
         """
         options: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "num_return_sequences": per_prompt, "top_k": 0}
+        options["use_cache"] = use_cache
         if sampling.temperature > 0:
             options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
         config = GenerationConfig(pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self._stop_ids, **options)
-        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        inner = base_of(self.model)
         own, inner.generation_config = inner.generation_config, GenerationConfig()
         try:
             yield config
@@ -142,15 +157,23 @@ class TransformersEngine:
             else []
         )
         photos = [sum(image_tokens(self.processor, image) for image in images) for _, images in texts]
-        lengths = [tokens + more + extra for tokens, more in zip(lengths, photos, strict=True)]
+        lengths = [tokens + more for tokens, more in zip(lengths, photos, strict=True)]
+        company = [self._company(length, extra) for length in lengths]
         batch: list[int] = []
         for index in sorted(range(len(texts)), key=lambda i: -lengths[i]):
-            if batch and lengths[batch[0]] * (len(batch) + 1) * copies > self.batch_tokens:
+            full = batch and (lengths[batch[0]] + extra) * (len(batch) + 1) * copies > self.batch_tokens
+            if full or (batch and company[batch[0]] != company[index]):
                 yield batch
                 batch = []
             batch.append(index)
         if batch:
             yield batch
+
+    def _company(self, length: int, extra: int) -> int:
+        """Prompts may share a batch if this number is the same."""
+        if self._equal_lengths:
+            return length
+        return self._rule.company(length, extra) if self._rule else 0
 
     def _inputs(self, rows: list[tuple[str, list]]) -> dict[str, torch.Tensor]:
         texts = [text for text, _ in rows]

@@ -17,6 +17,7 @@ from lore.engines.chat import at_verdict, image_tokens, prompt_text, stop_ids
 from lore.engines.config import ModelSection, VllmSection
 from lore.engines.engine import Completion, Messages, Sampling
 from lore.engines.loading import default_device, known_stops, load_config, load_processor, resolve_dtype
+from lore.engines.row_independence import LengthRule, length_rule
 from lore.engines.vllm_adapter import AdapterParts, adapter_rank, check_applied
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
@@ -28,8 +29,10 @@ SEED_STEP = 1_000_003
 class VllmEngine:
     """A judge in vLLM. Keep only one per process, because each instance reserves its memory at start-up."""
 
-    def __init__(self, llm: Any, processor: Any, rubric: Rubric, stops: set[int], adapter: Any = None):
-        self.llm, self.processor, self.rubric, self._adapter = llm, processor, rubric, adapter
+    def __init__(
+        self, llm: Any, processor: Any, rubric: Rubric, stops: set[int], adapter: Any = None, rule: LengthRule | None = None
+    ):
+        self.llm, self.processor, self.rubric, self._adapter, self._rule = llm, processor, rubric, adapter, rule
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.takes_images = processor is not self.tokenizer
         self.verdict = verdict_tokens(processor, rubric)
@@ -58,7 +61,7 @@ class VllmEngine:
         if rank:
             adapter = LoRARequest("judge", 1, str(adapter_folder(section.adapter)))
             check_applied(llm, adapter, section)
-        return cls(llm, processor, rubric, known_stops(section), adapter)
+        return cls(llm, processor, rubric, known_stops(section), adapter, longrope(section))
 
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
         """See Engine.generate. Sampled completions depend on the seed and on the prompt's index."""
@@ -121,6 +124,12 @@ class VllmEngine:
                 f"A prompt of {tokens} tokens leaves no room for an answer within vLLM's max_model_tokens ({most}).\n"
                 "Raise max_model_tokens, or lower prompt.max_prompt_tokens or prompt.max_photo_pixels."
             )
+        if self._rule is not None and tokens <= self._rule.tokens < most:
+            raise LoreError(
+                f"A prompt has {tokens} tokens, and with max_model_tokens {most} vLLM reads every prompt with the long frequencies "
+                f"of the model's longrope, even those of at most {self._rule.tokens} tokens, trained with the short ones.\n"
+                f"Set max_model_tokens to {self._rule.tokens}, or use the transformers engine."
+            )
         return {"prompt": text, "multi_modal_data": {"image": images}} if images else {"prompt_token_ids": ids}
 
     def _completion(self, result: Any, row: Any) -> Completion:
@@ -154,6 +163,9 @@ def engine_options(section: ModelSection, vllm: VllmSection, rank: int | None, *
     if default_device() == "cpu":
         # Chunked prefill of a seeded request crashes vLLM's CPU engine ("CPU Generator does not use offset").
         options["enable_chunked_prefill"] = False
+    if (rule := longrope(section)) is not None:
+        # With a longer context vLLM reads every prompt with the long frequencies, transformers only the prompts beyond the limit.
+        options["max_model_len"] = rule.tokens
     if vllm.max_model_tokens is not None:
         options["max_model_len"] = vllm.max_model_tokens
     if vllm.max_sequences is not None:
@@ -165,6 +177,12 @@ def engine_options(section: ModelSection, vllm: VllmSection, rank: int | None, *
     if rank is not None:
         options |= {"enable_lora": True, "max_loras": vllm.max_loras, "max_lora_rank": vllm.max_lora_rank or rank}
     return options
+
+
+def longrope(section: ModelSection) -> LengthRule | None:
+    """The rule of a model with longrope; None for other models."""
+    rule = length_rule(load_config(section))
+    return rule if rule is not None and not rule.exact else None
 
 
 def check_vllm() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow.compute as pc
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
@@ -27,6 +28,7 @@ from lore.support.processes import is_main_process, say, world_size
 from lore.support.progress import track
 from lore.train.common.arrow_rows import rendered_rows, write_rows
 from lore.train.common.batch_order import training_order
+from lore.train.common.neighbors import check_lengths
 from lore.train.common.trainer import RECORDED, Recorder, set_steps, total_steps, train, training_arguments
 from lore.train.common.trl_internals import TokenizedRows
 from lore.train.judge.dry_pass import check_training
@@ -69,6 +71,7 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     steps = total_steps(recipe.train, len(rows))
     set_steps(args, recipe.train, steps)
     model = trained_model(recipe, start)
+    check_lengths(model.config, read_lengths(recipe, rows))
     lora = judge_lora(recipe, model)
     asked = [("the longest prompt of the probe (watch)", probe, recipe.watch.max_tokens or ANSWER_TOKENS)]
     check_training(recipe, folder, start, model, args, steps=steps, rows=rows, asked=asked)
@@ -104,6 +107,16 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
         folder.finish(
             {**summary, "margin": last.get("rewards/margins"), "train_seconds": round(seconds, 2), "model": str(folder / "model")}
         )
+
+
+def read_lengths(recipe: PreferenceRecipe, rows: datasets.Dataset) -> list[int]:
+    """Tokens of every sequence that the trainer reads. KTO's KL estimate also reads prompts with the answers of other rows."""
+    answers = np.array([rows[f"{name}_tokens"][:] for name in FIELDS[recipe.stage]])
+    prompts = np.array(rows["length"][:]) - answers.max(axis=0)
+    found = (prompts + answers).ravel().tolist()
+    if recipe.stage == "kto" and recipe.loss == "kto":
+        found += [int(prompts.min() + answers.min()), int(prompts.max() + answers.max())]
+    return found
 
 
 def callbacks(recipe: PreferenceRecipe) -> list[TrainerCallback]:

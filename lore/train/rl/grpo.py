@@ -32,6 +32,7 @@ from trl import GRPOTrainer
 
 from lore.codec.judgement import FormatFailure
 from lore.codec.verdict_tokens import with_verdict_prefix
+from lore.engines.row_independence import keep_rows_apart
 from lore.engines.transformers import TransformersEngine
 from lore.judge.answer import Answer
 from lore.rewards.reward import Rewards
@@ -134,11 +135,11 @@ class GRPO(GroupRollouts, GRPOTrainer):
         self.marks_given_tokens = recipe.guided is not None
         super().__init__(**arguments)
         self.base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        if self.reads_photos:
-            for model in (self.base, self.ref_model):
-                if model is not None:
-                    hook = partial(only_photos_shown, self.base.config.image_token_id)
-                    model.register_forward_pre_hook(hook, with_kwargs=True)
+        for model in filter(None, (self.base, self.ref_model)):
+            keep_rows_apart(model)  # TRL loads its reference model by itself
+            if self.reads_photos:
+                hook = partial(only_photos_shown, self.base.config.image_token_id)
+                model.register_forward_pre_hook(hook, with_kwargs=True)
         self.check_processes()
 
     def check_processes(self) -> None:

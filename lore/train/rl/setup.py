@@ -14,17 +14,20 @@ from trl import GRPOConfig
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.rejected_rows import RejectedWriter
-from lore.engines.chat import stop_ids
+from lore.engines.chat import prompt_tokens, stop_ids
 from lore.engines.loading import known_stops
+from lore.engines.row_independence import length_rule, padding_moves
 from lore.rewards.reward import Rewards
 from lore.rewards.self_test import print_self_test, self_test
 from lore.run.devices import main_process_checks
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process, say, world_size
+from lore.support.progress import track
 from lore.train.common.arrow_rows import rendered_rows
 from lore.train.common.checkpoint import last_checkpoint
 from lore.train.common.lora import adapted_line
+from lore.train.common.neighbors import check_lengths
 from lore.train.common.trainer import RECORDED, Recorder, train, training_arguments
 from lore.train.judge.dry_pass import check_training
 from lore.train.judge.mixed_photos import check_mixed_photos, deepspeed_stage
@@ -38,6 +41,7 @@ from lore.train.rl.sft_replay import Replay, replay_rows_per_pass, write_replay
 from lore.train.watch.attach import probe_pairs, watched
 from lore.train.watch.collapse_rules import RECORDED as WATCHED
 from lore.train.watch.collapse_rules import preflight_rollouts
+from lore.train.watch.policy_engine import policy
 
 # Metrics that metrics.jsonl keeps. No times: a resumed run must write the same lines.
 KEPT_METRICS = (*RECORDED, *WATCHED, "reward_std", "rollout", "dynamic", "guided", "clip_ratio", "sft_loss", "value")
@@ -107,6 +111,9 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
     replayed = rendered_rows(folder / "data" / "replay.arrow") if recipe.replay is not None else None
     check_training(recipe, folder, start, model, args, steps=recipe.train.steps, rows=replayed, asked=asked)
     model.generation_config.eos_token_id = stop_ids(start.processor, known_stops(recipe.model))
+    prompts = Prompts(pairs, start.rubric, start.fmt, start.processor)
+    replay = Replay(recipe, folder, start) if recipe.replay is not None else None
+    check_row_lengths(recipe, args, model, prompts, replay)
     rounds = -(-recipe.train.steps // recipe.rollout.updates)
     asked = recipe.train.batch_size * recipe.rollout.updates // recipe.rollout.group
     curriculum = recipe.pool.order != "random"
@@ -127,14 +134,30 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
         start,
         args,
         model,
-        Prompts(pairs, start.rubric, start.fmt, start.processor),
+        prompts,
         rewards,
         PromptChoice(rates, len(table["samples"][0]), recipe.rollout.group, recipe.dynamic or DynamicSection()),
         order,
         windows,
-        Replay(recipe, folder, start) if recipe.replay is not None else None,
+        replay,
         probe,
     )
+
+
+def check_row_lengths(recipe: RolloutRecipe, args: GRPOConfig, model: Any, prompts: Prompts, replay: Replay | None) -> None:
+    """Raises LoreError if a prompt with its answer, or a replayed row, would change others in its batch. Keeps vLLM's context
+    within the short frequencies of longrope if all rows are: beyond, vLLM reads every row with the long ones."""
+    rule = length_rule(model.config)
+    if rule is None:
+        return  # most models: no need to tokenize all prompts
+    asked = [prompt_tokens(prompts.processor, prompts.messages(row)) for row in track(range(len(prompts)), "prompt lengths")]
+    longest_answer = recipe.rollout.max_tokens * (1 if recipe.guided is None else 2)
+    longest = max(asked) + longest_answer
+    check_lengths(model.config, [min(asked) + 1, longest], padded_left=True)
+    if not rule.exact and longest <= rule.tokens and args.vllm_max_model_length is not None:
+        args.vllm_max_model_length = min(args.vllm_max_model_length, rule.tokens)
+    if replay is not None:
+        check_lengths(model.config, replay.lengths)
 
 
 def check_reasoning(pairs: list[Pair], recipe: RolloutRecipe) -> None:
@@ -241,6 +264,7 @@ def run_trainer(setup: Setup, trainer: Any, title: str) -> None:
     recipe, folder = setup.recipe, setup.folder
     trainer.add_callback(ReferenceStaysOut())
     say(f"adapter: {adapted_line(None, trainer.model)}")
+    trainer.add_callback(PaddingIsHarmless(setup, trainer))
     if trainer.reads_photos and recipe.prompt.photo and (trainer.is_fsdp_enabled or deepspeed_stage(trainer) == 3):
         shown = sum(pair.image is not None for pair in setup.prompts.pairs)
         check_mixed_photos(shown, len(setup.prompts), "prompts", "launch/accelerate/zero2.yaml or ddp.yaml")
@@ -255,6 +279,26 @@ def run_trainer(setup: Setup, trainer: Any, title: str) -> None:
     if is_main_process():
         complete_model(recipe, folder, setup.start.card)
         folder.finish({**summary, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
+
+
+class PaddingIsHarmless(TrainerCallback):
+    """Stops a run before step 0 if padding changes the model's numbers, because TRL pads prompts on the left."""
+
+    def __init__(self, setup: Setup, trainer: Any):
+        self.setup, self.trainer = setup, trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        processor = self.setup.start.processor
+        with policy(self.trainer) as model:
+            moves = padding_moves(model, getattr(processor, "tokenizer", processor))
+        if moves:
+            raise LoreError(
+                f"Padding changes what {self.setup.recipe.model.name} computes, and the trainer pads prompts to the longest of a "
+                "batch. The log-probabilities of an answer would depend on the prompts beside it.\n"
+                "Align a model without recurrent or convolutional layers that read padding, or train with stage sft, dpo or kto, "
+                "which pad behind the answer.",
+                same_on_every_rank=True,
+            )
 
 
 class Preflight(TrainerCallback):

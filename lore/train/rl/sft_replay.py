@@ -98,7 +98,8 @@ class Replay:
         fmt, processor = start.fmt, start.processor
         self.rows = rendered_rows(folder / "data" / "replay.arrow")
         self.size, self.every = replay_rows_per_pass(recipe)
-        self.order = training_order(self.rows["length"][:], recipe.replay.rows, recipe.train.steps, recipe.seed)
+        self.lengths = self.rows["length"][:]
+        self.order = training_order(self.lengths, recipe.replay.rows, recipe.train.steps, recipe.seed)
         if takes_photos(processor, fmt):
             several = world_size() > 1
             self.columns = ["prompt", "completion", "images"]

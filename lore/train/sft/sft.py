@@ -28,6 +28,7 @@ from lore.support.progress import track
 from lore.train.common.arrow_rows import rendered_rows, write_rows
 from lore.train.common.batch_order import balanced_repeats, training_order
 from lore.train.common.checkpoint import save_weights
+from lore.train.common.neighbors import check_lengths
 from lore.train.common.trainer import Recorder, set_steps, sft_arguments, total_steps, train
 from lore.train.judge.collator import PhotoCollator
 from lore.train.judge.dry_pass import check_training
@@ -56,6 +57,8 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
     model = trained_model(recipe, start)
     lora = judge_lora(recipe, model)
     check_training(recipe, folder, start, model, args, steps=steps, rows=rows)
+    alone = args.per_device_train_batch_size == 1 and not args.padding_free
+    check_lengths(model.config, rows["length"][:], alone=alone)
     if args.padding_free:
         main_process_checks(lambda: check_flattening(model, rows))  # under FSDP only the main process has the weights
     if is_main_process():

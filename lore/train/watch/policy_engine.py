@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lore.engines.chat import image_tokens, prompt_text
+from lore.engines.chat import prompt_text, prompt_tokens
 from lore.engines.engine import Completion, Messages, Sampling
 from lore.engines.transformers import TransformersEngine
 from lore.train.common.trl_internals import unwrapped_for_generation
@@ -68,12 +68,7 @@ class PolicyEngine(TransformersEngine):
 
     def longest(self, prompts: list[Messages]) -> int:
         """Length of the longest prompt in tokens, including photos."""
-        texts = (prompt_text(self.processor, messages) for messages in prompts)
-        return max(
-            len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-            + sum(image_tokens(self.processor, image) for image in images)
-            for text, images in texts
-        )
+        return max(prompt_tokens(self.processor, messages) for messages in prompts)
 
     def entropy(self, answers: list[tuple[Messages, Completion]], temperature: float) -> tuple[float, int]:
         """(sum of the entropies in nats, number of tokens) over tokens sampled by this engine, one forward pass per answer."""

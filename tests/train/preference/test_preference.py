@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 from test_distributed import launch
+from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
 from lore.config.stages import load_recipe
 from lore.data.parquet import read_pairs
@@ -311,3 +312,18 @@ def test_a_start_that_is_not_the_reference_stops_the_run(recipe, monkeypatch):
     monkeypatch.setattr(_DPO, "__init__", other)
     with pytest.raises(LoreError, match="before the first update and has to be 0"):
         run_recipe(recipe("other"))
+
+
+@pytest.mark.parametrize("stage", ["dpo", "kto"])
+def test_rows_that_would_change_one_another_in_a_batch_stop_the_run(recipe, tiny, stage, tmp_path):
+    """Phi-3's longrope computes a whole batch in another way if one of its rows is longer than its original length."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny.text)
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 90}
+    rope |= {"short_factor": [1.0] * 8, "long_factor": [3.0] * 8}
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    limits = {"max_position_embeddings": 1024, "original_max_position_embeddings": 90, "bos_token_id": None}
+    Phi3ForCausalLM(Phi3Config(**size, **ids, **limits, rope_parameters=rope)).save_pretrained(tmp_path / "phi3")
+    tokenizer.save_pretrained(tmp_path / "phi3")
+    with pytest.raises(LoreError, match=r"more than 90 tokens.*longrope.*beside it"):
+        run_recipe(recipe(stage, stage, model={"name": str(tmp_path / "phi3")}))
