@@ -11,12 +11,14 @@ CHECKS = {
     "verdict tokens": "one token tells the rubric's tiers apart",
     "conversation": "training rows, scoring and the chat template's own conversation have the same token ids",
     "positions": "the longest prompt with its answer fits the model's positions",
+    "neighbors": "the loss of a row does not depend on the rows beside it in a batch",
     "vocabulary": "every token id in use has a row in the model's embeddings",
     "disk space": "the file system has room for what will be written",
 }
 """Checks by name, each with what it verifies."""
 
-_TRAINING = ("saving", "weights format", "gathering", "verdict tokens", "conversation", "positions", "vocabulary", "disk space")
+_TRAINING = ("saving", "weights format", "gathering", "verdict tokens", "conversation", "positions", "neighbors", "vocabulary")
+_TRAINING += ("disk space",)
 _ASKING = ("engine", "verdict tokens", "conversation", "positions", "vocabulary")
 
 STAGE_CHECKS: dict[str, tuple[str, ...]] = {

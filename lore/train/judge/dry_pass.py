@@ -22,7 +22,7 @@ from lore.engines.model_checks import (
     photo_tokens,
     position_limit,
 )
-from lore.run.dry_pass import dry_pass, together
+from lore.run.dry_pass import Check, dry_pass, together
 from lore.run.run_folder import RunFolder
 from lore.train.common.checkpoint import check_disk, check_gathering, saved_bytes
 from lore.train.judge.rows import shown_messages
@@ -40,11 +40,13 @@ def check_training(
     args: Any,
     *,
     steps: int,
+    neighbors: Check,
     rows: Any = None,
     asked: Iterable[tuple[str, list[Pair], int]] = (),
 ) -> None:
     """Runs the dry pass of a training stage.
 
+    neighbors: the stage's check of how it batches rows.
     rows: a data set with the column `length`, prompts and answers together, and columns of token ids if it has no photos.
     asked: (what, pairs, tokens of an answer) of prompts that the judge answers during training. model: as `trained_model` returns
     it. args: the trainer's arguments. Raises LoreError with all problems, in every process.
@@ -81,6 +83,7 @@ def check_training(
             "verdict tokens": lambda: check_verdict_tokens(processor, start.rubric),
             "conversation": lambda: check_conversation(processor, start.rubric, start.fmt),
             "positions": together([rows_fit, *(partial(prompts_fit, *one) for one in asked)]),
+            "neighbors": neighbors,
             "vocabulary": lambda: check_vocabulary(section, model, processor, highest_id(rows)),
             "disk space": disk_space,
         },

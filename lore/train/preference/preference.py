@@ -71,10 +71,12 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     steps = total_steps(recipe.train, len(rows))
     set_steps(args, recipe.train, steps)
     model = trained_model(recipe, start)
-    check_lengths(model.config, read_lengths(recipe, rows))
     lora = judge_lora(recipe, model)
     asked = [("the longest prompt of the probe (watch)", probe, recipe.watch.max_tokens or ANSWER_TOKENS)]
-    check_training(recipe, folder, start, model, args, steps=steps, rows=rows, asked=asked)
+    def neighbors() -> None:
+        check_lengths(model.config, read_lengths(recipe, rows))
+
+    check_training(recipe, folder, start, model, args, steps=steps, neighbors=neighbors, rows=rows, asked=asked)
     in_full = lora is None and recipe.model.adapter is None
     shuffle = recipe.preferences.pool is None or recipe.preferences.pool.order == "random"
     order = training_order(rows["length"][:], recipe.train.batch_size, steps, recipe.seed, shuffle=shuffle)

@@ -109,11 +109,22 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
         ("the longest prompt of the probe (watch)", probe, recipe.watch.max_tokens or recipe.rollout.max_tokens),
     ]
     replayed = rendered_rows(folder / "data" / "replay.arrow") if recipe.replay is not None else None
-    check_training(recipe, folder, start, model, args, steps=recipe.train.steps, rows=replayed, asked=asked)
-    model.generation_config.eos_token_id = stop_ids(start.processor, known_stops(recipe.model))
     prompts = Prompts(pairs, start.rubric, start.fmt, start.processor)
     replay = Replay(recipe, folder, start) if recipe.replay is not None else None
-    check_row_lengths(recipe, args, model, prompts, replay)
+    lengths = row_lengths(model, prompts, answer)
+    check_training(
+        recipe,
+        folder,
+        start,
+        model,
+        args,
+        steps=recipe.train.steps,
+        neighbors=lambda: check_row_lengths(model, lengths, replay),
+        rows=replayed,
+        asked=asked,
+    )
+    keep_short_frequencies(args, model, lengths)
+    model.generation_config.eos_token_id = stop_ids(start.processor, known_stops(recipe.model))
     rounds = -(-recipe.train.steps // recipe.rollout.updates)
     asked = recipe.train.batch_size * recipe.rollout.updates // recipe.rollout.group
     curriculum = recipe.pool.order != "random"
@@ -144,20 +155,28 @@ def set_up(recipe: RolloutRecipe, folder: RunFolder, loss: LossSection, **losses
     )
 
 
-def check_row_lengths(recipe: RolloutRecipe, args: GRPOConfig, model: Any, prompts: Prompts, replay: Replay | None) -> None:
-    """Raises LoreError if a prompt with its answer, or a replayed row, would change others in its batch. Keeps vLLM's context
-    within the short frequencies of longrope if all rows are: beyond, vLLM reads every row with the long ones."""
-    rule = length_rule(model.config)
-    if rule is None:
-        return  # most models: no need to tokenize all prompts
+def row_lengths(model: Any, prompts: Prompts, answer: int) -> list[int]:
+    """Tokens of the shortest prompt with an answer of one token and of the longest with an answer of `answer` tokens; empty for a
+    model that reads every length in the same way."""
+    if length_rule(model.config) is None:
+        return []  # most models: no need to tokenize all prompts
     asked = [prompt_tokens(prompts.processor, prompts.messages(row)) for row in track(range(len(prompts)), "prompt lengths")]
-    longest_answer = recipe.rollout.max_tokens * (1 if recipe.guided is None else 2)
-    longest = max(asked) + longest_answer
-    check_lengths(model.config, [min(asked) + 1, longest], padded_left=True)
-    if not rule.exact and longest <= rule.tokens and args.vllm_max_model_length is not None:
-        args.vllm_max_model_length = min(args.vllm_max_model_length, rule.tokens)
+    return [min(asked) + 1, max(asked) + answer]
+
+
+def check_row_lengths(model: Any, lengths: list[int], replay: Replay | None) -> None:
+    """Raises LoreError if a prompt with its answer, or a replayed row, would change others in its batch."""
+    check_lengths(model.config, lengths, padded_left=True)
     if replay is not None:
         check_lengths(model.config, replay.lengths)
+
+
+def keep_short_frequencies(args: GRPOConfig, model: Any, lengths: list[int]) -> None:
+    """Keeps vLLM's context within the short frequencies of longrope if all rows are: beyond, vLLM reads every row with the long
+    ones."""
+    rule = length_rule(model.config)
+    if rule is not None and not rule.exact and max(lengths) <= rule.tokens and args.vllm_max_model_length is not None:
+        args.vllm_max_model_length = min(args.vllm_max_model_length, rule.tokens)
 
 
 def check_reasoning(pairs: list[Pair], recipe: RolloutRecipe) -> None:

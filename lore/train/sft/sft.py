@@ -56,9 +56,12 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
     set_steps(args, recipe.train, steps)
     model = trained_model(recipe, start)
     lora = judge_lora(recipe, model)
-    check_training(recipe, folder, start, model, args, steps=steps, rows=rows)
     alone = args.per_device_train_batch_size == 1 and not args.padding_free
-    check_lengths(model.config, rows["length"][:], alone=alone)
+
+    def neighbors() -> None:
+        check_lengths(model.config, rows["length"][:], alone=alone)
+
+    check_training(recipe, folder, start, model, args, steps=steps, neighbors=neighbors, rows=rows)
     if args.padding_free:
         main_process_checks(lambda: check_flattening(model, rows))  # under FSDP only the main process has the weights
     if is_main_process():
