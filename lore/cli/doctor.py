@@ -17,13 +17,13 @@ import typer
 
 DISTRIBUTION = "lore-relevance"
 DATA = ("pydantic", "pyyaml", "jinja2", "rich", "numpy", "pyarrow", "pillow", "bm25s")
-MODELS = (*DATA, "torch", "transformers", "peft", "datasets", "aiohttp")
+MODELS = (*DATA, "torch", "transformers", "peft", "safetensors", "datasets", "aiohttp")
 # Distributions that the stages of a package import. A stage in another package needs all dependencies of LORE.
 PACKAGE_NEEDS = {
     "lore.data_synth.shop": DATA,
     "lore.data_synth.perturb": DATA,
     "lore.data_synth.synthesis": MODELS,
-    "lore.train": (*MODELS, "trl", "accelerate", "safetensors", "tokenizers", "scipy", "matplotlib"),
+    "lore.train": (*MODELS, "trl", "accelerate", "tokenizers", "scipy", "matplotlib"),
     "lore.eval": (*MODELS, "scikit-learn", "scipy", "matplotlib"),
 }
 

@@ -1,5 +1,6 @@
 """The first and last steps of every stage that trains a judge: checks, rubric, processor and model; then the finished folder."""
 
+import copy
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,14 @@ from lore.train.common.trl_internals import REFERENCE
 class Start:
     """Rubric, prompt format, processor and card of a judge, before rows and weights load.
 
-    hashes: fingerprints for the run's manifest.
+    hashes: fingerprints for the run's manifest. as_loaded: a copy of the processor that no trainer changes, to save at the end, when
+    the base may be gone.
     """
 
     rubric: Rubric
     fmt: PromptFormat
     processor: Any
+    as_loaded: Any
     card: dict[str, Any]
     hashes: dict[str, str]
     device: str
@@ -58,7 +61,7 @@ def begin(recipe: Any) -> Start:
     own = "bf16" if resolve_dtype(recipe.model.dtype, device) == torch.bfloat16 else "no"
     bf16 = mixed_precision(recipe.model.dtype, own) == "bf16"
     hashes = {"rubric_hash": rubric.hash, "renderer_hash": renderer, "template": template}
-    return Start(rubric, fmt, processor, card, hashes, device, bf16)
+    return Start(rubric, fmt, processor, copy.deepcopy(processor), card, hashes, device, bf16)
 
 
 def trained_model(recipe: Any, start: Start) -> Any:
@@ -91,11 +94,11 @@ def parameter_counts(model: Any, recipe: Any) -> tuple[int, int]:
     return adapters + whole, total + adapters + whole
 
 
-def complete_model(recipe: Any, folder: RunFolder, card: dict[str, Any]) -> None:
+def complete_model(folder: RunFolder, start: Start) -> None:
     """Main process: saves processor and card next to the weights in <run>/model."""
     shutil.rmtree(folder / "model" / REFERENCE, ignore_errors=True)
-    load_processor(recipe.model).save_pretrained(folder / "model")
-    write_card(folder / "model", card)
+    start.as_loaded.save_pretrained(folder / "model")
+    write_card(folder / "model", start.card)
 
 
 class ReferenceStaysOut(TrainerCallback):

@@ -102,7 +102,7 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
     seen = watch.finish(trainer)
     if is_main_process():
-        complete_model(recipe, folder, start.card)
+        complete_model(folder, start)
         last = next(line for line in reversed(folder.metrics()) if "loss" in line)
         summary = {"preferences": len(rows), "rejected": rejected_rows(folder), "steps": trainer.state.global_step}
         summary |= {"loss": last["loss"], **seen}

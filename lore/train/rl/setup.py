@@ -296,7 +296,7 @@ def run_trainer(setup: Setup, trainer: Any, title: str) -> None:
     seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
     summary = {"prompts": len(setup.prompts), "steps": trainer.state.global_step, **watch.finish(trainer)}
     if is_main_process():
-        complete_model(recipe, folder, setup.start.card)
+        complete_model(folder, setup.start)
         folder.finish({**summary, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
 
 

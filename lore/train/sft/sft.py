@@ -81,7 +81,7 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
     seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
     save_weights(trainer, folder / "model")
     if is_main_process():
-        complete_model(recipe, folder, start.card)
+        complete_model(folder, start)
         summary = {"rows": len(rows), "rejected": rejected_rows(folder), "steps": steps, "loss": folder.metrics()[-1]["loss"]}
         folder.finish({**summary, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
 
