@@ -176,6 +176,12 @@ class RolloutRecipe(BaseRecipe):
                 f"{self.train.save_every} and {self.rollout.updates}",
                 "a save_every that is a multiple of rollout.updates, because a resumed run begins with new completions",
             )
+        if self.model.quantize and self.rollout.engine != "transformers":
+            yield Conflict(
+                ("model.quantize", "rollout.engine"),
+                f"{self.model.quantize} weights and rollouts by vLLM, whose merged weights would round the adapter to 4 bits",
+                "rollout.engine: transformers, or no model.quantize",
+            )
         if self.guided is not None and self.prompt.order != "reason_first":
             yield Conflict(
                 ("guided", "prompt.order"),

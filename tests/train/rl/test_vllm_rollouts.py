@@ -314,3 +314,11 @@ def test_a_tied_weight_that_the_adapter_changes_apart_is_refused(tiny, runs, tmp
     with pytest.raises(LoreError, match=message):
         bfloat16_trainer(tied, tmp_path, lora=lora)
     bfloat16_trainer(tied, tmp_path, lora={"targets": ["q_proj"]}).vllm_generation.sync_weights()
+
+
+def test_four_bit_weights_and_vllm_rollouts_are_refused_before_anything_loads(tiny, tmp_path):
+    body = json.loads(tiny.align("grpo", tiny.text, lora={}, rollout={"engine": "vllm_colocate"}))
+    body["model"]["quantize"] = "nf4"
+    (tmp_path / "run.yaml").write_text(json.dumps(body, indent=1))
+    with pytest.raises(LoreError, match="would round the adapter to 4 bits"):
+        load_recipe(tmp_path / "run.yaml")
