@@ -27,8 +27,8 @@ from lore.train.common.trl_internals import REFERENCE
 class Start:
     """Rubric, prompt format, processor and card of a judge, before rows and weights load.
 
-    as_loaded: a copy of the processor that no trainer changes, to save at the end, when the base may be gone. hashes: fingerprints for
-    the run's manifest.
+    as_loaded: a copy of the processor that no trainer changes, to save at the end, when the base may be gone.
+    hashes: fingerprints for the run's manifest.
     """
 
     rubric: Rubric
