@@ -12,42 +12,77 @@ from lore.codec.chat_template import (
     in_parts,
     own_conversation,
     server_options,
+    text_after_answer,
     text_ids,
 )
-from lore.codec.judgement import Judgement, render_answer
+from lore.codec.judgement import FormatFailure, Judgement, parse, render_answer
 from lore.codec.prompt import PromptFormat, render
+from lore.codec.reasoning import after_reasoning
 from lore.codec.verdict_tokens import verdict_tokens, with_verdict_prefix
 from lore.data.pair import Pair
-from lore.engines.chat import prompt_text, turn_end
+from lore.engines.chat import prompt_text, stop_ids, turn_end
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
 _PAIR = Pair(pair_id="-", query="a", title="a")
+JOINED = "The tokenizer joins the answer with the text around it: use the checkpoint's own tokenizer and template."
+REWRITTEN = "The template changes prompt or answer, or writes other text around them: use one that copies both unchanged."
 
 
-def check_conversation(processor: Any, rubric: Rubric, fmt: PromptFormat) -> None:
-    """Compares the ids of one conversation, for every tier. processor: a tokenizer or a multimodal processor with a chat template.
+def check_conversation(processor: Any, rubric: Rubric, fmt: PromptFormat, *, written: bool) -> None:
+    """Compares the ids of one conversation, for every tier, and reads the answer as an engine does.
 
-    Raises LoreError that names the part that differs.
+    processor: a tokenizer or a multimodal processor with a chat template. written: the judge writes answers; else it only scores
+    tiers. Raises LoreError that names the part that differs.
     """
     messages = render(_PAIR, rubric, replace(fmt, photo=False, max_prompt_tokens=2**31), tokenizer=processor)
     prompt, _ = prompt_text(processor, messages)
     prompt_ids, end = text_ids(processor, prompt), turn_end(processor)
+    header = prompt.rpartition(str(messages[-1]["content"]).strip())[2]
+    if after_reasoning(header) is None:
+        raise LoreError(
+            f"The chat template opens a reasoning block before the answer ({header!r}) and has no switch that LORE knows, so "
+            "the judge's answer would be part of its reasoning.\nUse a template whose finished conversation has no open block."
+        )
     verdict = verdict_tokens(processor, rubric)
     for tier_id, token in zip(rubric.tier_ids, verdict.tier_ids, strict=True):
         judgement = Judgement(tier_id, rationale="" if fmt.order == "answer_only" else "why")
         answer = render_answer(judgement, rubric, fmt, tokenizer=processor)
         row, length = conversation_ids(processor, prompt, answer + end)
         if row[:length] != prompt_ids:
-            raise _differs(processor, "the prompt that an engine reads", prompt_ids, row[:length])
+            raise _differs(processor, "the prompt that an engine reads", prompt_ids, row[:length], JOINED)
         begun = with_verdict_prefix(messages, fmt, verdict, judgement.rationale)
         read = text_ids(processor, prompt_text(processor, begun)[0])
         if row[: len(read)] != read or row[len(read)] != token:
-            raise _differs(processor, f"where `score` reads tier {tier_id}", [*read, token], row[: len(read) + 1])
+            raise _differs(processor, f"where `score` reads tier {tier_id}", [*read, token], row[: len(read) + 1], JOINED)
         theirs = text_ids(processor, own_conversation(processor, messages, answer))
-        mine, _ = conversation_ids(processor, prompt, answer)
+        ended = end in text_after_answer(processor)
+        mine = row if ended else conversation_ids(processor, prompt, answer)[0]
         if theirs[: len(mine)] != mine:
-            raise _differs(processor, "the chat template's own conversation", theirs[: len(mine)], mine)
+            raise _differs(processor, "the chat template's own conversation", theirs[: len(mine)], mine, REWRITTEN)
+        if not ended and text_after_answer(processor).strip():
+            raise LoreError(
+                f"The chat template ends an answer with {text_after_answer(processor)!r}, no token of this tokenizer, so "
+                f"training would end it with {end!r} and the template otherwise.\nAdd the template's end of turn to the "
+                "tokenizer, or use the template that belongs to it."
+            )
+        if written:
+            _check_reading(processor, rubric, fmt, row[length:], judgement)
+
+
+def _check_reading(processor: Any, rubric: Rubric, fmt: PromptFormat, ids: list[int], expected: Judgement) -> None:
+    """Raises LoreError if an answer with the ids of a training row is not read as that answer."""
+    tokenizer, stops = getattr(processor, "tokenizer", processor), set(stop_ids(processor, set()))
+    kept = ids[: next((place for place, token in enumerate(ids) if token in stops), len(ids))]
+    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    found = parse(text, rubric, fmt)
+    if isinstance(found, FormatFailure) or found.tier != expected.tier:
+        why = found.reason if isinstance(found, FormatFailure) else f"tier {found.tier}"
+        raise LoreError(
+            f"A judge that writes exactly what it was trained on would be read as {text!r} ({why}), not as {expected.tier}, so "
+            "every answer would be a format failure.\nCauses: `<verdict>` or the tiers are special tokens, which an answer's text "
+            "leaves out; the template writes text of its own around an answer; or the tokenizer does not keep text as it is."
+        )
 
 
 def check_server_template(processor: Any, *, begun: bool) -> None:
@@ -81,13 +116,13 @@ def _server_differs(processor: Any, template: str, begun: bool) -> str | None:
     )
 
 
-def _differs(processor: Any, part: str, found: list[int], expected: list[int]) -> LoreError:
+def _differs(processor: Any, part: str, found: list[int], expected: list[int], advice: str) -> LoreError:
     tokenizer = getattr(processor, "tokenizer", processor)
     at = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected)))
     near = slice(max(0, at - 3), at + 4)
     return LoreError(
         f"With this tokenizer and chat template, {part} has other tokens than the training rows: "
-        f"{tokenizer.convert_ids_to_tokens(found[near])} instead of {tokenizer.convert_ids_to_tokens(expected[near])}.\n"
-        "The judge would be trained on other tokens than it is asked with. Use the checkpoint's own tokenizer and template, "
-        "tier ids that the tokenizer does not join with other text (L1, L2), or a template that copies the answer unchanged."
+        f"{tokenizer.convert_ids_to_tokens(found[near])} instead of {tokenizer.convert_ids_to_tokens(expected[near])}, near "
+        f"{tokenizer.decode(expected[max(0, at - 12) : at + 4])!r}.\nThe judge would be trained on other tokens than it is asked "
+        f"with. {advice}"
     )

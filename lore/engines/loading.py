@@ -93,6 +93,13 @@ def load_processor(section: ModelSection, *, chat: bool = False) -> Any:
             backend = {"backend": "pil"} if config.model_type in PILLOW_BACKEND else {}
             processor = AutoProcessor.from_pretrained(section.name, trust_remote_code=section.trust_remote_code, **backend)
     tokenizer = getattr(processor, "tokenizer", processor)
+    if isinstance(named := getattr(processor, "chat_template", None), dict):  # a template for each purpose, such as tool use
+        if "default" not in named:
+            raise LoreError(
+                f"{section.name} has the chat templates {', '.join(named)} and none named default, so its prompt format is open.\n"
+                "Save the one for plain conversations with its tokenizer, as chat_template.jinja."
+            )
+        processor.chat_template = named["default"]
     if chat and not getattr(processor, "chat_template", None):
         raise LoreError(
             f"{section.name} has no chat template, so its prompt format is unknown.\n"

@@ -137,7 +137,7 @@ def _verdict_tokens(one: Asked, loaded: Any, rubric: Rubric) -> None:
 def _conversation(one: Asked, loaded: Any, rubric: Rubric) -> None:
     from lore.engines.conversation_check import check_conversation  # reads no photo here, but loads Pillow
 
-    check_conversation(_parts(one, loaded)[1], rubric, one.fmt)
+    check_conversation(_parts(one, loaded)[1], rubric, one.fmt, written=one.fmt.order == "reason_first")
 
 
 def _positions(one: Asked, loaded: Any, rubric: Rubric) -> None:

@@ -55,7 +55,7 @@ class Processor:
 def with_template(name: str, kind: str = "gpt2_like", special: bool = True):
     """A tokenizer with TRL's template, and its turn markers as (special) tokens."""
     tokenizer = copy.deepcopy(small.TOKENIZERS[kind]())
-    marks = sorted(set(MARKS.findall(TEMPLATES[name])) - {"</s>"})
+    marks = sorted({*MARKS.findall(TEMPLATES[name]), *(["</s>"] if "</s>" in TEMPLATES[name] else [])})
     if special:
         tokenizer.add_special_tokens({"additional_special_tokens": marks})
     else:
@@ -72,6 +72,7 @@ def test_there_are_templates_to_test():
     assert len(TEMPLATES) > 60 and len(small.TOKENIZERS) >= 9
 
 
+UNREADABLE = ("wordpiece", "normalizing", "tier_tokens")  # an answer's text is not its ids: such judges can only score
 FEW = ("gpt2_like", "llama2", "unigram", "wordpiece")  # one of each kind; the others take ten seconds each as well
 
 
@@ -84,7 +85,7 @@ def test_ids_trained_are_ids_scored_and_ids_of_the_templates_conversation(kind):
         tokens, end = verdict_tokens(processor, RUBRIC), turn_end(processor)
         for order in ORDERS[1:2] if name.endswith("_training") else ORDERS:
             fmt = PromptFormat(order=order, detail="name", photo=False, max_prompt_tokens=100_000)
-            check_conversation(processor, RUBRIC, fmt)
+            check_conversation(processor, RUBRIC, fmt, written=kind not in UNREADABLE)
             pair = Pair(pair_id="p", query="red dress", title="Red cotton dress", label="L3", rationale="colour: red | red")
             row = sft_row(pair, RUBRIC, fmt, processor)
             messages = render(pair, RUBRIC, fmt, tokenizer=processor)
@@ -92,6 +93,7 @@ def test_ids_trained_are_ids_scored_and_ids_of_the_templates_conversation(kind):
             theirs = text_ids(processor, own_conversation(processor, messages, answer))
             trained = row["input_ids"]
             last = len(text_ids(processor, end)) if end not in own_conversation(processor, messages, answer) else 0
+            assert not last or name.startswith("glm4moe") or end == tokenizer.eos_token, name  # the template writes no end
             assert theirs[: len(trained) - last] == trained[: len(trained) - last], (name, order)
             prompt = text_ids(processor, prompt_text(processor, messages)[0])
             assert trained[: len(prompt)] == prompt and row["labels"].count(-100) == len(prompt), (name, order)
@@ -144,6 +146,17 @@ def test_a_turn_ends_with_the_templates_token_even_if_it_is_not_special(name):
     assert "<end_of_turn>" not in tokenizer.all_special_tokens
     assert turn_end(tokenizer) == "<end_of_turn>"
     assert tokenizer.convert_tokens_to_ids("<end_of_turn>") in stop_ids(tokenizer, set())
+
+
+def test_an_answer_with_the_templates_own_token_is_no_preference():
+    from lore.train.preference.rows import Preference, Renderer
+
+    tokenizer = with_template("gemma3", special=False)
+    renderer = Renderer(RUBRIC, PromptFormat(detail="name"), tokenizer, 2048)
+    pair = Pair(pair_id="p", query="red dress", title="Red dress", label="L3")
+    bad = "<verdict>L3</verdict><end_of_turn>"
+    with pytest.raises(LoreError, match="contains the control token '<end_of_turn>'"):
+        renderer.row(pair, Preference("p", {"chosen": bad, "rejected": "<verdict>L1</verdict>"}, "table", None))
 
 
 @pytest.mark.parametrize("switch", ["enable_thinking", "thinking", "enable_reasoning"])
@@ -215,6 +228,29 @@ def test_the_endpoint_refuses_before_it_sends_anything(tmp_path):
         engine.score([MESSAGES])
 
 
+def test_a_server_that_refuses_the_templates_options_is_not_asked_without_them(tmp_path):
+    from openai_server import error, reply, serve
+    from transformers import LlamaConfig
+
+    from lore.engines.engine import EndpointStopped
+    from lore.engines.http.endpoint import EndpointEngine
+
+    tokenizer = with_template("llama3_2")
+    tokenizer.save_pretrained(tmp_path)
+    LlamaConfig(vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+
+    def answer(request):
+        if "chat_template_kwargs" in request.body:
+            return error(400, "Unrecognized request argument supplied: chat_template_kwargs")
+        return reply("<verdict>L3</verdict>")
+
+    with serve(answer) as server:
+        engine = EndpointEngine(EndpointSection(url=server.url, model="m", tokenizer=str(tmp_path)), RUBRIC)
+        with pytest.raises(EndpointStopped, match="does not take chat_template_kwargs .*Unrecognized request argument"):
+            engine.generate([MESSAGES], Sampling())
+        assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("name", ["gptoss", "deepseek_r1_distill", "glm4moe", "gemma", "llama3_2"])
 def test_trl_reads_the_prompts_that_the_engines_read(name):
     tokenizer = with_template(name)
@@ -256,7 +292,83 @@ def test_a_template_that_rewrites_the_answer_is_refused():
     rewritten = "{{ message['content'] | replace('verdict', 'Verdict') }}"
     tokenizer.chat_template = small.CHATML.replace("{{ message['content'] }}", rewritten)
     with pytest.raises(LoreError, match="the chat template's own conversation has other tokens"):
-        check_conversation(tokenizer, RUBRIC, PromptFormat(detail="name"))
+        check_conversation(tokenizer, RUBRIC, PromptFormat(detail="name"), written=True)
+
+
+MISTRAL = (
+    "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] %}{%- set rest = messages[1:] %}"
+    "{%- else %}{%- set rest = messages %}{%- endif %}<s>{%- for message in rest %}{%- if message['role'] == 'user' %}"
+    "{%- if loop.last and system_message is defined %}{{ '[INST] ' + system_message + '\n\n' + message['content'] + '[/INST]' }}"
+    "{%- else %}{{ '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}"
+    "{%- elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + '</s>' }}{%- endif %}{%- endfor %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["llama2", "inst"])
+def test_a_template_that_shows_the_system_text_only_in_an_unanswered_turn_gets_it_in_the_users(kind):
+    """As Mistral's instruction-tuned checkpoints have it: a finished conversation would be without the rules."""
+    tokenizer = copy.deepcopy(small.TOKENIZERS[kind]())
+    tokenizer.chat_template = MISTRAL
+    for order in ORDERS:
+        check_conversation(tokenizer, RUBRIC, PromptFormat(order=order, detail="name"), written=True)
+    assert "Judge." in template_text(tokenizer, MESSAGES)
+    assert "Judge." in own_conversation(tokenizer, MESSAGES, "<verdict>L3</verdict>")
+    check_server_template(tokenizer, begun=False)
+    check_server_template(tokenizer, begun=True)
+
+
+def edited(old: str, new: str, kind: str = "gpt2_like"):
+    tokenizer = copy.deepcopy(small.TOKENIZERS[kind]())
+    assert old in tokenizer.chat_template
+    tokenizer.chat_template = tokenizer.chat_template.replace(old, new)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "match"),
+    [
+        (lambda: small.tier_tokens(), "would be read as .*unknown_tier"),
+        (lambda: small.wordpiece(), "would be read as '< reason >.*no_verdict"),
+        (lambda: edited("<|im_end|>\n{% endfor %}", "\n</answer><|im_end|>\n{% endfor %}"), "would be read as .*trailing_text"),
+        (lambda: edited("<|im_end|>\n{% endfor %}", " [END]\n{% endfor %}"), "ends an answer with ' .END."),
+        (
+            lambda: edited("<|im_start|>{{ message['role'] }}\n", "<|im_start|>{{ message['role'] }}\n{% if message['role'] == "
+                           "'assistant' %}<think>\n{% endif %}"),
+            "opens a reasoning block before the answer",
+        ),
+    ],
+)
+def test_a_judge_whose_trained_answer_would_not_be_read_is_refused(tokenizer, match):
+    with pytest.raises(LoreError, match=match):
+        check_conversation(tokenizer(), RUBRIC, PromptFormat(detail="name"), written=True)
+
+
+def test_the_end_of_a_turn_is_that_of_a_conversation_with_a_system_message():
+    by_system = "{% if messages[0]['role'] == 'system' %}<|im_end|>{% else %}<|endoftext|>{% endif %}\n{% endfor %}"
+    assert turn_end(edited("<|im_end|>\n{% endfor %}", by_system)) == "<|im_end|>"
+
+
+def test_switches_that_the_template_sets_itself_are_left_alone():
+    own = "{% if messages[0]['role'] == 'x' %}{% set reasoning = 'a' %}{% endif %}"
+    own += "{% if reasoning is defined %}{{ reasoning }}{% endif %}"
+    tokenizer = edited("{% for message in messages %}", own + "{% for message in messages %}")
+    assert "False" not in template_text(tokenizer, MESSAGES)
+    default = "{% if not thinking is defined %}{% set thinking = true %}{% endif %}{% if thinking %}THINK{% endif %}"
+    tokenizer = edited("{% for message in messages %}", default + "{% for message in messages %}")
+    assert "THINK" not in template_text(tokenizer, MESSAGES)
+
+
+def test_a_checkpoint_with_several_templates_takes_its_default(tmp_path):
+    from transformers import LlamaConfig
+
+    from lore.engines.config import ModelSection
+    from lore.engines.loading import load_processor
+
+    tokenizer = copy.deepcopy(small.gpt2_like())
+    LlamaConfig(vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.chat_template = {"default": small.CHATML, "tool_use": "{{ 'a\n' }}" + small.CHATML}
+    tokenizer.save_pretrained(tmp_path)
+    assert load_processor(ModelSection(name=str(tmp_path)), chat=True).chat_template == small.CHATML
 
 
 @pytest.mark.parametrize("template", ["idefics3", None])

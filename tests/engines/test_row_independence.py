@@ -80,6 +80,7 @@ CONFIGS = {
     "ministral3": ROPED | {"rope_parameters": BY_POSITION},
     "llama4_text": ROPED | LLAMA4 | {"num_local_experts": 2, "interleave_moe_layer_step": 1, "intermediate_size_mlp": 48},
     # states and convolutions
+    "minimax": ROPED | EXPERTS | {"num_local_experts": 2, "layer_types": ["linear_attention", "full_attention"], "block_size": 8},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
     "mamba2": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 2},
     "recurrent_gemma": SIZE | {"num_key_value_heads": 1, "attention_window_size": 16, "block_types": ["recurrent", "attention"]},

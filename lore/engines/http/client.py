@@ -47,9 +47,12 @@ class Outcome:
 class Client:
     """Keeps connections to one server open. Use it in one event loop at a time."""
 
-    def __init__(self, section: EndpointSection):
-        """Raises LoreError if the environment variable section.key_variable holds no valid key."""
-        self.section, self.dialect = section, Dialect()
+    def __init__(self, section: EndpointSection, needed: frozenset[str] = frozenset()):
+        """needed: fields that are never omitted, see Dialect.
+
+        Raises LoreError if the environment variable section.key_variable holds no valid key.
+        """
+        self.section, self.dialect = section, Dialect(needed)
         self._key = _key(section)
         self._session: aiohttp.ClientSession | None = None
 
@@ -103,6 +106,11 @@ class Client:
         error: LoreError = RequestRefused(f"{self.section.url} rejects a prompt: {shown}", shown)
         if status in (400, 422) and "continue_final_message" in sent and "continue_final_message" in said:
             error = self.stop(f"does not support prefill (continue_final_message: {said})", "Use a vLLM or SGLang server.")
+        elif status in (400, 422) and (needed := [name for name in self.dialect.needed if name in sent and name in said]):
+            error = self.stop(
+                f"does not take {needed[0]} ({said}), so its chat template would write other prompts than those in training",
+                "Use a server that takes it (vLLM, SGLang), or one with a template that needs no options.",
+            )
         elif status in (401, 403):
             variable = self.section.key_variable
             where = f"the environment variable {variable}" if variable else "an environment variable and its name in key_variable"

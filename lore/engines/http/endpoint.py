@@ -62,7 +62,8 @@ class EndpointEngine:
             self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
             self.takes_images = self.processor is not self.tokenizer
         self.verdict = verdict_tokens(self.processor, rubric) if self.tokenizer is not None and rubric is not None else None
-        self._client = Client(section)
+        judged = self.verdict is not None and server_options(self.processor)
+        self._client = Client(section, frozenset({"chat_template_kwargs"}) if judged else frozenset())
         self._throttle = Throttle(section.max_concurrency, max_down_seconds=section.max_down_seconds, stop=self._down)
         self._stopped: EndpointStopped | None = None
         self._switches: dict[str, Any] = {}  # make the server use the same template options and stop tokens as the other engines

@@ -40,6 +40,8 @@ class Fault(Exception):
 class Dialect:
     """The fields that one server supports, learned from its error replies."""
 
+    needed: frozenset[str] = frozenset()
+    """Fields without which the server would answer another prompt; they are never omitted."""
     refused: set[str] = field(default_factory=set)
     limit_field: str = "max_tokens"
     top_logprobs: int = 20
@@ -55,7 +57,7 @@ class Dialect:
 
     def learn(self, sent: dict[str, Any], message: str) -> bool:
         """Whether an error names a field of `sent` that can be omitted or renamed; if so, later calls of `fields` do that."""
-        named = {name for name in OPTIONAL if name in sent and _names(message, name)}
+        named = {name for name in OPTIONAL if name in sent and name not in self.needed and _names(message, name)}
         self.refused |= named
         if "max_tokens" in sent and re.search(r"use\W+max_completion_tokens\W+instead", message, re.IGNORECASE):
             self.limit_field, named = "max_completion_tokens", named | {"max_tokens"}

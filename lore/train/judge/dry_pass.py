@@ -53,6 +53,7 @@ def check_training(
     """
     section, processor, in_full = recipe.model, start.processor, recipe.model.lora is None and recipe.model.adapter is None
     beside = folder / "dry_pass"
+    written = start.fmt.order != "answer_only" or recipe.stage in ("grpo", "ppo")  # else a judge's tiers are only scored
 
     def rows_fit() -> None:
         if rows is not None:
@@ -81,7 +82,7 @@ def check_training(
             "weights format": lambda: check_format(section, model, beside),
             "gathering": lambda: check_gathering(args, in_full),
             "verdict tokens": lambda: check_verdict_tokens(processor, start.rubric),
-            "conversation": lambda: check_conversation(processor, start.rubric, start.fmt),
+            "conversation": lambda: check_conversation(processor, start.rubric, start.fmt, written=written),
             "positions": together([rows_fit, *(partial(prompts_fit, *one) for one in asked)]),
             "neighbors": neighbors,
             "vocabulary": lambda: check_vocabulary(section, model, processor, highest_id(rows)),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lore.codec.chat_template import answer_ids
+from lore.codec.chat_template import answer_ids, template_tokens
 from lore.codec.judgement import FormatFailure, parse, render_answer
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
@@ -197,7 +197,7 @@ class Renderer:
     def __init__(self, rubric: Rubric, fmt: PromptFormat, processor: Any, max_tokens: int):
         self.rubric, self.fmt, self.processor, self.max_tokens = rubric, fmt, processor, max_tokens
         self.tokenizer, self.end = getattr(processor, "tokenizer", processor), turn_end(processor)
-        self.specials = {str(token) for token in self.tokenizer.all_special_tokens} | {getattr(processor, "image_token", None)}
+        self.specials = {*self.tokenizer.all_special_tokens, *template_tokens(processor), getattr(processor, "image_token", None)}
         self._last: tuple[str, dict[str, Any]] | None = None
 
     def row(self, pair: Pair, preference: Preference) -> dict[str, Any]:
