@@ -90,7 +90,7 @@ def _declared() -> list:
 
 
 def requirement(name: str) -> str:
-    """The requirement of this project for a distribution, such as vllm<0.33,>=0.22, or just its name without a version range."""
+    """The requirement of this project for a distribution, such as vllm<0.33,>=0.32, or just its name without a version range."""
     # Prefer a version range to the exact pins of the extra with the tested versions.
     found = sorted((r for r in _declared() if r.name == name), key=lambda r: "==" in str(r.specifier))
     return f"{name}{found[0].specifier}" if found else name

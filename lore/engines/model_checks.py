@@ -148,8 +148,8 @@ def position_limit(model: Any) -> int | None:
 
 def _position_tables(model: Any) -> Iterator[int]:
     """Positions of each table of absolute positions in the text model."""
-    for name, module in (model.get_decoder() or model).named_modules():
-        last = name.rpartition(".")[2]
+    for name, wrapped in (model.get_decoder() or model).named_modules():
+        last, module = name.rpartition(".")[2], _own_layer(wrapped)
         if not isinstance(module, torch.nn.Embedding) or "relative" in last or ("pos" not in last and last != "wpe"):
             continue
         reserved = getattr(module, "offset", None)
@@ -247,8 +247,16 @@ def check_vocabulary(section: ModelSection, model: Any, processor: Any, highest_
         )
 
 
+def _own_layer(layer: Any) -> Any:
+    """The model's own layer inside PEFT's wrappers: of an adapter, of modules_to_save and of trainable tokens."""
+    while (inner := getattr(layer, "base_layer", getattr(layer, "original_module", None))) is not None:
+        layer = inner
+    return layer
+
+
 def _rows(layer: Any, model: Any) -> int:
     """Token ids of an embedding or output layer. Its weight has no shape here while DeepSpeed shards it."""
+    layer = _own_layer(layer)
     for name in ("num_embeddings", "out_features"):
         if isinstance(found := getattr(layer, name, None), int):
             return found

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from tokenizers_for_tests import CHATML, chatml
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -97,6 +98,35 @@ def test_the_limit_is_where_the_forward_pass_fails(kind):
     check_positions(model, limit, "the row", "shorten it")
     with pytest.raises(LoreError, match=rf"the row takes {limit + 1} tokens, and the model has {limit} positions"):
         check_positions(model, limit + 1, "the row", "shorten it")
+
+
+def adapters(linear: str, *layers: str) -> dict[str, LoraConfig]:
+    """Each way in which PEFT wraps an embedding, the first of `layers`, and other layers."""
+    return {
+        "lora": LoraConfig(r=2, target_modules=[linear, *layers]),
+        "dora": LoraConfig(r=2, target_modules=[linear, *layers], use_dora=True),
+        "whole": LoraConfig(r=2, target_modules=[linear], modules_to_save=list(layers)),
+        "tokens": LoraConfig(r=2, target_modules=[linear], trainable_token_indices={layers[0]: [1, 2]}),
+    }
+
+
+WRAPPED = pytest.mark.parametrize("wrapped_by", ["lora", "dora", "whole", "tokens"])
+
+
+@WRAPPED
+@pytest.mark.parametrize(
+    ("kind", "config", "layers"),
+    [
+        ("gpt2", {"n_positions": 96}, ("c_attn", "wpe")),
+        ("opt", {"max_position_embeddings": 96, "ffn_dim": 32, "word_embed_proj_dim": 16}, ("q_proj", "embed_positions")),
+        ("roberta", {"max_position_embeddings": 98, "pad_token_id": 1, "is_decoder": True}, ("query", "position_embeddings")),
+    ],
+    ids=["gpt2", "opt", "roberta"],
+)
+def test_an_adapter_on_the_positions_does_not_change_their_limit(kind, config, layers, wrapped_by):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL | config))
+    before = position_limit(model)
+    assert position_limit(get_peft_model(model, adapters(*layers)[wrapped_by])) == before == 96
 
 
 def test_positions_of_photos_are_no_limit_of_the_text(tiny):
@@ -234,6 +264,20 @@ def test_a_vocabulary_smaller_than_the_tokenizers_stops():
     check_vocabulary(SECTION, model_for(tokenizer, len(tokenizer)), tokenizer)
     with pytest.raises(LoreError, match=r"base has embeddings for 100 token ids, and its tokenizer has .* an ordinary token"):
         check_vocabulary(SECTION, model_for(tokenizer, 100), tokenizer)
+
+
+@WRAPPED
+def test_an_adapter_on_the_embeddings_does_not_change_their_number(wrapped_by):
+    tokenizer = wrapped()
+
+    def adapted(rows):
+        return get_peft_model(
+            model_for(tokenizer, rows).to_empty(device="cpu"), adapters("q_proj", "embed_tokens", "lm_head")[wrapped_by]
+        )
+
+    check_vocabulary(SECTION, adapted(len(tokenizer)), tokenizer)
+    with pytest.raises(LoreError, match=r"base has embeddings for 100 token ids, .* an ordinary token"):
+        check_vocabulary(SECTION, adapted(100), tokenizer)
 
 
 def test_a_padding_token_without_an_embedding_stops():

@@ -35,7 +35,10 @@ sys.exit(run_command([sys.argv[1]]))
 # Kills its own process while the oldest checkpoint is being deleted, with some of its files gone.
 DIE_WHILE_DELETING = """
 import os, pathlib, shutil, signal, sys
+remove = shutil.rmtree
 def half(path, *args, **kwargs):
+    if not pathlib.Path(path).name.startswith("checkpoint-"):
+        return remove(path, *args, **kwargs)
     (pathlib.Path(path) / "trainer_state.json").unlink()
     os.kill(os.getpid(), signal.SIGKILL)
 shutil.rmtree = half

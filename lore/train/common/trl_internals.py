@@ -409,7 +409,8 @@ def check_mergeable(model: Any, accelerator: Any) -> None:
         if len(paths) > 1:
             raise _no_hand_over(
                 f"{' and '.join(paths.values())} are tied in the base, and the adapter changes them separately",
-                "Leave these modules out of model.lora.targets and model.lora.modules_to_save",
+                "Leave these modules out of model.lora, or train an adapter from elsewhere again: model.lora.modules_to_save "
+                "trains embeddings that share a weight as one",
             )
 
 

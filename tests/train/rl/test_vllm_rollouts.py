@@ -15,6 +15,8 @@ import torch
 
 pytest.importorskip("vllm", reason="TRL imports its side of vLLM only where vllm is installed")
 
+from accelerate import Accelerator  # noqa: E402
+from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
 
@@ -25,6 +27,7 @@ from lore.run.run_folder import RunFolder  # noqa: E402
 from lore.run.runner import run_recipe  # noqa: E402
 from lore.support.errors import LoreError  # noqa: E402
 from lore.train.common.frozen_weights import FrozenWeights  # noqa: E402
+from lore.train.common.trl_internals import check_mergeable  # noqa: E402
 from lore.train.rl.grpo import GRPO, prepare  # noqa: E402
 
 
@@ -297,23 +300,57 @@ def test_a_run_in_bfloat16_learns_from_what_its_sampler_says(tiny, runs, tmp_pat
     assert "frozen weights: 21 tensors" in capsys.readouterr().out
 
 
-TIED = [
-    ({"targets": ["embed_tokens", "q_proj"]}, "model.embed_tokens"),
-    ({"modules_to_save": ["lm_head"]}, "lm_head"),
-    ({"modules_to_save": ["embed_tokens"]}, "embed_tokens"),
-]
-
-
-@pytest.mark.parametrize("lora, named", TIED, ids=["adapter", "output", "input"])
-def test_a_tied_weight_that_the_adapter_changes_apart_is_refused(tiny, runs, tmp_path, stand_in, lora, named):
+@pytest.fixture
+def tied(tiny, tmp_path) -> Path:
+    """The text model with one weight for its input embeddings and its output layer."""
     shutil.copytree(tiny.text, tmp_path / "tied")
     config = AutoConfig.from_pretrained(tiny.text, tie_word_embeddings=True)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "tied")
-    tied = SimpleNamespace(align=tiny.align, text=tmp_path / "tied")
+    return tmp_path / "tied"
+
+
+TIED = [
+    ({"target_modules": ["embed_tokens", "q_proj"]}, "model.embed_tokens"),
+    ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "lm_head"),
+    ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, "embed_tokens"),
+]
+
+
+@pytest.mark.parametrize("options, named", TIED, ids=["adapter", "output", "input"])
+def test_a_tied_weight_that_the_adapter_changes_apart_is_refused(tied, options, named):
+    """Such adapters come from elsewhere: those of a recipe train the weight as one, or are refused."""
     message = rf"(?s)merged: .*{named}.* are tied in the base.*rollout.engine: transformers"
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tied), LoraConfig(r=4, **options))
     with pytest.raises(LoreError, match=message):
-        bfloat16_trainer(tied, tmp_path, lora=lora)
-    bfloat16_trainer(tied, tmp_path, lora={"targets": ["q_proj"]}).vllm_generation.sync_weights()
+        check_mergeable(adapted, Accelerator())
+
+
+def test_an_adapter_that_is_no_lora_is_refused(tied):
+    config = LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [5]})
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tied), config)
+    with pytest.raises(LoreError, match="is a TrainableTokensLayer, no LoRA layer"):
+        check_mergeable(adapted, Accelerator())
+
+
+def test_an_older_adapter_that_parts_the_shared_weight_is_refused_before_step_0(tiny, tied, runs, tmp_path, stand_in):
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tied), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(LoreError, match="lm_head.* are tied in the base"):
+        bfloat16_trainer(SimpleNamespace(align=tiny.align, text=tied), tmp_path, adapter=tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("saved", [[], ["lm_head"], ["embed_tokens"]], ids=["frozen", "output", "input"])
+def test_a_tied_weight_goes_to_the_sampler_as_one(tiny, tied, runs, tmp_path, stand_in, saved):
+    lora = {"targets": ["q_proj"], "modules_to_save": saved}
+    trainer = bfloat16_trainer(SimpleNamespace(align=tiny.align, text=tied), tmp_path, lora=lora)
+    source, output = trainer.model.get_input_embeddings(), trainer.model.get_output_embeddings()
+    assert source.weight is output.weight and source.weight.requires_grad == bool(saved)
+    with torch.no_grad():
+        source.weight.add_(0.25)
+    trainer.vllm_generation.sync_weights()
+    sampler = stand_in[-1].model
+    assert sampler.lm_head.weight is sampler.model.embed_tokens.weight
+    assert torch.equal(sampler.lm_head.weight, source.weight.detach().float())
 
 
 def test_four_bit_weights_and_vllm_rollouts_are_refused_before_anything_loads(tiny, tmp_path):
