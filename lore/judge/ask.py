@@ -8,7 +8,7 @@ Within a chunk the engine gets the prompts of one query together, so that a pref
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,12 +47,14 @@ def predict(
     judge_id: str | None = None,
     timed: bool = False,
     watch: AnswerWatch | None = None,
+    again: Container[str] = (),
 ) -> Iterator[list[Verdict]]:
     """Verdicts in chunks, in the order of the pairs.
 
     facts: texts shown as facts with a pair. judge_id: stored in every verdict. timed: stores seconds per pair in every verdict, the
     wall time of the chunk divided by its pairs; these differ from run to run. watch: stops when too many pairs get no answer,
-    before their chunk is yielded.
+    before their chunk is yielded. again: ids of pairs that got no answer in an earlier start, whose chunks were within the bounds;
+    the watch counts them only if they get one now.
 
     A pair whose query alone is too long for the prompt is a format failure `prompt_too_long`. Raises LoreError when not
     even a one-word query fits, since the recipe is wrong then.
@@ -63,8 +65,7 @@ def predict(
         seconds = (time.perf_counter() - began) / len(chunk) if timed else None
         for verdict in verdicts:
             verdict.judge_id, verdict.seconds = judge_id, seconds
-        if watch is not None:
-            watch.chunk([no_answer(verdict) for verdict in verdicts])
+        _count(watch, verdicts, again)
         yield verdicts
 
 
@@ -73,6 +74,12 @@ def no_answer(verdict: Verdict) -> str | None:
     if verdict.failure not in NO_ANSWER:
         return None
     return f"{verdict.failure}: {verdict.detail}" if verdict.detail else verdict.failure
+
+
+def _count(watch: AnswerWatch | None, verdicts: list[Verdict], again: Container[str]) -> None:
+    if watch is not None:
+        whys = [(verdict.pair_id, no_answer(verdict)) for verdict in verdicts]
+        watch.chunk([why for pair_id, why in whys if why is None or pair_id not in again])
 
 
 def _chunks(
@@ -230,8 +237,10 @@ def sample(
     explain: bool = False,
     scores: bool = True,
     watch: AnswerWatch | None = None,
-) -> Iterator[list[tuple[str, list[str | None]]]]:
-    """(pair_id, `sampling.n` sampled tiers, None for a format failure) of each pair, in chunks. watch: see `predict`.
+    again: Container[str] = (),
+) -> Iterator[list[tuple[str, list[str | None], str | None]]]:
+    """(pair_id, `sampling.n` sampled tiers, failure) of each pair, in chunks. A tier is None for a format failure; failure: one of
+    NO_ANSWER, or None. watch, again: see `predict`.
 
     When the verdict comes first, samples only the tier, from the tier probabilities at `sampling.temperature`, without decoding.
     """
@@ -253,6 +262,8 @@ def sample(
                 powers = np.asarray(verdict.probabilities) ** (1 / sampling.temperature)
                 picks = rng.choice(len(powers), size=sampling.n, p=powers / powers.sum())
                 drawn[verdict.pair_id] = [rubric.tier_ids[pick] for pick in picks]
-        if watch is not None:
-            watch.chunk([no_answer(verdict) for verdict in verdicts])
-        yield [(verdict.pair_id, drawn.get(verdict.pair_id, [None] * sampling.n)) for verdict in verdicts]
+        _count(watch, verdicts, again)
+        yield [
+            (verdict.pair_id, drawn.get(verdict.pair_id, [None] * sampling.n), verdict.failure if no_answer(verdict) else None)
+            for verdict in verdicts
+        ]

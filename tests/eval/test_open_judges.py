@@ -234,3 +234,65 @@ def test_format_failures_are_a_result_however_many(tmp_path, runs, pairs):
         folder = run_recipe(recipe_of(tmp_path, pairs, {"server": endpoint(server.url)}))
     assert judge_of(runs)["metrics"]["failure_rate"]["value"] == 1.0 and judge_of(runs)["no_answer"] == {}
     assert "no answer" not in folder.summary["server"]
+
+
+def lamps(tmp_path, count: int):
+    path = tmp_path / "lamps.parquet"
+    with PairWriter(path) as writer:
+        for i in range(count):
+            tier = TIERS[i % 4]
+            writer.write(Pair(pair_id=f"p{i}", query=f"lamp {i:02} says {tier}", title=f"lamp {i}", label=tier, split="test"))
+    return path
+
+
+@pytest.mark.parametrize("sampled", [0, 4])
+def test_an_outage_leaves_no_wrong_pairs_behind_once_the_run_went_on(tmp_path, runs, sampled):
+    """The chunk in which it begins is stored; its refused pairs are asked again."""
+    path, down = lamps(tmp_path, 40), {"after": 9}
+    more = {"chunk_pairs": 16, "sampling": {"samples": sampled, "sample_pairs": 40}}
+
+    def answer(request):
+        if request.number >= down["after"]:
+            return error(400, "quota exceeded")
+        return reply(*[f"<verdict>{told(request)}</verdict>"] * request.body.get("n", 1))
+
+    with serve(answer) as server:
+        judge = endpoint(server.url)
+        judge["endpoint"] |= {"max_concurrency": 1}
+        recipe = recipe_of(tmp_path, path, {"server": judge}, **more)
+        with pytest.raises(LoreError, match="quota exceeded"):
+            run_recipe(recipe)
+        down["after"] = len(server.requests) + (31 + 9 if sampled else 10**6)
+        if sampled:  # the outage begins again, in the first chunk of the samples
+            with pytest.raises(LoreError, match="samples(.|\n)*quota exceeded"):
+                run_recipe(recipe)
+            down["after"] = 10**6
+        before = len(server.requests)
+        run_recipe(recipe)
+        assert len(server.requests) - before == 31
+    found = judge_of(runs)
+    assert found["no_answer"] == {} and found["failures"] == {} and found["metrics"]["acc_k"]["value"] == 1.0
+    if sampled:
+        assert found["samples"]["pass_at"]["1"]["value"] == 1.0
+
+
+def test_prompts_that_stay_refused_do_not_stop_the_next_start(tmp_path, runs):
+    """Ten of 40 pairs are always refused. Asked again together, they are no sign of an outage."""
+    path, stopped = lamps(tmp_path, 40), {"after": 32}
+
+    def answer(request):
+        if request.number >= stopped["after"]:
+            return error(401, "the key is not valid any more")
+        if told(request) == "L2":
+            return error(400, "withheld by the content filter")
+        return reply(f"<verdict>{told(request)}</verdict>")
+
+    with serve(answer) as server:
+        judge = endpoint(server.url)
+        judge["endpoint"] |= {"max_concurrency": 1}
+        recipe = recipe_of(tmp_path, path, {"server": judge}, chunk_pairs=8, unanswered={"max_in_a_row": 3})
+        with pytest.raises(LoreError, match="key"):
+            run_recipe(recipe)
+        stopped["after"] = 10**6
+        run_recipe(recipe)
+    assert judge_of(runs)["no_answer"] == {"refused: 400 Bad Request: withheld by the content filter": 10}
