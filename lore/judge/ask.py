@@ -27,6 +27,8 @@ from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
 REFUSED, TOO_LONG = "refused", "prompt_too_long"
+UNSCORED = "scores refused"
+"""Begins the detail of a verdict whose answer is written and read, but whose tier probabilities the server refused."""
 FINISHED_BADLY = {"length": "cut_at_max_tokens", "refused": REFUSED}
 NO_ANSWER = (REFUSED, TOO_LONG)
 """Failures of pairs that got no answer. All other failures are answers in a wrong format."""
@@ -76,9 +78,19 @@ def no_answer(verdict: Verdict) -> str | None:
     return f"{verdict.failure}: {verdict.detail}" if verdict.detail else verdict.failure
 
 
+def unscored(verdict: Verdict) -> str | None:
+    """Why a written verdict has no tier probabilities, if the server refused them; None for all others."""
+    return verdict.detail if verdict.failure is None and (verdict.detail or "").startswith(UNSCORED) else None
+
+
+def incomplete(verdict: Verdict) -> str | None:
+    """Why the server gave no answer, or no scores after it; None if it gave all that was asked for."""
+    return no_answer(verdict) or unscored(verdict)
+
+
 def _count(watch: AnswerWatch | None, verdicts: list[Verdict], again: Container[str]) -> None:
     if watch is not None:
-        whys = [(verdict.pair_id, no_answer(verdict)) for verdict in verdicts]
+        whys = [(verdict.pair_id, incomplete(verdict)) for verdict in verdicts]
         watch.chunk([why for pair_id, why in whys if why is None or pair_id not in again])
 
 
@@ -182,7 +194,14 @@ def score_answers(
     prompts: list, verdicts: list[Verdict], engine: Engine, rubric: Rubric, fmt: PromptFormat, *, decide: bool
 ) -> None:
     """Fills in the tier probabilities, scored after the reason if there is one. decide: the most probable tier becomes the
-    verdict."""
+    verdict, and a pair whose scores are refused has none. Without `decide` it keeps its written verdict (`unscored`)."""
+
+    def refuse(verdict: Verdict, words: str) -> None:
+        if decide:
+            verdict.failure, verdict.detail = REFUSED, words
+        else:
+            verdict.detail = f"{UNSCORED}: {words}"
+
     tokens = verdict_tokens(_renderer(engine), rubric) if engine.tokenizer is not None else None
     scored = [
         (prompt, verdict)
@@ -198,17 +217,13 @@ def score_answers(
     try:
         probabilities = np.asarray(engine.score(begun), dtype=np.float64)
     except ScoresRefused as error:
-        if not decide:
-            raise
         probabilities, refused = error.probabilities, error.refused
     except RequestRefused as error:
-        if not decide:
-            raise
         if len(scored) == 1:
-            scored[0][1].failure, scored[0][1].detail = REFUSED, error.words
+            refuse(scored[0][1], error.words)
             return
         for prompt, verdict in scored:  # the server does not say which prompt it refused
-            score_answers([prompt], [verdict], engine, rubric, fmt, decide=True)
+            score_answers([prompt], [verdict], engine, rubric, fmt, decide=decide)
         return
     expected = (len(scored), len(rubric.tier_ids))
     if probabilities.shape != expected or not np.isfinite(probabilities).all():
@@ -219,7 +234,7 @@ def score_answers(
         )
     for index, ((_, verdict), row) in enumerate(zip(scored, probabilities, strict=True)):
         if index in refused:
-            verdict.failure, verdict.detail = REFUSED, refused[index]
+            refuse(verdict, refused[index])
             continue
         verdict.probabilities = row.tolist()
         if decide:

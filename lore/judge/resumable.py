@@ -18,9 +18,9 @@ from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
 from lore.engines.config import UnansweredSection
-from lore.engines.engine import Engine, Sampling
+from lore.engines.engine import EndpointFailed, EndpointStopped, Engine, Sampling
 from lore.engines.unanswered import AnswerWatch
-from lore.judge.ask import REFUSED, FactsOf, no_answer, predict, sample
+from lore.judge.ask import REFUSED, UNSCORED, FactsOf, incomplete, predict, sample, unscored
 from lore.judge.card import judge_id
 from lore.judge.chunk_store import ChunkStore
 from lore.judge.verdict import Verdict, from_row, to_row, verdict_schema
@@ -78,8 +78,8 @@ class Asker:
         judge, tier_ids = self._id(rubric, fmt), self.rubric.tier_ids
         store = ChunkStore(self.folder / tag, verdict_schema(tier_ids), judge, "verdicts")
         verdicts = {row["pair_id"]: from_row(row, tier_ids) for row in store.rows()}
-        self._answers = self._answers or any(no_answer(verdict) is None for verdict in verdicts.values())
-        again = {pair_id for pair_id, verdict in verdicts.items() if verdict.failure == REFUSED}
+        self._answers = self._answers or any(incomplete(verdict) is None for verdict in verdicts.values())
+        again = {pair_id for pair_id, verdict in verdicts.items() if verdict.failure == REFUSED or unscored(verdict)}
         if known is not None and all(pair_id in verdicts and pair_id not in again for pair_id in known):
             return verdicts
         missing = _unless_empty(pair for pair in pairs if pair.pair_id not in verdicts or pair.pair_id in again)
@@ -139,26 +139,30 @@ class Asker:
         return None if self.weights is None else judge_id(self.weights, rubric.hash, renderer_hash(rubric, fmt))
 
     def _watch(self, tag: str) -> AnswerWatch:
-        return AnswerWatch(self.unanswered, f"judge {self.name}, {tag}")
+        advice = {
+            UNSCORED: f"The answers were read; for a server that cannot score them, set judges.{self.name}.scores: false, which does "
+            "without tier probabilities."
+        }
+        return AnswerWatch(self.unanswered, f"judge {self.name}, {tag}", advice, answered=self._answers)
 
     def _answering(self, chunks: Iterable[list[Verdict]], watch: AnswerWatch) -> Iterator[list[Verdict]]:
-        """The chunks, from the first one with an answer on. Raises TooManyUnanswered if no question gets one: even a few pairs, too
-        few for the bounds, are no result then.
-        """
+        """The chunks, from the first one with an answer on. Raises TooManyUnanswered if no question gets one."""
         held: list[list[Verdict]] = []
         for chunk in chunks:
             held.append(chunk)
-            self._answers = self._answers or watch.off or any(no_answer(verdict) is None for verdict in chunk)
-            if self._answers:
+            self._answers = watch.answered
+            if watch.may_store:
                 yield from held
                 held = []
-        if held:
-            raise watch.nothing([no_answer(verdict) or "" for chunk in held for verdict in chunk])
+        watch.end()
 
     def _tracked(self, answers: Iterator[Any], tag: str, total: int | None, known: int) -> Iterator[Any]:
-        for answer in track(answers, f"{self.name}: {tag}", total=None if total is None else total - known):
-            self.asked += 1
-            yield answer
+        try:
+            for answer in track(answers, f"{self.name}: {tag}", total=None if total is None else total - known):
+                self.asked += 1
+                yield answer
+        except (EndpointFailed, EndpointStopped) as error:
+            raise type(error)(f"judge {self.name}, {tag}: {error}") from error
 
 
 def _unless_empty(pairs: Iterator[Pair]) -> Iterator[Pair] | None:
