@@ -56,7 +56,8 @@ def unreadable_text(card: "Scorecard") -> str:
     if 2 * lost < card.whole.pairs or not lost:
         return ""
     advice = " Raise sampling.max_tokens." if 2 * failures.get(CUT, 0) >= lost else ""
-    return f"{lost:,} of {card.whole.pairs:,} answers hold no verdict that can be read and count as wrong: {_reasons(failures)}.{advice}"
+    what = f"{lost:,} of {card.whole.pairs:,} answers hold no verdict that can be read and count as wrong"
+    return f"{what}: {_reasons(failures)}.{advice}"
 
 
 def _reasons(times: dict[str, int]) -> str:

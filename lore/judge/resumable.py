@@ -140,8 +140,8 @@ class Asker:
 
     def _watch(self, tag: str) -> AnswerWatch:
         advice = {
-            UNSCORED: f"The answers were read; for a server that cannot score them, set judges.{self.name}.scores: false, which does "
-            "without tier probabilities."
+            UNSCORED: f"The answers were read; for a server that cannot score them, set judges.{self.name}.scores: false, "
+            "which does without tier probabilities."
         }
         return AnswerWatch(self.unanswered, f"judge {self.name}, {tag}", advice, answered=self._answers)
 

@@ -142,8 +142,8 @@ def same_model(asked: str, answered: str) -> bool:
 
 def completions(reply: dict[str, Any], n: int, max_tokens: int) -> list[Completion]:
     """At most n completions from a reply. Raises Fault for a choice without text or one that the server broke off, RequestRefused,
-    with the server's words, for a choice that a filter or the model refuses. A choice without any text that was not cut is no answer:
-    its `detail` says so.
+    with the server's words, for a choice that a filter or the model refuses. A choice without any text that was not cut is no
+    answer: its `detail` says so.
 
     Servers report one token count for all choices. Truncated choices count as max_tokens; the rest is distributed over the
     other choices in proportion to text length.
