@@ -15,7 +15,7 @@ from lore.eval.measures.results import Agreement, Condition, Flip, RiskCurve, Sa
 from lore.eval.measures.selective import risk_curve
 from lore.eval.sections import MetricsSection
 from lore.eval.testset import EvalData, Labeled
-from lore.judge.ask import no_answer
+from lore.judge.ask import FINISHED_BADLY, NO_ANSWER, no_answer, unscored
 from lore.judge.verdict import Verdict
 from lore.rubric.cost_matrix import cost_matrix
 from lore.rubric.rubric import Rubric
@@ -25,6 +25,7 @@ from lore.support.nearest import nearest_hint
 SHOWN_CHARACTERS = 200
 SHOWN_REASONS, KEPT_REASONS = 3, 20
 OTHER_REASONS = "other reasons"
+CUT = FINISHED_BADLY["length"]
 
 
 def _most_frequent(reasons: Counter[str]) -> dict[str, int]:
@@ -35,12 +36,33 @@ def _most_frequent(reasons: Counter[str]) -> dict[str, int]:
 
 
 def unanswered_text(card: "Scorecard") -> str:
-    """How many pairs got no answer and why; empty if all got one."""
-    if not card.no_answer:
+    """How many pairs got no answer, or no scores after it, and why; empty if all got both."""
+    pairs, found = card.whole.pairs, []
+    if card.no_answer:
+        lost = f"{sum(card.no_answer.values()):,} of {pairs:,} pairs got no answer and count as wrong"
+        found.append(f"{lost}: {_reasons(card.no_answer)}")
+    if card.unscored:
+        lost = f"{sum(card.unscored.values()):,} of {pairs:,} verdicts have no tier probabilities and count with even ones"
+        found.append(f"{lost}: {_reasons(card.unscored)}")
+    return ". ".join(found)
+
+
+def unreadable_text(card: "Scorecard") -> str:
+    """How many answers hold no verdict, and why, if these are half of the pairs or more; then the accuracy says little about the
+    judge. Empty otherwise.
+    """
+    failures = {reason: times for reason, times in card.failures.items() if reason not in NO_ANSWER}
+    lost = sum(failures.values())
+    if 2 * lost < card.whole.pairs or not lost:
         return ""
-    reasons = [f"{times:,} x {why}" for why, times in list(card.no_answer.items())[:SHOWN_REASONS]]
-    reasons += ["…"] * (len(card.no_answer) > SHOWN_REASONS)
-    return f"{sum(card.no_answer.values()):,} of {card.whole.pairs:,} pairs got no answer and count as wrong: {'; '.join(reasons)}"
+    advice = " Raise sampling.max_tokens." if 2 * failures.get(CUT, 0) >= lost else ""
+    what = f"{lost:,} of {card.whole.pairs:,} answers hold no verdict that can be read and count as wrong"
+    return f"{what}: {_reasons(failures)}.{advice}"
+
+
+def _reasons(times: dict[str, int]) -> str:
+    shown = [f"{count:,} x {why}" for why, count in list(times.items())[:SHOWN_REASONS]]
+    return "; ".join(shown + ["…"] * (len(times) > SHOWN_REASONS))
 
 
 @dataclass
@@ -57,7 +79,7 @@ class Answers:
         predicted = np.asarray(
             [NO_VERDICT if row.tier is None else rubric.index(row.tier) for row in rows], dtype=np.int64
         )
-        incomplete = any(row.tier is not None and row.probabilities is None for row in rows)
+        incomplete = any(row.tier is not None and row.probabilities is None and not unscored(row) for row in rows)
         if incomplete or all(row.probabilities is None for row in rows):
             return cls(predicted, None)
         even = [1 / len(rubric.tier_ids)] * len(rubric.tier_ids)
@@ -103,6 +125,8 @@ class Scorecard:
     failures: dict[str, int] = field(default_factory=dict)
     no_answer: dict[str, int] = field(default_factory=dict)
     """Pairs that got no answer at all (a part of the failures), by reason in the server's words; the most frequent ones."""
+    unscored: dict[str, int] = field(default_factory=dict)
+    """Pairs with a verdict whose tier probabilities the server refused, by reason; the most frequent ones."""
     photos: dict[str, int] = field(default_factory=dict)
     slices_natural: dict[str, Part] = field(default_factory=dict)
     """Every slice under the recipe's prior. A slice without any pair of the prior's tiers has no values here."""
@@ -128,6 +152,7 @@ class Scorecard:
             "reliability_calibrated": self.reliability_calibrated,
             "failures": self.failures,
             "no_answer": self.no_answer,
+            "unscored": self.unscored,
             "photos": self.photos,
             "slices_under_prior": {name: part.to_json() for name, part in self.slices_natural.items()},
             "risk": self.risk.to_json() if self.risk else None,
@@ -213,6 +238,7 @@ def score(
         temperature=temperature,
         failures=dict(Counter(row.failure for row in rows if row.tier is None).most_common()),
         no_answer=_most_frequent(Counter(why[:SHOWN_CHARACTERS] for row in rows if (why := no_answer(row)))),
+        unscored=_most_frequent(Counter(why[:SHOWN_CHARACTERS] for row in rows if (why := unscored(row)))),
         photos=dict(Counter(row.photo for row in rows if row.photo != "none").most_common()),
         slices_natural=slices_natural,
         risk=risk,

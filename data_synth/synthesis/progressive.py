@@ -20,7 +20,18 @@ from lore.data_synth.synthesis.budget import BudgetReached
 from lore.data_synth.synthesis.config import SynthesizeRecipe
 from lore.data_synth.synthesis.facts import Facts
 from lore.data_synth.synthesis.teachers import ByModel, Teacher, Work
-from lore.data_synth.synthesis.trace import AnswerCut, Attempt, Check, Draft, Trace, Unreadable, one_object, whole, whole_answer
+from lore.data_synth.synthesis.trace import (
+    AnswerCut,
+    Attempt,
+    Check,
+    Draft,
+    Trace,
+    Unreadable,
+    failure_of,
+    one_object,
+    whole,
+    whole_answer,
+)
 from lore.data_synth.synthesis.verify import Verifier
 from lore.engines.engine import RequestRefused
 from lore.rubric.demand import Demand
@@ -95,7 +106,7 @@ class Synthesis:
             draft.replies.append(reply)
             draft.rulings, draft.verdicts = rules.read(whole_answer(reply), wishes)
         except (Unreadable, RequestRefused, ImageError) as error:  # affects this pair only, so the run continues
-            draft.failure, draft.hopeless = f"{step}: {error}", isinstance(error, ImageError)
+            draft.failure, draft.hopeless = failure_of(step, error), isinstance(error, ImageError)
             draft.unanswered = isinstance(error, AnswerCut) or not isinstance(error, Unreadable)
             return draft
         draft.tier = draft.verdicts[-1]
@@ -137,7 +148,10 @@ class Synthesis:
             draft.replies.append(reply)
             answer = one_object(whole_answer(reply), "accept")
             why = "" if answer["accept"] is True else whole(str(answer.get("why") or "refused"))[:200]
-        except (Unreadable, RequestRefused) as error:
+        except RequestRefused as error:  # no judgement of the critic: the next start asks it again
+            draft.failure, draft.unanswered = failure_of("critic", error), True
+            return
+        except Unreadable as error:
             why = f"no answer that can be read: {error}"
         draft.checks.append(Check("critic", why))
 

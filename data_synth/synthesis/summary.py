@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lore.codec.sanitize import neutralize
-from lore.data_synth.synthesis.trace import STEPS, Trace
+from lore.data_synth.synthesis.trace import STEPS, Trace, refusal
 from lore.support.errors import LoreError
 
 MAX_KEYS = 1000  # per counter; later keys count as OTHERS
@@ -58,6 +58,8 @@ class Counts:
     """Attempts that failed a check, by check."""
     places: Counter[str] = _tally()
     """Rejected pairs by the first step that failed, a key of PLACES."""
+    no_answer: Counter[str] = _tally()
+    """Pairs that got no answer, by step and the server's words."""
     attempts: Counter[int] = _tally()
     """Pairs by their number of attempts."""
     attempts_hinted: int = 0
@@ -78,6 +80,8 @@ class Counts:
                 _count(self.hinted, trace.label)
         else:
             self.places[first_place(trace)] += 1
+        if words := refusal(trace.failure):
+            _count(self.no_answer, words[: SHOWN["why"]])
         for name in dict.fromkeys(trace.slices):
             _count(self.slices, name)
             if trace.accepted:
@@ -190,7 +194,7 @@ def tables(counts: Counts, tier_ids: list[str] | None = None) -> list[Table]:
 
 
 def _sample(trace: Trace, rank: str) -> dict[str, Any]:
-    why = [["unreadable", trace.failure]] if trace.failure else [[check.name, check.why] for check in trace.checks if check.why]
+    why = [[trace.failed[0], trace.failure]] if trace.failure else [[check.name, check.why] for check in trace.checks if check.why]
     texts = {name: _short(getattr(trace, name), SHOWN[name]) for name in ("query", "title", "rationale")}
     verdict = {
         "tier": _short(trace.tier or "", 64),

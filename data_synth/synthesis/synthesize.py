@@ -30,12 +30,12 @@ from lore.data_synth.synthesis.output import write_set
 from lore.data_synth.synthesis.progressive import Synthesis
 from lore.data_synth.synthesis.summary import Counts, percent
 from lore.data_synth.synthesis.teacher_prompts import Prompts, prompt_texts_hash
-from lore.data_synth.synthesis.teachers import Work
-from lore.data_synth.synthesis.trace import Trace, trace_store
+from lore.data_synth.synthesis.teachers import Work, what_failed
+from lore.data_synth.synthesis.trace import Trace, refused_places, trace_store
 from lore.data_synth.synthesis.verify import Verifier
 from lore.engines.config import ModelSection
 from lore.engines.engine import EndpointFailed
-from lore.engines.unanswered import AnswerWatch, TooManyUnanswered
+from lore.engines.unanswered import SHOWN_REASONS, AnswerWatch, TooManyUnanswered
 from lore.judge.chunk_store import in_chunks
 from lore.judge.dry_pass import Asked, check_asking
 from lore.rubric.rubric import Rubric
@@ -87,6 +87,8 @@ def run(recipe: SynthesizeRecipe, folder: RunFolder) -> None:
         report(counts, rubric, folder)
     if error is not None:
         raise LoreError(f"{error}\n{counts.pairs:,} pairs have a trace so far; {folder / 'pairs'} holds the accepted ones.")
+    if not counts.accepted and recipe.unexplained != "keep":
+        raise nothing_accepted(counts, folder)
     folder.finish(
         {
             "pairs": counts.pairs,
@@ -144,6 +146,21 @@ def report(counts: Counts, rubric: Rubric, folder: RunFolder) -> None:
     if accepted < counts.pairs:
         failed = ", ".join(f"{name} {pairs:,}" for name, pairs in counts.checks.most_common(4))
         say(f"rejected pairs failed {failed}; lore traces show {folder.path} --rejected")
+    if lost := counts.no_answer:
+        reasons = "; ".join(f"{pairs:,} x {why}" for why, pairs in lost.most_common(SHOWN_REASONS))
+        say(f"{lost.total():,} pairs got no answer: {reasons}{'; …' * (len(lost) > SHOWN_REASONS)}")
+
+
+def nothing_accepted(counts: Counts, folder: RunFolder) -> LoreError:
+    """The error of a run whose set would be empty."""
+    failed = ", ".join(f"{name} {pairs:,}" for name, pairs in counts.checks.most_common(4))
+    return LoreError(
+        f"synthesize: no trace of {counts.pairs:,} pairs was accepted, so {folder / 'pairs'} holds nothing to train on. They "
+        f"failed {failed}. For example: {counts.samples[0]['why'][0][1]}\n"
+        f"Read some with `lore traces show {folder.path} --rejected`, then change the teacher, its max_tokens, the prompts or the "
+        f"checks, and give the recipe another `run` name; reuse: [{folder.path}] repeats no answered request. The same command "
+        "asks only the refused pairs again."
+    )
 
 
 class Unanswered(LoreError):
@@ -170,7 +187,8 @@ class Pipeline:
         self.stop: Exception | None = None
         self.done = self.accepted = self.unanswered = 0
         self.last_failure = ""
-        self.watch, self.answered, self.held = AnswerWatch(recipe.unanswered, "teacher"), False, []
+        self.watch = getattr(synthesis.teacher, "watch", None) or AnswerWatch(recipe.unanswered, "teacher")
+        self.held: list[tuple[int, list[dict[str, Any]]]] = []
 
     async def run(self) -> None:
         """Raises BudgetReached, or the error that stopped the teacher, after all requests in flight are finished and stored."""
@@ -178,12 +196,18 @@ class Pipeline:
         chunks: list[asyncio.Task] = []
         try:
             for number, pairs in enumerate(in_chunks(self.source.labeled(), self.recipe.chunk_pairs)):
+                places = None  # of the pairs to ask again in a stored chunk
                 if self.store.is_current(number):
-                    self.done += len(pairs)
-                    self.answered = True
-                    continue
-                self.store.path(number).unlink(missing_ok=True)  # written with other prompts; its answers stay in the journal
+                    places = refused_places(self.store, number)
+                    self.done += len(pairs) - len(places)
+                    self.watch.answered = self.watch.answered or len(places) < len(pairs)
+                    if not places:
+                        continue
+                    pairs = [pairs[at] for at in places]
+                else:
+                    self.store.path(number).unlink(missing_ok=True)  # written with other prompts; its answers stay in the journal
                 work = Work(Journal(self.folder / "answers" / f"{number:06d}.jsonl"), self.budget, self.earlier, self.shared)
+                work.again = places is not None
                 tasks = []
                 for pair in pairs:
                     await self.window.acquire()
@@ -192,7 +216,7 @@ class Pipeline:
                         break
                     tasks.append(asyncio.create_task(self._pair(pair, work)))
                 chunks = [task for task in chunks if not task.done()]
-                chunks.append(asyncio.create_task(self._chunk(tasks, pairs, work, number)))
+                chunks.append(asyncio.create_task(self._chunk(tasks, pairs, work, number, places)))
                 if self.stop is not None:
                     break
             await asyncio.gather(*chunks)
@@ -217,8 +241,8 @@ class Pipeline:
             self.accepted += trace.accepted
             return trace
         except EndpointFailed as error:  # other pairs may succeed; the next start repeats this one
-            self.unanswered, self.last_failure = self.unanswered + 1, str(error)
-            work.unanswered[pair.pair_id] = str(error)
+            self.unanswered, self.last_failure = self.unanswered + 1, what_failed(error)
+            work.unanswered[pair.pair_id] = self.last_failure
             return None
         except Exception as error:  # the first error stops the run after the pairs in flight have finished
             self._halt(error)
@@ -230,33 +254,41 @@ class Pipeline:
         if self.stop is None or isinstance(self.stop, BudgetReached):
             self.stop = error
 
-    async def _chunk(self, tasks: list[asyncio.Task], pairs: list[Pair], work: Work, number: int) -> None:
+    async def _chunk(
+        self, tasks: list[asyncio.Task], pairs: list[Pair], work: Work, number: int, places: list[int] | None
+    ) -> None:
+        """places: of the pairs in their stored chunk, whose other traces stay; None for a new chunk."""
         traces = await asyncio.gather(*tasks)
         try:
             work.journal.close()
             if len(traces) < len(pairs):  # the run stopped
                 return
             whys = [work.unanswered.get(pair.pair_id) for pair in pairs]
+            if places is not None:
+                whys = [why for why in whys if why is None]  # see Work.again
             self.watch.share(whys)  # raises before the chunk is stored, so the next start asks its pairs again
             if any(trace is None for trace in traces):
                 return
-            self.answered = self.answered or self.watch.off or None in whys
-            if self.answered:
-                await asyncio.to_thread(self.store.write, number, [trace.row() for trace in traces])  # the first one imports pandas
+            rows = [trace.row() for trace in traces]
+            if places is not None:
+                stored = dict(enumerate(self.store.rows([number])))
+                rows = list((stored | dict(zip(places, rows, strict=True))).values())
+            if self.watch.may_store:
+                await asyncio.to_thread(self.store.write, number, rows)  # the first one imports pandas
             else:
-                self.held.append((number, traces, whys))
+                self.held.append((number, rows))
         except Exception as error:  # a chunk without its file must not count as finished
             self._halt(error)
 
     async def _write_held(self) -> None:
-        """Writes the chunks without any answer. Halts if no pair at all got one: even a few pairs, too few for the bounds, are no
-        result then.
-        """
-        if self.held and not self.answered:
-            self._halt(self.watch.nothing([why for _, _, whys in self.held for why in whys]))
+        """Writes the chunks that were held until the first answer. Halts if no pair at all got one."""
+        try:
+            self.watch.end()
+        except TooManyUnanswered as error:
+            self._halt(error)
             return
-        for number, traces, _ in self.held:
-            await asyncio.to_thread(self.store.write, number, [trace.row() for trace in traces])
+        for number, rows in self.held:
+            await asyncio.to_thread(self.store.write, number, rows)
 
     async def _tick(self) -> None:
         """Records the seconds of work and prints the progress."""

@@ -36,6 +36,8 @@ class Work:
     """Keys of the answers that this start asked for."""
     unanswered: dict[str, str] = field(default_factory=dict)
     """Pairs that got no whole answer, and why, by pair_id."""
+    again: bool = False
+    """Whether its pairs were refused in an earlier start, in a stored chunk: another refusal is no sign of an outage."""
 
 
 class Teacher(Protocol):
@@ -91,9 +93,9 @@ class ByModel:
     close: Callable[[], Awaitable[None]] | None = None
     takes_images: bool = True
     watch: AnswerWatch = field(default_factory=lambda: AnswerWatch(UnansweredSection(), "teacher"))
-    """Stops the run after too many requests in a row without a whole answer."""
+    """Stops the run after too many requests of one step in a row without a whole answer."""
     _under_way: dict[str, asyncio.Future] = field(default_factory=dict)
-    """Number of consecutive refused prompts."""
+    """Requests that are not answered yet, by key."""
     _gave_up: TooManyUnanswered | None = None
 
     @property
@@ -121,6 +123,8 @@ class ByModel:
         # A cut answer of an earlier start is asked again: a second start must not turn the cause of a stop into rejected pairs.
         known = work.journal.known(key, pair.pair_id)
         if known is not None and (key in work.fresh or not known.is_cut):
+            if key not in work.fresh:  # else the refused requests of the earlier start, asked again, would stand in a row
+                self._count(work, step, None)
             return known
         for others in (work.shared, work.earlier):
             if others is not None and (known := others.get(key)) is not None and not known.is_cut:
@@ -137,7 +141,7 @@ class ByModel:
             gate = RequestGate(work.budget, self.section.price, work.journal, key)
             section = self.section
             sampling = Sampling(section.temperature, section.top_p, section.max_tokens, 1, self.seed + draw)
-            answer = await self._answer(pair, messages, sampling, gate)
+            answer = await self._answer(work, step, pair, messages, sampling, gate)
             usage = Usage(answer.prompt_tokens, answer.tokens)
             usd = cost(usage, section.price).usd
             reply = Reply(step, key, asked, self.name, whole(answer.text), usage.prompt_tokens, usage.completion_tokens, usd)
@@ -153,31 +157,40 @@ class ByModel:
             raise
         finally:
             del self._under_way[key]
-        self._count(f"{step}: an answer was cut, after {reply.completion_tokens:,} tokens" if reply.is_cut else None)
+        self._count(work, step, f"an answer was cut, after {reply.completion_tokens:,} tokens" if reply.is_cut else None)
         return reply
 
-    async def _answer(self, pair: Pair, messages: Messages, sampling: Sampling, gate: RequestGate) -> Completion:
+    async def _answer(
+        self, work: Work, step: str, pair: Pair, messages: Messages, sampling: Sampling, gate: RequestGate
+    ) -> Completion:
         """Raises TooManyUnanswered if the server or the model refuses prompt after prompt: every pair would be lost."""
         if self._gave_up is not None:
             raise self._gave_up
         try:
             return (await self.complete(messages, sampling, gate))[0]
         except EndpointFailed as error:
-            self._count(str(error))
+            self._count(work, step, what_failed(error))
             if gate.key in gate.journal.failed_before:  # it also failed in an earlier start, so the prompt is the cause
-                raise RequestRefused(f"no usable answer in two starts of the run: {str(error)[:300]}") from error
+                raise RequestRefused(f"no usable answer in two starts of the run: {what_failed(error)[:300]}") from error
             gate.journal.failed(pair.pair_id, gate.key)
             raise
         except RequestRefused as error:
-            self._count(str(error))
+            self._count(work, step, error.words)
             raise
 
-    def _count(self, why: str | None) -> None:
+    def _count(self, work: Work, step: str, why: str | None) -> None:
+        if work.again and why is not None:
+            return
         try:
-            self.watch.add(why)
+            self.watch.add(why and f"{step}: {why}", step)
         except TooManyUnanswered as error:
             self._gave_up = self._gave_up or error
             raise
+
+
+def what_failed(error: EndpointFailed) -> str:
+    """What happened, without the advice that follows in the error: the run's own error brings it once."""
+    return str(error).partition("\n")[0]
 
 
 def answer_key(step: str, asked: str, teacher: str, draw: int) -> str:

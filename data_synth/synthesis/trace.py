@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from lore.codec.reasoning import after_reasoning
 from lore.data.pair import PAIR_SCHEMA
+from lore.engines.engine import RequestRefused
 from lore.judge.chunk_store import ChunkStore
 from lore.rubric.demand import Demand
 
@@ -83,9 +84,26 @@ class Check:
     why: str = ""
 
 
+REFUSED, UNREADABLE = "refused", "unreadable"
+"""Names of the failure of an attempt that ended early: a step got no answer, or one that could not be parsed."""
+
+
+def failure_of(step: str, error: Exception) -> str:
+    """Why an attempt ended at a step: `rules: no JSON object ...`, or `rules: refused: <the server's words>`."""
+    return f"{step}: {REFUSED}: {error.words}" if isinstance(error, RequestRefused) else f"{step}: {error}"
+
+
+def refusal(failure: str) -> str:
+    """The step and the server's words of a refused request; empty for every other failure of a trace."""
+    step, _, words = failure.partition(": ")
+    return f"{step}: {words.removeprefix(f'{REFUSED}: ')}" if words.startswith(f"{REFUSED}: ") else ""
+
+
 def failed_checks(failure: str, checks: list[Check]) -> list[str]:
-    """Names of the checks that an attempt failed; `unreadable` if a step failed."""
-    return ["unreadable"] if failure else [check.name for check in checks if check.why]
+    """Names of the checks that an attempt failed; `refused` or `unreadable` if a step failed."""
+    if failure:
+        return [REFUSED if refusal(failure) else UNREADABLE]
+    return [check.name for check in checks if check.why]
 
 
 @dataclass(slots=True)
@@ -224,6 +242,13 @@ def read_traces(store: ChunkStore, number: int) -> Iterator[Trace]:
     for batch in store.batches(number, TRACE_SCHEMA.names):
         for row in batch.to_pylist():
             yield Trace.of_row(row)
+
+
+def refused_places(store: ChunkStore, number: int) -> list[int]:
+    """Places in a part of the rejected pairs with a refused attempt: the next start asks them again."""
+    rows = [row for batch in store.batches(number, ["accepted", "attempts"]) for row in batch.to_pylist()]
+    refused = [any(REFUSED in attempt["failed"] for attempt in row["attempts"]) for row in rows]
+    return [at for at, row in enumerate(rows) if refused[at] and not row["accepted"]]
 
 
 class Unreadable(ValueError):

@@ -28,7 +28,7 @@ from lore.eval.report.tables import (
     slice_views,
     summary_table,
 )
-from lore.eval.scorecard import Scorecard, unanswered_text
+from lore.eval.scorecard import Scorecard, unanswered_text, unreadable_text
 from lore.eval.sections import MetricsSection, ReportSection
 from lore.eval.testset import EvalData
 from lore.judge.verdict import Verdict
@@ -120,6 +120,6 @@ def judge_details(card: Scorecard) -> dict[str, Any]:
         "how": card.how,
         "temperature": "" if card.temperature is None else f"{card.temperature:.2f}",
         "failures": ", ".join(failures),
-        "unanswered": bounded(unanswered_text(card), 800),
+        "unanswered": bounded(". ".join(filter(None, (unanswered_text(card), unreadable_text(card)))), 800),
         "photos": ", ".join(f"{state} {times}" for state, times in card.photos.items()),
     }

@@ -47,7 +47,7 @@ def show(
     run: Path = RUN,
     rejected: bool = typer.Option(False, "--rejected", help="Only pairs without an accepted attempt."),
     accepted: bool = typer.Option(False, "--accepted", help="Only pairs with an accepted attempt."),
-    check: str = typer.Option(None, help="Only pairs whose kept attempt failed this check, such as grounding or unreadable."),
+    check: str = typer.Option(None, help="Only pairs whose kept attempt failed this check: grounding, unreadable, refused, ..."),
     slice: str = typer.Option(None, help="Only pairs of this slice."),
     tier: str = typer.Option(None, help="Only pairs whose human label is this tier."),
     pair: str = typer.Option(None, help="Only the pair with this id."),
@@ -135,7 +135,7 @@ def _traces(store: ChunkStore) -> Iterator[Trace]:
 
 def _need(option: str, wanted: str, column: str, store: ChunkStore) -> None:
     """Raises LoreError with the nearest existing value if no trace has the wanted one."""
-    known = {"unreadable": None} if column == "checks" else {}
+    known = {"unreadable": None, "refused": None} if column == "checks" else {}
     for number in store.numbers():
         for batch in store.batches(number, [column]):
             values = batch.column(column)
@@ -179,7 +179,7 @@ def _show(console: Console, trace: Trace) -> None:
     if trace.rationale:
         _line(console, "reasoning", trace.rationale)
     if trace.failure:
-        _line(console, "unreadable", trace.failure, "red")
+        _line(console, trace.failed[0], trace.failure, "red")
     for check in trace.checks:
         _line(
             console,

@@ -8,7 +8,7 @@ Within a chunk the engine gets the prompts of one query together, so that a pref
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,8 @@ from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
 REFUSED, TOO_LONG = "refused", "prompt_too_long"
+UNSCORED = "scores refused"
+"""Begins the detail of a verdict whose answer is written and read, but whose tier probabilities the server refused."""
 FINISHED_BADLY = {"length": "cut_at_max_tokens", "refused": REFUSED}
 NO_ANSWER = (REFUSED, TOO_LONG)
 """Failures of pairs that got no answer. All other failures are answers in a wrong format."""
@@ -47,12 +49,14 @@ def predict(
     judge_id: str | None = None,
     timed: bool = False,
     watch: AnswerWatch | None = None,
+    again: Container[str] = (),
 ) -> Iterator[list[Verdict]]:
     """Verdicts in chunks, in the order of the pairs.
 
     facts: texts shown as facts with a pair. judge_id: stored in every verdict. timed: stores seconds per pair in every verdict, the
     wall time of the chunk divided by its pairs; these differ from run to run. watch: stops when too many pairs get no answer,
-    before their chunk is yielded.
+    before their chunk is yielded. again: ids of pairs that got no answer in an earlier start, whose chunks were within the bounds;
+    the watch counts them only if they get one now.
 
     A pair whose query alone is too long for the prompt is a format failure `prompt_too_long`. Raises LoreError when not
     even a one-word query fits, since the recipe is wrong then.
@@ -63,8 +67,7 @@ def predict(
         seconds = (time.perf_counter() - began) / len(chunk) if timed else None
         for verdict in verdicts:
             verdict.judge_id, verdict.seconds = judge_id, seconds
-        if watch is not None:
-            watch.chunk([no_answer(verdict) for verdict in verdicts])
+        _count(watch, verdicts, again)
         yield verdicts
 
 
@@ -73,6 +76,22 @@ def no_answer(verdict: Verdict) -> str | None:
     if verdict.failure not in NO_ANSWER:
         return None
     return f"{verdict.failure}: {verdict.detail}" if verdict.detail else verdict.failure
+
+
+def unscored(verdict: Verdict) -> str | None:
+    """Why a written verdict has no tier probabilities, if the server refused them; None for all others."""
+    return verdict.detail if verdict.failure is None and (verdict.detail or "").startswith(UNSCORED) else None
+
+
+def incomplete(verdict: Verdict) -> str | None:
+    """Why the server gave no answer, or no scores after it; None if it gave all that was asked for."""
+    return no_answer(verdict) or unscored(verdict)
+
+
+def _count(watch: AnswerWatch | None, verdicts: list[Verdict], again: Container[str]) -> None:
+    if watch is not None:
+        whys = [(verdict.pair_id, incomplete(verdict)) for verdict in verdicts]
+        watch.chunk([why for pair_id, why in whys if why is None or pair_id not in again])
 
 
 def _chunks(
@@ -175,7 +194,14 @@ def score_answers(
     prompts: list, verdicts: list[Verdict], engine: Engine, rubric: Rubric, fmt: PromptFormat, *, decide: bool
 ) -> None:
     """Fills in the tier probabilities, scored after the reason if there is one. decide: the most probable tier becomes the
-    verdict."""
+    verdict, and a pair whose scores are refused has none. Without `decide` it keeps its written verdict (`unscored`)."""
+
+    def refuse(verdict: Verdict, words: str) -> None:
+        if decide:
+            verdict.failure, verdict.detail = REFUSED, words
+        else:
+            verdict.detail = f"{UNSCORED}: {words}"
+
     tokens = verdict_tokens(_renderer(engine), rubric) if engine.tokenizer is not None else None
     scored = [
         (prompt, verdict)
@@ -191,17 +217,13 @@ def score_answers(
     try:
         probabilities = np.asarray(engine.score(begun), dtype=np.float64)
     except ScoresRefused as error:
-        if not decide:
-            raise
         probabilities, refused = error.probabilities, error.refused
     except RequestRefused as error:
-        if not decide:
-            raise
         if len(scored) == 1:
-            scored[0][1].failure, scored[0][1].detail = REFUSED, error.words
+            refuse(scored[0][1], error.words)
             return
         for prompt, verdict in scored:  # the server does not say which prompt it refused
-            score_answers([prompt], [verdict], engine, rubric, fmt, decide=True)
+            score_answers([prompt], [verdict], engine, rubric, fmt, decide=decide)
         return
     expected = (len(scored), len(rubric.tier_ids))
     if probabilities.shape != expected or not np.isfinite(probabilities).all():
@@ -212,7 +234,7 @@ def score_answers(
         )
     for index, ((_, verdict), row) in enumerate(zip(scored, probabilities, strict=True)):
         if index in refused:
-            verdict.failure, verdict.detail = REFUSED, refused[index]
+            refuse(verdict, refused[index])
             continue
         verdict.probabilities = row.tolist()
         if decide:
@@ -230,8 +252,10 @@ def sample(
     explain: bool = False,
     scores: bool = True,
     watch: AnswerWatch | None = None,
-) -> Iterator[list[tuple[str, list[str | None]]]]:
-    """(pair_id, `sampling.n` sampled tiers, None for a format failure) of each pair, in chunks. watch: see `predict`.
+    again: Container[str] = (),
+) -> Iterator[list[tuple[str, list[str | None], str | None]]]:
+    """(pair_id, `sampling.n` sampled tiers, failure) of each pair, in chunks. A tier is None for a format failure; failure: one of
+    NO_ANSWER, or None. watch, again: see `predict`.
 
     When the verdict comes first, samples only the tier, from the tier probabilities at `sampling.temperature`, without decoding.
     """
@@ -253,6 +277,8 @@ def sample(
                 powers = np.asarray(verdict.probabilities) ** (1 / sampling.temperature)
                 picks = rng.choice(len(powers), size=sampling.n, p=powers / powers.sum())
                 drawn[verdict.pair_id] = [rubric.tier_ids[pick] for pick in picks]
-        if watch is not None:
-            watch.chunk([no_answer(verdict) for verdict in verdicts])
-        yield [(verdict.pair_id, drawn.get(verdict.pair_id, [None] * sampling.n)) for verdict in verdicts]
+        _count(watch, verdicts, again)
+        yield [
+            (verdict.pair_id, drawn.get(verdict.pair_id, [None] * sampling.n), verdict.failure if no_answer(verdict) else None)
+            for verdict in verdicts
+        ]

@@ -2,7 +2,8 @@
 
 Every set of questions has a tag. Answers are saved under the tag chunk by chunk, so a killed run asks no saved question again. The
 engine opens at the first question without a saved answer. A chunk in which too many questions get no answer stops the run and is
-not saved (lore.engines.unanswered); a saved question without an answer is not asked again.
+not saved (lore.engines.unanswered). A saved question that the server refused is asked again at the next start: the refusal may have
+been the beginning of what stopped the run. A prompt that does not fit never will, and is not asked again.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,9 +18,9 @@ from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
 from lore.engines.config import UnansweredSection
-from lore.engines.engine import Engine, Sampling
+from lore.engines.engine import EndpointFailed, EndpointStopped, Engine, Sampling
 from lore.engines.unanswered import AnswerWatch
-from lore.judge.ask import FactsOf, no_answer, predict, sample
+from lore.judge.ask import REFUSED, UNSCORED, FactsOf, incomplete, predict, sample, unscored
 from lore.judge.card import judge_id
 from lore.judge.chunk_store import ChunkStore
 from lore.judge.verdict import Verdict, from_row, to_row, verdict_schema
@@ -30,7 +31,7 @@ from lore.support.progress import track
 Verdicts = dict[str, Verdict]
 Samples = dict[str, list[str | None]]
 """Sampled tiers by pair_id, None for a format failure."""
-SAMPLES_SCHEMA = pa.schema([("pair_id", pa.string()), ("tiers", pa.list_(pa.string()))])
+SAMPLES_SCHEMA = pa.schema([("pair_id", pa.string()), ("tiers", pa.list_(pa.string())), ("failure", pa.string())])
 
 
 @dataclass
@@ -71,16 +72,17 @@ class Asker:
         """A verdict for each pair, by pair_id.
 
         pairs: streamed once; pairs with a saved answer under this tag are skipped. known: the ids of the pairs; when all of them
-        have an answer, `pairs` is not read. rubric, fmt, facts (pair -> texts shown as facts): for these questions only.
+        have one, `pairs` is not read. rubric, fmt, facts (pair -> texts shown as facts): for these questions only.
         """
         rubric, fmt = rubric or self.rubric, fmt or self.fmt
         judge, tier_ids = self._id(rubric, fmt), self.rubric.tier_ids
         store = ChunkStore(self.folder / tag, verdict_schema(tier_ids), judge, "verdicts")
         verdicts = {row["pair_id"]: from_row(row, tier_ids) for row in store.rows()}
-        self._answers = self._answers or any(no_answer(verdict) is None for verdict in verdicts.values())
-        if known is not None and all(pair_id in verdicts for pair_id in known):
+        self._answers = self._answers or any(incomplete(verdict) is None for verdict in verdicts.values())
+        again = {pair_id for pair_id, verdict in verdicts.items() if verdict.failure == REFUSED or unscored(verdict)}
+        if known is not None and all(pair_id in verdicts and pair_id not in again for pair_id in known):
             return verdicts
-        missing = _unless_empty(pair for pair in pairs if pair.pair_id not in verdicts)
+        missing = _unless_empty(pair for pair in pairs if pair.pair_id not in verdicts or pair.pair_id in again)
         if missing is None:
             return verdicts
         chunks = predict(
@@ -95,9 +97,10 @@ class Asker:
             facts=facts,
             judge_id=judge,
             watch=(watch := self._watch(tag)),
+            again=again,
         )
         saved = _saved(self._answering(chunks, watch), store, lambda verdict: to_row(verdict, tier_ids))
-        for verdict in self._tracked(saved, tag, total, len(verdicts)):
+        for verdict in self._tracked(saved, tag, total, len(verdicts) - len(again)):
             verdicts[verdict.pair_id] = verdict
         return verdicts
 
@@ -106,8 +109,10 @@ class Asker:
     ) -> Samples:
         """`n` sampled tiers for each pair, by pair_id."""
         store = ChunkStore(self.folder / tag, SAMPLES_SCHEMA, self._id(self.rubric, self.fmt), "samples")
-        drawn = {row["pair_id"]: row["tiers"] for row in store.rows()}
-        missing = _unless_empty(pair for pair in pairs if pair.pair_id not in drawn)
+        rows = {row["pair_id"]: row for row in store.rows()}
+        drawn = {pair_id: row["tiers"] for pair_id, row in rows.items()}
+        again = {pair_id for pair_id, row in rows.items() if row.get("failure") == REFUSED}
+        missing = _unless_empty(pair for pair in pairs if pair.pair_id not in drawn or pair.pair_id in again)
         if missing is not None:
             chunks = sample(
                 missing,
@@ -119,9 +124,10 @@ class Asker:
                 explain=self.explain,
                 scores=self.scores,
                 watch=self._watch(tag),
+                again=again,
             )
-            saved = _saved(chunks, store, lambda one: {"pair_id": one[0], "tiers": one[1]})
-            drawn |= self._tracked(saved, tag, total, len(drawn))
+            saved = _saved(chunks, store, lambda one: dict(zip(SAMPLES_SCHEMA.names, one, strict=True)))
+            drawn |= {pair_id: tiers for pair_id, tiers, _ in self._tracked(saved, tag, total, len(drawn) - len(again))}
         if wrong := [pair_id for pair_id, tiers in drawn.items() if len(tiers) != n]:
             raise LoreError(
                 f"{self.folder / tag} holds {len(drawn[wrong[0]])} samples of pair {wrong[0]}, and the recipe asks for {n}. "
@@ -133,26 +139,30 @@ class Asker:
         return None if self.weights is None else judge_id(self.weights, rubric.hash, renderer_hash(rubric, fmt))
 
     def _watch(self, tag: str) -> AnswerWatch:
-        return AnswerWatch(self.unanswered, f"judge {self.name}, {tag}")
+        advice = {
+            UNSCORED: f"The answers were read; for a server that cannot score them, set judges.{self.name}.scores: false, "
+            "which does without tier probabilities."
+        }
+        return AnswerWatch(self.unanswered, f"judge {self.name}, {tag}", advice, answered=self._answers)
 
     def _answering(self, chunks: Iterable[list[Verdict]], watch: AnswerWatch) -> Iterator[list[Verdict]]:
-        """The chunks, from the first one with an answer on. Raises TooManyUnanswered if no question gets one: even a few pairs, too
-        few for the bounds, are no result then.
-        """
+        """The chunks, from the first one with an answer on. Raises TooManyUnanswered if no question gets one."""
         held: list[list[Verdict]] = []
         for chunk in chunks:
             held.append(chunk)
-            self._answers = self._answers or watch.off or any(no_answer(verdict) is None for verdict in chunk)
-            if self._answers:
+            self._answers = watch.answered
+            if watch.may_store:
                 yield from held
                 held = []
-        if held:
-            raise watch.nothing([no_answer(verdict) or "" for chunk in held for verdict in chunk])
+        watch.end()
 
     def _tracked(self, answers: Iterator[Any], tag: str, total: int | None, known: int) -> Iterator[Any]:
-        for answer in track(answers, f"{self.name}: {tag}", total=None if total is None else total - known):
-            self.asked += 1
-            yield answer
+        try:
+            for answer in track(answers, f"{self.name}: {tag}", total=None if total is None else total - known):
+                self.asked += 1
+                yield answer
+        except (EndpointFailed, EndpointStopped) as error:
+            raise type(error)(f"judge {self.name}, {tag}: {error}") from error
 
 
 def _unless_empty(pairs: Iterator[Pair]) -> Iterator[Pair] | None:

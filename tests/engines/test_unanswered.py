@@ -35,3 +35,23 @@ def test_null_turns_the_bounds_off():
     found = watch(max_in_a_row=None, max_share=None)
     found.chunk([WHY] * 100)
     assert found.off and not watch().off
+
+
+def test_each_step_has_its_own_row_of_failures():
+    found = watch(max_in_a_row=3)
+    for _ in range(2):
+        found.add(WHY, "knowledge")
+        found.add(None, "rules")
+    with pytest.raises(TooManyUnanswered, match="3 requests in a row"):
+        found.add(WHY, "knowledge")
+
+
+def test_no_answer_at_all_is_an_error_at_the_end_and_one_answer_is_enough():
+    found = watch()
+    found.chunk([WHY, WHY])
+    assert not found.may_store
+    with pytest.raises(TooManyUnanswered, match="none of 2 requests got an answer"):
+        found.end()
+    found.chunk([WHY, None])
+    assert found.may_store
+    found.end()

@@ -234,3 +234,166 @@ def test_format_failures_are_a_result_however_many(tmp_path, runs, pairs):
         folder = run_recipe(recipe_of(tmp_path, pairs, {"server": endpoint(server.url)}))
     assert judge_of(runs)["metrics"]["failure_rate"]["value"] == 1.0 and judge_of(runs)["no_answer"] == {}
     assert "no answer" not in folder.summary["server"]
+
+
+def lamps(tmp_path, count: int):
+    path = tmp_path / "lamps.parquet"
+    with PairWriter(path) as writer:
+        for i in range(count):
+            tier = TIERS[i % 4]
+            writer.write(Pair(pair_id=f"p{i}", query=f"lamp {i:02} says {tier}", title=f"lamp {i}", label=tier, split="test"))
+    return path
+
+
+@pytest.mark.parametrize("sampled", [0, 4])
+def test_an_outage_leaves_no_wrong_pairs_behind_once_the_run_went_on(tmp_path, runs, sampled):
+    """The chunk in which it begins is stored; its refused pairs are asked again."""
+    path, down = lamps(tmp_path, 40), {"after": 9}
+    more = {"chunk_pairs": 16, "sampling": {"samples": sampled, "sample_pairs": 40}}
+
+    def answer(request):
+        if request.number >= down["after"]:
+            return error(400, "quota exceeded")
+        return reply(*[f"<verdict>{told(request)}</verdict>"] * request.body.get("n", 1))
+
+    with serve(answer) as server:
+        judge = endpoint(server.url)
+        judge["endpoint"] |= {"max_concurrency": 1}
+        recipe = recipe_of(tmp_path, path, {"server": judge}, **more)
+        with pytest.raises(LoreError, match="quota exceeded"):
+            run_recipe(recipe)
+        down["after"] = len(server.requests) + (31 + 9 if sampled else 10**6)
+        if sampled:  # the outage begins again, in the first chunk of the samples
+            with pytest.raises(LoreError, match="samples(.|\n)*quota exceeded"):
+                run_recipe(recipe)
+            down["after"] = 10**6
+        before = len(server.requests)
+        run_recipe(recipe)
+        assert len(server.requests) - before == 31
+    found = judge_of(runs)
+    assert found["no_answer"] == {} and found["failures"] == {} and found["metrics"]["acc_k"]["value"] == 1.0
+    if sampled:
+        assert found["samples"]["pass_at"]["1"]["value"] == 1.0
+
+
+def test_prompts_that_stay_refused_do_not_stop_the_next_start(tmp_path, runs):
+    """Ten of 40 pairs are always refused. Asked again together, they are no sign of an outage."""
+    path, stopped = lamps(tmp_path, 40), {"after": 32}
+
+    def answer(request):
+        if request.number >= stopped["after"]:
+            return error(401, "the key is not valid any more")
+        if told(request) == "L2":
+            return error(400, "withheld by the content filter")
+        return reply(f"<verdict>{told(request)}</verdict>")
+
+    with serve(answer) as server:
+        judge = endpoint(server.url)
+        judge["endpoint"] |= {"max_concurrency": 1}
+        recipe = recipe_of(tmp_path, path, {"server": judge}, chunk_pairs=8, unanswered={"max_in_a_row": 3})
+        with pytest.raises(LoreError, match="key"):
+            run_recipe(recipe)
+        stopped["after"] = 10**6
+        run_recipe(recipe)
+    assert judge_of(runs)["no_answer"] == {"refused: 400 Bad Request: withheld by the content filter": 10}
+
+
+def served(choice: dict):
+    answer = reply("")
+    answer.body["choices"] = [{"index": 0, **choice}]
+    return answer
+
+
+EMPTY = {
+    "nothing": ({"finish_reason": "stop", "message": {"role": "assistant", "content": ""}}, "empty answer, finish_reason stop"),
+    "blank": ({"finish_reason": "stop", "message": {"role": "assistant", "content": " \n"}}, "empty answer, finish_reason stop"),
+    "null": ({"finish_reason": "stop", "message": {"role": "assistant", "content": None}}, "empty answer, finish_reason stop"),
+    "reasoned": (
+        {"finish_reason": "stop", "message": {"role": "assistant", "content": None, "reasoning_content": "Hm. L4."}},
+        "empty answer after its reasoning, finish_reason stop",
+    ),
+    "tools": (
+        {"finish_reason": "tool_calls", "message": {"role": "assistant", "tool_calls": [{"id": "1"}]}},
+        "empty answer, finish_reason tool_calls",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_answers_that_hold_nothing_are_no_accuracy(tmp_path, runs, pairs, kind):
+    choice, words = EMPTY[kind]
+    with serve(lambda request: served(choice)) as server:
+        with pytest.raises(LoreError, match=rf"judge server, split-test: .*no answer(.|\n)*{words}"):
+            run_recipe(recipe_of(tmp_path, pairs, {"server": endpoint(server.url)}))
+    assert not (runs / "judged" / "done").exists()
+
+
+def test_one_empty_answer_among_samples_is_a_format_failure_of_that_sample(tmp_path, runs, pairs):
+    def answer(request):
+        texts = [f"<verdict>{told(request)}</verdict>"] * request.body.get("n", 1)
+        return reply(*([""] + texts[1:] if len(texts) > 1 else texts))
+
+    with serve(answer) as server:
+        run_recipe(recipe_of(tmp_path, pairs, {"server": endpoint(server.url)}, sampling={"samples": 4, "sample_pairs": 24}))
+    assert judge_of(runs)["samples"]["pass_at"]["1"]["value"] == pytest.approx(2 / 3 * 3 / 4)
+
+
+@pytest.mark.parametrize(("text", "reason", "why"), [("", "length", "cut_at_max_tokens"), ("I cannot help.", "stop", "no_verdict")])
+def test_a_run_whose_answers_hold_no_verdict_says_so_loudly(tmp_path, runs, pairs, capsys, text, reason, why):
+    with serve(lambda request: reply(text, reason=reason)) as server:
+        folder = run_recipe(recipe_of(tmp_path, pairs, {"server": endpoint(server.url)}))
+    said = f"24 of 24 answers hold no verdict that can be read and count as wrong: 24 x {why}."
+    said += " Raise sampling.max_tokens." * (reason == "length")
+    assert f"server: {said}" in capsys.readouterr().out and folder.summary["server"]["unreadable"] == said
+    assert said in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def scoring(refuses):
+    """A server that writes and scores; it refuses the n-th scoring request where `refuses(n)`."""
+    asked = []
+
+    def answer(request):
+        if "logprobs" not in request.body:
+            return reply(f"<reason>because</reason>\n<verdict>{told(request)}</verdict>")
+        asked.append(request)
+        if refuses(len(asked)):
+            return error(400, "no more scores today")
+        query = json.dumps(request.body["messages"])
+        tier = re.search(r"says (L\d)", query)[1]
+        found = reply("L")
+        listed = [{"token": name[1:], "logprob": -0.2 if name == tier else -3.0} for name in TIERS]
+        found.body["choices"][0]["logprobs"] = {"content": [{**listed[0], "top_logprobs": listed}]}
+        return found
+
+    return answer
+
+
+def test_one_refused_score_leaves_the_written_verdict_and_the_other_scores(tmp_path, runs, pairs, capsys):
+    with serve(scoring(lambda number: number == 5)) as server:
+        run_recipe(recipe_of(tmp_path, pairs, {"server": endpoint(server.url, scores=True)}))
+    judge = judge_of(runs)
+    assert judge["metrics"]["acc_k"]["value"] == pytest.approx(2 / 3) and judge["failures"] == judge["no_answer"] == {}
+    assert judge["unscored"] == {"scores refused: 400 Bad Request: no more scores today": 1}
+    assert judge["metrics"]["ece"]["value"] is not None
+    assert "1 of 24 verdicts have no tier probabilities and count with even ones: 1 x scores refused" in capsys.readouterr().out
+    rows = pq.read_table(runs / "judged" / "predictions.parquet").to_pylist()
+    assert all(row["tier"] == row["query"][-2:] for row in rows) and sum(row["p_L1"] is None for row in rows) == 1
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_a_server_that_scores_nothing_stops_with_the_key_to_change(tmp_path, runs, pairs, limit):
+    more = {"test_limit": limit} if limit else {}
+    with serve(scoring(lambda number: True)) as server:
+        recipe = recipe_of(tmp_path, pairs, {"server": endpoint(server.url, scores=True)}, **more)
+        said = r"judge server(.|\n)*scores refused: 400 Bad Request: no more scores today(.|\n)*judges\.server\.scores: false"
+        with pytest.raises(LoreError, match=said):
+            run_recipe(recipe)
+    assert not list((runs / "judged").rglob("part-*"))
+
+
+def test_a_server_that_fails_again_and_again_is_named_with_its_judge(tmp_path, runs, pairs):
+    with serve(lambda request: error(500, "boom")) as server:
+        judge = endpoint(server.url)
+        judge["endpoint"] |= {"max_attempts": 2, "max_concurrency": 1, "max_down_seconds": 2.0}
+        with pytest.raises(LoreError, match=r"^judge server, split-test: http(.|\n)*500 Internal Server Error: boom"):
+            run_recipe(recipe_of(tmp_path, pairs, {"server": judge}))

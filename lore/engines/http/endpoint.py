@@ -86,6 +86,8 @@ class EndpointEngine:
             body = self._body(messages, sampling, n, seed)
             bound = bound_of(self.section, messages, sampling, n)
             found += await self._ask(body, bound, gate, lambda reply, n=n: completions(reply, n, sampling.max_tokens))
+        if all(one.detail for one in found):
+            raise RequestRefused(f"{self.section.url} gives no answer to a prompt: {found[0].detail}", found[0].detail)
         return found if wanted == sampling.n else found * sampling.n
 
     async def aclose(self) -> None:

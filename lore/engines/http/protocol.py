@@ -29,6 +29,7 @@ FEW_LOGPROBS = 5  # limit of some providers
 CUT = ("length", "model_length", "max_tokens", "max_output_tokens")
 FILTERED = ("content_filter", "safety", "sensitive", "refusal", "recitation", "blocklist", "prohibited_content")
 BROKEN = ("error", "abort", "cancelled", "network_error", "insufficient_system_resource")
+TOOLS = ("tool_calls", "function_call")
 _VERSION = re.compile(r"[-@:_](\d{3,}([-.][\w.-]*)?|latest)")
 
 
@@ -143,13 +144,14 @@ def same_model(asked: str, answered: str) -> bool:
 
 def completions(reply: dict[str, Any], n: int, max_tokens: int) -> list[Completion]:
     """At most n completions from a reply. Raises Fault for a choice without text or one that the server broke off, RequestRefused,
-    with the server's words, for a choice that a filter or the model refuses.
+    with the server's words, for a choice that a filter or the model refuses. A choice without any text that was not cut is no
+    answer: its `detail` says so.
 
     Servers report one token count for all choices. Truncated choices count as max_tokens; the rest is distributed over the
     other choices in proportion to text length.
     """
     usage = reply_usage(reply)
-    texts, reasons = [], []
+    texts, reasons, details = [], [], []
     for choice in reply["choices"][:n]:
         message, reason = choice.get("message"), choice.get("finish_reason")
         message = message if isinstance(message, dict) else {}
@@ -158,14 +160,21 @@ def completions(reply: dict[str, Any], n: int, max_tokens: int) -> list[Completi
         if kind in FILTERED or (not text and isinstance(said, str) and said):
             raise RequestRefused(_refusal_words(choice, reason, said))
         # A server with a reasoning parser omits the content of an answer that was cut in its reasoning.
-        has_text = any(key in message for key in ("content", "reasoning_content", "reasoning"))
+        has_text = kind in TOOLS or any(key in message for key in ("content", "reasoning_content", "reasoning"))
         if not kind or kind in BROKEN or not isinstance(text, str | None) or not has_text:
             raise Fault(f"a choice without an answer: {json.dumps(choice)[:120]}")
         texts.append(text or "")
         reasons.append("length" if kind in CUT else "stop")
+        details.append("" if kind in CUT or (text or "").strip() else _empty_words(message, reason))
     counts = _shared_out(texts, reasons, usage.completion_tokens, max_tokens) if usage else [0] * len(texts)
     prompt_tokens = usage.prompt_tokens if usage else 0
-    return [Completion(*row, prompt_tokens) for row in zip(texts, counts, reasons, strict=True)]
+    rows = zip(texts, counts, reasons, details, strict=True)
+    return [Completion(text, count, reason, prompt_tokens, detail) for text, count, reason, detail in rows]
+
+
+def _empty_words(message: dict[str, Any], reason: str) -> str:
+    only = "" if not (message.get("reasoning_content") or message.get("reasoning")) else " after its reasoning"
+    return f"empty answer{only}, finish_reason {reason}"
 
 
 def _refusal_words(choice: dict[str, Any], reason: str, said: Any) -> str:

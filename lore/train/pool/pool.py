@@ -6,7 +6,7 @@ The judge answers each pair once greedily, as in the evaluation, with the tier p
 `samples` times at the training temperature. <run>/pool.parquet has one row per pair, in the order of the pairs; photos and texts
 stay in the file of the pairs. Each chunk has its own random seed and is saved before the next one starts, so a killed and resumed
 run ends with the same rows. rejected.jsonl lists the pairs that got no answer, with reasons; too many of them stop the run
-(lore.engines.unanswered), and their chunk is not saved.
+(lore.engines.unanswered), and their chunk is not saved. The next start asks the refused pairs of saved chunks again.
 """
 
 import json
@@ -104,20 +104,33 @@ def ask(store: ChunkStore, recipe: PoolRecipe, source: PairSource, fmt: PromptFo
     for number, chunk in enumerate(track(in_chunks(source.labeled(), recipe.chunk_pairs), "chunks of pairs")):
         count += 1
         first = [pair.pair_id not in seen and not seen.add(pair.pair_id) for pair in chunk]
-        if store.is_current(number):
+        stored = store.is_current(number)
+        asked = _refused(store, number) if stored else list(range(len(chunk)))
+        if not asked:
             continue
         if engine is None:
             engine = open_engine(recipe.model, rubric, vllm=recipe.vllm, batch_tokens=recipe.batch_tokens)
             check_template(recipe.model, getattr(engine, "processor", engine.tokenizer), "model")
         seed = int(np.random.SeedSequence([recipe.seed, number]).generate_state(1)[0])
-        answers = ask_chunk(chunk, first, engine, rubric, fmt, recipe, seed, str(source.path), number * recipe.chunk_pairs)
-        watch.chunk([_no_answer(answer) for answer in answers])
+        numbers = [number * recipe.chunk_pairs + at + 1 for at in asked]
+        pairs, first = [chunk[at] for at in asked], [first[at] for at in asked]
+        answers = ask_chunk(pairs, first, engine, rubric, fmt, recipe, seed, str(source.path), numbers)
+        watch.chunk([why for answer in answers if (why := _no_answer(answer)) is None or not stored])
         rows = [
             row | {"rejected": None} if isinstance(row, dict) else {"rejected": json.dumps(asdict(row), ensure_ascii=False)}
             for row in answers
         ]
+        if stored:
+            known = dict(enumerate(store.rows([number])))
+            rows = list((known | dict(zip(asked, rows, strict=True))).values())
         store.write(number, rows)
     return count
+
+
+def _refused(store: ChunkStore, number: int) -> list[int]:
+    """Places in a stored chunk of the pairs that the engine refused."""
+    rejected = [line for batch in store.batches(number, ["rejected"]) for line in batch["rejected"].to_pylist()]
+    return [at for at, line in enumerate(rejected) if line is not None and json.loads(line)["reason"] == REFUSED]
 
 
 def _no_answer(answer: dict[str, Any] | Rejection) -> str | None:
@@ -136,9 +149,9 @@ def ask_chunk(
     recipe: PoolRecipe,
     seed: int,
     file: str,
-    before: int,
+    numbers: list[int],
 ) -> list[dict[str, Any] | Rejection]:
-    """A pool row or a Rejection per pair. first: whether a pair's id occurs for the first time; before: pairs in earlier chunks."""
+    """A pool row or a Rejection per pair. first: whether a pair's id occurs for the first time; numbers: of the pairs, from 1."""
     greedy = Sampling(max_tokens=recipe.max_tokens)
     sampling = Sampling(recipe.temperature, max_tokens=recipe.max_tokens, n=recipe.samples, seed=seed)
     shown = fmt if getattr(engine, "takes_images", True) else replace(fmt, photo=False)
@@ -148,7 +161,7 @@ def ask_chunk(
     for verdict in asked:
         note_refusal(verdict, drawn[id(verdict)])
     rows: list[dict[str, Any] | Rejection] = []
-    for number, (pair, verdict, is_first) in enumerate(zip(pairs, verdicts, first, strict=True), before + 1):
+    for number, pair, verdict, is_first in zip(numbers, pairs, verdicts, first, strict=True):
         problem = _problem(pair, verdict, is_first, rubric, shown, engine)
         if problem:
             known = {"pair_id": pair.pair_id, "query": pair.query[:300], "label": pair.label}

@@ -6,7 +6,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 from openai_server import error, reply, serve
-from synthesis_for_tests import MODEL, endpoint, make_shop, traces_of, write_recipe
+from synthesis_for_tests import MODEL, endpoint, make_shop, run_that_accepts_nothing, traces_of, write_recipe
 from teacher_server import ShopServer, misbehaving, step_of
 
 from lore.data.parquet import read_pairs
@@ -224,7 +224,7 @@ def test_a_critic_may_refuse(recipe):
 
 def test_garbage_is_rejected_with_its_reason(recipe):
     with serve(lambda request: reply("I would say it is fine.", model=MODEL)) as server:
-        folder = run_recipe(recipe("garbage", teacher=endpoint(server)))
+        folder = run_that_accepts_nothing(recipe("garbage", teacher=endpoint(server)))
     traces = traces_of(folder)
     assert len(traces) == 96 and not any(t.accepted for t in traces)
     assert all(t.failure.startswith("knowledge: no JSON object") for t in traces)
@@ -278,7 +278,7 @@ def test_a_model_in_this_process_is_asked_in_batches(recipe, tiny, tmp_path):
     long = with_positions(tiny.vision, 8192, tmp_path / "long")
     model = {"kind": "transformers", "model": {"name": str(long)}, "max_tokens": 16, "temperature": 0.0}
     more = {"data": {"path": str(tiny.pairs), "rubric": "shop", "split": "train", "limit": 12}, "facts": None}
-    more["unanswered"] = UNBOUNDED
+    more |= {"unanswered": UNBOUNDED, "unexplained": "keep"}
     folder = run_recipe(recipe("model", teacher=model, **more))
     traces = traces_of(folder)
     assert len(traces) == 12 and all(t.failure.startswith("knowledge: the answer was cut at max_tokens") for t in traces)
@@ -364,7 +364,7 @@ def test_a_model_without_eyes_is_not_asked_about_photos(recipe, tiny, tmp_path):
         path = recipe("blind", teacher=endpoint(server, endpoint={"tokenizer": str(tiny.text)}))
         with pytest.raises(LoreError, match=r"has a photo, but the model of teacher does not accept images(.|\n)*photos: none"):
             run_recipe(path)
-    folder = run_recipe(recipe("texts", teacher=model, photos="none", unanswered=UNBOUNDED))
+    folder = run_recipe(recipe("texts", teacher=model, photos="none", unanswered=UNBOUNDED, unexplained="keep"))
     assert folder.is_done
 
 

@@ -9,7 +9,7 @@ import pytest
 import synthesis_for_tests
 import yaml
 from openai_server import error, reply, serve
-from synthesis_for_tests import MODEL, make_shop, traces_of, write_recipe
+from synthesis_for_tests import MODEL, make_shop, run_that_accepts_nothing, traces_of, write_recipe
 from teacher_server import ShopServer, step_of
 
 from lore.data.parquet import PairWriter, read_pairs
@@ -17,6 +17,7 @@ from lore.data_synth.synthesis.budget import Budget, RequestGate, Spent
 from lore.data_synth.synthesis.config import BudgetSection
 from lore.data_synth.synthesis.journal import Journal
 from lore.engines.engine import Usage
+from lore.run.run_folder import RunFolder
 from lore.run.runner import run_recipe
 from lore.support.errors import LoreError
 
@@ -81,9 +82,8 @@ def test_halves_of_characters_in_a_verdict_reject_the_pair_alone(recipe):
         return answer
 
     with serve(odd) as server:
-        folder = run_recipe(recipe("odd", teacher=endpoint(server)))
+        folder = run_that_accepts_nothing(recipe("odd", teacher=endpoint(server)))
     assert {trace.tier for trace in traces_of(folder)} <= {"?L1", "?L2", "?L3", "?L4"}
-    assert folder.summary["accepted"] == 0
 
 
 def test_a_critic_may_say_odd_things(recipe):
@@ -94,7 +94,7 @@ def test_a_critic_may_say_odd_things(recipe):
         return teacher.answer(request) if good else reply('{"accept": false, "why": "\\ud800"}', model=MODEL)
 
     with serve(odd) as server:
-        folder = run_recipe(recipe("critic", teacher=endpoint(server), critic=endpoint(server)))
+        folder = run_that_accepts_nothing(recipe("critic", teacher=endpoint(server), critic=endpoint(server)))
     assert {check.why for trace in traces_of(folder) for check in trace.checks if check.name == "critic"} == {"?"}
 
 
@@ -128,7 +128,8 @@ def test_a_damaged_photo_is_not_paid_for_again(recipe):
     with serve(teacher.answer) as server:
         change = {"change": lambda pair: replace(pair, image={"bytes": b"no image", "path": None})}
         change |= {"unanswered": {"max_in_a_row": None, "max_share": None}}
-        folder = run_recipe(recipe("once", teacher=endpoint(server, temperature=0.7), attempts={"hint": "after_failure"}, **change))
+        change |= {"teacher": endpoint(server, temperature=0.7), "attempts": {"hint": "after_failure"}}
+        folder = run_that_accepts_nothing(recipe("once", **change))
     assert teacher.asked == {"knowledge": len(server.requests)}
     assert all(len(trace.attempts) == 1 and "an image" in trace.failure for trace in traces_of(folder))
 
@@ -170,7 +171,7 @@ def test_a_split_that_keeps_nothing_leaves_no_old_file(recipe, runs):
         return reply("no", model=MODEL)
 
     with serve(with_stale) as server:
-        run_recipe(recipe("stale", teacher=endpoint(server)))
+        run_that_accepts_nothing(recipe("stale", teacher=endpoint(server)))
     assert not stale.exists()
 
 
@@ -304,8 +305,7 @@ def cut_inside(opening):
 def test_a_draft_inside_reasoning_that_was_cut_is_no_trace(recipe, opening):
     off = {"unanswered": {"max_in_a_row": None, "max_share": None}}
     with serve(cut_inside(opening)) as server:
-        folder = run_recipe(recipe("cut", teacher=endpoint(server), **off))
-    assert folder.summary["accepted"] == 0
+        folder = run_that_accepts_nothing(recipe("cut", teacher=endpoint(server), **off))
     assert all("knowledge: the answer was cut at max_tokens" in trace.failure for trace in traces_of(folder))
 
 
@@ -355,3 +355,127 @@ def test_few_pairs_without_any_answer_are_no_result(recipe, shop, limit):
     with serve(lambda request: error(400, "paused")) as server:
         with pytest.raises(LoreError, match=rf"none of {limit} requests got an answer(.|\n)*paused"):
             run_recipe(recipe("few", teacher=endpoint(server), attempts={"most": 1, "most_hard": 1, "hint": "never"}, data=data))
+
+
+def choice(message: dict, reason: str = "stop"):
+    answer = reply("", model=MODEL)
+    answer.body["choices"] = [{"index": 0, "finish_reason": reason, "message": {"role": "assistant", **message}}]
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"), [({"content": ""}, "stop"), ({"tool_calls": [{"id": "1"}]}, "tool_calls"), ({"content": None}, "stop")]
+)
+def test_a_teacher_whose_answers_hold_nothing_stops_the_run(recipe, runs, message, reason):
+    with serve(lambda request: choice(message, reason)) as server:
+        with pytest.raises(LoreError, match=rf"got no answer(.|\n)*knowledge: .*empty answer, finish_reason {reason}"):
+            run_recipe(recipe("empty", teacher=endpoint(server)))
+    assert not (runs / "empty" / "done").exists() and not list((runs / "empty" / "traces").glob("part-*"))
+
+
+def test_a_teacher_that_declines_every_pair_makes_no_finished_set(recipe):
+    with serve(lambda request: reply("I'm sorry, I can't help with that.", model=MODEL)) as server:
+        path = recipe("sorry", teacher=endpoint(server))
+        said = r"24 pairs was accepted(.|\n)*unreadable 24(.|\n)*For example: knowledge: no JSON object"
+        with pytest.raises(LoreError, match=said):
+            run_recipe(path)
+
+
+def quota(teacher, **after):
+    """A teacher that refuses each of these steps from a request of that step on."""
+    asked = dict.fromkeys(after, 0)
+
+    def answer(request):
+        step = step_of(request)
+        asked[step] = asked.get(step, 0) + 1
+        return error(400, "quota exceeded") if asked[step] > after.get(step, 10**6) else teacher.answer(request)
+
+    return answer
+
+
+def test_refused_pairs_below_the_bound_are_told_apart_and_their_words_are_printed(recipe, capsys):
+    with serve(quota(ShopServer(), rules=16)) as server:
+        unbounded = {"max_in_a_row": None, "max_share": None}
+        attempts = {"most": 1, "most_hard": 1, "hint": "never"}
+        folder = run_recipe(recipe("few", teacher=endpoint(server), unanswered=unbounded, attempts=attempts))
+    lost = [trace for trace in traces_of(folder) if trace.failed == ["refused"]]
+    assert 4 < len(lost) == 24 - folder.summary["accepted"]
+    assert {trace.failure for trace in lost} == {"rules: refused: 400 Bad Request: quota exceeded"}
+    said = capsys.readouterr().out
+    assert f"{len(lost)} pairs got no answer: {len(lost)} x rules: 400 Bad Request: quota exceeded" in said
+    assert f"rejected pairs failed refused {len(lost)};" in said
+    assert not any(trace.failed == ["unreadable"] for trace in traces_of(folder))
+
+
+def test_answers_to_other_steps_do_not_hide_a_step_that_is_refused(recipe):
+    more = {"attempts": {"most": 1, "most_hard": 1, "hint": "never"}, "unanswered": {"max_in_a_row": 5, "max_share": None}}
+    with serve(quota(ShopServer(), rules=8)) as server:
+        with pytest.raises(LoreError, match=r"5 requests in a row got no answer(.|\n)*rules: 400 Bad Request: quota exceeded"):
+            run_recipe(recipe("step", teacher=endpoint(server, endpoint={"max_concurrency": 1}), **more))
+
+
+@pytest.mark.parametrize(("step", "after"), [("rules", 6), ("critic", 6)])
+def test_pairs_refused_before_a_stop_are_asked_again_and_none_stays_rejected(recipe, runs, step, after):
+    """The chunk in which an outage begins is stored; the next start does not keep its pairs as rejected."""
+    teacher, works = ShopServer(), []
+    limited = quota(teacher, **{step: after})
+
+    def answer(request):
+        if step_of(request) == "critic":
+            teacher_says = reply('{"accept": true}', model=MODEL)
+            return teacher_says if works or step != "critic" else crowded(request, teacher_says)
+        return teacher.answer(request) if works else limited(request)
+
+    critics = []
+
+    def crowded(request, good):
+        critics.append(request)
+        return error(400, "quota exceeded") if len(critics) > after else good
+
+    attempts = {"most": 1, "most_hard": 1, "hint": "never"}
+    with serve(answer) as server:
+        one = {"max_concurrency": 1}
+        roles = {"teacher": endpoint(server, endpoint=one), "critic": endpoint(server, endpoint=one)}
+        path = recipe("outage", **roles, attempts=attempts, unanswered={"max_share": 0.6, "max_in_a_row": None}, chunk_pairs=10)
+        with pytest.raises(LoreError, match="quota exceeded"):
+            run_recipe(path)
+        stored = [trace.failed for trace in traces_of(RunFolder(runs / "outage"))]
+        assert ["refused"] in stored and len(stored) < 24
+        works.append(True)
+        before = len(server.requests)
+        folder = run_recipe(path)
+        assert len(server.requests) > before
+    assert folder.summary["pairs"] == folder.summary["accepted"] == 24
+
+
+def test_pairs_that_stay_refused_do_not_stop_the_next_start(recipe):
+    """The teacher refuses every second pair: with four at most in a row, the refused ones of stored chunks are no outage."""
+    teacher, down, titles = ShopServer(), [40], {}
+
+    def answer(request):
+        if request.number >= down[0]:
+            return error(401, "no such key")
+        if step_of(request) == "rules":
+            titles.setdefault(request.text, len(titles))
+            if titles[request.text] % 2:
+                return error(400, "withheld")
+        return teacher.answer(request)
+
+    attempts = {"most": 1, "most_hard": 1, "hint": "never"}
+    with serve(answer) as server:
+        more = {"attempts": attempts, "unanswered": {"max_in_a_row": 4, "max_share": None}, "chunk_pairs": 10}
+        path = recipe("filter", teacher=endpoint(server, endpoint={"max_concurrency": 1}), **more)
+        with pytest.raises(LoreError, match="key"):
+            run_recipe(path)
+        down[0] = 10**6
+        folder = run_recipe(path)
+    lost = [trace for trace in traces_of(folder) if trace.failed == ["refused"]]
+    assert len(lost) >= 8 and len(lost) + folder.summary["accepted"] == 24
+
+
+def test_the_advice_of_an_error_comes_once(recipe):
+    with serve(lambda request: error(500, "boom")) as server:
+        quick = {"max_attempts": 1, "max_concurrency": 1, "max_down_seconds": 2.0}
+        with pytest.raises(LoreError) as caught:
+            run_recipe(recipe("boom", teacher=endpoint(server, endpoint=quick)))
+    assert "boom" in str(caught.value) and str(caught.value).count("same command") == 1

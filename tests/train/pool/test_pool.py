@@ -226,3 +226,28 @@ def test_refused_pairs_are_no_rows_and_too_many_stop_the_pool(pool, runs, monkey
     lines = [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
     assert {(line["reason"], line["found"]) for line in lines} == {("refused", "400 Bad Request: paused")}
     assert folder.summary["pairs"] + len(lines) == 24 and len(lines) == 7
+
+
+def test_refused_pairs_of_a_stored_chunk_are_asked_again_and_the_others_stay(pool, tiny, monkeypatch):
+    asked, refuses = [], [lambda number: number < 4, lambda number: False]
+
+    class Counting(Refusing):
+        def generate(self, prompts, sampling):
+            asked.append(len(prompts))
+            return super().generate(prompts, sampling)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lore.train.pool.pool.open_engine", lambda *_, **__: Counting(refuses.pop(0)))
+    monkeypatch.setattr("lore.train.pool.pool.check_template", lambda *_: None)
+    with monkeypatch.context() as first:
+        first.setattr("lore.train.pool.pool.merge", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(pool("outage"))
+    assert asked == [10, 10, 4]
+    folder = run_recipe(pool("outage"))
+    assert asked[3:] == [4, 4, 4] and not (folder / "rejected.jsonl").exists()
+    rows = pq.read_table(folder / "pool.parquet").to_pylist()
+    assert [row["pair_id"] for row in rows] == [pair.pair_id for pair in read_pairs(tiny.pairs, split="train", limit=24)]
+    assert {row["tier"] for row in rows} == {"L1"} and all(len(row["samples"]) == 4 for row in rows)
