@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from accelerate.utils import DeepSpeedPlugin
+from safetensors.torch import load_file, save_file
 from tokenizers_for_tests import chatml
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -299,6 +300,33 @@ def test_the_judges_of_an_evaluation_are_checked_before_the_first_one_answers(ti
     assert "judges.short: the longest prompt with an answer of 16 tokens takes" in told and "has 30 positions" in told
     assert told.count("gone is not a folder") == 1
     assert "judges.good" not in told
+
+
+def test_the_weights_and_the_adapter_of_every_judge_are_looked_at(tiny, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("lore.eval.open_judges.open_engine", lambda *_, **__: pytest.fail("opened"))
+    data = {"path": str(tiny.pairs), "rubric": "shop", "split": "test"}
+    names = ("renamed", "cut", "gone", "resized")
+    cut, gone, resized = (shutil.copytree(tiny.text, tmp_path / name) for name in names[1:])
+    path = cut / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    (gone / "model.safetensors").unlink()
+    config = json.loads((resized / "config.json").read_text())
+    (resized / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    adapter = shutil.copytree(tiny.adapter("text"), tmp_path / "adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name.replace("layers", "blocks"): value for name, value in tensors.items()}, adapter / "adapter_model.safetensors")
+    judges = {name: {"model": {"name": str(folder)}} for name, folder in zip(names[1:], (cut, gone, resized), strict=True)}
+    judges["first"] = {"model": {"name": str(tiny.text)}}
+    judges["renamed"] = {"model": {"name": str(tiny.judge("text")), "adapter": str(adapter)}}
+    with pytest.raises(LoreError) as error:
+        trained_with = {"order": "reason_first", "detail": "name", "max_prompt_tokens": 512}
+        run(evaluation("judged", data, judges=judges, prompt=trained_with))
+    told = str(error.value)
+    assert told.startswith("dry pass of evaluate: 4 problems were found"), told
+    assert f"judges.renamed: model.adapter {adapter} does not fit" in told
+    assert f"judges.cut: {path} cannot be read" in told
+    assert f"judges.gone: model.name {gone} has no model.safetensors" in told
+    assert f"judges.resized: model.name {resized}: its weight files and its config.json do not belong together" in told
 
 
 def test_a_budget_beyond_the_model_is_no_problem_while_the_prompts_are_short(tiny, run):
