@@ -6,7 +6,7 @@ Loads only safetensors, and runs remote code only if model.trust_remote_code is 
 import importlib.util
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,19 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from lore.engines.config import ModelSection, looks_local
 from lore.engines.row_independence import keep_rows_apart
-from lore.support.errors import LoreError
+from lore.engines.weight_files import REPORTED, refuse_misfits
+from lore.support.errors import LoreError, translated
 from lore.support.library_logging import silence
-from lore.support.processes import say
+from lore.support.processes import say_once
 
 # The default image processor of Idefics3 needs torchvision; the Pillow backend gives the same pixels on every machine.
 PILLOW_BACKEND = {"idefics3"}
 
-_REPAIRED: set[str] = set()  # models whose repaired generation_config has been reported
+ADAPTER = "adapter_config.json and adapter_model.safetensors"
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:
@@ -55,7 +57,7 @@ def load_config(section: ModelSection) -> Any:
     _check_folder(section.name, "model.name")
     if section.adapter is not None:
         _check_folder(section.adapter, "model.adapter", "adapter_config.json")
-    with _readable(section):
+    with _readable(section, "config.json"):
         return AutoConfig.from_pretrained(section.name, trust_remote_code=section.trust_remote_code)
 
 
@@ -68,10 +70,12 @@ def known_stops(section: ModelSection) -> set[int]:
 def load_generation_config(section: ModelSection) -> GenerationConfig:
     """The checkpoint's generation_config; the one that transformers derives from the config if it has none."""
     config = load_config(section)
-    with _readable(section):
+    with _readable(section, GENERATION_CONFIG_NAME):
         try:
             return GenerationConfig.from_pretrained(section.name)
         except OSError:  # no generation_config.json: use the config, as transformers does
+            if (Path(section.name) / GENERATION_CONFIG_NAME).is_file():  # there is one, which is no JSON
+                raise
             return GenerationConfig.from_model_config(config)
 
 
@@ -86,7 +90,7 @@ def load_processor(section: ModelSection, *, chat: bool = False) -> Any:
     chat: require a chat template; raises LoreError if there is none.
     """
     config = load_config(section)
-    with _readable(section):
+    with _readable(section, "tokenizer and processor files"):
         if not is_vision(config):
             processor = AutoTokenizer.from_pretrained(section.name, trust_remote_code=section.trust_remote_code)
         else:
@@ -129,15 +133,23 @@ def load_model(
         kwargs["attn_implementation"] = section.attn
     if section.quantize:
         kwargs["quantization_config"] = _nf4(kwargs["dtype"])
-    with _readable(section):
-        model = cls.from_pretrained(section.name, **kwargs, **config_overrides)
-        make_generation_config_writable(model, section.name)
-        if section.adapter is not None:
-            from lore.engines.adapter import check_untied, with_adapter  # PEFT takes seconds to load: only for an adapter
+    if auto_class is None:
+        load_generation_config(section)  # an error in it is not one of the weights
+    with _readable(section, "config.json and weights"):
+        if auto_class is None:
+            model, found = cls.from_pretrained(section.name, **kwargs, **config_overrides, **REPORTED)
+            if not section.quantize:
+                refuse_misfits(section, found)
+        else:  # a new head has no weights in the file
+            model = cls.from_pretrained(section.name, **kwargs, **config_overrides)
+    make_generation_config_writable(model, section.name)
+    if section.adapter is not None:
+        from lore.engines.adapter import check_untied, with_adapter  # PEFT takes seconds to load: only for an adapter
 
+        with _readable(section, ADAPTER):
             model = with_adapter(model, section.adapter, base=section.name, is_trainable=for_training)
-            if for_training:
-                check_untied(model, section.adapter)
+        if for_training:
+            check_untied(model, section.adapter)
     keep_rows_apart(model)
     if not for_training:
         model.eval()
@@ -152,7 +164,7 @@ def meta_model(section: ModelSection, *, adapter: bool = True) -> Any:
     adapter: with the section's adapter, if it has one.
     """
     config = load_config(section)
-    with _readable(section), torch.device("meta"):
+    with _readable(section, "config.json"), torch.device("meta"):
         model = _generative(config).from_config(config, trust_remote_code=section.trust_remote_code)
     if model.can_generate():
         model.generation_config = load_generation_config(section)
@@ -160,7 +172,7 @@ def meta_model(section: ModelSection, *, adapter: bool = True) -> Any:
     if adapter and section.adapter is not None:
         from lore.engines.adapter import with_adapter  # PEFT takes seconds to load: only for an adapter
 
-        with _readable(section):
+        with _readable(section, ADAPTER):
             model = with_adapter(model, section.adapter, base=section.name)
     return model
 
@@ -191,7 +203,7 @@ def plain_model(model: Any) -> Any:
 
 
 def make_generation_config_writable(model: Any, name: str) -> None:
-    """Resets values of the generation_config that its own switches turn off, such as a temperature with do_sample false.
+    """Resets values of the generation_config that transformers refuses to write, such as a temperature with do_sample false.
 
     transformers reads such a config but refuses to write it, so the model could not be saved. The values have no effect on
     transformers' own decoding, and LORE's engines and rollouts set theirs. Says so once per model. Other problems are left to
@@ -205,12 +217,11 @@ def make_generation_config_writable(model: Any, name: str) -> None:
         dropped |= {key: getattr(config, key) for key in refused}
         for key in refused:
             setattr(config, key, getattr(default, key))
-    if dropped and name not in _REPAIRED:
-        _REPAIRED.add(name)
+    if dropped:
         values = ", ".join(f"{key}={value}" for key, value in dropped.items())
-        say(
-            f"{name}: its generation_config sets {values} without the mode that uses it (such as do_sample), which transformers "
-            "refuses to save; the saved judge goes without, and its answers stay the same"
+        say_once(
+            f"{name}: its generation_config sets {values}, which transformers refuses to save beside the other values; the saved "
+            "judge has the defaults instead, and its answers stay the same"
         )
 
 
@@ -224,25 +235,38 @@ def _refused_values(config: GenerationConfig, default: GenerationConfig) -> list
     return []
 
 
-@contextmanager
-def _readable(section: ModelSection) -> Iterator[None]:
-    """Translates errors of transformers and peft while loading a checkpoint into a LoreError that names the recipe key."""
-    try:
-        yield
-    except (OSError, ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())[:600]
-        if section.attn and any(word in reason.lower() for word in ("attn", "attention")):
-            raise LoreError(
-                f"model.attn is {section.attn}, which cannot be used here: {reason}\n"
+def _readable(section: ModelSection, part: str) -> AbstractContextManager[None]:
+    """Translates errors of transformers and peft while loading a part of a checkpoint into a LoreError that names the recipe key.
+
+    part: the file or files that are read, in words.
+    """
+    of_adapter = part == ADAPTER and section.adapter is not None
+    key, name = ("model.adapter", str(section.adapter)) if of_adapter else ("model.name", section.name)
+
+    def explain(error: Exception) -> tuple[str, str]:
+        stated = isinstance(error, (OSError, ImportError, ValueError))
+        if stated and section.attn and any(word in str(error).lower() for word in ("attn", "attention")):
+            return f"model.attn is {section.attn}, which cannot be used here", (
                 "Install its requirements, choose another implementation of transformers (sdpa, eager, flash_attention_2), or "
                 "remove model.attn."
-            ) from error
-        adapter = f" with model.adapter {section.adapter}" if section.adapter else ""
-        raise LoreError(
-            f"model.name {section.name}{adapter} cannot be loaded: {reason}\n"
-            "Give a model folder, or a hub id that this machine can download (check HF_HUB_OFFLINE and "
-            "HF_TOKEN). Only safetensors are loaded."
-        ) from error
+            )
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            return f"{key} {name}: its {part} do not fit in memory", (
+                "Use a device with more memory, a smaller model, or on a GPU model.quantize: nf4."
+            )
+        if isinstance(error, ImportError):
+            return f"{key} {name}: its {part} cannot be loaded", "Install the package that the message names."
+        if isinstance(error, OSError) and not Path(name).is_dir():
+            return f"{key} {name} cannot be loaded", (
+                "Give a model folder, or a hub id that this machine can download (check HF_HUB_OFFLINE and "
+                "HF_TOKEN). Only safetensors are loaded."
+            )
+        return f"{key} {name}: its {part} cannot be loaded", (
+            f"The file is damaged, or written for another version than the installed transformers {transformers.__version__}: copy "
+            f"it again, or correct it in a copy of the checkpoint and set {key} to the copy."
+        )
+
+    return translated(explain)
 
 
 def _nf4(dtype):

@@ -19,13 +19,20 @@ from lore.engines.config import ModelSection
 from lore.engines.loading import load_processor, plain_model
 from lore.rubric.rubric import Rubric
 from lore.support.atomic_files import scratch_folder
-from lore.support.errors import LoreError
+from lore.support.errors import LoreError, translated
 from lore.support.fingerprint import template_fingerprint
 
 PROBE = "Größe 42, rot/weiß: l'été 北京 size 10 x 20 cm <verdict>"
 """Text that many tokenizers split differently when their files are not complete."""
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "max_target_positions")
 PHOTOS = 8
+UNSAVED = (
+    "The judge could not be saved after the work. Correct that file in a copy of the checkpoint, and set model.name to the copy."
+)
+NO_SAFETENSORS = (
+    "A full model could not be saved after training, nor exported. Use a checkpoint that transformers can load and save again, "
+    "without remote code if the installed transformers has the model."
+)
 
 
 def check_saving(section: ModelSection, model: Any, processor: Any, beside: Path) -> None:
@@ -64,22 +71,8 @@ def _savers(base: Any, processor: Any, folder: Path) -> Iterator[tuple[str, Any]
     yield "processor", lambda: processor.save_pretrained(folder)
 
 
-class _translated:
-    """Translates whatever a library raises inside the block into a LoreError."""
-
-    def __init__(self, section: ModelSection, what: str, done: str):
-        self.section, self.what, self.done = section, what, done
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception):
-            raise LoreError(
-                f"model.name {self.section.name}: its {self.what} cannot be {self.done}: {' '.join(str(error).split())[:600]}\n"
-                "The judge could not be saved after the work. Correct that file in a copy of the checkpoint, and set model.name to "
-                "the copy."
-            ) from error
+def _translated(section: ModelSection, what: str, done: str) -> Any:
+    return translated(lambda _: (f"model.name {section.name}: its {what} cannot be {done}", UNSAVED))
 
 
 def _differences(first: Any, second: Any) -> str | None:
@@ -106,14 +99,9 @@ def check_format(section: ModelSection, model: Any, beside: Path) -> None:
     weights = {name: value.to("meta") for name, value in model.state_dict().items()} if converts else None
     named = model.config.dtype, model.config.architectures
     try:
-        with scratch_folder(beside) as folder:
+        failed = f"model.name {section.name}: its weights cannot be written as safetensors"
+        with translated(lambda _: (failed, NO_SAFETENSORS)), scratch_folder(beside) as folder:
             model.save_pretrained(folder, is_main_process=False, state_dict=weights)
-    except Exception as error:
-        raise LoreError(
-            f"model.name {section.name}: its weights cannot be written as safetensors: {' '.join(str(error).split())[:600]}\n"
-            "A full model could not be saved after training, nor exported. Use a checkpoint that transformers can load and save "
-            "again, without remote code if the installed transformers has the model."
-        ) from error
     finally:
         model.config.dtype, model.config.architectures = named  # a save writes both into the config
 

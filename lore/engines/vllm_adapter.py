@@ -6,14 +6,14 @@ config and the names are checked (`adapter_rank`); afterwards vLLM's workers say
 but needs the started engine: for a server, only the first check runs.
 """
 
-import json
 from typing import Any
 
 from peft import LoraConfig
 
-from lore.engines.adapter import CONFIG, adapted_names, adapter_folder, check_untied
+from lore.engines.adapter import adapted_names, adapter_folder, check_untied, stored_settings
 from lore.engines.config import ModelSection
 from lore.engines.loading import load_config, meta_model, photo_parts
+from lore.engines.weight_files import some
 from lore.support.errors import LoreError
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM accepts for max_lora_rank
@@ -24,7 +24,6 @@ HONORED |= {"task_type", "peft_type", "peft_version", "auto_mapping", "base_mode
 HONORED |= {"megatron_config", "megatron_core", "loftq_config", "eva_config", "lora_ga_config", "corda_config", "init_lora_weights"}
 # The other named initializations of PEFT change the base weights when the adapter is loaded.
 INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-SHOWN = 3
 
 
 def adapter_rank(section: ModelSection) -> int | None:
@@ -36,13 +35,13 @@ def adapter_rank(section: ModelSection) -> int | None:
         return None
     load_config(section)  # reports a missing path before it is looked up on the hub
     folder = adapter_folder(section.adapter)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = stored_settings(section.adapter, folder)
     if unknown := _unsupported_settings(config):
         raise _partly(section, f"has {' and '.join(unknown)}")
     if unknown := _unsupported_layers(section):
-        raise _partly(section, f"changes {_some(unknown)}")
-    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
-    fitting = [known for known in LORA_RANKS if known >= rank]
+        raise _partly(section, f"changes {some(unknown, 'layers')}")
+    rank = max([config.get("r", LoraConfig().r), *(config.get("rank_pattern") or {}).values()])
+    fitting = [most for most in LORA_RANKS if most >= rank]
     if not fitting:
         raise LoreError(f"The adapter {section.adapter} has rank {rank}; vLLM supports at most {LORA_RANKS[-1]}. Merge it first.")
     return fitting[0]
@@ -58,7 +57,8 @@ def check_applied(llm: Any, request: Any, section: ModelSection) -> None:
         raise _partly(section, f"is refused by vLLM ({' '.join(str(error).split())[:500]})") from error
     for applied, ignored in llm.collective_rpc("adapter_parts", args=(request.lora_int_id,)):
         if ignored or not applied:
-            raise _partly(section, f"has {len(ignored)} layers that have no place in its model ({_some(ignored)}), {applied} do")
+            lost = f"{len(ignored)} layers that have no place in its model ({some(ignored, 'layers')})"
+            raise _partly(section, f"has {lost}, {applied} do")
 
 
 class AdapterParts:
@@ -101,11 +101,6 @@ def _unsupported_layers(section: ModelSection) -> list[str]:
         return is_convolution or any(f"{name}.".startswith(f"{part}.") for part in seen)
 
     return [name for name in adapted_names(model) if ignored(name)]
-
-
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - SHOWN} more layers" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{rest}"
 
 
 def _partly(section: ModelSection, what: str) -> LoreError:

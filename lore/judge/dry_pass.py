@@ -1,6 +1,7 @@
 """The dry pass of the stages that ask models: evaluate, pool and synthesize. See lore.config.dry_pass for its checks.
 
-It reads configs and tokenizers but no weights, so that the last judge of an evaluation cannot fail after hours of the first.
+It reads configs, tokenizers and the headers of weight files, but no weights, so that the last judge of an evaluation cannot fail
+after hours of the first.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -99,23 +100,28 @@ def check_asking(stage: str, asked: Iterable[Asked], rubric: Rubric) -> None:
     )
 
 
-def _loaded(name: str, trust_remote_code: bool, whole: bool) -> tuple[Any, Any]:
-    """(model without weights, processor)."""
+def _loaded(name: str, *, trust_remote_code: bool = False, with_model: bool = True) -> tuple[Any, Any]:
+    """(model without weights, processor); with_model: False leaves the model None, for a server's tokenizer."""
     from lore.engines.loading import load_processor, meta_model  # loads torch: only for a model in this process
+    from lore.engines.weight_files import check_weights
 
     section = ModelSection(name=name, trust_remote_code=trust_remote_code)
-    return meta_model(section, adapter=False) if whole else None, load_processor(section, chat=True)
+    if not with_model:
+        return None, load_processor(section, chat=True)
+    model = meta_model(section, adapter=False)
+    check_weights(section, model)
+    return model, load_processor(section, chat=True)
 
 
 def _parts(one: Asked, loaded: Any) -> tuple[Any, Any]:
     if isinstance(one.section, EndpointSection):
-        return loaded(one.section.tokenizer, False, False)
-    return loaded(one.section.name, one.section.trust_remote_code, True)
+        return loaded(one.section.tokenizer, with_model=False)
+    return loaded(one.section.name, trust_remote_code=one.section.trust_remote_code)
 
 
 def _engine(one: Asked, loaded: Any, rubric: Rubric) -> None:
     # Loads torch: only for a model in this process.
-    from lore.engines.loading import load_config
+    from lore.engines.loading import load_config, meta_model
     from lore.engines.vllm import check_vllm, engine_options
     from lore.engines.vllm_adapter import adapter_rank
 
@@ -126,6 +132,8 @@ def _engine(one: Asked, loaded: Any, rubric: Rubric) -> None:
     if one.vllm is not None:
         check_vllm()
         engine_options(one.section, one.vllm, adapter_rank(one.section), takes_images=False)
+    elif one.section.adapter is not None:
+        meta_model(one.section)
 
 
 def _verdict_tokens(one: Asked, loaded: Any, rubric: Rubric) -> None:

@@ -60,7 +60,8 @@ def outside_precision() -> tuple[str, str] | None:
 
 def _enabled(content: dict[str, Any], key: str) -> bool:
     section = content.get(key)
-    return isinstance(section, dict) and str(section.get("enabled", False)).lower() == "true"
+    # DeepSpeed's config classes read what pydantic takes for true.
+    return isinstance(section, dict) and str(section.get("enabled", False)).lower() in ("true", "1", "1.0", "yes", "on", "y", "t")
 
 
 def source_of(variable: str, key: str) -> str:
@@ -95,6 +96,12 @@ def deepspeed_file() -> tuple[str, dict[str, Any]]:
         raise LoreError(
             f"deepspeed_config_file {path} cannot be read: {error}.\nCorrect the path or the file.", same_on_every_rank=True
         ) from error
+    if not isinstance(content, dict):
+        raise LoreError(
+            f"deepspeed_config_file {path} holds {type(content).__name__} {str(content)[:80]}, where DeepSpeed reads a JSON object "
+            '({"bf16": ...}).\nCorrect the path or the file.',
+            same_on_every_rank=True,
+        )
     return path, content
 
 
@@ -128,17 +135,20 @@ def check_optimization(*, max_grad_norm: float, micro_batch: int, passes: int, b
                 same_on_every_rank=True,
             )
     recipe = {
-        "gradient_clipping": ("train.max_grad_norm", max_grad_norm),
-        "gradient_accumulation_steps": ("train.batch_size and train.micro_batch_size accumulate", passes),
-        "train_micro_batch_size_per_gpu": ("train.micro_batch_size", micro_batch),
-        "train_batch_size": ("train.batch_size", batch_size),
+        "gradient_clipping": ("train.max_grad_norm: {} in the recipe", max_grad_norm),
+        "gradient_accumulation_steps": (
+            "train.batch_size and train.micro_batch_size in the recipe mean {} forward passes per step and process",
+            passes,
+        ),
+        "train_micro_batch_size_per_gpu": ("train.micro_batch_size: {} in the recipe", micro_batch),
+        "train_batch_size": ("train.batch_size: {} in the recipe", batch_size),
     }
     missing = {}
     if path:
         from deepspeed.runtime.constants import GRADIENT_CLIPPING_DEFAULT  # takes seconds: only for a run under DeepSpeed
 
         missing = {"gradient_clipping": GRADIENT_CLIPPING_DEFAULT, "gradient_accumulation_steps": 1}
-    for key, (name, wanted) in recipe.items():
+    for key, (stated, wanted) in recipe.items():
         variable = f"ACCELERATE_{key.upper()}"
         if key in content:
             found, source = content[key], f"{path} has {key}: {content[key]}"
@@ -151,7 +161,7 @@ def check_optimization(*, max_grad_norm: float, micro_batch: int, passes: int, b
             continue
         if found != "auto" and _number(found) != float(wanted or 0):
             raise LoreError(
-                f"{name}: {wanted} in the recipe, but {source}.\n"
+                f"{stated.format(wanted)}, but {source}.\n"
                 + (f'Set "{key}": "auto" in that file' if path else f"Remove {key} from the launcher's settings")
                 + ", so that the recipe decides, or set the recipe to the same value.",
                 same_on_every_rank=True,

@@ -23,6 +23,7 @@ from lore.run.input_hashes import check_inputs, missing_inputs, note_inputs
 from lore.run.run_folder import RunFolder
 from lore.run.summary import print_summary
 from lore.support.errors import LoreError
+from lore.support.full_disk import full_disk_named
 from lore.support.processes import is_main_process, rank, say
 
 
@@ -112,7 +113,8 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
         note_inputs(recipe, folder)
     settle_devices()
     say(f"{recipe.stage}: {path} -> {folder.path}")
-    stage_function(recipe.stage)(recipe, folder)
+    with full_disk_named(folder.path, "Then run the same command again: what is complete stays."):
+        stage_function(recipe.stage)(recipe, folder)
     if not folder.is_done:
         folder.finish({})
     close_process_group()

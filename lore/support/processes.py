@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 
 def rank() -> int:
@@ -18,6 +19,12 @@ def say(message: str) -> None:
     """Prints one line, in the main process only."""
     if is_main_process():
         print(message, flush=True)
+
+
+@cache
+def say_once(message: str) -> None:
+    """`say`, but the same line only once a process: a dry pass and the loading after it find the same things."""
+    say(message)
 
 
 def world_size() -> int:

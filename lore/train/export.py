@@ -39,7 +39,8 @@ from lore.run.dry_pass import dry_pass
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import folder_written_whole
 from lore.support.errors import LoreError
-from lore.train.common.checkpoint import check_room
+from lore.support.full_disk import full_disk_named
+from lore.train.common.checkpoint import check_room, processor_bytes
 from lore.train.sft.config import SFTRecipe
 
 SAMPLE_PAIRS = 48
@@ -90,7 +91,7 @@ def export(
     card = read_card(trained)
     if card is None:
         raise LoreError(f"{trained} has no lore.json, the card that records the judge's prompt format. Train the judge again.")
-    with folder_written_whole(out) as part:
+    with full_disk_named(out, "Then export again: nothing incomplete is left."), folder_written_whole(out) as part:
         adapted = (trained / "adapter_config.json").is_file()
         difference = None
         if merge and adapted:
@@ -146,7 +147,7 @@ def write_merged(recipe: SFTRecipe, folder: RunFolder, out: Path, dtype: str | N
 def check_export(judge: ModelSection, rubric: Rubric, processor: Any, out: Path, dtype: str) -> None:
     """The dry pass of a merge, before weights load. Raises LoreError with all problems."""
     base, beside = meta_model(judge, adapter=False), out.parent / "dry_pass"
-    needed = base.num_parameters() * getattr(torch, dtype).itemsize
+    needed = base.num_parameters() * getattr(torch, dtype).itemsize + processor_bytes(processor, beside)
     dry_pass(
         "export",
         {
@@ -155,7 +156,7 @@ def check_export(judge: ModelSection, rubric: Rubric, processor: Any, out: Path,
             "verdict tokens": lambda: check_verdict_tokens(processor, rubric),
             "vocabulary": lambda: check_vocabulary(judge, base, processor),
             "disk space": lambda: check_room(
-                out.parent, needed, f"the merged weights in {dtype}", "use a smaller --dtype, or write to a larger disk"
+                out.parent, needed, f"the merged weights in {dtype}", ["use a smaller --dtype", "write to a larger disk"]
             ),
         },
     )

@@ -171,3 +171,110 @@ def test_an_adapter_is_folded_into_a_model_whose_text_config_says_nothing_of_tie
     model = get_peft_model(Qwen3VLForConditionalGeneration(config), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
     assert not hasattr(config.get_text_config(), "tie_word_embeddings")
     assert not hasattr(folded(model), "merge_and_unload")
+
+
+# What PEFT would do without a word
+
+
+def change(saved: Saved, **tensors) -> None:
+    path = saved.folder / "adapter_model.safetensors"
+    save_file(load_file(path) | tensors, path)
+
+
+def test_tensors_that_lie_on_the_bases_own_weights_are_refused(saved, tiny):
+    name = next(name for name in load_file(saved.folder / "adapter_model.safetensors") if name.endswith("q_proj.lora_A.weight"))
+    inside = name.replace("lora_A", "base_layer")
+    change(saved, **{inside: torch.zeros(32, 32)})
+    saved.refused(rf"1 weights of the base itself \({re.escape(inside)}\)")
+    shutil.rmtree(saved.folder)
+    write_adapter(saved.base, saved.folder)
+    weights = dict(load_model(ModelSection(name=str(saved.base)), device="cpu").named_parameters())
+    norm = next(name for name in weights if name.endswith("norm.weight"))
+    change(saved, **{f"base_model.model.{norm}": torch.zeros_like(weights[norm])})
+    saved.refused(rf"1 weights of the base itself \(base_model\.model\.{re.escape(norm)}\)")
+
+
+def test_embeddings_and_biases_that_peft_saves_are_no_fault(tiny, tmp_path):
+    torch.manual_seed(1)
+    model = load_model(ModelSection(name=str(tiny.text)), device="cpu")
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    saved = Saved(tiny.text, tmp_path / "adapter")
+    assert "base_model.model.model.embed_tokens.weight" in load_file(saved.folder / "adapter_model.safetensors")
+    meta_model(saved.section)
+    load_model(saved.section, device="cpu")
+    gpt = tmp_path / "gpt"
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2)).save_pretrained(gpt)
+    saved = Saved(gpt, write_adapter(gpt, tmp_path / "biased", target_modules=["c_attn"], bias="lora_only"))
+    assert any(name.endswith("c_attn.base_layer.bias") for name in load_file(saved.folder / "adapter_model.safetensors"))
+    load_model(saved.section, device="cpu")
+
+
+def test_whole_numbers_are_refused(saved):
+    name, tensor = next(iter(load_file(saved.folder / "adapter_model.safetensors").items()))
+    change(saved, **{name: (tensor * 10).to(torch.int8)})
+    saved.refused("whole numbers for 1 weights")
+
+
+@pytest.mark.parametrize("zero", ["lora_A", "lora_B"])
+def test_an_adapter_that_adds_nothing_says_so_once(tiny, tmp_path, capsys, zero):
+    saved = Saved(tiny.text, write_adapter(tiny.text, tmp_path / "adapter"))
+    tensors = load_file(saved.folder / "adapter_model.safetensors")
+    one, *rest = [name for name in tensors if zero in name]
+    change(saved, **{name: torch.zeros_like(tensors[name]) for name in rest})
+    meta_model(saved.section)
+    assert "adds nothing" not in capsys.readouterr().out
+    change(saved, **{one: torch.zeros_like(tensors[one])})
+    for load in (meta_model, lambda section: load_model(section, device="cpu")):
+        load(saved.section)
+    assert capsys.readouterr().out.count(f"note: the adapter {saved.folder} adds nothing") == 1
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_an_adapter_that_starts_from_the_bases_values_can_be_looked_at_without_them(tiny, tmp_path, start):
+    saved = Saved(tiny.text, write_adapter(tiny.text, tmp_path / "adapter", init_lora_weights=start))
+    assert adapted_names(meta_model(saved.section)) == adapted_names(load_model(saved.section, device="cpu"))
+
+
+# The config file
+
+
+def test_a_setting_that_peft_would_drop_is_refused_by_every_engine(tiny, tmp_path):
+    from lore.engines.vllm_adapter import adapter_rank
+
+    saved = Saved(tiny.text, write_adapter(tiny.text, tmp_path / "adapter"))
+    saved.config(a_setting_of_a_newer_peft=None, other_thing=False)  # off
+    meta_model(saved.section)
+    assert adapter_rank(saved.section) == 8
+    saved.config(a_setting_of_a_newer_peft=3)
+    message = saved.refused("has a_setting_of_a_newer_peft 3 in its adapter_config.json, which PEFT .* does not know")
+    with pytest.raises(LoreError) as error:
+        adapter_rank(saved.section)
+    assert str(error.value) == message and "Install the version of PEFT that saved it (" in message
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"peft_type": None}, "has peft_type None"),
+        ({"peft_type": "NEWER"}, "has peft_type 'NEWER'"),
+        ({"r": "4"}, "TypeError"),
+        ({"lora_alpha": "16"}, "TypeError"),
+        ({"target_modules": 7}, ""),
+        ({"rank_pattern": 3}, ""),
+    ],
+)
+def test_a_broken_config_names_its_file(tiny, tmp_path, changes, said):
+    from lore.engines.vllm_adapter import adapter_rank
+
+    saved = Saved(tiny.text, write_adapter(tiny.text, tmp_path / "adapter"))
+    saved.config(**changes)
+    message = saved.refused(said)
+    assert str(saved.folder / "adapter_config.json") in message and "HF_TOKEN" not in message
+    with pytest.raises(LoreError):
+        adapter_rank(saved.section)
+
+
+def test_a_config_that_is_no_json_names_its_file(saved):
+    (saved.folder / "adapter_config.json").write_text("{'r': 4")
+    assert "HF_TOKEN" not in saved.refused("adapter_config.json cannot be read: JSONDecodeError")

@@ -57,7 +57,6 @@ def test_an_adapter_of_the_vision_tower_and_connector_is_refused_and_one_of_the_
         ({"trainable_token_indices": [5, 6]}, "trainable_token_indices 5, 6"),
         ({"alora_invocation_tokens": [7]}, "alora_invocation_tokens 7"),
         ({"peft_type": "ADALORA"}, "peft_type ADALORA"),
-        ({"a_setting_of_a_newer_peft": 3}, "a_setting_of_a_newer_peft 3"),
         ({"use_dora": True, "bias": "all"}, "bias all and DoRA"),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from lore.run.launch_settings import check_optimization, mixed_precision
+from lore.run.launch_settings import check_optimization, mixed_precision, outside_precision
 from lore.support.errors import LoreError
 
 DEFAULT = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "use_cpu": True, "num_processes": 1, "num_machines": 1}
@@ -114,7 +114,7 @@ REFUSED = [
     (AUTO | {"scheduler": {"type": "WarmupLR"}}, "has the section 'scheduler'"),
     (AUTO | {"gradient_clipping": 1.0}, "train.max_grad_norm: 0.5 in the recipe, but PATH has gradient_clipping: 1.0"),
     ({"gradient_accumulation_steps": "auto"}, "train.max_grad_norm: 0.5 in the recipe, but PATH has no gradient_clipping"),
-    ({"gradient_clipping": "auto"}, "accumulate: 4 in the recipe, but PATH has no gradient_accumulation_steps"),
+    ({"gradient_clipping": "auto"}, "mean 4 forward passes per step and process, but PATH has no gradient_accumulation_steps"),
     (AUTO | {"train_batch_size": 16}, "train.batch_size: 8 in the recipe, but PATH has train_batch_size: 16"),
     (AUTO | {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, "torch_autocast.enabled: true"),
 ]
@@ -127,6 +127,25 @@ def test_a_deepspeed_file_against_the_recipe_is_refused(monkeypatch, tmp_path, c
     with pytest.raises(LoreError) as error:
         check_optimization(**RECIPE)
     assert message.replace("PATH", path) in str(error.value) and path in str(error.value)
+
+
+@pytest.mark.parametrize("enabled", [True, 1, "true", "yes", "on"])
+def test_whatever_deepspeed_reads_as_enabled_counts(monkeypatch, tmp_path, enabled):
+    pytest.importorskip("deepspeed")
+    from deepspeed.runtime.precision_config import get_float16_config
+
+    for said, word in ((enabled, "fp16"), (0, None), ("off", None)):
+        path = deepspeed(monkeypatch, tmp_path, {"fp16": {"enabled": said}})
+        assert get_float16_config({"fp16": {"enabled": said}}).enabled is (word is not None)
+        assert outside_precision() == (None if word is None else (word, f"{path} has fp16.enabled: true"))
+
+
+@pytest.mark.parametrize("content", [[1], "fp16", 3, None])
+def test_a_deepspeed_file_that_is_no_object_is_named(monkeypatch, tmp_path, content):
+    path = deepspeed(monkeypatch, tmp_path, {})
+    (tmp_path / "ds.json").write_text(json.dumps(content))
+    with pytest.raises(LoreError, match=f"deepspeed_config_file {path} holds .*where DeepSpeed reads a JSON object"):
+        outside_precision()
 
 
 def test_a_deepspeed_file_that_leaves_the_values_to_the_recipe_is_accepted(monkeypatch, tmp_path):
@@ -142,7 +161,7 @@ def test_a_launcher_config_against_the_recipe_is_refused(monkeypatch, tmp_path):
     deepspeed(monkeypatch, tmp_path, None, ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4", ACCELERATE_GRADIENT_CLIPPING="0.5")
     check_optimization(**RECIPE)
     with pytest.raises(
-        LoreError, match="accumulate: 2 in the recipe, but the environment has ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4"
+        LoreError, match="2 forward passes per step and process, but the environment has ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4"
     ):
         check_optimization(**RECIPE | {"passes": 2})
     with pytest.raises(LoreError, match="train.max_grad_norm: 1.0 in the recipe, but .*ACCELERATE_GRADIENT_CLIPPING=0.5"):

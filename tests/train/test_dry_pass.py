@@ -1,13 +1,17 @@
 """What a stage would only find at its end, or as an IndexError, stops it before step 0; what can be mended is."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import yaml
 from accelerate.utils import DeepSpeedPlugin
+from safetensors.torch import load_file, save_file
 from tokenizers_for_tests import chatml
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -301,6 +305,33 @@ def test_the_judges_of_an_evaluation_are_checked_before_the_first_one_answers(ti
     assert "judges.good" not in told
 
 
+def test_the_weights_and_the_adapter_of_every_judge_are_looked_at(tiny, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("lore.eval.open_judges.open_engine", lambda *_, **__: pytest.fail("opened"))
+    data = {"path": str(tiny.pairs), "rubric": "shop", "split": "test"}
+    names = ("renamed", "cut", "gone", "resized")
+    cut, gone, resized = (shutil.copytree(tiny.text, tmp_path / name) for name in names[1:])
+    path = cut / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    (gone / "model.safetensors").unlink()
+    config = json.loads((resized / "config.json").read_text())
+    (resized / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    adapter = shutil.copytree(tiny.adapter("text"), tmp_path / "adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name.replace("layers", "blocks"): value for name, value in tensors.items()}, adapter / "adapter_model.safetensors")
+    judges = {name: {"model": {"name": str(folder)}} for name, folder in zip(names[1:], (cut, gone, resized), strict=True)}
+    judges["first"] = {"model": {"name": str(tiny.text)}}
+    judges["renamed"] = {"model": {"name": str(tiny.judge("text")), "adapter": str(adapter)}}
+    with pytest.raises(LoreError) as error:
+        trained_with = {"order": "reason_first", "detail": "name", "max_prompt_tokens": 512}
+        run(evaluation("judged", data, judges=judges, prompt=trained_with))
+    told = str(error.value)
+    assert told.startswith("dry pass of evaluate: 4 problems were found"), told
+    assert f"judges.renamed: model.adapter {adapter} does not fit" in told
+    assert f"judges.cut: {path} cannot be read" in told
+    assert f"judges.gone: model.name {gone} has no model.safetensors" in told
+    assert f"judges.resized: model.name {resized}: its weight files and its config.json do not belong together" in told
+
+
 def test_a_budget_beyond_the_model_is_no_problem_while_the_prompts_are_short(tiny, run):
     data = {"path": str(tiny.pairs), "rubric": "shop", "split": "test"}
     prompt = {"order": "answer_only", "detail": "name", "max_prompt_tokens": 2048}
@@ -320,7 +351,12 @@ def test_a_full_disk_stops_before_step_0(tiny, run, monkeypatch):
     parameters = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(tiny.text).parameters())
     told = str(error.value)
     # keep_checkpoints 2: the third is written before the first is deleted. Each holds weights and two moments in float32.
-    assert f"needs {size((3 * 12 + 4) * parameters)} for 3 checkpoints (weights {size(4 * parameters)}" in told
+    # Beside them lie the tokenizer, and configs, random states and logs for which there is a bound.
+    tokenizer = sum(path.stat().st_size for path in tiny.text.glob("*token*")) + (tiny.text / "chat_template.jinja").stat().st_size
+    beside = tokenizer + 200_000 + 32_000 + 9 * 4_000
+    needed = (3 * 12 + 4) * parameters + 3 * beside + tokenizer
+    assert f"needs {size(needed)} for 3 checkpoints (weights {size(4 * parameters)}" in told
+    assert "Free some space, or lower train.keep_checkpoints, or set LORE_RUNS to a larger disk." in told
     assert "its file system has 300 kB free" in told
     assert nothing_is_left("full-disk")
     assert run(tiny.recipe("small", model="text", lora={}, **FEW)).is_done  # an adapter without checkpoints has room
@@ -330,11 +366,43 @@ def test_space_that_a_resumed_run_frees_counts(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "a").write_bytes(bytes(600))
-    check_room(tmp_path, 1500, "a file", "delete something", replaced=("checkpoints",))
+    check_room(tmp_path, 1500, "a file", ["delete something"], replaced=("checkpoints",))
     with pytest.raises(LoreError, match="needs 1.5 kB for a file, and its file system has 1 kB free"):
-        check_room(tmp_path, 1500, "a file", "delete something")
+        check_room(tmp_path, 1500, "a file", ["delete something"])
     with pytest.raises(LoreError, match="needs 2 TB"):
-        check_room(tmp_path / "not" / "there", 2 * 10**12, "a file", "delete something")
+        check_room(tmp_path / "not" / "there", 2 * 10**12, "a file", ["delete something"])
+
+
+@pytest.mark.parametrize("lora", [None, {}])
+def test_what_the_check_asks_for_is_enough(tiny, run, monkeypatch, lora):
+    """An upper bound of all files that a run leaves, and of the same size."""
+    asked = []
+    monkeypatch.setattr("lore.train.common.checkpoint.check_room", lambda folder, needed, *_, **__: asked.append(needed))
+    folder = run(tiny.recipe("room", model="text", lora=lora, steps=4, save_every=2, keep_checkpoints=2, log_every=1))
+    files = [path for name in ("checkpoints", "model") for path in (folder / name).rglob("*") if path.is_file()]
+    taken = sum(path.stat().st_size for path in files)
+    print(f"asked {asked[0]:,}, taken {taken:,} bytes in {len(files)} files")
+    assert taken <= asked[0] < taken + 2 * 300_000  # two checkpoints, each with a bound for its small files
+
+
+@pytest.mark.parametrize("limit", [20_000, 150_000, 400_000])
+def test_a_disk_that_fills_during_training_is_no_traceback(tiny, tmp_path, limit):
+    """A limit for the size of a file stands for a full disk: torch and safetensors report both in the same way."""
+    path = tmp_path / "full.yaml"
+    path.write_text(tiny.recipe("full", model="text", steps=2, save_every=1))
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import lore.train.common.trainer as t\n"
+        "from lore.run.runner import run_command; train = t.train\n"
+        "def limited(*a, **k):\n"
+        f"    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY)); return train(*a, **k)\n"
+        "import lore.train.sft.sft as s; s.train = limited\n"
+        "sys.exit(run_command([sys.argv[1]]))"
+    )
+    environment = os.environ | {"LORE_RUNS": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "could not be written: " in done.stderr and "Traceback" not in done.stderr
+    assert "Free some space or raise the quota. Then run the same command again" in " ".join(done.stderr.split())
 
 
 def test_sizes_are_those_of_the_files(tiny, run):

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from lore.run.run_folder import RunFolder
-from lore.support.atomic_files import flush_folder, write_atomic
+from lore.support.atomic_files import flush_folder, scratch_folder, write_atomic
 from lore.support.errors import LoreError
-from lore.support.processes import is_main_process
+from lore.support.processes import is_main_process, world_size
 from lore.train.common.config import TrainSection
 
 COMPLETE = "complete"
 FLOAT32 = 4  # bytes
 BEST_COPIES = 3  # the best weights, the best ones up to the newest checkpoint, and those that are being written
+# Beside weights, optimizer and processor, a checkpoint holds configs, scheduler, training arguments and PEFT's model card; the
+# random state of each process; and each logged line once more. Rounded up.
+CHECKPOINT_BYTES, RANDOM_STATE_BYTES, LOGGED_BYTES = 200_000, 32_000, 4_000
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -50,10 +53,10 @@ def step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
-def check_room(folder: Path, needed: int, what: str, fix: str, *, replaced: tuple[str, ...] = ()) -> None:
+def check_room(folder: Path, needed: int, what: str, fixes: list[str], *, replaced: tuple[str, ...] = ()) -> None:
     """Raises LoreError if the file system of `folder` has less than `needed` free bytes.
 
-    what: what takes them; fix: what to change; replaced: names of existing parts of the folder whose space is used again.
+    what: what takes them; fixes: what to change; replaced: names of existing parts of the folder whose space is used again.
     """
     held = sum(path.stat().st_size for name in replaced for path in (folder / name).rglob("*") if path.is_file())
     place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
@@ -61,7 +64,7 @@ def check_room(folder: Path, needed: int, what: str, fix: str, *, replaced: tupl
     if needed > free:
         raise LoreError(
             f"{folder} needs {size(needed)} for {what}, and its file system has {size(free)} free. The run would stop at a save.\n"
-            f"Free some space, {fix}."
+            f"{', or '.join(['Free some space', *fixes])}."
         )
 
 
@@ -81,23 +84,37 @@ def saved_bytes(model: Any, new: int | None, *, whole: bool = True, deepspeed: b
     return weights, weights + 3 * FLOAT32 * trained if deepspeed else moments
 
 
-def check_disk(train: TrainSection, folder: RunFolder, saved: tuple[int, int], steps: int, *, best: bool = False) -> None:
+def processor_bytes(processor: Any, beside: Path) -> int:
+    """Bytes of the processor's files, which lie beside all saved weights."""
+    with scratch_folder(beside) as folder:
+        processor.save_pretrained(folder)
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def check_disk(
+    train: TrainSection, folder: RunFolder, saved: tuple[int, int], steps: int, processor: Any, *, best: bool = False
+) -> None:
     """Raises LoreError if the checkpoints and weights of a run do not fit the file system of its folder.
 
     saved: from `saved_bytes`; best: the run also keeps its best weights.
     """
     weights, optimizer = saved
+    beside_weights = processor_bytes(processor, folder / "dry_pass")
+    logged = LOGGED_BYTES * (1 + steps // train.log_every)
+    beside_optimizer = beside_weights + CHECKPOINT_BYTES + RANDOM_STATE_BYTES * world_size() + logged
     # A new checkpoint is complete before an old one is deleted.
     checkpoints = min(train.keep_checkpoints + 1, math.ceil(steps / train.save_every)) if train.save_every else 0
     copies = BEST_COPIES if best else 0
-    parts = [f"{checkpoints} checkpoints (weights {size(weights)} and optimizer {size(optimizer)} each)"] * (checkpoints > 0)
-    parts += [f"up to {copies} copies of the best weights"] * best + [f"the final weights ({size(weights)})"]
+    each = f"weights {size(weights)}, optimizer {size(optimizer)}, other files {size(beside_optimizer)}"
+    parts = [f"{checkpoints} checkpoints ({each} each)"] * (checkpoints > 0)
+    parts += [f"up to {copies} copies of the best weights"] * best
+    parts += [f"the final weights ({size(weights + beside_weights)} with the processor)"]
     fix = "lower train.keep_checkpoints" if checkpoints > 1 else "train fewer weights (model.lora)"
     check_room(
         folder.path,
-        checkpoints * (weights + optimizer) + (1 + copies) * weights,
+        checkpoints * (weights + optimizer + beside_optimizer) + (1 + copies) * (weights + beside_weights),
         ", ".join(parts),
-        f"{fix}, or set LORE_RUNS to a larger disk",
+        [fix, "set LORE_RUNS to a larger disk"],
         replaced=("checkpoints", *(path.name for path in folder.path.glob("best-*"))),
     )
 

@@ -6,6 +6,7 @@ import hashlib
 import re
 import time
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from lore.engines.loading import photo_parts
+from lore.engines.loading import photo_parts, plain_model
+from lore.engines.row_independence import length_rule
 from lore.support.errors import LoreError
 from lore.support.processes import say
 
@@ -66,46 +68,57 @@ class FrozenWeights(TrainerCallback):
     """Fingerprint of the frozen weights: taken when training begins, compared at each hand-over to a sampler and at the end.
 
     Frozen are all parameters without a gradient when training begins: the base under an adapter, the reference adapter, the
-    originals of modules_to_save, and what train.freeze names. Each process reads its own share of sharded weights.
+    originals of modules_to_save, and what train.freeze names. `constant_buffers` count as well. Each process reads its
+    own share of sharded weights.
     """
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
         self.before: dict[str, tuple[Any, ...]] = {}
+        self.buffers: dict[str, bool] = {}
         self._factors: dict[torch.device, torch.Tensor] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         began = time.perf_counter()
         names = [name for name, weight in self.trainer.model.named_parameters() if not weight.requires_grad]
+        weights = self.fingerprints(names)
+        self.buffers = constant_buffers(self.trainer.model)
+        self.before = weights | self.fingerprints(list(self.buffers))
         if not names:
             return
-        self.before = self.fingerprints(names)
-        digest = hashlib.sha256(repr(sorted(self.before.items())).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(repr(sorted(weights.items())).encode()).hexdigest()[:16]
         values = sum(value.numel() for name, value in self._shares(names))
         say(
             f"frozen weights: {len(names):,} tensors, {values:,} values{' here' if self._sharded else ''}, fingerprint {digest} "
             f"({time.perf_counter() - began:.1f} s)"
         )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.check("at the end of training")
-
     def check(self, when: str) -> None:
         """Raises LoreError in every process if a frozen weight has changed in one of them since training began. Collective."""
         if not self.before:
             return
         after = self.fingerprints(list(self.before))
-        changed = [name for name, found in self.before.items() if after.get(name) != found]
+        changed = [name for name, found in self.before.items() if not self._same(name, found, after.get(name))]
         if changed := list(dict.fromkeys(gather_object(changed))):
-            step = self.trainer.state.global_step
+            moved = sum(name in self.buffers for name in changed)
+            counts = [(len(changed) - moved, len(self.before) - len(self.buffers), "frozen weights")]
+            counts += [(moved, len(self.buffers), "constant buffers")]
+            told = " and ".join(f"{some:,} of {of:,} {what}" for some, of, what in counts if some)
+            merges = getattr(self.trainer, "use_vllm", False)  # the only place where an adapter is merged during training
             raise LoreError(
-                f"{len(changed):,} of {len(self.before):,} frozen weights have changed since training began ({when}, step {step}): "
+                f"{told} have changed since training began ({when}, step {self.trainer.state.global_step}): "
                 f"{', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}.\n"
-                "Only the trained weights are saved, so the judge would answer from another base than the one it was trained on. "
-                "Something wrote to the base: an adapter merged in place, or code of the model (model.trust_remote_code). Remove "
-                "it, or sample with rollout.engine: transformers; then start again under another `run` name.",
+                "They are not saved, so the judge would answer from another base than the one it was trained on. Something wrote "
+                f"to the base: {'an adapter merged in place for the sampler, ' if merges else ''}a callback, statistics that a "
+                "layer keeps in training (BatchNorm), or code of the model (model.trust_remote_code). Remove it"
+                f"{', or sample with rollout.engine: transformers' if merges else ''}; then start again under another `run` name.",
                 same_on_every_rank=True,
             )
+
+    def _same(self, name: str, before: tuple[Any, ...], after: tuple[Any, ...] | None) -> bool:
+        """A buffer that no file holds is a cache if it comes back in another shape: tables of cosines grow with the rows."""
+        rebuilt = after is None or after[:2] != before[:2]
+        return after == before or (rebuilt and self.buffers.get(name) is False)
 
     def fingerprints(self, names: list[str]) -> dict[str, tuple[Any, ...]]:
         """name -> (dtype, shape, checksum) of this process's share of each weight. Synchronizes once per device."""
@@ -125,7 +138,7 @@ class FrozenWeights(TrainerCallback):
 
     def _shares(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
         reshard(self.trainer.model)
-        weights = dict(self.trainer.model.named_parameters())
+        weights = dict(chain(self.trainer.model.named_buffers(), self.trainer.model.named_parameters()))
         for name in names:
             if (weight := weights.get(name)) is None:
                 continue
@@ -151,6 +164,34 @@ class FrozenWeights(TrainerCallback):
             words = part.view(torch.int32)
             total = total * STEP + (words * factors[: len(words)]).sum()
         return total
+
+
+def constant_buffers(model: torch.nn.Module) -> dict[str, bool]:
+    """Buffers that training does not change -> whether they are saved with the weights.
+
+    Those that may change: what a trained layer keeps (statistics of BatchNorm), and frequencies of rope that depends on the longest
+    row (longrope, dynamic), which each batch sets anew.
+    """
+    modules, found = dict(model.named_modules()), {}
+    config = getattr(plain_model(model), "config", None)
+    by_length = hasattr(config, "get_text_config") and length_rule(config) is not None
+    for name, _ in model.named_buffers():
+        holder, _, own = name.rpartition(".")
+        module = modules[holder]
+        saved = own not in module._non_persistent_buffers_set
+        if saved and _is_trained(modules, holder):
+            continue
+        if not saved and by_length and "original" not in own:
+            continue
+        found[name] = saved
+    return found
+
+
+def _is_trained(modules: dict[str, torch.nn.Module], name: str) -> bool:
+    """Whether the layer has trained weights; for a layer without weights, the module around it."""
+    while not (weights := list(modules[name].parameters())) and name:
+        name = name.rpartition(".")[0]
+    return any(weight.requires_grad for weight in weights)
 
 
 def reshard(model: torch.nn.Module) -> None:

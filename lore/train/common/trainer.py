@@ -273,4 +273,5 @@ def train(trainer: Any, recorder: Recorder, folder: RunFolder, lr_factors: dict[
         done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         recorder.stop_bar()
+    frozen.check("at the end of training")  # after all callbacks, which may write to weights, too
     return done.metrics["train_runtime"]

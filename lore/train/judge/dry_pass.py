@@ -73,7 +73,7 @@ def check_training(
         new = parameter_counts(model, recipe)[0] if section.lora is not None else None
         saved = saved_bytes(model, new, whole=in_full, deepspeed=getattr(args, "deepspeed_plugin", None) is not None)
         watched = getattr(recipe, "watch", None)
-        check_disk(recipe.train, folder, saved, steps, best=watched is not None and watched.every > 0)
+        check_disk(recipe.train, folder, saved, steps, processor, best=watched is not None and watched.every > 0)
 
     dry_pass(
         recipe.stage,

@@ -131,7 +131,7 @@ def check_pretraining(
             "weights format": lambda: check_format(section, model, beside),
             "positions": lambda: check_positions(model, max(rows["length"][:]), "the longest text of the corpus", fix),
             "vocabulary": lambda: check_vocabulary(section, model, processor),
-            "disk space": lambda: check_disk(recipe.train, folder, saved_bytes(model, None), steps),
+            "disk space": lambda: check_disk(recipe.train, folder, saved_bytes(model, None), steps, processor),
         },
     )
 
