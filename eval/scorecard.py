@@ -15,8 +15,8 @@ from lore.eval.measures.results import Agreement, Condition, Flip, RiskCurve, Sa
 from lore.eval.measures.selective import risk_curve
 from lore.eval.sections import MetricsSection
 from lore.eval.testset import EvalData, Labeled
-from lore.judge.ask import FINISHED_BADLY, NO_ANSWER, no_answer, unscored
-from lore.judge.verdict import Verdict
+from lore.judge.ask import FINISHED_BADLY, NO_ANSWER, no_answer
+from lore.judge.verdict import Verdict, unscored
 from lore.rubric.cost_matrix import cost_matrix
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError

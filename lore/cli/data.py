@@ -48,7 +48,7 @@ def import_(
     rubric: str = typer.Option(None, help="Name or path of the rubric of the labels; default: the rubric of the source."),
     encoding: str = typer.Option(None, help="Text encoding of csv and jsonl files, such as latin-1; default utf-8."),
     map: list[str] = typer.Option(
-        None, "--map", help="table: field=column,... ; attributes.<name>=column for attributes. Repeatable."
+        None, "--map", help="table: field=column,... ; attributes.<name>=column; locale=column for the market. Repeatable."
     ),
     delimiter: str = typer.Option(None, help="table: column delimiter of a csv file, such as ';'."),
     locale: str = typer.Option(None, help="esci: us, es, jp, or several separated by commas; default all."),

@@ -22,13 +22,11 @@ from lore.engines.engine import MAX_WORDS, Completion, Engine, RequestRefused, S
 from lore.engines.unanswered import AnswerWatch
 from lore.judge.answer import read_answer
 from lore.judge.chunk_store import in_chunks
-from lore.judge.verdict import Verdict
+from lore.judge.verdict import UNSCORED, Verdict, unscored
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
 REFUSED, TOO_LONG = "refused", "prompt_too_long"
-UNSCORED = "scores refused"
-"""Begins the detail of a verdict whose answer is written and read, but whose tier probabilities the server refused."""
 FINISHED_BADLY = {"length": "cut_at_max_tokens", "refused": REFUSED}
 NO_ANSWER = (REFUSED, TOO_LONG)
 """Failures of pairs that got no answer. All other failures are answers in a wrong format."""
@@ -76,11 +74,6 @@ def no_answer(verdict: Verdict) -> str | None:
     if verdict.failure not in NO_ANSWER:
         return None
     return f"{verdict.failure}: {verdict.detail}" if verdict.detail else verdict.failure
-
-
-def unscored(verdict: Verdict) -> str | None:
-    """Why a written verdict has no tier probabilities, if the server refused them; None for all others."""
-    return verdict.detail if verdict.failure is None and (verdict.detail or "").startswith(UNSCORED) else None
 
 
 def incomplete(verdict: Verdict) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 from lore.data.rejected_rows import Rejection
 from lore.data.tables.any_table import DELIMITERS, JSONL, table_records
 from lore.data.tables.ids import known_as
-from lore.judge.verdict import Verdict, from_row
+from lore.judge.verdict import Verdict, from_row, unscored
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 from lore.support.progress import track
@@ -70,7 +70,7 @@ def read_predictions(
             wrong["with probabilities that are no distribution"].append(verdict.pair_id)
         verdicts[verdict.pair_id] = verdict
     with_probabilities = [v.pair_id for v in verdicts.values() if v.tier is not None and v.probabilities is not None]
-    without = [v.pair_id for v in verdicts.values() if v.tier is not None and v.probabilities is None]
+    without = [v.pair_id for v in verdicts.values() if v.tier is not None and v.probabilities is None and not unscored(v)]
     if with_probabilities and without:
         wrong["without probabilities while others have them"] = without
     refuse(path, problems | wrong)

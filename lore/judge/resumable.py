@@ -20,10 +20,10 @@ from lore.data.pair import Pair
 from lore.engines.config import UnansweredSection
 from lore.engines.engine import EndpointFailed, EndpointStopped, Engine, Sampling
 from lore.engines.unanswered import AnswerWatch
-from lore.judge.ask import REFUSED, UNSCORED, FactsOf, incomplete, predict, sample, unscored
+from lore.judge.ask import REFUSED, FactsOf, incomplete, predict, sample
 from lore.judge.card import judge_id
 from lore.judge.chunk_store import ChunkStore
-from lore.judge.verdict import Verdict, from_row, to_row, verdict_schema
+from lore.judge.verdict import UNSCORED, Verdict, from_row, to_row, unscored, verdict_schema
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 from lore.support.progress import track

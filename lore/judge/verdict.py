@@ -6,6 +6,8 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 
 Source = Literal["judge", "student", "cache"]
+UNSCORED = "scores refused"
+"""Begins the detail of a verdict whose answer is written and read, but whose tier probabilities the server refused."""
 
 
 @dataclass(slots=True)
@@ -33,7 +35,12 @@ class Verdict:
     seconds: float | None = None
     """Seconds spent on the pair; None by default, since it differs from run to run."""
     detail: str | None = None
-    """Why there is no answer, in the words of the server or of the prompt's renderer; None for an answer."""
+    """Why there is no answer, or no probabilities (`unscored`), in the words of the server or of the renderer; None otherwise."""
+
+
+def unscored(verdict: Verdict) -> str | None:
+    """Why a written verdict has no tier probabilities, if the server refused them; None for all others."""
+    return verdict.detail if verdict.failure is None and (verdict.detail or "").startswith(UNSCORED) else None
 
 
 def verdict_schema(tier_ids: list[str]) -> pa.Schema:

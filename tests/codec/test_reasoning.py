@@ -56,3 +56,60 @@ def test_channels_decoded_without_special_tokens_are_told_apart():
 def test_marks_inside_the_answers_own_reason_belong_to_it():
     fmt = PromptFormat(order="reason_first")
     assert parse(f"<reason>x [/THINK] y</reason>{ANSWER}", RUBRIC, fmt).tier == "L3"
+
+
+MORE_MARKS = [
+    ("<unused94>thought\n", "<unused95>"),
+    ("<scratchpad>", "</scratchpad>"),
+    ("[unused16]", "[unused17]"),
+    ("<|thinking|>", "<|/thinking|>"),
+    ("<think >", "</think >"),
+    ("<think>", "</ think>"),
+    ("<reflection>", "</reflection>"),
+    ("Here is my thought process:", "Here is my response:"),
+    ("<|start|>assistant<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("analysisWe think ", "assistantfinal"),
+    ("assistantanalysisWe think ", "assistantfinal"),
+]
+
+
+@pytest.mark.parametrize(("opening", "closing"), MORE_MARKS)
+def test_other_notations_of_reasoning(opening, closing):
+    whole, cut = f"{opening}{DRAFT}{closing}{ANSWER}", f"{opening}{DRAFT}"
+    assert after_reasoning(whole) == after_first_reasoning(whole, "<reason>") == ANSWER
+    assert after_reasoning(cut) is None and after_first_reasoning(cut, "<reason>") is None
+    assert parse(whole, RUBRIC, FMT).tier == "L3" and parse(cut, RUBRIC, FMT).reason == "unclosed_think"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>first <reasoning>a</reasoning> draft {}",
+        "<think>a <think>b</think> draft {}",
+        "<think>a [THINK]b[/THINK] <reflection>c</reflection> draft {}",
+        "<think>a</think> one {} <reflection>b <think>c</think> draft {}",
+    ],
+)
+def test_a_block_inside_another_does_not_close_it(text):
+    text = text.replace("{}", ANSWER)
+    assert after_reasoning(text) is None
+    if not text.startswith("<think>a</think>"):
+        assert after_first_reasoning(text, "<reason>") is None
+        assert parse(text, RUBRIC, FMT).reason == "unclosed_think"
+        assert after_reasoning(f"{text}</think>{ANSWER}") == after_first_reasoning(f"{text}</think>{ANSWER}", "<reason>") == ANSWER
+
+
+def test_a_block_inside_reasoning_that_the_template_opened_is_no_end_of_it():
+    text = f"so <reasoning>a</reasoning> {DRAFT}</think>{ANSWER}"
+    assert after_reasoning(text) == after_first_reasoning(text, "<reason>") == ANSWER
+
+
+def test_a_final_channel_before_another_one_is_no_answer():
+    for more in ("<|end|><|start|>assistant<|channel|>analysis<|mess", "<|end|><|start|>assi", "<|channel|>analysis<|message|>no"):
+        assert after_reasoning(f"<|channel|>final<|message|>{ANSWER}{more}") is None
+    assert after_reasoning(f"<|start|>assistant<|channel|>final<|message|>{ANSWER}<|return|>") == ANSWER
+
+
+def test_a_word_that_begins_like_a_channel_is_text():
+    for text in (f"analysis: {ANSWER}", f"analysis. {ANSWER}", f"analyses {ANSWER}", f"commentary - {ANSWER}"):
+        assert after_reasoning(text) == after_first_reasoning(text, "<reason>") == text

@@ -13,6 +13,8 @@ from lore.config.yaml_text import RecipeError
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
 from lore.data_synth.shop.world import World
+from lore.judge.foreign_predictions import read_predictions
+from lore.rubric.rubric import load_rubric
 from lore.run.run_folder import RunFolder
 from lore.run.runner import run_recipe
 from lore.support.errors import LoreError
@@ -378,6 +380,8 @@ def test_one_refused_score_leaves_the_written_verdict_and_the_other_scores(tmp_p
     assert "1 of 24 verdicts have no tier probabilities and count with even ones: 1 x scores refused" in capsys.readouterr().out
     rows = pq.read_table(runs / "judged" / "predictions.parquet").to_pylist()
     assert all(row["tier"] == row["query"][-2:] for row in rows) and sum(row["p_L1"] is None for row in rows) == 1
+    found = read_predictions(runs / "judged" / "predictions.parquet", load_rubric("rair"), [row["pair_id"] for row in rows])
+    assert sum(verdict.probabilities is None for verdict in found.values()) == 1
 
 
 @pytest.mark.parametrize("limit", [None, 3])

@@ -77,13 +77,22 @@ def read(
         return pc.is_in(batch.column("product_locale"), pa.array(locales))
 
     def wanted(batch: pa.RecordBatch) -> pa.Array:
-        mask = in_locale(batch)
-        return pc.and_(mask, pc.equal(batch.column(f"{version}_version"), 1)) if version else mask
+        """All but the rows that the options leave out: a row that does not say its locale or version is rejected, never dropped."""
+        others = pa.array([name for name in LOCALES if name not in locales], pa.string())
+        mask = pc.invert(pc.is_in(batch.column("product_locale"), others))
+        return pc.and_(mask, pc.fill_null(pc.equal(batch.column(f"{version}_version"), 1), True)) if version else mask
 
     stored = parquet_records(products, ("product_id", "product_locale", *PRODUCT), [], keep=in_locale)
     join = JoinCount(PRODUCTS, "product_id")
     with DiskIndex((join.has(_key(cells)), [cells[name] for name in PRODUCT]) for _, cells in stored) as product_of:
         for row, cells in parquet_records(examples, EXAMPLE, [], keep=wanted):
+            if cells["product_locale"] not in LOCALES:
+                found = f"locale {cells['product_locale']!r}"
+                yield Rejection(str(examples), row, "product_locale", "unknown_locale", found, f"one of {','.join(LOCALES)}", cells)
+                continue
+            if version and cells[f"{version}_version"] is None:
+                yield Rejection(str(examples), row, f"{version}_version", "unknown_version", "no value", "0 or 1", cells)
+                continue
             product = product_of.get(_key(cells))
             join.looked_up(_key(cells), bool(product))
             if not product:

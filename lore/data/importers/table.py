@@ -3,8 +3,9 @@
     lore data import table my.csv --map query=search_term,title=product_title,label=relevance --rubric homedepot -o
     pairs.parquet
 
-The targets of the map are the fields of Pair, and attributes.<name> for single attributes. Without a map, the columns must have the
-names of the fields. Unmapped columns are ignored.
+The targets of the map are the fields of Pair, attributes.<name> for single attributes, and locale or market for the market of a
+query: it becomes the slice `locale:us`, which keeps equal queries of two markets apart. Without a map, the columns must have these
+names. Unmapped columns are ignored.
 """
 
 import json
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lore.data.pair import FIELDS
+from lore.data.pair import FIELDS, MARKETS
 from lore.data.rejected_rows import Rejection
 from lore.data.source import SourceRow, missing_file
 from lore.data.tables.any_table import DELIMITERS, JSONL, table_records
@@ -23,7 +24,7 @@ from lore.support.nearest import nearest_hint
 
 RUBRIC = None
 WHERE = "Source table reads your own .csv, .tsv, .jsonl or .parquet file."
-TARGETS = tuple(name for name in FIELDS if name != "demands")
+TARGETS = (*(name for name in FIELDS if name != "demands"), *MARKETS)
 TEXT_DELIMITERS = {**DELIMITERS, ".txt": "\t"}
 
 
@@ -110,10 +111,13 @@ def _records(path: Path, encoding: str, columns: dict[str, str], delimiter: str 
 def _values(cells: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     attributes: list[tuple[str, Any]] = []
+    markets: list[str] = []
     for name, column in (columns or {name: name for name in TARGETS if name in cells}).items():
         cell = cells.get(column)
         if name.startswith("attributes."):
             attributes.append((name.removeprefix("attributes."), cell))
+        elif name in MARKETS:
+            markets += [f"{name}:{str(cell).strip()}"] if cell is not None and str(cell).strip() else []
         elif name in ("slices", "rules") and isinstance(cell, str):
             values[name] = [part.strip() for part in cell.split("|") if part.strip()]
         elif name == "attributes":
@@ -122,6 +126,8 @@ def _values(cells: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
             values[name] = cell
     if attributes:
         values["attributes"] = attributes
+    if markets and isinstance(values.get("slices") or [], list):  # validation rejects other slices
+        values["slices"] = [*(values.get("slices") or []), *markets]
     return values
 
 

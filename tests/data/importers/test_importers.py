@@ -2,10 +2,12 @@
 
 import csv
 
+import pyarrow.parquet as pq
 import pytest
 from source_files import CROWDFLOWER, crowdflower, load, write_csv, write_parquet
 
 from lore.data.importers import open_source
+from lore.data.pair import query_key
 from lore.support.errors import LoreError
 
 
@@ -205,6 +207,36 @@ def test_esci_joins_by_product_and_locale(esci, tmp_path):
 )
 def test_esci_switches(esci, tmp_path, options, ids):
     assert [p.pair_id for p in load("esci", esci, tmp_path, options=options)[0]] == ids
+
+
+def relabeled(esci, **columns):
+    path = esci / "shopping_queries_dataset" / "shopping_queries_dataset_examples.parquet"
+    write_parquet(path, {**pq.read_table(path).to_pydict(), **columns})
+
+
+@pytest.mark.parametrize("options", [{}, {"locale": "us"}, {"locale": "us", "version": "small"}])
+def test_an_esci_row_that_does_not_say_its_locale_is_rejected_and_not_dropped(esci, tmp_path, options):
+    relabeled(esci, product_locale=["us", "us", None, "jp", "US"])
+    _, report, rejected = load("esci", esci, tmp_path, options=options)
+    found = {line["row"]: line["found"] for line in rejected if line["reason"] == "unknown_locale"}
+    assert found == {3: "locale None", 5: "locale 'US'"}
+    assert report.rows == {0: 5, 1: 4, 2: 3}[len(options)]
+
+
+def test_an_esci_row_that_does_not_say_its_version_is_rejected_where_one_is_asked_for(esci, tmp_path):
+    relabeled(esci, small_version=[0, 1, None, 1, 1])
+    _, _, rejected = load("esci", esci, tmp_path, options={"version": "small"})
+    assert [line["row"] for line in rejected if line["reason"] == "unknown_version"] == [3]
+
+
+@pytest.mark.parametrize("kind", ["locale", "market"])
+def test_a_table_can_name_the_column_of_the_market(tmp_path, kind):
+    rows = [["q", "t", "g", "where"], ["bol", "bowl", "home", "us"], ["bol", "bowl", "", "es"], ["bol", "bowl", "home", ""]]
+    write_csv(tmp_path / "my.csv", rows)
+    mapped = {"query": "q", "title": "t", "slices": "g", kind: "where"}
+    pairs, _, rejected = load("table", tmp_path / "my.csv", tmp_path, "shop", options={"map": mapped})
+    assert rejected == [] and [p.slices for p in pairs] == [["home", f"{kind}:us"], [f"{kind}:es"], ["home"]]
+    assert len({query_key(p.query, p.slices) for p in pairs}) == len({p.pair_id for p in pairs}) == 3
 
 
 def test_esci_refuses_a_locale_it_has_not(esci, tmp_path):
