@@ -9,12 +9,12 @@ never pickle files.
 import inspect
 import json
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel
-from peft import __version__ as peft_version
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 
@@ -117,13 +117,13 @@ def stored_settings(adapter: str, folder: Path) -> dict[str, Any]:
         stored = json.loads(path.read_text(encoding="utf-8"))
     kind = stored.get("peft_type") if isinstance(stored, dict) else None
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise _unreadable(folder, f"it has peft_type {kind!r}, which PEFT {peft_version} does not know")
+        raise _unreadable(folder, f"it has peft_type {kind!r}, which PEFT {version('peft')} does not know")
     known = {"peft_type", *inspect.signature(PEFT_TYPE_TO_CONFIG_MAPPING[kind]).parameters}
     if dropped := [f"{key} {value}" for key, value in stored.items() if key not in known and value]:
         raise LoreError(
-            f"The adapter {adapter} has {some(dropped, 'settings')} in its {CONFIG}, which PEFT {peft_version} does not know and "
-            "would drop, so its answers could differ from the trained judge's.\nInstall the version of PEFT that saved it"
-            f"{f' ({version})' if (version := stored.get('peft_version')) else ''}, or remove a setting that changes nothing.",
+            f"The adapter {adapter} has {some(dropped, 'settings')} in its {CONFIG}, which PEFT {version('peft')} does not know "
+            "and would drop, so its answers could differ from the trained judge's.\nInstall the version of PEFT that saved it"
+            f"{f' ({saved_by})' if (saved_by := stored.get('peft_version')) else ''}, or remove a setting that changes nothing.",
             same_on_every_rank=True,
         )
     return stored
@@ -132,7 +132,7 @@ def stored_settings(adapter: str, folder: Path) -> dict[str, Any]:
 def read_config(adapter: str, folder: Path) -> PeftConfig:
     """The adapter's settings. Raises LoreError if PEFT cannot use them, or if they are not those of an adapter of weights."""
     stored_settings(adapter, folder)
-    with warnings.catch_warnings(), translated(lambda _: (f"{folder / CONFIG} cannot be used by PEFT {peft_version}", AGAIN)):
+    with warnings.catch_warnings(), translated(lambda _: (f"{folder / CONFIG} cannot be used by PEFT {version('peft')}", AGAIN)):
         warnings.filterwarnings("ignore", "Unexpected keyword arguments")  # they are off, see above
         config = PeftConfig.from_pretrained(folder)
     _check_kind(config, adapter)
