@@ -5,6 +5,7 @@ Two servers and two engines are started on models of a few hundred kilobytes: ab
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -224,8 +225,12 @@ def test_the_stage_synthesize_asks_vllm(kind, tiny, servers, tmp_path, monkeypat
     monkeypatch.setenv("TEACHER_KEY", KEY)
     teacher = {"kind": kind, "max_tokens": 16, "temperature": 0.0}
     if kind == "vllm":
-        model = {"name": str(tiny.vision), "dtype": "float32"}
-        teacher |= {"model": model, "vllm": {"eager": True, "kv_cache_gib": 0.1, "max_model_tokens": 1024}}
+        long = shutil.copytree(tiny.vision, tmp_path / "long")  # a teacher's prompts are longer than the tiny model's positions
+        config = json.loads((long / "config.json").read_text())
+        config["text_config"]["max_position_embeddings"] = 4096
+        (long / "config.json").write_text(json.dumps(config))
+        model = {"name": str(long), "dtype": "float32"}
+        teacher |= {"model": model, "vllm": {"eager": True, "kv_cache_gib": 0.1, "max_model_tokens": 4096}}
     else:
         teacher |= {"endpoint": {"url": servers["vision"], "model": "teacher", "key_variable": "TEACHER_KEY"}}
     body = {
@@ -236,6 +241,8 @@ def test_the_stage_synthesize_asks_vllm(kind, tiny, servers, tmp_path, monkeypat
         "captioner": teacher,
         "photos": "caption",
         "attempts": {"hint": "never"},
+        "unexplained": "keep",
+        "unanswered": {"max_in_a_row": None, "max_share": None},
     }
     recipe = tmp_path / f"{kind}.yaml"
     recipe.write_text(json.dumps(body))
