@@ -12,7 +12,7 @@ a prompt are always the first ids of the conversation.
 import hashlib
 import re
 from dataclasses import dataclass
-from datetime import date
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -24,7 +24,7 @@ _MARK = "\u241f mark \u241f"
 _ANSWERS = ("<reason>", "<verdict>")  # how an answer begins
 _MAX_GLUE = 64  # characters
 _SAMPLE = [{"role": "system", "content": "\u241f system \u241f"}, {"role": "user", "content": "red lamp"}]
-PROMPT_DATE = date(2024, 7, 26)
+PROMPT_DATE = datetime(2024, 7, 26)
 """The date that templates write into a prompt instead of today's, which would change the judge's prompts every day. It is the
 default of Llama 3.2's own template."""
 _DATES = {"date_string": "%d %b %Y", "current_date": "%Y-%m-%d"}
@@ -147,21 +147,21 @@ def conversation_fingerprint(processor: Any) -> str:
 
 def template_options(processor: Any) -> dict[str, Any]:
     """Arguments for `apply_chat_template` that fix what the template leaves open: no reasoning outside the answer, and a fixed
-    date. `strftime_now` is a function, which a server cannot be given: see `server_options`."""
+    date."""
     names = _variables(_template(processor))
     options = {name: value for name, value in _THINKING.items() if name in names}
-    options |= {name: PROMPT_DATE.strftime(style) for name, style in _DATES.items() if name in names}
-    if "strftime_now" in names:
-        options["strftime_now"] = PROMPT_DATE.strftime
-    return options
+    return options | {name: PROMPT_DATE.strftime(style) for name, style in _DATES.items() if name in names}
 
 
 def server_options(processor: Any | None) -> dict[str, Any]:
-    """`template_options` for the field `chat_template_kwargs` of a request. processor: None if the server's template is unknown."""
+    """`template_options` for the field `chat_template_kwargs` of a request. processor: None if the server's template is unknown.
+
+    A server cannot be told the date of a template that calls `strftime_now`.
+    """
     if processor is None:
         date_string = PROMPT_DATE.strftime(_DATES["date_string"])
         return {"enable_thinking": False, "thinking": False, "date_string": date_string}
-    return {name: value for name, value in template_options(processor).items() if name != "strftime_now"}
+    return template_options(processor)
 
 
 @lru_cache(maxsize=8)
@@ -262,13 +262,22 @@ def _omitted_text(messages: list[Message], text: str) -> str | None:
 
 
 def _apply(processor: Any, messages: list[Message], **options: Any) -> str:
-    if not hasattr(processor, "tokenizer"):
-        return processor.apply_chat_template(messages, tokenize=False, **options)
-    messages = in_parts(messages)
-    if "strftime_now" in options:  # a processor does not pass on functions that replace those of the template's environment
-        tokenizer = processor.tokenizer
-        return tokenizer.apply_chat_template(messages, chat_template=processor.chat_template, tokenize=False, **options)
-    return processor.apply_chat_template(messages, tokenize=False, **options)
+    template = _template(processor)
+    if "strftime_now" in _variables(template):
+        options["chat_template"] = _dated(template)
+    shown = in_parts(messages) if hasattr(processor, "tokenizer") else messages
+    return processor.apply_chat_template(shown, tokenize=False, **options)
+
+
+@lru_cache(maxsize=8)
+def _dated(template: str) -> str:
+    """The template with a `strftime_now` of its own, which writes PROMPT_DATE: transformers passes no functions to a template."""
+    letters = "aAbBcCdDeFgGhHIjklmMpPrRSTuUVwWxXyYZ"
+    known = [f"%{flag}{letter}" for flag in ("-", "") for letter in letters]
+    replaced = "".join(f" | replace('{code}', '{PROMPT_DATE.strftime(code)}')" for code in known)
+    # The output before the template keeps jinja from trimming its first line break; its own indentation is trimmed as usual.
+    macro = "{% macro strftime_now(format) %}{{ format" + replaced + " }}{% endmacro %}{{ '' }}"
+    return macro + re.sub(r"^[ \t]+(?=\{%)", "", template)
 
 
 def _template(processor: Any) -> str:

@@ -49,7 +49,7 @@ class Processor:
         self.tokenizer, self.chat_template = tokenizer, tokenizer.chat_template
 
     def apply_chat_template(self, messages, **options):
-        return self.tokenizer.apply_chat_template(messages, chat_template=self.chat_template, **options)
+        return self.tokenizer.apply_chat_template(messages, **{"chat_template": self.chat_template} | options)
 
 
 def with_template(name: str, kind: str = "gpt2_like", special: bool = True):
