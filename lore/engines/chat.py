@@ -1,5 +1,6 @@
 """Converts messages to the exact text that a model reads. Training and every engine use these functions, so they agree."""
 
+from functools import lru_cache
 from typing import Any
 
 from lore.codec.chat_template import answer_glue, template_text, text_after_answer, text_ids
@@ -94,7 +95,11 @@ def turn_end(processor: Any) -> str:
 
     Raises LoreError if there is neither: a model trained without it never stops generating.
     """
-    after = text_after_answer(processor)
+    return _turn_end(processor, text_after_answer(processor))
+
+
+@lru_cache(maxsize=8)  # called once a training row, and some tokenizers have thousands of added tokens
+def _turn_end(processor: Any, after: str) -> str:
     tokenizer = getattr(processor, "tokenizer", processor)
     added = {str(token) for token in tokenizer.get_added_vocab()}  # special or not, such as Gemma's <end_of_turn>
     ends = [token for token in {*tokenizer.all_special_tokens, *added} if token.strip() and token in after]
