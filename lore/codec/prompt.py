@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lore.codec.chat_template import template_text
+from lore.codec.chat_template import template_text, text_ids
 from lore.codec.item_text import ItemText, item_text
 from lore.codec.sanitize import control_strings, neutralize
 from lore.data.images import bounded, load_image
@@ -132,7 +132,7 @@ def count_prompt_tokens(messages: list[Message], tokenizer: Any) -> int:
             f"The tokenizer {getattr(inner, 'name_or_path', '')!r} has no chat template, so the prompt length is "
             "unknown. Use an instruction-tuned checkpoint or set tokenizer.chat_template."
         )
-    return len(inner(template_text(tokenizer, messages), add_special_tokens=False)["input_ids"])
+    return len(text_ids(tokenizer, template_text(tokenizer, messages)))
 
 
 def _fit(item: ItemText, build: Callable[[ItemText], list[Message]], tokenizer: Any, budget: int, rubric: Rubric) -> list[Message]:

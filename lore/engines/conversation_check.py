@@ -1,6 +1,7 @@
 """Checks, before a judge is trained or asked, that one conversation has the same token ids everywhere: in training rows, where
 `score` reads the tier, and in the chat template's own conversation."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -106,7 +107,7 @@ def _server_differs(processor: Any, template: str, begun: bool) -> str | None:
     theirs = processor.apply_chat_template(shown, tokenize=False, **how, **server_options(processor))
     if theirs == ours:
         return None
-    same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    same = _common_length(ours, theirs)
     return (
         f"A server that applies this chat template writes {theirs[max(0, same - 20) : same + 60]!r} where the judge was trained on "
         f"{ours[max(0, same - 20) : same + 60]!r}, so it would answer other prompts than in its training.\n"
@@ -116,9 +117,13 @@ def _server_differs(processor: Any, template: str, begun: bool) -> str | None:
     )
 
 
+def _common_length(one: Sequence, other: Sequence) -> int:
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 def _differs(processor: Any, part: str, found: list[int], expected: list[int], advice: str) -> LoreError:
     tokenizer = getattr(processor, "tokenizer", processor)
-    at = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected)))
+    at = _common_length(found, expected)
     near = slice(max(0, at - 3), at + 4)
     return LoreError(
         f"With this tokenizer and chat template, {part} has other tokens than the training rows: "

@@ -197,11 +197,6 @@ def _generative(config: Any) -> Any:
     return AutoModelForImageTextToText if is_vision(config) else AutoModelForCausalLM
 
 
-def plain_model(model: Any) -> Any:
-    """The transformers model, without PEFT's wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def make_generation_config_writable(model: Any, name: str) -> None:
     """Resets values of the generation_config that transformers refuses to write, such as a temperature with do_sample false.
 

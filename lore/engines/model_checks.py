@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from lore.codec.chat_template import template_text
+from lore.codec.chat_template import template_text, text_ids
 from lore.codec.sanitize import control_strings
-from lore.codec.verdict_tokens import VerdictTokens, verdict_tokens
 from lore.engines.chat import image_tokens, photo_of, prompt_text, turn_end
 from lore.engines.config import ModelSection
-from lore.engines.loading import load_processor, plain_model
-from lore.rubric.rubric import Rubric
+from lore.engines.loading import load_processor
+from lore.engines.row_independence import base_of
 from lore.support.atomic_files import scratch_folder
 from lore.support.errors import LoreError, translated
 from lore.support.fingerprint import template_fingerprint
@@ -40,7 +39,7 @@ def check_saving(section: ModelSection, model: Any, processor: Any, beside: Path
 
     Raises LoreError if one of them cannot be written or read, or if the processor then gives other tokens or prompts.
     """
-    base = plain_model(model)
+    base = base_of(model)
     with scratch_folder(beside) as folder:
         for what, save in _savers(base, processor, folder):
             with _translated(section, what, "written"):
@@ -92,7 +91,7 @@ def _differences(first: Any, second: Any) -> str | None:
 def check_format(section: ModelSection, model: Any, beside: Path) -> None:
     """Prepares the weights for safetensors as a save does, without writing them. Raises LoreError if that fails, for example for
     tensors that share memory. Skips adapters and weights that are quantized or sharded, which no run saves as they are."""
-    if model is not plain_model(model) or quantized(model) or any(hasattr(p, "ds_id") for p in model.parameters()):
+    if model is not base_of(model) or quantized(model) or any(hasattr(p, "ds_id") for p in model.parameters()):
         return
     # A conversion copies weights. Without values it costs nothing.
     converts = bool(getattr(model, "_weight_conversions", None))
@@ -110,18 +109,13 @@ def quantized(model: Any) -> bool:
     return getattr(model, "hf_quantizer", None) is not None
 
 
-def check_verdict_tokens(processor: Any, rubric: Rubric) -> VerdictTokens:
-    """The tier tokens. Raises LoreError if one token does not tell the tiers apart."""
-    return verdict_tokens(processor, rubric)
-
-
 def position_limit(model: Any) -> int | None:
     """Largest number of tokens that the model has positions for; None if its architecture sets no limit.
 
     A table of learned positions counts without the rows that it reserves (OPT, BART, RoBERTa). Without a table, the limit is the
     config's, extended by its rope scaling. A sliding window limits attention, not positions.
     """
-    base = plain_model(model)
+    base = base_of(model)
     tables = list(_position_tables(base))
     if tables:
         return min(tables)
@@ -203,7 +197,7 @@ def check_vocabulary(section: ModelSection, model: Any, processor: Any, highest_
     highest_id: the highest id in the rows. An added control token that no prompt contains may lie beyond the embeddings, as in
     text-only checkpoints of a model family with photos: texts are cleared of control tokens, so it never occurs.
     """
-    base, tokenizer = plain_model(model), getattr(processor, "tokenizer", processor)
+    base, tokenizer = base_of(model), getattr(processor, "tokenizer", processor)
     rows, logits = _rows(base.get_input_embeddings(), base), _rows(base.get_output_embeddings(), base)
     beyond = {id: token for token, id in tokenizer.get_vocab().items() if id >= rows}
     problems = []
@@ -257,4 +251,4 @@ def _template_ids(processor: Any) -> set[int]:
     if not getattr(processor, "chat_template", None):
         return set()
     text = template_text(processor, [{"role": "system", "content": "a"}, {"role": "user", "content": "a"}]) + turn_end(processor)
-    return set(getattr(processor, "tokenizer", processor)(text, add_special_tokens=False)["input_ids"])
+    return set(text_ids(processor, text))

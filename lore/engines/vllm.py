@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lore.codec.chat_template import text_ids
 from lore.codec.verdict_tokens import verdict_tokens
 from lore.engines.adapter import adapter_folder
 from lore.engines.chat import at_verdict, image_tokens, prompt_text, stop_ids
@@ -115,7 +116,7 @@ class VllmEngine:
     def _input(self, messages: Messages) -> dict[str, Any]:
         """The prompt for vLLM: token ids, or text with photos, which vLLM expands with the model's processor."""
         text, images = prompt_text(self.processor, messages)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = text_ids(self.processor, text)
         most, tokens = self.llm.model_config.max_model_len, len(ids)
         if images:
             tokens += sum(image_tokens(self.processor, image) for image in images)

@@ -11,6 +11,7 @@ from typing import Any
 
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat, render
+from lore.codec.verdict_tokens import verdict_tokens
 from lore.data.pair import Pair
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
 from lore.judge.card import check_card, check_template
@@ -137,9 +138,7 @@ def _engine(one: Asked, loaded: Any, rubric: Rubric) -> None:
 
 
 def _verdict_tokens(one: Asked, loaded: Any, rubric: Rubric) -> None:
-    from lore.engines.model_checks import check_verdict_tokens  # loads torch: only for a model in this process
-
-    check_verdict_tokens(_parts(one, loaded)[1], rubric)
+    verdict_tokens(_parts(one, loaded)[1], rubric)
 
 
 def _conversation(one: Asked, loaded: Any, rubric: Rubric) -> None:

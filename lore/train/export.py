@@ -23,6 +23,7 @@ from rich.console import Console
 
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat, render
+from lore.codec.verdict_tokens import verdict_tokens
 from lore.config.stages import load_recipe
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
@@ -31,7 +32,7 @@ from lore.engines.adapter import are_tied, check_untied
 from lore.engines.chat import photo_of
 from lore.engines.config import ModelSection
 from lore.engines.loading import default_device, load_config, load_model, load_processor, meta_model
-from lore.engines.model_checks import check_format, check_saving, check_verdict_tokens, check_vocabulary
+from lore.engines.model_checks import check_format, check_saving, check_vocabulary
 from lore.engines.transformers import TransformersEngine
 from lore.judge.card import check_card, check_template, read_card, write_card
 from lore.rubric.rubric import Rubric, load_rubric
@@ -153,7 +154,7 @@ def check_export(judge: ModelSection, rubric: Rubric, processor: Any, out: Path,
         {
             "saving": lambda: check_saving(judge, base, processor, beside),
             "weights format": lambda: check_format(judge, base, beside),
-            "verdict tokens": lambda: check_verdict_tokens(processor, rubric),
+            "verdict tokens": lambda: verdict_tokens(processor, rubric),
             "vocabulary": lambda: check_vocabulary(judge, base, processor),
             "disk space": lambda: check_room(
                 out.parent, needed, f"the merged weights in {dtype}", ["use a smaller --dtype", "write to a larger disk"]

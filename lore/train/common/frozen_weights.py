@@ -15,8 +15,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from lore.engines.loading import photo_parts, plain_model
-from lore.engines.row_independence import length_rule
+from lore.engines.loading import photo_parts
+from lore.engines.row_independence import base_of, length_rule
 from lore.support.errors import LoreError
 from lore.support.processes import say
 
@@ -173,7 +173,7 @@ def constant_buffers(model: torch.nn.Module) -> dict[str, bool]:
     row (longrope, dynamic), which each batch sets anew.
     """
     modules, found = dict(model.named_modules()), {}
-    config = getattr(plain_model(model), "config", None)
+    config = getattr(base_of(model), "config", None)
     by_length = hasattr(config, "get_text_config") and length_rule(config) is not None
     for name, _ in model.named_buffers():
         holder, _, own = name.rpartition(".")

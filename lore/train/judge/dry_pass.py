@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lore.codec.verdict_tokens import verdict_tokens
 from lore.data.pair import Pair
 from lore.engines.conversation_check import check_conversation
 from lore.engines.model_checks import (
     check_format,
     check_positions,
     check_saving,
-    check_verdict_tokens,
     check_vocabulary,
     longest_prompt,
     photo_tokens,
@@ -81,7 +81,7 @@ def check_training(
             "saving": lambda: check_saving(section, model, processor, beside),
             "weights format": lambda: check_format(section, model, beside),
             "gathering": lambda: check_gathering(args, in_full),
-            "verdict tokens": lambda: check_verdict_tokens(processor, start.rubric),
+            "verdict tokens": lambda: verdict_tokens(processor, start.rubric),
             "conversation": lambda: check_conversation(processor, start.rubric, start.fmt, written=written),
             "positions": together([rows_fit, *(partial(prompts_fit, *one) for one in asked)]),
             "neighbors": neighbors,

@@ -32,7 +32,7 @@ from trl import GRPOTrainer
 
 from lore.codec.judgement import FormatFailure
 from lore.codec.verdict_tokens import with_verdict_prefix
-from lore.engines.row_independence import keep_rows_apart
+from lore.engines.row_independence import base_of, keep_rows_apart
 from lore.engines.transformers import TransformersEngine
 from lore.judge.answer import Answer
 from lore.rewards.reward import Rewards
@@ -134,7 +134,7 @@ class GRPO(GroupRollouts, GRPOTrainer):
         self.min_spread = (recipe.dynamic or DynamicSection()).min_spread
         self.marks_given_tokens = recipe.guided is not None
         super().__init__(**arguments)
-        self.base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self.base = base_of(self.model)
         for model in filter(None, (self.base, self.ref_model)):
             keep_rows_apart(model)  # TRL loads its reference model by itself
             if self.reads_photos:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-from lore.codec.chat_template import answer_ids
+from lore.codec.chat_template import answer_ids, text_ids
 from lore.codec.judgement import render_answer
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
@@ -100,7 +100,7 @@ def check_same_prompt(prompts: Prompts, tokenize: Any, rows: Iterable[int]) -> N
         if images:
             ours = prompts.processor(text=[text], images=[images], add_special_tokens=False)["input_ids"][0]
         else:
-            ours = prompts.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ours = text_ids(prompts.processor, text)
         theirs = tokenize([messages])[0][0]
         if list(ours) != list(theirs):
             raise LoreError(

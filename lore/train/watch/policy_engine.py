@@ -8,6 +8,7 @@ import torch
 
 from lore.engines.chat import prompt_text, prompt_tokens
 from lore.engines.engine import Completion, Messages, Sampling
+from lore.engines.row_independence import base_of
 from lore.engines.transformers import TransformersEngine
 from lore.train.common.trl_internals import unwrapped_for_generation
 
@@ -37,7 +38,7 @@ def policy(trainer: Any) -> Iterator[Any]:
 @contextmanager
 def _in_step(model: Any) -> Iterator[None]:
     """Keeps generation in sync under FSDP: a process whose answers are complete keeps calling the model until all are done."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = base_of(model)
     before = getattr(inner, "_is_fsdp_managed_module", False)
     inner._is_fsdp_managed_module = True
     try:
