@@ -11,9 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lore.config.recipe import VARIABLES
+from lore.config.yaml_text import read_yaml
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 
@@ -36,10 +35,7 @@ def load_benchmark(name_or_path: str) -> dict[str, Any]:
                 f"{nearest_hint(name_or_path, benchmark_names())} Give your own definition by its path, which ends in .yaml."
             )
         path = BENCHMARKS / f"{name_or_path}.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise LoreError(f"Benchmark {path} cannot be read: {error}") from error
+    content = read_yaml(path, aliases=True)
     if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
         raise LoreError(f"Benchmark {path} is not a mapping with the key recipe. Expected keys: {', '.join(KEYS)}.")
     if unknown := [key for key in content if key not in KEYS]:
