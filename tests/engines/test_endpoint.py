@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from openai_server import MODEL, Answer, error, reply, serve
 from PIL import Image
 
+from lore.cli.teacher import _template_file, serve_environment
 from lore.cli.teacher import serve as serve_teacher
-from lore.cli.teacher import serve_environment
 from lore.codec.verdict_tokens import VerdictTokens
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
 from lore.engines.engine import Completion, EndpointFailed, EndpointStopped, RequestRefused, Sampling, Usage
@@ -527,6 +527,16 @@ def test_the_serving_command_holds_the_checkpoints_template_and_no_key(tiny, tmp
         assert "<|im_start|>" in Path(options["--chat-template"]).read_text()
         assert KEY not in str(words) and "--trust-remote-code" not in words
     assert serve_environment("TEACHER_KEY")["VLLM_API_KEY"] == KEY
+
+
+@pytest.mark.parametrize("torn", ["", "{{ messa", "{{ messages }} and more"])
+def test_a_torn_template_file_is_written_again(tmp_path, monkeypatch, torn):
+    monkeypatch.setenv("LORE_RUNS", str(tmp_path))
+    path = _template_file("{{ messages }}\r\n")
+    before = path.stat()
+    assert path.read_bytes() == b"{{ messages }}\r\n" and _template_file("{{ messages }}\r\n").stat() == before
+    path.write_text(torn)
+    assert _template_file("{{ messages }}\r\n") == path and path.read_bytes() == b"{{ messages }}\r\n"
 
 
 def _choice(reason: str, **message) -> Answer:
