@@ -54,7 +54,7 @@ from lore.support.nearest import nearest
 
 ADDRESS = re.compile(r"^(.+\.ya?ml):([^/:]+)$")
 NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")
-REFERENCE = re.compile(r"\$\{runs\.([^}]*)\}")
+REFERENCE = re.compile(r"\$\{runs\.([^}]{0,200})\}")
 
 
 class GridHead(StrictModel):

@@ -49,6 +49,9 @@ HUGGING_FACE = {
 }
 """Names of transformers, TRL, PEFT and vLLM that many users type, and the recipe's names for the same."""
 
+MAX_ERRORS = 500  # that are explained; each looks for the nearest of all keys
+_VARIABLE = re.compile(r"\$\{([^}]{0,200})\}")  # bounded: a text of "${${${" has no end to find
+
 
 def validate(text: RecipeText, model: type[Model]) -> Model:
     """The data of `text` as a typed recipe or another strict model. Raises RecipeError with all problems: syntax, types, unknown
@@ -61,7 +64,7 @@ def validate(text: RecipeText, model: type[Model]) -> Model:
         recipe = model.model_validate_json(json.dumps(data))
     except ValidationError as error:
         by_key: dict[Key, Problem] = {}
-        for item in error.errors(include_url=False):
+        for item in error.errors(include_url=False)[:MAX_ERRORS]:
             key, problem = _explain(item, data, text, model)
             known = by_key.get(key)
             # A union reports one error per branch; the expected value is any of them.
@@ -135,7 +138,7 @@ def _expand(value: Any, key: Key, text: RecipeText, problems: list[Problem]) -> 
         problems.append(Problem(text.where(key), dotted(key), match.group(0), expected, nearest(name, known)))
         return match.group(0)
 
-    return re.sub(r"\$\{([^}]*)\}", replace, value)
+    return _VARIABLE.sub(replace, value)
 
 
 def _branches(annotation: Any) -> list[Any]:

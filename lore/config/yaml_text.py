@@ -241,7 +241,7 @@ def short_key(key: Key) -> str:
 
 def short(value: Any) -> str:
     """repr of a value for error messages, at most 80 characters."""
-    shown = repr(value)
+    shown = repr(value[:80] if isinstance(value, str) else value)
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 

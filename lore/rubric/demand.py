@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 SOURCES = ("title", "attributes", "description", "photo", "none")
 # A demand starts with one word and a colon. Any other semicolon is part of a value.
-_BETWEEN = re.compile(r"(?:;\s+|\n+)(?=[^\s:;|]+: )")
+_BETWEEN = re.compile(r"(?:;\s++|(?<!\n)\n++)(?=[^\s:;|]++: )")
 _DEMAND = re.compile(r"(?P<dimension>[^\s:;|]+): (?P<wanted>.+)")
 _FOUND = re.compile(rf"(?P<found>.+) \((?P<source>{'|'.join(SOURCES)})\)")
 

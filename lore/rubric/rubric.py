@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from lore.config.yaml_text import MAX_BYTES, read_yaml
-from lore.rubric.rubric_errors import reference_errors
+from lore.rubric.rubric_errors import MAX_ERRORS, reference_errors
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 
@@ -207,7 +207,7 @@ def parse_rubric(raw: Any, where: str = "rubric") -> Rubric:
     try:
         rubric = Rubric.model_validate(raw)
     except ValidationError as error:
-        errors = [_field_error(problem) for problem in error.errors(include_url=False)]
+        errors = [_field_error(problem) for problem in error.errors(include_url=False)[:MAX_ERRORS]]
     errors += reference_errors(raw)
     if errors:
         count = f"{len(errors)} errors" if len(errors) > 1 else "1 error"
