@@ -21,7 +21,8 @@ from lore.rubric.demand import Demand
 STEPS = ("knowledge", "caption", "multimodal", "rules", "critic")
 MAX_DEMANDS = 16
 MAX_TEXT = 400  # characters of one field of a step's answer
-MAX_ANSWER = 100_000  # characters of an answer; searching longer ones for JSON could take minutes
+MAX_ANSWER = 100_000  # characters of an answer that is searched for JSON
+MAX_BRACES = 256  # that begin no JSON object; each of them may be read to the end of the answer
 
 
 @dataclass(slots=True)
@@ -275,15 +276,19 @@ def spoken(text: str) -> str:
 
 
 def json_objects(text: str) -> list[dict[str, Any]]:
-    """Every standalone JSON object in a text, in order. Reasoning and code fences around them are skipped. Raises AnswerCut."""
-    found, at, decoder = [], 0, json.JSONDecoder()
+    """Every standalone JSON object in a text, in order. Reasoning and code fences around them are skipped. Raises AnswerCut, and
+    Unreadable for a text with many braces that begin none.
+    """
+    found, at, decoder, wrong = [], 0, json.JSONDecoder(), 0
     text = spoken(text)
     while (start := text.find("{", at)) >= 0:
         try:
             value, at = decoder.raw_decode(text, start)
             found.append(value)
         except (ValueError, RecursionError):
-            at = start + 1
+            at, wrong = start + 1, wrong + 1
+            if wrong > MAX_BRACES:
+                raise Unreadable(f"over {MAX_BRACES} braces that begin no JSON object: {text[:120]!r}") from None
     return found
 
 

@@ -185,7 +185,7 @@ class RowChecker:
     def _attributes(self, value: Any) -> dict[str, str]:
         if not value:
             return {}
-        found: dict[str, str] = {}
+        found: dict[str, list[str]] = {}
         try:
             items = value.items() if isinstance(value, dict) else [value] if isinstance(value, str) else list(value)
             if any(isinstance(item, str) and self._undecodable("attributes", item) for item in items):
@@ -200,15 +200,16 @@ class RowChecker:
                 if name is None:
                     self.repairs["nameless_attribute"] += 1
                     continue
-                found[name] = f"{found[name]}, {content}" if name in found else content
+                found.setdefault(name, []).append(content)
         except (TypeError, ValueError, KeyError) as error:
             shown = f"{type(value).__name__} {shown_value(value)} ({error})"
             self._bad("attributes", "field_type", shown, f"at most {MAX_LIST:,} names with values")
-        characters = sum(len(name) + len(content) for name, content in found.items())
+        joined = {name: ", ".join(contents) for name, contents in found.items()}
+        characters = sum(len(name) + len(content) for name, content in joined.items())
         if characters > MAX_ATTRIBUTES_CHARACTERS:
             found_text = f"{characters:,} characters in {len(found)} attributes"
             self._bad("attributes", "attributes_too_long", found_text, f"at most {MAX_ATTRIBUTES_CHARACTERS:,} in total")
-        return found
+        return joined
 
     def _number(self, field: str, value: Any, least: float | None = None) -> float | None:
         if isinstance(value, str) and not value.strip():

@@ -9,7 +9,6 @@ from typing import Any
 
 from lore.support.nearest import nearest_hint
 
-
 MAX_ERRORS = 50  # of one kind; each looks for the nearest of all names
 
 

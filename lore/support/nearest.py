@@ -6,7 +6,6 @@ import difflib
 import heapq
 from collections.abc import Iterable
 
-
 MAX_CHARACTERS, MAX_CHOICES = 100, 1_000  # a comparison takes the square of the length, and a table may have 100,000 columns
 
 
