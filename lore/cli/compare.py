@@ -10,6 +10,7 @@ from pathlib import Path
 
 import typer
 
+from lore.support.bounds import MAX_COUNT, MAX_SEED
 from lore.support.errors import LoreError
 
 
@@ -19,10 +20,10 @@ def compare(
     ),
     metric: list[str] = typer.Option([], help="Show only this metric, such as macro_f1. Repeatable. Default: all."),
     slice: list[str] = typer.Option([], help="Show only this slice. Repeatable. Default: the slices of the baseline's run."),
-    samples: int = typer.Option(1000, min=100, help="Number of paired bootstrap resamples of the queries."),
-    seed: int = typer.Option(0, min=0, help="Seed of the bootstrap."),
+    samples: int = typer.Option(1000, min=100, max=1_000_000, help="Number of paired bootstrap resamples of the queries."),
+    seed: int = typer.Option(0, min=0, max=MAX_SEED, help="Seed of the bootstrap."),
     prior: bool = typer.Option(False, "--prior", help="Weight the tiers by metrics.prior of the baseline's run."),
-    examples: int = typer.Option(3, min=0, help="Number of changed pairs to print per kind."),
+    examples: int = typer.Option(3, min=0, max=MAX_COUNT, help="Number of changed pairs to print per kind."),
     out: Path = typer.Option(None, "--out", "-o", help="Write all changed pairs to this file: .jsonl or .csv."),
     as_json: Path = typer.Option(None, "--json", help="Write all results to this file as one JSON object."),
     across_rubrics: bool = typer.Option(False, "--across-rubrics", help="Allow rubrics that share only their tiers."),

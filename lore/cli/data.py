@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from lore.support.bounds import MAX_SEED
 from lore.support.errors import LoreError
 
 app = typer.Typer(
@@ -160,7 +161,7 @@ def split(
     out: Path = typer.Option(None, "-o", "--out", help="File to write; default: replace the input file."),
     by: str = typer.Option("query", help="query: all pairs of a query get the same split; item: all pairs of an item do."),
     fractions: str = typer.Option("train=0.7,dev=0.1,test=0.2", help="Shares that sum to 1."),
-    seed: int = typer.Option(0, help="Seed of the hash; another seed gives other splits."),
+    seed: int = typer.Option(0, min=0, max=MAX_SEED, help="Seed of the hash; another seed gives other splits."),
     replace: bool = typer.Option(False, "--replace", help="Reassign pairs that already have a split."),
     as_json: bool = JSON,
 ) -> None:

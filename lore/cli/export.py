@@ -17,9 +17,17 @@ def export(
     dtype: Literal["float32", "bfloat16"] = typer.Option(
         None, help="Dtype of the merged weights; default: the dtype of the base model."
     ),
-    tolerance: float = typer.Option(None, min=0, help="Largest allowed change of a tier probability by rounding to the dtype."),
+    tolerance: float = typer.Option(
+        None, min=0, max=1, help="Largest allowed change of a tier probability by rounding to the dtype."
+    ),
+    trust_remote_code: bool = typer.Option(
+        False,
+        "--trust-remote-code",
+        help="Allow Python code from the base model's repository to run. What the run's recipe says does not count, because a run "
+        "folder may come from another machine. Enable it only after you have read that code.",
+    ),
 ) -> None:
     """Write a trained judge as one model folder. A merge that changes a tier probability by more than 0.001 is an error."""
     from lore.train.export import export as write
 
-    write(run, out, merge=merge, dtype=dtype, tolerance=tolerance)
+    write(run, out, merge=merge, dtype=dtype, tolerance=tolerance, trust_remote_code=trust_remote_code)

@@ -13,12 +13,13 @@ from typing import Literal
 import typer
 from typer.core import TyperGroup
 
+from lore.support.bounds import MAX_COUNT, MAX_SEED
 from lore.support.errors import LoreError
 
 LOG = typer.Argument(
     ..., help="One row per shown item (.parquet, .jsonl, .csv): query, pair_id or item_id, page_id, position, system, impressions."
 )
-TOP = typer.Option(None, min=1, help="Use only this many first positions of each page.")
+TOP = typer.Option(None, min=1, max=MAX_COUNT, help="Use only this many first positions of each page.")
 
 
 class EstimateByDefault(TyperGroup):
@@ -83,12 +84,15 @@ def estimate(
 @app.command()
 def sample(
     log: Path = LOG,
-    pairs: int = typer.Option(None, min=1, help="Number of pairs to draw. Sufficient for the GoodRate of items."),
+    pairs: int = typer.Option(None, min=1, max=MAX_COUNT, help="Number of pairs to draw. Sufficient for the GoodRate of items."),
     queries: int = typer.Option(
-        None, min=1, help="Number of queries to draw, with all their shown items. Required for the GoodRate of pages."
+        None,
+        min=1,
+        max=MAX_COUNT,
+        help="Number of queries to draw, with all their shown items. Required for the GoodRate of pages.",
     ),
     top: int = TOP,
-    seed: int = typer.Option(0, min=0, help="Seed of the sample."),
+    seed: int = typer.Option(0, min=0, max=MAX_SEED, help="Seed of the sample."),
     out: Path = typer.Option(..., "-o", "--out", help="csv file to write, with an empty label column."),
 ) -> None:
     """Draw pairs of the log for human rating. The probability of a pair is proportional to its impressions."""

@@ -7,11 +7,15 @@ from typing import Literal
 
 import typer
 
+from lore.support.bounds import MAX_COUNT, MAX_SEED
+
 
 def world(
     out: Path = typer.Option(..., help="Folder to write. Existing files are kept, so an interrupted command can continue."),
-    pairs: int = typer.Option(100_000, min=1, help="Number of rated pairs over all splits."),
-    seed: int = typer.Option(0, min=0, help="Seed of the shop. The same seed gives the same files on every machine."),
+    pairs: int = typer.Option(100_000, min=1, max=MAX_COUNT, help="Number of rated pairs over all splits."),
+    seed: int = typer.Option(
+        0, min=0, max=MAX_SEED, help="Seed of the shop. The same seed gives the same files on every machine."
+    ),
     language: str = typer.Option("en", help="Language of the lexicon: en or zh."),
     prior: Literal["balanced", "natural"] = typer.Option(
         "balanced", help="Shares of the tiers: equal (balanced) or as in search traffic (natural)."

@@ -14,9 +14,9 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from lore.config.sections import StrictModel
+from lore.config.sections import Seed, StrictModel
 from lore.support.errors import LoreError
 
 FORMAT = 1
@@ -40,7 +40,7 @@ class BaseRecipe(StrictModel):
     """Stage that this recipe runs, such as sft or evaluate."""
     run: str
     """Name of the run folder under runs/ (or $LORE_RUNS)."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of all random number generators."""
     needs: list[str] = []
     """Recipe files whose runs must finish first. Paths are relative to this file's folder or to the working directory."""

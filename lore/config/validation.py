@@ -57,7 +57,8 @@ def validate(text: RecipeText, model: type[Model]) -> Model:
     """The data of `text` as a typed recipe or another strict model. Raises RecipeError with all problems: syntax, types, unknown
     keys and invalid combinations."""
     problems = list(text.problems)
-    data = _expand(text.data, (), text, problems)
+    data = expand(text.data, (), text, problems)
+    problems.extend(_recorded_trust(text))
     recipe, bad = None, set()
     try:
         # JSON mode is strict about types but accepts a list for a tuple and text for a path.
@@ -119,11 +120,25 @@ def _without(data: dict[str, Any], bad: set[Key], model: type[Model]) -> Model |
         return None  # a required value is invalid, which is already reported
 
 
-def _expand(value: Any, key: Key, text: RecipeText, problems: list[Problem]) -> Any:
+def _recorded_trust(text: RecipeText) -> Iterator[Problem]:
+    """Problems of keys that allow remote code only because a run folder's recipe.yaml says so."""
+    for key in text.recorded_trust:
+        value: Any = text.data
+        for part in key:
+            value = value.get(part) if isinstance(value, dict) else value[part] if isinstance(value, list) else None
+        stated = any(key[:end] in known for known in (text.overridden, text.grid_places) for end in range(1, len(key) + 1))
+        if value is True and not stated:
+            found = "true, in the record of a run folder, which may come from another machine"
+            expected = f"false, or {dotted(key)}=true on the command line if you have read that code and trust it"
+            yield Problem(text.where(key), dotted(key), found, expected)
+
+
+def expand(value: Any, key: Key, text: RecipeText, problems: list[Problem]) -> Any:
+    """Replaces ${LORE_DATA}, ${LORE_RUNS} and the text's own variables; adds every other ${NAME} to `problems`."""
     if isinstance(value, dict):
-        return {k: _expand(v, (*key, k), text, problems) for k, v in value.items()}
+        return {k: expand(v, (*key, k), text, problems) for k, v in value.items()}
     if isinstance(value, list):
-        return [_expand(v, (*key, i), text, problems) for i, v in enumerate(value)]
+        return [expand(v, (*key, i), text, problems) for i, v in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
         return value
 

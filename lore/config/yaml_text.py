@@ -9,6 +9,7 @@ bounded.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ MAX_DIGITS = 400  # of a whole number; a float has no more before it is infinite
 MAX_PROBLEMS = 50  # a file with more is one mistake repeated
 MAX_EXPANDED = 1_000_000
 """Values and characters that a file with aliases may expand to: `*a` in ten nested lists of ten is 10 GB from 1 kB."""
+TRUST = "trust_remote_code"
+RECORD, BESIDE_RECORD = "recipe.yaml", ("manifest.json", "done")
+"""The recipe that a run folder records, and files by which a run folder is known (see lore.run.run_folder)."""
 
 Key = tuple[str | int, ...]
 
@@ -71,6 +75,8 @@ class RecipeText:
     """File and line of the keys that a grid sets."""
     variables: dict[str, str] = field(default_factory=dict)
     """Values of additional ${NAME} variables that this text may use."""
+    recorded_trust: list[Key] = field(default_factory=list)
+    """Keys that allow remote code only because the record in a run folder says so, see `read_recipe_text`."""
     aliases: bool = False
     """Whether anchors, aliases and merge keys are read."""
     expanded: int = 0
@@ -328,7 +334,10 @@ def _decoded(path: Path) -> str:
 
 
 def read_recipe_text(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RecipeText:
-    """Reads one recipe file and applies `key.path=value` overrides. Raises RecipeError if the file cannot be read or parsed."""
+    """Reads one recipe file and applies `key.path=value` overrides. Raises RecipeError if the file cannot be read or parsed.
+
+    A run folder may come from another machine, so its recipe.yaml cannot allow remote code: see `recorded_trust`.
+    """
     path = Path(path)
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no such file"
@@ -339,9 +348,18 @@ def read_recipe_text(path: str | Path, overrides: list[str] | tuple[str, ...] = 
     if not isinstance(data, dict):
         raise _fail(path, short(data), "a mapping with at least the keys stage and run")
     text.data = data
+    if path.name == RECORD and any((path.parent / name).exists() for name in BESIDE_RECORD):
+        text.recorded_trust = list(_allowing_remote_code(data, ()))
     for override in overrides:
         apply_override(text, override)
     return text
+
+
+def _allowing_remote_code(value: Any, at: Key) -> Iterator[Key]:
+    for name, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if name == TRUST and inner is True:
+            yield (*at, name)
+        yield from _allowing_remote_code(inner, (*at, name))
 
 
 OVERRIDE = re.compile(r"^([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)$", re.DOTALL)

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 from lore.config.sections import Conflict, StrictModel
 from lore.data.importers import SOURCES, source_files, source_options
 from lore.data.tables.text_tables import check_encoding
+from lore.support.bounds import MAX_COUNT
 from lore.support.errors import LoreError
 from lore.support.fingerprint import files_fingerprint
 from lore.support.nearest import nearest
@@ -31,7 +32,7 @@ class DataSection(StrictModel):
     """Importer of a public format or of a table, or `pairs` for files written by `lore data import`."""
     split: str | None = None
     """Use only the pairs of this split. null: all pairs."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1, le=MAX_COUNT)
     """Use only this many pairs, from the start of the data. null: all pairs."""
     encoding: str = "utf-8"
     """Text encoding of csv and jsonl sources. With utf-8, a source may use its own default encoding."""

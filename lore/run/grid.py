@@ -25,6 +25,7 @@ from lore.run.input_hashes import check_inputs
 from lore.run.run_folder import RunFolder
 from lore.run.summary import Row, columns_of, is_interval, print_table, rows_of, shown
 from lore.support.atomic_files import write_atomic
+from lore.support.bounds import MAX_SEED
 from lore.support.errors import LoreError
 from lore.support.markdown import table_cell
 from lore.support.processes import say, world_size
@@ -107,7 +108,8 @@ def with_finished_seeds(grid: Grid, overrides: Sequence[str]) -> Grid:
         return grid
     folders = re.compile(rf"(?:{'|'.join(grid.names)})-seed(\d+)")
     matches = [folders.fullmatch(done.parent.name) for done in grid.folder.glob("*/done")]
-    seeds = sorted({int(match[1]) for match in matches if match}.union(grid.seeds))
+    found = {int(match[1]) for match in matches if match}
+    seeds = sorted({seed for seed in found if seed <= MAX_SEED}.union(grid.seeds))
     if len(seeds) == len(grid.seeds):
         return grid
     whole = load_grid(grid.path, [*(o for o in overrides if not o.startswith("seeds=")), f"seeds={seeds}"])

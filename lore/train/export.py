@@ -25,6 +25,7 @@ from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat, render
 from lore.codec.verdict_tokens import verdict_tokens
 from lore.config.stages import load_recipe
+from lore.config.yaml_text import TRUST, read_recipe_text
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.parquet import read_pairs
@@ -68,14 +69,21 @@ class Difference:
 
 
 def export(
-    run: str | Path, out: str | Path, merge: bool = True, dtype: str | None = None, tolerance: float | None = None
+    run: str | Path,
+    out: str | Path,
+    merge: bool = True,
+    dtype: str | None = None,
+    tolerance: float | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> Difference | None:
     """Writes the judge of a finished run folder to `out`, atomically: `out` is complete or does not exist.
 
     merge: merge the adapter into the base and re-score a sample of the run's pairs; if false, the model folder is copied
     unchanged. dtype: dtype of the merged weights (float32, bfloat16 or float16); None uses that of the base checkpoint.
-    tolerance: largest change of a probability that rounding to a 16-bit dtype may cause; None only prints the change. Raises
-    LoreError if the merge changes a probability by more than TOLERANCE, or rounding by more than `tolerance`.
+    tolerance: largest change of a probability that rounding to a 16-bit dtype may cause; None only prints the change.
+    trust_remote_code: allow code from the base model's repository; the run's own recipe cannot allow it. Raises LoreError if the
+    merge changes a probability by more than TOLERANCE, or rounding by more than `tolerance`.
     """
     folder, out = RunFolder(run), Path(out)
     if not folder.is_done:
@@ -85,9 +93,10 @@ def export(
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LoreError(f"{out} already exists and is not empty. Export overwrites nothing: choose another folder.")
-    recipe = load_recipe(folder.recipe_path)
-    if recipe.stage != "sft":
-        raise LoreError(f"{folder.path} is a run of stage {recipe.stage}, but only sft runs can be exported. Give an sft run.")
+    stage = read_recipe_text(folder.recipe_path).data.get("stage")
+    if stage != "sft":
+        raise LoreError(f"{folder.path} is a run of stage {stage}, but only sft runs can be exported. Give an sft run.")
+    recipe = load_recipe(folder.recipe_path, [f"model.{TRUST}={'true' if trust_remote_code else 'false'}"])
     trained = folder / "model"
     card = read_card(trained)
     if card is None:
@@ -139,7 +148,8 @@ def write_merged(recipe: SFTRecipe, folder: RunFolder, out: Path, dtype: str | N
     model.to(getattr(torch, dtype)).save_pretrained(out)
     processor.save_pretrained(out)
     del model
-    written_NT = score_pairs(ModelSection(name=str(out), dtype="float32", attn=judge.attn), rubric, fmt, pairs)
+    saved = ModelSection(name=str(out), dtype="float32", attn=judge.attn, trust_remote_code=judge.trust_remote_code)
+    written_NT = score_pairs(saved, rubric, fmt, pairs)
     limit = TOLERANCE if dtype == "float32" else math.inf if tolerance is None else tolerance
     written = compare(before_NT, written_NT, rubric, pairs, limit, ROUNDING_MOVED.format(dtype=dtype))
     return Difference(merged, written, dtype, len(pairs))

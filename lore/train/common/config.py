@@ -2,47 +2,48 @@
 
 import re
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from lore.config.sections import Conflict, StrictModel
 from lore.engines.config import ModelSection
+from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
 
 
 class TrainSection(StrictModel):
     """Optimization. Set epochs or steps. Batch sizes count training rows (for a judge: query-item pairs)."""
 
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=1e6)
     """Number of passes over the training rows."""
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1, le=MAX_COUNT)
     """Number of optimizer steps; overrides epochs."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=10_000_000)
     """Global batch size: rows per optimizer step summed over all processes, independent of the number of processes."""
-    micro_batch_size: int | None = Field(None, ge=1)
+    micro_batch_size: int | None = Field(None, ge=1, le=10_000_000)
     """Rows per process and forward pass (per-device batch size); the rest is gradient accumulation. null: no accumulation."""
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(1e-4, gt=0, le=1000)
     """Peak learning rate."""
-    lr_factors: dict[str, float] = {}
+    lr_factors: dict[str, Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)]] = {}
     """Learning rate multipliers: regular expression -> factor, such as {lm_head: 10}. The first expression found in a
     parameter's name applies."""
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Learning rate schedule after the warmup."""
     warmup: float = Field(0.03, ge=0, lt=1)
     """Fraction of the steps with linear learning rate warmup; 0 for no warmup."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=MAX_WEIGHT)
     """Decoupled weight decay of AdamW; 0 disables it."""
     adam_beta2: float = Field(0.999, gt=0, lt=1)
     """AdamW beta2 (decay of the second moment). Values of 0.98 and below adapt faster in runs of a few hundred steps."""
-    adam_epsilon: float = Field(1e-8, gt=0)
+    adam_epsilon: float = Field(1e-8, gt=0, le=1)
     """AdamW epsilon. Parameters with much smaller gradients barely move; with a smaller epsilon they would take full-size steps of
     noise. 1e-5 is common in RL."""
-    max_grad_norm: float = Field(1.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0, le=MAX_WEIGHT)
     """Gradient clipping norm; 0 disables clipping."""
     freeze: list[str] = []
     """Regular expressions for parameters to freeze, searched in parameter names, such as embed_tokens in an adapter from an
     earlier stage."""
-    max_tokens: int = Field(2048, ge=8)
+    max_tokens: int = Field(2048, ge=8, le=MAX_COUNT)
     """Longest row in tokens, prompt and answer together. A longer row stops the run before step 0; rows are never truncated."""
     packing: bool = False
     """Pack several rows into one sequence of max_tokens. Text only; needs an attention implementation that isolates packed rows,
@@ -51,13 +52,13 @@ class TrainSection(StrictModel):
     """Flatten the rows of a micro-batch into one sequence without padding. Text only; same attention requirement as packing."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, uses a fraction of the activation memory."""
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(10, ge=1, le=MAX_COUNT)
     """Steps between two lines in metrics.jsonl."""
-    save_every: int = Field(100, ge=0)
+    save_every: int = Field(100, ge=0, le=MAX_COUNT)
     """Steps between two checkpoints. 0 saves no checkpoints, so an interrupted run starts over."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, le=1_000_000)
     """Number of checkpoints to keep on disk."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=1024)
     """Data loader workers per training process; 0 loads data in the training process."""
 
     def conflicts(self) -> Iterator[Conflict]:

@@ -29,6 +29,7 @@ from trl import SFTConfig
 from lore.run.devices import check_world, device_arguments
 from lore.run.launch_settings import DTYPES, check_optimization, mixed_precision, outside_precision
 from lore.run.run_folder import RunFolder
+from lore.support.bounds import MAX_SEED
 from lore.support.errors import LoreError
 from lore.support.library_logging import silence
 from lore.support.processes import say, world_size
@@ -39,6 +40,7 @@ from lore.train.common.lora import whole_layers_in_float32
 from lore.train.common.lr_multipliers import scale_rates
 
 RECORDED = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy")
+MAX_VISITS = 10**10  # 80 GB for the order of the rows
 WAIT_SECONDS = 6 * 3600  # timeout of the other processes while the main process renders the rows
 
 silence()
@@ -76,7 +78,7 @@ def training_arguments(
         dataloader_num_workers=train.workers,
         dataloader_pin_memory=not cpu,
         train_sampling_strategy="sequential",
-        seed=seed,
+        seed=seed % (MAX_SEED + 1 - world_size()),  # TRL adds the rank of the process
         data_seed=seed,
         bf16=bf16,
         fp16=mixed_precision("auto", "no") == "fp16" and not bf16,
@@ -139,8 +141,14 @@ def use_one_device(args: Any) -> None:
 
 
 def total_steps(train: TrainSection, rows: int) -> int:
-    """Total number of optimizer steps."""
-    return train.steps or max(1, math.ceil(rows * train.epochs / train.batch_size))
+    """Total number of optimizer steps. Raises LoreError if the order of all their rows could not be held in memory."""
+    steps = train.steps or max(1, math.ceil(rows * train.epochs / train.batch_size))
+    if steps * train.batch_size > MAX_VISITS:
+        raise LoreError(
+            f"{steps:,} steps of train.batch_size {train.batch_size:,} visit {steps * train.batch_size:,} rows, more than the "
+            f"{MAX_VISITS:,} whose order can be prepared.\nLower train.{'steps' if train.steps else 'epochs'} or train.batch_size."
+        )
+    return steps
 
 
 def set_steps(args: Any, train: TrainSection, steps: int) -> None:
