@@ -18,10 +18,11 @@ from lore.data_synth.synthesis.facts import Fact
 from lore.data_synth.synthesis.journal import Earlier, Journal, Shared
 from lore.data_synth.synthesis.program import ProgramTeacher
 from lore.data_synth.synthesis.teacher_prompts import Prompts, prompt_hash
-from lore.data_synth.synthesis.trace import Evidence, Reply, Wish, whole
+from lore.data_synth.synthesis.trace import Evidence, Reply, Wish
 from lore.engines.config import UnansweredSection
 from lore.engines.engine import Completion, EndpointFailed, Messages, RequestRefused, Sampling, Usage
 from lore.engines.unanswered import AnswerWatch, TooManyUnanswered
+from lore.support.text import encodable
 
 
 @dataclass
@@ -144,7 +145,7 @@ class ByModel:
             answer = await self._answer(work, step, pair, messages, sampling, gate)
             usage = Usage(answer.prompt_tokens, answer.tokens)
             usd = cost(usage, section.price).usd
-            reply = Reply(step, key, asked, self.name, whole(answer.text), usage.prompt_tokens, usage.completion_tokens, usd)
+            reply = Reply(step, key, asked, self.name, encodable(answer.text), usage.prompt_tokens, usage.completion_tokens, usd)
             reply.finish_reason = answer.finish_reason
             work.fresh.add(key)
             work.journal.answered(pair.pair_id, reply)

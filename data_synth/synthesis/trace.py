@@ -17,6 +17,7 @@ from lore.data.pair import PAIR_SCHEMA
 from lore.engines.engine import RequestRefused
 from lore.judge.chunk_store import ChunkStore
 from lore.rubric.demand import Demand
+from lore.support.text import encodable
 
 STEPS = ("knowledge", "caption", "multimodal", "rules", "critic")
 MAX_DEMANDS = 16
@@ -313,10 +314,9 @@ def rows_of(value: dict[str, Any], key: str, columns: tuple[str, ...]) -> list[d
     for row in rows:
         if not isinstance(row, dict) or any(not isinstance(row.get(name), str | int | float | None) for name in columns):
             raise Unreadable(f"{key!r} holds {str(row)[:80]!r}, not an object with {', '.join(columns)}")
-        out.append({name: " ".join(whole(str("" if row.get(name) is None else row[name])).split())[:MAX_TEXT] for name in columns})
+        out.append({name: _short_line(row.get(name)) for name in columns})
     return out
 
 
-def whole(text: str) -> str:
-    """Replaces lone surrogates, which JSON can express but a file cannot store, by question marks."""
-    return text.encode(errors="replace").decode()
+def _short_line(value: str | int | float | None) -> str:
+    return " ".join(encodable("" if value is None else str(value)).split())[:MAX_TEXT]
