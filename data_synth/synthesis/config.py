@@ -138,6 +138,8 @@ class SynthesizeRecipe(BaseRecipe):
         }
     )
 
+    result_files = frozenset({"answers", "traces", "pairs", "tasks"})
+
     stage: Literal["synthesize"] = "synthesize"
     data: JudgedDataSection
     """The rated pairs. Pairs without a label are skipped."""

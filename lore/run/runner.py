@@ -16,10 +16,11 @@ from lore.config.grid import is_grid, split_address
 from lore.config.recipe import BaseRecipe, resolve_need
 from lore.config.stages import load_grid, load_recipe, stage_function
 from lore.config.yaml_text import to_yaml
-from lore.run.dependencies import plan, run_in_subprocess, run_needed, wait_for_needed
+from lore.run.dependencies import checked_plan, run_in_subprocess, run_needed, wait_for_needed
 from lore.run.devices import close_process_group, leave, settle_devices
 from lore.run.grid import run_grid
 from lore.run.input_hashes import check_inputs, missing_inputs, note_inputs
+from lore.run.nested import refuse_shared_names
 from lore.run.run_folder import RunFolder
 from lore.run.summary import print_summary
 from lore.support.errors import LoreError
@@ -88,7 +89,7 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
     try:
         recipe = load_recipe(path, overrides)
         folder = RunFolder.of(recipe)
-        needed = plan(path, recipe, overrides=overrides)
+        needed = checked_plan(path, recipe, overrides)
         if dry_run:
             if is_main_process():
                 print_dry_run(path, recipe, folder, needed)
@@ -160,10 +161,15 @@ def check_recipes(paths: list[Path]) -> int:
             for recipe in recipes:
                 if recipe.run in runs:
                     raise LoreError(
-                        f"{file} and {runs[recipe.run]} both write the run folder {recipe.run}, so only one of them can run. "
+                        f"{file} and {runs[recipe.run][0]} both write the run folder {recipe.run}, so only one of them can run. "
                         "Give each its own `run` name."
                     )
-                runs[recipe.run] = file
+                for other, known in runs.values():
+                    try:
+                        refuse_shared_names((RunFolder.of(one).path, one) for one in (known, recipe))
+                    except LoreError as error:
+                        raise LoreError(f"{file} and {other}: {error}") from error
+                runs[recipe.run] = file, recipe
                 for need in recipe.needs:
                     other, name = split_address(resolve_need(file, need))
                     if name is not None and other.resolve() != file.resolve():

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from lore.config.sections import StrictModel
 
+WATCH_FILES = frozenset({"best-[0-9]*", "answers.json", "report.html"})
+"""What periodic evaluation writes in the run folder."""
+
 
 class WatchSection(StrictModel):
     """Periodic evaluation: every few steps the judge in training answers a fixed set of labeled pairs, the probe."""
