@@ -1,6 +1,6 @@
 """Recipe of stage synthesize. Nothing here imports torch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +11,7 @@ from lore.config.sections import Conflict, StrictModel
 from lore.data.section import JudgedDataSection
 from lore.engines.config import HOW_ASKED, EndpointSection, ModelSection, UnansweredSection, VllmSection
 from lore.run.run_folder import RunFolder
+from lore.support.input_files import InputFiles, model_files
 from lore.support.nearest import nearest
 
 CHECKS = (
@@ -120,6 +121,9 @@ class RationaleSection(StrictModel):
     """Tokenizer that counts the tokens, usually the student's; null counts words and punctuation marks."""
     leave_out: list[Literal["knowledge", "photos", "rules"]] = []
     """Capabilities to leave out of the written reasoning, for ablations."""
+
+    def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
+        return {"tokenizer": model_files(self.tokenizer)} if self.tokenizer and Path(self.tokenizer).is_dir() else {}
 
 
 class SynthesizeRecipe(BaseRecipe):

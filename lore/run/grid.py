@@ -76,7 +76,7 @@ def own_overrides(grid: Grid, overrides: Sequence[str]) -> list[str]:
 def refuse_shared_folders(grid: Grid, overrides: Sequence[str]) -> None:
     """Raises LoreError when two runs of the grid or of its needs would write to the same place."""
     if (grid.folder / TABLE).is_dir():
-        raise LoreError(f"{grid.folder / TABLE} is a folder, where the grid writes its table. Move it, or give the grid another name.")
+        raise LoreError(f"{grid.folder / TABLE} is a folder, and the grid writes its table there. Move it, or rename the grid.")
     folders = [RunFolder.of(recipe) for recipe in grid.runs.values()]
     for name, recipe in grid.runs.items():
         if not RunFolder.of(recipe).is_done:

@@ -61,8 +61,8 @@ def refuse_shared_names(recipes: Iterable[tuple[Path, BaseRecipe]]) -> None:
         path, other = known.setdefault(str(folder).lower(), (folder, recipe))
         if path != folder:
             problems.append(
-                f"The runs {other.run} and {recipe.run} differ only in upper and lower case, and some file systems take them for one "
-                "folder. Give one of them another `run` name."
+                f"The runs {other.run} and {recipe.run} differ only in upper and lower case, and some file systems take them for "
+                "one folder. Give one of them another `run` name."
             )
         elif _values(other) != _values(recipe):
             problems.append(
@@ -129,7 +129,7 @@ def _writes(stage: str, name: str) -> bool:
 
 def _shared(inner: Path, outer: Path, stage: str, name: str) -> str:
     return (
-        f"The run {inner} lies at {name}, which the run {outer}{f' (stage {stage})' if stage else ''} writes in its own folder: each "
-        f"would overwrite or delete the other's files. Give one of them another `run` name, for example {inner.name} outside "
+        f"The run {inner} lies at {name}, which the run {outer}{f' (stage {stage})' if stage else ''} writes in its own folder: "
+        f"each would overwrite or delete the other's files. Give one of them another `run` name, for example {inner.name} outside "
         f"{outer.name}; a run that is on disk can be moved with its folder."
     )

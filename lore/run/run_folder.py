@@ -60,6 +60,11 @@ class RunFolder:
         return self.path / "manifest.json"
 
     @property
+    def inputs_path(self) -> Path:
+        """The states of the input files; see lore.run.input_hashes."""
+        return self.path / "inputs.json"
+
+    @property
     def done_path(self) -> Path:
         return self.path / "done"
 
@@ -289,11 +294,13 @@ class RunFolder:
         known = self.fingerprints
         return [(key, known[key], value) for key, value in fingerprints.items() if key in known and known[key] != value]
 
-    def compare_fingerprints(self, fingerprints: dict[str, Any]) -> None:
-        """Raises LoreError when a fingerprint in the manifest has another value now. Ignores those that are not in the manifest."""
+    def compare_fingerprints(self, fingerprints: dict[str, Any], details: dict[str, str] | None = None) -> None:
+        """Raises LoreError when a fingerprint in the manifest has another value now. Ignores those that are not in the manifest.
+        details: what changed, by key."""
         changed = self.changed_fingerprints(fingerprints)
         if changed:
-            rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
+            told = {key: f" ({detail})" for key, detail in (details or {}).items()}
+            rows = "\n".join(f"  {key}: was {old!r}, now {new!r}{told.get(key, '')}" for key, old, new in changed)
             raise LoreError(
                 f"{self.path} was {'made' if self.is_done else 'started'} with other inputs:\n{rows}\n"
                 f"{'Its results belong to the old inputs' if self.is_done else 'Resuming would mix two experiments'}. Restore "

@@ -113,7 +113,7 @@ def test_names_that_differ_in_case_and_two_recipes_of_one_name_are_refused(demo,
         run_recipe(write_recipe("two.yaml", "stage: demo\nrun: exp\nneeds: [one.yaml]"), dry_run=True)
 
 
-@pytest.mark.parametrize("name", ["exp\n", "exp.", "exp/", "exp//a", "../exp", "/exp", ".exp", "exp/.a", "exp/..", "a" * 201, "a./b"])
+@pytest.mark.parametrize("name", ["a\n", "exp.", "exp/", "exp//a", "../exp", "/exp", ".exp", "exp/.a", "exp/..", "a" * 201, "a./b"])
 def test_names_that_a_file_system_reads_in_another_way_are_refused(demo, write_recipe, name):
     escaped = name.replace("\n", "\\n")
     with pytest.raises(LoreError, match="folder name of letters"):
