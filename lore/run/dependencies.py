@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lore.config.grid import is_grid, of_whole_grid, split_address
@@ -124,9 +125,10 @@ def run_needed(
         try:
             run_need(folder, need, inner, shared_overrides(path, need, overrides))
         except LoreError as error:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            note = {"launch": launch_id(), "time": time.time(), "recipe": str(need)}
-            write_atomic(failure, json.dumps(note) + "\n")
+            with suppress(OSError):  # the reason of the failure counts more than the note
+                folder.path.mkdir(parents=True, exist_ok=True)
+                note = {"launch": launch_id(), "time": time.time(), "recipe": str(need)}
+                write_atomic(failure, json.dumps(note) + "\n")
             raise LoreError(f"{error}\n{folder.path} needs it and cannot start.") from error
 
 

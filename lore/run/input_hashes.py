@@ -3,7 +3,7 @@
 Each recipe section defines the inputs that it reads: see `input_fingerprints` and `missing_inputs` of lore.config.sections. Files
 are compared byte for byte. <run>/inputs.json holds the size, times and digest of each, so that a later start reads only files whose
 size or times have changed. It can be deleted: then every file is read once. Photos that a table names by path are compared too,
-under the key of the table with the suffix `photos`. A manifest of an earlier version holds sampled fingerprints, compared as before.
+under the key of the table with the suffix `photos`. Manifests of earlier versions hold sampled fingerprints, compared as before.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def refuse_shared_names(recipes: Iterable[tuple[Path, BaseRecipe]]) -> None:
 def shared_on_disk(folder: Path, recipe: BaseRecipe) -> list[str]:
     """Problems of a run that is about to write `folder`: a run above it that writes the same name, runs inside at its own names."""
     problems = []
-    for start in dict.fromkeys((Path(os.path.abspath(folder)), folder.resolve())):
+    for start in dict.fromkeys((Path(os.path.abspath(folder)), _real(folder))):
         for parent in start.parents:
             name, stage = start.relative_to(parent).parts[0], _stage_of(parent)
             if stage is not None and _writes(stage, name):
@@ -103,9 +103,13 @@ def _values(recipe: BaseRecipe) -> dict:
 def _run_at(path: Path, own: Path) -> Path | None:
     """A run at or below a name of the run `own`. A link may also point into another run."""
     if path.is_symlink():
-        target = path.resolve()
-        return next((place for place in (target, *target.parents) if place != own.resolve() and is_run(place)), None)
+        target = _real(path)
+        return next((place for place in (target, *target.parents) if place != _real(own) and is_run(place)), None)
     return next(runs_in(path), None)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for links in a circle
 
 
 def _stage_of(folder: Path) -> str | None:

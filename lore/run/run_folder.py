@@ -179,7 +179,7 @@ class RunFolder:
             )
 
     def _lock(self) -> None:
-        key = str(self.path.resolve())
+        key = os.path.realpath(self.path)
         if key in _held:
             return
         handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -210,7 +210,7 @@ class RunFolder:
     @property
     def user(self) -> str | None:
         """Id of the other process that holds the lock, or None."""
-        if str(self.path.resolve()) in _held:
+        if os.path.realpath(self.path) in _held:
             return None  # closing a second handle would release this process's lock
         try:
             handle = os.open(self.path / ".lock", os.O_RDONLY)
@@ -228,7 +228,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Releases the lock. The end of the process does the same."""
-        handle = _held.pop(str(self.path.resolve()), None)
+        handle = _held.pop(os.path.realpath(self.path), None)
         if handle is not None:
             os.close(handle)
 
