@@ -35,6 +35,8 @@ class EvaluateRecipe(BaseRecipe):
         }
     )
 
+    result_files: ClassVar[frozenset[str]] = frozenset({"verdicts", "metrics.json", "predictions.parquet", "report.html"})
+
     @classmethod
     def may_change(cls, key: str) -> bool:
         return HOW_A_JUDGE_IS_ASKED.match(key) is not None or super().may_change(key)

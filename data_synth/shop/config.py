@@ -17,6 +17,8 @@ SEALED_SEEDS = frozenset(range(7000, 7100))
 class WorldRecipe(BaseRecipe):
     """Generates the embedded shop: pairs, search log, fact table, and a corpus for a base model."""
 
+    result_files = frozenset({"pairs", "facts.jsonl", "log.jsonl", "corpus.parquet"})
+
     stage: Literal["world"] = "world"
     language: str = "en"
     """Name of a lexicon in data_synth/shop/lexicons."""
@@ -48,6 +50,8 @@ class WorldRecipe(BaseRecipe):
 
 class WordsRecipe(BaseRecipe):
     """Generates texts from the words of real pairs: pseudo-queries with real items, labeled by the words found."""
+
+    result_files = frozenset({"corpus.parquet"})
 
     stage: Literal["words"] = "words"
     data: JudgedDataSection

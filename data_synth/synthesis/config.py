@@ -1,6 +1,6 @@
 """Recipe of stage synthesize. Nothing here imports torch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +12,7 @@ from lore.data.section import JudgedDataSection
 from lore.engines.config import HOW_ASKED, EndpointSection, ModelSection, UnansweredSection, VllmSection
 from lore.run.run_folder import RunFolder
 from lore.support.bounds import MAX_COUNT, MAX_SECONDS, MAX_WEIGHT
+from lore.support.input_files import InputFiles, model_files
 from lore.support.nearest import nearest
 
 CHECKS = (
@@ -122,6 +123,9 @@ class RationaleSection(StrictModel):
     leave_out: list[Literal["knowledge", "photos", "rules"]] = []
     """Capabilities to leave out of the written reasoning, for ablations."""
 
+    def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
+        return {"tokenizer": model_files(self.tokenizer)} if self.tokenizer and Path(self.tokenizer).is_dir() else {}
+
 
 class SynthesizeRecipe(BaseRecipe):
     """Writes step-by-step reasoning for rated pairs and checks it. The result is an SFT data set with a card."""
@@ -138,6 +142,8 @@ class SynthesizeRecipe(BaseRecipe):
             *(f"{role}.vllm.{key}" for role in ROLES for key in HOW_RUN),
         }
     )
+
+    result_files = frozenset({"answers", "traces", "pairs", "tasks"})
 
     stage: Literal["synthesize"] = "synthesize"
     data: JudgedDataSection

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import typer
@@ -14,6 +13,7 @@ from lore.cli.doctor import doctor
 from lore.cli.export import export
 from lore.cli.run import check, launch, run
 from lore.cli.world import world
+from lore.run.entry import exit_status
 from lore.support.errors import LoreError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -62,12 +62,4 @@ def draw() -> None:
 
 def main() -> None:
     """Entry point of `lore`. Prints a LoreError or OSError as a message and exits with status 1."""
-    try:
-        app()
-    except (LoreError, OSError) as error:  # OSError: disk full, no permission, a file instead of a folder
-        if os.environ.get("LORE_DEBUG"):
-            raise
-        from lore.run.runner import report_error
-
-        report_error(error if isinstance(error, LoreError) else LoreError(f"{error}. LORE_DEBUG=1 shows the traceback."))
-        sys.exit(1)
+    sys.exit(exit_status(app))

@@ -35,7 +35,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lore.config.recipe import RUN_NAME, BaseRecipe, run_root
+from lore.config.recipe import RUN_NAME, RUN_NAME_EXPECTED, BaseRecipe, run_root
 from lore.config.sections import Conflict, Seed, StrictModel
 from lore.config.validation import validate
 from lore.config.yaml_text import (
@@ -53,7 +53,7 @@ from lore.config.yaml_text import (
 from lore.support.nearest import nearest
 
 ADDRESS = re.compile(r"^(.+\.ya?ml):([^/:]+)$")
-NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")
+NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")
 REFERENCE = re.compile(r"\$\{runs\.([^}]{0,200})\}")
 
 
@@ -73,12 +73,12 @@ class GridHead(StrictModel):
 
     def conflicts(self) -> Iterator[Conflict]:
         if not RUN_NAME.match(self.grid):
-            yield Conflict(("grid",), short(self.grid), "a folder name of letters, digits, . _ - (and / between parts), not a path")
+            yield Conflict(("grid",), short(self.grid), RUN_NAME_EXPECTED)
         if self.seeds and len(set(self.seeds)) < len(self.seeds):
             yield Conflict(("seeds",), str(self.seeds), "each seed once")
         for name in self.runs:
             if not NAME.match(name):
-                yield Conflict((f"runs.{name}",), "that name", "letters, digits, _ and -: it names a folder")
+                yield Conflict((f"runs.{name}",), "that name", "at most 100 letters, digits, _ and -: it names a folder")
 
 
 @dataclass

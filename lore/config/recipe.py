@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,18 +22,24 @@ from lore.support.errors import LoreError
 
 FORMAT = 1
 VARIABLES = {"LORE_DATA": "data", "LORE_RUNS": "runs"}
-RUN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$")
+RUN_FILES = frozenset({".lock", "recipe.yaml", "manifest.json", "inputs.json", "metrics.jsonl", "done", "failed.json"})
+"""Files of every run folder."""
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,198}[A-Za-z0-9_-])?"  # some file systems drop a dot at the end
+RUN_NAME = re.compile(rf"^{_PART}(?:/{_PART})*\Z")
+RUN_NAME_EXPECTED = "a folder name of letters, digits, . _ - (and / between parts, at most 200 characters each), not a path"
 
 
 class BaseRecipe(StrictModel):
     """The keys that all recipes share.
 
     `irrelevant_keys`: keys whose values may change when a run resumes. `prepared_files`: files and folders that a run derives from
-    its inputs before its first result.
+    its inputs before its first result. `result_files`: shell patterns of everything else that the stage writes in its run folder,
+    besides RUN_FILES. Another run cannot have one of these names inside that folder.
     """
 
     irrelevant_keys: ClassVar[frozenset[str]] = frozenset()
     prepared_files: ClassVar[frozenset[str]] = frozenset({"data", "rejected.jsonl"})
+    result_files: ClassVar[frozenset[str]] = frozenset()
 
     lore: Literal[1] = FORMAT
     """Version of the recipe format; the header line supplies it."""
@@ -49,8 +56,15 @@ class BaseRecipe(StrictModel):
     @classmethod
     def _run_is_a_name(cls, value: str) -> str:
         if not RUN_NAME.match(value):
-            raise ValueError("a folder name of letters, digits, . _ - (and / between parts), not a path")
+            raise ValueError(RUN_NAME_EXPECTED)
         return value
+
+    @classmethod
+    def writes(cls, name: str) -> bool:
+        """Whether a run of this stage writes a file or folder of this name in its run folder. Case does not count, because some
+        file systems ignore it."""
+        patterns = RUN_FILES | cls.prepared_files | cls.result_files
+        return any(fnmatchcase(name.lower(), pattern) for pattern in patterns)
 
     @classmethod
     def may_change(cls, key: str) -> bool:

@@ -7,6 +7,7 @@ Stages that train or evaluate a judge use `JudgedDataSection`, which names the r
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from lore.config.sections import Conflict, StrictModel
-from lore.data.importers import SOURCES, source_files, source_options
+from lore.data.importers import SOURCES, open_source, source_files, source_options
+from lore.data.rejected_rows import Rejection
 from lore.data.tables.text_tables import check_encoding
 from lore.support.bounds import MAX_COUNT
 from lore.support.errors import LoreError
-from lore.support.fingerprint import files_fingerprint
+from lore.support.input_files import InputFiles, input_files
 from lore.support.nearest import nearest
 
 if TYPE_CHECKING:  # loads the rubric's models: only for data with a rubric
@@ -81,8 +83,22 @@ class DataSection(StrictModel):
         """Metadata entries of a pairs file that is imported from this data."""
         return {}
 
-    def input_fingerprints(self) -> dict[str, Callable[[], str]]:
-        return {"path": lambda: files_fingerprint(self.files())}
+    def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
+        return {"path": input_files(self.files, self.photos if self.source == "table" else None)}
+
+    def photos(self) -> list[Path]:
+        """The photos that a table names by path, as far as they are there. Reads the table if it may have a column of photos."""
+        from lore.data.importers.table import names_photos  # imports pyarrow: only where the inputs are compared
+
+        if not names_photos(self.files()[0], self.options.get("map")):
+            return []
+        encoding = None if self.encoding.lower() in ("utf-8", "utf8") else self.encoding
+        options = {key: value for key, value in self.options.items() if key in source_options(self.source)}
+        source = open_source(self.source, self.path, encoding=encoding, options=options)
+        named = (row.values.get("image") for row in source.rows if not isinstance(row, Rejection))
+        paths = [image.get("path") if isinstance(image, dict) and not image.get("bytes") else image for image in named]
+        found = dict.fromkeys(path.strip() for path in paths if isinstance(path, str) and "://" not in path and "\0" not in path)
+        return [Path(os.path.abspath(source.image_folder / path)) for path in found if path]
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
         if self.path.startswith("hub:"):
@@ -120,5 +136,5 @@ class JudgedDataSection(DataSection):
 
         return rubric_metadata(self.rubric, self.load_rubric())
 
-    def input_fingerprints(self) -> dict[str, Callable[[], str]]:
+    def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
         return {**super().input_fingerprints(), "rubric": lambda: self.load_rubric().hash}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -13,7 +12,7 @@ from pydantic import Field, field_validator
 
 from lore.config.sections import Conflict, Seed, StrictModel
 from lore.support.bounds import MAX_COUNT, MAX_SECONDS, MAX_WEIGHT
-from lore.support.fingerprint import model_fingerprint
+from lore.support.input_files import InputFiles, model_files
 
 SECRET = re.compile(r"(?i)api.?key|authori[sz]ation|secret|password|access.?token")
 # Keys that may change when a run resumes: where the server is and how requests are sent. The model must stay the same.
@@ -48,6 +47,9 @@ class EndpointSection(StrictModel):
     """Upper bound of prompt tokens per photo, used to reserve budget."""
     extra: dict[str, Any] = {}
     """Additional fields in the body of every request, such as {service_tier: flex}."""
+
+    def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
+        return {"tokenizer": model_files(self.tokenizer)} if self.tokenizer and Path(self.tokenizer).is_dir() else {}
 
     @field_validator("url")
     @classmethod
@@ -162,10 +164,9 @@ class ModelSection(StrictModel):
     def _folders(self) -> dict[str, str]:
         return {key: folder for key in ("name", "adapter") if (folder := getattr(self, key))}
 
-    def input_fingerprints(self) -> dict[str, Callable[[], str]]:
+    def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
         """Of the weights that lie in local folders."""
-        folders = self._folders().items()
-        return {key: partial(model_fingerprint, folder) for key, folder in folders if Path(folder).is_dir()}
+        return {key: model_files(folder) for key, folder in self._folders().items() if Path(folder).is_dir()}
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
         for key, folder in self._folders().items():

@@ -55,6 +55,17 @@ def read(
     return _rows(path, _records(path, encoding or "utf-8", columns, delimiter), columns)
 
 
+def names_photos(path: Path, map: dict[str, str] | str | None) -> bool:
+    """Whether the rows of a table may name photos. Reads at most its first megabyte."""
+    if map:
+        return "image" in column_map(map)
+    if path.suffix == ".parquet":
+        with open_parquet(path) as parquet:
+            return "image" in parquet.schema_arrow.names
+    with path.open("rb", buffering=0) as file:
+        return b"image" in file.read(2**20).replace(b"\0", b"")
+
+
 def _rows(path: Path, records: Iterator[Any], columns: dict[str, str]) -> Iterator[SourceRow | Rejection]:
     for record in records:
         if isinstance(record, Rejection):

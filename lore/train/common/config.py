@@ -88,6 +88,8 @@ class TrainSection(StrictModel):
 
 # Keys that may change when a run resumes, because they do not change the global batch.
 MAY_CHANGE = frozenset({"train.micro_batch_size", "train.workers", "train.keep_checkpoints"})
+TRAINED_FILES = frozenset({"model", "checkpoints"})
+"""What every training stage writes in its run folder."""
 
 
 def trainable_weights(model: ModelSection, train: TrainSection) -> Iterator[Conflict]:

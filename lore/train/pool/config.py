@@ -19,6 +19,7 @@ class PoolRecipe(BaseRecipe):
     """Samples a judge several times on labeled pairs, to find pairs that it judges correctly always, sometimes or never."""
 
     irrelevant_keys = frozenset({"batch_tokens", "unanswered.max_in_a_row", "unanswered.max_share"})
+    result_files = frozenset({"chunks", "pool.parquet", "pool.md"})
 
     stage: Literal["pool"] = "pool"
     model: ModelSection

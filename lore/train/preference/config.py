@@ -11,9 +11,9 @@ from lore.config.sections import Conflict, StrictModel, Weight
 from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
 from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
-from lore.train.common.config import MAY_CHANGE, TrainSection, padded_rows, trainable_weights
+from lore.train.common.config import MAY_CHANGE, TRAINED_FILES, TrainSection, padded_rows, trainable_weights
 from lore.train.pool.config import PoolSection
-from lore.train.watch.config import WatchSection
+from lore.train.watch.config import WATCH_FILES, WatchSection
 
 LossType = Literal["sigmoid", "ipo", "hinge", "robust", "sigmoid_norm", "apo_zero", "apo_down", "sft"]
 
@@ -52,6 +52,7 @@ class PreferenceRecipe(BaseRecipe):
     """Shared by dpo and kto."""
 
     irrelevant_keys = MAY_CHANGE
+    result_files = TRAINED_FILES | WATCH_FILES
 
     model: ModelSection
     """The initial judge, which is also the reference model. model.adapter: continue training that adapter; model.lora: train a

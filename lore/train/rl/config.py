@@ -14,9 +14,9 @@ from lore.engines.config import ModelSection
 from lore.rewards.config import RewardsSection
 from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
 from lore.support.errors import LoreError
-from lore.train.common.config import MAY_CHANGE, TrainSection, padded_rows, trainable_weights
+from lore.train.common.config import MAY_CHANGE, TRAINED_FILES, TrainSection, padded_rows, trainable_weights
 from lore.train.pool.config import PoolSection
-from lore.train.watch.config import WatchSection
+from lore.train.watch.config import WATCH_FILES, WatchSection
 
 
 class RolloutSection(StrictModel):
@@ -135,6 +135,7 @@ class RolloutRecipe(BaseRecipe):
 
     irrelevant_keys = MAY_CHANGE
     prepared_files = BaseRecipe.prepared_files | {"rejected_replay.jsonl"}
+    result_files = TRAINED_FILES | WATCH_FILES
 
     model: ModelSection
     data: JudgedDataSection

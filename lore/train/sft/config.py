@@ -8,13 +8,14 @@ from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict
 from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
-from lore.train.common.config import MAY_CHANGE, TrainSection, trainable_weights
+from lore.train.common.config import MAY_CHANGE, TRAINED_FILES, TrainSection, trainable_weights
 
 
 class SFTRecipe(BaseRecipe):
     """Supervised fine-tuning of a judge on rationale and verdict; on the verdict alone if a pair has no rationale."""
 
     irrelevant_keys = MAY_CHANGE
+    result_files = TRAINED_FILES
 
     stage: Literal["sft"] = "sft"
     model: ModelSection

@@ -6,6 +6,10 @@ from pydantic import Field
 
 from lore.config.sections import SampledTemperature, StrictModel
 from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
+from lore.support.errors import LoreError
+
+WATCH_FILES = frozenset({"best-[0-9]*", "answers.json", "report.html"})
+"""What periodic evaluation writes in the run folder."""
 
 
 class WatchSection(StrictModel):
@@ -43,3 +47,13 @@ class WatchSection(StrictModel):
     """Number of consecutive evaluations for the rule of fall_points. 0 disables the rule."""
     preflight_prompts: int = Field(32, ge=0, le=MAX_COUNT)
     """Prompts to answer and reward before step 1 of grpo and ppo, as a check that there is something to learn; 0 disables it."""
+
+    def input_files(self) -> dict[str, list[str]]:
+        if self.path is None or not self.every:
+            return {}
+        from lore.data.parquet import pair_files  # imports pyarrow: only for a probe of its own
+
+        try:
+            return {"path": [str(file) for file in pair_files(self.path)]}
+        except LoreError:
+            return {"path": [self.path]}
