@@ -69,8 +69,9 @@ class BaseRecipe(StrictModel):
     @classmethod
     def may_change(cls, key: str) -> bool:
         """Whether the value of a dotted key may change when a run resumes. `needs` may change: the paths of other recipes do not
-        affect the result, and the data and models that the run reads are compared by fingerprint."""
-        return key == "needs" or key in cls.irrelevant_keys
+        affect the result, and the data and models that the run reads are compared by fingerprint. So may data.image_root, which
+        allows photos that earlier versions read without it."""
+        return key in ("needs", "data.image_root") or key in cls.irrelevant_keys
 
     def derived(self) -> dict[str, Any]:
         """Numbers computed from the recipe, shown by --dry-run."""

@@ -3,11 +3,12 @@
 import base64
 import binascii
 import io
+import json
 import os
 import re
+import stat
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lore.support.errors import LoreError
@@ -23,11 +24,13 @@ MAX_SCANS = 200
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 """Pillow's kinds of pixels that the formats above have, besides 16-bit gray."""
 ORIENTATION = 0x0112  # EXIF
+REASONS = ("image_missing", "image_corrupt", "image_too_large", "image_too_narrow", "image_outside")
+MAX_REFUSAL_BYTES = 2**16
+_REFUSED = b"lore: photo not read "
 
 
 class ImageError(LoreError):
-    """An image that cannot be used; `reason` is image_missing, image_corrupt, image_too_large or
-    image_too_narrow."""
+    """An image that cannot be used; `reason` is one of REASONS, or image_refused by a model's processor."""
 
     def __init__(self, reason: str, found: str, expected: str):
         super().__init__(f"{found}; expected {expected}")
@@ -68,23 +71,64 @@ def image_bytes(image: Mapping[str, Any] | bytes | str, *, max_bytes: int = MAX_
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path") or ""
     if isinstance(image, bytes):
+        if (error := refused(image)) is not None:
+            raise error
         if len(image) > max_bytes:
             raise ImageError("image_too_large", f"an image of {len(image):,} bytes", f"at most {max_bytes:,} bytes")
         return image
     if not image:
         raise ImageError("image_missing", "neither bytes nor a path", "an image")
-    if "://" in image[:16]:
+    if is_url(image):
         raise ImageError("image_missing", f"the URL {image[:80]}", "a local file: photos are never downloaded here")
-    path = Path(image)
     try:
-        size = os.stat(path).st_size if path.is_file() else None
-    except (OSError, ValueError) as error:  # a path with a NUL byte or of a megabyte
+        return _file_bytes(image, max_bytes)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError("image_missing", f"no file at {image[:200]}", "an image file") from error
+    except (OSError, ValueError) as error:  # a path with a NUL byte or of a megabyte, or a file that may not be read
         raise ImageError("image_missing", f"the path {image[:80]!r}", "the path of an image file") from error
-    if size is None:
-        raise ImageError("image_missing", f"no file at {image[:200]}", "an image file")
-    if size > max_bytes:
-        raise ImageError("image_too_large", f"a file of {size:,} bytes", f"at most {max_bytes:,} bytes")
-    return path.read_bytes()
+
+
+def is_url(path: str) -> bool:
+    return "://" in path[:16]
+
+
+def refusal(error: ImageError) -> bytes:
+    """Stands in the place of a photo's bytes that may not be read; opening them raises the error again."""
+    said = {"reason": error.reason, "found": error.found, "expected": error.expected}
+    return _REFUSED + json.dumps(said).encode()
+
+
+def refused(data: bytes) -> ImageError | None:
+    """The error of `refusal`. None for other bytes."""
+    if not data.startswith(_REFUSED):
+        return None
+    try:
+        said = json.loads(data[len(_REFUSED) :][:MAX_REFUSAL_BYTES])
+        reason, found, expected = (str(said[name]) for name in ("reason", "found", "expected"))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ImageError("image_corrupt", "bytes that are no image", "an image")
+    return ImageError(reason if reason in REASONS else "image_corrupt", found, expected)
+
+
+def _file_bytes(path: str, max_bytes: int) -> bytes:
+    """The bytes of a regular file. Never waits: opening a pipe would, as does reading some files of the system, whose size is 0."""
+    _need_photo_file(path, os.stat(path), max_bytes)
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        _need_photo_file(path, os.fstat(file.fileno()), max_bytes)  # it may have been replaced since
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ImageError("image_too_large", f"a file of over {max_bytes:,} bytes", f"at most {max_bytes:,} bytes")
+    return data
+
+
+def _need_photo_file(path: str, state: os.stat_result, max_bytes: int) -> None:
+    if not stat.S_ISREG(state.st_mode):
+        what = "a folder" if stat.S_ISDIR(state.st_mode) else "a pipe, socket or device"
+        raise ImageError("image_missing", f"no file but {what} at {path[:200]}", "an image file")
+    if not state.st_size:
+        raise ImageError("image_corrupt", f"an empty file at {path[:200]}", "an image file")
+    if state.st_size > max_bytes:
+        raise ImageError("image_too_large", f"a file of {state.st_size:,} bytes", f"at most {max_bytes:,} bytes")
 
 
 def decode_base64(text: str, *, max_bytes: int = MAX_BYTES) -> bytes:

@@ -2,9 +2,10 @@
 `lore data check` and recipes.
 """
 
+import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 
 from lore.data.duplicates import Duplicates, Seen
 from lore.data.pair import FIELDS, REQUIRED, Pair
-from lore.data.parquet import PairWriter, pair_files, read_metadata, read_pairs
-from lore.data.rejected_rows import RejectedWriter, Rejection, rejected_path
+from lore.data.parquet import PairWriter, is_pairs_file, pair_files, read_metadata, read_pairs
+from lore.data.rejected_rows import RejectedWriter, Rejection, is_rejected_file, rejected_path
 from lore.data.row_validation import RowChecker
 from lore.data.source import Source, SourceRow
 from lore.data.splits import split_of
@@ -22,6 +23,7 @@ from lore.data.tables.text_tables import parquet_records
 from lore.rubric.rubric import Rubric, rubric_metadata
 from lore.support.atomic_files import replace_file, scratch_folder
 from lore.support.errors import LoreError
+from lore.support.outputs import Output, checked_outputs
 from lore.support.progress import track
 
 SHOWN_PER_REASON = 3
@@ -45,6 +47,8 @@ class Report:
     """Kept rows with unreadable photos: file, row and the problem. At most the first hundred."""
     repeats: list[str] = field(default_factory=list)
     """The first duplicates and the first conflicting labels, with file and row of both pairs."""
+    photos_elsewhere: str | None = None
+    """Common folder of the photos that are stored as a path outside of the folder of `out`. Readers must name it as image_root."""
     extra_columns: list[str] = field(default_factory=list)
     out: str | None = None
     rejected: str | None = None
@@ -62,25 +66,36 @@ def import_pairs(
     strict: bool = False,
     tier_ids_only: bool = False,
     embed_images: bool = False,
+    image_roots: Sequence[str | Path] = (),
     split_fractions: dict[str, float] | None = None,
     seed: int = 0,
     drop_duplicates: bool = False,
     keep_bad_photos: bool = False,
     metadata: dict[str, str] | None = None,
+    inputs: Sequence[str | Path] = (),
+    force: bool = False,
 ) -> Report:
     """Validates every row. With `out`, writes valid pairs to `out` and rejected rows to `<name of out>.rejected.jsonl`.
+
+    image_roots: folders below which photos may lie, besides the folder of the table.
+    inputs: what is read besides the files of the source, such as the rubric, and must not be overwritten. force: replace files that
+    are no earlier output. A single pairs file that is checked may be replaced by its valid rows.
 
     Duplicates and conflicting labels are counted and kept. drop_duplicates: keep the first pair and reject the later ones.
     keep_bad_photos: keep a row with an unreadable photo, judge it as text and report it. split_fractions: assign pairs without a
     split by the hash of their query. If no row is valid, an existing `out` is not replaced. Memory grows by 28 bytes per pair.
     """
+    named, listed = out, None
     if out:
-        _keep_inputs(source, out)
+        own = source.files[0] if source.name == "pairs" and len(source.files) == 1 else None
+        files = [Output(out, is_pairs_file), Output(rejected_path(out), is_rejected_file)]
+        out, listed = checked_outputs(files, [*source.files, *inputs], force=force, in_place=own)
     checker = RowChecker(
         rubric,
         strict=strict,
         tier_ids_only=tier_ids_only,
         image_folder=source.image_folder,
+        image_roots=image_roots,
         embed_images=embed_images,
         keep_bad_photos=keep_bad_photos,
     )
@@ -91,7 +106,7 @@ def import_pairs(
         **(metadata or {}),
     }
     with ExitStack() as stack:
-        rejected = stack.enter_context(RejectedWriter(out)) if out else None
+        rejected = stack.enter_context(RejectedWriter(out, listed)) if out else None
         first_out = stack.enter_context(scratch_folder(out)) / "all.parquet" if out and drop_duplicates else out
         writing = ExitStack()
         with writing:
@@ -102,6 +117,8 @@ def import_pairs(
                 if split_fractions and pair.split is None:
                     pair.split = split_of(pair.query, split_fractions, seed)
                 seen.add(pair)
+                if out and pair.image:
+                    _note_photo(pair.image, out, report)
                 report.unlabeled += pair.label is None
                 if writer:
                     writer.write(pair)
@@ -123,22 +140,22 @@ def import_pairs(
                 rejected.publish()
                 replace_file(first_out, out)
     if out:
-        report.out = str(out) if report.pairs else None
-        report.rejected = str(rejected.path) if rejected.count else None
+        report.out = str(named) if report.pairs else None
+        report.rejected = str(rejected_path(named)) if rejected.count else None
     return report
 
 
-def _keep_inputs(source: Source, out: Path) -> None:
-    """Raises LoreError if `out` is a folder, or if `out` or its rejected rows would overwrite an input. A pairs file that is
-    checked may be replaced by its valid rows.
-    """
-    if out.is_dir():
-        raise LoreError(f"{out} is a folder, and the pairs are one file that cannot replace it. Choose another name with -o.")
-    written = [rejected_path(out)] if source.name == "pairs" else [out, rejected_path(out)]
-    read = {file.resolve(): file for file in source.files}
-    for path in written:
-        if path.resolve() in read:
-            raise LoreError(f"{path} is an input of this import and would be overwritten. Choose another name with -o.")
+def _note_photo(image: dict[str, Any], out: Path, report: Report) -> None:
+    """Raises LoreError if the photo is the file to write."""
+    path = image.get("path")
+    if not path or not os.path.isabs(path):
+        return
+    if path == str(out) or (os.path.basename(path) == out.name and out.exists() and os.path.samefile(path, out)):
+        raise LoreError(f"{out} is a photo of this table and would be overwritten. Choose another name.")
+    if not image.get("bytes"):
+        folder = os.path.dirname(path)
+        if not f"{folder}{os.sep}".startswith(f"{out.parent}{os.sep}"):
+            report.photos_elsewhere = os.path.commonpath([report.photos_elsewhere or folder, folder])
 
 
 def _shown_repeats(found: Duplicates, places: "_Places") -> list[str]:

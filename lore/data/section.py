@@ -42,6 +42,8 @@ class DataSection(StrictModel):
     """Share of the queries in each split, for sources without their own splits. Must sum to 1."""
     slices: list[str] | None = None
     """Use only pairs that are in at least one of these slices. null: all pairs."""
+    image_root: str | None = None
+    """Folder below which photos may lie, besides the folder of the data. Relative paths of photos start here first. null: none."""
     options: dict[str, Any] = {}
     """Options of the importer, such as the column map or the locale."""
 
@@ -101,6 +103,8 @@ class DataSection(StrictModel):
         return [Path(os.path.abspath(source.image_folder / path)) for path in found if path]
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        if self.image_root is not None and not Path(self.image_root).expanduser().is_dir():
+            yield "image_root", f"{self.image_root} is no folder."
         if self.path.startswith("hub:"):
             return
         if self.source == "pairs":

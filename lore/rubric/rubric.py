@@ -152,6 +152,12 @@ class Rubric(_Part):
         )
 
 
+def rubric_file(name_or_path: str | Path) -> Path:
+    """The file of a rubric: a shipped one by its name, or a YAML file by its path. It may not exist."""
+    path = Path(name_or_path)
+    return path if path.suffix in (".yaml", ".yml") else RUBRICS / f"{name_or_path}.yaml"
+
+
 def load_rubric(name_or_path: str | Path) -> Rubric:
     """Loads a shipped rubric by name or a YAML file by path. Raises LoreError with all errors of the file."""
     path = Path(name_or_path)
@@ -162,7 +168,7 @@ def load_rubric(name_or_path: str | Path) -> Rubric:
                 f"There is no rubric '{name_or_path}'. Shipped rubrics: {', '.join(names)}."
                 f"{nearest_hint(str(name_or_path), names)} Name your own rubric by its path, ending in .yaml."
             )
-        path = RUBRICS / f"{name_or_path}.yaml"
+        path = rubric_file(name_or_path)
     if not path.is_file():
         raise LoreError(f"Rubric file {path} does not exist. Name a shipped rubric or the path of a YAML file.")
     size = path.stat().st_size
