@@ -41,6 +41,9 @@ def run_grid(path: str | Path, overrides: Sequence[str] = (), dry_run: bool = Fa
             same_on_every_rank=True,
         )
     grid = load_grid(path, overrides)
+    for recipe in grid.runs.values():
+        if not RunFolder.of(recipe).is_done:
+            recipe.check_packages()
     if dry_run:
         return print_runs(grid)
     refuse_other_recipes(grid)

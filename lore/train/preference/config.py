@@ -6,11 +6,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from lore.codec.section import PromptSection
-from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
 from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
-from lore.train.common.config import MAY_CHANGE, TrainSection, padded_rows, trainable_weights
+from lore.train.common.config import TrackedRecipe, TrainSection, padded_rows, trainable_weights
 from lore.train.pool.config import PoolSection
 from lore.train.watch.config import WatchSection
 
@@ -47,10 +46,8 @@ class PreferencesSection(StrictModel):
         return {"tables": self.tables} if self.tables else {}
 
 
-class PreferenceRecipe(BaseRecipe):
+class PreferenceRecipe(TrackedRecipe):
     """Shared by dpo and kto."""
-
-    irrelevant_keys = MAY_CHANGE
 
     model: ModelSection
     """The initial judge, which is also the reference model. model.adapter: continue training that adapter; model.lora: train a

@@ -6,14 +6,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lore.codec.section import PromptSection
-from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
 from lore.data.parquet import pair_files
 from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
 from lore.rewards.config import RewardsSection
 from lore.support.errors import LoreError
-from lore.train.common.config import MAY_CHANGE, TrainSection, padded_rows, trainable_weights
+from lore.train.common.config import TrackedRecipe, TrainSection, padded_rows, trainable_weights
 from lore.train.pool.config import PoolSection
 from lore.train.watch.config import WatchSection
 
@@ -129,11 +128,10 @@ class PPOSection(LossSection):
     """Normalize advantages to mean 0 and standard deviation 1 over the tokens of the step."""
 
 
-class RolloutRecipe(BaseRecipe):
+class RolloutRecipe(TrackedRecipe):
     """Shared by the recipes of grpo and ppo."""
 
-    irrelevant_keys = MAY_CHANGE
-    prepared_files = BaseRecipe.prepared_files | {"rejected_replay.jsonl"}
+    prepared_files = TrackedRecipe.prepared_files | {"rejected_replay.jsonl"}
 
     model: ModelSection
     data: JudgedDataSection
