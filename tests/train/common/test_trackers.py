@@ -327,7 +327,8 @@ def test_a_killed_sft_run_continues_its_tensorboard_run_without_doubled_steps(ti
 def test_sft_and_grpo_send_every_metric(name, tiny, runs, offline, tmp_path):
     """GRPO: reward parts, the watch's probes and its KL divergence."""
     needs(name)
-    watch = {"every": 2, "pairs": 8, "samples": 2, "max_tokens": 16, "path": str(tiny.pairs), "split": "test", "preflight_prompts": 0}
+    watch = {"every": 2, "pairs": 8, "samples": 2, "max_tokens": 16, "path": str(tiny.pairs), "split": "test"}
+    watch["preflight_prompts"] = 0
     bodies = {
         "sft": tiny.recipe("one/sft", model="text", steps=4),
         "grpo": tiny.align("two/grpo", tiny.judge("text"), watch=watch),
