@@ -11,6 +11,7 @@ from lore.cli import data, goodrate, teacher, traces
 from lore.cli.compare import compare, leaderboard
 from lore.cli.doctor import doctor
 from lore.cli.export import export
+from lore.cli.init import init
 from lore.cli.run import check, launch, run
 from lore.cli.world import world
 from lore.run.entry import exit_status
@@ -34,6 +35,7 @@ def lore(
     """Train and evaluate search relevance judges from human ratings and a rubric."""
 
 
+app.command()(init)
 app.command()(run)
 app.command()(check)
 app.command(context_settings=PASSES_OPTIONS_ON)(launch)

@@ -81,6 +81,10 @@ class BaseRecipe(StrictModel):
         """The reason to reopen a finished run, such as changed prompts, or None. A reopened run reuses its existing results."""
         return None
 
+    def check_packages(self) -> None:
+        """Raises LoreError when a value of the recipe needs an optional package that is not installed, with the command to install
+        it. Called by --dry-run and before a run starts anything."""
+
     def prepare(self) -> None:
         """Creates inputs that the recipe can create by itself. The main process calls it before it checks the inputs."""
 

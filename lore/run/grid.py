@@ -47,6 +47,9 @@ def run_grid(path: str | Path, overrides: Sequence[str] = (), dry_run: bool = Fa
     grid = load_grid(path, overrides)
     own = own_overrides(grid, overrides)
     refuse_shared_folders(grid, own)
+    for recipe in grid.runs.values():
+        if not RunFolder.of(recipe).is_done:
+            recipe.check_packages()
     if dry_run:
         return print_runs(grid)
     refuse_other_recipes(grid)

@@ -65,6 +65,8 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
         recipe = load_recipe(path, overrides)
         folder = RunFolder.of(recipe)
         needed = checked_plan(path, recipe, overrides)
+        if not folder.is_done:
+            recipe.check_packages()
         if dry_run:
             if is_main_process():
                 print_dry_run(path, recipe, folder, needed)

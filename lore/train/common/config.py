@@ -1,14 +1,29 @@
 """The `train` section of recipes, and checks that all training stages share. Imports no torch."""
 
+import os
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
 from lore.engines.config import ModelSection
 from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
+from lore.support.environment import version_of
+from lore.support.errors import LoreError
+
+TRACKING = "tracking"  # the folder of a run with the trackers' own files
+# The distributions that a tracker needs. mlflow-skinny is MLflow's client.
+TRACKER_PACKAGES = {
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow", "mlflow-skinny"),
+    "trackio": ("trackio",),
+}
+MLFLOW_DATABASE = ("sqlalchemy", "alembic")  # without a server, MLflow keeps a database in the run's folder
+OFF_VARIABLES = {"wandb": "WANDB_DISABLED", "mlflow": "DISABLE_MLFLOW_INTEGRATION"}  # of transformers
 
 
 class TrainSection(StrictModel):
@@ -86,10 +101,54 @@ class TrainSection(StrictModel):
             )
 
 
-# Keys that may change when a run resumes, because they do not change the global batch.
-MAY_CHANGE = frozenset({"train.micro_batch_size", "train.workers", "train.keep_checkpoints"})
 TRAINED_FILES = frozenset({"model", "checkpoints"})
 """What every training stage writes in its run folder."""
+
+
+class TrackedRecipe(BaseRecipe):
+    """A recipe of a stage that writes metrics while it trains."""
+
+    # They change neither the global batch nor the weights.
+    irrelevant_keys = frozenset({"train.micro_batch_size", "train.workers", "train.keep_checkpoints", "track"})
+    result_files = TRAINED_FILES
+    prepared_files: ClassVar[frozenset[str]] = BaseRecipe.prepared_files | {TRACKING}
+
+    track: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    """Experiment trackers that get every line of metrics.jsonl, with the recipe as configuration (docs/tracking.md). [] uses none.
+    May change when a run resumes."""
+
+    @field_validator("track")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError("each tracker once")
+        return value
+
+    def check_packages(self) -> None:
+        """Raises LoreError when the package of a tracker is not installed."""
+        missing: dict[str, str] = {}
+        for name in self.track:
+            if turned_off(name):
+                continue
+            own, packages = TRACKER_PACKAGES[name], []
+            if not any(map(version_of, own)):
+                packages.append(own[-1])
+            if name == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI"):
+                packages += [package for package in MLFLOW_DATABASE if not version_of(package)]
+            if packages:
+                missing[name] = " ".join(packages)
+        if missing:
+            raise LoreError(
+                f"track: {', '.join(missing)} cannot run, because a package is not installed, so its curves would be missing.\n"
+                f"pip install {' '.join(missing.values())}, or set track to the other trackers.",
+                same_on_every_rank=True,
+            )
+
+
+def turned_off(tracker: str) -> str | None:
+    """The environment variable that turns a tracker off, or None."""
+    variable = OFF_VARIABLES.get(tracker, "")
+    return variable if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on") else None
 
 
 def trainable_weights(model: ModelSection, train: TrainSection) -> Iterator[Conflict]:

@@ -6,12 +6,11 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from lore.codec.section import PromptSection
-from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel, Weight
 from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
 from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
-from lore.train.common.config import MAY_CHANGE, TRAINED_FILES, TrainSection, padded_rows, trainable_weights
+from lore.train.common.config import TRAINED_FILES, TrackedRecipe, TrainSection, padded_rows, trainable_weights
 from lore.train.pool.config import PoolSection
 from lore.train.watch.config import WATCH_FILES, WatchSection
 
@@ -48,10 +47,9 @@ class PreferencesSection(StrictModel):
         return {"tables": self.tables} if self.tables else {}
 
 
-class PreferenceRecipe(BaseRecipe):
+class PreferenceRecipe(TrackedRecipe):
     """Shared by dpo and kto."""
 
-    irrelevant_keys = MAY_CHANGE
     result_files = TRAINED_FILES | WATCH_FILES
 
     model: ModelSection

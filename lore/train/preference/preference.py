@@ -99,7 +99,7 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
         preflight(recipe, rows, trainer, processor, steps)
     watch = watched(trainer, recipe, folder, start, probe, title=recipe.stage, max_tokens=ANSWER_TOKENS)
     recorder = Recorder(folder, recipe.stage, keep=recipe.train.keep_checkpoints, recorded=KEPT, on_saved=start.write_card)
-    seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
+    seconds = train(trainer, recorder, folder, recipe)
     seen = watch.finish(trainer)
     if is_main_process():
         complete_model(folder, start)

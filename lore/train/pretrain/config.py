@@ -5,10 +5,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
 from lore.support.bounds import MAX_COUNT
-from lore.train.common.config import MAY_CHANGE, TRAINED_FILES, TrainSection, padded_rows
+from lore.train.common.config import TrackedRecipe, TrainSection, padded_rows
 
 
 class ArchitectureSection(StrictModel):
@@ -63,11 +62,8 @@ class ArchitectureSection(StrictModel):
             )
 
 
-class PretrainRecipe(BaseRecipe):
+class PretrainRecipe(TrackedRecipe):
     """Trains a small base model from scratch: tokenizer and Idefics3, as a language model on a corpus of texts and captions."""
-
-    irrelevant_keys = MAY_CHANGE
-    result_files = TRAINED_FILES
 
     stage: Literal["pretrain"] = "pretrain"
     corpus: list[str] = Field(min_length=1)

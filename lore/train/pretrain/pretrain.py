@@ -105,7 +105,7 @@ def run(recipe: PretrainRecipe, folder: RunFolder) -> None:
         processing_class=processor,
         data_collator=collator,
     )
-    train(trainer, recorder, folder, recipe.train.lr_factors)
+    train(trainer, recorder, folder, recipe)
     trainer.model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     final = folder.metrics()[-1]

@@ -6,7 +6,6 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lore.codec.section import PromptSection
-from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, SampledTemperature, StrictModel
 from lore.data.parquet import pair_files
 from lore.data.section import JudgedDataSection
@@ -14,7 +13,7 @@ from lore.engines.config import ModelSection
 from lore.rewards.config import RewardsSection
 from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
 from lore.support.errors import LoreError
-from lore.train.common.config import MAY_CHANGE, TRAINED_FILES, TrainSection, padded_rows, trainable_weights
+from lore.train.common.config import TRAINED_FILES, TrackedRecipe, TrainSection, padded_rows, trainable_weights
 from lore.train.pool.config import PoolSection
 from lore.train.watch.config import WATCH_FILES, WatchSection
 
@@ -130,11 +129,10 @@ class PPOSection(LossSection):
     """Normalize advantages to mean 0 and standard deviation 1 over the tokens of the step."""
 
 
-class RolloutRecipe(BaseRecipe):
+class RolloutRecipe(TrackedRecipe):
     """Shared by the recipes of grpo and ppo."""
 
-    irrelevant_keys = MAY_CHANGE
-    prepared_files = BaseRecipe.prepared_files | {"rejected_replay.jsonl"}
+    prepared_files = TrackedRecipe.prepared_files | {"rejected_replay.jsonl"}
     result_files = TRAINED_FILES | WATCH_FILES
 
     model: ModelSection

@@ -78,7 +78,7 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
         peft_config=lora,
     )
     recorder = Recorder(folder, "sft", keep=recipe.train.keep_checkpoints, on_saved=start.write_card)
-    seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
+    seconds = train(trainer, recorder, folder, recipe)
     save_weights(trainer, folder / "model")
     if is_main_process():
         complete_model(folder, start)
