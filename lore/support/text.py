@@ -94,3 +94,17 @@ def _decode(found: re.Match) -> str:
 def printable(text: str) -> str:
     """Untrusted text for a terminal: one line without control characters."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+
+
+def encodable(text: str) -> str:
+    """The text with every half of a surrogate pair joined to its other half or replaced by U+FFFD, so that UTF-8 can encode it.
+
+    JSON (`"\\ud83d"`), YAML and undecodable file names bring such halves in; no file, request or tokenizer takes them.
+    """
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
