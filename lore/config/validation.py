@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from lore.config.recipe import VARIABLES
+from lore.config.secrets import HIDDEN
 from lore.config.sections import StrictModel
 from lore.config.yaml_text import Key, Problem, RecipeError, RecipeText, dotted, short
 from lore.support.nearest import nearest
@@ -218,6 +219,6 @@ def _explain(item: dict, data: Any, text: RecipeText, model: type[BaseModel]) ->
     elif item["type"] in ("model_type", "model_attributes_type"):
         expected = "a section with keys"
     where = text.where(key)
-    if key[-1:] in (("key_variable",), ("extra",)) or (key[-1:] == ("url",) and re.search("[@?]", str(item["input"]))):
-        found, where = "a value that is not shown because it may be a key", where.partition("=")[0]
+    if key[-1:] in (("key_variable",), ("extra",)) or (key[-1:] == ("url",) and re.search("[@?#]", str(item["input"]))):
+        found, where = HIDDEN, where.partition("=")[0]
     return key, Problem(where, dotted(key), found, expected, near)

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from lore.config.secrets import HIDDEN, is_secret_key, mask_problem
 from lore.support.errors import LoreError
 
 HEADER = 'lore: 1; from lore.run import main; main(__name__, __file__); r"""'
@@ -34,7 +35,11 @@ class Problem:
     nearest: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{self.file}: {self.key}" if self.key else self.file, f"  found:    {self.found}"]
+        """No key, password or token is shown, wherever it stands."""
+        file, found = mask_problem(self.file), mask_problem(self.found)
+        if is_secret_key(self.key) and not found.startswith("unknown key"):
+            found = HIDDEN
+        lines = [f"{file}: {self.key}" if self.key else file, f"  found:    {found}"]
         lines.append(f"  expected: {self.expected}")
         if self.nearest:
             lines.append(f"  nearest:  {self.nearest}")
