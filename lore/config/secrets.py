@@ -115,7 +115,8 @@ def mask_problem(text: str) -> str:
     override with names, which have no quotation marks."""
     if text.startswith("override "):
         name, _, value = text.partition("=")
-        text = f"{name}=..." if ":" in value and value.lstrip().startswith(("{", "[", "-", "|", ">")) else text
+        names = re.search(r":(?!\d+$)", value) is not None  # a line number may follow
+        text = f"{name}=..." if names and value.lstrip().startswith(("{", "[", "-", "|", ">")) else text
     return mask(_QUERY.sub(rf"\1{MASK}", text))
 
 
