@@ -38,7 +38,7 @@ _IN_URL = re.compile(r"(?<=://)[^\s/@]+@")  # the user of an address
 _QUERY = re.compile(r"(://[^\s'\"?#]{0,300}[?#])[^\s'\",}]+")
 _RUN = re.compile(r"[A-Za-z0-9]+")
 _BASE64 = re.compile(r"(?<![\w+/-])[A-Za-z0-9+/]{40,}={0,2}(?![\w+/-])")
-_NAME = re.compile(r"(?<![\w.-])([\"']?)([A-Za-z][\w.-]*)\1(\s{0,9}[:=]\s{0,9})")
+_NAME = re.compile(r"(?<![\w.-])([\"']?)(-{0,2}[A-Za-z][\w.-]*)\1(\s{0,9}[:=]\s{0,9})")
 _QUOTED = r"\"[^\"]*\"|'[^']*'|[\"'][^\s]*"
 _VALUE = {":": re.compile(rf"{_QUOTED}|[^,;}}\]\n\"']+"), "=": re.compile(rf"{_QUOTED}|[^\s,;}}\]&\"']+")}
 _NOTHING = ("", "null", "None", "true", "True", "false", "False", MASK)

@@ -14,6 +14,7 @@ from pathlib import Path
 from lore.config.dry_pass import listed
 from lore.config.grid import is_grid, split_address
 from lore.config.recipe import BaseRecipe, resolve_need
+from lore.config.secrets import mask
 from lore.config.stages import load_grid, load_recipe, stage_function
 from lore.config.yaml_text import to_yaml
 from lore.run.dependencies import plan, run_in_subprocess, run_needed, wait_for_needed
@@ -46,8 +47,8 @@ def run_command(arguments: list[str], dry_run: bool = False) -> int:
                 overrides.append(argument)
             else:
                 raise LoreError(
-                    f"{argument!r} is neither a recipe (x.yaml), a run of a grid (x.yaml:run), an override (train.lr=2e-4) "
-                    "nor --dry-run."
+                    f"{mask(repr(argument))} is neither a recipe (x.yaml), a run of a grid (x.yaml:run), an override "
+                    "(train.lr=2e-4) nor --dry-run."
                 )
         if not recipes:
             raise LoreError("No recipe given: lore run recipes/quickstart/eval.yaml")

@@ -99,6 +99,7 @@ def test_names_of_variables_are_no_keys(name):
         ("override a.extra={Authorization: Bearer xyz}", "override a.extra={Authorization: [key]}"),
         ("{'api_key': 'hunter2', 'b': 1}", "{'api_key': [key], 'b': 1}"),
         ("[{'api_key': 'sk-verylo...", "[{'api_key': [key]"),
+        ("'--api-key=hunter2'", "'--api-key=[key]'"),
         ("prompt.max_tokens=5", "prompt.max_tokens=5"),
         ("judges.secret.model.name=x", "judges.secret.model.name=x"),
     ],

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import synthesis_for_tests
 import yaml
-from openai_server import error, reply, serve
+from openai_server import Answer, error, reply, serve
 from synthesis_for_tests import MODEL, make_shop, run_that_accepts_nothing, traces_of, write_recipe
 from teacher_server import ShopServer, step_of
 
@@ -379,6 +379,31 @@ def test_a_teacher_whose_answers_are_cut_stops_and_the_next_start_asks_the_cut_o
         assert not list((runs / "short" / "traces").glob("part-*"))
         works.append(True)
         assert run_recipe(path).summary["accepted"] > 12
+
+
+ODD = [error(500, "boom"), error(403, "firewall"), Answer(body=b"[]")]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=["500", "403", "200"])
+def test_prompts_that_a_server_cannot_answer_are_no_server_that_is_down(recipe, runs, odd, monkeypatch):
+    for name, value in {"BREAKER_FAULTS": 3, "FIRST_WAIT_SECONDS": 0.01, "FIRST_PROBE_SECONDS": 0.01}.items():
+        monkeypatch.setattr(f"lore.engines.http.throttle.{name}", value)
+    teacher, bad = ShopServer(), set()
+
+    def sick(request):
+        if step_of(request) == "multimodal" and len(bad) < 3:
+            bad.add(request.text)
+        return odd if request.text in bad else teacher.answer(request)
+
+    with serve(sick) as server:
+        path = recipe("sick", teacher=endpoint(server, endpoint={"max_attempts": 4, "max_down_seconds": 0.1}))
+        if odd.status != 403:
+            with pytest.raises(LoreError, match="3 pairs got no usable answer"):
+                run_recipe(path)
+        folder = run_recipe(path)
+    lost = [trace for trace in traces_of(folder) if not trace.accepted]
+    assert folder.summary["accepted"] == 21 and len(lost) == 3
+    assert all("multimodal: refused: " in trace.failure for trace in lost)
 
 
 def test_a_teacher_that_refuses_one_step_loses_every_pair_and_stops(recipe, runs):
