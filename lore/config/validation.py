@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from types import UnionType
@@ -11,7 +10,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from lore.config.recipe import VARIABLES
+from lore.config.recipe import VARIABLES, variable
 from lore.config.secrets import HIDDEN
 from lore.config.sections import StrictModel
 from lore.config.yaml_text import Key, Problem, RecipeError, RecipeText, dotted, short
@@ -128,7 +127,7 @@ def _expand(value: Any, key: Key, text: RecipeText, problems: list[Problem]) -> 
     def replace(match: re.Match) -> str:
         name = match.group(1)
         if name in VARIABLES:
-            return (os.environ.get(name) or VARIABLES[name]).rstrip("/")
+            return variable(name).rstrip("/")
         if name in text.variables:
             return text.variables[name]
         known = [*VARIABLES, *text.variables]

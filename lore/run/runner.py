@@ -26,6 +26,7 @@ from lore.run.summary import print_summary
 from lore.support.errors import LoreError
 from lore.support.full_disk import full_disk_named
 from lore.support.processes import is_main_process, rank, say
+from lore.support.text import named
 
 
 def main(name: str, file: str) -> None:
@@ -39,6 +40,7 @@ def run_command(arguments: list[str], dry_run: bool = False) -> int:
     try:
         recipes, overrides = [], []
         for argument in arguments:
+            named(argument, "An argument")
             if argument == "--dry-run":
                 dry_run = True
             elif split_address(argument)[0].suffix in (".yaml", ".yml") and "=" not in argument.split("/")[0]:
