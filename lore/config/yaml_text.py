@@ -15,6 +15,7 @@ import yaml
 
 from lore.config.secrets import HIDDEN, is_secret_key, mask_problem
 from lore.support.errors import LoreError
+from lore.support.text import encodable
 
 HEADER = 'lore: 1; from lore.run import main; main(__name__, __file__); r"""'
 FOOTER = '# """'
@@ -133,7 +134,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     if kind == "float":
         return float(text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
     if kind == "str":
-        return text
+        return encodable(text)
     raise yaml.MarkedYAMLError(None, None, f"the tag {node.tag} is not allowed in a recipe", node.start_mark)
 
 
@@ -154,7 +155,7 @@ def _plain(node: yaml.Node, key: Key, text: RecipeText) -> Any:
     for name_node, value_node in node.value:
         if not isinstance(name_node, yaml.ScalarNode):
             raise yaml.MarkedYAMLError(None, None, "a key must be plain text", name_node.start_mark)
-        name, line = name_node.value, name_node.start_mark.line + 1
+        name, line = encodable(name_node.value), name_node.start_mark.line + 1
         inner = (*key, name)
         value = _plain(value_node, inner, text)
         if name in result:
