@@ -38,7 +38,8 @@ class EndpointSection(StrictModel):
     timeout_seconds: float = Field(120.0, gt=0)
     """Timeout of one request in seconds, from sending it to the last byte of the reply."""
     max_attempts: int = Field(6, ge=1)
-    """Attempts per request. A prompt that fails as often gets no answer if the server answers another request; else the run stops."""
+    """Attempts per request. A prompt that fails as often gets no answer if the server answers another request; otherwise the run
+    stops."""
     max_down_seconds: float = Field(300.0, gt=0)
     """Seconds to wait for a server that does not answer before the run stops."""
     tokenizer: str | None = None

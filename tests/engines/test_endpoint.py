@@ -654,6 +654,11 @@ def _with(position: str = "", usage: str = "null", message: str = "", reason: st
     return raw(f'{{"model": "{MODEL}", "usage": {usage}, "choices": [{choice}]{more}}}')
 
 
+def _listing(tokens: int) -> Answer:
+    one = '{"token": "4", "logprob": -1}'
+    return _with(f'{one[:-1]}, "top_logprobs": [{",".join([one] * tokens)}]}}')
+
+
 DEEP, DIGITS = "[" * 100_000 + "]" * 100_000, "9" * 4000
 NO_ANSWERS = {
     "deep": raw(DEEP),
@@ -666,7 +671,7 @@ NO_ANSWERS = {
     "infinity": _with('{"token": "4", "logprob": -Infinity}'),
     "positive": _with('{"token": "4", "logprob": 3}'),
     "bool": _with('{"token": "4", "logprob": true}'),
-    "many": _with('{"token": "4", "logprob": -1, "top_logprobs": [' + ",".join(['{"token": "4", "logprob": -1}'] * 5000) + "]}"),
+    "many": _listing(5000),
     "usage 1e30": _with(usage='{"prompt_tokens": 1e30, "completion_tokens": 1}'),
     "usage true": _with(usage='{"prompt_tokens": true, "completion_tokens": 1}'),
     "usage negative": _with(usage='{"prompt_tokens": 1, "completion_tokens": -1}'),
@@ -684,6 +689,7 @@ NO_ANSWERS = {
     "gzip": Answer(body=gzip.compress(b'{"choices": []}')),
     "choices dict": Answer(body={"choices": {"0": {}}}),
     "number": Answer(body=5),
+    "a million": _listing(10**6),
 }
 
 
