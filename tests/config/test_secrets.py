@@ -111,9 +111,9 @@ def test_what_people_see_holds_no_key(text, shown):
 @pytest.mark.parametrize("text", ["a", "a1", "= ", "key=", "token:", "'", 'a="', "bearer ", "eyJ", "://a", "-----BEGIN ", " ", "{"])
 def test_looking_for_keys_takes_time_in_proportion_to_the_length(text):
     def seconds(characters: int) -> float:
-        began = time.perf_counter()
+        began = time.process_time()
         list(secret_places({"a": (text * characters)[:characters]}))
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     seconds(1000)
     assert seconds(100_000) < max(40 * min(seconds(10_000) for _ in range(3)), 0.5)

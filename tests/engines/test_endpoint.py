@@ -765,15 +765,15 @@ LONG = {
 def test_a_servers_words_take_time_in_proportion_to_their_length(text):
     def seconds(characters: int) -> float:
         said = (text * characters)[:characters]
-        began = time.perf_counter()
+        began = time.process_time()
         error_text(said.encode(), KEY)
         error_text(json.dumps({"error": said}).encode(), KEY)
         redact(said, KEY)
         Dialect().learn({"seed": 1, "max_tokens": 1, "top_logprobs": 20}, error_text(said.encode(), None))
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     seconds(1000)
-    assert min(seconds(100_000) for _ in range(3)) < max(30 * min(seconds(10_000) for _ in range(3)), 0.05)
+    assert seconds(100_000) < max(30 * min(seconds(10_000) for _ in range(3)), 0.5)  # ten minutes where it was quadratic
 
 
 def test_a_long_model_name_takes_no_time_and_is_cut():
