@@ -84,7 +84,7 @@ Complete = Callable[[Messages, Sampling, RequestGate], Awaitable[list[Completion
 
 @dataclass
 class ByModel:
-    """A language model behind `complete`. name: identifies its answers, as a part of every key."""
+    """A language model behind `complete`. name: stored with its answers."""
 
     name: str
     complete: Complete
@@ -95,6 +95,8 @@ class ByModel:
     takes_images: bool = True
     watch: AnswerWatch = field(default_factory=lambda: AnswerWatch(UnansweredSection(), "teacher"))
     """Stops the run after too many requests of one step in a row without a whole answer."""
+    identity: str = ""
+    """What its answers depend on, a part of every key; by default its name."""
     _under_way: dict[str, asyncio.Future] = field(default_factory=dict)
     """Requests that are not answered yet, by key."""
     _gave_up: TooManyUnanswered | None = None
@@ -120,7 +122,7 @@ class ByModel:
     async def ask(self, work: Work, step: str, pair: Pair, messages: Messages, draw: int) -> Reply:
         """One answer, from the journal if it has one. Raises BudgetReached, and the engine's errors."""
         asked = prompt_hash(messages)
-        key = answer_key(step, asked, self.name, draw)
+        key = answer_key(step, asked, self.identity or self.name, draw)
         # A cut answer of an earlier start is asked again: a second start must not turn the cause of a stop into rejected pairs.
         known = work.journal.known(key, pair.pair_id)
         if known is not None and (key in work.fresh or not known.is_cut):

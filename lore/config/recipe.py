@@ -19,6 +19,7 @@ from pydantic import field_validator
 
 from lore.config.sections import Seed, StrictModel
 from lore.support.errors import LoreError
+from lore.support.text import named
 
 FORMAT = 1
 VARIABLES = {"LORE_DATA": "data", "LORE_RUNS": "runs"}
@@ -104,7 +105,12 @@ class BaseRecipe(StrictModel):
 
 
 def run_root() -> Path:
-    return Path(os.environ.get("LORE_RUNS") or VARIABLES["LORE_RUNS"])
+    return Path(variable("LORE_RUNS"))
+
+
+def variable(name: str) -> str:
+    """The value of one of VARIABLES in the environment, or its default."""
+    return named(os.environ.get(name) or VARIABLES[name], f"The environment variable {name}")
 
 
 def resolve_need(recipe_path: str | Path, need: str) -> Path:

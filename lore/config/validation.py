@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from types import UnionType
@@ -11,7 +10,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from lore.config.recipe import VARIABLES
+from lore.config.recipe import VARIABLES, variable
+from lore.config.secrets import HIDDEN
 from lore.config.sections import StrictModel
 from lore.config.yaml_text import Key, Problem, RecipeError, RecipeText, dotted, short
 from lore.support.nearest import nearest
@@ -145,7 +145,7 @@ def expand(value: Any, key: Key, text: RecipeText, problems: list[Problem]) -> A
     def replace(match: re.Match) -> str:
         name = match.group(1)
         if name in VARIABLES:
-            return (os.environ.get(name) or VARIABLES[name]).rstrip("/")
+            return variable(name).rstrip("/")
         if name in text.variables:
             return text.variables[name]
         known = [*VARIABLES, *text.variables]
@@ -236,6 +236,6 @@ def _explain(item: dict, data: Any, text: RecipeText, model: type[BaseModel]) ->
     elif item["type"] in ("model_type", "model_attributes_type"):
         expected = "a section with keys"
     where = text.where(key)
-    if key[-1:] in (("key_variable",), ("extra",)) or (key[-1:] == ("url",) and re.search("[@?]", str(item["input"]))):
-        found, where = "a value that is not shown because it may be a key", where.partition("=")[0]
+    if key[-1:] in (("key_variable",), ("extra",)) or (key[-1:] == ("url",) and re.search("[@?#]", str(item["input"]))):
+        found, where = HIDDEN, where.partition("=")[0]
     return key, Problem(where, dotted(key), found, expected, near)

@@ -16,7 +16,9 @@ from typing import Any
 
 import yaml
 
+from lore.config.secrets import HIDDEN, is_secret_key, mask_problem
 from lore.support.errors import LoreError
+from lore.support.text import encodable
 
 HEADER = 'lore: 1; from lore.run import main; main(__name__, __file__); r"""'
 FOOTER = '# """'
@@ -44,7 +46,11 @@ class Problem:
     nearest: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{self.file}: {self.key}" if self.key else self.file, f"  found:    {self.found}"]
+        """No key, password or token is shown, wherever it stands."""
+        file, found = mask_problem(self.file), mask_problem(self.found)
+        if is_secret_key(self.key) and not found.startswith("unknown key"):
+            found = HIDDEN
+        lines = [f"{file}: {self.key}" if self.key else file, f"  found:    {found}"]
         lines.append(f"  expected: {self.expected}")
         if self.nearest:
             lines.append(f"  nearest:  {self.nearest}")
@@ -163,7 +169,7 @@ def to_yaml(data: dict[str, Any]) -> str:
 def _scalar(node: yaml.ScalarNode) -> Any:
     kind, text = node.tag.removeprefix(_TAG), node.value
     if kind == "str":
-        return text
+        return encodable(text)
     if kind not in _PLAIN:
         raise _foreign_tag(node)
     if not _PLAIN[kind][0].match(text):  # only with an explicit tag: `!!int red`
@@ -210,7 +216,7 @@ def _plain(node: yaml.Node, key: Key, text: RecipeText) -> Any:
             raise _refused("a list or a mapping as a key", name_node, "a key of plain text")
         if not name_node.tag.startswith(_TAG) or name_node.tag.removeprefix(_TAG) not in (*_PLAIN, "str"):
             raise _foreign_tag(name_node)
-        name, line = name_node.value, name_node.start_mark.line + 1
+        name, line = encodable(name_node.value), name_node.start_mark.line + 1
         if name == "<<" and name_node.style is None:
             merged = _merge(merged, value_node, key, text)
             continue

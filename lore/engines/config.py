@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from lore.config.secrets import holds_secret, looks_like_key, secret_places
 from lore.config.sections import Conflict, Seed, StrictModel
 from lore.support.bounds import MAX_COUNT, MAX_SECONDS, MAX_WEIGHT
 from lore.support.input_files import InputFiles, model_files
 
-SECRET = re.compile(r"(?i)api.?key|authori[sz]ation|secret|password|access.?token")
 # Keys that may change when a run resumes: where the server is and how requests are sent. The model must stay the same.
 HOW_ASKED = ("url", "key_variable", "max_concurrency", "timeout_seconds", "max_attempts", "max_down_seconds")
 # Fields that every request sets; `extra` must not override them.
@@ -37,7 +38,8 @@ class EndpointSection(StrictModel):
     timeout_seconds: float = Field(120.0, gt=0, le=MAX_SECONDS)
     """Timeout of one request in seconds, from sending it to the last byte of the reply."""
     max_attempts: int = Field(6, ge=1, le=10_000)
-    """Attempts per request before the run stops."""
+    """Attempts per request. A prompt that fails as often gets no answer if the server answers another request; otherwise the run
+    stops."""
     max_down_seconds: float = Field(300.0, gt=0, le=MAX_SECONDS)
     """Seconds to wait for a server that does not answer before the run stops."""
     tokenizer: str | None = None
@@ -46,7 +48,8 @@ class EndpointSection(StrictModel):
     max_image_tokens: int = Field(2048, ge=0, le=MAX_COUNT)
     """Upper bound of prompt tokens per photo, used to reserve budget."""
     extra: dict[str, Any] = {}
-    """Additional fields in the body of every request, such as {service_tier: flex}."""
+    """Additional fields in the body of every request, such as {service_tier: flex}. Names and values that look like keys are
+    refused, because the recipe is stored with the run."""
 
     def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
         return {"tokenizer": model_files(self.tokenizer)} if self.tokenizer and Path(self.tokenizer).is_dir() else {}
@@ -57,14 +60,21 @@ class EndpointSection(StrictModel):
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.port == 0:
             raise ValueError("http(s)://host/v1, without ? or #")
-        if parts.username or parts.password:
-            raise ValueError("a URL without user name and password: name the environment variable with the key in key_variable")
+        if parts.username or parts.password or looks_like_key(value):
+            raise ValueError("a URL without user name, password or key: put its key into the environment variable key_variable")
         return value.rstrip("/")
+
+    @field_validator("model", "tokenizer")
+    @classmethod
+    def _name_is_no_key(cls, value: str | None) -> str | None:
+        if value is not None and looks_like_key(value):
+            raise ValueError("the name of a model, not a key: name the environment variable with the key in key_variable")
+        return value
 
     @field_validator("key_variable")
     @classmethod
     def _variable_is_a_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        if value is not None and (not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or looks_like_key(value)):
             # The message omits the value, which may be the key itself.
             raise ValueError("the name of an environment variable, such as OPENAI_API_KEY, not the key")
         return value
@@ -72,8 +82,9 @@ class EndpointSection(StrictModel):
     @field_validator("extra")
     @classmethod
     def _extra_overrides_nothing(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if secret := [name for name in value if SECRET.search(name)]:
-            raise ValueError(f"no key, because the recipe is stored with the run ({', '.join(secret)}): use key_variable")
+        if holds_secret(value):
+            places = ", ".join(islice(secret_places(value), 5))
+            raise ValueError(f"no key, because the recipe is stored with the run (look at {places}): use key_variable")
         if taken := [name for name in value if name in OWN_FIELDS]:
             raise ValueError(f"only additional fields; other keys of the recipe already set {', '.join(taken)}")
         return value

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from lore.config.recipe import RUN_FILES, BaseRecipe, run_root
+from lore.config.secrets import without_secrets
 from lore.config.stages import RENAMED
 from lore.config.yaml_text import to_yaml
 from lore.run.nested import is_run, remove_own, runs_in, shared_on_disk
@@ -110,7 +111,8 @@ class RunFolder:
         both = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in [*old, *new]}
         # A newer version of LORE may have added keys: at their defaults they do not change the recipe.
         added = new.keys() - old.keys() - flatten(recipe.model_dump(mode="json", exclude_defaults=True)).keys()
-        return [(key, was, now) for key, (was, now) in both.items() if was != now and key not in added]
+        changed = [(key, was, now) for key, (was, now) in both.items() if was != now and key not in added]
+        return [(key, without_secrets(was, key), without_secrets(now, key)) for key, was, now in changed]
 
     def check(self, recipe: BaseRecipe) -> None:
         """Raises LoreError when the folder belongs to a recipe with other values."""

@@ -10,6 +10,8 @@ import unicodedata
 from html.entities import html5
 from typing import Literal
 
+from lore.support.errors import LoreError
+
 INLINE = """
 a abbr acronym b bdi bdo big cite code del dfn em font i ins kbd label mark q s samp small span strike strong sub sup
 tt u var wbr
@@ -123,4 +125,15 @@ def encodable(text: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def named(text: str, what: str) -> str:
+    """A name from the command line or the environment, unchanged. Raises LoreError for one with bytes that are not UTF-8: no table,
+    recipe or manifest could hold it. what: where it was given."""
+    if encodable(text) != text:
+        raise LoreError(
+            f"{what} holds bytes that are not UTF-8: {encodable(text)}\n"
+            "Recipes, tables and run folders could not name this file. Rename it, for example in letters of ASCII."
+        )
     return text

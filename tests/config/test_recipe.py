@@ -407,3 +407,9 @@ def test_recipes_load_without_heavy_packages():
     )
     done = run_python("-c", code)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_half_a_character_in_a_recipe_is_replaced(demo, write_recipe):
+    path = write_recipe("x.yaml", BODY + 'note: "warm \\ud83d"')
+    assert load_recipe(path).note == "warm \ufffd"
+    assert load_recipe(path, ['note="\\ud83d\\ude00"']).note == "\U0001f600"

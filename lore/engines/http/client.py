@@ -23,6 +23,7 @@ from lore.support.nearest import nearest
 from lore.support.untrusted_json import parse_json
 
 MAX_REPLY_BYTES = 32 * 2**20
+LEAST_REPLY_BYTES, TOKEN_BYTES = 2**20, 256  # a reply may have so many bytes, and so many more per token that was asked for
 MAX_ERROR_BYTES = 2**18
 SHOWN_FAULT = 200  # characters
 MODELS_READ, MODEL_CHARACTERS = 1000, 100
@@ -68,11 +69,12 @@ class Client:
     async def send(self, body: dict[str, Any], read: Callable[[Reply], Any]) -> Outcome:
         """Sends `body` in this server's dialect. The value of an answered outcome is read(reply)."""
         sent, url = self.dialect.fields(body), f"{self.section.url}/chat/completions"
+        most = min(MAX_REPLY_BYTES, LEAST_REPLY_BYTES + TOKEN_BYTES * body.get("n", 1) * body["max_tokens"])
         try:
             async with asyncio.timeout(self.section.timeout_seconds):
                 async with self._connections().post(url, data=json.dumps(sent).encode(), allow_redirects=False) as response:
                     good = response.status == 200
-                    data = await _body(response, MAX_REPLY_BYTES if good else MAX_ERROR_BYTES)
+                    data = await _body(response, most if good else MAX_ERROR_BYTES)
         except aiohttp.ClientConnectorError as error:
             return Outcome("unreached", NOTHING, f"no connection ({self._words(error)})")
         except TimeoutError:
@@ -83,8 +85,8 @@ class Client:
             return await self._refusal(response, error_text(data, self._key), sent)
         used = None
         try:
-            if len(data) > MAX_REPLY_BYTES:
-                raise Fault(f"a reply of more than {MAX_REPLY_BYTES:,} bytes")
+            if len(data) > most:  # parsing it would hold up all other requests
+                raise Fault(f"a reply of more than {most:,} bytes")
             reply = read_reply(data, self.section.model)
             used = reply.used()
             return Outcome("answered", used, value=read(reply))

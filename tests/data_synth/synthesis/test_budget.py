@@ -8,9 +8,11 @@ from traces_for_tests import make_trace
 
 from lore.data_synth.synthesis.budget import Budget, BudgetReached, RequestGate, Spent, cost
 from lore.data_synth.synthesis.config import BudgetSection, PriceSection
-from lore.data_synth.synthesis.journal import Earlier, Journal, totals
+from lore.data_synth.synthesis.journal import Earlier, Journal, Shared, totals
+from lore.data_synth.synthesis.synthesize import spent_before
 from lore.data_synth.synthesis.trace import Reply, read_traces, trace_store
 from lore.engines.engine import Usage
+from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 
 PRICE = PriceSection(prompt_usd=1.0, completion_usd=3.0)
@@ -187,3 +189,15 @@ def test_a_line_that_is_no_entry_names_the_file_and_the_line(tmp_path, line):
     (tmp_path / "000000.jsonl").write_text('{"failed": "a", "by": "p"}\n' + line + "\n")
     with pytest.raises(LoreError, match="000000.jsonl, line 2 is not JSON"):
         totals(tmp_path)
+
+
+DAMAGED = ['{"seconds": 1', '{"seconds": NaN}', '{"seconds": "1"}', "[]", '{"seconds": true}', '{"seconds": -1}', "\xff"]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_damaged_seconds_are_named(tmp_path, text):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "seconds.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(LoreError, match="seconds.json cannot be read .* Delete it"):
+        spent_before(folder, Shared())
