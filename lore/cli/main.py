@@ -13,6 +13,7 @@ from lore.cli.doctor import doctor
 from lore.cli.export import export
 from lore.cli.init import init
 from lore.cli.run import check, launch, run
+from lore.cli.runs import runs
 from lore.cli.world import world
 from lore.run.entry import exit_status
 from lore.support.errors import LoreError
@@ -42,6 +43,7 @@ app.command()(init)
 app.command()(run)
 app.command()(check)
 app.command(context_settings=PASSES_OPTIONS_ON)(launch)
+app.command()(runs)
 app.add_typer(data.app, name="data")
 app.command()(world)
 app.add_typer(traces.app, name="traces")

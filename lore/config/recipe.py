@@ -100,8 +100,13 @@ class BaseRecipe(StrictModel):
     @property
     def fingerprint(self) -> str:
         """Hash of the resolved values."""
-        text = json.dumps(self.resolved(), sort_keys=True, ensure_ascii=False)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return values_fingerprint(self.resolved())
+
+
+def values_fingerprint(values: dict[str, Any]) -> str:
+    """Hash of a recipe's values as plain data, such as those of a run's recipe.yaml."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def run_root() -> Path:

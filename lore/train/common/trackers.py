@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from time import time
+from time import monotonic, time
 from typing import Any, Protocol
 
 from lore.config.yaml_text import to_yaml
@@ -210,6 +210,9 @@ def tracked(recipe: TrackedRecipe | None, folder: RunFolder) -> Iterator[None]:
     finally:
         for follower in followers:
             follower.end(failed)
+        deadline = monotonic() + END_SECONDS
+        for follower in followers:
+            follower.wait(deadline)
 
 
 class Follower:
@@ -221,17 +224,20 @@ class Follower:
         self.state_path = folder / TRACKING / f"{name}.json"
         self.tracker: Tracker | None = None
         self.read = self.lines = 0  # bytes and lines of metrics.jsonl that were read
-        self.failed, self.ending = False, threading.Event()
+        self.failed, self.warned, self.ending = False, False, threading.Event()
         self.thread = threading.Thread(target=self._follow, name=f"tracker {name}", daemon=True)
 
     def end(self, failed: bool) -> None:
-        """Sends the last lines and closes the tracker's run; waits at most END_SECONDS."""
+        """Makes the thread send the last lines and close the tracker's run."""
         self.failed = failed
         self.ending.set()
-        self.thread.join(PATIENCE_SECONDS)
+
+    def wait(self, deadline: float) -> None:
+        """Waits for the thread, at most until `deadline` (of `monotonic`)."""
+        self.thread.join(max(0.0, min(PATIENCE_SECONDS, deadline - monotonic())))
         if self.thread.is_alive():
-            say(f"waiting up to {END_SECONDS:.0f} s for {self.name}")
-            self.thread.join(END_SECONDS)
+            say(f"waiting up to {max(0.0, deadline - monotonic()):.0f} s for {self.name}")
+            self.thread.join(max(0.0, deadline - monotonic()))
         if self.thread.is_alive():
             self._warn(f"did not finish within {END_SECONDS:.0f} s")
 
@@ -244,7 +250,7 @@ class Follower:
             if self.tracker is not None:
                 self.tracker.close(self.failed)
         except (Exception, SystemExit) as error:  # whatever a package raises; training goes on
-            self._warn(f"failed: {reason(error)}")
+            self._warn(f"failed: {reason(error).rstrip('.')}")
 
     def _send_new_lines(self) -> None:
         if not self.folder.metrics_path.is_file():
@@ -281,6 +287,9 @@ class Follower:
         write_atomic(self.state_path, json.dumps({"id": self.tracker.id, "lines": lines}) + "\n")
 
     def _warn(self, what: str) -> None:
+        if self.warned:
+            return
+        self.warned = True
         text = f"{self.name} {what}. Training is not affected, and metrics.jsonl holds every value."
         print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
 

@@ -81,6 +81,9 @@ def wandb_records(file: Path) -> Iterator:
 def read_wandb(folder: RunFolder) -> Points:
     points: Points = {}
     for file in sorted((folder / "tracking" / "wandb").glob("offline-run-*/*.wandb")):
+        ends = time.monotonic() + 10  # W&B's own process writes its last records shortly after `finish`
+        while not any(one.WhichOneof("record_type") == "exit" for one in wandb_records(file)) and time.monotonic() < ends:
+            time.sleep(0.05)
         for record in wandb_records(file):
             if record.WhichOneof("record_type") == "history":
                 row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
