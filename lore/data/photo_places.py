@@ -66,11 +66,11 @@ def as_stored(image: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _resolved(path: str) -> str:
     folder, name = os.path.split(path)
-    full = os.path.join(_real_folder(folder), name)
+    full = os.path.join(real_folder(folder), name)
     return os.path.realpath(full) if os.path.islink(full) else full
 
 
 @lru_cache(maxsize=4096)
-def _real_folder(folder: str) -> str:
+def real_folder(folder: str) -> str:
     """Photos of a table share few folders, and resolving one takes a call of the system for each of its parts."""
     return os.path.realpath(folder)
