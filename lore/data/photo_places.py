@@ -46,9 +46,11 @@ class PhotoPlaces:
             )
         return chosen
 
-    def placed(self, image: dict[str, Any] | None) -> dict[str, Any] | None:
-        """A stored photo with the path to open. One that may not be read gets bytes that raise its ImageError when it is opened,
-        also in another process."""
+    def placed(self, image: dict[str, Any] | bytes | str | None) -> dict[str, Any] | None:
+        """A stored photo ({"bytes", "path"}, or one of them) with the path to open. One that may not be read gets bytes that raise
+        its ImageError when it is opened, also in another process."""
+        if isinstance(image, str | bytes):
+            image = {"bytes": image, "path": None} if isinstance(image, bytes) else {"bytes": None, "path": image}
         if not image or not image.get("path") or (image.get("bytes") and refused(image["bytes"]) is None):
             return image
         try:

@@ -202,6 +202,10 @@ def _refuse_inputs(shown: Path, path: Path, read: dict[Id, str], folders: dict[I
     if (name := read.get(_id(path))) is not None:
         same = "" if str(shown) == name else f" ({name})"
         raise LoreError(f"{shown} is an input of this command{same} and would be overwritten. Choose another name.")
+    if path.is_file() and path.stat().st_nlink > 1:  # perhaps another name of a file in an input folder
+        for folder in folders.values():
+            if any(_id(Path(place) / name) == _id(path) for place, _, names in os.walk(folder) for name in names):
+                raise LoreError(f"{shown} is an input of this command (a file in {folder}). Choose another name.")
     for parent in (path, *path.parents):
         if (name := folders.get(_id(parent))) is not None:
             raise LoreError(
