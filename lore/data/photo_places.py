@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lore.data.images import ImageError, is_url, refusal, refused
+from lore.data.images import ImageError, image_bytes, is_url, refusal, refused
 
 MAX_PATH = 4096  # longer ones name no file, and resolving them takes quadratic time
 
@@ -64,6 +64,17 @@ def as_stored(image: dict[str, Any] | None) -> dict[str, Any] | None:
     if image and image.get("bytes") and refused(image["bytes"]) is not None:
         return {"bytes": None, "path": image["path"]}
     return image
+
+
+def embedded(image: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The photo with its bytes, for the files of a run: whoever reads them need not know where the photos lie. A photo that cannot
+    be read stays a path."""
+    if not image or image.get("bytes"):
+        return as_stored(image)
+    try:
+        return {"bytes": image_bytes(image), "path": image["path"]}
+    except ImageError:
+        return image
 
 
 def _resolved(path: str) -> str:

@@ -210,6 +210,14 @@ def test_in_place_a_table_keeps_its_mode_and_link_and_no_other_table_is_replaced
     assert "matches" in lore("data", "split", "mi*/*.parquet", "--replace", "-o", "mine/new.parquet")[1]
 
 
+def test_the_second_output_of_a_comparison_is_checked_too(here):
+    (here / "all.json").write_text("{}")
+    for name, said in (("all.json", "not overwritten"), ("runs/a/metrics.json", "input of"), ("", "empty"), ("in", "folder")):
+        code, output = run("compare", "--json", name)
+        assert code and said in output.replace("\n", " ")
+    assert (here / "all.json").read_text() == "{}"
+
+
 def test_two_outputs_of_a_command_are_two_files(here):
     for out, other in (("a.jsonl", "a.jsonl"), ("a.jsonl", "./in/../a.jsonl"), ("a.jsonl", "link"), ("a.jsonl", "a.jsonl/b")):
         if other == "link":
