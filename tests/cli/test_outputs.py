@@ -279,3 +279,10 @@ def test_a_full_disk_leaves_the_older_output(here):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert code == 1 and "File too large" in output and state(here) == before
+
+
+def test_an_output_of_an_earlier_version_needs_no_force(here):
+    older = {"log": {"path": "in/log.csv", "rows": 8}, "verdicts": {}}
+    Path("out.json").write_text(json.dumps(older, indent=1))
+    code, output = run("goodrate estimate", "--out", "out.json")
+    assert code == 0 and json.loads(Path("out.json").read_text())["lore"] == "goodrate", output
