@@ -120,8 +120,9 @@ def import_(
         _need_pairs(report, target)
         if report.photos_elsewhere:
             print(
-                f"The photos stay in {report.photos_elsewhere}, outside of the folder of {target}: recipes that read this file "
-                f"need data.image_root: {report.photos_elsewhere}. --embed-images stores the photos in the file.",
+                f"The photos stay in {report.photos_elsewhere}, outside of the folder of {target}. Recipes that read this file "
+                "need that folder as data.image_root, and `lore data check` as --image-root. --embed-images stores the photos "
+                "in the file.",
                 file=sys.stderr,
             )
 

@@ -6,7 +6,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from lore.data.duplicates import Duplicates, Seen
 from lore.data.pair import FIELDS, REQUIRED, Pair
 from lore.data.parquet import PairWriter, is_pairs_file, pair_files, read_metadata, read_pairs
+from lore.data.photo_places import real_folder
 from lore.data.rejected_rows import RejectedWriter, Rejection, is_rejected_file, rejected_path
 from lore.data.row_validation import RowChecker
 from lore.data.source import Source, SourceRow
@@ -105,6 +106,9 @@ def import_pairs(
         **(rubric_metadata(rubric.name, rubric) if rubric else {}),
         **(metadata or {}),
     }
+    rows = source.rows
+    if out and force and out.exists():  # otherwise it carries the mark of pairs, and is no photo
+        rows = _keep_photos(rows, image_roots, out)
     with ExitStack() as stack:
         rejected = stack.enter_context(RejectedWriter(out, listed)) if out else None
         first_out = stack.enter_context(scratch_folder(out)) / "all.parquet" if out and drop_duplicates else out
@@ -112,7 +116,7 @@ def import_pairs(
         with writing:
             writer = writing.enter_context(PairWriter(first_out, metadata=info)) if first_out else None
             for pair in _checked(
-                track(source.rows, f"{source.name}", total=source.total), source.name, checker, report, rejected, places
+                track(rows, f"{source.name}", total=source.total), source.name, checker, report, rejected, places
             ):
                 if split_fractions and pair.split is None:
                     pair.split = split_of(pair.query, split_fractions, seed)
@@ -146,16 +150,23 @@ def import_pairs(
 
 
 def _note_photo(image: dict[str, Any], out: Path, report: Report) -> None:
-    """Raises LoreError if the photo is the file to write."""
-    path = image.get("path")
-    if not path or not os.path.isabs(path):
-        return
-    if path == str(out) or (os.path.basename(path) == out.name and out.exists() and os.path.samefile(path, out)):
-        raise LoreError(f"{out} is a photo of this table and would be overwritten. Choose another name.")
-    if not image.get("bytes"):
-        folder = os.path.dirname(path)
-        if not f"{folder}{os.sep}".startswith(f"{out.parent}{os.sep}"):
-            report.photos_elsewhere = os.path.commonpath([report.photos_elsewhere or folder, folder])
+    folder = real_folder(os.path.dirname(image["path"])) if image.get("path") and not image.get("bytes") else None
+    if folder and not f"{folder}{os.sep}".startswith(f"{out.parent}{os.sep}"):
+        report.photos_elsewhere = os.path.commonpath([report.photos_elsewhere or folder, folder])
+
+
+def _keep_photos(
+    rows: Iterator[SourceRow | Rejection], image_roots: Sequence[str | Path], out: Path
+) -> Iterator[SourceRow | Rejection]:
+    """The rows. Raises LoreError if one names the file to write as its photo."""
+    for row in rows:
+        image = None if isinstance(row, Rejection) else row.values.get("image")
+        path = image.get("path") if isinstance(image, dict) else image
+        for folder in (*image_roots, Path(row.file).parent) if isinstance(path, str) and path else ():
+            with suppress(OSError, ValueError):  # no such file
+                if os.path.samefile(os.path.join(folder, path), out):
+                    raise LoreError(f"{out} is a photo of this table ({row.file} row {row.row}). Choose another name with -o.")
+        yield row
 
 
 def _shown_repeats(found: Duplicates, places: "_Places") -> list[str]:

@@ -79,8 +79,10 @@ class PairWriter:
             if kind is None and self._kept:
                 replace_file(self._part, self.path)
         finally:
-            self._file.close()
-            self._part.unlink(missing_ok=True)
+            try:
+                self._file.close()  # on a full disk this fails too
+            finally:
+                self._part.unlink(missing_ok=True)
 
     def _flush(self) -> None:
         if self._batch:

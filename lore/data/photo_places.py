@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lore.data.images import ImageError, is_url, refusal, refused
+from lore.data.images import ImageError, image_bytes, is_url, refusal, refused
 
 MAX_PATH = 4096  # longer ones name no file, and resolving them takes quadratic time
 
@@ -46,9 +46,11 @@ class PhotoPlaces:
             )
         return chosen
 
-    def placed(self, image: dict[str, Any] | None) -> dict[str, Any] | None:
-        """A stored photo with the path to open. One that may not be read gets bytes that raise its ImageError when it is opened,
-        also in another process."""
+    def placed(self, image: dict[str, Any] | bytes | str | None) -> dict[str, Any] | None:
+        """A stored photo ({"bytes", "path"}, or one of them) with the path to open. One that may not be read gets bytes that raise
+        its ImageError when it is opened, also in another process."""
+        if isinstance(image, str | bytes):
+            image = {"bytes": image, "path": None} if isinstance(image, bytes) else {"bytes": None, "path": image}
         if not image or not image.get("path") or (image.get("bytes") and refused(image["bytes"]) is None):
             return image
         try:
@@ -64,13 +66,24 @@ def as_stored(image: dict[str, Any] | None) -> dict[str, Any] | None:
     return image
 
 
+def embedded(image: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The photo with its bytes, for the files of a run: whoever reads them need not know where the photos lie. A photo that cannot
+    be read stays a path."""
+    if not image or image.get("bytes"):
+        return as_stored(image)
+    try:
+        return {"bytes": image_bytes(image), "path": image["path"]}
+    except ImageError:
+        return image
+
+
 def _resolved(path: str) -> str:
     folder, name = os.path.split(path)
-    full = os.path.join(_real_folder(folder), name)
+    full = os.path.join(real_folder(folder), name)
     return os.path.realpath(full) if os.path.islink(full) else full
 
 
 @lru_cache(maxsize=4096)
-def _real_folder(folder: str) -> str:
+def real_folder(folder: str) -> str:
     """Photos of a table share few folders, and resolving one takes a call of the system for each of its parts."""
     return os.path.realpath(folder)

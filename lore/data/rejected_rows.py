@@ -85,10 +85,12 @@ class RejectedWriter:
                 self.path.unlink()
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is None and not self._file.closed:
-            self.publish()
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        try:
+            if kind is None and not self._file.closed:
+                self.publish()
+            self._file.close()  # on a full disk this fails too
+        finally:
+            self._part.unlink(missing_ok=True)
 
 
 def short(value: Any, depth: int = SHOWN_DEPTH) -> Any:

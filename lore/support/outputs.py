@@ -66,17 +66,15 @@ def checked_outputs(
     """The files to write, behind their links. Raises LoreError for outputs that would destroy something.
 
     inputs: files, folders and globs that the command reads; missing ones are ignored. force: replace files without the mark.
-    in_place: the one input that the command may replace, if it is a single file.
+    in_place: the one input that the command may replace, if it is a single file and the output is not another name of it.
     """
     given = [str(one) for one in inputs]
     read, folders = _known(given)
-    own = _id(Path(in_place)) if in_place is not None and Path(in_place).is_file() else None
+    own = os.path.realpath(in_place) if in_place is not None and os.path.isfile(in_place) else None
     found = [_file(output.path) for output in outputs]
     for output, path in zip(outputs, found, strict=True):
         shown, there = output.path, _id(path)
-        if there is not None and there == own:
-            read = {one: name for one, name in read.items() if one != own}
-        _refuse_inputs(shown, path, read, folders, given)
+        _refuse_inputs(shown, path, {} if str(path) == own else read, folders, given)
         if there is not None and not force and path.stat().st_size and not _safely(output.is_own, path):
             raise LoreError(
                 f"{shown} was not written by this command, so it is not overwritten. Name another file, or pass --force to "
@@ -135,11 +133,9 @@ def _file(shown: Path) -> Path:
     path = _behind_links(shown)
     try:
         mode = path.stat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         _need_folder(shown, path)
         return path
-    except NotADirectoryError as error:
-        raise _no_folder(shown, error.filename or shown) from error
     if stat.S_ISDIR(mode):
         raise LoreError(f"{shown} is a folder, and the output is one file that cannot replace it. Name a file.")
     if not stat.S_ISREG(mode):
@@ -174,13 +170,9 @@ def _need_folder(shown: Path, path: Path) -> None:
     """Raises LoreError if the folder of an output cannot be created or written to."""
     parent = next(parent for parent in path.parents if os.path.lexists(parent))
     if not parent.is_dir():
-        raise _no_folder(shown, parent)
+        raise LoreError(f"{shown} cannot be created, because {parent} is no folder. Name a file in another folder.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise LoreError(f"{parent} cannot be written to, so {shown} cannot be created in it. Name a file in another folder.")
-
-
-def _no_folder(shown: Path, parent: str | Path) -> LoreError:
-    return LoreError(f"{shown} cannot be created, because {parent} is no folder. Name a file in another folder.")
 
 
 def _kind(path: Path) -> str:
@@ -210,6 +202,10 @@ def _refuse_inputs(shown: Path, path: Path, read: dict[Id, str], folders: dict[I
     if (name := read.get(_id(path))) is not None:
         same = "" if str(shown) == name else f" ({name})"
         raise LoreError(f"{shown} is an input of this command{same} and would be overwritten. Choose another name.")
+    if path.is_file() and path.stat().st_nlink > 1:  # perhaps another name of a file in an input folder
+        for folder in folders.values():
+            if any(_id(Path(place) / name) == _id(path) for place, _, names in os.walk(folder) for name in names):
+                raise LoreError(f"{shown} is an input of this command (a file in {folder}). Choose another name.")
     for parent in (path, *path.parents):
         if (name := folders.get(_id(parent))) is not None:
             raise LoreError(

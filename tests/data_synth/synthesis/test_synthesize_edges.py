@@ -12,6 +12,7 @@ from openai_server import Answer, error, reply, serve
 from synthesis_for_tests import MODEL, make_shop, run_that_accepts_nothing, traces_of, write_recipe
 from teacher_server import ShopServer, step_of
 
+from lore.data.images import load_image
 from lore.data.parquet import PairWriter, read_pairs
 from lore.data_synth.synthesis.budget import Budget, RequestGate, Spent
 from lore.data_synth.synthesis.config import BudgetSection
@@ -149,7 +150,12 @@ def test_a_photo_that_lies_in_a_file_is_read(recipe, shop, tmp_path):
         path.write_bytes(pair.image["bytes"])
         return replace(pair, image={"bytes": None, "path": str(path)})
 
-    assert run_recipe(recipe("files", as_file)).summary["accepted"] == 24
+    folder = run_recipe(recipe("files", as_file))
+    assert folder.summary["accepted"] == 24
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    photos = [pair.image for pair in read_pairs(folder / "pairs", image_roots=()) if pair.image]
+    assert photos and all(load_image(photo) for photo in photos)  # the set holds them
 
 
 @pytest.mark.parametrize("split", ["../../out", ".hidden", "a/b", "..", "训练"])
