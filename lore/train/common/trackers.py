@@ -28,8 +28,8 @@ from pathlib import Path
 from time import monotonic, time
 from typing import Any, Protocol
 
+from lore.config.secrets import is_secret_name, mask
 from lore.config.yaml_text import to_yaml
-from lore.engines.config import SECRET
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import reason
@@ -269,7 +269,7 @@ class Follower:
         if self.tracker is None:
             # With the first line, so that a run without one keeps no trace of a tracker.
             (self.folder / TRACKING).mkdir(exist_ok=True)
-            run = Run(self.recipe.run, self.folder / TRACKING, without_secrets(self.recipe.resolved()), self._state().get("id"))
+            run = Run(self.recipe.run, self.folder / TRACKING, published(self.recipe.resolved()), self._state().get("id"))
             self.tracker = OPEN[self.name](run)
             say(f"{self.name}: {printable(self.tracker.place)}")
         # Counted before it is sent: a process that is killed in between loses a line, and does not send one twice.
@@ -305,10 +305,13 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
     return flat
 
 
-def without_secrets(value: Any) -> Any:
-    """A recipe's values without those whose name is that of a secret, and without users, passwords and queries of URLs."""
+def published(value: Any) -> Any:
+    """A recipe's values without those whose name is that of a secret, without users, passwords and queries of URLs, and with what
+    looks like a key masked."""
     if isinstance(value, dict):
-        return {key: without_secrets(inner) for key, inner in value.items() if not SECRET.search(str(key))}
+        return {key: published(inner) for key, inner in value.items() if not is_secret_name(key)}
     if isinstance(value, list):
-        return [without_secrets(inner) for inner in value]
-    return URL_SECRET.sub("", value) if isinstance(value, str) and "://" in value else value
+        return [published(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    return mask(URL_SECRET.sub("", value) if "://" in value else value)

@@ -21,7 +21,7 @@ from lore.run.runner import run_command, run_recipe
 from lore.support.errors import LoreError
 from lore.train.common import config, trackers
 from lore.train.common.config import TRACKER_PACKAGES
-from lore.train.common.trackers import scalars, tracked, without_secrets
+from lore.train.common.trackers import published, scalars, tracked
 from lore.train.sft.config import SFTRecipe
 
 LINES = [
@@ -287,9 +287,10 @@ def test_the_configuration_holds_no_secret():
         "list": [{"Authorization": "Bearer b"}],
         "server": "http://user:word@host:8000/v1?key=c",
         "name": "Qwen/Qwen3-8B",
+        "note": "Bearer abcdef0123456789",
     }
-    kept = {"train": {"lr": 1e-3}, "list": [{}], "server": "http://host:8000/v1", "name": "Qwen/Qwen3-8B"}
-    assert without_secrets(values) == kept
+    kept = {"note": "[key]", "train": {"lr": 1e-3}, "list": [{}], "server": "http://host:8000/v1", "name": "Qwen/Qwen3-8B"}
+    assert published(values) == kept
 
 
 # Dies between two checkpoints, when TensorBoard has got the line of step 7.
