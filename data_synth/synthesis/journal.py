@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lore.data_synth.synthesis.trace import Reply
-from lore.support.errors import LoreError
+from lore.support.errors import LoreError, reason
 
 MAX_SHARED = 200_000  # about as many KiB
 
@@ -112,13 +112,36 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
-            try:
-                yield json.loads(line.decode(errors="surrogatepass"))
-            except ValueError as error:
-                raise LoreError(
-                    f"{path}, line {number} is not JSON ({error}), so its requests are unknown. Restore the file, or delete it to "
-                    "repeat the requests of its pairs."
-                ) from error
+            yield parsed(path, number, line)
+
+
+def parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """The entry in a line of a journal. Raises LoreError for a damaged one."""
+    try:
+        return _entry(json.loads(line.decode(errors="surrogatepass")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise LoreError(
+            f"{path}, line {number} is not JSON that a journal holds ({reason(error)}), so its requests are unknown. Restore the "
+            "file, or delete it to repeat the requests of its pairs."
+        ) from error
+
+
+def _entry(entry: Any) -> dict[str, Any]:
+    """The entry, if it has the keys and types that `Journal` writes. Raises ValueError or TypeError for anything else."""
+    if not isinstance(entry, dict):
+        raise TypeError(f"{type(entry).__name__} instead of an object")
+    for key in ("ask", "took"):
+        if key in entry:
+            numbers = [entry.get(name) for name in (key, "tokens", "usd")]
+            if [type(number) for number in numbers[:2]] != [int, int] or type(numbers[2]) not in (int, float):
+                raise TypeError(f"a request with {numbers!r}"[:200])
+    if "reply" in entry:
+        reply = Reply(**entry["reply"])
+        texts = (entry.get("pair_id"), reply.step, reply.key, reply.prompt_hash, reply.teacher, reply.text, reply.finish_reason)
+        numbers = (reply.prompt_tokens, reply.completion_tokens, reply.usd)
+        if not all(isinstance(text, str) for text in texts) or not all(type(number) in (int, float) for number in numbers):
+            raise TypeError("a reply with a value of another type")
+    return entry
 
 
 def totals(folder: Path, shared: "Shared | None" = None) -> Totals:
@@ -177,9 +200,9 @@ class Earlier:
     def _index(self, path: Path) -> None:
         with open(path, "rb") as file:
             at = 0
-            for line in file:
+            for number, line in enumerate(file, 1):
                 if line.endswith(b"\n") and line.startswith(b'{"pair_id"'):
-                    self._places[json.loads(line.decode(errors="surrogatepass"))["reply"]["key"]] = (path, at)
+                    self._places[parsed(path, number, line)["reply"]["key"]] = (path, at)
                 at += len(line)
 
     def __len__(self) -> int:

@@ -43,6 +43,7 @@ from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
 from lore.support.fingerprint import files_fingerprint
+from lore.support.json_files import read_object
 from lore.support.plain import flatten
 from lore.support.processes import is_main_process, say
 
@@ -340,7 +341,10 @@ def spent_before(folder: RunFolder, shared: Shared) -> Spent:
     """
     total = totals(folder / "answers", shared)
     path = folder / "answers" / "seconds.json"
-    seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+    advice = "Delete it to count the seconds from 0 again, or restore it."
+    seconds = read_object(path, "the time that earlier starts took is lost", advice).get("seconds") if path.is_file() else 0.0
+    if type(seconds) not in (int, float):
+        raise LoreError(f"{path} is damaged (seconds is {seconds!r}), so the time of earlier starts is lost.\n{advice}")
     return Spent(total.tokens, total.usd, seconds)
 
 
