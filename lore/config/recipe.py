@@ -94,8 +94,13 @@ class BaseRecipe(StrictModel):
     @property
     def fingerprint(self) -> str:
         """Hash of the resolved values."""
-        text = json.dumps(self.resolved(), sort_keys=True, ensure_ascii=False)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return hash_of(self.resolved())
+
+
+def hash_of(values: dict[str, Any]) -> str:
+    """16 hex digits over the resolved values of a recipe."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def run_root() -> Path:

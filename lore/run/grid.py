@@ -134,12 +134,11 @@ def with_finished_seeds(grid: Grid, overrides: Sequence[str]) -> Grid:
 def state_of(recipe: BaseRecipe) -> str:
     folder = RunFolder.of(recipe)
     try:
-        changed = folder.changes(recipe) and not folder.is_unused(recipe)
-        folder.check(recipe)
+        folder.refuse_damage()
+        if folder.changes(recipe) and not folder.is_unused(recipe):
+            return "belongs to another recipe"
     except LoreError as error:
-        return "belongs to another recipe" if changed else str(error).splitlines()[0]
-    if changed:
-        return "belongs to another recipe"
+        return str(error).splitlines()[0]
     return "done" if folder.is_done else "would resume" if folder.exists else "new"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from lore.config.recipe import RUN_FILES, BaseRecipe, run_root
+from lore.config.recipe import RUN_FILES, BaseRecipe, hash_of, run_root
 from lore.config.stages import RENAMED
 from lore.config.yaml_text import to_yaml
 from lore.run.nested import is_run, remove_own, runs_in, shared_on_disk
@@ -150,8 +150,18 @@ class RunFolder:
     def check(self, recipe: BaseRecipe) -> None:
         """Raises LoreError when the folder belongs to a recipe with other values, or is damaged."""
         changed = self.changes(recipe)
-        self.summary, self.manifest  # noqa: B018 (a damaged one is an error)
-        if not changed or self.is_unused(recipe):
+        self.refuse_damage()
+        if self.is_unused(recipe):
+            return
+        edited = ""
+        if self._recipe_was_edited():
+            edited = f"\nThe values in {self.recipe_path} do not have the hash in manifest.json: it was cut or edited after the start."
+        if edited and not changed:
+            raise LoreError(
+                f"{edited.strip()}\nSo it is unknown which recipe the results belong to. Restore it, or delete the folder "
+                f"{self.path} to start over."
+            )
+        if not changed:
             return
         stage = next((old for key, old, _ in changed if key == "stage"), None)
         if stage in RENAMED:
@@ -162,10 +172,22 @@ class RunFolder:
             )
         rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
         raise LoreError(
-            f"{self.path} belongs to a recipe with other values:\n{rows}\n"
+            f"{self.path} belongs to a recipe with other values:\n{rows}{edited}\n"
             "Resuming would mix two experiments. Give the recipe another `run` name, restore the values, "
             "or delete the folder to start over."
         )
+
+    def _recipe_was_edited(self) -> bool:
+        """Whether recipe.yaml holds other values than those that the run began with."""
+        noted = self.manifest.get("recipe_hash")
+        try:
+            return self.exists and noted not in (None, hash_of(self.recipe_values))
+        except TypeError:  # values that no recipe has
+            return True
+
+    def refuse_damage(self) -> None:
+        """Raises LoreError if `done`, manifest.json or recipe.yaml is damaged or lost."""
+        self.summary, self.manifest, self.recipe_values  # noqa: B018
 
     def open(self, recipe: BaseRecipe) -> RunFolder:
         """Creates the folder or resumes in it. The main process holds its lock until the process ends."""
