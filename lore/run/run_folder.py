@@ -155,7 +155,7 @@ class RunFolder:
             return
         edited = ""
         if self._recipe_was_edited():
-            edited = f"\nThe values in {self.recipe_path} do not have the hash in manifest.json: it was cut or edited after the start."
+            edited = f"\nThe values in {self.recipe_path} do not have the hash in manifest.json: it was cut or edited since."
         if edited and not changed:
             raise LoreError(
                 f"{edited.strip()}\nSo it is unknown which recipe the results belong to. Restore it, or delete the folder "
