@@ -15,10 +15,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from lore.config.sections import StrictModel
+from lore.config.sections import Seed, StrictModel
 from lore.support.errors import LoreError
+from lore.support.text import named
 
 FORMAT = 1
 VARIABLES = {"LORE_DATA": "data", "LORE_RUNS": "runs"}
@@ -47,7 +48,7 @@ class BaseRecipe(StrictModel):
     """Stage that this recipe runs, such as sft or evaluate."""
     run: str
     """Name of the run folder under runs/ (or $LORE_RUNS)."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of all random number generators."""
     needs: list[str] = []
     """Recipe files whose runs must finish first. Paths are relative to this file's folder or to the working directory."""
@@ -69,8 +70,9 @@ class BaseRecipe(StrictModel):
     @classmethod
     def may_change(cls, key: str) -> bool:
         """Whether the value of a dotted key may change when a run resumes. `needs` may change: the paths of other recipes do not
-        affect the result, and the data and models that the run reads are compared by fingerprint."""
-        return key == "needs" or key in cls.irrelevant_keys
+        affect the result, and the data and models that the run reads are compared by fingerprint. So may data.image_root, which
+        allows photos that earlier versions read without it."""
+        return key in ("needs", "data.image_root") or key in cls.irrelevant_keys
 
     def derived(self) -> dict[str, Any]:
         """Numbers computed from the recipe, shown by --dry-run."""
@@ -79,6 +81,10 @@ class BaseRecipe(StrictModel):
     def reopened(self, folder: Any) -> str | None:
         """The reason to reopen a finished run, such as changed prompts, or None. A reopened run reuses its existing results."""
         return None
+
+    def check_packages(self) -> None:
+        """Raises LoreError when a value of the recipe needs an optional package that is not installed, with the command to install
+        it. Called by --dry-run and before a run starts anything."""
 
     def prepare(self) -> None:
         """Creates inputs that the recipe can create by itself. The main process calls it before it checks the inputs."""
@@ -94,17 +100,22 @@ class BaseRecipe(StrictModel):
     @property
     def fingerprint(self) -> str:
         """Hash of the resolved values."""
-        return hash_of(self.resolved())
+        return values_fingerprint(self.resolved())
 
 
-def hash_of(values: dict[str, Any]) -> str:
-    """16 hex digits over the resolved values of a recipe."""
+def values_fingerprint(values: dict[str, Any]) -> str:
+    """Hash of a recipe's values as plain data, such as those of a run's recipe.yaml."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def run_root() -> Path:
-    return Path(os.environ.get("LORE_RUNS") or VARIABLES["LORE_RUNS"])
+    return Path(variable("LORE_RUNS"))
+
+
+def variable(name: str) -> str:
+    """The value of one of VARIABLES in the environment, or its default."""
+    return named(os.environ.get(name) or VARIABLES[name], f"The environment variable {name}")
 
 
 def resolve_need(recipe_path: str | Path, need: str) -> Path:

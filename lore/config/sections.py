@@ -5,10 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from lore.support.bounds import MAX_SEED, MAX_WEIGHT, MIN_TEMPERATURE
 from lore.support.input_files import InputFiles, input_files
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT)]
+
+
+def _greedy_or_sampled(value: float) -> float:
+    if 0 < value < MIN_TEMPERATURE:
+        raise ValueError(f"0 for greedy decoding, or at least {MIN_TEMPERATURE:g}")
+    return value
+
+
+Temperature = Annotated[float, Field(ge=0, le=100), AfterValidator(_greedy_or_sampled)]
+SampledTemperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=100)]
 
 
 @dataclass(frozen=True)

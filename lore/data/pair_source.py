@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -82,11 +82,21 @@ class PairSource:
         self._note(files)
         return found
 
+    @cached_property
+    def image_roots(self) -> tuple[Path, ...]:
+        """Folders below which the photos of `path` may lie, besides its own: the section's image_root and the folder of the
+        imported table."""
+        roots = [Path(self.section.image_root).expanduser()] if self.section.image_root else []
+        if self.section.source != "pairs":
+            with suppress(LoreError):  # on a machine without the table
+                roots += [file.parent for file in source_files(self.section.source, self.section.path)[:1]]
+        return tuple(roots)
+
     def labeled(self, *, columns: list[str] | None = None) -> Iterator[Pair]:
         """The labeled pairs in file order, after the split, slices and limit of the section. columns: as in `read_pairs`; must
         include label, and slices if the section selects slices."""
         wanted = set(self.section.slices or [])
-        pairs = read_pairs(self.path, split=self.section.split, columns=columns)
+        pairs = read_pairs(self.path, split=self.section.split, columns=columns, image_roots=self.image_roots)
         chosen = (pair for pair in pairs if pair.label is not None and (not wanted or wanted & set(pair.slices)))
         return islice(chosen, self.section.limit)
 
@@ -120,6 +130,7 @@ class PairSource:
             options,
             drop_duplicates,
             *(["keep_bad_photos"] if keep_bad_photos else []),
+            *([f"image_root={self.section.image_root}"] if self.section.image_root else []),
             self.section.split_fractions or None,
             self.rubric and self.rubric.hash,
         ]
@@ -159,6 +170,8 @@ class PairSource:
             drop_duplicates=drop_duplicates,
             keep_bad_photos=keep_bad_photos,
             metadata={"lore.key": key, **self.section.metadata()},
+            image_roots=self.image_roots,
+            force=True,  # the run folder is LORE's own
         )
         if not report.pairs:
             raise LoreError(f"{path}: none of its {report.rows:,} rows is a valid pair. {' '.join(report.examples[:1])}")

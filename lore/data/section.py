@@ -18,6 +18,7 @@ from lore.config.sections import Conflict, StrictModel
 from lore.data.importers import SOURCES, open_source, source_files, source_options
 from lore.data.rejected_rows import Rejection
 from lore.data.tables.text_tables import check_encoding
+from lore.support.bounds import MAX_COUNT
 from lore.support.errors import LoreError
 from lore.support.input_files import InputFiles, input_files
 from lore.support.nearest import nearest
@@ -33,7 +34,7 @@ class DataSection(StrictModel):
     """Importer of a public format or of a table, or `pairs` for files written by `lore data import`."""
     split: str | None = None
     """Use only the pairs of this split. null: all pairs."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1, le=MAX_COUNT)
     """Use only this many pairs, from the start of the data. null: all pairs."""
     encoding: str = "utf-8"
     """Text encoding of csv and jsonl sources. With utf-8, a source may use its own default encoding."""
@@ -41,6 +42,8 @@ class DataSection(StrictModel):
     """Share of the queries in each split, for sources without their own splits. Must sum to 1."""
     slices: list[str] | None = None
     """Use only pairs that are in at least one of these slices. null: all pairs."""
+    image_root: str | None = None
+    """Folder below which photos may lie, besides the folder of the data. Relative paths of photos start here first. null: none."""
     options: dict[str, Any] = {}
     """Options of the importer, such as the column map or the locale."""
 
@@ -100,6 +103,8 @@ class DataSection(StrictModel):
         return [Path(os.path.abspath(source.image_folder / path)) for path in found if path]
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        if self.image_root is not None and not Path(self.image_root).expanduser().is_dir():
+            yield "image_root", f"{self.image_root} is no folder."
         if self.path.startswith("hub:"):
             return
         if self.source == "pairs":

@@ -76,6 +76,8 @@ def _plan(
             if folder.is_done:
                 check_inputs(inner, folder)
                 before = {}  # a finished run does not need its inputs again; they may be deleted
+            else:
+                inner.check_packages()
             known[key] = before | {need_path: folder}
         order.update(known[key])
     return order

@@ -27,6 +27,7 @@ from lore.run.nested import refuse_shared_names
 from lore.run.run_folder import RunFolder
 from lore.run.summary import Row, columns_of, is_interval, print_table, rows_of, shown
 from lore.support.atomic_files import write_atomic
+from lore.support.bounds import MAX_SEED
 from lore.support.errors import LoreError
 from lore.support.markdown import table_cell
 from lore.support.processes import say, world_size
@@ -46,6 +47,9 @@ def run_grid(path: str | Path, overrides: Sequence[str] = (), dry_run: bool = Fa
     grid = load_grid(path, overrides)
     own = own_overrides(grid, overrides)
     refuse_shared_folders(grid, own)
+    for recipe in grid.runs.values():
+        if not RunFolder.of(recipe).is_done:
+            recipe.check_packages()
     if dry_run:
         return print_runs(grid)
     refuse_other_recipes(grid)
@@ -123,7 +127,8 @@ def with_finished_seeds(grid: Grid, overrides: Sequence[str]) -> Grid:
         return grid
     folders = re.compile(rf"(?:{'|'.join(grid.names)})-seed(\d+)")
     matches = [folders.fullmatch(done.parent.name) for done in grid.folder.glob("*/done")]
-    seeds = sorted({int(match[1]) for match in matches if match}.union(grid.seeds))
+    found = {int(match[1]) for match in matches if match}
+    seeds = sorted({seed for seed in found if seed <= MAX_SEED}.union(grid.seeds))
     if len(seeds) == len(grid.seeds):
         return grid
     whole = load_grid(grid.path, [*(o for o in overrides if not o.startswith("seeds=")), f"seeds={seeds}"])

@@ -154,6 +154,7 @@ def launch(arguments: list[str], config: str | None = None, num_processes: int |
     if folder.is_done:
         report_done(loaded, folder)
         return 0
+    loaded.check_packages()
     run_needed(folder, checked_plan(recipe, loaded, overrides), recipe, overrides)
     os.environ[CONFIG_VARIABLE] = str(find_config(config)) if config is not None else ""
     if config is not None and _on_cpu(find_config(config)):

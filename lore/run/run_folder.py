@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from lore.config.recipe import RUN_FILES, BaseRecipe, hash_of, run_root
+from lore.config.recipe import RUN_FILES, BaseRecipe, run_root, values_fingerprint
+from lore.config.secrets import without_secrets
 from lore.config.stages import RENAMED
 from lore.config.yaml_text import to_yaml
 from lore.run.nested import is_run, remove_own, runs_in, shared_on_disk
@@ -145,7 +146,8 @@ class RunFolder:
         both = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in [*old, *new]}
         # A newer version of LORE may have added keys: at their defaults they do not change the recipe.
         added = new.keys() - old.keys() - flatten(recipe.model_dump(mode="json", exclude_defaults=True)).keys()
-        return [(key, was, now) for key, (was, now) in both.items() if was != now and key not in added]
+        changed = [(key, was, now) for key, (was, now) in both.items() if was != now and key not in added]
+        return [(key, without_secrets(was, key), without_secrets(now, key)) for key, was, now in changed]
 
     def check(self, recipe: BaseRecipe) -> None:
         """Raises LoreError when the folder belongs to a recipe with other values, or is damaged."""
@@ -181,7 +183,7 @@ class RunFolder:
         """Whether recipe.yaml holds other values than those that the run began with."""
         noted = self.manifest.get("recipe_hash")
         try:
-            return self.exists and noted not in (None, hash_of(self.recipe_values))
+            return self.exists and noted not in (None, values_fingerprint(self.recipe_values))
         except TypeError:  # values that no recipe has
             return True
 

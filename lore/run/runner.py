@@ -12,6 +12,7 @@ from pathlib import Path
 from lore.config.dry_pass import listed
 from lore.config.grid import is_grid, split_address
 from lore.config.recipe import BaseRecipe, resolve_need
+from lore.config.secrets import mask
 from lore.config.stages import load_grid, load_recipe, stage_function
 from lore.config.yaml_text import to_yaml
 from lore.run.dependencies import checked_plan, run_in_subprocess, run_needed, wait_for_needed
@@ -25,6 +26,7 @@ from lore.run.summary import print_summary
 from lore.support.errors import LoreError
 from lore.support.full_disk import full_disk_named
 from lore.support.processes import is_main_process, say
+from lore.support.text import named
 
 
 def run_command(arguments: list[str], dry_run: bool = False) -> int:
@@ -35,6 +37,7 @@ def run_command(arguments: list[str], dry_run: bool = False) -> int:
 def _run_command(arguments: list[str], dry_run: bool) -> None:
     recipes, overrides = [], []
     for argument in arguments:
+        named(argument, "An argument")
         if argument == "--dry-run":
             dry_run = True
         elif split_address(argument)[0].suffix in (".yaml", ".yml") and "=" not in argument.split("/")[0]:
@@ -43,8 +46,8 @@ def _run_command(arguments: list[str], dry_run: bool) -> None:
             overrides.append(argument)
         else:
             raise LoreError(
-                f"{argument!r} is neither a recipe (x.yaml), a run of a grid (x.yaml:run), an override (train.lr=2e-4) "
-                "nor --dry-run."
+                f"{mask(repr(argument))} is neither a recipe (x.yaml), a run of a grid (x.yaml:run), an override "
+                "(train.lr=2e-4) nor --dry-run."
             )
     if not recipes:
         raise LoreError("No recipe given: lore run recipes/quickstart/eval.yaml")
@@ -65,6 +68,8 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
         recipe = load_recipe(path, overrides)
         folder = RunFolder.of(recipe)
         needed = checked_plan(path, recipe, overrides)
+        if not folder.is_done:
+            recipe.check_packages()
         if dry_run:
             if is_main_process():
                 print_dry_run(path, recipe, folder, needed)

@@ -7,27 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from lore.support.errors import LoreError, reason
-
-MAX_DIGITS = 300
-"""A longer integer does not fit a float, and every number here is shown or compared as one."""
+from lore.support.untrusted_json import parse_json
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
     """The object in a text. Raises ValueError for anything else, however deep or large."""
-    try:
-        content = json.loads(text if isinstance(text, str) else text.decode(), parse_int=_integer)
-        json.dumps(content, ensure_ascii=False).encode()  # half a character cannot be printed or stored
-    except RecursionError:
-        raise ValueError("nested too deep") from None
+    content = parse_json(text)
     if not isinstance(content, dict):
         raise ValueError(f"{type(content).__name__} instead of an object")
+    try:
+        # Half a character cannot be printed or stored, and LORE writes no number that a float does not hold.
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     return content
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits):,} digits")
-    return int(digits)
 
 
 def read_object(path: Path, lost: str, advice: str) -> dict[str, Any]:

@@ -171,10 +171,11 @@ def test_one_damaged_run_does_not_end_the_table_of_a_grid(demo, write_recipe, ru
 
 
 def test_numbers_that_no_float_holds_and_half_characters_are_refused():
-    for text in (b'{"a": ' + b"9" * 301 + b"}", b'{"a": "\\udc80"}', b'{"\\ud83d": 1}', b"{" * 100_000, b"null", b""):
+    wrong = (b'{"a": ' + b"9" * 400 + b"}", b'{"a": 1e999}', b'{"a": "\\udc80"}', b'{"\\ud83d": 1}', b"{" * 100_000, b"null", b"")
+    for text in wrong:
         with pytest.raises(ValueError):
             parse_object(text)
-    assert parse_object(b'{"a": 1e999, "b": [1, null]}') == {"a": float("inf"), "b": [1, None]}
+    assert parse_object(b'{"a": 1e99, "b": [1, null]}') == {"a": 1e99, "b": [1, None]}
 
 
 def left(folder):

@@ -9,6 +9,7 @@ names. Unmapped columns are ignored.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ def unmapped(
     else:
         records = _records(path, encoding or "utf-8", columns, delimiter)
         names = next((list(record[1]) for record in records if not isinstance(record, Rejection)), [])
-    return [name for name in names if name not in (columns.values() if columns else TARGETS)]
+    read_ones = set(columns.values() if columns else TARGETS)
+    return [name for name in names if name not in read_ones]
 
 
 def column_map(given: dict[str, str] | str | None) -> dict[str, str]:
@@ -98,7 +100,7 @@ def column_map(given: dict[str, str] | str | None) -> dict[str, str]:
         if wrong:
             raise LoreError(f"--map has {wrong[0]!r}; expected field=column,field=column.")
         names = [name.strip() for name, _, _ in parts]
-        doubled = [name for name in names if names.count(name) > 1]
+        doubled = [name for name, times in Counter(names).items() if times > 1]
         if doubled:
             raise LoreError(f"--map names {doubled[0]!r} twice; a field is read from one column.")
         given = {name: column.strip() for name, (_, _, column) in zip(names, parts, strict=True)}

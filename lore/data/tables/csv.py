@@ -5,7 +5,7 @@ record is known to be valid. For an invalid record, the first line is rejected a
 """
 
 import csv
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -73,7 +73,7 @@ def _header(path: Path, rows: Iterator[list[str]], required: Iterable[str], deli
         header = [name.strip().removeprefix("\ufeff") for name in next(rows, [])]
     except csv.Error as error:
         raise LoreError(f"{path}: the header line cannot be read ({error}); expected column names.") from error
-    doubled = {name for name in header if header.count(name) > 1 and name}
+    doubled = {name for name, times in Counter(header).items() if times > 1 and name}
     if not header or doubled:
         raise LoreError(
             f"{path}: {f'column {min(doubled)!r} occurs twice' if doubled else 'empty'}; expected a header "

@@ -9,6 +9,7 @@ import io
 import json
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,8 @@ Record = tuple[int, dict[str, Any]]
 
 def need_columns(path: Path, required: Iterable[str], found: list[str], hint: str = "") -> None:
     """Raises LoreError with each missing column and the most similar existing one."""
-    missing = [name for name in required if name not in found]
+    held = set(found)
+    missing = [name for name in required if name not in held]
     if missing:
         parts = [f"column {name!r} is missing.{nearest_hint(name, found, cutoff=0.4)}" for name in missing]
         raise LoreError(f"{path}: {' '.join(parts)} Found: {', '.join(found[:40])}.{hint}")
@@ -99,7 +101,7 @@ def parquet_records(
 
 def once_each(path: Path, names: list[str]) -> None:
     """Raises LoreError if two columns have the same name."""
-    doubled = sorted({name for name in names if names.count(name) > 1})
+    doubled = sorted(name for name, times in Counter(names).items() if times > 1)
     if doubled:
         raise LoreError(f"{path}: column {doubled[0]!r} occurs twice, so it is unclear which one to read. Rename one of them.")
 
