@@ -1,15 +1,11 @@
 """Safe output of the commands over finished runs: a wide console, escaped text, and files that only their command replaces."""
 
-import sys
 from math import isnan
 from pathlib import Path
 
-from rich.console import Console
-from rich.text import Text
-
 from lore.eval.measures.bootstrap import Estimate
-from lore.eval.report.console import with_room
 from lore.support.atomic_files import written_whole
+from lore.support.console import Console, Text, with_room
 from lore.support.errors import LoreError
 from lore.support.text import printable
 
@@ -18,9 +14,7 @@ WIDE = 250
 
 def open_console() -> Console:
     """A console on standard output; wide if the output is not a terminal, so nothing is cut."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    return with_room(Console(highlight=False), WIDE)
+    return with_room(Console(), WIDE)
 
 
 def text(content: object, style: str = "", *, limit: int = 300) -> Text:

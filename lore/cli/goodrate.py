@@ -6,7 +6,6 @@ lore goodrate estimate log.parquet --verdicts runs/my_judge/predictions.parquet 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from lore.support.errors import LoreError
+from lore.support.terminal import print_line
 
 LOG = typer.Argument(
     ..., help="One row per shown item (.parquet, .jsonl, .csv): query, pair_id or item_id, page_id, position, system, impressions."
@@ -62,22 +62,19 @@ def estimate(
     """Estimate the share of shown items and pages that are good. From the judge alone, from raters alone, and from both together
     (prediction-powered inference).
     """
-    from rich.console import Console
-
     from lore.eval.goodrate.estimate import goodrate as compute
     from lore.eval.goodrate.output import save, show
+    from lore.support.console import Console
 
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
     name = rubric or _rubric_of(rated)
     found = compute(log, verdicts, name, rated_path=rated, judge=judge, top=top, target=target)
-    console = Console(highlight=False)
+    console = Console()
     show(found, console)
     if out:
         rejected = save(found, out)
-        console.print(f"JSON: {out}", soft_wrap=True, markup=False)
+        print_line(f"JSON: {out}")
         if rejected:
-            console.print(f"unreadable rows: {rejected}", soft_wrap=True, markup=False)
+            print_line(f"unreadable rows: {rejected}")
 
 
 @app.command()
@@ -103,7 +100,7 @@ def sample(
     if top is not None:
         shown = shown.only(shown.at_top(top))
     count = write_draw(shown, out, pairs or queries, "pair" if pairs else "query", seed)
-    print(f"{count:,} pairs to rate: {out}. Fill in the label column and do not change the probability column.")
+    print_line(f"{count:,} pairs to rate: {out}. Fill in the label column and do not change the probability column.")
 
 
 def _rubric_of(rated: Path | None) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from lore import __version__
 from lore.cli import data, goodrate, teacher, traces
@@ -15,15 +19,39 @@ from lore.cli.export import export
 from lore.cli.run import check, launch, run
 from lore.cli.world import world
 from lore.support.errors import LoreError
+from lore.support.terminal import flush_streams, guard_streams, guarded_streams, print_line, print_note, print_note_lines
+from lore.support.text import printable
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+class LoreGroup(TyperGroup):
+    """The commands. Their texts and the errors of typer, which quote an argument, pass lore.support.terminal."""
+
+    def main(self, *arguments: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        with guarded_streams():
+            if not standalone_mode:
+                return super().main(*arguments, standalone_mode=False, **options)
+            try:
+                status = super().main(*arguments, standalone_mode=False, **options)
+            except TyperException as error:
+                shown = io.StringIO()
+                error.show(shown)
+                message = error.format_message()
+                print_note_lines(shown.getvalue().replace(message, printable(message)))
+                sys.exit(error.exit_code)
+            except typer.Abort:
+                print_note("Aborted!")
+                sys.exit(1)
+            sys.exit(status if isinstance(status, int) else 0)
+
+
+app = typer.Typer(cls=LoreGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 PASSES_OPTIONS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def print_version(wanted: bool = True) -> None:
     """Print the version."""
     if wanted:
-        typer.echo(__version__)
+        print_line(__version__)
         raise typer.Exit
 
 
@@ -62,8 +90,12 @@ def draw() -> None:
 
 def main() -> None:
     """Entry point of `lore`. Prints a LoreError or OSError as a message and exits with status 1."""
+    guard_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            flush_streams()
     except (LoreError, OSError) as error:  # OSError: disk full, no permission, a file instead of a folder
         if os.environ.get("LORE_DEBUG"):
             raise

@@ -25,11 +25,13 @@ from lore.run.summary import print_summary
 from lore.support.errors import LoreError
 from lore.support.full_disk import full_disk_named
 from lore.support.processes import is_main_process, rank, say
+from lore.support.terminal import guard_streams, print_line, print_lines, print_note
 
 
 def main(name: str, file: str) -> None:
     """Called by a recipe's first line. Does nothing in spawned workers, which execute the file again."""
     if name == "__main__":
+        guard_streams()
         leave(run_command([file, *sys.argv[1:]]))
 
 
@@ -66,7 +68,7 @@ def run_command(arguments: list[str], dry_run: bool = False) -> int:
         report_error(error)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        print_note("interrupted; the same command resumes from the last checkpoint")
         return 130
     return 0
 
@@ -75,12 +77,11 @@ def report_error(error: LoreError) -> None:
     """Prints the error to stderr. When every rank raises the same error, only the first process of each machine prints it."""
     if error.same_on_every_rank and int(os.environ.get("LOCAL_RANK") or 0) != 0:
         return
-    from rich.console import Console  # a dry run without an error prints none
-    from rich.markup import escape
+    from lore.support.console import Console, Text  # loads rich: a dry run without an error prints none
 
     who = f"rank {rank()}: " if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"[bold red]{who}error:[/] {escape(str(error))}")
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(Text.assemble((f"{who}error:", "bold red"), f" {error}"))
 
 
 def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dry_run: bool = False) -> RunFolder:
@@ -133,8 +134,7 @@ def report_done(recipe: BaseRecipe, folder: RunFolder) -> None:
 
 def check_recipes(paths: list[Path]) -> int:
     """Checks recipe files and folders of recipes. Prints a table and every problem. Returns 1 when there is a problem, else 0."""
-    from rich.console import Console  # only `lore check` prints this table
-    from rich.table import Table
+    from lore.support.console import Console, Table, Text  # loads rich: only `lore check` prints this table
 
     files, skipped = [], 0
     for path in paths:
@@ -168,15 +168,15 @@ def check_recipes(paths: list[Path]) -> int:
                     other, name = split_address(resolve_need(file, need))
                     if name is not None and other.resolve() != file.resolve():
                         load_recipe(f"{other}:{name}")
-            result = "[green]ok[/]"
+            result = Text("ok", "green")
         except LoreError as error:
             errors.append(error)
             problems = getattr(error, "problems", [error])
-            result = f"[red]{len(problems)} problem{'s' * (len(problems) > 1)}[/]"
+            result = Text(f"{len(problems)} problem{'s' * (len(problems) > 1)}", "red")
         table.add_row(str(file), stage, run, result)
     Console().print(table)
     if skipped:
-        print(f"Skipped {skipped} other YAML files: hidden, or without one of the keys lore, stage and grid.")
+        print_line(f"Skipped {skipped} other YAML files: hidden, or without one of the keys lore, stage and grid.")
     for error in errors:
         report_error(error)
     return 1 if errors else 0
@@ -191,29 +191,29 @@ def _may_be_recipe(file: Path, folder: Path) -> bool:
 
 def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> None:
     """Prints the resolved recipe, the values derived from it, and what a real run would do."""
-    print(f"# {path}, every value (defaults included)")
-    print(to_yaml(recipe.resolved()), end="")
+    print_line(f"# {path}, every value (defaults included)")
+    print_lines(to_yaml(recipe.resolved()))
     derived = recipe.derived()
     if derived:
-        print("# derived from these values")
-        print(to_yaml(derived), end="")
+        print_line("# derived from these values")
+        print_lines(to_yaml(derived))
     state = "new"
     if folder.is_done:
         state = "done"
     elif folder.exists:
         state = "would resume"
     changed = folder.changes(recipe)
-    print(f"# run folder: {folder.path} ({'belongs to another recipe' if changed else state})")
+    print_line(f"# run folder: {folder.path} ({'belongs to another recipe' if changed else state})")
     for key, old, new in changed:
-        print(f"#   {key}: was {old!r}, now {new!r}")
+        print_line(f"#   {key}: was {old!r}, now {new!r}")
     prepared = recipe.prepared_inputs()
     for key, lack in missing_inputs(recipe):
         if key in prepared:
             lack = f"{prepared[key]} does not exist; the run writes it first."
-        print(f"# {key}: {lack}{' A needed recipe may write it.' if needed else ''}")
+        print_line(f"# {key}: {lack}{' A needed recipe may write it.' if needed else ''}")
     if checks := listed(recipe.stage):
-        print("# dry pass, before the work starts")
+        print_line("# dry pass, before the work starts")
         for line in checks:
-            print(f"#   {line}")
+            print_line(f"#   {line}")
     for need, inner in needed:
-        print(f"# needs: {need} -> {inner.path} ({'done' if inner.is_done else 'would run first'})")
+        print_line(f"# needs: {need} -> {inner.path} ({'done' if inner.is_done else 'would run first'})")
