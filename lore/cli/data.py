@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from lore.support.errors import LoreError
-from lore.support.terminal import print_json, print_line, print_note, print_note_lines
+from lore.support.terminal import print_json, print_line, print_note
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +30,9 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except (LoreError, OSError) as error:  # OSError: disk full, no permission, a folder instead of a file
-        print_note_lines(f"error: {error}")
+        from lore.run.runner import report_error
+
+        report_error(error if isinstance(error, LoreError) else LoreError(str(error)))
         raise typer.Exit(1) from error
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from lore.support.errors import LoreError
+from lore.support.text import printable
 
 HEADER = 'lore: 1; from lore.run import main; main(__name__, __file__); r"""'
 FOOTER = '# """'
@@ -38,7 +39,7 @@ class Problem:
         lines.append(f"  expected: {self.expected}")
         if self.nearest:
             lines.append(f"  nearest:  {self.nearest}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 class RecipeError(LoreError):
@@ -47,7 +48,7 @@ class RecipeError(LoreError):
     def __init__(self, problems: list[Problem], path: Path | None = None):
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{count} in {path or 'the recipe'}; nothing was run\n" + "\n".join(str(p) for p in problems))
+        super().__init__(f"{count} in {printable(path or 'the recipe')}; nothing was run\n" + "\n".join(str(p) for p in problems))
 
 
 @dataclass

@@ -74,14 +74,18 @@ def run_command(arguments: list[str], dry_run: bool = False) -> int:
 
 
 def report_error(error: LoreError) -> None:
-    """Prints the error to stderr. When every rank raises the same error, only the first process of each machine prints it."""
+    """Prints the error to stderr. When every rank raises the same error, only the first process of each machine prints it.
+
+    Further lines are indented: a line end in a name or a reply that the message quotes begins no line of its own.
+    """
     if error.same_on_every_rank and int(os.environ.get("LOCAL_RANK") or 0) != 0:
         return
     from lore.support.console import Console, Text  # loads rich: a dry run without an error prints none
 
     who = f"rank {rank()}: " if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""
     console = Console(stderr=True, soft_wrap=True)
-    console.print(Text.assemble((f"{who}error:", "bold red"), f" {error}"))
+    message = str(error).replace("\n", "\n  ")
+    console.print(Text.assemble((f"{who}error:", "bold red"), f" {message}"))
 
 
 def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dry_run: bool = False) -> RunFolder:
