@@ -62,7 +62,7 @@ def lore(
     """Train and evaluate search relevance judges from human ratings and a rubric."""
 
 
-app.command()(run)
+app.command(context_settings={"ignore_unknown_options": True})(run)  # run_command answers --learning_rate and the like
 app.command()(check)
 app.command(context_settings=PASSES_OPTIONS_ON)(launch)
 app.add_typer(data.app, name="data")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lore.config.dry_pass import listed
 from lore.config.grid import is_grid, split_address
+from lore.config.library_names import counterpart
 from lore.config.recipe import BaseRecipe, resolve_need
 from lore.config.stages import load_grid, load_recipe, stage_function
 from lore.config.yaml_text import to_yaml
@@ -26,6 +27,7 @@ from lore.support.errors import LoreError
 from lore.support.full_disk import full_disk_named
 from lore.support.processes import is_main_process, rank, say
 from lore.support.terminal import guard_streams, print_line, print_lines, print_note
+from lore.support.text import printable
 
 
 def main(name: str, file: str) -> None:
@@ -49,7 +51,7 @@ def run_command(arguments: list[str], dry_run: bool = False) -> int:
             else:
                 raise LoreError(
                     f"{argument!r} is neither a recipe (x.yaml), a run of a grid (x.yaml:run), an override (train.lr=2e-4) "
-                    "nor --dry-run."
+                    f"nor --dry-run.{_without_dashes(argument)}"
                 )
         if not recipes:
             raise LoreError("No recipe given: lore run recipes/quickstart/eval.yaml")
@@ -71,6 +73,16 @@ def run_command(arguments: list[str], dry_run: bool = False) -> int:
         print_note("interrupted; the same command resumes from the last checkpoint")
         return 130
     return 0
+
+
+def _without_dashes(argument: str) -> str:
+    """How an option of a library's script, such as --learning_rate, is written in a recipe or an override."""
+    name, _, value = argument.partition("=")
+    told = counterpart(name) if name.startswith("-") else None
+    if told is None:
+        return ""
+    keys = " or ".join(f"{key}={printable(value) or 'VALUE'}" for key in told.keys[:2])
+    return f"\n{name} is written {keys} here. {told.note}".rstrip() if keys else f"\n{told.note}"
 
 
 def report_error(error: LoreError) -> None:
