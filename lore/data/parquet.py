@@ -24,6 +24,7 @@ from lore.rubric.demand import Demand
 from lore.support.atomic_files import part_of, replace_file
 from lore.support.errors import LoreError
 from lore.support.fingerprint import content_fingerprint
+from lore.support.text import printable
 
 WITHOUT_PHOTO = [name for name in FIELDS if name != "image"]
 MAX_BATCH_BYTES = 32 * 2**20  # bounds the bytes of a row group, and so a reader's memory, when pairs have photos
@@ -258,7 +259,7 @@ def _open(file: Path) -> Iterator[pq.ParquetFile]:
         if missing:
             raise LoreError(
                 f"{file} is not a pairs file: column {', '.join(missing)} is missing, found "
-                f"{', '.join(parquet.schema_arrow.names[:20])}. Import it with "
+                f"{printable(', '.join(parquet.schema_arrow.names[:20]))}. Import it with "
                 "`lore data import table FILE --map query=...,title=...,label=... -o pairs.parquet`."
             )
         once_each(file, parquet.schema_arrow.names)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from lore.support.text import printable
+
 
 def nearest(name: str, choices: Iterable[object], cutoff: float = 0.6) -> str:
     """The most similar choice, ignoring case, or "" if none is similar enough."""
@@ -16,4 +18,4 @@ def nearest(name: str, choices: Iterable[object], cutoff: float = 0.6) -> str:
 def nearest_hint(name: str, choices: Iterable[object], cutoff: float = 0.6) -> str:
     """The suffix ` Nearest: 'x'.` for an error message, or "" if no choice is similar enough."""
     found = nearest(name, choices, cutoff)
-    return f" Nearest: '{found}'." if found else ""
+    return f" Nearest: '{printable(found)}'." if found else ""

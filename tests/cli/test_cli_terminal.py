@@ -204,3 +204,13 @@ def test_only_two_modules_write_to_the_terminal():
                     raw = set()
                 found += [f"{name}:{node.lineno} {what}" for what in raw]
     assert not found, f"Text for people goes through lore.support.terminal or lore.support.console: {found}"
+
+
+def test_a_line_end_inside_a_name_begins_no_line(lore, tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text('"q\nerror: forged\nforged",title\na,b\n')
+    options = ["--map", "query=query,title=title", "--rubric", "homedepot", "-o", tmp_path / "x.parquet"]
+    shown = lore("data", "import", "table", table, *options, code=1, literal=False)
+    assert "Found: q error: forged forged, title." in shown
+    shown = lore("data", "stats", tmp_path / "a\nerror: forged", code=1, literal=False)
+    assert [line[:6] for line in shown.splitlines() if "forged" in line] == ["  erro"]
