@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -18,7 +18,7 @@ class Counterpart:
     keys: tuple[str, ...] = ()
     note: str = ""
 
-    def among(self, paths: Iterable[str]) -> list[str]:
+    def among(self, paths: Sequence[str]) -> list[str]:
         """The paths that are one of the keys, also inside another section, such as teacher.vllm.gpu_memory."""
         return [path for key in self.keys for path in paths if path == key or ("." in key and path.endswith(f".{key}"))]
 

@@ -169,7 +169,7 @@ def _unknown_key(
     paths = _paths(model)
     told = counterpart(name)
     if told is not None:
-        called = told.among(dotted((*at, one)) for one in names) or told.among(paths)
+        called = told.among([dotted((*at, one)) for one in names]) or told.among(paths)
         if not called:  # a section of a name of its own, such as extra.one of a stage
             called = [dotted((*at, one)) for one in names if any(one == path.rpartition(".")[2] for path in told.keys)]
         if called:
@@ -239,7 +239,8 @@ def _explain(
     if item["type"] == "extra_forbidden":
         found = f"unknown key {key[-1]}"
         expected, near = _unknown_key(key, section, model, stages)
-        for inner in islice(_library_names(item["input"], key), MAX_NESTED):
+        nested = {} if near or counterpart(str(key[-1])) else item["input"]
+        for inner in islice(_library_names(nested, key), MAX_NESTED):
             told = _unknown_key(inner, None, model, stages)
             yield inner, Problem(text.where(inner), dotted(inner), f"unknown key {inner[-1]}", *told)
     elif item["type"] == "missing":

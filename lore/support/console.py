@@ -6,6 +6,7 @@ rich's: a str is one line of data, printed as it is. `Text` gives it a style, an
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -71,10 +72,11 @@ class Console(rich.console.Console):
 
 
 class Progress(rich.progress.Progress):
-    """A progress bar whose descriptions are data."""
+    """A progress bar whose descriptions are data. What is printed meanwhile appears above it, if it goes to the terminal too."""
 
     def __init__(self, *columns: Any, console: Console | None = None, **options: Any):
-        super().__init__(*columns, console=console or Console(), **options)
+        shared = {f"redirect_{name}": bool((s := getattr(sys, name)) and s.isatty()) for name in ("stdout", "stderr")}
+        super().__init__(*columns, console=console or Console(), **shared, **options)
 
     def add_task(self, description: str, *arguments: Any, **fields: Any) -> Any:
         return super().add_task(printable(description), *arguments, **fields)

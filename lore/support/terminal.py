@@ -21,7 +21,7 @@ from lore.support.text import printable, printable_lines
 
 _PLAIN_SIGNS = str.maketrans({"\ufffd": "?", "–": "-", "—": "-", "−": "-", "×": "x", "’": "'", "“": '"', "”": '"'})
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
-_REDRAWN = re.compile(r"(?:\r|\x1b\[A)*")
+_UPWARDS = re.compile(r"(?:\x1b\[A)+")
 
 
 def print_line(message: object = "", *, flush: bool = False) -> None:
@@ -112,21 +112,23 @@ class TerminalStream:
             raise SystemExit(1) from None
 
     def __getattr__(self, name: str) -> Any:
+        if name == "stream":  # a copy that is still empty
+            raise AttributeError(name)
         return getattr(self.stream, name)
 
 
 class GuardedStream(TerminalStream):
-    """A stream for everybody's text. Styles are dropped. On a terminal a text may begin with the signs by which a progress bar
-    draws its line again."""
+    """A stream for everybody's text. Styles are dropped, and cursor movements except that a text on a terminal may begin with \\r:
+    by this a progress bar draws its line again."""
 
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        start = _REDRAWN.match(text)[0]
-        rest = printable_lines(_STYLE.sub("", text[len(start) :]))
-        if start and not self.stream.isatty():
-            start = "\n" * bool(rest.strip())
-        super().write(start + rest)
+        if not _UPWARDS.fullmatch(text):  # the cursor movements of a second progress bar
+            again = text.startswith("\r")
+            rest = printable_lines(_STYLE.sub("", text.lstrip("\r")))
+            start = "" if not again else "\r" if self.stream.isatty() else "\n" * bool(rest.strip())
+            super().write(start + rest)
         return len(text)
 
 
