@@ -25,7 +25,7 @@ from lore.data.tables.any_table import table_records
 from lore.data.tables.text_tables import is_utf8
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
-from lore.support.text import normalize
+from lore.support.text import normalize, printable
 
 TABLES = (".jsonl", ".csv", ".parquet")
 TEXTS = (".txt", ".md")
@@ -84,8 +84,8 @@ def open_facts(path: str, top: int = 5) -> Facts:
         return Passages((passage for cell in cells for passage in paragraphs(cell)), [place], top)
     missing = "value" if "phrase" in names else "phrase"
     raise LoreError(
-        f"facts: {path} has no column {missing!r}; found {', '.join(names[:20])}. A table of facts has the columns phrase and "
-        f"value, a table of passages has text.{nearest_hint(missing, names)}"
+        f"facts: {path} has no column {missing!r}; found {printable(', '.join(names[:20]))}. A table of facts has the columns "
+        f"phrase and value, a table of passages has text.{nearest_hint(missing, names)}"
     )
 
 

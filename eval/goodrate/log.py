@@ -15,6 +15,7 @@ from lore.data.tables.ids import id_text
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 from lore.support.progress import track
+from lore.support.text import printable
 
 COLUMNS = ("query", "pair_id", "item_id", "page_id", "position", "system", "impressions")
 MAX_REJECTED_SHARE = 0.01
@@ -98,7 +99,7 @@ def read_log(path: Path) -> Shown:
         columns |= record[1].keys()
         if not columns & {"pair_id", "item_id"}:
             raise LoreError(
-                f"{path} has neither pair_id nor item_id, so the shown items are unknown. Found: {', '.join(columns)}."
+                f"{path} has neither pair_id nor item_id, so the shown items are unknown. Found: {printable(', '.join(columns))}."
                 f"{nearest_hint('item_id', columns)} Rename the column."
             )
         row = _Row(path, *record)

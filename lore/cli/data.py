@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ import typer
 from lore.cli.options import FORCE
 from lore.support.bounds import MAX_SEED
 from lore.support.errors import LoreError
+from lore.support.terminal import print_json, print_line, print_note
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,13 +32,12 @@ DROP = typer.Option(False, "--drop-duplicates", help="Keep the first of equal pa
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    for stream in (sys.stdout, sys.stderr):  # unencodable text in rejected rows must not stop the report
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except (LoreError, OSError) as error:  # OSError: disk full, no permission, a folder instead of a file
-        print(f"error: {error}", file=sys.stderr)
+        from lore.run.runner import report_error
+
+        report_error(error if isinstance(error, LoreError) else LoreError(str(error)))
         raise typer.Exit(1) from error
 
 
@@ -173,9 +171,9 @@ def check(
         )
         _show_report(report, as_json)
         if chosen is None:
-            print("Labels were not checked, because the file names no rubric. Pass --rubric.", file=sys.stderr)
+            print_note("Labels were not checked, because the file names no rubric. Pass --rubric.")
         elif chosen == metadata.get("lore.rubric") and (warning := rubric_change(metadata, loaded, path)):
-            print(f"warning: {warning}", file=sys.stderr)
+            print_note(f"warning: {warning}")
         _need_pairs(report, target)
         if report.rejected_rows and out is None:
             raise typer.Exit(1)
@@ -215,7 +213,7 @@ def split(
         shares = _shares(fractions)
         counts = split_pairs(path, target, by=by, fractions=shares, seed=seed, replace=replace, force=force)
         if as_json:
-            print(json.dumps({"out": str(target), "pairs": dict(counts)}))
+            print_json({"out": str(target), "pairs": dict(counts)})
         else:
             _table(
                 f"{target}, by {by}",
@@ -224,7 +222,7 @@ def split(
             )
         for name in shares:
             if not counts[name]:
-                print(f"{name} is empty, because {by} has too few values. Change --seed or --fractions.", file=sys.stderr)
+                print_note(f"{name} is empty, because {by} has too few values. Change --seed or --fractions.")
 
 
 def _need_pairs(report: Any, out: Path | None) -> None:
@@ -254,7 +252,7 @@ def _shares(text: str) -> dict[str, float]:
 
 def _show_report(report: Any, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(report.as_json()))
+        print_json(report.as_json())
         return
     left = report.dropped
     lines = [
@@ -269,18 +267,18 @@ def _show_report(report: Any, as_json: bool) -> None:
     ]
     _table(None, ["what", "count"], [[name, f"{count:,}"] for name, count in lines])
     for example in [*report.examples, *report.repeats]:
-        print(f"  {example}")
+        print_line(f"  {example}")
     if report.out:
-        print(f"Pairs: {report.out}")
+        print_line(f"Pairs: {report.out}")
     if report.rejected:
-        print(f"Rejected rows with their reasons: {report.rejected}")
+        print_line(f"Rejected rows with their reasons: {report.rejected}")
     if report.extra_columns:
-        print(f"Columns that are not read: {', '.join(report.extra_columns)}")
+        print_line(f"Columns that are not read: {', '.join(report.extra_columns)}")
 
 
 def _show_stats(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     plain = ("pairs", "labeled", "with_photo", "mean_label_weight", "queries", "duplicates", "conflicting_labels")
     _table(
@@ -298,7 +296,7 @@ def _show_stats(found: dict[str, Any], as_json: bool) -> None:
         most = list(found["slices"].items())
         _table(f"Slices ({len(most)})", ["slice", "pairs"], [[name, f"{count:,}"] for name, count in most[:30]])
     if found["pooled"]:
-        print(f"Too many values to list, so the rest is counted as {found['pooled_as']}: {', '.join(found['pooled'])}.")
+        print_line(f"Too many values to list, so the rest is counted as {found['pooled_as']}: {', '.join(found['pooled'])}.")
     _table(
         "Lengths in characters",
         ["field", "pairs", "p50", "p95", "max"],
@@ -313,16 +311,13 @@ def _show_stats(found: dict[str, Any], as_json: bool) -> None:
 
 
 def _table(title: str | None, columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from lore.support.console import Console, Table
 
     table = Table()
     for index, name in enumerate(columns):
-        table.add_column(Text(name), justify="right" if index else "left")
+        table.add_column(name, justify="right" if index else "left")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: a slice named "[red]" must not be parsed as markup
-    console = Console()
+        table.add_row(*row)
     if title:
-        console.print(Text(title), soft_wrap=True)
-    console.print(table)
+        print_line(title)
+    Console().print(table)

@@ -18,7 +18,7 @@ import yaml
 
 from lore.config.secrets import HIDDEN, is_secret_key, mask_problem
 from lore.support.errors import LoreError
-from lore.support.text import encodable
+from lore.support.text import encodable, printable
 
 HEADER = 'lore: 1; from lore.run import main; main(__name__, __file__); r"""'
 FOOTER = '# """'
@@ -54,7 +54,7 @@ class Problem:
         lines.append(f"  expected: {self.expected}")
         if self.nearest:
             lines.append(f"  nearest:  {self.nearest}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 class RecipeError(LoreError):
@@ -65,7 +65,7 @@ class RecipeError(LoreError):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         shown = "\n".join(map(str, problems[:MAX_PROBLEMS]))
         more = f"\nand {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
-        super().__init__(f"{count} in {path or 'the recipe'}; nothing was run\n{shown}{more}")
+        super().__init__(f"{count} in {printable(path or 'the recipe')}; nothing was run\n{shown}{more}")
 
 
 @dataclass

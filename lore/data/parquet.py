@@ -300,7 +300,7 @@ def _open(file: Path) -> Iterator[pq.ParquetFile]:
         if missing:
             raise LoreError(
                 f"{file} is not a pairs file: column {', '.join(missing)} is missing, found "
-                f"{', '.join(parquet.schema_arrow.names[:20])}. Import it with "
+                f"{printable(', '.join(parquet.schema_arrow.names[:20]))}. Import it with "
                 "`lore data import table FILE --map query=...,title=...,label=... -o pairs.parquet`."
             )
         once_each(file, parquet.schema_arrow.names)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from lore.support.atomic_files import open_part, part_of, replace_file
 from lore.support.outputs import REJECTED, head_of
+from lore.support.text import printable
 
 SHOWN_CHARACTERS = 300
 SHOWN_FIELDS = 40
@@ -32,7 +33,7 @@ class Rejection:
     record: dict[str, Any] | None = None
 
     def __str__(self) -> str:
-        return f"{self.file} row {self.row}, {self.field}: {self.reason}, found {self.found}, expected {self.expected}"
+        return printable(f"{self.file} row {self.row}, {self.field}: {self.reason}, found {self.found}, expected {self.expected}")
 
 
 def rejected_path(out: Path) -> Path:

@@ -12,7 +12,7 @@ from lore.judge.verdict import Verdict, from_row, unscored
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 from lore.support.progress import track
-from lore.support.text import encodable
+from lore.support.text import encodable, printable
 
 SHOWN_IDS = 5
 NEEDED = ("pair_id", "tier")
@@ -127,7 +127,8 @@ def prediction_rows(path: Path, named_by: str = "judges.<name>.predictions") -> 
     rows = [_cells(path, record) for record in records]
     columns = {key for row in rows for key in row}
     if rows and (absent := [name for name in NEEDED if name not in columns]):
-        raise LoreError(f"predictions file {path} has no column {' and no '.join(absent)}; found {', '.join(sorted(columns))}")
+        found = printable(", ".join(sorted(columns)))
+        raise LoreError(f"predictions file {path} has no column {' and no '.join(absent)}; found {found}")
     for row in rows:
         row["pair_id"] = str(row.get("pair_id"))
     return rows
@@ -169,10 +170,11 @@ def _select(rows: list[dict], path: Path, judge: str | None) -> list[dict]:
     names = sorted({str(row["judge"]) for row in rows if row.get("judge") is not None})
     if judge is None and len(names) > 1:
         raise LoreError(
-            f"{path} contains the verdicts of {len(names)} judges ({', '.join(names)}). Choose one with predictions_judge."
+            f"{path} contains the verdicts of {len(names)} judges ({printable(', '.join(names))}). Choose one with "
+            "predictions_judge."
         )
     if judge is not None and judge not in names:
         raise LoreError(
-            f"{path} has no judge {judge!r}; found {', '.join(names) or 'no column judge'}. Correct predictions_judge."
+            f"{path} has no judge {judge!r}; found {printable(', '.join(names)) or 'no column judge'}. Correct predictions_judge."
         )
     return rows if judge is None else [row for row in rows if row.get("judge") is not None and str(row["judge"]) == judge]

@@ -19,6 +19,7 @@ from lore.data.rejected_rows import Rejection, short
 from lore.data.tables.parquet_files import open_parquet
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
+from lore.support.text import printable
 
 MAX_LINE_CHARACTERS = 64 * 2**20
 KEY_ROWS = 1000
@@ -42,7 +43,7 @@ def need_columns(path: Path, required: Iterable[str], found: list[str], hint: st
     missing = [name for name in required if name not in held]
     if missing:
         parts = [f"column {name!r} is missing.{nearest_hint(name, found, cutoff=0.4)}" for name in missing]
-        raise LoreError(f"{path}: {' '.join(parts)} Found: {', '.join(found[:40])}.{hint}")
+        raise LoreError(f"{path}: {' '.join(parts)} Found: {printable(', '.join(found[:40]))}.{hint}")
 
 
 def jsonl_records(path: Path, required: Iterable[str] = (), *, encoding: str = "utf-8") -> Iterator[Record | Rejection]:
