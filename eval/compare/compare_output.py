@@ -7,10 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from lore.eval.compare.changes import add_titles, changed_pairs, counted, examples
 from lore.eval.compare.compare import BETTER, MIN_QUERIES, WORSE, Comparison, Difference, Options, PartDifference
 from lore.eval.compare.finished import found_apart
@@ -19,6 +15,7 @@ from lore.eval.compare.sides import Side, Sides
 from lore.eval.measures.bootstrap import LEVEL
 from lore.eval.report.console import column_titles
 from lore.support.atomic_files import written_whole
+from lore.support.console import Console, Table, Text
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 from lore.support.outputs import Output, begins_with, checked_outputs

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 
-from rich.console import Console
-
 from lore.eval.compare.leaderboard import STEM, SUFFIXES, Board, Row, check_metrics
 from lore.eval.compare.safe_output import open_console, text
 from lore.eval.measures.bootstrap import Estimate
 from lore.eval.measures.metrics import metric_names
 from lore.eval.report.console import best_value, column_titles, print_table, shown_columns
 from lore.support.atomic_files import written_whole
+from lore.support.console import Console
 from lore.support.errors import LoreError
 from lore.support.markdown import table_cell
 from lore.support.outputs import Output, begins_with, checked_outputs

@@ -117,11 +117,10 @@ def import_(
         _show_report(report, as_json)
         _need_pairs(report, target)
         if report.photos_elsewhere:
-            print(
+            print_note(
                 f"The photos stay in {report.photos_elsewhere}, outside of the folder of {target}. Recipes that read this file "
                 "need that folder as data.image_root, and `lore data check` as --image-root. --embed-images stores the photos "
-                "in the file.",
-                file=sys.stderr,
+                "in the file."
             )
 
 

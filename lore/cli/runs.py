@@ -18,6 +18,8 @@ from typing import Any
 
 import typer
 
+from lore.support.terminal import print_line
+
 TAIL_BYTES = 65_536  # the end of metrics.jsonl that is read
 MAX_FILES = 50_000  # files of one run whose sizes are added up
 MAX_DEPTH = 16
@@ -45,10 +47,10 @@ def runs(
     folder = root or run_root()
     found = sorted((row for row in rows(folder) if matches(row.run, patterns or [])), key=lambda row: -row.updated)
     if as_json:
-        print(json.dumps([row.plain() for row in found], indent=1))
+        print_line(json.dumps([row.plain() for row in found], indent=1))
         return
     if not found:
-        print(f"There are no runs{' of this name' if patterns else ''} under {folder}.")
+        print_line(f"There are no runs{' of this name' if patterns else ''} under {folder}.")
         return
     print_runs(folder, found)
 

@@ -13,7 +13,6 @@ the stored size and modification time counts as unchanged. Another machine may h
 import fcntl
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +33,7 @@ from lore.support.errors import LoreError
 from lore.support.fingerprint import content_fingerprint, known_digests, remember_digests
 from lore.support.json_files import parse_object
 from lore.support.processes import is_main_process, rank
+from lore.support.terminal import print_note
 
 POLL_SECONDS = 0.5
 REPORT_EVERY_SECONDS = 30.0
@@ -70,7 +70,7 @@ class PairSource:
         pair_files(self.section.path)
         if self.rubric is not None and is_main_process():
             if warning := rubric_change(read_metadata(self.section.path), self.rubric, self.section.path):
-                print(f"warning: {warning}", file=sys.stderr)
+                print_note(f"warning: {warning}")
         return Path(self.section.path)
 
     @cached_property
@@ -177,16 +177,14 @@ class PairSource:
             raise LoreError(f"{path}: none of its {report.rows:,} rows is a valid pair. {' '.join(report.examples[:1])}")
         if report.rejected_rows:
             why = ", ".join(f"{reason} {times}" for reason, times in report.reasons.most_common(5))
-            print(
+            print_note(
                 f"warning: {path}: {report.rejected_rows:,} of {report.rows:,} rows were rejected ({why}); see "
-                f"{report.rejected}. First: {report.examples[0]}",
-                file=sys.stderr,
+                f"{report.rejected}. First: {report.examples[0]}"
             )
         if photos := report.repairs["unreadable_photo"]:
-            print(
+            print_note(
                 f"warning: {path}: {photos:,} photos cannot be read; their rows are kept and judged as text only. "
-                f"First: {report.bad_photos[0]}",
-                file=sys.stderr,
+                f"First: {report.bad_photos[0]}"
             )
 
     def _imported_by_the_main_process(self) -> Path:
@@ -206,7 +204,7 @@ class PairSource:
                 must = "every machine must be able to read this folder"
                 if inputs is not None:
                     must += f", and see {self.section.path} with the same sizes"
-                print(f"rank {rank()}: {waited} ({must})", file=sys.stderr, flush=True)
+                print_note(f"rank {rank()}: {waited} ({must})")
             time.sleep(POLL_SECONDS)
 
     def _notes(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ for pair in read_pairs("pairs.parquet", split="train"):
 """
 
 import glob
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -27,6 +26,7 @@ from lore.support.atomic_files import open_part, part_of, replace_file
 from lore.support.errors import LoreError
 from lore.support.fingerprint import content_fingerprint
 from lore.support.processes import is_main_process
+from lore.support.terminal import print_note
 from lore.support.text import printable
 
 WITHOUT_PHOTO = [name for name in FIELDS if name != "image"]
@@ -166,10 +166,9 @@ def _warn_of_refused(pair: Pair, file: Path) -> None:
     if str(file) in _warned or not is_main_process() or as_stored(pair.image) is pair.image:
         return
     _warned.add(str(file))
-    print(
+    print_note(
         f"warning: {file}: photos outside of its folder are not read, such as {printable(pair.image['path'][:200])} of pair "
-        f"{printable(pair.pair_id[:80])}. If they are yours, name their folder as data.image_root in the recipe.",
-        file=sys.stderr,
+        f"{printable(pair.pair_id[:80])}. If they are yours, name their folder as data.image_root in the recipe."
     )
 
 

@@ -22,6 +22,7 @@ from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
 from lore.support.json_files import parse_object
 from lore.support.processes import rank, say
+from lore.support.terminal import print_note
 
 POLL_SECONDS = 1.0
 REPORT_EVERY_SECONDS = 30.0
@@ -188,7 +189,7 @@ def wait_for_needed(folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> 
         if time.time() - reported > REPORT_EVERY_SECONDS:
             reported = time.time()
             waited = f"waiting {reported - started:.0f} s for rank 0 to finish {missing[0]}"
-            print(f"rank {rank()}: {waited} (every machine must share this folder)", file=sys.stderr, flush=True)
+            print_note(f"rank {rank()}: {waited} (every machine must share this folder)")
         time.sleep(POLL_SECONDS)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from lore.support.errors import LoreError, reason
 from lore.support.json_files import parse_object, read_object
 from lore.support.plain import flatten, plain
 from lore.support.processes import is_main_process
+from lore.support.terminal import print_note
 
 OLD_FINGERPRINTS = "facts"  # the key in manifests of earlier versions
 PROBE_SECONDS = 0.1
@@ -258,10 +258,7 @@ class RunFolder:
             ) from error
         except OSError as error:
             os.close(handle)
-            print(
-                f"warning: {self.path}: the file system has no file locks ({error.strerror}); do not start this run twice",
-                file=sys.stderr,
-            )
+            print_note(f"warning: {self.path}: the file system has no file locks ({error.strerror}); do not start this run twice")
             return
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)

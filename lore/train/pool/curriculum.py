@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from rich.console import Console
-from rich.table import Table
 
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.parquet import WITHOUT_PHOTO
 from lore.data.tables.parquet_files import open_parquet
 from lore.engines.config import ModelSection
+from lore.support.console import Console, Table
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint
 from lore.support.processes import is_main_process, say
