@@ -18,7 +18,7 @@ from typing import Any
 
 import typer
 
-from lore.support.terminal import print_line
+from lore.support.terminal import print_json, print_line
 
 TAIL_BYTES = 65_536  # the end of metrics.jsonl that is read
 MAX_FILES = 50_000  # files of one run whose sizes are added up
@@ -47,7 +47,7 @@ def runs(
     folder = root or run_root()
     found = sorted((row for row in rows(folder) if matches(row.run, patterns or [])), key=lambda row: -row.updated)
     if as_json:
-        print_line(json.dumps([row.plain() for row in found], indent=1))
+        print_json([row.plain() for row in found])
         return
     if not found:
         print_line(f"There are no runs{' of this name' if patterns else ''} under {folder}.")
