@@ -153,6 +153,7 @@ UNTIMED = {
     "lore.codec.sanitize._markers_around": OWN,
     "lore.codec.sanitize._rationale_pattern": OWN,
     "lore.codec.sanitize._form": OWN,
+    "lore.codec.sanitize.control_strings": OWN,
     "lore.codec.sanitize._without_control": "timed as neutralize",
     "lore.codec.sanitize._has_marker": "timed as neutralize",
     "lore.codec.sanitize._replacement": "timed as neutralize",
