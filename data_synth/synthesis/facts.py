@@ -207,14 +207,16 @@ def paragraphs(text: str) -> Iterator[str]:
             continue
         rest = neutralize(" ".join([heading, *lines] if heading else lines))
         heading = ""
-        while len(rest) > MAX_PASSAGE:
-            ends = [found.end() for found in _SENTENCE_END.finditer(rest, MAX_PASSAGE // 2, MAX_PASSAGE)]
-            cut = ends[-1] if ends else rest.rfind(" ", MAX_PASSAGE // 2, MAX_PASSAGE)
-            cut = cut if cut > 0 else MAX_PASSAGE
-            yield rest[:cut].strip()
-            rest = rest[cut:].strip()
-        if rest:
-            yield rest
+        at = 0
+        while len(rest) - at > MAX_PASSAGE:
+            least, most = at + MAX_PASSAGE // 2, at + MAX_PASSAGE
+            ends = [found.end() for found in _SENTENCE_END.finditer(rest, least, most)]
+            cut = ends[-1] if ends else rest.rfind(" ", least, most)
+            cut = cut if cut > at else most
+            yield rest[at:cut].strip()
+            at = cut + (len(rest) > cut and rest[cut] == " ")  # `neutralize` leaves single spaces
+        if rest[at:]:
+            yield rest[at:]
 
 
 def _pieces(text: str) -> list[str]:

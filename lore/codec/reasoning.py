@@ -23,10 +23,8 @@ STYLES = (
     (r"Here is my thought process:", r"Here is my response:"),  # Granite 3.2
 )
 """Patterns of opening and closing marks; case does not matter."""
-_MARKS = re.compile(
-    "|".join(f"(?P<o{number}>{opening})|(?P<c{number}>{closing})" for number, (opening, closing) in enumerate(STYLES)),
-    re.IGNORECASE,
-)
+_ANY_MARK = "|".join(f"(?P<o{number}>{opening})|(?P<c{number}>{closing})" for number, (opening, closing) in enumerate(STYLES))
+_MARKS = re.compile(rf"(?=[<\[◁H])(?:{_ANY_MARK})", re.IGNORECASE)  # the first letters, because most text is no mark
 # gpt-oss: channels with headers. Decoded without special tokens, only the words of the headers are left.
 _CHANNELS = re.compile(r"(?:<\|start\|>[^<]*)?<\|channel\|>")
 _CHANNEL = re.compile(r"<\|channel\|>\s*+(\w++)[^<]*+(?:<\|constrain\|>[^<]*+)?<\|message\|>")

@@ -71,11 +71,25 @@ def source_of(variable: str, key: str) -> str:
     if "ACCELERATE_DYNAMO_MODE" not in os.environ:  # accelerate's launchers set it
         return stated
     for path in _config_files():
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = config_content(path)
         for section in (content, content.get("deepspeed_config") or {}):
             if str(section.get(key, "")).lower() == value.lower():
                 return f"{path} has {key}: {section[key]} ({variable}={value})"
     return f"{stated}, which accelerate launch sets from --{key} or its config file"
+
+
+def config_content(path: Path) -> dict[str, Any]:
+    """An accelerate config file, read as accelerate reads it. Raises LoreError if it is not a YAML mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise LoreError(f"The accelerate config {path} cannot be read, so nothing was started: {error}") from error
+    if not isinstance(content, dict | None):
+        raise LoreError(
+            f"The accelerate config {path} holds {type(content).__name__}, so nothing was started; expected a mapping such as "
+            "`num_processes: 2`. `accelerate config` writes one."
+        )
+    return content or {}
 
 
 def _config_files() -> list[Path]:
