@@ -1,7 +1,5 @@
 """Output of a comparison: tables and sentences for people, JSON and the changed pairs for programs."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lore.data.tables.csv import csv_text
 from lore.eval.compare.changes import add_titles, changed_pairs, counted, examples
 from lore.eval.compare.compare import BETTER, MIN_QUERIES, WORSE, Comparison, Difference, Options, PartDifference
 from lore.eval.compare.finished import found_apart
@@ -40,7 +39,7 @@ def report(
 ) -> None:
     """Prints every comparison. Writes all changed pairs to `out` (.jsonl or .csv) and all results to `as_json`. shown: number of
     examples printed per kind."""
-    if out is not None and out.suffix not in (".jsonl", ".csv"):
+    if out is not None and out.suffix.lower() not in (".jsonl", ".csv"):
         raise LoreError(f"--out {out}: found {out.suffix or 'no extension'}, expected .jsonl or .csv")
     titles = metric_titles(comparisons, metrics)
     console = open_console()
@@ -240,13 +239,9 @@ def _who(side: Side) -> dict[str, Any]:
 
 
 def _write_changed(path: Path, rows: list[dict[str, Any]]) -> None:
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         write_own(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), JSONL_MARK)
         return
     columns = list(rows[0]) if rows else CSV_MARK.rstrip(",").split(",")
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(row | {name: "; ".join(row[name]) for name in ("changes", "slices")})
-    write_own(path, out.getvalue(), CSV_MARK)
+    plain = [row | {name: "; ".join(row[name]) for name in ("changes", "slices")} for row in rows]
+    write_own(path, csv_text(columns, [[row[name] for name in columns] for row in plain]), CSV_MARK)

@@ -1,5 +1,6 @@
 """Safe output of the commands over finished runs: a wide console, escaped text, and files that only their command replaces."""
 
+import codecs
 import sys
 from math import isnan
 from pathlib import Path
@@ -49,8 +50,8 @@ def write_own(path: Path, content: str, mark: str) -> None:
         raise LoreError(f"{path} is a folder, and the output is a file. Name a file.")
     if path.is_file() and path.stat().st_size:
         with open(path, "rb") as file:
-            found = file.read(len(mark.encode()))
-        if found != mark.encode():
+            found = file.read(len(codecs.BOM_UTF8 + mark.encode()))
+        if not found.removeprefix(codecs.BOM_UTF8).startswith(mark.encode()):
             raise LoreError(f"{path} was not written by this command, so it is not overwritten. Name another file.")
     with written_whole(path) as file:
         file.write(content.encode("utf-8", errors="backslashreplace"))

@@ -91,7 +91,8 @@ def read_log(path: Path) -> Shown:
     Raises LoreError if they are more than MAX_REJECTED_SHARE of all rows, or if a column is missing.
     """
     rows, rejected, columns = [], [], set()
-    for record in track(table_records(path, ["query"], [*COLUMNS, *MARKETS]), "reading the log"):
+    records = table_records(path, ["query"], [*COLUMNS, *MARKETS], is_number=("position", "impressions").__contains__)
+    for record in track(records, "reading the log"):
         if isinstance(record, Rejection):
             rejected.append(record)
             continue

@@ -41,6 +41,10 @@ class Report:
     dropped: int = 0
     unlabeled: int = 0
     """Pairs without a label."""
+    distributions: int = 0
+    """Pairs with a label_distribution."""
+    unsplit: int = 0
+    """Pairs without a split."""
     bad_photos: list[str] = field(default_factory=list)
     """Kept rows with unreadable photos: file, row and the problem. At most the first hundred."""
     repeats: list[str] = field(default_factory=list)
@@ -103,6 +107,8 @@ def import_pairs(
                     pair.split = split_of(pair.query, split_fractions, seed)
                 seen.add(pair)
                 report.unlabeled += pair.label is None
+                report.distributions += pair.label_distribution is not None
+                report.unsplit += pair.split is None
                 if writer:
                     writer.write(pair)
             if writer and not len(seen):
