@@ -189,7 +189,7 @@ class _Row:
     def _text(self, name: str, needed: bool = False) -> str:
         text = text_of(self._cells.get(name))
         if text is None or (needed and not text):
-            self._bad(name, "field_type" if text is None else "empty", "a text")
+            self._bad(name, "field_type" if text is None else "empty", "a text in UTF-8" if text is None else "a text")
         return text or ""
 
     def _number(self, name: str) -> float:

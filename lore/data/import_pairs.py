@@ -16,7 +16,7 @@ from lore.data.parquet import PairWriter, pair_files, read_metadata, read_pairs
 from lore.data.rejected_rows import RejectedWriter, Rejection, rejected_path
 from lore.data.row_validation import RowChecker
 from lore.data.source import Source, SourceRow
-from lore.data.splits import split_of
+from lore.data.splits import deal
 from lore.data.tables.parquet_files import open_parquet
 from lore.data.tables.text_tables import parquet_records
 from lore.rubric.rubric import Rubric, rubric_metadata
@@ -103,8 +103,8 @@ def import_pairs(
             for pair in _checked(
                 track(source.rows, f"{source.name}", total=source.total), source.name, checker, report, rejected, places
             ):
-                if split_fractions and pair.split is None:
-                    pair.split = split_of(pair.query, split_fractions, seed)
+                if split_fractions:
+                    deal(pair, split_fractions, seed)
                 seen.add(pair)
                 report.unlabeled += pair.label is None
                 report.distributions += pair.label_distribution is not None

@@ -228,6 +228,18 @@ def count_pairs(path: str | Path, split: str | None = None) -> int:
     return total
 
 
+def count_unsplit(path: str | Path) -> int:
+    """Number of pairs without a split. Reads only the split column."""
+    total = 0
+    for file in pair_files(path):
+        with _open(file) as parquet:
+            if "split" not in parquet.schema_arrow.names:
+                total += parquet.metadata.num_rows
+                continue
+            total += sum(batch.column(0).null_count for batch in parquet.iter_batches(65536, columns=["split"]))
+    return total
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Metadata of the first file, as written by PairWriter."""
     with _open(pair_files(path)[0]) as parquet:

@@ -9,7 +9,6 @@ names. Unmapped columns are ignored.
 """
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from lore.data.source import SourceRow, missing_file
 from lore.data.tables.any_table import DELIMITERS, JSONL, other_format, suffix_of, table_records
 from lore.data.tables.csv import check_delimiter
 from lore.data.tables.parquet_files import open_parquet
+from lore.data.tables.text_tables import Unreadable
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 
@@ -123,10 +123,12 @@ def _values(cells: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
         if name.startswith("attributes."):
             attributes.append((name.removeprefix("attributes."), cell))
         elif name in MARKETS:
-            if isinstance(cell, str | int):
-                markets += [f"{name}:{str(cell).strip()}"] if str(cell).strip() else []
-            elif cell is not None and not (isinstance(cell, float) and math.isnan(cell)):
-                markets.append(cell)  # validation rejects what is no text
+            if isinstance(cell, bytes):
+                cell = cell.decode("utf-8", "surrogateescape")
+            if isinstance(cell, Unreadable | list | dict):
+                markets.append(cell)  # validation rejects it
+            elif cell is not None and cell == cell and str(cell).strip():  # not NaN, a missing value
+                markets.append(f"{name}:{str(cell).strip()}")
         elif name in ("slices", "rules") and isinstance(cell, str):
             values[name] = [part.strip() for part in cell.split("|") if part.strip()]
         elif name == "attributes":

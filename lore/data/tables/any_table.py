@@ -6,7 +6,7 @@ from typing import Any
 
 from lore.data.rejected_rows import Rejection
 from lore.data.tables.csv import csv_records
-from lore.data.tables.text_tables import SAVE_AS_CSV, jsonl_records, parquet_records
+from lore.data.tables.text_tables import ARRAY_TO_LINES, SAVE_AS_CSV, jsonl_records, parquet_records
 from lore.support.errors import LoreError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
@@ -36,8 +36,7 @@ def other_format(path: Path, known: Sequence[str] = SUFFIXES, what: str = "") ->
     if suffix == ".json":
         return LoreError(
             f"{what}{path}: a file ending in .json; expected {names}. With one JSON object per line, rename it to .jsonl. "
-            f"Rewrite an array with: python -c \"import json; [print(json.dumps(row)) for row in json.load(open('{path.name}', "
-            "encoding='utf-8'))]\" > rows.jsonl"
+            f"Rewrite an array with: {ARRAY_TO_LINES.format(name=path.name)}"
         )
     return LoreError(f"{what}{path}: a file ending in {path.suffix or 'nothing'}; expected {names}.")
 

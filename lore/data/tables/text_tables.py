@@ -40,6 +40,9 @@ BYTE_ORDER_MARKS = {
 COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh9": "bzip2", b"\xfd7zX": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 OLD_WORKBOOK = b"\xd0\xcf\x11\xe0"
 SAVE_AS_CSV = "In Excel or LibreOffice choose File > Save As > CSV UTF-8"
+ARRAY_TO_LINES = (
+    "python -c \"import json; [print(json.dumps(row)) for row in json.load(open('{name}', encoding='utf-8'))]\" > rows.jsonl"
+)
 HEAD_BYTES = 2**16
 _HIGH, _ALONE = re.compile(rb"[\x80-\xff]"), re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
 _NOT_WESTERN = re.compile(rb"[\x81-\x83\x8d\x8f\x90\x9d]")  # undefined in Windows-1252, or rare there and common in Shift JIS
@@ -128,11 +131,9 @@ def _no_json_lines(path: Path, first: str) -> LoreError:
         return LoreError(f"{path} has no rows. Expected one JSON object per line.")
     start = first.lstrip("\ufeff \t")[:1]
     what = {"[": "is one JSON array", "{": "holds JSON over several lines"}.get(start, f"starts with {first.strip()[:60]!r}")
-    return LoreError(
-        f"{path} {what}, and a .jsonl file holds one JSON object per line.\n"
-        f"Rewrite an array with: python -c \"import json; [print(json.dumps(row)) for row in json.load(open('{path.name}', "
-        "encoding='utf-8'))]\" > rows.jsonl"
-    )
+    command = f"Rewrite it with: {ARRAY_TO_LINES.format(name=path.name)}"
+    how = command if start == "[" else "Write each row as one line, as json.dumps does."
+    return LoreError(f"{path} {what}, and a .jsonl file holds one JSON object per line.\n{how}")
 
 
 def parquet_records(
