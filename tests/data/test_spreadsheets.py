@@ -23,10 +23,10 @@ from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
 
 DANGEROUS = [
-    '=HYPERLINK("http://evil","lamp")', "+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "＝1", "＋1", "－1", "＠x", " =1", "'90s jeans", "''x",
-    "a;=cmd|' /C calc'!A0", "a\n=1", "a;'b",
+    '=HYPERLINK("http://evil","lamp")', "+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "＝1", "＋1", "－1", "＠x", " =1", "'90s jeans",
+    "''x", "a;=cmd|' /C calc'!A0", "a\n=1", "a;'b",
 ]  # fmt: skip
-REWRITTEN = ["1-2", "MAR1", "007", "TRUE", "wahr", "123e45", "1E5", "12345678901234567", "12:30", "2 pm", "1/2", "5%", "3. Mai", "1.5"]
+REWRITTEN = ["1-2", "MAR1", "007", "TRUE", "wahr", "123e45", "1E5", "12345678901234567", "12:30", "2 pm", "1/2", "5%", "3. Mai"]
 KEPT = ["red shoes", "iphone 14", "12", "0", "123456789012345", "p12e5", "19460a9527028503", "L4", "2 pack", "B000123", "", "café"]
 
 
@@ -50,8 +50,8 @@ def test_a_spreadsheet_gets_no_formula_and_no_id_that_it_would_rewrite(tmp_path,
 @pytest.mark.parametrize("cell", KEPT)
 def test_other_cells_and_files_are_written_as_they_are(cell):
     text = csv_text(["id", "query"], [["1", cell]])
-    assert text.lstrip("\ufeff") == f"id,query\n1,{cell}\n" and ESCAPED not in text and text.isascii() == (not text.startswith("\ufeff"))
-    assert not is_rewritten(cell)
+    assert text.lstrip("\ufeff") == f"id,query\n1,{cell}\n" and ESCAPED not in text
+    assert text.isascii() == (not text.startswith("\ufeff")) and not is_rewritten(cell)
 
 
 @given(rows=st.lists(st.tuples(st.text("='-;\t\r\n\" a1eＭ,", max_size=8), st.text(max_size=12)), min_size=1, max_size=4))
@@ -144,10 +144,12 @@ def test_generated_ids_begin_with_a_letter_and_join_those_of_earlier_versions():
 
 
 @pytest.mark.parametrize(
-    "one", ["1.23E+45", "1,23457E+15", "1234567890123450000", "01. Feb", "1-Feb", "Mar-01", "WAHR", "TRUE", "#NAME?", "####", "2024-03-01"]
+    "one",
+    ["1.23E+45", "1,23457E+15", "1234567890123450000", "01. Feb", "1-Feb", "Mar-01", "WAHR", "#NAME?", "####", "2024-03-01"],
 )
 def test_an_id_that_excel_has_rewritten_is_named(one):
-    assert "such as Excel" in spreadsheet_hint(["p1", one]) and not spreadsheet_hint(["p12", "B00012", "12345", "fed6362f2a18712c"])
+    assert "such as Excel" in spreadsheet_hint(["p1", one])
+    assert not spreadsheet_hint(["p12", "B00012", "12345", "fed6362f2a18712c"])
 
 
 def test_a_drawn_sample_survives_european_excel(tmp_path):

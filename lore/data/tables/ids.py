@@ -66,7 +66,8 @@ def spreadsheet_hint(ids: Iterable[Any]) -> str:
     return (
         f" {found!r} looks like an id that a spreadsheet program such as Excel has rewritten: it keeps 15 digits of a number, "
         "drops leading zeros, and makes dates of ids such as 1-2 or MAR1. The original is not in this file any more: copy the "
-        "column of ids from the file that was opened. To edit a file again, import it (Data > From Text/CSV) with this column as Text."
+        "column of ids from the file that was opened. To edit a file again, import it (Data > From Text/CSV) with this column "
+        "as Text."
     )
 
 
