@@ -120,7 +120,7 @@ def test_a_comma_in_a_number_of_a_comma_file_is_no_decimal_comma(tmp_path):
 @pytest.mark.parametrize(
     "name, content, said",
     [
-        ("a.xlsx", b"PK", "ending in .xlsx is a workbook.*CSV UTF-8"),
+        ("a.xlsx", b"PK", "ending in .xlsx; expected .*workbooks.*CSV UTF-8"),
         ("a.csv", b"PK\x03\x04 xl/workbook.xml", "is an Excel workbook, whatever its name says.*CSV UTF-8"),
         ("a.csv", b"\xd0\xcf\x11\xe0\xa1\xb1", "is an Excel workbook"),
         ("a.csv.gz", b"\x1f\x8b", "compressed.*gunzip a.csv.gz"),
