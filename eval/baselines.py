@@ -7,7 +7,6 @@ is split into characters and character pairs.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,6 +15,7 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 from lore.data.pair import Pair
 from lore.support.errors import LoreError
+from lore.support.text import compatible
 
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WORD = re.compile(rf"\d+(?:\.\d+)?|[{CJK}]+|[^\W\d_{CJK}]+")
@@ -31,7 +31,7 @@ FIELDS = ("title", "attributes", "description", "all")
 def tokens(text: str) -> list[str]:
     """Lower-case words without a plural s, numbers, and the single characters and character pairs of CJK runs."""
     found = []
-    for word in WORD.findall(unicodedata.normalize("NFKC", text).lower()):
+    for word in WORD.findall(compatible(text).lower()):
         if IS_CJK.match(word):
             found += [*word, *(word[i : i + 2] for i in range(len(word) - 1))]
         elif len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
@@ -42,7 +42,7 @@ def tokens(text: str) -> list[str]:
 
 
 def trigrams(text: str) -> list[str]:
-    words = [f" {word} " for word in WORD.findall(unicodedata.normalize("NFKC", text).lower())]
+    words = [f" {word} " for word in WORD.findall(compatible(text).lower())]
     return [word[i : i + 3] for word in words for i in range(max(1, len(word) - 2))]
 
 

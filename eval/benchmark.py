@@ -2,23 +2,41 @@
 
 A file in eval/benchmarks holds `about` (what the benchmark is and where its data comes from) and `recipe`, the part of an
 evaluation recipe that the benchmark sets. The keys of the user's recipe take precedence. `world` describes test pairs that
-the embedded shop generates.
+the embedded shop generates. A definition may come from somebody else, so it names no judges and sets nothing but the test set.
 """
 
 import fcntl
 import os
-import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import yaml
+from pydantic import Field
 
-from lore.config.recipe import VARIABLES
+from lore.config.recipe import run_root
+from lore.config.sections import Seed, StrictModel
+from lore.config.validation import expand, validate
+from lore.config.yaml_text import RecipeError, RecipeText, read_yaml, short
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 KEYS = ("name", "about", "recipe", "world")
+SECTIONS = ("data", "prompt", "metrics")
+SETS = (*SECTIONS, "slices", "baselines")
+"""Keys of a recipe that a benchmark sets: the test set, how it is asked and measured, and which baselines it has pairs for."""
+
+
+class WorldSection(StrictModel):
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=100)]
+    """Seeds of the shops."""
+    pairs: dict[Literal["train", "dev", "test"], Annotated[int, Field(ge=1, le=1_000_000)]]
+    """Number of pairs of each split and seed."""
+    language: Literal["en", "zh"] = "en"
+    """Language of the shop."""
+
+
+class WorldOfBenchmark(StrictModel):
+    world: WorldSection
 
 
 def benchmark_names() -> list[str]:
@@ -26,7 +44,8 @@ def benchmark_names() -> list[str]:
 
 
 def load_benchmark(name_or_path: str) -> dict[str, Any]:
-    """Reads a definition and expands ${LORE_DATA} and ${LORE_RUNS}. Raises LoreError for an unknown or malformed one."""
+    """Reads a definition and expands ${LORE_DATA} and ${LORE_RUNS}. Raises LoreError for an unknown or malformed one, and for one
+    that sets more than the test set."""
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         if name_or_path not in benchmark_names():
@@ -36,15 +55,40 @@ def load_benchmark(name_or_path: str) -> dict[str, Any]:
                 f"{nearest_hint(name_or_path, benchmark_names())} Give your own definition by its path, which ends in .yaml."
             )
         path = BENCHMARKS / f"{name_or_path}.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise LoreError(f"Benchmark {path} cannot be read: {error}") from error
+    if not path.is_file():
+        raise LoreError(f"Benchmark {path} is not a file. Correct the path, or name one of: {', '.join(benchmark_names())}.")
+    content = read_yaml(path, aliases=True)
     if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
         raise LoreError(f"Benchmark {path} is not a mapping with the key recipe. Expected keys: {', '.join(KEYS)}.")
     if unknown := [key for key in content if key not in KEYS]:
         raise LoreError(f"Benchmark {path} has the unknown key {unknown[0]}. Allowed keys: {', '.join(KEYS)}.")
-    return _expanded(content)
+    text = RecipeText(path, content)
+    content = expand(content, (), text, text.problems)
+    if text.problems:
+        raise RecipeError(text.problems, path)
+    if foreign := [key for key in content["recipe"] if key not in SETS]:
+        raise LoreError(
+            f"Benchmark {path} sets {', '.join(foreign[:5])}, but a benchmark may come from somebody else and sets only "
+            f"{', '.join(SETS)}.\nDelete {'this key' if len(foreign) == 1 else 'these keys'} under its recipe, and write what you "
+            "want of them into your own recipe."
+        )
+    if flat := [key for key in SECTIONS if not isinstance(content["recipe"].get(key, {}), dict)]:
+        raise LoreError(f"Benchmark {path}: recipe.{flat[0]} is {short(content['recipe'][flat[0]])}, expected a section with keys.")
+    if "world" in content:
+        _check_world(path, content)
+    return content
+
+
+def _check_world(path: Path, content: dict[str, Any]) -> None:
+    """Raises LoreError unless the generated pairs are of a size and at a place that somebody else's file may choose."""
+    place = content["recipe"].get("data", {}).get("path")
+    below = run_root() / "benchmarks"
+    if not isinstance(place, str) or below.absolute() not in Path(os.path.abspath(place)).parents:
+        raise LoreError(
+            f"Benchmark {path} generates its pairs at {place}. Generated pairs are written below {below}.\n"
+            "Set its data.path to ${LORE_RUNS}/benchmarks/NAME."
+        )
+    validate(RecipeText(path, {"world": content["world"]}), WorldOfBenchmark)
 
 
 def with_benchmark(recipe: Any) -> Any:
@@ -68,18 +112,6 @@ def _merged(below: dict, above: dict) -> dict:
         # A prior or a table of gains is one value: merging two of them would make one that nobody wrote.
         merged[key] = _merged(merged[key], value) if both and key not in ("prior", "gains") else value
     return merged
-
-
-def _expanded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _expanded(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_expanded(inner) for inner in value]
-    if not isinstance(value, str):
-        return value
-    return re.sub(
-        r"\$\{(\w+)\}", lambda found: (os.environ.get(found[1]) or VARIABLES.get(found[1]) or found[0]).rstrip("/"), value
-    )
 
 
 def generates(name_or_path: str | None, path: str) -> bool:

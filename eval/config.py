@@ -14,6 +14,7 @@ from lore.data.section import JudgedDataSection
 from lore.engines.config import HOW_ASKED, UnansweredSection
 from lore.eval.benchmark import generates, with_benchmark, write_benchmark_pairs
 from lore.eval.sections import CapabilitySection, JudgeSection, MetricsSection, ReportSection, RobustnessSection, SamplingSection
+from lore.support.bounds import MAX_COUNT
 from lore.support.nearest import nearest
 
 HOW_A_JUDGE_IS_ASKED = re.compile(rf"^judges\..+\.endpoint\.(?:{'|'.join(HOW_ASKED)})$")
@@ -33,6 +34,8 @@ class EvaluateRecipe(BaseRecipe):
             "unanswered.max_share",
         }
     )
+
+    result_files: ClassVar[frozenset[str]] = frozenset({"verdicts", "metrics.json", "predictions.parquet", "report.html"})
 
     @classmethod
     def may_change(cls, key: str) -> bool:
@@ -62,17 +65,17 @@ class EvaluateRecipe(BaseRecipe):
     capability: CapabilitySection | None = None
     """Tests of knowledge, photo and rules, each by itself; null skips this probe."""
     report: ReportSection = ReportSection()
-    batch_tokens: int = Field(16384, ge=64)
+    batch_tokens: int = Field(16384, ge=64, le=MAX_COUNT)
     """Tokens per forward pass, padding included."""
-    chunk_pairs: int = Field(256, ge=1)
+    chunk_pairs: int = Field(256, ge=1, le=1_000_000)
     """Pairs per saved chunk of verdicts. A killed run repeats at most this many."""
     unanswered: UnansweredSection = UnansweredSection()
     """When pairs without an answer stop the run."""
-    test_limit: int | None = Field(None, ge=1)
+    test_limit: int | None = Field(None, ge=1, le=MAX_COUNT)
     """Maximum number of test pairs, approximate because queries stay whole. The seed decides which queries. null: all."""
-    dev_limit: int | None = Field(2000, ge=1)
+    dev_limit: int | None = Field(2000, ge=1, le=MAX_COUNT)
     """Maximum number of pairs that the temperature is fitted on, in whole queries. null: all."""
-    train_limit: int | None = Field(50_000, ge=1)
+    train_limit: int | None = Field(50_000, ge=1, le=MAX_COUNT)
     """Maximum number of pairs that the baselines are trained on, in whole queries. null: all."""
 
     @model_validator(mode="before")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 PARTS = ("head", "middle", "tail")
-LEVELS = re.compile(r"\s*(?:>|/|\||›|»)\s*")
+LEVELS = re.compile(r"[>/|›»]")
 
 
 def derived_slices(
@@ -24,7 +24,7 @@ def derived_slices(
     if "frequency" not in kinds:
         columns.append(frequency_parts(queries, frequencies))
     if "industry" not in kinds:
-        columns.append([_named("industry", category and LEVELS.split(category.strip())[0]) for category in categories])
+        columns.append([_named("industry", category and LEVELS.split(category, maxsplit=1)[0].strip()) for category in categories])
     if "dimension" not in kinds:
         columns.append([_named("dimension", mismatch) for mismatch in mismatches])
     one: dict[tuple[str, ...], list[str]] = {}

@@ -98,7 +98,7 @@ def ask(asker: Asker, recipe: EvaluateRecipe, data: EvalData, language: str) -> 
     language: of the attack wordings."""
     found, test = Asked({}), data.test
     for part in data.parts:
-        pairs = read_chosen(data.path, part.split, part.pair_ids)
+        pairs = read_chosen(data.path, part.split, part.pair_ids, image_roots=data.image_roots)
         tag = f"split-{quote(part.split, safe='')}"  # a split can have any name, such as `samples` or `../x`
         found.verdicts |= asker.ask(tag, pairs, total=len(part), known=part.pair_ids)
     resampling = {"samples": recipe.metrics.bootstrap_samples, "seed": recipe.seed}
@@ -107,7 +107,7 @@ def ask(asker: Asker, recipe: EvaluateRecipe, data: EvalData, language: str) -> 
         ids = [test.pair_ids[i] for i in whole_queries(test.query_keys, sampling.sample_pairs, recipe.seed)]
         drawn = asker.samples(
             "samples",
-            read_chosen(data.path, test.split, ids),
+            read_chosen(data.path, test.split, ids, image_roots=data.image_roots),
             sampling.samples,
             temperature=sampling.sample_temperature,
             seed=recipe.seed,
@@ -123,7 +123,8 @@ def ask(asker: Asker, recipe: EvaluateRecipe, data: EvalData, language: str) -> 
             weights=test.weights if recipe.metrics.label_weights else None,
         )
     if recipe.robustness is not None and asker.name in (recipe.robustness.judges or recipe.asked()):
-        pairs = list(read_chosen(data.path, test.split, robustness_ids(test, recipe.robustness, recipe.seed)))
+        ids = robustness_ids(test, recipe.robustness, recipe.seed)
+        pairs = list(read_chosen(data.path, test.split, ids, image_roots=data.image_roots))
         found.flips = measure_robustness(
             asker, pairs, found.verdicts, test, data.rubric, recipe.robustness, language=language, **resampling
         )
@@ -178,7 +179,7 @@ def load_data(recipe: EvaluateRecipe, folder: RunFolder) -> EvalData:
             samples=recipe.metrics.bootstrap_samples,
             seed=recipe.seed,
         )
-    return EvalData(path, rubric, test, dev if dev else None, raters, ratings)
+    return EvalData(path, rubric, test, dev if dev else None, raters, ratings, source.image_roots)
 
 
 def chosen_slices(recipe: EvaluateRecipe, test: Labeled) -> list[str]:

@@ -101,7 +101,9 @@ def read_verdicts(recipe: EvaluateRecipe, data: EvalData) -> dict[str, Verdicts]
 def asked_models(recipe: EvaluateRecipe, data: EvalData) -> Iterator[Asked]:
     """What the dry pass checks about each judge that this run queries."""
     def pairs() -> Iterator[Pair]:
-        return chain.from_iterable(read_chosen(data.path, part.split, part.pair_ids) for part in data.parts)
+        return chain.from_iterable(
+            read_chosen(data.path, part.split, part.pair_ids, image_roots=data.image_roots) for part in data.parts
+        )
 
     for name, judge in recipe.asked().items():
         fmt = prompt_format(judge, recipe)

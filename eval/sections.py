@@ -1,12 +1,13 @@
 """Sections of the evaluation recipe. Nothing here imports torch."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from lore.config.sections import Conflict, StrictModel
+from lore.config.sections import Conflict, SampledTemperature, StrictModel, Temperature, Weight
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
+from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
 from lore.support.nearest import nearest
 
 NEEDS = {"model": "model", "endpoint": "endpoint", "predictions": "predictions"}
@@ -62,34 +63,34 @@ class JudgeSection(StrictModel):
 
 
 class SamplingSection(StrictModel):
-    max_tokens: int = Field(256, ge=1)
+    max_tokens: int = Field(256, ge=1, le=MAX_COUNT)
     """Maximum tokens per answer. A truncated answer counts as a format failure."""
-    temperature: float = Field(0.0, ge=0)
+    temperature: Temperature = 0.0
     """Sampling temperature; 0 decodes greedily."""
     samples: int = Field(0, ge=0, le=64)
     """Extra answers sampled per pair, for pass@k and majority@k. 0 turns this off. They share one prefill."""
-    sample_temperature: float = Field(1.0, gt=0)
+    sample_temperature: SampledTemperature = 1.0
     """Sampling temperature of the extra answers."""
-    sample_pairs: int | None = Field(500, ge=1)
+    sample_pairs: int | None = Field(500, ge=1, le=MAX_COUNT)
     """Number of pairs that get extra answers, approximate because queries stay whole; null: every test pair."""
 
 
 class MetricsSection(StrictModel):
-    bootstrap_samples: int = Field(1000, ge=0)
+    bootstrap_samples: int = Field(1000, ge=0, le=1_000_000)
     """Bootstrap resamples of the queries behind every 95 % interval. 0 reports no intervals."""
     calibrate_on: str | None = "dev"
     """Split on which each judge's temperature is fitted; it must not be the test split. null: no calibration."""
     label_weights: bool = False
     """Weight each pair by its label_weight instead of 1."""
-    prior: dict[str, float] | None = None
+    prior: dict[str, Weight] | None = None
     """Shares of the tiers in production traffic. Every metric is reported a second time under them."""
     shown: list[str] | None = None
     """Metrics in the tables, in this order; null: all that are defined. metrics.json always holds all."""
-    gains: dict[str, float] | None = None
+    gains: dict[str, Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)]] | None = None
     """Gain of each tier, for nDCG over a query's items. null: no nDCG."""
-    border_cost: float = Field(1.0, ge=0)
+    border_cost: float = Field(1.0, ge=0, le=MAX_WEIGHT)
     """Extra ordinal cost of a verdict on the wrong side of the relevant/irrelevant border. Each tier of distance costs 1."""
-    optimism_cost: float = Field(1.0, gt=0)
+    optimism_cost: float = Field(1.0, gt=0, le=MAX_WEIGHT)
     """Factor on the cost of a verdict above the label. Above 1, optimistic errors cost more."""
     ratings: str | None = None
     """File with columns pair_id, rater, label (.parquet, .jsonl, .csv) that holds single raters' labels, for agreement and
@@ -109,7 +110,7 @@ class MetricsSection(StrictModel):
 class RobustnessSection(StrictModel):
     """Verdicts under prompt injections, harmless rewrites and shuffled attributes."""
 
-    pairs: int = Field(300, ge=1)
+    pairs: int = Field(300, ge=1, le=MAX_COUNT)
     """Number of test pairs to perturb, approximate because queries stay whole."""
     perturbations: list[str] | None = None
     """Names of perturbations; null: all that the language has."""
@@ -136,7 +137,7 @@ class RobustnessSection(StrictModel):
 class CapabilitySection(StrictModel):
     """Tests of knowledge, photo and rules, each by itself: with, without, swapped, changed."""
 
-    pairs: int = Field(300, ge=1)
+    pairs: int = Field(300, ge=1, le=MAX_COUNT)
     """Number of pairs per capability, approximate because queries stay whole."""
     judges: list[str] | None = None
     """Judges to probe; null: every judge of kind model or endpoint."""
@@ -144,7 +145,7 @@ class CapabilitySection(StrictModel):
     """Table of facts (phrase, value) that the prompt contains in the condition `with facts`; null skips this condition."""
     rule_edits: str | None = None
     """File of rule changes (see eval/probes/rule_edits.yaml); `shop`: the embedded shop's; null skips this test."""
-    max_prompt_tokens: int | None = Field(None, ge=16)
+    max_prompt_tokens: int | None = Field(None, ge=16, le=MAX_COUNT)
     """Prompt budget in tokens for prompts with facts or rules; null: the judge's own, which may be too small for the rules."""
 
     def input_files(self) -> dict[str, list[str]]:

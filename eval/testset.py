@@ -86,6 +86,8 @@ class EvalData:
     """Agreement among raters, if single raters' labels are given."""
     ratings: Ratings | None = None
     """Single raters' labels."""
+    image_roots: tuple[Path, ...] = ()
+    """See PairSource.image_roots."""
 
     @property
     def parts(self) -> list[Labeled]:
@@ -164,10 +166,12 @@ def whole_queries(queries: list[str], limit: int | None, seed: int) -> np.ndarra
     return np.asarray([i for i, query in enumerate(queries) if query in chosen], dtype=np.int64)
 
 
-def read_chosen(path: Path, split: str, wanted: Iterable[str], columns: list[str] | None = None) -> Iterator[Pair]:
-    """Streams the pairs of a split whose id is in `wanted`, each once."""
+def read_chosen(
+    path: Path, split: str, wanted: Iterable[str], columns: list[str] | None = None, *, image_roots: Iterable[Path] = ()
+) -> Iterator[Pair]:
+    """Streams the pairs of a split whose id is in `wanted`, each once. image_roots: see read_pairs."""
     left = set(wanted)
-    for pair in read_pairs(path, split=split, columns=columns):
+    for pair in read_pairs(path, split=split, columns=columns, image_roots=image_roots):
         if pair.pair_id in left:
             left.remove(pair.pair_id)
             yield pair

@@ -14,6 +14,8 @@ from lore.support.nearest import nearest
 class HardenRecipe(BaseRecipe):
     """Perturbs a share of the training pairs as sellers and shoppers would. Labels and reasoning stay."""
 
+    result_files = frozenset({"pairs"})
+
     stage: Literal["harden"] = "harden"
     data: JudgedDataSection
     """Pairs with their reasoning, as stage synthesize writes them. Only split train, and pairs without a split, are perturbed."""

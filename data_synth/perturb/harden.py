@@ -18,6 +18,7 @@ from pathlib import Path
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.parquet import PairWriter, read_pairs
+from lore.data.photo_places import embedded
 from lore.data_synth.perturb.config import HardenRecipe
 from lore.data_synth.perturb.perturb import Perturber
 from lore.data_synth.perturb.wordings import wordings_hash
@@ -50,7 +51,7 @@ def run(recipe: HardenRecipe, folder: RunFolder) -> None:
                 writers[split] = writer and files.enter_context(writer)
             if writers[split] is not None:
                 for row in hardener.rows(pair) if split == DEFAULT_SPLIT else [pair]:
-                    writers[split].write(row)
+                    writers[split].write(replace(row, image=embedded(row.image)))
     if DEFAULT_SPLIT not in writers:
         found = f"only pairs of split {', '.join(sorted(writers))}" if writers else "no labeled pair"
         raise LoreError(

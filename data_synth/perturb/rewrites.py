@@ -21,6 +21,7 @@ LONG_WORD = 5  # letters; a typo in a shorter word can make another word
 COMMA = re.compile(r",\s+|，\s*")  # not the comma in 1,000
 JOINED = re.compile(r"\d\s*(?:[x×*/~–-]|to|by|or|and|或|到|至|乘)\s*$", re.IGNORECASE)
 JOINS = re.compile(r"\s*(?:[x×*/~–-]|to|by|or|and|或|到|至|乘)\s*\d", re.IGNORECASE)
+NEAR = 32  # characters before a number that can join it with another one
 NUMBER = r"(?<![\d.,\w])(\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?)\s*"
 
 
@@ -77,7 +78,7 @@ def _converted(text: str, material: Material) -> Iterator[str]:
             number = Decimal(match[1].replace(",", ""))
             if not unit.least <= number <= unit.most or number == 0:
                 continue
-            if JOINED.search(text[: match.start()]) or JOINS.match(text[match.end() :]):
+            if JOINED.search(text[max(0, match.start() - NEAR) : match.start()]) or JOINS.match(text, match.end()):
                 continue
             gap = " " if " " in match[0] else ""
             yield f"{text[: match.start()]}{_plain(number * unit.factor)}{gap}{unit.to}{text[match.end() :]}"

@@ -1,13 +1,14 @@
 """Recipes of the stages world and words. Nothing here imports torch."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from lore.config.recipe import BaseRecipe
-from lore.config.sections import Conflict
+from lore.config.sections import Conflict, Share
 from lore.data.section import JudgedDataSection
+from lore.support.bounds import MAX_COUNT
 
 SEALED_SEEDS = frozenset(range(7000, 7100))
 """Seeds reserved for benchmarks. Recipes that make training pairs refuse them."""
@@ -15,6 +16,8 @@ SEALED_SEEDS = frozenset(range(7000, 7100))
 
 class WorldRecipe(BaseRecipe):
     """Generates the embedded shop: pairs, search log, fact table, and a corpus for a base model."""
+
+    result_files = frozenset({"pairs", "facts.jsonl", "log.jsonl", "corpus.parquet"})
 
     stage: Literal["world"] = "world"
     language: str = "en"
@@ -25,15 +28,15 @@ class WorldRecipe(BaseRecipe):
     """Distribution of the tiers: equal shares, or as in search traffic (60 % in the best tier)."""
     test_prior: Literal["balanced", "natural"] = "balanced"
     """Distribution of the tiers in the test split."""
-    pairs: dict[str, int] = {"train": 20000, "dev": 500, "test": 1500}
+    pairs: dict[str, Annotated[int, Field(ge=0, le=MAX_COUNT)]] = {"train": 20000, "dev": 500, "test": 1500}
     """Number of pairs per split."""
-    subsets: dict[str, float] = {"general": 0.5, "hard": 0.25, "visual": 0.25}
+    subsets: dict[str, Share] = {"general": 0.5, "hard": 0.25, "visual": 0.25}
     """Shares of general, hard and visual queries in the training and dev splits. The test split has a third of each."""
     photos: float = Field(0.4, ge=0, le=1)
     """Share of pairs with a photo, outside the visual subset."""
     label_noise: float = Field(0.0, ge=0, lt=1)
     """Share of the training pairs with a wrong label, marked by the slice noise:label. Gold demands and reasoning stay true."""
-    corpus: int = Field(20000, ge=0)
+    corpus: int = Field(20000, ge=0, le=MAX_COUNT)
     """Number of texts for a base model: catalog entries and captions, search log, rule book. 0 writes none."""
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -48,12 +51,14 @@ class WorldRecipe(BaseRecipe):
 class WordsRecipe(BaseRecipe):
     """Generates texts from the words of real pairs: pseudo-queries with real items, labeled by the words found."""
 
+    result_files = frozenset({"corpus.parquet"})
+
     stage: Literal["words"] = "words"
     data: JudgedDataSection
     """The real pairs. Words, queries and items come only from data.split; labels are not used."""
     reasons: float = Field(0.3, ge=0, le=1)
     """Share of the generated pairs that list each query word as found or missing before the verdict."""
-    texts: int = Field(20000, ge=1)
+    texts: int = Field(20000, ge=1, le=MAX_COUNT)
     """Number of texts in the corpus: first marked words, then generated pairs as conversations."""
 
     def conflicts(self) -> Iterator[Conflict]:

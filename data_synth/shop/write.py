@@ -23,10 +23,12 @@ from lore.rubric.rubric import load_rubric, rubric_metadata
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic, written_whole
 from lore.support.errors import LoreError
+from lore.support.outputs import Output, checked_folder, checked_outputs
 from lore.support.progress import track
 
 CATALOGUE_SHARE, RULES_SHARE = 0.45, 0.35  # of the corpus; the rest is the search log
 EXAMPLES_PER_TEXT = 6
+FILES = (*(f"pairs/{split}.parquet" for split in ("train", "dev", "test")), "facts.jsonl", "log.jsonl", "corpus.parquet")
 ADDRESSED = 0.05  # share of catalog entries after the judge's instructions, so that the vocabulary contains their words
 OPTIONAL = ("brand", "audience")  # dimensions that an item may not state although a query asks for them
 TEST_SUBSETS = {"general": 1 / 3, "hard": 1 / 3, "visual": 1 / 3}
@@ -65,19 +67,22 @@ def write_world(
     prior: str = "balanced",
     photos: float = 0.4,
     corpus: int = 20000,
+    force: bool = False,
 ) -> None:
-    """Writes `pairs` pairs over train (90 %), dev (3 %) and test (7 %) to `out`/pairs, and the extra files to `out`."""
+    """Writes `pairs` pairs over train (90 %), dev (3 %) and test (7 %) to `out`/pairs, and the extra files to `out`. Files of the
+    same shop are kept. force: replace files of another shop, or of something else, by the same names."""
     if seed in SEALED_SEEDS:
         raise LoreError(
             f"Seed {seed} is reserved for benchmarks (like all from {min(SEALED_SEEDS)} to {max(SEALED_SEEDS)}), whose pairs must "
             "stay unseen in training. Choose another seed."
         )
-    out, world = Path(out), World(seed, language, prior, photos=photos)  # first, so that bad arguments leave no folder
+    world = World(seed, language, prior, photos=photos)  # first, so that bad arguments leave no folder
+    out = checked_folder(Path(out))
+    arguments = {"pairs": pairs, "seed": seed, "language": language, "prior": prior, "photos": photos, "corpus": corpus}
+    _make_room(out, arguments, force)
     out.mkdir(parents=True, exist_ok=True)
-    _same_arguments(
-        out / "world.json",
-        {"pairs": pairs, "seed": seed, "language": language, "prior": prior, "photos": photos, "corpus": corpus},
-    )
+    if not (out / "world.json").exists():
+        write_atomic(out / "world.json", json.dumps(arguments, indent=2) + "\n")
     shares = {"dev": pairs * 3 // 100, "test": pairs * 7 // 100}
     shares = {"train": pairs - sum(shares.values()), **shares}
     for split, count in shares.items():
@@ -86,23 +91,30 @@ def write_world(
     write_extras(world, out, corpus, -(-shares["train"] // ITEMS_PER_QUERY))
 
 
-def _same_arguments(path: Path, arguments: dict) -> None:
-    """Keeps files of two different shops apart: the folder stores its arguments, and later calls must have the same."""
-    if path.exists():
-        try:
-            known = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise LoreError(
-                f"{path} cannot be read ({error}), so it is unknown which shop {path.parent} contains. Delete the folder, or "
-                "choose another one."
-            ) from error
-        if known != arguments:
-            changed = ", ".join(
-                f"{key}: was {known.get(key)}, now {value}" for key, value in arguments.items() if known.get(key) != value
-            )
-            raise LoreError(f"{path.parent} contains another shop ({changed}). Choose another folder, or delete this one.")
-        return
-    write_atomic(path, json.dumps(arguments, indent=2) + "\n")
+def _make_room(out: Path, arguments: dict, force: bool) -> None:
+    """Keeps the files of two shops apart, and those of others: world.json holds the arguments of the folder's shop. force: removes
+    files of another shop or of something else."""
+    known = _arguments_of(out / "world.json")
+    if known not in (None, arguments) and not force:
+        other = {key: value for key, value in arguments.items() if known.get(key) != value}
+        changed = ", ".join(f"{key}: was {known.get(key)}, now {value}" for key, value in other.items())
+        raise LoreError(f"{out} contains another shop ({changed}). Choose another folder, or pass --force to replace the shop.")
+    files = [out / name for name in (*FILES, "world.json")]
+    checked_outputs([Output(path, lambda _: known == arguments) for path in files], force=force)
+    if known != arguments:
+        for path in files:  # world.json last: a stopped command leaves the old shop, of which files are missing
+            path.unlink(missing_ok=True)
+
+
+def _arguments_of(path: Path) -> dict | None:
+    """The arguments of a shop; None if the file is missing or holds something else."""
+    if not path.is_file():
+        return None
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return known if isinstance(known, dict) and {"pairs", "seed", "language"} <= known.keys() else None
 
 
 def write_pairs(world: World, split: str, count: int, path: Path) -> None:

@@ -1,16 +1,18 @@
 """Recipe of stage synthesize. Nothing here imports torch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from lore.config.recipe import BaseRecipe
-from lore.config.sections import Conflict, StrictModel
+from lore.config.sections import Conflict, StrictModel, Temperature
 from lore.data.section import JudgedDataSection
 from lore.engines.config import HOW_ASKED, EndpointSection, ModelSection, UnansweredSection, VllmSection
 from lore.run.run_folder import RunFolder
+from lore.support.bounds import MAX_COUNT, MAX_SECONDS, MAX_WEIGHT
+from lore.support.input_files import InputFiles, model_files
 from lore.support.nearest import nearest
 
 CHECKS = (
@@ -31,9 +33,9 @@ USES = {"endpoint": ("endpoint",), "vllm": ("model",), "transformers": ("model",
 
 
 class PriceSection(StrictModel):
-    prompt_usd: float = Field(ge=0)
+    prompt_usd: float = Field(ge=0, le=MAX_WEIGHT)
     """US dollars per million prompt tokens."""
-    completion_usd: float = Field(ge=0)
+    completion_usd: float = Field(ge=0, le=MAX_WEIGHT)
     """US dollars per million completion tokens."""
 
 
@@ -55,10 +57,10 @@ class TeacherSection(StrictModel):
     """Share of a program's answers with a deliberate error, to measure the checks."""
     price: PriceSection | None = None
     """Price of a token; required for budget.max_usd."""
-    temperature: float = Field(0.7, ge=0)
+    temperature: Temperature = 0.7
     """Sampling temperature. 0 decodes greedily, so a second attempt gives the same answer."""
     top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int = Field(768, ge=16)
+    max_tokens: int = Field(768, ge=16, le=MAX_COUNT)
     """Maximum tokens per answer of one step."""
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -105,21 +107,24 @@ class AttemptsSection(StrictModel):
 class BudgetSection(StrictModel):
     """Limits over all starts of the run. They are never exceeded: requests in flight count with their upper bound."""
 
-    max_usd: float | None = Field(None, gt=0)
+    max_usd: float | None = Field(None, gt=0, le=1e9)
     """US dollars; requires the price of every teacher. null: no limit."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=10**15)
     """Prompt and completion tokens. null: no limit."""
-    max_seconds: float | None = Field(None, gt=0)
+    max_seconds: float | None = Field(None, gt=0, le=MAX_SECONDS)
     """Seconds of work; requests in flight at that time still finish. null: no limit."""
 
 
 class RationaleSection(StrictModel):
-    max_tokens: int = Field(160, ge=8)
+    max_tokens: int = Field(160, ge=8, le=MAX_COUNT)
     """Maximum length. A longer rationale first drops fulfilled demands; if it is still too long, it fails the check `length`."""
     tokenizer: str | None = None
     """Tokenizer that counts the tokens, usually the student's; null counts words and punctuation marks."""
     leave_out: list[Literal["knowledge", "photos", "rules"]] = []
     """Capabilities to leave out of the written reasoning, for ablations."""
+
+    def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
+        return {"tokenizer": model_files(self.tokenizer)} if self.tokenizer and Path(self.tokenizer).is_dir() else {}
 
 
 class SynthesizeRecipe(BaseRecipe):
@@ -138,6 +143,8 @@ class SynthesizeRecipe(BaseRecipe):
         }
     )
 
+    result_files = frozenset({"answers", "traces", "pairs", "tasks"})
+
     stage: Literal["synthesize"] = "synthesize"
     data: JudgedDataSection
     """The rated pairs. Pairs without a label are skipped."""
@@ -149,7 +156,7 @@ class SynthesizeRecipe(BaseRecipe):
     photos: Literal["caption", "direct", "none"] = "direct"
     """caption: a vision model describes the photo and the teacher reads the caption; direct: the teacher's prompt contains the
     photo; none: no photos."""
-    max_photo_pixels: int | None = Field(1048576, ge=784)
+    max_photo_pixels: int | None = Field(1048576, ge=784, le=MAX_COUNT)
     """Larger photos are downscaled to this many pixels for the teacher; null: never."""
     description: bool = True
     """Show the item's description to the teacher. Set false if the judge's prompt has no room for it, so no rationale cites it."""
@@ -177,7 +184,7 @@ class SynthesizeRecipe(BaseRecipe):
     """When refused, failed and cut answers stop the run."""
     reuse: list[str] = []
     """Run folders of this stage. Their answers are reused if the same teacher is asked the same."""
-    chunk_pairs: int = Field(256, ge=1)
+    chunk_pairs: int = Field(256, ge=1, le=1_000_000)
     """Pairs per traces file."""
 
     def teachers(self) -> dict[str, TeacherSection]:

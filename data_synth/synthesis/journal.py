@@ -4,6 +4,9 @@
 
 An answer's key is a hash over step, prompt, teacher and draw; its line names the pair. Each line is written to the operating
 system at once: a killed process loses only requests in flight, and those stay counted against the budget.
+
+A line with an impossible number, which a server can have caused in a journal of an earlier version, is left out: a request without
+its cost counts with its bound, an answer with impossible counts stays and counts nothing.
 """
 
 import json
@@ -11,12 +14,70 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from lore.data_synth.synthesis.trace import Reply
+from lore.engines.http.protocol import MAX_TOKENS, Text
 from lore.support.errors import LoreError
+from lore.support.processes import say
+from lore.support.untrusted_json import parse_json
 
 MAX_SHARED = 200_000  # about as many KiB
+MAX_BOUND = 10**9  # tokens of a request at most
+
+
+class Line(BaseModel):
+    """Numbers in a range that sums, budgets and tables can hold."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class AskLine(Line):
+    ask: int = Field(ge=0, le=2**53)
+    key: Text
+    tokens: int = Field(ge=0, le=MAX_BOUND)
+    usd: float = Field(ge=0)
+
+
+class CostLine(Line):
+    took: int = Field(ge=0, le=2**53)
+    tokens: int = Field(ge=0, le=2 * MAX_TOKENS)
+    usd: float = Field(ge=0)
+
+
+class FailedLine(Line):
+    failed: Text
+    by: Text
+
+
+def _possible(count: Any) -> Any:
+    return count if isinstance(count, int | float) and not isinstance(count, bool) and 0 <= count <= MAX_TOKENS else 0
+
+
+class ReplyPart(Line):
+    """A stored Reply."""
+
+    step: Text
+    key: Text
+    prompt_hash: Text
+    teacher: Text
+    text: Text
+    prompt_tokens: Annotated[int, BeforeValidator(_possible)] = 0
+    completion_tokens: Annotated[int, BeforeValidator(_possible)] = 0
+    usd: Annotated[float, BeforeValidator(_possible)] = 0.0
+    finish_reason: Text = "stop"
+
+
+class AnswerLine(Line):
+    pair_id: Text
+    reply: ReplyPart
+
+
+LINES: dict[str, type[Line]] = {"ask": AskLine, "took": CostLine, "reply": AnswerLine, "failed": FailedLine}
+IMPOSSIBLE = "impossible"
+"""The only key of an entry whose line holds no possible value."""
 
 
 @dataclass
@@ -105,27 +166,41 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a journal. Raises LoreError for a damaged line before the end."""
+    """The complete lines of a journal, see `read_line`. Raises LoreError for a damaged line before the end."""
     if not path.is_file():
         return
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
-            try:
-                yield json.loads(line.decode(errors="surrogatepass"))
-            except ValueError as error:
-                raise LoreError(
-                    f"{path}, line {number} is not JSON ({error}), so its requests are unknown. Restore the file, or delete it to "
-                    "repeat the requests of its pairs."
-                ) from error
+            yield read_line(line, path, number)
+
+
+def read_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """One line as the dict that was written, or `{IMPOSSIBLE: number}`. Raises LoreError, with the line's number, for one that is
+    no JSON object."""
+    try:
+        entry = parse_json(line)
+        if not isinstance(entry, dict):
+            raise ValueError(f"a {type(entry).__name__}")
+    except ValueError as error:
+        raise LoreError(
+            f"{path}, line {number} is not JSON ({error}), so its requests are unknown. Restore the file, or delete it to "
+            "repeat the requests of its pairs."
+        ) from error
+    kind = next((kind for key, kind in LINES.items() if key in entry), None)
+    try:
+        return kind.model_validate(entry).model_dump() if kind else {IMPOSSIBLE: number}
+    except ValidationError:
+        return {IMPOSSIBLE: number}
 
 
 def totals(folder: Path, shared: "Shared | None" = None) -> Totals:
-    """Sums over all journals of a folder. Also adds their answers to `shared`."""
+    """Sums over all journals of a folder. Also adds their answers to `shared`. Says how many lines were left out."""
     total = Totals()
     for path in sorted(folder.glob("*.jsonl")):
         held: dict[int, tuple[int, float]] = {}
+        impossible: list[int] = []
         for entry in read_journal(path):
             if "ask" in entry:
                 held[entry["ask"]] = (entry["tokens"], entry["usd"])
@@ -138,6 +213,13 @@ def totals(folder: Path, shared: "Shared | None" = None) -> Totals:
                 total.answers += 1
                 if shared is not None:
                     shared.add(Reply(**entry["reply"]))
+            elif IMPOSSIBLE in entry:
+                impossible.append(entry[IMPOSSIBLE])
+        if impossible:
+            say(
+                f"warning: {path}: {len(impossible):,} lines hold impossible values and are left out, the first is line "
+                f"{impossible[0]}. Requests without their cost count with their bound; answers in these lines are asked again."
+            )
         total.unsettled += len(held)
         total.tokens += sum(tokens for tokens, _ in held.values())
         total.usd += sum(usd for _, usd in held.values())
@@ -177,9 +259,11 @@ class Earlier:
     def _index(self, path: Path) -> None:
         with open(path, "rb") as file:
             at = 0
-            for line in file:
+            for number, line in enumerate(file, 1):
                 if line.endswith(b"\n") and line.startswith(b'{"pair_id"'):
-                    self._places[json.loads(line.decode(errors="surrogatepass"))["reply"]["key"]] = (path, at)
+                    entry = read_line(line, path, number)
+                    if "reply" in entry:
+                        self._places[entry["reply"]["key"]] = (path, at)
                 at += len(line)
 
     def __len__(self) -> int:
@@ -191,4 +275,4 @@ class Earlier:
             return None
         with open(place[0], "rb") as file:
             file.seek(place[1])
-            return Reply(**json.loads(file.readline().decode(errors="surrogatepass"))["reply"])
+            return Reply(**read_line(file.readline(), place[0], 0)["reply"])

@@ -1,6 +1,8 @@
 """Opens the teachers of a recipe. Heavy libraries are imported only for the kinds that need them."""
 
+import hashlib
 import importlib
+import json
 from typing import Any
 
 from lore.data_synth.synthesis.config import SynthesizeRecipe, TeacherSection
@@ -46,15 +48,28 @@ def open_teacher(role: str, section: TeacherSection, recipe: SynthesizeRecipe, r
     prompts = Prompts(rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels, tokenizer)
     complete, close = (engine.complete, engine.aclose) if section.kind == "endpoint" else (Batched(engine).complete, None)
     watch = AnswerWatch(recipe.unanswered, role)
-    return ByModel(teacher_name(section), complete, section, prompts, recipe.seed, close, engine.takes_images, watch)
+    name, identity = teacher_name(section), teacher_identity(section)
+    return ByModel(name, complete, section, prompts, recipe.seed, close, engine.takes_images, watch, identity)
+
+
+def teacher_identity(section: TeacherSection) -> str:
+    """What a teacher's answers depend on: model, decoding and additional fields, but not where it runs. It is hashed into the keys
+    of the answers and never written."""
+    extra = section.endpoint.extra if section.kind == "endpoint" else {}
+    return _model_and_decoding(section) + (f" {sorted(extra.items())}" if extra else "")
 
 
 def teacher_name(section: TeacherSection) -> str:
-    """Identifies a teacher's answers: model and decoding, but not where it runs."""
+    """The name of a teacher in traces and cards, which are published: a hash stands for the additional fields."""
+    extra = section.endpoint.extra if section.kind == "endpoint" else {}
+    told = json.dumps(extra, sort_keys=True).encode()
+    return _model_and_decoding(section) + (f" extra:{hashlib.blake2b(told, digest_size=4).hexdigest()}" if extra else "")
+
+
+def _model_and_decoding(section: TeacherSection) -> str:
     decoding = f"t{section.temperature:g} p{section.top_p:g} m{section.max_tokens}"
     if section.kind == "endpoint":
-        extra = f" {sorted(section.endpoint.extra.items())}" if section.endpoint.extra else ""
-        return f"endpoint:{section.endpoint.model} {decoding}{extra}"
+        return f"endpoint:{section.endpoint.model} {decoding}"
     model = section.model
     return f"{section.kind}:{model.name}@{model_fingerprint(model.name, model.adapter)} {decoding}"
 

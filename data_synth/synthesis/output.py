@@ -10,6 +10,7 @@ from lore.config.yaml_text import to_yaml
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.parquet import PairWriter
+from lore.data.photo_places import embedded
 from lore.data_synth.synthesis.budget import Budget
 from lore.data_synth.synthesis.config import SynthesizeRecipe, TeacherSection
 from lore.data_synth.synthesis.dataset_card import card_text
@@ -49,6 +50,7 @@ def write_set(
                 if split not in writers:
                     writer = PairWriter(out / f"{split}.parquet", metadata=recipe.data.metadata())
                     writers[split] = files.enter_context(writer)
+                kept = replace(kept, image=embedded(kept.image))
                 writers[split].write(kept)
                 for task in tasks if trace.accepted else ():
                     task.write(kept, trace)

@@ -29,7 +29,6 @@ from lore.data_synth.synthesis.trace import (
     Unreadable,
     failure_of,
     one_object,
-    whole,
     whole_answer,
 )
 from lore.data_synth.synthesis.verify import Verifier
@@ -37,6 +36,7 @@ from lore.engines.engine import RequestRefused
 from lore.rubric.demand import Demand
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
+from lore.support.text import encodable
 
 
 @dataclass
@@ -147,7 +147,7 @@ class Synthesis:
             reply = await self.critic.ask(work, "critic", pair, messages, draft.draw)
             draft.replies.append(reply)
             answer = one_object(whole_answer(reply), "accept")
-            why = "" if answer["accept"] is True else whole(str(answer.get("why") or "refused"))[:200]
+            why = "" if answer["accept"] is True else encodable(str(answer.get("why") or "refused"))[:200]
         except RequestRefused as error:  # no judgement of the critic: the next start asks it again
             draft.failure, draft.unanswered = failure_of("critic", error), True
             return

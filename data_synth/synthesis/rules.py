@@ -3,7 +3,8 @@
 from lore.codec.prompt import Message
 from lore.data.pair import Pair
 from lore.data_synth.synthesis.teacher_prompts import Prompts
-from lore.data_synth.synthesis.trace import MAX_TEXT, Evidence, Ruling, Unreadable, Wish, json_objects, one_object, rows_of, whole
+from lore.data_synth.synthesis.trace import MAX_TEXT, Evidence, Ruling, Unreadable, Wish, json_objects, one_object, rows_of
+from lore.support.text import encodable
 
 
 def prompt(prompts: Prompts, pair: Pair, wishes: list[Wish], evidence: list[Evidence], hint: str | None) -> list[Message]:
@@ -22,5 +23,5 @@ def read(text: str, wishes: list[Wish]) -> tuple[list[Ruling], list[str]]:
     rows = rows_of(answer, "rulings", ("rule", "tier"))
     if not rows or len(rows) > len(wishes):
         raise Unreadable(f"{len(rows)} rulings for {len(wishes)} demands")
-    verdicts = [whole(str(value["verdict"]))[:MAX_TEXT] for value in json_objects(text) if "verdict" in value]
+    verdicts = [encodable(str(value["verdict"]))[:MAX_TEXT] for value in json_objects(text) if "verdict" in value]
     return [Ruling(**row) for row in rows], verdicts

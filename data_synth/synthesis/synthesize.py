@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from lore.support.errors import LoreError
 from lore.support.fingerprint import files_fingerprint
 from lore.support.plain import flatten
 from lore.support.processes import is_main_process, say
+from lore.support.untrusted_json import parse_json
 
 TICK_SECONDS = 2.0
 FIRST_PAIRS = 8  # whose prompts are compared with a teacher's positions
@@ -340,8 +342,20 @@ def spent_before(folder: RunFolder, shared: Shared) -> Spent:
     """
     total = totals(folder / "answers", shared)
     path = folder / "answers" / "seconds.json"
-    seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
-    return Spent(total.tokens, total.usd, seconds)
+    return Spent(total.tokens, total.usd, _seconds_in(path) if path.is_file() else 0.0)
+
+
+def _seconds_in(path: Path) -> float:
+    try:
+        seconds = parse_json(path.read_bytes())["seconds"]
+        if isinstance(seconds, bool) or not 0 <= seconds < inf:
+            raise ValueError(f"{seconds} seconds")
+    except (ValueError, LookupError, TypeError) as error:
+        raise LoreError(
+            f"{path} cannot be read ({error}), so the seconds of earlier starts are unknown. Delete it to count them from zero; no "
+            "answer is lost."
+        ) from error
+    return float(seconds)
 
 
 def write_seconds(folder: RunFolder, seconds: float) -> None:

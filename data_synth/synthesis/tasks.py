@@ -5,7 +5,7 @@ prompt is the step's prompt without facts; the answer comes from the accepted tr
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from lore.data.images import ImageError
 from lore.data.pair import PAIR_SCHEMA, Pair
+from lore.data.photo_places import PhotoPlaces, as_stored
 from lore.data.tables.text_tables import parquet_records
 from lore.data_synth.synthesis import knowledge, multimodal, rules
 from lore.data_synth.synthesis.teacher_prompts import Prompts
@@ -87,13 +88,15 @@ def task_row(step: str, pair: Pair, trace: Trace, prompts: Prompts) -> dict[str,
         "label": pair.label,
         "messages": json.dumps([without_images(message) for message in messages], ensure_ascii=False),
         "completion": json.dumps(answer, ensure_ascii=False),
-        "image": pair.image if photo else None,
+        "image": as_stored(pair.image) if photo else None,
     }
 
 
-def read_tasks(files: list[Path]) -> Iterator[dict[str, Any]]:
-    """The rows of task files, with messages as Python values. Raises LoreError for a file that is damaged or lacks a column."""
+def read_tasks(files: list[Path], image_roots: Iterable[Path] = ()) -> Iterator[dict[str, Any]]:
+    """The rows of task files, with messages as Python values. Raises LoreError for a file that is damaged or lacks a column.
+    image_roots: see read_pairs."""
     hint = "A run of stage synthesize with `tasks` writes such a file, tasks/<step>.parquet."
     for file in files:
+        places = PhotoPlaces(file.parent, image_roots)
         for _, row in parquet_records(file, SCHEMA.names, batch_rows=BATCH, hint=hint):
-            yield row | {"messages": json.loads(row["messages"])}
+            yield row | {"messages": json.loads(row["messages"]), "image": places.placed(row["image"])}

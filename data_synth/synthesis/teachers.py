@@ -18,10 +18,11 @@ from lore.data_synth.synthesis.facts import Fact
 from lore.data_synth.synthesis.journal import Earlier, Journal, Shared
 from lore.data_synth.synthesis.program import ProgramTeacher
 from lore.data_synth.synthesis.teacher_prompts import Prompts, prompt_hash
-from lore.data_synth.synthesis.trace import Evidence, Reply, Wish, whole
+from lore.data_synth.synthesis.trace import Evidence, Reply, Wish
 from lore.engines.config import UnansweredSection
 from lore.engines.engine import Completion, EndpointFailed, Messages, RequestRefused, Sampling, Usage
 from lore.engines.unanswered import AnswerWatch, TooManyUnanswered
+from lore.support.text import encodable
 
 
 @dataclass
@@ -83,7 +84,7 @@ Complete = Callable[[Messages, Sampling, RequestGate], Awaitable[list[Completion
 
 @dataclass
 class ByModel:
-    """A language model behind `complete`. name: identifies its answers, as a part of every key."""
+    """A language model behind `complete`. name: stored with its answers."""
 
     name: str
     complete: Complete
@@ -94,6 +95,8 @@ class ByModel:
     takes_images: bool = True
     watch: AnswerWatch = field(default_factory=lambda: AnswerWatch(UnansweredSection(), "teacher"))
     """Stops the run after too many requests of one step in a row without a whole answer."""
+    identity: str = ""
+    """What its answers depend on, a part of every key; by default its name."""
     _under_way: dict[str, asyncio.Future] = field(default_factory=dict)
     """Requests that are not answered yet, by key."""
     _gave_up: TooManyUnanswered | None = None
@@ -119,7 +122,7 @@ class ByModel:
     async def ask(self, work: Work, step: str, pair: Pair, messages: Messages, draw: int) -> Reply:
         """One answer, from the journal if it has one. Raises BudgetReached, and the engine's errors."""
         asked = prompt_hash(messages)
-        key = answer_key(step, asked, self.name, draw)
+        key = answer_key(step, asked, self.identity or self.name, draw)
         # A cut answer of an earlier start is asked again: a second start must not turn the cause of a stop into rejected pairs.
         known = work.journal.known(key, pair.pair_id)
         if known is not None and (key in work.fresh or not known.is_cut):
@@ -144,7 +147,7 @@ class ByModel:
             answer = await self._answer(work, step, pair, messages, sampling, gate)
             usage = Usage(answer.prompt_tokens, answer.tokens)
             usd = cost(usage, section.price).usd
-            reply = Reply(step, key, asked, self.name, whole(answer.text), usage.prompt_tokens, usage.completion_tokens, usd)
+            reply = Reply(step, key, asked, self.name, encodable(answer.text), usage.prompt_tokens, usage.completion_tokens, usd)
             reply.finish_reason = answer.finish_reason
             work.fresh.add(key)
             work.journal.answered(pair.pair_id, reply)

@@ -17,11 +17,13 @@ from lore.data.pair import PAIR_SCHEMA
 from lore.engines.engine import RequestRefused
 from lore.judge.chunk_store import ChunkStore
 from lore.rubric.demand import Demand
+from lore.support.text import encodable
 
 STEPS = ("knowledge", "caption", "multimodal", "rules", "critic")
 MAX_DEMANDS = 16
 MAX_TEXT = 400  # characters of one field of a step's answer
-MAX_ANSWER = 100_000  # characters of an answer; searching longer ones for JSON could take minutes
+MAX_ANSWER = 100_000  # characters of an answer that is searched for JSON
+MAX_BRACES = 256  # that begin no JSON object; each of them may be read to the end of the answer
 
 
 @dataclass(slots=True)
@@ -275,15 +277,19 @@ def spoken(text: str) -> str:
 
 
 def json_objects(text: str) -> list[dict[str, Any]]:
-    """Every standalone JSON object in a text, in order. Reasoning and code fences around them are skipped. Raises AnswerCut."""
-    found, at, decoder = [], 0, json.JSONDecoder()
+    """Every standalone JSON object in a text, in order. Reasoning and code fences around them are skipped. Raises AnswerCut, and
+    Unreadable for a text with many braces that begin none.
+    """
+    found, at, decoder, wrong = [], 0, json.JSONDecoder(), 0
     text = spoken(text)
     while (start := text.find("{", at)) >= 0:
         try:
             value, at = decoder.raw_decode(text, start)
             found.append(value)
         except (ValueError, RecursionError):
-            at = start + 1
+            at, wrong = start + 1, wrong + 1
+            if wrong > MAX_BRACES:
+                raise Unreadable(f"over {MAX_BRACES} braces that begin no JSON object: {text[:120]!r}") from None
     return found
 
 
@@ -308,10 +314,9 @@ def rows_of(value: dict[str, Any], key: str, columns: tuple[str, ...]) -> list[d
     for row in rows:
         if not isinstance(row, dict) or any(not isinstance(row.get(name), str | int | float | None) for name in columns):
             raise Unreadable(f"{key!r} holds {str(row)[:80]!r}, not an object with {', '.join(columns)}")
-        out.append({name: " ".join(whole(str("" if row.get(name) is None else row[name])).split())[:MAX_TEXT] for name in columns})
+        out.append({name: _short_line(row.get(name)) for name in columns})
     return out
 
 
-def whole(text: str) -> str:
-    """Replaces lone surrogates, which JSON can express but a file cannot store, by question marks."""
-    return text.encode(errors="replace").decode()
+def _short_line(value: str | int | float | None) -> str:
+    return " ".join(encodable("" if value is None else str(value)).split())[:MAX_TEXT]

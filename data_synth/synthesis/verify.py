@@ -26,7 +26,7 @@ from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
 from lore.data_synth.synthesis.trace import Check, Draft
 from lore.rubric.rubric import Rubric
-from lore.support.text import normalize
+from lore.support.text import compatible, normalize
 
 COPIED_WORDS = 10
 
@@ -193,7 +193,7 @@ def runs_of_words(text: str) -> list[tuple[str, ...]]:
 
 def scripts(text: str) -> Counter[str]:
     """Number of letters by script, named as their Unicode names begin: LATIN, CJK, CYRILLIC."""
-    return Counter(_script(letter) for letter in unicodedata.normalize("NFKC", text) if letter.isalpha())
+    return Counter(_script(letter) for letter in compatible(text) if letter.isalpha())
 
 
 @cache

@@ -13,12 +13,14 @@ from lore.data.tables.csv import csv_text
 from lore.eval.compare.changes import add_titles, changed_pairs, counted, examples
 from lore.eval.compare.compare import BETTER, MIN_QUERIES, WORSE, Comparison, Difference, Options, PartDifference
 from lore.eval.compare.finished import found_apart
-from lore.eval.compare.safe_output import open_console, signed, text, write_own
+from lore.eval.compare.safe_output import open_console, signed, text
 from lore.eval.compare.sides import Side, Sides
 from lore.eval.measures.bootstrap import LEVEL
 from lore.eval.report.console import column_titles
+from lore.support.atomic_files import written_whole
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
+from lore.support.outputs import Output, begins_with, checked_outputs
 
 ONE_LINE = 120  # columns that the widest table needs
 STYLES = {BETTER: "green", WORSE: "red"}
@@ -36,11 +38,11 @@ def report(
     shown: int = 3,
     out: Path | None = None,
     as_json: Path | None = None,
+    force: bool = False,
 ) -> None:
     """Prints every comparison. Writes all changed pairs to `out` (.jsonl or .csv) and all results to `as_json`. shown: number of
-    examples printed per kind."""
-    if out is not None and out.suffix.lower() not in (".jsonl", ".csv"):
-        raise LoreError(f"--out {out}: found {out.suffix or 'no extension'}, expected .jsonl or .csv")
+    examples printed per kind. force: replace files that are no earlier output."""
+    files = output_files(sides, out, as_json, force)
     titles = metric_titles(comparisons, metrics)
     console = open_console()
     _print_head(console, sides, options)
@@ -57,12 +59,24 @@ def report(
     if why_untitled:
         console.print(text(why_untitled), soft_wrap=True)
     if out is not None:
-        _write_changed(out, [row for rows in changed for row in rows])
+        _write(files[out], _changed_text(out, [row for rows in changed for row in rows]))
         console.print(text(f"changed pairs: {out}"), soft_wrap=True)
     if as_json is not None:
         content = to_json(sides, comparisons, changed, options)
-        write_own(as_json, json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n", JSON_MARK)
+        _write(files[as_json], json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
         console.print(text(f"all results: {as_json}"), soft_wrap=True)
+
+
+def output_files(sides: Sides, out: Path | None, as_json: Path | None, force: bool) -> dict[Path, Path]:
+    """The files to write, by the path that the user gave. Raises LoreError for a file that is no output of a comparison."""
+    if out is not None and out.suffix.lower() not in (".jsonl", ".csv"):
+        raise LoreError(f"--out {out}: found {out.suffix or 'no extension'}, expected .jsonl or .csv")
+    runs = [side.run for side in (sides.first, *sides.others)]
+    read = [path for run in runs for path in (run.folder, run.predictions, run.data_files())]
+    outputs = [Output(out, begins_with(JSONL_MARK if out.suffix.lower() == ".jsonl" else CSV_MARK))] if out is not None else []
+    outputs += [Output(as_json, begins_with(JSON_MARK))] if as_json is not None else []
+    found = checked_outputs(outputs, [path for path in read if path is not None], force=force)
+    return {output.path: path for output, path in zip(outputs, found, strict=True)}
 
 
 def metric_titles(comparisons: list[Comparison], wanted: Sequence[str]) -> dict[str, str]:
@@ -238,10 +252,14 @@ def _who(side: Side) -> dict[str, Any]:
     return {"name": side.name, "run": side.run.name, "judge": side.judge, "path": str(side.run.folder or side.run.predictions)}
 
 
-def _write_changed(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write(path: Path, content: str) -> None:
+    with written_whole(path) as file:
+        file.write(content.encode("utf-8", errors="backslashreplace"))
+
+
+def _changed_text(path: Path, rows: list[dict[str, Any]]) -> str:
     if path.suffix.lower() == ".jsonl":
-        write_own(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), JSONL_MARK)
-        return
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     columns = list(rows[0]) if rows else CSV_MARK.rstrip(",").split(",")
     plain = [row | {name: "; ".join(row[name]) for name in ("changes", "slices")} for row in rows]
-    write_own(path, csv_text(columns, [[row[name] for name in columns] for row in plain]), CSV_MARK)
+    return csv_text(columns, [[row[name] for name in columns] for row in plain])

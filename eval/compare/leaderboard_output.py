@@ -9,34 +9,42 @@ from rich.console import Console
 
 from lore.data.tables.csv import csv_text
 from lore.eval.compare.leaderboard import STEM, SUFFIXES, Board, Row, check_metrics
-from lore.eval.compare.safe_output import open_console, text, write_own
+from lore.eval.compare.safe_output import open_console, text
 from lore.eval.measures.bootstrap import Estimate
 from lore.eval.measures.metrics import metric_names
 from lore.eval.report.console import best_value, column_titles, print_table, shown_columns
+from lore.support.atomic_files import written_whole
 from lore.support.errors import LoreError
 from lore.support.markdown import table_cell
+from lore.support.outputs import Output, begins_with, checked_outputs
 
 MARKS = {".md": "<!-- lore leaderboard -->", ".csv": "test_set,rubric,rubric_hash,", ".json": '{"lore": "leaderboard", '}
 NOTHING = Estimate(float("nan"))
 
 
-def report(boards: list[Board], passed_over: dict[str, str], out: Path, *, by: str, metrics: Sequence[str] = ()) -> None:
-    """Prints the tables and writes them: a folder gets all three files, a path ending in .md, .csv or .json that one file."""
+def report(
+    boards: list[Board], passed_over: dict[str, str], out: Path, *, by: str, metrics: Sequence[str] = (), force: bool = False
+) -> None:
+    """Prints the tables and writes them: a folder gets all three files, a path ending in .md, .csv or .json that one file. force:
+    replace files that are no earlier output."""
     check_metrics(boards, metrics, by)
-    files = _files(out)
+    runs = [row.run.folder for found in boards for row in found.rows if row.run.folder is not None]
+    files = [Output(path, begins_with(MARKS[path.suffix])) for path in _files(out)]
+    targets = checked_outputs(files, runs, force=force)
     console = open_console()
     for found in boards:
         _print(console, found, by, metrics)
     if passed_over:
         named = ", ".join(f"{path} ({why})" for path, why in passed_over.items())
         console.print(text(f"skipped: {named}", limit=2000), soft_wrap=True)
-    for path in files:
+    for path, target in zip((file.path for file in files), targets, strict=True):
         content = {
             ".md": lambda: to_markdown(boards, by, metrics),
             ".csv": lambda: to_csv(boards, by),
             ".json": lambda: to_json(boards, passed_over, by),
         }[path.suffix]()
-        write_own(path, content, MARKS[path.suffix])
+        with written_whole(target) as file:
+            file.write(content.encode("utf-8", errors="backslashreplace"))
         console.print(text(f"leaderboard: {path}"), soft_wrap=True)
 
 

@@ -1,6 +1,7 @@
 """Output of a GoodRate: a table and remarks for people, JSON for programs."""
 
 import json
+from collections.abc import Iterable
 from math import isfinite, isnan
 from pathlib import Path
 
@@ -9,10 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lore.data.rejected_rows import RejectedWriter
+from lore.data.rejected_rows import RejectedWriter, is_rejected_file, rejected_path
 from lore.eval.goodrate.estimate import GoodRate
 from lore.eval.measures.bootstrap import Estimate
 from lore.support.atomic_files import write_atomic
+from lore.support.outputs import Output, begins_with, checked_outputs
+
+MARKS = ('{\n "lore": "goodrate",', '{\n "log": {\n  "path": ')
+"""What the JSON file begins with, in this version and in earlier ones."""
 
 
 def show(found: GoodRate, console: Console) -> None:
@@ -78,11 +83,20 @@ def to_json(found: GoodRate) -> dict:
     return {**found.summary, **rates, "remarks": found.remarks}
 
 
-def save(found: GoodRate, out: Path) -> Path | None:
-    """Writes the JSON file, and unreadable rows to <name>.rejected.jsonl beside it. Returns the path of the latter, if any."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with RejectedWriter(out) as writer:
+def output_files(out: Path, inputs: Iterable[str | Path], *, force: bool = False) -> list[Path]:
+    """The JSON file and the file of unreadable rows. Raises LoreError for files that are no earlier output."""
+    outputs = [Output(out, begins_with(*MARKS)), Output(rejected_path(out), is_rejected_file)]
+    return checked_outputs(outputs, inputs, force=force)
+
+
+def save(found: GoodRate, out: Path, *, inputs: Iterable[str | Path] = (), force: bool = False) -> Path | None:
+    """Writes the JSON file, and unreadable rows to <name>.rejected.jsonl beside it. Returns the path of the latter, if any. inputs:
+    what was read and must not be overwritten. force: replace files that are no earlier output."""
+    target, listed = output_files(out, inputs, force=force)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with RejectedWriter(target, listed) as writer:
         for problem in found.rejected:
             writer.write(problem)
-    write_atomic(out, json.dumps(to_json(found), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    return writer.path if writer.count else None
+    content = {"lore": "goodrate", **to_json(found)}
+    write_atomic(target, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return rejected_path(out) if writer.count else None

@@ -16,6 +16,7 @@ from lore.eval.goodrate.log import Shown, market_of_cells, number_of, text_of
 from lore.rubric.rubric import Rubric
 from lore.support.atomic_files import written_whole
 from lore.support.errors import LoreError
+from lore.support.outputs import Output, checked_outputs, never
 
 SHOWN = 5
 FIELDS = ("pair_id", "query", "item_id", "system", "page_id", "label", "probability")
@@ -184,12 +185,16 @@ def capped_shares(mass: np.ndarray, count: int) -> np.ndarray:
         sure |= over
 
 
-def write_draw(log: Shown, out: Path, count: int, unit: Literal["pair", "query"], seed: int = 0) -> int:
-    """Writes the drawn pairs, each once, as a csv file with an empty label. Returns their number."""
+def write_draw(
+    log: Shown, out: Path, count: int, unit: Literal["pair", "query"], seed: int = 0, *, force: bool = False
+) -> int:
+    """Writes the drawn pairs, each once, as a csv file with an empty label. Returns their number. Raises LoreError if the file
+    exists, unless `force` is set: it may contain labels."""
+    (target,) = checked_outputs([Output(out, never)], [log.path], force=force)
     drawn, chances = draw(log, count, unit, seed)
     rows = {log.pair_ids[i]: (log.queries[i], log.items[i], _nine_digits(chances[i]), "") for i in np.flatnonzero(drawn)}
     text = csv_text(["pair_id", "query", "item_id", "probability", "label"], [(pair_id, *rest) for pair_id, rest in rows.items()])
-    with written_whole(out) as file:
+    with written_whole(target) as file:
         file.write(text.encode("utf-8"))
     return len(rows)
 

@@ -230,4 +230,4 @@ def _chosen(data: EvalData, inside: np.ndarray, limit: int, seed: int) -> tuple[
     indices = np.flatnonzero(inside)
     kept = indices[whole_queries([test.query_keys[index] for index in indices], limit, seed)]
     labels = {test.pair_ids[index]: tier_ids[test.gold[index]] for index in kept}
-    return list(read_chosen(data.path, test.split, labels)), labels
+    return list(read_chosen(data.path, test.split, labels, image_roots=data.image_roots)), labels

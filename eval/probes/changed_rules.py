@@ -176,7 +176,7 @@ def shop_cases(edits: list[RuleEdit], rubric: Rubric, language: str, wanted: int
 def rated_case(edit: RuleEdit, data: EvalData) -> Case:
     """The test pairs for which the file gives a label under the changed rule."""
     case = Case(edit)
-    for pair in read_chosen(data.path, data.test.split, edit.labels):
+    for pair in read_chosen(data.path, data.test.split, edit.labels, image_roots=data.image_roots):
         case.add(pair, data.rubric.tier_ids[data.test.gold[data.test.position[pair.pair_id]]], edit.labels[pair.pair_id])
     return case
 

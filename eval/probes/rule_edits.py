@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lore.rubric.rubric import Example, Rubric, Rule, parse_rubric, read_yaml
+from lore.config.yaml_text import read_yaml
+from lore.rubric.rubric import Example, Rubric, Rule, parse_rubric
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 

@@ -91,7 +91,7 @@ def mistake_cards(
     }
     wanted = {mistake.pair_id for mistakes in chosen.values() for mistake in mistakes}
     pairs, photos, with_photo = {}, {}, set()
-    for pair in read_chosen(data.path, test.split, wanted) if wanted else ():
+    for pair in read_chosen(data.path, test.split, wanted, image_roots=data.image_roots) if wanted else ():
         if pair.image is not None:
             with_photo.add(pair.pair_id)
             photos[pair.pair_id] = thumbnail(pair, pixels)

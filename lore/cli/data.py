@@ -11,6 +11,8 @@ from typing import Any
 
 import typer
 
+from lore.cli.options import FORCE
+from lore.support.bounds import MAX_SEED
 from lore.support.errors import LoreError
 
 app = typer.Typer(
@@ -23,6 +25,9 @@ app = typer.Typer(
 
 JSON = typer.Option(False, "--json", help="Print one JSON object instead of tables.")
 STRICT = typer.Option(False, "--strict", help="Reject rows with HTML instead of converting it to plain text.")
+IMAGE_ROOT = typer.Option(
+    None, "--image-root", help="Folder below which photos may lie besides the table's own; relative paths start here first."
+)
 DROP = typer.Option(False, "--drop-duplicates", help="Keep the first of equal pairs; write the others to the rejected file.")
 
 
@@ -42,8 +47,12 @@ def _errors() -> Iterator[None]:
 def import_(
     source: str = typer.Argument(..., help="crowdflower, homedepot, wands, esci, rair or table."),
     path: str = typer.Argument(..., help="File or folder of the source; hub:chenJi/RAIR streams rair from the Hugging Face hub."),
-    out: Path = typer.Option(
-        ..., "-o", "--out", help="Parquet file to write; rejected rows go to <name>.rejected.jsonl in the same folder."
+    out: str = typer.Option(
+        ...,
+        "-o",
+        "--out",
+        metavar="FILE",
+        help="Parquet file to write; rejected rows go to <name>.rejected.jsonl in the same folder.",
     ),
     rubric: str = typer.Option(None, help="Name or path of the rubric of the labels; default: the rubric of the source."),
     encoding: str = typer.Option(
@@ -62,19 +71,23 @@ def import_(
     embed_images: bool = typer.Option(
         False, help="Store the photos inside the output file, so that it does not depend on image files."
     ),
+    image_root: Path = IMAGE_ROOT,
     strict: bool = STRICT,
     drop_duplicates: bool = DROP,
     keep_bad_photos: bool = typer.Option(
         False, "--keep-bad-photos", help="Keep rows with an unreadable photo, without the photo, and list them."
     ),
+    force: bool = FORCE,
     as_json: bool = JSON,
 ) -> None:
     """Convert a public format or any table to a validated pairs file."""
     with _errors():
         from lore.data.import_pairs import import_pairs
         from lore.data.importers import open_source
-        from lore.rubric.rubric import load_rubric, rubric_metadata
+        from lore.rubric.rubric import load_rubric, rubric_file, rubric_metadata
+        from lore.support.outputs import output_path
 
+        target = output_path(out)
         version = None if small is None else "small" if small else "large"
         given = {
             "map": ",".join(map or []),
@@ -94,29 +107,41 @@ def import_(
         loaded = load_rubric(chosen)
         report = import_pairs(
             opened,
-            out,
+            target,
             loaded,
             strict=strict,
             embed_images=embed_images,
+            image_roots=_roots(image_root),
             drop_duplicates=drop_duplicates,
             keep_bad_photos=keep_bad_photos,
             metadata=rubric_metadata(chosen, loaded),
+            inputs=[path, rubric_file(chosen)],
+            force=force,
         )
         _show_report(report, as_json)
-        _need_pairs(report, out)
+        _need_pairs(report, target)
+        if report.photos_elsewhere:
+            print(
+                f"The photos stay in {report.photos_elsewhere}, outside of the folder of {target}. Recipes that read this file "
+                "need that folder as data.image_root, and `lore data check` as --image-root. --embed-images stores the photos "
+                "in the file.",
+                file=sys.stderr,
+            )
 
 
 @app.command()
 def check(
     path: str = typer.Argument(..., help="Pairs file, folder or glob."),
-    out: Path = typer.Option(
-        None, "-o", "--out", help="Write valid pairs to this file and rejected rows to <name>.rejected.jsonl."
+    out: str = typer.Option(
+        None, "-o", "--out", metavar="FILE", help="Write valid pairs to this file and rejected rows to <name>.rejected.jsonl."
     ),
     rubric: str = typer.Option(
         None, help="Name or path of the rubric of the labels; default: the rubric that the file was imported with."
     ),
     strict: bool = STRICT,
     drop_duplicates: bool = DROP,
+    image_root: Path = IMAGE_ROOT,
+    force: bool = FORCE,
     as_json: bool = JSON,
 ) -> None:
     """Check a pairs file row by row, including photos. Exits with status 1 if rows are invalid and -o is not given. (`lore check`
@@ -124,8 +149,10 @@ def check(
     """
     with _errors():
         from lore.data.import_pairs import import_pairs, open_pairs
-        from lore.rubric.rubric import load_rubric, rubric_change, rubric_metadata
+        from lore.rubric.rubric import load_rubric, rubric_change, rubric_file, rubric_metadata
+        from lore.support.outputs import output_path
 
+        target = None if out is None else output_path(out)
         if drop_duplicates and out is None:
             raise LoreError("--drop-duplicates writes a new file: name it with -o, such as -o clean.parquet.")
         source, metadata = open_pairs(path)
@@ -135,14 +162,23 @@ def check(
         if loaded:
             kept |= rubric_metadata(chosen, loaded)
         report = import_pairs(
-            source, out, loaded, strict=strict, tier_ids_only=True, drop_duplicates=drop_duplicates, metadata=kept
+            source,
+            target,
+            loaded,
+            strict=strict,
+            tier_ids_only=True,
+            image_roots=_roots(image_root),
+            drop_duplicates=drop_duplicates,
+            metadata=kept,
+            inputs=[path, *([rubric_file(chosen)] if chosen else [])],
+            force=force,
         )
         _show_report(report, as_json)
         if chosen is None:
             print("Labels were not checked, because the file names no rubric. Pass --rubric.", file=sys.stderr)
         elif chosen == metadata.get("lore.rubric") and (warning := rubric_change(metadata, loaded, path)):
             print(f"warning: {warning}", file=sys.stderr)
-        _need_pairs(report, out)
+        _need_pairs(report, target)
         if report.rejected_rows and out is None:
             raise typer.Exit(1)
 
@@ -159,32 +195,36 @@ def stats(path: str = typer.Argument(..., help="Pairs file, folder or glob."), a
 @app.command()
 def split(
     path: str = typer.Argument(..., help="Pairs file, folder or glob."),
-    out: Path = typer.Option(None, "-o", "--out", help="File to write; default: replace the input file."),
+    out: str = typer.Option(None, "-o", "--out", metavar="FILE", help="File to write; default: replace the input file."),
     by: str = typer.Option("query", help="query: all pairs of a query get the same split; item: all pairs of an item do."),
     fractions: str = typer.Option("train=0.7,dev=0.1,test=0.2", help="Shares that sum to 1."),
-    seed: int = typer.Option(0, help="Seed of the hash; another seed gives other splits."),
+    seed: int = typer.Option(0, min=0, max=MAX_SEED, help="Seed of the hash; another seed gives other splits."),
     replace: bool = typer.Option(False, "--replace", help="Reassign pairs that already have a split."),
+    force: bool = FORCE,
     as_json: bool = JSON,
 ) -> None:
     """Assign train, dev and test by a hash of the query or item. Each query or item gets one split, also in data added later."""
     with _errors():
         from lore.data.parquet import pair_files
         from lore.data.splits import split_pairs
+        from lore.support.outputs import output_path
 
         if out is None and not Path(path).is_file():
             raise LoreError(
                 f"{path} matches {len(pair_files(path))} files, and only a single file can be replaced: pass -o split.parquet."
             )
-        counts = split_pairs(path, out or path, by=by, fractions=_shares(fractions), seed=seed, replace=replace)
+        target = Path(path) if out is None else output_path(out)
+        shares = _shares(fractions)
+        counts = split_pairs(path, target, by=by, fractions=shares, seed=seed, replace=replace, force=force)
         if as_json:
-            print(json.dumps({"out": str(out or path), "pairs": dict(counts)}))
+            print(json.dumps({"out": str(target), "pairs": dict(counts)}))
         else:
             _table(
-                f"{out or path}, by {by}",
+                f"{target}, by {by}",
                 ["split", "pairs", "share"],
                 [[name, f"{count:,}", f"{count / counts.total():.1%}"] for name, count in counts.items()],
             )
-        for name in _shares(fractions):
+        for name in shares:
             if not counts[name]:
                 print(f"{name} is empty, because {by} has too few values. Change --seed or --fractions.", file=sys.stderr)
 
@@ -194,6 +234,14 @@ def _need_pairs(report: Any, out: Path | None) -> None:
         kept = f"; the existing {out} is kept" if out.exists() else ""
         reasons = f" See {report.rejected} for the reasons." if report.rejected else ""
         raise LoreError(f"No row is a valid pair, so {out} was not written{kept}.{reasons}")
+
+
+def _roots(image_root: Path | None) -> list[Path]:
+    if image_root is None:
+        return []
+    if not image_root.expanduser().is_dir():
+        raise LoreError(f"--image-root {image_root} is no folder. Name the folder below which the photos lie.")
+    return [image_root.expanduser()]
 
 
 def _shares(text: str) -> dict[str, float]:

@@ -13,12 +13,14 @@ from typing import Literal
 import typer
 from typer.core import TyperGroup
 
+from lore.cli.options import FORCE
+from lore.support.bounds import MAX_COUNT, MAX_SEED
 from lore.support.errors import LoreError
 
 LOG = typer.Argument(
     ..., help="One row per shown item (.parquet, .jsonl, .csv): query, pair_id or item_id, page_id, position, system, impressions."
 )
-TOP = typer.Option(None, min=1, help="Use only this many first positions of each page.")
+TOP = typer.Option(None, min=1, max=MAX_COUNT, help="Use only this many first positions of each page.")
 
 
 class EstimateByDefault(TyperGroup):
@@ -55,9 +57,14 @@ def estimate(
     target: Literal["log", "traffic"] = typer.Option(
         "log", help="Population of the intervals: this log, or all queries (traffic) of which the log is a random sample."
     ),
-    out: Path = typer.Option(
-        None, "-o", "--out", help="JSON file to write; unreadable rows go to <name>.rejected.jsonl in the same folder."
+    out: str = typer.Option(
+        None,
+        "-o",
+        "--out",
+        metavar="FILE",
+        help="JSON file to write; unreadable rows go to <name>.rejected.jsonl in the same folder.",
     ),
+    force: bool = FORCE,
 ) -> None:
     """Estimate the share of shown items and pages that are good. From the judge alone, from raters alone, and from both together
     (prediction-powered inference).
@@ -65,16 +72,22 @@ def estimate(
     from rich.console import Console
 
     from lore.eval.goodrate.estimate import goodrate as compute
-    from lore.eval.goodrate.output import save, show
+    from lore.eval.goodrate.output import output_files, save, show
+    from lore.rubric.rubric import rubric_file
+    from lore.support.outputs import output_path
 
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     name = rubric or _rubric_of(rated)
+    read = [log, verdicts, rubric_file(name), *([rated] if rated else [])]
+    if out is not None:
+        out = output_path(out)
+        output_files(out, read, force=force)
     found = compute(log, verdicts, name, rated_path=rated, judge=judge, top=top, target=target)
     console = Console(highlight=False)
     show(found, console)
-    if out:
-        rejected = save(found, out)
+    if out is not None:
+        rejected = save(found, out, inputs=read, force=force)
         console.print(f"JSON: {out}", soft_wrap=True, markup=False)
         if rejected:
             console.print(f"unreadable rows: {rejected}", soft_wrap=True, markup=False)
@@ -83,27 +96,37 @@ def estimate(
 @app.command()
 def sample(
     log: Path = LOG,
-    pairs: int = typer.Option(None, min=1, help="Number of pairs to draw. Sufficient for the GoodRate of items."),
+    pairs: int = typer.Option(None, min=1, max=MAX_COUNT, help="Number of pairs to draw. Sufficient for the GoodRate of items."),
     queries: int = typer.Option(
-        None, min=1, help="Number of queries to draw, with all their shown items. Required for the GoodRate of pages."
+        None,
+        min=1,
+        max=MAX_COUNT,
+        help="Number of queries to draw, with all their shown items. Required for the GoodRate of pages.",
     ),
     top: int = TOP,
-    seed: int = typer.Option(0, min=0, help="Seed of the sample."),
-    out: Path = typer.Option(..., "-o", "--out", help="csv file to write, with an empty label column."),
+    seed: int = typer.Option(0, min=0, max=MAX_SEED, help="Seed of the sample."),
+    out: str = typer.Option(..., "-o", "--out", metavar="FILE", help="csv file to write, with an empty label column."),
+    force: bool = FORCE,
 ) -> None:
     """Draw pairs of the log for human rating. The probability of a pair is proportional to its impressions."""
     if (pairs is None) == (queries is None):
         raise LoreError("Pass exactly one of --pairs and --queries: the sample is either single pairs or whole queries.")
-    if out.exists():
-        raise LoreError(f"{out} exists and may contain labels, so it was not overwritten. Choose another name or remove the file.")
     from lore.eval.goodrate.log import read_log
     from lore.eval.goodrate.rated_sample import write_draw
+    from lore.support.outputs import Output, checked_outputs, never, output_path
 
+    target = output_path(out)
+    checked_outputs([Output(target, never)], [log], force=True)
+    if target.exists() and not force:
+        raise LoreError(
+            f"{target} exists and may contain labels, so it was not overwritten. Choose another name, or pass --force to "
+            "replace it."
+        )
     shown = read_log(log)
     if top is not None:
         shown = shown.only(shown.at_top(top))
-    count = write_draw(shown, out, pairs or queries, "pair" if pairs else "query", seed)
-    print(f"{count:,} pairs to rate: {out}. Fill in the label column and do not change the probability column.")
+    count = write_draw(shown, target, pairs or queries, "pair" if pairs else "query", seed, force=force)
+    print(f"{count:,} pairs to rate: {target}. Fill in the label column and do not change the probability column.")
 
 
 def _rubric_of(rated: Path | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import typer
@@ -12,9 +11,13 @@ from lore.cli import data, goodrate, teacher, traces
 from lore.cli.compare import compare, leaderboard
 from lore.cli.doctor import doctor
 from lore.cli.export import export
+from lore.cli.init import init
 from lore.cli.run import check, launch, run
+from lore.cli.runs import runs
 from lore.cli.world import world
+from lore.run.entry import exit_status
 from lore.support.errors import LoreError
+from lore.support.text import named
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 PASSES_OPTIONS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -32,11 +35,15 @@ def lore(
     version: bool = typer.Option(False, "--version", callback=print_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Train and evaluate search relevance judges from human ratings and a rubric."""
+    for argument in sys.argv[1:]:
+        named(argument, "An argument")
 
 
+app.command()(init)
 app.command()(run)
 app.command()(check)
 app.command(context_settings=PASSES_OPTIONS_ON)(launch)
+app.command()(runs)
 app.add_typer(data.app, name="data")
 app.command()(world)
 app.add_typer(traces.app, name="traces")
@@ -62,12 +69,4 @@ def draw() -> None:
 
 def main() -> None:
     """Entry point of `lore`. Prints a LoreError or OSError as a message and exits with status 1."""
-    try:
-        app()
-    except (LoreError, OSError) as error:  # OSError: disk full, no permission, a file instead of a folder
-        if os.environ.get("LORE_DEBUG"):
-            raise
-        from lore.run.runner import report_error
-
-        report_error(error if isinstance(error, LoreError) else LoreError(f"{error}. LORE_DEBUG=1 shows the traceback."))
-        sys.exit(1)
+    sys.exit(exit_status(app))

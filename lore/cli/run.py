@@ -35,7 +35,7 @@ def launch(
     arguments: list[str] = typer.Argument(..., metavar="RECIPE [KEY=VALUE]... [ACCELERATE OPTIONS]..."),
     config: str = typer.Option(None, help="Name of a config in launch/accelerate (cpu2, ddp, zero2, zero3, fsdp2) or a path."),
     num_processes: int = typer.Option(
-        None, min=1, help="Number of processes; default: one per GPU, without GPUs the number in the config."
+        None, min=1, max=65_536, help="Number of processes; default: one per GPU, without GPUs the number in the config."
     ),
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Print the recipe and the accelerate command line, without running them."

@@ -99,7 +99,9 @@ def serve(
 
 
 def serve_command_line(model: ModelSection, vllm: VllmSection, host: str, port: int, name: str) -> list[str]:
-    """The server command. Writes the chat template to a file under the run root; the file name contains a hash of the template."""
+    """The server command. Writes the chat template to a file under the run root, unless the same text stands there
+    already; the file name contains a hash of the template.
+    """
     from lore.engines.loading import load_processor
     from lore.engines.vllm import check_vllm, engine_options
     from lore.engines.vllm_adapter import adapter_rank
@@ -141,7 +143,8 @@ def _template_file(template: str) -> Path:
     folder = run_root() / "teacher"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"chat-template-{hashlib.sha256(template.encode()).hexdigest()[:12]}.jinja"
-    if not path.is_file():
+    # A file that was cut or edited would serve another prompt than the one that the judge is trained on.
+    if not path.is_file() or path.read_bytes() != template.encode():
         write_atomic(path, template)
     return path.absolute()
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from lore.support.bounds import MAX_COUNT
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 
@@ -51,7 +52,7 @@ def show(
     slice: str = typer.Option(None, help="Only pairs of this slice."),
     tier: str = typer.Option(None, help="Only pairs whose human label is this tier."),
     pair: str = typer.Option(None, help="Only the pair with this id."),
-    limit: int = typer.Option(None, min=1, help="Maximum number of traces."),
+    limit: int = typer.Option(None, min=1, max=MAX_COUNT, help="Maximum number of traces."),
     pager: bool = typer.Option(True, " /--no-pager", help="Print without a pager, also in a terminal."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object per line."),
 ) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import typer
 
+from lore.cli.options import FORCE
+from lore.support.bounds import MAX_COUNT, MAX_SEED
+
 
 def world(
-    out: Path = typer.Option(..., help="Folder to write. Existing files are kept, so an interrupted command can continue."),
-    pairs: int = typer.Option(100_000, min=1, help="Number of rated pairs over all splits."),
-    seed: int = typer.Option(0, min=0, help="Seed of the shop. The same seed gives the same files on every machine."),
+    out: str = typer.Option(
+        ..., metavar="FOLDER", help="Folder to write. Existing files are kept, so an interrupted command can continue."
+    ),
+    force: bool = FORCE,
+    pairs: int = typer.Option(100_000, min=1, max=MAX_COUNT, help="Number of rated pairs over all splits."),
+    seed: int = typer.Option(
+        0, min=0, max=MAX_SEED, help="Seed of the shop. The same seed gives the same files on every machine."
+    ),
     language: str = typer.Option("en", help="Language of the lexicon: en or zh."),
     prior: Literal["balanced", "natural"] = typer.Option(
         "balanced", help="Shares of the tiers: equal (balanced) or as in search traffic (natural)."
@@ -19,5 +26,6 @@ def world(
 ) -> None:
     """Write the embedded shop: rated pairs, photos and search log. The memory use does not depend on the number of pairs."""
     from lore.data_synth.shop.write import write_world
+    from lore.support.outputs import output_path
 
-    write_world(out, pairs=pairs, seed=seed, language=language, prior=prior)
+    write_world(output_path(out, "--out", folder=True), force=force, pairs=pairs, seed=seed, language=language, prior=prior)

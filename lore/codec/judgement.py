@@ -23,14 +23,14 @@ from lore.codec.item_text import ItemText
 from lore.codec.prompt import PromptFormat, system_text
 from lore.codec.reasoning import after_first_reasoning
 from lore.codec.sanitize import clean_rationale, clean_words, control_strings
-from lore.rubric.demand import Demand
+from lore.rubric.demand import Demand, written_value
 from lore.rubric.rubric import Rubric
 
 CODEC_VERSION = 1
 
 
 def render_demands(demands: list[Demand], leave_out: Collection[str] = ()) -> str:
-    """The short rationale: `colour: azure = blue | green (photo) | colour-other L2; ...`.
+    """The short rationale: `colour: azure = blue | green (photo) | colour-other L2; ...`. `read_demands` returns the same demands.
 
     leave_out: capabilities to omit from the text: knowledge (the meaning of a word), photos (findings from the photo),
     rules (rule and tier of each demand).
@@ -42,11 +42,12 @@ def _demand_text(demand: Demand, leave_out: Collection[str]) -> str:
     wanted, found = demand.wanted, demand.found
     if "knowledge" in leave_out:
         wanted, found = unresolved(wanted), unresolved(found)
-    parts = [f"{demand.dimension}: {wanted}"]
-    if not (demand.source == "photo" and "photos" in leave_out):
-        parts.append(f"{found} ({demand.source})")
-    if "rules" not in leave_out:
-        parts.append(f"{demand.rule} {demand.tier}".strip())
+    parts = [f"{demand.dimension}: {written_value(wanted)}"]
+    if demand.source and not (demand.source == "photo" and "photos" in leave_out):
+        parts.append(f"{written_value(found)} ({demand.source})")
+    ruling = f"{demand.rule} {demand.tier}".strip()
+    if ruling and "rules" not in leave_out:
+        parts.append(ruling)
     return " | ".join(parts)
 
 

@@ -19,7 +19,10 @@ HAN_NEGATIONS = "不无没非未"
 MOST_BETWEEN = 4
 MARK = re.compile(r"[\u3400-\u9fff]|\w+|[^\w\s]")
 INCH = re.compile(r"""\d\s?(?:"|”|″|''|in\b)""", re.IGNORECASE)
-TEXTS, WORDS = 1024, 2**16  # cache sizes: each pair's texts are searched many times, and texts share words
+TEXTS, PLACES, WORDS = 1024, 64, 2**16  # cache sizes: each pair's texts are searched many times, and texts share words
+LONG_WORD = 64  # characters; longer words would fill the memory of the caches
+MAX_HAN_RUNS = 256  # different runs of Han characters of one text that are searched for; more would take quadratic time
+STEPS_PER_WORD = 16  # of a search for words in order; only a text made for it needs more than about two
 
 
 def pieces(text: str) -> list[str]:
@@ -29,14 +32,14 @@ def pieces(text: str) -> list[str]:
 
 @lru_cache(maxsize=TEXTS)
 def _pieces(text: str) -> tuple[str, ...]:
-    return tuple(_stem(piece) for piece in PIECE.findall(normalize(text)))
+    return tuple(stem(piece) for piece in PIECE.findall(normalize(text)))
 
 
 def spellings(text: str) -> dict[str, str]:
     """Maps each of `pieces` to its first spelling in the text."""
     found: dict[str, str] = {}
     for piece in PIECE.findall(normalize(text)):
-        found.setdefault(_stem(piece), piece)
+        found.setdefault(stem(piece), piece)
     return found
 
 
@@ -58,20 +61,44 @@ def missing_words(text: str, place: str, passed_over: frozenset[str] | None = No
     Function words (or `passed_over`, if given) are skipped. A Han run may be part of a longer run. Common spelling variants
     match: battery and batteries, t-shirt and tshirt, men's and mens, 55" and 55 inch.
     """
-    held, said = pieces(place), pieces(OWNER.sub("", text))
-    held += pieces(OWNER.sub("", place)) + ["inch"] * bool(INCH.search(place))
-    have = {form for piece in held for form in forms(piece)} | {a + b for a, b in pairwise(held) if a.isalpha() and b.isalpha()}
-    divided = {part for a, b in pairwise(said) if a.isalpha() and b.isalpha() and a + b in have for part in (a, b)}
-    whole = normalize(place).replace(" ", "")
+    said, where = pieces(OWNER.sub("", text)), _place(place)
+    joined = {a + b for a, b in pairwise(said) if a.isalpha() and b.isalpha()} & where.forms
+    divided = {part for a, b in pairwise(said) if a + b in joined for part in (a, b)}
     small = function_words("en") if passed_over is None else passed_over
+    within = where.han_within(said)
     return [
         piece
         for piece in said
-        if have.isdisjoint(forms(piece))
-        and piece not in small
-        and piece not in divided
-        and not (HAN.match(piece) and piece in whole)
+        if where.forms.isdisjoint(forms(piece)) and piece not in small and piece not in divided and piece not in within
     ]
+
+
+class _Place:
+    """A text that words are searched in. held: its pieces; at: positions of each form in `held`; forms: every form that counts as
+    held, with common spelling variants; whole: the text without spaces.
+    """
+
+    def __init__(self, text: str):
+        self.held = pieces(text)
+        self.at: dict[str, list[int]] = {}
+        for position, piece in enumerate(self.held):
+            for form in forms(piece):
+                self.at.setdefault(form, []).append(position)
+        held = [*self.held, *pieces(OWNER.sub("", text)), *["inch"] * bool(INCH.search(text))]
+        self.forms = {form for piece in held for form in forms(piece)}
+        self.forms |= {a + b for a, b in pairwise(held) if a.isalpha() and b.isalpha()}
+        self.whole = normalize(text).replace(" ", "")
+
+    def positions(self, piece: str) -> set[int]:
+        return {position for form in forms(piece) for position in self.at.get(form, ())}
+
+    def han_within(self, said: list[str]) -> set[str]:
+        """The runs of Han characters that stand in the text, also inside a longer run."""
+        runs = list(dict.fromkeys(filter(HAN.match, said)))[:MAX_HAN_RUNS]
+        return {run for run in runs if run in self.whole}
+
+
+_place = lru_cache(maxsize=PLACES)(_Place)
 
 
 def stands_apart(text: str, place: str) -> str:
@@ -81,34 +108,58 @@ def stands_apart(text: str, place: str) -> str:
     before the word that it counts, and without a preceding negation that `text` lacks. Words that `place` joins, splits or
     contains inside a Han run are not checked for order.
     """
-    held, said = pieces(place), pieces(text)
+    where, said = _place(place), pieces(text)
     small = function_words("en") - NEGATIONS
     said = [piece for piece in said if piece not in small]
-    places = [[at for at, other in enumerate(held) if not forms(piece).isdisjoint(forms(other))] for piece in said]
-    if said and all(places):
-        runs = [run for start in places[0] if (run := _in_order(said, places, start))]
-        if not runs:
-            return "do not stand together"
-        if NEGATIONS.isdisjoint(said) and all(run[0] and held[run[0] - 1] in NEGATIONS for run in runs):
+    found = {piece: where.positions(piece) for piece in dict.fromkeys(said)}
+    if said and all(found.values()):
+        why, steps = "do not stand together", STEPS_PER_WORD * (len(where.held) + len(said))
+        for start in sorted(found[said[0]]):
+            taken = _in_order(said, found, start, steps)
+            steps -= abs(taken)
+            if taken <= 0:
+                if steps <= 0:
+                    break
+                continue
+            if not NEGATIONS.isdisjoint(said) or not start or where.held[start - 1] not in NEGATIONS:
+                why = ""
+                break
+            why = "are negated"
+        if why:
+            return why
+    for run in where.han_within(said):
+        if run[0] not in HAN_NEGATIONS and _always_behind(HAN_NEGATIONS, run, where.whole):
             return "are negated"
-    whole = normalize(place).replace(" ", "")
-    for piece in said:
-        if HAN.match(piece) and piece[0] not in HAN_NEGATIONS:
-            before = [whole[found.start() - 1] if found.start() else "" for found in re.finditer(re.escape(piece), whole)]
-            if before and all(letter and letter in HAN_NEGATIONS for letter in before):
-                return "are negated"
     return ""
 
 
-def _in_order(said: list[str], places: list[list[int]], start: int) -> list[int]:
-    """Positions of all words in order, beginning at `start`; empty if there are none."""
-    run = [start]
-    for before, found in zip(said, places[1:], strict=False):
-        following = [at for at in found if at > run[-1] and (not before[0].isdigit() or at == run[-1] + 1)]
-        if not following:
-            return []
-        run.append(following[0])
-    return run if run[-1] - run[0] + 1 - len(run) <= MOST_BETWEEN else []
+def _in_order(said: list[str], found: dict[str, set[int]], start: int, most: int) -> int:
+    """The number of steps if all words stand in order, beginning at `start`; otherwise, or after `most` steps, its negative.
+
+    found: positions of each word.
+    """
+    at, between, steps = start, 0, 1
+    for before, piece in pairwise(said):
+        if steps >= most:
+            return -steps
+        room = 0 if before[0].isdigit() else MOST_BETWEEN - between
+        steps += 1
+        following = next((place for place in range(at + 1, at + 2 + room) if place in found[piece]), None)
+        if following is None:
+            return -steps
+        between += following - at - 1
+        at = following
+    return steps
+
+
+def _always_behind(letters: str, run: str, whole: str) -> bool:
+    """Whether each `run` in `whole` follows one of the letters."""
+    at = whole.find(run)
+    while at >= 0:
+        if at == 0 or whole[at - 1] not in letters:
+            return False
+        at = whole.find(run, at + len(run))
+    return True
 
 
 @cache
@@ -117,6 +168,11 @@ def function_words(language: str) -> frozenset[str]:
 
     lists = yaml.safe_load((Path(__file__).parent / "function_words.yaml").read_text(encoding="utf-8"))
     return frozenset(lists.get(language, "").split())
+
+
+def stem(piece: str) -> str:
+    """A word without its plural s, a number without commas or trailing decimal zeros."""
+    return _stem(piece) if len(piece) <= LONG_WORD else _stem.__wrapped__(piece)
 
 
 @lru_cache(maxsize=WORDS)
@@ -130,9 +186,13 @@ def _stem(piece: str) -> str:
     return piece[:-1] if len(piece) > 3 and piece.endswith("s") and not piece.endswith("ss") else piece
 
 
-@lru_cache(maxsize=WORDS)
 def forms(piece: str) -> frozenset[str]:
     """A piece and its possible singular forms, as for batteries, sizes and lenses."""
+    return _forms(piece) if len(piece) <= LONG_WORD else _forms.__wrapped__(piece)
+
+
+@lru_cache(maxsize=WORDS)
+def _forms(piece: str) -> frozenset[str]:
     found = {piece}
     if piece.endswith("ie"):  # batterie, the stem of batteries
         found.add(f"{piece[:-2]}y")

@@ -29,7 +29,7 @@ _MARKS = re.compile(
 )
 # gpt-oss: channels with headers. Decoded without special tokens, only the words of the headers are left.
 _CHANNELS = re.compile(r"(?:<\|start\|>[^<]*)?<\|channel\|>")
-_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
+_CHANNEL = re.compile(r"<\|channel\|>\s*+(\w++)[^<]*+(?:<\|constrain\|>[^<]*+)?<\|message\|>")
 _BARE_CHANNELS = re.compile(r"(?:assistant)?(?:analysis|commentary)(?=[^\s:.,;!?)'-])")
 _BARE_FINAL = "assistantfinal"
 _TURN_END = re.compile(r"<\|(?:return|end|call)\|>\s*$")
@@ -57,13 +57,13 @@ def after_first_reasoning(text: str, own: str) -> str | None:
     text = _final_channel(text.strip())
     if text is None:
         return None
-    opened, block, first = Counter(), None, None
+    opened, block, first, answer = Counter(), None, None, text.find(own)
     for opens, style, found in _marks(text):
         if opens:
             opened[style] += 1
             block = style if found.start() == 0 else block  # of this style alone is its end: inside, other marks are text
             continue
-        if block is None and own in text[: found.start()]:
+        if block is None and 0 <= answer <= found.start() - len(own):
             break
         if block is None and not opened[style]:
             return text[found.end() :].strip()  # the template opened it

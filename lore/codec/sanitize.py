@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from lore.support.text import INVISIBLE
+from lore.support.text import INVISIBLE, compatible
 
 # Every character whose NFKC or NFKD form contains one of < > ; : (a test scans Unicode for others).
 _ANGLES = {ord(c): "‹" for c in "<≮﹤＜"} | {ord(c): "›" for c in ">≯﹥＞"}
@@ -199,6 +199,6 @@ def fold(text: str) -> str:
     before = None
     while before != text:
         before = text
-        plain = unicodedata.normalize("NFKD", text).translate(_NO_MARKS)
-        text = unicodedata.normalize("NFKC", plain.casefold())
+        plain = compatible(text, "NFKD").translate(_NO_MARKS)
+        text = compatible(plain.casefold())
     return text

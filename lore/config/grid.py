@@ -35,8 +35,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lore.config.recipe import RUN_NAME, BaseRecipe, run_root
-from lore.config.sections import Conflict, StrictModel
+from lore.config.recipe import RUN_NAME, RUN_NAME_EXPECTED, BaseRecipe, run_root
+from lore.config.sections import Conflict, Seed, StrictModel
 from lore.config.validation import validate
 from lore.config.yaml_text import (
     OVERRIDE,
@@ -53,8 +53,8 @@ from lore.config.yaml_text import (
 from lore.support.nearest import nearest
 
 ADDRESS = re.compile(r"^(.+\.ya?ml):([^/:]+)$")
-NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")
-REFERENCE = re.compile(r"\$\{runs\.([^}]*)\}")
+NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")
+REFERENCE = re.compile(r"\$\{runs\.([^}]{0,200})\}")
 
 
 class GridHead(StrictModel):
@@ -66,19 +66,19 @@ class GridHead(StrictModel):
     """Name of the folder under runs/ (or $LORE_RUNS) that holds the run folders."""
     base: str | dict[str, Any] | None = None
     """Recipe that every run starts from: a file relative to the grid's folder, a run of this grid, or a mapping of keys."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     """Every run is repeated with each of these seeds. null: each recipe keeps its own seed."""
     runs: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     """For each run name, the dotted keys and their values."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if not RUN_NAME.match(self.grid):
-            yield Conflict(("grid",), short(self.grid), "a folder name of letters, digits, . _ - (and / between parts), not a path")
+            yield Conflict(("grid",), short(self.grid), RUN_NAME_EXPECTED)
         if self.seeds and len(set(self.seeds)) < len(self.seeds):
             yield Conflict(("seeds",), str(self.seeds), "each seed once")
         for name in self.runs:
             if not NAME.match(name):
-                yield Conflict((f"runs.{name}",), "that name", "letters, digits, _ and -: it names a folder")
+                yield Conflict((f"runs.{name}",), "that name", "at most 100 letters, digits, _ and -: it names a folder")
 
 
 @dataclass

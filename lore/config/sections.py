@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from lore.support.fingerprint import files_fingerprint
+from lore.support.bounds import MAX_SEED, MAX_WEIGHT, MIN_TEMPERATURE
+from lore.support.input_files import InputFiles, input_files
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT)]
+
+
+def _greedy_or_sampled(value: float) -> float:
+    if 0 < value < MIN_TEMPERATURE:
+        raise ValueError(f"0 for greedy decoding, or at least {MIN_TEMPERATURE:g}")
+    return value
+
+
+Temperature = Annotated[float, Field(ge=0, le=100), AfterValidator(_greedy_or_sampled)]
+SampledTemperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=100)]
 
 
 @dataclass(frozen=True)
@@ -35,14 +50,16 @@ class StrictModel(BaseModel):
         """Files that this section reads, by key, including missing ones. Nested sections report their own files."""
         return {}
 
-    def input_fingerprints(self) -> dict[str, Callable[[], str]]:
-        """For each input of this section, by key, a function that computes its fingerprint. Every start of a finished run compares
-        the fingerprints, so they must be cheap.
+    def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
+        """For each input of this section, by key, its files, or a function that computes its fingerprint. Every start of a finished
+        run compares them.
 
         By default the inputs are `input_files`. Keys with missing files are left out; the stage reports them.
         """
         named = self.input_files().items()
-        return {key: partial(files_fingerprint, files) for key, files in named if all(Path(file).is_file() for file in files)}
+        return {
+            key: input_files(lambda files=files: files) for key, files in named if all(Path(file).is_file() for file in files)
+        }
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
         """(key, message) for each input of this section that does not exist."""

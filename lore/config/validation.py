@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from types import UnionType
@@ -11,7 +10,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from lore.config.recipe import VARIABLES
+from lore.config.recipe import VARIABLES, variable
+from lore.config.secrets import HIDDEN
 from lore.config.sections import StrictModel
 from lore.config.yaml_text import Key, Problem, RecipeError, RecipeText, dotted, short
 from lore.support.nearest import nearest
@@ -49,19 +49,23 @@ HUGGING_FACE = {
 }
 """Names of transformers, TRL, PEFT and vLLM that many users type, and the recipe's names for the same."""
 
+MAX_ERRORS = 500  # that are explained; each looks for the nearest of all keys
+_VARIABLE = re.compile(r"\$\{([^}]{0,200})\}")  # bounded: a text of "${${${" has no end to find
+
 
 def validate(text: RecipeText, model: type[Model]) -> Model:
     """The data of `text` as a typed recipe or another strict model. Raises RecipeError with all problems: syntax, types, unknown
     keys and invalid combinations."""
     problems = list(text.problems)
-    data = _expand(text.data, (), text, problems)
+    data = expand(text.data, (), text, problems)
+    problems.extend(_recorded_trust(text))
     recipe, bad = None, set()
     try:
         # JSON mode is strict about types but accepts a list for a tuple and text for a path.
         recipe = model.model_validate_json(json.dumps(data))
     except ValidationError as error:
         by_key: dict[Key, Problem] = {}
-        for item in error.errors(include_url=False):
+        for item in error.errors(include_url=False)[:MAX_ERRORS]:
             key, problem = _explain(item, data, text, model)
             known = by_key.get(key)
             # A union reports one error per branch; the expected value is any of them.
@@ -116,18 +120,32 @@ def _without(data: dict[str, Any], bad: set[Key], model: type[Model]) -> Model |
         return None  # a required value is invalid, which is already reported
 
 
-def _expand(value: Any, key: Key, text: RecipeText, problems: list[Problem]) -> Any:
+def _recorded_trust(text: RecipeText) -> Iterator[Problem]:
+    """Problems of keys that allow remote code only because a run folder's recipe.yaml says so."""
+    for key in text.recorded_trust:
+        value: Any = text.data
+        for part in key:
+            value = value.get(part) if isinstance(value, dict) else value[part] if isinstance(value, list) else None
+        stated = any(key[:end] in known for known in (text.overridden, text.grid_places) for end in range(1, len(key) + 1))
+        if value is True and not stated:
+            found = "true, in the record of a run folder, which may come from another machine"
+            expected = f"false, or {dotted(key)}=true on the command line if you have read that code and trust it"
+            yield Problem(text.where(key), dotted(key), found, expected)
+
+
+def expand(value: Any, key: Key, text: RecipeText, problems: list[Problem]) -> Any:
+    """Replaces ${LORE_DATA}, ${LORE_RUNS} and the text's own variables; adds every other ${NAME} to `problems`."""
     if isinstance(value, dict):
-        return {k: _expand(v, (*key, k), text, problems) for k, v in value.items()}
+        return {k: expand(v, (*key, k), text, problems) for k, v in value.items()}
     if isinstance(value, list):
-        return [_expand(v, (*key, i), text, problems) for i, v in enumerate(value)]
+        return [expand(v, (*key, i), text, problems) for i, v in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
         return value
 
     def replace(match: re.Match) -> str:
         name = match.group(1)
         if name in VARIABLES:
-            return (os.environ.get(name) or VARIABLES[name]).rstrip("/")
+            return variable(name).rstrip("/")
         if name in text.variables:
             return text.variables[name]
         known = [*VARIABLES, *text.variables]
@@ -135,7 +153,7 @@ def _expand(value: Any, key: Key, text: RecipeText, problems: list[Problem]) -> 
         problems.append(Problem(text.where(key), dotted(key), match.group(0), expected, nearest(name, known)))
         return match.group(0)
 
-    return re.sub(r"\$\{([^}]*)\}", replace, value)
+    return _VARIABLE.sub(replace, value)
 
 
 def _branches(annotation: Any) -> list[Any]:
@@ -218,6 +236,6 @@ def _explain(item: dict, data: Any, text: RecipeText, model: type[BaseModel]) ->
     elif item["type"] in ("model_type", "model_attributes_type"):
         expected = "a section with keys"
     where = text.where(key)
-    if key[-1:] in (("key_variable",), ("extra",)) or (key[-1:] == ("url",) and re.search("[@?]", str(item["input"]))):
-        found, where = "a value that is not shown because it may be a key", where.partition("=")[0]
+    if key[-1:] in (("key_variable",), ("extra",)) or (key[-1:] == ("url",) and re.search("[@?#]", str(item["input"]))):
+        found, where = HIDDEN, where.partition("=")[0]
     return key, Problem(where, dotted(key), found, expected, near)

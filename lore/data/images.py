@@ -3,11 +3,12 @@
 import base64
 import binascii
 import io
+import json
 import os
 import re
+import stat
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lore.support.errors import LoreError
@@ -16,10 +17,20 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 36_000_000
 """6000 x 6000, larger than any shop photo. Pillow needs 4 bytes per pixel for at most four copies at a time: 0.6 GB."""
 MAX_BYTES = 32 * 2**20
+MAX_ASPECT = 200
+"""The processors of Qwen-VL refuse photos from here on, and others scale the shorter side to nothing."""
+MAX_SCANS = 200
+"""Scans of a progressive JPEG; encoders write about ten. A file of a megabyte can hold enough to be decoded for hours."""
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""Pillow's kinds of pixels that the formats above have, besides 16-bit gray."""
+ORIENTATION = 0x0112  # EXIF
+REASONS = ("image_missing", "image_corrupt", "image_too_large", "image_too_narrow", "image_outside")
+MAX_REFUSAL_BYTES = 2**16
+_REFUSED = b"lore: photo not read "
 
 
 class ImageError(LoreError):
-    """An image that cannot be used; `reason` is image_missing, image_corrupt or image_too_large."""
+    """An image that cannot be used; `reason` is one of REASONS, or image_refused by a model's processor."""
 
     def __init__(self, reason: str, found: str, expected: str):
         super().__init__(f"{found}; expected {expected}")
@@ -27,23 +38,14 @@ class ImageError(LoreError):
 
 
 def load_image(image: Mapping[str, Any] | bytes | str, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Any:
-    """Decodes to a Pillow RGB image. Applies the EXIF orientation and puts transparent parts on white. Raises ImageError.
+    """Decodes to a Pillow RGB image: the first frame, upright, with transparent parts on white. Raises ImageError.
+
+    Color profiles are not applied: the processors of the models read the stored values, too. A broken EXIF block or profile
+    costs nothing but the orientation.
 
     `image`: {"bytes", "path"} as datasets.Image stores it (bytes take precedence), or bytes, or a path.
     """
-    from PIL import Image, ImageOps  # a dry run of an importer loads this module
-
-    opened = _open(image_bytes(image, max_bytes=max_bytes), max_pixels)
-    try:
-        ImageOps.exif_transpose(opened, in_place=True)
-        if opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info:
-            clear = opened.convert("RGBA")
-            opened.close()
-            white = Image.new("RGBA", clear.size, "white")
-            return Image.alpha_composite(white, clear).convert("RGB")
-        return opened.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise _corrupt(error) from error
+    return _decoded(image_bytes(image, max_bytes=max_bytes), max_pixels)
 
 
 def bounded(image: Any, max_pixels: int | None) -> Any:
@@ -58,16 +60,9 @@ def bounded(image: Any, max_pixels: int | None) -> Any:
 
 
 def check_image(image: Mapping[str, Any] | bytes | str, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> bytes:
-    """The encoded bytes of an image, after decoding it as a check. Raises ImageError. JPEG is decoded at an eighth of its size,
-    which finds every truncated file in a quarter of the time.
-    """
+    """The encoded bytes of an image that `load_image` can read, because it has just done so. Raises ImageError."""
     data = image_bytes(image, max_bytes=max_bytes)
-    opened = _open(data, max_pixels)
-    try:
-        opened.draft("RGB", (max(1, opened.width // 8), max(1, opened.height // 8)))
-        opened.load()
-    except Exception as error:  # as in load_image
-        raise _corrupt(error) from error
+    _decoded(data, max_pixels)
     return data
 
 
@@ -76,23 +71,64 @@ def image_bytes(image: Mapping[str, Any] | bytes | str, *, max_bytes: int = MAX_
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path") or ""
     if isinstance(image, bytes):
+        if (error := refused(image)) is not None:
+            raise error
         if len(image) > max_bytes:
             raise ImageError("image_too_large", f"an image of {len(image):,} bytes", f"at most {max_bytes:,} bytes")
         return image
     if not image:
         raise ImageError("image_missing", "neither bytes nor a path", "an image")
-    if "://" in image[:16]:
+    if is_url(image):
         raise ImageError("image_missing", f"the URL {image[:80]}", "a local file: photos are never downloaded here")
-    path = Path(image)
     try:
-        size = os.stat(path).st_size if path.is_file() else None
-    except (OSError, ValueError) as error:  # a path with a NUL byte or of a megabyte
+        return _file_bytes(image, max_bytes)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError("image_missing", f"no file at {image[:200]}", "an image file") from error
+    except (OSError, ValueError) as error:  # a path with a NUL byte or of a megabyte, or a file that may not be read
         raise ImageError("image_missing", f"the path {image[:80]!r}", "the path of an image file") from error
-    if size is None:
-        raise ImageError("image_missing", f"no file at {image[:200]}", "an image file")
-    if size > max_bytes:
-        raise ImageError("image_too_large", f"a file of {size:,} bytes", f"at most {max_bytes:,} bytes")
-    return path.read_bytes()
+
+
+def is_url(path: str) -> bool:
+    return "://" in path[:16]
+
+
+def refusal(error: ImageError) -> bytes:
+    """Stands in the place of a photo's bytes that may not be read; opening them raises the error again."""
+    said = {"reason": error.reason, "found": error.found, "expected": error.expected}
+    return _REFUSED + json.dumps(said).encode()
+
+
+def refused(data: bytes) -> ImageError | None:
+    """The error of `refusal`. None for other bytes."""
+    if not data.startswith(_REFUSED):
+        return None
+    try:
+        said = json.loads(data[len(_REFUSED) :][:MAX_REFUSAL_BYTES])
+        reason, found, expected = (str(said[name]) for name in ("reason", "found", "expected"))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ImageError("image_corrupt", "bytes that are no image", "an image")
+    return ImageError(reason if reason in REASONS else "image_corrupt", found, expected)
+
+
+def _file_bytes(path: str, max_bytes: int) -> bytes:
+    """The bytes of a regular file. Never waits: opening a pipe would, as does reading some files of the system, whose size is 0."""
+    _need_photo_file(path, os.stat(path), max_bytes)
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        _need_photo_file(path, os.fstat(file.fileno()), max_bytes)  # it may have been replaced since
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ImageError("image_too_large", f"a file of over {max_bytes:,} bytes", f"at most {max_bytes:,} bytes")
+    return data
+
+
+def _need_photo_file(path: str, state: os.stat_result, max_bytes: int) -> None:
+    if not stat.S_ISREG(state.st_mode):
+        what = "a folder" if stat.S_ISDIR(state.st_mode) else "a pipe, socket or device"
+        raise ImageError("image_missing", f"no file but {what} at {path[:200]}", "an image file")
+    if not state.st_size:
+        raise ImageError("image_corrupt", f"an empty file at {path[:200]}", "an image file")
+    if state.st_size > max_bytes:
+        raise ImageError("image_too_large", f"a file of {state.st_size:,} bytes", f"at most {max_bytes:,} bytes")
 
 
 def decode_base64(text: str, *, max_bytes: int = MAX_BYTES) -> bytes:
@@ -107,21 +143,95 @@ def decode_base64(text: str, *, max_bytes: int = MAX_BYTES) -> bytes:
         raise ImageError("image_corrupt", f"text that is not base64 ({error})", "a base64 image") from error
 
 
+def _decoded(data: bytes, max_pixels: int) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about metadata that is not used and about its own limit of pixels
+        opened = _open(data, max_pixels)
+        try:
+            stored = opened.tile[0].args if opened.tile else ""
+            stored = str(stored[0] if isinstance(stored, tuple) and stored else stored)  # such as L;4 or RGB;16B
+            opened.load()
+            return _rgb(_upright(opened), stored)
+        except ImageError:
+            raise
+        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+            raise _corrupt(error) from error
+
+
 def _open(data: bytes, max_pixels: int) -> Any:
+    """The image before its pixels are decoded. Raises ImageError for one that is too large or too narrow to be decoded."""
     from PIL import Image  # a dry run of an importer loads this module
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below against our own limit
-            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError("image_too_large", str(error).rstrip("."), f"at most {max_pixels:,} pixels") from error
-    except Exception as error:  # as in load_image
+    except Exception as error:  # as in _decoded
         raise _corrupt(error) from error
-    if opened.width * opened.height > max_pixels:
-        found = f"{opened.width} x {opened.height} = {opened.width * opened.height:,} pixels"
-        raise ImageError("image_too_large", found, f"at most {max_pixels:,} pixels")
+    width, height = opened.size
+    found = f"{width} x {height}"
+    if width * height > max_pixels:
+        raise ImageError("image_too_large", f"{found} = {width * height:,} pixels", f"at most {max_pixels:,} pixels")
+    if min(width, height) < 1 or max(width, height) >= MAX_ASPECT * min(width, height):
+        expected = f"an image whose longer side is less than {MAX_ASPECT} times the shorter one"
+        raise ImageError("image_too_narrow", f"an image of {found}", expected)
+    if opened.format in ("JPEG", "MPO") and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        found = f"a JPEG of {scans:,} scans, each of which takes as long as decoding the image"
+        raise ImageError("image_too_large", found, f"at most {MAX_SCANS} scans")
     return opened
+
+
+def _upright(image: Any) -> Any:
+    """The image turned as its EXIF orientation says; as it is stored if that cannot be read."""
+    from PIL import Image  # a dry run of an importer loads this module
+
+    turns = Image.Transpose
+    methods = {
+        2: turns.FLIP_LEFT_RIGHT,
+        3: turns.ROTATE_180,
+        4: turns.FLIP_TOP_BOTTOM,
+        5: turns.TRANSPOSE,
+        6: turns.ROTATE_270,
+        7: turns.TRANSVERSE,
+        8: turns.ROTATE_90,
+    }
+    try:
+        method = methods.get(image.getexif().get(ORIENTATION))
+    except Exception:  # a broken block: struct.error, SyntaxError, TypeError and more
+        return image
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    turned.info, turned.format = image.info, image.format
+    return turned
+
+
+def _rgb(image: Any, stored: str) -> Any:
+    """The loaded image as RGB on white. stored: Pillow's name of the file's samples, whose depth the transparent color has."""
+    from PIL import Image  # a dry run of an importer loads this module
+
+    mode, clear = image.mode, image.info.get("transparency")
+    if mode.startswith("I;16"):
+        import numpy as np  # rare: 16-bit gray, which Pillow would cut off at 255
+
+        values = np.asarray(image).astype(np.uint32)
+        gray = ((values * 255 + 32767) // 65535).astype(np.uint8)
+        if isinstance(clear, int):
+            gray[values == clear] = 255
+        return Image.fromarray(gray).convert("RGB")
+    if mode not in MODES:
+        raise ImageError("image_corrupt", f"an image with pixels of the kind {mode}", "gray, palette, RGB or CMYK pixels")
+    if isinstance(clear, int | tuple) and mode in ("1", "L", "RGB"):
+        depth = re.search(r";(2|4|16)", stored)  # the pixels have 8 bits by now, the transparent color still has the file's
+        scale = {"2": 85, "4": 17, "16": 1 / 257}.get(depth[1], 1) if depth else 1
+        scaled = tuple(min(255, int(value * scale)) for value in (clear if isinstance(clear, tuple) else (clear,)))
+        image.info["transparency"] = scaled if isinstance(clear, tuple) else scaled[0]
+    unused = image.format == "BMP" and mode == "RGBA" and image.getextrema()[3] == (0, 0)  # alpha that the writer left out
+    if not unused and (mode in ("RGBA", "LA", "PA") or clear is not None):
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
 
 
 def _corrupt(error: Exception) -> ImageError:

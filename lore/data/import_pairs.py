@@ -2,18 +2,20 @@
 `lore data check` and recipes.
 """
 
+import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lore.data.duplicates import Duplicates, Seen
 from lore.data.pair import FIELDS, REQUIRED, Pair
-from lore.data.parquet import PairWriter, pair_files, read_metadata, read_pairs
-from lore.data.rejected_rows import RejectedWriter, Rejection, rejected_path
+from lore.data.parquet import PairWriter, is_pairs_file, pair_files, read_metadata, read_pairs
+from lore.data.photo_places import real_folder
+from lore.data.rejected_rows import RejectedWriter, Rejection, is_rejected_file, rejected_path
 from lore.data.row_validation import RowChecker
 from lore.data.source import Source, SourceRow
 from lore.data.splits import deal
@@ -22,6 +24,7 @@ from lore.data.tables.text_tables import parquet_records
 from lore.rubric.rubric import Rubric, rubric_metadata
 from lore.support.atomic_files import replace_file, scratch_folder
 from lore.support.errors import LoreError
+from lore.support.outputs import Output, checked_outputs
 from lore.support.progress import track
 
 SHOWN_PER_REASON = 3
@@ -49,6 +52,8 @@ class Report:
     """Kept rows with unreadable photos: file, row and the problem. At most the first hundred."""
     repeats: list[str] = field(default_factory=list)
     """The first duplicates and the first conflicting labels, with file and row of both pairs."""
+    photos_elsewhere: str | None = None
+    """Common folder of the photos that are stored as a path outside of the folder of `out`. Readers must name it as image_root."""
     extra_columns: list[str] = field(default_factory=list)
     out: str | None = None
     rejected: str | None = None
@@ -66,25 +71,36 @@ def import_pairs(
     strict: bool = False,
     tier_ids_only: bool = False,
     embed_images: bool = False,
+    image_roots: Sequence[str | Path] = (),
     split_fractions: dict[str, float] | None = None,
     seed: int = 0,
     drop_duplicates: bool = False,
     keep_bad_photos: bool = False,
     metadata: dict[str, str] | None = None,
+    inputs: Sequence[str | Path] = (),
+    force: bool = False,
 ) -> Report:
     """Validates every row. With `out`, writes valid pairs to `out` and rejected rows to `<name of out>.rejected.jsonl`.
+
+    image_roots: folders below which photos may lie, besides the folder of the table.
+    inputs: what is read besides the files of the source, such as the rubric, and must not be overwritten. force: replace files that
+    are no earlier output. A single pairs file that is checked may be replaced by its valid rows.
 
     Duplicates and conflicting labels are counted and kept. drop_duplicates: keep the first pair and reject the later ones.
     keep_bad_photos: keep a row with an unreadable photo, judge it as text and report it. split_fractions: assign pairs without a
     split by the hash of their query. If no row is valid, an existing `out` is not replaced. Memory grows by 28 bytes per pair.
     """
+    named, listed = out, None
     if out:
-        _keep_inputs(source, out)
+        own = source.files[0] if source.name == "pairs" and len(source.files) == 1 else None
+        files = [Output(out, is_pairs_file), Output(rejected_path(out), is_rejected_file)]
+        out, listed = checked_outputs(files, [*source.files, *inputs], force=force, in_place=own)
     checker = RowChecker(
         rubric,
         strict=strict,
         tier_ids_only=tier_ids_only,
         image_folder=source.image_folder,
+        image_roots=image_roots,
         embed_images=embed_images,
         keep_bad_photos=keep_bad_photos,
     )
@@ -94,18 +110,23 @@ def import_pairs(
         **(rubric_metadata(rubric.name, rubric) if rubric else {}),
         **(metadata or {}),
     }
+    rows = source.rows
+    if out and force and out.exists():  # otherwise it carries the mark of pairs, and is no photo
+        rows = _keep_photos(rows, image_roots, out)
     with ExitStack() as stack:
-        rejected = stack.enter_context(RejectedWriter(out)) if out else None
+        rejected = stack.enter_context(RejectedWriter(out, listed)) if out else None
         first_out = stack.enter_context(scratch_folder(out)) / "all.parquet" if out and drop_duplicates else out
         writing = ExitStack()
         with writing:
             writer = writing.enter_context(PairWriter(first_out, metadata=info)) if first_out else None
             for pair in _checked(
-                track(source.rows, f"{source.name}", total=source.total), source.name, checker, report, rejected, places
+                track(rows, f"{source.name}", total=source.total), source.name, checker, report, rejected, places
             ):
                 if split_fractions:
                     deal(pair, split_fractions, seed)
                 seen.add(pair)
+                if out and pair.image:
+                    _note_photo(pair.image, out, report)
                 report.unlabeled += pair.label is None
                 report.distributions += pair.label_distribution is not None
                 report.unsplit += pair.split is None
@@ -129,22 +150,29 @@ def import_pairs(
                 rejected.publish()
                 replace_file(first_out, out)
     if out:
-        report.out = str(out) if report.pairs else None
-        report.rejected = str(rejected.path) if rejected.count else None
+        report.out = str(named) if report.pairs else None
+        report.rejected = str(rejected_path(named)) if rejected.count else None
     return report
 
 
-def _keep_inputs(source: Source, out: Path) -> None:
-    """Raises LoreError if `out` is a folder, or if `out` or its rejected rows would overwrite an input. A pairs file that is
-    checked may be replaced by its valid rows.
-    """
-    if out.is_dir():
-        raise LoreError(f"{out} is a folder, and the pairs are one file that cannot replace it. Choose another name with -o.")
-    written = [rejected_path(out)] if source.name == "pairs" else [out, rejected_path(out)]
-    read = {file.resolve(): file for file in source.files}
-    for path in written:
-        if path.resolve() in read:
-            raise LoreError(f"{path} is an input of this import and would be overwritten. Choose another name with -o.")
+def _note_photo(image: dict[str, Any], out: Path, report: Report) -> None:
+    folder = real_folder(os.path.dirname(image["path"])) if image.get("path") and not image.get("bytes") else None
+    if folder and not f"{folder}{os.sep}".startswith(f"{out.parent}{os.sep}"):
+        report.photos_elsewhere = os.path.commonpath([report.photos_elsewhere or folder, folder])
+
+
+def _keep_photos(
+    rows: Iterator[SourceRow | Rejection], image_roots: Sequence[str | Path], out: Path
+) -> Iterator[SourceRow | Rejection]:
+    """The rows. Raises LoreError if one names the file to write as its photo."""
+    for row in rows:
+        image = None if isinstance(row, Rejection) else row.values.get("image")
+        path = image.get("path") if isinstance(image, dict) else image
+        for folder in (*image_roots, Path(row.file).parent) if isinstance(path, str) and path else ():
+            with suppress(OSError, ValueError):  # no such file
+                if os.path.samefile(os.path.join(folder, path), out):
+                    raise LoreError(f"{out} is a photo of this table ({row.file} row {row.row}). Choose another name with -o.")
+        yield row
 
 
 def _shown_repeats(found: Duplicates, places: "_Places") -> list[str]:

@@ -17,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -71,15 +71,14 @@ class PairSource:
                 f"data.options is {self.section.options}, but data.source is pairs, which has no importer and so no options. "
                 "Remove the options."
             )
-        unsplit = count_unsplit(self.section.path) if self._splits else 0
-        if unsplit:
-            say(f"{self.section.path}: {unsplit:,} pairs have no split; dealt {dealt_as(self.section.split_fractions)}")
+        if self._unsplit:
+            say(f"{self.section.path}: {self._unsplit:,} pairs have no split; dealt {dealt_as(self.section.split_fractions)}")
         else:
             pair_files(self.section.path)
         if self.rubric is not None and is_main_process():
             if warning := rubric_change(read_metadata(self.section.path), self.rubric, self.section.path):
                 print(f"warning: {warning}", file=sys.stderr)
-        if not unsplit:
+        if not self._unsplit:
             return Path(self.section.path)
         return self._imported() if is_main_process() else self._imported_by_the_main_process()
 
@@ -92,11 +91,28 @@ class PairSource:
         self._note(files)
         return found
 
+    @cached_property
+    def image_roots(self) -> tuple[Path, ...]:
+        """Folders below which the photos of `path` may lie, besides its own: the section's image_root and the folders of the
+        imported table or of the copied pairs."""
+        roots = [Path(self.section.image_root).expanduser()] if self.section.image_root else []
+        with suppress(LoreError):  # on a machine without the data
+            if self.section.source != "pairs":
+                roots += [file.parent for file in self.section.files()[:1]]
+            elif self._unsplit:
+                roots += dict.fromkeys(file.parent for file in pair_files(self.section.path))
+        return tuple(roots)
+
+    @cached_property
+    def _unsplit(self) -> int:
+        """Number of pairs of source `pairs` that need a split."""
+        return count_unsplit(self.section.path) if self._splits else 0
+
     def labeled(self, *, columns: list[str] | None = None) -> Iterator[Pair]:
         """The labeled pairs in file order, after the split, slices and limit of the section. columns: as in `read_pairs`; must
         include label, and slices if the section selects slices."""
         wanted = set(self.section.slices or [])
-        pairs = read_pairs(self.path, split=self.section.split, columns=columns)
+        pairs = read_pairs(self.path, split=self.section.split, columns=columns, image_roots=self.image_roots)
         chosen = (pair for pair in pairs if pair.label is not None and (not wanted or wanted & set(pair.slices)))
         return islice(chosen, self.section.limit)
 
@@ -130,6 +146,7 @@ class PairSource:
             options,
             drop_duplicates,
             *(["keep_bad_photos"] if keep_bad_photos else []),
+            *([f"image_root={self.section.image_root}"] if self.section.image_root else []),
             self.section.split_fractions or None,
             self.rubric and self.rubric.hash,
         ]
@@ -174,6 +191,8 @@ class PairSource:
             drop_duplicates=drop_duplicates,
             keep_bad_photos=keep_bad_photos,
             metadata={"lore.key": key, **self.section.metadata()},
+            image_roots=self.image_roots,
+            force=True,  # the run folder is LORE's own
         )
         if not report.pairs:
             raise LoreError(f"{path}: none of its {report.rows:,} rows is a valid pair. {' '.join(report.examples[:1])}")
@@ -196,7 +215,8 @@ class PairSource:
         path, fractions = self.section.path, self.section.split_fractions
         kept = {name: value for name, value in read_metadata(path).items() if name.startswith("lore.")}
         with PairWriter(self._out, metadata=kept | {"lore.key": key}) as writer:
-            for pair in track(read_pairs(path), "dealing splits", total=count_pairs(path)):
+            pairs = read_pairs(path, image_roots=self.image_roots)  # photos by relative path are found from the copy too
+            for pair in track(pairs, "dealing splits", total=count_pairs(path)):
                 deal(pair, fractions)
                 writer.write(pair)
 

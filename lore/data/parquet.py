@@ -7,7 +7,8 @@ for pair in read_pairs("pairs.parquet", split="train"):
 """
 
 import glob
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -18,14 +19,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lore.data.pair import DEMAND_FIELDS, FIELDS, PAIR_SCHEMA, REQUIRED, Pair
+from lore.data.photo_places import PhotoPlaces, as_stored
 from lore.data.tables.parquet_files import open_parquet
 from lore.data.tables.text_tables import once_each
 from lore.rubric.demand import Demand
-from lore.support.atomic_files import part_of, replace_file
+from lore.support.atomic_files import open_part, part_of, replace_file
 from lore.support.errors import LoreError
 from lore.support.fingerprint import content_fingerprint
+from lore.support.processes import is_main_process
+from lore.support.text import printable
 
 WITHOUT_PHOTO = [name for name in FIELDS if name != "image"]
+_warned: set[str] = set()
+WRITTEN = {"pair_id", "attributes", "label_weight", "slices", "query_frequency", "source"}  # by every version, also when empty
 MAX_BATCH_BYTES = 32 * 2**20  # bounds the bytes of a row group, and so a reader's memory, when pairs have photos
 
 
@@ -45,7 +51,7 @@ class PairWriter:
     def __enter__(self) -> "PairWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
         schema = PAIR_SCHEMA.with_metadata({**PAIR_SCHEMA.metadata, **self._metadata})
-        self._file = open(self._part, "wb")
+        self._file = open_part(self._part, self.path)
         self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
         return self
 
@@ -73,8 +79,10 @@ class PairWriter:
             if kind is None and self._kept:
                 replace_file(self._part, self.path)
         finally:
-            self._file.close()
-            self._part.unlink(missing_ok=True)
+            try:
+                self._file.close()  # on a full disk this fails too
+            finally:
+                self._part.unlink(missing_ok=True)
 
     def _flush(self) -> None:
         if self._batch:
@@ -95,6 +103,8 @@ def _to_column(name: str, values: list[Any]) -> pa.Array:
     kind = PAIR_SCHEMA.field(name).type
     if name == "attributes":
         values = [[{"key": key, "value": value} for key, value in item.items()] for item in values]
+    elif name == "image":
+        values = [as_stored(image) for image in values]
     elif name == "demands":
         values = [[{key: getattr(demand, key) for key in DEMAND_FIELDS} for demand in item] for item in values]
     elif name == "label_distribution":
@@ -114,20 +124,27 @@ def read_pairs(
     columns: list[str] | None = None,
     limit: int | None = None,
     batch_rows: int = 4096,
+    image_roots: Iterable[str | Path] | None = None,
 ) -> Iterator[Pair]:
     """Streams pairs in file order. `columns`: fill only these fields, plus pair_id, query and title. `limit`: maximum number of
     pairs after the split filter.
+
+    image_roots: for whoever opens the photos: folders below which they may lie, besides the folder of their file. Opening any other
+    photo raises ImageError. None: paths as they are stored.
     """
     unknown = set(columns or ()) - set(FIELDS)
     if unknown:
         raise LoreError(f"read_pairs: {', '.join(sorted(unknown))} is not a field of Pair; its fields are {', '.join(FIELDS)}.")
     wanted = [name for name in FIELDS if columns is None or name in columns or name in REQUIRED]
     files = pair_files(path)
-    return islice(_read(files, split, wanted, batch_rows), limit)
+    return islice(_read(files, split, wanted, batch_rows, None if image_roots is None else tuple(image_roots)), limit)
 
 
-def _read(files: list[Path], split: str | None, wanted: list[str], batch_rows: int) -> Iterator[Pair]:
+def _read(
+    files: list[Path], split: str | None, wanted: list[str], batch_rows: int, image_roots: tuple[str | Path, ...] | None
+) -> Iterator[Pair]:
     for file in files:
+        places = None if image_roots is None else PhotoPlaces(file.parent, image_roots)
         with _open(file) as parquet:
             present = [name for name in wanted if name in parquet.schema_arrow.names]
             loaded = present if split is None else [*dict.fromkeys([*present, "split"])]
@@ -139,7 +156,23 @@ def _read(files: list[Path], split: str | None, wanted: list[str], batch_rows: i
                     if split is not None:
                         batch = batch.filter(pc.equal(batch.column("split"), split))
                     if batch.num_rows:
-                        yield from _to_pairs(batch, present, file)
+                        for pair in _to_pairs(batch, present, file):
+                            if places is not None and pair.image is not None:
+                                pair.image = places.placed(pair.image)
+                                _warn_of_refused(pair, file)
+                            yield pair
+
+
+def _warn_of_refused(pair: Pair, file: Path) -> None:
+    """Says once per file that its photos lie elsewhere. The rows go on, as with any photo that cannot be read."""
+    if str(file) in _warned or not is_main_process() or as_stored(pair.image) is pair.image:
+        return
+    _warned.add(str(file))
+    print(
+        f"warning: {file}: photos outside of its folder are not read, such as {printable(pair.image['path'][:200])} of pair "
+        f"{printable(pair.pair_id[:80])}. If they are yours, name their folder as data.image_root in the recipe.",
+        file=sys.stderr,
+    )
 
 
 def _to_pairs(batch: pa.RecordBatch, names: list[str], file: Path) -> Iterator[Pair]:
@@ -247,6 +280,15 @@ def read_metadata(path: str | Path) -> dict[str, str]:
             key.decode(errors="replace"): value.decode(errors="replace")
             for key, value in (parquet.schema_arrow.metadata or {}).items()
         }
+
+
+def is_pairs_file(path: Path) -> bool:
+    """Whether a file was written by PairWriter of this or an earlier version. A table with other columns was not: writing it anew
+    would lose them."""
+    with open_parquet(path) as parquet:
+        names, metadata = set(parquet.schema_arrow.names), parquet.schema_arrow.metadata or {}
+    written = any(key.startswith(b"lore.") for key in metadata) or (b"huggingface" in metadata and WRITTEN <= names)
+    return written and set(REQUIRED) <= names <= set(FIELDS)
 
 
 def fingerprint(path: str | Path) -> str:

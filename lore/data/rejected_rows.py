@@ -1,17 +1,22 @@
 """Rejected rows and the reasons, written to `<name>.rejected.jsonl` next to the output."""
 
+import io
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lore.support.atomic_files import part_of, replace_file
+from lore.support.atomic_files import open_part, part_of, replace_file
+from lore.support.outputs import REJECTED, head_of
 
 SHOWN_CHARACTERS = 300
 SHOWN_FIELDS = 40
 SHOWN_DEPTH = 4
+_TEXT = rb'"(?:[^"\\]|\\.)*"'
+_FIRST = re.compile(rb'\{"file": ' + _TEXT + rb', "row": \d+, "field": ' + _TEXT + rb', "reason": ')
 T = TypeVar("T")
 
 
@@ -34,14 +39,20 @@ class Rejection:
 
 def rejected_path(out: Path) -> Path:
     """Path of the rejected rows of `out`."""
-    return out.with_name(f"{out.stem}.rejected.jsonl")
+    return out.with_name(f"{out.stem}{REJECTED}")
+
+
+def is_rejected_file(path: Path) -> bool:
+    """Whether a file holds rejections, judged by the keys of its first row."""
+    return _FIRST.match(head_of(path)) is not None
 
 
 class RejectedWriter:
     """Writes rejections atomically to `<name>.rejected.jsonl` next to the output `<name>.parquet`, or to `to`.
 
-    Replaces the file of an earlier run. Without rejections there is no file, and the file of an earlier run is removed. Publish the
-    rejections before the output (`publish`, `before`): a restarted run keeps an existing output and does not find them again.
+    Replaces the file of an earlier run. Without rejections there is no file, and the file of an earlier run is removed, but no file
+    of another kind: commands check that there is none (lore.support.outputs). Publish the rejections before the output (`publish`,
+    `before`): a restarted run keeps an existing output and does not find them again.
     """
 
     def __init__(self, path: str | Path, to: Path | None = None):
@@ -53,7 +64,7 @@ class RejectedWriter:
 
     def __enter__(self) -> "RejectedWriter":
         self._part.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._part, "w", encoding="utf-8", errors="backslashreplace")
+        self._file = io.TextIOWrapper(open_part(self._part, self.path), encoding="utf-8", errors="backslashreplace")
         return self
 
     def write(self, rejection: Rejection) -> None:
@@ -72,13 +83,16 @@ class RejectedWriter:
             replace_file(self._part, self.path)
         else:
             self._part.unlink(missing_ok=True)
-            self.path.unlink(missing_ok=True)
+            if self.path.is_file() and is_rejected_file(self.path):
+                self.path.unlink()
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is None and not self._file.closed:
-            self.publish()
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        try:
+            if kind is None and not self._file.closed:
+                self.publish()
+            self._file.close()  # on a full disk this fails too
+        finally:
+            self._part.unlink(missing_ok=True)
 
 
 def short(value: Any, depth: int = SHOWN_DEPTH) -> Any:

@@ -2,16 +2,16 @@
 short reason code; the import continues with the next row.
 
 Reasons: query_empty, title_empty, nul_byte, text_too_long, label_unknown, image_missing, image_corrupt,
-image_too_large, encoding, field_type, attributes_too_long, and html with `strict`. lore.data.tables.csv adds unclosed_quote;
-lore.data.tables.text_tables adds doubled_key; lore.data.import_pairs adds duplicate_pair and conflicting_label.
+image_too_large, image_outside, encoding, field_type, attributes_too_long, and html with `strict`. lore.data.tables.csv adds
+unclosed_quote; lore.data.tables.text_tables adds doubled_key; lore.data.import_pairs adds duplicate_pair and conflicting_label.
 """
 
 import json
 import math
-import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +21,7 @@ from uuid import UUID
 from lore.data.images import ImageError, check_image
 from lore.data.label_distribution import Spread, from_mean, from_median, problem
 from lore.data.pair import DEMAND_FIELDS, FIELDS, Pair, item_key, make_pair_id, market_of
+from lore.data.photo_places import PhotoPlaces
 from lore.data.rejected_rows import Rejection, short, shown_value
 from lore.data.tables.ids import id_text
 from lore.rubric.demand import Demand
@@ -70,7 +71,9 @@ class RowChecker:
 
     strict: reject rows with HTML.
     tier_ids_only: labels must be tier ids, as in a file that was imported before.
-    image_folder: base folder of relative image paths.
+    image_folder: folder of the table, below which its photos lie and at which their relative paths start. None: that of the row's
+    file.
+    image_roots: more folders below which photos may lie.
     embed_images: store the photo's bytes in the pair in addition to its path.
     keep_bad_photos: keep a row with an unreadable photo. The photo counts as a repair (unreadable_photo), is listed in bad_photos,
     and is replaced by bytes that no reader accepts as an image.
@@ -83,21 +86,23 @@ class RowChecker:
         strict: bool = False,
         tier_ids_only: bool = False,
         image_folder: Path | None = None,
+        image_roots: Sequence[str | Path] = (),
         embed_images: bool = False,
         keep_bad_photos: bool = False,
     ):
         self.rubric, self.strict, self.tier_ids_only = rubric, strict, tier_ids_only
-        self.image_folder, self.embed_images = image_folder, embed_images
+        self.image_folder, self.image_roots, self.embed_images = image_folder, image_roots, embed_images
         self.keep_bad_photos = keep_bad_photos
         self.repairs: Counter[str] = Counter()
         self.bad_photos: list[str] = []
-        self._place = ""
+        self._place, self._file = "", ""
+        self._places: dict[str, PhotoPlaces] = {}
         self._tiers: dict[str, str] = {}
         self._problems: list[tuple[str, str, str, str]] = []
 
     def check(self, raw: dict[str, Any], file: str = "", row: int = 0) -> tuple[Pair | None, list[Rejection]]:
         """Returns the pair and no rejections, or None and one rejection per problem."""
-        self._problems, self._place = [], f"{file} row {row}"
+        self._problems, self._place, self._file = [], f"{file} row {row}", file
         unknown = raw.keys() - _FIELDS
         if unknown:
             raise LoreError(
@@ -198,7 +203,7 @@ class RowChecker:
     def _attributes(self, value: Any) -> dict[str, str]:
         if not value:
             return {}
-        found: dict[str, str] = {}
+        found: dict[str, list[str]] = {}
         try:
             items = value.items() if isinstance(value, dict) else [value] if isinstance(value, str) else list(value)
             if any(isinstance(item, str) and self._undecodable("attributes", item) for item in items):
@@ -213,15 +218,16 @@ class RowChecker:
                 if name is None:
                     self.repairs["nameless_attribute"] += 1
                     continue
-                found[name] = f"{found[name]}, {content}" if name in found else content
+                found.setdefault(name, []).append(content)
         except (TypeError, ValueError, KeyError) as error:
             shown = f"{type(value).__name__} {shown_value(value)} ({error})"
             self._bad("attributes", "field_type", shown, f"at most {MAX_LIST:,} names with values")
-        characters = sum(len(name) + len(content) for name, content in found.items())
+        joined = {name: ", ".join(contents) for name, contents in found.items()}
+        characters = sum(len(name) + len(content) for name, content in joined.items())
         if characters > MAX_ATTRIBUTES_CHARACTERS:
             found_text = f"{characters:,} characters in {len(found)} attributes"
             self._bad("attributes", "attributes_too_long", found_text, f"at most {MAX_ATTRIBUTES_CHARACTERS:,} in total")
-        return found
+        return joined
 
     def _number(self, field: str, value: Any, least: float | None = None) -> float | None:
         if isinstance(value, str) and not value.strip():
@@ -319,9 +325,9 @@ class RowChecker:
             )
         if path and self._undecodable("image", path):
             return None
-        if path and not data and self.image_folder is not None and "://" not in path:
-            path = os.path.abspath(self.image_folder / path)
         try:
+            if path and not data:
+                path = self._photo_places().find(path)
             checked = check_image({"bytes": data, "path": path})
         except ImageError as error:
             if not self.keep_bad_photos:
@@ -331,6 +337,12 @@ class RowChecker:
                 self.bad_photos.append(f"{self._place}: {error.found}")
             return {"bytes": NO_PHOTO, "path": path}
         return {"bytes": checked if self.embed_images else data, "path": path}
+
+    def _photo_places(self) -> PhotoPlaces:
+        folder = str(self.image_folder or Path(self._file).parent)
+        if folder not in self._places:
+            self._places[folder] = PhotoPlaces(folder, self.image_roots)
+        return self._places[folder]
 
     def _demands(self, value: Any) -> list[Demand]:
         try:

@@ -7,6 +7,7 @@ Stages that train or evaluate a judge use `JudgedDataSection`, which names the r
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from lore.config.sections import Conflict, StrictModel
-from lore.data.importers import SOURCES, source_files, source_options
+from lore.data.importers import SOURCES, open_source, source_files, source_options
+from lore.data.rejected_rows import Rejection
 from lore.data.tables.text_tables import check_encoding
+from lore.support.bounds import MAX_COUNT
 from lore.support.errors import LoreError
-from lore.support.fingerprint import files_fingerprint
+from lore.support.input_files import InputFiles, input_files
 from lore.support.nearest import nearest
 
 if TYPE_CHECKING:  # loads the rubric's models: only for data with a rubric
@@ -31,7 +34,7 @@ class DataSection(StrictModel):
     """Importer of a public format or of a table, or `pairs` for files written by `lore data import`."""
     split: str | None = None
     """Use only the pairs of this split. null: all pairs."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1, le=MAX_COUNT)
     """Use only this many pairs, from the start of the data. null: all pairs."""
     encoding: str = "utf-8"
     """Text encoding of csv and jsonl sources. With utf-8 it is detected: UTF-8, UTF-16, csv files of Excel."""
@@ -39,6 +42,8 @@ class DataSection(StrictModel):
     """Share of the queries in each split, for pairs without a split of their own, whatever the source. Must sum to 1."""
     slices: list[str] | None = None
     """Use only pairs that are in at least one of these slices. null: all pairs."""
+    image_root: str | None = None
+    """Folder below which photos may lie, besides the folder of the data. Relative paths of photos start here first. null: none."""
     options: dict[str, Any] = {}
     """Options of the importer, such as the column map or the locale."""
 
@@ -80,10 +85,26 @@ class DataSection(StrictModel):
         """Metadata entries of a pairs file that is imported from this data."""
         return {}
 
-    def input_fingerprints(self) -> dict[str, Callable[[], str]]:
-        return {"path": lambda: files_fingerprint(self.files())}
+    def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
+        return {"path": input_files(self.files, self.photos if self.source == "table" else None)}
+
+    def photos(self) -> list[Path]:
+        """The photos that a table names by path, as far as they are there. Reads the table if it may have a column of photos."""
+        from lore.data.importers.table import names_photos  # imports pyarrow: only where the inputs are compared
+
+        if not names_photos(self.files()[0], self.options.get("map")):
+            return []
+        encoding = None if self.encoding.lower() in ("utf-8", "utf8") else self.encoding
+        options = {key: value for key, value in self.options.items() if key in source_options(self.source)}
+        source = open_source(self.source, self.path, encoding=encoding, options=options)
+        named = (row.values.get("image") for row in source.rows if not isinstance(row, Rejection))
+        paths = [image.get("path") if isinstance(image, dict) and not image.get("bytes") else image for image in named]
+        found = dict.fromkeys(path.strip() for path in paths if isinstance(path, str) and "://" not in path and "\0" not in path)
+        return [Path(os.path.abspath(source.image_folder / path)) for path in found if path]
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        if self.image_root is not None and not Path(self.image_root).expanduser().is_dir():
+            yield "image_root", f"{self.image_root} is no folder."
         if self.path.startswith("hub:"):
             return
         if self.source == "pairs":
@@ -119,5 +140,5 @@ class JudgedDataSection(DataSection):
 
         return rubric_metadata(self.rubric, self.load_rubric())
 
-    def input_fingerprints(self) -> dict[str, Callable[[], str]]:
+    def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
         return {**super().input_fingerprints(), "rubric": lambda: self.load_rubric().hash}

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lore.data.pair import Pair
-from lore.data.parquet import PairWriter, count_pairs, read_metadata, read_pairs
+from lore.data.parquet import PairWriter, count_pairs, is_pairs_file, read_metadata, read_pairs
 from lore.support.errors import LoreError
+from lore.support.outputs import Output, checked_outputs
 from lore.support.progress import track
 from lore.support.text import normalize
 
@@ -58,9 +59,10 @@ def split_pairs(
     fractions: dict[str, float] | None = None,
     seed: int = 0,
     replace: bool = False,
+    force: bool = False,
 ) -> Counter[str]:
     """Writes the pairs with `split` set and returns the number of pairs per split. by: query or item. Raises LoreError if a pair
-    already has a split, unless `replace` is set.
+    already has a split, unless `replace` is set. `out` may be the file itself. force: replace a file that is no pairs file.
     """
     keys: dict[str, Callable[[Pair], str]] = {
         "query": lambda pair: pair.query,
@@ -72,8 +74,9 @@ def split_pairs(
         )
     check_fractions(FRACTIONS if fractions is None else fractions)
     counts: Counter[str] = Counter()
+    (out,) = checked_outputs([Output(Path(out), is_pairs_file)], [path], force=force, in_place=path)
     with PairWriter(out, metadata={key: value for key, value in read_metadata(path).items() if key.startswith("lore.")}) as writer:
-        for pair in track(read_pairs(path), "splitting", total=count_pairs(path)):
+        for pair in track(read_pairs(path, image_roots=()), "splitting", total=count_pairs(path)):
             if pair.split is not None and not replace:
                 raise LoreError(f"{path}: pair {pair.pair_id} is already in split {pair.split!r}. --replace reassigns all pairs.")
             pair.split = split_of(keys[by](pair), fractions, seed)

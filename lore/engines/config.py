@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from lore.config.sections import Conflict, StrictModel
-from lore.support.fingerprint import model_fingerprint
+from lore.config.secrets import holds_secret, looks_like_key, secret_places
+from lore.config.sections import Conflict, Seed, StrictModel
+from lore.support.bounds import MAX_COUNT, MAX_SECONDS, MAX_WEIGHT
+from lore.support.input_files import InputFiles, model_files
 
-SECRET = re.compile(r"(?i)api.?key|authori[sz]ation|secret|password|access.?token")
 # Keys that may change when a run resumes: where the server is and how requests are sent. The model must stay the same.
 HOW_ASKED = ("url", "key_variable", "max_concurrency", "timeout_seconds", "max_attempts", "max_down_seconds")
 # Fields that every request sets; `extra` must not override them.
@@ -32,36 +33,48 @@ class EndpointSection(StrictModel):
     key_variable: str | None = None
     """Name of the environment variable with the API key; none for a server without keys. The key itself is never stored or
     printed."""
-    max_concurrency: int = Field(64, ge=1)
+    max_concurrency: int = Field(64, ge=1, le=65_536)
     """Largest number of concurrent requests. Concurrency is lowered while the server is rate-limiting or failing."""
-    timeout_seconds: float = Field(120.0, gt=0)
+    timeout_seconds: float = Field(120.0, gt=0, le=MAX_SECONDS)
     """Timeout of one request in seconds, from sending it to the last byte of the reply."""
-    max_attempts: int = Field(6, ge=1)
-    """Attempts per request before the run stops."""
-    max_down_seconds: float = Field(300.0, gt=0)
+    max_attempts: int = Field(6, ge=1, le=10_000)
+    """Attempts per request. A prompt that fails as often gets no answer if the server answers another request; otherwise the run
+    stops."""
+    max_down_seconds: float = Field(300.0, gt=0, le=MAX_SECONDS)
     """Seconds to wait for a server that does not answer before the run stops."""
     tokenizer: str | None = None
     """Folder or hub id of the served model's tokenizer. With it, prompts are cut to their token budget, and tier probabilities
     are exact if the server is vLLM. null: prompts are not cut."""
-    max_image_tokens: int = Field(2048, ge=0)
+    max_image_tokens: int = Field(2048, ge=0, le=MAX_COUNT)
     """Upper bound of prompt tokens per photo, used to reserve budget."""
     extra: dict[str, Any] = {}
-    """Additional fields in the body of every request, such as {service_tier: flex}."""
+    """Additional fields in the body of every request, such as {service_tier: flex}. Names and values that look like keys are
+    refused, because the recipe is stored with the run."""
+
+    def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
+        return {"tokenizer": model_files(self.tokenizer)} if self.tokenizer and Path(self.tokenizer).is_dir() else {}
 
     @field_validator("url")
     @classmethod
     def _url_is_an_address(cls, value: str) -> str:
         parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.port == 0:
             raise ValueError("http(s)://host/v1, without ? or #")
-        if parts.username or parts.password:
-            raise ValueError("a URL without user name and password: name the environment variable with the key in key_variable")
+        if parts.username or parts.password or looks_like_key(value):
+            raise ValueError("a URL without user name, password or key: put its key into the environment variable key_variable")
         return value.rstrip("/")
+
+    @field_validator("model", "tokenizer")
+    @classmethod
+    def _name_is_no_key(cls, value: str | None) -> str | None:
+        if value is not None and looks_like_key(value):
+            raise ValueError("the name of a model, not a key: name the environment variable with the key in key_variable")
+        return value
 
     @field_validator("key_variable")
     @classmethod
     def _variable_is_a_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        if value is not None and (not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or looks_like_key(value)):
             # The message omits the value, which may be the key itself.
             raise ValueError("the name of an environment variable, such as OPENAI_API_KEY, not the key")
         return value
@@ -69,8 +82,9 @@ class EndpointSection(StrictModel):
     @field_validator("extra")
     @classmethod
     def _extra_overrides_nothing(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if secret := [name for name in value if SECRET.search(name)]:
-            raise ValueError(f"no key, because the recipe is stored with the run ({', '.join(secret)}): use key_variable")
+        if holds_secret(value):
+            places = ", ".join(islice(secret_places(value), 5))
+            raise ValueError(f"no key, because the recipe is stored with the run (look at {places}): use key_variable")
         if taken := [name for name in value if name in OWN_FIELDS]:
             raise ValueError(f"only additional fields; other keys of the recipe already set {', '.join(taken)}")
         return value
@@ -80,7 +94,7 @@ class UnansweredSection(StrictModel):
     """When requests without an answer stop the run: prompts that the server refuses, that do not fit or that keep failing. Format
     failures of a judge are answers and do not count."""
 
-    max_in_a_row: int | None = Field(20, ge=1)
+    max_in_a_row: int | None = Field(20, ge=1, le=MAX_COUNT)
     """The run stops at this many requests in a row without an answer. null: no such bound."""
     max_share: float | None = Field(0.5, ge=0, le=1)
     """The run stops if more than this share of a chunk got no answer. Chunks of fewer than 8 pairs are exempt. null: no such
@@ -88,34 +102,34 @@ class UnansweredSection(StrictModel):
 
 
 class VllmSection(StrictModel):
-    max_model_tokens: int | None = Field(None, ge=16)
+    max_model_tokens: int | None = Field(None, ge=16, le=MAX_COUNT)
     """Longest prompt plus answer, in tokens; null uses the model's own context length, which needs the most memory. For a model
     with longrope (Phi-3) null is its original length: with a longer context vLLM reads short prompts in another way than the
     trainers do."""
     gpu_memory: float = Field(0.9, gt=0, le=1)
     """Fraction of GPU memory that vLLM reserves; lower it if a trainer shares the device. Ignored on a CPU."""
-    tensor_parallel: int = Field(1, ge=1)
+    tensor_parallel: int = Field(1, ge=1, le=4096)
     """Number of GPUs per model replica (tensor parallelism)."""
-    max_sequences: int | None = Field(None, ge=1)
+    max_sequences: int | None = Field(None, ge=1, le=1_000_000)
     """Largest number of sequences in a batch; null uses vLLM's default."""
-    max_loras: int = Field(1, ge=1)
+    max_loras: int = Field(1, ge=1, le=65_536)
     """Largest number of adapters in memory at once."""
-    max_lora_rank: int | None = Field(None, ge=1)
+    max_lora_rank: int | None = Field(None, ge=1, le=65_536)
     """Largest adapter rank; null takes the rank of the adapter."""
-    photos_per_prompt: int = Field(1, ge=0)
+    photos_per_prompt: int = Field(1, ge=0, le=10_000)
     """Largest number of photos per prompt."""
     eager: bool = False
     """Disables compilation and CUDA graphs: starts in seconds, generates more slowly. For trials and CPUs."""
-    kv_cache_gib: float | None = Field(None, gt=0)
+    kv_cache_gib: float | None = Field(None, gt=0, le=1e6)
     """GiB of memory for the KV cache on a CPU; null uses vLLM's default."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Random seed of the engine."""
 
 
 class LoraSection(StrictModel):
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=65_536)
     """Rank of the low-rank update matrices."""
-    alpha: float | None = Field(None, gt=0)
+    alpha: float | None = Field(None, gt=0, le=MAX_WEIGHT)
     """LoRA alpha: the update is scaled by alpha / rank; null means 2 * rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability on the adapter's input; 0 disables it."""
@@ -161,10 +175,9 @@ class ModelSection(StrictModel):
     def _folders(self) -> dict[str, str]:
         return {key: folder for key in ("name", "adapter") if (folder := getattr(self, key))}
 
-    def input_fingerprints(self) -> dict[str, Callable[[], str]]:
+    def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
         """Of the weights that lie in local folders."""
-        folders = self._folders().items()
-        return {key: partial(model_fingerprint, folder) for key, folder in folders if Path(folder).is_dir()}
+        return {key: model_files(folder) for key, folder in self._folders().items() if Path(folder).is_dir()}
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
         for key, folder in self._folders().items():

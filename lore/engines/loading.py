@@ -249,6 +249,11 @@ def _readable(section: ModelSection, part: str) -> AbstractContextManager[None]:
             return f"{key} {name}: its {part} do not fit in memory", (
                 "Use a device with more memory, a smaller model, or on a GPU model.quantize: nf4."
             )
+        if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+            return f"{key} {name}: its {part} need Python code from the checkpoint, which could do anything on this machine", (
+                "Use a checkpoint that the installed transformers knows. Or read that code, and if you trust it, set "
+                "trust_remote_code: true beside the model's name in your own recipe (lore export: --trust-remote-code)."
+            )
         if isinstance(error, ImportError):
             return f"{key} {name}: its {part} cannot be loaded", "Install the package that the message names."
         if isinstance(error, OSError) and not Path(name).is_dir():

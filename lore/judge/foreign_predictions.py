@@ -1,6 +1,5 @@
 """Reads verdicts of another program or an earlier evaluation from a table, and rejects a table that does not match the test set."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -14,6 +13,7 @@ from lore.judge.verdict import Verdict, from_row, unscored
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 from lore.support.progress import track
+from lore.support.text import encodable
 
 SHOWN_IDS = 5
 NEEDED = ("pair_id", "tier")
@@ -109,7 +109,7 @@ def refuse(path: Path, problems: dict[str, list[str]]) -> None:
 
 
 def _is_distribution(probabilities: list[float]) -> bool:
-    numbers = all(isinstance(p, int | float) and math.isfinite(p) and p >= 0 for p in probabilities)
+    numbers = all(isinstance(p, int | float) and not isinstance(p, bool) and 0 <= p <= 1 + 1e-3 for p in probabilities)
     return numbers and abs(sum(probabilities) - 1) < 1e-3
 
 
@@ -148,15 +148,24 @@ def _cells(path: Path, record: tuple[int, dict[str, Any]] | Rejection) -> dict[s
     try:
         if suffix_of(path) in DELIMITERS:
             cells |= {name: float(value) if value else None for name, value in cells.items() if name.startswith("p_")}
-        for value in cells.values():
-            for text in value if isinstance(value, list) else [value]:
-                if isinstance(text, str):
-                    text.encode()  # bytes that are not UTF-8 become lone surrogates, which no table can hold
+        cells = {encodable(name): _encodable_cell(value) for name, value in cells.items()}
     except ValueError as error:
         raise LoreError(
             f"predictions file {path}, {unit} {number}: {error}. Correct the row: LORE does not score a part of a file."
         ) from error
     return cells
+
+
+def _encodable_cell(value: Any) -> Any:
+    """A cell without half characters. Raises ValueError for bytes that are not UTF-8, which readers write as surrogates: the file
+    has another encoding, so its texts would be wrong."""
+    if isinstance(value, list):
+        return [_encodable_cell(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if any("\udc80" <= character <= "\udcff" for character in value):
+        value.encode()
+    return encodable(value)
 
 
 def _select(rows: list[dict], path: Path, judge: str | None) -> list[dict]:
@@ -169,4 +178,4 @@ def _select(rows: list[dict], path: Path, judge: str | None) -> list[dict]:
         raise LoreError(
             f"{path} has no judge {judge!r}; found {', '.join(names) or 'no column judge'}. Correct predictions_judge."
         )
-    return rows if judge is None else [row for row in rows if row.get("judge") == judge]
+    return rows if judge is None else [row for row in rows if row.get("judge") is not None and str(row["judge"]) == judge]

@@ -5,6 +5,8 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
+from lore.support.text import encodable
+
 Source = Literal["judge", "student", "cache"]
 UNSCORED = "scores refused"
 """Begins the detail of a verdict whose answer is written and read, but whose tier probabilities the server refused."""
@@ -88,18 +90,23 @@ def from_row(row: dict[str, Any], tier_ids: list[str]) -> Verdict:
         failure=_text(row.get("failure")),
         detail=_text(row.get("detail")),
         text=_text(row.get("text")),
-        photo=row.get("photo") or "none",
+        photo=_text(row.get("photo")) or "none",
         judge_id=_text(row.get("judge_id")),
-        tokens=tokens if isinstance(tokens := row.get("tokens"), int) else None,
-        source=source if (source := row.get("source")) in get_args(Source) else "judge",
-        seconds=seconds if isinstance(seconds := row.get("seconds"), int | float) else None,
+        tokens=_in_range(row.get("tokens"), int, 2**62),
+        source=source if isinstance(source := row.get("source"), str) and source in get_args(Source) else "judge",
+        seconds=_in_range(row.get("seconds"), int | float, 1e300),
     )
 
 
 def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else encodable(str(value))
+
+
+def _in_range(value: Any, kind: Any, most: float) -> Any:
+    """A number that a table of verdicts can hold; None for everything else."""
+    return value if isinstance(value, kind) and not isinstance(value, bool) and 0 <= value <= most else None
 
 
 def _rules(value: object) -> list[str]:
     """Rules from a list, or from a string with spaces between the rules."""
-    return [str(rule) for rule in value] if isinstance(value, list) else str(value or "").split()
+    return [encodable(str(rule)) for rule in value] if isinstance(value, list) else encodable(str(value or "")).split()

@@ -185,8 +185,9 @@ def demands(answer: Answer, pair: Pair, view: View) -> float | None:
         return 0.0
     claims = read_demands(answer.judgement.rationale)
     pool = list(filter(None, claims[:MAX_DEMANDS]))
+    named, wanted = [_compared(demand) for demand in pool], [_compared(demand) for demand in pair.demands]
     agreed = sorted(
-        ((_steps(ours, theirs), i, j) for i, ours in enumerate(pool) for j, theirs in enumerate(pair.demands)), reverse=True
+        ((_steps(ours, theirs), i, j) for i, ours in enumerate(named) for j, theirs in enumerate(wanted)), reverse=True
     )
     total, used_ours, used_theirs = 0.0, set(), set()
     for value, i, j in agreed:
@@ -197,18 +198,17 @@ def demands(answer: Answer, pair: Pair, view: View) -> float | None:
     return 2 * total / (len(claims) + len(pair.demands))
 
 
-def _steps(ours: Demand, theirs: Demand) -> float:
-    """Share of equal fields, in [0, 1]; 0 if the dimensions differ."""
-    if ours.dimension != theirs.dimension:
+def _compared(demand: Demand) -> tuple:
+    """The fields of a demand that are compared, the dimension first. Normalized once: a long answer meets many demands."""
+    found = normalize(demand.found), demand.source
+    return demand.dimension, normalize(demand.wanted), found, demand.rule, demand.tier
+
+
+def _steps(ours: tuple, theirs: tuple) -> float:
+    """Share of equal fields of two `_compared`, in [0, 1]; 0 if the dimensions differ."""
+    if ours[0] != theirs[0]:
         return 0.0
-    steps = [
-        True,
-        normalize(ours.wanted) == normalize(theirs.wanted),
-        (normalize(ours.found), ours.source) == (normalize(theirs.found), theirs.source),
-        ours.rule == theirs.rule,
-        ours.tier == theirs.tier,
-    ]
-    return sum(steps) / len(steps)
+    return sum(mine == other for mine, other in zip(ours, theirs, strict=True)) / len(ours)
 
 
 def length(answer: Answer, pair: Pair, view: View) -> float:

@@ -5,34 +5,35 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from lore.config.sections import Conflict, StrictModel
+from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
 
 
 class RewardsSection(StrictModel):
     """Weights of the reward components; 0 disables a component. The reward is the weighted mean, so only ratios matter."""
 
-    verdict: float = Field(1.0, ge=0)
+    verdict: float = Field(1.0, ge=0, le=MAX_WEIGHT)
     """Weight of the verdict: 1 for the label, 0 for the most expensive mistake, -1 without a verdict."""
-    format: float = Field(0.2, ge=0)
+    format: float = Field(0.2, ge=0, le=MAX_WEIGHT)
     """Weight of the format: 1 for text that is exactly one answer and is not truncated, else 0."""
-    mismatch: float = Field(0.1, ge=0)
+    mismatch: float = Field(0.1, ge=0, le=MAX_WEIGHT)
     """Weight of naming the correct mismatch dimension."""
-    rules: float = Field(0.1, ge=0)
+    rules: float = Field(0.1, ge=0, le=MAX_WEIGHT)
     """Weight of the named rules: they have to exist, fit the verdict and match the pair's rules if these are known."""
-    grounding: float = Field(0.1, ge=0)
+    grounding: float = Field(0.1, ge=0, le=MAX_WEIGHT)
     """Weight of the share of the rationale's citations that occur in the cited field."""
-    demands: float = Field(0.0, ge=0)
+    demands: float = Field(0.0, ge=0, le=MAX_WEIGHT)
     """Weight of the agreement with the pair's own demands; applies only to pairs that have demands."""
-    length: float = Field(0.0, ge=0)
+    length: float = Field(0.0, ge=0, le=MAX_WEIGHT)
     """Weight of short answers; see length_free_tokens and length_limit_tokens."""
-    calibration: float = Field(0.0, ge=0)
+    calibration: float = Field(0.0, ge=0, le=MAX_WEIGHT)
     """Weight of the Brier score of the tier probabilities. Above 0, the trainer computes tier probabilities for every answer."""
-    border_cost: float = Field(1.0, ge=0)
+    border_cost: float = Field(1.0, ge=0, le=MAX_WEIGHT)
     """Additional cost, in tiers, of a verdict on the wrong side of the relevant/irrelevant border."""
-    optimism_cost: float = Field(1.0, gt=0)
+    optimism_cost: float = Field(1.0, gt=0, le=MAX_WEIGHT)
     """Factor on the cost of verdicts above the label. Above 1 penalizes optimistic mistakes more, below 1 pessimistic ones."""
-    length_free_tokens: int = Field(256, ge=0)
+    length_free_tokens: int = Field(256, ge=0, le=MAX_COUNT)
     """Answers up to this many tokens get the full length reward."""
-    length_limit_tokens: int = Field(512, ge=1)
+    length_limit_tokens: int = Field(512, ge=1, le=MAX_COUNT)
     """Answers of this many tokens or more get length reward 0; in between it decreases linearly."""
 
     def conflicts(self) -> Iterator[Conflict]:

@@ -11,14 +11,16 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, FiniteFloat, ValidationError
 
-from lore.rubric.rubric_errors import reference_errors
+from lore.config.yaml_text import MAX_BYTES, read_yaml
+from lore.rubric.rubric_errors import MAX_ERRORS, reference_errors
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 
 RUBRICS = Path(__file__).parent / "rubrics"
-MAX_FILE_BYTES = 1_000_000
+
+_YAML_1_1 = {"yes": True, "on": True, "no": False, "off": False}  # rubric files may still write these
 
 
 def _check_id(text: str) -> str:
@@ -51,7 +53,7 @@ class Tier(_Part):
     meaning: Text
     relevant: bool
     aliases: list[str] = []
-    value: float | None = Field(default=None, allow_inf_nan=False)
+    value: FiniteFloat | None = None
 
 
 class Dimension(_Part):
@@ -76,7 +78,7 @@ class Rule(_Part):
     tier: str
     principle: Text
     examples: list[Example] = []
-    params: dict[str, float] = {}
+    params: dict[str, FiniteFloat] = {}
 
 
 class Rubric(_Part):
@@ -150,6 +152,12 @@ class Rubric(_Part):
         )
 
 
+def rubric_file(name_or_path: str | Path) -> Path:
+    """The file of a rubric: a shipped one by its name, or a YAML file by its path. It may not exist."""
+    path = Path(name_or_path)
+    return path if path.suffix in (".yaml", ".yml") else RUBRICS / f"{name_or_path}.yaml"
+
+
 def load_rubric(name_or_path: str | Path) -> Rubric:
     """Loads a shipped rubric by name or a YAML file by path. Raises LoreError with all errors of the file."""
     path = Path(name_or_path)
@@ -160,19 +168,23 @@ def load_rubric(name_or_path: str | Path) -> Rubric:
                 f"There is no rubric '{name_or_path}'. Shipped rubrics: {', '.join(names)}."
                 f"{nearest_hint(str(name_or_path), names)} Name your own rubric by its path, ending in .yaml."
             )
-        path = RUBRICS / f"{name_or_path}.yaml"
+        path = rubric_file(name_or_path)
     if not path.is_file():
         raise LoreError(f"Rubric file {path} does not exist. Name a shipped rubric or the path of a YAML file.")
     size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise LoreError(f"Rubric file {path} has {size:,} bytes, but at most {MAX_FILE_BYTES:,} are allowed: shorten it.")
+    if size > MAX_BYTES:
+        raise LoreError(f"Rubric file {path} has {size:,} bytes, but at most {MAX_BYTES:,} are allowed: shorten it.")
     return _read_rubric(path, size, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=16)
 def _read_rubric(path: Path, size: int, modified_ns: int) -> Rubric:
     """Caches a file per process until its size or modification time changes, because every section and stage loads the rubric."""
-    return parse_rubric(read_yaml(path), where=str(path))
+    content = read_yaml(path)
+    for tier in content["tiers"] if isinstance(content, dict) and isinstance(content.get("tiers"), list) else []:
+        if isinstance(tier, dict) and isinstance(word := tier.get("relevant"), str):
+            tier["relevant"] = _YAML_1_1.get(word.lower(), word)
+    return parse_rubric(content, where=str(path))
 
 
 def rubric_metadata(name_or_path: str | Path, rubric: Rubric) -> dict[str, str]:
@@ -201,7 +213,7 @@ def parse_rubric(raw: Any, where: str = "rubric") -> Rubric:
     try:
         rubric = Rubric.model_validate(raw)
     except ValidationError as error:
-        errors = [_field_error(problem) for problem in error.errors(include_url=False)]
+        errors = [_field_error(problem) for problem in error.errors(include_url=False)[:MAX_ERRORS]]
     errors += reference_errors(raw)
     if errors:
         count = f"{len(errors)} errors" if len(errors) > 1 else "1 error"
@@ -216,7 +228,7 @@ def _field_error(problem: dict) -> str:
         return f"{where}: missing"
     if problem["type"] == "extra_forbidden":
         models = {"tiers": Tier, "dimensions": Dimension, "rules": Rule}
-        model = Rubric if len(location) == 1 else Example if "examples" in location else models[location[0]]
+        model = Rubric if len(location) == 1 else Example if "examples" in location[:-1] else models[location[0]]
         names = list(model.model_fields)
         return f"{where}: unknown key; expected one of {', '.join(names)}.{nearest_hint(str(location[-1]), names)}"
     found = _show(problem["input"])
@@ -237,30 +249,3 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def read_yaml(path: Path) -> Any:
-    """Parses the YAML of a rubric or a similar file. Raises LoreError for invalid YAML and for duplicate keys."""
-    import yaml  # only where a rubric is read
-
-    class Loader(yaml.SafeLoader):
-        """Safe YAML that rejects duplicate keys (the first would be lost) and aliases (a small file could expand to a huge
-        one).
-        """
-
-        def compose_node(self, parent, index):
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError(f"an alias (*name), which is not allowed{self.peek_event().start_mark}")
-            return super().compose_node(parent, index)
-
-        def construct_mapping(self, node, deep=False):
-            keys = [key.value for key, _ in node.value]
-            twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-            if twice:
-                raise yaml.YAMLError(f"key {', '.join(map(repr, twice))} given twice{node.start_mark}")
-            return super().construct_mapping(node, deep)
-
-    try:
-        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise LoreError(f"{path} is not valid YAML, so it was not loaded: {error}") from error

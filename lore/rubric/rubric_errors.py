@@ -9,9 +9,11 @@ from typing import Any
 
 from lore.support.nearest import nearest_hint
 
+MAX_ERRORS = 50  # of one kind; each looks for the nearest of all names
+
 
 def reference_errors(raw: dict[str, Any]) -> list[str]:
-    """One line per error."""
+    """One line per error, at most MAX_ERRORS of each kind."""
     tiers, dimensions, rules = (_dicts(raw.get(key)) for key in ("tiers", "dimensions", "rules"))
     errors = []
     for key, parts in (("tiers", tiers), ("dimensions", dimensions), ("rules", rules)):
@@ -21,16 +23,16 @@ def reference_errors(raw: dict[str, Any]) -> list[str]:
     errors += _relevance_errors(tiers) + _label_errors(tiers)
     tier_ids = [tier["id"] for _, tier in tiers if isinstance(tier.get("id"), str)]
     dimension_ids = [dimension["id"] for _, dimension in dimensions if isinstance(dimension.get("id"), str)]
-    for i, rule in rules:
-        for key, names in (("dimension", dimension_ids), ("tier", tier_ids)):
-            name = rule.get(key)
-            if isinstance(name, str) and name not in names:
-                hint = nearest_hint(name, names)
-                errors.append(f"rules[{i}].{key} ({rule.get('id')}): '{name}' is not a {key} of this rubric.{hint}")
+    named = [(f"rules[{i}].tier ({rule.get('id')})", "tier", rule.get("tier")) for i, rule in rules]
+    named += [(f"rules[{i}].dimension ({rule.get('id')})", "dimension", rule.get("dimension")) for i, rule in rules]
     mismatch_tiers = raw.get("mismatch_tiers")
-    for i, name in enumerate(mismatch_tiers if isinstance(mismatch_tiers, list) else []):
-        if isinstance(name, str) and name not in tier_ids:
-            errors.append(f"mismatch_tiers[{i}]: '{name}' is not a tier of this rubric.{nearest_hint(name, tier_ids)}")
+    listed = enumerate(mismatch_tiers if isinstance(mismatch_tiers, list) else [])
+    named += [(f"mismatch_tiers[{i}]", "tier", name) for i, name in listed]
+    known = {"tier": frozenset(tier_ids), "dimension": frozenset(dimension_ids)}
+    unknown = [one for one in named if isinstance(one[2], str) and one[2] not in known[one[1]]]
+    for where, key, name in unknown[:MAX_ERRORS]:
+        hint = nearest_hint(name, tier_ids if key == "tier" else dimension_ids)
+        errors.append(f"{where}: '{name}' is not a {key} of this rubric.{hint}")
     return errors
 
 

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lore.config.grid import is_grid, of_whole_grid, split_address
 from lore.config.recipe import BaseRecipe, resolve_need
 from lore.config.stages import load_grid, load_recipe
 from lore.run.input_hashes import check_inputs
+from lore.run.nested import refuse_shared_names
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
@@ -36,6 +38,14 @@ def plan(path: str | Path, recipe: BaseRecipe, overrides: Sequence[str] = ()) ->
     LoreError for a cycle.
     """
     return list(_plan(path, recipe, overrides, (), {}).items())
+
+
+def checked_plan(path: str | Path, recipe: BaseRecipe, overrides: Sequence[str] = ()) -> list[tuple[Path, RunFolder]]:
+    """`plan`. Raises LoreError, before anything is written, if two of the runs would write to the same place."""
+    needed = plan(path, recipe, overrides)
+    own = RunFolder.of(recipe)
+    refuse_shared_names((folder.path, folder.recipe) for folder in (*(inner for _, inner in needed), own))
+    return needed
 
 
 def _plan(
@@ -64,6 +74,8 @@ def _plan(
             if folder.is_done:
                 check_inputs(inner, folder)
                 before = {}  # a finished run does not need its inputs again; they may be deleted
+            else:
+                inner.check_packages()
             known[key] = before | {need_path: folder}
         order.update(known[key])
     return order
@@ -115,9 +127,10 @@ def run_needed(
         try:
             run_need(folder, need, inner, shared_overrides(path, need, overrides))
         except LoreError as error:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            note = {"launch": launch_id(), "time": time.time(), "recipe": str(need)}
-            write_atomic(failure, json.dumps(note) + "\n")
+            with suppress(OSError):  # the reason of the failure counts more than the note
+                folder.path.mkdir(parents=True, exist_ok=True)
+                note = {"launch": launch_id(), "time": time.time(), "recipe": str(need)}
+                write_atomic(failure, json.dumps(note) + "\n")
             raise LoreError(f"{error}\n{folder.path} needs it and cannot start.") from error
 
 

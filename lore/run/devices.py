@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lore.support.errors import LoreError
+from lore.support.errors import LoreError, os_error_message
 from lore.support.processes import is_main_process, say, world_size
 
 STALE_LOCK_S = 1800
@@ -79,13 +79,16 @@ def check_world(processes: int) -> None:
 
 
 def main_process_checks(check: Callable[[], None]) -> None:
-    """Runs a check in the main process only. Raises its LoreError in every process."""
+    """Runs a check in the main process only. Raises its LoreError or OSError, as a LoreError, in every process: the others would
+    wait for a main process that has ended."""
     found: list[str | None] = [None]
     if is_main_process():
         try:
             check()
         except LoreError as error:
             found = [str(error)]
+        except OSError as error:
+            found = [os_error_message(error)]
     if world_size() > 1:
         import torch  # a dry run loads this module
 

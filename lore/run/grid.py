@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -22,14 +23,17 @@ from lore.config.recipe import BaseRecipe
 from lore.config.stages import load_grid
 from lore.run.dependencies import plan, run_in_subprocess, run_need, run_when_free, shared_overrides
 from lore.run.input_hashes import check_inputs
+from lore.run.nested import refuse_shared_names
 from lore.run.run_folder import RunFolder
 from lore.run.summary import Row, columns_of, is_interval, print_table, rows_of, shown
 from lore.support.atomic_files import write_atomic
+from lore.support.bounds import MAX_SEED
 from lore.support.errors import LoreError
 from lore.support.markdown import table_cell
 from lore.support.processes import say, world_size
 
 Start = Callable[[Path, Sequence[str]], None]
+TABLE = "table.md"
 
 
 def run_grid(path: str | Path, overrides: Sequence[str] = (), dry_run: bool = False, start: Start = run_in_subprocess) -> None:
@@ -41,10 +45,14 @@ def run_grid(path: str | Path, overrides: Sequence[str] = (), dry_run: bool = Fa
             same_on_every_rank=True,
         )
     grid = load_grid(path, overrides)
+    own = own_overrides(grid, overrides)
+    refuse_shared_folders(grid, own)
+    for recipe in grid.runs.values():
+        if not RunFolder.of(recipe).is_done:
+            recipe.check_packages()
     if dry_run:
         return print_runs(grid)
     refuse_other_recipes(grid)
-    own = own_overrides(grid, overrides)
     failed: dict[str, str] = {}
     broken: set[Path] = set()
     for name, recipe in grid.runs.items():
@@ -67,6 +75,18 @@ def own_overrides(grid: Grid, overrides: Sequence[str]) -> list[str]:
     """The overrides of every run, addressed as overrides of the grid, so that they also reach the runs that a run needs."""
     whole = of_whole_grid(overrides)
     return whole + [f"runs.{name}.{override}" for override in overrides if override not in whole for name in grid.names]
+
+
+def refuse_shared_folders(grid: Grid, overrides: Sequence[str]) -> None:
+    """Raises LoreError when two runs of the grid or of its needs would write to the same place."""
+    if (grid.folder / TABLE).is_dir():
+        raise LoreError(f"{grid.folder / TABLE} is a folder, and the grid writes its table there. Move it, or rename the grid.")
+    folders = [RunFolder.of(recipe) for recipe in grid.runs.values()]
+    for name, recipe in grid.runs.items():
+        if not RunFolder.of(recipe).is_done:
+            with suppress(LoreError):  # the run that has it reports it later, and the others run
+                folders += [inner for _, inner in plan(grid.address(name), recipe, overrides)]
+    refuse_shared_names((folder.path, folder.recipe) for folder in folders)
 
 
 def refuse_other_recipes(grid: Grid) -> None:
@@ -107,7 +127,8 @@ def with_finished_seeds(grid: Grid, overrides: Sequence[str]) -> Grid:
         return grid
     folders = re.compile(rf"(?:{'|'.join(grid.names)})-seed(\d+)")
     matches = [folders.fullmatch(done.parent.name) for done in grid.folder.glob("*/done")]
-    seeds = sorted({int(match[1]) for match in matches if match}.union(grid.seeds))
+    found = {int(match[1]) for match in matches if match}
+    seeds = sorted({seed for seed in found if seed <= MAX_SEED}.union(grid.seeds))
     if len(seeds) == len(grid.seeds):
         return grid
     whole = load_grid(grid.path, [*(o for o in overrides if not o.startswith("seeds=")), f"seeds={seeds}"])
@@ -142,8 +163,8 @@ def write_table(grid: Grid, failed: dict[str, str]) -> None:
         lines = [columns, ["---"] * len(columns), *cells]
         text.append(f"## {stage}\n\n" + "\n".join(f"| {' | '.join(map(table_cell, line))} |" for line in lines) + "\n")
     grid.folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(grid.folder / "table.md", "\n".join(text))
-    say(f"table: {grid.folder / 'table.md'}")
+    write_atomic(grid.folder / TABLE, "\n".join(text))
+    say(f"table: {grid.folder / TABLE}")
 
 
 def stage_table(recipes: dict[str, BaseRecipe], failed: dict[str, str]) -> tuple[list[str], list[list[str]]]:

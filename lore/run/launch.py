@@ -17,7 +17,7 @@ import yaml
 from lore.config.grid import is_grid, split_address
 from lore.config.stages import load_recipe
 from lore.config.yaml_text import OVERRIDE
-from lore.run.dependencies import plan, run_in_subprocess, run_needed
+from lore.run.dependencies import checked_plan, run_in_subprocess, run_needed
 from lore.run.devices import visible_gpus
 from lore.run.grid import run_grid
 from lore.run.launch_settings import CONFIG_VARIABLE
@@ -154,7 +154,8 @@ def launch(arguments: list[str], config: str | None = None, num_processes: int |
     if folder.is_done:
         report_done(loaded, folder)
         return 0
-    run_needed(folder, plan(recipe, loaded, overrides=overrides), recipe, overrides)
+    loaded.check_packages()
+    run_needed(folder, checked_plan(recipe, loaded, overrides), recipe, overrides)
     os.environ[CONFIG_VARIABLE] = str(find_config(config)) if config is not None else ""
     if config is not None and _on_cpu(find_config(config)):
         os.environ["ACCELERATE_USE_CPU"] = "true"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -16,9 +15,11 @@ from typing import Any
 
 import yaml
 
-from lore.config.recipe import BaseRecipe, run_root
+from lore.config.recipe import RUN_FILES, BaseRecipe, run_root
+from lore.config.secrets import without_secrets
 from lore.config.stages import RENAMED
 from lore.config.yaml_text import to_yaml
+from lore.run.nested import is_run, remove_own, runs_in, shared_on_disk
 from lore.support.atomic_files import clear_parts, write_atomic
 from lore.support.environment import environment
 from lore.support.errors import LoreError
@@ -26,7 +27,6 @@ from lore.support.plain import flatten, plain
 from lore.support.processes import is_main_process
 
 OLD_FINGERPRINTS = "facts"  # the key in manifests of earlier versions
-OWN_FILES = {".lock", "recipe.yaml", "manifest.json", "metrics.jsonl", "done", "failed.json"}
 PROBE_SECONDS = 0.1
 
 _held: dict[str, int] = {}  # open lock files by folder; forked data workers do not inherit POSIX locks
@@ -35,12 +35,12 @@ _held: dict[str, int] = {}  # open lock files by folder; forked data workers do 
 class RunFolder:
     """One run on disk. Call `open` before use. Methods that write do nothing outside the main process."""
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, recipe: BaseRecipe | None = None):
+        self.path, self.recipe = Path(path), recipe
 
     @classmethod
     def of(cls, recipe: BaseRecipe) -> RunFolder:
-        return cls(run_root() / recipe.run)
+        return cls(run_root() / recipe.run, recipe)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -61,6 +61,11 @@ class RunFolder:
         return self.path / "manifest.json"
 
     @property
+    def inputs_path(self) -> Path:
+        """The states of the input files; see lore.run.input_hashes."""
+        return self.path / "inputs.json"
+
+    @property
     def done_path(self) -> Path:
         return self.path / "done"
 
@@ -74,12 +79,12 @@ class RunFolder:
 
     def is_unused(self, recipe: BaseRecipe) -> bool:
         """True for a run that stopped before its first result: another recipe of the stage may still use the folder."""
-        kept = OWN_FILES | recipe.prepared_files
+        kept = RUN_FILES | recipe.prepared_files
         if self.is_done or (self.metrics_path.is_file() and self.metrics_path.stat().st_size):
             return False
         found = [path for path in self.path.glob("*") if path.name not in kept and not path.name.startswith(".")]
-        # An empty folder is no result: a trainer creates the folder of its checkpoints before training starts.
-        return all(path.is_dir() and not any(path.iterdir()) for path in found)
+        # An empty folder is no result: a trainer creates the folder of its checkpoints before training starts. Nor is another run.
+        return all(path.is_dir() and (not any(path.iterdir()) or _only_runs(path)) for path in found)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -106,7 +111,8 @@ class RunFolder:
         both = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in [*old, *new]}
         # A newer version of LORE may have added keys: at their defaults they do not change the recipe.
         added = new.keys() - old.keys() - flatten(recipe.model_dump(mode="json", exclude_defaults=True)).keys()
-        return [(key, was, now) for key, (was, now) in both.items() if was != now and key not in added]
+        changed = [(key, was, now) for key, (was, now) in both.items() if was != now and key not in added]
+        return [(key, without_secrets(was, key), without_secrets(now, key)) for key, was, now in changed]
 
     def check(self, recipe: BaseRecipe) -> None:
         """Raises LoreError when the folder belongs to a recipe with other values."""
@@ -132,6 +138,8 @@ class RunFolder:
         if not is_main_process():
             self.check(recipe)
             return self
+        if problems := shared_on_disk(self.path, recipe):
+            raise LoreError("\n".join(problems))
         self.path.mkdir(parents=True, exist_ok=True)
         self._refuse_strangers()
         self._lock()
@@ -149,26 +157,23 @@ class RunFolder:
         for place, folders, _ in os.walk(self.path):
             clear_parts(Path(place))
             others = {path.parent.name for own in (".lock", "recipe.yaml") for path in Path(place).glob(f"*/{own}")}
-            folders[:] = [name for name in folders if name not in others]
+            folders[:] = [name for name in folders if name not in others and not is_run(Path(place) / name)]
 
     def begin(self, recipe: BaseRecipe) -> None:
         """Writes the recipe and manifest of a run that has no result yet, and deletes prepared files of an earlier start."""
         if not is_main_process():
             return
         for path in map(self.__truediv__, recipe.prepared_files):
-            if path.is_dir():
-                shutil.rmtree(path)
-            path.unlink(missing_ok=True)
+            remove_own(path)
         write_atomic(self.manifest_path, _dump({"recipe_hash": recipe.fingerprint, **environment(), "fingerprints": {}}))
         write_atomic(self.recipe_path, to_yaml(recipe.resolved()))
 
     def _refuse_strangers(self) -> None:
         if self.exists:
             return
-        names = sorted(p.name for p in self.path.iterdir() if p.name not in OWN_FILES and not p.name.startswith("."))
+        names = sorted(p.name for p in self.path.iterdir() if p.name not in RUN_FILES and not p.name.startswith("."))
         # the run a/b lives inside the folder of the run a: folders that hold other runs are allowed
-        runs = {p.relative_to(self.path).parts[0] for p in self.path.glob("**/recipe.yaml")}
-        strangers = [name for name in names if name not in runs]
+        strangers = [name for name in names if next(runs_in(self.path / name), None) is None]
         if strangers:
             raise LoreError(
                 f"{self.path} holds {', '.join(strangers[:5])} but no recipe.yaml, so it is not a run folder.\n"
@@ -176,7 +181,7 @@ class RunFolder:
             )
 
     def _lock(self) -> None:
-        key = str(self.path.resolve())
+        key = os.path.realpath(self.path)
         if key in _held:
             return
         handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -207,7 +212,7 @@ class RunFolder:
     @property
     def user(self) -> str | None:
         """Id of the other process that holds the lock, or None."""
-        if str(self.path.resolve()) in _held:
+        if os.path.realpath(self.path) in _held:
             return None  # closing a second handle would release this process's lock
         try:
             handle = os.open(self.path / ".lock", os.O_RDONLY)
@@ -225,7 +230,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Releases the lock. The end of the process does the same."""
-        handle = _held.pop(str(self.path.resolve()), None)
+        handle = _held.pop(os.path.realpath(self.path), None)
         if handle is not None:
             os.close(handle)
 
@@ -291,11 +296,13 @@ class RunFolder:
         known = self.fingerprints
         return [(key, known[key], value) for key, value in fingerprints.items() if key in known and known[key] != value]
 
-    def compare_fingerprints(self, fingerprints: dict[str, Any]) -> None:
-        """Raises LoreError when a fingerprint in the manifest has another value now. Ignores those that are not in the manifest."""
+    def compare_fingerprints(self, fingerprints: dict[str, Any], details: dict[str, str] | None = None) -> None:
+        """Raises LoreError when a fingerprint in the manifest has another value now. Ignores those that are not in the manifest.
+        details: what changed, by key."""
         changed = self.changed_fingerprints(fingerprints)
         if changed:
-            rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
+            told = {key: f" ({detail})" for key, detail in (details or {}).items()}
+            rows = "\n".join(f"  {key}: was {old!r}, now {new!r}{told.get(key, '')}" for key, old, new in changed)
             raise LoreError(
                 f"{self.path} was {'made' if self.is_done else 'started'} with other inputs:\n{rows}\n"
                 f"{'Its results belong to the old inputs' if self.is_done else 'Resuming would mix two experiments'}. Restore "
@@ -311,6 +318,14 @@ class RunFolder:
         """Marks the run as done. summary: printed now and whenever the recipe is run again."""
         if is_main_process():
             write_atomic(self.done_path, _dump(plain(summary)))
+
+
+def _only_runs(folder: Path) -> bool:
+    """Whether a folder is a run, or holds runs and no file outside them."""
+    if next(runs_in(folder), None) == folder:
+        return True
+    inside = list(folder.iterdir())
+    return bool(inside) and all(path.is_dir() and not path.is_symlink() and _only_runs(path) for path in inside)
 
 
 def _owner(handle: int) -> str:

@@ -6,81 +6,60 @@ A recipe's first line calls `main`, so `accelerate launch x.yaml`, `torchrun x.y
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from pathlib import Path
 
 from lore.config.dry_pass import listed
 from lore.config.grid import is_grid, split_address
 from lore.config.recipe import BaseRecipe, resolve_need
+from lore.config.secrets import mask
 from lore.config.stages import load_grid, load_recipe, stage_function
 from lore.config.yaml_text import to_yaml
-from lore.run.dependencies import plan, run_in_subprocess, run_needed, wait_for_needed
-from lore.run.devices import close_process_group, leave, settle_devices
+from lore.run.dependencies import checked_plan, run_in_subprocess, run_needed, wait_for_needed
+from lore.run.devices import close_process_group, settle_devices
+from lore.run.entry import exit_status, report_error
 from lore.run.grid import run_grid
 from lore.run.input_hashes import check_inputs, missing_inputs, note_inputs
+from lore.run.nested import refuse_shared_names
 from lore.run.run_folder import RunFolder
 from lore.run.summary import print_summary
 from lore.support.errors import LoreError
 from lore.support.full_disk import full_disk_named
-from lore.support.processes import is_main_process, rank, say
-
-
-def main(name: str, file: str) -> None:
-    """Called by a recipe's first line. Does nothing in spawned workers, which execute the file again."""
-    if name == "__main__":
-        leave(run_command([file, *sys.argv[1:]]))
+from lore.support.processes import is_main_process, say
+from lore.support.text import named
 
 
 def run_command(arguments: list[str], dry_run: bool = False) -> int:
-    """Runs recipes with overrides, both as typed. Returns the exit status. Prints a LoreError to stderr without a traceback."""
-    try:
-        recipes, overrides = [], []
-        for argument in arguments:
-            if argument == "--dry-run":
-                dry_run = True
-            elif split_address(argument)[0].suffix in (".yaml", ".yml") and "=" not in argument.split("/")[0]:
-                recipes.append(argument)
-            elif "=" in argument and not argument.startswith("-"):
-                overrides.append(argument)
-            else:
-                raise LoreError(
-                    f"{argument!r} is neither a recipe (x.yaml), a run of a grid (x.yaml:run), an override (train.lr=2e-4) "
-                    "nor --dry-run."
-                )
-        if not recipes:
-            raise LoreError("No recipe given: lore run recipes/quickstart/eval.yaml")
-        if len(recipes) == 1 or dry_run:
-            for recipe in recipes:
-                (run_grid if is_grid(recipe) else run_recipe)(recipe, overrides, dry_run)
+    """Runs recipes with overrides, both as typed. Returns the exit status. Prints an error to stderr without a traceback."""
+    return exit_status(lambda: _run_command(arguments, dry_run))
+
+
+def _run_command(arguments: list[str], dry_run: bool) -> None:
+    recipes, overrides = [], []
+    for argument in arguments:
+        named(argument, "An argument")
+        if argument == "--dry-run":
+            dry_run = True
+        elif split_address(argument)[0].suffix in (".yaml", ".yml") and "=" not in argument.split("/")[0]:
+            recipes.append(argument)
+        elif "=" in argument and not argument.startswith("-"):
+            overrides.append(argument)
         else:
-            for recipe in recipes:
-                # Load all first: a typo in the last recipe must not show up after hours of the first.
-                (load_grid if is_grid(recipe) else load_recipe)(recipe, overrides)
-            for recipe in recipes:
-                run_in_subprocess(Path(recipe), overrides)
-    except LoreError as error:
-        if os.environ.get("LORE_DEBUG"):
-            raise
-        report_error(error)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
-
-
-def report_error(error: LoreError) -> None:
-    """Prints the error to stderr. When every rank raises the same error, only the first process of each machine prints it."""
-    if error.same_on_every_rank and int(os.environ.get("LOCAL_RANK") or 0) != 0:
-        return
-    from rich.console import Console  # a dry run without an error prints none
-    from rich.markup import escape
-
-    who = f"rank {rank()}: " if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"[bold red]{who}error:[/] {escape(str(error))}")
+            raise LoreError(
+                f"{mask(repr(argument))} is neither a recipe (x.yaml), a run of a grid (x.yaml:run), an override "
+                "(train.lr=2e-4) nor --dry-run."
+            )
+    if not recipes:
+        raise LoreError("No recipe given: lore run recipes/quickstart/eval.yaml")
+    if len(recipes) == 1 or dry_run:
+        for recipe in recipes:
+            (run_grid if is_grid(recipe) else run_recipe)(recipe, overrides, dry_run)
+    else:
+        for recipe in recipes:
+            # Load all first: a typo in the last recipe must not show up after hours of the first.
+            (load_grid if is_grid(recipe) else load_recipe)(recipe, overrides)
+        for recipe in recipes:
+            run_in_subprocess(Path(recipe), overrides)
 
 
 def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dry_run: bool = False) -> RunFolder:
@@ -88,7 +67,9 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
     try:
         recipe = load_recipe(path, overrides)
         folder = RunFolder.of(recipe)
-        needed = plan(path, recipe, overrides=overrides)
+        needed = checked_plan(path, recipe, overrides)
+        if not folder.is_done:
+            recipe.check_packages()
         if dry_run:
             if is_main_process():
                 print_dry_run(path, recipe, folder, needed)
@@ -160,10 +141,15 @@ def check_recipes(paths: list[Path]) -> int:
             for recipe in recipes:
                 if recipe.run in runs:
                     raise LoreError(
-                        f"{file} and {runs[recipe.run]} both write the run folder {recipe.run}, so only one of them can run. "
+                        f"{file} and {runs[recipe.run][0]} both write the run folder {recipe.run}, so only one of them can run. "
                         "Give each its own `run` name."
                     )
-                runs[recipe.run] = file
+                for other, known in runs.values():
+                    try:
+                        refuse_shared_names((RunFolder.of(one).path, one) for one in (known, recipe))
+                    except LoreError as error:
+                        raise LoreError(f"{file} and {other}: {error}") from error
+                runs[recipe.run] = file, recipe
                 for need in recipe.needs:
                     other, name = split_address(resolve_need(file, need))
                     if name is not None and other.resolve() != file.resolve():

@@ -4,6 +4,9 @@ Each write goes to `.NAME.MACHINE.PID.RANDOM.part` in the target's folder, is fl
 flushed too, so that the new name survives a power loss. RANDOM separates threads and processes that write the same file; the last
 rename wins. A folder that is replaced is called `.NAME.MACHINE.PID.RANDOM.old` between the two renames.
 
+A file that replaces another one takes over its permissions, owner and group. Until it is complete, nobody may read it who may not
+read the old one.
+
 The next write of the same name removes the part files of killed processes, and restores the old folder if the process was killed
 between the renames. MACHINE identifies the machine, because a process id is only valid on its own machine and the disk may be
 shared. A part file of this machine is removed when its process is gone. A part file of another machine is removed when it has not
@@ -19,6 +22,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -46,8 +50,17 @@ def clear_parts(folder: Path) -> None:
             _restore_or_remove(old, folder / match["name"])
 
 
+def open_part(part: Path, path: Path) -> BinaryIO:
+    """Creates the temporary file of `path`. If `path` exists, only those may read the new file who may read the old one."""
+    there = _regular(path)
+    mode = 0o666 if there is None else stat.S_IMODE(there.st_mode) & 0o600  # 0o666: less the process's umask
+    return os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb")
+
+
 def replace_file(part: Path, path: Path) -> None:
-    """Flushes a written file to disk and renames it to `path`."""
+    """Flushes a written file to disk and renames it to `path`. An existing file passes on its permissions, owner and group."""
+    if (there := _regular(path)) is not None:
+        _take_over(part, there)
     _flush(part)
     os.replace(part, path)
     _flush(path.parent)
@@ -59,7 +72,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = part_of(path)
     try:
-        with open(part, "wb") as file:
+        with open_part(part, path) as file:
             yield file
         replace_file(part, path)
     finally:
@@ -70,7 +83,8 @@ def write_atomic(path: Path, text: str) -> None:
     """Writes the text in UTF-8, completely or not at all."""
     part = part_of(path)
     try:
-        part.write_text(text, encoding="utf-8")
+        with open_part(part, path) as file:
+            file.write(text.encode("utf-8"))
         replace_file(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -93,7 +107,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     """A new folder next to `path` for intermediate files. It is removed when the block ends or, after a kill, by the next write of
     `path`."""
     folder = part_of(path)
-    folder.mkdir(parents=True)
+    folder.mkdir(mode=0o700, parents=True)
     try:
         yield folder
     finally:
@@ -154,6 +168,28 @@ def _is_left_over(part: Path, where: str, pid: int) -> bool:
         return time.time() - part.stat().st_mtime > FOREIGN_SECONDS
     except FileNotFoundError:  # another process has removed or renamed it
         return False
+
+
+def _regular(path: Path) -> os.stat_result | None:
+    """The state of a regular file; None for anything else. Does not follow a symbolic link."""
+    try:
+        state = os.lstat(path)
+    except OSError:
+        return None
+    return state if stat.S_ISREG(state.st_mode) else None
+
+
+def _take_over(part: Path, there: os.stat_result) -> None:
+    own = os.stat(part)
+    for user, group in ((there.st_uid, there.st_gid), (-1, there.st_gid)):
+        if (own.st_uid, own.st_gid) == (there.st_uid, there.st_gid):
+            break
+        try:
+            os.chown(part, user, group)
+            break
+        except OSError:  # only root gives files away; without any change the file belongs to who writes it
+            continue
+    os.chmod(part, stat.S_IMODE(there.st_mode))  # after chown, which clears some bits
 
 
 def _temporary(path: Path, suffix: str) -> Path:

@@ -29,15 +29,19 @@ PACKAGES = (
 )
 
 
+def version_of(package: str) -> str | None:
+    """The installed version of a distribution, or None. Unlike a module's spec, it does not find a folder of the same name, such as
+    the wandb/ that W&B leaves in the working directory."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def package_versions() -> dict[str, str]:
     """Installed versions of the packages that can change a result."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # optional packages may be absent
-    return versions
+    versions = {name: version_of(name) for name in PACKAGES}
+    return {name: version for name, version in versions.items() if version is not None}  # optional packages may be absent
 
 
 def git_state() -> dict[str, Any]:

@@ -3,9 +3,10 @@
 There are two kinds. Neither depends on the folder of a file:
 
 - `content_fingerprint` reads every byte. It decides whether an import or a result belongs to its data. A process hashes a file once
-  as long as its size and modification time stay the same. `known_digests` and `remember_digests` pass digests to other processes.
-- `files_fingerprint` and `model_fingerprint` sample at most 1 MiB of a large file. A finished run compares its inputs at every
-  start, and checkpoints can have many gigabytes.
+  as long as its size, modification time and change time stay the same. `known_digests` and `remember_digests` pass digests to other
+  processes.
+- `files_fingerprint` and `model_fingerprint` sample at most 1 MiB of a large file. They name weights in verdicts and cards, and
+  compare the inputs of runs that an earlier version made. lore.support.input_files compares those of newer runs, byte for byte.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ READ_WHOLE_BYTES = 16 * 2**20
 """`files_fingerprint` reads files up to this size completely and also caches their full digest."""
 MODEL_FILES = (".safetensors", ".json", ".bin", ".jinja", ".model", ".txt")
 
-_digests: dict[str, tuple[int, int, str]] = {}  # by absolute path: size, modification time in ns, hex digest of all bytes
+# By absolute path: size, modification time and change time in ns, hex digest of all bytes.
+_digests: dict[str, tuple[int, int, int, str]] = {}
 
 
 def content_fingerprint(files: Iterable[str | Path], *, digest_size: int = 16, named: bool = False) -> str:
@@ -37,14 +39,19 @@ def content_fingerprint(files: Iterable[str | Path], *, digest_size: int = 16, n
 
 
 def file_digest(path: Path) -> str:
-    """Hex digest of all bytes of a file, cached as long as its size and modification time stay the same."""
-    state = path.stat()
+    """Hex digest of all bytes of a file, cached as long as its size, modification time and change time stay the same."""
+    state = _state(path)
     known = _digests.get(os.path.abspath(path))
-    if known is None or known[:2] != (state.st_size, state.st_mtime_ns):
+    if known is None or known[:3] != state:
         with open(path, "rb") as file:
-            known = (state.st_size, state.st_mtime_ns, hashlib.file_digest(file, "blake2b").hexdigest())
+            known = (*state, hashlib.file_digest(file, "blake2b").hexdigest())
         _digests[os.path.abspath(path)] = known
-    return known[2]
+    return known[3]
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def known_digests(files: Iterable[Path]) -> dict[str, list[Any]]:
@@ -54,23 +61,25 @@ def known_digests(files: Iterable[Path]) -> dict[str, list[Any]]:
 
 
 def remember_digests(found: dict[str, list[Any]]) -> None:
-    """Adds digests that another process has computed. Digests that this process has computed take precedence."""
-    for path, (size, time_ns, digest) in found.items():
-        _digests.setdefault(path, (size, time_ns, digest))
+    """Adds digests that another process has computed. Digests that this process has computed take precedence. Entries of earlier
+    versions, without a change time, are left out."""
+    for path, known in found.items():
+        if isinstance(known, list) and [type(part) for part in known] == [int, int, int, str]:
+            _digests.setdefault(path, tuple(known))
 
 
 def files_fingerprint(files: Iterable[str | Path]) -> str:
     """16 hex digits over the names, sizes and sampled bytes of files."""
     digest = hashlib.blake2b(digest_size=8)
     for path in map(Path, files):
-        state = path.stat()
-        size = state.st_size
+        state = _state(path)
+        size = state[0]
         digest.update(f"{path.name} {size}".encode())
         starts = range(0, size, max(size // SAMPLES, SAMPLED_BYTES))
         with open(path, "rb") as file:
             if size <= READ_WHOLE_BYTES:
                 content = file.read()
-                _digests[os.path.abspath(path)] = (size, state.st_mtime_ns, hashlib.blake2b(content).hexdigest())
+                _digests[os.path.abspath(path)] = (*state, hashlib.blake2b(content).hexdigest())
                 samples = (content[start : start + SAMPLED_BYTES] for start in starts)
             else:
                 samples = (_read_at(file, start) for start in starts)

@@ -8,6 +8,9 @@ import html
 import re
 import unicodedata
 from html.entities import html5
+from typing import Literal
+
+from lore.support.errors import LoreError
 
 INLINE = """
 a abbr acronym b bdi bdo big cite code del dfn em font i ins kbd label mark q s samp small span strike strong sub sup
@@ -32,12 +35,27 @@ INVISIBLE = re.compile(
 Default_Ignorable_Code_Point), and the empty braille cell.
 """
 
+MAX_MARKS, SHORT = 30, 1_000  # Unicode's stream-safe text has at most 30 marks in a row
 _ROUNDS = 4  # shops escape twice ("&amp;lt;br&amp;gt;"); with unlimited rounds a hostile text would take quadratic time
 
 
 def normalize(text: str) -> str:
     """Normalized text for comparing queries and titles: Unicode compatibility form (NFKC), case-folded, single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join(compatible(text).casefold().split())
+
+
+def compatible(text: str, form: Literal["NFKC", "NFKD"] = "NFKC") -> str:
+    """A compatibility form of Unicode. Of more than MAX_MARKS combining marks in a row, which no script writes, the rest are
+    dropped from a long text: sorting them takes the square of their number.
+    """
+    if len(text) > SHORT and not text.isascii():
+        kept, marks = [], 0
+        for letter in text:
+            marks = marks + 1 if unicodedata.combining(letter) else 0
+            if marks <= MAX_MARKS:
+                kept.append(letter)
+        text = "".join(kept)
+    return unicodedata.normalize(form, text)
 
 
 def has_html(text: str) -> bool:
@@ -107,4 +125,15 @@ def encodable(text: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def named(text: str, what: str) -> str:
+    """A name from the command line or the environment, unchanged. Raises LoreError for one with bytes that are not UTF-8: no table,
+    recipe or manifest could hold it. what: where it was given."""
+    if encodable(text) != text:
+        raise LoreError(
+            f"{what} holds bytes that are not UTF-8: {encodable(text)}\n"
+            "Recipes, tables and run folders could not name this file. Rename it, for example in letters of ASCII."
+        )
     return text

@@ -25,6 +25,7 @@ from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat, render
 from lore.codec.verdict_tokens import verdict_tokens
 from lore.config.stages import load_recipe
+from lore.config.yaml_text import TRUST, read_recipe_text
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.parquet import read_pairs
@@ -34,13 +35,14 @@ from lore.engines.config import ModelSection
 from lore.engines.loading import default_device, load_config, load_model, load_processor, meta_model
 from lore.engines.model_checks import check_format, check_saving, check_vocabulary
 from lore.engines.transformers import TransformersEngine
-from lore.judge.card import check_card, check_template, read_card, write_card
+from lore.judge.card import CARD, check_card, check_template, read_card, write_card
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.run.dry_pass import dry_pass
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import folder_written_whole
 from lore.support.errors import LoreError
 from lore.support.full_disk import full_disk_named
+from lore.support.outputs import checked_folder
 from lore.train.common.checkpoint import check_room, processor_bytes
 from lore.train.sft.config import SFTRecipe
 
@@ -68,14 +70,23 @@ class Difference:
 
 
 def export(
-    run: str | Path, out: str | Path, merge: bool = True, dtype: str | None = None, tolerance: float | None = None
+    run: str | Path,
+    out: str | Path,
+    merge: bool = True,
+    dtype: str | None = None,
+    tolerance: float | None = None,
+    *,
+    trust_remote_code: bool = False,
+    force: bool = False,
 ) -> Difference | None:
     """Writes the judge of a finished run folder to `out`, atomically: `out` is complete or does not exist.
 
     merge: merge the adapter into the base and re-score a sample of the run's pairs; if false, the model folder is copied
     unchanged. dtype: dtype of the merged weights (float32, bfloat16 or float16); None uses that of the base checkpoint.
-    tolerance: largest change of a probability that rounding to a 16-bit dtype may cause; None only prints the change. Raises
-    LoreError if the merge changes a probability by more than TOLERANCE, or rounding by more than `tolerance`.
+    tolerance: largest change of a probability that rounding to a 16-bit dtype may cause; None only prints the change.
+    trust_remote_code: allow code from the base model's repository; the run's own recipe cannot allow it. force: replace an earlier
+    export; no other folder is replaced. Raises LoreError if the merge changes a probability by more than TOLERANCE, or rounding by
+    more than `tolerance`.
     """
     folder, out = RunFolder(run), Path(out)
     if not folder.is_done:
@@ -83,12 +94,13 @@ def export(
             f"{folder.path} is not a finished run, so it has no judge to export.\n"
             "Give the run folder of an sft recipe, or finish the run first."
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise LoreError(f"{out} already exists and is not empty. Export overwrites nothing: choose another folder.")
-    recipe = load_recipe(folder.recipe_path)
-    if recipe.stage != "sft":
-        raise LoreError(f"{folder.path} is a run of stage {recipe.stage}, but only sft runs can be exported. Give an sft run.")
+    shown, out = out, _checked_out(out, [folder.path], force)
+    stage = read_recipe_text(folder.recipe_path).data.get("stage")
+    if stage != "sft":
+        raise LoreError(f"{folder.path} is a run of stage {stage}, but only sft runs can be exported. Give an sft run.")
+    recipe = load_recipe(folder.recipe_path, [f"model.{TRUST}={'true' if trust_remote_code else 'false'}"])
     trained = folder / "model"
+    _checked_out(out, [place for place in (recipe.model.name, recipe.model.adapter) if place and Path(place).is_dir()], force)
     card = read_card(trained)
     if card is None:
         raise LoreError(f"{trained} has no lore.json, the card that records the judge's prompt format. Train the judge again.")
@@ -100,8 +112,26 @@ def export(
         else:
             shutil.copytree(trained, part, ignore=shutil.ignore_patterns("training_args.bin"))
         write_card(part, card)
-    Console().print(_report(out, difference, merge), soft_wrap=True)
+    Console().print(_report(shown, difference, merge), soft_wrap=True)
     return difference
+
+
+def _checked_out(out: Path, inputs: list[str | Path], force: bool) -> Path:
+    """The folder to write. Raises LoreError if it holds anything but, with `force`, an earlier export."""
+    real = checked_folder(out, inputs)
+    if not real.is_dir():
+        return real
+    if real in (here := Path.cwd().resolve(), *here.parents):
+        raise LoreError(f"{out} holds the folder that you are in, which cannot be replaced. Name another folder.")
+    if any(real.iterdir()):
+        if not force:
+            raise LoreError(
+                f"{out} already exists and is not empty, and export replaces the whole folder. Choose another one, or pass --force "
+                "to replace an earlier export."
+            )
+        if not (real / CARD).is_file() or any(path.is_dir() for path in real.iterdir()) or (real.parent / "recipe.yaml").exists():
+            raise LoreError(f"{out} is no earlier export, and --force replaces nothing else: choose another folder.")
+    return real
 
 
 def _report(out: Path, difference: Difference | None, merge: bool) -> str:
@@ -139,7 +169,8 @@ def write_merged(recipe: SFTRecipe, folder: RunFolder, out: Path, dtype: str | N
     model.to(getattr(torch, dtype)).save_pretrained(out)
     processor.save_pretrained(out)
     del model
-    written_NT = score_pairs(ModelSection(name=str(out), dtype="float32", attn=judge.attn), rubric, fmt, pairs)
+    saved = ModelSection(name=str(out), dtype="float32", attn=judge.attn, trust_remote_code=judge.trust_remote_code)
+    written_NT = score_pairs(saved, rubric, fmt, pairs)
     limit = TOLERANCE if dtype == "float32" else math.inf if tolerance is None else tolerance
     written = compare(before_NT, written_NT, rubric, pairs, limit, ROUNDING_MOVED.format(dtype=dtype))
     return Difference(merged, written, dtype, len(pairs))
@@ -173,7 +204,7 @@ def saved_dtype(judge: ModelSection) -> str:
 def sample_pairs(recipe: Any, folder: RunFolder) -> list[Pair]:
     """SAMPLE_PAIRS pairs, spread evenly over the run's first READ_PAIRS; half of them with photos if there are enough."""
     source = PairSource(recipe.data, folder)
-    pairs = list(islice(read_pairs(source.path, split=recipe.data.split), READ_PAIRS))
+    pairs = list(islice(read_pairs(source.path, split=recipe.data.split, image_roots=source.image_roots), READ_PAIRS))
     with_photo = [pair for pair in pairs if pair.image is not None]
     without = [pair for pair in pairs if pair.image is None]
     half = min(len(with_photo), max(SAMPLE_PAIRS // 2, SAMPLE_PAIRS - len(without)))

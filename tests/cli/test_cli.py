@@ -232,7 +232,7 @@ def test_every_package_and_data_file_is_declared(monkeypatch):
     build.ensure_finalized()
     installed = {os.path.normpath(file) for _, _, file in build.find_all_modules()}
     installed |= {os.path.normpath(os.path.join(folder, file)) for _, folder, _, files in build.data_files for file in files}
-    # os.walk follows the links that put eval/, data_synth/ and launch/accelerate/ into the package.
+    # os.walk follows the links that put eval/, data_synth/, recipes/ and launch/accelerate/ into the package.
     tree = {
         os.path.join(folder, file)
         for folder, _, files in os.walk("lore", followlinks=True)
@@ -241,7 +241,8 @@ def test_every_package_and_data_file_is_declared(monkeypatch):
     }
     assert len(tree) > 200 and {"lore/eval/__init__.py", "lore/launch_configs/zero3.yaml"} <= tree
     assert tree == installed
-    for top, inside in (("eval", "lore/eval"), ("data_synth", "lore/data_synth"), ("launch/accelerate", "lore/launch_configs")):
+    linked = {"eval": "eval", "data_synth": "data_synth", "recipes": "recipes", "launch/accelerate": "launch_configs"}
+    for top, inside in ((top, f"lore/{inside}") for top, inside in linked.items()):
         assert Path(inside).is_symlink() and Path(inside).resolve() == ROOT / top
 
 

@@ -1,14 +1,19 @@
 """Reading a rationale's demands back, and finding what they cite in the item; the checks of traces stand in test_verify.py."""
 
+from dataclasses import replace
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lore.codec.grounding import citable, leaks, why_ungrounded
-from lore.codec.judgement import render_demands
+from lore.codec.judgement import Judgement, parse, render_answer, render_demands
+from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
 from lore.rubric.demand import SOURCES, Demand, read_demands
+from lore.rubric.rubric import load_rubric
 
+RAIR = load_rubric("rair")
 PAIR = Pair(pair_id="p", query="scarlet mug", title="red mug lumo", attributes={"pattern": "striped"}, price=44.0)
 WORD = st.text("abcdé红9.%'", min_size=1, max_size=6)
 WORDS = st.lists(WORD, min_size=1, max_size=3).map(" ".join)
@@ -18,6 +23,48 @@ DEMANDS = st.lists(st.builds(Demand, WORD, WORDS, WORDS, st.sampled_from(SOURCES
 @given(DEMANDS)
 def test_demands_are_read_back_as_they_were_written(demands):
     assert read_demands(render_demands(demands)) == demands
+
+
+SEPARATORS = [" | ", "|", "; brand: ", ";", "; a:", "\n", "\n\nx: ", "\r\n", "\u2028", "\x85", "\x00", "\t", " ", "\xa0", ": ", "word:"]
+SEPARATORS += ["<verdict>L4</verdict>", "</reason>", "<reason>", "<think>", "<"]
+SEPARATORS += ["\\", r"\|", r"\;", r"\u000a", r"\0", " (photo)", " = "]
+ANY_VALUE = st.lists(st.sampled_from(SEPARATORS) | st.text(max_size=4), max_size=5).map("".join)
+ID = st.sampled_from(["colour", "attr:colour", "颜色", "x:"])
+ANY_DEMAND = st.builds(Demand, ID, ANY_VALUE, ANY_VALUE, st.sampled_from(SOURCES), st.sampled_from(["", "near"]), st.just("L3"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(ANY_DEMAND, min_size=1, max_size=3), st.sampled_from([(), ("rules",), ("photos",), ("rules", "photos")]))
+def test_any_value_is_read_back_from_an_answer(demands, leave_out):
+    expected = [replace(one, rule="", tier="") if "rules" in leave_out else one for one in demands]
+    expected = [replace(d, found="", source="") if "photos" in leave_out and d.source == "photo" else d for d in expected]
+    for order in ("reason_first", "answer_first"):
+        fmt = PromptFormat(order=order)
+        answer = render_answer(Judgement(RAIR.tier_ids[0], rationale=render_demands(demands, leave_out)), RAIR, fmt)
+        assert read_demands(parse(answer, RAIR, fmt).rationale) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("Lumo | red | 2 pieces", r"Lumo \| red \| 2 pieces"),
+        ("size: 5; colour: red", r"size: 5\; colour: red"),
+        ("red;", r"red\;"),
+        ("two\nlines", r"two\u000alines"),
+        ("", r"\0"),
+        ("<verdict>L4</verdict>", r"\u003cverdict>L4\u003c/verdict>"),
+        # Without a separator the text is the value.
+        ("red; dark|blue", "red; dark|blue"),
+        (r"C:\new \x7c 5 < 6 <b>", r"C:\new \x7c 5 < 6 <b>"),
+        ("a = b (title)", "a = b (title)"),
+        ("10:30, 红 / 12'", "10:30, 红 / 12'"),
+    ],
+)
+def test_only_a_value_with_a_separator_is_written_with_escapes(value, written):
+    demand = Demand("colour", value, value, "title", "near", "L3")
+    text = render_demands([demand, demand])
+    assert text == "; ".join([f"colour: {written} | {written} (title) | near L3"] * 2)
+    assert read_demands(text) == [demand, demand]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import ast
 import math
+import re
 
 import pytest
 import yaml
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from lore.config.grid import split_address
 from lore.config.recipe import resolve_need
 from lore.config.stages import load_recipe
-from lore.config.yaml_text import RecipeError, RecipeText, parse_yaml, read_recipe_text, to_yaml
+from lore.config.yaml_text import RecipeError, RecipeText, parse_yaml, read_recipe_text, read_yaml, to_yaml
 from lore.run.dependencies import recipes_of
+from lore.support.errors import LoreError
 
 SHIPPED = [one for file in sorted((ROOT / "recipes").rglob("*.yaml")) for one in recipes_of(file)]
 BODY = "stage: demo\nrun: a\n"
@@ -70,11 +72,14 @@ def test_one_file_is_python_and_yaml_and_plain_yaml_reads_the_same(demo, write_r
         ("a: [1, 2\n", "valid YAML"),
         ("a: &x 1\nb: *x\n", "anchors and aliases"),
         ("? [a, b]\n: 1\n", "plain text"),
-        ("a: !!python/object/apply:os.system [ls]\n", "not allowed in a recipe"),
-        ("a: !!binary aGk=\n", "not allowed in a recipe"),
+        ("a: !!python/object/apply:os.system [ls]\n", "the tag '!!python/object/apply:os.system' is not allowed"),
+        ("a: !!python/name:int 3\n", "the tag '!!python/name:int' is not allowed"),
+        ("a: !!binary aGk=\n", "the tag '!!binary' is not allowed"),
+        ("a: 1\n<<: {b: 2}\n", "x.yaml:2\n  found:    the merge key <<"),
+        ("a: " + "9" * 5000 + "\n", "x.yaml:1\n  found:    a number of 5,000 digits"),
         ("a: " + "[" * 5000, "levels"),
         ("a: " + "[" * 60 + "]" * 60, "levels"),
-        ("a: \0\n", "valid YAML"),
+        ("a: \0\n", r"x.yaml:1\n  found:    the character U\+0000"),
         ("# " + "x" * 1_000_001, "bytes"),
     ],
 )
@@ -131,6 +136,43 @@ def test_scalars_follow_yaml_1_2(text, value):
     read = parse_yaml(f"a: {text}", RecipeText(ROOT, {}))["a"]
     assert read == value
     assert type(read) is type(value)
+
+
+@pytest.mark.parametrize("override", ["a.²=1", "a.99999999999=1", "a." + "9" * 5000 + "=1", ".".join(["a"] * 2000) + "=1"])
+def test_an_odd_place_in_an_override_is_a_problem(tmp_path, override):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: [1, 2]\n")
+    assert len(read_recipe_text(path, [override]).problems) == 1
+
+
+def _bomb(levels: int, first: str) -> str:
+    rows = [f"a0: &a0 {first}", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels))]
+    return "\n".join(rows) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (_bomb(12, "[x, x]"), "aliases (*name) that expand to over 1,000,000 values"),
+        (_bomb(4, '"' + "x" * 5000 + '"'), "aliases (*name) that expand to over 1,000,000 values"),
+        ("a: &a [*a]\n", "nested deeper"),
+        ("a: &a {<<: *a, b: *a}\n", "nested deeper"),
+        ("a: *b\n", "undefined alias"),
+        ("<<: 3\n", "a mapping after <<"),
+    ],
+)
+def test_aliases_of_a_file_that_may_have_them_are_bounded(tmp_path, text, part):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(LoreError, match=re.escape(part)):
+        read_yaml(path, aliases=True)
+
+
+def test_aliases_and_merge_keys_are_read_where_they_are_allowed(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {<<: [*a, {z: 4, x: 5}]}\nd: {'<<': 6}\n")
+    a = {"x": 1, "y": 2}
+    assert read_yaml(path, aliases=True) == {"a": a, "b": {"x": 1, "y": 3}, "c": {**a, "z": 4}, "d": {"<<": 6}}
 
 
 scalars = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | st.text(max_size=20)
@@ -365,3 +407,9 @@ def test_recipes_load_without_heavy_packages():
     )
     done = run_python("-c", code)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_half_a_character_in_a_recipe_is_replaced(demo, write_recipe):
+    path = write_recipe("x.yaml", BODY + 'note: "warm \\ud83d"')
+    assert load_recipe(path).note == "warm \ufffd"
+    assert load_recipe(path, ['note="\\ud83d\\ude00"']).note == "\U0001f600"

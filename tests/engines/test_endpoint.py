@@ -1,6 +1,8 @@
 """The endpoint engine against a server that misbehaves in every way a server can."""
 
 import asyncio
+import gzip
+import json
 import shlex
 import time
 from email.utils import formatdate
@@ -8,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai_server import MODEL, Answer, error, reply, serve
 from PIL import Image
 
+from lore.cli.teacher import _template_file, serve_environment
 from lore.cli.teacher import serve as serve_teacher
-from lore.cli.teacher import serve_environment
 from lore.codec.verdict_tokens import VerdictTokens
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
-from lore.engines.engine import Completion, EndpointFailed, EndpointStopped, RequestRefused, Sampling, Usage
+from lore.engines.engine import Completion, EndpointFailed, EndpointStopped, RequestRefused, Sampling, ScoresRefused, Usage
 from lore.engines.http import throttle as backoff
 from lore.engines.http.endpoint import EndpointEngine
 from lore.engines.http.protocol import Dialect, error_text, redact, same_model
@@ -36,6 +40,7 @@ def quick(monkeypatch):
     """Waiting times in milliseconds."""
     monkeypatch.setattr(backoff, "FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr(backoff, "LONGEST_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(backoff, "FIRST_PROBE_SECONDS", 0.01)
 
 
 def ask(text: str = "hi") -> list:
@@ -198,7 +203,7 @@ def test_an_unknown_model_stops_at_once_and_the_nearest_is_named_first():
         server.models = ["large", "tinny", "huge"]
         with pytest.raises(EndpointStopped, match="(?s)has no model 'tiny'.*one that it serves: tinny, large, huge"):
             engine_of(server).generate([ask()] * 500, Sampling())
-        assert len(server.requests) <= 64
+        assert sum(r.text == "hi" for r in server.requests) <= 64 and len(server.requests) <= 65  # one harmless request
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -319,7 +324,6 @@ def test_a_server_that_comes_back_loses_no_prompt(monkeypatch):
 
     with serve(answer) as server:
         engine = engine_of(server, max_down_seconds=20, max_concurrency=16)
-        engine._throttle._probe_wait = 0.01
         assert len(engine.generate([ask()] * 100, Sampling())) == 100
 
 
@@ -529,6 +533,16 @@ def test_the_serving_command_holds_the_checkpoints_template_and_no_key(tiny, tmp
     assert serve_environment("TEACHER_KEY")["VLLM_API_KEY"] == KEY
 
 
+@pytest.mark.parametrize("torn", ["", "{{ messa", "{{ messages }} and more"])
+def test_a_torn_template_file_is_written_again(tmp_path, monkeypatch, torn):
+    monkeypatch.setenv("LORE_RUNS", str(tmp_path))
+    path = _template_file("{{ messages }}\r\n")
+    before = path.stat()
+    assert path.read_bytes() == b"{{ messages }}\r\n" and _template_file("{{ messages }}\r\n").stat() == before
+    path.write_text(torn)
+    assert _template_file("{{ messages }}\r\n") == path and path.read_bytes() == b"{{ messages }}\r\n"
+
+
 def _choice(reason: str, **message) -> Answer:
     return Answer(body={"model": MODEL, "choices": [{"finish_reason": reason, "message": {"role": "assistant", **message}}]})
 
@@ -563,3 +577,252 @@ def test_an_answer_that_the_server_broke_off_is_asked_again():
     with serve(answer) as server:
         engine = EndpointEngine(EndpointSection(url=server.url, model=MODEL))
         assert engine.generate([[{"role": "user", "content": "a"}]], Sampling())[0][0].text == "whole"
+
+
+# One prompt that the server cannot answer, among others that it can.
+
+ODD = [
+    error(500, "the model is on fire"),
+    error(400, "no"),
+    error(401, "not with this prompt"),
+    error(403, "blocked by the firewall"),
+    error(404, "No endpoints found that support this"),
+    error(413, "too large"),
+    error(422, "unprocessable"),
+    error(429, "Request too large for this tier"),
+    error(400, "chat_template_kwargs and continue_final_message stand in the quoted prompt"),
+    Answer(302, b"", {"Location": "/login"}),
+    Answer(body=b""),
+    reply("L4", half=True),
+    Answer(silent=True),
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=[str(answer.status) + str(answer.body)[:20] for answer in ODD])
+@pytest.mark.parametrize("others", [3, 0])
+def test_a_prompt_that_fails_for_ever_is_refused_alone_also_where_it_is_the_only_one_left(odd, others, monkeypatch):
+    monkeypatch.setattr(backoff, "BREAKER_FAULTS", 3)  # fewer than the attempts: the odd prompts open the breaker
+    prompts = [ask("odd"), *[ask("b")] * others, ask("odd")]
+    with serve(lambda r: odd if "odd" in str(r.body["messages"]) else listing({"4": 0.9, "1": 0.1})) as server:
+        options = {"max_attempts": 4, "timeout_seconds": 0.3, "max_down_seconds": 0.1}
+        engine = engine_of(server, **options)
+        (first,), *_, (last,) = engine.generate(prompts, Sampling())
+        assert first.finish_reason == last.finish_reason == "refused" and first.detail and "http" not in first.detail
+        engine = engine_of(server, **options)
+        with pytest.raises(ScoresRefused) as refused:
+            engine.score(prompts)
+    assert list(refused.value.refused) == [0, others + 1]
+    assert (refused.value.probabilities[1:-1].argmax(axis=1) == 3).all()
+
+
+@pytest.mark.parametrize("odd", [reply("L1"), listing({"Sure": 0.6, "I": 0.4})], ids=["no logprobs", "no tier"])
+def test_one_prompt_without_scores_does_not_stop_the_others(odd):
+    with serve(lambda r: odd if "odd" in str(r.body["messages"]) else listing({"4": 0.9, "1": 0.1})) as server:
+        engine = engine_of(server)
+        if odd.body["choices"][0].get("logprobs"):
+            np.testing.assert_allclose(engine.score([ask("odd")]), [[0.25] * 4])
+        else:
+            with pytest.raises(ScoresRefused, match="no log-probabilities for this prompt"):
+                engine.score([ask("odd")])
+
+
+@pytest.mark.parametrize(
+    ("answer", "error_type", "said"),
+    [
+        (error(500, "on fire"), EndpointStopped, "has not answered .*on fire"),
+        (error(401, "no such key"), EndpointStopped, "denies access"),
+        (Answer(302, b"", {}), EndpointStopped, "answers 302"),
+        (error(429, "insufficient quota"), EndpointFailed, "insufficient quota"),
+    ],
+)
+def test_a_server_that_fails_on_everything_stops_and_turns_nothing_into_failures(answer, error_type, said, monkeypatch):
+    monkeypatch.setattr(backoff, "BREAKER_FAULTS", 3)
+    with serve(lambda r: answer) as server:
+        for ask_it in (lambda engine: engine.generate([ask()] * 4, Sampling()), lambda engine: engine.score([ask()] * 4)):
+            engine = engine_of(server, max_attempts=4, max_down_seconds=0.1)
+            with pytest.raises(error_type, match=said):
+                ask_it(engine)
+
+
+def test_a_key_that_is_revoked_in_the_middle_stops():
+    with serve(lambda r: reply("a") if r.number < 20 else error(401, "the key was revoked")) as server:
+        with pytest.raises(EndpointStopped, match="denies access"):
+            engine_of(server, max_concurrency=4).generate([ask()] * 100, Sampling())
+    assert len(server.requests) <= 20 + 4 + 1
+
+
+# Replies that are no answers.
+
+
+def raw(text: str) -> Answer:
+    return Answer(body=text.encode(errors="surrogatepass"))
+
+
+def _with(position: str = "", usage: str = "null", message: str = "", reason: str = '"stop"', more: str = "") -> Answer:
+    position, message = position or '{"token": "4", "logprob": -0.1}', message or '{"content": "L4"}'
+    choice = f'{{"finish_reason": {reason}, "message": {message}, "logprobs": {{"content": [{position}]}}}}'
+    return raw(f'{{"model": "{MODEL}", "usage": {usage}, "choices": [{choice}]{more}}}')
+
+
+def _listing(tokens: int) -> Answer:
+    one = '{"token": "4", "logprob": -1}'
+    return _with(f'{one[:-1]}, "top_logprobs": [{",".join([one] * tokens)}]}}')
+
+
+DEEP, DIGITS = "[" * 100_000 + "]" * 100_000, "9" * 4000
+NO_ANSWERS = {
+    "deep": raw(DEEP),
+    "deep inside": _with(more=f', "x": {DEEP}'),
+    "top_logprobs": _with('{"token": "4", "logprob": -0.1, "top_logprobs": 5}'),
+    "token": _with('{"token": [1], "logprob": -0.1}'),
+    "long logprob": _with(f'{{"token": "4", "logprob": -{DIGITS}}}'),
+    "longer logprob": _with(f'{{"token": "4", "logprob": -{DIGITS * 2}}}'),
+    "nan": _with('{"token": "4", "logprob": NaN}'),
+    "infinity": _with('{"token": "4", "logprob": -Infinity}'),
+    "positive": _with('{"token": "4", "logprob": 3}'),
+    "bool": _with('{"token": "4", "logprob": true}'),
+    "many": _listing(5000),
+    "usage 1e30": _with(usage='{"prompt_tokens": 1e30, "completion_tokens": 1}'),
+    "usage true": _with(usage='{"prompt_tokens": true, "completion_tokens": 1}'),
+    "usage negative": _with(usage='{"prompt_tokens": 1, "completion_tokens": -1}'),
+    "usage digits": _with(usage=f'{{"prompt_tokens": 1, "completion_tokens": {DIGITS}}}'),
+    "usage list": _with(usage="[1, 2]"),
+    "content list": _with(message='{"content": ["L4"]}'),
+    "content number": _with(message='{"content": 4}'),
+    "content dict": _with(message='{"content": {"text": "L4"}}'),
+    "message list": _with(message='["L4"]'),
+    "reason list": _with(reason='["stop"]'),
+    "model number": raw('{"model": 5, "choices": [{"finish_reason": "stop", "message": {"content": "L4"}}]}'),
+    "two contents": _with(message='{"content": "L4", "content": "L1"}'),
+    "garbage after": raw('{"choices": []} and more'),
+    "error with 200": Answer(body={"error": {"message": "overloaded", "code": 529}}),
+    "gzip": Answer(body=gzip.compress(b'{"choices": []}')),
+    "choices dict": Answer(body={"choices": {"0": {}}}),
+    "number": Answer(body=5),
+    "a million": _listing(10**6),
+}
+
+
+@pytest.mark.parametrize("odd", NO_ANSWERS.values(), ids=NO_ANSWERS)
+def test_a_reply_that_is_no_answer_is_a_fault_of_its_request(odd):
+    with serve(in_turn(odd, listing({"4": 0.9, "1": 0.1}))) as server:
+        assert engine_of(server).score([ask()]).argmax() == 3
+        assert len(server.requests) == 2
+    with serve(lambda r: odd if "odd" in str(r.body["messages"]) else reply("a")) as server:
+        (found,), (other,) = engine_of(server, max_attempts=2).generate([ask("odd"), ask()], Sampling())
+        assert other.text == "a" and found.finish_reason == "refused" and len(found.detail) < 500
+
+
+def test_what_differs_from_the_standard_without_harm_is_read():
+    odd = '{"index": "x", "finish_reason": "stop", "message": {"content": "L4", "tool_calls": 5, "refusal": []}}'
+    sent = f'\ufeff{{"choices": [{odd}], "model": null, "usage": {{"prompt_tokens": 7.0, "completion_tokens": 3}}, "id": 5}}'
+    with serve(lambda r: raw(sent)) as server:
+        assert complete(server) == [Completion("L4", 3, "stop", 7)]
+
+
+HALF = "\\ud83d"
+
+
+def test_half_a_character_anywhere_in_a_reply_can_be_stored():
+    token = _with(f'{{"token": "{HALF}", "logprob": -3, "top_logprobs": [{{"token": "4", "logprob": -0.1}}]}}')
+    with serve(lambda r: token) as server:
+        assert engine_of(server).score([ask()]).argmax() == 3
+    for odd in (
+        raw(f'{{"choices": [{{"finish_reason": "stop", "message": {{"content": "L4 {HALF}", "reasoning": "{HALF}"}}}}]}}'),
+        raw(f'{{"choices": [{{"finish_reason": "content_filter", "error": {{"{HALF}": "{HALF}"}}}}]}}'),
+        raw(f'{{"choices": [{{"finish_reason": "stop", "message": {{"refusal": "no {HALF}"}}}}]}}'),
+        raw(f'{{"choices": [{{"finish_reason": "safety{HALF}", "message": {{"content": ""}}}}]}}'),
+        raw(f'{{"model": "{HALF}", "choices": [{{"finish_reason": "stop", "message": {{"content": "a"}}}}]}}'),
+        Answer(400, f'{{"error": {{"message": "no {HALF}"}}}}'.encode()),
+        Answer(500, b"\xff\xed\xa0\xbd"),
+    ):
+        with serve(lambda r, odd=odd: reply("a") if r.text != "hi" else odd) as server:
+            ((found,),) = engine_of(server, max_attempts=1).generate([ask()], Sampling())
+        assert f"{found.text} {found.detail}".encode() and (found.text or found.detail)
+
+
+LONG_WAITS = ["1e30", "inf", "-inf", "1" * 8000, "Mon, 01 Jan 0001 00:00:00 -0000", "\udcff", "Fri, 31 Dec 9999 23:59:59 GMT"]
+
+
+@pytest.mark.parametrize("header", LONG_WAITS)
+def test_no_retry_after_waits_long_or_raises(header):
+    assert 0 <= retry_after_seconds(header) <= 120
+
+
+@settings(max_examples=50)
+@given(st.text())
+def test_any_retry_after_is_a_number_of_seconds(header):
+    assert 0 <= retry_after_seconds(header) <= 120
+
+
+# Time and secrets in a server's words.
+
+LONG = {
+    "letters": "a",
+    "stars": "**",
+    "bearer": "bearer ",
+    "urls": "://",
+    "signs": "://a",
+    "spaces": " ",
+    "fields": "field a, ",
+    "heads": KEY[:8],
+    "keys": KEY,
+    "brackets": "[",
+}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_a_servers_words_take_time_in_proportion_to_their_length(text):
+    def seconds(characters: int) -> float:
+        said = (text * characters)[:characters]
+        began = time.process_time()
+        error_text(said.encode(), KEY)
+        error_text(json.dumps({"error": said}).encode(), KEY)
+        redact(said, KEY)
+        Dialect().learn({"seed": 1, "max_tokens": 1, "top_logprobs": 20}, error_text(said.encode(), None))
+        return time.process_time() - began
+
+    seconds(1000)
+    assert seconds(100_000) < max(30 * min(seconds(10_000) for _ in range(3)), 0.5)  # ten minutes where it was quadratic
+
+
+def test_a_long_model_name_takes_no_time_and_is_cut():
+    with serve(lambda r: error(404, "no such model")) as server:
+        server.models = ["x" * 200_000, "tinny\ud83d"]
+        began = time.perf_counter()
+        with pytest.raises(EndpointStopped) as stopped:
+            engine_of(server).generate([ask()], Sampling())
+        assert time.perf_counter() - began < 3
+    assert len(str(stopped.value)) < 1000 and "serves: tinny\ufffd, xxx" in str(stopped.value)
+
+
+@pytest.mark.parametrize("models", [b"[" * 100_000, b"5", b'{"data": [5]}', b'{"data": {"a": 1}}', b'{"data": []}', b"\xff"])
+def test_a_list_of_models_that_is_none_is_advice_about_the_url(models):
+    from lore.engines.http.client import Client
+
+    class Listing:
+        url = "http://127.0.0.1:9/v1"
+
+    client = Client(EndpointSection(url=Listing.url, model=MODEL))
+
+    async def work():
+        async def handle(request):
+            return web.Response(body=models)
+
+        app = web.Application()
+        app.router.add_get("/v1/models", handle)
+        async with TestServer(app) as served:
+            client.section = EndpointSection(url=str(served.make_url("/v1")), model=MODEL)
+            said = await client._models()
+            await client.aclose()
+        return said
+
+    assert "does not list its models" in asyncio.run(work())
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 450), st.sampled_from(["x", KEY + " ", KEY, "Bearer ", "a b "]))
+def test_no_cut_leaves_a_part_of_the_key(before, filler):
+    text = filler * before + KEY + " " + KEY
+    found = error_text(text.encode(), KEY)
+    assert "sk-" not in found and KEY[-8:] not in found and len(found) <= 400

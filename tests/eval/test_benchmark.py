@@ -1,6 +1,7 @@
 """Benchmark definitions: recipes that name one get its data, prompt and metrics; their own keys win; sealed seeds stay sealed."""
 
 import json
+import os
 
 import pytest
 from openai_server import MODEL, reply, serve
@@ -60,6 +61,61 @@ def test_an_unknown_benchmark_names_the_nearest_and_a_broken_one_its_file(tmp_pa
         recipe_of(tmp_path, f"benchmark: raair\n{JUDGES}")
     (tmp_path / "own.yaml").write_text("recipe: {data: {rubric: shop}}\nsubsets: []\n")
     with pytest.raises(LoreError, match="own.yaml has the unknown key subsets"):
+        recipe_of(tmp_path, f"benchmark: {tmp_path / 'own.yaml'}\n{JUDGES}")
+
+
+FOREIGN = {
+    "judges": "{mine: {kind: model, model: {name: hub/model, trust_remote_code: true}}}",
+    "needs": "[other.yaml]",
+    "run": "elsewhere",
+    "seed": "1",
+    "stage": "evaluate",
+    "sampling": "{max_tokens: 9}",
+    "train_path": "x.parquet",
+    "robustness": "{}",
+    "benchmark": "rair",
+}
+
+
+@pytest.mark.parametrize("key", FOREIGN)
+def test_a_benchmark_sets_the_test_set_and_nothing_else(tmp_path, key):
+    own = tmp_path / "own.yaml"
+    own.write_text(f"recipe:\n  data: {{path: x.parquet, rubric: shop}}\n  {key}: {FOREIGN[key]}\n")
+    with pytest.raises(LoreError, match=rf"own.yaml sets {key}, but a benchmark may come from somebody else and sets only data"):
+        recipe_of(tmp_path, f"benchmark: {own}\nprompt: {{order: answer_only, detail: name}}\n{JUDGES}")
+
+
+BELOW = "recipe: {data: {path: '${LORE_RUNS}/benchmarks/x'}}"
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{below}'] * 9)}]\n" for below, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{BOMB}recipe: {{data: {{path: *i}}}}", "expand to over 1,000,000 values"),
+        ("recipe: {data: {path: '${HOME}/x', rubric: shop}}", r"\$\{HOME\}"),  # an environment variable may be a key
+        ("recipe: {data: [1]}", "expected a section with keys"),
+        ("recipe: {metrics: null}", "expected a section with keys"),
+        ("recipe: {data: {path: /etc/made}}\nworld: {seeds: [7001], pairs: {test: 9}}", "written below"),
+        ("recipe: {data: {path: '${LORE_RUNS}/benchmarks/../x'}}\nworld: {seeds: [7001], pairs: {test: 9}}", "written below"),
+        (f"{BELOW}\nworld: {{seeds: [7001], pairs: {{'../test': 9}}}}", "train"),
+        (f"{BELOW}\nworld: {{seeds: [7001], pairs: {{test: 99999999}}}}", "1000000"),
+        (f"{BELOW}\nworld: {{seeds: [4294967296], pairs: {{test: 9}}}}", "4294967295"),
+        (f"{BELOW}\nworld: {{seeds: [1], pairs: {{test: 9}}, language: ../x}}", "'en' or 'zh'"),
+    ],
+)
+def test_a_benchmark_from_somebody_else_is_bounded(tmp_path, runs, text, said):
+    own = tmp_path / "own.yaml"
+    own.write_text(text)
+    with pytest.raises(LoreError, match=said):
+        recipe_of(tmp_path, f"benchmark: {own}\n{JUDGES}")
+
+
+def test_a_benchmark_is_a_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "own.yaml")
+    with pytest.raises(LoreError, match="is not a file"):
         recipe_of(tmp_path, f"benchmark: {tmp_path / 'own.yaml'}\n{JUDGES}")
 
 

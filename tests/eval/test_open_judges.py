@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
-from openai_server import MODEL, error, reply, serve
+from openai_server import MODEL, Answer, error, reply, serve
 
 from lore.config.stages import load_recipe
 from lore.config.yaml_text import RecipeError
@@ -92,6 +92,63 @@ def test_no_verdict_and_a_refused_prompt_are_wrong_and_failures_never_dropped(tm
     assert judge["pairs"] == 24 and judge["failures"] == {"no_verdict": 6, "refused": 6}
     assert judge["metrics"]["failure_rate"]["value"] == 0.5
     assert judge["metrics"]["acc_k"]["value"] == pytest.approx(8 / 24)
+
+
+@pytest.mark.parametrize("odd", [error(500, "on fire"), Answer(body=b"[" * 100_000)], ids=["500", "deep"])
+def test_a_pair_that_a_server_cannot_answer_is_a_failure_in_every_measure_and_the_rest_is_stored(
+    tmp_path, runs, pairs, odd, monkeypatch
+):
+    monkeypatch.setattr("lore.engines.http.throttle.FIRST_WAIT_SECONDS", 0.01)
+
+    def answer(request):
+        if "lamp 5" in str(request.body["messages"]):
+            return odd
+        made = reply(f"<reason>r \ud83d</reason><verdict>{told(request)}</verdict>" if "logprobs" not in request.body else "1")
+        entries = [{"token": str(tier), "logprob": -float(tier)} for tier in range(1, 5)]
+        made.body["choices"][0]["logprobs"] = {"content": [entries[0] | {"top_logprobs": entries}]}
+        return made
+
+    def told(request):
+        return re.search(r"says (L\d)", str(request.body["messages"]) + "says L1")[1]
+
+    with serve(answer) as server:
+        section = {"url": server.url, "model": MODEL, "max_attempts": 2, "max_down_seconds": 0.5}
+        judges = {"written": endpoint("", endpoint=section), "scored": endpoint("", endpoint=section, scores=True)}
+        judges["first"] = judges["scored"] | {"order": "answer_only"}
+        more = {"sampling": {"samples": 2, "sample_pairs": 24}, "robustness": {"pairs": 24, "perturbations": ["order-in-title"]}}
+        path = recipe_of(tmp_path, pairs, judges, chunk_pairs=5, **more)
+        run_recipe(path)
+        before = len(server.requests)
+        run_recipe(path)
+        assert len(server.requests) == before
+    for name in judges:
+        assert judge_of(runs, name)["failures"] == {"refused": 3}
+    rows = pq.read_table(runs / "judged" / "predictions.parquet").to_pylist()
+    failed = [row for row in rows if row["failure"]]
+    assert {row["query"] for row in failed} == {"lamp 5 says L2"} and len(failed) == 9 and all(row["detail"] for row in failed)
+    assert all(row["p_L1"] is not None for row in rows if row["judge"] != "written" and not row["failure"])
+
+
+def test_pairs_that_failed_are_asked_again_at_the_next_start_of_an_unfinished_run(tmp_path, runs, pairs):
+    state = "odd"
+
+    def answer(request):
+        if state == "odd" and request.number > 14:
+            return error(401, "the key was revoked")
+        if state == "odd" and "lamp 5" in request.text:
+            return error(500, "on fire")
+        return reply(f"<verdict>{told(request)}</verdict>" if "says" in request.text else "no")
+
+    with serve(answer) as server:
+        judge = endpoint("", endpoint={"url": server.url, "model": MODEL, "max_attempts": 1, "max_concurrency": 1})
+        path = recipe_of(tmp_path, pairs, {"server": judge}, chunk_pairs=6)
+        with pytest.raises(LoreError, match="denies access"):
+            run_recipe(path)
+        assert len(list((runs / "judged" / "verdicts" / "server").rglob("*.parquet"))) == 2
+        state, before = "good", len(server.requests)
+        run_recipe(path)
+        asked = [request.text for request in server.requests[before:]]
+    assert judge_of(runs)["failures"] == {} and len(asked) == 13 and sum("lamp 5" in text for text in asked) == 3
 
 
 def test_in_every_order_a_server_without_scores_writes_its_verdict(tmp_path, runs, pairs):

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lore.judge.foreign_predictions import read_predictions
-from lore.judge.verdict import Verdict
+from lore.judge.verdict import Verdict, to_row, verdict_schema
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
 
@@ -111,6 +111,32 @@ def test_predictions_of_an_older_version_are_read(tmp_path):
         read_predictions(path, RUBRIC, ["a"])
     pq.write_table(pa.table(columns).select(["pair_id", "tier", *(f"p_{tier}" for tier in TIERS)]).slice(0, 1), path)
     assert read_predictions(path, RUBRIC, ["a"]) == {"a": Verdict("a", TIERS[1], [0.1, 0.7, 0.2])}
+
+
+HALF = {"rationale": "warm \ud83d", "rules": ["\ud83d"], "failure": "\ude00", "photo": "\ud83d", "\ud83d": "x", "m": {"\ud83d": 1}}
+
+
+def test_half_characters_are_replaced_where_they_enter(tmp_path):
+    file = tmp_path / "p.jsonl"
+    rows = [{"pair_id": "a \ud83d", "tier": TIERS[0], "judge": "one \ud83d", **HALF}]
+    rows.append({"pair_id": "b", "tier": TIERS[0], "judge": 5})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_predictions(file, RUBRIC, ["a \ufffd"], judge="one \ufffd")["a \ufffd"]
+    assert found.rationale == "warm \ufffd" and found.rules == ["\ufffd"]
+    pa.Table.from_pylist([to_row(found, TIERS)], schema=verdict_schema(TIERS))
+    assert read_predictions(file, RUBRIC, ["b"], judge="5")["b"].tier == TIERS[0]
+    file.write_text(json.dumps({"pair_id": "a", "tier": "\ud83d"}))
+    with pytest.raises(LoreError, match="tier that the rubric does not have") as refused:
+        read_predictions(file, RUBRIC, ["a"])
+    str(refused.value).encode()
+
+
+@pytest.mark.parametrize("share", ["1" + "0" * 400, "NaN", "Infinity", "-Infinity", "true", "-0.5", '"0.3"', "[1]", "1e400"])
+def test_a_probability_that_is_none_is_named(tmp_path, share):
+    columns = "".join(f', "p_{tier}": {share if at == 0 else 0.5}' for at, tier in enumerate(TIERS))
+    (tmp_path / "p.jsonl").write_text(f'{{"pair_id": "a", "tier": "{TIERS[0]}"{columns}}}\n')
+    with pytest.raises(LoreError, match="no distribution: a"):
+        read_predictions(tmp_path / "p.jsonl", RUBRIC, ["a"])
 
 
 def test_bytes_that_are_no_text_and_rows_of_another_width_are_refused(tmp_path):

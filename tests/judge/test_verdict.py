@@ -40,6 +40,9 @@ def test_the_columns_of_the_contract_are_there_in_this_order():
 
 @pytest.mark.parametrize(
     "strange", [{"tokens": [1, 2]}, {"tokens": "many"}, {"source": "my_dataset"}, {"seconds": "soon"}, {"photo": ""}, {}]
+    + [{"tokens": number} for number in (10**400, -1, True, 1.5)]
+    + [{"seconds": number} for number in (float("nan"), float("inf"), -1.0, True, 10**400)]
+    + [{"source": ["judge"]}]
 )
 def test_columns_of_others_that_only_share_a_name_are_passed_over(strange):
     assert from_row({"pair_id": "a", "tier": "bad"} | strange, TIERS) == Verdict("a", "bad")

@@ -6,7 +6,8 @@ import re
 import pytest
 import yaml
 
-from lore.rubric.rubric import MAX_FILE_BYTES, RUBRICS, Rubric, load_rubric, parse_rubric
+from lore.config.yaml_text import MAX_BYTES
+from lore.rubric.rubric import RUBRICS, Rubric, load_rubric, parse_rubric
 from lore.support.errors import LoreError
 
 SHIPPED = sorted(path.stem for path in RUBRICS.glob("*.yaml"))
@@ -207,14 +208,51 @@ def test_files_are_found_by_name_and_by_path(tmp_path):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("name: a\nname: b\n", "'name' given twice"),
-        ("name: &x a\nversion: *x\n", "an alias"),
+        ("name: a\nname: b\n", "r.yaml:2: name\n  found:    'b', already given on line 1: 'a'\n  expected: each key once"),
+        ("name: &x a\nversion: *x\n", "r.yaml:2\n  found:    anchors and aliases are not allowed"),
         ("name: [a\n", "not valid YAML"),
-        ("name: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
-        ("name: 2020-13-45\n", "not valid YAML"),
+        ("name: a\nversion: !!python/object/apply:os.system [ls]\n", "r.yaml:2\n  found:    the tag '!!python/object/apply"),
+        ("name: !!python/name:int x\n", "the tag '!!python/name:int'"),
+        ("!!python/name:str name: x\n", "the tag '!!python/name:str'"),
+        ("name: !foo bar\n", "the tag '!foo' is not allowed"),
+        ("name: !<tag:else.org,2002:str> bar\n", "the tag 'tag:else.org,2002:str' is not allowed"),
+        ("tiers: !!set {a, b}\n", "the tag '!!set' is not allowed"),
+        ("tiers: !!omap [a: 1]\n", "the tag '!!omap' is not allowed"),
+        ("tiers: !!map [a, b]\n", "the tag '!!map' is not allowed"),
+        ("tiers: !!seq {a: b}\n", "the tag '!!seq' is not allowed"),
+        ("name: !!binary aGk=\n", "the tag '!!binary' is not allowed"),
+        ("name: !!timestamp 2024-01-01\n", "the tag '!!timestamp' is not allowed"),
+        ("name: !!int red\n", "found:    !!int 'red'\n  expected: a value without the tag !!int"),
+        ("name: !!bool maybe\n", "!!bool 'maybe'"),
+        ("name: !!float abc\n", "!!float 'abc'"),
+        ("name: !!null abc\n", "!!null 'abc'"),
+        ("name: a\n<<: {version: b}\n", "r.yaml:2\n  found:    the merge key <<"),
+        ("? [a, b]\n: 1\n", "r.yaml:1\n  found:    a list or a mapping as a key\n  expected: a key of plain text"),
+        ("yes: 1\nname: x\n", "yes: unknown key"),
+        ("1: 1\nname: x\n", "1: unknown key"),
+        ("~: 1\nname: x\n", "~: unknown key"),
+        ("? \n: 1\nname: x\n", "unknown key"),
+        ("name: 2020-13-45\n", "version: missing"),
+        ("name: " + "9" * 5000 + "\n", "r.yaml:1\n  found:    a number of 5,000 digits"),
+        ("name: 1:30\nversion: 0o17\n", "tiers: missing"),
+        ("name: a\n\tversion: b\n", "r.yaml:2"),
+        ("name:\n  - a\n\t- b\n", "indent with spaces"),
+        ("name: a\n---\nname: b\n", "r.yaml:2\n  found:    a second document"),
+        ("name: a\nversion: \0\n", "r.yaml:2\n  found:    the character U+0000"),
+        ("", "expected a mapping"),
+        ("- name: a\n", "expected a mapping"),
+        ("%YAML 3.0\n---\nname: a\n", "not valid YAML"),
         ("[" * 5000, "not valid YAML"),
+        ("[" * 100_000, "not valid YAML"),
+        ("{a: " * 100_000, "not valid YAML"),
+        ("- " * 100_000, "not valid YAML"),
+        ("? " * 100_000, "not valid YAML"),
+        ("a: " + "[" * 40 + "]" * 40, "nested deeper than 32 levels"),
         (b"name: \xff\xfe\n", "not valid YAML"),
+        ("name: a\n".encode("utf-16"), "byte 0 is not UTF-8"),
+        ("name: a\n".encode("utf-16-le"), "the character U+0000"),
     ],
+    ids=lambda value: repr(value[:24]),
 )
 def test_files_that_are_not_plain_yaml_are_refused(tmp_path, text, part):
     path = tmp_path / "r.yaml"
@@ -223,9 +261,26 @@ def test_files_that_are_not_plain_yaml_are_refused(tmp_path, text, part):
         load_rubric(path)
 
 
+def test_a_rubric_keeps_the_words_of_yaml_1_1_for_true_and_false(tmp_path):
+    path = tmp_path / "r.yaml"
+    text = yaml.safe_dump(SMALL, sort_keys=False).replace("relevant: true", "relevant: yes")
+    text = text.replace("relevant: false", "relevant: Off")
+    path.write_text("\ufeff" + text, encoding="utf-8")
+    assert "relevant: yes" in text and "relevant: Off" in text
+    assert load_rubric(path).hash == parse_rubric(SMALL).hash
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "1e999", "-.Inf", "9" * 350])
+def test_a_number_that_is_not_finite_is_named(tmp_path, value):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(changed("rules.0.params", {"x": 12.5})).replace("12.5", value))
+    with pytest.raises(LoreError, match=r"rules\[0\].params.x: found .*, expected"):
+        load_rubric(path)
+
+
 def test_a_huge_file_is_not_read(tmp_path):
     path = tmp_path / "r.yaml"
-    path.write_text("#" * (MAX_FILE_BYTES + 1))
+    path.write_text("#" * (MAX_BYTES + 1))
     with pytest.raises(LoreError, match="at most 1,000,000"):
         load_rubric(path)
 

@@ -12,10 +12,10 @@ import pytest
 from conftest import DEMO_PATH, ROOT, run_python
 
 from lore.config.stages import load_recipe
-from lore.run import dependencies
+from lore.run import dependencies, main
 from lore.run.dependencies import plain_environment, plan
 from lore.run.run_folder import RunFolder
-from lore.run.runner import main, run_recipe
+from lore.run.runner import run_recipe
 from lore.support.atomic_files import machine, write_atomic
 from lore.support.errors import LoreError
 

@@ -157,3 +157,24 @@ def test_a_scratch_folder_goes_with_its_block_or_with_the_next_write(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
     write_atomic(tmp_path / "a.txt", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_file_that_is_replaced_keeps_its_mode_and_nobody_else_reads_the_new_one_before(tmp_path):
+    path = tmp_path / "a.txt"
+    write_atomic(path, "old")
+    for mode in (0o600, 0o640, 0o444, 0o4755):
+        path.chmod(mode)
+        with written_whole(path) as file:
+            file.write(b"new")
+            (part,) = tmp_path.glob(".*.part")
+            assert part.stat().st_mode & 0o077 == 0
+        assert path.stat().st_mode & 0o7777 == mode
+        write_atomic(path, "newer")
+        assert path.stat().st_mode & 0o7777 == mode
+    new = tmp_path / "b.txt"
+    write_atomic(new, "text")
+    (tmp_path / "plain").touch()
+    assert new.stat().st_mode == (tmp_path / "plain").stat().st_mode  # the umask decides
+    (tmp_path / "link").symlink_to("a.txt")
+    write_atomic(tmp_path / "link", "own")  # in a run folder of somebody else a link must not lead out of it
+    assert not (tmp_path / "link").is_symlink() and path.read_text() == "newer"

@@ -158,3 +158,31 @@ def test_the_command_line_copies_without_merge(trained, tmp_path):
     assert (tmp_path / "copy" / "adapter_config.json").is_file()
     assert json.loads((tmp_path / "copy" / "lore.json").read_text())["base"]
     assert "Traceback" not in done.stderr and "copied" in done.stdout
+
+
+def test_force_replaces_an_earlier_export_and_nothing_else(trained, tmp_path):
+    out, link = tmp_path / "judge", tmp_path / "link"
+    link.symlink_to("judge")
+    export(trained.path, link, merge=False)
+    assert link.is_symlink() and (out / "lore.json").is_file()
+    with pytest.raises(LoreError, match="pass --force"):
+        export(trained.path, out, merge=False)
+    (out / "note").touch()
+    export(trained.path, out, merge=False, force=True)
+    assert not (out / "note").exists() and (out / "lore.json").is_file()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "lore.json").touch()
+    (tmp_path / "mine" / "inner").mkdir()
+    for place, said in (
+        (tmp_path / "mine", "no earlier export"),
+        (tmp_path, "no earlier export"),
+        (trained.path, "lies in"),
+        (trained.path / "model", "lies in"),
+        (trained.path / "judge", "lies in"),
+        (trained.path.parent, "holds"),
+        (tmp_path / "mine" / "lore.json", "is a file"),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(LoreError, match=said):
+            export(trained.path, place, merge=False, force=True)
+        assert sorted(tmp_path.rglob("*")) == before

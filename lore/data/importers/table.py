@@ -9,6 +9,7 @@ names. Unmapped columns are ignored.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,17 @@ def read(
     return _rows(path, _records(path, encoding, columns, delimiter), columns)
 
 
+def names_photos(path: Path, map: dict[str, str] | str | None) -> bool:
+    """Whether the rows of a table may name photos. Reads at most its first megabyte."""
+    if map:
+        return "image" in column_map(map)
+    if suffix_of(path) == ".parquet":
+        with open_parquet(path) as parquet:
+            return "image" in parquet.schema_arrow.names
+    with path.open("rb", buffering=0) as file:
+        return b"image" in file.read(2**20).replace(b"\0", b"")
+
+
 def _rows(path: Path, records: Iterator[Any], columns: dict[str, str]) -> Iterator[SourceRow | Rejection]:
     for record in records:
         if isinstance(record, Rejection):
@@ -73,7 +85,8 @@ def unmapped(
     else:
         records = _records(path, encoding, columns, delimiter)
         names = next((list(record[1]) for record in records if not isinstance(record, Rejection)), [])
-    return [name for name in names if name not in (columns.values() if columns else TARGETS)]
+    read_ones = set(columns.values() if columns else TARGETS)
+    return [name for name in names if name not in read_ones]
 
 
 def column_map(given: dict[str, str] | str | None) -> dict[str, str]:
@@ -86,7 +99,7 @@ def column_map(given: dict[str, str] | str | None) -> dict[str, str]:
         if wrong:
             raise LoreError(f"--map has {wrong[0]!r}; expected field=column,field=column.")
         names = [name.strip() for name, _, _ in parts]
-        doubled = [name for name in names if names.count(name) > 1]
+        doubled = [name for name, times in Counter(names).items() if times > 1]
         if doubled:
             raise LoreError(f"--map names {doubled[0]!r} twice; a field is read from one column.")
         given = {name: column.strip() for name, (_, _, column) in zip(names, parts, strict=True)}

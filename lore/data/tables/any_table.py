@@ -26,8 +26,8 @@ def other_format(path: Path, known: Sequence[str] = SUFFIXES, what: str = "") ->
     suffix, names = suffix_of(path), f"{', '.join(known[:-1])} or {known[-1]}"
     if suffix in WORKBOOKS:
         return LoreError(
-            f"{what}{path}: a file ending in {path.suffix}; expected {names}. LORE does not read workbooks of spreadsheet programs. "
-            f"{SAVE_AS_CSV}, and name that file."
+            f"{what}{path}: a file ending in {path.suffix}; expected {names}. LORE does not read workbooks of spreadsheet "
+            f"programs. {SAVE_AS_CSV}, and name that file."
         )
     if suffix in UNPACK:
         return LoreError(

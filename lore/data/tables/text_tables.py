@@ -52,7 +52,8 @@ Record = tuple[int, dict[str, Any]]
 
 def need_columns(path: Path, required: Iterable[str], found: list[str], hint: str = "") -> None:
     """Raises LoreError with each missing column and the most similar existing one."""
-    missing = [name for name in required if name not in found]
+    held = set(found)
+    missing = [name for name in required if name not in held]
     if missing:
         parts = [f"column {name!r} is missing.{nearest_hint(name, found, cutoff=0.4)}" for name in missing]
         raise LoreError(f"{path}: {' '.join(parts)} Found: {', '.join(found[:40])}.{hint}")

@@ -15,14 +15,18 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 
 from lore.engines.config import EndpointSection
-from lore.engines.engine import EndpointStopped, RequestRefused, Usage
-from lore.engines.http.protocol import Dialect, Fault, error_text, read_reply, redact, reply_usage
+from lore.engines.engine import MAX_WORDS, EndpointStopped, RequestRefused, Usage
+from lore.engines.http.protocol import Dialect, Fault, Reply, error_text, read_reply, safe_words
 from lore.engines.http.throttle import retry_after_seconds
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest
+from lore.support.untrusted_json import parse_json
 
 MAX_REPLY_BYTES = 32 * 2**20
+LEAST_REPLY_BYTES, TOKEN_BYTES = 2**20, 256  # a reply may have so many bytes, and so many more per token that was asked for
 MAX_ERROR_BYTES = 2**18
+SHOWN_FAULT = 200  # characters
+MODELS_READ, MODEL_CHARACTERS = 1000, 100
 KEEP_OPEN_SECONDS = 4.0  # uvicorn, and so vLLM, closes an idle connection after 5
 NOTHING = Usage(0, 0)
 
@@ -31,7 +35,8 @@ NOTHING = Usage(0, 0)
 class Outcome:
     """The result of one attempt.
 
-    kind: answered, refused (the server works and rejects the request), again (resend without fields that the server does not
+    kind: answered, refused (the server works and rejects the request; an error EndpointStopped means that it rejects every request,
+    if it is not about this prompt alone), again (resend without fields that the server does not
     support), busy (rate limit), fault (no usable reply) or unreached (no connection, nothing was sent).
     used: token usage; None if the server may have generated tokens but the number is unknown.
     """
@@ -61,41 +66,48 @@ class Client:
         if session is not None:
             await session.close()
 
-    async def send(self, body: dict[str, Any], read: Callable[[dict[str, Any]], Any]) -> Outcome:
+    async def send(self, body: dict[str, Any], read: Callable[[Reply], Any]) -> Outcome:
         """Sends `body` in this server's dialect. The value of an answered outcome is read(reply)."""
         sent, url = self.dialect.fields(body), f"{self.section.url}/chat/completions"
+        most = min(MAX_REPLY_BYTES, LEAST_REPLY_BYTES + TOKEN_BYTES * body.get("n", 1) * body["max_tokens"])
         try:
             async with asyncio.timeout(self.section.timeout_seconds):
                 async with self._connections().post(url, data=json.dumps(sent).encode(), allow_redirects=False) as response:
                     good = response.status == 200
-                    data = await _body(response, MAX_REPLY_BYTES if good else MAX_ERROR_BYTES)
+                    data = await _body(response, most if good else MAX_ERROR_BYTES)
         except aiohttp.ClientConnectorError as error:
-            return Outcome("unreached", NOTHING, f"no connection ({redact(str(error), self._key)[:300]})")
+            return Outcome("unreached", NOTHING, f"no connection ({self._words(error)})")
         except TimeoutError:
             return Outcome("fault", None, f"no complete reply within {self.section.timeout_seconds:g} s")
         except (aiohttp.ClientError, OSError) as error:
-            return Outcome("fault", None, f"a broken reply ({type(error).__name__}: {redact(str(error), self._key)[:300]})")
+            return Outcome("fault", None, f"a broken reply ({type(error).__name__}: {self._words(error)})")
         if not good:
             return await self._refusal(response, error_text(data, self._key), sent)
         used = None
         try:
-            if len(data) > MAX_REPLY_BYTES:
-                raise Fault(f"a reply of more than {MAX_REPLY_BYTES:,} bytes")
+            if len(data) > most:  # parsing it would hold up all other requests
+                raise Fault(f"a reply of more than {most:,} bytes")
             reply = read_reply(data, self.section.model)
-            used = reply_usage(reply)
+            used = reply.used()
             return Outcome("answered", used, value=read(reply))
         except Fault as error:
-            return Outcome("fault", None, redact(str(error), self._key))
+            return Outcome("fault", None, self._words(error))
         except RequestRefused as error:
-            words = redact(error.words, self._key)
+            words = self._words(error.words, MAX_WORDS)
             return Outcome("refused", used, error=RequestRefused(f"{self.section.url} refuses to answer a prompt: {words}", words))
+
+    def _words(self, said: object, most: int = SHOWN_FAULT) -> str:
+        return safe_words(str(said), self._key, most)
 
     def stop(self, what: str, advice: str) -> EndpointStopped:
         return EndpointStopped(f"{self.section.url} {what}.\nStored results are kept. {advice} Then run the same command again.")
 
+    def rejected(self, shown: str) -> RequestRefused:
+        return RequestRefused(f"{self.section.url} rejects a prompt: {shown}", shown)
+
     async def _refusal(self, response: aiohttp.ClientResponse, said: str, sent: dict[str, Any]) -> Outcome:
         """The outcome of a status other than 200. The server generated nothing, so the usage is zero."""
-        status, shown = response.status, f"{response.status} {redact(response.reason or '', self._key)[:100]}: {said}"
+        status, shown = response.status, f"{response.status} {self._words(response.reason or '', 100)}: {said}"
         pause_seconds = retry_after_seconds(response.headers.get("Retry-After"))
         if status == 429:
             return Outcome("busy", NOTHING, shown, pause_seconds)
@@ -103,7 +115,7 @@ class Client:
             return Outcome("fault", NOTHING, shown, pause_seconds)
         if status in (400, 422) and self.dialect.learn(sent, said):
             return Outcome("again", NOTHING)
-        error: LoreError = RequestRefused(f"{self.section.url} rejects a prompt: {shown}", shown)
+        error: LoreError = self.rejected(shown)
         if status in (400, 422) and "continue_final_message" in sent and "continue_final_message" in said:
             error = self.stop(f"does not support prefill (continue_final_message: {said})", "Use a vLLM or SGLang server.")
         elif status in (400, 422) and (needed := [name for name in self.dialect.needed if name in sent and name in said]):
@@ -119,21 +131,23 @@ class Client:
             error = self.stop(f"has no model {self.section.model!r} ({shown})", await self._models())
         elif status not in (400, 413, 422):
             error = self.stop(f"answers {shown}", "Correct the url: it has to end with the version, such as /v1.")
-        return Outcome("refused", NOTHING, error=error)
+        return Outcome("refused", NOTHING, shown, error=error)
 
     async def _models(self) -> str:
         """Advice that lists the server's models, the closest name first."""
         url = f"{self.section.url}/models"
         try:
             async with asyncio.timeout(10), self._connections().get(url, allow_redirects=False) as response:
-                names = [model["id"] for model in json.loads(await _body(response, MAX_ERROR_BYTES))["data"]]
-                names = [name for name in names if isinstance(name, str)]
+                listed = parse_json(await _body(response, MAX_ERROR_BYTES))["data"][:MODELS_READ]
+                names = [self._words(model["id"], MODEL_CHARACTERS) for model in listed if isinstance(model["id"], str)]
         except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError):
+            names = []
+        if not names:
             return "It does not list its models, so the url may be wrong: it has to end with the version, such as /v1."
         first = nearest(self.section.model, names)
         names.sort(key=lambda name: name != first)
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        return redact(f"Set model to one that it serves: {', '.join(names[:8])}{more}.", self._key)
+        return f"Set model to one that it serves: {', '.join(names[:8])}{more}."
 
     def _connections(self) -> aiohttp.ClientSession:
         if self._session is None:

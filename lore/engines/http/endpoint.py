@@ -6,12 +6,17 @@
 - 400 for one prompt: RequestRefused, for this prompt only;
 - invalid key, unknown model, server that stays down: EndpointStopped, immediately for every request;
 - any other request that keeps failing: EndpointFailed after max_attempts.
+
+One prompt must not end a run. Where the outcome of a request does not tell whether the prompt or the server is the cause, a
+harmless request with the same fields is sent: if the server answers it, only this prompt is refused.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -33,14 +38,15 @@ from lore.engines.engine import (
     Usage,
 )
 from lore.engines.http.client import Client, Outcome
-from lore.engines.http.protocol import bound_of, completions, request_body
+from lore.engines.http.protocol import Reply, bound_of, completions, request_body
 from lore.engines.http.throttle import Throttle, backoff_seconds
-from lore.engines.http.tier_logprobs import begun_at_verdict, listed_tokens, scoring_fields, tier_ends, tier_probabilities
+from lore.engines.http.tier_logprobs import OPENING, begun_at_verdict, listed_tokens, scoring_fields, tier_ends, tier_probabilities
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
 # With one seed for all prompts, duplicate prompts would get identical samples.
 SEED_STEP = 1_000_003
+HARMLESS = "Answer with one word: is a lamp a fruit?"
 
 
 class EndpointEngine:
@@ -66,6 +72,9 @@ class EndpointEngine:
         self._client = Client(section, frozenset({"chat_template_kwargs"}) if judged else frozenset())
         self._throttle = Throttle(section.max_concurrency, max_down_seconds=section.max_down_seconds, stop=self._down)
         self._stopped: EndpointStopped | None = None
+        self._checking = asyncio.Lock()  # one harmless request at a time
+        self._checked_at, self._harmless_reply = -inf, False  # when the server last answered one, and how
+        self._lists_logprobs = self._lists_tiers = False
         self._switches: dict[str, Any] = {}  # make the server use the same template options and stop tokens as the other engines
         if options := server_options(self.processor):
             self._switches["chat_template_kwargs"] = options
@@ -79,13 +88,17 @@ class EndpointEngine:
         Greedy samples are equal, so one is requested and repeated. Raises RequestRefused, EndpointFailed, EndpointStopped,
         and any error of the gate.
         """
+        return await self._complete(messages, sampling, gate, sure=False)
+
+    async def _complete(self, messages: Messages, sampling: Sampling, gate: Gate | None, *, sure: bool) -> list[Completion]:
+        """See complete, and _ask for `sure`."""
         wanted = sampling.n if sampling.temperature > 0 else 1
         found: list[Completion] = []
         while len(found) < wanted:  # some servers ignore n and return one answer
             n, seed = wanted - len(found), sampling.seed + len(found)
             body = self._body(messages, sampling, n, seed)
             bound = bound_of(self.section, messages, sampling, n)
-            found += await self._ask(body, bound, gate, lambda reply, n=n: completions(reply, n, sampling.max_tokens))
+            found += await self._ask(body, bound, gate, lambda reply, n=n: completions(reply, n, sampling.max_tokens), sure=sure)
         if all(one.detail for one in found):
             raise RequestRefused(f"{self.section.url} gives no answer to a prompt: {found[0].detail}", found[0].detail)
         return found if wanted == sampling.n else found * sampling.n
@@ -101,15 +114,16 @@ class EndpointEngine:
         await self.aclose()
 
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
-        """See Engine.generate. A prompt that the server rejects gets completions with finish_reason `refused`. Raises LoreError if
-        the server's chat template would write other prompts than those in training (with a local tokenizer)."""
+        """See Engine.generate. A prompt that the server rejects, or that fails max_attempts times while the server answers another
+        request, gets completions with finish_reason `refused`. Raises LoreError if the server's chat template would write other
+        prompts than those in training (with a local tokenizer)."""
         self._check_template(begun=False)
         out: list[list[Completion]] = [[] for _ in prompts]
 
         async def one(index: int) -> None:
             seeded = replace(sampling, seed=sampling.seed * SEED_STEP + index * sampling.n)
             try:
-                out[index] = await self.complete(prompts[index], seeded)
+                out[index] = await self._complete(prompts[index], seeded, None, sure=True)
             except RequestRefused as error:
                 out[index] = [Completion("", 0, "refused", detail=error.words)] * sampling.n
 
@@ -119,7 +133,7 @@ class EndpointEngine:
     def score(self, prompts: list[Messages]) -> np.ndarray:
         """See Engine.score, and lore.engines.http.tier_logprobs for the accuracy. Raises EndpointStopped if the server returns no
         log-probabilities, or no tier token for any prompt; ScoresRefused, with the scores of the others, if the server refuses a
-        prompt.
+        prompt, returns no log-probabilities for it alone, or fails max_attempts times on it while it answers another request.
         """
         self._check_template(begun=True)
         if self.rubric is None:
@@ -127,27 +141,39 @@ class EndpointEngine:
         ends, fields = tier_ends(self.rubric, self.verdict), scoring_fields(self.verdict)
         out, found, refused = np.zeros((len(prompts), len(ends))), [], {}
 
+        def body_of(messages: Messages) -> dict[str, Any]:
+            return self._body(messages, Sampling(max_tokens=1), 1, 0) | fields
+
         async def one(index: int) -> None:
-            sampling = Sampling(max_tokens=1)
             begun = begun_at_verdict(prompts[index], self.rubric, self.verdict)
-            body = self._body(begun, sampling, 1, 0) | fields
-            bound = bound_of(self.section, begun, sampling, 1)
+            body, bound = body_of(begun), bound_of(self.section, begun, Sampling(max_tokens=1), 1)
             try:
-                listed = await self._ask(body, bound, None, lambda reply: (listed_tokens(reply),))
+                listed = await self._ask(body, bound, None, _listed, sure=True)
             except RequestRefused as error:
                 refused[index] = error.words
                 return
-            if listed[0] is None:
+            if not listed and not self._lists_logprobs and not _listed(await self._ask_harmless(body, None)):
                 raise self._client.stop("returns no log-probabilities", "Use a server that supports logprobs, or another engine.")
-            out[index], any_tier = tier_probabilities(listed[0], ends, self.verdict)
+            self._lists_logprobs = True
+            if not listed:
+                refused[index] = "the server returns no log-probabilities for this prompt"
+                return
+            out[index], any_tier = tier_probabilities(listed, ends, self.verdict)
             found.append(any_tier)
 
+        async def look_for_tiers(_: int) -> None:
+            listed = _listed(await self._ask_harmless(body_of(begun_at_verdict(prompts[0], self.rubric, self.verdict)), None))
+            self._lists_tiers = bool(listed) and tier_probabilities(listed, ends, self.verdict)[1]
+
         self._run(self._each(len(prompts), one))
-        if found and not any(found):
-            raise self._client.stop(
-                f"returned none of the tiers {', '.join(self.rubric.tier_ids)} after <verdict> for any of {len(found)} prompts",
-                "The server may not support prefill (vLLM and SGLang do), or the model may not be a judge.",
-            )
+        self._lists_tiers = self._lists_tiers or any(found)
+        if found and not self._lists_tiers:
+            self._run(self._each(1, look_for_tiers))
+            if not self._lists_tiers:
+                raise self._client.stop(
+                    f"returned none of the tiers {', '.join(self.rubric.tier_ids)} after <verdict> for any of {len(found)} prompts",
+                    "The server may not support prefill (vLLM and SGLang do), or the model may not be a judge.",
+                )
         if refused:
             raise ScoresRefused(out, dict(sorted(refused.items())))
         return out
@@ -156,8 +182,18 @@ class EndpointEngine:
         if self.processor is not None:
             check_server_template(self.processor, begun=begun)
 
-    async def _ask(self, body: dict[str, Any], bound: Usage, gate: Gate | None, read: Callable[[dict], Any]) -> Any:
-        """read(reply) of the first valid reply.
+    async def _ask(
+        self,
+        body: dict[str, Any],
+        bound: Usage,
+        gate: Gate | None,
+        read: Callable[[Reply], Any],
+        *,
+        sure: bool = False,
+        harmless: bool = False,
+    ) -> Any:
+        """read(reply) of the first valid reply. sure: a prompt that keeps failing is refused if the server answers another request,
+        so EndpointFailed is about every prompt. harmless: the body is the harmless request itself.
 
         A failed attempt counts toward max_attempts only if the prompt itself may be the cause. It does not count if the server
         was unreachable, is known to be down, or was busy with other requests; the throttle handles those cases.
@@ -167,36 +203,79 @@ class EndpointEngine:
             if failures and not throttle.open:
                 await asyncio.sleep(backoff_seconds(failures))
             entered = await throttle.enter()
+            probe = throttle.open  # the prompt may be what the server fails on, so it cannot tell whether the server is back
             try:
                 if self._stopped is not None:
                     raise self._stopped
-                outcome = await self._attempt(body, bound, gate, read)
+                if probe:
+                    outcome = await self._attempt(*self._harmless(body), gate, _whole)
+                else:
+                    outcome = await self._attempt(body, bound, gate, read)
             except BaseException:
-                throttle.left()
+                throttle.left(entered)
                 raise
             if outcome.kind in ("fault", "unreached"):
                 attempts += outcome.kind == "fault" and not throttle.open
                 throttle.fault(entered, outcome.what, outcome.pause_seconds)
             elif outcome.kind == "busy":
-                attempts += throttle.under_way == 1
+                attempts += throttle.under_way == 1 and not probe
                 throttle.busy(entered, outcome.pause_seconds)
             else:
                 throttle.answered()
                 if isinstance(outcome.error, EndpointStopped):
-                    self._stopped = outcome.error
+                    await self._stop_unless_harmless_is_answered(outcome, body, gate, known=probe or harmless)
+                if probe or outcome.kind == "again":
+                    continue
                 if outcome.error is not None:
                     raise outcome.error
-                if outcome.kind == "answered":
-                    return outcome.value
-                continue
+                return outcome.value
             failures, last = failures + 1, outcome.what
-        raise EndpointFailed(
+        error = EndpointFailed(
             f"{self.section.url} gave no usable answer to one prompt in {attempts} attempts. Last attempt: {last}.\n"
             "Stored results are kept. Check the server's log, raise max_attempts or timeout_seconds, or lower "
             "max_concurrency; then run the same command again."
         )
+        if sure and await self._ask_harmless(body, gate):
+            raise RequestRefused(str(error), f"no usable answer in {attempts} attempts; the last one: {last}") from error
+        raise error
 
-    async def _attempt(self, body: dict[str, Any], bound: Usage, gate: Gate | None, read: Callable[[dict], Any]) -> Outcome:
+    async def _stop_unless_harmless_is_answered(
+        self, outcome: Outcome, body: dict[str, Any], gate: Gate | None, *, known: bool
+    ) -> None:
+        """Raises EndpointStopped, for this and all other requests, if the server also rejects the harmless request (known: the
+        outcome is that of this request), and RequestRefused if not."""
+        if not known and await self._ask_harmless(body, gate):
+            raise self._client.rejected(outcome.what)
+        self._stopped = self._stopped or outcome.error
+        raise self._stopped
+
+    async def _ask_harmless(self, body: dict[str, Any], gate: Gate | None) -> Reply | bool:
+        """The server's reply to a request without content that has the fields of `body`. True if it rejects the request, since it
+        works; False if it does not answer it either. A reply that comes after the call counts for all that wait."""
+        called = time.monotonic()
+        async with self._checking:
+            if self._stopped is not None:
+                return False
+            if self._checked_at <= called:
+                try:
+                    self._harmless_reply = await self._ask(*self._harmless(body), gate, _whole, harmless=True)
+                except RequestRefused:
+                    self._harmless_reply = True
+                except (EndpointFailed, EndpointStopped):
+                    return False
+                self._checked_at = time.monotonic()
+            return self._harmless_reply
+
+    def _harmless(self, body: dict[str, Any]) -> tuple[dict[str, Any], Usage]:
+        """A request without content that has the fields of `body`, and its bound."""
+        messages: Messages = [{"role": "user", "content": HARMLESS}]
+        if body["messages"][-1]["role"] == "assistant":
+            begun = [*messages, {"role": "assistant", "content": OPENING}]
+            messages = begun_at_verdict(messages, self.rubric, self.verdict) if self.rubric is not None else begun
+        asked = {key: value for key, value in body.items() if key != "n"} | {"messages": messages, "max_tokens": 1}
+        return asked, bound_of(self.section, messages, Sampling(max_tokens=1), 1)
+
+    async def _attempt(self, body: dict[str, Any], bound: Usage, gate: Gate | None, read: Callable[[Reply], Any]) -> Outcome:
         """One HTTP attempt; the gate admits it first and always settles it afterwards."""
         if gate is None:
             return await self._client.send(body, read)
@@ -238,7 +317,7 @@ class EndpointEngine:
 
     def _run(self, work: Coroutine) -> None:
         """Runs `work` to completion; uses another thread if this thread already has an event loop, as in a notebook."""
-        self._stopped = None
+        self._stopped, self._checking = None, asyncio.Lock()
         try:
             asyncio.get_running_loop()
             running = True
@@ -249,3 +328,12 @@ class EndpointEngine:
             return
         with ThreadPoolExecutor(1) as pool:
             pool.submit(asyncio.run, work).result()
+
+
+def _whole(reply: Reply) -> Reply:
+    return reply
+
+
+def _listed(reply: Reply | bool) -> dict[str, float]:
+    """The tokens listed at the first position; empty if there are none."""
+    return (isinstance(reply, Reply) and listed_tokens(reply)) or {}

@@ -1,4 +1,6 @@
-"""The OpenAI chat protocol without network code: builds requests, parses replies and redacts errors.
+"""The OpenAI chat protocol without network code: builds requests, reads replies and redacts errors.
+
+A reply is read once, into types with ranges (Reply). A reply outside of them is a Fault of its request and is never stored.
 
 Servers support different extensions of the standard. A request contains every field that makes the engines agree; fields that
 a server rejects by name are omitted from later requests (Dialect).
@@ -9,12 +11,17 @@ import io
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lore.codec.chat_template import parts_of
 from lore.engines.chat import visible
 from lore.engines.config import EndpointSection
 from lore.engines.engine import Completion, Messages, RequestRefused, Sampling, Usage
+from lore.support.text import encodable
+from lore.support.untrusted_json import parse_json, shown_json
 
 TEMPLATE_TOKENS = 512
 """Upper bound of the tokens that a chat template adds to a prompt, including a default system prompt."""
@@ -30,11 +37,78 @@ CUT = ("length", "model_length", "max_tokens", "max_output_tokens")
 FILTERED = ("content_filter", "safety", "sensitive", "refusal", "recitation", "blocklist", "prohibited_content")
 BROKEN = ("error", "abort", "cancelled", "network_error", "insufficient_system_resource")
 TOOLS = ("tool_calls", "function_call")
+MAX_TOKENS = 10_000_000
+"""Of one request; no model reads or writes more."""
+MAX_LISTED = 4096
+"""Choices, positions or tokens that a reply lists."""
+ROUNDING = 1e-2
+"""How far a rounded log-probability may lie above 0."""
+MAX_SAID = 400  # characters of an error's message
+SHOWN_BYTES = 1000  # of a reply in a Fault; the client cuts it after it has removed the key
 _VERSION = re.compile(r"[-@:_](\d{3,}([-.][\w.-]*)?|latest)")
 
 
 class Fault(Exception):
     """A reply that is not a valid answer to the request."""
+
+
+Text = Annotated[str, AfterValidator(encodable)]
+
+
+class ReplyPart(BaseModel):
+    """What a server writes beyond these fields is ignored."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
+
+
+class TokenLogprob(ReplyPart):
+    token: Text
+    logprob: float = Field(le=ROUNDING)
+
+
+class Position(TokenLogprob):
+    top_logprobs: list[TokenLogprob] | None = Field(None, max_length=MAX_LISTED)
+
+
+class Logprobs(ReplyPart):
+    content: list[Position] | None = Field(None, max_length=MAX_LISTED)
+
+
+class Message(ReplyPart):
+    content: Text | None = None
+    refusal: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+
+
+class Choice(ReplyPart):
+    finish_reason: Text | None = None
+    message: Message | None = None
+    logprobs: Logprobs | None = None
+    content_filter_results: Any = None
+    error: Any = None
+
+
+class ReplyUsage(ReplyPart):
+    """Floats, because some servers write 7.0."""
+
+    prompt_tokens: float | None = Field(None, ge=0, le=MAX_TOKENS)
+    completion_tokens: float | None = Field(None, ge=0, le=MAX_TOKENS)
+
+
+class Reply(ReplyPart):
+    """The parts of a chat completion that LORE reads."""
+
+    model: Text | None = None
+    choices: list[Choice] = Field(min_length=1, max_length=MAX_LISTED)
+    usage: ReplyUsage | None = None
+
+    def used(self) -> Usage | None:
+        """The usage that the server reports; None if it reports none."""
+        usage = self.usage
+        if usage is None or usage.prompt_tokens is None or usage.completion_tokens is None:
+            return None
+        return Usage(int(usage.prompt_tokens), int(usage.completion_tokens))
 
 
 @dataclass
@@ -105,27 +179,22 @@ def prompt_bound(messages: Messages, max_image_tokens: int) -> int:
     return TEMPLATE_TOKENS + MESSAGE_TOKENS * len(messages) + texts + photos * max_image_tokens
 
 
-def reply_usage(reply: dict[str, Any]) -> Usage | None:
-    """The usage that the server reports; None if it reports none."""
-    usage = reply.get("usage")
-    counts = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
-    if not all(isinstance(count, int) and count >= 0 for count in counts):
-        return None
-    return Usage(*counts)
-
-
-def read_reply(data: bytes, model: str) -> dict[str, Any]:
-    """The parsed reply with its choices. Raises Fault for anything else, including a reply from another model."""
+def read_reply(data: bytes, model: str) -> Reply:
+    """The reply in its types. Raises Fault for anything else, including a reply from another model."""
     try:
-        reply = json.loads(data)
+        found = parse_json(data)
     except ValueError as error:  # includes UnicodeDecodeError
-        raise Fault(f"a reply that is not JSON: {data[:120]!r}") from error
-    choices = reply.get("choices") if isinstance(reply, dict) else None
-    if not isinstance(choices, list) or not choices or not all(isinstance(choice, dict) for choice in choices):
-        raise Fault(f"a reply without choices: {data[:120]!r}")
-    answered = reply.get("model")
-    if isinstance(answered, str) and answered and not same_model(model, answered):
-        raise Fault(f"an answer of model {answered[:120]!r} to a request for {model!r}")
+        raise Fault(f"a reply that is not JSON ({str(error)[:80]}): {data[:SHOWN_BYTES]!r}") from error
+    if not isinstance(found, dict) or not found.get("choices"):
+        raise Fault(f"a reply without choices: {shown_json(found, SHOWN_BYTES)}")
+    try:
+        reply = Reply.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        at = ".".join(map(str, first["loc"]))
+        raise Fault(f"a reply with an impossible {at}: {first['msg']}; found {shown_json(first['input'], SHOWN_BYTES)}") from error
+    if reply.model and not same_model(model, reply.model):
+        raise Fault(f"an answer of model {reply.model[:SHOWN_BYTES]!r} to a request for {model!r}")
     return reply
 
 
@@ -142,7 +211,7 @@ def same_model(asked: str, answered: str) -> bool:
     return asked == answered or (answered.startswith(asked) and _VERSION.fullmatch(answered[len(asked) :]) is not None)
 
 
-def completions(reply: dict[str, Any], n: int, max_tokens: int) -> list[Completion]:
+def completions(reply: Reply, n: int, max_tokens: int) -> list[Completion]:
     """At most n completions from a reply. Raises Fault for a choice without text or one that the server broke off, RequestRefused,
     with the server's words, for a choice that a filter or the model refuses. A choice without any text that was not cut is no
     answer: its `detail` says so.
@@ -150,19 +219,17 @@ def completions(reply: dict[str, Any], n: int, max_tokens: int) -> list[Completi
     Servers report one token count for all choices. Truncated choices count as max_tokens; the rest is distributed over the
     other choices in proportion to text length.
     """
-    usage = reply_usage(reply)
+    usage = reply.used()
     texts, reasons, details = [], [], []
-    for choice in reply["choices"][:n]:
-        message, reason = choice.get("message"), choice.get("finish_reason")
-        message = message if isinstance(message, dict) else {}
-        text, said = message.get("content"), message.get("refusal")
-        kind = reason.casefold() if isinstance(reason, str) else ""
-        if kind in FILTERED or (not text and isinstance(said, str) and said):
-            raise RequestRefused(_refusal_words(choice, reason, said))
+    for choice in reply.choices[:n]:
+        message, reason = choice.message or Message(), choice.finish_reason
+        text, kind = message.content, (reason or "").casefold()
+        if kind in FILTERED or (not text and isinstance(message.refusal, str) and message.refusal):
+            raise RequestRefused(_refusal_words(choice, message))
         # A server with a reasoning parser omits the content of an answer that was cut in its reasoning.
-        has_text = kind in TOOLS or any(key in message for key in ("content", "reasoning_content", "reasoning"))
-        if not kind or kind in BROKEN or not isinstance(text, str | None) or not has_text:
-            raise Fault(f"a choice without an answer: {json.dumps(choice)[:120]}")
+        has_text = kind in TOOLS or not message.model_fields_set.isdisjoint(("content", "reasoning_content", "reasoning"))
+        if not kind or kind in BROKEN or not has_text:
+            raise Fault(f"a choice without an answer: {shown_json(choice.model_dump(exclude_unset=True), SHOWN_BYTES)}")
         texts.append(text or "")
         reasons.append("length" if kind in CUT else "stop")
         details.append("" if kind in CUT or (text or "").strip() else _empty_words(message, reason))
@@ -172,16 +239,18 @@ def completions(reply: dict[str, Any], n: int, max_tokens: int) -> list[Completi
     return [Completion(text, count, reason, prompt_tokens, detail) for text, count, reason, detail in rows]
 
 
-def _empty_words(message: dict[str, Any], reason: str) -> str:
-    only = "" if not (message.get("reasoning_content") or message.get("reasoning")) else " after its reasoning"
-    return f"empty answer{only}, finish_reason {reason}"
+def _empty_words(message: Message, reason: str) -> str:
+    only = "" if not (message.reasoning_content or message.reasoning) else " after its reasoning"
+    return f"empty answer{only}, finish_reason {reason[:80]}"
 
 
-def _refusal_words(choice: dict[str, Any], reason: str, said: Any) -> str:
+def _refusal_words(choice: Choice, message: Message) -> str:
     """The finish reason, with the model's or the filter's own words, on one line."""
-    words = said if isinstance(said, str) and said else choice.get("content_filter_results") or choice.get("error") or ""
-    words = words if isinstance(words, str) else json.dumps(words, ensure_ascii=False)
-    return " ".join(f"the answer was blocked (finish_reason {reason}){': ' * bool(words)}{words}".split())[:400]
+    said = message.refusal
+    words = said if isinstance(said, str) and said else choice.content_filter_results or choice.error or ""
+    words = words if isinstance(words, str) else shown_json(words, 2 * MAX_SAID)
+    reason = (choice.finish_reason or "")[:80]
+    return one_line(f"the answer was blocked (finish_reason {reason}){': ' * bool(words)}{words}")[:MAX_SAID]
 
 
 def _shared_out(texts: list[str], reasons: list[str], total: int, max_tokens: int) -> list[int]:
@@ -199,25 +268,58 @@ def error_text(data: bytes, key: str | None) -> str:
     """The message of an error reply on one line, without the key."""
     text = data.decode("utf-8", errors="replace")
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         found = text
     for name in ("error", "message", "detail"):
         if isinstance(found, dict) and found.get(name):
             found = found[name]
-    said = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
-    return redact(" ".join(said.split()), key)[:400]
+    return safe_words(found if isinstance(found, str) else shown_json(found, len(text)), key, MAX_SAID)
+
+
+def one_line(text: str) -> str:
+    return " ".join(encodable(text).split())
+
+
+def safe_words(text: str, key: str | None, most: int) -> str:
+    """At most `most` characters of a server's words, on one line and without the key."""
+    # Redaction gets only what can be shown. A key that the cut splits would not be found, and could move into view as the text
+    # before it gets shorter: the end of a cut text is never shown.
+    text, margin = one_line(text), max(map(len, _forms(key)), default=0) + 64
+    if len(text) <= most + margin:
+        return redact(text, key)[:most]
+    return redact(text[: most + margin], key)[:-margin][:most]
+
+
+def _forms(key: str | None) -> set[str]:
+    """The key as texts contain it: plain, in JSON, in a URL and in a basic authorization."""
+    if not key:
+        return set()
+    return {key, json.dumps(key)[1:-1], quote(key, safe=""), base64.b64encode(key.encode()).decode()}
 
 
 def redact(text: str, key: str | None) -> str:
-    """`text` without the key, without the token after `Bearer` and without partly masked keys (sk-a***xyz)."""
-    if key:
-        for form in {key, json.dumps(key)[1:-1], base64.b64encode(key.encode()).decode()}:
-            text = text.replace(form, "[key]")
-        if len(key) >= 12:  # a part of the key, as in: Incorrect API key provided: sk-proj-abcd
-            text = re.sub(rf"{re.escape(key[:8])}\S*|\S*{re.escape(key[-8:])}", "[key]", text)
+    """`text` without the key, without the token after `Bearer` and without partly masked keys (sk-a***xyz). Takes time in
+    proportion to the length of the text."""
+    for form in _forms(key):
+        text = text.replace(form, "[key]")
     text = re.sub(r"(?<=://)[^\s/@]+@", "[key]@", text)  # credentials of a proxy
-    return re.sub(r"(?i)\bbearer\s+\S+|\S*\*{3,}\S*", "[key]", text)
+    text = re.sub(r"(?i)\bbearer\s+\S+", "[key]", text)
+    # A part of the key, as in: Incorrect API key provided: sk-proj-abcd
+    ends = (key[:8], key[-8:]) if key and len(key) >= 12 else None
+    return re.sub(r"\S+", lambda word: _without_part(word[0], ends), text)
+
+
+def _without_part(word: str, ends: tuple[str, str] | None) -> str:
+    """A word without the part that begins as the key does or ends as it does."""
+    if "***" in word:
+        return "[key]"
+    if ends is not None:
+        if (last := word.rfind(ends[1])) >= 0:
+            word = "[key]" + word[last + len(ends[1]) :]
+        if (begins := word.find(ends[0])) >= 0:
+            word = word[:begins] + "[key]"
+    return word
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Concurrency starts at max_concurrency (above 64: at half of it, but at least 64) and grows by one with each answer.
 When the server is busy or fails, concurrency is halved, at most once per round of requests, and then grows by one per round.
 After BREAKER_FAULTS consecutive faults the breaker opens: one probe request is sent at a time, at increasing intervals, until
-one is answered or `max_down_seconds` have passed.
+one is answered. If none is for `max_down_seconds`, the server is down. The caller probes with a request that is known to be
+harmless, because consecutive faults can also come from a few prompts that the server cannot answer.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from lore.support.errors import LoreError
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
 MAX_RETRY_AFTER_SECONDS = 120.0
+FIRST_PROBE_SECONDS = 1.0
 BREAKER_FAULTS = 10
 SMALLEST_START = 64
 
@@ -38,7 +40,7 @@ def retry_after_seconds(header: str | None) -> float:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(header).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
+        except (ValueError, TypeError, OverflowError, OSError, LookupError, AttributeError):  # the parser is not strict
             return 0.0
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS) if seconds == seconds else 0.0
 
@@ -66,7 +68,8 @@ class Throttle:
         self._cut_at = -inf
         self._hold_until = -inf
         self._faults, self._first_fault_at, self._last_fault = 0, 0.0, ""
-        self._probing, self._probe_at, self._probe_wait = False, 0.0, 1.0
+        self._probe: float | None = None  # when the probe under way was admitted
+        self._probed, self._probe_at, self._probe_wait = False, 0.0, FIRST_PROBE_SECONDS
 
     @property
     def open(self) -> bool:
@@ -89,18 +92,19 @@ class Throttle:
                 self._wake()  # passes on the slot that this request may have been given
                 raise
         self.under_way += 1
-        self._probing = self.open
-        return self.clock()
+        entered = self.clock()
+        self._probe = entered if self.open else None
+        return entered
 
     def answered(self) -> None:
         """The server answered or rejected one prompt, so it is up."""
-        self._faults, self._probing, self._probe_wait = 0, False, 1.0
+        self._up()
         self.limit = min(self.most, self.limit + (1 if self._starting else 1 / self.limit))
         self._leave()
 
     def busy(self, entered: float, pause_seconds: float) -> None:
         """The server is up and limits the rate; admits no request for pause_seconds."""
-        self._faults, self._probing, self._probe_wait = 0, False, 1.0
+        self._up()
         self._hold_until = max(self._hold_until, self.clock() + pause_seconds)
         self._cut(entered)
         self._leave()
@@ -111,17 +115,21 @@ class Throttle:
         if not self._faults:
             self._first_fault_at = now
         self._faults += 1
-        self._last_fault, self._probing = what, False
+        self._last_fault = what
+        probe = entered == self._probe
+        if probe:
+            self._probe, self._probed = None, True
         self._hold_until = max(self._hold_until, now + pause_seconds)
-        if self.open:
+        if probe or self._faults == BREAKER_FAULTS:  # later faults of requests under way say nothing new
             self._probe_at = now + self._probe_wait
             self._probe_wait = min(2 * self._probe_wait, LONGEST_WAIT_SECONDS)
         self._cut(entered)
         self._leave()
 
-    def left(self) -> None:
+    def left(self, entered: float) -> None:
         """The caller abandoned the request, so its end says nothing about the server."""
-        self._probing = False
+        if entered == self._probe:
+            self._probe = None
         self._leave()
 
     def _to_wait(self) -> float | None:
@@ -129,16 +137,19 @@ class Throttle:
         now = self.clock()
         if self.open:
             down_seconds = now - self._first_fault_at
-            if down_seconds >= self.max_down_seconds and not self._probing:
-                raise self.stop(self._last_fault, down_seconds)
-            until_stop = self.max_down_seconds - down_seconds
-            if self._probing:
+            if self._probe is not None:
                 return inf
+            if down_seconds >= self.max_down_seconds and self._probed:  # slow prompts can fail for longer without any probe
+                raise self.stop(self._last_fault, down_seconds)
             if now < self._probe_at:
+                until_stop = self.max_down_seconds - down_seconds if self._probed else inf
                 return min(self._probe_at - now, until_stop)
         if now < self._hold_until:
             return self._hold_until - now
         return None if self.under_way < max(1, int(self.limit)) or self.open else inf
+
+    def _up(self) -> None:
+        self._faults, self._probe, self._probed, self._probe_wait = 0, None, False, FIRST_PROBE_SECONDS
 
     def _cut(self, entered: float) -> None:
         """Halves the limit, only once for all requests that were sent before the last cut."""

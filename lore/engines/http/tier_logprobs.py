@@ -14,6 +14,7 @@ import numpy as np
 
 from lore.codec.verdict_tokens import VerdictTokens
 from lore.engines.engine import Messages
+from lore.engines.http.protocol import Reply
 from lore.rubric.rubric import Rubric
 
 OPENING, CLOSING = "<verdict>", "</verdict>"
@@ -51,15 +52,13 @@ def tier_ends(rubric: Rubric, verdict: VerdictTokens | None) -> list[str]:
     return [f"{OPENING}{tier}{CLOSING}"[len(prefix) :] for tier in rubric.tier_ids]
 
 
-def listed_tokens(reply: dict[str, Any]) -> dict[str, float] | None:
+def listed_tokens(reply: Reply) -> dict[str, float] | None:
     """Tokens and log-probabilities at the reply's first position; None if the server returns none."""
-    logprobs = reply["choices"][0].get("logprobs")
-    content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    if not isinstance(content, list) or not content or not isinstance(content[0], dict):
+    logprobs = reply.choices[0].logprobs
+    if logprobs is None or not logprobs.content:
         return None
-    entries = [content[0], *(content[0].get("top_logprobs") or [])]
-    found = {entry.get("token"): entry.get("logprob") for entry in entries if isinstance(entry, dict)}
-    return {token: float(value) for token, value in found.items() if isinstance(token, str) and isinstance(value, int | float)}
+    first = logprobs.content[0]
+    return {entry.token: min(entry.logprob, 0.0) for entry in (first, *(first.top_logprobs or ()))}
 
 
 def tier_probabilities(listed: dict[str, float], ends: Sequence[str], verdict: VerdictTokens | None) -> tuple[np.ndarray, bool]:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from lore.run.nested import refuse_runs_in, remove_own
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import flush_folder, scratch_folder, write_atomic
 from lore.support.errors import LoreError
@@ -26,11 +27,11 @@ UNITS = ("bytes", "kB", "MB", "GB", "TB")
 def last_checkpoint(folder: RunFolder) -> Path | None:
     """The newest complete checkpoint. The main process deletes incomplete ones."""
     whole = []
-    for path in (folder / "checkpoints").glob("checkpoint-*"):
+    for path in _checkpoints(folder / "checkpoints"):
         if (path / COMPLETE).is_file():
             whole.append(path)
         elif is_main_process():
-            shutil.rmtree(path)
+            remove_own(path)
     return max(whole, key=step_of, default=None)
 
 
@@ -42,10 +43,16 @@ def mark_complete(checkpoint: Path) -> None:
 
 def drop_old_checkpoints(folder: Path, keep: int) -> None:
     """Deletes all complete checkpoints but the newest `keep`. The marker goes first, so a partly deleted checkpoint is invalid."""
-    whole = sorted((path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")), key=step_of)
+    whole = sorted((path for path in _checkpoints(folder) if (path / COMPLETE).is_file()), key=step_of)
     for checkpoint in whole[:-keep]:
+        refuse_runs_in(checkpoint)
         (checkpoint / COMPLETE).unlink()
-        shutil.rmtree(checkpoint)
+        remove_own(checkpoint)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The folders checkpoint-<step>. Other names are not the trainer's."""
+    return [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
 
 
 def step_of(checkpoint: Path | None) -> int:

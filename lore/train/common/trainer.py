@@ -10,7 +10,7 @@ checkpoints that survive SIGKILL. A stage calls it in this order:
     model = load_model(recipe.model, device=device, for_training=True)
     order = training_order(rows["length"][:], recipe.train.batch_size, steps, recipe.seed)
     trainer = Trainer(model=model, args=args, train_dataset=rows.select(order), ...)
-    train(trainer, Recorder(folder, "title"), folder, recipe.train.lr_factors)
+    train(trainer, Recorder(folder, "title"), folder, recipe)
     save_weights(trainer, folder / "model")
 
 metrics.jsonl contains no timestamps, so an interrupted and resumed run ends with the same file as an uninterrupted run.
@@ -29,16 +29,19 @@ from trl import SFTConfig
 from lore.run.devices import check_world, device_arguments
 from lore.run.launch_settings import DTYPES, check_optimization, mixed_precision, outside_precision
 from lore.run.run_folder import RunFolder
+from lore.support.bounds import MAX_SEED
 from lore.support.errors import LoreError
 from lore.support.library_logging import silence
 from lore.support.processes import say, world_size
 from lore.train.common.checkpoint import drop_old_checkpoints, last_checkpoint, mark_complete, step_of
-from lore.train.common.config import TrainSection
+from lore.train.common.config import TrackedRecipe, TrainSection
 from lore.train.common.frozen_weights import FrozenWeights
 from lore.train.common.lora import whole_layers_in_float32
 from lore.train.common.lr_multipliers import scale_rates
+from lore.train.common.trackers import tracked
 
 RECORDED = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy")
+MAX_VISITS = 10**10  # 80 GB for the order of the rows
 WAIT_SECONDS = 6 * 3600  # timeout of the other processes while the main process renders the rows
 
 silence()
@@ -76,12 +79,12 @@ def training_arguments(
         dataloader_num_workers=train.workers,
         dataloader_pin_memory=not cpu,
         train_sampling_strategy="sequential",
-        seed=seed,
+        seed=seed % (MAX_SEED + 1 - world_size()),  # TRL adds the rank of the process
         data_seed=seed,
         bf16=bf16,
         fp16=mixed_precision("auto", "no") == "fp16" and not bf16,
         remove_unused_columns=False,
-        report_to=[],
+        report_to=[],  # lore.train.common.trackers
         disable_tqdm=True,
         ddp_timeout=WAIT_SECONDS,
         **device_arguments(),
@@ -139,8 +142,14 @@ def use_one_device(args: Any) -> None:
 
 
 def total_steps(train: TrainSection, rows: int) -> int:
-    """Total number of optimizer steps."""
-    return train.steps or max(1, math.ceil(rows * train.epochs / train.batch_size))
+    """Total number of optimizer steps. Raises LoreError if the order of all their rows could not be held in memory."""
+    steps = train.steps or max(1, math.ceil(rows * train.epochs / train.batch_size))
+    if steps * train.batch_size > MAX_VISITS:
+        raise LoreError(
+            f"{steps:,} steps of train.batch_size {train.batch_size:,} visit {steps * train.batch_size:,} rows, more than the "
+            f"{MAX_VISITS:,} whose order can be prepared.\nLower train.{'steps' if train.steps else 'epochs'} or train.batch_size."
+        )
+    return steps
 
 
 def set_steps(args: Any, train: TrainSection, steps: int) -> None:
@@ -255,12 +264,12 @@ def computation(trainer: Any) -> str:
     )
 
 
-def train(trainer: Any, recorder: Recorder, folder: RunFolder, lr_factors: dict[str, float] | None = None) -> float:
-    """Trains to the end, from the newest complete checkpoint if there is one; returns the training time in seconds. Raises
-    LoreError if a frozen weight changes."""
+def train(trainer: Any, recorder: Recorder, folder: RunFolder, recipe: TrackedRecipe | None = None) -> float:
+    """Trains to the end, from the newest complete checkpoint if there is one; returns the training time in seconds. recipe: None
+    uses one learning rate and no trackers. Raises LoreError if a frozen weight changes."""
     recorder.trainer = trainer
     whole_layers_in_float32(trainer)
-    scale_rates(trainer, lr_factors or {})
+    scale_rates(trainer, recipe.train.lr_factors if recipe else {})
     frozen = FrozenWeights(trainer)
     trainer.check_frozen = frozen.check
     trainer.callback_handler.callbacks.insert(0, frozen)  # before callbacks that sample when training begins
@@ -269,9 +278,10 @@ def train(trainer: Any, recorder: Recorder, folder: RunFolder, lr_factors: dict[
     checkpoint = last_checkpoint(folder)
     folder.truncate_metrics(step_of(checkpoint))
     trainer.accelerator.wait_for_everyone()
-    try:
-        done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        recorder.stop_bar()
+    with tracked(recipe, folder):
+        try:
+            done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            recorder.stop_bar()
     frozen.check("at the end of training")  # after all callbacks, which may write to weights, too
     return done.metrics["train_runtime"]

@@ -7,9 +7,10 @@ from pydantic import Field, field_validator
 
 from lore.codec.section import PromptSection
 from lore.config.recipe import BaseRecipe
-from lore.config.sections import Conflict, StrictModel
+from lore.config.sections import Conflict, SampledTemperature, Share, StrictModel
 from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection, UnansweredSection, VllmSection
+from lore.support.bounds import MAX_COUNT
 
 TIERS, RENDERER, JUDGE = "lore.tiers", "lore.renderer_hash", "lore.judge"  # metadata of pool.parquet
 
@@ -18,6 +19,7 @@ class PoolRecipe(BaseRecipe):
     """Samples a judge several times on labeled pairs, to find pairs that it judges correctly always, sometimes or never."""
 
     irrelevant_keys = frozenset({"batch_tokens", "unanswered.max_in_a_row", "unanswered.max_share"})
+    result_files = frozenset({"chunks", "pool.parquet", "pool.md"})
 
     stage: Literal["pool"] = "pool"
     model: ModelSection
@@ -28,13 +30,13 @@ class PoolRecipe(BaseRecipe):
     prompt: PromptSection
     samples: int = Field(8, ge=1, le=64)
     """Sampled answers per pair, in addition to the greedy answer."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: SampledTemperature = 1.0
     """Sampling temperature. Use that of the later rollouts; 1 samples from the model's own distribution."""
-    max_tokens: int = Field(256, ge=1)
+    max_tokens: int = Field(256, ge=1, le=MAX_COUNT)
     """Maximum tokens of an answer. A truncated answer counts as a format failure."""
-    batch_tokens: int = Field(16384, ge=64)
+    batch_tokens: int = Field(16384, ge=64, le=MAX_COUNT)
     """Maximum tokens of a forward pass in transformers, including padding."""
-    chunk_pairs: int = Field(512, ge=1)
+    chunk_pairs: int = Field(512, ge=1, le=1_000_000)
     """Pairs per saved chunk. A killed run repeats at most this many."""
     unanswered: UnansweredSection = UnansweredSection()
     """When pairs that the judge cannot be asked about stop the run."""
@@ -52,10 +54,10 @@ class PoolSection(StrictModel):
 
     path: str = Field(min_length=1)
     """pool.parquet of a finished run of stage pool."""
-    confidence: tuple[float, float] | None = None
+    confidence: tuple[Share, Share] | None = None
     """Only pairs whose largest tier probability is in this window, inclusive. null: no limit. A set window excludes pairs without a
     readable greedy answer, because they have no confidence."""
-    pass_rate: tuple[float, float] | None = None
+    pass_rate: tuple[Share, Share] | None = None
     """Only pairs whose share of correct samples is in this window, inclusive. null: no limit."""
     balance: Literal["none", "tier", "slice"] = "none"
     """tier, slice: the same number of rows from each tier or slice, as many as the smallest one has. With `limit`, an equal share
@@ -65,7 +67,7 @@ class PoolSection(StrictModel):
     order of `slices`."""
     slices: list[str] = []
     """Slices in the order of the curriculum. A row belongs to the first one that it has. Rows without any come last."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1, le=MAX_COUNT)
     """At most this many rows, sampled at random. null: all rows."""
     weighted: bool = False
     """Resamples the rows in proportion to label_weight. Pairs on which raters disagree appear less often or not at all; other pairs

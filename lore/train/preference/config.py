@@ -6,13 +6,13 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from lore.codec.section import PromptSection
-from lore.config.recipe import BaseRecipe
-from lore.config.sections import Conflict, StrictModel
+from lore.config.sections import Conflict, StrictModel, Weight
 from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
-from lore.train.common.config import MAY_CHANGE, TrainSection, padded_rows, trainable_weights
+from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
+from lore.train.common.config import TRAINED_FILES, TrackedRecipe, TrainSection, padded_rows, trainable_weights
 from lore.train.pool.config import PoolSection
-from lore.train.watch.config import WatchSection
+from lore.train.watch.config import WATCH_FILES, WatchSection
 
 LossType = Literal["sigmoid", "ipo", "hinge", "robust", "sigmoid_norm", "apo_zero", "apo_down", "sft"]
 
@@ -25,7 +25,7 @@ class PreferencesSection(StrictModel):
     tables: list[str] = []
     """Files (.parquet, .jsonl, .csv, .tsv) with columns pair_id, chosen, rejected (dpo) or pair_id, completion, good (kto), and
     optionally source. Answers have to be complete, in the judge's answer format."""
-    per_prompt: int = Field(2, ge=1)
+    per_prompt: int = Field(2, ge=1, le=1_000_000)
     """Largest number of preferences per pair from the pool (kto: of good answers, and of bad answers)."""
     wrong: Literal["sampled", "farthest"] = "sampled"
     """Which wrong samples of a pair are used first. sampled: in random order, so frequent answers tend to come first; farthest: the
@@ -34,7 +34,7 @@ class PreferencesSection(StrictModel):
     """Also use samples with format failures as rejected answers. Chosen answers always have a valid format."""
     gold: bool = False
     """If all samples of a pair are wrong, use the pair's own rationale and label as the chosen answer."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1, le=MAX_COUNT)
     """Largest number of preferences from the pool; keeps those with the lowest pass rates. null keeps all."""
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -47,10 +47,10 @@ class PreferencesSection(StrictModel):
         return {"tables": self.tables} if self.tables else {}
 
 
-class PreferenceRecipe(BaseRecipe):
+class PreferenceRecipe(TrackedRecipe):
     """Shared by dpo and kto."""
 
-    irrelevant_keys = MAY_CHANGE
+    result_files = TRAINED_FILES | WATCH_FILES
 
     model: ModelSection
     """The initial judge, which is also the reference model. model.adapter: continue training that adapter; model.lora: train a
@@ -77,9 +77,9 @@ class DPORecipe(PreferenceRecipe):
     """Direct preference optimization: raises the probability of the chosen answer relative to the rejected one."""
 
     stage: Literal["dpo"] = "dpo"
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, gt=0, le=MAX_WEIGHT)
     """Strength of the KL penalty toward the reference model; larger values stay closer to it."""
-    loss: dict[LossType, float] = {"sigmoid": 1.0}
+    loss: dict[LossType, Weight] = {"sigmoid": 1.0}
     """TRL loss types and their weights. sft adds the negative log-likelihood of the chosen answer, so that its probability does not
     fall along with that of the rejected answer."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
@@ -104,13 +104,13 @@ class KTORecipe(PreferenceRecipe):
     """Kahneman-Tversky optimization: trains on single answers that are good or bad (unpaired preferences)."""
 
     stage: Literal["kto"] = "kto"
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, gt=0, le=MAX_WEIGHT)
     """Strength of the KL penalty toward the reference model; larger values stay closer to it."""
     loss: Literal["kto", "apo_zero_unpaired"] = "kto"
     """TRL loss type. kto estimates the KL divergence with a second forward pass; apo_zero_unpaired does not need it."""
-    desirable_weight: float | None = Field(None, gt=0)
+    desirable_weight: float | None = Field(None, gt=0, le=MAX_WEIGHT)
     """Weight of good answers; null balances the total weights of good and bad answers (KTO, arXiv 2402.01306, equation 8)."""
-    undesirable_weight: float | None = Field(None, gt=0)
+    undesirable_weight: float | None = Field(None, gt=0, le=MAX_WEIGHT)
     """Weight of bad answers; null balances the total weights of good and bad answers."""
 
     def conflicts(self) -> Iterator[Conflict]:

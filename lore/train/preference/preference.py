@@ -99,7 +99,7 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
         preflight(recipe, rows, trainer, processor, steps)
     watch = watched(trainer, recipe, folder, start, probe, title=recipe.stage, max_tokens=ANSWER_TOKENS)
     recorder = Recorder(folder, recipe.stage, keep=recipe.train.keep_checkpoints, recorded=KEPT, on_saved=start.write_card)
-    seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
+    seconds = train(trainer, recorder, folder, recipe)
     seen = watch.finish(trainer)
     if is_main_process():
         complete_model(folder, start)
@@ -183,7 +183,8 @@ def _preferences(recipe, source: PairSource, start: Start, rejected) -> Iterator
             else:
                 written.append((file, *item))
     needed = {preference.pair_id for _, _, preference in written}
-    by_id = {pair.pair_id: pair for pair in read_pairs(source.path, split=recipe.data.split) if pair.pair_id in needed}
+    stored = read_pairs(source.path, split=recipe.data.split, image_roots=source.image_roots)
+    by_id = {pair.pair_id: pair for pair in stored if pair.pair_id in needed}
     for file, number, preference in written:
         yield file, number, by_id[preference.pair_id], preference
 

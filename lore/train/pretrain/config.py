@@ -5,41 +5,41 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
-from lore.train.common.config import MAY_CHANGE, TrainSection, padded_rows
+from lore.support.bounds import MAX_COUNT
+from lore.train.common.config import TrackedRecipe, TrainSection, padded_rows
 
 
 class ArchitectureSection(StrictModel):
     """Size of an Idefics3 model (vision tower and Llama text model) that is trained from scratch."""
 
-    hidden: int = Field(128, ge=16)
+    hidden: int = Field(128, ge=16, le=1_000_000)
     """Hidden size of the text model."""
-    layers: int = Field(4, ge=1)
+    layers: int = Field(4, ge=1, le=10_000)
     """Number of layers of the text model."""
-    heads: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1, le=65_536)
     """Number of attention heads of the text model."""
-    mlp: int = Field(384, ge=16)
+    mlp: int = Field(384, ge=16, le=1_000_000)
     """Hidden size of the text model's feed-forward blocks."""
-    max_positions: int = Field(2048, ge=64)
+    max_positions: int = Field(2048, ge=64, le=MAX_COUNT)
     """Longest sequence in tokens."""
-    rope_theta: float = Field(1e6, gt=1)
+    rope_theta: float = Field(1e6, gt=1, le=1e12)
     """Base of the rotary position embeddings. With a large base most dimensions of a head hardly depend on position, so equal
     words match at any distance."""
     loud_embeddings: bool = False
     """Initialize embeddings with standard deviation 1 and scale down the output projections of the layers. Helps to distinguish
     the words of a large vocabulary early in training."""
-    vision_hidden: int = Field(64, ge=16)
+    vision_hidden: int = Field(64, ge=16, le=1_000_000)
     """Hidden size of the vision tower."""
-    vision_layers: int = Field(2, ge=1)
+    vision_layers: int = Field(2, ge=1, le=10_000)
     """Number of layers of the vision tower."""
-    vision_heads: int = Field(4, ge=1)
+    vision_heads: int = Field(4, ge=1, le=65_536)
     """Number of attention heads of the vision tower."""
-    image_size: int = Field(56, ge=14)
+    image_size: int = Field(56, ge=14, le=16_384)
     """Side of the input photo in pixels."""
-    patch_size: int = Field(14, ge=2)
+    patch_size: int = Field(14, ge=2, le=16_384)
     """Side of a patch in pixels."""
-    scale_factor: int = Field(2, ge=1)
+    scale_factor: int = Field(2, ge=1, le=16_384)
     """scale_factor x scale_factor patches are merged into one image token (pixel shuffle)."""
 
     @property
@@ -62,10 +62,8 @@ class ArchitectureSection(StrictModel):
             )
 
 
-class PretrainRecipe(BaseRecipe):
+class PretrainRecipe(TrackedRecipe):
     """Trains a small base model from scratch: tokenizer and Idefics3, as a language model on a corpus of texts and captions."""
-
-    irrelevant_keys = MAY_CHANGE
 
     stage: Literal["pretrain"] = "pretrain"
     corpus: list[str] = Field(min_length=1)
@@ -74,7 +72,7 @@ class PretrainRecipe(BaseRecipe):
     cannot predict; it only adds noise. null trains on the full text."""
     shuffle: bool = True
     """Shuffle the corpus every epoch. false keeps the order of the files, for a corpus that is a curriculum."""
-    vocabulary: int = Field(2000, ge=300)
+    vocabulary: int = Field(2000, ge=300, le=10_000_000)
     """Vocabulary size of the byte-level BPE tokenizer, which is trained on the corpus."""
     lowercase: bool = False
     """Tokenizer lowercases text. Generated answers are lowercase too, so use it only for rubrics with lowercase tier ids."""

@@ -25,6 +25,8 @@ from transformers import (
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from lore.data.images import ImageError, image_bytes
+from lore.data.photo_places import PhotoPlaces
 from lore.data.tables.text_tables import parquet_records
 from lore.engines.config import ModelSection
 from lore.engines.model_checks import check_format, check_positions, check_saving, check_vocabulary
@@ -103,7 +105,7 @@ def run(recipe: PretrainRecipe, folder: RunFolder) -> None:
         processing_class=processor,
         data_collator=collator,
     )
-    train(trainer, recorder, folder, recipe.train.lr_factors)
+    train(trainer, recorder, folder, recipe)
     trainer.model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     final = folder.metrics()[-1]
@@ -158,7 +160,15 @@ def read_corpus(paths: list[str]):
         if not Path(path).is_file():
             raise LoreError(f"corpus: {path} does not exist. Run the recipe that creates it (see `needs`), or correct the path.")
         hint = "A file of `corpus` has the columns text and image: correct the path, or run the recipe that creates the file again."
+        places = PhotoPlaces(Path(path).parent)
         for _, row in parquet_records(Path(path), ["text", "image"], ["trained"], hint=hint):
+            if row["image"]:
+                try:
+                    row["image"] = {"bytes": image_bytes(places.placed(row["image"])), "path": None}
+                except ImageError as error:
+                    raise LoreError(
+                        f"corpus: {path}: {error.found}. Put the photos below the folder of the corpus, or store them in the file."
+                    ) from error
             yield {"trained": None, **row}
 
 

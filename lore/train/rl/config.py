@@ -6,35 +6,35 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lore.codec.section import PromptSection
-from lore.config.recipe import BaseRecipe
-from lore.config.sections import Conflict, StrictModel
+from lore.config.sections import Conflict, SampledTemperature, StrictModel
 from lore.data.parquet import pair_files
 from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
 from lore.rewards.config import RewardsSection
+from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
 from lore.support.errors import LoreError
-from lore.train.common.config import MAY_CHANGE, TrainSection, padded_rows, trainable_weights
+from lore.train.common.config import TRAINED_FILES, TrackedRecipe, TrainSection, padded_rows, trainable_weights
 from lore.train.pool.config import PoolSection
-from lore.train.watch.config import WatchSection
+from lore.train.watch.config import WATCH_FILES, WatchSection
 
 
 class RolloutSection(StrictModel):
     """How completions are sampled. top_p is 1 and there is no other filter, because the trainer's log-probabilities assume none."""
 
-    group: int = Field(8, ge=2)
+    group: int = Field(8, ge=2, le=65_536)
     """Completions per prompt (group size); GRPO computes advantages within the group."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: SampledTemperature = 1.0
     """Sampling temperature; the trainer's log-probabilities use the same temperature."""
-    max_tokens: int = Field(256, ge=1)
+    max_tokens: int = Field(256, ge=1, le=MAX_COUNT)
     """Longest completion in tokens. mask_truncated of grpo or ppo excludes truncated completions from the loss."""
     engine: Literal["transformers", "vllm_colocate", "vllm_server"] = "transformers"
     """Engine that samples. transformers: the model in training itself; vllm_colocate: vLLM on the training GPUs; vllm_server: a
     server started with `trl vllm-serve`."""
-    updates: int = Field(1, ge=1)
+    updates: int = Field(1, ge=1, le=10_000)
     """Optimizer steps per batch of completions. Above 1, later steps are off-policy and clipping takes effect."""
     gpu_memory: float = Field(0.3, gt=0, le=1)
     """Fraction of GPU memory for vLLM with engine vllm_colocate."""
-    tensor_parallel: int = Field(1, ge=1)
+    tensor_parallel: int = Field(1, ge=1, le=4096)
     """GPUs per vLLM replica with engine vllm_colocate (tensor parallelism)."""
     server: str = "http://127.0.0.1:8000"
     """Base URL of the vLLM server for engine vllm_server."""
@@ -43,10 +43,10 @@ class RolloutSection(StrictModel):
 class DynamicSection(StrictModel):
     """Dynamic sampling (DAPO, arXiv 2503.14476): replaces zero-advantage groups, whose rewards are all equal, before the update."""
 
-    extra: float = Field(1.0, ge=0)
+    extra: float = Field(1.0, ge=0, le=1000)
     """Largest number of additional completions per step, as a fraction of the step's completions. 0 generates none, so prompts are
     only selected in advance (foresee). Rounded up to full groups per process."""
-    min_spread: float = Field(0.02, ge=0)
+    min_spread: float = Field(0.02, ge=0, le=MAX_WEIGHT)
     """A group counts as zero-advantage if the standard deviation of its rewards is at most this value."""
     foresee: bool = True
     """Before generating, replace prompts whose earlier completions predict a zero-advantage group."""
@@ -68,7 +68,7 @@ class GuidedSection(StrictModel):
     """Largest fraction of a step's groups that is resampled."""
     reveal: float = Field(0.5, gt=0, lt=1)
     """Fraction of the gold reasoning's tokens that is used as prefill."""
-    teach: float = Field(0.1, ge=0)
+    teach: float = Field(0.1, ge=0, le=MAX_WEIGHT)
     """Weight of an SFT loss on the prefill tokens, at rollout.temperature; 0 disables it."""
 
 
@@ -79,11 +79,11 @@ class ReplaySection(StrictModel):
     """File of pairs with rationales; null uses data.path."""
     split: str | None = "train"
     """Use only the pairs of this split; null uses all."""
-    rows: int = Field(16, ge=1)
+    rows: int = Field(16, ge=1, le=1_000_000)
     """Pairs per optimizer step, summed over all processes."""
-    weight: float = Field(0.1, gt=0)
+    weight: float = Field(0.1, gt=0, le=MAX_WEIGHT)
     """Weight of the mean token loss relative to the policy loss."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1, le=MAX_COUNT)
     """Use at most this many pairs, from the start of the file; null uses all."""
 
 
@@ -92,10 +92,10 @@ class LossSection(StrictModel):
 
     clip_low: float = Field(0.2, gt=0, lt=1)
     """Lower clipping range: the probability ratio is clipped at 1 - clip_low."""
-    clip_high: float = Field(0.28, gt=0)
+    clip_high: float = Field(0.28, gt=0, le=MAX_WEIGHT)
     """Upper clipping range: the ratio is clipped at 1 + clip_high. A value above clip_low lets rare tokens gain probability (DAPO,
     arXiv 2503.14476)."""
-    kl: float = Field(0.0, ge=0)
+    kl: float = Field(0.0, ge=0, le=MAX_WEIGHT)
     """Weight of the KL penalty toward the initial model; 0 loads no reference model."""
     mask_truncated: bool = True
     """Exclude completions that were truncated at rollout.max_tokens from the loss."""
@@ -107,7 +107,7 @@ class GRPOSection(LossSection):
     their token means; bnpo: mean over the tokens of a micro-batch; dr_grpo: sum over tokens divided by a constant length."""
     scale: Literal["group", "batch", "none"] = "group"
     """Normalization of advantages: divide by the standard deviation of the group, of the batch, or not at all (none)."""
-    advantage_clamp: float | None = Field(2.0, gt=0)
+    advantage_clamp: float | None = Field(2.0, gt=0, le=MAX_WEIGHT)
     """Clamp advantages to [-x, x]: a single right answer among many wrong ones gets a large advantage. null does not clamp."""
 
 
@@ -116,24 +116,24 @@ class PPOSection(LossSection):
     """Discount factor per token; 1 does not discount."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
     """Lambda of generalized advantage estimation (GAE, arXiv 1506.02438): 1 uses full returns, 0 one-step temporal differences."""
-    value_coef: float = Field(0.1, gt=0)
+    value_coef: float = Field(0.1, gt=0, le=MAX_WEIGHT)
     """Coefficient of the value loss."""
-    value_clip: float = Field(0.2, gt=0)
+    value_clip: float = Field(0.2, gt=0, le=MAX_WEIGHT)
     """Value clipping range: the value loss is clipped when the value moves further than this from its estimate at rollout."""
-    value_lr: float = Field(1e-3, gt=0)
+    value_lr: float = Field(1e-3, gt=0, le=1000)
     """Learning rate of the value head, whose output is initialized to the mean reward of the first step."""
-    value_warmup: int = Field(0, ge=0)
+    value_warmup: int = Field(0, ge=0, le=MAX_COUNT)
     """Initial steps in which only the value head is trained on rewards, because advantages from an untrained value head are noise.
     0 trains the policy from the first step."""
     whiten: bool = True
     """Normalize advantages to mean 0 and standard deviation 1 over the tokens of the step."""
 
 
-class RolloutRecipe(BaseRecipe):
+class RolloutRecipe(TrackedRecipe):
     """Shared by the recipes of grpo and ppo."""
 
-    irrelevant_keys = MAY_CHANGE
-    prepared_files = BaseRecipe.prepared_files | {"rejected_replay.jsonl"}
+    prepared_files = TrackedRecipe.prepared_files | {"rejected_replay.jsonl"}
+    result_files = TRAINED_FILES | WATCH_FILES
 
     model: ModelSection
     data: JudgedDataSection

@@ -293,7 +293,7 @@ def run_trainer(setup: Setup, trainer: Any, title: str) -> None:
     shown = {"title": title, "max_tokens": recipe.rollout.max_tokens, "rewards": setup.rewards}
     watch = watched(trainer, recipe, folder, setup.start, setup.probe, **shown)
     recorder = Recorder(folder, title, keep=recipe.train.keep_checkpoints, recorded=KEPT_METRICS, on_saved=setup.start.write_card)
-    seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
+    seconds = train(trainer, recorder, folder, recipe)
     summary = {"prompts": len(setup.prompts), "steps": trainer.state.global_step, **watch.finish(trainer)}
     if is_main_process():
         complete_model(folder, setup.start)

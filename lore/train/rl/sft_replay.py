@@ -37,7 +37,7 @@ def write_replay(recipe: RolloutRecipe, data: PairSource, start: Start) -> None:
             f"replay.path {source} holds no pairs, so nothing can be replayed.\n"
             "Give the pairs of a synthesize run (<run>/pairs), or remove the replay section."
         ) from error
-    read = partial(read_pairs, source, split=recipe.replay.split, limit=recipe.replay.limit)
+    read = partial(read_pairs, source, split=recipe.replay.split, limit=recipe.replay.limit, image_roots=data.image_roots)
     reasoned = [
         number
         for number, pair in enumerate(track(read(columns=["label", "rationale"]), "choosing replay"))

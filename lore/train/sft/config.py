@@ -4,17 +4,14 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from lore.codec.section import PromptSection
-from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict
 from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
-from lore.train.common.config import MAY_CHANGE, TrainSection, trainable_weights
+from lore.train.common.config import TrackedRecipe, TrainSection, trainable_weights
 
 
-class SFTRecipe(BaseRecipe):
+class SFTRecipe(TrackedRecipe):
     """Supervised fine-tuning of a judge on rationale and verdict; on the verdict alone if a pair has no rationale."""
-
-    irrelevant_keys = MAY_CHANGE
 
     stage: Literal["sft"] = "sft"
     model: ModelSection

@@ -78,7 +78,7 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
         peft_config=lora,
     )
     recorder = Recorder(folder, "sft", keep=recipe.train.keep_checkpoints, on_saved=start.write_card)
-    seconds = train(trainer, recorder, folder, recipe.train.lr_factors)
+    seconds = train(trainer, recorder, folder, recipe)
     save_weights(trainer, folder / "model")
     if is_main_process():
         complete_model(folder, start)
@@ -106,7 +106,7 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Da
             schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
             with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
                 judging = _pair_rows(recipe, source, rubric, fmt, processor, rejected)
-                rows = rejected.before(chain(judging, _task_rows(recipe, fmt, processor)))
+                rows = rejected.before(chain(judging, _task_rows(recipe, source, fmt, processor)))
                 write_rows(rows, schema, path, nothing=nothing)
             if rejected.count:
                 say(f"{rejected.count:,} pairs were rejected; {rejected.path} lists them with their reasons")
@@ -129,9 +129,9 @@ def _pair_rows(recipe, source, rubric, fmt, processor, rejected):
         raise LoreError(f"None of the {rejected.count:,} pairs can be a training row. First rejected pair: {first}")
 
 
-def _task_rows(recipe, fmt, processor):
+def _task_rows(recipe, source, fmt, processor):
     """Training rows of the auxiliary tasks."""
-    for task in track(read_tasks([Path(file) for file in recipe.auxiliary]), "rendering tasks"):
+    for task in track(read_tasks([Path(file) for file in recipe.auxiliary], source.image_roots), "rendering tasks"):
         yield _bounded(task_row(task, fmt, processor), recipe)
 
 

@@ -72,7 +72,7 @@ def probe_pairs(watch: WatchSection, source: PairSource, *, photos: bool) -> lis
             same_on_every_rank=True,
         )
     # Counts the pairs first and then streams them, because a file with many photos may not fit in memory.
-    read = read_pairs(path, split=watch.split, columns=None if photos else WITHOUT_PHOTO)
+    read = read_pairs(path, split=watch.split, columns=None if photos else WITHOUT_PHOTO, image_roots=source.image_roots)
     pairs = (pair for pair in track(read, "reading the probe") if pair.label is not None)
     count = min(watch.pairs, labeled)
     chosen = {place * labeled // count for place in range(count)}

@@ -26,6 +26,7 @@ from lore.judge.answer import Answer, read_answer
 from lore.judge.card import write_card
 from lore.rubric.rubric import Rubric
 from lore.run.devices import main_process_checks
+from lore.run.nested import refuse_runs_in, remove_own
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import folder_written_whole, replace_folder, write_atomic
 from lore.support.errors import LoreError
@@ -192,9 +193,9 @@ class ProbeCallback(TrainerCallback):
 
     def _check_best(self, step: int) -> None:
         """Main process: deletes weights that a killed run saved after `step`; checks that the best weights still exist."""
-        for path in self.folder.path.glob("best-*"):
-            if path.name.partition("-")[2].isdigit() and int(path.name.partition("-")[2]) > step:
-                shutil.rmtree(path)
+        for path, saved in self._saved():
+            if saved > step:
+                remove_own(path)
         best = self.watch.best_step
         if best is not None and not self._best(best).is_dir():
             raise LoreError(
@@ -215,14 +216,20 @@ class ProbeCallback(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()
 
     def _drop_all_but(self, steps: set[int | None]) -> None:
-        for path in self.folder.path.glob("best-*"):
-            if path.name not in {f"best-{step}" for step in steps}:
-                shutil.rmtree(path)
+        for path, step in self._saved():
+            if step not in steps:
+                remove_own(path)
+
+    def _saved(self) -> list[tuple[Path, int]]:
+        """The folders best-<step> with their steps. Other names are not the run's own."""
+        found = [(path, path.name.partition("-")[2]) for path in self.folder.path.glob("best-*")]
+        return [(path, int(step)) for path, step in found if step.isdecimal()]
 
     def _save(self, target: Path) -> None:
         part = target.with_name(f".{target.name}.part")  # one name for all processes, which write into it together
-        if is_main_process() and part.exists():
-            shutil.rmtree(part)
+        if is_main_process():
+            refuse_runs_in(target)
+            remove_own(part)
         self.trainer.accelerator.wait_for_everyone()
         plugin = getattr(self.trainer.accelerator.state, "fsdp_plugin", None)
         kind = plugin.state_dict_type if plugin is not None else None
@@ -248,6 +255,7 @@ class ProbeCallback(TrainerCallback):
             return {}
         best = self.watch.best_step
         if is_main_process():
+            refuse_runs_in(target)
             with folder_written_whole(target) as part:
                 shutil.copytree(self._best(best), part)
             self._drop_all_but({best})

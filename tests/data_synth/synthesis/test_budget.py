@@ -8,9 +8,11 @@ from traces_for_tests import make_trace
 
 from lore.data_synth.synthesis.budget import Budget, BudgetReached, RequestGate, Spent, cost
 from lore.data_synth.synthesis.config import BudgetSection, PriceSection
-from lore.data_synth.synthesis.journal import Earlier, Journal, totals
+from lore.data_synth.synthesis.journal import Earlier, Journal, Shared, totals
+from lore.data_synth.synthesis.synthesize import spent_before
 from lore.data_synth.synthesis.trace import Reply, read_traces, trace_store
 from lore.engines.engine import Usage
+from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 
 PRICE = PriceSection(prompt_usd=1.0, completion_usd=3.0)
@@ -153,3 +155,49 @@ def test_a_server_that_counts_more_than_was_held_is_believed(capsys):
 
     assert asyncio.run(main()) == (1000, 3)
     assert "took 250 tokens, but only 100 were reserved" in capsys.readouterr().out
+
+
+DIGITS = "9" * 4000
+
+
+@pytest.mark.parametrize("count", ["1e30", "true", "-1", DIGITS, DIGITS * 2, "NaN", "Infinity", '"many"', "null", "[1]"])
+def test_a_journal_with_an_impossible_count_can_be_used_again(tmp_path, count, capsys):
+    path = tmp_path / "run" / "answers" / "000000.jsonl"
+    path.parent.mkdir(parents=True)
+    named = '"step": "knowledge", "key": "a", "prompt_hash": "h", "teacher": "t", "finish_reason": "stop"'
+    counts = f'"prompt_tokens": {count}, "completion_tokens": {count}, "usd": {count}'
+    path.write_text(
+        '{"ask": 0, "key": "a", "tokens": 100, "usd": 0.5}\n'
+        f'{{"took": 0, "tokens": {count}, "usd": {count}}}\n'
+        f'{{"pair_id": "p \\ud83d", "reply": {{{named}, "text": "x \\ud83d", {counts}}}}}\n'
+        f'{{"ask": {count}, "key": "b", "tokens": {count}, "usd": 0}}\n'
+        '{"unknown": 1}\n'
+    )
+    found = totals(path.parent)
+    assert (found.tokens, found.usd, found.answers, found.unsettled) == (100, 0.5, 1, 1)
+    assert "3 lines hold impossible values and are left out, the first is line 2" in capsys.readouterr().out
+    journal = Journal(path)
+    assert journal.replies["a"] == Reply("knowledge", "a", "h", "t", "x \ufffd") == Earlier([str(tmp_path / "run")]).get("a")
+    assert journal.asked("c", 1, 0.0) == 1
+    store = trace_store(tmp_path)
+    store.write(0, [make_trace(replies=[journal.replies["a"]]).row()])
+    journal.close()
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", "5", "[" * 100_000, '{"took": 0, "took": 1}'])
+def test_a_line_that_is_no_entry_names_the_file_and_the_line(tmp_path, line):
+    (tmp_path / "000000.jsonl").write_text('{"failed": "a", "by": "p"}\n' + line + "\n")
+    with pytest.raises(LoreError, match="000000.jsonl, line 2 is not JSON"):
+        totals(tmp_path)
+
+
+DAMAGED = ['{"seconds": 1', '{"seconds": NaN}', '{"seconds": "1"}', "[]", '{"seconds": true}', '{"seconds": -1}', "\xff"]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_damaged_seconds_are_named(tmp_path, text):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "seconds.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(LoreError, match="seconds.json cannot be read .* Delete it"):
+        spent_before(folder, Shared())

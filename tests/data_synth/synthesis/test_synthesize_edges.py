@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import synthesis_for_tests
 import yaml
-from openai_server import error, reply, serve
+from openai_server import Answer, error, reply, serve
 from synthesis_for_tests import MODEL, make_shop, run_that_accepts_nothing, traces_of, write_recipe
 from teacher_server import ShopServer, step_of
 
+from lore.data.images import load_image
 from lore.data.parquet import PairWriter, read_pairs
 from lore.data_synth.synthesis.budget import Budget, RequestGate, Spent
 from lore.data_synth.synthesis.config import BudgetSection
@@ -83,7 +84,7 @@ def test_halves_of_characters_in_a_verdict_reject_the_pair_alone(recipe):
 
     with serve(odd) as server:
         folder = run_that_accepts_nothing(recipe("odd", teacher=endpoint(server)))
-    assert {trace.tier for trace in traces_of(folder)} <= {"?L1", "?L2", "?L3", "?L4"}
+    assert {trace.tier for trace in traces_of(folder)} <= {f"\ufffdL{tier}" for tier in range(1, 5)}
 
 
 def test_a_critic_may_say_odd_things(recipe):
@@ -95,7 +96,7 @@ def test_a_critic_may_say_odd_things(recipe):
 
     with serve(odd) as server:
         folder = run_that_accepts_nothing(recipe("critic", teacher=endpoint(server), critic=endpoint(server)))
-    assert {check.why for trace in traces_of(folder) for check in trace.checks if check.name == "critic"} == {"?"}
+    assert {check.why for trace in traces_of(folder) for check in trace.checks if check.name == "critic"} == {"\ufffd"}
 
 
 def test_a_chunk_that_cannot_be_written_stops_the_run(recipe, runs, monkeypatch):
@@ -149,7 +150,12 @@ def test_a_photo_that_lies_in_a_file_is_read(recipe, shop, tmp_path):
         path.write_bytes(pair.image["bytes"])
         return replace(pair, image={"bytes": None, "path": str(path)})
 
-    assert run_recipe(recipe("files", as_file)).summary["accepted"] == 24
+    folder = run_recipe(recipe("files", as_file))
+    assert folder.summary["accepted"] == 24
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    photos = [pair.image for pair in read_pairs(folder / "pairs", image_roots=()) if pair.image]
+    assert photos and all(load_image(photo) for photo in photos)  # the set holds them
 
 
 @pytest.mark.parametrize("split", ["../../out", ".hidden", "a/b", "..", "训练"])
@@ -252,6 +258,50 @@ def test_a_key_in_a_recipe_is_refused_and_not_repeated(recipe, section):
     assert "sk-very-secret" not in str(refused.value)
 
 
+MISPLACED = [
+    {"api_key": "hunter2hunter2"},
+    {"headers": {"Authorization": "hunter2hunter2"}},
+    [{"api_key": "hunter2hunter2"}],
+    {"url": "http://127.0.0.1:9/v1", "model": "m", "token": "hunter2hunter2"},
+    {"url": "http://127.0.0.1:9/v1?x=hunter2hunter2", "model": "m"},
+    {"url": "http://127.0.0.1:9/v1#hunter2hunter2", "model": "m"},
+    {"url": "http://127.0.0.1:9/v1", "model": "sk-hunter2hunter2"},
+    "sk-hunter2hunter2",
+]
+
+
+@pytest.mark.parametrize("section", MISPLACED, ids=str)
+def test_a_key_in_the_wrong_place_is_refused_and_not_repeated(recipe, section):
+    path = recipe("misplaced", teacher={"kind": "endpoint", "endpoint": section})
+    written = yaml.safe_dump({"endpoint": section}, default_flow_style=True, width=10_000).strip()
+    for overrides in ([], [f"teacher={written}"], ["teacher.endpoint.api_key=hunter2hunter2"], ["teacher.api_key=hunter2hunter2"]):
+        with pytest.raises(LoreError) as refused:
+            run_recipe(path, overrides)
+        assert "hunter2" not in str(refused.value)
+    twice = path.with_name("twice.yaml")
+    twice.write_text(path.read_text() + "api_key: hunter2hunter2\napi_key: hunter2hunter3\n")
+    doubled = ["api_key=hunter2hunter2", "api_key=hunter2hunter3"]
+    for more in ([], doubled, ["seed.api_key=hunter2hunter2"], ["api_key:hunter2hunter2"]):
+        with pytest.raises(LoreError) as refused:
+            run_recipe(twice, more)
+        assert "hunter2" not in str(refused.value)
+
+
+def test_a_key_that_an_earlier_version_stored_is_not_shown_by_a_resume(recipe, runs):
+    with serve(ShopServer().answer) as server:
+        teacher = endpoint(server, endpoint={"extra": {"service_tier": "flex", "metadata": {"token_kind": "x"}}})
+        folder = run_recipe(recipe("old", teacher=teacher))
+        stored = folder.recipe_path.read_text().replace("service_tier: flex", "auth: hunter2\n      service_tier: flex")
+        folder.recipe_path.write_text(stored.replace("token_kind: x", "access_token: hunter2"))
+        with pytest.raises(LoreError, match="extra.auth: was 'a value that is not shown") as refused:
+            run_recipe(recipe("old", teacher=teacher))
+    assert "hunter2" not in str(refused.value)
+    # The additional fields are part of a teacher's identity; what is published has their hash.
+    teachers = {reply.teacher for trace in traces_of(folder) for reply in trace.replies}
+    assert len(teachers) == 1 and "flex" not in teachers.pop()
+    assert "flex" not in "".join(path.read_text() for path in (folder / "answers").glob("*.jsonl"))
+
+
 def test_a_task_that_is_named_twice_is_written_once(recipe):
     folder = run_recipe(recipe("twice", tasks=["rules", "rules"]))
     assert pq.read_table(folder / "tasks" / "rules.parquet").num_rows == 24
@@ -335,6 +385,31 @@ def test_a_teacher_whose_answers_are_cut_stops_and_the_next_start_asks_the_cut_o
         assert not list((runs / "short" / "traces").glob("part-*"))
         works.append(True)
         assert run_recipe(path).summary["accepted"] > 12
+
+
+ODD = [error(500, "boom"), error(403, "firewall"), Answer(body=b"[]")]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=["500", "403", "200"])
+def test_prompts_that_a_server_cannot_answer_are_no_server_that_is_down(recipe, runs, odd, monkeypatch):
+    for name, value in {"BREAKER_FAULTS": 3, "FIRST_WAIT_SECONDS": 0.01, "FIRST_PROBE_SECONDS": 0.01}.items():
+        monkeypatch.setattr(f"lore.engines.http.throttle.{name}", value)
+    teacher, bad = ShopServer(), set()
+
+    def sick(request):
+        if step_of(request) == "multimodal" and len(bad) < 3:
+            bad.add(request.text)
+        return odd if request.text in bad else teacher.answer(request)
+
+    with serve(sick) as server:
+        path = recipe("sick", teacher=endpoint(server, endpoint={"max_attempts": 4, "max_down_seconds": 0.1}))
+        if odd.status != 403:
+            with pytest.raises(LoreError, match="3 pairs got no usable answer"):
+                run_recipe(path)
+        folder = run_recipe(path)
+    lost = [trace for trace in traces_of(folder) if not trace.accepted]
+    assert folder.summary["accepted"] == 21 and len(lost) == 3
+    assert all("multimodal: refused: " in trace.failure for trace in lost)
 
 
 def test_a_teacher_that_refuses_one_step_loses_every_pair_and_stops(recipe, runs):

@@ -247,9 +247,8 @@ def test_answers_are_read_through_reasoning_and_fences():
 
 
 def test_halves_of_characters_do_not_reach_a_file():
-    assert (
-        read_knowledge('{"demands": [{"dimension": "colour", "words": "\\ud800", "wanted": "a\\ud800"}]}', RUBRIC)[0].wanted == "a?"
-    )
+    (wish,) = read_knowledge('{"demands": [{"dimension": "colour", "words": "\\ud800", "wanted": "a\\ud800"}]}', RUBRIC)
+    assert wish.wanted == "a\ufffd"
 
 
 def test_json_objects_are_found_in_any_text():
@@ -340,7 +339,7 @@ def test_a_field_that_is_null_is_empty():
 def test_a_verdict_is_a_text_that_a_file_can_hold():
     wishes = [Wish("colour", "red", "red")]
     _, verdicts = read_rules('{"rulings": [{"rule": "x", "tier": "L4"}], "verdict": "L4\\ud800"}', wishes)
-    assert verdicts == ["L4?"]
+    assert verdicts == ["L4\ufffd"]
     _, verdicts = read_rules('{"rulings": [{"rule": "x", "tier": "L4"}], "verdict": "' + "L" * 5000 + '"}', wishes)
     assert len(verdicts[0]) == 400
 

@@ -15,7 +15,7 @@ from evaluations_for_tests import RUBRIC, TIERS, evaluate, made_pairs, right_in,
 from lore.data.tables.any_table import table_records
 from lore.eval.compare.changes import changed_pairs, counted
 from lore.eval.compare.compare import BETTER, SAME, UNCLEAR, WORSE, Options, compare
-from lore.eval.compare.compare_output import _write_changed, report
+from lore.eval.compare.compare_output import _changed_text, _write, output_files, report
 from lore.eval.compare.finished import Finished, read_run
 from lore.eval.compare.judge_predictions import JudgePredictions
 from lore.eval.compare.sides import Side, Sides, _bring_to, open_sides
@@ -277,7 +277,8 @@ def test_changed_pairs_are_safe_in_a_spreadsheet_and_read_back(two, tmp_path):
     rows = changed_pairs(comparison)[:2]
     rows[0] |= {"query": '=HYPERLINK("http://evil")', "pair_id": "123e45", "title": "café", "cost_change": -1.0}
     for _ in range(2):
-        _write_changed(tmp_path / "CHANGED.CSV", rows)  # its own file is replaced
+        output_files(opened(*two), tmp_path / "CHANGED.CSV", None, False)  # its own file is replaced
+        _write(tmp_path / "CHANGED.CSV", _changed_text(tmp_path / "CHANGED.CSV", rows))
     text = (tmp_path / "CHANGED.CSV").read_text(encoding="utf-8-sig")
     assert "'=HYPERLINK" in text and "'123e45" in text and ",-1.0," in text
     (_, first), (_, second) = table_records(tmp_path / "CHANGED.CSV", ["pair_id"])

@@ -232,7 +232,7 @@ def test_wrong_changes_are_all_named_at_once(tmp_path):
         "i: Label 'L7' has no tier in rubric shop",
     ):
         assert line in text
-    for content, message in (("a: {change: x", "not valid YAML"), ("", "found no change"), ("a: 1\na: 2\n", "given twice")):
+    for content, message in (("a: {change: x", "not valid YAML"), ("", "found no change"), ("a: 1\na: 2\n", "already given")):
         path.write_text(content)
         with pytest.raises(LoreError, match=message):
             load_rule_edits(str(path), SHOP)

@@ -33,7 +33,6 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from lore.config.recipe import BaseRecipe
 from lore.engines.config import ModelSection
 from lore.engines.loading import load_model, load_processor
 from lore.run.run_folder import RunFolder
@@ -41,7 +40,7 @@ from lore.support.processes import is_main_process
 from lore.train.common.arrow_rows import rendered_rows, write_rows
 from lore.train.common.batch_order import training_order
 from lore.train.common.checkpoint import COMPLETE, save_weights
-from lore.train.common.config import MAY_CHANGE, TrainSection
+from lore.train.common.config import TrackedRecipe, TrainSection
 from lore.train.common.lora import peft_config
 from lore.train.common.trainer import Recorder, set_steps, sft_arguments, total_steps, train, training_arguments
 
@@ -54,9 +53,7 @@ STAGES = ("language_model", "classifier")
 DIES_AT = 5  # of 8 steps, between two checkpoints
 
 
-class TextRecipe(BaseRecipe):
-    irrelevant_keys = MAY_CHANGE
-
+class TextRecipe(TrackedRecipe):
     stage: Literal["language_model", "classifier"]
     model: ModelSection
     train: TrainSection
@@ -136,7 +133,7 @@ def run(recipe: TextRecipe, folder: RunFolder, callbacks: list[TrainerCallback])
         (checkpoint / "note.txt").write_text("beside the weights")
 
     recorder = Recorder(folder, recipe.stage, keep=recipe.train.keep_checkpoints, on_saved=note)
-    train(trainer, recorder, folder, recipe.train.lr_factors)
+    train(trainer, recorder, folder, recipe)
     save_weights(trainer, folder / "model")
     folder.finish({"steps": trainer.state.global_step, "loss": folder.metrics()[-1]["loss"]})
 

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from lore.data_synth.shop.corpus import SCHEMA
 from lore.support.errors import LoreError
@@ -68,3 +69,19 @@ def test_a_corpus_without_spans_is_trained_on_whole(corpus, tmp_path):
     pq.write_table(pq.read_table(corpus).select(["image", "text"]), tmp_path / "plain.parquet")
     rows, plain = list(read_corpus([corpus])), list(read_corpus([str(tmp_path / "plain.parquet")]))
     assert plain == [row | {"trained": None} for row in rows]
+
+
+def test_photos_of_a_corpus_come_from_below_its_folder(corpus, tmp_path):
+    photos = {"near": tmp_path / "corpus" / "near.png", "far": tmp_path / "far.png"}
+    (tmp_path / "corpus").mkdir()
+    for path in photos.values():
+        Image.new("RGB", (9, 9)).save(path)
+    for kind in (lambda path: {"bytes": None, "path": path}, str):
+        for name, path in photos.items():
+            pq.write_table(pa.Table.from_pylist([{"text": "t", "image": kind(str(path))}]), tmp_path / "corpus" / "a.parquet")
+            if name == "near":
+                (row,) = read_corpus([str(tmp_path / "corpus" / "a.parquet")])
+                assert row["image"] == {"bytes": path.read_bytes(), "path": None}
+            else:
+                with pytest.raises(LoreError, match="far.png, which lies outside.*below the folder of the corpus"):
+                    list(read_corpus([str(tmp_path / "corpus" / "a.parquet")]))

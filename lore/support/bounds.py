@@ -1,0 +1,12 @@
+"""Bounds of numbers that users give, in recipes and on the command line. Larger ones overflow in a library long after the check."""
+
+MAX_SEED = 2**32 - 1
+"""The largest seed that NumPy, scikit-learn and PyTorch all take."""
+MAX_COUNT = 2**31 - 1
+"""Of rows, tokens, steps and pixels: they become 32-bit integers in some of the libraries."""
+MAX_WEIGHT = 1e6
+"""Of weights and factors: their products stay finite in float32."""
+MAX_SECONDS = 31_536_000
+"""A year. Timers of the operating system refuse times that are much longer."""
+MIN_TEMPERATURE = 1e-3
+"""Of sampling: logits divided by a smaller temperature overflow in 16 bits. 0 is greedy decoding."""
