@@ -4,8 +4,8 @@ A run is read as a whole or refused: metrics.json and predictions.parquet must b
 LORE did not write count as missing, never as zero.
 """
 
-import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import yaml
 from lore.config.stages import RENAMED
 from lore.eval.measures.bootstrap import Estimate
 from lore.run.run_folder import RunFolder
-from lore.support.errors import LoreError
+from lore.support.errors import LoreError, reason
+from lore.support.json_files import parse_object
 
 BASELINES = ("lexical", "majority")
 APART = ("risk", "samples", "agreement", "robustness", "capability")
@@ -67,7 +68,9 @@ class Finished:
 
 
 def is_finished(folder: Path) -> bool:
-    """True for the folder of an evaluation that finished, even if its results were damaged since."""
+    """True for the folder of an evaluation that finished, even if its results were damaged since. Raises LoreError if recipe.yaml
+    is lost."""
+    RunFolder(folder).recipe_values  # noqa: B018
     return RunFolder(folder).is_done and _stage(folder) == "evaluate"
 
 
@@ -79,8 +82,8 @@ def why_not(path: Path) -> str:
         return "no run"
     try:
         stage = _stage(path)
-    except LoreError:
-        return "its recipe.yaml cannot be read"
+    except LoreError as error:
+        return " ".join(str(error).split())
     return "evaluation not finished" if stage == "evaluate" else f"stage {stage}"
 
 
@@ -102,11 +105,19 @@ def read_run(path: str | Path) -> Finished:
         raise LoreError(
             f"{path} holds no evaluation ({why_not(path)}), so there are no results to read. Name a run of stage evaluate."
         )
+    RunFolder(path).summary  # noqa: B018 (a damaged one is an error)
+    with damage_named(path):
+        return _read_folder(path)
+
+
+def _read_folder(path: Path) -> Finished:
     content, recipe = _json(path / "metrics.json"), _recipe(path)
     rubric, judges = content.get("rubric"), content.get("judges")
     keys = ("name", "hash", "tiers", "relevant")
     if not isinstance(judges, dict) or not judges or not isinstance(rubric, dict) or any(key not in rubric for key in keys):
         raise damaged(path, "metrics.json lacks its judges or its rubric")
+    if not all(isinstance(entry, dict) for entry in judges.values()):
+        raise damaged(path, "metrics.json has no results of a judge")
     metrics = recipe.get("metrics") or {}
     measured = Measured(
         label_weights=bool(metrics.get("label_weights")),
@@ -173,14 +184,14 @@ def read_columns(run: Finished, columns: Iterable[str], judge: str) -> pa.Table:
 def _table(path: Path, owner: Path, columns: list[str], filters: list[tuple] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns, filters=filters)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise damaged(owner, f"{path.name} cannot be read ({error})") from error
 
 
 def _schema(path: Path) -> list[str]:
     try:
         names = pq.read_schema(path).names
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise damaged(path, f"it cannot be read as Parquet ({error})") from error
     if "judge" not in names:
         raise damaged(path, "it has no column judge")
@@ -199,7 +210,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
     path = folder / "recipe.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise damaged(folder, f"recipe.yaml cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise damaged(folder, "recipe.yaml is not a mapping")
@@ -208,12 +219,20 @@ def _recipe(folder: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse_object(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise damaged(path.parent, f"{path.name} cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise damaged(path.parent, f"{path.name} holds {type(content).__name__}, expected an object")
-    return content
+        raise damaged(path.parent, f"{path.name} cannot be read ({reason(error)})") from error
+
+
+@contextmanager
+def damage_named(path: Path | None) -> Iterator[None]:
+    """Translates whatever an odd value in the results of a run raises."""
+    try:
+        yield
+    except LoreError:
+        raise
+    except Exception as error:
+        raise damaged(path, f"its results hold a value that an evaluation does not write ({reason(error)})") from error
 
 
 def damaged(path: Path | None, what: str) -> LoreError:

@@ -3,10 +3,11 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from lore.eval.compare.finished import Finished, damaged, read_columns
+from lore.eval.compare.finished import Finished, damage_named, damaged, read_columns
 from lore.eval.measures.metrics import NO_VERDICT, count, total
 from lore.judge.verdict import Verdict, from_row
 
@@ -44,7 +45,11 @@ class JudgePredictions:
 
 def read_judge_predictions(run: Finished, judge: str) -> JudgePredictions:
     """Reads one judge's predictions. Raises LoreError if they are missing or do not match metrics.json."""
-    where = run.folder or run.predictions
+    with damage_named(run.folder or run.predictions):
+        return _read(run, judge, run.folder or run.predictions)
+
+
+def _read(run: Finished, judge: str, where: Path) -> JudgePredictions:
     table = read_columns(run, [*COLUMNS, *(f"p_{tier}" for tier in run.tiers)], judge)
     if absent := [name for name in COLUMNS if name not in table.column_names]:
         raise damaged(where, f"its predictions have no column {', '.join(absent)}")

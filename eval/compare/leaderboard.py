@@ -19,11 +19,22 @@ from typing import Any
 
 import numpy as np
 
-from lore.eval.compare.finished import BASELINES, Finished, damaged, estimate_of, found_apart, is_finished, read_run, why_not
+from lore.eval.compare.finished import (
+    BASELINES,
+    Finished,
+    damage_named,
+    damaged,
+    estimate_of,
+    found_apart,
+    is_finished,
+    read_run,
+    why_not,
+)
 from lore.eval.compare.judge_predictions import tested
 from lore.eval.measures.metrics import metric_names
 from lore.eval.report.console import LOWER_IS_BETTER
 from lore.eval.scorecard import Part, Scorecard
+from lore.run.nested import runs_in
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 
@@ -101,25 +112,38 @@ class Board:
 
 
 def leaderboard(paths: Sequence[str | Path]) -> tuple[list[Board], dict[str, str]]:
-    """Finished evaluations in these folders as one board per test set, most rows first, and the skipped paths with the reason.
-    Raises LoreError for a missing path, a damaged run, or if no evaluation is finished."""
+    """Finished evaluations in these folders as one board per test set, most rows first, and the skipped paths with the reason, such
+    as a damaged file. Raises LoreError for a missing path, or if no evaluation can be ranked."""
     boards: dict[str, Board] = {}
     passed_over: dict[str, str] = {}
     for folder in _candidates(paths, passed_over):
-        if not is_finished(folder):
-            passed_over[str(folder)] = why_not(folder)
+        try:
+            if not is_finished(folder):
+                passed_over[str(folder)] = why_not(folder)
+                continue
+            found, rows = _read(folder)
+        except LoreError as error:  # the other runs are ranked all the same
+            passed_over[str(folder)] = " ".join(str(error).split())
             continue
-        run = read_run(folder)
-        found = Board(_test_set(run), [])
         found = boards.setdefault(found.id, found)
-        for judge, entry in run.judges.items():
-            _add(found.rows, Row(run, judge, _card(run, judge, entry)))
+        for row in rows:
+            _add(found.rows, row)
     if not boards:
         what = "; ".join(f"{path} ({why})" for path, why in list(passed_over.items())[:10]) or "no path was given"
         raise LoreError(f"There is no finished evaluation to rank: {what}. Run a recipe of stage evaluate, or name other folders.")
     for found in boards.values():
         _name(found.rows)
     return sorted(boards.values(), key=lambda found: -len(found.rows)), passed_over
+
+
+def _read(folder: Path) -> tuple[Board, list[Row]]:
+    """An empty board of the run's test set, and the rows of its judges. Raises LoreError for a damaged run."""
+    run = read_run(folder)
+    with damage_named(folder):
+        found = Board(_test_set(run), [])
+        rows = [Row(run, judge, _card(run, judge, entry)) for judge, entry in run.judges.items()]
+        found.id, str(found), [row.to_json() for row in rows]  # noqa: B018 (what cannot be written is damage too)
+    return found, rows
 
 
 def check_metrics(boards: list[Board], wanted: Sequence[str], by: str) -> None:
@@ -144,8 +168,7 @@ def _candidates(paths: Sequence[str | Path], passed_over: dict[str, str]) -> Ite
             if path.stem != STEM or path.suffix not in SUFFIXES:  # earlier output of this command is skipped silently
                 passed_over[str(path)] = why_not(path)
             continue
-        inside = [recipe.parent for recipe in sorted(path.rglob("recipe.yaml"))]
-        for folder in inside or [path]:
+        for folder in sorted(runs_in(path)) or [path]:
             if folder.resolve() not in seen:
                 seen.add(folder.resolve())
                 yield folder

@@ -34,8 +34,10 @@ def report(
     console = open_console()
     for found in boards:
         _print(console, found, by, metrics)
-    if passed_over:
-        named = ", ".join(f"{path} ({why})" for path, why in passed_over.items())
+    damage = {path: why for path, why in passed_over.items() if "damaged" in why or "is missing" in why}
+    for path, why in damage.items():
+        console.print(text(f"not ranked: {path}: {why}", "bold", limit=2000), soft_wrap=True)
+    if named := ", ".join(f"{path} ({why})" for path, why in passed_over.items() if path not in damage):
         console.print(text(f"skipped: {named}", limit=2000), soft_wrap=True)
     for path, target in zip((file.path for file in files), targets, strict=True):
         content = {

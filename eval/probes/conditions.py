@@ -13,6 +13,8 @@ from lore.eval.measures.bootstrap import Estimate, mean_estimate, query_groups
 from lore.eval.measures.results import Condition
 from lore.judge.resumable import Asker, Verdicts
 from lore.support.atomic_files import write_atomic
+from lore.support.errors import LoreError
+from lore.support.json_files import read_object
 
 FIT_SHARE = 0.95
 FIT_PAIRS = 200  # pairs used to check whether the rules fit
@@ -93,7 +95,10 @@ def format_with_rules(asker: Asker, pairs: Sequence[Pair], tag: str) -> PromptFo
     if not path.exists():
         asker.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps({"detail": _detail_that_fits(asker, pairs[:FIT_PAIRS])}) + "\n")
-    detail = json.loads(path.read_text(encoding="utf-8"))["detail"]
+    advice = "Delete it and run the recipe again: only the question behind it is asked again."
+    detail = read_object(path, "it is unknown which rules these prompts hold", advice).get("detail")
+    if detail not in (None, "full", "retrieved"):
+        raise LoreError(f"{path} is damaged (detail is {detail!r}), so it is unknown which rules these prompts hold.\n{advice}")
     return None if detail is None else replace(asker.fmt, detail=detail)
 
 

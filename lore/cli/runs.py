@@ -36,7 +36,7 @@ def runs(
     root: Path = typer.Option(None, help="Folder of the runs; default: $LORE_RUNS or runs."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for programs."),
 ) -> None:
-    """List runs with their state, key numbers, age and size, newest first."""
+    """List runs: state, key numbers, age and size."""
     from lore.config.recipe import run_root
     from lore.support.errors import LoreError
 

@@ -34,6 +34,7 @@ from lore.rubric.rubric import Rubric, rubric_change
 from lore.support.atomic_files import machine, write_atomic
 from lore.support.errors import LoreError
 from lore.support.fingerprint import content_fingerprint, known_digests, remember_digests
+from lore.support.json_files import parse_object
 from lore.support.processes import is_main_process, rank, say
 from lore.support.progress import track
 
@@ -241,8 +242,11 @@ class PairSource:
             time.sleep(POLL_SECONDS)
 
     def _notes(self) -> dict[str, Any]:
-        path = self._notes_path
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:  # a damaged file costs time only: the inputs are hashed and imported again
+            notes = parse_object(self._notes_path.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return notes if isinstance(notes.get("files", {}), dict) else {}
 
     def _recall(self) -> None:
         remember_digests(self._notes().get("files", {}))
@@ -272,7 +276,10 @@ def _hash(text: str) -> str:
 
 def _key_of(path: Path) -> str | None:
     """Hash of the inputs and settings that a pairs file was imported with."""
-    return read_metadata(path).get("lore.key") if path.is_file() else None
+    try:
+        return read_metadata(path).get("lore.key") if path.is_file() else None
+    except LoreError:  # damaged: it is imported again
+        return None
 
 
 @contextmanager

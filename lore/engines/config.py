@@ -170,7 +170,8 @@ class ModelSection(StrictModel):
     attn: str | None = None
     """Attention implementation (attn_implementation of transformers); null uses the default of transformers."""
     trust_remote_code: bool = False
-    """Allow Python code from the model repository to run. Enable it only after you have read that code."""
+    """Allow Python code from the model repository to run. Enable it only after you have read that code. The record of a run folder
+    and a benchmark file cannot enable it."""
 
     def _folders(self) -> dict[str, str]:
         return {key: folder for key in ("name", "adapter") if (folder := getattr(self, key))}

@@ -72,11 +72,17 @@ class ChunkStore:
     def rows(self, numbers: Iterable[int] | None = None) -> Iterator[dict[str, Any]]:
         """Rows of these parts, or of all, with one batch in memory at a time. Rows omit columns that their part lacks."""
         for number in self.numbers() if numbers is None else numbers:
-            for batch in self.batches(number):
-                yield from batch.to_pylist()
+            for batch in self.batches(number, needed=self.schema.names[:1]):
+                try:
+                    rows = batch.to_pylist()
+                except UnicodeDecodeError as error:
+                    raise self._damaged(self.path(number), error) from error
+                yield from rows
 
-    def batches(self, number: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """The record batches of a part. columns: reads only these.
+    def batches(
+        self, number: int, columns: list[str] | None = None, needed: Iterable[str] = ()
+    ) -> Iterator[pa.RecordBatch]:
+        """The record batches of a part. columns: reads only these. needed: columns that the part must have, if all are read.
 
         Raises LoreError for a part that is damaged, has another stamp or lacks a column.
         """
@@ -88,7 +94,7 @@ class ChunkStore:
             )
         try:
             with pq.ParquetFile(path) as file:
-                missing = [name for name in columns or () if name not in file.schema_arrow.names]
+                missing = [name for name in columns or needed if name not in file.schema_arrow.names]
                 if missing:
                     raise LoreError(
                         f"{path} has no column {', '.join(missing)}, so this version cannot read its {self.holds}. Delete it and "
@@ -103,7 +109,7 @@ class ChunkStore:
             found = (pq.read_schema(path).metadata or {}).get(STAMP)
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(path, error) from error
-        return None if found is None else found.decode()
+        return None if found is None else found.decode(errors="replace")
 
     def _damaged(self, path: Path, error: Exception) -> LoreError:
         why = " ".join(str(error).split())

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from lore.config.grid import is_grid, of_whole_grid, split_address
 from lore.config.recipe import BaseRecipe, resolve_need
@@ -19,6 +20,7 @@ from lore.run.nested import refuse_shared_names
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
+from lore.support.json_files import parse_object
 from lore.support.processes import rank, say
 
 POLL_SECONDS = 1.0
@@ -177,10 +179,10 @@ def wait_for_needed(folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> 
     while missing := [inner.path for _, inner in needed if not inner.is_done]:
         failure = _failure_path(folder)
         if failure.is_file():
-            note = json.loads(failure.read_text(encoding="utf-8"))
-            if note["launch"] == launch_id() and note["time"] > started - STALE_AFTER_SECONDS:
+            note = _failure_note(failure)
+            if note.get("launch") == launch_id() and note.get("time", 0) > started - STALE_AFTER_SECONDS:
                 raise LoreError(
-                    f"{note['recipe']} failed on rank 0, and {folder.path} needs it. See the output of rank 0 for the reason.",
+                    f"{note.get('recipe')} failed on rank 0, and {folder.path} needs it. See the output of rank 0 for the reason.",
                     same_on_every_rank=True,
                 )
         if time.time() - reported > REPORT_EVERY_SECONDS:
@@ -188,6 +190,15 @@ def wait_for_needed(folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> 
             waited = f"waiting {reported - started:.0f} s for rank 0 to finish {missing[0]}"
             print(f"rank {rank()}: {waited} (every machine must share this folder)", file=sys.stderr, flush=True)
         time.sleep(POLL_SECONDS)
+
+
+def _failure_note(path: Path) -> dict[str, Any]:
+    """The note of `run_needed`; empty for a file that it did not write."""
+    try:
+        note = parse_object(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return note if type(note.get("time")) in (int, float) else {}
 
 
 def plain_environment() -> dict[str, str]:

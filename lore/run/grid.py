@@ -138,8 +138,12 @@ def with_finished_seeds(grid: Grid, overrides: Sequence[str]) -> Grid:
 
 def state_of(recipe: BaseRecipe) -> str:
     folder = RunFolder.of(recipe)
-    if folder.changes(recipe) and not folder.is_unused(recipe):
-        return "belongs to another recipe"
+    try:
+        folder.refuse_damage()
+        if folder.changes(recipe) and not folder.is_unused(recipe):
+            return "belongs to another recipe"
+    except LoreError as error:
+        return str(error).splitlines()[0]
     return "done" if folder.is_done else "would resume" if folder.exists else "new"
 
 
@@ -172,11 +176,15 @@ def stage_table(recipes: dict[str, BaseRecipe], failed: dict[str, str]) -> tuple
     rows: list[tuple[str, str, Row]] = []
     for name, recipe in recipes.items():
         folder = RunFolder.of(recipe)
-        if name in failed or not folder.is_done or folder.changes(recipe):
-            state = "belongs to another recipe" if folder.is_done else "not run"
+        try:
+            state = "not run" if not folder.is_done else "belongs to another recipe" if folder.changes(recipe) else None
+            summary = folder.summary
+        except LoreError as error:  # a damaged run does not end the table of the others
+            state = str(error).splitlines()[0]
+        if name in failed or state is not None:
             rows.append((name, "", {"state": failed.get(name, state)}))
             continue
-        for part, row in rows_of(folder.summary).items():
+        for part, row in rows_of(summary).items():
             # Paths inside the run's folder are not results.
             values = {key: value for key, value in row.items() if not str(value).startswith(str(folder.path))}
             if values:

@@ -20,7 +20,7 @@ from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
 from lore.support.input_files import WHOLE, InputFiles, Known, Row, changed_names, rows_from, rows_of, whole_fingerprint
-from lore.support.processes import is_main_process
+from lore.support.processes import is_main_process, say
 
 PHOTOS = " photos"
 SHOWN_FILES = 3
@@ -102,6 +102,8 @@ def missing_inputs(section: StrictModel, at: str = "") -> Iterator[tuple[str, st
 def check_inputs(recipe: BaseRecipe, folder: RunFolder) -> None:
     """Raises LoreError when the inputs of a finished run have changed. Deleted inputs are not an error: the results stay valid."""
     noted = _noted(folder)
+    if not folder.manifest_path.is_file():
+        say(f"{folder.manifest_path} is missing: it is not known whether the inputs of this run have changed")
     if noted:
         before = _before(folder)
         found = _found(recipe, noted, before, only_what_is_there=True)

@@ -15,14 +15,15 @@ from typing import Any
 
 import yaml
 
-from lore.config.recipe import RUN_FILES, BaseRecipe, run_root
+from lore.config.recipe import RUN_FILES, BaseRecipe, run_root, values_fingerprint
 from lore.config.secrets import without_secrets
 from lore.config.stages import RENAMED
 from lore.config.yaml_text import to_yaml
 from lore.run.nested import is_run, remove_own, runs_in, shared_on_disk
-from lore.support.atomic_files import clear_parts, write_atomic
+from lore.support.atomic_files import clear_parts, write_atomic, written_whole
 from lore.support.environment import environment
-from lore.support.errors import LoreError
+from lore.support.errors import LoreError, reason
+from lore.support.json_files import parse_object, read_object
 from lore.support.plain import flatten, plain
 from lore.support.processes import is_main_process
 
@@ -88,12 +89,45 @@ class RunFolder:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Summary of the finished run; empty while the run is not done."""
-        return json.loads(self.done_path.read_text(encoding="utf-8")) if self.is_done else {}
+        """Summary of the finished run; empty while the run is not done. Raises LoreError for a damaged `done`."""
+        if not self.is_done:
+            return {}
+        advice = "Delete it and run the recipe again: the run goes on from the results in its folder and writes it anew."
+        return read_object(self.done_path, "the run's summary is lost, and it is not sure that the run finished", advice)
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return json.loads(self.manifest_path.read_text(encoding="utf-8")) if self.manifest_path.is_file() else {}
+        """Fingerprints and environment of the run; empty without the file. Raises LoreError for a damaged one."""
+        if not self.manifest_path.is_file():
+            return {}
+        lost = "the fingerprints of the run's inputs are lost, and changed inputs would not be noticed"
+        advice = (
+            "Restore it from a copy, delete the folder to start over, or delete the file if you are sure that the inputs are the "
+            "same."
+        )
+        manifest = read_object(self.manifest_path, lost, advice)
+        resumed = manifest.get("resumed", [{}])
+        whole = all(isinstance(manifest.get(key, {}), dict) for key in ("fingerprints", OLD_FINGERPRINTS))
+        if not whole or not isinstance(resumed, list) or not resumed or not all(isinstance(one, dict) for one in resumed):
+            raise LoreError(f"{self.manifest_path} is damaged (a value has another type), so {lost}.\n{advice}")
+        return manifest
+
+    @property
+    def recipe_values(self) -> dict[str, Any]:
+        """The resolved recipe that the folder belongs to; empty for a new folder. Raises LoreError if it is damaged or lost."""
+        lost = "it is unknown which recipe its results belong to"
+        advice = f"Restore it from a copy, or delete the folder {self.path} to start over."
+        if not self.exists:
+            if self.is_done or (self.metrics_path.is_file() and self.metrics_path.stat().st_size):
+                raise LoreError(f"{self.recipe_path} is missing and the run has results, so {lost}.\n{advice}")
+            return {}
+        try:
+            values = yaml.safe_load(self.recipe_path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict) or not isinstance(values.get("stage"), str):
+                raise ValueError("no mapping with a stage")
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            raise LoreError(f"{self.recipe_path} is damaged ({reason(error)}), so {lost}.\n{advice}") from error
+        return values
 
     def changes(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
         """Keys whose value in the folder differs from the recipe's: (key, old, new)."""
@@ -104,9 +138,10 @@ class RunFolder:
         return [change for change in self._differences(recipe) if recipe.may_change(change[0])]
 
     def _differences(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
-        if not self.exists:
+        values = self.recipe_values
+        if not values:
             return []
-        old = flatten(yaml.safe_load(self.recipe_path.read_text(encoding="utf-8")))
+        old = flatten(values)
         new = flatten(recipe.resolved())
         both = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in [*old, *new]}
         # A newer version of LORE may have added keys: at their defaults they do not change the recipe.
@@ -115,9 +150,20 @@ class RunFolder:
         return [(key, without_secrets(was, key), without_secrets(now, key)) for key, was, now in changed]
 
     def check(self, recipe: BaseRecipe) -> None:
-        """Raises LoreError when the folder belongs to a recipe with other values."""
+        """Raises LoreError when the folder belongs to a recipe with other values, or is damaged."""
         changed = self.changes(recipe)
-        if not changed or self.is_unused(recipe):
+        self.refuse_damage()
+        if self.is_unused(recipe):
+            return
+        edited = ""
+        if self._recipe_was_edited():
+            edited = f"\nThe values in {self.recipe_path} do not have the hash in manifest.json: it was cut or edited since."
+        if edited and not changed:
+            raise LoreError(
+                f"{edited.strip()}\nSo it is unknown which recipe the results belong to. Restore it, or delete the folder "
+                f"{self.path} to start over."
+            )
+        if not changed:
             return
         stage = next((old for key, old, _ in changed if key == "stage"), None)
         if stage in RENAMED:
@@ -128,10 +174,22 @@ class RunFolder:
             )
         rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
         raise LoreError(
-            f"{self.path} belongs to a recipe with other values:\n{rows}\n"
+            f"{self.path} belongs to a recipe with other values:\n{rows}{edited}\n"
             "Resuming would mix two experiments. Give the recipe another `run` name, restore the values, "
             "or delete the folder to start over."
         )
+
+    def _recipe_was_edited(self) -> bool:
+        """Whether recipe.yaml holds other values than those that the run began with."""
+        noted = self.manifest.get("recipe_hash")
+        try:
+            return self.exists and noted not in (None, values_fingerprint(self.recipe_values))
+        except TypeError:  # values that no recipe has
+            return True
+
+    def refuse_damage(self) -> None:
+        """Raises LoreError if `done`, manifest.json or recipe.yaml is damaged or lost."""
+        self.summary, self.manifest, self.recipe_values  # noqa: B018
 
     def open(self, recipe: BaseRecipe) -> RunFolder:
         """Creates the folder or resumes in it. The main process holds its lock until the process ends."""
@@ -169,7 +227,7 @@ class RunFolder:
         write_atomic(self.recipe_path, to_yaml(recipe.resolved()))
 
     def _refuse_strangers(self) -> None:
-        if self.exists:
+        if self.recipe_values:
             return
         names = sorted(p.name for p in self.path.iterdir() if p.name not in RUN_FILES and not p.name.startswith("."))
         # the run a/b lives inside the folder of the run a: folders that hold other runs are allowed
@@ -250,13 +308,40 @@ class RunFolder:
         raw = self.metrics_path.read_bytes()
         kept = raw[: raw.rfind(b"\n") + 1]
         if kept != raw:
-            write_atomic(self.metrics_path, kept.decode("utf-8"))
+            with written_whole(self.metrics_path) as file:
+                file.write(kept)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All records of metrics.jsonl."""
+        """All records of metrics.jsonl. Raises LoreError for a damaged line."""
+        return [record for record, _ in self._records()]
+
+    def _records(self) -> list[tuple[dict[str, Any], str]]:
+        """Each record of metrics.jsonl with its line."""
         if not self.metrics_path.is_file():
             return []
-        return [json.loads(line) for line in self.metrics_path.read_bytes().split(b"\n") if line]
+        found = []
+        for number, line in enumerate(self.metrics_path.read_bytes().split(b"\n"), 1):
+            try:
+                if line:
+                    found.append((parse_object(line), line.decode() + "\n"))
+                    if type(found[-1][0].get("step", 0)) not in (int, float):
+                        raise ValueError("its step is no number")
+            except ValueError as error:
+                raise LoreError(
+                    f"{self.metrics_path}, line {number} is damaged ({reason(error)}), so the values of that step are lost.\n"
+                    "Delete the line to go on without them, or delete the run's folder to start over."
+                ) from error
+        return found
+
+    def last_record(self, key: str) -> dict[str, Any]:
+        """The last record of metrics.jsonl that has a key. Raises LoreError if there is none."""
+        for record in reversed(self.metrics()):
+            if key in record:
+                return record
+        raise LoreError(
+            f"{self.metrics_path} has no record with {key}, although the run has trained: its lines are lost.\n"
+            f"Restore the file, or delete {self.path / 'checkpoints'} and the file to train again."
+        )
 
     def record(self, values: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl. Do not record times or speeds: a resumed run must write the same lines."""
@@ -270,8 +355,7 @@ class RunFolder:
         """Keeps the records up to a step, and those without a step. A resumed run writes the later ones again."""
         if not is_main_process() or not self.metrics_path.is_file():
             return
-        lines = [line for line in self.metrics_path.read_bytes().split(b"\n") if line]
-        kept = [line.decode("utf-8") + "\n" for line in lines if json.loads(line).get("step", step) <= step]
+        kept = [line for record, line in self._records() if record.get("step", step) <= step]
         write_atomic(self.metrics_path, "".join(kept))
 
     def note(self, **fingerprints: Any) -> None:

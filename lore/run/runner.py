@@ -176,7 +176,8 @@ def _may_be_recipe(file: Path, folder: Path) -> bool:
 
 
 def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> None:
-    """Prints the resolved recipe, the values derived from it, and what a real run would do."""
+    """Prints the resolved recipe, the values derived from it, and what a real run would do. Raises LoreError for a damaged run."""
+    folder.refuse_damage()
     print(f"# {path}, every value (defaults included)")
     print(to_yaml(recipe.resolved()), end="")
     derived = recipe.derived()

@@ -26,7 +26,11 @@ from lore.support.errors import LoreError
 from lore.train.common.config import TrainSection
 from lore.train.common.trainer import total_steps
 
-BOUNDED_OTHERWISE = {"DataSection.split_fractions": "its validator: shares of at least 0 that sum to 1"}
+BOUNDED_OTHERWISE = {
+    "DataSection.split_fractions": "its validator: shares of at least 0 that sum to 1",
+    "PoolSection.confidence": "its validator: 0 <= low <= high <= 1",
+    "PoolSection.pass_rate": "its validator: 0 <= low <= high <= 1",
+}
 
 
 def numbers(model: type[BaseModel]) -> Iterator[tuple[str, type, list[Any]]]:

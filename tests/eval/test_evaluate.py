@@ -6,6 +6,7 @@ from math import log2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from run_names import undeclared
 
 from lore.config.stages import load_recipe
 from lore.config.yaml_text import RecipeError
@@ -101,6 +102,7 @@ def test_baselines_and_a_predictions_file_share_one_table(shop, tmp_path, write_
         plain=True,
     )
     folder = run_recipe(recipe)
+    assert undeclared(folder.path) == []
     printed = capsys.readouterr().out
 
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -12,7 +12,7 @@ from lore.run.runner import check_recipes, run_command, run_recipe
 from lore.support.errors import LoreError
 from lore.train.common.checkpoint import drop_old_checkpoints, last_checkpoint
 
-TRAINED = {"model", "checkpoints"}
+TRAINED = {"model", "checkpoints", "tracking"}
 WATCHED = TRAINED | {"best-0", "best-120", "answers.json", "report.html"}
 WRITTEN = {
     "world": {"pairs", "facts.jsonl", "log.jsonl", "corpus.parquet"},

@@ -1,6 +1,7 @@
 """Training rows in one Arrow file of the run folder, which every process memory-maps."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import datasets
 import pyarrow as pa
 
 from lore.support.atomic_files import written_whole
-from lore.support.errors import LoreError
+from lore.support.errors import LoreError, reason
 
 IGNORE = -100
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -48,4 +49,18 @@ def rendered_rows(path: Path) -> datasets.Dataset:
             f"rank 0 did not write {path}. See its error message, or check that all machines share this folder.",
             same_on_every_rank=True,
         )
-    return datasets.Dataset.from_file(str(path))
+    with whole_rows(path):
+        return datasets.Dataset.from_file(str(path))
+
+
+@contextmanager
+def whole_rows(path: Path) -> Iterator[None]:
+    """Translates the errors of a damaged Arrow file. The run has made the file from its inputs, so it can be made again."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise LoreError(
+            f"{path} is damaged ({reason(error)}), so the rows that this run has prepared cannot be read.\n"
+            f"Delete the folder {path.parent} and run the recipe again: it makes them from its inputs.",
+            same_on_every_rank=True,
+        ) from error

@@ -5,17 +5,21 @@ A checkpoint is valid once its `complete` marker exists. The marker is written a
 
 import math
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from lore.run.nested import refuse_runs_in, remove_own
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import flush_folder, scratch_folder, write_atomic
-from lore.support.errors import LoreError
+from lore.support.errors import LoreError, reason
+from lore.support.json_files import parse_object
 from lore.support.processes import is_main_process, world_size
 from lore.train.common.config import TrainSection
 
-COMPLETE = "complete"
+COMPLETE, STATE = "complete", "trainer_state.json"
 FLOAT32 = 4  # bytes
 BEST_COPIES = 3  # the best weights, the best ones up to the newest checkpoint, and those that are being written
 # Beside weights, optimizer and processor, a checkpoint holds configs, scheduler, training arguments and PEFT's model card; the
@@ -25,14 +29,37 @@ UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def last_checkpoint(folder: RunFolder) -> Path | None:
-    """The newest complete checkpoint. The main process deletes incomplete ones."""
+    """The newest complete checkpoint. The main process deletes incomplete ones. Raises LoreError if a file of it is damaged."""
     whole = []
     for path in _checkpoints(folder / "checkpoints"):
         if (path / COMPLETE).is_file():
             whole.append(path)
         elif is_main_process():
             remove_own(path)
-    return max(whole, key=step_of, default=None)
+    whole.sort(key=step_of)
+    if whole:
+        check_files(whole[-1], whole[:-1])
+    return whole[-1] if whole else None
+
+
+def check_files(checkpoint: Path, earlier: list[Path]) -> None:
+    """Raises LoreError if a file of a checkpoint is cut, empty or something else. Reads only beginnings and ends of large files."""
+    for path in sorted(checkpoint.rglob("*")):
+        try:
+            if path.suffix == ".json" and not parse_object(path.read_bytes()) and path.name == STATE:
+                raise ValueError("it is empty")
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    file.keys()
+            if path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
+                raise ValueError("it is not a file that torch.save has written completely")
+        except (OSError, ValueError, SafetensorError) as error:
+            then = f"goes on from {earlier[-1].name}" if earlier else "trains again from its beginning"
+            raise LoreError(
+                f"{path} is damaged ({reason(error)}), so training cannot resume from {checkpoint.name}.\n"
+                f"Restore the file, or delete {checkpoint}: the run then {then}.",
+                same_on_every_rank=True,
+            ) from error
 
 
 def mark_complete(checkpoint: Path) -> None:

@@ -101,7 +101,7 @@ class TrainSection(StrictModel):
             )
 
 
-TRAINED_FILES = frozenset({"model", "checkpoints"})
+TRAINED_FILES = frozenset({"model", "checkpoints", TRACKING})
 """What every training stage writes in its run folder."""
 
 

@@ -34,6 +34,7 @@ from lore.support.errors import LoreError
 from lore.support.library_logging import silence
 from lore.support.processes import say, world_size
 from lore.train.common.checkpoint import drop_old_checkpoints, last_checkpoint, mark_complete, step_of
+from lore.train.common.checkpoint_pickles import check_pickles
 from lore.train.common.config import TrackedRecipe, TrainSection
 from lore.train.common.frozen_weights import FrozenWeights
 from lore.train.common.lora import whole_layers_in_float32
@@ -266,7 +267,8 @@ def computation(trainer: Any) -> str:
 
 def train(trainer: Any, recorder: Recorder, folder: RunFolder, recipe: TrackedRecipe | None = None) -> float:
     """Trains to the end, from the newest complete checkpoint if there is one; returns the training time in seconds. recipe: None
-    uses one learning rate and no trackers. Raises LoreError if a frozen weight changes."""
+    uses one learning rate and no trackers. Raises LoreError if a frozen weight changes, or if the checkpoint's
+    files would run code that is not the trainer's."""
     recorder.trainer = trainer
     whole_layers_in_float32(trainer)
     scale_rates(trainer, recipe.train.lr_factors if recipe else {})
@@ -276,6 +278,8 @@ def train(trainer: Any, recorder: Recorder, folder: RunFolder, recipe: TrackedRe
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(recorder)
     checkpoint = last_checkpoint(folder)
+    if checkpoint is not None:
+        check_pickles(checkpoint)
     folder.truncate_metrics(step_of(checkpoint))
     trainer.accelerator.wait_for_everyone()
     with tracked(recipe, folder):

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from lore.data.pair import Pair
-from lore.train.common.arrow_rows import IMAGE, write_rows
+from lore.train.common.arrow_rows import IMAGE, whole_rows, write_rows
 
 SCHEMA = pa.schema([("pair_id", pa.string()), ("image", IMAGE)])
 AT_ONCE = 64  # photos in memory while they are written
@@ -42,8 +42,9 @@ def store_photos(pairs: Iterable[Pair], path: Path) -> None:
 
 def with_stored_photos(pairs: Iterable[Pair], path: Path) -> list[Pair]:
     """The pairs with their photos from a file of `store_photos`, which must contain every pair."""
-    table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-    images, stored = table["image"], {}
+    with whole_rows(path):
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+        images, stored = table["image"], {}
     for row, (pair_id, there) in enumerate(zip(table["pair_id"].to_pylist(), images.is_valid().to_pylist(), strict=True)):
         stored.setdefault(pair_id, StoredPhoto(images, row) if there else None)  # for a duplicate id, keep the first
     return [replace(pair, image=stored.get(pair.pair_id)) for pair in pairs]

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from lore.codec.section import PromptSection
 from lore.config.recipe import BaseRecipe
-from lore.config.sections import Conflict, SampledTemperature, Share, StrictModel
+from lore.config.sections import Conflict, SampledTemperature, StrictModel
 from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection, UnansweredSection, VllmSection
 from lore.support.bounds import MAX_COUNT
@@ -54,10 +54,10 @@ class PoolSection(StrictModel):
 
     path: str = Field(min_length=1)
     """pool.parquet of a finished run of stage pool."""
-    confidence: tuple[Share, Share] | None = None
+    confidence: tuple[float, float] | None = None
     """Only pairs whose largest tier probability is in this window, inclusive. null: no limit. A set window excludes pairs without a
     readable greedy answer, because they have no confidence."""
-    pass_rate: tuple[Share, Share] | None = None
+    pass_rate: tuple[float, float] | None = None
     """Only pairs whose share of correct samples is in this window, inclusive. null: no limit."""
     balance: Literal["none", "tier", "slice"] = "none"
     """tier, slice: the same number of rows from each tier or slice, as many as the smallest one has. With `limit`, an equal share

@@ -103,7 +103,7 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     seen = watch.finish(trainer)
     if is_main_process():
         complete_model(folder, start)
-        last = next(line for line in reversed(folder.metrics()) if "loss" in line)
+        last = folder.last_record("loss")
         summary = {"preferences": len(rows), "rejected": rejected_rows(folder), "steps": trainer.state.global_step}
         summary |= {"loss": last["loss"], **seen}
         folder.finish(

@@ -35,7 +35,7 @@ from lore.run.launch_settings import mixed_precision
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import world_size
-from lore.train.common.arrow_rows import IGNORE, IMAGE, write_rows
+from lore.train.common.arrow_rows import IGNORE, IMAGE, rendered_rows, write_rows
 from lore.train.common.batch_order import training_order
 from lore.train.common.checkpoint import check_disk, saved_bytes
 from lore.train.common.trainer import Recorder, sft_arguments, total_steps, train
@@ -86,7 +86,7 @@ def run(recipe: PretrainRecipe, folder: RunFolder) -> None:
     path = folder / "data" / "rows.arrow"
     if not path.is_file():
         write_rows(corpus_rows(recipe.corpus, processor), CORPUS_SCHEMA, path)
-    rows = datasets.Dataset.from_file(str(path)).cast_column("images", datasets.Sequence(datasets.Image()))
+    rows = rendered_rows(path).cast_column("images", datasets.Sequence(datasets.Image()))
     lengths = rows["length"][:]
     steps = total_steps(recipe.train, len(rows))
     words = len(processor.tokenizer)
@@ -108,7 +108,7 @@ def run(recipe: PretrainRecipe, folder: RunFolder) -> None:
     train(trainer, recorder, folder, recipe)
     trainer.model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
-    final = folder.metrics()[-1]
+    final = folder.last_record("loss")
     folder.finish(
         {
             "parameters": size,

@@ -82,7 +82,7 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
     save_weights(trainer, folder / "model")
     if is_main_process():
         complete_model(folder, start)
-        summary = {"rows": len(rows), "rejected": rejected_rows(folder), "steps": steps, "loss": folder.metrics()[-1]["loss"]}
+        summary = {"rows": len(rows), "rejected": rejected_rows(folder), "steps": steps, "loss": folder.last_record("loss")["loss"]}
         folder.finish({**summary, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
 
 

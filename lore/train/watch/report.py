@@ -4,7 +4,6 @@ The page is self-contained and rewritten at each evaluation. Queries, titles and
 escapes everything and the page's content security policy allows no scripts and no external resources.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,10 @@ from markupsafe import Markup
 
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
+from lore.support.errors import reason
 from lore.support.html import page_style, page_template
+from lore.support.json_files import parse_object
+from lore.support.processes import say
 from lore.train.watch.collapse_rules import Watch
 from lore.train.watch.console import COLUMNS, watch_cells
 
@@ -138,13 +140,17 @@ def _examples(folder: RunFolder) -> dict[str, Any] | None:
     path = folder / ANSWERS
     if not path.is_file():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    by_label: dict[str, list] = {}
-    for pair in content["pairs"]:
-        by_label.setdefault(pair["label"], []).append(pair)
+    try:
+        content = parse_object(path.read_bytes())
+        by_label: dict[str, list] = {}
+        for pair in content["pairs"]:
+            by_label.setdefault(pair["label"], []).append(pair)
+    except (OSError, ValueError, KeyError, TypeError) as error:  # the report can do without them
+        say(f"{path} is damaged ({reason(error)}): the report shows no answers of the last evaluation")
+        return None
     turns = max(map(len, by_label.values()), default=0)
     mixed = [pairs[turn] for turn in range(turns) for _, pairs in sorted(by_label.items()) if turn < len(pairs)]
-    return {"step": content["step"], "pairs": [_bounded(pair) for pair in mixed[:EXAMPLES]]}
+    return {"step": content.get("step"), "pairs": [_bounded(pair) for pair in mixed[:EXAMPLES]]}
 
 
 def _bounded(value: Any) -> Any:

@@ -410,14 +410,15 @@ def test_unfinished_damaged_and_foreign_folders_say_what_is_wrong(two, tmp_path)
         pq.write_table(pa.concat_tables([table, own.slice(0, 1)]), folder / "predictions.parquet")
 
     refused("has not finished", lambda folder: (folder / "done").unlink())
-    refused("holds no evaluation .no run", lambda folder: (folder / "recipe.yaml").unlink())
+    refused("recipe.yaml is missing and the run has results", lambda folder: (folder / "recipe.yaml").unlink())
+    refused("holds no evaluation .no run", lambda folder: [(folder / name).unlink() for name in ("recipe.yaml", "done")])
     refused("damaged: metrics.json cannot be read", lambda folder: (folder / "metrics.json").write_text('{"judges": '))
     refused("damaged: metrics.json lacks its judges", lambda folder: (folder / "metrics.json").write_text("{}"))
     refused("damaged: it has no predictions.parquet", lambda folder: (folder / "predictions.parquet").unlink())
     refused("damaged: it cannot be read as Parquet", lambda folder: (folder / "predictions.parquet").write_bytes(b"torn"))
     refused("damaged: metrics.json and predictions.parquet disagree about the verdicts", swap_verdicts)
     refused("damaged: 1 of the 151 pairs of judge 'judge' appear twice", double_a_row)
-    refused("damaged: recipe.yaml", lambda folder: (folder / "recipe.yaml").write_text("["))
+    refused("recipe.yaml is damaged", lambda folder: (folder / "recipe.yaml").write_text("["))
     with pytest.raises(LoreError, match="no run folder"):
         opened(first, tmp_path / "nowhere")
 

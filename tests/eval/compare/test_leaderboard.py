@@ -189,22 +189,43 @@ def test_files_of_others_are_not_overwritten(make, tmp_path):
         report(*found, tmp_path / "table.html", by="macro_f1")
 
 
-def test_a_damaged_run_is_an_error_and_no_gap(make):
+def test_a_damaged_run_is_named_and_the_others_are_ranked(make, capsys, tmp_path):
     folder = make("a", {"judge": right_in(0.8, 1)})
     good = make("b", {"judge": right_in(0.8, 1)})
-    whole = (folder / "metrics.json").read_text()
-    for harm, match in (
-        (whole[:100], "metrics.json cannot be read"),
-        ("[]", "holds list"),
-        (json.dumps(json.loads(whole) | {"data": {}}), "how many pairs"),
-    ):
-        (folder / "metrics.json").write_text(harm)
-        with pytest.raises(LoreError, match=f"damaged: .*{match}"):
-            leaderboard([good, folder])
-    (folder / "metrics.json").write_text(whole)
-    (folder / "predictions.parquet").unlink()
-    with pytest.raises(LoreError, match="damaged: it has no predictions.parquet"):
-        leaderboard([good, folder])
+    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    whole = json.loads(kept["metrics.json"])
+
+    def judged(**values):
+        return json.dumps(whole | {"judges": {"judge": whole["judges"]["judge"] | values}}).encode()
+
+    harms = [
+        ("metrics.json", kept["metrics.json"][:100], "damaged: metrics.json cannot be read"),
+        ("metrics.json", b"[]", "list instead of an object"),
+        ("metrics.json", json.dumps(whole | {"data": {}}).encode(), "how many pairs"),
+        ("metrics.json", json.dumps(whole | {"prior": {"1": "x"}}).encode(), "hold a value"),
+        ("metrics.json", json.dumps(whole | {"judges": {"judge": 3}}).encode(), "no results of a judge"),
+        ("metrics.json", judged(metrics={"macro_f1": {"value": "x", "low": 0, "high": 1}}), "hold a value"),
+        ("metrics.json", judged(metrics={"macro_f1": {"value": 1, "low": [], "high": 1}}), "hold a value"),
+        ("metrics.json", judged(under_prior=7), "hold a value"),
+    ]
+    for name in ("done", "recipe.yaml", "metrics.json", "predictions.parquet"):
+        harms += [(name, harm, name) for harm in (kept[name][: len(kept[name]) // 2], b"", b"\xff\x00", b"{" * 5_000)]
+    for name in ("recipe.yaml", "metrics.json", "predictions.parquet"):
+        harms.append((name, None, name))
+    for name, harm, match in harms:
+        (folder / name).unlink()
+        if harm is not None:
+            (folder / name).write_bytes(harm)
+        (board,), passed_over = leaderboard([folder.parent])
+        if name == "recipe.yaml" and harm == kept[name][: len(kept[name]) // 2] and not passed_over:
+            continue  # half of a YAML file can be a whole one
+        assert {row.run.name for row in board.rows} == {"b"} and match in passed_over[str(folder)], (name, harm)
+        (folder / name).write_bytes(kept[name])
+    (folder / "metrics.json").write_bytes(b"")
+    text, _, content = written(tmp_path, [good, folder])
+    assert "not ranked" in capsys.readouterr().out and str(folder) in content["passed_over"]
+    with pytest.raises(LoreError, match="no finished evaluation to rank: .*metrics.json cannot be read"):
+        leaderboard([folder])
 
 
 def test_a_run_of_an_older_version_stands_beside_a_new_one(make, tmp_path):

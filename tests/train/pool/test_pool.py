@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
+from run_names import undeclared
 
 from lore.codec.judgement import FormatFailure, parse
 from lore.codec.prompt import PromptFormat
@@ -64,6 +65,7 @@ def pool(tiny, train, tmp_path, monkeypatch):
 
 def test_rows_say_what_the_judge_answered_and_how_often_it_was_right(pool, tiny):
     folder = run_recipe(pool("pool"))
+    assert undeclared(folder.path) == []
     table = pq.read_table(folder / "pool.parquet")
     pairs = list(read_pairs(tiny.pairs, split="train", limit=24))
     assert pool_tiers(table) == RUBRIC.tier_ids

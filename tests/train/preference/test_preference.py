@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT
+from run_names import undeclared
 from safetensors.torch import load_file
 from test_distributed import launch
 from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
@@ -203,6 +204,7 @@ def test_two_cpu_processes_learn_what_one_does(recipe, runs, judges, stage, kind
 def test_a_watched_run_leaves_its_best_weights_without_the_reference(recipe, runs):
     watch = {"every": 2, "pairs": 4, "samples": 2, "max_tokens": 8, "split": "train"}
     folder = run_recipe(recipe("watched", watch=watch))
+    assert undeclared(folder.path) == []
     watches = [line for line in folder.metrics() if "probe" in line]
     looked = [line["step"] for line in watches]
     assert looked == [0, 2, 4]

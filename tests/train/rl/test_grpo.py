@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 from datasets import Dataset
+from run_names import undeclared
 from safetensors.torch import load_file
 from trl import GRPOTrainer
 
@@ -108,6 +109,7 @@ def test_whole_layers_beside_an_adapter_train_in_float32_where_the_model_compute
         )
     )
     folder = run_recipe(path)
+    assert undeclared(folder.path) == []
     saved = load_file(folder / "checkpoints" / "checkpoint-3" / "adapter_model.safetensors")
     whole = {name: weight for name, weight in saved.items() if "lora_" not in name}
     assert len(whole) == 3 and all(weight.dtype == torch.float32 for weight in whole.values())

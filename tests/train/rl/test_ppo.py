@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from run_names import undeclared
 from safetensors.torch import load_file
 
 from lore.config.stages import load_recipe
@@ -25,6 +26,7 @@ def written(tiny, runs, tmp_path):
 @pytest.mark.parametrize("kind, adapter", [("text", False), ("vision", True)], ids=["text, every weight", "photos, an adapter"])
 def test_the_stage_runs_and_leaves_a_judge_without_the_value_head(written, tiny, kind, adapter):
     folder = run_recipe(written(kind, adapter=adapter, rollout={"updates": 2}, train={"steps": 4, "save_every": 2, "lr": 3e-3}))
+    assert undeclared(folder.path) == []
     lines = folder.metrics()
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert {"value/mean", "value/return", "value/explained", "reward", "rewards/verdict/mean"} <= lines[0].keys()

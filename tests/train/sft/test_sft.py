@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 from PIL import Image
+from run_names import undeclared
 from safetensors.torch import load_file
 
 from lore.codec.judgement import FormatFailure, parse, renderer_hash
@@ -95,6 +96,7 @@ def test_the_description_goes_first_when_a_prompt_is_too_long_and_the_row_says_s
 
 def test_the_adapter_its_processor_and_its_card_are_left_and_checkpoints_have_the_card(train):
     folder = train("judge", lora={})
+    assert undeclared(folder.path) == []
     model = folder / "model"
     assert (model / "adapter_model.safetensors").is_file() and (model / "processor_config.json").is_file()
     card = read_card(model)
