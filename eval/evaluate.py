@@ -134,7 +134,7 @@ def ask(asker: Asker, recipe: EvaluateRecipe, data: EvalData, language: str) -> 
 
 def load_data(recipe: EvaluateRecipe, folder: RunFolder) -> EvalData:
     """Loads the test pairs and the calibration pairs. A resumed run must find the same ones."""
-    source = PairSource(recipe.data, folder)
+    source = PairSource(recipe.data, folder, splits=True)  # data.split defaults to test
     rubric = source.rubric
     check_shown(recipe.metrics.shown, rubric.tier_ids)
     check_metrics(recipe.metrics, rubric)
@@ -153,7 +153,7 @@ def load_data(recipe: EvaluateRecipe, folder: RunFolder) -> EvalData:
         inside = f" and slices {recipe.data.slices}" if recipe.data.slices else ""
         raise LoreError(
             f"{path} has no labeled pair in split {recipe.test_split!r}{inside}, so there is nothing to evaluate. "
-            "Choose another data.split, or split the file first: lore data split --by query"
+            "Choose another data.split, or assign all pairs anew: lore data split --by query --replace"
         )
     dev = None
     if recipe.metrics.calibrate_on:

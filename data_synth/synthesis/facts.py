@@ -21,13 +21,13 @@ import numpy as np
 from lore.codec.sanitize import neutralize
 from lore.codec.tokenize import MARKS, UNSPACED, content_terms
 from lore.data.rejected_rows import Rejection, shown_value
-from lore.data.tables.any_table import table_records
-from lore.data.tables.text_tables import is_utf8
+from lore.data.tables.any_table import UNPACK, WORKBOOKS, other_format, suffix_of, table_records
+from lore.data.tables.text_tables import is_utf8, is_wide
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 from lore.support.text import normalize, printable
 
-TABLES = (".jsonl", ".csv", ".parquet")
+TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 TEXTS = (".txt", ".md")
 MAX_BYTES = 512 * 2**20  # all files together
 MAX_FACTS = 2_000_000  # facts or passages
@@ -99,7 +99,9 @@ def fact_files(path: str) -> list[Path]:
         return files
     if not place.is_file():
         raise LoreError(f"facts: {path} does not exist. Name a {_or(TABLES)} table with phrase and value, or a folder of texts.")
-    if place.suffix not in TABLES:
+    if suffix_of(place) in (*WORKBOOKS, *UNPACK):
+        raise other_format(place, TABLES, "facts: ")
+    if suffix_of(place) not in TABLES:
         hint = " To use a single text, put it into a folder and name the folder." if place.suffix in TEXTS else ""
         raise LoreError(f"facts: {path} ends in {place.suffix or 'nothing'}; expected {_or(TABLES)}.{hint}")
     return [place]
@@ -246,7 +248,7 @@ def _cell(file: Path, row: int, name: str, record: dict[str, Any], needed: bool 
 
 def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Numbered rows, from 1. Raises LoreError at the first unreadable one."""
-    if file.suffix != ".parquet":
+    if suffix_of(file) != ".parquet" and not is_wide(file):
         _check_utf8(file)
     for record in _bounded(table_records(file), "rows"):
         if isinstance(record, Rejection):

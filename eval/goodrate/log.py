@@ -92,7 +92,8 @@ def read_log(path: Path) -> Shown:
     Raises LoreError if they are more than MAX_REJECTED_SHARE of all rows, or if a column is missing.
     """
     rows, rejected, columns = [], [], set()
-    for record in track(table_records(path, ["query"], [*COLUMNS, *MARKETS]), "reading the log"):
+    records = table_records(path, ["query"], [*COLUMNS, *MARKETS], is_number=("position", "impressions").__contains__)
+    for record in track(records, "reading the log"):
         if isinstance(record, Rejection):
             rejected.append(record)
             continue
@@ -189,7 +190,7 @@ class _Row:
     def _text(self, name: str, needed: bool = False) -> str:
         text = text_of(self._cells.get(name))
         if text is None or (needed and not text):
-            self._bad(name, "field_type" if text is None else "empty", "a text")
+            self._bad(name, "field_type" if text is None else "empty", "a text in UTF-8" if text is None else "a text")
         return text or ""
 
     def _number(self, name: str) -> float:

@@ -53,11 +53,13 @@ def import_(
         help="Parquet file to write; rejected rows go to <name>.rejected.jsonl in the same folder.",
     ),
     rubric: str = typer.Option(None, help="Name or path of the rubric of the labels; default: the rubric of the source."),
-    encoding: str = typer.Option(None, help="Text encoding of csv and jsonl files, such as latin-1; default utf-8."),
+    encoding: str = typer.Option(
+        None, help="Text encoding of csv and jsonl files, such as latin-1; default: detected (UTF-8, UTF-16, csv files of Excel)."
+    ),
     map: list[str] = typer.Option(
         None, "--map", help="table: field=column,... ; attributes.<name>=column; locale=column for the market. Repeatable."
     ),
-    delimiter: str = typer.Option(None, help="table: column delimiter of a csv file, such as ';'."),
+    delimiter: str = typer.Option(None, help="table: column delimiter of a csv file, such as ';'; default: told by the header."),
     locale: str = typer.Option(None, help="esci: us, es, jp, or several separated by commas; default all."),
     small: bool = typer.Option(
         None, "--small-version/--large-version", help="esci: only rows of the small (ranking) or the large version; default all."
@@ -268,11 +270,27 @@ def _show_report(report: Any, as_json: bool) -> None:
     for example in [*report.examples, *report.repeats]:
         print_line(f"  {example}")
     if report.out:
-        print_line(f"Pairs: {report.out}")
+        print(f"Pairs: {report.out}")
+        if said := _about_splits(report):
+            print(said)
+        if report.distributions:
+            print(
+                f"label_distribution: {report.distributions:,} pairs have a probability per tier, from a mean, a spread or a "
+                "column. Training and evaluation use the single label."
+            )
     if report.rejected:
         print_line(f"Rejected rows with their reasons: {report.rejected}")
     if report.extra_columns:
         print_line(f"Columns that are not read: {', '.join(report.extra_columns)}")
+
+
+def _about_splits(report: Any) -> str | None:
+    from lore.data.splits import FRACTIONS, dealt_as
+
+    if not report.unsplit:
+        return None
+    which = "none yet" if report.unsplit >= report.pairs else f"none yet for {report.unsplit:,} of {report.pairs:,} pairs"
+    return f"split: {which}; a recipe deals {dealt_as(FRACTIONS)}, as `lore data split` does"
 
 
 def _show_stats(found: dict[str, Any], as_json: bool) -> None:

@@ -127,7 +127,7 @@ def sample(
 
 
 def _rubric_of(rated: Path | None) -> str:
-    if rated and rated.suffix == ".parquet":
+    if rated and rated.suffix.lower() == ".parquet":
         from lore.data.tables.parquet_files import open_parquet
 
         with open_parquet(rated) as parquet:

@@ -107,6 +107,8 @@ def _to_column(name: str, values: list[Any]) -> pa.Array:
         values = [as_stored(image) for image in values]
     elif name == "demands":
         values = [[{key: getattr(demand, key) for key in DEMAND_FIELDS} for demand in item] for item in values]
+    elif name == "label_distribution":
+        values = [item and [{"tier": tier, "probability": share} for tier, share in item.items()] for item in values]
     try:
         return pa.array(values, kind)
     except (pa.ArrowException, UnicodeError, TypeError) as error:
@@ -227,6 +229,10 @@ def _demands(column: pa.ListArray) -> list[list[Demand]]:
     return _lists(column, [Demand(*parts) for parts in zip(*children, strict=True)])
 
 
+def _distributions(column: pa.ListArray) -> list[dict[str, float] | None]:
+    return [item and {entry["tier"]: entry["probability"] for entry in item} for item in column.to_pylist()]
+
+
 def _weights(column: pa.Array) -> list[float]:
     return [1.0 if weight is None else weight for weight in column.to_pylist()]
 
@@ -237,6 +243,7 @@ _FROM_COLUMN = {
     "rules": _texts,
     "demands": _demands,
     "label_weight": _weights,
+    "label_distribution": _distributions,
 }
 
 
@@ -250,6 +257,18 @@ def count_pairs(path: str | Path, split: str | None = None) -> int:
             elif "split" in parquet.schema_arrow.names:
                 for batch in parquet.iter_batches(65536, columns=["split"]):
                     total += pc.sum(pc.equal(batch.column(0), split)).as_py() or 0
+    return total
+
+
+def count_unsplit(path: str | Path) -> int:
+    """Number of pairs without a split. Reads only the split column."""
+    total = 0
+    for file in pair_files(path):
+        with _open(file) as parquet:
+            if "split" not in parquet.schema_arrow.names:
+                total += parquet.metadata.num_rows
+                continue
+            total += sum(batch.column(0).null_count for batch in parquet.iter_batches(65536, columns=["split"]))
     return total
 
 
@@ -281,7 +300,9 @@ def pair_files(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else sorted(Path(found) for found in glob.glob(str(path)))
+    inside = path.is_dir()
+    files = sorted(path.iterdir() if inside else (Path(found) for found in glob.glob(str(path))))
+    files = [file for file in files if not inside or file.suffix.lower() == ".parquet"]
     files = [file for file in files if file.is_file() and not file.name.startswith(".")]
     if not files:
         raise LoreError(
@@ -302,5 +323,5 @@ def _open(file: Path) -> Iterator[pq.ParquetFile]:
                 f"{printable(', '.join(parquet.schema_arrow.names[:20]))}. Import it with "
                 "`lore data import table FILE --map query=...,title=...,label=... -o pairs.parquet`."
             )
-        once_each(file, parquet.schema_arrow.names)
+        once_each(file, parquet.schema_arrow.names, FIELDS)
         yield parquet
