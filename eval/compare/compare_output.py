@@ -5,10 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from lore.data.tables.csv import csv_text
 from lore.eval.compare.changes import add_titles, changed_pairs, counted, examples
 from lore.eval.compare.compare import BETTER, MIN_QUERIES, WORSE, Comparison, Difference, Options, PartDifference

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 
-from rich.console import Console
-
 from lore.data.tables.csv import csv_text
 from lore.eval.compare.leaderboard import STEM, SUFFIXES, Board, Row, check_metrics
 from lore.eval.compare.safe_output import open_console, text

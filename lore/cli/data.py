@@ -270,11 +270,11 @@ def _show_report(report: Any, as_json: bool) -> None:
     for example in [*report.examples, *report.repeats]:
         print_line(f"  {example}")
     if report.out:
-        print(f"Pairs: {report.out}")
+        print_line(f"Pairs: {report.out}")
         if said := _about_splits(report):
-            print(said)
+            print_line(said)
         if report.distributions:
-            print(
+            print_line(
                 f"label_distribution: {report.distributions:,} pairs have a probability per tier, from a mean, a spread or a "
                 "column. Training and evaluation use the single label."
             )

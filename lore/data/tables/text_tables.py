@@ -10,7 +10,6 @@ import io
 import json
 import re
 import sqlite3
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -25,6 +24,7 @@ from lore.data.tables.parquet_files import open_parquet
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 from lore.support.processes import is_main_process
+from lore.support.terminal import print_note
 from lore.support.text import printable
 
 MAX_LINE_CHARACTERS = 64 * 2**20
@@ -293,7 +293,7 @@ def _is_western(path: Path, file: BinaryIO, head: bytes) -> bool:
 def say_aside(message: str) -> None:
     """Prints a line on stderr, once per process: standard output may be JSON, and an import opens its files twice."""
     if is_main_process():
-        print(message, file=sys.stderr)
+        print_note(message)
 
 
 def is_wide(path: Path) -> bool:
