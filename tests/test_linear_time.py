@@ -8,6 +8,7 @@ that is neither fails `test_every_function_is_timed_or_excused`.
 
 import importlib
 import inspect
+import io
 import json
 import pkgutil
 import random
@@ -124,8 +125,16 @@ CALLS = {
     ],
     "lore.rubric.demand.read_demands": lambda text: [read_demands(text), read_demands(f"colour: red | red{text}; {text}")],
     "lore.eval.derived_slices.derived_slices": lambda text: derived_slices([[]], [text], [1.0], [f"a{text}"], [text]),
+    "lore.data.pair.pair_digest": lambda text: _function("lore.data.pair.pair_digest")(text, text, text),
     "lore.data.pair.make_pair_id": lambda text: _function("lore.data.pair.make_pair_id")(text, text),
     "lore.data.statistics._bounded": lambda text: _function("lore.data.statistics._bounded")(text, {}, 5, "slice", {}),
+    "lore.data.tables.csv._dialect": lambda text: [
+        _function("lore.data.tables.csv._dialect")(io.StringIO(begun + text), ["query"], ",", False) for begun in ("", "sep=;\n")
+    ],
+    "lore.data.tables.csv._with_point": lambda text: [
+        _function("lore.data.tables.csv._with_point")(f"1{written},5", ";") for written in (text, text[:10] + ".111" * len(text))
+    ],
+    "lore.support.text.named": lambda text: _function("lore.support.text.named")(text, "--out"),
     "lore.support.nearest.nearest": lambda text: [nearest(text, ["title", text]), nearest("title", [text, *text.split()])],
     "lore.support.nearest.nearest_hint": lambda text: nearest(text[:90], [text[at : at + 90] for at in range(0, len(text), 9)]),
     "lore.data_synth.synthesis.facts.with_values": lambda text: _function("lore.data_synth.synthesis.facts.with_values")(text, []),
@@ -163,6 +172,11 @@ UNTIMED = {
     "lore.rewards.adversarial_answers._hacks": OWN,
     "lore.rewards.reward._one_number": OWN,
     "lore.data.images.decode_base64": "bytes of a photo",
+    "lore.data.images._file_bytes": "path of a file",
+    "lore.data.images._need_photo_file": "path of a file",
+    "lore.data.label_distribution.from_median": "name of a tier; the row check has parsed the number",
+    "lore.data.rejected_rows.is_rejected_file": "path of a file, of which the head is read",
+    "lore.data.tables.text_tables._is_western": "path of a file; searched byte by byte",
     "lore.data.parquet._to_column": "name of a field",
     "lore.data.importers.open_source": "name of a source",
     "lore.data.importers.source_files": "name of a source",
