@@ -93,6 +93,10 @@ SHAPES = {
 }
 """A text is as many copies as fit, or made by `_shape`."""
 
+SLOW_SHAPES = ["one letter", "spaces", "semicolons and line ends", "angles", "opened", "thousands", "combining marks", "han and latin"]
+SLOW_SHAPES += ["different words", "fences", "bars", "tags", "nested"]
+"""At 100,000 characters; the near-misses of each pattern come on top. All shapes would take minutes."""
+
 WORDINGS = load_wordings("en")
 MATERIAL = Material(RUBRIC, WORDINGS, WORDINGS.attacks.train)
 CALLS = {
@@ -167,6 +171,7 @@ UNTIMED = {
     "lore.codec.sanitize._has_marker": "timed as neutralize",
     "lore.codec.sanitize._replacement": "timed as neutralize",
     "lore.codec.lexical_match._pieces": "timed as pieces",
+    "lore.codec.lexical_match._place": "timed as missing_words",
     "lore.codec.lexical_match._stem": "timed as stem",
     "lore.codec.lexical_match._forms": "timed as forms",
     "lore.rewards.adversarial_answers._hacks": OWN,
@@ -341,25 +346,27 @@ def grows_too_fast(call, make, short: int, long: int, enough: float) -> str:
         return ""
     if first > 10 * enough:  # no linear function is that slow; measuring it again would take minutes
         return f"{long:,} characters take {first:.1f} s"
-    for _ in range(3):  # a busy machine makes one measurement long, not the shortest of several, three times in a row
-        slow, fast = min(measured(long) for _ in range(3)), min(measured(short) for _ in range(5))
+    slow, fast = first, min(measured(short) for _ in range(3))
+    for again in range(7):  # a busy machine makes one measurement long, not the shortest of several
+        if again:
+            slow, fast = min(slow, measured(long)), min(fast, measured(short))
         if slow < enough or slow < 3 * long / short * fast:
             return ""
     return f"{short:,} characters take {fast:.4f} s, {long:,} take {slow:.4f} s"
 
 
-def _texts(name: str):
-    """(name of the shape, function from size to text) for a function: all SHAPES and the near-misses of its own patterns."""
-    for shape in SHAPES:
+def _texts(name: str, shapes):
+    """(name of the shape, function from size to text) for a function: the shapes and the near-misses of its own patterns."""
+    for shape in shapes:
         yield shape, lambda size, shape=shape: _shape(shape, size)
     for pattern in found_functions()[name][1]:
         for start, part in near_misses(pattern):
             yield f"{start!a} and {part!a} many times", lambda size, start=start, part=part: (start + part * size)[:size]
 
 
-def _assert_linear(name: str, short: int, long: int, enough: float) -> None:
+def _assert_linear(name: str, short: int, long: int, enough: float, shapes=SHAPES) -> None:
     call = _call(name)
-    for shape, make in _texts(name):
+    for shape, make in _texts(name, shapes):
         said = grows_too_fast(call, make, short, long, enough)
         assert not said, f"{shape}: {said}"
 
@@ -384,7 +391,7 @@ def test_a_function_takes_time_that_grows_with_the_length(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TIMED)
 def test_a_hundred_thousand_characters_take_ten_times_as_long_as_ten_thousand(name):
-    _assert_linear(name, 10_000, 100_000, 0.5)
+    _assert_linear(name, 10_000, 100_000, 0.5, SLOW_SHAPES)
 
 
 def _through_the_pipeline(text: str) -> None:
@@ -420,7 +427,7 @@ def test_a_row_takes_time_that_grows_with_its_texts(shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", HARD_SHAPES)
+@pytest.mark.parametrize("shape", ["semicolons and line ends", "angles", "different words", "han and latin"])
 def test_a_row_of_a_hundred_thousand_characters_takes_ten_times_as_long_as_one_of_ten_thousand(shape):
     assert not grows_too_fast(_through_the_pipeline, lambda size: _shape(shape, size), 10_000, 100_000, 1.0)
 
