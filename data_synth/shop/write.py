@@ -25,6 +25,7 @@ from lore.support.atomic_files import write_atomic, written_whole
 from lore.support.errors import LoreError
 from lore.support.outputs import Output, checked_folder, checked_outputs
 from lore.support.progress import track
+from lore.support.untrusted_json import parse_object
 
 CATALOGUE_SHARE, RULES_SHARE = 0.45, 0.35  # of the corpus; the rest is the search log
 EXAMPLES_PER_TEXT = 6
@@ -111,10 +112,10 @@ def _arguments_of(path: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = parse_object(path.read_bytes())
     except ValueError:
         return None
-    return known if isinstance(known, dict) and {"pairs", "seed", "language"} <= known.keys() else None
+    return known if {"pairs", "seed", "language"} <= known.keys() else None
 
 
 def write_pairs(world: World, split: str, count: int, path: Path) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
 from lore.config.stages import RENAMED
+from lore.config.yaml_text import read_yaml
 from lore.eval.measures.bootstrap import Estimate
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError, reason
-from lore.support.json_files import parse_object
+from lore.support.untrusted_json import parse_object
 
 BASELINES = ("lexical", "majority")
 APART = ("risk", "samples", "agreement", "robustness", "capability")
@@ -209,9 +209,9 @@ def _stage(folder: Path) -> str | None:
 def _recipe(folder: Path) -> dict[str, Any]:
     path = folder / "recipe.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise damaged(folder, f"recipe.yaml cannot be read ({error})") from error
+        content = read_yaml(path, aliases=True)
+    except LoreError as error:
+        raise damaged(folder, f"recipe.yaml cannot be read ({reason(error)})") from error
     if not isinstance(content, dict):
         raise damaged(folder, "recipe.yaml is not a mapping")
     return content

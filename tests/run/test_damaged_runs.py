@@ -11,7 +11,7 @@ from lore.run.grid import print_runs, write_table
 from lore.run.run_folder import RunFolder
 from lore.run.runner import run_command, run_recipe
 from lore.support.errors import LoreError
-from lore.support.json_files import parse_object
+from lore.support.untrusted_json import parse_object
 
 HARMS = {
     "cut": lambda whole: whole[: len(whole) // 2],
@@ -22,6 +22,7 @@ HARMS = {
     "huge": lambda whole: b'{"loss": ' + b"9" * 5_000 + b"}",
     "large": lambda whole: b'{"loss": [' + b"9" * 400 + b", null, null]}",
     "half a character": lambda whole: b'{"loss": "\\ud83d"}',
+    "aliases": lambda whole: whole + b"a: &a [x, x]\nb: [" + b"*a, " * 400_000 + b"]\n",
 }
 
 
