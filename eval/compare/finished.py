@@ -119,12 +119,13 @@ def _read_folder(path: Path) -> Finished:
     if not all(isinstance(entry, dict) for entry in judges.values()):
         raise damaged(path, "metrics.json has no results of a judge")
     metrics = recipe.get("metrics") or {}
+    gains = metrics.get("gains")
     measured = Measured(
         label_weights=bool(metrics.get("label_weights")),
         prior=content.get("prior"),
-        gains=metrics.get("gains"),
-        border_cost=metrics.get("border_cost", 1.0),
-        optimism_cost=metrics.get("optimism_cost", 1.0),
+        gains=gains and {tier: float(gain) for tier, gain in gains.items()},
+        border_cost=float(metrics.get("border_cost", 1.0)),
+        optimism_cost=float(metrics.get("optimism_cost", 1.0)),
     )
     name = str(recipe.get("run") or path.name)
     return Finished(name, path / "predictions.parquet", path, rubric, content.get("data") or {}, measured, judges)

@@ -105,9 +105,10 @@ class RunFolder:
         )
         manifest = read_object(self.manifest_path, lost, advice)
         resumed = manifest.get("resumed", [{}])
-        whole = all(isinstance(manifest.get(key, {}), dict) for key in ("fingerprints", OLD_FINGERPRINTS))
+        held = [manifest[key] for key in ("fingerprints", OLD_FINGERPRINTS) if key in manifest]
+        whole = bool(held) and all(isinstance(one, dict) for one in held)
         if not whole or not isinstance(resumed, list) or not resumed or not all(isinstance(one, dict) for one in resumed):
-            raise LoreError(f"{self.manifest_path} is damaged (a value has another type), so {lost}.\n{advice}")
+            raise LoreError(f"{self.manifest_path} is damaged (a value is missing or has another type), so {lost}.\n{advice}")
         return manifest
 
     @property

@@ -7,7 +7,7 @@ import yaml
 
 from lore.data.importers.rair import attributes_of
 from lore.data.importers.table import _entries
-from lore.data_synth.shop.write import _arguments_of
+from lore.data_synth.shop.write import write_world
 from lore.engines.config import ModelSection
 from lore.judge.card import check_card
 from lore.run.launch import accelerate_arguments
@@ -76,10 +76,12 @@ def test_a_damaged_card_of_a_judge_is_named(text, tmp_path):
         check_card(ModelSection(name=str(tmp_path)), "hash", "judge")
 
 
-@pytest.mark.parametrize("text", [*ODD.values(), b"[1]", b'{"pairs": 1}'])
-def test_a_damaged_note_of_a_shop_is_no_note(text, tmp_path):
+@pytest.mark.parametrize("text", [*ODD.values(), b"[1]"])
+def test_a_damaged_note_of_a_shop_is_named(text, tmp_path):
     (tmp_path / "world.json").write_bytes(text)
-    assert _arguments_of(tmp_path / "world.json") is None
+    with pytest.raises(LoreError, match="world.json cannot be read .*pass --force"):
+        write_world(tmp_path, pairs=10)
+    assert [path.name for path in tmp_path.iterdir()] == ["world.json"]
 
 
 @pytest.mark.parametrize(
