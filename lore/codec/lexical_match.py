@@ -169,9 +169,9 @@ def _always_behind(letters: str, run: str, whole: str) -> bool:
 
 @cache
 def function_words(language: str) -> frozenset[str]:
-    import yaml  # only where grounding is checked
+    from lore.config.yaml_text import read_yaml  # only where grounding is checked
 
-    lists = yaml.safe_load((Path(__file__).parent / "function_words.yaml").read_text(encoding="utf-8"))
+    lists = read_yaml(Path(__file__).parent / "function_words.yaml")
     return frozenset(lists.get(language, "").split())
 
 

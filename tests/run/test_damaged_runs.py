@@ -11,7 +11,7 @@ from lore.run.grid import print_runs, write_table
 from lore.run.run_folder import RunFolder
 from lore.run.runner import run_command, run_recipe
 from lore.support.errors import LoreError
-from lore.support.json_files import parse_object
+from lore.support.untrusted_json import parse_object
 
 HARMS = {
     "cut": lambda whole: whole[: len(whole) // 2],
@@ -22,6 +22,7 @@ HARMS = {
     "huge": lambda whole: b'{"loss": ' + b"9" * 5_000 + b"}",
     "large": lambda whole: b'{"loss": [' + b"9" * 400 + b", null, null]}",
     "half a character": lambda whole: b'{"loss": "\\ud83d"}',
+    "aliases": lambda whole: whole + b"a: &a [x, x]\nb: [" + b"*a, " * 400_000 + b"]\n",
 }
 
 
@@ -93,11 +94,12 @@ def test_a_deleted_marker_or_manifest_follows_the_advice(finished, capsys):
     assert "manifest.json is missing: it is not known whether the inputs of this run have changed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("values", [{"fingerprints": 3}, {"facts": []}, {"resumed": []}, {"resumed": [1]}, {"resumed": {}}])
+@pytest.mark.parametrize("values", [{"fingerprints": 3}, {"facts": []}, {"resumed": []}, {"resumed": [1]}, {"resumed": {}}, None])
 def test_a_manifest_with_values_of_another_type_is_damaged(finished, values):
+    """None: an object of somebody else. Without fingerprints, changed inputs would not be noticed."""
     path, folder = finished
-    folder.manifest_path.write_text(json.dumps(folder.manifest | values))
-    with pytest.raises(LoreError, match=r"manifest\.json is damaged .a value has another type"):
+    folder.manifest_path.write_text(json.dumps({"a": 1} if values is None else folder.manifest | values))
+    with pytest.raises(LoreError, match=r"manifest\.json is damaged .a value is missing or has another type"):
         run_recipe(path)
 
 
@@ -247,3 +249,53 @@ def test_every_file_of_an_unfinished_evaluation_may_be_damaged(tiny, runs, tmp_p
     folder.reopen()
     folder.close()
     try_every_harm(path, folder, tmp_path, capsys)
+
+
+@pytest.fixture
+def shop(runs, tmp_path):
+    """An unfinished run of stage world: all its files are there."""
+    path = tmp_path / "world.yaml"
+    path.write_text("stage: world\nrun: shop\npairs: {train: 8, test: 4}\ncorpus: 2")
+    folder = run_recipe(path)
+    folder.reopen()
+    folder.close()
+    return path, folder
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "binary"])
+def test_a_damaged_file_of_an_unfinished_shop_is_named_and_made_anew(shop, capsys, harm):
+    """Before, the run kept it and was done."""
+    path, folder = shop
+    for name in ("pairs/train.parquet", "facts.jsonl", "log.jsonl", "corpus.parquet"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(HARMS[harm](whole))
+        assert run_command([str(path)]) == 1
+        folder.close()
+        said = capsys.readouterr().err
+        assert f"{folder / name} is " in said and "Delete it and run the same command again" in said
+        (folder / name).unlink()
+        assert run_command([str(path)]) == 0 and (folder / name).read_bytes() == whole
+        folder.reopen()
+        folder.close()
+
+
+def test_a_damaged_file_of_an_unfinished_hardening_is_named(shop, tmp_path, capsys):
+    _, folder = shop
+    path = tmp_path / "harden.yaml"
+    path.write_text(f"stage: harden\nrun: hard\ndata: {{path: {folder / 'pairs'}, rubric: shop}}")
+    hard = run_recipe(path)
+    hard.reopen()
+    hard.close()
+    (hard / "pairs" / "test.parquet").write_bytes(b"")
+    assert run_command([str(path)]) == 1
+    assert "test.parquet is not a readable Parquet file" in (said := capsys.readouterr().err) and "Delete it and run" in said
+
+
+def test_a_shop_without_training_queries_has_an_empty_log(runs, tmp_path):
+    path = tmp_path / "world.yaml"
+    path.write_text("stage: world\nrun: shop\npairs: {test: 4}\ncorpus: 0")
+    for _ in range(2):
+        folder = run_recipe(path)
+        assert (folder / "log.jsonl").read_bytes() == b""
+        folder.reopen()
+        folder.close()

@@ -8,7 +8,6 @@ query: it becomes the slice `locale:us`, which keeps equal queries of two market
 names. Unmapped columns are ignored.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from lore.data.tables.parquet_files import open_parquet
 from lore.data.tables.text_tables import Unreadable
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
+from lore.support.untrusted_json import parse_json
 
 RUBRIC = None
 WHERE = "Source table reads your own .csv, .tsv, .jsonl or .parquet file."
@@ -161,8 +161,8 @@ def _entries(cell: Any) -> list[Any]:
     """
     if isinstance(cell, str):
         try:
-            cell = json.loads(cell)
-        except (ValueError, RecursionError):
+            cell = parse_json(cell, long_integer=str)  # the number of an item stays as it is
+        except ValueError:
             return [cell]
     if isinstance(cell, dict):
         return list(cell.items())
