@@ -30,7 +30,7 @@ SECRETS = [
     ({"sk-abcdefgh1234": 1}, "[key]"),
     *(
         ({name: "abc"}, name)
-        for name in ("authtoken", "HFTOKEN", "API_TOKEN_1", "token2", "access_tokens", "pass", "pw", "sig", "signature", "ａｐｉKey")
+        for name in ("authtoken", "HFTOKEN", "API_TOKEN_1", "token2", "access_tokens", "pass", "pw", "sig", "signature", "ａpiKey")
     ),
     *(
         ({"user": value}, "user")
