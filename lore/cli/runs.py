@@ -185,19 +185,15 @@ def _has_results(path: Path) -> bool:
 
 
 def _recipe(folder: Any, problems: list[str]) -> dict[str, Any]:
-    import yaml
+    from lore.config.yaml_text import RecipeError, read_record
 
     if not folder.exists:
         return {}
     try:
-        # The C parser is ten times faster, and a folder may hold hundreds of runs.
-        data = yaml.load(folder.recipe_path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict) or not isinstance(data.get("stage"), str):
+        return read_record(folder.recipe_path)
+    except RecipeError:
         problems.append("recipe.yaml cannot be read")
         return {}
-    return data
 
 
 def _json_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
