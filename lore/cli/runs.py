@@ -184,19 +184,15 @@ def _has_results(path: Path) -> bool:
 
 
 def _recipe(folder: Any, problems: list[str]) -> dict[str, Any]:
-    from lore.config.yaml_text import read_yaml
-    from lore.support.errors import LoreError
+    from lore.config.yaml_text import RecipeError, read_record
 
     if not folder.exists:
         return {}
     try:
-        data = read_yaml(folder.recipe_path, aliases=True)
-    except LoreError:
-        data = None
-    if not isinstance(data, dict) or not isinstance(data.get("stage"), str):
+        return read_record(folder.recipe_path)
+    except RecipeError:
         problems.append("recipe.yaml cannot be read")
         return {}
-    return data
 
 
 def _json_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
