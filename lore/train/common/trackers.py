@@ -35,7 +35,6 @@ from lore.support.errors import reason
 from lore.support.plain import flatten
 from lore.support.processes import is_main_process, say
 from lore.support.terminal import print_note
-from lore.support.text import printable
 from lore.train.common.config import TRACKING, TrackedRecipe, turned_off
 
 POLL_SECONDS = 1.0
@@ -271,7 +270,7 @@ class Follower:
             (self.folder / TRACKING).mkdir(exist_ok=True)
             run = Run(self.recipe.run, self.folder / TRACKING, published(self.recipe.resolved()), self._state().get("id"))
             self.tracker = OPEN[self.name](run)
-            say(f"{self.name}: {printable(self.tracker.place)}")
+            say(f"{self.name}: {self.tracker.place}")
         # Counted before it is sent: a process that is killed in between loses a line, and does not send one twice.
         self._write_state(self.lines)
         try:
@@ -291,7 +290,7 @@ class Follower:
             return
         self.warned = True
         text = f"{self.name} {what}. Training is not affected, and metrics.jsonl holds every value."
-        print_note(f"warning: {printable(text)}")
+        print_note(f"warning: {text}")
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:
