@@ -9,6 +9,7 @@ from typing import Any
 from lore.codec.sanitize import neutralize
 from lore.data_synth.synthesis.trace import STEPS, Trace, refusal
 from lore.support.errors import LoreError
+from lore.support.text import shortened
 
 MAX_KEYS = 1000  # per counter; later keys count as OTHERS
 OTHERS = "(others)"
@@ -206,8 +207,7 @@ def _sample(trace: Trace, rank: str) -> dict[str, Any]:
 
 
 def _short(text: str, limit: int) -> str:
-    text = neutralize(text[: 4 * limit])
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return shortened(neutralize(text[: 4 * limit]), limit)
 
 
 def _count(counter: Counter, key: Any, times: int = 1) -> None:

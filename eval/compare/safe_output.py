@@ -4,7 +4,7 @@ from math import isnan
 
 from lore.eval.measures.bootstrap import Estimate
 from lore.support.console import Console, Text, with_room
-from lore.support.text import printable
+from lore.support.text import printable, shortened
 
 WIDE = 250
 
@@ -16,9 +16,7 @@ def open_console() -> Console:
 
 def text(content: object, style: str = "", *, limit: int = 300) -> Text:
     """Untrusted text for a terminal: no markup, no control characters, at most `limit` characters."""
-    content = str(content)
-    cut = "…" * (len(content) > limit)
-    return Text(printable(content[:limit]) + cut, style)
+    return Text(printable(shortened(str(content), limit)), style)
 
 
 def signed(estimate: Estimate) -> str:

@@ -14,6 +14,7 @@ from lore.eval.scorecard import Answers
 from lore.eval.testset import EvalData, Labeled, read_chosen
 from lore.judge.verdict import Verdict
 from lore.rubric.rubric import Rubric
+from lore.support.text import shortened
 
 MAX_CHARS = {
     "query": 300,
@@ -105,7 +106,7 @@ def mistake_cards(
             card = shown_mistake(mistake, pairs[mistake.pair_id], verdicts[name][mistake.pair_id], rubric)
             own = test.slices[test.position[mistake.pair_id]]
             card |= {"judge": name, "judge_number": names.index(name), "slice_numbers": [number[one] for one in own]}
-            card["slices"] = [bounded(one, 60) for one in own[:MAX_SLICES_SHOWN]]
+            card["slices"] = [shortened(one, 60) for one in own[:MAX_SLICES_SHOWN]]
             card["photo"], card["has_photo"] = photos.get(mistake.pair_id), mistake.pair_id in with_photo
             if len(card["photo"] or "") > left:
                 card["photo"], card["photo_note"] = None, "photo left out to keep this file small"
@@ -119,7 +120,7 @@ def mistake_cards(
         "verdicts": [*tiers, (NO_VERDICT, "none")],
         "judges": [(index, name) for index, name in enumerate(names) if chosen[name]],
         "kinds": list(kinds.items()),
-        "slices": [(index, bounded(name, 60)) for name, index in number.items()],
+        "slices": [(index, shortened(name, 60)) for name, index in number.items()],
     }
 
 
@@ -138,14 +139,14 @@ def shown_mistake(mistake: Mistake, pair: Pair, verdict: Verdict, rubric: Rubric
     }
     about = {"brand": pair.brand, "category": pair.category, "price": pair.price, "shop": pair.shop, **pair.attributes}
     given = [(key, str(value)) for key, value in about.items() if value not in (None, "")]
-    return {name: bounded(text, MAX_CHARS[name]) for name, text in texts.items()} | {
+    return {name: shortened(text, MAX_CHARS[name]) for name, text in texts.items()} | {
         "why": mistake.why,
         "kinds": mistake.kinds,
         "confidence": None if mistake.confidence is None else f"{mistake.confidence:.0%}".replace("%", " %"),
         "label": names[mistake.label],
         "label_number": rubric.index(mistake.label),
         "verdict_number": NO_VERDICT if verdict.tier is None else rubric.index(verdict.tier),
-        "attributes": [(bounded(key, 40), bounded(value, 120)) for key, value in given[:MAX_ATTRIBUTES]],
+        "attributes": [(shortened(key, 40), shortened(value, 120)) for key, value in given[:MAX_ATTRIBUTES]],
         "more_attributes": max(0, len(given) - MAX_ATTRIBUTES),
         "rules": rules_with_principles(verdict.rules, rubric),
         "gold_rules": rules_with_principles(pair.rules, rubric),
@@ -161,11 +162,7 @@ def tier_names(rubric: Rubric) -> dict[str, str]:
 def rules_with_principles(ids: list[str], rubric: Rubric) -> list[tuple[str, str]]:
     """Rule ids with their principles; an empty text if the rubric does not have the rule."""
     principles = {rule.id: f"{rule.principle} ({rule.tier})" for rule in rubric.rules}
-    return [(bounded(rule, 60), bounded(principles.get(rule, ""), 240)) for rule in ids[:MAX_RULES]]
-
-
-def bounded(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return [(shortened(rule, 60), shortened(principles.get(rule, ""), 240)) for rule in ids[:MAX_RULES]]
 
 
 def thumbnail(pair: Pair, pixels: int) -> str | None:

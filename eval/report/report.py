@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from lore.eval.report.charts import reliabilities, risk_section, sample_section
 from lore.eval.report.headline import BASELINES, headline
-from lore.eval.report.mistakes import bounded, mistake_cards, tier_names
+from lore.eval.report.mistakes import mistake_cards, tier_names
 from lore.eval.report.tables import (
     agreement_rows,
     ceiling_row,
@@ -35,6 +35,7 @@ from lore.judge.verdict import Verdict
 from lore.support.atomic_files import write_atomic
 from lore.support.html import page_style, page_template
 from lore.support.svg_plots import TEXT_MARKS
+from lore.support.text import shortened
 
 FOLDER = Path(__file__).parent
 MAX_FAILURES = 8
@@ -113,13 +114,13 @@ def summaries(cards: list[Scorecard], tier_ids: list[str], chosen: list[str] | N
 
 def judge_details(card: Scorecard) -> dict[str, Any]:
     """How the judge was run, and its failures."""
-    failures = [f"{bounded(reason, 60)} {times}" for reason, times in list(card.failures.items())[:MAX_FAILURES]]
+    failures = [f"{shortened(reason, 60)} {times}" for reason, times in list(card.failures.items())[:MAX_FAILURES]]
     return {
         "name": card.name,
         "baseline": card.kind in BASELINES,
         "how": card.how,
         "temperature": "" if card.temperature is None else f"{card.temperature:.2f}",
         "failures": ", ".join(failures),
-        "unanswered": bounded(". ".join(filter(None, (unanswered_text(card), unreadable_text(card)))), 800),
+        "unanswered": shortened(". ".join(filter(None, (unanswered_text(card), unreadable_text(card)))), 800),
         "photos": ", ".join(f"{state} {times}" for state, times in card.photos.items()),
     }

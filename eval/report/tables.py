@@ -9,8 +9,8 @@ import numpy as np
 from lore.eval.measures.bootstrap import Estimate, two_digits
 from lore.eval.measures.results import Ceiling, Condition, Flip
 from lore.eval.report.console import LOWER_IS_BETTER, best_value, column_titles, shown_columns
-from lore.eval.report.mistakes import bounded
 from lore.eval.scorecard import Part, Scorecard
+from lore.support.text import shortened
 
 MAX_SLICES = 24
 SLICE_METRICS = ("acc_k", "acc_2", "macro_f1", "qwk")
@@ -75,7 +75,7 @@ def _slice_groups(cards: list[Scorecard], metric: str, prior: bool) -> list[dict
         size = cards[0].slices[name]
         groups.setdefault(prefix[1] if prefix else "", []).append(
             {
-                "name": bounded(name[len(prefix[1]) + 1 :] if prefix else name, 80),
+                "name": shortened(name[len(prefix[1]) + 1 :] if prefix else name, 80),
                 "pairs": size.pairs,
                 "queries": size.queries,
                 "bars": [
@@ -170,7 +170,7 @@ def flip_groups(cards: list[Scorecard]) -> dict[str, Any]:
         names = list(dict.fromkeys(flip.name for flip in flips if flip.kind == kind))
         blocks = [
             {
-                "name": bounded(name, 80),
+                "name": shortened(name, 80),
                 "rows": [
                     _flip_row(card.name, flip, scale)
                     for card in cards
@@ -181,7 +181,7 @@ def flip_groups(cards: list[Scorecard]) -> dict[str, Any]:
             for name in names
         ]
         if blocks:
-            groups.append({"title": KINDS.get(kind, bounded(kind, 80)), "blocks": blocks})
+            groups.append({"title": KINDS.get(kind, shortened(kind, 80)), "blocks": blocks})
     return {
         "scale": f"{scale:.0%}".replace("%", " %"),
         "judges": [card.name for card in cards if card.flips],
@@ -210,8 +210,8 @@ def condition_groups(cards: list[Scorecard]) -> list[dict[str, Any]]:
         own = [condition for condition in conditions if condition.capability == capability]
         blocks = [
             {
-                "name": bounded(name, 80),
-                "note": bounded(next((one.note for one in own if one.condition == name and one.note), ""), 200),
+                "name": shortened(name, 80),
+                "note": shortened(next((one.note for one in own if one.condition == name and one.note), ""), 200),
                 "rows": [
                     _condition_row(card.name, condition)
                     for card in cards
@@ -223,7 +223,7 @@ def condition_groups(cards: list[Scorecard]) -> list[dict[str, Any]]:
         ]
         groups.append(
             {
-                "title": bounded(capability.capitalize(), 80),
+                "title": shortened(capability.capitalize(), 80),
                 "blocks": blocks,
                 "differences": any(condition.difference for condition in own),
                 "follows": any(condition.follows for condition in own),
@@ -240,7 +240,7 @@ def _condition_row(judge: str, condition: Condition) -> dict[str, Any]:
         "pairs": condition.pairs,
         "queries": condition.queries,
         "accuracy": cell(condition.accuracy) | bar(condition.accuracy),
-        "against": bounded(condition.against or "", 80),
+        "against": shortened(condition.against or "", 80),
         "difference": cell(difference, signed=True) | {"certain": certain} if difference else None,
         "follows": cell(condition.follows) if condition.follows else None,
     }

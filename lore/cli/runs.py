@@ -253,14 +253,13 @@ def _is_number(value: Any) -> bool:
 
 def print_runs(root: Path, found: list[Row]) -> None:
     from lore.run.summary import print_table
-    from lore.support.text import printable
 
     now = time.time()
     columns = ["run", "stage", "state", "numbers", "age", "size"]
     cells = [
         [row.run, row.stage, shown_state(row), shown_numbers(row.numbers), age(now - row.updated), shown_size(row)] for row in found
     ]
-    print_table(printable(str(root)), columns, [[printable(cell) for cell in line] for line in cells])
+    print_table(str(root), columns, cells)
 
 
 def shown_state(row: Row) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lore.config.grid import Grid, grid_run_text, read_grid, split_address
+from lore.config.library_names import counterpart
 from lore.config.recipe import BaseRecipe
-from lore.config.validation import validate
+from lore.config.validation import known_as, validate
 from lore.config.yaml_text import Problem, RecipeError, RecipeText, read_recipe_text, short
+from lore.support.errors import LoreError
 from lore.support.nearest import nearest
 
 STAGES = {
@@ -81,6 +84,19 @@ def _several(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
+def called(option: str, recipe: str | None) -> tuple[str, list[str]] | None:
+    """(what else to know, keys) of an option such as --learning_rate or --train.lr: the keys that it has in the recipe, or in any
+    stage if the recipe cannot be read. None for an unknown name."""
+    name, stage = option.lstrip("-"), None
+    if recipe is not None:
+        with suppress(LoreError):
+            stage = read_recipe_text(recipe).data.get("stage")
+    if isinstance(stage, str) and stage in STAGES:
+        return known_as(name.replace("-", "_"), recipe_class(stage), _recipe_classes)
+    told = counterpart(name)
+    return told and (told.note, list(told.keys[:2]))
+
+
 def _typed(text: RecipeText) -> BaseRecipe:
     stage = text.data.get("stage")
     if not isinstance(stage, str) or stage not in STAGES:
@@ -89,4 +105,8 @@ def _typed(text: RecipeText) -> BaseRecipe:
             found, near = f"{short(stage)}, the name of an earlier version", RENAMED[stage]
         problem = Problem(text.where(("stage",)), "stage", found, f"one of: {', '.join(STAGES)}", near)
         raise RecipeError([*text.problems, problem], text.path)
-    return validate(text, recipe_class(stage), lambda: {name: recipe_class(name) for name in STAGES})
+    return validate(text, recipe_class(stage), _recipe_classes)
+
+
+def _recipe_classes() -> dict[str, type[BaseRecipe]]:
+    return {name: recipe_class(name) for name in STAGES}

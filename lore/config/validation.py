@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from types import UnionType
@@ -13,7 +14,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from lore.config.library_names import counterpart
+from lore.config.library_names import Counterpart, counterpart, names
 from lore.config.recipe import VARIABLES, variable
 from lore.config.secrets import HIDDEN
 from lore.config.sections import StrictModel
@@ -25,7 +26,7 @@ Model = TypeVar("Model", bound=StrictModel)
 MAX_SHOWN = 4
 MAX_LISTED = 8
 MAX_NESTED = 50
-
+MAX_BEHIND = 0.1  # a key is shown beside the most similar one if its similarity is at most this much smaller
 MAX_ERRORS = 500  # that are explained; each looks for the nearest of all keys
 _VARIABLE = re.compile(r"\$\{([^}]{0,200})\}")  # bounded: a text of "${${${" has no end to find
 
@@ -56,8 +57,18 @@ def validate(text: RecipeText, model: type[Model], stages: Callable[[], dict[str
     if recipe is not None:
         problems.extend(_conflicts(recipe, (), bad, text))
     if problems:
-        raise RecipeError(sorted(dict.fromkeys(problems), key=_line), text.path)
+        raise RecipeError(list(_listed_once(sorted(dict.fromkeys(problems), key=_line))), text.path)
     return recipe
+
+
+def _listed_once(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """The problems; only the first unknown key of a section lists its keys."""
+    seen: set[str] = set()
+    for problem in problems:
+        about, _, listed = problem.expected.partition(": ")
+        known = about.startswith("a key of ") and listed and problem.expected in seen
+        seen.add(problem.expected)
+        yield replace(problem, expected=about) if known else problem
 
 
 def _line(problem: Problem) -> int:
@@ -183,37 +194,81 @@ def _unknown_key(
 ) -> tuple[str, str]:
     """(expected, nearest) of an unknown key: the key that a library's name has here, otherwise the most similar keys."""
     name, at = str(key[-1]), key[:-1]
-    names = list(section.model_fields) if section else []
+    own = [dotted((*at, one)) for one in section.model_fields] if section else []
     paths = _paths(model)
     told = counterpart(name)
-    if told is not None:
-        called = told.among([dotted((*at, one)) for one in names]) or told.among(paths)
-        if not called:  # a section of a name of its own, such as extra.one of a stage
-            called = [dotted((*at, one)) for one in names if any(one == path.rpartition(".")[2] for path in told.keys)]
-        if called:
-            shown = " or ".join(_few(called))
-            return f"{name} is called {shown} here. {told.note}".strip(), shown
-        if not told.keys:
-            return told.note, ""
-        having: dict[str, list[str]] = {}
-        for stage, other in stages().items():
-            if found := told.among(_paths(other)):
-                having.setdefault(" or ".join(_few(found)), []).append(stage)
-        if having:
-            has = "; ".join(f"{shown} in {', '.join(those)}" for shown, those in having.items())
-            return f"a key of this stage; {name} is called {has}. {told.note}".strip(), ""
-    same = [path for path in paths if path.rpartition(".")[2] == name]
+    if told is not None and (answer := _library_key(name, told, own, paths, stages)):
+        return answer
+    same = [path for path in paths if _last(path) == name]
     if same:
         shown = " or ".join(_few(same))
         return f"{shown}: {name} is no key of {dotted(at) or 'the recipe itself'}", shown
-    inside = dict.fromkeys(difflib.get_close_matches(name.casefold(), names, n=MAX_SHOWN, cutoff=0.6))
-    ends = difflib.get_close_matches(name.casefold(), dict.fromkeys(path.rpartition(".")[2] for path in paths), n=2, cutoff=0.75)
-    near = [dotted((*at, one)) for one in inside] or [path for end in ends for path in paths if path.rpartition(".")[2] == end]
+    likeness, near = _similar(name, own, 0.6)
+    if not near:
+        likeness, near = _similar(name, paths, 0.75)
+    meant = nearest(name.replace("-", "_"), (one for one in names() if "*" not in one), cutoff=0.85)
+    if meant and _likeness(meant, name) > likeness and (answer := _library_key(meant, names()[meant], own, paths, stages)):
+        return answer
     of = f"a key of {dotted(at) or 'this recipe'}"
-    if not near and names:
-        more = f" and {len(names) - MAX_LISTED} more, which lore run --dry-run prints" if len(names) > MAX_LISTED else ""
-        of += f": {', '.join(names[:MAX_LISTED])}{more}"
+    if not near and own:
+        more = f" and {len(own) - MAX_LISTED} more, which lore run --dry-run prints" if len(own) > MAX_LISTED else ""
+        of += f": {', '.join(map(_last, own[:MAX_LISTED]))}{more}"
     return of, " or ".join(_few(near))
+
+
+def known_as(
+    name: str, model: type[BaseModel], stages: Callable[[], dict[str, type[BaseModel]]]
+) -> tuple[str, list[str]] | None:
+    """(what else to know, keys) of the name of an option, such as one of a library's script. None for an unknown name."""
+    if name in _paths(model):
+        return "", [name]
+    key = tuple(name.split("."))
+    told = counterpart(str(key[-1]))
+    expected, near = _unknown_key(key, model if len(key) == 1 else None, model, stages)
+    if near:
+        return told.note if told else "", near.split(" or ")[:2]
+    return (expected, []) if told else None
+
+
+def _library_key(
+    name: str, told: Counterpart, own: list[str], paths: tuple[str, ...], stages: Callable[[], dict[str, type[BaseModel]]]
+) -> tuple[str, str] | None:
+    """(expected, nearest) of a library's name. own: keys of the section in which it stands; paths: all keys of the recipe. None
+    if no stage has such a key."""
+    called = told.among(own) or told.among(paths)
+    if not called:  # a section of a name of its own, such as extra.one of a stage
+        called = [path for path in own if any(_last(path) == _last(one) for one in told.keys)]
+    if called:
+        shown = " or ".join(_few(called))
+        return f"{name} is called {shown} here. {told.note}".strip(), shown
+    if not told.keys:
+        return told.note, ""
+    having: dict[str, list[str]] = {}
+    for stage, other in stages().items():
+        if found := told.among(_paths(other)):
+            having.setdefault(" or ".join(_few(found)), []).append(stage)
+    if not having:
+        return None
+    has = "; ".join(f"{shown} in {', '.join(those)}" for shown, those in having.items())
+    return f"a key of this stage; {name} is called {has}. {told.note}".strip(), ""
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _likeness(one: str, name: str) -> float:
+    return difflib.SequenceMatcher(None, one, name.casefold()).ratio()
+
+
+def _similar(name: str, paths: Iterable[str], cutoff: float) -> tuple[float, list[str]]:
+    """The largest similarity of a path's last part to a name, and the paths that have it or are close behind."""
+    by_last: dict[str, list[str]] = {}
+    for path in paths:
+        by_last.setdefault(_last(path), []).append(path)
+    close = {one: _likeness(one, name) for one in difflib.get_close_matches(name.casefold(), by_last, n=MAX_SHOWN, cutoff=cutoff)}
+    best = max(close.values(), default=0.0)
+    return best, [path for one, likeness in close.items() if likeness >= best - MAX_BEHIND for path in by_last[one]]
 
 
 def _few(paths: list[str]) -> list[str]:
@@ -221,12 +276,13 @@ def _few(paths: list[str]) -> list[str]:
     return list(dict.fromkeys([path for path in paths if ".NAME." not in path] or paths))[:MAX_SHOWN]
 
 
-def _library_names(value: Any, key: Key) -> Iterator[Key]:
-    """Keys inside an unknown section that are names of a library: files of other trainers nest them in sections of their own."""
+def _foreign_names(value: Any, key: Key, paths: tuple[str, ...]) -> Iterator[Key]:
+    """Keys inside an unknown section that are names of a library or of one key here: files of other trainers nest them in sections
+    of their own."""
     for name, inner in value.items() if isinstance(value, dict) else ():
         if isinstance(inner, dict):
-            yield from _library_names(inner, (*key, name))
-        elif counterpart(name):
+            yield from _foreign_names(inner, (*key, name), paths)
+        elif counterpart(name) or sum(_last(path) == name for path in paths) == 1:
             yield (*key, name)
 
 
@@ -247,24 +303,38 @@ def _walk(location: tuple[str | int, ...], data: Any, model: type[BaseModel]) ->
     return tuple(key), annotation, parent
 
 
+def _misspelled(value: Any, near: str, paths: tuple[str, ...]) -> bool:
+    """Whether an unknown section is one of `near`: it has at least one of its keys."""
+    return isinstance(value, dict) and any(f"{section}.{name}" in paths for section in near.split(" or ") for name in value)
+
+
+def _needed(section: type[BaseModel] | None) -> str:
+    """What a required key takes: a value, or a section with the keys that it requires."""
+    if section is None:
+        return "a value"
+    required = [name for name, field in section.model_fields.items() if field.is_required()]
+    return f"a section with {', '.join(required)}" if required else "a section"
+
+
 def _explain(
     item: dict, data: Any, text: RecipeText, model: type[BaseModel], stages: Callable[[], dict[str, type[BaseModel]]]
 ) -> Iterator[tuple[Key, Problem]]:
-    key, _, parent = _walk(item["loc"], data, model)
+    key, annotation, parent = _walk(item["loc"], data, model)
     section = _section(parent)
     found, near = short(item["input"]), ""
     expected = re.sub(r"^(Input|Value) (should be|error, )\s*", "", item["msg"]).removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         found = f"unknown key {key[-1]}"
         expected, near = _unknown_key(key, section, model, stages)
-        nested = {} if near or counterpart(str(key[-1])) else item["input"]
-        for inner in islice(_library_names(nested, key), MAX_NESTED):
+        paths = _paths(model)
+        nested = {} if counterpart(str(key[-1])) or _misspelled(item["input"], near, paths) else item["input"]
+        for inner in islice(_foreign_names(nested, key, paths), MAX_NESTED):
             told = _unknown_key(inner, None, model, stages)
             yield inner, Problem(text.where(inner), dotted(inner), f"unknown key {inner[-1]}", *told)
     elif item["type"] == "missing":
         found = "nothing"
         described = section.model_fields[key[-1]].description if section and key[-1] in section.model_fields else None
-        expected = f"a value. {described or ''}".strip()
+        expected = f"{_needed(_section(annotation))}. {described or ''}".strip()
     elif item["type"] == "literal_error":
         near = nearest(str(item["input"]), re.findall(r"'([^']*)'", item["ctx"]["expected"]))
     elif item["type"] == "string_type" and isinstance(item["input"], bool | int | float):

@@ -26,7 +26,7 @@ FOOTER = '# """'
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
 MAX_DIGITS = 400  # of a whole number; a float has no more before it is infinite
-MAX_PROBLEMS = 50  # a file with more is one mistake repeated
+MAX_PROBLEMS = 100  # of one file; the configuration of another trainer has up to 80 keys
 MAX_EXPANDED = 1_000_000
 """Values and characters that a file with aliases may expand to: `*a` in ten nested lists of ten is 10 GB from 1 kB."""
 TRUST = "trust_remote_code"

@@ -114,5 +114,4 @@ def leave(status: int) -> NoReturn:
         logging.shutdown()
         flush_streams()
         os._exit(0)
-    flush_streams()
     sys.exit(status)

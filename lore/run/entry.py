@@ -6,7 +6,6 @@ A LoreError or OSError is a message and status 1, never a traceback. LORE_DEBUG=
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -26,22 +25,15 @@ def exit_status(action: Callable[[], int | None]) -> int:
     except (LoreError, OSError) as error:
         if os.environ.get("LORE_DEBUG"):
             raise
-        report_error(error if isinstance(error, LoreError) else LoreError(os_error_message(error)))
-        if isinstance(error, OSError):
-            _drop_output()
+        with suppress(LoreError):  # stderr may be full too
+            try:
+                report_error(error if isinstance(error, LoreError) else LoreError(os_error_message(error)))
+            finally:
+                flush_streams()
         return 1
     except KeyboardInterrupt:
         print_note("interrupted; the same command resumes from the last checkpoint")
         return 130
-
-
-def _drop_output() -> None:
-    """Sends what stdout does not take to nowhere. Python would write it once more at its end, and fail again with a traceback."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report_error(error: LoreError) -> None:

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from lore.config.dry_pass import listed
 from lore.config.grid import is_grid, split_address
-from lore.config.library_names import counterpart
 from lore.config.recipe import BaseRecipe, resolve_need
 from lore.config.secrets import mask
-from lore.config.stages import load_grid, load_recipe, stage_function
+from lore.config.stages import called, load_grid, load_recipe, stage_function
 from lore.config.yaml_text import to_yaml
 from lore.run.dependencies import checked_plan, run_in_subprocess, run_needed, wait_for_needed
 from lore.run.devices import close_process_group, settle_devices
@@ -30,6 +29,8 @@ from lore.support.processes import is_main_process, say
 from lore.support.terminal import print_line, print_lines
 from lore.support.text import named, printable
 
+MAX_OPTIONS = 50  # that are answered in one message
+
 
 def run_command(arguments: list[str], dry_run: bool = False) -> int:
     """Runs recipes with overrides, both as typed. Returns the exit status. Prints an error to stderr without a traceback."""
@@ -37,7 +38,7 @@ def run_command(arguments: list[str], dry_run: bool = False) -> int:
 
 
 def _run_command(arguments: list[str], dry_run: bool) -> None:
-    recipes, overrides = [], []
+    recipes, overrides, unknown = [], [], []
     for argument in arguments:
         named(argument, "An argument")
         if argument == "--dry-run":
@@ -47,10 +48,12 @@ def _run_command(arguments: list[str], dry_run: bool) -> None:
         elif "=" in argument and not argument.startswith("-"):
             overrides.append(argument)
         else:
-            raise LoreError(
-                f"{mask(repr(argument))} is neither a recipe (x.yaml), a run of a grid (x.yaml:run), an override "
-                f"(train.lr=2e-4) nor --dry-run.{_without_dashes(argument)}"
-            )
+            unknown.append(argument)
+    if unknown:
+        raise LoreError(
+            f"{mask(repr(unknown[0]))} is neither a recipe (x.yaml), a run of a grid (x.yaml:run), an override "
+            f"(train.lr=2e-4) nor --dry-run.{_as_overrides(unknown, recipes)}"
+        )
     if not recipes:
         raise LoreError("No recipe given: lore run recipes/quickstart/eval.yaml")
     if len(recipes) == 1 or dry_run:
@@ -64,14 +67,18 @@ def _run_command(arguments: list[str], dry_run: bool) -> None:
             run_in_subprocess(Path(recipe), overrides)
 
 
-def _without_dashes(argument: str) -> str:
-    """How an option of a library's script, such as --learning_rate, is written in a recipe or an override."""
-    name, _, value = argument.partition("=")
-    told = counterpart(name) if name.startswith("-") else None
-    if told is None:
-        return ""
-    keys = " or ".join(f"{key}={printable(value) or 'VALUE'}" for key in told.keys[:2])
-    return f"\n{name} is written {keys} here. {told.note}".rstrip() if keys else f"\n{told.note}"
+def _as_overrides(arguments: list[str], recipes: list[str]) -> str:
+    """How options, such as --learning_rate of a library's script or --train.lr, are written as overrides of the first recipe."""
+    lines = []
+    for argument, after in zip(arguments, [*arguments[1:], "-"], strict=True):
+        name, _, value = argument.partition("=")
+        value = value or ("VALUE" if after.startswith("-") else after)
+        if name.startswith("--") and (told := called(name, recipes[0] if recipes else None)):
+            sentence, keys = told
+            shown = "VALUE" if sentence else printable(value)  # a sentence says how the two differ
+            written = " or ".join(f"{key}={shown}" for key in keys)
+            lines.append(f"{name} is written {written} here. {sentence}".rstrip() if keys else f"{name}: {sentence}")
+    return "".join(f"\n{mask(line)}" for line in lines[:MAX_OPTIONS])
 
 
 def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dry_run: bool = False) -> RunFolder:

@@ -75,7 +75,7 @@ class Progress(rich.progress.Progress):
     """A progress bar whose descriptions are data. What is printed meanwhile appears above it, if it goes to the terminal too."""
 
     def __init__(self, *columns: Any, console: Console | None = None, **options: Any):
-        shared = {f"redirect_{name}": bool((s := getattr(sys, name)) and s.isatty()) for name in ("stdout", "stderr")}
+        shared = {f"redirect_{name}": TerminalStream(getattr(sys, name)).isatty() for name in ("stdout", "stderr")}
         super().__init__(*columns, console=console or Console(), **shared, **options)
 
     def add_task(self, description: str, *arguments: Any, **fields: Any) -> Any:

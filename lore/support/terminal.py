@@ -14,13 +14,14 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from lore.support.errors import LoreError, reason
 from lore.support.text import printable, printable_lines
 
 _PLAIN_SIGNS = str.maketrans({"\ufffd": "?", "–": "-", "—": "-", "−": "-", "×": "x", "’": "'", "“": '"', "”": '"'})
-_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+_STYLE = re.compile(r"\x1b(?:\[[0-9;]*[mK]|\[\?[0-9;]*[hl]|\(B)")  # colors, erasing a line, the cursor's look
 _UPWARDS = re.compile(r"(?:\x1b\[A)+")
 
 
@@ -70,10 +71,17 @@ def guard_streams() -> None:
 
 
 def flush_streams() -> None:
-    """Flushes both streams. Ends the process with status 1 if the reader of one is gone."""
+    """Flushes both streams, with the errors of TerminalStream. What a stream does not take is dropped: Python would try again at
+    its end, and report the same failure with a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            TerminalStream(unguarded(stream)).flush()
+            below = unguarded(stream)
+            try:
+                TerminalStream(below).flush()
+            except (LoreError, SystemExit):
+                with suppress(AttributeError, OSError, ValueError):  # a stream without a file
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), below.fileno())
+                raise
 
 
 def unguarded(stream: TextIO) -> TextIO:
@@ -84,8 +92,12 @@ def unguarded(stream: TextIO) -> TextIO:
 
 
 class TerminalStream:
-    """A text stream that takes any text: characters that its encoding lacks become escapes. If the reader of a pipe is gone (`lore
-    data stats x | head`), the process ends quietly with status 1."""
+    """A text stream that takes any text: characters that its encoding lacks become escapes. A notebook's stream, which is no file,
+    will do.
+
+    If the reader of a pipe is gone (`lore data stats x | head`), the process ends quietly with status 1. Any other failure, such
+    as a full disk, is a LoreError that names the stream.
+    """
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -99,17 +111,24 @@ class TerminalStream:
             self.write(line)
 
     def flush(self) -> None:
-        self._call(self.stream.flush)
+        if flush := getattr(self.stream, "flush", None):
+            self._call(flush)
+
+    def isatty(self) -> bool:
+        with suppress(AttributeError, ValueError):  # no file, or a closed one
+            return self.stream.isatty()
+        return False
 
     def _call(self, method: Any, *arguments: Any) -> None:
         try:
             method(*arguments)
         except BrokenPipeError:
-            # What is left in the buffer goes nowhere, so that Python's shutdown does not report the pipe again.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())
-            os.close(nowhere)
             raise SystemExit(1) from None
+        except OSError as error:
+            raise LoreError(
+                f"{getattr(self.stream, 'name', 'A stream')} takes no more output: {reason(error)}. What follows would be lost.\n"
+                "Free some space where it goes, or send it elsewhere, and run the same command again."
+            ) from error
 
     def __getattr__(self, name: str) -> Any:
         if name == "stream":  # a copy that is still empty
@@ -127,7 +146,7 @@ class GuardedStream(TerminalStream):
         if not _UPWARDS.fullmatch(text):  # the cursor movements of a second progress bar
             again = text.startswith("\r")
             rest = printable_lines(_STYLE.sub("", text.lstrip("\r")))
-            start = "" if not again else "\r" if self.stream.isatty() else "\n" * bool(rest.strip())
+            start = "" if not again else "\r" if self.isatty() else "\n" * bool(rest.strip())
             super().write(start + rest)
         return len(text)
 

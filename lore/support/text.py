@@ -129,6 +129,11 @@ def printable_lines(value: object) -> str:
     return "\n".join(map(printable, str(value).split("\n")))
 
 
+def shortened(text: str, limit: int) -> str:
+    """The text in at most `limit` characters; a text that is cut ends with an ellipsis."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def _seen(found: re.Match) -> str:
     return found[0] if found[1] else " " if found[0].isspace() else "\ufffd"
 

@@ -52,6 +52,13 @@ def answer(stage: str, name: str, *at: str) -> tuple[str, str]:
     return _unknown_key((*at, name), None, recipe_class(stage), stages)
 
 
+def test_every_entry_of_the_table_is_read_as_it_is_meant():
+    """A comma in a sentence without quotes would end it."""
+    groups = yaml.safe_load((ROOT / "lore" / "config" / "library_names.yaml").read_text())
+    assert all(set(one) == {"keys", "note"} for group in groups.values() for one in group.values() if isinstance(one, dict))
+    assert all(told.keys or told.note for told in names().values())
+
+
 def test_every_key_of_the_table_is_one_of_some_stage():
     known = {path for stage in STAGES for path in paths(stage)}
     unknown = {key for told in names().values() for key in told.keys if not told.among(known)}
@@ -101,7 +108,28 @@ def test_every_setting_of_the_training_libraries_is_answered(package):
         ("sft", "max_seq_length", "train.max_tokens", "train.max_tokens"),
         ("sft", "weight_decay", "train.weight_decay", "train.weight_decay"),
         ("sft", "load_in_4bit", "model.quantize", "nf4"),
-        ("sft", "bf16", "", "accelerate's config"),
+        ("sft", "bf16", "model.dtype", "accelerate's config"),
+        ("sft", "eval_sample_packing", "", "section watch"),
+        ("sft", "adapter", "model.adapter or model.lora", "model.lora trains a new one"),
+        ("sft", "lora_target", "model.lora.targets", "language-model, the default"),
+        ("sft", "warmup_steps", "train.warmup", "fraction"),
+        ("dpo", "per_device_eval_batch_size", "watch.batch_tokens", "not rows"),
+        ("dpo", "eval_dataset", "watch.path", "watch.path"),
+        ("dpo", "max_length", "train.max_tokens", "never truncated"),
+        ("pool", "max_length", "vllm.max_model_tokens", "max_length is called vllm.max_model_tokens here"),
+        ("grpo", "epsilon_high", "grpo.clip_high", "grpo.clip_high"),
+        ("grpo", "epsilon", "grpo.clip_low", "bounds both sides"),
+        ("grpo", "num_iterations", "", "learned from once"),
+        ("grpo", "num_generations", "rollout.group", "rollout.group"),
+        ("grpo", "data.train_batch_size", "train.batch_size", "completions"),
+        ("grpo", "clip_ratio_high", "grpo.clip_high", "grpo.clip_high"),
+        ("ppo", "critic_learning_rate", "ppo.value_lr", "ppo.value_lr"),
+        ("sft", "learning_rat", "train.lr", "learning_rate is called train.lr here"),
+        ("sft", "train.per_device_train_batchsize", "train.micro_batch_size", "train.micro_batch_size"),
+        ("sft", "lora_alhpa", "model.lora.alpha", "model.lora.alpha"),
+        ("sft", "train.batchsize", "train.batch_size", "a key of train"),
+        ("sft", "train.LR", "train.lr", "a key of train"),
+        ("sft", "rnu", "run", "a key of this recipe"),
         ("sft", "train.deepspeed", "", "--config zero2"),
         ("sft", "ddp_find_unused_parameters", "", "--config ddp"),
         ("sft", "num_generations", "", "rollout.group in grpo, ppo"),
@@ -144,7 +172,45 @@ def test_sections_of_other_trainers_files_are_answered_one_by_one(tmp_path):
     }
 
 
+def test_a_section_of_another_trainer_is_answered_by_its_keys(tmp_path):
+    """verl's command line: sections whose names are none here, or only similar to one."""
+    given = ["trainer.total_epochs=15", "trainer.save_freq=20", "actor.optim.lr=1e-6", "actor.rollout.n=5", "trian.lr=3"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(ROOT / "recipes" / "grpo.yaml", given)
+    assert {problem.key: problem.nearest for problem in caught.value.problems} == {
+        "trainer": "train",
+        "trainer.total_epochs": "train.steps",
+        "trainer.save_freq": "train.save_every",
+        "actor": "",
+        "actor.optim.lr": "train.lr",
+        "actor.rollout.n": "rollout.group",
+        "trian": "train",  # only misspelled: one problem
+    }
+
+
+def test_a_whole_file_of_another_trainer_is_answered_in_one_message(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("stage: sft\nrun: x\n" + "".join(f"unheard_of_{n}: 1\n" for n in range(70)) + "learning_rate: 1e-4\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    said = str(caught.value)
+    assert "train.lr" in said and said.count("which lore run --dry-run prints") == 1
+    assert "data\n  found:    nothing\n  expected: a section with path, rubric." in said
+
+
 def test_options_of_a_librarys_script_are_answered(capsys):
+    recipe = str(ROOT / "recipes" / "grpo.yaml")
+    pasted = "--learning-rate 1e-6 --num_generations=8 --train.batch_size 64 --lr=2 --warmup_steps 10 --hub_token hf_abcdefgh --odd"
+    assert run_command([recipe, *pasted.split()]) == 1
+    told = capsys.readouterr().err.splitlines()[1:]
+    assert [line.strip() for line in told] == [
+        "--learning-rate is written train.lr=1e-6 here.",
+        "--num_generations is written rollout.group=8 here.",
+        "--train.batch_size is written train.batch_size=64 here.",
+        "--lr is written train.lr=2 here.",
+        "--warmup_steps is written train.warmup=VALUE here. It is a fraction of the steps, below 1.",
+        "--hub_token: Nothing is uploaded; lore export writes a folder that huggingface-cli can upload.",
+    ]
     assert run_command([str(ROOT / "recipes" / "sft.yaml"), "--learning_rate=2e-4"]) == 1
     assert "--learning_rate is written train.lr=2e-4 here." in capsys.readouterr().err
     assert run_command([str(ROOT / "recipes" / "sft.yaml"), "--fsdp", "full"]) == 1

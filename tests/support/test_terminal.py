@@ -10,9 +10,11 @@ import warnings
 
 import pytest
 
+from lore.run.entry import exit_status
 from lore.support.console import Console, Table, Text
+from lore.support.errors import LoreError
 from lore.support.progress import track
-from lore.support.terminal import GuardedStream, guarded_streams, print_line, print_lines, print_note
+from lore.support.terminal import GuardedStream, flush_streams, guarded_streams, print_line, print_lines, print_note
 from lore.support.text import printable
 
 VISIBLE_FORMATS = (
@@ -108,3 +110,65 @@ def test_a_progress_bar_on_a_terminal_keeps_its_control_and_no_other(monkeypatch
     assert "[draft] \ufffd]0;t\ufffd :x:" in shown and "\x1b[2K" in shown
     assert "\x1b]" not in shown and "\x1b[2J" not in shown and "\x1b[5A" not in shown
     assert shown.endswith("\r 50% of \ufffd[2J  it")
+
+
+class Bare:
+    """The least that a notebook or a test puts in place of a stream."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+
+def test_streams_that_are_no_files_take_everything(monkeypatch):
+    out, err = Bare(), Bare()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with guarded_streams():
+        print_line("line\x1b", flush=True)
+        for _ in track(range(2), "bar"):
+            print_note("note")
+        sys.stderr.write("\r 50%")
+        assert not sys.stderr.isatty()
+        flush_streams()
+    assert out.text == "line\ufffd\n"
+    assert "note\n" in err.text and "bar" in err.text and err.text.endswith("\n 50%")
+
+
+def raising(error: Exception):
+    def action():
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize("action", [lambda: print_line("result"), raising(LoreError("bad")), raising(OSError("bad"))], ids=str)
+@pytest.mark.parametrize("full", ["stdout", "stderr"])
+def test_a_full_stream_is_an_error_and_never_a_traceback(full, action, monkeypatch, capsys):
+    stream = open("/dev/full", "w")  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    monkeypatch.setattr(sys, full, stream)
+    printed = action() is None if action.__name__ == "<lambda>" else False
+    assert exit_status(action) == int(full == "stdout" or not printed)
+    stream.close()  # what it did not take is gone: Python's shutdown has nothing to report
+    shown = capsys.readouterr()
+    if full == "stdout":
+        assert shown.err.startswith("error: ") and "Traceback" not in shown.err
+        assert "/dev/full takes no more output" in shown.err or not printed
+    else:
+        assert shown.out == "result\nresult\n" * printed
+
+
+def test_a_closed_pipe_ends_the_process_quietly(monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(SystemExit) as ended:
+        exit_status(lambda: print_line("result"))
+    stream.close()
+    assert ended.value.code == 1 and capsys.readouterr().err == ""

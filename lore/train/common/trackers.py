@@ -35,7 +35,6 @@ from lore.support.errors import reason
 from lore.support.plain import flatten
 from lore.support.processes import is_main_process, say
 from lore.support.terminal import print_note
-from lore.support.text import printable
 from lore.support.untrusted_json import parse_object
 from lore.train.common.config import TRACKING, TrackedRecipe, turned_off
 
@@ -284,7 +283,7 @@ class Follower:
             (self.folder / TRACKING).mkdir(exist_ok=True)
             run = Run(self.recipe.run, self.folder / TRACKING, published(self.recipe.resolved()), self.id)
             self.tracker = OPEN[self.name](run)
-            say(f"{self.name}: {printable(self.tracker.place)}")
+            say(f"{self.name}: {self.tracker.place}")
         # Counted before it is sent: a process that is killed in between loses a line, and does not send one twice.
         self._write_state(self.lines)
         try:

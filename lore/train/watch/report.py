@@ -16,6 +16,7 @@ from lore.support.atomic_files import write_atomic
 from lore.support.errors import reason
 from lore.support.html import page_style, page_template
 from lore.support.processes import say
+from lore.support.text import shortened
 from lore.support.untrusted_json import parse_object
 from lore.train.watch.collapse_rules import Watch
 from lore.train.watch.console import COLUMNS, watch_cells
@@ -158,5 +159,4 @@ def _bounded(value: Any) -> Any:
         return {key: _bounded(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_bounded(inner) for inner in value]
-    too_long = isinstance(value, str) and len(value) > SHOWN_CHARACTERS
-    return value[: SHOWN_CHARACTERS - 1] + "…" if too_long else value
+    return shortened(value, SHOWN_CHARACTERS) if isinstance(value, str) else value
