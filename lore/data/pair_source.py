@@ -104,6 +104,11 @@ class PairSource:
                 roots += dict.fromkeys(file.parent for file in pair_files(self.section.path))
         return tuple(roots)
 
+    @property
+    def dealt(self) -> dict[str, float] | None:
+        """Shares for `read_split` of another file of the run, such as the probe's; None if the run reads no splits."""
+        return self.section.split_fractions if self._splits else None
+
     @cached_property
     def _unsplit(self) -> int:
         """Number of pairs of source `pairs` that need a split."""
