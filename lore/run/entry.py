@@ -17,6 +17,8 @@ from lore.support.processes import rank
 
 def exit_status(action: Callable[[], int | None]) -> int:
     """Calls `action` and returns its status. Reports a LoreError or OSError to stderr, and then returns 1."""
+    if sys.stdout is None:  # closed by who started the process, as in `lore ... >&-`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
     try:
         try:
             return action() or 0

@@ -103,6 +103,13 @@ def test_a_full_disk_behind_stdout_is_a_message(recipe, runs, command):
     assert "Exception ignored" not in done.stderr
 
 
+def test_a_closed_stdout_is_no_error(recipe, runs, monkeypatch):
+    """As in `lore run x.yaml >&-`, and under some schedulers."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run_command([str(recipe), "--dry-run"]) == 0
+    assert run_command(["no_such.yaml"]) == 1
+
+
 @pytest.mark.slow
 def test_a_reader_that_stops_reading_is_no_error(recipe, runs):
     command = f"{sys.executable} {recipe} --dry-run | true"
