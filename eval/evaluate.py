@@ -14,8 +14,6 @@ from functools import partial
 from itertools import islice
 from urllib.parse import quote
 
-from rich.console import Console
-
 from lore.data.pair_source import PairSource
 from lore.data.parquet import read_pairs
 from lore.data_synth.perturb.wordings import wordings_hash
@@ -35,6 +33,7 @@ from lore.eval.testset import EvalData, Labeled, load_split, read_chosen, whole_
 from lore.judge.dry_pass import check_asking
 from lore.judge.resumable import Asker, Verdicts
 from lore.run.run_folder import RunFolder
+from lore.support.console import Console
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 from lore.support.processes import is_main_process, say
@@ -48,7 +47,7 @@ def run(recipe: EvaluateRecipe, folder: RunFolder) -> None:
     """Evaluates every judge and baseline of the recipe. Only the main process works; other processes return at once."""
     if not is_main_process():
         return
-    console = Console(highlight=False)
+    console = Console()
     data = load_data(recipe, folder)
     check_asking("evaluate", asked_models(recipe, data), data.rubric)
     slices = chosen_slices(recipe, data.test)
@@ -135,7 +134,7 @@ def ask(asker: Asker, recipe: EvaluateRecipe, data: EvalData, language: str) -> 
 
 def load_data(recipe: EvaluateRecipe, folder: RunFolder) -> EvalData:
     """Loads the test pairs and the calibration pairs. A resumed run must find the same ones."""
-    source = PairSource(recipe.data, folder)
+    source = PairSource(recipe.data, folder, splits=True)  # data.split defaults to test
     rubric = source.rubric
     check_shown(recipe.metrics.shown, rubric.tier_ids)
     check_metrics(recipe.metrics, rubric)
@@ -154,7 +153,7 @@ def load_data(recipe: EvaluateRecipe, folder: RunFolder) -> EvalData:
         inside = f" and slices {recipe.data.slices}" if recipe.data.slices else ""
         raise LoreError(
             f"{path} has no labeled pair in split {recipe.test_split!r}{inside}, so there is nothing to evaluate. "
-            "Choose another data.split, or split the file first: lore data split --by query"
+            "Choose another data.split, or assign all pairs anew: lore data split --by query --replace"
         )
     dev = None
     if recipe.metrics.calibrate_on:

@@ -6,7 +6,7 @@ import numpy as np
 
 from lore.data.rejected_rows import Rejection
 from lore.data.tables.any_table import table_records
-from lore.data.tables.ids import known_as
+from lore.data.tables.ids import known_as, spreadsheet_hint
 from lore.eval.measures.agreement import Ratings
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
@@ -26,7 +26,7 @@ def read_ratings(path: str | Path, rubric: Rubric, pair_ids: list[str]) -> Ratin
     spelled, raters = known_as(position), {}
     seen, rows = set(), []
     unreadable, foreign, unknown, doubled = [], [], [], []
-    for record in table_records(path, COLUMNS, what="metrics.ratings: "):
+    for record in table_records(path, COLUMNS, (), what="metrics.ratings: ", is_number="label".__eq__):
         if isinstance(record, Rejection):
             unreadable.append(f"row {record.row} ({record.found})")
             continue
@@ -60,7 +60,7 @@ def read_ratings(path: str | Path, rubric: Rubric, pair_ids: list[str]) -> Ratin
             f"metrics.ratings {path} does not match the test pairs, and the agreement over only some rows would be misleading:\n"
             + "\n".join(lines)
             + f"\nWrite one row per pair and rater, with columns {', '.join(COLUMNS)}; labels are {', '.join(rubric.tier_ids)} or "
-            "their names in the rubric. Put ratings of another split into a separate file."
+            f"their names in the rubric. Put ratings of another split into a separate file.{spreadsheet_hint(foreign)}"
         )
     pair, rater, tier = (np.asarray([row[column] for row in rows], dtype=np.int64) for column in range(3))
     return Ratings(pair, rater, tier, list(raters), len(pair_ids) - len(np.unique(pair)))

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 
 from lore.codec.judgement import render_demands
-from lore.data.pair import Pair, make_pair_id
+from lore.data.pair import Pair, pair_digest
 from lore.data_synth.shop.catalogue import HARD_KINDS, Item, Query, Shop
 from lore.data_synth.shop.lexicon import load_lexicon
 from lore.data_synth.shop.photos import colour_shares, draw_photo
@@ -88,7 +88,7 @@ class World:
                 label = rng.choice([other for other in self.rubric.tier_ids if other != tier])
                 slices.append("noise:label")
         return Pair(
-            pair_id=make_pair_id(words, f"{self.seed}/{item_id}"),
+            pair_id=pair_digest(words, f"{self.seed}/{item_id}"),
             query=words,
             item_id=item_id,
             **fields,

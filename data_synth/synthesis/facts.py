@@ -21,13 +21,13 @@ import numpy as np
 from lore.codec.sanitize import neutralize
 from lore.codec.tokenize import MARKS, UNSPACED, content_terms
 from lore.data.rejected_rows import Rejection, shown_value
-from lore.data.tables.any_table import table_records
-from lore.data.tables.text_tables import is_utf8
+from lore.data.tables.any_table import UNPACK, WORKBOOKS, other_format, suffix_of, table_records
+from lore.data.tables.text_tables import is_utf8, is_wide
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
-from lore.support.text import normalize
+from lore.support.text import normalize, printable
 
-TABLES = (".jsonl", ".csv", ".parquet")
+TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 TEXTS = (".txt", ".md")
 MAX_BYTES = 512 * 2**20  # all files together
 MAX_FACTS = 2_000_000  # facts or passages
@@ -84,8 +84,8 @@ def open_facts(path: str, top: int = 5) -> Facts:
         return Passages((passage for cell in cells for passage in paragraphs(cell)), [place], top)
     missing = "value" if "phrase" in names else "phrase"
     raise LoreError(
-        f"facts: {path} has no column {missing!r}; found {', '.join(names[:20])}. A table of facts has the columns phrase and "
-        f"value, a table of passages has text.{nearest_hint(missing, names)}"
+        f"facts: {path} has no column {missing!r}; found {printable(', '.join(names[:20]))}. A table of facts has the columns "
+        f"phrase and value, a table of passages has text.{nearest_hint(missing, names)}"
     )
 
 
@@ -99,7 +99,9 @@ def fact_files(path: str) -> list[Path]:
         return files
     if not place.is_file():
         raise LoreError(f"facts: {path} does not exist. Name a {_or(TABLES)} table with phrase and value, or a folder of texts.")
-    if place.suffix not in TABLES:
+    if suffix_of(place) in (*WORKBOOKS, *UNPACK):
+        raise other_format(place, TABLES, "facts: ")
+    if suffix_of(place) not in TABLES:
         hint = " To use a single text, put it into a folder and name the folder." if place.suffix in TEXTS else ""
         raise LoreError(f"facts: {path} ends in {place.suffix or 'nothing'}; expected {_or(TABLES)}.{hint}")
     return [place]
@@ -207,14 +209,16 @@ def paragraphs(text: str) -> Iterator[str]:
             continue
         rest = neutralize(" ".join([heading, *lines] if heading else lines))
         heading = ""
-        while len(rest) > MAX_PASSAGE:
-            ends = [found.end() for found in _SENTENCE_END.finditer(rest, MAX_PASSAGE // 2, MAX_PASSAGE)]
-            cut = ends[-1] if ends else rest.rfind(" ", MAX_PASSAGE // 2, MAX_PASSAGE)
-            cut = cut if cut > 0 else MAX_PASSAGE
-            yield rest[:cut].strip()
-            rest = rest[cut:].strip()
-        if rest:
-            yield rest
+        at = 0
+        while len(rest) - at > MAX_PASSAGE:
+            least, most = at + MAX_PASSAGE // 2, at + MAX_PASSAGE
+            ends = [found.end() for found in _SENTENCE_END.finditer(rest, least, most)]
+            cut = ends[-1] if ends else rest.rfind(" ", least, most)
+            cut = cut if cut > at else most
+            yield rest[at:cut].strip()
+            at = cut + (len(rest) > cut and rest[cut] == " ")  # `neutralize` leaves single spaces
+        if rest[at:]:
+            yield rest[at:]
 
 
 def _pieces(text: str) -> list[str]:
@@ -244,7 +248,7 @@ def _cell(file: Path, row: int, name: str, record: dict[str, Any], needed: bool 
 
 def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Numbered rows, from 1. Raises LoreError at the first unreadable one."""
-    if file.suffix != ".parquet":
+    if suffix_of(file) != ".parquet" and not is_wide(file):
         _check_utf8(file)
     for record in _bounded(table_records(file), "rows"):
         if isinstance(record, Rejection):

@@ -188,7 +188,7 @@ class ByModel:
             self.watch.add(why and f"{step}: {why}", step)
         except TooManyUnanswered as error:
             self._gave_up = self._gave_up or error
-            raise
+            raise self._gave_up from None  # of several prompts under way, all end with the error of the first
 
 
 def what_failed(error: EndpointFailed) -> str:

@@ -1,16 +1,11 @@
 """Output of a comparison: tables and sentences for people, JSON and the changed pairs for programs."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from lore.data.tables.csv import csv_text
 from lore.eval.compare.changes import add_titles, changed_pairs, counted, examples
 from lore.eval.compare.compare import BETTER, MIN_QUERIES, WORSE, Comparison, Difference, Options, PartDifference
 from lore.eval.compare.finished import found_apart
@@ -19,6 +14,7 @@ from lore.eval.compare.sides import Side, Sides
 from lore.eval.measures.bootstrap import LEVEL
 from lore.eval.report.console import column_titles
 from lore.support.atomic_files import written_whole
+from lore.support.console import Console, Table, Text
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 from lore.support.outputs import Output, begins_with, checked_outputs
@@ -70,11 +66,11 @@ def report(
 
 def output_files(sides: Sides, out: Path | None, as_json: Path | None, force: bool) -> dict[Path, Path]:
     """The files to write, by the path that the user gave. Raises LoreError for a file that is no output of a comparison."""
-    if out is not None and out.suffix not in (".jsonl", ".csv"):
+    if out is not None and out.suffix.lower() not in (".jsonl", ".csv"):
         raise LoreError(f"--out {out}: found {out.suffix or 'no extension'}, expected .jsonl or .csv")
     runs = [side.run for side in (sides.first, *sides.others)]
     read = [path for run in runs for path in (run.folder, run.predictions, run.data_files())]
-    outputs = [Output(out, begins_with(JSONL_MARK if out.suffix == ".jsonl" else CSV_MARK))] if out is not None else []
+    outputs = [Output(out, begins_with(JSONL_MARK if out.suffix.lower() == ".jsonl" else CSV_MARK))] if out is not None else []
     outputs += [Output(as_json, begins_with(JSON_MARK))] if as_json is not None else []
     found = checked_outputs(outputs, [path for path in read if path is not None], force=force)
     return {output.path: path for output, path in zip(outputs, found, strict=True)}
@@ -259,12 +255,8 @@ def _write(path: Path, content: str) -> None:
 
 
 def _changed_text(path: Path, rows: list[dict[str, Any]]) -> str:
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     columns = list(rows[0]) if rows else CSV_MARK.rstrip(",").split(",")
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(row | {name: "; ".join(row[name]) for name in ("changes", "slices")})
-    return out.getvalue()
+    plain = [row | {name: "; ".join(row[name]) for name in ("changes", "slices")} for row in rows]
+    return csv_text(columns, [[row[name] for name in columns] for row in plain])

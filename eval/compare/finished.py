@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lore.config.stages import RENAMED
-from lore.config.yaml_text import read_yaml
 from lore.eval.measures.bootstrap import Estimate
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError, reason
@@ -111,7 +110,7 @@ def read_run(path: str | Path) -> Finished:
 
 
 def _read_folder(path: Path) -> Finished:
-    content, recipe = _json(path / "metrics.json"), _recipe(path)
+    content, recipe = _json(path / "metrics.json"), RunFolder(path).recipe_values
     rubric, judges = content.get("rubric"), content.get("judges")
     keys = ("name", "hash", "tiers", "relevant")
     if not isinstance(judges, dict) or not judges or not isinstance(rubric, dict) or any(key not in rubric for key in keys):
@@ -203,19 +202,8 @@ def _stage(folder: Path) -> str | None:
     """The stage of a run folder by its present name; None if the folder is not a run."""
     if not RunFolder(folder).exists:
         return None
-    stage = str(_recipe(folder).get("stage"))
+    stage = str(RunFolder(folder).recipe_values.get("stage"))
     return RENAMED.get(stage, stage)
-
-
-def _recipe(folder: Path) -> dict[str, Any]:
-    path = folder / "recipe.yaml"
-    try:
-        content = read_yaml(path, aliases=True)
-    except LoreError as error:
-        raise damaged(folder, f"recipe.yaml cannot be read ({reason(error)})") from error
-    if not isinstance(content, dict):
-        raise damaged(folder, "recipe.yaml is not a mapping")
-    return content
 
 
 def _json(path: Path) -> dict[str, Any]:

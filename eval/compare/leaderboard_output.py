@@ -1,20 +1,18 @@
 """Prints the leaderboard, and writes leaderboard.md, .csv and .json."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 
-from rich.console import Console
-
+from lore.data.tables.csv import csv_text
 from lore.eval.compare.leaderboard import STEM, SUFFIXES, Board, Row, check_metrics
 from lore.eval.compare.safe_output import open_console, text
 from lore.eval.measures.bootstrap import Estimate
 from lore.eval.measures.metrics import metric_names
 from lore.eval.report.console import best_value, column_titles, print_table, shown_columns
 from lore.support.atomic_files import written_whole
+from lore.support.console import Console
 from lore.support.errors import LoreError
 from lore.support.markdown import table_cell
 from lore.support.outputs import Output, begins_with, checked_outputs
@@ -108,10 +106,9 @@ def to_csv(boards: list[Board], by: str) -> str:
     """One line per row and weighting, with every metric."""
     names = list(dict.fromkeys(name for found in boards for name in metric_names(found.tiers)))
     keys = ["rubric", "rubric_hash", "data_fingerprint", "tested", "split", "pairs", "queries"]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     own = ["weighting", "name", "judge", "run", "kind", "also_in"]
-    writer.writerow(["test_set", *keys, *own, *(column for name in names for column in (name, f"{name}_low", f"{name}_high"))])
+    header = ["test_set", *keys, *own, *(column for name in names for column in (name, f"{name}_low", f"{name}_high"))]
+    lines = []
     for found in boards:
         for natural in _weightings(found):
             for row in found.sorted_by(by, natural=natural):
@@ -122,10 +119,8 @@ def to_csv(boards: list[Board], by: str) -> str:
                     for number in (estimate.value, estimate.low, estimate.high)
                 ]
                 about = [row.card.name, row.judge, row.run.name, row.card.kind, "; ".join(row.also_in)]
-                writer.writerow(
-                    [found.id, *(found.test_set[key] for key in keys), "prior" if natural else "test", *about, *numbers]
-                )
-    return out.getvalue()
+                lines.append([found.id, *(found.test_set[key] for key in keys), "prior" if natural else "test", *about, *numbers])
+    return csv_text(header, lines)
 
 
 def to_json(boards: list[Board], passed_over: dict[str, str], by: str) -> str:

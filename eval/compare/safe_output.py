@@ -1,13 +1,9 @@
 """Safe output of the commands over finished runs: a wide console and escaped text."""
 
-import sys
 from math import isnan
 
-from rich.console import Console
-from rich.text import Text
-
 from lore.eval.measures.bootstrap import Estimate
-from lore.eval.report.console import with_room
+from lore.support.console import Console, Text, with_room
 from lore.support.text import printable
 
 WIDE = 250
@@ -15,9 +11,7 @@ WIDE = 250
 
 def open_console() -> Console:
     """A console on standard output; wide if the output is not a terminal, so nothing is cut."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    return with_room(Console(highlight=False), WIDE)
+    return with_room(Console(), WIDE)
 
 
 def text(content: object, style: str = "", *, limit: int = 300) -> Text:

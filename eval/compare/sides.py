@@ -8,6 +8,7 @@ import numpy as np
 
 from lore.data.pair import query_key
 from lore.data.parquet import fingerprint, read_pairs
+from lore.data.tables.ids import known_as
 from lore.eval.compare.finished import Finished, read_run
 from lore.eval.compare.judge_predictions import JudgePredictions, read_judge_predictions
 from lore.eval.measures.bootstrap import query_groups
@@ -123,6 +124,8 @@ def _tiers(rubric: dict) -> str:
 
 def _bring_to(first: Side, side: Side) -> None:
     """Reorders the side's pairs to match the first. Raises LoreError, with ids, if the pairs are not the same."""
+    spelled = known_as(first.predictions.pair_ids)
+    side.predictions.pair_ids = [spelled(pair_id) for pair_id in side.predictions.pair_ids]
     place = {pair_id: at for at, pair_id in enumerate(side.predictions.pair_ids)}
     own = set(first.predictions.pair_ids)
     problems = {

@@ -28,6 +28,7 @@ from lore.judge.ask import no_answer
 from lore.judge.foreign_predictions import prediction_rows, read_predictions
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.support.errors import LoreError
+from lore.support.text import printable
 
 FEW_CLUSTERS = 30
 MAX_UNANSWERED_SHARE = 0.5
@@ -131,11 +132,12 @@ def read_judged(path: Path, rubric: Rubric, log: Shown, judge: str | None = None
     if judge is None and len(judges) > 1:
         raise LoreError(
             f"{path} holds the verdicts of {len(judges)} judges, and GoodRate uses one. Choose it with --judge: "
-            f"{', '.join(sorted(judges))}."
+            f"{printable(', '.join(sorted(judges)))}."
         )
     if judge is not None and judge not in judges:
+        found = printable(", ".join(filter(None, sorted(judges))))
         raise LoreError(
-            f"{path} has no verdicts of a judge {judge!r}; found {', '.join(filter(None, sorted(judges))) or 'no column judge'}. "
+            f"{path} has no verdicts of a judge {judge!r}; found {found or 'no column judge'}. "
             "Correct --judge, or drop it if the file has one judge."
         )
     known = judges.get(judge, set()) if judge is not None else set().union(*judges.values())

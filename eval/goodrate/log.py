@@ -15,6 +15,7 @@ from lore.data.tables.ids import id_text
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 from lore.support.progress import track
+from lore.support.text import printable
 
 COLUMNS = ("query", "pair_id", "item_id", "page_id", "position", "system", "impressions")
 MAX_REJECTED_SHARE = 0.01
@@ -91,14 +92,15 @@ def read_log(path: Path) -> Shown:
     Raises LoreError if they are more than MAX_REJECTED_SHARE of all rows, or if a column is missing.
     """
     rows, rejected, columns = [], [], set()
-    for record in track(table_records(path, ["query"], [*COLUMNS, *MARKETS]), "reading the log"):
+    records = table_records(path, ["query"], [*COLUMNS, *MARKETS], is_number=("position", "impressions").__contains__)
+    for record in track(records, "reading the log"):
         if isinstance(record, Rejection):
             rejected.append(record)
             continue
         columns |= record[1].keys()
         if not columns & {"pair_id", "item_id"}:
             raise LoreError(
-                f"{path} has neither pair_id nor item_id, so the shown items are unknown. Found: {', '.join(columns)}."
+                f"{path} has neither pair_id nor item_id, so the shown items are unknown. Found: {printable(', '.join(columns))}."
                 f"{nearest_hint('item_id', columns)} Rename the column."
             )
         row = _Row(path, *record)
@@ -188,7 +190,7 @@ class _Row:
     def _text(self, name: str, needed: bool = False) -> str:
         text = text_of(self._cells.get(name))
         if text is None or (needed and not text):
-            self._bad(name, "field_type" if text is None else "empty", "a text")
+            self._bad(name, "field_type" if text is None else "empty", "a text in UTF-8" if text is None else "a text")
         return text or ""
 
     def _number(self, name: str) -> float:

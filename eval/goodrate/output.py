@@ -6,14 +6,12 @@ from math import isfinite, isnan
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from lore.data.rejected_rows import RejectedWriter, is_rejected_file, rejected_path
 from lore.eval.goodrate.estimate import GoodRate
 from lore.eval.measures.bootstrap import Estimate
 from lore.support.atomic_files import write_atomic
+from lore.support.console import Console, Table, Text
 from lore.support.outputs import Output, begins_with, checked_outputs
 
 MARKS = ('{\n "lore": "goodrate",', '{\n "log": {\n  "path": ')
@@ -39,8 +37,7 @@ def show(found: GoodRate, console: Console) -> None:
         cells = [percent(estimate.judge), percent(estimate.rated), percent(estimate.powered)]
         power = "–" if isnan(estimate.power) else f"{estimate.power:.2f}"
         worth = "–" if isnan(estimate.gain) else f"{estimate.gain * rate.rated:,.0f}"
-        system = rate.system if rate.system.isprintable() else ascii(rate.system)
-        table.add_row(Text(f"{rate.of} {system}"), *cells, power, f"{rate.rated:,}", worth)
+        table.add_row(f"{rate.of} {rate.system}", *cells, power, f"{rate.rated:,}", worth)
     console.print(table)
     what = "this log, if all of it were rated" if found.summary["target"] == "log" else "all queries like those of this log"
     console.print(

@@ -1,7 +1,5 @@
 """A random sample of a result log for people to rate: drawing it, reading it back, matching it to the log."""
 
-import csv
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,8 @@ import numpy as np
 from lore.data.pair import MARKETS, make_pair_id
 from lore.data.rejected_rows import Rejection, short, shown_value
 from lore.data.tables.any_table import table_records
-from lore.data.tables.ids import id_text, known_as
+from lore.data.tables.csv import csv_text
+from lore.data.tables.ids import id_text, known_as, spreadsheet_hint
 from lore.eval.goodrate.log import Shown, market_of_cells, number_of, text_of
 from lore.rubric.rubric import Rubric
 from lore.support.atomic_files import written_whole
@@ -81,7 +80,7 @@ def read_rated(path: Path, rubric: Rubric, log: Shown) -> Rated:
     wrong: list[str] = []
     names: tuple[str, ...] | None = None
     spelled = known_as(log.pair_ids)
-    for record in table_records(path, ["label"], [*FIELDS, *MARKETS]):
+    for record in table_records(path, ["label"], [*FIELDS, *MARKETS], is_number=("label", "probability").__contains__):
         if isinstance(record, Rejection):
             wrong.append(str(record))
             continue
@@ -104,7 +103,7 @@ def read_rated(path: Path, rubric: Rubric, log: Shown) -> Rated:
     in_log = set(keys)
     if not wrong and (foreign := [entry[0] for entry in labels if entry not in in_log]):
         more = ", …" if len(foreign) > SHOWN else ""
-        wrong.append(f"{len(foreign):,} entries are not in the log: {', '.join(foreign[:SHOWN])}{more}")
+        wrong.append(f"{len(foreign):,} entries are not in the log: {', '.join(foreign[:SHOWN])}{more}.{spreadsheet_hint(foreign)}")
     if wrong:
         more = f"\n  and {len(wrong) - SHOWN:,} more" if len(wrong) > SHOWN else ""
         raise LoreError(
@@ -193,11 +192,13 @@ def write_draw(
     exists, unless `force` is set: it may contain labels."""
     (target,) = checked_outputs([Output(out, never)], [log.path], force=force)
     drawn, chances = draw(log, count, unit, seed)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["pair_id", "query", "item_id", "probability", "label"])
-    rows = {log.pair_ids[i]: (log.queries[i], log.items[i], f"{chances[i]:.9g}", "") for i in np.flatnonzero(drawn)}
-    writer.writerows((pair_id, *rest) for pair_id, rest in rows.items())
+    rows = {log.pair_ids[i]: (log.queries[i], log.items[i], _nine_digits(chances[i]), "") for i in np.flatnonzero(drawn)}
+    text = csv_text(["pair_id", "query", "item_id", "probability", "label"], [(pair_id, *rest) for pair_id, rest in rows.items()])
     with written_whole(target) as file:
-        file.write(text.getvalue().encode("utf-8"))
+        file.write(text.encode("utf-8"))
     return len(rows)
+
+
+def _nine_digits(chance: float) -> float | int:
+    number = float(f"{chance:.9g}")
+    return int(number) if number.is_integer() else number

@@ -11,9 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from lore.data.images import image_bytes
 from lore.data.pair import Pair
@@ -24,7 +21,7 @@ from lore.eval.probes.conditions import Counting, Labels, format_with_rules, mea
 from lore.eval.sections import CapabilitySection
 from lore.eval.testset import EvalData, read_chosen, whole_queries
 from lore.judge.resumable import Asker, Verdicts
-from lore.support.console import with_room
+from lore.support.console import Console, Table, with_room
 
 NOT_WORDS = (*RELATIONS, "count")  # kinds of facts whose value cannot replace the phrase in a text
 SHOWN_FACTS, REPLACED_FACTS = 5, 50  # per pair
@@ -66,7 +63,7 @@ def print_capability(conditions: dict[str, list[Condition]], console: Console) -
     for judge, rows in conditions.items():
         if not rows:
             continue
-        table = Table(title=escape(f"Capabilities of {judge}"), title_justify="left")
+        table = Table(title=f"Capabilities of {judge}", title_justify="left")
         table.add_column("capability")
         table.add_column("condition", overflow="fold")
         for heading in ("pairs", "accuracy", "difference", "follows"):
@@ -74,7 +71,7 @@ def print_capability(conditions: dict[str, list[Condition]], console: Console) -
         table.add_column("note", overflow="fold")
         for row in rows:
             estimates = [str(value) if value is not None else "" for value in (row.accuracy, row.difference, row.follows)]
-            table.add_row(row.capability, escape(row.condition), str(row.pairs), *map(escape, estimates), escape(row.note))
+            table.add_row(row.capability, row.condition, str(row.pairs), *estimates, row.note)
         with_room(console, WIDTH).print(table)
 
 

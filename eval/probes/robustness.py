@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from lore.data.pair import Pair
 from lore.data.rejected_rows import Rejection
@@ -24,7 +21,7 @@ from lore.eval.testset import Labeled, whole_queries
 from lore.judge.resumable import Asker
 from lore.judge.verdict import Verdict
 from lore.rubric.rubric import Rubric
-from lore.support.console import with_room
+from lore.support.console import Console, Table, with_room
 from lore.support.errors import LoreError
 
 ALL_INJECTIONS = "all injections"
@@ -145,7 +142,7 @@ def print_robustness(found: dict[str, list[Flip]], console: Console | None = Non
         flips = {judge: flip for judge, flips in found.items() for flip in flips if flip.name == name}
         for judge, flip in flips.items():
             first, last = judge == next(iter(flips)), judge == next(reversed(flips))
-            who = [name if first else ""] + [escape(judge)] * (len(found) > 1)
-            estimates = [escape(str(value)) for value in (flip.up, flip.down, flip.clean_accuracy, flip.accuracy)]
+            who = [name if first else ""] + [judge] * (len(found) > 1)
+            estimates = [str(value) for value in (flip.up, flip.down, flip.clean_accuracy, flip.accuracy)]
             table.add_row(*who, flip.kind, str(flip.pairs), *estimates, str(flip.failures), end_section=last)
     with_room(console or Console(), WIDTH).print(table)

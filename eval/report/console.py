@@ -3,15 +3,11 @@
 from collections.abc import Callable
 from math import isnan
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from lore.eval.measures.bootstrap import Estimate
 from lore.eval.measures.metrics import metric_names
 from lore.eval.measures.results import SampleCurves
 from lore.eval.scorecard import Part, Scorecard
-from lore.support.console import with_room
+from lore.support.console import Console, Table, Text, with_room
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 
@@ -122,7 +118,7 @@ def _print(
     console: Console | None,
 ) -> None:
     """Prints one table if it fits the terminal, else intervals below the values and as many tables as the columns need."""
-    console = console or Console(highlight=False)
+    console = console or Console()
     first = min(FIRST_COLUMN, max(map(len, [corner, *rows]))) + PADDING + 1
 
     def width(name: str, stacked: bool) -> int:
@@ -133,13 +129,13 @@ def _print(
     console = with_room(console, needed)
     stacked = console.width < needed
     for number, names in enumerate(_packed(list(columns), lambda name: width(name, stacked), console.width - first)):
-        table = Table(title=escape(f"{title}, continued" if number else title), title_justify="left")
+        table = Table(title=f"{title}, continued" if number else title, title_justify="left")
         table.add_column(corner, overflow="fold", width=first - PADDING - 1)
         for name in names:
-            table.add_column(escape(name), justify="right", overflow="fold", width=width(name, stacked) - PADDING)
+            table.add_column(name, justify="right", overflow="fold", width=width(name, stacked) - PADDING)
         for index, row in enumerate(rows):
-            cells = [(escape(_cell(value, stacked)), best) for value, best in (columns[name][index] for name in names)]
-            table.add_row(escape(row), *(f"[bold]{cell}[/]" if best else cell for cell, best in cells))
+            cells = [(_cell(value, stacked), best) for value, best in (columns[name][index] for name in names)]
+            table.add_row(row, *(Text(cell, "bold" if best else "") for cell, best in cells))
         console.print(table)
 
 

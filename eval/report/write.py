@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
-from rich.console import Console
 
 from lore.data.tables.parquet_files import write_table
 from lore.eval.config import EvaluateRecipe
@@ -18,6 +17,7 @@ from lore.judge.verdict import Verdict, to_row, verdict_schema
 from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
+from lore.support.console import Console
 
 
 def save(
@@ -80,10 +80,10 @@ def save(
         print_robustness(flipped, console)
     print_capability({card.name: card.conditions for card in cards if card.conditions}, console)
     for what, path in (("predictions", predictions_path), ("metrics", metrics_path), ("report", report_path)):
-        console.print(f"{what}: {path}", soft_wrap=True, markup=False)
+        console.print(f"{what}: {path}", soft_wrap=True)
     for card in cards:
         for lost in filter(None, (unanswered_text(card), unreadable_text(card))):
-            console.print(f"{card.name}: {lost}", soft_wrap=True, markup=False)
+            console.print(f"{card.name}: {lost}", soft_wrap=True)
     titles = shown_columns([card.whole for card in cards], rubric.tier_ids, recipe.metrics.shown)
     summary = {
         card.name: {

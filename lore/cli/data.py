@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ import typer
 from lore.cli.options import FORCE
 from lore.support.bounds import MAX_SEED
 from lore.support.errors import LoreError
+from lore.support.terminal import print_json, print_line, print_note
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,13 +32,12 @@ DROP = typer.Option(False, "--drop-duplicates", help="Keep the first of equal pa
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    for stream in (sys.stdout, sys.stderr):  # unencodable text in rejected rows must not stop the report
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except (LoreError, OSError) as error:  # OSError: disk full, no permission, a folder instead of a file
-        print(f"error: {error}", file=sys.stderr)
+        from lore.run.runner import report_error
+
+        report_error(error if isinstance(error, LoreError) else LoreError(str(error)))
         raise typer.Exit(1) from error
 
 
@@ -55,11 +53,13 @@ def import_(
         help="Parquet file to write; rejected rows go to <name>.rejected.jsonl in the same folder.",
     ),
     rubric: str = typer.Option(None, help="Name or path of the rubric of the labels; default: the rubric of the source."),
-    encoding: str = typer.Option(None, help="Text encoding of csv and jsonl files, such as latin-1; default utf-8."),
+    encoding: str = typer.Option(
+        None, help="Text encoding of csv and jsonl files, such as latin-1; default: detected (UTF-8, UTF-16, csv files of Excel)."
+    ),
     map: list[str] = typer.Option(
         None, "--map", help="table: field=column,... ; attributes.<name>=column; locale=column for the market. Repeatable."
     ),
-    delimiter: str = typer.Option(None, help="table: column delimiter of a csv file, such as ';'."),
+    delimiter: str = typer.Option(None, help="table: column delimiter of a csv file, such as ';'; default: told by the header."),
     locale: str = typer.Option(None, help="esci: us, es, jp, or several separated by commas; default all."),
     small: bool = typer.Option(
         None, "--small-version/--large-version", help="esci: only rows of the small (ranking) or the large version; default all."
@@ -119,11 +119,10 @@ def import_(
         _show_report(report, as_json)
         _need_pairs(report, target)
         if report.photos_elsewhere:
-            print(
+            print_note(
                 f"The photos stay in {report.photos_elsewhere}, outside of the folder of {target}. Recipes that read this file "
                 "need that folder as data.image_root, and `lore data check` as --image-root. --embed-images stores the photos "
-                "in the file.",
-                file=sys.stderr,
+                "in the file."
             )
 
 
@@ -173,9 +172,9 @@ def check(
         )
         _show_report(report, as_json)
         if chosen is None:
-            print("Labels were not checked, because the file names no rubric. Pass --rubric.", file=sys.stderr)
+            print_note("Labels were not checked, because the file names no rubric. Pass --rubric.")
         elif chosen == metadata.get("lore.rubric") and (warning := rubric_change(metadata, loaded, path)):
-            print(f"warning: {warning}", file=sys.stderr)
+            print_note(f"warning: {warning}")
         _need_pairs(report, target)
         if report.rejected_rows and out is None:
             raise typer.Exit(1)
@@ -215,7 +214,7 @@ def split(
         shares = _shares(fractions)
         counts = split_pairs(path, target, by=by, fractions=shares, seed=seed, replace=replace, force=force)
         if as_json:
-            print(json.dumps({"out": str(target), "pairs": dict(counts)}))
+            print_json({"out": str(target), "pairs": dict(counts)})
         else:
             _table(
                 f"{target}, by {by}",
@@ -224,7 +223,7 @@ def split(
             )
         for name in shares:
             if not counts[name]:
-                print(f"{name} is empty, because {by} has too few values. Change --seed or --fractions.", file=sys.stderr)
+                print_note(f"{name} is empty, because {by} has too few values. Change --seed or --fractions.")
 
 
 def _need_pairs(report: Any, out: Path | None) -> None:
@@ -254,7 +253,7 @@ def _shares(text: str) -> dict[str, float]:
 
 def _show_report(report: Any, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(report.as_json()))
+        print_json(report.as_json())
         return
     left = report.dropped
     lines = [
@@ -269,18 +268,34 @@ def _show_report(report: Any, as_json: bool) -> None:
     ]
     _table(None, ["what", "count"], [[name, f"{count:,}"] for name, count in lines])
     for example in [*report.examples, *report.repeats]:
-        print(f"  {example}")
+        print_line(f"  {example}")
     if report.out:
-        print(f"Pairs: {report.out}")
+        print_line(f"Pairs: {report.out}")
+        if said := _about_splits(report):
+            print_line(said)
+        if report.distributions:
+            print_line(
+                f"label_distribution: {report.distributions:,} pairs have a probability per tier, from a mean, a spread or a "
+                "column. Training and evaluation use the single label."
+            )
     if report.rejected:
-        print(f"Rejected rows with their reasons: {report.rejected}")
+        print_line(f"Rejected rows with their reasons: {report.rejected}")
     if report.extra_columns:
-        print(f"Columns that are not read: {', '.join(report.extra_columns)}")
+        print_line(f"Columns that are not read: {', '.join(report.extra_columns)}")
+
+
+def _about_splits(report: Any) -> str | None:
+    from lore.data.splits import FRACTIONS, dealt_as
+
+    if not report.unsplit:
+        return None
+    which = "none yet" if report.unsplit >= report.pairs else f"none yet for {report.unsplit:,} of {report.pairs:,} pairs"
+    return f"split: {which}; a recipe deals {dealt_as(FRACTIONS)}, as `lore data split` does"
 
 
 def _show_stats(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     plain = ("pairs", "labeled", "with_photo", "mean_label_weight", "queries", "duplicates", "conflicting_labels")
     _table(
@@ -298,7 +313,7 @@ def _show_stats(found: dict[str, Any], as_json: bool) -> None:
         most = list(found["slices"].items())
         _table(f"Slices ({len(most)})", ["slice", "pairs"], [[name, f"{count:,}"] for name, count in most[:30]])
     if found["pooled"]:
-        print(f"Too many values to list, so the rest is counted as {found['pooled_as']}: {', '.join(found['pooled'])}.")
+        print_line(f"Too many values to list, so the rest is counted as {found['pooled_as']}: {', '.join(found['pooled'])}.")
     _table(
         "Lengths in characters",
         ["field", "pairs", "p50", "p95", "max"],
@@ -313,16 +328,13 @@ def _show_stats(found: dict[str, Any], as_json: bool) -> None:
 
 
 def _table(title: str | None, columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from lore.support.console import Console, Table
 
     table = Table()
     for index, name in enumerate(columns):
-        table.add_column(Text(name), justify="right" if index else "left")
+        table.add_column(name, justify="right" if index else "left")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: a slice named "[red]" must not be parsed as markup
-    console = Console()
+        table.add_row(*row)
     if title:
-        console.print(Text(title), soft_wrap=True)
-    console.print(table)
+        print_line(title)
+    Console().print(table)

@@ -187,8 +187,7 @@ def doctor() -> None:
 
 def main() -> int:
     """Prints all tables. Returns 1 if a stage cannot run on this machine, otherwise 0."""
-    from rich.console import Console
-    from rich.table import Table
+    from lore.support.console import Console, Table, Text
 
     console = Console()
     versions = Table(title="versions", title_justify="left")
@@ -203,14 +202,14 @@ def main() -> int:
 
     lines, gpus = devices()
     for line in [*lines, *resources()]:
-        console.print(line, highlight=False)
+        console.print(line)
 
     findings = examine(gpus)
     table = Table(title="what can run here", title_justify="left")
     for column in ("job", "state", "what to do"):
         table.add_column(column, overflow="fold")
     for finding in findings:
-        state = "[green]ready[/]" if finding.ready else "; ".join(finding.missing)
+        state = Text("ready", "green") if finding.ready else "; ".join(finding.missing)
         table.add_row(finding.job.name, state, finding.remedy)
     console.print(table)
     return 0 if all(finding.ready or finding.job.optional for finding in findings) else 1

@@ -6,7 +6,6 @@ lore goodrate estimate log.parquet --verdicts runs/my_judge/predictions.parquet 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +15,7 @@ from typer.core import TyperGroup
 from lore.cli.options import FORCE
 from lore.support.bounds import MAX_COUNT, MAX_SEED
 from lore.support.errors import LoreError
+from lore.support.terminal import print_line
 
 LOG = typer.Argument(
     ..., help="One row per shown item (.parquet, .jsonl, .csv): query, pair_id or item_id, page_id, position, system, impressions."
@@ -69,28 +69,25 @@ def estimate(
     """Estimate the share of shown items and pages that are good. From the judge alone, from raters alone, and from both together
     (prediction-powered inference).
     """
-    from rich.console import Console
-
     from lore.eval.goodrate.estimate import goodrate as compute
     from lore.eval.goodrate.output import output_files, save, show
     from lore.rubric.rubric import rubric_file
+    from lore.support.console import Console
     from lore.support.outputs import output_path
 
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
     name = rubric or _rubric_of(rated)
     read = [log, verdicts, rubric_file(name), *([rated] if rated else [])]
     if out is not None:
         out = output_path(out)
         output_files(out, read, force=force)
     found = compute(log, verdicts, name, rated_path=rated, judge=judge, top=top, target=target)
-    console = Console(highlight=False)
+    console = Console()
     show(found, console)
     if out is not None:
         rejected = save(found, out, inputs=read, force=force)
-        console.print(f"JSON: {out}", soft_wrap=True, markup=False)
+        print_line(f"JSON: {out}")
         if rejected:
-            console.print(f"unreadable rows: {rejected}", soft_wrap=True, markup=False)
+            print_line(f"unreadable rows: {rejected}")
 
 
 @app.command()
@@ -126,11 +123,11 @@ def sample(
     if top is not None:
         shown = shown.only(shown.at_top(top))
     count = write_draw(shown, target, pairs or queries, "pair" if pairs else "query", seed, force=force)
-    print(f"{count:,} pairs to rate: {target}. Fill in the label column and do not change the probability column.")
+    print_line(f"{count:,} pairs to rate: {target}. Fill in the label column and do not change the probability column.")
 
 
 def _rubric_of(rated: Path | None) -> str:
-    if rated and rated.suffix == ".parquet":
+    if rated and rated.suffix.lower() == ".parquet":
         from lore.data.tables.parquet_files import open_parquet
 
         with open_parquet(rated) as parquet:

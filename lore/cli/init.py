@@ -11,6 +11,8 @@ from pathlib import Path
 
 import typer
 
+from lore.support.terminal import print_line
+
 PACKAGE = Path(__file__).resolve().parents[1]
 RECIPES, LAUNCH, PROJECT = PACKAGE / "recipes", PACKAGE / "launch_configs", Path(__file__).resolve().parent / "project"
 STUDIES = ("crowdflower", "experiments")  # written only when asked for: they need data that a new project does not have
@@ -45,7 +47,7 @@ def print_recipes() -> None:
     from lore.run.summary import print_table
 
     print_table("recipes that `lore init FOLDER RECIPE...` writes", ["recipe", "what it does"], [[n, about(n)] for n in recipes()])
-    print(f"Without names it writes all but those of {' and '.join(f'{folder}/' for folder in STUDIES)}.")
+    print_line(f"Without names it writes all but those of {' and '.join(f'{folder}/' for folder in STUDIES)}.")
 
 
 def about(name: str) -> str:
@@ -133,7 +135,7 @@ def start(folder: Path, asked: list[str]) -> None:
     for name in written:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / name, texts[name])
-    print(f"{folder}: wrote {len(written)} files" + (f", {written[0]} to {written[-1]}" if len(written) > 1 else ""))
+    print_line(f"{folder}: wrote {len(written)} files" + (f", {written[0]} to {written[-1]}" if len(written) > 1 else ""))
     if kept:
-        print(f"Kept {len(kept)} files that exist: {', '.join(kept)}")
-    print(f"Next: cd {folder}, fill in my_rubric.yaml, and follow README.md.")
+        print_line(f"Kept {len(kept)} files that exist: {', '.join(kept)}")
+    print_line(f"Next: cd {folder}, fill in my_rubric.yaml, and follow README.md.")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from lore import __version__
 from lore.cli import data, goodrate, teacher, traces
@@ -17,16 +21,39 @@ from lore.cli.runs import runs
 from lore.cli.world import world
 from lore.run.entry import exit_status
 from lore.support.errors import LoreError
-from lore.support.text import named
+from lore.support.terminal import guarded_streams, print_line, print_note, print_note_lines
+from lore.support.text import named, printable
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+class LoreGroup(TyperGroup):
+    """The commands. Their texts and the errors of typer, which quote an argument, pass lore.support.terminal."""
+
+    def main(self, *arguments: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        with guarded_streams():
+            if not standalone_mode:
+                return super().main(*arguments, standalone_mode=False, **options)
+            try:
+                status = super().main(*arguments, standalone_mode=False, **options)
+            except TyperException as error:
+                shown = io.StringIO()
+                error.show(shown)
+                message = error.format_message()
+                print_note_lines(shown.getvalue().replace(message, printable(message)))
+                sys.exit(error.exit_code)
+            except typer.Abort:
+                print_note("Aborted!")
+                sys.exit(1)
+            sys.exit(status if isinstance(status, int) else 0)
+
+
+app = typer.Typer(cls=LoreGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 PASSES_OPTIONS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def print_version(wanted: bool = True) -> None:
     """Print the version."""
     if wanted:
-        typer.echo(__version__)
+        print_line(__version__)
         raise typer.Exit
 
 
@@ -40,7 +67,7 @@ def lore(
 
 
 app.command()(init)
-app.command()(run)
+app.command(context_settings={"ignore_unknown_options": True})(run)  # run_command answers --learning_rate and the like
 app.command()(check)
 app.command(context_settings=PASSES_OPTIONS_ON)(launch)
 app.command()(runs)

@@ -6,7 +6,6 @@ shown in its row, so one damaged run never hides the others. Nothing is hashed, 
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import typer
+
+from lore.support.terminal import print_json, print_line
 
 TAIL_BYTES = 65_536  # the end of metrics.jsonl that is read
 MAX_FILES = 50_000  # files of one run whose sizes are added up
@@ -45,10 +46,10 @@ def runs(
     folder = root or run_root()
     found = sorted((row for row in rows(folder) if matches(row.run, patterns or [])), key=lambda row: -row.updated)
     if as_json:
-        print(json.dumps([row.plain() for row in found], indent=1))
+        print_json([row.plain() for row in found])
         return
     if not found:
-        print(f"There are no runs{' of this name' if patterns else ''} under {folder}.")
+        print_line(f"There are no runs{' of this name' if patterns else ''} under {folder}.")
         return
     print_runs(folder, found)
 
@@ -183,19 +184,15 @@ def _has_results(path: Path) -> bool:
 
 
 def _recipe(folder: Any, problems: list[str]) -> dict[str, Any]:
-    from lore.config.yaml_text import read_yaml
-    from lore.support.errors import LoreError
+    from lore.config.yaml_text import RecipeError, read_record
 
     if not folder.exists:
         return {}
     try:
-        data = read_yaml(folder.recipe_path, aliases=True)
-    except LoreError:
-        data = None
-    if not isinstance(data, dict) or not isinstance(data.get("stage"), str):
+        return read_record(folder.recipe_path)
+    except RecipeError:
         problems.append("recipe.yaml cannot be read")
         return {}
-    return data
 
 
 def _json_object(path: Path, problems: list[str]) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import typer
 
 from lore.support.errors import LoreError
+from lore.support.terminal import print_line, print_note
 
 if TYPE_CHECKING:
     from lore.engines.config import ModelSection, VllmSection
@@ -91,10 +92,10 @@ def serve(
     command = serve_command_line(model, vllm, host, port, name)
     environment = serve_environment(key_variable)
     if dry_run:
-        print(shlex.join(command))
+        print_line(shlex.join(command))
         return
     if host not in LOOPBACK and not environment.get("VLLM_API_KEY"):
-        print(f"warning: anyone who can reach {host}:{port} can use the model; set VLLM_API_KEY to require a key.", file=sys.stderr)
+        print_note(f"warning: anyone who can reach {host}:{port} can use the model; set VLLM_API_KEY to require a key.")
     os.execvpe(command[0], command, environment)
 
 

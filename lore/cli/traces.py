@@ -16,20 +16,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from lore.support.bounds import MAX_COUNT
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
+from lore.support.terminal import print_json, print_note
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
-
     from lore.data_synth.synthesis.trace import Trace
     from lore.judge.chunk_store import ChunkStore
+    from lore.support.console import Console, Text
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -75,7 +74,7 @@ def show(
     found = islice(found, limit)
     if as_json:
         for trace in found:
-            print(json.dumps(trace.row()))  # ASCII only, so no control sequence can reach the terminal
+            print_json(trace.row())
         return
     shown = 0
     with _console(pager) as console:
@@ -83,7 +82,7 @@ def show(
             _show(console, trace)
             shown += 1
     if not shown:
-        print("No trace of this run matches. `lore traces summary` counts all traces.", file=sys.stderr)
+        print_note("No trace of this run matches. `lore traces summary` counts all traces.")
 
 
 @app.command()
@@ -98,9 +97,9 @@ def summary(
     for trace in _traces(_store(run)):
         counts.add(trace)
     if as_json:
-        print(json.dumps(json.loads(counts.to_json())))
+        print_json(json.loads(counts.to_json()))
         return
-    from rich.table import Table
+    from lore.support.console import Table
 
     with _console(pager=False) as console:
         for table in tables(counts):
@@ -155,7 +154,8 @@ def _need(option: str, wanted: str, column: str, store: ChunkStore) -> None:
 
 def _show(console: Console, trace: Trace) -> None:
     from rich.rule import Rule
-    from rich.table import Table
+
+    from lore.support.console import Table
 
     outcome = ("accepted" if trace.accepted else "rejected") + (" with hint" if trace.hinted else "")
     console.print(Rule(_text(f"{trace.pair_id}  {outcome}", "green" if trace.accepted else "red"), align="left"))
@@ -203,7 +203,7 @@ def _line(console: Console, name: str, text: str, style: str = "") -> None:
 
 def _text(text: str, style: str = "") -> Text:
     """Untrusted text for a terminal: without markup and control characters, limited in length."""
-    from rich.text import Text
+    from lore.support.console import Text
 
     return Text(_clean(text), style)
 
@@ -218,20 +218,22 @@ def _clean(text: str) -> str:
 @contextmanager
 def _console(pager: bool) -> Iterator[Console]:
     """A console on standard output. In a terminal it uses $PAGER (default less), which receives the traces as it reads them."""
-    from rich.console import Console
+    from lore.support.console import Console
 
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
     command = shlex.split(os.environ.get("PAGER") or "less")
     if not (pager and sys.stdout.isatty() and command and shutil.which(command[0])):
-        yield Console(highlight=False)
+        yield Console()
         return
 
     class Piped(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # by default rich would exit with status 1
+        @property
+        def file(self) -> Any:
+            return process.stdin  # whose BrokenPipeError is no reason to leave with status 1
 
-    options = {"force_terminal": "NO_COLOR" not in os.environ, "width": shutil.get_terminal_size().columns, "highlight": False}
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    options = {"force_terminal": "NO_COLOR" not in os.environ, "width": shutil.get_terminal_size().columns}
     environment = {"LESS": "FRX", **os.environ}
     with suppress(BrokenPipeError):  # the user may quit the pager early
         with subprocess.Popen(

@@ -23,10 +23,9 @@ STYLES = (
     (r"Here is my thought process:", r"Here is my response:"),  # Granite 3.2
 )
 """Patterns of opening and closing marks; case does not matter."""
-_MARKS = re.compile(
-    "|".join(f"(?P<o{number}>{opening})|(?P<c{number}>{closing})" for number, (opening, closing) in enumerate(STYLES)),
-    re.IGNORECASE,
-)
+_ANY_MARK = "|".join(f"(?P<o{number}>{opening})|(?P<c{number}>{closing})" for number, (opening, closing) in enumerate(STYLES))
+# The first letters come first, because most text is no mark.
+_MARKS = re.compile(rf"(?=<[/|\w]|\[/?[tu]|◁|Here is)(?:{_ANY_MARK})", re.IGNORECASE)
 # gpt-oss: channels with headers. Decoded without special tokens, only the words of the headers are left.
 _CHANNELS = re.compile(r"(?:<\|start\|>[^<]*)?<\|channel\|>")
 _CHANNEL = re.compile(r"<\|channel\|>\s*+(\w++)[^<]*+(?:<\|constrain\|>[^<]*+)?<\|message\|>")

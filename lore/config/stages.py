@@ -89,4 +89,4 @@ def _typed(text: RecipeText) -> BaseRecipe:
             found, near = f"{short(stage)}, the name of an earlier version", RENAMED[stage]
         problem = Problem(text.where(("stage",)), "stage", found, f"one of: {', '.join(STAGES)}", near)
         raise RecipeError([*text.problems, problem], text.path)
-    return validate(text, recipe_class(stage))
+    return validate(text, recipe_class(stage), lambda: {name: recipe_class(name) for name in STAGES})

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import islice
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from lore.config.library_names import counterpart
 from lore.config.recipe import VARIABLES, variable
 from lore.config.secrets import HIDDEN
 from lore.config.sections import StrictModel
@@ -18,44 +22,20 @@ from lore.support.nearest import nearest
 
 Model = TypeVar("Model", bound=StrictModel)
 
-HUGGING_FACE = {
-    "learning_rate": "lr",
-    "num_train_epochs": "epochs",
-    "max_steps": "steps",
-    "per_device_train_batch_size": "micro_batch_size",
-    "train_batch_size": "batch_size",
-    "lr_scheduler_type": "schedule",
-    "warmup_ratio": "warmup",
-    "max_length": "max_tokens",
-    "max_seq_length": "max_tokens",
-    "logging_steps": "log_every",
-    "save_steps": "save_every",
-    "save_total_limit": "keep_checkpoints",
-    "dataloader_num_workers": "workers",
-    "output_dir": "run",
-    "model_name_or_path": "name",
-    "attn_implementation": "attn",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    "target_modules": "targets",
-    "use_dora": "dora",
-    "num_generations": "group",
-    "num_iterations": "updates",
-    "loss_type": "loss",
-    "scale_rewards": "scale",
-    "tensor_parallel_size": "tensor_parallel",
-    "gpu_memory_utilization": "gpu_memory",
-    "max_model_len": "max_model_tokens",
-}
-"""Names of transformers, TRL, PEFT and vLLM that many users type, and the recipe's names for the same."""
+MAX_SHOWN = 4
+MAX_LISTED = 8
+MAX_NESTED = 50
 
 MAX_ERRORS = 500  # that are explained; each looks for the nearest of all keys
 _VARIABLE = re.compile(r"\$\{([^}]{0,200})\}")  # bounded: a text of "${${${" has no end to find
 
 
-def validate(text: RecipeText, model: type[Model]) -> Model:
+def validate(text: RecipeText, model: type[Model], stages: Callable[[], dict[str, type[BaseModel]]] = dict) -> Model:
     """The data of `text` as a typed recipe or another strict model. Raises RecipeError with all problems: syntax, types, unknown
-    keys and invalid combinations."""
+    keys and invalid combinations.
+
+    stages: the recipe classes of all stages, for errors that name a key of another stage.
+    """
     problems = list(text.problems)
     data = expand(text.data, (), text, problems)
     problems.extend(_recorded_trust(text))
@@ -66,10 +46,10 @@ def validate(text: RecipeText, model: type[Model]) -> Model:
     except ValidationError as error:
         by_key: dict[Key, Problem] = {}
         for item in error.errors(include_url=False)[:MAX_ERRORS]:
-            key, problem = _explain(item, data, text, model)
-            known = by_key.get(key)
-            # A union reports one error per branch; the expected value is any of them.
-            by_key[key] = problem if known is None else _either(known, problem)
+            for key, problem in _explain(item, data, text, model, stages):
+                known = by_key.get(key)
+                # A union reports one error per branch; the expected value is any of them.
+                by_key[key] = problem if known is None else _either(known, problem)
         bad = set(by_key)
         problems.extend(by_key.values())
         recipe = _without(data, bad, model)
@@ -183,17 +163,71 @@ def _inside(annotation: Any, part: str | int) -> tuple[bool, Any]:
 
 
 def _all_keys(annotation: Any, at: Key = ()) -> Iterator[Key]:
-    section = _section(annotation)
-    for name, info in section.model_fields.items() if section else ():
-        yield (*at, name)
-        yield from _all_keys(info.annotation, (*at, name))
+    for branch in _branches(annotation):
+        if isinstance(branch, type) and issubclass(branch, BaseModel):
+            for name, info in branch.model_fields.items():
+                yield (*at, name)
+                yield from _all_keys(info.annotation, (*at, name))
+        elif get_origin(branch) is dict and _section(get_args(branch)[1]):
+            yield from _all_keys(get_args(branch)[1], (*at, "NAME"))
 
 
-def _elsewhere(name: str, model: type[BaseModel]) -> str:
-    """The same key in other sections, otherwise the most similar key of the whole recipe."""
-    keys = list(_all_keys(model))
-    wanted = name if any(key[-1] == name for key in keys) else nearest(name, {key[-1] for key in keys}, cutoff=0.75)
-    return " or ".join(dotted(key) for key in keys if key[-1] == wanted)
+@cache
+def _paths(model: type[BaseModel]) -> tuple[str, ...]:
+    """The dotted keys of a recipe."""
+    return tuple(dotted(key) for key in _all_keys(model))
+
+
+def _unknown_key(
+    key: Key, section: type[BaseModel] | None, model: type[BaseModel], stages: Callable[[], dict[str, type[BaseModel]]]
+) -> tuple[str, str]:
+    """(expected, nearest) of an unknown key: the key that a library's name has here, otherwise the most similar keys."""
+    name, at = str(key[-1]), key[:-1]
+    names = list(section.model_fields) if section else []
+    paths = _paths(model)
+    told = counterpart(name)
+    if told is not None:
+        called = told.among([dotted((*at, one)) for one in names]) or told.among(paths)
+        if not called:  # a section of a name of its own, such as extra.one of a stage
+            called = [dotted((*at, one)) for one in names if any(one == path.rpartition(".")[2] for path in told.keys)]
+        if called:
+            shown = " or ".join(_few(called))
+            return f"{name} is called {shown} here. {told.note}".strip(), shown
+        if not told.keys:
+            return told.note, ""
+        having: dict[str, list[str]] = {}
+        for stage, other in stages().items():
+            if found := told.among(_paths(other)):
+                having.setdefault(" or ".join(_few(found)), []).append(stage)
+        if having:
+            has = "; ".join(f"{shown} in {', '.join(those)}" for shown, those in having.items())
+            return f"a key of this stage; {name} is called {has}. {told.note}".strip(), ""
+    same = [path for path in paths if path.rpartition(".")[2] == name]
+    if same:
+        shown = " or ".join(_few(same))
+        return f"{shown}: {name} is no key of {dotted(at) or 'the recipe itself'}", shown
+    inside = dict.fromkeys(difflib.get_close_matches(name.casefold(), names, n=MAX_SHOWN, cutoff=0.6))
+    ends = difflib.get_close_matches(name.casefold(), dict.fromkeys(path.rpartition(".")[2] for path in paths), n=2, cutoff=0.75)
+    near = [dotted((*at, one)) for one in inside] or [path for end in ends for path in paths if path.rpartition(".")[2] == end]
+    of = f"a key of {dotted(at) or 'this recipe'}"
+    if not near and names:
+        more = f" and {len(names) - MAX_LISTED} more, which lore run --dry-run prints" if len(names) > MAX_LISTED else ""
+        of += f": {', '.join(names[:MAX_LISTED])}{more}"
+    return of, " or ".join(_few(near))
+
+
+def _few(paths: list[str]) -> list[str]:
+    """The first few paths; those inside a section of any name only if there are no others."""
+    return list(dict.fromkeys([path for path in paths if ".NAME." not in path] or paths))[:MAX_SHOWN]
+
+
+def _library_names(value: Any, key: Key) -> Iterator[Key]:
+    """Keys inside an unknown section that are names of a library: files of other trainers nest them in sections of their own."""
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        if isinstance(inner, dict):
+            yield from _library_names(inner, (*key, name))
+        elif counterpart(name):
+            yield (*key, name)
 
 
 def _walk(location: tuple[str | int, ...], data: Any, model: type[BaseModel]) -> tuple[Key, Any, Any]:
@@ -213,18 +247,20 @@ def _walk(location: tuple[str | int, ...], data: Any, model: type[BaseModel]) ->
     return tuple(key), annotation, parent
 
 
-def _explain(item: dict, data: Any, text: RecipeText, model: type[BaseModel]) -> tuple[Key, Problem]:
+def _explain(
+    item: dict, data: Any, text: RecipeText, model: type[BaseModel], stages: Callable[[], dict[str, type[BaseModel]]]
+) -> Iterator[tuple[Key, Problem]]:
     key, _, parent = _walk(item["loc"], data, model)
     section = _section(parent)
     found, near = short(item["input"]), ""
     expected = re.sub(r"^(Input|Value) (should be|error, )\s*", "", item["msg"]).removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        names = list(section.model_fields) if section else []
-        name = HUGGING_FACE.get(str(key[-1]), str(key[-1]))
-        close = nearest(name, names) if name in names or name == key[-1] else ""
-        near = dotted((*key[:-1], close)) if close else _elsewhere(name, model)
         found = f"unknown key {key[-1]}"
-        expected = f"a key of {dotted(key[:-1]) or 'this recipe'}: {', '.join(names)}"
+        expected, near = _unknown_key(key, section, model, stages)
+        nested = {} if near or counterpart(str(key[-1])) else item["input"]
+        for inner in islice(_library_names(nested, key), MAX_NESTED):
+            told = _unknown_key(inner, None, model, stages)
+            yield inner, Problem(text.where(inner), dotted(inner), f"unknown key {inner[-1]}", *told)
     elif item["type"] == "missing":
         found = "nothing"
         described = section.model_fields[key[-1]].description if section and key[-1] in section.model_fields else None
@@ -238,4 +274,4 @@ def _explain(item: dict, data: Any, text: RecipeText, model: type[BaseModel]) ->
     where = text.where(key)
     if key[-1:] in (("key_variable",), ("extra",)) or (key[-1:] == ("url",) and re.search("[@?#]", str(item["input"]))):
         found, where = HIDDEN, where.partition("=")[0]
-    return key, Problem(where, dotted(key), found, expected, near)
+    yield key, Problem(where, dotted(key), found, expected, near)

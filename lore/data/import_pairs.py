@@ -18,7 +18,7 @@ from lore.data.photo_places import real_folder
 from lore.data.rejected_rows import RejectedWriter, Rejection, is_rejected_file, rejected_path
 from lore.data.row_validation import RowChecker
 from lore.data.source import Source, SourceRow
-from lore.data.splits import split_of
+from lore.data.splits import deal
 from lore.data.tables.parquet_files import open_parquet
 from lore.data.tables.text_tables import parquet_records
 from lore.rubric.rubric import Rubric, rubric_metadata
@@ -44,6 +44,10 @@ class Report:
     dropped: int = 0
     unlabeled: int = 0
     """Pairs without a label."""
+    distributions: int = 0
+    """Pairs with a label_distribution."""
+    unsplit: int = 0
+    """Pairs without a split."""
     bad_photos: list[str] = field(default_factory=list)
     """Kept rows with unreadable photos: file, row and the problem. At most the first hundred."""
     repeats: list[str] = field(default_factory=list)
@@ -118,12 +122,14 @@ def import_pairs(
             for pair in _checked(
                 track(rows, f"{source.name}", total=source.total), source.name, checker, report, rejected, places
             ):
-                if split_fractions and pair.split is None:
-                    pair.split = split_of(pair.query, split_fractions, seed)
+                if split_fractions:
+                    deal(pair, split_fractions, seed)
                 seen.add(pair)
                 if out and pair.image:
                     _note_photo(pair.image, out, report)
                 report.unlabeled += pair.label is None
+                report.distributions += pair.label_distribution is not None
+                report.unsplit += pair.split is None
                 if writer:
                     writer.write(pair)
             if writer and not len(seen):

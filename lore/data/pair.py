@@ -41,6 +41,8 @@ class Pair:
     mismatch: str | None = None
     rules: list[str] = field(default_factory=list)
     demands: list[Demand] = field(default_factory=list)
+    label_distribution: dict[str, float] | None = None
+    """Probability per tier id, where the label sums up several raters. `label` is the single tier."""
 
 
 _TEXTS = pa.list_(pa.string())
@@ -48,6 +50,7 @@ _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _ATTRIBUTES = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
 DEMAND_FIELDS = ("dimension", "wanted", "found", "source", "rule", "tier")
 _DEMANDS = pa.list_(pa.struct([(name, pa.string()) for name in DEMAND_FIELDS]))
+_DISTRIBUTION = pa.list_(pa.struct([("tier", pa.string()), ("probability", pa.float64())]))
 _TYPES = {
     "attributes": _ATTRIBUTES,
     "price": pa.float64(),
@@ -57,6 +60,7 @@ _TYPES = {
     "query_frequency": pa.float64(),
     "rules": _TEXTS,
     "demands": _DEMANDS,
+    "label_distribution": _DISTRIBUTION,
 }
 FIELDS = tuple(Pair.__slots__)
 REQUIRED = ("pair_id", "query", "title")
@@ -100,10 +104,16 @@ def query_key(query: str, slices: Iterable[str] = ()) -> str:
 
 
 def make_pair_id(query: str, item: str, market: str = "") -> str:
-    """16 hex digits, equal for the same query and item on every machine. Case and spacing of the query do not matter.
+    """`p` and 16 hex digits, equal for the same query and item on every machine. Case and spacing of the query do not matter.
 
-    `item`: the exact id of the item, or its item_key if it has no id. market: see market_of.
+    `item`: the exact id of the item, or its item_key if it has no id. market: see market_of. Earlier versions wrote the digits
+    without the letter, and spreadsheet programs rewrote some of them as numbers; joins accept both, see tables.ids.known_as.
     """
+    return f"p{pair_digest(query, item, market)}"
+
+
+def pair_digest(query: str, item: str, market: str = "") -> str:
+    """The digits of make_pair_id. The embedded shop uses them as ids: its random draws depend on them."""
     item = f"{item}\x1f{market}" if market else item
     text = f"{normalize(query)}\x1f{item}"  # normalizing turns this separator into a space, so the query cannot contain it
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()

@@ -5,7 +5,8 @@
     for pair in source.labeled(columns=["label"]):
         ...
 
-Sources other than `pairs` are imported into <run>/data/pairs.parquet. <run>/data/inputs.json stores the digest, size and
+Sources other than `pairs` are imported into <run>/data/pairs.parquet. Pairs without a split are copied there with one, if the
+run reads splits. <run>/data/inputs.json stores the digest, size and
 modification time of each file, so that a restarted run and the other processes of a launch do not hash the files again. A file with
 the stored size and modification time counts as unchanged. Another machine may have its own copy: its processes compare sizes only.
 """
@@ -13,7 +14,6 @@ the stored size and modification time counts as unchanged. Another machine may h
 import fcntl
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,16 +23,19 @@ from pathlib import Path
 from typing import Any
 
 from lore.data.import_pairs import import_pairs
-from lore.data.importers import IMPORT_VERSION, open_source, source_files
+from lore.data.importers import IMPORT_VERSION, open_source
 from lore.data.pair import Pair
-from lore.data.parquet import fingerprint, pair_files, read_metadata, read_pairs
+from lore.data.parquet import PairWriter, count_pairs, count_unsplit, fingerprint, pair_files, read_metadata, read_pairs
 from lore.data.section import DataSection
 from lore.data.source import Source
+from lore.data.splits import deal, dealt_as
 from lore.rubric.rubric import Rubric, rubric_change
 from lore.support.atomic_files import machine, write_atomic
 from lore.support.errors import LoreError
 from lore.support.fingerprint import content_fingerprint, known_digests, remember_digests
-from lore.support.processes import is_main_process, rank
+from lore.support.processes import is_main_process, rank, say
+from lore.support.progress import track
+from lore.support.terminal import print_note
 from lore.support.untrusted_json import parse_object
 
 POLL_SECONDS = 0.5
@@ -42,9 +45,10 @@ REPORT_EVERY_SECONDS = 30.0
 class PairSource:
     """The pairs of one data section and one run folder. Create one per process and pass it on. Reads files only when needed."""
 
-    def __init__(self, section: DataSection, folder: Any):
-        """folder: the run folder, a RunFolder or a path."""
+    def __init__(self, section: DataSection, folder: Any, *, splits: bool | None = None):
+        """folder: the run folder, a RunFolder or a path. splits: whether the run reads splits; None: if the section names one."""
         self.section, self.folder = section, folder
+        self._splits = section.split is not None if splits is None else splits
 
     @cached_property
     def rubric(self) -> Rubric | None:
@@ -56,7 +60,8 @@ class PairSource:
         """File, folder or glob of the pairs: the section's own path for source `pairs`, otherwise `folder`/data/pairs.parquet.
 
         The main process imports the pairs if the file is missing or was made from other rows, another importer or another rubric.
-        The other processes wait for it. If the source has no splits, the hash of the query decides the split of a pair. Option
+        The other processes wait for it. The hash of its query decides the split of a pair that has none, whatever the source; pairs
+        of source `pairs` are then copied to `folder`/data/pairs.parquet too. Option
         drop_duplicates (true) keeps only the first of equal pairs; keep_bad_photos (true) keeps rows with unreadable photos. The
         import reports rejected rows and unreadable photos on stderr.
         """
@@ -67,11 +72,16 @@ class PairSource:
                 f"data.options is {self.section.options}, but data.source is pairs, which has no importer and so no options. "
                 "Remove the options."
             )
-        pair_files(self.section.path)
+        if self._unsplit:
+            say(f"{self.section.path}: {self._unsplit:,} pairs have no split; dealt {dealt_as(self.section.split_fractions)}")
+        else:
+            pair_files(self.section.path)
         if self.rubric is not None and is_main_process():
             if warning := rubric_change(read_metadata(self.section.path), self.rubric, self.section.path):
-                print(f"warning: {warning}", file=sys.stderr)
-        return Path(self.section.path)
+                print_note(f"warning: {warning}")
+        if not self._unsplit:
+            return Path(self.section.path)
+        return self._imported() if is_main_process() else self._imported_by_the_main_process()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -84,13 +94,20 @@ class PairSource:
 
     @cached_property
     def image_roots(self) -> tuple[Path, ...]:
-        """Folders below which the photos of `path` may lie, besides its own: the section's image_root and the folder of the
-        imported table."""
+        """Folders below which the photos of `path` may lie, besides its own: the section's image_root and the folders of the
+        imported table or of the copied pairs."""
         roots = [Path(self.section.image_root).expanduser()] if self.section.image_root else []
-        if self.section.source != "pairs":
-            with suppress(LoreError):  # on a machine without the table
-                roots += [file.parent for file in source_files(self.section.source, self.section.path)[:1]]
+        with suppress(LoreError):  # on a machine without the data
+            if self.section.source != "pairs":
+                roots += [file.parent for file in self.section.files()[:1]]
+            elif self._unsplit:
+                roots += dict.fromkeys(file.parent for file in pair_files(self.section.path))
         return tuple(roots)
+
+    @cached_property
+    def _unsplit(self) -> int:
+        """Number of pairs of source `pairs` that need a split."""
+        return count_unsplit(self.section.path) if self._splits else 0
 
     def labeled(self, *, columns: list[str] | None = None) -> Iterator[Pair]:
         """The labeled pairs in file order, after the split, slices and limit of the section. columns: as in `read_pairs`; must
@@ -139,25 +156,30 @@ class PairSource:
     def _inputs(self) -> list[Any] | None:
         """Path of the data, and path, size and modification time of each of its files. None if this machine has no such files."""
         try:
-            states = [(file, file.stat()) for file in source_files(self.section.source, self.section.path)]
+            states = [(file, file.stat()) for file in self.section.files()]
         except (LoreError, OSError):
             return None
         return [self.section.path, *([str(file), state.st_size, state.st_mtime_ns] for file, state in states)]
 
     def _imported(self) -> Path:
         options, *_ = self._options
-        source = open_source(self.section.source, self.section.path, encoding=self._encoding, options=options)
-        source.extra_columns = list  # only the command line shows them, and finding them would open the file again
+        source, files = None, []
+        if self.section.source == "pairs":
+            files = pair_files(self.section.path)
+        else:
+            source = open_source(self.section.source, self.section.path, encoding=self._encoding, options=options)
+            source.extra_columns = list  # only the command line shows them, and finding them would open the file again
+            files = source.files
         self._out.parent.mkdir(parents=True, exist_ok=True)
         with _lock(self._out.parent / ".import.lock"):
             self._recall()
             inputs = self._inputs  # before the files are read: a file that changes meanwhile does not count as imported
             # A data set on the hub has no local files, so its name is hashed.
-            content = content_fingerprint(source.files, named=True) if source.files else _hash(self.section.path)
+            content = content_fingerprint(files, named=True) if files else _hash(self.section.path)
             key = _hash(json.dumps([*self._settings, content], sort_keys=True, default=str))
             if _key_of(self._out) != key:
-                self._import(source, key)
-            self._note(source.files, settings=self._settings, key=key, inputs=inputs, machine=machine())
+                self._import(source, key) if source else self._deal(key)
+            self._note(files, settings=self._settings, key=key, inputs=inputs, machine=machine())
         return self._out
 
     def _import(self, source: Source, key: str) -> None:
@@ -177,17 +199,25 @@ class PairSource:
             raise LoreError(f"{path}: none of its {report.rows:,} rows is a valid pair. {' '.join(report.examples[:1])}")
         if report.rejected_rows:
             why = ", ".join(f"{reason} {times}" for reason, times in report.reasons.most_common(5))
-            print(
+            print_note(
                 f"warning: {path}: {report.rejected_rows:,} of {report.rows:,} rows were rejected ({why}); see "
-                f"{report.rejected}. First: {report.examples[0]}",
-                file=sys.stderr,
+                f"{report.rejected}. First: {report.examples[0]}"
             )
         if photos := report.repairs["unreadable_photo"]:
-            print(
+            print_note(
                 f"warning: {path}: {photos:,} photos cannot be read; their rows are kept and judged as text only. "
-                f"First: {report.bad_photos[0]}",
-                file=sys.stderr,
+                f"First: {report.bad_photos[0]}"
             )
+
+    def _deal(self, key: str) -> None:
+        """Copies the pairs, and gives those without a split the one of their query."""
+        path, fractions = self.section.path, self.section.split_fractions
+        kept = {name: value for name, value in read_metadata(path).items() if name.startswith("lore.")}
+        with PairWriter(self._out, metadata=kept | {"lore.key": key}) as writer:
+            pairs = read_pairs(path, image_roots=self.image_roots)  # photos by relative path are found from the copy too
+            for pair in track(pairs, "dealing splits", total=count_pairs(path)):
+                deal(pair, fractions)
+                writer.write(pair)
 
     def _imported_by_the_main_process(self) -> Path:
         """Waits for notes on the present input files, which the main process writes after the pairs. If it fails, the launcher ends
@@ -206,7 +236,7 @@ class PairSource:
                 must = "every machine must be able to read this folder"
                 if inputs is not None:
                     must += f", and see {self.section.path} with the same sizes"
-                print(f"rank {rank()}: {waited} ({must})", file=sys.stderr, flush=True)
+                print_note(f"rank {rank()}: {waited} ({must})")
             time.sleep(POLL_SECONDS)
 
     def _notes(self) -> dict[str, Any]:

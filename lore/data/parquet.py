@@ -7,7 +7,6 @@ for pair in read_pairs("pairs.parquet", split="train"):
 """
 
 import glob
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -27,6 +26,7 @@ from lore.support.atomic_files import open_part, part_of, replace_file
 from lore.support.errors import LoreError
 from lore.support.fingerprint import content_fingerprint
 from lore.support.processes import is_main_process
+from lore.support.terminal import print_note
 from lore.support.text import printable
 
 WITHOUT_PHOTO = [name for name in FIELDS if name != "image"]
@@ -107,6 +107,8 @@ def _to_column(name: str, values: list[Any]) -> pa.Array:
         values = [as_stored(image) for image in values]
     elif name == "demands":
         values = [[{key: getattr(demand, key) for key in DEMAND_FIELDS} for demand in item] for item in values]
+    elif name == "label_distribution":
+        values = [item and [{"tier": tier, "probability": share} for tier, share in item.items()] for item in values]
     try:
         return pa.array(values, kind)
     except (pa.ArrowException, UnicodeError, TypeError) as error:
@@ -166,10 +168,9 @@ def _warn_of_refused(pair: Pair, file: Path) -> None:
     if str(file) in _warned or not is_main_process() or as_stored(pair.image) is pair.image:
         return
     _warned.add(str(file))
-    print(
+    print_note(
         f"warning: {file}: photos outside of its folder are not read, such as {printable(pair.image['path'][:200])} of pair "
-        f"{printable(pair.pair_id[:80])}. If they are yours, name their folder as data.image_root in the recipe.",
-        file=sys.stderr,
+        f"{printable(pair.pair_id[:80])}. If they are yours, name their folder as data.image_root in the recipe."
     )
 
 
@@ -228,6 +229,10 @@ def _demands(column: pa.ListArray) -> list[list[Demand]]:
     return _lists(column, [Demand(*parts) for parts in zip(*children, strict=True)])
 
 
+def _distributions(column: pa.ListArray) -> list[dict[str, float] | None]:
+    return [item and {entry["tier"]: entry["probability"] for entry in item} for item in column.to_pylist()]
+
+
 def _weights(column: pa.Array) -> list[float]:
     return [1.0 if weight is None else weight for weight in column.to_pylist()]
 
@@ -238,6 +243,7 @@ _FROM_COLUMN = {
     "rules": _texts,
     "demands": _demands,
     "label_weight": _weights,
+    "label_distribution": _distributions,
 }
 
 
@@ -251,6 +257,18 @@ def count_pairs(path: str | Path, split: str | None = None) -> int:
             elif "split" in parquet.schema_arrow.names:
                 for batch in parquet.iter_batches(65536, columns=["split"]):
                     total += pc.sum(pc.equal(batch.column(0), split)).as_py() or 0
+    return total
+
+
+def count_unsplit(path: str | Path) -> int:
+    """Number of pairs without a split. Reads only the split column."""
+    total = 0
+    for file in pair_files(path):
+        with _open(file) as parquet:
+            if "split" not in parquet.schema_arrow.names:
+                total += parquet.metadata.num_rows
+                continue
+            total += sum(batch.column(0).null_count for batch in parquet.iter_batches(65536, columns=["split"]))
     return total
 
 
@@ -282,7 +300,9 @@ def pair_files(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else sorted(Path(found) for found in glob.glob(str(path)))
+    inside = path.is_dir()
+    files = sorted(path.iterdir() if inside else (Path(found) for found in glob.glob(str(path))))
+    files = [file for file in files if not inside or file.suffix.lower() == ".parquet"]
     files = [file for file in files if file.is_file() and not file.name.startswith(".")]
     if not files:
         raise LoreError(
@@ -300,8 +320,8 @@ def _open(file: Path) -> Iterator[pq.ParquetFile]:
         if missing:
             raise LoreError(
                 f"{file} is not a pairs file: column {', '.join(missing)} is missing, found "
-                f"{', '.join(parquet.schema_arrow.names[:20])}. Import it with "
+                f"{printable(', '.join(parquet.schema_arrow.names[:20]))}. Import it with "
                 "`lore data import table FILE --map query=...,title=...,label=... -o pairs.parquet`."
             )
-        once_each(file, parquet.schema_arrow.names)
+        once_each(file, parquet.schema_arrow.names, FIELDS)
         yield parquet

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 from lore.support.atomic_files import open_part, part_of, replace_file
 from lore.support.outputs import REJECTED, head_of
+from lore.support.text import printable
 
 SHOWN_CHARACTERS = 300
 SHOWN_FIELDS = 40
@@ -30,9 +32,10 @@ class Rejection:
     found: str
     expected: str
     record: dict[str, Any] | None = None
+    """The row, made plain by `short`."""
 
     def __str__(self) -> str:
-        return f"{self.file} row {self.row}, {self.field}: {self.reason}, found {self.found}, expected {self.expected}"
+        return printable(f"{self.file} row {self.row}, {self.field}: {self.reason}, found {self.found}, expected {self.expected}")
 
 
 def rejected_path(out: Path) -> Path:
@@ -66,7 +69,7 @@ class RejectedWriter:
         return self
 
     def write(self, rejection: Rejection) -> None:
-        self._file.write(json.dumps(asdict(rejection), ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(asdict(rejection), ensure_ascii=False, allow_nan=False) + "\n")
         self.count += 1
 
     def before(self, rows: Iterable[T]) -> Iterator[T]:
@@ -105,6 +108,10 @@ def short(value: Any, depth: int = SHOWN_DEPTH) -> Any:
         return {str(key)[:SHOWN_CHARACTERS]: short(item, depth - 1) for key, item in list(value.items())[:SHOWN_FIELDS]}
     if isinstance(value, list | tuple):
         return [short(item, depth - 1) for item in value[:SHOWN_FIELDS]]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such number
+    if isinstance(value, int) and value.bit_length() > 1024:
+        return f"<whole number of {value.bit_length():,} bits>"
     if value is None or isinstance(value, str | bool | int | float):
         return value
     return str(value)[:SHOWN_CHARACTERS]

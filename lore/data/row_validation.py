@@ -3,7 +3,7 @@ short reason code; the import continues with the next row.
 
 Reasons: query_empty, title_empty, nul_byte, text_too_long, label_unknown, image_missing, image_corrupt,
 image_too_large, image_outside, encoding, field_type, attributes_too_long, and html with `strict`. lore.data.tables.csv adds
-unclosed_quote; lore.data.import_pairs adds duplicate_pair and conflicting_label.
+unclosed_quote; lore.data.tables.text_tables adds doubled_key; lore.data.import_pairs adds duplicate_pair and conflicting_label.
 """
 
 import math
@@ -11,10 +11,14 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from lore.data.images import ImageError, check_image
+from lore.data.label_distribution import Spread, from_mean, from_median, problem
 from lore.data.pair import DEMAND_FIELDS, FIELDS, Pair, item_key, make_pair_id, market_of
 from lore.data.photo_places import PhotoPlaces
 from lore.data.rejected_rows import Rejection, short, shown_value
@@ -23,19 +27,22 @@ from lore.rubric.demand import Demand
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 from lore.support.text import INVISIBLE, has_html, html_to_text
+from lore.support.untrusted_json import parse_json
 
 MAX_CHARACTERS = {"query": 1_000, "description": 200_000, "rationale": 200_000, "attributes": 200_000}
 MAX_ATTRIBUTES_CHARACTERS = 200_000  # sum over all attributes of an item
 MAX_OTHER_CHARACTERS = 10_000
 MAX_LIST = 1_000
 ENCODING_HINT = "UTF-8 text; for a Latin-1 file pass --encoding latin-1 (in a recipe: data.encoding: latin-1)"
+HALF_HINT = "whole characters: JSON writes one beyond U+FFFF as two escapes, and one of them is missing"
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # undecodable bytes are read as surrogates, see lore.data.tables.text_tables
+_OF_A_BYTE = range(0xDC80, 0xDD00)
 _FIELDS = frozenset(FIELDS)
 _MARKUP = frozenset(("query", "title", "description", "category", "brand", "shop"))
 _TEXTS = _MARKUP | {"pair_id", "item_id", "split", "source", "rationale", "mismatch"}
 _IDS = ("pair_id", "item_id")
-_OTHER_TYPES = ("Decimal", "UUID", "date", "datetime")
+_OTHER_TYPES = Decimal | UUID | date | time | timedelta
 _THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?")
 
 
@@ -59,7 +66,8 @@ NO_PHOTO = b"unreadable"  # not a valid image, so judges are told that the photo
 
 
 class RowChecker:
-    """Validates and cleans raw rows. `repairs` counts fixes that keep the row: html, byte_order_mark, nameless_attribute.
+    """Validates and cleans raw rows. `repairs` counts fixes that keep the row: html, byte_order_mark, nameless_attribute,
+    spread_that_no_ratings_have (the pair gets no label_distribution).
 
     strict: reject rows with HTML.
     tier_ids_only: labels must be tier ids, as in a file that was imported before.
@@ -104,13 +112,14 @@ class RowChecker:
         for name, value in raw.items():
             if value is None:
                 continue
-            value = id_text(value) if name in _IDS and isinstance(value, str | float) else value
+            value = id_text(value) if name in _IDS and isinstance(value, str | bytes | float | Decimal) else value
             cleaned = self._text(name, value, name in _MARKUP) if name in _TEXTS else getattr(self, f"_{name}")(value)
             if cleaned is not None:
                 values[name] = cleaned
         for name in ("query", "title"):
             if not _visible(values.get(name)) and not any(problem[0] == name for problem in self._problems):
                 self._bad(name, f"{name}_empty", shown_value(raw.get(name)), "text")
+        self._set_distribution(values, raw.get("label"))
         if self._problems:
             record = short(raw)
             return None, [Rejection(file, row, *problem, record) for problem in self._problems]
@@ -131,7 +140,9 @@ class RowChecker:
         if not isinstance(value, str):
             if isinstance(value, float) and math.isnan(value):
                 return None  # a missing value in a table
-            if not isinstance(value, int | float) and type(value).__name__ not in _OTHER_TYPES:
+            if isinstance(value, int) and value.bit_length() > 4 * MAX_OTHER_CHARACTERS:
+                return self._bad(field, "text_too_long", shown_value(value), f"at most {MAX_OTHER_CHARACTERS:,} characters")
+            if not isinstance(value, int | float | _OTHER_TYPES):
                 return self._bad(field, "field_type", f"{type(value).__name__} {shown_value(value)}", "text")
             value = str(value)
         limit = MAX_CHARACTERS.get(field.partition(".")[0], MAX_OTHER_CHARACTERS)
@@ -155,8 +166,10 @@ class RowChecker:
     def _undecodable(self, field: str, value: str) -> bool:
         wrong = _SURROGATE.search(value)
         if wrong:
-            start = max(0, wrong.start() - 20)
-            self._bad(field, "encoding", f"undecodable bytes in {value[start : wrong.start() + 20]!a}", ENCODING_HINT)
+            start, a_byte = max(0, wrong.start() - 20), ord(wrong[0]) in _OF_A_BYTE
+            what = "undecodable bytes" if a_byte else "half a character"
+            found = f"{what} in {value[start : wrong.start() + 20]!a}"
+            self._bad(field, "encoding", found, ENCODING_HINT if a_byte else HALF_HINT)
         return wrong is not None
 
     def _slices(self, value: Any) -> list[str]:
@@ -255,6 +268,45 @@ class RowChecker:
             if len(self._tiers) < 10_000:  # averaged labels have many values, but free text must not fill the memory
                 self._tiers[label] = tier
         return tier
+
+    def _label_distribution(self, value: Any) -> dict[str, float] | Spread | None:
+        """A distribution as {tier: probability}, as entries of tier and probability, or as probabilities in the order of the tiers;
+        each also as JSON text."""
+        if isinstance(value, Spread) or value is None or value == "":
+            return value or None
+        given, tiers = value, self.rubric.tier_ids if self.rubric else None
+        try:
+            if isinstance(value, str):
+                value = parse_json(value)
+            if isinstance(value, list | tuple) and all(isinstance(one, int | float) for one in value):
+                if tiers is None or len(value) != len(tiers):
+                    raise ValueError(f"{len(value)} probabilities")
+                value = dict(zip(tiers, value, strict=True))
+            elif isinstance(value, list | tuple):
+                value = {one["tier"]: one["probability"] for one in value}
+            if not value:
+                return None
+            found = {str(name): float(share) for name, share in value.items() if share is not None}
+            wrong = problem(found, tiers or list(found))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            wrong = str(error)
+        if wrong is None:
+            return {name: found[name] for name in tiers or found if name in found}
+        expected = f"a probability per tier that sum to 1, such as {{{', '.join((tiers or ['L1', 'L2'])[:2])}: ...}}"
+        return self._bad("label_distribution", "field_type", f"{shown_value(given)} ({short(wrong)})", expected)
+
+    def _set_distribution(self, values: dict[str, Any], raw_label: Any) -> None:
+        """Makes the distribution that a spread or a mean between two tiers gives. The label stays the single tier."""
+        given, tier = values.get("label_distribution"), values.get("label")
+        if isinstance(given, Spread):
+            values["label_distribution"] = found = from_median(tier, given, self.rubric) if tier and self.rubric else None
+            if tier and self.rubric and found is None:
+                self.repairs["spread_that_no_ratings_have"] += 1
+        elif given is None and tier and self.rubric and not self.tier_ids_only:
+            try:
+                values["label_distribution"] = from_mean(float(str(raw_label)), self.rubric)
+            except ValueError:
+                pass  # the name of a tier
 
     def _image(self, value: Any) -> dict[str, Any] | None:
         if isinstance(value, str):

@@ -37,9 +37,9 @@ class DataSection(StrictModel):
     limit: int | None = Field(None, ge=1, le=MAX_COUNT)
     """Use only this many pairs, from the start of the data. null: all pairs."""
     encoding: str = "utf-8"
-    """Text encoding of csv and jsonl sources. With utf-8, a source may use its own default encoding."""
+    """Text encoding of csv and jsonl sources. With utf-8 it is detected: UTF-8, UTF-16, csv files of Excel."""
     split_fractions: dict[str, float] = {"train": 0.7, "dev": 0.1, "test": 0.2}
-    """Share of the queries in each split, for sources without their own splits. Must sum to 1."""
+    """Share of the queries in each split, for pairs without a split of their own, whatever the source. Must sum to 1."""
     slices: list[str] | None = None
     """Use only pairs that are in at least one of these slices. null: all pairs."""
     image_root: str | None = None

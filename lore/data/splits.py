@@ -29,6 +29,18 @@ def split_of(query: str, fractions: dict[str, float] | None = None, seed: int = 
     return [name for name, share in fractions.items() if share > 0][-1]  # the shares may sum to slightly less than 1
 
 
+def deal(pair: Pair, fractions: dict[str, float], seed: int = 0) -> None:
+    """Gives a pair without a split the split of its query. Every way to pairs uses this rule with the same seed: a recipe on a csv
+    file, a recipe on imported pairs, and `lore data split`."""
+    if pair.split is None:
+        pair.split = split_of(pair.query, fractions, seed)
+
+
+def dealt_as(fractions: dict[str, float]) -> str:
+    """Shares for a message: `70/10/20 by query (train/dev/test)`."""
+    return f"{'/'.join(f'{100 * share:g}' for share in fractions.values())} by query ({'/'.join(fractions)})"
+
+
 def check_fractions(fractions: dict[str, float]) -> None:
     total = sum(fractions.values())
     # `abs(total - 1) > 1e-6` would be false for nan.

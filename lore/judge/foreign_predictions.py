@@ -2,17 +2,18 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lore.data.rejected_rows import Rejection
-from lore.data.tables.any_table import DELIMITERS, JSONL, table_records
-from lore.data.tables.ids import known_as
+from lore.data.tables.any_table import DELIMITERS, JSONL, suffix_of, table_records
+from lore.data.tables.ids import known_as, spreadsheet_hint
 from lore.judge.verdict import Verdict, from_row, unscored
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 from lore.support.progress import track
-from lore.support.text import encodable
+from lore.support.text import encodable, printable
 
 SHOWN_IDS = 5
 NEEDED = ("pair_id", "tier")
@@ -98,11 +99,12 @@ def refuse(path: Path, problems: dict[str, list[str]]) -> None:
                 f"  {len(ids)} pair id{'s' * (len(ids) > 1)} {what}: {shown}{', …' if len(ids) > SHOWN_IDS else ''}"
             )
     if lines:
+        hint = spreadsheet_hint(pair_id for ids in problems.values() for pair_id in ids)
         raise LoreError(
             f"{path} does not match the pairs to score, and LORE does not score a part of them:\n"
             + "\n".join(lines)
             + "\n"
-            "Write one row per pair, keyed by its pair_id."
+            f"Write one row per pair, keyed by its pair_id.{hint}"
         )
 
 
@@ -119,15 +121,17 @@ def prediction_rows(path: Path, named_by: str = "judges.<name>.predictions") -> 
     if not path.is_file():
         raise LoreError(f"predictions file {path} does not exist. Correct {named_by}, or run the program that writes it first.")
     try:
-        records = list(track(table_records(path, ()), f"reading {path.name}"))
+        read = partial(table_records, is_number=lambda name: name.startswith("p_"))
+        records = list(track(read(path), f"reading {path.name}"))
         if not records:  # a file with only a header must still have the right columns
-            list(table_records(path, NEEDED))
+            list(read(path, NEEDED))
     except LoreError as error:
         raise LoreError(f"predictions file {path} cannot be read, and LORE does not score a part of it: {error}") from error
     rows = [_cells(path, record) for record in records]
     columns = {key for row in rows for key in row}
     if rows and (absent := [name for name in NEEDED if name not in columns]):
-        raise LoreError(f"predictions file {path} has no column {' and no '.join(absent)}; found {', '.join(sorted(columns))}")
+        found = printable(", ".join(sorted(columns)))
+        raise LoreError(f"predictions file {path} has no column {' and no '.join(absent)}; found {found}")
     for row in rows:
         row["pair_id"] = str(row.get("pair_id"))
     return rows
@@ -135,7 +139,7 @@ def prediction_rows(path: Path, named_by: str = "judges.<name>.predictions") -> 
 
 def _cells(path: Path, record: tuple[int, dict[str, Any]] | Rejection) -> dict[str, Any]:
     """A row with its probabilities as numbers."""
-    unit = "line" if path.suffix in JSONL else "row"
+    unit = "line" if suffix_of(path) in JSONL else "row"
     if isinstance(record, Rejection):
         raise LoreError(
             f"predictions file {path}, {unit} {record.row}: found {record.found}, expected {record.expected}. Correct the "
@@ -143,7 +147,7 @@ def _cells(path: Path, record: tuple[int, dict[str, Any]] | Rejection) -> dict[s
         )
     number, cells = record
     try:
-        if path.suffix in DELIMITERS:
+        if suffix_of(path) in DELIMITERS:
             cells |= {name: float(value) if value else None for name, value in cells.items() if name.startswith("p_")}
         cells = {encodable(name): _encodable_cell(value) for name, value in cells.items()}
     except ValueError as error:
@@ -169,10 +173,11 @@ def _select(rows: list[dict], path: Path, judge: str | None) -> list[dict]:
     names = sorted({str(row["judge"]) for row in rows if row.get("judge") is not None})
     if judge is None and len(names) > 1:
         raise LoreError(
-            f"{path} contains the verdicts of {len(names)} judges ({', '.join(names)}). Choose one with predictions_judge."
+            f"{path} contains the verdicts of {len(names)} judges ({printable(', '.join(names))}). Choose one with "
+            "predictions_judge."
         )
     if judge is not None and judge not in names:
         raise LoreError(
-            f"{path} has no judge {judge!r}; found {', '.join(names) or 'no column judge'}. Correct predictions_judge."
+            f"{path} has no judge {judge!r}; found {printable(', '.join(names)) or 'no column judge'}. Correct predictions_judge."
         )
     return rows if judge is None else [row for row in rows if row.get("judge") is not None and str(row["judge"]) == judge]

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.measure import Measurement
-from rich.table import Table
 
 from lore.codec.lexical_match import count_marks
 from lore.data.pair import Pair
 from lore.rewards.adversarial_answers import GOLD, Case, cases
 from lore.rewards.reward import Rewards
+from lore.support.console import Console, Table
 from lore.support.errors import LoreError
 
 MAX_PAIRS = 64

@@ -21,6 +21,7 @@ from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
 from lore.support.processes import rank, say
+from lore.support.terminal import print_note
 from lore.support.untrusted_json import parse_object
 
 POLL_SECONDS = 1.0
@@ -188,7 +189,7 @@ def wait_for_needed(folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> 
         if time.time() - reported > REPORT_EVERY_SECONDS:
             reported = time.time()
             waited = f"waiting {reported - started:.0f} s for rank 0 to finish {missing[0]}"
-            print(f"rank {rank()}: {waited} (every machine must share this folder)", file=sys.stderr, flush=True)
+            print_note(f"rank {rank()}: {waited} (every machine must share this folder)")
         time.sleep(POLL_SECONDS)
 
 

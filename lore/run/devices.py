@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from lore.support.errors import LoreError, os_error_message
 from lore.support.processes import is_main_process, say, world_size
+from lore.support.terminal import flush_streams
 
 STALE_LOCK_S = 1800
 
@@ -111,7 +112,7 @@ def leave(status: int) -> NoReturn:
     """
     if status == 0 and world_size() > 1:
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
         os._exit(0)
+    flush_streams()
     sys.exit(status)

@@ -31,6 +31,7 @@ from lore.support.bounds import MAX_SEED
 from lore.support.errors import LoreError
 from lore.support.markdown import table_cell
 from lore.support.processes import say, world_size
+from lore.support.terminal import print_line
 
 Start = Callable[[Path, Sequence[str]], None]
 TABLE = "table.md"
@@ -154,7 +155,7 @@ def print_runs(grid: Grid) -> None:
         needs = ", ".join(need.removeprefix(f"{grid.path.name}:") for need in recipe.needs)
         cells.append([name, recipe.stage, str(RunFolder.of(recipe).path), state_of(recipe), needs])
     print_table(f"{grid.path}: {len(cells)} runs, in this order", ["run", "stage", "run folder", "state", "needs"], cells)
-    print(f"Every value of one run: lore run {grid.address(next(iter(grid.runs)))} --dry-run")
+    print_line(f"Every value of one run: lore run {grid.address(next(iter(grid.runs)))} --dry-run")
 
 
 def write_table(grid: Grid, failed: dict[str, str]) -> None:

@@ -9,6 +9,7 @@ under the key of the table with the suffix `photos`. Manifests of earlier versio
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -58,7 +59,10 @@ def _found(recipe: BaseRecipe, noted: dict[str, str], before: dict[str, list[Row
             elif key in noted and not str(noted[key]).startswith(WHOLE):
                 found.fingerprints[key] = source.sampled()
             else:
-                add(key, rows_of(source.listed(), known))
+                listed = source.listed()
+                if only_what_is_there:
+                    listed = _with_deleted(listed, before.get(key, []))
+                add(key, rows_of(listed, known, keep_deleted=only_what_is_there))
                 if photos := [(path.name, path) for path in source.photos()]:
                     add(key + PHOTOS, rows_of(photos, known, keep_deleted=only_what_is_there))
         except (LoreError, OSError):
@@ -68,6 +72,16 @@ def _found(recipe: BaseRecipe, noted: dict[str, str], before: dict[str, list[Row
         for key in before.keys() & noted.keys() - found.fingerprints.keys():
             add(key, rows_of([(row.name, Path(row.path)) for row in before[key]], known, keep_deleted=True))
     return found
+
+
+def _with_deleted(listed: list[tuple[str, Path]], before: list[Row]) -> list[tuple[str, Path]]:
+    """The files of an input, with those that were read and are deleted now: a data set may do without some of its files."""
+    now = {os.path.abspath(path) for _, path in listed}
+    if all(row.path in now or os.path.lexists(row.path) for row in before):
+        return listed
+    then = {row.path for row in before}
+    new = [(name, path) for name, path in listed if os.path.abspath(path) not in then]
+    return [*((row.name, Path(row.path)) for row in before), *new]
 
 
 def _by_path(before: dict[str, list[Row]]) -> Known:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from lore.config.grid import is_grid, split_address
@@ -23,6 +22,7 @@ from lore.run.run_folder import RunFolder
 from lore.run.runner import report_done, run_recipe
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest
+from lore.support.terminal import print_line, print_note
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIG_FOLDERS = (Path("launch/accelerate"), PACKAGE.parent / "launch" / "accelerate", PACKAGE / "launch_configs")
@@ -143,7 +143,7 @@ def launch(arguments: list[str], config: str | None = None, num_processes: int |
     command = accelerate_arguments(recipe, overrides, options, config, num_processes)
     if dry_run:
         run_recipe(recipe, overrides, dry_run=True)
-        print("# starts: accelerate launch " + " ".join(command))
+        print_line("# starts: accelerate launch " + " ".join(command))
         return 0
     loaded = load_recipe(recipe, overrides)
     folder = RunFolder.of(loaded)
@@ -168,7 +168,7 @@ def _accelerate(command: list[str]) -> int:
         launch_command(launch_command_parser().parse_args(command))
     except ChildFailedError as error:
         first, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
-        print(f"rank {first} ended with status {failure.exitcode}; see its message above", file=sys.stderr)
+        print_note(f"rank {first} ended with status {failure.exitcode}; see its message above")
         return 1
     except subprocess.CalledProcessError as error:
         return error.returncode

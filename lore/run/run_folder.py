@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ from typing import Any
 from lore.config.recipe import RUN_FILES, BaseRecipe, run_root, values_fingerprint
 from lore.config.secrets import without_secrets
 from lore.config.stages import RENAMED
-from lore.config.yaml_text import read_yaml, to_yaml
+from lore.config.yaml_text import RecipeError, read_record, to_yaml
 from lore.run.nested import is_run, remove_own, runs_in, shared_on_disk
 from lore.support.atomic_files import clear_parts, write_atomic, written_whole
 from lore.support.environment import environment
 from lore.support.errors import LoreError, reason
 from lore.support.plain import flatten, plain
 from lore.support.processes import is_main_process
+from lore.support.terminal import print_note
 from lore.support.untrusted_json import parse_object, read_object
 
 OLD_FINGERPRINTS = "facts"  # the key in manifests of earlier versions
@@ -121,12 +121,9 @@ class RunFolder:
                 raise LoreError(f"{self.recipe_path} is missing and the run has results, so {lost}.\n{advice}")
             return {}
         try:
-            values = read_yaml(self.recipe_path, aliases=True)
-            if not isinstance(values, dict) or not isinstance(values.get("stage"), str):
-                raise ValueError("no mapping with a stage")
-        except (LoreError, ValueError) as error:
-            raise LoreError(f"{self.recipe_path} is damaged ({reason(error)}), so {lost}.\n{advice}") from error
-        return values
+            return read_record(self.recipe_path)
+        except RecipeError as error:
+            raise LoreError(f"{self.recipe_path} is damaged ({error.problems[0].found}), so {lost}.\n{advice}") from error
 
     def changes(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
         """Keys whose value in the folder differs from the recipe's: (key, old, new)."""
@@ -257,10 +254,7 @@ class RunFolder:
             ) from error
         except OSError as error:
             os.close(handle)
-            print(
-                f"warning: {self.path}: the file system has no file locks ({error.strerror}); do not start this run twice",
-                file=sys.stderr,
-            )
+            print_note(f"warning: {self.path}: the file system has no file locks ({error.strerror}); do not start this run twice")
             return
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lore.config.dry_pass import listed
 from lore.config.grid import is_grid, split_address
+from lore.config.library_names import counterpart
 from lore.config.recipe import BaseRecipe, resolve_need
 from lore.config.secrets import mask
 from lore.config.stages import load_grid, load_recipe, stage_function
@@ -26,7 +27,8 @@ from lore.run.summary import print_summary
 from lore.support.errors import LoreError
 from lore.support.full_disk import full_disk_named
 from lore.support.processes import is_main_process, say
-from lore.support.text import named
+from lore.support.terminal import print_line, print_lines
+from lore.support.text import named, printable
 
 
 def run_command(arguments: list[str], dry_run: bool = False) -> int:
@@ -47,7 +49,7 @@ def _run_command(arguments: list[str], dry_run: bool) -> None:
         else:
             raise LoreError(
                 f"{mask(repr(argument))} is neither a recipe (x.yaml), a run of a grid (x.yaml:run), an override "
-                "(train.lr=2e-4) nor --dry-run."
+                f"(train.lr=2e-4) nor --dry-run.{_without_dashes(argument)}"
             )
     if not recipes:
         raise LoreError("No recipe given: lore run recipes/quickstart/eval.yaml")
@@ -60,6 +62,16 @@ def _run_command(arguments: list[str], dry_run: bool) -> None:
             (load_grid if is_grid(recipe) else load_recipe)(recipe, overrides)
         for recipe in recipes:
             run_in_subprocess(Path(recipe), overrides)
+
+
+def _without_dashes(argument: str) -> str:
+    """How an option of a library's script, such as --learning_rate, is written in a recipe or an override."""
+    name, _, value = argument.partition("=")
+    told = counterpart(name) if name.startswith("-") else None
+    if told is None:
+        return ""
+    keys = " or ".join(f"{key}={printable(value) or 'VALUE'}" for key in told.keys[:2])
+    return f"\n{name} is written {keys} here. {told.note}".rstrip() if keys else f"\n{told.note}"
 
 
 def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dry_run: bool = False) -> RunFolder:
@@ -114,11 +126,15 @@ def report_done(recipe: BaseRecipe, folder: RunFolder) -> None:
 
 def check_recipes(paths: list[Path]) -> int:
     """Checks recipe files and folders of recipes. Prints a table and every problem. Returns 1 when there is a problem, else 0."""
-    from rich.console import Console  # only `lore check` prints this table
-    from rich.table import Table
+    from lore.support.console import Console, Table, Text  # loads rich: only `lore check` prints this table
 
     files, skipped = [], 0
     for path in paths:
+        if "=" in str(path) and not path.exists():
+            raise LoreError(
+                f"`lore check` takes recipes and folders, not an override ({mask(str(path).partition('=')[0])}=...), so nothing "
+                "was checked. `lore run RECIPE KEY=VALUE --dry-run` checks a recipe with overrides."
+            )
         found = sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
         recipes = [file for file in found if file == path or _may_be_recipe(file, path)]
         files += recipes
@@ -154,15 +170,15 @@ def check_recipes(paths: list[Path]) -> int:
                     other, name = split_address(resolve_need(file, need))
                     if name is not None and other.resolve() != file.resolve():
                         load_recipe(f"{other}:{name}")
-            result = "[green]ok[/]"
+            result = Text("ok", "green")
         except LoreError as error:
             errors.append(error)
             problems = getattr(error, "problems", [error])
-            result = f"[red]{len(problems)} problem{'s' * (len(problems) > 1)}[/]"
+            result = Text(f"{len(problems)} problem{'s' * (len(problems) > 1)}", "red")
         table.add_row(str(file), stage, run, result)
     Console().print(table)
     if skipped:
-        print(f"Skipped {skipped} other YAML files: hidden, or without one of the keys lore, stage and grid.")
+        print_line(f"Skipped {skipped} other YAML files: hidden, or without one of the keys lore, stage and grid.")
     for error in errors:
         report_error(error)
     return 1 if errors else 0
@@ -178,29 +194,29 @@ def _may_be_recipe(file: Path, folder: Path) -> bool:
 def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, needed: list[tuple[Path, RunFolder]]) -> None:
     """Prints the resolved recipe, the values derived from it, and what a real run would do. Raises LoreError for a damaged run."""
     folder.refuse_damage()
-    print(f"# {path}, every value (defaults included)")
-    print(to_yaml(recipe.resolved()), end="")
+    print_line(f"# {path}, every value (defaults included)")
+    print_lines(to_yaml(recipe.resolved()))
     derived = recipe.derived()
     if derived:
-        print("# derived from these values")
-        print(to_yaml(derived), end="")
+        print_line("# derived from these values")
+        print_lines(to_yaml(derived))
     state = "new"
     if folder.is_done:
         state = "done"
     elif folder.exists:
         state = "would resume"
     changed = folder.changes(recipe)
-    print(f"# run folder: {folder.path} ({'belongs to another recipe' if changed else state})")
+    print_line(f"# run folder: {folder.path} ({'belongs to another recipe' if changed else state})")
     for key, old, new in changed:
-        print(f"#   {key}: was {old!r}, now {new!r}")
+        print_line(f"#   {key}: was {old!r}, now {new!r}")
     prepared = recipe.prepared_inputs()
     for key, lack in missing_inputs(recipe):
         if key in prepared:
             lack = f"{prepared[key]} does not exist; the run writes it first."
-        print(f"# {key}: {lack}{' A needed recipe may write it.' if needed else ''}")
+        print_line(f"# {key}: {lack}{' A needed recipe may write it.' if needed else ''}")
     if checks := listed(recipe.stage):
-        print("# dry pass, before the work starts")
+        print_line("# dry pass, before the work starts")
         for line in checks:
-            print(f"#   {line}")
+            print_line(f"#   {line}")
     for need, inner in needed:
-        print(f"# needs: {need} -> {inner.path} ({'done' if inner.is_done else 'would run first'})")
+        print_line(f"# needs: {need} -> {inner.path} ({'done' if inner.is_done else 'would run first'})")

@@ -41,18 +41,15 @@ def columns_of(rows: Iterable[Row]) -> list[str]:
 
 def print_table(title: str, columns: list[str], cells: list[list[str]]) -> None:
     """Prints a table at its full width, also into pipes and files, which rich would cut at 80 columns."""
-    from rich.console import Console  # imported here for start-up time: a dry run prints no table
-    from rich.markup import escape
-    from rich.measure import Measurement
-    from rich.table import Table
+    from rich.measure import Measurement  # loads rich: a dry run prints no table
 
-    from lore.support.console import with_room
+    from lore.support.console import Console, Table, with_room
 
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(escape(column), overflow="fold")
+        table.add_column(column, overflow="fold")
     for row in cells:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     console = Console()
     width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     with_room(console, width).print(table)
@@ -62,9 +59,7 @@ def print_summary(folder: RunFolder) -> None:
     """Prints the summary from the done marker of a run."""
     if not is_main_process():
         return
-    from rich.console import Console  # imported here for start-up time: a dry run prints no table
-    from rich.markup import escape
-    from rich.table import Table
+    from lore.support.console import Console, Table  # loads rich: a dry run prints no table
 
     rows = rows_of(folder.summary)
     own = rows.pop("", {})
@@ -74,5 +69,5 @@ def print_summary(folder: RunFolder) -> None:
     if own:
         table = Table(show_header=False, title=None if rows else str(folder.path), title_justify="left")
         for key, value in own.items():
-            table.add_row(escape(key), escape(shown(value)))
+            table.add_row(key, shown(value))
         Console().print(table)

@@ -6,6 +6,8 @@ import difflib
 import heapq
 from collections.abc import Iterable
 
+from lore.support.text import printable
+
 MAX_CHARACTERS, MAX_CHOICES = 100, 1_000  # a comparison takes the square of the length, and a table may have 100,000 columns
 
 
@@ -32,4 +34,4 @@ def nearest(name: str, choices: Iterable[object], cutoff: float = 0.6) -> str:
 def nearest_hint(name: str, choices: Iterable[object], cutoff: float = 0.6) -> str:
     """The suffix ` Nearest: 'x'.` for an error message, or "" if no choice is similar enough."""
     found = nearest(name, choices, cutoff)
-    return f" Nearest: '{found}'." if found else ""
+    return f" Nearest: '{printable(found)}'." if found else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from functools import cache
 
+from lore.support.terminal import print_line
+
 
 def rank() -> int:
     return int(os.environ.get("RANK") or 0)
@@ -18,7 +20,7 @@ def is_main_process() -> bool:
 def say(message: str) -> None:
     """Prints one line, in the main process only."""
     if is_main_process():
-        print(message, flush=True)
+        print_line(message, flush=True)
 
 
 @cache

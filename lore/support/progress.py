@@ -10,8 +10,9 @@ T = TypeVar("T")
 
 def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
     """Yields `items` and shows a progress bar on stderr: count, `total` and elapsed time."""
-    from rich.console import Console  # only where a bar is shown
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn  # only where a bar is shown
+
+    from lore.support.console import Console, Progress, TextColumn
 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     with Progress(*columns, console=Console(stderr=True), disable=not is_main_process(), transient=False) as bar:

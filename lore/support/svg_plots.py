@@ -16,6 +16,8 @@ from matplotlib.axes import Axes  # noqa: E402  the backend must be set first
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import NullLocator  # noqa: E402
 
+from lore.support.text import printable, printable_lines  # noqa: E402
+
 INK, ACCENT, FAINT, SOFT = "#010203", "#040506", "#070809", "#0a0b0c"  # placeholders; page_svg replaces them with the page's colors
 SERIES = [f"#0d0e{number:02x}" for number in range(16, 22)]
 PAGE_COLORS = {INK: "currentColor", ACCENT: "var(--accent)", FAINT: "var(--line)", SOFT: "var(--soft)"}
@@ -155,5 +157,6 @@ def page_svg(figure: Figure, title: str) -> str:
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     for marker, color in PAGE_COLORS.items():
         svg = svg.replace(marker, color)
-    label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    label = printable(title).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    svg = printable_lines(svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

@@ -109,9 +109,28 @@ def _decode(found: re.Match) -> str:
     return html.unescape(found[0] if known else found[0].lower())
 
 
-def printable(text: str) -> str:
-    """Untrusted text for a terminal: one line without control characters."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+_EMOJI = "\u00a9\u00ae\u203c\u2049\u20e3\u2122\u2139\u2190-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
+_JOINED = "\u0600-\u0dff\u1780-\u17ff\ufb50-\ufdff\ufe70-\ufefc"  # scripts that are spelled with joiners, such as Persian and Hindi
+_UNSEEN = re.compile(
+    rf"((?<=[{_JOINED}])[\u200c\u200d](?=[{_JOINED}])|(?<=[{_EMOJI}\ufe0f])\u200d(?=[{_EMOJI}])|(?<=[#*0-9{_EMOJI}])[\ufe0e\ufe0f])"
+    "|[\x00-\x1f\x7f-\xa0\xad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ud800-\udfff\ufeff\ufff0-\ufffb\ufffe\uffff"
+    f"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a]|{INVISIBLE.pattern}"
+)
+
+
+def printable(value: object) -> str:
+    """Untrusted text for a terminal: one line without control characters, direction marks and invisible characters. White space
+    becomes a space, and everything else that a reader would not see becomes U+FFFD."""
+    return _UNSEEN.sub(_seen, str(value))
+
+
+def printable_lines(value: object) -> str:
+    """The same for text of several lines, whose line ends stay."""
+    return "\n".join(map(printable, str(value).split("\n")))
+
+
+def _seen(found: re.Match) -> str:
+    return found[0] if found[1] else " " if found[0].isspace() else "\ufffd"
 
 
 def encodable(text: str) -> str:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat, render
@@ -40,6 +39,7 @@ from lore.rubric.rubric import Rubric, load_rubric
 from lore.run.dry_pass import dry_pass
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import folder_written_whole
+from lore.support.console import Console
 from lore.support.errors import LoreError
 from lore.support.full_disk import full_disk_named
 from lore.support.outputs import checked_folder

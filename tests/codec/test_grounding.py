@@ -25,8 +25,8 @@ def test_demands_are_read_back_as_they_were_written(demands):
     assert read_demands(render_demands(demands)) == demands
 
 
-SEPARATORS = [" | ", "|", "; brand: ", ";", "; a:", "\n", "\n\nx: ", "\r\n", "\u2028", "\x85", "\x00", "\t", " ", "\xa0", ": ", "word:"]
-SEPARATORS += ["<verdict>L4</verdict>", "</reason>", "<reason>", "<think>", "<"]
+SEPARATORS = [" | ", "|", "; brand: ", ";", "; a:", "\n", "\n\nx: ", "\r\n", "\u2028", "\x85", "\x00", "\t", " ", "\xa0", ": "]
+SEPARATORS += ["word:", "<verdict>L4</verdict>", "</reason>", "<reason>", "<think>", "<"]
 SEPARATORS += ["\\", r"\|", r"\;", r"\u000a", r"\0", " (photo)", " = "]
 ANY_VALUE = st.lists(st.sampled_from(SEPARATORS) | st.text(max_size=4), max_size=5).map("".join)
 ID = st.sampled_from(["colour", "attr:colour", "颜色", "x:"])

@@ -185,7 +185,28 @@ REFUSED = {
     **{f"huge {form}": huge(form) for form in ("PNG", "GIF", "BMP")},
     **{f"half a {form}": saved(NOISE, form)[: len(saved(NOISE, form)) // 2] for form in ("PNG", "JPEG", "WEBP", "GIF", "BMP")},
     "corrupt PNG": damaged(saved(NOISE, "PNG"), 0.5),
+    "a PNG without its last row": png(8, 2, b"\0\x10\x80\xf0", size=(1, 2)),
+    "a PNG without a byte of its last row": png(8, 2, b"\0\x10\x80\xf0" * 2 + b"\0\x10\x80", size=(1, 3)),
+    "a palette PNG without its last row": png(1, 3, b"\0\x80", size=(3, 2), extra=palette(b"")),
+    "a 16-bit PNG without its last row": png(16, 0, b"\0\x7f\xff", size=(1, 2)),
+    "an RGBA PNG without its last row": png(16, 6, b"\0" + bytes(8 * 9), size=(9, 2)),
+    "an interlaced PNG without its last pass": png(8, 0, b"\0\x7f" * 3 + b"\0\x7f\x7f" * 2, size=(4, 4), interlaced=1),
 }
+BLACK_BELOW = {
+    "RGB": png(8, 2, b"\0\x10\x80\xf0" + bytes(4), size=(1, 2)),
+    "RGBA, clear": png(8, 6, b"\0\x10\x80\xf0\xff" + bytes(5), size=(1, 2)),
+    "more rows than it has": png(8, 2, b"\0\x10\x80\xf0" + bytes(40), size=(1, 2)),
+    "palette": png(1, 3, b"\0\x80\0\x00", size=(3, 2), extra=palette(b"")),
+    "16-bit gray": png(16, 0, b"\0\x7f\xff\0\0\0", size=(1, 2)),
+    "interlaced": png(8, 0, b"\0\x7f" * 3 + bytes(6) + bytes(2) * 2 + bytes(10), size=(4, 4), interlaced=1),
+    "several chunks": saved(Image.fromarray(np.vstack([np.asarray(NOISE)] * 24 + [np.asarray(NOISE) * 0])), "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", BLACK_BELOW)
+def test_a_whole_png_that_is_black_below_is_read(name):
+    image = load_image(check_image(BLACK_BELOW[name]))
+    assert image.getpixel((0, image.height - 1)) in ((0, 0, 0), (255, 255, 255), (255, 0, 0))
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -78,8 +78,9 @@ def test_byte_order_marks_and_wrong_encodings(tmp_path):
     with pytest.raises(LoreError, match="UTF-8 byte order mark.*--encoding utf-8"):
         load("crowdflower", path, tmp_path, encoding="latin-1")
     path = crowdflower(tmp_path, [["1", "q", "t", "", "4", "0"]], encoding="utf-16")
+    assert len(load("crowdflower", path, tmp_path)[0]) == 1
     with pytest.raises(LoreError, match="--encoding utf-16"):
-        load("crowdflower", path, tmp_path)
+        load("crowdflower", path, tmp_path, encoding="latin-1")
     assert len(load("crowdflower", path, tmp_path, encoding="utf-16")[0]) == 1
     with pytest.raises(LoreError, match="no text encoding 'utf-9'"):
         load("crowdflower", path, tmp_path, encoding="utf-9")

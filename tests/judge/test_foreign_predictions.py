@@ -76,6 +76,9 @@ def test_trouble_in_a_predictions_file_is_named_and_long_answers_are_read(tmp_pa
     with pytest.raises(LoreError, match="1 pair id missing: a"):
         read_predictions(table, RUBRIC, ["a"])
     table.write_text("pair_id,tier\n", encoding="utf-16")
+    with pytest.raises(LoreError, match="1 pair id missing: a"):
+        read_predictions(table, RUBRIC, ["a"])
+    table.write_bytes("pair_id,tier\n".encode("utf-16")[:-1])
     (tmp_path / "p.parquet").write_bytes(b"")
     for path in (table, tmp_path / "p.parquet"):
         with pytest.raises(LoreError, match=f"{path.name} cannot be read"):

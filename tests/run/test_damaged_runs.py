@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import time
 
 import pytest
 
 from lore.config.stages import load_recipe
+from lore.config.yaml_text import read_recipe_text, read_record
+from lore.eval.compare.finished import read_run
 from lore.run.dependencies import launch_id, wait_for_needed
 from lore.run.grid import print_runs, write_table
 from lore.run.run_folder import RunFolder
@@ -299,6 +302,47 @@ def test_a_shop_without_training_queries_has_an_empty_log(runs, tmp_path):
         assert (folder / "log.jsonl").read_bytes() == b""
         folder.reopen()
         folder.close()
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{below}'] * 9)}]\n" for below, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+FOREIGN = {
+    "aliases that expand": (BOMB, "expand to over"),
+    "a stage of aliases": (BOMB + "other: {stage: *i}", "expand to over"),
+    "a list in itself": ("z: &z [*z]", "nested deeper"),
+    "a mapping in itself": ("z: &z {z: *z}", "nested deeper"),
+    "a number without end": (f"z: {'9' * 900_000}", "900,000 digits"),
+    "a tag": ("z: !!python/object/apply:os.system [true]", "is not allowed"),
+    "brackets": (f"z: {'[' * 100_000}", ""),
+    "a key twice": ("stage: sft", "already given"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_record_of_somebody_elses_run_takes_no_time(demo, write_recipe, runs, lore, name):
+    text, said = FOREIGN[name]
+    path = write_recipe("own.yaml", "stage: demo\nrun: own")
+    record = run_recipe(path).recipe_path
+    whole = record.read_text()
+    assert read_record(record) == read_recipe_text(record).data == RunFolder(runs / "own").recipe_values
+    record.write_text(f"{whole}{text}\n")
+    begun = time.process_time()
+    with pytest.raises(LoreError, match=rf"recipe\.yaml is damaged \(.*{said}"):
+        run_recipe(path)
+    with pytest.raises(LoreError, match=r"recipe\.yaml is damaged"):
+        read_run(runs / "own")
+    assert "recipe.yaml cannot be read" in lore("runs", "--root", runs, "--json").stdout
+    assert time.process_time() - begun < 2
+
+
+def test_a_text_of_many_colons_is_no_number(demo, write_recipe, runs):
+    path = write_recipe("own.yaml", "stage: demo\nrun: own")
+    record = run_recipe(path).recipe_path
+    record.write_text(f"{record.read_text()}z: {':'.join(['30'] * 100_000)}\n")  # minutes, as a number to base 60
+    begun = time.process_time()
+    assert read_record(record)["z"].startswith("30:30")
+    assert time.process_time() - begun < 1
 
 
 @pytest.mark.slow

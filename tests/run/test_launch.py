@@ -109,6 +109,13 @@ def test_a_free_port_is_taken_on_one_machine_unless_one_is_given(tmp_path):
     assert not port(["--num_machines", "2", "--machine_rank", "0"])
     (tmp_path / "own.yaml").write_text("num_machines: 1\nmain_process_port: 7\n")
     assert not port([], str(tmp_path / "own.yaml"))
+
+
+@pytest.mark.parametrize("text", ["- a\n", "a: [1\n", "a: !foo b\n", "\0", "[" * 5000, "red"])
+def test_an_accelerate_config_that_is_no_mapping_is_named(tmp_path, text):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(LoreError, match=r"accelerate config .*own\.yaml"):
+        accelerate_arguments("x.yaml", [], [], str(tmp_path / "own.yaml"), None)
     assert "--main_process_port" not in accelerate_arguments("x.yaml", [], [], None, None)
 
 

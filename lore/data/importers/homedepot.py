@@ -1,5 +1,5 @@
 """Home Depot product search relevance (Kaggle, 2016): train.csv, product_descriptions.csv and attributes.csv, joined
-on disk.
+on disk. Only train.csv is needed: without the others, items have titles only.
 
 The label is the mean rating between 1 and 3; the rubric maps it to the nearest tier. Kaggle's train.csv is Latin-1, the other two
 files are UTF-8. Ids that pandas wrote as floats (100001.0) are the same ids.
@@ -12,33 +12,43 @@ from lore.data.rejected_rows import Rejection
 from lore.data.source import SourceRow, missing_file
 from lore.data.tables.csv import csv_records
 from lore.data.tables.ids import JoinCount, id_text
-from lore.data.tables.text_tables import DiskIndex, is_utf8
+from lore.data.tables.text_tables import DiskIndex, is_utf8, is_wide, say_aside
 
 RUBRIC = "homedepot"
 WHERE = (
     "train.csv, product_descriptions.csv and attributes.csv come from the Kaggle competition home-depot-product-search-relevance."
 )
 BRAND = "MFG Brand Name"
+REQUIRED = ("id", "product_uid", "product_title", "search_term")
+COMPANIONS = {
+    "product_descriptions.csv": "items have no description",
+    "attributes.csv": "items have no brand and no attributes, so a judge can check sizes, materials and brands only in titles",
+}
 
 
 def files(path: Path) -> list[Path]:
-    """`path`: the folder of the three files, or train.csv with the other two in the same folder."""
+    """`path`: the folder of the files, or train.csv. The other two are read from the folder of train.csv where they are there."""
     train = path / "train.csv" if path.is_dir() or not path.suffix else path
-    found = [train, train.with_name("product_descriptions.csv"), train.with_name("attributes.csv")]
-    for file in found:
-        if not file.is_file():
-            raise missing_file(file, WHERE)
-    return found
+    if not train.is_file():
+        raise missing_file(train, WHERE)
+    return [train, *(file for name in COMPANIONS if (file := train.with_name(name)).is_file())]
 
 
 def read(path: Path, encoding: str | None = None) -> Iterator[SourceRow | Rejection]:
-    """`encoding` applies to all three files. Unreadable rows of the product files are also rejections."""
-    train, descriptions, attributes = files(path)
+    """`encoding` applies to all files. Unreadable rows of the product files are also rejections."""
+    train, *others = files(path)
+    there = {file.name: file for file in others}
+    for name, cost in COMPANIONS.items():
+        if name not in there:
+            say_aside(f"note: {train.with_name(name)} does not exist, so {cost}. {WHERE}")
+    descriptions, attributes = (there.get(name) for name in COMPANIONS)
     unreadable: list[Rejection] = []
-    described, attributed = JoinCount(descriptions.name, "product_uid"), JoinCount(attributes.name, "product_uid")
+    described, attributed = (JoinCount(name, "product_uid") for name in COMPANIONS)
 
-    def keyed(file: Path, columns: tuple[str, ...], join: JoinCount) -> Iterator[tuple[str, list[str]]]:
-        for record in csv_records(file, ("product_uid", *columns), encoding=encoding or _encoding(file)):
+    def keyed(file: Path | None, columns: tuple[str, ...], join: JoinCount) -> Iterator[tuple[str, list[str]]]:
+        if file is None:
+            return
+        for record in csv_records(file, ("product_uid", *columns), columns, encoding=encoding or _encoding(file), settable=True):
             if isinstance(record, Rejection):
                 unreadable.append(record)
             else:
@@ -50,7 +60,12 @@ def read(path: Path, encoding: str | None = None) -> Iterator[SourceRow | Reject
     ):
         yield from unreadable
         for record in csv_records(
-            train, ("id", "product_uid", "product_title", "search_term"), encoding=encoding or _encoding(train)
+            train,
+            REQUIRED,
+            ("relevance",),
+            encoding=encoding or _encoding(train),
+            settable=True,
+            is_number="relevance".__eq__,
         ):
             if isinstance(record, Rejection):
                 yield record
@@ -71,9 +86,10 @@ def read(path: Path, encoding: str | None = None) -> Iterator[SourceRow | Reject
                 "label": cells.get("relevance"),
             }
             yield SourceRow(str(train), row, values)
-        described.check()
-        attributed.check()
+        for file, join in ((descriptions, described), (attributes, attributed)):
+            if file is not None:
+                join.check()
 
 
-def _encoding(file: Path) -> str:
-    return "utf-8" if is_utf8(file) else "latin-1"
+def _encoding(file: Path) -> str | None:
+    return None if is_utf8(file) or is_wide(file) else "latin-1"

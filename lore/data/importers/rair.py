@@ -12,6 +12,7 @@ from typing import Any
 from lore.data.images import ImageError, decode_base64
 from lore.data.rejected_rows import Rejection, short
 from lore.data.source import SourceRow, missing_file
+from lore.data.tables.any_table import other_format, suffix_of
 from lore.data.tables.text_tables import jsonl_records, parquet_records
 from lore.support.errors import LoreError
 from lore.support.untrusted_json import parse_json
@@ -26,6 +27,7 @@ WHERE = (
 REQUIRED = ("query", "title", "groundtruth")
 OPTIONAL = ("item_id", "shop_name", "cpv_sku", "subset", "image_base64")
 CAPTION = "photo caption"
+KINDS = (".parquet", ".jsonl")
 MAX_BAD_TEXT = 1000
 
 
@@ -34,8 +36,10 @@ def files(path: Path | str) -> list[Path]:
     if str(path).startswith("hub:"):
         return []
     if path.is_file():
+        if suffix_of(path) not in KINDS:
+            raise other_format(path, KINDS)
         return [path]
-    found = sorted(file for kind in ("*.parquet", "*.jsonl") for file in path.rglob(kind)) if path.is_dir() else []
+    found = sorted(file for kind in KINDS for file in path.rglob("*") if suffix_of(file) == kind) if path.is_dir() else []
     if not found:
         raise missing_file(path, WHERE)
     return found
@@ -51,7 +55,7 @@ def read(
             f"RAIR's config {config!r} selects a part of the hub data set, but {path} is local: name the files of "
             "that part instead."
         )
-    for name, record in _hub(str(path), config, columns) if not files(path) else _local(files(path), encoding or "utf-8", columns):
+    for name, record in _hub(str(path), config, columns) if not files(path) else _local(files(path), encoding, columns):
         if isinstance(record, Rejection):
             yield record
             continue
@@ -121,13 +125,13 @@ def _photo(text: Any) -> dict[str, Any] | None:
         return {"bytes": text[:MAX_BAD_TEXT].encode(errors="replace"), "path": None}
 
 
-def _local(found: list[Path], encoding: str, columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def _local(found: list[Path], encoding: str | None, columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     for file in found:
-        if file.suffix == ".parquet":
+        if suffix_of(file) == ".parquet":
             # Photos can take a megabyte, so read few rows at a time. Columns that are not listed, such as rule_list, are not read.
             records = parquet_records(file, REQUIRED, list(columns), batch_rows=32)
         else:
-            records = jsonl_records(file, REQUIRED, encoding=encoding)
+            records = jsonl_records(file, REQUIRED, encoding=encoding, settable=True)
         for record in records:
             yield str(file), record
 

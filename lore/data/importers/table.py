@@ -16,9 +16,10 @@ from typing import Any
 from lore.data.pair import FIELDS, MARKETS
 from lore.data.rejected_rows import Rejection
 from lore.data.source import SourceRow, missing_file
-from lore.data.tables.any_table import DELIMITERS, JSONL, table_records
+from lore.data.tables.any_table import DELIMITERS, JSONL, other_format, suffix_of, table_records
 from lore.data.tables.csv import check_delimiter
 from lore.data.tables.parquet_files import open_parquet
+from lore.data.tables.text_tables import Unreadable
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 from lore.support.untrusted_json import parse_json
@@ -26,22 +27,20 @@ from lore.support.untrusted_json import parse_json
 RUBRIC = None
 WHERE = "Source table reads your own .csv, .tsv, .jsonl or .parquet file."
 TARGETS = (*(name for name in FIELDS if name != "demands"), *MARKETS)
-TEXT_DELIMITERS = {**DELIMITERS, ".txt": "\t"}
+KNOWN = (*DELIMITERS, *JSONL, ".parquet")
+NUMBERS = ("label", "label_weight", "price", "query_frequency")
 
 
 def files(path: Path) -> list[Path]:
     if not path.is_file():
         raise missing_file(path, WHERE)
-    if path.suffix not in (*TEXT_DELIMITERS, *JSONL, ".parquet"):
-        raise LoreError(
-            f"{path}: a file ending in {path.suffix or 'nothing'}; source table reads "
-            f"{', '.join((*TEXT_DELIMITERS, *JSONL))} and .parquet."
-        )
+    if suffix_of(path) not in KNOWN:
+        raise other_format(path, KNOWN)
     return [path]
 
 
 def count(found: list[Path]) -> int | None:
-    if found[0].suffix != ".parquet":
+    if suffix_of(found[0]) != ".parquet":
         return None
     with open_parquet(found[0]) as parquet:
         return parquet.metadata.num_rows
@@ -52,14 +51,14 @@ def read(
 ) -> Iterator[SourceRow | Rejection]:
     """map: {field: column} or "field=column,...". delimiter: overrides the delimiter that the suffix implies."""
     columns = column_map(map)
-    return _rows(path, _records(path, encoding or "utf-8", columns, delimiter), columns)
+    return _rows(path, _records(path, encoding, columns, delimiter), columns)
 
 
 def names_photos(path: Path, map: dict[str, str] | str | None) -> bool:
     """Whether the rows of a table may name photos. Reads at most its first megabyte."""
     if map:
         return "image" in column_map(map)
-    if path.suffix == ".parquet":
+    if suffix_of(path) == ".parquet":
         with open_parquet(path) as parquet:
             return "image" in parquet.schema_arrow.names
     with path.open("rb", buffering=0) as file:
@@ -80,11 +79,11 @@ def unmapped(
 ) -> list[str]:
     """Columns that `read` ignores. For jsonl, only those of the first row."""
     columns = column_map(map)
-    if path.suffix == ".parquet":
+    if suffix_of(path) == ".parquet":
         with open_parquet(path) as parquet:
             names = parquet.schema_arrow.names
     else:
-        records = _records(path, encoding or "utf-8", columns, delimiter)
+        records = _records(path, encoding, columns, delimiter)
         names = next((list(record[1]) for record in records if not isinstance(record, Rejection)), [])
     read_ones = set(columns.values() if columns else TARGETS)
     return [name for name in names if name not in read_ones]
@@ -114,11 +113,18 @@ def column_map(given: dict[str, str] | str | None) -> dict[str, str]:
     return dict(given)
 
 
-def _records(path: Path, encoding: str, columns: dict[str, str], delimiter: str | None) -> Iterator[Any]:
+def _records(path: Path, encoding: str | None, columns: dict[str, str], delimiter: str | None) -> Iterator[Any]:
     required = list(dict.fromkeys(columns.values())) or ["query", "title"]
-    if path.suffix not in (".parquet", *JSONL):
-        delimiter = check_delimiter(delimiter) if delimiter else TEXT_DELIMITERS[path.suffix]
-    return table_records(path, required, [] if columns else TARGETS, encoding=encoding, delimiter=delimiter)
+    numbers = {columns.get(name) if columns else name for name in NUMBERS}
+    return table_records(
+        path,
+        required,
+        [] if columns else TARGETS,
+        encoding=encoding,
+        delimiter=check_delimiter(delimiter) if delimiter else None,
+        settable=True,
+        is_number=numbers.__contains__,
+    )
 
 
 def _values(cells: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
@@ -130,7 +136,12 @@ def _values(cells: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
         if name.startswith("attributes."):
             attributes.append((name.removeprefix("attributes."), cell))
         elif name in MARKETS:
-            markets += [f"{name}:{str(cell).strip()}"] if cell is not None and str(cell).strip() else []
+            if isinstance(cell, bytes):
+                cell = cell.decode("utf-8", "surrogateescape")
+            if isinstance(cell, Unreadable | list | dict):
+                markets.append(cell)  # validation rejects it
+            elif cell is not None and cell == cell and str(cell).strip():  # not NaN, a missing value
+                markets.append(f"{name}:{str(cell).strip()}")
         elif name in ("slices", "rules") and isinstance(cell, str):
             values[name] = [part.strip() for part in cell.split("|") if part.strip()]
         elif name == "attributes":

@@ -16,14 +16,9 @@ from lore.data.tables.text_tables import DiskIndex
 
 RUBRIC = "wands"
 WHERE = "query.csv, product.csv and label.csv come from github.com/wayfair/WANDS, folder dataset."
-PRODUCT = (
-    "product_id",
-    "product_name",
-    "product_class",
-    "category hierarchy",
-    "product_description",
-    "product_features",
-)
+PRODUCT = ("product_id", "product_name")
+OPTIONAL = ("product_class", "category hierarchy", "product_description", "product_features")
+GIVES = {"label.csv": "the labels", "query.csv": "the text of the queries", "product.csv": "the titles of the products"}
 
 
 def files(path: Path) -> list[Path]:
@@ -34,38 +29,41 @@ def files(path: Path) -> list[Path]:
         path = path / "dataset"
     if (path / "pairs.csv").is_file() and not (path / "label.csv").exists():
         return [file for file in (path / "pairs.csv", path / "query.csv") if file.is_file()]
-    found = [path / "label.csv", path / "query.csv", path / "product.csv"]
-    for file in found:
-        if not file.is_file():
-            raise missing_file(file, WHERE)
+    found = [path / name for name in GIVES]
+    absent = [file for file in found if not file.is_file()]
+    if absent:
+        gives = " and ".join(f"{file.name} has {GIVES[file.name]}" for file in absent)
+        raise missing_file(absent[0], f"No pair can be made without it: {gives}.\n{WHERE}")
     return found
 
 
 def read(path: Path, encoding: str | None = None) -> Iterator[SourceRow | Rejection]:
-    found, encoding = files(path), encoding or "utf-8"
+    found = files(path)
     return _binary(found, encoding) if found[0].name == "pairs.csv" else _graded(found, encoding)
 
 
-def _graded(found: list[Path], encoding: str) -> Iterator[SourceRow | Rejection]:
+def _graded(found: list[Path], encoding: str | None) -> Iterator[SourceRow | Rejection]:
     labels, query_file, products = found
     unreadable: list[Rejection] = []
 
-    def rows(file: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-        for record in csv_records(file, columns, encoding=encoding, delimiter="\t"):
+    def rows(file: Path, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[dict[str, str]]:
+        for record in csv_records(file, columns, optional, encoding=encoding, delimiter="\t", settable=True):
             if isinstance(record, Rejection):
                 unreadable.append(record)
             else:
                 yield record[1]
 
     of_query, of_product = JoinCount(query_file.name, "query_id"), JoinCount(products.name, "product_id")
-    asked = rows(query_file, ("query_id", "query", "query_class"))
+    asked = rows(query_file, ("query_id", "query"), ("query_class",))
     queries = {of_query.has(id_text(cells["query_id"])): cells for cells in asked}
     stored = (
-        (of_product.has(id_text(cells["product_id"])), [cells[name] for name in PRODUCT[1:]]) for cells in rows(products, PRODUCT)
+        (of_product.has(id_text(cells["product_id"])), [cells.get(name, "") for name in (*PRODUCT[1:], *OPTIONAL)])
+        for cells in rows(products, PRODUCT, OPTIONAL)
     )
     with DiskIndex(stored) as product_of:
         yield from unreadable
-        for record in csv_records(labels, ("id", "query_id", "product_id", "label"), encoding=encoding, delimiter="\t"):
+        needed = ("id", "query_id", "product_id", "label")
+        for record in csv_records(labels, needed, (), encoding=encoding, delimiter="\t", settable=True):
             if isinstance(record, Rejection):
                 yield record
                 continue
@@ -97,7 +95,7 @@ def _graded(found: list[Path], encoding: str) -> Iterator[SourceRow | Rejection]
                 "description": description,
                 "attributes": list(_features(features)),
                 "label": cells["label"],
-                "slices": _slices(query["query_class"]),
+                "slices": _slices(query.get("query_class")),
             }
             yield SourceRow(str(labels), row, values)
         of_query.check()
@@ -119,16 +117,18 @@ def _features(text: str) -> Iterator[tuple[str, str]]:
         yield name, value
 
 
-def _binary(found: list[Path], encoding: str) -> Iterator[SourceRow | Rejection]:
+def _binary(found: list[Path], encoding: str | None) -> Iterator[SourceRow | Rejection]:
     pairs, classes = found[0], {}
     for record in (
-        csv_records(found[1], ("query_id", "query", "query_class"), encoding=encoding, delimiter="\t") if len(found) > 1 else ()
+        csv_records(found[1], ("query_id", "query", "query_class"), (), encoding=encoding, delimiter="\t", settable=True)
+        if len(found) > 1
+        else ()
     ):
         if isinstance(record, Rejection):
             yield record
         else:
             classes[record[1]["query"]] = record[1]["query_class"]
-    for record in csv_records(pairs, ("query", "name", "target"), encoding=encoding):
+    for record in csv_records(pairs, ("query", "name", "target"), (), encoding=encoding, settable=True):
         if isinstance(record, Rejection):
             yield record
             continue

@@ -1,25 +1,44 @@
 """Delimited text with a header line: csv and tsv. Quoted cells may contain line breaks.
 
+The header tells the delimiter, also in files of European Excel: semicolons, tabs, a first line `sep=;`, decimal commas.
+
 An unclosed quote would swallow every row up to the next quote in the file. The reader keeps the lines of a record until the
 record is known to be valid. For an invalid record, the first line is rejected and the others are read again.
+
+`csv_text` writes tables that people open in a spreadsheet program. Such a program runs a cell that begins with = as a formula and
+rewrites texts that look like numbers or dates. An apostrophe in front of them prevents both. The empty column ESCAPED, last in the
+header, says that there are such apostrophes, and `csv_records` removes them only from files that have it: a title such as
+`'90s jeans` in somebody else's file keeps its own.
 """
 
 import csv
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+import io
+import re
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from lore.data.rejected_rows import Rejection, short
-from lore.data.tables.text_tables import Record, need_columns, open_text
+from lore.data.tables.text_tables import Record, need_columns, once_each, open_text
 from lore.support.errors import LoreError
+from lore.support.text import encodable
 
 MAX_CELL_CHARACTERS = 32 * 2**20
 MAX_LINE_CHARACTERS = 2 * MAX_CELL_CHARACTERS
 MAX_RECORD_LINES = 100_000
+MAX_HEADER_LINES = 100
 MIN_ROW_SHARE = 0.9
 SPELLED = {"\\t": "\t", "tab": "\t"}
 """Other spellings of a delimiter, for the shell."""
+KNOWN_DELIMITERS = (",", ";", "\t", "|")
+ESCAPED = "lore_escaped"
+"""Header of the empty column that marks a file with escaped cells."""
+
+_SEP_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
+_COMMA_NUMBER = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:[.'\u2019\s]\d{3})+),\d+(?:[eE][-+]?\d+)?%?")
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(?:,\d{3})+")
+_NOT_OF_A_NUMBER = re.compile(r"[.'\u2019\s]")
 
 
 def check_delimiter(given: str) -> str:
@@ -31,14 +50,31 @@ def check_delimiter(given: str) -> str:
 
 
 def csv_records(
-    path: Path, required: Iterable[str], *, encoding: str = "utf-8", delimiter: str = ","
+    path: Path,
+    required: Iterable[str],
+    columns: Collection[str] | None = None,
+    *,
+    encoding: str | None = None,
+    delimiter: str = ",",
+    fixed: bool = False,
+    settable: bool = False,
+    is_number: Callable[[str], bool] = lambda name: False,
 ) -> Iterator[Record | Rejection]:
-    """Rows of a delimited file. Rows with an unclosed quote or with another number of columns than the header are rejections."""
+    """Rows of a delimited file. Rows with an unclosed quote or with another number of columns than the header are rejections.
+
+    columns: further columns that the caller reads; None: it may read all. A name that is not read may occur twice.
+    encoding: None detects it, see open_text. delimiter: used unless the header is split better by another one; fixed: always used.
+    settable: the user can pass --encoding and --delimiter, so errors may advise them.
+    is_number: whether a column holds numbers. Their decimal commas become points in files with other delimiters.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL_CHARACTERS))
-    with open_text(path, encoding) as file:
-        lines = _Lines(file)
+    required = list(required)
+    with open_text(path, encoding, settable=settable, spreadsheet=True) as file:
+        delimiter, skipped = _dialect(file, required, delimiter, fixed)
+        lines = _Lines(file, 1 + skipped)
         rows = csv.reader(lines, delimiter=delimiter)
-        header = _header(path, rows, required, delimiter)
+        header, escaped = _header(path, rows, required, columns, delimiter, settable)
+        numbers = [at for at, name in enumerate(header) if is_number(name)] if delimiter != "," else []
         row, width = 0, len(header)
         while True:
             first = lines.start()
@@ -61,28 +97,162 @@ def csv_records(
                 found = f"a line or a cell of over {MAX_CELL_CHARACTERS:,} characters at line {first}"
                 yield Rejection(str(path), row, "row", "text_too_long", found, "a shorter line")
             elif len(cells) == width:
-                yield row, dict(zip(header, cells, strict=True))
+                if escaped is not None:
+                    cells = [unescaped(cell) for cell in cells]
+                for at in numbers:
+                    cells[at] = _with_point(cells[at], delimiter)
+                record = dict(zip(header, cells, strict=True))
+                if escaped is not None:
+                    del record[ESCAPED]
+                yield row, record
             else:
                 found = f"{len(cells)} columns in lines {first} to {last}"
                 expected = f"{width} columns; put a cell with the delimiter, a quote or a line break in quotes"
                 yield Rejection(str(path), row, "row", "field_type", found, expected, {"cells": short(cells)})
 
 
-def _header(path: Path, rows: Iterator[list[str]], required: Iterable[str], delimiter: str) -> list[str]:
+def _dialect(file: TextIO, required: list[str], delimiter: str, fixed: bool) -> tuple[str, int]:
+    """The delimiter, and the number of lines before the header. Leaves the file at the header."""
+    start = file.tell()
+    first = file.readline(MAX_LINE_CHARACTERS)
+    skipped, said = 0, _SEP_LINE.fullmatch(first.lstrip("\ufeff"))
+    if said:
+        skipped, start = 1, file.tell()
+        first = file.readline(MAX_LINE_CHARACTERS)
+        if not fixed and said[1] not in '"\r\n\0':
+            file.seek(start)
+            return said[1], skipped
+    if not fixed:
+        lines = [first]
+        while '"' in first and sum(line.count('"') for line in lines) % 2 and len(lines) < MAX_HEADER_LINES and lines[-1]:
+            lines.append(file.readline(MAX_LINE_CHARACTERS))
+        header_of = {mark: _names(lines, mark) for mark in dict.fromkeys([delimiter, *KNOWN_DELIMITERS])}
+        # All required columns first, then the expected delimiter, then the one that gives most columns.
+
+        def fit(mark: str) -> tuple[bool, bool, int]:
+            names = header_of[mark]
+            return set(required) <= set(names), mark == delimiter and len(names) > 1, len(names)
+
+        delimiter = max(header_of, key=fit)
+    file.seek(start)
+    return delimiter, skipped
+
+
+def _names(lines: list[str], delimiter: str) -> list[str]:
+    """The column names of the first record, without line breaks and surrounding spaces. None of them if it cannot be read."""
     try:
-        header = [name.strip().removeprefix("\ufeff") for name in next(rows, [])]
+        return [_name(cell) for cell in next(csv.reader(lines, delimiter=delimiter), [])]
+    except csv.Error:
+        return []
+
+
+def _name(cell: str) -> str:
+    return " ".join(part for line in cell.lstrip("\ufeff").splitlines() if (part := line.strip()))
+
+
+def _header(
+    path: Path,
+    rows: Iterator[list[str]],
+    required: list[str],
+    columns: Collection[str] | None,
+    delimiter: str,
+    settable: bool,
+) -> tuple[list[str], int | None]:
+    """The column names, and the position of the column ESCAPED if there is one."""
+    try:
+        header = [_name(cell) for cell in next(rows, [])]
     except csv.Error as error:
         raise LoreError(f"{path}: the header line cannot be read ({error}); expected column names.") from error
-    doubled = {name for name, times in Counter(header).items() if times > 1 and name}
-    if not header or doubled:
-        raise LoreError(
-            f"{path}: {f'column {min(doubled)!r} occurs twice' if doubled else 'empty'}; expected a header "
-            "line with column names."
-        )
+    if not any(header):
+        found = "the header line has no names" if header else "empty"
+        raise LoreError(f"{path}: {found}; expected a header line with column names.")
+    once_each(path, header, None if columns is None else {*required, *columns})
     other = next((mark for mark in ";\t|," if len(header) == 1 and mark in header[0]), None)
-    hint = f" The header is split at {delimiter!r} but contains {other!r}: pass --delimiter {other!r}." if other else ""
+    advice = f" The header is split at {delimiter!r} but contains {other!r}: pass --delimiter {other!r}."
+    hint = advice if other and settable else ""
     need_columns(path, required, header, hint)
-    return header
+    return header, header.index(ESCAPED) if ESCAPED in header else None
+
+
+def _with_point(cell: str, delimiter: str) -> str:
+    """A number with a decimal comma, written with a point. `1,234` is one only where semicolons separate the cells."""
+    sign = cell[:1] if cell[:1] in "€$£" else ""
+    number = cell.removeprefix(sign).strip()
+    if "," not in number or not _COMMA_NUMBER.fullmatch(number) or (delimiter != ";" and _THOUSANDS.fullmatch(number)):
+        return cell
+    whole, _, part = number.partition(",")
+    return f"{sign}{_NOT_OF_A_NUMBER.sub('', whole)}.{part}"
+
+
+# What a program that splits the line at another delimiter takes for the beginning of a cell is escaped too.
+_FORMULA = re.compile(r"(^|[;\t\r\n])(?=[^\S;\t\r\n]{0,20}['=+\-@\uff1d\uff0b\uff0d\uff20\t\r])")
+_APOSTROPHE = re.compile(r"(^|[;\t\r\n])'")
+_SHORT_NUMBER = re.compile(r"0|[1-9]\d{0,14}")
+_WORDS = re.compile(r"[^\W\d_]+")
+_NUMBER_MARKS = re.compile(r"[\w\s.,:/\-+%()'\u2019€$£¥\u20bd\u20b9]*")
+_NUMBER_WITH_LETTERS = re.compile(
+    r"[-+(\s]*\d[\d.,]*e[-+]?\d+[)%\s]*"  # 12e45
+    r"|\d{1,2}(?::\d{1,2}){0,2}(?:[.,]\d+)?\s+[ap]\.?m?\.?"  # 2 pm
+    r"|\d{1,4}[-/]\d{1,2}[-/]\d{1,4}[t\s][\d:.,]+\s?(?:z|[-+][\d:]+|[ap]m)?"  # 2024-01-31T12:00Z
+)
+_MONTHS = tuple(
+    "jan feb mar apr may jun jul aug sep oct nov dec mär mrz mai okt dez fév fev avr juin juil aoû aou déc ene abr ago dic gen mag "
+    "giu lug set ott out mei maa maj kwi cze lip sie wrz paź lis gru sty lut kvě čer srp zář říj".split()
+)
+_TRUTHS = frozenset(
+    "true false wahr falsch vrai faux verdadero falso vero verdadeiro waar onwaar prawda fałsz pravda nepravda sant sand falskt "
+    "falsk tosi epätosi doğru yanliş yanlış истина ложь igaz hamis 真 假".split()
+)
+
+
+def escaped(value: Any) -> Any:
+    """A cell for a spreadsheet: a text that the program would run or rewrite gets an apostrophe. Numbers stay numbers."""
+    if not isinstance(value, str):
+        return value
+    text = _FORMULA.sub(r"\1'", encodable(value))
+    return f"'{text}" if text[:1] != "'" and is_rewritten(text) else text
+
+
+def unescaped(cell: str) -> str:
+    """The text of a cell of a file that has the column ESCAPED."""
+    return _APOSTROPHE.sub(r"\1", cell) if "'" in cell else cell
+
+
+def is_rewritten(text: str) -> bool:
+    """Whether a spreadsheet program may take a text for a number, a date, a time or a truth value, and so change it.
+
+    `12` stays 12. `007`, `1e5`, `1-2`, `MAR1`, `12:30`, `TRUE` and numbers of 16 digits do not stay.
+    """
+    text = text.strip()
+    if len(text) > 40 or not text or _SHORT_NUMBER.fullmatch(text):
+        return len(text) > 40 and text.isdecimal()
+    folded = text.casefold()
+    if folded in _TRUTHS:
+        return True
+    if not any(character.isdecimal() for character in text) or not _NUMBER_MARKS.fullmatch(text):
+        return False
+    words = _WORDS.findall(folded)
+    return not words or bool(_NUMBER_WITH_LETTERS.fullmatch(folded)) or (len(words) == 1 and words[0].startswith(_MONTHS))
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as csv text for people, safe in a spreadsheet program; `csv_records` reads the same cells back.
+
+    Pass numbers as numbers: they are written as they are. The text begins with a byte order mark if it is not ASCII, because Excel
+    reads other text as Windows-1252.
+    """
+    rows = [list(row) for row in rows]
+    cells = [[escaped(cell) for cell in row] for row in rows]
+    if cells != rows:
+        header, cells = [*header, ESCAPED], [[*row, ""] for row in cells]
+    text = "".join(_line(row) for row in [header, *cells])
+    return text if text.isascii() else f"\ufeff{text}"
+
+
+def _line(row: Sequence[Any]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\r\n").writerow(row)  # quotes cells with either of the two; a lone \r ends a line too
+    return f"{out.getvalue()[:-2]}\n"
 
 
 class _Lines:
@@ -91,11 +261,12 @@ class _Lines:
     `cut`: the record ended inside a quote, because the file ended or the record reached its size limit.
     """
 
-    def __init__(self, file: TextIO):
+    def __init__(self, file: TextIO, number: int = 1):
+        """number: of the first line."""
         self.taken: list[str] = []
         self.cut = False
         self._file, self._again = file, deque[str]()
-        self._number, self._characters, self._new, self._repeated = 1, 0, 0, 0
+        self._number, self._characters, self._new, self._repeated = number, 0, 0, 0
 
     def __iter__(self) -> Iterator[str]:
         return self

@@ -14,6 +14,12 @@ from lore.support.processes import say
 
 # A float never has a leading zero, so 0012 and 0012.0 stay texts; 12E4 may be the number of a model, so it stays one too.
 _FLOAT = re.compile(r"-?(?:0|[1-9]\d*)(?:\.0+|(?:\.\d+)?[eE]\+\d{1,3}|\.\d+[eE]\d{1,3})")
+_GENERATED = re.compile(r"p?[0-9a-f]{16}")
+_BY_A_SPREADSHEET = re.compile(
+    r"-?\d(?:[.,]\d+)?[eE]\+?\d+|\d{15}0+|#+|#[A-Z/0]+[?!]?|TRUE|FALSE|WAHR|FALSCH|VRAI|FAUX"
+    r"|\d{1,2}[./-]\s?(?:\d{1,2}|[^\W\d_]{3,4}\.?)(?:[./\s-]\s?\d{2,4})?|[^\W\d_]{3,4}\.?[- /]\d{2}"
+    r"|\d{4}-\d{2}-\d{2}.{0,9}"
+)
 MATCHED_SHARE = 0.5
 """A join that matches a smaller share of its rows prints a warning."""
 
@@ -35,15 +41,34 @@ def id_text(value: Any) -> str:
 
 
 def known_as(known: Iterable[str]) -> Callable[[Any], str]:
-    """A function that spells an id as in `known`, if it is there as it stands or as a whole number; other ids become texts."""
+    """A function that spells an id as in `known`, if it is there as it stands or as a whole number; other ids become texts.
+
+    A generated pair id is known with and without its letter p, so files of earlier versions join files of this one.
+    """
     exactly = set(known)
     by_text = {id_text(one): one for one in exactly}
+    for one in exactly:
+        if _GENERATED.fullmatch(one):
+            by_text.setdefault(one[1:] if len(one) == 17 else f"p{one}", one)
 
     def spelled(value: Any) -> str:
         text = str(value)
         return text if text in exactly else by_text.get(id_text(value), text)
 
     return spelled
+
+
+def spreadsheet_hint(ids: Iterable[Any]) -> str:
+    """A sentence, with a space before it, if an id looks as if a spreadsheet program has rewritten it; otherwise empty."""
+    found = next((text for one in ids if _BY_A_SPREADSHEET.fullmatch(text := str(one)[:80].strip())), None)
+    if found is None:
+        return ""
+    return (
+        f" {found!r} looks like an id that a spreadsheet program such as Excel has rewritten: it keeps 15 digits of a number, "
+        "drops leading zeros, and makes dates of ids such as 1-2 or MAR1. The original is not in this file any more: copy the "
+        "column of ids from the file that was opened. To edit a file again, import it (Data > From Text/CSV) with this column "
+        "as Text."
+    )
 
 
 @dataclass
@@ -83,6 +108,7 @@ class JoinCount:
             raise LoreError(
                 f"No {self.key} of {self.rows:,} rows is in {self.table} ({about}), so every pair would lose what it says.\n"
                 f"Write the ids in the same way in both tables. To import without these values, keep only its header."
+                f"{spreadsheet_hint([self.missing, self.in_table])}"
             )
         missed = self.rows - self.matched
         say(f"warning: the {self.key} of {missed:,} of {self.rows:,} rows is not in {self.table} ({about})")

@@ -1,7 +1,7 @@
 """Parquet files: opened with one error for damage, written atomically."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,9 @@ def open_parquet(path: str | Path, hint: str = "") -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as parquet:
+        # pyarrow refuses names that are not UTF-8, such as any name beyond ASCII under LC_ALL=C.
+        odd = any("\ud800" <= c <= "\udfff" for c in str(path))
+        with open(path, "rb") if odd else nullcontext(path) as source, pq.ParquetFile(source) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())[:300]

@@ -18,7 +18,6 @@ end the run when a server cannot be reached. Nothing here uploads code, weights,
 import json
 import os
 import re
-import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from lore.support.atomic_files import write_atomic
 from lore.support.errors import reason
 from lore.support.plain import flatten
 from lore.support.processes import is_main_process, say
+from lore.support.terminal import print_note
 from lore.support.text import printable
 from lore.support.untrusted_json import parse_object
 from lore.train.common.config import TRACKING, TrackedRecipe, turned_off
@@ -317,7 +317,7 @@ class Follower:
         self._say(f"{what}. Training is not affected, and metrics.jsonl holds every value")
 
     def _say(self, what: str) -> None:
-        print(f"warning: {printable(f'{self.name} {what}')}.", file=sys.stderr, flush=True)
+        print_note(f"warning: {self.name} {what}.")
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:

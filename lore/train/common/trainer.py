@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
@@ -30,6 +30,7 @@ from lore.run.devices import check_world, device_arguments
 from lore.run.launch_settings import DTYPES, check_optimization, mixed_precision, outside_precision
 from lore.run.run_folder import RunFolder
 from lore.support.bounds import MAX_SEED
+from lore.support.console import Progress, TextColumn
 from lore.support.errors import LoreError
 from lore.support.library_logging import silence
 from lore.support.processes import say, world_size

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from rich.console import Console
-from rich.table import Table
 
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.parquet import WITHOUT_PHOTO
+from lore.data.tables.ids import known_as
 from lore.data.tables.parquet_files import open_parquet
 from lore.engines.config import ModelSection
+from lore.support.console import Console, Table
 from lore.support.errors import LoreError, reason
 from lore.support.fingerprint import model_fingerprint
 from lore.support.processes import is_main_process, say
@@ -250,4 +250,9 @@ def chosen_pairs(table: pa.Table, source: PairSource, *, photos: bool = False) -
 
 
 def _labeled_among(ids: Collection[str], source: PairSource, columns: list[str]) -> Iterator[Pair]:
-    return (pair for pair in source.labeled(columns=columns) if pair.pair_id in ids)
+    """The pairs with these ids, spelled as in the pool: an earlier version may have written it."""
+    spelled = known_as(ids)
+    for pair in source.labeled(columns=columns):
+        pair.pair_id = spelled(pair.pair_id)
+        if pair.pair_id in ids:
+            yield pair

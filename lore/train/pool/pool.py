@@ -25,6 +25,7 @@ from lore.data.images import ImageError
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.rejected_rows import RejectedWriter, Rejection
+from lore.engines.apart import generate_apart
 from lore.engines.chat import open_photo
 from lore.engines.engine import Completion, Engine, Sampling
 from lore.engines.open_engine import open_engine
@@ -167,7 +168,7 @@ def ask_chunk(
     shown = fmt if getattr(engine, "takes_images", True) else replace(fmt, photo=False)
     verdicts, prompts, asked = render_chunk(pairs, engine, rubric, shown)
     judge_prompts(prompts, asked, engine, rubric, shown, greedy)
-    drawn = dict(zip([id(verdict) for verdict in asked], engine.generate(prompts, sampling), strict=True))
+    drawn = dict(zip([id(verdict) for verdict in asked], generate_apart(engine, prompts, sampling), strict=True))
     for verdict in asked:
         note_refusal(verdict, drawn[id(verdict)])
     rows: list[dict[str, Any] | Rejection] = []

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.table import Table
 
 from lore.codec.markdown import markdown_text
+from lore.support.console import Console, Table
 
 EXAMPLES = 5
 SHOWN_CHARACTERS = 400

@@ -4,10 +4,8 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from lore.support.console import Console, Table, Text
 from lore.support.processes import world_size
 from lore.train.common.lora import adapted_line
 from lore.train.common.trainer import micro_batch

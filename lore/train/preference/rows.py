@@ -20,6 +20,7 @@ from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
 from lore.data.rejected_rows import Rejection, short
 from lore.data.tables.any_table import table_records
+from lore.data.tables.ids import known_as, spreadsheet_hint
 from lore.engines.chat import turn_end
 from lore.rubric.cost_matrix import cost_matrix
 from lore.rubric.rubric import Rubric
@@ -141,11 +142,14 @@ def from_table(
     names = FIELDS[stage]
     required = ("pair_id", *names, *(["good"] if stage == "kto" else []))
     seen: dict[tuple[str, ...], bool | None] = {}
+    spelled = known_as(known)
     for record in table_records(Path(path), required, ["source"], what="preferences.tables: "):
         if isinstance(record, Rejection):
             yield record
             continue
         number, cells = record
+        if cells.get("pair_id") is not None:
+            cells["pair_id"] = spelled(cells["pair_id"])
         problem = _table_problem(cells, stage, known, rubric, fmt)
         if problem is None:
             answers = {name: cells[name].strip() for name in names}
@@ -169,7 +173,7 @@ def _table_problem(cells: dict, stage: str, known: set[str], rubric: Rubric, fmt
     """(field, reason, found, expected) for an invalid row; None for a valid one."""
     pair_id = cells.get("pair_id")
     if pair_id is None or str(pair_id) not in known:
-        return "pair_id", "unknown_pair", str(pair_id), "the pair_id of a pair in the data section"
+        return "pair_id", "unknown_pair", str(pair_id), f"the pair_id of a pair in the data section.{spreadsheet_hint([pair_id])}"
     for name in FIELDS[stage]:
         if not isinstance(cells.get(name), str) or not cells[name].strip():
             return name, "empty", repr(cells.get(name)), "the text of an answer"

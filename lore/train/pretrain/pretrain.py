@@ -35,6 +35,7 @@ from lore.run.launch_settings import mixed_precision
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import world_size
+from lore.support.terminal import print_line
 from lore.train.common.arrow_rows import IGNORE, IMAGE, rendered_rows, write_rows
 from lore.train.common.batch_order import training_order
 from lore.train.common.checkpoint import check_disk, saved_bytes
@@ -90,7 +91,7 @@ def run(recipe: PretrainRecipe, folder: RunFolder) -> None:
     lengths = rows["length"][:]
     steps = total_steps(recipe.train, len(rows))
     words = len(processor.tokenizer)
-    print(f"{size / 1e6:.2f} M parameters, vocabulary {words}, {len(rows):,} texts, {sum(lengths):,} tokens, {steps} steps")
+    print_line(f"{size / 1e6:.2f} M parameters, vocabulary {words}, {len(rows):,} texts, {sum(lengths):,} tokens, {steps} steps")
     order = training_order(lengths, recipe.train.batch_size, steps, recipe.seed, shuffle=recipe.shuffle)
     cpu = not torch.cuda.is_available()
     bf16 = mixed_precision("auto", "no") == "bf16"

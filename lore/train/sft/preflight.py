@@ -7,10 +7,7 @@ they show exactly what the model is trained on.
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from lore.support.console import Console, Table, Text
 from lore.support.errors import LoreError
 from lore.support.processes import world_size
 from lore.train.common.arrow_rows import IGNORE

@@ -97,8 +97,7 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Da
     path, rubric, fmt, processor = folder / "data" / "rows.arrow", start.rubric, start.fmt, start.processor
     nothing = (
         f"no training rows for {path}: the data section selects no labeled pair.\n"
-        "Check data.path, data.split, data.slices and data.limit with `lore data stats`. For a file without splits, run "
-        "`lore data split --by query`."
+        "Check data.path, data.split, data.slices and data.limit with `lore data stats`."
     )
     if is_main_process():
         source = PairSource(recipe.data, folder)

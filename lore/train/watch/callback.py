@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
-from rich.console import Console
 from transformers import TrainerCallback
 
 from lore.codec.prompt import PromptFormat, render
@@ -29,6 +28,7 @@ from lore.run.devices import main_process_checks
 from lore.run.nested import refuse_runs_in, remove_own
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import folder_written_whole, replace_folder, write_atomic
+from lore.support.console import Console
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process
 from lore.train.common.checkpoint import COMPLETE, save_weights

@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from lore.judge.answer import Answer
 from lore.judge.confusion import confusion_of, macro_f1
 from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
+from lore.support.console import Console, Table
 from lore.support.errors import LoreError
 from lore.train.watch.config import WatchSection
 

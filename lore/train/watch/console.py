@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
+from lore.support.console import Console, Text
 from lore.train.watch.collapse_rules import Watch
 
 COLUMNS = (

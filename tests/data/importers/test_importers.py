@@ -2,6 +2,7 @@
 
 import csv
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from source_files import CROWDFLOWER, crowdflower, load, write_csv, write_parquet
@@ -91,6 +92,32 @@ def test_homedepot_reports_a_bad_row_of_a_product_file(homedepot, tmp_path):
         file.write("100005,Width\n")
     pairs, _, (rejected,) = load("homedepot", homedepot, tmp_path)
     assert len(pairs) == 4 and rejected["file"].endswith("attributes.csv") and rejected["row"] == 5
+
+
+@pytest.mark.parametrize(
+    "absent", [["attributes.csv"], ["product_descriptions.csv"], ["attributes.csv", "product_descriptions.csv"]]
+)
+def test_homedepot_without_its_companion_files_has_titles_and_says_what_is_missing(homedepot, tmp_path, capsys, absent):
+    whole = load("homedepot", homedepot, tmp_path)[0]
+    for name in absent:
+        (homedepot / name).unlink()
+    pairs, _, rejected = load("homedepot", homedepot, tmp_path)
+    assert rejected == [] and [(p.pair_id, p.title, p.label) for p in pairs] == [(p.pair_id, p.title, p.label) for p in whole]
+    assert all(not pair.attributes and pair.brand is None for pair in pairs) == ("attributes.csv" in absent)
+    assert all(pair.description is None for pair in pairs) == ("product_descriptions.csv" in absent)
+    said = capsys.readouterr().err
+    assert all(f"{name} does not exist, so items have no " in said for name in absent)
+
+
+def test_homedepot_keeps_the_mean_as_a_distribution(homedepot, tmp_path):
+    pairs, report, _ = load("homedepot", homedepot, tmp_path)
+    assert [p.label_distribution and pytest.approx(p.label_distribution) for p in pairs] == [
+        None,
+        {"2": 0.5, "3": 0.5},
+        {"2": 0.33, "3": 0.67},
+        {"1": 0.67, "2": 0.33},
+    ]
+    assert report.distributions == 3
 
 
 @pytest.fixture
@@ -195,6 +222,45 @@ def test_esci_joins_by_product_and_locale(esci, tmp_path):
     assert pairs[2].description == "silencioso"
     assert [(r["row"], r["reason"]) for r in rejected] == [(4, "title_empty"), (5, "title_empty")]
     assert "BMISSING (us)" in rejected[1]["found"]
+
+
+def test_esci_with_binary_columns_dates_and_without_optional_columns(esci, tmp_path):
+    folder = esci / "shopping_queries_dataset"
+    examples, products = (folder / f"shopping_queries_dataset_{name}.parquet" for name in ("examples", "products"))
+    before = [(p.pair_id, p.query, p.title, p.label) for p in load("esci", esci, tmp_path)[0]]
+    table = pq.read_table(products)
+    far = pa.array([None, 10**7, 1, None], pa.int32()).cast(pa.int32()).view(pa.date32())
+    columns = {name: table[name].cast(pa.binary()) for name in ("product_id", "product_title", "product_locale")}
+    write_parquet(products, {**columns, "product_brand": far})
+    table = pq.read_table(examples)
+    columns = {name: table[name].cast(pa.binary()) for name in ("query", "product_id", "product_locale", "esci_label")}
+    write_parquet(examples, {"example_id": table["example_id"], **columns})
+    pairs, _, rejected = load("esci", esci, tmp_path)
+    assert [(p.pair_id, p.query, p.title, p.label) for p in pairs] == before[:2] and pairs[1].brand == "1970-01-02"
+    assert {p.split for p in pairs} == {None} and pairs[0].slices == ["locale:us"]
+    unread = [(r["row"], r["field"]) for r in rejected if r["file"] == str(products)]
+    assert unread == [(2, "product_brand")]  # a brand after the year 9999
+    with pytest.raises(LoreError, match="no column small_version"):
+        load("esci", esci, tmp_path, options={"version": "small"})
+
+
+def test_a_source_without_a_file_that_it_needs_says_what_the_file_gives(esci, wands, tmp_path):
+    (esci / "shopping_queries_dataset" / "shopping_queries_dataset_products.parquet").unlink()
+    with pytest.raises(LoreError, match="(?s)No pair can be made.*products.parquet has the titles"):
+        open_source("esci", esci)
+    folder = tmp_path / "WANDS" / "dataset"
+    (folder / "product.csv").unlink()
+    (folder / "query.csv").unlink()
+    with pytest.raises(LoreError, match="(?s)query.csv has the text of the queries and product.csv has the titles"):
+        open_source("wands", folder)
+
+
+def test_crowdflower_without_train_csv_names_test_csv(tmp_path):
+    (tmp_path / "test.csv").write_text("id,query,product_title,product_description\n1,q,t,d\n")
+    with pytest.raises(LoreError, match="test.csv has no labels"):
+        open_source("crowdflower", tmp_path)
+    pairs, report, _ = load("crowdflower", tmp_path / "test.csv", tmp_path)
+    assert [pair.label for pair in pairs] == [None] and report.unlabeled == 1
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,10 @@ GOLDEN = {
 
 
 def content(pair) -> dict:
-    """A pair without its photo's bytes, whose compression may differ between machines."""
-    return asdict(replace(pair, image=None)) | {"photo": pair.image is not None}
+    """A pair without its photo's bytes, whose compression may differ between machines, and without a field that the shop lacks."""
+    assert pair.label_distribution is None
+    found = asdict(replace(pair, image=None)) | {"photo": pair.image is not None}
+    return {name: value for name, value in found.items() if name != "label_distribution"}
 
 
 def pixels(pair) -> np.ndarray | None:

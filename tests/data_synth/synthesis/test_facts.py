@@ -151,10 +151,10 @@ def test_passages_are_bounded_and_lose_nothing_but_their_markup(tmp_path):
         ("a.jsonl", b'{"phrase": " \\u200b", "value": "b"}\n', "without any word to look up"),
         ("a.jsonl", json.dumps({"phrase": "a" * 300, "value": "b"}).encode(), "phrase of 300 characters"),
         ("a.csv", b"phrase,value\na,b,c\n", "row 1"),
-        ("a.csv", b"phrase;value\na;b\n", "found phrase;value"),
+        ("a.csv", b"phrase:value\na:b\n", "found phrase:value"),
         ("a.parquet", b"no parquet", "not a readable Parquet"),
         ("a.txt", b"text", "put it into a folder"),
-        ("a.xlsx", b"text", "expected .jsonl, .csv or .parquet"),
+        ("a.xlsx", b"text", "expected .jsonl, .csv, .tsv or .parquet"),
     ],
 )
 def test_a_bad_file_is_named_with_its_row_and_what_was_expected(tmp_path, name, content, said):

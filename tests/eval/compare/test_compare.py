@@ -13,12 +13,13 @@ import pytest
 from conftest import run_python
 from evaluations_for_tests import RUBRIC, TIERS, evaluate, made_pairs, right_in, write_pairs
 
+from lore.data.tables.any_table import table_records
 from lore.eval.compare.changes import changed_pairs, counted
 from lore.eval.compare.compare import BETTER, SAME, UNCLEAR, WORSE, Options, compare
-from lore.eval.compare.compare_output import report
+from lore.eval.compare.compare_output import _changed_text, _write, output_files, report
 from lore.eval.compare.finished import Finished, read_run
 from lore.eval.compare.judge_predictions import JudgePredictions
-from lore.eval.compare.sides import Side, Sides, open_sides
+from lore.eval.compare.sides import Side, Sides, _bring_to, open_sides
 from lore.eval.measures.bootstrap import mean_estimate, times_drawn
 from lore.support.errors import LoreError
 
@@ -270,6 +271,31 @@ def test_changed_pairs_as_csv_and_no_file_of_others_is_overwritten(two, tmp_path
     assert table.read_text() == "mine\n"
     with pytest.raises(LoreError, match="expected .jsonl or .csv"):
         report(sides, found, Options(samples=200), out=tmp_path / "changed.txt")
+
+
+def test_changed_pairs_are_safe_in_a_spreadsheet_and_read_back(two, tmp_path):
+    (comparison,) = compare(opened(*two), Options(samples=200))
+    rows = changed_pairs(comparison)[:2]
+    rows[0] |= {"query": '=HYPERLINK("http://evil")', "pair_id": "123e45", "title": "café", "cost_change": -1.0}
+    for _ in range(2):
+        output_files(opened(*two), tmp_path / "CHANGED.CSV", None, False)  # its own file is replaced
+        _write(tmp_path / "CHANGED.CSV", _changed_text(tmp_path / "CHANGED.CSV", rows))
+    text = (tmp_path / "CHANGED.CSV").read_text(encoding="utf-8-sig")
+    assert "'=HYPERLINK" in text and "'123e45" in text and ",-1.0," in text
+    (_, first), (_, second) = table_records(tmp_path / "CHANGED.CSV", ["pair_id"])
+    assert (first["query"], first["pair_id"], first["title"]) == ('=HYPERLINK("http://evil")', "123e45", "café")
+    assert second["query"] == rows[1]["query"] and list(first) == list(rows[0])
+
+
+def test_runs_before_and_after_ids_began_with_a_letter_are_compared(two):
+    sides = opened(*two)
+    first, side = sides.first, sides.others[0]
+    digits = [f"{at:016x}" for at in range(len(first.predictions))]
+    first.predictions.pair_ids = digits
+    side.predictions.pair_ids = [f"p{one}" for one in digits]
+    side.predictions = side.predictions.taken(list(range(len(digits)))[::-1])
+    _bring_to(first, side)
+    assert side.predictions.pair_ids == digits
 
 
 def test_metrics_and_slices_are_chosen_by_name(two, capsys):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lore.data.images import image_bytes
-from lore.data.pair import Pair
+from lore.data.pair import Pair, pair_digest
 from lore.data.pair_source import PairSource
 from lore.data.parquet import PairWriter, read_pairs
 from lore.data.section import JudgedDataSection
@@ -20,7 +20,7 @@ from lore.engines.config import ModelSection
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint
 from lore.train.pool.config import PoolSection
-from lore.train.pool.curriculum import check_pool_matches, chosen_pairs, describe, pool_tiers, read_pool, select
+from lore.train.pool.curriculum import _labeled_among, check_pool_matches, chosen_pairs, describe, pool_tiers, read_pool, select
 from lore.train.pool.pool import POOL_SCHEMA
 
 TIERS = ["L1", "L2", "L3", "L4"]
@@ -229,6 +229,15 @@ def test_pairs_that_are_missing_or_rated_anew_are_an_error(path, pairs, tmp_path
     other = JudgedDataSection(path="x", rubric="homedepot")
     with pytest.raises(LoreError, match="made with the tiers L1, L2, L3, L4, and data.rubric homedepot has"):
         chosen_pairs(chosen, PairSource(other, tmp_path))
+
+
+def test_a_pool_made_before_ids_began_with_a_letter_finds_its_pairs(tmp_path):
+    old = pair_digest("lamp", "1")
+    with PairWriter(tmp_path / "a.parquet") as writer:
+        writer.write(Pair(pair_id=f"p{old}", query="lamp", title="t", label="L4"))
+        writer.write(Pair(pair_id="other", query="lamp", title="u", label="L4"))
+    source = PairSource(JudgedDataSection(path=str(tmp_path / "a.parquet"), rubric="shop"), tmp_path)
+    assert [pair.pair_id for pair in _labeled_among({old}, source, ["label"])] == [old]
 
 
 @pytest.mark.parametrize("held", [b"", b"{", b"[" * 100_000, b"[1]", b"\xff", b'"L1"'], ids=lambda held: str(held[:4]))

@@ -8,7 +8,7 @@ import pytest
 
 from lore.codec.judgement import FormatFailure, parse
 from lore.codec.prompt import PromptFormat
-from lore.data.pair import Pair
+from lore.data.pair import Pair, pair_digest
 from lore.data.parquet import read_pairs
 from lore.data.rejected_rows import Rejection
 from lore.engines.chat import turn_end
@@ -208,6 +208,10 @@ def test_csv_tables_and_missing_files_and_columns(tmp_path):
     path.write_text(f'pair_id,chosen,rejected\na,"{answer("L4")}",bad\n')
     ((number, found),) = from_table(str(path), "dpo", {"a"}, RUBRIC, FMT)
     assert number == 1 and found.answers == {"chosen": answer("L4"), "rejected": "bad"}
+    one = pair_digest("lamp", "1")  # the id of the pair before generated ids began with a letter
+    path.with_name("OLD.CSV").write_text(f'pair_id;chosen;rejected\n{one};"{answer("L4")}";bad\n1,2E+15;"{answer("L4")}";bad\n')
+    (_, found), refused = from_table(str(path.with_name("OLD.CSV")), "dpo", {f"p{one}"}, RUBRIC, FMT)
+    assert found.pair_id == f"p{one}" and "such as Excel" in refused.expected
     with pytest.raises(LoreError, match="preferences.tables.*does not exist"):
         list(from_table(str(tmp_path / "none.csv"), "dpo", set(), RUBRIC, FMT))
     with pytest.raises(LoreError, match="column 'good' is missing"):
