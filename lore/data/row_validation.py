@@ -6,7 +6,6 @@ image_too_large, image_outside, encoding, field_type, attributes_too_long, and h
 unclosed_quote; lore.data.tables.text_tables adds doubled_key; lore.data.import_pairs adds duplicate_pair and conflicting_label.
 """
 
-import json
 import math
 import re
 import unicodedata
@@ -28,6 +27,7 @@ from lore.rubric.demand import Demand
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 from lore.support.text import INVISIBLE, has_html, html_to_text
+from lore.support.untrusted_json import parse_json
 
 MAX_CHARACTERS = {"query": 1_000, "description": 200_000, "rationale": 200_000, "attributes": 200_000}
 MAX_ATTRIBUTES_CHARACTERS = 200_000  # sum over all attributes of an item
@@ -280,7 +280,7 @@ class RowChecker:
         given, tiers = value, self.rubric.tier_ids if self.rubric else None
         try:
             if isinstance(value, str):
-                value = json.loads(value)
+                value = parse_json(value)
             if isinstance(value, list | tuple) and all(isinstance(one, int | float) for one in value):
                 if tiers is None or len(value) != len(tiers):
                     raise ValueError(f"{len(value)} probabilities")
@@ -291,7 +291,7 @@ class RowChecker:
                 return None
             found = {str(name): float(share) for name, share in value.items() if share is not None}
             wrong = problem(found, tiers or list(found))
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             wrong = str(error)
         if wrong is None:
             return {name: found[name] for name in tiers or found if name in found}

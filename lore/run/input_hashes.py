@@ -22,6 +22,7 @@ from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
 from lore.support.input_files import WHOLE, InputFiles, Known, Row, changed_names, rows_from, rows_of, whole_fingerprint
 from lore.support.processes import is_main_process, say
+from lore.support.untrusted_json import parse_object
 
 PHOTOS = " photos"
 SHOWN_FILES = 3
@@ -162,9 +163,10 @@ def _changes(found: Inputs, before: dict[str, list[Row]]) -> dict[str, str]:
 def _before(folder: RunFolder) -> dict[str, list[Row]]:
     """The rows of inputs.json. A file that cannot be read only costs time: the inputs are hashed again."""
     try:
-        content = json.loads(folder.inputs_path.read_text(encoding="utf-8"))
-        return {key: rows_from(rows) for key, rows in content.items()}
-    except (OSError, ValueError, AttributeError, RecursionError, LoreError):
+        if not folder.inputs_path.is_file():  # opening a pipe would wait
+            return {}
+        return {key: rows_from(rows) for key, rows in parse_object(folder.inputs_path.read_bytes()).items()}
+    except (OSError, ValueError, LoreError):
         return {}
 
 

@@ -343,3 +343,23 @@ def test_a_text_of_many_colons_is_no_number(demo, write_recipe, runs):
     begun = time.process_time()
     assert read_record(record)["z"].startswith("30:30")
     assert time.process_time() - begun < 1
+
+
+@pytest.mark.slow
+def test_every_file_of_an_unfinished_pool_may_be_damaged(tiny, runs, tmp_path, capsys):
+    path = tmp_path / "pool.yaml"
+    body = {
+        "stage": "pool",
+        "run": "pool",
+        "model": {"name": str(tiny.text)},
+        "data": {"path": str(tiny.pairs), "rubric": "shop", "split": "train", "limit": 6},
+        "prompt": {"order": "answer_only", "detail": "name", "max_prompt_tokens": 512},
+        "samples": 2,
+        "max_tokens": 4,
+        "chunk_pairs": 3,
+    }
+    path.write_text(json.dumps(body))
+    folder = run_recipe(path)
+    folder.reopen()
+    folder.close()
+    try_every_harm(path, folder, tmp_path, capsys)
