@@ -15,6 +15,7 @@ from lore.eval.measures.agreement import Ratings
 from lore.eval.measures.bootstrap import query_groups
 from lore.eval.measures.results import Ceiling
 from lore.rubric.rubric import Rubric
+from lore.support.bounds import MAX_WEIGHT
 from lore.support.errors import LoreError
 
 LIGHT = ["pair_id", "query", "title", "label", "label_weight", "slices", "query_frequency", "category", "mismatch"]
@@ -136,6 +137,11 @@ def load_split(
             f"({', '.join(conflicting[:SHOWN_IDS])}), so the same verdict would be right and wrong. `lore data check` "
             "shows the first ones with their rows. To keep the first row of each pair, run `lore data check FILE "
             "--drop-duplicates -o CLEAN.parquet` (pairs files) or set data.options: {drop_duplicates: true} (other sources)."
+        )
+    if heavy := [one for one, weight in zip(ids, weights, strict=True) if not 0 <= weight <= MAX_WEIGHT]:
+        raise LoreError(
+            f"{path}, split {split}: label_weight of {len(heavy):,} pairs ({', '.join(heavy[:SHOWN_IDS])}) is not between 0 and "
+            f"{MAX_WEIGHT:,.0f}, so weighted results would be no numbers. `lore data check` names the rows: correct them."
         )
     keys = [query_key(query, given) for query, given in zip(queries, names, strict=True)]
     names = derived_slices(names, keys, frequencies, industries, mismatches)

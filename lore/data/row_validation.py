@@ -25,6 +25,7 @@ from lore.data.rejected_rows import Rejection, short, shown_value
 from lore.data.tables.ids import id_text
 from lore.rubric.demand import Demand
 from lore.rubric.rubric import Rubric
+from lore.support.bounds import MAX_MEASURE, MAX_WEIGHT
 from lore.support.errors import LoreError
 from lore.support.text import INVISIBLE, has_html, html_to_text
 from lore.support.untrusted_json import parse_json
@@ -183,10 +184,10 @@ class RowChecker:
         return self._number("price", value)
 
     def _label_weight(self, value: Any) -> float | None:
-        return self._number("label_weight", value, 0.0)
+        return self._number("label_weight", value, 0.0, MAX_WEIGHT)
 
     def _query_frequency(self, value: Any) -> float | None:
-        return self._number("query_frequency", value, 0.0)
+        return self._number("query_frequency", value, 0.0, MAX_MEASURE)
 
     def _texts(self, field: str, value: Any) -> list[str]:
         if isinstance(value, str):
@@ -230,7 +231,7 @@ class RowChecker:
             self._bad("attributes", "attributes_too_long", found_text, f"at most {MAX_ATTRIBUTES_CHARACTERS:,} in total")
         return joined
 
-    def _number(self, field: str, value: Any, least: float | None = None) -> float | None:
+    def _number(self, field: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float | None:
         if isinstance(value, str) and not value.strip():
             return None
         try:
@@ -245,13 +246,9 @@ class RowChecker:
             return self._bad(field, "field_type", shown_value(value), "a number such as 12.99")
         if math.isnan(number) and not isinstance(value, str):
             return None
-        if not math.isfinite(number) or (least is not None and number < least):
-            return self._bad(
-                field,
-                "field_type",
-                shown_value(value),
-                f"a finite number{'' if least is None else f' of at least {least:g}'}",
-            )
+        if not math.isfinite(number) or not least <= number <= most:
+            bounds = "" if least == -math.inf else f" of at least {least:g} and at most {most:g}"
+            return self._bad(field, "field_type", shown_value(value), f"a finite number{bounds}")
         return number
 
     def _label(self, value: Any) -> str | None:

@@ -11,10 +11,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from lore.config.yaml_text import MAX_BYTES, read_yaml
 from lore.rubric.rubric_errors import MAX_ERRORS, reference_errors
+from lore.support.bounds import MAX_MEASURE
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 
@@ -37,6 +38,7 @@ def _check_text(text: str) -> str:
 
 Id = Annotated[str, AfterValidator(_check_id)]
 Text = Annotated[str, AfterValidator(_check_text)]
+Measure = Annotated[FiniteFloat, Field(ge=-MAX_MEASURE, le=MAX_MEASURE)]
 
 
 class _Part(BaseModel):
@@ -53,7 +55,7 @@ class Tier(_Part):
     meaning: Text
     relevant: bool
     aliases: list[str] = []
-    value: FiniteFloat | None = None
+    value: Measure | None = None
 
 
 class Dimension(_Part):
@@ -78,7 +80,7 @@ class Rule(_Part):
     tier: str
     principle: Text
     examples: list[Example] = []
-    params: dict[str, FiniteFloat] = {}
+    params: dict[str, Measure] = {}
 
 
 class Rubric(_Part):

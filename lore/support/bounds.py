@@ -10,3 +10,6 @@ MAX_SECONDS = 31_536_000
 """A year. Timers of the operating system refuse times that are much longer."""
 MIN_TEMPERATURE = 1e-3
 """Of sampling: logits divided by a smaller temperature overflow in 16 bits. 0 is greedy decoding."""
+MAX_MEASURE = 1e15
+"""Of numbers that stand for things of a shop: tier values and rule parameters of a rubric, query frequencies. Sums and squares of
+them stay finite."""

@@ -1,8 +1,10 @@
 """Every number that a user can give has bounds: none passes the check and overflows in a library hours later."""
 
+import json
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -19,8 +21,11 @@ from lore.cli.main import app
 from lore.config.grid import GridHead
 from lore.config.sections import Seed, StrictModel
 from lore.config.stages import STAGES, load_recipe, recipe_class
+from lore.data.parquet import PairWriter, read_pairs
 from lore.engines.config import EndpointSection
 from lore.eval.benchmark import WorldOfBenchmark
+from lore.eval.testset import load_split
+from lore.rubric.rubric import Rubric, load_rubric
 from lore.support.bounds import MAX_SEED
 from lore.support.errors import LoreError
 from lore.train.common.config import TrainSection
@@ -35,7 +40,7 @@ BOUNDED_OTHERWISE = {
 
 def numbers(model: type[BaseModel]) -> Iterator[tuple[str, type, list[Any]]]:
     """(Section.key, int or float, constraints) of every number in a section and the sections inside it."""
-    assert model.model_config["allow_inf_nan"] is False, model
+    assert issubclass(model, Rubric.__base__) or model.model_config["allow_inf_nan"] is False, model
     for name, field in model.model_fields.items():
         owner = next(c for c in model.__mro__ if name in c.__dict__.get("__annotations__", {}))
         yield from inside(f"{owner.__name__}.{name}", field.annotation, field.metadata)
@@ -59,7 +64,7 @@ def inside(key: str, annotation: Any, constraints: list[Any]) -> Iterator[tuple[
 
 
 def test_every_number_of_every_section_has_bounds_on_both_sides():
-    models = [*map(recipe_class, STAGES), GridHead, WorldOfBenchmark]
+    models = [*map(recipe_class, STAGES), GridHead, WorldOfBenchmark, Rubric]
     found = {key: (kind, constraints) for model in models for key, kind, constraints in numbers(model)}
     assert len(found) > 120
     open_ended = [
@@ -171,3 +176,27 @@ def test_steps_whose_rows_cannot_be_put_in_order_are_an_error():
         total_steps(TrainSection(epochs=1e6, batch_size=8), rows=10**8)
     with pytest.raises(LoreError, match="Lower train.steps"):
         total_steps(TrainSection(steps=2**31 - 1, batch_size=64), rows=8)
+
+
+@pytest.mark.parametrize("value", ["-1e308", "1e16", ".inf", ".nan", "9e999"])
+def test_a_tier_value_whose_differences_overflow_is_refused(tmp_path, root, value):
+    text = (root / "lore" / "rubric" / "rubrics" / "shop.yaml").read_text()
+    assert text.count("value: 1\n") + text.count("value: 1}") == 1
+    (tmp_path / "own.yaml").write_text(text.replace("value: 1", f"value: {value}", 1))
+    with pytest.raises(LoreError, match=r"tiers\[0\]\.value: found"):
+        load_rubric(str(tmp_path / "own.yaml"))
+
+
+@pytest.mark.parametrize(("field", "most"), [("label_weight", 1e6), ("query_frequency", 1e15)])
+def test_numbers_of_rows_whose_sums_overflow_are_refused(tmp_path, lore, field, most):
+    """Reported by trial: label_weight 1e308 passed the import and the check, and ended an evaluation with a ValueError."""
+    table, out = tmp_path / "table.jsonl", tmp_path / "pairs.parquet"
+    rows = [{"query": "q", "title": f"t{n}", "label": "L1", field: value} for n, value in enumerate((most, most * 1.01, 1e308, -1))]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = lore("data", "import", "table", table, "-o", out, "--rubric", "shop", "--json")
+    assert json.loads(done.stdout)["pairs"] == 1 and f"at most {most:g}" in done.stdout + done.stderr
+    (pair,) = read_pairs(out)
+    with PairWriter(tmp_path / "unchecked.parquet") as writer:
+        writer.write(replace(pair, split="test", label_weight=1e308))
+    with pytest.raises(LoreError, match="label_weight of 1 pairs"):
+        load_split(tmp_path / "unchecked.parquet", "test", load_rubric("shop"))

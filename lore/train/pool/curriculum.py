@@ -19,6 +19,7 @@ from lore.data.parquet import WITHOUT_PHOTO
 from lore.data.tables.ids import known_as
 from lore.data.tables.parquet_files import open_parquet
 from lore.engines.config import ModelSection
+from lore.support.bounds import MAX_WEIGHT
 from lore.support.console import Console, Table
 from lore.support.errors import LoreError, reason
 from lore.support.fingerprint import model_fingerprint
@@ -97,10 +98,11 @@ def select(section: PoolSection, seed: int, pool: pa.Table | None = None) -> pa.
     index_N = _inside_windows(section, table)
     rng = np.random.default_rng([seed, 0x706F6F6C])
     weight_N = np.array([1.0 if weight is None else weight for weight in table["label_weight"].to_pylist()])
-    if section.weighted and ((weight_N[index_N] < 0).any() or not weight_N[index_N].sum() > 0):
+    odd = not ((weight_N[index_N] >= 0) & (weight_N[index_N] <= MAX_WEIGHT)).all()
+    if section.weighted and (odd or not weight_N[index_N].sum() > 0):
         raise LoreError(
             f"pool.weighted draws rows of {section.path} in proportion to label_weight, and these are "
-            f"{'negative in some rows' if (weight_N[index_N] < 0).any() else 'all zero'}.\n"
+            f"{f'negative or above {MAX_WEIGHT:,.0f} in some rows' if odd else 'all zero'}.\n"
             "Give the pairs weights above zero, or remove pool.weighted."
         )
     place_N = _places(section.slices, table)
