@@ -74,6 +74,12 @@ def load_benchmark(name_or_path: str) -> dict[str, Any]:
         )
     if flat := [key for key in SECTIONS if not isinstance(content["recipe"].get(key, {}), dict)]:
         raise LoreError(f"Benchmark {path}: recipe.{flat[0]} is {short(content['recipe'][flat[0]])}, expected a section with keys.")
+    if content["recipe"].get("data", {}).get("image_root") is not None:
+        raise LoreError(
+            f"Benchmark {path} sets data.image_root, but a benchmark may come from somebody else, and photos of any folder that it "
+            "names would go into prompts and reports.\nDelete the key; if you want to allow that folder, set data.image_root in "
+            "your own recipe."
+        )
     if "world" in content:
         _check_world(path, content)
     return content

@@ -59,7 +59,7 @@ def baseline_verdicts(recipe: EvaluateRecipe, data: EvalData) -> dict[str, Verdi
     names = {name: judge.kind for name, judge in recipe.rows().items() if judge.kind in ("lexical", "majority")}
     if not names:
         return {}
-    train_path = Path(recipe.train_path) if recipe.train_path else data.path
+    train_path, fractions = Path(recipe.train_path) if recipe.train_path else data.path, recipe.data.split_fractions
     train = load_split(
         train_path,
         recipe.train_split,
@@ -67,8 +67,9 @@ def baseline_verdicts(recipe: EvaluateRecipe, data: EvalData) -> dict[str, Verdi
         slices=recipe.data.slices,
         limit=recipe.train_limit,
         seed=recipe.seed,
+        fractions=fractions,
     )
-    pairs = list(read_chosen(train_path, train.split, train.pair_ids, TEXT_COLUMNS))
+    pairs = list(read_chosen(train_path, train.split, train.pair_ids, TEXT_COLUMNS, fractions=fractions))
     order = [train.position[pair.pair_id] for pair in pairs]
     gold, weights = train.gold[order], train.weights[order] if recipe.metrics.label_weights else None
     tier_ids, verdicts = data.rubric.tier_ids, {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lore.data.pair import Pair, query_key
-from lore.data.parquet import read_pairs
+from lore.data.splits import read_split
 from lore.eval.derived_slices import derived_slices
 from lore.eval.measures.agreement import Ratings
 from lore.eval.measures.bootstrap import query_groups
@@ -95,15 +95,22 @@ class EvalData:
 
 
 def load_split(
-    path: Path, split: str, rubric: Rubric, *, slices: list[str] | None = None, limit: int | None = None, seed: int = 0
+    path: Path,
+    split: str,
+    rubric: Rubric,
+    *,
+    slices: list[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    fractions: dict[str, float] | None = None,
 ) -> Labeled:
     """The labeled pairs of a split, with the slices of the data and those of `derived_slices`. limit: number of pairs, reached
-    with whole queries in an order that depends only on the seed."""
+    with whole queries in an order that depends only on the seed. fractions: for pairs without a split, see read_split."""
     ids, queries, gold, weights, names = [], [], [], [], []
     frequencies, industries, mismatches = [], [], []
     one: dict = {}  # equal texts are stored once: a million pairs have few categories and few sets of slices
     unlabeled, repeated, label_of, conflicting = 0, 0, {}, []
-    for pair in read_pairs(path, split=split, columns=LIGHT):
+    for pair in read_split(path, split, fractions, columns=LIGHT):
         if slices is not None and not set(slices) & set(pair.slices):
             continue
         if pair.label is None:
@@ -167,11 +174,17 @@ def whole_queries(queries: list[str], limit: int | None, seed: int) -> np.ndarra
 
 
 def read_chosen(
-    path: Path, split: str, wanted: Iterable[str], columns: list[str] | None = None, *, image_roots: Iterable[Path] = ()
+    path: Path,
+    split: str,
+    wanted: Iterable[str],
+    columns: list[str] | None = None,
+    *,
+    image_roots: Iterable[Path] = (),
+    fractions: dict[str, float] | None = None,
 ) -> Iterator[Pair]:
-    """Streams the pairs of a split whose id is in `wanted`, each once. image_roots: see read_pairs."""
+    """Streams the pairs of a split whose id is in `wanted`, each once. image_roots, fractions: see read_split."""
     left = set(wanted)
-    for pair in read_pairs(path, split=split, columns=columns, image_roots=image_roots):
+    for pair in read_split(path, split, fractions, columns=columns, image_roots=image_roots):
         if pair.pair_id in left:
             left.remove(pair.pair_id)
             yield pair

@@ -8,6 +8,7 @@ that is neither fails `test_every_function_is_timed_or_excused`.
 
 import importlib
 import inspect
+import io
 import json
 import pkgutil
 import random
@@ -92,6 +93,10 @@ SHAPES = {
 }
 """A text is as many copies as fit, or made by `_shape`."""
 
+SLOW_SHAPES = ["one letter", "spaces", "semicolons and line ends", "angles", "opened", "thousands", "combining marks"]
+SLOW_SHAPES += ["han and latin", "different words", "fences", "bars", "tags", "nested"]
+"""At 100,000 characters; the near-misses of each pattern come on top. All shapes would take minutes."""
+
 WORDINGS = load_wordings("en")
 MATERIAL = Material(RUBRIC, WORDINGS, WORDINGS.attacks.train)
 CALLS = {
@@ -124,8 +129,16 @@ CALLS = {
     ],
     "lore.rubric.demand.read_demands": lambda text: [read_demands(text), read_demands(f"colour: red | red{text}; {text}")],
     "lore.eval.derived_slices.derived_slices": lambda text: derived_slices([[]], [text], [1.0], [f"a{text}"], [text]),
+    "lore.data.pair.pair_digest": lambda text: _function("lore.data.pair.pair_digest")(text, text, text),
     "lore.data.pair.make_pair_id": lambda text: _function("lore.data.pair.make_pair_id")(text, text),
     "lore.data.statistics._bounded": lambda text: _function("lore.data.statistics._bounded")(text, {}, 5, "slice", {}),
+    "lore.data.tables.csv._dialect": lambda text: [
+        _function("lore.data.tables.csv._dialect")(io.StringIO(begun + text), ["query"], ",", False) for begun in ("", "sep=;\n")
+    ],
+    "lore.data.tables.csv._with_point": lambda text: [
+        _function("lore.data.tables.csv._with_point")(f"1{written},5", ";") for written in (text, text[:10] + ".111" * len(text))
+    ],
+    "lore.support.text.named": lambda text: _function("lore.support.text.named")(text, "--out"),
     "lore.support.nearest.nearest": lambda text: [nearest(text, ["title", text]), nearest("title", [text, *text.split()])],
     "lore.support.nearest.nearest_hint": lambda text: nearest(text[:90], [text[at : at + 90] for at in range(0, len(text), 9)]),
     "lore.data_synth.synthesis.facts.with_values": lambda text: _function("lore.data_synth.synthesis.facts.with_values")(text, []),
@@ -158,11 +171,17 @@ UNTIMED = {
     "lore.codec.sanitize._has_marker": "timed as neutralize",
     "lore.codec.sanitize._replacement": "timed as neutralize",
     "lore.codec.lexical_match._pieces": "timed as pieces",
+    "lore.codec.lexical_match._place": "timed as missing_words",
     "lore.codec.lexical_match._stem": "timed as stem",
     "lore.codec.lexical_match._forms": "timed as forms",
     "lore.rewards.adversarial_answers._hacks": OWN,
     "lore.rewards.reward._one_number": OWN,
     "lore.data.images.decode_base64": "bytes of a photo",
+    "lore.data.images._file_bytes": "path of a file",
+    "lore.data.images._need_photo_file": "path of a file",
+    "lore.data.label_distribution.from_median": "name of a tier; the row check has parsed the number",
+    "lore.data.rejected_rows.is_rejected_file": "path of a file, of which the head is read",
+    "lore.data.tables.text_tables._is_western": "path of a file; searched byte by byte",
     "lore.data.parquet._to_column": "name of a field",
     "lore.data.importers.open_source": "name of a source",
     "lore.data.importers.source_files": "name of a source",
@@ -327,25 +346,27 @@ def grows_too_fast(call, make, short: int, long: int, enough: float) -> str:
         return ""
     if first > 10 * enough:  # no linear function is that slow; measuring it again would take minutes
         return f"{long:,} characters take {first:.1f} s"
-    for _ in range(3):  # a busy machine makes one measurement long, not the shortest of several, three times in a row
-        slow, fast = min(measured(long) for _ in range(3)), min(measured(short) for _ in range(5))
+    slow, fast = first, min(measured(short) for _ in range(3))
+    for again in range(7):  # a busy machine makes one measurement long, not the shortest of several
+        if again:
+            slow, fast = min(slow, measured(long)), min(fast, measured(short))
         if slow < enough or slow < 3 * long / short * fast:
             return ""
     return f"{short:,} characters take {fast:.4f} s, {long:,} take {slow:.4f} s"
 
 
-def _texts(name: str):
-    """(name of the shape, function from size to text) for a function: all SHAPES and the near-misses of its own patterns."""
-    for shape in SHAPES:
+def _texts(name: str, shapes):
+    """(name of the shape, function from size to text) for a function: the shapes and the near-misses of its own patterns."""
+    for shape in shapes:
         yield shape, lambda size, shape=shape: _shape(shape, size)
     for pattern in found_functions()[name][1]:
         for start, part in near_misses(pattern):
             yield f"{start!a} and {part!a} many times", lambda size, start=start, part=part: (start + part * size)[:size]
 
 
-def _assert_linear(name: str, short: int, long: int, enough: float) -> None:
+def _assert_linear(name: str, short: int, long: int, enough: float, shapes=SHAPES) -> None:
     call = _call(name)
-    for shape, make in _texts(name):
+    for shape, make in _texts(name, shapes):
         said = grows_too_fast(call, make, short, long, enough)
         assert not said, f"{shape}: {said}"
 
@@ -370,7 +391,7 @@ def test_a_function_takes_time_that_grows_with_the_length(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TIMED)
 def test_a_hundred_thousand_characters_take_ten_times_as_long_as_ten_thousand(name):
-    _assert_linear(name, 10_000, 100_000, 0.5)
+    _assert_linear(name, 10_000, 100_000, 0.5, SLOW_SHAPES)
 
 
 def _through_the_pipeline(text: str) -> None:
@@ -406,7 +427,7 @@ def test_a_row_takes_time_that_grows_with_its_texts(shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", HARD_SHAPES)
+@pytest.mark.parametrize("shape", ["semicolons and line ends", "angles", "different words", "han and latin"])
 def test_a_row_of_a_hundred_thousand_characters_takes_ten_times_as_long_as_one_of_ten_thousand(shape):
     assert not grows_too_fast(_through_the_pipeline, lambda size: _shape(shape, size), 10_000, 100_000, 1.0)
 

@@ -19,6 +19,7 @@ from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.parquet import PairWriter, read_pairs
 from lore.data.photo_places import embedded
+from lore.data.tables.parquet_files import already_written
 from lore.data_synth.perturb.config import HardenRecipe
 from lore.data_synth.perturb.perturb import Perturber
 from lore.data_synth.perturb.wordings import wordings_hash
@@ -47,7 +48,7 @@ def run(recipe: HardenRecipe, folder: RunFolder) -> None:
             split = file_name(pair.split)
             if split not in writers:
                 file = out / f"{split}.parquet"
-                writer = None if file.is_file() else PairWriter(file, metadata=recipe.data.metadata())
+                writer = None if already_written(file) else PairWriter(file, metadata=recipe.data.metadata())
                 writers[split] = writer and files.enter_context(writer)
             if writers[split] is not None:
                 for row in hardener.rows(pair) if split == DEFAULT_SPLIT else [pair]:

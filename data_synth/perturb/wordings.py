@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lore.config.yaml_text import read_yaml
 from lore.support.errors import LoreError
 
 FOLDER = Path(__file__).parent / "perturbations"
@@ -90,7 +90,7 @@ def load_wordings(language: str) -> Wordings:
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
         raise LoreError(f"There are no perturbations in language {language!r}, so none can be made. Choose one of: {known}.")
     try:
-        return Wordings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Wordings.model_validate(read_yaml(path))
     except ValidationError as error:
         raise LoreError(f"{path.name}: {error}") from error
 

@@ -6,9 +6,9 @@ Types, brands, colors and all phrases of shoppers and sellers are data, so a new
 from functools import cache
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lore.config.yaml_text import read_yaml
 from lore.support.errors import LoreError
 
 FOLDER = Path(__file__).parent / "lexicons"
@@ -121,6 +121,6 @@ def load_lexicon(language: str) -> Lexicon:
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
         raise LoreError(f"There is no lexicon for language {language!r}, so no shop can be made. Choose one of: {known}.")
     try:
-        return Lexicon.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Lexicon.model_validate(read_yaml(path))
     except ValidationError as error:
         raise LoreError(f"{path.name}: {error}") from error

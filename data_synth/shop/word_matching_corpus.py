@@ -24,6 +24,7 @@ from lore.codec.prompt import PromptFormat, system_text
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.parquet import read_pairs
+from lore.data.tables.parquet_files import already_written
 from lore.data_synth.shop.config import WordsRecipe
 from lore.data_synth.shop.corpus import END, START, Pieces, with_spans, write_corpus
 from lore.data_synth.synthesis.program_words import WordsProgram
@@ -82,7 +83,7 @@ def run(recipe: WordsRecipe, folder: RunFolder) -> None:
     real = list(read_pairs(source.path, split=recipe.data.split, columns=columns, limit=recipe.data.limit))
     matcher = WordPairs(real, rubric, recipe.seed)
     corpus = folder / "corpus.parquet"
-    if not corpus.exists():
+    if not already_written(corpus):
         write_corpus(corpus, track(matcher.texts(recipe.texts, recipe.reasons), "corpus.parquet", total=recipe.texts))
     folder.finish({"texts": recipe.texts, "words": len(matcher.words), "folder": str(folder.path)})
 

@@ -15,6 +15,7 @@ from lore.codec.judgement import render_demands
 from lore.codec.prompt import PromptFormat, system_text
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
+from lore.data.tables.parquet_files import already_written
 from lore.data_synth.shop.config import SEALED_SEEDS, WorldRecipe
 from lore.data_synth.shop.corpus import END, START, Pieces, with_spans, write_corpus
 from lore.data_synth.shop.rules import ItemValue, found_text, wanted_text
@@ -22,9 +23,10 @@ from lore.data_synth.shop.world import ITEMS_PER_QUERY, World
 from lore.rubric.rubric import load_rubric, rubric_metadata
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic, written_whole
-from lore.support.errors import LoreError
+from lore.support.errors import LoreError, reason
 from lore.support.outputs import Output, checked_folder, checked_outputs
 from lore.support.progress import track
+from lore.support.untrusted_json import parse_object
 
 CATALOGUE_SHARE, RULES_SHARE = 0.45, 0.35  # of the corpus; the rest is the search log
 EXAMPLES_PER_TEXT = 6
@@ -94,7 +96,7 @@ def write_world(
 def _make_room(out: Path, arguments: dict, force: bool) -> None:
     """Keeps the files of two shops apart, and those of others: world.json holds the arguments of the folder's shop. force: removes
     files of another shop or of something else."""
-    known = _arguments_of(out / "world.json")
+    known = _arguments_of(out / "world.json", force)
     if known not in (None, arguments) and not force:
         other = {key: value for key, value in arguments.items() if known.get(key) != value}
         changed = ", ".join(f"{key}: was {known.get(key)}, now {value}" for key, value in other.items())
@@ -106,20 +108,26 @@ def _make_room(out: Path, arguments: dict, force: bool) -> None:
             path.unlink(missing_ok=True)
 
 
-def _arguments_of(path: Path) -> dict | None:
-    """The arguments of a shop; None if the file is missing or holds something else."""
+def _arguments_of(path: Path, force: bool) -> dict | None:
+    """The arguments of a shop; None if the file is missing or holds something else. Raises LoreError for a damaged one, unless
+    force."""
     if not path.is_file():
         return None
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    return known if isinstance(known, dict) and {"pairs", "seed", "language"} <= known.keys() else None
+        known = parse_object(path.read_bytes())
+    except ValueError as error:
+        if force:
+            return None
+        raise LoreError(
+            f"{path} cannot be read ({reason(error)}), so it is unknown which shop {path.parent} contains. Delete the folder, or "
+            "pass --force to replace the shop."
+        ) from error
+    return known if {"pairs", "seed", "language"} <= known.keys() else None
 
 
 def write_pairs(world: World, split: str, count: int, path: Path) -> None:
-    """Streams one split to a file, unless the file exists."""
-    if path.exists():
+    """Streams one split to a file, unless the file exists. Raises LoreError if it is damaged."""
+    if already_written(path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with PairWriter(path, metadata=rubric_metadata(world.rubric_name, world.rubric)) as writer:
@@ -131,7 +139,7 @@ def write_extras(world: World, out: Path, corpus: int, queries: int) -> None:
     """Writes facts.jsonl (for teachers), log.jsonl (frequencies of the training queries) and corpus.parquet."""
     _write_jsonl(out / "facts.jsonl", world.lexicon.facts())
     _write_jsonl(out / "log.jsonl", search_log(world, queries))
-    if corpus and not (out / "corpus.parquet").exists():
+    if corpus and not already_written(out / "corpus.parquet"):
         write_corpus(out / "corpus.parquet", track(corpus_texts(world, corpus), "corpus.parquet", total=corpus))
 
 
@@ -192,7 +200,15 @@ def worked_examples(rng: random.Random, world: World) -> Pieces:
 
 
 def _write_jsonl(path: Path, rows) -> None:
+    """Writes a file, unless it exists. Raises LoreError if it is damaged."""
     if path.exists():
+        content = path.read_bytes()
+        try:
+            for line in content.removesuffix(b"\n").split(b"\n") if content or any(rows) else ():
+                parse_object(line)
+        except ValueError as error:
+            advice = "Delete it and run the same command again, which makes it anew."
+            raise LoreError(f"{path} is damaged ({reason(error)}), so its rows are lost. {advice}") from error
         return
     with written_whole(path) as file:
         for row in rows:

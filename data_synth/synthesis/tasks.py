@@ -22,6 +22,8 @@ from lore.data_synth.synthesis.teacher_prompts import Prompts
 from lore.data_synth.synthesis.trace import Evidence, Trace, Wish
 from lore.engines.chat import without_images
 from lore.support.atomic_files import written_whole
+from lore.support.errors import LoreError, reason
+from lore.support.untrusted_json import parse_json
 
 BATCH = 500
 SCHEMA = pa.schema(
@@ -98,5 +100,15 @@ def read_tasks(files: list[Path], image_roots: Iterable[Path] = ()) -> Iterator[
     hint = "A run of stage synthesize with `tasks` writes such a file, tasks/<step>.parquet."
     for file in files:
         places = PhotoPlaces(file.parent, image_roots)
-        for _, row in parquet_records(file, SCHEMA.names, batch_rows=BATCH, hint=hint):
-            yield row | {"messages": json.loads(row["messages"]), "image": places.placed(row["image"])}
+        for number, row in parquet_records(file, SCHEMA.names, batch_rows=BATCH, hint=hint):
+            yield row | {"messages": _messages(file, number, row["messages"], hint), "image": places.placed(row["image"])}
+
+
+def _messages(file: Path, row: int, text: Any, hint: str) -> list[dict[str, Any]]:
+    try:
+        messages = parse_json(text)
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise ValueError("no list of messages")
+    except (ValueError, TypeError) as error:
+        raise LoreError(f"{file}, row {row}: its messages are damaged ({reason(error)}), so there is no prompt.\n{hint}") from error
+    return messages

@@ -13,13 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
 from lore.config.stages import RENAMED
 from lore.eval.measures.bootstrap import Estimate
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError, reason
-from lore.support.json_files import parse_object
+from lore.support.untrusted_json import parse_object
 
 BASELINES = ("lexical", "majority")
 APART = ("risk", "samples", "agreement", "robustness", "capability")
@@ -111,7 +110,7 @@ def read_run(path: str | Path) -> Finished:
 
 
 def _read_folder(path: Path) -> Finished:
-    content, recipe = _json(path / "metrics.json"), _recipe(path)
+    content, recipe = _json(path / "metrics.json"), RunFolder(path).recipe_values
     rubric, judges = content.get("rubric"), content.get("judges")
     keys = ("name", "hash", "tiers", "relevant")
     if not isinstance(judges, dict) or not judges or not isinstance(rubric, dict) or any(key not in rubric for key in keys):
@@ -119,12 +118,13 @@ def _read_folder(path: Path) -> Finished:
     if not all(isinstance(entry, dict) for entry in judges.values()):
         raise damaged(path, "metrics.json has no results of a judge")
     metrics = recipe.get("metrics") or {}
+    gains = metrics.get("gains")
     measured = Measured(
         label_weights=bool(metrics.get("label_weights")),
         prior=content.get("prior"),
-        gains=metrics.get("gains"),
-        border_cost=metrics.get("border_cost", 1.0),
-        optimism_cost=metrics.get("optimism_cost", 1.0),
+        gains=gains and {tier: float(gain) for tier, gain in gains.items()},
+        border_cost=float(metrics.get("border_cost", 1.0)),
+        optimism_cost=float(metrics.get("optimism_cost", 1.0)),
     )
     name = str(recipe.get("run") or path.name)
     return Finished(name, path / "predictions.parquet", path, rubric, content.get("data") or {}, measured, judges)
@@ -202,19 +202,8 @@ def _stage(folder: Path) -> str | None:
     """The stage of a run folder by its present name; None if the folder is not a run."""
     if not RunFolder(folder).exists:
         return None
-    stage = str(_recipe(folder).get("stage"))
+    stage = str(RunFolder(folder).recipe_values.get("stage"))
     return RENAMED.get(stage, stage)
-
-
-def _recipe(folder: Path) -> dict[str, Any]:
-    path = folder / "recipe.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise damaged(folder, f"recipe.yaml cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise damaged(folder, "recipe.yaml is not a mapping")
-    return content
 
 
 def _json(path: Path) -> dict[str, Any]:

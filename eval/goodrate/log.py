@@ -92,7 +92,8 @@ def read_log(path: Path) -> Shown:
     Raises LoreError if they are more than MAX_REJECTED_SHARE of all rows, or if a column is missing.
     """
     rows, rejected, columns = [], [], set()
-    records = table_records(path, ["query"], [*COLUMNS, *MARKETS], is_number=("position", "impressions").__contains__)
+    counts = ("position", "impressions").__contains__
+    records = table_records(path, ["query"], [*COLUMNS, *MARKETS], is_number=counts, is_grouped=counts)
     for record in track(records, "reading the log"):
         if isinstance(record, Rejection):
             rejected.append(record)

@@ -80,7 +80,8 @@ def read_rated(path: Path, rubric: Rubric, log: Shown) -> Rated:
     wrong: list[str] = []
     names: tuple[str, ...] | None = None
     spelled = known_as(log.pair_ids)
-    for record in table_records(path, ["label"], [*FIELDS, *MARKETS], is_number=("label", "probability").__contains__):
+    numbers = ("label", "probability").__contains__
+    for record in table_records(path, ["label"], [*FIELDS, *MARKETS], is_number=numbers, may_be_short=True):
         if isinstance(record, Rejection):
             wrong.append(str(record))
             continue

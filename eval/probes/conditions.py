@@ -14,7 +14,7 @@ from lore.eval.measures.results import Condition
 from lore.judge.resumable import Asker, Verdicts
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
-from lore.support.json_files import read_object
+from lore.support.untrusted_json import read_object
 
 FIT_SHARE = 0.95
 FIT_PAIRS = 200  # pairs used to check whether the rules fit

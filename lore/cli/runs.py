@@ -6,7 +6,6 @@ shown in its row, so one damaged run never hides the others. Nothing is hashed, 
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -185,37 +184,34 @@ def _has_results(path: Path) -> bool:
 
 
 def _recipe(folder: Any, problems: list[str]) -> dict[str, Any]:
-    import yaml
+    from lore.config.yaml_text import RecipeError, read_record
 
     if not folder.exists:
         return {}
     try:
-        # The C parser is ten times faster, and a folder may hold hundreds of runs.
-        data = yaml.load(folder.recipe_path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict) or not isinstance(data.get("stage"), str):
+        return read_record(folder.recipe_path)
+    except RecipeError:
         problems.append("recipe.yaml cannot be read")
         return {}
-    return data
 
 
 def _json_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
     """The JSON object of a file; None if there is none. Notes a damaged file."""
+    from lore.support.untrusted_json import parse_object
+
     if not path.is_file():
         return None
     try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
+        return parse_object(path.read_bytes())
+    except (OSError, ValueError):
         problems.append(f"{path.name} cannot be read")
         return None
-    return data
 
 
 def _last_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     """The last whole lines of metrics.jsonl. A last line without its end is normal for a run that is running or was killed."""
+    from lore.support.untrusted_json import parse_object
+
     if not path.is_file():
         return []
     try:
@@ -225,13 +221,10 @@ def _last_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
             raw = file.read()
         lines = raw[: raw.rfind(b"\n") + 1].split(b"\n")
         lines = lines[1:] if size > TAIL_BYTES else lines
-        found = [json.loads(line) for line in lines if line]
-    except (OSError, ValueError, RecursionError):
-        found = [None]
-    if not all(isinstance(line, dict) for line in found):
+        return [parse_object(line) for line in lines if line]
+    except (OSError, ValueError):
         problems.append("metrics.jsonl cannot be read")
         return []
-    return found
 
 
 def key_numbers(trained: dict[str, Any], probe: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:

@@ -20,14 +20,15 @@ MOST_BETWEEN = 4
 MARK = re.compile(r"[\u3400-\u9fff]|\w+|[^\w\s]")
 INCH = re.compile(r"""\d\s?(?:"|”|″|''|in\b)""", re.IGNORECASE)
 TEXTS, PLACES, WORDS = 1024, 64, 2**16  # cache sizes: each pair's texts are searched many times, and texts share words
-LONG_WORD = 64  # characters; longer words would fill the memory of the caches
+LONG_WORD, LONG_TEXT = 64, 4096  # characters; longer words and texts would fill the memory of the caches
+LONG_PLACES = 4
 MAX_HAN_RUNS = 256  # different runs of Han characters of one text that are searched for; more would take quadratic time
 STEPS_PER_WORD = 16  # of a search for words in order; only a text made for it needs more than about two
 
 
 def pieces(text: str) -> list[str]:
     """Words, numbers and runs of Han characters: case-folded, without a plural s or trailing decimal zeros."""
-    return list(_pieces(text))
+    return list(_pieces(text) if len(text) <= LONG_TEXT else _pieces.__wrapped__(text))
 
 
 @lru_cache(maxsize=TEXTS)
@@ -98,7 +99,11 @@ class _Place:
         return {run for run in runs if run in self.whole}
 
 
-_place = lru_cache(maxsize=PLACES)(_Place)
+_short_place, _long_place = lru_cache(maxsize=PLACES)(_Place), lru_cache(maxsize=LONG_PLACES)(_Place)
+
+
+def _place(text: str) -> _Place:
+    return (_short_place if len(text) <= LONG_TEXT else _long_place)(text)
 
 
 def stands_apart(text: str, place: str) -> str:
@@ -164,9 +169,9 @@ def _always_behind(letters: str, run: str, whole: str) -> bool:
 
 @cache
 def function_words(language: str) -> frozenset[str]:
-    import yaml  # only where grounding is checked
+    from lore.config.yaml_text import read_yaml  # only where grounding is checked
 
-    lists = yaml.safe_load((Path(__file__).parent / "function_words.yaml").read_text(encoding="utf-8"))
+    lists = read_yaml(Path(__file__).parent / "function_words.yaml")
     return frozenset(lists.get(language, "").split())
 
 

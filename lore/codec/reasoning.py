@@ -24,7 +24,8 @@ STYLES = (
 )
 """Patterns of opening and closing marks; case does not matter."""
 _ANY_MARK = "|".join(f"(?P<o{number}>{opening})|(?P<c{number}>{closing})" for number, (opening, closing) in enumerate(STYLES))
-_MARKS = re.compile(rf"(?=[<\[◁H])(?:{_ANY_MARK})", re.IGNORECASE)  # the first letters, because most text is no mark
+# The first letters come first, because most text is no mark.
+_MARKS = re.compile(rf"(?=<[/|\w]|\[/?[tu]|◁|Here is)(?:{_ANY_MARK})", re.IGNORECASE)
 # gpt-oss: channels with headers. Decoded without special tokens, only the words of the headers are left.
 _CHANNELS = re.compile(r"(?:<\|start\|>[^<]*)?<\|channel\|>")
 _CHANNEL = re.compile(r"<\|channel\|>\s*+(\w++)[^<]*+(?:<\|constrain\|>[^<]*+)?<\|message\|>")

@@ -29,12 +29,16 @@ _WRITTEN_MARKER = re.compile(r"\[/?[A-Z][A-Z_]+\]|#{2,}|\b(?:user|assistant|huma
 # Turn markers around message contents: a bracket, and a word with a colon right before the content.
 _BRACKET = re.compile(r"\[[^\[\]\n]{1,32}\]|#{2,}")
 _LAST_WORD = re.compile(r"[^\s\[\]:：]{1,32}[:：]\s*\Z")
-_COUNTING = re.compile(r"\[[^\[\]]*[A-Za-z][^\[\]]*\d+[^\[\]]*\]")
+# A whole line right before or after a message: `(user)`, `Turn 1:`, `| user |`. A sentence is none.
+_HEADER = re.compile(r"(?=.*[^\W\d_])(?:[^\w\s<>][^<>]{1,38}|[^<>]{1,38}[^\w\s<>.,;!?])")
+# A number beside a letter, and a mark at an end: `[Round 1]`, `Turn 1:`, `--- turn 1 ---`; not the token `L1` or the scale `1:`.
+_COUNTING = re.compile(r"(?=.*[^\W\d_])(?=.*\d)(?:[^\w\s].*|.*[^\w\s])")
 _WORD_MARKER = re.compile(r"[A-Za-z0-9][^:：]*[:：]")
+_NUMBER = re.compile(r"\W*\d+\W*")
 _ROLES = "system|user|assistant|human|developer|instructions?|response|系统|用户|助手"
 # A role between fences, as in `--- user ---`, `**Assistant**:` or `### Instruction:`.
 _TURN = rf"(?:(?:begin|end)(?: of)? )?(?:{_ROLES})(?: (?:message|prompt|turn))?"
-_FENCED = rf"(?<![-=*~_#])[-=*~_#]{{2,}}+ ?{_TURN} ?(?:[-=*~_#]{{2,}}+ ?:?|:)"
+_FENCED = rf"(?<![-=*~_#])[-=*~_#]{{2,}}+ ?{_TURN} ?(?:[-=*~_#]{{2,}}+ ?:?|:[-=*~_#]*+)"
 _FAMILIES = "|".join(
     (
         # Llama 2, Mistral, GLM
@@ -51,9 +55,11 @@ _SPEAKS = re.compile(r"(?<![A-Za-z0-9])assistant ?[:：]|助手 ?[:：]", re.IGN
 _SPEAKER = re.compile(rf"(?<![A-Za-z0-9])({_ROLES}|ai|bot) ?[:：]", re.IGNORECASE)
 # What a template writes around a role besides brackets: `--- user ---`, `**user**`, `=== user`.
 _DECORATED = re.compile(r"(?<![-=*~+|^#])[-=*~+|^#]{2,}+[ ]?\w[\w ]{0,30}[ ]?[-=*~+|^#]*:?")
-_MAY_MARK = re.compile(r"[\[#‹]|--|==|\*\*|~~|__")  # one of these is in every marker of `_FAMILIES`
+_MAY_MARK = re.compile(r"[\[#‹]|[-=*~_]{2}")  # one of these is in every marker of `_FAMILIES`
 _FENCES = re.compile(r"[-=*~_+|^#]{2,}+")
 _MARKS = re.compile(r"[^\w\s]|_")
+# A marker whose words stay. `[INST]` alone goes as a whole.
+_WORD_WITHIN = re.compile(rf"\[\W*(?:{_ROLES})\W*\]|(?!\[[^\[\]]*\]\Z)(?:[^\w\s].*\w.*|.*\w.*[^\w\s])", re.IGNORECASE)
 _CONTENT = "\ue000"  # private use character: no template or tokenizer produces it
 _ROUNDS = 4
 _known_control: "weakref.WeakKeyDictionary[Any, tuple[tuple, frozenset[str]]]" = weakref.WeakKeyDictionary()
@@ -68,10 +74,12 @@ def neutralize(text: str, control: frozenset[str] = frozenset()) -> str:
     if _ANGLE.search(text):
         text = text.translate(_ANGLES)
     text = " ".join(text.split())
+    pattern = _control_pattern(control)
     # Most texts hold no marker of a family. This is several times as fast as the search.
-    if not control and not _MAY_MARK.search(text) and not _speaks(text) and unicodedata.is_normalized("NFKC", text):
+    no_own = pattern.pattern == _FAMILIES
+    if no_own and not _MAY_MARK.search(text) and not _speaks(text) and unicodedata.is_normalized("NFKC", text):
         return text
-    return _without_control(text, _control_pattern(control))
+    return _without_control(text, pattern)
 
 
 def neutralize_attribute(key: str, value: str, control: frozenset[str] = frozenset()) -> str:
@@ -169,9 +177,10 @@ def _markers_around(piece: str) -> set[str]:
         found |= {re.sub(r"\d+", str(number), bracket) for number in range(10)}
     found |= {decorated.strip() for decorated in _DECORATED.findall(piece)}
     lines = piece.strip().split("\n")
+    found |= {line for line in (lines[0].strip(), lines[-1].strip()) if _HEADER.fullmatch(line)}
     if word := _LAST_WORD.search(lines[-1]):
         found.add(word[0].strip())
-    return found
+    return {marker for marker in found if not _NUMBER.fullmatch(marker)}  # `1:` is also the scale of a model
 
 
 @lru_cache(maxsize=64)
@@ -193,10 +202,10 @@ def _any_of(strings: Iterable[str]) -> str:
 
 def _form(text: str) -> str:
     """The pattern of a control string: a marker that counts, `[Round 1]`, with any number, and with or without its spaces."""
-    if _WORD_MARKER.fullmatch(text):
-        return "(?<![A-Za-z0-9])" + re.escape(text)
     pattern = re.escape(text).replace(r"\ ", " ?")
-    return re.sub(r"\d+", r"\\d+", pattern) if _COUNTING.fullmatch(text) else pattern
+    if _COUNTING.fullmatch(text):
+        pattern = re.sub(r"\d+", r"\\d+", pattern)
+    return f"(?<![A-Za-z0-9]){pattern}" if _WORD_MARKER.fullmatch(text) else pattern
 
 
 def _without_control(text: str, pattern: re.Pattern[str]) -> str:
@@ -227,8 +236,9 @@ def _replacement(found: re.Match[str]) -> str:
         return f" {_FENCES.sub(' ', text)} ".replace(":", " ")
     if len(text) > 1 and text[-1] in ":：":
         return text[:-1] + " "  # "End user: adults" loses only its colon
-    # Replacing `[Round 1]` by one space could complete an enclosing marker repeatedly; dropping only the brackets cannot.
-    return f" {text[1:-1]} " if text[0] == "[" and " " in text else " "
+    # Replacing `[Round 1]` by one space could complete an enclosing marker repeatedly; dropping only its marks cannot.
+    words = _MARKS.sub(" ", text)
+    return f" {words} " if words != text and (" " in text or _WORD_WITHIN.fullmatch(text)) else " "
 
 
 class _NoMarks(dict):

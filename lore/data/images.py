@@ -7,7 +7,9 @@ import json
 import os
 import re
 import stat
+import struct
 import warnings
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +26,8 @@ MAX_SCANS = 200
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 """Pillow's kinds of pixels that the formats above have, besides 16-bit gray."""
 ORIENTATION = 0x0112  # EXIF
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""The passes of an interlaced PNG: first column and row, and the steps between them."""
 REASONS = ("image_missing", "image_corrupt", "image_too_large", "image_too_narrow", "image_outside")
 MAX_REFUSAL_BYTES = 2**16
 _REFUSED = b"lore: photo not read "
@@ -151,6 +155,8 @@ def _decoded(data: bytes, max_pixels: int) -> Any:
             stored = opened.tile[0].args if opened.tile else ""
             stored = str(stored[0] if isinstance(stored, tuple) and stored else stored)  # such as L;4 or RGB;16B
             opened.load()
+            if opened.format == "PNG":
+                _need_every_row(opened, data)
             return _rgb(_upright(opened), stored)
         except ImageError:
             raise
@@ -179,6 +185,33 @@ def _open(data: bytes, max_pixels: int) -> Any:
         found = f"a JPEG of {scans:,} scans, each of which takes as long as decoding the image"
         raise ImageError("image_too_large", found, f"at most {MAX_SCANS} scans")
     return opened
+
+
+def _need_every_row(image: Any, data: bytes) -> None:
+    """Raises ImageError for a PNG whose compressed pixels end before its last row: Pillow leaves the missing rows black. They are
+    counted only where the last row is black, or where later passes of an interlaced image may be missing."""
+    depth, kind, interlaced = data[24], data[25], data[28]
+    width, height = image.size
+    if data[12:16] != b"IHDR" or not interlaced and image.crop((0, height - 1, width, height)).getbbox(alpha_only=False):
+        return
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind]
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)  # sizes of the passes: a row has one byte more, the filter's
+    sizes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in passes]
+    expected = sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)
+    unpacked, found, at = zlib.decompressobj(), 0, 8
+    while found < expected and at + 8 <= len(data):
+        length, name = struct.unpack(">I4s", data[at : at + 8])
+        part = data[at + 8 : at + 8 + length] if name == b"IDAT" else b""
+        while part and found < expected:
+            found += len(unpacked.decompress(part, 2**20))
+            part = unpacked.unconsumed_tail
+        at += length + 12
+    if found < expected:
+        raise ImageError(
+            "image_corrupt",
+            f"a PNG whose pixels end early ({found:,} of {expected:,} bytes)",
+            "a complete file: the missing part would be black",
+        )
 
 
 def _upright(image: Any) -> Any:

@@ -4,10 +4,11 @@ Mean x between the values of two neighbouring tiers, a < x < b: P(a) = (b - x) /
 distributions with this mean it has the smallest variance. 2.33 on tiers 1, 2, 3 is 0.67 for tier 2 and 0.33 for tier 3.
 
 Median m and standard deviation s, as CrowdFlower publishes them: every multiset of ratings by the smallest number of raters that
-has this median and, rounded as s is, this standard deviation; their shares of each tier, averaged over the multisets. Between the
-two middle ratings of an even number either tier may be the published median. Median 4 with 0.471 on tiers 1 to 4 is the ratings
-3, 4, 4, so 1/3 and 2/3. No ratings lie further apart than the ends of the scale, so s is at most half its length; for a larger s,
-and for one that no set of up to MAX_RATERS ratings has, there is no distribution.
+has this median and, to three decimals, this standard deviation (if there is none: to the decimals of s); their shares of each
+tier, averaged over the multisets. Between the two middle ratings of an even number either tier may be the published median.
+Median 4 with 0.471 on tiers 1 to 4 is the ratings 3, 4, 4, so 1/3 and 2/3. No ratings lie further apart than the ends of the
+scale, so s is at most half its length; for a larger s, and for one that no set of up to MAX_RATERS ratings has, there is no
+distribution.
 """
 
 import math
@@ -31,13 +32,13 @@ class Spread(NamedTuple):
     text: str
 
 
-def from_mean(mean: float, rubric: Rubric) -> dict[str, float] | None:
-    """The distribution of a mean between two tiers; None for a mean that is the value of a tier or lies outside the scale."""
+def from_mean(mean: float | None, rubric: Rubric) -> dict[str, float] | None:
+    """The distribution of a mean between two tiers; None without a mean, for the value of a tier, and outside the scale."""
     valued = [tier for tier in rubric.tiers if tier.value is not None]
     for low, high in zip(valued, valued[1:], strict=False):
-        if low.value < mean < high.value:
-            share = (mean - low.value) / (high.value - low.value)
-            return {low.id: 1 - share, high.id: share}
+        if mean is not None and low.value < mean < high.value:
+            share = round((mean - low.value) / (high.value - low.value), 12)  # 0.33 and 0.67 of 2.33, not 0.33000000000000007
+            return {low.id: round(1 - share, 12), high.id: share}
     return None
 
 
@@ -50,7 +51,9 @@ def from_median(tier_id: str, spread: Spread, rubric: Rubric) -> dict[str, float
     text = spread.text.strip()
     deviation = float(text)
     written = len(text.partition(".")[2]) if text.replace(".", "", 1).isdecimal() else DECIMALS
-    shares = _shares(tuple(tier.value for tier in valued), ids.index(tier_id), round(deviation, DECIMALS), min(written, DECIMALS))
+    values, place, deviation = tuple(tier.value for tier in valued), ids.index(tier_id), round(deviation, DECIMALS)
+    # Files drop final zeros: 0.8 is 0.800, as of 2, 4, 4, 4, 4. If no ratings have it, the file was rounded to fewer decimals.
+    shares = _shares(values, place, deviation, DECIMALS) or _shares(values, place, deviation, min(written, DECIMALS))
     return None if shares is None else {name: share for name, share in zip(ids, shares, strict=True) if share}
 
 

@@ -33,10 +33,10 @@ from lore.rubric.rubric import Rubric, rubric_change
 from lore.support.atomic_files import machine, write_atomic
 from lore.support.errors import LoreError
 from lore.support.fingerprint import content_fingerprint, known_digests, remember_digests
-from lore.support.json_files import parse_object
 from lore.support.processes import is_main_process, rank, say
 from lore.support.progress import track
 from lore.support.terminal import print_note
+from lore.support.untrusted_json import parse_object
 
 POLL_SECONDS = 0.5
 REPORT_EVERY_SECONDS = 30.0
@@ -103,6 +103,11 @@ class PairSource:
             elif self._unsplit:
                 roots += dict.fromkeys(file.parent for file in pair_files(self.section.path))
         return tuple(roots)
+
+    @property
+    def dealt(self) -> dict[str, float] | None:
+        """Shares for `read_split` of another file of the run, such as the probe's; None if the run reads no splits."""
+        return self.section.split_fractions if self._splits else None
 
     @cached_property
     def _unsplit(self) -> int:

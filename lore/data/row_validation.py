@@ -6,7 +6,6 @@ image_too_large, image_outside, encoding, field_type, attributes_too_long, and h
 unclosed_quote; lore.data.tables.text_tables adds doubled_key; lore.data.import_pairs adds duplicate_pair and conflicting_label.
 """
 
-import json
 import math
 import re
 import unicodedata
@@ -28,6 +27,7 @@ from lore.rubric.demand import Demand
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 from lore.support.text import INVISIBLE, has_html, html_to_text
+from lore.support.untrusted_json import parse_json
 
 MAX_CHARACTERS = {"query": 1_000, "description": 200_000, "rationale": 200_000, "attributes": 200_000}
 MAX_ATTRIBUTES_CHARACTERS = 200_000  # sum over all attributes of an item
@@ -97,12 +97,13 @@ class RowChecker:
         self.bad_photos: list[str] = []
         self._place, self._file = "", ""
         self._places: dict[str, PhotoPlaces] = {}
-        self._tiers: dict[str, str] = {}
+        self._tiers: dict[str, tuple[str, dict[str, float] | None]] = {}
+        self._of_mean: dict[str, float] | None = None
         self._problems: list[tuple[str, str, str, str]] = []
 
     def check(self, raw: dict[str, Any], file: str = "", row: int = 0) -> tuple[Pair | None, list[Rejection]]:
         """Returns the pair and no rejections, or None and one rejection per problem."""
-        self._problems, self._place, self._file = [], f"{file} row {row}", file
+        self._problems, self._place, self._file, self._of_mean = [], f"{file} row {row}", file, None
         unknown = raw.keys() - _FIELDS
         if unknown:
             raise LoreError(
@@ -119,7 +120,7 @@ class RowChecker:
         for name in ("query", "title"):
             if not _visible(values.get(name)) and not any(problem[0] == name for problem in self._problems):
                 self._bad(name, f"{name}_empty", shown_value(raw.get(name)), "text")
-        self._set_distribution(values, raw.get("label"))
+        self._set_distribution(values)
         if self._problems:
             record = short(raw)
             return None, [Rejection(file, row, *problem, record) for problem in self._problems]
@@ -235,8 +236,9 @@ class RowChecker:
         try:
             text = value.strip() if isinstance(value, str) else value
             if isinstance(text, str):
-                if unicodedata.category(text[0]) == "Sc":
-                    text = text[1:].strip()
+                for currency in (text[0], text[-1]):
+                    if unicodedata.category(currency) == "Sc":
+                        text = text.strip(currency).strip()
                 text = text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
             number = float(text)
         except (TypeError, ValueError, OverflowError):
@@ -256,57 +258,55 @@ class RowChecker:
         label = self._text("label", value, False)
         if label is None or self.rubric is None:
             return label
-        tier = self._tiers.get(label)
-        if tier is None:
+        found = self._tiers.get(label)
+        if found is None:
             try:
                 if self.tier_ids_only and label not in self.rubric.tier_ids:
                     raise LoreError("")
-                tier = self.rubric.tier_of(label)
+                found = self.rubric.tier_of(label), from_mean(self.rubric.mean_of(label), self.rubric)
             except LoreError:
                 tiers = ", ".join(self.rubric.tier_ids)
                 return self._bad("label", "label_unknown", shown_value(label), f"a tier of rubric {self.rubric.name}: {tiers}")
             if len(self._tiers) < 10_000:  # averaged labels have many values, but free text must not fill the memory
-                self._tiers[label] = tier
+                self._tiers[label] = found
+        tier, self._of_mean = found
         return tier
 
     def _label_distribution(self, value: Any) -> dict[str, float] | Spread | None:
         """A distribution as {tier: probability}, as entries of tier and probability, or as probabilities in the order of the tiers;
-        each also as JSON text."""
+        each also as JSON text. Entries may be tuples, as Parquet's maps are read."""
         if isinstance(value, Spread) or value is None or value == "":
             return value or None
         given, tiers = value, self.rubric.tier_ids if self.rubric else None
         try:
             if isinstance(value, str):
-                value = json.loads(value)
+                value = parse_json(value)
             if isinstance(value, list | tuple) and all(isinstance(one, int | float) for one in value):
                 if tiers is None or len(value) != len(tiers):
                     raise ValueError(f"{len(value)} probabilities")
                 value = dict(zip(tiers, value, strict=True))
             elif isinstance(value, list | tuple):
-                value = {one["tier"]: one["probability"] for one in value}
+                value = dict((one["tier"], one["probability"]) if isinstance(one, dict) else one for one in value)
             if not value:
                 return None
             found = {str(name): float(share) for name, share in value.items() if share is not None}
             wrong = problem(found, tiers or list(found))
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             wrong = str(error)
         if wrong is None:
             return {name: found[name] for name in tiers or found if name in found}
         expected = f"a probability per tier that sum to 1, such as {{{', '.join((tiers or ['L1', 'L2'])[:2])}: ...}}"
         return self._bad("label_distribution", "field_type", f"{shown_value(given)} ({short(wrong)})", expected)
 
-    def _set_distribution(self, values: dict[str, Any], raw_label: Any) -> None:
+    def _set_distribution(self, values: dict[str, Any]) -> None:
         """Makes the distribution that a spread or a mean between two tiers gives. The label stays the single tier."""
         given, tier = values.get("label_distribution"), values.get("label")
         if isinstance(given, Spread):
             values["label_distribution"] = found = from_median(tier, given, self.rubric) if tier and self.rubric else None
             if tier and self.rubric and found is None:
                 self.repairs["spread_that_no_ratings_have"] += 1
-        elif given is None and tier and self.rubric and not self.tier_ids_only:
-            try:
-                values["label_distribution"] = from_mean(float(str(raw_label)), self.rubric)
-            except ValueError:
-                pass  # the name of a tier
+        elif given is None and self._of_mean:
+            values["label_distribution"] = dict(self._of_mean)
 
     def _image(self, value: Any) -> dict[str, Any] | None:
         if isinstance(value, str):

@@ -2,11 +2,12 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from lore.data.pair import Pair
-from lore.data.parquet import PairWriter, count_pairs, is_pairs_file, read_metadata, read_pairs
+from lore.data.parquet import PairWriter, count_pairs, count_unsplit, is_pairs_file, read_metadata, read_pairs
 from lore.support.errors import LoreError
 from lore.support.outputs import Output, checked_outputs
 from lore.support.progress import track
@@ -34,6 +35,23 @@ def deal(pair: Pair, fractions: dict[str, float], seed: int = 0) -> None:
     file, a recipe on imported pairs, and `lore data split`."""
     if pair.split is None:
         pair.split = split_of(pair.query, fractions, seed)
+
+
+def read_split(
+    path: str | Path,
+    split: str | None,
+    fractions: dict[str, float] | None,
+    *,
+    columns: list[str] | None = None,
+    limit: int | None = None,
+    image_roots: Iterable[str | Path] | None = None,
+) -> Iterator[Pair]:
+    """The pairs of a split as `read_pairs` streams them. A pair without a split is in the one of its query; such a file is read
+    whole. fractions: None deals no splits. split: None reads all pairs."""
+    if split is None or fractions is None or not count_unsplit(path):
+        return read_pairs(path, split=split, columns=columns, limit=limit, image_roots=image_roots)
+    pairs = read_pairs(path, columns=columns and [*columns, "split"], image_roots=image_roots)
+    return islice((pair for pair in pairs if (pair.split or split_of(pair.query, fractions)) == split), limit)
 
 
 def dealt_as(fractions: dict[str, float]) -> str:

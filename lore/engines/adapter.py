@@ -7,7 +7,6 @@ never pickle files.
 """
 
 import inspect
-import json
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors import safe_open
 from lore.engines.weight_files import some, tensor_shapes
 from lore.support.errors import LoreError, reason, translated
 from lore.support.processes import say_once
+from lore.support.untrusted_json import parse_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 NAME = "default"  # PEFT's name of an adapter that is loaded without a name; part of the names of its parameters
@@ -114,9 +114,9 @@ def stored_settings(adapter: str, folder: Path) -> dict[str, Any]:
     Every engine asks here first."""
     path = folder / CONFIG
     with translated(lambda _: (f"{path} cannot be read", AGAIN)):
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(path.read_bytes())
     kind = stored.get("peft_type") if isinstance(stored, dict) else None
-    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise _unreadable(folder, f"it has peft_type {kind!r}, which PEFT {version('peft')} does not know")
     known = {"peft_type", *inspect.signature(PEFT_TYPE_TO_CONFIG_MAPPING[kind]).parameters}
     if dropped := [f"{key} {value}" for key, value in stored.items() if key not in known and value]:

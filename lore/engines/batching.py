@@ -2,7 +2,8 @@
 
 import asyncio
 
-from lore.engines.engine import Completion, Engine, Gate, Messages, RequestRefused, Sampling, Usage
+from lore.engines.apart import answers_apart
+from lore.engines.engine import Completion, Engine, Gate, Messages, Sampling, Usage
 from lore.engines.http.protocol import prompt_bound
 
 PHOTO_TOKENS = 2048  # upper bound that a budget reserves for one photo
@@ -52,18 +53,8 @@ class Batched:
                         promise.set_result(answer)
 
     def _answers(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion] | Exception]:
-        """Completions, or an error, for every prompt.
-
-        If a batch fails, its halves are retried separately, so a prompt that the engine rejects fails alone. If every prompt
-        fails, the engine itself is broken, and every prompt gets the original error.
-        """
+        """Completions, or an error, for every prompt. If the engine itself is broken, every prompt gets its error."""
         try:
-            return self.engine.generate(prompts, sampling)
+            return answers_apart(lambda some: self.engine.generate(some, sampling), prompts)
         except Exception as error:
-            if len(prompts) == 1:
-                return [RequestRefused(f"the model rejects this prompt: {str(error)[:300]}")]
-            middle = len(prompts) // 2
-            answers = [*self._answers(prompts[:middle], sampling), *self._answers(prompts[middle:], sampling)]
-            if all(isinstance(answer, Exception) for answer in answers):
-                return [error] * len(prompts)
-            return answers
+            return [error] * len(prompts)

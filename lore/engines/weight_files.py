@@ -4,7 +4,6 @@ transformers gives a weight that no file holds random values and says so only in
 one of another shape, is an error, before the run (`check_weights`) and when the model is loaded (`refuse_misfits`).
 """
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from lore.engines.config import ModelSection
 from lore.support.errors import LoreError, translated
+from lore.support.untrusted_json import parse_json
 
 SHOWN = 3
 REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -100,9 +100,12 @@ def _shapes(section: ModelSection) -> dict[str, list[int]] | None:
             same_on_every_rank=True,
         )
     with translated(lambda _: (f"{index} cannot be read", ADVICE)):
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = parse_json(index.read_bytes())["weight_map"]
+        names = sorted(set(places.values()))
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
+            raise ValueError("it names files outside its folder")
     shapes: dict[str, list[int]] = {}
-    for name in sorted(set(places.values())):
+    for name in names:
         if not (folder / name).is_file():
             if not Path(section.name).is_dir():
                 return None  # a download that is not finished

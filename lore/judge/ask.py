@@ -17,8 +17,9 @@ import numpy as np
 from lore.codec.prompt import PromptFormat, render
 from lore.codec.verdict_tokens import verdict_tokens, with_verdict_prefix
 from lore.data.pair import Pair
+from lore.engines.apart import generate_apart, score_apart
 from lore.engines.chat import photo_of
-from lore.engines.engine import MAX_WORDS, Completion, Engine, RequestRefused, Sampling, ScoresRefused
+from lore.engines.engine import MAX_WORDS, Completion, Engine, Sampling, ScoresRefused
 from lore.engines.unanswered import AnswerWatch
 from lore.judge.answer import read_answer
 from lore.judge.chunk_store import in_chunks
@@ -163,7 +164,7 @@ def write_answers(
     prompts: list, verdicts: list[Verdict], engine: Engine, rubric: Rubric, fmt: PromptFormat, sampling: Sampling
 ) -> None:
     """Generates the answers and fills the verdicts from them."""
-    for verdict, completions in zip(verdicts, engine.generate(prompts, sampling), strict=True):
+    for verdict, completions in zip(verdicts, generate_apart(engine, prompts, sampling), strict=True):
         completion = completions[0]
         answer = read_answer(completion, rubric, fmt)
         verdict.text, verdict.tokens = answer.text, answer.tokens
@@ -208,23 +209,9 @@ def score_answers(
     ]
     refused: dict[int, str] = {}
     try:
-        probabilities = np.asarray(engine.score(begun), dtype=np.float64)
+        probabilities = score_apart(engine, begun, len(rubric.tier_ids))
     except ScoresRefused as error:
         probabilities, refused = error.probabilities, error.refused
-    except RequestRefused as error:
-        if len(scored) == 1:
-            refuse(scored[0][1], error.words)
-            return
-        for prompt, verdict in scored:  # the server does not say which prompt it refused
-            score_answers([prompt], [verdict], engine, rubric, fmt, decide=decide)
-        return
-    expected = (len(scored), len(rubric.tier_ids))
-    if probabilities.shape != expected or not np.isfinite(probabilities).all():
-        found = "nan or inf" if probabilities.shape == expected else f"an array {probabilities.shape}"
-        raise LoreError(
-            f"the engine returned {found}; expected tier probabilities {expected}, so no verdict can be read. "
-            "A model can overflow in float16: set model.dtype to bfloat16 or float32."
-        )
     for index, ((_, verdict), row) in enumerate(zip(scored, probabilities, strict=True)):
         if index in refused:
             refuse(verdict, refused[index])
@@ -258,7 +245,7 @@ def sample(
         if not prompts:
             pass
         elif shown.order == "reason_first" or explain or not scores:
-            for verdict, completions in zip(asked, engine.generate(prompts, sampling), strict=True):
+            for verdict, completions in zip(asked, generate_apart(engine, prompts, sampling), strict=True):
                 note_refusal(verdict, completions)
                 drawn[verdict.pair_id] = [read_answer(completion, rubric, shown).tier for completion in completions]
         else:

@@ -9,8 +9,11 @@ from lore.engines.config import ModelSection
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint, template_fingerprint
+from lore.support.untrusted_json import read_object
 
 CARD = "lore.json"
+LOST = "it is unknown how the judge was trained, and it could be prompted differently"
+ADVICE = "Copy the judge's folder again, or train the judge again. Delete the file if the model is no judge of LORE."
 
 
 def judge_card(recipe: Any, renderer: str, rubric: str, processor: Any) -> dict[str, Any]:
@@ -45,11 +48,15 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
 
 
 def read_card(folder: str | Path | None) -> dict[str, Any] | None:
-    """The card in a judge's folder; None for a model that is not a judge, such as a base model or a hub id."""
+    """The card in a judge's folder; None for a model that is not a judge, such as a base model or a hub id. Raises LoreError for a
+    damaged one."""
     path = Path(folder or "") / CARD
     if not folder or not path.is_file():
         return None
-    return json.loads(path.read_text(encoding="utf-8"))
+    card = read_object(path, LOST, ADVICE, same_on_every_rank=True)
+    if absent := [key for key in ("renderer_hash", "rubric", "prompt", "base") if key not in card]:
+        raise LoreError(f"{path} is damaged (no {absent[0]}), so {LOST}.\n{ADVICE}", same_on_every_rank=True)
+    return card
 
 
 def check_card(model: ModelSection, renderer: str, what: str) -> None:

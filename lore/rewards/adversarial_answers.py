@@ -8,7 +8,7 @@ from lore.codec.grounding import citable, why_ungrounded
 from lore.codec.judgement import Judgement, render_answer, render_demands
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
-from lore.rubric.demand import Demand
+from lore.rubric.demand import Demand, demand_texts
 from lore.rubric.rubric import Rubric
 
 GOLD = "gold"
@@ -87,7 +87,7 @@ def _hacks(of: str, base: Judgement, rival: str, pair: Pair, rubric: Rubric, fmt
     """Reward hacks: variations of the answer `base` that keep its verdict."""
     if fmt.order == "answer_only":
         return []
-    best, first = rubric.tier_ids[-1], base.rationale.partition("; ")[0]
+    best, first = rubric.tier_ids[-1], next(iter(demand_texts(base.rationale)), "")
     changed = {
         "verdict alone": Judgement(base.tier),
         "no rationale": replace(base, rationale=""),

@@ -22,8 +22,8 @@ _ESCAPE = re.compile(rf"\\(?:([|;])|u({_CODES}))")
 _BACKSLASH = re.compile(rf"\\(?=[|;]|u(?:{_CODES})|\Z)")
 _BAR = re.compile(r"(?<![^ ])\|(?![^ ])")
 _SEMICOLON = re.compile(r";(?=\s++[^\s;|]++(?<=[^\s;|]:)(?: |\Z)|\s*+\Z)")
-# Line breaks, control characters, white space at the ends, and brackets of the answer's own tags.
-_UNWRITABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]|\A\s|\s\Z|<(?=/?(?:reason|verdict|mismatch|rules|think)>)")
+# Line breaks, control characters, white space at the ends, and brackets of the answer's own tags and of control tokens.
+_UNWRITABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]|\A\s|\s\Z|<(?=\||/?(?:reason|verdict|mismatch|rules|think)>)")
 
 
 @dataclass(slots=True)
@@ -63,7 +63,12 @@ def read_demands(rationale: str) -> list[Demand | None]:
 
     Omitted parts of a demand (found and source, or rule and tier) are empty strings. Names are not checked against a rubric.
     """
-    return [_read_demand(piece.strip()) for piece in _BETWEEN.split(rationale) if piece.strip()]
+    return [_read_demand(text) for text in demand_texts(rationale)]
+
+
+def demand_texts(rationale: str) -> list[str]:
+    """The pieces of a short rationale, one a demand."""
+    return [piece.strip() for piece in _BETWEEN.split(rationale) if piece.strip()]
 
 
 def _read_demand(text: str) -> Demand | None:

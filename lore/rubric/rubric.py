@@ -135,10 +135,7 @@ class Rubric(_Part):
         the nearest value; halfway between two tiers the worse one counts, because judges tend to be too optimistic.
         """
         label = str(raw_label).strip()
-        number = _number(label)
-        # A table with missing labels stores whole numbers as floats, such as 1.0.
-        whole = str(int(number)) if number is not None and number.is_integer() else None
-        tier_id = self._tier_by_label.get(label.casefold()) or self._tier_by_label.get(whole)
+        tier_id, number = self._named(label)
         if tier_id is not None:
             return tier_id
         valued = [tier for tier in self.tiers if tier.value is not None]
@@ -150,6 +147,18 @@ class Rubric(_Part):
             f"Label {label[:80]!r} has no tier in rubric {self.name}; expected {', '.join(known)}{span}."
             f"{nearest_hint(label[:80], known)}"
         )
+
+    def mean_of(self, raw_label: object) -> float | None:
+        """The number of a label that is the id or alias of no tier, such as a mean of several raters; otherwise None."""
+        tier_id, number = self._named(str(raw_label).strip())
+        return number if tier_id is None else None
+
+    def _named(self, label: str) -> tuple[str | None, float | None]:
+        """The tier with this id or alias, and the label as a number."""
+        number = _number(label)
+        # A table with missing labels stores whole numbers as floats, such as 1.0.
+        whole = str(int(number)) if number is not None and number.is_integer() else None
+        return self._tier_by_label.get(label.casefold()) or self._tier_by_label.get(whole), number
 
 
 def rubric_file(name_or_path: str | Path) -> Path:

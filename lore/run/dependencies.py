@@ -20,9 +20,9 @@ from lore.run.nested import refuse_shared_names
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
-from lore.support.json_files import parse_object
 from lore.support.processes import rank, say
 from lore.support.terminal import print_note
+from lore.support.untrusted_json import parse_object
 
 POLL_SECONDS = 1.0
 REPORT_EVERY_SECONDS = 30.0

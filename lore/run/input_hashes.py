@@ -9,6 +9,7 @@ under the key of the table with the suffix `photos`. Manifests of earlier versio
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
 from lore.support.input_files import WHOLE, InputFiles, Known, Row, changed_names, rows_from, rows_of, whole_fingerprint
 from lore.support.processes import is_main_process, say
+from lore.support.untrusted_json import parse_object
 
 PHOTOS = " photos"
 SHOWN_FILES = 3
@@ -57,7 +59,10 @@ def _found(recipe: BaseRecipe, noted: dict[str, str], before: dict[str, list[Row
             elif key in noted and not str(noted[key]).startswith(WHOLE):
                 found.fingerprints[key] = source.sampled()
             else:
-                add(key, rows_of(source.listed(), known))
+                listed = source.listed()
+                if only_what_is_there:
+                    listed = _with_deleted(listed, before.get(key, []))
+                add(key, rows_of(listed, known, keep_deleted=only_what_is_there))
                 if photos := [(path.name, path) for path in source.photos()]:
                     add(key + PHOTOS, rows_of(photos, known, keep_deleted=only_what_is_there))
         except (LoreError, OSError):
@@ -67,6 +72,16 @@ def _found(recipe: BaseRecipe, noted: dict[str, str], before: dict[str, list[Row
         for key in before.keys() & noted.keys() - found.fingerprints.keys():
             add(key, rows_of([(row.name, Path(row.path)) for row in before[key]], known, keep_deleted=True))
     return found
+
+
+def _with_deleted(listed: list[tuple[str, Path]], before: list[Row]) -> list[tuple[str, Path]]:
+    """The files of an input, with those that were read and are deleted now: a data set may do without some of its files."""
+    now = {os.path.abspath(path) for _, path in listed}
+    if all(row.path in now or os.path.lexists(row.path) for row in before):
+        return listed
+    then = {row.path for row in before}
+    new = [(name, path) for name, path in listed if os.path.abspath(path) not in then]
+    return [*((row.name, Path(row.path)) for row in before), *new]
 
 
 def _by_path(before: dict[str, list[Row]]) -> Known:
@@ -148,9 +163,10 @@ def _changes(found: Inputs, before: dict[str, list[Row]]) -> dict[str, str]:
 def _before(folder: RunFolder) -> dict[str, list[Row]]:
     """The rows of inputs.json. A file that cannot be read only costs time: the inputs are hashed again."""
     try:
-        content = json.loads(folder.inputs_path.read_text(encoding="utf-8"))
-        return {key: rows_from(rows) for key, rows in content.items()}
-    except (OSError, ValueError, AttributeError, RecursionError, LoreError):
+        if not folder.inputs_path.is_file():  # opening a pipe would wait
+            return {}
+        return {key: rows_from(rows) for key, rows in parse_object(folder.inputs_path.read_bytes()).items()}
+    except (OSError, ValueError, LoreError):
         return {}
 
 

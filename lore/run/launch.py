@@ -17,7 +17,7 @@ from lore.config.yaml_text import OVERRIDE
 from lore.run.dependencies import checked_plan, run_in_subprocess, run_needed
 from lore.run.devices import visible_gpus
 from lore.run.grid import run_grid
-from lore.run.launch_settings import CONFIG_VARIABLE, config_content
+from lore.run.launch_settings import CONFIG_VARIABLE, accelerate_config, means_true
 from lore.run.run_folder import RunFolder
 from lore.run.runner import report_done, run_recipe
 from lore.support.errors import LoreError
@@ -123,12 +123,12 @@ def _names(options: list[str], name: str) -> bool:
 def _several_machines(options: list[str], config: str | None) -> bool:
     if any(_names(options, name) for name in ("num_machines", "machine_rank", "main_process_ip")):
         return True
-    content = config_content(find_config(config)) if config is not None else {}
-    return str(content.get("num_machines") or 1) != "1" or "main_process_port" in content
+    content = accelerate_config(find_config(config)) if config is not None else {}
+    return content.get("num_machines") not in (None, 0, 1, "1") or "main_process_port" in content
 
 
 def _on_cpu(path: Path) -> bool:
-    return bool(config_content(path).get("use_cpu"))
+    return means_true(accelerate_config(path).get("use_cpu"))
 
 
 def launch(arguments: list[str], config: str | None = None, num_processes: int | None = None, dry_run: bool = False) -> int:

@@ -7,14 +7,13 @@ with the recipe.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lore.support.errors import LoreError
+from lore.config.yaml_text import read_yaml
+from lore.support.errors import LoreError, reason
+from lore.support.untrusted_json import parse_json
 
 CONFIG_VARIABLE = "LORE_ACCELERATE_CONFIG"
 """Set by `lore launch` to the path of its accelerate config."""
@@ -60,8 +59,24 @@ def outside_precision() -> tuple[str, str] | None:
 
 def _enabled(content: dict[str, Any], key: str) -> bool:
     section = content.get(key)
-    # DeepSpeed's config classes read what pydantic takes for true.
-    return isinstance(section, dict) and str(section.get("enabled", False)).lower() in ("true", "1", "1.0", "yes", "on", "y", "t")
+    return isinstance(section, dict) and means_true(section.get("enabled", False))
+
+
+def means_true(value: Any) -> bool:
+    """Whether DeepSpeed's config classes (pydantic) and accelerate's YAML 1.1 take a value for true."""
+    return str(value).lower() in ("true", "1", "1.0", "yes", "on", "y", "t")
+
+
+def accelerate_config(path: Path) -> dict[str, Any]:
+    """The values of an accelerate config file. Raises LoreError if it is not YAML or no mapping."""
+    content = read_yaml(path, aliases=True)
+    if not isinstance(content, dict | None):
+        raise LoreError(
+            f"{path} holds {type(content).__name__} {str(content)[:80]}, where accelerate reads keys with values.\n"
+            "Correct the file, or write a new one with accelerate config.",
+            same_on_every_rank=True,
+        )
+    return content or {}
 
 
 def source_of(variable: str, key: str) -> str:
@@ -71,25 +86,11 @@ def source_of(variable: str, key: str) -> str:
     if "ACCELERATE_DYNAMO_MODE" not in os.environ:  # accelerate's launchers set it
         return stated
     for path in _config_files():
-        content = config_content(path)
-        for section in (content, content.get("deepspeed_config") or {}):
-            if str(section.get(key, "")).lower() == value.lower():
+        content = accelerate_config(path)
+        for section in (content, content.get("deepspeed_config")):
+            if isinstance(section, dict) and str(section.get(key, "")).lower() == value.lower():
                 return f"{path} has {key}: {section[key]} ({variable}={value})"
     return f"{stated}, which accelerate launch sets from --{key} or its config file"
-
-
-def config_content(path: Path) -> dict[str, Any]:
-    """An accelerate config file, read as accelerate reads it. Raises LoreError if it is not a YAML mapping."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise LoreError(f"The accelerate config {path} cannot be read, so nothing was started: {error}") from error
-    if not isinstance(content, dict | None):
-        raise LoreError(
-            f"The accelerate config {path} holds {type(content).__name__}, so nothing was started; expected a mapping such as "
-            "`num_processes: 2`. `accelerate config` writes one."
-        )
-    return content or {}
 
 
 def _config_files() -> list[Path]:
@@ -105,10 +106,10 @@ def deepspeed_file() -> tuple[str, dict[str, Any]]:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true" or path == "none":
         return "", {}
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = parse_json(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise LoreError(
-            f"deepspeed_config_file {path} cannot be read: {error}.\nCorrect the path or the file.", same_on_every_rank=True
+            f"deepspeed_config_file {path} cannot be read: {reason(error)}.\nCorrect the path or the file.", same_on_every_rank=True
         ) from error
     if not isinstance(content, dict):
         raise LoreError(

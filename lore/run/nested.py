@@ -17,6 +17,8 @@ from lore.config.stages import RENAMED, STAGES, recipe_class
 from lore.support.errors import LoreError
 
 MARKS = ("recipe.yaml", "manifest.json", "done")
+TRACES = {*MARKS, ".lock", "inputs.json", "metrics.jsonl"}
+"""Two of these make a folder too precious to delete: a run that has lost other files."""
 
 
 def is_run(folder: Path) -> bool:
@@ -27,7 +29,7 @@ def is_run(folder: Path) -> bool:
 def runs_in(folder: Path) -> Iterator[Path]:
     """The folder if it is a run, and every run inside it. Links inside the folder are not followed."""
     for place, _, files in os.walk(folder):
-        if "recipe.yaml" in files or is_run(Path(place)):
+        if "recipe.yaml" in files or len(TRACES.intersection(files)) > 1:
             yield Path(place)
 
 

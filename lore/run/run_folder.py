@@ -12,20 +12,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lore.config.recipe import RUN_FILES, BaseRecipe, run_root, values_fingerprint
 from lore.config.secrets import without_secrets
 from lore.config.stages import RENAMED
-from lore.config.yaml_text import to_yaml
+from lore.config.yaml_text import RecipeError, read_record, to_yaml
 from lore.run.nested import is_run, remove_own, runs_in, shared_on_disk
 from lore.support.atomic_files import clear_parts, write_atomic, written_whole
 from lore.support.environment import environment
 from lore.support.errors import LoreError, reason
-from lore.support.json_files import parse_object, read_object
 from lore.support.plain import flatten, plain
 from lore.support.processes import is_main_process
 from lore.support.terminal import print_note
+from lore.support.untrusted_json import parse_object, read_object
 
 OLD_FINGERPRINTS = "facts"  # the key in manifests of earlier versions
 PROBE_SECONDS = 0.1
@@ -107,9 +105,10 @@ class RunFolder:
         )
         manifest = read_object(self.manifest_path, lost, advice)
         resumed = manifest.get("resumed", [{}])
-        whole = all(isinstance(manifest.get(key, {}), dict) for key in ("fingerprints", OLD_FINGERPRINTS))
+        held = [manifest[key] for key in ("fingerprints", OLD_FINGERPRINTS) if key in manifest]
+        whole = bool(held) and all(isinstance(one, dict) for one in held)
         if not whole or not isinstance(resumed, list) or not resumed or not all(isinstance(one, dict) for one in resumed):
-            raise LoreError(f"{self.manifest_path} is damaged (a value has another type), so {lost}.\n{advice}")
+            raise LoreError(f"{self.manifest_path} is damaged (a value is missing or has another type), so {lost}.\n{advice}")
         return manifest
 
     @property
@@ -122,12 +121,9 @@ class RunFolder:
                 raise LoreError(f"{self.recipe_path} is missing and the run has results, so {lost}.\n{advice}")
             return {}
         try:
-            values = yaml.safe_load(self.recipe_path.read_text(encoding="utf-8"))
-            if not isinstance(values, dict) or not isinstance(values.get("stage"), str):
-                raise ValueError("no mapping with a stage")
-        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-            raise LoreError(f"{self.recipe_path} is damaged ({reason(error)}), so {lost}.\n{advice}") from error
-        return values
+            return read_record(self.recipe_path)
+        except RecipeError as error:
+            raise LoreError(f"{self.recipe_path} is damaged ({error.problems[0].found}), so {lost}.\n{advice}") from error
 
     def changes(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
         """Keys whose value in the folder differs from the recipe's: (key, old, new)."""

@@ -137,6 +137,11 @@ def check_recipes(paths: list[Path]) -> int:
 
     files, skipped = [], 0
     for path in paths:
+        if "=" in str(path) and not path.exists():
+            raise LoreError(
+                f"`lore check` takes recipes and folders, not an override ({mask(str(path).partition('=')[0])}=...), so nothing "
+                "was checked. `lore run RECIPE KEY=VALUE --dry-run` checks a recipe with overrides."
+            )
         found = sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
         recipes = [file for file in found if file == path or _may_be_recipe(file, path)]
         files += recipes

@@ -41,7 +41,7 @@ _ROUNDS = 4  # shops escape twice ("&amp;lt;br&amp;gt;"); with unlimited rounds 
 
 def normalize(text: str) -> str:
     """Normalized text for comparing queries and titles: Unicode compatibility form (NFKC), case-folded, single spaces."""
-    return " ".join(compatible(text).casefold().split())
+    return " ".join((text.lower() if text.isascii() else compatible(text).casefold()).split())
 
 
 def compatible(text: str, form: Literal["NFKC", "NFKD"] = "NFKC") -> str:

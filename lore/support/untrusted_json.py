@@ -1,21 +1,57 @@
-"""JSON of servers, and of journals that hold their numbers: every text that is no plain JSON is a ValueError, whatever is wrong."""
+"""JSON that others have written, such as a server, or that something may have damaged since: cut, emptied, edited, overwritten.
+
+Every text that is no plain JSON is a ValueError, whatever is wrong with it.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from lore.support.errors import LoreError, reason
 
 LONGEST_INTEGER = 20
 """Characters of the longest integer that stays one. A longer one becomes a float: Python refuses to read or print long integers."""
 
 
-def parse_json(text: bytes | str) -> Any:
+def parse_json(text: bytes | str, *, long_integer: Callable[[str], Any] = float) -> Any:
     """The value of a JSON text. Raises ValueError for anything else, also for brackets nested too deeply, and for a key that is
-    given twice with different values: two readers would take different ones."""
+    given twice with different values: two readers would take different ones.
+
+    long_integer: from the digits of an integer that is longer than LONGEST_INTEGER to its value.
+    """
+
+    def number(digits: str) -> Any:
+        return int(digits) if len(digits) <= LONGEST_INTEGER else long_integer(digits)
+
     try:
-        return json.loads(text, parse_int=_number, object_pairs_hook=_object)
+        return json.loads(text, parse_int=number, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError("brackets nested too deeply") from None
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """The object in a text that LORE has written. Raises ValueError for anything else, also for half a character, which cannot be
+    printed or stored, and for a number that no float holds, which LORE does not write."""
+    content = parse_json(text)
+    if not isinstance(content, dict):
+        raise ValueError(f"{type(content).__name__} instead of an object")
+    try:
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    return content
+
+
+def read_object(path: Path, lost: str, advice: str, **error: Any) -> dict[str, Any]:
+    """The JSON object in a file that LORE has written. Raises LoreError for a damaged one. lost: what is lost with it; advice: what
+    to do; error: further arguments of the LoreError."""
+    try:
+        return parse_object(path.read_bytes())
+    except (OSError, ValueError) as cause:
+        raise LoreError(f"{path} is damaged ({reason(cause)}), so {lost}.\n{advice}", **error) from cause
 
 
 def shown_json(value: Any, most: int) -> str:
@@ -24,10 +60,6 @@ def shown_json(value: Any, most: int) -> str:
         return json.dumps(value, ensure_ascii=False)[:most]
     except (RecursionError, ValueError):
         return "a value nested too deeply to show"
-
-
-def _number(digits: str) -> int | float:
-    return int(digits) if len(digits) <= LONGEST_INTEGER else float(digits)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

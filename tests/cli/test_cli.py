@@ -155,6 +155,15 @@ def test_check_lists_every_recipe_and_fails_on_any_bad_one(lore, demo, write_rec
     assert "no recipe" in lore("check", empty).stderr
 
 
+def test_check_refuses_an_override_without_its_value(tmp_path):
+    from lore.run.runner import check_recipes
+    from lore.support.errors import LoreError
+
+    with pytest.raises(LoreError, match=r"takes recipes and folders, not an override(.|\n)*--dry-run") as refused:
+        check_recipes([tmp_path, Path("judges.j.endpoint.api_key=hunter2")])
+    assert "hunter2" not in str(refused.value) and "judges.j.endpoint.api_key=..." in str(refused.value)
+
+
 def test_shipped_recipes_pass_check(lore, monkeypatch):
     monkeypatch.chdir(ROOT)
     if SHIPPED:

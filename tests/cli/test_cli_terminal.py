@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -165,13 +166,15 @@ def test_ascii_streams_and_closed_pipes_are_no_error(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii() and "[draft] \\xe9\\u2764.parquet" in done.stdout
     assert_clean(done.stdout + done.stderr)
-    raw = tmp_path / os.fsdecode(b"caf\xe9.parquet")  # a name that is not UTF-8
-    os.rename(pairs, raw)
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    raw = folder / os.fsdecode(b"caf\xe9.parquet")  # a name that is not UTF-8
+    shutil.copy(pairs, raw)
     done = run_python("-c", script, raw, PYTHONIOENCODING="cp1252")
-    assert done.returncode == 1 and done.stderr.startswith("error: An argument holds bytes that are not UTF-8")
+    assert done.returncode == 1 and done.stderr.startswith("error: An argument holds bytes that are not UTF-8"), done
     assert "/caf?.parquet" in done.stderr
     assert_clean(done.stdout + done.stderr, literal=False)
-    os.rename(raw, pairs)
+    assert run_python("-c", script, folder, PYTHONIOENCODING="cp1252").returncode == 0  # found in a folder, it is read
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-c", script, pairs], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)

@@ -19,6 +19,9 @@ from lore.run.run_folder import RunFolder
 
 SFT = {"lore": 1, "stage": "sft", "train": {"steps": 20}, "rates": {"small": 1e-05, "none": None}}
 LINE = {"step": 10, "loss": 0.5, "grad_norm": 1.0, "reward": 0.25}
+BOMB = "stage: &a sft\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefghi", "bcdefghij", strict=True)
+)
 HOLDS_THE_LOCK = """
 import fcntl, os, sys, time
 handle = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
@@ -112,6 +115,7 @@ def test_nested_runs_are_rows_with_their_own_size_and_links_to_runs_are_followed
         ("recipe.yaml", b"\xff\x00", "recipe.yaml cannot be read"),
         ("recipe.yaml", b"", "recipe.yaml cannot be read"),
         ("recipe.yaml", b"lore: 1\nstage: sft\n", "recipe.yaml is not as the run wrote it"),
+        ("recipe.yaml", BOMB.encode(), "recipe.yaml cannot be read"),
         ("recipe.yaml", None, "recipe.yaml is gone"),
         ("manifest.json", b'{"recipe_h', "manifest.json cannot be read"),
         ("done", b'{"loss": 0.', "done cannot be read"),
@@ -120,6 +124,8 @@ def test_nested_runs_are_rows_with_their_own_size_and_links_to_runs_are_followed
         ("done", b"[" * 100_000, "done cannot be read"),
         ("metrics.jsonl", b'{"step": 1}\n{"st\n', "metrics.jsonl cannot be read"),
         ("metrics.jsonl", b"7\n", "metrics.jsonl cannot be read"),
+        ("metrics.jsonl", b'{"step": ' + b"9" * 400 + b"}\n", "metrics.jsonl cannot be read"),
+        ("done", b'{"loss": "\\ud83d"}', "done cannot be read"),
     ],
 )
 def test_a_damaged_run_is_a_row_that_names_the_file(file, content, why, tmp_path):

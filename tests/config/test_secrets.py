@@ -25,7 +25,13 @@ SECRETS = [
     ({"chat_template_kwargs": {"deep": [{"y": {"access_token": "abc"}}]}}, "chat_template_kwargs.deep.0.y.access_token"),
     ({"h": [{"name": "x-api-key", "value": "abc"}]}, "h.0.value"),
     ({"h": [["Authorization", "abc"]]}, "h.0.1"),
+    ({"h": [{"Name": "Authorization", "Value": "abc"}]}, "h.0.Value"),
+    ({"h": [{"header": "Authorization", "content": "abc"}]}, "h.0.content"),
     ({"sk-abcdefgh1234": 1}, "[key]"),
+    *(
+        ({name: "abc"}, name)
+        for name in ("authtoken", "HFTOKEN", "API_TOKEN_1", "token2", "access_tokens", "pass", "pw", "sig", "signature", "ａpiKey")
+    ),
     *(
         ({"user": value}, "user")
         for value in (
@@ -42,6 +48,10 @@ SECRETS = [
             "https://host/x?y=1&token=abc",
             "Authorization: Basic dXNlcjpwYXNz",
             "X-Api-Key: abc",
+            "Token abcdef1234567890",
+            "Bearer%20abcdefgh",
+            "https://host/x?sv=2020&sig=abc%3D",
+            "csk-abcdefghijklmnop",
             '{"a": [{"api_key": "abc"}]}',
             "-----BEGIN RSA PRIVATE KEY-----\nabc",
         )
@@ -56,6 +66,8 @@ PLAIN = [
     {"models": ["openai/gpt-4o-2024-08-06", "Qwen/Qwen3-235B-A22B-Instruct-2507-FP8"]},
     {"metadata": [{"key": "region", "value": "eu"}]},
     {"note": "token: the smallest part of a text; a key: value", "token": None, "auth": True},
+    {"guided_json": {"type": "object", "properties": {"token": {"type": "string"}}, "required": ["token", "key"]}},
+    {"eostoken": "</s>", "forward_pass": 1, "stop_tokens": ["</s>"], "sort_keys": "a", "notes": [{"name": "shop", "content": "x"}]},
     {"lora": "judges/shop-2025-qwen3-8b-step-1200", "seed_id": "12345678901234567890123"},
     {"response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "schema": {"type": "object"}}}},
 ]
@@ -99,6 +111,7 @@ def test_names_of_variables_are_no_keys(name):
         ("override a.extra={Authorization: Bearer xyz}", "override a.extra={Authorization: [key]}"),
         ("{'api_key': 'hunter2', 'b': 1}", "{'api_key': [key], 'b': 1}"),
         ("[{'api_key': 'sk-verylo...", "[{'api_key': [key]"),
+        ("Authorization: [key] and more", "Authorization: [key]"),
         ("'--api-key=hunter2'", "'--api-key=[key]'"),
         ("prompt.max_tokens=5", "prompt.max_tokens=5"),
         ("judges.secret.model.name=x", "judges.secret.model.name=x"),

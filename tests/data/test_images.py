@@ -5,6 +5,7 @@ import json
 import struct
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,7 +186,28 @@ REFUSED = {
     **{f"huge {form}": huge(form) for form in ("PNG", "GIF", "BMP")},
     **{f"half a {form}": saved(NOISE, form)[: len(saved(NOISE, form)) // 2] for form in ("PNG", "JPEG", "WEBP", "GIF", "BMP")},
     "corrupt PNG": damaged(saved(NOISE, "PNG"), 0.5),
+    "a PNG without its last row": png(8, 2, b"\0\x10\x80\xf0", size=(1, 2)),
+    "a PNG without a byte of its last row": png(8, 2, b"\0\x10\x80\xf0" * 2 + b"\0\x10\x80", size=(1, 3)),
+    "a palette PNG without its last row": png(1, 3, b"\0\x80", size=(3, 2), extra=palette(b"")),
+    "a 16-bit PNG without its last row": png(16, 0, b"\0\x7f\xff", size=(1, 2)),
+    "an RGBA PNG without its last row": png(16, 6, b"\0" + bytes(8 * 9), size=(9, 2)),
+    "an interlaced PNG without its last pass": png(8, 0, b"\0\x7f" * 3 + b"\0\x7f\x7f" * 2, size=(4, 4), interlaced=1),
 }
+BLACK_BELOW = {
+    "RGB": png(8, 2, b"\0\x10\x80\xf0" + bytes(4), size=(1, 2)),
+    "RGBA, clear": png(8, 6, b"\0\x10\x80\xf0\xff" + bytes(5), size=(1, 2)),
+    "more rows than it has": png(8, 2, b"\0\x10\x80\xf0" + bytes(40), size=(1, 2)),
+    "palette": png(1, 3, b"\0\x80\0\x00", size=(3, 2), extra=palette(b"")),
+    "16-bit gray": png(16, 0, b"\0\x7f\xff\0\0\0", size=(1, 2)),
+    "interlaced": png(8, 0, b"\0\x7f" * 3 + bytes(6) + bytes(2) * 2 + bytes(10), size=(4, 4), interlaced=1),
+    "several chunks": saved(Image.fromarray(np.vstack([np.asarray(NOISE)] * 24 + [np.asarray(NOISE) * 0])), "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", BLACK_BELOW)
+def test_a_whole_png_that_is_black_below_is_read(name):
+    image = load_image(check_image(BLACK_BELOW[name]))
+    assert image.getpixel((0, image.height - 1)) in ((0, 0, 0), (255, 255, 255), (255, 0, 0))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -248,3 +270,49 @@ def test_whatever_the_check_accepts_is_imported_and_collated(tiny, tmp_path, lor
     rows = [{"prompt": f"{mark} red?", "completion": " L4", "images": [dict(pair.image)]} for pair in pairs]
     batch = collator(rows)
     assert len(batch["input_ids"]) == len(accepted) and np.isfinite(batch["pixel_values"].numpy()).all()
+
+
+def test_the_trainer_and_the_engine_see_the_pixels_computed_by_hand(tiny, tmp_path, runs, lore, monkeypatch):
+    """One SFT step of a tiny Idefics3 on a file of every kind that `lore data check` accepts, then the trained judge is asked."""
+    from lore.codec.prompt import PromptFormat, render
+    from lore.engines.chat import photo_of
+    from lore.engines.config import ModelSection
+    from lore.engines.open_engine import open_engine
+    from lore.rubric.rubric import load_rubric
+    from lore.run.runner import run_recipe
+    from lore.train.judge.collator import PhotoCollator
+
+    rows = []
+    for number, (data, _) in enumerate(PIXELS.values()):
+        (tmp_path / f"{number}.png").write_bytes(data)
+        title = f"red shoe {number}"
+        rows.append({"pair_id": f"p{number}", "query": "red shoe", "title": title, "image": f"{number}.png", "label": "L4"})
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row | {"split": "train"}) + "\n" for row in rows))
+    imported = lore("data", "import", "table", tmp_path / "table.jsonl", "-o", tmp_path / "pairs.parquet", "--rubric", "shop")
+    assert imported.returncode == 0, imported.stderr
+    assert lore("data", "check", tmp_path / "pairs.parquet").returncode == 0
+    trained, collate = {}, PhotoCollator.torch_call
+
+    def spied(self, examples):
+        batch = collate(self, examples)
+        for row, pixels in zip(examples, batch["pixel_values"], strict=True):
+            trained[Path(row["images"][0]["path"]).read_bytes()] = pixels
+        return batch
+
+    monkeypatch.setattr(PhotoCollator, "torch_call", spied)
+    one = {"steps": 1, "batch_size": len(PIXELS), "save_every": 0, "lr": 1e-4}
+    data, prompt = {"path": str(tmp_path / "pairs.parquet")}, {"order": "answer_only"}
+    (tmp_path / "sft.yaml").write_text(tiny.recipe("seen", data=data, prompt=prompt, **one))
+    folder = run_recipe(tmp_path / "sft.yaml")
+
+    rubric, fmt = load_rubric("shop"), PromptFormat("answer_only", "name")
+    engine = open_engine(ModelSection(name=str(folder / "model")), rubric)
+    asked = []
+    engine.model.register_forward_pre_hook(lambda _, __, inputs: asked.append(inputs["pixel_values"][0]), with_kwargs=True)
+    for pair, (data, color) in zip(read_pairs(tmp_path / "pairs.parquet"), PIXELS.values(), strict=True):
+        photo, seen = photo_of(pair, fmt, engine.processor)
+        assert seen == "seen"
+        engine.score([render(pair, rubric, fmt, image=photo)])
+        expected = np.maximum(np.array(color), 0 if any(color) else 1) / 127.5 - 1  # black is lifted by one: Idefics3 drops zeros
+        for pixels in (trained[data], asked[-1]):
+            assert np.abs(pixels[0].numpy() - expected[:, None, None]).max() < 0.02, pair.pair_id

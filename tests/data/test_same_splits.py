@@ -10,9 +10,13 @@ from typer.testing import CliRunner
 from lore.cli.data import app
 from lore.data.pair_source import PairSource
 from lore.data.parquet import read_pairs
-from lore.data.section import DataSection
+from lore.data.section import DataSection, JudgedDataSection
 from lore.data.splits import split_of
+from lore.eval.testset import load_split
 from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
+from lore.train.watch.attach import probe_pairs
+from lore.train.watch.config import WatchSection
 
 MAP = {"query": "q", "title": "t", "label": "y", "locale": "where", "image": "photo"}
 FRACTIONS = {"train": 0.5, "dev": 0.2, "test": 0.3}
@@ -100,6 +104,19 @@ def test_a_run_without_a_split_reads_the_file_itself_and_an_evaluation_deals_it(
     assert "81 pairs have no split; dealt 70/10/20 by query (train/dev/test)" in capsys.readouterr().out
     again = PairSource(everything, tmp_path / "two", splits=True)
     assert again.fingerprint == source.fingerprint and len(list(again.labeled())) == 81
+
+
+def test_another_file_of_a_run_is_dealt_by_the_same_rule(table, tmp_path):
+    load("table", table, tmp_path, "homedepot", options={"map": MAP})
+    imported = tmp_path / "out" / "pairs.parquet"
+    source = PairSource(JudgedDataSection(path=str(imported), rubric="homedepot", split="train"), tmp_path / "run")
+    probe = WatchSection(pairs=1000, path=str(imported), split="dev")
+    dev = [pair.pair_id for pair in read_pairs(source.path, split="dev")]
+    assert dev and [pair.pair_id for pair in probe_pairs(probe, source, photos=True)] == dev
+    assert load_split(imported, "dev", source.rubric, fractions=source.dealt).pair_ids == list(dict.fromkeys(dev))
+    everything = PairSource(JudgedDataSection(path=str(imported), rubric="homedepot"), tmp_path / "run")
+    with pytest.raises(LoreError, match="no labeled pair of split dev"):  # such a run trains on these pairs
+        probe_pairs(probe, everything, photos=True)
 
 
 def test_an_import_says_who_deals_the_splits(table, tmp_path):

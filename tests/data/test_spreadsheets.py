@@ -111,6 +111,53 @@ def test_text_that_is_not_western_is_not_taken_for_it(tmp_path, encoding):
     assert [pair.query for pair in pairs] == ["r"] and rejected["reason"] == "encoding"
 
 
+NUMBERS = [  # label, price, and what they are; None: rejected
+    (";", ["2,33|12,99 €", "3|1.299,00 €", "1|1.234"], [12.99, 1299, 1234]),  # German: its decimal commas say what the point is
+    (";", ["2,33|€ 1.234", "3|5"], [1234, 5]),
+    (";", ["2,33|1 234,50", "3|1\u202f234", "1|12,50€"], [1234.5, 1234, 12.5]),  # French
+    (";", ["2.33|1'234.50", "3|1’234", "1|12.5"], [1234.5, 1234, 12.5]),  # Swiss
+    (";", ["2.33|1,234", "3|12.99"], [1234, 12.99]),  # pandas with sep=";"
+    (";", ["2.333|1.234", "3|12,99"], [1.234, 12.99]),  # both marks occur, so they tell nothing
+    (";", ["2|1.234", "3|1,5"], [1234, 1.5]),
+    (";", ["2|1.234", "3|1,234"], [1.234, 1.234]),
+    (";", ["2,333|1.234.567", "3|0,125"], [1234567, 0.125]),  # a label has no thousands
+    ("\t", ["2,333|1,234", "3|5"], [1.234, 5]),
+    ("\t", ["2|1,234", "3|5"], [1234, 5]),
+    ("\t", ["2|1,234", "3|0.5"], [1234, 0.5]),
+    (";", ["2|12.05.2024", "3|1.23.456", "1|-7,50"], [None, None, -7.5]),
+    (",", ["2|$1", "3|12.50 $", "1|12 €"], [1, 12.5, 12]),
+]
+
+
+@pytest.mark.parametrize("delimiter, rows, prices", NUMBERS)
+def test_numbers_follow_the_marks_of_their_file(tmp_path, delimiter, rows, prices):
+    cells = [["query", "title", "label", "price"], *(["q", f"t{at}", *row.split("|")] for at, row in enumerate(rows))]
+    (tmp_path / "a.csv").write_text("".join(delimiter.join(row) + "\r\n" for row in cells), encoding="utf-8")
+    pairs, _, rejected = load("table", tmp_path / "a.csv", tmp_path, "homedepot")
+    assert [pair.price for pair in pairs] == [price for price in prices if price is not None]
+    assert len(rejected) == prices.count(None)
+
+
+def test_excel_leaves_out_empty_cells_at_the_end_of_a_row(tmp_path):
+    """After sixteen rows it drops the delimiters of empty last cells. Any other short row is still rejected."""
+    marked = f"id,query,label,{ESCAPED}\n1,'=1,L1,\n2,q,L2\n3,'007\n4\n"
+    assert read_back(tmp_path, marked) == [["1", "=1", "L1"], ["2", "q", "L2"], ["3", "007", ""], ["4", "", ""]]
+    (tmp_path / "a.csv").write_text("query,title,label\nq,t\nq,u,L1\n")
+    pairs, _, rejected = load("table", tmp_path / "a.csv", tmp_path, "shop")
+    assert [pair.title for pair in pairs] == ["u"] and rejected[0]["found"] == "2 columns in lines 2 to 2"
+    log = tmp_path / "log.csv"
+    log.write_text("query,pair_id\nq,a\nq,b\nq,c\n")
+    (tmp_path / "rated.csv").write_text("pair_id,probability,label\na,0.5,L4\nb,0.5\n")
+    found = read_rated(tmp_path / "rated.csv", load_rubric("shop"), read_log(log))
+    assert (found.labeled, found.unlabeled) == (1, 1)
+
+
+def test_ids_join_after_their_mark_was_deleted(tmp_path):
+    (tmp_path / "log.csv").write_text("query,pair_id\n" + "".join(f"q,{one}\n" for one in ("007", "1-2", "'x", "A1")))
+    (tmp_path / "rated.csv").write_text("pair_id,label\n'007,L4\n'1-2,L1\n''x,L4\nA1,L1\n")
+    assert list(read_rated(tmp_path / "rated.csv", load_rubric("shop"), read_log(tmp_path / "log.csv")).good) == [1, 0, 1, 0]
+
+
 def test_a_comma_in_a_number_of_a_comma_file_is_no_decimal_comma(tmp_path):
     (tmp_path / "a.csv").write_text('query,title,price\nq,t,"1,234"\nr,t,"12,99"\n')
     pairs, _, (rejected,) = load("table", tmp_path / "a.csv", tmp_path, "shop")

@@ -258,6 +258,7 @@ def test_a_setting_that_peft_would_drop_is_refused_by_every_engine(tiny, tmp_pat
     [
         ({"peft_type": None}, "has peft_type None"),
         ({"peft_type": "NEWER"}, "has peft_type 'NEWER'"),
+        ({"peft_type": ["LORA"]}, "has peft_type .'LORA'"),
         ({"r": "4"}, "TypeError"),
         ({"lora_alpha": "16"}, "TypeError"),
         ({"target_modules": 7}, ""),
@@ -276,5 +277,6 @@ def test_a_broken_config_names_its_file(tiny, tmp_path, changes, said):
 
 
 def test_a_config_that_is_no_json_names_its_file(saved):
-    (saved.folder / "adapter_config.json").write_text("{'r': 4")
-    assert "HF_TOKEN" not in saved.refused("adapter_config.json cannot be read: JSONDecodeError")
+    for text in ("{'r': 4", "[" * 100_000, '{"r": 4, "r": 8}'):
+        (saved.folder / "adapter_config.json").write_text(text)
+        assert "HF_TOKEN" not in saved.refused("adapter_config.json cannot be read: ")

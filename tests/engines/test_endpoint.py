@@ -406,6 +406,49 @@ def test_redaction_reaches_every_form_of_the_key():
     assert redact("Bearer abc", None) == "[key]"
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (f"upstream says {KEY[:-3]} is wrong", "upstream says [key] is wrong"),
+        ("Incorrect key sk-abcdefghijkl", "Incorrect key [key]"),
+        ("x-api-key: hunter2, and OPENAI_API_KEY=hunter2", "x-api-key: [key], and OPENAI_API_KEY=[key]"),
+        ("request req_011CSHoEeqs5C35K2UUqR7Fy of 2025", "request req_011CSHoEeqs5C35K2UUqR7Fy of 2025"),
+        ("stop_token_ids: Extra inputs are not permitted", "stop_token_ids: Extra inputs are not permitted"),
+    ],
+)
+def test_other_keys_in_a_servers_words_are_not_shown_and_ids_of_requests_are(said, shown):
+    assert redact(said, KEY) == shown
+
+
+def test_a_short_key_of_a_server_that_needs_none_leaves_words_whole():
+    assert redact("stop_token_ids is unknown, token is wrong", "token") == "stop_token_ids is unknown, [key] is wrong"
+    dialect = Dialect()
+    assert dialect.learn({"top_k": -1}, error_text(b"unsupported field top_k", "k"))
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+def test_an_answer_that_repeats_the_key_is_stored_without_it(monkeypatch, escaped):
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    told = reply(f"<verdict>L4</verdict> {KEY}", reason=KEY)
+    empty = reply(" ", reason=KEY)
+    for answer in (told, empty):
+        if escaped:
+            coded = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
+            answer.body = json.dumps(answer.body).replace(KEY, coded).encode()
+    with serve(lambda r: told if "told" in r.text else empty) as server:
+        engine = engine_of(server, key_variable="TEACHER_KEY")
+        (first,), (second,) = engine.generate([ask("told"), ask("empty")], Sampling())
+    assert first.text == "<verdict>L4</verdict> [key]"
+    assert (second.finish_reason, second.detail) == ("refused", "empty answer, finish_reason [key]")
+
+
+def test_a_short_key_does_not_change_answers(monkeypatch):
+    monkeypatch.setenv("TEACHER_KEY", "EMPTY")
+    with serve(lambda r: reply("the basket is EMPTY")) as server:
+        ((answer,),) = engine_of(server, key_variable="TEACHER_KEY").generate([ask()], Sampling())
+    assert answer.text == "the basket is EMPTY"
+
+
 def test_open_engine_opens_an_endpoint_for_its_section():
     engine = open_engine(EndpointSection(url="http://127.0.0.1:9/v1", model="m"), RUBRIC)
     assert isinstance(engine, EndpointEngine) and engine.tokenizer is None

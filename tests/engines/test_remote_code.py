@@ -139,6 +139,14 @@ def test_the_record_of_a_run_allows_no_code_to_any_command(foreign, lore, tmp_pa
     assert load_recipe(f"{own}:one").model.trust_remote_code
     assert load_recipe(record, ["model.trust_remote_code=true"]).model.trust_remote_code
     assert not load_recipe(record, ["model.trust_remote_code=false"]).model.trust_remote_code
+    (tmp_path / "link.yaml").symlink_to(record)
+    shutil.copy(record, run / "again.yaml")
+    shutil.copytree(run.path, tmp_path / "stripped", ignore=shutil.ignore_patterns("done", "*.json*", "data"))
+    shutil.copy(run / "model" / "lore.json", tmp_path / "stripped" / "model")
+    for path in (tmp_path / "link.yaml", run / "again.yaml", tmp_path / "stripped" / "recipe.yaml"):
+        with pytest.raises(LoreError, match="the record of a run folder"):
+            load_recipe(path)
+    (run / "again.yaml").unlink()
     shutil.copy(record, tmp_path / "mine.yaml")  # a copy is the user's own recipe
     assert load_recipe(tmp_path / "mine.yaml").model.trust_remote_code
     assert not ran.exists()
@@ -148,3 +156,29 @@ def test_a_recipe_that_allows_code_runs_it(tiny, tmp_path):
     ran = with_code(tiny.text, tmp_path / "model")
     section = ModelSection(name=str(tmp_path / "model"), trust_remote_code=True)
     assert type(load_model(section, device="cpu")).__name__ == "OwnModel" and ran.exists()
+
+
+@pytest.mark.parametrize("changes", [MODEL, {"auto_map": MODEL["auto_map"]}], ids=["its own model", "a known model"])
+def test_no_code_runs_in_a_whole_evaluation_or_at_the_start_of_a_server(tiny, tmp_path, runs, lore, monkeypatch, changes):
+    ran = with_code(tiny.text, tmp_path / "model", changes=changes | {"trust_remote_code": True})
+    model = {"name": str(tmp_path / "model")}
+    data = {"path": str(tiny.pairs), "rubric": "shop"}
+    prompt = {"order": "answer_only", "detail": "name", "max_prompt_tokens": 512}
+    recipe = {"stage": "evaluate", "run": "asked", "data": data, "prompt": prompt, "judges": {"mine": {"model": model}}}
+    recipe |= {"baselines": [], "metrics": {"bootstrap_samples": 20, "calibrate_on": None}, "test_limit": 8}
+    (tmp_path / "evaluate.yaml").write_text(json.dumps(recipe))
+    (tmp_path / "teacher.yaml").write_text(
+        json.dumps({"stage": "synthesize", "run": "s", "data": data, "teacher": {"kind": "vllm", "model": model}})
+    )
+    started = []
+    monkeypatch.setattr("os.execvpe", lambda file, command, environment: started.append(command))
+    monkeypatch.setattr("lore.engines.vllm.check_vllm", lambda: None)
+    done = lore("run", tmp_path / "evaluate.yaml"), lore("teacher", "serve", tmp_path / "teacher.yaml")
+    assert not ran.exists()
+    if changes is MODEL:
+        assert [one.returncode for one in done] == [1, 1] and not started
+        assert all("need Python code from the checkpoint" in one.stderr for one in done)
+    else:  # transformers has the model, so its own code is not needed
+        assert [one.returncode for one in done] == [0, 0], [one.stderr for one in done]
+        assert (runs / "asked" / "done").is_file()
+        assert "--no-trust-remote-code" in started[0] and "--trust-remote-code" not in started[0]

@@ -103,3 +103,24 @@ def test_other_broken_files_are_named(text):
     (text / "config.json").write_text("[1]")
     with pytest.raises(LoreError, match="its config.json cannot be loaded"):
         load_config(ModelSection(name=str(text)))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "{",
+        "[1]",
+        "{}",
+        "[" * 100_000,
+        '{"weight_map": [1]}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "../b.safetensors"}}',
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_damaged_index_of_several_files_is_named(base, index):
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors.index.json").write_text(index)
+    section = ModelSection(name=str(base))
+    with pytest.raises(LoreError, match="index.json cannot be read"):
+        check_weights(section, meta_model(section))

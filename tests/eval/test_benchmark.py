@@ -97,6 +97,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (f"{BOMB}recipe: {{data: {{path: *i}}}}", "expand to over 1,000,000 values"),
         ("recipe: {data: {path: '${HOME}/x', rubric: shop}}", r"\$\{HOME\}"),  # an environment variable may be a key
         ("recipe: {data: [1]}", "expected a section with keys"),
+        ("recipe: {data: {path: x.csv, source: table, image_root: /}}", "sets data.image_root"),  # every photo of the machine
         ("recipe: {metrics: null}", "expected a section with keys"),
         ("recipe: {data: {path: /etc/made}}\nworld: {seeds: [7001], pairs: {test: 9}}", "written below"),
         ("recipe: {data: {path: '${LORE_RUNS}/benchmarks/../x'}}\nworld: {seeds: [7001], pairs: {test: 9}}", "written below"),

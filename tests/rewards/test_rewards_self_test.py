@@ -7,6 +7,7 @@ import source_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lore.codec.judgement import parse, render_demands
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
 from lore.data_synth.shop.world import World
@@ -14,6 +15,7 @@ from lore.rewards.adversarial_answers import FAR, GOLD, NEAR, cases
 from lore.rewards.config import RewardsSection
 from lore.rewards.reward import Rewards
 from lore.rewards.self_test import print_self_test, self_test
+from lore.rubric.demand import Demand, read_demands
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
 
@@ -134,6 +136,14 @@ def test_the_table_shows_every_row_and_a_dash_where_nothing_judges(pairs, capsys
     print_self_test(rows)
     shown = capsys.readouterr().out
     assert all(row.name in shown for row in rows) and "calibration" in shown and " - " in shown
+
+
+def test_a_demand_whose_value_holds_separators_is_repeated_whole():
+    rubric, fmt = load_rubric("rair"), PromptFormat(order="reason_first")
+    demand = Demand("colour", "red", "red; brand: Lumo | mug", "title", "colour-equal", "L4")
+    pair = Pair(pair_id="p", query="red mug", title=demand.found, label="L4", rationale=render_demands([demand, demand]))
+    found = {case.name: case.text for case in cases(pair, "L3", "L1", rubric, fmt)}
+    assert read_demands(parse(found["one demand eight times (right)"], rubric, fmt).rationale) == [demand] * 8
 
 
 def test_a_tokenizer_counts_the_tokens(pairs):

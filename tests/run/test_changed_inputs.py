@@ -108,6 +108,14 @@ def test_a_damaged_list_of_states_costs_only_a_read(demo, write_recipe, runs, ta
         run_recipe(path)
 
 
+def test_a_pipe_in_place_of_the_list_of_states_is_not_waited_for(demo, write_recipe, runs, table):
+    folder = run_recipe(recipe(write_recipe, table))
+    folder.inputs_path.unlink()
+    os.mkfifo(folder.inputs_path)
+    run_recipe(recipe(write_recipe, table))
+    assert folder.inputs_path.is_file()
+
+
 def test_a_file_that_may_change_within_its_time_stamp_is_read_again(demo, write_recipe, runs, table, other_process, monkeypatch):
     monkeypatch.setattr(input_files, "RECENT_NS", 10**12)
     path = recipe(write_recipe, table)

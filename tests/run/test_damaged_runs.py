@@ -2,16 +2,19 @@
 
 import json
 import shutil
+import time
 
 import pytest
 
 from lore.config.stages import load_recipe
+from lore.config.yaml_text import read_recipe_text, read_record
+from lore.eval.compare.finished import read_run
 from lore.run.dependencies import launch_id, wait_for_needed
 from lore.run.grid import print_runs, write_table
 from lore.run.run_folder import RunFolder
 from lore.run.runner import run_command, run_recipe
 from lore.support.errors import LoreError
-from lore.support.json_files import parse_object
+from lore.support.untrusted_json import parse_object
 
 HARMS = {
     "cut": lambda whole: whole[: len(whole) // 2],
@@ -22,6 +25,7 @@ HARMS = {
     "huge": lambda whole: b'{"loss": ' + b"9" * 5_000 + b"}",
     "large": lambda whole: b'{"loss": [' + b"9" * 400 + b", null, null]}",
     "half a character": lambda whole: b'{"loss": "\\ud83d"}',
+    "aliases": lambda whole: whole + b"a: &a [x, x]\nb: [" + b"*a, " * 400_000 + b"]\n",
 }
 
 
@@ -93,11 +97,12 @@ def test_a_deleted_marker_or_manifest_follows_the_advice(finished, capsys):
     assert "manifest.json is missing: it is not known whether the inputs of this run have changed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("values", [{"fingerprints": 3}, {"facts": []}, {"resumed": []}, {"resumed": [1]}, {"resumed": {}}])
+@pytest.mark.parametrize("values", [{"fingerprints": 3}, {"facts": []}, {"resumed": []}, {"resumed": [1]}, {"resumed": {}}, None])
 def test_a_manifest_with_values_of_another_type_is_damaged(finished, values):
+    """None: an object of somebody else. Without fingerprints, changed inputs would not be noticed."""
     path, folder = finished
-    folder.manifest_path.write_text(json.dumps(folder.manifest | values))
-    with pytest.raises(LoreError, match=r"manifest\.json is damaged .a value has another type"):
+    folder.manifest_path.write_text(json.dumps({"a": 1} if values is None else folder.manifest | values))
+    with pytest.raises(LoreError, match=r"manifest\.json is damaged .a value is missing or has another type"):
         run_recipe(path)
 
 
@@ -241,6 +246,117 @@ def test_every_file_of_an_unfinished_evaluation_may_be_damaged(tiny, runs, tmp_p
         "metrics": {"bootstrap_samples": 10, "calibrate_on": None},
         "test_limit": 8,
         "chunk_pairs": 4,
+    }
+    path.write_text(json.dumps(body))
+    folder = run_recipe(path)
+    folder.reopen()
+    folder.close()
+    try_every_harm(path, folder, tmp_path, capsys)
+
+
+@pytest.fixture
+def shop(runs, tmp_path):
+    """An unfinished run of stage world: all its files are there."""
+    path = tmp_path / "world.yaml"
+    path.write_text("stage: world\nrun: shop\npairs: {train: 8, test: 4}\ncorpus: 2")
+    folder = run_recipe(path)
+    folder.reopen()
+    folder.close()
+    return path, folder
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "binary"])
+def test_a_damaged_file_of_an_unfinished_shop_is_named_and_made_anew(shop, capsys, harm):
+    """Before, the run kept it and was done."""
+    path, folder = shop
+    for name in ("pairs/train.parquet", "facts.jsonl", "log.jsonl", "corpus.parquet"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(HARMS[harm](whole))
+        assert run_command([str(path)]) == 1
+        folder.close()
+        said = capsys.readouterr().err
+        assert f"{folder / name} is " in said and "Delete it and run the same command again" in said
+        (folder / name).unlink()
+        assert run_command([str(path)]) == 0 and (folder / name).read_bytes() == whole
+        folder.reopen()
+        folder.close()
+
+
+def test_a_damaged_file_of_an_unfinished_hardening_is_named(shop, tmp_path, capsys):
+    _, folder = shop
+    path = tmp_path / "harden.yaml"
+    path.write_text(f"stage: harden\nrun: hard\ndata: {{path: {folder / 'pairs'}, rubric: shop}}")
+    hard = run_recipe(path)
+    hard.reopen()
+    hard.close()
+    (hard / "pairs" / "test.parquet").write_bytes(b"")
+    assert run_command([str(path)]) == 1
+    assert "test.parquet is not a readable Parquet file" in (said := capsys.readouterr().err) and "Delete it and run" in said
+
+
+def test_a_shop_without_training_queries_has_an_empty_log(runs, tmp_path):
+    path = tmp_path / "world.yaml"
+    path.write_text("stage: world\nrun: shop\npairs: {test: 4}\ncorpus: 0")
+    for _ in range(2):
+        folder = run_recipe(path)
+        assert (folder / "log.jsonl").read_bytes() == b""
+        folder.reopen()
+        folder.close()
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{below}'] * 9)}]\n" for below, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+FOREIGN = {
+    "aliases that expand": (BOMB, "expand to over"),
+    "a stage of aliases": (BOMB + "other: {stage: *i}", "expand to over"),
+    "a list in itself": ("z: &z [*z]", "nested deeper"),
+    "a mapping in itself": ("z: &z {z: *z}", "nested deeper"),
+    "a number without end": (f"z: {'9' * 900_000}", "900,000 digits"),
+    "a tag": ("z: !!python/object/apply:os.system [true]", "is not allowed"),
+    "brackets": (f"z: {'[' * 100_000}", ""),
+    "a key twice": ("stage: sft", "already given"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_record_of_somebody_elses_run_takes_no_time(demo, write_recipe, runs, lore, name):
+    text, said = FOREIGN[name]
+    path = write_recipe("own.yaml", "stage: demo\nrun: own")
+    record = run_recipe(path).recipe_path
+    whole = record.read_text()
+    assert read_record(record) == read_recipe_text(record).data == RunFolder(runs / "own").recipe_values
+    record.write_text(f"{whole}{text}\n")
+    begun = time.process_time()
+    with pytest.raises(LoreError, match=rf"recipe\.yaml is damaged \(.*{said}"):
+        run_recipe(path)
+    with pytest.raises(LoreError, match=r"recipe\.yaml is damaged"):
+        read_run(runs / "own")
+    assert "recipe.yaml cannot be read" in lore("runs", "--root", runs, "--json").stdout
+    assert time.process_time() - begun < 2
+
+
+def test_a_text_of_many_colons_is_no_number(demo, write_recipe, runs):
+    path = write_recipe("own.yaml", "stage: demo\nrun: own")
+    record = run_recipe(path).recipe_path
+    record.write_text(f"{record.read_text()}z: {':'.join(['30'] * 100_000)}\n")  # minutes, as a number to base 60
+    begun = time.process_time()
+    assert read_record(record)["z"].startswith("30:30")
+    assert time.process_time() - begun < 1
+
+
+@pytest.mark.slow
+def test_every_file_of_an_unfinished_pool_may_be_damaged(tiny, runs, tmp_path, capsys):
+    path = tmp_path / "pool.yaml"
+    body = {
+        "stage": "pool",
+        "run": "pool",
+        "model": {"name": str(tiny.text)},
+        "data": {"path": str(tiny.pairs), "rubric": "shop", "split": "train", "limit": 6},
+        "prompt": {"order": "answer_only", "detail": "name", "max_prompt_tokens": 512},
+        "samples": 2,
+        "max_tokens": 4,
+        "chunk_pairs": 3,
     }
     path.write_text(json.dumps(body))
     folder = run_recipe(path)

@@ -103,6 +103,15 @@ def test_a_full_disk_behind_stdout_is_a_message(recipe, runs, command):
     assert "Exception ignored" not in done.stderr
 
 
+def test_a_closed_stdout_is_no_error(recipe, runs, tmp_path, monkeypatch):
+    """As in `lore run x.yaml >&-`, and under some schedulers."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run_command([str(recipe), "--dry-run"]) == 0
+    assert run_command(["no_such.yaml"]) == 1
+    monkeypatch.setenv("LORE_RUNS", broken("file", tmp_path)["LORE_RUNS"])
+    assert run_command([str(recipe)]) == 1
+
+
 @pytest.mark.slow
 def test_a_reader_that_stops_reading_is_no_error(recipe, runs):
     command = f"{sys.executable} {recipe} --dry-run | true"

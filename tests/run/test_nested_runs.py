@@ -181,3 +181,16 @@ def test_the_declaration_check_finds_a_name(demo, write_recipe, runs):
     folder = run_recipe(write_recipe("a.yaml", "stage: demo\nrun: a"))
     (folder / "surprise").mkdir()
     assert undeclared(folder.path) == ["surprise"]
+
+
+@pytest.mark.parametrize(
+    "left", [("done", "inputs.json"), (".lock", "metrics.jsonl"), ("manifest.json", ".lock"), ("recipe.yaml",)], ids=str
+)
+def test_a_run_that_has_lost_files_is_not_deleted(tmp_path, left):
+    inner = tmp_path / "exp" / "data" / "old"
+    inner.mkdir(parents=True)
+    for name in (*left, "weights"):
+        (inner / name).write_text("x")
+    with pytest.raises(LoreError, match=f"holds the run {inner}"):
+        remove_own(tmp_path / "exp" / "data")
+    assert (inner / "weights").is_file()

@@ -385,7 +385,7 @@ def test_what_the_check_asks_for_is_enough(tiny, run, monkeypatch, lora):
     assert taken <= asked[0] < taken + 2 * 300_000  # two checkpoints, each with a bound for its small files
 
 
-@pytest.mark.parametrize("limit", [20_000, 150_000, 400_000])
+@pytest.mark.parametrize("limit", [20_000, *(pytest.param(limit, marks=pytest.mark.slow) for limit in (150_000, 400_000))])
 def test_a_disk_that_fills_during_training_is_no_traceback(tiny, tmp_path, limit):
     """A limit for the size of a file stands for a full disk: torch and safetensors report both in the same way."""
     path = tmp_path / "full.yaml"

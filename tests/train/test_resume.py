@@ -115,6 +115,7 @@ def test_killed_while_a_checkpoint_is_written_it_takes_the_one_before(recipe, ru
     assert (half / COMPLETE).is_file() and (half / "optimizer.pt").stat().st_mtime_ns > stamp
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [1, 2])
 def test_killed_while_an_old_checkpoint_is_deleted_it_takes_the_new_one(recipe, runs, keep):
     whole = run_recipe(recipe("whole", keep_checkpoints=keep))

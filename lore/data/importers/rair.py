@@ -5,7 +5,6 @@ Parquet and jsonl files.
 by another model. It is only read with `caption`, because a judge that reads it does not judge the photo itself.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from lore.data.source import SourceRow, missing_file
 from lore.data.tables.any_table import other_format, suffix_of
 from lore.data.tables.text_tables import jsonl_records, parquet_records
 from lore.support.errors import LoreError
+from lore.support.untrusted_json import parse_json
 
 RUBRIC = "rair"
 HUB = "chenJi/RAIR"
@@ -92,7 +92,7 @@ def attributes_of(cpv_sku: Any) -> list[tuple[str, str]]:
     if isinstance(cpv_sku, str):
         if not cpv_sku.strip():
             return []
-        cpv_sku = json.loads(cpv_sku)
+        cpv_sku = parse_json(cpv_sku, long_integer=str)  # the number of an item stays as it is
     if cpv_sku is None:
         return []
     if not isinstance(cpv_sku, dict):

@@ -8,7 +8,6 @@ query: it becomes the slice `locale:us`, which keeps equal queries of two market
 names. Unmapped columns are ignored.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +22,15 @@ from lore.data.tables.parquet_files import open_parquet
 from lore.data.tables.text_tables import Unreadable
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
+from lore.support.untrusted_json import parse_json
 
 RUBRIC = None
 WHERE = "Source table reads your own .csv, .tsv, .jsonl or .parquet file."
 TARGETS = (*(name for name in FIELDS if name != "demands"), *MARKETS)
 KNOWN = (*DELIMITERS, *JSONL, ".parquet")
-NUMBERS = ("label", "label_weight", "price", "query_frequency")
+GROUPED = ("price", "query_frequency")
+"""Fields with numbers that may have marks between thousands."""
+NUMBERS = ("label", "label_weight", *GROUPED)
 
 
 def files(path: Path) -> list[Path]:
@@ -115,7 +117,7 @@ def column_map(given: dict[str, str] | str | None) -> dict[str, str]:
 
 def _records(path: Path, encoding: str | None, columns: dict[str, str], delimiter: str | None) -> Iterator[Any]:
     required = list(dict.fromkeys(columns.values())) or ["query", "title"]
-    numbers = {columns.get(name) if columns else name for name in NUMBERS}
+    numbers, grouped = ({columns.get(name) if columns else name for name in names} for names in (NUMBERS, GROUPED))
     return table_records(
         path,
         required,
@@ -124,6 +126,7 @@ def _records(path: Path, encoding: str | None, columns: dict[str, str], delimite
         delimiter=check_delimiter(delimiter) if delimiter else None,
         settable=True,
         is_number=numbers.__contains__,
+        is_grouped=grouped.__contains__,
     )
 
 
@@ -161,8 +164,8 @@ def _entries(cell: Any) -> list[Any]:
     """
     if isinstance(cell, str):
         try:
-            cell = json.loads(cell)
-        except (ValueError, RecursionError):
+            cell = parse_json(cell, long_integer=str)  # the number of an item stays as it is
+        except ValueError:
             return [cell]
     if isinstance(cell, dict):
         return list(cell.items())

@@ -51,13 +51,15 @@ def table_records(
     delimiter: str | None = None,
     settable: bool = False,
     is_number: Callable[[str], bool] = lambda name: False,
+    is_grouped: Callable[[str], bool] = lambda name: False,
+    may_be_short: bool = False,
     batch_rows: int = 1024,
 ) -> Iterator[tuple[int, dict[str, Any]] | Rejection]:
     """Row numbers and cells. Raises LoreError if the file is missing, has an unknown suffix or lacks a required column.
 
     columns: further columns to read from a Parquet file; None: all. what: prefix of error messages, such as the recipe key.
     encoding: of text files; None detects it. delimiter: overrides the suffix and the header. settable: the user can pass both.
-    is_number: the columns whose decimal commas become points, see csv_records. batch_rows: rows per Parquet batch; choose fewer for
+    is_number, is_grouped, may_be_short: of delimited text, see csv_records. batch_rows: rows per Parquet batch; choose fewer for
     large rows.
     """
     if not path.is_file():
@@ -78,4 +80,6 @@ def table_records(
         fixed=delimiter is not None,
         settable=settable,
         is_number=is_number,
+        is_grouped=is_grouped,
+        may_be_short=may_be_short,
     )

@@ -16,6 +16,7 @@ import io
 import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,9 +37,17 @@ ESCAPED = "lore_escaped"
 """Header of the empty column that marks a file with escaped cells."""
 
 _SEP_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
-_COMMA_NUMBER = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:[.'\u2019\s]\d{3})+),\d+(?:[eE][-+]?\d+)?%?")
-_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(?:,\d{3})+")
-_NOT_OF_A_NUMBER = re.compile(r"[.'\u2019\s]")
+_SPACES = " \u00a0\u2009\u202f"
+_NUMBER = re.compile(rf"([^\w.,]{{0,4}})(\d[\d.,'\u2019{_SPACES}]*)([^\w.,]{{0,4}}|[eE][-+]?\d+%?)")
+_DECIMAL = {
+    mark: re.compile(rf"(?:\d+|[1-9]\d{{0,2}}([{group}'\u2019{_SPACES}])\d{{3}}(?:\1\d{{3}})*){re.escape(mark)}\d+")
+    for mark, group in ((",", "."), (".", ","))
+}
+_THOUSANDS = re.compile(rf"[1-9]\d{{0,2}}([.,'\u2019{_SPACES}])\d{{3}}(?:\1\d{{3}})*")
+_ONE_THOUSAND = re.compile(r"[1-9]\d{0,2}[.,]\d{3}")
+"""`1.234` and `1,234`: in some files 1234, in others 1.234."""
+_NO_DIGIT = re.compile(r"\D")
+MAX_NUMBER_CHARACTERS = 60
 
 
 def check_delimiter(given: str) -> str:
@@ -59,6 +68,8 @@ def csv_records(
     fixed: bool = False,
     settable: bool = False,
     is_number: Callable[[str], bool] = lambda name: False,
+    is_grouped: Callable[[str], bool] = lambda name: False,
+    may_be_short: bool = False,
 ) -> Iterator[Record | Rejection]:
     """Rows of a delimited file. Rows with an unclosed quote or with another number of columns than the header are rejections.
 
@@ -66,6 +77,8 @@ def csv_records(
     encoding: None detects it, see open_text. delimiter: used unless the header is split better by another one; fixed: always used.
     settable: the user can pass --encoding and --delimiter, so errors may advise them.
     is_number: whether a column holds numbers. Their decimal commas become points in files with other delimiters.
+    is_grouped: whether such a column may hold numbers of thousands with marks between, as prices do and labels do not.
+    may_be_short: a row may end before its last empty cells, as Excel writes it. A row of a file with the column ESCAPED always may.
     """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL_CHARACTERS))
     required = list(required)
@@ -74,8 +87,10 @@ def csv_records(
         lines = _Lines(file, 1 + skipped)
         rows = csv.reader(lines, delimiter=delimiter)
         header, escaped = _header(path, rows, required, columns, delimiter, settable)
-        numbers = [at for at, name in enumerate(header) if is_number(name)] if delimiter != "," else []
-        row, width = 0, len(header)
+        numbers = {name: is_grouped(name) for name in header if is_number(name)} if delimiter != "," else {}
+        again = partial(csv_records, path, required, columns, encoding=encoding, delimiter=delimiter, fixed=True)
+        with_points = _WithPoints(again, numbers, delimiter)
+        row, width, least = 0, len(header), 1 if may_be_short or escaped is not None else len(header)
         while True:
             first = lines.start()
             try:
@@ -96,12 +111,12 @@ def csv_records(
             elif isinstance(cells, csv.Error) or len(lines.taken[-1]) >= MAX_LINE_CHARACTERS:
                 found = f"a line or a cell of over {MAX_CELL_CHARACTERS:,} characters at line {first}"
                 yield Rejection(str(path), row, "row", "text_too_long", found, "a shorter line")
-            elif len(cells) == width:
+            elif least <= len(cells) <= width:
                 if escaped is not None:
                     cells = [unescaped(cell) for cell in cells]
-                for at in numbers:
-                    cells[at] = _with_point(cells[at], delimiter)
-                record = dict(zip(header, cells, strict=True))
+                record = dict(zip(header, cells + [""] * (width - len(cells)), strict=True))
+                for name, grouped in numbers.items():
+                    record[name] = with_points(record[name], grouped)
                 if escaped is not None:
                     del record[ESCAPED]
                 yield row, record
@@ -174,14 +189,54 @@ def _header(
     return header, header.index(ESCAPED) if ESCAPED in header else None
 
 
-def _with_point(cell: str, delimiter: str) -> str:
-    """A number with a decimal comma, written with a point. `1,234` is one only where semicolons separate the cells."""
-    sign = cell[:1] if cell[:1] in "€$£" else ""
-    number = cell.removeprefix(sign).strip()
-    if "," not in number or not _COMMA_NUMBER.fullmatch(number) or (delimiter != ";" and _THOUSANDS.fullmatch(number)):
-        return cell
-    whole, _, part = number.partition(",")
-    return f"{sign}{_NOT_OF_A_NUMBER.sub('', whole)}.{part}"
+class _WithPoints:
+    """Writes the numbers of a file as Python does: a decimal point, and no marks between thousands.
+
+    `1.234` and `1,234` are ambiguous in a grouped column. The other numbers of the file tell: 2,33 has a decimal comma, 12.99 has
+    a decimal point. If they tell nothing, or both occur, it is a decimal mark; only the comma of a file without semicolons is not.
+    """
+
+    def __init__(self, again: Callable[[], Iterator[Record | Rejection]], columns: dict[str, bool], delimiter: str):
+        """again: reads the file once more, its numbers as they are. columns: the names of those with numbers -> grouped."""
+        self._again, self._columns, self._delimiter = again, columns, delimiter
+        self._known: str | None = None
+
+    def __call__(self, cell: str, grouped: bool) -> str:
+        before, number, after = _parts(cell)
+        if not number or number.isdecimal():
+            return cell
+        if grouped and _ONE_THOUSAND.fullmatch(number):
+            decimal = number[-4] == (self._decimal_mark() or (number[-4] if self._delimiter == ";" else "."))
+        elif any(mark.fullmatch(number) for mark in _DECIMAL.values()):
+            decimal = True
+        elif grouped and _THOUSANDS.fullmatch(number):
+            decimal = False
+        else:
+            return cell
+        if not decimal:
+            return f"{before}{_NO_DIGIT.sub('', number)}{after}"
+        place = max(number.rfind(","), number.rfind("."))
+        return f"{before}{_NO_DIGIT.sub('', number[:place])}.{number[place + 1 :]}{after}"
+
+    def _decimal_mark(self) -> str:
+        """The decimal mark of the file; empty if its numbers do not tell."""
+        if self._known is None:
+            marks: set[str] = set()
+            for record in self._again():
+                for name, grouped in self._columns.items() if not isinstance(record, Rejection) else ():
+                    number = _parts(record[1][name])[1]
+                    if not number.isdecimal() and not (grouped and _ONE_THOUSAND.fullmatch(number)):
+                        marks.update(mark for mark, decimal in _DECIMAL.items() if decimal.fullmatch(number))
+                if len(marks) > 1:
+                    break
+            self._known = marks.pop() if len(marks) == 1 else ""
+        return self._known
+
+
+def _parts(cell: str) -> tuple[str, str, str]:
+    """What stands before a number, the number with its marks, and what stands behind. The number is empty for other cells."""
+    found = _NUMBER.fullmatch(cell) if len(cell) <= MAX_NUMBER_CHARACTERS else None
+    return (found[1], found[2].rstrip(), found[3]) if found else ("", "", "")
 
 
 # What a program that splits the line at another delimiter takes for the beginning of a cell is escaped too.

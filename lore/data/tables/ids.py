@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from lore.data.tables.csv import unescaped
 from lore.support.errors import LoreError
 from lore.support.processes import say
 
@@ -43,7 +44,8 @@ def id_text(value: Any) -> str:
 def known_as(known: Iterable[str]) -> Callable[[Any], str]:
     """A function that spells an id as in `known`, if it is there as it stands or as a whole number; other ids become texts.
 
-    A generated pair id is known with and without its letter p, so files of earlier versions join files of this one.
+    A generated pair id is known with and without its letter p, so files of earlier versions join files of this one. An id is known
+    with the apostrophe that a csv file for people puts in front of it, too: the user may have deleted the column that says so.
     """
     exactly = set(known)
     by_text = {id_text(one): one for one in exactly}
@@ -53,7 +55,10 @@ def known_as(known: Iterable[str]) -> Callable[[Any], str]:
 
     def spelled(value: Any) -> str:
         text = str(value)
-        return text if text in exactly else by_text.get(id_text(value), text)
+        if text in exactly:
+            return text
+        found = by_text.get(id_text(value))
+        return found or by_text.get(id_text(unescaped(text)), text)
 
     return spelled
 

@@ -32,6 +32,16 @@ def open_parquet(path: str | Path, hint: str = "") -> Iterator[Any]:
         ) from error
 
 
+def already_written(path: Path) -> bool:
+    """Whether an earlier start has written a Parquet file. Reads it once: raises LoreError if it was damaged since."""
+    if not path.is_file():
+        return False
+    with open_parquet(path, "Delete it and run the same command again, which makes it anew.") as parquet:
+        for _ in parquet.iter_batches():
+            pass
+    return True
+
+
 def write_table(path: Path, rows: Iterable[dict[str, Any]], schema: "pa.Schema") -> None:
     """Writes rows to a Parquet file atomically."""
     # Only where Parquet is read or written: every recipe loads this module.

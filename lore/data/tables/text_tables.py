@@ -73,6 +73,8 @@ def jsonl_records(
     """
     with open_text(path, encoding, newline=None, settable=settable) as file:
         row, unseen, names = 0, set(required), {}
+        doubled: list[str] = []
+        parse = json.JSONDecoder(object_pairs_hook=_noting(doubled)).decode  # json.loads would build a decoder for every line
         first_bad = ""
         while line := file.readline(MAX_LINE_CHARACTERS):
             row += 1
@@ -84,9 +86,9 @@ def jsonl_records(
                 continue
             if not line.strip():
                 continue
-            doubled: list[str] = []
+            doubled.clear()
             try:
-                record = json.loads(line, object_pairs_hook=_noting(doubled))
+                record = parse(line)
             except (ValueError, RecursionError) as error:
                 record = f"{type(error).__name__}: {error}"
             if not isinstance(record, dict):

@@ -87,7 +87,7 @@ class Client:
         try:
             if len(data) > most:  # parsing it would hold up all other requests
                 raise Fault(f"a reply of more than {most:,} bytes")
-            reply = read_reply(data, self.section.model)
+            reply = read_reply(data, self.section.model, self._key)
             used = reply.used()
             return Outcome("answered", used, value=read(reply))
         except Fault as error:

@@ -23,6 +23,7 @@ import numpy as np
 
 from lore.codec.chat_template import fold_system, folds_system, server_options
 from lore.codec.verdict_tokens import verdict_tokens
+from lore.engines.apart import HARMLESS
 from lore.engines.chat import stop_ids
 from lore.engines.config import EndpointSection, ModelSection
 from lore.engines.conversation_check import check_server_template
@@ -46,7 +47,6 @@ from lore.support.errors import LoreError
 
 # With one seed for all prompts, duplicate prompts would get identical samples.
 SEED_STEP = 1_000_003
-HARMLESS = "Answer with one word: is a lamp a fruit?"
 
 
 class EndpointEngine:

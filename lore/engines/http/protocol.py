@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
 from lore.codec.chat_template import parts_of
+from lore.config.secrets import MASK, mask
 from lore.engines.chat import visible
 from lore.engines.config import EndpointSection
 from lore.engines.engine import Completion, Messages, RequestRefused, Sampling, Usage
@@ -45,6 +46,7 @@ ROUNDING = 1e-2
 """How far a rounded log-probability may lie above 0."""
 MAX_SAID = 400  # characters of an error's message
 SHOWN_BYTES = 1000  # of a reply in a Fault; the client cuts it after it has removed the key
+SHORTEST_KEY, SHORTEST_WORD = 8, 1  # characters of a key that is removed from answers, and from errors
 _VERSION = re.compile(r"[-@:_](\d{3,}([-.][\w.-]*)?|latest)")
 
 
@@ -52,7 +54,12 @@ class Fault(Exception):
     """A reply that is not a valid answer to the request."""
 
 
-Text = Annotated[str, AfterValidator(encodable)]
+def _text(text: str, info: ValidationInfo) -> str:
+    return _without_key(encodable(text), (info.context or {}).get("key"))
+
+
+Text = Annotated[str, AfterValidator(_text)]
+"""Text of a server, without the key that validation gets in its context: a server has the key and can repeat it in an answer."""
 
 
 class ReplyPart(BaseModel):
@@ -179,8 +186,8 @@ def prompt_bound(messages: Messages, max_image_tokens: int) -> int:
     return TEMPLATE_TOKENS + MESSAGE_TOKENS * len(messages) + texts + photos * max_image_tokens
 
 
-def read_reply(data: bytes, model: str) -> Reply:
-    """The reply in its types. Raises Fault for anything else, including a reply from another model."""
+def read_reply(data: bytes, model: str, key: str | None = None) -> Reply:
+    """The reply in its types, with texts without the key. Raises Fault for anything else, including a reply from another model."""
     try:
         found = parse_json(data)
     except ValueError as error:  # includes UnicodeDecodeError
@@ -188,7 +195,7 @@ def read_reply(data: bytes, model: str) -> Reply:
     if not isinstance(found, dict) or not found.get("choices"):
         raise Fault(f"a reply without choices: {shown_json(found, SHOWN_BYTES)}")
     try:
-        reply = Reply.model_validate(found)
+        reply = Reply.model_validate(found, context={"key": key})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         at = ".".join(map(str, first["loc"]))
@@ -299,26 +306,35 @@ def _forms(key: str | None) -> set[str]:
 
 
 def redact(text: str, key: str | None) -> str:
-    """`text` without the key, without the token after `Bearer` and without partly masked keys (sk-a***xyz). Takes time in
-    proportion to the length of the text."""
-    for form in _forms(key):
-        text = text.replace(form, "[key]")
-    text = re.sub(r"(?<=://)[^\s/@]+@", "[key]@", text)  # credentials of a proxy
-    text = re.sub(r"(?i)\bbearer\s+\S+", "[key]", text)
+    """`text` without the key, other keys in a known form, the token after `Bearer` and partly masked keys (sk-a***xyz). Takes time
+    in proportion to the length of the text."""
+    text = re.sub(r"(?i)\bbearer\s+\S+", MASK, _without_key(text, key, SHORTEST_WORD))
     # A part of the key, as in: Incorrect API key provided: sk-proj-abcd
     ends = (key[:8], key[-8:]) if key and len(key) >= 12 else None
-    return re.sub(r"\S+", lambda word: _without_part(word[0], ends), text)
+    text = re.sub(r"\S+", lambda word: _without_part(word[0], ends), text)
+    return mask(text, random=False)  # ids of requests stay
+
+
+def _without_key(text: str, key: str | None, shortest: int = SHORTEST_KEY) -> str:
+    """`text` without any form of the key, if it has at least `shortest` characters. A short one (`EMPTY`, `token` of a server that
+    needs none) is replaced only as a whole word."""
+    for form in _forms(key) if key and len(key) >= shortest else ():
+        if len(form) >= SHORTEST_KEY:
+            text = text.replace(form, MASK)
+        elif form in text:
+            text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", MASK, text)
+    return text
 
 
 def _without_part(word: str, ends: tuple[str, str] | None) -> str:
     """A word without the part that begins as the key does or ends as it does."""
     if "***" in word:
-        return "[key]"
+        return MASK
     if ends is not None:
         if (last := word.rfind(ends[1])) >= 0:
-            word = "[key]" + word[last + len(ends[1]) :]
+            word = MASK + word[last + len(ends[1]) :]
         if (begins := word.find(ends[0])) >= 0:
-            word = word[:begins] + "[key]"
+            word = word[:begins] + MASK
     return word
 
 

@@ -15,8 +15,8 @@ from lore.run.nested import refuse_runs_in, remove_own
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import flush_folder, scratch_folder, write_atomic
 from lore.support.errors import LoreError, reason
-from lore.support.json_files import parse_object
 from lore.support.processes import is_main_process, world_size
+from lore.support.untrusted_json import parse_json
 from lore.train.common.config import TrainSection
 
 COMPLETE, STATE = "complete", "trainer_state.json"
@@ -46,8 +46,10 @@ def check_files(checkpoint: Path, earlier: list[Path]) -> None:
     """Raises LoreError if a file of a checkpoint is cut, empty or something else. Reads only beginnings and ends of large files."""
     for path in sorted(checkpoint.rglob("*")):
         try:
-            if path.suffix == ".json" and not parse_object(path.read_bytes()) and path.name == STATE:
-                raise ValueError("it is empty")
+            if path.suffix == ".json":
+                content = parse_json(path.read_bytes())  # the trainer writes NaN where a step's loss or gradient was none
+                if path.name == STATE and not (content and isinstance(content, dict)):
+                    raise ValueError("no object with values")
             if path.suffix == ".safetensors":
                 with safe_open(path, "pt") as file:
                     file.keys()

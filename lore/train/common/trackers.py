@@ -35,6 +35,7 @@ from lore.support.errors import reason
 from lore.support.plain import flatten
 from lore.support.processes import is_main_process, say
 from lore.support.terminal import print_note
+from lore.support.untrusted_json import parse_object
 from lore.train.common.config import TRACKING, TrackedRecipe, turned_off
 
 POLL_SECONDS = 1.0
@@ -79,7 +80,8 @@ class TensorBoard:
         base = os.environ.get("TENSORBOARD_LOGGING_DIR")
         self.place = str(Path(base).expanduser() / run.name if base else run.folder / "tensorboard")
         self.id = run.id or run.name
-        self.writer = SummaryWriter(self.place)
+        # A new run in a folder with events, such as one whose state was lost: the events that are sent again replace the old ones.
+        self.writer = SummaryWriter(self.place, purge_step=0 if run.id is None and Path(self.place).is_dir() else None)
         if run.id is None:
             self.writer.add_text("recipe", f"```yaml\n{to_yaml(run.config)}```")
 
@@ -222,6 +224,8 @@ class Follower:
         self.name, self.recipe, self.folder = name, recipe, folder
         self.state_path = folder / TRACKING / f"{name}.json"
         self.tracker: Tracker | None = None
+        self.id: str | None = None  # of the tracker's run
+        self.sent = 0  # lines
         self.read = self.lines = 0  # bytes and lines of metrics.jsonl that were read
         self.failed, self.warned, self.ending = False, False, threading.Event()
         self.thread = threading.Thread(target=self._follow, name=f"tracker {name}", daemon=True)
@@ -242,6 +246,7 @@ class Follower:
 
     def _follow(self) -> None:
         try:
+            self._read_state()
             ending = False
             while not ending:
                 ending = self.ending.wait(POLL_SECONDS)  # before reading, so that the last round reads everything
@@ -261,36 +266,57 @@ class Follower:
         self.read += len(whole)
         for line in whole.split(b"\n")[:-1]:
             self.lines += 1
-            if self.lines > self._state().get("lines", 0):
-                self._send(json.loads(line))
+            if self.lines > self.sent:
+                self._send(line)
 
-    def _send(self, line: dict[str, Any]) -> None:
+    def _send(self, line: bytes) -> None:
+        try:
+            values = parse_object(line)
+            step = values.get("step", 0)
+            if type(step) is not int:
+                raise ValueError("its step is no whole number")
+        except ValueError as error:
+            self._say(f"gets no values of line {self.lines} of metrics.jsonl, which is damaged ({reason(error)})")
+            return
         if self.tracker is None:
             # With the first line, so that a run without one keeps no trace of a tracker.
             (self.folder / TRACKING).mkdir(exist_ok=True)
-            run = Run(self.recipe.run, self.folder / TRACKING, published(self.recipe.resolved()), self._state().get("id"))
+            run = Run(self.recipe.run, self.folder / TRACKING, published(self.recipe.resolved()), self.id)
             self.tracker = OPEN[self.name](run)
             say(f"{self.name}: {self.tracker.place}")
         # Counted before it is sent: a process that is killed in between loses a line, and does not send one twice.
         self._write_state(self.lines)
         try:
-            self.tracker.log(scalars(line), line.get("step", 0))
+            self.tracker.log(scalars(values), step)
         except BaseException:
             self._write_state(self.lines - 1)
             raise
 
-    def _state(self) -> dict[str, Any]:
-        return json.loads(self.state_path.read_text(encoding="utf-8")) if self.state_path.is_file() else {}
+    def _read_state(self) -> None:
+        if not self.state_path.is_file():
+            return
+        try:
+            state = parse_object(self.state_path.read_bytes())
+            if type(state.get("id")) is not str or type(state.get("lines")) is not int:
+                raise ValueError("no id and number of lines")
+        except (OSError, ValueError) as error:
+            # What was sent is unknown, and so is the run that has it.
+            self._say(f"gets all values again, as a new run: {self.state_path} is damaged ({reason(error)})")
+        else:
+            self.id, self.sent = state["id"], state["lines"]
 
     def _write_state(self, lines: int) -> None:
+        self.sent = lines
         write_atomic(self.state_path, json.dumps({"id": self.tracker.id, "lines": lines}) + "\n")
 
     def _warn(self, what: str) -> None:
         if self.warned:
             return
         self.warned = True
-        text = f"{self.name} {what}. Training is not affected, and metrics.jsonl holds every value."
-        print_note(f"warning: {text}")
+        self._say(f"{what}. Training is not affected, and metrics.jsonl holds every value")
+
+    def _say(self, what: str) -> None:
+        print_note(f"warning: {self.name} {what}.")
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:

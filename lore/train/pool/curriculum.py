@@ -6,7 +6,6 @@
 The selection depends only on the pool file, the section and the seed, so all processes of a launch select the same rows.
 """
 
-import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from lore.data.tables.ids import known_as
 from lore.data.tables.parquet_files import open_parquet
 from lore.engines.config import ModelSection
 from lore.support.console import Console, Table
-from lore.support.errors import LoreError
+from lore.support.errors import LoreError, reason
 from lore.support.fingerprint import model_fingerprint
 from lore.support.processes import is_main_process, say
+from lore.support.untrusted_json import parse_json
 from lore.train.judge.image_store import photo_file, store_photos, with_stored_photos
 from lore.train.pool.config import JUDGE, RENDERER, TIERS, PoolSection
 
@@ -47,13 +47,22 @@ def read_pool(path: str | Path) -> pa.Table:
 
 
 def pool_tiers(table: pa.Table) -> list[str]:
-    """Tier ids of the pool's rubric, worst first; empty if the file has no such metadata."""
-    return json.loads((table.schema.metadata or {}).get(TIERS.encode(), b"[]"))
+    """Tier ids of the pool's rubric, worst first; empty if the file has no such metadata. Raises LoreError for damaged metadata."""
+    try:
+        tiers = parse_json((table.schema.metadata or {}).get(TIERS.encode(), b"[]"))
+        if not isinstance(tiers, list) or not all(isinstance(tier, str) for tier in tiers):
+            raise ValueError("no list of texts")
+    except ValueError as error:
+        raise LoreError(
+            f"The pool's metadata {TIERS} is damaged ({reason(error)}), so its tiers are unknown.\nRun the pool again."
+        ) from error
+    return tiers
 
 
 def check_pool_matches(table: pa.Table, path: str, renderer: str, model: ModelSection) -> None:
     """Raises LoreError if the pool's prompts were rendered differently. Warns if another judge answered."""
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if key.startswith(b"lore.")}
+    held = (table.schema.metadata or {}).items()
+    metadata = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in held if key.startswith(b"lore.")}
     if metadata.get(RENDERER, renderer) != renderer:
         raise LoreError(
             f"pool.path {path} was asked with renderer {metadata[RENDERER]}, and this run asks with {renderer}: its answers "

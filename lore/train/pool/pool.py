@@ -25,6 +25,7 @@ from lore.data.images import ImageError
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.rejected_rows import RejectedWriter, Rejection
+from lore.engines.apart import generate_apart
 from lore.engines.chat import open_photo
 from lore.engines.engine import Completion, Engine, Sampling
 from lore.engines.open_engine import open_engine
@@ -38,10 +39,11 @@ from lore.judge.verdict import Verdict
 from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic, written_whole
-from lore.support.errors import LoreError
+from lore.support.errors import LoreError, reason
 from lore.support.fingerprint import model_fingerprint
 from lore.support.processes import is_main_process, say
 from lore.support.progress import track
+from lore.support.untrusted_json import parse_json
 from lore.train.pool.config import JUDGE, RENDERER, TIERS, PoolRecipe
 from lore.train.pool.report import print_report, report_markdown
 
@@ -130,7 +132,16 @@ def ask(store: ChunkStore, recipe: PoolRecipe, source: PairSource, fmt: PromptFo
 def _refused(store: ChunkStore, number: int) -> list[int]:
     """Places in a stored chunk of the pairs that the engine refused."""
     rejected = [line for batch in store.batches(number, ["rejected"]) for line in batch["rejected"].to_pylist()]
-    return [at for at, line in enumerate(rejected) if line is not None and json.loads(line)["reason"] == REFUSED]
+    return [at for at, line in enumerate(rejected) if line is not None and _rejection(store, number, line).reason == REFUSED]
+
+
+def _rejection(store: ChunkStore, number: int, line: str) -> Rejection:
+    try:
+        return Rejection(**parse_json(line))
+    except (TypeError, ValueError) as error:
+        raise LoreError(
+            f"{store.path(number)} is damaged ({reason(error)}), so its {store.holds} are lost. Delete it and {store.repair}."
+        ) from error
 
 
 def _no_answer(answer: dict[str, Any] | Rejection) -> str | None:
@@ -157,7 +168,7 @@ def ask_chunk(
     shown = fmt if getattr(engine, "takes_images", True) else replace(fmt, photo=False)
     verdicts, prompts, asked = render_chunk(pairs, engine, rubric, shown)
     judge_prompts(prompts, asked, engine, rubric, shown, greedy)
-    drawn = dict(zip([id(verdict) for verdict in asked], engine.generate(prompts, sampling), strict=True))
+    drawn = dict(zip([id(verdict) for verdict in asked], generate_apart(engine, prompts, sampling), strict=True))
     for verdict in asked:
         note_refusal(verdict, drawn[id(verdict)])
     rows: list[dict[str, Any] | Rejection] = []
@@ -222,7 +233,7 @@ def merge(store: ChunkStore, chunks: int, folder: RunFolder, metadata: dict[str,
                 writer.write_table(good.cast(POOL_SCHEMA.with_metadata(metadata)))
                 kept += len(good)
                 for line in table["rejected"].drop_null().to_pylist():
-                    rejected.write(Rejection(**json.loads(line)))
+                    rejected.write(_rejection(store, number, line))
             if not kept:
                 raise LoreError(
                     f"{folder / 'pool.parquet'} would have no rows: the data section selects no labeled pair that can be asked "

@@ -25,9 +25,10 @@ from transformers import (
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from lore.data.images import ImageError, image_bytes
+from lore.data.images import ImageError, check_image, load_image
 from lore.data.photo_places import PhotoPlaces
 from lore.data.tables.text_tables import parquet_records
+from lore.engines.chat import visible
 from lore.engines.config import ModelSection
 from lore.engines.model_checks import check_format, check_positions, check_saving, check_vocabulary
 from lore.run.dry_pass import dry_pass
@@ -87,7 +88,7 @@ def run(recipe: PretrainRecipe, folder: RunFolder) -> None:
     path = folder / "data" / "rows.arrow"
     if not path.is_file():
         write_rows(corpus_rows(recipe.corpus, processor), CORPUS_SCHEMA, path)
-    rows = rendered_rows(path).cast_column("images", datasets.Sequence(datasets.Image()))
+    rows = rendered_rows(path)
     lengths = rows["length"][:]
     steps = total_steps(recipe.train, len(rows))
     words = len(processor.tokenizer)
@@ -144,7 +145,7 @@ class TextAndPhotoCollator(DataCollatorForVisionLanguageModeling):
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         masks = [row.pop("mask") for row in examples]
-        batch = super().torch_call(examples)
+        batch = super().torch_call([{**row, "images": [visible(load_image(image)) for image in row["images"]]} for row in examples])
         ids = self.processor.tokenizer.convert_tokens_to_ids([IMAGE_PLACE, *SPECIAL[4:]])
         written = ~torch.isin(batch["input_ids"], torch.tensor(ids)) & batch["attention_mask"].bool()
         labels = torch.full_like(batch["input_ids"], IGNORE)
@@ -155,21 +156,22 @@ class TextAndPhotoCollator(DataCollatorForVisionLanguageModeling):
         return batch
 
 
-def read_corpus(paths: list[str]):
-    """Streams the rows {text, image, trained} of the corpus files."""
+def read_corpus(paths: list[str], *, photos: bool = True):
+    """Streams the rows {text, image, trained} of the corpus files. photos: whether to open them; LoreError for a broken one."""
     for path in paths:
         if not Path(path).is_file():
             raise LoreError(f"corpus: {path} does not exist. Run the recipe that creates it (see `needs`), or correct the path.")
         hint = "A file of `corpus` has the columns text and image: correct the path, or run the recipe that creates the file again."
         places = PhotoPlaces(Path(path).parent)
         for _, row in parquet_records(Path(path), ["text", "image"], ["trained"], hint=hint):
-            if row["image"]:
+            if row["image"] and photos:
                 try:
-                    row["image"] = {"bytes": image_bytes(places.placed(row["image"])), "path": None}
+                    row["image"] = {"bytes": check_image(places.placed(row["image"])), "path": None}
                 except ImageError as error:
-                    raise LoreError(
-                        f"corpus: {path}: {error.found}. Put the photos below the folder of the corpus, or store them in the file."
-                    ) from error
+                    fix = "Put the photos below the folder of the corpus, or store them in the file."
+                    if error.reason not in ("image_outside", "image_missing"):
+                        fix = f"Replace this photo by {error.expected}, or remove its row."
+                    raise LoreError(f"corpus: {path}: {error.found}. {fix}") from error
             yield {"trained": None, **row}
 
 
@@ -211,7 +213,7 @@ def build_processor(
     )
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("> ", ">"), decoders.Strip(" ", 1, 0)])
     # Train only on the text between tags: each tag becomes a separate token below.
-    texts = (part for row in read_corpus(corpus) for part in _BETWEEN.split(row["text"]) if part)
+    texts = (part for row in read_corpus(corpus, photos=False) for part in _BETWEEN.split(row["text"]) if part)
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - len(TAGS),
         special_tokens=SPECIAL,

@@ -127,4 +127,8 @@ class PromptChoice:
         return {"seen": self.seen.tolist(), "tried": self.tried.tolist()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.seen, self.tried = np.asarray(state["seen"]), np.asarray(state["tried"])
+        """Raises KeyError, TypeError or ValueError for what is no state of these prompts."""
+        seen, tried = np.asarray(state["seen"], float), np.asarray(state["tried"], float)
+        if (seen.shape, tried.shape) != (self.seen.shape, self.tried.shape):
+            raise ValueError(f"counts of {len(seen)} prompts instead of {len(self.seen)}")
+        self.seen, self.tried = seen, tried

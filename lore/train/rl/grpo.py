@@ -38,7 +38,8 @@ from lore.judge.answer import Answer
 from lore.rewards.reward import Rewards
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
-from lore.support.errors import LoreError
+from lore.support.errors import LoreError, reason
+from lore.support.untrusted_json import parse_object
 from lore.train.common.trl_internals import (
     ADVANTAGES,
     IMAGE_COUNTS,
@@ -376,7 +377,15 @@ class GRPO(GroupRollouts, GRPOTrainer):
             write_atomic(checkpoint / HISTORY, json.dumps(self.choice.state()))
 
     def load_beside(self, checkpoint: Path) -> None:
-        self.choice.restore(json.loads((checkpoint / HISTORY).read_text(encoding="utf-8")))
+        path = checkpoint / HISTORY
+        try:
+            self.choice.restore(parse_object(path.read_bytes()))
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise LoreError(
+                f"{path} is damaged ({reason(error)}), so the counts that choose the prompts are lost.\n"
+                f"Restore the file, or delete {checkpoint}: the run then goes on from an earlier checkpoint or its beginning.",
+                same_on_every_rank=True,
+            ) from error
 
 
 def rollout_metrics(everyone: list[dict[str, Any]], names: list[str], recipe: RolloutRecipe) -> dict[str, float]:

@@ -7,8 +7,9 @@ import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lore.data.pair_source import PairSource
-from lore.data.parquet import pair_files, read_pairs
+from lore.data.parquet import pair_files
 from lore.data.rejected_rows import RejectedWriter
+from lore.data.splits import read_split
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process, rank, world_size
@@ -37,7 +38,7 @@ def write_replay(recipe: RolloutRecipe, data: PairSource, start: Start) -> None:
             f"replay.path {source} holds no pairs, so nothing can be replayed.\n"
             "Give the pairs of a synthesize run (<run>/pairs), or remove the replay section."
         ) from error
-    read = partial(read_pairs, source, split=recipe.replay.split, limit=recipe.replay.limit, image_roots=data.image_roots)
+    read = partial(read_split, source, recipe.replay.split, data.dealt, limit=recipe.replay.limit, image_roots=data.image_roots)
     reasoned = [
         number
         for number, pair in enumerate(track(read(columns=["label", "rationale"]), "choosing replay"))

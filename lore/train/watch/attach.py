@@ -7,7 +7,8 @@ import numpy as np
 
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
-from lore.data.parquet import WITHOUT_PHOTO, read_pairs
+from lore.data.parquet import WITHOUT_PHOTO
+from lore.data.splits import read_split
 from lore.judge.answer import Answer
 from lore.rewards.config import RewardsSection
 from lore.rewards.reward import Rewards
@@ -63,7 +64,7 @@ def probe_pairs(watch: WatchSection, source: PairSource, *, photos: bool) -> lis
     if not watch.every:
         return []
     path = watch.path or source.path
-    labels = (pair.label for pair in read_pairs(path, split=watch.split, columns=["label"]))
+    labels = (pair.label for pair in read_split(path, watch.split, source.dealt, columns=["label"]))
     labeled = sum(label is not None for label in labels)
     if not labeled:
         raise LoreError(
@@ -72,7 +73,8 @@ def probe_pairs(watch: WatchSection, source: PairSource, *, photos: bool) -> lis
             same_on_every_rank=True,
         )
     # Counts the pairs first and then streams them, because a file with many photos may not fit in memory.
-    read = read_pairs(path, split=watch.split, columns=None if photos else WITHOUT_PHOTO, image_roots=source.image_roots)
+    columns = None if photos else WITHOUT_PHOTO
+    read = read_split(path, watch.split, source.dealt, columns=columns, image_roots=source.image_roots)
     pairs = (pair for pair in track(read, "reading the probe") if pair.label is not None)
     count = min(watch.pairs, labeled)
     chosen = {place * labeled // count for place in range(count)}

@@ -15,9 +15,9 @@ from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import reason
 from lore.support.html import page_style, page_template
-from lore.support.json_files import parse_object
 from lore.support.processes import say
 from lore.support.text import shortened
+from lore.support.untrusted_json import parse_object
 from lore.train.watch.collapse_rules import Watch
 from lore.train.watch.console import COLUMNS, watch_cells
 

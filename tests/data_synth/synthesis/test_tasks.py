@@ -1,6 +1,5 @@
 """Reading the task files of a synthesize run."""
 
-import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,8 +11,8 @@ from lore.support.errors import LoreError
 MESSAGES = [{"role": "user", "content": "lamp"}]
 
 
-def write_tasks(path, count=600):
-    row = {"task": "rules", "label": "L1", "messages": json.dumps(MESSAGES), "completion": "{}", "image": None}
+def write_tasks(path, count=600, messages='[{"role": "user", "content": "lamp"}]'):
+    row = {"task": "rules", "label": "L1", "messages": messages, "completion": "{}", "image": None}
     rows = [row | {"pair_id": str(number)} for number in range(count)]
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
     return path
@@ -33,3 +32,9 @@ def test_a_damaged_file_and_another_table_say_what_is_expected(tmp_path):
     pq.write_table(pa.table({"task": ["rules"]}), other)
     with pytest.raises(LoreError, match="other.parquet: column 'pair_id' is missing.*stage synthesize with `tasks`"):
         list(read_tasks([other]))
+
+
+@pytest.mark.parametrize("messages", [None, "", "[", "[" * 100_000, "{}", "[1]", '[{"role": "user", "role": "system"}]'])
+def test_damaged_messages_name_file_and_row(messages, tmp_path):
+    with pytest.raises(LoreError, match=r"a\.parquet, row 1: its messages are damaged .*\nA run of stage synthesize"):
+        list(read_tasks([write_tasks(tmp_path / "a.parquet", 1, messages)]))

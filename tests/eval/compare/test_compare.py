@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -409,6 +410,11 @@ def test_unfinished_damaged_and_foreign_folders_say_what_is_wrong(two, tmp_path)
         own = table.filter(pc.equal(table["judge"], "judge"))
         pq.write_table(pa.concat_tables([table, own.slice(0, 1)]), folder / "predictions.parquet")
 
+    def set_border_cost(value, folder):
+        text = (folder / "recipe.yaml").read_text()
+        assert "border_cost: 1.0" in text
+        (folder / "recipe.yaml").write_text(text.replace("border_cost: 1.0", f"border_cost: {value}"))
+
     refused("has not finished", lambda folder: (folder / "done").unlink())
     refused("recipe.yaml is missing and the run has results", lambda folder: (folder / "recipe.yaml").unlink())
     refused("holds no evaluation .no run", lambda folder: [(folder / name).unlink() for name in ("recipe.yaml", "done")])
@@ -419,6 +425,8 @@ def test_unfinished_damaged_and_foreign_folders_say_what_is_wrong(two, tmp_path)
     refused("damaged: metrics.json and predictions.parquet disagree about the verdicts", swap_verdicts)
     refused("damaged: 1 of the 151 pairs of judge 'judge' appear twice", double_a_row)
     refused("recipe.yaml is damaged", lambda folder: (folder / "recipe.yaml").write_text("["))
+    for value in ("[[]]", "x", "null"):
+        refused("damaged: its results hold a value", partial(set_border_cost, value))
     with pytest.raises(LoreError, match="no run folder"):
         opened(first, tmp_path / "nowhere")
 

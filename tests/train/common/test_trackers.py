@@ -224,6 +224,73 @@ def test_a_tracker_that_fails_is_a_warning_and_the_next_start_sends_what_it_miss
     assert json.loads((folder / "tracking" / "tensorboard.json").read_text()) == {"id": "7", "lines": 1}
 
 
+class Keeps:
+    """A tracker that keeps what it gets. Its runs have the ids 1, 2, ..."""
+
+    place, runs, sent = "here", [], []
+
+    def __init__(self, run):
+        self.id = run.id or str(len(self.runs) + 1)
+        self.runs.append(self.id)
+
+    def log(self, values, step):
+        self.sent.append((self.id, step))
+
+    def close(self, failed):
+        pass
+
+
+@pytest.fixture
+def kept(runs, offline, monkeypatch):
+    """A run whose first line a tracker has, and the file with the state of that tracker."""
+    folder = RunFolder(runs / "kept")
+    folder.path.mkdir(parents=True)
+    monkeypatch.setattr(Keeps, "runs", [])
+    monkeypatch.setattr(Keeps, "sent", [])
+    monkeypatch.setitem(trackers.OPEN, "wandb", Keeps)
+    with tracked(recipe("kept", "wandb"), folder):
+        record(folder, LINES[:1])
+    return folder, folder / "tracking" / "wandb.json"
+
+
+@pytest.mark.parametrize(
+    "state",
+    [b"", b'{"id": "1"', b"[]", b"[" * 100_000, b'{"lines": 1}', b'{"id": 7, "lines": 1}', b'{"id": "1", "lines": "1"}', b"\xff"],
+    ids=["empty", "cut", "list", "deep", "no id", "number as id", "text as lines", "binary"],
+)
+def test_a_damaged_state_starts_a_new_run_of_the_tracker_with_all_lines(state, kept, capfd):
+    folder, path = kept
+    path.write_bytes(state)
+    with tracked(recipe("kept", "wandb"), folder):
+        record(folder, LINES[1:2])
+    said = capfd.readouterr().err
+    assert f"warning: wandb gets all values again, as a new run: {path} is damaged (" in said and said.count("warning") == 1
+    assert Keeps.sent == [("1", 1), ("2", 1), ("2", 2)] and json.loads(path.read_text()) == {"id": "2", "lines": 2}
+
+
+def test_a_damaged_line_of_the_metrics_is_left_out_and_named(kept, capfd):
+    folder, _ = kept
+    with open(folder.metrics_path, "ab") as file:
+        file.write(b'{"step": 2, "lo\n' + b'{"step": "x"}\n' + b'{"step":' * 50_000 + b"\n")
+    with tracked(recipe("kept", "wandb"), folder):
+        record(folder, LINES[1:2])
+    said = capfd.readouterr().err
+    assert [f"line {line} of metrics.jsonl, which is damaged (" in said for line in range(1, 6)] == [False, True, True, True, False]
+    assert Keeps.sent == [("1", 1), ("1", 2)]
+
+
+def test_tensorboard_shows_values_that_are_sent_again_once(runs, offline):
+    needs("tensorboard")
+    folder = RunFolder(runs / "again")
+    folder.path.mkdir(parents=True)
+    with tracked(recipe("again", "tensorboard"), folder):
+        record(folder, LINES)
+    (folder / "tracking" / "tensorboard.json").write_bytes(b"")
+    with tracked(recipe("again", "tensorboard"), folder):
+        pass
+    same(read_tensorboard(folder), LINES)
+
+
 def test_training_does_not_wait_for_a_tracker_that_hangs(runs, offline, monkeypatch, capfd):
     class Hangs:
         def __init__(self, run):

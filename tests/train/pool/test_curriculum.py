@@ -20,7 +20,7 @@ from lore.engines.config import ModelSection
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint
 from lore.train.pool.config import PoolSection
-from lore.train.pool.curriculum import _labeled_among, check_pool_matches, chosen_pairs, describe, read_pool, select
+from lore.train.pool.curriculum import _labeled_among, check_pool_matches, chosen_pairs, describe, pool_tiers, read_pool, select
 from lore.train.pool.pool import POOL_SCHEMA
 
 TIERS = ["L1", "L2", "L3", "L4"]
@@ -238,3 +238,11 @@ def test_a_pool_made_before_ids_began_with_a_letter_finds_its_pairs(tmp_path):
         writer.write(Pair(pair_id="other", query="lamp", title="u", label="L4"))
     source = PairSource(JudgedDataSection(path=str(tmp_path / "a.parquet"), rubric="shop"), tmp_path)
     assert [pair.pair_id for pair in _labeled_among({old}, source, ["label"])] == [old]
+
+
+@pytest.mark.parametrize("held", [b"", b"{", b"[" * 100_000, b"[1]", b"\xff", b'"L1"'], ids=lambda held: str(held[:4]))
+def test_damaged_metadata_of_a_pool_is_named(held):
+    table = pa.Table.from_pylist(rows_of(2), POOL_SCHEMA).replace_schema_metadata({"lore.tiers": held, "lore.judge": b"\xff"})
+    with pytest.raises(LoreError, match="metadata lore.tiers is damaged"):
+        pool_tiers(table)
+    check_pool_matches(table, "pool.parquet", "renderer", ModelSection(name="some/model"))

@@ -230,6 +230,24 @@ def test_refused_pairs_are_no_rows_and_too_many_stop_the_pool(pool, runs, monkey
     assert folder.summary["pairs"] + len(lines) == 24 and len(lines) == 7
 
 
+def test_a_pair_on_which_the_engine_raises_is_rejected_and_the_others_are_rows(pool, tiny, monkeypatch):
+    known = list(read_pairs(tiny.pairs, split="train", limit=24))
+    title = next(pair.title for pair in known if sum(other.title == pair.title for other in known) == 1)
+
+    class Raising(Refusing):
+        def generate(self, prompts, sampling):
+            if any(title in json.dumps(messages, ensure_ascii=False) for messages in prompts):
+                raise IndexError("index out of range in self")
+            return super().generate(prompts, sampling)
+
+    monkeypatch.setattr("lore.train.pool.pool.open_engine", lambda *_, **__: Raising(lambda number: False))
+    monkeypatch.setattr("lore.train.pool.pool.check_template", lambda *_: None)
+    folder = run_recipe(pool("raises"))
+    (line,) = [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
+    assert line["reason"] == "refused" and "index out of range" in line["found"]
+    assert folder.summary["pairs"] == 23
+
+
 def test_refused_pairs_of_a_stored_chunk_are_asked_again_and_the_others_stay(pool, tiny, monkeypatch):
     asked, refuses = [], [lambda number: number < 4, lambda number: False]
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from lore.data_synth.shop.corpus import SCHEMA
 from lore.support.errors import LoreError
 from lore.train.pretrain.config import ArchitectureSection
-from lore.train.pretrain.pretrain import build_model, build_processor, read_corpus
+from lore.train.pretrain.pretrain import TextAndPhotoCollator, build_model, build_processor, read_corpus
 
 SIZE = ArchitectureSection(hidden=32, layers=1, heads=2, mlp=32, vision_hidden=16, vision_layers=1, loud_embeddings=True)
 WORDS = "lamp lamps light lights glass dress bus gas toy toys"
@@ -85,3 +86,23 @@ def test_photos_of_a_corpus_come_from_below_its_folder(corpus, tmp_path):
             else:
                 with pytest.raises(LoreError, match="far.png, which lies outside.*below the folder of the corpus"):
                     list(read_corpus([str(tmp_path / "corpus" / "a.parquet")]))
+
+
+def test_photos_of_a_corpus_are_read_as_in_every_stage(corpus, tmp_path):
+    """16-bit gray, which the processor would cut off at white, and transparent parts; a broken photo is named before training."""
+    gray = Image.fromarray(np.full((9, 9), 0x7FFF, np.uint16))
+    photos = {"gray": (gray, 127), "clear": (Image.new("RGBA", (9, 9)), 255), "black": (Image.new("L", (9, 9)), 1)}
+    stored = []
+    for name, (image, _) in photos.items():
+        image.save(tmp_path / f"{name}.png")
+        stored.append({"bytes": (tmp_path / f"{name}.png").read_bytes(), "path": None})
+    processor = build_processor([corpus], 500, SIZE)
+    rows = [{"text": "<image>lamp", "images": [image], "mask": [True]} for image in stored]
+    pixels = TextAndPhotoCollator(processor=processor)(rows)["pixel_values"]
+    for found, (_, value) in zip(pixels, photos.values(), strict=True):
+        assert found.numpy() == pytest.approx(value / 127.5 - 1, abs=0.01)
+    broken = [{"text": "t", "image": {"bytes": stored[0]["bytes"][:45], "path": None}}]
+    pq.write_table(pa.Table.from_pylist(broken), tmp_path / "a.parquet")
+    with pytest.raises(LoreError, match="cannot be decoded.*Replace this photo by a complete PNG"):
+        list(read_corpus([str(tmp_path / "a.parquet")]))
+    assert len(list(read_corpus([str(tmp_path / "a.parquet")], photos=False))) == 1

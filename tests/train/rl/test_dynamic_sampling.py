@@ -207,3 +207,12 @@ def test_foresight_finds_what_a_surer_judge_still_gets_right_and_wrong():
         found.append(((right > 0) & (right < 8)).mean())
     scheduled_spread = np.mean((rates_now**8 < 0.5) * (1 - rates_now**8))
     assert np.mean(found[-16:]) > 1.5 * scheduled_spread
+
+
+@pytest.mark.parametrize("change", [{"seen": [[1, 2]]}, {"tried": 3}, {"seen": "x"}, {"seen": None}, {"tried": {}}])
+def test_counts_of_other_prompts_are_no_state(change):
+    one = choice([0.9, 0.5, 0.1])
+    with pytest.raises((TypeError, ValueError)):
+        one.restore(one.state() | change)
+    with pytest.raises(KeyError):
+        one.restore({})

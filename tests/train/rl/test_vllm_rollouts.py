@@ -186,6 +186,7 @@ def test_the_sampler_has_the_weights_of_the_step_and_sees_what_photos_there_are(
     assert llm.longest == 640 and 0 < sum(llm.photos) < len(llm.photos)
 
 
+@pytest.mark.slow
 def test_the_value_head_is_no_weight_of_the_sampler(tiny, runs, tmp_path, stand_in):
     llm, steps = rolled(tiny, tmp_path, stand_in, "ppo", "text", 2, adapter=tiny.adapter("text"), ppo={"kl": 0.01})
     assert gap(steps) < 1e-4
@@ -289,6 +290,7 @@ def test_a_merge_in_place_is_noticed(tiny, runs, tmp_path, stand_in):
     )
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_learns_from_what_its_sampler_says(tiny, runs, tmp_path, stand_in, capsys):
     body = json.loads(tiny.align("grpo", tiny.judge("text"), lora={}, rollout={"engine": "vllm_colocate"}, train={"lr": 1e-2}))
     body["model"]["dtype"] = "bfloat16"
