@@ -80,6 +80,7 @@ def test_what_libraries_write_is_cleaned_too(capsys):
         handler = logging.StreamHandler()
         handler.emit(logging.LogRecord("x", logging.ERROR, "f", 1, "\x1b[31mred\x1b[0m %s", ("\u202e",), None))
         sys.excepthook(ValueError, ValueError("half \ud83d \x1b[2J"), None)
+        print("\x1b[?25l\x1b[2Kdrawn again\x1b(B")  # another library's progress bar
         assert not isinstance(sys.stdout.stream, GuardedStream)
     shown = "".join(capsys.readouterr())
     assert (
@@ -89,6 +90,7 @@ def test_what_libraries_write_is_cleaned_too(capsys):
         and "half \ufffd \ufffd[2J" in shown
     )
     assert not any(c in shown for c in "\x1b\x07\r\x9b\u202e\ud83d")
+    assert shown.startswith("drawn again\n")
     assert not isinstance(sys.stdout, GuardedStream)
 
 

@@ -125,14 +125,16 @@ def micro_batch(train: TrainSection) -> tuple[int, int]:
     if train.batch_size % processes:
         raise LoreError(
             f"train.batch_size is {train.batch_size} and there are {processes} processes, so the batch cannot be "
-            "split evenly.\nUse a batch_size that is a multiple of the number of processes."
+            "split evenly.\nUse a batch_size that is a multiple of the number of processes.",
+            same_on_every_rank=True,
         )
     share = train.batch_size // processes
     micro = min(train.micro_batch_size or share, share)
     if share % micro:
         raise LoreError(
             f"train.batch_size {train.batch_size} over {processes} processes is {share} rows per process, which "
-            f"micro_batch_size {micro} does not divide.\nUse a divisor of {share}."
+            f"micro_batch_size {micro} does not divide.\nUse a divisor of {share}.",
+            same_on_every_rank=True,
         )
     return micro, share // micro
 

@@ -1,10 +1,14 @@
-"""The order of the training rows: every row once an epoch, fixed by the seed, the same whatever the processes."""
+"""The order of the training rows: every row once an epoch, fixed by the seed, the same whatever the processes; their batches."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lore.support.errors import LoreError
 from lore.train.common.batch_order import balanced_repeats, training_order
+from lore.train.common.config import TrainSection
+from lore.train.common.trainer import micro_batch
 
 
 @given(rows=st.integers(1, 60), batch=st.integers(1, 16), steps=st.integers(1, 12), seed=st.integers(0, 5))
@@ -53,3 +57,11 @@ def test_balancing_makes_rare_labels_as_frequent_as_common_ones():
 def test_a_corpus_in_its_own_order_begins_with_its_beginning():
     order = training_order([5] * 30, 10, 6, 0, shuffle=False).reshape(6, 10)
     assert [sorted(batch) for batch in order.tolist()] == 2 * [list(range(start, start + 10)) for start in (0, 10, 20)]
+
+
+@pytest.mark.parametrize("values", [{"batch_size": 9}, {"batch_size": 12, "micro_batch_size": 4}], ids=str)
+def test_a_batch_that_does_not_divide_is_reported_once(values, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LoreError, match="Use a") as caught:
+        micro_batch(TrainSection(steps=1, **values))
+    assert caught.value.same_on_every_rank
