@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lore.data.rejected_rows import Rejection
+from lore.data.tables.any_table import UNPACK
 from lore.support.errors import LoreError
 
 
@@ -34,6 +35,12 @@ class Source:
 def missing_file(path: Path, where: str) -> LoreError:
     """The error for missing data: the path, where to get the data (`where`), and how to point to it."""
     return LoreError(
-        f"{path} does not exist.\n{where}\nPut it there, or set LORE_DATA to the folder that holds your data "
+        f"{path} does not exist.{packed_hint(path)}\n{where}\nPut it there, or set LORE_DATA to the folder that holds your data "
         f"(recipes use ${{LORE_DATA}}, default data/)."
     )
+
+
+def packed_hint(path: Path) -> str:
+    """A sentence, with a space before it, if the missing file is there but packed, as Kaggle delivers it; otherwise empty."""
+    packed = next((file for suffix in UNPACK if (file := path.with_name(path.name + suffix)).is_file()), None)
+    return f" Unpack {packed.name} first: {UNPACK[packed.suffix]} {packed.name}" if packed else ""

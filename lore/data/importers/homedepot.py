@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lore.data.rejected_rows import Rejection
-from lore.data.source import SourceRow, missing_file
+from lore.data.source import SourceRow, missing_file, packed_hint
 from lore.data.tables.csv import csv_records
 from lore.data.tables.ids import JoinCount, id_text
 from lore.data.tables.text_tables import DiskIndex, is_utf8, is_wide, say_aside
@@ -40,7 +40,8 @@ def read(path: Path, encoding: str | None = None) -> Iterator[SourceRow | Reject
     there = {file.name: file for file in others}
     for name, cost in COMPANIONS.items():
         if name not in there:
-            say_aside(f"note: {train.with_name(name)} does not exist, so {cost}. {WHERE}")
+            path = train.with_name(name)
+            say_aside(f"note: {path} does not exist, so {cost}.{packed_hint(path) or f' {WHERE}'}")
     descriptions, attributes = (there.get(name) for name in COMPANIONS)
     unreadable: list[Rejection] = []
     described, attributed = (JoinCount(name, "product_uid") for name in COMPANIONS)

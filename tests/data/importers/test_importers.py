@@ -109,6 +109,16 @@ def test_homedepot_without_its_companion_files_has_titles_and_says_what_is_missi
     assert all(f"{name} does not exist, so items have no " in said for name in absent)
 
 
+def test_a_file_that_is_still_packed_is_named(homedepot, tmp_path, capsys):
+    for name in ("attributes.csv", "train.csv"):
+        (homedepot / name).rename(homedepot / f"{name}.zip")
+    with pytest.raises(LoreError, match="train.csv does not exist. Unpack train.csv.zip first: unzip train.csv.zip"):
+        open_source("homedepot", homedepot)
+    (homedepot / "train.csv.zip").rename(homedepot / "train.csv")
+    load("homedepot", homedepot, tmp_path)
+    assert "Unpack attributes.csv.zip first: unzip attributes.csv.zip" in capsys.readouterr().err
+
+
 def test_homedepot_keeps_the_mean_as_a_distribution(homedepot, tmp_path):
     pairs, report, _ = load("homedepot", homedepot, tmp_path)
     assert [p.label_distribution and pytest.approx(p.label_distribution) for p in pairs] == [
