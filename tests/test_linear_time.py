@@ -29,7 +29,7 @@ from lore.codec.grounding import citable, why_ungrounded
 from lore.codec.item_text import item_text
 from lore.codec.judgement import parse, render_answer, render_demands
 from lore.codec.markdown import markdown_text
-from lore.codec.prompt import PromptFormat
+from lore.codec.prompt import PromptFormat, render
 from lore.codec.sanitize import control_strings
 from lore.data.importers import open_source
 from lore.data.pair import Pair, query_key
@@ -80,6 +80,7 @@ SHAPES = {
     "emoji": "😀",
     "han": "红",
     "han and latin": "红a",
+    "different han": None,
     "words": "red mug ",
     "different words": None,
     "dashes": "-",
@@ -93,8 +94,8 @@ SHAPES = {
 }
 """A text is as many copies as fit, or made by `_shape`."""
 
-SLOW_SHAPES = ["one letter", "spaces", "semicolons and line ends", "angles", "opened", "thousands", "combining marks"]
-SLOW_SHAPES += ["han and latin", "different words", "fences", "bars", "tags", "nested"]
+SLOW_SHAPES = ["spaces", "semicolons and line ends", "angles", "combining marks", "han and latin", "different han"]
+SLOW_SHAPES += ["different words", "fences", "bars", "nested"]
 """At 100,000 characters; the near-misses of each pattern come on top. All shapes would take minutes."""
 
 WORDINGS = load_wordings("en")
@@ -114,7 +115,7 @@ CALLS = {
     "lore.codec.lexical_match.missing_words": lambda text: _function("lore.codec.lexical_match.missing_words")(text, text[::-1]),
     "lore.codec.lexical_match.stands_apart": lambda text: [
         _function("lore.codec.lexical_match.stands_apart")(said, place)
-        for said, place in ((text, text), (f"{text[: len(text) // 2]} end", text), ("red a mug", text), (text, "red mug"))
+        for said, place in ((text, text), (f"{text[: len(text) // 2]} end", f"end {text}"), ("red a mug", text), (text, "red mug"))
     ],
     "lore.codec.lexical_match._always_behind": lambda text: _function("lore.codec.lexical_match._always_behind")("不", "红", text),
     "lore.codec.reasoning.after_first_reasoning": lambda text: [
@@ -139,16 +140,17 @@ CALLS = {
         _function("lore.data.tables.csv._with_point")(f"1{written},5", ";") for written in (text, text[:10] + ".111" * len(text))
     ],
     "lore.support.text.named": lambda text: _function("lore.support.text.named")(text, "--out"),
-    "lore.support.nearest.nearest": lambda text: [nearest(text, ["title", text]), nearest("title", [text, *text.split()])],
+    "lore.support.nearest.nearest": lambda text: [nearest(text, ["title", f"b{text}"]), nearest("title", [text, *text.split()])],
     "lore.support.nearest.nearest_hint": lambda text: nearest(text[:90], [text[at : at + 90] for at in range(0, len(text), 9)]),
     "lore.data_synth.synthesis.facts.with_values": lambda text: _function("lore.data_synth.synthesis.facts.with_values")(text, []),
     "lore.data_synth.synthesis.knowledge.read": lambda text: _function("lore.data_synth.synthesis.knowledge.read")(text, RUBRIC),
     "lore.data_synth.synthesis.multimodal.read": lambda text: _function("lore.data_synth.synthesis.multimodal.read")(text, WISHES),
     "lore.data_synth.synthesis.rules.read": lambda text: _function("lore.data_synth.synthesis.rules.read")(text, WISHES),
     "lore.data_synth.synthesis.trace.one_object": lambda text: _function("lore.data_synth.synthesis.trace.one_object")(text, "a"),
-    "lore.data_synth.perturb.rewrites._converted": lambda text: list(
-        _function("lore.data_synth.perturb.rewrites._converted")(f"10 cm {text}", MATERIAL)
-    ),
+    "lore.data_synth.perturb.rewrites._conversions": lambda text: [
+        list(_function("lore.data_synth.perturb.rewrites._conversions")(written, MATERIAL))
+        for written in (f"10 cm {text}", "10 cm, " * (len(text) // 7) + text[-9:])
+    ],
     "lore.data_synth.perturb.rewrites.title_order": lambda text: _function("lore.data_synth.perturb.rewrites.title_order")(
         replace(PAIR, title=text), MATERIAL, random.Random(1)
     ),
@@ -251,6 +253,8 @@ def _takes_a_text_alone(name: str) -> bool:
 def _shape(shape: str, size: int) -> str:
     if shape == "different words":
         return " ".join(f"w{number:x}" for number in range(size // 6))[:size]
+    if shape == "different han":
+        return " ".join(f"{chr(0x4E00 + number // 20_000)}{chr(0x4E00 + number % 20_000)}" for number in range(size // 3))
     if shape == "nested":
         return ("[IN" * (size // 6) + "ST]" * (size // 6))[:size]
     return (SHAPES[shape] * size)[:size]
@@ -430,6 +434,20 @@ def test_a_row_takes_time_that_grows_with_its_texts(shape):
 @pytest.mark.parametrize("shape", ["semicolons and line ends", "angles", "different words", "han and latin"])
 def test_a_row_of_a_hundred_thousand_characters_takes_ten_times_as_long_as_one_of_ten_thousand(shape):
     assert not grows_too_fast(_through_the_pipeline, lambda size: _shape(shape, size), 10_000, 100_000, 1.0)
+
+
+def _as_a_prompt(text: str) -> None:
+    """The prompt of a pair whose texts are cut to the budget, by a tokenizer that counts each cut."""
+    pair = replace(PAIR, query=text[:500], title=text, description=text, attributes={f"k{at}": text[at::20] for at in range(20)})
+    render(pair, RUBRIC, PromptFormat(detail="name", max_prompt_tokens=4096), tokenizer=small.chatml())
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "enough"), [(SHORT, LONG, ENOUGH_SECONDS), pytest.param(10_000, 100_000, 0.5, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("shape", ["angles", "emoji", "different words"])
+def test_a_prompt_takes_time_that_grows_with_the_texts_that_it_cuts(shape, short, long, enough):
+    assert not grows_too_fast(_as_a_prompt, lambda size: _shape(shape, size), short, long, enough)
 
 
 def _header(folder, columns: int, names: str) -> Path:

@@ -66,12 +66,14 @@ def units(pair: Pair, material: Material, rng: random.Random) -> Pair | None:
     """Converts one quantity of the query, or else of the title, to another unit: 100 cm as 1 m."""
     for name in ("query", "title"):
         text = getattr(pair, name)
-        if found := list(_converted(text, material)):
-            return replace(pair, **{name: rng.choice(found)})
+        if found := list(_conversions(text, material)):
+            start, end, written = rng.choice(found)
+            return replace(pair, **{name: f"{text[:start]}{written}{text[end:]}"})
     return None
 
 
-def _converted(text: str, material: Material) -> Iterator[str]:
+def _conversions(text: str, material: Material) -> Iterator[tuple[int, int, str]]:
+    """(start, end, the same quantity in another unit) of every quantity."""
     for unit in material.wordings.units:
         end = r"(?![^\W\d_])" if unit.unit.isascii() else "(?!色)"  # 米色 is a color
         for match in re.finditer(NUMBER + re.escape(unit.unit) + end, text):
@@ -81,7 +83,7 @@ def _converted(text: str, material: Material) -> Iterator[str]:
             if JOINED.search(text[max(0, match.start() - NEAR) : match.start()]) or JOINS.match(text, match.end()):
                 continue
             gap = " " if " " in match[0] else ""
-            yield f"{text[: match.start()]}{_plain(number * unit.factor)}{gap}{unit.to}{text[match.end() :]}"
+            yield match.start(), match.end(), f"{_plain(number * unit.factor)}{gap}{unit.to}"
 
 
 def _plain(number: Decimal) -> str:
