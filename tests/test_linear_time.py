@@ -136,9 +136,6 @@ CALLS = {
     "lore.data.tables.csv._dialect": lambda text: [
         _function("lore.data.tables.csv._dialect")(io.StringIO(begun + text), ["query"], ",", False) for begun in ("", "sep=;\n")
     ],
-    "lore.data.tables.csv._with_point": lambda text: [
-        _function("lore.data.tables.csv._with_point")(f"1{written},5", ";") for written in (text, text[:10] + ".111" * len(text))
-    ],
     "lore.support.text.shortened": lambda text: _function("lore.support.text.shortened")(text, 80),
     "lore.support.text.named": lambda text: _function("lore.support.text.named")(text, "--out"),
     "lore.support.nearest.nearest": lambda text: [nearest(text, ["title", f"b{text}"]), nearest("title", [text, *text.split()])],
