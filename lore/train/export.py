@@ -11,6 +11,7 @@ Scoring runs in float32 and needs 4 bytes of memory per parameter.
 
 import gc
 import math
+import os
 import shutil
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -110,6 +111,7 @@ def export(
         if merge and adapted:
             difference = write_merged(recipe, folder, part, dtype, tolerance)
         else:
+            _refuse_links_outside(trained)
             shutil.copytree(trained, part, ignore=shutil.ignore_patterns("training_args.bin"))
         write_card(part, card)
     Console().print(_report(shown, difference, merge), soft_wrap=True)
@@ -132,6 +134,17 @@ def _checked_out(out: Path, inputs: list[str | Path], force: bool) -> Path:
         if not (real / CARD).is_file() or any(path.is_dir() for path in real.iterdir()) or (real.parent / "recipe.yaml").exists():
             raise LoreError(f"{out} is no earlier export, and --force replaces nothing else: choose another folder.")
     return real
+
+
+def _refuse_links_outside(folder: Path) -> None:
+    """Raises LoreError for a link out of a model's folder: a run of somebody else's could copy private files into the export."""
+    for path in folder.rglob("*"):
+        target = Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for links in a circle
+        if path.is_symlink() and not target.is_relative_to(os.path.realpath(folder)):
+            raise LoreError(
+                f"{path} is a link to {target}, outside of the run, and an export copies every file of {folder}.\n"
+                "Put the file itself there if it belongs to the judge, or delete the link."
+            )
 
 
 def _report(out: Path, difference: Difference | None, merge: bool) -> str:

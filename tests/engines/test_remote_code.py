@@ -115,6 +115,11 @@ def test_an_exported_run_cannot_allow_its_own_code(foreign, lore, tmp_path):
     assert refused.returncode == 1 and not ran.exists() and not (tmp_path / "judge").exists()
     assert "need Python code from the checkpoint" in refused.stderr and "--trust-remote-code" in refused.stderr
     assert lore("export", run.path, "-o", tmp_path / "copied").returncode == 0  # a copy runs nothing
+    (run / "model" / "notes.txt").symlink_to(tmp_path / "private.txt")
+    (tmp_path / "private.txt").write_text("private")
+    linked = lore("export", run.path, "-o", tmp_path / "linked")
+    (run / "model" / "notes.txt").unlink()
+    assert linked.returncode == 1 and "private.txt, outside of the run" in linked.stderr and not (tmp_path / "linked").exists()
     assert not ran.exists()
     allowed = lore("export", run.path, "--merge", "-o", tmp_path / "judge", "--trust-remote-code", "--dtype", "float32")
     assert allowed.returncode == 0, allowed.stderr

@@ -146,7 +146,7 @@ def raising(error: Exception):
     return action
 
 
-@pytest.mark.parametrize("action", [lambda: print_line("result"), raising(LoreError("bad")), raising(OSError("bad"))], ids=str)
+@pytest.mark.parametrize("action", [lambda: print_line("result"), raising(LoreError("bad")), raising(OSError("bad"))], ids=["printed", "refused", "failed"])
 @pytest.mark.parametrize("full", ["stdout", "stderr"])
 def test_a_full_stream_is_an_error_and_never_a_traceback(full, action, monkeypatch, capsys):
     stream = open("/dev/full", "w")  # noqa: SIM115

@@ -41,6 +41,7 @@ from lore.train.watch.collapse_rules import RECORDED
 from lore.train.watch.config import WatchSection
 from lore.train.watch.policy_engine import PolicyEngine, policy
 
+CARD = {"renderer_hash": "r", "rubric": "shop", "prompt": {}, "base": None}
 RUBRIC = load_rubric("shop")
 FMT = PromptFormat("answer_only", "name", max_prompt_tokens=256)
 KINDS = ["text", "vision"]
@@ -129,7 +130,7 @@ def dpo(tiny, kind: str, folder: RunFolder, lora: bool = True, **more) -> tuple[
 
 def watched(tiny, trainer, processor, folder: RunFolder, section: WatchSection = SECTION, **more) -> ProbeCallback:
     pairs = list(read_pairs(tiny.pairs, split="test", limit=8))
-    kwargs = {"title": "watched", "max_tokens": 8, "card": {"renderer_hash": "r"}} | more
+    kwargs = {"title": "watched", "max_tokens": 8, "card": CARD} | more
     callback = ProbeCallback(section, folder, pairs, RUBRIC, FMT, processor, 7, **kwargs)
     callback.trainer = trainer
     trainer.add_callback(callback)
@@ -176,7 +177,7 @@ def test_training_is_the_same_with_and_without_a_watch(tiny, tmp_path, kind, mak
     assert first["entropy"] > 0 and 0 < first["length"] <= 8
     summary = callback.finish(trainer)
     assert summary["best_step"] == callback.watch.best_step
-    assert read_card(beside / "model") == {"renderer_hash": "r"}
+    assert read_card(beside / "model") == CARD
 
 
 @pytest.mark.parametrize("kind", KINDS)
