@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
 from lore.config.stages import RENAMED
+from lore.config.yaml_text import read_record
 from lore.eval.measures.bootstrap import Estimate
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError, reason
@@ -207,14 +207,10 @@ def _stage(folder: Path) -> str | None:
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
-    path = folder / "recipe.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise damaged(folder, f"recipe.yaml cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise damaged(folder, "recipe.yaml is not a mapping")
-    return content
+        return read_record(folder / "recipe.yaml")
+    except (OSError, ValueError) as error:
+        raise damaged(folder, f"recipe.yaml cannot be read ({reason(error)})") from error
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def runs(
     if root is not None and not root.is_dir():
         raise LoreError(f"{root} is not a folder, so it holds no runs. --root names the folder above the run folders.")
     folder = root or run_root()
-    found = sorted((row for row in rows(folder) if matches(row.run, patterns or [])), key=lambda row: -row.updated)
+    wanted = [name_of(pattern, folder) for pattern in patterns or []]
+    found = sorted((row for row in rows(folder) if matches(row.run, wanted)), key=lambda row: -row.updated)
     if as_json:
         print(json.dumps([row.plain() for row in found], indent=1))
         return
@@ -83,6 +84,12 @@ class Row:
             "bytes": self.bytes,
             "bytes_are_partial": self.partial,
         }
+
+
+def name_of(pattern: str, root: Path) -> str:
+    """A pattern without the folder of the runs: a shell makes runs/sft of runs/*, as `lore leaderboard` takes it."""
+    name = os.path.relpath(pattern, root)
+    return pattern.rstrip(os.sep) if name.startswith(os.pardir) else "" if name == os.curdir else name
 
 
 def matches(run: str, patterns: list[str]) -> bool:
@@ -183,37 +190,34 @@ def _has_results(path: Path) -> bool:
 
 
 def _recipe(folder: Any, problems: list[str]) -> dict[str, Any]:
-    import yaml
+    from lore.config.yaml_text import read_record
 
     if not folder.exists:
         return {}
     try:
-        # The C parser is ten times faster, and a folder may hold hundreds of runs.
-        data = yaml.load(folder.recipe_path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict) or not isinstance(data.get("stage"), str):
+        return read_record(folder.recipe_path)
+    except (OSError, ValueError):
         problems.append("recipe.yaml cannot be read")
         return {}
-    return data
 
 
 def _json_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
     """The JSON object of a file; None if there is none. Notes a damaged file."""
+    from lore.support.json_files import parse_object
+
     if not path.is_file():
         return None
     try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
+        return parse_object(path.read_bytes())
+    except (OSError, ValueError):
         problems.append(f"{path.name} cannot be read")
         return None
-    return data
 
 
 def _last_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     """The last whole lines of metrics.jsonl. A last line without its end is normal for a run that is running or was killed."""
+    from lore.support.json_files import parse_object
+
     if not path.is_file():
         return []
     try:
@@ -222,14 +226,10 @@ def _last_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
             file.seek(max(0, size - TAIL_BYTES))
             raw = file.read()
         lines = raw[: raw.rfind(b"\n") + 1].split(b"\n")
-        lines = lines[1:] if size > TAIL_BYTES else lines
-        found = [json.loads(line) for line in lines if line]
-    except (OSError, ValueError, RecursionError):
-        found = [None]
-    if not all(isinstance(line, dict) for line in found):
+        return [parse_object(line) for line in (lines[1:] if size > TAIL_BYTES else lines) if line]
+    except (OSError, ValueError):
         problems.append("metrics.jsonl cannot be read")
         return []
-    return found
 
 
 def key_numbers(trained: dict[str, Any], probe: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:

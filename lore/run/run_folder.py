@@ -13,12 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lore.config.recipe import RUN_FILES, BaseRecipe, run_root, values_fingerprint
 from lore.config.secrets import without_secrets
 from lore.config.stages import RENAMED
-from lore.config.yaml_text import to_yaml
+from lore.config.yaml_text import read_record, to_yaml
 from lore.run.nested import is_run, remove_own, runs_in, shared_on_disk
 from lore.support.atomic_files import clear_parts, write_atomic, written_whole
 from lore.support.environment import environment
@@ -122,12 +120,9 @@ class RunFolder:
                 raise LoreError(f"{self.recipe_path} is missing and the run has results, so {lost}.\n{advice}")
             return {}
         try:
-            values = yaml.safe_load(self.recipe_path.read_text(encoding="utf-8"))
-            if not isinstance(values, dict) or not isinstance(values.get("stage"), str):
-                raise ValueError("no mapping with a stage")
-        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            return read_record(self.recipe_path)
+        except (OSError, ValueError) as error:
             raise LoreError(f"{self.recipe_path} is damaged ({reason(error)}), so {lost}.\n{advice}") from error
-        return values
 
     def changes(self, recipe: BaseRecipe) -> list[tuple[str, Any, Any]]:
         """Keys whose value in the folder differs from the recipe's: (key, old, new)."""

@@ -19,6 +19,8 @@ from lore.run.run_folder import RunFolder
 
 SFT = {"lore": 1, "stage": "sft", "train": {"steps": 20}, "rates": {"small": 1e-05, "none": None}}
 LINE = {"step": 10, "loss": 0.5, "grad_norm": 1.0, "reward": 0.25}
+BOMB = b"stage: sft\na: &a [x]\n" + b"".join(b"%c: &%c [%s]\n" % (k, k, b", ".join([b"*%c" % (k - 1)] * 9)) for k in range(98, 110))
+"""Aliases that expand to 9^12 values."""
 HOLDS_THE_LOCK = """
 import fcntl, os, sys, time
 handle = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
@@ -112,13 +114,16 @@ def test_nested_runs_are_rows_with_their_own_size_and_links_to_runs_are_followed
         ("recipe.yaml", b"\xff\x00", "recipe.yaml cannot be read"),
         ("recipe.yaml", b"", "recipe.yaml cannot be read"),
         ("recipe.yaml", b"lore: 1\nstage: sft\n", "recipe.yaml is not as the run wrote it"),
+        ("recipe.yaml", BOMB, "recipe.yaml cannot be read"),
         ("recipe.yaml", None, "recipe.yaml is gone"),
         ("manifest.json", b'{"recipe_h', "manifest.json cannot be read"),
         ("done", b'{"loss": 0.', "done cannot be read"),
         ("done", b"", "done cannot be read"),
         ("done", b"[1]", "done cannot be read"),
+        ("done", b'{"loss": NaN, "rows": 1e999}', "done cannot be read"),
         ("done", b"[" * 100_000, "done cannot be read"),
         ("metrics.jsonl", b'{"step": 1}\n{"st\n', "metrics.jsonl cannot be read"),
+        ("metrics.jsonl", b'{"step": 1, "loss": Infinity}\n', "metrics.jsonl cannot be read"),
         ("metrics.jsonl", b"7\n", "metrics.jsonl cannot be read"),
     ],
 )
@@ -167,13 +172,18 @@ def test_the_table_is_sorted_by_time_and_safe_to_print(tmp_path):
         ([], {"exp/sft", "exp/grpo", "own"}),
         (["exp/*"], {"exp/sft", "exp/grpo"}),
         (["sft", "own"], {"exp/sft", "own"}),
+        (["runs/exp/sft", "runs/own", "runs/leaderboard.md"], {"exp/sft", "own"}),
+        (["runs/exp/*"], {"exp/sft", "exp/grpo"}),
+        (["runs"], {"exp/sft", "exp/grpo", "own"}),
+        (["own/"], {"own"}),
         (["x[y"], set()),
     ],
 )
-def test_patterns_choose_runs(patterns, names, tmp_path):
+def test_patterns_choose_runs(patterns, names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name in ("exp/sft", "exp/grpo", "own"):
-        make(tmp_path, name)
-    assert set(listed(tmp_path, *patterns)) == names
+        make(Path("runs"), name)
+    assert set(listed(Path("runs"), *patterns)) == names
 
 
 def test_the_folder_comes_from_the_environment(runs, monkeypatch):
