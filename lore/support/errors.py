@@ -40,7 +40,7 @@ class LoreError(Exception):
 def reason(error: BaseException) -> str:
     """The error in one line of at most 600 characters. A bare KeyError or TypeError says too little without its name."""
     text = " ".join(str(error).split())
-    named = isinstance(error, (OSError, ImportError)) or type(error) is ValueError
+    named = isinstance(error, (OSError, ImportError, LoreError)) or type(error) is ValueError
     return (text if named and text else f"{type(error).__name__}: {text}")[:600]
 
 

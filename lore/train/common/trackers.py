@@ -32,7 +32,8 @@ from lore.config.secrets import is_secret_name, mask
 from lore.config.yaml_text import to_yaml
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
-from lore.support.errors import reason
+from lore.support.errors import LoreError, reason
+from lore.support.json_files import read_object
 from lore.support.plain import flatten
 from lore.support.processes import is_main_process, say
 from lore.support.text import printable
@@ -281,7 +282,15 @@ class Follower:
             raise
 
     def _state(self) -> dict[str, Any]:
-        return json.loads(self.state_path.read_text(encoding="utf-8")) if self.state_path.is_file() else {}
+        """Id and number of lines sent; empty before the first line. Raises LoreError for a damaged file."""
+        if not os.path.lexists(self.state_path):
+            return {}
+        lost = f"it is unknown which lines {self.name} has"
+        advice = "Delete it, and the next start sends all lines again."
+        state = read_object(self.state_path, lost, advice)
+        if type(state.get("id")) is not str or type(state.get("lines")) is not int or state["lines"] < 0:
+            raise LoreError(f"{self.state_path} is damaged (no id and number of lines), so {lost}.\n{advice}")
+        return state
 
     def _write_state(self, lines: int) -> None:
         write_atomic(self.state_path, json.dumps({"id": self.tracker.id, "lines": lines}) + "\n")

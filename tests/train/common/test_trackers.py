@@ -224,6 +224,24 @@ def test_a_tracker_that_fails_is_a_warning_and_the_next_start_sends_what_it_miss
     assert json.loads((folder / "tracking" / "tensorboard.json").read_text()) == {"id": "7", "lines": 1}
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"[]", b'{"id": "d", "li', b"\xff", b'{"id": 5, "lines": 1}', b'{"id": "d", "lines": "1"}', b'{"id": "d", "lines": -1}', None],
+)
+def test_a_damaged_state_is_named_with_what_to_do_and_costs_only_the_tracker(damage, runs, offline, capfd):
+    folder = RunFolder(runs / "damaged")
+    state = folder / "tracking" / "tensorboard.json"
+    (state if damage is None else state.parent).mkdir(parents=True)
+    if damage is not None:
+        state.write_bytes(damage)
+    with tracked(recipe("damaged", "tensorboard"), folder):
+        record(folder, LINES)
+    warning = capfd.readouterr().err
+    assert warning.startswith(f"warning: tensorboard failed: {state} is damaged (") and warning.count("\n") == 1
+    assert "it is unknown which lines tensorboard has. Delete it" in warning and folder.metrics() == LINES
+    assert not (state.parent / "tensorboard").exists() and (damage is None or state.read_bytes() == damage)
+
+
 def test_training_does_not_wait_for_a_tracker_that_hangs(runs, offline, monkeypatch, capfd):
     class Hangs:
         def __init__(self, run):
