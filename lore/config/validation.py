@@ -33,6 +33,7 @@ HUGGING_FACE = {
     "save_total_limit": "keep_checkpoints",
     "dataloader_num_workers": "workers",
     "output_dir": "run",
+    "report_to": "track",
     "model_name_or_path": "name",
     "attn_implementation": "attn",
     "lora_alpha": "alpha",
@@ -233,6 +234,8 @@ def _explain(item: dict, data: Any, text: RecipeText, model: type[BaseModel]) ->
         near = nearest(str(item["input"]), re.findall(r"'([^']*)'", item["ctx"]["expected"]))
     elif item["type"] == "string_type" and isinstance(item["input"], bool | int | float):
         expected += f'; put text that looks like a number in quotes: "{item["input"]}"'
+    elif item["type"] in ("list_type", "tuple_type"):
+        expected += ": values in brackets, such as [one] or [one, two]"
     elif item["type"] in ("model_type", "model_attributes_type"):
         expected = "a section with keys"
     where = text.where(key)
