@@ -60,6 +60,13 @@ def unreadable_text(card: "Scorecard") -> str:
     return f"{what}: {_reasons(failures)}.{advice}"
 
 
+def unread_photos_text(card: "Scorecard") -> str:
+    """How many pairs were judged without their photo because it could not be read. Empty if none was."""
+    if not (lost := card.photos.get("failed")):
+        return ""
+    return f"the photos of {lost:,} of {card.whole.pairs:,} pairs could not be read, so these pairs were judged as text"
+
+
 def _reasons(times: dict[str, int]) -> str:
     shown = [f"{count:,} x {why}" for why, count in list(times.items())[:SHOWN_REASONS]]
     return "; ".join(shown + ["…"] * (len(times) > SHOWN_REASONS))

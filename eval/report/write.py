@@ -11,7 +11,7 @@ from lore.eval.probes.capability import print_capability
 from lore.eval.probes.robustness import print_robustness
 from lore.eval.report.console import print_samples, print_slices, print_table, shown_columns
 from lore.eval.report.report import write_report
-from lore.eval.scorecard import Scorecard, unanswered_text, unreadable_text
+from lore.eval.scorecard import Scorecard, unanswered_text, unread_photos_text, unreadable_text
 from lore.eval.testset import EvalData, Labeled
 from lore.judge.verdict import Verdict, to_row, verdict_schema
 from lore.rubric.rubric import Rubric
@@ -82,7 +82,7 @@ def save(
     for what, path in (("predictions", predictions_path), ("metrics", metrics_path), ("report", report_path)):
         console.print(f"{what}: {path}", soft_wrap=True)
     for card in cards:
-        for lost in filter(None, (unanswered_text(card), unreadable_text(card))):
+        for lost in filter(None, (unanswered_text(card), unreadable_text(card), unread_photos_text(card))):
             console.print(f"{card.name}: {lost}", soft_wrap=True)
     titles = shown_columns([card.whole for card in cards], rubric.tier_ids, recipe.metrics.shown)
     summary = {

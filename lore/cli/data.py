@@ -118,12 +118,7 @@ def import_(
         )
         _show_report(report, as_json)
         _need_pairs(report, target)
-        if report.photos_elsewhere:
-            print_note(
-                f"The photos stay in {report.photos_elsewhere}, outside of the folder of {target}. Recipes that read this file "
-                "need that folder as data.image_root, and `lore data check` as --image-root. --embed-images stores the photos "
-                "in the file."
-            )
+        _say_photos_elsewhere(report, target, " --embed-images stores the photos in the file.")
 
 
 @app.command()
@@ -176,6 +171,7 @@ def check(
         elif chosen == metadata.get("lore.rubric") and (warning := rubric_change(metadata, loaded, path)):
             print_note(f"warning: {warning}")
         _need_pairs(report, target)
+        _say_photos_elsewhere(report, target)
         if report.rejected_rows and out is None:
             raise typer.Exit(1)
 
@@ -231,6 +227,13 @@ def _need_pairs(report: Any, out: Path | None) -> None:
         kept = f"; the existing {out} is kept" if out.exists() else ""
         reasons = f" See {report.rejected} for the reasons." if report.rejected else ""
         raise LoreError(f"No row is a valid pair, so {out} was not written{kept}.{reasons}")
+
+
+def _say_photos_elsewhere(report: Any, out: Path | None, more: str = "") -> None:
+    from lore.data.photo_places import stay_elsewhere
+
+    if report.photos_elsewhere:
+        print_note(stay_elsewhere(report.photos_elsewhere, out) + more)
 
 
 def _roots(image_root: Path | None) -> list[Path]:

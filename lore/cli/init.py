@@ -7,6 +7,8 @@ The recipes are those of this repository, which lie in the package as lore/recip
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from pathlib import Path
 
 import typer
@@ -16,24 +18,33 @@ from lore.support.terminal import print_line
 PACKAGE = Path(__file__).resolve().parents[1]
 RECIPES, LAUNCH, PROJECT = PACKAGE / "recipes", PACKAGE / "launch_configs", Path(__file__).resolve().parent / "project"
 STUDIES = ("crowdflower", "experiments")  # written only when asked for: they need data that a new project does not have
-OWN_RUBRIC = {"rubric: rair": "rubric: my_rubric.yaml", "--rubric rair": "--rubric my_rubric.yaml"}
+RECIPE = re.compile(r"\brecipes/([\w/-]+)\.yaml")
+IN_A_PROJECT = {
+    "rubric: rair": "rubric: my_rubric.yaml",
+    "--rubric rair": "--rubric my_rubric.yaml",
+    "      (make quickstart installs first)": "",
+    " docs/robustness.md says what to expect.": "",
+    " (docs/rewards.md)": "",
+}
+"""Texts of the recipes and what a project has in their place: its own rubric, and nothing of this repository."""
 
 
 def init(
-    folder: Path = typer.Argument(None, help="Folder of the project. Created if it does not exist."),
+    folder: str = typer.Argument(None, help="Folder of the project. Created if it does not exist."),
     names: list[str] = typer.Argument(None, metavar="[RECIPE]...", help="Write only these recipes and those that they need."),
     only: list[str] = typer.Option([], "--only", metavar="RECIPE", help="The same as a RECIPE argument."),
     show: bool = typer.Option(False, "--list", help="List the recipes that can be written."),
 ) -> None:
     """Start a project: recipes, a rubric to fill in, launch files. Existing files stay."""
     from lore.support.errors import LoreError
+    from lore.support.outputs import output_path
 
     if show:
         print_recipes()
         return
     if folder is None:
         raise LoreError("No folder given: lore init my_project. `lore init --list` lists the recipes that it writes.")
-    start(folder, [*(names or []), *only])
+    start(output_path(folder, "FOLDER", folder=True), [*(names or []), *only])
 
 
 def recipes() -> list[str]:
@@ -116,8 +127,11 @@ def files(names: list[str]) -> dict[str, str]:
     found = {name: path.read_text(encoding="utf-8") for name, path in texts.items()}
     for name in found:
         if name.startswith("recipes/"):
-            for theirs, own in OWN_RUBRIC.items():
+            for theirs, own in IN_A_PROJECT.items():
                 found[name] = found[name].replace(theirs, own)
+    # The README of a project with some of the recipes shows no command of another one.
+    lines = found["README.md"].splitlines(keepends=True)
+    found["README.md"] = "".join(line for line in lines if set(RECIPE.findall(line)) <= set(names))
     return found
 
 
@@ -125,17 +139,19 @@ def start(folder: Path, asked: list[str]) -> None:
     """Writes the files that do not exist and lists the others."""
     from lore.support.atomic_files import write_atomic
     from lore.support.errors import LoreError
+    from lore.support.outputs import checked_folder
 
     texts = files(chosen(asked))
     for place in {parent for name in texts for parent in (folder / name).parents}:
         if os.path.lexists(place) and not place.is_dir():
             raise LoreError(f"{place} is a file, so no project can be written to {folder}. Choose another folder or move the file.")
+    checked_folder(folder)
     kept = [name for name in texts if os.path.lexists(folder / name)]
     written = [name for name in texts if name not in kept]
     for name in written:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / name, texts[name])
-    print_line(f"{folder}: wrote {len(written)} files" + (f", {written[0]} to {written[-1]}" if len(written) > 1 else ""))
+    print_line(f"{folder}: wrote {len(written)} files")
     if kept:
         print_line(f"Kept {len(kept)} files that exist: {', '.join(kept)}")
-    print_line(f"Next: cd {folder}, fill in my_rubric.yaml, and follow README.md.")
+    print_line(f"Next: cd {shlex.quote(str(folder))}, fill in my_rubric.yaml, and follow README.md.")

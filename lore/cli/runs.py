@@ -44,7 +44,8 @@ def runs(
     if root is not None and not root.is_dir():
         raise LoreError(f"{root} is not a folder, so it holds no runs. --root names the folder above the run folders.")
     folder = root or run_root()
-    found = sorted((row for row in rows(folder) if matches(row.run, patterns or [])), key=lambda row: -row.updated)
+    wanted = [name_of(pattern, folder) for pattern in patterns or []]
+    found = sorted((row for row in rows(folder) if matches(row.run, wanted)), key=lambda row: -row.updated)
     if as_json:
         print_json([row.plain() for row in found])
         return
@@ -84,6 +85,12 @@ class Row:
             "bytes": self.bytes,
             "bytes_are_partial": self.partial,
         }
+
+
+def name_of(pattern: str, root: Path) -> str:
+    """A pattern without the folder of the runs: a shell makes runs/sft of runs/*, as `lore leaderboard` takes it."""
+    name = os.path.relpath(pattern, root)
+    return pattern.rstrip(os.sep) if name.startswith(os.pardir) else "" if name == os.curdir else name
 
 
 def matches(run: str, patterns: list[str]) -> bool:

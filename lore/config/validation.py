@@ -339,6 +339,8 @@ def _explain(
         near = nearest(str(item["input"]), re.findall(r"'([^']*)'", item["ctx"]["expected"]))
     elif item["type"] == "string_type" and isinstance(item["input"], bool | int | float):
         expected += f'; put text that looks like a number in quotes: "{item["input"]}"'
+    elif item["type"] in ("list_type", "tuple_type"):
+        expected += ": values in brackets, such as [one] or [one, two]"
     elif item["type"] in ("model_type", "model_attributes_type"):
         expected = "a section with keys"
     where = text.where(key)

@@ -2,11 +2,10 @@
 `lore data check` and recipes.
 """
 
-import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from lore.data.duplicates import Duplicates, Seen
 from lore.data.pair import FIELDS, REQUIRED, Pair
 from lore.data.parquet import PairWriter, is_pairs_file, pair_files, read_metadata, read_pairs
-from lore.data.photo_places import real_folder
+from lore.data.photo_places import common_folder, refuse_photo
 from lore.data.rejected_rows import RejectedWriter, Rejection, is_rejected_file, rejected_path
 from lore.data.row_validation import RowChecker
 from lore.data.source import Source, SourceRow
@@ -23,7 +22,6 @@ from lore.data.tables.parquet_files import open_parquet
 from lore.data.tables.text_tables import parquet_records
 from lore.rubric.rubric import Rubric, rubric_metadata
 from lore.support.atomic_files import replace_file, scratch_folder
-from lore.support.errors import LoreError
 from lore.support.outputs import Output, checked_outputs
 from lore.support.progress import track
 
@@ -125,8 +123,8 @@ def import_pairs(
                 if split_fractions:
                     deal(pair, split_fractions, seed)
                 seen.add(pair)
-                if out and pair.image:
-                    _note_photo(pair.image, out, report)
+                if out:
+                    report.photos_elsewhere = common_folder(pair.image, out, report.photos_elsewhere)
                 report.unlabeled += pair.label is None
                 report.distributions += pair.label_distribution is not None
                 report.unsplit += pair.split is None
@@ -155,12 +153,6 @@ def import_pairs(
     return report
 
 
-def _note_photo(image: dict[str, Any], out: Path, report: Report) -> None:
-    folder = real_folder(os.path.dirname(image["path"])) if image.get("path") and not image.get("bytes") else None
-    if folder and not f"{folder}{os.sep}".startswith(f"{out.parent}{os.sep}"):
-        report.photos_elsewhere = os.path.commonpath([report.photos_elsewhere or folder, folder])
-
-
 def _keep_photos(
     rows: Iterator[SourceRow | Rejection], image_roots: Sequence[str | Path], out: Path
 ) -> Iterator[SourceRow | Rejection]:
@@ -168,10 +160,7 @@ def _keep_photos(
     for row in rows:
         image = None if isinstance(row, Rejection) else row.values.get("image")
         path = image.get("path") if isinstance(image, dict) else image
-        for folder in (*image_roots, Path(row.file).parent) if isinstance(path, str) and path else ():
-            with suppress(OSError, ValueError):  # no such file
-                if os.path.samefile(os.path.join(folder, path), out):
-                    raise LoreError(f"{out} is a photo of this table ({row.file} row {row.row}). Choose another name with -o.")
+        refuse_photo(out, path, (*image_roots, Path(row.file).parent), f"{row.file} row {row.row}")
         yield row
 
 

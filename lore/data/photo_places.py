@@ -7,11 +7,13 @@ after symbolic links. What a table says about itself, also in its metadata, allo
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lore.data.images import ImageError, image_bytes, is_url, refusal, refused
+from lore.support.errors import LoreError
 
 MAX_PATH = 4096  # longer ones name no file, and resolving them takes quadratic time
 
@@ -34,13 +36,14 @@ class PhotoPlaces:
         found = [os.path.abspath(os.path.join(start, path)) for start in self.starts]
         try:
             chosen = next((one for one in found if os.path.lexists(one)), found[0])
-            inside = _resolved(chosen).startswith(self._inside)
+            real = _resolved(chosen)
         except (OSError, ValueError):  # ValueError: half a character
             return path
-        if not inside:
+        if not real.startswith(self._inside):
+            link = "" if real == chosen else f"leads to {real[:200]} and "  # the path itself may look as if it lay inside
             raise ImageError(
                 "image_outside",
-                f"the photo {path[:200]}, which lies outside of {' and '.join(self.starts)}",
+                f"the photo {path[:200]}, which {link}lies outside of {' and '.join(self.starts)}",
                 "a photo below the table's folder; another folder is allowed by --image-root FOLDER (in a recipe: "
                 "data.image_root: FOLDER)",
             )
@@ -75,6 +78,30 @@ def embedded(image: dict[str, Any] | None) -> dict[str, Any] | None:
         return {"bytes": image_bytes(image), "path": image["path"]}
     except ImageError:
         return image
+
+
+def common_folder(image: dict[str, Any] | None, out: Path, so_far: str | None) -> str | None:
+    """Common folder of the photos, this one included, that the file `out` (behind links) names by a path outside of its folder."""
+    folder = real_folder(os.path.dirname(image["path"])) if image and image.get("path") and not image.get("bytes") else None
+    if folder is None or f"{folder}{os.sep}".startswith(f"{out.parent}{os.sep}"):
+        return so_far
+    return os.path.commonpath([so_far or folder, folder])
+
+
+def stay_elsewhere(folder: str, out: str | Path) -> str:
+    """What readers of a pairs file need whose photos lie below `folder`."""
+    return (
+        f"The photos stay in {folder}, outside of the folder of {out}. Recipes that read this file need that folder as "
+        "data.image_root, and `lore data check` as --image-root."
+    )
+
+
+def refuse_photo(out: Path, path: Any, folders: Iterable[str | Path], where: str) -> None:
+    """Raises LoreError if the file to write is a photo of its table. path: as the table has it; relative ones start in a folder."""
+    for folder in folders if isinstance(path, str) and path else ():
+        with suppress(OSError, ValueError):  # no such file
+            if os.path.samefile(os.path.join(folder, path), out):
+                raise LoreError(f"{out} is a photo of this table ({where}). Choose another name with -o.")
 
 
 def _resolved(path: str) -> str:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter, count_pairs, count_unsplit, is_pairs_file, read_metadata, read_pairs
+from lore.data.photo_places import as_stored, common_folder, refuse_photo, stay_elsewhere
 from lore.support.errors import LoreError
 from lore.support.outputs import Output, checked_outputs
 from lore.support.progress import track
+from lore.support.terminal import print_note
 from lore.support.text import normalize
 
 FRACTIONS = {"train": 0.7, "dev": 0.1, "test": 0.2}
@@ -92,12 +94,19 @@ def split_pairs(
         )
     check_fractions(FRACTIONS if fractions is None else fractions)
     counts: Counter[str] = Counter()
+    named, info = out, read_metadata(path)  # first, since a table of another kind is no question of --force
     (out,) = checked_outputs([Output(Path(out), is_pairs_file)], [path], force=force, in_place=path)
-    with PairWriter(out, metadata={key: value for key, value in read_metadata(path).items() if key.startswith("lore.")}) as writer:
-        for pair in track(read_pairs(path, image_roots=()), "splitting", total=count_pairs(path)):
+    forced, elsewhere = force and out.exists(), None
+    with PairWriter(out, metadata={key: value for key, value in info.items() if key.startswith("lore.")}) as writer:
+        for number, pair in enumerate(track(read_pairs(path, image_roots=()), "splitting", total=count_pairs(path)), 1):
             if pair.split is not None and not replace:
                 raise LoreError(f"{path}: pair {pair.pair_id} is already in split {pair.split!r}. --replace reassigns all pairs.")
             pair.split = split_of(keys[by](pair), fractions, seed)
             counts[pair.split] += 1
+            if forced and (image := as_stored(pair.image)) and not image.get("bytes"):
+                refuse_photo(out, image.get("path"), ["."], f"{path} row {number}")
+            elsewhere = common_folder(pair.image, out, elsewhere)
             writer.write(pair)
+    if elsewhere:
+        print_note(stay_elsewhere(elsewhere, named))
     return counts

@@ -1,5 +1,6 @@
 """`lore init` starts a project whose recipes are valid as they are written, in the repository and from an installed wheel."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def test_a_dry_run_names_the_data_as_the_only_thing_missing_until_the_example_is
         "# data.path: data/split.parquet does not exist. `lore data import` writes pairs."
     ]
     for command in (f"{IMPORT} -o data/pairs.parquet", "data split --by query data/pairs.parquet -o data/split.parquet"):
-        assert CliRunner().invoke(app, command.split()).exit_code == 0
+        done = CliRunner().invoke(app, command.split())
+        assert done.exit_code == 0 and "empty" not in done.output, done.output
         assert command.split(" -o ")[0] in Path("README.md").read_text()
     assert run_command(["recipes/sft.yaml", "--dry-run"]) == 0
     assert "does not exist" not in capfd.readouterr().out
@@ -177,3 +179,32 @@ def test_an_installed_wheel_starts_a_project(tmp_path):
     assert "problem" not in lore("check", *sorted((tmp_path / "p" / "recipes").rglob("*.yaml")), cwd=tmp_path / "p")
     assert "data/split.parquet does not exist" in lore("run", "recipes/sft.yaml", "--dry-run", cwd=tmp_path / "p")
     assert "quickstart/eval" in lore("init", "--list")
+
+
+def test_what_it_writes_names_nothing_that_only_the_repository_has():
+    written = init.files(init.chosen([]))
+    for name, text in written.items():
+        assert not re.search(r"\bdocs/|\bmake \w+start|CONTRIBUTING|benchmarks/\w+\.py", text), name
+        assert set(re.findall(r"\b(?:launch|recipes)/[\w/.-]+\.\w+", text)) <= set(written), name
+
+
+@pytest.mark.parametrize("asked", [["sft"], ["dpo"], ["quickstart/pool"], ["crowdflower"], []])
+def test_the_readme_names_only_recipes_that_were_written(asked, tmp_path):
+    init.start(tmp_path, asked)
+    readme = (tmp_path / "README.md").read_text()
+    named = set(re.findall(r"recipes/[\w/]+\.yaml", readme))
+    assert named <= files(tmp_path) and "lore data split" in readme
+    assert ("recipes/sft.yaml" in named) == (asked in ([], ["sft"]))
+
+
+@pytest.mark.parametrize("folder", ["", " ", "/dev/x", "/proc/x", "/dev/null"])
+def test_a_place_that_holds_no_project_is_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["init", folder])
+    assert isinstance(done.exception, LoreError) and not files(tmp_path)
+
+
+def test_the_home_folder_is_understood_and_a_name_with_a_space_can_be_copied(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = CliRunner().invoke(app, ["init", "~/my search", "sft"])
+    assert (tmp_path / "my search" / "README.md").is_file() and f"cd '{tmp_path}/my search'," in done.output.replace("\n", " ")

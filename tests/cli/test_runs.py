@@ -121,8 +121,10 @@ def test_nested_runs_are_rows_with_their_own_size_and_links_to_runs_are_followed
         ("done", b'{"loss": 0.', "done cannot be read"),
         ("done", b"", "done cannot be read"),
         ("done", b"[1]", "done cannot be read"),
+        ("done", b'{"loss": NaN, "rows": 1e999}', "done cannot be read"),
         ("done", b"[" * 100_000, "done cannot be read"),
         ("metrics.jsonl", b'{"step": 1}\n{"st\n', "metrics.jsonl cannot be read"),
+        ("metrics.jsonl", b'{"step": 1, "loss": Infinity}\n', "metrics.jsonl cannot be read"),
         ("metrics.jsonl", b"7\n", "metrics.jsonl cannot be read"),
         ("metrics.jsonl", b'{"step": ' + b"9" * 400 + b"}\n", "metrics.jsonl cannot be read"),
         ("done", b'{"loss": "\\ud83d"}', "done cannot be read"),
@@ -173,13 +175,18 @@ def test_the_table_is_sorted_by_time_and_safe_to_print(tmp_path):
         ([], {"exp/sft", "exp/grpo", "own"}),
         (["exp/*"], {"exp/sft", "exp/grpo"}),
         (["sft", "own"], {"exp/sft", "own"}),
+        (["runs/exp/sft", "runs/own", "runs/leaderboard.md"], {"exp/sft", "own"}),
+        (["runs/exp/*"], {"exp/sft", "exp/grpo"}),
+        (["runs"], {"exp/sft", "exp/grpo", "own"}),
+        (["own/"], {"own"}),
         (["x[y"], set()),
     ],
 )
-def test_patterns_choose_runs(patterns, names, tmp_path):
+def test_patterns_choose_runs(patterns, names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name in ("exp/sft", "exp/grpo", "own"):
-        make(tmp_path, name)
-    assert set(listed(tmp_path, *patterns)) == names
+        make(Path("runs"), name)
+    assert set(listed(Path("runs"), *patterns)) == names
 
 
 def test_the_folder_comes_from_the_environment(runs, monkeypatch):

@@ -235,6 +235,7 @@ extra: {one: {stps: 1}, two: {lr: fast}}
 
 def test_names_of_hugging_face_lead_to_the_recipes_names():
     overrides = ["learning_rate=1e-4", "train.num_train_epochs=2", "model.lora.lora_alpha=3", "model.max_steps=9", "output_dir=x"]
+    overrides += ["report_to=wandb", "train.report_to=none"]
     with pytest.raises(RecipeError) as caught:
         load_recipe(ROOT / "recipes" / "sft.yaml", overrides)
     assert {problem.key: problem.nearest for problem in caught.value.problems} == {
@@ -243,7 +244,16 @@ def test_names_of_hugging_face_lead_to_the_recipes_names():
         "model.lora.lora_alpha": "model.lora.alpha",
         "model.max_steps": "train.steps",
         "output_dir": "run",
+        "report_to": "track",
+        "train.report_to": "track",
     }
+
+
+@pytest.mark.parametrize("given", ["tensorboard", "none", "null", "true"])
+def test_a_value_in_the_place_of_a_list_shows_how_a_list_is_written(given):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(ROOT / "recipes" / "sft.yaml", [f"track={given}"])
+    assert "values in brackets, such as [one]" in caught.value.problems[0].expected
 
 
 def test_impossible_combinations_are_reported_beside_wrong_types(demo, write_recipe):

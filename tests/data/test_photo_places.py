@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run_python
 from PIL import Image
+from typer.testing import CliRunner
 
+from lore.cli.main import app
 from lore.data.images import ImageError, image_bytes, load_image, refusal
 from lore.data.import_pairs import import_pairs
 from lore.data.importers import open_source
@@ -20,6 +22,7 @@ from lore.data.pair_source import PairSource
 from lore.data.parquet import PairWriter, read_pairs
 from lore.data.photo_places import PhotoPlaces
 from lore.data.section import DataSection
+from lore.data.splits import split_pairs
 from lore.data_synth.synthesis.tasks import SCHEMA, read_tasks
 from lore.support.errors import LoreError
 
@@ -214,3 +217,41 @@ def test_a_forced_import_still_keeps_the_photos_of_its_table(home):
         with pytest.raises(LoreError, match="photo of this table"):
             import_pairs(open_source("table", table), home / name, None, force=True)
         assert (home / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("photo", ["photos/a.png", "{home}/private/p.png"])
+def test_a_forced_split_keeps_the_photos_too(home, photo):
+    with PairWriter(home / "table" / "pairs.parquet") as writer:
+        writer.write(Pair(pair_id="1", query="q", title="t", image={"bytes": None, "path": photo.format(home=home)}))
+    file = home / "table" / photo.format(home=home)
+    before = file.read_bytes()
+    with pytest.raises(LoreError, match="photo of this table .*row 1"):
+        split_pairs(home / "table" / "pairs.parquet", file, force=True)
+    assert file.read_bytes() == before
+
+
+def test_a_split_or_checked_file_elsewhere_says_that_the_photos_stay(home, capsys):
+    with PairWriter(home / "table" / "pairs.parquet") as writer:
+        writer.write(Pair(pair_id="1", query="q", title="t", image={"bytes": None, "path": "photos/a.png"}))
+    split_pairs(home / "table" / "pairs.parquet", home / "new" / "split.parquet")
+    said = f"The photos stay in {home}/table/photos, outside of the folder of {home}/new/split.parquet"
+    assert said in capsys.readouterr().err
+    done = CliRunner().invoke(app, ["data", "check", "table/pairs.parquet", "-o", "new/checked.parquet"])
+    assert done.exit_code == 0 and "The photos stay in" in done.output.replace("\n", " ")
+    for out in ("beside.parquet", "pairs.parquet"):
+        split_pairs(home / "table" / "pairs.parquet", home / "table" / out)
+        assert "stay" not in capsys.readouterr().err
+
+
+def test_a_link_that_leads_outside_is_shown_with_its_end(home):
+    for path in ("link.png", "far/p.png"):
+        with pytest.raises(ImageError, match=f"{path}, which leads to {home}/private/p.png and lies outside of {home}/table"):
+            PhotoPlaces(home / "table").find(path)
+    with pytest.raises(ImageError, match="p.png, which lies outside of"):
+        PhotoPlaces(home / "table").find("../private/p.png")
+
+
+def test_a_table_of_another_kind_is_no_question_of_force(home):
+    table = write_table(home / "table" / "my.csv", ["photos/a.png"])
+    with pytest.raises(LoreError, match="lore data import table"):
+        split_pairs(table, table)

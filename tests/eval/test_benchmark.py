@@ -149,7 +149,7 @@ def test_the_shops_pairs_come_from_sealed_seeds_which_no_recipe_takes(tmp_path, 
     assert not seeds & SEALED_SEEDS
 
 
-def test_rair_in_its_published_form_is_judged_from_all_three_configs_and_no_rule_list_leaves(tmp_path, runs):
+def test_rair_in_its_published_form_is_judged_from_all_three_configs_and_no_rule_list_leaves(tmp_path, runs, capsys):
     folder, good = tmp_path / "RAIR", rair_rows()[0]
     configs = {"General_Subset": good, "Hard_Subset": good | {"image_base64": "###"}, "Visual_Subset": good}
     card = "---\nconfigs:\n"
@@ -176,6 +176,7 @@ def test_rair_in_its_published_form_is_judged_from_all_three_configs_and_no_rule
     assert {name: part["pairs"] for name, part in judge["slices"].items()} == dict.fromkeys(configs, 4)
     assert judge["pairs"] == 12 and judge["metrics"]["acc_k"]["value"] == 0.25
     assert judge["photos"] == {"seen": 8, "failed": 4}
+    assert "server: the photos of 4 of 12 pairs could not be read, so these pairs were judged as text" in capsys.readouterr().out
     assert sent.count("data:image/") == 8 and "狗胸背带大型犬" in sent
     assert SECRET not in sent and "主配件匹配" not in sent and good["vqa_result"] not in sent
     assert judge["under_prior"]["metrics"]["acc_k"]["value"] == pytest.approx(0.6)

@@ -297,7 +297,7 @@ class Follower:
             return
         try:
             state = parse_object(self.state_path.read_bytes())
-            if type(state.get("id")) is not str or type(state.get("lines")) is not int:
+            if type(state.get("id")) is not str or type(state.get("lines")) is not int or state["lines"] < 0:
                 raise ValueError("no id and number of lines")
         except (OSError, ValueError) as error:
             # What was sent is unknown, and so is the run that has it.
