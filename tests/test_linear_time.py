@@ -162,6 +162,7 @@ UNTIMED = {
     "lore.codec.lexical_match.function_words": OWN,
     "lore.codec.prompt._template": OWN,
     "lore.codec.prompt._messages": "joins texts",
+    "lore.data.photo_places.stay_elsewhere": "a sentence around two paths",
     "lore.codec.sanitize._written_markers": OWN,
     "lore.codec.sanitize._markers_around": OWN,
     "lore.codec.sanitize._rationale_pattern": OWN,

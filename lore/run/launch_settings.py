@@ -69,10 +69,15 @@ def means_true(value: Any) -> bool:
 
 def accelerate_config(path: Path) -> dict[str, Any]:
     """The values of an accelerate config file. Raises LoreError if it is not YAML or no mapping."""
-    content = read_yaml(path, aliases=True)
+    try:
+        content = read_yaml(path, aliases=True)
+    except LoreError as error:
+        failed = f"The accelerate config cannot be read, so nothing was started: {error}"
+        raise LoreError(failed, same_on_every_rank=True) from error
     if not isinstance(content, dict | None):
         raise LoreError(
-            f"{path} holds {type(content).__name__} {str(content)[:80]}, where accelerate reads keys with values.\n"
+            f"The accelerate config {path} holds {type(content).__name__} {str(content)[:80]}, where accelerate reads keys with "
+            "values.\n"
             "Correct the file, or write a new one with accelerate config.",
             same_on_every_rank=True,
         )
