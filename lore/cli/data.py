@@ -14,6 +14,7 @@ from lore.support.bounds import MAX_SEED
 from lore.support.errors import LoreError
 from lore.support.terminal import print_json, print_line, print_note
 
+SHOWN_COLUMNS = 40
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -284,7 +285,8 @@ def _show_report(report: Any, as_json: bool) -> None:
     if report.rejected:
         print_line(f"Rejected rows with their reasons: {report.rejected}")
     if report.extra_columns:
-        print_line(f"Columns that are not read: {', '.join(report.extra_columns)}")
+        more = f" and {len(report.extra_columns) - SHOWN_COLUMNS:,} more" if len(report.extra_columns) > SHOWN_COLUMNS else ""
+        print_line(f"Columns that are not read: {', '.join(report.extra_columns[:SHOWN_COLUMNS])}{more}")
 
 
 def _about_splits(report: Any) -> str | None:
