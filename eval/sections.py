@@ -88,7 +88,7 @@ class MetricsSection(StrictModel):
     """Metrics in the tables, in this order; null: all that are defined. metrics.json always holds all."""
     gains: dict[str, Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)]] | None = None
     """Gain of each tier, for nDCG over a query's items. null: no nDCG."""
-    border_cost: float = Field(1.0, ge=0, le=MAX_WEIGHT)
+    border_cost: Weight = 1.0
     """Extra ordinal cost of a verdict on the wrong side of the relevant/irrelevant border. Each tier of distance costs 1."""
     optimism_cost: float = Field(1.0, gt=0, le=MAX_WEIGHT)
     """Factor on the cost of a verdict above the label. Above 1, optimistic errors cost more."""

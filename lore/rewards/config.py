@@ -4,30 +4,30 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from lore.config.sections import Conflict, StrictModel
+from lore.config.sections import Conflict, StrictModel, Weight
 from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
 
 
 class RewardsSection(StrictModel):
     """Weights of the reward components; 0 disables a component. The reward is the weighted mean, so only ratios matter."""
 
-    verdict: float = Field(1.0, ge=0, le=MAX_WEIGHT)
+    verdict: Weight = 1.0
     """Weight of the verdict: 1 for the label, 0 for the most expensive mistake, -1 without a verdict."""
-    format: float = Field(0.2, ge=0, le=MAX_WEIGHT)
+    format: Weight = 0.2
     """Weight of the format: 1 for text that is exactly one answer and is not truncated, else 0."""
-    mismatch: float = Field(0.1, ge=0, le=MAX_WEIGHT)
+    mismatch: Weight = 0.1
     """Weight of naming the correct mismatch dimension."""
-    rules: float = Field(0.1, ge=0, le=MAX_WEIGHT)
+    rules: Weight = 0.1
     """Weight of the named rules: they have to exist, fit the verdict and match the pair's rules if these are known."""
-    grounding: float = Field(0.1, ge=0, le=MAX_WEIGHT)
+    grounding: Weight = 0.1
     """Weight of the share of the rationale's citations that occur in the cited field."""
-    demands: float = Field(0.0, ge=0, le=MAX_WEIGHT)
+    demands: Weight = 0.0
     """Weight of the agreement with the pair's own demands; applies only to pairs that have demands."""
-    length: float = Field(0.0, ge=0, le=MAX_WEIGHT)
+    length: Weight = 0.0
     """Weight of short answers; see length_free_tokens and length_limit_tokens."""
-    calibration: float = Field(0.0, ge=0, le=MAX_WEIGHT)
+    calibration: Weight = 0.0
     """Weight of the Brier score of the tier probabilities. Above 0, the trainer computes tier probabilities for every answer."""
-    border_cost: float = Field(1.0, ge=0, le=MAX_WEIGHT)
+    border_cost: Weight = 1.0
     """Additional cost, in tiers, of a verdict on the wrong side of the relevant/irrelevant border."""
     optimism_cost: float = Field(1.0, gt=0, le=MAX_WEIGHT)
     """Factor on the cost of verdicts above the label. Above 1 penalizes optimistic mistakes more, below 1 pessimistic ones."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lore.support.atomic_files import written_whole
 from lore.support.errors import LoreError
+from lore.support.text import encodable
 
 if TYPE_CHECKING:  # keeps pyarrow out of start-up
     import pyarrow as pa
@@ -21,7 +22,7 @@ def open_parquet(path: str | Path, hint: str = "") -> Iterator[Any]:
 
     try:
         # pyarrow refuses names that are not UTF-8, such as any name beyond ASCII under LC_ALL=C.
-        odd = any("\ud800" <= c <= "\udfff" for c in str(path))
+        odd = encodable(str(path)) != str(path)
         with open(path, "rb") if odd else nullcontext(path) as source, pq.ParquetFile(source) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from lore.config.recipe import BaseRecipe
-from lore.config.sections import Conflict, StrictModel
+from lore.config.sections import Conflict, StrictModel, Weight
 from lore.engines.config import ModelSection
 from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
 from lore.support.environment import version_of
@@ -46,14 +46,14 @@ class TrainSection(StrictModel):
     """Learning rate schedule after the warmup."""
     warmup: float = Field(0.03, ge=0, lt=1)
     """Fraction of the steps with linear learning rate warmup; 0 for no warmup."""
-    weight_decay: float = Field(0.0, ge=0, le=MAX_WEIGHT)
+    weight_decay: Weight = 0.0
     """Decoupled weight decay of AdamW; 0 disables it."""
     adam_beta2: float = Field(0.999, gt=0, lt=1)
     """AdamW beta2 (decay of the second moment). Values of 0.98 and below adapt faster in runs of a few hundred steps."""
     adam_epsilon: float = Field(1e-8, gt=0, le=1)
     """AdamW epsilon. Parameters with much smaller gradients barely move; with a smaller epsilon they would take full-size steps of
     noise. 1e-5 is common in RL."""
-    max_grad_norm: float = Field(1.0, ge=0, le=MAX_WEIGHT)
+    max_grad_norm: Weight = 1.0
     """Gradient clipping norm; 0 disables clipping."""
     freeze: list[str] = []
     """Regular expressions for parameters to freeze, searched in parameter names, such as embed_tokens in an adapter from an

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lore.codec.section import PromptSection
-from lore.config.sections import Conflict, SampledTemperature, StrictModel
+from lore.config.sections import Conflict, SampledTemperature, StrictModel, Weight
 from lore.data.parquet import pair_files
 from lore.data.section import JudgedDataSection
 from lore.engines.config import ModelSection
@@ -46,7 +46,7 @@ class DynamicSection(StrictModel):
     extra: float = Field(1.0, ge=0, le=1000)
     """Largest number of additional completions per step, as a fraction of the step's completions. 0 generates none, so prompts are
     only selected in advance (foresee). Rounded up to full groups per process."""
-    min_spread: float = Field(0.02, ge=0, le=MAX_WEIGHT)
+    min_spread: Weight = 0.02
     """A group counts as zero-advantage if the standard deviation of its rewards is at most this value."""
     foresee: bool = True
     """Before generating, replace prompts whose earlier completions predict a zero-advantage group."""
@@ -68,7 +68,7 @@ class GuidedSection(StrictModel):
     """Largest fraction of a step's groups that is resampled."""
     reveal: float = Field(0.5, gt=0, lt=1)
     """Fraction of the gold reasoning's tokens that is used as prefill."""
-    teach: float = Field(0.1, ge=0, le=MAX_WEIGHT)
+    teach: Weight = 0.1
     """Weight of an SFT loss on the prefill tokens, at rollout.temperature; 0 disables it."""
 
 
@@ -95,7 +95,7 @@ class LossSection(StrictModel):
     clip_high: float = Field(0.28, gt=0, le=MAX_WEIGHT)
     """Upper clipping range: the ratio is clipped at 1 + clip_high. A value above clip_low lets rare tokens gain probability (DAPO,
     arXiv 2503.14476)."""
-    kl: float = Field(0.0, ge=0, le=MAX_WEIGHT)
+    kl: Weight = 0.0
     """Weight of the KL penalty toward the initial model; 0 loads no reference model."""
     mask_truncated: bool = True
     """Exclude completions that were truncated at rollout.max_tokens from the loss."""

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from lore.config.sections import SampledTemperature, StrictModel
-from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
+from lore.config.sections import SampledTemperature, StrictModel, Weight
+from lore.support.bounds import MAX_COUNT
 from lore.support.errors import LoreError
 
 WATCH_FILES = frozenset({"best-[0-9]*", "answers.json", "report.html"})
@@ -38,7 +38,7 @@ class WatchSection(StrictModel):
     stops only if all verdicts are equal."""
     length_share: float = Field(0.25, ge=0, lt=1)
     """Collapse rule: stop if the mean answer length falls below this share of its initial value. 0 disables the rule."""
-    entropy_floor: float = Field(0.001, ge=0, le=MAX_WEIGHT)
+    entropy_floor: Weight = 0.001
     """Collapse rule: stop if the mean entropy of the sampled tokens falls below this value in nats. 0 disables the rule."""
     fall_points: float = Field(0.05, gt=0, le=1)
     """Collapse rule: stop if the training reward has risen while the probe's Macro-F1 (0 to 1) is at least this far below its best,
