@@ -135,7 +135,7 @@ def check_recipes(paths: list[Path]) -> int:
     """Checks recipe files and folders of recipes. Prints a table and every problem. Returns 1 when there is a problem, else 0."""
     from lore.support.console import Console, Table, Text  # loads rich: only `lore check` prints this table
 
-    files, skipped = [], 0
+    given, skipped = {}, 0  # by the real path: `lore check recipes recipes/quickstart` names files twice
     for path in paths:
         if "=" in str(path) and not path.exists():
             raise LoreError(
@@ -144,8 +144,10 @@ def check_recipes(paths: list[Path]) -> int:
             )
         found = sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
         recipes = [file for file in found if file == path or _may_be_recipe(file, path)]
-        files += recipes
+        for file in recipes:
+            given.setdefault(file.resolve(), file)
         skipped += len(found) - len(recipes)
+    files = list(given.values())
     if not files:
         raise LoreError(f"There is no recipe (*.yaml) under {', '.join(map(str, paths))}.")
     table = Table(title="recipes", title_justify="left")

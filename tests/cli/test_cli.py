@@ -135,6 +135,7 @@ def test_a_dry_run_is_quick(runs):
 def test_check_lists_every_recipe_and_fails_on_any_bad_one(lore, demo, write_recipe):
     good = write_recipe("good.yaml", "stage: demo\nrun: a")
     assert lore("check", good).returncode == 0
+    assert lore("check", good, good.parent, good).stdout.count("ok") == 1  # the same file, named three times
     write_recipe("bad.yaml", "stage: demo\nrun: b\ntrain: {lrr: 1, stps: 2}")
     write_recipe("twin.yaml", "stage: demo\nrun: a")
     write_recipe("lonely.yaml", "stage: demo\nrun: c\nneeds: [nowhere.yaml]")
