@@ -50,6 +50,19 @@ class Usage:
     completion_tokens: int
 
 
+@dataclass
+class EngineUsage:
+    """Token counts of an engine since it was opened.
+
+    prompt_tokens: tokens of all prompts, photos included; cached_tokens: those of them that were not processed again, because an
+    earlier prompt began with the same tokens; generated_tokens: tokens of all completions. Zeros where a server reports no counts.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+
+
 class Gate(Protocol):
     """Decides whether a request may be sent, for example within a budget. Every HTTP attempt is admitted and settled separately."""
 
@@ -95,6 +108,7 @@ class Engine(Protocol):
     """The methods of every engine."""
 
     tokenizer: Any
+    usage: EngineUsage
 
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
         """`sampling.n` completions per prompt, in prompt order."""

@@ -1,0 +1,57 @@
+"""Opens a trained judge by its folder: the weights, and how they have to be asked, from the card beside them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lore.codec.judgement import renderer_hash
+from lore.codec.prompt import PromptFormat
+from lore.codec.section import PromptSection
+from lore.engines.config import ModelSection
+from lore.judge.card import CARD, check_card, read_card
+from lore.rubric.rubric import Rubric, load_rubric
+from lore.support.errors import LoreError
+from lore.support.fingerprint import model_fingerprint
+
+
+@dataclass(frozen=True)
+class TrainedJudge:
+    """A judge's weights with its rubric and prompt format. weights, renderer: see `lore.judge.card.judge_id`."""
+
+    folder: Path
+    model: ModelSection
+    rubric: Rubric
+    fmt: PromptFormat
+    weights: str
+    renderer: str
+
+
+def trained_judge(path: str | Path, *, rubric: str | None = None, base: str | None = None) -> TrainedJudge:
+    """The judge in a run folder (runs/grpo), in its model folder (runs/grpo/model) or in the folder of `lore export`.
+
+    rubric: name or path of its rubric, if it has moved since the training; its texts must be the same. base: folder or hub id of the
+    base model of an adapter, if that has moved. Raises LoreError for a folder without a card, and if rubric, renderer or base
+    are not those of the training.
+    """
+    folder = Path(path)
+    if not (folder / CARD).is_file() and (folder / "model" / CARD).is_file():
+        folder = folder / "model"
+    if not folder.is_dir():
+        raise LoreError(f"{path} is not a folder, so there is no judge. Name the run folder of a training stage, such as runs/grpo.")
+    card = read_card(folder)
+    if card is None:
+        done = (folder / "recipe.yaml").is_file() and not (folder / "model").is_dir()
+        hint = (
+            "The run has no model: it may not be finished; run its recipe again."
+            if done
+            else "Name the run folder of sft, grpo, ppo, dpo or kto, its model folder, or a folder that `lore export` wrote."
+        )
+        raise LoreError(f"{path} has no {CARD}, so it is unknown how its model has to be asked.\n{hint}")
+    adapter = (folder / "adapter_config.json").is_file()
+    model = ModelSection(name=base or card["base"], adapter=str(folder)) if adapter else ModelSection(name=str(folder))
+    if base and not adapter:
+        raise LoreError(f"{folder} holds whole weights and no adapter, so it has no base model. Leave {base} out.")
+    found = load_rubric(rubric or card["rubric"])
+    fmt = PromptFormat(**PromptSection(**card["prompt"]).model_dump())
+    renderer = renderer_hash(found, fmt)
+    check_card(model, renderer, str(path))
+    return TrainedJudge(folder, model, found, fmt, model_fingerprint(model.name, model.adapter), renderer)
