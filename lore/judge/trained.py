@@ -28,15 +28,15 @@ class TrainedJudge:
 def trained_judge(path: str | Path, *, rubric: str | None = None, base: str | None = None) -> TrainedJudge:
     """The judge in a run folder (runs/grpo), in its model folder (runs/grpo/model) or in the folder of `lore export`.
 
-    rubric: name or path of its rubric, if it has moved since the training; its texts must be the same. base: folder or hub id of the
-    base model of an adapter, if that has moved. Raises LoreError for a folder without a card, and if rubric, renderer or base
+    rubric: name or path of its rubric, if it has moved since the training; its texts must be the same. base: folder or hub id of
+    the base model of an adapter, if that has moved. Raises LoreError for a folder without a card, and if rubric, renderer or base
     are not those of the training.
     """
     folder = Path(path)
     if not (folder / CARD).is_file() and (folder / "model" / CARD).is_file():
         folder = folder / "model"
     if not folder.is_dir():
-        raise LoreError(f"{path} is not a folder, so there is no judge. Name the run folder of a training stage, such as runs/grpo.")
+        raise LoreError(f"{path} is not a folder, so there is no judge. Name the run folder of its training, such as runs/grpo.")
     card = read_card(folder)
     if card is None:
         done = (folder / "recipe.yaml").is_file() and not (folder / "model").is_dir()

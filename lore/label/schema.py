@@ -39,8 +39,8 @@ VERDICTS, FAILURES, WORK = "verdicts", "failures", "work"
 
 
 def label_schema(tier_ids: list[str]) -> pa.Schema:
-    """Columns of the label files: the Verdict row, then where it belongs. content: see CONTENT; attempts: how often the pair has been
-    asked, 1 for a pair that got an answer at once."""
+    """Columns of the label files: the Verdict row, then where it belongs. content: see CONTENT; attempts: how often the pair has
+    been asked, 1 for a pair that got an answer at once."""
     more = [
         ("query", pa.string()),
         ("item_id", pa.string()),
