@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from lore.codec.verdict_tokens import verdict_tokens
 from lore.engines.chat import at_verdict, image_tokens, prompt_text, stop_ids
 from lore.engines.config import ModelSection
-from lore.engines.engine import Completion, Messages, Sampling
+from lore.engines.engine import Completion, EngineUsage, Messages, Sampling
 from lore.engines.loading import default_device, load_model, load_processor
 from lore.engines.row_independence import base_of, keep_rows_apart, length_rule, padding_moves
 from lore.rubric.rubric import Rubric
@@ -44,6 +44,7 @@ class TransformersEngine:
         self.model, self.processor, self.rubric, self.batch_tokens = model, processor, rubric, batch_tokens
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.takes_images = processor is not self.tokenizer
+        self.usage = EngineUsage()
         self.verdict = verdict_tokens(processor, rubric)
         known = model.generation_config.eos_token_id
         self._stop_ids = stop_ids(processor, set(known if isinstance(known, list) else [known]) - {None})
@@ -71,9 +72,11 @@ class TransformersEngine:
                 asked = self._read_once(inputs, per_prompt) if shares else inputs
                 ids = self.model.generate(**asked, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
             prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
+            self.usage.prompt_tokens += sum(prompt_tokens)
             for k, index in enumerate(indices):
                 rows = ids[k * per_prompt : (k + 1) * per_prompt]
                 completions = [self._completion(row, prompt_tokens[k]) for row in rows]
+                self.usage.generated_tokens += sum(completion.tokens for completion in completions)
                 out[index] = completions * (sampling.n if per_prompt == 1 else 1)
         return out
 
@@ -86,6 +89,7 @@ class TransformersEngine:
             inputs = self._inputs([texts[i] for i in indices])
             logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
             out[indices] = torch.softmax(logits[:, self.verdict.tier_ids].double(), dim=-1).cpu().numpy()
+            self.usage.prompt_tokens += int(inputs["attention_mask"].sum())
         return out
 
     @property
