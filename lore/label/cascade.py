@@ -1,18 +1,19 @@
 """Cascade: a student answers first, and the judge is asked where the student is unsure.
 
-The student's confidence is the probability of its tier after temperature scaling towards the judge's tiers (`fit_temperature`). Where
-it reaches a threshold, the student's verdict stands; the judge answers the other pairs. Both numbers come from a sample of the input
-that student and judge answer, split in two by query. Nobody has to label anything.
+The student's confidence is the probability of its tier after temperature scaling towards the judge's tiers (`fit_temperature`).
+Where it reaches a threshold, the student's verdict stands; the judge answers the other pairs. Both numbers come from a sample of
+the input that student and judge answer, split in two by query. Nobody has to label anything.
 
-The first half gives the temperature and the threshold: the smallest one with which the lower bound of the agreement reaches the target.
-Agreement is the share of pairs whose final tier is the judge's, so a pair that the judge answers agrees. It never falls when the
-threshold rises. So the search begins at the highest threshold and ends before the first one that fails, and the number of tried thresholds needs no
-correction (Bates et al. 2021, arXiv 2101.02703, section 2). The bound is the one-sided 95 % limit of Korn and Graubard (1998,
-"Confidence Intervals for Proportions With Small Expected Number of Positive Counts"): the exact binomial limit of Clopper and Pearson
-with the pairs divided by the design effect of the queries. A query bootstrap would take a sample without a disagreement for a proof.
+The first half gives the temperature and the threshold: the smallest one with which the lower bound of the agreement reaches the
+target. Agreement is the share of pairs whose final tier is the judge's; a pair that the judge answers agrees. It never falls when
+the threshold rises. So the search begins at the highest threshold and ends before the first one that fails, and the number of tried
+thresholds needs no correction (Bates et al. 2021, arXiv 2101.02703). The bound is the one-sided 95 % limit of Korn and Graubard
+(1998, "Confidence Intervals for Proportions With Small Expected Number of Positive Counts Estimated From Survey Data"): the exact
+binomial limit of Clopper and Pearson, with the number of pairs divided by the design effect of the queries. A bootstrap over
+queries would take a sample without a disagreement for a proof.
 
-The second half, queries that the threshold has not seen, checks it: agreement with a 95 % interval by bootstrap over queries. If it misses
-the target there, or no threshold reaches it, the judge answers everything, and `CascadeFit.why` says so.
+The second half, queries that the threshold has not seen, checks it: agreement with a 95 % interval by bootstrap over queries. If it
+misses the target there, or no threshold reaches it, the judge answers everything, and `CascadeFit.why` says so.
 """
 
 import hashlib
@@ -90,9 +91,9 @@ class CascadeFit(BaseModel):
             return f"cascade: the judge answers everything, because {self.why} (sample: {sample})"
         agreement = Estimate(*(float("nan") if end is None else end for end in self.agreement))
         return (
-            f"cascade: the student's verdict stands from confidence {self.threshold:.3f} (temperature {self.temperature:.2f}); agreement "
-            f"with the judge {percent(agreement)} on {self.check_pairs:,} held-out pairs, target {100 * self.target:g} %; "
-            f"{100 * self.to_judge:.1f} % of the pairs go to the judge (sample: {sample})"
+            f"cascade: the student's verdict stands from confidence {self.threshold:.3f} (temperature {self.temperature:.2f}); "
+            f"agreement with the judge {percent(agreement)} on {self.check_pairs:,} held-out pairs, target {100 * self.target:g} "
+            f"%; {100 * self.to_judge:.1f} % of the pairs go to the judge (sample: {sample})"
         )
 
 
@@ -116,8 +117,8 @@ def fit_cascade(
 ) -> CascadeFit:
     """Chooses temperature and threshold on half of a sample and checks them on the other half.
 
-    The three sequences have one entry per pair of the sample; query_keys as in lore.data.pair.query_key. target: wanted agreement with
-    the judge. seed: of the halves and of the bootstrap with `samples` draws. student, judge: their judge_ids, for `read_fit`.
+    The three sequences have one entry per pair of the sample; query_keys as in lore.data.pair.query_key. target: wanted agreement
+    with the judge. seed: of the halves and of the bootstrap with `samples` draws. student, judge: their judge_ids, for `read_fit`.
     """
     answered = np.asarray([verdict.tier is not None for verdict in judge_verdicts], dtype=bool)
     rows = zip(student_verdicts, judge_verdicts, query_keys, strict=True)
@@ -189,8 +190,8 @@ def choose_threshold(
         pairs, queries = len(confidence), len(np.unique(groups))
         reached = f"{100 * float(bounds[0]):.2f}" if np.isfinite(bounds[0]) else "0"
         return None, None, (
-            f"no threshold reaches the target of {100 * target:g} % on {pairs:,} pairs of {queries:,} queries (the lower bound is {reached} % "
-            "where only the student's surest verdicts stand; a larger sample raises it)"
+            f"no threshold reaches the target of {100 * target:g} % on {pairs:,} pairs of {queries:,} queries (the lower bound is "
+            f"{reached} % where only the student's surest verdicts stand; a larger sample raises it)"
         )
     if last == len(ends) - 1:
         return 0.0, float(bounds[last]), ""
@@ -199,10 +200,10 @@ def choose_threshold(
 
 
 def agreement_bounds(differs: np.ndarray, groups: np.ndarray, sizes: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """[M] lower one-sided 95 % bound of the agreement if the first 1, 2, … M pairs keep the student's verdict (Korn and Graubard 1998).
+    """[M] lower one-sided 95 % bound of the agreement if the first 1, 2, … M pairs keep the student's verdict.
 
-    differs, groups [M]: in the order in which pairs are kept; sizes: the queries of the whole sample and their numbers of pairs. The
-    design effect is at least the one of all M pairs, because a few disagreements do not show how they cluster.
+    differs, groups [M]: in the order in which pairs are kept; sizes: the queries of the whole sample and their numbers of pairs.
+    The design effect is at least the one of all M pairs, because a few disagreements do not show how they cluster.
     """
     queries, counts = sizes
     pairs, n_queries = int(counts.sum()), len(queries)
@@ -249,8 +250,8 @@ def _answers(verdicts: Sequence[Verdict], tier_ids: list[str]) -> tuple[np.ndarr
 
 @dataclass
 class Cascade:
-    """A Scorer that asks the student, then the judge where the student is unsure. Raises LoreError for a student of other tiers, and
-    for a fit of another student or judge."""
+    """A Scorer that asks the student, then the judge where the student is unsure. Raises LoreError for a student of other tiers,
+    and for a fit of another student or judge."""
 
     student: Scorer
     judge: Scorer
@@ -308,8 +309,8 @@ def check_student(student: Scorer, judge: Scorer) -> None:
     """Raises LoreError if the student answers with other tiers than the judge."""
     if student.tier_ids != judge.tier_ids:
         raise LoreError(
-            f"The student answers with the tiers {', '.join(student.tier_ids)} and the judge with {', '.join(judge.tier_ids)}, so the "
-            "labels of a cascade would mix two scales.\nTake a student with the judge's rubric."
+            f"The student answers with the tiers {', '.join(student.tier_ids)} and the judge with {', '.join(judge.tier_ids)}, so "
+            "the labels of a cascade would mix two scales.\nTake a student with the judge's rubric."
         )
 
 
@@ -322,8 +323,8 @@ def open_cascade(
     target: float,
     seed: int,
 ) -> Cascade:
-    """The cascade of `path` (cascade.json), if an earlier start has chosen the threshold; else chooses it and writes the file. sample:
-    the pairs for that, whole queries drawn from the input by the hash of the query; both are asked about all of them."""
+    """The cascade of `path` (cascade.json), if an earlier start has chosen the threshold; else chooses it and writes the file.
+    sample: the pairs for that, whole queries drawn from the input by the hash of the query; both are asked about all of them."""
     if path.is_file():
         return Cascade(student, judge, read_fit(path))
     check_student(student, judge)
@@ -398,7 +399,8 @@ def lexical_scorer(pairs: Iterable[Pair], rubric: Rubric, seed: int = 0) -> Lexi
             gold.append(rubric.index(pair.label))
             weights.append(pair.label_weight)
             labeled.append(replace(pair, image=None))  # a photo is of no use to it
-            digest.update(f"{query_key(pair.query)}\x1f{item_key(labeled[-1])}\x1f{gold[-1]}\x1f{weights[-1]}\n".encode(errors="surrogatepass"))
+            row = f"{query_key(pair.query)}\x1f{item_key(labeled[-1])}\x1f{gold[-1]}\x1f{weights[-1]}\n"
+            digest.update(row.encode(errors="surrogatepass"))
     if not labeled:
         raise LoreError("The lexical student has no labeled pair to learn from. Name a pairs file with labels as its student.")
     model = fit_baseline("lexical", labeled, gold, len(rubric.tier_ids), weights=weights, seed=seed)
