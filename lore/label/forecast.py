@@ -13,12 +13,12 @@ from lore.data.pair import Pair
 from lore.engines.engine import EngineUsage
 from lore.judge.ask import render_chunk
 from lore.judge.scorer import JudgeScorer
-from lore.label.config import LabelRecipe
 from lore.label.inputs import pairs_of
 from lore.label.judge import asked_judge, open_judge
 from lore.label.label import opened_ledger, planned
 from lore.label.plan import Counts, Plan
 from lore.label.progress import clock, cost_of
+from lore.label.recipe import LabelRecipe
 from lore.run.run_folder import RunFolder
 from lore.support.console import Console, Table
 

@@ -11,7 +11,8 @@ from lore.engines.open_engine import open_engine
 from lore.judge.card import check_card, check_template, judge_id
 from lore.judge.scorer import JudgeScorer, Scorer
 from lore.judge.trained import trained_judge
-from lore.label.config import REASON_FIRST, LabelJudgeSection, LabelRecipe
+from lore.label.config import LabelJudgeSection
+from lore.label.recipe import REASON_FIRST, LabelRecipe
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint

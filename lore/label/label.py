@@ -17,21 +17,22 @@ from pathlib import Path
 import pyarrow as pa
 
 from lore.data.pair import Pair, query_key
-from lore.data.rejected_rows import RejectedWriter, Rejection
+from lore.data.rejected_rows import RejectedWriter
 from lore.engines.engine import EngineDied
 from lore.engines.unanswered import AnswerWatch
 from lore.judge.dry_pass import VERDICT_TOKENS, Asked, check_asking, judge_length
-from lore.label.config import LabelRecipe
 from lore.label.inputs import open_input, pairs_of
 from lore.label.judge import AskedJudge, asked_judge, open_judge, open_student
 from lore.label.ledger import Ledger, is_final
 from lore.label.plan import PLAN, Counts, Plan, Shard, make_plan
 from lore.label.progress import LabelProgress
+from lore.label.recipe import LabelRecipe
 from lore.label.report import write_report
 from lore.label.schema import WORK
 from lore.label.store import open_store
 from lore.label.stored import StoredLabels
 from lore.label.summary import RunTotals, print_summary, summarize
+from lore.label.unfinished import Nothing
 from lore.label.worker import ShardResult, ShardWorker, Worker, WorkerSpec, failed_shard
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
@@ -106,7 +107,7 @@ def planned(
     plan = Plan.load(work)
     if plan is not None and plan.stamp == ledger.stamp and not ledger.failed():
         left = any(not ledger.has(shard.name) for shard in plan.shards)
-        if left and plan.fingerprint == open_input(recipe.input, work, _Nothing()).fingerprint:
+        if left and plan.fingerprint == open_input(recipe.input, work, Nothing()).fingerprint:
             return plan
     if known is not None:
         known.only_counts = dry_run
@@ -248,20 +249,3 @@ def finish(
             "labels": str(folder / "verdicts"),
         }
     )
-
-
-def unfinished(recipe: LabelRecipe, folder: RunFolder) -> str | None:
-    """Why a finished folder is opened again: new input, or pairs that get another try."""
-    summary = folder.summary
-    if pending := summary.get("pending"):
-        return f"{pending:,} pairs without an answer are asked again"
-    if open_input(recipe.input, folder / WORK, _Nothing()).fingerprint != summary.get("input"):
-        return "the input has changed: new pairs are labelled"
-    return None
-
-
-class _Nothing:
-    """Takes no rows: where only the input's fingerprint is read."""
-
-    def write(self, rejection: Rejection) -> None:
-        pass

@@ -17,10 +17,10 @@ from lore.engines.engine import MAX_WORDS, EngineUsage
 from lore.judge.ask import ENGINE_DIED, incomplete
 from lore.judge.scorer import Scorer
 from lore.judge.verdict import Verdict, to_row
-from lore.label.config import LabelRecipe
 from lore.label.inputs import pairs_of
 from lore.label.judge import asked_judge, open_scorer
 from lore.label.keys import content_halves
+from lore.label.recipe import LabelRecipe
 from lore.label.schema import label_schema
 
 
