@@ -54,8 +54,8 @@ def folded(model: Any) -> Any:
 class TransformersEngine:
     """A judge in memory. Build it with `load`, or from a loaded model and processor.
 
-    batch_tokens: padded tokens of a forward pass. shared_prefix: process the tokens that the prompts of a call begin with once, where
-    that is exact. Answers then differ from those without it by floating-point rounding.
+    batch_tokens: padded tokens of a forward pass. shared_prefix: process the tokens that the prompts of a call begin with once,
+    where that is exact. Answers then differ from those without it by floating-point rounding.
     """
 
     def __init__(
