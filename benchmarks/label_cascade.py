@@ -88,7 +88,9 @@ def main() -> None:
         first = student.score(pairs)
         same = np.mean([one.tier == other.tier for one, other in zip(first, right, strict=True)])
         title = f"{name}: agrees with the judge on {100 * same:.1f} % of the pairs"
-        table = Table("target", "sample", "no threshold", "agreement", "5th percentile", "missed", "to judge", "check", title=title)
+        table = Table(title=title, title_justify="left")
+        for column in ("target", "sample", "no threshold", "agreement", "5th percentile", "missed", "to judge", "check"):
+            table.add_column(column, justify="right")
         for target in options.target:
             for size in options.sample:
                 cells = measured(student, judge, pairs, keys, target, size, options.draws)
