@@ -120,6 +120,7 @@ def serve_command_line(model: ModelSection, vllm: VllmSection, host: str, port: 
         # Same as lore.codec.chat_template: lists of content parts for a processor's template, plain text for a tokenizer's.
         "chat_template_content_format": "openai" if takes_images else "string",
         "disable_uvicorn_access_log": True,
+        "enable_prompt_tokens_details": True,  # clients count the tokens that the prefix cache saves
     }
     if rank:
         options["lora_modules"] = f"{name}={model.adapter}"

@@ -156,7 +156,7 @@ def _read(
                     if split is not None:
                         batch = batch.filter(pc.equal(batch.column("split"), split))
                     if batch.num_rows:
-                        for pair in _to_pairs(batch, present, file):
+                        for pair in to_pairs(batch, present, file):
                             if places is not None and pair.image is not None:
                                 pair.image = places.placed(pair.image)
                                 _warn_of_refused(pair, file)
@@ -174,7 +174,8 @@ def _warn_of_refused(pair: Pair, file: Path) -> None:
     )
 
 
-def _to_pairs(batch: pa.RecordBatch, names: list[str], file: Path) -> Iterator[Pair]:
+def to_pairs(batch: pa.RecordBatch, names: Iterable[str], file: str | Path) -> Iterator[Pair]:
+    """The pairs of a batch with these fields. file: where it comes from, for errors."""
     filled, values = [], []
     for name in names:
         column = batch.column(name)
@@ -199,7 +200,7 @@ def _to_pairs(batch: pa.RecordBatch, names: list[str], file: Path) -> Iterator[P
         yield Pair(**dict(zip(filled, row, strict=True)))
 
 
-def _cast(column: pa.Array, name: str, file: Path) -> pa.Array:
+def _cast(column: pa.Array, name: str, file: str | Path) -> pa.Array:
     expected = PAIR_SCHEMA.field(name).type
     try:
         return column.cast(expected)
