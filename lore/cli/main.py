@@ -16,6 +16,7 @@ from lore.cli.compare import compare, leaderboard
 from lore.cli.doctor import doctor
 from lore.cli.export import export
 from lore.cli.init import init
+from lore.cli.label import label
 from lore.cli.run import check, launch, run
 from lore.cli.runs import runs
 from lore.cli.world import world
@@ -76,6 +77,7 @@ app.command()(world)
 app.add_typer(traces.app, name="traces")
 app.add_typer(teacher.app, name="teacher")
 app.command()(export)
+app.command()(label)
 app.command()(compare)
 app.command()(leaderboard)
 app.add_typer(goodrate.app, name="goodrate")

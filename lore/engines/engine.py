@@ -103,6 +103,10 @@ class ScoresRefused(RequestRefused):
         self.probabilities, self.refused = probabilities, refused
 
 
+class EngineDied(LoreError):
+    """The engine's process has ended, for example for lack of memory. Another engine can be opened."""
+
+
 class EndpointFailed(LoreError):
     """A request has failed max_attempts times."""
 

@@ -16,7 +16,7 @@ from lore.codec.verdict_tokens import verdict_tokens
 from lore.engines.adapter import adapter_folder
 from lore.engines.chat import at_verdict, image_tokens, prompt_text, stop_ids
 from lore.engines.config import ModelSection, VllmSection
-from lore.engines.engine import Completion, EngineUsage, Messages, Sampling
+from lore.engines.engine import Completion, EngineDied, EngineUsage, Messages, Sampling
 from lore.engines.loading import default_device, known_stops, load_config, load_processor, resolve_dtype
 from lore.engines.row_independence import LengthRule, length_rule
 from lore.engines.vllm_adapter import AdapterParts, adapter_rank, check_applied
@@ -111,7 +111,7 @@ class VllmEngine:
         try:
             results = self.llm.generate(inputs, params, use_tqdm=False, lora_request=self._adapter, tokenization_kwargs=plain)
         except EngineDeadError as error:
-            raise LoreError(
+            raise EngineDied(
                 "vLLM's engine has stopped; its own error message is printed above.\n"
                 "If it ran out of memory, lower max_model_tokens, max_sequences or gpu_memory. If this device does not "
                 "support the model's shape, use the transformers engine."

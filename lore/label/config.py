@@ -65,8 +65,8 @@ class LabelJudgeSection(StrictModel):
     """The judge: the folder of a trained one, or a model or server with the prompt and rubric to ask it with."""
 
     path: str | None = None
-    """Run folder of a trained judge, such as runs/grpo, its model folder, or the folder of `lore export`. Prompt and rubric are those
-    of its training. null: `model` or `endpoint`, with `prompt` and `rubric`."""
+    """Run folder of a trained judge, such as runs/grpo, its model folder, or the folder of `lore export`. Prompt and rubric are
+    those of its training. null: `model` or `endpoint`, with `prompt` and `rubric`."""
     base: str | None = None
     """Folder or hub id of the base model of an adapter, if it is not where it was at the training. null: as in the training."""
     rubric: str | None = None
@@ -121,7 +121,7 @@ class CascadeSection(StrictModel):
     """A student answers first; the judge is asked where the student is unsure."""
 
     student: str = Field(min_length=1)
-    """Folder of the student: a trained judge's run folder, or the pairs file of labeled pairs that the lexical student learns from."""
+    """The student: the folder of a trained judge, or a file of labeled pairs that the lexical student learns from."""
     agreement: float = Field(0.98, gt=0.5, le=1)
     """Share of pairs that must get the judge's tier. The threshold on the student's confidence is chosen for it."""
     pairs: int = Field(2000, ge=100, le=1_000_000)
@@ -161,8 +161,8 @@ class LabelRecipe(BaseRecipe):
     input: InputSection
     judge: LabelJudgeSection
     mode: Literal["verdict", "rationale", "cascade"] = "verdict"
-    """verdict: tier probabilities from one forward pass per pair, without decoding; for judges whose verdict comes first. rationale:
-    the judge writes its reason too. cascade: a student first, the judge where the student is unsure."""
+    """verdict: tier probabilities from one forward pass per pair, without decoding; for judges whose verdict comes first.
+    rationale: the judge writes its reason too. cascade: a student first, the judge where the student is unsure."""
     cascade: CascadeSection | None = None
     """The student, for mode: cascade."""
     ray: RaySection | None = None

@@ -1,14 +1,15 @@
 """Opens the judge of a label recipe: which model or server answers, how it is asked, and its id."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
-from lore.engines.engine import Engine, Sampling
+from lore.engines.engine import Sampling
 from lore.engines.open_engine import open_engine
 from lore.judge.card import check_card, check_template, judge_id
-from lore.judge.scorer import JudgeScorer
+from lore.judge.scorer import JudgeScorer, Scorer
 from lore.judge.trained import trained_judge
 from lore.label.config import REASON_FIRST, LabelJudgeSection, LabelRecipe
 from lore.rubric.rubric import Rubric, load_rubric
@@ -68,10 +69,10 @@ def asked_judge(section: LabelJudgeSection, mode: str) -> AskedJudge:
             weights = model_fingerprint(section.model.name, section.model.adapter)
             check_card(section.model, renderer_hash(rubric, fmt), "judge.model")
     if mode == "verdict" and fmt.order == "reason_first":
-        raise LoreError(f"mode verdict reads the verdict without a reason, but {REASON_FIRST}.\nUse mode rationale (--mode rationale).")
+        raise LoreError(f"Mode verdict reads the verdict without a reason, but {REASON_FIRST}.\nUse mode rationale.")
     explain = mode == "rationale" and fmt.order == "answer_first"
     if mode == "rationale" and fmt.order == "answer_only":
-        raise LoreError("mode rationale asks for reasons, but this judge answers with the verdict alone. Use mode verdict.")
+        raise LoreError("Mode rationale asks for reasons, but this judge answers with the verdict alone. Use mode verdict.")
     vllm = section.vllm if isinstance(asked, ModelSection) and runs_in_vllm(section) else None
     renderer = renderer_hash(rubric, fmt)
     return AskedJudge(
@@ -92,19 +93,31 @@ def runs_in_vllm(section: LabelJudgeSection) -> bool:
     return default_device() != "cpu"
 
 
-def open_scorer(judge: AskedJudge, recipe: LabelRecipe) -> JudgeScorer:
+def open_scorer(judge: AskedJudge, recipe: LabelRecipe, folder: Path) -> Scorer:
+    """Loads the judge, and the student of a cascade whose threshold lies in `folder`."""
+    opened = open_judge(judge, recipe)
+    if recipe.mode != "cascade":
+        return opened
+    from lore.label.cascade import CASCADE, Cascade, read_fit  # loads scikit-learn: only for a cascade
+
+    return Cascade(open_student(recipe, judge.rubric), opened, read_fit(folder / CASCADE))
+
+
+def open_judge(judge: AskedJudge, recipe: LabelRecipe) -> JudgeScorer:
     """Loads the judge."""
     engine = open_engine(judge.section, judge.rubric, vllm=judge.vllm, batch_tokens=recipe.batch_tokens)
     if isinstance(judge.section, ModelSection):
-        check_template(judge.section, _processor(engine), "judge")
+        check_template(judge.section, getattr(engine, "processor", engine.tokenizer), "judge")
     sampling = Sampling(max_tokens=judge.max_tokens, seed=recipe.seed)
     return JudgeScorer(engine, judge.rubric, judge.fmt, sampling, judge.judge_id, judge.explain, judge.scores)
 
 
-def _processor(engine: Engine):
-    return getattr(engine, "processor", engine.tokenizer)
+def open_student(recipe: LabelRecipe, rubric: Rubric) -> Scorer:
+    """The student of a cascade: a trained judge that answers without decoding, or the lexical baseline."""
+    path = recipe.cascade.student
+    if Path(path).is_dir() and not any(Path(path).glob("*.parquet")):
+        student = asked_judge(LabelJudgeSection(path=path, engine=recipe.judge.engine, vllm=recipe.judge.vllm), "student")
+        return open_judge(student, recipe)
+    from lore.label.cascade import read_lexical_scorer  # loads scikit-learn: only for a cascade
 
-
-def with_served_name(section: LabelJudgeSection, model: str) -> LabelJudgeSection:
-    """The section with another model name of its endpoint."""
-    return section.model_copy(update={"endpoint": replace(section.endpoint, model=model)})
+    return read_lexical_scorer(path, rubric, seed=recipe.seed)

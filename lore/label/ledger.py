@@ -68,6 +68,10 @@ class Ledger:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
             clear_parts(self.folder / name)
 
+    def has(self, name: str) -> bool:
+        """Whether a shard is committed."""
+        return (self.folder / VERDICTS / name).exists() or (self.folder / FAILURES / name).exists()
+
     def files(self, kind: str = VERDICTS, within: HashRange | None = None) -> list[Path]:
         """Label files, sorted by name; `within`: only those that can hold its query hashes."""
         place = self.folder / kind
@@ -161,7 +165,8 @@ class Ledger:
                 table = parquet.read()
             ids, high = _keys_of(table)
             attempts = table.column("attempts").to_pylist()
-            best = [latest[key][0] == mine for key, mine in zip(zip(ids.tolist(), high.tolist(), strict=True), attempts, strict=True)]
+            rows = zip(ids.tolist(), high.tolist(), attempts, strict=True)
+            best = [latest[one, content][0] == mine for one, content, mine in rows]
             keep = np.array(best, bool) & ~contains(answered, mixed(ids, high))
             if keep.all():
                 continue

@@ -130,7 +130,8 @@ class Plan:
             value = read_object(work / PLAN, "the plan", "It is made again.")
             if value["version"] != VERSION:
                 return None
-            return cls(work, value["fingerprint"], value["stamp"], Counts(**value["counts"]), [Shard(*one) for one in value["shards"]])
+            shards = [Shard(*one) for one in value["shards"]]
+            return cls(work, value["fingerprint"], value["stamp"], Counts(**value["counts"]), shards)
         except (LoreError, KeyError, TypeError):
             return None
 
@@ -268,8 +269,8 @@ class _Ids:
             losers.append(mixed(lost[:, 0], lost[:, 1]))
             if sum(map(len, losers)) > MAX_CONFLICTS:
                 raise LoreError(
-                    f"More than {MAX_CONFLICTS:,} rows of the input have a pair_id that also names another pair, so the column does "
-                    "not identify pairs. Leave it out: ids are then made from query and item."
+                    f"More than {MAX_CONFLICTS:,} rows of the input have a pair_id that also names another pair, so the column "
+                    "does not identify pairs. Leave it out: ids are then made from query and item."
                 )
             old = self._rows("ledger", part)
             kept = given[first]
@@ -368,7 +369,8 @@ class _Partition:
 
     def _write(self, within: HashRange, questions: pa.Table, ids: np.ndarray, high: np.ndarray, before: np.ndarray) -> None:
         file, size = f"{within}.parquet", self.shard_pairs
-        with written_whole(self.built.work / "shards" / file) as sink, pq.ParquetWriter(sink, SHARD_SCHEMA, compression="lz4") as writer:
+        path = self.built.work / "shards" / file
+        with written_whole(path) as sink, pq.ParquetWriter(sink, SHARD_SCHEMA, compression="lz4") as writer:
             for group, start in enumerate(range(0, len(ids), size)):
                 rows = slice(start, start + size)
                 writer.write_table(questions.slice(start, size), row_group_size=size)

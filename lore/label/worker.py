@@ -7,13 +7,14 @@ item share one question.
 import gc
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from lore.engines.engine import EngineUsage
-from lore.judge.ask import incomplete
+from lore.engines.engine import MAX_WORDS, EngineUsage
+from lore.judge.ask import ENGINE_DIED, incomplete
 from lore.judge.scorer import Scorer
 from lore.judge.verdict import Verdict, to_row
 from lore.label.config import LabelRecipe
@@ -25,9 +26,11 @@ from lore.label.schema import label_schema
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker needs to open its judge, on any machine that sees the same files. values: of the recipe, as plain data."""
+    """What a worker needs to open its judge, on any machine that sees the same files. values: of the recipe, as plain data; folder:
+    the label folder."""
 
     values: dict[str, Any]
+    folder: str
 
     @property
     def recipe(self) -> LabelRecipe:
@@ -67,7 +70,7 @@ class ShardWorker:
         """The judge, opened at the first use."""
         if self._scorer is None:
             recipe = self.spec.recipe
-            self._scorer = open_scorer(asked_judge(recipe.judge, recipe.mode), recipe)
+            self._scorer = open_scorer(asked_judge(recipe.judge, recipe.mode), recipe, Path(self.spec.folder))
         return self._scorer
 
     def label(self, questions: pa.Table) -> ShardResult:
@@ -84,9 +87,8 @@ class ShardWorker:
 
     def close(self) -> None:
         """Frees the judge's memory. The next shard opens it again."""
-        engine = getattr(self._scorer, "engine", None)
-        if hasattr(engine, "close"):
-            engine.close()
+        if hasattr(self._scorer, "close"):
+            self._scorer.close()
         self._scorer = None
         gc.collect()
 
@@ -129,11 +131,8 @@ def shard_result(
     return ShardResult(*tables, usage, seconds, len(verdicts), tuple(whys))
 
 
-def failed_shard(rows: pa.Table, tier_ids: list[str], failure: str, detail: str, judge_id: str) -> ShardResult:
-    """A shard without any answer, for example because its engine died."""
+def failed_shard(rows: pa.Table, tier_ids: list[str], detail: str, judge_id: str) -> ShardResult:
+    """A shard without any answer, because the engine died on it. detail: its last words."""
     asked = questions_of(rows)
-    verdicts = [Verdict("", None, failure=failure, detail=detail[:500], judge_id=judge_id) for _ in asked]
-    result = shard_result(rows, asked, verdicts, tier_ids, EngineUsage(), 0.0)
-    # The failure is the engine's: no row of it is an answer.
-    table = pa.concat_tables([result.failures, result.verdicts])
-    return replace(result, verdicts=table.slice(0, 0), failures=table, lost=(f"{failure}: {detail[:500]}",) * len(asked))
+    verdicts = [Verdict("", None, failure=ENGINE_DIED, detail=detail[:MAX_WORDS], judge_id=judge_id) for _ in asked]
+    return shard_result(rows, asked, verdicts, tier_ids, EngineUsage(), 0.0)

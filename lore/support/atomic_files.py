@@ -68,8 +68,8 @@ def replace_file(part: Path, path: Path) -> None:
 
 
 def publish_once(part: Path, path: Path) -> bool:
-    """Flushes a written file to disk and gives it the name `path`, unless that name exists: then returns False. Of several processes
-    that publish the same name, on any machine, exactly one succeeds. The caller removes the part file.
+    """Flushes a written file to disk and gives it the name `path`, unless that name exists: then returns False. Of several
+    processes that publish the same name, on any machine, exactly one succeeds. The caller removes the part file.
     """
     _flush(part)
     try:

@@ -1,0 +1,109 @@
+"""`lore label`: label every pair of an input with a judge. Imports inside functions keep `lore --help` fast.
+
+lore label pairs/ --judge runs/grpo -o labels/
+lore label log.parquet --catalogue items.parquet --judge runs/grpo -o labels/ --dry-run
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from lore.support.bounds import MAX_COUNT, MAX_MEASURE
+
+
+def label(
+    arguments: list[str] = typer.Argument(
+        None,
+        metavar="[INPUT] [KEY=VALUE]...",
+        help="Pairs or a search log: a file, a folder or a glob. KEY=VALUE sets any other key of the label recipe.",
+    ),
+    judge: str = typer.Option(None, help="Folder of a trained judge, such as runs/grpo."),
+    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder of the labels. The same command resumes in it."),
+    mode: Literal["verdict", "rationale", "cascade"] = typer.Option(
+        None, help="verdict: tier probabilities without decoding; rationale: with a reason; cascade: a student first."
+    ),
+    catalogue: str = typer.Option(None, help="Table of the items, for a log that has only item ids."),
+    ubi_queries: str = typer.Option(None, help="ubi_queries of User Behavior Insights, in place of INPUT."),
+    ubi_events: str = typer.Option(None, help="ubi_events of User Behavior Insights."),
+    columns: str = typer.Option(None, "--map", metavar="FIELD=COLUMN,...", help="Columns of INPUT, such as query=search_term."),
+    endpoint: str = typer.Option(None, metavar="URL", help="Ask a judge that a server runs (lore serve judge)."),
+    engine: Literal["auto", "vllm", "transformers"] = typer.Option(
+        None, help="What runs the judge in this process. auto: vLLM where it is installed and a GPU is there."
+    ),
+    ray: str = typer.Option(None, metavar="ADDRESS", help="Label on a Ray cluster: auto, or its address."),
+    workers: int = typer.Option(None, min=1, max=65_536, help="Largest number of workers on the cluster."),
+    gpus_per_worker: float = typer.Option(None, min=0, max=1024, help="GPUs per worker on the cluster."),
+    student: str = typer.Option(None, help="Student of mode cascade: a trained judge, or labeled pairs for the lexical one."),
+    agreement: float = typer.Option(None, min=0.5, max=1, help="Share of pairs that must get the judge's tier in mode cascade."),
+    shard_pairs: int = typer.Option(None, min=1, max=1_000_000, help="Pairs per shard, the unit that is committed together."),
+    store: str = typer.Option(None, metavar="FILE", help="Verdict store; default: $LORE_CACHE/verdicts.sqlite; none: no store."),
+    compare: str = typer.Option(None, metavar="FOLDER", help="Label folder of the last run, for the drift in the summary."),
+    limit: int = typer.Option(None, min=1, max=MAX_COUNT, help="Read only this many rows of the input."),
+    usd_per_hour: float = typer.Option(None, min=0, max=MAX_MEASURE, help="Price of one worker per hour, for the cost."),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Plan the input, answer 200 pairs and print tokens, time and cost, without labelling."
+    ),
+) -> None:
+    """Label every pair of an input with a judge, each exactly once. Stop it, kill it, run it again: finished pairs stay."""
+    from lore.config.stages import load_recipe
+    from lore.run.devices import leave
+    from lore.run.run_folder import RunFolder
+    from lore.run.runner import is_finished, run_in
+    from lore.support.errors import LoreError
+    from lore.support.text import named
+
+    given = [named(argument, "An argument") for argument in arguments or []]
+    paths = [argument for argument in given if "=" not in argument.split("/")[0]]
+    if len(paths) > 1:
+        raise LoreError(
+            f"{len(paths)} inputs were given ({', '.join(paths[:3])}), and one is read.\nPut the files into one folder, or quote a "
+            "glob: 'logs/*.parquet'."
+        )
+    values = {
+        "input.path": paths[0] if paths else None,
+        "judge.path": judge,
+        "mode": mode,
+        "input.catalogue": catalogue,
+        "input.ubi.queries": ubi_queries,
+        "input.ubi.events": ubi_events,
+        "input.limit": limit,
+        "judge.engine": engine,
+        "ray.address": ray,
+        "ray.max_workers": workers,
+        "ray.gpus_per_worker": gpus_per_worker,
+        "cascade.student": student,
+        "cascade.agreement": agreement,
+        "shard_pairs": shard_pairs,
+        "store": store,
+        "compare": compare,
+        "cost.usd_per_hour": usd_per_hour,
+    }
+    overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value is not None]
+    if columns is not None:
+        from lore.data.importers.table import column_map
+
+        overrides.append(f"input.map={json.dumps(column_map(columns), ensure_ascii=False)}")
+    if endpoint is not None:
+        overrides += endpoint_keys(endpoint, judge)
+    recipe = load_recipe(Path(__file__).parent.parent / "label" / "command.yaml", [*overrides, *given[len(paths) :]])
+    folder = RunFolder(out, recipe)
+    recipe.check_packages()
+    if dry_run:
+        from lore.label.forecast import forecast
+        from lore.support.console import Console
+
+        folder.open(recipe)
+        forecast(recipe, folder).print(Console())
+        leave(0)
+    if not is_finished(recipe, folder):
+        run_in(recipe, folder, "lore label")
+    leave(0)
+
+
+def endpoint_keys(url: str, judge: str | None) -> list[str]:
+    """Overrides for a served judge. The server names the judge that it serves, so another one is refused."""
+    return [f"judge.endpoint.url={json.dumps(url)}"]
