@@ -61,7 +61,7 @@ def run(recipe: LabelRecipe, folder: RunFolder, make_worker: Callable[[WorkerSpe
             if recipe.mode == "cascade":
                 fit_threshold(recipe, judge, plan, folder)
         watch = AnswerWatch(recipe.unanswered, "judge", answered=bool(ledger.files()))
-        workers = recipe.ray.workers if recipe.ray is not None else 1
+        workers = (recipe.ray.max_workers or recipe.ray.min_workers) if recipe.ray is not None else 1
         with LabelProgress(left, recipe.cost, workers) as progress:
             for shard, result in answers(recipe, plan, shards, spec, judge, make_worker):
                 whys = [*result.lost, *[None] * (result.questions - len(result.lost))]
