@@ -145,6 +145,11 @@ class RaySection(StrictModel):
     max_attempts: int = Field(3, ge=1, le=1000)
     """How often a piece of work is given to a worker if workers die of it or raise. After that its pairs have failed."""
 
+    @property
+    def workers(self) -> int:
+        """Workers that the run is sure of, for estimates of time and cost."""
+        return self.max_workers or self.min_workers
+
     @field_validator("address")
     @classmethod
     def _address_is_a_head(cls, value: str) -> str:
@@ -155,7 +160,7 @@ class RaySection(StrictModel):
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.max_workers is not None and self.max_workers < self.min_workers:
-            yield Conflict(("min_workers", "max_workers"), f"{self.min_workers} and {self.max_workers}", "numbers in ascending order")
+            yield Conflict(("min_workers", "max_workers"), f"{self.min_workers}, {self.max_workers}", "ascending numbers")
         if (self.gpus_per_worker or 0) > 1 and self.gpus_per_worker % 1:
             yield Conflict(("gpus_per_worker",), f"{self.gpus_per_worker:g}", "a share of one GPU, or whole GPUs")
 

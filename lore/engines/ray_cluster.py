@@ -50,8 +50,8 @@ def resources(section: RaySection, tensor_parallel: int = 1) -> dict[str, float]
     if not any(node.get("CPU", 0) >= section.cpus_per_worker and node.get("GPU", 0) >= gpus for node in nodes) and not _grows():
         found = ", ".join(sorted({f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes}))
         raise LoreError(
-            f"A worker needs {section.cpus_per_worker} CPUs and {gpus:g} GPUs, and no machine of the Ray cluster has as many (it has "
-            f"machines with {found}), so no worker would ever start.\nLower ray.cpus_per_worker or ray.gpus_per_worker."
+            f"A worker needs {section.cpus_per_worker} CPUs and {gpus:g} GPUs, and no machine of the Ray cluster has as many "
+            f"(they have {found}), so no worker would ever start.\nLower ray.cpus_per_worker or ray.gpus_per_worker."
         )
     return {"num_cpus": section.cpus_per_worker, "num_gpus": gpus}
 
@@ -91,9 +91,10 @@ def last_line(error: BaseException) -> str:
 
 def _grows() -> bool:
     """Whether the cluster has an autoscaler, which may add machines of another kind."""
-    from ray._private.worker import global_worker  # the status of the autoscaler has no public function
+    from ray._private import ray_constants  # optional; the name of the autoscaler's status is not public
+    from ray.experimental.internal_kv import _internal_kv_get
 
-    return global_worker.gcs_client.internal_kv_get(b"__autoscaling_status", None, 10) is not None
+    return _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS) is not None
 
 
 def _quiet() -> None:
@@ -121,7 +122,8 @@ def _connect(section: RaySection) -> None:
     try:
         ray.init(address=section.address, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = "This machine belongs to no Ray cluster" if section.address == "auto" else f"Ray does not answer at {section.address}"
+        auto = section.address == "auto"
+        where = "This machine belongs to no Ray cluster" if auto else f"Ray does not answer at {section.address}"
         raise LoreError(
             f"{where}, so there is nobody to give the work to: {last_line(error)}\n"
             "Start one (`ray start --head` here, `ray start --address=HEAD:6379` on each other machine), name it in ray.address or "

@@ -51,13 +51,6 @@ class InputSection(StrictModel):
     """Split of a data set of the hub."""
 
 
-class RaySection(StrictModel):
-    """A Ray cluster."""
-
-    address: str = "auto"
-    """Address of the Ray cluster; auto: the cluster that this machine belongs to, else a new one on this machine."""
-
-
 class LabelJudgeSection(StrictModel):
     """The judge: the folder of a trained one, or a model or server with the prompt and rubric to ask it with."""
 
