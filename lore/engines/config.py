@@ -160,7 +160,8 @@ class RaySection(StrictModel):
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.max_workers is not None and self.max_workers < self.min_workers:
-            yield Conflict(("min_workers", "max_workers"), f"{self.min_workers}, {self.max_workers}", "ascending numbers")
+            found = f"{self.min_workers} and {self.max_workers}"
+            yield Conflict(("min_workers", "max_workers"), found, "numbers in ascending order")
         if (self.gpus_per_worker or 0) > 1 and self.gpus_per_worker % 1:
             yield Conflict(("gpus_per_worker",), f"{self.gpus_per_worker:g}", "a share of one GPU, or whole GPUs")
 

@@ -50,8 +50,8 @@ def resources(section: RaySection, tensor_parallel: int = 1) -> dict[str, float]
     if not any(node.get("CPU", 0) >= section.cpus_per_worker and node.get("GPU", 0) >= gpus for node in nodes) and not _grows():
         found = ", ".join(sorted({f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes}))
         raise LoreError(
-            f"A worker needs {section.cpus_per_worker} CPUs and {gpus:g} GPUs, and no machine of the Ray cluster has as many "
-            f"(they have {found}), so no worker would ever start.\nLower ray.cpus_per_worker or ray.gpus_per_worker."
+            f"A worker needs {section.cpus_per_worker} CPUs and {gpus:g} GPUs, and no machine of the Ray cluster has as many (it "
+            f"has machines with {found}), so no worker would ever start.\nLower ray.cpus_per_worker or ray.gpus_per_worker."
         )
     return {"num_cpus": section.cpus_per_worker, "num_gpus": gpus}
 
@@ -122,8 +122,9 @@ def _connect(section: RaySection) -> None:
     try:
         ray.init(address=section.address, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        auto = section.address == "auto"
-        where = "This machine belongs to no Ray cluster" if auto else f"Ray does not answer at {section.address}"
+        where = f"Ray does not answer at {section.address}"
+        if section.address == "auto":
+            where = "This machine belongs to no Ray cluster"
         raise LoreError(
             f"{where}, so there is nobody to give the work to: {last_line(error)}\n"
             "Start one (`ray start --head` here, `ray start --address=HEAD:6379` on each other machine), name it in ray.address or "

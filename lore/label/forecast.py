@@ -44,7 +44,9 @@ class Forecast:
 
     def print(self, console: Console) -> None:
         """Prints the plan and the forecast as a table."""
-        table = Table("", "", title="plan", title_justify="left", show_header=False)
+        table = Table(title="plan", title_justify="left", show_header=False)
+        for _ in range(2):
+            table.add_column()
         counts, asked = self.counts, self.counts.questions
         table.add_row("rows of the input", f"{counts.rows:,}")
         table.add_row("pairs, each once", f"{counts.unique:,}")
