@@ -145,6 +145,11 @@ class RaySection(StrictModel):
     max_attempts: int = Field(3, ge=1, le=1000)
     """How often a piece of work is given to a worker if workers die of it or raise. After that its pairs have failed."""
 
+    @property
+    def workers(self) -> int:
+        """Workers that the run is sure of, for estimates of time and cost."""
+        return self.max_workers or self.min_workers
+
     @field_validator("address")
     @classmethod
     def _address_is_a_head(cls, value: str) -> str:

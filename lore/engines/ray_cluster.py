@@ -91,9 +91,10 @@ def last_line(error: BaseException) -> str:
 
 def _grows() -> bool:
     """Whether the cluster has an autoscaler, which may add machines of another kind."""
-    from ray._private.worker import global_worker  # the status of the autoscaler has no public function
+    from ray._private import ray_constants  # optional; the name of the autoscaler's status is not public
+    from ray.experimental.internal_kv import _internal_kv_get
 
-    return global_worker.gcs_client.internal_kv_get(b"__autoscaling_status", None, 10) is not None
+    return _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS) is not None
 
 
 def _quiet() -> None:

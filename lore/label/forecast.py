@@ -96,7 +96,7 @@ def _measured(recipe: LabelRecipe, plan: Plan, scorer: JudgeScorer, probe: list[
     scorer.score(timed)
     rate = len(timed) / (time.perf_counter() - began)
     usage = {name: getattr(scorer.usage, name) - getattr(before, name) for name in vars(before)}
-    questions, workers = plan.counts.questions, 1 if recipe.ray is None else recipe.ray.max_workers or recipe.ray.min_workers
+    questions, workers = plan.counts.questions, 1 if recipe.ray is None else recipe.ray.workers
     whole = EngineUsage(**{name: round(tokens / len(timed) * questions) for name, tokens in usage.items()})
     seconds = questions / rate / workers
     return Forecast(
