@@ -126,6 +126,12 @@ class VllmSection(StrictModel):
     """Random seed of the engine."""
 
 
+class ServeSection(StrictModel):
+    """The KEY=VALUE settings of `lore serve judge`."""
+
+    vllm: VllmSection = VllmSection()
+
+
 class LoraSection(StrictModel):
     rank: int = Field(16, ge=1, le=65_536)
     """Rank of the low-rank update matrices."""
