@@ -58,7 +58,7 @@ def test_what_the_page_says(tmp_path):
     tiers = summary.bands["all"].tiers
     assert shares == [round(100 * tiers[tier] / 400, 3) for tier in TIERS] and abs(sum(shares) - 100) < 0.01
     text = " ".join(" ".join(page.texts).split())
-    for said in ("75.0 % of the prompt tokens", "20.0 pairs/s, 13.9 hours per million pairs", "20 labelled pairs, chosen by a hash"):
+    for said in ("75.0 % of the prompt tokens", "20.0 pairs/s, 13.9 hours per million pairs", "20 labelled pairs, chosen"):
         assert said in text
     assert f"{summary.drift.changed.changed} of the 400 pairs in both runs have another tier now" in text
 
