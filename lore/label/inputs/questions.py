@@ -106,15 +106,16 @@ def questions_of(
     """
     checked = _Checked(len(raw))
     held = {target: raw.columns[name] for target, name in columns.items() if name in raw.columns}
+    none = pa.nulls(len(raw))
     for name in TEXTS:
-        checked.text(name, held.get(name), name in checker.required)
+        checked.text(name, held.get(name, none), name in checker.required)
     for name in IDS:
-        checked.id(name, held.get(name), name in checker.required)
+        checked.id(name, held.get(name, none), name in checker.required)
     for name, bounds in NUMBERS.items():
-        checked.number(name, held.get(name), *bounds)
-    checked.attributes(held)
-    checked.slices(held)
-    checked.image(held.get("image"), checker.photo_places(raw.file))
+        checked.number(name, held.get(name, none), *bounds)
+    checked.attributes(held.get("attributes", none), {name: held[name] for name in held if name.startswith(SINGLE)})
+    checked.slices(held.get("slices", none), {name: held[name] for name in held if name in MARKETS})
+    checked.image(held.get("image", none), checker.photo_places(raw.file))
 
     good = np.flatnonzero(~checked.odd)
     found = pa.record_batch([checked.columns[name] for name in QUESTION_FIELDS], QUESTION_SCHEMA)
@@ -149,7 +150,8 @@ def _value(pair: Pair, name: str, checker: RowChecker) -> Any:
 
 
 class _Checked:
-    """Columns as they were checked, by field, and the rows (odd) that RowChecker has to decide."""
+    """Columns as they were checked, by field, and the rows (odd) that RowChecker has to decide. A column that is None has cells of
+    several types; one without values is of the null type."""
 
     def __init__(self, rows: int):
         self.rows, self.odd = rows, np.zeros(rows, dtype=bool)
@@ -180,14 +182,11 @@ class _Checked:
                 self.columns[name] = pc.replace_with_mask(ids, pa.array(floats), pa.array(spelled, pa.string()))
 
     def _text(self, name: str, column: pa.Array | None, required: bool, markup: bool) -> None:
-        if column is None or pa.types.is_null(column.type):
-            self.columns[name] = pa.nulls(self.rows, pa.string())
-            if required:
-                self.odd |= True
-            return
-        text = as_text(column)
+        text = None if column is None else as_text(column)
         if text is None:
             self._left_to_rows(name, column)
+            if required:
+                self.odd |= True
             return
         text, odd = _clean(text, MAX_CHARACTERS.get(name, MAX_OTHER_CHARACTERS), markup)
         if odd is not None:
@@ -198,8 +197,8 @@ class _Checked:
 
     def number(self, name: str, column: pa.Array | None, least: float, most: float) -> None:
         """A finite number within bounds; NaN and empty text are missing values."""
-        if column is None or pa.types.is_null(column.type):
-            self.columns[name] = pa.nulls(self.rows, pa.float64())
+        if column is None:
+            self._left_to_rows(name, column)
             return
         if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
             numbers = pc.cast(column, pa.float64(), safe=False)
@@ -216,30 +215,19 @@ class _Checked:
         self._mark(pc.invert(inside))
         self.columns[name] = numbers
 
-    def attributes(self, held: dict[str, pa.Array | None]) -> None:
+    def attributes(self, column: pa.Array | None, single: dict[str, pa.Array | None]) -> None:
         """Lists of names and values, and single attributes in columns of their own."""
         parts: list[tuple[np.ndarray, pa.Array, pa.Array]] = []
-        given = held.get("attributes")
-        if given is not None and not pa.types.is_null(given.type):
-            entries = _entries(given)
-            if entries is None:
-                self._left_to_rows("attributes", given)
-            else:
-                parts.append(entries)
-        elif "attributes" in held and given is None:
-            self.odd |= True
-        for target in [target for target in held if target.startswith(SINGLE)]:
-            column = held[target]
-            if column is not None and pa.types.is_null(column.type):
-                continue
-            text = None if column is None else as_text(column)
-            if text is None:
-                self.odd |= True if column is None else np.asarray(column.is_valid())
-                continue
-            text = pc.utf8_trim_whitespace(text)
-            rows = np.flatnonzero(np.asarray(pc.fill_null(pc.not_equal(text, ""), False)))
-            name = pa.array([target.removeprefix(SINGLE)]).take(pa.array(np.zeros(len(rows), dtype=np.int64)))
-            parts.append((rows, name, text.take(pa.array(rows))))
+        entries = None if column is None else _entries(column)
+        if entries is None:
+            self._left_to_rows("attributes", column)
+        else:
+            parts.append(entries)
+        for target, values in single.items():
+            if (found := self._filled(values)) is not None:
+                rows, texts = found
+                names = pa.array([target.removeprefix(SINGLE)]).take(pa.array(np.zeros(len(rows), dtype=np.int64)))
+                parts.append((rows, names, texts))
         if not parts:
             self.columns["attributes"] = _empty("attributes", self.rows)
             return
@@ -264,28 +252,28 @@ class _Checked:
         entries = pa.StructArray.from_arrays([names, values], fields=list(kind.value_type))
         self.columns["attributes"] = pa.ListArray.from_arrays(pa.array(offsets), entries, type=kind)
 
-    def slices(self, held: dict[str, pa.Array | None]) -> None:
+    def _filled(self, column: pa.Array | None) -> tuple[np.ndarray, pa.Array] | None:
+        """The rows of a column that are not empty, and their texts. None, and all rows are odd, for other types."""
+        text = None if column is None else as_text(column)
+        if text is None:
+            self.odd |= True if column is None else np.asarray(column.is_valid())
+            return None
+        text = pc.utf8_trim_whitespace(text)
+        rows = np.flatnonzero(np.asarray(pc.fill_null(pc.not_equal(text, ""), False)))
+        return rows, text.take(pa.array(rows))
+
+    def slices(self, column: pa.Array | None, markets: dict[str, pa.Array | None]) -> None:
         """Lists of slices, with a slice for the market."""
         parts: list[tuple[np.ndarray, pa.Array]] = []
-        given = held.get("slices")
-        if given is not None and _is_list(given.type) and _is_text(given.type.value_type):
-            texts = as_text(given.flatten())
-            if texts is None:
-                self._left_to_rows("slices", given)
-            else:
-                parts.append((_rows_of(given), texts))
-        elif "slices" in held and (given is None or not pa.types.is_null(given.type)):
-            self._left_to_rows("slices", given)
-        for target in [target for target in held if target in MARKETS]:
-            column = held[target]
-            if column is not None and pa.types.is_null(column.type):
-                continue
-            if column is None or not _is_text(column.type) or (text := as_text(column)) is None:
-                self.odd |= True if column is None else np.asarray(column.is_valid())
-                continue
-            text = pc.utf8_trim_whitespace(text)
-            rows = np.flatnonzero(np.asarray(pc.fill_null(pc.not_equal(text, ""), False)))
-            parts.append((rows, pc.binary_join_element_wise(target, text.take(pa.array(rows)), ":")))
+        texts = as_text(column.flatten()) if column is not None and _is_list(column.type) else None
+        if texts is None:
+            self._left_to_rows("slices", column)
+        else:
+            parts.append((_rows_of(column), texts))
+        for target, values in markets.items():
+            if (found := self._filled(values)) is not None:
+                rows, names = found
+                parts.append((rows, pc.binary_join_element_wise(target, names, ":")))
         if not parts:
             self.columns["slices"] = _empty("slices", self.rows)
             return
@@ -301,10 +289,7 @@ class _Checked:
     def image(self, column: pa.Array | None, places: PhotoPlaces) -> None:
         """Photos as bytes, or as the path to open."""
         kind = QUESTION_SCHEMA.field("image").type
-        if column is None or pa.types.is_null(column.type):
-            self.columns["image"] = pa.nulls(self.rows, kind)
-            return
-        data, path = _photo(column, self.rows)
+        data, path = (None, None) if column is None else _photo(column, self.rows)
         if data is None or path is None:
             self._left_to_rows("image", column)
             return
@@ -345,6 +330,8 @@ def _is_list(kind: pa.DataType) -> bool:
 def as_text(column: pa.Array) -> pa.Array | None:
     """A column of text or whole numbers as text, as Python's str writes it. None for other types and for bytes that are not
     UTF-8."""
+    if pa.types.is_null(column.type):
+        return column.cast(pa.string())
     if not _is_text(column.type) and not pa.types.is_integer(column.type):
         return None
     try:
