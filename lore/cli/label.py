@@ -105,5 +105,12 @@ def label(
 
 
 def endpoint_keys(url: str, judge: str | None) -> list[str]:
-    """Overrides for a served judge. The server names the judge that it serves, so another one is refused."""
-    return [f"judge.endpoint.url={json.dumps(url)}"]
+    """Overrides for a served judge. `lore serve judge` serves it under a name with its hashes, so another judge is refused."""
+    keys = [f"judge.endpoint.url={json.dumps(url)}"]
+    if judge is not None:
+        # Loads the rubric and the judge's card: only for a served judge.
+        from lore.judge.served import served_name
+        from lore.judge.trained import trained_judge
+
+        keys.append(f"judge.endpoint.model={json.dumps(served_name(trained_judge(judge)))}")
+    return keys
