@@ -1,21 +1,19 @@
-"""Recipe of the label stage. Nothing here imports torch."""
+"""Sections of the label recipe. Nothing here imports torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from lore.codec.section import PromptSection
-from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
-from lore.engines.config import HOW_ASKED, EndpointSection, ModelSection, UnansweredSection, VllmSection
+from lore.engines.config import EndpointSection, ModelSection, VllmSection
 from lore.support.bounds import MAX_COUNT, MAX_MEASURE
+from lore.support.errors import LoreError
 from lore.support.input_files import InputFiles, model_files
-
-MODES = ("verdict", "rationale", "cascade")
 
 
 class UbiSection(StrictModel):
@@ -52,13 +50,6 @@ class InputSection(StrictModel):
     """Configuration of a data set of the hub. null: its default."""
     hub_split: str = Field("train", min_length=1)
     """Split of a data set of the hub."""
-
-
-class RaySection(StrictModel):
-    """A Ray cluster."""
-
-    address: str = "auto"
-    """Address of the Ray cluster; auto: the cluster that this machine belongs to, else a new one on this machine."""
 
 
 class LabelJudgeSection(StrictModel):
@@ -104,7 +95,20 @@ class LabelJudgeSection(StrictModel):
             yield Conflict(("base", "path"), "base without path", "path: only an adapter of a trained judge has a base")
 
     def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
-        return {"path": model_files(str(self.folder))} if self.path and self.folder.is_dir() else {}
+        found: dict[str, InputFiles | Callable[[], str]] = {"rubric": self._rubric_hash}
+        if self.path and self.folder.is_dir():
+            found["path"] = model_files(str(self.folder))
+        return found
+
+    def _rubric_hash(self) -> str:
+        # Loads the rubric's models: only where inputs are compared.
+        from lore.judge.card import read_card
+        from lore.rubric.rubric import load_rubric
+
+        name = self.rubric or (read_card(self.folder) or {}).get("rubric")
+        if name is None:
+            raise LoreError(f"{self.path} has no card, so its rubric is not known. Name the folder of a trained judge.")
+        return load_rubric(name).hash
 
     @property
     def folder(self) -> Path:
@@ -137,75 +141,3 @@ class CostSection(StrictModel):
     """Price of prompt tokens of a server."""
     usd_per_million_completion_tokens: float | None = Field(None, ge=0, le=MAX_MEASURE)
     """Price of generated tokens of a server."""
-
-
-class LabelRecipe(BaseRecipe):
-    """Labels every pair of an input with a judge, each exactly once."""
-
-    irrelevant_keys: ClassVar[frozenset[str]] = frozenset(
-        {"run", "batch_tokens", "shard_pairs", "max_attempts", "store", "compare", "judge.path", "judge.base", "judge.rubric"}
-        | {"judge.engine", "unanswered.max_in_a_row", "unanswered.max_share", "ray"}
-        | {f"judge.endpoint.{key}" for key in HOW_ASKED}
-        | {f"cost.{key}" for key in CostSection.model_fields}
-    )
-    prepared_files: ClassVar[frozenset[str]] = frozenset({"work", "rejected.jsonl"})
-    result_files: ClassVar[frozenset[str]] = frozenset(
-        {"verdicts", "failures", "summary.json", "report.html", "cascade.json", "cascade"}
-    )
-
-    @classmethod
-    def may_change(cls, key: str) -> bool:
-        return key.startswith(("input.", "ray.", "judge.vllm.")) or super().may_change(key)
-
-    stage: Literal["label"] = "label"
-    input: InputSection
-    judge: LabelJudgeSection
-    mode: Literal["verdict", "rationale", "cascade"] = "verdict"
-    """verdict: tier probabilities from one forward pass per pair, without decoding; for judges whose verdict comes first.
-    rationale: the judge writes its reason too. cascade: a student first, the judge where the student is unsure."""
-    cascade: CascadeSection | None = None
-    """The student, for mode: cascade."""
-    ray: RaySection | None = None
-    """Labels on a Ray cluster. null: in this process."""
-    shard_pairs: int = Field(2048, ge=1, le=1_000_000)
-    """Pairs per shard, the unit that is asked and committed together. A killed run repeats at most one shard per worker."""
-    max_attempts: int = Field(3, ge=1, le=1000)
-    """How often a pair without an answer is asked, once per start. After that its failure is final."""
-    store: str | None = None
-    """File of the verdict store, which answers pairs that this judge has already labelled in any run on this machine. null:
-    $LORE_CACHE/verdicts.sqlite; none: no store."""
-    compare: str | None = None
-    """Label folder of the last run, for the drift in the summary. null: this folder's own last summary."""
-    unanswered: UnansweredSection = UnansweredSection()
-    """When pairs without an answer stop the run."""
-    cost: CostSection = CostSection()
-    batch_tokens: int = Field(16384, ge=64, le=MAX_COUNT)
-    """Tokens per forward pass of transformers, padding included."""
-
-    def conflicts(self) -> Iterator[Conflict]:
-        if (self.mode == "cascade") != (self.cascade is not None):
-            yield Conflict(
-                ("mode", "cascade"),
-                f"mode {self.mode} and {'no ' if self.cascade is None else ''}cascade",
-                "mode: cascade with a cascade section that names the student, or neither",
-            )
-        order = self.judge.prompt.order if self.judge.prompt else None
-        if self.mode == "verdict" and order == "reason_first":
-            yield Conflict(("mode", "judge.prompt.order"), "verdict with reason_first", "mode: rationale: " + REASON_FIRST)
-        if self.mode == "verdict" and not self.judge.scores:
-            yield Conflict(("mode", "judge.scores"), "verdict without scores", "mode: rationale, which generates the verdict")
-
-    def check_packages(self) -> None:
-        if self.ray is not None:
-            pass
-
-    def derived(self) -> dict[str, Any]:
-        return {"pairs without an answer are asked": f"{self.max_attempts} times at most, once per start"}
-
-    def reopened(self, folder: Any) -> str | None:
-        from lore.label.label import unfinished  # loads pyarrow: only for a finished run
-
-        return unfinished(self, folder)
-
-
-REASON_FIRST = "this judge was trained to reason first, and its verdict without the reason is not the one that was evaluated"

@@ -11,7 +11,8 @@ from lore.engines.open_engine import open_engine
 from lore.judge.card import check_card, check_template, judge_id
 from lore.judge.scorer import JudgeScorer, Scorer
 from lore.judge.trained import trained_judge
-from lore.label.config import REASON_FIRST, LabelJudgeSection, LabelRecipe
+from lore.label.config import LabelJudgeSection
+from lore.label.recipe import REASON_FIRST, LabelRecipe
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint
@@ -105,7 +106,7 @@ def open_scorer(judge: AskedJudge, recipe: LabelRecipe, folder: Path) -> Scorer:
 
 def open_judge(judge: AskedJudge, recipe: LabelRecipe) -> JudgeScorer:
     """Loads the judge."""
-    engine = open_engine(judge.section, judge.rubric, vllm=judge.vllm, batch_tokens=recipe.batch_tokens)
+    engine = open_engine(judge.section, judge.rubric, vllm=judge.vllm, batch_tokens=recipe.batch_tokens, shared_prefix=True)
     if isinstance(judge.section, ModelSection):
         check_template(judge.section, getattr(engine, "processor", engine.tokenizer), "judge")
     sampling = Sampling(max_tokens=judge.max_tokens, seed=recipe.seed)

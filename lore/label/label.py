@@ -17,27 +17,28 @@ from pathlib import Path
 import pyarrow as pa
 
 from lore.data.pair import Pair, query_key
-from lore.data.rejected_rows import RejectedWriter, Rejection
+from lore.data.rejected_rows import RejectedWriter
 from lore.engines.engine import EngineDied
 from lore.engines.unanswered import AnswerWatch
 from lore.judge.dry_pass import VERDICT_TOKENS, Asked, check_asking, judge_length
-from lore.label.config import LabelRecipe
 from lore.label.inputs import open_input, pairs_of
 from lore.label.judge import AskedJudge, asked_judge, open_judge, open_student
 from lore.label.ledger import Ledger, is_final
 from lore.label.plan import PLAN, Counts, Plan, Shard, make_plan
 from lore.label.progress import LabelProgress
+from lore.label.recipe import LabelRecipe
 from lore.label.report import write_report
 from lore.label.schema import WORK
 from lore.label.store import open_store
 from lore.label.stored import StoredLabels
 from lore.label.summary import RunTotals, print_summary, summarize
+from lore.label.unfinished import Nothing
 from lore.label.worker import ShardResult, ShardWorker, Worker, WorkerSpec, failed_shard
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process, say
 
-DEAD_SHARDS = 3  # shards in a row whose engine died twice: then the fault is not in the shards, and the run stops
+DEAD_SHARDS = 3  # shards in a row whose engine died, at every attempt: then the fault is not in the shards, and the run stops
 FIRST_PAIRS = 8  # whose photos are measured before the start
 
 
@@ -60,11 +61,14 @@ def run(recipe: LabelRecipe, folder: RunFolder, make_worker: Callable[[WorkerSpe
             if recipe.mode == "cascade":
                 fit_threshold(recipe, judge, plan, folder)
         watch = AnswerWatch(recipe.unanswered, "judge", answered=bool(ledger.files()))
-        workers = recipe.ray.workers if recipe.ray is not None else 1
+        workers, dead = recipe.ray.workers if recipe.ray is not None else 1, 0
         with LabelProgress(left, recipe.cost, workers) as progress:
             for shard, result in answers(recipe, plan, shards, spec, judge, make_worker):
-                whys = [*result.lost, *[None] * (result.questions - len(result.lost))]
-                watch.chunk(whys)
+                dead = dead + 1 if result.died else 0
+                if dead >= DEAD_SHARDS:
+                    raise LoreError(f"The engine died on {dead} shards in a row, the last time with: {result.lost[0]}")
+                if not result.died:
+                    watch.chunk([*result.lost, *[None] * (result.questions - len(result.lost))])
                 if ledger.commit(shard.name, result.verdicts, result.failures):
                     progress.add(result)
                     if known is not None:
@@ -106,7 +110,7 @@ def planned(
     plan = Plan.load(work)
     if plan is not None and plan.stamp == ledger.stamp and not ledger.failed():
         left = any(not ledger.has(shard.name) for shard in plan.shards)
-        if left and plan.fingerprint == open_input(recipe.input, work, _Nothing()).fingerprint:
+        if left and plan.fingerprint == open_input(recipe.input, work, Nothing()).fingerprint:
             return plan
     if known is not None:
         known.only_counts = dry_run
@@ -155,15 +159,10 @@ def answers(
 
         yield from label_on_ray(shards, plan.work, spec, recipe.ray)
         return
-    worker, dead = make_worker(spec), 0
+    worker = make_worker(spec)
     try:
         for shard in shards:
-            questions = shard.read(plan.work)
-            result = _label(worker, questions, judge)
-            dead = 0 if result.questions != len(result.lost) or not result.lost or "engine_died" not in result.lost[0] else dead + 1
-            if dead >= DEAD_SHARDS:
-                raise LoreError(f"The engine died on {dead} shards in a row, the last time with: {result.lost[0]}")
-            yield shard, result
+            yield shard, _label(worker, shard.read(plan.work), judge)
     finally:
         worker.close()
 
@@ -248,20 +247,3 @@ def finish(
             "labels": str(folder / "verdicts"),
         }
     )
-
-
-def unfinished(recipe: LabelRecipe, folder: RunFolder) -> str | None:
-    """Why a finished folder is opened again: new input, or pairs that get another try."""
-    summary = folder.summary
-    if pending := summary.get("pending"):
-        return f"{pending:,} pairs without an answer are asked again"
-    if open_input(recipe.input, folder / WORK, _Nothing()).fingerprint != summary.get("input"):
-        return "the input has changed: new pairs are labelled"
-    return None
-
-
-class _Nothing:
-    """Takes no rows: where only the input's fingerprint is read."""
-
-    def write(self, rejection: Rejection) -> None:
-        pass

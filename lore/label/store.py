@@ -47,9 +47,10 @@ CACHE_KIB = 65_536
 CHECKPOINT_PAGES = 8192  # of the log: random keys touch many pages, and a page that is written twice is copied once
 ASKED_AT_ONCE = 1000
 WRITTEN_AT_ONCE = 50_000
+MOUNTS = Path("/proc/self/mountinfo")
 NETWORK = re.compile(r"^(nfs\d?|cifs|smb\w*|lustre|gpfs|beegfs|ceph|afs|9p|glusterfs|fuse\.(?!fuse-overlayfs|overlay)\w+)")
 TABLES = """
-CREATE TABLE judges (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, tiers TEXT NOT NULL, used INTEGER NOT NULL);
+CREATE TABLE judges (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, tiers TEXT NOT NULL, used INTEGER NOT NULL);
 CREATE TABLE answerers (id INTEGER PRIMARY KEY, judge_id TEXT NOT NULL UNIQUE);
 CREATE TABLE shards (judge INTEGER NOT NULL, name TEXT NOT NULL, PRIMARY KEY (judge, name)) WITHOUT ROWID;
 CREATE TABLE verdicts (
@@ -93,7 +94,7 @@ def open_store(given: str | None = None) -> "VerdictStore | None":
     path = store_path(given)
     if path is None:
         return None
-    if kind := _network_file_system(path):
+    if kind := _network_file_system(path, MOUNTS):
         print_note(
             f"note: no verdict store: {path} is on a network file system ({kind}), where SQLite cannot lock it. Pairs that other "
             f"runs have labelled are asked again. Set {CACHE} to a folder on a local disk."
@@ -131,25 +132,11 @@ class VerdictStore:
             floats = struct.Struct(f"<{len(tiers)}d")
             scored = [f"p_{tier}" for tier in tiers]
             unscored = dict.fromkeys(scored)
-            found = {}
-            for row in self._select(connection, f"content, {', '.join(COLUMNS)}", number, contents):
-                content, tier, probabilities, answerer, photo, rationale, mismatch, rules, failure, text, tokens, detail = row
-                found[content] = {
-                    "tier": None if tier is None else tiers[tier],
-                    **(unscored if probabilities is None else dict(zip(scored, floats.unpack(probabilities), strict=True))),
-                    "failure": failure,
-                    "rationale": rationale or "",
-                    "mismatch": mismatch,
-                    "rules": [] if rules is None else json.loads(rules),
-                    "text": text,
-                    "photo": photo,
-                    "judge_id": answerers.get(answerer),
-                    "tokens": tokens,
-                    "source": "cache",
-                    "seconds": None,
-                    "detail": detail,
-                }
-            return found
+            rows = self._select(connection, f"content, {', '.join(COLUMNS)}", number, contents)
+            try:
+                return {row[0]: _decoded(row, tiers, scored, unscored, floats, answerers) for row in rows}
+            except (struct.error, ValueError, TypeError, IndexError) as error:  # a value that no version writes
+                raise self._unreadable(reason(error)) from error
 
     def known(self, judge: str, contents: Iterable[bytes]) -> set[bytes]:
         """Which of the contents have an answer."""
@@ -167,18 +154,13 @@ class VerdictStore:
         rows: the columns of `lore.judge.verdict.to_row` with `content` (16 bytes); pair_id is not needed. shard: the name of the
         label file that holds exactly these rows, for `ingested`.
         """
-        table = _table(rows)
+        table = _table(rows).combine_chunks()
+        tiers = [name[2:] for name in table.schema.names if name.startswith("p_")]
+        batches, count = table.to_batches(WRITTEN_AT_ONCE), 0
         with self._open() as connection:
-            count = 0
-            number, tiers = self._new_judge(connection, judge, [name[2:] for name in table.schema.names if name.startswith("p_")])
-            for batch in table.to_batches(WRITTEN_AT_ONCE):
-                answers = self._encoded(connection, number, tiers, batch)
-                count += len(answers)
-                with _transaction(connection):
-                    connection.executemany(INSERT, answers)
-            if shard is not None:
-                connection.execute("INSERT OR IGNORE INTO shards VALUES (?, ?)", (number, shard))
-            return count
+            for at, batch in enumerate(batches, 1):
+                count += self._write(connection, judge, tiers, batch, shard if at == len(batches) else None)
+        return count
 
     def ingested(self, judge: str) -> set[str]:
         """Names of the label files whose rows are in the store."""
@@ -322,7 +304,20 @@ class VerdictStore:
             self._judges[judge] = row[0], json.loads(row[1])
         return self._judges[judge]
 
-    def _new_judge(self, connection: sqlite3.Connection, judge: str, tiers: list[str]) -> tuple[int, list[str]]:
+    def _write(self, connection: sqlite3.Connection, judge: str, tiers: list[str], batch: pa.RecordBatch, shard: str | None) -> int:
+        while True:
+            number = self._new_judge(connection, judge, tiers)
+            answers = self._encoded(connection, number, tiers, batch)
+            with _transaction(connection):
+                if connection.execute("SELECT 1 FROM judges WHERE id = ?", (number,)).fetchone() is None:
+                    continue  # the gc of another process has just removed it
+                connection.executemany(INSERT, answers)
+                if shard is not None:
+                    connection.execute("INSERT OR IGNORE INTO shards VALUES (?, ?)", (number, shard))
+            return len(answers)
+
+    def _new_judge(self, connection: sqlite3.Connection, judge: str, tiers: list[str]) -> int:
+        """The number of a judge that rows are written for. Numbers are never used twice."""
         if not tiers:
             raise LoreError("The rows have no tier probability columns (p_TIER), so they are no labels, and the store takes none.")
         values = (judge, json.dumps(tiers), today())
@@ -335,7 +330,7 @@ class VerdictStore:
                 f"One judge has one rubric: delete {self.path}, which loses nothing but time."
             )
         self._touch(connection, judge)
-        return number, known
+        return number
 
     def _touch(self, connection: sqlite3.Connection, judge: str) -> None:
         """Notes the day, once a day and process."""
@@ -405,8 +400,6 @@ class VerdictStore:
                     "Free some space or allow writing there, set LORE_CACHE to a folder on another disk, or to none for no store."
                 ) from error
             raise self._unreadable(reason(error)) from error
-        except (struct.error, ValueError, IndexError) as error:  # a value that no version writes
-            raise self._unreadable(reason(error)) from error
 
     def _unreadable(self, why: str) -> LoreError:
         return LoreError(
@@ -414,6 +407,28 @@ class VerdictStore:
             "A verdict store is an index of label folders: deleting it (with the -wal and -shm files beside it) loses nothing but "
             "time. If the file is something else, set LORE_CACHE to another folder."
         )
+
+
+def _decoded(
+    row: tuple, tiers: list[str], scored: list[str], unscored: dict[str, None], floats: struct.Struct, answerers: dict[int, str]
+) -> dict[str, Any]:
+    """A row of verdicts (content, then COLUMNS) as a row of `get`."""
+    _, tier, probabilities, answerer, photo, rationale, mismatch, rules, failure, text, tokens, detail = row
+    return {
+        "tier": None if tier is None else tiers[tier],
+        **(unscored if probabilities is None else dict(zip(scored, floats.unpack(probabilities), strict=True))),
+        "failure": failure,
+        "rationale": rationale or "",
+        "mismatch": mismatch,
+        "rules": [] if rules is None else json.loads(rules),
+        "text": text,
+        "photo": photo,
+        "judge_id": answerers.get(answerer),
+        "tokens": tokens,
+        "source": "cache",
+        "seconds": None,
+        "detail": detail,
+    }
 
 
 def today() -> int:
@@ -474,10 +489,10 @@ def _packed(batch: pa.RecordBatch, tiers: list[str]) -> list[bytes | None]:
     return packed
 
 
-def _network_file_system(path: Path) -> str | None:
+def _network_file_system(path: Path, mountinfo: Path) -> str | None:
     """The type of the network file system that a path lies on; None for a local disk, or where the system does not tell."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+        lines = mountinfo.read_text(errors="replace").splitlines()
     except OSError:
         return None
     real, mounts = os.path.realpath(path), []

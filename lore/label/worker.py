@@ -17,10 +17,10 @@ from lore.engines.engine import MAX_WORDS, EngineUsage
 from lore.judge.ask import ENGINE_DIED, incomplete
 from lore.judge.scorer import Scorer
 from lore.judge.verdict import Verdict, to_row
-from lore.label.config import LabelRecipe
 from lore.label.inputs import pairs_of
 from lore.label.judge import asked_judge, open_scorer
 from lore.label.keys import content_halves
+from lore.label.recipe import LabelRecipe
 from lore.label.schema import label_schema
 
 
@@ -48,6 +48,8 @@ class ShardResult:
     questions: int = 0
     lost: tuple[str, ...] = ()
     """Why pairs got no answer, one entry per question without one."""
+    died: bool = False
+    """Whether the engine died on the shard."""
 
 
 class Worker(Protocol):
@@ -135,4 +137,4 @@ def failed_shard(rows: pa.Table, tier_ids: list[str], detail: str, judge_id: str
     """A shard without any answer, because the engine died on it. detail: its last words."""
     asked = questions_of(rows)
     verdicts = [Verdict("", None, failure=ENGINE_DIED, detail=detail[:MAX_WORDS], judge_id=judge_id) for _ in asked]
-    return shard_result(rows, asked, verdicts, tier_ids, EngineUsage(), 0.0)
+    return replace(shard_result(rows, asked, verdicts, tier_ids, EngineUsage(), 0.0), died=True)
