@@ -183,7 +183,7 @@ UNTIMED = {
     "lore.data.label_distribution.from_median": "name of a tier; the row check has parsed the number",
     "lore.data.rejected_rows.is_rejected_file": "path of a file, of which the head is read",
     "lore.data.tables.text_tables._is_western": "path of a file; searched byte by byte",
-    "lore.data.parquet._to_column": "name of a field",
+    "lore.data.parquet.to_column": "name of a field",
     "lore.data.importers.open_source": "name of a source",
     "lore.data.importers.source_files": "name of a source",
     "lore.data.importers._located": "name of a source",

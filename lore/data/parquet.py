@@ -86,7 +86,7 @@ class PairWriter:
 
     def _flush(self) -> None:
         if self._batch:
-            columns = [_to_column(name, [getattr(pair, name) for pair in self._batch]) for name in FIELDS]
+            columns = [to_column(name, [getattr(pair, name) for pair in self._batch]) for name in FIELDS]
             self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=PAIR_SCHEMA))
             self._batch, self._bytes = [], 0
 
@@ -99,7 +99,8 @@ def _characters(pair: Pair) -> int:
     return sum(len(text) for text in texts if text)
 
 
-def _to_column(name: str, values: list[Any]) -> pa.Array:
+def to_column(name: str, values: list[Any]) -> pa.Array:
+    """A field of pairs as a column of PAIR_SCHEMA. Raises LoreError for a value that is not of its type."""
     kind = PAIR_SCHEMA.field(name).type
     if name == "attributes":
         values = [[{"key": key, "value": value} for key, value in item.items()] for item in values]

@@ -12,6 +12,7 @@ from lore.codec.section import PromptSection
 from lore.config.sections import Conflict, StrictModel
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
 from lore.support.bounds import MAX_COUNT, MAX_MEASURE
+from lore.support.errors import LoreError
 from lore.support.input_files import InputFiles, model_files
 
 
@@ -49,13 +50,6 @@ class InputSection(StrictModel):
     """Configuration of a data set of the hub. null: its default."""
     hub_split: str = Field("train", min_length=1)
     """Split of a data set of the hub."""
-
-
-class RaySection(StrictModel):
-    """A Ray cluster."""
-
-    address: str = "auto"
-    """Address of the Ray cluster; auto: the cluster that this machine belongs to, else a new one on this machine."""
 
 
 class LabelJudgeSection(StrictModel):
@@ -101,7 +95,20 @@ class LabelJudgeSection(StrictModel):
             yield Conflict(("base", "path"), "base without path", "path: only an adapter of a trained judge has a base")
 
     def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
-        return {"path": model_files(str(self.folder))} if self.path and self.folder.is_dir() else {}
+        found: dict[str, InputFiles | Callable[[], str]] = {"rubric": self._rubric_hash}
+        if self.path and self.folder.is_dir():
+            found["path"] = model_files(str(self.folder))
+        return found
+
+    def _rubric_hash(self) -> str:
+        # Loads the rubric's models: only where inputs are compared.
+        from lore.judge.card import read_card
+        from lore.rubric.rubric import load_rubric
+
+        name = self.rubric or (read_card(self.folder) or {}).get("rubric")
+        if name is None:
+            raise LoreError(f"{self.path} has no card, so its rubric is not known. Name the folder of a trained judge.")
+        return load_rubric(name).hash
 
     @property
     def folder(self) -> Path:

@@ -44,7 +44,9 @@ class Forecast:
 
     def print(self, console: Console) -> None:
         """Prints the plan and the forecast as a table."""
-        table = Table("", "", title="plan", title_justify="left", show_header=False)
+        table = Table(title="plan", title_justify="left", show_header=False)
+        for _ in range(2):
+            table.add_column()
         counts, asked = self.counts, self.counts.questions
         table.add_row("rows of the input", f"{counts.rows:,}")
         table.add_row("pairs, each once", f"{counts.unique:,}")
@@ -94,7 +96,7 @@ def _measured(recipe: LabelRecipe, plan: Plan, scorer: JudgeScorer, probe: list[
     scorer.score(timed)
     rate = len(timed) / (time.perf_counter() - began)
     usage = {name: getattr(scorer.usage, name) - getattr(before, name) for name in vars(before)}
-    questions, workers = plan.counts.questions, 1 if recipe.ray is None else recipe.ray.max_workers
+    questions, workers = plan.counts.questions, 1 if recipe.ray is None else recipe.ray.workers
     whole = EngineUsage(**{name: round(tokens / len(timed) * questions) for name, tokens in usage.items()})
     seconds = questions / rate / workers
     return Forecast(

@@ -38,7 +38,7 @@ from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process, say
 
-DEAD_SHARDS = 3  # shards in a row whose engine died twice: then the fault is not in the shards, and the run stops
+DEAD_SHARDS = 3  # shards in a row whose engine died, at every attempt: then the fault is not in the shards, and the run stops
 FIRST_PAIRS = 8  # whose photos are measured before the start
 
 
@@ -61,11 +61,14 @@ def run(recipe: LabelRecipe, folder: RunFolder, make_worker: Callable[[WorkerSpe
             if recipe.mode == "cascade":
                 fit_threshold(recipe, judge, plan, folder)
         watch = AnswerWatch(recipe.unanswered, "judge", answered=bool(ledger.files()))
-        workers = recipe.ray.workers if recipe.ray is not None else 1
+        workers, dead = recipe.ray.workers if recipe.ray is not None else 1, 0
         with LabelProgress(left, recipe.cost, workers) as progress:
             for shard, result in answers(recipe, plan, shards, spec, judge, make_worker):
-                whys = [*result.lost, *[None] * (result.questions - len(result.lost))]
-                watch.chunk(whys)
+                dead = dead + 1 if result.died else 0
+                if dead >= DEAD_SHARDS:
+                    raise LoreError(f"The engine died on {dead} shards in a row, the last time with: {result.lost[0]}")
+                if not result.died:
+                    watch.chunk([*result.lost, *[None] * (result.questions - len(result.lost))])
                 if ledger.commit(shard.name, result.verdicts, result.failures):
                     progress.add(result)
                     if known is not None:
@@ -156,15 +159,10 @@ def answers(
 
         yield from label_on_ray(shards, plan.work, spec, recipe.ray)
         return
-    worker, dead = make_worker(spec), 0
+    worker = make_worker(spec)
     try:
         for shard in shards:
-            questions = shard.read(plan.work)
-            result = _label(worker, questions, judge)
-            dead = 0 if result.questions != len(result.lost) or not result.lost or "engine_died" not in result.lost[0] else dead + 1
-            if dead >= DEAD_SHARDS:
-                raise LoreError(f"The engine died on {dead} shards in a row, the last time with: {result.lost[0]}")
-            yield shard, result
+            yield shard, _label(worker, shard.read(plan.work), judge)
     finally:
         worker.close()
 

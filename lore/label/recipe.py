@@ -9,8 +9,8 @@ from pydantic import Field
 
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict
-from lore.engines.config import HOW_ASKED, UnansweredSection
-from lore.label.config import CascadeSection, CostSection, InputSection, LabelJudgeSection, RaySection
+from lore.engines.config import HOW_ASKED, RaySection, UnansweredSection
+from lore.label.config import CascadeSection, CostSection, InputSection, LabelJudgeSection
 from lore.support.bounds import MAX_COUNT
 
 REASON_FIRST = "this judge was trained to reason first, and its verdict without the reason is not the one that was evaluated"
@@ -74,7 +74,7 @@ class LabelRecipe(BaseRecipe):
 
     def check_packages(self) -> None:
         if self.ray is not None:
-            pass
+            self.ray.check_packages()
 
     def derived(self) -> dict[str, Any]:
         return {"pairs without an answer are asked": f"{self.max_attempts} times at most, once per start"}

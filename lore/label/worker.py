@@ -48,6 +48,8 @@ class ShardResult:
     questions: int = 0
     lost: tuple[str, ...] = ()
     """Why pairs got no answer, one entry per question without one."""
+    died: bool = False
+    """Whether the engine died on the shard."""
 
 
 class Worker(Protocol):
@@ -135,4 +137,4 @@ def failed_shard(rows: pa.Table, tier_ids: list[str], detail: str, judge_id: str
     """A shard without any answer, because the engine died on it. detail: its last words."""
     asked = questions_of(rows)
     verdicts = [Verdict("", None, failure=ENGINE_DIED, detail=detail[:MAX_WORDS], judge_id=judge_id) for _ in asked]
-    return shard_result(rows, asked, verdicts, tier_ids, EngineUsage(), 0.0)
+    return replace(shard_result(rows, asked, verdicts, tier_ids, EngineUsage(), 0.0), died=True)
