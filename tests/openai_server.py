@@ -5,15 +5,20 @@ with serve(lambda request: reply("L4")) as server: ... server.url, server.reques
 
 import asyncio
 import json
+import subprocess
 import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 MODEL = "tiny"
+START_SECONDS = 180
 
 
 @dataclass
@@ -43,12 +48,16 @@ class Answer:
     silent: bool = False
 
 
-def reply(*texts: str, model: str = MODEL, reason: str = "stop", prompt_tokens: int = 7, tokens: int = 3, **more: Any) -> Answer:
-    """A successful response with one choice per text."""
+def reply(
+    *texts: str, model: str = MODEL, reason: str = "stop", prompt_tokens: int = 7, tokens: int = 3, cached: Any = None, **more: Any
+) -> Answer:
+    """A successful response with one choice per text. cached: tokens of the prompt that the server reports as cached."""
     choices = [
         {"index": i, "finish_reason": reason, "message": {"role": "assistant", "content": text}} for i, text in enumerate(texts)
     ]
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens * len(texts)}
+    if cached is not None:
+        usage["prompt_tokens_details"] = {"cached_tokens": cached}
     return Answer(body={"object": "chat.completion", "model": model, "choices": choices, "usage": usage}, **more)
 
 
@@ -126,3 +135,16 @@ async def _respond(request: web.Request, answer: Answer) -> web.StreamResponse:
     await response.write(data[: len(data) // 2])
     request.transport.abort()
     return response
+
+
+def wait_for(process: subprocess.Popen, url: str, log: Path) -> None:
+    """Waits until a server in another process answers at `url`; fails with its log once the process has ended."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"no server after {START_SECONDS} s: {log.read_text()[-3000:]}")

@@ -27,9 +27,9 @@ from lore.judge.verdict import UNSCORED, Verdict, unscored
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
-REFUSED, TOO_LONG = "refused", "prompt_too_long"
+REFUSED, TOO_LONG, ENGINE_DIED = "refused", "prompt_too_long", "engine_died"
 FINISHED_BADLY = {"length": "cut_at_max_tokens", "refused": REFUSED}
-NO_ANSWER = (REFUSED, TOO_LONG)
+NO_ANSWER = (REFUSED, TOO_LONG, ENGINE_DIED)
 """Failures of pairs that got no answer. All other failures are answers in a wrong format."""
 FactsOf = Callable[[Pair], Sequence[str]]
 
@@ -145,14 +145,15 @@ def render_chunk(
     """(verdicts, prompts, verdicts of the prompts): an empty verdict per pair, and prompts for the pairs that fit, by query."""
     verdicts = [Verdict(pair.pair_id, None) for pair in pairs]
     prompts, asked = [], []
+    renderer, without_photo = _renderer(engine), replace(fmt, photo=False)
     for index in sorted(range(len(pairs)), key=lambda i: pairs[i].query):
         pair, verdict = pairs[index], verdicts[index]
-        image, verdict.photo = photo_of(pair, fmt, _renderer(engine))
+        image, verdict.photo = photo_of(pair, fmt, renderer)
         # Without photo: render would load a broken photo again and fail.
-        shown = fmt if image is not None else replace(fmt, photo=False)
+        shown = fmt if image is not None else without_photo
         texts = facts(pair) if facts else ()
         try:
-            prompts.append(render(pair, rubric, shown, tokenizer=_renderer(engine), image=image, facts=texts))
+            prompts.append(render(pair, rubric, shown, tokenizer=renderer, image=image, facts=texts))
         except LoreError as error:
             verdict.failure, verdict.detail = TOO_LONG, str(error)[:MAX_WORDS]
             continue

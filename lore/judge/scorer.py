@@ -57,3 +57,8 @@ class JudgeScorer:
         for verdict in verdicts:
             verdict.judge_id = self.judge_id
         return verdicts
+
+    def close(self) -> None:
+        """Frees the engine's memory."""
+        if hasattr(self.engine, "close"):
+            self.engine.close()
