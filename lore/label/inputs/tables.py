@@ -95,7 +95,6 @@ class Table:
             what=f"{self.where}: ",
             encoding=self.encoding,
             delimiter=check_delimiter(self.delimiter) if self.delimiter else None,
-            settable=True,
             is_number=holds_numbers,
             is_grouped=holds_numbers,
         )
