@@ -125,9 +125,7 @@ def _joined(section: InputSection, roots: list[Path], work: Path, rejected: Reje
     table = _table(section, section.catalogue or "", "input.catalogue")
     known = section.catalogue_map and column_map(section.catalogue_map, items.REQUIRED, items.TARGETS, "input.catalogue_map")
     columns = known or {name: name for name in items.TARGETS}
-    checker = RowChecker(
-        None, image_folder=table.photo_folder, image_roots=roots, open_photos=False, required=items.REQUIRED
-    )
+    checker = RowChecker(None, image_folder=table.photo_folder, image_roots=roots, open_photos=False, required=items.REQUIRED)
     log_checker = RowChecker(None, open_photos=False, required=REQUIRED)
     if section.ubi is not None:
         queries = _table(section, section.ubi.queries, "input.ubi.queries")
