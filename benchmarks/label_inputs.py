@@ -89,30 +89,42 @@ def _item(number: int) -> dict[str, Any]:
     }
 
 
-def _table(queries: np.ndarray, items: np.ndarray, more: dict[str, Any]) -> dict[str, Any]:
-    found = [_item(number) for number in items.tolist()]
-    columns = {key: [one[key] for one in found] for key in found[0]}
-    return {"query": [_query(number) for number in queries.tolist()], **columns, **more}
+def _items(items: int) -> pa.Table:
+    """The catalogue, one row per item."""
+    schema = pa.schema([(name, PAIR_SCHEMA.field(name).type) for name in _item(0)])
+    return pa.Table.from_pylist([_item(number) for number in range(items)], schema)
+
+
+def _columns(queries: np.ndarray, items: np.ndarray, catalogue: pa.Table) -> pa.Table:
+    """Rows of query and item."""
+    distinct, place = np.unique(queries, return_inverse=True)
+    texts = pa.array([_query(number) for number in distinct.tolist()]).take(pa.array(place))
+    return catalogue.take(pa.array(items)).add_column(0, "query", texts)
 
 
 def _pairs(folder: Path, rows: int, items: int) -> None:
+    catalogue = _items(items)
     names = "pair_id query title item_id attributes category brand price label slices query_frequency".split()
     schema = pa.schema([PAIR_SCHEMA.field(name) for name in names])
     with pq.ParquetWriter(folder / "pairs.parquet", schema, compression="zstd") as writer:
         for number, (_, queries, found) in enumerate(_chunks(rows, items)):
             here = len(queries)
-            ids = [f"p{number * CHUNK + at:016x}" for at in range(here)]
-            more = {"pair_id": ids, "label": ["L4"] * here, "slices": [["general"]] * here}
-            table = _table(queries, found, more | {"query_frequency": queries.astype(float)})
-            writer.write_table(pa.table([pa.array(table[name], schema.field(name).type) for name in names], schema=schema), 4096)
+            table = _columns(queries, found, catalogue)
+            columns = {name: table[name] for name in table.column_names} | {
+                "pair_id": pa.array([f"p{number * CHUNK + at:016x}" for at in range(here)]),
+                "label": pa.array(["L4"] * here),
+                "slices": pa.array([["general"]] * here, schema.field("slices").type),
+                "query_frequency": pa.array(queries.astype(float)),
+            }
+            writer.write_table(pa.table([columns[name] for name in names], schema=schema), 4096)
 
 
 def _csv(folder: Path, rows: int, items: int) -> None:
+    catalogue = _items(items)
+    catalogue = catalogue.drop_columns("attributes").append_column("colour", pa.array([COLOURS[n % 6] for n in range(items)]))
     with open(folder / "pairs.csv", "wb") as file:
         for number, (_, queries, found) in enumerate(_chunks(rows, items)):
-            table = _table(queries, found, {})
-            table["colour"] = [one[0]["value"] for one in table.pop("attributes")]
-            pa.csv.write_csv(pa.table(table), file, pa.csv.WriteOptions(include_header=number == 0))
+            pa.csv.write_csv(_columns(queries, found, catalogue), file, pa.csv.WriteOptions(include_header=number == 0))
 
 
 def _jsonl(folder: Path, rows: int, items: int) -> None:
@@ -124,19 +136,20 @@ def _jsonl(folder: Path, rows: int, items: int) -> None:
                 file.write(json.dumps({"query": _query(query), **one}) + "\n")
 
 
-def _catalogue(folder: Path, items: int) -> None:
-    with pq.ParquetWriter(folder / "catalogue.parquet", pa.Table.from_pylist([_item(0)]).schema) as writer:
-        for start in range(0, items, CHUNK):
-            writer.write_table(pa.Table.from_pylist([_item(number) for number in range(start, min(items, start + CHUNK))]))
+def _catalogue(folder: Path, items: int) -> pa.Table:
+    table = _items(items)
+    pq.write_table(table, folder / "catalogue.parquet")
+    return table
 
 
 def _log(folder: Path, rows: int, items: int) -> None:
-    _catalogue(folder, items)
+    catalogue = _catalogue(folder, items).select(["item_id"])
     schema = pa.schema([("query", pa.string()), ("item_id", pa.string()), ("search_id", pa.int64()), ("position", pa.int64())])
     with pq.ParquetWriter(folder / "log.parquet", schema) as writer:
         for searches, queries, found in _chunks(rows, items):
-            columns = [[_query(one) for one in queries.tolist()], [str(100_000 + one) for one in found.tolist()], searches]
-            writer.write_table(pa.table([*columns, np.arange(len(queries)) % SHOWN + 1], schema=schema))
+            table = _columns(queries, found, catalogue)
+            shown = np.arange(len(queries)) % SHOWN + 1
+            writer.write_table(pa.table([table["query"], table["item_id"], searches, shown], schema=schema))
 
 
 def _ubi(folder: Path, rows: int, items: int) -> None:

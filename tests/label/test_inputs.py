@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lore.data.images import ImageError, image_bytes
+from lore.data.importers.table import column_map
 from lore.data.pair import Pair, make_pair_id, query_key
 from lore.data.parquet import MAX_BATCH_BYTES, PairWriter, read_pairs
 from lore.data.rejected_rows import RejectedWriter, Rejection
@@ -232,6 +233,7 @@ LOG = [
 ]
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
 @pytest.mark.parametrize(
     ("columns", "frequencies"),
     [
@@ -243,10 +245,14 @@ LOG = [
         ({"query_frequency": 3}, None),
     ],
 )
-def test_a_log_is_joined_with_its_catalogue(tmp_path, catalogue, columns, frequencies):
+def test_a_log_is_joined_with_its_catalogue(tmp_path, catalogue, columns, frequencies, suffix):
     rows = [{"query": one[0], "item_id": one[1], "position": 1, **{name: one[at] for name, at in columns.items()}} for one in LOG]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
-    pairs, sink = read({"path": str(tmp_path / "log.parquet"), "catalogue": catalogue}, tmp_path / "work")
+    log = tmp_path / f"log{suffix}"
+    if suffix == ".jsonl":
+        jsonl(log, rows)
+    else:
+        (pq.write_table if suffix == ".parquet" else pa.csv.write_csv)(pa.Table.from_pylist(rows), log)
+    pairs, sink = read({"path": str(log), "catalogue": catalogue}, tmp_path / "work")
     assert [(pair.query, pair.item_id, pair.title) for pair in pairs] == [
         ("red mug", "100001", "Red mug"),
         ("Red  Mug", "2", "Blue mug"),
@@ -259,9 +265,9 @@ def test_a_log_is_joined_with_its_catalogue(tmp_path, catalogue, columns, freque
     )
     assert pairs[0].image == {"bytes": None, "path": str(tmp_path / "a.png")} and pairs[1].image is None
     assert sorted(sink.reasons) == [
-        ("log.parquet", 5, "item_id", "item_unknown"),
-        ("log.parquet", 6, "item_id", "item_unknown"),
-        ("log.parquet", 7, "query", "query_empty"),
+        (log.name, 5, "item_id", "item_unknown"),
+        (log.name, 6, "item_id", "item_unknown"),
+        (log.name, 7, "query", "query_empty"),
     ]
     if frequencies is None:
         assert [pair.query_frequency for pair in pairs] == [3, 5, 2, 1]
@@ -301,6 +307,10 @@ def test_a_csv_log_with_mapped_columns_and_slices_of_both_tables(tmp_path):
     ]
     with pytest.raises(LoreError, match="'title' is not a field of a pair; expected query, item_id, query_frequency"):
         read({**section, "map": {"query": "term", "title": "sku"}}, tmp_path / "work")
+
+
+def test_a_map_of_the_command_line_may_be_one_of_a_log():
+    assert column_map("query=term,item_id=sku,search_id=s", (), None) == {"query": "term", "item_id": "sku", "search_id": "s"}
 
 
 def test_a_join_that_matches_nothing_stops(tmp_path, catalogue):
