@@ -5,15 +5,20 @@ with serve(lambda request: reply("L4")) as server: ... server.url, server.reques
 
 import asyncio
 import json
+import subprocess
 import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 MODEL = "tiny"
+START_SECONDS = 180
 
 
 @dataclass
@@ -130,3 +135,16 @@ async def _respond(request: web.Request, answer: Answer) -> web.StreamResponse:
     await response.write(data[: len(data) // 2])
     request.transport.abort()
     return response
+
+
+def wait_for(process: subprocess.Popen, url: str, log: Path) -> None:
+    """Waits until a server in another process answers at `url`; fails with its log once the process has ended."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"no server after {START_SECONDS} s: {log.read_text()[-3000:]}")

@@ -172,6 +172,12 @@ class RaySection(StrictModel):
             raise LoreError("The recipe asks for Ray, which is not installed.\nInstall it: pip install 'lore-relevance[ray]'")
 
 
+class ServeSection(StrictModel):
+    """The KEY=VALUE settings of `lore serve judge`."""
+
+    vllm: VllmSection = VllmSection()
+
+
 class LoraSection(StrictModel):
     rank: int = Field(16, ge=1, le=65_536)
     """Rank of the low-rank update matrices."""

@@ -398,7 +398,7 @@ def lexical_scorer(pairs: Iterable[Pair], rubric: Rubric, seed: int = 0) -> Lexi
         if pair.label is not None:
             gold.append(rubric.index(pair.label))
             weights.append(pair.label_weight)
-            labeled.append(replace(pair, image=None))  # a photo is of no use to it
+            labeled.append(replace(pair, image=None, price=None, shop=None))  # it does not read them
             row = f"{query_key(pair.query)}\x1f{item_key(labeled[-1])}\x1f{gold[-1]}\x1f{weights[-1]}\n"
             digest.update(row.encode(errors="surrogatepass"))
     if not labeled:

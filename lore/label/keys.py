@@ -17,61 +17,80 @@ KEY_COLUMNS = (("hash", pa.uint64()), ("high", pa.uint64()), ("low", pa.uint64()
 LONG_CHARACTERS = 4000
 """Items of more characters come last, so that one long prompt does not hold up a batch of short ones."""
 REMEMBERED_ITEMS = 200_000
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Keys:
     """Computes the keys of question rows. Remembers items, because a log shows one item for many queries."""
 
     def __init__(self) -> None:
-        self._items: dict[tuple, tuple[bytes, bool]] = {}
-        self._queries: dict[tuple, tuple[int, bytes]] = {}
+        self._items: dict[tuple, tuple[int, int, bool]] = {}
 
     def of(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
         """The columns of KEY_COLUMNS, one value per row."""
-        columns = {name: _values(batch, name) for name in ("title", "description", "category", "brand", "shop", "price")}
-        attributes, images = _values(batch, "attributes"), _values(batch, "image")
-        slices, queries, ids = _values(batch, "slices"), batch.column("query").to_pylist(), batch.column("pair_id").to_pylist()
-        rows = len(queries)
-        hashes, contents = np.empty(rows, np.uint64), bytearray(16 * rows)
-        id_hashes, long = bytearray(8 * rows), np.zeros(rows, bool)
-        blake2b = hashlib.blake2b
-        for row, item in enumerate(zip(*columns.values(), attributes, images, strict=True)):
-            hashes[row], query = self._query(queries[row], slices[row])
-            digest, long[row] = self._item(item)
-            contents[16 * row : 16 * row + 16] = blake2b(query + digest, digest_size=16).digest()
-            id_hashes[8 * row : 8 * row + 8] = blake2b(ids[row].encode(errors="surrogatepass"), digest_size=8).digest()
-        halves = np.frombuffer(bytes(contents), ">u8").reshape(rows, 2).astype(np.uint64)
-        id_hash = np.frombuffer(bytes(id_hashes), ">u8").astype(np.uint64)
-        return {"hash": hashes, "high": halves[:, 0], "low": halves[:, 1], "id": id_hash, "long": long}
+        asked, item = self._query_keys(batch), self._item_keys(batch)
+        ids = [_digest(one, 8) for one in batch.column("pair_id").to_pylist()]
+        return {
+            "hash": asked[0],
+            # Digests of query and item, joined by arithmetic on all rows at once. The multiplier keeps the two apart.
+            "high": asked[1] + item[0] * MULTIPLIER,
+            "low": asked[2] + item[1] * MULTIPLIER,
+            "id": np.frombuffer(b"".join(ids), ">u8").astype(np.uint64),
+            "long": item[2],
+        }
 
-    def _query(self, query: str, slices: list[str] | None) -> tuple[int, bytes]:
-        key = (query, *slices) if slices else (query,)
-        found = self._queries.get(key)
+    def _query_keys(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(hash, high, low) of the queries and their markets."""
+        queries, slices = batch.column("query"), batch.column("slices")
+        if slices.null_count == len(slices):
+            coded = queries.dictionary_encode()
+            different, at = [(text, ()) for text in coded.dictionary.to_pylist()], coded.indices.to_numpy()
+        else:
+            places: dict[tuple[str, tuple[str, ...]], int] = {}
+            rows = zip(queries.to_pylist(), map(tuple, (one or () for one in slices.to_pylist())), strict=True)
+            at = np.fromiter((places.setdefault(row, len(places)) for row in rows), np.int64, len(queries))
+            different = list(places)
+        keys = [_digest(f"{normalize(text)}\x1f{market_of(tags)}", 24) for text, tags in different]
+        found = np.frombuffer(b"".join(keys), ">u8").astype(np.uint64).reshape(-1, 3)[at]
+        return found[:, 0], found[:, 1], found[:, 2]
+
+    def _item_keys(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(high, low, long) of the items."""
+        names = ("title", "description", "category", "brand", "shop", "price", "attributes", "image")
+        rows, items = list(zip(*(_values(batch, name) for name in names), strict=True)), self._items
+        if len(items) > REMEMBERED_ITEMS:
+            items.clear()
+        if batch.column("image").null_count < batch.num_rows:
+            found = [self._photographed(row) for row in rows]
+        else:
+            found = [items.get(row) or self._new(row) for row in rows]
+        high, low, long = zip(*found, strict=True)
+        return np.array(high, np.uint64), np.array(low, np.uint64), np.array(long, bool)
+
+    def _photographed(self, row: tuple) -> tuple[int, int, bool]:
+        image = _photo(row[-1])
+        if image and image.get("bytes"):
+            return _item(row[:-1], image)
+        key = (*row[:-1], image and image["path"])
+        found = self._items.get(key)
         if found is None:
-            if len(self._queries) >= REMEMBERED_ITEMS:
-                self._queries.clear()
-            market = market_of(slices or ())
-            text = f"{normalize(query)}\x1f{market}\x1e".encode(errors="surrogatepass")
-            found = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()), text
-            self._queries[key] = found
+            found = self._items[key] = _item(row[:-1], image)
         return found
 
-    def _item(self, item: tuple) -> tuple[bytes, bool]:
-        title, description, category, brand, shop, price, attributes, image = item
-        key = None
-        if image is None or not image.get("bytes"):
-            path = image and image.get("path")
-            key = (title, description, category, brand, shop, price, tuple(attributes or ()), path)
-            found = self._items.get(key)
-            if found is not None:
-                return found
-        texts = (title, description, category, brand, shop)
-        found = item_digest(texts, price, attributes or (), _photo(image)), _characters(texts, attributes or ()) > LONG_CHARACTERS
-        if key is not None:
-            if len(self._items) >= REMEMBERED_ITEMS:
-                self._items.clear()
-            self._items[key] = found
+    def _new(self, row: tuple) -> tuple[int, int, bool]:
+        found = self._items[row] = _item(row[:-1], None)
         return found
+
+
+def _item(row: tuple, image: dict | None) -> tuple[int, int, bool]:
+    *texts, price, attributes = row
+    digest = item_digest(texts, price, attributes or (), image)
+    long = _characters(texts, attributes or ()) > LONG_CHARACTERS
+    return int.from_bytes(digest[:8]), int.from_bytes(digest[8:]), long
+
+
+def _digest(text: str, size: int) -> bytes:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=size).digest()
 
 
 def content_bytes(high: np.ndarray, low: np.ndarray) -> pa.Array:
@@ -90,7 +109,7 @@ def content_halves(contents: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 def id_hashes(pair_ids: list[str]) -> np.ndarray:
     """Hashes of pair ids, as in KEY_COLUMNS."""
-    raw = b"".join(hashlib.blake2b(one.encode(errors="surrogatepass"), digest_size=8).digest() for one in pair_ids)
+    raw = b"".join(_digest(one, 8) for one in pair_ids)
     return np.frombuffer(raw, ">u8").astype(np.uint64)
 
 
@@ -105,7 +124,7 @@ def _photo(image: dict | None) -> dict | None:
     return {"path": f"{os.path.basename(image['path'])}\0{size}"}
 
 
-def _characters(texts: tuple, attributes: object) -> int:
+def _characters(texts: list, attributes: tuple) -> int:
     return sum(len(text) for text in texts if text) + sum(len(key) + len(value) for key, value in attributes)
 
 
@@ -114,12 +133,7 @@ def _values(batch: pa.RecordBatch, name: str) -> list:
     if column.null_count == len(column):
         return [None] * len(column)
     if name == "attributes":
-        pairs = column.flatten()
-        flat = list(zip(*(child.to_pylist() for child in pairs.flatten()), strict=True))
-        offsets, at = column.value_lengths().to_pylist(), 0
-        found = []
-        for length in offsets:
-            found.append(flat[at : at + (length or 0)])
-            at += length or 0
-        return found
+        flat = list(zip(*(child.to_pylist() for child in column.flatten().flatten()), strict=True))
+        ends = np.cumsum(column.value_lengths().fill_null(0).to_numpy()).tolist()
+        return [tuple(flat[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     return column.to_pylist()

@@ -264,8 +264,9 @@ def band_title(name: str, summary: Summary) -> str:
     head, torso = summary.head_from, summary.torso_from
     if head is None or torso is None or name in (ALL, BANDS[-1]):
         return name
-    from_to = {"head": f"from {head:,.4g} searches", "torso": f"from {torso:,.4g}", "tail": f"below {torso:,.4g}"}
-    return f"{name} ({from_to[name]})"
+    head_from, torso_from = (f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (head, torso))
+    searches = {"head": f"from {head_from} searches", "torso": f"from {torso_from}", "tail": f"below {torso_from}"}
+    return f"{name} ({searches[name]})"
 
 
 def remarks(summary: Summary) -> list[str]:

@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 from openai_server import MODEL, Answer, error, reply, serve
 from PIL import Image
 
-from lore.cli.teacher import _template_file, serve_environment
-from lore.cli.teacher import serve as serve_teacher
 from lore.codec.verdict_tokens import VerdictTokens
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
 from lore.engines.engine import (
@@ -37,6 +35,8 @@ from lore.engines.http.protocol import Dialect, error_text, redact, same_model
 from lore.engines.http.throttle import Throttle, retry_after_seconds
 from lore.engines.http.tier_logprobs import tier_ends, tier_probabilities
 from lore.engines.open_engine import open_engine
+from lore.engines.serve import _template_file, serve_environment
+from lore.engines.serve import serve as serve_teacher
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
 

@@ -9,14 +9,13 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from openai_server import wait_for
 from test_transformers_engine import RUBRIC, prompts
 from tiny import make
 
@@ -31,7 +30,6 @@ pytestmark = [
 ]
 VLLM = VllmSection(eager=True, kv_cache_gib=0.1, max_model_tokens=1024)
 KEY = "key-of-the-test-server"
-START_SECONDS = 180
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +80,7 @@ def vllm_answers(tiny, adapter, tmp_path_factory):
 @pytest.fixture(scope="module")
 def servers(tiny, adapter, tmp_path_factory):
     """kind -> url of `lore teacher serve`'s server, which asks for a key."""
-    from lore.cli.teacher import serve_command_line, serve_environment
+    from lore.engines.serve import serve_command_line, serve_environment
 
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("servers")
@@ -111,18 +109,6 @@ def servers(tiny, adapter, tmp_path_factory):
                 process.terminate()
             for process, _, _ in started.values():
                 process.wait(60)
-
-
-def wait_for(process: subprocess.Popen, url: str, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"no server after {START_SECONDS} s: {log.read_text()[-3000:]}")
 
 
 def endpoint(servers, kind: str, **options):

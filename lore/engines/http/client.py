@@ -26,7 +26,8 @@ MAX_REPLY_BYTES = 32 * 2**20
 LEAST_REPLY_BYTES, TOKEN_BYTES = 2**20, 256  # a reply may have so many bytes, and so many more per token that was asked for
 MAX_ERROR_BYTES = 2**18
 SHOWN_FAULT = 200  # characters
-MODELS_READ, MODEL_CHARACTERS = 1000, 100
+MODELS_READ, MODEL_CHARACTERS, LISTING_SECONDS = 1000, 100, 10.0
+UNLISTED = "The url has to end with the version, such as /v1."
 KEEP_OPEN_SECONDS = 4.0  # uvicorn, and so vLLM, closes an idle connection after 5
 NOTHING = Usage(0, 0)
 
@@ -124,30 +125,48 @@ class Client:
                 "Use a server that takes it (vLLM, SGLang), or one with a template that needs no options.",
             )
         elif status in (401, 403):
-            variable = self.section.key_variable
-            where = f"the environment variable {variable}" if variable else "an environment variable and its name in key_variable"
-            error = self.stop(f"denies access ({shown})", f"Put a valid key in {where}.")
+            error = self._denied(shown)
         elif status == 404:
             error = self.stop(f"has no model {self.section.model!r} ({shown})", await self._models())
         elif status not in (400, 413, 422):
             error = self.stop(f"answers {shown}", "Correct the url: it has to end with the version, such as /v1.")
         return Outcome("refused", NOTHING, shown, error=error)
 
-    async def _models(self) -> str:
-        """Advice that lists the server's models, the closest name first."""
-        url = f"{self.section.url}/models"
+    async def model_names(self) -> list[str]:
+        """Names of the models that the server lists, at most MODELS_READ. Raises EndpointStopped if it answers none."""
         try:
-            async with asyncio.timeout(10), self._connections().get(url, allow_redirects=False) as response:
-                listed = parse_json(await _body(response, MAX_ERROR_BYTES))["data"][:MODELS_READ]
-                names = [self._words(model["id"], MODEL_CHARACTERS) for model in listed if isinstance(model["id"], str)]
-        except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError):
+            async with asyncio.timeout(LISTING_SECONDS):
+                async with self._connections().get(f"{self.section.url}/models", allow_redirects=False) as response:
+                    data = await _body(response, MAX_ERROR_BYTES)
+        except (aiohttp.ClientError, OSError) as error:  # a timeout is an OSError
+            words = self._words(error) or f"no reply within {LISTING_SECONDS:g} s"
+            raise self.stop(f"cannot be reached ({words})", "Start the server, or correct the url.") from error
+        if response.status in (401, 403):
+            raise self._denied(f"{response.status}: {error_text(data, self._key)}")
+        try:
+            listed = parse_json(data)["data"][:MODELS_READ]
+            names = [self._words(model["id"], MODEL_CHARACTERS) for model in listed if isinstance(model["id"], str)]
+        except (ValueError, LookupError, TypeError):
             names = []
         if not names:
-            return "It does not list its models, so the url may be wrong: it has to end with the version, such as /v1."
+            raise self.stop(f"lists no models (status {response.status})", UNLISTED)
+        return names
+
+    async def _models(self) -> str:
+        """Advice that lists the server's models, the closest name first."""
+        try:
+            names = await self.model_names()
+        except EndpointStopped:
+            return f"It does not list its models. {UNLISTED}"
         first = nearest(self.section.model, names)
         names.sort(key=lambda name: name != first)
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         return f"Set model to one that it serves: {', '.join(names[:8])}{more}."
+
+    def _denied(self, shown: str) -> EndpointStopped:
+        variable = self.section.key_variable
+        where = f"the environment variable {variable}" if variable else "an environment variable and its name in key_variable"
+        return self.stop(f"denies access ({shown})", f"Put a valid key in {where}.")
 
     def _connections(self) -> aiohttp.ClientSession:
         if self._session is None:

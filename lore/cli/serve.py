@@ -1,0 +1,60 @@
+"""`lore serve judge`: a trained judge behind vLLM's OpenAI-compatible server (lore/engines/serve.py), under the name that
+`lore label --endpoint` expects (lore/judge/served.py).
+
+    lore serve judge runs/grpo --port 8000
+
+Imports inside functions keep `lore --help` fast.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from lore.support.terminal import print_note
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Serve a trained judge.",
+)
+
+
+@app.callback()
+def _serve() -> None:
+    """Serve a trained judge."""
+
+
+@app.command("judge")
+def judge_command(
+    judge: str = typer.Argument(..., help="Run folder of its training (runs/grpo), its model folder, or an exported folder."),
+    settings: list[str] = typer.Argument(
+        None, metavar="[KEY=VALUE]...", help="Settings of vLLM, with the keys of a recipe: vllm.max_model_tokens=4096."
+    ),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on; the default is only reachable from this machine."),
+    port: int = typer.Option(8000, min=1, max=65535, help="Port to listen on."),
+    base: str = typer.Option(None, help="Folder or hub id of an adapter's base model, if it has moved since the training."),
+    rubric: str = typer.Option(None, help="Name or path of the judge's rubric, if it has moved since the training."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Check the judge and print the command without starting it."),
+) -> None:
+    """Start vLLM's OpenAI-compatible server for a trained judge. The API key comes from VLLM_API_KEY."""
+    from lore.config.validation import validate
+    from lore.config.yaml_text import RecipeText, apply_override
+    from lore.engines.config import ServeSection
+
+    text = RecipeText(Path("lore serve judge"), {})
+    for setting in settings or []:
+        apply_override(text, setting)
+    vllm = validate(text, ServeSection).vllm
+    from lore.engines.serve import serve
+    from lore.judge.served import check_servable, served_name
+    from lore.judge.trained import trained_judge
+
+    found = trained_judge(judge, rubric=rubric, base=base)
+    check_servable(found)
+    name = served_name(found)
+    print_note(f"model name for clients: {name}")
+    serve(found.model, vllm, host, port, name, dry_run=dry_run)
