@@ -118,6 +118,7 @@ CALLS = {
         for said, place in ((text, text), (f"{text[: len(text) // 2]} end", f"end {text}"), ("red a mug", text), (text, "red mug"))
     ],
     "lore.codec.lexical_match._always_behind": lambda text: _function("lore.codec.lexical_match._always_behind")("不", "红", text),
+    "lore.codec.prefix_ids.common_length": lambda text: _function("lore.codec.prefix_ids.common_length")(text, f"{text[:-1]}."),
     "lore.codec.reasoning.after_first_reasoning": lambda text: [
         _function("lore.codec.reasoning.after_first_reasoning")(begun, "<reason>")
         for begun in (text, f"x{text}", f"<think>{text}", f"<|channel|>final{text}")

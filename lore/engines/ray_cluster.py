@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from lore.engines.config import RaySection
@@ -23,7 +23,7 @@ def connected(section: RaySection) -> Iterator[None]:
     ends the connection, unless the process was connected before. Raises LoreError if there is no such cluster."""
     global _users, _started_here
     section.check_packages()
-    _quiet()
+    quiet()
     import ray  # optional
 
     if not ray.is_initialized():
@@ -97,15 +97,16 @@ def _grows() -> bool:
     return _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS) is not None
 
 
-def _quiet() -> None:
-    """Has an effect before Ray is imported and connected only."""
+def quiet() -> None:
+    """Turns off telemetry and Ray's messages. Call it before Ray is imported, and again after."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # disables telemetry: nothing about the run leaves the machine
     if os.environ.get("LORE_DEBUG"):
         return
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", DEATH_NOTES)
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name in [*logging.root.manager.loggerDict, "ray"]:
+        if name == "ray" or name.startswith("ray."):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _connect(section: RaySection) -> None:
@@ -120,7 +121,8 @@ def _connect(section: RaySection) -> None:
     elif section.address != "auto":
         _check_listening(section.address)
     try:
-        ray.init(address=section.address, **options)
+        with nullcontext() if debug else _no_stderr():  # where Ray says which log level it was given
+            ray.init(address=section.address, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"Ray does not answer at {section.address}"
         if section.address == "auto":
@@ -130,6 +132,19 @@ def _connect(section: RaySection) -> None:
             "Start one (`ray start --head` here, `ray start --address=HEAD:6379` on each other machine), name it in ray.address or "
             "$RAY_ADDRESS, or set ray.address: local to use this machine alone."
         ) from error
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Drops what native code writes to the terminal."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _check_listening(address: str) -> None:

@@ -10,18 +10,20 @@ those.
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from lore.codec.chat_template import text_ids
 from lore.codec.verdict_tokens import verdict_tokens
 from lore.engines.chat import at_verdict, image_tokens, prompt_text, stop_ids
 from lore.engines.config import ModelSection
 from lore.engines.engine import Completion, EngineUsage, Messages, Sampling
 from lore.engines.loading import default_device, load_model, load_processor
-from lore.engines.row_independence import base_of, keep_rows_apart, length_rule, padding_moves
+from lore.engines.row_independence import PROBE, base_of, keep_rows_apart, length_rule, padding_moves
 from lore.engines.shared_prefix import MIN_TOKENS, Prefix, Prefixes, behind, moves, shared_tokens
 from lore.rubric.rubric import Rubric
 
@@ -101,7 +103,7 @@ class TransformersEngine:
             torch.manual_seed(sampling.seed)
         for indices in self._batches(rows, extra=sampling.max_tokens, copies=per_prompt, prefix=prefix):
             chosen = [rows[i] for i in indices]
-            inputs = self._behind(chosen, self._inputs(chosen), prefix, grows=True)
+            inputs = self._behind(chosen, self._encoded(chosen), prefix, grows=True)
             rereads = self._rereads(int(inputs["attention_mask"][0].sum()), sampling.max_tokens)
             shares = per_prompt > 1 and self._can_share and not rereads
             with self._generation(sampling, 1 if shares else per_prompt, use_cache=not rereads) as config:
@@ -124,7 +126,7 @@ class TransformersEngine:
         prefix = self._prefix(rows)
         for indices in self._batches(rows, prefix=prefix):
             chosen = [rows[i] for i in indices]
-            inputs = self._behind(chosen, self._inputs(chosen), prefix, grows=False)
+            inputs = self._behind(chosen, self._encoded(chosen), prefix, grows=False)
             logits = self.model(**inputs, use_cache="past_key_values" in inputs, logits_to_keep=1).logits[:, -1]
             out[indices] = torch.softmax(logits[:, self.verdict.tier_ids].double(), dim=-1).cpu().numpy()
             self.usage.prompt_tokens += int(inputs["attention_mask"].sum())
@@ -192,9 +194,9 @@ class TransformersEngine:
         return Completion(text, tokens, reason, prompt_tokens)
 
     def _rows(self, prompts: list[Messages]) -> list[Row]:
-        """The prompts as text, images and token ids, tokenized together."""
+        """The prompts as text, images and token ids."""
         shown = [prompt_text(self.processor, messages) for messages in prompts]
-        ids = self.tokenizer([text for text, _ in shown], add_special_tokens=False)["input_ids"] if shown else []
+        ids = [text_ids(self.tokenizer, text) for text, _ in shown]
         photos = [sum(image_tokens(self.processor, image) for image in images) for _, images in shown]
         return [Row(*row, tokens, len(tokens) + more) for row, tokens, more in zip(shown, ids, photos, strict=True)]
 
@@ -225,7 +227,7 @@ class TransformersEngine:
             return inputs
         shared = self._started(inputs, prefix, grows=grows)
         if photos not in self._shares and shared is not None:
-            some = self._inputs([rows[0], rows[-1]])  # the longest and the shortest
+            some = self._encoded([rows[0], rows[-1]])  # the longest and the shortest
             begun = self._started(some, prefix, grows=False)
             self._shares[photos] = begun is not None and not moves(self.model, some, begun)
         if shared is None or not self._shares[photos]:
@@ -270,9 +272,27 @@ class TransformersEngine:
             return length
         return self._rule.company(length, extra) if self._rule else 0
 
-    def _inputs(self, rows: list) -> dict[str, torch.Tensor]:
-        """Model inputs of rows, padded on the left. A row begins with text and images."""
-        texts, images = [row[0] for row in rows], [row[1] for row in rows]
+    def _encoded(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """Model inputs of rows, padded on the left. Texts are not tokenized again where that gives the same tensors."""
+        if not self._reads_ids_alone or any(row.images for row in rows):
+            return self._inputs([(row.text, row.images) for row in rows])
+        width = max(len(row.ids) for row in rows)
+        ids = [[self.tokenizer.pad_token_id] * (width - len(row.ids)) + row.ids for row in rows]
+        mask = [[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows]
+        device = self.model.device
+        return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+    @cached_property
+    def _reads_ids_alone(self) -> bool:
+        """Whether the inputs of a text are its token ids and a mask, and a processor tokenizes it like its tokenizer."""
+        if self.tokenizer.pad_token_id is None:
+            return False
+        inputs = self._inputs([(PROBE, [])])
+        return set(inputs) == {"input_ids", "attention_mask"} and inputs["input_ids"][0].tolist() == text_ids(self.tokenizer, PROBE)
+
+    def _inputs(self, rows: list[tuple[str, list]]) -> dict[str, torch.Tensor]:
+        """Model inputs of texts with their images, padded on the left."""
+        texts, images = [text for text, _ in rows], [images for _, images in rows]
         kwargs = {"return_tensors": "pt", "padding": True, "padding_side": "left", "add_special_tokens": False}
         if self.takes_images:
             encoded = self.processor(text=texts, images=images if any(images) else None, **kwargs)

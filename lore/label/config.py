@@ -80,6 +80,8 @@ class LabelJudgeSection(StrictModel):
     """An answer without a readable verdict gets one from the tier tokens after its reason. The reason is generated freely."""
 
     def conflicts(self) -> Iterator[Conflict]:
+        if self.guided and not self.scores:
+            yield Conflict(("guided", "scores"), "guided without scores", "scores: true: guided reads the tier tokens")
         if self.path is not None:
             for key in ("prompt", "model"):
                 if getattr(self, key) is not None:

@@ -10,7 +10,7 @@ from lore.engines.engine import Sampling
 from lore.engines.open_engine import open_engine
 from lore.judge.card import check_card, check_template, judge_id
 from lore.judge.scorer import JudgeScorer, Scorer
-from lore.judge.trained import trained_judge
+from lore.judge.trained import TrainedJudge, trained_judge
 from lore.label.config import LabelJudgeSection
 from lore.label.recipe import REASON_FIRST, LabelRecipe
 from lore.rubric.rubric import Rubric, load_rubric
@@ -55,10 +55,19 @@ class AskedJudge:
 def asked_judge(section: LabelJudgeSection, mode: str) -> AskedJudge:
     """The judge of a section. Raises LoreError if it cannot be asked in this mode."""
     if section.path is not None:
-        trained = trained_judge(section.path, rubric=section.rubric, base=section.base)
+        trained = trained_of(section)
         rubric, fmt, weights, asked = trained.rubric, trained.fmt, trained.weights, trained.model
         if section.endpoint is not None:
+            from lore.judge.served import served_name  # loads torch: only for a served judge
+
             asked = section.endpoint
+            if asked.model != (wanted := served_name(trained)):
+                raise LoreError(
+                    f"judge.endpoint.model is {asked.model}, and the judge in {section.path} is served as {wanted}.\nThe labels "
+                    "name the judge that gave them, so it has to be this one: start it with "
+                    f"`lore serve judge {section.path}`, or leave judge.path out and describe the server's model with judge.prompt "
+                    "and judge.rubric."
+                )
             if asked.tokenizer is None:
                 asked = asked.model_copy(update={"tokenizer": str(trained.folder)})
     else:
@@ -79,6 +88,11 @@ def asked_judge(section: LabelJudgeSection, mode: str) -> AskedJudge:
     return AskedJudge(
         asked, vllm, rubric, fmt, weights, renderer, explain, section.scores, section.guided, section.max_tokens
     )
+
+
+def trained_of(section: LabelJudgeSection) -> TrainedJudge:
+    """The trained judge of a section with a path."""
+    return trained_judge(section.path, rubric=section.rubric, base=section.base)
 
 
 def runs_in_vllm(section: LabelJudgeSection) -> bool:
@@ -110,7 +124,7 @@ def open_judge(judge: AskedJudge, recipe: LabelRecipe) -> JudgeScorer:
     if isinstance(judge.section, ModelSection):
         check_template(judge.section, getattr(engine, "processor", engine.tokenizer), "judge")
     sampling = Sampling(max_tokens=judge.max_tokens, seed=recipe.seed)
-    return JudgeScorer(engine, judge.rubric, judge.fmt, sampling, judge.judge_id, judge.explain, judge.scores)
+    return JudgeScorer(engine, judge.rubric, judge.fmt, sampling, judge.judge_id, judge.explain, judge.scores, judge.guided)
 
 
 def open_student(recipe: LabelRecipe, rubric: Rubric) -> Scorer:

@@ -32,7 +32,7 @@ import pyarrow as pa
 
 from lore.engines.config import RaySection
 from lore.engines.engine import EngineUsage
-from lore.engines.ray_cluster import connected, enter_folder, last_line, resources
+from lore.engines.ray_cluster import connected, enter_folder, last_line, quiet, resources
 from lore.label.judge import asked_judge
 from lore.label.plan import Shard
 from lore.label.worker import ShardResult, ShardWorker, WorkerSpec, failed_shard
@@ -80,6 +80,7 @@ def _round(
     """(name, labels, why it took more than one attempt or "") of every shard that comes back."""
     import ray.data  # optional
 
+    quiet()  # once more, because ray.data sets up its own loggers
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # a shard or the start of an engine may take long
@@ -90,11 +91,12 @@ def _round(
     options.resource_limits = options.resource_limits.copy(object_store_memory=UNREAD_BYTES)
     judge = spec.recipe.judge
     with ray.data.DataContext.current(context):
-        rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+        rows = ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards))
         labels = rows.map_batches(
             LabelActor,
             fn_constructor_args=(os.getcwd(), str(work), spec, attempts, section.max_attempts),
             batch_size=1,
+            batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(section.min_workers, len(shards)),
                 max_size=None if section.max_workers is None else min(section.max_workers, len(shards)),
@@ -122,10 +124,10 @@ class LabelActor:
         self.worker = ShardWorker(spec)
         self.worker.scorer  # noqa: B018  (opens the judge: a worker that cannot is no worker)
 
-    def __call__(self, batch: dict[str, Any]) -> pa.Table:
+    def __call__(self, batch: pa.Table) -> pa.Table:
         import ray  # optional
 
-        shard: Shard = batch["shard"][0]
+        shard = Shard(**batch.to_pylist()[0])
         attempt, words = ray.get(self.attempts.begin.remote(shard.name))
         if attempt > self.max_attempts:
             result = _given_up(shard.read(self.work), self.spec, words)

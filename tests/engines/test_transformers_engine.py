@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from peft import PeftModel
 from PIL import Image
 
@@ -142,6 +143,19 @@ def test_usage_counts_the_tokens_of_prompts_photos_and_answers(tiny):
     opened = len(text_ids(engine.tokenizer, engine.verdict.prefix_text))
     engine.score(asked)
     assert engine.usage.prompt_tokens == 2 * length + opened * len(asked)
+
+
+def test_a_prompt_is_tokenized_once_and_read_as_by_its_processor(engines):
+    small, _, asked = engines
+    rows = small._rows(asked)
+    for some in (rows, [row for row in rows if not row.images], rows[:1]):
+        expected = small._inputs([(row.text, row.images) for row in some])
+        found = small._encoded(some)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) and found[key].dtype == expected[key].dtype for key in found)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(small), "_inputs", None)
+        assert small._encoded([row for row in rows if not row.images])
 
 
 def test_no_prompts_no_answers(engines):
