@@ -47,11 +47,17 @@ def frequency_parts(queries: Sequence[str], frequencies: Sequence[float | None])
     levels, queries_at = np.unique(np.asarray(list(traffic.values())), return_counts=True)
     if len(levels) < 2:
         return [None] * len(queries)
+    thirds = traffic_thirds(levels, queries_at)
+    part_of = {level: f"frequency:{PARTS[third]}" for level, third in zip(levels.tolist(), thirds, strict=True)}
+    return [part_of.get(traffic.get(query)) for query in queries]
+
+
+def traffic_thirds(levels: np.ndarray, queries_at: np.ndarray) -> np.ndarray:
+    """[L] third of the traffic for each frequency, 0 for the most frequent queries. levels: different frequencies, ascending;
+    queries_at: number of queries of each. A frequency whose queries reach over the end of a third belongs to the earlier one."""
     mass = (levels * queries_at)[::-1]
     before = np.cumsum(mass) - mass
-    thirds = np.minimum(3 * before / mass.sum(), 2).astype(int)
-    part_of = {level: f"frequency:{PARTS[third]}" for level, third in zip(levels[::-1].tolist(), thirds, strict=True)}
-    return [part_of.get(traffic.get(query)) for query in queries]
+    return np.minimum(3 * before / mass.sum(), 2).astype(int)[::-1]
 
 
 def _named(kind: str, value: str | None) -> str | None:

@@ -13,7 +13,7 @@ from lore.data_synth.shop.oracle_teacher import ShopProgram
 from lore.data_synth.shop.world import World
 from lore.data_synth.synthesis.facts import Fact
 from lore.data_synth.synthesis.trace import Unreadable
-from lore.engines.engine import Sampling
+from lore.engines.engine import EngineUsage, Sampling
 from lore.eval.probes.capability import measure_capability
 from lore.eval.sections import CapabilitySection
 from lore.eval.testset import EvalData, load_split, read_chosen
@@ -81,7 +81,7 @@ class Reader:
     tokenizer, takes_images = None, True
 
     def __init__(self, memorized: bool = False):
-        self.memorized, self.prompts, self.programs = memorized, [], {}
+        self.memorized, self.prompts, self.programs, self.usage = memorized, [], {}, EngineUsage()
 
     def score(self, prompts):
         rows = np.full((len(prompts), len(TIERS)), 0.1)

@@ -48,12 +48,16 @@ class Answer:
     silent: bool = False
 
 
-def reply(*texts: str, model: str = MODEL, reason: str = "stop", prompt_tokens: int = 7, tokens: int = 3, **more: Any) -> Answer:
-    """A successful response with one choice per text."""
+def reply(
+    *texts: str, model: str = MODEL, reason: str = "stop", prompt_tokens: int = 7, tokens: int = 3, cached: Any = None, **more: Any
+) -> Answer:
+    """A successful response with one choice per text. cached: tokens of the prompt that the server reports as cached."""
     choices = [
         {"index": i, "finish_reason": reason, "message": {"role": "assistant", "content": text}} for i, text in enumerate(texts)
     ]
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens * len(texts)}
+    if cached is not None:
+        usage["prompt_tokens_details"] = {"cached_tokens": cached}
     return Answer(body={"object": "chat.completion", "model": model, "choices": choices, "usage": usage}, **more)
 
 

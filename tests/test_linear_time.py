@@ -118,6 +118,7 @@ CALLS = {
         for said, place in ((text, text), (f"{text[: len(text) // 2]} end", f"end {text}"), ("red a mug", text), (text, "red mug"))
     ],
     "lore.codec.lexical_match._always_behind": lambda text: _function("lore.codec.lexical_match._always_behind")("不", "红", text),
+    "lore.codec.prefix_ids.common_length": lambda text: _function("lore.codec.prefix_ids.common_length")(text, f"{text[:-1]}."),
     "lore.codec.reasoning.after_first_reasoning": lambda text: [
         _function("lore.codec.reasoning.after_first_reasoning")(begun, "<reason>")
         for begun in (text, f"x{text}", f"<think>{text}", f"<|channel|>final{text}")
@@ -183,7 +184,7 @@ UNTIMED = {
     "lore.data.label_distribution.from_median": "name of a tier; the row check has parsed the number",
     "lore.data.rejected_rows.is_rejected_file": "path of a file, of which the head is read",
     "lore.data.tables.text_tables._is_western": "path of a file; searched byte by byte",
-    "lore.data.parquet._to_column": "name of a field",
+    "lore.data.parquet.to_column": "name of a field",
     "lore.data.importers.open_source": "name of a source",
     "lore.data.importers.source_files": "name of a source",
     "lore.data.importers._located": "name of a source",

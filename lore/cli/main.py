@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from lore import __version__
-from lore.cli import data, goodrate, serve, teacher, traces
+from lore.cli import data, goodrate, label, labels, serve, teacher, traces
 from lore.cli.compare import compare, leaderboard
 from lore.cli.doctor import doctor
 from lore.cli.export import export
@@ -77,6 +77,8 @@ app.add_typer(traces.app, name="traces")
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(serve.app, name="serve")
 app.command()(export)
+app.add_typer(label.app, name="label")
+app.add_typer(labels.app, name="labels")
 app.command()(compare)
 app.command()(leaderboard)
 app.add_typer(goodrate.app, name="goodrate")

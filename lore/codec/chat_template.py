@@ -16,6 +16,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+from lore.codec import prefix_ids
 from lore.support.errors import LoreError
 
 Message = dict[str, Any]
@@ -230,8 +231,7 @@ def template_tokens(processor: Any) -> set[str]:
 
 def text_ids(processor: Any, text: str) -> list[int]:
     """Token ids of a text that holds its special tokens already."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return prefix_ids.text_ids(getattr(processor, "tokenizer", processor), text)
 
 
 def answer_ids(processor: Any, answer: str) -> list[int]:

@@ -29,6 +29,7 @@ STAGES = {
     "dpo": ("lore.train.preference.config:DPORecipe", "lore.train.preference.preference:run"),
     "kto": ("lore.train.preference.config:KTORecipe", "lore.train.preference.preference:run"),
     "evaluate": ("lore.eval.config:EvaluateRecipe", "lore.eval.evaluate:run"),
+    "label": ("lore.label.recipe:LabelRecipe", "lore.label.label:run"),
 }
 
 RENAMED = {"rair": "evaluate", "base": "pretrain"}

@@ -30,7 +30,8 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 """The passes of an interlaced PNG: first column and row, and the steps between them."""
 REASONS = ("image_missing", "image_corrupt", "image_too_large", "image_too_narrow", "image_outside")
 MAX_REFUSAL_BYTES = 2**16
-_REFUSED = b"lore: photo not read "
+REFUSED = b"lore: photo not read "
+"""How the bytes of `refusal` begin."""
 
 
 class ImageError(LoreError):
@@ -99,15 +100,15 @@ def is_url(path: str) -> bool:
 def refusal(error: ImageError) -> bytes:
     """Stands in the place of a photo's bytes that may not be read; opening them raises the error again."""
     said = {"reason": error.reason, "found": error.found, "expected": error.expected}
-    return _REFUSED + json.dumps(said).encode()
+    return REFUSED + json.dumps(said).encode()
 
 
 def refused(data: bytes) -> ImageError | None:
     """The error of `refusal`. None for other bytes."""
-    if not data.startswith(_REFUSED):
+    if not data.startswith(REFUSED):
         return None
     try:
-        said = json.loads(data[len(_REFUSED) :][:MAX_REFUSAL_BYTES])
+        said = json.loads(data[len(REFUSED) :][:MAX_REFUSAL_BYTES])
         reason, found, expected = (str(said[name]) for name in ("reason", "found", "expected"))
     except (ValueError, TypeError, KeyError, RecursionError):
         return ImageError("image_corrupt", "bytes that are no image", "an image")

@@ -122,11 +122,18 @@ def pair_digest(query: str, item: str, market: str = "") -> str:
 def item_key(pair: Pair) -> str:
     """32 hex digits over the item fields that a judge sees. Case, spacing and the order of attributes do not matter."""
     texts = (pair.title, pair.description, pair.category, pair.brand, pair.shop)
-    parts = [normalize(text or "") for text in texts]
-    parts.append("" if pair.price is None else repr(float(pair.price)))
-    parts += sorted(f"{normalize(key)}\x1e{normalize(value)}" for key, value in pair.attributes.items())
+    return item_digest(texts, pair.price, pair.attributes.items(), pair.image).hex()
+
+
+def item_digest(
+    texts: Iterable[str | None], price: float | None, attributes: Iterable[tuple[str, str]], image: dict[str, Any] | None
+) -> bytes:
+    """The 16 bytes of item_key. texts: title, description, category, brand and shop."""
+    parts = [normalize(text) if text else "" for text in texts]
+    parts.append("" if price is None else repr(float(price)))
+    parts += sorted(f"{normalize(key)}\x1e{normalize(value)}" for key, value in attributes)
     content = hashlib.blake2b("\x1f".join(parts).encode(errors="surrogatepass"), digest_size=16)
-    if pair.image:
+    if image:
         content.update(b"\x1f")
-        content.update(pair.image.get("bytes") or (pair.image.get("path") or "").encode(errors="surrogatepass"))
-    return content.hexdigest()
+        content.update(image.get("bytes") or (image.get("path") or "").encode(errors="surrogatepass"))
+    return content.digest()

@@ -86,7 +86,7 @@ class PairWriter:
 
     def _flush(self) -> None:
         if self._batch:
-            columns = [_to_column(name, [getattr(pair, name) for pair in self._batch]) for name in FIELDS]
+            columns = [to_column(name, [getattr(pair, name) for pair in self._batch]) for name in FIELDS]
             self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=PAIR_SCHEMA))
             self._batch, self._bytes = [], 0
 
@@ -99,7 +99,8 @@ def _characters(pair: Pair) -> int:
     return sum(len(text) for text in texts if text)
 
 
-def _to_column(name: str, values: list[Any]) -> pa.Array:
+def to_column(name: str, values: list[Any]) -> pa.Array:
+    """A field of pairs as a column of PAIR_SCHEMA. Raises LoreError for a value that is not of its type."""
     kind = PAIR_SCHEMA.field(name).type
     if name == "attributes":
         values = [[{"key": key, "value": value} for key, value in item.items()] for item in values]
@@ -156,7 +157,7 @@ def _read(
                     if split is not None:
                         batch = batch.filter(pc.equal(batch.column("split"), split))
                     if batch.num_rows:
-                        for pair in _to_pairs(batch, present, file):
+                        for pair in to_pairs(batch, present, file):
                             if places is not None and pair.image is not None:
                                 pair.image = places.placed(pair.image)
                                 _warn_of_refused(pair, file)
@@ -174,7 +175,8 @@ def _warn_of_refused(pair: Pair, file: Path) -> None:
     )
 
 
-def _to_pairs(batch: pa.RecordBatch, names: list[str], file: Path) -> Iterator[Pair]:
+def to_pairs(batch: pa.RecordBatch, names: Iterable[str], file: str | Path) -> Iterator[Pair]:
+    """The pairs of a batch with these fields. file: where it comes from, for errors."""
     filled, values = [], []
     for name in names:
         column = batch.column(name)
@@ -199,7 +201,7 @@ def _to_pairs(batch: pa.RecordBatch, names: list[str], file: Path) -> Iterator[P
         yield Pair(**dict(zip(filled, row, strict=True)))
 
 
-def _cast(column: pa.Array, name: str, file: Path) -> pa.Array:
+def _cast(column: pa.Array, name: str, file: str | Path) -> pa.Array:
     expected = PAIR_SCHEMA.field(name).type
     try:
         return column.cast(expected)

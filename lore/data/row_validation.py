@@ -3,7 +3,8 @@ short reason code; the import continues with the next row.
 
 Reasons: query_empty, title_empty, nul_byte, text_too_long, label_unknown, image_missing, image_corrupt,
 image_too_large, image_outside, encoding, field_type, attributes_too_long, and html with `strict`. lore.data.tables.csv adds
-unclosed_quote; lore.data.tables.text_tables adds doubled_key; lore.data.import_pairs adds duplicate_pair and conflicting_label.
+unclosed_quote; lore.data.tables.text_tables adds doubled_key; lore.data.import_pairs adds duplicate_pair and conflicting_label;
+lore.label.inputs adds item_id_empty, item_unknown, item_repeated and search_unknown.
 """
 
 import math
@@ -17,9 +18,9 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from lore.data.images import ImageError, check_image
+from lore.data.images import MAX_BYTES, ImageError, check_image
 from lore.data.label_distribution import Spread, from_mean, from_median, problem
-from lore.data.pair import DEMAND_FIELDS, FIELDS, Pair, item_key, make_pair_id, market_of
+from lore.data.pair import DEMAND_FIELDS, FIELDS, REQUIRED, Pair, item_key, make_pair_id, market_of
 from lore.data.photo_places import PhotoPlaces
 from lore.data.rejected_rows import Rejection, short, shown_value
 from lore.data.tables.ids import id_text
@@ -78,6 +79,9 @@ class RowChecker:
     embed_images: store the photo's bytes in the pair in addition to its path.
     keep_bad_photos: keep a row with an unreadable photo. The photo counts as a repair (unreadable_photo), is listed in bad_photos,
     and is replaced by bytes that no reader accepts as an image.
+    open_photos: False: photos are located and not opened. One that may not be read gets bytes that raise its error when it is
+    opened, as in `read_pairs`.
+    required: fields that must not be empty. Tables that are joined later lack the others; their rows get no pair_id.
     """
 
     def __init__(
@@ -90,10 +94,12 @@ class RowChecker:
         image_roots: Sequence[str | Path] = (),
         embed_images: bool = False,
         keep_bad_photos: bool = False,
+        open_photos: bool = True,
+        required: Sequence[str] = REQUIRED[1:],
     ):
         self.rubric, self.strict, self.tier_ids_only = rubric, strict, tier_ids_only
         self.image_folder, self.image_roots, self.embed_images = image_folder, image_roots, embed_images
-        self.keep_bad_photos = keep_bad_photos
+        self.keep_bad_photos, self.open_photos, self.required = keep_bad_photos, open_photos, tuple(required)
         self.repairs: Counter[str] = Counter()
         self.bad_photos: list[str] = []
         self._place, self._file = "", ""
@@ -110,7 +116,7 @@ class RowChecker:
             raise LoreError(
                 f"A row has unknown fields: {', '.join(sorted(map(str, unknown)))}. The fields of a Pair are {', '.join(FIELDS)}."
             )
-        values: dict[str, Any] = {"pair_id": ""}
+        values: dict[str, Any] = {"pair_id": "", "query": "", "title": ""}
         for name, value in raw.items():
             if value is None:
                 continue
@@ -118,7 +124,7 @@ class RowChecker:
             cleaned = self._text(name, value, name in _MARKUP) if name in _TEXTS else getattr(self, f"_{name}")(value)
             if cleaned is not None:
                 values[name] = cleaned
-        for name in ("query", "title"):
+        for name in self.required:
             if not _visible(values.get(name)) and not any(problem[0] == name for problem in self._problems):
                 self._bad(name, f"{name}_empty", shown_value(raw.get(name)), "text")
         self._set_distribution(values)
@@ -126,7 +132,7 @@ class RowChecker:
             record = short(raw)
             return None, [Rejection(file, row, *problem, record) for problem in self._problems]
         pair = Pair(**values)
-        if not pair.pair_id:
+        if not pair.pair_id and self.required == REQUIRED[1:]:
             pair.pair_id = make_pair_id(pair.query, pair.item_id or item_key(pair), market_of(pair.slices))
         return pair, []
 
@@ -322,9 +328,13 @@ class RowChecker:
             )
         if path and self._undecodable("image", path):
             return None
+        if not self.open_photos:
+            if data and len(data) > MAX_BYTES:
+                return self._bad("image", "image_too_large", f"an image of {len(data):,} bytes", f"at most {MAX_BYTES:,} bytes")
+            return self.photo_places(self._file).placed({"bytes": data or None, "path": path or None})
         try:
             if path and not data:
-                path = self._photo_places().find(path)
+                path = self.photo_places(self._file).find(path)
             checked = check_image({"bytes": data, "path": path})
         except ImageError as error:
             if not self.keep_bad_photos:
@@ -335,8 +345,9 @@ class RowChecker:
             return {"bytes": NO_PHOTO, "path": path}
         return {"bytes": checked if self.embed_images else data, "path": path}
 
-    def _photo_places(self) -> PhotoPlaces:
-        folder = str(self.image_folder or Path(self._file).parent)
+    def photo_places(self, file: str) -> PhotoPlaces:
+        """Where the photos of a table may lie."""
+        folder = str(self.image_folder or Path(file).parent)
         if folder not in self._places:
             self._places[folder] = PhotoPlaces(folder, self.image_roots)
         return self._places[folder]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -14,6 +15,7 @@ from pydantic import Field, field_validator
 from lore.config.secrets import holds_secret, looks_like_key, secret_places
 from lore.config.sections import Conflict, Seed, StrictModel
 from lore.support.bounds import MAX_COUNT, MAX_SECONDS, MAX_WEIGHT
+from lore.support.errors import LoreError
 from lore.support.input_files import InputFiles, model_files
 
 # Keys that may change when a run resumes: where the server is and how requests are sent. The model must stay the same.
@@ -124,6 +126,50 @@ class VllmSection(StrictModel):
     """GiB of memory for the KV cache on a CPU; null uses vLLM's default."""
     seed: Seed = 0
     """Random seed of the engine."""
+
+
+class RaySection(StrictModel):
+    """Workers on a Ray cluster, each with its own engine. The machines share the file system with recipe, models and photos."""
+
+    address: str = "auto"
+    """auto: the cluster that this machine belongs to, or $RAY_ADDRESS; host:port: the head of a cluster that this machine belongs
+    to; local: a new one on this machine, for this run alone."""
+    min_workers: int = Field(1, ge=1, le=65_536)
+    """Workers that the run keeps. It starts when the first is ready."""
+    max_workers: int | None = Field(None, ge=1, le=65_536)
+    """Largest number of workers; null: as many as the cluster has room for."""
+    cpus_per_worker: int = Field(1, ge=1, le=4096)
+    """CPU cores of a worker, also the threads of its engine on a CPU."""
+    gpus_per_worker: float | None = Field(None, ge=0, le=4096)
+    """GPUs of a worker; 0.5 puts two workers on a GPU. null: vllm.tensor_parallel where the cluster has GPUs, else none."""
+    max_attempts: int = Field(3, ge=1, le=1000)
+    """How often a piece of work is given to a worker if workers die of it or raise. After that its pairs have failed."""
+
+    @property
+    def workers(self) -> int:
+        """Workers that the run is sure of, for estimates of time and cost."""
+        return self.max_workers or self.min_workers
+
+    @field_validator("address")
+    @classmethod
+    def _address_is_a_head(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if value not in ("auto", "local") and (not host or "/" in host or not port.isascii() or not port.isdigit()):
+            raise ValueError("auto, local, or host:port of a cluster's head. Ray's client (ray://) is slow: use `ray job submit`")
+        return value
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.max_workers is not None and self.max_workers < self.min_workers:
+            found = f"{self.min_workers} and {self.max_workers}"
+            yield Conflict(("min_workers", "max_workers"), found, "numbers in ascending order")
+        if (self.gpus_per_worker or 0) > 1 and self.gpus_per_worker % 1:
+            yield Conflict(("gpus_per_worker",), f"{self.gpus_per_worker:g}", "a share of one GPU, or whole GPUs")
+
+    @staticmethod
+    def check_packages() -> None:
+        """Raises LoreError if Ray is not installed."""
+        if importlib.util.find_spec("ray") is None or importlib.util.find_spec("ray.data") is None:
+            raise LoreError("The recipe asks for Ray, which is not installed.\nInstall it: pip install 'lore-relevance[ray]'")
 
 
 class ServeSection(StrictModel):

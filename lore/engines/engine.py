@@ -44,10 +44,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts of one request."""
+    """Token counts of one request. cached_tokens: those of the prompt that were not processed again; 0 if that is unknown."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass
@@ -61,6 +62,12 @@ class EngineUsage:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+
+    def add(self, prompt_tokens: int, cached_tokens: int, generated_tokens: int) -> None:
+        """Counts one request."""
+        self.prompt_tokens += prompt_tokens
+        self.cached_tokens += cached_tokens
+        self.generated_tokens += generated_tokens
 
 
 class Gate(Protocol):
@@ -94,6 +101,10 @@ class ScoresRefused(RequestRefused):
         words = next(iter(refused.values()))
         super().__init__(f"{len(refused)} of {len(probabilities)} prompts were refused. One of the reasons: {words}", words)
         self.probabilities, self.refused = probabilities, refused
+
+
+class EngineDied(LoreError):
+    """The engine's process has ended, for example for lack of memory. Another engine can be opened."""
 
 
 class EndpointFailed(LoreError):

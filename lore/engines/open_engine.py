@@ -12,9 +12,11 @@ def open_engine(
     vllm: VllmSection | None = None,
     batch_tokens: int = 16384,
     device: str | None = None,
+    shared_prefix: bool = False,
 ) -> Engine:
     """The engine for a section: an HTTP endpoint for an EndpointSection; for a ModelSection, vLLM in this process if `vllm` is
-    given, else transformers. batch_tokens (padded tokens per forward pass) and device apply to transformers only.
+    given, else transformers. batch_tokens (padded tokens per forward pass), device and shared_prefix (process what all prompts of a
+    call begin with once, see TransformersEngine) apply to transformers only.
     """
     if isinstance(model, EndpointSection):
         from lore.engines.http.endpoint import EndpointEngine  # loads aiohttp: only for a server
@@ -26,4 +28,4 @@ def open_engine(
         return VllmEngine.load(model, rubric, vllm)
     from lore.engines.transformers import TransformersEngine  # loads torch: only for a model in this process
 
-    return TransformersEngine.load(model, rubric, batch_tokens=batch_tokens, device=device)
+    return TransformersEngine.load(model, rubric, batch_tokens=batch_tokens, device=device, shared_prefix=shared_prefix)

@@ -2,25 +2,41 @@
 
 Prompts are sorted by length and left-padded into batches of at most `batch_tokens` padded tokens. Rows that would change one
 another's numbers never share a batch (lore/engines/row_independence.py). Greedy answers and scores therefore do not depend on
-how the caller groups prompts, except for floating-point rounding. Not implemented: paged attention and continuous batching; use
-vLLM for those.
+how the caller groups prompts, except for floating-point rounding. With `shared_prefix` the tokens that all prompts of a call begin
+with are processed once (lore/engines/shared_prefix.py). Not implemented: paged attention and continuous batching; use vLLM for
+those.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from lore.codec.chat_template import text_ids
 from lore.codec.verdict_tokens import verdict_tokens
 from lore.engines.chat import at_verdict, image_tokens, prompt_text, stop_ids
 from lore.engines.config import ModelSection
-from lore.engines.engine import Completion, Messages, Sampling
+from lore.engines.engine import Completion, EngineUsage, Messages, Sampling
 from lore.engines.loading import default_device, load_model, load_processor
-from lore.engines.row_independence import base_of, keep_rows_apart, length_rule, padding_moves
+from lore.engines.row_independence import PROBE, base_of, keep_rows_apart, length_rule, padding_moves
+from lore.engines.shared_prefix import MIN_TOKENS, Prefix, Prefixes, behind, moves, shared_tokens
 from lore.rubric.rubric import Rubric
+
+ROWS_READ = 4  # behind a prefix, the rows of one pass may hold this many times batch_tokens with the prefix counted in each
+
+
+class Row(NamedTuple):
+    """A prompt. ids: token ids with one placeholder for each photo; length: tokens with the photos."""
+
+    text: str
+    images: list
+    ids: list[int]
+    length: int
 
 
 def folded(model: Any) -> Any:
@@ -38,42 +54,67 @@ def folded(model: Any) -> Any:
 
 
 class TransformersEngine:
-    """A judge in memory. Build it with `load`, or from a loaded model and processor."""
+    """A judge in memory. Build it with `load`, or from a loaded model and processor.
 
-    def __init__(self, model: Any, processor: Any, rubric: Rubric, *, batch_tokens: int = 16384):
+    batch_tokens: padded tokens of a forward pass. shared_prefix: process the tokens that the prompts of a call begin with once,
+    where that is exact. Answers then differ from those without it by floating-point rounding.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, rubric: Rubric, *, batch_tokens: int = 16384, shared_prefix: bool = False
+    ):
         self.model, self.processor, self.rubric, self.batch_tokens = model, processor, rubric, batch_tokens
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.takes_images = processor is not self.tokenizer
+        self.usage = EngineUsage()
         self.verdict = verdict_tokens(processor, rubric)
         known = model.generation_config.eos_token_id
         self._stop_ids = stop_ids(processor, set(known if isinstance(known, list) else [known]) - {None})
         keep_rows_apart(model)
         self._rule, self._equal_lengths = length_rule(base_of(model).config), padding_moves(model, self.tokenizer)
+        exact = self._can_share and self._rule is None and not self._equal_lengths
+        self._prefixes = Prefixes(model, batch_tokens) if shared_prefix and exact else None
+        self._shares: dict[bool, bool] = {}  # by whether rows have photos, once it is measured
+        self._processed = 0  # tokens of the latest prefix that had to be processed, until a batch has used it
+        self._takes_positions = "position_ids" in inspect.signature(base_of(model).forward).parameters
 
     @classmethod
-    def load(cls, section: ModelSection, rubric: Rubric, *, batch_tokens: int = 16384, device: str | None = None):
+    def load(
+        cls,
+        section: ModelSection,
+        rubric: Rubric,
+        *,
+        batch_tokens: int = 16384,
+        device: str | None = None,
+        shared_prefix: bool = False,
+    ):
         model = folded(load_model(section, device=device or default_device()))
-        return cls(model, load_processor(section, chat=True), rubric, batch_tokens=batch_tokens)
+        processor = load_processor(section, chat=True)
+        return cls(model, processor, rubric, batch_tokens=batch_tokens, shared_prefix=shared_prefix)
 
     @torch.inference_mode()
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
         """See Engine.generate. Sampled completions depend on the seed and the batching; greedy completions depend on neither."""
         out: list[list[Completion]] = [[] for _ in prompts]
-        texts = [prompt_text(self.processor, messages) for messages in prompts]
+        rows = self._rows(prompts)
+        prefix = self._prefix(rows)
         per_prompt = sampling.n if sampling.temperature > 0 else 1  # greedy samples are equal: decode once
         if sampling.temperature > 0:
             torch.manual_seed(sampling.seed)
-        for indices in self._batches(texts, extra=sampling.max_tokens, copies=per_prompt):
-            inputs = self._inputs([texts[i] for i in indices])
+        for indices in self._batches(rows, extra=sampling.max_tokens, copies=per_prompt, prefix=prefix):
+            chosen = [rows[i] for i in indices]
+            inputs = self._behind(chosen, self._encoded(chosen), prefix, grows=True)
             rereads = self._rereads(int(inputs["attention_mask"][0].sum()), sampling.max_tokens)
             shares = per_prompt > 1 and self._can_share and not rereads
             with self._generation(sampling, 1 if shares else per_prompt, use_cache=not rereads) as config:
                 asked = self._read_once(inputs, per_prompt) if shares else inputs
                 ids = self.model.generate(**asked, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
             prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
+            self.usage.prompt_tokens += sum(prompt_tokens)
             for k, index in enumerate(indices):
-                rows = ids[k * per_prompt : (k + 1) * per_prompt]
-                completions = [self._completion(row, prompt_tokens[k]) for row in rows]
+                answers = ids[k * per_prompt : (k + 1) * per_prompt]
+                completions = [self._completion(answer, prompt_tokens[k]) for answer in answers]
+                self.usage.generated_tokens += sum(completion.tokens for completion in completions)
                 out[index] = completions * (sampling.n if per_prompt == 1 else 1)
         return out
 
@@ -81,11 +122,14 @@ class TransformersEngine:
     def score(self, prompts: list[Messages]) -> np.ndarray:
         """See Engine.score."""
         out = np.zeros((len(prompts), len(self.verdict.tier_ids)), dtype=np.float64)
-        texts = [prompt_text(self.processor, at_verdict(messages, self.verdict.prefix_text)) for messages in prompts]
-        for indices in self._batches(texts):
-            inputs = self._inputs([texts[i] for i in indices])
-            logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+        rows = self._rows([at_verdict(messages, self.verdict.prefix_text) for messages in prompts])
+        prefix = self._prefix(rows)
+        for indices in self._batches(rows, prefix=prefix):
+            chosen = [rows[i] for i in indices]
+            inputs = self._behind(chosen, self._encoded(chosen), prefix, grows=False)
+            logits = self.model(**inputs, use_cache="past_key_values" in inputs, logits_to_keep=1).logits[:, -1]
             out[indices] = torch.softmax(logits[:, self.verdict.tier_ids].double(), dim=-1).cpu().numpy()
+            self.usage.prompt_tokens += int(inputs["attention_mask"].sum())
         return out
 
     @property
@@ -149,19 +193,66 @@ class TransformersEngine:
         tokens, reason = (len(ids), "length") if end is None else (end + 1, "stop")
         return Completion(text, tokens, reason, prompt_tokens)
 
-    def _batches(self, texts: list[tuple[str, list]], extra: int = 0, copies: int = 1) -> Iterator[list[int]]:
-        """Batches of prompt indices, longest prompts first. extra: tokens that generation may add; copies: rows per prompt."""
-        lengths = (
-            [len(ids) for ids in self.tokenizer([text for text, _ in texts], add_special_tokens=False)["input_ids"]]
-            if texts
-            else []
-        )
-        photos = [sum(image_tokens(self.processor, image) for image in images) for _, images in texts]
-        lengths = [tokens + more for tokens, more in zip(lengths, photos, strict=True)]
-        company = [self._company(length, extra) for length in lengths]
+    def _rows(self, prompts: list[Messages]) -> list[Row]:
+        """The prompts as text, images and token ids."""
+        shown = [prompt_text(self.processor, messages) for messages in prompts]
+        ids = [text_ids(self.tokenizer, text) for text, _ in shown]
+        photos = [sum(image_tokens(self.processor, image) for image in images) for _, images in shown]
+        return [Row(*row, tokens, len(tokens) + more) for row, tokens, more in zip(shown, ids, photos, strict=True)]
+
+    def _prefix(self, rows: list[Row]) -> Prefix | None:
+        """The tokens that all rows begin with, processed; None if they are few, or if the model cannot start from them."""
+        if self._prefixes is None or not any(self._shares.get(bool(row.images), True) for row in rows):
+            return None
+        first, last = min(row.ids for row in rows), max(row.ids for row in rows)
+        # Behind it every row has a token to read, and its photos.
+        size = min(shared_tokens(first, last), min(len(row.ids) for row in rows) - 1)
+        size = min([size, *(self._photo_place(row) for row in rows if row.images)])
+        ids = first[:size] if len(rows) > 1 else first[: min(size, self._prefixes.known(first))]
+        found = self._prefixes.of(ids) if len(ids) >= MIN_TOKENS else None
+        if found is None:
+            return None
+        prefix, self._processed = found
+        return prefix
+
+    def _photo_place(self, row: Row) -> int:
+        """Tokens before the first photo of a row."""
+        mark = self.tokenizer.convert_tokens_to_ids(getattr(self.processor, "image_token", None) or "<image>")
+        return row.ids.index(mark) if mark in row.ids else 0
+
+    def _behind(self, rows: list[Row], inputs: dict[str, torch.Tensor], prefix: Prefix | None, *, grows: bool) -> dict[str, Any]:
+        """The inputs of a batch behind the prefix; unchanged where the model cannot start from it."""
+        photos = any(row.images for row in rows)
+        if prefix is None or not self._shares.get(photos, True):
+            return inputs
+        shared = self._started(inputs, prefix, grows=grows)
+        if photos not in self._shares and shared is not None:
+            some = self._encoded([rows[0], rows[-1]])  # the longest and the shortest
+            begun = self._started(some, prefix, grows=False)
+            self._shares[photos] = begun is not None and not moves(self.model, some, begun)
+        if shared is None or not self._shares[photos]:
+            return inputs
+        self.usage.cached_tokens += len(prefix.ids) * len(rows) - self._processed
+        self._processed = 0
+        return shared
+
+    def _started(self, inputs: dict[str, torch.Tensor], prefix: Prefix, *, grows: bool) -> dict[str, Any] | None:
+        shared = behind(inputs, prefix, grows=grows)
+        if shared is not None and not self._takes_positions:
+            shared.pop("position_ids", None)
+        return shared
+
+    def _batches(
+        self, rows: list[Row], extra: int = 0, copies: int = 1, prefix: Prefix | None = None
+    ) -> Iterator[list[int]]:
+        """Batches of prompt indices, longest prompts first. extra: tokens that generation may add; copies: rows per prompt.
+
+        Behind a prefix, rows with photos and rows without them do not share a batch.
+        """
+        company = [(self._company(row.length, extra), prefix is not None and bool(row.images)) for row in rows]
         batch: list[int] = []
-        for index in sorted(range(len(texts)), key=lambda i: -lengths[i]):
-            full = batch and (lengths[batch[0]] + extra) * (len(batch) + 1) * copies > self.batch_tokens
+        for index in sorted(range(len(rows)), key=lambda i: (prefix is not None and bool(rows[i].images), -rows[i].length)):
+            full = batch and self._tokens(rows[batch[0]].length, extra, prefix) * (len(batch) + 1) * copies > self.batch_tokens
             if full or (batch and company[batch[0]] != company[index]):
                 yield batch
                 batch = []
@@ -169,17 +260,41 @@ class TransformersEngine:
         if batch:
             yield batch
 
+    def _tokens(self, length: int, extra: int, prefix: Prefix | None) -> int:
+        """Tokens that a row counts in a batch. Generation keeps the whole row; one pass holds one layer of the prefix at a time."""
+        if prefix is None or extra:
+            return length + extra
+        return max(length - len(prefix.ids), length // ROWS_READ)
+
     def _company(self, length: int, extra: int) -> int:
         """Prompts may share a batch if this number is the same."""
         if self._equal_lengths:
             return length
         return self._rule.company(length, extra) if self._rule else 0
 
+    def _encoded(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """Model inputs of rows, padded on the left. Texts are not tokenized again where that gives the same tensors."""
+        if not self._reads_ids_alone or any(row.images for row in rows):
+            return self._inputs([(row.text, row.images) for row in rows])
+        width = max(len(row.ids) for row in rows)
+        ids = [[self.tokenizer.pad_token_id] * (width - len(row.ids)) + row.ids for row in rows]
+        mask = [[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows]
+        device = self.model.device
+        return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+    @cached_property
+    def _reads_ids_alone(self) -> bool:
+        """Whether the inputs of a text are its token ids and a mask, and a processor tokenizes it like its tokenizer."""
+        if self.tokenizer.pad_token_id is None:
+            return False
+        inputs = self._inputs([(PROBE, [])])
+        return set(inputs) == {"input_ids", "attention_mask"} and inputs["input_ids"][0].tolist() == text_ids(self.tokenizer, PROBE)
+
     def _inputs(self, rows: list[tuple[str, list]]) -> dict[str, torch.Tensor]:
-        texts = [text for text, _ in rows]
+        """Model inputs of texts with their images, padded on the left."""
+        texts, images = [text for text, _ in rows], [images for _, images in rows]
         kwargs = {"return_tensors": "pt", "padding": True, "padding_side": "left", "add_special_tokens": False}
         if self.takes_images:
-            images = [images for _, images in rows]
             encoded = self.processor(text=texts, images=images if any(images) else None, **kwargs)
         else:
             encoded = self.tokenizer(texts, **kwargs)

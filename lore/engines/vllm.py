@@ -16,7 +16,7 @@ from lore.codec.verdict_tokens import verdict_tokens
 from lore.engines.adapter import adapter_folder
 from lore.engines.chat import at_verdict, image_tokens, prompt_text, stop_ids
 from lore.engines.config import ModelSection, VllmSection
-from lore.engines.engine import Completion, Messages, Sampling
+from lore.engines.engine import Completion, EngineDied, EngineUsage, Messages, Sampling
 from lore.engines.loading import default_device, known_stops, load_config, load_processor, resolve_dtype
 from lore.engines.row_independence import LengthRule, length_rule
 from lore.engines.vllm_adapter import AdapterParts, adapter_rank, check_applied
@@ -28,12 +28,16 @@ SEED_STEP = 1_000_003
 
 
 class VllmEngine:
-    """A judge in vLLM. Keep only one per process, because each instance reserves its memory at start-up."""
+    """A judge in vLLM. Keep only one per process, because each instance reserves its memory at start-up.
+
+    `usage` counts the token that `score` samples beside the tier probabilities as generated.
+    """
 
     def __init__(
         self, llm: Any, processor: Any, rubric: Rubric, stops: set[int], adapter: Any = None, rule: LengthRule | None = None
     ):
         self.llm, self.processor, self.rubric, self._adapter, self._rule = llm, processor, rubric, adapter, rule
+        self.usage = EngineUsage()
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.takes_images = processor is not self.tokenizer
         self.verdict = verdict_tokens(processor, rubric)
@@ -105,13 +109,17 @@ class VllmEngine:
 
         plain = {"add_special_tokens": False}
         try:
-            return self.llm.generate(inputs, params, use_tqdm=False, lora_request=self._adapter, tokenization_kwargs=plain)
+            results = self.llm.generate(inputs, params, use_tqdm=False, lora_request=self._adapter, tokenization_kwargs=plain)
         except EngineDeadError as error:
-            raise LoreError(
+            raise EngineDied(
                 "vLLM's engine has stopped; its own error message is printed above.\n"
                 "If it ran out of memory, lower max_model_tokens, max_sequences or gpu_memory. If this device does not "
                 "support the model's shape, use the transformers engine."
             ) from error
+        for result in results:
+            generated = sum(len(row.token_ids) for row in result.outputs)
+            self.usage.add(len(result.prompt_token_ids), result.num_cached_tokens or 0, generated)
+        return results
 
     def _input(self, messages: Messages) -> dict[str, Any]:
         """The prompt for vLLM: token ids, or text with photos, which vLLM expands with the model's processor."""

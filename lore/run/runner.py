@@ -93,12 +93,7 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
             if is_main_process():
                 print_dry_run(path, recipe, folder, needed)
             return folder
-        folder.check(recipe)
-        if folder.is_done and (why := recipe.reopened(folder)):
-            say(f"{folder.path} resumes: {why}")
-            folder.reopen()
-        if folder.is_done:
-            report_done(recipe, folder)
+        if is_finished(recipe, folder):
             return folder
     except LoreError as error:
         error.same_on_every_rank = True
@@ -107,12 +102,28 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
         run_needed(folder, needed, path, overrides)
     else:
         wait_for_needed(folder, needed)
+    return run_in(recipe, folder, str(path))
+
+
+def is_finished(recipe: BaseRecipe, folder: RunFolder) -> bool:
+    """Whether a run is done and stays so; it is then reported. Raises LoreError if the folder belongs to another recipe."""
+    folder.check(recipe)
+    if folder.is_done and (why := recipe.reopened(folder)):
+        say(f"{folder.path} resumes: {why}")
+        folder.reopen()
+    if folder.is_done:
+        report_done(recipe, folder)
+    return folder.is_done
+
+
+def run_in(recipe: BaseRecipe, folder: RunFolder, named: str) -> RunFolder:
+    """Runs a recipe, whose needed recipes are done, in a run folder. named: what to call the recipe."""
     folder.open(recipe)
     if is_main_process():
         recipe.prepare()
         note_inputs(recipe, folder)
     settle_devices()
-    say(f"{recipe.stage}: {path} -> {folder.path}")
+    say(f"{recipe.stage}: {named} -> {folder.path}")
     with full_disk_named(folder.path, "Then run the same command again: what is complete stays."):
         stage_function(recipe.stage)(recipe, folder)
     if not folder.is_done:

@@ -15,6 +15,7 @@ changed for a week.
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import os
@@ -64,6 +65,26 @@ def replace_file(part: Path, path: Path) -> None:
     _flush(part)
     os.replace(part, path)
     _flush(path.parent)
+
+
+def publish_once(part: Path, path: Path) -> bool:
+    """Flushes a written file to disk and gives it the name `path`, unless that name exists: then returns False. Of several
+    processes that publish the same name, on any machine, exactly one succeeds. The caller removes the part file.
+    """
+    _flush(part)
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # A file system without hard links: between the check and the rename another process could publish the same content.
+        if path.exists():
+            return False
+        os.rename(part, path)
+    _flush(path.parent)
+    return True
 
 
 @contextmanager

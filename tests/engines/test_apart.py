@@ -8,7 +8,7 @@ import torch
 
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
-from lore.engines.engine import Completion, Sampling
+from lore.engines.engine import Completion, EngineUsage, Sampling
 from lore.judge.ask import predict, sample
 from lore.judge.resumable import Asker
 from lore.rubric.rubric import load_rubric
@@ -25,6 +25,7 @@ class Choosy:
 
     def __init__(self, bad: str = "BAD", error: Exception | None = None):
         self.bad, self.error, self.calls = bad, error or ValueError("index out of range in self"), []
+        self.usage = EngineUsage()
 
     def check(self, prompts):
         self.calls.append(len(prompts))

@@ -19,7 +19,16 @@ from PIL import Image
 
 from lore.codec.verdict_tokens import VerdictTokens
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
-from lore.engines.engine import Completion, EndpointFailed, EndpointStopped, RequestRefused, Sampling, ScoresRefused, Usage
+from lore.engines.engine import (
+    Completion,
+    EndpointFailed,
+    EndpointStopped,
+    EngineUsage,
+    RequestRefused,
+    Sampling,
+    ScoresRefused,
+    Usage,
+)
 from lore.engines.http import throttle as backoff
 from lore.engines.http.endpoint import EndpointEngine
 from lore.engines.http.protocol import Dialect, error_text, redact, same_model
@@ -84,6 +93,21 @@ def test_answers_come_in_the_order_of_the_prompts_with_their_tokens():
         assert [row[0].text for row in answers] == [f"P{i}" for i in range(50)]
         assert answers[0] == [Completion("P0", 3, "stop", 7)]
         assert server.peak <= 8
+
+
+def test_the_engine_adds_up_the_tokens_that_replies_report():
+    answers = [reply("a"), reply("b", prompt_tokens=40, tokens=2, cached=32), error(429, "slow down"), reply("c", cached=99)]
+    book = Book()
+    with serve(in_turn(*answers)) as server:
+        engine = engine_of(server, max_concurrency=1)
+        engine.generate([ask("1"), ask("2")], Sampling())
+        assert engine.usage == EngineUsage(47, 32, 5)
+        engine.generate([ask("3")], Sampling())
+        assert engine.usage == EngineUsage(54, 39, 8)  # no more cached tokens than the prompt has
+        complete(server, gate=book)
+    assert book.settled == [Usage(7, 3, 7)]
+    with serve(lambda r: reply("a", cached=-1)) as server, pytest.raises(EndpointFailed, match="cached_tokens"):
+        engine_of(server, max_attempts=1).generate([ask("1")], Sampling())
 
 
 def test_sampled_answers_are_collected_where_a_server_gives_one_at_a_time_and_greedy_ones_are_asked_once():

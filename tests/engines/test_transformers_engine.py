@@ -4,16 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from peft import PeftModel
 from PIL import Image
 
+from lore.codec.chat_template import text_ids
 from lore.codec.prompt import PromptFormat, count_prompt_tokens, render
 from lore.codec.verdict_tokens import with_verdict_prefix
 from lore.data.images import load_image
 from lore.data.parquet import read_pairs
-from lore.engines.chat import image_tokens, prompt_text, turn_end
+from lore.engines.chat import image_tokens, prompt_text, prompt_tokens, turn_end
 from lore.engines.config import ModelSection
-from lore.engines.engine import Sampling
+from lore.engines.engine import EngineUsage, Sampling
 from lore.engines.loading import load_model, load_processor
 from lore.engines.open_engine import open_engine
 from lore.engines.transformers import TransformersEngine, folded
@@ -128,6 +130,32 @@ def test_a_begun_answer_is_gone_on_with_and_scored_behind_it(engines):
     assert text.endswith("<reason>colour: red</reason>\n" + large.verdict.prefix_text)
     continued = large.generate(reasoned[:1], Sampling(max_tokens=4))[0][0]
     assert continued.tokens <= 4 and "<reason>colour" not in continued.text
+
+
+def test_usage_counts_the_tokens_of_prompts_photos_and_answers(tiny):
+    engine = open_engine(ModelSection(name=str(tiny.vision)), RUBRIC, device="cpu")
+    assert engine.usage == EngineUsage()
+    asked = prompts(tiny, engine.processor, 6)
+    answers = [completion for (completion,) in engine.generate(asked, Sampling(max_tokens=4))]
+    length = sum(answer.prompt_tokens for answer in answers)
+    assert length == sum(prompt_tokens(engine.processor, messages) for messages in asked)
+    assert engine.usage == EngineUsage(length, 0, sum(answer.tokens for answer in answers))
+    opened = len(text_ids(engine.tokenizer, engine.verdict.prefix_text))
+    engine.score(asked)
+    assert engine.usage.prompt_tokens == 2 * length + opened * len(asked)
+
+
+def test_a_prompt_is_tokenized_once_and_read_as_by_its_processor(engines):
+    small, _, asked = engines
+    rows = small._rows(asked)
+    for some in (rows, [row for row in rows if not row.images], rows[:1]):
+        expected = small._inputs([(row.text, row.images) for row in some])
+        found = small._encoded(some)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) and found[key].dtype == expected[key].dtype for key in found)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(small), "_inputs", None)
+        assert small._encoded([row for row in rows if not row.images])
 
 
 def test_no_prompts_no_answers(engines):

@@ -12,7 +12,7 @@ from PIL import Image
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
 from lore.engines.chat import photo_of
-from lore.engines.engine import Completion, Sampling
+from lore.engines.engine import Completion, EngineUsage, Sampling
 from lore.judge.ask import predict
 from lore.judge.resumable import Asker
 from lore.rubric.rubric import load_rubric
@@ -31,6 +31,7 @@ class ScriptedEngine:
         self.answers, self.dies_after = answers or {}, dies_after
         self.asked: list[str] = []
         self.scored: list[list[dict]] = []
+        self.usage = EngineUsage()
 
     def generate(self, prompts, sampling):
         return [[self._answer(messages, sampling)] for messages in prompts]

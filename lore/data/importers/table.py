@@ -9,11 +9,11 @@ names. Unmapped columns are ignored.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lore.data.pair import FIELDS, MARKETS
+from lore.data.pair import FIELDS, MARKETS, REQUIRED
 from lore.data.rejected_rows import Rejection
 from lore.data.source import SourceRow, missing_file
 from lore.data.tables.any_table import DELIMITERS, JSONL, other_format, suffix_of, table_records
@@ -73,7 +73,7 @@ def _rows(path: Path, records: Iterator[Any], columns: dict[str, str]) -> Iterat
             yield record
         else:
             row, cells = record
-            yield SourceRow(str(path), row, _values(cells, columns))
+            yield SourceRow(str(path), row, row_values(cells, columns))
 
 
 def unmapped(
@@ -91,27 +91,34 @@ def unmapped(
     return [name for name in names if name not in read_ones]
 
 
-def column_map(given: dict[str, str] | str | None) -> dict[str, str]:
-    """The map as {field: column}. Raises LoreError for a target that is not a field of Pair."""
+def column_map(
+    given: dict[str, str] | str | None,
+    required: Sequence[str] = REQUIRED[1:],
+    targets: Sequence[str] = TARGETS,
+    what: str = "--map",
+) -> dict[str, str]:
+    """The map as {field: column}. Raises LoreError for a target that is not a field of Pair, and for a map without the required
+    ones. what: where the map was given, for errors."""
     if not given:
         return {}
     if isinstance(given, str):
         parts = [part.partition("=") for part in given.split(",") if part.strip()]
         wrong = [name for name, equals, column in parts if not equals or not column.strip()]
         if wrong:
-            raise LoreError(f"--map has {wrong[0]!r}; expected field=column,field=column.")
+            raise LoreError(f"{what} has {wrong[0]!r}; expected field=column,field=column.")
         names = [name.strip() for name, _, _ in parts]
         doubled = [name for name, times in Counter(names).items() if times > 1]
         if doubled:
-            raise LoreError(f"--map names {doubled[0]!r} twice; a field is read from one column.")
+            raise LoreError(f"{what} names {doubled[0]!r} twice; a field is read from one column.")
         given = {name: column.strip() for name, (_, _, column) in zip(names, parts, strict=True)}
     for name in given:
-        if name not in TARGETS and not (name.startswith("attributes.") and len(name) > len("attributes.")):
-            expected = f"{', '.join(TARGETS)} and attributes.<name>"
-            raise LoreError(f"--map: {name!r} is not a field of a pair; expected {expected}.{nearest_hint(name, TARGETS)}")
-    missing = [name for name in ("query", "title") if name not in given]
+        single = name.startswith("attributes.") and len(name) > len("attributes.") and "attributes" in targets
+        if name not in targets and not single:
+            expected = f"{', '.join(targets)}{' and attributes.<name>' if 'attributes' in targets else ''}"
+            raise LoreError(f"{what}: {name!r} is not a field of a pair; expected {expected}.{nearest_hint(name, targets)}")
+    missing = [name for name in required if name not in given]
     if missing:
-        raise LoreError(f"--map names no column for {' and '.join(missing)}; a pair needs both query and title.")
+        raise LoreError(f"{what} names no column for {' and '.join(missing)}; it needs both {' and '.join(required)}.")
     return dict(given)
 
 
@@ -130,7 +137,8 @@ def _records(path: Path, encoding: str | None, columns: dict[str, str], delimite
     )
 
 
-def _values(cells: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+def row_values(cells: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    """The cells of a row by field, for RowChecker. columns: {field: column}; {}: the columns have the names of the fields."""
     values: dict[str, Any] = {}
     attributes: list[tuple[str, Any]] = []
     markets: list[str] = []

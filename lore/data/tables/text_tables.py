@@ -155,7 +155,7 @@ def parquet_records(
         row = 0
         for group in range(parquet.num_row_groups):
             for batch in parquet.iter_batches(batch_rows, row_groups=[group], columns=wanted):
-                values = [_to_list(batch.column(name)) for name in wanted]
+                values = [column_cells(batch.column(name)) for name in wanted]
                 if not values:  # none of the columns is there: rows without cells
                     values = [[None] * batch.num_rows]
                 for cells in zip(*values, strict=True):
@@ -187,7 +187,8 @@ class Unreadable:
         return self.why
 
 
-def _to_list(column: Any) -> list[Any]:
+def column_cells(column: Any) -> list[Any]:
+    """The cells of an Arrow column as Python values; see the module for those that Python cannot represent."""
     if str(column.type) == "time64[ns]":
         column = column.cast("string")  # Python's time would lose the nanoseconds
     try:

@@ -31,6 +31,7 @@ from lore.engines.engine import (
     Completion,
     EndpointFailed,
     EndpointStopped,
+    EngineUsage,
     Gate,
     Messages,
     RequestRefused,
@@ -53,12 +54,12 @@ class EndpointEngine:
     """A served model. `tokenizer` and `processor` are None unless the section names a tokenizer.
 
     Use it in one event loop at a time. Callers of `complete` use it as an async context manager, or call `aclose` before
-    their event loop ends.
+    their event loop ends. `usage` counts what the replies report, also those to harmless requests and those that are not used.
     """
 
     def __init__(self, section: EndpointSection, rubric: Rubric | None = None):
         """rubric: needed by `score` only. Raises LoreError if section.key_variable holds no valid key."""
-        self.section, self.rubric = section, rubric
+        self.section, self.rubric, self.usage = section, rubric, EngineUsage()
         self.processor, self.tokenizer, self.takes_images = None, None, True
         if section.tokenizer is not None:
             from lore.engines.loading import known_stops, load_processor  # loads torch: only for a local tokenizer
@@ -278,14 +279,19 @@ class EndpointEngine:
     async def _attempt(self, body: dict[str, Any], bound: Usage, gate: Gate | None, read: Callable[[Reply], Any]) -> Outcome:
         """One HTTP attempt; the gate admits it first and always settles it afterwards."""
         if gate is None:
-            return await self._client.send(body, read)
+            return self._counted(await self._client.send(body, read))
         ticket, used = await gate.admit(bound), None
         try:
-            outcome = await self._client.send(body, read)
+            outcome = self._counted(await self._client.send(body, read))
             used = outcome.used
             return outcome
         finally:
             gate.settle(ticket, used)
+
+    def _counted(self, outcome: Outcome) -> Outcome:
+        if (used := outcome.used) is not None:
+            self.usage.add(used.prompt_tokens, used.cached_tokens, used.completion_tokens)
+        return outcome
 
     def _body(self, messages: Messages, sampling: Sampling, n: int, seed: int) -> dict[str, Any]:
         if self._folds and messages[0]["role"] == "system" and len(messages) > 1:

@@ -96,11 +96,16 @@ class Choice(ReplyPart):
     error: Any = None
 
 
+class PromptTokensDetails(ReplyPart):
+    cached_tokens: float | None = Field(None, ge=0, le=MAX_TOKENS)
+
+
 class ReplyUsage(ReplyPart):
     """Floats, because some servers write 7.0."""
 
     prompt_tokens: float | None = Field(None, ge=0, le=MAX_TOKENS)
     completion_tokens: float | None = Field(None, ge=0, le=MAX_TOKENS)
+    prompt_tokens_details: PromptTokensDetails | None = None
 
 
 class Reply(ReplyPart):
@@ -115,7 +120,9 @@ class Reply(ReplyPart):
         usage = self.usage
         if usage is None or usage.prompt_tokens is None or usage.completion_tokens is None:
             return None
-        return Usage(int(usage.prompt_tokens), int(usage.completion_tokens))
+        details = usage.prompt_tokens_details
+        cached = int((details and details.cached_tokens) or 0)
+        return Usage(int(usage.prompt_tokens), int(usage.completion_tokens), min(cached, int(usage.prompt_tokens)))
 
 
 @dataclass

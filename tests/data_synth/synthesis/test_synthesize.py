@@ -331,11 +331,11 @@ def test_one_prompt_that_an_engine_refuses_fails_alone():
     import asyncio
 
     from lore.engines.batching import Batched
-    from lore.engines.engine import Completion, RequestRefused, Sampling
+    from lore.engines.engine import Completion, EngineUsage, RequestRefused, Sampling
 
     class Choosy:
         def __init__(self, bad="bad"):
-            self.bad = bad
+            self.bad, self.usage = bad, EngineUsage()
 
         def generate(self, prompts, sampling):
             if any(self.bad in prompt[0]["content"] for prompt in prompts):

@@ -11,7 +11,7 @@ from rich.console import Console
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
 from lore.data_synth.perturb.perturb import PERTURBATIONS, Perturber
-from lore.engines.engine import Completion, Sampling
+from lore.engines.engine import Completion, EngineUsage, Sampling
 from lore.eval.probes.robustness import ALL_INJECTIONS, measure_robustness, print_robustness, read_translations, robustness_ids
 from lore.eval.sections import RobustnessSection
 from lore.eval.testset import Labeled
@@ -36,6 +36,7 @@ class Judge:
 
     def __init__(self, obeys: str | None = None, broken=False, dies_after: int | None = None):
         self.obeys, self.broken, self.dies_after, self.asked = obeys, broken, dies_after, []
+        self.usage = EngineUsage()
 
     def generate(self, prompts, sampling):
         return [[self._answer(messages)] for messages in prompts]

@@ -16,7 +16,7 @@ from run_names import undeclared
 from lore.codec.judgement import FormatFailure, parse
 from lore.codec.prompt import PromptFormat
 from lore.data.parquet import PairWriter, read_pairs
-from lore.engines.engine import Completion
+from lore.engines.engine import Completion, EngineUsage
 from lore.rubric.rubric import load_rubric
 from lore.run.run_folder import RunFolder
 from lore.run.runner import run_recipe
@@ -204,7 +204,7 @@ class Refusing:
     tokenizer, takes_images = None, False
 
     def __init__(self, refuses):
-        self.refuses = refuses
+        self.refuses, self.usage = refuses, EngineUsage()
 
     def generate(self, prompts, sampling):
         refused = Completion("", 0, "refused", detail="400 Bad Request: paused")

@@ -1,0 +1,141 @@
+"""The keys and values of tokens that many prompts begin with: computed once, kept, and the start of every batch behind them.
+
+A judge's prompts begin with the same instructions and rubric. They are compared by token ids. Exact for decoders whose every layer
+is full attention over all earlier tokens; the engine says for which models it asks, and compares the first rows of each kind with
+the plain way (`moves`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from lore.engines.row_independence import LOW_PRECISION_TOLERANCE, TOLERANCE
+
+MIN_TOKENS = 32  # shorter prefixes are not worth a batch of their own
+HELD = 4  # prefixes in memory
+CHECKED_ROWS = 2
+
+
+class _OnePass(DynamicLayer):
+    """A layer of the cache for one forward pass: what the pass adds is not kept."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Token ids and, for each layer, their keys and values, each [1, heads, tokens, size]."""
+
+    ids: list[int]
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+
+    def first(self, tokens: int) -> "Prefix":
+        """The first tokens of it. Their keys and values do not depend on later ones."""
+        return Prefix(self.ids[:tokens], [(keys[:, :, :tokens], values[:, :, :tokens]) for keys, values in self.layers])
+
+    def cache(self, rows: int, *, grows: bool) -> Cache:
+        """A cache that holds the prefix in each of `rows` rows, without a copy for each row. grows: for generation, which adds
+        tokens; otherwise for one forward pass."""
+        layers = []
+        for keys, values in self.layers:
+            layer = DynamicLayer() if grows else _OnePass()
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)
+            layers.append(layer)
+        return Cache(layers=layers)
+
+
+class Prefixes:
+    """The latest prefixes of a model: at most HELD, with at most `max_tokens` tokens together."""
+
+    def __init__(self, model: Any, max_tokens: int):
+        self.model, self.max_tokens = model, max_tokens
+        self._held: list[Prefix] = []  # the latest first
+
+    def known(self, ids: Sequence[int]) -> int:
+        """How many of the first tokens of `ids` are held."""
+        return max((shared_tokens(ids, prefix.ids) for prefix in self._held), default=0)
+
+    def of(self, ids: list[int]) -> tuple[Prefix, int] | None:
+        """(prefix of exactly these ids, number of tokens that had to be processed). None if the model does not keep the keys and
+        values of every token."""
+        ids = ids[: self.max_tokens]
+        start = self.known(ids)
+        near = next((prefix for prefix in self._held if shared_tokens(ids, prefix.ids) == start), None)
+        if near is not None and start == len(ids):
+            self._hold(near)
+            return near.first(start), 0
+        device = self.model.device
+        more = {"past_key_values": near.first(start).cache(1, grows=True)} if near is not None and start else {}
+        cache = self.model(
+            input_ids=torch.tensor([ids[start:]], device=device),
+            attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=device),
+            use_cache=True,
+            logits_to_keep=1,
+            **more,
+        ).past_key_values
+        layers = getattr(cache, "layers", [])
+        if not layers or any(type(layer) is not DynamicLayer or layer.get_seq_length() != len(ids) for layer in layers):
+            return None
+        prefix = Prefix(ids, [(layer.keys, layer.values) for layer in layers])
+        self._hold(prefix)
+        return prefix, len(ids) - start
+
+    def _hold(self, prefix: Prefix) -> None:
+        held, tokens = [prefix], len(prefix.ids)
+        for other in self._held:
+            tokens += len(other.ids)
+            if other is prefix or len(held) == HELD or tokens > self.max_tokens:
+                continue
+            held.append(other)
+        self._held = held
+
+
+def shared_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    most = min(len(one), len(other))
+    return next((at for at in range(most) if one[at] != other[at]), most)
+
+
+def behind(inputs: dict[str, torch.Tensor], prefix: Prefix, *, grows: bool) -> dict[str, Any] | None:
+    """`inputs`, padded on the left, as a batch behind the prefix; None if a row does not begin with its ids and go on.
+
+    For one forward pass the token inputs are those behind the prefix; for generation (`grows`) they are whole, with the padding
+    between the prefix and the rest of a row.
+    """
+    mask, size = inputs["attention_mask"], len(prefix.ids)
+    pads = (mask == 0).sum(dim=1, keepdim=True)
+    if mask.shape[1] - int(pads.max()) <= size:
+        return None
+    places = pads + torch.arange(size, device=mask.device)
+    first = torch.tensor(prefix.ids, device=mask.device)
+    if (inputs["input_ids"].gather(1, places) != first).any():
+        return None
+    out: dict[str, Any] = dict(inputs)
+    # The last columns of a row with pads begin with as many tokens of the prefix as it has pads.
+    rest = torch.arange(mask.shape[1] - size, device=mask.device) >= pads
+    full = torch.cat([torch.ones_like(places), rest.to(mask.dtype)], dim=1).to(mask.dtype)
+    positions = (full.cumsum(dim=1) - 1).masked_fill(full == 0, 0)
+    for key, value in inputs.items():
+        if value.shape == mask.shape and key != "attention_mask":
+            out[key] = torch.cat([value.gather(1, places), value[:, size:]], dim=1) if grows else value[:, size:]
+    out |= {"attention_mask": full, "past_key_values": prefix.cache(len(mask), grows=grows)}
+    return out if grows else out | {"position_ids": positions[:, size:]}
+
+
+def moves(model: Any, inputs: dict[str, torch.Tensor], shared: dict[str, Any]) -> bool:
+    """Whether the last logits of a batch change with the prefix (`shared`, see `behind`), or the model refuses to start from it."""
+    plain = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float()
+    try:
+        found = model(**shared, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):  # each model refuses in its own way
+        return True
+    precise = model.dtype == torch.float32 and not torch.is_autocast_enabled(plain.device.type)
+    moved = ((plain - found).norm(dim=-1) / plain.norm(dim=-1).clamp(min=1e-9)).max().item()
+    return not moved < (TOLERANCE if precise else LOW_PRECISION_TOLERANCE)

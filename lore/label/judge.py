@@ -1,0 +1,138 @@
+"""Opens the judge of a label recipe: which model or server answers, how it is asked, and its id."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lore.codec.judgement import renderer_hash
+from lore.codec.prompt import PromptFormat
+from lore.engines.config import EndpointSection, ModelSection, VllmSection
+from lore.engines.engine import Sampling
+from lore.engines.open_engine import open_engine
+from lore.judge.card import check_card, check_template, judge_id
+from lore.judge.scorer import JudgeScorer, Scorer
+from lore.judge.trained import TrainedJudge, trained_judge
+from lore.label.config import LabelJudgeSection
+from lore.label.recipe import REASON_FIRST, LabelRecipe
+from lore.rubric.rubric import Rubric, load_rubric
+from lore.support.errors import LoreError
+from lore.support.fingerprint import model_fingerprint
+
+
+@dataclass(frozen=True)
+class AskedJudge:
+    """A judge and how it is asked. weights, renderer: see `lore.judge.card.judge_id`."""
+
+    section: ModelSection | EndpointSection
+    vllm: VllmSection | None
+    rubric: Rubric
+    fmt: PromptFormat
+    weights: str
+    renderer: str
+    explain: bool
+    scores: bool
+    guided: bool
+    max_tokens: int
+
+    @property
+    def judge_id(self) -> str:
+        return judge_id(self.weights, self.rubric.hash, self.renderer)
+
+    @property
+    def writes(self) -> bool:
+        """Whether the judge generates text."""
+        return self.explain or self.fmt.order == "reason_first" or not self.scores
+
+    def described(self) -> str:
+        """One line for people."""
+        if isinstance(self.section, EndpointSection):
+            who = f"{self.section.model} at {self.section.url}"
+        else:
+            who = self.section.name + (f" with adapter {self.section.adapter}" if self.section.adapter else "")
+            who += " in vLLM" if self.vllm is not None else " in transformers"
+        return f"{who}; {self.fmt.order}, rubric {self.rubric.name}: {self.fmt.detail}"
+
+
+def asked_judge(section: LabelJudgeSection, mode: str) -> AskedJudge:
+    """The judge of a section. Raises LoreError if it cannot be asked in this mode."""
+    if section.path is not None:
+        trained = trained_of(section)
+        rubric, fmt, weights, asked = trained.rubric, trained.fmt, trained.weights, trained.model
+        if section.endpoint is not None:
+            from lore.judge.served import served_name  # loads torch: only for a served judge
+
+            asked = section.endpoint
+            if asked.model != (wanted := served_name(trained)):
+                raise LoreError(
+                    f"judge.endpoint.model is {asked.model}, and the judge in {section.path} is served as {wanted}.\nThe labels "
+                    "name the judge that gave them, so it has to be this one: start it with "
+                    f"`lore serve judge {section.path}`, or leave judge.path out and describe the server's model with judge.prompt "
+                    "and judge.rubric."
+                )
+            if asked.tokenizer is None:
+                asked = asked.model_copy(update={"tokenizer": str(trained.folder)})
+    else:
+        rubric, fmt = load_rubric(section.rubric), PromptFormat(**section.prompt.model_dump())
+        asked = section.endpoint or section.model
+        if section.endpoint is not None:
+            weights = section.endpoint.model
+        else:
+            weights = model_fingerprint(section.model.name, section.model.adapter)
+            check_card(section.model, renderer_hash(rubric, fmt), "judge.model")
+    if mode == "verdict" and fmt.order == "reason_first":
+        raise LoreError(f"Mode verdict reads the verdict without a reason, but {REASON_FIRST}.\nUse mode rationale.")
+    explain = mode == "rationale" and fmt.order == "answer_first"
+    if mode == "rationale" and fmt.order == "answer_only":
+        raise LoreError("Mode rationale asks for reasons, but this judge answers with the verdict alone. Use mode verdict.")
+    vllm = section.vllm if isinstance(asked, ModelSection) and runs_in_vllm(section) else None
+    renderer = renderer_hash(rubric, fmt)
+    return AskedJudge(
+        asked, vllm, rubric, fmt, weights, renderer, explain, section.scores, section.guided, section.max_tokens
+    )
+
+
+def trained_of(section: LabelJudgeSection) -> TrainedJudge:
+    """The trained judge of a section with a path."""
+    return trained_judge(section.path, rubric=section.rubric, base=section.base)
+
+
+def runs_in_vllm(section: LabelJudgeSection) -> bool:
+    """Whether the engine of a section is vLLM."""
+    if section.engine != "auto":
+        return section.engine == "vllm"
+    import importlib.util  # only for auto
+
+    if importlib.util.find_spec("vllm") is None:
+        return False
+    from lore.engines.loading import default_device  # loads torch: only where the choice depends on the device
+
+    return default_device() != "cpu"
+
+
+def open_scorer(judge: AskedJudge, recipe: LabelRecipe, folder: Path) -> Scorer:
+    """Loads the judge, and the student of a cascade whose threshold lies in `folder`."""
+    opened = open_judge(judge, recipe)
+    if recipe.mode != "cascade":
+        return opened
+    from lore.label.cascade import CASCADE, Cascade, read_fit  # loads scikit-learn: only for a cascade
+
+    return Cascade(open_student(recipe, judge.rubric), opened, read_fit(folder / CASCADE))
+
+
+def open_judge(judge: AskedJudge, recipe: LabelRecipe) -> JudgeScorer:
+    """Loads the judge."""
+    engine = open_engine(judge.section, judge.rubric, vllm=judge.vllm, batch_tokens=recipe.batch_tokens, shared_prefix=True)
+    if isinstance(judge.section, ModelSection):
+        check_template(judge.section, getattr(engine, "processor", engine.tokenizer), "judge")
+    sampling = Sampling(max_tokens=judge.max_tokens, seed=recipe.seed)
+    return JudgeScorer(engine, judge.rubric, judge.fmt, sampling, judge.judge_id, judge.explain, judge.scores, judge.guided)
+
+
+def open_student(recipe: LabelRecipe, rubric: Rubric) -> Scorer:
+    """The student of a cascade: a trained judge that answers without decoding, or the lexical baseline."""
+    path = recipe.cascade.student
+    if Path(path).is_dir() and not any(Path(path).glob("*.parquet")):
+        student = asked_judge(LabelJudgeSection(path=path, engine=recipe.judge.engine, vllm=recipe.judge.vllm), "student")
+        return open_judge(student, recipe)
+    from lore.label.cascade import read_lexical_scorer  # loads scikit-learn: only for a cascade
+
+    return read_lexical_scorer(path, rubric, seed=recipe.seed)

@@ -1,0 +1,208 @@
+"""The ledger: which pairs of a label folder have a verdict. The label files themselves are the ledger, so the two cannot disagree.
+
+A shard becomes visible with one name in verdicts/: the file is written under a temporary name, flushed, linked to its name, and the
+folder is flushed. The name holds the digest of the shard's pair ids, contents and attempts. A shard that was labelled twice, by two
+workers or by two machines, therefore has one name, and only the first is kept. Pairs without an answer go to failures/ before that.
+
+Names begin with the range of query hashes of the shard (`RANGE`), so that a partition of the plan reads only its own files.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lore.data.tables.parquet_files import open_parquet
+from lore.judge.ask import TOO_LONG
+from lore.label.keys import content_halves, id_hashes
+from lore.label.schema import FAILURES, VERDICTS, label_schema
+from lore.support.atomic_files import clear_parts, open_part, part_of, publish_once, remove, written_whole
+from lore.support.errors import LoreError
+
+STAMP = b"lore.stamp"
+RANGE = re.compile(r"^(\d\d)-([0-9a-f]{4})-([0-9a-f]{20})\.parquet$")
+"""bits, the first `bits` bits of the query hashes, digest."""
+REPAIR = "Delete it and run the same command again: the pairs in it are asked again."
+FINAL = frozenset({TOO_LONG})
+"""Failures that another try cannot change."""
+
+
+@dataclass(frozen=True, order=True)
+class HashRange:
+    """All query hashes that begin with the same bits."""
+
+    bits: int
+    prefix: int
+
+    def __str__(self) -> str:
+        return f"{self.bits:02d}-{self.prefix:04x}"
+
+    def meets(self, other: "HashRange") -> bool:
+        """Whether one of the ranges lies in the other."""
+        bits = min(self.bits, other.bits)
+        return self.prefix >> (self.bits - bits) == other.prefix >> (other.bits - bits)
+
+    def holds(self, hashes: np.ndarray) -> np.ndarray:
+        """Which of the hashes lie in this range."""
+        if self.bits == 0:
+            return np.ones(len(hashes), bool)
+        return (hashes >> np.uint64(64 - self.bits)) == np.uint64(self.prefix)
+
+
+class Ledger:
+    """The label files of one folder."""
+
+    def __init__(self, folder: Path, tier_ids: list[str], stamp: str):
+        """stamp: what the labels depend on, stored in each file."""
+        self.folder, self.schema, self.stamp = folder, label_schema(tier_ids), stamp
+        self._metadata = self.schema.with_metadata({STAMP: stamp.encode()})
+
+    def open(self) -> None:
+        """Creates the folders and clears the part files of killed runs."""
+        for name in (VERDICTS, FAILURES):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+            clear_parts(self.folder / name)
+
+    def has(self, name: str) -> bool:
+        """Whether a shard is committed."""
+        return (self.folder / VERDICTS / name).exists() or (self.folder / FAILURES / name).exists()
+
+    def files(self, kind: str = VERDICTS, within: HashRange | None = None) -> list[Path]:
+        """Label files, sorted by name; `within`: only those that can hold its query hashes."""
+        place = self.folder / kind
+        if not place.is_dir():
+            return []
+        found = [(path, match) for path in place.iterdir() if (match := RANGE.match(path.name))]
+        return sorted(
+            path for path, match in found if within is None or within.meets(HashRange(int(match[1]), int(match[2], 16)))
+        )
+
+    def tables(self, kind: str, columns: list[str], within: HashRange | None = None) -> Iterator[tuple[Path, pa.Table]]:
+        """The rows of each label file. Raises LoreError for a damaged file and for one of another judge."""
+        for path in self.files(kind, within):
+            with open_parquet(path, REPAIR) as parquet:
+                found = (parquet.schema_arrow.metadata or {}).get(STAMP, b"").decode(errors="replace")
+                if found != self.stamp:
+                    raise LoreError(
+                        f"{path} was labelled with {found or 'no stamp'}, and this run is {self.stamp}: two judges in one folder "
+                        f"would be one column of labels.\nLabel into another folder, or remove {path}."
+                    )
+                yield path, parquet.read(columns=columns)
+
+    @staticmethod
+    def keys_of(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """(id hashes, high halves of the contents) of label rows."""
+        return _keys_of(table)
+
+    def known(self, within: HashRange | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(id hash, high half of the content) of every pair with a verdict."""
+        return _concat([_keys_of(table) for _, table in self.tables(VERDICTS, ["pair_id", "content"], within)])
+
+    def failed(self, within: HashRange | None = None) -> dict[tuple[int, int], tuple[int, str]]:
+        """(attempts, failure) of pairs without an answer, by (id hash, high half of the content), the most attempts of each."""
+        found: dict[tuple[int, int], tuple[int, str]] = {}
+        for _, table in self.tables(FAILURES, ["pair_id", "content", "attempts", "failure"], within):
+            ids, high = _keys_of(table)
+            rows = zip(ids.tolist(), high.tolist(), *(table.column(n).to_pylist() for n in ("attempts", "failure")), strict=True)
+            for one, content, attempts, failure in rows:
+                found[one, content] = max(found.get((one, content), (0, "")), (attempts or 1, failure or ""))
+        return found
+
+    def commit(self, name: str, verdicts: pa.Table, failures: pa.Table) -> bool:
+        """Publishes the labels of a shard. False if the shard has been committed before: then nothing is written.
+
+        name: as RANGE. The failures come first: a kill between the two repeats the shard and costs its failures one attempt.
+        """
+        if (self.folder / VERDICTS / name).exists():
+            return False
+        if failures.num_rows:
+            published = self._publish(FAILURES, name, failures)
+            if not verdicts.num_rows:
+                return published
+        return self._publish(VERDICTS, name, verdicts)
+
+    def _publish(self, kind: str, name: str, table: pa.Table) -> bool:
+        path = self.folder / kind / name
+        part = part_of(path)
+        try:
+            with open_part(part, path) as file:
+                pq.write_table(table.cast(self._metadata), file, compression="zstd")
+            return publish_once(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def remove(self, ids: np.ndarray, high: np.ndarray) -> int:
+        """Removes rows by (id hash, high half of the content), for pairs whose text has changed. Returns their number."""
+        gone, removed = np.sort(mixed(ids, high)), 0
+        for path, table in self.tables(VERDICTS, self.schema.names):
+            drop = contains(gone, mixed(*_keys_of(table)))
+            if drop.any():
+                kept, removed = table.filter(pa.array(~drop)), removed + int(drop.sum())
+                if not kept.num_rows:
+                    remove(path)
+                    continue
+                with written_whole(path) as file:
+                    pq.write_table(kept.cast(self._metadata), file, compression="zstd")
+        return removed
+
+    def settle_failures(self) -> None:
+        """Rewrites failures/ with one row per pair that still has no answer, with its most attempts."""
+        place = self.folder / FAILURES
+        files = self.files(FAILURES)
+        for path in files:
+            match = RANGE.match(path.name)
+            within = HashRange(int(match[1]), int(match[2], 16))
+            latest = self.failed(within)
+            answered = np.sort(mixed(*self.known(within))) if latest else np.empty(0, np.uint64)
+            if not path.exists():
+                continue
+            with open_parquet(path, REPAIR) as parquet:
+                table = parquet.read()
+            ids, high = _keys_of(table)
+            attempts = table.column("attempts").to_pylist()
+            rows = zip(ids.tolist(), high.tolist(), attempts, strict=True)
+            best = [latest[one, content][0] == mine for one, content, mine in rows]
+            keep = np.array(best, bool) & ~contains(answered, mixed(ids, high))
+            if keep.all():
+                continue
+            if not keep.any():
+                remove(place / path.name)
+                continue
+            with written_whole(path) as file:
+                pq.write_table(table.filter(pa.array(keep)).cast(self._metadata), file, compression="zstd")
+
+
+def is_final(attempts: int, failure: str, most: int) -> bool:
+    """Whether a pair without an answer is not asked again."""
+    return attempts >= most or failure in FINAL
+
+
+def mixed(ids: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """One 64-bit key of id and content."""
+    return ids * np.uint64(0x9E3779B97F4A7C15) ^ high
+
+
+def contains(known: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Which keys are among the sorted `known`."""
+    if not len(known):
+        return np.zeros(len(keys), bool)
+    at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    return known[at] == keys
+
+
+def _keys_of(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    if not table.num_rows:
+        return np.empty(0, np.uint64), np.empty(0, np.uint64)
+    contents = pc.cast(table.column("content").combine_chunks(), pa.binary(16))
+    return id_hashes(table.column("pair_id").to_pylist()), content_halves(contents)[0]
+
+
+def _concat(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    if not parts:
+        return np.empty(0, np.uint64), np.empty(0, np.uint64)
+    return np.concatenate([one for one, _ in parts]), np.concatenate([one for _, one in parts])

@@ -1,0 +1,44 @@
+"""Labels from the verdict store, as label files of this folder: earlier verdicts of the same judge about the same content."""
+
+import numpy as np
+import pyarrow as pa
+
+from lore.label.ledger import Ledger
+from lore.label.store import VerdictStore
+
+OF_THE_PAIR = ("pair_id", "query", "item_id", "query_frequency", "slices", "content")
+
+
+class StoredLabels:
+    """The verdict store for the judge of one ledger. only_counts: `label` commits nothing."""
+
+    def __init__(self, store: VerdictStore, ledger: Ledger):
+        self.store, self.ledger, self.only_counts = store, ledger, False
+
+    def ingest(self) -> None:
+        """Adds label files that are not in the store yet, for example because a run was killed after a commit."""
+        self.store.add_missing(self.ledger.stamp, self.ledger.files())
+
+    def add(self, name: str, verdicts: pa.Table) -> None:
+        """Adds the verdicts of a committed shard."""
+        if verdicts.num_rows:
+            self.store.put(self.ledger.stamp, verdicts, name)
+
+    def label(self, name: str, questions: pa.Table) -> np.ndarray:
+        """See lore.label.plan.Known."""
+        contents = questions.column("content").to_pylist()
+        if self.only_counts:
+            known = self.store.known(self.ledger.stamp, dict.fromkeys(contents))
+            return np.fromiter((content in known for content in contents), bool, len(contents))
+        found = self.store.get(self.ledger.stamp, dict.fromkeys(contents))
+        have = np.fromiter((content in found for content in contents), bool, len(contents))
+        if have.any():
+            kept = questions.filter(pa.array(have))
+            columns = [kept.column(one).to_pylist() for one in (*OF_THE_PAIR, "asked_before")]
+            rows = []
+            for *own, before in zip(*columns, strict=True):
+                row = found[own[-1]] | dict(zip(OF_THE_PAIR, own, strict=True))
+                rows.append(row | {"attempts": before + 1, "slices": row["slices"] or []})
+            table = pa.Table.from_pylist(rows, schema=self.ledger.schema)
+            self.ledger.commit(name, table, table.slice(0, 0))
+        return have

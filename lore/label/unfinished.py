@@ -1,0 +1,26 @@
+"""Whether a finished label folder has something to do again."""
+
+from typing import Any
+
+from lore.data.rejected_rows import Rejection
+from lore.label.config import InputSection
+from lore.label.inputs import open_input
+from lore.label.schema import WORK
+
+
+def why_unfinished(section: InputSection, folder: Any) -> str | None:
+    """Why a finished folder is opened again: pairs that get another try, or another input. None: it stays finished. folder: the
+    RunFolder."""
+    summary = folder.summary
+    if pending := summary.get("pending"):
+        return f"{pending:,} pairs without an answer are asked again"
+    if open_input(section, folder / WORK, Nothing()).fingerprint != summary.get("input"):
+        return "the input has changed, and its new pairs are labelled"
+    return None
+
+
+class Nothing:
+    """Takes no rejected rows: where only the fingerprint of an input is read."""
+
+    def write(self, rejection: Rejection) -> None:
+        """Takes no row."""

@@ -1,0 +1,140 @@
+"""Labels one shard: opens the judge once, asks it the questions of a shard, and returns the rows of the label files.
+
+A shard is one call of the judge, so its batches are the same whenever and wherever it is labelled. Pairs with the same query and
+item share one question.
+"""
+
+import gc
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from lore.engines.engine import MAX_WORDS, EngineUsage
+from lore.judge.ask import ENGINE_DIED, incomplete
+from lore.judge.scorer import Scorer
+from lore.judge.verdict import Verdict, to_row
+from lore.label.inputs import pairs_of
+from lore.label.judge import asked_judge, open_scorer
+from lore.label.keys import content_halves
+from lore.label.recipe import LabelRecipe
+from lore.label.schema import label_schema
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What a worker needs to open its judge, on any machine that sees the same files. values: of the recipe, as plain data; folder:
+    the label folder."""
+
+    values: dict[str, Any]
+    folder: str
+
+    @property
+    def recipe(self) -> LabelRecipe:
+        return LabelRecipe.model_validate(self.values)
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """verdicts, failures: rows of `label_schema`; usage: tokens of this shard; seconds: wall time of the call."""
+
+    verdicts: pa.Table
+    failures: pa.Table
+    usage: EngineUsage
+    seconds: float
+    questions: int = 0
+    lost: tuple[str, ...] = ()
+    """Why pairs got no answer, one entry per question without one."""
+    died: bool = False
+    """Whether the engine died on the shard."""
+
+
+class Worker(Protocol):
+    """Labels shards. The stage takes any worker, so that benchmarks can measure everything but the judge."""
+
+    def label(self, questions: pa.Table) -> ShardResult: ...
+
+    def close(self) -> None: ...
+
+
+class ShardWorker:
+    """A judge in this process."""
+
+    def __init__(self, spec: WorkerSpec, scorer: Scorer | None = None):
+        """scorer: instead of the judge of the recipe."""
+        self.spec, self._scorer = spec, scorer
+
+    @property
+    def scorer(self) -> Scorer:
+        """The judge, opened at the first use."""
+        if self._scorer is None:
+            recipe = self.spec.recipe
+            self._scorer = open_scorer(asked_judge(recipe.judge, recipe.mode), recipe, Path(self.spec.folder))
+        return self._scorer
+
+    def label(self, questions: pa.Table) -> ShardResult:
+        """Labels the rows of a shard (SHARD_SCHEMA). One row of label_schema per pair, in verdicts or in failures."""
+        scorer, began = self.scorer, time.perf_counter()
+        before = replace(scorer.usage)
+        asked = questions_of(questions)
+        verdicts = scorer.score(pairs_of(questions.take(pa.array(asked))))
+        seconds = time.perf_counter() - began
+        for verdict in verdicts:
+            verdict.seconds = None  # times differ from run to run, and the same labels must give the same file
+        used = EngineUsage(*(getattr(scorer.usage, name) - getattr(before, name) for name in vars(before)))
+        return shard_result(questions, asked, verdicts, scorer.tier_ids, used, seconds)
+
+    def close(self) -> None:
+        """Frees the judge's memory. The next shard opens it again."""
+        if hasattr(self._scorer, "close"):
+            self._scorer.close()
+        self._scorer = None
+        gc.collect()
+
+
+def questions_of(rows: pa.Table) -> np.ndarray:
+    """Indices of the rows that are asked: the first of each content. Equal contents are neighbors."""
+    if not rows.num_rows:
+        return np.empty(0, np.int64)
+    high, low = content_halves(rows.column("content").combine_chunks())
+    return np.flatnonzero(np.append(True, (np.diff(high) != 0) | (np.diff(low) != 0)))
+
+
+def shard_result(
+    rows: pa.Table, asked: np.ndarray, verdicts: list[Verdict], tier_ids: list[str], usage: EngineUsage, seconds: float
+) -> ShardResult:
+    """The label rows of a shard. verdicts: one per asked row; its copies get the same one under their own pair ids."""
+    schema = label_schema(tier_ids)
+    answered, lost = [], []
+    names = ("pair_id", "query", "item_id", "query_frequency", "slices", "content", "asked_before")
+    columns = [rows.column(name).to_pylist() for name in names]
+    ends = [*asked[1:].tolist(), rows.num_rows]
+    whys: list[str] = []
+    for start, end, verdict in zip(asked.tolist(), ends, verdicts, strict=True):
+        why = incomplete(verdict)
+        if why is not None:
+            whys.append(why)
+        for row in range(start, end):
+            pair_id, query, item_id, frequency, slices, content, before = (column[row] for column in columns)
+            verdict.pair_id = pair_id
+            label = to_row(verdict, tier_ids) | {
+                "query": query,
+                "item_id": item_id,
+                "query_frequency": frequency,
+                "slices": slices or [],
+                "content": content,
+                "attempts": before + 1,
+            }
+            (answered if why is None else lost).append(label)
+    tables = (pa.Table.from_pylist(labels, schema=schema) for labels in (answered, lost))
+    return ShardResult(*tables, usage, seconds, len(verdicts), tuple(whys))
+
+
+def failed_shard(rows: pa.Table, tier_ids: list[str], detail: str, judge_id: str) -> ShardResult:
+    """A shard without any answer, because the engine died on it. detail: its last words."""
+    asked = questions_of(rows)
+    verdicts = [Verdict("", None, failure=ENGINE_DIED, detail=detail[:MAX_WORDS], judge_id=judge_id) for _ in asked]
+    return replace(shard_result(rows, asked, verdicts, tier_ids, EngineUsage(), 0.0), died=True)
