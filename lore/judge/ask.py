@@ -3,6 +3,8 @@
 - reason_first: generates the answer, parses it strictly, then scores the tiers after the generated reason.
 - answer_only, answer_first: scores the tiers without decoding. answer_first with `explain` also generates the whole answer.
 - without scores (for endpoints that return none): generates the answer in every order; there are no probabilities.
+- guided: a generated answer without a readable verdict gets the most probable tier after its reason. The answer itself is generated
+  freely, token for token as without it.
 
 Within a chunk the engine gets the prompts of one query together, so that a prefix cache processes their shared part once.
 """
@@ -21,15 +23,15 @@ from lore.engines.apart import generate_apart, score_apart
 from lore.engines.chat import photo_of
 from lore.engines.engine import MAX_WORDS, Completion, Engine, Sampling, ScoresRefused
 from lore.engines.unanswered import AnswerWatch
-from lore.judge.answer import read_answer
+from lore.judge.answer import read_answer, written_reason
 from lore.judge.chunk_store import in_chunks
-from lore.judge.verdict import UNSCORED, Verdict, unscored
+from lore.judge.verdict import GUIDED, UNSCORED, Verdict, unscored
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
-REFUSED, TOO_LONG, ENGINE_DIED = "refused", "prompt_too_long", "engine_died"
+REFUSED, TOO_LONG, ENGINE_DIED, RAISED = "refused", "prompt_too_long", "engine_died", "raised"
 FINISHED_BADLY = {"length": "cut_at_max_tokens", "refused": REFUSED}
-NO_ANSWER = (REFUSED, TOO_LONG, ENGINE_DIED)
+NO_ANSWER = (REFUSED, TOO_LONG, ENGINE_DIED, RAISED)
 """Failures of pairs that got no answer. All other failures are answers in a wrong format."""
 FactsOf = Callable[[Pair], Sequence[str]]
 
@@ -44,6 +46,7 @@ def predict(
     chunk_pairs: int = 256,
     explain: bool = False,
     scores: bool = True,
+    guided: bool = False,
     facts: FactsOf | None = None,
     judge_id: str | None = None,
     timed: bool = False,
@@ -62,7 +65,9 @@ def predict(
     """
     for chunk, shown in _chunks(pairs, engine, rubric, fmt, chunk_pairs):
         began = time.perf_counter()
-        verdicts = judge_chunk(chunk, engine, rubric, shown, sampling, explain=explain, scores=scores, facts=facts)
+        verdicts = judge_chunk(
+            chunk, engine, rubric, shown, sampling, explain=explain, scores=scores, guided=guided, facts=facts
+        )
         seconds = (time.perf_counter() - began) / len(chunk) if timed else None
         for verdict in verdicts:
             verdict.judge_id, verdict.seconds = judge_id, seconds
@@ -112,11 +117,16 @@ def judge_chunk(
     *,
     explain: bool = False,
     scores: bool = True,
+    guided: bool = False,
     facts: FactsOf | None = None,
 ) -> list[Verdict]:
-    """One verdict per pair, in the order of the pairs."""
+    """One verdict per pair, in the order of the pairs.
+
+    guided: needs scores. Every pair that gets an answer gets a tier; `lore.judge.verdict.guided` tells those whose written answer
+    had no readable one.
+    """
     verdicts, prompts, asked = render_chunk(pairs, engine, rubric, fmt, facts)
-    judge_prompts(prompts, asked, engine, rubric, fmt, sampling, explain=explain, scores=scores)
+    judge_prompts(prompts, asked, engine, rubric, fmt, sampling, explain=explain, scores=scores, guided=guided)
     return verdicts
 
 
@@ -130,13 +140,19 @@ def judge_prompts(
     *,
     explain: bool = False,
     scores: bool = True,
+    guided: bool = False,
 ) -> None:
     """Fills the verdicts of the prompts of `render_chunk`: generates the answers, scores the tiers, or both."""
+    if guided and not scores:
+        raise LoreError(
+            "guided reads verdicts from the tier tokens, but scores is false, so those are not read.\n"
+            "Set scores to true, or guided to false."
+        )
     written = fmt.order == "reason_first" or explain or not scores
     if written:
         write_answers(prompts, asked, engine, rubric, fmt, sampling)
     if scores:
-        score_answers(prompts, asked, engine, rubric, fmt, decide=not written)
+        score_answers(prompts, asked, engine, rubric, fmt, decide=not written, guided=guided)
 
 
 def render_chunk(
@@ -186,25 +202,37 @@ def note_refusal(verdict: Verdict, completions: Sequence[Completion]) -> None:
 
 
 def score_answers(
-    prompts: list, verdicts: list[Verdict], engine: Engine, rubric: Rubric, fmt: PromptFormat, *, decide: bool
+    prompts: list,
+    verdicts: list[Verdict],
+    engine: Engine,
+    rubric: Rubric,
+    fmt: PromptFormat,
+    *,
+    decide: bool,
+    guided: bool = False,
 ) -> None:
     """Fills in the tier probabilities, scored after the reason if there is one. decide: the most probable tier becomes the
-    verdict, and a pair whose scores are refused has none. Without `decide` it keeps its written verdict (`unscored`)."""
+    verdict, and a pair whose scores are refused has none. Without `decide` it keeps its written verdict (`unscored`); with `guided`
+    an unreadable answer gets the most probable tier."""
+    unread = {id(verdict) for verdict in verdicts if guided and verdict.failure not in (None, *NO_ANSWER)}
 
     def refuse(verdict: Verdict, words: str) -> None:
         if decide:
             verdict.failure, verdict.detail = REFUSED, words
-        else:
+        elif id(verdict) not in unread:
             verdict.detail = f"{UNSCORED}: {words}"
 
     tokens = verdict_tokens(_renderer(engine), rubric) if engine.tokenizer is not None else None
     scored = [
         (prompt, verdict)
         for prompt, verdict in zip(prompts, verdicts, strict=True)
-        if decide or verdict.failure is None
+        if decide or verdict.failure is None or id(verdict) in unread
     ]
     if not scored:
         return
+    for _, verdict in scored:
+        if id(verdict) in unread:
+            verdict.rationale = written_reason(verdict.text or "", fmt)
     begun = [
         with_verdict_prefix(prompt, fmt, tokens, rationale=verdict.rationale) for prompt, verdict in scored
     ]
@@ -218,8 +246,10 @@ def score_answers(
             refuse(verdict, refused[index])
             continue
         verdict.probabilities = row.tolist()
-        if decide:
+        if decide or id(verdict) in unread:
             verdict.tier = rubric.tier_ids[int(row.argmax())]
+        if id(verdict) in unread:
+            verdict.failure, verdict.detail = None, f"{GUIDED}: {verdict.failure}"
 
 
 def sample(

@@ -7,7 +7,7 @@ from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
 from lore.engines.engine import Engine, EngineUsage, Sampling
 from lore.judge.ask import judge_chunk
-from lore.judge.verdict import Verdict
+from lore.judge.verdict import Verdict, guided
 from lore.rubric.rubric import Rubric
 
 
@@ -27,7 +27,8 @@ class Scorer(Protocol):
 
 @dataclass
 class JudgeScorer:
-    """A judge in an engine. explain: generate the rationale too; scores: read tier probabilities (see lore.judge.ask)."""
+    """A judge in an engine. explain: generate the rationale too; scores: read tier probabilities; guided: read the verdict of an
+    unreadable answer from the tier tokens (see lore.judge.ask). guided_verdicts: how many were read so."""
 
     engine: Engine
     rubric: Rubric
@@ -36,6 +37,8 @@ class JudgeScorer:
     judge_id: str
     explain: bool = False
     scores: bool = True
+    guided: bool = False
+    guided_verdicts: int = 0
 
     def __post_init__(self):
         if not getattr(self.engine, "takes_images", True):
@@ -52,8 +55,16 @@ class JudgeScorer:
     def score(self, pairs: list[Pair]) -> list[Verdict]:
         """See Scorer.score."""
         verdicts = judge_chunk(
-            pairs, self.engine, self.rubric, self.fmt, self.sampling, explain=self.explain, scores=self.scores
+            pairs,
+            self.engine,
+            self.rubric,
+            self.fmt,
+            self.sampling,
+            explain=self.explain,
+            scores=self.scores,
+            guided=self.guided,
         )
+        self.guided_verdicts += sum(guided(verdict) is not None for verdict in verdicts)
         for verdict in verdicts:
             verdict.judge_id = self.judge_id
         return verdicts

@@ -10,6 +10,8 @@ from lore.support.text import encodable
 Source = Literal["judge", "student", "cache"]
 UNSCORED = "scores refused"
 """Begins the detail of a verdict whose answer is written and read, but whose tier probabilities the server refused."""
+GUIDED = "read from the tier tokens"
+"""Begins the detail of a verdict whose written answer had no readable one, see `lore.judge.ask.judge_chunk`."""
 
 
 @dataclass(slots=True)
@@ -37,12 +39,19 @@ class Verdict:
     seconds: float | None = None
     """Seconds spent on the pair; None by default, since it differs from run to run."""
     detail: str | None = None
-    """Why there is no answer, or no probabilities (`unscored`), in the words of the server or of the renderer; None otherwise."""
+    """Why there is no answer, or no probabilities (`unscored`), in the words of the server or of the renderer; or why the tier was
+    read from the tier tokens (`guided`). None otherwise."""
 
 
 def unscored(verdict: Verdict) -> str | None:
     """Why a written verdict has no tier probabilities, if the server refused them; None for all others."""
     return verdict.detail if verdict.failure is None and (verdict.detail or "").startswith(UNSCORED) else None
+
+
+def guided(verdict: Verdict) -> str | None:
+    """The failure of the written answer, if the tier was read from the tier tokens instead; None for all others."""
+    begins, _, failure = (verdict.detail or "").partition(": ")
+    return failure if verdict.failure is None and begins == GUIDED else None
 
 
 def verdict_schema(tier_ids: list[str]) -> pa.Schema:

@@ -124,7 +124,7 @@ def open_judge(judge: AskedJudge, recipe: LabelRecipe) -> JudgeScorer:
     if isinstance(judge.section, ModelSection):
         check_template(judge.section, getattr(engine, "processor", engine.tokenizer), "judge")
     sampling = Sampling(max_tokens=judge.max_tokens, seed=recipe.seed)
-    return JudgeScorer(engine, judge.rubric, judge.fmt, sampling, judge.judge_id, judge.explain, judge.scores)
+    return JudgeScorer(engine, judge.rubric, judge.fmt, sampling, judge.judge_id, judge.explain, judge.scores, judge.guided)
 
 
 def open_student(recipe: LabelRecipe, rubric: Rubric) -> Scorer:
