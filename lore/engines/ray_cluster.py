@@ -1,6 +1,7 @@
 """Connects to a Ray cluster and keeps Ray's own output off the terminal. LORE_DEBUG=1 shows it."""
 
 import logging
+import multiprocessing
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ from lore.engines.engine import MAX_WORDS
 from lore.support.errors import LoreError
 from lore.support.processes import say
 
+KILLED = "the worker's process ended: killed, out of memory, a crash of its engine, or a lost machine"
 CONNECT_SECONDS = 10.0
 # A worker that dies is reported by whoever gives its work to another one.
 DEATH_NOTES = "A worker died or was killed|retries remaining|will be retried"
@@ -85,6 +87,13 @@ def enter_folder(folder: str) -> None:
             f"The machine {socket.gethostname()} cannot enter {folder}, the working directory of the command ({error}), so its "
             "worker finds no models, photos or shards.\nAll machines of the Ray cluster must share this folder."
         ) from error
+
+
+def end_process() -> None:
+    """Ends this worker with its engine's processes. Ray starts another one in its place."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(1)
 
 
 def last_words(error: BaseException) -> str:
