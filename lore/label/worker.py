@@ -5,6 +5,7 @@ item share one question.
 """
 
 import gc
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from lore.data.pair import Pair
 from lore.engines.engine import MAX_WORDS, EngineUsage
-from lore.judge.ask import ENGINE_DIED, incomplete
+from lore.judge.ask import ENGINE_DIED, RAISED, incomplete
 from lore.judge.scorer import Scorer
 from lore.judge.verdict import Verdict, to_row
 from lore.label.inputs import pairs_of
@@ -22,6 +24,8 @@ from lore.label.judge import asked_judge, open_scorer
 from lore.label.keys import content_halves
 from lore.label.recipe import LabelRecipe
 from lore.label.schema import label_schema
+from lore.support.errors import LoreError
+from lore.support.text import encodable
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class ShardWorker:
         scorer, began = self.scorer, time.perf_counter()
         before = replace(scorer.usage)
         asked = questions_of(questions)
-        verdicts = scorer.score(pairs_of(questions.take(pa.array(asked))))
+        verdicts = scored(scorer, pairs_of(questions.take(pa.array(asked))))
         seconds = time.perf_counter() - began
         for verdict in verdicts:
             verdict.seconds = None  # times differ from run to run, and the same labels must give the same file
@@ -93,6 +97,23 @@ class ShardWorker:
             self._scorer.close()
         self._scorer = None
         gc.collect()
+
+
+def scored(scorer: Scorer, pairs: list[Pair]) -> list[Verdict]:
+    """One verdict per pair. Where the judge raises an error, the pairs are asked again in halves: the pair that it raises for fails
+    alone. Errors of LORE (a server that is down, an engine that died) concern all pairs and are raised."""
+    try:
+        return scorer.score(pairs)
+    except LoreError:
+        raise
+    except Exception as error:
+        if os.environ.get("LORE_DEBUG"):
+            raise
+        if len(pairs) == 1:
+            detail = encodable(f"{type(error).__name__}: {error}")[:MAX_WORDS]
+            return [Verdict(pairs[0].pair_id, None, failure=RAISED, detail=detail, judge_id=scorer.judge_id)]
+    half = len(pairs) // 2
+    return scored(scorer, pairs[:half]) + scored(scorer, pairs[half:])
 
 
 def questions_of(rows: pa.Table) -> np.ndarray:
