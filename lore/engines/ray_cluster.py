@@ -121,8 +121,6 @@ def _connect(section: RaySection) -> None:
     debug = bool(os.environ.get("LORE_DEBUG"))
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.CRITICAL}
     if section.address == "local":
-        # What an engine leaves behind when it is killed ends with its worker, and gives back the memory of its GPU.
-        os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
         options["include_dashboard"] = False
     elif section.address != "auto":
         _check_listening(section.address)

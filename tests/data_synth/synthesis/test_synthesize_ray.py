@@ -12,7 +12,6 @@ from lore.config.stages import load_recipe
 from lore.config.yaml_text import RecipeError
 from lore.data.parquet import read_pairs
 from lore.data_synth.synthesis.journal import totals
-from lore.run.run_folder import RunFolder
 from lore.run.runner import run_recipe
 
 __all__ = ["ray_here"]
@@ -34,7 +33,7 @@ def test_two_workers_write_the_same_set_as_one_process_and_resume_without_asking
     folders = []
     for name, ray in (("plain", {}), ("ray", {"ray": RAY})):
         path = write_recipe(tmp_path, name, shop, **more, attempts={"hint": "never", "most": 1, "most_hard": 1}, **ray)
-        folders.append(RunFolder(run_recipe(path)))
+        folders.append(run_recipe(path))
     plain, cluster = folders
     assert [one.row() for one in traces_of(plain)] == [one.row() for one in traces_of(cluster)]
     assert list(read_pairs(plain / "pairs")) == list(read_pairs(cluster / "pairs"))
