@@ -161,7 +161,7 @@ def answers(
     if recipe.ray is not None:
         from lore.label.ray_pool import label_on_ray  # loads Ray: only for a cluster
 
-        yield from label_on_ray(shards, plan.work, spec, recipe.ray)
+        yield from label_on_ray(shards, plan.work, spec, recipe.ray, make_worker)
         return
     worker = make_worker(spec)
     try:
