@@ -1,7 +1,8 @@
-"""`lore label`: label every pair of an input with a judge. Imports inside functions keep `lore --help` fast.
+"""`lore label`: label every pair of an input with a judge, and export the labels. Imports inside functions keep `lore --help` fast.
 
 lore label pairs/ --judge runs/grpo -o labels/
 lore label log.parquet --catalogue items.parquet --judge runs/grpo -o labels/ --dry-run
+lore label export labels/ --format qrels -o labels.qrels
 """
 
 from __future__ import annotations
@@ -11,10 +12,34 @@ from pathlib import Path
 from typing import Literal
 
 import typer
+from typer.core import TyperGroup
 
+from lore.cli.options import FORCE
 from lore.support.bounds import MAX_COUNT, MAX_MEASURE
+from lore.support.terminal import print_line, print_note
 
 
+class LabelByDefault(TyperGroup):
+    """Treats `lore label pairs/ ...` as `lore label run pairs/ ...`."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=LabelByDefault,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Label every pair of an input with a judge. `lore label INPUT ...` is short for `lore label run INPUT ...`; write an "
+    "input that is called run or export as ./run.",
+)
+
+
+@app.command("run")
 def label(
     arguments: list[str] = typer.Argument(
         None,
@@ -86,7 +111,7 @@ def label(
     if columns is not None:
         from lore.data.importers.table import column_map
 
-        overrides.append(f"input.map={json.dumps(column_map(columns), ensure_ascii=False)}")
+        overrides.append(f"input.map={json.dumps(column_map(columns, (), None), ensure_ascii=False)}")
     if endpoint is not None:
         overrides += endpoint_keys(endpoint, judge)
     recipe = load_recipe(Path(__file__).parent.parent / "label" / "command.yaml", [*overrides, *given[len(paths) :]])
@@ -105,5 +130,54 @@ def label(
 
 
 def endpoint_keys(url: str, judge: str | None) -> list[str]:
-    """Overrides for a served judge. The server names the judge that it serves, so another one is refused."""
-    return [f"judge.endpoint.url={json.dumps(url)}"]
+    """Overrides for a served judge. `lore serve judge` serves it under a name with its hashes, so another judge is refused."""
+    keys = [f"judge.endpoint.url={json.dumps(url)}"]
+    if judge is not None:
+        # Loads the rubric and the judge's card: only for a served judge.
+        from lore.judge.served import served_name
+        from lore.judge.trained import trained_judge
+
+        keys.append(f"judge.endpoint.model={json.dumps(served_name(trained_judge(judge)))}")
+    return keys
+
+
+@app.command()
+def export(
+    folder: Path = typer.Argument(..., help="Folder of `lore label`."),
+    to: Literal["qrels", "quepid", "opensearch"] = typer.Option(
+        ..., "--format", help="TREC qrels, ratings for a Quepid case (csv), or judgments for OpenSearch (json)."
+    ),
+    out: str = typer.Option(..., "-o", "--out", metavar="FILE", help="File to write. qrels: also <name>.queries.csv beside it."),
+    gains: str = typer.Option(
+        None, metavar="TIER=GAIN,...", help="Gain of every tier, such as L4=3,L3=1,L2=0,L1=0; default: 0, 1, 2, ... from the worst."
+    ),
+    document: Literal["item_id", "pair_id"] = typer.Option("item_id", help="What names a document."),
+    market: str = typer.Option(None, help="Only pairs of this market, such as locale:us; '' for pairs without one."),
+    name: str = typer.Option(None, help="Name of the judgments in OpenSearch; default: the name of the folder."),
+    force: bool = FORCE,
+) -> None:
+    """Write labels as judgments for search tools."""
+    from lore.label.export import LARGE_BODY, export_labels
+    from lore.support.outputs import output_path
+
+    done = export_labels(folder, output_path(out), to, gains=gains, document=document, market=market, name=name, force=force)
+    print_line(f"{done.pairs:,} pairs of {done.queries:,} queries: {', '.join(map(str, done.files))}")
+    left = {"without a tier": done.without_tier, "of an item that its query has twice (the lower gain is kept)": done.doubled}
+    for why, count in left.items():
+        if count:
+            print_line(f"left out: {count:,} pairs {why}")
+    if done.escaped:
+        print_note(
+            f"note: {done.escaped:,} cells begin with an apostrophe now, because a spreadsheet program would run them as formulas. "
+            "Quepid takes it for a part of the text."
+        )
+    if done.refused:
+        print_note(
+            f"note: {done.refused:,} lines have both a comma and a double quote in a text. Quepid's import dialog refuses a file "
+            "with such lines, although they are valid; its command line takes them."
+        )
+    if to == "opensearch" and done.bytes > LARGE_BODY:
+        print_note(
+            f"note: the file has {done.bytes / 1e6:,.0f} MB, and OpenSearch takes bodies of 100 MB unless "
+            "http.max_content_length is larger."
+        )

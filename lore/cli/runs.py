@@ -286,9 +286,13 @@ def age(seconds: float) -> str:
 
 
 def shown_size(row: Row) -> str:
-    value, unit = float(row.bytes), "B"
+    return f"{'over ' * row.partial}{shown_bytes(row.bytes)}"
+
+
+def shown_bytes(size: int) -> str:
+    value, unit = float(size), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1000:
             break
         value, unit = value / 1000, larger
-    return f"{'over ' * row.partial}{value:.3g} {unit}"
+    return f"{value:.3g} {unit}"

@@ -22,7 +22,7 @@ from lore.engines.engine import EngineDied
 from lore.engines.unanswered import AnswerWatch
 from lore.judge.dry_pass import VERDICT_TOKENS, Asked, check_asking, judge_length
 from lore.label.inputs import open_input, pairs_of
-from lore.label.judge import AskedJudge, asked_judge, open_judge, open_student
+from lore.label.judge import AskedJudge, asked_judge, open_judge, open_student, student_fingerprint, trained_of
 from lore.label.ledger import Ledger, is_final
 from lore.label.plan import PLAN, Counts, Plan, Shard, make_plan
 from lore.label.progress import LabelProgress
@@ -57,6 +57,10 @@ def run(recipe: LabelRecipe, folder: RunFolder, make_worker: Callable[[WorkerSpe
     totals = RunTotals()
     if shards:
         if make_worker is ShardWorker:
+            if recipe.judge.path is not None and recipe.judge.endpoint is not None:
+                from lore.judge.served import check_served  # loads torch: only for a served judge
+
+                check_served(recipe.judge.endpoint.url, trained_of(recipe.judge), recipe.judge.endpoint.key_variable)
             check_asking("label", [_asked(recipe, judge, plan)], judge.rubric)
             if recipe.mode == "cascade":
                 fit_threshold(recipe, judge, plan, folder)
@@ -97,7 +101,7 @@ def stamp_of(recipe: LabelRecipe, judge: AskedJudge) -> str:
     if judge.guided:
         parts.append("guided")
     if recipe.cascade is not None:
-        parts.append(f"{recipe.cascade.student} {recipe.cascade.agreement}")
+        parts.append(f"student {student_fingerprint(recipe.cascade)} agreement {recipe.cascade.agreement:g}")
     return " ".join(parts)
 
 
@@ -157,7 +161,7 @@ def answers(
     if recipe.ray is not None:
         from lore.label.ray_pool import label_on_ray  # loads Ray: only for a cluster
 
-        yield from label_on_ray(shards, plan.work, spec, recipe.ray)
+        yield from label_on_ray(shards, plan.work, spec, recipe.ray, make_worker)
         return
     worker = make_worker(spec)
     try:

@@ -9,6 +9,8 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +261,15 @@ class RunFolder:
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         _held[key] = handle
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the lock for the block. Raises LoreError while another process has it."""
+        self._lock()
+        try:
+            yield
+        finally:
+            self.close()
 
     @property
     def user(self) -> str | None:

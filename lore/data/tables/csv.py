@@ -241,6 +241,8 @@ def _parts(cell: str) -> tuple[str, str, str]:
 
 # What a program that splits the line at another delimiter takes for the beginning of a cell is escaped too.
 _FORMULA = re.compile(r"(^|[;\t\r\n])(?=[^\S;\t\r\n]{0,20}['=+\-@\uff1d\uff0b\uff0d\uff20\t\r])")
+_RUN = re.compile(_FORMULA.pattern.replace("['=", "[="))
+_SIGNED_NUMBER = re.compile(r"[-+]?\d{1,40}(?:\.\d{1,40})?")
 _APOSTROPHE = re.compile(r"(^|[;\t\r\n])'")
 _SHORT_NUMBER = re.compile(r"0|[1-9]\d{0,14}")
 _WORDS = re.compile(r"[^\W\d_]+")
@@ -266,6 +268,13 @@ def escaped(value: Any) -> Any:
         return value
     text = _FORMULA.sub(r"\1'", encodable(value))
     return f"'{text}" if text[:1] != "'" and is_rewritten(text) else text
+
+
+def without_formulas(text: str) -> str:
+    """The text with an apostrophe wherever a spreadsheet program would begin to run it. For tables that another program reads,
+    which does not remove apostrophes: everything else stays as it is, also `'90s`, numbers and dates."""
+    text = encodable(text)
+    return text if _SIGNED_NUMBER.fullmatch(text) else _RUN.sub(r"\1'", text)
 
 
 def unescaped(cell: str) -> str:
@@ -300,11 +309,19 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     cells = [[escaped(cell) for cell in row] for row in rows]
     if cells != rows:
         header, cells = [*header, ESCAPED], [[*row, ""] for row in cells]
-    text = "".join(_line(row) for row in [header, *cells])
+    text = "".join(csv_line(row) for row in [header, *cells])
     return text if text.isascii() else f"\ufeff{text}"
 
 
-def _line(row: Sequence[Any]) -> str:
+def csv_lines(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """The lines of `csv_text` for rows that do not fit into memory: always with the byte order mark and the column ESCAPED."""
+    yield f"\ufeff{csv_line([*header, ESCAPED])}"
+    for row in rows:
+        yield csv_line([*map(escaped, row), ""])
+
+
+def csv_line(row: Sequence[Any]) -> str:
+    """One line of csv, with the cells as they are."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\r\n").writerow(row)  # quotes cells with either of the two; a lone \r ends a line too
     return f"{out.getvalue()[:-2]}\n"

@@ -7,6 +7,7 @@ with a currency, are called odd here and go through RowChecker. So do all rows o
 module opens a file.
 """
 
+import string
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,17 @@ _SURELY_VISIBLE = (
 _PLAIN_NUMBER = r"^[0-9]{1,15}(?:\.[0-9]{1,15})?$"
 
 
+_ENTRIES = QUESTION_SCHEMA.field("attributes").type
+_ARROW_TYPES = {
+    str: (pa.string(),),
+    int: (pa.int64(),),
+    float: (pa.float64(),),
+    dict: (pa.map_(pa.string(), pa.string()),),
+    list: (pa.list_(pa.string()), _ENTRIES),
+}
+"""Types to try for the values of a column of a text file."""
+
+
 @dataclass
 class Raw:
     """Rows of a table as they were read. file: for errors and, if it is a path, the place of its photos; numbers: the row numbers;
@@ -87,18 +99,15 @@ def _column(values: list[Any]) -> pa.Array | None:
     kinds = set(map(type, values)) - {type(None)}
     if not kinds:
         return pa.nulls(len(values))
-    kind = {str: pa.string(), int: pa.int64(), float: pa.float64()}.get(kinds.pop()) if len(kinds) == 1 else None
-    if kind is None:
-        return None
-    try:
-        return pa.array(values, kind, from_pandas=False)
-    except (pa.ArrowException, UnicodeError, OverflowError):
-        return None  # half a character, or a number of more than 64 bits
+    for kind in _ARROW_TYPES.get(kinds.pop(), ()) if len(kinds) == 1 else ():
+        try:
+            return pa.array(values if not pa.types.is_map(kind) else [one and list(one.items()) for one in values], kind)
+        except (pa.ArrowException, UnicodeError, TypeError, OverflowError):
+            continue  # half a character, a number of more than 64 bits, or other values inside
+    return None
 
 
-def questions_of(
-    raw: Raw, columns: dict[str, str], checker: RowChecker
-) -> tuple[pa.RecordBatch, np.ndarray, list[Rejection]]:
+def questions_of(raw: Raw, columns: dict[str, str], checker: RowChecker) -> tuple[pa.RecordBatch, np.ndarray, list[Rejection]]:
     """The good rows of a table as QUESTION_SCHEMA, their places in `raw`, and the rejections of the others.
 
     columns: {target: column} for fields of QUESTION_SCHEMA, attributes.<name>, locale and market. checker: with open_photos False;
@@ -133,9 +142,7 @@ def questions_of(
             kept.append(place)
     found = found.take(pa.array(good))
     if pairs:
-        ruled = pa.record_batch(
-            [to_column(name, [_value(pair, name, checker) for pair in pairs]) for name in QUESTION_FIELDS], QUESTION_SCHEMA
-        )
+        ruled = pa.record_batch([_column_of(name, pairs, checker) for name in QUESTION_FIELDS], QUESTION_SCHEMA)
         both = np.concatenate([good, np.asarray(kept, dtype=good.dtype)])
         order = np.argsort(both, kind="stable")
         found = pa.concat_batches([found, ruled]).take(pa.array(order))
@@ -143,10 +150,12 @@ def questions_of(
     return found, good, rejections
 
 
-def _value(pair: Pair, name: str, checker: RowChecker) -> Any:
-    """A field of a checked pair. An empty text is null: the checker fills in what it does not require."""
-    value = getattr(pair, name)
-    return None if value == "" and name not in checker.required else value
+def _column_of(name: str, pairs: list[Pair], checker: RowChecker) -> pa.Array:
+    """A field of checked pairs. An empty text is null: the checker fills in what it does not require."""
+    values = [getattr(pair, name) for pair in pairs]
+    if name == "image":  # to_column would leave out what says that a photo may not be read
+        return pa.array(values, QUESTION_SCHEMA.field(name).type)
+    return to_column(name, [None if value == "" and name not in checker.required else value for value in values])
 
 
 class _Checked:
@@ -175,8 +184,9 @@ class _Checked:
             column = pa.array([id_text(value) or None for value in column.to_pylist()], pa.string())
         self._text(name, column, required, markup=False)
         ids = self.columns[name]
-        if ids.null_count < len(ids):
-            floats = np.asarray(pc.fill_null(pc.match_substring_regex(ids, _MAY_BE_FLOAT), False))
+        content = _bytes(ids)[1]
+        if b"." in content or b"e" in content or b"E" in content:
+            floats = _matching(ids, _first_in(ids, _NUMBER_START), _MAY_BE_FLOAT)
             if floats.any():
                 spelled = [id_text(text) for text in ids.filter(pa.array(floats)).to_pylist()]
                 self.columns[name] = pc.replace_with_mask(ids, pa.array(floats), pa.array(spelled, pa.string()))
@@ -192,7 +202,8 @@ class _Checked:
         if odd is not None:
             self.odd |= odd
         if required:
-            self._mark(pc.invert(pc.fill_null(pc.match_substring_regex(text, _SURELY_VISIBLE), False)))
+            hidden = ~_first_in(text, _LETTER)
+            self.odd |= hidden & ~_matching(text, hidden, _SURELY_VISIBLE)
         self.columns[name] = text
 
     def number(self, name: str, column: pa.Array | None, least: float, most: float) -> None:
@@ -248,9 +259,8 @@ class _Checked:
             doubled = np.flatnonzero(np.diff(of_row[order]) == 0)
             self.odd[rows[order[doubled]]] = True  # RowChecker joins their values
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        kind = QUESTION_SCHEMA.field("attributes").type
-        entries = pa.StructArray.from_arrays([names, values], fields=list(kind.value_type))
-        self.columns["attributes"] = pa.ListArray.from_arrays(pa.array(offsets), entries, type=kind)
+        entries = pa.StructArray.from_arrays([names, values], fields=list(_ENTRIES.value_type))
+        self.columns["attributes"] = pa.ListArray.from_arrays(pa.array(offsets), entries, type=_ENTRIES)
 
     def _filled(self, column: pa.Array | None) -> tuple[np.ndarray, pa.Array] | None:
         """The rows of a column that are not empty, and their texts. None, and all rows are odd, for other types."""
@@ -345,35 +355,81 @@ def as_text(column: pa.Array) -> pa.Array | None:
 
 def _clean(text: pa.Array, limit: int, markup: bool) -> tuple[pa.Array, np.ndarray | None]:
     """Text without white space around it, null if nothing is left; and the rows that RowChecker decides, None if there are none."""
-    content = _bytes(text)
-    odd: list[pa.Array] = []
-    sizes = pc.binary_length(text)
-    most = pc.max(sizes).as_py() or 0
-    if most > limit:
-        odd.append(pc.greater(pc.utf8_length(text), limit))
+    offsets, content = _bytes(text)
+    odd: list[np.ndarray] = []
+    sizes = np.diff(offsets)
+    if len(sizes) and sizes.max() > limit:
+        odd.append(np.asarray(pc.fill_null(pc.greater(pc.utf8_length(text), limit), False)))
     if b"\0" in content:
-        odd.append(pc.match_substring(text, "\0"))
+        odd.append(np.asarray(pc.fill_null(pc.match_substring(text, "\0"), False)))
     if markup and b"\xef\xbb\xbf" in content:
-        odd.append(pc.starts_with(text, "\ufeff"))
+        odd.append(np.asarray(pc.fill_null(pc.starts_with(text, "\ufeff"), False)))
     if markup and (b"<" in content or b"&" in content):
-        odd.append(pc.match_substring_regex(text, _MAY_BE_HTML))
-    text = pc.utf8_trim_whitespace(text)
-    text = pc.if_else(pc.equal(text, ""), None, text)
+        codes = np.frombuffer(content, dtype=np.uint8)
+        at = np.flatnonzero((codes == ord("<")) | (codes == ord("&")))
+        at = at[_AFTER_MARK[codes[np.minimum(at + 1, len(codes) - 1)]]]
+        if len(at):
+            may_be = np.zeros(len(text), dtype=bool)
+            may_be[np.searchsorted(offsets, at, side="right") - 1] = True
+            odd.append(_matching(text, may_be, _MAY_BE_HTML))
+    if not len(content) or _may_have_space(offsets, content):
+        text = pc.utf8_trim_whitespace(text)
+        text = pc.if_else(pc.equal(text, ""), None, text)
+    elif not sizes.all():
+        text = pc.if_else(pc.equal(text, ""), None, text)
     if not odd:
         return text, None
-    found = np.zeros(len(text), dtype=bool)
-    for rows in odd:
-        found |= np.asarray(pc.fill_null(rows, False))
-    return text, found
+    found = odd[0]
+    for rows in odd[1:]:
+        found = found | rows
+    return text, found if found.any() else None
 
 
-def _bytes(text: pa.Array) -> bytes:
-    """The bytes of all texts of a column, one behind the other."""
+def _among(characters: str, more: bool) -> np.ndarray:
+    """Whether a byte is one of some characters. more: or part of a character beyond ASCII."""
+    found = np.zeros(256, dtype=bool)
+    found[[ord(one) for one in characters]] = True
+    found[128:] = more
+    return found
+
+
+_LETTER = _among(string.ascii_letters + string.digits, more=False)
+_NUMBER_START = _among(string.digits + "-", more=True)
+_SPACE = _among("\t\n\v\f\r\x1c\x1d\x1e\x1f ", more=True)
+_AFTER_MARK = _among(string.ascii_letters + "/!#", more=True)
+
+
+def _bytes(text: pa.Array) -> tuple[np.ndarray, bytes]:
+    """Where each text begins, and the bytes of all texts, one behind the other."""
     if not len(text):
-        return b""
+        return np.zeros(1, dtype=np.int32), b""
     offsets = np.frombuffer(text.buffers()[1], dtype=np.int32)[text.offset : text.offset + len(text) + 1]
-    data = text.buffers()[2]
-    return b"" if data is None else data[int(offsets[0]) : int(offsets[-1])].to_pybytes()
+    data, first = text.buffers()[2], int(offsets[0])
+    return offsets - first, b"" if data is None else data[first : int(offsets[-1])].to_pybytes()
+
+
+def _first_in(text: pa.Array, among: np.ndarray) -> np.ndarray:
+    """Whether the first byte of each text is one of `among`; False for an empty one."""
+    offsets, content = _bytes(text)
+    if not content:
+        return np.zeros(len(text), dtype=bool)
+    codes = np.frombuffer(content, dtype=np.uint8)
+    return among[codes[np.minimum(offsets[:-1], len(codes) - 1)]] & (np.diff(offsets) > 0)
+
+
+def _may_have_space(offsets: np.ndarray, content: bytes) -> bool:
+    """Whether a text may begin or end with white space."""
+    codes = np.frombuffer(content, dtype=np.uint8)
+    filled = np.diff(offsets) > 0
+    return bool(_SPACE[codes[offsets[:-1][filled]]].any() or _SPACE[codes[offsets[1:][filled] - 1]].any())
+
+
+def _matching(text: pa.Array, rows: np.ndarray, pattern: str) -> np.ndarray:
+    """Which of some rows match a pattern."""
+    found = np.zeros(len(text), dtype=bool)
+    if rows.any():
+        found[rows] = np.asarray(pc.fill_null(pc.match_substring_regex(text.filter(pa.array(rows)), pattern), False))
+    return found
 
 
 def _rows_of(column: pa.Array) -> np.ndarray:
