@@ -24,15 +24,17 @@ again; distribatch gets dedupe=True.
 - full disk: the disk fills while the job runs; then it is emptied, and the job is started again
 - poisoned: the judge raises an error for one row; up to three starts
 
-Lost: rows without a label at the end (the poisoned one aside). Doubled: rows of the output beyond one per pair. Visible early: rows
-that a reader of the output saw at a kill, or when a start had failed, and that the next start asked again; and files that a reader
-could not read. Redone: questions beyond one per pair. Judges: how many judges' labels the output mixes.
+Lost: rows without a label at the end (the poisoned one aside), unless the last start refused to go on. Doubled: rows of the output
+beyond one per pair. Visible early: rows that a reader of the output saw at a kill, or when a start had failed, and that the next
+start asked again; and files that a reader could not read. Redone: questions beyond one per pair. Judges: how many judges' labels the
+output mixes.
 """
 
 import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -69,7 +71,7 @@ class System:
 
 @dataclass
 class Start:
-    """How one start ended. seen: rows and unreadable files in the output at that moment."""
+    """How one start ended. seen, unreadable: rows and unreadable files of the output then; asked_until: questions so far."""
 
     status: int
     words: str
@@ -109,15 +111,16 @@ class Bench:
         return Job(str(folder / "pairs"), str(out), str(folder / "judge"), str(folder / "asked"), self.options.seconds)
 
     def start(self, job: Job, *, stop: Callable[["Start"], bool] | None = None, at: float | None = None) -> Start:
-        """Starts a job. at: seconds after its first question at which everything is killed; stop: called every millisecond, kills when
-        it says so."""
+        """Starts a job. at: seconds after its first question at which everything is killed; stop: asked every millisecond whether
+        everything is killed now."""
         server = serve(job)
         job = replace(job, url=f"http://127.0.0.1:{server.server_port}/v1")
         threading.Thread(target=server.serve_forever, daemon=True).start()
         path = Path(job.asked).with_name("job.json")
         path.write_text(json.dumps(asdict(job)))
         log, before, killed = path.with_name("log"), asked(job), False
-        environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "RAY_DEDUP_LOGS": "0", "TERM": "dumb"}
+        environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "TERM": "dumb"}
+        environment["RAY_worker_niceness"] = "0"  # Ray's workers step back behind other programs, which would slow down only Ray
         with open(log, "wb") as words:
             command = [self.system.python, str(HERE / self.system.script), str(path)]
             process = subprocess.Popen(command, stdout=words, stderr=words, env=environment, start_new_session=True)
@@ -125,7 +128,7 @@ class Bench:
         try:
             while process.poll() is None:
                 if first is None and asked(job) > before:
-                    first = time.monotonic()
+                    first, first_asked = time.monotonic(), time.time()
                 now = time.monotonic()
                 late = now - begun > LONGEST_SECONDS
                 if late or (at is not None and first is not None and now - first >= at) or (stop and stop()):
@@ -142,9 +145,11 @@ class Bench:
             server.server_close()
         if not killed:
             seen = self.read(job)
-        self.scoring_seconds = self.scoring_seconds if killed or first is None else time.monotonic() - first
+        if not killed and first is not None:
+            self.scoring_seconds = max(0.5, os.stat(job.asked).st_mtime - first_asked)
         text = log.read_text(errors="replace")
-        return Start(process.returncode, "killed" if killed else last_words(text), *seen, asked(job), killed)
+        words = "killed" if killed else last_words(text, process.returncode)
+        return Start(process.returncode, words, *seen, asked(job), killed)
 
     def read(self, job: Job) -> tuple[Counter, int]:
         """What a reader of the output sees: rows by pair and tier, and files that cannot be read."""
@@ -158,13 +163,15 @@ class Bench:
             found.update(zip(*(table.column(name).to_pylist() for name in ("pair_id", "tier")), strict=True))
         return found, unreadable
 
-    def outcome(self, job: Job, rows: list, starts: list[Start]) -> Outcome:
-        """What the output is worth after the last start."""
+    def outcome(self, job: Job, rows: list, starts: list[Start], *, refusable: bool = False) -> Outcome:
+        """What the output is worth after the last start. refusable: an error of that start is an answer, not a loss."""
         found, unreadable = self.read(job)
         labels = Counter(pair for (pair, tier), times in found.items() if tier is not None for _ in range(times))
         titles = {pair: title for pair, _, title in rows}
         out = Outcome(starts=[one.words for one in starts], unreadable=unreadable)
-        out.lost = sum(pair not in labels and POISON not in title for pair, title in titles.items())
+        if refused := bool(starts[-1].status) and refusable:
+            out.starts[-1] = f"refused: {out.starts[-1]}"
+        out.lost = 0 if refused else sum(pair not in labels and POISON not in title for pair, title in titles.items())
         out.doubled = sum(found.values()) - len({pair for pair, _ in found})
         record = Path(job.asked).read_text().splitlines()
         out.redone = sum(times - 1 for title, times in Counter(record).items() if POISON not in title)
@@ -202,7 +209,7 @@ class Bench:
         rows = self.rows + self.rng.sample(self.rows, len(self.rows) // 10)
         self.rng.shuffle(rows)
         job = self.job(rows)
-        return self.outcome(job, rows, [self.start(job)])
+        return self.outcome(job, rows, [self.start(job)], refusable=True)
 
     def resorted(self) -> Outcome:
         job, rows = self.job(self.rows), list(self.rows)
@@ -226,14 +233,14 @@ class Bench:
         job = self.job(self.rows)
         first = self.start(job, at=0.5 * self.scoring_seconds)
         write_judge(Path(job.judge), "second")
-        return self.outcome(job, self.rows, [first, self.start(job)])
+        return self.outcome(job, self.rows, [first, self.start(job)], refusable=True)
 
     def judge_other_path(self) -> Outcome:
         job = self.job(self.rows)
         first = self.start(job, at=0.5 * self.scoring_seconds)
         other = Path(job.judge).with_name("other")
         write_judge(other, "second")
-        return self.outcome(job, self.rows, [first, self.start(replace(job, judge=str(other)))])
+        return self.outcome(job, self.rows, [first, self.start(replace(job, judge=str(other)))], refusable=True)
 
     def full_disk(self) -> Outcome | None:
         disk = self.folder / "disk"
@@ -336,8 +343,11 @@ def kill(process: subprocess.Popen, look: Callable) -> object:
     return found
 
 
-def last_words(text: str) -> str:
-    """The line of a log that tells its reader most: the last one that names an error, else the last one."""
+def last_words(text: str, status: int) -> str:
+    """The line of a log that tells its reader most: the failures that it counts, or the last one that names an error."""
+    if status == 0:
+        failures = re.findall(r"[1-9]\d* rows failed.*|failures [1-9]\d*", text)
+        return f"done, {failures[-1]}" if failures else "done"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "rror" in line and not line.startswith(("Traceback", "File", "raise"))]
     return (errors or lines or [""])[-1][:160]

@@ -22,15 +22,10 @@ def make_model(folder: Path, world: Any, size: str = "small") -> Any:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
-    from lore.data_synth.shop.corpus import write_corpus
-    from lore.data_synth.shop.write import corpus_texts
     from lore.train.pretrain.config import ArchitectureSection
-    from lore.train.pretrain.pretrain import build_processor
 
-    small, corpus = ArchitectureSection(), folder / "corpus.parquet"
-    write_corpus(corpus, corpus_texts(world, 4000))
-    tokenizer = build_processor([str(corpus)], 1600, small).tokenizer
-    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    small = ArchitectureSection()
+    tokenizer, ids = make_tokenizer(folder, world)
     torch.manual_seed(0)
     if size == "small":
         config = LlamaConfig(
@@ -64,6 +59,19 @@ def make_model(folder: Path, world: Any, size: str = "small") -> Any:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return tokenizer
+
+
+def make_tokenizer(folder: Path, world: Any) -> tuple[Any, dict[str, int | None]]:
+    """A tokenizer trained on shop text, and its special tokens for a model's config."""
+    from lore.data_synth.shop.corpus import write_corpus
+    from lore.data_synth.shop.write import corpus_texts
+    from lore.train.pretrain.config import ArchitectureSection
+    from lore.train.pretrain.pretrain import build_processor
+
+    corpus = folder / "corpus.parquet"
+    write_corpus(corpus, corpus_texts(world, 4000))
+    tokenizer = build_processor([str(corpus)], 1600, ArchitectureSection()).tokenizer
+    return tokenizer, {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
 
 
 def multiplied_weights(folder: Path) -> int:

@@ -9,7 +9,7 @@ from pydantic import Field
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel, Temperature
 from lore.data.section import JudgedDataSection
-from lore.engines.config import HOW_ASKED, EndpointSection, ModelSection, UnansweredSection, VllmSection
+from lore.engines.config import HOW_ASKED, EndpointSection, ModelSection, RaySection, UnansweredSection, VllmSection
 from lore.run.run_folder import RunFolder
 from lore.support.bounds import MAX_COUNT, MAX_SECONDS, MAX_WEIGHT
 from lore.support.input_files import InputFiles, model_files
@@ -29,6 +29,7 @@ CHECKS = (
 )
 ROLES = ("teacher", "captioner", "critic")
 HOW_RUN = ("gpu_memory", "tensor_parallel", "max_sequences", "kv_cache_gib")
+IN_PROCESS = ("vllm", "transformers")
 USES = {"endpoint": ("endpoint",), "vllm": ("model",), "transformers": ("model",), "program": ()}
 
 
@@ -140,6 +141,8 @@ class SynthesizeRecipe(BaseRecipe):
             *(f"{role}.endpoint.{key}" for role in ROLES for key in HOW_ASKED),
             *(f"{role}.{key}" for role in ROLES for key in ("price", "price.prompt_usd", "price.completion_usd")),
             *(f"{role}.vllm.{key}" for role in ROLES for key in HOW_RUN),
+            "ray",
+            *(f"ray.{key}" for key in RaySection.model_fields),
         }
     )
 
@@ -180,6 +183,9 @@ class SynthesizeRecipe(BaseRecipe):
     tasks: list[Literal["knowledge", "multimodal", "rules"]] = []
     """Steps to also write as separate tasks, tasks/<step>.parquet, for `auxiliary` of an SFT recipe."""
     budget: BudgetSection = BudgetSection()
+    ray: RaySection | None = None
+    """Models of kind vllm and transformers answer on a Ray cluster, each worker with one of its own. Journal, checks and budget
+    stay in this process. null: one of each, in this process."""
     unanswered: UnansweredSection = UnansweredSection()
     """When refused, failed and cut answers stop the run."""
     reuse: list[str] = []
@@ -205,6 +211,10 @@ class SynthesizeRecipe(BaseRecipe):
         known, now = folder.summary.get("prompts"), prompt_texts_hash(self.language, self.prompts)
         return None if known in (None, now) else "its prompts have changed"
 
+    def check_packages(self) -> None:
+        if self.ray is not None:
+            self.ray.check_packages()
+
     @property
     def asks_models(self) -> bool:
         """False if a program writes all traces."""
@@ -224,6 +234,9 @@ class SynthesizeRecipe(BaseRecipe):
             for role, section in self.teachers().items():
                 if section.kind != "program" and section.price is None:
                     yield Conflict(("budget.max_usd", f"{role}.price"), "a limit in US dollars and no price", f"{role}.price")
+        if self.ray is not None and not any(section.kind in IN_PROCESS for section in self.teachers().values()):
+            found = f"a cluster and teacher.kind {self.teacher.kind}"
+            yield Conflict(("ray", "teacher.kind"), found, "kind: vllm or transformers, or no ray: a server has its own machines")
         if self.photos != "caption" and self.captioner is not None:
             yield Conflict(("captioner", "photos"), f"a captioner and photos: {self.photos}", "photos: caption, or no captioner")
         for role in ("captioner", "critic"):

@@ -1,8 +1,10 @@
 """Opens the teachers of a recipe. Heavy libraries are imported only for the kinds that need them."""
 
+import asyncio
 import hashlib
 import importlib
 import json
+from functools import partial
 from typing import Any
 
 from lore.data_synth.synthesis.config import SynthesizeRecipe, TeacherSection
@@ -42,14 +44,29 @@ def open_teacher(role: str, section: TeacherSection, recipe: SynthesizeRecipe, r
         if section.kind == "endpoint":
             engine = open_engine(section.endpoint, rubric)
         else:
-            engine = open_engine(section.model, rubric, vllm=section.vllm if section.kind == "vllm" else None)
+            engine = _open_model(section, recipe, rubric)
         engines.append((place, engine))
     tokenizer = getattr(engine, "processor", None) or engine.tokenizer
     prompts = Prompts(rubric, recipe.language, recipe.prompts, recipe.max_photo_pixels, tokenizer)
     complete, close = (engine.complete, engine.aclose) if section.kind == "endpoint" else (Batched(engine).complete, None)
+    if hasattr(engine, "close"):
+        close = partial(asyncio.to_thread, engine.close)
     watch = AnswerWatch(recipe.unanswered, role)
     name, identity = teacher_name(section), teacher_identity(section)
     return ByModel(name, complete, section, prompts, recipe.seed, close, engine.takes_images, watch, identity)
+
+
+def _open_model(section: TeacherSection, recipe: SynthesizeRecipe, rubric: Rubric) -> Engine:
+    """A model in this process, or in the workers of a Ray cluster."""
+    vllm = section.vllm if section.kind == "vllm" else None
+    if recipe.ray is None:
+        return open_engine(section.model, rubric, vllm=vllm)
+    from lore.engines.loading import load_processor  # loads torch: only for a model on a cluster
+    from lore.engines.ray_engine import RayEngine
+
+    open_one = partial(open_engine, section.model, rubric, vllm=vllm)
+    each = vllm.tensor_parallel if vllm is not None else 1
+    return RayEngine(recipe.ray, load_processor(section.model, chat=True), open_one, tensor_parallel=each)
 
 
 def teacher_identity(section: TeacherSection) -> str:

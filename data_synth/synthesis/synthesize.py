@@ -23,7 +23,7 @@ from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data_synth.synthesis import knowledge, multimodal, rules
 from lore.data_synth.synthesis.budget import Budget, BudgetReached, Spent
-from lore.data_synth.synthesis.config import SynthesizeRecipe
+from lore.data_synth.synthesis.config import IN_PROCESS, SynthesizeRecipe
 from lore.data_synth.synthesis.facts import open_facts
 from lore.data_synth.synthesis.journal import Earlier, Journal, Shared, totals
 from lore.data_synth.synthesis.open_teachers import open_teachers
@@ -49,6 +49,7 @@ from lore.support.processes import is_main_process, say
 from lore.support.untrusted_json import parse_json
 
 TICK_SECONDS = 2.0
+PAIRS_PER_MODEL, MOST_MODELS = 512, 64  # in flight; the pairs of more models than that do not fit into memory
 FIRST_PAIRS = 8  # whose prompts are compared with a teacher's positions
 
 
@@ -314,7 +315,9 @@ def pairs_at_once(recipe: SynthesizeRecipe) -> int:
     """Pairs in flight: enough to keep every connection, or a large batch, busy."""
     if recipe.teacher.kind == "endpoint":
         return 2 * recipe.teacher.endpoint.max_concurrency
-    return 512 if recipe.teacher.kind in ("vllm", "transformers") else 16
+    if recipe.teacher.kind in IN_PROCESS:
+        return PAIRS_PER_MODEL * min(recipe.ray.workers if recipe.ray is not None else 1, MOST_MODELS)
+    return 16
 
 
 def stamp_of(recipe: SynthesizeRecipe, rubric: Rubric, data: str, facts: str) -> str:

@@ -111,7 +111,7 @@ def label(
     if columns is not None:
         from lore.data.importers.table import column_map
 
-        overrides.append(f"input.map={json.dumps(column_map(columns), ensure_ascii=False)}")
+        overrides.append(f"input.map={json.dumps(column_map(columns, (), None), ensure_ascii=False)}")
     if endpoint is not None:
         overrides += endpoint_keys(endpoint, judge)
     recipe = load_recipe(Path(__file__).parent.parent / "label" / "command.yaml", [*overrides, *given[len(paths) :]])

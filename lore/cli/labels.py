@@ -66,7 +66,7 @@ def _folder_stats(folder: Path, as_json: bool) -> None:
     print_line(f"{folder}: {found.pairs:,} pairs labelled by {found.judge or 'an unknown judge'}")
     print_line(f"tiers: {tiers}{unreadable}")
     print_line(f"without an answer: {found.pending:,} are asked again, {found.final:,} are not")
-    print_line("asked: " + ", ".join(f"{pairs:,} pairs {times} times" for times, pairs in found.attempts.items()))
+    print_line("asked: " + ", ".join(f"{pairs:,} pairs {times} x" for times, pairs in found.attempts.items()))
     print_line(f"doubled pair ids: {found.doubled:,}")
     print_line(f"{found.files:,} files, {shown_bytes(found.bytes)}")
 

@@ -3,7 +3,7 @@
 import asyncio
 
 from lore.engines.apart import answers_apart
-from lore.engines.engine import Completion, Engine, Gate, Messages, Sampling, Usage
+from lore.engines.engine import Completion, Engine, Gate, Messages, RequestRefused, Sampling, Usage
 from lore.engines.http.protocol import prompt_bound
 
 PHOTO_TOKENS = 2048  # upper bound that a budget reserves for one photo
@@ -55,6 +55,14 @@ class Batched:
     def _answers(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion] | Exception]:
         """Completions, or an error, for every prompt. If the engine itself is broken, every prompt gets its error."""
         try:
-            return answers_apart(lambda some: self.engine.generate(some, sampling), prompts)
+            answers = answers_apart(lambda some: self.engine.generate(some, sampling), prompts)
         except Exception as error:
             return [error] * len(prompts)
+        return [_or_refused(answer) for answer in answers]
+
+
+def _or_refused(answer: list[Completion] | Exception) -> list[Completion] | Exception:
+    """The answer; an error for one that the engine itself has refused."""
+    if isinstance(answer, list) and answer[0].finish_reason == "refused":
+        return RequestRefused(answer[0].detail, answer[0].detail)
+    return answer

@@ -135,7 +135,7 @@ class RaySection(StrictModel):
     """auto: the cluster that this machine belongs to, or $RAY_ADDRESS; host:port: the head of a cluster that this machine belongs
     to; local: a new one on this machine, for this run alone."""
     min_workers: int = Field(1, ge=1, le=65_536)
-    """Workers that the run keeps. It starts when the first is ready."""
+    """Workers that the run keeps; it starts with those that are ready."""
     max_workers: int | None = Field(None, ge=1, le=65_536)
     """Largest number of workers; null: as many as the cluster has room for."""
     cpus_per_worker: int = Field(1, ge=1, le=4096)
@@ -168,7 +168,7 @@ class RaySection(StrictModel):
     @staticmethod
     def check_packages() -> None:
         """Raises LoreError if Ray is not installed."""
-        if importlib.util.find_spec("ray") is None or importlib.util.find_spec("ray.data") is None:
+        if importlib.util.find_spec("ray") is None:  # not ray.data, which would import Ray before it is told to be quiet
             raise LoreError("The recipe asks for Ray, which is not installed.\nInstall it: pip install 'lore-relevance[ray]'")
 
 

@@ -1,18 +1,24 @@
 """Connects to a Ray cluster and keeps Ray's own output off the terminal. LORE_DEBUG=1 shows it."""
 
 import logging
+import multiprocessing
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from lore.engines.config import RaySection
+from lore.engines.engine import MAX_WORDS
 from lore.support.errors import LoreError
+from lore.support.processes import say
 
+KILLED = "the worker's process ended: killed, out of memory, a crash of its engine, or a lost machine"
 CONNECT_SECONDS = 10.0
 # A worker that dies is reported by whoever gives its work to another one.
 DEATH_NOTES = "A worker died or was killed|retries remaining|will be retried"
+ERROR_NAME = re.compile(r"(?:[a-z_]+\.)+[A-Z]\w+: ")
 _users = 0
 _started_here = False
 
@@ -40,19 +46,20 @@ def connected(section: RaySection) -> Iterator[None]:
 
 
 def resources(section: RaySection, tensor_parallel: int = 1) -> dict[str, float]:
-    """num_cpus and num_gpus of one worker. Raises LoreError if no machine of the cluster has them and none can be added."""
+    """num_cpus and num_gpus of one worker. Raises LoreError if this machine alone is the cluster and has not as
+    many; another cluster may grow."""
     import ray  # optional
 
     gpus = section.gpus_per_worker
     if gpus is None:
         gpus = tensor_parallel if ray.cluster_resources().get("GPU", 0) else 0
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(node.get("CPU", 0) >= section.cpus_per_worker and node.get("GPU", 0) >= gpus for node in nodes) and not _grows():
+    if not any(node.get("CPU", 0) >= section.cpus_per_worker and node.get("GPU", 0) >= gpus for node in nodes):
         found = ", ".join(sorted({f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes}))
-        raise LoreError(
-            f"A worker needs {section.cpus_per_worker} CPUs and {gpus:g} GPUs, and no machine of the Ray cluster has as many (it "
-            f"has machines with {found}), so no worker would ever start.\nLower ray.cpus_per_worker or ray.gpus_per_worker."
-        )
+        lacking = f"A worker needs {section.cpus_per_worker} CPUs and {gpus:g} GPUs, and no machine of the Ray cluster has as many"
+        if section.address == "local":
+            raise LoreError(f"{lacking} ({found}).\nLower ray.cpus_per_worker or ray.gpus_per_worker.")
+        say(f"warning: {lacking} now ({found}); the run waits until such a machine joins it")
     return {"num_cpus": section.cpus_per_worker, "num_gpus": gpus}
 
 
@@ -82,19 +89,18 @@ def enter_folder(folder: str) -> None:
         ) from error
 
 
-def last_line(error: BaseException) -> str:
+def end_process() -> None:
+    """Ends this worker with its engine's processes. Ray starts another one in its place."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(1)
+
+
+def last_words(error: BaseException) -> str:
     """What an error of a worker says, without Ray's traceback."""
-    inner = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(inner).__name__)[:600]
-
-
-def _grows() -> bool:
-    """Whether the cluster has an autoscaler, which may add machines of another kind."""
-    from ray._private import ray_constants  # optional; the name of the autoscaler's status is not public
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    return _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS) is not None
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    named = [number for number, line in enumerate(lines) if ERROR_NAME.match(line)]
+    return ERROR_NAME.sub("", " ".join(lines[named[-1] if named else -1 :]))[:MAX_WORDS]
 
 
 def quiet() -> None:
@@ -115,8 +121,6 @@ def _connect(section: RaySection) -> None:
     debug = bool(os.environ.get("LORE_DEBUG"))
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.CRITICAL}
     if section.address == "local":
-        # What an engine leaves behind when it is killed ends with its worker, and gives back the memory of its GPU.
-        os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
         options["include_dashboard"] = False
     elif section.address != "auto":
         _check_listening(section.address)
@@ -128,7 +132,7 @@ def _connect(section: RaySection) -> None:
         if section.address == "auto":
             where = "This machine belongs to no Ray cluster"
         raise LoreError(
-            f"{where}, so there is nobody to give the work to: {last_line(error)}\n"
+            f"{where}, so there is nobody to give the work to: {last_words(error)}\n"
             "Start one (`ray start --head` here, `ray start --address=HEAD:6379` on each other machine), name it in ray.address or "
             "$RAY_ADDRESS, or set ray.address: local to use this machine alone."
         ) from error

@@ -29,9 +29,9 @@ from lore.judge.verdict import GUIDED, UNSCORED, Verdict, unscored
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
-REFUSED, TOO_LONG, ENGINE_DIED = "refused", "prompt_too_long", "engine_died"
+REFUSED, TOO_LONG, ENGINE_DIED, RAISED = "refused", "prompt_too_long", "engine_died", "raised"
 FINISHED_BADLY = {"length": "cut_at_max_tokens", "refused": REFUSED}
-NO_ANSWER = (REFUSED, TOO_LONG, ENGINE_DIED)
+NO_ANSWER = (REFUSED, TOO_LONG, ENGINE_DIED, RAISED)
 """Failures of pairs that got no answer. All other failures are answers in a wrong format."""
 FactsOf = Callable[[Pair], Sequence[str]]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -50,6 +52,30 @@ class InputSection(StrictModel):
     """Configuration of a data set of the hub. null: its default."""
     hub_split: str = Field("train", min_length=1)
     """Split of a data set of the hub."""
+    limit: int | None = Field(None, ge=1, le=MAX_COUNT)
+    """Use only this many pairs, from the start of the input. null: all."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if (self.path is None) == (self.ubi is None):
+            found = "neither path nor ubi" if self.path is None else "both path and ubi"
+            yield Conflict(("path", "ubi"), found, "path (pairs, or a search log) or ubi (User Behavior Insights)")
+        if self.catalogue is None:
+            for key in ("ubi", "catalogue_map"):
+                if getattr(self, key):
+                    yield Conflict((key, "catalogue"), f"{key} without a catalogue", "a catalogue, which has the titles")
+        if self.ubi is not None and self.map:
+            yield Conflict(("map", "ubi"), "a map for User Behavior Insights", "no map: their fields have fixed names")
+
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        named = {"path": self.path, "catalogue": self.catalogue}
+        if self.ubi is not None:
+            named |= {"ubi.queries": self.ubi.queries, "ubi.events": self.ubi.events}
+        for key, path in named.items():
+            place = None if path is None or path.startswith("hub:") else os.path.expanduser(path)
+            if place is not None and not os.path.exists(place) and not glob.glob(place, recursive=True):
+                yield key, f"{path} does not exist."
+        if self.image_root is not None and not Path(self.image_root).expanduser().is_dir():
+            yield "image_root", f"{self.image_root} is no folder."
 
 
 class LabelJudgeSection(StrictModel):

@@ -52,14 +52,15 @@ class Forecast:
         table.add_row("pairs, each once", f"{counts.unique:,}")
         for name, number in (
             ("repeated rows folded", counts.folded),
-            ("rows rejected: pair_id names two pairs", counts.conflicting),
+            ("rejected: pair_id of two pairs", counts.conflicting),
             ("labelled before", counts.labelled),
             ("changed since they were labelled", counts.changed),
             ("given up", counts.given_up),
             ("already in the verdict store", counts.stored),
         ):
             table.add_row(name, f"{number:,}")
-        table.add_row("to label", f"{counts.to_label:,} pairs, {asked:,} different questions, {self.shards:,} shards")
+        table.add_row("to label", f"{counts.to_label:,} pairs in {self.shards:,} shards")
+        table.add_row("different questions among them", f"{asked:,}")
         if self.probe_pairs:
             table.add_row("prompt tokens", f"{self.prefix_tokens:,} before every question + {self.unique_tokens:,.1f} of its own")
             table.add_row("all prompt tokens", f"{asked * (self.prefix_tokens + self.unique_tokens):,.0f}")

@@ -9,7 +9,9 @@ Names begin with the range of query hashes of the shard (`RANGE`), so that a par
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from lore.support.errors import LoreError
 STAMP = b"lore.stamp"
 RANGE = re.compile(r"^(\d\d)-([0-9a-f]{4})-([0-9a-f]{20})\.parquet$")
 """bits, the first `bits` bits of the query hashes, digest."""
+RANGE_CHARACTERS = 7
 REPAIR = "Delete it and run the same command again: the pairs in it are asked again."
 FINAL = frozenset({TOO_LONG})
 """Failures that another try cannot change."""
@@ -60,6 +63,7 @@ class Ledger:
     def __init__(self, folder: Path, tier_ids: list[str], stamp: str):
         """stamp: what the labels depend on, stored in each file."""
         self.folder, self.schema, self.stamp = folder, label_schema(tier_ids), stamp
+        self._listed: dict[str, dict[HashRange, list[Path]]] = {}
         self._metadata = self.schema.with_metadata({STAMP: stamp.encode()})
 
     def open(self) -> None:
@@ -74,13 +78,27 @@ class Ledger:
 
     def files(self, kind: str = VERDICTS, within: HashRange | None = None) -> list[Path]:
         """Label files, sorted by name; `within`: only those that can hold its query hashes."""
+        listed = self._listed.get(kind)
+        if listed is None:
+            listed = self._list(kind)
+        return sorted(path for inside, paths in listed.items() if within is None or within.meets(inside) for path in paths)
+
+    @contextmanager
+    def listed_once(self) -> Iterator[None]:
+        """Inside the context the folders are listed once: for many calls of `files` that need no later files."""
+        self._listed = {kind: self._list(kind) for kind in (VERDICTS, FAILURES)}
+        try:
+            yield
+        finally:
+            self._listed = {}
+
+    def _list(self, kind: str) -> dict[HashRange, list[Path]]:
+        found: dict[HashRange, list[Path]] = {}
         place = self.folder / kind
-        if not place.is_dir():
-            return []
-        found = [(path, match) for path in place.iterdir() if (match := RANGE.match(path.name))]
-        return sorted(
-            path for path, match in found if within is None or within.meets(HashRange(int(match[1]), int(match[2], 16)))
-        )
+        for path in place.iterdir() if place.is_dir() else ():
+            if match := RANGE.match(path.name):
+                found.setdefault(HashRange(int(match[1]), int(match[2], 16)), []).append(path)
+        return found
 
     def tables(self, kind: str, columns: list[str], within: HashRange | None = None) -> Iterator[tuple[Path, pa.Table]]:
         """The rows of each label file. Raises LoreError for a damaged file and for one of another judge."""
@@ -152,27 +170,23 @@ class Ledger:
 
     def settle_failures(self) -> None:
         """Rewrites failures/ with one row per pair that still has no answer, with its most attempts."""
-        place = self.folder / FAILURES
-        files = self.files(FAILURES)
-        for path in files:
-            match = RANGE.match(path.name)
-            within = HashRange(int(match[1]), int(match[2], 16))
-            latest = self.failed(within)
-            answered = np.sort(mixed(*self.known(within))) if latest else np.empty(0, np.uint64)
-            if not path.exists():
-                continue
-            with open_parquet(path, REPAIR) as parquet:
-                table = parquet.read()
-            ids, high = _keys_of(table)
-            attempts = table.column("attempts").to_pylist()
-            rows = zip(ids.tolist(), high.tolist(), attempts, strict=True)
-            best = [latest[one, content][0] == mine for one, content, mine in rows]
-            keep = np.array(best, bool) & ~contains(answered, mixed(ids, high))
-            if keep.all():
-                continue
-            if not keep.any():
-                remove(place / path.name)
-                continue
+        for within, paths in groupby(self.files(FAILURES), key=lambda path: path.name[:RANGE_CHARACTERS]):
+            bits, prefix = within.split("-")
+            inside = HashRange(int(bits), int(prefix, 16))
+            latest, answered = self.failed(inside), np.sort(mixed(*self.known(inside)))
+            for path in paths:
+                self._settle(path, latest, answered)
+
+    def _settle(self, path: Path, latest: dict[tuple[int, int], tuple[int, str]], answered: np.ndarray) -> None:
+        with open_parquet(path, REPAIR) as parquet:
+            table = parquet.read()
+        ids, high = _keys_of(table)
+        rows = zip(ids.tolist(), high.tolist(), table.column("attempts").to_pylist(), strict=True)
+        last = np.array([latest[one, content][0] == attempts for one, content, attempts in rows], bool)
+        keep = last & ~contains(answered, mixed(ids, high))
+        if not keep.any():
+            remove(path)
+        elif not keep.all():
             with written_whole(path) as file:
                 pq.write_table(table.filter(pa.array(keep)).cast(self._metadata), file, compression="zstd")
 

@@ -168,8 +168,9 @@ def make_plan(
     counts.changed = ledger.remove(*stale) if len(stale[0]) else 0
     plan = Plan(work, given.fingerprint, ledger.stamp, counts)
     partition = _Partition(plan, ledger, rejected, losers, shard_pairs, max_attempts, known)
-    for within, path in track(spill.files, "planning", total=len(spill.files)):
-        partition.plan(within, path)
+    with ledger.listed_once():
+        for within, path in track(spill.files, "planning", total=len(spill.files)):
+            partition.plan(within, path)
     shutil.rmtree(work / "spill")
     plan.save()
     return plan

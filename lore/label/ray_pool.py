@@ -21,9 +21,8 @@ has no placement on CPUs and pins another vLLM.
 """
 
 import io
-import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,10 @@ import pyarrow as pa
 
 from lore.engines.config import RaySection
 from lore.engines.engine import EngineUsage
-from lore.engines.ray_cluster import connected, enter_folder, last_line, quiet, resources
+from lore.engines.ray_cluster import KILLED, connected, end_process, enter_folder, last_words, quiet, resources
 from lore.label.judge import asked_judge
 from lore.label.plan import Shard
-from lore.label.worker import ShardResult, ShardWorker, WorkerSpec, failed_shard
+from lore.label.worker import ShardResult, ShardWorker, Worker, WorkerSpec, failed_shard
 from lore.support.errors import LoreError
 from lore.support.processes import say
 
@@ -43,13 +42,17 @@ OPENING_DEATHS = 8  # workers in a row that end while they open their judge; the
 UNREAD_BYTES = 256 * 2**20  # of finished shards that wait for this process, about
 QUEUED = 2  # shards per worker: one that it labels and the next, so that it never waits for this process
 SAID_WORDS = 300
-KILLED = "the worker's process ended: killed, out of memory, a crash of its engine, or a lost machine"
 
 
 def label_on_ray(
-    shards: Iterable[Shard], work: Path, spec: WorkerSpec, section: RaySection
+    shards: Iterable[Shard],
+    work: Path,
+    spec: WorkerSpec,
+    section: RaySection,
+    make_worker: Callable[[WorkerSpec], Worker] = ShardWorker,
 ) -> Iterator[tuple[Shard, ShardResult]]:
-    """The shards with their labels, in the order in which they are finished. work: folder of the plan.
+    """The shards with their labels, in the order in which they are finished. work: folder of the plan; make_worker: opens what
+    answers, in the processes of Ray.
 
     Raises LoreError if there is no cluster, and if no worker can open the judge.
     """
@@ -58,7 +61,7 @@ def label_on_ray(
         attempts = _attempts()
         for _ in range(section.max_attempts):
             missing = {shard.name: shard for shard in left}
-            for name, result, words in _round(left, work, spec, section, attempts):
+            for name, result, words in _round(left, work, spec, section, attempts, make_worker):
                 shard = missing.pop(name, None)
                 if shard is None:
                     continue
@@ -75,7 +78,12 @@ def label_on_ray(
 
 
 def _round(
-    shards: list[Shard], work: Path, spec: WorkerSpec, section: RaySection, attempts: Any
+    shards: list[Shard],
+    work: Path,
+    spec: WorkerSpec,
+    section: RaySection,
+    attempts: Any,
+    make_worker: Callable[[WorkerSpec], Worker],
 ) -> Iterator[tuple[str, ShardResult, str]]:
     """(name, labels, why it took more than one attempt or "") of every shard that comes back."""
     import ray.data  # optional
@@ -94,7 +102,7 @@ def _round(
         rows = ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards))
         labels = rows.map_batches(
             LabelActor,
-            fn_constructor_args=(os.getcwd(), str(work), spec, attempts, section.max_attempts),
+            fn_constructor_args=(os.getcwd(), str(work), spec, attempts, section.max_attempts, make_worker),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
@@ -109,7 +117,7 @@ def _round(
                 yield from map(_result, table.to_pylist())
         except ray.exceptions.RayError as error:
             raise LoreError(
-                f"The workers on Ray cannot open the judge: {last_line(error)}\n"
+                f"The workers on Ray cannot open the judge: {last_words(error)}\n"
                 "If memory is short, give a worker more (ray.gpus_per_worker, ray.cpus_per_worker) or lower judge.vllm.\n"
                 "All machines must see the same files and have the same packages. LORE_DEBUG=1 shows Ray's own output."
             ) from error
@@ -118,11 +126,20 @@ def _round(
 class LabelActor:
     """Holds the judge of one worker. Ray makes it in a process of its own; `folder` is the driver's working directory."""
 
-    def __init__(self, folder: str, work: str, spec: WorkerSpec, attempts: Any, max_attempts: int):
+    def __init__(
+        self,
+        folder: str,
+        work: str,
+        spec: WorkerSpec,
+        attempts: Any,
+        max_attempts: int,
+        make_worker: Callable[[WorkerSpec], Worker],
+    ):
         enter_folder(folder)
         self.work, self.spec, self.attempts, self.max_attempts = Path(work), spec, attempts, max_attempts
-        self.worker = ShardWorker(spec)
-        self.worker.scorer  # noqa: B018  (opens the judge: a worker that cannot is no worker)
+        self.worker = make_worker(spec)
+        if isinstance(self.worker, ShardWorker):
+            self.worker.scorer  # noqa: B018  (opens the judge: a worker that cannot is no worker)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         import ray  # optional
@@ -160,13 +177,6 @@ class Attempts:
     def failed(self, name: str, words: str) -> None:
         """Notes why the attempt under way has failed."""
         self._words[name] = self._begun.get(name, 0), words
-
-
-def end_process() -> None:
-    """Ends this worker with its engine's processes. Ray starts another one and gives it the unfinished work."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    os._exit(1)
 
 
 def _attempts() -> Any:

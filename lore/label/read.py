@@ -51,15 +51,24 @@ def read_labels(
     kind: VERDICTS, or FAILURES for the pairs without an answer. Nothing is skipped: raises LoreError for a damaged file, for one of
     another judge, rubric or schema, and for a file that is no label file.
     """
-    ledger = opened_labels(folder)
+    for _, _, batch in label_batches(opened_labels(folder), columns, kind=kind, batch_rows=batch_rows):
+        yield batch
+
+
+def label_batches(
+    ledger: Ledger, columns: list[str] | None = None, *, kind: str = VERDICTS, batch_rows: int = BATCH_ROWS
+) -> Iterator[tuple[Path, int, pa.RecordBatch]]:
+    """The batches of `read_labels`, each with its file and the number of its first row there. The folder may be empty."""
     names = ledger.schema.names if columns is None else columns
-    for path in _label_files(Path(folder), kind):
+    for path in _label_files(ledger.folder, kind):
         with open_parquet(path, REPAIR) as parquet:
             _check(path, parquet.schema_arrow, ledger)
+            start = 0
             for batch in parquet.iter_batches(batch_rows, columns=names):
                 batch = batch.select(names)
                 batch.validate(full=True)  # bytes that are not UTF-8
-                yield batch
+                yield path, start, batch
+                start += batch.num_rows
 
 
 def _label_files(folder: Path, kind: str) -> list[Path]:

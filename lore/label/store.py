@@ -35,18 +35,20 @@ from lore.data.tables.parquet_files import open_parquet
 from lore.judge.ask import NO_ANSWER
 from lore.judge.verdict import UNSCORED
 from lore.support.errors import LoreError, reason
+from lore.support.progress import track
 from lore.support.terminal import print_note
 from lore.support.text import named
 
 CACHE, DEFAULT_CACHE, NONE = "LORE_CACHE", "~/.cache/lore", "none"
 FILE = "verdicts.sqlite"
 APPLICATION, VERSION = 0x4C4F5245, 1  # "LORE"
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 300.0  # the gc of another process copies the whole file
 PAGE_BYTES = 4096
 CACHE_KIB = 65_536
 CHECKPOINT_PAGES = 8192  # of the log: random keys touch many pages, and a page that is written twice is copied once
 ASKED_AT_ONCE = 1000
 WRITTEN_AT_ONCE = 50_000
+SHOWN_FILES = 20  # from so many on, adding them takes seconds
 MOUNTS = Path("/proc/self/mountinfo")
 NETWORK = re.compile(r"^(nfs\d?|cifs|smb\w*|lustre|gpfs|beegfs|ceph|afs|9p|glusterfs|fuse\.(?!fuse-overlayfs|overlay)\w+)")
 TABLES = """
@@ -174,12 +176,12 @@ class VerdictStore:
         """Adds the label files that are not in the store, such as those of a store that was deleted. Returns the number of their
         answers. A label file is known by its name, which holds the digest of its rows."""
         ingested, count = self.ingested(judge), 0
-        for path in files:
-            if path.name not in ingested:
-                with open_parquet(path) as parquet:
-                    wanted = [n for n in parquet.schema_arrow.names if n in (*READ, "content") or n.startswith("p_")]
-                    table = parquet.read(columns=wanted)
-                count += self.put(judge, table, path.name)
+        missing = [path for path in files if path.name not in ingested]
+        for path in track(missing, "adding labels to the verdict store") if len(missing) > SHOWN_FILES else missing:
+            with open_parquet(path) as parquet:
+                wanted = [n for n in parquet.schema_arrow.names if n in (*READ, "content") or n.startswith("p_")]
+                table = parquet.read(columns=wanted)
+            count += self.put(judge, table, path.name)
         return count
 
     def stats(self) -> StoreStats:
@@ -210,9 +212,13 @@ class VerdictStore:
                     pass
                 connection.execute("DELETE FROM judges WHERE id = ?", (number,))
             self._forget()
-            with suppress(sqlite3.OperationalError):  # in use by another process: the room is used again by new verdicts
+            try:
                 connection.execute("VACUUM")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.OperationalError as error:  # in use by another process, or no room for the copy
+                print_note(
+                    f"note: {self.path} was not made smaller ({reason(error)}). New verdicts use the room of the removed ones."
+                )
         return StoreStats(self.path, before - self._bytes(), gone)
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from lore.eval.derived_slices import traffic_thirds
 from lore.label.drift import RELEVANCE_BINS, relevance_counts
 from lore.label.keys import id_hashes
 from lore.label.ledger import REPAIR, is_final
+from lore.label.read import label_batches, opened_labels
 from lore.label.schema import FAILURES, VERDICTS
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
@@ -299,16 +300,9 @@ class Labels:
 
 def _batches(folder: Path, kind: str, columns: list[str]) -> Iterator[tuple[Path, int, pa.RecordBatch]]:
     """The label files of a folder in batches: the file, the number of the batch's first row, the batch."""
-    place = folder / kind
-    files = sorted(place.glob("[!.]*.parquet")) if place.is_dir() else []
-    for path in track(files, f"reading {kind}", total=len(files)) if files else ():
-        with open_parquet(path, REPAIR) as parquet:
-            if missing := [name for name in columns if name not in parquet.schema_arrow.names]:
-                raise LoreError(f"{path} has no column {missing[0]}, so it is no file of labels of this rubric.\n{REPAIR}")
-            start = 0
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=columns):
-                yield path, start, batch
-                start += batch.num_rows
+    if not any(any((folder / name).glob("[!.]*")) for name in (VERDICTS, FAILURES)):
+        return
+    yield from track(label_batches(opened_labels(folder), columns, kind=kind, batch_rows=BATCH_ROWS), f"reading {kind}")
 
 
 def _rows_at(path: Path, rows: list[int]) -> dict[int, dict[str, Any]]:

@@ -15,10 +15,13 @@ from lore.cli.main import app
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter, read_pairs
 from lore.data.rejected_rows import RejectedWriter, Rejection
+from lore.data.tables.parquet_files import write_table
 from lore.data_synth.shop.write import write_world
+from lore.label.schema import label_schema
 from lore.support.errors import LoreError
 from lore.support.outputs import Output, begins_with, checked_folder, checked_outputs, output_path
 
+LABELS = f"00-0000-{'0' * 20}.parquet"
 COMMANDS = {
     "data import": (["table", "in/my.csv", "--rubric", "homedepot"], "out.parquet", "in/my.csv"),
     "data check": (["in/pairs.parquet"], "out.parquet", "in/rubric.yaml"),
@@ -33,6 +36,7 @@ COMMANDS = {
     "leaderboard": (["runs/a"], "out.md", "runs/a/metrics.json"),
     "export": (["runs/a"], "out", "runs/a"),
     "world": (["--pairs", "40"], "out", None),
+    "label export": (["in/labels", "--format", "qrels"], "out.qrels", f"in/labels/verdicts/{LABELS}"),
 }
 """Arguments, an output, and an input of every command that writes where its user says."""
 FILES = [name for name in COMMANDS if name not in ("export", "world")]
@@ -82,6 +86,8 @@ def made(tmp_path_factory) -> Path:
     (folder / "in" / "log.csv").write_text("query,pair_id\n" + "".join(f"q{number},{number}\n" for number in range(8)))
     (folder / "in" / "verdicts.csv").write_text("pair_id,tier\n" + "".join(f"{number},1\n" for number in range(8)))
     (folder / "in" / "rated.csv").write_text("pair_id,label\n0,1\n1,3\n")
+    label = {"pair_id": "1", "query": "q", "item_id": "i", "tier": "1", "p_1": 1.0, "slices": []}
+    write_table(folder / "in" / "labels" / "verdicts" / LABELS, [label], label_schema(["1", "2"]))
     data = write_pairs(folder / "test.parquet", rated := made_pairs(4))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORE_RUNS", str(folder / "runs"))
@@ -109,6 +115,7 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_every_command_that_writes_is_tested_here_and_takes_force():
     writing = {name: options for name, options in commands().items() if "--out" in options}
+    del writing["label run"]  # writes a run folder, in which it resumes
     assert set(writing) == set(COMMANDS)
     assert all("--force" in options for options in writing.values())
 

@@ -68,6 +68,24 @@ def test_folds_repeated_rows_and_asks_once_about_equal_content(tmp_path):
     assert rows["another"]["item_id"] == "twin" and rows[pairs[1].pair_id]["query_frequency"] == 500.0
 
 
+def test_an_error_of_the_judge_about_one_pair_fails_that_pair_alone(tmp_path):
+    class Raises(StubScorer):
+        def _verdict(self, pair):
+            if pair.pair_id == bad:
+                raise ValueError("cannot read this title")
+            return super()._verdict(pair)
+
+    pairs = make_pairs(4, 4)
+    bad = pairs[5].pair_id
+    recipe = label_recipe(tmp_path, write(tmp_path / "pairs.parquet", pairs), max_attempts=2)
+    for attempts in (1, 2, 2):
+        label_once(recipe, tmp_path / "labels", Raises())
+        assert labels_of(tmp_path / "labels").keys() == {pair.pair_id for pair in pairs} - {bad}
+        (failed,) = rows_of(tmp_path / "labels", FAILURES)
+        assert (failed["pair_id"], failed["attempts"], failed["failure"]) == (bad, attempts, "raised")
+        assert failed["detail"] == "ValueError: cannot read this title"
+
+
 def test_a_pair_id_of_two_pairs_keeps_one_and_rejects_the_other_whatever_the_order(tmp_path):
     pairs = make_pairs(4, 3)
     pairs[5].pair_id = pairs[0].pair_id  # another query: it lies in another partition
@@ -262,3 +280,11 @@ def test_keys_do_not_depend_on_the_batch(tmp_path):
     for name in whole:
         assert np.array_equal(whole[name], np.concatenate([part[name] for part in parts]))
     assert isinstance(batch, pa.RecordBatch)
+
+
+def test_a_damaged_store_does_not_end_the_run(tmp_path, capsys):
+    (tmp_path / "store.sqlite").write_bytes(b"no database" * 1000)
+    recipe = label_recipe(tmp_path, write(tmp_path / "pairs.parquet", make_pairs()), store=str(tmp_path / "store.sqlite"))
+    label_once(recipe, tmp_path / "labels")
+    assert len(labels_of(tmp_path / "labels")) == 50
+    assert "goes on without the verdict store" in capsys.readouterr().err

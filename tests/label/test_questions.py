@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lore.data.images import ImageError, image_bytes
 from lore.data.importers.table import row_values
 from lore.data.pair import MARKETS, PAIR_SCHEMA, Pair, make_pair_id
 from lore.data.parquet import to_column
@@ -18,18 +19,67 @@ from lore.label.schema import QUESTION_FIELDS, QUESTION_SCHEMA
 
 NAMES = {name: name for name in (*QUESTION_FIELDS, *MARKETS)} | {"attributes.colour": "colour", "attributes.size": "size"}
 ODD_TEXTS = [
-    "red mug", " red mug\t", "", "  ", "\u3000", "\u3164", "\ufeffmug", "mug\ufeff", "a\0b", "<b>mug</b>", "mug <5 mm>", "A & B",
-    "AT&amp;T", "&K;", "x &\u017fect; y", "<\u017fpan>mug</\u017fpan>", "&#65;", "红色 杯子", "\U0001f600", "\u200b", "\x1fa\x1f", "x" * 1_001,
-    "x" * 10_001, "e\u0301" * 400, "100001", "100001.0", "1.00001e+05", "12E4", "0012.0", "-5.0", "1e-5", "\u0661.0", "\u0661", "3E+999",
-    "p0123456789abcdef", "None", "nan", "12.99", "$12.99", "1,299.00", "12,99", "-1", "1e15", "1e16", "inf", " 7 ", "7.", ".5", "1_000",
-]  # fmt: skip
+    "red mug",
+    " red mug\t",
+    "",
+    "  ",
+    "\u3000",
+    "\u3164",
+    "\ufeffmug",
+    "mug\ufeff",
+    "a\0b",
+    "<b>mug</b>",
+    "mug <5 mm>",
+    "A & B",
+    "AT&amp;T",
+    "&K;",
+    "x &\u017fect; y",
+    "<\u017fpan>mug</\u017fpan>",
+    "&#65;",
+    "红色 杯子",
+    "\U0001f600",
+    "\u200b",
+    "\x1fa\x1f",
+    "x" * 1_001,
+    "x" * 10_001,
+    "e\u0301" * 400,
+    "100001",
+    "100001.0",
+    "1.00001e+05",
+    "12E4",
+    "0012.0",
+    "-5.0",
+    "1e-5",
+    "\u0661.0",
+    "\u0661",
+    "3E+999",
+    "p0123456789abcdef",
+    "None",
+    "nan",
+    "12.99",
+    "$12.99",
+    "1,299.00",
+    "12,99",
+    "-1",
+    "1e15",
+    "1e16",
+    "inf",
+    " 7 ",
+    "7.",
+    ".5",
+    "1_000",
+]
 texts = st.one_of(st.none(), st.sampled_from(ODD_TEXTS), st.text(max_size=20))
 floats = st.one_of(st.none(), st.floats(), st.sampled_from([100001.0, 1.5, -0.0, 1e15, 1e300]))
 integers = st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1))
 binaries = st.one_of(st.none(), st.sampled_from([b"mug", b"", b"m\xffg", "köln".encode(), b"lore: photo not read x"]))
-anything = st.one_of(texts, floats, integers, st.booleans(), st.lists(texts, max_size=2), st.dictionaries(st.text(max_size=3), texts, max_size=2))
+anything = st.one_of(
+    texts, floats, integers, st.booleans(), st.lists(texts, max_size=2), st.dictionaries(st.text(max_size=3), texts, max_size=2)
+)
 pairs = st.lists(st.one_of(st.none(), st.fixed_dictionaries({"key": texts, "value": texts})), max_size=3)
-photo = st.fixed_dictionaries({"bytes": binaries, "path": st.sampled_from([None, "", "a.png", "no.png", "/etc/hostname", "https://a/b.png", "../x"])})
+photo = st.fixed_dictionaries(
+    {"bytes": binaries, "path": st.sampled_from([None, "", "a.png", "no.png", "/etc/hostname", "https://a/b.png", "../x"])}
+)
 KINDS = {
     "text": (texts, pa.string()),
     "coded": (texts, pa.dictionary(pa.int32(), pa.string())),
@@ -42,10 +92,18 @@ KINDS = {
     "null": (st.none(), pa.null()),
     "texts": (st.one_of(st.none(), st.lists(texts, max_size=3)), pa.list_(pa.string())),
     "entries": (st.one_of(st.none(), pairs), PAIR_SCHEMA.field("attributes").type),
-    "map": (st.one_of(st.none(), st.dictionaries(st.sampled_from(ODD_TEXTS[:8]), texts, max_size=3).map(lambda one: list(one.items()))), pa.map_(pa.string(), pa.string())),
+    "map": (
+        st.one_of(st.none(), st.dictionaries(st.sampled_from(ODD_TEXTS[:8]), texts, max_size=3).map(lambda one: list(one.items()))),
+        pa.map_(pa.string(), pa.string()),
+    ),
     "photo": (st.one_of(st.none(), photo), PAIR_SCHEMA.field("image").type),
-}  # fmt: skip
-USUAL = {"attributes": ["entries", "map", "text"], "slices": ["texts", "text"], "image": ["photo", "text", "binary"], "price": ["float", "integer", "text"]}  # fmt: skip
+}
+USUAL = {
+    "attributes": ["entries", "map", "text"],
+    "slices": ["texts", "text"],
+    "image": ["photo", "text", "binary"],
+    "price": ["float", "integer", "text"],
+}
 
 
 @st.composite
@@ -79,8 +137,9 @@ def compare(raw: Raw, file: Path, columns: dict[str, str] = NAMES) -> None:
     assert len(kept) == len(found) == len(expected)
     named = with_pair_ids(found)
     assert pairs_of(pa.Table.from_batches([named])) == expected
-    direct = [to_column(name, [getattr(pair, name) for pair in expected]) for name in QUESTION_FIELDS]
-    assert named.to_pylist() == pa.record_batch(direct, QUESTION_SCHEMA).to_pylist()
+    for name in QUESTION_FIELDS:
+        if name != "image":
+            assert named.column(name).to_pylist() == to_column(name, [getattr(pair, name) for pair in expected]).to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +149,13 @@ def file(tmp_path_factory) -> Path:
     return folder / "t.parquet"
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(batch=tables())
 def test_columns_are_checked_as_rows_are(file, batch):
     compare(raw_of_batch(batch, str(file), 5), file)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(rows=st.lists(st.dictionaries(st.sampled_from(sorted(NAMES.values())), anything), min_size=1, max_size=5))
 def test_records_of_mixed_types_are_checked_as_rows_are(file, rows):
     cells = [{"query": "red mug", "title": "Mug", **row} for row in rows]
@@ -105,7 +164,8 @@ def test_records_of_mixed_types_are_checked_as_rows_are(file, rows):
 
 def test_every_code_point_at_the_ends_of_a_title_is_treated_as_by_the_row_checker(file):
     """White space and invisible characters differ between libraries. One text of each code point would take a minute."""
-    points = [*range(0x3400), *range(0xA000, 0xA100), *range(0xD7A0, 0xD800), *range(0xE000, 0xE010), *range(0xF8F0, 0x10000), 0xE0041]
+    points = [*range(0x500), *range(0x1100, 0x1200), *range(0x1600, 0x1900), *range(0x2000, 0x2100), *range(0x2800, 0x2804)]
+    points += [*range(0x2FF0, 0x3200), *range(0xD7A0, 0xD800), *range(0xE000, 0xE010), *range(0xFE00, 0x10000), 0xE0041]
     titles = [chr(point) for point in points if not 0xD800 <= point < 0xE000]
     batch = pa.record_batch({"query": ["q"] * len(titles), "title": titles, "brand": [f"{one}x{one}" for one in titles]})
     compare(raw_of_batch(batch, str(file), 1), file, {name: name for name in ("query", "title", "brand")})
@@ -137,7 +197,9 @@ def test_usual_rows_never_reach_the_row_checker(file, monkeypatch):
             [f"red mug {n}" for n in range(rows)],
             [f"Mug & Co. {n} <10 cm" for n in range(rows)],
             [float(n) for n in range(rows)],
-            pa.array([[{"key": "colour", "value": "rot"}, {"key": "größe", "value": "5"}]] * rows, PAIR_SCHEMA.field("attributes").type),
+            pa.array(
+                [[{"key": "colour", "value": "rot"}, {"key": "größe", "value": "5"}]] * rows, PAIR_SCHEMA.field("attributes").type
+            ),
             ["12.99"] * rows,
             ["a.png"] * rows,
             ["us"] * rows,
@@ -153,8 +215,6 @@ def test_usual_rows_never_reach_the_row_checker(file, monkeypatch):
 
 
 def test_a_photo_that_lies_elsewhere_stays_in_the_row_and_is_not_opened(file):
-    from lore.data.images import ImageError, image_bytes
-
     batch = pa.record_batch({"query": ["q"], "title": ["t"], "image": ["/etc/hostname"]})
     found, _, rejections = questions_of(raw_of_batch(batch, str(file), 1), NAMES, RowChecker(None, open_photos=False))
     (pair,) = pairs_of(pa.Table.from_batches([with_pair_ids(found)]))
@@ -163,10 +223,22 @@ def test_a_photo_that_lies_elsewhere_stays_in_the_row_and_is_not_opened(file):
         image_bytes(pair.image)
 
 
+def test_an_odd_row_keeps_what_says_that_its_photo_may_not_be_read(file):
+    batch = pa.record_batch({"query": ["q", "q"], "title": ["<b>t</b>", "t"], "image": ["/etc/hostname", "/etc/hostname"]})
+    found, _, _ = questions_of(raw_of_batch(batch, str(file), 1), NAMES, RowChecker(None, open_photos=False))
+    for pair in pairs_of(pa.Table.from_batches([with_pair_ids(found)])):
+        with pytest.raises(ImageError, match="outside"):
+            image_bytes(pair.image)
+
+
 def test_slices_of_tables_are_checked_in_place(file):
     """An Arrow slice begins in the middle of its buffers."""
     batch = pa.record_batch(
-        [[f"q{n}" for n in range(40)], [" <b>x</b>" if n % 7 == 0 else f" t{n}" for n in range(40)], [[f"s{n}"] * (n % 3) for n in range(40)]],
+        [
+            [f"q{n}" for n in range(40)],
+            [" <b>x</b>" if n % 7 == 0 else f" t{n}" for n in range(40)],
+            [[f"s{n}"] * (n % 3) for n in range(40)],
+        ],
         ["query", "title", "slices"],
     )
     whole, _, _ = questions_of(raw_of_batch(batch, str(file), 1), NAMES, RowChecker(None, open_photos=False))

@@ -5,8 +5,10 @@ import multiprocessing
 import os
 import random
 import resource
+import signal
 import sqlite3
 import struct
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given, settings
@@ -184,6 +186,42 @@ def test_a_damaged_or_foreign_file_is_named_and_stays(tmp_path, make):
         assert str(path) in str(error.value) and "LORE_CACHE" in str(error.value)
     if make is not damaged:  # a put may find its page among the undamaged ones
         assert path.read_bytes() == before
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_a_whole_store(tmp_path, monkeypatch):
+    path = tmp_path / "s.sqlite"
+    with VerdictStore(path) as store:
+        store.put(JUDGE, [row(number) for number in range(100)])
+    if os.fork() == 0:
+        inside = store_module._transaction
+
+        @contextmanager
+        def killed(connection):
+            with inside(connection):
+                yield
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        store_module._transaction = killed
+        VerdictStore(path).put(JUDGE, [row(number) for number in range(100, 5000)], "shard")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGKILL
+    with VerdictStore(path) as store:
+        assert len(store.known(JUDGE, map(content, range(5000)))) == 100 and store.ingested(JUDGE) == set()
+        assert store.put(JUDGE, [row(number) for number in range(100, 300)], "shard") == 200
+
+
+def test_a_store_deleted_without_its_log_begins_anew(tmp_path):
+    path = tmp_path / "s.sqlite"
+    store = VerdictStore(path)
+    store.put(JUDGE, [row(number) for number in range(100)])
+    wal = path.with_name("s.sqlite-wal")
+    log = wal.read_bytes()
+    store.close()
+    path.unlink()
+    wal.write_bytes(log)
+    with VerdictStore(path) as store:
+        assert store.known(JUDGE, map(content, range(100))) == set()
+        assert store.put(JUDGE, [row(1)]) == 1 and len(store.get(JUDGE, [content(1)])) == 1
 
 
 def test_a_full_disk_and_a_forbidden_folder_are_named(tmp_path):

@@ -94,11 +94,11 @@ def unmapped(
 def column_map(
     given: dict[str, str] | str | None,
     required: Sequence[str] = REQUIRED[1:],
-    targets: Sequence[str] = TARGETS,
+    targets: Sequence[str] | None = TARGETS,
     what: str = "--map",
 ) -> dict[str, str]:
     """The map as {field: column}. Raises LoreError for a target that is not a field of Pair, and for a map without the required
-    ones. what: where the map was given, for errors."""
+    ones. targets: None for any, where they are checked later. what: where the map was given, for errors."""
     if not given:
         return {}
     if isinstance(given, str):
@@ -111,7 +111,7 @@ def column_map(
         if doubled:
             raise LoreError(f"{what} names {doubled[0]!r} twice; a field is read from one column.")
         given = {name: column.strip() for name, (_, _, column) in zip(names, parts, strict=True)}
-    for name in given:
+    for name in given if targets is not None else ():
         single = name.startswith("attributes.") and len(name) > len("attributes.") and "attributes" in targets
         if name not in targets and not single:
             expected = f"{', '.join(targets)}{' and attributes.<name>' if 'attributes' in targets else ''}"

@@ -36,6 +36,9 @@ class Catalogue:
     def __init__(self, path: str, database: sqlite3.Connection):
         self.path, self._database = path, database
 
+    def close(self) -> None:
+        self._database.close()
+
     def rejections(self) -> Iterator[Rejection]:
         """Rows of the catalogue that are no items."""
         for (line,) in self._database.execute("select line from rejected order by rowid"):

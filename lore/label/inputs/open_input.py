@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -51,6 +51,7 @@ class LabelInput:
     expected_rows: int | None
     _read: Callable[[Callable[[Rejection], None]], Iterator[pa.RecordBatch]]
     _rejected: RejectedSink
+    _limit: int | None = None
     rows: int = field(default=0, init=False)
     """Good rows of the last reading so far."""
     rejected_rows: int = field(default=0, init=False)
@@ -69,21 +70,25 @@ class LabelInput:
             self._rejected.write(rejection)
 
         for batch in self._read(reject):
+            batch = batch if self._limit is None else batch.slice(0, self._limit - self.rows)
             self.rows += len(batch)
             yield from sized(batch)
+            if self.rows == self._limit:
+                break
         if not self.rows:
             why = f"{self.rejected_rows:,} rows were rejected, the first one as: {first[0]}" if first else "The input has no rows."
             raise LoreError(f"No row of the input is a pair of a query and an item, so there is nothing to label. {why}")
 
 
 def open_input(section: InputSection, work: Path, rejected: RejectedSink) -> LabelInput:
-    """Opens an input. Reads and writes files in `work` that make a later start faster; they can be deleted. Raises LoreError for
-    missing files and columns."""
+    """Opens an input. Reads the bytes of new and changed files for the fingerprint, but no rows. Files in `work` make a later start
+    faster; they can be deleted. Raises LoreError for missing files."""
     work.mkdir(parents=True, exist_ok=True)
     roots = [Path(section.image_root).expanduser()] if section.image_root else []
-    if section.catalogue is None:
-        return _pairs(section, roots, work, rejected)
-    return _joined(section, roots, work, rejected)
+    opened = (_pairs if section.catalogue is None else _joined)(section, roots, work, rejected)
+    if opened.expected_rows is not None and section.limit is not None:
+        opened.expected_rows = min(opened.expected_rows, section.limit)
+    return opened
 
 
 def _table(section: InputSection, path: str, where: str) -> Table:
@@ -112,7 +117,7 @@ def _pairs(section: InputSection, roots: list[Path], work: Path, rejected: Rejec
             _tell_of_refused(questions, raw.file, told)
             yield with_pair_ids(questions)
 
-    return LabelInput(_fingerprint([table], section, work), table.count(), read, rejected)
+    return LabelInput(_fingerprint([table], section, work), table.count(), read, rejected, section.limit)
 
 
 def _joined(section: InputSection, roots: list[Path], work: Path, rejected: RejectedSink) -> LabelInput:
@@ -120,37 +125,36 @@ def _joined(section: InputSection, roots: list[Path], work: Path, rejected: Reje
     table = _table(section, section.catalogue or "", "input.catalogue")
     known = section.catalogue_map and column_map(section.catalogue_map, items.REQUIRED, items.TARGETS, "input.catalogue_map")
     columns = known or {name: name for name in items.TARGETS}
-    checker = RowChecker(
-        None, image_folder=table.photo_folder, image_roots=roots, open_photos=False, required=items.REQUIRED
-    )
-    made_from = _fingerprint([table], section, work)
-    catalogue = open_catalogue(table, columns, checker, work / "catalogue.sqlite", made_from)
+    checker = RowChecker(None, image_folder=table.photo_folder, image_roots=roots, open_photos=False, required=items.REQUIRED)
     log_checker = RowChecker(None, open_photos=False, required=REQUIRED)
     if section.ubi is not None:
         queries = _table(section, section.ubi.queries, "input.ubi.queries")
-        events = section.ubi.events and _table(section, section.ubi.events, "input.ubi.events")
+        events = None if section.ubi.events is None else _table(section, section.ubi.events, "input.ubi.events")
         tables, name, expected = [queries, *([events] if events else [])], section.ubi.queries, None
-        ubi = UbiLog(queries, events or None, work / "log.sqlite", _fingerprint(tables, section, work))
-        frequency, log, log_map = ubi.database, ubi.read, COLUMNS
     elif section.path is not None:
-        log_table = _table(section, section.path, "input.path")
-        tables, name, expected = [log_table], section.path, log_table.count()
-        log_map = log_columns(log_table, section.map)
-        frequency = count_log(log_table, log_map, work / "log.sqlite", _fingerprint(tables, section, work))
-        read_ones = [column for target, column in log_map.items() if target in PAIR_TARGETS]
-
-        def log() -> Iterator:
-            required = [log_map[name] for name in REQUIRED]
-            return log_table.read(required, read_ones, [log_map[one] for one in COUNTS if one in log_map])
+        log = _table(section, section.path, "input.path")
+        tables, name, expected = [log], section.path, log.count()
     else:
         raise LoreError("input.path names no search log, and input.ubi is not there either.")
+    of_catalogue, of_log = _fingerprint([table], section, work), _fingerprint(tables, section, work)
 
     def read(reject: Callable[[Rejection], None]) -> Iterator[pa.RecordBatch]:
-        for rejection in catalogue.rejections():
-            reject(rejection)
-        yield from Join(catalogue, frequency, reject, name).questions(log(), log_map, log_checker)
+        catalogue = open_catalogue(table, columns, checker, work / "catalogue.sqlite", of_catalogue)
+        if section.ubi is not None:
+            ubi = UbiLog(queries, events, work / "log.sqlite", of_log)
+            searches, rows, targets = ubi.database, ubi.read(), COLUMNS
+        else:
+            targets = log_columns(log, section.map)
+            searches = count_log(log, targets, work / "log.sqlite", of_log)
+            required = [targets[name] for name in REQUIRED]
+            wanted = [column for target, column in targets.items() if target in PAIR_TARGETS]
+            rows = log.read(required, wanted, [targets[name] for name in COUNTS if name in targets])
+        with closing(catalogue), nullcontext() if searches is None else closing(searches):
+            for rejection in catalogue.rejections():
+                reject(rejection)
+            yield from Join(catalogue, searches, reject, name).questions(rows, targets, log_checker)
 
-    return LabelInput(_fingerprint([*tables, table], section, work), expected, read, rejected)
+    return LabelInput(_fingerprint([*tables, table], section, work), expected, read, rejected, section.limit)
 
 
 def _numbers(columns: dict[str, str]) -> list[str]:
@@ -168,7 +172,7 @@ def _tell_of_refused(questions: pa.RecordBatch, file: str, told: set[str]) -> No
         one = pc.struct_field(image, "path").filter(refused)[0].as_py()
         say(
             f"warning: {file}: photos outside of its folder are not read, such as {printable((one or '')[:200])}. If they are "
-            "yours, name their folder as input.image_root (--image-root)."
+            "yours, name their folder as input.image_root."
         )
 
 
@@ -181,7 +185,7 @@ def _fingerprint(tables: list[Table], section: InputSection, work: Path) -> str:
     rows = rows_of([(file.name, file) for table in tables for file in table.files], known)
     if any(known.get(row.path) != row for row in rows):
         write_atomic(listing, json.dumps([*{**known, **{row.path: row for row in rows}}.values()]))
-    how = section.model_dump(exclude={"path", "catalogue", "ubi"})
+    how = section.model_dump(exclude={"path", "catalogue", "ubi"}, exclude_defaults=True)
     parts = [VERSION, whole_fingerprint(rows), json.dumps(how, sort_keys=True)]
     for table in tables:
         if table.on_hub:

@@ -107,9 +107,7 @@ def _column(values: list[Any]) -> pa.Array | None:
     return None
 
 
-def questions_of(
-    raw: Raw, columns: dict[str, str], checker: RowChecker
-) -> tuple[pa.RecordBatch, np.ndarray, list[Rejection]]:
+def questions_of(raw: Raw, columns: dict[str, str], checker: RowChecker) -> tuple[pa.RecordBatch, np.ndarray, list[Rejection]]:
     """The good rows of a table as QUESTION_SCHEMA, their places in `raw`, and the rejections of the others.
 
     columns: {target: column} for fields of QUESTION_SCHEMA, attributes.<name>, locale and market. checker: with open_photos False;
@@ -144,9 +142,7 @@ def questions_of(
             kept.append(place)
     found = found.take(pa.array(good))
     if pairs:
-        ruled = pa.record_batch(
-            [to_column(name, [_value(pair, name, checker) for pair in pairs]) for name in QUESTION_FIELDS], QUESTION_SCHEMA
-        )
+        ruled = pa.record_batch([_column_of(name, pairs, checker) for name in QUESTION_FIELDS], QUESTION_SCHEMA)
         both = np.concatenate([good, np.asarray(kept, dtype=good.dtype)])
         order = np.argsort(both, kind="stable")
         found = pa.concat_batches([found, ruled]).take(pa.array(order))
@@ -154,10 +150,12 @@ def questions_of(
     return found, good, rejections
 
 
-def _value(pair: Pair, name: str, checker: RowChecker) -> Any:
-    """A field of a checked pair. An empty text is null: the checker fills in what it does not require."""
-    value = getattr(pair, name)
-    return None if value == "" and name not in checker.required else value
+def _column_of(name: str, pairs: list[Pair], checker: RowChecker) -> pa.Array:
+    """A field of checked pairs. An empty text is null: the checker fills in what it does not require."""
+    values = [getattr(pair, name) for pair in pairs]
+    if name == "image":  # to_column would leave out what says that a photo may not be read
+        return pa.array(values, QUESTION_SCHEMA.field(name).type)
+    return to_column(name, [None if value == "" and name not in checker.required else value for value in values])
 
 
 class _Checked:

@@ -45,14 +45,8 @@ def log_columns(table: Table, given: dict[str, str]) -> dict[str, str]:
     """{target: column} of a log, as far as it has them. given: the user's map; {}: the columns have the names of the targets."""
     if given:
         return column_map(given, REQUIRED, TARGETS, "input.map (--map) of a log with a catalogue")
-    names: set[str] | None = None
-    for file in table.files:
-        columns = table.columns(file)
-        names = None if columns is None else (names or set()) | set(columns)
-    known = {target: target for target in TARGETS}
-    if names is None:  # rows of jsonl may have any keys
-        return known
-    known |= {target: other for target, other in OTHER_NAMES.items() if target not in names}
+    names = table.columns()
+    known = {target: target if target in names else OTHER_NAMES.get(target, target) for target in TARGETS}
     return {target: name for target, name in known.items() if name in names or target in REQUIRED}
 
 

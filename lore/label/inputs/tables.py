@@ -4,6 +4,7 @@ import glob
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lore.data.rejected_rows import Rejection, is_rejected_file
 from lore.data.tables.any_table import JSONL, SUFFIXES, UNPACK, other_format, suffix_of, table_records
 from lore.data.tables.csv import check_delimiter
 from lore.data.tables.parquet_files import open_parquet
-from lore.data.tables.text_tables import need_columns, once_each
+from lore.data.tables.text_tables import KEY_ROWS, need_columns, once_each
 from lore.label.inputs.questions import Raw, raw_of_batch, raw_of_records
 from lore.support.errors import LoreError, reason
 
@@ -61,15 +62,19 @@ class Table:
                 total += parquet.metadata.num_rows
         return total
 
-    def columns(self, file: Path) -> list[str] | None:
-        """Columns of a file. None for jsonl, whose rows may differ."""
-        if suffix_of(file) == ".parquet":
-            with open_parquet(file) as parquet:
-                return parquet.schema_arrow.names
-        if suffix_of(file) in JSONL:
-            return None
-        first = next((one for one in self._records(file, (), None, ()) if not isinstance(one, Rejection)), None)
-        return list(first[1]) if first else []
+    def columns(self) -> set[str]:
+        """Names of the columns of all files; of text files, those of the first rows."""
+        names: set[str] = set()
+        if self.on_hub:
+            return set(next(iter(self._hub((), None))).columns)
+        for file in self.files:
+            if suffix_of(file) == ".parquet":
+                with open_parquet(file) as parquet:
+                    names.update(parquet.schema_arrow.names)
+            else:
+                for record in islice(self._records(file, (), None, ()), KEY_ROWS):
+                    names.update(() if isinstance(record, Rejection) else record[1])
+        return names
 
     def read(
         self, required: Sequence[str], optional: Collection[str] | None = (), numbers: Collection[str] = ()
@@ -95,7 +100,6 @@ class Table:
             what=f"{self.where}: ",
             encoding=self.encoding,
             delimiter=check_delimiter(self.delimiter) if self.delimiter else None,
-            settable=True,
             is_number=holds_numbers,
             is_grouped=holds_numbers,
         )
