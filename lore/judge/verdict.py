@@ -90,9 +90,9 @@ def to_row(verdict: Verdict, tier_ids: list[str]) -> dict[str, Any]:
 def to_columns(verdicts: Sequence[Verdict], tier_ids: list[str]) -> dict[str, pa.Array]:
     """The verdicts as columns of `verdict_schema`, by name."""
     columns = {}
-    for field in verdict_schema(tier_ids):
-        if field.name in AS_THEY_ARE:
-            columns[field.name] = pa.array([getattr(verdict, field.name) for verdict in verdicts], field.type)
+    for column in verdict_schema(tier_ids):
+        if column.name in AS_THEY_ARE:
+            columns[column.name] = pa.array([getattr(verdict, column.name) for verdict in verdicts], column.type)
     for index, tier in enumerate(tier_ids):
         values = [verdict.probabilities and verdict.probabilities[index] for verdict in verdicts]
         columns[f"p_{tier}"] = pa.array([None if value is None else float(value) for value in values], pa.float64())
