@@ -5,17 +5,18 @@ from pathlib import Path
 
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
+from lore.data.parquet import pair_files
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
 from lore.engines.engine import Sampling
 from lore.engines.open_engine import open_engine
 from lore.judge.card import check_card, check_template, judge_id
 from lore.judge.scorer import JudgeScorer, Scorer
 from lore.judge.trained import TrainedJudge, trained_judge
-from lore.label.config import LabelJudgeSection
+from lore.label.config import CascadeSection, LabelJudgeSection
 from lore.label.recipe import REASON_FIRST, LabelRecipe
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.support.errors import LoreError
-from lore.support.fingerprint import model_fingerprint
+from lore.support.fingerprint import files_fingerprint, model_fingerprint
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,22 @@ def open_judge(judge: AskedJudge, recipe: LabelRecipe) -> JudgeScorer:
     return JudgeScorer(engine, judge.rubric, judge.fmt, sampling, judge.judge_id, judge.explain, judge.scores, judge.guided)
 
 
+def is_trained(student: str) -> bool:
+    """Whether the student of a cascade is the folder of a trained judge, and not labeled pairs."""
+    return Path(student).is_dir() and not any(Path(student).glob("*.parquet"))
+
+
+def student_fingerprint(section: CascadeSection) -> str:
+    """Of the student's weights, or of the pairs that it learns from."""
+    if is_trained(section.student):
+        return trained_judge(section.student).weights
+    return files_fingerprint(pair_files(section.student))
+
+
 def open_student(recipe: LabelRecipe, rubric: Rubric) -> Scorer:
     """The student of a cascade: a trained judge that answers without decoding, or the lexical baseline."""
     path = recipe.cascade.student
-    if Path(path).is_dir() and not any(Path(path).glob("*.parquet")):
+    if is_trained(path):
         student = asked_judge(LabelJudgeSection(path=path, engine=recipe.judge.engine, vllm=recipe.judge.vllm), "student")
         return open_judge(student, recipe)
     from lore.label.cascade import read_lexical_scorer  # loads scikit-learn: only for a cascade
