@@ -253,12 +253,13 @@ def wait_until(true: Any) -> None:
         time.sleep(0.02)
 
 
-RAY = 'case "$*" in *--block*) echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> tokens; exec sleep 60;; esac'
+RAY = 'case "$*" in *--block*) echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> tokens; echo $$ >> pids; exec sleep 60;; esac'
+BOTH_STARTED = "until [ -f pids ] && [ $(wc -l < pids) = 2 ]; do sleep 0.05; done"
 
 
 @pytest.mark.parametrize("status", [0, 5])
 def test_labelling_starts_a_head_and_workers_and_stops_them(tmp_path, status):
-    environment = stand_ins(tmp_path, ray=RAY, lore=f"sleep 0.3; exit {status}")
+    environment = stand_ins(tmp_path, ray=RAY, lore=f"{BOTH_STARTED}; exit {status}")
     command = ["bash", LAUNCH / "slurm" / "label.sbatch", "pairs/", "--judge", "runs/grpo", "-o", "labels/"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, cwd=tmp_path)
     assert done.returncode == status, done.stderr
@@ -271,7 +272,7 @@ def test_labelling_starts_a_head_and_workers_and_stops_them(tmp_path, status):
     assert calls(tmp_path, "lore") == [["label", *map(str, command[2:]), "--ray", "node1:21234"]]
     tokens = (tmp_path / "tokens").read_text().split("\n")
     assert tokens[0] == tokens[1] and re.fullmatch("token [0-9a-f]{64}", tokens[0])
-    assert not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True).stdout
+    assert not [pid for pid in (tmp_path / "pids").read_text().split() if Path("/proc", pid).exists()]
 
 
 def test_a_job_on_a_cluster_takes_its_arguments_as_they_are(tmp_path):
