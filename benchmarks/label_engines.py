@@ -30,17 +30,15 @@ from label import PROMPT, RUBRIC, write_inputs, write_judge
 
 WAYS = ("logprobs", "pooling", "classifier")
 LONGEST = 1280
-START_SECONDS = 1800
 
 
 def run(model: str, folder: str, way: str, block_size: int, pipe: Any) -> None:
-    """Starts vLLM, then answers every message: a number of pairs is scored; None ends the process."""
-    pipe.send("started")
+    """Starts vLLM, then answers every message: a number of pairs is scored."""
     engine, score = start(model, way, block_size)
     prompts = rendered(Path(folder), engine)
     score(prompts[:1])
     pipe.send(len(prompts))
-    while (count := pipe.recv()) is not None:
+    while (count := received(pipe)) is not None:
         engine.llm.reset_prefix_cache()
         before, began, cpu = vars(engine.usage).copy(), time.perf_counter(), cpu_seconds()
         scores = score(prompts[:count])
@@ -48,6 +46,14 @@ def run(model: str, folder: str, way: str, block_size: int, pipe: Any) -> None:
         used = {key: value - before[key] for key, value in vars(engine.usage).items()}
         pipe.send({"seconds": seconds, "cpu_seconds": cpu, "scores": scores, **used})
     engine.llm.llm_engine.engine_core.shutdown()  # multiprocessing waits for vLLM's processes at the end
+
+
+def received(pipe: Any) -> int | None:
+    """The next message; None at the end."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
 
 
 def start(model: str, way: str, block_size: int) -> tuple[Any, Any]:
@@ -134,23 +140,24 @@ def main() -> None:
 def measure(args: argparse.Namespace, folder: str) -> dict[str, list[dict[str, Any]]]:
     """Name of the way -> its turns."""
     spawn, pipes, found = multiprocessing.get_context("spawn"), {}, {}
-    for way in args.ways:
-        for block_size in args.block_sizes:
-            here, there = spawn.Pipe()
-            process = spawn.Process(target=run, args=(f"{folder}/judge", folder, way, block_size, there))
-            process.start()
-            there.close()
-            while here.recv() == "started":  # EOFError: the process has ended, its error stands above
-                pass
-            pipes[f"{way}, blocks of {block_size}" if block_size else way] = here, process
-    for turn in range(args.turns):
-        for name, (pipe, _) in pipes.items():
-            pipe.send(args.pairs)
-            found.setdefault(name, []).append(pipe.recv())
-            print(f"turn {turn + 1}, {name}: {found[name][-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
-    for pipe, process in pipes.values():
-        pipe.send(None)
-        process.join(60)
+    try:
+        for way in args.ways:
+            for block_size in args.block_sizes:
+                here, there = spawn.Pipe()
+                process = spawn.Process(target=run, args=(f"{folder}/judge", folder, way, block_size, there))
+                process.start()
+                there.close()
+                pipes[f"{way}, blocks of {block_size}" if block_size else way] = here, process
+                here.recv()  # EOFError: the process has ended; its error stands above
+        for turn in range(args.turns):
+            for name, (pipe, _) in pipes.items():
+                pipe.send(args.pairs)
+                found.setdefault(name, []).append(pipe.recv())
+                print(f"turn {turn + 1}, {name}: {found[name][-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
+    finally:
+        for pipe, process in pipes.values():
+            pipe.close()
+            process.join()
     return found
 
 
