@@ -20,6 +20,7 @@ from lore.engines.engine import Completion, EngineDied, EngineUsage, Messages, S
 from lore.engines.loading import default_device, known_stops, load_config, load_processor, resolve_dtype
 from lore.engines.row_independence import LengthRule, length_rule
 from lore.engines.vllm_adapter import AdapterParts, adapter_rank, check_applied
+from lore.engines.vllm_pooling import OTHER_WAY, HeadParts, check_after, check_before, fits, pooling_options, tier_rows
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
@@ -27,33 +28,53 @@ from lore.support.errors import LoreError
 SEED_STEP = 1_000_003
 
 
+class WorkerParts(AdapterParts, HeadParts):
+    """What vLLM's workers answer about the model that they hold: mixed into them by worker_extension_cls."""
+
+
 class VllmEngine:
     """A judge in vLLM. Keep only one per process, because each instance reserves its memory at start-up.
 
-    `usage` counts the token that `score` samples beside the tier probabilities as generated.
+    `usage` counts the token that `score` samples beside the tier probabilities as generated. tier_rows: output rows of the tiers,
+    float64 [tiers, hidden], for a vLLM with the pooling runner (lore/engines/vllm_pooling.py); None for one that generates.
     """
 
     def __init__(
-        self, llm: Any, processor: Any, rubric: Rubric, stops: set[int], adapter: Any = None, rule: LengthRule | None = None
+        self,
+        llm: Any,
+        processor: Any,
+        rubric: Rubric,
+        stops: set[int],
+        adapter: Any = None,
+        rule: LengthRule | None = None,
+        tier_rows: np.ndarray | None = None,
     ):
         self.llm, self.processor, self.rubric, self._adapter, self._rule = llm, processor, rubric, adapter, rule
-        self.usage = EngineUsage()
+        self.usage, self._tier_rows = EngineUsage(), tier_rows
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.takes_images = processor is not self.tokenizer
         self.verdict = verdict_tokens(processor, rubric)
         self._stop_ids = stop_ids(processor, stops)
 
     @classmethod
-    def load(cls, section: ModelSection, rubric: Rubric, vllm: VllmSection | None = None) -> "VllmEngine":
-        """Starts vLLM with a checkpoint and its adapter. Raises LoreError if vLLM does not support them."""
+    def load(
+        cls, section: ModelSection, rubric: Rubric, vllm: VllmSection | None = None, *, only_scores: bool = False
+    ) -> "VllmEngine":
+        """Starts vLLM with a checkpoint and its adapter. Raises LoreError if vLLM does not support them.
+
+        only_scores: the engine is never asked to generate, which vllm.scoring pooling needs.
+        """
         vllm = vllm or VllmSection()
         load_config(section)  # reports a missing path before it is looked up on the hub
         processor = load_processor(section, chat=True)
         rank = adapter_rank(section)
         options = engine_options(section, vllm, rank, takes_images=hasattr(processor, "tokenizer"))
-        if rank:
-            options["worker_extension_cls"] = f"{AdapterParts.__module__}.{AdapterParts.__qualname__}"
         LLM, LoRARequest = _import_vllm()
+        pooling = pools(section, vllm, only_scores)
+        if pooling:
+            options |= pooling_options()
+        if pooling or rank:
+            options["worker_extension_cls"] = f"{WorkerParts.__module__}.{WorkerParts.__qualname__}"
         try:
             llm = LLM(**options)
         except (ValueError, RuntimeError, OSError, ImportError, NotImplementedError) as error:
@@ -66,10 +87,16 @@ class VllmEngine:
         if rank:
             adapter = LoRARequest("judge", 1, str(adapter_folder(section.adapter)))
             check_applied(llm, adapter, section)
-        return cls(llm, processor, rubric, known_stops(section), adapter, longrope(section))
+        rows = None
+        if pooling:
+            rows = tier_rows(section, verdict_tokens(processor, rubric).tier_ids, llm.model_config.dtype)
+            check_after(llm, section, rows)
+        return cls(llm, processor, rubric, known_stops(section), adapter, longrope(section), rows)
 
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
         """See Engine.generate. Sampled completions depend on the seed and on the prompt's index."""
+        if self._tier_rows is not None:
+            raise LoreError(f"This vLLM engine only scores (pooling), so it cannot generate. {OTHER_WAY}")
         from vllm import SamplingParams  # vLLM is optional and takes seconds to load
 
         per_prompt = sampling.n if sampling.temperature > 0 else 1
@@ -89,27 +116,35 @@ class VllmEngine:
 
     def score(self, prompts: list[Messages]) -> np.ndarray:
         """See Engine.score."""
-        from vllm import SamplingParams  # vLLM is optional and takes seconds to load
+        from vllm import PoolingParams, SamplingParams  # vLLM is optional and takes seconds to load
 
         ids = list(self.verdict.tier_ids)
-        params = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=ids, detokenize=False)
         begun = [at_verdict(messages, self.verdict.prefix_text) for messages in prompts]
         logs = np.zeros((len(prompts), len(ids)))
-        for row, result in enumerate(self._ask(begun, [params] * len(begun))):
-            listed = result.outputs[0].logprobs[0]
-            logs[row] = [listed[token].logprob for token in ids]
+        if self._tier_rows is not None:
+            for row, result in enumerate(self._ask(begun, PoolingParams(use_activation=False))):
+                logs[row] = self._tier_rows @ result.outputs.data.double().numpy()
+        else:
+            params = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=ids, detokenize=False)
+            for row, result in enumerate(self._ask(begun, params)):
+                listed = result.outputs[0].logprobs[0]
+                logs[row] = [listed[token].logprob for token in ids]
         weights = np.exp(logs - logs.max(axis=1, keepdims=True)) if len(prompts) else logs
         return weights / weights.sum(axis=1, keepdims=True)
 
-    def _ask(self, prompts: list[Messages], params: list[Any]) -> list[Any]:
+    def _ask(self, prompts: list[Messages], params: Any) -> list[Any]:
+        """vLLM's results. params: vLLM's SamplingParams, one for all prompts or one each, or its PoolingParams."""
         inputs = [self._input(messages) for messages in prompts]
         if not inputs:
             return []
         from vllm.v1.engine.exceptions import EngineDeadError  # vLLM is optional and takes seconds to load
 
-        plain = {"add_special_tokens": False}
+        options = {"use_tqdm": False, "lora_request": self._adapter, "tokenization_kwargs": {"add_special_tokens": False}}
         try:
-            results = self.llm.generate(inputs, params, use_tqdm=False, lora_request=self._adapter, tokenization_kwargs=plain)
+            if self._tier_rows is not None:
+                results = self.llm.encode(inputs, params, pooling_task="embed", **options)
+            else:
+                results = self.llm.generate(inputs, params, **options)
         except EngineDeadError as error:
             raise EngineDied(
                 "vLLM's engine has stopped; its own error message is printed above.\n"
@@ -117,7 +152,7 @@ class VllmEngine:
                 "support the model's shape, use the transformers engine."
             ) from error
         for result in results:
-            generated = sum(len(row.token_ids) for row in result.outputs)
+            generated = 0 if self._tier_rows is not None else sum(len(row.token_ids) for row in result.outputs)
             self.usage.add(len(result.prompt_token_ids), result.num_cached_tokens or 0, generated)
         return results
 
@@ -172,6 +207,9 @@ def engine_options(section: ModelSection, vllm: VllmSection, rank: int | None, *
     if default_device() == "cpu":
         # Chunked prefill of a seeded request crashes vLLM's CPU engine ("CPU Generator does not use offset").
         options["enable_chunked_prefill"] = False
+        # A shared prefix is reused in whole blocks, and vLLM's blocks of 128 tokens on a CPU leave half of a block to be read again for
+        # every prompt. 32 is the smallest size that its fast kernels take.
+        options["block_size"] = 32
     if (rule := longrope(section)) is not None:
         # With a longer context vLLM reads every prompt with the long frequencies, transformers only the prompts beyond the limit.
         options["max_model_len"] = rule.tokens
@@ -186,6 +224,19 @@ def engine_options(section: ModelSection, vllm: VllmSection, rank: int | None, *
     if rank is not None:
         options |= {"enable_lora": True, "max_loras": vllm.max_loras, "max_lora_rank": vllm.max_lora_rank or rank}
     return options
+
+
+def pools(section: ModelSection, vllm: VllmSection, only_scores: bool) -> bool:
+    """Whether to start vLLM with its pooling runner. Raises LoreError if vllm.scoring asks for it where it does not work."""
+    if vllm.scoring == "pooling":
+        if not only_scores:
+            raise LoreError(
+                "vllm.scoring is pooling, but this job generates text, which vLLM's pooling runner cannot.\n"
+                "Leave vllm.scoring at auto, or ask for verdicts alone (lore label with mode verdict)."
+            )
+        check_before(section)
+        return True
+    return vllm.scoring == "auto" and only_scores and fits(section)
 
 
 def longrope(section: ModelSection) -> LengthRule | None:

@@ -78,7 +78,19 @@ def refuse_misfits(section: ModelSection, found: dict[str, Any]) -> None:
 
 
 def _shapes(section: ModelSection) -> dict[str, list[int]] | None:
-    """The tensors of the base's files; None if they are not on this machine, or belong to an adapter's base."""
+    """The tensors of the base's files; None where weight_files is None."""
+    paths = weight_files(section)
+    if paths is None:
+        return None
+    shapes: dict[str, list[int]] = {}
+    for path in paths:
+        shapes |= tensor_shapes(path)
+    return shapes
+
+
+def weight_files(section: ModelSection) -> list[Path] | None:
+    """The base's files; None if they are not on this machine, or belong to an adapter's base. Raises LoreError if one is missing.
+    """
     folder = Path(section.name)
     if not folder.is_dir():
         found = [_cached(section.name, name) for name in (SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME)]
@@ -88,7 +100,7 @@ def _shapes(section: ModelSection) -> dict[str, list[int]] | None:
         folder = found[0].parent
     whole, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
     if whole.is_file():
-        return tensor_shapes(whole)
+        return [whole]
     if not index.is_file():
         if (folder / "adapter_config.json").is_file():  # transformers then loads the base that it names
             return None
@@ -104,7 +116,6 @@ def _shapes(section: ModelSection) -> dict[str, list[int]] | None:
         names = sorted(set(places.values()))
         if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
             raise ValueError("it names files outside its folder")
-    shapes: dict[str, list[int]] = {}
     for name in names:
         if not (folder / name).is_file():
             if not Path(section.name).is_dir():
@@ -112,8 +123,7 @@ def _shapes(section: ModelSection) -> dict[str, list[int]] | None:
             raise LoreError(
                 f"{index} names {name}, and {folder} has no such file, so weights are missing.\n{ADVICE}", same_on_every_rank=True
             )
-        shapes |= tensor_shapes(folder / name)
-    return shapes
+    return [folder / name for name in names]
 
 
 def _cached(name: str, file: str) -> Path | None:

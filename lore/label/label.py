@@ -95,7 +95,7 @@ def opened_ledger(recipe: LabelRecipe, folder: RunFolder, judge: AskedJudge) -> 
 
 def stamp_of(recipe: LabelRecipe, judge: AskedJudge) -> str:
     """What the labels depend on, besides the pairs: stored in every label file, and the key of the verdict store."""
-    parts = [judge.judge_id, recipe.mode]
+    parts = [judge.judge_id, judge.mode]
     if judge.writes:
         parts.append(f"{judge.max_tokens} tokens")
     if judge.guided:
