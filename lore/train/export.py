@@ -6,8 +6,8 @@ for most models bfloat16. Rounding to 16 bits changes the probabilities of any j
 saved files as well and prints both differences. `--dtype float32` avoids the rounding (twice the size); `--tolerance` limits it.
 Scoring runs in float32 and needs 4 bytes of memory per parameter.
 
-The run may be of any stage that ends with a judge. A stage that continued the adapter of an earlier one saved that adapter whole, so
-it is merged into the base model, and the earlier run is not needed.
+The run may be of any stage that ends with a judge. A stage that continues the adapter of an earlier run saves it whole, so the
+merge needs the base model and not the earlier run.
 
     lore export runs/quickstart/grpo --merge -o judge/
 """
