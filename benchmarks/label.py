@@ -13,10 +13,11 @@ items, and the rows stand in the order of a log, where queries alternate.
 - d: `lore label --mode verdict --engine vllm`, the command
 - t: the same command with --engine transformers
 
-a, b and c get rendered prompts; d and t also read and plan the input, render it, commit label files, and write summary and report.
-Each way is a process of its own. Start: its imports and the loading of its engine, which is reported apart. CPU seconds are those of
-the process and its children after the start: on a shared machine they say more than the clock. Floor: the distinct prompt tokens
-(each prefix that prompts share once) over the prompt tokens per second of b.
+a, b and c get rendered prompts; d and t also read and plan the input, render it, commit label files, and write summary and
+report. Each way is a process of its own. Start: its imports and the loading of its engine, which is reported apart. CPU seconds are
+those of the process and its children after the start: on a shared machine they say more than the clock, above all with --threads 1,
+because threads that wait for one another are slowed down most. Floor: the distinct prompt tokens (each prefix that prompts share
+once) over the prompt tokens per second of b, by either clock.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,6 +46,7 @@ NAMES = {
 }
 GOALS = {"a": 10.0, "b": 3.0, "c": 1.3}
 FLOOR_GOAL = 1.5
+CLOCKS = ("seconds", "cpu_seconds")
 RUBRIC, PROMPT = "crowdflower", {"order": "answer_first", "detail": "tiers", "photo": False, "max_prompt_tokens": 1024}
 ITEMS_PER_QUERY, NEW_TOKENS, BATCH, LONGEST = 20, 64, 32, 1280
 SHAPE = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 512}
@@ -192,8 +195,7 @@ def by_lore(folder: Path, meter: Meter, engine: str, out: Path) -> None:
     import lore.label.judge as judge
     from lore.cli.main import main as command
 
-    if engine == "vllm":
-        import vllm  # noqa: F401  (a start, as in b and c)
+    import_module("vllm" if engine == "vllm" else "transformers.generation")  # belongs to the start, as in a, b and c
     meter.started()
     opened, found = judge.open_engine, meter.found
 
@@ -247,6 +249,8 @@ def measure(folder: Path, ways: list[str], options: argparse.Namespace) -> dict[
     """The turns of each way, in an order that moves on by one each turn."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1", "TERM": "dumb"}
     environment |= {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    if options.threads:
+        environment |= {"OMP_NUM_THREADS": str(options.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for turn in range(options.turns):
         for way in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
@@ -281,9 +285,10 @@ def summed(found: dict[str, list[dict[str, Any]]], counts: dict[str, Any], pairs
             keys = ("pairs_per_second", "pairs_per_second_with_start", "pairs_per_cpu_second")
             out["ratios"][way] = {key: ways["d"][key] / ways[way][key] for key in keys}
     if "b" in ways and "d" in ways:
-        rate = ways["b"]["prompt_tokens"] / ways["b"]["seconds"]
-        floor = counts["unique_tokens"] / rate
-        out["floor"] = {"prefill_tokens_per_second": rate, "seconds": floor, "d_over_floor": ways["d"]["seconds"] / floor}
+        out["floor"] = {}
+        for clock in CLOCKS:
+            floor = counts["unique_tokens"] / (ways["b"]["prompt_tokens"] / ways["b"][clock])
+            out["floor"][clock] = {"floor": floor, "d_over_floor": ways["d"][clock] / floor}
         out["floor"]["processed_over_unique"] = (ways["d"]["prompt_tokens"] - ways["d"]["cached_tokens"]) / counts["unique_tokens"]
     return out
 
@@ -316,11 +321,11 @@ def report(found: dict[str, Any], counts: dict[str, Any], options: argparse.Name
     console.print(table)
     if "floor" in found:
         floor = found["floor"]
-        console.print(
-            f"floor: {counts['unique_tokens']:,} distinct tokens at {floor['prefill_tokens_per_second']:,.0f} tokens/s are "
-            f"{floor['seconds']:.1f} s; d took {floor['d_over_floor']:.2f} times as long (goal {FLOOR_GOAL}) and processed "
-            f"{floor['processed_over_unique']:.2f} times as many tokens"
+        both = ", ".join(
+            f"{floor[c]['floor']:.1f} {c.replace('_', ' ')} (d / floor {floor[c]['d_over_floor']:.2f})" for c in CLOCKS
         )
+        console.print(f"floor: {counts['unique_tokens']:,} distinct tokens at the rate of b: {both}; goal {FLOOR_GOAL}")
+        console.print(f"d processed {floor['processed_over_unique']:.2f} times as many tokens as there are distinct ones")
 
 
 def main() -> None:
@@ -328,6 +333,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5000)
     parser.add_argument("--turns", type=int, default=1, help="runs of each way")
     parser.add_argument("--seed", type=int, default=0, help="of pairs and their order")
+    parser.add_argument("--threads", type=int, help="threads of each model; default: what the libraries choose")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="only these ways")
     parser.add_argument("--json", type=Path, default=Path("label.json"), help="file for the numbers")
     parser.add_argument("--way", nargs=3, metavar=("WAY", "FOLDER", "RESULT"), help=argparse.SUPPRESS)
@@ -347,7 +353,14 @@ def main() -> None:
         rows = measure(folder, ways, options)
     found = summed(rows, counts, options.pairs)
     report(found, counts, options)
-    whole = {"benchmark": "label", "pairs": options.pairs, "turns": options.turns, "seed": options.seed, "prompts": counts}
+    whole = {
+        "benchmark": "label",
+        "pairs": options.pairs,
+        "turns": options.turns,
+        "threads": options.threads,
+        "seed": options.seed,
+        "prompts": counts,
+    }
     options.json.write_text(json.dumps(whole | found | {"runs": rows}, indent=1) + "\n")
 
 

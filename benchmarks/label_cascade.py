@@ -5,7 +5,7 @@
         --verdicts runs/cascade_verdicts
 
 All judges answer the pairs of the test split once; a second start reads the saved verdicts. Then the threshold is chosen on samples
-of whole queries, drawn with 100 seeds, and the cascade's labels of all other pairs are compared with the judge's.
+of whole queries, drawn with 50 seeds, and the cascade's labels of all other pairs are compared with the judge's.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from lore.judge.chunk_store import ChunkStore
 from lore.judge.trained import trained_judge
 from lore.judge.verdict import Verdict, from_row, to_row, verdict_schema
 from lore.label.cascade import Cascade, fit_cascade, read_lexical_scorer
-from lore.support.console import Console, Table
+from lore.support.console import Console, Table, with_room
 from lore.support.progress import track
 
 
@@ -63,14 +63,13 @@ def main() -> None:
     parser.add_argument("--judge", required=True)
     parser.add_argument("--student", required=True, help="a trained judge as answer source; the lexical baseline is always one")
     parser.add_argument("--verdicts", type=Path, required=True, help="folder for the answers")
-    parser.add_argument("--target", type=float, nargs="+", default=[0.9, 0.95, 0.98])
-    parser.add_argument("--sample", type=int, nargs="+", default=[1000, 2000, 4000])
-    parser.add_argument("--draws", type=int, default=100)
-    parser.add_argument("--limit", type=int, help="pairs of the test split, as whole queries; all without it")
+    parser.add_argument("--target", type=float, nargs="+", default=[0.95, 0.98])
+    parser.add_argument("--sample", type=int, nargs="+", default=[1000, 2000])
+    parser.add_argument("--draws", type=int, default=50)
+    parser.add_argument("--limit", type=int, help="first pairs of the test split; all without it")
     options = parser.parse_args()
 
-    pairs = list(read_pairs(options.pairs, split="test"))
-    pairs = [pairs[row] for row in whole_queries([query_key(pair.query, pair.slices) for pair in pairs], options.limit, 0)]
+    pairs = list(read_pairs(options.pairs, split="test", limit=options.limit))
     keys = [query_key(pair.query, pair.slices) for pair in pairs]
     print(f"{len(pairs):,} pairs of {len(set(keys)):,} queries")
     judge = answered(options.judge, options.verdicts / "judge", pairs)
@@ -95,7 +94,7 @@ def main() -> None:
             for size in options.sample:
                 cells = measured(student, judge, pairs, keys, target, size, options.draws)
                 table.add_row(f"{100 * target:g} %", f"{size:,}", *cells)
-        console.print(table)
+        with_room(console, 120).print(table)
 
 
 def measured(

@@ -24,9 +24,10 @@ again; distribatch gets dedupe=True.
 - full disk: the disk fills while the job runs; then it is emptied, and the job is started again
 - poisoned: the judge raises an error for one row; up to three starts
 
-Lost: rows without a label at the end (the poisoned one aside), unless the last start refused to go on. Doubled: rows of the output beyond one per pair. Visible early: rows
-that a reader of the output saw at a kill, or when a start had failed, and that the next start asked again; and files that a reader
-could not read. Redone: questions beyond one per pair. Judges: how many judges' labels the output mixes.
+Lost: rows without a label at the end (the poisoned one aside), unless the last start refused to go on. Doubled: rows of the output
+beyond one per pair. Visible early: rows that a reader of the output saw at a kill, or when a start had failed, and that the next
+start asked again; and files that a reader could not read. Redone: questions beyond one per pair. Judges: how many judges' labels
+the output mixes.
 """
 
 import argparse
@@ -70,7 +71,7 @@ class System:
 
 @dataclass
 class Start:
-    """How one start ended. seen, unreadable: rows and unreadable files in the output at that moment; asked_until: questions so far."""
+    """How one start ended. seen, unreadable: rows and unreadable files of the output then; asked_until: questions so far."""
 
     status: int
     words: str
@@ -118,7 +119,8 @@ class Bench:
         path = Path(job.asked).with_name("job.json")
         path.write_text(json.dumps(asdict(job)))
         log, before, killed = path.with_name("log"), asked(job), False
-        environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "RAY_DEDUP_LOGS": "0", "TERM": "dumb"}
+        environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "TERM": "dumb"}
+        environment["RAY_worker_niceness"] = "0"  # Ray's workers step back behind other programs, which would slow down only Ray
         with open(log, "wb") as words:
             command = [self.system.python, str(HERE / self.system.script), str(path)]
             process = subprocess.Popen(command, stdout=words, stderr=words, env=environment, start_new_session=True)
@@ -171,7 +173,7 @@ class Bench:
             out.starts[-1] = f"refused: {out.starts[-1]}"
         out.lost = 0 if refused else sum(pair not in labels and POISON not in title for pair, title in titles.items())
         out.doubled = sum(found.values()) - len({pair for pair, _ in found})
-        record = Path(job.asked).read_text().splitlines()
+        record = Path(job.asked).read_text().splitlines() if asked(job) else []
         out.redone = sum(times - 1 for title, times in Counter(record).items() if POISON not in title)
         for one in starts[:-1]:
             again = set(record[one.asked_until :])

@@ -77,7 +77,11 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def serve(job: Job) -> ThreadingHTTPServer:
+class Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        pass  # a client that was killed
+
+
+def serve(job: Job) -> Server:
     """A server on a free port of loopback; the caller runs serve_forever."""
-    handler = type("JobHandler", (Handler,), {"job": job})
-    return ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    return Server(("127.0.0.1", 0), type("JobHandler", (Handler,), {"job": job}))

@@ -9,18 +9,21 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from lore.engines.config import RaySection
 from lore.engines.engine import Completion, EngineUsage, Messages, Sampling
+from lore.engines.ray_cluster import connected
 from lore.support.errors import LoreError
 
 TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def importable_by_workers():
-    """Ray's processes find the helpers of the tests. Used before Ray is started."""
+def ray_here():
+    """Ray on this machine, for all tests of a module. Its processes find the helpers of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (TESTS, TESTS / "label", TESTS.parent))))
-        yield
+        with connected(RaySection(address="local")):
+            yield
 
 
 def first_time(folder: Path, name: str) -> bool:

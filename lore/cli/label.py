@@ -48,8 +48,10 @@ def label(
     ),
     judge: str = typer.Option(None, help="Folder of a trained judge, such as runs/grpo."),
     out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder of the labels. The same command resumes in it."),
-    mode: Literal["verdict", "rationale", "cascade"] = typer.Option(
-        None, help="verdict: tier probabilities without decoding; rationale: with a reason; cascade: a student first."
+    mode: Literal["auto", "verdict", "rationale", "cascade"] = typer.Option(
+        None,
+        help="verdict: tier probabilities without decoding; rationale: with a reason; cascade: a student first; auto (default): "
+        "rationale for a judge that reasons first, else verdict.",
     ),
     catalogue: str = typer.Option(None, help="Table of the items, for a log that has only item ids."),
     ubi_queries: str = typer.Option(None, help="ubi_queries of User Behavior Insights, in place of INPUT."),

@@ -12,6 +12,7 @@ from typing import Any
 SHORTEST = 200  # characters of a beginning: shorter ones are tokenized faster than found
 LONGEST = 100_000  # characters in which a beginning is looked for
 HELD = 4  # beginnings of a tokenizer
+PER_CHARACTER = 4  # tokens of an ASCII character at the very most: one, and a tokenizer's normalizer may add some
 
 _known: "weakref.WeakKeyDictionary[Any, tuple[int, _Beginnings]]" = weakref.WeakKeyDictionary()
 
@@ -65,11 +66,25 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
 
     if len(text) < SHORTEST:
         return whole(text)
+    known = _beginnings(tokenizer)
+    return known.ids(text, whole) if known.marks is not None else whole(text)
+
+
+def surely_within(tokenizer: Any, text: str, tokens: int) -> bool:
+    """Whether a text has at most this many tokens by a bound that needs no tokenizing. False says nothing."""
+    for beginning, cut, ids in _beginnings(tokenizer).held:
+        if text.startswith(beginning):
+            rest = text[cut:]
+            return rest.isascii() and len(ids) + PER_CHARACTER * len(rest) <= tokens
+    return False
+
+
+def _beginnings(tokenizer: Any) -> _Beginnings:
     size = len(tokenizer)  # tokens can be added after the first call
     known = _known.get(tokenizer)
     if known is None or known[0] != size:
         known = _known[tokenizer] = (size, _Beginnings(tokenizer))
-    return known[1].ids(text, whole) if known[1].marks is not None else whole(text)
+    return known[1]
 
 
 def common_length(one: str, other: str) -> int:

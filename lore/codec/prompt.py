@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lore.codec.chat_template import template_text, text_ids
 from lore.codec.item_text import ItemText, item_text
+from lore.codec.prefix_ids import surely_within
 from lore.codec.sanitize import control_strings, neutralize
 from lore.data.images import bounded, load_image
 from lore.rubric.rubric import Rubric
@@ -126,27 +127,35 @@ def _messages(system: str, item: ItemText, image: Any) -> list[Message]:
 
 def count_prompt_tokens(messages: list[Message], tokenizer: Any) -> int:
     """Tokens of the chat-template text up to the position where the answer begins."""
+    return len(text_ids(tokenizer, _text(messages, tokenizer)))
+
+
+def _text(messages: list[Message], tokenizer: Any) -> str:
     inner = getattr(tokenizer, "tokenizer", tokenizer)
     if not getattr(tokenizer, "chat_template", None):
         raise LoreError(
             f"The tokenizer {getattr(inner, 'name_or_path', '')!r} has no chat template, so the prompt length is "
             "unknown. Use an instruction-tuned checkpoint or set tokenizer.chat_template."
         )
-    return len(text_ids(tokenizer, template_text(tokenizer, messages)))
+    return template_text(tokenizer, messages)
 
 
 def _fit(item: ItemText, build: Callable[[ItemText], list[Message]], tokenizer: Any, budget: int, rubric: Rubric) -> list[Message]:
     """Messages with as much of `item` as fits into the budget; cuts description, then attributes and facts, then title.
 
-    Counts tokens only once if nothing has to be cut.
+    Counts tokens at most once if nothing has to be cut.
     """
+    messages = build(item)
+    text = _text(messages, tokenizer)
+    if surely_within(getattr(tokenizer, "tokenizer", tokenizer), text, budget):
+        return messages
 
     def count(candidate: ItemText) -> int:
         return count_prompt_tokens(build(candidate), tokenizer)
 
-    total = count(item)
+    total = len(text_ids(tokenizer, text))
     if total <= budget:
-        return build(item)
+        return messages
     pieces = item.fields + item.attributes
 
     def with_pieces(n: int) -> ItemText:

@@ -1,6 +1,7 @@
 """Connects to a Ray cluster and keeps Ray's own output off the terminal. LORE_DEBUG=1 shows it."""
 
 import logging
+import multiprocessing
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ from lore.engines.engine import MAX_WORDS
 from lore.support.errors import LoreError
 from lore.support.processes import say
 
+KILLED = "the worker's process ended: killed, out of memory, a crash of its engine, or a lost machine"
 CONNECT_SECONDS = 10.0
 # A worker that dies is reported by whoever gives its work to another one.
 DEATH_NOTES = "A worker died or was killed|retries remaining|will be retried"
@@ -87,6 +89,13 @@ def enter_folder(folder: str) -> None:
         ) from error
 
 
+def end_process() -> None:
+    """Ends this worker with its engine's processes. Ray starts another one in its place."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(1)
+
+
 def last_words(error: BaseException) -> str:
     """What an error of a worker says, without Ray's traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -112,8 +121,6 @@ def _connect(section: RaySection) -> None:
     debug = bool(os.environ.get("LORE_DEBUG"))
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.CRITICAL}
     if section.address == "local":
-        # What an engine leaves behind when it is killed ends with its worker, and gives back the memory of its GPU.
-        os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
         options["include_dashboard"] = False
     elif section.address != "auto":
         _check_listening(section.address)

@@ -22,7 +22,7 @@ import numpy as np
 from lore.engines.apart import answers_apart
 from lore.engines.config import RaySection
 from lore.engines.engine import MAX_WORDS, Completion, Engine, EngineDied, EngineUsage, Messages, RequestRefused, Sampling
-from lore.engines.ray_cluster import connected, enter_folder, last_words, most_workers, resources
+from lore.engines.ray_cluster import KILLED, connected, end_process, enter_folder, last_words, most_workers, resources
 from lore.support.errors import LoreError
 from lore.support.processes import say
 
@@ -115,11 +115,11 @@ class RayEngine:
             worker, piece = asked.pop(done[0])
             try:
                 found, usage, words = ray.get(done[0])
-            except ray.exceptions.RayError as error:  # its process has ended, and Ray starts it again
-                found, usage, words = [], EngineUsage(), last_words(error)
+            except ray.exceptions.RayActorError:  # Ray starts it again
+                found, usage, words = [], EngineUsage(), KILLED
             else:
                 if words:
-                    ray.kill(worker, no_restart=False)
+                    worker.end.remote()  # in order: it ends before it gets to `ready`
             if words:
                 self._opening[_ready(worker)] = worker
                 self._again(piece, words, left, answers, sampling)
@@ -139,7 +139,7 @@ class RayEngine:
         prompts = piece.stop - piece.start
         if self._deaths >= DEATHS + self.section.max_attempts * int(np.log2(max(prompts, 2))):
             raise EngineDied(f"{self._deaths} workers on Ray ended in a row, without an answer in between. The last one: {words}")
-        say(f"warning: a worker ended with {prompts:,} prompts, which another one gets: {words}")
+        say(f"warning: a worker ended, and another one gets its {prompts:,} prompt{'s' * (prompts > 1)}: {words}")
         piece.attempts += 1
         if piece.attempts < self.section.max_attempts:
             left.append(piece)
@@ -168,6 +168,10 @@ class EngineWorker:
 
     def ready(self) -> None:
         """Returns when the model is loaded."""
+
+    def end(self) -> None:
+        """Ends this process, so that Ray starts another one."""
+        end_process()
 
     def generate(self, prompts: list[Messages], sampling: Sampling) -> tuple[list[list[Completion]], EngineUsage, str]:
         """(completions, tokens of this call, ""). The last words of an engine that answers no prompt at all come third."""

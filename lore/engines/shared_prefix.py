@@ -16,7 +16,7 @@ from lore.engines.row_independence import LOW_PRECISION_TOLERANCE, TOLERANCE
 
 MIN_TOKENS = 32  # shorter prefixes are not worth a batch of their own
 HELD = 4  # prefixes in memory
-CHECKED_ROWS = 2
+BATCH_COST = 64  # tokens that a batch of its own has to save
 
 
 class _OnePass(DynamicLayer):
@@ -60,14 +60,15 @@ class Prefixes:
         """How many of the first tokens of `ids` are held."""
         return max((shared_tokens(ids, prefix.ids) for prefix in self._held), default=0)
 
-    def of(self, ids: list[int]) -> tuple[Prefix, int] | None:
-        """(prefix of exactly these ids, number of tokens that had to be processed). None if the model does not keep the keys and
-        values of every token."""
+    def of(self, ids: list[int], *, hold: bool = True) -> tuple[Prefix, int] | None:
+        """(prefix of these ids, number of tokens that had to be processed). hold: keep it for later calls. None if the model does
+        not keep the keys and values of every token. Only the first `max_tokens` ids count."""
         ids = ids[: self.max_tokens]
         start = self.known(ids)
         near = next((prefix for prefix in self._held if shared_tokens(ids, prefix.ids) == start), None)
         if near is not None and start == len(ids):
-            self._hold(near)
+            if hold:
+                self._hold(near)
             return near.first(start), 0
         device = self.model.device
         more = {"past_key_values": near.first(start).cache(1, grows=True)} if near is not None and start else {}
@@ -82,7 +83,8 @@ class Prefixes:
         if not layers or any(type(layer) is not DynamicLayer or layer.get_seq_length() != len(ids) for layer in layers):
             return None
         prefix = Prefix(ids, [(layer.keys, layer.values) for layer in layers])
-        self._hold(prefix)
+        if hold:
+            self._hold(prefix)
         return prefix, len(ids) - start
 
     def _hold(self, prefix: Prefix) -> None:
@@ -99,6 +101,29 @@ def shared_tokens(one: Sequence[int], other: Sequence[int]) -> int:
     """Length of the common prefix."""
     most = min(len(one), len(other))
     return next((at for at in range(most) if one[at] != other[at]), most)
+
+
+def runs(rows: Sequence[Sequence[int]], room: Sequence[int], prefix: int) -> list[tuple[list[int], int]]:
+    """Neighbors among rows of token ids that share more than the first `prefix` tokens, such as the items of one query.
+
+    room: how many tokens of each row a prefix may have. Returns (indices, number of tokens that they share) for each run that saves
+    more than BATCH_COST tokens; all runs share at least the number of tokens with which they save most together.
+    """
+    near = [min(shared_tokens(rows[at], rows[at + 1]), room[at], room[at + 1]) for at in range(len(rows) - 1)]
+    best: tuple[int, list[tuple[list[int], int]]] = (0, [])
+    for least in {size for size in near if size > prefix}:
+        found, saved, first = [], 0, 0
+        for at, size in enumerate([*near, 0]):
+            if size >= least:
+                continue
+            shared = min(near[first:at], default=0)
+            gain = (at - first) * (shared - prefix) - BATCH_COST
+            if gain > 0:
+                found.append((list(range(first, at + 1)), shared))
+                saved += gain
+            first = at + 1
+        best = max(best, (saved, found), key=lambda one: one[0])
+    return best[1]
 
 
 def behind(inputs: dict[str, torch.Tensor], prefix: Prefix, *, grows: bool) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ those.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from lore.engines.config import ModelSection
 from lore.engines.engine import Completion, EngineUsage, Messages, Sampling
 from lore.engines.loading import default_device, load_model, load_processor
 from lore.engines.row_independence import PROBE, base_of, keep_rows_apart, length_rule, padding_moves
-from lore.engines.shared_prefix import MIN_TOKENS, Prefix, Prefixes, behind, moves, shared_tokens
+from lore.engines.shared_prefix import MIN_TOKENS, Prefix, Prefixes, behind, moves, runs, shared_tokens
 from lore.rubric.rubric import Rubric
 
 ROWS_READ = 4  # behind a prefix, the rows of one pass may hold this many times batch_tokens with the prefix counted in each
@@ -97,11 +97,10 @@ class TransformersEngine:
         """See Engine.generate. Sampled completions depend on the seed and the batching; greedy completions depend on neither."""
         out: list[list[Completion]] = [[] for _ in prompts]
         rows = self._rows(prompts)
-        prefix = self._prefix(rows)
         per_prompt = sampling.n if sampling.temperature > 0 else 1  # greedy samples are equal: decode once
         if sampling.temperature > 0:
             torch.manual_seed(sampling.seed)
-        for indices in self._batches(rows, extra=sampling.max_tokens, copies=per_prompt, prefix=prefix):
+        for indices, prefix in self._planned(rows, extra=sampling.max_tokens, copies=per_prompt):
             chosen = [rows[i] for i in indices]
             inputs = self._behind(chosen, self._encoded(chosen), prefix, grows=True)
             rereads = self._rereads(int(inputs["attention_mask"][0].sum()), sampling.max_tokens)
@@ -123,8 +122,7 @@ class TransformersEngine:
         """See Engine.score."""
         out = np.zeros((len(prompts), len(self.verdict.tier_ids)), dtype=np.float64)
         rows = self._rows([at_verdict(messages, self.verdict.prefix_text) for messages in prompts])
-        prefix = self._prefix(rows)
-        for indices in self._batches(rows, prefix=prefix):
+        for indices, prefix in self._planned(rows):
             chosen = [rows[i] for i in indices]
             inputs = self._behind(chosen, self._encoded(chosen), prefix, grows=False)
             logits = self.model(**inputs, use_cache="past_key_values" in inputs, logits_to_keep=1).logits[:, -1]
@@ -200,14 +198,30 @@ class TransformersEngine:
         photos = [sum(image_tokens(self.processor, image) for image in images) for _, images in shown]
         return [Row(*row, tokens, len(tokens) + more) for row, tokens, more in zip(shown, ids, photos, strict=True)]
 
-    def _prefix(self, rows: list[Row]) -> Prefix | None:
+    def _planned(self, rows: list[Row], extra: int = 0, copies: int = 1) -> Iterator[tuple[list[int], Prefix | None]]:
+        """Batches of prompt indices, each with the prefix that it starts from. See `_batches` for extra and copies."""
+        room = [self._room(row) for row in rows]
+        prefix = self._prefix(rows, room)
+        everything = range(len(rows))
+        if prefix is None:
+            yield from ((batch, None) for batch in self._batches(rows, everything, extra, copies))
+            return
+        # Small batches behind rubric and query: less to read on a CPU, less at once on a GPU.
+        together = runs([row.ids for row in rows], room, len(prefix.ids)) if self.model.device.type == "cpu" else []
+        for indices, size in together:
+            found = self._prefixes.of(rows[indices[0]].ids[:size], hold=False)
+            inner, processed = found or (prefix, 0)
+            self._processed += processed
+            yield from ((batch, inner) for batch in self._batches(rows, indices, extra, copies, inner))
+        others = sorted(set(everything).difference(*(indices for indices, _ in together)))
+        yield from ((batch, prefix) for batch in self._batches(rows, others, extra, copies, prefix))
+
+    def _prefix(self, rows: list[Row], room: list[int]) -> Prefix | None:
         """The tokens that all rows begin with, processed; None if they are few, or if the model cannot start from them."""
         if self._prefixes is None or not any(self._shares.get(bool(row.images), True) for row in rows):
             return None
         first, last = min(row.ids for row in rows), max(row.ids for row in rows)
-        # Behind it every row has a token to read, and its photos.
-        size = min(shared_tokens(first, last), min(len(row.ids) for row in rows) - 1)
-        size = min([size, *(self._photo_place(row) for row in rows if row.images)])
+        size = min(shared_tokens(first, last), *room)
         ids = first[:size] if len(rows) > 1 else first[: min(size, self._prefixes.known(first))]
         found = self._prefixes.of(ids) if len(ids) >= MIN_TOKENS else None
         if found is None:
@@ -215,10 +229,13 @@ class TransformersEngine:
         prefix, self._processed = found
         return prefix
 
-    def _photo_place(self, row: Row) -> int:
-        """Tokens before the first photo of a row."""
+    def _room(self, row: Row) -> int:
+        """How many tokens of a row a prefix may have: behind it are its photos and a token to read."""
+        most = len(row.ids) - 1
+        if not row.images:
+            return most
         mark = self.tokenizer.convert_tokens_to_ids(getattr(self.processor, "image_token", None) or "<image>")
-        return row.ids.index(mark) if mark in row.ids else 0
+        return min(most, row.ids.index(mark)) if mark in row.ids else 0
 
     def _behind(self, rows: list[Row], inputs: dict[str, torch.Tensor], prefix: Prefix | None, *, grows: bool) -> dict[str, Any]:
         """The inputs of a batch behind the prefix; unchanged where the model cannot start from it."""
@@ -243,15 +260,15 @@ class TransformersEngine:
         return shared
 
     def _batches(
-        self, rows: list[Row], extra: int = 0, copies: int = 1, prefix: Prefix | None = None
+        self, rows: list[Row], among: Sequence[int], extra: int = 0, copies: int = 1, prefix: Prefix | None = None
     ) -> Iterator[list[int]]:
-        """Batches of prompt indices, longest prompts first. extra: tokens that generation may add; copies: rows per prompt.
+        """Batches of the indices `among`, longest prompts first. extra: tokens that generation may add; copies: rows per prompt.
 
         Behind a prefix, rows with photos and rows without them do not share a batch.
         """
-        company = [(self._company(row.length, extra), prefix is not None and bool(row.images)) for row in rows]
+        company = {i: (self._company(rows[i].length, extra), prefix is not None and bool(rows[i].images)) for i in among}
         batch: list[int] = []
-        for index in sorted(range(len(rows)), key=lambda i: (prefix is not None and bool(rows[i].images), -rows[i].length)):
+        for index in sorted(among, key=lambda i: (company[i][1], -rows[i].length)):
             full = batch and self._tokens(rows[batch[0]].length, extra, prefix) * (len(batch) + 1) * copies > self.batch_tokens
             if full or (batch and company[batch[0]] != company[index]):
                 yield batch

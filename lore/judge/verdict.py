@@ -1,5 +1,6 @@
 """The Verdict row: one judge's answer to one pair. Evaluation, cache, labels and review all read and write this row."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -84,6 +85,18 @@ def to_row(verdict: Verdict, tier_ids: list[str]) -> dict[str, Any]:
     probabilities = verdict.probabilities or [None] * len(tier_ids)
     row = {name: getattr(verdict, name) for name in AS_THEY_ARE}
     return row | {f"p_{tier}": value for tier, value in zip(tier_ids, probabilities, strict=True)}
+
+
+def to_columns(verdicts: Sequence[Verdict], tier_ids: list[str]) -> dict[str, pa.Array]:
+    """The verdicts as columns of `verdict_schema`, by name."""
+    columns = {}
+    for column in verdict_schema(tier_ids):
+        if column.name in AS_THEY_ARE:
+            columns[column.name] = pa.array([getattr(verdict, column.name) for verdict in verdicts], column.type)
+    for index, tier in enumerate(tier_ids):
+        values = [verdict.probabilities and verdict.probabilities[index] for verdict in verdicts]
+        columns[f"p_{tier}"] = pa.array([None if value is None else float(value) for value in values], pa.float64())
+    return columns
 
 
 def from_row(row: dict[str, Any], tier_ids: list[str]) -> Verdict:

@@ -5,17 +5,18 @@ from pathlib import Path
 
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
+from lore.data.parquet import pair_files
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
 from lore.engines.engine import Sampling
 from lore.engines.open_engine import open_engine
 from lore.judge.card import check_card, check_template, judge_id
 from lore.judge.scorer import JudgeScorer, Scorer
 from lore.judge.trained import TrainedJudge, trained_judge
-from lore.label.config import LabelJudgeSection
+from lore.label.config import CascadeSection, LabelJudgeSection
 from lore.label.recipe import REASON_FIRST, LabelRecipe
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.support.errors import LoreError
-from lore.support.fingerprint import model_fingerprint
+from lore.support.fingerprint import files_fingerprint, model_fingerprint
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class AskedJudge:
     scores: bool
     guided: bool
     max_tokens: int
+    mode: str
+    """verdict, rationale or cascade."""
 
     @property
     def judge_id(self) -> str:
@@ -78,6 +81,8 @@ def asked_judge(section: LabelJudgeSection, mode: str) -> AskedJudge:
         else:
             weights = model_fingerprint(section.model.name, section.model.adapter)
             check_card(section.model, renderer_hash(rubric, fmt), "judge.model")
+    if mode == "auto":
+        mode = "rationale" if fmt.order == "reason_first" else "verdict"
     if mode == "verdict" and fmt.order == "reason_first":
         raise LoreError(f"Mode verdict reads the verdict without a reason, but {REASON_FIRST}.\nUse mode rationale.")
     explain = mode == "rationale" and fmt.order == "answer_first"
@@ -86,7 +91,7 @@ def asked_judge(section: LabelJudgeSection, mode: str) -> AskedJudge:
     vllm = section.vllm if isinstance(asked, ModelSection) and runs_in_vllm(section) else None
     renderer = renderer_hash(rubric, fmt)
     return AskedJudge(
-        asked, vllm, rubric, fmt, weights, renderer, explain, section.scores, section.guided, section.max_tokens
+        asked, vllm, rubric, fmt, weights, renderer, explain, section.scores, section.guided, section.max_tokens, mode
     )
 
 
@@ -135,11 +140,23 @@ def open_judge(judge: AskedJudge, recipe: LabelRecipe) -> JudgeScorer:
     return JudgeScorer(engine, judge.rubric, judge.fmt, sampling, judge.judge_id, judge.explain, judge.scores, judge.guided)
 
 
+def is_trained(student: str) -> bool:
+    """Whether the student of a cascade is the folder of a trained judge, and not labeled pairs."""
+    return Path(student).is_dir() and not any(Path(student).glob("*.parquet"))
+
+
+def student_fingerprint(section: CascadeSection) -> str:
+    """Of the student's weights, or of the pairs that it learns from."""
+    if is_trained(section.student):
+        return trained_judge(section.student).weights
+    return files_fingerprint(pair_files(section.student))
+
+
 def open_student(recipe: LabelRecipe, rubric: Rubric) -> Scorer:
     """The student of a cascade: a trained judge that answers without decoding, or the lexical baseline."""
     path = recipe.cascade.student
-    if Path(path).is_dir() and not any(Path(path).glob("*.parquet")):
-        student = asked_judge(LabelJudgeSection(path=path, engine=recipe.judge.engine, vllm=recipe.judge.vllm), "student")
+    if is_trained(path):
+        student = asked_judge(LabelJudgeSection(path=path, engine=recipe.judge.engine, vllm=recipe.judge.vllm), "auto")
         return open_judge(student, recipe)
     from lore.label.cascade import read_lexical_scorer  # loads scikit-learn: only for a cascade
 

@@ -22,7 +22,7 @@ from lore.engines.engine import EngineDied
 from lore.engines.unanswered import AnswerWatch
 from lore.judge.dry_pass import VERDICT_TOKENS, Asked, check_asking, judge_length
 from lore.label.inputs import open_input, pairs_of
-from lore.label.judge import AskedJudge, asked_judge, open_judge, open_student, trained_of
+from lore.label.judge import AskedJudge, asked_judge, open_judge, open_student, student_fingerprint, trained_of
 from lore.label.ledger import Ledger, is_final
 from lore.label.plan import PLAN, Counts, Plan, Shard, make_plan
 from lore.label.progress import LabelProgress
@@ -95,13 +95,13 @@ def opened_ledger(recipe: LabelRecipe, folder: RunFolder, judge: AskedJudge) -> 
 
 def stamp_of(recipe: LabelRecipe, judge: AskedJudge) -> str:
     """What the labels depend on, besides the pairs: stored in every label file, and the key of the verdict store."""
-    parts = [judge.judge_id, recipe.mode]
+    parts = [judge.judge_id, judge.mode]
     if judge.writes:
         parts.append(f"{judge.max_tokens} tokens")
     if judge.guided:
         parts.append("guided")
     if recipe.cascade is not None:
-        parts.append(f"{recipe.cascade.student} {recipe.cascade.agreement}")
+        parts.append(f"student {student_fingerprint(recipe.cascade)} agreement {recipe.cascade.agreement:g}")
     return " ".join(parts)
 
 

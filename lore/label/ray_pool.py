@@ -21,7 +21,6 @@ has no placement on CPUs and pins another vLLM.
 """
 
 import io
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -32,7 +31,7 @@ import pyarrow as pa
 
 from lore.engines.config import RaySection
 from lore.engines.engine import EngineUsage
-from lore.engines.ray_cluster import connected, enter_folder, last_words, quiet, resources
+from lore.engines.ray_cluster import KILLED, connected, end_process, enter_folder, last_words, quiet, resources
 from lore.label.judge import asked_judge
 from lore.label.plan import Shard
 from lore.label.worker import ShardResult, ShardWorker, Worker, WorkerSpec, failed_shard
@@ -43,7 +42,6 @@ OPENING_DEATHS = 8  # workers in a row that end while they open their judge; the
 UNREAD_BYTES = 256 * 2**20  # of finished shards that wait for this process, about
 QUEUED = 2  # shards per worker: one that it labels and the next, so that it never waits for this process
 SAID_WORDS = 300
-KILLED = "the worker's process ended: killed, out of memory, a crash of its engine, or a lost machine"
 
 
 def label_on_ray(
@@ -179,13 +177,6 @@ class Attempts:
     def failed(self, name: str, words: str) -> None:
         """Notes why the attempt under way has failed."""
         self._words[name] = self._begun.get(name, 0), words
-
-
-def end_process() -> None:
-    """Ends this worker with its engine's processes. Ray starts another one and gives it the unfinished work."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    os._exit(1)
 
 
 def _attempts() -> Any:

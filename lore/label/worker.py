@@ -13,12 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lore.data.pair import Pair
 from lore.engines.engine import MAX_WORDS, EngineUsage
 from lore.judge.ask import ENGINE_DIED, RAISED, incomplete
 from lore.judge.scorer import Scorer
-from lore.judge.verdict import Verdict, to_row
+from lore.judge.verdict import Verdict, to_columns
 from lore.label.inputs import pairs_of
 from lore.label.judge import asked_judge, open_scorer
 from lore.label.keys import content_halves
@@ -128,30 +129,21 @@ def shard_result(
     rows: pa.Table, asked: np.ndarray, verdicts: list[Verdict], tier_ids: list[str], usage: EngineUsage, seconds: float
 ) -> ShardResult:
     """The label rows of a shard. verdicts: one per asked row; its copies get the same one under their own pair ids."""
+    whys = [incomplete(verdict) for verdict in verdicts]
+    copies = np.diff(np.append(asked, rows.num_rows))
+    of_row = pa.array(np.repeat(np.arange(len(verdicts)), copies))
+    columns = {name: column.take(of_row) for name, column in to_columns(verdicts, tier_ids).items()}
+    columns |= {name: rows.column(name) for name in ("pair_id", "query", "item_id", "query_frequency", "content")}
+    slices = rows.column("slices")
+    if slices.null_count:
+        slices = pa.array([names or [] for names in slices.to_pylist()], slices.type)
+    columns |= {"slices": slices, "attempts": pc.add(rows.column("asked_before"), pa.scalar(1, pa.int32()))}
     schema = label_schema(tier_ids)
-    answered, lost = [], []
-    names = ("pair_id", "query", "item_id", "query_frequency", "slices", "content", "asked_before")
-    columns = [rows.column(name).to_pylist() for name in names]
-    ends = [*asked[1:].tolist(), rows.num_rows]
-    whys: list[str] = []
-    for start, end, verdict in zip(asked.tolist(), ends, verdicts, strict=True):
-        why = incomplete(verdict)
-        if why is not None:
-            whys.append(why)
-        for row in range(start, end):
-            pair_id, query, item_id, frequency, slices, content, before = (column[row] for column in columns)
-            verdict.pair_id = pair_id
-            label = to_row(verdict, tier_ids) | {
-                "query": query,
-                "item_id": item_id,
-                "query_frequency": frequency,
-                "slices": slices or [],
-                "content": content,
-                "attempts": before + 1,
-            }
-            (answered if why is None else lost).append(label)
-    tables = (pa.Table.from_pylist(labels, schema=schema) for labels in (answered, lost))
-    return ShardResult(*tables, usage, seconds, len(verdicts), tuple(whys))
+    table = pa.table([columns[name] for name in schema.names], schema=schema)
+    answered = pa.array(np.repeat([why is None for why in whys], copies).astype(bool))
+    tables = (table.filter(chosen).combine_chunks() for chosen in (answered, pc.invert(answered)))
+    lost = tuple(why for why in whys if why is not None)
+    return ShardResult(*tables, usage, seconds, len(verdicts), lost)
 
 
 def failed_shard(rows: pa.Table, tier_ids: list[str], detail: str, judge_id: str) -> ShardResult:

@@ -4,7 +4,7 @@ import pytest
 import tokenizers_for_tests as small
 from tokenizers import AddedToken
 
-from lore.codec import chat_template, prefix_ids
+from lore.codec import chat_template, prefix_ids, prompt
 from lore.codec.chat_template import template_text
 from lore.codec.prompt import PromptFormat, render
 from lore.data.pair import Pair
@@ -65,7 +65,18 @@ def test_settings_that_another_caller_left_in_the_tokenizer_change_no_ids():
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
-@pytest.mark.parametrize("spare", [400, 40, 15])
+def test_a_bound_without_tokenizing_is_never_too_low(kind):
+    tokenizer, sure = getattr(small, kind)(), 0
+    texts = ["rules " * 60 + f"<|im_start|>user\n{title}<|im_end|>" for title in TITLES]
+    for text in texts * 2:
+        size = len(prefix_ids.text_ids(tokenizer, text))
+        assert not prefix_ids.surely_within(tokenizer, text, size - 1)
+        sure += prefix_ids.surely_within(tokenizer, text, size + 2000)
+    assert sure >= (10 if kind in ("chatml", "gpt2_like", "tier_tokens") else 0)
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("spare", [4000, 40, 15])
 def test_rendered_prompts_are_those_of_the_slow_way(kind, spare, monkeypatch):
     tokenizer = getattr(small, kind)()
     fmt = PromptFormat("answer_only", "tiers", max_prompt_tokens=100_000)
@@ -73,4 +84,5 @@ def test_rendered_prompts_are_those_of_the_slow_way(kind, spare, monkeypatch):
     fmt = PromptFormat("answer_only", "tiers", max_prompt_tokens=least + spare)
     found = [render(pair, RUBRIC, fmt, tokenizer=tokenizer) for pair in pairs()]
     monkeypatch.setattr(chat_template.prefix_ids, "text_ids", plainly)
+    monkeypatch.setattr(prompt, "surely_within", lambda *_: False)
     assert found == [render(pair, RUBRIC, fmt, tokenizer=tokenizer) for pair in pairs()]

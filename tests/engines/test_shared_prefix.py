@@ -17,7 +17,7 @@ from lore.engines.chat import prompt_tokens
 from lore.engines.config import ModelSection
 from lore.engines.engine import Sampling
 from lore.engines.open_engine import open_engine
-from lore.engines.shared_prefix import HELD, Prefixes
+from lore.engines.shared_prefix import HELD, Prefixes, runs
 from lore.engines.transformers import TransformersEngine
 
 SYSTEM = {"role": "system", "content": "Judge relevance by these rules: " + WORDS}
@@ -109,6 +109,31 @@ def test_prompts_without_a_common_beginning_are_read_as_before(tiny):
         engine.score([*ASKED, *other]), open_engine(ModelSection(name=str(tiny.text)), RUBRIC, device="cpu").score([*ASKED, *other])
     )
     assert engine.usage.cached_tokens == 0 and engine.generate([], Sampling()) == []
+
+
+def test_items_of_one_query_start_behind_it(tiny):
+    plain = open_engine(ModelSection(name=str(tiny.text)), RUBRIC, device="cpu")
+    engine = sharing(plain)
+    queries = ["red cotton dress for women and a blue scarf of wool", "small white dots on a dress of cotton for a child", "mug"]
+    asked = [[SYSTEM, {"role": "user", "content": f"{query}\n{n}: {WORDS[n:]}"}] for query in queries for n in range(20)]
+    with shapes_of(engine) as shapes:
+        found = engine.score(asked)
+    np.testing.assert_allclose(found, plain.score(asked), atol=1e-5)
+    assert [rows for rows, _ in shapes if rows >= 20] == [20, 20, 20]
+    assert sum(rows == 1 for rows, _ in shapes) == 3  # the rubric and two queries; the third is shorter than what a batch costs
+    assert engine.generate(asked, Sampling(max_tokens=5)) == plain.generate(asked, Sampling(max_tokens=5))
+    assert len(engine._prefixes._held) == 1  # the queries are not kept
+    assert 0 < engine.usage.cached_tokens < engine.usage.prompt_tokens
+
+
+def test_runs_are_neighbors_that_save_more_than_a_batch_costs():
+    rubric, first, second = list(range(100)), list(range(200, 240)), list(range(300, 312))
+    rows = [[*rubric, *first, n] for n in range(5)] + [[*rubric, *second, n] for n in range(9)] + [[*rubric, n] for n in range(5)]
+    room = [len(row) - 1 for row in rows]
+    assert runs(rows, room, 100) == [(list(range(5)), 140), (list(range(5, 14)), 112)]
+    assert runs(rows, [101] * len(rows), 100) == []  # photos right behind the rubric
+    assert runs(rows[5:8], room, 100) == [] and runs([], [], 0) == [] and runs(rows[:1], room[:1], 5) == []
+    assert runs(rows[::4], room[::4], 100) == []
 
 
 def test_prefixes_are_kept_in_a_bounded_number_and_go_on_from_one_another():

@@ -280,3 +280,11 @@ def test_keys_do_not_depend_on_the_batch(tmp_path):
     for name in whole:
         assert np.array_equal(whole[name], np.concatenate([part[name] for part in parts]))
     assert isinstance(batch, pa.RecordBatch)
+
+
+def test_a_damaged_store_does_not_end_the_run(tmp_path, capsys):
+    (tmp_path / "store.sqlite").write_bytes(b"no database" * 1000)
+    recipe = label_recipe(tmp_path, write(tmp_path / "pairs.parquet", make_pairs()), store=str(tmp_path / "store.sqlite"))
+    label_once(recipe, tmp_path / "labels")
+    assert len(labels_of(tmp_path / "labels")) == 50
+    assert "goes on without the verdict store" in capsys.readouterr().err

@@ -62,7 +62,8 @@ def test_dry_run_then_labels_then_nothing_left(judge, tiny, tmp_path, monkeypatc
 
 def test_a_judge_that_reasons_first_needs_mode_rationale(tiny, runs, tmp_path):
     result = CliRunner().invoke(
-        app, ["label", str(tiny.pairs / "test.parquet"), "--judge", str(tiny.judge("text")), "-o", str(tmp_path / "labels")]
+        app,
+        ["label", str(tiny.pairs / "test.parquet"), "--judge", str(tiny.judge("text")), "-o", str(tmp_path), "--mode", "verdict"],
     )
     assert result.exit_code == 1 and "trained to reason first" in str(result.exception) and "rationale" in str(result.exception)
 

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from ray_faults import FaultyWorker
+from ray_faults import FaultyWorker, ray_here
 from stub_scorer import label_once, label_recipe
 from test_label import labels_of, make_pairs, rows_of, write
 from tiny import make
@@ -11,6 +11,7 @@ from lore.label.label import run
 from lore.label.ray_pool import KILLED, Attempts
 from lore.run.run_folder import RunFolder
 
+__all__ = ["ray_here"]
 RAY = {"address": "local", "min_workers": 2, "max_workers": 2, "max_attempts": 2}
 
 
@@ -33,7 +34,7 @@ def test_attempts_remember_why_the_one_before_failed():
 
 
 @pytest.mark.slow
-def test_a_shard_that_kills_its_workers_costs_itself_and_nothing_else(tmp_path, capfd):
+def test_a_shard_that_kills_its_workers_costs_itself_and_nothing_else(ray_here, tmp_path, capfd):
     pairs = make_pairs()
     for pair in pairs:
         number = int(pair.query.split()[1])
@@ -55,7 +56,7 @@ def test_a_shard_that_kills_its_workers_costs_itself_and_nothing_else(tmp_path, 
 
 
 @pytest.mark.slow
-def test_two_workers_write_the_same_files_as_one_process(tmp_path):
+def test_two_workers_write_the_same_files_as_one_process(ray_here, tmp_path):
     tiny = make(tmp_path / "tiny")
     body = {
         "stage": "label",
