@@ -253,7 +253,7 @@ def test_a_name_that_a_repeated_request_has_made_is_ones_own(tmp_path, monkeypat
 
 @pytest.mark.slow
 @given(st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_edits_kills_and_failures_in_any_order_end_with_one_label_per_pair(tmp_path_factory, data):
     tmp_path = tmp_path_factory.mktemp("any")
     texts: dict[str, str] = {}
@@ -264,8 +264,9 @@ def test_edits_kills_and_failures_in_any_order_end_with_one_label_per_pair(tmp_p
         order = data.draw(st.permutations(sorted(chosen)))
         pairs = [Pair(pair_id=one, query=f"query {int(one[1:]) % 4}", title=f"{one} {chosen[one]}") for one in order]
         size = data.draw(st.sampled_from([2, 8]))
-        recipe = label_recipe(tmp_path, write(tmp_path / "pairs.parquet", pairs), shard_pairs=size, store=stored, max_attempts=50)
-        recipe.unanswered.max_share = recipe.unanswered.max_in_a_row = None
+        values = {"shard_pairs": size, "store": stored, "max_attempts": 50}
+        unanswered = {"max_share": None, "max_in_a_row": None}
+        recipe = label_recipe(tmp_path, write(tmp_path / "pairs.parquet", pairs), **values, unanswered=unanswered)
         scorer = Dying(refusing(*data.draw(st.sets(st.sampled_from(order)))).fails)
         scorer.shards = data.draw(st.integers(0, 6))
         with suppress(Killed):
