@@ -49,7 +49,7 @@ class Forecast:
         for _ in range(2):
             table.add_column()
         counts, asked = self.counts, self.counts.questions
-        table.add_row("rows of the input", f"{counts.rows:,}")
+        table.add_row("rows that are pairs", f"{counts.rows:,}")
         table.add_row("pairs, each once", f"{counts.unique:,}")
         for name, number in (
             ("rejected rows (rejected.jsonl)", counts.rejected),
