@@ -26,8 +26,8 @@ again; distribatch gets dedupe=True.
 
 Lost: rows without a label at the end (the poisoned one aside), unless the last start refused to go on. Doubled: rows of the output
 beyond one per pair. Visible early: rows that a reader of the output saw at a kill, or when a start had failed, and that the next
-start asked again; and files that a reader could not read. Redone: questions beyond one per pair. Judges: how many judges' labels the
-output mixes.
+start asked again; and files that a reader could not read. Redone: questions beyond one per pair. Judges: how many judges' labels
+the output mixes.
 """
 
 import argparse
@@ -173,7 +173,7 @@ class Bench:
             out.starts[-1] = f"refused: {out.starts[-1]}"
         out.lost = 0 if refused else sum(pair not in labels and POISON not in title for pair, title in titles.items())
         out.doubled = sum(found.values()) - len({pair for pair, _ in found})
-        record = Path(job.asked).read_text().splitlines()
+        record = Path(job.asked).read_text().splitlines() if asked(job) else []
         out.redone = sum(times - 1 for title, times in Counter(record).items() if POISON not in title)
         for one in starts[:-1]:
             again = set(record[one.asked_until :])

@@ -18,6 +18,7 @@ from conftest import ROOT
 from openai_server import wait_for
 from test_transformers_engine import RUBRIC, prompts
 from tiny import make
+from vllm_answers import many_tiers
 
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
 from lore.engines.engine import EndpointStopped, RequestRefused, Sampling
@@ -141,6 +142,20 @@ def test_vllm_draws_by_the_seed_and_refuses_prompts_that_are_too_long(kind, vllm
     assert first == again
     assert len({text for row in first for text in row}) > 6  # the same prompt twice draws other answers
     assert "max_model_tokens (1024)" in found["too_long"] and found["too_long"].startswith("LoreError")
+
+
+@pytest.mark.parametrize("kind", ["vision", "text"])
+def test_a_rubric_with_more_tiers_than_vllms_twenty_logprobs_is_scored_exactly(
+    kind, tiny, adapter, transformers_answers, vllm_answers, servers
+):
+    asked, found = transformers_answers[kind][0][:4], vllm_answers[kind]
+    section = ModelSection(name=str(getattr(tiny, kind)), adapter=str(adapter) if kind == "text" else None)
+    rubric = many_tiers(open_engine(section, RUBRIC, device="cpu").tokenizer, 25)
+    scores = open_engine(section, rubric, device="cpu").score(asked)
+    np.testing.assert_allclose(found["many"], scores, atol=1e-3)
+    served = EndpointSection(url=servers[kind], model="teacher", key_variable="TEACHER_KEY", tokenizer=str(getattr(tiny, kind)))
+    np.testing.assert_allclose(open_engine(served, rubric).score(asked), scores, atol=1e-3)
+    assert found["too_many"].startswith("LoreError: Rubric tiers140 has 140 tiers") and "at most 128" in found["too_many"]
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])
