@@ -119,6 +119,11 @@ def label(
     if endpoint is not None:
         overrides += endpoint_keys(endpoint, judge)
     overrides += [argument for argument in given if argument not in paths]
+    if ray is None and (workers or gpus_per_worker is not None) and not any(one.startswith("ray.address=") for one in overrides):
+        raise LoreError(
+            "--workers and --gpus-per-worker are for labelling on Ray.\nAdd --ray local for this machine, or --ray auto for the "
+            "cluster that it belongs to."
+        )
     need_input_and_judge(overrides)
     command = Path(__file__).parent.parent / "label" / "command.yaml"
     try:

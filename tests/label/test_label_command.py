@@ -82,6 +82,7 @@ def test_several_inputs_are_refused(tmp_path):
         (["p.jsonl", "--judge", "j", "judge.gided=true"], "1 problem in the options of lore label; nothing was run\n"),
         (["judge.gided=true", "p.jsonl", "--judge", "j"], "override judge.gided=true: judge.gided"),
         (["p.jsonl", "--judge", "j", "--student", "s"], "--mode cascade --student"),
+        (["p.jsonl", "--judge", "j", "--workers", "2"], "Add --ray local for this machine"),
     ],
 )
 def test_what_is_missing_or_misspelled_is_named_in_the_words_of_the_command(arguments, said, tmp_path, monkeypatch):
