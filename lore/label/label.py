@@ -147,15 +147,10 @@ def planned(
             known=known,
             dry_run=dry_run,
         )
-<<<<<<< HEAD
         plan.counts.rejected = rejected.count
         plan.save()
-    if dry_run and plan.counts.stored:
-        (work / PLAN).unlink()  # it lacks the pairs that the real run takes from the store
-=======
     if dry_run and (plan.counts.stored or plan.counts.changed):
         (work / PLAN).unlink()  # it lacks the pairs that the real run takes from the store, and the old labels are still there
->>>>>>> h-eyes2
     return plan
 
 
@@ -273,16 +268,11 @@ def finish(
     folder.finish(
         {
             "pairs": summary.pairs,
-<<<<<<< HEAD
             "rejected rows": plan.counts.rejected,
-            "failures": len(failed),
-            "pending": len(failed) - final,
-=======
             "failures": failures,
             "pending": failures - final - plan.counts.absent,
             "foreign": foreign,
             "files": len(ledger.files()) + len(ledger.files(FAILURES)),
->>>>>>> h-eyes2
             "input": plan.fingerprint,
             "labels": str(folder / "verdicts"),
             "report": str(folder / "report.html"),
