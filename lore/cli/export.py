@@ -1,4 +1,4 @@
-"""`lore export`: write a judge trained by SFT as one model folder. Imports inside functions keep `lore --help` fast."""
+"""`lore export`: write a trained judge as one model folder. Imports inside functions keep `lore --help` fast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lore.cli.options import FORCE
 
 
 def export(
-    run: Path = typer.Argument(..., help="Run folder of an SFT recipe."),
+    run: Path = typer.Argument(..., help="Run folder of a training stage that ends with a judge: sft, grpo, ppo, dpo or kto."),
     out: str = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder to write the model to."),
     merge: bool = typer.Option(
         False, "--merge", help="Merge the adapter into the weights and check the tier probabilities of sample prompts."

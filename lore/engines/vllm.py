@@ -115,10 +115,18 @@ class VllmEngine:
         return out
 
     def score(self, prompts: list[Messages]) -> np.ndarray:
-        """See Engine.score."""
-        from vllm import PoolingParams, SamplingParams  # vLLM is optional and takes seconds to load
+        """See Engine.score. Raises LoreError for a rubric with more tiers than vLLM gives log-probabilities for (128)."""
+        # vLLM is optional and takes seconds to load.
+        from vllm import PoolingParams, SamplingParams
+        from vllm.sampling_params import MAX_LOGPROB_TOKEN_IDS
 
         ids = list(self.verdict.tier_ids)
+        if self._tier_rows is None and len(ids) > MAX_LOGPROB_TOKEN_IDS:
+            raise LoreError(
+                f"Rubric {self.rubric.name} has {len(ids)} tiers, and vLLM gives the log-probabilities of at most "
+                f"{MAX_LOGPROB_TOKEN_IDS} tokens, so tier probabilities cannot be read.\nUse the transformers engine, or, for "
+                "verdicts alone, vllm.scoring: pooling."
+            )
         begun = [at_verdict(messages, self.verdict.prefix_text) for messages in prompts]
         logs = np.zeros((len(prompts), len(ids)))
         if self._tier_rows is not None:
@@ -207,6 +215,9 @@ def engine_options(section: ModelSection, vllm: VllmSection, rank: int | None, *
     if default_device() == "cpu":
         # Chunked prefill of a seeded request crashes vLLM's CPU engine ("CPU Generator does not use offset").
         options["enable_chunked_prefill"] = False
+        # A shared prefix is reused in whole blocks. With vLLM's 128 tokens on a CPU every prompt reads half a block of it again;
+        # 32 is the smallest size that its fast kernels take.
+        options["block_size"] = 32
     if (rule := longrope(section)) is not None:
         # With a longer context vLLM reads every prompt with the long frequencies, transformers only the prompts beyond the limit.
         options["max_model_len"] = rule.tokens

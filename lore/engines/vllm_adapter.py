@@ -6,6 +6,8 @@ config and the names are checked (`adapter_rank`); afterwards vLLM's workers say
 but needs the started engine: for a server, only the first check runs.
 """
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
@@ -43,7 +45,9 @@ def adapter_rank(section: ModelSection) -> int | None:
     rank = max([config.get("r", LoraConfig().r), *(config.get("rank_pattern") or {}).values()])
     fitting = [most for most in LORA_RANKS if most >= rank]
     if not fitting:
-        raise LoreError(f"The adapter {section.adapter} has rank {rank}; vLLM supports at most {LORA_RANKS[-1]}. Merge it first.")
+        raise LoreError(
+            f"The adapter {section.adapter} has rank {rank}; vLLM supports at most {LORA_RANKS[-1]}.\n{_merge_first(section)}."
+        )
     return fitting[0]
 
 
@@ -106,6 +110,13 @@ def _unsupported_layers(section: ModelSection) -> list[str]:
 def _partly(section: ModelSection, what: str) -> LoreError:
     return LoreError(
         f"The adapter {section.adapter} {what}, which vLLM does not support, so its answers would differ from the trained "
-        "judge's.\nMerge it first (lore export RUN --out FOLDER --merge) and set model.name to that folder, use the "
-        "transformers engine, or train the adapter with model.lora.targets: language-model."
+        f"judge's.\n{_merge_first(section)}, use the transformers engine, or train the adapter with model.lora.targets: "
+        "language-model."
     )
+
+
+def _merge_first(section: ModelSection) -> str:
+    """The advice to merge, with the adapter's run folder in the command if it still lies in one."""
+    run = Path(str(section.adapter)).parent
+    named = shlex.quote(str(run)) if (run / "recipe.yaml").is_file() else "RUN"
+    return f"Merge it first (lore export {named} --out FOLDER --merge) and use FOLDER as model.name or as the judge"

@@ -37,6 +37,7 @@ from lore.label.worker import ShardResult, ShardWorker, Worker, WorkerSpec, fail
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process, say
+from lore.support.text import counted
 
 DEAD_SHARDS = 3  # shards in a row whose engine died, at every attempt: then the fault is not in the shards, and the run stops
 FIRST_PAIRS = 8  # whose photos are measured before the start
@@ -46,13 +47,14 @@ def run(recipe: LabelRecipe, folder: RunFolder, make_worker: Callable[[WorkerSpe
     """Labels the input. Only the main process works. make_worker: opens what answers; benchmarks measure everything but that."""
     if not is_main_process():
         return
+    folder.renew(recipe)
     judge = asked_judge(recipe.judge, recipe.mode)
     ledger, known = opened_ledger(recipe, folder, judge)
     plan = planned(recipe, folder, ledger, known)
     say(described(plan.counts))
     shards = [shard for shard in plan.shards if not ledger.has(shard.name)]
     left = sum(shard.pairs for shard in shards)
-    say(f"{judge.described()}; {left:,} pairs in {len(shards):,} shards")
+    say(f"{judge.described()}; {counted(left, 'pair')} in {counted(len(shards), 'shard')}")
     spec = WorkerSpec(recipe.resolved(), str(folder.path))
     totals, foreign = RunTotals(), 0
     if shards:
@@ -145,6 +147,8 @@ def planned(
             known=known,
             dry_run=dry_run,
         )
+        plan.counts.rejected = rejected.count
+        plan.save()
     if dry_run and (plan.counts.stored or plan.counts.changed):
         (work / PLAN).unlink()  # it lacks the pairs that the real run takes from the store, and the old labels are still there
     return plan
@@ -152,10 +156,9 @@ def planned(
 
 def described(counts: Counts) -> str:
     """One line on a plan."""
-    parts = [f"{counts.rows:,} rows", f"{counts.unique:,} pairs"]
+    parts = [counted(counts.rows, "row"), counted(counts.unique, "pair")]
     named = {
         "folded": "repeated rows folded",
-        "conflicting": "rows rejected because their pair_id names another pair too",
         "labelled": "labelled before",
         "changed": "changed since",
         "given_up": "given up",
@@ -163,7 +166,9 @@ def described(counts: Counts) -> str:
         "again": "without an answer before",
     }
     parts += [f"{getattr(counts, key):,} {name}" for key, name in named.items() if getattr(counts, key)]
-    return f"input: {', '.join(parts)}; {counts.to_label:,} to label, {counts.questions:,} different questions"
+    if counts.rejected:
+        parts.append(f"{counted(counts.rejected, 'row')} rejected (rejected.jsonl says why)")
+    return f"input: {', '.join(parts)}; {counts.to_label:,} to label, {counted(counts.questions, 'different question')}"
 
 
 def answers(
@@ -209,7 +214,8 @@ def fit_threshold(recipe: LabelRecipe, judge: AskedJudge, plan: Plan, folder: Ru
     path = folder / CASCADE
     if path.is_file():
         return
-    say(f"choosing the threshold of the cascade on about {recipe.cascade.pairs:,} pairs")
+    pairs = min(recipe.cascade.pairs, sum(shard.pairs for shard in plan.shards))
+    say(f"choosing the threshold of the cascade on about {counted(pairs, 'pair')}")
     asked, student = open_judge(judge, recipe), open_student(recipe, judge.rubric)
     cascade = open_cascade(
         student, asked, lambda: sample(plan, recipe.cascade.pairs), path, target=recipe.cascade.agreement, seed=recipe.seed
@@ -262,11 +268,13 @@ def finish(
     folder.finish(
         {
             "pairs": summary.pairs,
+            "rejected rows": plan.counts.rejected,
             "failures": failures,
             "pending": failures - final - plan.counts.absent,
             "foreign": foreign,
             "files": len(ledger.files()) + len(ledger.files(FAILURES)),
             "input": plan.fingerprint,
             "labels": str(folder / "verdicts"),
+            "report": str(folder / "report.html"),
         }
     )

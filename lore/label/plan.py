@@ -97,6 +97,8 @@ class Counts:
 
     rows: int = 0
     """Rows that were read and are pairs."""
+    rejected: int = 0
+    """Rows that are no pairs, and the conflicting ones: those in rejected.jsonl."""
     conflicting: int = 0
     """Rows rejected because their pair_id names another pair too."""
     folded: int = 0

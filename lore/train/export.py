@@ -6,7 +6,10 @@ for most models bfloat16. Rounding to 16 bits changes the probabilities of any j
 saved files as well and prints both differences. `--dtype float32` avoids the rounding (twice the size); `--tolerance` limits it.
 Scoring runs in float32 and needs 4 bytes of memory per parameter.
 
-    lore export runs/quickstart/sft --merge -o judge/
+The run may be of any stage that ends with a judge. A stage that continues the adapter of an earlier run saves it whole, so the
+merge needs the base model and not the earlier run.
+
+    lore export runs/quickstart/grpo --merge -o judge/
 """
 
 import gc
@@ -45,8 +48,8 @@ from lore.support.errors import LoreError
 from lore.support.full_disk import full_disk_named
 from lore.support.outputs import checked_folder
 from lore.train.common.checkpoint import check_room, processor_bytes
-from lore.train.sft.config import SFTRecipe
 
+JUDGE_STAGES = ("sft", "grpo", "ppo", "dpo", "kto")
 SAMPLE_PAIRS = 48
 READ_PAIRS = 5000  # the sample is drawn from the first pairs of the file
 TOLERANCE = 1e-3
@@ -93,12 +96,15 @@ def export(
     if not folder.is_done:
         raise LoreError(
             f"{folder.path} is not a finished run, so it has no judge to export.\n"
-            "Give the run folder of an sft recipe, or finish the run first."
+            f"Give the run folder of a training stage ({', '.join(JUDGE_STAGES)}), or finish the run first."
         )
     shown, out = out, _checked_out(out, [folder.path], force)
     stage = read_recipe_text(folder.recipe_path).data.get("stage")
-    if stage != "sft":
-        raise LoreError(f"{folder.path} is a run of stage {stage}, but only sft runs can be exported. Give an sft run.")
+    if stage not in JUDGE_STAGES:
+        raise LoreError(
+            f"{folder.path} is a run of stage {stage}, which trains no judge, so there is none to export.\n"
+            f"Give the run folder of one of the stages {', '.join(JUDGE_STAGES)}."
+        )
     recipe = load_recipe(folder.recipe_path, [f"model.{TRUST}={'true' if trust_remote_code else 'false'}"])
     trained = folder / "model"
     _checked_out(out, [place for place in (recipe.model.name, recipe.model.adapter) if place and Path(place).is_dir()], force)
@@ -159,8 +165,11 @@ def _report(out: Path, difference: Difference | None, merge: bool) -> str:
     )
 
 
-def write_merged(recipe: SFTRecipe, folder: RunFolder, out: Path, dtype: str | None, tolerance: float | None) -> Difference:
-    """Writes the base with the merged adapter as safetensors, with its processor; scores it before and after writing."""
+def write_merged(recipe: Any, folder: RunFolder, out: Path, dtype: str | None, tolerance: float | None) -> Difference:
+    """Writes the base with the merged adapter as safetensors, with its processor; scores it before and after writing.
+
+    recipe: of one of JUDGE_STAGES, which all have the sections model, data and prompt.
+    """
     judge = recipe.model.model_copy(update={"adapter": str(folder / "model"), "lora": None, "dtype": "float32"})
     rubric, fmt = load_rubric(recipe.data.rubric), PromptFormat(**recipe.prompt.model_dump())
     check_card(judge, renderer_hash(rubric, fmt), "lore export")

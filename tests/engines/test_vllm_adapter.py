@@ -67,6 +67,13 @@ def test_settings_that_vllm_does_not_apply_are_refused(tiny, tmp_path, change, n
     refused(saved.section, named, WAYS_OUT)
 
 
+def test_the_refusal_names_the_run_whose_adapter_it_is(tiny, tmp_path):
+    saved = Saved(tiny.text, write_adapter(tiny.text, tmp_path / "my run" / "model", modules_to_save=["lm_head"]))
+    assert "lore export RUN --out" in refused(saved.section, WAYS_OUT)
+    (tmp_path / "my run" / "recipe.yaml").touch()
+    assert f"(lore export '{tmp_path / 'my run'}' --out FOLDER --merge)" in refused(saved.section, "FOLDER as model.name")
+
+
 def test_names_that_fit_no_module_are_refused_before_vllm_starts(tiny, tmp_path):
     saved = Saved(tiny.text, write_adapter(tiny.text, tmp_path / "adapter"))
     saved.rename(lambda name: name.replace("model.layers", "language_model.layers"))

@@ -8,6 +8,16 @@ import sys
 from pathlib import Path
 
 
+def many_tiers(tokenizer, count: int):
+    """A rubric with so many tiers, whose ids are words of one token each."""
+    from lore.rubric.rubric import Rubric, Tier
+
+    words = sorted(word[1:] for word in tokenizer.get_vocab() if word.startswith("Ġ") and word[1:].isalnum() and word.islower())
+    tiers = [Tier(id=word, name=word, meaning=word, relevant=place > 2) for place, word in enumerate(words[:count])]
+    assert len(tiers) == count
+    return Rubric(name=f"tiers{count}", version="1", tiers=tiers)
+
+
 def main(folder: str, kind: str, out: str, adapter: str | None = None) -> None:
     from test_transformers_engine import RUBRIC, prompts
     from tiny import Tiny
@@ -15,6 +25,7 @@ def main(folder: str, kind: str, out: str, adapter: str | None = None) -> None:
     from lore.engines.config import ModelSection, VllmSection
     from lore.engines.engine import Sampling
     from lore.engines.open_engine import open_engine
+    from lore.engines.vllm import VllmEngine
 
     tiny = Tiny(*(Path(folder) / name for name in ("pairs", "vision", "text")))
     model = ModelSection(name=str(getattr(tiny, kind)), adapter=adapter, dtype="float32")
@@ -32,6 +43,14 @@ def main(folder: str, kind: str, out: str, adapter: str | None = None) -> None:
         engine.generate([[{"role": "user", "content": "a " * 2000}]], Sampling())
     except Exception as error:
         found["too_long"] = f"{type(error).__name__}: {error}"
+    many, too_many = (
+        VllmEngine(engine.llm, engine.processor, many_tiers(engine.tokenizer, count), set(), engine._adapter) for count in (25, 140)
+    )
+    found["many"] = many.score(asked[:4]).tolist()
+    try:
+        too_many.score(asked[:1])
+    except Exception as error:
+        found["too_many"] = f"{type(error).__name__}: {error}"
     Path(out).write_text(json.dumps(found))
 
 

@@ -13,14 +13,16 @@ from safetensors.torch import load_file as load_tensors
 
 from lore.codec.prompt import PromptFormat
 from lore.config.stages import load_recipe
+from lore.data.parquet import read_pairs
 from lore.engines.config import ModelSection
 from lore.engines.loading import load_model, load_processor
 from lore.judge.card import check_card, check_template, read_card
+from lore.judge.trained import trained_judge
 from lore.rubric.rubric import load_rubric
 from lore.run.run_folder import RunFolder
 from lore.run.runner import run_recipe
 from lore.support.errors import LoreError
-from lore.train.export import SAMPLE_PAIRS, TOLERANCE, compare, export, sample_pairs, score_pairs
+from lore.train.export import JUDGE_STAGES, SAMPLE_PAIRS, TOLERANCE, compare, export, sample_pairs, score_pairs
 
 RUBRIC = load_rubric("shop")
 
@@ -41,6 +43,66 @@ def merged(trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "judge"
     assert export(trained.path, out, merge=True).written < 1e-3
     return out
+
+
+ANSWERS = [f"<reason>why</reason>\n<verdict>{tier}</verdict>" for tier in RUBRIC.tier_ids]
+
+
+def aligned(tiny, trained, stage: str, folder, **model) -> RunFolder:
+    """A run of one or two steps that goes on with the adapter of `trained`."""
+    pairs = list(read_pairs(tiny.asked))[:16]
+    rows = [{"pair_id": pair.pair_id, "chosen": ANSWERS[3], "rejected": ANSWERS[0]} for pair in pairs]
+    if stage == "kto":
+        rows = [{"pair_id": p.pair_id, "completion": ANSWERS[i % 4], "good": bool(i % 2)} for i, p in enumerate(pairs)]
+    (folder / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = {"steps": 1, "batch_size": 8, "lr": 3e-2}
+    sections = {"train": train, "rollout": {"group": 4, "max_tokens": 4}, "replay": {"rows": 4, "weight": 1.0}}
+    if stage in ("dpo", "kto"):
+        sections = {"train": train, "preferences": {"tables": [str(folder / "table.jsonl")]}, "pool": None, "rollout": None}
+    recipe = load_recipe(trained.recipe_path)
+    model = {"name": recipe.model.name, "adapter": str(trained / "model")} | model
+    prompt = recipe.prompt.model_dump()
+    (folder / f"{stage}.yaml").write_text(tiny.align(stage, tiny.vision, stage=stage, model=model, prompt=prompt, **sections))
+    return run_recipe(folder / f"{stage}.yaml")
+
+
+@pytest.mark.parametrize(
+    "stage", ["grpo", *(pytest.param(stage, marks=pytest.mark.slow) for stage in JUDGE_STAGES if stage not in ("sft", "grpo"))]
+)
+def test_the_judge_of_every_stage_is_merged_into_the_base_of_its_adapter(stage, tiny, trained, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("lore.train.export.SAMPLE_PAIRS", 8)
+    run = aligned(tiny, trained, stage, tmp_path)
+    out = tmp_path / "judge"
+    found = export(run.path, out)
+    assert found.merged < 1e-3 and found.written < 1e-3 and found.pairs == 8
+    adapter, whole, fmt, pairs = parts(run, out)
+    with_adapter = score_pairs(adapter, RUBRIC, fmt, pairs)
+    np.testing.assert_allclose(with_adapter, score_pairs(whole, RUBRIC, fmt, pairs), atol=1e-3)
+    before = score_pairs(adapter.model_copy(update={"adapter": str(trained / "model")}), RUBRIC, fmt, pairs)
+    assert np.abs(with_adapter - before).max() > 0.01  # the stage's adapter, and not the one that it began with
+    assert not (out / "adapter_config.json").exists() and read_card(out) == read_card(run / "model")
+    assert trained_judge(out).fmt == trained_judge(run.path).fmt
+    export(run.path, tmp_path / "copy", merge=False)
+    assert (tmp_path / "copy" / "adapter_model.safetensors").read_bytes() == (
+        run / "model" / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_new_adapter_on_an_exported_judge_is_merged_into_that_judge(tiny, trained, merged, runs, tmp_path):
+    run = aligned(tiny, trained, "dpo", tmp_path, name=str(merged), adapter=None, lora={"rank": 4})
+    assert export(run.path, tmp_path / "judge").written < 1e-3
+    assert read_card(tmp_path / "judge")["base"] == str(merged)
+    with pytest.raises(LoreError, match="an input of this command"):
+        export(run.path, merged, force=True)
+
+
+def test_a_run_without_a_judge_is_refused_with_the_stages_that_have_one(trained, tmp_path):
+    shutil.copytree(trained.path, tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("stage: sft", "stage: pretrain"))
+    with pytest.raises(LoreError, match="stage pretrain, which trains no judge(?s:.*)sft, grpo, ppo, dpo, kto"):
+        export(tmp_path / "run", tmp_path / "judge")
 
 
 def parts(trained, merged):
