@@ -33,6 +33,8 @@ class AskedJudge:
     scores: bool
     guided: bool
     max_tokens: int
+    mode: str
+    """verdict, rationale or cascade."""
 
     @property
     def judge_id(self) -> str:
@@ -79,6 +81,8 @@ def asked_judge(section: LabelJudgeSection, mode: str) -> AskedJudge:
         else:
             weights = model_fingerprint(section.model.name, section.model.adapter)
             check_card(section.model, renderer_hash(rubric, fmt), "judge.model")
+    if mode == "auto":
+        mode = "rationale" if fmt.order == "reason_first" else "verdict"
     if mode == "verdict" and fmt.order == "reason_first":
         raise LoreError(f"Mode verdict reads the verdict without a reason, but {REASON_FIRST}.\nUse mode rationale.")
     explain = mode == "rationale" and fmt.order == "answer_first"
@@ -87,7 +91,7 @@ def asked_judge(section: LabelJudgeSection, mode: str) -> AskedJudge:
     vllm = section.vllm if isinstance(asked, ModelSection) and runs_in_vllm(section) else None
     renderer = renderer_hash(rubric, fmt)
     return AskedJudge(
-        asked, vllm, rubric, fmt, weights, renderer, explain, section.scores, section.guided, section.max_tokens
+        asked, vllm, rubric, fmt, weights, renderer, explain, section.scores, section.guided, section.max_tokens, mode
     )
 
 
@@ -121,7 +125,15 @@ def open_scorer(judge: AskedJudge, recipe: LabelRecipe, folder: Path) -> Scorer:
 
 def open_judge(judge: AskedJudge, recipe: LabelRecipe) -> JudgeScorer:
     """Loads the judge."""
-    engine = open_engine(judge.section, judge.rubric, vllm=judge.vllm, batch_tokens=recipe.batch_tokens, shared_prefix=True)
+    only_scores = judge.scores and not judge.explain and judge.fmt.order != "reason_first"
+    engine = open_engine(
+        judge.section,
+        judge.rubric,
+        vllm=judge.vllm,
+        batch_tokens=recipe.batch_tokens,
+        shared_prefix=True,
+        only_scores=only_scores,
+    )
     if isinstance(judge.section, ModelSection):
         check_template(judge.section, getattr(engine, "processor", engine.tokenizer), "judge")
     sampling = Sampling(max_tokens=judge.max_tokens, seed=recipe.seed)
@@ -144,7 +156,7 @@ def open_student(recipe: LabelRecipe, rubric: Rubric) -> Scorer:
     """The student of a cascade: a trained judge that answers without decoding, or the lexical baseline."""
     path = recipe.cascade.student
     if is_trained(path):
-        student = asked_judge(LabelJudgeSection(path=path, engine=recipe.judge.engine, vllm=recipe.judge.vllm), "student")
+        student = asked_judge(LabelJudgeSection(path=path, engine=recipe.judge.engine, vllm=recipe.judge.vllm), "auto")
         return open_judge(student, recipe)
     from lore.label.cascade import read_lexical_scorer  # loads scikit-learn: only for a cascade
 

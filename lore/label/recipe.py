@@ -37,9 +37,10 @@ class LabelRecipe(BaseRecipe):
     stage: Literal["label"] = "label"
     input: InputSection
     judge: LabelJudgeSection
-    mode: Literal["verdict", "rationale", "cascade"] = "verdict"
+    mode: Literal["auto", "verdict", "rationale", "cascade"] = "auto"
     """verdict: tier probabilities from one forward pass per pair, without decoding; for judges whose verdict comes first.
-    rationale: the judge writes its reason too. cascade: a student first, the judge where the student is unsure."""
+    rationale: the judge writes its reason too. cascade: a student first, the judge where the student is unsure. auto: rationale
+    for a judge that reasons first, else verdict."""
     cascade: CascadeSection | None = None
     """The student, for mode: cascade."""
     ray: RaySection | None = None
@@ -63,14 +64,12 @@ class LabelRecipe(BaseRecipe):
         if (self.mode == "cascade") != (self.cascade is not None):
             yield Conflict(
                 ("mode", "cascade"),
-                f"mode {self.mode} and {'no ' if self.cascade is None else ''}cascade",
-                "mode: cascade with a cascade section that names the student, or neither",
+                f"mode {self.mode} and {'no' if self.cascade is None else 'a'} student",
+                "mode: cascade with cascade.student (--mode cascade --student ...), or neither",
             )
         order = self.judge.prompt.order if self.judge.prompt else None
         if self.mode == "verdict" and order == "reason_first":
             yield Conflict(("mode", "judge.prompt.order"), "verdict with reason_first", "mode: rationale: " + REASON_FIRST)
-        if self.mode == "verdict" and not self.judge.scores:
-            yield Conflict(("mode", "judge.scores"), "verdict without scores", "mode: rationale, which generates the verdict")
 
     def check_packages(self) -> None:
         if self.ray is not None:

@@ -20,6 +20,7 @@ from test_transformers_engine import RUBRIC, prompts
 from tiny import make
 from vllm_answers import many_tiers
 
+from lore.engines.chat import at_verdict, prompt_tokens
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
 from lore.engines.engine import EndpointStopped, RequestRefused, Sampling
 from lore.engines.open_engine import open_engine
@@ -31,6 +32,7 @@ pytestmark = [
 ]
 VLLM = VllmSection(eager=True, kv_cache_gib=0.1, max_model_tokens=1024)
 KEY = "key-of-the-test-server"
+BLOCK = 128  # tokens of a block of vLLM's prefix cache on a CPU
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,21 @@ def vllm_answers(tiny, adapter, tmp_path_factory):
         script = ROOT / "tests" / "engines" / "vllm_answers.py"
         command = [sys.executable, str(script), str(tiny.pairs.parent), kind, str(out), *lora]
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}  # the script needs tests/tiny.py
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[kind] = json.loads(out.read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def vllm_scores(tiny, adapter, tmp_path_factory):
+    """kind -> what tests/engines/vllm_scores.py has found with the pooling runner."""
+    found = {}
+    for kind, lora in (("vision", []), ("text", [str(adapter)])):
+        out = tmp_path_factory.mktemp("scores") / f"{kind}.json"
+        script = ROOT / "tests" / "engines" / "vllm_scores.py"
+        command = [sys.executable, str(script), str(tiny.pairs.parent), kind, "pooling", str(out), *lora]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(script.parent)])}
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
         found[kind] = json.loads(out.read_text())
@@ -133,6 +150,39 @@ def test_vllm_in_process_scores_and_writes_what_transformers_does(kind, transfor
     assert difference < 1e-3
     assert found["greedy"] == [[vars(c) for c in row] for row in greedy]
     assert found["none"] == [[], [0, 4]]
+
+
+@pytest.mark.parametrize("kind", ["vision", "text"])
+def test_40_pairs_get_the_same_probabilities_from_the_pooling_runner_and_an_endpoint(kind, vllm_scores, servers, tiny, adapter):
+    """Also behind a long reason, whose full blocks a second call takes from the prefix cache."""
+    from test_transformers_engine import FORMAT
+    from vllm_scores import REASON
+
+    from lore.codec.verdict_tokens import with_verdict_prefix
+
+    model = ModelSection(name=str(getattr(tiny, kind)), adapter=str(adapter) if kind == "text" else None)
+    engine, served, found = (
+        open_engine(model, RUBRIC, device="cpu"),
+        endpoint(servers, kind, tokenizer=model.name),
+        vllm_scores[kind],
+    )
+    asked = prompts(tiny, engine.processor, 40)
+    reasoned = [with_verdict_prefix(p, FORMAT, engine.verdict, rationale=REASON) for p in asked[:8]]
+    scores, after_reason = engine.score(asked), engine.score(reasoned)
+    differences = {
+        "pooling": np.abs(np.array(found["scores"]) - scores).max(),
+        "pooling, reasoned": np.abs(np.array(found["reasoned"]) - after_reason).max(),
+        "endpoint": np.abs(served.score(asked) - scores).max(),
+        "endpoint, reasoned": np.abs(served.score(reasoned) - after_reason).max(),
+    }
+    print(kind, {name: f"{value:.1e}" for name, value in differences.items()})
+    assert max(differences.values()) < 1e-3 and differences["pooling"] < 1e-5
+    assert found["generate"].startswith("This vLLM engine only scores") and found["none"] == [0, 4]
+    begun = [at_verdict(p, engine.verdict.prefix_text) for p in asked]
+    tokens = [prompt_tokens(engine.processor, p) for p in (*begun, *reasoned)]
+    assert found["usage"]["prompt_tokens"] == sum(tokens[:40]) and found["usage"]["generated_tokens"] == 0
+    # The block with the last token is not taken from the cache, because its last hidden state is needed.
+    assert found["cached"][1] == sum((count - 1) // BLOCK * BLOCK for count in tokens[40:]) > 0
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])

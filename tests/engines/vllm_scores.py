@@ -28,8 +28,11 @@ def main(folder: str, kind: str, scoring: str, out: str, adapter: str | None = N
     asked = prompts(tiny, engine.processor, 40)
     found = {"scores": engine.score(asked).tolist(), "usage": vars(engine.usage).copy()}
     reasoned = [with_verdict_prefix(p, FORMAT, engine.verdict, rationale=REASON) for p in asked[:8]]
-    found["reasoned"] = [engine.score(reasoned).tolist() for _ in range(2)]
-    found["cached"] = engine.usage.cached_tokens
+    found["reasoned"], found["cached"] = [], []
+    for _ in range(2):
+        before = engine.usage.cached_tokens
+        found["reasoned"].append(engine.score(reasoned).tolist())
+        found["cached"].append(engine.usage.cached_tokens - before)
     found["none"] = list(engine.score([]).shape)
     try:
         engine.generate(asked[:1], Sampling(max_tokens=1))
