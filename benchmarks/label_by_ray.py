@@ -16,5 +16,5 @@ ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=Fal
 ray.data.DataContext.get_current().checkpoint_config = CheckpointConfig(
     id_column="pair_id", checkpoint_path=f"{job.out}.checkpoint", delete_checkpoint_on_success=not job.keep
 )
-pairs = ray.data.read_parquet(job.pairs, override_num_blocks=8)
+pairs = ray.data.read_parquet(job.pairs).repartition(target_num_rows_per_block=250)  # else this small input is one block
 pairs.map_batches(judge, batch_size=50, concurrency=2).write_parquet(job.out)

@@ -19,8 +19,8 @@ again; distribatch gets dedupe=True.
 - re-sorted: killed, the input shuffled, then a start to the end
 - grown: a finished job, a tenth of new rows mixed into the input, another start
 - grown, defaults: the same with the checkpoint options as they come
-- judge, same path: killed, the weights replaced, then a start to the end
-- judge, other path: killed, then a start to the end with another judge
+- judge, same path: as grown, and the judge's weights are replaced in between
+- judge, other path: as grown, and the second start has a judge in another folder
 - full disk: the disk fills while the job runs; then it is emptied, and the job is started again
 - poisoned: the judge raises an error for one row; up to three starts
 
@@ -99,6 +99,9 @@ class Bench:
         self.rows = [(f"p{n}", f"query {n // ITEMS_PER_QUERY}", f"item {n}") for n in range(options.pairs)]
         self.scoring_seconds = options.seconds * options.pairs / 2
         self.number = 0
+        # One server for all jobs: its address is part of what distribatch compares.
+        self.server = serve()
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def job(self, rows: list, *, disk: Path | None = None) -> Job:
         """A job in a folder of its own."""
@@ -113,9 +116,7 @@ class Bench:
     def start(self, job: Job, *, stop: Callable[["Start"], bool] | None = None, at: float | None = None) -> Start:
         """Starts a job. at: seconds after its first question at which everything is killed; stop: asked every millisecond whether
         everything is killed now."""
-        server = serve(job)
-        job = replace(job, url=f"http://127.0.0.1:{server.server_port}/v1")
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        job = self.server.job = replace(job, url=f"http://127.0.0.1:{self.server.server_port}/v1")
         path = Path(job.asked).with_name("job.json")
         path.write_text(json.dumps(asdict(job)))
         log, before, killed = path.with_name("log"), asked(job), False
@@ -141,8 +142,6 @@ class Bench:
             process.wait()
         finally:
             kill(process, lambda: None)
-            server.shutdown()
-            server.server_close()
         if not killed:
             seen = self.read(job)
         if not killed and first is not None:
@@ -175,7 +174,7 @@ class Bench:
         out.doubled = sum(found.values()) - len({pair for pair, _ in found})
         record = Path(job.asked).read_text().splitlines() if asked(job) else []
         out.redone = sum(times - 1 for title, times in Counter(record).items() if POISON not in title)
-        for one in starts[:-1]:
+        for one in (one for one in starts[:-1] if one.status):
             again = set(record[one.asked_until :])
             out.visible_early += sum(times for (pair, tier), times in one.seen.items() if titles.get(pair) in again)
             out.unreadable += one.unreadable
@@ -218,29 +217,31 @@ class Bench:
         write_pairs(Path(job.pairs), rows)
         return self.outcome(job, rows, [first, self.start(job)])
 
-    def grown(self, keep: bool = True) -> Outcome:
-        job = replace(self.job(self.rows), keep=keep)
+    def grown(self) -> Outcome:
+        job = self.job(self.rows)
+        return self.grow(job, lambda: job)
+
+    def grown_defaults(self) -> Outcome:
+        job = replace(self.job(self.rows), keep=False)
+        return self.grow(job, lambda: job)
+
+    def grow(self, job: Job, between: Callable[[], Job], *, refusable: bool = False) -> Outcome:
+        """A finished job; then new rows and another start, of the job that `between` returns."""
         first, count = self.start(job), len(self.rows)
         rows = [(f"p{n}", f"query {n // 7}", f"item {n}") for n in range(count, count + count // 10)] + self.rows
         self.rng.shuffle(rows)
         write_pairs(Path(job.pairs), rows)
-        return self.outcome(job, rows, [first, self.start(job)])
-
-    def grown_defaults(self) -> Outcome:
-        return self.grown(keep=False)
+        return self.outcome(job, rows, [first, self.start(between())], refusable=refusable)
 
     def judge_same_path(self) -> Outcome:
         job = self.job(self.rows)
-        first = self.start(job, at=0.5 * self.scoring_seconds)
-        write_judge(Path(job.judge), "second")
-        return self.outcome(job, self.rows, [first, self.start(job)], refusable=True)
+        return self.grow(job, lambda: write_judge(Path(job.judge), "second") or job, refusable=True)
 
     def judge_other_path(self) -> Outcome:
         job = self.job(self.rows)
-        first = self.start(job, at=0.5 * self.scoring_seconds)
         other = Path(job.judge).with_name("other")
         write_judge(other, "second")
-        return self.outcome(job, self.rows, [first, self.start(replace(job, judge=str(other)))], refusable=True)
+        return self.grow(job, lambda: replace(job, judge=str(other)), refusable=True)
 
     def full_disk(self) -> Outcome | None:
         disk = self.folder / "disk"
@@ -349,7 +350,7 @@ def last_words(text: str, status: int) -> str:
         failures = re.findall(r"[1-9]\d* rows failed.*|failures [1-9]\d*", text)
         return f"done, {failures[-1]}" if failures else "done"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if "rror" in line and not line.startswith(("Traceback", "File", "raise"))]
+    errors = [line for line in lines if re.match(r"(\S*\.)?\w*(Error|Exception|error)\b.{0,40}:", line)]
     return (errors or lines or [""])[-1][:160]
 
 

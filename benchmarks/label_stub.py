@@ -54,13 +54,13 @@ def ask(titles: list[str], job: Job) -> list[str]:
 class Handler(BaseHTTPRequestHandler):
     """Chat completions: the title is the last line of the prompt, the tier is the answer."""
 
-    job: Job
+    server: "Server"
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         try:
-            (tier,) = ask([body["messages"][-1]["content"].splitlines()[-1]], self.job)
+            (tier,) = ask([body["messages"][-1]["content"].splitlines()[-1]], self.server.job)
             choice = {"index": 0, "message": {"role": "assistant", "content": tier}, "finish_reason": "stop"}
             status, reply = 200, {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10}}
         except ValueError as error:
@@ -78,10 +78,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
+    """job: whose judge answers."""
+
+    job: Job
+
     def handle_error(self, *_: object) -> None:
         pass  # a client that was killed
 
 
-def serve(job: Job) -> Server:
+def serve() -> Server:
     """A server on a free port of loopback; the caller runs serve_forever."""
-    return Server(("127.0.0.1", 0), type("JobHandler", (Handler,), {"job": job}))
+    return Server(("127.0.0.1", 0), Handler)

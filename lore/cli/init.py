@@ -25,6 +25,7 @@ IN_A_PROJECT = {
     "      (make quickstart installs first)": "",
     " docs/robustness.md says what to expect.": "",
     " (docs/rewards.md)": "",
+    ": launch/ray, launch/slurm": "",
 }
 """Texts of the recipes and what a project has in their place: its own rubric, and nothing of this repository."""
 

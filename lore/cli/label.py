@@ -8,6 +8,7 @@ lore label export labels/ --format qrels -o labels.qrels
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -77,6 +78,7 @@ def label(
 ) -> None:
     """Label every pair of an input with a judge, each exactly once. Stop it, kill it, run it again: finished pairs stay."""
     from lore.config.stages import load_recipe
+    from lore.config.yaml_text import RecipeError
     from lore.run.devices import leave
     from lore.run.run_folder import RunFolder
     from lore.run.runner import is_finished, run_in
@@ -116,7 +118,18 @@ def label(
         overrides.append(f"input.map={json.dumps(column_map(columns, (), None), ensure_ascii=False)}")
     if endpoint is not None:
         overrides += endpoint_keys(endpoint, judge)
-    recipe = load_recipe(Path(__file__).parent.parent / "label" / "command.yaml", [*overrides, *given[len(paths) :]])
+    overrides += [argument for argument in given if argument not in paths]
+    if ray is None and (workers or gpus_per_worker is not None) and not any(one.startswith("ray.address=") for one in overrides):
+        raise LoreError(
+            "--workers and --gpus-per-worker are for labelling on Ray.\nAdd --ray local for this machine, or --ray auto for the "
+            "cluster that it belongs to."
+        )
+    need_input_and_judge(overrides)
+    command = Path(__file__).parent.parent / "label" / "command.yaml"
+    try:
+        recipe = load_recipe(command, overrides)
+    except RecipeError as error:
+        raise LoreError(re.sub(re.escape(str(command)) + r"(:\d+)?", "the options of lore label", str(error))) from error
     folder = RunFolder(out, recipe)
     recipe.check_packages()
     if dry_run:
@@ -129,6 +142,20 @@ def label(
     if not is_finished(recipe, folder):
         run_in(recipe, folder, "lore label")
     leave(0)
+
+
+def need_input_and_judge(overrides: list[str]) -> None:
+    """Raises LoreError if no option and no override names an input, or none names a judge."""
+    from lore.support.errors import LoreError
+
+    keys = {override.split("=")[0] for override in overrides}
+    if not any(key == "input" or key.startswith(("input.path", "input.ubi")) for key in keys):
+        raise LoreError(
+            "No input was named, so nothing can be labelled. Name it: lore label pairs.parquet --judge runs/grpo -o labels.\n"
+            "User Behavior Insights come with --ubi-queries FILE."
+        )
+    if not any(key == "judge" or key.startswith(("judge.path", "judge.model", "judge.endpoint")) for key in keys):
+        raise LoreError("No judge was named. Give --judge with the run folder of a trained judge, such as runs/grpo.")
 
 
 def endpoint_keys(url: str, judge: str | None) -> list[str]:

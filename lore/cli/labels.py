@@ -17,6 +17,7 @@ import typer
 
 from lore.support.bounds import MAX_COUNT
 from lore.support.terminal import print_json, print_line
+from lore.support.text import counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,7 +49,7 @@ def stats(
         print_json({"path": str(found.path), "bytes": found.bytes, "judges": rows})
         return
     total = sum(one.verdicts for one in found.judges)
-    print_line(f"{found.path}: {total:,} verdicts of {len(rows):,} judges, {shown_bytes(found.bytes)}")
+    print_line(f"{found.path}: {counted(total, 'verdict')} of {counted(len(rows), 'judge')}, {shown_bytes(found.bytes)}")
     if rows:
         print_table("", ["judge", "verdicts", "last used"], [[row["judge"], f"{row['verdicts']:,}", row["used"]] for row in rows])
 
@@ -63,12 +64,13 @@ def _folder_stats(folder: Path, as_json: bool) -> None:
         return
     tiers = ", ".join(f"{tier} {count:,}" for tier, count in found.tiers.items())
     unreadable = f", no readable tier {found.unreadable:,}" if found.unreadable else ""
-    print_line(f"{folder}: {found.pairs:,} pairs labelled by {found.judge or 'an unknown judge'}")
+    print_line(f"{folder}: {counted(found.pairs, 'pair')} labelled by {found.judge or 'an unknown judge'}")
     print_line(f"tiers: {tiers}{unreadable}")
     print_line(f"without an answer: {found.pending:,} are asked again, {found.final:,} are not")
-    print_line("asked: " + ", ".join(f"{pairs:,} pairs {times} x" for times, pairs in found.attempts.items()))
+    asked = (f"{counted(pairs, 'pair')} {counted(times, 'time')}" for times, pairs in found.attempts.items())
+    print_line(f"asked: {', '.join(asked)}")
     print_line(f"doubled pair ids: {found.doubled:,}")
-    print_line(f"{found.files:,} files, {shown_bytes(found.bytes)}")
+    print_line(f"{counted(found.files, 'file')}, {shown_bytes(found.bytes)}")
 
 
 @app.command()
@@ -91,13 +93,15 @@ def gc(
         paths, size = clean_folder(folder, dry_run=dry_run)
         for path in paths:
             print_line(f"{would}: {path}")
-        print_line(f"{folder}: {len(paths):,} left-over files and folders {would}, {shown_bytes(size)}")
+        what = "file or folder" if len(paths) == 1 else "files and folders"
+        print_line(f"{folder}: {len(paths):,} left-over {what} {would}, {shown_bytes(size)}")
         return
     opened = _store(store)
     found = opened.gc(unused_days, _keeps(keep or []), dry_run=dry_run)
     for judge in found.judges:
-        print_line(f"{would}: {judge.name}: {judge.verdicts:,} verdicts, last used {_day(judge.used)}")
-    print_line(f"{found.path}: {len(found.judges):,} judges {would}" + ("" if dry_run else f", {shown_bytes(found.bytes)} freed"))
+        print_line(f"{would}: {judge.name}: {counted(judge.verdicts, 'verdict')}, last used {_day(judge.used)}")
+    freed = "" if dry_run else f", {shown_bytes(found.bytes)} freed"
+    print_line(f"{found.path}: {counted(len(found.judges), 'judge')} {would}{freed}")
 
 
 def _store(given: str | None):

@@ -215,8 +215,8 @@ def engine_options(section: ModelSection, vllm: VllmSection, rank: int | None, *
     if default_device() == "cpu":
         # Chunked prefill of a seeded request crashes vLLM's CPU engine ("CPU Generator does not use offset").
         options["enable_chunked_prefill"] = False
-        # A shared prefix is reused in whole blocks. With vLLM's 128 tokens on a CPU every prompt reads half a block of it again; 32 is
-        # the smallest size that its fast kernels take.
+        # A shared prefix is reused in whole blocks. With vLLM's 128 tokens on a CPU every prompt reads half a block of it again;
+        # 32 is the smallest size that its fast kernels take.
         options["block_size"] = 32
     if (rule := longrope(section)) is not None:
         # With a longer context vLLM reads every prompt with the long frequencies, transformers only the prompts beyond the limit.

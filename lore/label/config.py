@@ -133,6 +133,8 @@ class LabelJudgeSection(StrictModel):
         from lore.judge.card import read_card
         from lore.rubric.rubric import load_rubric
 
+        if self.path is not None and not self.folder.is_dir():
+            raise LoreError(self._no_folder)
         name = self.rubric or (read_card(self.folder) or {}).get("rubric")
         if name is None:
             raise LoreError(f"{self.path} has no card, so its rubric is not known. Name the folder of a trained judge.")
@@ -146,7 +148,11 @@ class LabelJudgeSection(StrictModel):
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
         if self.path is not None and not self.folder.is_dir():
-            yield "path", f"{self.path} is not a folder. Name the run folder of a trained judge, such as runs/grpo."
+            yield "path", self._no_folder
+
+    @property
+    def _no_folder(self) -> str:
+        return f"{self.path} is not a folder. Name the run folder of a trained judge, such as runs/grpo."
 
 
 class CascadeSection(StrictModel):

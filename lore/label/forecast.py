@@ -21,6 +21,7 @@ from lore.label.progress import clock, cost_of
 from lore.label.recipe import LabelRecipe
 from lore.run.run_folder import RunFolder
 from lore.support.console import Console, Table
+from lore.support.text import counted
 
 PROBE_PAIRS = 200
 WARM_UP_PAIRS = 20  # answered first and not timed: the first call compiles and allocates
@@ -48,18 +49,18 @@ class Forecast:
         for _ in range(2):
             table.add_column()
         counts, asked = self.counts, self.counts.questions
-        table.add_row("rows of the input", f"{counts.rows:,}")
+        table.add_row("rows that are pairs", f"{counts.rows:,}")
         table.add_row("pairs, each once", f"{counts.unique:,}")
         for name, number in (
+            ("rejected rows (rejected.jsonl)", counts.rejected),
             ("repeated rows folded", counts.folded),
-            ("rejected: pair_id of two pairs", counts.conflicting),
             ("labelled before", counts.labelled),
             ("changed since they were labelled", counts.changed),
             ("given up", counts.given_up),
             ("already in the verdict store", counts.stored),
         ):
             table.add_row(name, f"{number:,}")
-        table.add_row("to label", f"{counts.to_label:,} pairs in {self.shards:,} shards")
+        table.add_row("to label", f"{counted(counts.to_label, 'pair')} in {counted(self.shards, 'shard')}")
         table.add_row("different questions among them", f"{asked:,}")
         if self.probe_pairs:
             table.add_row("prompt tokens", f"{self.prefix_tokens:,} before every question + {self.unique_tokens:,.1f} of its own")
@@ -68,8 +69,8 @@ class Forecast:
             table.add_row("generated tokens", f"{asked * self.generated_tokens:,.0f}")
             table.add_row("prefix-cache hits of the probe", f"{100 * self.cached_share:.0f} %")
             table.add_row("speed of the probe", f"{self.questions_per_second:,.1f} questions/s (one worker)")
-            table.add_row("time", clock(self.seconds))
-            table.add_row("cost", "no price in cost" if self.usd is None else f"${self.usd:,.2f}")
+            table.add_row("time", clock(self.seconds) if self.seconds >= 1 else "less than a second")
+            table.add_row("cost", "unknown: give --usd-per-hour, or prices in cost" if self.usd is None else f"${self.usd:,.2f}")
         console.print(table)
 
 

@@ -23,12 +23,12 @@ from lore.engines.unanswered import AnswerWatch
 from lore.judge.dry_pass import VERDICT_TOKENS, Asked, check_asking, judge_length
 from lore.label.inputs import open_input, pairs_of
 from lore.label.judge import AskedJudge, asked_judge, open_judge, open_student, student_fingerprint, trained_of
-from lore.label.ledger import Ledger, is_final
+from lore.label.ledger import Ledger
 from lore.label.plan import PLAN, Counts, Plan, Shard, make_plan
 from lore.label.progress import LabelProgress
 from lore.label.recipe import LabelRecipe
 from lore.label.report import write_report
-from lore.label.schema import WORK
+from lore.label.schema import FAILURES, WORK
 from lore.label.store import open_store
 from lore.label.stored import StoredLabels
 from lore.label.summary import RunTotals, print_summary, summarize
@@ -37,6 +37,7 @@ from lore.label.worker import ShardResult, ShardWorker, Worker, WorkerSpec, fail
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process, say
+from lore.support.text import counted
 
 DEAD_SHARDS = 3  # shards in a row whose engine died, at every attempt: then the fault is not in the shards, and the run stops
 FIRST_PAIRS = 8  # whose photos are measured before the start
@@ -46,15 +47,16 @@ def run(recipe: LabelRecipe, folder: RunFolder, make_worker: Callable[[WorkerSpe
     """Labels the input. Only the main process works. make_worker: opens what answers; benchmarks measure everything but that."""
     if not is_main_process():
         return
+    folder.renew(recipe)
     judge = asked_judge(recipe.judge, recipe.mode)
     ledger, known = opened_ledger(recipe, folder, judge)
     plan = planned(recipe, folder, ledger, known)
     say(described(plan.counts))
     shards = [shard for shard in plan.shards if not ledger.has(shard.name)]
     left = sum(shard.pairs for shard in shards)
-    say(f"{judge.described()}; {left:,} pairs in {len(shards):,} shards")
+    say(f"{judge.described()}; {counted(left, 'pair')} in {counted(len(shards), 'shard')}")
     spec = WorkerSpec(recipe.resolved(), str(folder.path))
-    totals = RunTotals()
+    totals, foreign = RunTotals(), 0
     if shards:
         if make_worker is ShardWorker:
             if recipe.judge.path is not None and recipe.judge.endpoint is not None:
@@ -65,20 +67,36 @@ def run(recipe: LabelRecipe, folder: RunFolder, make_worker: Callable[[WorkerSpe
             if recipe.mode == "cascade":
                 fit_threshold(recipe, judge, plan, folder)
         watch = AnswerWatch(recipe.unanswered, "judge", answered=bool(ledger.files()))
-        workers, dead = recipe.ray.workers if recipe.ray is not None else 1, 0
+        workers = recipe.ray.workers if recipe.ray is not None else 1
+        dead: list[tuple[Shard, ShardResult]] = []
         with LabelProgress(left, recipe.cost, workers) as progress:
+
+            def commit(shard: Shard, result: ShardResult) -> None:
+                nonlocal foreign
+                if not ledger.commit(shard.name, result.verdicts, result.failures):
+                    foreign += 1
+                    return
+                progress.add(result)
+                if known is not None:
+                    known.add(shard.name, result.verdicts)
+
             for shard, result in answers(recipe, plan, shards, spec, judge, make_worker):
-                dead = dead + 1 if result.died else 0
-                if dead >= DEAD_SHARDS:
-                    raise LoreError(f"The engine died on {dead} shards in a row, the last time with: {result.lost[0]}")
-                if not result.died:
-                    watch.chunk([*result.lost, *[None] * (result.questions - len(result.lost))])
-                if ledger.commit(shard.name, result.verdicts, result.failures):
-                    progress.add(result)
-                    if known is not None:
-                        known.add(shard.name, result.verdicts)
+                if result.died:  # not committed yet: if the engine dies on all shards, their pairs lose no attempt
+                    dead.append((shard, result))
+                    if len(dead) >= DEAD_SHARDS:
+                        raise LoreError(f"The engine died on {len(dead)} shards in a row, the last time with: {result.lost[0]}")
+                    continue
+                watch.chunk([*result.lost, *[None] * (result.questions - len(result.lost))])
+                for one in dead:
+                    commit(*one)
+                dead.clear()
+                commit(shard, result)
+            for one in dead:
+                commit(*one)
         totals = RunTotals(pairs=progress.labelled, seconds=progress.seconds, usd=progress.usd, **asdict(progress.usage))
-    finish(recipe, folder, ledger, plan, judge, totals)
+    if foreign:
+        say(f"warning: another run has labelled {foreign:,} of the shards at the same time; start once more to check the folder")
+    finish(recipe, folder, ledger, plan, judge, totals, foreign)
 
 
 def opened_ledger(recipe: LabelRecipe, folder: RunFolder, judge: AskedJudge) -> tuple[Ledger, StoredLabels | None]:
@@ -109,10 +127,10 @@ def planned(
     recipe: LabelRecipe, folder: RunFolder, ledger: Ledger, known: StoredLabels | None, *, dry_run: bool = False
 ) -> Plan:
     """The plan of an earlier start if it is the same input's and unfinished, else a new one. dry_run: labels of the verdict store
-    are counted and not taken over."""
+    are counted and not taken over, and labels of changed pairs stay."""
     work = folder / WORK
     plan = Plan.load(work)
-    if plan is not None and plan.stamp == ledger.stamp and not ledger.failed():
+    if plan is not None and plan.stamp == ledger.stamp and not ledger.files(FAILURES):
         left = any(not ledger.has(shard.name) for shard in plan.shards)
         if left and plan.fingerprint == open_input(recipe.input, work, Nothing()).fingerprint:
             return plan
@@ -127,18 +145,20 @@ def planned(
             shard_pairs=recipe.shard_pairs,
             max_attempts=recipe.max_attempts,
             known=known,
+            dry_run=dry_run,
         )
-    if dry_run and plan.counts.stored:
-        (work / PLAN).unlink()  # it lacks the pairs that the real run takes from the store
+        plan.counts.rejected = rejected.count
+        plan.save()
+    if dry_run and (plan.counts.stored or plan.counts.changed):
+        (work / PLAN).unlink()  # it lacks the pairs that the real run takes from the store, and the old labels are still there
     return plan
 
 
 def described(counts: Counts) -> str:
     """One line on a plan."""
-    parts = [f"{counts.rows:,} rows", f"{counts.unique:,} pairs"]
+    parts = [counted(counts.rows, "row"), counted(counts.unique, "pair")]
     named = {
         "folded": "repeated rows folded",
-        "conflicting": "rows rejected because their pair_id names another pair too",
         "labelled": "labelled before",
         "changed": "changed since",
         "given_up": "given up",
@@ -146,7 +166,9 @@ def described(counts: Counts) -> str:
         "again": "without an answer before",
     }
     parts += [f"{getattr(counts, key):,} {name}" for key, name in named.items() if getattr(counts, key)]
-    return f"input: {', '.join(parts)}; {counts.to_label:,} to label, {counts.questions:,} different questions"
+    if counts.rejected:
+        parts.append(f"{counted(counts.rejected, 'row')} rejected (rejected.jsonl says why)")
+    return f"input: {', '.join(parts)}; {counts.to_label:,} to label, {counted(counts.questions, 'different question')}"
 
 
 def answers(
@@ -192,7 +214,8 @@ def fit_threshold(recipe: LabelRecipe, judge: AskedJudge, plan: Plan, folder: Ru
     path = folder / CASCADE
     if path.is_file():
         return
-    say(f"choosing the threshold of the cascade on about {recipe.cascade.pairs:,} pairs")
+    pairs = min(recipe.cascade.pairs, sum(shard.pairs for shard in plan.shards))
+    say(f"choosing the threshold of the cascade on about {counted(pairs, 'pair')}")
     asked, student = open_judge(judge, recipe), open_student(recipe, judge.rubric)
     cascade = open_cascade(
         student, asked, lambda: sample(plan, recipe.cascade.pairs), path, target=recipe.cascade.agreement, seed=recipe.seed
@@ -231,23 +254,27 @@ def _asked(recipe: LabelRecipe, judge: AskedJudge, plan: Plan) -> Asked:
 
 
 def finish(
-    recipe: LabelRecipe, folder: RunFolder, ledger: Ledger, plan: Plan, judge: AskedJudge, totals: RunTotals
+    recipe: LabelRecipe, folder: RunFolder, ledger: Ledger, plan: Plan, judge: AskedJudge, totals: RunTotals, foreign: int = 0
 ) -> None:
-    """Writes summary and report, and marks the folder as done."""
+    """Writes summary and report, and marks the folder as done. foreign: shards that another run has committed meanwhile."""
     ledger.settle_failures()
-    failed = ledger.failed()
-    final = sum(is_final(*tried, recipe.max_attempts) for tried in failed.values())
+    failures, final = ledger.count_failures(recipe.max_attempts)
     compare = Path(recipe.compare) if recipe.compare else None
     summary = summarize(folder.path, judge.rubric, compare=compare, max_attempts=recipe.max_attempts, totals=totals)
     print_summary(summary)
     write_report(folder.path, summary, judge.rubric, judge.described())
+    (folder / WORK / PLAN).unlink(missing_ok=True)
     shutil.rmtree(folder / WORK / "shards", ignore_errors=True)
     folder.finish(
         {
             "pairs": summary.pairs,
-            "failures": len(failed),
-            "pending": len(failed) - final,
+            "rejected rows": plan.counts.rejected,
+            "failures": failures,
+            "pending": failures - final - plan.counts.absent,
+            "foreign": foreign,
+            "files": len(ledger.files()) + len(ledger.files(FAILURES)),
             "input": plan.fingerprint,
             "labels": str(folder / "verdicts"),
+            "report": str(folder / "report.html"),
         }
     )

@@ -84,9 +84,9 @@ class Ledger:
         return sorted(path for inside, paths in listed.items() if within is None or within.meets(inside) for path in paths)
 
     @contextmanager
-    def listed_once(self) -> Iterator[None]:
+    def listed_once(self, *kinds: str) -> Iterator[None]:
         """Inside the context the folders are listed once: for many calls of `files` that need no later files."""
-        self._listed = {kind: self._list(kind) for kind in (VERDICTS, FAILURES)}
+        self._listed = {kind: self._list(kind) for kind in kinds}
         try:
             yield
         finally:
@@ -154,28 +154,57 @@ class Ledger:
         finally:
             part.unlink(missing_ok=True)
 
-    def remove(self, ids: np.ndarray, high: np.ndarray) -> int:
-        """Removes rows by (id hash, high half of the content), for pairs whose text has changed. Returns their number."""
-        gone, removed = np.sort(mixed(ids, high)), 0
-        for path, table in self.tables(VERDICTS, self.schema.names):
-            drop = contains(gone, mixed(*_keys_of(table)))
-            if drop.any():
-                kept, removed = table.filter(pa.array(~drop)), removed + int(drop.sum())
-                if not kept.num_rows:
-                    remove(path)
-                    continue
-                with written_whole(path) as file:
-                    pq.write_table(kept.cast(self._metadata), file, compression="zstd")
-        return removed
+    def remove(self, ids: np.ndarray, high: np.ndarray, failed_ids: np.ndarray, failed_high: np.ndarray) -> None:
+        """Removes verdicts, and pairs without an answer, by (id hash, high half of the content): their text has changed."""
+        for kind, gone in ((VERDICTS, np.sort(mixed(ids, high))), (FAILURES, np.sort(mixed(failed_ids, failed_high)))):
+            if len(gone):
+                for path, table in self.tables(kind, ["pair_id", "content"]):
+                    self._keep(path, ~contains(gone, mixed(*_keys_of(table))))
+
+    def remove_doubled(self, doubled: np.ndarray) -> None:
+        """Leaves one verdict per pair, the one in the first file. Two machines that work in one folder, on a file system without
+        locks, may have labelled a pair twice. doubled: sorted id hashes of pairs with several verdicts."""
+        seen = np.zeros(len(doubled), bool)
+        for path, table in self.tables(VERDICTS, ["pair_id", "content"]) if len(doubled) else ():
+            ids = _keys_of(table)[0]
+            at = np.minimum(np.searchsorted(doubled, ids), len(doubled) - 1)
+            held = np.flatnonzero(doubled[at] == ids)
+            later = np.ones(len(held), bool)
+            later[np.unique(at[held], return_index=True)[1]] = False
+            keep = np.ones(len(ids), bool)
+            keep[held[later | seen[at[held]]]] = False
+            seen[at[held]] = True
+            self._keep(path, keep)
+
+    def _keep(self, path: Path, keep: np.ndarray) -> None:
+        """Rewrites a label file with some of its rows."""
+        if keep.all():
+            return
+        if not keep.any():
+            remove(path)
+            return
+        with open_parquet(path, REPAIR) as parquet:
+            table = parquet.read(columns=self.schema.names)
+        with written_whole(path) as file:
+            pq.write_table(table.filter(pa.array(keep)).cast(self._metadata), file, compression="zstd")
+
+    def count_failures(self, most: int) -> tuple[int, int]:
+        """(pairs without an answer, those of them that are not asked again). After `settle_failures`."""
+        rows = final = 0
+        for _, table in self.tables(FAILURES, ["attempts", "failure"]):
+            tried = zip(table.column("attempts").to_pylist(), table.column("failure").to_pylist(), strict=True)
+            rows, final = rows + table.num_rows, final + sum(is_final(times or 1, why or "", most) for times, why in tried)
+        return rows, final
 
     def settle_failures(self) -> None:
         """Rewrites failures/ with one row per pair that still has no answer, with its most attempts."""
-        for within, paths in groupby(self.files(FAILURES), key=lambda path: path.name[:RANGE_CHARACTERS]):
-            bits, prefix = within.split("-")
-            inside = HashRange(int(bits), int(prefix, 16))
-            latest, answered = self.failed(inside), np.sort(mixed(*self.known(inside)))
-            for path in paths:
-                self._settle(path, latest, answered)
+        with self.listed_once(VERDICTS):
+            for within, paths in groupby(self.files(FAILURES), key=lambda path: path.name[:RANGE_CHARACTERS]):
+                bits, prefix = within.split("-")
+                inside = HashRange(int(bits), int(prefix, 16))
+                latest, answered = self.failed(inside), np.sort(mixed(*self.known(inside)))
+                for path in paths:
+                    self._settle(path, latest, answered)
 
     def _settle(self, path: Path, latest: dict[tuple[int, int], tuple[int, str]], answered: np.ndarray) -> None:
         with open_parquet(path, REPAIR) as parquet:
@@ -184,11 +213,7 @@ class Ledger:
         rows = zip(ids.tolist(), high.tolist(), table.column("attempts").to_pylist(), strict=True)
         last = np.array([latest[one, content][0] == attempts for one, content, attempts in rows], bool)
         keep = last & ~contains(answered, mixed(ids, high))
-        if not keep.any():
-            remove(path)
-        elif not keep.all():
-            with written_whole(path) as file:
-                pq.write_table(table.filter(pa.array(keep)).cast(self._metadata), file, compression="zstd")
+        self._keep(path, keep)
 
 
 def is_final(attempts: int, failure: str, most: int) -> bool:

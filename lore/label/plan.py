@@ -2,7 +2,7 @@
 
 1. Spill: the rows go to files by their query's hash, with their keys (lore.label.keys).
 2. Ids: a pair_id that names two different pairs keeps the one with the smaller content; the other rows are rejected. A pair whose
-   text has changed since it was labelled loses its old label.
+   text has changed since it was labelled loses its old label, and a pair that two runs have labelled at once keeps one label.
 3. Each file: equal rows are folded, pairs with a label or a final failure are dropped, pairs of the verdict store are labelled from
    it, and the rest is sorted: pairs asked before and long items last, then by query, then by content.
 4. The sorted rows are cut into shards of `shard_pairs`. A shard is a row group of work/shards/<range>.parquet.
@@ -22,10 +22,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lore.data.rejected_rows import Rejection
-from lore.label.keys import KEY_COLUMNS, Keys, content_bytes
+from lore.data.tables.parquet_files import open_parquet
+from lore.label.keys import KEY_COLUMNS, Keys, content_bytes, content_halves, id_hashes
 from lore.label.ledger import HashRange, Ledger, contains, is_final, mixed
 from lore.label.schema import CONTENT, QUESTION_SCHEMA
 from lore.support.atomic_files import write_atomic, written_whole
@@ -43,6 +45,7 @@ MAX_CONFLICTS = 1_000_000
 SPILL_SCHEMA = pa.schema([*QUESTION_SCHEMA, *(pa.field(name, kind) for name, kind in KEY_COLUMNS)])
 SHARD_SCHEMA = pa.schema([*QUESTION_SCHEMA, pa.field("content", CONTENT), pa.field("asked_before", pa.int32())])
 """Rows of a shard: the question, its content, and how often it was asked without an answer."""
+SPELLINGS = ["query", "title", "item_id", "description", "category", "brand", "shop"]
 PLAN = "plan.json"
 VERSION = 1
 
@@ -73,9 +76,19 @@ class Shard:
     pairs: int
 
     def read(self, work: Path) -> pa.Table:
-        """Rows of SHARD_SCHEMA."""
-        with pq.ParquetFile(work / "shards" / self.file) as parquet:
-            return parquet.read_row_group(self.group)
+        """Rows of SHARD_SCHEMA. Raises LoreError if they are not those that the shard is named after."""
+        path = work / "shards" / self.file
+        repair = f"Delete {work} and run the same command again: the rest of the input is planned anew, and no label is lost."
+        with open_parquet(path, repair) as parquet:
+            found = None
+            if self.group < parquet.num_row_groups:
+                found = parquet.read_row_group(self.group)
+        if found is not None and found.schema.equals(SHARD_SCHEMA):
+            high, _ = content_halves(found.column("content").combine_chunks())
+            name = _named(id_hashes(found.column("pair_id").to_pylist()), high, found.column("asked_before").to_numpy())
+            if self.name.endswith(f"-{name}"):
+                return found
+        raise LoreError(f"{path}, row group {self.group}: not the pairs of shard {self.name}, so the plan is damaged.\n{repair}")
 
 
 @dataclass
@@ -84,6 +97,8 @@ class Counts:
 
     rows: int = 0
     """Rows that were read and are pairs."""
+    rejected: int = 0
+    """Rows that are no pairs, and the conflicting ones: those in rejected.jsonl."""
     conflicting: int = 0
     """Rows rejected because their pair_id names another pair too."""
     folded: int = 0
@@ -94,6 +109,8 @@ class Counts:
     """Pairs that this folder has a label for."""
     changed: int = 0
     """Pairs whose text has changed since they were labelled. Their old labels are removed."""
+    absent: int = 0
+    """Pairs without an answer that may be asked again, but are not in the input."""
     given_up: int = 0
     """Pairs without an answer that are not asked again."""
     stored: int = 0
@@ -130,8 +147,11 @@ class Plan:
             value = read_object(work / PLAN, "the plan", "It is made again.")
             if value["version"] != VERSION:
                 return None
-            shards = [Shard(*one) for one in value["shards"]]
-            return cls(work, value["fingerprint"], value["stamp"], Counts(**value["counts"]), shards)
+            shards, counts = [Shard(*one) for one in value["shards"]], Counts(**value["counts"])
+            whole = sum(shard.pairs for shard in shards) == counts.to_label
+            if not whole or not all((work / "shards" / file).is_file() for file in {shard.file for shard in shards}):
+                return None
+            return cls(work, value["fingerprint"], value["stamp"], counts, shards)
         except (LoreError, KeyError, TypeError):
             return None
 
@@ -145,11 +165,13 @@ def make_plan(
     shard_pairs: int,
     max_attempts: int,
     known: Known | None = None,
+    dry_run: bool = False,
 ) -> Plan:
-    """Plans the input. rejected: gets the rows whose pair_id names two pairs. A plan that was killed is made anew."""
+    """Plans the input. rejected: gets the rows whose pair_id names two pairs. dry_run: no label is removed. A plan that was killed
+    is made anew."""
+    (work / PLAN).unlink(missing_ok=True)  # first: a plan without its shards would be taken for whole
     for name in ("spill", "shards", "ids"):
         shutil.rmtree(work / name, ignore_errors=True)
-    (work / PLAN).unlink(missing_ok=True)
     (work / "shards").mkdir(parents=True)
     counts = Counts()
     bits = int(np.clip(np.ceil(np.log2(max(given.expected_rows or 1, 1) / PARTITION_ROWS)), 0, MAX_BITS))
@@ -163,12 +185,22 @@ def make_plan(
             spill.add(pa.record_batch([*batch.columns, *columns], schema=SPILL_SCHEMA))
         for _, table in ledger.tables("verdicts", ["pair_id", "content"]):
             ids.add("ledger", *ledger.keys_of(table))
-    losers, stale = ids.compare()
+        for _, table in ledger.tables("failures", ["pair_id", "content", "attempts", "failure"]):
+            tried = zip(table.column("attempts").to_pylist(), table.column("failure").to_pylist(), strict=True)
+            final = np.array([is_final(times or 1, why or "", max_attempts) for times, why in tried], bool)
+            one, high = ledger.keys_of(table)
+            ids.add("final", one[final], high[final])
+            ids.add("tried", one[~final], high[~final])
+    found = ids.compare()
+    losers = found.losers
     shutil.rmtree(work / "ids")
-    counts.changed = ledger.remove(*stale) if len(stale[0]) else 0
+    counts.changed, counts.absent = len(found.stale[0]), found.absent
+    if not dry_run:
+        ledger.remove(*found.stale, *found.failures)
+        ledger.remove_doubled(found.doubled)
     plan = Plan(work, given.fingerprint, ledger.stamp, counts)
     partition = _Partition(plan, ledger, rejected, losers, shard_pairs, max_attempts, known)
-    with ledger.listed_once():
+    with ledger.listed_once("verdicts", "failures"):
         for within, path in track(spill.files, "planning", total=len(spill.files)):
             partition.plan(within, path)
     shutil.rmtree(work / "spill")
@@ -232,6 +264,18 @@ class _Spill:
         self.files.sort()
 
 
+@dataclass(frozen=True)
+class _Found:
+    """losers: sorted keys of input rows to reject; stale: (id hashes, contents) of labels whose pair has changed; failures: the
+    same for pairs without an answer; doubled: sorted id hashes of pairs with several labels; absent: see Counts."""
+
+    losers: np.ndarray
+    stale: tuple[np.ndarray, np.ndarray]
+    failures: tuple[np.ndarray, np.ndarray]
+    doubled: np.ndarray
+    absent: int
+
+
 class _Ids:
     """Finds pair ids with two contents. Keys go to files by id hash, so that each fits into memory."""
 
@@ -248,6 +292,8 @@ class _Ids:
             file.close()
 
     def add(self, kind: str, ids: np.ndarray, high: np.ndarray) -> None:
+        if not len(ids):
+            return
         rows, part = np.stack([ids, high], axis=1), (ids >> np.uint64(58)).astype(np.int64)
         order = np.argsort(part, kind="stable")
         rows, part = rows[order], part[order]
@@ -258,13 +304,11 @@ class _Ids:
                 self._files[key] = open(self.folder / f"{kind}-{key[1]:02d}.bin", "wb")  # noqa: SIM115  (closed by __exit__)
             self._files[key].write(rows[start:end].tobytes())
 
-    def compare(self) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-        """(sorted keys of input rows to reject, (id hashes, contents) of labels whose pair has changed)."""
-        losers, stale = [], []
+    def compare(self) -> _Found:
+        """Compares the input with the ledger. Every key has been added."""
+        losers, stale, failures, doubled, absent = [], [], [], [], 0
         for part in range(ID_FILES):
             given = np.unique(self._rows("input", part), axis=0)
-            if not len(given):
-                continue
             first = np.diff(given[:, 0], prepend=given[:1, 0] + np.uint64(1)) != 0  # np.unique sorts by id, then by content
             lost = given[~first]
             losers.append(mixed(lost[:, 0], lost[:, 1]))
@@ -273,17 +317,31 @@ class _Ids:
                     f"More than {MAX_CONFLICTS:,} rows of the input have a pair_id that also names another pair, so the column "
                     "does not identify pairs. Leave it out: ids are then made from query and item."
                 )
-            old = self._rows("ledger", part)
-            kept = given[first]
-            at = np.minimum(np.searchsorted(kept[:, 0], old[:, 0]), len(kept) - 1)
-            changed = (kept[at, 0] == old[:, 0]) & (kept[at, 1] != old[:, 1])
+            kept, old = given[first], self._rows("ledger", part)
+            _, changed = _changed(kept, old)
             stale.append(old[changed])
-        gone = np.concatenate(stale) if stale else np.empty((0, 2), np.uint64)
-        return np.sort(np.concatenate(losers) if losers else np.empty(0, np.uint64)), (gone[:, 0], gone[:, 1])
+            ids, times = np.unique(old[~changed, 0], return_counts=True)
+            doubled.append(ids[times > 1])
+            final, tried = (np.unique(self._rows(kind, part), axis=0) for kind in ("final", "tried"))
+            for rows in (final, tried):
+                failures.append(rows[_changed(kept, rows)[1]])
+            again = ~contains(np.sort(mixed(*final.T)), mixed(*tried.T))
+            absent += int((again & ~_changed(kept, tried)[0]).sum())
+        gone, lost = np.concatenate(stale), np.concatenate(failures)
+        return _Found(np.sort(np.concatenate(losers)), (*gone.T,), (*lost.T,), np.concatenate(doubled), absent)
 
     def _rows(self, kind: str, part: int) -> np.ndarray:
         path = self.folder / f"{kind}-{part:02d}.bin"
         return np.fromfile(path, np.uint64).reshape(-1, 2) if path.is_file() else np.empty((0, 2), np.uint64)
+
+
+def _changed(kept: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows (id, content) have an id of the input, and which of them have another content there. kept: sorted."""
+    if not len(kept):
+        return np.zeros(len(rows), bool), np.zeros(len(rows), bool)
+    at = np.minimum(np.searchsorted(kept[:, 0], rows[:, 0]), len(kept) - 1)
+    there = kept[at, 0] == rows[:, 0]
+    return there, there & (kept[at, 1] != rows[:, 1])
 
 
 @dataclass
@@ -320,6 +378,7 @@ class _Partition:
         rows = np.lexsort((low, high, ids))
         rows = rows[~self._conflicts(table, rows, mixed(ids, high)[rows])]
         first = np.diff(ids[rows], prepend=ids[rows[:1]] + np.uint64(1)) != 0
+        rows = _smallest_first(table, rows, first)
         counts.folded, counts.unique = counts.folded + int((~first).sum()), counts.unique + int(first.sum())
         frequency = _largest(table.column("query_frequency").to_numpy(), rows, first)
         rows = rows[first]
@@ -381,8 +440,36 @@ class _Partition:
 
     @staticmethod
     def _name(within: HashRange, ids: np.ndarray, high: np.ndarray, before: np.ndarray) -> str:
-        digest = hashlib.blake2b(np.stack([ids, high, before.astype(np.uint64)]).tobytes(), digest_size=10)
-        return f"{within}-{digest.hexdigest()}.parquet"
+        return f"{within}-{_named(ids, high, before)}"
+
+
+def _named(ids: np.ndarray, high: np.ndarray, before: np.ndarray) -> str:
+    """The end of a shard's name, from its pairs."""
+    digest = hashlib.blake2b(np.stack([ids, high, before.astype(np.uint64)]).tobytes(), digest_size=10)
+    return f"{digest.hexdigest()}.parquet"
+
+
+def _smallest_first(table: pa.Table, rows: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Sorts the rows of each pair by their texts, where these differ (in case, spacing or item_id), so that the order of the input
+    does not decide which of them is asked. first: where a pair begins."""
+    if first.all():
+        return rows
+    pair = np.cumsum(first) - 1
+    repeated = np.flatnonzero(np.bincount(pair)[pair] > 1)
+    texts = table.select(SPELLINGS).take(pa.array(rows[repeated])).combine_chunks()
+    differ, again = np.zeros(len(repeated) - 1, bool), ~first[repeated][1:]
+    for column in texts.columns:
+        values = pc.fill_null(column.combine_chunks(), "")
+        differ |= pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)
+    mixed_pairs = np.unique(pair[repeated][1:][differ & again])
+    at = np.isin(pair[repeated], mixed_pairs)
+    if not at.any():
+        return rows
+    places, texts = repeated[at], texts.filter(pa.array(at)).append_column("pair", pa.array(pair[repeated][at]))
+    order = pc.sort_indices(texts, [("pair", "ascending"), *((name, "ascending") for name in SPELLINGS)]).to_numpy()
+    rows = rows.copy()
+    rows[places] = rows[places[order]]
+    return rows
 
 
 def _largest(frequency: np.ndarray, rows: np.ndarray, first: np.ndarray) -> np.ndarray:

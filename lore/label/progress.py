@@ -27,6 +27,7 @@ class LabelProgress:
     _shown: Any = None
     _task: Any = None
     _said: float = 0.0
+    _said_pairs: int = -1
 
     def __enter__(self) -> "LabelProgress":
         console = Console(stderr=True)
@@ -41,7 +42,7 @@ class LabelProgress:
         if self._shown is not None:
             self._shown.update(self._task, description=str(self))
             self._shown.stop()
-        elif self.labelled:
+        elif self.labelled and self._said_pairs != self.labelled:
             say(str(self))
 
     def add(self, result: ShardResult) -> None:
@@ -53,7 +54,7 @@ class LabelProgress:
         if self._shown is not None:
             self._shown.update(self._task, completed=self.labelled, description=str(self))
         elif time.monotonic() - self._said >= SAY_SECONDS:
-            self._said = time.monotonic()
+            self._said, self._said_pairs = time.monotonic(), self.labelled
             say(str(self))
 
     @property

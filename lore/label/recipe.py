@@ -64,8 +64,8 @@ class LabelRecipe(BaseRecipe):
         if (self.mode == "cascade") != (self.cascade is not None):
             yield Conflict(
                 ("mode", "cascade"),
-                f"mode {self.mode} and {'no ' if self.cascade is None else ''}cascade",
-                "mode: cascade with a cascade section that names the student, or neither",
+                f"mode {self.mode} and {'no' if self.cascade is None else 'a'} student",
+                "mode: cascade with cascade.student (--mode cascade --student ...), or neither",
             )
         order = self.judge.prompt.order if self.judge.prompt else None
         if self.mode == "verdict" and order == "reason_first":

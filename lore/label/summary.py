@@ -18,6 +18,7 @@ from lore.rubric.rubric import Rubric
 from lore.support.atomic_files import scratch_folder, write_atomic
 from lore.support.console import Console, Table, Text, with_room
 from lore.support.errors import LoreError
+from lore.support.text import counted
 from lore.support.untrusted_json import read_object
 
 SUMMARY = "summary.json"
@@ -235,7 +236,8 @@ def _changed(before: Spill, now: Spill, tier_ids: list[str]) -> Changed:
 def print_summary(summary: Summary, console: Console | None = None) -> None:
     """Prints tiers by query frequency with the drift, the failures, and what the labels are."""
     console = console or Console()
-    title = f"{summary.pairs:,} pairs of {summary.queries:,} queries labelled"
+    queries = f"{summary.queries:,} {'query' if summary.queries == 1 else 'queries'}"
+    title = f"{counted(summary.pairs, 'pair')} of {queries} labelled"
     table = Table(title=title, title_justify="left")
     for name in ("queries", "pairs", *summary.tiers, "confidence", "entropy"):
         table.add_column(name, justify="left" if name == "queries" else "right")
@@ -276,7 +278,7 @@ def remarks(summary: Summary) -> list[str]:
         lines.append(f"no verdict, {one.reason}: {one.pending:,} asked again at the next start, {one.final:,} final")
     counted = {"sources": summary.sources, "photos": summary.photos}
     for name, found in counted.items():
-        if found:
+        if found and (name != "photos" or set(found) != {"none"}):
             lines.append(f"{name}: " + ", ".join(f"{key} {pairs:,}" for key, pairs in found.items()))
     if summary.drift is None:
         lines.append(f"no drift measured: {summary.no_drift}")

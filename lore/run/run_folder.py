@@ -170,18 +170,29 @@ class RunFolder:
                 "Its results stay as they are, but this version cannot resume it. Give the recipe another `run` name, or delete "
                 "the folder to start over."
             )
+        if stage is not None:
+            raise LoreError(
+                f"{self.path} is a run of stage {stage}, and this recipe is of stage {recipe.stage}.\n"
+                f"Its results stay as they are: use {self._elsewhere}."
+            )
         rows = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in changed)
         raise LoreError(
             f"{self.path} belongs to a recipe with other values:\n{rows}{edited}\n"
-            "Resuming would mix two experiments. Give the recipe another `run` name, restore the values, "
-            "or delete the folder to start over."
+            f"Resuming would mix two experiments. Use {self._elsewhere}, restore the values, or delete the folder to start over."
         )
+
+    @property
+    def _elsewhere(self) -> str:
+        """How another folder is named: with -o of a command, else with the recipe."""
+        by_option = self.recipe is not None and self.path != run_root() / self.recipe.run
+        return "another folder (-o)" if by_option else "another `run` name"
 
     def _recipe_was_edited(self) -> bool:
         """Whether recipe.yaml holds other values than those that the run began with."""
         noted = self.manifest.get("recipe_hash")
+        known = {noted, self.manifest.get("earlier_recipe_hash")}  # a kill in `renew` leaves the earlier recipe
         try:
-            return self.exists and noted not in (None, values_fingerprint(self.recipe_values))
+            return self.exists and noted is not None and values_fingerprint(self.recipe_values) not in known
         except TypeError:  # values that no recipe has
             return True
 
@@ -196,6 +207,8 @@ class RunFolder:
             return self
         if problems := shared_on_disk(self.path, recipe):
             raise LoreError("\n".join(problems))
+        if self.path.exists() and not self.path.is_dir():
+            raise LoreError(f"{self.path} is a file, and a run needs a folder. Use {self._elsewhere}, or move the file.")
         self.path.mkdir(parents=True, exist_ok=True)
         self._refuse_strangers()
         self._lock()
@@ -224,6 +237,14 @@ class RunFolder:
         write_atomic(self.manifest_path, _dump({"recipe_hash": recipe.fingerprint, **environment(), "fingerprints": {}}))
         write_atomic(self.recipe_path, to_yaml(recipe.resolved()))
 
+    def renew(self, recipe: BaseRecipe) -> None:
+        """Writes the recipe again if keys that may change have changed: for a stage whose next start may have another input."""
+        if not is_main_process() or not self.ignored(recipe):
+            return
+        hashes = {"recipe_hash": recipe.fingerprint, "earlier_recipe_hash": values_fingerprint(self.recipe_values)}
+        write_atomic(self.manifest_path, _dump(self.manifest | hashes))
+        write_atomic(self.recipe_path, to_yaml(recipe.resolved()))
+
     def _refuse_strangers(self) -> None:
         if self.recipe_values:
             return
@@ -233,7 +254,7 @@ class RunFolder:
         if strangers:
             raise LoreError(
                 f"{self.path} holds {', '.join(strangers[:5])} but no recipe.yaml, so it is not a run folder.\n"
-                "LORE does not write into it, to protect these files: choose another `run` name or move the files."
+                f"LORE does not write into it, to protect these files: use {self._elsewhere}, or move the files."
             )
 
     def _lock(self) -> None:
@@ -252,7 +273,7 @@ class RunFolder:
             os.close(handle)
             raise LoreError(
                 f"{self.path} is in use by process {owner}.\n"
-                "Two runs in one folder would mix their results: wait for it, stop it, or use another `run` name."
+                f"Two runs in one folder would mix their results: wait for it, stop it, or use {self._elsewhere}."
             ) from error
         except OSError as error:
             os.close(handle)
@@ -394,7 +415,7 @@ class RunFolder:
             raise LoreError(
                 f"{self.path} was {'made' if self.is_done else 'started'} with other inputs:\n{rows}\n"
                 f"{'Its results belong to the old inputs' if self.is_done else 'Resuming would mix two experiments'}. Restore "
-                "the inputs, delete the folder to run again from scratch, or give the recipe another `run` name."
+                f"the inputs, delete the folder to run again from scratch, or use {self._elsewhere}."
             )
 
     def reopen(self) -> None:

@@ -129,6 +129,11 @@ def printable_lines(value: object) -> str:
     return "\n".join(map(printable, str(value).split("\n")))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: `1 shard`, `2,000 shards`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def shortened(text: str, limit: int) -> str:
     """The text in at most `limit` characters; a text that is cut ends with an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -67,6 +67,13 @@ def test_a_recipe_of_the_project_runs_as_a_program(project):
     assert done.returncode == 0 and "# run folder: runs/quickstart/world (new)" in done.stdout, done.stderr
 
 
+def test_a_project_knows_label_and_names_only_launch_files_that_it_has(project):
+    assert "lore label log.parquet --catalogue items.parquet --judge runs/sft -o labels" in Path("README.md").read_text()
+    assert "on a Ray cluster\n" in (project / "recipes" / "label.yaml").read_text()
+    named = {place for path in project.rglob("*.yaml") for place in re.findall(r"launch/\w+", path.read_text())}
+    assert all((project / place).is_dir() for place in named), named
+
+
 def test_the_readme_has_ten_lines(project):
     assert len([line for line in Path("README.md").read_text().splitlines() if line]) <= 10
 

@@ -73,7 +73,7 @@ def vllm_answers(tiny, adapter, tmp_path_factory):
         out = tmp_path_factory.mktemp("answers") / f"{kind}.json"
         script = ROOT / "tests" / "engines" / "vllm_answers.py"
         command = [sys.executable, str(script), str(tiny.pairs.parent), kind, str(out), *lora]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}  # the script builds its models with tests/tiny.py
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}  # the script needs tests/tiny.py
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
         found[kind] = json.loads(out.read_text())
@@ -205,7 +205,7 @@ def test_a_rubric_with_more_tiers_than_vllms_twenty_logprobs_is_scored_exactly(
     np.testing.assert_allclose(found["many"], scores, atol=1e-3)
     served = EndpointSection(url=servers[kind], model="teacher", key_variable="TEACHER_KEY", tokenizer=str(getattr(tiny, kind)))
     np.testing.assert_allclose(open_engine(served, rubric).score(asked), scores, atol=1e-3)
-    assert found["too_many"].startswith("LoreError: Rubric tiers140 has 140 tiers") and "at most 128" in found["too_many"]
+    assert found["too_many"].startswith("LoreError: Rubric tiers25 has 129 tiers") and "at most 128" in found["too_many"]
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])

@@ -5,6 +5,7 @@ python tests/engines/vllm_answers.py FOLDER_OF_TINY vision|text OUT.json [ADAPTE
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -12,7 +13,7 @@ def many_tiers(tokenizer, count: int):
     """A rubric with so many tiers, whose ids are words of one token each."""
     from lore.rubric.rubric import Rubric, Tier
 
-    words = sorted(word[1:] for word in tokenizer.get_vocab() if word.startswith("Ġ") and word[1:].isalnum() and word.islower())
+    words = sorted(word[1:] for word in tokenizer.get_vocab() if word.startswith("Ġ") and word[1:].isalnum() and word[1:].islower())
     tiers = [Tier(id=word, name=word, meaning=word, relevant=place > 2) for place, word in enumerate(words[:count])]
     assert len(tiers) == count
     return Rubric(name=f"tiers{count}", version="1", tiers=tiers)
@@ -43,12 +44,11 @@ def main(folder: str, kind: str, out: str, adapter: str | None = None) -> None:
         engine.generate([[{"role": "user", "content": "a " * 2000}]], Sampling())
     except Exception as error:
         found["too_long"] = f"{type(error).__name__}: {error}"
-    many, too_many = (
-        VllmEngine(engine.llm, engine.processor, many_tiers(engine.tokenizer, count), set(), engine._adapter) for count in (25, 140)
-    )
+    many = VllmEngine(engine.llm, engine.processor, many_tiers(engine.tokenizer, 25), set(), engine._adapter)
     found["many"] = many.score(asked[:4]).tolist()
+    many.verdict = replace(many.verdict, tier_ids=tuple(range(129)))  # the tiny tokenizer has too few words
     try:
-        too_many.score(asked[:1])
+        many.score(asked[:1])
     except Exception as error:
         found["too_many"] = f"{type(error).__name__}: {error}"
     Path(out).write_text(json.dumps(found))

@@ -1,3 +1,4 @@
+import json
 import random
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from stub_scorer import StubScorer, label_once, label_recipe
 
+from lore.config.yaml_text import to_yaml
 from lore.data.pair import Pair, make_pair_id
 from lore.data.parquet import PairWriter
 from lore.label.ledger import Ledger
 from lore.label.schema import FAILURES, VERDICTS
+from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 
 
@@ -288,3 +291,40 @@ def test_a_damaged_store_does_not_end_the_run(tmp_path, capsys):
     label_once(recipe, tmp_path / "labels")
     assert len(labels_of(tmp_path / "labels")) == 50
     assert "goes on without the verdict store" in capsys.readouterr().err
+
+
+def test_rejected_rows_are_counted_in_plan_and_summary(tmp_path, capsys):
+    rows = [{"query": "mug", "title": "red mug"}, {"query": "", "title": "blue mug"}, {"query": "mug", "title": " "}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = label_recipe(tmp_path, tmp_path / "pairs.jsonl")
+    label_once(recipe, tmp_path / "labels")
+    shown = capsys.readouterr()
+    said = "input: 1 row, 1 pair, 2 rows rejected (rejected.jsonl says why); 1 to label, 1 different question\n"
+    assert said in shown.out + shown.err
+    assert json.loads((tmp_path / "labels" / "done").read_text())["rejected rows"] == 2
+    assert len((tmp_path / "labels" / "rejected.jsonl").read_text().splitlines()) == 2
+
+
+def test_missing_columns_name_the_option_that_maps_them(tmp_path):
+    (tmp_path / "log.csv").write_text("query,sku\nmug,1\n")
+    (tmp_path / "items.csv").write_text("id,name\n1,red mug\n")
+    with pytest.raises(LoreError, match=r"column 'title' is missing.*\n.*--map .*--catalogue FILE"):
+        label_once(label_recipe(tmp_path, tmp_path / "log.csv"), tmp_path / "labels")
+    joined = {"path": str(tmp_path / "log.csv"), "map": {"item_id": "sku"}, "catalogue": str(tmp_path / "items.csv")}
+    with pytest.raises(LoreError, match=r"column 'item_id' is missing.*\n.*input\.catalogue_map=\{item_id: COLUMN"):
+        label_once(label_recipe(tmp_path, tmp_path / "log.csv", input=joined), tmp_path / "joined")
+
+
+def test_the_folder_keeps_the_recipe_of_its_last_start(tmp_path):
+    first, later = (write(tmp_path / f"{name}.parquet", make_pairs(count)) for name, count in (("first", 1), ("later", 2)))
+    label_once(label_recipe(tmp_path, first, shard_pairs=4), tmp_path / "labels")
+    recipe = label_recipe(tmp_path, later, shard_pairs=4)
+    label_once(recipe, tmp_path / "labels")
+    folder = RunFolder(tmp_path / "labels", recipe)
+    assert folder.recipe_values["input"]["path"] == str(later) and folder.ignored(recipe) == []
+    folder.check(recipe)
+    folder.recipe_path.write_text(to_yaml(label_recipe(tmp_path, first, shard_pairs=4).resolved()))  # killed before it was renewed
+    folder.check(recipe)
+    folder.recipe_path.write_text(to_yaml(label_recipe(tmp_path, first, shard_pairs=5).resolved()))
+    with pytest.raises(LoreError, match="cut or edited"):
+        folder.check(recipe)

@@ -71,3 +71,35 @@ def test_a_judge_that_reasons_first_needs_mode_rationale(tiny, runs, tmp_path):
 def test_several_inputs_are_refused(tmp_path):
     result = CliRunner().invoke(app, ["label", "a.parquet", "b.parquet", "--judge", "j", "-o", str(tmp_path / "labels")])
     assert result.exit_code == 1 and "2 inputs were given" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--judge", "j"], "No input was named"),
+        (["p.jsonl"], "No judge was named. Give --judge"),
+        (["p.jsonl", "--judge", "gone"], "gone is not a folder. Name the run folder of a trained judge"),
+        (["p.jsonl", "--judge", "j", "judge.gided=true"], "1 problem in the options of lore label; nothing was run\n"),
+        (["judge.gided=true", "p.jsonl", "--judge", "j"], "override judge.gided=true: judge.gided"),
+        (["p.jsonl", "--judge", "j", "--student", "s"], "--mode cascade --student"),
+        (["p.jsonl", "--judge", "j", "--workers", "2"], "Add --ray local for this machine"),
+    ],
+)
+def test_what_is_missing_or_misspelled_is_named_in_the_words_of_the_command(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.jsonl").write_text('{"query": "mug", "title": "red mug"}\n')
+    result = CliRunner().invoke(app, ["label", *arguments, "-o", "labels"])
+    assert result.exit_code == 1 and said in str(result.exception) and "command.yaml" not in str(result.exception)
+
+
+def test_a_file_and_a_run_of_another_stage_are_no_label_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.jsonl").write_text('{"query": "mug", "title": "red mug"}\n')
+    (tmp_path / "model").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("lore: 1\nstage: grpo\nrun: run\n")
+    (tmp_path / "run" / "manifest.json").write_text('{"fingerprints": {}}')
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    for out, said in (("p.jsonl", "is a file"), ("run", "run is a run of stage grpo, and this recipe is of stage label.\n")):
+        result = CliRunner().invoke(app, ["label", "p.jsonl", "--judge", "model", "-o", out])
+        assert said in str(result.exception) and "use another folder (-o)" in str(result.exception).replace("Use", "use")

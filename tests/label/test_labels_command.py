@@ -113,7 +113,7 @@ def test_stats_and_gc_of_the_store(folder, tmp_path, monkeypatch):
     assert found["bytes"] > 0 and "150 verdicts of 3 judges" in lore("stats")
     assert "2 judges would be removed" in lore("gc", "--dry-run") and "0 judges" in lore("gc", "--unused-days", 200, "--dry-run")
     shown = lore("gc", "--keep", folder)  # its label files are of the judge ""
-    assert "removed: w:r:r verdict: 50 verdicts" in shown and "1 judges removed" in shown
+    assert "removed: w:r:r verdict: 50 verdicts" in shown and "1 judge removed" in shown
     assert [one["judge"] for one in json.loads(lore("stats", "--json"))["judges"]] == ["new", ""]
     with pytest.raises(LoreError, match="does not exist"):
         lore("stats", "--store", tmp_path / "none.sqlite")

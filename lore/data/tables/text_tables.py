@@ -51,13 +51,17 @@ Record = tuple[int, dict[str, Any]]
 """Row number, from 1 without the header, and the cells by column name."""
 
 
+class MissingColumns(LoreError):
+    """A table lacks columns that are needed."""
+
+
 def need_columns(path: Path, required: Iterable[str], found: list[str], hint: str = "") -> None:
-    """Raises LoreError with each missing column and the most similar existing one."""
+    """Raises MissingColumns with each missing column and the most similar existing one."""
     held = set(found)
     missing = [name for name in required if name not in held]
     if missing:
         parts = [f"column {name!r} is missing.{nearest_hint(name, found, cutoff=0.4)}" for name in missing]
-        raise LoreError(f"{path}: {' '.join(parts)} Found: {printable(', '.join(found[:40]))}.{hint}")
+        raise MissingColumns(f"{path}: {' '.join(parts)} Found: {printable(', '.join(found[:40]))}.{hint}")
 
 
 def jsonl_records(

@@ -16,7 +16,7 @@ from lore.data.rejected_rows import Rejection, is_rejected_file
 from lore.data.tables.any_table import JSONL, SUFFIXES, UNPACK, other_format, suffix_of, table_records
 from lore.data.tables.csv import check_delimiter
 from lore.data.tables.parquet_files import open_parquet
-from lore.data.tables.text_tables import KEY_ROWS, need_columns, once_each
+from lore.data.tables.text_tables import KEY_ROWS, MissingColumns, need_columns, once_each
 from lore.label.inputs.questions import Raw, raw_of_batch, raw_of_records
 from lore.support.errors import LoreError, reason
 
@@ -25,6 +25,12 @@ MIN_ROWS = 16
 HUB = "hub:"
 IN_FOLDERS = (".parquet", *JSONL, ".csv", ".tsv")
 """Tables that a folder is searched for. A .txt file in a folder is rather a note."""
+COLUMN_HINTS = {
+    "input.path": "Name the columns of your table with --map (input.map), such as --map query=COLUMN,title=COLUMN. A log that has "
+    "only the ids of the items needs the table with their titles: --catalogue FILE.",
+    "input.catalogue": "Name the columns of the catalogue with 'input.catalogue_map={item_id: COLUMN, title: COLUMN}'.",
+}
+"""What to do about a missing column, by recipe key."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,15 @@ class Table:
     ) -> Iterator[Raw | Rejection]:
         """Blocks of at most BATCH_ROWS rows, and the rows that cannot be read. required: columns without which the table is of no
         use; optional: further ones, None for all; numbers: those that hold numbers."""
+        try:
+            yield from self._read(required, optional, numbers)
+        except MissingColumns as error:
+            hint = COLUMN_HINTS.get(self.where)
+            raise LoreError(f"{error}\n{hint}" if hint else str(error)) from error
+
+    def _read(
+        self, required: Sequence[str], optional: Collection[str] | None, numbers: Collection[str]
+    ) -> Iterator[Raw | Rejection]:
         if self.on_hub:
             yield from self._hub(required, optional)
         for file in self.files:
