@@ -32,7 +32,7 @@ pytestmark = [
 ]
 VLLM = VllmSection(eager=True, kv_cache_gib=0.1, max_model_tokens=1024)
 KEY = "key-of-the-test-server"
-BLOCK = 128  # tokens of a block of vLLM's prefix cache on a CPU
+BLOCK = 32  # tokens of a block of the prefix cache on a CPU
 
 
 @pytest.fixture(scope="module")
