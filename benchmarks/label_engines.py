@@ -2,16 +2,17 @@
 
     python benchmarks/label_engines.py                                    1,000 pairs, a small Llama with random weights
     python benchmarks/label_engines.py --model MODEL --pairs 200          a text model with a chat template, as it is
-    python benchmarks/label_engines.py --ways pooling --block-sizes 0 16 32
+    python benchmarks/label_engines.py --ways pooling --block-sizes 32 64 128
 
 - logprobs: one token is sampled, and the log-probabilities of the tier tokens are read (vllm.scoring logprobs)
 - pooling: the last hidden state is returned, and the tiers' output rows give the logits (vllm.scoring pooling)
 - classifier: vLLM's own conversion into a classifier (classifier_from_token), which LORE does not use
 
 The prompts are those of benchmarks/label.py: a rubric of about 600 tokens, 20 items a query, sorted by query. All start as LORE
-starts vLLM; every way and block size (0: LORE's own) is a process that keeps its engine, and they are measured in turns, each time
-with an empty prefix cache. Seconds are those of `score`, rendering included. CPU seconds are those of the process and its children:
-on a shared machine they say more than the clock. Difference: of a tier probability, from the first way.
+starts vLLM. Every way and block size (0: LORE's own) is a process that keeps its engine, and they are measured in turns, every second
+turn in reverse order, each time with an empty prefix cache. Seconds are those of `score`, rendering included. CPU seconds are those
+of the process and its children: on a shared machine they say more than the clock. Difference: of a tier probability, from the first
+way. Numbers are medians over the turns.
 """
 
 import argparse
@@ -150,7 +151,7 @@ def measure(args: argparse.Namespace, folder: str) -> dict[str, list[dict[str, A
                 pipes[f"{way}, blocks of {block_size}" if block_size else way] = here, process
                 here.recv()  # EOFError: the process has ended; its error stands above
         for turn in range(args.turns):
-            for name, (pipe, _) in pipes.items():
+            for name, (pipe, _) in list(pipes.items())[:: 1 if turn % 2 == 0 else -1]:
                 pipe.send(args.pairs)
                 found.setdefault(name, []).append(pipe.recv())
                 print(f"turn {turn + 1}, {name}: {found[name][-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
@@ -165,14 +166,19 @@ def lines(found: dict[str, list[dict[str, Any]]], counts: dict[str, Any]) -> lis
     """A table in Markdown."""
     first = next(iter(found.values()))[0]["scores"]
     cacheable = 1 - counts["unique_tokens"] / counts["prompt_tokens"]
-    out = ["| way | pairs/s, each turn | CPU ms a pair | prompt tokens cached | largest difference |", "|---|---|---|---|---|"]
+    out = ["| way | pairs/s (lowest, highest) | CPU ms a pair (lowest, highest) | prompt tokens cached | largest difference |"]
+    out += ["|---|---|---|---|---|"]
     for name, turns in found.items():
-        speed = ", ".join(f"{len(first) / turn['seconds']:.1f}" for turn in turns)
-        cpu = statistics.median(turn["cpu_seconds"] for turn in turns) * 1000 / len(first)
+        speed = spread([len(first) / turn["seconds"] for turn in turns])
+        cpu = spread([turn["cpu_seconds"] * 1000 / len(first) for turn in turns])
         cached = turns[-1]["cached_tokens"] / turns[-1]["prompt_tokens"]
         difference = max(np.abs(turn["scores"] - first).max() for turn in turns)
-        out.append(f"| {name} | {speed} | {cpu:.1f} | {cached:.1%} of {cacheable:.1%} that repeat | {difference:.1e} |")
+        out.append(f"| {name} | {speed} | {cpu} | {cached:.1%} of {cacheable:.1%} that repeat | {difference:.1e} |")
     return out
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f}, {max(values):.1f})"
 
 
 if __name__ == "__main__":

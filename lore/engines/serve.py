@@ -17,6 +17,7 @@ from lore.engines.loading import load_processor
 from lore.engines.vllm import check_vllm, engine_options
 from lore.engines.vllm_adapter import adapter_rank
 from lore.support.atomic_files import write_atomic
+from lore.support.errors import LoreError
 from lore.support.terminal import print_line, print_note
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -53,6 +54,11 @@ def serve_command_line(model: ModelSection, vllm: VllmSection, host: str, port: 
     already; the file name contains a hash of the template.
     """
     check_vllm()
+    if vllm.scoring == "pooling":
+        raise LoreError(
+            "vllm.scoring is pooling, which a chat server cannot serve: it reads tiers from log-probabilities.\n"
+            "Leave vllm.scoring at auto. Pooling works in process: lore label --engine vllm."
+        )
     processor = load_processor(model, chat=True)
     rank = adapter_rank(model)
     takes_images = hasattr(processor, "tokenizer")

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalL
 from lore.codec.verdict_tokens import verdict_tokens
 from lore.engines.config import ModelSection, VllmSection
 from lore.engines.loading import load_model, load_processor
+from lore.engines.serve import serve_command_line
 from lore.engines.vllm import pools
 from lore.engines.vllm_pooling import HeadParts, check_before, fits, tier_rows
 from lore.support.errors import LoreError
@@ -76,6 +77,12 @@ def test_a_job_that_generates_gets_the_engine_that_can(tiny):
     assert not pools(section(tiny.text), VllmSection(scoring="logprobs"), True)
     with pytest.raises(LoreError, match="(?s)this job generates.*at auto"):
         pools(section(tiny.text), POOLING, False)
+
+
+def test_a_server_refuses_the_pooling_runner(tiny, monkeypatch):
+    monkeypatch.setattr("lore.engines.serve.check_vllm", lambda: None)  # the refusal needs no vLLM
+    with pytest.raises(LoreError, match="(?s)scoring is pooling.*at auto"):
+        serve_command_line(section(tiny.text), POOLING, "127.0.0.1", 8000, "judge")
 
 
 @pytest.mark.slow
