@@ -9,8 +9,8 @@
 - classifier: vLLM's own conversion into a classifier (classifier_from_token), which LORE does not use
 
 The prompts are those of benchmarks/label.py: a rubric of about 600 tokens, 20 items a query, sorted by query. All start as LORE
-starts vLLM. Every way and block size (0: LORE's own) is a process that keeps its engine, and they are measured in turns, every second
-turn in reverse order, each time with an empty prefix cache. Seconds are those of `score`, rendering included. CPU seconds are those
+starts vLLM. Every way and block size (0: LORE's own) is a process that keeps its engine, and they are measured in turns, every
+second turn in reverse order, each time with an empty prefix cache. Seconds are those of `score`, rendering included. CPU seconds are those
 of the process and its children: on a shared machine they say more than the clock. Difference: of a tier probability, from the first
 way. Numbers are medians over the turns.
 """
