@@ -195,7 +195,9 @@ def by_lore(folder: Path, meter: Meter, engine: str, out: Path) -> None:
     import lore.label.judge as judge
     from lore.cli.main import main as command
 
-    import_module("vllm" if engine == "vllm" else "transformers.generation")  # belongs to the start, as in a, b and c
+    package = "vllm" if engine == "vllm" else "transformers"
+    for module in (package, f"lore.engines.{engine}", "lore.engines.loading", "lore.label.label"):
+        import_module(module)  # belongs to the start, as in a, b and c
     meter.started()
     opened, found = judge.open_engine, meter.found
 

@@ -40,7 +40,7 @@ class StubScorer:
 
 def label(job: Job, *overrides: str) -> None:
     """`lore label pairs/ --judge judge/ -o out/` with the stub."""
-    values = [f"input.path={job.pairs}", f"judge.path={job.judge}", "shard_pairs=50", "store=none", *overrides]
+    values = [f"input.path={job.pairs}", f"judge.path={job.judge}", "shard_pairs=250", "store=none", *overrides]
     recipe = load_recipe(COMMAND, values)
     folder = RunFolder(job.out, recipe)
     stage.run = partial(stage.run, make_worker=partial(worker, job))

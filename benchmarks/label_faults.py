@@ -10,8 +10,8 @@ own. A system that is not there is left out. The full disk is a tmpfs of 64 MB, 
 
 Each system runs a short script (label_by_*.py) that its user would write, with the same judge: a function of the title
 (label_stub.py), which records every pair that it is asked. distribatch generates only, so it asks this function through a server.
-The checkpoint of ray.data is kept after success except in the case that says so, since a second start would label everything
-again; distribatch gets dedupe=True.
+All commit 250 rows together. The checkpoint of ray.data is kept after success except in the case that says so, since a second start
+would label everything again; distribatch gets dedupe=True.
 
 - killed: SIGKILL of all processes at a random instant, three times; then a start to the end
 - killed, first file: SIGKILL as the first output file appears; then a start to the end

@@ -120,10 +120,9 @@ class VllmSection(StrictModel):
     """Largest adapter rank; null takes the rank of the adapter."""
     photos_per_prompt: int = Field(1, ge=0, le=10_000)
     """Largest number of photos per prompt."""
-    scoring: Literal["auto", "logprobs", "pooling"] = "auto"
+    scoring: Literal["logprobs", "pooling"] = "logprobs"
     """How tier probabilities are read. logprobs: from the log-probabilities of one sampled token. pooling: from the last hidden
-    state, which vLLM's pooling runner returns; such an engine cannot generate. auto: pooling
-    where only scores are asked and the model allows it, else logprobs."""
+    state, which vLLM's pooling runner returns; such an engine cannot generate."""
     eager: bool = False
     """Disables compilation and CUDA graphs: starts in seconds, generates more slowly. For trials and CPUs."""
     kv_cache_gib: float | None = Field(None, gt=0, le=1e6)

@@ -57,7 +57,7 @@ def serve_command_line(model: ModelSection, vllm: VllmSection, host: str, port: 
     if vllm.scoring == "pooling":
         raise LoreError(
             "vllm.scoring is pooling, which a chat server cannot serve: it reads tiers from log-probabilities.\n"
-            "Leave vllm.scoring at auto. Pooling works in process: lore label --engine vllm."
+            "Leave vllm.scoring at logprobs. Pooling works in process: lore label --engine vllm."
         )
     processor = load_processor(model, chat=True)
     rank = adapter_rank(model)

@@ -20,7 +20,7 @@ from lore.engines.engine import Completion, EngineDied, EngineUsage, Messages, S
 from lore.engines.loading import default_device, known_stops, load_config, load_processor, resolve_dtype
 from lore.engines.row_independence import LengthRule, length_rule
 from lore.engines.vllm_adapter import AdapterParts, adapter_rank, check_applied
-from lore.engines.vllm_pooling import OTHER_WAY, HeadParts, check_after, check_before, fits, pooling_options, tier_rows
+from lore.engines.vllm_pooling import OTHER_WAY, HeadParts, check_after, check_before, pooling_options, tier_rows
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
@@ -130,8 +130,9 @@ class VllmEngine:
         begun = [at_verdict(messages, self.verdict.prefix_text) for messages in prompts]
         logs = np.zeros((len(prompts), len(ids)))
         if self._tier_rows is not None:
-            for row, result in enumerate(self._ask(begun, PoolingParams(use_activation=False))):
-                logs[row] = self._tier_rows @ result.outputs.data.double().numpy()
+            states = [result.outputs.data.numpy() for result in self._ask(begun, PoolingParams(use_activation=False))]
+            if states:
+                logs = np.stack(states).astype(np.float64) @ self._tier_rows.T
         else:
             params = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=ids, detokenize=False)
             for row, result in enumerate(self._ask(begun, params)):
@@ -236,15 +237,15 @@ def engine_options(section: ModelSection, vllm: VllmSection, rank: int | None, *
 
 def pools(section: ModelSection, vllm: VllmSection, only_scores: bool) -> bool:
     """Whether to start vLLM with its pooling runner. Raises LoreError if vllm.scoring asks for it where it does not work."""
-    if vllm.scoring == "pooling":
-        if not only_scores:
-            raise LoreError(
-                "vllm.scoring is pooling, but this job generates text, which vLLM's pooling runner cannot.\n"
-                "Leave vllm.scoring at auto, or ask for verdicts alone (lore label with mode verdict)."
-            )
-        check_before(section)
-        return True
-    return vllm.scoring == "auto" and only_scores and fits(section)
+    if vllm.scoring != "pooling":
+        return False
+    if not only_scores:
+        raise LoreError(
+            "vllm.scoring is pooling, but this job may generate text, which vLLM's pooling runner cannot.\n"
+            f"{OTHER_WAY} Pooling is for verdicts alone: lore label with mode verdict."
+        )
+    check_before(section)
+    return True
 
 
 def longrope(section: ModelSection) -> LengthRule | None:

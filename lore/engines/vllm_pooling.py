@@ -1,8 +1,9 @@
 """The second way to read tier probabilities in vLLM: its pooling runner returns the last hidden state of a prompt, and the tiers'
 rows of the output layer turn it into the logits of the tiers.
 
-vLLM then needs no sampler and computes no other logits, and it cannot generate. Left out: vLLM's own conversion into a classifier
-(`classifier_from_token`). It gives the same numbers for text models, but other numbers for models with photos (docs/lab/label.md).
+vLLM then needs no sampler and computes no other logits, and it cannot generate. On a CPU that is no faster than one sampled token
+with its log-probabilities (docs/lab/label.md), so it has to be asked for: vllm.scoring. Left out: vLLM's own conversion into a
+classifier (`classifier_from_token`). It gives the same numbers for text models, but other numbers for models with photos.
 
 The output layer has to be linear, without bias and with the weights of the checkpoint. `check_before` looks at the checkpoint and
 the adapter, `HeadParts` at the model that vLLM has built.
@@ -20,8 +21,6 @@ from lore.engines.loading import load_config, meta_model
 from lore.engines.weight_files import weight_files
 from lore.support.errors import LoreError
 
-# Architectures of transformers (model_type) with which pooling was compared with the transformers engine.
-COMPARED = {"llama", "qwen2", "qwen3", "mistral", "idefics3"}
 OTHER_WAY = "Set vllm.scoring to logprobs."
 
 
@@ -32,17 +31,6 @@ def pooling_options() -> dict[str, Any]:
     # Without normalization. A checkpoint of sentence-transformers could ask for another pooling.
     pooler = PoolerConfig(task="embed", seq_pooling_type="LAST", use_activation=False)
     return {"runner": "pooling", "convert": "embed", "pooler_config": pooler}
-
-
-def fits(section: ModelSection) -> bool:
-    """Whether `auto` may take the pooling runner: the model is of a compared architecture and passes check_before."""
-    if load_config(section).model_type not in COMPARED:
-        return False
-    try:
-        check_before(section)
-    except LoreError:
-        return False
-    return True
 
 
 def check_before(section: ModelSection) -> None:

@@ -16,7 +16,7 @@ from lore.engines.config import ModelSection, VllmSection
 from lore.engines.loading import load_model, load_processor
 from lore.engines.serve import serve_command_line
 from lore.engines.vllm import pools
-from lore.engines.vllm_pooling import HeadParts, check_before, fits, tier_rows
+from lore.engines.vllm_pooling import HeadParts, tier_rows
 from lore.support.errors import LoreError
 
 SIZE = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -67,21 +67,19 @@ def test_output_layers_that_are_no_plain_product_are_refused(tiny, tmp_path):
     for words, (folder, adapter) in refused.items():
         with pytest.raises(LoreError, match=f"(?s){words}.*vllm.scoring to logprobs"):
             pools(section(folder, adapter), POOLING, True)
-        assert not pools(section(folder, adapter), VllmSection(), True)
-    check_before(section(tiny.text, plain))
-    assert fits(section(tiny.text, plain)) and fits(section(tiny.vision)) and pools(section(tiny.text), VllmSection(), True)
+    assert pools(section(tiny.text, plain), POOLING, True) and pools(section(tiny.vision), POOLING, True)
 
 
 def test_a_job_that_generates_gets_the_engine_that_can(tiny):
     assert not pools(section(tiny.text), VllmSection(), False)
-    assert not pools(section(tiny.text), VllmSection(scoring="logprobs"), True)
-    with pytest.raises(LoreError, match="(?s)this job generates.*at auto"):
+    assert not pools(section(tiny.text), VllmSection(), True)
+    with pytest.raises(LoreError, match="(?s)may generate.*scoring to logprobs"):
         pools(section(tiny.text), POOLING, False)
 
 
 def test_a_server_refuses_the_pooling_runner(tiny, monkeypatch):
     monkeypatch.setattr("lore.engines.serve.check_vllm", lambda: None)  # the refusal needs no vLLM
-    with pytest.raises(LoreError, match="(?s)scoring is pooling.*at auto"):
+    with pytest.raises(LoreError, match="(?s)scoring is pooling.*at logprobs"):
         serve_command_line(section(tiny.text), POOLING, "127.0.0.1", 8000, "judge")
 
 
