@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Look into label folders and the verdict store of this machine.",
+    help="Count and clear label folders and stored verdicts.",
 )
 STORE = typer.Option(None, metavar="FILE", help="The verdict store; default: $LORE_CACHE/verdicts.sqlite.")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -83,7 +83,10 @@ def gc(
     store: str = STORE,
     dry_run: bool = typer.Option(False, "--dry-run", help="Print what would be removed, and remove nothing."),
 ) -> None:
-    """Remove judges that nobody uses from the verdict store, or the plan and temporary files of a label folder. Labels stay."""
+    """Remove stored verdicts of unused judges, or left-overs of a label folder.
+
+    Labels stay. Of a label folder, the plan and temporary files go, unless a run uses it.
+    """
     from lore.cli.runs import shown_bytes
 
     would = "would be removed" if dry_run else "removed"
