@@ -83,7 +83,7 @@ def gc(
     store: str = STORE,
     dry_run: bool = typer.Option(False, "--dry-run", help="Print what would be removed, and remove nothing."),
 ) -> None:
-    """Remove stored verdicts of unused judges, or left-overs of a label folder.
+    """Remove verdicts of unused judges, or left-overs of a folder.
 
     Labels stay. Of a label folder, the plan and temporary files go, unless a run uses it.
     """
