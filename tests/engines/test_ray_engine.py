@@ -70,6 +70,8 @@ def test_workers_that_die_cost_no_answer_but_that_of_the_prompt_that_ends_them_a
         engine.close()
     shown = capfd.readouterr()
     lines = [line for line in (shown.out + shown.err).splitlines() if line.strip()]
+    # Ray itself sometimes notes that it retries, when a worker is briefly out of reach.
+    lines = [line for line in lines if not ("raylet" in line and "will be retried" in line)]
     assert lines and all(line.startswith("warning: a worker ended, ") for line in lines)
 
 

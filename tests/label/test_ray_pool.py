@@ -52,7 +52,9 @@ def test_a_shard_that_kills_its_workers_costs_itself_and_nothing_else(ray_here, 
     shown = capfd.readouterr()
     said = [line for line in (shown.out + shown.err).splitlines() if "shard" in line and line.startswith("warning")]
     assert sorted("the engine lost its device" in line for line in said) == [False, False, True], said
-    assert "raylet" not in shown.out + shown.err and "dataset" not in shown.out + shown.err
+    # Ray itself sometimes notes that it retries, when a worker is briefly out of reach.
+    notes = [line for line in (shown.out + shown.err).splitlines() if "raylet" in line and "will be retried" not in line]
+    assert not notes and "dataset" not in shown.out + shown.err
 
 
 @pytest.mark.slow
