@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow.compute as pc
 
-from lore.label.ledger import RANGE, HashRange, Ledger, contains, is_final, mixed
+from lore.label.ledger import RANGE, HashRange, Ledger, contains, is_final, keys_of, mixed
 from lore.label.read import opened_labels
 from lore.label.recipe import LabelRecipe
 from lore.label.schema import FAILURES, VERDICTS, WORK
@@ -52,7 +52,7 @@ def folder_stats(folder: str | Path) -> FolderStats:
                 for counter, name in ((tiers, "tier"), (attempts, "attempts")):
                     values, counts = pc.value_counts(table.column(name)).flatten()
                     counter.update(dict(zip(values.to_pylist(), counts.to_pylist(), strict=True)))
-                ids, high = ledger.keys_of(table)
+                ids, high = keys_of(table)
                 keys.append(mixed(ids, high))
                 spill.add(ids, np.zeros(len(ids)))
                 pairs += len(ids)

@@ -125,14 +125,13 @@ def open_scorer(judge: AskedJudge, recipe: LabelRecipe, folder: Path) -> Scorer:
 
 def open_judge(judge: AskedJudge, recipe: LabelRecipe) -> JudgeScorer:
     """Loads the judge."""
-    only_scores = judge.scores and not judge.explain and judge.fmt.order != "reason_first"
     engine = open_engine(
         judge.section,
         judge.rubric,
         vllm=judge.vllm,
         batch_tokens=recipe.batch_tokens,
         shared_prefix=True,
-        only_scores=only_scores,
+        only_scores=not judge.writes,
     )
     if isinstance(judge.section, ModelSection):
         check_template(judge.section, getattr(engine, "processor", engine.tokenizer), "judge")

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from lore.data.tables.parquet_files import open_parquet
 from lore.judge.ask import TOO_LONG
-from lore.label.keys import content_halves, id_hashes
+from lore.label.keys import MULTIPLIER, content_halves, id_hashes
 from lore.label.schema import FAILURES, VERDICTS, label_schema
 from lore.support.atomic_files import clear_parts, open_part, part_of, publish_once, remove, written_whole
 from lore.support.errors import LoreError
@@ -29,7 +28,6 @@ from lore.support.errors import LoreError
 STAMP = b"lore.stamp"
 RANGE = re.compile(r"^(\d\d)-([0-9a-f]{4})-([0-9a-f]{20})\.parquet$")
 """bits, the first `bits` bits of the query hashes, digest."""
-RANGE_CHARACTERS = 7
 REPAIR = "Delete it and run the same command again: the pairs in it are asked again."
 FINAL = frozenset({TOO_LONG})
 """Failures that another try cannot change."""
@@ -112,20 +110,15 @@ class Ledger:
                     )
                 yield path, parquet.read(columns=columns)
 
-    @staticmethod
-    def keys_of(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-        """(id hashes, high halves of the contents) of label rows."""
-        return _keys_of(table)
-
     def known(self, within: HashRange | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(id hash, high half of the content) of every pair with a verdict."""
-        return _concat([_keys_of(table) for _, table in self.tables(VERDICTS, ["pair_id", "content"], within)])
+        return _concat([keys_of(table) for _, table in self.tables(VERDICTS, ["pair_id", "content"], within)])
 
     def failed(self, within: HashRange | None = None) -> dict[tuple[int, int], tuple[int, str]]:
         """(attempts, failure) of pairs without an answer, by (id hash, high half of the content), the most attempts of each."""
         found: dict[tuple[int, int], tuple[int, str]] = {}
         for _, table in self.tables(FAILURES, ["pair_id", "content", "attempts", "failure"], within):
-            ids, high = _keys_of(table)
+            ids, high = keys_of(table)
             rows = zip(ids.tolist(), high.tolist(), *(table.column(n).to_pylist() for n in ("attempts", "failure")), strict=True)
             for one, content, attempts, failure in rows:
                 found[one, content] = max(found.get((one, content), (0, "")), (attempts or 1, failure or ""))
@@ -159,14 +152,14 @@ class Ledger:
         for kind, gone in ((VERDICTS, np.sort(mixed(ids, high))), (FAILURES, np.sort(mixed(failed_ids, failed_high)))):
             if len(gone):
                 for path, table in self.tables(kind, ["pair_id", "content"]):
-                    self._keep(path, ~contains(gone, mixed(*_keys_of(table))))
+                    self._keep(path, ~contains(gone, mixed(*keys_of(table))))
 
     def remove_doubled(self, doubled: np.ndarray) -> None:
         """Leaves one verdict per pair, the one in the first file. Two machines that work in one folder, on a file system without
         locks, may have labelled a pair twice. doubled: sorted id hashes of pairs with several verdicts."""
         seen = np.zeros(len(doubled), bool)
         for path, table in self.tables(VERDICTS, ["pair_id", "content"]) if len(doubled) else ():
-            ids = _keys_of(table)[0]
+            ids = keys_of(table)[0]
             at = np.minimum(np.searchsorted(doubled, ids), len(doubled) - 1)
             held = np.flatnonzero(doubled[at] == ids)
             later = np.ones(len(held), bool)
@@ -199,17 +192,15 @@ class Ledger:
     def settle_failures(self) -> None:
         """Rewrites failures/ with one row per pair that still has no answer, with its most attempts."""
         with self.listed_once(VERDICTS):
-            for within, paths in groupby(self.files(FAILURES), key=lambda path: path.name[:RANGE_CHARACTERS]):
-                bits, prefix = within.split("-")
-                inside = HashRange(int(bits), int(prefix, 16))
+            for inside, paths in sorted(self._list(FAILURES).items()):
                 latest, answered = self.failed(inside), np.sort(mixed(*self.known(inside)))
-                for path in paths:
+                for path in sorted(paths):
                     self._settle(path, latest, answered)
 
     def _settle(self, path: Path, latest: dict[tuple[int, int], tuple[int, str]], answered: np.ndarray) -> None:
         with open_parquet(path, REPAIR) as parquet:
             table = parquet.read()
-        ids, high = _keys_of(table)
+        ids, high = keys_of(table)
         rows = zip(ids.tolist(), high.tolist(), table.column("attempts").to_pylist(), strict=True)
         last = np.array([latest[one, content][0] == attempts for one, content, attempts in rows], bool)
         keep = last & ~contains(answered, mixed(ids, high))
@@ -223,7 +214,7 @@ def is_final(attempts: int, failure: str, most: int) -> bool:
 
 def mixed(ids: np.ndarray, high: np.ndarray) -> np.ndarray:
     """One 64-bit key of id and content."""
-    return ids * np.uint64(0x9E3779B97F4A7C15) ^ high
+    return ids * MULTIPLIER ^ high
 
 
 def contains(known: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -234,7 +225,8 @@ def contains(known: np.ndarray, keys: np.ndarray) -> np.ndarray:
     return known[at] == keys
 
 
-def _keys_of(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+def keys_of(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """(id hashes, high halves of the contents) of label rows."""
     if not table.num_rows:
         return np.empty(0, np.uint64), np.empty(0, np.uint64)
     contents = pc.cast(table.column("content").combine_chunks(), pa.binary(16))

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from lore.data.rejected_rows import Rejection
 from lore.data.tables.parquet_files import open_parquet
 from lore.label.keys import KEY_COLUMNS, Keys, content_bytes, content_halves, id_hashes
-from lore.label.ledger import HashRange, Ledger, contains, is_final, mixed
+from lore.label.ledger import HashRange, Ledger, contains, is_final, keys_of, mixed
 from lore.label.schema import CONTENT, QUESTION_SCHEMA
 from lore.support.atomic_files import write_atomic, written_whole
 from lore.support.errors import LoreError
@@ -184,11 +184,11 @@ def make_plan(
             columns = [pa.array(found[name], kind) for name, kind in KEY_COLUMNS]
             spill.add(pa.record_batch([*batch.columns, *columns], schema=SPILL_SCHEMA))
         for _, table in ledger.tables("verdicts", ["pair_id", "content"]):
-            ids.add("ledger", *ledger.keys_of(table))
+            ids.add("ledger", *keys_of(table))
         for _, table in ledger.tables("failures", ["pair_id", "content", "attempts", "failure"]):
             tried = zip(table.column("attempts").to_pylist(), table.column("failure").to_pylist(), strict=True)
             final = np.array([is_final(times or 1, why or "", max_attempts) for times, why in tried], bool)
-            one, high = ledger.keys_of(table)
+            one, high = keys_of(table)
             ids.add("final", one[final], high[final])
             ids.add("tried", one[~final], high[~final])
     found = ids.compare()
