@@ -304,6 +304,12 @@ class Cascade:
                 verdicts[row] = verdict
         return verdicts
 
+    def close(self) -> None:
+        """Frees the memory of both, as far as they hold an engine."""
+        for scorer in (self.student, self.judge):
+            if hasattr(scorer, "close"):
+                scorer.close()
+
 
 def check_student(student: Scorer, judge: Scorer) -> None:
     """Raises LoreError if the student answers with other tiers than the judge."""

@@ -221,9 +221,7 @@ def fit_threshold(recipe: LabelRecipe, judge: AskedJudge, plan: Plan, folder: Ru
         student, asked, lambda: sample(plan, recipe.cascade.pairs), path, target=recipe.cascade.agreement, seed=recipe.seed
     )
     say(str(cascade.fit))
-    for one in (asked, student):
-        if hasattr(one, "close"):
-            one.close()
+    cascade.close()
 
 
 def sample(plan: Plan, pairs: int) -> Iterator[Pair]:

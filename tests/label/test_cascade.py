@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field, replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -299,3 +300,18 @@ def test_a_real_engine_after_the_lexical_student(tmp_path):
         assert (verdict.source == "student") == (max(first.probabilities) >= 0.9)
         assert verdict.tier == (first if verdict.source == "student" else own).tier
         assert verdict.source == "student" or verdict.probabilities == pytest.approx(own.probabilities, abs=1e-4)
+
+
+def test_closing_a_cascade_frees_the_engines_of_both():
+    closed = []
+
+    class Held:
+        def __init__(self, name):
+            self.judge_id, self.tier_ids, self.name = name, ["L1", "L2"], name
+
+        def close(self):
+            closed.append(self.name)
+
+    fit = SimpleNamespace(student="student", judge="judge")
+    Cascade(Held("student"), Held("judge"), fit).close()
+    assert closed == ["student", "judge"]
