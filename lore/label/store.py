@@ -269,6 +269,8 @@ class VerdictStore:
 
     def _is_own(self, connection: sqlite3.Connection) -> bool:
         """Whether the file is a store; False for an empty file. Raises LoreError for everything else."""
+        # Tables are counted first: a process that creates the store at this moment commits them together with the id.
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if (application, version) == (APPLICATION, VERSION):
@@ -279,7 +281,7 @@ class VerdictStore:
                 "Delete it, which loses nothing but time: the store is an index of label folders. Or set LORE_CACHE to another "
                 "folder."
             )
-        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,) or application:
+        if tables or application:
             raise self._unreadable("it is an SQLite file of another program")
         return False
 

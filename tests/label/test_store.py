@@ -150,6 +150,29 @@ def test_processes_share_a_store_and_create_it_at_the_same_moment(tmp_path, inhe
         assert store.put(JUDGE, [row(6000)]) == 1
 
 
+@pytest.mark.parametrize("statement", range(1, 7))  # from the seventh on, this process holds the lock
+def test_a_store_that_another_process_creates_between_two_statements_is_used(tmp_path, monkeypatch, statement):
+    path, seen, connect = tmp_path / "s.sqlite", [], sqlite3.connect
+
+    def traced(text: str) -> None:
+        seen.append(text)
+        if len(seen) == statement:
+            VerdictStore(path).put(JUDGE, [row(1)])
+
+    def once(*args, **options):
+        monkeypatch.setattr(store_module.sqlite3, "connect", connect)
+        connection = connect(*args, **options)
+        connection.set_trace_callback(traced)
+        return connection
+
+    with VerdictStore(path) as store:
+        monkeypatch.setattr(store_module.sqlite3, "connect", once)
+        with store._open():
+            assert len(seen) >= statement
+        assert store.put(JUDGE, [row(2)]) == 1
+        assert len(store.known(JUDGE, [content(1), content(2)])) == 2
+
+
 def damaged(path) -> None:
     with VerdictStore(path) as store:
         store.put(JUDGE, [row(number) for number in range(2000)])
