@@ -1,0 +1,1 @@
+"""Stage distill: labels of a judge become a student."""

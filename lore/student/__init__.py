@@ -1,0 +1,1 @@
+"""A student: a small encoder that answers like a judge, in milliseconds."""
