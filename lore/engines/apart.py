@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lore.engines.engine import (
+    MAX_WORDS,
     Completion,
     EndpointFailed,
     EndpointStopped,
@@ -32,8 +33,8 @@ NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 def answers_apart(ask: Callable[[list[Messages]], Sequence[T]], prompts: list[Messages]) -> list[T | RequestRefused]:
     """ask(prompts), with a RequestRefused for each prompt on which alone `ask` raises.
 
-    Raises the error of `ask` if it also raises for a harmless prompt, or if it says that the engine itself has failed: out of
-    memory, a lost device, or an endpoint, which refuses single prompts itself.
+    Raises the error of `ask` if it says that the engine itself has failed: out of memory, a lost device, or an endpoint, which
+    refuses single prompts itself. Raises LoreError if no prompt gets an answer, not even a harmless one.
     """
     try:
         return list(ask(prompts))
@@ -42,7 +43,12 @@ def answers_apart(ask: Callable[[list[Messages]], Sequence[T]], prompts: list[Me
             raise
         answers = _halves(ask, prompts, error)
         if all(isinstance(answer, RequestRefused) for answer in answers) and not _answers_harmless(ask):
-            raise
+            if isinstance(error, LoreError):
+                raise
+            raise LoreError(
+                f"The engine answers no prompt, not even a harmless one: {type(error).__name__}: {str(error)[:MAX_WORDS]}\n"
+                "So nothing was stored as an answer. Correct the cause and start again; LORE_DEBUG=1 shows where it comes from."
+            ) from error
         return answers
 
 
@@ -104,10 +110,16 @@ def _answers_harmless(ask: Callable[[list[Messages]], Sequence[Any]]) -> bool:
     return True
 
 
-def _is_about_every_prompt(error: Exception) -> bool:
-    if isinstance(error, MemoryError | EndpointFailed | EndpointStopped | ScoresRefused):
-        return True
+def lost_device(error: Exception) -> bool:
+    """Whether an error says that the accelerator has failed: after it, this process cannot use the device any more."""
     torch = sys.modules.get("torch")  # not imported here: an endpoint needs none
-    if torch is not None and isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
+    return torch is not None and isinstance(error, torch.AcceleratorError)
+
+
+def _is_about_every_prompt(error: Exception) -> bool:
+    if isinstance(error, MemoryError | EndpointFailed | EndpointStopped | ScoresRefused) or lost_device(error):
+        return True
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
     return any(words in str(error).lower() for words in NO_MEMORY)

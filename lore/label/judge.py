@@ -132,7 +132,7 @@ def asked_judge(section: LabelJudgeSection, mode: str) -> AskedJudge | AskedStud
                     "and judge.rubric."
                 )
             if asked.tokenizer is None:
-                asked = asked.model_copy(update={"tokenizer": str(trained.folder)})
+                asked = asked.model_copy(update={"tokenizer": trained.model.name})
     else:
         rubric, fmt = load_rubric(section.rubric), PromptFormat(**section.prompt.model_dump())
         asked = section.endpoint or section.model

@@ -208,7 +208,7 @@ def _label(worker: Worker, questions: pa.Table, judge: AskedJudge | AskedStudent
         return worker.label(questions)
     except EngineDied as error:
         say(f"warning: the engine died and is opened again: {error}")
-        worker.close()
+    worker.close()  # outside, because the error refers to the engine and would keep its memory
     try:
         return worker.label(questions)
     except EngineDied as error:
