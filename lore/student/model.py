@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -30,11 +30,15 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from lore.codec.pair_text import PairTextFormat
+from lore.data.pair import Pair
 from lore.engines.config import ModelSection
 from lore.engines.weight_files import REPORTED, refuse_misfits
 from lore.student.config import ADVICE, CONFIG, LOST, StudentConfig, read_config
+from lore.student.encode import PairEncoder
 from lore.student.head import outputs_of
 from lore.student.networks import BiEncoder, CrossEncoder, Student, build_tower
+from lore.student.photo_embeddings import PhotoEmbeddings
 from lore.student.section import ScratchSection, StudentSection, TowerSize
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError, translated
@@ -307,17 +311,18 @@ def check_student(model: Student, tokenizer: Any, max_tokens: int, name: str) ->
 
 @torch.no_grad()
 def _moved_by_padding(model: Student, tokenizer: Any, max_tokens: int) -> float:
-    """Largest change of a short pair's logits when it is padded."""
+    """Largest change of a short pair's logits beside a long one."""
     was_training = model.training
     model.eval()
-    found = tokenizer("a", "b", truncation=True, max_length=max_tokens, return_tensors="pt")
-    alone = {name: found[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in found}
-    pads = {"input_ids": tokenizer.pad_token_id or 0}
-    padded = {name: nn.functional.pad(ids, (0, 5), value=pads.get(name, 0)) for name, ids in alone.items()}
-    answer = model.encode if isinstance(model, BiEncoder) else model
-    moved = (answer(**alone) - answer(**padded)).abs().max().item()
+    size = model.config.embedding_size
+    embeddings = PhotoEmbeddings([], np.empty((0, size))) if size else None
+    encoder = PairEncoder(tokenizer, PairTextFormat(max_tokens=max_tokens), model.config, embeddings)
+    rows = encoder.rows([Pair(pair_id=title, query="a", title=title) for title in ("b", "b b b b")])
+    alone, together = (
+        model(**{name: torch.from_numpy(array) for name, array in encoder.batch(some).items()}) for some in (rows[:1], rows)
+    )
     model.train(was_training)
-    return moved
+    return (alone[0] - together[0]).abs().max().item()
 
 
 def save_student(model: Student, folder: str | Path, tokenizer: Any) -> None:

@@ -159,6 +159,16 @@ def test_half_of_the_heads_start_alike_where_that_is_asked_for():
                 assert torch.equal(query[:8], key[:8]) is mimetic and not torch.equal(query[8:], key[8:])
 
 
+def test_an_encoder_from_scratch_with_its_own_tokenizer_matches_words():
+    section = StudentSection(scratch=SMALL | {"vocabulary": 300}, match_embedding=True)
+    tokenizer = open_tokenizer(section, ["red mug", "blue shoe"])
+    model = build_student(section, ["a", "b"], 0, tokenizer, max_tokens=32)
+    encoder = PairEncoder(tokenizer, PairTextFormat(max_tokens=32), model.config)
+    batch = encoder.batch(encoder.rows(some_pairs()[:2]))
+    assert "token_type_ids" not in tokenizer.model_input_names and batch["token_type_ids"].any()
+    assert model(**{name: torch.from_numpy(array) for name, array in batch.items()}).shape == (2, 2)
+
+
 def test_an_encoder_without_token_types_is_told_which_side_a_token_is_on(tmp_path):
     folder = write_student(tmp_path / "student", scratch=SMALL, match_embedding=True)
     scorer = open_student(folder)
