@@ -115,8 +115,8 @@ def scored(scorer: Scorer, pairs: list[Pair]) -> list[Verdict]:
         if engine_failed(error):
             raise LoreError(
                 f"The judge's engine has failed and answers no pair: {type(error).__name__}: {str(error)[:MAX_WORDS]}\n"
-                "Labels that are committed stay. Start the same command again; if it fails again, look at the device and its driver; "
-                "LORE_DEBUG=1 shows where the error comes from."
+                "Labels that are committed stay. Start the same command again; if it fails again, look at the device and its "
+                "driver; LORE_DEBUG=1 shows where the error comes from."
             ) from error
         if len(pairs) == 1:
             detail = encodable(f"{type(error).__name__}: {error}")[:MAX_WORDS]
