@@ -85,7 +85,7 @@ class Shard:
                 found = parquet.read_row_group(self.group)
         if found is not None and found.schema.equals(SHARD_SCHEMA):
             high, _ = content_halves(found.column("content").combine_chunks())
-            name = _named(id_hashes(found.column("pair_id").to_pylist()), high, found.column("asked_before").to_numpy())
+            name = _named(id_hashes(found.column("pair_id")), high, found.column("asked_before").to_numpy())
             if self.name.endswith(f"-{name}"):
                 return found
         raise LoreError(f"{path}, row group {self.group}: not the pairs of shard {self.name}, so the plan is damaged.\n{repair}")

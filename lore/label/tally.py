@@ -23,7 +23,7 @@ from lore.data.statistics import OTHERS
 from lore.data.tables.parquet_files import open_parquet
 from lore.eval.derived_slices import traffic_thirds
 from lore.label.drift import RELEVANCE_BINS, relevance_counts
-from lore.label.keys import id_hashes
+from lore.label.keys import content_halves, id_hashes
 from lore.label.ledger import REPAIR, is_final
 from lore.label.read import label_batches, opened_labels
 from lore.label.schema import FAILURES, VERDICTS
@@ -193,8 +193,7 @@ class Labels:
         if not has.all():
             self._count_failures(batch, np.flatnonzero(~has), kind)
         if self.tiers_by_id is not None and has.any():
-            ids = batch.column("pair_id").filter(pa.array(has)).to_pylist()
-            self.tiers_by_id.add(id_hashes(ids), tier[has])
+            self.tiers_by_id.add(id_hashes(batch.column("pair_id").filter(pa.array(has))), tier[has])
         self._choose(path, start, batch.column("content"), has)
 
     def _count_probabilities(self, batch: pa.RecordBatch, tier: np.ndarray, band: np.ndarray) -> None:
@@ -254,8 +253,7 @@ class Labels:
         rows = np.flatnonzero(has)
         if not len(rows):
             return
-        raw = b"".join(one or bytes(16) for one in contents.take(pa.array(rows)).to_pylist())
-        keys = np.frombuffer(raw, ">u8")[::2]
+        keys = content_halves(contents)[0][rows]
         least = np.argpartition(keys, EXAMPLES)[:EXAMPLES] if len(keys) > EXAMPLES else np.arange(len(keys))
         self._chosen += [(int(keys[one]), path, start + int(rows[one])) for one in least]
         self._chosen = sorted(self._chosen)[:EXAMPLES]
@@ -334,7 +332,7 @@ def _traffic(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
     at = np.asarray([order.setdefault(key, len(order)) for key in rows], dtype=np.int64)
     most = np.zeros(len(order))
     np.maximum.at(most, at, frequency)
-    return id_hashes(list(order)), most
+    return id_hashes(pa.array(order, pa.string())), most
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
