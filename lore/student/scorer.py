@@ -1,0 +1,135 @@
+"""A student as a Scorer: it answers pairs like a judge, in milliseconds.
+
+    scorer = open_student("runs/distill")
+    verdicts = scorer.score(pairs)
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from lore.data.pair import Pair
+from lore.engines.engine import MAX_WORDS, EngineUsage
+from lore.judge.ask import TOO_LONG
+from lore.judge.card import judge_id
+from lore.judge.verdict import Verdict
+from lore.student.card import StudentCard, read_student
+from lore.student.config import read_config
+from lore.student.encode import Batch, PairEncoder, QueryTooLong, batches
+from lore.student.head import tier_probabilities
+from lore.student.section import Head
+from lore.support.errors import LoreError
+from lore.support.fingerprint import model_fingerprint
+
+Runtime = Literal["auto", "torch", "onnx"]
+Precision = Literal["auto", "fp32", "fp16", "int8"]
+BATCH_TOKENS = 8192
+ONNX_FILE = "model.onnx"
+
+
+class Session(Protocol):
+    """Runs a student's weights. weights: their fingerprint, for judge_id."""
+
+    weights: str
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        """Logits [N, outputs] of a batch of PairEncoder.batch."""
+
+    def close(self) -> None:
+        """Frees the memory."""
+
+
+@dataclass
+class StudentScorer:
+    """See lore.judge.scorer.Scorer. A pair that cannot be read gets a failure, never an exception."""
+
+    card: StudentCard
+    head: Head
+    encoder: PairEncoder
+    session: Session
+    batch_tokens: int = BATCH_TOKENS
+    usage: EngineUsage = field(default_factory=EngineUsage)
+
+    @property
+    def tier_ids(self) -> list[str]:
+        return self.card.tiers
+
+    @property
+    def judge_id(self) -> str:
+        return judge_id(self.session.weights, self.card.rubric_hash, self.card.renderer_hash)
+
+    def score(self, pairs: list[Pair]) -> list[Verdict]:
+        """One verdict per pair, in the order of the pairs."""
+        verdicts = [Verdict(pair.pair_id, None, judge_id=self.judge_id, source="student") for pair in pairs]
+        rows, asked = [], []
+        for verdict, pair, row in zip(verdicts, pairs, self.encoder.rows(pairs) if pairs else [], strict=True):
+            verdict.photo = "none" if pair.image is None else "hidden"
+            if isinstance(row, QueryTooLong):
+                verdict.failure, verdict.detail = TOO_LONG, str(row)[:MAX_WORDS]
+                continue
+            rows.append(row)
+            asked.append(verdict)
+        for chosen in batches([row["length"] for row in rows], self.batch_tokens):
+            batch = self.encoder.batch([rows[index] for index in chosen])
+            probabilities = self.card.calibration.apply(tier_probabilities(self.session.logits(batch), self.head))
+            self.usage.prompt_tokens += sum(rows[index]["length"] for index in chosen)
+            for index, row in zip(chosen, probabilities, strict=True):
+                asked[index].probabilities = row.tolist()
+                asked[index].tier = self.tier_ids[int(row.argmax())]
+        return verdicts
+
+    def close(self) -> None:
+        """Frees the memory."""
+        self.session.close()
+
+
+class TorchSession:
+    """A student in PyTorch, on the GPU if there is one."""
+
+    def __init__(self, folder: Path, device: str | None = None):
+        from lore.engines.loading import default_device  # loads torch, which the ONNX runtime does not need
+        from lore.student.model import load_student
+
+        self.device = device or default_device()
+        self.model: Any = load_student(folder).to(self.device)
+        self.weights = model_fingerprint(str(folder))
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        import torch  # see __init__
+
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(array).to(self.device) for name, array in batch.items()}
+            return self.model(**tensors).float().cpu().numpy()
+
+    def close(self) -> None:
+        self.model = None
+
+
+def open_student(
+    path: str | Path, *, runtime: Runtime = "auto", precision: Precision = "auto", threads: int | None = None
+) -> StudentScorer:
+    """The student of a run folder (runs/distill), a model folder, or the folder of `lore export student`.
+
+    runtime: onnx needs an exported folder; auto takes it where there is one. precision: of an exported folder. threads: of the
+    CPU; null leaves the choice to the library.
+    """
+    card = read_student(path)
+    if runtime == "auto":
+        runtime = "onnx" if (card.folder / ONNX_FILE).is_file() else "torch"
+    if runtime == "onnx":
+        from lore.student.onnx_session import open_session  # loads onnxruntime: only for an exported student
+
+        session = open_session(card.folder, precision=precision, threads=threads)
+    else:
+        if precision in ("fp16", "int8"):
+            raise LoreError(
+                f"Precision {precision} needs the ONNX runtime, and {path} is run by torch.\nExport the student (lore export "
+                f"student {path} -o student) and open that folder, or leave precision out."
+            )
+        session = TorchSession(card.folder)
+    from lore.student.model import load_tokenizer  # loads transformers
+
+    encoder = PairEncoder(load_tokenizer(card.folder), card.fmt)
+    return StudentScorer(card, read_config(card.folder).head, encoder, session)
