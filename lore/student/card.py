@@ -4,7 +4,7 @@ Imports no torch: `is_student` decides whether a folder is opened as a judge or 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from lore.codec.pair_text import PairTextFormat, pair_text_hash
 from lore.judge.card import ADVICE, CARD, read_card, write_card
 from lore.rubric.rubric import Rubric
-from lore.student.calibration import Calibration
+from lore.student.calibration import Calibration, Threshold
 from lore.student.config import read_config
 from lore.student.section import PairTextSection, StudentSection
 from lore.support.errors import LoreError
@@ -34,7 +34,7 @@ class StudentCard:
     relevant: list[str]
     """The tiers that count as relevant."""
     calibration: Calibration
-    thresholds: dict[str, Any] = field(default_factory=dict)
+    thresholds: dict[str, Threshold]
 
 
 def student_card(
@@ -44,7 +44,7 @@ def student_card(
     *,
     rubric_name: str,
     calibration: Calibration | None = None,
-    thresholds: Mapping[str, Any] | None = None,
+    thresholds: Mapping[str, Threshold] | None = None,
     judge: str | None = None,
     labels: Any = None,
     data: Any = None,
@@ -62,7 +62,7 @@ def student_card(
         "tiers": list(rubric.tier_ids),
         "relevant": [tier for tier, kept in zip(rubric.tier_ids, rubric.relevant_mask, strict=True) if kept],
         "calibration": (calibration or Calibration()).model_dump(),
-        "thresholds": dict(thresholds or {}),
+        "thresholds": {use: one.model_dump() for use, one in (thresholds or {}).items()},
         "judge": judge,
         "labels": labels,
         "data": data,
@@ -94,6 +94,8 @@ def read_student(path: str | Path) -> StudentCard:
     try:
         fmt = PairTextSection.model_validate(card["prompt"]).format()
         calibration = Calibration.model_validate(card.get("calibration") or {})
+        calibration.check_tiers(len(config.tiers))
+        thresholds = {str(use): Threshold.model_validate(one) for use, one in (card.get("thresholds") or {}).items()}
         found = StudentCard(
             folder,
             str(card["rubric"]),
@@ -103,9 +105,9 @@ def read_student(path: str | Path) -> StudentCard:
             [str(tier) for tier in card["tiers"]],
             [str(tier) for tier in card["relevant"]],
             calibration,
-            dict(card.get("thresholds") or {}),
+            thresholds,
         )
-    except (ValidationError, KeyError, TypeError, ValueError) as error:
+    except (ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise LoreError(f"{folder / CARD} is damaged ({error}), so it is unknown how to ask the student.\n{ADVICE}") from error
     if found.tiers != config.tiers or not set(found.relevant) <= set(found.tiers):
         raise LoreError(
