@@ -1,7 +1,7 @@
 """The losses of a student, each a small pure function of tensors.
 
-N pairs of a batch, K tiers, worst first. log_p [N, K]: the student's log-probabilities (lore.student.model). target [N, K]: rows sum
-to 1. weight [N]: of each pair. All losses divide by N and not by the sum of the weights, so that gradient accumulation adds up.
+N pairs of a batch, K tiers, worst first. log_p [N, K]: the student's log-probabilities (lore.student.head). target [N, K]: rows
+sum to 1. weight [N]: of each pair. All losses divide by N and not by the sum of the weights, so that gradient accumulation adds up.
 
 sentence-transformers has no loss that joins K tiers with a margin within a query: its pairwise and listwise losses want one output
 per pair.

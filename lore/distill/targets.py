@@ -10,7 +10,7 @@ from lore.rubric.rubric import Rubric
 
 
 def tier_gains(rubric: Rubric) -> np.ndarray:
-    """[K] gain of each tier from 0 for the worst to 1 for the best: its `value` if all tiers have increasing ones, else its place."""
+    """[K] gain of each tier, from 0 for the worst to 1 for the best: its `value` if all tiers have growing ones, else its place."""
     values = np.asarray([np.nan if tier.value is None else tier.value for tier in rubric.tiers], dtype=np.float64)
     if np.isnan(values).any() or (np.diff(values) <= 0).any():
         values = np.arange(len(rubric.tiers), dtype=np.float64)
