@@ -87,7 +87,8 @@ def test_human_labels_gain_weight_at_the_end():
 
 
 def test_mixed_targets_are_the_weighted_sum_of_both_losses():
-    judge, human = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 0.0], [0.2, 0.8, 0.0]]), torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 0, 0]])
+    judge = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 0.0], [0.2, 0.8, 0.0]])
+    human = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 0, 0]])
     target, weight = mixed_targets(judge, torch.tensor([2.0, 0, 1]), human, torch.tensor([1.0, 1, 0]), share=0.25)
     assert weight.tolist() == pytest.approx([1.75, 0.25, 0.75])
     assert target[0].tolist() == pytest.approx([0.75 / 1.75, 0.75 / 1.75, 0.25 / 1.75])
