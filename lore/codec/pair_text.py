@@ -80,14 +80,14 @@ def _field(pair: Pair, name: str, most: int) -> str:
         known = pair.price is not None and math.isfinite(pair.price)
         return f"price {pair.price:.2f}"[:most] if known else ""
     if name == "attributes":
-        texts = []
+        texts, left = [], most
         for key, value in pair.attributes.items():
-            if most <= 0:
+            if left <= 0:
                 break
-            if text := neutralize_attribute(key[:most], value[:most]):
+            if text := neutralize_attribute(key[:left], value[:left]):
                 texts.append(text)
-                most -= len(text) + 2
-        return "; ".join(texts)
+                left -= len(text) + 2
+        return "; ".join(texts)[:most].rstrip()
     # neutralize may shorten a text, and seldom lengthens it.
     return neutralize((getattr(pair, name) or "")[:most])[:most].rstrip()
 

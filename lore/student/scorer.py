@@ -12,13 +12,14 @@ import numpy as np
 
 from lore.data.pair import Pair
 from lore.engines.engine import MAX_WORDS, EngineUsage
-from lore.judge.ask import TOO_LONG
+from lore.judge.ask import RAISED, TOO_LONG
 from lore.judge.card import judge_id
 from lore.judge.verdict import Verdict
 from lore.student.card import StudentCard, read_student
-from lore.student.config import read_config
+from lore.student.config import StudentConfig, read_config
 from lore.student.encode import Batch, PairEncoder, QueryTooLong, batches
 from lore.student.head import tier_probabilities
+from lore.student.photo_embeddings import PhotoEmbeddings, read_photo_embeddings
 from lore.student.section import Head
 from lore.support.errors import LoreError
 from lore.support.fingerprint import model_fingerprint
@@ -63,22 +64,33 @@ class StudentScorer:
     def score(self, pairs: list[Pair]) -> list[Verdict]:
         """One verdict per pair, in the order of the pairs."""
         verdicts = [Verdict(pair.pair_id, None, judge_id=self.judge_id, source="student") for pair in pairs]
-        rows, asked = [], []
-        for verdict, pair, row in zip(verdicts, pairs, self.encoder.rows(pairs) if pairs else [], strict=True):
-            verdict.photo = "none" if pair.image is None else "hidden"
+        rows = self.encoder.rows(pairs) if pairs else []
+        asked: dict[bool, list[int]] = {False: [], True: []}  # rows with a photo by themselves: the others need no vision tower
+        for index, row in enumerate(rows):
             if isinstance(row, QueryTooLong):
-                verdict.failure, verdict.detail = TOO_LONG, str(row)[:MAX_WORDS]
-                continue
-            rows.append(row)
-            asked.append(verdict)
-        for chosen in batches([row["length"] for row in rows], self.batch_tokens):
-            batch = self.encoder.batch([rows[index] for index in chosen])
-            probabilities = self.card.calibration.apply(tier_probabilities(self.session.logits(batch), self.head))
-            self.usage.prompt_tokens += sum(rows[index]["length"] for index in chosen)
-            for index, row in zip(chosen, probabilities, strict=True):
-                asked[index].probabilities = row.tolist()
-                asked[index].tier = self.tier_ids[int(row.argmax())]
+                verdicts[index].photo = self.encoder.photo_state(pairs[index], False)
+                verdicts[index].failure, verdicts[index].detail = TOO_LONG, str(row)[:MAX_WORDS]
+            else:
+                asked[row["photo"] is not None].append(index)
+        for indices in asked.values():
+            for chosen in batches([rows[index]["length"] for index in indices], self.batch_tokens):
+                self._answer([indices[at] for at in chosen], pairs, rows, verdicts)
         return verdicts
+
+    def _answer(self, chosen: list[int], pairs: list[Pair], rows: list[Any], verdicts: list[Verdict]) -> None:
+        """Fills in the verdicts of the rows of one batch."""
+        batch = self.encoder.batch([rows[index] for index in chosen])
+        logits = self.session.logits(batch)
+        probabilities = self.card.calibration.apply(tier_probabilities(logits, self.head))
+        seen = batch.get("photo_mask", np.zeros(len(chosen), dtype=np.int64))
+        self.usage.prompt_tokens += sum(rows[index]["length"] for index in chosen)
+        for index, row, photo in zip(chosen, probabilities, seen.tolist(), strict=True):
+            verdict = verdicts[index]
+            verdict.photo = self.encoder.photo_state(pairs[index], bool(photo))
+            if not np.isfinite(row).all():
+                verdict.failure, verdict.detail = RAISED, "the student's outputs are no numbers: its weights are damaged"
+                continue
+            verdict.probabilities, verdict.tier = row.tolist(), self.tier_ids[int(row.argmax())]
 
     def close(self) -> None:
         """Frees the memory."""
@@ -88,10 +100,14 @@ class StudentScorer:
 class TorchSession:
     """A student in PyTorch, on the GPU if there is one."""
 
-    def __init__(self, folder: Path, device: str | None = None):
-        from lore.engines.loading import default_device  # loads torch, which the ONNX runtime does not need
+    def __init__(self, folder: Path, device: str | None = None, threads: int | None = None):
+        import torch  # an exported student needs none
+
+        from lore.engines.loading import default_device
         from lore.student.model import load_student
 
+        if threads is not None:
+            torch.set_num_threads(threads)
         self.device = device or default_device()
         self.model: Any = load_student(folder).to(self.device)
         self.weights = model_fingerprint(str(folder))
@@ -108,12 +124,18 @@ class TorchSession:
 
 
 def open_student(
-    path: str | Path, *, runtime: Runtime = "auto", precision: Precision = "auto", threads: int | None = None
+    path: str | Path,
+    *,
+    runtime: Runtime = "auto",
+    precision: Precision = "auto",
+    threads: int | None = None,
+    photo_embeddings: str | Path | None = None,
 ) -> StudentScorer:
     """The student of a run folder (runs/distill), a model folder, or the folder of `lore export student`.
 
     runtime: onnx needs an exported folder; auto takes it where there is one. precision: of an exported folder. threads: of the
-    CPU; null leaves the choice to the library.
+    CPU; null leaves the choice to the library. photo_embeddings: table of the items' vectors, for a student that reads them; null:
+    the one of its training.
     """
     card = read_student(path)
     if runtime == "auto":
@@ -128,8 +150,17 @@ def open_student(
                 f"Precision {precision} needs the ONNX runtime, and {path} is run by torch.\nExport the student (lore export "
                 f"student {path} -o student) and open that folder, or leave precision out."
             )
-        session = TorchSession(card.folder)
+        session = TorchSession(card.folder, threads=threads)
     from lore.student.model import load_tokenizer  # loads transformers
 
-    encoder = PairEncoder(load_tokenizer(card.folder), card.fmt)
-    return StudentScorer(card, read_config(card.folder).head, encoder, session)
+    config = read_config(card.folder)
+    encoder = PairEncoder(load_tokenizer(card.folder), card.fmt, config, _embeddings(config, photo_embeddings))
+    return StudentScorer(card, config.head, encoder, session)
+
+
+def _embeddings(config: StudentConfig, path: str | Path | None) -> PhotoEmbeddings | None:
+    if config.photo != "embedding":
+        if path is not None:
+            raise LoreError(f"{path} holds photo embeddings, and this student reads none (photo: {config.photo}). Leave them out.")
+        return None
+    return read_photo_embeddings(path or config.photo_embeddings or "")

@@ -1,14 +1,19 @@
 """A tiny BERT with its tokenizer, and students on it with random weights, for tests."""
 
+import io
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from lore.codec.pair_text import PairTextFormat
 from lore.data.pair import Pair
 from lore.rubric.rubric import load_rubric
 from lore.student.card import student_card, write_student_card
 from lore.student.model import build_student, save_student
+from lore.student.photo_embeddings import read_photo_embeddings
 from lore.student.section import StudentSection
 
 WORDS = "red blue green mug shoe lamp tee for children price color size lumo vela kitchen a the with of and | : ; . 1 2 3 5 7 0 9"
@@ -44,10 +49,11 @@ def write_student(folder: Path, *, fmt: PairTextFormat | None = None, seed: int 
     rubric, fmt = load_rubric("shop"), fmt or PairTextFormat(max_tokens=48)
     section = StudentSection(scratch={"hidden": 16, "layers": 2, "heads": 2, "mlp": 24}, **section)
     tokenizer = word_tokenizer()
-    model = build_student(section, rubric.tier_ids, seed, tokenizer, fmt.max_tokens)
-    for parameter in model.parameters():  # answers that differ between pairs
+    size = read_photo_embeddings(section.photo_embeddings).size if section.photo_embeddings else None
+    model = build_student(section, rubric.tier_ids, seed, tokenizer, max_tokens=fmt.max_tokens, embedding_size=size)
+    for name, parameter in model.named_parameters():  # answers that differ between pairs
         if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.5)
+            torch.nn.init.normal_(parameter, std=0.1 if "interaction" in name else 0.5)
     save_student(model, folder, tokenizer)
     write_student_card(folder, student_card(section, fmt, rubric, rubric_name="shop") | (card or {}))
     return folder
@@ -64,5 +70,27 @@ def some_pairs() -> list[Pair]:
         ("a red tee for children", "blue tee", {"price": 3.0, "shop": "lumo"}),
     ]
     return [
-        Pair(pair_id=f"p{at}", query=query, title=title, **values) for at, (query, title, values) in enumerate(rows)
+        Pair(pair_id=f"p{at}", query=query, title=title, item_id=f"i{at}", **values)
+        for at, (query, title, values) in enumerate(rows)
     ]
+
+
+def photo(color: str, side: int = 20) -> dict[str, Any]:
+    """A photo of one color, as a pair stores it."""
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), color).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def photo_pairs() -> list[Pair]:
+    """The same pairs; the first three have photos, of which the third is broken."""
+    pairs = some_pairs()
+    pairs[0].image, pairs[1].image, pairs[2].image = photo("red"), photo("blue"), {"bytes": b"no photo", "path": None}
+    return pairs
+
+
+def embeddings_file(folder: Path) -> Path:
+    """Photo embeddings of the items of the first two pairs."""
+    path = folder / "embeddings.npz"
+    np.savez(path, item_id=np.asarray(["i0", "i1"]), embedding=np.asarray([[1.0, 0, 0], [0, 1, 0]]))
+    return path

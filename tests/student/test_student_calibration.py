@@ -28,7 +28,7 @@ def test_temperature_undoes_overconfidence_and_keeps_every_verdict():
 
 
 def test_isotonic_repairs_what_a_temperature_cannot():
-    true, gold = drawn(3000)
+    true, gold = drawn(5000)
     # A student that is too low everywhere: the probabilities of being above each border are cubed.
     above = np.pad(true[:, ::-1].cumsum(axis=1)[:, ::-1], ((0, 0), (0, 1))) ** 3
     wrong = above[:, :-1] - above[:, 1:]
