@@ -14,6 +14,7 @@ out: matching of hidden layers, since judge and student share no tokenizer and n
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,21 +28,29 @@ from lore.distill.config import DistillRecipe
 from lore.distill.curve import measure_curve
 from lore.distill.lesson import Lesson, School, arguments, teach
 from lore.distill.report import write_report
-from lore.distill.rows import Human, human_pairs, training_rows, write_lengths, write_training_rows
+from lore.distill.rows import (
+    Human,
+    human_pairs,
+    texts_of,
+    training_rows,
+    unmeasured_rows,
+    write_lengths,
+    write_training_rows,
+)
 from lore.distill.table import Measured, Verdicts, make_table, pairs_of_test, save_table, timed
 from lore.distill.targets import tier_gains
-from lore.engines.config import ModelSection
-from lore.engines.model_checks import check_positions, check_vocabulary
 from lore.eval.measures.calibration import negative_log_likelihood
 from lore.eval.testset import read_chosen
 from lore.run.dry_pass import dry_pass
 from lore.run.run_folder import RunFolder
 from lore.student.calibration import Calibration, Threshold, fit_calibration, fit_thresholds
 from lore.student.card import student_card, write_student_card
+from lore.student.config import StudentConfig
 from lore.student.encode import PairEncoder
-from lore.student.model import build_student, load_student, load_tokenizer, save_student
+from lore.student.model import load_student, load_tokenizer, save_student, train_tokenizer
+from lore.student.photo_embeddings import read_photo_embeddings
 from lore.student.scorer import StudentScorer, open_student
-from lore.support.atomic_files import scratch_folder
+from lore.support.atomic_files import folder_written_whole, scratch_folder
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process, say
 from lore.support.progress import track
@@ -52,7 +61,7 @@ from lore.train.common.trainer import total_steps
 FEWEST_TO_CALIBRATE = 40
 """Labeled pairs of dev, half of which choose the kind of calibration."""
 ASKED_AT_ONCE = 2048
-SAME = 1e-4
+SAMPLED, SAME = 4, 1e-4
 
 
 def run(recipe: DistillRecipe, folder: RunFolder) -> None:
@@ -81,7 +90,7 @@ def run(recipe: DistillRecipe, folder: RunFolder) -> None:
         say(f"measured on {human.test}; 95 % intervals over queries")
         about = {"steps": steps, "loss": folder.last_record("loss")["loss"], "train_seconds": round(seconds[0], 2)}
         about |= {"model": str(folder / "model"), "report": str(folder / "report.html")}
-        folder.finish(table.summary(len(school.tier_ids)) | about)
+        folder.finish(table.texts(len(school.tier_ids)) | about)
 
 
 def prepare(recipe: DistillRecipe, folder: RunFolder, human: Human) -> School:
@@ -90,9 +99,12 @@ def prepare(recipe: DistillRecipe, folder: RunFolder, human: Human) -> School:
     if is_main_process():
         folder.note(data_fingerprint=human.source.fingerprint, rubric_hash=rubric.hash)
         write_training_rows(recipe, folder, human)
-    encoder = PairEncoder(student_tokenizer(recipe, folder), fmt)
+        write_tokenizer(recipe, folder)
+    tokenizer = load_tokenizer(recipe.student.encoder or folder / "data" / "tokenizer")
     if is_main_process():
-        write_lengths(folder, encoder)
+        write_lengths(folder, PairEncoder(tokenizer, fmt, StudentConfig(kind=recipe.student.kind, tiers=rubric.tier_ids)))
+    photos = recipe.student.photo_embeddings
+    embeddings = None if photos is None else read_photo_embeddings(photos)
     summary = targets_summary(folder)
     card = student_card(
         recipe.student,
@@ -103,14 +115,16 @@ def prepare(recipe: DistillRecipe, folder: RunFolder, human: Human) -> School:
         labels={key: value for key, value in summary.items() if key != "judge"},
         data=folder.fingerprints.get("data_fingerprint"),
     )
-    return School(recipe, folder, training_rows(folder), rubric.tier_ids, tier_gains(rubric), encoder, card)
+    return School(recipe, folder, training_rows(folder), rubric.tier_ids, tier_gains(rubric), tokenizer, embeddings, card)
 
 
-def student_tokenizer(recipe: DistillRecipe, folder: RunFolder) -> Any:
-    """The encoder's tokenizer."""
-    if recipe.student.encoder is not None:
-        return load_tokenizer(recipe.student.encoder)
-    raise NotImplementedError
+def write_tokenizer(recipe: DistillRecipe, folder: RunFolder) -> None:
+    """Trains the tokenizer of an encoder from scratch on the texts of the rows, unless it is there."""
+    path = folder / "data" / "tokenizer"
+    if recipe.student.encoder is None and not path.is_dir():
+        tokenizer = train_tokenizer(texts_of(unmeasured_rows(folder), recipe.text.format()), recipe.student.scratch)
+        with folder_written_whole(path) as part:
+            tokenizer.save_pretrained(part)
 
 
 def targets_summary(folder: RunFolder) -> dict[str, Any]:
@@ -134,39 +148,29 @@ def baselines(recipe: DistillRecipe, steps: int, *, judge: bool, raters: bool) -
 
 def check_distilling(school: School, steps: int) -> None:
     """The dry pass. Raises LoreError with all problems, in every process."""
-    recipe, folder, encoder = school.recipe, school.run, school.encoder
-    section, beside = ModelSection(name=recipe.student.encoder or "scratch"), folder / "dry_pass"
-    longest = int(school.rows.lengths.max())
-    model = build_student(recipe.student, school.tier_ids, recipe.seed, encoder.tokenizer, recipe.text.max_tokens).eval()
+    recipe, folder = school.recipe, school.run
+    # Reads positions, vocabulary and padding of the encoder, and raises an error that is reported once.
+    student = cache(school.new_student)
 
     def saving() -> None:
-        batch = encoder.batch([row for row in encoder.rows(school.rows.pairs(_some(school))) if isinstance(row, dict)])
-        inputs = {name: torch.from_numpy(array) for name, array in batch.items()}
-        with scratch_folder(beside) as place, torch.no_grad():
-            save_student(model, place, encoder.tokenizer)
-            moved = (load_student(place)(**inputs) - model(**inputs)).abs().max().item()
+        model, encoder = student()
+        rows = encoder.rows(school.rows.pairs(np.flatnonzero(school.rows.lengths)[:SAMPLED]))
+        inputs = {name: torch.from_numpy(array) for name, array in encoder.batch(rows).items()}
+        with scratch_folder(folder / "dry_pass") as place, torch.no_grad():
+            save_student(model, place, school.tokenizer)
+            moved = (load_student(place)(**inputs) - model.eval()(**inputs)).abs().max().item()
             if not moved <= SAME:
                 raise LoreError(
-                    f"A student on {section.name} answers otherwise once it is saved and read again (logits differ by "
-                    f"{moved:.3g}), so the one that you serve would not be the one that was trained. Choose another encoder."
+                    f"student.encoder {recipe.student.encoder or 'scratch'}: its student answers otherwise once it is saved and "
+                    f"read again (logits differ by {moved:.3g}), so the one that you serve would not be the one that was trained.\n"
+                    "Take another encoder."
                 )
 
     def disk_space() -> None:
-        check_disk(recipe.train, folder, saved_bytes(model, None), steps, encoder.tokenizer)
+        check_disk(recipe.train, folder, saved_bytes(student()[0], None), steps, school.tokenizer)
 
-    dry_pass(
-        recipe.stage,
-        {
-            "saving": saving,
-            "positions": lambda: check_positions(model.encoder, longest, "the longest pair", "lower text.max_tokens"),
-            "vocabulary": lambda: check_vocabulary(section, model.encoder, encoder.tokenizer),
-            "disk space": disk_space,
-        },
-    )
-
-
-def _some(school: School) -> np.ndarray:
-    return np.flatnonzero(school.rows.lengths > 0)[:4]
+    read = dict.fromkeys(("positions", "vocabulary", "neighbors"), student)
+    dry_pass(recipe.stage, read | {"saving": saving, "disk space": disk_space})
 
 
 def measured(lesson: Lesson, school: School, human: Human) -> Measured:

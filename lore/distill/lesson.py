@@ -1,6 +1,6 @@
 """One student's training, on transformers' Trainer: which rows with which targets, the loss, the finished folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,18 +9,21 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, set_seed
 
 from lore.distill.config import DistillRecipe, LossSection
-from lore.distill.losses import human_share, loss_parts, mixed_targets
-from lore.distill.rows import Rows
-from lore.distill.targets import visits
+from lore.distill.losses import human_share, loss_parts, mixed_targets, rationale_distance
+from lore.distill.rows import Rows, lengths_of
+from lore.distill.targets import rationale_vectors, visits
 from lore.engines.loading import default_device, resolve_dtype
 from lore.judge.card import CARD
 from lore.run.launch_settings import mixed_precision
 from lore.run.nested import remove_own
 from lore.run.run_folder import RunFolder
 from lore.student.card import write_student_card
+from lore.student.config import StudentConfig
 from lore.student.encode import PairEncoder
-from lore.student.head import tier_log_probabilities
+from lore.student.head import outputs_of, tier_log_probabilities
 from lore.student.model import build_student, save_student
+from lore.student.networks import Student
+from lore.student.photo_embeddings import PhotoEmbeddings
 from lore.student.section import StudentSection
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process, say
@@ -28,7 +31,7 @@ from lore.train.common.frozen_weights import freeze_weights
 from lore.train.common.trainer import RECORDED, Recorder, train, training_arguments
 
 PLAIN = LossSection(margin=0.0)
-TARGETS = ("judge", "judge_weight", "human", "human_weight", "query")
+TARGETS, RATIONALE = ("judge", "judge_weight", "human", "human_weight", "query"), "rationale"
 
 
 @dataclass(frozen=True)
@@ -67,19 +70,24 @@ class Taught:
 
 @dataclass(frozen=True)
 class School:
-    """What all students of a run share. card: of the student, not yet calibrated."""
+    """What all students of a run share. embeddings: of the photos, for a student that reads them. card: of the student, not yet
+    calibrated."""
 
     recipe: DistillRecipe
     run: RunFolder
     rows: Rows
     tier_ids: list[str]
     gains: np.ndarray
-    encoder: PairEncoder
+    tokenizer: Any
+    embeddings: PhotoEmbeddings | None
     card: dict[str, Any]
 
     def taught(self, *, labels: int | None = None, hard: bool = False) -> Taught:
         """The targets of a lesson, see Lesson. Raises LoreError if it has no row."""
         rows = self.rows
+        if hard and self.recipe.student.kind == "bi_encoder":  # a query of all of its tokens leaves no room for the item
+            config = StudentConfig(kind="cross_encoder", tiers=self.tier_ids)
+            rows = replace(rows, lengths=lengths_of(rows, PairEncoder(self.tokenizer, self.recipe.text.format(), config)))
         judge, judge_weight, human, human_weight = rows.judge, rows.judge_weight, rows.human, rows.human_weight
         if labels is not None:
             judge_weight = np.where(rows.rank < labels, judge_weight, 0.0)
@@ -95,10 +103,17 @@ class School:
             rates, weights[kept] = rows.visited(self.recipe.targets, self.gains, kept, judge_weight[kept] > 0)
         return Taught(kept, rates, judge, judge_weight * weights, human, human_weight * weights)
 
-    def section(self, lesson: Lesson) -> StudentSection:
+    def section(self, *, hard: bool = False) -> StudentSection:
         """The student of a lesson."""
         section = self.recipe.student
-        return section.model_copy(update={"kind": "cross_encoder", "head": "softmax"}) if lesson.hard else section
+        return section.model_copy(update={"kind": "cross_encoder", "head": "softmax"}) if hard else section
+
+    def new_student(self, *, hard: bool = False) -> tuple[Student, PairEncoder]:
+        """A student to train, and what makes its input."""
+        recipe, size = self.recipe, None if self.embeddings is None else self.embeddings.size
+        options = {"max_tokens": recipe.text.max_tokens, "embedding_size": size}
+        model = build_student(self.section(hard=hard), self.tier_ids, recipe.seed, self.tokenizer, **options)
+        return model, PairEncoder(self.tokenizer, recipe.text.format(), model.config, self.embeddings)
 
 
 def arguments(recipe: DistillRecipe, folder: RunFolder, steps: int) -> TrainingArguments:
@@ -121,8 +136,12 @@ def teach(lesson: Lesson, school: School) -> float:
     say(f"{lesson.title}: {_described(taught)}, {lesson.steps:,} steps of {recipe.train.batch_size}")
     set_seed(recipe.seed)
     args = arguments(recipe, folder, lesson.steps)
-    section = school.section(lesson)
-    model = build_student(section, school.tier_ids, recipe.seed, school.encoder.tokenizer, recipe.text.max_tokens)
+    student, encoder = school.new_student(hard=lesson.hard)
+    loss = PLAIN if lesson.hard else recipe.loss
+    vectors = None
+    if loss.rationale and taught.judge_weight.any():
+        vectors = rationale_vectors(school.rows.table.column("rationale").to_pylist(), loss.rationale_size, recipe.seed)
+    model = Pupil(student, 0 if vectors is None else vectors.shape[1])
     freeze_weights(model, recipe.train.freeze)
     order = visits(
         school.rows.query[taught.kept],
@@ -134,22 +153,22 @@ def teach(lesson: Lesson, school: School) -> float:
         seed=recipe.seed,
     )
     trainer = StudentTrainer(
-        model=Pupil(model),
+        model=model,
         args=args,
         train_dataset=Visits(taught.kept[order]),
-        data_collator=Collator(school.rows, taught, school.encoder),
-        head=section.head,
+        data_collator=Collator(school.rows, taught, encoder, vectors),
+        head=student.config.head,
         gains=school.gains,
-        loss=PLAIN if lesson.hard else recipe.loss,
+        loss=loss,
         share=_share_of(recipe, taught),
     )
     recorder = Recorder(folder, lesson.title, keep=recipe.train.keep_checkpoints, recorded=(*RECORDED, "loss_parts"))
     tracked = recipe if lesson.name == "student" else recipe.model_copy(update={"track": []})
     seconds = train(trainer, recorder, folder, tracked)
     if is_main_process():
-        save_student(trainer.accelerator.unwrap_model(trainer.model).student, folder / "model", school.encoder.tokenizer)
-        student = {"kind": section.kind, "head": section.head}
-        write_student_card(folder / "model", school.card | {"student": school.card["student"] | student})
+        save_student(trainer.accelerator.unwrap_model(trainer.model).student, folder / "model", school.tokenizer)
+        own = school.card["student"] | {"kind": student.config.kind, "head": student.config.head}
+        write_student_card(folder / "model", school.card | {"student": own})
         if lesson.name != "student":
             remove_own(folder / "checkpoints")
     trainer.accelerator.wait_for_everyone()
@@ -192,25 +211,42 @@ class Collator:
     rows: Rows
     taught: Taught
     encoder: PairEncoder
+    vectors: np.ndarray | None = None
+    """Of the judge's rationales."""
 
     def __call__(self, places: list[int]) -> dict[str, torch.Tensor]:
         batch = self.encoder.batch(self.encoder.rows(self.rows.pairs(places)))
         found = {name: torch.from_numpy(array) for name, array in batch.items()}
         for name in TARGETS[:-1]:
             found[name] = torch.from_numpy(getattr(self.taught, name)[places]).float()
+        if self.vectors is not None:
+            found[RATIONALE] = torch.from_numpy(self.vectors[places])
         return found | {"query": torch.from_numpy(self.rows.query[places])}
 
 
 class Pupil(torch.nn.Module):
-    """A student in training. The trainer writes into the config of a model that has one, and a student's is frozen."""
+    """A student in training, with an auxiliary head on what its last layer reads (rationale_size outputs; 0: none).
 
-    def __init__(self, student: torch.nn.Module):
+    A module of its own because the trainer writes into the config of a model that has one, and a student's is frozen.
+    """
+
+    def __init__(self, student: Student, rationale_size: int):
         super().__init__()
-        self.student = student
+        self.student, self.read = student, None
+        self.auxiliary = None
+        if rationale_size:
+            outputs = outputs_of(student.config.head, len(student.config.tiers))
+            layers = [one for one in student.modules() if isinstance(one, torch.nn.Linear) and one.out_features == outputs]
+            self.auxiliary = torch.nn.Linear(layers[-1].in_features, rationale_size)
+            layers[-1].register_forward_pre_hook(self._reads)
 
-    def forward(self, **batch: torch.Tensor) -> torch.Tensor:
-        """Logits [N, outputs]."""
-        return self.student(**batch)
+    def _reads(self, layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.read = inputs[0]
+
+    def forward(self, **batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(logits [N, outputs], outputs of the auxiliary head)."""
+        logits = self.student(**batch)
+        return logits, None if self.auxiliary is None else self.auxiliary(self.read)
 
 
 class StudentTrainer(Trainer):
@@ -230,8 +266,11 @@ class StudentTrainer(Trainer):
         judge, judge_weight, human, human_weight, query = (inputs.pop(name) for name in TARGETS)
         share = human_share(self.state.global_step / max(self.state.max_steps - 1, 1), *self.share)
         target, weight = mixed_targets(judge, judge_weight, human, human_weight, share)
-        logits = model(**inputs)
+        vectors = inputs.pop(RATIONALE, None)
+        logits, features = model(**inputs)
         parts = loss_parts(tier_log_probabilities(logits, self.head), target, weight, self.gains, query)._asdict()
+        if vectors is not None:
+            parts[RATIONALE] = rationale_distance(features.float(), vectors, weight)
         used = {name: part for name, part in parts.items() if getattr(self.loss, name)}
         for name, part in used.items():
             self.terms.setdefault(name, []).append(part.detach())

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from lore.distill.config import DistillRecipe
 from lore.distill.curve import Curve
 from lore.distill.rows import Human
-from lore.distill.table import METRICS, Table, cells
+from lore.distill.table import Table, cells, metric_titles
 from lore.eval.measures.bootstrap import Estimate
 from lore.run.run_folder import RunFolder
 from lore.student.card import read_student
@@ -32,14 +32,15 @@ def write_report(
 ) -> None:
     """Writes <run>/report.html. targets: see lore.distill.rows."""
     rubric, test = human.source.rubric, human.test
-    rows = [{"name": row.card.name, "how": row.card.how, "cells": cells(row, len(rubric.tier_ids))} for row in table.rows]
+    texts = table.texts(len(rubric.tier_ids))
+    rows = [{"name": row.card.name, "how": row.card.how, "cells": texts[row.card.name]} for row in table.rows]
     html = page_template(FOLDER, "report.html.jinja").render(
         title=f"{recipe.run}: {rubric.name}",
         style=Markup(page_style()),
         headline=headline(table),
         columns=list(rows[0]["cells"]),
         rows=rows,
-        best=_best(table),
+        best=_best(table, len(rubric.tier_ids)),
         remarks=table.remarks,
         test=f"{len(test):,} pairs of {test.n_queries:,} queries of split {test.split}",
         slices=_slices(table),
@@ -68,10 +69,10 @@ def headline(table: Table) -> list[str]:
     return said
 
 
-def _best(table: Table) -> dict[str, str]:
-    """The row with the best value of each metric."""
+def _best(table: Table, tiers: int) -> dict[str, str]:
+    """The row with the best value of each metric, by column title."""
     found = {}
-    for name, title in METRICS.items():
+    for name, title in metric_titles(tiers).items():
         values = {row.card.name: row.metric(name).value for row in table.rows if not math.isnan(row.metric(name).value)}
         if len(values) > 1:
             found[title] = (min if name == "ece" else max)(values, key=values.__getitem__)
@@ -94,7 +95,7 @@ def _slices(table: Table) -> list[dict[str, Any]]:
 def _curve(curve: Curve | None) -> dict[str, Any] | None:
     if curve is None:
         return None
-    title = METRICS[curve.metric]
+    title = metric_titles(0)[curve.metric]
     labels = [point.labels for point in curve.points]
     lines = [_band([point.dev for point in curve.points], labels, 0), _band([point.test for point in curve.points], labels, 1)]
     known = [value for line in lines for value in (*line.y, *(line.low or ()), *(line.high or ())) if not math.isnan(value)]

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
+from lore.codec.pair_text import PairTextFormat, pair_texts
 from lore.data.pair import PAIR_SCHEMA, Pair, query_key
 from lore.data.pair_source import PairSource
 from lore.data.parquet import read_pairs, to_pairs
@@ -39,12 +40,14 @@ from lore.run.run_folder import RunFolder
 from lore.student.encode import PairEncoder, QueryTooLong
 from lore.support.atomic_files import write_atomic, written_whole
 from lore.support.errors import LoreError, reason
+from lore.support.processes import say
 from lore.support.progress import track
 from lore.support.text import normalize
 from lore.train.common.arrow_rows import whole_rows, write_rows
 
 FEWEST_FOR_A_TEMPERATURE = 20
 MAX_RATIONALE = 2000  # characters
+AT_ONCE = 512  # pairs in memory
 TEXT_FIELDS = ("pair_id", "query", "title", "item_id", "attributes", "description", "category", "brand", "shop", "price", "image")
 """What a student can read of a pair."""
 ROWS = pa.schema(
@@ -226,7 +229,7 @@ def write_training_rows(recipe: DistillRecipe, folder: RunFolder, human: Human) 
     joined = _Join(recipe, folder, human, taught)
     write_rows(joined.rows(), ROWS, path, batch=256, nothing=_nothing(recipe))
     summary |= joined.counts
-    _write_targets(folder, rubric, _opened(path, np.zeros(0)))
+    _write_targets(folder, rubric, unmeasured_rows(folder))
     write_atomic(folder / "targets" / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -295,7 +298,7 @@ class _Join:
 
     def __init__(self, recipe: DistillRecipe, folder: RunFolder, human: Human, taught: _Taught | None):
         self.recipe, self.folder, self.human, self.taught = recipe, folder, human, taught
-        self.photos = getattr(recipe.student, "photo", "none") != "none"
+        self.photos = recipe.student.photo == "tower"
         self.tiers = len(human.source.rubric.tier_ids)
         self.left = {} if taught is None else dict(taught.labels.place)
         self.queries: dict[str, int] = {}
@@ -415,6 +418,11 @@ def training_rows(folder: RunFolder) -> Rows:
     return _opened(folder / "data" / "rows.arrow", np.load(folder / "data" / "lengths.npy", allow_pickle=False))
 
 
+def unmeasured_rows(folder: RunFolder) -> Rows:
+    """The rows before their lengths are known."""
+    return _opened(folder / "data" / "rows.arrow", np.zeros(0))
+
+
 def _opened(path: Path, lengths: np.ndarray) -> Rows:
     if not path.is_file():
         raise LoreError(
@@ -450,30 +458,44 @@ def write_lengths(folder: RunFolder, encoder: PairEncoder) -> None:
     if out.is_file():
         return
     path = folder / "data" / "rows.arrow"
-    rows = _opened(path, np.zeros(0))
-    lengths = np.zeros(len(rows), dtype=np.int64)
     with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
-        for start in track(range(0, len(rows), 512), "measuring pairs"):
-            places = np.arange(start, min(start + 512, len(rows)))
-            for place, found in zip(places.tolist(), encoder.rows(rows.pairs(places)), strict=True):
-                if isinstance(found, QueryTooLong):
-                    pair_id = rows.table.column("pair_id")[place].as_py()
-                    about = f"pair {pair_id}, query"
-                    rejected.write(Rejection(str(path), place + 1, about, "query_too_long", str(found), "a shorter query"))
-                else:
-                    lengths[place] = found["length"]
+
+        def reject(place: int, pair: Pair, error: QueryTooLong) -> None:
+            about = f"pair {pair.pair_id}, query"
+            rejected.write(Rejection(str(path), place + 1, about, "query_too_long", str(error), "a shorter query"))
+
+        lengths = lengths_of(unmeasured_rows(folder), encoder, reject)
         rejected.publish()
-    if not lengths.any():
-        raise LoreError("No training pair can be read: every query is too long for the student. Raise text.max_tokens.")
+    if rejected.count:
+        say(f"{rejected.count:,} pairs have a query that is too long for the student; {rejected.path} lists them")
     with written_whole(out) as file:
         np.save(file, lengths)
 
 
-def texts_of(rows: Rows, of: Callable[[Pair], tuple[str, str]], batch: int = 1024) -> Iterator[str]:
+def lengths_of(rows: Rows, encoder: PairEncoder, reject: Callable[[int, Pair, QueryTooLong], None] | None = None) -> np.ndarray:
+    """Tokens of each row; 0 for one that the student cannot read."""
+    lengths = np.zeros(len(rows), dtype=np.int64)
+    for place, pairs in track(_chunks(rows), "measuring pairs", total=-(-len(rows) // AT_ONCE)):
+        for pair, found in zip(pairs, encoder.rows(pairs), strict=True):
+            if not isinstance(found, QueryTooLong):
+                lengths[place] = found["length"]
+            elif reject is not None:
+                reject(place, pair, found)
+            place += 1
+    return lengths
+
+
+def _chunks(rows: Rows) -> Iterator[tuple[int, list[Pair]]]:
+    """All rows as pairs, with the number of the first row of each chunk."""
+    for start in range(0, len(rows), AT_ONCE):
+        yield start, rows.pairs(np.arange(start, min(start + AT_ONCE, len(rows))))
+
+
+def texts_of(rows: Rows, fmt: PairTextFormat) -> Iterator[str]:
     """Queries and items of all rows, to train a tokenizer on."""
-    for start in range(0, len(rows), batch):
-        for pair in rows.pairs(np.arange(start, min(start + batch, len(rows)))):
-            yield from of(pair)
+    for _, pairs in _chunks(rows):
+        for pair in pairs:
+            yield from pair_texts(pair, fmt)
 
 
 def _write_targets(folder: RunFolder, rubric: Rubric, rows: Rows) -> None:

@@ -18,6 +18,7 @@ from lore.distill.rows import Human, Rows, judge_verdicts
 from lore.eval.baselines import fit_baseline
 from lore.eval.evaluate import MAX_SLICES
 from lore.eval.measures.bootstrap import Estimate, interval, mean_estimate, values_and_draws
+from lore.eval.report.console import column_titles
 from lore.eval.report.write import write_predictions
 from lore.eval.scorecard import Answers, Scorecard, score
 from lore.eval.sections import MetricsSection
@@ -31,7 +32,8 @@ from lore.support.processes import say
 CANDIDATES, WARM, TIMED = 50, 2, 11
 LEXICAL_PAIRS = 50_000
 NOTHING = Estimate(float("nan"))
-METRICS = {"macro_f1": "Macro-F1", "acc_2": "Acc@2", "acc_k": "Acc@K", "qwk": "QWK", "auc": "AUC", "ece": "ECE"}
+NO_VALUE = str(NOTHING)
+METRICS = ("macro_f1", "acc_2", "acc_k", "qwk", "auc", "ece")
 
 Verdicts = dict[str, Verdict]
 
@@ -77,9 +79,11 @@ class Table:
     verdicts: dict[str, Verdicts]
     remarks: list[str] = field(default_factory=list)
 
-    def summary(self, tiers: int) -> dict[str, Any]:
-        """One section per row: the table that the run prints at its end."""
-        return {row.card.name: cells(row, tiers) for row in self.rows}
+    def texts(self, tiers: int) -> dict[str, dict[str, str]]:
+        """The rows as texts by column title, for the terminal and the report: values with 95 % intervals over queries."""
+        rows = {row.card.name: cells(row, tiers) for row in self.rows}
+        titles = [title for title in next(iter(rows.values())) if any(row[title] != NO_VALUE for row in rows.values())]
+        return {name: {title: row[title] for title in titles} for name, row in rows.items()}
 
 
 def make_table(recipe: DistillRecipe, folder: RunFolder, human: Human, rows: Rows, students: dict[str, Measured]) -> Table:
@@ -228,17 +232,23 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
+def metric_titles(tiers: int) -> dict[str, str]:
+    """Title of each metric of the table."""
+    titles = column_titles([f"L{number}" for number in range(tiers)])
+    return {name: titles[name] for name in METRICS}
+
+
 def cells(row: Row, tiers: int) -> dict[str, str]:
-    """The row as texts by column title, for the terminal and the report: values with 95 % intervals over queries."""
-    found = {title.replace("@K", f"@{tiers}"): str(row.metric(name)) for name, title in METRICS.items()}
+    """The row as texts by column title."""
+    found = {title: str(row.metric(name)) for name, title in metric_titles(tiers).items()}
     cost = row.cost
     return found | {
         "agreement": str(row.agreement),
-        "of the judge's Macro-F1": "–" if np.isnan(row.kept.value) else _percent(row.kept),
-        "parameters": "–" if cost.parameters is None else f"{cost.parameters / 1e6:.2f} M",
-        "MB": "–" if cost.megabytes is None else f"{cost.megabytes:.1f}",
-        "ms per pair": "–" if cost.ms_per_pair is None else f"{cost.ms_per_pair:.2f}",
-        f"ms for {CANDIDATES}": "–" if cost.ms_of_50 is None else f"{cost.ms_of_50:.1f}",
+        "of the judge's Macro-F1": NO_VALUE if np.isnan(row.kept.value) else _percent(row.kept),
+        "parameters": NO_VALUE if cost.parameters is None else f"{cost.parameters / 1e6:.2f} M",
+        "MB": NO_VALUE if cost.megabytes is None else f"{cost.megabytes:.1f}",
+        "ms per pair": NO_VALUE if cost.ms_per_pair is None else f"{cost.ms_per_pair:.2f}",
+        f"ms for {CANDIDATES}": NO_VALUE if cost.ms_of_50 is None else f"{cost.ms_of_50:.1f}",
     }
 
 

@@ -5,6 +5,9 @@ Everything here is a pure function of numpy arrays. N pairs, K tiers, worst firs
 """
 
 import numpy as np
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.preprocessing import normalize
 
 from lore.rubric.rubric import Rubric
 
@@ -90,6 +93,21 @@ def traffic_weights(rates: np.ndarray, frequency: np.ndarray, strength: float, m
     usual = known.mean() if known.size and known.mean() > 0 else 1.0
     share = np.where(np.isnan(frequency), usual, frequency) / usual
     return _capped((np.maximum(share, 1e-9) / rates) ** strength, rates, most)
+
+
+def rationale_vectors(rationales: list[str | None], size: int, seed: int) -> np.ndarray:
+    """[N, D] unit vectors of the judge's rationales, D at most `size`: a truncated SVD of their TF-IDF (latent semantic analysis).
+    Zeros without a rationale."""
+    known = [at for at, text in enumerate(rationales) if text]
+    found = np.zeros((len(rationales), 1), dtype=np.float32)
+    if known:
+        words = TfidfVectorizer(max_features=20_000, sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+        counts = words.fit_transform([rationales[at] for at in known])
+        size = min(size, counts.shape[1] - 1, len(known) - 1)
+        if size >= 1:
+            found = np.zeros((len(rationales), size), dtype=np.float32)
+            found[known] = normalize(TruncatedSVD(size, random_state=seed).fit_transform(counts))
+    return found
 
 
 def visits(
