@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lore.data.pair import Pair
+from lore.engines.apart import engine_failed
 from lore.engines.engine import MAX_WORDS, EngineUsage
 from lore.judge.ask import ENGINE_DIED, RAISED, incomplete
 from lore.judge.scorer import Scorer
@@ -109,7 +110,8 @@ class ShardWorker:
 
 def scored(scorer: Scorer, pairs: list[Pair]) -> list[Verdict]:
     """One verdict per pair. Where the judge raises an error, the pairs are asked again in halves: the pair that it raises for fails
-    alone. Errors of LORE (a server that is down, an engine that died) concern all pairs and are raised."""
+    alone. Errors of LORE (a server that is down, an engine that died) concern all pairs and are raised. So are those of an engine
+    that answers nothing, as a LoreError: it would fail the pairs of every later shard, too."""
     try:
         return scorer.score(pairs)
     except LoreError:
@@ -117,6 +119,12 @@ def scored(scorer: Scorer, pairs: list[Pair]) -> list[Verdict]:
     except Exception as error:
         if os.environ.get("LORE_DEBUG"):
             raise
+        if engine_failed(error):
+            raise LoreError(
+                f"The judge's engine has failed and answers no pair: {type(error).__name__}: {str(error)[:MAX_WORDS]}\n"
+                "Labels that are committed stay. Start the same command again; if it fails again, look at the device and its "
+                "driver; LORE_DEBUG=1 shows where the error comes from."
+            ) from error
         if len(pairs) == 1:
             detail = encodable(f"{type(error).__name__}: {error}")[:MAX_WORDS]
             return [Verdict(pairs[0].pair_id, None, failure=RAISED, detail=detail, judge_id=scorer.judge_id)]

@@ -1,0 +1,513 @@
+"""Labels of judge and raters, joined with the texts of their pairs, as the training rows of a student.
+
+    <run>/data/rows.arrow       one row per pair: the pair, its labels, how strongly each counts
+    <run>/data/lengths.npy      tokens of each row
+    <run>/targets/              the same labels to look at (targets.parquet), and what was used and left out (summary.json)
+
+The texts of labelled pairs come from the train split of the human pairs, or from the input of the label folder. A label belongs to
+a text only if the text is still the one that the judge was asked about. No pair of a query in the dev or test split is a row.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import ValidationError
+
+from lore.codec.pair_text import PairTextFormat, pair_texts
+from lore.data.pair import PAIR_SCHEMA, Pair, query_key
+from lore.data.pair_source import PairSource
+from lore.data.parquet import read_pairs, to_pairs
+from lore.data.rejected_rows import RejectedWriter, Rejection
+from lore.distill.config import DistillRecipe, LabelsSection, TargetsSection
+from lore.distill.targets import border_targets, even_rates, expected_gain, human_targets, traffic_weights, two_readings
+from lore.eval.testset import Labeled, load_split
+from lore.judge.temperature import apply_temperature, fit_temperature
+from lore.judge.verdict import Verdict, from_row
+from lore.label.config import InputSection
+from lore.label.inputs.open_input import open_input
+from lore.label.keys import Keys, content_bytes, id_hashes
+from lore.label.read import opened_labels, read_labels
+from lore.rubric.rubric import Rubric
+from lore.run.run_folder import RunFolder
+from lore.student.encode import PairEncoder, QueryTooLong
+from lore.support.atomic_files import write_atomic, written_whole
+from lore.support.errors import LoreError, reason
+from lore.support.processes import say
+from lore.support.progress import track
+from lore.support.text import normalize
+from lore.train.common.arrow_rows import whole_rows, write_rows
+
+FEWEST_FOR_A_TEMPERATURE = 20
+MAX_RATIONALE = 2000  # characters
+AT_ONCE = 512  # pairs in memory
+TEXT_FIELDS = ("pair_id", "query", "title", "item_id", "attributes", "description", "category", "brand", "shop", "price", "image")
+"""What a student can read of a pair."""
+ROWS = pa.schema(
+    [
+        *(PAIR_SCHEMA.field(name) for name in TEXT_FIELDS),
+        ("query_number", pa.int64()),
+        ("frequency", pa.float64()),
+        ("judge", pa.list_(pa.float64())),
+        ("judge_weight", pa.float64()),
+        ("rank", pa.int64()),
+        ("human", pa.list_(pa.float64())),
+        ("human_weight", pa.float64()),
+        ("rationale", pa.string()),
+    ]
+)
+"""judge, human: targets over the tiers, zeros where there is none (its weight is 0). rank: place of the judge's label in the order
+in which labels are added when there are more of them; -1 without a label."""
+
+
+@dataclass
+class JudgeLabels:
+    """Labels of one folder that have a tier, as arrays with one entry per label."""
+
+    folder: str
+    judge: str
+    table: pa.Table
+    tiers: np.ndarray
+    probabilities: np.ndarray
+    """[N, K]; nan in the rows of a judge that gave only a tier."""
+
+    @cached_property
+    def place(self) -> dict[str, int]:
+        return {pair_id: row for row, pair_id in enumerate(self.table.column("pair_id").to_pylist())}
+
+    def take(self, rows: np.ndarray) -> "JudgeLabels":
+        return JudgeLabels(
+            self.folder, self.judge, self.table.take(pa.array(rows)), self.tiers[rows], self.probabilities[rows]
+        )
+
+    def __len__(self) -> int:
+        return len(self.tiers)
+
+
+@dataclass(frozen=True)
+class Human:
+    """The human pairs of the three splits."""
+
+    source: PairSource
+    train: Labeled
+    dev: Labeled
+    test: Labeled
+
+    @cached_property
+    def held_out(self) -> set[str]:
+        """Normalized queries of dev and test, in any market."""
+        return {normalize(query) for part in (self.dev, self.test) for query in part.queries}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The training rows, memory-mapped. Arrays have one entry per row; a row of length 0 cannot be read by the student."""
+
+    table: pa.Table
+    judge: np.ndarray
+    judge_weight: np.ndarray
+    human: np.ndarray
+    human_weight: np.ndarray
+    query: np.ndarray
+    frequency: np.ndarray
+    rank: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def pairs(self, places: list[int] | np.ndarray) -> list[Pair]:
+        """These rows as pairs."""
+        chosen = self.table.select(TEXT_FIELDS).take(pa.array(places, pa.int64())).combine_chunks()
+        return [pair for batch in chosen.to_batches() for pair in to_pairs(batch, TEXT_FIELDS, "rows.arrow")]
+
+    def visited(
+        self, targets: TargetsSection, gains: np.ndarray, kept: np.ndarray, judged: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(visits per epoch, weights) of the rows `kept`, as the targets section says. judged: which of them have the judge's
+        grade; the others have the raters'."""
+        best_known = np.where(judged[:, None], self.judge[kept], self.human[kept])
+        rates = np.ones(len(kept))
+        if targets.sampling == "even":
+            rates = even_rates(expected_gain(best_known, gains), targets.bins, targets.most_repeats)
+        return rates, traffic_weights(rates, self.frequency[kept], targets.traffic, targets.most_weight)
+
+
+def human_pairs(recipe: DistillRecipe, folder: RunFolder) -> Human:
+    """The human pairs. Raises LoreError if there is nothing to test on, or nothing to learn from."""
+    source = PairSource(recipe.data, folder, splits=True)
+    parts = {
+        split: load_split(source.path, split, source.rubric, slices=recipe.data.slices, seed=recipe.seed)
+        for split in ("train", "dev", "test")
+    }
+    if not len(parts["test"]):
+        raise LoreError(
+            f"{source.path} has no labeled pair in split test, so no student could be measured.\n"
+            "Assign the pairs anew: lore data split --by query --replace"
+        )
+    if not len(parts["train"]) and recipe.labels is None:
+        raise LoreError(
+            f"{source.path} has no labeled pair in split train, and the recipe has no labels of a judge, so there is nothing to "
+            "learn from.\nSet labels.path, or assign the pairs anew: lore data split --by query --replace"
+        )
+    return Human(source, **parts)
+
+
+def read_judge(folder: str, rubric: Rubric) -> JudgeLabels:
+    """The labels of a folder that have a tier. Raises LoreError if its tiers are not those of the rubric."""
+    ledger = opened_labels(folder)
+    tiers = [name[2:] for name in ledger.schema.names if name.startswith("p_")]
+    if tiers != rubric.tier_ids:
+        raise LoreError(
+            f"{folder} holds labels with the tiers {', '.join(tiers)}, and rubric {rubric.name} of the human pairs has "
+            f"{', '.join(rubric.tier_ids)}, so they cannot teach one student.\nLabel with a judge of this rubric, or name its "
+            "rubric in data.rubric."
+        )
+    names = [f"p_{tier}" for tier in tiers]
+    columns = ["pair_id", "query", "tier", *names, "rationale", "query_frequency", "slices", "content"]
+    batches = track(read_labels(folder, columns), f"reading {folder}")
+    table = pa.Table.from_batches(list(batches), schema=pa.schema([ledger.schema.field(name) for name in columns]))
+    table = table.filter(pc.is_valid(table.column("tier")))
+    places = pc.index_in(table.column("tier"), pa.array(tiers)).to_numpy(zero_copy_only=False)
+    if np.isnan(places.astype(np.float64)).any():
+        raise LoreError(f"{folder} holds a tier that is none of {', '.join(tiers)}, so it is damaged. Label its pairs again.")
+    given = [table.column(name).to_numpy(zero_copy_only=False).astype(np.float64) for name in names]
+    probabilities = np.stack(given, axis=1) if len(table) else np.zeros((0, len(tiers)))
+    total = probabilities.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        probabilities = np.where((probabilities >= 0).all(axis=1, keepdims=True) & (total > 0), probabilities / total, np.nan)
+    return JudgeLabels(folder, ledger.stamp, table, places.astype(np.int64), probabilities)
+
+
+def judge_verdicts(folder: str, rubric: Rubric, wanted: Labeled) -> dict[str, Verdict]:
+    """The judge's verdicts on the wanted pairs, by pair_id, as far as the folder holds them."""
+    ids, found = pa.array(wanted.pair_ids, pa.string()), {}
+    for batch in read_labels(folder):
+        for row in batch.filter(pc.is_in(batch.column("pair_id"), ids)).to_pylist():
+            found[row["pair_id"]] = from_row(row, rubric.tier_ids)
+    return found
+
+
+def target_temperature(section: TargetsSection, labels: JudgeLabels, human: Human) -> tuple[float, str]:
+    """(temperature of the judge's probabilities, what it was fitted on)."""
+    if section.temperature is not None:
+        return section.temperature, "given in the recipe"
+    for part, remark in ((human.dev, ""), (human.train, ", which the judge may have been trained on")):
+        both = zip(map(labels.place.get, part.pair_ids), part.gold, strict=True)
+        rows = [(row, gold) for row, gold in both if row is not None and not np.isnan(labels.probabilities[row]).any()]
+        if len(rows) >= FEWEST_FOR_A_TEMPERATURE:
+            places, gold = (np.asarray(column, dtype=np.int64) for column in zip(*rows, strict=True))
+            fitted_on = f"fitted on {len(rows):,} pairs of split {part.split}{remark}"
+            return fit_temperature(labels.probabilities[places], gold), fitted_on
+    return 1.0, f"not fitted: fewer than {FEWEST_FOR_A_TEMPERATURE} pairs of dev or train have a human label and one of the judge"
+
+
+def judge_targets(labels: JudgeLabels, temperature: float, border: float) -> np.ndarray:
+    """[N, K] targets: the judge's probabilities at the temperature, or its tier with some mass on the neighbors."""
+    alone = np.isnan(labels.probabilities).any(axis=1)
+    tempered = apply_temperature(np.where(alone[:, None], 1.0, labels.probabilities), temperature)
+    return np.where(alone[:, None], border_targets(labels.tiers, labels.probabilities.shape[1], border), tempered)
+
+
+def write_training_rows(recipe: DistillRecipe, folder: RunFolder, human: Human) -> None:
+    """Writes rows.arrow and targets/, unless they are there. Only for the main process."""
+    path = folder / "data" / "rows.arrow"
+    if path.is_file() and (folder / "targets" / "summary.json").is_file():
+        return
+    rubric, summary = human.source.rubric, {}
+    taught = None
+    if recipe.labels is not None:
+        labels = read_judge(recipe.labels.path, rubric)
+        taught = _taught(recipe, labels, human, summary)
+    joined = _Join(recipe, folder, human, taught)
+    write_rows(joined.rows(), ROWS, path, batch=256, nothing=_nothing(recipe))
+    summary |= joined.counts
+    _write_targets(folder, rubric, unmeasured_rows(folder))
+    write_atomic(folder / "targets" / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+
+
+@dataclass
+class _Taught:
+    """Labels that may be trained on, with their targets."""
+
+    labels: JudgeLabels
+    targets: np.ndarray
+    weights: np.ndarray
+    ranks: np.ndarray
+
+
+def _taught(recipe: DistillRecipe, labels: JudgeLabels, human: Human, summary: dict[str, Any]) -> _Taught:
+    section, rubric = recipe.labels, human.source.rubric
+    held = labels if section.held_out is None else read_judge(section.held_out, rubric)
+    if held.judge != labels.judge:
+        raise LoreError(
+            f"labels.held_out {section.held_out} is by the judge {held.judge or 'unknown'}, and labels.path {section.path} by "
+            f"{labels.judge or 'unknown'}: the targets' temperature and the table would be those of another judge.\nLabel the dev "
+            "and test pairs with the same judge."
+        )
+    temperature, fitted_on = target_temperature(recipe.targets, held, human)
+    queries = labels.table.column("query").combine_chunks().dictionary_encode()
+    free = np.asarray([normalize(query) not in human.held_out for query in queries.dictionary.to_pylist()], dtype=bool)
+    rows = np.flatnonzero(free[queries.indices.to_numpy()]) if len(labels) else np.zeros(0, dtype=np.int64)
+    summary |= {
+        "judge": labels.judge,
+        "labels": section.path,
+        "labelled": len(labels),
+        "of queries in dev or test": len(labels) - len(rows),
+        "temperature": round(temperature, 4),
+        "temperature is": fitted_on,
+    }
+    order = np.argsort(id_hashes(labels.table.column("pair_id").take(pa.array(rows)).to_pylist()), kind="stable")
+    chosen = labels.take(np.sort(rows[order][: section.limit]))
+    ranks = np.empty(len(chosen), dtype=np.int64)
+    ranks[np.argsort(id_hashes(chosen.table.column("pair_id").to_pylist()), kind="stable")] = np.arange(len(chosen))
+    targets, weights = judge_targets(chosen, temperature, recipe.targets.border), np.ones(len(chosen))
+    if section.second is not None:
+        targets, weights = _with_second(recipe, chosen, targets, temperature, rubric, summary)
+    return _Taught(chosen, targets, weights, ranks)
+
+
+def _with_second(
+    recipe: DistillRecipe, chosen: JudgeLabels, targets: np.ndarray, temperature: float, rubric: Rubric, summary: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Targets and weights from both readings."""
+    second = read_judge(recipe.labels.second, rubric)
+    places = np.asarray([second.place.get(pair_id, -1) for pair_id in chosen.table.column("pair_id").to_pylist()], dtype=np.int64)
+    there = np.flatnonzero(places >= 0)
+    if not len(there):
+        raise LoreError(
+            f"labels.second {recipe.labels.second} has none of the pairs of labels.path {recipe.labels.path}, so there is no "
+            "second reading.\nLabel the same input with a judge of another prompt order, or leave labels.second out."
+        )
+    other = np.full(targets.shape, np.nan)
+    other[there] = judge_targets(second.take(places[there]), temperature, recipe.targets.border)
+    differs = int((chosen.tiers[there] != second.tiers[places[there]]).sum())
+    summary |= {"read twice": len(there), "with two tiers": differs}
+    return two_readings(targets, other, recipe.labels.least_weight)
+
+
+class _Join:
+    """The rows, each pair once: pairs of the train split with a label of either kind, then pairs from the labels' input."""
+
+    def __init__(self, recipe: DistillRecipe, folder: RunFolder, human: Human, taught: _Taught | None):
+        self.recipe, self.folder, self.human, self.taught = recipe, folder, human, taught
+        self.photos = recipe.student.photo == "tower"
+        self.tiers = len(human.source.rubric.tier_ids)
+        self.left = {} if taught is None else dict(taught.labels.place)
+        self.queries: dict[str, int] = {}
+        self.counts = {"rows": 0, "human labels": 0, "labels of the judge": 0, "both": 0}
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        yield from self._of_train()
+        if self.left:
+            found = len(self.left)
+            yield from self._of_input()
+            self.counts["whose text is gone or has changed"] = len(self.left)
+            if len(self.left) == found and not self.counts["rows"]:
+                raise LoreError(
+                    f"None of the {found:,} labelled pairs of {self.recipe.labels.path} has its text in the labels' input, so "
+                    "there is nothing to learn from.\nName the table that was labelled as labels.pairs."
+                )
+
+    def _of_train(self) -> Iterator[dict[str, Any]]:
+        source, gold, wanted = self.human.source, self.human.train, set(self.recipe.data.slices or [])
+        rubric, done = source.rubric, set()
+        for pair in track(read_pairs(source.path, split="train", image_roots=source.image_roots), "human pairs"):
+            if wanted and not wanted & set(pair.slices) or pair.pair_id in done:
+                continue
+            at = self.left.pop(pair.pair_id, None)
+            if at is not None:
+                self._same_query(pair, at)
+            if pair.pair_id not in gold.position and at is None:
+                continue
+            done.add(pair.pair_id)
+            human = weight = None
+            if pair.pair_id in gold.position:
+                human = human_targets(np.asarray([rubric.index(pair.label)]), [pair.label_distribution], rubric.tier_ids)[0]
+                weight = pair.label_weight
+            yield self._row(pair, at, human, weight)
+
+    def _same_query(self, pair: Pair, at: int) -> None:
+        asked = self.taught.labels.table.column("query")[at].as_py()
+        if normalize(asked) != normalize(pair.query):
+            raise LoreError(
+                f"Pair {pair.pair_id} is about the query {pair.query[:80]!r} in {self.recipe.data.path} and about {asked[:80]!r} "
+                f"in {self.recipe.labels.path}: one id names two pairs, and the judge's label would go to the wrong one.\nLabel "
+                "these pairs again, or give one of the tables other ids."
+            )
+
+    def _of_input(self) -> Iterator[dict[str, Any]]:
+        keys, contents = Keys(), self.taught.labels.table.column("content")
+        opened = open_input(labelled_input(self.recipe.labels), self.folder / "data" / "labelled", _Unlisted())
+        for batch in track(opened.batches(), "labelled pairs"):
+            mask = [pair_id in self.left for pair_id in batch.column("pair_id").to_pylist()]
+            batch = batch.filter(pa.array(mask))
+            if not len(batch):
+                continue
+            found = keys.of(batch)
+            asked = content_bytes(found["high"], found["low"]).to_pylist()
+            for pair, content in zip(to_pairs(batch, batch.schema.names, self.recipe.labels.path), asked, strict=True):
+                at = self.left.get(pair.pair_id)
+                if at is not None and contents[at].as_py() == content:
+                    del self.left[pair.pair_id]
+                    yield self._row(pair, at, None, None)
+            if not self.left:
+                return
+
+    def _row(self, pair: Pair, at: int | None, human: np.ndarray | None, weight: float | None) -> dict[str, Any]:
+        row: dict[str, Any] = {name: getattr(pair, name) for name in TEXT_FIELDS}
+        row["attributes"] = [{"key": key, "value": value} for key, value in pair.attributes.items()]
+        if not self.photos:
+            row["image"] = None
+        key = query_key(pair.query, pair.slices)
+        row["query_number"] = self.queries.setdefault(key, len(self.queries))
+        row |= {"frequency": pair.query_frequency, "judge": [0.0] * self.tiers, "judge_weight": 0.0, "rank": -1, "rationale": None}
+        row |= {"human": [0.0] * self.tiers if human is None else human.tolist(), "human_weight": weight or 0.0}
+        if at is not None:
+            taught = self.taught
+            row |= {"judge": taught.targets[at].tolist(), "judge_weight": float(taught.weights[at]), "rank": int(taught.ranks[at])}
+            row["rationale"] = (taught.labels.table.column("rationale")[at].as_py() or "")[:MAX_RATIONALE] or None
+            if row["frequency"] is None:
+                row["frequency"] = taught.labels.table.column("query_frequency")[at].as_py()
+        self.counts["rows"] += 1
+        self.counts["human labels"] += human is not None
+        self.counts["labels of the judge"] += at is not None
+        self.counts["both"] += human is not None and at is not None
+        return row
+
+
+class _Unlisted:
+    """Takes the rows of the labels' input that are no pairs: the labelling has listed them."""
+
+    def write(self, rejection: Rejection) -> None:
+        pass
+
+
+def labelled_input(section: LabelsSection) -> InputSection:
+    """The table of the labelled pairs: labels.pairs, or the input in the label folder's recipe. Raises LoreError without one."""
+    if section.pairs is not None:
+        return section.pairs
+    why = "has no recipe.yaml"
+    with suppress(LoreError):
+        values = RunFolder(section.path).recipe_values
+        if values:
+            try:
+                return InputSection.model_validate(values.get("input"))
+            except ValidationError as error:
+                why = f"has a recipe.yaml without a readable input ({reason(error)})"
+    raise LoreError(
+        f"labels.path {section.path} {why}, so it is unknown where the texts of its pairs are, and the label files hold none.\n"
+        "Name the table that was labelled: labels.pairs: {path: pairs.parquet}."
+    )
+
+
+def _nothing(recipe: DistillRecipe) -> str:
+    where = f" and {recipe.labels.path} no label of a query outside of dev and test" if recipe.labels else ""
+    return f"no training rows: split train of {recipe.data.path} has no labeled pair{where}.\nCheck both with `lore data stats`."
+
+
+def training_rows(folder: RunFolder) -> Rows:
+    """The rows that the main process has written."""
+    return _opened(folder / "data" / "rows.arrow", np.load(folder / "data" / "lengths.npy", allow_pickle=False))
+
+
+def unmeasured_rows(folder: RunFolder) -> Rows:
+    """The rows before their lengths are known."""
+    return _opened(folder / "data" / "rows.arrow", np.zeros(0))
+
+
+def _opened(path: Path, lengths: np.ndarray) -> Rows:
+    if not path.is_file():
+        raise LoreError(
+            f"rank 0 did not write {path}. See its error message, or check that all machines share this folder.",
+            same_on_every_rank=True,
+        )
+    with whole_rows(path):
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+        def array(name: str) -> np.ndarray:
+            return table.column(name).to_numpy()
+
+        def matrix(name: str) -> np.ndarray:
+            return table.column(name).combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+
+        frequency = table.column("frequency").fill_null(np.nan).to_numpy()
+        return Rows(
+            table,
+            matrix("judge"),
+            array("judge_weight"),
+            matrix("human"),
+            array("human_weight"),
+            array("query_number"),
+            frequency,
+            array("rank"),
+            lengths,
+        )
+
+
+def write_lengths(folder: RunFolder, encoder: PairEncoder) -> None:
+    """Writes lengths.npy, and the pairs that the student cannot read into rejected.jsonl. Only for the main process."""
+    out = folder / "data" / "lengths.npy"
+    if out.is_file():
+        return
+    path = folder / "data" / "rows.arrow"
+    with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
+
+        def reject(place: int, pair: Pair, error: QueryTooLong) -> None:
+            about = f"pair {pair.pair_id}, query"
+            rejected.write(Rejection(str(path), place + 1, about, "query_too_long", str(error), "a shorter query"))
+
+        lengths = lengths_of(unmeasured_rows(folder), encoder, reject)
+        rejected.publish()
+    if rejected.count:
+        say(f"{rejected.count:,} pairs have a query that is too long for the student; {rejected.path} lists them")
+    with written_whole(out) as file:
+        np.save(file, lengths)
+
+
+def lengths_of(rows: Rows, encoder: PairEncoder, reject: Callable[[int, Pair, QueryTooLong], None] | None = None) -> np.ndarray:
+    """Tokens of each row; 0 for one that the student cannot read."""
+    lengths = np.zeros(len(rows), dtype=np.int64)
+    for place, pairs in track(_chunks(rows), "measuring pairs", total=-(-len(rows) // AT_ONCE)):
+        for pair, found in zip(pairs, encoder.rows(pairs), strict=True):
+            if not isinstance(found, QueryTooLong):
+                lengths[place] = found["length"]
+            elif reject is not None:
+                reject(place, pair, found)
+            place += 1
+    return lengths
+
+
+def _chunks(rows: Rows) -> Iterator[tuple[int, list[Pair]]]:
+    """All rows as pairs, with the number of the first row of each chunk."""
+    for start in range(0, len(rows), AT_ONCE):
+        yield start, rows.pairs(np.arange(start, min(start + AT_ONCE, len(rows))))
+
+
+def texts_of(rows: Rows, fmt: PairTextFormat) -> Iterator[str]:
+    """Queries and items of all rows, to train a tokenizer on."""
+    for _, pairs in _chunks(rows):
+        for pair in pairs:
+            yield from pair_texts(pair, fmt)
+
+
+def _write_targets(folder: RunFolder, rubric: Rubric, rows: Rows) -> None:
+    """targets.parquet: ids, queries and labels of the rows, without texts and photos."""
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {name: rows.table.column(name) for name in ("pair_id", "query")}
+    for kind, values, weight in (("judge", rows.judge, rows.judge_weight), ("human", rows.human, rows.human_weight)):
+        for place, tier in enumerate(rubric.tier_ids):
+            columns[f"{kind}_{tier}"] = pa.array(values[:, place], mask=weight == 0)
+        columns[f"{kind}_weight"] = pa.array(weight)
+    path = folder / "targets" / "targets.parquet"
+    path.parent.mkdir(exist_ok=True)
+    with written_whole(path) as file:
+        pq.write_table(pa.table(columns), file)
