@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from lore.codec.pair_text import PairTextFormat, pair_texts
@@ -500,8 +501,6 @@ def texts_of(rows: Rows, fmt: PairTextFormat) -> Iterator[str]:
 
 def _write_targets(folder: RunFolder, rubric: Rubric, rows: Rows) -> None:
     """targets.parquet: ids, queries and labels of the rows, without texts and photos."""
-    import pyarrow.parquet as pq
-
     columns: dict[str, Any] = {name: rows.table.column(name) for name in ("pair_id", "query")}
     for kind, values, weight in (("judge", rows.judge, rows.judge_weight), ("human", rows.human, rows.human_weight)):
         for place, tier in enumerate(rubric.tier_ids):
