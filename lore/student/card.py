@@ -122,6 +122,15 @@ def read_student(path: str | Path) -> StudentCard:
     return found
 
 
+def check_rubric(card: StudentCard, rubric: Rubric, what: str) -> None:
+    """Raises LoreError for a student of another rubric. what: where it is named."""
+    if card.rubric_hash != rubric.hash:
+        raise LoreError(
+            f"{what}: {card.folder} was trained for rubric {card.rubric} ({card.rubric_hash}), and rubric {rubric.name} is now "
+            f"{rubric.hash}.\nIts tiers would mean something else: use the rubric of its training, or train a student for this one."
+        )
+
+
 def write_student_card(folder: str | Path, card: dict[str, Any]) -> None:
     """Stores the card next to the weights."""
     write_card(Path(folder), card)

@@ -22,18 +22,15 @@ from lore.student.head import tier_probabilities
 from lore.student.photo_embeddings import PhotoEmbeddings, read_photo_embeddings
 from lore.student.section import Head
 from lore.support.errors import LoreError
-from lore.support.fingerprint import model_fingerprint
+from lore.support.fingerprint import files_fingerprint, model_fingerprint
 
 Runtime = Literal["auto", "torch", "onnx"]
 Precision = Literal["auto", "fp32", "fp16", "int8"]
 BATCH_TOKENS = 8192
-ONNX_FILE = "model.onnx"
 
 
 class Session(Protocol):
-    """Runs a student's weights. weights: their fingerprint, for judge_id."""
-
-    weights: str
+    """Runs a student's weights."""
 
     def logits(self, batch: Batch) -> np.ndarray:
         """Logits [N, outputs] of a batch of PairEncoder.batch."""
@@ -50,16 +47,13 @@ class StudentScorer:
     head: Head
     encoder: PairEncoder
     session: Session
+    judge_id: str
     batch_tokens: int = BATCH_TOKENS
     usage: EngineUsage = field(default_factory=EngineUsage)
 
     @property
     def tier_ids(self) -> list[str]:
         return self.card.tiers
-
-    @property
-    def judge_id(self) -> str:
-        return judge_id(self.session.weights, self.card.rubric_hash, self.card.renderer_hash)
 
     def score(self, pairs: list[Pair]) -> list[Verdict]:
         """One verdict per pair, in the order of the pairs."""
@@ -110,7 +104,6 @@ class TorchSession:
             torch.set_num_threads(threads)
         self.device = device or default_device()
         self.model: Any = load_student(folder).to(self.device)
-        self.weights = model_fingerprint(str(folder))
 
     def logits(self, batch: Batch) -> np.ndarray:
         import torch  # see __init__
@@ -138,24 +131,58 @@ def open_student(
     the one of its training.
     """
     card = read_student(path)
-    if runtime == "auto":
-        runtime = "onnx" if (card.folder / ONNX_FILE).is_file() else "torch"
+    runtime, precision = chosen(card.folder, runtime, precision)
+    session: Session
     if runtime == "onnx":
         from lore.student.onnx_session import open_session  # loads onnxruntime: only for an exported student
 
         session = open_session(card.folder, precision=precision, threads=threads)
     else:
-        if precision in ("fp16", "int8"):
-            raise LoreError(
-                f"Precision {precision} needs the ONNX runtime, and {path} is run by torch.\nExport the student (lore export "
-                f"student {path} -o student) and open that folder, or leave precision out."
-            )
         session = TorchSession(card.folder, threads=threads)
     from lore.student.model import load_tokenizer  # loads transformers
 
     config = read_config(card.folder)
     encoder = PairEncoder(load_tokenizer(card.folder), card.fmt, config, _embeddings(config, photo_embeddings))
-    return StudentScorer(card, config.head, encoder, session)
+    return StudentScorer(card, config.head, encoder, session, student_id(card, runtime, precision))
+
+
+def chosen(folder: Path, runtime: Runtime, precision: Precision) -> tuple[Runtime, Precision]:
+    """Runtime and precision with auto filled in: an exported folder is run by ONNX, in int8 where it has that."""
+    exported = {name: onnx_files(folder, name) for name in ("int8", "fp16", "fp32")}
+    if runtime == "auto":
+        runtime = "onnx" if any(exported.values()) else "torch"
+    if runtime == "torch":
+        if precision in ("fp16", "int8"):
+            raise LoreError(
+                f"Precision {precision} needs the ONNX runtime, and {folder} is run by torch.\nExport the student (lore export "
+                f"student {folder} -o student) and open that folder, or leave precision out."
+            )
+        return runtime, "fp32"
+    if precision == "auto":
+        precision = "int8" if exported["int8"] else "fp32"
+    if not exported[precision]:
+        there = ", ".join(name for name, files in exported.items() if files) or "no ONNX file"
+        raise LoreError(
+            f"{folder} has {there}, and the precision {precision} is asked for.\nExport the student with it (lore export student), "
+            "or take another precision."
+        )
+    return runtime, precision
+
+
+def onnx_files(folder: Path, precision: Precision) -> list[Path]:
+    """The ONNX files of a precision in an exported folder: model.onnx, model_fp16.onnx, model_int8.onnx, or those of a
+    bi-encoder's two parts, with their data files."""
+    named = [path for path in folder.glob("*.onnx*") if path.is_file()]
+    ends = tuple(f"_{one}" for one in ("fp16", "int8") if precision in ("fp32", one))
+    return sorted(path for path in named if path.name.split(".")[0].endswith(ends) != (precision == "fp32"))
+
+
+def student_id(card: StudentCard, runtime: Runtime, precision: Precision) -> str:
+    """judge_id of a student: other weights, another calibration or another precision are another student."""
+    weights = model_fingerprint(str(card.folder))
+    if runtime == "onnx":
+        weights += f"-{files_fingerprint(onnx_files(card.folder, precision))}"
+    return judge_id(weights, card.rubric_hash, card.renderer_hash)
 
 
 def _embeddings(config: StudentConfig, path: str | Path | None) -> PhotoEmbeddings | None:
