@@ -11,8 +11,9 @@ from label_folders import label_row, write_labels
 from stub_scorer import TIERS
 
 from lore.data.pair import query_key
+from lore.distill.labels import human_pairs, judge_targets, read_judge
 from lore.distill.lesson import School
-from lore.distill.rows import human_pairs, judge_targets, read_judge, training_rows, write_training_rows
+from lore.distill.rows import training_rows, write_training_rows
 from lore.distill.targets import tier_gains
 from lore.label.read import read_labels
 from lore.rubric.rubric import load_rubric
