@@ -197,7 +197,7 @@ def school(shop, joined, tmp_path):
     rows, _ = joined([*shop["train"][:40], *shop["dev"], *shop["test"]], labels={"path": str(labels)})
     rows = replace(rows, lengths=np.where(np.arange(len(rows)) == 3, 0, 9))
     recipe = distill_recipe(tmp_path / "distill.yaml", tmp_path / "human.parquet", labels={"path": str(labels)})
-    return School(recipe, RunFolder(tmp_path / "run"), rows, RUBRIC.tier_ids, tier_gains(RUBRIC), None, {})
+    return School(recipe, RunFolder(tmp_path / "run"), rows, RUBRIC.tier_ids, tier_gains(RUBRIC), None, None, {})
 
 
 def test_lessons_take_the_labels_that_they_name(school):
