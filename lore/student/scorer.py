@@ -26,7 +26,7 @@ from lore.support.fingerprint import files_fingerprint, model_fingerprint
 
 Runtime = Literal["auto", "torch", "onnx"]
 Precision = Literal["auto", "fp32", "fp16", "int8"]
-BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 32_768  # on a CPU, small batches stay in its cache: a quarter faster than 8192
+BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 32_768  # on a CPU, small batches stay in its cache (docs/lab/student.md)
 
 
 class Session(Protocol):
