@@ -162,6 +162,12 @@ def teach(lesson: Lesson, school: School) -> float:
         loss=loss,
         share=_share_of(recipe, taught),
     )
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise LoreError(
+            "The launch configuration shards the weights, and a student is small enough to be whole on every device; its weights "
+            "would not be gathered for a save.\nLaunch with launch/accelerate/ddp.yaml.",
+            same_on_every_rank=True,
+        )
     recorder = Recorder(folder, lesson.title, keep=recipe.train.keep_checkpoints, recorded=(*RECORDED, "loss_parts"))
     tracked = recipe if lesson.name == "student" else recipe.model_copy(update={"track": []})
     seconds = train(trainer, recorder, folder, tracked)
