@@ -14,7 +14,7 @@ from markupsafe import Markup
 from lore.distill.config import DistillRecipe
 from lore.distill.curve import Curve
 from lore.distill.labels import Human
-from lore.distill.table import Table, cells, metric_titles
+from lore.distill.table import COST, Table, cells, metric_titles
 from lore.eval.measures.bootstrap import Estimate
 from lore.run.run_folder import RunFolder
 from lore.student.card import read_student
@@ -38,7 +38,7 @@ def write_report(
         title=f"{recipe.run}: {rubric.name}",
         style=Markup(page_style()),
         headline=headline(table),
-        columns=list(rows[0]["cells"]),
+        tables=_tables(list(rows[0]["cells"])),
         rows=rows,
         best=_best(table, len(rubric.tier_ids)),
         remarks=table.remarks,
@@ -67,6 +67,12 @@ def headline(table: Table) -> list[str]:
     if student.cost.ms_of_50 is not None:
         said.append(f"50 candidates of a query take {student.cost.ms_of_50:.0f} ms here.")
     return said
+
+
+def _tables(titles: list[str]) -> dict[str, list[str]]:
+    """Columns of quality and of cost: together they are wider than a page."""
+    cost = [title for title in titles if title in COST]
+    return {"quality": [title for title in titles if title not in cost]} | ({"size and latency": cost} if cost else {})
 
 
 def _best(table: Table, tiers: int) -> dict[str, str]:
