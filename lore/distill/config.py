@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -115,7 +115,7 @@ class LossSection(StrictModel):
 class CurveSection(StrictModel):
     """Students on a growing number of the judge's labels, to see when more of them stop helping."""
 
-    sizes: list[int] = Field(min_length=2, max_length=50)
+    sizes: list[Annotated[int, Field(ge=1, le=MAX_COUNT)]] = Field(min_length=2, max_length=50)
     """Numbers of labelled pairs, growing. The curve stops at the first size whose gain on dev is below its 95 % interval."""
     metric: Literal["macro_f1", "acc_2", "acc_k", "qwk", "auc"] = "macro_f1"
     """What the curve shows and is stopped by."""
@@ -123,8 +123,8 @@ class CurveSection(StrictModel):
     @field_validator("sizes")
     @classmethod
     def _growing(cls, value: list[int]) -> list[int]:
-        if any(not 1 <= size <= MAX_COUNT for size in value) or value != sorted(set(value)):
-            raise ValueError("growing numbers of pairs, each at least 1")
+        if value != sorted(set(value)):
+            raise ValueError("growing numbers of pairs")
         return value
 
 

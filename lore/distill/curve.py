@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lore.distill.config import DistillRecipe
-from lore.distill.rows import Human
+from lore.distill.labels import Human
 from lore.distill.table import Verdicts, metric_draws
 from lore.eval.measures.bootstrap import Estimate, interval
 from lore.support.processes import say

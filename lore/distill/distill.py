@@ -26,17 +26,10 @@ from transformers import set_seed
 from lore.data.pair import Pair
 from lore.distill.config import DistillRecipe
 from lore.distill.curve import measure_curve
+from lore.distill.labels import Human, human_pairs
 from lore.distill.lesson import Lesson, School, arguments, teach
 from lore.distill.report import write_report
-from lore.distill.rows import (
-    Human,
-    human_pairs,
-    texts_of,
-    training_rows,
-    unmeasured_rows,
-    write_lengths,
-    write_training_rows,
-)
+from lore.distill.rows import texts_of, training_rows, unmeasured_rows, write_lengths, write_training_rows
 from lore.distill.table import Measured, Verdicts, make_table, pairs_of_test, save_table, timed
 from lore.distill.targets import tier_gains
 from lore.eval.measures.calibration import negative_log_likelihood

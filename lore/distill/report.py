@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from lore.distill.config import DistillRecipe
 from lore.distill.curve import Curve
-from lore.distill.rows import Human
+from lore.distill.labels import Human
 from lore.distill.table import Table, cells, metric_titles
 from lore.eval.measures.bootstrap import Estimate
 from lore.run.run_folder import RunFolder

@@ -14,7 +14,8 @@ import numpy as np
 
 from lore.data.pair import Pair
 from lore.distill.config import DistillRecipe
-from lore.distill.rows import Human, Rows, judge_verdicts
+from lore.distill.labels import Human, judge_verdicts
+from lore.distill.rows import Rows
 from lore.eval.baselines import fit_baseline
 from lore.eval.evaluate import MAX_SLICES
 from lore.eval.measures.bootstrap import Estimate, interval, mean_estimate, values_and_draws

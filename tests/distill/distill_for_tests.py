@@ -82,12 +82,12 @@ def write_labels_of(folder: Path, pairs: list[Pair], tiers: dict[str, str] | Non
     return folder
 
 
-def distill_body(data: Path, **sections: Any) -> dict[str, Any]:
+def distill_body(pairs: Path, **sections: Any) -> dict[str, Any]:
     """A recipe over a pairs file: an encoder from scratch, 4 steps of 8 pairs. Sections replace keys."""
     body: dict[str, Any] = {
         "stage": "distill",
         "run": "distill",
-        "data": {"path": str(data), "rubric": "shop"},
+        "data": {"path": str(pairs), "rubric": "shop"},
         "student": {"scratch": SCRATCH},
         "text": {"max_tokens": 48},
         "train": {"steps": 4, "batch_size": 8, "lr": 1e-3, "log_every": 1, "save_every": 0},
@@ -99,7 +99,7 @@ def distill_body(data: Path, **sections: Any) -> dict[str, Any]:
     return body
 
 
-def distill_recipe(path: Path, data: Path, **sections: Any) -> DistillRecipe:
+def distill_recipe(path: Path, pairs: Path, **sections: Any) -> DistillRecipe:
     """The typed recipe, written to a file."""
-    path.write_text(json.dumps(distill_body(data, **sections)))
+    path.write_text(json.dumps(distill_body(pairs, **sections)))
     return load_recipe(path)

@@ -11,8 +11,9 @@ from label_folders import label_row, write_labels
 from stub_scorer import TIERS
 
 from lore.data.pair import query_key
+from lore.distill.labels import human_pairs, judge_targets, read_judge
 from lore.distill.lesson import School
-from lore.distill.rows import human_pairs, judge_targets, read_judge, training_rows, write_training_rows
+from lore.distill.rows import training_rows, write_training_rows
 from lore.distill.targets import tier_gains
 from lore.label.read import read_labels
 from lore.rubric.rubric import load_rubric
@@ -196,7 +197,7 @@ def school(shop, joined, tmp_path):
     rows, _ = joined([*shop["train"][:40], *shop["dev"], *shop["test"]], labels={"path": str(labels)})
     rows = replace(rows, lengths=np.where(np.arange(len(rows)) == 3, 0, 9))
     recipe = distill_recipe(tmp_path / "distill.yaml", tmp_path / "human.parquet", labels={"path": str(labels)})
-    return School(recipe, RunFolder(tmp_path / "run"), rows, RUBRIC.tier_ids, tier_gains(RUBRIC), None, {})
+    return School(recipe, RunFolder(tmp_path / "run"), rows, RUBRIC.tier_ids, tier_gains(RUBRIC), None, None, {})
 
 
 def test_lessons_take_the_labels_that_they_name(school):
