@@ -222,7 +222,7 @@ def test_a_plain_cross_encoder_learns_the_label_where_most_raters_chose_another_
     rows, _ = joined([*divided, *shop["train"][3:6], *shop["dev"], *shop["test"]])
     recipe = distill_recipe(tmp_path / "distill.yaml", tmp_path / "human.parquet")
     whole = replace(rows, lengths=np.full(len(rows), 9))
-    lessons = School(recipe, RunFolder(tmp_path / "run"), whole, RUBRIC.tier_ids, tier_gains(RUBRIC), None, {})
+    lessons = School(recipe, RunFolder(tmp_path / "run"), whole, RUBRIC.tier_ids, tier_gains(RUBRIC), None, None, {})
     by_id = {pair.pair_id: RUBRIC.index(pair.label) for pair in (*divided, *shop["train"][3:6])}
     expected = [by_id[pair.pair_id] for pair in rows.pairs(range(len(rows)))]
     assert lessons.taught(hard=True).human.argmax(axis=1).tolist() == expected
