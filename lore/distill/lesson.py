@@ -92,8 +92,7 @@ class School:
         if labels is not None:
             judge_weight = np.where(rows.rank < labels, judge_weight, 0.0)
         if hard:
-            best_known = np.where(human_weight[:, None] > 0, human, judge)
-            human = np.eye(len(self.tier_ids))[best_known.argmax(axis=1)]
+            human = np.eye(len(self.tier_ids))[np.where(human_weight > 0, rows.label, judge.argmax(axis=1))]
             human_weight, judge_weight = ((judge_weight > 0) | (human_weight > 0)).astype(np.float64), np.zeros(len(rows))
         kept = np.flatnonzero((rows.lengths > 0) & ((judge_weight > 0) | (human_weight > 0)))
         if not len(kept):

@@ -177,10 +177,10 @@ def metric_draws(
 def lexical(recipe: DistillRecipe, human: Human, rows: Rows) -> Measured:
     """Gradient boosting over word overlap, on human labels, or on the judge's where there are none."""
     by_raters = bool(rows.human_weight.any())
-    labels, weight = (rows.human, rows.human_weight) if by_raters else (rows.judge, rows.judge_weight)
+    labels, weight = (rows.label, rows.human_weight) if by_raters else (rows.judge.argmax(axis=1), rows.judge_weight)
     kept = np.flatnonzero(weight > 0)[:LEXICAL_PAIRS]
     tiers = human.source.rubric.tier_ids
-    baseline = fit_baseline("lexical", rows.pairs(kept), labels[kept].argmax(axis=1), len(tiers), seed=recipe.seed)
+    baseline = fit_baseline("lexical", rows.pairs(kept), labels[kept], len(tiers), seed=recipe.seed)
 
     def answer(pairs: list[Pair]) -> list[Verdict]:
         probabilities = baseline.predict(pairs)
