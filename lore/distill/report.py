@@ -14,7 +14,7 @@ from markupsafe import Markup
 from lore.distill.config import DistillRecipe
 from lore.distill.curve import Curve
 from lore.distill.labels import Human
-from lore.distill.table import COST, Table, cells, metric_titles
+from lore.distill.table import COST, OF_JUDGE, Table, cells, metric_titles
 from lore.eval.measures.bootstrap import Estimate
 from lore.run.run_folder import RunFolder
 from lore.student.card import read_student
@@ -61,7 +61,7 @@ def headline(table: Table) -> list[str]:
     student = by_name["student"]
     said = [f"The student reaches Macro-F1 {student.metric('macro_f1')}."]
     if not math.isnan(student.kept.value):
-        kept = cells(student, 0)["of the judge's Macro-F1"]
+        kept = cells(student, 0)[OF_JUDGE[1]]
         same = f"{100 * student.agreement.value:.1f} %"
         said.append(f"That is {kept} of the judge's; it gives the judge's tier to {same} of the pairs.")
     if student.cost.ms_of_50 is not None:
@@ -70,9 +70,9 @@ def headline(table: Table) -> list[str]:
 
 
 def _tables(titles: list[str]) -> dict[str, list[str]]:
-    """Columns of quality and of cost: together they are wider than a page."""
-    cost = [title for title in titles if title in COST]
-    return {"quality": [title for title in titles if title not in cost]} | ({"size and latency": cost} if cost else {})
+    """Columns of quality, and those of the judge and of cost: together they are wider than a page."""
+    others = [title for title in titles if title in (*OF_JUDGE, *COST)]
+    return {"quality": [title for title in titles if title not in others], "against the judge, size, latency": others}
 
 
 def _best(table: Table, tiers: int) -> dict[str, str]:

@@ -36,6 +36,7 @@ NOTHING = Estimate(float("nan"))
 NO_VALUE = str(NOTHING)
 METRICS = ("macro_f1", "acc_2", "acc_k", "qwk", "auc", "ece")
 
+OF_JUDGE = ("agreement", "of the judge's Macro-F1")
 COST = ("parameters", "MB", "ms per pair", f"ms for {CANDIDATES}")
 
 Verdicts = dict[str, Verdict]
@@ -251,8 +252,8 @@ def cells(row: Row, tiers: int) -> dict[str, str]:
     """The row as texts by column title."""
     found = {title: str(row.metric(name)) for name, title in metric_titles(tiers).items()}
     return found | {
-        "agreement": str(row.agreement),
-        "of the judge's Macro-F1": NO_VALUE if np.isnan(row.kept.value) else _percent(row.kept),
+        OF_JUDGE[0]: str(row.agreement),
+        OF_JUDGE[1]: NO_VALUE if np.isnan(row.kept.value) else _percent(row.kept),
         **dict(zip(COST, row.cost.texts(), strict=True)),
     }
 
