@@ -105,10 +105,15 @@ def prepare(recipe: DistillRecipe, folder: RunFolder, human: Human) -> School:
         rubric,
         rubric_name=recipe.data.rubric,
         judge=summary.get("judge"),
-        labels={key: value for key, value in summary.items() if key != "judge"},
+        labels={key: value for key, value in summary.items() if key != "judge"} | _label_fingerprints(folder),
         data=folder.fingerprints.get("data_fingerprint"),
     )
     return School(recipe, folder, training_rows(folder), rubric.tier_ids, tier_gains(rubric), tokenizer, embeddings, card)
+
+
+def _label_fingerprints(folder: RunFolder) -> dict[str, str]:
+    """Of the label folders, as the run has noted them."""
+    return {key: value for key, value in folder.fingerprints.items() if key.startswith("input labels.")}
 
 
 def write_tokenizer(recipe: DistillRecipe, folder: RunFolder) -> None:

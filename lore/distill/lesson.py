@@ -92,8 +92,7 @@ class School:
         if labels is not None:
             judge_weight = np.where(rows.rank < labels, judge_weight, 0.0)
         if hard:
-            best_known = np.where(human_weight[:, None] > 0, human, judge)
-            human = np.eye(len(self.tier_ids))[best_known.argmax(axis=1)]
+            human = np.eye(len(self.tier_ids))[np.where(human_weight > 0, rows.label, judge.argmax(axis=1))]
             human_weight, judge_weight = ((judge_weight > 0) | (human_weight > 0)).astype(np.float64), np.zeros(len(rows))
         kept = np.flatnonzero((rows.lengths > 0) & ((judge_weight > 0) | (human_weight > 0)))
         if not len(kept):
@@ -162,6 +161,12 @@ def teach(lesson: Lesson, school: School) -> float:
         loss=loss,
         share=_share_of(recipe, taught),
     )
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise LoreError(
+            "The launch configuration shards the weights, and a student is small enough to be whole on every device; its weights "
+            "would not be gathered for a save.\nLaunch with launch/accelerate/ddp.yaml.",
+            same_on_every_rank=True,
+        )
     recorder = Recorder(folder, lesson.title, keep=recipe.train.keep_checkpoints, recorded=(*RECORDED, "loss_parts"))
     tracked = recipe if lesson.name == "student" else recipe.model_copy(update={"track": []})
     seconds = train(trainer, recorder, folder, tracked)

@@ -51,11 +51,13 @@ ROWS = pa.schema(
         ("rank", pa.int64()),
         ("human", pa.list_(pa.float64())),
         ("human_weight", pa.float64()),
+        ("label", pa.int64()),
         ("rationale", pa.string()),
     ]
 )
 """judge, human: targets over the tiers, zeros where there is none (its weight is 0). rank: place of the judge's label in the order
-in which labels are added when there are more of them; -1 without a label."""
+in which labels are added when there are more of them; -1 without a label. label: tier of the human label, -1 without one; where
+raters differ widely, it is not their most frequent tier."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Rows:
     judge_weight: np.ndarray
     human: np.ndarray
     human_weight: np.ndarray
+    label: np.ndarray
     query: np.ndarray
     frequency: np.ndarray
     rank: np.ndarray
@@ -141,11 +144,12 @@ class _Join:
             if pair.pair_id not in gold.position and at is None:
                 continue
             done.add(pair.pair_id)
-            human = weight = None
+            human, weight, label = None, None, -1
             if pair.pair_id in gold.position:
-                human = human_targets(np.asarray([rubric.index(pair.label)]), [pair.label_distribution], rubric.tier_ids)[0]
+                label = rubric.index(pair.label)
+                human = human_targets(np.asarray([label]), [pair.label_distribution], rubric.tier_ids)[0]
                 weight = pair.label_weight
-            yield self._row(pair, at, human, weight)
+            yield self._row(pair, at, human, weight, label)
 
     def _same_query(self, pair: Pair, at: int) -> None:
         asked = self.taught.labels.table.column("query")[at].as_py()
@@ -170,11 +174,11 @@ class _Join:
                 at = self.left.get(pair.pair_id)
                 if at is not None and contents[at].as_py() == content:
                     del self.left[pair.pair_id]
-                    yield self._row(pair, at, None, None)
+                    yield self._row(pair, at, None, None, -1)
             if not self.left:
                 return
 
-    def _row(self, pair: Pair, at: int | None, human: np.ndarray | None, weight: float | None) -> dict[str, Any]:
+    def _row(self, pair: Pair, at: int | None, human: np.ndarray | None, weight: float | None, label: int) -> dict[str, Any]:
         row: dict[str, Any] = {name: getattr(pair, name) for name in TEXT_FIELDS}
         row["attributes"] = [{"key": key, "value": value} for key, value in pair.attributes.items()]
         if not self.photos:
@@ -183,6 +187,7 @@ class _Join:
         row["query_number"] = self.queries.setdefault(key, len(self.queries))
         row |= {"frequency": pair.query_frequency, "judge": [0.0] * self.tiers, "judge_weight": 0.0, "rank": -1, "rationale": None}
         row |= {"human": [0.0] * self.tiers if human is None else human.tolist(), "human_weight": weight or 0.0}
+        row["label"] = label
         if at is not None:
             taught = self.taught
             row |= {"judge": taught.targets[at].tolist(), "judge_weight": float(taught.weights[at]), "rank": int(taught.ranks[at])}
@@ -240,6 +245,7 @@ def _opened(path: Path, lengths: np.ndarray) -> Rows:
             array("judge_weight"),
             matrix("human"),
             array("human_weight"),
+            array("label"),
             array("query_number"),
             frequency,
             array("rank"),

@@ -87,6 +87,9 @@ def test_the_whole_table_and_the_curve(distill, capsys):
             kept, (own, judges) = row["Macro-F1 as a share of the judge's"], (row["metrics"], rows["judge"]["metrics"])
             assert kept["value"] == pytest.approx(own["macro_f1"]["value"] / judges["macro_f1"]["value"])
             assert kept["low"] <= kept["value"] <= kept["high"]
+    card = json.loads((folder / "model" / "lore.json").read_text())
+    assert card["judge"] == table["targets"]["judge"] and card["data"] == folder.fingerprints["data_fingerprint"]
+    assert card["labels"]["input labels.path"] == folder.fingerprints["input labels.path"]
     cards = {name: json.loads((folder / "baselines" / name / "model" / "lore.json").read_text()) for name in ("human", "hard")}
     assert cards["human"]["calibration"]["kind"] != "none" and cards["hard"]["calibration"]["kind"] == "none"
     steps = [(folder / "baselines" / name / "metrics.jsonl").read_text().splitlines()[-1] for name in cards]
@@ -172,6 +175,17 @@ def test_other_students_learn_from_the_same_rows(distill, section):
     photographed = [pair for pair in read_pairs(folder.path.parent.parent / "human.parquet", split="test") if pair.image]
     (verdict,) = open_student(folder.path).score(photographed[:1])
     assert verdict.photo == ("seen" if "photo" in section else "hidden")
+
+
+def test_a_launch_that_shards_the_weights_is_refused(distill, monkeypatch):
+    class Sharded(lessons.StudentTrainer):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(lessons, "StudentTrainer", Sharded)
+    with pytest.raises(LoreError, match="Launch with launch/accelerate/ddp.yaml"):
+        distill(everything())
 
 
 def test_an_encoder_with_too_few_positions_is_found_before_step_0(distill, runs, tmp_path):

@@ -217,6 +217,17 @@ def test_a_plain_cross_encoder_sees_one_tier_per_pair_and_every_pair_equally(sch
     assert (hard.human.argmax(axis=1) == best).all() and set(hard.rates) == {1.0} and set(hard.human_weight[hard.kept]) == {1.0}
 
 
+def test_a_plain_cross_encoder_learns_the_label_where_most_raters_chose_another_tier(shop, joined, tmp_path):
+    divided = [replace(pair, label="L3", label_distribution={"L2": 0.4, "L3": 0.2, "L4": 0.4}) for pair in shop["train"][:3]]
+    rows, _ = joined([*divided, *shop["train"][3:6], *shop["dev"], *shop["test"]])
+    recipe = distill_recipe(tmp_path / "distill.yaml", tmp_path / "human.parquet")
+    whole = replace(rows, lengths=np.full(len(rows), 9))
+    lessons = School(recipe, RunFolder(tmp_path / "run"), whole, RUBRIC.tier_ids, tier_gains(RUBRIC), None, None, {})
+    by_id = {pair.pair_id: RUBRIC.index(pair.label) for pair in (*divided, *shop["train"][3:6])}
+    expected = [by_id[pair.pair_id] for pair in rows.pairs(range(len(rows)))]
+    assert lessons.taught(hard=True).human.argmax(axis=1).tolist() == expected
+
+
 def test_rare_grades_are_visited_more_often(school):
     whole, rows = school.taught(), school.rows
     tiers = rows.judge[whole.kept].argmax(axis=1)
