@@ -103,7 +103,8 @@ class LossSection(StrictModel):
     grade: Weight = 0.0
     """Squared error of the expected gain: a baseline of the studies."""
     rationale: Weight = 0.0
-    """Cosine distance of an auxiliary head to an embedding of the judge's rationale; the head is dropped after the training."""
+    """Cosine distance of an auxiliary head to an embedding of the pair's rationale: the judge's, or the one beside the human label
+    where the judge has none. The head is dropped after the training. An encoder from scratch needs it (docs/lab/student.md)."""
     rationale_size: int = Field(64, ge=1, le=4096)
     """Dimensions of that embedding."""
 
@@ -194,8 +195,6 @@ class DistillRecipe(TrackedRecipe):
                 yield Conflict((f"data.{key}",), str(value), f"no data.{key}: the stage reads train, dev and test in full")
         if self.curve is not None and self.labels is None:
             yield Conflict(("curve", "labels"), "a curve over the judge's labels without labels", "labels, or no curve")
-        if self.loss.rationale and self.labels is None:
-            yield Conflict(("loss.rationale", "labels"), "a loss on rationales without labels", "labels, or loss.rationale: 0")
         if self.loss.margin and self.items == 1:
             yield Conflict(("items", "loss.margin"), "a margin with one item per query", "items above 1, or loss.margin: 0")
 

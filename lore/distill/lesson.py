@@ -138,8 +138,11 @@ def teach(lesson: Lesson, school: School) -> float:
     student, encoder = school.new_student(hard=lesson.hard)
     loss = PLAIN if lesson.hard else recipe.loss
     vectors = None
-    if loss.rationale and taught.judge_weight.any():
-        vectors = rationale_vectors(school.rows.table.column("rationale").to_pylist(), loss.rationale_size, recipe.seed)
+    if loss.rationale:
+        vectors = rationale_vectors(school.rows.rationales(taught.judge_weight > 0), loss.rationale_size, recipe.seed)
+        if not vectors.any():
+            say("no pair has a rationale, so loss.rationale adds nothing")
+            vectors = None
     model = Pupil(student, 0 if vectors is None else vectors.shape[1])
     freeze_weights(model, recipe.train.freeze)
     order = visits(
@@ -217,7 +220,7 @@ class Collator:
     taught: Taught
     encoder: PairEncoder
     vectors: np.ndarray | None = None
-    """Of the judge's rationales."""
+    """Of the rationales."""
 
     def __call__(self, places: list[int]) -> dict[str, torch.Tensor]:
         batch = self.encoder.batch(self.encoder.rows(self.rows.pairs(places)))

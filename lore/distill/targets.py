@@ -96,7 +96,7 @@ def traffic_weights(rates: np.ndarray, frequency: np.ndarray, strength: float, m
 
 
 def rationale_vectors(rationales: list[str | None], size: int, seed: int) -> np.ndarray:
-    """[N, D] unit vectors of the judge's rationales, D at most `size`: a truncated SVD of their TF-IDF (latent semantic analysis).
+    """[N, D] unit vectors of rationales, D at most `size`: a truncated SVD of their TF-IDF (latent semantic analysis).
     Zeros without a rationale."""
     known = [at for at, text in enumerate(rationales) if text]
     found = np.zeros((len(rationales), 1), dtype=np.float32)

@@ -80,6 +80,21 @@ def test_a_pair_with_both_labels_is_one_row(shop, joined, tmp_path):
     assert table.num_rows == len(rows) and table.column("human_L1").null_count == (~of_raters).sum()
 
 
+def test_the_rationale_is_the_judges_where_its_label_is_taught_and_else_the_one_beside_the_human_label(shop, joined, tmp_path):
+    rated = [replace(pair, rationale="of raters") for pair in shop["train"][:6]]
+    labels = write_labels_of(tmp_path / "labels", shop["train"][4:8], rationale="of the judge")
+    rows, _ = joined([*rated, *shop["dev"], *shop["test"]], labels={"path": str(labels)})
+    place = {pair.pair_id: at for at, pair in enumerate(rows.pairs(range(len(rows))))}
+
+    def found(judged):
+        known = rows.rationales(judged)
+        return [known[place[pair.pair_id]] for pair in shop["train"][:8]]
+
+    assert found(rows.judge_weight > 0) == ["of raters"] * 4 + ["of the judge"] * 4
+    # Human labels alone: what the judge wrote is unknown.
+    assert found(np.zeros(len(rows), dtype=bool)) == ["of raters"] * 6 + [None] * 2
+
+
 def test_other_pairs_of_held_out_queries_are_never_trained_on(shop, joined, tmp_path):
     leak = [replace(pair, pair_id=f"x{pair.pair_id}", query=pair.query.upper(), title=f"{pair.title} ") for pair in shop["test"]]
     labels = write_labels_of(tmp_path / "labels", [*shop["train"], *leak])

@@ -260,6 +260,14 @@ def test_photo_embeddings_from_both_kinds_of_file(tmp_path):
         read_photo_embeddings(tmp_path / "pickled.npz")
 
 
+def test_matches_are_for_a_cross_encoder_from_scratch_unless_the_recipe_says_otherwise():
+    assert StudentSection().sees_matches and not StudentSection(match_embedding=False).sees_matches
+    assert not StudentSection(kind="bi_encoder").sees_matches and not StudentSection(encoder="e").sees_matches
+    assert StudentSection(encoder="e", match_embedding=True).sees_matches
+    model = build_student(StudentSection(scratch=SMALL), ["a", "b"], 0, word_tokenizer(), max_tokens=32)
+    assert model.match is not None and model.config.match_embedding and model.config.plain_ids
+
+
 def test_a_section_names_what_does_not_fit_together():
     def keys(**values):
         return [key for conflict in StudentSection(**values).conflicts() for key in conflict.keys]
