@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from lore.config.sections import Conflict, Share, StrictModel, Weight
 from lore.data.section import JudgedDataSection
 from lore.label.config import InputSection
-from lore.student.section import PairTextSection, StudentSection
+from lore.student.section import PairTextSection, StudentSection, VerdictRule
 from lore.support.bounds import MAX_COUNT
 from lore.support.input_files import InputFiles, input_files
 from lore.train.common.config import TRAINED_FILES, TrackedRecipe, TrainSection, padded_rows
@@ -168,6 +168,9 @@ class DistillRecipe(TrackedRecipe):
     calibration: Literal["auto", "none", "temperature", "isotonic"] = "auto"
     """Calibration on the human labels of dev. auto: temperature or isotonic, whichever has the better likelihood on a held-out half
     of dev."""
+    verdict: VerdictRule = "most_probable"
+    """Which tier is the verdict. most_probable: right most often; median: the best tier that is reached with a probability
+    of one half or more, which is off by the fewest tiers and suits labels that are the median of several raters."""
     uses: UsesSection = UsesSection()
     baselines: list[Baseline] = ["human", "hard", "lexical"]
     """Rows of the table beside judge and student. human: the same student on human labels alone; hard: a plain cross-encoder with

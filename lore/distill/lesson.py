@@ -176,7 +176,8 @@ def teach(lesson: Lesson, school: School) -> float:
     if is_main_process():
         save_student(trainer.accelerator.unwrap_model(trainer.model).student, folder / "model", school.tokenizer)
         own = school.card["student"] | {"kind": student.config.kind, "head": student.config.head}
-        write_student_card(folder / "model", school.card | {"student": own})
+        verdict = {"verdict": "most_probable"} if lesson.hard else {}  # a plain cross-encoder has no other
+        write_student_card(folder / "model", school.card | {"student": own} | verdict)
         if lesson.name != "student":
             remove_own(folder / "checkpoints")
     trainer.accelerator.wait_for_everyone()

@@ -16,6 +16,7 @@ from lore.support.input_files import InputFiles, model_files
 Kind = Literal["cross_encoder", "bi_encoder"]
 Head = Literal["softmax", "ordinal"]
 Photo = Literal["none", "tower", "embedding"]
+VerdictRule = Literal["most_probable", "median"]
 
 
 class PairTextSection(StrictModel):

@@ -16,7 +16,7 @@ from transformers import AutoModel, ElectraConfig, RobertaConfig
 from lore.codec.pair_text import PairTextFormat
 from lore.student.config import read_config
 from lore.student.encode import PairEncoder
-from lore.student.head import tier_log_probabilities, tier_probabilities
+from lore.student.head import tier_log_probabilities, tier_probabilities, verdict_tiers
 from lore.student.model import build_student, load_student, load_tower, open_tokenizer, save_student, train_tokenizer
 from lore.student.photo_embeddings import read_photo_embeddings
 from lore.student.scorer import open_student
@@ -281,3 +281,9 @@ def test_a_section_names_what_does_not_fit_together():
 
 def test_the_config_says_what_it_reads(tmp_path):
     assert read_config(student(tmp_path, "embedding")).photo_tokens == 1
+
+
+def test_the_median_verdict_looks_at_the_borders_and_not_at_the_peaks():
+    rows = np.asarray([[0.1, 0.3, 0.2, 0.4], [0.4, 0.15, 0.15, 0.3], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0], [0.25] * 4])
+    assert verdict_tiers(rows, "most_probable").tolist() == [3, 0, 3, 0, 0]
+    assert verdict_tiers(rows, "median").tolist() == [2, 1, 3, 0, 2]

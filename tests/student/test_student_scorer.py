@@ -69,6 +69,28 @@ def test_a_query_without_room_for_an_item_fails_alone(tmp_path):
     assert scorer.score([]) == []
 
 
+def test_the_card_says_which_tier_is_the_verdict(tmp_path):
+    """The median is below and above one half of the probability; the most probable tier may lie to one side of it."""
+    seeds = range(3)  # random weights: some answers have two peaks
+    differ = 0
+    for seed in seeds:
+        plain = open_student(write_student(tmp_path / f"plain{seed}", seed=seed))
+        median = open_student(write_student(tmp_path / f"median{seed}", seed=seed, card={"verdict": "median"}))
+        assert plain.judge_id != median.judge_id
+        for one, other in zip(plain.score(some_pairs()), median.score(some_pairs()), strict=True):
+            assert one.probabilities == other.probabilities
+            assert one.tier == plain.tier_ids[int(np.argmax(one.probabilities))]
+            at = plain.tier_ids.index(other.tier)
+            assert sum(other.probabilities[at:]) >= 0.5 - 1e-9 and sum(other.probabilities[: at + 1]) >= 0.5 - 1e-9
+            differ += one.tier != other.tier
+    assert differ > 0
+
+
+def test_a_card_with_an_unknown_verdict_is_damaged(tmp_path):
+    with pytest.raises(LoreError, match="verdict 'mean'"):
+        open_student(write_student(tmp_path / "student", card={"verdict": "mean"}))
+
+
 def test_the_judge_id_names_weights_rubric_and_renderer(tmp_path):
     seeds = {"first": 0, "again": 0, "other": 1}
     first, again, other = (open_student(write_student(tmp_path / name, seed=seed)) for name, seed in seeds.items())
