@@ -4,8 +4,8 @@
     python benchmarks/distill.py                     or: python benchmarks/distill.py FOLDER, that of the grid
 
 Per slice of the test: mean Macro-F1 over the seeds, the mean as a share of the judge's, and the difference to `student` in points.
-The 95 % intervals come from a paired bootstrap over queries: judge and students are measured on the same draws, and a draw takes all
-seeds together. The last column has the value of each seed.
+The 95 % intervals come from a paired bootstrap over queries: judge and students are measured on the same draws, and a draw takes
+all seeds together. The last column has the value of each seed.
 """
 
 import sys
