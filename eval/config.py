@@ -109,8 +109,12 @@ class EvaluateRecipe(BaseRecipe):
         }
 
     def asked(self) -> dict[str, JudgeSection]:
-        """The judges that this run queries: local models and endpoints."""
+        """The judges that this run prompts: local models and endpoints."""
         return {name: judge for name, judge in self.judges.items() if judge.kind in ("model", "endpoint")}
+
+    def students(self) -> dict[str, JudgeSection]:
+        """The judges that this run shows pairs without a prompt."""
+        return {name: judge for name, judge in self.judges.items() if judge.kind == "student"}
 
     def conflicts(self) -> Iterator[Conflict]:
         for name, judge in self.judges.items():
@@ -120,7 +124,7 @@ class EvaluateRecipe(BaseRecipe):
                     "that name",
                     "1 to 48 letters, digits, spaces or . _ + - : the name becomes a folder",
                 )
-            if judge.kind in ("model", "endpoint", "predictions") and name in self.baselines:
+            if judge.kind not in ("lexical", "majority") and name in self.baselines:
                 yield Conflict(
                     (f"judges.{name}", "baselines"), f"a judge and a baseline both called {name}", "two names"
                 )
@@ -137,14 +141,18 @@ class EvaluateRecipe(BaseRecipe):
             )
         if not self.judges and not self.baselines:
             yield Conflict(("judges", "baselines"), "nothing to score", "at least one judge or baseline")
-        for key, section in (("robustness", self.robustness), ("capability", self.capability)):
+        probes = (
+            ("robustness", self.robustness, self.asked() | self.students(), "model, endpoint or student"),
+            ("capability", self.capability, self.asked(), "model or endpoint, which have a prompt"),
+        )
+        for key, section, judges, kinds in probes:
             for name in section.judges or [] if section else []:
-                if name not in self.asked():
-                    known = list(self.asked())
+                if name not in judges:
+                    known = list(judges)
                     yield Conflict(
                         (f"{key}.judges",),
                         name,
-                        f"a judge of kind model or endpoint: {', '.join(known) or 'the recipe has none'}",
+                        f"a judge of kind {kinds}: {', '.join(known) or 'the recipe has none'}",
                         nearest(name, known),
                     )
         for key, split in (("metrics.calibrate_on", self.metrics.calibrate_on), ("train_split", self.train_split)):

@@ -21,7 +21,7 @@ from lore.eval.benchmark import load_benchmark
 from lore.eval.config import EvaluateRecipe
 from lore.eval.measures.agreement import ceiling
 from lore.eval.measures.results import Condition, Flip, SampleCurves
-from lore.eval.open_judges import asked_models, askers, baseline_verdicts, described, read_verdicts
+from lore.eval.open_judges import asked_models, askers, baseline_verdicts, described, read_verdicts, student_askers
 from lore.eval.probes.capability import check_capability, measure_capability
 from lore.eval.probes.robustness import measure_robustness, robustness_ids
 from lore.eval.probes.sampling import sample_curves
@@ -31,7 +31,7 @@ from lore.eval.report.write import save
 from lore.eval.scorecard import check_metrics, score
 from lore.eval.testset import EvalData, Labeled, load_split, read_chosen, whole_queries
 from lore.judge.dry_pass import check_asking
-from lore.judge.resumable import Asker, Verdicts
+from lore.judge.resumable import Asker, ScorerAsker, Verdicts
 from lore.run.run_folder import RunFolder
 from lore.support.console import Console
 from lore.support.errors import LoreError
@@ -62,7 +62,8 @@ def run(recipe: EvaluateRecipe, folder: RunFolder) -> None:
     language = wording_language(recipe, data)
     if recipe.robustness is not None:
         folder.note(wordings=wordings_hash(language))
-    asked = {name: ask(asker, recipe, data, language) for name, asker in askers(recipe, data, folder).items()}
+    opened = askers(recipe, data, folder) | student_askers(recipe, data, folder)
+    asked = {name: ask(asker, recipe, data, language) for name, asker in opened.items()}
     verdicts |= {name: found.verdicts for name, found in asked.items()}
     cards = []
     for name, judge in track(rows.items(), "metrics", total=len(rows)):
@@ -92,9 +93,9 @@ def wording_language(recipe: EvaluateRecipe, data: EvalData) -> str:
     return "zh" if 2 * sum(bool(HAN.search(title)) for title in titles) > len(titles) else "en"
 
 
-def ask(asker: Asker, recipe: EvaluateRecipe, data: EvalData, language: str) -> Asked:
+def ask(asker: Asker | ScorerAsker, recipe: EvaluateRecipe, data: EvalData, language: str) -> Asked:
     """Gets all verdicts of one judge while its engine is open. Verdicts saved by earlier starts of this run are reused.
-    language: of the attack wordings."""
+    language: of the attack wordings. A student is not sampled, and its capabilities are not tested: it has no prompt to change."""
     found, test = Asked({}), data.test
     for part in data.parts:
         pairs = read_chosen(data.path, part.split, part.pair_ids, image_roots=data.image_roots)
@@ -102,7 +103,8 @@ def ask(asker: Asker, recipe: EvaluateRecipe, data: EvalData, language: str) -> 
         found.verdicts |= asker.ask(tag, pairs, total=len(part), known=part.pair_ids)
     resampling = {"samples": recipe.metrics.bootstrap_samples, "seed": recipe.seed}
     sampling = recipe.sampling
-    if sampling.samples:
+    prompted = isinstance(asker, Asker)
+    if sampling.samples and prompted:
         ids = [test.pair_ids[i] for i in whole_queries(test.query_keys, sampling.sample_pairs, recipe.seed)]
         drawn = asker.samples(
             "samples",
@@ -121,13 +123,13 @@ def ask(asker: Asker, recipe: EvaluateRecipe, data: EvalData, language: str) -> 
             seed=recipe.seed,
             weights=test.weights if recipe.metrics.label_weights else None,
         )
-    if recipe.robustness is not None and asker.name in (recipe.robustness.judges or recipe.asked()):
+    if recipe.robustness is not None and asker.name in (recipe.robustness.judges or recipe.judges):
         ids = robustness_ids(test, recipe.robustness, recipe.seed)
         pairs = list(read_chosen(data.path, test.split, ids, image_roots=data.image_roots))
         found.flips = measure_robustness(
             asker, pairs, found.verdicts, test, data.rubric, recipe.robustness, language=language, **resampling
         )
-    if recipe.capability is not None and asker.name in (recipe.capability.judges or recipe.asked()):
+    if recipe.capability is not None and prompted and asker.name in (recipe.capability.judges or recipe.asked()):
         found.conditions = measure_capability(asker, data, found.verdicts, recipe.capability, **resampling)
     return found
 

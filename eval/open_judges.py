@@ -19,10 +19,12 @@ from lore.eval.testset import EvalData, load_split, read_chosen
 from lore.judge.card import check_card, check_template
 from lore.judge.dry_pass import VERDICT_TOKENS, Asked, judge_length
 from lore.judge.foreign_predictions import read_predictions
-from lore.judge.resumable import Asker, Verdicts
+from lore.judge.resumable import Asker, ScorerAsker, Verdicts
 from lore.judge.verdict import Verdict
 from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
+from lore.student.card import check_rubric, read_student
+from lore.student.scorer import chosen, open_student, student_id
 from lore.support.fingerprint import model_fingerprint
 from lore.support.progress import track
 
@@ -44,6 +46,8 @@ def described(judge: JudgeSection, recipe: EvaluateRecipe) -> str:
         return f"gradient boosting over word overlap, trained on split {recipe.train_split}"
     if judge.kind == "predictions":
         return f"predictions from {judge.predictions}"
+    if judge.kind == "student":
+        return f"student {judge.path}" + (f" in {judge.precision}" if judge.precision != "auto" else "")
     fmt = prompt_format(judge, recipe)
     if judge.kind == "endpoint":
         who = f"{judge.endpoint.model} at {judge.endpoint.url}"
@@ -152,6 +156,19 @@ def askers(recipe: EvaluateRecipe, data: EvalData, folder: RunFolder) -> dict[st
             weights,
             recipe.unanswered,
         )
+    return found
+
+
+def student_askers(recipe: EvaluateRecipe, data: EvalData, folder: RunFolder) -> dict[str, ScorerAsker]:
+    """One asker per student of the recipe. Raises LoreError for a folder without a student, and for one with another rubric."""
+    found = {}
+    for name, judge in recipe.students().items():
+        card = read_student(judge.path)
+        check_rubric(card, data.rubric, f"judges.{name}")
+        chosen_id = student_id(card, *chosen(card.folder, "auto", judge.precision))
+        folder.note(**{f"weights of {name}": chosen_id})
+        opened = partial(open_student, judge.path, precision=judge.precision, photo_embeddings=judge.photo_embeddings)
+        found[name] = ScorerAsker(name, folder / "verdicts" / name, opened, card.tiers, chosen_id, recipe.chunk_pairs)
     return found
 
 

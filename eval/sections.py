@@ -1,6 +1,7 @@
 """Sections of the evaluation recipe. Nothing here imports torch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -8,17 +9,20 @@ from pydantic import Field, field_validator
 from lore.config.sections import Conflict, SampledTemperature, StrictModel, Temperature, Weight
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
 from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
+from lore.support.input_files import InputFiles, model_files
 from lore.support.nearest import nearest
 
-NEEDS = {"model": "model", "endpoint": "endpoint", "predictions": "predictions"}
+NEEDS = {"model": "model", "endpoint": "endpoint", "predictions": "predictions", "path": "student"}
+PROMPTED = {"order": None, "detail": None, "photo": None, "explain": False, "scores": True}
+"""Keys about prompts, which a student has none of, and their defaults."""
 
 
 class JudgeSection(StrictModel):
     """One judge, a row of the results table. order, detail and photo override the recipe's prompt for this judge."""
 
-    kind: Literal["model", "endpoint", "predictions", "lexical", "majority"] = "model"
-    """model: a checkpoint, run in this process; endpoint: a model behind a server; predictions: verdicts from a file;
-    lexical, majority: the baselines."""
+    kind: Literal["model", "endpoint", "student", "predictions", "lexical", "majority"] = "model"
+    """model: a checkpoint, run in this process; endpoint: a model behind a server; student: a distilled encoder; predictions:
+    verdicts from a file; lexical, majority: the baselines."""
     model: ModelSection | None = None
     """The checkpoint, for kind: model. Leave model.adapter out for a merged model."""
     vllm: VllmSection | None = None
@@ -37,13 +41,35 @@ class JudgeSection(StrictModel):
     scores: bool = True
     """Read tier probabilities at the verdict. Set false for servers without log-probabilities or prefill: the verdict is then
     generated in every order, and no confidence is known."""
+    path: str | None = Field(None, min_length=1)
+    """Folder of the student, for kind: student: its run (runs/distill), or the folder of `lore export student`."""
+    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    """Which weights of an exported student, for kind: student."""
+    photo_embeddings: str | None = Field(None, min_length=1)
+    """Vectors of the items' photos, for a student that reads them. null: the table of its training."""
     predictions: str | None = None
     """Parquet, jsonl or csv file with pair_id, tier and optionally p_<tier>, for kind: predictions."""
     predictions_judge: str | None = None
     """Which judge to read, if the file's `judge` column names several."""
 
     def input_files(self) -> dict[str, list[str]]:
-        return {"predictions": [self.predictions]} if self.predictions else {}
+        named = {"predictions": self.predictions, "photo_embeddings": self.photo_embeddings}
+        return {key: [file] for key, file in named.items() if file}
+
+    def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
+        folder = self.student_folder
+        return super().input_fingerprints() | ({"path": model_files(str(folder))} if folder.is_dir() and self.path else {})
+
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        yield from super().missing_inputs()
+        if self.path is not None and not self.student_folder.is_dir():
+            yield "path", f"{self.path} is not a folder. Name the run folder of stage distill, such as runs/distill."
+
+    @property
+    def student_folder(self) -> Path:
+        """The folder with the weights of `path`."""
+        inner = Path(self.path or "") / "model"
+        return inner if inner.is_dir() else Path(self.path or "")
 
     def conflicts(self) -> Iterator[Conflict]:
         for key, kind in NEEDS.items():
@@ -52,6 +78,15 @@ class JudgeSection(StrictModel):
                 yield Conflict((key,), "nothing", f"a value: kind is {kind}")
             elif self.kind != kind and value is not None:
                 yield Conflict((key, "kind"), f"a value for {key} and kind {self.kind}", f"kind: {kind}, or no {key}")
+        if self.kind == "student":
+            for key, default in PROMPTED.items():
+                if getattr(self, key) != default:
+                    expected = f"no {key}: a student reads a pair's texts and has no prompt"
+                    yield Conflict((key, "kind"), f"{key} for kind student", expected)
+        else:
+            for key, default in (("precision", "auto"), ("photo_embeddings", None)):
+                if getattr(self, key) != default:
+                    yield Conflict((key, "kind"), f"{key} for kind {self.kind}", f"kind: student, or no {key}")
         if self.vllm is not None and self.kind != "model":
             yield Conflict(("vllm", "kind"), f"vllm for kind {self.kind}", "kind: model, or no vllm")
         if self.model is not None and self.model.lora is not None:
@@ -117,7 +152,7 @@ class RobustnessSection(StrictModel):
     language: Literal["en", "zh"] | None = None
     """Language of the attack wordings; null: zh if most test titles contain Han characters, else en."""
     judges: list[str] | None = None
-    """Judges to probe; null: every judge of kind model or endpoint."""
+    """Judges to probe; null: every judge of kind model, endpoint or student."""
     translations: str | None = None
     """File with columns query and translation, for queries in another language. null: only the embedded shop's vocabulary."""
 

@@ -18,7 +18,7 @@ from lore.eval.measures.bootstrap import mean_estimate
 from lore.eval.measures.results import Flip
 from lore.eval.sections import RobustnessSection
 from lore.eval.testset import Labeled, whole_queries
-from lore.judge.resumable import Asker
+from lore.judge.resumable import Asker, ScorerAsker
 from lore.judge.verdict import Verdict
 from lore.rubric.rubric import Rubric
 from lore.support.console import Console, Table, with_room
@@ -68,7 +68,7 @@ def robustness_ids(test: Labeled, options: RobustnessSection, seed: int) -> list
 
 
 def measure_robustness(
-    asker: Asker,
+    asker: Asker | ScorerAsker,
     pairs: list[Pair],
     clean: dict[str, Verdict],
     test: Labeled,

@@ -22,7 +22,8 @@ from lore.engines.engine import EndpointFailed, EndpointStopped, Engine, Samplin
 from lore.engines.unanswered import AnswerWatch
 from lore.judge.ask import REFUSED, FactsOf, incomplete, predict, sample
 from lore.judge.card import judge_id
-from lore.judge.chunk_store import ChunkStore
+from lore.judge.chunk_store import ChunkStore, in_chunks
+from lore.judge.scorer import Scorer
 from lore.judge.verdict import UNSCORED, Verdict, from_row, to_row, unscored, verdict_schema
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
@@ -163,6 +164,42 @@ class Asker:
                 yield answer
         except (EndpointFailed, EndpointStopped) as error:
             raise type(error)(f"judge {self.name}, {tag}: {error}") from error
+
+
+@dataclass
+class ScorerAsker:
+    """Asks a scorer that reads pairs and no prompts, such as a student. Its failures are final: it would fail again."""
+
+    name: str
+    folder: Path
+    """Folder of its saved answers, with one folder per tag."""
+    open_scorer: Callable[[], Scorer]
+    tier_ids: list[str]
+    judge_id: str
+    chunk_pairs: int = 256
+    asked: int = field(default=0, init=False)
+    """Questions that this process has asked."""
+    _scorer: Scorer | None = field(default=None, init=False)
+
+    def ask(
+        self, tag: str, pairs: Iterable[Pair], *, total: int | None = None, known: Iterable[str] | None = None
+    ) -> Verdicts:
+        """A verdict for each pair, by pair_id. See Asker.ask."""
+        store = ChunkStore(self.folder / tag, verdict_schema(self.tier_ids), self.judge_id, "verdicts")
+        verdicts = {row["pair_id"]: from_row(row, self.tier_ids) for row in store.rows()}
+        if known is not None and all(pair_id in verdicts for pair_id in known):
+            return verdicts
+        missing = _unless_empty(pair for pair in pairs if pair.pair_id not in verdicts)
+        if missing is None:
+            return verdicts
+        scorer = self._scorer = self._scorer or self.open_scorer()
+        chunks = (scorer.score(chunk) for chunk in in_chunks(missing, self.chunk_pairs))
+        saved = _saved(chunks, store, lambda verdict: to_row(verdict, self.tier_ids))
+        left = None if total is None else total - len(verdicts)
+        for verdict in track(saved, f"{self.name}: {tag}", total=left):
+            self.asked += 1
+            verdicts[verdict.pair_id] = verdict
+        return verdicts
 
 
 def _unless_empty(pairs: Iterator[Pair]) -> Iterator[Pair] | None:

@@ -1,0 +1,193 @@
+"""A student as a Scorer: it answers pairs like a judge, in milliseconds.
+
+    scorer = open_student("runs/distill")
+    verdicts = scorer.score(pairs)
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from lore.data.pair import Pair
+from lore.engines.engine import MAX_WORDS, EngineUsage
+from lore.judge.ask import RAISED, TOO_LONG
+from lore.judge.card import judge_id
+from lore.judge.verdict import Verdict
+from lore.student.card import StudentCard, read_student
+from lore.student.config import StudentConfig, read_config
+from lore.student.encode import Batch, PairEncoder, QueryTooLong, batches
+from lore.student.head import tier_probabilities
+from lore.student.photo_embeddings import PhotoEmbeddings, read_photo_embeddings
+from lore.student.section import Head
+from lore.support.errors import LoreError
+from lore.support.fingerprint import files_fingerprint, model_fingerprint
+
+Runtime = Literal["auto", "torch", "onnx"]
+Precision = Literal["auto", "fp32", "fp16", "int8"]
+BATCH_TOKENS = 8192
+
+
+class Session(Protocol):
+    """Runs a student's weights."""
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        """Logits [N, outputs] of a batch of PairEncoder.batch."""
+
+    def close(self) -> None:
+        """Frees the memory."""
+
+
+@dataclass
+class StudentScorer:
+    """See lore.judge.scorer.Scorer. A pair that cannot be read gets a failure, never an exception."""
+
+    card: StudentCard
+    head: Head
+    encoder: PairEncoder
+    session: Session
+    judge_id: str
+    batch_tokens: int = BATCH_TOKENS
+    usage: EngineUsage = field(default_factory=EngineUsage)
+
+    @property
+    def tier_ids(self) -> list[str]:
+        return self.card.tiers
+
+    def score(self, pairs: list[Pair]) -> list[Verdict]:
+        """One verdict per pair, in the order of the pairs."""
+        verdicts = [Verdict(pair.pair_id, None, judge_id=self.judge_id, source="student") for pair in pairs]
+        rows = self.encoder.rows(pairs) if pairs else []
+        asked: dict[bool, list[int]] = {False: [], True: []}  # rows with a photo by themselves: the others need no vision tower
+        for index, row in enumerate(rows):
+            if isinstance(row, QueryTooLong):
+                verdicts[index].photo = self.encoder.photo_state(pairs[index], False)
+                verdicts[index].failure, verdicts[index].detail = TOO_LONG, str(row)[:MAX_WORDS]
+            else:
+                asked[row["photo"] is not None].append(index)
+        for indices in asked.values():
+            for chosen in batches([rows[index]["length"] for index in indices], self.batch_tokens):
+                self._answer([indices[at] for at in chosen], pairs, rows, verdicts)
+        return verdicts
+
+    def _answer(self, chosen: list[int], pairs: list[Pair], rows: list[Any], verdicts: list[Verdict]) -> None:
+        """Fills in the verdicts of the rows of one batch."""
+        batch = self.encoder.batch([rows[index] for index in chosen])
+        logits = self.session.logits(batch)
+        probabilities = self.card.calibration.apply(tier_probabilities(logits, self.head))
+        seen = batch.get("photo_mask", np.zeros(len(chosen), dtype=np.int64))
+        self.usage.prompt_tokens += sum(rows[index]["length"] for index in chosen)
+        for index, row, photo in zip(chosen, probabilities, seen.tolist(), strict=True):
+            verdict = verdicts[index]
+            verdict.photo = self.encoder.photo_state(pairs[index], bool(photo))
+            if not np.isfinite(row).all():
+                verdict.failure, verdict.detail = RAISED, "the student's outputs are no numbers: its weights are damaged"
+                continue
+            verdict.probabilities, verdict.tier = row.tolist(), self.tier_ids[int(row.argmax())]
+
+    def close(self) -> None:
+        """Frees the memory."""
+        self.session.close()
+
+
+class TorchSession:
+    """A student in PyTorch, on the GPU if there is one."""
+
+    def __init__(self, folder: Path, device: str | None = None, threads: int | None = None):
+        import torch  # an exported student needs none
+
+        from lore.engines.loading import default_device
+        from lore.student.model import load_student
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.device = device or default_device()
+        self.model: Any = load_student(folder).to(self.device)
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        import torch  # see __init__
+
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(array).to(self.device) for name, array in batch.items()}
+            return self.model(**tensors).float().cpu().numpy()
+
+    def close(self) -> None:
+        self.model = None
+
+
+def open_student(
+    path: str | Path,
+    *,
+    runtime: Runtime = "auto",
+    precision: Precision = "auto",
+    threads: int | None = None,
+    photo_embeddings: str | Path | None = None,
+) -> StudentScorer:
+    """The student of a run folder (runs/distill), a model folder, or the folder of `lore export student`.
+
+    runtime: onnx needs an exported folder; auto takes it where there is one. precision: of an exported folder. threads: of the
+    CPU; null leaves the choice to the library. photo_embeddings: table of the items' vectors, for a student that reads them; null:
+    the one of its training.
+    """
+    card = read_student(path)
+    runtime, precision = chosen(card.folder, runtime, precision)
+    session: Session
+    if runtime == "onnx":
+        from lore.student.onnx_session import open_session  # loads onnxruntime: only for an exported student
+
+        session = open_session(card.folder, precision=precision, threads=threads)
+    else:
+        session = TorchSession(card.folder, threads=threads)
+    from lore.student.model import load_tokenizer  # loads transformers
+
+    config = read_config(card.folder)
+    encoder = PairEncoder(load_tokenizer(card.folder), card.fmt, config, _embeddings(config, photo_embeddings))
+    return StudentScorer(card, config.head, encoder, session, student_id(card, runtime, precision))
+
+
+def chosen(folder: Path, runtime: Runtime, precision: Precision) -> tuple[Runtime, Precision]:
+    """Runtime and precision with auto filled in: an exported folder is run by ONNX, in int8 where it has that."""
+    exported = {name: onnx_files(folder, name) for name in ("int8", "fp16", "fp32")}
+    if runtime == "auto":
+        runtime = "onnx" if any(exported.values()) else "torch"
+    if runtime == "torch":
+        if precision in ("fp16", "int8"):
+            raise LoreError(
+                f"Precision {precision} needs the ONNX runtime, and {folder} is run by torch.\nExport the student (lore export "
+                f"student {folder} -o student) and open that folder, or leave precision out."
+            )
+        return runtime, "fp32"
+    if precision == "auto":
+        precision = "int8" if exported["int8"] else "fp32"
+    if not exported[precision]:
+        there = ", ".join(name for name, files in exported.items() if files) or "no ONNX file"
+        raise LoreError(
+            f"{folder} has {there}, and the precision {precision} is asked for.\nExport the student with it (lore export student), "
+            "or take another precision."
+        )
+    return runtime, precision
+
+
+def onnx_files(folder: Path, precision: Precision) -> list[Path]:
+    """The ONNX files of a precision in an exported folder: model.onnx, model_fp16.onnx, model_int8.onnx, or those of a
+    bi-encoder's two parts, with their data files."""
+    named = [path for path in folder.glob("*.onnx*") if path.is_file()]
+    ends = tuple(f"_{one}" for one in ("fp16", "int8") if precision in ("fp32", one))
+    return sorted(path for path in named if path.name.split(".")[0].endswith(ends) != (precision == "fp32"))
+
+
+def student_id(card: StudentCard, runtime: Runtime, precision: Precision) -> str:
+    """judge_id of a student: other weights, another calibration or another precision are another student."""
+    weights = model_fingerprint(str(card.folder))
+    if runtime == "onnx":
+        weights += f"-{files_fingerprint(onnx_files(card.folder, precision))}"
+    return judge_id(weights, card.rubric_hash, card.renderer_hash)
+
+
+def _embeddings(config: StudentConfig, path: str | Path | None) -> PhotoEmbeddings | None:
+    if config.photo != "embedding":
+        if path is not None:
+            raise LoreError(f"{path} holds photo embeddings, and this student reads none (photo: {config.photo}). Leave them out.")
+        return None
+    return read_photo_embeddings(path or config.photo_embeddings or "")

@@ -1,0 +1,71 @@
+"""A student in a folder answers like a judge."""
+
+import numpy as np
+import pytest
+import torch
+from students_for_tests import some_pairs, write_student
+
+from lore.codec.pair_text import pair_text_hash
+from lore.data.pair import Pair
+from lore.rubric.rubric import load_rubric
+from lore.student.card import is_student
+from lore.student.scorer import open_student
+from lore.support.errors import LoreError
+
+
+@pytest.mark.parametrize("head", ["softmax", "ordinal"])
+def test_the_answer_of_a_pair_does_not_depend_on_its_batch(tmp_path, head):
+    scorer = open_student(write_student(tmp_path / "student", head=head))
+    pairs = some_pairs()
+    together = scorer.score(pairs)
+    scorer.batch_tokens = 1
+    apart = scorer.score(pairs[::-1])[::-1]
+    for one, other in zip(together, apart, strict=True):
+        assert one.pair_id == other.pair_id and one.tier == other.tier
+        assert np.abs(np.subtract(one.probabilities, other.probabilities)).max() < 1e-5
+        assert sum(one.probabilities) == pytest.approx(1) and one.source == "student" and one.failure is None
+    assert np.std([one.probabilities for one in together], axis=0).max() > 0.01
+
+
+def test_transformers_and_sentence_transformers_load_a_text_cross_encoder_as_it_is(tmp_path):
+    from sentence_transformers import CrossEncoder
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = write_student(tmp_path / "student")
+    pair = some_pairs()[0]
+    expected = open_student(folder).score([pair])[0].probabilities
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    texts = ("red mug", "Lumo red mug | price 7.50 | color: red")
+    with torch.inference_mode():
+        logits = model(**AutoTokenizer.from_pretrained(folder)(*texts, return_tensors="pt")).logits
+    assert logits.softmax(-1)[0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert list(model.config.id2label.values()) == load_rubric("shop").tier_ids
+    scores = CrossEncoder(str(folder)).predict([texts], apply_softmax=True)
+    assert scores[0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_query_without_room_for_an_item_fails_alone(tmp_path):
+    scorer = open_student(write_student(tmp_path / "student"))
+    pairs = some_pairs()
+    pairs.insert(2, Pair(pair_id="long", query="red " * 60, title="mug"))
+    verdicts = scorer.score(pairs)
+    assert [verdict.failure for verdict in verdicts] == [None, None, "prompt_too_long", None, None, None]
+    assert "60 tokens" in verdicts[2].detail and verdicts[2].tier is None
+    assert scorer.score([]) == []
+
+
+def test_the_judge_id_names_weights_rubric_and_renderer(tmp_path):
+    seeds = {"first": 0, "again": 0, "other": 1}
+    first, again, other = (open_student(write_student(tmp_path / name, seed=seed)) for name, seed in seeds.items())
+    rubric = load_rubric("shop")
+    assert first.judge_id == again.judge_id != other.judge_id
+    assert first.judge_id.split(":")[1:] == [rubric.hash, pair_text_hash(rubric, first.card.fmt)]
+    assert first.score(some_pairs())[0].judge_id == first.judge_id
+
+
+def test_only_a_folder_with_the_card_of_a_student_is_one(tmp_path):
+    run = tmp_path / "distill"
+    write_student(run / "model")
+    assert is_student(run) and is_student(run / "model") and not is_student(tmp_path)
+    with pytest.raises(LoreError, match="is not the folder of a student"):
+        open_student(tmp_path)
