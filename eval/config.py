@@ -143,7 +143,7 @@ class EvaluateRecipe(BaseRecipe):
             yield Conflict(("judges", "baselines"), "nothing to score", "at least one judge or baseline")
         probes = (
             ("robustness", self.robustness, self.asked() | self.students(), "model, endpoint or student"),
-            ("capability", self.capability, self.asked(), "model or endpoint, which have a prompt"),
+            ("capability", self.capability, self.asked(), "model or endpoint"),
         )
         for key, section, judges, kinds in probes:
             for name in section.judges or [] if section else []:

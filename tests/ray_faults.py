@@ -39,6 +39,10 @@ def load_nothing() -> None:
     raise LoreError("no such file\nCorrect model.name.")
 
 
+def killed_while_loading() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @dataclass
 class FaultyEngine:
     """Answers with the prompt in capitals. The prompt `kill` kills the process each time, `kill once` the first time; `reject` is

@@ -47,7 +47,7 @@ def label(
         metavar="[INPUT] [KEY=VALUE]...",
         help="Pairs or a search log: a file, a folder or a glob. KEY=VALUE sets any other key of the label recipe.",
     ),
-    judge: str = typer.Option(None, help="Folder of a trained judge, such as runs/grpo."),
+    judge: str = typer.Option(None, help="Folder of a trained judge or student, such as runs/grpo."),
     out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder of the labels. The same command resumes in it."),
     mode: Literal["auto", "verdict", "rationale", "cascade"] = typer.Option(
         None,
@@ -65,7 +65,7 @@ def label(
     ray: str = typer.Option(None, metavar="ADDRESS", help="Label on a Ray cluster: auto, or its address."),
     workers: int = typer.Option(None, min=1, max=65_536, help="Largest number of workers on the cluster."),
     gpus_per_worker: float = typer.Option(None, min=0, max=1024, help="GPUs per worker on the cluster."),
-    student: str = typer.Option(None, help="Student of mode cascade: a trained judge, or labeled pairs for the lexical one."),
+    student: str = typer.Option(None, help="First to answer in mode cascade: a student, a judge, or pairs for a lexical one."),
     agreement: float = typer.Option(None, min=0.5, max=1, help="Share of pairs that must get the judge's tier in mode cascade."),
     shard_pairs: int = typer.Option(None, min=1, max=1_000_000, help="Pairs per shard, the unit that is committed together."),
     store: str = typer.Option(None, metavar="FILE", help="Verdict store; default: $LORE_CACHE/verdicts.sqlite; none: no store."),

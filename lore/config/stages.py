@@ -30,6 +30,7 @@ STAGES = {
     "kto": ("lore.train.preference.config:KTORecipe", "lore.train.preference.preference:run"),
     "evaluate": ("lore.eval.config:EvaluateRecipe", "lore.eval.evaluate:run"),
     "label": ("lore.label.recipe:LabelRecipe", "lore.label.label:run"),
+    "distill": ("lore.distill.config:DistillRecipe", "lore.distill.distill:run"),
 }
 
 RENAMED = {"rair": "evaluate", "base": "pretrain"}

@@ -24,6 +24,7 @@ from lore.engines.engine import (
 from lore.support.errors import LoreError
 
 HARMLESS = "Answer with one word: is a lamp a fruit?"
+NO_PROMPT = "The engine answers no prompt, not even a harmless one."
 T = TypeVar("T")
 # torch.OutOfMemoryError and torch.AcceleratorError are matched by class; its CPU allocator raises a plain RuntimeError.
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -32,8 +33,8 @@ NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 def answers_apart(ask: Callable[[list[Messages]], Sequence[T]], prompts: list[Messages]) -> list[T | RequestRefused]:
     """ask(prompts), with a RequestRefused for each prompt on which alone `ask` raises.
 
-    Raises the error of `ask` if it also raises for a harmless prompt, or if it says that the engine itself has failed: out of
-    memory, a lost device, or an endpoint, which refuses single prompts itself.
+    Raises the error of `ask` if it also raises for a harmless prompt (`engine_failed`), or if it says that the engine itself has
+    failed: out of memory, a lost device, or an endpoint, which refuses single prompts itself.
     """
     try:
         return list(ask(prompts))
@@ -42,6 +43,7 @@ def answers_apart(ask: Callable[[list[Messages]], Sequence[T]], prompts: list[Me
             raise
         answers = _halves(ask, prompts, error)
         if all(isinstance(answer, RequestRefused) for answer in answers) and not _answers_harmless(ask):
+            error.add_note(NO_PROMPT)
             raise
         return answers
 
@@ -104,10 +106,21 @@ def _answers_harmless(ask: Callable[[list[Messages]], Sequence[Any]]) -> bool:
     return True
 
 
-def _is_about_every_prompt(error: Exception) -> bool:
-    if isinstance(error, MemoryError | EndpointFailed | EndpointStopped | ScoresRefused):
-        return True
+def engine_failed(error: Exception) -> bool:
+    """Whether an error says that the engine answers no prompt at all: it also raised for a harmless one, or its device is lost,
+    which this process cannot use any more."""
+    return NO_PROMPT in getattr(error, "__notes__", ()) or _lost_device(error)
+
+
+def _lost_device(error: Exception) -> bool:
     torch = sys.modules.get("torch")  # not imported here: an endpoint needs none
-    if torch is not None and isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
+    return torch is not None and isinstance(error, torch.AcceleratorError)
+
+
+def _is_about_every_prompt(error: Exception) -> bool:
+    if isinstance(error, MemoryError | EndpointFailed | EndpointStopped | ScoresRefused) or _lost_device(error):
+        return True
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
     return any(words in str(error).lower() for words in NO_MEMORY)

@@ -89,6 +89,38 @@ def enter_folder(folder: str) -> None:
         ) from error
 
 
+class Attempts:
+    """Counts the attempts at each piece of work, outside the workers, whose processes end. One actor on the driver's machine."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, int] = {}
+        self._words: dict[str, tuple[int, str]] = {}
+
+    def begin(self, name: str) -> tuple[int, str]:
+        """(number of this attempt, why the one before failed or "" for the first)."""
+        before = self._begun.get(name, 0)
+        self._begun[name] = before + 1
+        number, words = self._words.get(name, (0, ""))
+        return before + 1, (words if number == before else KILLED) if before else ""
+
+    def failed(self, name: str, words: str) -> None:
+        """Notes why the attempt under way has failed."""
+        self._words[name] = self._begun.get(name, 0), words
+
+    def done(self, name: str) -> None:
+        """The next attempt is the first again."""
+        self._begun.pop(name, None)
+
+
+def count_attempts() -> Any:
+    """An actor with `Attempts`."""
+    import ray  # optional
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # optional
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Attempts).remote()
+
+
 def end_process() -> None:
     """Ends this worker with its engine's processes. Ray starts another one in its place."""
     for child in multiprocessing.active_children():

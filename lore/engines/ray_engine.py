@@ -22,13 +22,22 @@ import numpy as np
 from lore.engines.apart import answers_apart
 from lore.engines.config import RaySection
 from lore.engines.engine import MAX_WORDS, Completion, Engine, EngineDied, EngineUsage, Messages, RequestRefused, Sampling
-from lore.engines.ray_cluster import KILLED, connected, end_process, enter_folder, last_words, most_workers, resources
+from lore.engines.ray_cluster import (
+    KILLED,
+    connected,
+    count_attempts,
+    end_process,
+    enter_folder,
+    last_words,
+    most_workers,
+    resources,
+)
 from lore.support.errors import LoreError
 from lore.support.processes import say
 
 OTHERS_SECONDS = 300.0  # for ray.min_workers, once the first is ready; the others join later
 DEATHS = 8  # of workers in a row, without an answer in between; then the fault is not in the prompts
-"""Besides those that halving the prompts of one call costs."""
+"""Besides those that halving the prompts of one call costs. And how often in a row one worker may end while it loads the model."""
 
 
 @dataclass
@@ -63,7 +72,8 @@ class RayEngine:
         # Only `ready` is repeated by Ray itself.
         worker = ray.remote(max_restarts=-1, max_task_retries=0, **each)(EngineWorker)
         most = most_workers(self.section, each)
-        self._workers = [worker.remote(os.getcwd(), open_one) for _ in range(most)]
+        self._openings = count_attempts()
+        self._workers = [worker.remote(os.getcwd(), open_one, self._openings, str(number), DEATHS) for number in range(most)]
         self._opening = {_ready(one): one for one in self._workers}
         self._free: list[Any] = []
         while not self._free:
@@ -115,8 +125,9 @@ class RayEngine:
             worker, piece = asked.pop(done[0])
             try:
                 found, usage, words = ray.get(done[0])
-            except ray.exceptions.RayActorError:  # Ray starts it again
-                found, usage, words = [], EngineUsage(), KILLED
+            except ray.exceptions.RayError as error:  # Ray starts it again. A worker that Ray ends for memory is no RayActorError.
+                died = isinstance(error, ray.exceptions.RayActorError)
+                found, usage, words = [], EngineUsage(), KILLED if died else last_words(error)
             else:
                 if words:
                     worker.end.remote()  # in order: it ends before it gets to `ready`
@@ -155,16 +166,23 @@ class RayEngine:
 
         for worker in self._workers:
             ray.kill(worker)
-        self._workers = []
+        self._workers, self._openings = [], None
         self._connection.close()
 
 
 class EngineWorker:
-    """Holds the model of one worker, in a process that Ray starts. folder: the driver's working directory."""
+    """Holds the model of one worker, in a process that Ray starts. folder: the driver's working directory; openings: counts, under
+    `name`, how often its process has ended while it loaded the model. Ray itself would start it again for ever."""
 
-    def __init__(self, folder: str, open_one: Callable[[], Engine]):
+    def __init__(self, folder: str, open_one: Callable[[], Engine], openings: Any, name: str, most: int):
+        import ray  # optional
+
         enter_folder(folder)
+        number, words = ray.get(openings.begin.remote(name))
+        if number > most:
+            raise LoreError(f"{most} times in a row, while it loaded the model, {words}")
         self.engine = open_one()
+        ray.get(openings.done.remote(name))
 
     def ready(self) -> None:
         """Returns when the model is loaded."""

@@ -17,6 +17,7 @@ from lore.engines.row_independence import LOW_PRECISION_TOLERANCE, TOLERANCE
 MIN_TOKENS = 32  # shorter prefixes are not worth a batch of their own
 HELD = 4  # prefixes in memory
 BATCH_COST = 64  # tokens that a batch of its own has to save
+PADS = 16  # columns of padding in a comparison
 
 
 class _OnePass(DynamicLayer):
@@ -152,10 +153,23 @@ def behind(inputs: dict[str, torch.Tensor], prefix: Prefix, *, grows: bool) -> d
     return out if grows else out | {"position_ids": positions[:, size:]}
 
 
+def padded(inputs: dict[str, torch.Tensor], pad_id: int) -> dict[str, torch.Tensor]:
+    """`inputs` with PADS more columns of padding on the left. Behind a prefix the padding stands between the prefix and the rest of
+    a row, and a model may count it there; rows of one length would not show that."""
+    size = inputs["attention_mask"].shape
+
+    def filled(key: str, value: torch.Tensor) -> torch.Tensor:
+        if value.shape != size:
+            return value
+        return torch.cat([value.new_full((size[0], PADS), pad_id if key == "input_ids" else 0), value], dim=1)
+
+    return {key: filled(key, value) for key, value in inputs.items()}
+
+
 def moves(model: Any, inputs: dict[str, torch.Tensor], shared: dict[str, Any]) -> bool:
     """Whether the last logits of a batch change with the prefix (`shared`, see `behind`), or the model refuses to start from it."""
-    plain = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float()
     try:
+        plain = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float()
         found = model(**shared, use_cache=True, logits_to_keep=1).logits[:, -1].float()
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise

@@ -24,7 +24,7 @@ from lore.engines.config import ModelSection
 from lore.engines.engine import Completion, EngineUsage, Messages, Sampling
 from lore.engines.loading import default_device, load_model, load_processor
 from lore.engines.row_independence import PROBE, base_of, keep_rows_apart, length_rule, padding_moves
-from lore.engines.shared_prefix import MIN_TOKENS, Prefix, Prefixes, behind, moves, runs, shared_tokens
+from lore.engines.shared_prefix import MIN_TOKENS, Prefix, Prefixes, behind, moves, padded, runs, shared_tokens
 from lore.rubric.rubric import Rubric
 
 ROWS_READ = 4  # behind a prefix, the rows of one pass may hold this many times batch_tokens with the prefix counted in each
@@ -72,7 +72,9 @@ class TransformersEngine:
         self._stop_ids = stop_ids(processor, set(known if isinstance(known, list) else [known]) - {None})
         keep_rows_apart(model)
         self._rule, self._equal_lengths = length_rule(base_of(model).config), padding_moves(model, self.tokenizer)
-        exact = self._can_share and self._rule is None and not self._equal_lengths
+        # A window of GPT-Neo counts the padding behind a prefix.
+        windows = "local" in getattr(model.config, "attention_layers", ())
+        exact = self._can_share and self._rule is None and not self._equal_lengths and not windows
         self._prefixes = Prefixes(model, batch_tokens) if shared_prefix and exact else None
         self._shares: dict[bool, bool] = {}  # by whether rows have photos, once it is measured
         self._processed = 0  # tokens of the latest prefix that had to be processed, until a batch has used it
@@ -244,7 +246,8 @@ class TransformersEngine:
             return inputs
         shared = self._started(inputs, prefix, grows=grows)
         if photos not in self._shares and shared is not None:
-            some = self._encoded([rows[0], rows[-1]])  # the longest and the shortest
+            # The longest and the shortest row.
+            some = padded(self._encoded([rows[0], rows[-1]]), self.tokenizer.pad_token_id or 0)
             begun = self._started(some, prefix, grows=False)
             self._shares[photos] = begun is not None and not moves(self.model, some, begun)
         if shared is None or not self._shares[photos]:

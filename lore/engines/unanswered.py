@@ -52,7 +52,8 @@ class AnswerWatch:
         """Counts the requests of a chunk before it is stored. Raises TooManyUnanswered."""
         self.share(whys)
         for why in whys:
-            self.add(why)
+            if why is not None or self.in_a_row[""]:  # one answer after the other changes nothing
+                self.add(why)
 
     def share(self, whys: Sequence[str | None]) -> None:
         """Raises TooManyUnanswered if too large a share of a chunk got no answer."""

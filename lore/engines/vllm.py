@@ -23,13 +23,18 @@ from lore.engines.vllm_adapter import AdapterParts, adapter_rank, check_applied
 from lore.engines.vllm_pooling import OTHER_WAY, HeadParts, check_after, check_before, pooling_options, tier_rows
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
+from lore.support.processes import end_with
 
 # With one seed for all prompts, duplicate prompts would get identical samples.
 SEED_STEP = 1_000_003
 
 
 class WorkerParts(AdapterParts, HeadParts):
-    """What vLLM's workers answer about the model that they hold: mixed into them by worker_extension_cls."""
+    """What vLLM's workers answer about the model that they hold, and do: mixed into them by worker_extension_cls."""
+
+    def end_with(self, owner: int) -> bool:
+        """See lore.support.processes.end_with. vLLM's engine process lives on, with its memory, if its owner gets a SIGKILL."""
+        return end_with(owner)
 
 
 class VllmEngine:
@@ -73,8 +78,7 @@ class VllmEngine:
         pooling = pools(section, vllm, only_scores)
         if pooling:
             options |= pooling_options()
-        if pooling or rank:
-            options["worker_extension_cls"] = f"{WorkerParts.__module__}.{WorkerParts.__qualname__}"
+        options["worker_extension_cls"] = f"{WorkerParts.__module__}.{WorkerParts.__qualname__}"
         try:
             llm = LLM(**options)
         except (ValueError, RuntimeError, OSError, ImportError, NotImplementedError) as error:
@@ -83,15 +87,25 @@ class VllmEngine:
                 f"vLLM cannot run model.name {section.name}: {reason}\n"
                 "If memory is short, lower max_model_tokens or gpu_memory; otherwise use the transformers engine."
             ) from error
-        adapter = None
-        if rank:
-            adapter = LoRARequest("judge", 1, str(adapter_folder(section.adapter)))
-            check_applied(llm, adapter, section)
-        rows = None
-        if pooling:
-            rows = tier_rows(section, verdict_tokens(processor, rubric).tier_ids, llm.model_config.dtype)
-            check_after(llm, section, rows)
-        return cls(llm, processor, rubric, known_stops(section), adapter, longrope(section), rows)
+        adapter = rows = None
+        try:
+            llm.collective_rpc("end_with", args=(os.getpid(),))
+            if rank:
+                adapter = LoRARequest("judge", 1, str(adapter_folder(section.adapter)))
+                check_applied(llm, adapter, section)
+            if pooling:
+                rows = tier_rows(section, verdict_tokens(processor, rubric).tier_ids, llm.model_config.dtype)
+                check_after(llm, section, rows)
+            return cls(llm, processor, rubric, known_stops(section), adapter, longrope(section), rows)
+        except BaseException:
+            _end(llm)
+            raise
+
+    def close(self) -> None:
+        """Ends vLLM's processes, which frees its memory; to drop the engine is not enough. A second call has no effect."""
+        llm, self.llm = self.llm, None
+        if llm is not None:
+            _end(llm)
 
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
         """See Engine.generate. Sampled completions depend on the seed and on the prompt's index."""
@@ -261,6 +275,10 @@ def check_vllm() -> None:
             "The recipe asks for vLLM, which is not installed.\nInstall it (pip install 'lore-relevance[gpu]' on a GPU machine, "
             "make install on a CPU; lore doctor lists what is missing), or use the transformers engine."
         )
+
+
+def _end(llm: Any) -> None:
+    llm.llm_engine.engine_core.shutdown()
 
 
 def _import_vllm() -> tuple[Any, Any]:

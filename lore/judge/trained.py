@@ -46,6 +46,8 @@ def trained_judge(path: str | Path, *, rubric: str | None = None, base: str | No
             else "Name the run folder of sft, grpo, ppo, dpo or kto, its model folder, or a folder that `lore export` wrote."
         )
         raise LoreError(f"{path} has no {CARD}, so it is unknown how its model has to be asked.\n{hint}")
+    if card.get("kind") == "student":
+        raise LoreError(f"{path} is a student, which reads texts and has no prompt. Name the run folder of a trained judge here.")
     adapter = (folder / "adapter_config.json").is_file()
     model = ModelSection(name=base or card["base"], adapter=str(folder)) if adapter else ModelSection(name=str(folder))
     if base and not adapter:

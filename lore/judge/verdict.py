@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
+from operator import attrgetter
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lore.support.text import encodable
 
@@ -89,14 +92,11 @@ def to_row(verdict: Verdict, tier_ids: list[str]) -> dict[str, Any]:
 
 def to_columns(verdicts: Sequence[Verdict], tier_ids: list[str]) -> dict[str, pa.Array]:
     """The verdicts as columns of `verdict_schema`, by name."""
-    columns = {}
-    for column in verdict_schema(tier_ids):
-        if column.name in AS_THEY_ARE:
-            columns[column.name] = pa.array([getattr(verdict, column.name) for verdict in verdicts], column.type)
-    for index, tier in enumerate(tier_ids):
-        values = [verdict.probabilities and verdict.probabilities[index] for verdict in verdicts]
-        columns[f"p_{tier}"] = pa.array([None if value is None else float(value) for value in values], pa.float64())
-    return columns
+    schema = verdict_schema(tier_ids)
+    values = zip(*map(attrgetter(*AS_THEY_ARE), verdicts), strict=True) if verdicts else repeat((), len(AS_THEY_ARE))
+    columns = {name: pa.array(column, schema.field(name).type) for name, column in zip(AS_THEY_ARE, values, strict=True)}
+    probabilities = pa.array([verdict.probabilities for verdict in verdicts], pa.list_(pa.float64()))
+    return columns | {f"p_{tier}": pc.list_element(probabilities, index) for index, tier in enumerate(tier_ids)}
 
 
 def from_row(row: dict[str, Any], tier_ids: list[str]) -> Verdict:

@@ -82,8 +82,8 @@ class LabelJudgeSection(StrictModel):
     """The judge: the folder of a trained one, or a model or server with the prompt and rubric to ask it with."""
 
     path: str | None = None
-    """Run folder of a trained judge, such as runs/grpo, its model folder, or the folder of `lore export`. Prompt and rubric are
-    those of its training. null: `model` or `endpoint`, with `prompt` and `rubric`."""
+    """Run folder of a trained judge or student (runs/grpo, runs/distill), its model folder, or the folder of `lore export`. Prompt
+    and rubric are those of its training. null: `model` or `endpoint`, with `prompt` and `rubric`."""
     base: str | None = None
     """Folder or hub id of the base model of an adapter, if it is not where it was at the training. null: as in the training."""
     rubric: str | None = None
@@ -98,6 +98,10 @@ class LabelJudgeSection(StrictModel):
     """What runs a model in this process. auto: vLLM where it is installed and a GPU is there, else transformers."""
     vllm: VllmSection = VllmSection()
     """Settings of vLLM, for engine: vllm."""
+    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    """Which weights of an exported student, for the path of a student. auto: int8 where it has them."""
+    photo_embeddings: str | None = Field(None, min_length=1)
+    """Vectors of the items' photos, for a student that reads them. null: the table of its training."""
     scores: bool = True
     """Read tier probabilities. Set false for a server that returns none: the verdict is then generated."""
     max_tokens: int = Field(256, ge=1, le=MAX_COUNT)
@@ -159,7 +163,8 @@ class CascadeSection(StrictModel):
     """A student answers first; the judge is asked where the student is unsure."""
 
     student: str = Field(min_length=1)
-    """The student: the folder of a trained judge, or a file of labeled pairs that the lexical student learns from."""
+    """The student: the folder of a student (runs/distill) or of a trained judge, or a file of labeled pairs that the lexical
+    student learns from."""
     agreement: float = Field(0.98, gt=0.5, le=1)
     """Share of pairs that must get the judge's tier. The threshold on the student's confidence is chosen for it."""
     pairs: int = Field(2000, ge=100, le=1_000_000)

@@ -20,6 +20,7 @@ from lore.label.plan import Counts, Plan
 from lore.label.progress import clock, cost_of
 from lore.label.recipe import LabelRecipe
 from lore.run.run_folder import RunFolder
+from lore.student.scorer import StudentScorer
 from lore.support.console import Console, Table
 from lore.support.text import counted
 
@@ -89,8 +90,7 @@ def forecast(recipe: LabelRecipe, folder: RunFolder) -> Forecast:
         scorer.close()
 
 
-def _measured(recipe: LabelRecipe, plan: Plan, scorer: JudgeScorer, probe: list[Pair]) -> Forecast:
-    prefix, unique = prompt_tokens(scorer, probe)
+def _measured(recipe: LabelRecipe, plan: Plan, scorer: JudgeScorer | StudentScorer, probe: list[Pair]) -> Forecast:
     warm, timed = probe[:WARM_UP_PAIRS], probe[WARM_UP_PAIRS:] or probe
     scorer.score(warm)
     before = EngineUsage(**vars(scorer.usage))
@@ -98,6 +98,9 @@ def _measured(recipe: LabelRecipe, plan: Plan, scorer: JudgeScorer, probe: list[
     scorer.score(timed)
     rate = len(timed) / (time.perf_counter() - began)
     usage = {name: getattr(scorer.usage, name) - getattr(before, name) for name in vars(before)}
+    # A student has no prompt that questions share.
+    tokens = usage["prompt_tokens"] / len(timed)
+    prefix, unique = prompt_tokens(scorer, probe) if isinstance(scorer, JudgeScorer) else (0, tokens)
     questions, workers = plan.counts.questions, 1 if recipe.ray is None else recipe.ray.workers
     whole = EngineUsage(**{name: round(tokens / len(timed) * questions) for name, tokens in usage.items()})
     seconds = questions / rate / workers

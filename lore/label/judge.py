@@ -15,6 +15,8 @@ from lore.judge.trained import TrainedJudge, trained_judge
 from lore.label.config import CascadeSection, LabelJudgeSection
 from lore.label.recipe import REASON_FIRST, LabelRecipe
 from lore.rubric.rubric import Rubric, load_rubric
+from lore.student.card import StudentCard, check_rubric, is_student, read_student
+from lore.student.scorer import Precision, Runtime, StudentScorer, chosen, open_student, student_id
 from lore.support.errors import LoreError
 from lore.support.fingerprint import files_fingerprint, model_fingerprint
 
@@ -55,8 +57,66 @@ class AskedJudge:
         return f"{who}; {self.fmt.order}, rubric {self.rubric.name}: {self.fmt.detail}"
 
 
-def asked_judge(section: LabelJudgeSection, mode: str) -> AskedJudge:
+@dataclass(frozen=True)
+class AskedStudent:
+    """A student in place of a judge. It has the fields of AskedJudge that do not concern prompts."""
+
+    card: StudentCard
+    rubric: Rubric
+    runtime: Runtime
+    precision: Precision
+    mode: str = "verdict"
+    writes: bool = False
+    guided: bool = False
+
+    @property
+    def judge_id(self) -> str:
+        return student_id(self.card, self.runtime, self.precision)
+
+    @property
+    def weights(self) -> str:
+        return self.judge_id.split(":")[0]
+
+    @property
+    def renderer(self) -> str:
+        return self.card.renderer_hash
+
+    def described(self) -> str:
+        """One line for people."""
+        return f"student {self.card.folder} in {self.runtime}, {self.precision}; rubric {self.rubric.name}"
+
+
+def asked_student(section: LabelJudgeSection, mode: str) -> AskedStudent:
+    """The student of a section with a path. Raises LoreError for what only a judge can do."""
+    path = section.path
+    refused = {
+        "rationale": "mode rationale asks for reasons, and a student gives none. Use mode verdict",
+        "cascade": "mode cascade asks a judge where a student is unsure. Name the judge with --judge, and this with --student",
+    }
+    if mode in refused:
+        raise LoreError(f"{path} is a student: {refused[mode]}.")
+    for key, given, advice in (
+        ("endpoint", section.endpoint is not None, "`lore label` runs it in this process"),
+        ("engine: vllm", section.engine == "vllm", "vLLM runs judges; leave the engine out"),
+        ("guided", section.guided, "it writes no answer"),
+        ("scores: false", not section.scores, "its scores are all that it gives"),
+        ("base", section.base is not None, "its folder holds whole weights"),
+    ):
+        if given:
+            raise LoreError(f"{path} is a student, and judge.{key} is for a judge that reads a prompt: {advice}.")
+    card = read_student(path)
+    rubric = load_rubric(section.rubric or card.rubric)
+    check_rubric(card, rubric, "judge.path")
+    return AskedStudent(card, rubric, *chosen(card.folder, "auto", section.precision))
+
+
+def asked_judge(section: LabelJudgeSection, mode: str) -> AskedJudge | AskedStudent:
     """The judge of a section. Raises LoreError if it cannot be asked in this mode."""
+    if section.path is not None and is_student(section.path):
+        return asked_student(section, mode)
+    for key, default in (("precision", "auto"), ("photo_embeddings", None)):
+        if getattr(section, key) != default:
+            raise LoreError(f"judge.{key} is for a student, and {section.path or 'the judge'} is none. Leave it out.")
     if section.path is not None:
         trained = trained_of(section)
         rubric, fmt, weights, asked = trained.rubric, trained.fmt, trained.weights, trained.model
@@ -72,7 +132,7 @@ def asked_judge(section: LabelJudgeSection, mode: str) -> AskedJudge:
                     "and judge.rubric."
                 )
             if asked.tokenizer is None:
-                asked = asked.model_copy(update={"tokenizer": str(trained.folder)})
+                asked = asked.model_copy(update={"tokenizer": trained.model.name})
     else:
         rubric, fmt = load_rubric(section.rubric), PromptFormat(**section.prompt.model_dump())
         asked = section.endpoint or section.model
@@ -113,18 +173,25 @@ def runs_in_vllm(section: LabelJudgeSection) -> bool:
     return default_device() != "cpu"
 
 
-def open_scorer(judge: AskedJudge, recipe: LabelRecipe, folder: Path) -> Scorer:
+def open_scorer(judge: AskedJudge | AskedStudent, recipe: LabelRecipe, folder: Path) -> Scorer:
     """Loads the judge, and the student of a cascade whose threshold lies in `folder`."""
     opened = open_judge(judge, recipe)
     if recipe.mode != "cascade":
         return opened
     from lore.label.cascade import CASCADE, Cascade, read_fit  # loads scikit-learn: only for a cascade
 
-    return Cascade(open_student(recipe, judge.rubric), opened, read_fit(folder / CASCADE))
+    return Cascade(open_cascade_student(recipe, judge.rubric), opened, read_fit(folder / CASCADE))
 
 
-def open_judge(judge: AskedJudge, recipe: LabelRecipe) -> JudgeScorer:
+def open_judge(judge: AskedJudge | AskedStudent, recipe: LabelRecipe) -> JudgeScorer | StudentScorer:
     """Loads the judge."""
+    if isinstance(judge, AskedStudent):
+        return open_student(
+            judge.card.folder,
+            runtime=judge.runtime,
+            precision=judge.precision,
+            photo_embeddings=recipe.judge.photo_embeddings,
+        )
     engine = open_engine(
         judge.section,
         judge.rubric,
@@ -140,20 +207,26 @@ def open_judge(judge: AskedJudge, recipe: LabelRecipe) -> JudgeScorer:
 
 
 def is_trained(student: str) -> bool:
-    """Whether the student of a cascade is the folder of a trained judge, and not labeled pairs."""
-    return Path(student).is_dir() and not any(Path(student).glob("*.parquet"))
+    """Whether the student of a cascade is the folder of a trained model, and not labeled pairs."""
+    return is_student(student) or Path(student).is_dir() and not any(Path(student).glob("*.parquet"))
 
 
 def student_fingerprint(section: CascadeSection) -> str:
     """Of the student's weights, or of the pairs that it learns from."""
+    if is_student(section.student):
+        card = read_student(section.student)
+        return student_id(card, *chosen(card.folder, "auto", "auto"))
     if is_trained(section.student):
         return trained_judge(section.student).weights
     return files_fingerprint(pair_files(section.student))
 
 
-def open_student(recipe: LabelRecipe, rubric: Rubric) -> Scorer:
-    """The student of a cascade: a trained judge that answers without decoding, or the lexical baseline."""
+def open_cascade_student(recipe: LabelRecipe, rubric: Rubric) -> Scorer:
+    """The student of a cascade: a distilled one, a trained judge that answers without decoding, or the lexical baseline."""
     path = recipe.cascade.student
+    if is_student(path):
+        check_rubric(read_student(path), rubric, "cascade.student")
+        return open_student(path)
     if is_trained(path):
         student = asked_judge(LabelJudgeSection(path=path, engine=recipe.judge.engine, vllm=recipe.judge.vllm), "auto")
         return open_judge(student, recipe)

@@ -22,7 +22,15 @@ from lore.engines.engine import EngineDied
 from lore.engines.unanswered import AnswerWatch
 from lore.judge.dry_pass import VERDICT_TOKENS, Asked, check_asking, judge_length
 from lore.label.inputs import open_input, pairs_of
-from lore.label.judge import AskedJudge, asked_judge, open_judge, open_student, student_fingerprint, trained_of
+from lore.label.judge import (
+    AskedJudge,
+    AskedStudent,
+    asked_judge,
+    open_cascade_student,
+    open_judge,
+    student_fingerprint,
+    trained_of,
+)
 from lore.label.ledger import Ledger
 from lore.label.plan import PLAN, Counts, Plan, Shard, make_plan
 from lore.label.progress import LabelProgress
@@ -63,7 +71,8 @@ def run(recipe: LabelRecipe, folder: RunFolder, make_worker: Callable[[WorkerSpe
                 from lore.judge.served import check_served  # loads torch: only for a served judge
 
                 check_served(recipe.judge.endpoint.url, trained_of(recipe.judge), recipe.judge.endpoint.key_variable)
-            check_asking("label", [_asked(recipe, judge, plan)], judge.rubric)
+            if isinstance(judge, AskedJudge):
+                check_asking("label", [_asked(recipe, judge, plan)], judge.rubric)
             if recipe.mode == "cascade":
                 fit_threshold(recipe, judge, plan, folder)
         watch = AnswerWatch(recipe.unanswered, "judge", answered=bool(ledger.files()))
@@ -99,7 +108,7 @@ def run(recipe: LabelRecipe, folder: RunFolder, make_worker: Callable[[WorkerSpe
     finish(recipe, folder, ledger, plan, judge, totals, foreign)
 
 
-def opened_ledger(recipe: LabelRecipe, folder: RunFolder, judge: AskedJudge) -> tuple[Ledger, StoredLabels | None]:
+def opened_ledger(recipe: LabelRecipe, folder: RunFolder, judge: AskedJudge | AskedStudent) -> tuple[Ledger, StoredLabels | None]:
     """The ledger of the folder, and the verdict store. Raises LoreError if the folder was labelled by another judge."""
     folder.note(weights=judge.weights, rubric_hash=judge.rubric.hash, renderer_hash=judge.renderer)
     ledger = Ledger(folder.path, judge.rubric.tier_ids, stamp_of(recipe, judge))
@@ -111,7 +120,7 @@ def opened_ledger(recipe: LabelRecipe, folder: RunFolder, judge: AskedJudge) -> 
     return ledger, known
 
 
-def stamp_of(recipe: LabelRecipe, judge: AskedJudge) -> str:
+def stamp_of(recipe: LabelRecipe, judge: AskedJudge | AskedStudent) -> str:
     """What the labels depend on, besides the pairs: stored in every label file, and the key of the verdict store."""
     parts = [judge.judge_id, judge.mode]
     if judge.writes:
@@ -176,7 +185,7 @@ def answers(
     plan: Plan,
     shards: list[Shard],
     spec: WorkerSpec,
-    judge: AskedJudge,
+    judge: AskedJudge | AskedStudent,
     make_worker: Callable[[WorkerSpec], Worker],
 ) -> Iterator[tuple[Shard, ShardResult]]:
     """The shards with their labels, in the order in which they are finished."""
@@ -193,13 +202,13 @@ def answers(
         worker.close()
 
 
-def _label(worker: Worker, questions: pa.Table, judge: AskedJudge) -> ShardResult:
+def _label(worker: Worker, questions: pa.Table, judge: AskedJudge | AskedStudent) -> ShardResult:
     """One shard. An engine that dies on it is opened once more; if it dies again, the shard's pairs get no answer at this start."""
     try:
         return worker.label(questions)
     except EngineDied as error:
         say(f"warning: the engine died and is opened again: {error}")
-        worker.close()
+    worker.close()  # outside, because the error refers to the engine and would keep its memory
     try:
         return worker.label(questions)
     except EngineDied as error:
@@ -216,7 +225,7 @@ def fit_threshold(recipe: LabelRecipe, judge: AskedJudge, plan: Plan, folder: Ru
         return
     pairs = min(recipe.cascade.pairs, sum(shard.pairs for shard in plan.shards))
     say(f"choosing the threshold of the cascade on about {counted(pairs, 'pair')}")
-    asked, student = open_judge(judge, recipe), open_student(recipe, judge.rubric)
+    asked, student = open_judge(judge, recipe), open_cascade_student(recipe, judge.rubric)
     cascade = open_cascade(
         student, asked, lambda: sample(plan, recipe.cascade.pairs), path, target=recipe.cascade.agreement, seed=recipe.seed
     )
@@ -252,7 +261,13 @@ def _asked(recipe: LabelRecipe, judge: AskedJudge, plan: Plan) -> Asked:
 
 
 def finish(
-    recipe: LabelRecipe, folder: RunFolder, ledger: Ledger, plan: Plan, judge: AskedJudge, totals: RunTotals, foreign: int = 0
+    recipe: LabelRecipe,
+    folder: RunFolder,
+    ledger: Ledger,
+    plan: Plan,
+    judge: AskedJudge | AskedStudent,
+    totals: RunTotals,
+    foreign: int = 0,
 ) -> None:
     """Writes summary and report, and marks the folder as done. foreign: shards that another run has committed meanwhile."""
     ledger.settle_failures()

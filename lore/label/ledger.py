@@ -230,7 +230,7 @@ def keys_of(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     if not table.num_rows:
         return np.empty(0, np.uint64), np.empty(0, np.uint64)
     contents = pc.cast(table.column("content").combine_chunks(), pa.binary(16))
-    return id_hashes(table.column("pair_id").to_pylist()), content_halves(contents)[0]
+    return id_hashes(table.column("pair_id")), content_halves(contents)[0]
 
 
 def _concat(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

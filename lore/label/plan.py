@@ -5,7 +5,7 @@
    text has changed since it was labelled loses its old label, and a pair that two runs have labelled at once keeps one label.
 3. Each file: equal rows are folded, pairs with a label or a final failure are dropped, pairs of the verdict store are labelled from
    it, and the rest is sorted: pairs asked before and long items last, then by query, then by content.
-4. The sorted rows are cut into shards of `shard_pairs`. A shard is a row group of work/shards/<range>.parquet.
+4. The sorted rows are cut into shards of `shard_pairs`. A shard is a record batch of work/shards/<range>.arrow.
 
 None of this depends on the order of the input, and shards are cut at multiples of `shard_pairs`. When some shards of an unchanged
 input are committed, the rest therefore forms the same shards as before: a restart asks the same batches.
@@ -23,15 +23,13 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lore.data.rejected_rows import Rejection
-from lore.data.tables.parquet_files import open_parquet
 from lore.label.keys import KEY_COLUMNS, Keys, content_bytes, content_halves, id_hashes
 from lore.label.ledger import HashRange, Ledger, contains, is_final, keys_of, mixed
 from lore.label.schema import CONTENT, QUESTION_SCHEMA
 from lore.support.atomic_files import write_atomic, written_whole
-from lore.support.errors import LoreError
+from lore.support.errors import LoreError, reason
 from lore.support.progress import track
 from lore.support.untrusted_json import read_object
 
@@ -46,8 +44,9 @@ SPILL_SCHEMA = pa.schema([*QUESTION_SCHEMA, *(pa.field(name, kind) for name, kin
 SHARD_SCHEMA = pa.schema([*QUESTION_SCHEMA, pa.field("content", CONTENT), pa.field("asked_before", pa.int32())])
 """Rows of a shard: the question, its content, and how often it was asked without an answer."""
 SPELLINGS = ["query", "title", "item_id", "description", "category", "brand", "shop"]
+COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
 PLAN = "plan.json"
-VERSION = 1
+VERSION = 2
 
 
 class Input(Protocol):
@@ -68,27 +67,30 @@ class Known(Protocol):
 
 @dataclass(frozen=True)
 class Shard:
-    """Pairs that are asked and committed together. name: of its label file; file: of its rows; group: row group in that file."""
+    """Pairs that are asked and committed together. name: of its label file; file: of its rows; batch: record batch in that file."""
 
     name: str
     file: str
-    group: int
+    batch: int
     pairs: int
 
     def read(self, work: Path) -> pa.Table:
         """Rows of SHARD_SCHEMA. Raises LoreError if they are not those that the shard is named after."""
         path = work / "shards" / self.file
         repair = f"Delete {work} and run the same command again: the rest of the input is planned anew, and no label is lost."
-        with open_parquet(path, repair) as parquet:
-            found = None
-            if self.group < parquet.num_row_groups:
-                found = parquet.read_row_group(self.group)
-        if found is not None and found.schema.equals(SHARD_SCHEMA):
-            high, _ = content_halves(found.column("content").combine_chunks())
-            name = _named(id_hashes(found.column("pair_id").to_pylist()), high, found.column("asked_before").to_numpy())
-            if self.name.endswith(f"-{name}"):
-                return found
-        raise LoreError(f"{path}, row group {self.group}: not the pairs of shard {self.name}, so the plan is damaged.\n{repair}")
+        try:
+            with pa.OSFile(str(path)) as source:
+                found = pa.ipc.open_file(source).get_batch(self.batch)
+            found.validate(full=True)
+            if found.schema.equals(SHARD_SCHEMA):
+                high, _ = content_halves(found.column("content"))
+                name = _named(id_hashes(found.column("pair_id")), high, found.column("asked_before").to_numpy())
+                if self.name.endswith(f"-{name}"):
+                    return pa.Table.from_batches([found])
+            why = f"not the pairs of shard {self.name}"
+        except (pa.ArrowException, OSError, ValueError) as error:
+            why = reason(error)
+        raise LoreError(f"{path}, batch {self.batch}: {why}, so the plan is damaged.\n{repair}")
 
 
 @dataclass
@@ -135,7 +137,7 @@ class Plan:
 
     def save(self) -> None:
         value = {"version": VERSION, "fingerprint": self.fingerprint, "stamp": self.stamp, "counts": asdict(self.counts)}
-        value["shards"] = [[one.name, one.file, one.group, one.pairs] for one in self.shards]
+        value["shards"] = [[one.name, one.file, one.batch, one.pairs] for one in self.shards]
         write_atomic(self.work / PLAN, json.dumps(value))
 
     @classmethod
@@ -249,8 +251,7 @@ class _Spill:
             within = HashRange(self.bits, prefix)
             path = self.folder / f"{within}.arrow"
             sink = self._stack.enter_context(pa.OSFile(str(path), "wb"))
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            self._writers[prefix] = self._stack.enter_context(pa.ipc.new_stream(sink, SPILL_SCHEMA, options=options))
+            self._writers[prefix] = self._stack.enter_context(pa.ipc.new_stream(sink, SPILL_SCHEMA, options=COMPRESSED))
             self.files.append((within, path))
         return self._writers[prefix]
 
@@ -308,8 +309,8 @@ class _Ids:
         """Compares the input with the ledger. Every key has been added."""
         losers, stale, failures, doubled, absent = [], [], [], [], 0
         for part in range(ID_FILES):
-            given = np.unique(self._rows("input", part), axis=0)
-            first = np.diff(given[:, 0], prepend=given[:1, 0] + np.uint64(1)) != 0  # np.unique sorts by id, then by content
+            given = _unique(self._rows("input", part))
+            first = np.diff(given[:, 0], prepend=given[:1, 0] + np.uint64(1)) != 0
             lost = given[~first]
             losers.append(mixed(lost[:, 0], lost[:, 1]))
             if sum(map(len, losers)) > MAX_CONFLICTS:
@@ -322,7 +323,7 @@ class _Ids:
             stale.append(old[changed])
             ids, times = np.unique(old[~changed, 0], return_counts=True)
             doubled.append(ids[times > 1])
-            final, tried = (np.unique(self._rows(kind, part), axis=0) for kind in ("final", "tried"))
+            final, tried = (_unique(self._rows(kind, part)) for kind in ("final", "tried"))
             for rows in (final, tried):
                 failures.append(rows[_changed(kept, rows)[1]])
             again = ~contains(np.sort(mixed(*final.T)), mixed(*tried.T))
@@ -333,6 +334,12 @@ class _Ids:
     def _rows(self, kind: str, part: int) -> np.ndarray:
         path = self.folder / f"{kind}-{part:02d}.bin"
         return np.fromfile(path, np.uint64).reshape(-1, 2) if path.is_file() else np.empty((0, 2), np.uint64)
+
+
+def _unique(rows: np.ndarray) -> np.ndarray:
+    """The different rows (id, content), by id and then by content. np.unique is slower along an axis."""
+    rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+    return rows[np.append(np.ones(min(len(rows), 1), bool), (rows[1:] != rows[:-1]).any(axis=1))]
 
 
 def _changed(kept: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -428,14 +435,14 @@ class _Partition:
         return taken.append_column("content", contents).append_column("asked_before", pa.array(before)).cast(SHARD_SCHEMA)
 
     def _write(self, within: HashRange, questions: pa.Table, ids: np.ndarray, high: np.ndarray, before: np.ndarray) -> None:
-        file, size = f"{within}.parquet", self.shard_pairs
+        file, size = f"{within}.arrow", self.shard_pairs
         path = self.built.work / "shards" / file
-        with written_whole(path) as sink, pq.ParquetWriter(sink, SHARD_SCHEMA, compression="lz4") as writer:
-            for group, start in enumerate(range(0, len(ids), size)):
+        with written_whole(path) as sink, pa.ipc.new_file(sink, SHARD_SCHEMA, options=COMPRESSED) as writer:
+            for batch, start in enumerate(range(0, len(ids), size)):
                 rows = slice(start, start + size)
-                writer.write_table(questions.slice(start, size), row_group_size=size)
+                writer.write_batch(questions.slice(start, size).combine_chunks().to_batches()[0])
                 name = self._name(within, ids[rows], high[rows], before[rows])
-                self.built.shards.append(Shard(name, file, group, len(ids[rows])))
+                self.built.shards.append(Shard(name, file, batch, len(ids[rows])))
                 self.built.counts.questions += 1 + int((np.diff(high[rows]) != 0).sum())
 
     @staticmethod

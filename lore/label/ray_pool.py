@@ -11,10 +11,10 @@ machine if its own is lost, when its process ends (max_restarts); gives it the s
 more shards while finished ones wait for this process (the limit on object store memory).
 
 What is ours: Ray's retries never end, and an engine is of no use after it raised. So an actor counts every attempt at a shard with
-`Attempts` before it asks the judge; ends its own process when the judge raises, so that Ray opens a fresh one; and from attempt
-max_attempts + 1 on returns the shard as failed, with the last words. Ray drops a shard without a word where a restarted actor
-cannot open its judge (max_errored_blocks), so this process counts what came back and starts another round with what is missing. A
-shard that is labelled twice is committed once, by the ledger.
+`Attempts` (lore/engines/ray_cluster.py) before it asks the judge; ends its own process when the judge raises, so that Ray opens a
+fresh one; and from attempt max_attempts + 1 on returns the shard as failed, with the last words. Ray drops a shard without a word
+where a restarted actor cannot open its judge (max_errored_blocks), so this process counts what came back and starts another round
+with what is missing. A shard that is labelled twice is committed once, by the ledger.
 
 Not used: Ray's checkpoints (the ledger is one), actor_task_retry_on_errors (it repeats on the same engine), and ray.data.llm, which
 has no placement on CPUs and pins another vLLM.
@@ -31,7 +31,7 @@ import pyarrow as pa
 
 from lore.engines.config import RaySection
 from lore.engines.engine import EngineUsage
-from lore.engines.ray_cluster import KILLED, connected, end_process, enter_folder, last_words, quiet, resources
+from lore.engines.ray_cluster import KILLED, connected, count_attempts, end_process, enter_folder, last_words, quiet, resources
 from lore.label.judge import asked_judge
 from lore.label.plan import Shard
 from lore.label.worker import ShardResult, ShardWorker, Worker, WorkerSpec, failed_shard
@@ -58,7 +58,7 @@ def label_on_ray(
     """
     left = list(shards)
     with connected(section):
-        attempts = _attempts()
+        attempts = count_attempts()
         for _ in range(section.max_attempts):
             missing = {shard.name: shard for shard in left}
             for name, result, words in _round(left, work, spec, section, attempts, make_worker):
@@ -158,33 +158,6 @@ class LabelActor:
         row = {"name": shard.name, "words": words, "verdicts": _ipc(result.verdicts), "failures": _ipc(result.failures)}
         row |= {"usage": usage, "seconds": result.seconds, "questions": result.questions, "lost": list(result.lost)}
         return pa.Table.from_pylist([row | {"died": result.died}], schema=_result_schema(usage))
-
-
-class Attempts:
-    """Counts the attempts at each shard, outside the workers, whose processes end. One actor on the driver's machine."""
-
-    def __init__(self) -> None:
-        self._begun: dict[str, int] = {}
-        self._words: dict[str, tuple[int, str]] = {}
-
-    def begin(self, name: str) -> tuple[int, str]:
-        """(number of this attempt, why the one before failed or "" for the first)."""
-        before = self._begun.get(name, 0)
-        self._begun[name] = before + 1
-        number, words = self._words.get(name, (0, ""))
-        return before + 1, (words if number == before else KILLED) if before else ""
-
-    def failed(self, name: str, words: str) -> None:
-        """Notes why the attempt under way has failed."""
-        self._words[name] = self._begun.get(name, 0), words
-
-
-def _attempts() -> Any:
-    import ray  # optional
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # optional
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Attempts).remote()
 
 
 def _given_up(questions: pa.Table, spec: WorkerSpec, words: str) -> ShardResult:

@@ -21,7 +21,7 @@ def opened_labels(folder: str | Path) -> Ledger:
     """The ledger of a label folder, with the tiers and the judge of its first label file. Raises LoreError for a folder without
     labels."""
     folder = Path(folder)
-    found = next((path for kind in (VERDICTS, FAILURES) for path in _label_files(folder, kind)), None)
+    found = next((path for kind in (VERDICTS, FAILURES) for path in label_files(folder, kind)), None)
     if found is None:
         raise LoreError(
             f"{folder} has no label files in {folder / VERDICTS}, so there is nothing to read. Name the folder that `lore label` "
@@ -36,7 +36,7 @@ def opened_labels(folder: str | Path) -> Ledger:
 def count_labels(folder: str | Path, kind: str = VERDICTS) -> int:
     """Number of rows. Reads only the ends of the files."""
     rows = 0
-    for path in _label_files(Path(folder), kind):
+    for path in label_files(Path(folder), kind):
         with open_parquet(path, REPAIR) as parquet:
             rows += parquet.metadata.num_rows
     return rows
@@ -60,7 +60,7 @@ def label_batches(
 ) -> Iterator[tuple[Path, int, pa.RecordBatch]]:
     """The batches of `read_labels`, each with its file and the number of its first row there. The folder may be empty."""
     names = ledger.schema.names if columns is None else columns
-    for path in _label_files(ledger.folder, kind):
+    for path in label_files(ledger.folder, kind):
         with open_parquet(path, REPAIR) as parquet:
             _check(path, parquet.schema_arrow, ledger)
             start = 0
@@ -71,7 +71,8 @@ def label_batches(
                 start += batch.num_rows
 
 
-def _label_files(folder: Path, kind: str) -> list[Path]:
+def label_files(folder: Path, kind: str = VERDICTS) -> list[Path]:
+    """The label files of a folder, sorted by name. Raises LoreError for a file that is none."""
     place = folder / kind
     files = sorted(path for path in place.iterdir() if not path.name.startswith(".")) if place.is_dir() else []
     strangers = [path for path in files if not RANGE.match(path.name)]

@@ -23,7 +23,7 @@ from lore.data.statistics import OTHERS
 from lore.data.tables.parquet_files import open_parquet
 from lore.eval.derived_slices import traffic_thirds
 from lore.label.drift import RELEVANCE_BINS, relevance_counts
-from lore.label.keys import id_hashes
+from lore.label.keys import content_halves, id_hashes
 from lore.label.ledger import REPAIR, is_final
 from lore.label.read import label_batches, opened_labels
 from lore.label.schema import FAILURES, VERDICTS
@@ -38,7 +38,7 @@ MAX_NAMES, MAX_REASONS, MAX_JUDGES = 10_000, 50, 20
 EXAMPLES, FAILURE_EXAMPLES = 20, 3
 MAX_CHARACTERS = 2000
 BATCH_ROWS = 65_536
-SCRATCH_FILES = 64
+SCRATCH_FILES, HELD_RECORDS = 64, 65_536
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -96,12 +96,22 @@ class Spill:
 
     def __init__(self, folder: Path, value: str):
         folder.mkdir(parents=True)
-        self.folder, self.dtype, self.files = folder, np.dtype([("key", "<u8"), ("value", value)]), {}
+        self.folder, self.dtype = folder, np.dtype([("key", "<u8"), ("value", value)])
+        self._held: list[np.ndarray] = []
 
     def add(self, keys: np.ndarray, values: np.ndarray) -> None:
         records = np.empty(len(keys), self.dtype)
         records["key"], records["value"] = keys, values
-        part = (keys >> np.uint64(58)).astype(np.int64)
+        self._held.append(records)
+        if sum(map(len, self._held)) >= HELD_RECORDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._held:
+            return
+        records = np.concatenate(self._held)
+        self._held.clear()
+        part = (records["key"] >> np.uint64(58)).astype(np.int64)
         order = np.argsort(part, kind="stable")
         ends = np.searchsorted(part[order], np.arange(SCRATCH_FILES + 1))
         for number in range(SCRATCH_FILES):
@@ -110,6 +120,7 @@ class Spill:
                     records[order[ends[number] : ends[number + 1]]].tofile(file)
 
     def part(self, number: int) -> np.ndarray:
+        self._flush()
         path = self.folder / f"{number:02d}.bin"
         return np.fromfile(path, self.dtype) if path.is_file() else np.empty(0, self.dtype)
 
@@ -193,8 +204,7 @@ class Labels:
         if not has.all():
             self._count_failures(batch, np.flatnonzero(~has), kind)
         if self.tiers_by_id is not None and has.any():
-            ids = batch.column("pair_id").filter(pa.array(has)).to_pylist()
-            self.tiers_by_id.add(id_hashes(ids), tier[has])
+            self.tiers_by_id.add(id_hashes(batch.column("pair_id").filter(pa.array(has))), tier[has])
         self._choose(path, start, batch.column("content"), has)
 
     def _count_probabilities(self, batch: pa.RecordBatch, tier: np.ndarray, band: np.ndarray) -> None:
@@ -254,8 +264,7 @@ class Labels:
         rows = np.flatnonzero(has)
         if not len(rows):
             return
-        raw = b"".join(one or bytes(16) for one in contents.take(pa.array(rows)).to_pylist())
-        keys = np.frombuffer(raw, ">u8")[::2]
+        keys = content_halves(contents)[0][rows]
         least = np.argpartition(keys, EXAMPLES)[:EXAMPLES] if len(keys) > EXAMPLES else np.arange(len(keys))
         self._chosen += [(int(keys[one]), path, start + int(rows[one])) for one in least]
         self._chosen = sorted(self._chosen)[:EXAMPLES]
@@ -326,15 +335,15 @@ def _traffic(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
     codes, names = texts.indices.to_numpy(zero_copy_only=False), texts.dictionary.to_pylist()
     flat = pc.list_flatten(slices)
     if len(flat) and any(pc.any(pc.starts_with(flat, f"{market}:")).as_py() for market in MARKETS):
-        rows = [query_key(names[code], given or ()) for code, given in zip(codes, slices.to_pylist(), strict=True)]
+        names = [query_key(names[code], given or ()) for code, given in zip(codes, slices.to_pylist(), strict=True)]
+        codes = np.arange(len(names))
     else:
-        keys = [query_key(name) for name in names]
-        rows = [keys[code] for code in codes]
+        names = [query_key(name) for name in names]
     order: dict[str, int] = {}
-    at = np.asarray([order.setdefault(key, len(order)) for key in rows], dtype=np.int64)
+    at = np.asarray([order.setdefault(key, len(order)) for key in names], dtype=np.int64)[codes]
     most = np.zeros(len(order))
     np.maximum.at(most, at, frequency)
-    return id_hashes(list(order)), most
+    return id_hashes(pa.array(list(order), pa.string())), most
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lore.data.pair import Pair
+from lore.engines.apart import engine_failed
 from lore.engines.engine import MAX_WORDS, EngineUsage
 from lore.judge.ask import ENGINE_DIED, RAISED, incomplete
 from lore.judge.scorer import Scorer
@@ -70,7 +71,7 @@ class ShardWorker:
 
     def __init__(self, spec: WorkerSpec, scorer: Scorer | None = None):
         """scorer: instead of the judge of the recipe."""
-        self.spec, self._scorer = spec, scorer
+        self.spec, self._scorer, self._began = spec, scorer, False
 
     @property
     def scorer(self) -> Scorer:
@@ -83,6 +84,11 @@ class ShardWorker:
     def label(self, questions: pa.Table) -> ShardResult:
         """Labels the rows of a shard (SHARD_SCHEMA). One row of label_schema per pair, in verdicts or in failures."""
         scorer, began = self.scorer, time.perf_counter()
+        if not self._began:
+            # The pairs and verdicts of some shards make Python look for garbage in all that is alive, and a judge's libraries are
+            # half a million objects: half of the time that it takes to make pairs.
+            gc.freeze()
+            self._began = True
         before = replace(scorer.usage)
         asked = questions_of(questions)
         verdicts = scored(scorer, pairs_of(questions.take(pa.array(asked))))
@@ -96,13 +102,15 @@ class ShardWorker:
         """Frees the judge's memory. The next shard opens it again."""
         if hasattr(self._scorer, "close"):
             self._scorer.close()
-        self._scorer = None
+        self._scorer, self._began = None, False
+        gc.unfreeze()
         gc.collect()
 
 
 def scored(scorer: Scorer, pairs: list[Pair]) -> list[Verdict]:
     """One verdict per pair. Where the judge raises an error, the pairs are asked again in halves: the pair that it raises for fails
-    alone. Errors of LORE (a server that is down, an engine that died) concern all pairs and are raised."""
+    alone. Errors of LORE (a server that is down, an engine that died) concern all pairs and are raised. So are those of an engine
+    that answers nothing, as a LoreError: it would fail the pairs of every later shard, too."""
     try:
         return scorer.score(pairs)
     except LoreError:
@@ -110,6 +118,12 @@ def scored(scorer: Scorer, pairs: list[Pair]) -> list[Verdict]:
     except Exception as error:
         if os.environ.get("LORE_DEBUG"):
             raise
+        if engine_failed(error):
+            raise LoreError(
+                f"The judge's engine has failed and answers no pair: {type(error).__name__}: {str(error)[:MAX_WORDS]}\n"
+                "Labels that are committed stay. Start the same command again; if it fails again, look at the device and its "
+                "driver; LORE_DEBUG=1 shows where the error comes from."
+            ) from error
         if len(pairs) == 1:
             detail = encodable(f"{type(error).__name__}: {error}")[:MAX_WORDS]
             return [Verdict(pairs[0].pair_id, None, failure=RAISED, detail=detail, judge_id=scorer.judge_id)]
@@ -131,8 +145,10 @@ def shard_result(
     """The label rows of a shard. verdicts: one per asked row; its copies get the same one under their own pair ids."""
     whys = [incomplete(verdict) for verdict in verdicts]
     copies = np.diff(np.append(asked, rows.num_rows))
-    of_row = pa.array(np.repeat(np.arange(len(verdicts)), copies))
-    columns = {name: column.take(of_row) for name, column in to_columns(verdicts, tier_ids).items()}
+    columns = to_columns(verdicts, tier_ids)
+    if len(asked) < rows.num_rows:
+        of_row = pa.array(np.repeat(np.arange(len(verdicts)), copies))
+        columns = {name: column.take(of_row) for name, column in columns.items()}
     columns |= {name: rows.column(name) for name in ("pair_id", "query", "item_id", "query_frequency", "content")}
     slices = rows.column("slices")
     if slices.null_count:
@@ -140,9 +156,12 @@ def shard_result(
     columns |= {"slices": slices, "attempts": pc.add(rows.column("asked_before"), pa.scalar(1, pa.int32()))}
     schema = label_schema(tier_ids)
     table = pa.table([columns[name] for name in schema.names], schema=schema)
-    answered = pa.array(np.repeat([why is None for why in whys], copies).astype(bool))
-    tables = (table.filter(chosen).combine_chunks() for chosen in (answered, pc.invert(answered)))
     lost = tuple(why for why in whys if why is not None)
+    if lost:
+        answered = pa.array(np.repeat([why is None for why in whys], copies).astype(bool))
+        tables = [table.filter(chosen).combine_chunks() for chosen in (answered, pc.invert(answered))]
+    else:
+        tables = [table.combine_chunks(), table.slice(0, 0)]
     return ShardResult(*tables, usage, seconds, len(verdicts), lost)
 
 

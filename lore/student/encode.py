@@ -58,7 +58,8 @@ class PairEncoder:
         if self._together:
             self._room -= self._cut.num_special_tokens_to_add(is_pair=True) + MIN_ITEM_TOKENS
         self._cut.enable_truncation(self.fmt.max_tokens, strategy="only_second" if self._together else "longest_first")
-        self._typed = "token_type_ids" in self.tokenizer.model_input_names
+        self._own_types = "token_type_ids" in self.tokenizer.model_input_names
+        self._typed = self._own_types or (self.config is not None and self.config.match_embedding)
         if self._photo == "embedding" and (self.embeddings is None or self.embeddings.size != self.config.embedding_size):
             found = "none were given" if self.embeddings is None else f"they have the length {self.embeddings.size}"
             raise LoreError(
@@ -80,7 +81,7 @@ class PairEncoder:
         for index, found in zip(kept, self._cut.encode_batch_fast(asked), strict=True):
             row = rows[index] = {"input_ids": found.ids, "length": len(found.ids), "photo": self._photo_of(pairs[index])}
             if self._typed:
-                row["token_type_ids"] = found.type_ids
+                row["token_type_ids"] = found.type_ids if self._own_types else _sides(found.sequence_ids)
             if not self._together:
                 row["query_ids"] = queries[index]
                 row["length"] += len(row["query_ids"])
@@ -162,6 +163,12 @@ class PairEncoder:
         return QueryTooLong(
             f"the query has {length} tokens, and a student with max_tokens {self.fmt.max_tokens} takes {self._room} of a query"
         )
+
+
+def _sides(sequences: list[int | None]) -> list[int]:
+    """Token types for a tokenizer that writes none: 1 for the item and the special tokens behind it."""
+    begins = sequences.index(1) if 1 in sequences else len(sequences)
+    return [0] * begins + [1] * (len(sequences) - begins)
 
 
 def pixels(image: Any, side: int) -> np.ndarray:

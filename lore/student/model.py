@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -25,15 +25,20 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
+    ModernBertConfig,
     PreTrainedTokenizerFast,
     SiglipVisionModel,
 )
 
+from lore.codec.pair_text import PairTextFormat
+from lore.data.pair import Pair
 from lore.engines.config import ModelSection
 from lore.engines.weight_files import REPORTED, refuse_misfits
 from lore.student.config import ADVICE, CONFIG, LOST, StudentConfig, read_config
+from lore.student.encode import PairEncoder
 from lore.student.head import outputs_of
 from lore.student.networks import BiEncoder, CrossEncoder, Student, build_tower
+from lore.student.photo_embeddings import PhotoEmbeddings
 from lore.student.section import ScratchSection, StudentSection, TowerSize
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError, translated
@@ -44,6 +49,8 @@ ENCODER, WEIGHTS = "encoder.json", "student.safetensors"
 TOWERS = ("siglip", "siglip_vision_model", "idefics2", "idefics3", "smolvlm")
 PLURAL_S = r"(?<=\p{L}{3})(?<!s)s(?![\p{L}\p{N}])"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+ROPE_THETA = 1e6  # with a large base most dimensions of a head hardly depend on position, so equal words match at any distance
+QUIET = 0.3  # factor of the layers' output projections beside loud embeddings
 
 
 def open_tokenizer(section: StudentSection, texts: Iterable[str] = ()) -> Any:
@@ -73,10 +80,11 @@ def train_tokenizer(texts: Iterable[str], scratch: ScratchSection) -> Any:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
     )
+    typed = ["token_type_ids"] if scratch.architecture == "bert" else []  # ModernBERT reads none
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         **dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), SPECIAL, strict=True)),
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        model_input_names=["input_ids", *typed, "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
 
@@ -120,11 +128,6 @@ def build_student(
         plain_ids=sorted(tokenizer.all_special_ids) if section.match_embedding else [],
         interaction=section.interaction,
     )
-    if section.match_embedding and "token_type_ids" not in tokenizer.model_input_names:
-        raise LoreError(
-            f"student.match_embedding tells query and item apart by token types, and {section.encoder} has none.\nTurn it off, or "
-            "take an encoder of the BERT family, or one from scratch."
-        )
     encoder = _new_encoder(section, config, tokenizer, max_tokens)
     model = _with_head(config, encoder)
     if tower is not None:
@@ -139,10 +142,7 @@ def _new_encoder(section: StudentSection, config: StudentConfig, tokenizer: Any,
     if section.encoder is None:
         shape = _scratch_config(section.scratch, tokenizer, max_tokens + config.photo_tokens, labels)
         encoder = auto.from_config(shape, **_without_pooler(auto, shape))
-        if section.scratch.mimetic:
-            half = section.scratch.hidden // 2
-            for layer in encoder.base_model.encoder.layer:
-                layer.attention.self.key.weight.data[:half] = layer.attention.self.query.weight.data[:half]
+        _start(encoder, section.scratch)
         return encoder
     with _readable(section.encoder, "config.json and weights"):
         shape = AutoConfig.from_pretrained(section.encoder, trust_remote_code=False, **labels)
@@ -177,21 +177,56 @@ def _of_encoder(name: str, base: str, encoder: Any) -> bool:
     return inside and ".pooler." not in f".{name}"
 
 
-def _scratch_config(scratch: ScratchSection, tokenizer: Any, positions: int, labels: dict[str, Any]) -> BertConfig:
-    return BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=scratch.hidden,
-        num_hidden_layers=scratch.layers,
-        num_attention_heads=scratch.heads,
-        intermediate_size=scratch.mlp,
-        max_position_embeddings=positions,
-        pad_token_id=tokenizer.pad_token_id,
-        hidden_dropout_prob=scratch.dropout,
-        attention_probs_dropout_prob=scratch.dropout,
+def _scratch_config(scratch: ScratchSection, tokenizer: Any, positions: int, labels: dict[str, Any]) -> Any:
+    shared = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": scratch.hidden,
+        "num_hidden_layers": scratch.layers,
+        "num_attention_heads": scratch.heads,
+        "intermediate_size": scratch.mlp,
+        "max_position_embeddings": positions,
+        "pad_token_id": tokenizer.pad_token_id,
         # With the default 0.02, attention in a narrow model stays uniform for hundreds of steps.
-        initializer_range=scratch.hidden**-0.5,
+        "initializer_range": scratch.hidden**-0.5,
+    }
+    if scratch.architecture == "bert":
+        return BertConfig(
+            hidden_dropout_prob=scratch.dropout, attention_probs_dropout_prob=scratch.dropout, **shared, **labels
+        )
+    rotary = {"rope_type": "default", "rope_theta": ROPE_THETA}
+    return ModernBertConfig(
+        embedding_dropout=scratch.dropout,
+        attention_dropout=scratch.dropout,
+        mlp_dropout=scratch.dropout,
+        classifier_dropout=scratch.dropout,
+        classifier_pooling="mean",
+        global_attn_every_n_layers=1,
+        rope_parameters={"full_attention": rotary, "sliding_attention": rotary},
+        cls_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        bos_token_id=None,
+        eos_token_id=None,
+        **shared,
         **labels,
     )
+
+
+def _start(encoder: Any, scratch: ScratchSection) -> None:
+    """The weights that an encoder from scratch begins with, where they differ from those of transformers."""
+    half, base = scratch.hidden // 2, encoder.base_model
+    if scratch.architecture == "bert":
+        for layer in base.encoder.layer if scratch.mimetic else ():
+            layer.attention.self.key.weight.data[:half] = layer.attention.self.query.weight.data[:half]
+        return
+    for layer in base.layers:
+        joint = layer.attn.Wqkv.weight.data  # [3 * hidden, hidden]: queries, keys, values
+        if scratch.mimetic:
+            joint[scratch.hidden : scratch.hidden + half] = joint[:half]
+        if scratch.loud_embeddings:
+            layer.attn.Wo.weight.data.mul_(QUIET)
+            layer.mlp.Wo.weight.data.mul_(QUIET)
+    if scratch.loud_embeddings:
+        torch.nn.init.normal_(base.get_input_embeddings().weight)
 
 
 def _labels(config: StudentConfig) -> dict[str, Any]:
@@ -276,17 +311,18 @@ def check_student(model: Student, tokenizer: Any, max_tokens: int, name: str) ->
 
 @torch.no_grad()
 def _moved_by_padding(model: Student, tokenizer: Any, max_tokens: int) -> float:
-    """Largest change of a short pair's logits when it is padded."""
+    """Largest change of a short pair's logits beside a long one."""
     was_training = model.training
     model.eval()
-    found = tokenizer("a", "b", truncation=True, max_length=max_tokens, return_tensors="pt")
-    alone = {name: found[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in found}
-    pads = {"input_ids": tokenizer.pad_token_id or 0}
-    padded = {name: nn.functional.pad(ids, (0, 5), value=pads.get(name, 0)) for name, ids in alone.items()}
-    answer = model.encode if isinstance(model, BiEncoder) else model
-    moved = (answer(**alone) - answer(**padded)).abs().max().item()
+    size = model.config.embedding_size
+    embeddings = PhotoEmbeddings([], np.empty((0, size))) if size else None
+    encoder = PairEncoder(tokenizer, PairTextFormat(max_tokens=max_tokens), model.config, embeddings)
+    rows = encoder.rows([Pair(pair_id=title, query="a", title=title) for title in ("b", "b b b b")])
+    alone, together = (
+        model(**{name: torch.from_numpy(array) for name, array in encoder.batch(some).items()}) for some in (rows[:1], rows)
+    )
     model.train(was_training)
-    return moved
+    return (alone[0] - together[0]).abs().max().item()
 
 
 def save_student(model: Student, folder: str | Path, tokenizer: Any) -> None:

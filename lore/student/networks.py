@@ -10,6 +10,7 @@ The photo's places come right behind the first token, so that the text has the s
 photo masks them. lore.student.model builds, saves and loads the models.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -57,21 +58,29 @@ class Student(nn.Module):
         self.photo = PhotoTokens(config, words.embedding_dim) if config.photo != "none" else None
         if self.photo is not None:
             self.photo.norm.weight.data.fill_(spread)  # a photo's vectors begin as large as those of words
+            self.places = nn.Parameter(torch.randn(config.photo_tokens, words.embedding_dim) * spread)
         self.match = nn.Embedding(2, words.embedding_dim) if config.match_embedding else None
-        if self.match is not None:
-            nn.init.normal_(self.match.weight, std=spread)
-            self.register_buffer("plain_ids", torch.tensor(config.plain_ids, dtype=torch.int64), persistent=False)
+        # Encoders without token types, such as ModernBERT, are told which side a token is on, or that it is a photo's.
+        self.takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        sided = config.match_embedding and not self.takes_types
+        self.side = nn.Embedding(3, words.embedding_dim) if sided else None
+        for table in (self.match, self.side):
+            if table is not None:
+                nn.init.normal_(table.weight, std=spread)
+        self.register_buffer("plain_ids", torch.tensor(config.plain_ids, dtype=torch.int64), persistent=False)
 
     def inputs(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None, photo: Inputs
     ) -> Inputs:
         """The encoder's arguments. photo: {} or {"photo": [N, ...], "photo_mask": [N]}, see `forward`."""
-        typed = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        typed = {"token_type_ids": token_type_ids} if self.takes_types and token_type_ids is not None else {}
         if self.config.is_plain:
             return {"input_ids": input_ids, "attention_mask": attention_mask, **typed}
         words = self.encoder.get_input_embeddings()(input_ids)
         if self.match is not None:
             words = words + self.match(self.matches(input_ids, attention_mask, token_type_ids))
+        if self.side is not None:
+            words = words + self.side(token_type_ids)
         if self.photo is not None:
             words, attention_mask, typed = self._with_photo(words, attention_mask, typed, photo)
         return {"inputs_embeds": words, "attention_mask": attention_mask, **typed}
@@ -79,9 +88,11 @@ class Student(nn.Module):
     def _with_photo(
         self, words: torch.Tensor, mask: torch.Tensor, typed: Inputs, photo: Inputs
     ) -> tuple[torch.Tensor, torch.Tensor, Inputs]:
-        count, places = len(words), self.config.photo_tokens
+        count, places = words.shape[0], self.config.photo_tokens  # len() would fix the number of pairs in an exported graph
         if photo:
-            tokens, seen = self.photo(photo["photo"]).to(words.dtype), photo["photo_mask"].to(mask.dtype)
+            tokens, seen = self.photo(photo["photo"]).to(words.dtype) + self.places, photo["photo_mask"].to(mask.dtype)
+            if self.side is not None:
+                tokens = tokens + self.side.weight[2]
         else:
             tokens, seen = words.new_zeros(count, places, words.shape[-1]), mask.new_zeros(count)
         words = torch.cat([words[:, :1], tokens, words[:, 1:]], dim=1)
@@ -96,7 +107,7 @@ class Student(nn.Module):
 
     def matches(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor) -> torch.Tensor:
         """[N, T] 1 where a token's id also occurs on the other side, 0 elsewhere and for special tokens."""
-        text = attention_mask.bool() & ~torch.isin(input_ids, self.plain_ids)
+        text = attention_mask.bool() & ~(input_ids[:, :, None] == self.plain_ids).any(dim=2)
         same = (input_ids[:, :, None] == input_ids[:, None, :]) & text[:, :, None] & text[:, None, :]
         return (same & (token_type_ids[:, :, None] != token_type_ids[:, None, :])).any(dim=2).long()
 

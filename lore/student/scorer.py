@@ -26,7 +26,7 @@ from lore.support.fingerprint import files_fingerprint, model_fingerprint
 
 Runtime = Literal["auto", "torch", "onnx"]
 Precision = Literal["auto", "fp32", "fp16", "int8"]
-BATCH_TOKENS = 8192
+BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 32_768  # on a CPU, small batches stay in its cache: a quarter faster than 8192
 
 
 class Session(Protocol):
@@ -143,7 +143,8 @@ def open_student(
 
     config = read_config(card.folder)
     encoder = PairEncoder(load_tokenizer(card.folder), card.fmt, config, _embeddings(config, photo_embeddings))
-    return StudentScorer(card, config.head, encoder, session, student_id(card, runtime, precision))
+    tokens = GPU_BATCH_TOKENS if getattr(session, "device", "cpu") != "cpu" else BATCH_TOKENS
+    return StudentScorer(card, config.head, encoder, session, student_id(card, runtime, precision), tokens)
 
 
 def chosen(folder: Path, runtime: Runtime, precision: Precision) -> tuple[Runtime, Precision]:

@@ -37,25 +37,30 @@ class PairTextSection(StrictModel):
 
 
 class ScratchSection(StrictModel):
-    """An encoder that is trained from scratch, with its tokenizer."""
+    """An encoder that is trained from scratch, with its tokenizer. The defaults are those of a small one (docs/lab/student.md)."""
 
+    architecture: Literal["modernbert", "bert"] = "modernbert"
+    """modernbert: rotary positions with a large base, and the mean over the tokens; bert: the classic, with its first token."""
     vocabulary: int = Field(8000, ge=300, le=10_000_000)
     """Largest vocabulary of the tokenizer, which is trained on the training texts (BPE over bytes, lowercased)."""
     plural_s: bool = False
     """The tokenizer splits off an English plural s, so that lamp and lamps share a token."""
     hidden: int = Field(128, ge=8, le=1_000_000)
     """Hidden size."""
-    layers: int = Field(4, ge=1, le=10_000)
+    layers: int = Field(3, ge=1, le=10_000)
     """Number of layers."""
     heads: int = Field(4, ge=1, le=65_536)
     """Number of attention heads."""
-    mlp: int = Field(512, ge=8, le=1_000_000)
+    mlp: int = Field(192, ge=8, le=1_000_000)
     """Hidden size of the feed-forward blocks."""
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability of the encoder."""
-    mimetic: bool = False
+    mimetic: bool = True
     """Half of the heads start with keys equal to queries (arXiv 2305.09828), so that they attend to equal tokens, which is what
     matching needs."""
+    loud_embeddings: bool = True
+    """Word vectors start with standard deviation 1, and the layers' output projections small, so that words are told apart from the
+    first step. For modernbert, whose layers add to a sum that is not normalized."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.hidden % self.heads:
@@ -120,8 +125,8 @@ class StudentSection(StrictModel):
     scratch: ScratchSection = ScratchSection()
     """The encoder from scratch, for encoder: null."""
     match_embedding: bool = False
-    """Add a learned vector to every token that the other side has, too. Needs kind: cross_encoder. The model is then no longer one
-    that transformers loads by itself."""
+    """Add a learned vector to every token that the other side has, too. Needs kind: cross_encoder. An encoder from scratch learns
+    to match in a fraction of the steps; the model is then no longer one that transformers loads by itself."""
     photo: Photo = "none"
     """none: text alone; tower: a vision tower's patches are tokens of the item; embedding: one precomputed vector is one."""
     tower: TowerSection = TowerSection()

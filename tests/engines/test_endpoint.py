@@ -688,11 +688,13 @@ def test_a_prompt_that_fails_for_ever_is_refused_alone_also_where_it_is_the_only
 def test_one_prompt_without_scores_does_not_stop_the_others(odd):
     with serve(lambda r: odd if "odd" in str(r.body["messages"]) else listing({"4": 0.9, "1": 0.1})) as server:
         engine = engine_of(server)
-        if odd.body["choices"][0].get("logprobs"):
-            np.testing.assert_allclose(engine.score([ask("odd")]), [[0.25] * 4])
-        else:
-            with pytest.raises(ScoresRefused, match="no log-probabilities for this prompt"):
-                engine.score([ask("odd")])
+        what = "lists no tier" if odd.body["choices"][0].get("logprobs") else "returns no log-probabilities"
+        with pytest.raises(ScoresRefused, match=f"{what} .*for this prompt") as refused:
+            engine.score([ask("odd"), ask("b")])
+        assert list(refused.value.refused) == [0] and not refused.value.probabilities[0].any()
+        np.testing.assert_allclose(refused.value.probabilities[1, [0, 3]], [0.1, 0.9])
+        with pytest.raises(ScoresRefused, match=what):
+            engine.score([ask("odd")])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 from pydantic import ValidationError
-from ray_faults import FaultyEngine, load_nothing, ray_here
+from ray_faults import FaultyEngine, killed_while_loading, load_nothing, ray_here
 
 from lore.engines import ray_engine
 from lore.engines.config import RaySection
@@ -22,6 +22,10 @@ __all__ = ["ray_here"]
 
 def asked(*texts: str) -> list[list[dict]]:
     return [[{"role": "user", "content": text}] for text in texts]
+
+
+def raised(error: Exception):
+    raise error
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "head", "head:", "head:six", "http://head:6379"])
@@ -52,7 +56,9 @@ def test_a_head_that_is_not_there_is_an_error_at_once():
 
 
 @pytest.mark.slow
-def test_workers_that_die_cost_no_answer_but_that_of_the_prompt_that_ends_them_all(ray_here, tmp_path, capfd):
+def test_workers_that_die_cost_no_answer_but_that_of_the_prompt_that_ends_them_all(ray_here, tmp_path, capfd, monkeypatch):
+    import ray  # after ray_here has made it quiet
+
     engine = RayEngine(TWO, None, partial(FaultyEngine, tmp_path))
     try:
         pids = {answer[0].text.split()[1] for answer in engine.generate(asked("a", "b"), Sampling())}
@@ -66,6 +72,10 @@ def test_workers_that_die_cost_no_answer_but_that_of_the_prompt_that_ends_them_a
         assert [one[0].text.rpartition(" ")[0] for one in answers] == ["A", "", "B"]
         assert "ended on this prompt" in answers[1][0].detail
         assert engine.usage.prompt_tokens >= 10
+        errors = iter([ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.")])
+        real = ray.get
+        monkeypatch.setattr(ray, "get", lambda promise: raised(error) if (error := next(errors, None)) else real(promise))
+        assert [answer[0].text.rpartition(" ")[0] for answer in engine.generate(asked("a", "b"), Sampling())] == ["A", "B"]
     finally:
         engine.close()
     shown = capfd.readouterr()
@@ -89,8 +99,11 @@ def test_an_engine_that_always_dies_ends_the_run(ray_here, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_what_no_worker_can_load_or_place_is_an_error(ray_here):
+def test_what_no_worker_can_load_or_place_is_an_error(ray_here, monkeypatch):
     with pytest.raises(LoreError, match=r"No worker on Ray can load the model: no such file Correct model.name.\n"):
         RayEngine(TWO, None, load_nothing)
+    monkeypatch.setattr(ray_engine, "DEATHS", 1)
+    with pytest.raises(LoreError, match="can load the model: 1 times in a row, while it loaded the model, .* out of memory"):
+        RayEngine(RaySection(address="local", max_workers=1), None, killed_while_loading)
     with pytest.raises(LoreError, match="needs 99 CPUs"):
         resources(RaySection(address="local", cpus_per_worker=99))

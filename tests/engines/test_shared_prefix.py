@@ -23,7 +23,7 @@ from lore.engines.transformers import TransformersEngine
 SYSTEM = {"role": "system", "content": "Judge relevance by these rules: " + WORDS}
 ASKED = [[SYSTEM, {"role": "user", "content": f"{number}: {WORDS[: 20 + 11 * number]}"}] for number in (0, 1, 3, 3, 4, 5)]
 # Full attention over every token, and no rule about lengths.
-SHARE = {"llama", "qwen2", "qwen3", "qwen3_moe", "gpt_neox", "gptj", "gpt2", "gpt_bigcode", "gpt_neo", "opt", "biogpt", "xglm"}
+SHARE = {"llama", "qwen2", "qwen3", "qwen3_moe", "gpt_neox", "gptj", "gpt2", "gpt_bigcode", "opt", "biogpt", "xglm"}
 SHARE |= {"gemma", "ministral3", "bloom", "falcon-alibi"}
 FAST = ("llama", "qwen3", "gpt2", "mpt", "mistral", "phi3", "qwen3_5_text")
 
@@ -44,6 +44,15 @@ def test_answers_are_those_without_it(kind):
             assert engine.generate(asked, sampling) == plain.generate(asked, sampling)
     assert (engine.usage.cached_tokens > 0) == (kind in SHARE)
     assert engine.usage.prompt_tokens == plain.usage.prompt_tokens and plain.usage.cached_tokens == 0
+
+
+@pytest.mark.parametrize(("kind", "changed"), [("mpt", {}), ("gpt_neo", {"attention_types": [[["local", "global"], 1]]})])
+def test_a_model_that_counts_padding_is_found_by_rows_of_one_length(kind, changed, monkeypatch):
+    monkeypatch.setitem(CONFIGS, kind, CONFIGS[kind] | changed)
+    plain = engine_of(kind)
+    engine = sharing(plain)
+    engine.score(ASKED[2:4])
+    np.testing.assert_allclose(engine.score(ASKED), plain.score(ASKED), atol=1e-5)
 
 
 @contextmanager

@@ -1,9 +1,12 @@
-"""Scores and greedy answers of the in-process vLLM engine, in a separate process: vLLM keeps its memory until the process ends.
+"""Scores and greedy answers of the in-process vLLM engine, in a separate process, which kills itself at the end: vLLM's own process
+has to end with it, and who waits for its output would wait for both.
 
 python tests/engines/vllm_answers.py FOLDER_OF_TINY vision|text OUT.json [ADAPTER]
 """
 
 import json
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +55,7 @@ def main(folder: str, kind: str, out: str, adapter: str | None = None) -> None:
     except Exception as error:
         found["too_many"] = f"{type(error).__name__}: {error}"
     Path(out).write_text(json.dumps(found))
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

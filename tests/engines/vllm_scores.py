@@ -1,10 +1,10 @@
-"""Scores of the in-process vLLM engine that reads the tiers in one of its two ways, in a separate process: vLLM keeps its memory
-until the process ends.
+"""Scores of the in-process vLLM engine that reads the tiers in one of its two ways, in a separate process.
 
 python tests/engines/vllm_scores.py FOLDER_OF_TINY vision|text logprobs|pooling OUT.json [ADAPTER]
 """
 
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -38,6 +38,9 @@ def main(folder: str, kind: str, scoring: str, out: str, adapter: str | None = N
         engine.generate(asked[:1], Sampling(max_tokens=1))
     except LoreError as error:
         found["generate"] = str(error)
+    found["processes"] = [len(multiprocessing.active_children())]
+    engine.close()
+    found["processes"].append(len(multiprocessing.active_children()))
     Path(out).write_text(json.dumps(found))
 
 

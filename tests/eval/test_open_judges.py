@@ -171,8 +171,8 @@ def test_what_a_judge_needs_is_asked_for_and_what_it_has_not_is_refused(tmp_path
     assert "kind is endpoint" in problems({"kind": "endpoint"})
     assert "vllm for kind endpoint" in problems(endpoint("http://127.0.0.1:1/v1") | {"vllm": {}})
     judges = {"server": endpoint("http://127.0.0.1:1/v1")}
-    for name in ("robustness", "capability"):
-        with pytest.raises(RecipeError, match="a judge of kind model or endpoint: server"):
+    for name, kinds in (("robustness", "model, endpoint or student"), ("capability", "model or endpoint")):
+        with pytest.raises(RecipeError, match=f"a judge of kind {kinds}: server"):
             load_recipe(recipe_of(tmp_path, pairs, judges, **{name: {"judges": ["sever"]}}))
     with pytest.raises(RecipeError, match="order-in-titel(.|\n)*nearest: *order-in-title"):
         load_recipe(recipe_of(tmp_path, pairs, judges, robustness={"perturbations": ["order-in-titel"]}))

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
 from lore.codec.section import PromptSection
+from lore.codec.verdict_tokens import verdict_tokens
 from lore.engines.config import EndpointSection, ModelSection
 from lore.engines.engine import EndpointStopped
 from lore.engines.http import client
@@ -29,6 +30,8 @@ from lore.engines.open_engine import open_engine
 from lore.judge.card import judge_card, write_card
 from lore.judge.served import check_served, served_name
 from lore.judge.trained import TrainedJudge, trained_judge
+from lore.label.config import LabelJudgeSection
+from lore.label.judge import asked_judge
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
 
@@ -82,6 +85,14 @@ def test_another_judge_is_refused_with_what_differs(judge, served, words):
             check_served(server.url, judge)
     assert served_name(judge) in str(told.value) and "nothing was asked" in str(told.value)
     assert not server.requests
+
+
+def test_the_client_of_an_adapter_takes_the_tokenizer_of_its_base(judge):
+    section = EndpointSection(url="http://127.0.0.1:9/v1", model=served_name(judge))
+    asked = asked_judge(LabelJudgeSection(path=str(judge.folder), endpoint=section), "auto")
+    engine = open_engine(asked.section, asked.rubric)
+    assert not (judge.folder / "config.json").exists() and engine.section.url == section.url
+    assert engine.verdict == verdict_tokens(load_processor(judge.model, chat=True), judge.rubric)
 
 
 def test_a_server_that_cannot_be_asked_is_told_apart(judge, monkeypatch):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lore.data.pair import make_pair_id
+from lore.label.ledger import STAMP
 from lore.label.schema import VERDICTS, label_schema
 
 TIERS = ["L1", "L2", "L3", "L4"]
@@ -36,10 +37,13 @@ def label_row(query: str, item: str, tier: str | None, **more: Any) -> dict[str,
     return row | more
 
 
-def write_labels(folder: Path, rows: list[dict[str, Any]], *, kind: str = VERDICTS, files: int = 1) -> Path:
-    """Writes the rows into label files, which they share evenly."""
+def write_labels(
+    folder: Path, rows: list[dict[str, Any]], *, kind: str = VERDICTS, files: int = 1, stamp: str | None = None
+) -> Path:
+    """Writes the rows into label files, which they share evenly. stamp: names the judge."""
     (folder / kind).mkdir(parents=True, exist_ok=True)
     for number in range(files):
-        table = pa.Table.from_pylist(rows[number::files], schema=label_schema(TIERS))
+        schema = label_schema(TIERS).with_metadata(None if stamp is None else {STAMP: stamp})
+        table = pa.Table.from_pylist(rows[number::files], schema=schema)
         pq.write_table(table, folder / kind / f"00-0000-{number:020x}.parquet", row_group_size=50)
     return folder

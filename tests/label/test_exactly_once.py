@@ -132,7 +132,7 @@ def test_a_plan_without_its_shards_is_made_again(tmp_path):
     assert len(labels_of(folder)) == 40
 
 
-@pytest.mark.parametrize("damage", ["truncated", "other rows"])
+@pytest.mark.parametrize("damage", ["truncated", "other rows", "other bytes", "gone"])
 def test_damaged_shards_of_a_plan_are_named_and_not_labelled(tmp_path, damage):
     folder, recipe = tmp_path / "labels", label_recipe(tmp_path, write(tmp_path / "pairs.parquet", make_pairs(4, 8)))
     with pytest.raises(Killed):
@@ -140,8 +140,18 @@ def test_damaged_shards_of_a_plan_are_named_and_not_labelled(tmp_path, damage):
     (file,) = (folder / "work" / "shards").iterdir()
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-50])
+    elif damage == "other bytes":
+        whole = bytearray(file.read_bytes())
+        whole[2000:-1000:7] = bytes(len(whole[2000:-1000:7]))
+        file.write_bytes(whole)
+    elif damage == "gone":
+        values = json.loads((folder / "work" / "plan.json").read_text())
+        shards = [[*shard[:2], shard[2] + 9, shard[3]] for shard in values["shards"]]
+        (folder / "work" / "plan.json").write_text(json.dumps(values | {"shards": shards}))
     else:
-        pq.write_table(pq.read_table(file)[::-1], file, row_group_size=8)
+        rows = pa.ipc.open_file(file.read_bytes()).read_all()[::-1].combine_chunks()
+        with pa.ipc.new_file(file, rows.schema) as writer:
+            writer.write_table(rows, max_chunksize=8)
     with pytest.raises(LoreError, match=r"(?s)00-0000.*Delete .*work and run"):
         label_once(recipe, folder)
     shutil.rmtree(folder / "work")

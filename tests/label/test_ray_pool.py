@@ -7,8 +7,8 @@ from test_label import labels_of, make_pairs, rows_of, write
 from tiny import make
 
 from lore.config.stages import load_recipe
+from lore.engines.ray_cluster import KILLED, Attempts
 from lore.label.label import run
-from lore.label.ray_pool import KILLED, Attempts
 from lore.run.run_folder import RunFolder
 
 __all__ = ["ray_here"]
@@ -31,6 +31,8 @@ def test_attempts_remember_why_the_one_before_failed():
     assert attempts.begin("a") == (2, "out of memory")
     assert attempts.begin("a") == (3, KILLED)
     assert attempts.begin("b") == (1, "")
+    attempts.done("a")
+    assert attempts.begin("a") == (1, "")
 
 
 @pytest.mark.slow

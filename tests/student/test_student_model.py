@@ -14,6 +14,7 @@ from students_for_tests import embeddings_file, photo, photo_pairs, some_pairs, 
 
 from lore.codec.pair_text import PairTextFormat
 from lore.student.config import read_config
+from lore.student.encode import PairEncoder
 from lore.student.head import tier_log_probabilities, tier_probabilities
 from lore.student.model import build_student, load_student, load_tower, open_tokenizer, save_student, train_tokenizer
 from lore.student.photo_embeddings import read_photo_embeddings
@@ -22,7 +23,10 @@ from lore.student.section import ScratchSection, StudentSection
 from lore.support.errors import LoreError
 
 TOWER = {"image_size": 16, "patch_size": 4, "hidden": 16, "layers": 1, "heads": 2, "mlp": 16, "merge": 2}
+SMALL = {"hidden": 16, "layers": 2, "heads": 2, "mlp": 16}
 KINDS = {
+    "modernbert": {"scratch": SMALL},
+    "modernbert, tower and matches": {"scratch": SMALL, "photo": "tower", "tower": TOWER, "match_embedding": True},
     "matches": {"match_embedding": True},
     "tower": {"photo": "tower", "tower": TOWER},
     "tower and matches": {"photo": "tower", "tower": TOWER, "match_embedding": True, "head": "ordinal"},
@@ -50,7 +54,7 @@ def test_the_answer_of_a_pair_does_not_depend_on_its_batch(tmp_path, name):
     assert np.std([one.probabilities for one in together], axis=0).max() > 0.01
 
 
-@pytest.mark.parametrize("name", ["tower", "embedding", "bi with tower"])
+@pytest.mark.parametrize("name", ["tower", "modernbert, tower and matches", "embedding", "bi with tower"])
 def test_a_photo_changes_the_answer_and_a_broken_one_is_none(tmp_path, name):
     scorer = open_student(student(tmp_path, name))
     with_photos, without = scorer.score(photo_pairs()), scorer.score([*some_pairs()])
@@ -74,7 +78,7 @@ def test_a_student_without_photos_says_that_it_hides_them(tmp_path):
     assert [verdict.photo for verdict in verdicts] == ["hidden", "hidden", "hidden", "none", "none"]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", list(KINDS)[1:])
 def test_a_saved_student_is_the_same_and_a_damaged_one_is_refused(tmp_path, name):
     folder = student(tmp_path, name)
     model, again = load_student(folder), tmp_path / "again"
@@ -102,7 +106,7 @@ def test_transformers_cannot_take_a_student_with_photos_for_a_text_model(tmp_pat
 
 def test_a_word_of_both_sides_is_a_match_and_a_special_token_is_none():
     tokenizer = word_tokenizer()
-    section = StudentSection(scratch={"hidden": 8, "layers": 1, "heads": 1, "mlp": 8}, match_embedding=True)
+    section = StudentSection(scratch=SMALL, match_embedding=True)
     model = build_student(section, ["a", "b"], 0, tokenizer, max_tokens=32)
     texts = tokenizer(["red mug", "lamp"], ["a mug for children", "blue shoe"], padding=True, return_tensors="pt")
     found = model.matches(texts["input_ids"], texts["attention_mask"], texts["token_type_ids"])
@@ -123,9 +127,7 @@ def test_the_vision_tower_of_a_judges_base_gives_what_it_gave_there(tiny):
             pixel_values=photos, patch_attention_mask=torch.ones(2, 4, 4, dtype=torch.bool)
         ).last_hidden_state
     assert torch.allclose(ours, theirs, atol=1e-5)
-    section = StudentSection(
-        photo="tower", tower={"name": str(tiny.vision), "merge": 2}, scratch={"hidden": 16, "layers": 1, "heads": 2, "mlp": 16}
-    )
+    section = StudentSection(photo="tower", tower={"name": str(tiny.vision), "merge": 2}, scratch=SMALL)
     model = build_student(section, ["a", "b"], 0, word_tokenizer(), max_tokens=32)
     assert model.config.photo_tokens == 4 and model.config.tower.image_size == 56
     assert torch.equal(model.photo.tower.post_layernorm.weight, tower.post_layernorm.weight)
@@ -139,24 +141,44 @@ def test_a_tokenizer_from_scratch_knows_the_words_of_its_texts():
     one, other = (open_tokenizer(section, texts) for _ in range(2))
     assert one.get_vocab() == other.get_vocab()
     assert one.tokenize("Lamps GLASS bus") == ["lamp", "s", "glass", "bus"]
-    ids = one("red", "mug")
-    assert one.convert_ids_to_tokens(ids["input_ids"]) == ["[CLS]", "red", "[SEP]", "mug", "[SEP]"]
-    assert ids["token_type_ids"] == [0, 0, 0, 1, 1]
+    assert one.convert_ids_to_tokens(one("red", "mug")["input_ids"]) == ["[CLS]", "red", "[SEP]", "mug", "[SEP]"]
     assert train_tokenizer(texts, ScratchSection(vocabulary=400)).tokenize("lamps") == ["lamps"]
 
 
 def test_half_of_the_heads_start_alike_where_that_is_asked_for():
-    sizes = {"hidden": 16, "layers": 2, "heads": 2, "mlp": 16}
-    for mimetic in (True, False):
-        section = StudentSection(scratch=sizes | {"mimetic": mimetic})
-        model = build_student(section, ["a", "b"], 0, word_tokenizer(), max_tokens=32)
-        for layer in model.encoder.bert.encoder.layer:
-            query, key = layer.attention.self.query.weight, layer.attention.self.key.weight
-            assert torch.equal(query[:8], key[:8]) is mimetic and not torch.equal(query[8:], key[8:])
+    for architecture in ("bert", "modernbert"):
+        for mimetic in (True, False):
+            section = StudentSection(scratch=SMALL | {"architecture": architecture, "mimetic": mimetic})
+            base = build_student(section, ["a", "b"], 0, word_tokenizer(), max_tokens=32).encoder.base_model
+            if architecture == "bert":
+                layers = [layer.attention.self for layer in base.encoder.layer]
+                weights = [(layer.query.weight, layer.key.weight) for layer in layers]
+            else:
+                weights = [layer.attn.Wqkv.weight.chunk(3)[:2] for layer in base.layers]
+            for query, key in weights:
+                assert torch.equal(query[:8], key[:8]) is mimetic and not torch.equal(query[8:], key[8:])
+
+
+def test_an_encoder_from_scratch_with_its_own_tokenizer_matches_words():
+    section = StudentSection(scratch=SMALL | {"vocabulary": 300}, match_embedding=True)
+    tokenizer = open_tokenizer(section, ["red mug", "blue shoe"])
+    model = build_student(section, ["a", "b"], 0, tokenizer, max_tokens=32)
+    encoder = PairEncoder(tokenizer, PairTextFormat(max_tokens=32), model.config)
+    batch = encoder.batch(encoder.rows(some_pairs()[:2]))
+    assert "token_type_ids" not in tokenizer.model_input_names and batch["token_type_ids"].any()
+    assert model(**{name: torch.from_numpy(array) for name, array in batch.items()}).shape == (2, 2)
+
+
+def test_an_encoder_without_token_types_is_told_which_side_a_token_is_on(tmp_path):
+    folder = write_student(tmp_path / "student", scratch=SMALL, match_embedding=True)
+    scorer = open_student(folder)
+    scorer.encoder.tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    encoder = PairEncoder(scorer.encoder.tokenizer, scorer.card.fmt, scorer.encoder.config)
+    assert encoder.rows(some_pairs()) == scorer.encoder.rows(some_pairs())
 
 
 def test_the_seed_decides_the_weights(tiny):
-    section = StudentSection(scratch={"hidden": 16, "layers": 1, "heads": 2, "mlp": 16})
+    section = StudentSection(scratch=SMALL)
     one, again, other = (build_student(section, ["a", "b"], seed, word_tokenizer(), max_tokens=32) for seed in (1, 1, 2))
     assert torch.equal(one.encoder.classifier.weight, again.encoder.classifier.weight)
     assert not torch.equal(one.encoder.classifier.weight, other.encoder.classifier.weight)

@@ -134,7 +134,8 @@ class EndpointEngine:
     def score(self, prompts: list[Messages]) -> np.ndarray:
         """See Engine.score, and lore.engines.http.tier_logprobs for the accuracy. Raises EndpointStopped if the server returns no
         log-probabilities, or no tier token for any prompt; ScoresRefused, with the scores of the others, if the server refuses a
-        prompt, returns no log-probabilities for it alone, or fails max_attempts times on it while it answers another request.
+        prompt, returns no log-probabilities or no tier for it alone, or fails max_attempts times on it while it answers another
+        request.
         """
         self._check_template(begun=True)
         if self.rubric is None:
@@ -159,8 +160,12 @@ class EndpointEngine:
             if not listed:
                 refused[index] = "the server returns no log-probabilities for this prompt"
                 return
-            out[index], any_tier = tier_probabilities(listed, ends, self.verdict)
+            row, any_tier = tier_probabilities(listed, ends, self.verdict)
             found.append(any_tier)
+            if any_tier:
+                out[index] = row
+            else:  # equal probabilities would make the first tier its verdict
+                refused[index] = "the server lists no tier among the tokens for this prompt"
 
         async def look_for_tiers(_: int) -> None:
             listed = _listed(await self._ask_harmless(body_of(begun_at_verdict(prompts[0], self.rubric, self.verdict)), None))

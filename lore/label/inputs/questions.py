@@ -184,7 +184,7 @@ class _Checked:
             column = pa.array([id_text(value) or None for value in column.to_pylist()], pa.string())
         self._text(name, column, required, markup=False)
         ids = self.columns[name]
-        content = _bytes(ids)[1]
+        content = bytes_of(ids)[1]
         if b"." in content or b"e" in content or b"E" in content:
             floats = _matching(ids, _first_in(ids, _NUMBER_START), _MAY_BE_FLOAT)
             if floats.any():
@@ -355,7 +355,7 @@ def as_text(column: pa.Array) -> pa.Array | None:
 
 def _clean(text: pa.Array, limit: int, markup: bool) -> tuple[pa.Array, np.ndarray | None]:
     """Text without white space around it, null if nothing is left; and the rows that RowChecker decides, None if there are none."""
-    offsets, content = _bytes(text)
+    offsets, content = bytes_of(text)
     odd: list[np.ndarray] = []
     sizes = np.diff(offsets)
     if len(sizes) and sizes.max() > limit:
@@ -399,7 +399,7 @@ _SPACE = _among("\t\n\v\f\r\x1c\x1d\x1e\x1f ", more=True)
 _AFTER_MARK = _among(string.ascii_letters + "/!#", more=True)
 
 
-def _bytes(text: pa.Array) -> tuple[np.ndarray, bytes]:
+def bytes_of(text: pa.Array) -> tuple[np.ndarray, bytes]:
     """Where each text begins, and the bytes of all texts, one behind the other."""
     if not len(text):
         return np.zeros(1, dtype=np.int32), b""
@@ -410,7 +410,7 @@ def _bytes(text: pa.Array) -> tuple[np.ndarray, bytes]:
 
 def _first_in(text: pa.Array, among: np.ndarray) -> np.ndarray:
     """Whether the first byte of each text is one of `among`; False for an empty one."""
-    offsets, content = _bytes(text)
+    offsets, content = bytes_of(text)
     if not content:
         return np.zeros(len(text), dtype=bool)
     codes = np.frombuffer(content, dtype=np.uint8)
