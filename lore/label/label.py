@@ -10,6 +10,7 @@ lore/label/schema.py for the folder.
 
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -78,16 +79,25 @@ def run(recipe: LabelRecipe, folder: RunFolder, make_worker: Callable[[WorkerSpe
         watch = AnswerWatch(recipe.unanswered, "judge", answered=bool(ledger.files()))
         workers = recipe.ray.workers if recipe.ray is not None else 1
         dead: list[tuple[Shard, ShardResult]] = []
-        with LabelProgress(left, recipe.cost, workers) as progress:
+        waiting: list[tuple[Shard, ShardResult, Future[bool]]] = []
+        with LabelProgress(left, recipe.cost, workers) as progress, ThreadPoolExecutor(1) as thread:
 
             def commit(shard: Shard, result: ShardResult) -> None:
+                """Commits one shard while the judge answers the next one: compressing and flushing it need not hold up a GPU."""
+                settle()
+                waiting.append((shard, result, thread.submit(ledger.commit, shard.name, result.verdicts, result.failures)))
+
+            def settle() -> None:
+                """Waits for the commit under way, if there is one."""
                 nonlocal foreign
-                if not ledger.commit(shard.name, result.verdicts, result.failures):
-                    foreign += 1
-                    return
-                progress.add(result)
-                if known is not None:
-                    known.add(shard.name, result.verdicts)
+                for shard, result, committed in waiting:
+                    if not committed.result():
+                        foreign += 1
+                        continue
+                    progress.add(result)
+                    if known is not None:
+                        known.add(shard.name, result.verdicts)
+                waiting.clear()
 
             for shard, result in answers(recipe, plan, shards, spec, judge, make_worker):
                 if result.died:  # not committed yet: if the engine dies on all shards, their pairs lose no attempt
@@ -102,6 +112,7 @@ def run(recipe: LabelRecipe, folder: RunFolder, make_worker: Callable[[WorkerSpe
                 commit(shard, result)
             for one in dead:
                 commit(*one)
+            settle()
         totals = RunTotals(pairs=progress.labelled, seconds=progress.seconds, usd=progress.usd, **asdict(progress.usage))
     if foreign:
         say(f"warning: another run has labelled {foreign:,} of the shards at the same time; start once more to check the folder")

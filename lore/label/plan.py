@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,7 @@ from lore.label.schema import CONTENT, QUESTION_SCHEMA
 from lore.support.atomic_files import write_atomic, written_whole
 from lore.support.errors import LoreError, reason
 from lore.support.progress import track
+from lore.support.read_ahead import read_ahead
 from lore.support.untrusted_json import read_object
 
 PARTITION_ROWS = 200_000  # rows per spilled file, about
@@ -178,8 +179,8 @@ def make_plan(
     counts = Counts()
     bits = int(np.clip(np.ceil(np.log2(max(given.expected_rows or 1, 1) / PARTITION_ROWS)), 0, MAX_BITS))
     keys, ids = Keys(), _Ids(work / "ids")
-    with _Spill(work / "spill", HashRange(0, 0), bits) as spill, ids:
-        for batch in track(given.batches(), "reading batches of the input"):
+    with _Spill(work / "spill", HashRange(0, 0), bits) as spill, ids, closing(read_ahead(given.batches())) as batches:
+        for batch in track(batches, "reading batches of the input"):
             found = keys.of(batch)
             counts.rows += batch.num_rows
             ids.add("input", found["id"], found["high"])

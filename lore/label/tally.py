@@ -10,6 +10,7 @@ have their own row, and so have all pairs if every query is searched equally oft
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ from lore.label.schema import FAILURES, VERDICTS
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 from lore.support.progress import track
+from lore.support.read_ahead import read_ahead
 from lore.support.text import shortened
 
 BANDS = ("head", "torso", "tail", "unknown")
@@ -311,7 +313,9 @@ def _batches(folder: Path, kind: str, columns: list[str]) -> Iterator[tuple[Path
     """The label files of a folder in batches: the file, the number of the batch's first row, the batch."""
     if not any(any((folder / name).glob("[!.]*")) for name in (VERDICTS, FAILURES)):
         return
-    yield from track(label_batches(opened_labels(folder), columns, kind=kind, batch_rows=BATCH_ROWS), f"reading {kind}")
+    found = label_batches(opened_labels(folder), columns, kind=kind, batch_rows=BATCH_ROWS)
+    with closing(read_ahead(found)) as ahead:
+        yield from track(ahead, f"reading {kind}")
 
 
 def _rows_at(path: Path, rows: list[int]) -> dict[int, dict[str, Any]]:

@@ -87,6 +87,7 @@ class ShardWorker:
         if not self._began:
             # The pairs and verdicts of some shards make Python look for garbage in all that is alive, and a judge's libraries are
             # half a million objects: half of the time that it takes to make pairs.
+            gc.collect()
             gc.freeze()
             self._began = True
         before = replace(scorer.usage)

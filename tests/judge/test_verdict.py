@@ -1,11 +1,12 @@
 """The Verdict row: whatever a judge said comes back from a table as it was, and rows with fewer columns are read."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lore.judge.verdict import Verdict, from_row, to_row, verdict_schema
+from lore.judge.verdict import Verdict, from_row, to_columns, to_row, verdict_schema
 
 TIERS = ["bad", "fair", "good"]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -31,6 +32,14 @@ VERDICTS = st.builds(
 def test_a_table_of_verdicts_loses_nothing(verdicts):
     table = pa.Table.from_pylist([to_row(verdict, TIERS) for verdict in verdicts], schema=verdict_schema(TIERS))
     assert [from_row(row, TIERS) for row in table.to_pylist()] == verdicts
+    columns = to_columns(verdicts, TIERS)
+    assert pa.table([columns[name] for name in table.schema.names], schema=table.schema).equals(table)
+
+
+def test_probabilities_of_any_number_type_are_written_as_floats():
+    given = [[0, 1, 0], [np.float32(0.5), np.float64(0.25), 0.25], None]
+    columns = to_columns([Verdict("a", "bad", one) for one in given], TIERS)
+    assert [columns[f"p_{tier}"].to_pylist() for tier in TIERS] == [[0.0, 0.5, None], [1.0, 0.25, None], [0.0, 0.25, None]]
 
 
 def test_the_columns_of_the_contract_are_there_in_this_order():

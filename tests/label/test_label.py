@@ -1,3 +1,4 @@
+import gc
 import json
 import random
 from pathlib import Path
@@ -328,3 +329,39 @@ def test_the_folder_keeps_the_recipe_of_its_last_start(tmp_path):
     folder.recipe_path.write_text(to_yaml(label_recipe(tmp_path, first, shard_pairs=5).resolved()))
     with pytest.raises(LoreError, match="cut or edited"):
         folder.check(recipe)
+
+
+def test_a_commit_that_fails_ends_the_run_and_what_was_committed_stays(tmp_path, monkeypatch):
+    recipe = label_recipe(tmp_path, write(tmp_path / "pairs.parquet", make_pairs(5, 8)))
+    real, names = Ledger.commit, []
+
+    def commit(ledger, name, *tables):
+        names.append(name)
+        if len(names) == 3:
+            raise OSError(28, "No space left on device")
+        return real(ledger, name, *tables)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(Ledger, "commit", commit)
+        label_once(recipe, tmp_path / "labels")
+    assert len(labels_of(tmp_path / "labels")) == 16
+    assert len(sum(label_once(recipe, tmp_path / "labels").asked, [])) == 24
+    assert len(labels_of(tmp_path / "labels")) == 40
+
+
+def test_the_last_answers_before_an_error_of_the_judge_are_committed(tmp_path):
+    class Stops(StubScorer):
+        def score(self, pairs):
+            if len(self.asked) == 3:
+                raise LoreError("the server is gone")
+            return super().score(pairs)
+
+    recipe = label_recipe(tmp_path, write(tmp_path / "pairs.parquet", make_pairs(5, 8)))
+    with pytest.raises(LoreError, match="the server is gone"):
+        label_once(recipe, tmp_path / "labels", Stops())
+    assert len(labels_of(tmp_path / "labels")) == 24
+
+
+def test_garbage_is_collected_again_after_a_run(tmp_path):
+    label_once(label_recipe(tmp_path, write(tmp_path / "pairs.parquet", make_pairs())), tmp_path / "labels")
+    assert gc.get_freeze_count() == 0
