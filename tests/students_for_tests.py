@@ -45,9 +45,11 @@ def word_tokenizer(words: str = WORDS):
 
 
 def write_student(folder: Path, *, fmt: PairTextFormat | None = None, seed: int = 0, card: dict | None = None, **section) -> Path:
-    """A student with random weights in a folder, for rubric shop. card: replaces keys of its card."""
+    """A student with random weights in a folder, for rubric shop: a text cross-encoder that transformers loads, or what the section
+    says. card: replaces keys of its card."""
     rubric, fmt = load_rubric("shop"), fmt or PairTextFormat(max_tokens=48)
-    section = StudentSection(**{"scratch": {"hidden": 16, "layers": 2, "heads": 2, "mlp": 24, "architecture": "bert"}} | section)
+    scratch = {"hidden": 16, "layers": 2, "heads": 2, "mlp": 24, "architecture": "bert"}
+    section = StudentSection(**{"scratch": scratch, "match_embedding": False} | section)
     tokenizer = word_tokenizer()
     size = read_photo_embeddings(section.photo_embeddings).size if section.photo_embeddings else None
     model = build_student(section, rubric.tier_ids, seed, tokenizer, max_tokens=fmt.max_tokens, embedding_size=size)

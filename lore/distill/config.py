@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from lore.config.sections import Conflict, Share, StrictModel, Weight
 from lore.data.section import JudgedDataSection
 from lore.label.config import InputSection
-from lore.student.section import PairTextSection, StudentSection
+from lore.student.section import PairTextSection, StudentSection, VerdictRule
 from lore.support.bounds import MAX_COUNT
 from lore.support.input_files import InputFiles, input_files
 from lore.train.common.config import TRAINED_FILES, TrackedRecipe, TrainSection, padded_rows
@@ -103,7 +103,8 @@ class LossSection(StrictModel):
     grade: Weight = 0.0
     """Squared error of the expected gain: a baseline of the studies."""
     rationale: Weight = 0.0
-    """Cosine distance of an auxiliary head to an embedding of the judge's rationale; the head is dropped after the training."""
+    """Cosine distance of an auxiliary head to an embedding of the pair's rationale: the judge's, or the one beside the human label
+    where the judge has none. The head is dropped after the training. An encoder from scratch needs it (docs/lab/student.md)."""
     rationale_size: int = Field(64, ge=1, le=4096)
     """Dimensions of that embedding."""
 
@@ -167,6 +168,9 @@ class DistillRecipe(TrackedRecipe):
     calibration: Literal["auto", "none", "temperature", "isotonic"] = "auto"
     """Calibration on the human labels of dev. auto: temperature or isotonic, whichever has the better likelihood on a held-out half
     of dev."""
+    verdict: VerdictRule = "most_probable"
+    """Which tier is the verdict. most_probable: right most often; median: the best tier that is reached with a probability
+    of one half or more, which is off by the fewest tiers and suits labels that are the median of several raters."""
     uses: UsesSection = UsesSection()
     baselines: list[Baseline] = ["human", "hard", "lexical"]
     """Rows of the table beside judge and student. human: the same student on human labels alone; hard: a plain cross-encoder with
@@ -194,8 +198,6 @@ class DistillRecipe(TrackedRecipe):
                 yield Conflict((f"data.{key}",), str(value), f"no data.{key}: the stage reads train, dev and test in full")
         if self.curve is not None and self.labels is None:
             yield Conflict(("curve", "labels"), "a curve over the judge's labels without labels", "labels, or no curve")
-        if self.loss.rationale and self.labels is None:
-            yield Conflict(("loss.rationale", "labels"), "a loss on rationales without labels", "labels, or loss.rationale: 0")
         if self.loss.margin and self.items == 1:
             yield Conflict(("items", "loss.margin"), "a margin with one item per query", "items above 1, or loss.margin: 0")
 

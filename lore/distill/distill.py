@@ -104,6 +104,7 @@ def prepare(recipe: DistillRecipe, folder: RunFolder, human: Human) -> School:
         fmt,
         rubric,
         rubric_name=recipe.data.rubric,
+        verdict=recipe.verdict,
         judge=summary.get("judge"),
         labels={key: value for key, value in summary.items() if key != "judge"} | _label_fingerprints(folder),
         data=folder.fingerprints.get("data_fingerprint"),

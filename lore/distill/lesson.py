@@ -92,8 +92,7 @@ class School:
         if labels is not None:
             judge_weight = np.where(rows.rank < labels, judge_weight, 0.0)
         if hard:
-            best_known = np.where(human_weight[:, None] > 0, human, judge)
-            human = np.eye(len(self.tier_ids))[best_known.argmax(axis=1)]
+            human = np.eye(len(self.tier_ids))[np.where(human_weight > 0, rows.label, judge.argmax(axis=1))]
             human_weight, judge_weight = ((judge_weight > 0) | (human_weight > 0)).astype(np.float64), np.zeros(len(rows))
         kept = np.flatnonzero((rows.lengths > 0) & ((judge_weight > 0) | (human_weight > 0)))
         if not len(kept):
@@ -139,8 +138,11 @@ def teach(lesson: Lesson, school: School) -> float:
     student, encoder = school.new_student(hard=lesson.hard)
     loss = PLAIN if lesson.hard else recipe.loss
     vectors = None
-    if loss.rationale and taught.judge_weight.any():
-        vectors = rationale_vectors(school.rows.table.column("rationale").to_pylist(), loss.rationale_size, recipe.seed)
+    if loss.rationale:
+        vectors = rationale_vectors(school.rows.rationales(taught.judge_weight > 0), loss.rationale_size, recipe.seed)
+        if not vectors.any():
+            say("no pair has a rationale, so loss.rationale adds nothing")
+            vectors = None
     model = Pupil(student, 0 if vectors is None else vectors.shape[1])
     freeze_weights(model, recipe.train.freeze)
     order = visits(
@@ -174,7 +176,8 @@ def teach(lesson: Lesson, school: School) -> float:
     if is_main_process():
         save_student(trainer.accelerator.unwrap_model(trainer.model).student, folder / "model", school.tokenizer)
         own = school.card["student"] | {"kind": student.config.kind, "head": student.config.head}
-        write_student_card(folder / "model", school.card | {"student": own})
+        verdict = {"verdict": "most_probable"} if lesson.hard else {}  # a plain cross-encoder has no other
+        write_student_card(folder / "model", school.card | {"student": own} | verdict)
         if lesson.name != "student":
             remove_own(folder / "checkpoints")
     trainer.accelerator.wait_for_everyone()
@@ -218,7 +221,7 @@ class Collator:
     taught: Taught
     encoder: PairEncoder
     vectors: np.ndarray | None = None
-    """Of the judge's rationales."""
+    """Of the rationales."""
 
     def __call__(self, places: list[int]) -> dict[str, torch.Tensor]:
         batch = self.encoder.batch(self.encoder.rows(self.rows.pairs(places)))

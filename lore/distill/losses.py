@@ -54,8 +54,8 @@ def grade_error(log_p: Tensor, target: Tensor, gains: Tensor, weight: Tensor) ->
 
 
 def rationale_distance(features: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean cosine distance between features [N, D] of an auxiliary head and embeddings [N, D] of the judge's rationales. A pair
-    without a rationale has a zero row and adds nothing."""
+    """Mean cosine distance between features [N, D] of an auxiliary head and embeddings [N, D] of the rationales. A pair without
+    a rationale has a zero row and adds nothing."""
     known = target.abs().sum(dim=1) > 0
     return (weight * known * (1 - cosine_similarity(features, target, dim=1))).mean()
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from lore.distill.config import DistillRecipe
 from lore.distill.curve import Curve
 from lore.distill.labels import Human
-from lore.distill.table import Table, cells, metric_titles
+from lore.distill.table import COST, OF_JUDGE, Table, cells, metric_titles
 from lore.eval.measures.bootstrap import Estimate
 from lore.run.run_folder import RunFolder
 from lore.student.card import read_student
@@ -38,7 +38,7 @@ def write_report(
         title=f"{recipe.run}: {rubric.name}",
         style=Markup(page_style()),
         headline=headline(table),
-        columns=list(rows[0]["cells"]),
+        tables=_tables(list(rows[0]["cells"])),
         rows=rows,
         best=_best(table, len(rubric.tier_ids)),
         remarks=table.remarks,
@@ -61,12 +61,18 @@ def headline(table: Table) -> list[str]:
     student = by_name["student"]
     said = [f"The student reaches Macro-F1 {student.metric('macro_f1')}."]
     if not math.isnan(student.kept.value):
-        kept = cells(student, 0)["of the judge's Macro-F1"]
+        kept = cells(student, 0)[OF_JUDGE[1]]
         same = f"{100 * student.agreement.value:.1f} %"
         said.append(f"That is {kept} of the judge's; it gives the judge's tier to {same} of the pairs.")
     if student.cost.ms_of_50 is not None:
         said.append(f"50 candidates of a query take {student.cost.ms_of_50:.0f} ms here.")
     return said
+
+
+def _tables(titles: list[str]) -> dict[str, list[str]]:
+    """Columns of quality, and those of the judge and of cost: together they are wider than a page."""
+    others = [title for title in titles if title in (*OF_JUDGE, *COST)]
+    return {"quality": [title for title in titles if title not in others], "against the judge, size, latency": others}
 
 
 def _best(table: Table, tiers: int) -> dict[str, str]:

@@ -51,11 +51,14 @@ ROWS = pa.schema(
         ("rank", pa.int64()),
         ("human", pa.list_(pa.float64())),
         ("human_weight", pa.float64()),
-        ("rationale", pa.string()),
+        ("label", pa.int64()),
+        ("judge_rationale", pa.string()),
+        ("human_rationale", pa.string()),
     ]
 )
 """judge, human: targets over the tiers, zeros where there is none (its weight is 0). rank: place of the judge's label in the order
-in which labels are added when there are more of them; -1 without a label."""
+in which labels are added when there are more of them; -1 without a label. label: tier of the human label, -1 without one; where
+raters differ widely, it is not their most frequent tier. human_rationale: beside the human label."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Rows:
     judge_weight: np.ndarray
     human: np.ndarray
     human_weight: np.ndarray
+    label: np.ndarray
     query: np.ndarray
     frequency: np.ndarray
     rank: np.ndarray
@@ -79,6 +83,11 @@ class Rows:
         """These rows as pairs."""
         chosen = self.table.select(TEXT_FIELDS).take(pa.array(places, pa.int64())).combine_chunks()
         return [pair for batch in chosen.to_batches() for pair in to_pairs(batch, TEXT_FIELDS, "rows.arrow")]
+
+    def rationales(self, judged: np.ndarray) -> list[str | None]:
+        """The rationale of each row: the judge's where `judged`, else the one beside the human label."""
+        both = (self.table.column(f"{whose}_rationale").to_pylist() for whose in ("judge", "human"))
+        return [judge if seen and judge else human for judge, human, seen in zip(*both, judged, strict=True)]
 
     def visited(
         self, targets: TargetsSection, gains: np.ndarray, kept: np.ndarray, judged: np.ndarray
@@ -141,11 +150,12 @@ class _Join:
             if pair.pair_id not in gold.position and at is None:
                 continue
             done.add(pair.pair_id)
-            human = weight = None
+            human, weight, label = None, None, -1
             if pair.pair_id in gold.position:
-                human = human_targets(np.asarray([rubric.index(pair.label)]), [pair.label_distribution], rubric.tier_ids)[0]
+                label = rubric.index(pair.label)
+                human = human_targets(np.asarray([label]), [pair.label_distribution], rubric.tier_ids)[0]
                 weight = pair.label_weight
-            yield self._row(pair, at, human, weight)
+            yield self._row(pair, at, human, weight, label) | {"human_rationale": _short(pair.rationale) if weight else None}
 
     def _same_query(self, pair: Pair, at: int) -> None:
         asked = self.taught.labels.table.column("query")[at].as_py()
@@ -170,23 +180,25 @@ class _Join:
                 at = self.left.get(pair.pair_id)
                 if at is not None and contents[at].as_py() == content:
                     del self.left[pair.pair_id]
-                    yield self._row(pair, at, None, None)
+                    yield self._row(pair, at, None, None, -1)
             if not self.left:
                 return
 
-    def _row(self, pair: Pair, at: int | None, human: np.ndarray | None, weight: float | None) -> dict[str, Any]:
+    def _row(self, pair: Pair, at: int | None, human: np.ndarray | None, weight: float | None, label: int) -> dict[str, Any]:
         row: dict[str, Any] = {name: getattr(pair, name) for name in TEXT_FIELDS}
         row["attributes"] = [{"key": key, "value": value} for key, value in pair.attributes.items()]
         if not self.photos:
             row["image"] = None
         key = query_key(pair.query, pair.slices)
         row["query_number"] = self.queries.setdefault(key, len(self.queries))
-        row |= {"frequency": pair.query_frequency, "judge": [0.0] * self.tiers, "judge_weight": 0.0, "rank": -1, "rationale": None}
+        row |= {"frequency": pair.query_frequency, "judge": [0.0] * self.tiers, "judge_weight": 0.0, "rank": -1}
+        row |= {"judge_rationale": None, "human_rationale": None}
         row |= {"human": [0.0] * self.tiers if human is None else human.tolist(), "human_weight": weight or 0.0}
+        row["label"] = label
         if at is not None:
             taught = self.taught
             row |= {"judge": taught.targets[at].tolist(), "judge_weight": float(taught.weights[at]), "rank": int(taught.ranks[at])}
-            row["rationale"] = (taught.labels.table.column("rationale")[at].as_py() or "")[:MAX_RATIONALE] or None
+            row["judge_rationale"] = _short(taught.labels.table.column("rationale")[at].as_py())
             if row["frequency"] is None:
                 row["frequency"] = taught.labels.table.column("query_frequency")[at].as_py()
         self.counts["rows"] += 1
@@ -194,6 +206,10 @@ class _Join:
         self.counts["labels of the judge"] += at is not None
         self.counts["both"] += human is not None and at is not None
         return row
+
+
+def _short(rationale: str | None) -> str | None:
+    return (rationale or "")[:MAX_RATIONALE] or None
 
 
 class _Unlisted:
@@ -240,6 +256,7 @@ def _opened(path: Path, lengths: np.ndarray) -> Rows:
             array("judge_weight"),
             matrix("human"),
             array("human_weight"),
+            array("label"),
             array("query_number"),
             frequency,
             array("rank"),

@@ -36,6 +36,9 @@ NOTHING = Estimate(float("nan"))
 NO_VALUE = str(NOTHING)
 METRICS = ("macro_f1", "acc_2", "acc_k", "qwk", "auc", "ece")
 
+OF_JUDGE = ("agreement", "of the judge's Macro-F1")
+COST = ("parameters", "MB", "ms per pair", f"ms for {CANDIDATES}")
+
 Verdicts = dict[str, Verdict]
 
 
@@ -48,6 +51,12 @@ class Cost:
     megabytes: float | None = None
     ms_per_pair: float | None = None
     ms_of_50: float | None = None
+
+    def texts(self) -> list[str]:
+        """The values in the order of COST."""
+        values = (self.parameters and self.parameters / 1e6, self.megabytes, self.ms_per_pair, self.ms_of_50)
+        forms = ("{:.2f} M", "{:.1f}", "{:.2f}", "{:.1f}")
+        return [NO_VALUE if value is None else form.format(value) for value, form in zip(values, forms, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -169,10 +178,10 @@ def metric_draws(
 def lexical(recipe: DistillRecipe, human: Human, rows: Rows) -> Measured:
     """Gradient boosting over word overlap, on human labels, or on the judge's where there are none."""
     by_raters = bool(rows.human_weight.any())
-    labels, weight = (rows.human, rows.human_weight) if by_raters else (rows.judge, rows.judge_weight)
+    labels, weight = (rows.label, rows.human_weight) if by_raters else (rows.judge.argmax(axis=1), rows.judge_weight)
     kept = np.flatnonzero(weight > 0)[:LEXICAL_PAIRS]
     tiers = human.source.rubric.tier_ids
-    baseline = fit_baseline("lexical", rows.pairs(kept), labels[kept].argmax(axis=1), len(tiers), seed=recipe.seed)
+    baseline = fit_baseline("lexical", rows.pairs(kept), labels[kept], len(tiers), seed=recipe.seed)
 
     def answer(pairs: list[Pair]) -> list[Verdict]:
         probabilities = baseline.predict(pairs)
@@ -242,14 +251,10 @@ def metric_titles(tiers: int) -> dict[str, str]:
 def cells(row: Row, tiers: int) -> dict[str, str]:
     """The row as texts by column title."""
     found = {title: str(row.metric(name)) for name, title in metric_titles(tiers).items()}
-    cost = row.cost
     return found | {
-        "agreement": str(row.agreement),
-        "of the judge's Macro-F1": NO_VALUE if np.isnan(row.kept.value) else _percent(row.kept),
-        "parameters": NO_VALUE if cost.parameters is None else f"{cost.parameters / 1e6:.2f} M",
-        "MB": NO_VALUE if cost.megabytes is None else f"{cost.megabytes:.1f}",
-        "ms per pair": NO_VALUE if cost.ms_per_pair is None else f"{cost.ms_per_pair:.2f}",
-        f"ms for {CANDIDATES}": NO_VALUE if cost.ms_of_50 is None else f"{cost.ms_of_50:.1f}",
+        OF_JUDGE[0]: str(row.agreement),
+        OF_JUDGE[1]: NO_VALUE if np.isnan(row.kept.value) else _percent(row.kept),
+        **dict(zip(COST, row.cost.texts(), strict=True)),
     }
 
 

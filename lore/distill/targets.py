@@ -11,6 +11,9 @@ from sklearn.preprocessing import normalize
 
 from lore.rubric.rubric import Rubric
 
+WINDOW = 16
+"""Batches whose groups are sorted by length together."""
+
 
 def tier_gains(rubric: Rubric) -> np.ndarray:
     """[K] gain of each tier, from 0 for the worst to 1 for the best: its `value` if all tiers have growing ones, else its place."""
@@ -96,7 +99,7 @@ def traffic_weights(rates: np.ndarray, frequency: np.ndarray, strength: float, m
 
 
 def rationale_vectors(rationales: list[str | None], size: int, seed: int) -> np.ndarray:
-    """[N, D] unit vectors of the judge's rationales, D at most `size`: a truncated SVD of their TF-IDF (latent semantic analysis).
+    """[N, D] unit vectors of rationales, D at most `size`: a truncated SVD of their TF-IDF (latent semantic analysis).
     Zeros without a rationale."""
     known = [at for at, text in enumerate(rationales) if text]
     found = np.zeros((len(rationales), 1), dtype=np.float32)
@@ -117,11 +120,12 @@ def visits(
 
     Rows of one query come side by side, up to `items` at a time, so that a batch holds several items of each of its queries and
     the loss can compare them. queries [N]: an integer per query. rates [N]: expected visits per epoch; the fraction is drawn.
-    lengths [N]: within a batch the groups with the longest row come first, so that micro-batches have little padding.
+    lengths [N]: the groups of WINDOW batches are sorted by their longest row before they are cut into batches, which then come in
+    random order, so that a batch has little padding; within a batch the longest group comes first.
     """
     rng = np.random.default_rng(seed)
     queries, lengths, rates = np.asarray(queries), np.asarray(lengths), np.asarray(rates, dtype=np.float64)
-    found, groups, total, number = [], [], 0, 0
+    found, total = [], 0
     while total < steps * batch_size:
         times = np.floor(rates + rng.random(len(rates))).astype(np.int64)
         rows = np.repeat(np.arange(len(rates)), times)
@@ -135,14 +139,15 @@ def visits(
         group = np.cumsum(first | (within % items == 0)) - 1
         mixed = rng.permutation(group[-1] + 1)[group]
         order = np.argsort(mixed, kind="stable")
-        found.append(rows[order])
-        groups.append(mixed[order] + number)
-        total, number = total + rows.size, number + group[-1] + 1
-    visited = np.concatenate(found)[: steps * batch_size].reshape(steps, batch_size)
-    group = np.concatenate(groups)[: steps * batch_size].reshape(steps, batch_size)
-    for batch in range(steps):
-        names, place = np.unique(group[batch], return_inverse=True)
-        longest = np.zeros(len(names), dtype=np.int64)
-        np.maximum.at(longest, place, lengths[visited[batch]])
-        visited[batch] = visited[batch][np.lexsort((place, -longest[place]))]
-    return visited.reshape(-1)
+        rows, mixed = rows[order], mixed[order]
+        longest = np.zeros(mixed[-1] + 1, dtype=np.int64)
+        np.maximum.at(longest, mixed, lengths[rows])
+        first = -total % batch_size  # where the first batch begins that lies in this pass over the rows alone
+        for start in range(first, rows.size - batch_size + 1, WINDOW * batch_size):
+            batches = min(WINDOW, (rows.size - start) // batch_size)
+            part = slice(start, start + batches * batch_size)
+            order = np.lexsort((mixed[part], -longest[mixed[part]])).reshape(batches, batch_size)
+            rows[part] = rows[part][rng.permutation(order).reshape(-1)]
+        found.append(rows)
+        total += rows.size
+    return np.concatenate(found)[: steps * batch_size]

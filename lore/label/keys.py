@@ -55,7 +55,7 @@ class Keys:
         photos = _photos(batch.column("image"))
         if photos is not None:
             named = zip(names, photos, strict=True)
-            names = [name if photo is None else name + photo.hashed if photo.is_short else None for name, photo in named]
+            names = [name if photo is None else name + b"\x1f" + photo.hashed if photo.is_short else None for name, photo in named]
         if len(self._items) > REMEMBERED_ITEMS or self._bytes > REMEMBERED_BYTES:
             self._items.clear()
             self._bytes = 0

@@ -6,7 +6,7 @@ Imports no torch: `is_student` decides whether a folder is opened as a judge or 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -15,7 +15,7 @@ from lore.judge.card import ADVICE, CARD, read_card, write_card
 from lore.rubric.rubric import Rubric
 from lore.student.calibration import Calibration, Threshold
 from lore.student.config import read_config
-from lore.student.section import PairTextSection, StudentSection
+from lore.student.section import PairTextSection, StudentSection, VerdictRule
 from lore.support.errors import LoreError
 
 KIND = "student"
@@ -35,6 +35,8 @@ class StudentCard:
     """The tiers that count as relevant."""
     calibration: Calibration
     thresholds: dict[str, Threshold]
+    verdict: VerdictRule = "most_probable"
+    """Which tier is the verdict, see lore.student.head.verdict_tiers."""
 
 
 def student_card(
@@ -45,6 +47,7 @@ def student_card(
     rubric_name: str,
     calibration: Calibration | None = None,
     thresholds: Mapping[str, Threshold] | None = None,
+    verdict: VerdictRule = "most_probable",
     judge: str | None = None,
     labels: Any = None,
     data: Any = None,
@@ -63,6 +66,7 @@ def student_card(
         "relevant": [tier for tier, kept in zip(rubric.tier_ids, rubric.relevant_mask, strict=True) if kept],
         "calibration": (calibration or Calibration()).model_dump(),
         "thresholds": {use: one.model_dump() for use, one in (thresholds or {}).items()},
+        "verdict": verdict,
         "judge": judge,
         "labels": labels,
         "data": data,
@@ -95,6 +99,8 @@ def read_student(path: str | Path) -> StudentCard:
         fmt = PairTextSection.model_validate(card["prompt"]).format()
         calibration = Calibration.model_validate(card.get("calibration") or {})
         calibration.check_tiers(len(config.tiers))
+        if (verdict := card.get("verdict", "most_probable")) not in get_args(VerdictRule):
+            raise ValueError(f"verdict {verdict!r}")
         thresholds = {str(use): Threshold.model_validate(one) for use, one in (card.get("thresholds") or {}).items()}
         found = StudentCard(
             folder,
@@ -106,6 +112,7 @@ def read_student(path: str | Path) -> StudentCard:
             [str(tier) for tier in card["relevant"]],
             calibration,
             thresholds,
+            verdict,
         )
     except (ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise LoreError(f"{folder / CARD} is damaged ({error}), so it is unknown how to ask the student.\n{ADVICE}") from error

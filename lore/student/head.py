@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lore.student.section import Head
+from lore.student.section import Head, VerdictRule
 
 
 def outputs_of(head: Head, tiers: int) -> int:
@@ -27,6 +27,19 @@ def tier_probabilities(logits: np.ndarray, head: Head) -> np.ndarray:
     begins = np.concatenate([np.zeros((len(logits), 1)), above], axis=1)
     stays = np.concatenate([-np.logaddexp(0, logits), np.zeros((len(logits), 1))], axis=1)
     return np.exp(begins + stays)
+
+
+def verdict_tiers(probabilities: np.ndarray, rule: VerdictRule) -> np.ndarray:
+    """[N] tier index of each verdict, from probabilities [N, K].
+
+    most_probable: right most often, if the probabilities are those of the label. median: the best tier that is reached with a
+    probability of one half or more. It is off by the fewest tiers, agrees at every border with the probability of being above it,
+    and is what a label stands for that is the median of several raters.
+    """
+    if rule == "most_probable":
+        return probabilities.argmax(axis=1)
+    reached = probabilities[:, ::-1].cumsum(axis=1)[:, ::-1]
+    return (reached[:, 1:] >= 0.5 * reached[:, :1]).sum(axis=1)
 
 
 def tier_log_probabilities(logits: Any, head: Head) -> Any:

@@ -124,8 +124,8 @@ def build_student(
         tower=size,
         embedding_size=embedding_size if section.photo == "embedding" else None,
         photo_embeddings=section.photo_embeddings,
-        match_embedding=section.match_embedding,
-        plain_ids=sorted(tokenizer.all_special_ids) if section.match_embedding else [],
+        match_embedding=section.sees_matches,
+        plain_ids=sorted(tokenizer.all_special_ids) if section.sees_matches else [],
         interaction=section.interaction,
     )
     encoder = _new_encoder(section, config, tokenizer, max_tokens)

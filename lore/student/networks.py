@@ -61,7 +61,8 @@ class Student(nn.Module):
             self.places = nn.Parameter(torch.randn(config.photo_tokens, words.embedding_dim) * spread)
         self.match = nn.Embedding(2, words.embedding_dim) if config.match_embedding else None
         # Encoders without token types, such as ModernBERT, are told which side a token is on, or that it is a photo's.
-        self.takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        self.takes_types = takes_types and getattr(encoder.config, "type_vocab_size", 2) > 1  # RoBERTa has one type
         sided = config.match_embedding and not self.takes_types
         self.side = nn.Embedding(3, words.embedding_dim) if sided else None
         for table in (self.match, self.side):
@@ -148,7 +149,7 @@ class BiEncoder(Student):
 
     def __init__(self, config: StudentConfig, encoder: Any):
         super().__init__(config, encoder)
-        hidden = encoder.get_input_embeddings().embedding_dim
+        hidden = encoder.config.hidden_size  # ELECTRA's and ALBERT's word vectors are shorter
         self.interaction = Interaction(hidden, config.interaction, outputs_of(config.head, len(config.tiers)))
 
     def encode(

@@ -40,7 +40,10 @@ def read_photo_embeddings(path: str | Path) -> PhotoEmbeddings:
     Raises LoreError for another file."""
     path = Path(path)
     if not path.is_file():
-        raise LoreError(f"{path} does not exist, so the photos' vectors are missing. Correct student.photo_embeddings.")
+        raise LoreError(
+            f"{path} does not exist, so the vectors of the items' photos are missing.\nName their table in the key "
+            "photo_embeddings, beside the student."
+        )
     if path.stat().st_size > MAX_BYTES:
         raise LoreError(f"{path} has {path.stat().st_size:,} bytes; photo embeddings may have {MAX_BYTES:,}. Use shorter vectors.")
     advice = "Write a Parquet file with the columns item_id and embedding, or an npz with two arrays of these names."

@@ -18,7 +18,7 @@ from lore.judge.verdict import Verdict
 from lore.student.card import StudentCard, read_student
 from lore.student.config import StudentConfig, read_config
 from lore.student.encode import Batch, PairEncoder, QueryTooLong, batches
-from lore.student.head import tier_probabilities
+from lore.student.head import tier_probabilities, verdict_tiers
 from lore.student.photo_embeddings import PhotoEmbeddings, read_photo_embeddings
 from lore.student.section import Head
 from lore.support.errors import LoreError
@@ -26,7 +26,7 @@ from lore.support.fingerprint import files_fingerprint, model_fingerprint
 
 Runtime = Literal["auto", "torch", "onnx"]
 Precision = Literal["auto", "fp32", "fp16", "int8"]
-BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 32_768  # on a CPU, small batches stay in its cache: a quarter faster than 8192
+BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 32_768  # on a CPU, small batches stay in its cache (docs/lab/student.md)
 
 
 class Session(Protocol):
@@ -78,13 +78,14 @@ class StudentScorer:
         probabilities = self.card.calibration.apply(tier_probabilities(logits, self.head))
         seen = batch.get("photo_mask", np.zeros(len(chosen), dtype=np.int64))
         self.usage.prompt_tokens += sum(rows[index]["length"] for index in chosen)
-        for index, row, photo in zip(chosen, probabilities, seen.tolist(), strict=True):
+        tiers = verdict_tiers(probabilities, self.card.verdict).tolist()
+        for index, row, tier, photo in zip(chosen, probabilities, tiers, seen.tolist(), strict=True):
             verdict = verdicts[index]
             verdict.photo = self.encoder.photo_state(pairs[index], bool(photo))
             if not np.isfinite(row).all():
                 verdict.failure, verdict.detail = RAISED, "the student's outputs are no numbers: its weights are damaged"
                 continue
-            verdict.probabilities, verdict.tier = row.tolist(), self.tier_ids[int(row.argmax())]
+            verdict.probabilities, verdict.tier = row.tolist(), self.tier_ids[tier]
 
     def close(self) -> None:
         """Frees the memory."""
@@ -179,7 +180,7 @@ def onnx_files(folder: Path, precision: Precision) -> list[Path]:
 
 
 def student_id(card: StudentCard, runtime: Runtime, precision: Precision) -> str:
-    """judge_id of a student: other weights, another calibration or another precision are another student."""
+    """judge_id of a student: other weights, another card (calibration, verdict) or another precision are another student."""
     weights = model_fingerprint(str(card.folder))
     if runtime == "onnx":
         weights += f"-{files_fingerprint(onnx_files(card.folder, precision))}"

@@ -16,6 +16,7 @@ from lore.support.input_files import InputFiles, model_files
 Kind = Literal["cross_encoder", "bi_encoder"]
 Head = Literal["softmax", "ordinal"]
 Photo = Literal["none", "tower", "embedding"]
+VerdictRule = Literal["most_probable", "median"]
 
 
 class PairTextSection(StrictModel):
@@ -124,9 +125,10 @@ class StudentSection(StrictModel):
     """Folder or hub id of an encoder checkpoint, such as a MiniLM. null: one from scratch."""
     scratch: ScratchSection = ScratchSection()
     """The encoder from scratch, for encoder: null."""
-    match_embedding: bool = False
+    match_embedding: bool | None = None
     """Add a learned vector to every token that the other side has, too. Needs kind: cross_encoder. An encoder from scratch learns
-    to match in a fraction of the steps; the model is then no longer one that transformers loads by itself."""
+    to match in a fraction of the steps; the model is then no longer one that transformers loads by itself. null: for a
+    cross-encoder from scratch."""
     photo: Photo = "none"
     """none: text alone; tower: a vision tower's patches are tokens of the item; embedding: one precomputed vector is one."""
     tower: TowerSection = TowerSection()
@@ -136,6 +138,13 @@ class StudentSection(StrictModel):
     these names."""
     interaction: int = Field(256, ge=1, le=1_000_000)
     """Hidden size of the head over both vectors, for kind: bi_encoder."""
+
+    @property
+    def sees_matches(self) -> bool:
+        """match_embedding, with what null means."""
+        if self.match_embedding is None:
+            return self.encoder is None and self.kind == "cross_encoder"
+        return self.match_embedding
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.kind == "bi_encoder" and self.match_embedding:

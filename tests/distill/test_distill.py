@@ -76,6 +76,7 @@ def test_the_whole_table_and_the_curve(distill, capsys):
         baselines=["human", "hard", "lexical"],
         curve={"sizes": [20, 40, 60]},
         train={"steps": None, "epochs": 1.0, "log_every": 2},
+        verdict="median",
     )
     table = json.loads((folder / "table.json").read_text())
     rows = table["rows"]
@@ -92,6 +93,7 @@ def test_the_whole_table_and_the_curve(distill, capsys):
     assert card["labels"]["input labels.path"] == folder.fingerprints["input labels.path"]
     cards = {name: json.loads((folder / "baselines" / name / "model" / "lore.json").read_text()) for name in ("human", "hard")}
     assert cards["human"]["calibration"]["kind"] != "none" and cards["hard"]["calibration"]["kind"] == "none"
+    assert card["verdict"] == cards["human"]["verdict"] == "median" and cards["hard"]["verdict"] == "most_probable"
     steps = [(folder / "baselines" / name / "metrics.jsonl").read_text().splitlines()[-1] for name in cards]
     assert {json.loads(line)["step"] for line in steps} == {folder.metrics()[-1]["step"]}
     points = table["curve"]["points"]

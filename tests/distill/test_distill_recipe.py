@@ -31,7 +31,6 @@ def recipe(tmp_path):
         ({"data": {"limit": 5}}, "data.limit"),
         ({"curve": {"sizes": [10, 20]}}, "curve, labels"),
         ({"labels": {"path": "labels"}, "curve": {"sizes": [20, 10]}}, "curve.sizes"),
-        ({"loss": {"rationale": 1.0}}, "loss.rationale, labels"),
         ({"loss": {"tiers": 0.0, "margin": 0.0}}, "loss.tiers, loss.margin"),
         ({"items": 1}, "items, loss.margin"),
         ({"human": {"first": 0.9, "last": 0.1}}, "human.first, human.last"),

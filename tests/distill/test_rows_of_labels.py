@@ -80,6 +80,21 @@ def test_a_pair_with_both_labels_is_one_row(shop, joined, tmp_path):
     assert table.num_rows == len(rows) and table.column("human_L1").null_count == (~of_raters).sum()
 
 
+def test_the_rationale_is_the_judges_where_its_label_is_taught_and_else_the_one_beside_the_human_label(shop, joined, tmp_path):
+    rated = [replace(pair, rationale="of raters") for pair in shop["train"][:6]]
+    labels = write_labels_of(tmp_path / "labels", shop["train"][4:8], rationale="of the judge")
+    rows, _ = joined([*rated, *shop["dev"], *shop["test"]], labels={"path": str(labels)})
+    place = {pair.pair_id: at for at, pair in enumerate(rows.pairs(range(len(rows))))}
+
+    def found(judged):
+        known = rows.rationales(judged)
+        return [known[place[pair.pair_id]] for pair in shop["train"][:8]]
+
+    assert found(rows.judge_weight > 0) == ["of raters"] * 4 + ["of the judge"] * 4
+    # Human labels alone: what the judge wrote is unknown.
+    assert found(np.zeros(len(rows), dtype=bool)) == ["of raters"] * 6 + [None] * 2
+
+
 def test_other_pairs_of_held_out_queries_are_never_trained_on(shop, joined, tmp_path):
     leak = [replace(pair, pair_id=f"x{pair.pair_id}", query=pair.query.upper(), title=f"{pair.title} ") for pair in shop["test"]]
     labels = write_labels_of(tmp_path / "labels", [*shop["train"], *leak])
@@ -215,6 +230,17 @@ def test_a_plain_cross_encoder_sees_one_tier_per_pair_and_every_pair_equally(sch
     assert not hard.judge_weight.any() and set(hard.human[hard.kept].reshape(-1)) == {0.0, 1.0}
     best = np.where(rows.human_weight[:, None] > 0, rows.human, rows.judge).argmax(axis=1)
     assert (hard.human.argmax(axis=1) == best).all() and set(hard.rates) == {1.0} and set(hard.human_weight[hard.kept]) == {1.0}
+
+
+def test_a_plain_cross_encoder_learns_the_label_where_most_raters_chose_another_tier(shop, joined, tmp_path):
+    divided = [replace(pair, label="L3", label_distribution={"L2": 0.4, "L3": 0.2, "L4": 0.4}) for pair in shop["train"][:3]]
+    rows, _ = joined([*divided, *shop["train"][3:6], *shop["dev"], *shop["test"]])
+    recipe = distill_recipe(tmp_path / "distill.yaml", tmp_path / "human.parquet")
+    whole = replace(rows, lengths=np.full(len(rows), 9))
+    lessons = School(recipe, RunFolder(tmp_path / "run"), whole, RUBRIC.tier_ids, tier_gains(RUBRIC), None, None, {})
+    by_id = {pair.pair_id: RUBRIC.index(pair.label) for pair in (*divided, *shop["train"][3:6])}
+    expected = [by_id[pair.pair_id] for pair in rows.pairs(range(len(rows)))]
+    assert lessons.taught(hard=True).human.argmax(axis=1).tolist() == expected
 
 
 def test_rare_grades_are_visited_more_often(school):

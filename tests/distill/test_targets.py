@@ -113,6 +113,17 @@ def test_two_visits_of_a_row_are_not_in_one_group():
     assert all(len(set(batch)) == 4 for batch in order.reshape(2, 4))
 
 
+def test_a_batch_holds_rows_of_about_one_length_in_random_order_of_the_batches():
+    rng = np.random.default_rng(0)
+    queries, lengths = np.arange(3000) // 3, rng.integers(10, 60, 3000)
+    order = visits(queries, lengths, np.ones(3000), batch_size=30, steps=250, items=3, seed=0)
+    assert sorted(order[:3000]) == list(range(3000))
+    longest = lengths[order].reshape(250, 30).max(axis=1)
+    # Of three random lengths the longest is 47 on average, and of thirty it is 58.
+    assert 47 < longest.mean() < 51
+    assert np.abs(np.corrcoef(longest[:16], np.arange(16))[0, 1]) < 0.8
+
+
 def test_the_longest_group_of_a_batch_comes_first():
     queries, lengths = np.asarray([0, 0, 1, 1, 2, 2]), np.asarray([5, 9, 40, 2, 7, 7])
     order = visits(queries, lengths, np.ones(6), batch_size=6, steps=1, items=2, seed=0)

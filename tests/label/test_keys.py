@@ -77,6 +77,19 @@ def test_a_row_has_the_same_keys_alone_and_in_a_slice(tmp_path):
     assert written(keys.of(whole)) == KEYS.split()  # from the remembered items
 
 
+def test_remembered_items_that_differ_in_one_part_are_told_apart():
+    texts = dict.fromkeys(("title", "description", "category", "brand", "shop"), "a")
+    item = texts | {"query": "q", "price": 1.0, "image": None, "slices": [], "attributes": [("a", "a")]}
+    others = [{name: "aa"} for name in texts] + [{name: "a", "title": ""} for name in texts if name != "title"]
+    others += [{"price": None}, {"price": 0.0}, {"attributes": []}, {"attributes": [("", "aa")]}, {"attributes": [("aa", "")]}]
+    others += [{"attributes": [("a", "a")] * 2}, {"image": {"bytes": None, "path": None}}, {"image": {"bytes": b"", "path": "a"}}]
+    rows = [item | other for other in ({}, *others)]
+    keys = Keys()
+    for _ in range(2):
+        found = [key for row in rows for key in written(keys.of(batch_of([row])))]
+        assert found == [key_of(row, 0) for row in rows]
+
+
 SPACED = ["", "Red mug", "red  mug", " red", "red ", "red\x1fmug", "İ ß", "ｍｕｇ", "a\0b", "x" * (LONG_CHARACTERS + 1)]
 TEXT = st.one_of(
     st.sampled_from(SPACED),

@@ -75,6 +75,7 @@ def test_what_only_a_judge_can_do_is_refused(tiny, tmp_path):
         lore("label", tiny.pairs / "test.parquet", "-o", tmp_path / "x", *judge)
 
 
+@pytest.mark.slow
 def test_a_student_answers_first_in_a_cascade(tiny, tmp_path):
     judge = (f"judge.model.name={tiny.text}", *JUDGE, "store=none")
     lore("label", tiny.pairs / "train.parquet", "-o", tmp_path / "alone", *judge)

@@ -27,8 +27,7 @@ def test_the_answer_of_a_pair_does_not_depend_on_its_batch(tmp_path, head):
     assert np.std([one.probabilities for one in together], axis=0).max() > 0.01
 
 
-def test_transformers_and_sentence_transformers_load_a_text_cross_encoder_as_it_is(tmp_path):
-    from sentence_transformers import CrossEncoder
+def test_transformers_loads_a_text_cross_encoder_as_it_is(tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder = write_student(tmp_path / "student")
@@ -40,8 +39,24 @@ def test_transformers_and_sentence_transformers_load_a_text_cross_encoder_as_it_
         logits = model(**AutoTokenizer.from_pretrained(folder)(*texts, return_tensors="pt")).logits
     assert logits.softmax(-1)[0].tolist() == pytest.approx(expected, abs=1e-5)
     assert list(model.config.id2label.values()) == load_rubric("shop").tier_ids
-    scores = CrossEncoder(str(folder)).predict([texts], apply_softmax=True)
+
+
+@pytest.mark.slow  # sentence-transformers takes two seconds to load
+def test_sentence_transformers_loads_both_kinds_as_they_are(tmp_path):
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
+    folder = write_student(tmp_path / "student")
+    expected = open_student(folder).score(some_pairs()[:1])[0].probabilities
+    scores = CrossEncoder(str(folder)).predict([("red mug", "Lumo red mug | price 7.50 | color: red")], apply_softmax=True)
     assert scores[0].tolist() == pytest.approx(expected, abs=1e-5)
+    folder = write_student(tmp_path / "bi", kind="bi_encoder")
+    scorer = open_student(folder)
+    batch = scorer.encoder.batch(scorer.encoder.rows(some_pairs()[:1]))
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    with torch.inference_mode():
+        ours = scorer.session.model.encode(**{name: torch.from_numpy(batch[f"query_{name}"]) for name in names})
+    theirs = SentenceTransformer(str(folder)).encode(["red mug"], normalize_embeddings=True)
+    assert ours.numpy() == pytest.approx(theirs, abs=1e-5)
 
 
 def test_a_query_without_room_for_an_item_fails_alone(tmp_path):
@@ -52,6 +67,28 @@ def test_a_query_without_room_for_an_item_fails_alone(tmp_path):
     assert [verdict.failure for verdict in verdicts] == [None, None, "prompt_too_long", None, None, None]
     assert "60 tokens" in verdicts[2].detail and verdicts[2].tier is None
     assert scorer.score([]) == []
+
+
+def test_the_card_says_which_tier_is_the_verdict(tmp_path):
+    """The median is below and above one half of the probability; the most probable tier may lie to one side of it."""
+    seeds = range(3)  # random weights: some answers have two peaks
+    differ = 0
+    for seed in seeds:
+        plain = open_student(write_student(tmp_path / f"plain{seed}", seed=seed))
+        median = open_student(write_student(tmp_path / f"median{seed}", seed=seed, card={"verdict": "median"}))
+        assert plain.judge_id != median.judge_id
+        for one, other in zip(plain.score(some_pairs()), median.score(some_pairs()), strict=True):
+            assert one.probabilities == other.probabilities
+            assert one.tier == plain.tier_ids[int(np.argmax(one.probabilities))]
+            at = plain.tier_ids.index(other.tier)
+            assert sum(other.probabilities[at:]) >= 0.5 - 1e-9 and sum(other.probabilities[: at + 1]) >= 0.5 - 1e-9
+            differ += one.tier != other.tier
+    assert differ > 0
+
+
+def test_a_card_with_an_unknown_verdict_is_damaged(tmp_path):
+    with pytest.raises(LoreError, match="verdict 'mean'"):
+        open_student(write_student(tmp_path / "student", card={"verdict": "mean"}))
 
 
 def test_the_judge_id_names_weights_rubric_and_renderer(tmp_path):
