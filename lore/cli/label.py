@@ -13,20 +13,14 @@ from pathlib import Path
 from typing import Literal
 
 import typer
-from typer.core import TyperGroup
 
-from lore.cli.options import FORCE
+from lore.cli.options import FORCE, WithDefault
 from lore.support.bounds import MAX_COUNT, MAX_MEASURE
 from lore.support.terminal import print_line, print_note
 
 
-class LabelByDefault(TyperGroup):
-    """Treats `lore label pairs/ ...` as `lore label run pairs/ ...`."""
-
-    def parse_args(self, ctx, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help"):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
+class LabelByDefault(WithDefault):
+    default = "run"
 
 
 app = typer.Typer(

@@ -11,10 +11,9 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from lore import __version__
-from lore.cli import data, goodrate, label, labels, serve, teacher, traces
+from lore.cli import data, export, goodrate, label, labels, serve, teacher, traces
 from lore.cli.compare import compare, leaderboard
 from lore.cli.doctor import doctor
-from lore.cli.export import export
 from lore.cli.init import init
 from lore.cli.run import check, launch, run
 from lore.cli.runs import runs
@@ -76,7 +75,7 @@ app.command()(world)
 app.add_typer(traces.app, name="traces")
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(serve.app, name="serve")
-app.command()(export)
+app.add_typer(export.app, name="export")
 app.add_typer(label.app, name="label")
 app.add_typer(labels.app, name="labels")
 app.command()(compare)

@@ -20,6 +20,8 @@ from lore.support.errors import LoreError
 
 MIN_ITEM_TOKENS = 4
 """A query that leaves less room for its item is too long."""
+MANY_BATCHES, BUDGETS = 8, 12
+"""From this many batches per thread on, the last one is short beside the rest; budgets that `shared_batches` tries."""
 Row = dict[str, Any]
 Batch = dict[str, np.ndarray]
 
@@ -101,6 +103,11 @@ class PairEncoder:
             queries = self._padded(different, [[0] * len(ids) for ids in different])
             arrays |= {f"query_{name}": array for name, array in queries.items()}
         return arrays | self._photos([row["photo"] for row in rows])
+
+    @property
+    def token_arrays(self) -> list[str]:
+        """Names of the arrays that every batch has for its tokens, without those of a bi-encoder's queries."""
+        return ["input_ids", "attention_mask", *(["token_type_ids"] if self._typed else [])]
 
     def photo_state(self, pair: Pair, seen: bool) -> str:
         """Verdict.photo of a pair. seen: its photo_mask."""
@@ -191,3 +198,16 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
+
+
+def shared_batches(lengths: Sequence[int], batch_tokens: int, threads: int) -> list[list[int]]:
+    """`batches` for several threads: a few batches become as many, and as even, as keep all threads busy to the end."""
+    found = list(batches(lengths, batch_tokens))
+    if threads == 1 or not found or len(found) >= MANY_BATCHES * threads:
+        return found
+    wanted = -(-len(found) // threads) * threads
+    for budget in np.linspace(sum(lengths) / wanted, batch_tokens, BUDGETS):
+        even = list(batches(lengths, int(np.ceil(budget))))
+        if len(even) <= wanted:
+            return even
+    return found

@@ -70,6 +70,11 @@ class Student(nn.Module):
                 nn.init.normal_(table.weight, std=spread)
         self.register_buffer("plain_ids", torch.tensor(config.plain_ids, dtype=torch.int64), persistent=False)
 
+    @property
+    def reads_types(self) -> bool:
+        """Whether token types change its answers."""
+        return self.takes_types or self.config.match_embedding
+
     def inputs(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None, photo: Inputs
     ) -> Inputs:

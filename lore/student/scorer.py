@@ -4,7 +4,10 @@
     verdicts = scorer.score(pairs)
 """
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,7 +20,7 @@ from lore.judge.card import judge_id
 from lore.judge.verdict import Verdict
 from lore.student.card import StudentCard, read_student
 from lore.student.config import StudentConfig, read_config
-from lore.student.encode import Batch, PairEncoder, QueryTooLong, batches
+from lore.student.encode import Batch, PairEncoder, QueryTooLong, shared_batches
 from lore.student.head import tier_probabilities, verdict_tiers
 from lore.student.photo_embeddings import PhotoEmbeddings, read_photo_embeddings
 from lore.student.section import Head
@@ -30,7 +33,10 @@ BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 32_768  # on a CPU, small batches stay in
 
 
 class Session(Protocol):
-    """Runs a student's weights."""
+    """Runs a student's weights. precision: of the weights; parallel: how many calls of `logits` go side by side."""
+
+    precision: Precision
+    parallel: int
 
     def logits(self, batch: Batch) -> np.ndarray:
         """Logits [N, outputs] of a batch of PairEncoder.batch."""
@@ -66,20 +72,31 @@ class StudentScorer:
                 verdicts[index].failure, verdicts[index].detail = TOO_LONG, str(row)[:MAX_WORDS]
             else:
                 asked[row["photo"] is not None].append(index)
+        chosen: list[list[int]] = []
         for indices in asked.values():
-            for chosen in batches([rows[index]["length"] for index in indices], self.batch_tokens):
-                self._answer([indices[at] for at in chosen], pairs, rows, verdicts)
+            lengths = [rows[index]["length"] for index in indices]
+            shared = shared_batches(lengths, self.batch_tokens, self.session.parallel)
+            chosen += [[indices[at] for at in batch] for batch in shared]
+        chosen.reverse()  # the longest first: the threads then end together
+        answers = self._answers([[rows[index] for index in batch] for batch in chosen])
+        for batch, (logits, seen) in zip(chosen, answers, strict=True):
+            self._fill_in(batch, logits, seen, pairs, verdicts)
+            self.usage.prompt_tokens += sum(rows[index]["length"] for index in batch)
         return verdicts
 
-    def _answer(self, chosen: list[int], pairs: list[Pair], rows: list[Any], verdicts: list[Verdict]) -> None:
-        """Fills in the verdicts of the rows of one batch."""
-        batch = self.encoder.batch([rows[index] for index in chosen])
-        logits = self.session.logits(batch)
+    def _answers(self, chosen: list[list[Any]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(logits [N, outputs], photo_mask [N]) of each batch of rows."""
+        return map(self._answer, chosen) if self.session.parallel == 1 else self._threads.map(self._answer, chosen)
+
+    def _answer(self, rows: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+        batch = self.encoder.batch(rows)
+        return self.session.logits(batch), batch.get("photo_mask", np.zeros(len(rows), dtype=np.int64))
+
+    def _fill_in(self, batch: list[int], logits: np.ndarray, seen: np.ndarray, pairs: list[Pair], verdicts: list[Verdict]) -> None:
+        """The verdicts of the rows of one batch."""
         probabilities = self.card.calibration.apply(tier_probabilities(logits, self.head))
-        seen = batch.get("photo_mask", np.zeros(len(chosen), dtype=np.int64))
-        self.usage.prompt_tokens += sum(rows[index]["length"] for index in chosen)
         tiers = verdict_tiers(probabilities, self.card.verdict).tolist()
-        for index, row, tier, photo in zip(chosen, probabilities, tiers, seen.tolist(), strict=True):
+        for index, row, tier, photo in zip(batch, probabilities, tiers, seen.tolist(), strict=True):
             verdict = verdicts[index]
             verdict.photo = self.encoder.photo_state(pairs[index], bool(photo))
             if not np.isfinite(row).all():
@@ -87,13 +104,23 @@ class StudentScorer:
                 continue
             verdict.probabilities, verdict.tier = row.tolist(), self.tier_ids[tier]
 
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.session.parallel, "student")
+
     def close(self) -> None:
         """Frees the memory."""
+        if "_threads" in self.__dict__:
+            self._threads.shutdown()
+            del self._threads
         self.session.close()
 
 
 class TorchSession:
     """A student in PyTorch, on the GPU if there is one."""
+
+    precision: Precision = "fp32"
+    parallel = 1  # PyTorch has threads of its own
 
     def __init__(self, folder: Path, device: str | None = None, threads: int | None = None):
         import torch  # an exported student needs none
@@ -133,18 +160,21 @@ def open_student(
     """
     card = read_student(path)
     runtime, precision = chosen(card.folder, runtime, precision)
+    config = read_config(card.folder)
+    embeddings = _embeddings(config, photo_embeddings)
     session: Session
     if runtime == "onnx":
-        from lore.student.onnx_session import open_session  # loads onnxruntime: only for an exported student
+        # Loads onnxruntime: only for an exported student.
+        from lore.student.onnx_session import OnnxSession, open_session, saved_tokenizer
 
-        session = open_session(card.folder, precision=precision, threads=threads)
+        encoder = PairEncoder(saved_tokenizer(card.folder), card.fmt, config, embeddings)
+        session, tokens = open_session(card.folder, precision=precision, threads=threads), OnnxSession.batch_tokens
     else:
-        session = TorchSession(card.folder, threads=threads)
-    from lore.student.model import load_tokenizer  # loads transformers
+        from lore.student.model import load_tokenizer  # loads transformers
 
-    config = read_config(card.folder)
-    encoder = PairEncoder(load_tokenizer(card.folder), card.fmt, config, _embeddings(config, photo_embeddings))
-    tokens = GPU_BATCH_TOKENS if getattr(session, "device", "cpu") != "cpu" else BATCH_TOKENS
+        encoder = PairEncoder(load_tokenizer(card.folder), card.fmt, config, embeddings)
+        session = TorchSession(card.folder, threads=threads)
+        tokens = BATCH_TOKENS if session.device == "cpu" else GPU_BATCH_TOKENS
     return StudentScorer(card, config.head, encoder, session, student_id(card, runtime, precision), tokens)
 
 
@@ -172,11 +202,13 @@ def chosen(folder: Path, runtime: Runtime, precision: Precision) -> tuple[Runtim
 
 
 def onnx_files(folder: Path, precision: Precision) -> list[Path]:
-    """The ONNX files of a precision in an exported folder: model.onnx, model_fp16.onnx, model_int8.onnx, or those of a
-    bi-encoder's two parts, with their data files."""
-    named = [path for path in folder.glob("*.onnx*") if path.is_file()]
-    ends = tuple(f"_{one}" for one in ("fp16", "int8") if precision in ("fp32", one))
-    return sorted(path for path in named if path.name.split(".")[0].endswith(ends) != (precision == "fp32"))
+    """The ONNX files that a precision needs; [] in a folder that does not have them all."""
+    if not any(folder.glob("*.onnx")):
+        return []
+    from lore.student.onnx_session import part_files  # loads onnxruntime: only for an exported student
+
+    files = list(part_files(folder, read_config(folder), precision).values())
+    return files if all(path.is_file() for path in files) else []
 
 
 def student_id(card: StudentCard, runtime: Runtime, precision: Precision) -> str:

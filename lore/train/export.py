@@ -98,7 +98,7 @@ def export(
             f"{folder.path} is not a finished run, so it has no judge to export.\n"
             f"Give the run folder of a training stage ({', '.join(JUDGE_STAGES)}), or finish the run first."
         )
-    shown, out = out, _checked_out(out, [folder.path], force)
+    shown, out = out, checked_out(out, [folder.path], force)
     stage = read_recipe_text(folder.recipe_path).data.get("stage")
     if stage not in JUDGE_STAGES:
         raise LoreError(
@@ -107,7 +107,7 @@ def export(
         )
     recipe = load_recipe(folder.recipe_path, [f"model.{TRUST}={'true' if trust_remote_code else 'false'}"])
     trained = folder / "model"
-    _checked_out(out, [place for place in (recipe.model.name, recipe.model.adapter) if place and Path(place).is_dir()], force)
+    checked_out(out, [place for place in (recipe.model.name, recipe.model.adapter) if place and Path(place).is_dir()], force)
     card = read_card(trained)
     if card is None:
         raise LoreError(f"{trained} has no lore.json, the card that records the judge's prompt format. Train the judge again.")
@@ -124,7 +124,7 @@ def export(
     return difference
 
 
-def _checked_out(out: Path, inputs: list[str | Path], force: bool) -> Path:
+def checked_out(out: Path, inputs: list[str | Path], force: bool) -> Path:
     """The folder to write. Raises LoreError if it holds anything but, with `force`, an earlier export."""
     real = checked_folder(out, inputs)
     if not real.is_dir():
