@@ -74,7 +74,7 @@ def student(
     photo_embeddings: str = typer.Option(None, help="Vectors of the items' photos, for a student that reads them."),
     force: bool = FORCE,
 ) -> None:
-    """Write a student as ONNX files in FP32, FP16 and INT8, compared with the student on a sample of pairs."""
+    """Write a student as ONNX files. FP32, FP16 and INT8 are compared with the student on a sample of pairs."""
     from lore.support.outputs import checked_folder, output_path
 
     target = output_path(out, "--out", folder=True)

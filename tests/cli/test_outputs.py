@@ -34,12 +34,13 @@ COMMANDS = {
     "goodrate sample": (["in/log.csv", "--pairs", "2"], "out.csv", "in/log.csv"),
     "compare": (["runs/a:judge", "runs/a:other"], "out.jsonl", "runs/a/predictions.parquet"),
     "leaderboard": (["runs/a"], "out.md", "runs/a/metrics.json"),
-    "export": (["runs/a"], "out", "runs/a"),
+    "export judge": (["runs/a"], "out", "runs/a"),
+    "export student": (["runs/a"], "out", "runs/a"),
     "world": (["--pairs", "40"], "out", None),
     "label export": (["in/labels", "--format", "qrels"], "out.qrels", f"in/labels/verdicts/{LABELS}"),
 }
 """Arguments, an output, and an input of every command that writes where its user says."""
-FILES = [name for name in COMMANDS if name not in ("export", "world")]
+FILES = [name for name in COMMANDS if not name.startswith(("export ", "world"))]
 RUBRIC = """
 name: mine
 version: "1"

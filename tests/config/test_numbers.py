@@ -86,7 +86,7 @@ def options(command: Any, name: str) -> Iterator[tuple[str, Any]]:
 def test_every_number_of_the_command_line_has_bounds_on_both_sides():
     found = dict(options(typer.main.get_command(app), "lore"))
     given = {name: one for name, one in found.items() if one.type_descriptor.annotation in (int, float)}
-    assert {"lore world --seed", "lore export --tolerance", "lore launch --num-processes"} <= set(given) and len(given) >= 12
+    assert {"lore world --seed", "lore export judge --tolerance", "lore launch --num-processes"} <= set(given) and len(given) >= 12
     assert [name for name, one in given.items() if one.min is None or one.max is None] == []
 
 
