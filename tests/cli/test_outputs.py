@@ -40,7 +40,7 @@ COMMANDS = {
     "label export": (["in/labels", "--format", "qrels"], "out.qrels", f"in/labels/verdicts/{LABELS}"),
 }
 """Arguments, an output, and an input of every command that writes where its user says."""
-FILES = [name for name in COMMANDS if not name.startswith(("export ", "world"))]
+FILES = [name for name in COMMANDS if name not in ("export judge", "export student", "world")]
 RUBRIC = """
 name: mine
 version: "1"

@@ -29,6 +29,8 @@ def test_an_item_is_one_line_without_tags_and_empty_fields():
 def test_fields_are_read_in_the_order_of_the_format():
     assert pair_texts(PAIR, PairTextFormat(fields=("price", "title")))[1] == "price 7.50 | Lumo mug"
     assert pair_texts(Pair(pair_id="p", query="q", title="t", price=float("nan")), PairTextFormat())[1] == "t"
+    for price, text in ((20.0, "price 20"), (1200.5, "price 1200.50"), (0.004, "price 0")):
+        assert pair_texts(Pair(pair_id="p", query="q", title="t", price=price), PairTextFormat())[1] == f"t | {text}"
 
 
 def test_no_field_and_no_item_is_longer_than_the_format_allows():
