@@ -24,7 +24,7 @@ PACKAGE_NEEDS = {
     "lore.data_synth.perturb": DATA,
     "lore.data_synth.synthesis": MODELS,
     "lore.train": (*MODELS, "trl", "accelerate", "tokenizers", "scipy", "matplotlib"),
-    "lore.eval": (*MODELS, "scikit-learn", "scipy", "matplotlib"),
+    "lore.eval": (*MODELS, "tokenizers", "scikit-learn", "scipy", "matplotlib"),
 }
 
 
@@ -44,6 +44,7 @@ OPTIONS = (
     Job("model.quantize: nf4 (QLoRA)", ("bitsandbytes",), optional=True, needs_gpu=True),
     Job("Qwen-VL models", ("torchvision",), optional=True),
     Job("vLLM engine", ("vllm",), optional=True),
+    Job("lore export student", ("onnx", "onnxruntime", "onnxscript"), optional=True),
 )
 
 

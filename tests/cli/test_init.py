@@ -42,7 +42,7 @@ def test_every_how_to_recipe_is_there_and_valid(project):
 
 def test_recipes_use_the_rubric_of_the_project(project):
     own = [path for path in project.glob("recipes/*.yaml") if "my_rubric.yaml" in path.read_text()]
-    assert len(own) == 12  # all but evaluate.yaml, whose benchmark is RAIR
+    assert len(own) == 13  # all but evaluate.yaml, whose benchmark is RAIR
     assert not any("rubric: rair" in path.read_text() or "--rubric rair" in path.read_text() for path in own)
     rubric = load_rubric("my_rubric.yaml")
     assert len(rubric.tiers) == 4 and rubric.tier_of("Partial") == "L3"
