@@ -14,7 +14,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 DECLARED = map(Requirement, [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["gpu"]])
 RANGES = {declared.name: str(declared) for declared in DECLARED}
 """Name -> requirement, such as torch<2.14,>=2.13, of what the project declares with a range."""
-OPTIONS = ("launch zero2, zero3", "model.quantize: nf4 (QLoRA)", "Qwen-VL models", "vLLM engine")
+OPTIONS = ("launch zero2, zero3", "model.quantize: nf4 (QLoRA)", "Qwen-VL models", "vLLM engine", "lore export student")
 
 
 def findings(gpus: int) -> dict[str, doctor.Finding]:
@@ -73,7 +73,7 @@ def test_a_missing_package_comes_with_the_pip_command(monkeypatch):
 
 def test_a_missing_option_is_no_error(monkeypatch):
     present = doctor.installed
-    options = ("deepspeed", "bitsandbytes", "torchvision", "vllm")
+    options = ("deepspeed", "bitsandbytes", "torchvision", "vllm", "onnx", "onnxruntime", "onnxscript")
     monkeypatch.setattr(doctor, "installed", lambda name: None if name in options else present(name))
     assert not any(findings(gpus=1)[name].ready for name in OPTIONS)
     assert doctor.main() == 0
