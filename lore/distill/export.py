@@ -24,12 +24,12 @@ import torch
 
 from lore.config.stages import load_recipe
 from lore.config.yaml_text import read_recipe_text
-from lore.data.pair import Pair
+from lore.data.pair import Pair, query_key
 from lore.data.pair_source import PairSource
 from lore.data.parquet import read_pairs
 from lore.distill.graphs import OPSET, write_graphs
+from lore.eval.measures.bootstrap import interval, query_groups, values_and_draws
 from lore.judge.card import read_card
-from lore.judge.confusion import confusion_matrix, macro_f1
 from lore.run.run_folder import RunFolder
 from lore.student.canary import COUNT, raw_scores, write_canaries
 from lore.student.card import StudentCard, read_student, write_student_card
@@ -45,13 +45,13 @@ from lore.support.full_disk import full_disk_named
 from lore.support.processes import say
 from lore.train.export import checked_out
 
-SAMPLE = 512
+SAMPLE = 2000
 TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3}
 """Largest difference of a tier's probability."""
-F1_LOSS, CHANGED = 0.005, 0.05
+F1_LOSS, CHANGED = 0.005, 0.1
 """Of INT8: Macro-F1 on the human labels that may be lost, and share of the pairs that may get another tier."""
-FEWEST_LABELED = 100
-"""With fewer labeled pairs in the sample, Macro-F1 is noise and is not judged."""
+DRAWS = 500
+"""Resamples of the queries behind the interval of the loss."""
 
 
 def export_student(
@@ -185,10 +185,17 @@ def compare(card: StudentCard, pairs: Sequence[Pair], before_NT: np.ndarray, aft
     moves = Counter(f"{card.tiers[old]} > {card.tiers[new]}" for old, new in zip(*tiers, strict=True) if old != new)
     places = {tier: at for at, tier in enumerate(card.tiers)}
     labeled = np.asarray([at for at, pair in enumerate(pairs) if pair.label in places], dtype=np.int64)
-    f1 = [None, None]
+    before = after = loss = None
     if len(labeled):
         gold = np.asarray([places[pairs[at].label] for at in labeled], dtype=np.int64)
-        f1 = [float(macro_f1(confusion_matrix(gold, found[labeled], len(card.tiers))[0])) for found in tiers]
+        groups = query_groups([query_key(pairs[at].query, pairs[at].slices) for at in labeled])
+        relevant = [tier in card.relevant for tier in card.tiers]
+        # The same seed draws the same queries for both.
+        found = [values_and_draws(gold, one[labeled], groups, card.tiers, relevant, samples=DRAWS) for one in tiers]
+        before, after = (values["macro_f1"] for values, _ in found)
+        draws = [drawn.get("macro_f1") for _, drawn in found]
+        if draws[0] is not None:
+            loss = interval("macro_f1", before - after, draws[0] - draws[1], int(groups.max()) + 1)
     difference = np.abs(before_NT - after_NT)
     return Check(
         pairs=len(pairs),
@@ -196,13 +203,15 @@ def compare(card: StudentCard, pairs: Sequence[Pair], before_NT: np.ndarray, aft
         changed_tiers=moves.total(),
         moves=dict(moves.most_common()),
         labeled=len(labeled),
-        macro_f1_before=f1[0],
-        macro_f1=f1[1],
+        macro_f1_before=before,
+        macro_f1=after,
+        macro_f1_loss=None if loss is None else [loss.low, loss.high],
     )
 
 
 def refuse_changes(check: Check, precision: Precision, f1_loss: float, changed: float) -> None:
-    """Raises LoreError if a precision changes more than is allowed."""
+    """Raises LoreError if a precision changes more than is allowed. A loss of Macro-F1 counts if its interval is above 0: on 500
+    pairs, an equally good student loses a point by chance."""
     wrong = []
     limit = TOLERANCES.get(precision)
     if limit is not None and check.largest_difference > limit:
@@ -211,10 +220,11 @@ def refuse_changes(check: Check, precision: Precision, f1_loss: float, changed: 
         share = check.changed_tiers / check.pairs
         if share > changed:
             wrong.append(f"{share:.1%} of {check.pairs:,} pairs get another tier, and {changed:.1%} may")
-        if check.labeled >= FEWEST_LABELED and check.macro_f1_before - check.macro_f1 > f1_loss:
+        low, high = check.macro_f1_loss or (0.0, 0.0)
+        if low > 0 and check.macro_f1_before - check.macro_f1 > f1_loss:
             wrong.append(
-                f"Macro-F1 on {check.labeled:,} labeled pairs falls from {check.macro_f1_before:.4f} to {check.macro_f1:.4f}, and "
-                f"{f1_loss:g} may be lost"
+                f"Macro-F1 on {check.labeled:,} labeled pairs falls from {check.macro_f1_before:.4f} to {check.macro_f1:.4f} (95 % "
+                f"interval of the loss: {low:.4f} to {high:.4f}), and {f1_loss:g} may be lost"
             )
     if not wrong:
         return
@@ -235,6 +245,8 @@ def _print(out: Path, record: Export) -> None:
     for precision, check in record.checks.items():
         size = sum(note.bytes for name, note in record.files.items() if _precision_of(name) == precision)
         f1 = "–" if check.macro_f1 is None else f"{check.macro_f1_before:.4f} > {check.macro_f1:.4f} ({check.labeled:,} labeled)"
+        if check.macro_f1_loss is not None and check.changed_tiers:
+            f1 += f", loss in [{check.macro_f1_loss[0]:.4f}, {check.macro_f1_loss[1]:.4f}]"
         differences = [f"{one:.1e}" for one in (check.largest_difference, check.batch_difference)]
         table.add_row(precision, f"{size / 1e6:.1f}", *differences, str(check.changed_tiers), f1)
     Console().print(table)

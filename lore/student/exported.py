@@ -54,6 +54,8 @@ class Check(StrictModel):
     macro_f1_before: Share | None = None
     """On the labeled pairs. null: none is labeled."""
     macro_f1: Share | None = None
+    macro_f1_loss: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    """95 % interval of the loss, paired, over queries. null: labels of fewer than two queries."""
     batch_difference: Share = 0
     """Largest difference of a tier's probability between the canaries scored alone and among the sample."""
 

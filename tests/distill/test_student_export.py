@@ -137,10 +137,12 @@ def test_the_check_counts_moves_between_tiers_and_measures_labels(tmp_path):
     card = read_student(write_student(tmp_path / "student", card={"verdict": "most_probable"}))
     before = np.asarray([[0.7, 0.1, 0.1, 0.1], [0.1, 0.5, 0.3, 0.1], [0.1, 0.1, 0.2, 0.6], [0.1, 0.2, 0.3, 0.4]])
     after = np.asarray([[0.65, 0.15, 0.1, 0.1], [0.1, 0.3, 0.5, 0.1], [0.1, 0.1, 0.2, 0.6], [0.1, 0.2, 0.3, 0.4]])
-    pairs = [Pair(pair_id=str(at), query="q", title="t", label=label) for at, label in enumerate(["L1", "L2", "L4", None])]
+    labels = enumerate(["L1", "L2", "L4", None])
+    pairs = [Pair(pair_id=str(at), query=f"q{at}", title="t", label=label) for at, label in labels]
     check = compare(card, pairs, before, after)
     assert check.largest_difference == pytest.approx(0.2) and check.moves == {"L2 > L3": 1} and check.labeled == 3
     assert (check.macro_f1_before, check.macro_f1) == (1.0, pytest.approx(2 / 4))
+    assert check.macro_f1_loss[0] == 0 and check.macro_f1_loss[1] == 1
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_the_check_counts_moves_between_tiers_and_measures_labels(tmp_path):
         ("fp32", {"largest_difference": 2e-4}, "fp32 is not the same student: a tier's probability changes by 0.0002"),
         ("fp16", {"largest_difference": 6e-3}, "--no-fp16"),
         ("int8", {"changed_tiers": 60, "moves": {"2 > 3": 40, "3 > 2": 20}}, "6.0% of 1,000 .* moved: 2 > 3: 40 pairs; 3 > 2: 20"),
-        ("int8", {"labeled": 400, "macro_f1_before": 0.5, "macro_f1": 0.49}, "on 400 labeled pairs falls from 0.5000 to 0.4900"),
+        ("int8", {"macro_f1_before": 0.5, "macro_f1": 0.49, "macro_f1_loss": [0.002, 0.02]}, "falls from 0.5000 to 0.4900"),
     ],
 )
 def test_changes_beyond_the_limits_are_refused(precision, values, message):
@@ -158,10 +160,9 @@ def test_changes_beyond_the_limits_are_refused(precision, values, message):
 
 
 def test_changes_within_the_limits_are_not():
-    few = Check(pairs=1000, largest_difference=0.3, changed_tiers=49, labeled=99, macro_f1_before=0.5, macro_f1=0.3)
-    better = Check(pairs=1000, largest_difference=0.3, changed_tiers=49, labeled=900, macro_f1_before=0.5, macro_f1=0.52)
-    for check in (few, better):
-        refuse_changes(check, "int8", 0.005, 0.05)
+    for after, loss in ((0.48, [-0.001, 0.04]), (0.496, [0.001, 0.006]), (0.52, [-0.03, 0.01]), (0.3, None)):
+        values = {"macro_f1_before": 0.5, "macro_f1": after, "macro_f1_loss": loss, "labeled": 900}
+        refuse_changes(Check(pairs=1000, largest_difference=0.3, changed_tiers=49, **values), "int8", 0.005, 0.05)
 
 
 def test_canaries_are_spread_over_tiers_photos_and_lengths(rng):
