@@ -6,7 +6,10 @@ are refused (lore/engines/vllm_adapter.py): merge them first.
 """
 
 import importlib.util
+import multiprocessing
 import os
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,7 @@ from lore.support.processes import end_with
 
 # With one seed for all prompts, duplicate prompts would get identical samples.
 SEED_STEP = 1_000_003
+END_SECONDS = 30
 
 
 class WorkerParts(AdapterParts, HeadParts):
@@ -53,9 +57,10 @@ class VllmEngine:
         adapter: Any = None,
         rule: LengthRule | None = None,
         tier_rows: np.ndarray | None = None,
+        processes: Sequence[BaseProcess] = (),
     ):
         self.llm, self.processor, self.rubric, self._adapter, self._rule = llm, processor, rubric, adapter, rule
-        self.usage, self._tier_rows = EngineUsage(), tier_rows
+        self.usage, self._tier_rows, self._processes = EngineUsage(), tier_rows, processes
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.takes_images = processor is not self.tokenizer
         self.verdict = verdict_tokens(processor, rubric)
@@ -79,6 +84,7 @@ class VllmEngine:
         if pooling:
             options |= pooling_options()
         options["worker_extension_cls"] = f"{WorkerParts.__module__}.{WorkerParts.__qualname__}"
+        others = multiprocessing.active_children()
         try:
             llm = LLM(**options)
         except (ValueError, RuntimeError, OSError, ImportError, NotImplementedError) as error:
@@ -87,6 +93,7 @@ class VllmEngine:
                 f"vLLM cannot run model.name {section.name}: {reason}\n"
                 "If memory is short, lower max_model_tokens or gpu_memory; otherwise use the transformers engine."
             ) from error
+        processes = [process for process in multiprocessing.active_children() if process not in others]
         adapter = rows = None
         try:
             llm.collective_rpc("end_with", args=(os.getpid(),))
@@ -96,16 +103,16 @@ class VllmEngine:
             if pooling:
                 rows = tier_rows(section, verdict_tokens(processor, rubric).tier_ids, llm.model_config.dtype)
                 check_after(llm, section, rows)
-            return cls(llm, processor, rubric, known_stops(section), adapter, longrope(section), rows)
+            return cls(llm, processor, rubric, known_stops(section), adapter, longrope(section), rows, processes)
         except BaseException:
-            _end(llm)
+            _end(llm, processes)
             raise
 
     def close(self) -> None:
         """Ends vLLM's processes, which frees its memory; to drop the engine is not enough. A second call has no effect."""
         llm, self.llm = self.llm, None
         if llm is not None:
-            _end(llm)
+            _end(llm, self._processes)
 
     def generate(self, prompts: list[Messages], sampling: Sampling) -> list[list[Completion]]:
         """See Engine.generate. Sampled completions depend on the seed and on the prompt's index."""
@@ -277,8 +284,11 @@ def check_vllm() -> None:
         )
 
 
-def _end(llm: Any) -> None:
+def _end(llm: Any, processes: Sequence[BaseProcess]) -> None:
     llm.llm_engine.engine_core.shutdown()
+    # vLLM kills a process that does not end in time, and does not wait until it is gone.
+    for process in processes:
+        process.join(END_SECONDS)
 
 
 def _import_vllm() -> tuple[Any, Any]:

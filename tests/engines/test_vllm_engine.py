@@ -23,7 +23,7 @@ from vllm_answers import many_tiers
 
 from lore.engines.chat import at_verdict, prompt_tokens
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
-from lore.engines.engine import EndpointStopped, RequestRefused, Sampling
+from lore.engines.engine import EndpointStopped, RequestRefused, Sampling, ScoresRefused
 from lore.engines.open_engine import open_engine
 from lore.support.errors import LoreError
 
@@ -238,11 +238,17 @@ def test_a_begun_answer_is_gone_on_with_over_an_endpoint(transformers_answers, s
     assert texts[0] == texts[1]
 
 
-def test_without_the_tokenizer_an_endpoint_still_scores_by_the_text_of_its_most_likely_tokens(transformers_answers, servers):
+def test_without_the_tokenizer_an_endpoint_scores_by_the_text_of_its_most_likely_tokens_and_refuses_prompts_without_a_tier(
+    transformers_answers, servers
+):
+    """Random weights: for most prompts no tier is among the server's 20 most likely tokens."""
     asked, scores, _ = transformers_answers["vision"]
-    found = endpoint(servers, "vision").score(asked)
-    np.testing.assert_allclose(found.sum(axis=1), 1)
-    assert found.shape == scores.shape
+    with pytest.raises(ScoresRefused, match="lists no tier among the tokens") as caught:
+        endpoint(servers, "vision").score(asked)
+    found, refused = caught.value.probabilities, sorted(caught.value.refused)
+    answered = [row for row in range(len(asked)) if row not in refused]
+    assert found.shape == scores.shape and answered and not found[refused].any()
+    np.testing.assert_allclose(found[answered].sum(axis=1), 1)
 
 
 def test_the_server_asks_for_the_key_names_its_models_and_refuses_only_what_is_too_long(servers, monkeypatch):

@@ -1,0 +1,164 @@
+"""The recipe of the service. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from lore.config.recipe import BaseRecipe
+from lore.config.sections import Conflict, StrictModel
+from lore.engines.config import EndpointSection
+from lore.support.bounds import MAX_COUNT, MAX_MEASURE, MAX_SECONDS
+
+MAX_MILLISECONDS = MAX_SECONDS * 1000
+Step = Literal["cache", "student", "judge"]
+
+
+class OnlineStudentSection(StrictModel):
+    """The student that answers."""
+
+    path: str = Field(min_length=1)
+    """Folder of `lore export student`, or the run folder of a student."""
+    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    """Which weights of an exported student. auto: int8 where it has them."""
+    threads: int | None = Field(None, ge=1, le=1024)
+    """Threads of one worker for the student. null: all cores, divided by the workers."""
+    photo_embeddings: str | None = Field(None, min_length=1)
+    """Vectors of the items' photos, for a student that reads them. null: the table of its training."""
+    batch_tokens: int | None = Field(None, ge=64, le=MAX_COUNT)
+    """Tokens of one batch, padding included. null: what suits the device."""
+    canary_tolerance: float | None = Field(None, ge=0, le=1)
+    """Largest difference of a tier's probability on the pairs that travel with an exported student. With a larger one the service
+    does not start. null: the export's own."""
+
+
+class BreakerSection(StrictModel):
+    """When the judge is left alone because it fails."""
+
+    failures: int = Field(5, ge=1, le=MAX_COUNT)
+    """Failures in a row (timeouts and errors) after which the judge is not asked for a while."""
+    open_seconds: float = Field(10.0, gt=0, le=MAX_SECONDS)
+    """Seconds without a request to the judge; then one request tries it."""
+
+
+class OnlineJudgeSection(StrictModel):
+    """The large judge behind a server (`lore serve judge`)."""
+
+    path: str = Field(min_length=1)
+    """Run folder of the trained judge (runs/grpo), its model folder, or an exported folder: its prompt and rubric, and its name."""
+    base: str | None = None
+    """Folder or hub id of an adapter's base model, if it has moved since the training."""
+    endpoint: EndpointSection
+    """The server. Its `model` is the name that `lore serve judge` prints."""
+    deadline_ms: float = Field(1000.0, gt=0, le=MAX_MILLISECONDS)
+    """Longest wait for the judge. A request's own deadline may be shorter."""
+    concurrency: int = Field(16, ge=1, le=65_536)
+    """Pairs that one worker asks the judge about at the same time. For more pairs the student answers, marked late."""
+    ask_below: float = Field(1.0, ge=0, le=1)
+    """Ask the judge only where the student's largest tier probability is below this value. 1: for every pair of the band."""
+    keep_seconds: float = Field(30.0, ge=0, le=MAX_SECONDS)
+    """How long a late answer of the judge is waited for, to store it in the cache. 0: late answers are dropped."""
+    breaker: BreakerSection = BreakerSection()
+    """When the judge is left alone because it fails."""
+
+
+class CacheSection(StrictModel):
+    """Verdicts that are answered without a model."""
+
+    store: str = Field("none", min_length=1)
+    """A verdict store of `lore label` (a file, SQLite), redis://HOST:PORT/DB for several servers, or none."""
+    password_variable: str | None = None
+    """Name of the environment variable with Redis' password."""
+    labels: list[str] = []
+    """Label folders of `lore label` that are loaded into the store at the start."""
+    judge: str | None = None
+    """Folder of the judge whose verdicts are answered. null: judge.path. Verdicts of any other judge are never answered."""
+    max_age_seconds: float | None = Field(None, gt=0, le=MAX_SECONDS)
+    """Older verdicts are not answered. null: verdicts of the same judge do not age."""
+    timeout_ms: float = Field(20.0, gt=0, le=MAX_MILLISECONDS)
+    """Longest wait for the cache; after that the pair is not in it."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.labels and self.store == "none":
+            yield Conflict(("labels", "store"), "labels without a store", "store: FILE.sqlite or redis://HOST:PORT/DB")
+
+
+class RouteSection(StrictModel):
+    """Who may answer, by the frequency of the query. The first that can answers."""
+
+    frequencies: str | None = Field(None, min_length=1)
+    """Table of query frequencies that `lore plan` writes. null: every query is in the tail."""
+    head_from: float = Field(100.0, ge=0, le=MAX_MEASURE)
+    """Searches from which on a query is in the head."""
+    torso_from: float = Field(10.0, ge=0, le=MAX_MEASURE)
+    """Searches from which on a query is in the torso."""
+    head: list[Step] = ["cache", "student"]
+    torso: list[Step] = ["cache", "student"]
+    tail: list[Step] = ["cache", "judge", "student"]
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.torso_from > self.head_from:
+            found = f"torso_from {self.torso_from:g} above head_from {self.head_from:g}"
+            yield Conflict(("torso_from", "head_from"), found, "torso_from at most head_from")
+        for band in ("head", "torso", "tail"):
+            steps = getattr(self, band)
+            if not steps or steps[-1] != "student" or len(set(steps)) < len(steps):
+                yield Conflict((band,), f"[{', '.join(steps)}]", "different steps that end with student, which always answers")
+
+
+class ServeSection(StrictModel):
+    """The HTTP server and its limits."""
+
+    host: str = Field("127.0.0.1", min_length=1)
+    """Address to listen on; the default is only reachable from this machine."""
+    port: int = Field(8080, ge=0, le=65_535)
+    """Port to listen on. 0: any free one, which is printed."""
+    workers: int = Field(1, ge=1, le=1024)
+    """Processes that share the port."""
+    deadline_ms: float = Field(200.0, gt=0, le=MAX_MILLISECONDS)
+    """Deadline of a request that names none."""
+    max_queued_pairs: int = Field(4096, ge=1, le=MAX_COUNT)
+    """Pairs of accepted requests that may wait in one worker. More are refused with 429."""
+    max_pairs: int = Field(1000, ge=1, le=MAX_COUNT)
+    """Pairs of one request."""
+    max_body_bytes: int = Field(4_194_304, ge=1024, le=MAX_COUNT)
+    """Bytes of one request's body."""
+    max_text_characters: int = Field(20_000, ge=1, le=MAX_COUNT)
+    """Characters of a query or of one text of an item."""
+    keys_variable: str | None = None
+    """Name of the environment variable with the API keys, separated by commas. null: no key is asked for."""
+    image_hosts: list[str] = []
+    """Hosts from which photos may be fetched. []: photos only as data: URLs. Private and local addresses are never fetched."""
+    max_image_bytes: int = Field(4_194_304, ge=1024, le=MAX_COUNT)
+    """Bytes of one photo."""
+    image_timeout_ms: float = Field(500.0, gt=0, le=MAX_MILLISECONDS)
+    """Longest wait for one photo; after that the pair is judged by its text."""
+    drain_seconds: float = Field(20.0, ge=0, le=MAX_SECONDS)
+    """How long accepted requests may still run at a shutdown."""
+    log_queries: bool = False
+    """Write query texts into the logs."""
+    traces: str | None = Field(None, min_length=1)
+    """OTLP endpoint of OpenTelemetry traces. null: none are recorded."""
+
+
+class OnlineRecipe(BaseRecipe):
+    """An HTTP service that judges pairs: cached verdicts, the student, and the judge where it may be asked."""
+
+    irrelevant_keys: ClassVar[frozenset[str]] = frozenset()
+
+    stage: Literal["online"] = "online"
+    student: OnlineStudentSection
+    judge: OnlineJudgeSection | None = None
+    """The large judge. null: cache and student answer."""
+    cache: CacheSection = CacheSection()
+    route: RouteSection = RouteSection()
+    serve: ServeSection = ServeSection()
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.cache.store != "none" and self.cache.judge is None and self.judge is None:
+            yield Conflict(("cache.judge", "judge"), "a cache without a judge", "cache.judge, whose verdicts are answered")
+
+    def derived(self) -> dict[str, Any]:
+        return {"answers at": f"http://{self.serve.host}:{self.serve.port}"}
