@@ -130,7 +130,7 @@ def test_labels_of_dev_and_test_may_lie_in_another_folder_of_the_same_judge(shop
     _, summary = joined([*shop["dev"], *shop["test"]], labels={"path": str(labels), "held_out": str(held_out)})
     assert summary["temperature"] < 0.2
     (tmp_path / "run" / "data" / "rows.arrow").unlink()
-    other = write_labels(tmp_path / "other", [label_row("red mug", "1", "L4")], stamp="another judge")
+    other = write_labels(tmp_path / "other", [label_row("red mug", "1", "L4", judge_id="another")], stamp="another judge")
     with pytest.raises(LoreError, match="would be those of another judge"):
         joined([*shop["dev"], *shop["test"]], labels={"path": str(labels), "held_out": str(other)})
 
@@ -154,6 +154,14 @@ def test_a_second_reading_weighs_down_what_it_contradicts(shop, joined, tmp_path
         same = turned[pair.pair_id] == next(one.label for one in pairs if one.pair_id == pair.pair_id)
         assert weight == pytest.approx(1 if same else 0.4) and target.max() == pytest.approx(0.7 if same else 0.4)
     assert 0 < summary["with two tiers"] < summary["read twice"] == len(rows)
+
+
+def test_a_second_reading_with_the_same_prompt_is_no_second_reading(shop, joined, tmp_path):
+    labels = write_labels_of(tmp_path / "labels", shop["train"][:8])
+    rows = [row for batch in read_labels(labels) for row in batch.to_pylist()]
+    write_labels(labels, rows, stamp="weights:rubric:renderer verdict")
+    with pytest.raises(LoreError, match="the same prompt twice"):
+        joined([*shop["dev"], *shop["test"]], labels={"path": str(labels), "second": str(labels)})
 
 
 def test_a_text_that_has_changed_since_it_was_labelled_is_left_out(shop, joined, tmp_path):
@@ -198,6 +206,11 @@ def test_labels_of_another_rubric_are_refused(shop, tmp_path):
     labels = write_labels_of(tmp_path / "labels", shop["train"][:8])
     with pytest.raises(LoreError, match="one student cannot learn from both"):
         read_judge(str(labels), load_rubric("wands"))
+    other = load_rubric("rair")
+    assert other.tier_ids == RUBRIC.tier_ids
+    with pytest.raises(LoreError, match=f"labelled under a rubric with the hash {RUBRIC.hash}, and rubric {other.name}"):
+        read_judge(str(labels), other)
+    assert len(read_judge(str(labels), RUBRIC)) == 8
 
 
 def test_without_any_label_there_is_nothing_to_learn(shop, joined):
