@@ -45,7 +45,7 @@ class Human:
 
 
 def human_pairs(recipe: DistillRecipe, folder: RunFolder) -> Human:
-    """The human pairs. Raises LoreError if there is nothing to test on, or nothing to learn from."""
+    """The human pairs. Raises LoreError if there is nothing to test on, a slice without test pairs, or nothing to learn from."""
     source = PairSource(recipe.data, folder, splits=True)
     parts = {
         split: load_split(source.path, split, source.rubric, slices=recipe.data.slices, seed=recipe.seed)
@@ -54,12 +54,15 @@ def human_pairs(recipe: DistillRecipe, folder: RunFolder) -> Human:
     if not len(parts["test"]):
         raise LoreError(
             f"{source.path} has no labeled pair in split test, so no student could be measured.\n"
-            "Assign the pairs anew: lore data split --by query --replace"
+            "Assign the pairs anew: lore data split PAIRS --by query --replace"
         )
+    there = parts["test"].slice_sizes()
+    if unknown := [name for name in recipe.slices or () if name not in there]:
+        raise LoreError(f"slices names {unknown[0]!r}, but no test pair is in it.\nName some of: {', '.join(there) or 'none'}.")
     if not len(parts["train"]) and recipe.labels is None:
         raise LoreError(
             f"{source.path} has no labeled pair in split train, and the recipe has no labels of a judge, so there is nothing to "
-            "learn from.\nSet labels.path, or assign the pairs anew: lore data split --by query --replace"
+            "learn from.\nSet labels.path, or assign the pairs anew: lore data split PAIRS --by query --replace"
         )
     return Human(source, **parts)
 

@@ -103,12 +103,16 @@ def test_other_pairs_of_held_out_queries_are_never_trained_on(shop, joined, tmp_
     assert len(rows) and not any(pair.pair_id.startswith("x") for pair in rows.pairs(range(len(rows))))
 
 
-def test_the_temperature_is_fitted_on_human_labels_of_dev(shop, joined, tmp_path):
+def test_the_temperature_is_fitted_on_human_labels_of_dev(shop, joined, tmp_path, capsys):
     """The judge says .7 and is always right, so its targets become sharper."""
     labels = write_labels_of(tmp_path / "labels", [*shop["train"], *shop["dev"]])
     rows, summary = joined([*shop["dev"], *shop["test"]], labels={"path": str(labels)})
     assert summary["temperature is"] == f"fitted on {len(shop['dev'])} pairs of split dev" and summary["temperature"] < 0.2
     assert rows.judge.max(axis=1).min() > 0.99
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"targets: {len(rows)} pairs, 0 with labels of raters, {len(rows)} with labels of the judge at temperature" in said
+    left = summary["of queries in dev or test"]
+    assert f"pairs of split dev), {left} labels left out of queries in dev or test" in said
 
 
 def test_the_temperature_of_the_recipe_is_kept(shop, joined, tmp_path):
@@ -213,9 +217,13 @@ def test_labels_of_another_rubric_are_refused(shop, tmp_path):
     assert len(read_judge(str(labels), RUBRIC)) == 8
 
 
-def test_without_any_label_there_is_nothing_to_learn(shop, joined):
+def test_what_cannot_be_learned_or_measured_is_said_before_the_training(shop, joined):
     with pytest.raises(LoreError, match="nothing to learn from"):
         joined([*shop["dev"], *shop["test"]])
+    with pytest.raises(LoreError, match="lore data split PAIRS --by query --replace"):
+        joined(shop["train"])
+    with pytest.raises(LoreError, match=r"slices names 'nowhere'(?s:.*)Name some of: .*general"):
+        joined([*shop["train"], *shop["test"]], slices=["general", "nowhere"])
 
 
 @pytest.fixture
