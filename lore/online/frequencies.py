@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from lore.data.pair import query_key
-from lore.label.inputs.frequency import hash_of, unsigned
+from lore.label.inputs.frequency import counted_blocks, hash_of
 from lore.support.atomic_files import written_whole
 from lore.support.errors import LoreError
 from lore.support.untrusted_json import parse_object
@@ -41,7 +41,7 @@ class Frequencies:
         self._searches = [block.column(1).to_numpy() for block in blocks]
         self._firsts = [int(queries[0]) for queries in self._queries]
         self.about = about
-        """searches, queries and days of the log, whether it names markets, and what it was counted from."""
+        """searches, queries and days of the log, and what it was counted from."""
 
     @classmethod
     def open(cls, path: str | Path) -> "Frequencies":
@@ -66,31 +66,38 @@ class Frequencies:
         return self.about["queries"]
 
     def of(self, query: str, slices: Iterable[str] = ()) -> float:
-        """Searches of a query, whatever its case and spacing, in the period of the log; 0 if the log does not have it. slices: of
-        the pair; those that name its market (locale:us) count if the log has markets."""
-        key = hash_of(query_key(query, slices if self.about["markets"] else ()))
-        block = bisect_right(self._firsts, key) - 1
+        """Searches of a query, whatever its case and spacing, in the period of the log; 0 if the log does not have it.
+
+        slices: of the pair; those that name its market (locale:us) count where the log names markets. A query that the log has
+        without a market has these searches in every other market.
+        """
+        key = query_key(query, slices)
+        found = self._of(key)
+        if found is None and "\x1f" in key:
+            found = self._of(key.partition("\x1f")[0])
+        return found or 0.0
+
+    def _of(self, key: str) -> float | None:
+        hashed = hash_of(key)
+        block = bisect_right(self._firsts, hashed) - 1
         if block < 0:
-            return 0.0
+            return None
         queries = self._queries[block]
-        place = int(queries.searchsorted(np.uint64(key)))
-        return float(self._searches[block][place]) if place < len(queries) and queries[place] == key else 0.0
+        place = int(queries.searchsorted(np.uint64(hashed)))
+        return float(self._searches[block][place]) if place < len(queries) and queries[place] == hashed else None
 
-    def searches(self) -> Iterator[np.ndarray]:
-        """The numbers of searches of all queries, in blocks."""
-        yield from self._searches
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(hashes, searches) of all queries, in ascending order of the hashes."""
+        yield from zip(self._queries, self._searches, strict=True)
 
 
-def write_frequencies(path: Path, database: sqlite3.Connection, *, markets: bool, days: float | None, source: str) -> None:
-    """database: of lore.label.inputs.search_log.count_log. markets: whether the log names markets. days: of the log, if known.
-    source: the name of the log."""
+def write_frequencies(path: Path, database: sqlite3.Connection, *, days: float | None, source: str) -> None:
+    """database: of lore.label.inputs.search_log.count_log. days: length of the log, if known. source: the name of the log."""
     queries, searches = database.execute("select count(*), total(searches) from frequency").fetchone()
-    about = {"version": VERSION, "queries": queries, "searches": searches, "days": days, "markets": markets, "from": source}
-    rows = database.execute("select query, searches from frequency order by query")
+    about = {"version": VERSION, "queries": queries, "searches": searches, "days": days, "from": source}
     with written_whole(path) as file, pa.ipc.new_file(file, SCHEMA.with_metadata({MARK: json.dumps(about)})) as writer:
-        while some := rows.fetchmany(BLOCK_QUERIES):
-            keys, counts = zip(*some, strict=True)
-            writer.write_batch(pa.record_batch([unsigned(keys), np.asarray(counts, np.float32)], SCHEMA))
+        for hashes, counts in counted_blocks(database, BLOCK_QUERIES):
+            writer.write_batch(pa.record_batch([hashes, counts.astype(np.float32)], SCHEMA))
 
 
 def is_frequencies(path: Path) -> bool:

@@ -11,7 +11,7 @@ The rows are dealt to files by the hash of their query. Each file is then counte
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ Rule = Literal["searches", "items", "impressions", "frequencies", "rows"]
 DISTINCT = ("searches", "items")
 """Rules that count units, such as search ids."""
 PARTS = 64
+BLOCK_ROWS = 2**20
 _ROW = np.dtype([("query", "<u8"), ("unit", "<u8"), ("value", "<f8")])
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _TOP = np.uint64(1 << 63)
@@ -96,9 +97,22 @@ def _keys(queries: np.ndarray) -> list[int]:
     return (queries ^ _TOP).view(np.int64).tolist()
 
 
-def unsigned(keys: Sequence[int]) -> np.ndarray:
-    """Hashes from the keys of the table `frequency`."""
-    return np.asarray(keys, dtype=np.int64).view(np.uint64) ^ _TOP
+def counted_blocks(database: sqlite3.Connection, rows: int = BLOCK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(hashes, counts) of all queries, in ascending order of the hashes, in blocks of at most `rows`."""
+    found = database.execute("select query, searches from frequency order by query")
+    while some := found.fetchmany(rows):
+        yield _arrays(some)
+
+
+def counts_between(database: sqlite3.Connection, first: np.uint64, last: np.uint64) -> tuple[np.ndarray, np.ndarray]:
+    """(hashes, counts) of the queries with hashes from `first` to `last`, in ascending order."""
+    ends = _keys(np.asarray([first, last], dtype=np.uint64))
+    return _arrays(database.execute("select query, searches from frequency where query between ? and ? order by query", ends))
+
+
+def _arrays(rows: Iterable[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    found = np.fromiter(rows, np.dtype([("query", "<i8"), ("count", "<f8")]))
+    return np.ascontiguousarray(found["query"]).view(np.uint64) ^ _TOP, np.ascontiguousarray(found["count"])
 
 
 def _summed(rows: np.ndarray, rule: Rule) -> np.ndarray:
