@@ -66,7 +66,7 @@ def plan(
     seed: int = typer.Option(0, min=0, max=MAX_SEED, help="Seed of the bootstrap and of the simulated searches."),
     force: bool = FORCE,
 ) -> None:
-    """Plan the service: where head, torso and tail of the queries begin, and what each choice costs, from a log and measured runs.
+    """Plan the service: its quality, latency and cost from a log.
 
     Writes the table of query frequencies, plan.html, plan.json and online.yaml, the route section of the recipe.
     """
