@@ -79,10 +79,22 @@ class CacheSection(StrictModel):
     """Older verdicts are not answered. null: verdicts of the same judge do not age."""
     timeout_ms: float = Field(20.0, gt=0, le=MAX_MILLISECONDS)
     """Longest wait for the cache; after that the pair is not in it."""
+    memory_verdicts: int = Field(100_000, ge=0, le=MAX_COUNT)
+    """Verdicts that one worker keeps in memory in front of the store. 0: none."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.labels and self.store == "none":
             yield Conflict(("labels", "store"), "labels without a store", "store: FILE.sqlite or redis://HOST:PORT/DB")
+        if self.has_password:
+            yield Conflict(("store",), "a password in the address", "password_variable: the environment variable that holds it")
+
+    @property
+    def has_password(self) -> bool:
+        """Whether the address of Redis holds a password, which recipes and logs would show."""
+        if "://" not in self.store:
+            return False
+        before, _, _ = self.store.rpartition("@")
+        return ":" in before.partition("://")[2] or "password=" in self.store
 
 
 class RouteSection(StrictModel):
