@@ -7,8 +7,9 @@ can unpack to any number. JSON is strict: no NaN, no key twice with different va
 import asyncio
 from typing import Any
 
-from fastapi import HTTPException, Request
+from fastapi import Request
 
+from lore.online.exchange import ApiError
 from lore.support.text import encodable
 from lore.support.untrusted_json import parse_json
 
@@ -16,16 +17,6 @@ MAX_DEPTH = 16
 """Nested brackets of a body; the formats need five."""
 BODY_SECONDS = 30.0
 """Longest time in which a client sends a body."""
-
-
-class ApiError(HTTPException):
-    """An error that is said to the client. kind: its `type`; retry_seconds: when to try again; close: ends the connection."""
-
-    def __init__(
-        self, status: int, kind: str, message: str, *, retry_seconds: float | None = None, close: bool = False, errors: Any = None
-    ):
-        super().__init__(status, message)
-        self.kind, self.retry_seconds, self.close, self.errors = kind, retry_seconds, close, errors
 
 
 class BoundedRequest(Request):

@@ -15,7 +15,7 @@ Left out of the formats: chunks of long documents (`max_chunks_per_doc`), token 
 always in [0, 1]). Such fields are accepted and change nothing, like all others that are not named here.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, WithJsonSchema
@@ -26,6 +26,7 @@ from lore.engines.engine import MAX_WORDS
 from lore.judge.verdict import Verdict, to_row
 from lore.online.answer import Answer
 from lore.online.config import MAX_MILLISECONDS
+from lore.online.exchange import ApiError
 from lore.support.bounds import MAX_COUNT
 from lore.support.text import encodable
 
@@ -265,10 +266,6 @@ class ErrorReply(BaseModel):
     error: ErrorDetail
 
 
-class BadForm(ValueError):
-    """A request whose fields do not fit one another."""
-
-
 def rerank_rows(body: RerankBody) -> list[Row]:
     """One row per document."""
     return [_document_row(body.query, document, index, body.rank_fields) for index, document in enumerate(body.documents)]
@@ -280,13 +277,14 @@ def text_rows(body: TextsBody) -> list[Row]:
 
 
 def score_rows(body: TextScoreBody | DocumentScoreBody | ItemScoreBody | DataScoreBody) -> list[Row]:
-    """One row per score. Raises BadForm for lists of different lengths."""
+    """One row per score. Raises ApiError for lists of different lengths."""
     names = [name for name in type(body).model_fields if name != "model"]
     left, right = (value if isinstance(value := getattr(body, name), list) else [value] for name in names)
     if len(left) == 1:
         left = left * len(right)
     if len(left) != len(right):
-        raise BadForm(f"{names[0]} has {len(left):,} texts and {names[1]} has {len(right):,}; expected 1 and N, or N and N")
+        message = f"{names[0]} has {len(left):,} texts and {names[1]} has {len(right):,}; expected 1 and N, or N and N"
+        raise ApiError(422, "invalid_request", message)
     return [_document_row(query, document, index) for index, (query, document) in enumerate(zip(left, right, strict=True))]
 
 
@@ -396,9 +394,12 @@ def lore_of(answer: Answer, tier_ids: Sequence[str], photo_failure: str | None =
         "failure": verdict.failure,
         "detail": verdict.detail,
     }
-    if photo_failure is not None:
-        found["photo_failure"] = photo_failure
-    return found
+    return found if photo_failure is None else found | _photo_failed(verdict, photo_failure)
+
+
+def _photo_failed(verdict: Verdict, why: str) -> Row:
+    """A model that reads no photos calls them hidden, and a vector of the item may stand in for its photo."""
+    return {"photo": verdict.photo if verdict.photo == "seen" else "failed", "photo_failure": why}
 
 
 def ranked(answers: Sequence[Answer]) -> list[int]:
@@ -477,12 +478,7 @@ class Reply:
         row |= {"score": answer.score, "band": answer.band, "late": answer.late, "age_seconds": answer.age_seconds}
         if answer.band is None:
             row["source"] = None
-        if index in self.photos:
-            row["photo_failure"] = self.photos[index]
-        return row
-
-
-RowsOf = Callable[[Any], list[Row]]
+        return row | _photo_failed(answer.verdict, self.photos[index]) if index in self.photos else row
 
 
 def sources_of(answers: Iterable[Answer]) -> dict[str, int]:
