@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
 from lore.engines.config import EndpointSection
 from lore.support.bounds import MAX_COUNT, MAX_MEASURE, MAX_SECONDS
+from lore.support.errors import LoreError
 
 MAX_MILLISECONDS = MAX_SECONDS * 1000
 Step = Literal["cache", "student", "judge"]
@@ -146,7 +148,7 @@ class ServeSection(StrictModel):
 class OnlineRecipe(BaseRecipe):
     """An HTTP service that judges pairs: cached verdicts, the student, and the judge where it may be asked."""
 
-    irrelevant_keys: ClassVar[frozenset[str]] = frozenset()
+    command: ClassVar[str] = "lore serve online"
 
     stage: Literal["online"] = "online"
     student: OnlineStudentSection
@@ -159,6 +161,11 @@ class OnlineRecipe(BaseRecipe):
     def conflicts(self) -> Iterator[Conflict]:
         if self.cache.store != "none" and self.cache.judge is None and self.judge is None:
             yield Conflict(("cache.judge", "judge"), "a cache without a judge", "cache.judge, whose verdicts are answered")
+
+    def check_packages(self) -> None:
+        for name in ("fastapi", "uvicorn"):
+            if importlib.util.find_spec(name) is None:
+                raise LoreError(f"The service needs {name}, which is not installed.\nInstall it: pip install 'lore-relevance[online]'")
 
     def derived(self) -> dict[str, Any]:
         return {"answers at": f"http://{self.serve.host}:{self.serve.port}"}
