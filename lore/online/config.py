@@ -56,10 +56,13 @@ class OnlineJudgeSection(StrictModel):
     """The server. Its `model` is the name that `lore serve judge` prints."""
     deadline_ms: float = Field(1000.0, gt=0, le=MAX_MILLISECONDS)
     """Longest wait for the judge. A request's own deadline may be shorter."""
-    concurrency: int = Field(16, ge=1, le=65_536)
-    """Pairs that one worker asks the judge about at the same time. For more pairs the student answers, marked late."""
+    concurrency: int = Field(16, ge=1, le=1024)
+    """Pairs that one worker asks the judge about at the same time, each in a thread. For more pairs the student answers, marked
+    late."""
     ask_below: float = Field(1.0, ge=0, le=1)
     """Ask the judge only where the student's largest tier probability is below this value. 1: for every pair of the band."""
+    max_tokens: int = Field(256, ge=1, le=MAX_COUNT)
+    """Maximum tokens of an answer, for a judge that writes its reason first."""
     keep_seconds: float = Field(30.0, ge=0, le=MAX_SECONDS)
     """How long a late answer of the judge is waited for, to store it in the cache. 0: late answers are dropped."""
     breaker: BreakerSection = BreakerSection()
@@ -108,6 +111,8 @@ class RouteSection(StrictModel):
             steps = getattr(self, band)
             if not steps or steps[-1] != "student" or len(set(steps)) < len(steps):
                 yield Conflict((band,), f"[{', '.join(steps)}]", "different steps that end with student, which always answers")
+            elif "cache" in steps[1:]:
+                yield Conflict((band,), f"[{', '.join(steps)}]", "cache first, since its answers cost nothing")
 
 
 class ServeSection(StrictModel):
@@ -144,6 +149,11 @@ class ServeSection(StrictModel):
     traces: str | None = Field(None, min_length=1)
     """OTLP endpoint of OpenTelemetry traces. null: none are recorded."""
 
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.max_pairs > self.max_queued_pairs:
+            found = f"max_pairs {self.max_pairs} above max_queued_pairs {self.max_queued_pairs}"
+            yield Conflict(("max_pairs", "max_queued_pairs"), found, "room for the largest request")
+
 
 class OnlineRecipe(BaseRecipe):
     """An HTTP service that judges pairs: cached verdicts, the student, and the judge where it may be asked."""
@@ -165,7 +175,9 @@ class OnlineRecipe(BaseRecipe):
     def check_packages(self) -> None:
         for name in ("fastapi", "uvicorn"):
             if importlib.util.find_spec(name) is None:
-                raise LoreError(f"The service needs {name}, which is not installed.\nInstall it: pip install 'lore-relevance[online]'")
+                raise LoreError(
+                    f"The service needs {name}, which is not installed.\nInstall it: pip install 'lore-relevance[online]'"
+                )
 
     def derived(self) -> dict[str, Any]:
         return {"answers at": f"http://{self.serve.host}:{self.serve.port}"}

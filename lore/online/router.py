@@ -68,8 +68,8 @@ class _Request:
 
 
 class Router:
-    """See lore.online.answer.Answering. frequency: searches of a query, None for an unknown one. key: content key of a pair, for
-    the cache. max_pairs: pairs of accepted requests that may be under way."""
+    """See lore.online.answer.Answering. frequency: searches of a query in the market of its slices. key: content
+    key of a pair, for the cache. max_pairs: pairs of accepted requests that may be under way."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Router:
         *,
         deadline_seconds: float,
         max_pairs: int,
-        frequency: Callable[[str], float | None] = lambda query: None,
+        frequency: Callable[[str, Sequence[str]], float | None] = lambda query, slices: None,
         cache: Cache | None = None,
         key: Callable[[Pair], bytes] | None = None,
         judge: LiveJudge | None = None,
@@ -157,7 +157,7 @@ class Router:
         now = time.time()
         for index, one in zip(asked, found, strict=True):
             if one is not None:
-                verdict = replace(one.verdict, pair_id=request.pairs[index].pair_id, source="cache")
+                verdict = replace(one.verdict, source="cache")
                 age = None if one.stored_seconds is None else max(0.0, now - one.stored_seconds)
                 self._settle(request, index, verdict, age_seconds=age)
         self._note(request, "cache", time.monotonic() - began)
@@ -195,31 +195,34 @@ class Router:
         student_seconds = self.batcher.wait_seconds(request.due) + self.batcher.typical_seconds
         if unsure and now + student_seconds + judge.typical_seconds < due:
             await asyncio.wait([ticket.done], timeout=max(0.0, due - judge.typical_seconds - now))
-        waiting: dict[asyncio.Future, _Asked] = {}
+        waiting: dict[asyncio.Future, list[_Asked]] = {}  # two pairs with the same content share an answer
         for index, one in asked.items():
             one.place = places[index]
             if not self._is_sure(ticket.verdicts[one.place]):
                 future, one.late = judge.ask(request.pairs[index], request.contents.get(index)), True
                 if future is not None:
-                    waiting[future] = one
+                    waiting.setdefault(future, []).append(one)
         while waiting and (rest := due - time.monotonic()) > 0:
             watched = {*waiting, ticket.done} if unsure and not ticket.done.done() else set(waiting)
             done, _ = await asyncio.wait(watched, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 break
             for future in done & waiting.keys():
-                one = waiting.pop(future)
-                one.verdict = future.result()
-                one.late = one.verdict is None
+                for one in waiting.pop(future):
+                    one.verdict = future.result()
+                    one.late = one.verdict is None
             if unsure and ticket.done.done():
-                for future, one in list(waiting.items()):
-                    if self._is_sure(ticket.verdicts[one.place]):
-                        one.late = False
+                for future, ones in list(waiting.items()):
+                    if self._is_sure(ticket.verdicts[ones[0].place]):
                         del waiting[future]
+                        for one in ones:
+                            one.late = False
 
     def _settle(
         self, request: _Request, index: int, verdict: Verdict, *, late: bool = False, age_seconds: float | None = None
     ) -> None:
+        if verdict.pair_id != request.pairs[index].pair_id:  # cached, or the judge's answer to another pair of the same content
+            verdict = replace(verdict, pair_id=request.pairs[index].pair_id)
         score = relevance(verdict, self.tier_ids)
         request.answers[index] = Answer(verdict, score, request.bands[index], late=late, age_seconds=age_seconds)
 
@@ -232,11 +235,14 @@ class Router:
     # Bands
 
     def _bands(self, pairs: Sequence[Pair]) -> list[Band]:
-        known: dict[str, Band] = {}
+        known: dict[tuple[str, ...], Band] = {}
+        bands = []
         for pair in pairs:
-            if pair.query not in known:
-                known[pair.query] = self.band(self.frequency(pair.query))
-        return [known[pair.query] for pair in pairs]
+            asked = (pair.query, *pair.slices)
+            if asked not in known:
+                known[asked] = self.band(self.frequency(pair.query, pair.slices))
+            bands.append(known[asked])
+        return bands
 
     def band(self, frequency: float | None) -> Band:
         """The band of a query. frequency: its searches; None if the table does not hold it."""
