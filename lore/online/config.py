@@ -84,6 +84,8 @@ class CacheSection(StrictModel):
     """Older verdicts are not answered. null: verdicts of the same judge do not age."""
     timeout_ms: float = Field(20.0, gt=0, le=MAX_MILLISECONDS)
     """Longest wait for the cache; after that the pair is not in it."""
+    memory_verdicts: int = Field(100_000, ge=0, le=MAX_COUNT)
+    """Verdicts that one worker keeps in memory in front of the store. 0: none."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.labels and self.store == "none":
