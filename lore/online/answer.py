@@ -19,7 +19,8 @@ class Answer:
     verdict: Verdict
     score: float | None
     """Relevance in [0, 1], see `relevance`; None for a failure."""
-    band: Band
+    band: Band | None
+    """None for a pair that was refused before its query was looked up."""
     late: bool = False
     """The judge should have answered and did not in time, or could not be asked: the student answers in its place."""
     age_seconds: float | None = None
