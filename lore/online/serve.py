@@ -61,6 +61,7 @@ class OnlineServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.service.start()
         await super().startup(sockets)
+        print_line(f"answers at {address_of(sockets[0])}", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
@@ -122,8 +123,8 @@ def address_of(listener: socket.socket) -> str:
 
 def _run_worker(recipe: OnlineRecipe, listener: socket.socket) -> None:
     service = open_service(recipe)
-    print_line(service.described(), flush=True)
-    print_line(f"answers at {address_of(listener)}", flush=True)
+    for line in service.described():
+        print_line(line, flush=True)
     OnlineServer(service).run(sockets=[listener])
 
 

@@ -3,9 +3,12 @@
 import asyncio
 import os
 import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from lore.data.pair import Pair
 from lore.online.batcher import Batcher
+from lore.online.cache import content_key, load_labels, open_cache
 from lore.online.config import OnlineRecipe
 from lore.online.router import Router
 from lore.student.canary import CanaryCheck, check_canaries
@@ -13,6 +16,11 @@ from lore.student.card import StudentCard
 from lore.student.exported import EXPORT, cpu_flags
 from lore.student.scorer import StudentScorer, open_student
 from lore.support.errors import LoreError
+from lore.support.terminal import print_note
+
+if TYPE_CHECKING:  # loads transformers, which a service without a judge does not need
+    from lore.online.cache_store import FilledCache
+    from lore.online.judge_client import JudgeClient
 
 WARM_UP_LENGTHS = (16, 32, 64, 128, 256, 512)
 """Tokens of the batches that warm the student up, as far as it reads so many."""
@@ -20,21 +28,33 @@ DRAIN_STEP_SECONDS = 0.02
 
 
 class Service:
-    """One worker. `open` it anywhere, `start` and `drain` it in the server's event loop.
+    """One worker. `open_service` opens it; `start`, `drain` and `close` it in the server's event loop.
 
     ready: it answers; draining: it shuts down and takes no new requests.
     """
 
-    def __init__(self, recipe: OnlineRecipe, scorer: StudentScorer, canaries: CanaryCheck | None = None):
-        self.recipe, self.scorer, self.canaries = recipe, scorer, canaries
+    def __init__(
+        self,
+        recipe: OnlineRecipe,
+        scorer: StudentScorer,
+        *,
+        cache: "FilledCache | None" = None,
+        judge: "JudgeClient | None" = None,
+        frequency: Callable[[str, Sequence[str]], float | None] | None = None,
+        canaries: CanaryCheck | None = None,
+    ):
+        self.recipe, self.scorer, self.cache, self.judge, self.canaries = recipe, scorer, cache, judge, canaries
         self.ready = False
-        serve = recipe.serve
         self.batcher = Batcher(scorer, batch_tokens=recipe.student.batch_tokens)
         self.router = Router(
             self.batcher,
             recipe.route,
-            deadline_seconds=serve.deadline_ms / 1000,
-            max_pairs=serve.max_queued_pairs,
+            deadline_seconds=recipe.serve.deadline_ms / 1000,
+            max_pairs=recipe.serve.max_queued_pairs,
+            cache=cache,
+            key=content_key,
+            judge=judge,
+            **({} if frequency is None else {"frequency": frequency}),
         )
 
     @property
@@ -48,21 +68,36 @@ class Service:
     @property
     def judge_ids(self) -> dict[str, str]:
         """judge_id by the source of an answer."""
-        return {"student": self.scorer.judge_id}
-
-    def described(self) -> str:
-        """One line for people."""
-        session = self.scorer.session
-        threads = f"{session.parallel} thread{'s' * (session.parallel > 1)}"
-        found = f"student {self.card.folder} ({session.precision}, {threads}, {self.batcher.batch_tokens} tokens a batch)"
-        if self.canaries is not None:
-            found += f"; {self.canaries.pairs} canaries differ by {self.canaries.largest:.2g} at most"
+        found = {"student": self.scorer.judge_id}
+        if self.judge is not None:
+            found["judge"] = self.judge.judge_id
+        if self.cache is not None and self.cache.judge is not None:
+            found["cache"] = self.cache.judge.judge_id
         return found
 
+    def described(self) -> list[str]:
+        """What answers, in lines for people."""
+        session = self.scorer.session
+        threads = f"{session.parallel} thread{'s' * (session.parallel > 1)}"
+        student = f"student: {self.card.folder} ({session.precision}, {threads}, {self.batcher.batch_tokens} tokens a batch)"
+        if self.canaries is not None:
+            student += f"; {self.canaries.pairs} canaries differ by {self.canaries.largest:.2g} at most"
+        route = self.recipe.route
+        bands = "; ".join(f"{band}: {', '.join(getattr(route, band))}" for band in ("head", "torso", "tail"))
+        lines = [student, f"route: {bands}"]
+        if self.judge is not None:
+            lines.append(f"judge: {self.recipe.judge.path} at {self.recipe.judge.endpoint.url}")
+        if self.cache is not None and self.cache.judge is not None:
+            lines.append(f"cache: {self.recipe.cache.store}, verdicts of {self.cache.judge.path}")
+        return lines
+
     async def start(self) -> None:
-        """Starts to answer: the student is warm, the cache and the judge are open."""
+        """Starts to answer: the student is warm, and the judge is looked for. A judge that is down does not keep it from starting.
+        Raises LoreError if the judge's server serves another judge."""
         await self.batcher.start()
         await warm_up(self.batcher)
+        if self.judge is not None and (why := await self.judge.start()) is not None:
+            print_note(f"warning: the service starts without its judge and tries it again: {why}")
         self.ready = True
 
     async def drain(self) -> None:
@@ -73,15 +108,19 @@ class Service:
             await asyncio.sleep(DRAIN_STEP_SECONDS)
 
     async def close(self) -> None:
-        """Ends what still runs and frees the memory."""
+        """Ends what still runs, writes what the cache has not written yet, and frees the memory."""
         self.ready, self.router.draining = False, True
+        if self.judge is not None:
+            await self.judge.close()
         await self.batcher.close()
+        if self.cache is not None:
+            await self.cache.close()
         self.scorer.close()
 
 
 def open_service(recipe: OnlineRecipe) -> Service:
-    """Opens the student of a recipe and compares its answers with those at its export. Raises LoreError if they differ by more
-    than the tolerance: the service must not answer then."""
+    """Opens all that a recipe names. Raises LoreError for what does not belong together, and if the student's answers differ from
+    those at its export by more than the tolerance: the service must not answer then."""
     section = recipe.student
     scorer = open_student(
         section.path,
@@ -89,7 +128,43 @@ def open_service(recipe: OnlineRecipe) -> Service:
         threads=section.threads or default_threads(recipe.serve.workers),
         photo_embeddings=section.photo_embeddings,
     )
-    return Service(recipe, scorer, canary_gate(scorer, section.canary_tolerance))
+    canaries = canary_gate(scorer, section.canary_tolerance)
+    cache = None
+    if recipe.cache.store != "none":
+        cache = open_cache(
+            recipe.cache, recipe.judge and recipe.judge.path, base=recipe.judge and recipe.judge.base
+        )
+        check_tiers(scorer.card, cache.judge.judge_id, cache.judge.path)
+    judge = None
+    if recipe.judge is not None and any("judge" in getattr(recipe.route, band) for band in ("head", "torso", "tail")):
+        from lore.online.judge_client import open_judge  # loads transformers: only for a service with a judge
+
+        judge = open_judge(recipe.judge, cache=cache)
+        check_tiers(scorer.card, judge.judge_id, recipe.judge.path)
+    frequency = None
+    if recipe.route.frequencies is not None:
+        from lore.online.frequencies import Frequencies
+
+        frequency = Frequencies.open(recipe.route.frequencies).of
+    return Service(recipe, scorer, cache=cache, judge=judge, frequency=frequency, canaries=canaries)
+
+
+def load_cache(recipe: OnlineRecipe) -> None:
+    """Loads the label folders of a recipe into its store. Once a service, before its workers start and outside of an event loop."""
+    if recipe.cache.labels:
+        cache = open_cache(recipe.cache, recipe.judge and recipe.judge.path, base=recipe.judge and recipe.judge.base)
+        load_labels(cache, recipe.cache.labels)
+        asyncio.run(cache.close())
+
+
+def check_tiers(card: StudentCard, judge_id: str, path: str) -> None:
+    """Raises LoreError for a judge of another rubric than the student's: their tiers would mean different things."""
+    rubric = judge_id.split(":")[1]
+    if rubric != card.rubric_hash:
+        raise LoreError(
+            f"{path} judges by the rubric {rubric}, and the student {card.folder} by {card.rubric} ({card.rubric_hash}).\n"
+            "Their tiers mean different things, and one service answers with both. Take a student and a judge of one rubric."
+        )
 
 
 def canary_gate(scorer: StudentScorer, tolerance: float | None) -> CanaryCheck | None:
