@@ -65,9 +65,12 @@ def judge_command(
 def online_command(
     recipe: str = typer.Argument(..., help="Recipe with stage: online."),
     settings: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Overrides: serve.port=8081."),
+    try_pairs: str = typer.Option(
+        None, "--try", metavar="PAIRS", help="Send one request with pairs of this file, print it with its answer, and end."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Check the recipe and print all values, without starting the service."),
 ) -> None:
     """Start the HTTP service that answers from the cache, the student and the judge."""
     from lore.online.start import serve_command
 
-    raise typer.Exit(serve_command(recipe, settings or [], dry_run=dry_run))
+    raise typer.Exit(serve_command(recipe, settings or [], dry_run=dry_run, try_pairs=try_pairs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -35,6 +36,10 @@ class OnlineStudentSection(StrictModel):
     """Largest difference of a tier's probability on the pairs that travel with an exported student. With a larger one the service
     does not start. null: the export's own."""
 
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        if not Path(self.path).is_dir():
+            yield "path", f"{self.path} is not a folder. Name one that `lore export student` wrote, or the run folder of a student."
+
 
 class BreakerSection(StrictModel):
     """When the judge is left alone because it fails."""
@@ -45,6 +50,13 @@ class BreakerSection(StrictModel):
     """Seconds without a request to the judge; then one request tries it."""
 
 
+class ServedJudgeSection(EndpointSection):
+    """The server of a judge."""
+
+    model: str = Field("auto", min_length=1)
+    """Name under which the server has the judge. auto: the one that `lore serve judge` gives it."""
+
+
 class OnlineJudgeSection(StrictModel):
     """The large judge behind a server (`lore serve judge`)."""
 
@@ -52,8 +64,8 @@ class OnlineJudgeSection(StrictModel):
     """Run folder of the trained judge (runs/grpo), its model folder, or an exported folder: its prompt and rubric, and its name."""
     base: str | None = None
     """Folder or hub id of an adapter's base model, if it has moved since the training."""
-    endpoint: EndpointSection
-    """The server. Its `model` is the name that `lore serve judge` prints."""
+    endpoint: ServedJudgeSection
+    """The server (`lore serve judge`)."""
     deadline_ms: float = Field(1000.0, gt=0, le=MAX_MILLISECONDS)
     """Longest wait for the judge. A request's own deadline may be shorter."""
     concurrency: int = Field(16, ge=1, le=1024)
@@ -67,6 +79,10 @@ class OnlineJudgeSection(StrictModel):
     """How long a late answer of the judge is waited for, to store it in the cache. 0: late answers are dropped."""
     breaker: BreakerSection = BreakerSection()
     """When the judge is left alone because it fails."""
+
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        if not Path(self.path).is_dir():
+            yield "path", f"{self.path} is not a folder. Name the run folder of a trained judge, such as runs/grpo."
 
 
 class CacheSection(StrictModel):
@@ -90,6 +106,13 @@ class CacheSection(StrictModel):
     def conflicts(self) -> Iterator[Conflict]:
         if self.labels and self.store == "none":
             yield Conflict(("labels", "store"), "labels without a store", "store: FILE.sqlite or redis://HOST:PORT/DB")
+
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        for at, folder in enumerate(self.labels):
+            if not Path(folder).is_dir():
+                yield f"labels.{at}", f"{folder} is not a folder. `lore label` writes label folders."
+        if self.judge is not None and not Path(self.judge).is_dir():
+            yield "judge", f"{self.judge} is not a folder. Name the run folder of the judge that gave the labels."
 
 
 class RouteSection(StrictModel):
@@ -115,6 +138,10 @@ class RouteSection(StrictModel):
                 yield Conflict((band,), f"[{', '.join(steps)}]", "different steps that end with student, which always answers")
             elif "cache" in steps[1:]:
                 yield Conflict((band,), f"[{', '.join(steps)}]", "cache first, since its answers cost nothing")
+
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        if self.frequencies is not None and not Path(self.frequencies).is_file():
+            yield "frequencies", f"{self.frequencies} does not exist. `lore plan` writes it."
 
 
 class ServeSection(StrictModel):

@@ -59,7 +59,8 @@ class JudgeClient:
         clock: Callable[[], float] = time.monotonic,
     ):
         """Loads the tokenizer. Raises LoreError if the recipe names another model than this judge's, or holds no valid API key."""
-        if section.endpoint.model != (wanted := served_name(judge)):
+        wanted = served_name(judge)
+        if section.endpoint.model not in ("auto", wanted):
             raise LoreError(
                 f"judge.endpoint.model is {section.endpoint.model}, and the judge in {section.path} is served as {wanted}.\nThe "
                 "answers would be taken for this judge's, so it has to be this one: start it with "
@@ -72,7 +73,7 @@ class JudgeClient:
         self.typical_seconds = 0.0
         self.breaker = Breaker(section.breaker.failures, section.breaker.open_seconds, clock)
         tokenizer = section.endpoint.tokenizer or judge.model.name
-        once = {"tokenizer": tokenizer, "timeout_seconds": self.longest_seconds}
+        once = {"model": wanted, "tokenizer": tokenizer, "timeout_seconds": self.longest_seconds}
         self._engine = EndpointEngine(section.endpoint.model_copy(update=once), judge.rubric)
         self._sampling = Sampling(max_tokens=section.max_tokens)
         self._turn = threading.Lock()

@@ -8,11 +8,14 @@ with status 0. A second signal ends it at once.
 """
 
 import asyncio
+import logging
 import math
 import multiprocessing
 import signal
 import socket
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
@@ -21,7 +24,8 @@ import uvicorn
 
 from lore.online.app import build_app
 from lore.online.config import OnlineRecipe
-from lore.online.service import Service, open_service
+from lore.online.service import Service, load_cache, open_service
+from lore.online.try_out import pairs_to_try, try_out
 from lore.run.entry import exit_status
 from lore.support.errors import LoreError, reason
 from lore.support.processes import end_with
@@ -38,9 +42,10 @@ HEALTHY_SECONDS = 60.0
 
 
 class OnlineServer(uvicorn.Server):
-    """uvicorn's server, which starts and drains a service."""
+    """uvicorn's server, which starts and drains a service. then: is awaited with the server's address once it answers; the server
+    drains afterwards."""
 
-    def __init__(self, service: Service):
+    def __init__(self, service: Service, then: Callable[[str], Awaitable[None]] | None = None):
         serve = service.recipe.serve
         super().__init__(
             uvicorn.Config(
@@ -55,13 +60,17 @@ class OnlineServer(uvicorn.Server):
                 proxy_headers=False,
             )
         )
-        self.service = service
+        self.service, self.then = service, then
+        self.leaving = False
+        self.then_task: asyncio.Task | None = None
         self._draining: asyncio.Task | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.service.start()
         await super().startup(sockets)
-        print_line(f"answers at {address_of(sockets[0])}", flush=True)
+        if self.then is not None:
+            self.then_task = asyncio.create_task(self.then(address_of(sockets[0])))
+            self.then_task.add_done_callback(lambda _: setattr(self, "leaving", True))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
@@ -74,8 +83,6 @@ class OnlineServer(uvicorn.Server):
             self.force_exit = self.leaving
         self.leaving = True
 
-    leaving = False
-
     async def on_tick(self, counter: int) -> bool:
         if self.leaving and self._draining is None:
             self._draining = asyncio.create_task(self._drain())
@@ -86,13 +93,19 @@ class OnlineServer(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(recipe: OnlineRecipe) -> int:
-    """Runs the service until a signal ends it. Returns the exit status."""
+def serve(recipe: OnlineRecipe, *, try_pairs: str | None = None) -> int:
+    """Runs the service until a signal ends it. Returns the exit status. try_pairs: a file of pairs, see lore.online.try_out; the
+    service then takes any free port."""
+    then = None
+    if try_pairs is not None:
+        recipe = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"port": 0, "workers": 1})})
+        then = partial(try_out, recipe=recipe, pairs=pairs_to_try(try_pairs))
     listener = bound_socket(recipe.serve.host, recipe.serve.port)
     try:
+        load_cache(recipe)
         if recipe.serve.workers > 1:
             return _supervise(recipe, listener)
-        _run_worker(recipe, listener)
+        _run_worker(recipe, listener, then=then)
         return 0
     finally:
         listener.close()
@@ -121,20 +134,39 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _run_worker(recipe: OnlineRecipe, listener: socket.socket) -> None:
+def _run_worker(
+    recipe: OnlineRecipe, listener: socket.socket, *, number: int = 0, then: Callable[[str], Awaitable[None]] | None = None
+) -> None:
+    """Runs the service in this process. number: of the worker; the first one says what answers."""
+    log_requests()
     service = open_service(recipe)
-    for line in service.described():
-        print_line(line, flush=True)
-    OnlineServer(service).run(sockets=[listener])
+    server = OnlineServer(service, then)
+    if number == 0:
+        for line in service.described():
+            print_line(line, flush=True)
+        if then is None:
+            print_line(f"answers at {address_of(listener)} once it is warm", flush=True)
+    server.run(sockets=[listener])
+    if server.then_task is not None and not server.then_task.cancelled():
+        server.then_task.result()  # raises its error
+
+
+def log_requests() -> None:
+    """One line of JSON per request (lore.online.exchange) goes to stderr."""
+    log = logging.getLogger("lore.online.requests")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
+        log.propagate = False
 
 
 # Several workers
 
 
-def _worker(recipe: OnlineRecipe, listener: socket.socket, owner: int) -> None:
+def _worker(recipe: OnlineRecipe, listener: socket.socket, owner: int, number: int) -> None:
     """The main function of a worker process."""
     end_with(owner)
-    raise SystemExit(exit_status(lambda: _run_worker(recipe, listener)))
+    raise SystemExit(exit_status(lambda: _run_worker(recipe, listener, number=number)))
 
 
 def _supervise(recipe: OnlineRecipe, listener: socket.socket) -> int:
@@ -145,12 +177,12 @@ def _supervise(recipe: OnlineRecipe, listener: socket.socket) -> int:
     stopping: list[int] = []
     before = {sig: signal.signal(sig, lambda sig, frame: stopping.append(sig)) for sig in (signal.SIGTERM, signal.SIGINT)}
 
-    def start() -> Any:
-        process = spawn.Process(target=_worker, args=(recipe, listener, owner))
+    def start(number: int) -> Any:
+        process = spawn.Process(target=_worker, args=(recipe, listener, owner, number))
         process.start()
         return process, time.monotonic()
 
-    workers = [start() for _ in range(recipe.serve.workers)]
+    workers = [start(number) for number in range(recipe.serve.workers)]
     pause, status = FIRST_RESTART_SECONDS, 0
     try:
         while not stopping:
@@ -167,7 +199,7 @@ def _supervise(recipe: OnlineRecipe, listener: socket.socket) -> int:
                 print_note(f"a worker ended with status {process.exitcode}; another one starts in {pause:g} s")
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_RESTART_SECONDS)
-                workers[at] = start()
+                workers[at] = start(at)
         for process, _ in workers:
             process.terminate()
         until = time.monotonic() + recipe.serve.drain_seconds + CLOSE_SECONDS
