@@ -16,20 +16,26 @@ LONGEST_INTEGER = 20
 """Characters of the longest integer that stays one. A longer one becomes a float: Python refuses to read or print long integers."""
 
 
-def parse_json(text: bytes | str, *, long_integer: Callable[[str], Any] = float) -> Any:
+def parse_json(
+    text: bytes | str, *, long_integer: Callable[[str], Any] = float, constants: bool = True, depth: int | None = None
+) -> Any:
     """The value of a JSON text. Raises ValueError for anything else, also for brackets nested too deeply, and for a key that is
     given twice with different values: two readers would take different ones.
 
-    long_integer: from the digits of an integer that is longer than LONGEST_INTEGER to its value.
+    long_integer: from the digits of an integer that is longer than LONGEST_INTEGER to its value. constants: whether NaN and
+    Infinity, which Python writes and JSON does not have, are numbers. depth: of nested brackets; null: Python's own limit.
     """
 
     def number(digits: str) -> Any:
         return int(digits) if len(digits) <= LONGEST_INTEGER else long_integer(digits)
 
     try:
-        return json.loads(text, parse_int=number, object_pairs_hook=_object)
+        found = json.loads(text, parse_int=number, parse_constant=None if constants else _refuse, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError("brackets nested too deeply") from None
+    if depth is not None and _is_deeper(found, depth):
+        raise ValueError(f"brackets nested more than {depth} deep")
+    return found
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
@@ -60,6 +66,21 @@ def shown_json(value: Any, most: int) -> str:
         return json.dumps(value, ensure_ascii=False)[:most]
     except (RecursionError, ValueError):
         return "a value nested too deeply to show"
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name}, which is no number of JSON")
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether arrays and objects are nested in more than `depth` levels."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(depth):
+        if not level:
+            return False
+        inner = (one for outer in level for one in (outer.values() if type(outer) is dict else outer))
+        level = [one for one in inner if type(one) in (dict, list)]
+    return bool(level)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

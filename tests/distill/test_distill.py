@@ -15,7 +15,7 @@ from lore.judge.scorer import Scorer
 from lore.rubric.rubric import load_rubric
 from lore.run.runner import run_recipe
 from lore.student.card import read_student
-from lore.student.model import load_student, train_tokenizer
+from lore.student.model import WEIGHTS, load_student, train_tokenizer
 from lore.student.scorer import open_student
 from lore.student.section import ScratchSection
 from lore.support.errors import LoreError
@@ -28,10 +28,10 @@ PAIRS = shop_pairs()
 def distill(runs, tmp_path):
     """distill(human pairs, labelled pairs or None, ...) -> the finished run folder."""
 
-    def start(human, labelled=None, *, overrides=(), **sections):
+    def start(human, labelled=None, *, overrides=(), rationale="", **sections):
         data = write_pairs(tmp_path / "human.parquet", human)
         if labelled is not None and not (tmp_path / "labels").exists():
-            write_labels_of(tmp_path / "labels", labelled)
+            write_labels_of(tmp_path / "labels", labelled, rationale=rationale)
         labels = {} if labelled is None else {"labels": {"path": str(tmp_path / "labels")} | sections.pop("labels", {})}
         path = tmp_path / "distill.yaml"
         path.write_text(json.dumps(distill_body(data, **labels, **sections)))
@@ -120,8 +120,8 @@ def _rows(path):
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(distill, runs, monkeypatch):
     sections = {"baselines": ["hard"], "train": {"steps": 8, "save_every": 2, "log_every": 1}}
     sections |= {"loss": {"rationale": 0.5, "cumulative": 0.5}, "student": {"scratch": {"dropout": 0.1}}}
-    whole = distill(everything(), PAIRS["train"], run="whole", **sections)
-    weights = load_file(whole / "model" / "model.safetensors")
+    whole = distill(everything(), PAIRS["train"], run="whole", rationale="blue, not red", **sections)
+    weights = load_file(whole / "model" / WEIGHTS)
 
     def killed(at, name):
         """A run that ends in step `at` of the training called `name`."""
@@ -141,11 +141,11 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(distill, runs, m
     killed(3, "hard")
     again = distill(everything(), PAIRS["train"], run="killed", **sections)
     for name, expected in weights.items():
-        assert (load_file(again / "model" / "model.safetensors")[name] == expected).all(), name
+        assert (load_file(again / "model" / WEIGHTS)[name] == expected).all(), name
     assert again.metrics() == whole.metrics()
-    assert load_file(again / "baselines" / "hard" / "model" / "model.safetensors").keys() == weights.keys()
-    for name, found in load_file(again / "baselines" / "hard" / "model" / "model.safetensors").items():
-        assert (found == load_file(whole / "baselines" / "hard" / "model" / "model.safetensors")[name]).all(), name
+    assert load_file(again / "baselines" / "hard" / "model" / WEIGHTS).keys() == weights.keys()
+    for name, found in load_file(again / "baselines" / "hard" / "model" / WEIGHTS).items():
+        assert (found == load_file(whole / "baselines" / "hard" / "model" / WEIGHTS)[name]).all(), name
     assert {key for key in whole.metrics()[0] if "/" in key} == {
         f"loss_parts/{name}" for name in ("tiers", "margin", "cumulative", "rationale")
     }

@@ -1,0 +1,282 @@
+"""The HTTP interface of the service: keys, limits, the formats of lore.online.schemas, health and readiness.
+
+`build_app(recipe, service)` is all that a server needs; lore.online.service makes the service.
+
+A request is bounded before it is read: its key is compared first, then its body is read up to serve.max_body_bytes. Its deadline
+is that of the header x-envoy-expected-rq-timeout-ms, which Envoy and Istio set to the time that their caller still has. Whoever
+hangs up ends the work on the request.
+"""
+
+import asyncio
+import hmac
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import Body as InBody
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel
+from pydantic_core import to_json
+
+from lore.online import schemas
+from lore.online.answer import Answer, Answering
+from lore.online.body import BoundedRequest
+from lore.online.config import MAX_MILLISECONDS, OnlineRecipe, ServeSection
+from lore.online.exchange import ApiError, Exchange, add_error_replies, exchange_of
+from lore.online.photos import Photos
+from lore.support.errors import LoreError
+
+DEADLINE_HEADER = "x-envoy-expected-rq-timeout-ms"
+"""https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_filters/router_filter"""
+WARM_SECONDS = 5.0
+"""When to try again while the service warms up or drains."""
+MAX_LOGGED_QUERIES = 20
+SHORTEST_KEY = 8
+SHORTEST_SECONDS = 1e-3
+ERRORS = (400, 408, 413, 415, 422, 429, 500, 503)
+T = TypeVar("T")
+
+
+class Service(Protocol):
+    """What answers behind the interface, see lore.online.service."""
+
+    router: Answering
+    ready: bool
+    """Warmed up."""
+    draining: bool
+    """Takes no more requests."""
+
+
+class State(BaseModel):
+    """Reply of the probes."""
+
+    status: Literal["alive", "ready"]
+
+
+def api_keys(section: ServeSection, environment: Mapping[str, str] = os.environ) -> list[bytes]:
+    """The keys that clients may send; [] if none is asked for. Raises LoreError if the variable holds none, or a short one."""
+    if section.keys_variable is None:
+        return []
+    given = environment.get(section.keys_variable, "")
+    keys = [key.strip().encode(errors="surrogateescape") for key in given.split(",") if key.strip()]
+    if not keys or min(map(len, keys)) < SHORTEST_KEY:
+        found = "holds no key" if not keys else f"holds a key of fewer than {SHORTEST_KEY} characters"
+        raise LoreError(
+            f"The variable {section.keys_variable} (serve.keys_variable) {found}, so anyone could guess one.\n"
+            f"Set it to keys of at least {SHORTEST_KEY} characters, separated by commas, or set serve.keys_variable: null."
+        )
+    return keys
+
+
+def build_app(recipe: OnlineRecipe, service: Service, photos: Photos | None = None) -> FastAPI:
+    """The ASGI application. photos: null: those of the recipe. Raises LoreError for unusable API keys."""
+    endpoints = Endpoints(recipe.serve, service, photos or Photos(recipe.serve))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await endpoints.photos.close()
+
+    app = FastAPI(
+        title="LORE",
+        summary="Judges how well items answer queries.",
+        version="1",
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.include_router(endpoints.router)
+    app.include_router(endpoints.probes)
+    add_error_replies(app)
+    return app
+
+
+class Endpoints:
+    """The paths of the service."""
+
+    def __init__(self, serve: ServeSection, service: Service, photos: Photos):
+        self.serve, self.service, self.photos = serve, service, photos
+        self.keys = api_keys(serve)
+        self.reader = schemas.PairReader(serve.max_text_characters)
+        error = {"model": schemas.ErrorReply}
+        # For OpenAPI: `_admit` compares the keys, before the body is read.
+        secured = [Depends(HTTPBearer(auto_error=False))] if self.keys else []
+        self.router = APIRouter(
+            route_class=self._route_class(),
+            dependencies=secured,
+            responses=dict.fromkeys((*ERRORS, *([401] if self.keys else [])), error),
+        )
+        for path, call, model in (
+            ("/v1/rerank", self.rerank_v1, schemas.RerankReply),
+            ("/v2/rerank", self.rerank_v2, schemas.RerankReply),
+            ("/rerank", self.rerank, schemas.RerankReply | list[schemas.TextResult]),
+            ("/score", self.score, schemas.ScoreReply),
+            ("/v1/score", self.score, schemas.ScoreReply),
+            ("/judge", self.judge, schemas.JudgeReply),
+        ):
+            self.router.add_api_route(path, call, methods=["POST"], response_model=model)
+        self.probes = APIRouter()
+        self.probes.add_api_route("/health", self.health, methods=["GET"], response_model=State)
+        self.probes.add_api_route("/ready", self.is_ready, methods=["GET"], response_model=State, responses={503: error})
+
+    async def rerank_v1(self, request: Request, body: schemas.RerankBody) -> Response:
+        """Cohere's v1 and Jina's format: documents, best first."""
+        return await self._rerank(request, body, "1")
+
+    async def rerank_v2(self, request: Request, body: schemas.RerankBody) -> Response:
+        """Cohere's v2 format: documents, best first."""
+        return await self._rerank(request, body, "2")
+
+    async def rerank(self, request: Request, body: Annotated[schemas.AnyRerankBody, InBody()]) -> Response:
+        """Cohere's and Jina's format (`documents`), or text-embeddings-inference's (`texts`)."""
+        if isinstance(body, schemas.TextsBody):
+            reply = await self._reply(request, schemas.text_rows(body))
+            return _written(request, reply.texts(body))
+        return await self._rerank(request, body, "2")
+
+    async def score(self, request: Request, body: Annotated[schemas.ScoreBody, InBody()]) -> Response:
+        """vLLM's format: scores in the order of the request."""
+        reply = await self._reply(request, schemas.score_rows(body))
+        return _written(request, reply.scores(body.model, int(time.time())))
+
+    async def judge(self, request: Request, body: schemas.JudgeBody) -> Response:
+        """LORE's format: a Verdict row per pair, in the order of the request."""
+        reply = await self._reply(request, schemas.judge_rows(body), body.deadline_ms)
+        return _written(request, reply.verdicts())
+
+    async def health(self) -> dict[str, str]:
+        """200 as long as the process lives."""
+        return {"status": "alive"}
+
+    async def is_ready(self) -> dict[str, str]:
+        """200 while requests are answered; 503 while the service warms up or drains."""
+        self._need_ready()
+        return {"status": "ready"}
+
+    def _route_class(self) -> type[APIRoute]:
+        admit, serve = self._admit, self.serve
+
+        class OnlineRequest(BoundedRequest):
+            max_body_bytes = serve.max_body_bytes
+
+        class OnlineRoute(APIRoute):
+            def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+                answer = super().get_route_handler()
+
+                async def handler(request: Request) -> Response:
+                    admit(request)
+                    return await answer(OnlineRequest(request.scope, request.receive))
+
+                return handler
+
+        return OnlineRoute
+
+    def _admit(self, request: Request) -> None:
+        """Raises ApiError for a request without a valid key, and while the service does not answer."""
+        if self.keys:
+            scheme, _, given = request.headers.get("authorization", "").partition(" ")
+            key = given.strip().encode("latin-1")
+            same = [hmac.compare_digest(key, known) for known in self.keys]  # all of them: the time says nothing
+            if scheme.lower() != "bearer" or not any(same):
+                raise ApiError(401, "unauthorized", "no valid API key; send Authorization: Bearer KEY", close=True)
+        self._need_ready()
+
+    def _need_ready(self) -> None:
+        if self.service.draining or not self.service.ready:
+            state = "draining" if self.service.draining else "warming_up"
+            message = f"the service is {'shutting down' if self.service.draining else 'warming up'}"
+            raise ApiError(503, state, message, retry_seconds=WARM_SECONDS)
+
+    async def _rerank(self, request: Request, body: schemas.RerankBody, version: str) -> Response:
+        reply = await self._reply(request, schemas.rerank_rows(body))
+        return _written(request, reply.rerank(body, version))
+
+    async def _reply(self, request: Request, rows: list[schemas.Row], deadline_ms: float | None = None) -> schemas.Reply:
+        """The answers to the rows, in their order."""
+        exchange = exchange_of(request)
+        if len(rows) > self.serve.max_pairs:
+            message = f"{len(rows):,} pairs; expected at most {self.serve.max_pairs:,} (serve.max_pairs) in one request"
+            raise ApiError(413, "too_many_pairs", message)
+        given = [one for one in (deadline_ms, _header_ms(request)) if one is not None]
+        deadline_seconds = min(given, default=self.serve.deadline_ms) / 1000
+        exchange.mark("read")
+        pairs = [self.reader.read(row) for row in rows]
+        exchange.mark("parse")
+        answers, photos = await _while_connected(request, self._answered(exchange, rows, pairs, deadline_seconds))
+        late = sum(answer.late for answer in answers)
+        exchange.said |= {"pairs": len(rows), "sources": schemas.sources_of(answers), "late": late}
+        if self.serve.log_queries:
+            exchange.said["queries"] = list(dict.fromkeys(str(row.get("query")) for row in rows))[:MAX_LOGGED_QUERIES]
+        return schemas.Reply(exchange.id, self.service.router.tier_ids, answers, photos)
+
+    async def _answered(
+        self, exchange: Exchange, rows: list[schemas.Row], pairs: list[Any], deadline_seconds: float
+    ) -> tuple[list[Answer], dict[int, str]]:
+        """The answers, and why photos could not be read, by index. pairs: some are answers already, because no pair could be
+        made of their row."""
+        # The other half of the time is the model's.
+        photos = await self._add_photos(exchange, rows, pairs, deadline_seconds / 2)
+        asked = [index for index, pair in enumerate(pairs) if not isinstance(pair, Answer)]
+        answers = list(pairs)
+        if asked:
+            left = max(deadline_seconds - exchange.elapsed_seconds(), SHORTEST_SECONDS)
+            found = await self.service.router.answer([pairs[index] for index in asked], left)
+            for index, answer in zip(asked, found, strict=True):
+                answers[index] = answer
+        exchange.mark("answer")
+        return answers, photos
+
+    async def _add_photos(
+        self, exchange: Exchange, rows: list[schemas.Row], pairs: list[Any], until_seconds: float
+    ) -> dict[int, str]:
+        """Reads the photos of the pairs into them, until so many seconds after the begin of the exchange."""
+        shown = [index for index, row in enumerate(rows) if row.get("image") is not None and not isinstance(pairs[index], Answer)]
+        if not shown:
+            return {}
+        left = max(until_seconds - exchange.elapsed_seconds(), SHORTEST_SECONDS)
+        found = await self.photos.read([rows[index]["image"] for index in shown], left)
+        failures = {}
+        for index, (image, failure) in zip(shown, found, strict=True):
+            pairs[index].image = image
+            if failure is not None:
+                failures[index] = failure
+        exchange.mark("photos")
+        return failures
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of the work, which is canceled if the client hangs up; ApiError is raised then."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_hung_up(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(499, "client_gone", "the client hung up")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _header_ms(request: Request) -> float | None:
+    """The deadline of the header; None without a valid one."""
+    try:
+        found = float(request.headers.get(DEADLINE_HEADER, ""))
+    except ValueError:
+        return None
+    return found if 0 < found <= MAX_MILLISECONDS else None
+
+
+def _written(request: Request, content: Any) -> Response:
+    response = Response(to_json(content), media_type="application/json")
+    exchange_of(request).mark("write")
+    return response

@@ -1,0 +1,82 @@
+"""Reads the body of a request within bounds, and says what is wrong with one.
+
+A body is read in parts and never longer than the limit, whatever content-length says. Compressed bodies are refused: a few bytes
+can unpack to any number. JSON is strict: no NaN, no key twice with different values, no deep nesting, UTF-8 only.
+"""
+
+import asyncio
+from typing import Any
+
+from fastapi import Request
+
+from lore.online.exchange import ApiError
+from lore.support.text import encodable
+from lore.support.untrusted_json import parse_json
+
+MAX_DEPTH = 16
+"""Nested brackets of a body; the formats need five."""
+BODY_SECONDS = 30.0
+"""Longest time in which a client sends a body."""
+
+
+class BoundedRequest(Request):
+    """A request whose body is read within bounds; FastAPI calls `body` and `json`. Raises ApiError."""
+
+    max_body_bytes = 2**20
+
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            self._need_plain_json()
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    self._body = await self._read()
+            except TimeoutError:
+                raise ApiError(408, "timeout", f"the body did not arrive within {BODY_SECONDS:g} seconds", close=True) from None
+        return self._body
+
+    async def json(self) -> Any:
+        body = await self.body()
+        try:
+            text = body.decode()
+            value = parse_json(text, constants=False, depth=MAX_DEPTH)
+        except UnicodeDecodeError as error:
+            raise ApiError(400, "invalid_json", f"the body is not UTF-8 (byte {error.start:,}); send JSON in UTF-8") from None
+        except ValueError as error:
+            raise ApiError(400, "invalid_json", f"the body is no JSON: {encodable(str(error))[:200]}") from None
+        return _whole_characters(value) if "\\ud" in text or "\\uD" in text else value
+
+    def _need_plain_json(self) -> None:
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+            message = "the content-type is not JSON; send content-type: application/json"
+            raise ApiError(415, "unsupported_media_type", message, close=True)
+        encoding = self.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise ApiError(415, "unsupported_media_type", "compressed bodies are not read; send the body as it is", close=True)
+
+    async def _read(self) -> bytes:
+        length = self.headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > self.max_body_bytes):
+            raise self._too_large()
+        parts, total = [], 0
+        async for part in self.stream():
+            total += len(part)
+            if total > self.max_body_bytes:
+                raise self._too_large()
+            parts.append(part)
+        return b"".join(parts)
+
+    def _too_large(self) -> ApiError:
+        message = f"the body has more than {self.max_body_bytes:,} bytes (serve.max_body_bytes); send fewer pairs at a time"
+        return ApiError(413, "too_large", message, close=True)
+
+
+def _whole_characters(value: Any) -> Any:
+    """The value with halves of surrogate pairs replaced in all texts, see `encodable`. No deeper than MAX_DEPTH."""
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, list):
+        return [_whole_characters(one) for one in value]
+    if isinstance(value, dict):
+        return {encodable(name): _whole_characters(one) for name, one in value.items()}
+    return value
