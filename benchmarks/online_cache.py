@@ -124,8 +124,7 @@ async def run(given: argparse.Namespace) -> None:
     await warmed(memory, contents)
 
     async def inline(batch: Sequence[bytes]) -> list:
-        found = sqlite._read(list(batch))
-        return [found.get(content) for content in batch]
+        return sqlite._read(list(batch))
 
     caches = {"memory": memory.get, "sqlite_inline": inline} | {name: store.get for name, store in stores.items()}
     for row in await measured(caches, contents, given.pairs, given.rounds, given.seed):
