@@ -106,6 +106,16 @@ class CacheSection(StrictModel):
     def conflicts(self) -> Iterator[Conflict]:
         if self.labels and self.store == "none":
             yield Conflict(("labels", "store"), "labels without a store", "store: FILE.sqlite or redis://HOST:PORT/DB")
+        if self.has_password:
+            yield Conflict(("store",), "a password in the address", "password_variable: the environment variable that holds it")
+
+    @property
+    def has_password(self) -> bool:
+        """Whether the address of Redis holds a password, which recipes and logs would show."""
+        if "://" not in self.store:
+            return False
+        before, _, _ = self.store.rpartition("@")
+        return ":" in before.partition("://")[2] or "password=" in self.store
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
         for at, folder in enumerate(self.labels):

@@ -10,6 +10,7 @@ from lore.data.pair import Pair
 from lore.online.batcher import Batcher
 from lore.online.cache import content_key, load_labels, open_cache
 from lore.online.config import OnlineRecipe
+from lore.online.frequencies import Frequencies
 from lore.online.router import Router
 from lore.student.canary import CanaryCheck, check_canaries
 from lore.student.card import StudentCard
@@ -143,8 +144,6 @@ def open_service(recipe: OnlineRecipe) -> Service:
         check_tiers(scorer.card, judge.judge_id, recipe.judge.path)
     frequency = None
     if recipe.route.frequencies is not None:
-        from lore.online.frequencies import Frequencies
-
         frequency = Frequencies.open(recipe.route.frequencies).of
     return Service(recipe, scorer, cache=cache, judge=judge, frequency=frequency, canaries=canaries)
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from lore.data.parquet import read_pairs
-from lore.distill import lesson as lessons
+from lore.distill import training
 from lore.judge.scorer import Scorer
 from lore.rubric.rubric import load_rubric
 from lore.run.runner import run_recipe
@@ -131,11 +131,11 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(distill, runs, m
                 raise KeyboardInterrupt
             return compute(trainer, *arguments, **options)
 
-        compute = lessons.StudentTrainer.compute_loss
-        monkeypatch.setattr(lessons.StudentTrainer, "compute_loss", end)
+        compute = training.StudentTrainer.compute_loss
+        monkeypatch.setattr(training.StudentTrainer, "compute_loss", end)
         with pytest.raises(KeyboardInterrupt):
             distill(everything(), PAIRS["train"], run="killed", **sections)
-        monkeypatch.setattr(lessons.StudentTrainer, "compute_loss", compute)
+        monkeypatch.setattr(training.StudentTrainer, "compute_loss", compute)
 
     killed(5, "killed")
     killed(3, "hard")
@@ -180,12 +180,12 @@ def test_other_students_learn_from_the_same_rows(distill, section):
 
 
 def test_a_launch_that_shards_the_weights_is_refused(distill, monkeypatch):
-    class Sharded(lessons.StudentTrainer):
+    class Sharded(training.StudentTrainer):
         def __init__(self, **options):
             super().__init__(**options)
             self.is_fsdp_enabled = True
 
-    monkeypatch.setattr(lessons, "StudentTrainer", Sharded)
+    monkeypatch.setattr(training, "StudentTrainer", Sharded)
     with pytest.raises(LoreError, match="Launch with launch/accelerate/ddp.yaml"):
         distill(everything())
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import httpx
@@ -61,7 +62,12 @@ def recipe(**serve: Any) -> OnlineRecipe:
 
 
 def app_of(service: Any = None, **serve: Any) -> Any:
-    return build_app(recipe(**serve), service or StubService())
+    return build_app(recipe(**serve), service or StubService()) if service or serve else default_app()
+
+
+@cache
+def default_app() -> Any:
+    return build_app(recipe(), StubService())
 
 
 async def send(app: Any, *requests: dict[str, Any]) -> list[httpx.Response]:
