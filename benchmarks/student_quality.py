@@ -51,21 +51,21 @@ def student(path: str, overrides: list[str], seed: int) -> tuple[DistillRecipe, 
     recipe = load_recipe(path, overrides)
     own = [one for one in overrides if not one.startswith("run=")] + [f"seed={seed}", f"run={recipe.run}-seed{seed}"]
     recipe = load_recipe(path, own)
-    folder, teach = RunFolder.of(recipe), distill.teach
+    folder, train_student = RunFolder.of(recipe), distill.train_student
 
-    def timed(lesson: Any, school: Any) -> float:
+    def timed(variant: Any, setup: Any) -> float:
         began = time.process_time()
-        seconds = teach(lesson, school)
+        seconds = train_student(variant, setup)
         if seconds:
-            spend(folder, lesson.title, time.process_time() - began)
+            spend(folder, variant.title, time.process_time() - began)
         return seconds
 
-    distill.teach = timed
+    distill.train_student = timed
     try:
         if status := run_command([path, *own]):
             sys.exit(status)
     finally:
-        distill.teach = teach
+        distill.train_student = train_student
     return recipe, folder
 
 

@@ -87,3 +87,12 @@ class FaultyWorker:
 
     def close(self) -> None:
         pass
+
+
+def own_lines(shown) -> list[str]:
+    """The lines that were printed, without blank ones and without Ray's own notes on workers that died or were out of reach: Ray
+    prints them only if it notices the death in a certain order.
+
+    shown: what capfd.readouterr() returns.
+    """
+    return [line for line in (shown.out + shown.err).splitlines() if line.strip() and "(raylet)" not in line]

@@ -154,3 +154,29 @@ def write_pool(tiny: Tiny) -> None:
             rows.append({"pair_id": pair.pair_id, "query": pair.query, "label": pair.label, "label_weight": 1.0, "slices": []})
             rows[-1] |= {"samples": samples, "pass_rate": right / 8, "confidence": 0.6, "agrees": True, "tier": pair.label}
     pq.write_table(pa.Table.from_pylist(rows, schema=POOL_SCHEMA), tiny.pool)
+
+
+def adapter_judge(text: Path, path: Path, order: str = "reason_first") -> Path:
+    """An adapter with its card on a tiny text model: what a run of sft leaves in <run>/model."""
+    from types import SimpleNamespace
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from lore.codec.judgement import renderer_hash
+    from lore.codec.prompt import PromptFormat
+    from lore.codec.section import PromptSection
+    from lore.engines.config import ModelSection
+    from lore.engines.loading import load_processor
+    from lore.judge.card import judge_card, write_card
+    from lore.rubric.rubric import load_rubric
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(text), config).save_pretrained(path)
+    prompt, rubric = PromptSection(order=order, detail="name", max_prompt_tokens=512), load_rubric("shop")
+    recipe = SimpleNamespace(model=SimpleNamespace(name=str(text)), data=SimpleNamespace(rubric="shop"), prompt=prompt)
+    processor = load_processor(ModelSection(name=str(text)), chat=True)
+    write_card(path, judge_card(recipe, renderer_hash(rubric, PromptFormat(**prompt.model_dump())), rubric.hash, processor))
+    return path

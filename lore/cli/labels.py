@@ -127,6 +127,7 @@ def _keeps(folders: list[Path]) -> Callable[[str], bool]:
     weights, rubric and renderer."""
     from lore.judge.card import judge_id
     from lore.judge.trained import trained_judge
+    from lore.label.judge import is_stamp_of
     from lore.label.read import opened_labels
     from lore.label.schema import VERDICTS
 
@@ -137,7 +138,7 @@ def _keeps(folders: list[Path]) -> Callable[[str], bool]:
         else:
             judge = trained_judge(folder)
             kept.append(judge_id(judge.weights, judge.rubric.hash, judge.renderer))
-    return lambda name: any(name == one or name.startswith(f"{one} ") for one in kept)
+    return lambda name: any(is_stamp_of(name, one) for one in kept)
 
 
 def _day(day: int) -> str:

@@ -11,10 +11,11 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from lore import __version__
-from lore.cli import data, export, goodrate, label, labels, serve, teacher, traces
+from lore.cli import cache, data, export, goodrate, label, labels, serve, teacher, traces
 from lore.cli.compare import compare, leaderboard
 from lore.cli.doctor import doctor
 from lore.cli.init import init
+from lore.cli.plan import plan
 from lore.cli.run import check, launch, run
 from lore.cli.runs import runs
 from lore.cli.world import world
@@ -78,6 +79,8 @@ app.add_typer(serve.app, name="serve")
 app.add_typer(export.app, name="export")
 app.add_typer(label.app, name="label")
 app.add_typer(labels.app, name="labels")
+app.command()(plan)
+app.add_typer(cache.app, name="cache")
 app.command()(compare)
 app.command()(leaderboard)
 app.add_typer(goodrate.app, name="goodrate")

@@ -1,7 +1,8 @@
 """`lore serve judge`: a trained judge behind vLLM's OpenAI-compatible server (lore/engines/serve.py), under the name that
-`lore label --endpoint` expects (lore/judge/served.py).
+`lore label --endpoint` expects (lore/judge/served.py). `lore serve online`: the service of cache, student and judge (lore/online).
 
     lore serve judge runs/grpo --port 8000
+    lore serve online recipes/online.yaml
 
 Imports inside functions keep `lore --help` fast.
 """
@@ -19,13 +20,13 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Serve a trained judge.",
+    help="Serve a trained judge, or the service of cache, student and judge.",
 )
 
 
 @app.callback()
 def _serve() -> None:
-    """Serve a trained judge."""
+    """Serve a trained judge, or the service of cache, student and judge."""
 
 
 @app.command("judge")
@@ -58,3 +59,18 @@ def judge_command(
     name = served_name(found)
     print_note(f"model name for clients: {name}")
     serve(found.model, vllm, host, port, name, dry_run=dry_run)
+
+
+@app.command("online")
+def online_command(
+    recipe: str = typer.Argument(..., help="Recipe with stage: online."),
+    settings: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Overrides: serve.port=8081."),
+    try_pairs: str = typer.Option(
+        None, "--try", metavar="PAIRS", help="Send one request with pairs of this file, print it with its answer, and end."
+    ),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Check the recipe and print all values, without starting the service."),
+) -> None:
+    """Start the HTTP service that answers from the cache, the student and the judge."""
+    from lore.online.start import serve_command
+
+    raise typer.Exit(serve_command(recipe, settings or [], dry_run=dry_run, try_pairs=try_pairs))

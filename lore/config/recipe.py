@@ -38,6 +38,8 @@ class BaseRecipe(StrictModel):
     besides RUN_FILES. Another run cannot have one of these names inside that folder.
     """
 
+    command: ClassVar[str] = "lore run"
+    """The command that runs recipes of this stage."""
     irrelevant_keys: ClassVar[frozenset[str]] = frozenset()
     prepared_files: ClassVar[frozenset[str]] = frozenset({"data", "rejected.jsonl"})
     result_files: ClassVar[frozenset[str]] = frozenset()

@@ -2,9 +2,9 @@
 
     lore run recipes/distill.yaml
 
-Order: rows (lore.distill.rows), one training per student (lore.distill.lesson), calibration on human labels, curve, table, report.
-The recipe's student is trained first, then the same on human labels alone and a plain cross-encoder, for comparison. A killed run
-goes on where it was; a finished student is not trained again.
+Order: rows (lore.distill.rows), one training per student (lore.distill.training), curve, calibration on human labels, table,
+report. The recipe's student is trained first, then the same on human labels alone and a plain cross-encoder, for comparison. A
+killed run resumes from its last checkpoint; a finished student is not trained again.
 
 Compared with the textbook method (Hinton et al. 2015, arXiv 1503.02531): the temperature of the targets is fitted on human labels
 and not chosen, a margin within a query joins the divergence over the tiers, and the raters' labels gain weight at the end. Left
@@ -27,11 +27,11 @@ from lore.data.pair import Pair
 from lore.distill.config import DistillRecipe
 from lore.distill.curve import measure_curve
 from lore.distill.labels import Human, human_pairs
-from lore.distill.lesson import Lesson, School, arguments, teach
 from lore.distill.report import write_report
 from lore.distill.rows import texts_of, training_rows, unmeasured_rows, write_lengths, write_training_rows
 from lore.distill.table import Measured, Verdicts, make_table, pairs_of_test, save_table, timed
 from lore.distill.targets import tier_gains
+from lore.distill.training import Setup, Variant, arguments, train_student
 from lore.eval.measures.calibration import negative_log_likelihood
 from lore.eval.testset import read_chosen
 from lore.run.dry_pass import dry_pass
@@ -55,6 +55,7 @@ FEWEST_TO_CALIBRATE = 40
 """Labeled pairs of dev, half of which choose the kind of calibration."""
 ASKED_AT_ONCE = 2048
 SAMPLED, SAME = 4, 1e-4
+"""Of the dry pass: rows whose logits are compared before and after a save, and how far they may be apart."""
 
 
 def run(recipe: DistillRecipe, folder: RunFolder) -> None:
@@ -63,30 +64,30 @@ def run(recipe: DistillRecipe, folder: RunFolder) -> None:
     args = arguments(recipe, folder, 1)
     human = human_pairs(recipe, folder)
     with args.main_process_first(local=False, desc="training rows"):
-        school = prepare(recipe, folder, human)
-    taught = school.taught()
-    steps = total_steps(recipe.train, len(taught.kept))
-    check_distilling(school, steps)
-    lessons = [Lesson("student", "student", steps)]
-    lessons += baselines(recipe, steps, judge=bool(taught.judge_weight.any()), raters=bool(taught.human_weight.any()))
-    seconds = [teach(lesson, school) for lesson in lessons]
+        setup = prepare(recipe, folder, human)
+    whole = setup.training_set()
+    steps = total_steps(recipe.train, len(whole.kept))
+    check_distilling(setup, steps)
+    variants = [Variant("student", "student", steps)]
+    variants += baselines(recipe, steps, judge=bool(whole.judge_weight.any()), raters=bool(whole.human_weight.any()))
+    seconds = [train_student(variant, setup) for variant in variants]
     curve = None
     if recipe.curve is not None:
-        labels = int((school.rows.rank[taught.kept] >= 0).sum())
-        curve = measure_curve(recipe, human, labels, lambda size: _on_curve(size, labels, school, human))
+        labels = int((setup.rows.rank[whole.kept] >= 0).sum())
+        curve = measure_curve(recipe, human, labels, lambda size: _answers_of_size(size, labels, setup, human))
     if is_main_process():
-        students = {lesson.title: measured(lesson, school, human) for lesson in lessons}
-        table = make_table(recipe, folder, human, school.rows, students)
+        students = {variant.title: measured(variant, setup, human) for variant in variants}
+        table = make_table(recipe, folder, human, setup.rows, students)
         summary = targets_summary(folder)
         save_table(recipe, folder, human, table, {"targets": summary, "curve": curve and curve.to_json()})
         write_report(recipe, folder, human, table, curve, summary)
         say(f"measured on {human.test}; 95 % intervals over queries")
         about = {"steps": steps, "loss": folder.last_record("loss")["loss"], "train_seconds": round(seconds[0], 2)}
         about |= {"model": str(folder / "model"), "report": str(folder / "report.html")}
-        folder.finish(table.texts(len(school.tier_ids)) | about)
+        folder.finish(table.texts(len(setup.tier_ids)) | about)
 
 
-def prepare(recipe: DistillRecipe, folder: RunFolder, human: Human) -> School:
+def prepare(recipe: DistillRecipe, folder: RunFolder, human: Human) -> Setup:
     """Rows, tokenizer and card. The main process writes what is missing, and the others read it."""
     rubric, fmt = human.source.rubric, recipe.text.format()
     if is_main_process():
@@ -109,7 +110,7 @@ def prepare(recipe: DistillRecipe, folder: RunFolder, human: Human) -> School:
         labels={key: value for key, value in summary.items() if key != "judge"} | _label_fingerprints(folder),
         data=folder.fingerprints.get("data_fingerprint"),
     )
-    return School(recipe, folder, training_rows(folder), rubric.tier_ids, tier_gains(rubric), tokenizer, embeddings, card)
+    return Setup(recipe, folder, training_rows(folder), rubric.tier_ids, tier_gains(rubric), tokenizer, embeddings, card)
 
 
 def _label_fingerprints(folder: RunFolder) -> dict[str, str]:
@@ -132,31 +133,31 @@ def targets_summary(folder: RunFolder) -> dict[str, Any]:
     return read_object(folder / "targets" / "summary.json", lost, advice, same_on_every_rank=True)
 
 
-def baselines(recipe: DistillRecipe, steps: int, *, judge: bool, raters: bool) -> list[Lesson]:
+def baselines(recipe: DistillRecipe, steps: int, *, judge: bool, raters: bool) -> list[Variant]:
     """Students to compare with, as far as they differ from the recipe's. judge, raters: whose labels the student learns from."""
     found = []
     if "human" in recipe.baselines and judge:
         if raters:
-            found.append(Lesson("human", "human labels alone", steps, labels=0))
+            found.append(Variant("human", "human labels alone", steps, labels=0))
         else:
             say("baseline human: the train split has no human labels, so there is no student on them alone")
     if "hard" in recipe.baselines:
-        found.append(Lesson("hard", "plain cross-encoder", steps, hard=True))
+        found.append(Variant("hard", "plain cross-encoder", steps, hard=True))
     return found
 
 
-def check_distilling(school: School, steps: int) -> None:
+def check_distilling(setup: Setup, steps: int) -> None:
     """The dry pass. Raises LoreError with all problems, in every process."""
-    recipe, folder = school.recipe, school.run
+    recipe, folder = setup.recipe, setup.run
     # Reads positions, vocabulary and padding of the encoder, and raises an error that is reported once.
-    student = cache(school.new_student)
+    student = cache(setup.new_student)
 
     def saving() -> None:
         model, encoder = student()
-        rows = encoder.rows(school.rows.pairs(np.flatnonzero(school.rows.lengths)[:SAMPLED]))
+        rows = encoder.rows(setup.rows.pairs(np.flatnonzero(setup.rows.lengths)[:SAMPLED]))
         inputs = {name: torch.from_numpy(array) for name, array in encoder.batch(rows).items()}
         with scratch_folder(folder / "dry_pass") as place, torch.no_grad():
-            save_student(model, place, school.tokenizer)
+            save_student(model, place, setup.tokenizer)
             moved = (load_student(place)(**inputs) - model.eval()(**inputs)).abs().max().item()
             if not moved <= SAME:
                 raise LoreError(
@@ -166,22 +167,22 @@ def check_distilling(school: School, steps: int) -> None:
                 )
 
     def disk_space() -> None:
-        check_disk(recipe.train, folder, saved_bytes(student()[0], None), steps, school.tokenizer)
+        check_disk(recipe.train, folder, saved_bytes(student()[0], None), steps, setup.tokenizer)
 
     read = dict.fromkeys(("positions", "vocabulary", "neighbors"), student)
     dry_pass(recipe.stage, read | {"saving": saving, "disk space": disk_space})
 
 
-def measured(lesson: Lesson, school: School, human: Human) -> Measured:
+def measured(variant: Variant, setup: Setup, human: Human) -> Measured:
     """A finished student, calibrated, on the test pairs."""
-    folder = lesson.folder(school.run) / "model"
-    with closing(opened(folder, school.recipe)) as scorer:
-        how = _how(lesson, school.recipe)
-        if not lesson.hard:
-            calibration, thresholds, told = calibrated(scorer, school.recipe, human)
-            card = school.card | {"calibration": calibration.model_dump()}
+    folder = variant.folder(setup.run) / "model"
+    with closing(opened(folder, setup.recipe)) as scorer:
+        how = _how(variant, setup.recipe)
+        if not variant.hard:
+            calibration, thresholds, told = calibrated(scorer, setup.recipe, human)
+            card = setup.card | {"calibration": calibration.model_dump()}
             write_student_card(folder, card | {"thresholds": {use: one.model_dump() for use, one in thresholds.items()}})
-            say(f"{lesson.title}: {told}")
+            say(f"{variant.title}: {told}")
             how = f"{how}; {told}"
             scorer.card = replace(scorer.card, calibration=calibration, thresholds=thresholds)
         verdicts, cost = timed(scorer.score, pairs_of_test(human))
@@ -247,23 +248,23 @@ def better_calibration(
     return best, f" ({losses[best]:.4f} nats on held-out halves, {other} {losses[other]:.4f})"
 
 
-def _on_curve(size: int, labels: int, school: School, human: Human) -> tuple[Verdicts, Verdicts]:
+def _answers_of_size(size: int, labels: int, setup: Setup, human: Human) -> tuple[Verdicts, Verdicts]:
     """Verdicts on dev and test of a student on so many labels of the judge; on all of them it is the recipe's."""
-    kept = school.taught(labels=size).kept
-    lesson = Lesson("student", "student", 0)
+    kept = setup.training_set(labels=size).kept
+    variant = Variant("student", "student", 0)
     if size < labels:
-        lesson = Lesson(str(size), f"{size:,} labels of the judge", total_steps(school.recipe.train, len(kept)), labels=size)
-        teach(lesson, school)
+        variant = Variant(str(size), f"{size:,} labels of the judge", total_steps(setup.recipe.train, len(kept)), labels=size)
+        train_student(variant, setup)
     source, answers = human.source, []
-    with closing(opened(lesson.folder(school.run) / "model", school.recipe)) as scorer:
+    with closing(opened(variant.folder(setup.run) / "model", setup.recipe)) as scorer:
         for part in (human.dev, human.test):
             pairs = read_chosen(source.path, part.split, part.pair_ids, image_roots=source.image_roots)
             answers.append(verdicts_of(scorer, pairs, len(part), f"answers on {part.split}"))
     return answers[0], answers[1]
 
 
-def _how(lesson: Lesson, recipe: DistillRecipe) -> str:
+def _how(variant: Variant, recipe: DistillRecipe) -> str:
     section = recipe.student
     of = section.encoder or "an encoder from scratch"
-    kind = "cross-encoder" if lesson.hard or section.kind == "cross_encoder" else "bi-encoder"
-    return f"{kind} on {of}, {lesson.steps:,} steps of {recipe.train.batch_size} pairs"
+    kind = "cross-encoder" if variant.hard or section.kind == "cross_encoder" else "bi-encoder"
+    return f"{kind} on {of}, {variant.steps:,} steps of {recipe.train.batch_size} pairs"

@@ -228,13 +228,18 @@ def refuse_changes(check: Check, precision: Precision, f1_loss: float, changed: 
             )
     if not wrong:
         return
-    moves = "; ".join(f"{move}: {pairs} pairs" for move, pairs in list(check.moves.items())[:6]) or "none"
+    moves = moved_tiers(check)
     advice = "Leave it out (--no-int8), or allow more (--f1-loss, --changed) and tell whoever uses the student."
     if limit is not None:
         advice = "Leave it out (--no-fp16)." if precision == "fp16" else "Serve the student with torch."
     raise LoreError(
         f"{precision} is not the same student: {' and '.join(wrong)}. Tiers that moved: {moves}.\nNothing was written. {advice}"
     )
+
+
+def moved_tiers(check: Check) -> str:
+    """The most frequent moves between tiers, in words."""
+    return "; ".join(f"{move}: {pairs} pairs" for move, pairs in list(check.moves.items())[:6]) or "none"
 
 
 def _print(out: Path, record: Export) -> None:
@@ -249,7 +254,11 @@ def _print(out: Path, record: Export) -> None:
             f1 += f", loss in [{check.macro_f1_loss[0]:.4f}, {check.macro_f1_loss[1]:.4f}]"
         differences = [f"{one:.1e}" for one in (check.largest_difference, check.batch_difference)]
         table.add_row(precision, f"{size / 1e6:.1f}", *differences, str(check.changed_tiers), f1)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for precision, check in record.checks.items():
+        if check.moves:
+            console.print(f"{precision}: pairs with another tier: {moved_tiers(check)}")
 
 
 def _precision_of(name: str) -> str:

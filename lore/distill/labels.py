@@ -94,7 +94,7 @@ def read_judge(folder: str, rubric: Rubric) -> JudgeLabels:
     if tiers != rubric.tier_ids:
         raise LoreError(
             f"{folder} holds labels with the tiers {', '.join(tiers)}, and rubric {rubric.name} of the human pairs has "
-            f"{', '.join(rubric.tier_ids)}, so they cannot teach one student.\nLabel with a judge of this rubric, or name its "
+            f"{', '.join(rubric.tier_ids)}, so one student cannot learn from both.\nLabel with a judge of this rubric, or name its "
             "rubric in data.rubric."
         )
     names = [f"p_{tier}" for tier in tiers]

@@ -89,7 +89,7 @@ class Rows:
         both = (self.table.column(f"{whose}_rationale").to_pylist() for whose in ("judge", "human"))
         return [judge if seen and judge else human for judge, human, seen in zip(*both, judged, strict=True)]
 
-    def visited(
+    def rates_and_weights(
         self, targets: TargetsSection, gains: np.ndarray, kept: np.ndarray, judged: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """(visits per epoch, weights) of the rows `kept`, as the targets section says. judged: which of them have the judge's
@@ -107,8 +107,8 @@ def write_training_rows(recipe: DistillRecipe, folder: RunFolder, human: Human) 
     if path.is_file() and (folder / "targets" / "summary.json").is_file():
         return
     rubric, summary = human.source.rubric, {}
-    taught = None if recipe.labels is None else chosen_labels(recipe, human, summary)
-    joined = _Join(recipe, folder, human, taught)
+    chosen = None if recipe.labels is None else chosen_labels(recipe, human, summary)
+    joined = _Join(recipe, folder, human, chosen)
     write_rows(joined.rows(), ROWS, path, batch=256, nothing=_nothing(recipe))
     summary |= joined.counts
     _write_targets(folder, rubric, unmeasured_rows(folder))
@@ -118,11 +118,11 @@ def write_training_rows(recipe: DistillRecipe, folder: RunFolder, human: Human) 
 class _Join:
     """The rows, each pair once: pairs of the train split with a label of either kind, then pairs from the labels' input."""
 
-    def __init__(self, recipe: DistillRecipe, folder: RunFolder, human: Human, taught: ChosenLabels | None):
-        self.recipe, self.folder, self.human, self.taught = recipe, folder, human, taught
+    def __init__(self, recipe: DistillRecipe, folder: RunFolder, human: Human, chosen: ChosenLabels | None):
+        self.recipe, self.folder, self.human, self.chosen = recipe, folder, human, chosen
         self.photos = recipe.student.photo == "tower"
         self.tiers = len(human.source.rubric.tier_ids)
-        self.left = {} if taught is None else dict(taught.labels.place)
+        self.left = {} if chosen is None else dict(chosen.labels.place)
         self.queries: dict[str, int] = {}
         self.counts = {"rows": 0, "human labels": 0, "labels of the judge": 0, "both": 0}
 
@@ -158,7 +158,7 @@ class _Join:
             yield self._row(pair, at, human, weight, label) | {"human_rationale": _short(pair.rationale) if weight else None}
 
     def _same_query(self, pair: Pair, at: int) -> None:
-        asked = self.taught.labels.table.column("query")[at].as_py()
+        asked = self.chosen.labels.table.column("query")[at].as_py()
         if normalize(asked) != normalize(pair.query):
             raise LoreError(
                 f"Pair {pair.pair_id} is about the query {pair.query[:80]!r} in {self.recipe.data.path} and about {asked[:80]!r} "
@@ -167,7 +167,7 @@ class _Join:
             )
 
     def _of_input(self) -> Iterator[dict[str, Any]]:
-        keys, contents = Keys(), self.taught.labels.table.column("content")
+        keys, contents = Keys(), self.chosen.labels.table.column("content")
         opened = open_input(labelled_input(self.recipe.labels), self.folder / "data" / "labelled", _Unlisted())
         for batch in track(opened.batches(), "labelled pairs"):
             mask = [pair_id in self.left for pair_id in batch.column("pair_id").to_pylist()]
@@ -196,11 +196,11 @@ class _Join:
         row |= {"human": [0.0] * self.tiers if human is None else human.tolist(), "human_weight": weight or 0.0}
         row["label"] = label
         if at is not None:
-            taught = self.taught
-            row |= {"judge": taught.targets[at].tolist(), "judge_weight": float(taught.weights[at]), "rank": int(taught.ranks[at])}
-            row["judge_rationale"] = _short(taught.labels.table.column("rationale")[at].as_py())
+            chosen = self.chosen
+            row |= {"judge": chosen.targets[at].tolist(), "judge_weight": float(chosen.weights[at]), "rank": int(chosen.ranks[at])}
+            row["judge_rationale"] = _short(chosen.labels.table.column("rationale")[at].as_py())
             if row["frequency"] is None:
-                row["frequency"] = taught.labels.table.column("query_frequency")[at].as_py()
+                row["frequency"] = chosen.labels.table.column("query_frequency")[at].as_py()
         self.counts["rows"] += 1
         self.counts["human labels"] += human is not None
         self.counts["labels of the judge"] += at is not None

@@ -113,7 +113,7 @@ def rationale_vectors(rationales: list[str | None], size: int, seed: int) -> np.
     return found
 
 
-def visits(
+def grouped_order(
     queries: np.ndarray, lengths: np.ndarray, rates: np.ndarray, *, batch_size: int, steps: int, items: int, seed: int
 ) -> np.ndarray:
     """[steps * batch_size] row numbers: the order of training, fixed before step 0.

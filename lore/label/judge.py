@@ -155,6 +155,24 @@ def asked_judge(section: LabelJudgeSection, mode: str) -> AskedJudge | AskedStud
     )
 
 
+def stamp_of(judge: AskedJudge | AskedStudent, cascade: CascadeSection | None = None) -> str:
+    """What the labels of a judge depend on, besides the pairs: stored in every label file, and the key of the verdict store. It
+    begins with the judge_id and a space."""
+    parts = [judge.judge_id, judge.mode]
+    if judge.writes:
+        parts.append(f"{judge.max_tokens} tokens")
+    if judge.guided:
+        parts.append("guided")
+    if cascade is not None:
+        parts.append(f"student {student_fingerprint(cascade)} agreement {cascade.agreement:g}")
+    return " ".join(parts)
+
+
+def is_stamp_of(stamp: str, judge_id: str) -> bool:
+    """Whether labels with this stamp are of a judge, whatever its mode."""
+    return stamp == judge_id or stamp.startswith(f"{judge_id} ")
+
+
 def trained_of(section: LabelJudgeSection) -> TrainedJudge:
     """The trained judge of a section with a path."""
     return trained_judge(section.path, rubric=section.rubric, base=section.base)

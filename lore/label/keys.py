@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lore.data.pair import MARKETS, market_of
+from lore.data.pair import MARKETS, Pair, item_digest, market_of
 from lore.label.inputs.questions import bytes_of
 from lore.support.text import normalize
 
@@ -23,7 +23,8 @@ KEY_COLUMNS = (("hash", pa.uint64()), ("high", pa.uint64()), ("low", pa.uint64()
 LONG_CHARACTERS = 4000
 """Items of more characters come last, so that one long prompt does not hold up a batch of short ones."""
 REMEMBERED_ITEMS, REMEMBERED_BYTES = 200_000, 64 * 2**20
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER, _64_BITS = 0x9E3779B97F4A7C15, 2**64 - 1
+MULTIPLIER = np.uint64(_MULTIPLIER)
 TEXTS = ("title", "description", "category", "brand", "shop")
 """The texts of an item, in the order in which item_digest takes them."""
 _ITEM = np.dtype([("high", ">u8"), ("low", ">u8"), ("long", "?")])
@@ -69,6 +70,47 @@ class Keys:
                     self._items[name] = one
                     self._bytes += len(name)
         return np.frombuffer(b"".join(found), _ITEM)
+
+
+class ContentKeys:
+    """The contents of single pairs, for a service: `content_bytes` of what Keys finds for the same pair. Remembers items, because
+    the same ones come for many queries, and normalizing their texts takes longer than all the rest.
+
+    remembered_bytes: of the texts of remembered items; then all are forgotten. For one thread.
+    """
+
+    def __init__(self, remembered_bytes: int = REMEMBERED_BYTES) -> None:
+        self.remembered_bytes = remembered_bytes
+        self._items: dict[tuple, bytes] = {}
+        self._bytes = 0
+
+    def of(self, pair: Pair) -> bytes:
+        """16 bytes. Does not raise: a photo in a file that is not there has its path."""
+        asked = f"{normalize(pair.query)}\x1f{market_of(pair.slices or ())}".encode(errors="surrogatepass")
+        digest = hashlib.blake2b(asked, digest_size=24).digest()
+        item = self._item(pair)
+        high = int.from_bytes(digest[8:16]) + int.from_bytes(item[:8]) * _MULTIPLIER
+        low = int.from_bytes(digest[16:]) + int.from_bytes(item[8:]) * _MULTIPLIER
+        return ((high & _64_BITS) << 64 | low & _64_BITS).to_bytes(16)
+
+    def _item(self, pair: Pair) -> bytes:
+        texts = (pair.title, pair.description, pair.category, pair.brand, pair.shop)
+        if pair.image is not None:
+            photo = _photo(pair.image.get("bytes"), pair.image.get("path"))
+            # item_digest takes any photo as bytes; an empty one still differs from none.
+            image = {"bytes": photo.hashed, "path": ""}
+            return item_digest(texts, pair.price, pair.attributes.items(), image)
+        price = None if pair.price is None else repr(float(pair.price))  # -0.0 equals 0.0 and has another content
+        name = (texts, price, tuple(pair.attributes.items()))
+        found = self._items.get(name)
+        if found is None:
+            found = item_digest(texts, pair.price, pair.attributes.items(), None)
+            if len(self._items) >= REMEMBERED_ITEMS or self._bytes > self.remembered_bytes:
+                self._items.clear()
+                self._bytes = 0
+            self._items[name] = found
+            self._bytes += sum(map(len, filter(None, texts))) + sum(len(key) + len(value) for key, value in name[2])
+        return found
 
 
 class _Photo(NamedTuple):

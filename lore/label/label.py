@@ -29,7 +29,7 @@ from lore.label.judge import (
     asked_judge,
     open_cascade_student,
     open_judge,
-    student_fingerprint,
+    stamp_of,
     trained_of,
 )
 from lore.label.ledger import Ledger
@@ -122,25 +122,13 @@ def run(recipe: LabelRecipe, folder: RunFolder, make_worker: Callable[[WorkerSpe
 def opened_ledger(recipe: LabelRecipe, folder: RunFolder, judge: AskedJudge | AskedStudent) -> tuple[Ledger, StoredLabels | None]:
     """The ledger of the folder, and the verdict store. Raises LoreError if the folder was labelled by another judge."""
     folder.note(weights=judge.weights, rubric_hash=judge.rubric.hash, renderer_hash=judge.renderer)
-    ledger = Ledger(folder.path, judge.rubric.tier_ids, stamp_of(recipe, judge))
+    ledger = Ledger(folder.path, judge.rubric.tier_ids, stamp_of(judge, recipe.cascade))
     ledger.open()
     store = open_store(recipe.store)
     known = StoredLabels(store, ledger) if store is not None else None
     if known is not None:
         known.ingest()
     return ledger, known
-
-
-def stamp_of(recipe: LabelRecipe, judge: AskedJudge | AskedStudent) -> str:
-    """What the labels depend on, besides the pairs: stored in every label file, and the key of the verdict store."""
-    parts = [judge.judge_id, judge.mode]
-    if judge.writes:
-        parts.append(f"{judge.max_tokens} tokens")
-    if judge.guided:
-        parts.append("guided")
-    if recipe.cascade is not None:
-        parts.append(f"student {student_fingerprint(recipe.cascade)} agreement {recipe.cascade.agreement:g}")
-    return " ".join(parts)
 
 
 def planned(

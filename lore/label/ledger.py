@@ -60,7 +60,7 @@ class Ledger:
 
     def __init__(self, folder: Path, tier_ids: list[str], stamp: str):
         """stamp: what the labels depend on, stored in each file."""
-        self.folder, self.schema, self.stamp = folder, label_schema(tier_ids), stamp
+        self.folder, self.tier_ids, self.schema, self.stamp = folder, tier_ids, label_schema(tier_ids), stamp
         self._listed: dict[str, dict[HashRange, list[Path]]] = {}
         self._metadata = self.schema.with_metadata({STAMP: stamp.encode()})
 

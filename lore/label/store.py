@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ import pyarrow.compute as pc
 
 from lore.data.tables.parquet_files import open_parquet
 from lore.judge.ask import NO_ANSWER
-from lore.judge.verdict import UNSCORED
+from lore.judge.verdict import UNSCORED, Verdict
 from lore.support.errors import LoreError, reason
 from lore.support.progress import track
 from lore.support.terminal import print_note
@@ -57,13 +58,17 @@ CREATE TABLE answerers (id INTEGER PRIMARY KEY, judge_id TEXT NOT NULL UNIQUE);
 CREATE TABLE shards (judge INTEGER NOT NULL, name TEXT NOT NULL, PRIMARY KEY (judge, name)) WITHOUT ROWID;
 CREATE TABLE verdicts (
     judge INTEGER NOT NULL, content BLOB NOT NULL, tier INTEGER, probabilities BLOB, answerer INTEGER, photo TEXT, rationale TEXT,
-    mismatch TEXT, rules TEXT, failure TEXT, text TEXT, tokens INTEGER, detail TEXT);
+    mismatch TEXT, rules TEXT, failure TEXT, text TEXT, tokens INTEGER, detail TEXT, stored REAL);
 CREATE UNIQUE INDEX contents ON verdicts (judge, content);
 """
 NO_ROOM = frozenset(getattr(sqlite3, f"SQLITE_{name}") for name in ("FULL", "IOERR", "CANTOPEN", "READONLY", "PERM"))
 TEXTS = ("photo", "rationale", "mismatch", "failure", "text", "detail")
 COLUMNS = ("tier", "probabilities", "answerer", "photo", "rationale", "mismatch", "rules", "failure", "text", "tokens", "detail")
-INSERT = f"INSERT OR IGNORE INTO verdicts (judge, content, {', '.join(COLUMNS)}) VALUES ({', '.join('?' * (2 + len(COLUMNS)))})"
+INSERT = (
+    f"INSERT OR IGNORE INTO verdicts (judge, content, {', '.join(COLUMNS)}, stored) VALUES ({', '.join('?' * (3 + len(COLUMNS)))})"
+)
+RENEW = INSERT.replace("OR IGNORE", "OR REPLACE")
+ANSWER = "content, tier, probabilities, answerer, photo, rationale, mismatch, rules, text, tokens, detail, stored"
 READ = ("content", "tier", "failure", "rationale", "mismatch", "rules", "text", "photo", "judge_id", "tokens", "detail")
 
 
@@ -107,15 +112,17 @@ def open_store(given: str | None = None) -> "VerdictStore | None":
 
 class VerdictStore:
     """Answers by judge and content. The file is created by the first use. Every method may raise LoreError: for a damaged or
-    foreign file, for a full disk, and if another process holds the file for more than WAIT_SECONDS."""
+    foreign file, for a full disk, and if another process holds the file for more than `wait_seconds`."""
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, wait_seconds: float | None = None):
+        """wait_seconds: for other processes that write; None: WAIT_SECONDS."""
+        self.path, self.wait_seconds = Path(path), WAIT_SECONDS if wait_seconds is None else wait_seconds
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._process = 0
         self._judges: dict[str, tuple[int, list[str]]] = {}
         self._answerers: dict[str, int] = {}
+        self._names: dict[int, str] = {}
         self._touched: set[tuple[str, int]] = set()
         self._inherited: list[sqlite3.Connection] = []
 
@@ -140,6 +147,56 @@ class VerdictStore:
             except (struct.error, ValueError, TypeError, IndexError) as error:  # a value that no version writes
                 raise self._unreadable(reason(error)) from error
 
+    def answers(self, judge: str, contents: Iterable[bytes]) -> list[tuple[bytes, Verdict, float | None]]:
+        """(content, verdict, when it was stored in seconds since 1970) of the contents with a tier, for a service: without
+        failures, with an empty pair_id, and without a note that the judge is in use (`touch`), which would wait for writers. The
+        time is None in rows of earlier versions."""
+        with self._open() as connection:
+            known = self._known_judge(connection, judge)
+            if known is None:
+                return []
+            number, tiers = known
+            found: list[tuple[bytes, Verdict, float | None]] = []
+            floats = struct.Struct(f"<{len(tiers)}d")
+            rows = self._select(connection, ANSWER, number, contents, "AND tier IS NOT NULL AND failure IS NULL")
+            try:
+                for content, tier, probabilities, answerer, photo, rationale, mismatch, rules, text, tokens, detail, stored in rows:
+                    if answerer is not None and answerer not in self._names:
+                        self._names = dict(connection.execute("SELECT id, judge_id FROM answerers"))
+                    verdict = Verdict(
+                        "",
+                        tiers[tier],
+                        None if probabilities is None else list(floats.unpack(probabilities)),
+                        rationale or "",
+                        mismatch,
+                        [] if rules is None else json.loads(rules),
+                        None,
+                        text,
+                        photo or "none",
+                        self._names.get(answerer),
+                        tokens,
+                        "cache",
+                        None,
+                        detail,
+                    )
+                    found.append((content, verdict, stored))
+                return found
+            except (struct.error, ValueError, TypeError, IndexError) as error:  # a value that no version writes
+                raise self._unreadable(reason(error)) from error
+
+    def judges(self) -> list[tuple[str, list[str]]]:
+        """Names and tiers of the judges, without counting their verdicts. Forgets what this process knows of them: another one may
+        have removed a judge and added it again."""
+        with self._open() as connection:
+            self._judges = {}
+            return [(name, json.loads(tiers)) for name, tiers in connection.execute("SELECT name, tiers FROM judges ORDER BY id")]
+
+    def touch(self, judge: str) -> None:
+        """Notes that a judge is in use, so that `gc` keeps it."""
+        with self._open() as connection:
+            if self._known_judge(connection, judge) is not None:
+                self._touch(connection, judge)
+
     def known(self, judge: str, contents: Iterable[bytes]) -> set[bytes]:
         """Which of the contents have an answer."""
         with self._open() as connection:
@@ -149,19 +206,30 @@ class VerdictStore:
             self._touch(connection, judge)
             return {content for (content,) in self._select(connection, "content", known[0], contents)}
 
-    def put(self, judge: str, rows: pa.Table | pa.RecordBatch | Iterable[dict[str, Any]], shard: str | None = None) -> int:
+    def put(
+        self,
+        judge: str,
+        rows: pa.Table | pa.RecordBatch | Iterable[dict[str, Any]],
+        shard: str | None = None,
+        *,
+        stored_seconds: float | None = None,
+        renew: bool = False,
+    ) -> int:
         """Stores answers and returns how many of the rows are one. Pairs without an answer, and answers whose scores the server
-        refused, are left out. The first answer to a content stays.
+        refused, are left out. The first answer to a content stays, unless `renew`.
 
         rows: the columns of `lore.judge.verdict.to_row` with `content` (16 bytes); pair_id is not needed. shard: the name of the
-        label file that holds exactly these rows, for `ingested`.
+        label file that holds exactly these rows, for `ingested`. stored_seconds: when they were answered, in seconds since 1970;
+        None: now.
         """
+        stored_seconds = time.time() if stored_seconds is None else stored_seconds
         table = _table(rows).combine_chunks()
         tiers = [name[2:] for name in table.schema.names if name.startswith("p_")]
         batches, count = table.to_batches(WRITTEN_AT_ONCE), 0
         with self._open() as connection:
             for at, batch in enumerate(batches, 1):
-                count += self._write(connection, judge, tiers, batch, shard if at == len(batches) else None)
+                last = shard if at == len(batches) else None
+                count += self._write(connection, judge, tiers, batch, last, RENEW if renew else INSERT, stored_seconds)
         return count
 
     def ingested(self, judge: str) -> set[str]:
@@ -181,7 +249,7 @@ class VerdictStore:
             with open_parquet(path) as parquet:
                 wanted = [n for n in parquet.schema_arrow.names if n in (*READ, "content") or n.startswith("p_")]
                 table = parquet.read(columns=wanted)
-            count += self.put(judge, table, path.name)
+            count += self.put(judge, table, path.name, stored_seconds=path.stat().st_mtime)
         return count
 
     def stats(self) -> StoreStats:
@@ -235,7 +303,7 @@ class VerdictStore:
         self.close()
 
     def _forget(self) -> None:
-        self._judges, self._answerers, self._touched = {}, {}, set()
+        self._judges, self._answerers, self._names, self._touched = {}, {}, {}, set()
 
     def _bytes(self) -> int:
         files = (self.path, self.path.with_name(f"{self.path.name}-wal"))
@@ -255,10 +323,11 @@ class VerdictStore:
 
     def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self.path, timeout=self.wait_seconds, isolation_level=None, check_same_thread=False)
         try:
             if not self._is_own(connection):
                 self._create(connection)
+            self._add_times(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
@@ -303,6 +372,17 @@ class VerdictStore:
                 connection.execute(f"PRAGMA application_id = {APPLICATION}")
                 connection.execute(f"PRAGMA user_version = {VERSION}")
 
+    def _add_times(self, connection: sqlite3.Connection) -> None:
+        """Adds the column `stored` to a store of an earlier version, which goes on reading and writing it."""
+
+        def has_times() -> bool:
+            return any(name == "stored" for _, name, *_ in connection.execute("PRAGMA table_info(verdicts)"))
+
+        if not has_times():
+            with _transaction(connection):
+                if not has_times():
+                    connection.execute("ALTER TABLE verdicts ADD COLUMN stored REAL")
+
     def _known_judge(self, connection: sqlite3.Connection, judge: str) -> tuple[int, list[str]] | None:
         """Number and tiers of a judge."""
         if judge not in self._judges:
@@ -312,14 +392,23 @@ class VerdictStore:
             self._judges[judge] = row[0], json.loads(row[1])
         return self._judges[judge]
 
-    def _write(self, connection: sqlite3.Connection, judge: str, tiers: list[str], batch: pa.RecordBatch, shard: str | None) -> int:
+    def _write(
+        self,
+        connection: sqlite3.Connection,
+        judge: str,
+        tiers: list[str],
+        batch: pa.RecordBatch,
+        shard: str | None,
+        statement: str,
+        stored_seconds: float,
+    ) -> int:
         while True:
             number = self._new_judge(connection, judge, tiers)
-            answers = self._encoded(connection, number, tiers, batch)
+            answers = [(*row, stored_seconds) for row in self._encoded(connection, number, tiers, batch)]
             with _transaction(connection):
                 if connection.execute("SELECT 1 FROM judges WHERE id = ?", (number,)).fetchone() is None:
                     continue  # the gc of another process has just removed it
-                connection.executemany(INSERT, answers)
+                connection.executemany(statement, answers)
                 if shard is not None:
                     connection.execute("INSERT OR IGNORE INTO shards VALUES (?, ?)", (number, shard))
             return len(answers)
@@ -347,12 +436,14 @@ class VerdictStore:
             connection.execute("UPDATE judges SET used = ? WHERE name = ? AND used < ?", (day, judge, day))
             self._touched.add((judge, day))
 
-    def _select(self, connection: sqlite3.Connection, columns: str, number: int, contents: Iterable[bytes]) -> Iterator[tuple]:
+    def _select(
+        self, connection: sqlite3.Connection, columns: str, number: int, contents: Iterable[bytes], more: str = ""
+    ) -> Iterator[tuple]:
         ordered = iter(sorted(contents))  # neighbours lie in one page
-        query = f"SELECT {columns} FROM verdicts WHERE judge = ? AND content IN ({', '.join('?' * ASKED_AT_ONCE)})"
         while some := list(islice(ordered, ASKED_AT_ONCE)):
-            some += [some[-1]] * (ASKED_AT_ONCE - len(some))  # one statement, which SQLite prepares once
-            yield from connection.execute(query, (number, *some))
+            asked = min(ASKED_AT_ONCE, 1 << (len(some) - 1).bit_length())  # few statements, each of which SQLite prepares once
+            some += [some[-1]] * (asked - len(some))
+            yield from connection.execute(_asking(columns, asked, more), (number, *some))
 
     def _encoded(self, connection: sqlite3.Connection, number: int, tiers: list[str], batch: pa.RecordBatch) -> list[tuple]:
         """The answers among the rows, sorted by content, as values of INSERT."""
@@ -399,8 +490,8 @@ class VerdictStore:
             code = _code(error)
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise LoreError(
-                    f"{self.path} was locked by another process for {WAIT_SECONDS:.0f} seconds, so its verdicts cannot be used.\n"
-                    "Stop that process, or set LORE_CACHE to another folder (or to none)."
+                    f"{self.path} was locked by another process for {self.wait_seconds:g} seconds, so its verdicts cannot be "
+                    "used.\nStop that process, or set LORE_CACHE to another folder (or to none)."
                 ) from error
             if code in NO_ROOM:
                 raise LoreError(
@@ -437,6 +528,11 @@ def _decoded(
         "seconds": None,
         "detail": detail,
     }
+
+
+@cache
+def _asking(columns: str, contents: int, more: str) -> str:
+    return f"SELECT {columns} FROM verdicts WHERE judge = ? AND content IN ({', '.join('?' * contents)}) {more}"
 
 
 def today() -> int:

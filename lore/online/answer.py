@@ -22,7 +22,7 @@ class Answer:
     band: Band | None
     """None for a pair that was refused before its query was looked up."""
     late: bool = False
-    """The judge was asked and did not answer in time: the student answers in its place."""
+    """The judge should have answered and did not in time, or could not be asked: the student answers in its place."""
     age_seconds: float | None = None
     """Age of a cached verdict; None for an answer of now, and if the age is unknown."""
 
@@ -69,9 +69,12 @@ class Answering(Protocol):
 
     tier_ids: list[str]
 
-    async def answer(self, pairs: Sequence[Pair], deadline_seconds: float | None = None) -> list[Answer]:
+    async def answer(
+        self, pairs: Sequence[Pair], deadline_seconds: float | None = None, seconds: dict[str, float] | None = None
+    ) -> list[Answer]:
         """One answer per pair, in the order of the pairs, within the deadline (None: the recipe's). Raises Overloaded or Draining
-        before anything is computed."""
+        before anything is computed. seconds: is filled with the seconds of each stage: cache, judge and student as they were waited
+        for; queue, encode and model within the student."""
 
 
 class Refused(Exception):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -11,6 +13,7 @@ from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
 from lore.engines.config import EndpointSection
 from lore.support.bounds import MAX_COUNT, MAX_MEASURE, MAX_SECONDS
+from lore.support.errors import LoreError
 
 MAX_MILLISECONDS = MAX_SECONDS * 1000
 Step = Literal["cache", "student", "judge"]
@@ -33,6 +36,10 @@ class OnlineStudentSection(StrictModel):
     """Largest difference of a tier's probability on the pairs that travel with an exported student. With a larger one the service
     does not start. null: the export's own."""
 
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        if not Path(self.path).is_dir():
+            yield "path", f"{self.path} is not a folder. Name one that `lore export student` wrote, or the run folder of a student."
+
 
 class BreakerSection(StrictModel):
     """When the judge is left alone because it fails."""
@@ -43,6 +50,13 @@ class BreakerSection(StrictModel):
     """Seconds without a request to the judge; then one request tries it."""
 
 
+class ServedJudgeSection(EndpointSection):
+    """The server of a judge."""
+
+    model: str = Field("auto", min_length=1)
+    """Name under which the server has the judge. auto: the one that `lore serve judge` gives it."""
+
+
 class OnlineJudgeSection(StrictModel):
     """The large judge behind a server (`lore serve judge`)."""
 
@@ -50,18 +64,25 @@ class OnlineJudgeSection(StrictModel):
     """Run folder of the trained judge (runs/grpo), its model folder, or an exported folder: its prompt and rubric, and its name."""
     base: str | None = None
     """Folder or hub id of an adapter's base model, if it has moved since the training."""
-    endpoint: EndpointSection
-    """The server. Its `model` is the name that `lore serve judge` prints."""
+    endpoint: ServedJudgeSection
+    """The server (`lore serve judge`)."""
     deadline_ms: float = Field(1000.0, gt=0, le=MAX_MILLISECONDS)
     """Longest wait for the judge. A request's own deadline may be shorter."""
-    concurrency: int = Field(16, ge=1, le=65_536)
-    """Pairs that one worker asks the judge about at the same time. For more pairs the student answers, marked late."""
+    concurrency: int = Field(16, ge=1, le=1024)
+    """Pairs that one worker asks the judge about at the same time, each in a thread. For more pairs the student answers, marked
+    late."""
     ask_below: float = Field(1.0, ge=0, le=1)
     """Ask the judge only where the student's largest tier probability is below this value. 1: for every pair of the band."""
+    max_tokens: int = Field(256, ge=1, le=MAX_COUNT)
+    """Maximum tokens of an answer, for a judge that writes its reason first."""
     keep_seconds: float = Field(30.0, ge=0, le=MAX_SECONDS)
     """How long a late answer of the judge is waited for, to store it in the cache. 0: late answers are dropped."""
     breaker: BreakerSection = BreakerSection()
     """When the judge is left alone because it fails."""
+
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        if not Path(self.path).is_dir():
+            yield "path", f"{self.path} is not a folder. Name the run folder of a trained judge, such as runs/grpo."
 
 
 class CacheSection(StrictModel):
@@ -79,10 +100,29 @@ class CacheSection(StrictModel):
     """Older verdicts are not answered. null: verdicts of the same judge do not age."""
     timeout_ms: float = Field(20.0, gt=0, le=MAX_MILLISECONDS)
     """Longest wait for the cache; after that the pair is not in it."""
+    memory_verdicts: int = Field(100_000, ge=0, le=MAX_COUNT)
+    """Verdicts that one worker keeps in memory in front of the store. 0: none."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.labels and self.store == "none":
             yield Conflict(("labels", "store"), "labels without a store", "store: FILE.sqlite or redis://HOST:PORT/DB")
+        if self.has_password:
+            yield Conflict(("store",), "a password in the address", "password_variable: the environment variable that holds it")
+
+    @property
+    def has_password(self) -> bool:
+        """Whether the address of Redis holds a password, which recipes and logs would show."""
+        if "://" not in self.store:
+            return False
+        before, _, _ = self.store.rpartition("@")
+        return ":" in before.partition("://")[2] or "password=" in self.store
+
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        for at, folder in enumerate(self.labels):
+            if not Path(folder).is_dir():
+                yield f"labels.{at}", f"{folder} is not a folder. `lore label` writes label folders."
+        if self.judge is not None and not Path(self.judge).is_dir():
+            yield "judge", f"{self.judge} is not a folder. Name the run folder of the judge that gave the labels."
 
 
 class RouteSection(StrictModel):
@@ -106,6 +146,12 @@ class RouteSection(StrictModel):
             steps = getattr(self, band)
             if not steps or steps[-1] != "student" or len(set(steps)) < len(steps):
                 yield Conflict((band,), f"[{', '.join(steps)}]", "different steps that end with student, which always answers")
+            elif "cache" in steps[1:]:
+                yield Conflict((band,), f"[{', '.join(steps)}]", "cache first, since its answers cost nothing")
+
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        if self.frequencies is not None and not Path(self.frequencies).is_file():
+            yield "frequencies", f"{self.frequencies} does not exist. `lore plan` writes it."
 
 
 class ServeSection(StrictModel):
@@ -142,11 +188,16 @@ class ServeSection(StrictModel):
     traces: str | None = Field(None, min_length=1)
     """OTLP endpoint of OpenTelemetry traces. null: none are recorded."""
 
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.max_pairs > self.max_queued_pairs:
+            found = f"max_pairs {self.max_pairs} above max_queued_pairs {self.max_queued_pairs}"
+            yield Conflict(("max_pairs", "max_queued_pairs"), found, "room for the largest request")
+
 
 class OnlineRecipe(BaseRecipe):
     """An HTTP service that judges pairs: cached verdicts, the student, and the judge where it may be asked."""
 
-    irrelevant_keys: ClassVar[frozenset[str]] = frozenset()
+    command: ClassVar[str] = "lore serve online"
 
     stage: Literal["online"] = "online"
     student: OnlineStudentSection
@@ -159,6 +210,13 @@ class OnlineRecipe(BaseRecipe):
     def conflicts(self) -> Iterator[Conflict]:
         if self.cache.store != "none" and self.cache.judge is None and self.judge is None:
             yield Conflict(("cache.judge", "judge"), "a cache without a judge", "cache.judge, whose verdicts are answered")
+
+    def check_packages(self) -> None:
+        for name in ("fastapi", "uvicorn"):
+            if importlib.util.find_spec(name) is None:
+                raise LoreError(
+                    f"The service needs {name}, which is not installed.\nInstall it: pip install 'lore-relevance[online]'"
+                )
 
     def derived(self) -> dict[str, Any]:
         return {"answers at": f"http://{self.serve.host}:{self.serve.port}"}

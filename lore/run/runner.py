@@ -85,6 +85,8 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
     """Runs the recipes that a recipe needs, then the recipe. Returns its run folder: finished, or unchanged after a dry run."""
     try:
         recipe = load_recipe(path, overrides)
+        if recipe.command != BaseRecipe.command:
+            raise LoreError(f"{path} has the stage {recipe.stage}, which `lore run` does not run. Use `{recipe.command} {path}`.")
         folder = RunFolder.of(recipe)
         needed = checked_plan(path, recipe, overrides)
         if not folder.is_done:

@@ -1,4 +1,4 @@
-"""The card of a student, lore.json beside its weights: who taught it, what it reads, how its answers are used.
+"""The card of a student, lore.json beside its weights: which judge it learned from, what it reads, how its answers are used.
 
 Imports no torch: `is_student` decides whether a folder is opened as a judge or as a student.
 """

@@ -4,7 +4,7 @@
     verdicts = scorer.score(pairs)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +20,7 @@ from lore.judge.card import judge_id
 from lore.judge.verdict import Verdict
 from lore.student.card import StudentCard, read_student
 from lore.student.config import StudentConfig, read_config
-from lore.student.encode import Batch, PairEncoder, QueryTooLong, shared_batches
+from lore.student.encode import Batch, PairEncoder, QueryTooLong, Row, shared_batches
 from lore.student.head import tier_probabilities, verdict_tiers
 from lore.student.photo_embeddings import PhotoEmbeddings, read_photo_embeddings
 from lore.student.section import Head
@@ -63,14 +63,11 @@ class StudentScorer:
 
     def score(self, pairs: list[Pair]) -> list[Verdict]:
         """One verdict per pair, in the order of the pairs."""
-        verdicts = [Verdict(pair.pair_id, None, judge_id=self.judge_id, source="student") for pair in pairs]
         rows = self.encoder.rows(pairs) if pairs else []
+        verdicts = [self._empty(pair, row) for pair, row in zip(pairs, rows, strict=True)]
         asked: dict[bool, list[int]] = {False: [], True: []}  # rows with a photo by themselves: the others need no vision tower
         for index, row in enumerate(rows):
-            if isinstance(row, QueryTooLong):
-                verdicts[index].photo = self.encoder.photo_state(pairs[index], False)
-                verdicts[index].failure, verdicts[index].detail = TOO_LONG, str(row)[:MAX_WORDS]
-            else:
+            if not isinstance(row, QueryTooLong):
                 asked[row["photo"] is not None].append(index)
         chosen: list[list[int]] = []
         for indices in asked.values():
@@ -84,6 +81,24 @@ class StudentScorer:
             self.usage.prompt_tokens += sum(rows[index]["length"] for index in batch)
         return verdicts
 
+    def score_batch(self, pairs: Sequence[Pair], rows: Sequence[Row | QueryTooLong]) -> list[Verdict]:
+        """The verdicts of rows of `encoder.rows`, as one batch in the calling thread. The caller forms the batches, of at most
+        `batch_tokens` tokens, and makes at most `session.parallel` calls at the same time."""
+        verdicts = [self._empty(pair, row) for pair, row in zip(pairs, rows, strict=True)]
+        batch = [index for index, row in enumerate(rows) if not isinstance(row, QueryTooLong)]
+        if batch:
+            logits, seen = self._answer([rows[index] for index in batch])
+            self._fill_in(batch, logits, seen, pairs, verdicts)
+        return verdicts
+
+    def _empty(self, pair: Pair, row: Row | QueryTooLong) -> Verdict:
+        """The verdict of a pair before its answer; the whole of it for a pair that cannot be read."""
+        verdict = Verdict(pair.pair_id, None, judge_id=self.judge_id, source="student")
+        if isinstance(row, QueryTooLong):
+            verdict.photo = self.encoder.photo_state(pair, False)
+            verdict.failure, verdict.detail = TOO_LONG, str(row)[:MAX_WORDS]
+        return verdict
+
     def _answers(self, chosen: list[list[Any]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(logits [N, outputs], photo_mask [N]) of each batch of rows."""
         return map(self._answer, chosen) if self.session.parallel == 1 else self._threads.map(self._answer, chosen)
@@ -92,7 +107,9 @@ class StudentScorer:
         batch = self.encoder.batch(rows)
         return self.session.logits(batch), batch.get("photo_mask", np.zeros(len(rows), dtype=np.int64))
 
-    def _fill_in(self, batch: list[int], logits: np.ndarray, seen: np.ndarray, pairs: list[Pair], verdicts: list[Verdict]) -> None:
+    def _fill_in(
+        self, batch: list[int], logits: np.ndarray, seen: np.ndarray, pairs: Sequence[Pair], verdicts: list[Verdict]
+    ) -> None:
         """The verdicts of the rows of one batch."""
         probabilities = self.card.calibration.apply(tier_probabilities(logits, self.head))
         tiers = verdict_tiers(probabilities, self.card.verdict).tolist()

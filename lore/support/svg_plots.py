@@ -74,6 +74,32 @@ def line_chart(
     return page_svg(figure, title)
 
 
+def frontier_chart(
+    points: tuple[Sequence[float], Sequence[float]],
+    lines: list[Line],
+    chosen: tuple[float, float],
+    title: str,
+    *,
+    xlabel: str,
+    ylabel: str,
+) -> str:
+    """All choices as faint points, the best ones as lines, and a ring around the chosen one, as an <svg> element. The horizontal
+    axis is logarithmic if the points spread over more than a factor of ten."""
+    figure = Figure(figsize=(4.8, 3.3))
+    axes = figure.subplots()
+    axes.scatter(*points, s=7, color=SOFT, alpha=0.35, linewidth=0)
+    for line in lines:
+        number = line.series % len(SERIES)
+        axes.plot(line.x, line.y, color=SERIES[number], marker=MARKS[number], markersize=4, linewidth=1.4)
+    axes.scatter(*([value] for value in chosen), s=90, facecolor="none", edgecolor=INK, linewidth=1.4, zorder=4)
+    if 0 < 10 * min(points[0]) < max(points[0]):
+        axes.set_xscale("log")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    _dress(axes)
+    figure.tight_layout()
+    return page_svg(figure, title)
+
+
 def reliability_svg(
     rows: list[dict[str, float | None]],
     calibrated: list[dict[str, float | None]] | None,

@@ -37,10 +37,11 @@ COMMANDS = {
     "export judge": (["runs/a"], "out", "runs/a"),
     "export student": (["runs/a"], "out", "runs/a"),
     "world": (["--pairs", "40"], "out", None),
+    "plan": (["in/log.csv", "--quality", "runs/a", "--student-name", "other"], "out", "runs/a"),
     "label export": (["in/labels", "--format", "qrels"], "out.qrels", f"in/labels/verdicts/{LABELS}"),
 }
 """Arguments, an output, and an input of every command that writes where its user says."""
-FILES = [name for name in COMMANDS if name not in ("export judge", "export student", "world")]
+FILES = [name for name in COMMANDS if name not in ("export judge", "export student", "world", "plan")]
 RUBRIC = """
 name: mine
 version: "1"

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from lore.data.parquet import read_pairs
-from lore.distill import lesson as lessons
+from lore.distill import training
 from lore.judge.scorer import Scorer
 from lore.rubric.rubric import load_rubric
 from lore.run.runner import run_recipe
 from lore.student.card import read_student
-from lore.student.model import load_student, train_tokenizer
+from lore.student.model import WEIGHTS, load_student, train_tokenizer
 from lore.student.scorer import open_student
 from lore.student.section import ScratchSection
 from lore.support.errors import LoreError
@@ -28,10 +28,10 @@ PAIRS = shop_pairs()
 def distill(runs, tmp_path):
     """distill(human pairs, labelled pairs or None, ...) -> the finished run folder."""
 
-    def start(human, labelled=None, *, overrides=(), **sections):
+    def start(human, labelled=None, *, overrides=(), rationale="", **sections):
         data = write_pairs(tmp_path / "human.parquet", human)
         if labelled is not None and not (tmp_path / "labels").exists():
-            write_labels_of(tmp_path / "labels", labelled)
+            write_labels_of(tmp_path / "labels", labelled, rationale=rationale)
         labels = {} if labelled is None else {"labels": {"path": str(tmp_path / "labels")} | sections.pop("labels", {})}
         path = tmp_path / "distill.yaml"
         path.write_text(json.dumps(distill_body(data, **labels, **sections)))
@@ -120,8 +120,8 @@ def _rows(path):
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(distill, runs, monkeypatch):
     sections = {"baselines": ["hard"], "train": {"steps": 8, "save_every": 2, "log_every": 1}}
     sections |= {"loss": {"rationale": 0.5, "cumulative": 0.5}, "student": {"scratch": {"dropout": 0.1}}}
-    whole = distill(everything(), PAIRS["train"], run="whole", **sections)
-    weights = load_file(whole / "model" / "model.safetensors")
+    whole = distill(everything(), PAIRS["train"], run="whole", rationale="blue, not red", **sections)
+    weights = load_file(whole / "model" / WEIGHTS)
 
     def killed(at, name):
         """A run that ends in step `at` of the training called `name`."""
@@ -131,21 +131,21 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(distill, runs, m
                 raise KeyboardInterrupt
             return compute(trainer, *arguments, **options)
 
-        compute = lessons.StudentTrainer.compute_loss
-        monkeypatch.setattr(lessons.StudentTrainer, "compute_loss", end)
+        compute = training.StudentTrainer.compute_loss
+        monkeypatch.setattr(training.StudentTrainer, "compute_loss", end)
         with pytest.raises(KeyboardInterrupt):
             distill(everything(), PAIRS["train"], run="killed", **sections)
-        monkeypatch.setattr(lessons.StudentTrainer, "compute_loss", compute)
+        monkeypatch.setattr(training.StudentTrainer, "compute_loss", compute)
 
     killed(5, "killed")
     killed(3, "hard")
     again = distill(everything(), PAIRS["train"], run="killed", **sections)
     for name, expected in weights.items():
-        assert (load_file(again / "model" / "model.safetensors")[name] == expected).all(), name
+        assert (load_file(again / "model" / WEIGHTS)[name] == expected).all(), name
     assert again.metrics() == whole.metrics()
-    assert load_file(again / "baselines" / "hard" / "model" / "model.safetensors").keys() == weights.keys()
-    for name, found in load_file(again / "baselines" / "hard" / "model" / "model.safetensors").items():
-        assert (found == load_file(whole / "baselines" / "hard" / "model" / "model.safetensors")[name]).all(), name
+    assert load_file(again / "baselines" / "hard" / "model" / WEIGHTS).keys() == weights.keys()
+    for name, found in load_file(again / "baselines" / "hard" / "model" / WEIGHTS).items():
+        assert (found == load_file(whole / "baselines" / "hard" / "model" / WEIGHTS)[name]).all(), name
     assert {key for key in whole.metrics()[0] if "/" in key} == {
         f"loss_parts/{name}" for name in ("tiers", "margin", "cumulative", "rationale")
     }
@@ -180,12 +180,12 @@ def test_other_students_learn_from_the_same_rows(distill, section):
 
 
 def test_a_launch_that_shards_the_weights_is_refused(distill, monkeypatch):
-    class Sharded(lessons.StudentTrainer):
+    class Sharded(training.StudentTrainer):
         def __init__(self, **options):
             super().__init__(**options)
             self.is_fsdp_enabled = True
 
-    monkeypatch.setattr(lessons, "StudentTrainer", Sharded)
+    monkeypatch.setattr(training, "StudentTrainer", Sharded)
     with pytest.raises(LoreError, match="Launch with launch/accelerate/ddp.yaml"):
         distill(everything())
 

@@ -12,9 +12,9 @@ from stub_scorer import TIERS
 
 from lore.data.pair import query_key
 from lore.distill.labels import human_pairs, judge_targets, read_judge
-from lore.distill.lesson import School
 from lore.distill.rows import training_rows, write_training_rows
 from lore.distill.targets import tier_gains
+from lore.distill.training import Setup
 from lore.label.read import read_labels
 from lore.rubric.rubric import load_rubric
 from lore.run.run_folder import RunFolder
@@ -80,7 +80,7 @@ def test_a_pair_with_both_labels_is_one_row(shop, joined, tmp_path):
     assert table.num_rows == len(rows) and table.column("human_L1").null_count == (~of_raters).sum()
 
 
-def test_the_rationale_is_the_judges_where_its_label_is_taught_and_else_the_one_beside_the_human_label(shop, joined, tmp_path):
+def test_the_rationale_is_the_judges_where_its_label_is_used_and_else_the_one_beside_the_human_label(shop, joined, tmp_path):
     rated = [replace(pair, rationale="of raters") for pair in shop["train"][:6]]
     labels = write_labels_of(tmp_path / "labels", shop["train"][4:8], rationale="of the judge")
     rows, _ = joined([*rated, *shop["dev"], *shop["test"]], labels={"path": str(labels)})
@@ -196,7 +196,7 @@ def test_labels_without_a_recipe_need_the_table_of_their_pairs(shop, joined, tmp
 
 def test_labels_of_another_rubric_are_refused(shop, tmp_path):
     labels = write_labels_of(tmp_path / "labels", shop["train"][:8])
-    with pytest.raises(LoreError, match="cannot teach one student"):
+    with pytest.raises(LoreError, match="one student cannot learn from both"):
         read_judge(str(labels), load_rubric("wands"))
 
 
@@ -206,27 +206,27 @@ def test_without_any_label_there_is_nothing_to_learn(shop, joined):
 
 
 @pytest.fixture
-def school(shop, joined, tmp_path):
-    """The lessons of a recipe with labels of both kinds; every row can be read."""
+def setup(shop, joined, tmp_path):
+    """What the students share of a recipe with labels of both kinds; every row can be read."""
     labels = write_labels_of(tmp_path / "labels", shop["train"])
     rows, _ = joined([*shop["train"][:40], *shop["dev"], *shop["test"]], labels={"path": str(labels)})
     rows = replace(rows, lengths=np.where(np.arange(len(rows)) == 3, 0, 9))
     recipe = distill_recipe(tmp_path / "distill.yaml", tmp_path / "human.parquet", labels={"path": str(labels)})
-    return School(recipe, RunFolder(tmp_path / "run"), rows, RUBRIC.tier_ids, tier_gains(RUBRIC), None, None, {})
+    return Setup(recipe, RunFolder(tmp_path / "run"), rows, RUBRIC.tier_ids, tier_gains(RUBRIC), None, None, {})
 
 
-def test_lessons_take_the_labels_that_they_name(school):
-    rows, whole = school.rows, school.taught()
+def test_variants_take_the_labels_that_they_name(setup):
+    rows, whole = setup.rows, setup.training_set()
     assert 3 not in whole.kept and len(whole.kept) == len(rows) - 1
-    human = school.taught(labels=0)
+    human = setup.training_set(labels=0)
     assert not human.judge_weight.any() and (human.human_weight[human.kept] > 0).all() and len(human.kept) <= 40
-    some = school.taught(labels=10)
+    some = setup.training_set(labels=10)
     assert ((some.judge_weight > 0) == ((rows.rank >= 0) & (rows.rank < 10))).all()
     assert set(human.kept) <= set(some.kept)
 
 
-def test_a_plain_cross_encoder_sees_one_tier_per_pair_and_every_pair_equally(school):
-    hard, rows = school.taught(hard=True), school.rows
+def test_a_plain_cross_encoder_sees_one_tier_per_pair_and_every_pair_equally(setup):
+    hard, rows = setup.training_set(hard=True), setup.rows
     assert not hard.judge_weight.any() and set(hard.human[hard.kept].reshape(-1)) == {0.0, 1.0}
     best = np.where(rows.human_weight[:, None] > 0, rows.human, rows.judge).argmax(axis=1)
     assert (hard.human.argmax(axis=1) == best).all() and set(hard.rates) == {1.0} and set(hard.human_weight[hard.kept]) == {1.0}
@@ -237,14 +237,14 @@ def test_a_plain_cross_encoder_learns_the_label_where_most_raters_chose_another_
     rows, _ = joined([*divided, *shop["train"][3:6], *shop["dev"], *shop["test"]])
     recipe = distill_recipe(tmp_path / "distill.yaml", tmp_path / "human.parquet")
     whole = replace(rows, lengths=np.full(len(rows), 9))
-    lessons = School(recipe, RunFolder(tmp_path / "run"), whole, RUBRIC.tier_ids, tier_gains(RUBRIC), None, None, {})
+    setup = Setup(recipe, RunFolder(tmp_path / "run"), whole, RUBRIC.tier_ids, tier_gains(RUBRIC), None, None, {})
     by_id = {pair.pair_id: RUBRIC.index(pair.label) for pair in (*divided, *shop["train"][3:6])}
     expected = [by_id[pair.pair_id] for pair in rows.pairs(range(len(rows)))]
-    assert lessons.taught(hard=True).human.argmax(axis=1).tolist() == expected
+    assert setup.training_set(hard=True).human.argmax(axis=1).tolist() == expected
 
 
-def test_rare_grades_are_visited_more_often(school):
-    whole, rows = school.taught(), school.rows
+def test_rare_grades_are_visited_more_often(setup):
+    whole, rows = setup.training_set(), setup.rows
     tiers = rows.judge[whole.kept].argmax(axis=1)
     counts = np.bincount(tiers, minlength=4)
     rare, usual = counts.argmin(), counts.argmax()

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from lore.cli.main import app
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
-from lore.distill.export import canaries_of, compare, export_student, refuse_changes, sample_of_file
+from lore.distill.export import canaries_of, compare, export_student, moved_tiers, refuse_changes, sample_of_file
 from lore.distill.first_token import keep_first_token
 from lore.distill.int8 import PRODUCT, WEIGHT_STEPS, quantized
 from lore.run.runner import run_recipe
@@ -143,6 +143,7 @@ def test_the_check_counts_moves_between_tiers_and_measures_labels(tmp_path):
     assert check.largest_difference == pytest.approx(0.2) and check.moves == {"L2 > L3": 1} and check.labeled == 3
     assert (check.macro_f1_before, check.macro_f1) == (1.0, pytest.approx(2 / 4))
     assert check.macro_f1_loss[0] == 0 and check.macro_f1_loss[1] == 1
+    assert moved_tiers(check) == "L2 > L3: 1 pairs" and moved_tiers(compare(card, pairs, before, before)) == "none"
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from lore.distill.targets import (
     border_targets,
     even_rates,
     expected_gain,
+    grouped_order,
     human_targets,
     tier_gains,
     traffic_weights,
     two_readings,
-    visits,
 )
 from lore.rubric.rubric import load_rubric
 
@@ -52,7 +52,7 @@ def test_raters_who_differ_are_a_distribution_and_others_a_tier():
     assert found == pytest.approx(np.asarray([[0, 0, 0.25, 0.75], [0, 1, 0, 0]]))
 
 
-def test_even_rates_give_every_filled_bin_the_same_number_of_visits():
+def test_even_rates_give_every_filled_bin_the_same_number_of_grouped_order():
     grades = np.asarray([0.0] * 2 + [0.6] * 6)
     rates = even_rates(grades, bins=2, most_repeats=10)
     assert rates == pytest.approx([2, 2] + [4 / 6] * 6)
@@ -86,37 +86,37 @@ def test_weights_lead_from_the_sample_back_to_traffic():
 
 def test_a_batch_holds_several_items_of_each_of_its_queries():
     queries = np.repeat(np.arange(40), 8)
-    order = visits(queries, np.ones(320, int), np.ones(320), batch_size=16, steps=20, items=4, seed=1)
+    order = grouped_order(queries, np.ones(320, int), np.ones(320), batch_size=16, steps=20, items=4, seed=1)
     assert sorted(order) == list(range(320))
     for batch in order.reshape(20, 16):
         assert len(np.unique(queries[batch])) <= 4 and np.bincount(queries[batch]).max() <= 8
-    again = visits(queries, np.ones(320, int), np.ones(320), batch_size=16, steps=20, items=4, seed=1)
+    again = grouped_order(queries, np.ones(320, int), np.ones(320), batch_size=16, steps=20, items=4, seed=1)
     assert (order == again).all()
-    assert (visits(queries, np.ones(320, int), np.ones(320), batch_size=16, steps=20, items=4, seed=2) != order).any()
+    assert (grouped_order(queries, np.ones(320, int), np.ones(320), batch_size=16, steps=20, items=4, seed=2) != order).any()
 
 
 def test_longer_training_begins_with_the_order_of_a_shorter_one():
     queries, lengths = np.arange(30) // 3, np.arange(30)
-    short = visits(queries, lengths, np.ones(30), batch_size=10, steps=4, items=3, seed=0)
-    long = visits(queries, lengths, np.ones(30), batch_size=10, steps=9, items=3, seed=0)
+    short = grouped_order(queries, lengths, np.ones(30), batch_size=10, steps=4, items=3, seed=0)
+    long = grouped_order(queries, lengths, np.ones(30), batch_size=10, steps=9, items=3, seed=0)
     assert (long[:40] == short).all()
 
 
 def test_rows_come_as_often_as_their_rate_says():
     rates = np.asarray([2.5, 0.25] + [1.0] * 8)
-    order = visits(np.arange(10), np.ones(10, int), rates, batch_size=10, steps=1000, items=4, seed=0)
+    order = grouped_order(np.arange(10), np.ones(10, int), rates, batch_size=10, steps=1000, items=4, seed=0)
     assert np.bincount(order)[:2] / 1000 == pytest.approx(10 * rates[:2] / rates.sum(), rel=0.1)
 
 
 def test_two_visits_of_a_row_are_not_in_one_group():
-    order = visits(np.zeros(4, int), np.ones(4, int), np.full(4, 2.0), batch_size=4, steps=2, items=4, seed=0)
+    order = grouped_order(np.zeros(4, int), np.ones(4, int), np.full(4, 2.0), batch_size=4, steps=2, items=4, seed=0)
     assert all(len(set(batch)) == 4 for batch in order.reshape(2, 4))
 
 
 def test_a_batch_holds_rows_of_about_one_length_in_random_order_of_the_batches():
     rng = np.random.default_rng(0)
     queries, lengths = np.arange(3000) // 3, rng.integers(10, 60, 3000)
-    order = visits(queries, lengths, np.ones(3000), batch_size=30, steps=250, items=3, seed=0)
+    order = grouped_order(queries, lengths, np.ones(3000), batch_size=30, steps=250, items=3, seed=0)
     assert sorted(order[:3000]) == list(range(3000))
     longest = lengths[order].reshape(250, 30).max(axis=1)
     # Of three random lengths the longest is 47 on average, and of thirty it is 58.
@@ -126,5 +126,5 @@ def test_a_batch_holds_rows_of_about_one_length_in_random_order_of_the_batches()
 
 def test_the_longest_group_of_a_batch_comes_first():
     queries, lengths = np.asarray([0, 0, 1, 1, 2, 2]), np.asarray([5, 9, 40, 2, 7, 7])
-    order = visits(queries, lengths, np.ones(6), batch_size=6, steps=1, items=2, seed=0)
+    order = grouped_order(queries, lengths, np.ones(6), batch_size=6, steps=1, items=2, seed=0)
     assert queries[order].tolist() == [1, 1, 0, 0, 2, 2]

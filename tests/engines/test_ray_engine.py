@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 from pydantic import ValidationError
-from ray_faults import FaultyEngine, killed_while_loading, load_nothing, ray_here
+from ray_faults import FaultyEngine, killed_while_loading, load_nothing, own_lines, ray_here
 
 from lore.engines import ray_engine
 from lore.engines.config import RaySection
@@ -78,10 +78,7 @@ def test_workers_that_die_cost_no_answer_but_that_of_the_prompt_that_ends_them_a
         assert [answer[0].text.rpartition(" ")[0] for answer in engine.generate(asked("a", "b"), Sampling())] == ["A", "B"]
     finally:
         engine.close()
-    shown = capfd.readouterr()
-    lines = [line for line in (shown.out + shown.err).splitlines() if line.strip()]
-    # Ray itself sometimes notes that it retries, when a worker is briefly out of reach.
-    lines = [line for line in lines if not ("raylet" in line and "will be retried" in line)]
+    lines = own_lines(capfd.readouterr())
     assert lines and all(line.startswith("warning: a worker ended, ") for line in lines)
 
 

@@ -7,53 +7,32 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 from conftest import ROOT
 from openai_server import reply, wait_for
 from openai_server import serve as openai_server
-from peft import LoraConfig, get_peft_model
-from tiny import make
-from transformers import AutoModelForCausalLM
+from tiny import adapter_judge, make
 
-from lore.codec.judgement import renderer_hash
-from lore.codec.prompt import PromptFormat
-from lore.codec.section import PromptSection
 from lore.codec.verdict_tokens import verdict_tokens
 from lore.engines.config import EndpointSection, ModelSection
 from lore.engines.engine import EndpointStopped
 from lore.engines.http import client
 from lore.engines.loading import load_processor
 from lore.engines.open_engine import open_engine
-from lore.judge.card import judge_card, write_card
 from lore.judge.served import check_served, served_name
 from lore.judge.trained import TrainedJudge, trained_judge
 from lore.label.config import LabelJudgeSection
 from lore.label.judge import asked_judge
-from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
 
 KEY = "key-of-the-served-judge"
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 
 
-def trained(text: Path, path: Path) -> Path:
-    """An adapter with its card on a tiny text model: what a run of sft leaves in <run>/model."""
-    torch.manual_seed(1)
-    config = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(text), config).save_pretrained(path)
-    prompt, rubric = PromptSection(order="reason_first", detail="name", max_prompt_tokens=512), load_rubric("shop")
-    recipe = SimpleNamespace(model=SimpleNamespace(name=str(text)), data=SimpleNamespace(rubric="shop"), prompt=prompt)
-    processor = load_processor(ModelSection(name=str(text)), chat=True)
-    write_card(path, judge_card(recipe, renderer_hash(rubric, PromptFormat(**prompt.model_dump())), rubric.hash, processor))
-    return path
-
-
 @pytest.fixture(scope="module")
 def folder(tiny, tmp_path_factory) -> Path:
-    return trained(tiny.text, tmp_path_factory.mktemp("runs") / "sft" / "model")
+    return adapter_judge(tiny.text, tmp_path_factory.mktemp("runs") / "sft" / "model")
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +115,7 @@ def test_settings_and_judges_that_cannot_be_served_are_refused(folder, lore, tmp
 @needs_vllm
 def test_a_served_judge_is_the_one_that_its_client_asks(tmp_path, monkeypatch):
     """Starts vLLM's server on a tiny judge with an adapter: about 20 s on a core."""
-    folder = trained(make(tmp_path / "tiny64", hidden=64).text, tmp_path / "sft")
+    folder = adapter_judge(make(tmp_path / "tiny64", hidden=64).text, tmp_path / "sft")
     judge = trained_judge(folder)
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with socket.socket() as free:

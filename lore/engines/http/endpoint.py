@@ -48,6 +48,8 @@ from lore.support.errors import LoreError
 
 # With one seed for all prompts, duplicate prompts would get identical samples.
 SEED_STEP = 1_000_003
+NO_LOGPROBS = "the server returns no log-probabilities for this prompt"
+NO_TIER = "the server lists no tier among the tokens for this prompt"
 
 
 class EndpointEngine:
@@ -104,6 +106,37 @@ class EndpointEngine:
             raise RequestRefused(f"{self.section.url} gives no answer to a prompt: {found[0].detail}", found[0].detail)
         return found if wanted == sampling.n else found * sampling.n
 
+    async def complete_once(self, messages: Messages, sampling: Sampling) -> list[Completion]:
+        """One greedy completion of one prompt, for callers with a deadline and a circuit breaker of their own (lore.online): one
+        attempt, which no throttle holds back. Raises RequestRefused, EndpointFailed if there is no usable reply, and
+        EndpointStopped if the server rejects every request."""
+        body = self._body(messages, sampling, 1, sampling.seed)
+        found = await self._once(body, lambda reply: completions(reply, 1, sampling.max_tokens))
+        if found[0].detail:
+            raise RequestRefused(f"{self.section.url} gives no answer to a prompt: {found[0].detail}", found[0].detail)
+        return found
+
+    async def score_once(self, messages: Messages) -> np.ndarray:
+        """Tier probabilities [tiers] of one prompt, see `complete_once` and `score`."""
+        begun = begun_at_verdict(messages, self.rubric, self.verdict)
+        body = self._body(begun, Sampling(max_tokens=1), 1, 0) | scoring_fields(self.verdict)
+        if not (listed := await self._once(body, _listed)):
+            raise RequestRefused(f"{self.section.url}: {NO_LOGPROBS}", NO_LOGPROBS)
+        row, any_tier = tier_probabilities(listed, tier_ends(self.rubric, self.verdict), self.verdict)
+        if not any_tier:  # equal probabilities would make the first tier its verdict
+            raise RequestRefused(f"{self.section.url}: {NO_TIER}", NO_TIER)
+        return row
+
+    async def _once(self, body: dict[str, Any], read: Callable[[Reply], Any]) -> Any:
+        outcome = self._counted(await self._client.send(body, read))
+        while outcome.kind == "again":  # without the fields that the server has named, so that it ends
+            outcome = self._counted(await self._client.send(body, read))
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.kind != "answered":
+            raise EndpointFailed(f"{self.section.url} gave no usable answer: {outcome.what}.")
+        return outcome.value
+
     async def aclose(self) -> None:
         """Closes the connections."""
         await self._client.aclose()
@@ -158,14 +191,14 @@ class EndpointEngine:
                 raise self._client.stop("returns no log-probabilities", "Use a server that supports logprobs, or another engine.")
             self._lists_logprobs = True
             if not listed:
-                refused[index] = "the server returns no log-probabilities for this prompt"
+                refused[index] = NO_LOGPROBS
                 return
             row, any_tier = tier_probabilities(listed, ends, self.verdict)
             found.append(any_tier)
             if any_tier:
                 out[index] = row
             else:  # equal probabilities would make the first tier its verdict
-                refused[index] = "the server lists no tier among the tokens for this prompt"
+                refused[index] = NO_TIER
 
         async def look_for_tiers(_: int) -> None:
             listed = _listed(await self._ask_harmless(body_of(begun_at_verdict(prompts[0], self.rubric, self.verdict)), None))

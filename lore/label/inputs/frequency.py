@@ -1,15 +1,17 @@
 """How often each query was searched for, counted over a whole log on disk.
 
-With search ids: the number of distinct ones. With impressions, how often a row's item was shown: those of the query's most shown
-item, since a page has as many impressions as its most shown item. Otherwise: the number of rows. Case and spacing of a query do not
-matter, and equal queries of two markets are two queries (lore.data.pair.query_key).
+With search ids (rule searches): the number of distinct ones. With impressions, how often a row's item was shown: those of the
+query's most shown item, since a page has as many impressions as its most shown item. With a column that says it on each row of a
+query (frequencies): the largest value. Otherwise (rows): the number of rows, or the sum of their values. Rule items counts the
+distinct items of a query. Case and spacing of a query do not matter, and equal queries of two markets are two queries
+(lore.data.pair.query_key).
 
 The rows are dealt to files by the hash of their query. Each file is then counted by itself, so memory does not grow with the log.
 """
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -20,8 +22,11 @@ import pyarrow as pa
 from lore.data.pair import query_key
 from lore.label.inputs.questions import markets_of
 
-Rule = Literal["searches", "impressions", "rows"]
+Rule = Literal["searches", "items", "impressions", "frequencies", "rows"]
+DISTINCT = ("searches", "items")
+"""Rules that count units, such as search ids."""
 PARTS = 64
+BLOCK_ROWS = 2**20
 _ROW = np.dtype([("query", "<u8"), ("unit", "<u8"), ("value", "<f8")])
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _TOP = np.uint64(1 << 63)
@@ -55,7 +60,8 @@ def count_searches(
     rows: Iterable[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]], rule: Rule, database: sqlite3.Connection, scratch: Path
 ) -> None:
     """Writes the table `frequency` of a database. rows: hashes of the queries; hashes of the search ids (searches) or items
-    (impressions), and values (impressions) of some rows. scratch: folder for files, deleted by the caller."""
+    (items, impressions); and values (impressions, frequencies, rows; None counts 1) of some rows. scratch: folder for files,
+    deleted by the caller."""
     database.execute("create table frequency (query integer primary key, searches real)")
     with ExitStack() as stack:
         parts = [stack.enter_context(open(scratch / f"{part}.rows", "w+b")) for part in range(PARTS)]
@@ -91,13 +97,34 @@ def _keys(queries: np.ndarray) -> list[int]:
     return (queries ^ _TOP).view(np.int64).tolist()
 
 
+def counted_blocks(database: sqlite3.Connection, rows: int = BLOCK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(hashes, counts) of all queries, in ascending order of the hashes, in blocks of at most `rows`."""
+    found = database.execute("select query, searches from frequency order by query")
+    while some := found.fetchmany(rows):
+        yield _arrays(some)
+
+
+def counts_between(database: sqlite3.Connection, first: np.uint64, last: np.uint64) -> tuple[np.ndarray, np.ndarray]:
+    """(hashes, counts) of the queries with hashes from `first` to `last`, in ascending order."""
+    ends = _keys(np.asarray([first, last], dtype=np.uint64))
+    return _arrays(database.execute("select query, searches from frequency where query between ? and ? order by query", ends))
+
+
+def _arrays(rows: Iterable[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    found = np.fromiter(rows, np.dtype([("query", "<i8"), ("count", "<f8")]))
+    return np.ascontiguousarray(found["query"]).view(np.uint64) ^ _TOP, np.ascontiguousarray(found["count"])
+
+
 def _summed(rows: np.ndarray, rule: Rule) -> np.ndarray:
-    """One row per unit of a query, such as a search; by rule `rows` one per query."""
-    if rule == "rows":
+    """One row per unit of a query, such as a search; by the rules rows and frequencies one per query."""
+    if rule in ("rows", "frequencies"):
         rows["unit"] = rows["query"]
     _, first, place = np.unique(rows["unit"], return_index=True, return_inverse=True)
     found = rows[first]
-    if rule != "searches":
+    if rule == "frequencies":
+        found["value"] = -np.inf
+        np.maximum.at(found["value"], place, rows["value"])
+    elif rule not in DISTINCT:
         found["value"] = np.bincount(place, weights=rows["value"], minlength=len(first))
     return found
 

@@ -117,7 +117,7 @@ def _pairs(section: InputSection, roots: list[Path], work: Path, rejected: Rejec
             _tell_of_refused(questions, raw.file, told)
             yield with_pair_ids(questions)
 
-    return LabelInput(_fingerprint([table], section, work), table.count(), read, rejected, section.limit)
+    return LabelInput(input_fingerprint([table], section, work), table.count(), read, rejected, section.limit)
 
 
 def _joined(section: InputSection, roots: list[Path], work: Path, rejected: RejectedSink) -> LabelInput:
@@ -136,7 +136,7 @@ def _joined(section: InputSection, roots: list[Path], work: Path, rejected: Reje
         tables, name, expected = [log], section.path, log.count()
     else:
         raise LoreError("input.path names no search log, and input.ubi is not there either.")
-    of_catalogue, of_log = _fingerprint([table], section, work), _fingerprint(tables, section, work)
+    of_catalogue, of_log = input_fingerprint([table], section, work), input_fingerprint(tables, section, work)
 
     def read(reject: Callable[[Rejection], None]) -> Iterator[pa.RecordBatch]:
         catalogue = open_catalogue(table, columns, checker, work / "catalogue.sqlite", of_catalogue)
@@ -154,7 +154,7 @@ def _joined(section: InputSection, roots: list[Path], work: Path, rejected: Reje
                 reject(rejection)
             yield from Join(catalogue, searches, reject, name).questions(rows, targets, log_checker)
 
-    return LabelInput(_fingerprint([*tables, table], section, work), expected, read, rejected, section.limit)
+    return LabelInput(input_fingerprint([*tables, table], section, work), expected, read, rejected, section.limit)
 
 
 def _numbers(columns: dict[str, str]) -> list[str]:
@@ -176,7 +176,7 @@ def _tell_of_refused(questions: pa.RecordBatch, file: str, told: set[str]) -> No
         )
 
 
-def _fingerprint(tables: list[Table], section: InputSection, work: Path) -> str:
+def input_fingerprint(tables: list[Table], section: InputSection, work: Path) -> str:
     """Over the bytes of the tables and how they are read. Files whose size and times are those of the last start are not read."""
     listing = work / "files.json"
     known: dict[str, Row] = {}

@@ -52,20 +52,29 @@ def log_columns(table: Table, given: dict[str, str]) -> dict[str, str]:
 
 def count_log(table: Table, columns: dict[str, str], path: Path, fingerprint: str) -> sqlite3.Connection | None:
     """The database with the searches of each query, made from the whole log. None if the log has a column that says it."""
-    rule: Rule = "impressions" if "impressions" in columns else "searches" if "search_id" in columns else "rows"
     if "query_frequency" in columns:
         return None
-    checker = RowChecker(None, open_photos=False, required=REQUIRED if rule == "impressions" else REQUIRED[:1])
+    rule: Rule = "impressions" if "impressions" in columns else "searches" if "search_id" in columns else "rows"
     extra = columns.get({"impressions": "impressions", "searches": "search_id"}.get(rule, ""), "")
-    wanted = {target: name for target, name in columns.items() if target in ("query", "slices", *MARKETS)}
-    if rule == "impressions":
-        wanted["item_id"] = columns["item_id"]
+    targets = ("query", "slices", *MARKETS, *(["item_id"] if rule == "impressions" else []))
+    wanted = [*(name for target, name in columns.items() if target in targets), *([extra] if extra else [])]
+    rows = table.read([columns["query"]], wanted, [extra] if rule == "impressions" else [])
+    return count_rows(rows, columns, rule, path, fingerprint, extra)
+
+
+def count_rows(
+    read: Iterable[Raw | Rejection], columns: dict[str, str], rule: Rule, path: Path, fingerprint: str, extra: str = ""
+) -> sqlite3.Connection:
+    """The database with the count of each query. read: the rows, which are only read if the database is not there. columns:
+    {target: column}. extra: the column of the search ids (searches) or of the values (impressions, frequencies, rows)."""
+    of_items = rule in ("impressions", "items")
+    checker = RowChecker(None, open_photos=False, required=REQUIRED if of_items else REQUIRED[:1])
+    targets = ("query", "slices", *MARKETS, *(["item_id"] if of_items else []))
+    wanted = {target: name for target, name in columns.items() if target in targets}
 
     def rows() -> Iterator[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]]:
         before = 0
-        more, numbers = [extra] if extra else [], [extra] if rule == "impressions" else []
-        read = table.read([wanted["query"]], [*wanted.values(), *more], numbers)
-        for raw in track(read, "counting searches, blocks"):
+        for raw in track(read, "counting items, blocks" if rule == "items" else "counting searches, blocks"):
             if isinstance(raw, Rejection):
                 continue  # reported when the log is joined
             questions, kept, _ = questions_of(raw, wanted, checker)
@@ -78,8 +87,9 @@ def count_log(table: Table, columns: dict[str, str], path: Path, fingerprint: st
                 nameless = np.asarray(ids.is_null())
                 units[nameless] = np.arange(before, before + int(nameless.sum()), dtype=np.uint64)  # each row is a search
                 before += int(nameless.sum())
-            elif rule == "impressions":
+            elif of_items:
                 units = hashes_of(questions.column("item_id"))
+            if extra and rule != "searches":
                 values = np.asarray([_count(cell) for cell in _cells(raw.columns.get(extra), raw, extra)])[kept]
             yield queries, units, values
 

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from lore.distill.config import DistillRecipe, LossSection
 from lore.distill.losses import human_share, loss_parts, mixed_targets, rationale_distance
 from lore.distill.rows import Rows, lengths_of
-from lore.distill.targets import rationale_vectors, visits
+from lore.distill.targets import grouped_order, rationale_vectors
 from lore.engines.loading import default_device, resolve_dtype
 from lore.judge.card import CARD
 from lore.run.launch_settings import mixed_precision
@@ -35,8 +35,8 @@ TARGETS, RATIONALE = ("judge", "judge_weight", "human", "human_weight", "query")
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What one student of the run learns from.
+class Variant:
+    """One of the students that the run trains: the recipe's, a baseline, or a point of the curve.
 
     labels: how many labels of the judge, None for all, 0 for human labels alone. hard: one tier per pair, cross-entropy and rows in
     random order, as a plain cross-encoder is trained. steps: of the training.
@@ -56,9 +56,9 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Taught:
-    """Targets of a lesson. kept: numbers of its rows; rates: their visits per epoch. The other arrays have one entry per row of the
-    run; a weight of 0 marks a missing label."""
+class TrainingSet:
+    """Rows and targets of one student. kept: numbers of its rows; rates: their visits per epoch. The other arrays have one entry
+    per row of the run; a weight of 0 marks a missing label."""
 
     kept: np.ndarray
     rates: np.ndarray
@@ -69,7 +69,7 @@ class Taught:
 
 
 @dataclass(frozen=True)
-class School:
+class Setup:
     """What all students of a run share. embeddings: of the photos, for a student that reads them. card: of the student, not yet
     calibrated."""
 
@@ -82,8 +82,8 @@ class School:
     embeddings: PhotoEmbeddings | None
     card: dict[str, Any]
 
-    def taught(self, *, labels: int | None = None, hard: bool = False) -> Taught:
-        """The targets of a lesson, see Lesson. Raises LoreError if it has no row."""
+    def training_set(self, *, labels: int | None = None, hard: bool = False) -> TrainingSet:
+        """The training set of a variant, see Variant. Raises LoreError if it has no row."""
         rows = self.rows
         if hard and self.recipe.student.kind == "bi_encoder":  # a query of all of its tokens leaves no room for the item
             config = StudentConfig(kind="cross_encoder", tiers=self.tier_ids)
@@ -99,11 +99,11 @@ class School:
             raise LoreError("No training pair is left that the student can read. Check data.path, labels.path and text.max_tokens.")
         rates, weights = np.ones(len(kept)), np.ones(len(rows))
         if not hard:
-            rates, weights[kept] = rows.visited(self.recipe.targets, self.gains, kept, judge_weight[kept] > 0)
-        return Taught(kept, rates, judge, judge_weight * weights, human, human_weight * weights)
+            rates, weights[kept] = rows.rates_and_weights(self.recipe.targets, self.gains, kept, judge_weight[kept] > 0)
+        return TrainingSet(kept, rates, judge, judge_weight * weights, human, human_weight * weights)
 
     def section(self, *, hard: bool = False) -> StudentSection:
-        """The student of a lesson."""
+        """How a variant's student is built."""
         section = self.recipe.student
         return section.model_copy(update={"kind": "cross_encoder", "head": "softmax"}) if hard else section
 
@@ -123,46 +123,46 @@ def arguments(recipe: DistillRecipe, folder: RunFolder, steps: int) -> TrainingA
     return training_arguments(TrainingArguments, recipe.train, folder, steps, recipe.seed, bf16=bf16, cpu=device == "cpu")
 
 
-def teach(lesson: Lesson, school: School) -> float:
+def train_student(variant: Variant, setup: Setup) -> float:
     """Trains a student to its end, writes its folder and returns the seconds; 0 if that is done. The card is written last, and
     marks the folder as finished."""
-    recipe, folder = school.recipe, lesson.folder(school.run)
+    recipe, folder = setup.recipe, variant.folder(setup.run)
     if (folder / "model" / CARD).is_file():
         return 0.0
     if is_main_process():
         folder.path.mkdir(parents=True, exist_ok=True)
-    taught = school.taught(labels=lesson.labels, hard=lesson.hard)
-    say(f"{lesson.title}: {_described(taught)}, {lesson.steps:,} steps of {recipe.train.batch_size}")
+    training_set = setup.training_set(labels=variant.labels, hard=variant.hard)
+    say(f"{variant.title}: {_described(training_set)}, {variant.steps:,} steps of {recipe.train.batch_size}")
     set_seed(recipe.seed)
-    args = arguments(recipe, folder, lesson.steps)
-    student, encoder = school.new_student(hard=lesson.hard)
-    loss = PLAIN if lesson.hard else recipe.loss
+    args = arguments(recipe, folder, variant.steps)
+    student, encoder = setup.new_student(hard=variant.hard)
+    loss = PLAIN if variant.hard else recipe.loss
     vectors = None
     if loss.rationale:
-        vectors = rationale_vectors(school.rows.rationales(taught.judge_weight > 0), loss.rationale_size, recipe.seed)
+        vectors = rationale_vectors(setup.rows.rationales(training_set.judge_weight > 0), loss.rationale_size, recipe.seed)
         if not vectors.any():
             say("no pair has a rationale, so loss.rationale adds nothing")
             vectors = None
-    model = Pupil(student, 0 if vectors is None else vectors.shape[1])
+    model = StudentWithAuxiliaryHead(student, 0 if vectors is None else vectors.shape[1])
     freeze_weights(model, recipe.train.freeze)
-    order = visits(
-        school.rows.query[taught.kept],
-        school.rows.lengths[taught.kept],
-        taught.rates,
+    order = grouped_order(
+        setup.rows.query[training_set.kept],
+        setup.rows.lengths[training_set.kept],
+        training_set.rates,
         batch_size=recipe.train.batch_size,
-        steps=lesson.steps,
-        items=1 if lesson.hard else recipe.items,
+        steps=variant.steps,
+        items=1 if variant.hard else recipe.items,
         seed=recipe.seed,
     )
     trainer = StudentTrainer(
         model=model,
         args=args,
-        train_dataset=Visits(taught.kept[order]),
-        data_collator=Collator(school.rows, taught, encoder, vectors),
+        train_dataset=RowNumbers(training_set.kept[order]),
+        data_collator=Collator(setup.rows, training_set, encoder, vectors),
         head=student.config.head,
-        gains=school.gains,
+        gains=setup.gains,
         loss=loss,
-        share=_share_of(recipe, taught),
+        share=_share_of(recipe, training_set),
     )
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise LoreError(
@@ -170,37 +170,37 @@ def teach(lesson: Lesson, school: School) -> float:
             "would not be gathered for a save.\nLaunch with launch/accelerate/ddp.yaml.",
             same_on_every_rank=True,
         )
-    recorder = Recorder(folder, lesson.title, keep=recipe.train.keep_checkpoints, recorded=(*RECORDED, "loss_parts"))
-    tracked = recipe if lesson.name == "student" else recipe.model_copy(update={"track": []})
+    recorder = Recorder(folder, variant.title, keep=recipe.train.keep_checkpoints, recorded=(*RECORDED, "loss_parts"))
+    tracked = recipe if variant.name == "student" else recipe.model_copy(update={"track": []})
     seconds = train(trainer, recorder, folder, tracked)
     if is_main_process():
-        save_student(trainer.accelerator.unwrap_model(trainer.model).student, folder / "model", school.tokenizer)
-        own = school.card["student"] | {"kind": student.config.kind, "head": student.config.head}
-        verdict = {"verdict": "most_probable"} if lesson.hard else {}  # a plain cross-encoder has no other
-        write_student_card(folder / "model", school.card | {"student": own} | verdict)
-        if lesson.name != "student":
+        save_student(trainer.accelerator.unwrap_model(trainer.model).student, folder / "model", setup.tokenizer)
+        own = setup.card["student"] | {"kind": student.config.kind, "head": student.config.head}
+        verdict = {"verdict": "most_probable"} if variant.hard else {}  # a plain cross-encoder has no other
+        write_student_card(folder / "model", setup.card | {"student": own} | verdict)
+        if variant.name != "student":
             remove_own(folder / "checkpoints")
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     return seconds
 
 
-def _described(taught: Taught) -> str:
-    judge, human = (int((weight[taught.kept] > 0).sum()) for weight in (taught.judge_weight, taught.human_weight))
+def _described(training_set: TrainingSet) -> str:
+    judge, human = (int((weight[training_set.kept] > 0).sum()) for weight in (training_set.judge_weight, training_set.human_weight))
     kinds = [f"{count:,} {what}" for count, what in ((judge, "labels of the judge"), (human, "of raters")) if count]
-    return f"{len(taught.kept):,} pairs with {' and '.join(kinds)}"
+    return f"{len(training_set.kept):,} pairs with {' and '.join(kinds)}"
 
 
-def _share_of(recipe: DistillRecipe, taught: Taught) -> tuple[float, float, float]:
+def _share_of(recipe: DistillRecipe, training_set: TrainingSet) -> tuple[float, float, float]:
     """Arguments of `human_share`. With labels of one kind there is nothing to share."""
-    if not taught.judge_weight.any():
+    if not training_set.judge_weight.any():
         return 1.0, 1.0, 1.0
-    if not taught.human_weight.any():
+    if not training_set.human_weight.any():
         return 0.0, 0.0, 1.0
     return recipe.human.first, recipe.human.last, recipe.human.rises_from
 
 
-class Visits(Dataset):
+class RowNumbers(Dataset):
     """Row numbers in the order of training."""
 
     def __init__(self, order: np.ndarray):
@@ -218,7 +218,7 @@ class Collator:
     """Row numbers to a batch: what the student reads, and the targets."""
 
     rows: Rows
-    taught: Taught
+    training_set: TrainingSet
     encoder: PairEncoder
     vectors: np.ndarray | None = None
     """Of the rationales."""
@@ -227,13 +227,13 @@ class Collator:
         batch = self.encoder.batch(self.encoder.rows(self.rows.pairs(places)))
         found = {name: torch.from_numpy(array) for name, array in batch.items()}
         for name in TARGETS[:-1]:
-            found[name] = torch.from_numpy(getattr(self.taught, name)[places]).float()
+            found[name] = torch.from_numpy(getattr(self.training_set, name)[places]).float()
         if self.vectors is not None:
             found[RATIONALE] = torch.from_numpy(self.vectors[places])
         return found | {"query": torch.from_numpy(self.rows.query[places])}
 
 
-class Pupil(torch.nn.Module):
+class StudentWithAuxiliaryHead(torch.nn.Module):
     """A student in training, with an auxiliary head on what its last layer reads (rationale_size outputs; 0: none).
 
     A module of its own because the trainer writes into the config of a model that has one, and a student's is frozen.

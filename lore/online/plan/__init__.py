@@ -1,0 +1,1 @@
+"""What the service would cost, and how good it would be, before it is built: `lore plan`."""

@@ -1,0 +1,216 @@
+"""`lore serve online`: the HTTP server around lore.online.service.
+
+    lore serve online recipes/online.yaml
+
+One worker runs in this process. Several are processes of their own that share the port; each opens its own student. SIGTERM or
+Ctrl-C ends the service: /ready answers 503, new requests are refused with 503, accepted ones are answered, and the command exits
+with status 0. A second signal ends it at once.
+"""
+
+import asyncio
+import logging
+import math
+import multiprocessing
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from multiprocessing.connection import wait
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from lore.online.app import build_app
+from lore.online.config import OnlineRecipe
+from lore.online.service import Service, load_cache, open_service
+from lore.online.try_out import pairs_to_try, try_out
+from lore.run.entry import exit_status
+from lore.support.errors import LoreError, reason
+from lore.support.processes import end_with
+from lore.support.terminal import print_line, print_note
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the 60 s for which load balancers keep an idle connection: the side that closes must be theirs."""
+BACKLOG = 2048
+CLOSE_SECONDS = 10.0
+"""For a worker to end after it has drained."""
+FIRST_RESTART_SECONDS, LONGEST_RESTART_SECONDS = 0.5, 30.0
+HEALTHY_SECONDS = 60.0
+"""A worker that ran for so long is started again at once."""
+
+
+class OnlineServer(uvicorn.Server):
+    """uvicorn's server, which starts and drains a service. then: is awaited with the server's address once it answers; the server
+    drains afterwards."""
+
+    def __init__(self, service: Service, then: Callable[[str], Awaitable[None]] | None = None):
+        serve = service.recipe.serve
+        super().__init__(
+            uvicorn.Config(
+                build_app(service.recipe, service),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=max(1, math.ceil(serve.drain_seconds)),
+                backlog=BACKLOG,
+                ws="none",
+                proxy_headers=False,
+            )
+        )
+        self.service, self.then = service, then
+        self.leaving = False
+        self.then_task: asyncio.Task | None = None
+        self._draining: asyncio.Task | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.service.start()
+        await super().startup(sockets)
+        if self.then is not None:
+            self.then_task = asyncio.create_task(self.then(address_of(sockets[0])))
+            self.then_task.add_done_callback(lambda _: setattr(self, "leaving", True))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        await self.service.close()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains; the second ends at once."""
+        if self.leaving or not self.started:
+            self.should_exit = True
+            self.force_exit = self.leaving
+        self.leaving = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.leaving and self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+        return await super().on_tick(counter)
+
+    async def _drain(self) -> None:
+        await self.service.drain()
+        self.should_exit = True
+
+
+def serve(recipe: OnlineRecipe, *, try_pairs: str | None = None) -> int:
+    """Runs the service until a signal ends it. Returns the exit status. try_pairs: a file of pairs, see lore.online.try_out; the
+    service then takes any free port."""
+    then = None
+    if try_pairs is not None:
+        recipe = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"port": 0, "workers": 1})})
+        then = partial(try_out, recipe=recipe, pairs=pairs_to_try(try_pairs))
+    listener = bound_socket(recipe.serve.host, recipe.serve.port)
+    try:
+        load_cache(recipe)
+        if recipe.serve.workers > 1:
+            return _supervise(recipe, listener)
+        _run_worker(recipe, listener, then=then)
+        return 0
+    finally:
+        listener.close()
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket at an address. It does not listen yet: until the service answers, connections are refused."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise LoreError(
+            f"{host}:{port} cannot be listened on: {reason(error)}.\nStop the program that has the port, or set serve.host and "
+            "serve.port (0 takes any free port)."
+        ) from error
+    listener.set_inheritable(True)
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """http://host:port of a bound socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _run_worker(
+    recipe: OnlineRecipe, listener: socket.socket, *, number: int = 0, then: Callable[[str], Awaitable[None]] | None = None
+) -> None:
+    """Runs the service in this process. number: of the worker; the first one says what answers."""
+    log_requests()
+    service = open_service(recipe)
+    server = OnlineServer(service, then)
+    if number == 0:
+        for line in service.described():
+            print_line(line, flush=True)
+        if then is None:
+            print_line(f"answers at {address_of(listener)} once it is warm", flush=True)
+    server.run(sockets=[listener])
+    if server.then_task is not None and not server.then_task.cancelled():
+        server.then_task.result()  # raises its error
+
+
+def log_requests() -> None:
+    """One line of JSON per request (lore.online.exchange) goes to stderr."""
+    log = logging.getLogger("lore.online.requests")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+# Several workers
+
+
+def _worker(recipe: OnlineRecipe, listener: socket.socket, owner: int, number: int) -> None:
+    """The main function of a worker process."""
+    end_with(owner)
+    raise SystemExit(exit_status(lambda: _run_worker(recipe, listener, number=number)))
+
+
+def _supervise(recipe: OnlineRecipe, listener: socket.socket) -> int:
+    """Runs the workers, and starts one that dies again. A worker that cannot start ends the service, since the others would not
+    start either."""
+    spawn = multiprocessing.get_context("spawn")  # onnxruntime and torch do not survive a fork
+    owner = multiprocessing.current_process().pid
+    stopping: list[int] = []
+    before = {sig: signal.signal(sig, lambda sig, frame: stopping.append(sig)) for sig in (signal.SIGTERM, signal.SIGINT)}
+
+    def start(number: int) -> Any:
+        process = spawn.Process(target=_worker, args=(recipe, listener, owner, number))
+        process.start()
+        return process, time.monotonic()
+
+    workers = [start(number) for number in range(recipe.serve.workers)]
+    pause, status = FIRST_RESTART_SECONDS, 0
+    try:
+        while not stopping:
+            wait([process.sentinel for process, _ in workers], timeout=0.2)
+            for at, (process, began) in enumerate(workers):
+                if process.is_alive() or stopping:
+                    continue
+                if process.exitcode == 1:  # a LoreError, which the worker has printed
+                    status = 1
+                    stopping.append(signal.SIGTERM)
+                    break
+                if time.monotonic() - began > HEALTHY_SECONDS:
+                    pause = FIRST_RESTART_SECONDS
+                print_note(f"a worker ended with status {process.exitcode}; another one starts in {pause:g} s")
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_RESTART_SECONDS)
+                workers[at] = start(at)
+        for process, _ in workers:
+            process.terminate()
+        until = time.monotonic() + recipe.serve.drain_seconds + CLOSE_SECONDS
+        for process, _ in workers:
+            process.join(max(0.0, until - time.monotonic()))
+            if process.is_alive():
+                print_note("a worker did not end in time and is killed")
+                process.kill()
+                process.join()
+                status = 1
+        return status
+    finally:
+        for sig, handler in before.items():
+            signal.signal(sig, handler)
