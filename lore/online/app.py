@@ -297,6 +297,7 @@ def _header_ms(request: Request) -> float | None:
 
 
 def _written(request: Request, content: Any) -> Response:
-    response = Response(to_json(content), media_type="application/json")
+    # A returned document may hold 1e999, which is no number for others.
+    response = Response(to_json(content, inf_nan_mode="null"), media_type="application/json")
     exchange_of(request).mark("write")
     return response

@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import wait
 from types import FrameType
@@ -157,9 +158,17 @@ def log_requests() -> None:
     """One line of JSON per request (lore.online.exchange) goes to stderr."""
     log = logging.getLogger("lore.online.requests")
     if not log.handlers:
-        log.addHandler(logging.StreamHandler())
+        log.addHandler(RequestLog())
         log.setLevel(logging.INFO)
         log.propagate = False
+
+
+class RequestLog(logging.Handler):
+    """Writes lines to stderr. A log that takes no more lines does not end the service."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(LoreError, SystemExit):  # a full disk, a closed pipe
+            print_note(record.getMessage())
 
 
 # Several workers
