@@ -13,10 +13,25 @@ from typer.testing import CliRunner
 
 from lore.cli.main import app
 from lore.data.pair import Pair
+from lore.data.tables.parquet_files import write_table
 from lore.label.config import InputSection, UbiSection
-from lore.online.config import RouteSection
+from lore.label.ledger import STAMP
+from lore.label.schema import label_schema
+from lore.online.cache import load_folders
+from lore.online.config import CacheSection, RouteSection
 from lore.online.frequencies import Frequencies
-from lore.online.plan.inputs import Input, Judge, Latency, Price, Student, cached_share, judge_price, probe_student, stored_share
+from lore.online.plan.inputs import (
+    Input,
+    Judge,
+    Latency,
+    Price,
+    Student,
+    cached_share,
+    judge_price,
+    probe_cache,
+    probe_student,
+    stored_share,
+)
 from lore.online.plan.make import unseen
 from lore.online.plan.plan import Prices, Setting, make_plan, pareto
 from lore.online.plan.quality import Quality, read_quality, stratified
@@ -164,6 +179,15 @@ def test_a_judge_that_is_always_late_is_the_student():
     assert point.coverage + point.by_judge + point.by_student == pytest.approx(1)
 
 
+def test_only_the_first_search_of_a_query_waits_for_the_judge():
+    """Every search shows the same items and nothing is new, so the judge is asked once a query."""
+    for searches, p99 in ((10.0, 51.0), (1000.0, 1.0)):
+        plan = planned(quality_of(0.9, 0.8, np.full(200, searches)), late_ms=50.0)
+        point = max(plan.points, key=lambda one: one.torso_from)
+        assert point.tail == 1 and 1 - point.coverage == pytest.approx(1 / searches, rel=0.01)
+        assert (point.p50_ms, point.p99_ms) == pytest.approx((1.0, p99))
+
+
 def test_shares_and_costs_of_a_choice_add_up():
     quality = quality_of(0.9, 0.8)
     plan = planned(quality, new_items=0.05, new_queries=0.1)
@@ -277,6 +301,7 @@ def test_the_command_writes_frequencies_plan_page_and_recipe(tmp_path, monkeypat
         (["LOG", "--student", "RUN"], "student"),
         (["LOG", "--usd-per-million-prompt-tokens", "3"], "--labels"),
         (["missing.parquet"], "missing.parquet"),
+        (["LOG", "--cache", "verdicts.sqlite"], "--labels"),
     ],
 )
 def test_errors_name_the_option(tmp_path, words, said):
@@ -306,3 +331,19 @@ def test_a_student_is_timed_here(tmp_path):
     assert found.pairs_per_second.value == pytest.approx(5000 / found.ms.p50.value)
     with pytest.raises(LoreError, match="--pairs"):
         probe_student(folder, 5)
+
+
+def test_a_cache_is_timed_with_verdicts_that_it_holds(tmp_path):
+    folder = tmp_path / "labels"
+    rows = [
+        {"pair_id": str(n), "query": "q", "tier": "L3", "judge_id": "judge:rubric:prompt", "slices": [], "content": n.to_bytes(16)}
+        for n in range(9)
+    ]
+    schema = label_schema(TIERS).with_metadata({STAMP: b"judge:rubric:prompt verdict"})
+    write_table(folder / "verdicts" / f"00-0000-{'0' * 20}.parquet", rows, schema)
+    store = str(tmp_path / "verdicts.sqlite")
+    with pytest.raises(LoreError, match="has no verdict of"):
+        probe_cache(store, folder, 4)
+    assert load_folders(CacheSection(store=store), [folder]) == 9
+    found = probe_cache(store, folder, 4)
+    assert 0 < found.p50.value <= found.p99.value and found.p50.basis == "measured" and len(found.samples) == 40

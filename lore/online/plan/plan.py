@@ -205,13 +205,16 @@ class _Model:
         """[B] share of the searches."""
         self.least = np.concatenate([[0.0], traffic.least])
         self.pairs_per_day = day * k
-        self.items = np.full(len(traffic.queries), k)
-        if traffic.items is not None:
-            self.items = np.maximum(traffic.items / traffic.queries, k)
-        per_day = np.concatenate([[1 / traffic.days], traffic.mean / traffic.days * k / self.items])
+        self.items = np.full(len(traffic.queries), k) if traffic.items is None else traffic.items / traffic.queries
+        """[B] different items that a query shows."""
+        shown = np.minimum(1.0, k / self.items)
+        per_day = np.concatenate([[1 / traffic.days], traffic.mean / traffic.days * shown])
         new, life = setting.new_items_per_day.value, setting.judge_days
         self.in_cache = cached_share(new, min(setting.relabel_days, life))
         self.stored = stored_share(per_day, new, life)
+        first = 1 - stored_share(np.concatenate([[1 / traffic.days], traffic.mean / traffic.days]), 0.0, life)
+        self.first = np.minimum(first, 1 - self.stored)
+        """[B] share of the searches that are the first of their query: then all pairs are new."""
         self.of_query = np.interp(quality.frequency, self.traffic.mean, self.stored[1:]) * (quality.frequency > 0)
         """[Q] share of the requests that an earlier search has stored, if the judge answers the query live."""
         self.late = judge.ms.above(setting.deadline_ms)
@@ -223,12 +226,14 @@ class _Model:
         bins = rng.choice(len(self.share), SIMULATED, p=self.share / self.share.sum())
         cached, small, large = cache_ms.at(rng.random(SIMULATED)), *(one.ms.at(rng.random(SIMULATED)) for one in (student, judge))
         new = rng.binomial(k, 1 - self.in_cache, SIMULATED)
-        unknown = rng.binomial(k, 1 - self.stored[bins])
+        first = self.first[bins]
+        later = np.clip((1 - self.stored[bins] - first) / np.maximum(1 - first, 1e-12), 0.0, 1.0)
+        unknown = np.where(rng.random(SIMULATED) < first, k, rng.binomial(k, later))
 
         def of_student(pairs: np.ndarray) -> np.ndarray:
             return np.where(pairs > 0, small * (student.fixed + (1 - student.fixed) * pairs / k), 0.0)
 
-        waits = np.where(unknown > 0, np.minimum(large * unknown / k, self.setting.deadline_ms), 0.0)
+        waits = np.where(unknown > 0, np.minimum(large, self.setting.deadline_ms), 0.0)  # pairs are asked side by side
         head, torso = cached + of_student(new), cached + of_student(np.full(SIMULATED, k))
         return bins, np.stack([head, torso, cached + np.maximum(waits, of_student(unknown))])
 
