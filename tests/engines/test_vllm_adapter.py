@@ -131,7 +131,7 @@ def test_vllm_applies_what_transformers_does_and_names_what_it_ignores(kind, tmp
     command = [sys.executable, str(ROOT / "tests" / "engines" / "vllm_adapters.py"), str(tmp_path), kind]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "engines")])}
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())
     ignored = {"renamed": r"7 layers that have no place in its model \(model.*layers\.7"}
     if kind == "vision":

@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from online_for_tests import TIERS, StubRouter, StubService, app_of, post, send
 from students_for_tests import some_pairs, write_student
 
 from lore.online.answer import Answer, relevance
+from lore.online.schemas import PAIR_FIELDS
 from lore.student.scorer import open_student
+from lore.support.untrusted_json import parse_json
 
 FORMATS = {
     "/v1/rerank": lambda query, texts: {"query": query, "documents": texts},
@@ -54,7 +57,7 @@ def through_all(app: Any, query: str, texts: list[str]) -> list[dict[int, tuple]
     return [by_index(path, reply.json()) for path, reply in zip(FORMATS, replies, strict=True)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.text(min_size=1, max_size=30), st.lists(st.text(max_size=30), min_size=1, max_size=4))
 def test_the_same_pairs_get_the_same_answers_through_every_format(query, texts):
     first, *others = through_all(APP, query, texts)
@@ -213,6 +216,32 @@ def test_one_bad_pair_fails_alone_and_comes_last(name):
         results = post(app, "/rerank", {"query": "red mug", "documents": [document, "mug"]}).json()["results"]
         assert [one["index"] for one in results] == [1, 0] and results[1]["relevance_score"] == 0
         assert results[1]["lore"]["failure"] == failure and results[1]["lore"]["source"] is None
+
+
+TEXTS = st.text(max_size=8) | st.sampled_from(["key", "value", "data:image/png;base64,AA"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = [*PAIR_FIELDS, "text", "id", "content", "label", "split", "titel"]
+
+
+@settings(max_examples=30, deadline=None)
+@example([{"title": "a", "price": float("inf")}])
+@given(st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6), min_size=1, max_size=3))
+def test_no_content_of_a_pair_fails_its_request(rows):
+    good = {"query": "red mug", "title": "mug"}
+    bodies = {
+        "/judge": {"pairs": [*rows, good]},
+        "/rerank": {"query": "red mug", "documents": [*rows, good], "return_documents": True, "rank_fields": ["title", "label"]},
+        "/score": {"text_1": "red mug", "text_2": [*rows, good]},
+    }
+    for path, body in bodies.items():
+        reply = post(APP, path, re.sub("-?Infinity", "1e999", json.dumps(body)))  # a number that no float holds
+        assert reply.status_code == 200, reply.text
+        found = by_index(path, parse_json(reply.text, constants=False))
+        assert len(found) == len(rows) + 1 and found[len(rows)][5] is None
 
 
 def test_half_a_character_is_replaced():
