@@ -141,18 +141,20 @@ def quality_of(judge_right, student_right, frequency=None, queries=200, seed=0):
     return Quality(TIERS, [False, False, True, True], frequency, weight, *tables, ones, np.full(queries, 4), "a test")
 
 
-def planned(quality, *, late_ms=1.0, new_items=0.0, new_queries=0.0, prices=None, **limits):
+EXACT = {ms: Latency(given(ms), given(ms)) for ms in (1.0, 10.0)}
+STUDENT = Student(EXACT[10.0], 0.0, given(1000.0))
+PRICES = Prices(Price(given(0.01)), Price(given(0.02)), Price(given(0.0001)), given(0.0))
+
+
+def planned(quality, *, late_ms=1.0, new_items=0.0, new_queries=0.0, **limits):
     edges = np.asarray([1.0, 10.0, 100.0, 1000.0])
     bins = np.searchsorted(edges, quality.frequency, side="right") - 1
     counts, mass = np.bincount(bins, minlength=4), np.bincount(bins, quality.frequency, 4)
     kept = counts > 0
     traffic = Traffic(edges[kept], counts[kept].astype(float), mass[kept], 4.0 * counts[kept], 30.0, "a row")
-    exact = lambda ms: Latency(given(ms), given(ms))  # noqa: E731
-    student = Student(exact(10.0), 0.0, given(1000.0))
-    judge = Judge(given(0.1), exact(late_ms), None)
-    prices = prices or Prices(Price(given(0.01)), Price(given(0.02)), Price(given(0.0001)), given(0.0))
+    judge = Judge(given(0.1), Latency(given(late_ms), given(late_ms)), None)
     setting = Setting(given(4), given(new_items), given(new_queries), 7.0, 30.0, 100.0, 2.0, 0.5)
-    return make_plan(traffic, quality, student, judge, exact(1.0), prices, setting, **limits)
+    return make_plan(traffic, quality, STUDENT, judge, EXACT[1.0], PRICES, setting, **limits)
 
 
 def test_more_of_the_judge_costs_more_and_is_better_and_the_choice_keeps_its_limits():
@@ -202,6 +204,27 @@ def test_shares_and_costs_of_a_choice_add_up():
     assert nothing.usd_student == pytest.approx(4 * searches * 0.0001)
     everything = next(one for one in plan.points if one.torso_from == 0 and one.head_from == 1)
     assert everything.label_pairs == 800 and everything.coverage == pytest.approx(0.9 * cached_share(0.05, 7.0))
+
+
+def test_where_no_test_query_is_in_the_log_the_mix_is_that_of_all_requests():
+    known = quality_of(0.95, 0.75)
+    plan = planned(known, new_items=0.1)
+    unknown = replace(known, frequency=np.zeros(200), weight=np.full(200, 1 / 800))
+    value = {}
+    for name, of in (("judge", 1.0), ("student", 0.0)):
+        value[name] = unknown.values(np.full((200, 1), of), "acc_k")[0]
+    found = make_plan(
+        plan.traffic,
+        unknown,
+        STUDENT,
+        Judge(given(0.1), EXACT[1.0], None),
+        EXACT[1.0],
+        PRICES,
+        replace(plan.setting, metric="acc_k"),
+    )
+    for point in found.points:
+        share = point.coverage + point.by_judge
+        assert point.quality == pytest.approx(share * value["judge"] + (1 - share) * value["student"])
 
 
 def test_the_frontier_holds_what_no_other_choice_beats():

@@ -133,7 +133,7 @@ def headline(plan: Plan, machines: dict[str, int]) -> list[str]:
     parts = f"{point.usd_labels:,.2f} labels, {point.usd_live:,.2f} live judge, {point.usd_student:,.2f} student"
     busy = " and ".join(f"{count:,} of the {name}" for name, count in machines.items())
     return [
-        f"Proposed: {plan.why}. {begins} {tail}",
+        f"Proposed: {plan.why.replace(plan.setting.metric, titles(plan)[plan.setting.metric])}. {begins} {tail}",
         f"Expected: {titles(plan)[plan.setting.metric]} {three(quality)}, p99 {number(point.p99_ms)} ms, "
         f"{point.usd_per_day:,.2f} USD a day ({parts}), {100 * point.coverage:.1f} % from the cache. "
         f"{point.label_pairs:,.0f} pairs to label before the start, then {number(point.label_pairs_per_day)} a day. "

@@ -247,10 +247,19 @@ class _Model:
         return [self._point(*choice, float(value)) for choice, value in zip(choices, values, strict=True)]
 
     def _by_judge(self, head_from: float, torso_from: float) -> np.ndarray:
-        """[Q] share of the requests for a query of the test that verdicts of the judge answer."""
+        """[Q] share of the requests for a query of the test that verdicts of the judge answer. Where no test query is in the log,
+        that of all requests."""
         frequency = self.quality.frequency
+        if not frequency.any():
+            live = self.stored + (1 - self.stored) * (1 - self.late)
+            head, tail = self._head(head_from), self.least < torso_from
+            return np.full(len(frequency), float((self.share * np.where(head, self.in_cache, np.where(tail, live, 0.0))).sum()))
         live = self.of_query + (1 - self.of_query) * (1 - self.late)
         return np.where(frequency >= head_from, self.in_cache, np.where(frequency >= torso_from, 0.0, live))
+
+    def _head(self, head_from: float) -> np.ndarray:
+        """[B] whether a bin is in the head; unknown queries are not."""
+        return (self.least >= head_from) & (np.arange(len(self.least)) > 0)
 
     def by_judge(self, point: Point) -> np.ndarray:
         return self._by_judge(point.head_from, point.torso_from)
@@ -269,8 +278,7 @@ class _Model:
         return found
 
     def _point(self, head_from: float, torso_from: float, quality: float) -> Point:
-        head = self.least >= head_from
-        head[0] = False
+        head = self._head(head_from)
         tail = self.least < torso_from
         torso = ~head & ~tail
         share, setting, prices = self.share, self.setting, self.prices
