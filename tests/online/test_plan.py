@@ -299,6 +299,7 @@ def test_the_command_writes_frequencies_plan_page_and_recipe(tmp_path, monkeypat
     assert found["lore"] == "plan" and found["log"]["queries"] == 60 and found["log"]["pairs"] == 240
     assert {one["basis"] for one in found["inputs"].values()} == {"measured", "given", "estimated"}
     assert found["inputs"]["judge p99, ms"] == {"value": 60.0, "basis": "given", "source": "--judge-ms"}
+    assert all(band["student"]["agreement"]["value"] < 0.9 for band in found["chosen"]["bands"].values())
     quality = found["chosen"]["quality"]["macro_f1"]
     assert quality["low"] < quality["value"] < quality["high"]
     section = yaml.safe_load((out / "online.yaml").read_text())["route"]

@@ -111,7 +111,8 @@ class Plan:
     """Of the frontier's points, by their place in it."""
     chosen: Point
     chosen_quality: dict[str, Estimate]
-    bands: dict[str, dict[str, Estimate]]
+    bands: dict[str, dict[str, dict[str, Estimate]]]
+    """By band, judge or student, and metric."""
     why: str
 
 
@@ -264,15 +265,18 @@ class _Model:
     def by_judge(self, point: Point) -> np.ndarray:
         return self._by_judge(point.head_from, point.torso_from)
 
-    def bands(self, point: Point) -> dict[str, dict[str, Estimate]]:
-        """Quality of judge and student alone by band; bands without a test query are left out."""
-        quality, found = self.quality, {}
-        head = quality.frequency >= point.head_from
-        tail = quality.frequency < point.torso_from
+    def bands(self, point: Point) -> dict[str, dict[str, dict[str, Estimate]]]:
+        """Every metric of judge and student alone by band; bands without a test query are left out."""
+        quality, seed = self.quality, self.setting.seed
+        head, tail = quality.frequency >= point.head_from, quality.frequency < point.torso_from
+        found: dict[str, dict[str, dict[str, Estimate]]] = {}
         for name, inside in {"head": head, "torso": ~head & ~tail, "tail": tail}.items():
             if (quality.weight * inside).any():
                 found[name] = {
-                    who: quality.estimate(np.full(len(inside), share), self.setting.metric, self.setting.seed, inside.astype(float))
+                    who: {
+                        metric: quality.estimate(np.full(len(inside), share), metric, seed, inside.astype(float))
+                        for metric in (*METRICS, AGREEMENT)
+                    }
                     for who, share in {"judge": 1.0, "student": 0.0}.items()
                 }
         return found
