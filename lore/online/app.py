@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi import Body as InBody
+from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
@@ -28,7 +29,9 @@ from lore.online.answer import Answer, Answering
 from lore.online.body import BoundedRequest
 from lore.online.config import MAX_MILLISECONDS, OnlineRecipe, ServeSection
 from lore.online.exchange import ApiError, Exchange, add_error_replies, exchange_of
+from lore.online.metrics import Metrics
 from lore.online.photos import Photos
+from lore.online.traces import Traces
 from lore.support.errors import LoreError
 
 DEADLINE_HEADER = "x-envoy-expected-rq-timeout-ms"
@@ -74,9 +77,17 @@ def api_keys(section: ServeSection, environment: Mapping[str, str] = os.environ)
     return keys
 
 
-def build_app(recipe: OnlineRecipe, service: Service, photos: Photos | None = None) -> FastAPI:
-    """The ASGI application. photos: null: those of the recipe. Raises LoreError for unusable API keys."""
-    endpoints = Endpoints(recipe.serve, service, photos or Photos(recipe.serve))
+def build_app(
+    recipe: OnlineRecipe,
+    service: Service,
+    photos: Photos | None = None,
+    metrics: Metrics | None = None,
+    traces: Traces | None = None,
+) -> FastAPI:
+    """The ASGI application. photos: null: those of the recipe. metrics: shown at /metrics. Raises LoreError for unusable API
+    keys."""
+    metrics = metrics or Metrics()
+    endpoints = Endpoints(recipe.serve, service, photos or Photos(recipe.serve), metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -91,6 +102,7 @@ def build_app(recipe: OnlineRecipe, service: Service, photos: Photos | None = No
         redoc_url=None,
         lifespan=lifespan,
     )
+    app.state.metrics, app.state.traces = metrics, traces
     app.include_router(endpoints.router)
     app.include_router(endpoints.probes)
     add_error_replies(app)
@@ -100,8 +112,8 @@ def build_app(recipe: OnlineRecipe, service: Service, photos: Photos | None = No
 class Endpoints:
     """The paths of the service."""
 
-    def __init__(self, serve: ServeSection, service: Service, photos: Photos):
-        self.serve, self.service, self.photos = serve, service, photos
+    def __init__(self, serve: ServeSection, service: Service, photos: Photos, metrics: Metrics):
+        self.serve, self.service, self.photos, self.metrics = serve, service, photos, metrics
         self.keys = api_keys(serve)
         self.reader = schemas.PairReader(serve.max_text_characters)
         error = {"model": schemas.ErrorReply}
@@ -123,6 +135,7 @@ class Endpoints:
             self.router.add_api_route(path, call, methods=["POST"], response_model=model)
         self.probes = APIRouter()
         self.probes.add_api_route("/health", self.health, methods=["GET"], response_model=State)
+        self.probes.add_api_route("/metrics", self.shown_metrics, methods=["GET"], response_class=PlainTextResponse)
         self.probes.add_api_route("/ready", self.is_ready, methods=["GET"], response_model=State, responses={503: error})
 
     async def rerank_v1(self, request: Request, body: schemas.RerankBody) -> Response:
@@ -153,6 +166,11 @@ class Endpoints:
     async def health(self) -> dict[str, str]:
         """200 as long as the process lives."""
         return {"status": "alive"}
+
+    async def shown_metrics(self, request: Request) -> Response:
+        """Metrics in Prometheus' format, of all workers."""
+        content, content_type = self.metrics.rendered(request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": content_type})
 
     async def is_ready(self) -> dict[str, str]:
         """200 while requests are answered; 503 while the service warms up or drains."""
@@ -209,6 +227,7 @@ class Endpoints:
         pairs = await self._read(rows)
         exchange.mark("parse")
         answers, photos = await _while_connected(request, self._answered(exchange, rows, pairs, deadline_seconds))
+        self.metrics.answered(answers, {})
         late = sum(answer.late for answer in answers)
         exchange.said |= {"pairs": len(rows), "sources": schemas.sources_of(answers), "late": late}
         if self.serve.log_queries:
@@ -257,6 +276,7 @@ class Endpoints:
             pairs[index].image = image
             if failure is not None:
                 failures[index] = failure
+                self.metrics.photo_refused(failure.partition(":")[0])
         exchange.mark("photos")
         return failures
 

@@ -24,7 +24,16 @@ from lore.label.keys import ContentKeys
 from lore.label.read import opened_labels
 from lore.label.store import open_store
 from lore.online.answer import Cached
-from lore.online.cache_store import CachedJudge, CacheObserver, FilledCache, StoreUnreachable, Unobserved, cached_judge, is_fresh
+from lore.online.cache_store import (
+    CachedJudge,
+    CacheObserver,
+    FilledCache,
+    Late,
+    StoreUnreachable,
+    Unobserved,
+    cached_judge,
+    is_fresh,
+)
 from lore.online.config import CacheSection
 from lore.online.sqlite_cache import SqliteCache
 from lore.online.verdict_bytes import MAX_BYTES, VerdictBytes
@@ -141,6 +150,8 @@ class NullCache:
     def known_judges(self) -> list[str]:
         return []
 
+    def tell_late(self, late: Late) -> None: ...
+
     async def close(self) -> None: ...
 
 
@@ -163,6 +174,8 @@ class MemoryCache:
         self.below, self.observer = below, observer or Unobserved()
         self.packing = VerdictBytes(judge.judge_id, judge.tier_ids)
         self._held: OrderedDict[bytes, bytes] = OrderedDict()
+        if below is not None:
+            below.tell_late(self._keep_found)
 
     async def get(self, contents: Sequence[bytes]) -> list[Cached | None]:
         now, held = time.time(), self._held
@@ -180,10 +193,9 @@ class MemoryCache:
         if missing and self.below is not None:
             asked = [contents[at] for at in missing]
             stored = await self.below.get(asked)
-            for at, content, one in zip(missing, asked, stored, strict=True):
-                if one is not None:
-                    found[at] = one
-                    self._keep(content, one.verdict, one.stored_seconds)
+            self._keep_found(asked, stored)
+            for at, one in zip(missing, stored, strict=True):
+                found[at] = one
             hits = sum(one is not None for one in stored)
             self.observer.cache_asked("store", hits, len(stored) - hits)
         return found
@@ -199,6 +211,8 @@ class MemoryCache:
     def add_labels(self, stamp: str, files: Sequence[Path]) -> int:
         return self.below.add_labels(stamp, files) if self.below is not None else 0
 
+    def tell_late(self, late: Late) -> None: ...
+
     def known_judges(self) -> list[str]:
         return self.below.known_judges() if self.below is not None else []
 
@@ -206,6 +220,11 @@ class MemoryCache:
         self._held.clear()
         if self.below is not None:
             await self.below.close()
+
+    def _keep_found(self, contents: Sequence[bytes], found: Sequence[Cached | None]) -> None:
+        for content, one in zip(contents, found, strict=True):
+            if one is not None:
+                self._keep(content, one.verdict, one.stored_seconds)
 
     def _keep(self, content: bytes, verdict: Verdict, stored_seconds: float | None) -> None:
         packed = self.packing.pack(content, verdict, stored_seconds)

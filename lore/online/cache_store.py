@@ -11,7 +11,7 @@ from typing import Protocol
 from lore.judge.verdict import Verdict
 from lore.label.config import LabelJudgeSection
 from lore.label.judge import asked_judge, stamp_of
-from lore.online.answer import Cache
+from lore.online.answer import Cache, Cached
 from lore.support.errors import LoreError, reason
 from lore.support.terminal import print_note
 
@@ -24,6 +24,9 @@ WRITE_EVERY_SECONDS, CLOSE_SECONDS = 0.2, 10.0
 SAY_AGAIN_SECONDS = 60.0
 New = tuple[bytes, Verdict, float]
 """Content, verdict, and when it was given in seconds since 1970."""
+
+
+Late = Callable[[Sequence[bytes], Sequence[Cached | None]], None]
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class FilledCache(Cache, Protocol):
 
     judge: CachedJudge | None
 
+    def tell_late(self, late: Late) -> None:
+        """late: is told of what a read has found after its time."""
+
     def add_labels(self, stamp: str, files: Sequence[Path]) -> int:
         """Adds the label files that were not added before. Returns the number of their verdicts. Raises LoreError if the store
         cannot be written."""
@@ -82,6 +88,51 @@ def cached_judge(path: str, base: str | None = None) -> CachedJudge:
 def is_fresh(stored_seconds: float | None, max_age_seconds: float | None, now: float) -> bool:
     """Whether a verdict of this time may be answered. Where there is a limit, one of an unknown time is too old."""
     return max_age_seconds is None or stored_seconds is not None and now - stored_seconds <= max_age_seconds
+
+
+class BoundedReads:
+    """Reads a store in bounded time and number, without exceptions. For one event loop.
+
+    late: is told of what a read has found after its time, for later requests.
+    """
+
+    def __init__(self, timeout_seconds: float, observer: CacheObserver, trouble: "Trouble"):
+        self.timeout_seconds, self.observer, self.trouble = timeout_seconds, observer, trouble
+        self.late: Late = lambda contents, found: None
+        self._waiting = 0
+
+    async def read(
+        self, contents: Sequence[bytes], start: Callable[[], "asyncio.Future[list[Cached | None]]"]
+    ) -> list[Cached | None]:
+        """What the read that `start` begins finds; nothing if it fails or takes too long. The read itself goes on: ending it would
+        leave a half-read reply, and the next request waits for the same thread or connection."""
+        nothing: list[Cached | None] = [None] * len(contents)
+        if self._waiting >= MAX_WAITING:
+            self.observer.cache_failed("busy", len(contents))
+            return nothing
+        self._waiting += 1
+        is_late = False
+
+        def ended(read: "asyncio.Future[list[Cached | None]]") -> None:
+            self._waiting -= 1
+            if not read.cancelled() and read.exception() is None and is_late:
+                self.late(contents, read.result())
+
+        reading = start()
+        reading.add_done_callback(ended)
+        try:
+            async with asyncio.timeout(self.timeout_seconds):
+                return await asyncio.shield(reading)
+        except TimeoutError:
+            is_late = True
+            self.observer.cache_failed("timeout", len(contents))
+        except asyncio.CancelledError:
+            is_late = True
+            raise
+        except LoreError as error:
+            self.observer.cache_failed("unreachable", len(contents))
+            self.trouble.say(error)
+        return nothing
 
 
 class WriteBehind:

@@ -19,9 +19,12 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from lore.online.answer import Draining, Refused
+from lore.online.metrics import SCHEMAS
 
 MAX_SHOWN_ERRORS = 10
 KINDS = {404: "not_found", 405: "method_not_allowed"}
+SHED = ("overloaded", "draining")
+TRACE_HEADERS = (b"traceparent", b"tracestate")
 log = logging.getLogger("lore.online.requests")
 _ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
@@ -93,6 +96,7 @@ class Observed:
                 response = _reply(exchange, 500, "internal_error", message)
                 await response(scope, receive, observed)
         finally:
+            _report(scope, exchange)
             _log(scope, exchange)
 
 
@@ -116,6 +120,25 @@ def _place(error: Exception) -> str:
     while at is not None and at.tb_next is not None:
         at = at.tb_next
     return "" if at is None else f"{at.tb_frame.f_code.co_filename}:{at.tb_lineno}"
+
+
+def _report(scope: Any, exchange: Exchange) -> None:
+    """Tells metrics and traces of a request to one of the formats."""
+    metrics, traces = scope["app"].state.metrics, scope["app"].state.traces
+    path = getattr(scope.get("route"), "path", "")
+    if scope["method"] != "POST" or path not in SCHEMAS:
+        return
+    seconds = exchange.elapsed_seconds()
+    metrics.request(path, exchange.status, seconds)
+    for stage, spent in exchange.stages.items():
+        metrics.stage(stage, spent)
+    if (kind := exchange.said.get("error")) in SHED:
+        metrics.shed(kind)
+    if traces is not None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name in TRACE_HEADERS}
+        more = {f"lore.{name}": exchange.said[name] for name in ("pairs", "late", "error") if name in exchange.said}
+        more |= {f"lore.answers.{source}": count for source, count in exchange.said.get("sources", {}).items()}
+        traces.request(path, exchange.status, seconds, exchange.stages, more | {"lore.request_id": exchange.id}, headers)
 
 
 def _log(scope: Any, exchange: Exchange) -> None:

@@ -27,9 +27,10 @@ from lore.label.ledger import REPAIR
 from lore.label.store import READ
 from lore.online.answer import Cached
 from lore.online.cache_store import (
-    MAX_WAITING,
+    BoundedReads,
     CachedJudge,
     CacheObserver,
+    Late,
     New,
     StoreUnreachable,
     Trouble,
@@ -60,16 +61,17 @@ class RedisCache:
 
     def __init__(self, section: CacheSection, judge: CachedJudge, observer: CacheObserver | None = None):
         self.judge, self.observer = judge, observer or Unobserved()
-        self.max_age_seconds, self.timeout_seconds = section.max_age_seconds, section.timeout_ms / 1000
+        self.max_age_seconds = section.max_age_seconds
         self.url, self._password = section.store, password_of(section)
         self.packing = VerdictBytes(judge.judge_id, judge.tier_ids)
         self.hashed = hashlib.blake2b(judge.judge_id.encode(), digest_size=10).hexdigest()
         self._prefix = f"{PREFIX}:{self.hashed}:".encode()
         self._files = self._prefix + b"files"
-        self._reading, self._tried_again, self._down, self._named = 0, 0.0, False, False
-        self._trouble = Trouble(f"the cache at {section.store}")
-        self._behind = WriteBehind(self._write, self.observer, self._trouble)
-        seconds = max(self.timeout_seconds, LEAST_SOCKET_SECONDS)
+        self._tried_again, self._down, self._named = 0.0, False, False
+        trouble = Trouble(f"the cache at {section.store}")
+        self._reads = BoundedReads(section.timeout_ms / 1000, self.observer, trouble)
+        self._behind = WriteBehind(self._write, self.observer, trouble)
+        seconds = max(section.timeout_ms / 1000, LEAST_SOCKET_SECONDS)
         try:
             pool = AsyncPool.from_url(
                 self.url,
@@ -86,31 +88,28 @@ class RedisCache:
         self._client = AsyncRedis.from_pool(pool)
 
     async def get(self, contents: Sequence[bytes]) -> list[Cached | None]:
-        nothing: list[Cached | None] = [None] * len(contents)
         if not contents:
-            return nothing
+            return []
         if self._down:
             if time.monotonic() < self._tried_again + RETRY_SECONDS:
                 self.observer.cache_failed("unreachable", len(contents))
-                return nothing
+                return [None] * len(contents)
             self._tried_again = time.monotonic()  # the other requests do not wait for this one
-        if self._reading >= MAX_WAITING:
-            self.observer.cache_failed("busy", len(contents))
-            return nothing
-        self._reading += 1
-        # In a task of its own, which ends by the socket's timeout: a request that gives up cancels no half-read reply.
-        read = asyncio.get_running_loop().create_task(self._read([self._prefix + content for content in contents]))
-        read.add_done_callback(self._read_ended)
+        asked, loop = list(contents), asyncio.get_running_loop()
+        return await self._reads.read(asked, lambda: loop.create_task(self._read(asked)))
+
+    def tell_late(self, late: Late) -> None:
+        self._reads.late = late
+
+    async def _read(self, contents: Sequence[bytes]) -> list[Cached | None]:
+        """Ends by the socket's timeout. Raises LoreError, and notes whether Redis can be read."""
         try:
-            async with asyncio.timeout(self.timeout_seconds):
-                values = await asyncio.shield(read)
-        except TimeoutError:
-            self.observer.cache_failed("timeout", len(contents))
-            return nothing
-        except LoreError as error:
-            self.observer.cache_failed("unreachable", len(contents))
-            self._trouble.say(error)
-            return nothing
+            with translated(self.url):
+                values = await self._client.mget([self._prefix + content for content in contents])
+        except LoreError:
+            self._down, self._tried_again = True, time.monotonic()
+            raise
+        self._down = False
         return self._unpacked(contents, values)
 
     def _unpacked(self, contents: Sequence[bytes], values: Sequence[bytes | None]) -> list[Cached | None]:
@@ -126,22 +125,6 @@ class RedisCache:
                     one = None
             found.append(one)
         return found
-
-    async def _read(self, keys: list[bytes]) -> list[bytes | None]:
-        """Raises LoreError, and notes whether Redis can be read."""
-        try:
-            with translated(self.url):
-                found = await self._client.mget(keys)
-        except LoreError:
-            self._down, self._tried_again = True, time.monotonic()
-            raise
-        self._down = False
-        return found
-
-    def _read_ended(self, read: "asyncio.Task[list[bytes | None]]") -> None:
-        self._reading -= 1
-        if not read.cancelled():
-            read.exception()  # of a read that nobody waits for any more
 
     async def put(self, contents: Sequence[bytes], verdicts: Sequence[Verdict]) -> None:
         now, given = time.time(), zip(contents, verdicts, strict=True)

@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import wait
 from types import FrameType
@@ -24,6 +25,7 @@ import uvicorn
 
 from lore.online.app import build_app
 from lore.online.config import OnlineRecipe
+from lore.online.metrics_folder import forget_worker, shared_metrics
 from lore.online.service import Service, load_cache, open_service
 from lore.online.try_out import pairs_to_try, try_out
 from lore.run.entry import exit_status
@@ -49,7 +51,7 @@ class OnlineServer(uvicorn.Server):
         serve = service.recipe.serve
         super().__init__(
             uvicorn.Config(
-                build_app(service.recipe, service),
+                build_app(service.recipe, service, metrics=service.metrics, traces=service.traces),
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -104,7 +106,8 @@ def serve(recipe: OnlineRecipe, *, try_pairs: str | None = None) -> int:
     try:
         load_cache(recipe)
         if recipe.serve.workers > 1:
-            return _supervise(recipe, listener)
+            with shared_metrics(recipe.serve.workers):
+                return _supervise(recipe, listener)
         _run_worker(recipe, listener, then=then)
         return 0
     finally:
@@ -155,9 +158,17 @@ def log_requests() -> None:
     """One line of JSON per request (lore.online.exchange) goes to stderr."""
     log = logging.getLogger("lore.online.requests")
     if not log.handlers:
-        log.addHandler(logging.StreamHandler())
+        log.addHandler(RequestLog())
         log.setLevel(logging.INFO)
         log.propagate = False
+
+
+class RequestLog(logging.Handler):
+    """Writes lines to stderr. A log that takes no more lines does not end the service."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(LoreError, SystemExit):  # a full disk, a closed pipe
+            print_note(record.getMessage())
 
 
 # Several workers
@@ -199,6 +210,7 @@ def _supervise(recipe: OnlineRecipe, listener: socket.socket) -> int:
                 print_note(f"a worker ended with status {process.exitcode}; another one starts in {pause:g} s")
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_RESTART_SECONDS)
+                forget_worker(process.pid)
                 workers[at] = start(at)
         for process, _ in workers:
             process.terminate()

@@ -11,7 +11,9 @@ from lore.online.batcher import Batcher
 from lore.online.cache import content_key, load_labels, open_cache
 from lore.online.config import OnlineRecipe
 from lore.online.frequencies import Frequencies
+from lore.online.metrics import Metrics
 from lore.online.router import Router
+from lore.online.traces import Traces, open_traces
 from lore.student.canary import CanaryCheck, check_canaries
 from lore.student.card import StudentCard
 from lore.student.exported import EXPORT, cpu_flags
@@ -43,10 +45,13 @@ class Service:
         judge: "JudgeClient | None" = None,
         frequency: Callable[[str, Sequence[str]], float | None] | None = None,
         canaries: CanaryCheck | None = None,
+        metrics: Metrics | None = None,
+        traces: Traces | None = None,
     ):
+        self.metrics, self.traces = metrics or Metrics(), traces
         self.recipe, self.scorer, self.cache, self.judge, self.canaries = recipe, scorer, cache, judge, canaries
         self.ready = False
-        self.batcher = Batcher(scorer, batch_tokens=recipe.student.batch_tokens)
+        self.batcher = Batcher(scorer, batch_tokens=recipe.student.batch_tokens, seen=self.metrics.stage)
         self.router = Router(
             self.batcher,
             recipe.route,
@@ -55,8 +60,14 @@ class Service:
             cache=cache,
             key=content_key,
             judge=judge,
+            observe=self.metrics.stage,
             **({} if frequency is None else {"frequency": frequency}),
         )
+
+        self.metrics.watch(lambda: self.router.pairs_under_way, None if judge is None else lambda: judge.breaker.state)
+        self.metrics.models(scorer.judge_id, self.judge_ids.get("judge", self.judge_ids.get("cache")))
+        if canaries is not None:
+            self.metrics.canary(canaries.largest)
 
     @property
     def card(self) -> StudentCard:
@@ -116,6 +127,8 @@ class Service:
         await self.batcher.close()
         if self.cache is not None:
             await self.cache.close()
+        if self.traces is not None:
+            await asyncio.to_thread(self.traces.close)
         self.scorer.close()
 
 
@@ -130,22 +143,22 @@ def open_service(recipe: OnlineRecipe) -> Service:
         photo_embeddings=section.photo_embeddings,
     )
     canaries = canary_gate(scorer, section.canary_tolerance)
-    cache = None
+    metrics, cache = Metrics(), None
     if recipe.cache.store != "none":
-        cache = open_cache(
-            recipe.cache, recipe.judge and recipe.judge.path, base=recipe.judge and recipe.judge.base
-        )
+        path, base = (recipe.judge.path, recipe.judge.base) if recipe.judge is not None else (None, None)
+        cache = open_cache(recipe.cache, path, base=base, observer=metrics)
         check_tiers(scorer.card, cache.judge.judge_id, cache.judge.path)
     judge = None
     if recipe.judge is not None and any("judge" in getattr(recipe.route, band) for band in ("head", "torso", "tail")):
         from lore.online.judge_client import open_judge  # loads transformers: only for a service with a judge
 
-        judge = open_judge(recipe.judge, cache=cache)
+        judge = open_judge(recipe.judge, cache=cache, count=metrics.judge_outcome)
         check_tiers(scorer.card, judge.judge_id, recipe.judge.path)
     frequency = None
     if recipe.route.frequencies is not None:
         frequency = Frequencies.open(recipe.route.frequencies).of
-    return Service(recipe, scorer, cache=cache, judge=judge, frequency=frequency, canaries=canaries)
+    traces = open_traces(recipe.serve.traces) if recipe.serve.traces is not None else None
+    return Service(recipe, scorer, cache=cache, judge=judge, frequency=frequency, canaries=canaries, metrics=metrics, traces=traces)
 
 
 def load_cache(recipe: OnlineRecipe) -> None:

@@ -16,7 +16,7 @@ from lore.judge.verdict import Verdict, to_row
 from lore.label.judge import is_stamp_of
 from lore.label.store import VerdictStore, today
 from lore.online.answer import Cached
-from lore.online.cache_store import MAX_WAITING, CachedJudge, CacheObserver, New, Trouble, Unobserved, WriteBehind, is_fresh
+from lore.online.cache_store import BoundedReads, CachedJudge, CacheObserver, Late, New, Trouble, Unobserved, WriteBehind, is_fresh
 from lore.online.config import CacheSection
 from lore.online.verdict_bytes import VerdictBytes
 from lore.support.errors import LoreError
@@ -31,43 +31,28 @@ class SqliteCache:
 
     def __init__(self, path: str | Path, judge: CachedJudge, section: CacheSection, observer: CacheObserver | None = None):
         self.judge, self.observer = judge, observer or Unobserved()
-        self.max_age_seconds, self.timeout_seconds = section.max_age_seconds, section.timeout_ms / 1000
+        self.max_age_seconds = section.max_age_seconds
         self.packing = VerdictBytes(judge.judge_id, judge.tier_ids)
         self._reader = VerdictStore(path, READ_WAIT_SECONDS)
         self._writer = VerdictStore(path, WRITE_WAIT_SECONDS)
         self._read_thread = ThreadPoolExecutor(1, "cache-read")
         self._write_thread = ThreadPoolExecutor(1, "cache-write")
-        self._reading, self._closed = 0, False
+        self._closed = False
         self._names, self._names_until, self._touched = [judge.name], 0.0, 0
-        self._trouble = Trouble(f"the cache in {path}")
-        self._behind = WriteBehind(self._write, self.observer, self._trouble)
+        trouble = Trouble(f"the cache in {path}")
+        self._reads = BoundedReads(section.timeout_ms / 1000, self.observer, trouble)
+        self._behind = WriteBehind(self._write, self.observer, trouble)
 
     async def get(self, contents: Sequence[bytes]) -> list[Cached | None]:
-        nothing: list[Cached | None] = [None] * len(contents)
-        if self._closed or self._reading >= MAX_WAITING:
-            self.observer.cache_failed("busy", len(contents))
-            return nothing
-        self._reading += 1
-        read = asyncio.get_running_loop().run_in_executor(self._read_thread, self._read, list(contents))
-        read.add_done_callback(self._read_ended)
-        try:
-            async with asyncio.timeout(self.timeout_seconds):
-                found = await asyncio.shield(read)  # a request that gives up does not end a read that the next one waits for
-        except TimeoutError:
-            self.observer.cache_failed("timeout", len(contents))
-            return nothing
-        except LoreError as error:
-            self.observer.cache_failed("unreachable", len(contents))
-            self._trouble.say(error)
-            return nothing
-        return [found.get(content) for content in contents]
+        asked, loop = list(contents), asyncio.get_running_loop()
+        if self._closed:
+            return [None] * len(asked)
+        return await self._reads.read(asked, lambda: loop.run_in_executor(self._read_thread, self._read, asked))
 
-    def _read_ended(self, read: "asyncio.Future[dict[bytes, Cached]]") -> None:
-        self._reading -= 1
-        if not read.cancelled():
-            read.exception()  # of a read that nobody waits for any more
+    def tell_late(self, late: Late) -> None:
+        self._reads.late = late
 
-    def _read(self, contents: list[bytes]) -> dict[bytes, Cached]:
+    def _read(self, contents: list[bytes]) -> list[Cached | None]:
         now = time.time()
         if now > self._names_until:
             self._refresh(now)
@@ -80,7 +65,7 @@ class SqliteCache:
                 # A cascade's labels have the judge's name and, where the student was sure, the student's verdict.
                 if self.packing.takes(verdict) and is_fresh(stored, self.max_age_seconds, now):
                     found[content] = Cached(verdict, stored)
-        return found
+        return [found.get(content) for content in contents]
 
     def _refresh(self, now: float) -> None:
         modes = [name for name, _ in self._reader.judges() if is_stamp_of(name, self.judge.judge_id)]

@@ -18,7 +18,6 @@ from lore.support.errors import LoreError
 PATH = "/v1/traces"
 SEND_SECONDS, CLOSE_SECONDS = 5.0, 2.0
 SERVICE = "lore"
-TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 class Traces:
@@ -41,8 +40,8 @@ class Traces:
         more: Mapping[str, str | int | float | bool] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """A request that has just ended. schema: its path, as the service spells it; more: other attributes; headers: those of
-        TRACE_HEADERS that the request had. Does not raise and does not wait."""
+        """A request that has just ended. schema: its path, as the service spells it; more: other attributes; headers: traceparent
+        and tracestate, if the request had them. Does not raise and does not wait."""
         now = time.time_ns()
         attributes = {"http.request.method": "POST", "http.route": schema, "http.response.status_code": status, **(more or {})}
         attributes |= {f"lore.seconds.{stage}": spent for stage, spent in seconds_by_stage.items()}

@@ -297,14 +297,17 @@ def test_a_file_that_is_slow_damaged_or_full_answers_nothing_and_is_counted(tmp_
 
     async def asked():
         cache = opened(path, noted, timeout_ms=30.0)
+        front = MemoryCache(JUDGE, 10, None, cache)
         whole, waits = cache._reader.answers, multiprocessing.Event()
         cache._reader.judges()
         monkeypatch.setattr(cache._reader, "answers", lambda *given: waits.wait(60) and whole(*given))
         assert await cache.get([key(1)]) == [None] and noted.failed == {"timeout": 1}
-        monkeypatch.setattr("lore.online.sqlite_cache.MAX_WAITING", 1)
+        monkeypatch.setattr("lore.online.cache_store.MAX_WAITING", 1)
         assert await cache.get([key(1), key(2)]) == [None, None] and noted.failed["busy"] == 2
         waits.set()
-        cache.timeout_seconds = 60.0
+        while key(1) not in front._held:  # what the slow read has found is there for the next request
+            await asyncio.sleep(0.01)
+        cache._reads.timeout_seconds = 60.0
         while (await cache.get([key(1)]))[0] is None:  # the slow read ends, and the file is read again
             await asyncio.sleep(0.01)
         path.write_bytes(b"no database at all\n" * 500)

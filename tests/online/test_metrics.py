@@ -1,5 +1,6 @@
 """The service's metrics: what is counted, the drift of scores, several workers, the Grafana dashboard."""
 
+import asyncio
 import json
 import math
 import os
@@ -12,11 +13,13 @@ import pytest
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from online_for_tests import StubRouter, StubService, post, recipe, send
 from prometheus_client.parser import text_string_to_metric_families
 
 import lore.online.metrics as metrics_module
 from lore.judge.verdict import Verdict
-from lore.online.answer import Answer
+from lore.online.answer import Answer, Overloaded
+from lore.online.app import build_app
 from lore.online.metrics import BINS, Metrics, ScoreHistory, psi
 from lore.online.metrics_folder import VARIABLE, shared_metrics
 
@@ -127,7 +130,8 @@ def test_what_is_reported_is_what_prometheus_reads():
 WORKERS = """
 import os
 from lore.judge.verdict import Verdict
-from lore.online.answer import Answer
+from lore.online.answer import Answer, Overloaded
+from lore.online.app import build_app
 from lore.online.metrics import BINS, Metrics
 from lore.online.metrics_folder import forget_worker
 
@@ -166,6 +170,31 @@ def test_one_worker_answers_for_all():
     assert VARIABLE not in os.environ
     with shared_metrics(1):
         assert VARIABLE not in os.environ
+
+
+def test_requests_are_seen_at_the_path_for_prometheus_without_their_texts():
+    metrics = Metrics()
+    app = build_app(recipe(keys_variable=None, max_pairs=3), StubService(), metrics=metrics)
+    pairs = [{"query": "secret lamp", "title": f"Lamp {n}", "image": "data:no photo"} for n in range(3)]
+    assert post(app, "/judge", {"pairs": pairs}).status_code == 200
+    assert post(app, "/judge", {"pairs": pairs * 2}).status_code == 413
+    assert post(app, "/secret", {}).status_code == 404
+    busy = StubService(StubRouter(refuse=Overloaded("full", 1.0)))
+    assert post(build_app(recipe(), busy, metrics=metrics), "/rerank", {"query": "a", "documents": ["b"]}).status_code == 429
+    (reply,) = asyncio.run(send(app, {"method": "GET", "url": "/metrics"}))
+    assert reply.headers["content-type"].startswith("text/plain; version=")
+    found = read(reply.content)
+    expected = {
+        "lore_requests_total{schema=/judge,status=200}": 1,
+        "lore_requests_total{schema=/judge,status=413}": 1,
+        "lore_requests_total{schema=/rerank,status=429}": 1,
+        "lore_shed_requests_total{reason=overloaded}": 1,
+        "lore_photos_refused_total{reason=image_corrupt}": 3,
+        "lore_stage_seconds_count{stage=photos}": 1,
+    }
+    assert {name: found.get(name) for name in expected} == expected
+    assert sum(value for name, value in found.items() if name.startswith("lore_pairs_total{")) == 3
+    assert "secret" not in reply.text and not any("404" in name for name in found)
 
 
 def test_the_dashboard_asks_for_metrics_that_exist():

@@ -159,12 +159,12 @@ def test_a_redis_that_dies_answers_nothing_and_is_used_again_when_it_is_back(tmp
 
             await until(is_back)
             server.signal(signal.SIGSTOP)  # accepts connections and answers nothing
-            cache.timeout_seconds = 0.05
+            cache._reads.timeout_seconds = 0.05
             began = time.monotonic()
             assert await asyncio.gather(*(cache.get([key(1)]) for _ in range(30))) == [[None]] * 30
             assert time.monotonic() - began < 10 and noted.failed["timeout"] > 0
             server.signal(signal.SIGCONT)
-            cache.timeout_seconds = 2.0
+            cache._reads.timeout_seconds = 2.0
             await until(is_there)
             assert (await cache.get([key(1)]))[0].verdict == stored(1)
             await front.close()

@@ -5,7 +5,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import pytest
+from online_for_tests import StubService, post, recipe
 
+from lore.online.app import build_app
 from lore.online.traces import open_traces
 from lore.support.errors import LoreError
 
@@ -37,6 +39,10 @@ def test_one_span_a_request_with_its_stages(collector):
     traces = open_traces(address)
     parent = {"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"}
     traces.request("/judge", 200, 0.25, {"cache": 0.001, "model": 0.2}, {"lore.pairs": 7}, parent)
+    app = build_app(recipe(), StubService(), traces=traces)
+    pairs = [{"query": "secret lamp", "title": "Lamp"}] * 2
+    headers = {"traceparent": parent["traceparent"].replace("a", "c"), "x-request-id": "r7"}
+    assert post(app, "/judge", {"pairs": pairs}, headers=headers).status_code == 200
     traces.request("/rerank", 500, 0.01, {})
     traces.request("/score", 200, 0.01, {}, headers={"traceparent": "no trace"})
     traces.close()
@@ -45,7 +51,11 @@ def test_one_span_a_request_with_its_stages(collector):
         assert path == "/v1/traces"
         message = proto.ExportTraceServiceRequest.FromString(body)
         spans += [span for resource in message.resource_spans for scope in resource.scope_spans for span in scope.spans]
-    first, second, third = spans
+    first, posted, second, third = spans
+    assert b"secret" not in b"".join(body for _, body in received)
+    about = {one.key: one.value for one in posted.attributes}
+    assert posted.trace_id.hex() == "c" * 32 and about["lore.request_id"].string_value == "r7"
+    assert about["lore.answers.student"].int_value == 2 and about["lore.seconds.answer"].double_value > 0
     values = {one.key: one.value for one in first.attributes}
     assert first.name == "POST /judge" and first.trace_id.hex() == "a" * 32 and first.parent_span_id.hex() == "b" * 16
     assert abs(first.end_time_unix_nano - first.start_time_unix_nano - 0.25e9) < 1000

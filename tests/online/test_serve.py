@@ -1,0 +1,346 @@
+"""The server: it starts, answers over a socket, drains, and loses no accepted request."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT
+from students_for_tests import some_pairs, write_student
+from students_online import Gated
+
+from lore.data.pair import Pair
+from lore.data.parquet import PairWriter
+from lore.online.config import OnlineRecipe
+from lore.online.serve import OnlineServer, bound_socket, serve
+from lore.online.service import Service, canary_gate, default_threads, open_service
+from lore.online.start import serve_command
+from lore.run.runner import run_command
+from lore.student.canary import CANARIES
+from lore.student.scorer import open_student
+from lore.support.errors import LoreError
+
+BODY = {"pairs": [{"query": pair.query, "title": pair.title} for pair in some_pairs()]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_student(tmp_path_factory.mktemp("student") / "model")
+
+
+def recipe_of(folder, **serve) -> OnlineRecipe:
+    section = {"port": 0, "deadline_ms": 20_000.0} | serve
+    return OnlineRecipe.model_validate(
+        {"lore": 1, "stage": "online", "run": "online", "student": {"path": str(folder)}, "serve": section}
+    )
+
+
+@contextmanager
+def running(recipe: OnlineRecipe):
+    """(server, address, student) of a service in a thread."""
+    listener = bound_socket(recipe.serve.host, recipe.serve.port)
+    student = Gated(open_student(recipe.student.path))
+    server = OnlineServer(Service(recipe, student))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield server, f"http://127.0.0.1:{listener.getsockname()[1]}", student
+    finally:
+        student.gate.set()
+        server.leaving = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def until(condition, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def ask(address: str, path: str = "/judge", body=BODY) -> tuple[int, dict]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(address + path, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_the_service_answers_over_a_socket_as_the_student_does(folder):
+    plain = [Pair(pair_id="", query=pair.query, title=pair.title) for pair in some_pairs()]
+    expected = [verdict.tier for verdict in open_student(folder).score(plain)]
+    with running(recipe_of(folder)) as (server, address, _):
+        assert ask(address, "/ready", None)[0] == 200
+        status, said = ask(address)
+        assert status == 200 and len(said["verdicts"]) == len(expected)
+        assert server.service.judge_ids == {"student": said["verdicts"][0]["judge_id"]}
+    assert [row["tier"] for row in said["verdicts"]] == expected
+
+
+def test_a_shutdown_answers_accepted_requests_and_refuses_new_ones(folder):
+    with running(recipe_of(folder)) as (server, address, student):
+        student.gate.clear()
+        found = []
+        asking = threading.Thread(target=lambda: found.append(ask(address)))
+        asking.start()
+        until(lambda: server.service.router.requests_under_way)
+        server.handle_exit(signal.SIGTERM, None)
+        until(lambda: server.service.draining)
+        assert ask(address, "/ready", None)[0] == 503
+        status, said = ask(address)
+        assert status == 503 and said["error"]["type"] == "draining"
+        assert not server.should_exit  # the accepted request is still open
+        student.gate.set()
+        asking.join(30)
+        assert found[0][0] == 200 and all(row["tier"] for row in found[0][1]["verdicts"])
+        until(lambda: server.should_exit)
+
+
+def test_a_shutdown_waits_no_longer_than_drain_seconds(folder):
+    with running(recipe_of(folder, drain_seconds=0.1)) as (server, address, student):
+        student.gate.clear()
+        threading.Thread(target=lambda: ask(address), daemon=True).start()
+        until(lambda: server.service.router.requests_under_way)
+        server.handle_exit(signal.SIGTERM, None)
+        until(lambda: server.should_exit)
+        assert server.service.router.requests_under_way == 1
+
+
+def test_a_client_that_hangs_up_takes_its_pairs_along(folder):
+    with running(recipe_of(folder)) as (server, address, student):
+        before = len(student.batches)
+        student.gate.clear()
+        threading.Thread(target=lambda: ask(address), daemon=True).start()
+        until(lambda: len(student.batches) > before)
+        data = json.dumps({"pairs": [{"query": "gone", "title": "gone", "pair_id": "gone"}]}).encode()
+        head = f"POST /judge HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as client:
+            client.sendall(head.encode() + data)
+            until(lambda: server.service.router.requests_under_way == 2)
+        until(lambda: server.service.router.requests_under_way == 1)
+        student.gate.set()
+        until(lambda: server.service.router.requests_under_way == 0)
+        assert not any("gone" in batch for batch in student.batches)
+
+
+def test_a_stuck_student_is_answered_for_at_the_deadline(folder):
+    with running(recipe_of(folder)) as (_, address, student):
+        student.gate.clear()
+        status, said = ask(address, body=BODY | {"deadline_ms": 50.0})
+        assert status == 200 and {row["failure"] for row in said["verdicts"]} == {"no_answer_in_time"}
+
+
+def test_one_request_is_tried_and_printed_with_its_answer(folder, tmp_path, capfd):
+    with PairWriter(tmp_path / "pairs.parquet") as writer:
+        for pair in some_pairs():
+            writer.write(pair)
+    assert serve(recipe_of(folder), try_pairs=str(tmp_path / "pairs.parquet")) == 0
+    shown = capfd.readouterr().out
+    assert "POST http://127.0.0.1:" in shown and "200 in" in shown and "Lumo red mug" in shown and "student" in shown
+
+
+def test_a_try_that_is_not_answered_is_an_error(folder, tmp_path, monkeypatch):
+    pair = some_pairs()[0]
+    pair.description = "red mug " * 1000
+    with PairWriter(tmp_path / "pairs.parquet") as writer:
+        writer.write(pair)
+    monkeypatch.setenv("SERVICE_KEYS", "a-key-of-the-service")
+    with pytest.raises(LoreError, match="answered 413"):  # and not 401
+        serve(recipe_of(folder, max_body_bytes=1024, keys_variable="SERVICE_KEYS"), try_pairs=str(tmp_path / "pairs.parquet"))
+
+
+def test_a_port_that_is_taken_is_an_error(folder):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(LoreError, match="cannot be listened on"):
+            serve(recipe_of(folder, port=taken.getsockname()[1]))
+
+
+def test_a_student_that_was_never_exported_has_no_canaries(folder):
+    scorer = open_student(folder)
+    assert canary_gate(scorer, None) is None
+
+
+def test_threads_are_divided_by_the_workers(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert [default_threads(workers) for workers in (1, 2, 3, 16)] == [8, 4, 2, 1]
+
+
+def test_lore_run_names_the_command_of_a_service(write_recipe, folder, capfd):
+    path = write_recipe("online.yaml", f"stage: online\nrun: online\nstudent: {{path: {folder}}}")
+    assert run_command([str(path)]) == 1
+    assert f"Use `lore serve online {path}`" in capfd.readouterr().err.replace("\n  ", " ")
+
+
+def test_a_dry_run_prints_every_value_and_what_is_missing(write_recipe, tmp_path, capfd):
+    lines = f"stage: online\nrun: online\nstudent: {{path: {tmp_path}/no}}\nroute: {{frequencies: {tmp_path}/no.arrow}}"
+    path = write_recipe("online.yaml", lines)
+    assert serve_command(str(path), ["serve.port=8123"], dry_run=True) == 0
+    shown = capfd.readouterr().out
+    assert "max_queued_pairs: 4096" in shown and "http://127.0.0.1:8123" in shown
+    assert "# student.path: " in shown and "# route.frequencies: " in shown
+    with pytest.raises(LoreError, match="something is missing"):
+        serve_command(str(path), [])
+
+
+def test_a_recipe_whose_needs_have_not_run_is_refused(write_recipe, demo, folder):
+    write_recipe("first.yaml", "stage: demo\nrun: first")
+    path = write_recipe("online.yaml", f"stage: online\nrun: online\nneeds: [first.yaml]\nstudent: {{path: {folder}}}")
+    with pytest.raises(LoreError, match="first.yaml has to run first"):
+        serve_command(str(path), [])
+
+
+# In processes of their own, with an exported student
+
+
+@pytest.fixture(scope="module")
+def exported(folder, tmp_path_factory):
+    from lore.distill.export import export_student
+
+    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
+    with PairWriter(path) as writer:
+        for pair in some_pairs() * 2:
+            writer.write(pair)
+    out = tmp_path_factory.mktemp("out") / "student"
+    export_student(folder, out, pairs=path, precisions=("fp32",))
+    return out
+
+
+@contextmanager
+def started(write_recipe, student, **serve):
+    """(process, address) of `lore serve online`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    section = json.dumps({"port": port, "deadline_ms": 20_000.0} | serve)
+    path = write_recipe("online.yaml", f"stage: online\nrun: online\nstudent: {{path: {student}}}\nserve: {section}")
+    command = [sys.executable, "-m", "lore", "serve", "online", str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def ready(address: str) -> bool:
+    try:
+        return ask(address, "/ready", None)[0] == 200
+    except OSError:
+        return False
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+        found = [int(child) for child in file.read().split()]
+    return [child for child in found if b"spawn_main" in open(f"/proc/{child}/cmdline", "rb").read()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_loses_no_accepted_request_and_exits_with_0(write_recipe, exported, workers):
+    with started(write_recipe, exported, workers=workers) as (process, address):
+        until(lambda: ready(address), 120)
+        if workers > 1:  # a worker that dies is replaced
+            until(lambda: len(children(process)) == workers, 60)
+            first = set(children(process))
+            os.kill(min(first), signal.SIGKILL)
+            until(lambda: len(set(children(process)) - first) == 1, 60)
+        outcomes: list[object] = []
+
+        def load() -> None:
+            while True:
+                try:
+                    outcomes.append(ask(address)[0])
+                except OSError as error:
+                    outcomes.append(error)
+                    return
+
+        clients = [threading.Thread(target=load) for _ in range(4)]
+        for client in clients:
+            client.start()
+        until(lambda: outcomes.count(200) > 40, 60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        for client in clients:
+            client.join(60)
+    errors = [one for one in outcomes if not isinstance(one, int)]
+    assert set(outcomes) - set(errors) <= {200, 503}
+    # Every client ends with a connection that nobody accepted; none lost the answer to one that was.
+    reasons = [error.reason if isinstance(error, urllib.error.URLError) else error for error in errors]
+    assert all(isinstance(reason, ConnectionRefusedError | ConnectionResetError) for reason in reasons), reasons
+
+
+@pytest.mark.slow
+def test_a_student_that_differs_from_its_export_does_not_start(write_recipe, exported, tmp_path):
+    broken = tmp_path / "student"
+    shutil.copytree(exported, broken)
+    table = pq.read_table(broken / CANARIES)
+    moved = [[row[1], row[0], *row[2:]] for row in table.column("fp32").to_pylist()]
+    table = table.set_column(table.column_names.index("fp32"), "fp32", pa.array(moved, pa.list_(pa.float64())))
+    pq.write_table(table, broken / CANARIES)
+    with pytest.raises(LoreError, match="at the export it was"):
+        open_service(recipe_of(broken))
+    assert open_service(recipe_of(exported)).canaries.largest < 1e-4
+    with started(write_recipe, broken, workers=2) as (process, _):
+        assert process.wait(120) == 1
+        said = " ".join(process.stdout.read().split())
+    assert "The service does not start: its student fails its canaries" in said and "This CPU has" in said
+
+
+def test_the_service_of_another_rubric_is_refused(folder, tiny, tmp_path):
+    from tiny import adapter_judge
+
+    judge = adapter_judge(tiny.text, tmp_path / "judge", "answer_first")
+    other = write_student(tmp_path / "student", card={"rubric_hash": "0" * 16})
+    card = json.loads((other / "lore.json").read_text())
+    from lore.codec.pair_text import PairTextFormat, pair_text_hash
+
+    card["renderer_hash"] = pair_text_hash("0" * 16, PairTextFormat(max_tokens=48))
+    (other / "lore.json").write_text(json.dumps(card))
+    recipe = recipe_of(other)
+    judged = OnlineRecipe.model_validate(
+        recipe.model_dump() | {"judge": {"path": str(judge), "endpoint": {"url": "http://127.0.0.1:9/v1"}}}
+    )
+    with pytest.raises(LoreError, match="mean different things"):
+        open_service(judged)
+
+
+def test_a_judge_that_is_down_does_not_keep_the_service_from_starting(folder, tiny, tmp_path, capfd):
+    from tiny import adapter_judge
+
+    judge = adapter_judge(tiny.text, tmp_path / "judge", "answer_first")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    recipe = OnlineRecipe.model_validate(
+        recipe_of(folder).model_dump() | {"judge": {"path": str(judge), "endpoint": {"url": url}}}
+    )
+    service = open_service(recipe)
+
+    async def inside():
+        await service.start()
+        try:
+            return await service.router.answer(some_pairs())
+        finally:
+            await service.drain()
+            await service.close()
+
+    answers = asyncio.run(inside())
+    assert all(answer.source == "student" and answer.late and answer.verdict.tier for answer in answers)
+    assert "starts without its judge" in capfd.readouterr().err
