@@ -154,25 +154,37 @@ class JudgeBody(Body):
     """Deadline of the reply; the header x-envoy-expected-rq-timeout-ms says the same for every format. null: the service's."""
 
 
-def _named(*choices: tuple[str, str]) -> Discriminator:
-    """Which of several bodies a request has, by the name of a field; the last one if there is none of them."""
+def _told_apart(forms: dict[str, tuple[str, ...]]) -> Discriminator:
+    """Which of several bodies a request has, by the fields that it needs; several at once are an error. forms: tag -> fields."""
 
-    def tag(body: Any) -> str:
-        return next((tag for name, tag in choices if isinstance(body, dict) and name in body), choices[-1][1])
+    def tag(body: Any) -> str | None:
+        given = {name for name, value in body.items() if value is not None} if isinstance(body, dict) else set()
+        whole = [tag for tag, names in forms.items() if given.issuperset(names)]
+        if len(whole) > 1:
+            return None
+        return whole[0] if whole else next((tag for tag in forms if tag in given), next(iter(forms)))
 
-    return Discriminator(tag)
+    expected = " or ".join(", ".join(names) for names in forms.values())
+    return Discriminator(tag, "several_formats", f"the fields of several formats at once; expected {expected}")
 
 
 AnyRerankBody = Annotated[
     Annotated[RerankBody, Tag("documents")] | Annotated[TextsBody, Tag("texts")],
-    _named(("texts", "texts"), ("documents", "documents")),
+    _told_apart({"documents": ("query", "documents"), "texts": ("query", "texts")}),
 ]
 ScoreBody = Annotated[
     Annotated[TextScoreBody, Tag("text_1")]
     | Annotated[DocumentScoreBody, Tag("documents")]
     | Annotated[ItemScoreBody, Tag("items")]
     | Annotated[DataScoreBody, Tag("data_1")],
-    _named(("data_1", "data_1"), ("items", "items"), ("queries", "documents"), ("text_1", "text_1")),
+    _told_apart(
+        {
+            "text_1": ("text_1", "text_2"),
+            "documents": ("queries", "documents"),
+            "items": ("queries", "items"),
+            "data_1": ("data_1", "data_2"),
+        }
+    ),
 ]
 
 
