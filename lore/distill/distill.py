@@ -218,6 +218,8 @@ def calibrated(scorer: StudentScorer, recipe: DistillRecipe, human: Human) -> tu
         return Calibration(), {}, f"not calibrated{why}"
     probabilities = np.asarray([verdicts[dev.pair_ids[at]].probabilities for at in known])
     gold, weights = dev.gold[known], dev.weights[known]
+    if len(np.unique(dev.gold[known])) < 2:
+        return Calibration(), {}, f"not calibrated, since all labels of dev are {source.rubric.tier_ids[dev.gold[known[0]]]}"
     kind, told = recipe.calibration, ""
     if kind == "auto":
         kind, told = better_calibration(probabilities, gold, weights, dev.groups[known], recipe.seed)

@@ -66,6 +66,15 @@ def test_human_labels_alone_make_a_student_that_answers(distill):
     assert [record["step"] for record in folder.metrics()] == [1, 2, 3, 4]
 
 
+def test_labels_of_one_tier_calibrate_nothing(distill, capsys):
+    folder = distill([replace(pair, label="L4") for pair in everything()], baselines=["hard"], train={"steps": 1})
+    said = capsys.readouterr().out
+    assert "student: not calibrated, since all labels of dev are L4" in said
+    assert f"plain cross-encoder: {len(PAIRS['train'])} pairs with one tier each, 1 steps" in said
+    card = read_student(folder.path)
+    assert card.calibration.kind == "none" and card.thresholds == {}
+
+
 @pytest.mark.slow
 def test_the_whole_table_and_the_curve(distill, capsys):
     unrated = [replace(pair, label=None) for pair in PAIRS["train"][48:]]
