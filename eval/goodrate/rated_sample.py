@@ -1,6 +1,7 @@
 """A random sample of a result log for people to rate: drawing it, reading it back, matching it to the log."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -151,32 +152,45 @@ def _same(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(one, other, strict=True))
 
 
-def draw(log: Shown, count: int, unit: Literal["pair", "query"], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def draw(
+    log: Shown, count: int, unit: Literal["pair", "query"], seed: int = 0, strata: tuple[np.ndarray, Sequence[int]] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """drawn [N] and chances [N] for the rows of a log: draws `count` pairs or queries with probabilities proportional to their
     impressions, at most 1.
 
     Systematic sampling in random order (Madow 1949, Annals of Mathematical Statistics 20): the number drawn is exact and every
-    probability is known. Rows with a large weight in the GoodRate are the most likely to be rated.
+    probability is known. Rows with a large weight in the GoodRate are the most likely to be rated. strata: (stratum [N] of each
+    row, number to draw from each), in place of `count`.
     """
     units = log.clusters if unit == "query" else np.unique(log.pair_ids.astype(str), return_inverse=True)[1].reshape(-1)
     mass = np.bincount(units, log.impressions)
-    if count >= len(mass):
-        what = "queries" if unit == "query" else "pairs"
-        raise LoreError(
-            f"{log.path} has {len(mass):,} {what}, so {count:,} of them are not a random sample. "
-            "Ask for fewer. If you rate all of them, there is nothing to estimate."
-        )
+    stratum, counts = np.zeros(len(mass), dtype=np.int64), [count]
+    if strata is not None:
+        stratum[units], counts = strata
     rng = np.random.default_rng(seed)
-    chance = capped_shares(mass, count)
-    order = rng.permutation(len(mass))
-    steps = np.floor(np.concatenate([[0.0], np.cumsum(chance[order])]) + rng.random())
-    picked = np.zeros(len(mass), dtype=bool)
-    picked[order] = np.diff(steps) > 0
+    chance, picked = np.zeros(len(mass)), np.zeros(len(mass), dtype=bool)
+    for number, wanted in enumerate(counts):
+        inside = np.flatnonzero(stratum == number)
+        if wanted > len(inside) or (wanted == len(inside) > 0 and (strata is None or wanted == len(mass))):
+            what = "queries" if unit == "query" else "pairs"
+            part = "" if strata is None else f" in stratum {number + 1} of {len(counts)}"
+            raise LoreError(
+                f"{log.path} has {len(inside):,} {what}{part}, so {wanted:,} of them are not a random sample. "
+                "Ask for fewer. If you rate all of them, there is nothing to estimate."
+            )
+        if not wanted:
+            continue
+        chance[inside] = capped_shares(mass[inside], wanted)
+        order = inside[rng.permutation(len(inside))]
+        steps = np.floor(np.concatenate([[0.0], np.cumsum(chance[order])]) + rng.random())
+        picked[order] = np.diff(steps) > 0
     return picked[units], chance[units]
 
 
 def capped_shares(mass: np.ndarray, count: int) -> np.ndarray:
-    """Probabilities [U] proportional to mass, at most 1, that sum to `count`."""
+    """Probabilities [U] proportional to mass, at most 1, that sum to `count`, at most U."""
+    if count >= len(mass):
+        return np.ones(len(mass))
     sure = np.zeros(len(mass), dtype=bool)
     while True:
         chance = np.where(sure, 1.0, mass * (count - sure.sum()) / mass[~sure].sum())
@@ -187,12 +201,19 @@ def capped_shares(mass: np.ndarray, count: int) -> np.ndarray:
 
 
 def write_draw(
-    log: Shown, out: Path, count: int, unit: Literal["pair", "query"], seed: int = 0, *, force: bool = False
+    log: Shown,
+    out: Path,
+    count: int,
+    unit: Literal["pair", "query"],
+    seed: int = 0,
+    *,
+    strata: tuple[np.ndarray, Sequence[int]] | None = None,
+    force: bool = False,
 ) -> int:
     """Writes the drawn pairs, each once, as a csv file with an empty label. Returns their number. Raises LoreError if the file
     exists, unless `force` is set: it may contain labels."""
     (target,) = checked_outputs([Output(out, never)], [log.path], force=force)
-    drawn, chances = draw(log, count, unit, seed)
+    drawn, chances = draw(log, count, unit, seed, strata)
     rows = {log.pair_ids[i]: (log.queries[i], log.items[i], _nine_digits(chances[i]), "") for i in np.flatnonzero(drawn)}
     text = csv_text(["pair_id", "query", "item_id", "probability", "label"], [(pair_id, *rest) for pair_id, rest in rows.items()])
     with written_whole(target) as file:

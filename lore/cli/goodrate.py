@@ -1,5 +1,6 @@
 """`lore goodrate`: the GoodRate of a result log. Imports inside functions keep `lore --help` fast.
 
+lore goodrate plan log.parquet --change 0.03 --verdicts runs/my_judge/predictions.parquet --rubric my_rubric.yaml
 lore goodrate sample log.parquet --queries 40 -o rated.csv
 lore goodrate estimate log.parquet --verdicts runs/my_judge/predictions.parquet --rated rated.csv --rubric my_rubric.yaml
 """
@@ -100,15 +101,19 @@ def sample(
         max=MAX_COUNT,
         help="Number of queries to draw, with all their shown items. Required for the GoodRate of pages.",
     ),
+    bands: str = typer.Option(
+        None, metavar="HEAD,TORSO,TAIL", help="Numbers of pairs to draw by traffic, as lore goodrate plan proposes them."
+    ),
     top: int = TOP,
     seed: int = typer.Option(0, min=0, max=MAX_SEED, help="Seed of the sample."),
     out: str = typer.Option(..., "-o", "--out", metavar="FILE", help="csv file to write, with an empty label column."),
     force: bool = FORCE,
 ) -> None:
     """Draw pairs of the log for human rating. The probability of a pair is proportional to its impressions."""
-    if (pairs is None) == (queries is None):
-        raise LoreError("Pass exactly one of --pairs and --queries: the sample is either single pairs or whole queries.")
+    if sum(one is not None for one in (pairs, queries, bands)) != 1:
+        raise LoreError("Pass one of --pairs, --bands and --queries: the sample is either single pairs or whole queries.")
     from lore.eval.goodrate.log import read_log
+    from lore.eval.goodrate.plan import bands_of
     from lore.eval.goodrate.rated_sample import write_draw
     from lore.support.outputs import Output, checked_outputs, never, output_path
 
@@ -122,8 +127,44 @@ def sample(
     shown = read_log(log)
     if top is not None:
         shown = shown.only(shown.at_top(top))
-    count = write_draw(shown, target, pairs or queries, "pair" if pairs else "query", seed, force=force)
+    strata = None if bands is None else (bands_of(shown), three_counts(bands))
+    count = write_draw(shown, target, pairs or queries or 0, "query" if queries else "pair", seed, strata=strata, force=force)
     print_line(f"{count:,} pairs to rate: {target}. Fill in the label column and do not change the probability column.")
+
+
+@app.command()
+def plan(
+    log: Path = LOG,
+    change: float = typer.Option(None, min=0.0001, max=1, help="Change of the GoodRate to see, from 0 to 1: 0.02 for 2 points."),
+    ratings: int = typer.Option(None, min=1, max=MAX_COUNT, help="Number of ratings, in place of --change: what can they see?"),
+    power: float = typer.Option(0.8, min=0.05, max=0.999, help="Probability with which the change is to be seen."),
+    verdicts: Path = typer.Option(None, help="Verdicts of the judge whose help the GoodRate will have."),
+    rated: Path = typer.Option(None, help="Ratings of a pilot: how much ratings vary, and how often the judge errs."),
+    rubric: str = typer.Option(None, help="Name or path of the rubric; needed with --verdicts or --rated."),
+    judge: str = typer.Option(None, help="Judge to use, if the verdicts are of several judges."),
+    good_rate: float = typer.Option(0.5, min=0, max=1, help="Share of good items to expect, without verdicts and pilot."),
+    top: int = TOP,
+) -> None:
+    """Plan how many pairs to rate, by traffic, to see a change of the GoodRate.
+
+    A change is between two samples of this size, such as those of two months.
+    """
+    if (change is None) == (ratings is None):
+        raise LoreError("Pass one of --change and --ratings: either the ratings for a change are planned, or the change they see.")
+    from lore.eval.goodrate.plan_output import planned, show_plan
+    from lore.support.console import Console
+
+    name = (rubric or _rubric_of(rated)) if verdicts or rated else None
+    found = planned(log, verdicts, name, rated, judge, top, good_rate, change=change, ratings=ratings, power=power)
+    show_plan(found, Console())
+
+
+def three_counts(text: str) -> list[int]:
+    """Numbers of head, torso and tail."""
+    counts = [int(part) if part.strip().isdecimal() and len(part) < 10 else -1 for part in text.split(",")]
+    if len(counts) != 3 or min(counts) < 0 or not sum(counts):
+        raise LoreError(f"--bands {text[:80]} has no number for each of head, torso and tail. Write three: --bands 40,30,30.")
+    return counts
 
 
 def _rubric_of(rated: Path | None) -> str:

@@ -20,13 +20,13 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Serve a trained judge, or the service of cache, student and judge.",
+    help="Serve a judge, or the service of cache, student and judge.",
 )
 
 
 @app.callback()
 def _serve() -> None:
-    """Serve a trained judge, or the service of cache, student and judge."""
+    """Serve a judge, or the service of cache, student and judge."""
 
 
 @app.command("judge")
@@ -70,7 +70,7 @@ def online_command(
     ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Check the recipe and print all values, without starting the service."),
 ) -> None:
-    """Start the HTTP service that answers from the cache, the student and the judge."""
+    """Start the HTTP service of cache, student and judge."""
     from lore.online.start import serve_command
 
     raise typer.Exit(serve_command(recipe, settings or [], dry_run=dry_run, try_pairs=try_pairs))

@@ -14,6 +14,7 @@ from lore.data.pair_source import PairSource
 from lore.distill.config import DistillRecipe, LabelsSection, TargetsSection
 from lore.distill.targets import border_targets, two_readings
 from lore.eval.testset import Labeled, load_split
+from lore.judge.card import split_judge_id
 from lore.judge.temperature import apply_temperature, fit_temperature
 from lore.judge.verdict import Verdict, from_row
 from lore.label.config import InputSection
@@ -44,7 +45,7 @@ class Human:
 
 
 def human_pairs(recipe: DistillRecipe, folder: RunFolder) -> Human:
-    """The human pairs. Raises LoreError if there is nothing to test on, or nothing to learn from."""
+    """The human pairs. Raises LoreError if there is nothing to test on, a slice without test pairs, or nothing to learn from."""
     source = PairSource(recipe.data, folder, splits=True)
     parts = {
         split: load_split(source.path, split, source.rubric, slices=recipe.data.slices, seed=recipe.seed)
@@ -53,12 +54,15 @@ def human_pairs(recipe: DistillRecipe, folder: RunFolder) -> Human:
     if not len(parts["test"]):
         raise LoreError(
             f"{source.path} has no labeled pair in split test, so no student could be measured.\n"
-            "Assign the pairs anew: lore data split --by query --replace"
+            "Assign the pairs anew: lore data split PAIRS --by query --replace"
         )
+    there = parts["test"].slice_sizes()
+    if unknown := [name for name in recipe.slices or () if name not in there]:
+        raise LoreError(f"slices names {unknown[0]!r}, but no test pair is in it.\nName some of: {', '.join(there) or 'none'}.")
     if not len(parts["train"]) and recipe.labels is None:
         raise LoreError(
             f"{source.path} has no labeled pair in split train, and the recipe has no labels of a judge, so there is nothing to "
-            "learn from.\nSet labels.path, or assign the pairs anew: lore data split --by query --replace"
+            "learn from.\nSet labels.path, or assign the pairs anew: lore data split PAIRS --by query --replace"
         )
     return Human(source, **parts)
 
@@ -98,9 +102,10 @@ def read_judge(folder: str, rubric: Rubric) -> JudgeLabels:
             "rubric in data.rubric."
         )
     names = [f"p_{tier}" for tier in tiers]
-    columns = ["pair_id", "query", "tier", *names, "rationale", "query_frequency", "slices", "content"]
+    columns = ["pair_id", "query", "tier", *names, "rationale", "query_frequency", "slices", "content", "judge_id"]
     batches = track(read_labels(folder, columns), f"reading {folder}")
     table = pa.Table.from_batches(list(batches), schema=pa.schema([ledger.schema.field(name) for name in columns]))
+    _check_rubric(folder, pc.unique(table.column("judge_id").drop_null()).to_pylist(), rubric)
     table = table.filter(pc.is_valid(table.column("tier")))
     places = pc.index_in(table.column("tier"), pa.array(tiers)).to_numpy(zero_copy_only=False)
     if np.isnan(places.astype(np.float64)).any():
@@ -111,6 +116,18 @@ def read_judge(folder: str, rubric: Rubric) -> JudgeLabels:
     with np.errstate(invalid="ignore", divide="ignore"):
         probabilities = np.where((probabilities >= 0).all(axis=1, keepdims=True) & (total > 0), probabilities / total, np.nan)
     return JudgeLabels(folder, ledger.stamp, table, places.astype(np.int64), probabilities)
+
+
+def _check_rubric(folder: str, judge_ids: list[str], rubric: Rubric) -> None:
+    """Raises LoreError for labels under another rubric, whose tiers may have the same names."""
+    for judge_id in judge_ids:
+        _, found, _ = split_judge_id(judge_id)
+        if found not in ("", rubric.hash):
+            raise LoreError(
+                f"{folder} was labelled under a rubric with the hash {found}, and rubric {rubric.name} of the human pairs has "
+                f"{rubric.hash}, so its tiers mean something else.\nName the rubric of the labels in data.rubric, or label again "
+                "with a judge of this one."
+            )
 
 
 def judge_verdicts(folder: str, rubric: Rubric, wanted: Labeled) -> dict[str, Verdict]:
@@ -192,6 +209,11 @@ def _with_second(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Targets and weights from both readings."""
     second = read_judge(recipe.labels.second, rubric)
+    if second.judge and second.judge == chosen.judge:
+        raise LoreError(
+            f"labels.second {recipe.labels.second} is by {second.judge}, as is labels.path {recipe.labels.path}: the same prompt "
+            "twice, so the two never disagree.\nLabel the same input with another prompt order, or leave labels.second out."
+        )
     places = np.asarray([second.place.get(pair_id, -1) for pair_id in chosen.table.column("pair_id").to_pylist()], dtype=np.int64)
     there = np.flatnonzero(places >= 0)
     if not len(there):

@@ -111,8 +111,20 @@ def write_training_rows(recipe: DistillRecipe, folder: RunFolder, human: Human) 
     joined = _Join(recipe, folder, human, chosen)
     write_rows(joined.rows(), ROWS, path, batch=256, nothing=_nothing(recipe))
     summary |= joined.counts
+    say(f"targets: {_described(summary)}")
     _write_targets(folder, rubric, unmeasured_rows(folder))
     write_atomic(folder / "targets" / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+
+
+def _described(summary: dict[str, Any]) -> str:
+    """The summary in one line: what is used, and what is left out."""
+    parts = [f"{summary['rows']:,} pairs", f"{summary['human labels']:,} with labels of raters"]
+    if "labelled" in summary:
+        parts.append(f"{summary['labels of the judge']:,} with labels of the judge at temperature {summary['temperature']:g}")
+        parts[-1] += f" ({summary['temperature is']})"
+        for key in ("of queries in dev or test", "whose text is gone or has changed"):
+            parts += [f"{summary[key]:,} labels left out {key}"] if summary.get(key) else []
+    return ", ".join(parts)
 
 
 class _Join:

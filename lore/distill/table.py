@@ -27,7 +27,6 @@ from lore.eval.testset import EvalData, read_chosen
 from lore.judge.verdict import Verdict
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
-from lore.support.errors import LoreError
 from lore.support.processes import say
 
 CANDIDATES, WARM, TIMED = 50, 2, 11
@@ -102,8 +101,6 @@ def make_table(recipe: DistillRecipe, folder: RunFolder, human: Human, rows: Row
     data = EvalData(human.source.path, rubric, test, None)
     options = MetricsSection(bootstrap_samples=recipe.bootstrap_samples, calibrate_on=None)
     slices = list(test.slice_sizes())[:MAX_SLICES] if recipe.slices is None else recipe.slices
-    if unknown := [name for name in slices if name not in test.slice_sizes()]:
-        raise LoreError(f"slices names {unknown[0]!r}, but no test pair is in it. Slices: {', '.join(test.slice_sizes())}.")
     remarks, judged = [], {}
     if recipe.labels is not None:
         judged = judge_verdicts(recipe.labels.held_out or recipe.labels.path, rubric, test)

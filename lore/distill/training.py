@@ -132,7 +132,7 @@ def train_student(variant: Variant, setup: Setup) -> float:
     if is_main_process():
         folder.path.mkdir(parents=True, exist_ok=True)
     training_set = setup.training_set(labels=variant.labels, hard=variant.hard)
-    say(f"{variant.title}: {_described(training_set)}, {variant.steps:,} steps of {recipe.train.batch_size}")
+    say(f"{variant.title}: {_described(training_set, hard=variant.hard)}, {variant.steps:,} steps of {recipe.train.batch_size}")
     set_seed(recipe.seed)
     args = arguments(recipe, folder, variant.steps)
     student, encoder = setup.new_student(hard=variant.hard)
@@ -185,7 +185,9 @@ def train_student(variant: Variant, setup: Setup) -> float:
     return seconds
 
 
-def _described(training_set: TrainingSet) -> str:
+def _described(training_set: TrainingSet, *, hard: bool) -> str:
+    if hard:
+        return f"{len(training_set.kept):,} pairs with one tier each"
     judge, human = (int((weight[training_set.kept] > 0).sum()) for weight in (training_set.judge_weight, training_set.human_weight))
     kinds = [f"{count:,} {what}" for count, what in ((judge, "labels of the judge"), (human, "of raters")) if count]
     return f"{len(training_set.kept):,} pairs with {' and '.join(kinds)}"

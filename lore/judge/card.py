@@ -38,6 +38,12 @@ def judge_id(weights: str, rubric: str, renderer: str) -> str:
     return f"{weights}:{rubric}:{renderer}"
 
 
+def split_judge_id(name: str) -> tuple[str, str, str]:
+    """(weights, rubric, renderer) of a judge_id; rubric and renderer are "" in an id that was not made by `judge_id`."""
+    weights, *hashes = name.rsplit(":", 2)
+    return (weights, *hashes) if len(hashes) == 2 else (name, "", "")
+
+
 def _base_fingerprint(name: str) -> str | None:
     return model_fingerprint(name) if Path(name).is_dir() else None
 

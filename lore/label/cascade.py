@@ -36,7 +36,7 @@ from lore.eval.baselines import Lexical, Majority, fit_baseline
 from lore.eval.measures.bootstrap import LEVEL, Estimate, mean_estimate, query_groups
 from lore.eval.measures.calibration import apply_temperature, fit_temperature
 from lore.eval.measures.metrics import confidence_of
-from lore.judge.card import judge_id
+from lore.judge.card import judge_id, split_judge_id
 from lore.judge.scorer import Scorer
 from lore.judge.verdict import Verdict
 from lore.rubric.rubric import Rubric
@@ -276,7 +276,7 @@ class Cascade:
         """Identifies student, judge and threshold together. A verdict has the judge_id of the one that gave it."""
         parts = (self.student.judge_id, self.judge.judge_id, self.fit.temperature, self.fit.threshold)
         digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
-        return judge_id(f"cascade-{digest}", *self.judge.judge_id.split(":")[-2:])
+        return judge_id(f"cascade-{digest}", *split_judge_id(self.judge.judge_id)[1:])
 
     @property
     def usage(self) -> EngineUsage:

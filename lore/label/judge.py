@@ -9,7 +9,7 @@ from lore.data.parquet import pair_files
 from lore.engines.config import EndpointSection, ModelSection, VllmSection
 from lore.engines.engine import Sampling
 from lore.engines.open_engine import open_engine
-from lore.judge.card import check_card, check_template, judge_id
+from lore.judge.card import check_card, check_template, judge_id, split_judge_id
 from lore.judge.scorer import JudgeScorer, Scorer
 from lore.judge.trained import TrainedJudge, trained_judge
 from lore.label.config import CascadeSection, LabelJudgeSection
@@ -75,7 +75,7 @@ class AskedStudent:
 
     @property
     def weights(self) -> str:
-        return self.judge_id.split(":")[0]
+        return split_judge_id(self.judge_id)[0]
 
     @property
     def renderer(self) -> str:

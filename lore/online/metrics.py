@@ -120,6 +120,7 @@ class Metrics:
         self._photos = counter("photos_refused_total", "Photos of requests that were not shown, by reason.", "reason")
         self._canary = gauge("canary_difference", "Largest difference of a canary's tier probability at the start.", "livemax")
         self._bins = gauge("score_bins", "Scores of the student, in 20 bins from 0 to 1.", "livesum", "window", "bin")
+        self._shadow = counter("shadow_pairs_total", "Answers of the student for shadow mode, by what became of them.", "outcome")
         self._info = gauge("service_info", "Always 1; its labels name the models.", "livemax", "student", "judge")
         self._look(now=True)
 
@@ -173,6 +174,10 @@ class Metrics:
     def photo_refused(self, reason: str) -> None:
         """reason: that of an ImageError."""
         self._child(self._photos, reason if reason in PHOTO_REASONS else OTHER).inc()
+
+    def shadow(self, outcome: str, pairs: int) -> None:
+        """See lore.online.shadow.Shadow."""
+        self._child(self._shadow, outcome).inc(pairs)
 
     def canary(self, difference: float) -> None:
         """The largest difference of the canary check (CanaryCheck.largest)."""

@@ -5,12 +5,12 @@ from typing import Any
 
 from lore.config.recipe import resolve_need
 from lore.config.stages import load_recipe
-from lore.config.yaml_text import to_yaml
 from lore.online.config import OnlineRecipe
 from lore.run.dependencies import plan, recipes_of
 from lore.run.input_hashes import missing_inputs
+from lore.run.run_folder import RunFolder
+from lore.run.runner import print_dry_run
 from lore.support.errors import LoreError
-from lore.support.terminal import print_line, print_lines
 
 
 def run(recipe: OnlineRecipe, folder: Any) -> None:
@@ -25,17 +25,13 @@ def serve_command(path: str, overrides: list[str], *, dry_run: bool = False, try
     if not isinstance(recipe, OnlineRecipe):
         raise LoreError(f"{path} has the stage {recipe.stage}, and a service needs stage: online.\nRun it with `lore run {path}`.")
     recipe.check_packages()
-    own = {other for need in recipe.needs for other in recipes_of(resolve_need(path, need))}
-    lacks = [f"{other} has to run first: lore run {other}" for other, run in plan(path, recipe) if other in own and not run.is_done]
-    lacks = lacks or [f"{key}: {lack}" for key, lack in missing_inputs(recipe)]
+    needed = plan(path, recipe)
     if dry_run:
-        print_line(f"# {path}, every value (defaults included)")
-        print_lines(to_yaml(recipe.resolved()))
-        print_line("# derived from these values")
-        print_lines(to_yaml(recipe.derived()))
-        for lack in lacks:
-            print_line(f"# {lack}")
+        print_dry_run(path, recipe, RunFolder.of(recipe), needed)
         return 0
+    own = {other for need in recipe.needs for other in recipes_of(resolve_need(path, need))}
+    lacks = [f"{other} has to run first: lore run {other}" for other, run in needed if other in own and not run.is_done]
+    lacks = lacks or [f"{key}: {lack}" for key, lack in missing_inputs(recipe)]
     if lacks:
         raise LoreError("\n".join([f"{path}: the service does not start, because something is missing.", *lacks]))
     from lore.online.serve import serve  # loads fastapi, uvicorn and the student's runtime: not for a dry run

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -79,6 +80,8 @@ def _with_deleted(listed: list[tuple[str, Path]], before: list[Row]) -> list[tup
     now = {os.path.abspath(path) for _, path in listed}
     if all(row.path in now or os.path.lexists(row.path) for row in before):
         return listed
+    if Counter(row.name for row in before) <= Counter(name for name, _ in listed):
+        return listed  # the folder was moved, and all of its files are there
     then = {row.path for row in before}
     new = [(name, path) for name, path in listed if os.path.abspath(path) not in then]
     return [*((row.name, Path(row.path)) for row in before), *new]

@@ -85,7 +85,7 @@ def run_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = (), dr
     """Runs the recipes that a recipe needs, then the recipe. Returns its run folder: finished, or unchanged after a dry run."""
     try:
         recipe = load_recipe(path, overrides)
-        if recipe.command != BaseRecipe.command:
+        if recipe.command != BaseRecipe.command and not dry_run:
             raise LoreError(f"{path} has the stage {recipe.stage}, which `lore run` does not run. Use `{recipe.command} {path}`.")
         folder = RunFolder.of(recipe)
         needed = checked_plan(path, recipe, overrides)
@@ -222,15 +222,10 @@ def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, neede
     if derived:
         print_line("# derived from these values")
         print_lines(to_yaml(derived))
-    state = "new"
-    if folder.is_done:
-        state = "done"
-    elif folder.exists:
-        state = "would resume"
-    changed = folder.changes(recipe)
-    print_line(f"# run folder: {folder.path} ({'belongs to another recipe' if changed else state})")
-    for key, old, new in changed:
-        print_line(f"#   {key}: was {old!r}, now {new!r}")
+    if recipe.command == BaseRecipe.command:
+        _print_state(recipe, folder)
+    else:
+        print_line(f"# `{recipe.command} {path}` starts it; it writes no run folder")
     prepared = recipe.prepared_inputs()
     for key, lack in missing_inputs(recipe):
         if key in prepared:
@@ -242,3 +237,15 @@ def print_dry_run(path: str | Path, recipe: BaseRecipe, folder: RunFolder, neede
             print_line(f"#   {line}")
     for need, inner in needed:
         print_line(f"# needs: {need} -> {inner.path} ({'done' if inner.is_done else 'would run first'})")
+
+
+def _print_state(recipe: BaseRecipe, folder: RunFolder) -> None:
+    state = "new"
+    if folder.is_done:
+        state = "done"
+    elif folder.exists:
+        state = "would resume"
+    changed = folder.changes(recipe)
+    print_line(f"# run folder: {folder.path} ({'belongs to another recipe' if changed else state})")
+    for key, old, new in changed:
+        print_line(f"#   {key}: was {old!r}, now {new!r}")

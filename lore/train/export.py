@@ -101,9 +101,10 @@ def export(
     shown, out = out, checked_out(out, [folder.path], force)
     stage = read_recipe_text(folder.recipe_path).data.get("stage")
     if stage not in JUDGE_STAGES:
+        student = f"Export its student: lore export student {folder.path}, or give" if stage == "distill" else "Give"
         raise LoreError(
             f"{folder.path} is a run of stage {stage}, which trains no judge, so there is none to export.\n"
-            f"Give the run folder of one of the stages {', '.join(JUDGE_STAGES)}."
+            f"{student} the run folder of one of the stages {', '.join(JUDGE_STAGES)}."
         )
     recipe = load_recipe(folder.recipe_path, [f"model.{TRUST}={'true' if trust_remote_code else 'false'}"])
     trained = folder / "model"

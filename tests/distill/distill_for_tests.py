@@ -14,10 +14,12 @@ from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
 from lore.data_synth.shop.world import World
 from lore.distill.config import DistillRecipe
+from lore.judge.card import judge_id
 from lore.judge.verdict import Verdict
 from lore.label.config import InputSection
 from lore.label.inputs.open_input import open_input
 from lore.label.keys import Keys, content_bytes
+from lore.rubric.rubric import load_rubric
 
 COUNTS = {"train": 96, "dev": 64, "test": 64}
 SCRATCH = {"vocabulary": 600, "hidden": 16, "layers": 1, "heads": 2, "mlp": 24}
@@ -70,6 +72,7 @@ class _Nowhere:
 def write_labels_of(folder: Path, pairs: list[Pair], tiers: dict[str, str] | None = None, **more: Any) -> Path:
     """The same folder without the label stage, for speed. tiers: by pair_id, the pairs' own by default; more: of each label row."""
     table = write_pairs(folder.with_name(f"{folder.name}.parquet"), pairs)
+    more = {"judge_id": judge_id("weights", load_rubric("shop").hash, "renderer")} | more
     tiers, rows, keys = tiers or {pair.pair_id: pair.label for pair in pairs}, [], Keys()
     for batch in open_input(InputSection(path=str(table)), folder / "work", _Nowhere()).batches():
         found = keys.of(batch)

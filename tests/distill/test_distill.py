@@ -66,6 +66,15 @@ def test_human_labels_alone_make_a_student_that_answers(distill):
     assert [record["step"] for record in folder.metrics()] == [1, 2, 3, 4]
 
 
+def test_labels_of_one_tier_calibrate_nothing(distill, capsys):
+    folder = distill([replace(pair, label="L4") for pair in everything()], baselines=["hard"], train={"steps": 1})
+    said = capsys.readouterr().out
+    assert "student: not calibrated, since all labels of dev are L4" in said
+    assert f"plain cross-encoder: {len(PAIRS['train'])} pairs with one tier each, 1 steps" in said
+    card = read_student(folder.path)
+    assert card.calibration.kind == "none" and card.thresholds == {}
+
+
 @pytest.mark.slow
 def test_the_whole_table_and_the_curve(distill, capsys):
     unrated = [replace(pair, label=None) for pair in PAIRS["train"][48:]]
@@ -188,6 +197,13 @@ def test_a_launch_that_shards_the_weights_is_refused(distill, monkeypatch):
     monkeypatch.setattr(training, "StudentTrainer", Sharded)
     with pytest.raises(LoreError, match="Launch with launch/accelerate/ddp.yaml"):
         distill(everything())
+
+
+def test_photos_that_cannot_be_read_are_found_before_step_0(distill, runs):
+    pairs = [replace(pair, image={"bytes": None, "path": "gone.png"}) for pair in everything()]
+    with pytest.raises(LoreError, match="none of 64 photos that were tried can be read(?s:.*)data.image_root"):
+        distill(pairs, student={"photo": "tower"})
+    assert not (runs / "distill" / "model").exists()
 
 
 def test_an_encoder_with_too_few_positions_is_found_before_step_0(distill, runs, tmp_path):

@@ -103,12 +103,16 @@ def test_other_pairs_of_held_out_queries_are_never_trained_on(shop, joined, tmp_
     assert len(rows) and not any(pair.pair_id.startswith("x") for pair in rows.pairs(range(len(rows))))
 
 
-def test_the_temperature_is_fitted_on_human_labels_of_dev(shop, joined, tmp_path):
+def test_the_temperature_is_fitted_on_human_labels_of_dev(shop, joined, tmp_path, capsys):
     """The judge says .7 and is always right, so its targets become sharper."""
     labels = write_labels_of(tmp_path / "labels", [*shop["train"], *shop["dev"]])
     rows, summary = joined([*shop["dev"], *shop["test"]], labels={"path": str(labels)})
     assert summary["temperature is"] == f"fitted on {len(shop['dev'])} pairs of split dev" and summary["temperature"] < 0.2
     assert rows.judge.max(axis=1).min() > 0.99
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"targets: {len(rows)} pairs, 0 with labels of raters, {len(rows)} with labels of the judge at temperature" in said
+    left = summary["of queries in dev or test"]
+    assert f"pairs of split dev), {left} labels left out of queries in dev or test" in said
 
 
 def test_the_temperature_of_the_recipe_is_kept(shop, joined, tmp_path):
@@ -130,7 +134,7 @@ def test_labels_of_dev_and_test_may_lie_in_another_folder_of_the_same_judge(shop
     _, summary = joined([*shop["dev"], *shop["test"]], labels={"path": str(labels), "held_out": str(held_out)})
     assert summary["temperature"] < 0.2
     (tmp_path / "run" / "data" / "rows.arrow").unlink()
-    other = write_labels(tmp_path / "other", [label_row("red mug", "1", "L4")], stamp="another judge")
+    other = write_labels(tmp_path / "other", [label_row("red mug", "1", "L4", judge_id="another")], stamp="another judge")
     with pytest.raises(LoreError, match="would be those of another judge"):
         joined([*shop["dev"], *shop["test"]], labels={"path": str(labels), "held_out": str(other)})
 
@@ -154,6 +158,14 @@ def test_a_second_reading_weighs_down_what_it_contradicts(shop, joined, tmp_path
         same = turned[pair.pair_id] == next(one.label for one in pairs if one.pair_id == pair.pair_id)
         assert weight == pytest.approx(1 if same else 0.4) and target.max() == pytest.approx(0.7 if same else 0.4)
     assert 0 < summary["with two tiers"] < summary["read twice"] == len(rows)
+
+
+def test_a_second_reading_with_the_same_prompt_is_no_second_reading(shop, joined, tmp_path):
+    labels = write_labels_of(tmp_path / "labels", shop["train"][:8])
+    rows = [row for batch in read_labels(labels) for row in batch.to_pylist()]
+    write_labels(labels, rows, stamp="weights:rubric:renderer verdict")
+    with pytest.raises(LoreError, match="the same prompt twice"):
+        joined([*shop["dev"], *shop["test"]], labels={"path": str(labels), "second": str(labels)})
 
 
 def test_a_text_that_has_changed_since_it_was_labelled_is_left_out(shop, joined, tmp_path):
@@ -198,11 +210,20 @@ def test_labels_of_another_rubric_are_refused(shop, tmp_path):
     labels = write_labels_of(tmp_path / "labels", shop["train"][:8])
     with pytest.raises(LoreError, match="one student cannot learn from both"):
         read_judge(str(labels), load_rubric("wands"))
+    other = load_rubric("rair")
+    assert other.tier_ids == RUBRIC.tier_ids
+    with pytest.raises(LoreError, match=f"labelled under a rubric with the hash {RUBRIC.hash}, and rubric {other.name}"):
+        read_judge(str(labels), other)
+    assert len(read_judge(str(labels), RUBRIC)) == 8
 
 
-def test_without_any_label_there_is_nothing_to_learn(shop, joined):
+def test_what_cannot_be_learned_or_measured_is_said_before_the_training(shop, joined):
     with pytest.raises(LoreError, match="nothing to learn from"):
         joined([*shop["dev"], *shop["test"]])
+    with pytest.raises(LoreError, match="lore data split PAIRS --by query --replace"):
+        joined(shop["train"])
+    with pytest.raises(LoreError, match=r"slices names 'nowhere'(?s:.*)Name some of: .*general"):
+        joined([*shop["train"], *shop["test"]], slices=["general", "nowhere"])
 
 
 @pytest.fixture

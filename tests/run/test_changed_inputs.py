@@ -221,6 +221,21 @@ def test_one_changed_byte_of_a_local_checkpoint_is_seen(demo, write_recipe, runs
         run_recipe(path)
 
 
+def test_a_folder_that_was_moved_is_the_same_input(demo, write_recipe, runs, tmp_path, other_process, monkeypatch):
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "here" / "model" / name).write_text(name)
+    path = write_recipe("a.yaml", "stage: demo\nrun: a\nmodel: {name: ./model}")
+    monkeypatch.chdir(tmp_path / "here")
+    run_recipe(path)
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    run_recipe(path)
+    Path("model/config.json").write_text("other")
+    with pytest.raises(LoreError, match="other bytes in config.json"):
+        run_recipe(path)
+
+
 def test_the_other_files_of_an_input_with_a_deleted_file_still_count(demo, write_recipe, runs, tmp_path, other_process):
     home = tmp_path / "homedepot"
     home.mkdir()

@@ -103,6 +103,9 @@ def test_a_run_without_a_judge_is_refused_with_the_stages_that_have_one(trained,
     recipe.write_text(recipe.read_text().replace("stage: sft", "stage: pretrain"))
     with pytest.raises(LoreError, match="stage pretrain, which trains no judge(?s:.*)sft, grpo, ppo, dpo, kto"):
         export(tmp_path / "run", tmp_path / "judge")
+    recipe.write_text(recipe.read_text().replace("stage: pretrain", "stage: distill"))
+    with pytest.raises(LoreError, match=f"Export its student: lore export student {tmp_path / 'run'}"):
+        export(tmp_path / "run", tmp_path / "judge")
 
 
 def parts(trained, merged):
