@@ -117,3 +117,10 @@ def test_a_run_that_is_not_finished_has_no_student_yet(tmp_path):
     assert read_student(run / "model").tiers == load_rubric("shop").tier_ids
     (run / "done").write_text("{}")
     assert read_student(run).folder == run / "model"
+
+
+def test_an_exported_student_without_its_onnx_files_is_not_run_by_torch(tmp_path):
+    folder = write_student(tmp_path / "student")
+    (folder / "export.json").write_text("{}")
+    with pytest.raises(LoreError, match="its ONNX files are gone"):
+        open_student(folder)
