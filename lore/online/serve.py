@@ -52,7 +52,9 @@ class OnlineServer(uvicorn.Server):
         serve = service.recipe.serve
         super().__init__(
             uvicorn.Config(
-                build_app(service.recipe, service, metrics=service.metrics, traces=service.traces),
+                build_app(
+                    service.recipe, service, metrics=service.metrics, traces=service.traces, shadow=service.shadow
+                ),
                 log_config=None,
                 access_log=False,
                 server_header=False,
