@@ -4,8 +4,8 @@
     python benchmarks/online_deadlines.py student runs/quickstart/world/pairs/test.parquet --clients 4 --pairs 8 --deadline-ms 50
 
 Starts `lore serve online` on the exported student (int8, one thread), sends requests from this process without photos, and reads
-the milliseconds from the service's own log. `late` counts answers more than 10 ms after the deadline. The CPU time per pair is that of
-the service's process; `bare` is that of tokenization and onnxruntime for the same texts, 32 pairs at a time, in this process.
+the milliseconds from the service's own log. `late` counts answers more than 10 ms after the deadline. The CPU time per pair is that
+of the service's process; `bare` is that of tokenization and onnxruntime for the same texts, 32 pairs at a time, in this process.
 """
 
 import argparse
