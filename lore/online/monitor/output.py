@@ -29,6 +29,7 @@ def outputs(folder: Path) -> list[Output]:
 
 
 def save(report: Report, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / JSON, json.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_atomic(folder / HTML, html(report))
 

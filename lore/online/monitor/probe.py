@@ -92,14 +92,10 @@ def freeze(source: str, folder: Path, count: int, band_of: Callable[[Pair], str]
 
 def even_shares(sizes: dict[Any, int], count: int) -> dict[Any, int]:
     """How many to take of each stratum: equally many, and all of one that is smaller."""
-    shares, left = dict.fromkeys(sizes, 0), min(count, sum(sizes.values()))
-    while left:
-        open_ones = sorted(name for name, size in sizes.items() if shares[name] < size)
-        each, more = divmod(left, len(open_ones))
-        for at, name in enumerate(open_ones):
-            taken = min(each + (at < more), sizes[name] - shares[name])
-            shares[name] += taken
-            left -= taken
+    shares, left = {}, min(count, sum(sizes.values()))
+    for done, name in enumerate(sorted(sizes, key=lambda name: (sizes[name], name))):
+        shares[name] = min(sizes[name], left // (len(sizes) - done))
+        left -= shares[name]
     return shares
 
 
