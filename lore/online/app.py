@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.background import BackgroundTask
 
+from lore.data.pair import Pair
 from lore.online import schemas
 from lore.online.answer import Answer, Answering
 from lore.online.body import BoundedRequest
@@ -42,6 +43,7 @@ WARM_SECONDS = 5.0
 MAX_LOGGED_QUERIES = 20
 SHORTEST_KEY = 8
 SHORTEST_SECONDS = 1e-3
+TURN_SECONDS = 2e-3
 ERRORS = (400, 408, 413, 415, 422, 429, 500, 503)
 T = TypeVar("T")
 
@@ -225,7 +227,7 @@ class Endpoints:
         given = [one for one in (deadline_ms, _header_ms(request)) if one is not None]
         deadline_seconds = min(given, default=self.serve.deadline_ms) / 1000
         exchange.mark("read")
-        pairs = [self.reader.read(row) for row in rows]
+        pairs = await self._read(rows)
         exchange.mark("parse")
         answers, photos = await _while_connected(request, self._answered(exchange, rows, pairs, deadline_seconds))
         self.metrics.answered(answers, {})
@@ -236,6 +238,17 @@ class Endpoints:
         if self.serve.log_queries:
             exchange.said["queries"] = list(dict.fromkeys(str(row.get("query")) for row in rows))[:MAX_LOGGED_QUERIES]
         return schemas.Reply(exchange.id, self.service.router.tier_ids, answers, photos)
+
+    async def _read(self, rows: list[schemas.Row]) -> list[Pair | Answer]:
+        """The pairs of the rows. Other requests get their turn between them: a thousand long items take tenths of a second."""
+        pairs: list[Pair | Answer] = []
+        until = time.perf_counter() + TURN_SECONDS
+        for row in rows:
+            pairs.append(self.reader.read(row))
+            if time.perf_counter() > until:
+                await asyncio.sleep(0)
+                until = time.perf_counter() + TURN_SECONDS
+        return pairs
 
     async def _answered(
         self, exchange: Exchange, rows: list[schemas.Row], pairs: list[Any], deadline_seconds: float

@@ -238,7 +238,7 @@ class OnlineRecipe(BaseRecipe):
             yield Conflict(("cache.judge", "judge"), "a cache without a judge", "cache.judge, whose verdicts are answered")
 
     def check_packages(self) -> None:
-        for name in ("fastapi", "uvicorn"):
+        for name in ("fastapi", "uvicorn", "prometheus_client"):
             if importlib.util.find_spec(name) is None:
                 raise LoreError(
                     f"The service needs {name}, which is not installed.\nInstall it: pip install 'lore-relevance[online]'"

@@ -222,12 +222,13 @@ class Metrics:
         return found
 
     def _look(self, now: bool = False) -> None:
-        """Looks at what has no event of its own, at most every LOOK_SECONDS: another worker may be the one that is read."""
+        """Looks at what has no event of its own, because another worker may be the one that is read. At the bins only every
+        LOOK_SECONDS: there are many."""
+        for look in self._watched:
+            look()
         if not now and time.monotonic() < self._looked + LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        for look in self._watched:
-            look()
         for window, counts in (("reference", self.scores.reference), ("recent", self.scores.recent)):
             for at, count in enumerate(counts):
                 self._child(self._bins, window, at).set(count)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import multiprocessing
+import os
 import signal
 import socket
 import time
@@ -144,6 +145,7 @@ def _run_worker(
 ) -> None:
     """Runs the service in this process. number: of the worker; the first one says what answers."""
     log_requests()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # student.threads says how many threads a worker has
     service = open_service(recipe)
     server = OnlineServer(service, then)
     if number == 0:
