@@ -109,6 +109,7 @@ class Dashboard:
         with self._lock:
             steps, (until, last) = list(self._steps), self._last
         points = [step.point for step in steps]
+        models = next((dict(labels) for (name, labels), one in last.items() if name == "lore_service_info" and one), {})
         whole = summed(steps, until)
         seen = [stage for stage in STAGES if whole.total("lore_stage_seconds_count", stage=stage)]
         age = whole.quantiles("lore_cache_age_seconds", (0.5, 0.99))
@@ -116,7 +117,7 @@ class Dashboard:
             "time": until,
             "seconds": round(whole.seconds, 1) if steps else 0.0,
             "ages": [round(step.until - until, 1) for step in steps],
-            "models": next((dict(labels) for (name, labels), one in last.items() if name == "lore_service_info" and one), {}),
+            "models": models,
             "requests": {
                 "per_second": [point["requests"] for point in points],
                 "by_status": whole.by("lore_requests_total", "status", but=OTHERS),
@@ -139,7 +140,10 @@ class Dashboard:
                 "age_seconds": {"p50": age[0], "p99": age[1]},
                 "errors": whole.by("lore_cache_errors_total", "reason"),
             },
-            "judge": {"outcomes": whole.by("lore_judge_requests_total", "outcome"), "breaker": _breaker(last)},
+            "judge": {
+                "outcomes": whole.by("lore_judge_requests_total", "outcome"),
+                "breaker": _breaker(last) if models.get("judge", "none") != "none" else None,
+            },
             "psi": [point["psi"] for point in points],
             "shadow": whole.by("lore_shadow_pairs_total", "outcome"),
         }
@@ -257,7 +261,7 @@ def _quantile(edges: list[float], counts: dict[float, float], share: float) -> f
 
 
 def _breaker(counts: Counts) -> str | None:
-    """The worst of all workers; None without a judge."""
+    """The worst of all workers."""
     found = [value for (name, _), value in counts.items() if name == "lore_judge_breaker"]
     states = {number: name for name, number in BREAKER_STATES.items()}
     return states.get(int(max(found))) if found else None

@@ -60,6 +60,7 @@ def test_numbers_are_those_of_the_steps():
 def test_the_window_is_bounded_and_a_service_that_starts_again_counts_from_nothing():
     metrics = Metrics()
     found = board(metrics)
+    metrics.models("student", "judge")
     metrics.watch(lambda: 7, lambda: "open")
     for step in range(2 * STEPS):
         found.read(1020.0 + 10 * step)
