@@ -1,8 +1,8 @@
 """What benchmarks/online.py and benchmarks/online_load.py share: a student, a judge, their answers, and servers in processes.
 
-The student is all-MiniLM-L6-v2 with a random head (benchmarks/student.py), or any that `lore export student` wrote. The judge is the
-tiny one of the tests, whose server (benchmarks/online_judge.py) draws the tiers' probabilities from the prompt: every pair has one
-right answer of the judge and one of the student, which are computed before the service starts.
+The student is all-MiniLM-L6-v2 with a random head (benchmarks/student.py), or any that `lore export student` wrote. The judge is
+the tiny one of the tests, whose server (benchmarks/online_judge.py) draws the tiers' probabilities from the prompt: every pair has
+one right answer of the judge and one of the student, which are computed before the service starts.
 """
 
 import asyncio
