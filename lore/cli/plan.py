@@ -31,6 +31,7 @@ def plan(
     ),
     pairs: Path = typer.Option(None, metavar="FILE", help="Pairs to time it on. Default: those in the folder of an exported one."),
     labels: Path = typer.Option(None, metavar="FOLDER", help="Label folder of the judge, which says how fast it is."),
+    cache: str = typer.Option(None, metavar="STORE", help="Cache to time, as in cache.store of a recipe. Needs --labels."),
     judge_name: str = typer.Option("judge", help="Name of the judge in the run."),
     student_name: str = typer.Option("student", help="Name of the student in the run."),
     columns: str = typer.Option(None, "--map", metavar="FIELD=COLUMN,...", help="Columns of LOG, such as query=search_term."),
@@ -48,7 +49,7 @@ def plan(
     judge_days: float = typer.Option(90.0, min=0.01, max=36_500, help="Days until the judge is replaced, with all its verdicts."),
     deadline_ms: float = typer.Option(1000.0, min=0.001, max=MAX_MS, help="Longest wait for the judge."),
     judge_ms: str = typer.Option(None, metavar="P50,P99", help="Latency of the judge for the candidates of a search."),
-    cache_ms: str = typer.Option(None, metavar="P50,P99", help="Latency of the cache for the candidates of a search."),
+    cache_ms: str = typer.Option(None, metavar="P50,P99", help="Latency of a search that the cache answers, HTTP included."),
     student_ms: str = typer.Option(None, metavar="P50,P99", help="Latency of the student for the candidates of a search."),
     student_usd_per_hour: float = typer.Option(None, min=0, max=MAX_MEASURE, help="Price of one machine of the student."),
     judge_usd_per_hour: float = typer.Option(None, min=0, max=MAX_MEASURE, help="Price of one machine or GPU of the judge."),
@@ -77,6 +78,8 @@ def plan(
 
     if (log is None) == (ubi_queries is None):
         raise LoreError("Name one log: lore plan log.parquet, or --ubi-queries FILE for User Behavior Insights.")
+    if cache is not None and labels is None:
+        raise LoreError("--cache is timed with verdicts that it holds. Name their folder with --labels, or give --cache-ms.")
     section = InputSection(
         path=log,
         map=column_map(columns, (), None) if columns else {},
@@ -97,6 +100,7 @@ def plan(
             student=student,
             pairs=pairs,
             labels=labels,
+            cache=cache,
             days=days,
             candidates=candidates,
             new_items_per_day=new_items_per_day,

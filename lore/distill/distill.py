@@ -54,6 +54,7 @@ from lore.train.common.trainer import total_steps
 FEWEST_TO_CALIBRATE = 40
 """Labeled pairs of dev, half of which choose the kind of calibration."""
 ASKED_AT_ONCE = 2048
+PHOTOS_TRIED = 64
 SAMPLED, SAME = 4, 1e-4
 """Of the dry pass: rows whose logits are compared before and after a save, and how far they may be apart."""
 
@@ -166,11 +167,26 @@ def check_distilling(setup: Setup, steps: int) -> None:
                     "Take another encoder."
                 )
 
+    def photos() -> None:
+        images = setup.rows.table.column("image").is_valid().to_numpy()
+        places = np.flatnonzero(images & (setup.rows.lengths > 0))
+        tried = places[np.linspace(0, len(places) - 1, min(PHOTOS_TRIED, len(places))).astype(np.int64)] if len(places) else places
+        encoder = student()[1]
+        if not any("photo_mask" in encoder.batch([row]) for row in encoder.rows(setup.rows.pairs(tried))):
+            found = f"none of {len(tried):,} photos that were tried can be read" if len(tried) else "no training pair has a photo"
+            raise LoreError(
+                f"student.photo is tower, and {found}, so the tower would learn nothing.\nA photo that a table names by its path "
+                "has to lie in the table's folder or in data.image_root. Without photos, set student.photo to none.",
+                same_on_every_rank=True,
+            )
+
     def disk_space() -> None:
         check_disk(recipe.train, folder, saved_bytes(student()[0], None), steps, setup.tokenizer)
 
     read = dict.fromkeys(("positions", "vocabulary", "neighbors"), student)
     dry_pass(recipe.stage, read | {"saving": saving, "disk space": disk_space})
+    if recipe.student.photo == "tower":
+        photos()
 
 
 def measured(variant: Variant, setup: Setup, human: Human) -> Measured:

@@ -33,6 +33,7 @@ from lore.judge.card import read_card
 from lore.run.run_folder import RunFolder
 from lore.student.canary import COUNT, raw_scores, write_canaries
 from lore.student.card import StudentCard, read_student, write_student_card
+from lore.student.encode import QueryTooLong
 from lore.student.exported import EXPORT, Check, Export, FileNote, TokenizerNote, this_machine, versions
 from lore.student.head import verdict_tiers
 from lore.student.model import load_student, load_tokenizer, save_student
@@ -92,6 +93,11 @@ def export_student(
             f"{card.folder} answers none of the pairs of {pairs or run}, so nothing can be compared.\nGive other pairs: --pairs "
             "pairs.parquet"
         )
+    if student.encoder.config.photo != "none" and not all(_any_photo(student, some) for some in (asked, to_fix or asked)):
+        raise LoreError(
+            f"{card.folder} reads photos, and none of the pairs of {pairs or run} has one that can be read, so its files cannot be "
+            "compared.\nPut the photos back where the pairs name them, or give other pairs: --pairs pairs.parquet"
+        )
     lengths = [row["length"] for row in student.encoder.rows(asked)]
     canaries = canaries_of(before, lengths, [pair.image is not None for pair in asked])
     kept = [asked[at] for at in canaries]
@@ -147,8 +153,6 @@ def sample_of_run(run: Path, most: int) -> tuple[list[Pair], list[Pair]]:
             f"{run} has no recipe.yaml, so it is unknown which pairs to compare the export on.\nGive the run folder of stage "
             "distill, or a file of pairs: --pairs pairs.parquet"
         )
-    if not folder.is_done:
-        raise LoreError(f"{run} is not a finished run, so its student is not trained to the end. Finish the run first.")
     stage = read_recipe_text(folder.recipe_path).data.get("stage")
     if stage != "distill":
         raise LoreError(f"{run} is a run of stage {stage}, which trains no student. Give the run folder of stage distill.")
@@ -171,6 +175,12 @@ def _spread(read: partial[Iterable[Pair]], most: int) -> list[Pair]:
     among = np.flatnonzero(labeled) if labeled.sum() >= most else np.arange(len(labeled))
     chosen = set(among[np.linspace(0, len(among) - 1, min(most, len(among))).astype(np.int64)].tolist()) if len(among) else set()
     return [pair for at, pair in zip(count(), read()) if at in chosen]
+
+
+def _any_photo(student: StudentScorer, pairs: Sequence[Pair]) -> bool:
+    """Whether the student sees the photo of at least one pair."""
+    rows = (row for row in student.encoder.rows(pairs) if not isinstance(row, QueryTooLong) and row["photo"] is not None)
+    return any("photo_mask" in student.encoder.batch([row]) for row in rows)
 
 
 def canaries_of(scores_NT: np.ndarray, lengths: Sequence[int], with_photo: Sequence[bool]) -> list[int]:

@@ -163,7 +163,7 @@ def _reliability(table: Table) -> list[dict[str, Any]]:
 def _thresholds(folder: RunFolder) -> list[dict[str, str]]:
     """The student's thresholds per use."""
     found = []
-    for use, one in read_student(folder.path).thresholds.items():
+    for use, one in read_student(folder / "model").thresholds.items():
         of = "recall" if use == "filter" else "precision"
         threshold = "none reaches it" if one.threshold is None else f"{one.threshold:.3f}"
         shares = {"recall": one.recall, "precision": one.precision, "kept": one.kept}

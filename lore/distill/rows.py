@@ -26,7 +26,7 @@ from lore.distill.config import DistillRecipe, TargetsSection
 from lore.distill.labels import ChosenLabels, Human, chosen_labels, labelled_input
 from lore.distill.targets import even_rates, expected_gain, human_targets, traffic_weights
 from lore.label.inputs.open_input import open_input
-from lore.label.keys import Keys, content_bytes
+from lore.label.keys import ContentKeys, Keys, content_bytes
 from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
 from lore.student.encode import PairEncoder, QueryTooLong
@@ -38,6 +38,8 @@ from lore.support.text import normalize
 from lore.train.common.arrow_rows import whole_rows, write_rows
 
 MAX_RATIONALE = 2000  # characters
+CHANGED = "whose text is gone or has changed"
+"""Of labels: key of the summary."""
 AT_ONCE = 512  # pairs in memory
 TEXT_FIELDS = ("pair_id", "query", "title", "item_id", "attributes", "description", "category", "brand", "shop", "price", "image")
 """What a student can read of a pair."""
@@ -122,7 +124,7 @@ def _described(summary: dict[str, Any]) -> str:
     if "labelled" in summary:
         parts.append(f"{summary['labels of the judge']:,} with labels of the judge at temperature {summary['temperature']:g}")
         parts[-1] += f" ({summary['temperature is']})"
-        for key in ("of queries in dev or test", "whose text is gone or has changed"):
+        for key in ("of queries in dev or test", CHANGED):
             parts += [f"{summary[key]:,} labels left out {key}"] if summary.get(key) else []
     return ", ".join(parts)
 
@@ -135,15 +137,18 @@ class _Join:
         self.photos = recipe.student.photo == "tower"
         self.tiers = len(human.source.rubric.tier_ids)
         self.left = {} if chosen is None else dict(chosen.labels.place)
+        self.contents = None if chosen is None else chosen.labels.table.column("content")
+        self.changed = 0
         self.queries: dict[str, int] = {}
         self.counts = {"rows": 0, "human labels": 0, "labels of the judge": 0, "both": 0}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         yield from self._of_train()
+        self.counts[CHANGED] = self.changed
         if self.left:
             found = len(self.left)
             yield from self._of_input()
-            self.counts["whose text is gone or has changed"] = len(self.left)
+            self.counts[CHANGED] += len(self.left)
             if len(self.left) == found and not self.counts["rows"]:
                 raise LoreError(
                     f"None of the {found:,} labelled pairs of {self.recipe.labels.path} has its text in the labels' input, so "
@@ -152,13 +157,15 @@ class _Join:
 
     def _of_train(self) -> Iterator[dict[str, Any]]:
         source, gold, wanted = self.human.source, self.human.train, set(self.recipe.data.slices or [])
-        rubric, done = source.rubric, set()
+        rubric, done, keys = source.rubric, set(), ContentKeys()
         for pair in track(read_pairs(source.path, split="train", image_roots=source.image_roots), "human pairs"):
             if wanted and not wanted & set(pair.slices) or pair.pair_id in done:
                 continue
             at = self.left.pop(pair.pair_id, None)
             if at is not None:
                 self._same_query(pair, at)
+                if self.contents[at].as_py() != keys.of(pair):
+                    self.changed, at = self.changed + 1, None
             if pair.pair_id not in gold.position and at is None:
                 continue
             done.add(pair.pair_id)
@@ -179,7 +186,7 @@ class _Join:
             )
 
     def _of_input(self) -> Iterator[dict[str, Any]]:
-        keys, contents = Keys(), self.chosen.labels.table.column("content")
+        keys = Keys()
         opened = open_input(labelled_input(self.recipe.labels), self.folder / "data" / "labelled", _Unlisted())
         for batch in track(opened.batches(), "labelled pairs"):
             mask = [pair_id in self.left for pair_id in batch.column("pair_id").to_pylist()]
@@ -190,7 +197,7 @@ class _Join:
             asked = content_bytes(found["high"], found["low"]).to_pylist()
             for pair, content in zip(to_pairs(batch, batch.schema.names, self.recipe.labels.path), asked, strict=True):
                 at = self.left.get(pair.pair_id)
-                if at is not None and contents[at].as_py() == content:
+                if at is not None and self.contents[at].as_py() == content:
                     del self.left[pair.pair_id]
                     yield self._row(pair, at, None, None, -1)
             if not self.left:

@@ -23,6 +23,8 @@ KEY_COLUMNS = (("hash", pa.uint64()), ("high", pa.uint64()), ("low", pa.uint64()
 LONG_CHARACTERS = 4000
 """Items of more characters come last, so that one long prompt does not hold up a batch of short ones."""
 REMEMBERED_ITEMS, REMEMBERED_BYTES = 200_000, 64 * 2**20
+OBJECT_BYTES = 64
+"""Of a small Python object, about."""
 _MULTIPLIER, _64_BITS = 0x9E3779B97F4A7C15, 2**64 - 1
 MULTIPLIER = np.uint64(_MULTIPLIER)
 TEXTS = ("title", "description", "category", "brand", "shop")
@@ -76,7 +78,7 @@ class ContentKeys:
     """The contents of single pairs, for a service: `content_bytes` of what Keys finds for the same pair. Remembers items, because
     the same ones come for many queries, and normalizing their texts takes longer than all the rest.
 
-    remembered_bytes: of the texts of remembered items; then all are forgotten. For one thread.
+    remembered_bytes: of the remembered items; then all are forgotten. For one thread.
     """
 
     def __init__(self, remembered_bytes: int = REMEMBERED_BYTES) -> None:
@@ -105,11 +107,12 @@ class ContentKeys:
         found = self._items.get(name)
         if found is None:
             found = item_digest(texts, pair.price, pair.attributes.items(), None)
-            if len(self._items) >= REMEMBERED_ITEMS or self._bytes > self.remembered_bytes:
+            if self._bytes > self.remembered_bytes:
                 self._items.clear()
                 self._bytes = 0
             self._items[name] = found
-            self._bytes += sum(map(len, filter(None, texts))) + sum(len(key) + len(value) for key, value in name[2])
+            texts_bytes = sum(map(len, filter(None, texts))) + sum(len(key) + len(value) for key, value in name[2])
+            self._bytes += texts_bytes + OBJECT_BYTES * (2 + len(texts) + 3 * len(name[2]))
         return found
 
 

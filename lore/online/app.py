@@ -22,7 +22,9 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from pydantic_core import to_json
+from starlette.background import BackgroundTask
 
+from lore.data.pair import Pair
 from lore.online import schemas
 from lore.online.answer import Answer, Answering
 from lore.online.body import BoundedRequest
@@ -30,6 +32,7 @@ from lore.online.config import MAX_MILLISECONDS, OnlineRecipe, ServeSection
 from lore.online.exchange import ApiError, Exchange, add_error_replies, exchange_of
 from lore.online.metrics import Metrics
 from lore.online.photos import Photos
+from lore.online.shadow import Shadow
 from lore.online.traces import Traces
 from lore.support.errors import LoreError
 
@@ -40,6 +43,7 @@ WARM_SECONDS = 5.0
 MAX_LOGGED_QUERIES = 20
 SHORTEST_KEY = 8
 SHORTEST_SECONDS = 1e-3
+TURN_SECONDS = 2e-3
 ERRORS = (400, 408, 413, 415, 422, 429, 500, 503)
 T = TypeVar("T")
 
@@ -81,11 +85,12 @@ def build_app(
     photos: Photos | None = None,
     metrics: Metrics | None = None,
     traces: Traces | None = None,
+    shadow: Shadow | None = None,
 ) -> FastAPI:
-    """The ASGI application. photos: null: those of the recipe. metrics: shown at /metrics. Raises LoreError for unusable API
-    keys."""
+    """The ASGI application. photos: null: those of the recipe. metrics: shown at /metrics. shadow: is offered every answer. Raises
+    LoreError for unusable API keys."""
     metrics = metrics or Metrics()
-    endpoints = Endpoints(recipe.serve, service, photos or Photos(recipe.serve), metrics)
+    endpoints = Endpoints(recipe.serve, service, photos or Photos(recipe.serve), metrics, shadow)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -110,8 +115,8 @@ def build_app(
 class Endpoints:
     """The paths of the service."""
 
-    def __init__(self, serve: ServeSection, service: Service, photos: Photos, metrics: Metrics):
-        self.serve, self.service, self.photos, self.metrics = serve, service, photos, metrics
+    def __init__(self, serve: ServeSection, service: Service, photos: Photos, metrics: Metrics, shadow: Shadow | None = None):
+        self.serve, self.service, self.photos, self.metrics, self.shadow = serve, service, photos, metrics, shadow
         self.keys = api_keys(serve)
         self.reader = schemas.PairReader(serve.max_text_characters)
         error = {"model": schemas.ErrorReply}
@@ -222,15 +227,28 @@ class Endpoints:
         given = [one for one in (deadline_ms, _header_ms(request)) if one is not None]
         deadline_seconds = min(given, default=self.serve.deadline_ms) / 1000
         exchange.mark("read")
-        pairs = [self.reader.read(row) for row in rows]
+        pairs = await self._read(rows)
         exchange.mark("parse")
         answers, photos = await _while_connected(request, self._answered(exchange, rows, pairs, deadline_seconds))
         self.metrics.answered(answers, {})
+        if self.shadow is not None:
+            exchange.after = BackgroundTask(_offer, self.shadow, pairs, answers)
         late = sum(answer.late for answer in answers)
         exchange.said |= {"pairs": len(rows), "sources": schemas.sources_of(answers), "late": late}
         if self.serve.log_queries:
             exchange.said["queries"] = list(dict.fromkeys(str(row.get("query")) for row in rows))[:MAX_LOGGED_QUERIES]
         return schemas.Reply(exchange.id, self.service.router.tier_ids, answers, photos)
+
+    async def _read(self, rows: list[schemas.Row]) -> list[Pair | Answer]:
+        """The pairs of the rows. Other requests get their turn between them: a thousand long items take tenths of a second."""
+        pairs: list[Pair | Answer] = []
+        until = time.perf_counter() + TURN_SECONDS
+        for row in rows:
+            pairs.append(self.reader.read(row))
+            if time.perf_counter() > until:
+                await asyncio.sleep(0)
+                until = time.perf_counter() + TURN_SECONDS
+        return pairs
 
     async def _answered(
         self, exchange: Exchange, rows: list[schemas.Row], pairs: list[Any], deadline_seconds: float
@@ -287,6 +305,10 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
+async def _offer(shadow: Shadow, pairs: list[Any], answers: list[Answer]) -> None:
+    shadow.offer(pairs, answers)
+
+
 def _header_ms(request: Request) -> float | None:
     """The deadline of the header; None without a valid one."""
     try:
@@ -298,6 +320,7 @@ def _header_ms(request: Request) -> float | None:
 
 def _written(request: Request, content: Any) -> Response:
     # A returned document may hold 1e999, which is no number for others.
-    response = Response(to_json(content, inf_nan_mode="null"), media_type="application/json")
-    exchange_of(request).mark("write")
+    exchange = exchange_of(request)
+    response = Response(to_json(content, inf_nan_mode="null"), media_type="application/json", background=exchange.after)
+    exchange.mark("write")
     return response

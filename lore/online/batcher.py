@@ -37,7 +37,7 @@ Seen = Callable[[Stage, float], None]
 """Told of a stage and its seconds: queue and encode of a request, model of a batch."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket:
     """The pairs of one request in the queue. verdicts: None for those without an answer so far. due: time by which it has to be
     answered, in seconds of time.monotonic. seconds: of its stages; those of its batches are summed up."""
@@ -54,8 +54,6 @@ class Ticket:
     """Pairs without an answer."""
     rows: deque[tuple[int, Any]] = field(default_factory=deque)
     """(index of the pair, its row), those with a photo first, then by length, the longest first."""
-    tokens: int = 0
-    """Of these rows."""
     pieces: int = 0
     """Pieces that are still to be tokenized."""
 
@@ -67,11 +65,6 @@ class Ticket:
         if not self.open and not self.done.done():
             self.done.set_result(None)
 
-    def leave(self) -> None:
-        """The caller waits no more."""
-        self.left = True
-        self.rows.clear()
-        self.tokens = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +95,10 @@ class Batcher:
         """Measured, over all threads; None before the first batch."""
         self.typical_seconds = 0.0
         """Seconds that a request takes here, as measured; 0 before the first."""
+        self.batch_seconds = 0.0
+        """Seconds that a batch takes from its start to its verdicts, as measured."""
+        self._tokens_per_pair = 0.0
+        self._tickets: set[Ticket] = set()  # that are tokenized, wait or are scored
         self._free = self.parallel = scorer.session.parallel
         self._queue: list[tuple[float, int, Ticket]] = []  # a heap
         self._entered = 0
@@ -130,22 +127,31 @@ class Batcher:
         self._encoding.shutdown()
 
     def submit(self, pairs: Sequence[Pair], due: float) -> Ticket:
-        """Puts pairs into the queue. `ticket.done` is set once all have a verdict. Whoever stops waiting calls `ticket.leave`."""
+        """Puts pairs into the queue. `ticket.done` is set once all have a verdict. Whoever stops waiting calls `leave`."""
         loop = asyncio.get_running_loop()
         ticket = Ticket(pairs, due, [None] * len(pairs), loop.create_future(), self.clock(), open=len(pairs))
         if not pairs:
             ticket.done.set_result(None)
             return ticket
         ticket.pieces = -(-len(pairs) // ENCODED_PAIRS)
+        self._tickets.add(ticket)
+        ticket.done.add_done_callback(lambda _: self._tickets.discard(ticket))
         self._encode_next(ticket, 0)
         return ticket
 
-    def wait_seconds(self, due: float) -> float:
-        """Seconds until a request with this deadline would get its first thread; 0 while nothing was measured."""
+    def leave(self, ticket: Ticket) -> None:
+        """Drops the rows of a ticket that wait: nobody waits for them any more, or they would come too late."""
+        ticket.left = True
+        ticket.rows.clear()
+        self._tickets.discard(ticket)
+
+    def wait_seconds(self, due: float, pairs: int = 0) -> float:
+        """Seconds until all is scored that goes before a request with this deadline, and so many pairs of its own; 0 if nothing
+        goes before it, and while nothing was measured. Pairs that are not tokenized yet count as much as pairs do on average."""
         if not self.tokens_per_second:
             return 0.0
-        ahead = {id(ticket): ticket.tokens for when, _, ticket in self._queue if when <= due and not ticket.left}
-        return sum(ahead.values()) / self.tokens_per_second
+        ahead = sum(ticket.open for ticket in self._tickets if ticket.due <= due and not ticket.left)
+        return (ahead + pairs) * self._tokens_per_pair / self.tokens_per_second if ahead else 0.0
 
     # Tokenization
 
@@ -170,7 +176,7 @@ class Batcher:
         now = self.clock()
         ticket.pieces -= 1
         if ticket.left or now >= ticket.due or self._task is None:
-            ticket.leave()
+            self.leave(ticket)
             return
         self._note(ticket, "encode", now - began)
         rows: list[tuple[int, Any]] = []
@@ -185,7 +191,6 @@ class Batcher:
             self._encode_next(ticket, at + ENCODED_PAIRS)
         rows.sort(key=lambda one: (one[1]["photo"] is None, -one[1]["length"]))
         ticket.rows.extend(rows)
-        ticket.tokens += sum(row["length"] for _, row in rows)
         if rows:
             self._entered += 1
             heappush(self._queue, (ticket.due, self._entered, ticket))
@@ -210,8 +215,8 @@ class Batcher:
         longest, photos, now = 0, False, self.clock()
         while self._queue:
             ticket = self._queue[0][2]
-            if ticket.left or ticket.due <= now:
-                ticket.leave()
+            if ticket.left or self._comes_too_late(ticket, now):
+                self.leave(ticket)
             while ticket.rows:
                 index, row = ticket.rows[0]
                 wide, with_photo = max(longest, row["length"]), row["photo"] is not None
@@ -222,10 +227,14 @@ class Batcher:
                 longest = wide
                 if "queue" not in ticket.seconds:
                     self._note(ticket, "queue", now - ticket.entered - ticket.seconds.get("encode", 0.0))
-                ticket.tokens -= row["length"]
                 batch.append(_Row(ticket, *ticket.rows.popleft()))
             heappop(self._queue)
         return batch
+
+    def _comes_too_late(self, ticket: Ticket, now: float) -> bool:
+        """Whether a batch that starts now would end after the ticket's deadline: its rows would only delay others. A ticket with
+        half of its time left is always tried, since the measured time may be wrong."""
+        return ticket.due - now <= min(self.batch_seconds, (ticket.due - ticket.entered) / 2)
 
     def _score(self, batch: list[_Row]) -> tuple[list[Verdict], float]:
         """(verdicts, seconds), in a worker thread. A pair that raises alone gets a failure."""
@@ -247,7 +256,7 @@ class Batcher:
         self._wake.set()
         verdicts, seconds = job.result()
         if seconds:
-            self._measure(sum(one.row["length"] for one in batch), self.clock() - began)
+            self._measure(batch, self.clock() - began)
         self.seen("model", seconds)
         for one, verdict in zip(batch, verdicts, strict=True):
             one.ticket.answer(one.index, verdict)
@@ -256,10 +265,15 @@ class Batcher:
             if not ticket.open:
                 self.typical_seconds += SHARE_OF_NEWEST * (self.clock() - ticket.entered - self.typical_seconds)
 
-    def _measure(self, tokens: int, seconds: float) -> None:
-        rate = tokens / max(seconds, 1e-6) * self.parallel
-        known = self.tokens_per_second
-        self.tokens_per_second = rate if known is None else known + SHARE_OF_NEWEST * (rate - known)
+    def _measure(self, batch: list[_Row], seconds: float) -> None:
+        tokens = sum(one.row["length"] for one in batch)
+        rate, mean = tokens / max(seconds, 1e-6) * self.parallel, tokens / len(batch)
+        if self.tokens_per_second is None:
+            self.tokens_per_second, self.batch_seconds, self._tokens_per_pair = rate, seconds, mean
+            return
+        self.tokens_per_second += SHARE_OF_NEWEST * (rate - self.tokens_per_second)
+        self.batch_seconds += SHARE_OF_NEWEST * (seconds - self.batch_seconds)
+        self._tokens_per_pair += SHARE_OF_NEWEST * (mean - self._tokens_per_pair)
 
     def _note(self, ticket: Ticket, stage: Stage, seconds: float) -> None:
         ticket.seconds[stage] = ticket.seconds.get(stage, 0.0) + max(0.0, seconds)

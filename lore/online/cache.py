@@ -68,8 +68,12 @@ def open_cache(
 def open_store_of(section: CacheSection, judge: CachedJudge, observer: CacheObserver | None = None) -> FilledCache:
     """The store of a recipe, which is not none, without the memory in front of it."""
     if section.store.startswith(REDIS):
-        from lore.online.redis_cache import RedisCache  # loads redis: only where a recipe names it
-
+        try:
+            from lore.online.redis_cache import RedisCache  # loads redis: only where a recipe names it
+        except ImportError as error:
+            raise LoreError(
+                "The cache is in Redis, and its client is not installed.\nInstall it: pip install 'lore-relevance[online]'"
+            ) from error
         return RedisCache(section, judge, observer)
     if open_store(section.store) is None:
         raise LoreError(

@@ -194,6 +194,31 @@ class ServeSection(StrictModel):
             yield Conflict(("max_pairs", "max_queued_pairs"), found, "room for the largest request")
 
 
+class ShadowSection(StrictModel):
+    """A share of the student's answers, written down to be judged later (lore.online.shadow)."""
+
+    share: float = Field(0.0, ge=0, le=1)
+    """Share of the pairs. Their content decides, so every worker takes the same ones. 0: none."""
+    folder: str | None = Field(None, min_length=1)
+    """Where they are written, with their texts: one folder a day, each an input of `lore label`."""
+    max_bytes: int = Field(1_073_741_824, ge=1_048_576, le=MAX_MEASURE)
+    """Bytes of the folder. When it has them, pairs are dropped until days are removed."""
+    max_photo_bytes: int = Field(262_144, ge=0, le=MAX_COUNT)
+    """Bytes of one photo. A pair with a larger one is left out: the judge would see less than the student."""
+    rotate_days: int = Field(1, ge=0, le=3650)
+    """Days after which other pairs are taken. 0: always the same ones. See lore.online.shadow."""
+    queued_pairs: int = Field(4096, ge=1, le=MAX_COUNT)
+    """Answers that may wait in one worker, of all, not of the share. More are dropped."""
+    shard_pairs: int = Field(1000, ge=1, le=100_000)
+    """Pairs of one file."""
+    shard_seconds: float = Field(60.0, gt=0, le=MAX_SECONDS)
+    """Longest time until a pair is on disk. A worker that is killed loses what it has not written."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.share > 0 and self.folder is None:
+            yield Conflict(("share", "folder"), "a share without a folder", "folder: FOLDER, or share: 0")
+
+
 class OnlineRecipe(BaseRecipe):
     """An HTTP service that judges pairs: cached verdicts, the student, and the judge where it may be asked."""
 
@@ -206,13 +231,14 @@ class OnlineRecipe(BaseRecipe):
     cache: CacheSection = CacheSection()
     route: RouteSection = RouteSection()
     serve: ServeSection = ServeSection()
+    shadow: ShadowSection = ShadowSection()
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.cache.store != "none" and self.cache.judge is None and self.judge is None:
             yield Conflict(("cache.judge", "judge"), "a cache without a judge", "cache.judge, whose verdicts are answered")
 
     def check_packages(self) -> None:
-        for name in ("fastapi", "uvicorn"):
+        for name in ("fastapi", "uvicorn", "prometheus_client"):
             if importlib.util.find_spec(name) is None:
                 raise LoreError(
                     f"The service needs {name}, which is not installed.\nInstall it: pip install 'lore-relevance[online]'"

@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from lore.online.answer import Draining, Refused
@@ -48,6 +49,8 @@ class Exchange:
     """Seconds of each stage."""
     said: dict[str, Any] = field(default_factory=dict)
     """What the log line adds."""
+    after: BackgroundTask | None = None
+    """Is run after the reply has been sent."""
     _marked: float = 0.0
 
     def mark(self, stage: str) -> None:

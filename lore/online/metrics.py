@@ -120,6 +120,7 @@ class Metrics:
         self._photos = counter("photos_refused_total", "Photos of requests that were not shown, by reason.", "reason")
         self._canary = gauge("canary_difference", "Largest difference of a canary's tier probability at the start.", "livemax")
         self._bins = gauge("score_bins", "Scores of the student, in 20 bins from 0 to 1.", "livesum", "window", "bin")
+        self._shadow = counter("shadow_pairs_total", "Answers of the student for shadow mode, by what became of them.", "outcome")
         self._info = gauge("service_info", "Always 1; its labels name the models.", "livemax", "student", "judge")
         self._look(now=True)
 
@@ -174,6 +175,10 @@ class Metrics:
         """reason: that of an ImageError."""
         self._child(self._photos, reason if reason in PHOTO_REASONS else OTHER).inc()
 
+    def shadow(self, outcome: str, pairs: int) -> None:
+        """See lore.online.shadow.Shadow."""
+        self._child(self._shadow, outcome).inc(pairs)
+
     def canary(self, difference: float) -> None:
         """The largest difference of the canary check (CanaryCheck.largest)."""
         self._canary.set(difference)
@@ -217,12 +222,13 @@ class Metrics:
         return found
 
     def _look(self, now: bool = False) -> None:
-        """Looks at what has no event of its own, at most every LOOK_SECONDS: another worker may be the one that is read."""
+        """Looks at what has no event of its own, because another worker may be the one that is read. At the bins only every
+        LOOK_SECONDS: there are many."""
+        for look in self._watched:
+            look()
         if not now and time.monotonic() < self._looked + LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        for look in self._watched:
-            look()
         for window, counts in (("reference", self.scores.reference), ("recent", self.scores.recent)):
             for at, count in enumerate(counts):
                 self._child(self._bins, window, at).set(count)

@@ -23,6 +23,9 @@ from lore.online.config import RouteSection
 
 TOO_LATE = "no_answer_in_time"
 """Failure of a pair that nobody answered by the request's deadline."""
+MOST_LAG, LAG_KEPT = 0.2, 0.9
+"""Share of a deadline by which answers leave earlier if the event loop is late; of the known lag, what a deadline that passes
+keeps."""
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.1, 30.0
 SHARE_OF_NEWEST = 0.1
 Observer = Callable[[str, float], None]
@@ -91,16 +94,19 @@ class Router:
         self.draining = False
         self.pairs_under_way = self.requests_under_way = 0
         self._pairs_per_second: float | None = None
+        self._lag = 0.0  # seconds by which deadlines are noticed too late, because the event loop is busy
 
     # Admission
 
     async def answer(
         self, pairs: Sequence[Pair], deadline_seconds: float | None = None, seconds: dict[str, float] | None = None
     ) -> list[Answer]:
-        """See Answering.answer. Also raises Overloaded if the deadline would pass before the first pair gets its turn."""
+        """See Answering.answer. Also raises Overloaded if the cache does not know all pairs, others go first, and the deadline
+        would pass before the student is done."""
         began = time.monotonic()
-        due = began + (self.deadline_seconds if deadline_seconds is None else deadline_seconds)
-        self._admit(len(pairs), due, began)
+        left = self.deadline_seconds if deadline_seconds is None else deadline_seconds
+        due = began + left - min(self._lag, MOST_LAG * left)
+        self._admit(len(pairs))
         self.pairs_under_way += len(pairs)
         self.requests_under_way += 1
         try:
@@ -110,16 +116,13 @@ class Router:
             self.requests_under_way -= 1
             self._measure(len(pairs), time.monotonic() - began)
 
-    def _admit(self, count: int, due: float, now: float) -> None:
+    def _admit(self, count: int) -> None:
         if self.draining:
             raise Draining("the service is shutting down", MOST_RETRY_SECONDS)
         if self.pairs_under_way and self.pairs_under_way + count > self.max_pairs:
             raise Overloaded(
                 f"{self.pairs_under_way:,} pairs are under way, and {self.max_pairs:,} may be", self._retry_seconds(count)
             )
-        wait = self.batcher.wait_seconds(due)
-        if wait > due - now:
-            raise Overloaded(f"the queue takes {wait:.3f} s, longer than the deadline", _bounded(wait - (due - now)))
 
     def _retry_seconds(self, count: int) -> float:
         """Seconds until there is room for so many pairs, at the measured rate."""
@@ -164,6 +167,9 @@ class Router:
 
     async def _from_models(self, request: _Request, left: Sequence[int]) -> None:
         began = time.monotonic()
+        wait, time_left = self.batcher.wait_seconds(request.due, len(left)), request.due - began
+        if wait > max(time_left, 0.0):
+            raise Overloaded(f"the queue takes {wait:.3f} s, longer than the deadline", _bounded(wait - time_left))
         ticket = self.batcher.submit([request.pairs[index] for index in left], request.due)
         places = {index: at for at, index in enumerate(left)}
         asked: dict[int, _Asked] = {}
@@ -177,7 +183,8 @@ class Router:
                 await asyncio.wait([ticket.done], timeout=max(0.0, request.due - time.monotonic()))
         finally:
             if not ticket.done.done():
-                ticket.leave()
+                self.batcher.leave(ticket)
+                self._lag = max(self._lag * LAG_KEPT, time.monotonic() - request.due)
         self._note(request, "student", time.monotonic() - began)
         for stage, spent in ticket.seconds.items():
             request.seconds[stage] = request.seconds.get(stage, 0.0) + spent

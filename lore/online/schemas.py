@@ -18,10 +18,10 @@ always in [0, 1]). Such fields are accepted and change nothing, like all others 
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 
 from lore.data.pair import FIELDS, Pair
-from lore.data.row_validation import RowChecker
+from lore.data.row_validation import MAX_LIST, RowChecker
 from lore.engines.engine import MAX_WORDS
 from lore.judge.verdict import Verdict, to_row
 from lore.online.answer import Answer
@@ -41,7 +41,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_COUNT else value
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MAX_COUNT)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT), BeforeValidator(_whole)]
 """JSON does not tell 5.0 from 5."""
 
 _SAID = {
@@ -71,10 +71,14 @@ _PAIR_SCHEMA = {
         **_ITEM_SCHEMA["properties"],
     },
 }
-Item = Annotated[dict[str, JsonValue | Any], WithJsonSchema(_ITEM_SCHEMA)]
-PairObject = Annotated[dict[str, JsonValue | Any], WithJsonSchema(_PAIR_SCHEMA)]
+Item = Annotated[dict[str, Any], WithJsonSchema(_ITEM_SCHEMA)]
+PairObject = Annotated[dict[str, Any], WithJsonSchema(_PAIR_SCHEMA)]
 Document = str | Item
 Query = Annotated[str, Field(min_length=1)]
+# The first error ends the check of a list: a million of them would take seconds to describe.
+Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
+Queries = Annotated[list[Query], Field(min_length=1, fail_fast=True)]
+Documents = Annotated[list[Document], Field(min_length=1, fail_fast=True)]
 
 
 class Body(BaseModel):
@@ -89,12 +93,12 @@ class RerankBody(Body):
     model: str | None = None
     """Comes back in the reply; there is one model."""
     query: Query
-    documents: Annotated[list[Document], Field(min_length=1)]
+    documents: Documents
     """Texts, or objects with the fields of an item."""
     top_n: Count | None = None
     """How many results. null and 0: all."""
     return_documents: bool | None = False
-    rank_fields: Annotated[list[str], Field(min_length=1, max_length=100)] | None = None
+    rank_fields: Annotated[Texts, Field(max_length=100)] | None = None
     """Only these fields of the objects are read. One that is no field of an item is an attribute. null: the fields of an item."""
 
 
@@ -102,7 +106,7 @@ class TextsBody(Body):
     """text-embeddings-inference's re-ranking."""
 
     query: Query
-    texts: Annotated[list[str], Field(min_length=1)]
+    texts: Texts
     return_text: bool | None = False
     raw_scores: bool | None = False
     """Changes nothing: scores are calibrated to [0, 1]."""
@@ -114,61 +118,73 @@ class TextScoreBody(Body):
     """vLLM's scores of text pairs, 1:1, 1:N or N:N."""
 
     model: str | None = None
-    text_1: Query | Annotated[list[Query], Field(min_length=1)]
-    text_2: Document | Annotated[list[Document], Field(min_length=1)]
+    text_1: Query | Queries
+    text_2: Document | Documents
 
 
 class DocumentScoreBody(Body):
     """The newer names of the same: queries and documents."""
 
     model: str | None = None
-    queries: Query | Annotated[list[Query], Field(min_length=1)]
-    documents: Document | Annotated[list[Document], Field(min_length=1)]
+    queries: Query | Queries
+    documents: Document | Documents
 
 
 class ItemScoreBody(Body):
     """The same with items."""
 
     model: str | None = None
-    queries: Query | Annotated[list[Query], Field(min_length=1)]
-    items: Document | Annotated[list[Document], Field(min_length=1)]
+    queries: Query | Queries
+    items: Document | Documents
 
 
 class DataScoreBody(Body):
     """The same with data_1 and data_2."""
 
     model: str | None = None
-    data_1: Query | Annotated[list[Query], Field(min_length=1)]
-    data_2: Document | Annotated[list[Document], Field(min_length=1)]
+    data_1: Query | Queries
+    data_2: Document | Documents
 
 
 class JudgeBody(Body):
     """LORE's own format."""
 
-    pairs: Annotated[list[PairObject], Field(min_length=1)]
-    deadline_ms: Annotated[float, Field(strict=False, gt=0, le=MAX_MILLISECONDS)] | None = None
+    pairs: Annotated[list[PairObject], Field(min_length=1, fail_fast=True)]
+    deadline_ms: Annotated[float, Field(gt=0, le=MAX_MILLISECONDS)] | None = None
     """Deadline of the reply; the header x-envoy-expected-rq-timeout-ms says the same for every format. null: the service's."""
 
 
-def _named(*choices: tuple[str, str]) -> Discriminator:
-    """Which of several bodies a request has, by the name of a field; the last one if there is none of them."""
+def _told_apart(forms: dict[str, tuple[str, ...]]) -> Discriminator:
+    """Which of several bodies a request has, by the fields that it needs; several at once are an error. forms: tag -> fields."""
 
-    def tag(body: Any) -> str:
-        return next((tag for name, tag in choices if isinstance(body, dict) and name in body), choices[-1][1])
+    def tag(body: Any) -> str | None:
+        given = {name for name, value in body.items() if value is not None} if isinstance(body, dict) else set()
+        whole = [tag for tag, names in forms.items() if given.issuperset(names)]
+        if len(whole) > 1:
+            return None
+        return whole[0] if whole else next((tag for tag in forms if tag in given), next(iter(forms)))
 
-    return Discriminator(tag)
+    expected = " or ".join(", ".join(names) for names in forms.values())
+    return Discriminator(tag, "several_formats", f"the fields of several formats at once; expected {expected}")
 
 
 AnyRerankBody = Annotated[
     Annotated[RerankBody, Tag("documents")] | Annotated[TextsBody, Tag("texts")],
-    _named(("texts", "texts"), ("documents", "documents")),
+    _told_apart({"documents": ("query", "documents"), "texts": ("query", "texts")}),
 ]
 ScoreBody = Annotated[
     Annotated[TextScoreBody, Tag("text_1")]
     | Annotated[DocumentScoreBody, Tag("documents")]
     | Annotated[ItemScoreBody, Tag("items")]
     | Annotated[DataScoreBody, Tag("data_1")],
-    _named(("data_1", "data_1"), ("items", "items"), ("queries", "documents"), ("text_1", "text_1")),
+    _told_apart(
+        {
+            "text_1": ("text_1", "text_2"),
+            "documents": ("queries", "documents"),
+            "items": ("queries", "items"),
+            "data_1": ("data_1", "data_2"),
+        }
+    ),
 ]
 
 
@@ -352,6 +368,9 @@ class PairReader:
     def read(self, row: Row) -> Pair | Answer:
         """The pair, without its photo; for a row that is none, its answer: a failure."""
         raw = {name: row[name] for name in PAIR_FIELDS if name != "image" and row.get(name) is not None}
+        attributes = raw.get("attributes")
+        if isinstance(attributes, dict | list) and len(attributes) > MAX_LIST:
+            return _refused(row, "attributes_too_long", f"attributes: {len(attributes):,}; expected at most {MAX_LIST:,}")
         if (name := self._too_long(raw)) is not None:
             return _refused(row, TEXT_TOO_LONG, f"{name}: a text of more than {self.most_characters:,} characters")
         if len(raw) < len(row) and (unknown := [name for name in row if name not in FIELDS]):

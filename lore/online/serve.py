@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import multiprocessing
+import os
 import signal
 import socket
 import time
@@ -51,7 +52,9 @@ class OnlineServer(uvicorn.Server):
         serve = service.recipe.serve
         super().__init__(
             uvicorn.Config(
-                build_app(service.recipe, service, metrics=service.metrics, traces=service.traces),
+                build_app(
+                    service.recipe, service, metrics=service.metrics, traces=service.traces, shadow=service.shadow
+                ),
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -142,6 +145,7 @@ def _run_worker(
 ) -> None:
     """Runs the service in this process. number: of the worker; the first one says what answers."""
     log_requests()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # student.threads says how many threads a worker has
     service = open_service(recipe)
     server = OnlineServer(service, then)
     if number == 0:

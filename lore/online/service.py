@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from lore.data.pair import Pair
 from lore.online.batcher import Batcher
 from lore.online.cache import content_key, load_labels, open_cache
+from lore.online.cache_store import StoreUnreachable
 from lore.online.config import OnlineRecipe
 from lore.online.frequencies import Frequencies
 from lore.online.metrics import Metrics
 from lore.online.router import Router
+from lore.online.shadow import Shadow
 from lore.online.traces import Traces, open_traces
 from lore.student.canary import CanaryCheck, check_canaries
 from lore.student.card import StudentCard
@@ -64,6 +66,9 @@ class Service:
             **({} if frequency is None else {"frequency": frequency}),
         )
 
+        self.shadow = None
+        if recipe.shadow.share > 0:
+            self.shadow = Shadow(recipe.shadow, scorer.tier_ids, self.metrics.shadow)
         self.metrics.watch(lambda: self.router.pairs_under_way, None if judge is None else lambda: judge.breaker.state)
         self.metrics.models(scorer.judge_id, self.judge_ids.get("judge", self.judge_ids.get("cache")))
         if canaries is not None:
@@ -101,11 +106,15 @@ class Service:
             lines.append(f"judge: {self.recipe.judge.path} at {self.recipe.judge.endpoint.url}")
         if self.cache is not None and self.cache.judge is not None:
             lines.append(f"cache: {self.recipe.cache.store}, verdicts of {self.cache.judge.path}")
+        if self.shadow is not None:
+            lines.append(f"shadow: {self.recipe.shadow.share:.2%} of the student's pairs go to {self.recipe.shadow.folder}")
         return lines
 
     async def start(self) -> None:
         """Starts to answer: the student is warm, and the judge is looked for. A judge that is down does not keep it from starting.
         Raises LoreError if the judge's server serves another judge."""
+        if self.shadow is not None:
+            self.shadow.start()
         await self.batcher.start()
         await warm_up(self.batcher)
         if self.judge is not None and (why := await self.judge.start()) is not None:
@@ -127,6 +136,8 @@ class Service:
         await self.batcher.close()
         if self.cache is not None:
             await self.cache.close()
+        if self.shadow is not None:
+            await asyncio.to_thread(self.shadow.close)
         if self.traces is not None:
             await asyncio.to_thread(self.traces.close)
         self.scorer.close()
@@ -162,11 +173,16 @@ def open_service(recipe: OnlineRecipe) -> Service:
 
 
 def load_cache(recipe: OnlineRecipe) -> None:
-    """Loads the label folders of a recipe into its store. Once a service, before its workers start and outside of an event loop."""
+    """Loads the label folders of a recipe into its store. Once a service, before its workers start and outside of an event loop. A
+    store that cannot be reached does not keep the service from starting."""
     if recipe.cache.labels:
         cache = open_cache(recipe.cache, recipe.judge and recipe.judge.path, base=recipe.judge and recipe.judge.base)
-        load_labels(cache, recipe.cache.labels)
-        asyncio.run(cache.close())
+        try:
+            load_labels(cache, recipe.cache.labels)
+        except StoreUnreachable:
+            print_note("warning: cache.labels are not loaded. Load them with `lore cache load` when the store is back.")
+        finally:
+            asyncio.run(cache.close())
 
 
 def check_tiers(card: StudentCard, judge_id: str, path: str) -> None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from lore.codec.pair_text import PairTextFormat, pair_text_hash
 from lore.judge.card import ADVICE, CARD, read_card, write_card
 from lore.rubric.rubric import Rubric
+from lore.run.run_folder import RunFolder
 from lore.student.calibration import Calibration, Threshold
 from lore.student.config import read_config
 from lore.student.section import PairTextSection, StudentSection, VerdictRule
@@ -87,8 +88,15 @@ def is_student(path: str | Path) -> bool:
 
 
 def read_student(path: str | Path) -> StudentCard:
-    """The card of the student at a path. Raises LoreError if there is none, and for a damaged one."""
-    folder = student_folder(path)
+    """The card of the student at a path. Raises LoreError if there is none, for a damaged one, and for a run
+    that is not finished."""
+    folder, run = student_folder(path), RunFolder(path)
+    if run.exists and not run.is_done:
+        as_it_is = f", or name {folder} to take the student as it is" if folder else ""
+        raise LoreError(
+            f"{path} is not a finished run, so it has no student that is trained to the end and calibrated.\nRun its recipe again, "
+            f"which resumes it{as_it_is}."
+        )
     if folder is None:
         raise LoreError(
             f"{path} is not the folder of a student.\nName the run folder of stage distill, such as runs/distill, its model "

@@ -21,6 +21,7 @@ from lore.judge.verdict import Verdict
 from lore.student.card import StudentCard, read_student
 from lore.student.config import StudentConfig, read_config
 from lore.student.encode import Batch, PairEncoder, QueryTooLong, Row, shared_batches
+from lore.student.exported import EXPORT
 from lore.student.head import tier_probabilities, verdict_tiers
 from lore.student.photo_embeddings import PhotoEmbeddings, read_photo_embeddings
 from lore.student.section import Head
@@ -199,6 +200,10 @@ def chosen(folder: Path, runtime: Runtime, precision: Precision) -> tuple[Runtim
     """Runtime and precision with auto filled in: an exported folder is run by ONNX, in int8 where it has that."""
     exported = {name: onnx_files(folder, name) for name in ("int8", "fp16", "fp32")}
     if runtime == "auto":
+        if (folder / EXPORT).is_file() and not any(exported.values()):
+            raise LoreError(
+                f"{folder} is an exported student, and its ONNX files are gone.\nExport the student again, or copy all files."
+            )
         runtime = "onnx" if any(exported.values()) else "torch"
     if runtime == "torch":
         if precision in ("fp16", "int8"):

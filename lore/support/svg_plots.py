@@ -14,7 +14,7 @@ matplotlib.use("svg")
 
 from matplotlib.axes import Axes  # noqa: E402  the backend must be set first
 from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import NullLocator  # noqa: E402
+from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 from lore.support.text import printable, printable_lines  # noqa: E402
 
@@ -83,17 +83,21 @@ def frontier_chart(
     xlabel: str,
     ylabel: str,
 ) -> str:
-    """All choices as faint points, the best ones as lines, and a ring around the chosen one, as an <svg> element. The horizontal
+    """All choices as faint points, the best ones as steps, and a ring around the chosen one, as an <svg> element. The horizontal
     axis is logarithmic if the points spread over more than a factor of ten."""
     figure = Figure(figsize=(4.8, 3.3))
     axes = figure.subplots()
     axes.scatter(*points, s=7, color=SOFT, alpha=0.35, linewidth=0)
     for line in lines:
         number = line.series % len(SERIES)
-        axes.plot(line.x, line.y, color=SERIES[number], marker=MARKS[number], markersize=4, linewidth=1.4)
+        style = {"color": SERIES[number], "marker": MARKS[number], "markersize": 4, "linewidth": 1.4, "drawstyle": "steps-post"}
+        axes.plot(line.x, line.y, **style)
     axes.scatter(*([value] for value in chosen), s=90, facecolor="none", edgecolor=INK, linewidth=1.4, zorder=4)
     if 0 < 10 * min(points[0]) < max(points[0]):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.set(xlabel=xlabel, ylabel=ylabel)
     _dress(axes)
     figure.tight_layout()

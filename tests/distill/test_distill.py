@@ -199,6 +199,13 @@ def test_a_launch_that_shards_the_weights_is_refused(distill, monkeypatch):
         distill(everything())
 
 
+def test_photos_that_cannot_be_read_are_found_before_step_0(distill, runs):
+    pairs = [replace(pair, image={"bytes": None, "path": "gone.png"}) for pair in everything()]
+    with pytest.raises(LoreError, match="none of 64 photos that were tried can be read(?s:.*)data.image_root"):
+        distill(pairs, student={"photo": "tower"})
+    assert not (runs / "distill" / "model").exists()
+
+
 def test_an_encoder_with_too_few_positions_is_found_before_step_0(distill, runs, tmp_path):
     tokenizer = train_tokenizer(["a red mug"], ScratchSection(vocabulary=300))
     tokenizer.save_pretrained(tmp_path / "short")

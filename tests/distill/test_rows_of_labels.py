@@ -80,6 +80,17 @@ def test_a_pair_with_both_labels_is_one_row(shop, joined, tmp_path):
     assert table.num_rows == len(rows) and table.column("human_L1").null_count == (~of_raters).sum()
 
 
+def test_a_label_of_another_text_is_left_out(shop, joined, tmp_path):
+    labels = write_labels_of(tmp_path / "labels", shop["train"])
+    changed = {pair.pair_id for pair in shop["train"][:3]}
+    now = [replace(pair, title=f"{pair.title} new") if pair.pair_id in changed else pair for pair in shop["train"]]
+    now[0] = replace(now[0], label=None)
+    rows, summary = joined([*now, *shop["dev"], *shop["test"]], labels={"path": str(labels)})
+    judged = {pair.pair_id: weight > 0 for pair, weight in zip(rows.pairs(range(len(rows))), rows.judge_weight, strict=True)}
+    left_out = {pair.pair_id for pair in shop["train"] if not judged.get(pair.pair_id)}
+    assert left_out >= changed and summary["whose text is gone or has changed"] == 3 and now[0].pair_id not in judged
+
+
 def test_the_rationale_is_the_judges_where_its_label_is_used_and_else_the_one_beside_the_human_label(shop, joined, tmp_path):
     rated = [replace(pair, rationale="of raters") for pair in shop["train"][:6]]
     labels = write_labels_of(tmp_path / "labels", shop["train"][4:8], rationale="of the judge")

@@ -1,6 +1,7 @@
 """Parts of an export: the tokens and weights of its graphs, what it compares, and whole exports of every kind of student."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -184,6 +185,15 @@ def test_pairs_to_compare_on_and_pairs_for_the_ranges_are_apart(tmp_path):
     assert len(asked) == len(to_fix) == 10 and not {pair.pair_id for pair in asked} & {pair.pair_id for pair in to_fix}
     assert all(pair.label for pair in (*asked, *to_fix))
     assert len(sample_of_file(tmp_path / "pairs.parquet", 512)[0]) == 50
+
+
+def test_a_student_with_photos_is_not_exported_on_pairs_whose_photos_are_gone(tmp_path):
+    folder = write_student(tmp_path / "model", photo="tower", tower=TOWER)
+    pairs = [replace(pair, image=pair.image and {"bytes": None, "path": "gone.png"}) for pair in photo_pairs()]
+    write_pairs(tmp_path / "pairs.parquet", pairs)
+    with pytest.raises(LoreError, match="none of the pairs of .*pairs.parquet has one that can be read"):
+        export_student(folder, tmp_path / "out", pairs=tmp_path / "pairs.parquet")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def test_callers_that_left_and_pairs_past_their_deadline_cost_nothing(student):
         past = batcher.submit([pair("past")] * 5, clock[0] + 1)
         stays = batcher.submit([pair("stays")], clock[0] + LATER)
         await queued(gone, past, stays)
-        gone.leave()
+        batcher.leave(gone)
         clock[0] += 2
         student.gate.set()
         await asyncio.gather(first.done, stays.done)
@@ -115,6 +115,26 @@ def test_callers_that_left_and_pairs_past_their_deadline_cost_nothing(student):
     assert student.batches == [["first"], ["stays"]]
 
 
+def test_a_batch_that_would_end_after_the_deadline_is_not_begun_except_to_measure_again(student):
+    clock = [time.monotonic()]
+
+    async def test(batcher):
+        first = await busy(batcher, student)
+        batcher.batch_seconds = 10.0
+        soon = batcher.submit([pair("soon")], clock[0] + 15)
+        fresh = batcher.submit([pair("fresh")], clock[0] + 31)
+        await queued(soon, fresh)
+        clock[0] += 8  # soon has 7 s left and fresh 23 s
+        student.gate.set()
+        await asyncio.gather(first.done, fresh.done)
+        batcher.batch_seconds = 1000.0
+        await batcher.submit([pair("last")], clock[0] + 31).done
+        assert soon.verdicts == [None]
+
+    run(student, test, clock=lambda: clock[0])
+    assert student.batches == [["first"], ["fresh"], ["last"]]
+
+
 def test_the_wait_counts_what_is_ahead_by_deadline(student):
     async def test(batcher):
         now = time.monotonic()
@@ -122,10 +142,11 @@ def test_the_wait_counts_what_is_ahead_by_deadline(student):
         await busy(batcher, student)
         ticket = batcher.submit([pair("q", "red red red")] * 4, now + 100)
         await queued(ticket)
-        batcher.tokens_per_second = 10.0
-        assert batcher.wait_seconds(now + 200) == ticket.tokens / 10 > 0
-        assert batcher.wait_seconds(now + 50) == 0.0
-        ticket.leave()
+        batcher.tokens_per_second, batcher._tokens_per_pair = 10.0, 5.0
+        assert batcher.wait_seconds(now + 200) == 4 * 5 / 10
+        assert batcher.wait_seconds(now + 200, 6) == 10 * 5 / 10
+        assert batcher.wait_seconds(now + 50, 6) == 0.0  # nothing goes first
+        batcher.leave(ticket)
         assert batcher.wait_seconds(now + 200) == 0.0
 
     run(student, test)

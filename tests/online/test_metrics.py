@@ -140,11 +140,14 @@ for worker in range(2):
     child = os.fork()
     if child == 0:
         metrics = Metrics(reference=[500.0] * BINS)
-        metrics.watch(lambda: 10 * (worker + 1), lambda: ("closed", "open")[worker])
+        waiting = [99]
+        metrics.watch(lambda: waiting[0], lambda: ("closed", "open")[worker])
         answers = [Answer(Verdict("p", "L1", source="student"), at / 1000, "tail") for at in range(1000)]
         metrics.answered(answers, {"model": 0.1 * (worker + 1)})
         metrics.request("/judge", 200, 0.2)
         metrics.rendered()
+        waiting[0] = 10 * (worker + 1)
+        metrics.request("/judge", 200, 0.2)  # shown without a scrape of this worker
         os._exit(0)
     children.append(child)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -161,12 +164,12 @@ def test_one_worker_answers_for_all():
     assert done.returncode == 0, done.stderr
     found, later = (read(text.encode()) for text in done.stdout.split("# ---"))
     assert found["lore_pairs_total{band=tail,source=student,tier=L1}"] == 2000
-    assert found["lore_requests_total{schema=/judge,status=200}"] == 2
+    assert found["lore_requests_total{schema=/judge,status=200}"] == 4
     assert found["lore_stage_seconds_sum{stage=model}"] == pytest.approx(0.3)
     assert (found["lore_queued_pairs{}"], found["lore_judge_breaker{}"]) == (30, 2)
     assert found["lore_score_bins{bin=3,window=reference}"] == 1000 and found["lore_score_psi{}"] < 0.01
     assert (later["lore_queued_pairs{}"], later["lore_judge_breaker{}"]) == (10, 0)
-    assert later["lore_requests_total{schema=/judge,status=200}"] == 2
+    assert later["lore_requests_total{schema=/judge,status=200}"] == 4
     assert VARIABLE not in os.environ
     with shared_metrics(1):
         assert VARIABLE not in os.environ

@@ -13,10 +13,25 @@ from typer.testing import CliRunner
 
 from lore.cli.main import app
 from lore.data.pair import Pair
+from lore.data.tables.parquet_files import write_table
 from lore.label.config import InputSection, UbiSection
-from lore.online.config import RouteSection
+from lore.label.ledger import STAMP
+from lore.label.schema import label_schema
+from lore.online.cache import load_folders
+from lore.online.config import CacheSection, RouteSection
 from lore.online.frequencies import Frequencies
-from lore.online.plan.inputs import Input, Judge, Latency, Price, Student, cached_share, judge_price, probe_student, stored_share
+from lore.online.plan.inputs import (
+    Input,
+    Judge,
+    Latency,
+    Price,
+    Student,
+    cached_share,
+    judge_price,
+    probe_cache,
+    probe_student,
+    stored_share,
+)
 from lore.online.plan.make import unseen
 from lore.online.plan.plan import Prices, Setting, make_plan, pareto
 from lore.online.plan.quality import Quality, read_quality, stratified
@@ -126,18 +141,20 @@ def quality_of(judge_right, student_right, frequency=None, queries=200, seed=0):
     return Quality(TIERS, [False, False, True, True], frequency, weight, *tables, ones, np.full(queries, 4), "a test")
 
 
-def planned(quality, *, late_ms=1.0, new_items=0.0, new_queries=0.0, prices=None, **limits):
+EXACT = {ms: Latency(given(ms), given(ms)) for ms in (1.0, 10.0)}
+STUDENT = Student(EXACT[10.0], 0.0, given(1000.0))
+PRICES = Prices(Price(given(0.01)), Price(given(0.02)), Price(given(0.0001)), given(0.0))
+
+
+def planned(quality, *, late_ms=1.0, new_items=0.0, new_queries=0.0, **limits):
     edges = np.asarray([1.0, 10.0, 100.0, 1000.0])
     bins = np.searchsorted(edges, quality.frequency, side="right") - 1
     counts, mass = np.bincount(bins, minlength=4), np.bincount(bins, quality.frequency, 4)
     kept = counts > 0
     traffic = Traffic(edges[kept], counts[kept].astype(float), mass[kept], 4.0 * counts[kept], 30.0, "a row")
-    exact = lambda ms: Latency(given(ms), given(ms))  # noqa: E731
-    student = Student(exact(10.0), 0.0, given(1000.0))
-    judge = Judge(given(0.1), exact(late_ms), None)
-    prices = prices or Prices(Price(given(0.01)), Price(given(0.02)), Price(given(0.0001)), given(0.0))
+    judge = Judge(given(0.1), Latency(given(late_ms), given(late_ms)), None)
     setting = Setting(given(4), given(new_items), given(new_queries), 7.0, 30.0, 100.0, 2.0, 0.5)
-    return make_plan(traffic, quality, student, judge, exact(1.0), prices, setting, **limits)
+    return make_plan(traffic, quality, STUDENT, judge, EXACT[1.0], PRICES, setting, **limits)
 
 
 def test_more_of_the_judge_costs_more_and_is_better_and_the_choice_keeps_its_limits():
@@ -164,6 +181,15 @@ def test_a_judge_that_is_always_late_is_the_student():
     assert point.coverage + point.by_judge + point.by_student == pytest.approx(1)
 
 
+def test_only_the_first_search_of_a_query_waits_for_the_judge():
+    """Every search shows the same items and nothing is new, so the judge is asked once a query."""
+    for searches, p99 in ((10.0, 51.0), (1000.0, 1.0)):
+        plan = planned(quality_of(0.9, 0.8, np.full(200, searches)), late_ms=50.0)
+        point = max(plan.points, key=lambda one: one.torso_from)
+        assert point.tail == 1 and 1 - point.coverage == pytest.approx(1 / searches, rel=0.01)
+        assert (point.p50_ms, point.p99_ms) == pytest.approx((1.0, p99))
+
+
 def test_shares_and_costs_of_a_choice_add_up():
     quality = quality_of(0.9, 0.8)
     plan = planned(quality, new_items=0.05, new_queries=0.1)
@@ -178,6 +204,27 @@ def test_shares_and_costs_of_a_choice_add_up():
     assert nothing.usd_student == pytest.approx(4 * searches * 0.0001)
     everything = next(one for one in plan.points if one.torso_from == 0 and one.head_from == 1)
     assert everything.label_pairs == 800 and everything.coverage == pytest.approx(0.9 * cached_share(0.05, 7.0))
+
+
+def test_where_no_test_query_is_in_the_log_the_mix_is_that_of_all_requests():
+    known = quality_of(0.95, 0.75)
+    plan = planned(known, new_items=0.1)
+    unknown = replace(known, frequency=np.zeros(200), weight=np.full(200, 1 / 800))
+    value = {}
+    for name, of in (("judge", 1.0), ("student", 0.0)):
+        value[name] = unknown.values(np.full((200, 1), of), "acc_k")[0]
+    found = make_plan(
+        plan.traffic,
+        unknown,
+        STUDENT,
+        Judge(given(0.1), EXACT[1.0], None),
+        EXACT[1.0],
+        PRICES,
+        replace(plan.setting, metric="acc_k"),
+    )
+    for point in found.points:
+        share = point.coverage + point.by_judge
+        assert point.quality == pytest.approx(share * value["judge"] + (1 - share) * value["student"])
 
 
 def test_the_frontier_holds_what_no_other_choice_beats():
@@ -252,6 +299,7 @@ def test_the_command_writes_frequencies_plan_page_and_recipe(tmp_path, monkeypat
     assert found["lore"] == "plan" and found["log"]["queries"] == 60 and found["log"]["pairs"] == 240
     assert {one["basis"] for one in found["inputs"].values()} == {"measured", "given", "estimated"}
     assert found["inputs"]["judge p99, ms"] == {"value": 60.0, "basis": "given", "source": "--judge-ms"}
+    assert all(band["student"]["agreement"]["value"] < 0.9 for band in found["chosen"]["bands"].values())
     quality = found["chosen"]["quality"]["macro_f1"]
     assert quality["low"] < quality["value"] < quality["high"]
     section = yaml.safe_load((out / "online.yaml").read_text())["route"]
@@ -277,6 +325,7 @@ def test_the_command_writes_frequencies_plan_page_and_recipe(tmp_path, monkeypat
         (["LOG", "--student", "RUN"], "student"),
         (["LOG", "--usd-per-million-prompt-tokens", "3"], "--labels"),
         (["missing.parquet"], "missing.parquet"),
+        (["LOG", "--cache", "verdicts.sqlite"], "--labels"),
     ],
 )
 def test_errors_name_the_option(tmp_path, words, said):
@@ -306,3 +355,19 @@ def test_a_student_is_timed_here(tmp_path):
     assert found.pairs_per_second.value == pytest.approx(5000 / found.ms.p50.value)
     with pytest.raises(LoreError, match="--pairs"):
         probe_student(folder, 5)
+
+
+def test_a_cache_is_timed_with_verdicts_that_it_holds(tmp_path):
+    folder = tmp_path / "labels"
+    rows = [
+        {"pair_id": str(n), "query": "q", "tier": "L3", "judge_id": "judge:rubric:prompt", "slices": [], "content": n.to_bytes(16)}
+        for n in range(9)
+    ]
+    schema = label_schema(TIERS).with_metadata({STAMP: b"judge:rubric:prompt verdict"})
+    write_table(folder / "verdicts" / f"00-0000-{'0' * 20}.parquet", rows, schema)
+    store = str(tmp_path / "verdicts.sqlite")
+    with pytest.raises(LoreError, match="has no verdict of"):
+        probe_cache(store, folder, 4)
+    assert load_folders(CacheSection(store=store), [folder]) == 9
+    found = probe_cache(store, folder, 4)
+    assert 0 < found.p50.value <= found.p99.value and found.p50.basis == "measured" and len(found.samples) == 40

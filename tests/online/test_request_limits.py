@@ -5,6 +5,7 @@ import hmac
 import json
 import logging
 
+import httpx
 import pytest
 from online_for_tests import StubRouter, StubService, app_of, get, post, send
 
@@ -95,6 +96,43 @@ def test_what_is_no_json_is_refused(content, said):
     reply = post(app_of(), "/rerank", content)
     assert reply.status_code == (400 if content else 422)
     assert said in reply.json()["error"]["message"] or not content
+
+
+def test_a_body_that_would_take_seconds_to_parse_is_not_parsed(monkeypatch):
+    """Four megabytes of empty arrays take more than a second."""
+    monkeypatch.setattr("lore.online.body.parse_json", None)
+    for content in (b"[" + b"[]," * 100_000 + b"[]]", b'{"a":' * 70_000, b"1," * 100_000):
+        reply = post(app_of(max_body_bytes=1_000_000), "/rerank", content)
+        assert reply.status_code == 413 and reply.json()["error"]["type"] == "too_large"
+
+
+def test_a_list_of_errors_ends_with_the_first():
+    for path, body in (("/rerank", {"query": "a", "documents": [5] * 5000}), ("/judge", {"pairs": [[]] * 5000})):
+        reply = post(app_of(), path, body)
+        assert reply.status_code == 422 and len(reply.json()["error"]["errors"]) <= 2
+
+
+def test_a_large_body_is_parsed_and_read_beside_other_requests(monkeypatch):
+    monkeypatch.setattr("lore.online.app.TURN_SECONDS", 0.0)
+    router = StubRouter()
+    app = app_of(StubService(router))
+    body = {"query": "red mug", "documents": ["a mug " * 200] * 300}
+    done = []
+
+    async def both():
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://lore") as client:
+
+            async def ask(name, work):
+                assert (await work).status_code == 200
+                done.append(name)
+
+            large = asyncio.create_task(ask("large", client.post("/rerank", json=body)))
+            await asyncio.sleep(0)
+            await asyncio.gather(large, *(ask("small", client.get("/health")) for _ in range(3)))
+
+    asyncio.run(both())
+    assert done == ["small"] * 3 + ["large"] and len(router.asked) == 300
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,8 @@ def test_replies_fit_the_clients_of_vllm():
         ("/score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, "1 and N"),
         ("/score", {"text_1": ["a", "b"], "text_2": "a"}, "1 and N"),
         ("/score", {"text_1": "a"}, "text_2"),
+        ("/score", {"text_1": "a", "text_2": "b", "queries": "a", "items": "b"}, "several formats"),
+        ("/rerank", {"query": "a", "documents": ["a"], "texts": ["a"]}, "several formats"),
         ("/rerank", {"query": "a"}, "documents"),
         ("/rerank", {"query": "a", "documents": []}, "documents"),
         ("/rerank", {"query": "a", "documents": [5]}, "documents"),

@@ -8,7 +8,7 @@ from students_for_tests import some_pairs, write_student
 from lore.codec.pair_text import pair_text_hash
 from lore.data.pair import Pair
 from lore.rubric.rubric import load_rubric
-from lore.student.card import is_student
+from lore.student.card import is_student, read_student
 from lore.student.scorer import open_student
 from lore.support.errors import LoreError
 
@@ -106,3 +106,21 @@ def test_only_a_folder_with_the_card_of_a_student_is_one(tmp_path):
     assert is_student(run) and is_student(run / "model") and not is_student(tmp_path)
     with pytest.raises(LoreError, match="is not the folder of a student"):
         open_student(tmp_path)
+
+
+def test_a_run_that_is_not_finished_has_no_student_yet(tmp_path):
+    run = tmp_path / "distill"
+    write_student(run / "model")
+    (run / "recipe.yaml").write_text("stage: distill\n")
+    with pytest.raises(LoreError, match=r"not a finished run(?s:.*)or name \S+/distill/model to take the student as it"):
+        read_student(run)
+    assert read_student(run / "model").tiers == load_rubric("shop").tier_ids
+    (run / "done").write_text("{}")
+    assert read_student(run).folder == run / "model"
+
+
+def test_an_exported_student_without_its_onnx_files_is_not_run_by_torch(tmp_path):
+    folder = write_student(tmp_path / "student")
+    (folder / "export.json").write_text("{}")
+    with pytest.raises(LoreError, match="its ONNX files are gone"):
+        open_student(folder)

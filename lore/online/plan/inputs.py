@@ -4,6 +4,7 @@ Each number says where it comes from. *measured*: by a run of LORE, or by a prob
 *estimated*: derived from other numbers, or a default; the plan is as good as these.
 """
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,11 @@ from scipy.special import ndtr, ndtri
 
 from lore.data.pair import Pair
 from lore.data.parquet import read_pairs
+from lore.label.read import opened_labels, read_labels
 from lore.label.summary import SUMMARY
+from lore.online.cache import open_store_of
+from lore.online.cache_store import CachedJudge
+from lore.online.config import CacheSection
 from lore.student.canary import CANARIES
 from lore.student.scorer import StudentScorer, open_student
 from lore.support.errors import LoreError
@@ -25,10 +30,12 @@ from lore.support.untrusted_json import read_object
 Basis = Literal["measured", "given", "estimated"]
 TAIL_OF_ESTIMATE = 2.0
 """p99 over p50 of a latency of which only the middle is known."""
-CACHE_MS = (1.0, 5.0)
+CACHE_MS, CACHE_MS_PER_PAIR, TAIL_OF_CACHE = 1.0, 0.2, 4.0
+"""A request that the cache answers, HTTP included; its p99 over p50."""
 STUDENT_MS_PER_PAIR = 1.0
 JUDGE_MS_PER_PAIR = 20.0
 PROBE_WARM, PROBE_TIMES = 3, 40
+PROBE_CONTENTS, PROBE_TIMEOUT_MS = 100_000, 60_000.0
 Z99 = float(ndtri(0.99))
 
 
@@ -78,14 +85,11 @@ class Latency:
         return float(ndtr(-log(ms / self.p50.value) / sigma))
 
 
-def latency(value: tuple[float, float] | None, option: str, p50: Input) -> Latency:
-    """Of an option with p50 and p99; without it, of p50 alone."""
+def latency(value: tuple[float, float] | None, option: str, p50: Input, tail: float = TAIL_OF_ESTIMATE) -> Latency:
+    """Of an option with p50 and p99; without it, of p50 alone. tail: p99 over p50 then."""
     if value is not None:
-        if not 0 < value[0] <= value[1]:
-            raise LoreError(f"{option} {value[0]:g},{value[1]:g} is no latency. Write p50,p99 in ms, the p99 not below the p50.")
         return Latency(Input(value[0], "given", option), Input(value[1], "given", option))
-    source = f"{TAIL_OF_ESTIMATE:g} x p50, since only that is known"
-    return Latency(p50, Input(TAIL_OF_ESTIMATE * p50.value, "estimated", source))
+    return Latency(p50, Input(tail * p50.value, "estimated", f"{tail:g} x p50, since only that is known"))
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,40 @@ def _timed(scorer: StudentScorer, pairs: list[Pair]) -> list[float]:
         scorer.score(pairs)
         found.append(1000 * (time.perf_counter() - began))
     return found[PROBE_WARM:]
+
+
+def probe_cache(store: str, labels: str | Path, candidates: int) -> Latency:
+    """Times a store of verdicts: PROBE_TIMES times the candidates of a search, drawn from the labels. HTTP is not in it.
+
+    store: as in cache.store of the service's recipe. labels: label folder whose verdicts it holds. Raises LoreError for a store
+    that has none of them.
+    """
+    ledger = opened_labels(labels)
+    judge = CachedJudge(str(labels), ledger.stamp.partition(" ")[0], ledger.stamp, ledger.tier_ids)
+    contents = [one for batch in read_labels(labels, ["content"]) for one in batch.column(0).to_pylist()][:PROBE_CONTENTS]
+    drawn = np.random.default_rng(0).integers(0, len(contents), (PROBE_WARM + PROBE_TIMES, candidates))
+    cache = open_store_of(CacheSection(store=store, timeout_ms=PROBE_TIMEOUT_MS), judge)
+
+    async def timed() -> tuple[list[float], int]:
+        found, hits = [], 0
+        for some in drawn:
+            asked = [contents[at] for at in some]
+            began = time.perf_counter()
+            answers = await cache.get(asked)
+            found.append(1000 * (time.perf_counter() - began))
+            hits += sum(answer is not None for answer in answers)
+        await cache.close()
+        return found[PROBE_WARM:], hits
+
+    ms, hits = asyncio.run(timed())
+    if not hits:
+        raise LoreError(
+            f"{store} has no verdict of {labels}, so a probe of it says nothing about the cache.\n"
+            "Fill it with `lore cache load`, or give --cache-ms."
+        )
+    source = f"{PROBE_TIMES} reads of {candidates} verdicts from {store}, without HTTP"
+    p50, p99 = (Input(float(np.quantile(ms, share)), "measured", source) for share in (0.5, 0.99))
+    return Latency(p50, p99, tuple(ms))
 
 
 def student_of_table(run: Path, table: dict[str, Any], name: str, candidates: int) -> Student | None:

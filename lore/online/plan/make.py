@@ -8,13 +8,15 @@ from lore.data.parquet import read_pairs
 from lore.label.config import InputSection
 from lore.online.plan.inputs import (
     CACHE_MS,
+    CACHE_MS_PER_PAIR,
+    TAIL_OF_CACHE,
     Input,
-    Latency,
     Student,
     given,
     judge_of_labels,
     judge_price,
     latency,
+    probe_cache,
     probe_student,
     student_of_table,
     student_price,
@@ -40,6 +42,7 @@ class Choices:
     student: Path | None = None
     pairs: Path | None = None
     labels: Path | None = None
+    cache: str | None = None
     days: float = 30.0
     candidates: int | None = None
     new_items_per_day: float | None = None
@@ -72,8 +75,13 @@ def make(section: InputSection, folder: Path, choices: Choices, console: Console
     quality, table = read_quality(choices.quality, choices.judge_name, choices.student_name, found, traffic)
     student = _student(choices, table, count)
     judge = judge_of_labels(choices.labels, count, choices.judge_ms)
-    guess = Latency(*(Input(ms, "estimated", "a default: give --cache-ms") for ms in CACHE_MS))
-    cache = guess if choices.cache_ms is None else latency(choices.cache_ms, "--cache-ms", guess.p50)
+    guess = CACHE_MS + CACHE_MS_PER_PAIR * count
+    probed = None
+    if choices.cache is not None and choices.labels is not None:
+        probed = probe_cache(choices.cache, choices.labels, count)
+    cache = probed or latency(
+        choices.cache_ms, "--cache-ms", Input(guess, "estimated", "a default: give --cache-ms"), TAIL_OF_CACHE
+    )
     batches, live = judge_price(judge, choices.judge_usd_per_hour, choices.usd_per_million, choices.utilization)
     prices = Prices(
         batches,

@@ -133,7 +133,7 @@ def headline(plan: Plan, machines: dict[str, int]) -> list[str]:
     parts = f"{point.usd_labels:,.2f} labels, {point.usd_live:,.2f} live judge, {point.usd_student:,.2f} student"
     busy = " and ".join(f"{count:,} of the {name}" for name, count in machines.items())
     return [
-        f"Proposed: {plan.why}. {begins} {tail}",
+        f"Proposed: {plan.why.replace(plan.setting.metric, titles(plan)[plan.setting.metric])}. {begins} {tail}",
         f"Expected: {titles(plan)[plan.setting.metric]} {three(quality)}, p99 {number(point.p99_ms)} ms, "
         f"{point.usd_per_day:,.2f} USD a day ({parts}), {100 * point.coverage:.1f} % from the cache. "
         f"{point.label_pairs:,.0f} pairs to label before the start, then {number(point.label_pairs_per_day)} a day. "
@@ -190,7 +190,10 @@ def to_json(plan: Plan, inputs: Inputs, machines: dict[str, int], frequencies: s
             "why": plan.why,
             "basis": "estimated",
             "quality": {name: estimate.to_json() for name, estimate in plan.chosen_quality.items()},
-            "bands": {band: {who: estimate.to_json() for who, estimate in found.items()} for band, found in plan.bands.items()},
+            "bands": {
+                band: {who: {name: one.to_json() for name, one in values.items()} for who, values in found.items()}
+                for band, found in plan.bands.items()
+            },
             "machines": machines,
         },
         "route": route(plan, frequencies),
@@ -209,7 +212,6 @@ def save(plan: Plan, inputs: Inputs, machines: dict[str, int], folder: Path) -> 
 
 def html(plan: Plan, inputs: Inputs, machines: dict[str, int]) -> str:
     log = summary(plan)
-    names = {"judge": "judge", "student": "student"}
     return page_template(Path(__file__).parent, "plan.html.jinja").render(
         mark=Markup(HTML_MARK),
         style=Markup(page_style()),
@@ -226,10 +228,16 @@ def html(plan: Plan, inputs: Inputs, machines: dict[str, int]) -> str:
         columns=headings(plan),
         rows=[{"cells": row(plan, point, quality), "chosen": point is plan.chosen} for point, quality in shown_points(plan)],
         bands=[
-            {"name": band, "share": f"{100 * getattr(plan.chosen, band):.1f} %", "cells": [three(found[who]) for who in names]}
+            {
+                "name": f"{band}, {who}",
+                "share": f"{100 * getattr(plan.chosen, band):.1f} %",
+                "cells": [three(values[name]) for name in (*METRICS, AGREEMENT)],
+            }
             for band, found in plan.bands.items()
+            for who, values in found.items()
         ],
         metric=titles(plan)[plan.setting.metric],
+        of_bands=[titles(plan)[name] for name in (*METRICS, AGREEMENT)],
         metrics={titles(plan)[name]: three(plan.chosen_quality[name]) for name in (*METRICS, AGREEMENT)},
         inputs=[
             {"name": name, "value": number(one.value), "basis": one.basis, "source": one.source} for name, one in inputs.items()

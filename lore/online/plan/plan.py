@@ -111,7 +111,8 @@ class Plan:
     """Of the frontier's points, by their place in it."""
     chosen: Point
     chosen_quality: dict[str, Estimate]
-    bands: dict[str, dict[str, Estimate]]
+    bands: dict[str, dict[str, dict[str, Estimate]]]
+    """By band, judge or student, and metric."""
     why: str
 
 
@@ -205,13 +206,16 @@ class _Model:
         """[B] share of the searches."""
         self.least = np.concatenate([[0.0], traffic.least])
         self.pairs_per_day = day * k
-        self.items = np.full(len(traffic.queries), k)
-        if traffic.items is not None:
-            self.items = np.maximum(traffic.items / traffic.queries, k)
-        per_day = np.concatenate([[1 / traffic.days], traffic.mean / traffic.days * k / self.items])
+        self.items = np.full(len(traffic.queries), k) if traffic.items is None else traffic.items / traffic.queries
+        """[B] different items that a query shows."""
+        shown = np.minimum(1.0, k / self.items)
+        per_day = np.concatenate([[1 / traffic.days], traffic.mean / traffic.days * shown])
         new, life = setting.new_items_per_day.value, setting.judge_days
         self.in_cache = cached_share(new, min(setting.relabel_days, life))
         self.stored = stored_share(per_day, new, life)
+        first = 1 - stored_share(np.concatenate([[1 / traffic.days], traffic.mean / traffic.days]), 0.0, life)
+        self.first = np.minimum(first, 1 - self.stored)
+        """[B] share of the searches that are the first of their query: then all pairs are new."""
         self.of_query = np.interp(quality.frequency, self.traffic.mean, self.stored[1:]) * (quality.frequency > 0)
         """[Q] share of the requests that an earlier search has stored, if the judge answers the query live."""
         self.late = judge.ms.above(setting.deadline_ms)
@@ -223,12 +227,14 @@ class _Model:
         bins = rng.choice(len(self.share), SIMULATED, p=self.share / self.share.sum())
         cached, small, large = cache_ms.at(rng.random(SIMULATED)), *(one.ms.at(rng.random(SIMULATED)) for one in (student, judge))
         new = rng.binomial(k, 1 - self.in_cache, SIMULATED)
-        unknown = rng.binomial(k, 1 - self.stored[bins])
+        first = self.first[bins]
+        later = np.clip((1 - self.stored[bins] - first) / np.maximum(1 - first, 1e-12), 0.0, 1.0)
+        unknown = np.where(rng.random(SIMULATED) < first, k, rng.binomial(k, later))
 
         def of_student(pairs: np.ndarray) -> np.ndarray:
             return np.where(pairs > 0, small * (student.fixed + (1 - student.fixed) * pairs / k), 0.0)
 
-        waits = np.where(unknown > 0, np.minimum(large * unknown / k, self.setting.deadline_ms), 0.0)
+        waits = np.where(unknown > 0, np.minimum(large, self.setting.deadline_ms), 0.0)  # pairs are asked side by side
         head, torso = cached + of_student(new), cached + of_student(np.full(SIMULATED, k))
         return bins, np.stack([head, torso, cached + np.maximum(waits, of_student(unknown))])
 
@@ -242,30 +248,41 @@ class _Model:
         return [self._point(*choice, float(value)) for choice, value in zip(choices, values, strict=True)]
 
     def _by_judge(self, head_from: float, torso_from: float) -> np.ndarray:
-        """[Q] share of the requests for a query of the test that verdicts of the judge answer."""
+        """[Q] share of the requests for a query of the test that verdicts of the judge answer. Where no test query is in the log,
+        that of all requests."""
         frequency = self.quality.frequency
+        if not frequency.any():
+            live = self.stored + (1 - self.stored) * (1 - self.late)
+            head, tail = self._head(head_from), self.least < torso_from
+            return np.full(len(frequency), float((self.share * np.where(head, self.in_cache, np.where(tail, live, 0.0))).sum()))
         live = self.of_query + (1 - self.of_query) * (1 - self.late)
         return np.where(frequency >= head_from, self.in_cache, np.where(frequency >= torso_from, 0.0, live))
+
+    def _head(self, head_from: float) -> np.ndarray:
+        """[B] whether a bin is in the head; unknown queries are not."""
+        return (self.least >= head_from) & (np.arange(len(self.least)) > 0)
 
     def by_judge(self, point: Point) -> np.ndarray:
         return self._by_judge(point.head_from, point.torso_from)
 
-    def bands(self, point: Point) -> dict[str, dict[str, Estimate]]:
-        """Quality of judge and student alone by band; bands without a test query are left out."""
-        quality, found = self.quality, {}
-        head = quality.frequency >= point.head_from
-        tail = quality.frequency < point.torso_from
+    def bands(self, point: Point) -> dict[str, dict[str, dict[str, Estimate]]]:
+        """Every metric of judge and student alone by band; bands without a test query are left out."""
+        quality, seed = self.quality, self.setting.seed
+        head, tail = quality.frequency >= point.head_from, quality.frequency < point.torso_from
+        found: dict[str, dict[str, dict[str, Estimate]]] = {}
         for name, inside in {"head": head, "torso": ~head & ~tail, "tail": tail}.items():
             if (quality.weight * inside).any():
                 found[name] = {
-                    who: quality.estimate(np.full(len(inside), share), self.setting.metric, self.setting.seed, inside.astype(float))
+                    who: {
+                        metric: quality.estimate(np.full(len(inside), share), metric, seed, inside.astype(float))
+                        for metric in (*METRICS, AGREEMENT)
+                    }
                     for who, share in {"judge": 1.0, "student": 0.0}.items()
                 }
         return found
 
     def _point(self, head_from: float, torso_from: float, quality: float) -> Point:
-        head = self.least >= head_from
-        head[0] = False
+        head = self._head(head_from)
         tail = self.least < torso_from
         torso = ~head & ~tail
         share, setting, prices = self.share, self.setting, self.prices

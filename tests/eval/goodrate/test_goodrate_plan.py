@@ -151,7 +151,7 @@ def test_the_command_plans_and_its_draw_is_a_sample(tmp_path, monkeypatch):
     assert done.exit_code == 0 and f"{sum(map(int, bands.split(',')))} pairs to rate" in done.output, (done.output, done.exception)
     shop.rate(Path("shop"))
     done = CliRunner().invoke(app, [*words, "--rated", "shop/rated.csv", "--ratings", "60"])
-    assert done.exit_code == 0 and "measured on the pilot" in done.output.replace("\n", " "), (done.output, done.exception)
+    assert done.exit_code == 0 and "measured on the pilot" in " ".join(done.output.split()), (done.output, done.exception)
     done = CliRunner().invoke(app, ["goodrate", "shop/log.csv", *words[3:], "--rated", "shop/rated.csv"])
     assert done.exit_code == 0, (done.output, done.exception)
 
