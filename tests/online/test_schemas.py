@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from online_for_tests import TIERS, StubRouter, StubService, app_of, post, send
-from students_for_tests import some_pairs, write_student
+from online_for_tests import TIERS, StubRouter, StubService, StudentRouter, app_of, post, send
+from students_for_tests import some_pairs
 
-from lore.online.answer import Answer, relevance
 from lore.online.schemas import PAIR_FIELDS
-from lore.student.scorer import open_student
 from lore.support.untrusted_json import parse_json
 
 FORMATS = {
@@ -67,18 +65,6 @@ def test_the_same_pairs_get_the_same_answers_through_every_format(query, texts):
 
 
 APP = app_of()
-
-
-class StudentRouter:
-    """A student of random weights, asked as it is."""
-
-    def __init__(self, folder: Any):
-        self.student = open_student(write_student(folder))
-        self.tier_ids = self.student.tier_ids
-
-    async def answer(self, pairs: Any, deadline_seconds: float | None = None) -> list[Answer]:
-        verdicts = self.student.score(list(pairs))
-        return [Answer(verdict, relevance(verdict, self.tier_ids), "tail") for verdict in verdicts]
 
 
 def test_a_real_student_answers_alike_through_every_format(tmp_path):
