@@ -156,7 +156,7 @@ def write_pool(tiny: Tiny) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=POOL_SCHEMA), tiny.pool)
 
 
-def adapter_judge(text: Path, path: Path, order: str = "reason_first") -> Path:
+def adapter_judge(text: Path, path: Path, order: str = "reason_first", rubric_name: str = "shop") -> Path:
     """An adapter with its card on a tiny text model: what a run of sft leaves in <run>/model."""
     from types import SimpleNamespace
 
@@ -175,8 +175,8 @@ def adapter_judge(text: Path, path: Path, order: str = "reason_first") -> Path:
     torch.manual_seed(1)
     config = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     get_peft_model(AutoModelForCausalLM.from_pretrained(text), config).save_pretrained(path)
-    prompt, rubric = PromptSection(order=order, detail="name", max_prompt_tokens=512), load_rubric("shop")
-    recipe = SimpleNamespace(model=SimpleNamespace(name=str(text)), data=SimpleNamespace(rubric="shop"), prompt=prompt)
+    prompt, rubric = PromptSection(order=order, detail="name", max_prompt_tokens=512), load_rubric(rubric_name)
+    recipe = SimpleNamespace(model=SimpleNamespace(name=str(text)), data=SimpleNamespace(rubric=rubric_name), prompt=prompt)
     processor = load_processor(ModelSection(name=str(text)), chat=True)
     write_card(path, judge_card(recipe, renderer_hash(rubric, PromptFormat(**prompt.model_dump())), rubric.hash, processor))
     return path

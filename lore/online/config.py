@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,6 +17,8 @@ from lore.support.bounds import MAX_COUNT, MAX_MEASURE, MAX_SECONDS
 from lore.support.errors import LoreError
 
 MAX_MILLISECONDS = MAX_SECONDS * 1000
+PHOTO_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII)
+"""A name, or an address, with a port if it is not the default one. Names in other letters are written as in DNS (xn--...)."""
 Step = Literal["cache", "student", "judge"]
 
 
@@ -176,7 +179,8 @@ class ServeSection(StrictModel):
     keys_variable: str | None = None
     """Name of the environment variable with the API keys, separated by commas. null: no key is asked for."""
     image_hosts: list[str] = []
-    """Hosts from which photos may be fetched. []: photos only as data: URLs. Private and local addresses are never fetched."""
+    """Hosts from which photos may be fetched, such as img.example.com or img.example.com:8443. []: photos only as data: URLs.
+    Private and local addresses are never fetched."""
     max_image_bytes: int = Field(4_194_304, ge=1024, le=MAX_COUNT)
     """Bytes of one photo."""
     image_timeout_ms: float = Field(500.0, gt=0, le=MAX_MILLISECONDS)
@@ -192,6 +196,9 @@ class ServeSection(StrictModel):
         if self.max_pairs > self.max_queued_pairs:
             found = f"max_pairs {self.max_pairs} above max_queued_pairs {self.max_queued_pairs}"
             yield Conflict(("max_pairs", "max_queued_pairs"), found, "room for the largest request")
+        for host in self.image_hosts:
+            if not PHOTO_HOST.fullmatch(host):
+                yield Conflict(("image_hosts",), host[:100], "a host such as img.example.com or img.example.com:8443")
 
 
 class ShadowSection(StrictModel):

@@ -141,7 +141,7 @@ class Metrics:
         """A request has its answers. seconds_by_stage: such as queue, cache, encode, model and judge."""
         for stage, seconds in seconds_by_stage.items():
             self.stage(stage, seconds)
-        kinds = Tally((answer.source, answer.band, answer.verdict.tier or "none") for answer in answers)
+        kinds = Tally(_kind(answer) for answer in answers)
         for labels, count in kinds.items():
             self._child(self._pairs, *labels).inc(count)
         for band, count in Tally(answer.band for answer in answers if answer.late).items():
@@ -201,6 +201,11 @@ class Metrics:
         encode, content_type = choose_encoder(accept)
         return encode(self), content_type
 
+    def snapshot(self) -> list[Metric]:
+        """All metrics as they are now."""
+        self._look(now=True)
+        return list(self.collect())
+
     def collect(self) -> Iterable[Metric]:
         """All metrics, of all workers, and the drift of the scores."""
         shared = os.environ.get(VARIABLE)
@@ -232,3 +237,10 @@ class Metrics:
         for window, counts in (("reference", self.scores.reference), ("recent", self.scores.recent)):
             for at, count in enumerate(counts):
                 self._child(self._bins, window, at).set(count)
+
+
+def _kind(answer: Answer) -> tuple[str, str, str]:
+    """Source, band and tier. A pair that was refused before anything was asked has none of them."""
+    if answer.band is None:
+        return "none", "none", "none"
+    return answer.source, answer.band, answer.verdict.tier or "none"

