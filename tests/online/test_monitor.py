@@ -22,7 +22,7 @@ from lore.online.config import ShadowSection
 from lore.online.monitor.charts import Chart, Watch, agreement_chart, agreement_threshold, joined_bins, mix_chart, mix_threshold
 from lore.online.monitor.probe import Probe, even_shares, freeze, open_probe, probe_line
 from lore.online.monitor.report import JUDGE, SHOP, STUDENT, UNKNOWN, Change, attribute
-from lore.online.shadow import Shadow, _Row, day_name, shadow_table
+from lore.online.shadow import Shadow, ShadowRow, day_name, shadow_table
 from lore.student.scorer import open_student
 from lore.support.errors import LoreError
 
@@ -245,7 +245,7 @@ def shop_days(folder: Path, days: int = 14, changed: int = 9, judge_too: bool = 
             tier = int(draw.integers(4))
             shares = [0.9 if at == tier else 0.1 / 3 for at in range(4)]
             verdict = Verdict(pair.pair_id, TIERS[tier], shares, judge_id="student", source="student")
-            rows.append(_Row(pair, Answer(verdict, relevance(verdict, TIERS), "tail"), day * 86_400.0))
+            rows.append(ShadowRow(pair, Answer(verdict, relevance(verdict, TIERS), "tail"), day * 86_400.0))
             judged = tier if draw.random() < (0.9 if number < changed else 0.5) else (tier + 1) % 4
             labels.append(label_row(pair.query, "i", TIERS[judged], pair_id=pair.pair_id))
         name = day_name(day)
