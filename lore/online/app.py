@@ -57,6 +57,9 @@ class Service(Protocol):
     draining: bool
     """Takes no more requests."""
 
+    def refuse_if_behind(self) -> None:
+        """Raises Overloaded while the service could not answer in time."""
+
 
 class State(BaseModel):
     """Reply of the probes."""
@@ -199,7 +202,8 @@ class Endpoints:
         return OnlineRoute
 
     def _admit(self, request: Request) -> None:
-        """Raises ApiError for a request without a valid key, and while the service does not answer."""
+        """Raises ApiError for a request without a valid key, and while the service does not answer; Overloaded while it is
+        behind."""
         if self.keys:
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
             key = given.strip().encode("latin-1")
@@ -207,6 +211,7 @@ class Endpoints:
             if scheme.lower() != "bearer" or not any(same):
                 raise ApiError(401, "unauthorized", "no valid API key; send Authorization: Bearer KEY", close=True)
         self._need_ready()
+        self.service.refuse_if_behind()
 
     def _need_ready(self) -> None:
         if self.service.draining or not self.service.ready:
