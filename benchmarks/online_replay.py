@@ -11,8 +11,8 @@ is a stub on loopback that answers from the judge's labels after --judge-ms, and
     quality   of all answers against the human labels. The plan knows the verdicts of --run on the same pairs (--half: on those of
               a random half of the queries).
     cost      pairs labelled beforehand, asked live and answered by the student, times the same made-up prices on both sides
-    latency   of a request as the client sees it. The plan times the student by itself, without HTTP, photos that are sent, and
-              others who use the machine.
+    latency   of a request as the client sees it. The plan knows those of a rehearsal through the same service: REHEARSED requests
+              that the student answers, that the judge answers, and that the cache answers.
 
 There is no drift in a replay: no new items, no new queries.
 """
@@ -64,6 +64,7 @@ DAYS = 30.0
 USD_LABEL, USD_LIVE, USD_STUDENT = 0.5e-3, 1.0e-3, 0.01e-3
 METRICS = ("macro_f1", "acc_2")
 DEADLINE_MS = 10_000.0
+REHEARSED = 200
 FIELDS = ("item_id", "title", "attributes", "description", "category", "brand", "shop", "price")
 
 
@@ -214,20 +215,19 @@ def main() -> None:
         section = InputSection(path=str(given.pairs))
         traffic, found = read_traffic(section, work=folder / "work", table=folder / "frequencies.arrow", days=DAYS)
         quality, _ = read_quality(run, "judge", "student", found, traffic)
-        student = probe_student(given.student, round(candidates))
-        ms = Latency(*(Input(value, "given", "the stub") for value in (given.judge_ms, 1.5 * given.judge_ms)))
         # The replay lasts as long as the log needs for so many searches, and the judge lives as long.
         lasts = DAYS * given.searches / float(traffic.searches.sum())
         nothing = Input(0.0, "given", "the replay")
         setting = Setting(replace(nothing, value=candidates), nothing, nothing, lasts, lasts, DEADLINE_MS, 2.0, 0.5, METRICS[0])
         cost = [Price(Input(usd, "given", "the replay")) for usd in (USD_LABEL, USD_LIVE, USD_STUDENT)]
-        cache = Latency(Input(1.0, "estimated", "a guess"), Input(5.0, "estimated", "a guess"))
-        judge_speed = Judge(Input(given.judge_ms / 1000, "given", "the stub"), ms, None)
-        plan = make_plan(traffic, quality, student, judge_speed, cache, Prices(*cost, nothing), setting)
         known = {pair.pair_id: pair for pair in pairs}
         stub = Stub(labels, known, quality.tiers, served_name(judge), given.judge_ms / 1000)
         with serve(stub) as server:
             server.models = [served_name(judge)]
+            cache, of_student, of_judge = rehearse(given, server.url, folder, bodies, rng)
+            student = replace(probe_student(given.student, round(candidates)), ms=of_student)
+            speed = Judge(Input(given.judge_ms / 1000, "given", "the stub"), of_judge, None)
+            plan = make_plan(traffic, quality, student, speed, cache, Prices(*cost, nothing), setting)
             chosen = [tuple(float(part) for part in text.split(",")) for text in given.bands]
             for number, bands in enumerate(chosen or [(plan.chosen.head_from, plan.chosen.torso_from)]):
                 point = next((one for one in plan.points if (one.head_from, one.torso_from) == bands), None)
@@ -252,27 +252,52 @@ def half_of(run: Path, folder: Path, rng: np.random.Generator) -> Path:
     return place
 
 
-def one_choice(point: Point, folder: Path, given: Any, url: str, stub: Stub, searches: Any, bodies: list[bytes], order: np.ndarray):
-    """Replays all searches with one choice of bands. Returns replies, milliseconds, pairs labelled and pairs asked live."""
-    folder.mkdir()
-    labelled = head_labels(given.labels, folder / "labels", lambda query: searches(query) >= point.head_from)
-    recipe = {
+def recipe_of(given: Any, url: str, folder: Path, head_from: float, torso_from: float, labels: list[str]) -> dict[str, Any]:
+    """The recipe of the service with one choice of bands."""
+    return {
         "stage": "online",
         "run": "online",
         "student": {"path": str(given.student)},
         "judge": {"path": str(given.judge), "endpoint": {"url": url}, "deadline_ms": DEADLINE_MS, "concurrency": 64},
-        "cache": {"store": str(folder / "verdicts.sqlite"), "timeout_ms": 2000}
-        | ({"labels": [str(folder / "labels")]} if labelled else {}),
+        "cache": {"store": str(folder / "verdicts.sqlite"), "timeout_ms": 2000, "labels": labels},
         "route": {
             "frequencies": str(folder.parent / "frequencies.arrow"),
-            "head_from": point.head_from,
-            "torso_from": point.torso_from,
+            "head_from": head_from,
+            "torso_from": torso_from,
             "head": ["cache", "student"],
             "torso": ["student"],
-            "tail": ["cache", "judge", "student"] if point.torso_from > 0 else ["cache", "student"],
+            "tail": ["cache", "judge", "student"] if torso_from > 0 else ["cache", "student"],
         },
         "serve": {"port": given.port, "deadline_ms": DEADLINE_MS},
     }
+
+
+def rehearse(given: Any, url: str, folder: Path, bodies: list[bytes], rng: np.random.Generator) -> tuple[Latency, Latency, Latency]:
+    """Latencies of requests through the service that the cache, the student and the judge answer; the two last ones less the
+    middle of the first, because the plan adds it."""
+    order = rng.permutation(len(bodies))[:REHEARSED]
+    found = []
+    for name, torso_from in (("student", 0.0), ("judge", 1e9)):
+        inner = folder / f"rehearsal_{name}"
+        inner.mkdir()
+        with service(recipe_of(given, url, inner, 1e9, torso_from, []), inner) as address:
+            for _ in range(1 if name == "student" else 2):
+                found.append(np.asarray(asyncio.run(replay(address, bodies, order, given.clients))[1]))
+    student, judge, cache = found
+    middle = float(np.median(cache))
+    return tuple(sampled(np.maximum(ms, 0.1)) for ms in (cache, student - middle, judge - middle))
+
+
+def sampled(ms: np.ndarray) -> Latency:
+    p50, p99 = (Input(float(np.quantile(ms, share)), "measured", "the rehearsal") for share in (0.5, 0.99))
+    return Latency(p50, p99, tuple(ms.tolist()))
+
+
+def one_choice(point: Point, folder: Path, given: Any, url: str, stub: Stub, searches: Any, bodies: list[bytes], order: np.ndarray):
+    """Replays all searches with one choice of bands. Returns replies, milliseconds, pairs labelled and pairs asked live."""
+    folder.mkdir()
+    labelled = head_labels(given.labels, folder / "labels", lambda query: searches(query) >= point.head_from)
+    recipe = recipe_of(given, url, folder, point.head_from, point.torso_from, [str(folder / "labels")] if labelled else [])
     stub.asked.clear()
     with service(recipe, folder) as address:
         replies, ms = asyncio.run(replay(address, bodies, order, given.clients))

@@ -45,6 +45,9 @@ OPTIONS = (
     Job("Qwen-VL models", ("torchvision",), optional=True),
     Job("vLLM engine", ("vllm",), optional=True),
     Job("lore export student", ("onnx", "onnxruntime", "onnxscript"), optional=True),
+    Job("the HTTP service", ("fastapi", "uvicorn", "prometheus-client", "onnxruntime"), optional=True),
+    Job("cache.store: redis://", ("redis",), optional=True),
+    Job("serve.traces", ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"), optional=True),
 )
 
 

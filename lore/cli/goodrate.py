@@ -145,7 +145,7 @@ def plan(
     good_rate: float = typer.Option(0.5, min=0, max=1, help="Share of good items to expect, without verdicts and pilot."),
     top: int = TOP,
 ) -> None:
-    """Plan how many pairs to rate, by traffic, to see a change of the GoodRate.
+    """Plan how many pairs to rate to see a change of GoodRate.
 
     A change is between two samples of this size, such as those of two months.
     """

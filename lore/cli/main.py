@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from lore import __version__
-from lore.cli import cache, data, export, goodrate, label, labels, serve, teacher, traces
+from lore.cli import cache, data, export, goodrate, label, labels, monitor, serve, teacher, traces
 from lore.cli.compare import compare, leaderboard
 from lore.cli.doctor import doctor
 from lore.cli.init import init
@@ -81,6 +81,7 @@ app.add_typer(label.app, name="label")
 app.add_typer(labels.app, name="labels")
 app.command()(plan)
 app.add_typer(cache.app, name="cache")
+app.add_typer(monitor.app, name="monitor")
 app.command()(compare)
 app.command()(leaderboard)
 app.add_typer(goodrate.app, name="goodrate")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lore.codec.judgement import renderer_hash
 from lore.codec.prompt import PromptFormat
@@ -49,7 +50,7 @@ def trained_judge(path: str | Path, *, rubric: str | None = None, base: str | No
     if card.get("kind") == "student":
         raise LoreError(f"{path} is a student, which reads texts and has no prompt. Name the run folder of a trained judge here.")
     adapter = (folder / "adapter_config.json").is_file()
-    model = ModelSection(name=base or card["base"], adapter=str(folder)) if adapter else ModelSection(name=str(folder))
+    model = ModelSection(name=base or _base(card, folder), adapter=str(folder)) if adapter else ModelSection(name=str(folder))
     if base and not adapter:
         raise LoreError(f"{folder} holds whole weights and no adapter, so it has no base model. Leave {base} out.")
     found = load_rubric(rubric or card["rubric"])
@@ -57,3 +58,18 @@ def trained_judge(path: str | Path, *, rubric: str | None = None, base: str | No
     renderer = renderer_hash(found, fmt)
     check_card(model, renderer, str(path))
     return TrainedJudge(folder, model, found, fmt, model_fingerprint(model.name, model.adapter), renderer)
+
+
+def _base(card: dict[str, Any], folder: Path) -> str:
+    """The base model of an adapter. A folder that the card names relative to where the training ran is looked up from here, then
+    from the folders above the adapter. Raises LoreError if it is in none: a name without weights would be another judge's id."""
+    name = card["base"]
+    if not card.get("base_fingerprint") or Path(name).is_dir():  # without a fingerprint it was a hub id
+        return name
+    for above in folder.resolve().parents:
+        if (above / name).is_dir():
+            return str(above / name)
+    raise LoreError(
+        f"{folder} is an adapter of the base model {name}, which is neither here nor in a folder above the adapter.\nName the base "
+        "model's folder (--base, or base beside the judge's path in a recipe)."
+    )

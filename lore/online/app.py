@@ -8,6 +8,8 @@ hangs up ends the work on the request.
 """
 
 import asyncio
+import base64
+import binascii
 import hmac
 import os
 import time
@@ -17,7 +19,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi import Body as InBody
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
@@ -29,6 +31,7 @@ from lore.online import schemas
 from lore.online.answer import Answer, Answering
 from lore.online.body import BoundedRequest
 from lore.online.config import MAX_MILLISECONDS, OnlineRecipe, ServeSection
+from lore.online.dashboard import Dashboard
 from lore.online.exchange import ApiError, Exchange, add_error_replies, exchange_of
 from lore.online.metrics import Metrics
 from lore.online.photos import Photos
@@ -41,6 +44,7 @@ DEADLINE_HEADER = "x-envoy-expected-rq-timeout-ms"
 WARM_SECONDS = 5.0
 """When to try again while the service warms up or drains."""
 MAX_LOGGED_QUERIES = 20
+NOT_KEPT = {"cache-control": "no-store"}
 SHORTEST_KEY = 8
 SHORTEST_SECONDS = 1e-3
 TURN_SECONDS = 2e-3
@@ -97,7 +101,9 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        endpoints.dashboard.start()
         yield
+        await endpoints.dashboard.close()
         await endpoints.photos.close()
 
     app = FastAPI(
@@ -120,6 +126,7 @@ class Endpoints:
 
     def __init__(self, serve: ServeSection, service: Service, photos: Photos, metrics: Metrics, shadow: Shadow | None = None):
         self.serve, self.service, self.photos, self.metrics, self.shadow = serve, service, photos, metrics, shadow
+        self.dashboard = Dashboard(metrics)
         self.keys = api_keys(serve)
         self.reader = schemas.PairReader(serve.max_text_characters)
         error = {"model": schemas.ErrorReply}
@@ -142,6 +149,9 @@ class Endpoints:
         self.probes = APIRouter()
         self.probes.add_api_route("/health", self.health, methods=["GET"], response_model=State)
         self.probes.add_api_route("/metrics", self.shown_metrics, methods=["GET"], response_class=PlainTextResponse)
+        secured_page = {"dependencies": secured, "responses": {401: error} if self.keys else {}}
+        self.probes.add_api_route("/dashboard", self.shown_dashboard, methods=["GET"], response_class=HTMLResponse, **secured_page)
+        self.probes.add_api_route("/dashboard.json", self.dashboard_numbers, methods=["GET"], **secured_page)
         self.probes.add_api_route("/ready", self.is_ready, methods=["GET"], response_model=State, responses={503: error})
 
     async def rerank_v1(self, request: Request, body: schemas.RerankBody) -> Response:
@@ -178,6 +188,16 @@ class Endpoints:
         content, content_type = self.metrics.rendered(request.headers.get("accept", ""))
         return Response(content, headers={"content-type": content_type})
 
+    def shown_dashboard(self, request: Request) -> Response:
+        """A page with the numbers of the last minutes, of all workers."""
+        self._admit_browser(request)
+        return HTMLResponse(self.dashboard.page(), headers=NOT_KEPT)
+
+    def dashboard_numbers(self, request: Request) -> Response:
+        """The numbers of the page."""
+        self._admit_browser(request)
+        return JSONResponse(self.dashboard.numbers(), headers=NOT_KEPT)
+
     async def is_ready(self) -> dict[str, str]:
         """200 while requests are answered; 503 while the service warms up or drains."""
         self._need_ready()
@@ -206,12 +226,29 @@ class Endpoints:
         behind."""
         if self.keys:
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            key = given.strip().encode("latin-1")
-            same = [hmac.compare_digest(key, known) for known in self.keys]  # all of them: the time says nothing
-            if scheme.lower() != "bearer" or not any(same):
+            if scheme.lower() != "bearer" or not self._is_key(given.strip().encode("latin-1")):
                 raise ApiError(401, "unauthorized", "no valid API key; send Authorization: Bearer KEY", close=True)
         self._need_ready()
         self.service.refuse_if_behind()
+
+    def _admit_browser(self, request: Request) -> None:
+        """Raises ApiError without a valid key, as a bearer's or as the password of a browser's dialog."""
+        if not self.keys:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        key = given.strip().encode("latin-1")
+        if scheme.lower() == "basic":
+            try:
+                key = base64.b64decode(key, validate=True).partition(b":")[2]
+            except binascii.Error:
+                key = b""
+        if scheme.lower() not in ("bearer", "basic") or not self._is_key(key):
+            message = "no valid API key; give it as the password, or send Authorization: Bearer KEY"
+            raise ApiError(401, "unauthorized", message, challenge='Basic realm="lore", charset="UTF-8"')
+
+    def _is_key(self, key: bytes) -> bool:
+        same = [hmac.compare_digest(key, known) for known in self.keys]  # all of them: the time says nothing
+        return any(same)
 
     def _need_ready(self) -> None:
         if self.service.draining or not self.service.ready:

@@ -30,6 +30,8 @@ from lore.support.errors import LoreError
 
 ENCODED_PAIRS = 64
 """Pairs that are tokenized in one piece."""
+CLOSE_SECONDS = 5.0
+"""For the batches that are under way at the end."""
 SHARE_OF_NEWEST = 0.1
 """Weight of the newest batch in the measured rate."""
 Stage = Literal["queue", "encode", "model"]
@@ -122,9 +124,9 @@ class Batcher:
             await self._task
         self._task = None
         if self._jobs:
-            await asyncio.wait(self._jobs)
-        self._threads.shutdown()
-        self._encoding.shutdown()
+            await asyncio.wait(self._jobs, timeout=CLOSE_SECONDS)
+        for threads in (self._threads, self._encoding):
+            threads.shutdown(wait=not self._jobs, cancel_futures=True)
 
     def submit(self, pairs: Sequence[Pair], due: float) -> Ticket:
         """Puts pairs into the queue. `ticket.done` is set once all have a verdict. Whoever stops waiting calls `leave`."""

@@ -31,11 +31,21 @@ _ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
 class ApiError(HTTPException):
-    """An error that is said to the client. kind: its `type`; retry_seconds: when to try again; close: ends the connection."""
+    """An error that is said to the client. kind: its `type`; retry_seconds: when to try again; close: ends the connection;
+    challenge: how to send a key, for status 401."""
 
-    def __init__(self, status: int, kind: str, message: str, *, retry_seconds: float | None = None, close: bool = False):
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        *,
+        retry_seconds: float | None = None,
+        close: bool = False,
+        challenge: str = "Bearer",
+    ):
         super().__init__(status, message)
-        self.kind, self.retry_seconds, self.close = kind, retry_seconds, close
+        self.kind, self.retry_seconds, self.close, self.challenge = kind, retry_seconds, close, challenge
 
 
 @dataclass(slots=True)
@@ -168,6 +178,7 @@ def _reply(
     *,
     retry_seconds: float | None = None,
     close: bool = False,
+    challenge: str = "Bearer",
     errors: list[dict[str, Any]] | None = None,
 ) -> Response:
     said: dict[str, Any] = {"message": message, "type": kind, "request_id": exchange.id}
@@ -179,7 +190,7 @@ def _reply(
     if close:
         headers["Connection"] = "close"
     if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
+        headers["WWW-Authenticate"] = challenge
     exchange.said["error"] = kind
     return Response(to_json({"error": said}), status, headers, media_type="application/json")
 
@@ -187,7 +198,7 @@ def _reply(
 async def _http_error(request: Request, error: HTTPException) -> Response:
     exchange = exchange_of(request)
     if isinstance(error, ApiError):
-        rest = {"retry_seconds": error.retry_seconds, "close": error.close}
+        rest = {"retry_seconds": error.retry_seconds, "close": error.close, "challenge": error.challenge}
         return _reply(exchange, error.status_code, error.kind, error.detail, **rest)
     response = _reply(exchange, error.status_code, KINDS.get(error.status_code, "error"), str(error.detail))
     response.headers.update(error.headers or {})

@@ -201,6 +201,11 @@ class Metrics:
         encode, content_type = choose_encoder(accept)
         return encode(self), content_type
 
+    def snapshot(self) -> list[Metric]:
+        """All metrics as they are now."""
+        self._look(now=True)
+        return list(self.collect())
+
     def collect(self) -> Iterable[Metric]:
         """All metrics, of all workers, and the drift of the scores."""
         shared = os.environ.get(VARIABLE)

@@ -46,9 +46,9 @@ HEALTHY_SECONDS = 60.0
 
 class OnlineServer(uvicorn.Server):
     """uvicorn's server, which starts and drains a service. then: is awaited with the server's address once it answers; the server
-    drains afterwards."""
+    drains afterwards. supervised: by the process that has started this worker, and that kills it where a second signal comes."""
 
-    def __init__(self, service: Service, then: Callable[[str], Awaitable[None]] | None = None):
+    def __init__(self, service: Service, then: Callable[[str], Awaitable[None]] | None = None, supervised: bool = False):
         serve = service.recipe.serve
         super().__init__(
             uvicorn.Config(
@@ -65,7 +65,7 @@ class OnlineServer(uvicorn.Server):
                 proxy_headers=False,
             )
         )
-        self.service, self.then = service, then
+        self.service, self.then, self.supervised = service, then, supervised
         self.leaving = False
         self.then_task: asyncio.Task | None = None
         self._draining: asyncio.Task | None = None
@@ -82,8 +82,8 @@ class OnlineServer(uvicorn.Server):
         await self.service.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains; the second ends at once."""
-        if self.leaving or not self.started:
+        """The first signal drains; the second ends at once, unless a supervisor decides on that."""
+        if not self.started or self.leaving and not self.supervised:
             self.should_exit = True
             self.force_exit = self.leaving
         self.leaving = True
@@ -141,13 +141,18 @@ def address_of(listener: socket.socket) -> str:
 
 
 def _run_worker(
-    recipe: OnlineRecipe, listener: socket.socket, *, number: int = 0, then: Callable[[str], Awaitable[None]] | None = None
+    recipe: OnlineRecipe,
+    listener: socket.socket,
+    *,
+    number: int = 0,
+    then: Callable[[str], Awaitable[None]] | None = None,
+    supervised: bool = False,
 ) -> None:
     """Runs the service in this process. number: of the worker; the first one says what answers."""
     log_requests()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # student.threads says how many threads a worker has
     service = open_service(recipe)
-    server = OnlineServer(service, then)
+    server = OnlineServer(service, then, supervised)
     if number == 0:
         for line in service.described():
             print_line(line, flush=True)
@@ -181,7 +186,7 @@ class RequestLog(logging.Handler):
 def _worker(recipe: OnlineRecipe, listener: socket.socket, owner: int, number: int) -> None:
     """The main function of a worker process."""
     end_with(owner)
-    raise SystemExit(exit_status(lambda: _run_worker(recipe, listener, number=number)))
+    raise SystemExit(exit_status(lambda: _run_worker(recipe, listener, number=number, supervised=True)))
 
 
 def _supervise(recipe: OnlineRecipe, listener: socket.socket) -> int:
@@ -219,13 +224,16 @@ def _supervise(recipe: OnlineRecipe, listener: socket.socket) -> int:
         for process, _ in workers:
             process.terminate()
         until = time.monotonic() + recipe.serve.drain_seconds + CLOSE_SECONDS
+        signals = len(stopping)
+        while any(process.is_alive() for process, _ in workers) and time.monotonic() < until and len(stopping) == signals:
+            wait([process.sentinel for process, _ in workers if process.is_alive()], timeout=0.2)
         for process, _ in workers:
-            process.join(max(0.0, until - time.monotonic()))
             if process.is_alive():
-                print_note("a worker did not end in time and is killed")
+                why = "a second signal came" if len(stopping) > signals else "it did not end in time"
+                print_note(f"a worker is killed: {why}")
                 process.kill()
-                process.join()
                 status = 1
+            process.join()
         return status
     finally:
         for sig, handler in before.items():

@@ -104,9 +104,11 @@ class Service:
         student = f"student: {self.card.folder} ({session.precision}, {threads}, {self.batcher.batch_tokens} tokens a batch)"
         if self.canaries is not None:
             student += f"; {self.canaries.pairs} canaries differ by {self.canaries.largest:.2g} at most"
-        route = self.recipe.route
-        bands = "; ".join(f"{band}: {', '.join(getattr(route, band))}" for band in ("head", "torso", "tail"))
-        lines = [student, f"route: {bands}"]
+        missing = {"judge"} if self.judge is None else set()
+        missing |= {"cache"} if self.cache is None else set()
+        bands = ("head", "torso", "tail") if self.recipe.route.frequencies is not None else ("tail",)
+        steps = {band: [step for step in getattr(self.recipe.route, band) if step not in missing] for band in bands}
+        lines = [student, "; ".join(f"{band}: {', '.join(names)}" for band, names in steps.items())]
         if self.judge is not None:
             lines.append(f"judge: {self.recipe.judge.path} at {self.recipe.judge.endpoint.url}")
         if self.cache is not None and self.cache.judge is not None:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from lore.judge.verdict import Verdict
 from lore.online.answer import Cached
-from lore.support.untrusted_json import parse_json
 
 LAYOUT = 1
 PLAIN, SCORED = 0, 1
@@ -59,12 +58,12 @@ class VerdictBytes:
                 verdict.probabilities = list(self._probabilities.unpack_from(packed, end))
                 end += self._probabilities.size
             if len(packed) > end:
-                rest = parse_json(packed[end:])
+                rest = json.loads(packed[end:])
                 verdict.rationale, verdict.mismatch, verdict.rules, verdict.text, verdict.tokens, verdict.detail = rest
                 if not _is_whole(verdict):
                     return None
             return Cached(verdict, None if math.isnan(stored) else stored)
-        except (struct.error, ValueError, TypeError, IndexError):
+        except (struct.error, ValueError, TypeError, IndexError, RecursionError):
             return None
 
 
@@ -75,5 +74,5 @@ def _is_whole(verdict: Verdict) -> bool:
         and all(text is None or isinstance(text, str) for text in texts)
         and isinstance(verdict.rules, list)
         and all(isinstance(rule, str) for rule in verdict.rules)
-        and (verdict.tokens is None or type(verdict.tokens) is int)
+        and (verdict.tokens is None or type(verdict.tokens) is int and 0 <= verdict.tokens < 2**62)
     )

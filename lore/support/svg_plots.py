@@ -46,11 +46,12 @@ def line_chart(
     ylabel: str,
     ylim: tuple[float, float],
     xticks: Sequence[float] | None = None,
+    xlabels: Sequence[str] | None = None,
     log_x: bool = False,
     ceiling: float | None = None,
 ) -> str:
-    """A line chart as an <svg> element. title: the aria-label for screen readers. ceiling: value of a single rater, drawn as a
-    horizontal line."""
+    """A line chart as an <svg> element. title: the aria-label for screen readers. xlabels: of the ticks; None: their values.
+    ceiling: value of a single rater, drawn as a horizontal line."""
     figure = Figure(figsize=(4.3, 3.1))
     axes = figure.subplots()
     if log_x:
@@ -64,7 +65,7 @@ def line_chart(
         axes.plot(line.x, line.y, style, color=SERIES[number], marker=marked, markersize=4, linewidth=1.6)
     axes.set(ylim=ylim, xlabel=xlabel, ylabel=ylabel)
     if xticks is not None:
-        axes.set_xticks(xticks, [f"{tick:g}" for tick in xticks])
+        axes.set_xticks(xticks, [f"{tick:g}" for tick in xticks] if xlabels is None else xlabels)
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.set_xlim(0, 1)

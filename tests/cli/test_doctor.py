@@ -15,6 +15,7 @@ DECLARED = map(Requirement, [*PROJECT["dependencies"], *PROJECT["optional-depend
 RANGES = {declared.name: str(declared) for declared in DECLARED}
 """Name -> requirement, such as torch<2.14,>=2.13, of what the project declares with a range."""
 OPTIONS = ("launch zero2, zero3", "model.quantize: nf4 (QLoRA)", "Qwen-VL models", "vLLM engine", "lore export student")
+OPTIONS += ("the HTTP service", "cache.store: redis://", "serve.traces")
 
 
 def findings(gpus: int) -> dict[str, doctor.Finding]:
@@ -74,6 +75,7 @@ def test_a_missing_package_comes_with_the_pip_command(monkeypatch):
 def test_a_missing_option_is_no_error(monkeypatch):
     present = doctor.installed
     options = ("deepspeed", "bitsandbytes", "torchvision", "vllm", "onnx", "onnxruntime", "onnxscript")
+    options += ("fastapi", "redis", "opentelemetry-sdk")
     monkeypatch.setattr(doctor, "installed", lambda name: None if name in options else present(name))
     assert not any(findings(gpus=1)[name].ready for name in OPTIONS)
     assert doctor.main() == 0

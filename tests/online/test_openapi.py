@@ -10,7 +10,7 @@ KEY = "key-of-shop-1"
 
 def test_every_path_says_what_it_takes_and_answers():
     found = get(app_of(), "/openapi.json").json()
-    assert set(found["paths"]) == {*POSTS, "/health", "/ready", "/metrics"}
+    assert set(found["paths"]) == {*POSTS, "/health", "/ready", "/metrics", "/dashboard", "/dashboard.json"}
     for path in POSTS:
         operation = found["paths"][path]["post"]
         assert operation["requestBody"]["content"]["application/json"]["schema"] and operation["description"]

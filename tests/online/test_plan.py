@@ -312,6 +312,9 @@ def test_the_command_writes_frequencies_plan_page_and_recipe(tmp_path, monkeypat
         assert line in done.output
     again = CliRunner().invoke(app, [*words, "--target-quality", "0.999"])
     assert again.exit_code == 1 and "nothing to propose" in str(again.exception)
+    (out / "plan.html").write_text("mine")
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 1 and "--force" in str(again.exception) and (out / "plan.html").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def through_all(app: Any, query: str, texts: list[str]) -> list[dict[int, tuple]
     return [by_index(path, reply.json()) for path, reply in zip(FORMATS, replies, strict=True)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.text(min_size=1, max_size=30), st.lists(st.text(max_size=30), min_size=1, max_size=4))
 def test_the_same_pairs_get_the_same_answers_through_every_format(query, texts):
     first, *others = through_all(APP, query, texts)
@@ -215,7 +215,7 @@ VALUES = st.recursive(
 NAMES = [*PAIR_FIELDS, "text", "id", "content", "label", "split", "titel"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @example([{"title": "a", "price": float("inf")}])
 @given(st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6), min_size=1, max_size=3))
 def test_no_content_of_a_pair_fails_its_request(rows):

@@ -100,7 +100,9 @@ def vespa_schema(special: tuple[int, int] = (2, 3)) -> str:
 FORMAT = PairTextFormat(max_tokens=128)
 
 
-@pytest.mark.parametrize(("profile", "head"), [("lore", "softmax"), ("lore_ordinal", "ordinal")])
+@pytest.mark.parametrize(
+    ("profile", "head"), [("lore", "softmax"), pytest.param("lore_ordinal", "ordinal", marks=pytest.mark.slow)]
+)
 def test_vespa_builds_the_inputs_and_the_score_of_the_student(profile, head, tmp_path):
     student = open_student(write_student(tmp_path, fmt=FORMAT, head=head), runtime="torch")
     vespa = VespaRanking(vespa_schema(), profile, student.encoder.tokenizer.backend_tokenizer)

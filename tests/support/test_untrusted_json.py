@@ -127,3 +127,18 @@ def test_a_card_beside_weights_reads_as_before(tmp_path):
     check_card(ModelSection(name=str(tmp_path)), "h", "judge")
     with pytest.raises(LoreError, match="was trained with renderer h and would now be asked with other"):
         check_card(ModelSection(name=str(tmp_path)), "other", "judge")
+
+
+@pytest.mark.parametrize("text", ["NaN", '{"a": [Infinity]}', "[-Infinity]"])
+def test_constants_of_python_are_no_json_where_that_matters(text):
+    parse_json(text)
+    with pytest.raises(ValueError, match="no number of JSON"):
+        parse_json(text, constants=False)
+
+
+@pytest.mark.parametrize(("text", "depth"), [("1", 0), ("[]", 1), ('{"a": [{}, 1], "b": 2}', 3), ("[[[[1], 2]]]", 4)])
+def test_nested_brackets_are_counted(text, depth):
+    assert parse_json(text, depth=depth) == json.loads(text)
+    if depth:
+        with pytest.raises(ValueError, match=f"more than {depth - 1} deep"):
+            parse_json(text, depth=depth - 1)
