@@ -57,6 +57,8 @@ class Seen:
     took: list[float] = field(default_factory=list)
     server_ms: list[float] = field(default_factory=list)
     status: list[int] = field(default_factory=list)
+    waking: list[float] = field(default_factory=list)
+    """Seconds by which a request was sent too late, because this process did not get a core."""
     sources: Counter = field(default_factory=Counter)
     """Pairs by the source of their answer."""
     counts: Counter = field(default_factory=Counter)
@@ -105,6 +107,7 @@ def check(rows: list[dict[str, Any]], load: Load, seen: Seen) -> None:
 async def ask(session: aiohttp.ClientSession, load: Load, number: int, body: bytes, began: float, due: float, seen: Seen) -> None:
     """One request. due: when it was to be sent."""
     sent, name = time.perf_counter(), f"{load.name}-{number}"
+    seen.waking.append(sent - due)
     try:
         async with session.post(load.address + load.path, data=body, headers={"x-request-id": name}) as response:
             said = await response.read()
