@@ -27,6 +27,7 @@ from lore.judge.verdict import Verdict, to_row
 from lore.online.answer import Answer
 from lore.online.config import MAX_MILLISECONDS
 from lore.online.exchange import ApiError
+from lore.online.plain_rows import plain_pair
 from lore.support.bounds import MAX_COUNT
 from lore.support.text import encodable
 
@@ -367,6 +368,10 @@ class PairReader:
 
     def read(self, row: Row) -> Pair | Answer:
         """The pair, without its photo; for a row that is none, its answer: a failure."""
+        return plain_pair(row, self.most_characters) or self.checked(row)
+
+    def checked(self, row: Row) -> Pair | Answer:
+        """The same, field by field."""
         raw = {name: row[name] for name in PAIR_FIELDS if name != "image" and row.get(name) is not None}
         attributes = raw.get("attributes")
         if isinstance(attributes, dict | list) and len(attributes) > MAX_LIST:
