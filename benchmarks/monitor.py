@@ -1,6 +1,7 @@
 """How often `lore monitor report` alarms without a reason, and how soon it does with one.
 
     python benchmarks/monitor.py RUN/predictions.parquet --runs 200
+    python benchmarks/monitor.py --delays
 
 RUN is a run of stage distill or evaluate: its predictions hold the verdicts of the judge and the student on the same test pairs. A
 synthetic day draws whole queries of it, with replacement, until it has so many pairs. Each run has a reference of 28 days and 200
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 from scipy.stats import beta
 
 from lore.eval.measures.bootstrap import query_groups
+from lore.online.monitor import charts
 from lore.online.monitor.charts import Watch
 from lore.online.monitor.days import BANDS, NOT_ASKED, Rows
 from lore.online.monitor.probe import Probe, ProbeLine, probe_line
@@ -157,9 +159,9 @@ def one_run(pool: Pool, scenario: str, arguments: argparse.Namespace, seed: int)
         rows = replace(rows, judged=np.where(draw.random(len(rows)) < arguments.unlabeled, NOT_ASKED, rows.judged))
     watch = watch_of(rows, reference_days=REFERENCE_DAYS, horizon=LATER_DAYS, chance=arguments.false_alarms, probes=2)
     lines = probes(pool, scenario, watch, arguments.probe_noise, draw)
-    charts = charts_of(rows, watch)
-    changes = attribute(charts, lines, [], int(rows.day.max()))
-    alarmed = [chart.name for chart in charts if chart.alarm is not None]
+    found = charts_of(rows, watch)
+    changes = attribute(found, lines, [], int(rows.day.max()))
+    alarmed = [chart.name for chart in found if chart.alarm is not None]
     alarmed += [f"probe of the {line.who}" for line in lines if line.changed is not None]
     if not changes:
         return Outcome(None, None, False, alarmed)
@@ -174,9 +176,30 @@ def between(hits: int, whole: int) -> str:
     return f"{100 * hits / whole:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def delays(draw: np.random.Generator, replicates: int = 2000) -> None:
+    """Days until one chart of normal days sees a shift, by the slack. All are in standard errors of a day."""
+    pairs, chance = 770, 0.0064
+    for days in (14, 28, 56):
+        for slack in (0.5, 0.75, 1.0, 1.25):
+            charts.SLACK = slack
+            threshold = charts.agreement_threshold.__wrapped__(0.87, pairs, pairs * days, LATER_DAYS, chance)
+            found = []
+            for shift in (1.0, 1.6, 4.0):
+                reference = draw.standard_normal(replicates) / np.sqrt(days)
+                up, seen = np.zeros(replicates), np.full(replicates, float(LATER_DAYS))
+                for day in range(LATER_DAYS):
+                    up = np.maximum(0, up + draw.standard_normal(replicates) + shift - reference - slack)
+                    seen = np.where((up > threshold) & (seen == LATER_DAYS), day + 1, seen)
+                found.append(f"{shift}: {np.median(seen):.0f}, {np.quantile(seen, 0.9):.0f}")
+            print_line(
+                f"{days} days of reference, slack {slack}, threshold {threshold:.1f}; median and 90 % by shift {'; '.join(found)}"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("predictions", type=Path)
+    parser.add_argument("predictions", type=Path, nargs="?")
+    parser.add_argument("--delays", action="store_true", help="only compare slacks, on normal days")
     parser.add_argument("--pairs", type=int, default=1000, help="pairs a day")
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -185,6 +208,10 @@ def main() -> None:
     parser.add_argument("--unlabeled", type=float, default=0.0, help="share of pairs without a label")
     parser.add_argument("--scenarios", nargs="*", default=SCENARIOS, choices=SCENARIOS)
     arguments = parser.parse_args()
+    if arguments.delays:
+        return delays(np.random.default_rng(arguments.seed))
+    if arguments.predictions is None:
+        parser.error("name the predictions of a run, or pass --delays")
     pool = read_pool(arguments.predictions)
     shares = ", ".join(f"{name} {np.mean(pool.band == at):.0%}" for at, name in enumerate(BANDS))
     agreement = np.mean(pool.judge == pool.student)

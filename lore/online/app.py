@@ -61,6 +61,9 @@ class Service(Protocol):
     draining: bool
     """Takes no more requests."""
 
+    def refuse_if_behind(self) -> None:
+        """Raises Overloaded while the service could not answer in time."""
+
 
 class State(BaseModel):
     """Reply of the probes."""
@@ -222,12 +225,14 @@ class Endpoints:
         return OnlineRoute
 
     def _admit(self, request: Request) -> None:
-        """Raises ApiError for a request without a valid key, and while the service does not answer."""
+        """Raises ApiError for a request without a valid key, and while the service does not answer; Overloaded while it is
+        behind."""
         if self.keys:
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not self._is_key(given.strip().encode("latin-1")):
                 raise ApiError(401, "unauthorized", "no valid API key; send Authorization: Bearer KEY", close=True)
         self._need_ready()
+        self.service.refuse_if_behind()
 
     def _admit_browser(self, request: Request) -> None:
         """Raises ApiError without a valid key, as a bearer's or as the password of a browser's dialog."""

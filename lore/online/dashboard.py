@@ -331,7 +331,7 @@ def spark(title: str, lines: Sequence[Sequence[float | None]]) -> str:
                 points = " ".join([*run, run[0]] if len(run) == 1 else run)
                 parts.append(f'<polyline class="s{number}" points="{points}"/>')
                 run = []
-    scale = f'<text x="0" y="9">{_number(max(known))}</text>' if known else ""
+    scale = f'<text x="0" y="9">{_number(max(known)) if known else "no values"}</text>'
     base = f'<line x1="0" y1="{HEIGHT - 2}" x2="{WIDTH}" y2="{HEIGHT - 2}"/>'
     return f'<svg role="img" aria-label="{title}" viewBox="0 -2 {WIDTH} {HEIGHT + 2}">{base}{"".join(parts)}{scale}</svg>'.replace(
         "student's", "student&#39;s"

@@ -64,7 +64,7 @@ class _Offer:
 
 
 @dataclass(slots=True)
-class _Row:
+class ShadowRow:
     pair: Pair
     answer: Answer
     time: float
@@ -83,7 +83,7 @@ class Shadow:
         self._queue: queue.SimpleQueue[_Offer | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._pairs = self._bytes = 0
-        self._rows: list[_Row] = []
+        self._rows: list[ShadowRow] = []
         self._row_bytes = 0
         self._due = self._rest = float("inf")
         self._keys = ContentKeys(REMEMBERED_BYTES)
@@ -172,7 +172,7 @@ class Shadow:
                 continue
             if not self._rows:
                 self._due = time.monotonic() + self.section.shard_seconds
-            self._rows.append(_Row(replace(pair, pair_id=f"s{content.hex()}"), answer, offer.time))
+            self._rows.append(ShadowRow(replace(pair, pair_id=f"s{content.hex()}"), answer, offer.time))
             self._row_bytes += _size(pair)
 
     def _write(self) -> None:
@@ -180,7 +180,7 @@ class Shadow:
         for day, found in groupby(rows, lambda row: int(row.time // DAY_SECONDS)):
             self._write_day(day, list(found))
 
-    def _write_day(self, day: int, rows: list[_Row]) -> None:
+    def _write_day(self, day: int, rows: list[ShadowRow]) -> None:
         if self._rest <= 0:
             self._rest = self.section.max_bytes - _bytes_below(self.folder)  # somebody may have removed old days
         if self._rest <= 0:
@@ -213,7 +213,7 @@ def shadow_schema(tier_ids: Sequence[str]) -> pa.Schema:
     return pa.schema([*QUESTION_SCHEMA, *(field for field in verdict_schema(list(tier_ids)) if field.name != "pair_id"), *MORE])
 
 
-def shadow_table(rows: Sequence[_Row], tier_ids: Sequence[str]) -> pa.Table:
+def shadow_table(rows: Sequence[ShadowRow], tier_ids: Sequence[str]) -> pa.Table:
     """Rows (pair, answer, time) as a table of `shadow_schema`."""
     columns = to_columns([row.answer.verdict for row in rows], list(tier_ids))
     columns |= {name: to_column(name, [getattr(row.pair, name) for row in rows]) for name in QUESTION_FIELDS}

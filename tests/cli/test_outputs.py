@@ -6,6 +6,7 @@ import stat
 from functools import partial
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import typer
 from evaluations_for_tests import evaluate, made_pairs, right_in, write_pairs
@@ -17,7 +18,10 @@ from lore.data.parquet import PairWriter, read_pairs
 from lore.data.rejected_rows import RejectedWriter, Rejection
 from lore.data.tables.parquet_files import write_table
 from lore.data_synth.shop.write import write_world
+from lore.judge.verdict import Verdict
 from lore.label.schema import label_schema
+from lore.online.answer import Answer
+from lore.online.shadow import ShadowRow, shadow_table
 from lore.support.errors import LoreError
 from lore.support.outputs import Output, begins_with, checked_folder, checked_outputs, output_path
 
@@ -38,10 +42,13 @@ COMMANDS = {
     "export student": (["runs/a"], "out", "runs/a"),
     "world": (["--pairs", "40"], "out", None),
     "plan": (["in/log.csv", "--quality", "runs/a", "--student-name", "other"], "out", "runs/a"),
+    "monitor probe": (["in/shadow/2026-11-30"], "out", "in/shadow/2026-11-30"),
+    "monitor report": (["in/shadow"], "out", "in/shadow"),
     "label export": (["in/labels", "--format", "qrels"], "out.qrels", f"in/labels/verdicts/{LABELS}"),
 }
 """Arguments, an output, and an input of every command that writes where its user says."""
-FILES = [name for name in COMMANDS if name not in ("export judge", "export student", "world", "plan")]
+FOLDERS = ("export judge", "export student", "world", "plan", "monitor probe", "monitor report")
+FILES = [name for name in COMMANDS if name not in FOLDERS]
 RUBRIC = """
 name: mine
 version: "1"
@@ -90,6 +97,10 @@ def made(tmp_path_factory) -> Path:
     (folder / "in" / "rated.csv").write_text("pair_id,label\n0,1\n1,3\n")
     label = {"pair_id": "1", "query": "q", "item_id": "i", "tier": "1", "p_1": 1.0, "slices": []}
     write_table(folder / "in" / "labels" / "verdicts" / LABELS, [label], label_schema(["1", "2"]))
+    answer = Answer(Verdict("1", "1", [1.0, 0.0], source="student"), 0.0, "tail")
+    day = folder / "in" / "shadow" / "2026-11-30"
+    day.mkdir(parents=True)
+    pq.write_table(shadow_table([ShadowRow(pairs[0], answer, 0.0)], ["1", "2"]), day / "1.parquet")
     data = write_pairs(folder / "test.parquet", rated := made_pairs(4))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORE_RUNS", str(folder / "runs"))

@@ -139,6 +139,14 @@ def test_a_client_that_hangs_up_takes_its_pairs_along(folder):
         assert not any("gone" in batch for batch in student.batches)
 
 
+def test_a_client_that_sends_too_much_gets_its_answer(folder):
+    """And no broken connection: it is still sending when the answer is known."""
+    with running(recipe_of(folder, max_body_bytes=100_000)) as (_, address, _):
+        for _ in range(3):
+            status, said = ask(address, body={"pairs": [{"query": "mug", "title": "a" * 5_000_000}]})
+            assert status == 413 and said["error"]["type"] == "too_large"
+
+
 def test_a_stuck_student_is_answered_for_at_the_deadline(folder):
     with running(recipe_of(folder)) as (_, address, student):
         student.gate.clear()
@@ -348,9 +356,7 @@ def test_a_judge_that_is_down_does_not_keep_the_service_from_starting(folder, ti
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    recipe = OnlineRecipe.model_validate(
-        recipe_of(folder).model_dump() | {"judge": {"path": str(judge), "endpoint": {"url": url}}}
-    )
+    recipe = OnlineRecipe.model_validate(recipe_of(folder).model_dump() | {"judge": {"path": str(judge), "endpoint": {"url": url}}})
     service = open_service(recipe)
 
     async def inside():

@@ -34,8 +34,9 @@ from scipy.stats import norm
 
 from lore.label.drift import psi
 
-SLACK = 0.5
-"""Standard errors of a day that are no shift. A CUSUM is best for shifts of twice this size."""
+SLACK = 0.75
+"""Standard errors of a day that are no shift. More than the usual 0.5: what an estimated reference is off by adds up over the
+horizon, so with 0.5 the thresholds are so high that every shift is seen later."""
 LEAST_DAY_PAIRS = 10
 """Effective pairs of a day below which it says nothing."""
 LEAST_REFERENCE_PAIRS = 100
