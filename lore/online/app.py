@@ -112,6 +112,7 @@ def build_app(
         version="1",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # a redirect names http://, and would take a client's key past the proxy that ends TLS
         lifespan=lifespan,
     )
     app.state.metrics, app.state.traces = metrics, traces
@@ -153,6 +154,8 @@ class Endpoints:
         self.probes.add_api_route("/dashboard", self.shown_dashboard, methods=["GET"], response_class=HTMLResponse, **secured_page)
         self.probes.add_api_route("/dashboard.json", self.dashboard_numbers, methods=["GET"], **secured_page)
         self.probes.add_api_route("/ready", self.is_ready, methods=["GET"], response_model=State, responses={503: error})
+        for path, call in (("/health", self.health), ("/ready", self.is_ready)):  # load balancers may ask for the headers only
+            self.probes.add_api_route(path, call, methods=["HEAD"], include_in_schema=False)
 
     async def rerank_v1(self, request: Request, body: schemas.RerankBody) -> Response:
         """Cohere's v1 and Jina's format: documents, best first."""

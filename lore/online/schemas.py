@@ -15,7 +15,7 @@ Left out of the formats: chunks of long documents (`max_chunks_per_doc`), token 
 always in [0, 1]). Such fields are accepted and change nothing, like all others that are not named here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
@@ -392,9 +392,22 @@ class PairReader:
             if isinstance(value, str):
                 if len(value) > most:
                     return name
-            elif isinstance(value, dict) and any(isinstance(one, str) and len(one) > most for one in value.values()):
+            elif any(len(text) > most for text in _texts(value)):
                 return name
         return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts of a JSON value, names of attributes too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield name
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
 
 
 def _refused(row: Row, failure: str, detail: str) -> Answer:

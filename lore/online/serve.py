@@ -24,7 +24,7 @@ from typing import Any
 
 import uvicorn
 
-from lore.online.app import build_app
+from lore.online.app import api_keys, build_app
 from lore.online.config import OnlineRecipe
 from lore.online.metrics_folder import forget_worker, shared_metrics
 from lore.online.service import Service, load_cache, open_service
@@ -72,7 +72,10 @@ class OnlineServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.service.start()
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # another program has bound the port too, and listens first
+            raise _taken(*sockets[0].getsockname()[:2], error) from error
         if self.then is not None:
             self.then_task = asyncio.create_task(self.then(address_of(sockets[0])))
             self.then_task.add_done_callback(lambda _: setattr(self, "leaving", True))
@@ -101,6 +104,7 @@ class OnlineServer(uvicorn.Server):
 def serve(recipe: OnlineRecipe, *, try_pairs: str | None = None) -> int:
     """Runs the service until a signal ends it. Returns the exit status. try_pairs: a file of pairs, see lore.online.try_out; the
     service then takes any free port."""
+    api_keys(recipe.serve)  # keys that are missing are said before labels and models are loaded
     then = None
     if try_pairs is not None:
         recipe = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"port": 0, "workers": 1})})
@@ -126,12 +130,16 @@ def bound_socket(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise LoreError(
-            f"{host}:{port} cannot be listened on: {reason(error)}.\nStop the program that has the port, or set serve.host and "
-            "serve.port (0 takes any free port)."
-        ) from error
+        raise _taken(host, port, error) from error
     listener.set_inheritable(True)
     return listener
+
+
+def _taken(host: str, port: int, error: OSError) -> LoreError:
+    return LoreError(
+        f"{host}:{port} cannot be listened on: {reason(error)}.\nStop the program that has the port, or set serve.host and "
+        "serve.port (0 takes any free port)."
+    )
 
 
 def address_of(listener: socket.socket) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lore.data.pair import Pair
 from lore.online.answer import Overloaded
 from lore.online.batcher import Batcher
-from lore.online.cache import content_key, load_labels, open_cache
+from lore.online.cache import content_key, load_labels, open_cache, say_what_is_there
 from lore.online.cache_store import StoreUnreachable
 from lore.online.config import OnlineRecipe
 from lore.online.frequencies import Frequencies
@@ -187,16 +187,20 @@ def open_service(recipe: OnlineRecipe) -> Service:
 
 
 def load_cache(recipe: OnlineRecipe) -> None:
-    """Loads the label folders of a recipe into its store. Once a service, before its workers start and outside of an event loop. A
-    store that cannot be reached does not keep the service from starting."""
-    if recipe.cache.labels:
-        cache = open_cache(recipe.cache, recipe.judge and recipe.judge.path, base=recipe.judge and recipe.judge.base)
+    """Loads the label folders of a recipe into its store, and says so if the store has no verdict of the judge after that. Once a
+    service, before its workers start and outside of an event loop. A store that cannot be reached does not keep the service from
+    starting."""
+    if recipe.cache.store == "none":
+        return
+    cache = open_cache(recipe.cache, recipe.judge and recipe.judge.path, base=recipe.judge and recipe.judge.base)
+    try:
         try:
             load_labels(cache, recipe.cache.labels)
         except StoreUnreachable:
             print_note("warning: cache.labels are not loaded. Load them with `lore cache load` when the store is back.")
-        finally:
-            asyncio.run(cache.close())
+        say_what_is_there(cache, recipe.cache.store)
+    finally:
+        asyncio.run(cache.close())
 
 
 def check_tiers(card: StudentCard, judge_id: str, path: str) -> None:

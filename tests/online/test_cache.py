@@ -23,7 +23,8 @@ from lore.label.read import read_labels
 from lore.label.store import VerdictStore
 from lore.online.cache import MemoryCache, NullCache, content_key, load_folders, load_labels, say_what_is_there
 from lore.online.cache_store import CachedJudge
-from lore.online.config import CacheSection
+from lore.online.config import CacheSection, OnlineRecipe
+from lore.online.service import load_cache
 from lore.online.sqlite_cache import SqliteCache
 from lore.online.verdict_bytes import VerdictBytes
 from lore.support.errors import LoreError
@@ -270,6 +271,17 @@ def test_labels_of_another_judge_are_refused_and_loaded_ones_are_skipped(tmp_pat
         return [one and one.verdict.tier for one in found + later]
 
     assert asyncio.run(asked()) == ["L1", "L2", "L4", None, "L4"]
+
+
+def test_a_store_is_called_empty_only_after_its_labels_are_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lore.online.cache.cached_judge", lambda path, base=None: JUDGE)
+    folder = write_labels(tmp_path / "labels", [label_row("q", "1", "L1", content=key(1))], stamp=JUDGE.name)
+    recipe = {"lore": 1, "stage": "online", "run": "online", "student": {"path": "student"}}
+    for name, labels in (("filled", [str(folder)]), ("empty", [])):
+        cache = {"store": str(tmp_path / f"{name}.sqlite"), "judge": "runs/grpo", "labels": labels}
+        load_cache(OnlineRecipe.model_validate(recipe | {"cache": cache}))
+        said = capsys.readouterr().out
+        assert ("1 verdict added" in said, "has no verdict of runs/grpo" in said) == (bool(labels), not labels)
 
 
 def test_answers_of_the_judge_are_written_together_and_found_by_the_next_process(tmp_path):

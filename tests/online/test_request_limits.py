@@ -239,6 +239,18 @@ def test_unknown_paths_and_methods_have_the_form_of_errors():
     assert get(app_of(), "/rerank").headers["allow"] == "POST"
 
 
+def test_a_slash_too_many_is_not_redirected():
+    # behind a proxy that ends TLS, a redirect would name http:// and a host that the client has sent
+    reply = post(app_of(), "/rerank/", ONE)
+    assert reply.status_code == 404 and "location" not in reply.headers and reply.json()["error"]["type"] == "not_found"
+
+
+def test_probes_answer_for_their_headers_alone():
+    warming = app_of(StubService(ready=False))
+    assert [get(app_of(), path, method="HEAD").status_code for path in ("/health", "/ready")] == [200, 200]
+    assert [get(warming, path, method="HEAD").status_code for path in ("/health", "/ready")] == [200, 503]
+
+
 def test_whoever_hangs_up_ends_the_work():
     router = StubRouter(seconds=60)
     messages = iter([{"type": "http.request", "body": json.dumps(ONE).encode()}, {"type": "http.disconnect"}])

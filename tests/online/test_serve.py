@@ -180,6 +180,21 @@ def test_a_port_that_is_taken_is_an_error(folder):
             serve(recipe_of(folder, port=taken.getsockname()[1]))
 
 
+def test_a_port_that_is_taken_while_the_service_warms_up_is_an_error(folder):
+    with bound_socket("127.0.0.1", 0) as listener, bound_socket("127.0.0.1", listener.getsockname()[1]) as other:
+        other.listen()
+        server = OnlineServer(Service(recipe_of(folder), open_student(folder)))
+        with pytest.raises(LoreError, match="cannot be listened on"):
+            server.run(sockets=[listener])
+
+
+def test_keys_that_are_missing_are_said_before_anything_is_loaded(folder, monkeypatch):
+    monkeypatch.delenv("SERVICE_KEYS", raising=False)
+    monkeypatch.setattr("lore.online.serve.load_cache", lambda recipe: pytest.fail("labels were loaded"))
+    with pytest.raises(LoreError, match="SERVICE_KEYS"):
+        serve(recipe_of(folder, keys_variable="SERVICE_KEYS"))
+
+
 def test_a_student_that_was_never_exported_has_no_canaries(folder):
     scorer = open_student(folder)
     assert canary_gate(scorer, None) is None
