@@ -196,7 +196,7 @@ class Lore(BaseModel):
     probabilities: dict[str, float] | None = Field(description="Probability per tier.")
     source: str | None = Field(description="cache, student or judge.")
     band: str | None = Field(description="Of the query's frequency: head, torso or tail.")
-    late: bool = Field(description="The judge was asked and did not answer in time.")
+    late: bool = Field(description="The student answers for the judge, which did not answer in time or could not be asked.")
     age_seconds: float | None = Field(description="Age of a cached verdict, if known.")
     photo: str = Field(description="seen, hidden, failed or none.")
     photo_failure: str | None = Field(None, description="Why a photo could not be read.")

@@ -72,10 +72,12 @@ class OnlineServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.service.start()
-        try:
-            await super().startup(sockets)
-        except OSError as error:  # another program has bound the port too, and listens first
-            raise _taken(*sockets[0].getsockname()[:2], error) from error
+        for listener in sockets or ():
+            try:
+                listener.listen(BACKLOG)  # uvloop would not say that another program, which bound the port too, listens already
+            except OSError as error:
+                raise _taken(*listener.getsockname()[:2], error) from error
+        await super().startup(sockets)
         if self.then is not None:
             self.then_task = asyncio.create_task(self.then(address_of(sockets[0])))
             self.then_task.add_done_callback(lambda _: setattr(self, "leaving", True))

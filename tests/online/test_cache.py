@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from label_folders import TIERS, label_row, write_labels
 from stub_scorer import label_once, label_recipe
 from test_keys import ITEM, batch_of, photographed
+from typer.testing import CliRunner
 
 import lore.online.cache as cache_module
+from lore.cli.main import app
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
 from lore.judge.verdict import Verdict
@@ -271,6 +273,11 @@ def test_labels_of_another_judge_are_refused_and_loaded_ones_are_skipped(tmp_pat
         return [one and one.verdict.tier for one in found + later]
 
     assert asyncio.run(asked()) == ["L1", "L2", "L4", None, "L4"]
+
+
+def test_a_store_without_a_name_is_an_error():
+    result = CliRunner().invoke(app, ["cache", "load", "labels", "--store", ""])
+    assert isinstance(result.exception, LoreError) and "--store is empty" in str(result.exception)
 
 
 def test_a_store_is_called_empty_only_after_its_labels_are_loaded(tmp_path, monkeypatch, capsys):
