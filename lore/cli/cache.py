@@ -40,9 +40,9 @@ def load(
         None, min=1, max=MAX_SECONDS, help="cache.max_age_seconds of the service: Redis removes older verdicts."
     ),
 ) -> None:
-    """Load verdicts into the cache, also beside running services, which answer them at once.
+    """Load verdicts into the cache of a service.
 
-    Files that were loaded before are skipped.
+    Running services answer them at once. Files that were loaded before are skipped.
     """
     from lore.online.cache import load_folders
     from lore.online.cache_store import cached_judge
