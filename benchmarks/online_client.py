@@ -23,7 +23,7 @@ import orjson
 MOST_OPEN = 2000
 """Requests under way; more are not sent, and counted."""
 REQUEST_SECONDS = 30.0
-MOST_SHOWN = 20
+MOST_SHOWN = 3
 DURATION = re.compile(r"dur=([\d.]+)")
 Expected = dict[str, dict[str, tuple[str, str, list[float]]]]
 """pair_id -> source -> judge_id, tier, probabilities."""
@@ -57,6 +57,8 @@ class Seen:
     took: list[float] = field(default_factory=list)
     server_ms: list[float] = field(default_factory=list)
     status: list[int] = field(default_factory=list)
+    waking: list[float] = field(default_factory=list)
+    """Seconds by which a request was sent too late, because this process did not get a core."""
     sources: Counter = field(default_factory=Counter)
     """Pairs by the source of their answer."""
     counts: Counter = field(default_factory=Counter)
@@ -76,7 +78,7 @@ class Seen:
 
     def note(self, what: str, more: str = "") -> None:
         self.counts[what] += 1
-        if len(self.shown) < MOST_SHOWN:
+        if self.counts[what] <= MOST_SHOWN:
             self.shown.append(f"{what}: {more}"[:300])
 
 
@@ -91,7 +93,7 @@ def check(rows: list[dict[str, Any]], load: Load, seen: Seen) -> None:
         if load.expected is None:
             continue
         judge_id, tier, probabilities = load.expected[row["pair_id"]].get(row["source"], ("none", "", []))
-        found = [value for name, value in row.items() if name.startswith("p_")]
+        found = [value for name, value in row.items() if name.startswith("p_") and value is not None]
         close = len(found) == len(probabilities) and max(map(abs, np.subtract(found, probabilities)), default=1) <= load.tolerance
         ranked = sorted(probabilities)
         same = row["tier"] == tier or close and ranked[-1] - ranked[-2] <= 2 * load.tolerance
@@ -105,6 +107,7 @@ def check(rows: list[dict[str, Any]], load: Load, seen: Seen) -> None:
 async def ask(session: aiohttp.ClientSession, load: Load, number: int, body: bytes, began: float, due: float, seen: Seen) -> None:
     """One request. due: when it was to be sent."""
     sent, name = time.perf_counter(), f"{load.name}-{number}"
+    seen.waking.append(sent - due)
     try:
         async with session.post(load.address + load.path, data=body, headers={"x-request-id": name}) as response:
             said = await response.read()

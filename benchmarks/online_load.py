@@ -64,7 +64,7 @@ JUDGE_MS = (5.0, 30.0)
 IN_TIME_MS = 10.0
 """After the deadline, an answer still counts as in time: it has to be written."""
 SAMPLE_SECONDS, MOST_GROWTH = 2.0, 5.0
-MINUTE, SHOWN = 60.0, 3
+MINUTE = 60.0
 
 
 class Trial:
@@ -82,7 +82,15 @@ class Trial:
     ) -> Seen:
         """Load at a share of the peak. during: is called meanwhile. ends: the service ends meanwhile."""
         rate = share * self.peak
-        load = Load(self.served.address, self.bodies, rate=rate, seconds=seconds, expected=self.expected, tolerance=1e-6, name=name)
+        load = Load(
+            self.served.address,
+            self.bodies,
+            rate=rate,
+            seconds=seconds,
+            expected=self.expected,
+            tolerance=1e-6,
+            name=name.replace(" ", "-"),
+        )
         future = self.load.start(load)
         if during is not None:
             during()
@@ -103,8 +111,13 @@ class Trial:
         if ends:
             shown["not_accepted"] = seen.refused
         self.row(name, **shown, **more)
-        for line in seen.shown[:SHOWN]:
+        for line in seen.shown:
             print(f"  {line}")
+        longest = max(
+            (line for line in log_lines(self.served.log) if line["id"].startswith(f"{name.replace(' ', '-')}-")),
+            key=lambda line: line["ms"],
+        )
+        print(f"  longest: {longest['ms']} ms, {longest['stages_ms']}, {longest.get('sources', longest.get('error'))}")
         self.totals["answered"] += len(took)
         self.totals["pairs"] += sum(seen.sources.values())
         self.totals["wrong"] += seen.counts["wrong"]
@@ -185,7 +198,7 @@ def hostile(trial: Trial, trap: Trap, description: dict[str, Any], count: int) -
         random.Random(trial.given.seed).shuffle(made)
         print(f"  {len(made):,} hostile requests", flush=True)
         load = Load(trial.served.address, trial.bodies, rate=0.2 * trial.peak, seconds=trial.given.hostile_seconds)
-        load.expected, load.name, load.tolerance = trial.expected, "beside hostile", 1e-6
+        load.expected, load.name, load.tolerance = trial.expected, "beside-hostile", 1e-6
         good = trial.load.start(load)
         began = time.monotonic()
         outcome = await attack("127.0.0.1", trial.served.port, made)
@@ -273,7 +286,7 @@ def main() -> None:
         trap = Trap()
         trap.loop = loop
         loop.run_until_complete(trap.__aenter__())
-        hosts = [f"{host.strip('[]')}:{trap.port}" for host in PRIVATE]
+        hosts = [f"{host}:{trap.port}" for host in PRIVATE]
         recipe = {
             "student": {"path": str(student)},
             "judge": {

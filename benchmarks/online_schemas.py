@@ -38,6 +38,8 @@ class AtOnce:
 class Ready:
     router, ready, draining = AtOnce(), True, False
 
+    def refuse_if_behind(self) -> None: ...
+
 
 def said(rng: random.Random, words: int) -> str:
     return " ".join(rng.choices(WORDS, k=words))

@@ -119,6 +119,7 @@ CALLS = {
     ],
     "lore.codec.lexical_match._always_behind": lambda text: _function("lore.codec.lexical_match._always_behind")("不", "红", text),
     "lore.codec.prefix_ids.common_length": lambda text: _function("lore.codec.prefix_ids.common_length")(text, f"{text[:-1]}."),
+    "lore.codec.reasoning.without_marks": lambda text: _function("lore.codec.reasoning.without_marks")(text),
     "lore.codec.reasoning.after_first_reasoning": lambda text: [
         _function("lore.codec.reasoning.after_first_reasoning")(begun, "<reason>")
         for begun in (text, f"x{text}", f"<think>{text}", f"<|channel|>final{text}")

@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 from lore.support.bounds import MAX_SECONDS
+from lore.support.errors import LoreError
 from lore.support.terminal import print_line
 from lore.support.text import counted
 
@@ -47,6 +48,8 @@ def load(
     from lore.online.cache_store import cached_judge
     from lore.online.config import CacheSection
 
+    if not store:
+        raise LoreError("--store is empty. Name a verdict store (a file), or redis://HOST:PORT/DB.")
     section = CacheSection(store=store, password_variable=password_variable, max_age_seconds=max_age_seconds)
     count = load_folders(section, folders, cached_judge(judge, base) if judge is not None else None)
     print_line(f"{store}: {counted(count, 'new verdict')}")

@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Watch the service: agreement of the student with the judge, drift, and a frozen probe set.",
+    help="Watch a service: agreement, drift and a frozen probe set.",
 )
 
 
@@ -40,7 +40,10 @@ def probe(
     out: str = typer.Option(..., "-o", "--out", metavar="FOLDER", help="Folder of the probe set."),
     force: bool = FORCE,
 ) -> None:
-    """Freeze pairs that judge and student answer again every night, in equal parts of all bands and tiers."""
+    """Freeze pairs that are answered again every night.
+
+    Judge and student answer them. They are drawn in equal parts from all bands and tiers.
+    """
     from lore.online.frequencies import Frequencies
     from lore.online.monitor.probe import freeze, outputs
     from lore.support.outputs import checked_folder, checked_outputs, output_path
@@ -85,7 +88,10 @@ def report(
     out: str = typer.Option("monitor", "-o", "--out", metavar="FOLDER", help="Folder to write."),
     force: bool = FORCE,
 ) -> None:
-    """Report agreement, drift and GoodRate over days, and whether the shop, the judge or the student has changed."""
+    """Report what has changed: shop, judge or student.
+
+    Shows agreement, drift and GoodRate over days.
+    """
     from lore.online.monitor.days import day_of, read_days
     from lore.online.monitor.output import HTML, outputs, save, show
     from lore.online.monitor.probe import open_probe, read_probe_line

@@ -21,7 +21,7 @@ from typing import Any
 
 from lore.codec.item_text import ItemText
 from lore.codec.prompt import PromptFormat, system_text
-from lore.codec.reasoning import after_first_reasoning
+from lore.codec.reasoning import after_first_reasoning, without_marks
 from lore.codec.sanitize import clean_rationale, clean_words, control_strings
 from lore.rubric.demand import Demand, written_value
 from lore.rubric.rubric import Rubric
@@ -72,8 +72,8 @@ class Judgement:
 
     def __post_init__(self):
         self.rationale = clean_rationale(self.rationale or "")
-        self.mismatch = clean_words(self.mismatch or "") or None
-        self.rules = clean_words(" ".join(self.rules or [])).split()
+        self.mismatch = without_marks(clean_words(self.mismatch or "")).strip() or None
+        self.rules = without_marks(clean_words(" ".join(self.rules or []))).split()
 
 
 @dataclass(slots=True)

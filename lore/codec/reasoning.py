@@ -74,6 +74,11 @@ def after_first_reasoning(text: str, own: str) -> str | None:
     return None if block is not None else text[first or 0 :].strip()
 
 
+def without_marks(text: str) -> str:
+    """The text with a dash for each mark of reasoning. What stood around it does not form another one."""
+    return _MARKS.sub("-", text)
+
+
 def _marks(text: str) -> Iterator[tuple[bool, int, re.Match[str]]]:
     """(whether it opens, style, mark) of every mark in a text."""
     for found in _MARKS.finditer(text):

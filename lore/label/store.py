@@ -347,8 +347,7 @@ class VerdictStore:
         if application == APPLICATION:
             raise LoreError(
                 f"{self.path} is a verdict store of another version of LORE (format {version}, this one reads {VERSION}).\n"
-                "Delete it, which loses nothing but time: the store is an index of label folders. Or set LORE_CACHE to another "
-                "folder."
+                "Delete it, which loses nothing but time, or name another one (store in the recipe, --store, LORE_CACHE)."
             )
         if tables or application:
             raise self._unreadable("it is an SQLite file of another program")
@@ -491,20 +490,22 @@ class VerdictStore:
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise LoreError(
                     f"{self.path} was locked by another process for {self.wait_seconds:g} seconds, so its verdicts cannot be "
-                    "used.\nStop that process, or set LORE_CACHE to another folder (or to none)."
+                    "used.\nStop that process, or name another file (store in the recipe, --store, LORE_CACHE)."
                 ) from error
             if code in NO_ROOM:
                 raise LoreError(
                     f"The verdict store {self.path} cannot be used: {reason(error)}.\n"
-                    "Free some space or allow writing there, set LORE_CACHE to a folder on another disk, or to none for no store."
+                    "Free some space or allow writing there, or name a file on another disk, or none for no store (store in the "
+                    "recipe, --store, LORE_CACHE)."
                 ) from error
             raise self._unreadable(reason(error)) from error
 
     def _unreadable(self, why: str) -> LoreError:
         return LoreError(
             f"{self.path} is damaged or no verdict store ({why}).\n"
-            "A verdict store is an index of label folders: deleting it (with the -wal and -shm files beside it) loses nothing but "
-            "time. If the file is something else, set LORE_CACHE to another folder."
+            "A verdict store holds what label folders hold, and what a judge has told the service: deleting it (with the -wal and "
+            "-shm files beside it) loses nothing but time. If the file is something else, name another one (store in the recipe, "
+            "--store, LORE_CACHE)."
         )
 
 

@@ -61,6 +61,9 @@ class Service(Protocol):
     draining: bool
     """Takes no more requests."""
 
+    def refuse_if_behind(self) -> None:
+        """Raises Overloaded while the service could not answer in time."""
+
 
 class State(BaseModel):
     """Reply of the probes."""
@@ -109,6 +112,7 @@ def build_app(
         version="1",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # a redirect names http://, and would take a client's key past the proxy that ends TLS
         lifespan=lifespan,
     )
     app.state.metrics, app.state.traces = metrics, traces
@@ -150,6 +154,8 @@ class Endpoints:
         self.probes.add_api_route("/dashboard", self.shown_dashboard, methods=["GET"], response_class=HTMLResponse, **secured_page)
         self.probes.add_api_route("/dashboard.json", self.dashboard_numbers, methods=["GET"], **secured_page)
         self.probes.add_api_route("/ready", self.is_ready, methods=["GET"], response_model=State, responses={503: error})
+        for path, call in (("/health", self.health), ("/ready", self.is_ready)):  # load balancers may ask for the headers only
+            self.probes.add_api_route(path, call, methods=["HEAD"], include_in_schema=False)
 
     async def rerank_v1(self, request: Request, body: schemas.RerankBody) -> Response:
         """Cohere's v1 and Jina's format: documents, best first."""
@@ -219,12 +225,14 @@ class Endpoints:
         return OnlineRoute
 
     def _admit(self, request: Request) -> None:
-        """Raises ApiError for a request without a valid key, and while the service does not answer."""
+        """Raises ApiError for a request without a valid key, and while the service does not answer; Overloaded while it is
+        behind."""
         if self.keys:
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not self._is_key(given.strip().encode("latin-1")):
                 raise ApiError(401, "unauthorized", "no valid API key; send Authorization: Bearer KEY", close=True)
         self._need_ready()
+        self.service.refuse_if_behind()
 
     def _admit_browser(self, request: Request) -> None:
         """Raises ApiError without a valid key, as a bearer's or as the password of a browser's dialog."""

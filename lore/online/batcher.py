@@ -239,26 +239,34 @@ class Batcher:
         return ticket.due - now <= min(self.batch_seconds, (ticket.due - ticket.entered) / 2)
 
     def _score(self, batch: list[_Row]) -> tuple[list[Verdict], float]:
-        """(verdicts, seconds), in a worker thread. A pair that raises alone gets a failure."""
+        """(verdicts, seconds), in a worker thread. A pair that raises alone gets a failure. No verdicts if nobody waits for one."""
         began = self.clock()
         if all(one.ticket.left for one in batch):
-            return [Verdict("", None)] * len(batch), 0.0
+            return [], 0.0
         try:
             verdicts = self.scorer.score_batch([one.ticket.pairs[one.index] for one in batch], [one.row for one in batch])
         except Exception as error:
             if len(batch) > 1:
-                verdicts = [self._score([one])[0][0] for one in batch]
+                verdicts = [self._score_alone(one) for one in batch]
             else:
                 verdicts = [self._failed(batch[0].ticket.pairs[batch[0].index], error)]
         return verdicts, self.clock() - began
+
+    def _score_alone(self, one: _Row) -> Verdict:
+        pair = one.ticket.pairs[one.index]
+        try:
+            return self.scorer.score_batch([pair], [one.row])[0]
+        except Exception as error:
+            return self._failed(pair, error)
 
     def _scored(self, batch: list[_Row], began: float, job: asyncio.Future) -> None:
         self._jobs.discard(job)
         self._free += 1
         self._wake.set()
         verdicts, seconds = job.result()
-        if seconds:
-            self._measure(batch, self.clock() - began)
+        if not verdicts:
+            return
+        self._measure(batch, self.clock() - began)
         self.seen("model", seconds)
         for one, verdict in zip(batch, verdicts, strict=True):
             one.ticket.answer(one.index, verdict)

@@ -1,6 +1,6 @@
 """Reads the body of a request within bounds, and says what is wrong with one.
 
-A body is read in parts and never longer than the limit, whatever content-length says. Compressed bodies are refused: a few bytes
+A body is read in parts and never kept beyond the limit, whatever content-length says. Compressed bodies are refused: a few bytes
 can unpack to any number. JSON is strict: no NaN, no key twice with different values, no deep nesting, UTF-8 only. Four megabytes of
 empty arrays take more than a second to parse, so the brackets and commas of a body are counted first, and a large body is parsed in
 a thread.
@@ -19,6 +19,9 @@ MAX_DEPTH = 16
 """Nested brackets of a body; the formats need five."""
 BODY_SECONDS = 30.0
 """Longest time in which a client sends a body."""
+DISCARDED_BYTES = 16_777_216
+"""Of a body that is too large, so many more are read and thrown away. A client that still sends would otherwise see a broken
+connection instead of the answer (RFC 9112, section 9.6)."""
 BYTES_PER_VALUE, FEWEST_VALUES = 16, 10_000
 """A body may have a bracket or a comma per so many bytes of the limit; any body may have FEWEST_VALUES."""
 SHORT_BYTES = 65_536
@@ -59,14 +62,23 @@ class BoundedRequest(Request):
 
     async def _read(self) -> bytes:
         length = self.headers.get("content-length", "")
-        if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > self.max_body_bytes):
+        declared = int(length) if length.isascii() and length.isdigit() and len(length) <= 18 else 10**18 if length else 0
+        is_too_large = declared > self.max_body_bytes
+        if is_too_large and (declared > self.max_body_bytes + DISCARDED_BYTES or "expect" in self.headers):
             raise self._too_large()
         parts, total = [], 0
         async for part in self.stream():
             total += len(part)
             if total > self.max_body_bytes:
-                raise self._too_large()
-            parts.append(part)
+                is_too_large = True
+            if total > self.max_body_bytes + DISCARDED_BYTES:
+                break
+            if is_too_large:
+                parts.clear()
+            else:
+                parts.append(part)
+        if is_too_large:
+            raise self._too_large()
         return b"".join(parts)
 
     def _too_large(self) -> ApiError:

@@ -52,8 +52,7 @@ def open_cache(
     section: CacheSection, judge: str | None, *, base: str | None = None, observer: CacheObserver | None = None
 ) -> FilledCache:
     """The cache of a recipe. judge: folder of the judge (judge.path), unless cache.judge names another one; base: see
-    OnlineJudgeSection. Says so if the store has no verdict of the judge. Raises LoreError for a file that is no verdict store.
-    Needs no event loop."""
+    OnlineJudgeSection. Raises LoreError for a file that is no verdict store. Needs no event loop."""
     if section.store == "none":
         return NullCache()
     path = section.judge or judge
@@ -61,7 +60,6 @@ def open_cache(
         raise LoreError("The cache has no judge whose verdicts it answers. Set cache.judge, or judge.path.")
     found, observer = cached_judge(path, None if section.judge else base), observer or Unobserved()
     below = open_store_of(section, found, observer)
-    say_what_is_there(below, section.store)
     return MemoryCache(found, section.memory_verdicts, section.max_age_seconds, below, observer)
 
 

@@ -160,7 +160,7 @@ class Router:
         now = time.time()
         for index, one in zip(asked, found, strict=True):
             if one is not None:
-                verdict = replace(one.verdict, source="cache")
+                verdict = replace(one.verdict, source="cache", pair_id=request.pairs[index].pair_id)  # the store's may be shared
                 age = None if one.stored_seconds is None else max(0.0, now - one.stored_seconds)
                 self._settle(request, index, verdict, age_seconds=age)
         self._note(request, "cache", time.monotonic() - began)

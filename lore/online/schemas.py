@@ -15,7 +15,7 @@ Left out of the formats: chunks of long documents (`max_chunks_per_doc`), token 
 always in [0, 1]). Such fields are accepted and change nothing, like all others that are not named here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
@@ -27,6 +27,7 @@ from lore.judge.verdict import Verdict, to_row
 from lore.online.answer import Answer
 from lore.online.config import MAX_MILLISECONDS
 from lore.online.exchange import ApiError
+from lore.online.plain_rows import plain_pair
 from lore.support.bounds import MAX_COUNT
 from lore.support.text import encodable
 
@@ -195,7 +196,7 @@ class Lore(BaseModel):
     probabilities: dict[str, float] | None = Field(description="Probability per tier.")
     source: str | None = Field(description="cache, student or judge.")
     band: str | None = Field(description="Of the query's frequency: head, torso or tail.")
-    late: bool = Field(description="The judge was asked and did not answer in time.")
+    late: bool = Field(description="The student answers for the judge, which did not answer in time or could not be asked.")
     age_seconds: float | None = Field(description="Age of a cached verdict, if known.")
     photo: str = Field(description="seen, hidden, failed or none.")
     photo_failure: str | None = Field(None, description="Why a photo could not be read.")
@@ -367,6 +368,10 @@ class PairReader:
 
     def read(self, row: Row) -> Pair | Answer:
         """The pair, without its photo; for a row that is none, its answer: a failure."""
+        return plain_pair(row, self.most_characters) or self.checked(row)
+
+    def checked(self, row: Row) -> Pair | Answer:
+        """The same, field by field."""
         raw = {name: row[name] for name in PAIR_FIELDS if name != "image" and row.get(name) is not None}
         attributes = raw.get("attributes")
         if isinstance(attributes, dict | list) and len(attributes) > MAX_LIST:
@@ -387,9 +392,22 @@ class PairReader:
             if isinstance(value, str):
                 if len(value) > most:
                     return name
-            elif isinstance(value, dict) and any(isinstance(one, str) and len(one) > most for one in value.values()):
+            elif any(len(text) > most for text in _texts(value)):
                 return name
         return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts of a JSON value, names of attributes too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield name
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
 
 
 def _refused(row: Row, failure: str, detail: str) -> Answer:

@@ -24,7 +24,7 @@ from typing import Any
 
 import uvicorn
 
-from lore.online.app import build_app
+from lore.online.app import api_keys, build_app
 from lore.online.config import OnlineRecipe
 from lore.online.metrics_folder import forget_worker, shared_metrics
 from lore.online.service import Service, load_cache, open_service
@@ -46,9 +46,9 @@ HEALTHY_SECONDS = 60.0
 
 class OnlineServer(uvicorn.Server):
     """uvicorn's server, which starts and drains a service. then: is awaited with the server's address once it answers; the server
-    drains afterwards."""
+    drains afterwards. supervised: by the process that has started this worker, and that kills it where a second signal comes."""
 
-    def __init__(self, service: Service, then: Callable[[str], Awaitable[None]] | None = None):
+    def __init__(self, service: Service, then: Callable[[str], Awaitable[None]] | None = None, supervised: bool = False):
         serve = service.recipe.serve
         super().__init__(
             uvicorn.Config(
@@ -65,13 +65,18 @@ class OnlineServer(uvicorn.Server):
                 proxy_headers=False,
             )
         )
-        self.service, self.then = service, then
+        self.service, self.then, self.supervised = service, then, supervised
         self.leaving = False
         self.then_task: asyncio.Task | None = None
         self._draining: asyncio.Task | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.service.start()
+        for listener in sockets or ():
+            try:
+                listener.listen(BACKLOG)  # uvloop would not say that another program, which bound the port too, listens already
+            except OSError as error:
+                raise _taken(*listener.getsockname()[:2], error) from error
         await super().startup(sockets)
         if self.then is not None:
             self.then_task = asyncio.create_task(self.then(address_of(sockets[0])))
@@ -82,8 +87,8 @@ class OnlineServer(uvicorn.Server):
         await self.service.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains; the second ends at once."""
-        if self.leaving or not self.started:
+        """The first signal drains; the second ends at once, unless a supervisor decides on that."""
+        if not self.started or self.leaving and not self.supervised:
             self.should_exit = True
             self.force_exit = self.leaving
         self.leaving = True
@@ -101,6 +106,7 @@ class OnlineServer(uvicorn.Server):
 def serve(recipe: OnlineRecipe, *, try_pairs: str | None = None) -> int:
     """Runs the service until a signal ends it. Returns the exit status. try_pairs: a file of pairs, see lore.online.try_out; the
     service then takes any free port."""
+    api_keys(recipe.serve)  # keys that are missing are said before labels and models are loaded
     then = None
     if try_pairs is not None:
         recipe = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"port": 0, "workers": 1})})
@@ -126,12 +132,16 @@ def bound_socket(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise LoreError(
-            f"{host}:{port} cannot be listened on: {reason(error)}.\nStop the program that has the port, or set serve.host and "
-            "serve.port (0 takes any free port)."
-        ) from error
+        raise _taken(host, port, error) from error
     listener.set_inheritable(True)
     return listener
+
+
+def _taken(host: str, port: int, error: OSError) -> LoreError:
+    return LoreError(
+        f"{host}:{port} cannot be listened on: {reason(error)}.\nStop the program that has the port, or set serve.host and "
+        "serve.port (0 takes any free port)."
+    )
 
 
 def address_of(listener: socket.socket) -> str:
@@ -141,13 +151,18 @@ def address_of(listener: socket.socket) -> str:
 
 
 def _run_worker(
-    recipe: OnlineRecipe, listener: socket.socket, *, number: int = 0, then: Callable[[str], Awaitable[None]] | None = None
+    recipe: OnlineRecipe,
+    listener: socket.socket,
+    *,
+    number: int = 0,
+    then: Callable[[str], Awaitable[None]] | None = None,
+    supervised: bool = False,
 ) -> None:
     """Runs the service in this process. number: of the worker; the first one says what answers."""
     log_requests()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # student.threads says how many threads a worker has
     service = open_service(recipe)
-    server = OnlineServer(service, then)
+    server = OnlineServer(service, then, supervised)
     if number == 0:
         for line in service.described():
             print_line(line, flush=True)
@@ -181,7 +196,7 @@ class RequestLog(logging.Handler):
 def _worker(recipe: OnlineRecipe, listener: socket.socket, owner: int, number: int) -> None:
     """The main function of a worker process."""
     end_with(owner)
-    raise SystemExit(exit_status(lambda: _run_worker(recipe, listener, number=number)))
+    raise SystemExit(exit_status(lambda: _run_worker(recipe, listener, number=number, supervised=True)))
 
 
 def _supervise(recipe: OnlineRecipe, listener: socket.socket) -> int:
@@ -219,13 +234,16 @@ def _supervise(recipe: OnlineRecipe, listener: socket.socket) -> int:
         for process, _ in workers:
             process.terminate()
         until = time.monotonic() + recipe.serve.drain_seconds + CLOSE_SECONDS
+        signals = len(stopping)
+        while any(process.is_alive() for process, _ in workers) and time.monotonic() < until and len(stopping) == signals:
+            wait([process.sentinel for process, _ in workers if process.is_alive()], timeout=0.2)
         for process, _ in workers:
-            process.join(max(0.0, until - time.monotonic()))
             if process.is_alive():
-                print_note("a worker did not end in time and is killed")
+                why = "a second signal came" if len(stopping) > signals else "it did not end in time"
+                print_note(f"a worker is killed: {why}")
                 process.kill()
-                process.join()
                 status = 1
+            process.join()
         return status
     finally:
         for sig, handler in before.items():

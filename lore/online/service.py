@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lore.data.pair import Pair
+from lore.online.answer import Overloaded
 from lore.online.batcher import Batcher
-from lore.online.cache import content_key, load_labels, open_cache
+from lore.online.cache import content_key, load_labels, open_cache, say_what_is_there
 from lore.online.cache_store import StoreUnreachable
 from lore.online.config import OnlineRecipe
 from lore.online.frequencies import Frequencies
+from lore.online.loop_lag import LoopLag
 from lore.online.metrics import Metrics
 from lore.online.router import Router
 from lore.online.shadow import Shadow
@@ -30,6 +32,9 @@ if TYPE_CHECKING:  # loads transformers, which a service without a judge does no
 WARM_UP_LENGTHS = (16, 32, 64, 128, 256, 512)
 """Tokens of the batches that warm the student up, as far as it reads so many."""
 DRAIN_STEP_SECONDS = 0.02
+MOST_LAG = 0.1
+"""Delay of the event loop, as a share of the recipe's deadline, from which on requests are refused: about eight turns of the loop
+answer one."""
 
 
 class Service:
@@ -52,7 +57,7 @@ class Service:
     ):
         self.metrics, self.traces = metrics or Metrics(), traces
         self.recipe, self.scorer, self.cache, self.judge, self.canaries = recipe, scorer, cache, judge, canaries
-        self.ready = False
+        self.ready, self.lag = False, LoopLag()
         self.batcher = Batcher(scorer, batch_tokens=recipe.student.batch_tokens, seen=self.metrics.stage)
         self.router = Router(
             self.batcher,
@@ -117,11 +122,17 @@ class Service:
         Raises LoreError if the judge's server serves another judge."""
         if self.shadow is not None:
             self.shadow.start()
+        self.lag.start()
         await self.batcher.start()
         await warm_up(self.batcher)
         if self.judge is not None and (why := await self.judge.start()) is not None:
             print_note(f"warning: the service starts without its judge and tries it again: {why}")
         self.ready = True
+
+    def refuse_if_behind(self) -> None:
+        """Raises Overloaded while the event loop has more to do than it can do in time."""
+        if self.lag.seconds > MOST_LAG * self.router.deadline_seconds:
+            raise Overloaded(f"the service is {self.lag.seconds:.3f} s behind", 1.0)
 
     async def drain(self) -> None:
         """Takes no new requests, and waits for those that were accepted, at most drain_seconds."""
@@ -133,6 +144,7 @@ class Service:
     async def close(self) -> None:
         """Ends what still runs, writes what the cache has not written yet, and frees the memory."""
         self.ready, self.router.draining = False, True
+        self.lag.close()
         if self.judge is not None:
             await self.judge.close()
         await self.batcher.close()
@@ -175,16 +187,20 @@ def open_service(recipe: OnlineRecipe) -> Service:
 
 
 def load_cache(recipe: OnlineRecipe) -> None:
-    """Loads the label folders of a recipe into its store. Once a service, before its workers start and outside of an event loop. A
-    store that cannot be reached does not keep the service from starting."""
-    if recipe.cache.labels:
-        cache = open_cache(recipe.cache, recipe.judge and recipe.judge.path, base=recipe.judge and recipe.judge.base)
+    """Loads the label folders of a recipe into its store, and says so if the store has no verdict of the judge after that. Once a
+    service, before its workers start and outside of an event loop. A store that cannot be reached does not keep the service from
+    starting."""
+    if recipe.cache.store == "none":
+        return
+    cache = open_cache(recipe.cache, recipe.judge and recipe.judge.path, base=recipe.judge and recipe.judge.base)
+    try:
         try:
             load_labels(cache, recipe.cache.labels)
         except StoreUnreachable:
             print_note("warning: cache.labels are not loaded. Load them with `lore cache load` when the store is back.")
-        finally:
-            asyncio.run(cache.close())
+        say_what_is_there(cache, recipe.cache.store)
+    finally:
+        asyncio.run(cache.close())
 
 
 def check_tiers(card: StudentCard, judge_id: str, path: str) -> None:

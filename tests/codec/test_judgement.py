@@ -52,6 +52,14 @@ def test_a_judgement_is_canonical_from_the_start(rationale, mismatch, rules):
     assert Judgement("L1", None, once.mismatch, once.rules, once.rationale) == once
 
 
+@pytest.mark.parametrize("marked", ["◁/THINK▷", "[/think]", "[unused17]", "Here is my response:", "[TH[/THINK]INK]"])
+def test_a_rule_or_mismatch_that_is_a_mark_of_reasoning_hides_no_verdict(marked):
+    judgement = Judgement("L2", None, marked, [marked])
+    for order in ("reason_first", "answer_first"):
+        fmt = PromptFormat(order=order)
+        assert parse(render_answer(judgement, RAIR, fmt), RAIR, fmt) == judgement
+
+
 def test_the_answer_layouts():
     judgement = Judgement("L2", [0.1, 0.7, 0.1, 0.1], "colour", ["colour-other", "brand-equal"], "5 < 10,\nso no")
     reason, details = (

@@ -70,6 +70,11 @@ class StudentRouter:
 class StubService:
     def __init__(self, router: Any = None, *, ready: bool = True, draining: bool = False):
         self.router, self.ready, self.draining = router or StubRouter(), ready, draining
+        self.behind: Exception | None = None
+
+    def refuse_if_behind(self) -> None:
+        if self.behind is not None:
+            raise self.behind
 
 
 def recipe(**serve: Any) -> OnlineRecipe:

@@ -1,6 +1,7 @@
 """The queue in front of the student."""
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -207,3 +208,19 @@ def test_an_empty_request_is_done(student):
 
     run(student, test)
     assert student.batches == []
+
+
+def test_rows_that_nobody_waits_for_any_more_get_no_verdict(student):
+    """The thread comes to a batch late, when its rows were dropped: a caller that still waits must not get an empty verdict."""
+
+    async def test(batcher):
+        held = threading.Event()
+        batcher._threads.submit(held.wait, 20)  # the only thread
+        ticket = batcher.submit(some_pairs(), time.monotonic() + LATER)
+        await until(lambda: not batcher._free)
+        batcher.leave(ticket)
+        held.set()
+        await until(lambda: batcher._free)
+        assert not student.batches and ticket.verdicts == [None] * len(ticket.pairs) and not ticket.done.done()
+
+    run(student, test)

@@ -1,6 +1,6 @@
 """The circuit breaker to the judge."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lore.online.breaker import Breaker
@@ -25,6 +25,7 @@ class Clock:
         return self.now
 
 
+@settings(max_examples=50)
 @given(STEPS, st.integers(1, 3))
 def test_open_admits_nothing_half_open_one_and_closed_everything(steps, failures):
     clock = Clock()
@@ -59,6 +60,7 @@ def test_open_admits_nothing_half_open_one_and_closed_everything(steps, failures
             assert (now == "open") == (clock.now < opened + OPEN_SECONDS)
 
 
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from(REPORTS), max_size=30), st.integers(1, 4))
 def test_it_opens_at_the_first_run_of_failures(reports, failures):
     breaker = Breaker(failures, OPEN_SECONDS, Clock())

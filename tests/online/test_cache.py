@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from label_folders import TIERS, label_row, write_labels
 from stub_scorer import label_once, label_recipe
 from test_keys import ITEM, batch_of, photographed
+from typer.testing import CliRunner
 
 import lore.online.cache as cache_module
+from lore.cli.main import app
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
 from lore.judge.verdict import Verdict
@@ -23,7 +25,8 @@ from lore.label.read import read_labels
 from lore.label.store import VerdictStore
 from lore.online.cache import MemoryCache, NullCache, content_key, load_folders, load_labels, say_what_is_there
 from lore.online.cache_store import CachedJudge
-from lore.online.config import CacheSection
+from lore.online.config import CacheSection, OnlineRecipe
+from lore.online.service import load_cache
 from lore.online.sqlite_cache import SqliteCache
 from lore.online.verdict_bytes import VerdictBytes
 from lore.support.errors import LoreError
@@ -270,6 +273,22 @@ def test_labels_of_another_judge_are_refused_and_loaded_ones_are_skipped(tmp_pat
         return [one and one.verdict.tier for one in found + later]
 
     assert asyncio.run(asked()) == ["L1", "L2", "L4", None, "L4"]
+
+
+def test_a_store_without_a_name_is_an_error():
+    result = CliRunner().invoke(app, ["cache", "load", "labels", "--store", ""])
+    assert isinstance(result.exception, LoreError) and "--store is empty" in str(result.exception)
+
+
+def test_a_store_is_called_empty_only_after_its_labels_are_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lore.online.cache.cached_judge", lambda path, base=None: JUDGE)
+    folder = write_labels(tmp_path / "labels", [label_row("q", "1", "L1", content=key(1))], stamp=JUDGE.name)
+    recipe = {"lore": 1, "stage": "online", "run": "online", "student": {"path": "student"}}
+    for name, labels in (("filled", [str(folder)]), ("empty", [])):
+        cache = {"store": str(tmp_path / f"{name}.sqlite"), "judge": "runs/grpo", "labels": labels}
+        load_cache(OnlineRecipe.model_validate(recipe | {"cache": cache}))
+        said = capsys.readouterr().out
+        assert ("1 verdict added" in said, "has no verdict of runs/grpo" in said) == (bool(labels), not labels)
 
 
 def test_answers_of_the_judge_are_written_together_and_found_by_the_next_process(tmp_path):

@@ -40,14 +40,18 @@ def endless():
         yield {"type": "http.request", "body": b"a" * 1000, "more_body": True}
 
 
-def test_a_body_is_read_no_further_than_its_limit():
+def test_a_body_is_read_little_further_than_its_limit(monkeypatch):
+    monkeypatch.setattr("lore.online.body.DISCARDED_BYTES", 5_000)
     app = app_of(max_body_bytes=10_000)
-    sent, taken = asyncio.run(call(app, endless()))
-    assert sent[0]["status"] == 413 and taken == 11 and (b"connection", b"close") in sent[0]["headers"]
-    sent, taken = asyncio.run(call(app, endless(), [(b"content-length", b"10001")]))
-    assert sent[0]["status"] == 413 and taken == 0
-    sent, taken = asyncio.run(call(app, endless(), [(b"content-length", b"9" * 400)]))
-    assert sent[0]["status"] == 413 and taken == 0
+    for headers, expected in (
+        ([], 16),
+        ([(b"content-length", b"10001")], 16),
+        ([(b"content-length", b"10001"), (b"expect", b"100-continue")], 0),  # the client waits with its body
+        ([(b"content-length", b"15001")], 0),
+        ([(b"content-length", b"9" * 400)], 0),
+    ):
+        sent, taken = asyncio.run(call(app, endless(), headers))
+        assert sent[0]["status"] == 413 and taken == expected and (b"connection", b"close") in sent[0]["headers"]
     assert post(app, "/rerank", b" " * 9_900 + json.dumps(ONE).encode()).status_code == 200
 
 
@@ -235,6 +239,18 @@ def test_unknown_paths_and_methods_have_the_form_of_errors():
     assert get(app_of(), "/rerank").headers["allow"] == "POST"
 
 
+def test_a_slash_too_many_is_not_redirected():
+    # behind a proxy that ends TLS, a redirect would name http:// and a host that the client has sent
+    reply = post(app_of(), "/rerank/", ONE)
+    assert reply.status_code == 404 and "location" not in reply.headers and reply.json()["error"]["type"] == "not_found"
+
+
+def test_probes_answer_for_their_headers_alone():
+    warming = app_of(StubService(ready=False))
+    assert [get(app_of(), path, method="HEAD").status_code for path in ("/health", "/ready")] == [200, 200]
+    assert [get(warming, path, method="HEAD").status_code for path in ("/health", "/ready")] == [200, 503]
+
+
 def test_whoever_hangs_up_ends_the_work():
     router = StubRouter(seconds=60)
     messages = iter([{"type": "http.request", "body": json.dumps(ONE).encode()}, {"type": "http.disconnect"}])
@@ -255,3 +271,12 @@ def test_the_shorter_deadline_counts():
     given = [0.2, 0.05, 0.9, 0.05, 0.2, 0.2, 0.2, 0.2]
     assert all(0 < found <= most for found, most in zip(router.deadlines, given, strict=True))
     assert router.deadlines[2] > 0.2
+
+
+def test_a_service_that_is_behind_refuses_before_it_reads_a_body():
+    service = StubService()
+    service.behind = Overloaded("the service is 0.5 s behind", 1.0)
+    app = app_of(service)
+    sent, taken = asyncio.run(call(app, endless()))
+    assert sent[0]["status"] == 429 and taken == 0 and (b"retry-after", b"1") in sent[0]["headers"]
+    assert get(app, "/health").status_code == get(app, "/ready").status_code == 200

@@ -184,6 +184,11 @@ BAD = {
     "a NUL": ({"query": "red mug", "title": "a\0b"}, "nul_byte"),
     "a long title": ({"query": "red mug", "title": "a" * 301}, "text_too_long"),
     "a long attribute": ({"query": "red mug", "title": "a", "attributes": {"color": "a" * 301}}, "text_too_long"),
+    "a long listed attribute": (
+        {"query": "red mug", "title": "a", "attributes": [{"key": "a", "value": "a" * 301}]},
+        "text_too_long",
+    ),
+    "a long name": ({"query": "red mug", "title": "a", "attributes": {"a" * 301: "red"}}, "text_too_long"),
     "attributes that are none": ({"query": "red mug", "title": "a", "attributes": 5}, "field_type"),
     "a price that is none": ({"query": "red mug", "title": "a", "price": "cheap"}, "field_type"),
     "a title that is a list": ({"query": "red mug", "title": ["a"]}, "field_type"),

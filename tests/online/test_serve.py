@@ -139,6 +139,14 @@ def test_a_client_that_hangs_up_takes_its_pairs_along(folder):
         assert not any("gone" in batch for batch in student.batches)
 
 
+def test_a_client_that_sends_too_much_gets_its_answer(folder):
+    """And no broken connection: it is still sending when the answer is known."""
+    with running(recipe_of(folder, max_body_bytes=100_000)) as (_, address, _):
+        for _ in range(3):
+            status, said = ask(address, body={"pairs": [{"query": "mug", "title": "a" * 5_000_000}]})
+            assert status == 413 and said["error"]["type"] == "too_large"
+
+
 def test_a_stuck_student_is_answered_for_at_the_deadline(folder):
     with running(recipe_of(folder)) as (_, address, student):
         student.gate.clear()
@@ -155,6 +163,7 @@ def test_one_request_is_tried_and_printed_with_its_answer(folder, tmp_path, capf
     assert "POST http://127.0.0.1:" in shown and "200 in" in shown and "Lumo red mug" in shown and "student" in shown
 
 
+@pytest.mark.slow
 def test_a_try_that_is_not_answered_is_an_error(folder, tmp_path, monkeypatch):
     pair = some_pairs()[0]
     pair.description = "red mug " * 1000
@@ -169,6 +178,21 @@ def test_a_port_that_is_taken_is_an_error(folder):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(LoreError, match="cannot be listened on"):
             serve(recipe_of(folder, port=taken.getsockname()[1]))
+
+
+def test_a_port_that_is_taken_while_the_service_warms_up_is_an_error(folder):
+    with bound_socket("127.0.0.1", 0) as listener, bound_socket("127.0.0.1", listener.getsockname()[1]) as other:
+        other.listen()
+        server = OnlineServer(Service(recipe_of(folder), open_student(folder)))
+        with pytest.raises(LoreError, match="cannot be listened on"):
+            server.run(sockets=[listener])
+
+
+def test_keys_that_are_missing_are_said_before_anything_is_loaded(folder, monkeypatch):
+    monkeypatch.delenv("SERVICE_KEYS", raising=False)
+    monkeypatch.setattr("lore.online.serve.load_cache", lambda recipe: pytest.fail("labels were loaded"))
+    with pytest.raises(LoreError, match="SERVICE_KEYS"):
+        serve(recipe_of(folder, keys_variable="SERVICE_KEYS"))
 
 
 def test_a_student_that_was_never_exported_has_no_canaries(folder):
@@ -275,7 +299,9 @@ def test_sigterm_loses_no_accepted_request_and_exits_with_0(write_recipe, export
         for client in clients:
             client.start()
         until(lambda: outcomes.count(200) > 40, 60)
-        process.send_signal(signal.SIGTERM)
+        # The workers too, as Ctrl-C and systemd do: what their supervisor sends them then is their second signal.
+        for pid in [*(children(process) if workers > 1 else ()), process.pid]:
+            os.kill(pid, signal.SIGTERM)
         assert process.wait(60) == 0
         for client in clients:
             client.join(60)
@@ -303,6 +329,7 @@ def test_a_student_that_differs_from_its_export_does_not_start(write_recipe, exp
     assert "The service does not start: its student fails its canaries" in said and "This CPU has" in said
 
 
+@pytest.mark.slow
 def test_the_service_of_another_rubric_is_refused(folder, tiny, tmp_path):
     from tiny import adapter_judge
 
@@ -321,6 +348,7 @@ def test_the_service_of_another_rubric_is_refused(folder, tiny, tmp_path):
         open_service(judged)
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_down_does_not_keep_the_service_from_starting(folder, tiny, tmp_path, capfd):
     from tiny import adapter_judge
 
@@ -328,9 +356,7 @@ def test_a_judge_that_is_down_does_not_keep_the_service_from_starting(folder, ti
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    recipe = OnlineRecipe.model_validate(
-        recipe_of(folder).model_dump() | {"judge": {"path": str(judge), "endpoint": {"url": url}}}
-    )
+    recipe = OnlineRecipe.model_validate(recipe_of(folder).model_dump() | {"judge": {"path": str(judge), "endpoint": {"url": url}}})
     service = open_service(recipe)
 
     async def inside():

@@ -7,8 +7,8 @@ from label_folders import TIERS, label_row, write_labels
 from redis_server import RedisServer, needs_redis
 from students_for_tests import some_pairs, write_student
 from test_cache import JUDGE, PATIENT
-from test_metrics import read
 from test_serve import ask, recipe_of, until
+from test_service_metrics import read
 
 from lore.data.pair import Pair
 from lore.online.cache import MemoryCache, content_key, load_folders
