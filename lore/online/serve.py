@@ -37,6 +37,8 @@ from lore.support.terminal import print_line, print_note
 KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s for which load balancers keep an idle connection: the side that closes must be theirs."""
 BACKLOG = 2048
+REFUSED = 78
+"""Exit status of a worker that has printed a LoreError. A worker that crashes exits with 1 and is started again."""
 CLOSE_SECONDS = 10.0
 """For a worker to end after it has drained."""
 FIRST_RESTART_SECONDS, LONGEST_RESTART_SECONDS = 0.5, 30.0
@@ -196,7 +198,8 @@ class RequestLog(logging.Handler):
 def _worker(recipe: OnlineRecipe, listener: socket.socket, owner: int, number: int) -> None:
     """The main function of a worker process."""
     end_with(owner)
-    raise SystemExit(exit_status(lambda: _run_worker(recipe, listener, number=number, supervised=True)))
+    status = exit_status(lambda: _run_worker(recipe, listener, number=number, supervised=True))
+    raise SystemExit(REFUSED if status == 1 else status)
 
 
 def _supervise(recipe: OnlineRecipe, listener: socket.socket) -> int:
@@ -220,7 +223,7 @@ def _supervise(recipe: OnlineRecipe, listener: socket.socket) -> int:
             for at, (process, began) in enumerate(workers):
                 if process.is_alive() or stopping:
                     continue
-                if process.exitcode == 1:  # a LoreError, which the worker has printed
+                if process.exitcode == REFUSED:
                     status = 1
                     stopping.append(signal.SIGTERM)
                     break
