@@ -26,6 +26,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import time
 import urllib.request
 from collections import Counter
@@ -89,7 +90,7 @@ class Trial:
             seconds=seconds,
             expected=self.expected,
             tolerance=1e-6,
-            name=name.replace(" ", "-"),
+            name=id_of(name),
         )
         future = self.load.start(load)
         if during is not None:
@@ -114,7 +115,7 @@ class Trial:
         for line in seen.shown:
             print(f"  {line}")
         longest = max(
-            (line for line in log_lines(self.served.log) if line["id"].startswith(f"{name.replace(' ', '-')}-")),
+            (line for line in log_lines(self.served.log) if line["id"].startswith(f"{id_of(name)}-")),
             key=lambda line: line["ms"],
         )
         print(f"  longest: {longest['ms']} ms, {longest['stages_ms']}, {longest.get('sources', longest.get('error'))}")
@@ -138,6 +139,11 @@ class Trial:
         if not holds:
             self.failed.append(words)
             print(f"  FAILED {words}", flush=True)
+
+
+def id_of(phase: str) -> str:
+    """What the ids of a phase's requests begin with. Others than plain ids are not taken by the service."""
+    return re.sub(r"\W+", "-", phase)
 
 
 def steady(trial: Trial, minutes: float) -> None:
@@ -198,7 +204,7 @@ def hostile(trial: Trial, trap: Trap, description: dict[str, Any], count: int) -
         random.Random(trial.given.seed).shuffle(made)
         print(f"  {len(made):,} hostile requests", flush=True)
         load = Load(trial.served.address, trial.bodies, rate=0.2 * trial.peak, seconds=trial.given.hostile_seconds)
-        load.expected, load.name, load.tolerance = trial.expected, "beside-hostile", 1e-6
+        load.expected, load.name, load.tolerance = trial.expected, id_of("beside hostile"), 1e-6
         good = trial.load.start(load)
         began = time.monotonic()
         outcome = await attack("127.0.0.1", trial.served.port, made)
