@@ -138,13 +138,11 @@ class _Join:
         self.tiers = len(human.source.rubric.tier_ids)
         self.left = {} if chosen is None else dict(chosen.labels.place)
         self.contents = None if chosen is None else chosen.labels.table.column("content")
-        self.changed = 0
         self.queries: dict[str, int] = {}
-        self.counts = {"rows": 0, "human labels": 0, "labels of the judge": 0, "both": 0}
+        self.counts = {"rows": 0, "human labels": 0, "labels of the judge": 0, "both": 0, CHANGED: 0}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         yield from self._of_train()
-        self.counts[CHANGED] = self.changed
         if self.left:
             found = len(self.left)
             yield from self._of_input()
@@ -165,7 +163,7 @@ class _Join:
             if at is not None:
                 self._same_query(pair, at)
                 if self.contents[at].as_py() != keys.of(pair):
-                    self.changed, at = self.changed + 1, None
+                    self.counts[CHANGED], at = self.counts[CHANGED] + 1, None
             if pair.pair_id not in gold.position and at is None:
                 continue
             done.add(pair.pair_id)

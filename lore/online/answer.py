@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from lore.data.pair import Pair
-from lore.judge.verdict import Verdict
+from lore.judge.verdict import Source, Verdict
 
-Source = Literal["cache", "student", "judge"]
 Band = Literal["head", "torso", "tail"]
 """Queries by frequency, from frequent to rare. A query that the frequency table does not hold is in the tail."""
+BANDS: tuple[Band, ...] = get_args(Band)
 
 
 @dataclass(slots=True)

@@ -33,6 +33,7 @@ from lore.online.cache_store import (
     Unobserved,
     cached_judge,
     is_fresh,
+    judge_in_labels,
 )
 from lore.online.config import CacheSection
 from lore.online.sqlite_cache import SqliteCache
@@ -87,9 +88,7 @@ def load_folders(section: CacheSection, folders: Sequence[str | Path], judge: Ca
         raise LoreError("The store is none, so there is nothing to load labels into. Name a file or redis://HOST:PORT/DB.")
     count = 0
     for folder in folders:
-        ledger = opened_labels(folder)
-        own = CachedJudge(str(folder), ledger.stamp.partition(" ")[0], ledger.stamp, ledger.tier_ids)
-        cache = open_store_of(section, judge or own)
+        cache = open_store_of(section, judge or judge_in_labels(folder))
         try:
             count += load_labels(cache, [folder])
         finally:

@@ -11,6 +11,7 @@ from typing import Protocol
 from lore.judge.verdict import Verdict
 from lore.label.config import LabelJudgeSection
 from lore.label.judge import asked_judge, stamp_of
+from lore.label.read import opened_labels
 from lore.online.answer import Cache, Cached
 from lore.support.errors import LoreError, reason
 from lore.support.terminal import print_note
@@ -85,6 +86,12 @@ def cached_judge(path: str, base: str | None = None) -> CachedJudge:
     return CachedJudge(path, asked.judge_id, stamp_of(asked), asked.rubric.tier_ids)
 
 
+def judge_in_labels(folder: str | Path) -> CachedJudge:
+    """The judge that has labelled a folder, by its ledger. Raises LoreError if it is no folder of `lore label`."""
+    ledger = opened_labels(folder)
+    return CachedJudge(str(folder), ledger.stamp.partition(" ")[0], ledger.stamp, ledger.tier_ids)
+
+
 def is_fresh(stored_seconds: float | None, max_age_seconds: float | None, now: float) -> bool:
     """Whether a verdict of this time may be answered. Where there is a limit, one of an unknown time is too old."""
     return max_age_seconds is None or stored_seconds is not None and now - stored_seconds <= max_age_seconds
@@ -138,15 +145,23 @@ class BoundedReads:
 class WriteBehind:
     """Collects new verdicts and writes them together, so that no request waits for a write. For one event loop.
 
-    write: writes some verdicts; may raise LoreError, then they are dropped and counted.
+    write: writes some verdicts; may raise LoreError, then they are dropped and counted. takes: whether a verdict may be written.
     """
 
-    def __init__(self, write: Callable[[Sequence[New]], Awaitable[None]], observer: CacheObserver, trouble: "Trouble"):
-        self._write, self.observer, self.trouble = write, observer, trouble
+    def __init__(
+        self,
+        write: Callable[[Sequence[New]], Awaitable[None]],
+        takes: Callable[[Verdict], bool],
+        observer: CacheObserver,
+        trouble: "Trouble",
+    ):
+        self._write, self._takes, self.observer, self.trouble = write, takes, observer, trouble
         self._queue: list[New] = []
         self._writing: asyncio.Task[None] | None = None
 
-    def add(self, new: Sequence[New]) -> None:
+    def add(self, contents: Sequence[bytes], verdicts: Sequence[Verdict]) -> None:
+        now, given = time.time(), zip(contents, verdicts, strict=True)
+        new = [(content, verdict, now) for content, verdict in given if self._takes(verdict)]
         room = max(0, MAX_QUEUED - len(self._queue))
         if len(new) > room:
             self.observer.cache_failed("dropped", len(new) - room)

@@ -18,15 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from lore.online.answer import BANDS
 from lore.online.metrics import AGES, BREAKER_STATES, OTHER, SECONDS
 from lore.support.html import page_style, page_template
 
 STEP_SECONDS = 5.0
 STEPS = 180
 """A quarter of an hour."""
-BANDS, SOURCES = ("head", "torso", "tail"), ("cache", "student", "judge")
+SOURCES = ("cache", "student", "judge")
 STAGES = ("cache", "queue", "encode", "model", "student", "judge")
 KEPT = (
     "lore_requests",
@@ -333,9 +334,7 @@ def spark(title: str, lines: Sequence[Sequence[float | None]]) -> str:
                 run = []
     scale = f'<text x="0" y="9">{_number(max(known)) if known else "no values"}</text>'
     base = f'<line x1="0" y1="{HEIGHT - 2}" x2="{WIDTH}" y2="{HEIGHT - 2}"/>'
-    return f'<svg role="img" aria-label="{title}" viewBox="0 -2 {WIDTH} {HEIGHT + 2}">{base}{"".join(parts)}{scale}</svg>'.replace(
-        "student's", "student&#39;s"
-    )
+    return f'<svg role="img" aria-label="{escape(title)}" viewBox="0 -2 {WIDTH} {HEIGHT + 2}">{base}{"".join(parts)}{scale}</svg>'
 
 
 def _shares(counts: dict[str, float], names: Sequence[str]) -> list[str]:

@@ -106,7 +106,7 @@ class Observed:
             exchange.said |= {"exception": type(error).__name__, "where": _place(error)}
             if not exchange.status:
                 message = "the service could not answer; its log knows the request by its id"
-                response = _reply(exchange, 500, "internal_error", message)
+                response = _reply(exchange, ApiError(500, "internal_error", message))
                 await response(scope, receive, observed)
         finally:
             _report(scope, exchange)
@@ -170,37 +170,26 @@ def _log(scope: Any, exchange: Exchange) -> None:
     log.info(json.dumps(line))
 
 
-def _reply(
-    exchange: Exchange,
-    status: int,
-    kind: str,
-    message: str,
-    *,
-    retry_seconds: float | None = None,
-    close: bool = False,
-    challenge: str = "Bearer",
-    errors: list[dict[str, Any]] | None = None,
-) -> Response:
-    said: dict[str, Any] = {"message": message, "type": kind, "request_id": exchange.id}
+def _reply(exchange: Exchange, error: ApiError, errors: list[dict[str, Any]] | None = None) -> Response:
+    said: dict[str, Any] = {"message": error.detail, "type": error.kind, "request_id": exchange.id}
     if errors:
         said["errors"] = errors
     headers = {}
-    if retry_seconds is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(retry_seconds)))
-    if close:
+    if error.retry_seconds is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_seconds)))
+    if error.close:
         headers["Connection"] = "close"
-    if status == 401:
-        headers["WWW-Authenticate"] = challenge
-    exchange.said["error"] = kind
-    return Response(to_json({"error": said}), status, headers, media_type="application/json")
+    if error.status_code == 401:
+        headers["WWW-Authenticate"] = error.challenge
+    exchange.said["error"] = error.kind
+    return Response(to_json({"error": said}), error.status_code, headers, media_type="application/json")
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     exchange = exchange_of(request)
     if isinstance(error, ApiError):
-        rest = {"retry_seconds": error.retry_seconds, "close": error.close, "challenge": error.challenge}
-        return _reply(exchange, error.status_code, error.kind, error.detail, **rest)
-    response = _reply(exchange, error.status_code, KINDS.get(error.status_code, "error"), str(error.detail))
+        return _reply(exchange, error)
+    response = _reply(exchange, ApiError(error.status_code, KINDS.get(error.status_code, "error"), str(error.detail)))
     response.headers.update(error.headers or {})
     return response
 
@@ -210,9 +199,9 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
     wrong = error.errors()[:MAX_SHOWN_ERRORS]
     found = [{"loc": [str(part)[:100] for part in one["loc"]], "message": one["msg"][:200]} for one in wrong]
     message = f"{'.'.join(found[0]['loc'])}: {found[0]['message']}"
-    return _reply(exchange_of(request), 422, "invalid_request", message, errors=found)
+    return _reply(exchange_of(request), ApiError(422, "invalid_request", message), found)
 
 
 async def _refused(request: Request, error: Refused) -> Response:
     status, kind = (503, "draining") if isinstance(error, Draining) else (429, "overloaded")
-    return _reply(exchange_of(request), status, kind, str(error), retry_seconds=error.retry_seconds)
+    return _reply(exchange_of(request), ApiError(status, kind, str(error), retry_seconds=error.retry_seconds))

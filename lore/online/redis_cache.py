@@ -70,7 +70,7 @@ class RedisCache:
         self._tried_again, self._down, self._named = 0.0, False, False
         trouble = Trouble(f"the cache at {section.store}")
         self._reads = BoundedReads(section.timeout_ms / 1000, self.observer, trouble)
-        self._behind = WriteBehind(self._write, self.observer, trouble)
+        self._behind = WriteBehind(self._write, self.packing.takes, self.observer, trouble)
         seconds = max(section.timeout_ms / 1000, LEAST_SOCKET_SECONDS)
         try:
             pool = AsyncPool.from_url(
@@ -127,8 +127,7 @@ class RedisCache:
         return found
 
     async def put(self, contents: Sequence[bytes], verdicts: Sequence[Verdict]) -> None:
-        now, given = time.time(), zip(contents, verdicts, strict=True)
-        self._behind.add([(content, verdict, now) for content, verdict in given if self.packing.takes(verdict)])
+        self._behind.add(contents, verdicts)
 
     async def _write(self, some: Sequence[New]) -> None:
         if self._down and time.monotonic() < self._tried_again + RETRY_SECONDS:

@@ -211,6 +211,9 @@ class Usage(BaseModel):
     total_tokens: int = 0
 
 
+NO_USAGE = Usage().model_dump()
+
+
 class RerankResult(BaseModel):
     index: int
     relevance_score: float = Field(ge=0, le=1)
@@ -477,7 +480,7 @@ class Reply:
             "model": body.model or "lore",
             "results": results,
             "meta": meta,
-            "usage": {"prompt_tokens": 0, "total_tokens": 0},
+            "usage": NO_USAGE,
         }
 
     def texts(self, body: TextsBody) -> list[Row]:
@@ -502,7 +505,7 @@ class Reply:
             "created": created,
             "model": model or "lore",
             "data": data,
-            "usage": {"prompt_tokens": 0, "total_tokens": 0},
+            "usage": NO_USAGE,
         }
 
     def verdicts(self) -> Row:

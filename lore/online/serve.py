@@ -26,6 +26,7 @@ import uvicorn
 
 from lore.online.app import api_keys, build_app
 from lore.online.config import OnlineRecipe
+from lore.online.exchange import log
 from lore.online.metrics_folder import forget_worker, shared_metrics
 from lore.online.service import Service, load_cache, open_service
 from lore.online.try_out import pairs_to_try, try_out
@@ -177,7 +178,6 @@ def _run_worker(
 
 def log_requests() -> None:
     """One line of JSON per request (lore.online.exchange) goes to stderr."""
-    log = logging.getLogger("lore.online.requests")
     if not log.handlers:
         log.addHandler(RequestLog())
         log.setLevel(logging.INFO)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lore.data.pair import Pair
-from lore.online.answer import Overloaded
+from lore.judge.card import split_judge_id
+from lore.online.answer import BANDS, Overloaded
 from lore.online.batcher import Batcher
 from lore.online.cache import content_key, load_labels, open_cache, say_what_is_there
 from lore.online.cache_store import StoreUnreachable
@@ -106,7 +107,7 @@ class Service:
             student += f"; {self.canaries.pairs} canaries differ by {self.canaries.largest:.2g} at most"
         missing = {"judge"} if self.judge is None else set()
         missing |= {"cache"} if self.cache is None else set()
-        bands = ("head", "torso", "tail") if self.recipe.route.frequencies is not None else ("tail",)
+        bands = BANDS if self.recipe.route.frequencies is not None else ("tail",)
         steps = {band: [step for step in getattr(self.recipe.route, band) if step not in missing] for band in bands}
         lines = [student, "; ".join(f"{band}: {', '.join(names)}" for band, names in steps.items())]
         if self.judge is not None:
@@ -170,11 +171,10 @@ def open_service(recipe: OnlineRecipe) -> Service:
     canaries = canary_gate(scorer, section.canary_tolerance)
     metrics, cache = Metrics(), None
     if recipe.cache.store != "none":
-        path, base = (recipe.judge.path, recipe.judge.base) if recipe.judge is not None else (None, None)
-        cache = open_cache(recipe.cache, path, base=base, observer=metrics)
+        cache = _open_cache(recipe, metrics)
         check_tiers(scorer.card, cache.judge.judge_id, cache.judge.path)
     judge = None
-    if recipe.judge is not None and any("judge" in getattr(recipe.route, band) for band in ("head", "torso", "tail")):
+    if recipe.judge is not None and any("judge" in getattr(recipe.route, band) for band in BANDS):
         from lore.online.judge_client import open_judge  # loads transformers: only for a service with a judge
 
         judge = open_judge(recipe.judge, cache=cache, count=metrics.judge_outcome)
@@ -186,13 +186,18 @@ def open_service(recipe: OnlineRecipe) -> Service:
     return Service(recipe, scorer, cache=cache, judge=judge, frequency=frequency, canaries=canaries, metrics=metrics, traces=traces)
 
 
+def _open_cache(recipe: OnlineRecipe, observer: Metrics | None = None) -> "FilledCache":
+    path, base = (None, None) if recipe.judge is None else (recipe.judge.path, recipe.judge.base)
+    return open_cache(recipe.cache, path, base=base, observer=observer)
+
+
 def load_cache(recipe: OnlineRecipe) -> None:
     """Loads the label folders of a recipe into its store, and says so if the store has no verdict of the judge after that. Once a
     service, before its workers start and outside of an event loop. A store that cannot be reached does not keep the service from
     starting."""
     if recipe.cache.store == "none":
         return
-    cache = open_cache(recipe.cache, recipe.judge and recipe.judge.path, base=recipe.judge and recipe.judge.base)
+    cache = _open_cache(recipe)
     try:
         try:
             load_labels(cache, recipe.cache.labels)
@@ -205,7 +210,7 @@ def load_cache(recipe: OnlineRecipe) -> None:
 
 def check_tiers(card: StudentCard, judge_id: str, path: str) -> None:
     """Raises LoreError for a judge of another rubric than the student's: their tiers would mean different things."""
-    rubric = judge_id.split(":")[1]
+    _, rubric, _ = split_judge_id(judge_id)
     if rubric != card.rubric_hash:
         raise LoreError(
             f"{path} judges by the rubric {rubric}, and the student {card.folder} by {card.rubric} ({card.rubric_hash}).\n"

@@ -41,7 +41,7 @@ class SqliteCache:
         self._names, self._names_until, self._touched = [judge.name], 0.0, 0
         trouble = Trouble(f"the cache in {path}")
         self._reads = BoundedReads(section.timeout_ms / 1000, self.observer, trouble)
-        self._behind = WriteBehind(self._write, self.observer, trouble)
+        self._behind = WriteBehind(self._write, self.packing.takes, self.observer, trouble)
 
     async def get(self, contents: Sequence[bytes]) -> list[Cached | None]:
         asked, loop = list(contents), asyncio.get_running_loop()
@@ -81,8 +81,7 @@ class SqliteCache:
                 self._writer.touch(name)
 
     async def put(self, contents: Sequence[bytes], verdicts: Sequence[Verdict]) -> None:
-        now, given = time.time(), zip(contents, verdicts, strict=True)
-        self._behind.add([(content, verdict, now) for content, verdict in given if self.packing.takes(verdict)])
+        self._behind.add(contents, verdicts)
 
     async def _write(self, some: Sequence[New]) -> None:
         rows = [to_row(verdict, self.judge.tier_ids) | {"content": content} for content, verdict, _ in some]

@@ -1,5 +1,6 @@
 """A tiny student whose batches wait for the test."""
 
+import asyncio
 import threading
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,3 +39,9 @@ class Gated:
 
 def pair(pair_id: str, title: str = "red mug", query: str = "red mug") -> Pair:
     return Pair(pair_id=pair_id, query=query, title=title)
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)

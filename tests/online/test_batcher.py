@@ -6,7 +6,7 @@ import time
 
 import pytest
 from students_for_tests import some_pairs, write_student
-from students_online import Gated, pair
+from students_online import Gated, pair, until
 
 from lore.judge.ask import RAISED, TOO_LONG
 from lore.online.batcher import ENCODED_PAIRS, Batcher
@@ -38,12 +38,6 @@ def run(student: Gated, test, **options):
             await batcher.close()
 
     return asyncio.run(inside())
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def busy(batcher: Batcher, student: Gated):

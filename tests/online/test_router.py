@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from students_for_tests import write_student
-from students_online import Gated, pair
+from students_online import Gated, pair, until
 
 from lore.judge.verdict import Verdict
 from lore.online.answer import Cached, Draining, Overloaded
@@ -82,12 +82,6 @@ def run(student: Gated, test, **options):
             await batcher.close()
 
     return asyncio.run(inside())
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def test_each_band_is_answered_by_its_own_steps(student):

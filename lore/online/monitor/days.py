@@ -19,12 +19,12 @@ from lore.data.pair import market_of, query_key
 from lore.data.tables.parquet_files import open_parquet
 from lore.label.read import opened_labels, read_labels
 from lore.label.schema import FAILURES, VERDICTS
+from lore.online.answer import BANDS
 from lore.online.metrics import BINS
 from lore.online.shadow import MORE, shadow_files
 from lore.support.errors import LoreError
 from lore.support.progress import track
 
-BANDS = ("head", "torso", "tail")
 EPOCH = date(1970, 1, 1)
 COLUMNS = ("pair_id", "query", "slices", "tier", "judge_id", "band", "score")
 NOT_ASKED, NO_ANSWER = -2, -1

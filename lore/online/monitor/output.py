@@ -8,6 +8,8 @@ from typing import Any
 from markupsafe import Markup
 from rich.box import SIMPLE_HEAD
 
+from lore.eval.goodrate.estimate import Rate
+from lore.eval.measures.bootstrap import Estimate
 from lore.online.monitor.charts import Chart
 from lore.online.monitor.days import BANDS
 from lore.online.monitor.report import ALL, Day, Report
@@ -102,10 +104,14 @@ def day_rows(report: Report) -> list[list[str]]:
 def goodrate(day: Day) -> str:
     if day.goodrate is None:
         return "–"
-    rated = day.goodrate.rated > 0
-    found = day.goodrate.estimate.powered if rated else day.goodrate.estimate.judge
+    found = _estimate(day.goodrate)
     ends = f" [{percent(found.low)}, {percent(found.high)}]" if isfinite(found.low) else ""
     return f"{percent(found.value)}{ends}"
+
+
+def _estimate(rate: Rate) -> Estimate:
+    """With the raters' labels, where there are some."""
+    return rate.estimate.powered if rate.rated > 0 else rate.estimate.judge
 
 
 def probe_lines(report: Report) -> list[str]:
@@ -263,7 +269,7 @@ def _goodrate_plot(report: Report) -> str | None:
     known = [(one.day, one.goodrate) for one in report.days if one.goodrate is not None]
     if not known:
         return None
-    found = [rate.estimate.powered if rate.rated > 0 else rate.estimate.judge for _, rate in known]
+    found = [_estimate(rate) for _, rate in known]
     low = [one.low if isfinite(one.low) else one.value for one in found]
     high = [one.high if isfinite(one.high) else one.value for one in found]
     line = Line([float(day) for day, _ in known], [one.value for one in found], low, high)

@@ -17,10 +17,10 @@ from scipy.special import ndtr, ndtri
 
 from lore.data.pair import Pair
 from lore.data.parquet import read_pairs
-from lore.label.read import opened_labels, read_labels
+from lore.label.read import read_labels
 from lore.label.summary import SUMMARY
 from lore.online.cache import open_store_of
-from lore.online.cache_store import CachedJudge
+from lore.online.cache_store import judge_in_labels
 from lore.online.config import CacheSection
 from lore.student.canary import CANARIES
 from lore.student.scorer import StudentScorer, open_student
@@ -123,9 +123,13 @@ def probe_student(path: str | Path, candidates: int, pairs: Sequence[Pair] = ())
         scorer.close()
     middle = float(np.median(all_of_them))
     source = f"{PROBE_TIMES} searches of {candidates} candidates on this machine, one after the other"
-    p50, p99 = (Input(float(np.quantile(all_of_them, share)), "measured", source) for share in (0.5, 0.99))
     fixed = min(1.0, float(np.median(one)) / middle)
-    return Student(Latency(p50, p99, tuple(all_of_them)), fixed, Input(1000 * candidates / middle, "measured", source))
+    return Student(_measured(all_of_them, source), fixed, Input(1000 * candidates / middle, "measured", source))
+
+
+def _measured(ms: list[float], source: str) -> Latency:
+    p50, p99 = (Input(float(np.quantile(ms, share)), "measured", source) for share in (0.5, 0.99))
+    return Latency(p50, p99, tuple(ms))
 
 
 def _canaries(scorer: StudentScorer) -> list[Pair]:
@@ -154,11 +158,9 @@ def probe_cache(store: str, labels: str | Path, candidates: int) -> Latency:
     store: as in cache.store of the service's recipe. labels: label folder whose verdicts it holds. Raises LoreError for a store
     that has none of them.
     """
-    ledger = opened_labels(labels)
-    judge = CachedJudge(str(labels), ledger.stamp.partition(" ")[0], ledger.stamp, ledger.tier_ids)
     contents = [one for batch in read_labels(labels, ["content"]) for one in batch.column(0).to_pylist()][:PROBE_CONTENTS]
     drawn = np.random.default_rng(0).integers(0, len(contents), (PROBE_WARM + PROBE_TIMES, candidates))
-    cache = open_store_of(CacheSection(store=store, timeout_ms=PROBE_TIMEOUT_MS), judge)
+    cache = open_store_of(CacheSection(store=store, timeout_ms=PROBE_TIMEOUT_MS), judge_in_labels(labels))
 
     async def timed() -> tuple[list[float], int]:
         found, hits = [], 0
@@ -178,8 +180,7 @@ def probe_cache(store: str, labels: str | Path, candidates: int) -> Latency:
             "Fill it with `lore cache load`, or give --cache-ms."
         )
     source = f"{PROBE_TIMES} reads of {candidates} verdicts from {store}, without HTTP"
-    p50, p99 = (Input(float(np.quantile(ms, share)), "measured", source) for share in (0.5, 0.99))
-    return Latency(p50, p99, tuple(ms))
+    return _measured(ms, source)
 
 
 def student_of_table(run: Path, table: dict[str, Any], name: str, candidates: int) -> Student | None:
