@@ -44,6 +44,7 @@ def probe(
 
     Judge and student answer them. They are drawn in equal parts from all bands and tiers.
     """
+    from lore.online.answer import band_of
     from lore.online.frequencies import Frequencies
     from lore.online.monitor.probe import freeze, outputs
     from lore.support.outputs import checked_folder, checked_outputs, output_path
@@ -57,8 +58,7 @@ def probe(
 
     def band(pair: Any) -> str:
         known = pair.query_frequency if table is None else table.of(pair.query, pair.slices)
-        searches = known or 0.0
-        return "head" if searches >= head_from else "torso" if searches >= torso_from else "tail"
+        return band_of(known or 0.0, head_from, torso_from)
 
     about = freeze(pairs, folder, count, band, seed=seed)
     print_line(f"{about['pairs']:,} frozen pairs: {folder} ({about['fingerprint']})")

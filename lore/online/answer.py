@@ -12,6 +12,13 @@ Band = Literal["head", "torso", "tail"]
 BANDS: tuple[Band, ...] = get_args(Band)
 
 
+def band_of(searches: float | None, head_from: float, torso_from: float) -> Band:
+    """The band of a query with so many searches; None if the frequency table does not hold it."""
+    if searches is None or searches < torso_from:
+        return "tail"
+    return "head" if searches >= head_from else "torso"
+
+
 @dataclass(slots=True)
 class Answer:
     """The answer to one pair."""

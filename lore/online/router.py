@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from lore.data.pair import Pair
 from lore.judge.verdict import Verdict
-from lore.online.answer import Answer, Band, Cache, Draining, Overloaded, relevance
+from lore.online.answer import Answer, Band, Cache, Draining, Overloaded, band_of, relevance
 from lore.online.batcher import Batcher, Ticket
 from lore.online.config import RouteSection
 
@@ -247,15 +247,9 @@ class Router:
         for pair in pairs:
             asked = (pair.query, *pair.slices)
             if asked not in known:
-                known[asked] = self.band(self.frequency(pair.query, pair.slices))
+                known[asked] = band_of(self.frequency(pair.query, pair.slices), self.route.head_from, self.route.torso_from)
             bands.append(known[asked])
         return bands
-
-    def band(self, frequency: float | None) -> Band:
-        """The band of a query. frequency: its searches; None if the table does not hold it."""
-        if frequency is None or frequency < self.route.torso_from:
-            return "tail"
-        return "head" if frequency >= self.route.head_from else "torso"
 
     def _steps(self, band: Band) -> Sequence[str]:
         return getattr(self.route, band)

@@ -9,7 +9,7 @@ from students_for_tests import write_student
 from students_online import Gated, pair, until
 
 from lore.judge.verdict import Verdict
-from lore.online.answer import Cached, Draining, Overloaded
+from lore.online.answer import Cached, Draining, Overloaded, band_of
 from lore.online.batcher import Batcher
 from lore.online.config import RouteSection
 from lore.online.router import TOO_LATE, Router
@@ -309,11 +309,9 @@ def test_a_caller_that_leaves_takes_its_pairs_along(student):
     assert student.batches == [["first"], ["last"]]
 
 
-def test_bands_begin_at_their_bounds(student):
-    async def test(router):
-        return [router.band(searches) for searches in (None, 0.0, 9.9, 10.0, 99.9, 100.0)]
-
-    assert run(student, test) == ["tail", "tail", "tail", "torso", "torso", "head"]
+def test_bands_begin_at_their_bounds():
+    found = [band_of(searches, ROUTE.head_from, ROUTE.torso_from) for searches in (None, 0.0, 9.9, 10.0, 99.9, 100.0)]
+    assert found == ["tail", "tail", "tail", "torso", "torso", "head"]
 
 
 def test_verdicts_of_the_cache_are_copied(student):
