@@ -70,7 +70,7 @@ def student(
     fp16: bool = typer.Option(True, help="Write FP16 files, for GPUs."),
     int8: bool = typer.Option(True, help="Write INT8 files, for CPUs."),
     f1_loss: float = typer.Option(0.005, min=0, max=1, help="Macro-F1 that int8 may lose on the labeled pairs, beyond chance."),
-    changed: float = typer.Option(0.1, min=0, max=1, help="Share of the pairs that int8 may give another tier."),
+    changed: float = typer.Option(0.05, min=0, max=1, help="Share of the pairs that int8 may give another tier."),
     photo_embeddings: str = typer.Option(None, help="Vectors of the items' photos, for a student that reads them."),
     force: bool = FORCE,
 ) -> None:
