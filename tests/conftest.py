@@ -20,6 +20,18 @@ HEADER = 'lore: 1; from lore.run import main; main(__name__, __file__); r"""\n'
 FOOTER = '# """\n'
 
 
+@pytest.fixture(autouse=True)
+def same_threads():
+    """No test leaves PyTorch with another number of threads: the last bits of later tests would depend on it."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else None
+    yield
+    if torch and torch.get_num_threads() != before:
+        after = torch.get_num_threads()
+        torch.set_num_threads(before)
+        raise AssertionError(f"the test changed PyTorch's threads from {before} to {after}")
+
+
 @pytest.fixture
 def root() -> Path:
     """The project's root."""

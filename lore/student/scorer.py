@@ -146,17 +146,21 @@ class TorchSession:
         from lore.engines.loading import default_device
         from lore.student.model import load_student
 
-        if threads is not None:
-            torch.set_num_threads(threads)
         self.device = device or default_device()
+        self._threads = threads or torch.get_num_threads()
         self.model: Any = load_student(folder).to(self.device)
 
     def logits(self, batch: Batch) -> np.ndarray:
         import torch  # see __init__
 
-        with torch.inference_mode():
-            tensors = {name: torch.from_numpy(array).to(self.device) for name, array in batch.items()}
-            return self.model(**tensors).float().cpu().numpy()
+        others = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            with torch.inference_mode():
+                tensors = {name: torch.from_numpy(array).to(self.device) for name, array in batch.items()}
+                return self.model(**tensors).float().cpu().numpy()
+        finally:
+            torch.set_num_threads(others)  # it is the number of the whole process, and sums depend on it to the last bit
 
     def close(self) -> None:
         self.model = None

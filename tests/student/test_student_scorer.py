@@ -27,6 +27,15 @@ def test_the_answer_of_a_pair_does_not_depend_on_its_batch(tmp_path, head):
     assert np.std([one.probabilities for one in together], axis=0).max() > 0.01
 
 
+def test_the_threads_of_a_student_are_its_own(tmp_path):
+    scorer = open_student(write_student(tmp_path / "student"), threads=3)
+    seen, model = [], scorer.session.model
+    scorer.session.model = lambda **batch: seen.append(torch.get_num_threads()) or model(**batch)
+    before = torch.get_num_threads()
+    scorer.score(some_pairs())
+    assert set(seen) == {3} and torch.get_num_threads() == before != 3
+
+
 def test_transformers_loads_a_text_cross_encoder_as_it_is(tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
