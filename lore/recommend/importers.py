@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lore.data.events import BATCH_ROWS, SPLITS, Event, is_events_file, write_events
 from lore.data.importers.table import column_map, row_values
 from lore.data.pair import ITEM_SCHEMA, item_key
 from lore.data.parquet import PairWriter
@@ -43,7 +44,7 @@ from lore.data.tables.text_tables import MAX_LINE_CHARACTERS, Record, jsonl_reco
 from lore.label.inputs.tables import table_files
 from lore.label.inputs.ubi import at_path, unwrapped
 from lore.recommend.section import seconds_of
-from lore.recommend.tables import CLOCK, EVENT_SCHEMA, SPLITS, is_events_file, is_items_file
+from lore.recommend.tables import is_items_file
 from lore.support.atomic_files import replace_file, scratch_folder, written_whole
 from lore.support.errors import LoreError, reason
 from lore.support.nearest import nearest_hint
@@ -54,8 +55,6 @@ from lore.support.untrusted_json import parse_json
 
 Row = tuple[str, int, dict[str, Any]]
 """File, row number and cells by column."""
-Event = tuple[str, str, float, str | None, str | None, str | None]
-"""In the order of EVENT_SCHEMA."""
 EVENT_COLUMNS = {
     "user_id": ("user_id", "reviewerID", "userId", "UserID", "client_id"),
     "item_id": ("item_id", "parent_asin", "asin", "movieId", "MovieID", "event_attributes.object.object_id"),
@@ -82,7 +81,7 @@ ATOMIC = (".inter", ".item")
 """RecBole's files: tabs, and a type after each column's name, such as user_id:token."""
 MOVIELENS = {"ratings": ("UserID", "MovieID", "Rating", "Timestamp"), "movies": ("MovieID", "Title", "Genres")}
 """Columns of MovieLens' dat files: no header, two colons between cells."""
-HEAD_ROWS, BATCH_ROWS, SHOWN = 100, 2**16, 3
+HEAD_ROWS, SHOWN = 100, 3
 MAX_ID_CHARACTERS, MAX_LIST_CHARACTERS, MAX_JSON_BYTES = 1_000, 2**20, 2**30
 _NUMBER = re.compile(r"[-+]?\d{1,40}(\.\d{0,40})?([eE][-+]?\d{1,3})?")
 _PRICE = re.compile(r"[^\d\s.,]{0,4}\s?\d[\d.,]{0,20}\s?[^\d\s.,]{0,4}")
@@ -143,39 +142,32 @@ def import_events(
     files, report = _files(path), Report(str(out))
     out, listed = checked_outputs([Output(out, is_events_file), Output(rejected_path(out), is_rejected_file)], [path], force=force)
     seen, users, items = array("q"), set(), set()
+
+    def kept(events: Iterator[Event | Rejection], rejected: RejectedWriter) -> Iterator[Event]:
+        for event in track(events, "events"):
+            if isinstance(event, Rejection):
+                report.reject([event], rejected)
+                continue
+            seen.append(hash(event))
+            users.add(hash(event[0]))
+            items.add(hash(event[1]))
+            yield event
+
     with RejectedWriter(out, listed) as rejected, scratch_folder(out) as scratch:
         records, report.columns = _opened(files, scratch, "events", map, encoding, delimiter)
         together = "history" in report.columns
         clock = "seconds" if "time" in report.columns and not together else "order"
-        schema = EVENT_SCHEMA.with_metadata({CLOCK: clock, "lore.source": Path(path).name})
-        with pq.ParquetWriter(scratch / "events.parquet", schema, compression="zstd") as writer:
-            held: list[Event] = []
-            for event in track((_sequences if together else _events)(records, report.columns, report), "events"):
-                if isinstance(event, Rejection):
-                    report.reject([event], rejected)
-                    continue
-                seen.append(hash(event))
-                users.add(hash(event[0]))
-                items.add(hash(event[1]))
-                held.append(event)
-                if len(held) == BATCH_ROWS:
-                    writer.write_batch(_batch(held, schema))
-                    held = []
-            writer.write_batch(_batch(held, schema))
+        events = (_sequences if together else _events)(records, report.columns, report)
+        write_events(scratch / "events.parquet", kept(events, rejected), clock, Path(path).name)
         rejected.publish()
         if seen:
-            report.duplicates = _publish(scratch / "events.parquet", out, np.frombuffer(seen, dtype=np.int64), schema)
+            report.duplicates = _publish(scratch / "events.parquet", out, np.frombuffer(seen, dtype=np.int64))
     report.kept, report.counts = len(seen) - report.duplicates, {"users": len(users), "items": len(items)}
     report.rejected = str(rejected_path(Path(report.out))) if rejected.count else None
     return report.checked("event")
 
 
-def _batch(rows: list[Event], schema: pa.Schema) -> pa.RecordBatch:
-    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
-    return pa.record_batch([pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)], schema)
-
-
-def _publish(first: Path, out: Path, hashes: np.ndarray, schema: pa.Schema) -> int:
+def _publish(first: Path, out: Path, hashes: np.ndarray) -> int:
     """Moves the events to `out`, of equal ones the first. Returns the number of the others."""
     order = np.argsort(hashes, kind="stable")
     repeated = np.zeros(len(hashes), dtype=bool)
@@ -184,10 +176,11 @@ def _publish(first: Path, out: Path, hashes: np.ndarray, schema: pa.Schema) -> i
         replace_file(first, out)
         return 0
     at = 0
-    with pq.ParquetFile(first) as parquet, written_whole(out) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for batch in parquet.iter_batches(BATCH_ROWS):
-            writer.write_batch(batch.filter(pa.array(~repeated[at : at + len(batch)])))
-            at += len(batch)
+    with pq.ParquetFile(first) as read, written_whole(out) as file:
+        with pq.ParquetWriter(file, read.schema_arrow, compression="zstd") as writer:
+            for batch in read.iter_batches(BATCH_ROWS):
+                writer.write_batch(batch.filter(pa.array(~repeated[at : at + len(batch)])))
+                at += len(batch)
     return int(repeated.sum())
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lore.data.events import CLOCK, EVENT_SCHEMA, SPLITS
 from lore.data.pair import ITEM_SCHEMA, Pair
 from lore.data.parquet import to_pairs
 from lore.data.photo_places import PhotoPlaces
@@ -30,19 +31,6 @@ from lore.support.text import counted, printable
 
 Split = Literal["leave_one_out", "time", "given"]
 By = Literal["user", "session"]
-SPLITS = ("train", "valid", "test")
-EVENT_SCHEMA = pa.schema(
-    [
-        ("user_id", pa.string()),
-        ("item_id", pa.string()),
-        ("time", pa.float64()),
-        ("session_id", pa.string()),
-        ("kind", pa.string()),
-        ("split", pa.string()),
-    ]
-)
-CLOCK = "lore.clock"
-"""Metadata of an events file: `seconds`, or `order` where the log has no times and `time` counts a user's events or the rows."""
 HINT = {
     "events": "`lore data import events FILE -o events.parquet` writes such a file.",
     "items": "`lore data import items FILE -o items.parquet` writes such a file.",
@@ -53,12 +41,6 @@ def is_items_file(path: Path) -> bool:
     """Whether `lore data import items` wrote a file."""
     with open_parquet(path) as parquet:
         return parquet.schema_arrow.names == ITEM_SCHEMA.names and b"lore.source" in (parquet.schema_arrow.metadata or {})
-
-
-def is_events_file(path: Path) -> bool:
-    """Whether `lore data import events` wrote a file."""
-    with open_parquet(path) as parquet:
-        return parquet.schema_arrow.names == EVENT_SCHEMA.names and CLOCK.encode() in (parquet.schema_arrow.metadata or {})
 
 
 @contextmanager

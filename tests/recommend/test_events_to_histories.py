@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lore.data.events import write_events as to_file
 from lore.data.pair import ITEM_SCHEMA
 from lore.recommend.histories import Histories
 from lore.recommend.importers import import_events
 from lore.recommend.section import HistoriesSection
-from lore.recommend.tables import CLOCK, EVENT_SCHEMA, read_histories, read_items
+from lore.recommend.tables import read_histories, read_items
 from lore.support.errors import LoreError
 
 SESSIONS = st.sampled_from(["s", "t", None])
@@ -24,10 +25,7 @@ EVENTS = st.lists(ROWS, min_size=1, max_size=30)
 
 def write_events(path: Path, rows, clock: str = "seconds", split=None) -> Path:
     """Rows of user, item, time and perhaps session as an events file. split: a column of parts."""
-    columns = list(zip(*[(*row, None)[:4] for row in rows], strict=True))
-    values = [*columns, [None] * len(rows), split or [None] * len(rows)]
-    table = pa.table([pa.array(one, kind) for one, kind in zip(values, EVENT_SCHEMA.types, strict=True)], schema=EVENT_SCHEMA)
-    pq.write_table(table.replace_schema_metadata({CLOCK: clock}), path)
+    to_file(path, [(*(*row, None)[:4], None, split and split[at]) for at, row in enumerate(rows)], clock)
     return path
 
 
