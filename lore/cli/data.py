@@ -263,6 +263,7 @@ def _import_for_recommendations(source: str, path: str, out: str, as_json: bool,
     print_line(f"{source.capitalize()}: {report.out} ({printable(read)})")
     if report.rejected:
         print_line(f"Rejected rows with their reasons: {report.rejected}")
+    _say_photos_elsewhere(report, Path(report.out), " --embed-images stores the photos in the file.")
 
 
 def _need_pairs(report: Any, out: Path | None) -> None:

@@ -35,6 +35,7 @@ from lore.data.events import BATCH_ROWS, SPLITS, Event, is_events_file, write_ev
 from lore.data.importers.table import column_map, row_values
 from lore.data.pair import ITEM_SCHEMA, item_key
 from lore.data.parquet import PairWriter
+from lore.data.photo_places import common_folder
 from lore.data.rejected_rows import RejectedWriter, Rejection, is_rejected_file, rejected_path, short, shown_value
 from lore.data.row_validation import ENCODING_HINT, RowChecker
 from lore.data.tables.any_table import table_records
@@ -81,7 +82,8 @@ ATOMIC = (".inter", ".item")
 """RecBole's files: tabs, and a type after each column's name, such as user_id:token."""
 MOVIELENS = {"ratings": ("UserID", "MovieID", "Rating", "Timestamp"), "movies": ("MovieID", "Title", "Genres")}
 """Columns of MovieLens' dat files: no header, two colons between cells."""
-HEAD_ROWS, SHOWN = 100, 3
+OTHER_NAMES = {"dev", "val", "validation"}
+HEAD_ROWS, SHOWN = {"events": 1000, "items": 100}, 3
 MAX_ID_CHARACTERS, MAX_LIST_CHARACTERS, MAX_JSON_BYTES = 1_000, 2**20, 2**30
 _NUMBER = re.compile(r"[-+]?\d{1,40}(\.\d{0,40})?([eE][-+]?\d{1,3})?")
 _PRICE = re.compile(r"[^\d\s.,]{0,4}\s?\d[\d.,]{0,20}\s?[^\d\s.,]{0,4}")
@@ -102,6 +104,8 @@ class Report:
     reasons: Counter[str] = field(default_factory=Counter)
     repairs: Counter[str] = field(default_factory=Counter)
     counts: dict[str, int] = field(default_factory=dict)
+    photos_elsewhere: str | None = None
+    """Folder of photos outside of the folder of `out`. Readers must name it as image_root."""
     columns: dict[str, list[str]] = field(default_factory=dict)
     rejected: str | None = None
     examples: list[str] = field(default_factory=list)
@@ -155,8 +159,8 @@ def import_events(
 
     with RejectedWriter(out, listed) as rejected, scratch_folder(out) as scratch:
         records, report.columns = _opened(files, scratch, "events", map, encoding, delimiter)
-        together = "history" in report.columns
-        clock = "seconds" if "time" in report.columns and not together else "order"
+        together = "history" in report.columns and "time" not in report.columns  # with times, every event is a row
+        clock = "seconds" if "time" in report.columns else "order"
         events = (_sequences if together else _events)(records, report.columns, report)
         write_events(scratch / "events.parquet", kept(events, rejected), clock, Path(path).name)
         rejected.publish()
@@ -226,6 +230,7 @@ def import_items(
                     report.reject(problems, rejected)
                 elif item.item_id not in seen:
                     seen[item.item_id] = item_key(item)
+                    report.photos_elsewhere = common_folder(item.image, out, report.photos_elsewhere)
                     writer.write(item)
                 elif seen[item.item_id] == item_key(item):
                     report.duplicates += 1
@@ -272,7 +277,7 @@ def _files(path: str | Path) -> list[Path]:
 def _part_of(file: Path) -> str | None:
     """The published part that the name of a file tells: x.train.inter, valid_x.csv."""
     words = re.split(r"[._-]", file.name.lower())
-    return next((part for part in SPLITS if part in words), "valid" if "dev" in words else None)
+    return next((part for part in SPLITS if part in words), "valid" if OTHER_NAMES & {*words} else None)
 
 
 def _opened(
@@ -288,15 +293,17 @@ def _opened(
             raise LoreError(f"--map: {name!r} is no field of {what}; expected {fields}.{nearest_hint(name, known)}")
     required = [name for column in mapped.values() for name in _TEMPLATE.findall(column) or [column]]
     rows = _rows(files, scratch, list(dict.fromkeys(required)), encoding, delimiter)
-    head = list(islice(rows, HEAD_ROWS))
+    head = list(islice(rows, HEAD_ROWS[what]))
     first = [row[2] for row in head if not isinstance(row, Rejection)]
+    if not first:
+        raise LoreError(f"{files[0]}: no row can be read. {f'The first one: {head[0]}' if head else 'The table has none.'}")
     if mapped:
         return chain(head, rows), {name: [column] for name, column in mapped.items()}
     names = {name for cells in first for name in cells}
     there = names | {one for column in known.values() for one in column if "." in one and any(_cell(row, one) for row in first)}
     columns = {name: [one for one in aliases if one in there] for name, aliases in known.items()}
     columns = {name: found[:1] if what == "events" else found for name, found in columns.items() if found}
-    if first and (missing := [name for name in NEEDED[what] if name not in columns]):
+    if missing := [name for name in NEEDED[what] if name not in columns]:
         raise LoreError(
             f"{files[0]}: no known column holds {' and '.join(missing)}; found {printable(', '.join([*first[0]][:40]))}. Name the "
             f"columns with --map {','.join(f'{name}=COLUMN' for name in NEEDED[what])}."
@@ -356,9 +363,7 @@ def _json_rows(path: Path, required: list[str], encoding: str | None) -> Iterato
         yield from jsonl_records(path, required, encoding=encoding, settable=True)
         return
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise LoreError(
-            f"{path} is one JSON value of {path.stat().st_size:,} bytes, too large to read. Write JSON lines."
-        )
+        raise LoreError(f"{path} is one JSON value of {path.stat().st_size:,} bytes, too large to read. Write JSON lines.")
     try:
         content = parse_json(path.read_bytes())
         entries = content.items()
@@ -396,7 +401,7 @@ def _events(records: Iterator[Row | Rejection], columns: dict[str, list[str]], r
             yield Rejection(record[0], record[1], *bad.args, short(record[2]))
             continue
         part = part or _part_of(Path(record[0]))
-        yield user, item, time, session, kind, "valid" if part == "dev" else part
+        yield user, item, time, session, kind, "valid" if part in OTHER_NAMES else part
 
 
 def _sequences(records: Iterator[Row | Rejection], columns: dict[str, list[str]], report: Report) -> Iterator[Event | Rejection]:
@@ -416,9 +421,7 @@ def _sequences(records: Iterator[Row | Rejection], columns: dict[str, list[str]]
             user, target = _id("user_id", cells.get(named["user_id"])), _id("item_id", cells.get(named["item_id"]))
             past = _as_list(cells.get(named["history"]), " ")
             if past is None:
-                raise _BadCell(
-                    "history", "field_type", shown_value(cells.get(named["history"])), "a list of ids"
-                )
+                raise _BadCell("history", "field_type", shown_value(cells.get(named["history"])), "a list of ids")
             ids = [_id("history", one) for one in past]
         except _BadCell as bad:
             yield Rejection(file, row, *bad.args, short(cells))

@@ -52,7 +52,7 @@ def held_out(found: Histories) -> dict[str, set[tuple[str, int]]]:
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(EVENTS, st.sampled_from(["leave_one_out", "time"]), st.sampled_from(["user", "session"]), st.integers(1, 4))
 def test_every_event_is_in_training_or_held_out_and_never_both(tmp_path_factory, rows, split, by, least):
     expected = defaultdict(list)
@@ -157,6 +157,7 @@ def test_instruments_has_the_published_counts(tmp_path, public_data):
     assert found.fingerprint == read_histories(tmp_path / "events.parquet").fingerprint  # its published split is leave-one-out
 
 
+@pytest.mark.slow
 def test_amazon_office_is_rebuilt_from_cut_histories(tmp_path, public_data):
     report = import_events(public_data / "amazon_office" / "*.csv", tmp_path / "events.parquet")
     assert report.rejected_rows == 0
