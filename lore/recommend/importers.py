@@ -376,7 +376,7 @@ def _json_rows(path: Path, required: list[str], encoding: str | None) -> Iterato
             yield Rejection(str(path), row, "row", "field_type", shown_value(value), "a JSON object", {"key": short(key)})
 
 
-class _BadCell(Exception):
+class BadCell(Exception):
     """Field, reason, what was found and what was expected."""
 
 
@@ -397,7 +397,7 @@ def _events(records: Iterator[Row | Rejection], columns: dict[str, list[str]], r
             user, item = _id("user_id", cells["user_id"]), _id("item_id", cells["item_id"])
             time = _seconds(cells["time"]) if "time" in cells else float(number)
             session, kind, part = (_id(name, cells[name]) if cells.get(name) else None for name in ("session_id", "kind", "split"))
-        except _BadCell as bad:
+        except BadCell as bad:
             yield Rejection(record[0], record[1], *bad.args, short(record[2]))
             continue
         part = part or _part_of(Path(record[0]))
@@ -421,9 +421,9 @@ def _sequences(records: Iterator[Row | Rejection], columns: dict[str, list[str]]
             user, target = _id("user_id", cells.get(named["user_id"])), _id("item_id", cells.get(named["item_id"]))
             past = _as_list(cells.get(named["history"]), " ")
             if past is None:
-                raise _BadCell("history", "field_type", shown_value(cells.get(named["history"])), "a list of ids")
+                raise BadCell("history", "field_type", shown_value(cells.get(named["history"])), "a list of ids")
             ids = [_id("history", one) for one in past]
-        except _BadCell as bad:
+        except BadCell as bad:
             yield Rejection(file, row, *bad.args, short(cells))
             continue
         part = _part_of(Path(file))
@@ -489,11 +489,11 @@ def _id(name: str, cell: Any) -> str:
     text = id_text(cell) if isinstance(cell, str | bytes | int | float | Decimal) and not isinstance(cell, bool) else ""
     if not text:
         empty = cell is None or not str(cell).strip()
-        raise _BadCell(name, f"{name}_empty" if empty else "field_type", shown_value(cell), "an id")
+        raise BadCell(name, f"{name}_empty" if empty else "field_type", shown_value(cell), "an id")
     if len(text) > MAX_ID_CHARACTERS:
-        raise _BadCell(name, "text_too_long", f"{len(text):,} characters", f"at most {MAX_ID_CHARACTERS:,}")
+        raise BadCell(name, "text_too_long", f"{len(text):,} characters", f"at most {MAX_ID_CHARACTERS:,}")
     if "\0" in text or encodable(text) != text:
-        raise _BadCell(name, "encoding", ascii(text[:80]), ENCODING_HINT)
+        raise BadCell(name, "encoding", ascii(text[:80]), ENCODING_HINT)
     return text
 
 
@@ -508,4 +508,4 @@ def _seconds(cell: Any) -> float:
             return number / next((unit for unit in (1e9, 1e6, 1e3) if abs(number) > unit * 1e8), 1.0)
     except (ValueError, TypeError, OverflowError):
         pass
-    raise _BadCell("time", "field_type", shown_value(cell), "seconds since 1970, or a date such as 2018-06-01T12:00")
+    raise BadCell("time", "field_type", shown_value(cell), "seconds since 1970, or a date such as 2018-06-01T12:00")
