@@ -81,11 +81,7 @@ def read_codes(path: str | Path, item_ids: Sequence[str]) -> Codes:
 
     Raises LoreError for a damaged file and for items without codes.
     """
-    path = Path(path)
-    path = path / CODES if path.is_dir() else path
-    if not path.is_file():
-        raise LoreError(f"{path} does not exist, so the items have no codes.\nName a run of stage semantic_ids, or a JSON file.")
-    known, values, size = _from_json(path) if path.suffix == ".json" else _from_parquet(path)
+    known, values, size, _ = read_codes_table(path)
     rows = {item: row for row, item in enumerate(known)}
     if len(rows) < len(known):
         raise LoreError(f"{path} names {len(known) - len(rows):,} items twice, so their codes are unknown. Name each item once.")
@@ -102,6 +98,15 @@ def read_codes(path: str | Path, item_ids: Sequence[str]) -> Codes:
         raise LoreError(f"{path} has {reason(error)}.\nMake the codes again.") from error
 
 
+def read_codes_table(path: str | Path) -> tuple[list[str], np.ndarray, int, np.ndarray]:
+    """(item ids, codes [N, L], codes per level, relocated [N]) of whatever `read_codes` reads."""
+    path = Path(path)
+    path = path / CODES if path.is_dir() else path
+    if not path.is_file():
+        raise LoreError(f"{path} does not exist, so the items have no codes.\nName a run of stage semantic_ids, or a JSON file.")
+    return _from_json(path) if path.suffix == ".json" else _from_parquet(path)
+
+
 def read_codes_card(path: str | Path) -> dict[str, Any]:
     """The card of a run's codes. Raises LoreError for a damaged or missing one."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
@@ -109,7 +114,7 @@ def read_codes_card(path: str | Path) -> dict[str, Any]:
     return read_object(folder / CARD, lost, advice)
 
 
-def _from_parquet(path: Path) -> tuple[list[str], np.ndarray, int]:
+def _from_parquet(path: Path) -> tuple[list[str], np.ndarray, int, np.ndarray]:
     card = read_codes_card(path)
     with open_parquet(path, "Run the recipe of stage semantic_ids again.") as parquet:
         table = parquet.read()
@@ -119,14 +124,15 @@ def _from_parquet(path: Path) -> tuple[list[str], np.ndarray, int]:
         if column.null_count or None in items or type(size) is not int or type(levels) is not int or levels < 1:
             raise ValueError("an empty cell, or a card without levels and size")
         values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(items), levels)
+        relocated = table.column("relocated").to_numpy()
         if make_codes(values, size).fingerprint != card["fingerprint"]:
             raise ValueError("other codes than its card says")
     except (KeyError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
         raise LoreError(f"{path} is damaged ({reason(error)}).\nRun the recipe of stage semantic_ids again.") from error
-    return items, values, size
+    return items, values, size, relocated
 
 
-def _from_json(path: Path) -> tuple[list[str], np.ndarray, int]:
+def _from_json(path: Path) -> tuple[list[str], np.ndarray, int, np.ndarray]:
     expected = 'Expected {"<item_id>": ["<a_170>", "<b_224>", ...]} with one token per level for every item.'
     if path.stat().st_size > MAX_BYTES:
         raise LoreError(f"{path} has {path.stat().st_size:,} bytes; codes may have {MAX_BYTES:,}.\n{expected}")
@@ -139,7 +145,7 @@ def _from_json(path: Path) -> tuple[list[str], np.ndarray, int]:
     except (ValueError, TypeError) as error:
         raise LoreError(f"{path} cannot be read as codes ({reason(error)}).\n{expected}") from error
     array = np.asarray(values, dtype=np.int32)
-    return list(found), array, int(array.max()) + 1
+    return list(found), array, int(array.max()) + 1, np.zeros(len(array), dtype=bool)
 
 
 def _code(token: Any, level: int) -> int:
