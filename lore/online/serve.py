@@ -8,6 +8,7 @@ with status 0. A second signal ends it at once.
 """
 
 import asyncio
+import gc
 import logging
 import math
 import multiprocessing
@@ -75,6 +76,8 @@ class OnlineServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.service.start()
+        gc.collect()
+        gc.freeze()  # a full collection would look at all objects of the libraries, and hold up the event loop meanwhile
         for listener in sockets or ():
             try:
                 listener.listen(BACKLOG)  # uvloop would not say that another program, which bound the port too, listens already
@@ -88,6 +91,7 @@ class OnlineServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
         await self.service.close()
+        gc.unfreeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; the second ends at once, unless a supervisor decides on that."""

@@ -1,6 +1,7 @@
 """The server: it starts, answers over a socket, drains, and loses no accepted request."""
 
 import asyncio
+import gc
 import json
 import os
 import shutil
@@ -186,6 +187,17 @@ def test_a_port_that_is_taken_while_the_service_warms_up_is_an_error(folder):
         server = OnlineServer(Service(recipe_of(folder), open_student(folder)))
         with pytest.raises(LoreError, match="cannot be listened on"):
             server.run(sockets=[listener])
+
+
+def test_no_full_garbage_collection_holds_up_the_event_loop(folder):
+    frozen = []
+
+    async def then(address):
+        frozen.append(gc.get_freeze_count())
+
+    with bound_socket("127.0.0.1", 0) as listener:
+        OnlineServer(Service(recipe_of(folder), open_student(folder)), then).run(sockets=[listener])
+    assert frozen[0] > 10_000 and gc.get_freeze_count() == 0
 
 
 def test_keys_that_are_missing_are_said_before_anything_is_loaded(folder, monkeypatch):
