@@ -1,8 +1,8 @@
 """The sequence model: a history of items in, a score for every item of the catalogue out.
 
-A bidirectional encoder (BERT4Rec, arXiv 1904.06690; with semantic ids Q-BERT4Rec, arXiv 2512.02474) or a causal one (SASRec, arXiv
-1808.09781, here with cross-entropy over the whole catalogue instead of sampled negatives). Both are transformers' BertModel. An item's
-vector is read at the input and compared with at the output (tied):
+A bidirectional encoder (BERT4Rec, arXiv 1904.06690; with semantic ids Q-BERT4Rec, arXiv 2512.02474) or a causal one (SASRec,
+arXiv 1808.09781, here with cross-entropy over the whole catalogue instead of sampled negatives). Both are transformers' BertModel.
+An item has one vector, at the input and at the output (tied):
 
     vector = g(n) * id vector + sum over code prefixes p of g(n_p) * vector of p,    g(n) = n / (n + evidence)
 
@@ -57,14 +57,21 @@ class ItemVectors(nn.Module):
                 groups.append(group)
                 shares.append(_evidence(np.bincount(group, weights=counts), network.evidence)[group])
                 self.parts.append(nn.Parameter(torch.randn(int(group.max()) + 1, size) * network.spread))
-        self.register_buffer("groups", torch.as_tensor(np.asarray(groups, dtype=np.int64).reshape(-1, len(counts))), persistent=False)
-        self.register_buffer("shares", torch.as_tensor(np.asarray(shares, dtype=np.float32).reshape(-1, len(counts))), persistent=False)
-        self.register_buffer("id_share", torch.as_tensor(_evidence(counts, network.evidence), dtype=torch.float32), persistent=False)
+        self.register_buffer(
+            "groups", torch.as_tensor(np.asarray(groups, dtype=np.int64).reshape(-1, len(counts))), persistent=False
+        )
+        self.register_buffer(
+            "shares", torch.as_tensor(np.asarray(shares, dtype=np.float32).reshape(-1, len(counts))), persistent=False
+        )
+        self.register_buffer(
+            "id_share", torch.as_tensor(_evidence(counts, network.evidence), dtype=torch.float32), persistent=False
+        )
 
     def forward(self) -> torch.Tensor:
         """[V, d]"""
         parts = [
-            F.embedding(group, part) * share[:, None] for group, part, share in zip(self.groups, self.parts, self.shares, strict=True)
+            F.embedding(group, part) * share[:, None]
+            for group, part, share in zip(self.groups, self.parts, self.shares, strict=True)
         ]
         if self.ids is not None:
             ids = self.ids * self.id_share[:, None]
@@ -172,6 +179,7 @@ def save_model(model: SequenceModel, folder: Path, item_ids: Sequence[str], code
         "item_ids": list(item_ids),
     }
     with folder_written_whole(folder) as part:
+        part.mkdir()
         save_file(tensors | {"counts": torch.from_numpy(counts)}, part / WEIGHTS)
         (part / CARD).write_text(json.dumps(card, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -186,7 +194,9 @@ def load_model(path: str | Path) -> tuple[SequenceModel, list[str], list[Codes],
     folder = recommender_folder(path)
     lost, advice = "it is unknown what the model recommends", "Copy the model's folder again, or run its recipe again."
     if folder is None:
-        raise LoreError(f"{path} holds no model of stage recommender ({CARD}), so {lost}.\nName a finished run of stage recommender.")
+        raise LoreError(
+            f"{path} holds no model of stage recommender ({CARD}), so {lost}.\nName a finished run of stage recommender."
+        )
     card = read_object(folder / CARD, lost, advice)
     try:
         network = NetworkSection.model_validate(card["network"])
@@ -232,8 +242,9 @@ class TrainedRecommender:
         """
         if not self.codes or [one.values.shape for one in codes] != [(len(item_ids), one.levels) for one in self.codes]:
             raise LoreError(
-                f"The model reads {len(self.codes)} sets of codes, and the {len(item_ids)} new items come with {len(codes)}, so it cannot "
-                "place them.\nGive every new item codes of the same runs of stage semantic_ids. A model on ids alone has to be trained again."
+                f"The model reads {len(self.codes)} sets of codes, and the {len(item_ids)} new items come with {len(codes)}, so it "
+                "cannot place them.\nGive every new item codes of the same runs of stage semantic_ids. A model on ids alone has to "
+                "be trained again."
             )
         with torch.inference_mode():
             vectors = torch.cat([self.vectors, self.model.items.of_new(self.codes, codes)])

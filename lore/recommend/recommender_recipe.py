@@ -22,7 +22,7 @@ class NetworkSection(StrictModel):
     ids: bool = True
     """Every item has a vector of its own, beside those of its codes. false: codes alone, for a catalogue that changes daily."""
     parts: Literal["prefixes", "levels"] = "prefixes"
-    """prefixes: a vector for every prefix of codes (a, ab, abc); levels: one for every code of a level, whatever stands before it."""
+    """prefixes: a vector for every prefix of codes (a, ab, abc); levels: one for every code of a level, whatever is before it."""
     evidence: float = Field(0.0, ge=0, le=1e6)
     """Training events after which an id or prefix counts for one half, see lore.recommend.model. 0: all count in full."""
     id_dropout: Share = 0.0

@@ -3,12 +3,12 @@
     accelerate launch recipes/recommend/pretrain.yaml
     accelerate launch recipes/recommend/finetune.yaml
 
-Pre-training hides places of the histories by a mixture of masks; fine-tuning (model.name) goes on with the last place alone. One row
-is the training part of one history. The mask of a row is drawn from the seed and the row's visit, so it depends neither on the number
-of processes nor on an interruption.
+Pre-training hides places of the histories by a mixture of masks; fine-tuning (model.name) goes on with the last place alone. One
+row is the training part of one history. The mask of a row is drawn from the seed and the row's visit, so it depends neither on the
+number of processes nor on an interruption.
 
-Left out: negative sampling, since the softmax goes over the whole catalogue, and a choice of the best epoch on held-out events, since
-the learning rate falls to 0 and the last epoch is as good (docs/lab/recommend.md).
+Left out: negative sampling, since the softmax goes over the whole catalogue, and a choice of the best epoch on held-out events,
+since the learning rate falls to 0 and the last epoch is as good.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def run(recipe: RecommenderRecipe, folder: RunFolder) -> None:
     freeze_weights(model, recipe.train.freeze)
     lengths = np.minimum(histories.train_ends[users] - histories.starts[users], model.network.history)
     order = training_order(lengths, recipe.train.batch_size, steps, recipe.seed)
-    say(f"{model.network.title(bool(codes))}: {len(users):,} histories, {len(counts):,} items, {steps:,} steps of {recipe.train.batch_size}")
+    title = model.network.title(bool(codes))
+    say(f"{title}: {len(users):,} histories, {len(counts):,} items, {steps:,} steps of {recipe.train.batch_size}")
     trainer = Trainer(
         model=model,
         args=args,
@@ -98,8 +99,8 @@ def start(recipe: RecommenderRecipe, histories: Histories) -> tuple[SequenceMode
     model, item_ids, codes, counts = load_model(recipe.model.name)
     if item_ids != histories.item_ids:
         raise LoreError(
-            f"{recipe.model.name} was trained on {len(item_ids):,} items and data has {len(histories.item_ids):,}, or the same in another "
-            "order, so its vectors are those of other items.\nName the same data.items and data.events as the earlier run.",
+            f"{recipe.model.name} was trained on {len(item_ids):,} items and data has {len(histories.item_ids):,}, or the same in "
+            "another order, so its vectors are those of other items.\nName the same data.items and data.events as the earlier run.",
             same_on_every_rank=True,
         )
     return model.train(), codes, counts
@@ -112,7 +113,9 @@ def check(recipe: RecommenderRecipe, folder: RunFolder, model: SequenceModel, st
         weights, optimizer = saved_bytes(model, None)
         copies = recipe.train.keep_checkpoints + 1 if recipe.train.save_every else 0
         what = f"{copies} checkpoints and the final weights"
-        check_room(folder.path, copies * (weights + optimizer) + weights, what, ["lower train.keep_checkpoints"], replaced=("checkpoints",))
+        check_room(
+            folder.path, copies * (weights + optimizer) + weights, what, ["lower train.keep_checkpoints"], replaced=("checkpoints",)
+        )
 
     dry_pass(recipe.stage, {"disk space": disk_space})
 
