@@ -35,6 +35,7 @@ STAGE_CHECKS: dict[str, tuple[str, ...]] = {
     "label": _ASKING,
     "distill": ("positions", "vocabulary", "neighbors", "saving", "disk space"),
     "semantic_ids": ("positions", "photos", "disk space"),
+    "recommender": ("disk space",),
     "export": ("saving", "weights format", "verdict tokens", "vocabulary", "disk space"),
 }
 """Names of a stage's checks, in the order in which they run. Other stages load no model. `export` is the command of that name."""
