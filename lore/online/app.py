@@ -275,7 +275,7 @@ class Endpoints:
         pairs = await self._read(rows)
         exchange.mark("parse")
         answers, photos = await _while_connected(request, self._answered(exchange, rows, pairs, deadline_seconds))
-        self.metrics.answered(answers, {})
+        self.metrics.answered(answers)
         if self.shadow is not None:
             exchange.after = BackgroundTask(_offer, self.shadow, pairs, answers)
         late = sum(answer.late for answer in answers)
@@ -306,7 +306,7 @@ class Endpoints:
         answers = list(pairs)
         if asked:
             left = max(deadline_seconds - exchange.elapsed_seconds(), SHORTEST_SECONDS)
-            found = await self.service.router.answer([pairs[index] for index in asked], left)
+            found = await self.service.router.answer([pairs[index] for index in asked], left, exchange.within)
             for index, answer in zip(asked, found, strict=True):
                 answers[index] = answer
         exchange.mark("answer")

@@ -56,7 +56,9 @@ class Exchange:
     started: float = field(default_factory=time.perf_counter)
     status: int = 0
     stages: dict[str, float] = field(default_factory=dict)
-    """Seconds of each stage."""
+    """Seconds of each stage, one after the other."""
+    within: dict[str, float] = field(default_factory=dict)
+    """Seconds of what happened within the stage `answer`, see lore.online.answer.Answering; some of it at the same time."""
     said: dict[str, Any] = field(default_factory=dict)
     """What the log line adds."""
     after: BackgroundTask | None = None
@@ -68,6 +70,9 @@ class Exchange:
         elapsed = self.elapsed_seconds()
         self.stages[stage] = elapsed - self._marked
         self._marked = elapsed
+
+    def all_seconds(self) -> dict[str, float]:
+        return self.stages | self.within
 
     def elapsed_seconds(self) -> float:
         return time.perf_counter() - self.started
@@ -95,7 +100,7 @@ class Observed:
                 exchange.status = message["status"]
                 headers = [*message["headers"], (b"x-request-id", exchange.id.encode())]
                 if exchange.stages:
-                    timings = (f"{name};dur={seconds * 1000:.2f}" for name, seconds in exchange.stages.items())
+                    timings = (f"{name};dur={seconds * 1000:.2f}" for name, seconds in exchange.all_seconds().items())
                     headers.append((b"server-timing", ", ".join(timings).encode()))
                 message = message | {"headers": headers}
             await send(message)
@@ -151,7 +156,7 @@ def _report(scope: Any, exchange: Exchange) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name in TRACE_HEADERS}
         more = {f"lore.{name}": exchange.said[name] for name in ("pairs", "late", "error") if name in exchange.said}
         more |= {f"lore.answers.{source}": count for source, count in exchange.said.get("sources", {}).items()}
-        traces.request(path, exchange.status, seconds, exchange.stages, more | {"lore.request_id": exchange.id}, headers)
+        traces.request(path, exchange.status, seconds, exchange.all_seconds(), more | {"lore.request_id": exchange.id}, headers)
 
 
 def _log(scope: Any, exchange: Exchange) -> None:
@@ -164,7 +169,7 @@ def _log(scope: Any, exchange: Exchange) -> None:
         "path": getattr(scope.get("route"), "path", None),  # an unknown path could hold anything
         "status": exchange.status,
         "ms": round(exchange.elapsed_seconds() * 1000, 2),
-        "stages_ms": {name: round(seconds * 1000, 2) for name, seconds in exchange.stages.items()},
+        "stages_ms": {name: round(seconds * 1000, 2) for name, seconds in exchange.all_seconds().items()},
         **exchange.said,
     }
     log.info(json.dumps(line))

@@ -194,6 +194,8 @@ def test_the_service_starts_without_redis_and_a_wrong_password_is_named(tmp_path
         noted = Noted()
         assert asyncio.run(asked(opened(server, noted, password_variable="CACHE_PASSWORD"), noted)) is None
         assert noted.failed == {"dropped": 1, "unreachable": 1}
+        with pytest.raises(LoreError, match="asks for a password, and cache.password_variable names none"):
+            say_what_is_there(opened(server), "redis")
     say_what_is_there(opened(server), "redis")
     said = capfd.readouterr().err + str(error.value)
     assert "starts without its cache" in said and "wrong-secret" not in said

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ from students_online import Gated
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
 from lore.online.config import OnlineRecipe
+from lore.online.log_lines import LogWriter, logged
 from lore.online.serve import OnlineServer, bound_socket, serve
 from lore.online.service import Service, canary_gate, default_threads, open_service
 from lore.online.start import serve_command
@@ -89,6 +91,10 @@ def test_the_service_answers_over_a_socket_as_the_student_does(folder):
         assert ask(address, "/ready", None)[0] == 200
         status, said = ask(address)
         assert status == 200 and len(said["verdicts"]) == len(expected)
+        request = urllib.request.Request(address + "/judge", json.dumps(BODY).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as response:
+            stages = [part.partition(";")[0] for part in response.headers["server-timing"].split(", ")]
+        assert stages[:4] == ["read", "parse", "answer", "write"] and {"encode", "queue", "model", "student"} == {*stages[4:]}
         assert server.service.judge_ids == {"student": said["verdicts"][0]["judge_id"]}
     assert [row["tier"] for row in said["verdicts"]] == expected
 
@@ -152,6 +158,58 @@ def test_a_stuck_student_is_answered_for_at_the_deadline(folder):
         student.gate.clear()
         status, said = ask(address, body=BODY | {"deadline_ms": 50.0})
         assert status == 200 and {row["failure"] for row in said["verdicts"]} == {"no_answer_in_time"}
+
+
+def test_every_line_of_the_log_is_json_and_holds_no_text_of_a_request(folder, capfd):
+    with logged(), running(recipe_of(folder)) as (_, address, _student):
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as client:
+            client.sendall(b"secret garbage\r\n\r\n")
+            assert client.recv(1000).startswith(b"HTTP/1.1 400")
+        assert ask(address)[0] == 200
+        try:
+            raise ValueError("a secret of the pair")
+        except ValueError as error:
+            logging.getLogger("asyncio").error("Task exception was never retrieved\nfuture: secret", exc_info=error)
+        logging.getLogger("uvicorn.error").info("not worth a line")
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [(line.get("logger"), line.get("status")) for line in lines] == [("uvicorn.error", None), (None, 200), ("asyncio", None)]
+    assert "Invalid HTTP request" in lines[0]["message"] and lines[0]["level"] == "warning"
+    assert lines[2]["exception"] == "ValueError"
+    assert "secret" not in json.dumps(lines)
+
+
+def test_a_terminal_that_takes_no_more_holds_nothing_up(monkeypatch):
+    opened, lines = threading.Event(), []
+    monkeypatch.setattr("lore.online.log_lines.MOST_WAITING", 3)
+    monkeypatch.setattr("lore.online.log_lines.print_note", lambda line: opened.wait(30) and lines.append(line))
+    writer = LogWriter()
+    writer.start()
+    writer.put("0")
+    until(writer._lines.empty)
+    for number in range(1, 7):
+        writer.put(str(number))
+    opened.set()
+    until(lambda: len(lines) == 5)
+    writer.close()
+    assert lines[:2] == ["0", "1"] and json.loads(lines[2])["message"].startswith("3 lines") and lines[3:] == ["2", "3"]
+
+
+def test_a_signal_before_the_student_is_warm_ends_the_service(folder, monkeypatch, capfd):
+    monkeypatch.setattr("lore.online.batcher.CLOSE_SECONDS", 0.05)
+    student = Gated(open_student(folder))
+    student.gate.clear()
+    server = OnlineServer(Service(recipe_of(folder), student))
+    with bound_socket("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        until(lambda: student.batches)  # it warms up
+        server.handle_exit(signal.SIGTERM, None)
+        thread.join(30)
+        assert not thread.is_alive() and not server.started
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(listener.getsockname(), 5)
+    student.gate.set()
+    assert "ends before it has answered" in capfd.readouterr().err
 
 
 def test_one_request_is_tried_and_printed_with_its_answer(folder, tmp_path, capfd):
@@ -220,6 +278,27 @@ def test_a_dry_run_prints_every_value_and_what_is_missing(write_recipe, tmp_path
     assert "# student.path: " in shown and "# route.frequencies: " in shown
     with pytest.raises(LoreError, match="something is missing"):
         serve_command(str(path), [])
+
+
+def test_a_dry_run_names_the_variables_that_are_not_set(write_recipe, folder, monkeypatch, capfd):
+    monkeypatch.setenv("SET_KEYS", "a-key-of-the-service")
+    for name in ("NO_KEYS", "NO_PASSWORD", "NO_JUDGE_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    judge = f"judge: {{path: {folder}, endpoint: {{url: http://127.0.0.1:9/v1, key_variable: NO_JUDGE_KEY}}}}"
+    cache = "cache: {store: redis://127.0.0.1:9/0, password_variable: NO_PASSWORD}"
+    lines = f"stage: online\nrun: online\nstudent: {{path: {folder}}}\n{judge}\n{cache}\nserve: {{keys_variable: NO_KEYS}}"
+    path = write_recipe("online.yaml", lines)
+    assert serve_command(str(path), [], dry_run=True) == 0
+    shown = capfd.readouterr().out
+    for key, name in (
+        ("serve.keys_variable", "NO_KEYS"),
+        ("cache.password_variable", "NO_PASSWORD"),
+        ("judge.endpoint.key_variable", "NO_JUDGE_KEY"),
+    ):
+        assert f"# {key}: the environment variable {name} is not set" in shown
+    serve_command(str(path), ["serve.keys_variable=SET_KEYS"], dry_run=True)
+    shown = capfd.readouterr().out
+    assert "# serve.keys_variable" not in shown and "a-key-of-the-service" not in shown
 
 
 def test_a_recipe_whose_needs_have_not_run_is_refused(write_recipe, demo, folder):
@@ -310,6 +389,22 @@ def test_sigterm_loses_no_accepted_request_and_exits_with_0(write_recipe, export
     # Every client ends with a connection that nobody accepted; none lost the answer to one that was.
     reasons = [error.reason if isinstance(error, urllib.error.URLError) else error for error in errors]
     assert all(isinstance(reason, ConnectionRefusedError | ConnectionResetError) for reason in reasons), reasons
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "after"), [(1, "answers at"), (2, None)])
+def test_ctrl_c_during_the_start_ends_with_0_and_without_a_traceback(write_recipe, exported, workers, after):
+    with started(write_recipe, exported, workers=workers) as (process, _):
+        said = ""
+        if after:
+            while after not in said:
+                said += process.stdout.readline()
+        else:
+            until(lambda: len(children(process)) == workers, 60)  # that import
+        for pid in [process.pid, *children(process)]:
+            os.kill(pid, signal.SIGINT)
+        said += process.communicate(timeout=60)[0]
+        assert process.returncode == 0 and "Traceback" not in said, said
 
 
 @pytest.mark.slow
