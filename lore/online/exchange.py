@@ -19,12 +19,14 @@ from pydantic_core import to_json
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from lore.online.answer import Draining, Refused
+from lore.online.answer import Draining, Refused, TooManyPairs
 from lore.online.metrics import SCHEMAS
 
 MAX_SHOWN_ERRORS = 10
 KINDS = {404: "not_found", 405: "method_not_allowed"}
 SHED = ("overloaded", "draining")
+UNANSWERED_HEADER = b"x-lore-unanswered"
+"""Pairs of the reply that nobody answered by the deadline. Without it, there are none."""
 TRACE_HEADERS = (b"traceparent", b"tracestate")
 log = logging.getLogger("lore.online.requests")
 _ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
@@ -99,6 +101,8 @@ class Observed:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 headers = [*message["headers"], (b"x-request-id", exchange.id.encode())]
+                if unanswered := exchange.said.get("unanswered"):
+                    headers.append((UNANSWERED_HEADER, str(unanswered).encode()))
                 if exchange.stages:
                     timings = (f"{name};dur={seconds * 1000:.2f}" for name, seconds in exchange.all_seconds().items())
                     headers.append((b"server-timing", ", ".join(timings).encode()))
@@ -124,6 +128,7 @@ def add_error_replies(app: FastAPI) -> None:
     app.add_exception_handler(StarletteHTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(TooManyPairs, _too_many)
 
 
 def _request_id(scope: Any) -> str:
@@ -205,6 +210,10 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
     found = [{"loc": [str(part)[:100] for part in one["loc"]], "message": one["msg"][:200]} for one in wrong]
     message = f"{'.'.join(found[0]['loc'])}: {found[0]['message']}"
     return _reply(exchange_of(request), ApiError(422, "invalid_request", message), found)
+
+
+async def _too_many(request: Request, error: TooManyPairs) -> Response:
+    return _reply(exchange_of(request), ApiError(413, "too_many_pairs", str(error)))
 
 
 async def _refused(request: Request, error: Refused) -> Response:

@@ -8,6 +8,7 @@ with status 0. A second signal ends it at once, and so does the first one before
 """
 
 import asyncio
+import gc
 import math
 import multiprocessing
 import os
@@ -82,6 +83,7 @@ class OnlineServer(uvicorn.Server):
         try:
             if not await self._warm():
                 return
+            gc.freeze()  # with what a judge loads, a full collection takes half a second, in which nothing is answered
             for listener in sockets or ():
                 try:
                     listener.listen(BACKLOG)  # uvloop would not say that another program, which bound the port too, listens already
@@ -90,6 +92,7 @@ class OnlineServer(uvicorn.Server):
             await super().startup(sockets)
         finally:
             if not self.started:
+                gc.unfreeze()
                 await self.service.close()
         if self.then is not None:
             self.then_task = asyncio.create_task(self.then(address_of(sockets[0])))
@@ -111,6 +114,7 @@ class OnlineServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        gc.unfreeze()
         await self.service.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

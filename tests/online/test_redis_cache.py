@@ -81,6 +81,22 @@ def test_verdicts_come_back_for_their_judge_only(empty):
     asyncio.run(asked())
 
 
+def test_many_verdicts_are_sent_in_parts(empty, monkeypatch):
+    monkeypatch.setattr("lore.online.redis_cache.SENT_AT_ONCE", 2)
+
+    async def asked():
+        cache, sent = opened(empty), []
+        pipeline = cache._client.pipeline
+        monkeypatch.setattr(cache._client, "pipeline", lambda **how: sent.append(pipeline(**how)) or sent[-1])
+        await cache.put([key(n) for n in range(5)], [verdict(n) for n in range(5)])
+        await cache._behind.close()
+        found = await cache.get([key(n) for n in range(5)])
+        assert len(sent) == 3 and [one.verdict for one in found] == [stored(n) for n in range(5)]
+        await cache.close()
+
+    asyncio.run(asked())
+
+
 def test_verdicts_expire(empty, tmp_path):
     folder = write_labels(tmp_path / "labels", [label_row("q", "a", "L1", content=key(1))], stamp=JUDGE.name)
     (file,) = (folder / "verdicts").iterdir()

@@ -1,6 +1,7 @@
 """The server: it starts, answers over a socket, drains, and loses no accepted request."""
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -99,6 +100,12 @@ def test_the_service_answers_over_a_socket_as_the_student_does(folder):
     assert [row["tier"] for row in said["verdicts"]] == expected
 
 
+def test_what_was_loaded_at_the_start_is_left_out_of_garbage_collection(folder):
+    with running(recipe_of(folder)):
+        assert gc.get_freeze_count() > 10_000
+    assert not gc.get_freeze_count()
+
+
 def test_a_shutdown_answers_accepted_requests_and_refuses_new_ones(folder):
     with running(recipe_of(folder)) as (server, address, student):
         student.gate.clear()
@@ -158,6 +165,15 @@ def test_a_stuck_student_is_answered_for_at_the_deadline(folder):
         student.gate.clear()
         status, said = ask(address, body=BODY | {"deadline_ms": 50.0})
         assert status == 200 and {row["failure"] for row in said["verdicts"]} == {"no_answer_in_time"}
+        body = json.dumps({"query": "mug", "documents": ["a", "b", ""]}).encode()
+        headers = {"Content-Type": "application/json", "x-envoy-expected-rq-timeout-ms": "50"}
+        with urllib.request.urlopen(urllib.request.Request(address + "/rerank", body, headers), timeout=30) as response:
+            assert response.headers["x-lore-unanswered"] == "2"
+            assert json.load(response)["meta"]["warnings"] == ["2 of 3 documents had no answer by the deadline; they are last"]
+        student.gate.set()
+        headers["x-envoy-expected-rq-timeout-ms"] = "20000"
+        with urllib.request.urlopen(urllib.request.Request(address + "/rerank", body, headers), timeout=30) as response:
+            assert "x-lore-unanswered" not in response.headers and "warnings" not in json.load(response)["meta"]
 
 
 def test_every_line_of_the_log_is_json_and_holds_no_text_of_a_request(folder, capfd):
