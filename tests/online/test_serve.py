@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,11 +26,14 @@ from students_online import Gated
 
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
+from lore.online.cache import open_cache
+from lore.online.cache_store import CachedJudge
 from lore.online.config import OnlineRecipe
 from lore.online.log_lines import LogWriter, logged
 from lore.online.serve import OnlineServer, bound_socket, serve
 from lore.online.service import Service, canary_gate, default_threads, open_service
 from lore.online.start import serve_command
+from lore.online.traces import open_traces
 from lore.run.runner import run_command
 from lore.student.canary import CANARIES
 from lore.student.scorer import open_student
@@ -368,6 +372,41 @@ def children(process: subprocess.Popen) -> list[int]:
     with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
         found = [int(child) for child in file.read().split()]
     return [child for child in found if b"spawn_main" in open(f"/proc/{child}/cmdline", "rb").read()]
+
+
+@pytest.mark.parametrize(
+    ("absent", "extra", "section"),
+    [
+        ("fastapi", "online", {}),
+        ("prometheus_client", "online", {}),
+        ("redis", "online", {"cache": {"store": "redis://127.0.0.1:9/0", "judge": "runs/grpo"}}),
+        ("opentelemetry", "traces", {"serve": {"traces": "http://127.0.0.1:4318"}}),
+        ("onnxruntime", "student", {}),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_with_its_extra(folder, monkeypatch, tmp_path, absent, extra, section):
+    hidden = [name for name in sys.modules if name.partition(".")[0] == absent or name.endswith(("redis_cache", "onnx_session"))]
+    for name in hidden:
+        monkeypatch.delitem(sys.modules, name)
+    find = PathFinder.find_spec
+
+    def find_others(name, *more):
+        return None if name.partition(".")[0] == absent else find(name, *more)
+
+    monkeypatch.setattr(PathFinder, "find_spec", find_others)
+    monkeypatch.setattr("lore.online.cache.cached_judge", lambda path, base: CachedJudge(path, "w:r:r", "", []))
+    student = shutil.copytree(folder, tmp_path / "student")
+    (student / "model.onnx").touch()
+    recipe = OnlineRecipe.model_validate(recipe_of(student).model_dump() | section)
+    with pytest.raises(LoreError) as error:
+        recipe.check_packages()
+        if recipe.cache.store != "none":
+            open_cache(recipe.cache, None)
+        if recipe.serve.traces is not None:
+            open_traces(recipe.serve.traces)
+        open_student(student)
+    said = str(error.value)
+    assert f"pip install 'lore-relevance[{extra}]'" in said and "not installed" in said and said.count("\n") == 1
 
 
 @pytest.mark.slow
