@@ -24,7 +24,7 @@ MOST_OPEN = 2000
 """Requests under way; more are not sent, and counted."""
 REQUEST_SECONDS = 30.0
 MOST_SHOWN = 3
-DURATION = re.compile(r"dur=([\d.]+)")
+DURATION = re.compile(r"\b(?:read|parse|photos|answer|write);dur=([\d.]+)")  # the others lie within `answer`
 Expected = dict[str, dict[str, tuple[str, str, list[float]]]]
 """pair_id -> source -> judge_id, tier, probabilities."""
 

@@ -32,6 +32,8 @@ STAGES = {
     "evaluate": ("lore.eval.config:EvaluateRecipe", "lore.eval.evaluate:run"),
     "label": ("lore.label.recipe:LabelRecipe", "lore.label.label:run"),
     "distill": ("lore.distill.config:DistillRecipe", "lore.distill.distill:run"),
+    "semantic_ids": ("lore.recommend.config:SemanticIdsRecipe", "lore.recommend.semantic_ids:run"),
+    "recommender": ("lore.recommend.recommender_recipe:RecommenderRecipe", "lore.recommend.training:run"),
     "online": ("lore.online.config:OnlineRecipe", "lore.online.start:run"),
 }
 

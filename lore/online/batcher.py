@@ -32,6 +32,9 @@ ENCODED_PAIRS = 64
 """Pairs that are tokenized in one piece."""
 CLOSE_SECONDS = 5.0
 """For the batches that are under way at the end."""
+LEAST_SHARE = 0.5
+"""A request is refused if less than this share of its pairs could be scored by its deadline. Above it, some answers are better than
+none, and the measured rate is not exact."""
 SHARE_OF_NEWEST = 0.1
 """Weight of the newest batch in the measured rate."""
 Stage = Literal["queue", "encode", "model"]
@@ -58,6 +61,8 @@ class Ticket:
     """(index of the pair, its row), those with a photo first, then by length, the longest first."""
     pieces: int = 0
     """Pieces that are still to be tokenized."""
+    too_long_seconds: float | None = None
+    """Set for a request that is refused, because its pairs alone would take so many seconds. It is done then, without verdicts."""
 
     def answer(self, index: int, verdict: Verdict) -> None:
         """Takes the verdict of one pair."""
@@ -95,6 +100,8 @@ class Batcher:
         self.batch_tokens = batch_tokens or scorer.batch_tokens
         self.tokens_per_second: float | None = None
         """Measured, over all threads; None before the first batch."""
+        self.best_tokens_per_second = 0.0
+        """The highest that `tokens_per_second` has been."""
         self.typical_seconds = 0.0
         """Seconds that a request takes here, as measured; 0 before the first."""
         self.batch_seconds = 0.0
@@ -189,6 +196,10 @@ class Batcher:
                 ticket.answer(index, self._failed(ticket.pairs[index], row))
             else:
                 rows.append((index, row))
+        if not at and rows and self._takes_too_long(ticket, sum(row["length"] for _, row in rows) / len(rows)):
+            self.leave(ticket)
+            ticket.done.set_result(None)
+            return
         if ticket.pieces:
             self._encode_next(ticket, at + ENCODED_PAIRS)
         rows.sort(key=lambda one: (one[1]["photo"] is None, -one[1]["length"]))
@@ -197,6 +208,18 @@ class Batcher:
             self._entered += 1
             heappush(self._queue, (ticket.due, self._entered, ticket))
             self._wake.set()
+
+    def _takes_too_long(self, ticket: Ticket, tokens_a_pair: float) -> bool:
+        """Whether the pairs of a ticket alone, at the best rate so far, take much longer than its deadline allows. What fits into
+        one batch a thread is always tried."""
+        tokens = tokens_a_pair * len(ticket.pairs)
+        if not self.best_tokens_per_second or tokens <= self.batch_tokens * self.parallel:
+            return False
+        seconds = tokens / self.best_tokens_per_second
+        if (ticket.due - ticket.entered) / seconds >= LEAST_SHARE:
+            return False
+        ticket.too_long_seconds = seconds
+        return True
 
     # Batches
 
@@ -280,8 +303,10 @@ class Batcher:
         rate, mean = tokens / max(seconds, 1e-6) * self.parallel, tokens / len(batch)
         if self.tokens_per_second is None:
             self.tokens_per_second, self.batch_seconds, self._tokens_per_pair = rate, seconds, mean
+            self.best_tokens_per_second = rate
             return
         self.tokens_per_second += SHARE_OF_NEWEST * (rate - self.tokens_per_second)
+        self.best_tokens_per_second = max(self.best_tokens_per_second, self.tokens_per_second)
         self.batch_seconds += SHARE_OF_NEWEST * (seconds - self.batch_seconds)
         self._tokens_per_pair += SHARE_OF_NEWEST * (mean - self._tokens_per_pair)
 
