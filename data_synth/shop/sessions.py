@@ -2,8 +2,8 @@
 
 A shopper likes one color, and a session stays in one family of items (lamps, coats, ...). With probability `loyalty` the next
 item is of the session's family and the shopper's color, else of the family alone. The color is visible only in the titles and
-attributes (`visible: text`; all photos show the same gray), only in the photos (`photo`), or in one of the two, each item in
-another (`mixed`). Cold items are for sale only in the last hour: a history's last two events are in it, and half of them take
+attributes (`visible: text`; all photos show the same gray), only in the photos (`photo`), or in one of the two, item by
+item (`mixed`). Cold items are for sale only in the last hour: a history's last two events are in it, and half of them take
 cold items. So ids can predict a warm item, and only what an item looks like can predict a cold one.
 
 Left out of real shops: tastes that change or have several sides, prices, positions on a page, purchases together. Never to be
