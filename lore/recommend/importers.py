@@ -277,7 +277,7 @@ def _opened(
     if mapped:
         return chain(head, rows), {name: [column] for name, column in mapped.items()}
     names = {name for cells in first for name in cells}
-    there = names | {one for column in known.values() for one in column if "." in one and any(_cell(row, one) for row in first)}
+    there = names | {one for column in known.values() for one in column if "." in one and any(at_path(row, one) for row in first)}
     columns = {name: [one for one in aliases if one in there] for name, aliases in known.items()}
     columns = {name: found[:1] if what == "events" else found for name, found in columns.items() if found}
     if missing := [name for name in NEEDED[what] if name not in columns]:
@@ -296,23 +296,24 @@ def _events(records: Iterator[Row | Rejection], columns: dict[str, list[str]], r
     """One event per row. Without times, the number of the row stands for the time."""
     named = {name: found[0] for name, found in columns.items()}
     about_anything = "." in named["item_id"]  # a log of all that people do
+    read = at_path if any("." in column for column in named.values()) else dict.get
     for number, record in enumerate(records):
         report.rows += 1
         if isinstance(record, Rejection):
             yield record
             continue
-        cells = {name: _cell(record[2], column) for name, column in named.items()}
+        cells = {name: read(record[2], column) for name, column in named.items()}
         if about_anything and cells["item_id"] in NOTHING:
             report.left_out += 1
             continue
         try:
             user, item = _id("user_id", cells["user_id"]), _id("item_id", cells["item_id"])
             time = _seconds(cells["time"]) if "time" in cells else float(number)
-            session, kind, part = (_id(name, cells[name]) if id_text(cells.get(name)) else None for name in OPTIONAL)
+            session, kind, part = (_id(name, cells[name]) if name in cells and id_text(cells[name]) else None for name in OPTIONAL)
         except BadCell as bad:
             yield Rejection(record[0], record[1], *bad.args, short(record[2]))
             continue
-        part = part or part_of(Path(record[0]))
+        part = part or part_of(record[0])
         yield user, item, time, session, kind, "valid" if part in VALID else part
 
 
@@ -338,7 +339,7 @@ def _sequences(records: Iterator[Row | Rejection], columns: dict[str, list[str]]
         except BadCell as bad:
             yield Rejection(file, row, *bad.args, short(cells))
             continue
-        part = part_of(Path(file))
+        part = part_of(file)
         split |= part is not None
         window = array("i", [numbers.setdefault(one, len(numbers)) for one in (*ids, target)])
         if not _joined(sequences.setdefault(user, (array("i"), bytearray())), window, SPLITS.index(part or "train")):
@@ -382,10 +383,6 @@ def _find(items: bytes, window: bytes, size: int) -> int:
     while found % size and found >= 0:  # a number's bytes are not another's
         found = items.find(window, found + 1)
     return found // size
-
-
-def _cell(cells: dict[str, Any], column: str) -> Any:
-    return at_path(cells, column) if "." in column else cells.get(column)
 
 
 def _as_list(cell: Any, between: str | None = None) -> list[Any] | None:

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ def source_files(path: str | Path) -> list[Path]:
     return sorted(found or table_files(str(path), "PATH", other=True), key=lambda file: SPLITS.index(part_of(file) or "train"))
 
 
-def part_of(file: Path) -> str | None:
+@lru_cache(maxsize=64)
+def part_of(file: str | Path) -> str | None:
     """The published part that the name of a file tells: x.train.inter, valid_x.csv."""
-    words = re.split(r"[._-]", file.name.lower())
+    words = re.split(r"[._-]", Path(file).name.lower())
     return next((part for part in SPLITS if part in words), "valid" if VALID & {*words} else None)
 
 
