@@ -80,8 +80,8 @@ def checked_scores(recommender: Recommender, histories: list[np.ndarray], items:
     scores = np.array(recommender.scores(histories))
     if scores.shape != (len(histories), items):
         raise LoreError(
-            f"{recommender.name} scores {scores.shape[-1]:,} items for {len(histories):,} histories, and the catalogue has {items:,} "
-            "items.\nIt was trained on another catalogue: name the items file of its training, or train it again."
+            f"{recommender.name} gives scores {scores.shape} for {len(histories):,} histories and a catalogue of {items:,} items.\n"
+            "It was trained on another catalogue: name the items file of its training, or train it again."
         )
     if np.isnan(scores).any():
         raise LoreError(f"{recommender.name} gives scores that are not numbers (nan), so its items have no order. Train it again.")
