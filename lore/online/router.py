@@ -26,8 +26,8 @@ MOST_LAG, LAG_KEPT = 0.2, 0.9
 """Share of a deadline by which answers leave earlier if the event loop is late; of the known lag, what a deadline that passes
 keeps."""
 MOST_WAIT = 0.5
-"""Share of the time until the deadline that the queue may take when a request is accepted. The rest is for what delays a batch and is
-not in its measured rate: rows that fill it badly, tokenization, and the event loop under load."""
+"""Share of the time until the deadline that the queue may take when a request is accepted. The rest is for what delays a batch and
+is not in its measured rate: rows that fill it badly, tokenization, and the event loop under load."""
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.1, 30.0
 SHARE_OF_NEWEST = 0.1
 TURN_SECONDS = 2e-3
