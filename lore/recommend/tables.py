@@ -1,7 +1,7 @@
 """Catalogue and events on disk: items.parquet and events.parquet, as `lore data import items|events` writes them.
 
 An event is (user_id, item_id, time) with, as far as the log has them, session_id, kind (purchase, click) and split. An item is a
-Pair without a query. read_histories brings an events file into the order of time and holds events out; it keeps about 60 bytes per
+Pair without a query. read_histories brings an events file into the order of time and holds events out; it takes about 140 bytes per
 event in memory. Left out: weights of kinds, repeated consumption as its own task, k-core filters of items.
 """
 
