@@ -89,22 +89,28 @@ def cooccurrence(
     `backward` times as much where it came before. The row of i is divided by its sum to the power of damping: 0 for counts, 1 for
     shares.
 
-    codes, prefixes: weight of the mean score of the items that share a prefix of 1, 2, ... levels, the coarsest first; the item
-    itself is one of them.
+    codes, prefixes: see `shelves`.
     """
     after = _followers(histories, window, decay)
     pairs = (after + backward * after.T).tocsr() if backward else after
     sums = np.asarray(pairs.sum(axis=1)).reshape(-1)
     to = (sparse.diags_array(np.maximum(sums, 1e-12) ** -damping) @ pairs).astype(np.float32).tocsr()
-    shelves = [] if codes is None else [_shelf(codes, level, weight) for level, weight in enumerate(prefixes, 1) if weight]
-    return Neighbors(name, to, _tie_break(histories), last, fade, tuple(shelves))
+    return Neighbors(name, to, _tie_break(histories), last, fade, shelves(codes, prefixes))
 
 
 def item_knn(
-    histories: Histories, *, neighbors: int = 200, shrinkage: float = 5.0, last: int = 10, fade: float = 0.7, name: str = "item-kNN"
+    histories: Histories,
+    *,
+    neighbors: int = 200,
+    shrinkage: float = 5.0,
+    last: int = 10,
+    fade: float = 0.7,
+    codes: Codes | None = None,
+    prefixes: Sequence[float] = (),
+    name: str = "item-kNN",
 ) -> Neighbors:
     """Items that the same users took, in any order: cosine of the items' users, with `shrinkage` added to the denominator (Sarwar
-    et al. 2001), of the nearest `neighbors` of each item."""
+    et al. 2001), of the nearest `neighbors` of each item. codes, prefixes: see `shelves`."""
     there = np.flatnonzero(histories.in_training())
     users = histories.users()[there]
     ends = histories.train_ends[users]
@@ -125,7 +131,13 @@ def item_knn(
     kept = rank < neighbors
     size = len(histories.item_ids)
     to = sparse.csr_matrix((cosine[kept].astype(np.float32), (row[kept], column[kept])), shape=(size, size))
-    return Neighbors(name, to, _tie_break(histories), last, fade)
+    return Neighbors(name, to, _tie_break(histories), last, fade, shelves(codes, prefixes))
+
+
+def shelves(codes: Codes | None, prefixes: Sequence[float]) -> tuple[Shelf, ...]:
+    """What an item gets from the items that share a prefix of 1, 2, ... codes with it: their mean score, times prefixes[0],
+    prefixes[1], ... The item itself is one of them: left out, an item alone on its shelf would fall behind for no reason."""
+    return () if codes is None else tuple(_shelf(codes, level, weight) for level, weight in enumerate(prefixes, 1) if weight)
 
 
 def _followers(histories: Histories, window: int, decay: float) -> sparse.csr_matrix:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -136,7 +136,8 @@ class RecommendEvalRecipe(BaseRecipe):
         for name in self.models:
             if rows.count(name) > 1:
                 yield Conflict((f"models.{name}",), "the name of a baseline's row", "another name")
-        for key, wanted in {"reference": self.reference} | {f"models.{row}.control_of": of for row, of in self.controls().items()}.items():
+        named = {f"models.{row}.control_of": of for row, of in self.controls().items()}
+        for key, wanted in ({"reference": self.reference} | named).items():
             if wanted is not None and wanted not in rows:
                 yield Conflict((key,), wanted, f"a row of the table: {', '.join(rows)}", nearest(wanted, rows))
         for row, of in self.controls().items():

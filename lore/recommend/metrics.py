@@ -50,7 +50,8 @@ def mean_gains(table: np.ndarray, above: np.ndarray, tied: np.ndarray) -> np.nda
 
 
 def measure(recommender: Recommender, histories: Histories, part: Part, title: str = "") -> Measured:
-    """Scores the catalogue for every target of a part. title: of the progress bar. Raises LoreError for scores that are not numbers."""
+    """Scores the catalogue for every target of a part. title: of the progress bar. Raises LoreError for scores that are not
+    numbers."""
     targets, size = histories.targets(part), len(histories.item_ids)
     table, shown = gains(size), np.zeros(size, dtype=np.int64)
     values = np.zeros((len(RULES), len(targets), len(METRICS)), dtype=np.float32)
