@@ -49,13 +49,13 @@ def mean_gains(table: np.ndarray, above: np.ndarray, tied: np.ndarray) -> np.nda
     return ((sums[:, above + tied + 1] - sums[:, above]) / (tied + 1)).T
 
 
-def measure(recommender: Recommender, histories: Histories, part: Part) -> Measured:
-    """Scores the catalogue for every target of a part. Raises LoreError for scores that are not numbers."""
+def measure(recommender: Recommender, histories: Histories, part: Part, title: str = "") -> Measured:
+    """Scores the catalogue for every target of a part. title: of the progress bar. Raises LoreError for scores that are not numbers."""
     targets, size = histories.targets(part), len(histories.item_ids)
     table, shown = gains(size), np.zeros(size, dtype=np.int64)
     values = np.zeros((len(RULES), len(targets), len(METRICS)), dtype=np.float32)
     at_once = max(1, min(1024, SCORES_AT_ONCE // size))
-    for start in track(range(0, len(targets), at_once), f"scores of {recommender.name}"):
+    for start in track(range(0, len(targets), at_once), f"scores of {title or recommender.name}"):
         places = range(start, min(start + at_once, len(targets)))
         before = [histories.before(targets, at) for at in places]
         wanted = histories.items[targets.place[start : start + at_once]]
@@ -80,8 +80,8 @@ def checked_scores(recommender: Recommender, histories: list[np.ndarray], items:
     scores = np.array(recommender.scores(histories))
     if scores.shape != (len(histories), items):
         raise LoreError(
-            f"{recommender.name} scores {scores.shape[-1]:,} items for {len(histories):,} histories, and the catalogue has {items:,} "
-            "items.\nIt was trained on another catalogue: name the items file of its training, or train it again."
+            f"{recommender.name} gives scores {scores.shape} for {len(histories):,} histories and a catalogue of {items:,} items.\n"
+            "It was trained on another catalogue: name the items file of its training, or train it again."
         )
     if np.isnan(scores).any():
         raise LoreError(f"{recommender.name} gives scores that are not numbers (nan), so its items have no order. Train it again.")
