@@ -367,7 +367,7 @@ def _joined(sequence: tuple[array[int], bytearray], window: array[int], part: in
         parts.append(0)
     elif (found := _find(items.tobytes(), window.tobytes(), items.itemsize)) >= 0:
         at = found + past
-    elif items[:past] == window[1:]:
+    elif past and items[:past] == window[1:]:
         at = past
         items.insert(0, window[0])
         parts.insert(0, 0)

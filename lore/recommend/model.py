@@ -7,8 +7,10 @@ An item has one vector, at the input and at the output (tied):
     vector = g(n) * id vector + sum over code prefixes p of g(n_p) * vector of p,    g(n) = n / (n + evidence)
 
 with n training events of the item and n_p of the items that share the prefix: what has been seen rarely leans on what it shares.
-Without ids the vector comes from the codes alone. Items that the history holds get one learned score on top, since they come again
-in some shops and never in others.
+Without ids the vector comes from the codes alone. The score of an item is the product of the state with its vector, plus two parts
+that vectors would have to spend their dimensions on: the log of its training events times a learned weight, so that items which
+share a prefix may differ in popularity; and, for an item that the history holds, one learned number, since items come again in some
+shops and never in others.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ from lore.support.untrusted_json import read_object
 
 CARD, WEIGHTS = "recommender.json", "model.safetensors"
 IGNORE = -100
-SEEN_SCALE = 10.0
-"""Steps of the learned score of taken items are this much larger than those of other weights: it has to move by several units."""
+SCALE = 10.0
+"""Steps of the two learned numbers of the score are this much larger than those of other weights: they have to move by units."""
 MASK, PAD = 0, 1
 """Tokens before the items: item i is token i + ITEMS."""
 ITEMS = 2
@@ -108,6 +110,10 @@ class SequenceModel(nn.Module):
         self.items = ItemVectors(network, codes, counts)
         self.mask = nn.Parameter(torch.randn(1, network.hidden) * network.spread)
         self.seen = nn.Parameter(torch.zeros(()))
+        self.popularity = nn.Parameter(torch.tensor(1 / SCALE)) if network.popularity else None
+        self.register_buffer(
+            "log_counts", torch.as_tensor(np.log1p(counts) - np.log1p(counts).mean(), dtype=torch.float32), persistent=False
+        )
         causal = network.kind == "sasrec"
         config = BertConfig(
             vocab_size=1,  # items are read as vectors
@@ -138,7 +144,7 @@ class SequenceModel(nn.Module):
         if labels is None:
             return {"vectors": vectors, "states": states}
         rows, at = (labels != IGNORE).nonzero(as_tuple=True)
-        scores = self.scores(states[rows, at], vectors, self._taken(tokens, rows, at))
+        scores = self.scores(states[rows, at], vectors, self.prior(), self._taken(tokens, rows, at))
         total = F.cross_entropy(scores, labels[rows, at], reduction="sum")
         return {"loss": total / (len(rows) if num_items_in_batch is None else num_items_in_batch)}
 
@@ -159,11 +165,15 @@ class SequenceModel(nn.Module):
             taken = taken.masked_fill(torch.arange(tokens.shape[1], device=tokens.device) > at[:, None], PAD)
         return taken
 
-    def scores(self, states: torch.Tensor, vectors: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
+    def prior(self) -> torch.Tensor:
+        """Scores [V] of the items before anything is known of the user."""
+        return torch.zeros_like(self.log_counts) if self.popularity is None else SCALE * self.popularity * self.log_counts
+
+    def scores(self, states: torch.Tensor, vectors: torch.Tensor, prior: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
         """Scores [N, V] of all items at states [N, d]. taken [N, L]: tokens of the history."""
-        scores = states @ vectors.T
+        scores = torch.addmm(prior.to(states.dtype), states, vectors.T)
         rows, places = (taken >= ITEMS).nonzero(as_tuple=True)
-        seen = (SEEN_SCALE * self.seen).to(scores.dtype).expand(len(rows))
+        seen = (SCALE * self.seen).to(scores.dtype).expand(len(rows))
         return scores.index_put_((rows, taken[rows, places] - ITEMS), seen, accumulate=True)
 
 
@@ -219,8 +229,16 @@ class TrainedRecommender:
     item_ids [V]: of the catalogue that it scores: the one of the training, with new items behind it after `with_items`.
     """
 
-    def __init__(self, model: SequenceModel, item_ids: list[str], codes: list[Codes], vectors: torch.Tensor, name: str = ""):
-        self.model, self.item_ids, self.codes, self.vectors = model, item_ids, codes, vectors
+    def __init__(
+        self,
+        model: SequenceModel,
+        item_ids: list[str],
+        codes: list[Codes],
+        vectors: torch.Tensor,
+        prior: torch.Tensor,
+        name: str = "",
+    ):
+        self.model, self.item_ids, self.codes, self.vectors, self.prior = model, item_ids, codes, vectors, prior
         self.name = name or model.network.title(bool(codes))
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
@@ -233,7 +251,7 @@ class TrainedRecommender:
         tokens = padded(rows, PAD)
         with torch.inference_mode():
             states = self.model.states(tokens, self.vectors)[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
-            return self.model.scores(states, self.vectors, tokens).numpy()
+            return self.model.scores(states, self.vectors, self.prior, tokens).numpy()
 
     def with_items(self, item_ids: Sequence[str], codes: Sequence[Codes]) -> TrainedRecommender:
         """The same model with new items behind its catalogue, read and scored by the code prefixes that they share with known ones.
@@ -248,14 +266,15 @@ class TrainedRecommender:
             )
         with torch.inference_mode():
             vectors = torch.cat([self.vectors, self.model.items.of_new(self.codes, codes)])
-        return TrainedRecommender(self.model, [*self.item_ids, *item_ids], self.codes, vectors, self.name)
+            prior = torch.cat([self.prior, self.prior.min().expand(len(item_ids))])
+        return TrainedRecommender(self.model, [*self.item_ids, *item_ids], self.codes, vectors, prior, self.name)
 
 
 def open_recommender(path: str | Path) -> TrainedRecommender:
     """The model of a run of stage recommender. Raises LoreError for a damaged or missing one."""
     model, item_ids, codes, _ = load_model(path)
     with torch.inference_mode():
-        return TrainedRecommender(model, item_ids, codes, model.items())
+        return TrainedRecommender(model, item_ids, codes, model.items(), model.prior())
 
 
 def padded(rows: Sequence[np.ndarray], fill: int) -> torch.Tensor:

@@ -25,6 +25,8 @@ class NetworkSection(StrictModel):
     """prefixes: a vector for every prefix of codes (a, ab, abc); levels: one for every code of a level, whatever is before it."""
     evidence: float = Field(0.0, ge=0, le=1e6)
     """Training events after which an id or prefix counts for one half, see lore.recommend.model. 0: all count in full."""
+    popularity: bool = True
+    """Scores begin at the log of an item's training events, and the vectors learn what shoppers differ in."""
     id_dropout: Share = 0.0
     """Share of the items that are read and scored without their id in a step, so that the codes learn to stand for them."""
     hidden: int = Field(64, ge=8, le=65_536)
@@ -36,7 +38,7 @@ class NetworkSection(StrictModel):
     dropout: float = Field(0.3, ge=0, lt=1)
     """Dropout probability in the encoder."""
     history: int = Field(50, ge=2, le=100_000)
-    """The last items of a history that are read."""
+    """The last places of a history that are read; for bert4rec with the one that is predicted."""
     spread: float = Field(0.02, gt=0, le=10)
     """Standard deviation of the items' vectors at the beginning."""
 
@@ -50,7 +52,7 @@ class NetworkSection(StrictModel):
         return base if not codes else f"Q-{base}" if self.ids else f"Q-{base}, codes alone"
 
 
-class CodesSection(StrictModel):
+class SemanticIdsSection(StrictModel):
     """The semantic ids that the model reads."""
 
     paths: list[str] = Field([], max_length=8)
@@ -123,7 +125,7 @@ class RecommenderRecipe(TrackedRecipe):
     """The histories. Only training events are learned from."""
     model: StartSection = StartSection()
     network: NetworkSection = NetworkSection()
-    codes: CodesSection = CodesSection()
+    codes: SemanticIdsSection = SemanticIdsSection()
     masks: MasksSection = MasksSection()
     train: TrainSection = TrainSection(epochs=20, batch_size=128, lr=1e-3, schedule="linear", warmup=0.05)
 
@@ -132,7 +134,7 @@ class RecommenderRecipe(TrackedRecipe):
         if self.model.name is None and not self.network.ids and not self.codes.paths:
             yield Conflict(("network.ids", "codes.paths"), "neither ids nor codes", "network.ids: true, or codes")
         if self.model.name is not None:
-            for key, section in (("network", NetworkSection()), ("codes", CodesSection())):
+            for key, section in (("network", NetworkSection()), ("codes", SemanticIdsSection())):
                 if getattr(self, key) != section:
                     yield Conflict((key, "model.name"), f"{key} beside an earlier run", f"no {key}: the earlier run has its own")
         if self.network.kind == "sasrec" and self.masks != MasksSection():
