@@ -72,6 +72,7 @@ def recommenders(recipe: RecommendEvalRecipe, histories: Histories) -> dict[str,
     counted = {
         "popularity": lambda **_: popularity(histories),
         "co-occurrence": lambda **more: cooccurrence(histories, **recipe.cooccurrence.model_dump(), **more),
+        "co-occurrence both ways": lambda **more: cooccurrence(histories, backward=1.0, **recipe.cooccurrence.model_dump(), **more),
         "item-kNN": lambda **more: item_knn(histories, **recipe.item_knn.model_dump(), **more),
     }
     found: dict[str, Callable[[], Recommender]] = {name: counted[name] for name in recipe.baselines}
