@@ -12,7 +12,8 @@ student is all-MiniLM-L6-v2 with a random head in INT8, the pairs are those of t
                bare_ours: the student's own session and its smaller batches, in threads side by side. CPU seconds are those of all
                threads of the service without those of the client; seconds by the clock have the client's time in them too.
     latency    p50 and p99 at 70 % of the peak, for requests that arrive at random (p99 below 3 times p50). The peak is that of
-               eight clients that send one request after the other.
+               eight clients that send one request after the other. Beside it the ratio of an ideal queue, whose requests all take
+               the same time and are answered in turn.
     cached     pairs per second from the cache with 1 and 2 workers, 32 pairs a request (5,000 on two cores).
     deadlines  requests with a deadline of 50 ms, while the judge takes 10 to 90 ms: by the service's own clock none is answered
                after 60 ms, and the late ones are answered by the student, marked late. client_woke_10_ms_late says how often
@@ -25,6 +26,7 @@ student is all-MiniLM-L6-v2 with a random head in INT8, the pairs are those of t
 """
 
 import argparse
+import heapq
 import json
 import os
 import random
@@ -172,8 +174,21 @@ def bare(bench: Bench) -> None:
 # Latency
 
 
+def ideal_ratio(servers: int, share: float = SHARE_OF_PEAK, requests: int = 400_000) -> float:
+    """p99 over p50 of a queue whose requests arrive at random and all take the same time, in the order of arrival."""
+    arrivals = np.random.default_rng(0).exponential(1 / (share * servers), requests).cumsum()
+    free, took = [0.0] * servers, np.empty(requests)
+    for at, arrival in enumerate(arrivals):
+        done = max(arrival, heapq.heappop(free)) + 1
+        heapq.heappush(free, done)
+        took[at] = done - arrival
+    middle, last = np.percentile(took, (50, 99))
+    return float(last / middle)
+
+
 def latency(bench: Bench) -> None:
     seconds = bench.given.seconds
+    bench.row("latency", **{f"ratio_of_an_ideal_queue_with_{servers}_servers": ideal_ratio(servers) for servers in (1, 2)})
     for size in bench.given.sizes:
         with bench.service(f"latency-{size}", serve={"deadline_ms": LONG_MS}) as served:
             bodies = bench.bodies(size)

@@ -16,6 +16,7 @@ import re
 import re._constants as op
 import re._parser as sre
 import time
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,7 @@ from lore.data_synth.synthesis.trace import Draft, Evidence, Wish
 from lore.data_synth.synthesis.verify import ALL as CHECKS
 from lore.data_synth.synthesis.verify import Verifier
 from lore.eval.derived_slices import derived_slices
+from lore.recommend.importers import ITEM_COLUMNS, BadCell
 from lore.rewards.config import RewardsSection
 from lore.rewards.reward import Rewards
 from lore.rubric.demand import Demand, read_demands
@@ -50,7 +52,7 @@ from lore.support.nearest import nearest
 ROOMS = ["lore.codec", "lore.data", "lore.data.tables", "lore.data.importers", "lore.rewards", "lore.rubric.demand"]
 ROOMS += ["lore.support.text", "lore.support.nearest", "lore.support.markdown", "lore.eval.derived_slices"]
 ROOMS += [f"lore.data_synth.synthesis.{name}" for name in ("trace", "verify", "facts", "knowledge", "multimodal", "rules")]
-ROOMS += ["lore.data_synth.perturb.rewrites"]
+ROOMS += ["lore.data_synth.perturb.rewrites", "lore.recommend.importers", "lore.recommend.section", "lore.recommend.source_rows"]
 
 SHORT, LONG = 1_000, 8_000  # characters; the square of 8 is told from 8 on a busy machine
 ENOUGH_SECONDS = 0.05  # a function that is done by then is fast enough; one of quadratic time is not
@@ -154,7 +156,25 @@ CALLS = {
     "lore.data_synth.perturb.rewrites.title_order": lambda text: _function("lore.data_synth.perturb.rewrites.title_order")(
         replace(PAIR, title=text), MATERIAL, random.Random(1)
     ),
+    "lore.recommend.importers._item_values": lambda text: [
+        _function("lore.recommend.importers._item_values")(dict.fromkeys(ITEM_COLUMNS, said), ITEMS_READ, Counter())
+        for said in (text, f"[{text}", f"['{text}']")
+    ],
+    "lore.recommend.importers._seconds": lambda text: [_cell_call(text), _cell_call(f"1{text}")],
+    "lore.recommend.importers._id": lambda text: _cell_call(text, "_id"),
 }
+
+
+ITEMS_READ = {name: [name] for name in ITEM_COLUMNS}
+
+
+def _cell_call(text: str, name: str = "_seconds") -> None:
+    try:
+        _function(f"lore.recommend.importers.{name}")(*(["user_id"] if name == "_id" else []), text)
+    except BadCell:
+        pass
+
+
 WISHES = [Wish("colour", "red", "red")]
 
 OWN = "a text of this program, of the recipe or of the checkpoint"
@@ -199,6 +219,7 @@ UNTIMED = {
     "lore.data_synth.synthesis.verify._script": "one letter",
     "lore.data_synth.synthesis.verify.coverage": "timed in the pipeline",
     "lore.eval.derived_slices._named": "joins texts",
+    "lore.recommend.importers._opened": "the map that a user typed",
 }
 
 

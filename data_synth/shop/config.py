@@ -1,4 +1,4 @@
-"""Recipes of the stages world and words. Nothing here imports torch."""
+"""Recipes of the stages world, words and sessions. Nothing here imports torch."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -12,6 +12,7 @@ from lore.support.bounds import MAX_COUNT
 
 SEALED_SEEDS = frozenset(range(7000, 7100))
 """Seeds reserved for benchmarks. Recipes that make training pairs refuse them."""
+SEALED = f"another seed: {min(SEALED_SEEDS)} to {max(SEALED_SEEDS)} are sealed for benchmarks, which must stay unseen"
 
 
 class WorldRecipe(BaseRecipe):
@@ -41,8 +42,7 @@ class WorldRecipe(BaseRecipe):
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.seed in SEALED_SEEDS:
-            expected = f"another seed: {min(SEALED_SEEDS)} to {max(SEALED_SEEDS)} are sealed for benchmarks, which must stay unseen"
-            yield Conflict(("seed",), str(self.seed), expected)
+            yield Conflict(("seed",), str(self.seed), SEALED)
 
     def derived(self) -> dict[str, Any]:
         return {"pairs": sum(self.pairs.values()), "files": [f"{split}.parquet" for split in self.pairs]}
@@ -69,3 +69,31 @@ class WordsRecipe(BaseRecipe):
         return {"texts": self.texts, "files": ["corpus.parquet"]}
 
 
+class SessionsRecipe(BaseRecipe):
+    """Generates what shoppers of the embedded shop took: a catalogue, a log of events, and the taste behind it."""
+
+    result_files = frozenset({"items.parquet", "events.parquet", "styles.jsonl", "tastes.jsonl"})
+
+    stage: Literal["sessions"] = "sessions"
+    language: str = "en"
+    """Name of a lexicon in data_synth/shop/lexicons."""
+    items: int = Field(800, ge=200, le=MAX_COUNT)
+    """Size of the catalogue."""
+    shoppers: int = Field(3000, ge=1, le=MAX_COUNT)
+    """Number of shoppers, each with one history."""
+    sessions: int = Field(4, ge=1, le=80)
+    """Most sessions of a shopper before the last one. A session has two to four events."""
+    visible: Literal["text", "photo", "mixed"] = "photo"
+    """Where the color is visible that decides what a shopper likes: only in the texts, only in the photos, or (mixed) only in the
+    text of half of the items and only in the photo of the others."""
+    loyalty: Share = 0.85
+    """Share of the events that follow the shopper's taste."""
+    cold: float = Field(0.2, ge=0, le=0.5)
+    """Share of the items that are for sale only in the last hour, which no training event is in."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.seed in SEALED_SEEDS:
+            yield Conflict(("seed",), str(self.seed), SEALED)
+
+    def derived(self) -> dict[str, Any]:
+        return {"files": ["items.parquet", "events.parquet", "styles.jsonl", "tastes.jsonl"]}

@@ -1,7 +1,8 @@
 """The embedded shop: pairs with labels, reasoning and photos, a search log, a fact table and a corpus for a base model.
 
 Every row is a function of (seed, split, index), so any part of any size streams in bounded memory and is the same on every
-machine. Left out of a real shop: sessions, clicks, ranking, prices over time. Never to be presented as real data.
+machine. Left out of a real shop: clicks, ranking, prices over time; sessions are a stage of their own. Never to be presented as
+real data.
 
     lore world --pairs 1000000 --out shop/
 """

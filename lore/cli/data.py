@@ -1,4 +1,5 @@
-"""`lore data`: import, check, count and split rated pairs. Imports inside functions keep `lore --help` fast."""
+"""`lore data`: import, check, count and split rated pairs; import catalogues and logs of events. Imports inside functions keep
+`lore --help` fast."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from lore.cli.options import FORCE
 from lore.support.bounds import MAX_SEED
 from lore.support.errors import LoreError
 from lore.support.terminal import print_json, print_line, print_note
+from lore.support.text import printable
 
 SHOWN_COLUMNS = 40
 app = typer.Typer(
@@ -44,7 +46,7 @@ def _errors() -> Iterator[None]:
 
 @app.command("import")
 def import_(
-    source: str = typer.Argument(..., help="crowdflower, homedepot, wands, esci, rair or table."),
+    source: str = typer.Argument(..., help="Pairs: crowdflower, homedepot, wands, esci, rair or table. Also: items or events."),
     path: str = typer.Argument(..., help="File or folder of the source; hub:chenJi/RAIR streams rair from the Hugging Face hub."),
     out: str = typer.Option(
         ...,
@@ -58,9 +60,11 @@ def import_(
         None, help="Text encoding of csv and jsonl files, such as latin-1; default: detected (UTF-8, UTF-16, csv files of Excel)."
     ),
     map: list[str] = typer.Option(
-        None, "--map", help="table: field=column,... ; attributes.<name>=column; locale=column for the market. Repeatable."
+        None,
+        "--map",
+        help="table, items, events: field=column,... ; attributes.<name>=column; table: locale=column for the market. Repeatable.",
     ),
-    delimiter: str = typer.Option(None, help="table: column delimiter of a csv file, such as ';'; default: told by the header."),
+    delimiter: str = typer.Option(None, help="Column delimiter of a csv file, such as ';'; default: told by the header."),
     locale: str = typer.Option(None, help="esci: us, es, jp, or several separated by commas; default all."),
     small: bool = typer.Option(
         None, "--small-version/--large-version", help="esci: only rows of the small (ranking) or the large version; default all."
@@ -79,8 +83,19 @@ def import_(
     force: bool = FORCE,
     as_json: bool = JSON,
 ) -> None:
-    """Convert a public format or any table to a validated pairs file."""
+    """Convert a public format or any table to a validated pairs file, catalogue (items) or log (events)."""
     with _errors():
+        if source in ("items", "events"):
+            photos = {"image_roots": _roots(image_root), "embed_images": embed_images, "keep_bad_photos": keep_bad_photos}
+            others = {"--rubric": rubric, "--locale": locale, "--config": config, "--small-version": small, "--caption": caption}
+            others |= {"--drop-duplicates": drop_duplicates}
+            others |= {"--strict": strict, "--image-root": image_root, **photos} if source == "events" else {}
+            if unused := [f"--{name.lstrip('-').replace('_', '-')}" for name, value in others.items() if value]:
+                raise LoreError(f"{source} has no option {unused[0]}. Leave it out.")
+            given = {"map": ",".join(map or []), "encoding": encoding, "delimiter": delimiter, "force": force}
+            given |= {"strict": strict, **photos} if source == "items" else {}
+            _import_for_recommendations(source, path, out, as_json, given)
+            return
         from lore.data.import_pairs import import_pairs
         from lore.data.importers import open_source
         from lore.rubric.rubric import load_rubric, rubric_file, rubric_metadata
@@ -221,6 +236,34 @@ def split(
         for name in shares:
             if not counts[name]:
                 print_note(f"{name} is empty, because {by} has too few values. Change --seed or --fractions.")
+
+
+def _import_for_recommendations(source: str, path: str, out: str, as_json: bool, options: dict[str, Any]) -> None:
+    from lore.recommend.importers import import_events, import_items
+    from lore.support.outputs import output_path
+
+    report = (import_items if source == "items" else import_events)(path, output_path(out), **options)
+    if as_json:
+        print_json(report.as_json())
+        return
+    lines = [
+        ["rows read", report.rows],
+        [source, report.kept],
+        *([name, count] for name, count in report.counts.items()),
+        ["equal rows folded into one", report.duplicates],
+        *([["left out: about no item", report.left_out]] if report.left_out else []),
+        ["rows rejected", report.rejected_rows],
+        *([f"  {reason}", count] for reason, count in report.reasons.most_common()),
+        *([f"repaired: {name}", count] for name, count in report.repairs.most_common()),
+    ]
+    _table(None, ["what", "count"], [[name, f"{count:,}"] for name, count in lines])
+    for example in report.examples:
+        print_line(f"  {example}")
+    read = ", ".join(f"{name} from {' or '.join(columns)}" for name, columns in report.columns.items())
+    print_line(f"{source.capitalize()}: {report.out} ({printable(read)})")
+    if report.rejected:
+        print_line(f"Rejected rows with their reasons: {report.rejected}")
+    _say_photos_elsewhere(report, Path(report.out), " --embed-images stores the photos in the file.")
 
 
 def _need_pairs(report: Any, out: Path | None) -> None:

@@ -19,6 +19,7 @@ from lore.support.nearest import nearest
 STAGES = {
     "world": ("lore.data_synth.shop.config:WorldRecipe", "lore.data_synth.shop.write:run"),
     "words": ("lore.data_synth.shop.config:WordsRecipe", "lore.data_synth.shop.word_matching_corpus:run"),
+    "sessions": ("lore.data_synth.shop.config:SessionsRecipe", "lore.data_synth.shop.sessions:run"),
     "synthesize": ("lore.data_synth.synthesis.config:SynthesizeRecipe", "lore.data_synth.synthesis.synthesize:run"),
     "harden": ("lore.data_synth.perturb.config:HardenRecipe", "lore.data_synth.perturb.harden:run"),
     "pretrain": ("lore.train.pretrain.config:PretrainRecipe", "lore.train.pretrain.pretrain:run"),
@@ -31,6 +32,9 @@ STAGES = {
     "evaluate": ("lore.eval.config:EvaluateRecipe", "lore.eval.evaluate:run"),
     "label": ("lore.label.recipe:LabelRecipe", "lore.label.label:run"),
     "distill": ("lore.distill.config:DistillRecipe", "lore.distill.distill:run"),
+    "semantic_ids": ("lore.recommend.config:SemanticIdsRecipe", "lore.recommend.semantic_ids:run"),
+    "recommender": ("lore.recommend.recommender_recipe:RecommenderRecipe", "lore.recommend.training:run"),
+    "recommend_eval": ("lore.recommend.eval_config:RecommendEvalRecipe", "lore.recommend.evaluate:run"),
     "online": ("lore.online.config:OnlineRecipe", "lore.online.start:run"),
 }
 

@@ -64,6 +64,8 @@ _TYPES = {
 }
 FIELDS = tuple(Pair.__slots__)
 REQUIRED = ("pair_id", "query", "title")
+ITEM_FIELDS = ("item_id", "title", "attributes", "description", "category", "brand", "shop", "price", "image")
+"""Fields of a catalogue's items: pairs without a query."""
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
@@ -77,13 +79,13 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
     return {"dtype": {"double": "float64"}.get(str(kind), str(kind)), "_type": "Value"}
 
 
-def _schema() -> pa.Schema:
-    columns = [pa.field(name, _TYPES.get(name, pa.string())) for name in FIELDS]
+def _schema(names: Iterable[str]) -> pa.Schema:
+    columns = [pa.field(name, _TYPES.get(name, pa.string())) for name in names]
     features = {column.name: _feature(column.type) for column in columns}
     return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
-PAIR_SCHEMA = _schema()
+PAIR_SCHEMA, ITEM_SCHEMA = _schema(FIELDS), _schema(ITEM_FIELDS)
 
 
 MARKETS = ("locale", "market")

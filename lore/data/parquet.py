@@ -37,11 +37,13 @@ MAX_BATCH_BYTES = 32 * 2**20  # bounds the bytes of a row group, and so a reader
 
 class PairWriter:
     """Writes pairs to one Parquet file. The file appears when the `with` block ends. After an exception in the block there is no
-    file.
+    file. schema: ITEM_SCHEMA for a catalogue, whose items are pairs without a query.
     """
 
-    def __init__(self, path: str | Path, batch_rows: int = 4096, metadata: dict[str, str] | None = None):
-        self.path, self.batch_rows, self.count = Path(path), batch_rows, 0
+    def __init__(
+        self, path: str | Path, batch_rows: int = 4096, metadata: dict[str, str] | None = None, schema: pa.Schema = PAIR_SCHEMA
+    ):
+        self.path, self.batch_rows, self.schema, self.count = Path(path), batch_rows, schema, 0
         self._metadata = metadata or {}
         self._part = part_of(self.path)
         self._kept = True
@@ -50,7 +52,7 @@ class PairWriter:
 
     def __enter__(self) -> "PairWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        schema = PAIR_SCHEMA.with_metadata({**PAIR_SCHEMA.metadata, **self._metadata})
+        schema = self.schema.with_metadata({**self.schema.metadata, **self._metadata})
         self._file = open_part(self._part, self.path)
         self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
         return self
@@ -86,8 +88,8 @@ class PairWriter:
 
     def _flush(self) -> None:
         if self._batch:
-            columns = [to_column(name, [getattr(pair, name) for pair in self._batch]) for name in FIELDS]
-            self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=PAIR_SCHEMA))
+            columns = [to_column(name, [getattr(pair, name) for pair in self._batch]) for name in self.schema.names]
+            self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
             self._batch, self._bytes = [], 0
 
 
@@ -175,9 +177,12 @@ def _warn_of_refused(pair: Pair, file: Path) -> None:
     )
 
 
-def to_pairs(batch: pa.RecordBatch, names: Iterable[str], file: str | Path) -> Iterator[Pair]:
-    """The pairs of a batch with these fields. file: where it comes from, for errors."""
-    filled, values = [], []
+def to_pairs(
+    batch: pa.RecordBatch, names: Iterable[str], file: str | Path, given: dict[str, str] | None = None
+) -> Iterator[Pair]:
+    """The pairs of a batch with these fields. file: where it comes from, for errors. given: values of all rows, of items without a
+    query and a pair_id."""
+    filled, values, given = [], [], given or {}
     for name in names:
         column = batch.column(name)
         if column.null_count == len(column):
@@ -192,13 +197,12 @@ def to_pairs(batch: pa.RecordBatch, names: Iterable[str], file: str | Path) -> I
                 "clean.parquet` moves such rows to a separate file."
             ) from error
         filled.append(name)
-    if {"pair_id", "query", "title"} - set(filled):
+    if absent := {*REQUIRED} - {*filled, *given}:
         raise LoreError(
-            f"{file}: {', '.join(sorted({'pair_id', 'query', 'title'} - set(filled)))} is empty in a whole batch "
-            "of rows, but every pair needs a value."
+            f"{file}: {', '.join(sorted(absent))} is empty in a whole batch of rows, but every pair needs a value."
         )
     for row in zip(*values, strict=True):
-        yield Pair(**dict(zip(filled, row, strict=True)))
+        yield Pair(**given, **dict(zip(filled, row, strict=True)))
 
 
 def _cast(column: pa.Array, name: str, file: str | Path) -> pa.Array:

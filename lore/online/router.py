@@ -25,6 +25,9 @@ from lore.online.config import RouteSection
 MOST_LAG, LAG_KEPT = 0.2, 0.9
 """Share of a deadline by which answers leave earlier if the event loop is late; of the known lag, what a deadline that passes
 keeps."""
+MOST_WAIT = 0.5
+"""Share of the time until the deadline that the queue may take when a request is accepted. The rest is for what delays a batch and
+is not in its measured rate: rows that fill it badly, tokenization, and the event loop under load."""
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.1, 30.0
 SHARE_OF_NEWEST = 0.1
 TURN_SECONDS = 2e-3
@@ -179,9 +182,9 @@ class Router:
 
     async def _from_models(self, request: _Request, left: Sequence[int]) -> None:
         began = time.monotonic()
-        wait, time_left = self.batcher.wait_seconds(request.due, len(left)), request.due - began
-        if wait > max(time_left, 0.0):
-            raise Overloaded(f"the queue takes {wait:.3f} s, longer than the deadline", _bounded(wait - time_left))
+        wait, most = self.batcher.wait_seconds(request.due, len(left)), MOST_WAIT * max(request.due - began, 0.0)
+        if wait > most:
+            raise Overloaded(f"the queue takes {wait:.3f} s, too long for the deadline", _bounded(wait - most))
         ticket = self.batcher.submit([request.pairs[index] for index in left], request.due)
         places = {index: at for at, index in enumerate(left)}
         asked: dict[int, _Asked] = {}

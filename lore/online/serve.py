@@ -83,6 +83,7 @@ class OnlineServer(uvicorn.Server):
         try:
             if not await self._warm():
                 return
+            gc.collect()
             gc.freeze()  # with what a judge loads, a full collection takes half a second, in which nothing is answered
             for listener in sockets or ():
                 try:

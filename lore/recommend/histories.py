@@ -28,7 +28,8 @@ class Histories:
     user_ids [U]; item_ids [V]: ids of the catalogue, whose row is the number of the item everywhere in lore.recommend.
     items [E] int32: rows of the catalogue; starts [U + 1] int64: user u has items[starts[u]:starts[u + 1]];
     train_ends [U] int64: her training events end there, all later ones are held out. times [E] float64: seconds, or the order.
-    valid, test: the held-out events that are predicted. fingerprint: of all of this.
+    valid, test: the held-out events that are predicted: all but a user's first event, which has nothing before it. fingerprint: of
+    all of this.
     """
 
     user_ids: list[str]
@@ -54,10 +55,15 @@ class Histories:
 
     def training_counts(self) -> np.ndarray:
         """Training events per item [V]. Items with at most COLD of them are cold."""
-        counts = np.zeros(len(self.item_ids), dtype=np.int64)
-        for user in range(len(self.user_ids)):
-            np.add.at(counts, self.training(user), 1)
-        return counts
+        return np.bincount(self.items[self.in_training()], minlength=len(self.item_ids))
+
+    def users(self) -> np.ndarray:
+        """Row of the user per event [E]."""
+        return np.repeat(np.arange(len(self.user_ids)), np.diff(self.starts))
+
+    def in_training(self) -> np.ndarray:
+        """Whether training, counts and codes may see an event [E]."""
+        return np.arange(len(self.items)) < self.train_ends[self.users()]
 
 
 COLD = 5

@@ -65,7 +65,8 @@ class UbiLog:
 
         def rows() -> Iterator[tuple[np.ndarray, np.ndarray, None]]:
             for file, records in track(_grouped(self.queries), "counting searches, blocks"):
-                named = [(row, _at(document, SEARCH), {"query": _at(document, QUERY)}) for row, document in _documents(records)]
+                documents = _documents(records)
+                named = [(row, at_path(document, SEARCH), {"query": at_path(document, QUERY)}) for row, document in documents]
                 raw = raw_of_records([(row, cells) for row, _, cells in named], file, ["query"])
                 questions, kept, _ = questions_of(raw, {"query": "query"}, checker)
                 if not len(questions):
@@ -93,11 +94,11 @@ class UbiLog:
         yield from (one for one in records if isinstance(one, Rejection))
         found = _Pairs(file)
         for row, document in _documents(records):
-            query, hits = _at(document, QUERY), _hits(_at(document, HITS))
+            query, hits = at_path(document, QUERY), _hits(at_path(document, HITS))
             if query is None or (isinstance(query, str) and not query.strip()):
                 self.left_out["searches without a text"] += 1
             elif hits is None:
-                shown, expected = shown_value(_at(document, HITS)), f"a list of at most {MAX_HITS:,} ids"
+                shown, expected = shown_value(at_path(document, HITS)), f"a list of at most {MAX_HITS:,} ids"
                 yield Rejection(file, row, HITS, "field_type", shown, expected, {QUERY: shown_value(query)})
             else:
                 for hit in hits:
@@ -112,7 +113,7 @@ class UbiLog:
         yield from (one for one in records if isinstance(one, Rejection))
         acts: list[tuple[int, str, Any]] = []
         for row, document in _documents(records):
-            search, item = id_text(_at(document, SEARCH)), _at(document, OBJECT)
+            search, item = id_text(at_path(document, SEARCH)), at_path(document, OBJECT)
             if not search or item is None or item == "":
                 self.left_out["events without a search or an item"] += 1
             else:
@@ -168,11 +169,11 @@ def _documents(records: list[Record | Rejection]) -> Iterator[Record]:
     for record in records:
         if not isinstance(record, Rejection):
             row, content = record
-            for document in _unwrapped(content):
+            for document in unwrapped(content):
                 yield row, document
 
 
-def _unwrapped(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def unwrapped(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
     source, hits = document.get("_source"), document.get("hits")
     if isinstance(source, dict):
         yield source
@@ -184,7 +185,7 @@ def _unwrapped(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield document
 
 
-def _at(document: Any, path: str) -> Any:
+def at_path(document: Any, path: str) -> Any:
     """The value at a path of keys with points between them; some or all of them may be one key."""
     if not isinstance(document, dict):
         return None
@@ -192,7 +193,7 @@ def _at(document: Any, path: str) -> Any:
         return document[path]
     at = path.find(".")
     while at >= 0:
-        found = _at(document.get(path[:at]), path[at + 1 :])
+        found = at_path(document.get(path[:at]), path[at + 1 :])
         if found is not None:
             return found
         at = path.find(".", at + 1)
