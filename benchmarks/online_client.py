@@ -24,7 +24,7 @@ MOST_OPEN = 2000
 """Requests under way; more are not sent, and counted."""
 REQUEST_SECONDS = 30.0
 MOST_SHOWN = 3
-DURATION = re.compile(r"dur=([\d.]+)")
+DURATION = re.compile(r"\b(?:read|parse|photos|answer|write);dur=([\d.]+)")  # the others lie within `answer`
 Expected = dict[str, dict[str, tuple[str, str, list[float]]]]
 """pair_id -> source -> judge_id, tier, probabilities."""
 
@@ -124,7 +124,8 @@ async def ask(session: aiohttp.ClientSession, load: Load, number: int, body: byt
     stages = DURATION.findall(response.headers.get("server-timing", ""))
     seen.server_ms.append(sum(map(float, stages)) if stages else float("nan"))
     if response.status == 200:
-        check(orjson.loads(said)["verdicts"], load, seen)
+        if load.path == "/judge":
+            check(orjson.loads(said)["verdicts"], load, seen)
     elif response.status in (429, 503):
         if "retry-after" not in response.headers:
             seen.note("without_retry_after", name)

@@ -30,7 +30,9 @@ class AtOnce:
 
     tier_ids = ["L1", "L2", "L3", "L4"]
 
-    async def answer(self, pairs: Sequence[Pair], deadline_seconds: float | None = None) -> list[Answer]:
+    async def answer(
+        self, pairs: Sequence[Pair], deadline_seconds: float | None = None, seconds: dict[str, float] | None = None
+    ) -> list[Answer]:
         verdicts = [Verdict(pair.pair_id, "L3", [0.1, 0.2, 0.3, 0.4], source="cache") for pair in pairs]
         return [Answer(verdict, 2 / 3, "head", False, 60.0) for verdict in verdicts]
 

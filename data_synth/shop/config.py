@@ -83,8 +83,9 @@ class SessionsRecipe(BaseRecipe):
     """Number of shoppers, each with one history."""
     sessions: int = Field(4, ge=1, le=80)
     """Most sessions of a shopper before the last one. A session has two to four events."""
-    visible: Literal["text", "photo"] = "photo"
-    """Where the color is visible that decides what a shopper likes: only in the texts, or only in the photos."""
+    visible: Literal["text", "photo", "mixed"] = "photo"
+    """Where the color is visible that decides what a shopper likes: only in the texts, only in the photos, or (mixed) only in the
+    text of half of the items and only in the photo of the others."""
     loyalty: Share = 0.85
     """Share of the events that follow the shopper's taste."""
     cold: float = Field(0.2, ge=0, le=0.5)

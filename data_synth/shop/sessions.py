@@ -2,9 +2,9 @@
 
 A shopper likes one color, and a session stays in one family of items (lamps, coats, ...). With probability `loyalty` the next
 item is of the session's family and the shopper's color, else of the family alone. The color is visible only in the titles and
-attributes (`visible: text`; all photos show the same gray) or only in the photos (`visible: photo`). Cold items are for sale only
-in the last hour: a history's last two events are in it, and half of them take cold items. So ids can predict a warm item, and only
-what an item looks like can predict a cold one.
+attributes (`visible: text`; all photos show the same gray), only in the photos (`photo`), or in one of the two, item by
+item (`mixed`). Cold items are for sale only in the last hour: a history's last two events are in it, and half of them take
+cold items. So ids can predict a warm item, and only what an item looks like can predict a cold one.
 
 Left out of real shops: tastes that change or have several sides, prices, positions on a page, purchases together. Never to be
 presented as real data.
@@ -45,6 +45,8 @@ class Style:
     item_id: str
     family: str
     colour: str
+    photo: bool
+    """Whether the photo shows the color; else the text names it."""
     cold: bool
     weight: float
     """Relative popularity."""
@@ -60,7 +62,7 @@ def run(recipe: SessionsRecipe, folder: RunFolder) -> None:
                 writer.write(shop.item(style))
     if not already_written(folder / "events.parquet"):
         write_events(folder / "events.parquet", track(shop.events(), "events.parquet"), source=source)
-    styles = [{"item_id": one.item_id, "family": one.family, "colour": one.colour, "cold": one.cold} for one in shop.styles]
+    styles = [{name: getattr(one, name) for name in ("item_id", "family", "colour", "photo", "cold")} for one in shop.styles]
     tastes = [{"user_id": f"u{number}", "colour": shop.taste(number)} for number in range(recipe.shoppers)]
     for name, rows in (("styles", styles), ("tastes", tastes)):
         write_atomic(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -90,17 +92,17 @@ class ShoppersWorld:
         share, start = self.recipe.cold, self._rng("cold", cell).random()
         cold = int((before + 1) * share + start) > int(before * share + start)  # the share in every cell, as nearly as it can be
         weight = min(10.0, self._rng("weight", number).paretovariate(1.5))
-        return Style(f"i{number}", self.families[family], self.colours[colour], cold, weight)
+        photo = {"text": False, "photo": True, "mixed": self._rng("photo", number).random() < 0.5}[self.recipe.visible]
+        return Style(f"i{number}", self.families[family], self.colours[colour], photo, cold, weight)
 
     def item(self, style: Style) -> Pair:
         """The item as the shop shows it."""
         rng = self._rng("item", int(style.item_id[1:]))
         item = self.world.shop.catalogue_item(rng, style.family)
         item.values["colour"] = style.colour
-        photo = self.recipe.visible == "photo"
-        fields, _ = self.world.word_item(rng, item, hide_visible=photo)
+        fields, _ = self.world.word_item(rng, item, hide_visible=style.photo)
         fields.pop("description", None)  # its distractors never name the item's own color, which would tell it
-        if not photo:
+        if not style.photo:
             shape = self.world.shop.families[style.family].shape
             fields["image"] = {"bytes": draw_photo(shape, GRAY, None, 0, rng.getrandbits(32)), "path": None}
         return Pair(pair_id=style.item_id, query="", item_id=style.item_id, **{"category": style.family} | fields)

@@ -16,6 +16,7 @@ from lore.cli.compare import compare, leaderboard
 from lore.cli.doctor import doctor
 from lore.cli.init import init
 from lore.cli.plan import plan
+from lore.cli.recommend import recommend
 from lore.cli.run import check, launch, run
 from lore.cli.runs import runs
 from lore.cli.world import world
@@ -80,6 +81,7 @@ app.add_typer(export.app, name="export")
 app.add_typer(label.app, name="label")
 app.add_typer(labels.app, name="labels")
 app.command()(plan)
+app.command()(recommend)
 app.add_typer(cache.app, name="cache")
 app.add_typer(monitor.app, name="monitor")
 app.command()(compare)

@@ -14,6 +14,7 @@ CHECKS = {
     "neighbors": "the loss of a row does not depend on the rows beside it in a batch",
     "vocabulary": "every token id in use has a row in the model's embeddings",
     "photos": "the vision tower, or the table of photo vectors, can be read",
+    "catalogue": "every model scores the items of the catalogue, and codes name them all",
     "disk space": "the file system has room for what will be written",
 }
 """Checks by name, each with what it verifies."""
@@ -35,6 +36,8 @@ STAGE_CHECKS: dict[str, tuple[str, ...]] = {
     "label": _ASKING,
     "distill": ("positions", "vocabulary", "neighbors", "saving", "disk space"),
     "semantic_ids": ("positions", "photos", "disk space"),
+    "recommender": ("disk space",),
+    "recommend_eval": ("catalogue",),
     "export": ("saving", "weights format", "verdict tokens", "vocabulary", "disk space"),
 }
 """Names of a stage's checks, in the order in which they run. Other stages load no model. `export` is the command of that name."""

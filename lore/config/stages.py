@@ -33,6 +33,8 @@ STAGES = {
     "label": ("lore.label.recipe:LabelRecipe", "lore.label.label:run"),
     "distill": ("lore.distill.config:DistillRecipe", "lore.distill.distill:run"),
     "semantic_ids": ("lore.recommend.config:SemanticIdsRecipe", "lore.recommend.semantic_ids:run"),
+    "recommender": ("lore.recommend.recommender_recipe:RecommenderRecipe", "lore.recommend.training:run"),
+    "recommend_eval": ("lore.recommend.eval_config:RecommendEvalRecipe", "lore.recommend.evaluate:run"),
     "online": ("lore.online.config:OnlineRecipe", "lore.online.start:run"),
 }
 

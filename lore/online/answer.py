@@ -9,6 +9,8 @@ from lore.judge.verdict import Source, Verdict
 
 Band = Literal["head", "torso", "tail"]
 """Queries by frequency, from frequent to rare. A query that the frequency table does not hold is in the tail."""
+TOO_LATE = "no_answer_in_time"
+"""Failure of a pair that nobody answered by the request's deadline."""
 BANDS: tuple[Band, ...] = get_args(Band)
 
 
@@ -80,8 +82,8 @@ class Answering(Protocol):
         self, pairs: Sequence[Pair], deadline_seconds: float | None = None, seconds: dict[str, float] | None = None
     ) -> list[Answer]:
         """One answer per pair, in the order of the pairs, within the deadline (None: the recipe's). Raises Overloaded or Draining
-        before anything is computed. seconds: is filled with the seconds of each stage: cache, judge and student as they were waited
-        for; queue, encode and model within the student."""
+        before anything is computed, and TooManyPairs once the first pairs are tokenized. seconds: is filled with the seconds of
+        each stage: cache, judge and student as they were waited for; queue, encode and model within the student."""
 
 
 class Refused(Exception):
@@ -94,6 +96,11 @@ class Refused(Exception):
 
 class Overloaded(Refused):
     """The queue is full: HTTP 429."""
+
+
+class TooManyPairs(Exception):
+    """Most pairs of the request could not be answered by its deadline, however little else there was to do: HTTP 413. The message
+    says what to change."""
 
 
 class Draining(Refused):

@@ -28,13 +28,14 @@ from starlette.background import BackgroundTask
 
 from lore.data.pair import Pair
 from lore.online import schemas
-from lore.online.answer import Answer, Answering
+from lore.online.answer import TOO_LATE, Answer, Answering
 from lore.online.body import BoundedRequest
 from lore.online.config import MAX_MILLISECONDS, OnlineRecipe, ServeSection
 from lore.online.dashboard import Dashboard
 from lore.online.exchange import ApiError, Exchange, add_error_replies, exchange_of
 from lore.online.metrics import Metrics
 from lore.online.photos import Photos
+from lore.online.router import TURN_SECONDS
 from lore.online.shadow import Shadow
 from lore.online.traces import Traces
 from lore.support.errors import LoreError
@@ -47,7 +48,6 @@ MAX_LOGGED_QUERIES = 20
 NOT_KEPT = {"cache-control": "no-store"}
 SHORTEST_KEY = 8
 SHORTEST_SECONDS = 1e-3
-TURN_SECONDS = 2e-3
 ERRORS = (400, 408, 413, 415, 422, 429, 500, 503)
 T = TypeVar("T")
 
@@ -275,11 +275,13 @@ class Endpoints:
         pairs = await self._read(rows)
         exchange.mark("parse")
         answers, photos = await _while_connected(request, self._answered(exchange, rows, pairs, deadline_seconds))
-        self.metrics.answered(answers, {})
+        self.metrics.answered(answers)
         if self.shadow is not None:
             exchange.after = BackgroundTask(_offer, self.shadow, pairs, answers)
         late = sum(answer.late for answer in answers)
         exchange.said |= {"pairs": len(rows), "sources": schemas.sources_of(answers), "late": late}
+        if unanswered := sum(answer.verdict.failure == TOO_LATE for answer in answers):
+            exchange.said["unanswered"] = unanswered
         if self.serve.log_queries:
             exchange.said["queries"] = list(dict.fromkeys(str(row.get("query")) for row in rows))[:MAX_LOGGED_QUERIES]
         return schemas.Reply(exchange.id, self.service.router.tier_ids, answers, photos)
@@ -306,7 +308,7 @@ class Endpoints:
         answers = list(pairs)
         if asked:
             left = max(deadline_seconds - exchange.elapsed_seconds(), SHORTEST_SECONDS)
-            found = await self.service.router.answer([pairs[index] for index in asked], left)
+            found = await self.service.router.answer([pairs[index] for index in asked], left, exchange.within)
             for index, answer in zip(asked, found, strict=True):
                 answers[index] = answer
         exchange.mark("answer")

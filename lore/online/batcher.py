@@ -32,6 +32,11 @@ ENCODED_PAIRS = 64
 """Pairs that are tokenized in one piece."""
 CLOSE_SECONDS = 5.0
 """For the batches that are under way at the end."""
+LEAST_SHARE = 0.5
+"""A request is refused if less than this share of its pairs could be scored by its deadline. Above it, some answers are better than
+none, and the measured rate is not exact."""
+FRESH_SECONDS = 10.0
+"""After so long without a batch, the measured rate says little: a request is refused only if the best one would not do."""
 SHARE_OF_NEWEST = 0.1
 """Weight of the newest batch in the measured rate."""
 Stage = Literal["queue", "encode", "model"]
@@ -58,6 +63,8 @@ class Ticket:
     """(index of the pair, its row), those with a photo first, then by length, the longest first."""
     pieces: int = 0
     """Pieces that are still to be tokenized."""
+    too_long_seconds: float | None = None
+    """Set for a request that is refused, because its pairs alone would take so many seconds. It is done then, without verdicts."""
 
     def answer(self, index: int, verdict: Verdict) -> None:
         """Takes the verdict of one pair."""
@@ -95,6 +102,9 @@ class Batcher:
         self.batch_tokens = batch_tokens or scorer.batch_tokens
         self.tokens_per_second: float | None = None
         """Measured, over all threads; None before the first batch."""
+        self.best_tokens_per_second = 0.0
+        """The highest that `tokens_per_second` has been."""
+        self._measured = 0.0
         self.typical_seconds = 0.0
         """Seconds that a request takes here, as measured; 0 before the first."""
         self.batch_seconds = 0.0
@@ -164,14 +174,16 @@ class Batcher:
         self._jobs.add(job)
         job.add_done_callback(partial(self._encoded, ticket, at, began))
 
-    def _encode(self, ticket: Ticket, pairs: Sequence[Pair]) -> list[Any]:
-        """A row per pair, in the encoding thread; an exception in the place of a pair that cannot be encoded."""
-        if ticket.left:
-            return []
+    def _encode(self, ticket: Ticket, pairs: Sequence[Pair]) -> tuple[list[Any], float]:
+        """(a row per pair, seconds), in the encoding thread; an exception in the place of a pair that cannot be encoded."""
+        began = self.clock()
+        return [] if ticket.left else self._rows(pairs), self.clock() - began
+
+    def _rows(self, pairs: Sequence[Pair]) -> list[Any]:
         try:
             return self.scorer.encoder.rows(pairs)
         except Exception as error:
-            return [error] if len(pairs) == 1 else [self._encode(ticket, [pair])[0] for pair in pairs]
+            return [error] if len(pairs) == 1 else [self._rows([pair])[0] for pair in pairs]
 
     def _encoded(self, ticket: Ticket, at: int, began: float, job: asyncio.Future) -> None:
         self._jobs.discard(job)
@@ -182,13 +194,18 @@ class Batcher:
             return
         self._note(ticket, "encode", now - began)
         rows: list[tuple[int, Any]] = []
-        for index, row in enumerate(job.result(), at):
+        encoded, seconds = job.result()
+        for index, row in enumerate(encoded, at):
             if isinstance(row, QueryTooLong):
                 ticket.answer(index, self.scorer.score_batch([ticket.pairs[index]], [row])[0])
             elif isinstance(row, Exception):
                 ticket.answer(index, self._failed(ticket.pairs[index], row))
             else:
                 rows.append((index, row))
+        if not at and rows and self._takes_too_long(ticket, sum(row["length"] for _, row in rows), seconds):
+            self.leave(ticket)
+            ticket.done.set_result(None)
+            return
         if ticket.pieces:
             self._encode_next(ticket, at + ENCODED_PAIRS)
         rows.sort(key=lambda one: (one[1]["photo"] is None, -one[1]["length"]))
@@ -197,6 +214,20 @@ class Batcher:
             self._entered += 1
             heappush(self._queue, (ticket.due, self._entered, ticket))
             self._wake.set()
+
+    def _takes_too_long(self, ticket: Ticket, tokens: int, encode_seconds: float) -> bool:
+        """Whether the pairs of a ticket, by the tokens and the seconds of its first piece, take much longer than its deadline
+        allows even if nothing else is to do. What fits into one batch a thread is always tried."""
+        pieces = len(ticket.pairs) / min(len(ticket.pairs), ENCODED_PAIRS)
+        is_fresh = self.clock() - self._measured < FRESH_SECONDS
+        rate = self.tokens_per_second if is_fresh else self.best_tokens_per_second
+        if not rate or pieces * tokens <= self.batch_tokens * self.parallel:
+            return False
+        seconds = pieces * max(tokens / rate, encode_seconds)
+        if (ticket.due - ticket.entered) / seconds >= LEAST_SHARE:
+            return False
+        ticket.too_long_seconds = seconds
+        return True
 
     # Batches
 
@@ -276,12 +307,15 @@ class Batcher:
                 self.typical_seconds += SHARE_OF_NEWEST * (self.clock() - ticket.entered - self.typical_seconds)
 
     def _measure(self, batch: list[_Row], seconds: float) -> None:
+        self._measured = self.clock()
         tokens = sum(one.row["length"] for one in batch)
         rate, mean = tokens / max(seconds, 1e-6) * self.parallel, tokens / len(batch)
         if self.tokens_per_second is None:
             self.tokens_per_second, self.batch_seconds, self._tokens_per_pair = rate, seconds, mean
+            self.best_tokens_per_second = rate
             return
         self.tokens_per_second += SHARE_OF_NEWEST * (rate - self.tokens_per_second)
+        self.best_tokens_per_second = max(self.best_tokens_per_second, self.tokens_per_second)
         self.batch_seconds += SHARE_OF_NEWEST * (seconds - self.batch_seconds)
         self._tokens_per_pair += SHARE_OF_NEWEST * (mean - self._tokens_per_pair)
 

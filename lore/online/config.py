@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,12 @@ MAX_MILLISECONDS = MAX_SECONDS * 1000
 PHOTO_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII)
 """A name, or an address, with a port if it is not the default one. Names in other letters are written as in DNS (xn--...)."""
 Step = Literal["cache", "student", "judge"]
+
+
+def unset_variable(key: str, name: str | None, holds: str) -> Iterator[tuple[str, str]]:
+    """What StrictModel.missing_inputs yields for an environment variable that is not set, or empty."""
+    if name is not None and not os.environ.get(name, "").strip():
+        yield key, f"the environment variable {name} is not set. {holds} Set it, or leave the key out."
 
 
 class OnlineStudentSection(StrictModel):
@@ -58,6 +65,10 @@ class ServedJudgeSection(EndpointSection):
 
     model: str = Field("auto", min_length=1)
     """Name under which the server has the judge. auto: the one that `lore serve judge` gives it."""
+
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        yield from super().missing_inputs()
+        yield from unset_variable("key_variable", self.key_variable, "It holds the key of the judge's server.")
 
 
 class OnlineJudgeSection(StrictModel):
@@ -121,6 +132,7 @@ class CacheSection(StrictModel):
         return ":" in before.partition("://")[2] or "password=" in self.store
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        yield from unset_variable("password_variable", self.password_variable, "It holds Redis' password.")
         for at, folder in enumerate(self.labels):
             if not Path(folder).is_dir():
                 yield f"labels.{at}", f"{folder} is not a folder. `lore label` writes label folders."
@@ -191,6 +203,9 @@ class ServeSection(StrictModel):
     """Write query texts into the logs."""
     traces: str | None = Field(None, min_length=1)
     """OTLP endpoint of OpenTelemetry traces. null: none are recorded."""
+
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        yield from unset_variable("keys_variable", self.keys_variable, "It holds the API keys of the clients, separated by commas.")
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.max_pairs > self.max_queued_pairs:

@@ -19,12 +19,14 @@ from pydantic_core import to_json
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from lore.online.answer import Draining, Refused
+from lore.online.answer import Draining, Refused, TooManyPairs
 from lore.online.metrics import SCHEMAS
 
 MAX_SHOWN_ERRORS = 10
 KINDS = {404: "not_found", 405: "method_not_allowed"}
 SHED = ("overloaded", "draining")
+UNANSWERED_HEADER = b"x-lore-unanswered"
+"""Pairs of the reply that nobody answered by the deadline. Without it, there are none."""
 TRACE_HEADERS = (b"traceparent", b"tracestate")
 log = logging.getLogger("lore.online.requests")
 _ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
@@ -56,7 +58,9 @@ class Exchange:
     started: float = field(default_factory=time.perf_counter)
     status: int = 0
     stages: dict[str, float] = field(default_factory=dict)
-    """Seconds of each stage."""
+    """Seconds of each stage, one after the other."""
+    within: dict[str, float] = field(default_factory=dict)
+    """Seconds of what happened within the stage `answer`, see lore.online.answer.Answering; some of it at the same time."""
     said: dict[str, Any] = field(default_factory=dict)
     """What the log line adds."""
     after: BackgroundTask | None = None
@@ -68,6 +72,9 @@ class Exchange:
         elapsed = self.elapsed_seconds()
         self.stages[stage] = elapsed - self._marked
         self._marked = elapsed
+
+    def all_seconds(self) -> dict[str, float]:
+        return self.stages | self.within
 
     def elapsed_seconds(self) -> float:
         return time.perf_counter() - self.started
@@ -94,8 +101,10 @@ class Observed:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 headers = [*message["headers"], (b"x-request-id", exchange.id.encode())]
+                if unanswered := exchange.said.get("unanswered"):
+                    headers.append((UNANSWERED_HEADER, str(unanswered).encode()))
                 if exchange.stages:
-                    timings = (f"{name};dur={seconds * 1000:.2f}" for name, seconds in exchange.stages.items())
+                    timings = (f"{name};dur={seconds * 1000:.2f}" for name, seconds in exchange.all_seconds().items())
                     headers.append((b"server-timing", ", ".join(timings).encode()))
                 message = message | {"headers": headers}
             await send(message)
@@ -119,6 +128,7 @@ def add_error_replies(app: FastAPI) -> None:
     app.add_exception_handler(StarletteHTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(TooManyPairs, _too_many)
 
 
 def _request_id(scope: Any) -> str:
@@ -151,7 +161,7 @@ def _report(scope: Any, exchange: Exchange) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name in TRACE_HEADERS}
         more = {f"lore.{name}": exchange.said[name] for name in ("pairs", "late", "error") if name in exchange.said}
         more |= {f"lore.answers.{source}": count for source, count in exchange.said.get("sources", {}).items()}
-        traces.request(path, exchange.status, seconds, exchange.stages, more | {"lore.request_id": exchange.id}, headers)
+        traces.request(path, exchange.status, seconds, exchange.all_seconds(), more | {"lore.request_id": exchange.id}, headers)
 
 
 def _log(scope: Any, exchange: Exchange) -> None:
@@ -164,7 +174,7 @@ def _log(scope: Any, exchange: Exchange) -> None:
         "path": getattr(scope.get("route"), "path", None),  # an unknown path could hold anything
         "status": exchange.status,
         "ms": round(exchange.elapsed_seconds() * 1000, 2),
-        "stages_ms": {name: round(seconds * 1000, 2) for name, seconds in exchange.stages.items()},
+        "stages_ms": {name: round(seconds * 1000, 2) for name, seconds in exchange.all_seconds().items()},
         **exchange.said,
     }
     log.info(json.dumps(line))
@@ -200,6 +210,10 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
     found = [{"loc": [str(part)[:100] for part in one["loc"]], "message": one["msg"][:200]} for one in wrong]
     message = f"{'.'.join(found[0]['loc'])}: {found[0]['message']}"
     return _reply(exchange_of(request), ApiError(422, "invalid_request", message), found)
+
+
+async def _too_many(request: Request, error: TooManyPairs) -> Response:
+    return _reply(exchange_of(request), ApiError(413, "too_many_pairs", str(error)))
 
 
 async def _refused(request: Request, error: Refused) -> Response:

@@ -76,6 +76,7 @@ class JudgeClient:
         once = {"model": wanted, "tokenizer": tokenizer, "timeout_seconds": self.longest_seconds}
         self._engine = EndpointEngine(section.endpoint.model_copy(update=once), judge.rubric)
         self._sampling = Sampling(max_tokens=section.max_tokens)
+        self._threads = ThreadPoolExecutor(section.concurrency, "judge")
         self._turn = threading.Lock()
         self._running: dict[bytes, asyncio.Future] = {}
         self._tasks: set[asyncio.Task] = set()
@@ -89,7 +90,6 @@ class JudgeClient:
         """Looks whether the server serves this judge. Returns why it cannot be asked; the breaker is then open. Raises LoreError if
         the server serves another judge."""
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(self.section.concurrency, "judge")
         endpoint = self.section.endpoint
         try:
             await self._loop.run_in_executor(None, check_served, endpoint.url, self.judge, endpoint.key_variable)

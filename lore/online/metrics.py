@@ -1,7 +1,7 @@
 """Prometheus metrics of the service, and the drift of the student's scores.
 
     metrics = Metrics(reference=...)               one per worker; every part reports to it
-    metrics.answered(answers, seconds_by_stage)    once a request
+    metrics.answered(answers)                      once a request
     metrics.rendered(accept_header)                the reply to GET /metrics
 
 Several workers share the files of `shared_metrics` (lore.online.metrics_folder), and whichever of them is asked answers for all. No
@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -137,10 +137,8 @@ class Metrics:
         """A request was refused. reason: overloaded or draining."""
         self._child(self._shed, reason).inc()
 
-    def answered(self, answers: Sequence[Answer], seconds_by_stage: Mapping[str, float]) -> None:
-        """A request has its answers. seconds_by_stage: such as queue, cache, encode, model and judge."""
-        for stage, seconds in seconds_by_stage.items():
-            self.stage(stage, seconds)
+    def answered(self, answers: Sequence[Answer]) -> None:
+        """A request has its answers."""
         kinds = Tally(_kind(answer) for answer in answers)
         for labels, count in kinds.items():
             self._child(self._pairs, *labels).inc(count)
@@ -155,7 +153,7 @@ class Metrics:
         self._look()
 
     def stage(self, stage: str, seconds: float) -> None:
-        """Seconds of a stage that `answered` is not told of."""
+        """Seconds of a stage of a request, or of a batch (model)."""
         self._child(self._stages, stage).observe(seconds)
 
     def cache_asked(self, layer: str, hits: int, misses: int) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ LEAST_SOCKET_SECONDS = 0.5
 """A read that came too late for its request may still end, and its connection stay."""
 START_SECONDS, LOAD_SECONDS = 2.0, 30.0
 LOADED_AT_ONCE = 1000
+SENT_AT_ONCE = 100
+"""Verdicts of the running service: packing and sending them holds up the event loop for 2 ms."""
 SHOWN_FILES = 20
 
 
@@ -104,7 +106,7 @@ class RedisCache:
     async def _read(self, contents: Sequence[bytes]) -> list[Cached | None]:
         """Ends by the socket's timeout. Raises LoreError, and notes whether Redis can be read."""
         try:
-            with translated(self.url):
+            with self._translated():
                 values = await self._client.mget([self._prefix + content for content in contents])
         except LoreError:
             self._down, self._tried_again = True, time.monotonic()
@@ -132,13 +134,14 @@ class RedisCache:
     async def _write(self, some: Sequence[New]) -> None:
         if self._down and time.monotonic() < self._tried_again + RETRY_SECONDS:
             raise StoreUnreachable(f"{self.url} cannot be reached")
-        pipeline = self._client.pipeline(transaction=False)
-        if not self._named:
-            pipeline.hset(JUDGES, self.hashed, self.judge.judge_id)
-        self._add(pipeline, some)
-        with translated(self.url):
-            await pipeline.execute()
-        self._named = True
+        for at in range(0, len(some), SENT_AT_ONCE):
+            pipeline = self._client.pipeline(transaction=False)
+            if not self._named:
+                pipeline.hset(JUDGES, self.hashed, self.judge.judge_id)
+            self._add(pipeline, some[at : at + SENT_AT_ONCE])
+            with self._translated():
+                await pipeline.execute()
+            self._named = True
 
     def _add(self, pipeline: Any, some: Sequence[New]) -> int:
         """Adds the commands that store verdicts to a pipeline, and returns their number."""
@@ -177,7 +180,7 @@ class RedisCache:
     @contextmanager
     def _sync(self, seconds: float) -> Iterator[redis.Redis]:
         """A client for use outside of an event loop."""
-        with translated(self.url):
+        with self._translated():
             client = redis.Redis.from_url(
                 self.url, password=self._password, socket_timeout=seconds, socket_connect_timeout=min(seconds, START_SECONDS)
             )
@@ -185,6 +188,9 @@ class RedisCache:
                 yield client
             finally:
                 client.close()
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(self.url, self._password is not None)
 
     async def close(self) -> None:
         """Writes what waits to be written, and closes the connections."""
@@ -212,15 +218,18 @@ def password_of(section: CacheSection) -> str | None:
 
 
 @contextmanager
-def translated(url: str) -> Iterator[None]:
-    """Translates errors of Redis."""
+def translated(url: str, has_password: bool) -> Iterator[None]:
+    """Translates errors of Redis. has_password: whether one is sent."""
     try:
         yield
     except redis.AuthenticationError as error:
-        raise LoreError(
-            f"Redis at {url} refuses the password ({reason(error)}).\nSet cache.password_variable to the environment variable that "
-            "holds it."
-        ) from error
+        if not has_password:
+            said = f"Redis at {url} asks for a password, and cache.password_variable names none"
+            advice = "Put it into an environment variable, and name that in cache.password_variable (--password-variable)."
+        else:
+            said = f"Redis at {url} refuses the password"
+            advice = "Correct the environment variable that cache.password_variable names."
+        raise LoreError(f"{said} ({reason(error)}).\n{advice}") from error
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
         raise StoreUnreachable(f"Redis at {url} cannot be reached ({reason(error)}).\nStart it, or correct cache.store.") from error
     except redis.RedisError as error:

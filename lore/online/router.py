@@ -6,7 +6,8 @@ The student is asked about every pair that the cache does not know, also where t
 judge's does not come. Both start at once, unless `ask_below` can save the judge's work and the time allows one after the other.
 
 A request is answered at its deadline, whatever has not come by then: a pair of the judge gets the student's answer, marked late,
-and a pair that not even the student has answered gets the failure TOO_LATE. What the judge says later goes into the cache.
+and a pair that not even the student has answered gets the failure TOO_LATE. What the judge says later goes into the cache. A
+request of which most pairs would get that failure is refused as soon as that is known.
 """
 
 import asyncio
@@ -17,17 +18,20 @@ from typing import Any, Protocol
 
 from lore.data.pair import Pair
 from lore.judge.verdict import Verdict
-from lore.online.answer import Answer, Band, Cache, Draining, Overloaded, band_of, relevance
+from lore.online.answer import TOO_LATE, Answer, Band, Cache, Draining, Overloaded, TooManyPairs, band_of, relevance
 from lore.online.batcher import Batcher, Ticket
 from lore.online.config import RouteSection
 
-TOO_LATE = "no_answer_in_time"
-"""Failure of a pair that nobody answered by the request's deadline."""
 MOST_LAG, LAG_KEPT = 0.2, 0.9
 """Share of a deadline by which answers leave earlier if the event loop is late; of the known lag, what a deadline that passes
 keeps."""
+MOST_WAIT = 0.5
+"""Share of the time until the deadline that the queue may take when a request is accepted. The rest is for what delays a batch and
+is not in its measured rate: rows that fill it badly, tokenization, and the event loop under load."""
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.1, 30.0
 SHARE_OF_NEWEST = 0.1
+TURN_SECONDS = 2e-3
+"""Longest time in the event loop without a turn for others."""
 Observer = Callable[[str, float], None]
 """Told of a stage (cache, queue, encode, model, student, judge) and its seconds."""
 
@@ -110,11 +114,12 @@ class Router:
         self.pairs_under_way += len(pairs)
         self.requests_under_way += 1
         try:
-            return await self._answered(pairs, due, {} if seconds is None else seconds)
+            answers = await self._answered(pairs, due, {} if seconds is None else seconds)
+            self._measure(time.monotonic() - began)
+            return answers
         finally:
             self.pairs_under_way -= len(pairs)
             self.requests_under_way -= 1
-            self._measure(len(pairs), time.monotonic() - began)
 
     def _admit(self, count: int) -> None:
         if self.draining:
@@ -129,10 +134,10 @@ class Router:
         over = self.pairs_under_way + count - self.max_pairs
         return _bounded(over / self._pairs_per_second) if self._pairs_per_second else 1.0
 
-    def _measure(self, pairs: int, seconds: float) -> None:
+    def _measure(self, seconds: float) -> None:
         """Pairs per second while several requests are under way: those that one request gets, times the requests' share."""
-        if pairs and seconds > 0:
-            rate = (self.pairs_under_way + pairs) / seconds
+        if self.pairs_under_way and seconds > 0:
+            rate = self.pairs_under_way / seconds
             known = self._pairs_per_second
             self._pairs_per_second = rate if known is None else known + SHARE_OF_NEWEST * (rate - known)
 
@@ -151,7 +156,7 @@ class Router:
         asked = [index for index, band in enumerate(request.bands) if "cache" in self._steps(band)]
         if not asked:
             return
-        request.contents = {index: self.key(request.pairs[index]) for index in asked}
+        request.contents = await self._keys(request, asked)
         try:
             async with asyncio.timeout(max(0.0, request.due - began)):
                 found = await self.cache.get(list(request.contents.values()))
@@ -165,11 +170,21 @@ class Router:
                 self._settle(request, index, verdict, age_seconds=age)
         self._note(request, "cache", time.monotonic() - began)
 
+    async def _keys(self, request: _Request, asked: Sequence[int]) -> dict[int, bytes]:
+        """The contents of pairs. Other requests get their turn between them: a thousand long items take tens of milliseconds."""
+        found, until = {}, time.monotonic() + TURN_SECONDS
+        for index in asked:
+            found[index] = self.key(request.pairs[index])
+            if time.monotonic() > until:
+                await asyncio.sleep(0)
+                until = time.monotonic() + TURN_SECONDS
+        return found
+
     async def _from_models(self, request: _Request, left: Sequence[int]) -> None:
         began = time.monotonic()
-        wait, time_left = self.batcher.wait_seconds(request.due, len(left)), request.due - began
-        if wait > max(time_left, 0.0):
-            raise Overloaded(f"the queue takes {wait:.3f} s, longer than the deadline", _bounded(wait - time_left))
+        wait, most = self.batcher.wait_seconds(request.due, len(left)), MOST_WAIT * max(request.due - began, 0.0)
+        if wait > most:
+            raise Overloaded(f"the queue takes {wait:.3f} s, too long for the deadline", _bounded(wait - most))
         ticket = self.batcher.submit([request.pairs[index] for index in left], request.due)
         places = {index: at for at, index in enumerate(left)}
         asked: dict[int, _Asked] = {}
@@ -185,6 +200,8 @@ class Router:
             if not ticket.done.done():
                 self.batcher.leave(ticket)
                 self._lag = max(self._lag * LAG_KEPT, time.monotonic() - request.due)
+        if ticket.too_long_seconds is not None:
+            raise _too_many(ticket)
         self._note(request, "student", time.monotonic() - began)
         for stage, spent in ticket.seconds.items():
             request.seconds[stage] = request.seconds.get(stage, 0.0) + spent
@@ -210,9 +227,9 @@ class Router:
                 if future is not None:
                     waiting.setdefault(future, []).append(one)
         while waiting and (rest := due - time.monotonic()) > 0:
-            watched = {*waiting, ticket.done} if unsure and not ticket.done.done() else set(waiting)
+            watched = set(waiting) if ticket.done.done() else {*waiting, ticket.done}
             done, _ = await asyncio.wait(watched, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
+            if not done or ticket.too_long_seconds is not None:
                 break
             for future in done & waiting.keys():
                 for one in waiting.pop(future):
@@ -263,6 +280,16 @@ def _too_late(pair: Pair, judge_id: str) -> Verdict:
     failed = Verdict(pair.pair_id, None, failure=TOO_LATE, judge_id=judge_id, source="student")
     failed.detail = "nobody answered before the request's deadline; ask about fewer pairs, or set a longer deadline"
     return failed
+
+
+def _too_many(ticket: Ticket) -> TooManyPairs:
+    count, needed, left = len(ticket.pairs), ticket.too_long_seconds, ticket.due - ticket.entered
+    fitting = max(1, int(count * left / needed))
+    return TooManyPairs(
+        f"{count:,} pairs take the student {needed:.2g} s ({count / needed:,.0f} pairs a second), and there are {left:.2g} s until "
+        f"the deadline, so most would have no answer; send at most {fitting:,} pairs at a time, or allow at least "
+        f"{needed * 1000:,.0f} ms"
+    )
 
 
 def _bounded(seconds: float) -> float:

@@ -24,7 +24,7 @@ from lore.data.pair import FIELDS, Pair
 from lore.data.row_validation import MAX_LIST, RowChecker
 from lore.engines.engine import MAX_WORDS
 from lore.judge.verdict import Verdict, to_row
-from lore.online.answer import Answer
+from lore.online.answer import TOO_LATE, Answer
 from lore.online.config import MAX_MILLISECONDS
 from lore.online.exchange import ApiError
 from lore.online.plain_rows import plain_pair
@@ -474,7 +474,9 @@ class Reply:
                 one["document"] = {"text": document} if isinstance(document, str) else document
             one["lore"] = self._lore(index)
             results.append(one)
-        meta = {"api_version": {"version": version}, "billed_units": {"search_units": 1}}
+        meta: Row = {"api_version": {"version": version}, "billed_units": {"search_units": 1}}
+        if unanswered := sum(answer.verdict.failure == TOO_LATE for answer in self.answers):
+            meta["warnings"] = [f"{unanswered:,} of {len(self.answers):,} documents had no answer by the deadline; they are last"]
         return {
             "id": self.request_id,
             "model": body.model or "lore",

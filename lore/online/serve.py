@@ -4,21 +4,22 @@
 
 One worker runs in this process. Several are processes of their own that share the port; each opens its own student. SIGTERM or
 Ctrl-C ends the service: /ready answers 503, new requests are refused with 503, accepted ones are answered, and the command exits
-with status 0. A second signal ends it at once.
+with status 0. A second signal ends it at once, and so does the first one before the service answers.
 """
 
 import asyncio
 import gc
-import logging
 import math
 import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
@@ -27,7 +28,7 @@ import uvicorn
 
 from lore.online.app import api_keys, build_app
 from lore.online.config import OnlineRecipe
-from lore.online.exchange import log
+from lore.online.log_lines import logged
 from lore.online.metrics_folder import forget_worker, shared_metrics
 from lore.online.service import Service, load_cache, open_service
 from lore.online.try_out import pairs_to_try, try_out
@@ -44,6 +45,10 @@ REFUSED = 78
 CLOSE_SECONDS = 10.0
 """For a worker to end after it has drained."""
 FIRST_RESTART_SECONDS, LONGEST_RESTART_SECONDS = 0.5, 30.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNAL_SECONDS = 0.05
+"""How often a service that warms up looks whether a signal came."""
+ENDED_EARLY = "the service ends before it has answered anything"
 HEALTHY_SECONDS = 60.0
 """A worker that ran for so long is started again at once."""
 
@@ -75,23 +80,43 @@ class OnlineServer(uvicorn.Server):
         self._draining: asyncio.Task | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await self.service.start()
-        gc.collect()
-        gc.freeze()  # a full collection would look at all objects of the libraries, and hold up the event loop meanwhile
-        for listener in sockets or ():
-            try:
-                listener.listen(BACKLOG)  # uvloop would not say that another program, which bound the port too, listens already
-            except OSError as error:
-                raise _taken(*listener.getsockname()[:2], error) from error
-        await super().startup(sockets)
+        try:
+            if not await self._warm():
+                return
+            gc.collect()
+            gc.freeze()  # with what a judge loads, a full collection takes half a second, in which nothing is answered
+            for listener in sockets or ():
+                try:
+                    listener.listen(BACKLOG)  # uvloop would not say that another program, which bound the port too, listens already
+                except OSError as error:
+                    raise _taken(*listener.getsockname()[:2], error) from error
+            await super().startup(sockets)
+        finally:
+            if not self.started:
+                gc.unfreeze()
+                await self.service.close()
         if self.then is not None:
             self.then_task = asyncio.create_task(self.then(address_of(sockets[0])))
             self.then_task.add_done_callback(lambda _: setattr(self, "leaving", True))
 
+    async def _warm(self) -> bool:
+        """Starts the service. False if a signal came first."""
+        starting = asyncio.create_task(self.service.start())
+        while not starting.done() and not self.should_exit:
+            await asyncio.wait([starting], timeout=SIGNAL_SECONDS)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait([starting])
+            if not self.supervised:
+                print_note(ENDED_EARLY)
+            return False
+        starting.result()  # raises its error
+        return not self.should_exit
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        await self.service.close()
         gc.unfreeze()
+        await self.service.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; the second ends at once, unless a supervisor decides on that."""
@@ -120,14 +145,35 @@ def serve(recipe: OnlineRecipe, *, try_pairs: str | None = None) -> int:
         then = partial(try_out, recipe=recipe, pairs=pairs_to_try(try_pairs))
     listener = bound_socket(recipe.serve.host, recipe.serve.port)
     try:
-        load_cache(recipe)
-        if recipe.serve.workers > 1:
-            with shared_metrics(recipe.serve.workers):
-                return _supervise(recipe, listener)
-        _run_worker(recipe, listener, then=then)
-        return 0
+        with ended_by_signals():
+            load_cache(recipe)
+            if recipe.serve.workers > 1:
+                with shared_metrics(recipe.serve.workers):
+                    return _supervise(recipe, listener)
+            _run_worker(recipe, listener, then=then)
+            return 0
     finally:
         listener.close()
+
+
+@contextmanager
+def ended_by_signals(says: str | None = ENDED_EARLY) -> Iterator[None]:
+    """Inside the block, SIGTERM and Ctrl-C end the process with status 0 unless others take them: nothing was accepted yet."""
+
+    def end(*_: Any) -> None:
+        if says is not None:
+            print_note(says)
+        raise SystemExit(0)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {sig: signal.signal(sig, end) for sig in SIGNALS}
+    try:
+        yield
+    finally:
+        for sig, handler in before.items():
+            signal.signal(sig, handler)
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -166,7 +212,6 @@ def _run_worker(
     supervised: bool = False,
 ) -> None:
     """Runs the service in this process. number: of the worker; the first one says what answers."""
-    log_requests()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # student.threads says how many threads a worker has
     service = open_service(recipe)
     server = OnlineServer(service, then, supervised)
@@ -175,25 +220,10 @@ def _run_worker(
             print_line(line, flush=True)
         if then is None:
             print_line(f"answers at {address_of(listener)} once it is warm", flush=True)
-    server.run(sockets=[listener])
+    with logged():
+        server.run(sockets=[listener])
     if server.then_task is not None and not server.then_task.cancelled():
         server.then_task.result()  # raises its error
-
-
-def log_requests() -> None:
-    """One line of JSON per request (lore.online.exchange) goes to stderr."""
-    if not log.handlers:
-        log.addHandler(RequestLog())
-        log.setLevel(logging.INFO)
-        log.propagate = False
-
-
-class RequestLog(logging.Handler):
-    """Writes lines to stderr. A log that takes no more lines does not end the service."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(LoreError, SystemExit):  # a full disk, a closed pipe
-            print_note(record.getMessage())
 
 
 # Several workers
@@ -202,7 +232,8 @@ class RequestLog(logging.Handler):
 def _worker(recipe: OnlineRecipe, listener: socket.socket, owner: int, number: int) -> None:
     """The main function of a worker process."""
     end_with(owner)
-    status = exit_status(lambda: _run_worker(recipe, listener, number=number, supervised=True))
+    with ended_by_signals(says=None):
+        status = exit_status(lambda: _run_worker(recipe, listener, number=number, supervised=True))
     raise SystemExit(REFUSED if status == 1 else status)
 
 
@@ -212,11 +243,17 @@ def _supervise(recipe: OnlineRecipe, listener: socket.socket) -> int:
     spawn = multiprocessing.get_context("spawn")  # onnxruntime and torch do not survive a fork
     owner = multiprocessing.current_process().pid
     stopping: list[int] = []
-    before = {sig: signal.signal(sig, lambda sig, frame: stopping.append(sig)) for sig in (signal.SIGTERM, signal.SIGINT)}
+    before = {sig: signal.signal(sig, lambda sig, frame: stopping.append(sig)) for sig in SIGNALS}
+    resource_tracker.ensure_running()  # it would unblock the signals below
 
     def start(number: int) -> Any:
         process = spawn.Process(target=_worker, args=(recipe, listener, owner, number))
-        process.start()
+        # Ctrl-C goes to the workers too, who would print tracebacks while they import. They end with SIGTERM.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         return process, time.monotonic()
 
     workers = [start(number) for number in range(recipe.serve.workers)]
@@ -235,6 +272,8 @@ def _supervise(recipe: OnlineRecipe, listener: socket.socket) -> int:
                     pause = FIRST_RESTART_SECONDS
                 print_note(f"a worker ended with status {process.exitcode}; another one starts in {pause:g} s")
                 time.sleep(pause)
+                if stopping:
+                    break
                 pause = min(2 * pause, LONGEST_RESTART_SECONDS)
                 forget_worker(process.pid)
                 workers[at] = start(at)

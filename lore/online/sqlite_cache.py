@@ -84,9 +84,8 @@ class SqliteCache:
         self._behind.add(contents, verdicts)
 
     async def _write(self, some: Sequence[New]) -> None:
-        rows = [to_row(verdict, self.judge.tier_ids) | {"content": content} for content, verdict, _ in some]
-
         def put() -> None:
+            rows = [to_row(verdict, self.judge.tier_ids) | {"content": content} for content, verdict, _ in some]
             self._writer.put(self.judge.name, rows, stored_seconds=some[0][2], renew=True)
 
         await asyncio.get_running_loop().run_in_executor(self._write_thread, put)

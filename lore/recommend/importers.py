@@ -13,14 +13,12 @@ Left out: ratings as weights, photos behind URLs.
 from __future__ import annotations
 
 import ast
-import gzip
 import math
 import re
-import shutil
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from itertools import chain, islice
@@ -38,24 +36,19 @@ from lore.data.parquet import PairWriter
 from lore.data.photo_places import common_folder
 from lore.data.rejected_rows import RejectedWriter, Rejection, is_rejected_file, rejected_path, short, shown_value
 from lore.data.row_validation import ENCODING_HINT, RowChecker
-from lore.data.tables.any_table import table_records
-from lore.data.tables.csv import check_delimiter
 from lore.data.tables.ids import id_text
-from lore.data.tables.text_tables import MAX_LINE_CHARACTERS, Record, jsonl_records, open_text
-from lore.label.inputs.tables import table_files
-from lore.label.inputs.ubi import at_path, unwrapped
+from lore.label.inputs.ubi import at_path
 from lore.recommend.section import seconds_of
+from lore.recommend.source_rows import VALID, Row, part_of, source_files, source_rows
 from lore.recommend.tables import is_items_file
 from lore.support.atomic_files import replace_file, scratch_folder, written_whole
-from lore.support.errors import LoreError, reason
+from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 from lore.support.outputs import Output, checked_outputs
 from lore.support.progress import track
 from lore.support.text import encodable, printable
 from lore.support.untrusted_json import parse_json
 
-Row = tuple[str, int, dict[str, Any]]
-"""File, row number and cells by column."""
 EVENT_COLUMNS = {
     "user_id": ("user_id", "reviewerID", "userId", "UserID", "client_id"),
     "item_id": ("item_id", "parent_asin", "asin", "movieId", "MovieID", "event_attributes.object.object_id"),
@@ -77,14 +70,11 @@ ITEM_COLUMNS = {
     "price": ("price",),
     "image": ("image",),
 }
+OPTIONAL = ("session_id", "kind", "split")
+NOTHING = (None, "")
 NEEDED = {"events": ("user_id", "item_id"), "items": ("item_id", "title")}
-ATOMIC = (".inter", ".item")
-"""RecBole's files: tabs, and a type after each column's name, such as user_id:token."""
-MOVIELENS = {"ratings": ("UserID", "MovieID", "Rating", "Timestamp"), "movies": ("MovieID", "Title", "Genres")}
-"""Columns of MovieLens' dat files: no header, two colons between cells."""
-OTHER_NAMES = {"dev", "val", "validation"}
 HEAD_ROWS, SHOWN = {"events": 1000, "items": 100}, 3
-MAX_ID_CHARACTERS, MAX_LIST_CHARACTERS, MAX_JSON_BYTES = 1_000, 2**20, 2**30
+MAX_ID_CHARACTERS, MAX_LIST_CHARACTERS = 1_000, 2**20
 _NUMBER = re.compile(r"[-+]?\d{1,40}(\.\d{0,40})?([eE][-+]?\d{1,3})?")
 _PRICE = re.compile(r"[^\d\s.,]{0,4}\s?\d[\d.,]{0,20}\s?[^\d\s.,]{0,4}")
 _TEMPLATE = re.compile(r"\{([^{}]+)\}")
@@ -143,7 +133,7 @@ def import_events(
 
     map: "field=column,..."; delimiter: of csv files. Raises LoreError if no row is an event; an earlier `out` is kept then.
     """
-    files, report = _files(path), Report(str(out))
+    files, report = source_files(path), Report(str(out))
     out, listed = checked_outputs([Output(out, is_events_file), Output(rejected_path(out), is_rejected_file)], [path], force=force)
     seen, users, items = array("q"), set(), set()
 
@@ -205,7 +195,7 @@ def import_items(
     folded, and rejected if its content is another. Without a map, a price that is no number is left out. Memory: about 200 bytes
     per item. map: "field=column,..."; a column with braces is a template, such as image=images/{id}.jpg. The other options are
     those of lore.data.import_pairs."""
-    files, report, seen = _files(path), Report(str(out)), dict[str, str]()
+    files, report, seen = source_files(path), Report(str(out)), dict[str, str]()
     out, listed = checked_outputs([Output(out, is_items_file), Output(rejected_path(out), is_rejected_file)], [path], force=force)
     checker = RowChecker(
         None,
@@ -254,7 +244,7 @@ def _item_values(cells: dict[str, Any], columns: dict[str, list[str]], repairs: 
         if _TEMPLATE.search(found[0]):
             chosen[name] = _TEMPLATE.sub(lambda part: id_text(cells.get(part[1])), found[0])
             continue
-        chosen[name] = next((cell for one in found if (cell := cells.get(one)) not in (None, "", [], {})), None)
+        chosen[name] = next((cell for one in found if (cell := cells.get(one)) not in (*NOTHING, [], {})), None)
     if repairs is not None:
         for name, between in (("category", " > "), ("description", " "), ("title", " ")):
             parts = _as_list(chosen[name]) if name in chosen else None
@@ -265,19 +255,6 @@ def _item_values(cells: dict[str, Any], columns: dict[str, list[str]], repairs: 
             chosen["price"] = None
             repairs["price_left_out"] += 1
     return row_values(chosen, {name: name for name in chosen})
-
-
-def _files(path: str | Path) -> list[Path]:
-    """The tables of a path; of a folder with RecBole's files, those. In the order train, valid, test."""
-    place = Path(path).expanduser()
-    found = sorted(place.glob("*.inter")) if place.is_dir() else [place] if place.is_file() else []
-    return sorted(found or table_files(str(path), "PATH", other=True), key=lambda file: SPLITS.index(_part_of(file) or "train"))
-
-
-def _part_of(file: Path) -> str | None:
-    """The published part that the name of a file tells: x.train.inter, valid_x.csv."""
-    words = re.split(r"[._-]", file.name.lower())
-    return next((part for part in SPLITS if part in words), "valid" if OTHER_NAMES & {*words} else None)
 
 
 def _opened(
@@ -292,7 +269,7 @@ def _opened(
             fields = ", ".join([*known, *(["attributes.<name>"] if what == "items" else [])])
             raise LoreError(f"--map: {name!r} is no field of {what}; expected {fields}.{nearest_hint(name, known)}")
     required = [name for column in mapped.values() for name in _TEMPLATE.findall(column) or [column]]
-    rows = _rows(files, scratch, list(dict.fromkeys(required)), encoding, delimiter)
+    rows = source_rows(files, scratch, list(dict.fromkeys(required)), encoding, delimiter)
     head = list(islice(rows, HEAD_ROWS[what]))
     first = [row[2] for row in head if not isinstance(row, Rejection)]
     if not first:
@@ -300,7 +277,7 @@ def _opened(
     if mapped:
         return chain(head, rows), {name: [column] for name, column in mapped.items()}
     names = {name for cells in first for name in cells}
-    there = names | {one for column in known.values() for one in column if "." in one and any(_cell(row, one) for row in first)}
+    there = names | {one for column in known.values() for one in column if "." in one and any(at_path(row, one) for row in first)}
     columns = {name: [one for one in aliases if one in there] for name, aliases in known.items()}
     columns = {name: found[:1] if what == "events" else found for name, found in columns.items() if found}
     if missing := [name for name in NEEDED[what] if name not in columns]:
@@ -311,71 +288,6 @@ def _opened(
     return chain(head, rows), columns
 
 
-def _rows(
-    files: list[Path], scratch: Path, required: list[str], encoding: str | None, delimiter: str | None
-) -> Iterator[Row | Rejection]:
-    for file in files:
-        place = file
-        if file.suffix.lower() == ".gz":
-            place = scratch / file.stem
-            with gzip.open(file) as packed, place.open("wb") as plain:
-                shutil.copyfileobj(packed, plain)
-        suffix = place.suffix.lower()
-        if delimiter is None and (suffix in ATOMIC or (suffix == ".dat" and place.stem in MOVIELENS)):
-            records = _plain_rows(place, encoding)
-        elif suffix == ".json":
-            records = _json_rows(place, required, encoding)
-        else:
-            mark = check_delimiter(delimiter) if delimiter else None
-            records = table_records(place, required, encoding=encoding, delimiter=mark, settable=True)
-        for record in records:
-            if isinstance(record, Rejection):
-                yield replace(record, file=str(file))
-            else:
-                for document in unwrapped(record[1]):
-                    yield str(file), record[0], document
-
-
-def _plain_rows(path: Path, encoding: str | None) -> Iterator[Record | Rejection]:
-    """Rows of RecBole's and MovieLens' files, in which a quote is a character like any other."""
-    dat = path.suffix.lower() == ".dat"
-    with open_text(path, encoding or ("latin-1" if dat else None), None, settable=True) as file:
-        header = MOVIELENS[path.stem] if dat else [name.split(":")[0] for name in file.readline(2**20).strip().split("\t")]
-        row = 0
-        while line := file.readline(MAX_LINE_CHARACTERS):
-            row += 1
-            cells = line.rstrip("\n").split("::" if dat else "\t")
-            if len(cells) == len(header):
-                yield row, dict(zip(header, cells, strict=True))
-            elif line.strip():
-                found, expected = f"{len(cells)} columns", f"{len(header)} columns"
-                yield Rejection(str(path), row, "row", "field_type", found, expected, {"line": short(line)})
-
-
-def _json_rows(path: Path, required: list[str], encoding: str | None) -> Iterator[Record | Rejection]:
-    """Rows of a .json file: JSON lines, as Amazon's are, or one JSON object with an item per id."""
-    with open_text(path, encoding, None, settable=True) as file:
-        try:
-            first = parse_json(file.readline(MAX_LINE_CHARACTERS))
-        except ValueError:
-            first = None
-    if isinstance(first, dict) and not all(isinstance(one, dict) for one in first.values()):
-        yield from jsonl_records(path, required, encoding=encoding, settable=True)
-        return
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise LoreError(f"{path} is one JSON value of {path.stat().st_size:,} bytes, too large to read. Write JSON lines.")
-    try:
-        content = parse_json(path.read_bytes())
-        entries = content.items()
-    except (ValueError, AttributeError) as error:
-        raise LoreError(f"{path} holds neither JSON lines nor an object with an item per id ({reason(error)}).") from error
-    for row, (key, value) in enumerate(entries, 1):
-        if isinstance(value, dict):
-            yield row, {"item_id": key, **value}
-        else:
-            yield Rejection(str(path), row, "row", "field_type", shown_value(value), "a JSON object", {"key": short(key)})
-
-
 class BadCell(Exception):
     """Field, reason, what was found and what was expected."""
 
@@ -384,24 +296,25 @@ def _events(records: Iterator[Row | Rejection], columns: dict[str, list[str]], r
     """One event per row. Without times, the number of the row stands for the time."""
     named = {name: found[0] for name, found in columns.items()}
     about_anything = "." in named["item_id"]  # a log of all that people do
+    read = at_path if any("." in column for column in named.values()) else dict.get
     for number, record in enumerate(records):
         report.rows += 1
         if isinstance(record, Rejection):
             yield record
             continue
-        cells = {name: _cell(record[2], column) for name, column in named.items()}
-        if about_anything and not cells["item_id"]:
+        cells = {name: read(record[2], column) for name, column in named.items()}
+        if about_anything and cells["item_id"] in NOTHING:
             report.left_out += 1
             continue
         try:
             user, item = _id("user_id", cells["user_id"]), _id("item_id", cells["item_id"])
             time = _seconds(cells["time"]) if "time" in cells else float(number)
-            session, kind, part = (_id(name, cells[name]) if cells.get(name) else None for name in ("session_id", "kind", "split"))
+            session, kind, part = (_id(name, cells[name]) if name in cells and id_text(cells[name]) else None for name in OPTIONAL)
         except BadCell as bad:
             yield Rejection(record[0], record[1], *bad.args, short(record[2]))
             continue
-        part = part or _part_of(Path(record[0]))
-        yield user, item, time, session, kind, "valid" if part in OTHER_NAMES else part
+        part = part or part_of(record[0])
+        yield user, item, time, session, kind, "valid" if part in VALID else part
 
 
 def _sequences(records: Iterator[Row | Rejection], columns: dict[str, list[str]], report: Report) -> Iterator[Event | Rejection]:
@@ -426,7 +339,7 @@ def _sequences(records: Iterator[Row | Rejection], columns: dict[str, list[str]]
         except BadCell as bad:
             yield Rejection(file, row, *bad.args, short(cells))
             continue
-        part = _part_of(Path(file))
+        part = part_of(file)
         split |= part is not None
         window = array("i", [numbers.setdefault(one, len(numbers)) for one in (*ids, target)])
         if not _joined(sequences.setdefault(user, (array("i"), bytearray())), window, SPLITS.index(part or "train")):
@@ -452,9 +365,9 @@ def _joined(sequence: tuple[array[int], bytearray], window: array[int], part: in
         at = len(items)
         items.append(window[-1])
         parts.append(0)
-    elif (found := items.tobytes().find(window.tobytes())) >= 0 and found % items.itemsize == 0:
-        at = found // items.itemsize + past
-    elif items[:past] == window[1:]:
+    elif (found := _find(items.tobytes(), window.tobytes(), items.itemsize)) >= 0:
+        at = found + past
+    elif past and items[:past] == window[1:]:
         at = past
         items.insert(0, window[0])
         parts.insert(0, 0)
@@ -464,8 +377,12 @@ def _joined(sequence: tuple[array[int], bytearray], window: array[int], part: in
     return True
 
 
-def _cell(cells: dict[str, Any], column: str) -> Any:
-    return at_path(cells, column) if "." in column else cells.get(column)
+def _find(items: bytes, window: bytes, size: int) -> int:
+    """Place of a part in a sequence of numbers of this size; -1 if it is not there."""
+    found = items.find(window)
+    while found % size and found >= 0:  # a number's bytes are not another's
+        found = items.find(window, found + 1)
+    return found // size
 
 
 def _as_list(cell: Any, between: str | None = None) -> list[Any] | None:
@@ -504,8 +421,10 @@ def _seconds(cell: Any) -> float:
         if isinstance(text, str) and not _NUMBER.fullmatch(text):
             return seconds_of(text)
         number = math.nan if isinstance(text, bool) else float(text)
+        if abs(number) < 1e11:
+            return number
         if math.isfinite(number):
-            return number / next((unit for unit in (1e9, 1e6, 1e3) if abs(number) > unit * 1e8), 1.0)
+            return number / next((unit for unit in (1e9, 1e6) if abs(number) > unit * 1e8), 1e3)
     except (ValueError, TypeError, OverflowError):
         pass
     raise BadCell("time", "field_type", shown_value(cell), "seconds since 1970, or a date such as 2018-06-01T12:00")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
-from lore.config.sections import StrictModel
+from lore.config.sections import Conflict, StrictModel
 from lore.support.bounds import MAX_COUNT
 from lore.support.errors import LoreError
 
@@ -45,6 +45,13 @@ class HistoriesSection(StrictModel):
         if value is not None:
             seconds_of(value)
         return value
+
+    def conflicts(self) -> Iterator[Conflict]:
+        for key, date in (("valid_from", self.valid_from), ("test_from", self.test_from)):
+            if date is not None and self.split != "time":
+                yield Conflict((key,), f"{date} with split: {self.split}", "split: time, or no date")
+        if self.valid_from and self.test_from and seconds_of(self.valid_from) > seconds_of(self.test_from):
+            yield Conflict(("valid_from",), self.valid_from, f"a date before test_from ({self.test_from})")
 
     def input_files(self) -> dict[str, list[str]]:
         named = {"events": self.events, "items": self.items}

@@ -231,7 +231,13 @@ def onnx_files(folder: Path, precision: Precision) -> list[Path]:
     """The ONNX files that a precision needs; [] in a folder that does not have them all."""
     if not any(folder.glob("*.onnx")):
         return []
-    from lore.student.onnx_session import part_files  # loads onnxruntime: only for an exported student
+    try:
+        from lore.student.onnx_session import part_files  # loads onnxruntime: only for an exported student
+    except ModuleNotFoundError as error:
+        raise LoreError(
+            f"{folder} is an exported student, and {error.name} is not installed.\nInstall it: pip install "
+            "'lore-relevance[student]'"
+        ) from error
 
     files = list(part_files(folder, read_config(folder), precision).values())
     return files if all(path.is_file() for path in files) else []

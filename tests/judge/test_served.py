@@ -1,29 +1,37 @@
 """A judge behind a server: its name there, and clients that refuse another judge."""
 
+import asyncio
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from openai_server import reply, wait_for
 from openai_server import serve as openai_server
+from students_for_tests import some_pairs, write_student
 from tiny import adapter_judge, make
 
 from lore.codec.verdict_tokens import verdict_tokens
 from lore.engines.config import EndpointSection, ModelSection
-from lore.engines.engine import EndpointStopped
+from lore.engines.engine import EndpointStopped, Sampling
 from lore.engines.http import client
 from lore.engines.loading import load_processor
 from lore.engines.open_engine import open_engine
+from lore.judge.scorer import JudgeScorer
 from lore.judge.served import check_served, served_name
 from lore.judge.trained import TrainedJudge, trained_judge
+from lore.judge.verdict import Verdict
 from lore.label.config import LabelJudgeSection
 from lore.label.judge import asked_judge
+from lore.online.config import OnlineRecipe
+from lore.online.service import open_service
 from lore.support.errors import LoreError
 
 KEY = "key-of-the-served-judge"
@@ -111,11 +119,40 @@ def test_settings_and_judges_that_cannot_be_served_are_refused(folder, lore, tmp
     assert done.returncode == 1 and "has no lore.json" in done.stderr
 
 
+async def asked_by_the_service(
+    folder: Path, student: Path, url: str, expected: list[Verdict], process: subprocess.Popen
+) -> None:
+    """The service answers as the judge does, and without it as the student does."""
+    endpoint = {"url": url, "key_variable": "JUDGE_KEY"}
+    judge = {"path": str(folder), "endpoint": endpoint, "deadline_ms": 20_000.0, "breaker": {"failures": 2, "open_seconds": 600.0}}
+    body = {"lore": 1, "stage": "online", "run": "online", "student": {"path": str(student)}, "judge": judge}
+    service = open_service(OnlineRecipe.model_validate(body | {"serve": {"deadline_ms": 30_000.0}}))
+    await service.start()
+    try:
+        answers = await service.router.answer(some_pairs())
+        assert [answer.source for answer in answers] == ["judge"] * len(answers)
+        assert [answer.verdict.failure for answer in answers] == [None] * len(answers)
+        for answer, one in zip(answers, expected, strict=True):
+            assert np.abs(np.subtract(answer.verdict.probabilities, one.probabilities)).max() < 1e-3
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(60)
+        for state in ("open", "open"):  # of the breaker, after two failures, and when nobody is asked any more
+            answers = await service.router.answer(some_pairs())
+            assert all(answer.source == "student" and answer.late and answer.verdict.tier for answer in answers)
+            assert service.judge.breaker.state == state
+        counted = service.metrics.rendered()[0].decode()
+        assert 'lore_judge_requests_total{outcome="answered"} 5.0' in counted
+        assert 'lore_judge_requests_total{outcome="open"} 5.0' in counted
+    finally:
+        await service.drain()
+        await service.close()
+
+
 @pytest.mark.slow
 @needs_vllm
 def test_a_served_judge_is_the_one_that_its_client_asks(tmp_path, monkeypatch):
-    """Starts vLLM's server on a tiny judge with an adapter: about 20 s on a core."""
-    folder = adapter_judge(make(tmp_path / "tiny64", hidden=64).text, tmp_path / "sft")
+    """Starts vLLM's server on a tiny judge with an adapter: about 20 s on a core. Then the service asks it, and loses it."""
+    folder = adapter_judge(make(tmp_path / "tiny64", hidden=64).text, tmp_path / "sft", "answer_first")
     judge = trained_judge(folder)
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with socket.socket() as free:
@@ -136,9 +173,12 @@ def test_a_served_judge_is_the_one_that_its_client_asks(tmp_path, monkeypatch):
         section = EndpointSection(url=url, model=served_name(judge), key_variable="JUDGE_KEY", tokenizer=judge.model.name)
         asked = [[{"role": "user", "content": f"red mug {number}"}] for number in range(4)]
         served = open_engine(section, judge.rubric).score(asked)
-        own = open_engine(judge.model, judge.rubric, device="cpu").score(asked)
+        engine = open_engine(judge.model, judge.rubric, device="cpu")
+        own = engine.score(asked)
         assert abs(served - own).max() < 1e-3
         assert abs(own - open_engine(ModelSection(name=judge.model.name), judge.rubric, device="cpu").score(asked)).max() > 1e-2
+        scorer = JudgeScorer(engine, judge.rubric, judge.fmt, Sampling(max_tokens=16), "own")
+        asyncio.run(asked_by_the_service(folder, write_student(tmp_path / "student"), url, scorer.score(some_pairs()), process))
     finally:
         process.terminate()
         process.wait(60)

@@ -29,7 +29,9 @@ class StubRouter:
         self.deadlines: list[float | None] = []
         self.canceled = 0
 
-    async def answer(self, pairs: Sequence[Pair], deadline_seconds: float | None = None) -> list[Answer]:
+    async def answer(
+        self, pairs: Sequence[Pair], deadline_seconds: float | None = None, seconds: dict[str, float] | None = None
+    ) -> list[Answer]:
         self.asked += pairs
         self.deadlines.append(deadline_seconds)
         if self.refuse is not None:
@@ -62,7 +64,9 @@ class StudentRouter:
         self.student = open_student(write_student(folder, **section))
         self.tier_ids = self.student.tier_ids
 
-    async def answer(self, pairs: Sequence[Pair], deadline_seconds: float | None = None) -> list[Answer]:
+    async def answer(
+        self, pairs: Sequence[Pair], deadline_seconds: float | None = None, seconds: dict[str, float] | None = None
+    ) -> list[Answer]:
         verdicts = self.student.score(list(pairs))
         return [Answer(verdict, relevance(verdict, self.tier_ids), "tail") for verdict in verdicts]
 

@@ -24,15 +24,19 @@ def board(metrics: Metrics) -> Dashboard:
     """A dashboard with one step of 10 s, in which the metrics are told of some requests."""
     found = Dashboard(metrics)
     metrics.request("/judge", 200, 0.5)  # before the first reading
-    metrics.answered(answers("cache", "head", "L1"), {"cache": 0.001})
+    metrics.answered(answers("cache", "head", "L1"))
+    metrics.stage("cache", 0.001)
     found.read(1000.0)
     for _ in range(18):
         metrics.request("/judge", 200, 0.03)
     metrics.request("/rerank", 429, 0.0001)
     metrics.shed("overloaded")
     metrics.request("/elsewhere", 404, 3.0)  # not of the service's own work
-    metrics.answered(answers("cache", "head", "L1 L4 L4", age_seconds=7200.0), {"cache": 0.002})
-    metrics.answered(answers("student", "tail", "L4", late=True), {"cache": 0.004, "model": 0.03})
+    metrics.answered(answers("cache", "head", "L1 L4 L4", age_seconds=7200.0))
+    metrics.stage("cache", 0.002)
+    metrics.answered(answers("student", "tail", "L4", late=True))
+    metrics.stage("cache", 0.004)
+    metrics.stage("model", 0.03)
     metrics.cache_asked("store", 3, 1)
     metrics.shadow("written", 5)
     found.read(1010.0)

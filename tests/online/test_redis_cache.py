@@ -81,6 +81,22 @@ def test_verdicts_come_back_for_their_judge_only(empty):
     asyncio.run(asked())
 
 
+def test_many_verdicts_are_sent_in_parts(empty, monkeypatch):
+    monkeypatch.setattr("lore.online.redis_cache.SENT_AT_ONCE", 2)
+
+    async def asked():
+        cache, sent = opened(empty), []
+        pipeline = cache._client.pipeline
+        monkeypatch.setattr(cache._client, "pipeline", lambda **how: sent.append(pipeline(**how)) or sent[-1])
+        await cache.put([key(n) for n in range(5)], [verdict(n) for n in range(5)])
+        await cache._behind.close()
+        found = await cache.get([key(n) for n in range(5)])
+        assert len(sent) == 3 and [one.verdict for one in found] == [stored(n) for n in range(5)]
+        await cache.close()
+
+    asyncio.run(asked())
+
+
 def test_verdicts_expire(empty, tmp_path):
     folder = write_labels(tmp_path / "labels", [label_row("q", "a", "L1", content=key(1))], stamp=JUDGE.name)
     (file,) = (folder / "verdicts").iterdir()
@@ -194,6 +210,8 @@ def test_the_service_starts_without_redis_and_a_wrong_password_is_named(tmp_path
         noted = Noted()
         assert asyncio.run(asked(opened(server, noted, password_variable="CACHE_PASSWORD"), noted)) is None
         assert noted.failed == {"dropped": 1, "unreachable": 1}
+        with pytest.raises(LoreError, match="asks for a password, and cache.password_variable names none"):
+            say_what_is_there(opened(server), "redis")
     say_what_is_there(opened(server), "redis")
     said = capfd.readouterr().err + str(error.value)
     assert "starts without its cache" in said and "wrong-secret" not in said

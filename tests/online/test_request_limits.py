@@ -9,7 +9,7 @@ import httpx
 import pytest
 from online_for_tests import StubRouter, StubService, app_of, get, post, send
 
-from lore.online.answer import Draining, Overloaded
+from lore.online.answer import Draining, Overloaded, TooManyPairs
 from lore.support.errors import LoreError
 
 ONE = {"query": "red mug", "documents": ["mug"]}
@@ -194,6 +194,12 @@ def test_a_service_that_is_not_ready_lives(state, kind):
     assert get(app, "/health").status_code == 200
     for reply in (get(app, "/ready"), post(app, "/rerank", ONE)):
         assert reply.status_code == 503 and reply.json()["error"]["type"] == kind and int(reply.headers["retry-after"]) >= 1
+
+
+def test_a_request_that_cannot_be_done_in_time_says_what_to_change():
+    reply = post(app_of(StubService(StubRouter(TooManyPairs("send at most 9 pairs")))), "/rerank", ONE)
+    assert reply.status_code == 413 and "retry-after" not in reply.headers
+    assert reply.json()["error"]["type"] == "too_many_pairs" and reply.json()["error"]["message"] == "send at most 9 pairs"
 
 
 def test_an_unexpected_error_is_told_without_its_words(caplog):

@@ -9,10 +9,10 @@ from students_for_tests import write_student
 from students_online import Gated, pair, until
 
 from lore.judge.verdict import Verdict
-from lore.online.answer import Cached, Draining, Overloaded, band_of
+from lore.online.answer import TOO_LATE, Cached, Draining, Overloaded, TooManyPairs, band_of
 from lore.online.batcher import Batcher
 from lore.online.config import RouteSection
-from lore.online.router import TOO_LATE, Router
+from lore.online.router import TURN_SECONDS, Router
 from lore.student.scorer import open_student
 
 LATER = 600.0
@@ -265,9 +265,9 @@ def test_a_request_that_would_wait_past_its_deadline_is_refused(student):
         waiting = asyncio.ensure_future(router.answer([pair("b")] * 20, 50))
         await until(lambda: router.batcher._queue)
         router.batcher.tokens_per_second, router.batcher._tokens_per_pair = 1.0, 5.0
-        with pytest.raises(Overloaded, match="longer than the deadline") as refused:
-            await router.answer([pair("c")], 60)
-        assert 30 >= refused.value.retry_seconds > 20
+        with pytest.raises(Overloaded, match="the queue takes 110.000 s, too long for the deadline") as refused:
+            await router.answer([pair("c")], 200)  # half of it is left for what the measured rate does not know
+        assert 15 >= refused.value.retry_seconds > 9
         cached = await router.answer([pair("d", "known")], 60)  # needs no student
         assert cached[0].source == "cache"
         student.gate.set()
@@ -275,6 +275,57 @@ def test_a_request_that_would_wait_past_its_deadline_is_refused(student):
         assert (await router.answer([pair("e")], 1.0))[0].verdict.pair_id == "e"  # an empty queue takes everything
 
     run(student, test, cache=Cache([b"known"]))
+
+
+@pytest.mark.parametrize("judge", [None, Judge()])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_request_most_of_which_cannot_be_answered_in_time_is_refused(student, judge, fresh):
+    """However much time the judge has: the student is to answer in its place."""
+
+    async def test(router):
+        batcher = router.batcher
+        tokens = student.encoder.rows([pair("a")])[0]["length"]
+        most = batcher.batch_tokens // tokens + 1  # more than one batch
+        # Ten pairs a second: as measured now, or at best if that is long ago.
+        batcher.tokens_per_second, batcher.best_tokens_per_second = (10.0 * tokens, 1e9) if fresh else (tokens, 10.0 * tokens)
+        batcher._measured = time.monotonic() - (0.0 if fresh else 1000.0)
+        with pytest.raises(TooManyPairs) as refused:
+            await router.answer([pair("a")] * most, 0.4 * most / 10)
+        assert f"{most:,} pairs take" in str(refused.value) and "10 pairs a second" in str(refused.value)
+        assert f"at most {int(0.4 * most):,} pairs at a time" in str(refused.value)
+        assert not student.batches and router.pairs_under_way == 0 and router._pairs_per_second is None
+        if judge is None:
+            for count, seconds in ((most, 0.6 * most / 10), (most - 1, 1.0)):  # more than half of them could be; one batch
+                assert all(one.verdict.tier for one in await router.answer([pair("a")] * count, seconds))
+
+    run(student, test, judge=judge, max_pairs=10_000)
+
+
+def test_a_request_that_takes_too_long_to_tokenize_is_refused(student, monkeypatch):
+    rows = student.scorer.encoder.rows
+    monkeypatch.setattr(student.scorer.encoder, "rows", lambda pairs: time.sleep(0.02) or rows(pairs))
+
+    async def test(router):
+        router.batcher.tokens_per_second, router.batcher._measured = 1e9, time.monotonic()
+        with pytest.raises(TooManyPairs):
+            await router.answer([pair("a", "mug " * 40)] * 6400, 0.9)  # a hundred pieces of 20 ms
+
+    run(student, test, max_pairs=10_000)
+
+
+def test_other_requests_get_their_turn_while_contents_are_computed(student):
+    def slow(one):
+        time.sleep(1.5 * TURN_SECONDS)
+        return b""
+
+    async def test(router):
+        turns, asking = 0, asyncio.ensure_future(router.answer([pair("a")] * 20))
+        while not asking.done():
+            await asyncio.sleep(0)
+            turns += not student.batches
+        return turns
+
+    assert run(student, test, cache=Cache([b""]), key=slow) >= 20
 
 
 def test_a_draining_router_refuses_and_finishes(student):

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import logging
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,10 +26,14 @@ from students_online import Gated
 
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
+from lore.online.cache import open_cache
+from lore.online.cache_store import CachedJudge
 from lore.online.config import OnlineRecipe
+from lore.online.log_lines import LogWriter, logged
 from lore.online.serve import OnlineServer, bound_socket, serve
 from lore.online.service import Service, canary_gate, default_threads, open_service
 from lore.online.start import serve_command
+from lore.online.traces import open_traces
 from lore.run.runner import run_command
 from lore.student.canary import CANARIES
 from lore.student.scorer import open_student
@@ -90,8 +96,18 @@ def test_the_service_answers_over_a_socket_as_the_student_does(folder):
         assert ask(address, "/ready", None)[0] == 200
         status, said = ask(address)
         assert status == 200 and len(said["verdicts"]) == len(expected)
+        request = urllib.request.Request(address + "/judge", json.dumps(BODY).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as response:
+            stages = [part.partition(";")[0] for part in response.headers["server-timing"].split(", ")]
+        assert stages[:4] == ["read", "parse", "answer", "write"] and {"encode", "queue", "model", "student"} == {*stages[4:]}
         assert server.service.judge_ids == {"student": said["verdicts"][0]["judge_id"]}
     assert [row["tier"] for row in said["verdicts"]] == expected
+
+
+def test_what_was_loaded_at_the_start_is_left_out_of_garbage_collection(folder):
+    with running(recipe_of(folder)):
+        assert gc.get_freeze_count() > 10_000
+    assert not gc.get_freeze_count()
 
 
 def test_a_shutdown_answers_accepted_requests_and_refuses_new_ones(folder):
@@ -153,6 +169,67 @@ def test_a_stuck_student_is_answered_for_at_the_deadline(folder):
         student.gate.clear()
         status, said = ask(address, body=BODY | {"deadline_ms": 50.0})
         assert status == 200 and {row["failure"] for row in said["verdicts"]} == {"no_answer_in_time"}
+        body = json.dumps({"query": "mug", "documents": ["a", "b", ""]}).encode()
+        headers = {"Content-Type": "application/json", "x-envoy-expected-rq-timeout-ms": "50"}
+        with urllib.request.urlopen(urllib.request.Request(address + "/rerank", body, headers), timeout=30) as response:
+            assert response.headers["x-lore-unanswered"] == "2"
+            assert json.load(response)["meta"]["warnings"] == ["2 of 3 documents had no answer by the deadline; they are last"]
+        student.gate.set()
+        headers["x-envoy-expected-rq-timeout-ms"] = "20000"
+        with urllib.request.urlopen(urllib.request.Request(address + "/rerank", body, headers), timeout=30) as response:
+            assert "x-lore-unanswered" not in response.headers and "warnings" not in json.load(response)["meta"]
+
+
+def test_every_line_of_the_log_is_json_and_holds_no_text_of_a_request(folder, capfd):
+    with logged(), running(recipe_of(folder)) as (_, address, _student):
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as client:
+            client.sendall(b"secret garbage\r\n\r\n")
+            assert client.recv(1000).startswith(b"HTTP/1.1 400")
+        assert ask(address)[0] == 200
+        try:
+            raise ValueError("a secret of the pair")
+        except ValueError as error:
+            logging.getLogger("asyncio").error("Task exception was never retrieved\nfuture: secret", exc_info=error)
+        logging.getLogger("uvicorn.error").info("not worth a line")
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [(line.get("logger"), line.get("status")) for line in lines] == [("uvicorn.error", None), (None, 200), ("asyncio", None)]
+    assert "Invalid HTTP request" in lines[0]["message"] and lines[0]["level"] == "warning"
+    assert lines[2]["exception"] == "ValueError"
+    assert "secret" not in json.dumps(lines)
+
+
+def test_a_terminal_that_takes_no_more_holds_nothing_up(monkeypatch):
+    opened, lines = threading.Event(), []
+    monkeypatch.setattr("lore.online.log_lines.MOST_WAITING", 3)
+    monkeypatch.setattr("lore.online.log_lines.print_note", lambda line: opened.wait(30) and lines.append(line))
+    writer = LogWriter()
+    writer.start()
+    writer.put("0")
+    until(writer._lines.empty)
+    for number in range(1, 7):
+        writer.put(str(number))
+    opened.set()
+    until(lambda: len(lines) == 5)
+    writer.close()
+    assert lines[:2] == ["0", "1"] and json.loads(lines[2])["message"].startswith("3 lines") and lines[3:] == ["2", "3"]
+
+
+def test_a_signal_before_the_student_is_warm_ends_the_service(folder, monkeypatch, capfd):
+    monkeypatch.setattr("lore.online.batcher.CLOSE_SECONDS", 0.05)
+    student = Gated(open_student(folder))
+    student.gate.clear()
+    server = OnlineServer(Service(recipe_of(folder), student))
+    with bound_socket("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        until(lambda: student.batches)  # it warms up
+        server.handle_exit(signal.SIGTERM, None)
+        thread.join(30)
+        assert not thread.is_alive() and not server.started
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(listener.getsockname(), 5)
+    student.gate.set()
+    assert "ends before it has answered" in capfd.readouterr().err
 
 
 def test_one_request_is_tried_and_printed_with_its_answer(folder, tmp_path, capfd):
@@ -189,17 +266,6 @@ def test_a_port_that_is_taken_while_the_service_warms_up_is_an_error(folder):
             server.run(sockets=[listener])
 
 
-def test_no_full_garbage_collection_holds_up_the_event_loop(folder):
-    frozen = []
-
-    async def then(address):
-        frozen.append(gc.get_freeze_count())
-
-    with bound_socket("127.0.0.1", 0) as listener:
-        OnlineServer(Service(recipe_of(folder), open_student(folder)), then).run(sockets=[listener])
-    assert frozen[0] > 10_000 and gc.get_freeze_count() == 0
-
-
 def test_keys_that_are_missing_are_said_before_anything_is_loaded(folder, monkeypatch):
     monkeypatch.delenv("SERVICE_KEYS", raising=False)
     monkeypatch.setattr("lore.online.serve.load_cache", lambda recipe: pytest.fail("labels were loaded"))
@@ -232,6 +298,27 @@ def test_a_dry_run_prints_every_value_and_what_is_missing(write_recipe, tmp_path
     assert "# student.path: " in shown and "# route.frequencies: " in shown
     with pytest.raises(LoreError, match="something is missing"):
         serve_command(str(path), [])
+
+
+def test_a_dry_run_names_the_variables_that_are_not_set(write_recipe, folder, monkeypatch, capfd):
+    monkeypatch.setenv("SET_KEYS", "a-key-of-the-service")
+    for name in ("NO_KEYS", "NO_PASSWORD", "NO_JUDGE_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    judge = f"judge: {{path: {folder}, endpoint: {{url: http://127.0.0.1:9/v1, key_variable: NO_JUDGE_KEY}}}}"
+    cache = "cache: {store: redis://127.0.0.1:9/0, password_variable: NO_PASSWORD}"
+    lines = f"stage: online\nrun: online\nstudent: {{path: {folder}}}\n{judge}\n{cache}\nserve: {{keys_variable: NO_KEYS}}"
+    path = write_recipe("online.yaml", lines)
+    assert serve_command(str(path), [], dry_run=True) == 0
+    shown = capfd.readouterr().out
+    for key, name in (
+        ("serve.keys_variable", "NO_KEYS"),
+        ("cache.password_variable", "NO_PASSWORD"),
+        ("judge.endpoint.key_variable", "NO_JUDGE_KEY"),
+    ):
+        assert f"# {key}: the environment variable {name} is not set" in shown
+    serve_command(str(path), ["serve.keys_variable=SET_KEYS"], dry_run=True)
+    shown = capfd.readouterr().out
+    assert "# serve.keys_variable" not in shown and "a-key-of-the-service" not in shown
 
 
 def test_a_recipe_whose_needs_have_not_run_is_refused(write_recipe, demo, folder):
@@ -287,6 +374,41 @@ def children(process: subprocess.Popen) -> list[int]:
     return [child for child in found if b"spawn_main" in open(f"/proc/{child}/cmdline", "rb").read()]
 
 
+@pytest.mark.parametrize(
+    ("absent", "extra", "section"),
+    [
+        ("fastapi", "online", {}),
+        ("prometheus_client", "online", {}),
+        ("redis", "online", {"cache": {"store": "redis://127.0.0.1:9/0", "judge": "runs/grpo"}}),
+        ("opentelemetry", "traces", {"serve": {"traces": "http://127.0.0.1:4318"}}),
+        ("onnxruntime", "student", {}),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_with_its_extra(folder, monkeypatch, tmp_path, absent, extra, section):
+    hidden = [name for name in sys.modules if name.partition(".")[0] == absent or name.endswith(("redis_cache", "onnx_session"))]
+    for name in hidden:
+        monkeypatch.delitem(sys.modules, name)
+    find = PathFinder.find_spec
+
+    def find_others(name, *more):
+        return None if name.partition(".")[0] == absent else find(name, *more)
+
+    monkeypatch.setattr(PathFinder, "find_spec", find_others)
+    monkeypatch.setattr("lore.online.cache.cached_judge", lambda path, base: CachedJudge(path, "w:r:r", "", []))
+    student = shutil.copytree(folder, tmp_path / "student")
+    (student / "model.onnx").touch()
+    recipe = OnlineRecipe.model_validate(recipe_of(student).model_dump() | section)
+    with pytest.raises(LoreError) as error:
+        recipe.check_packages()
+        if recipe.cache.store != "none":
+            open_cache(recipe.cache, None)
+        if recipe.serve.traces is not None:
+            open_traces(recipe.serve.traces)
+        open_student(student)
+    said = str(error.value)
+    assert f"pip install 'lore-relevance[{extra}]'" in said and "not installed" in said and said.count("\n") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_loses_no_accepted_request_and_exits_with_0(write_recipe, exported, workers):
@@ -322,6 +444,22 @@ def test_sigterm_loses_no_accepted_request_and_exits_with_0(write_recipe, export
     # Every client ends with a connection that nobody accepted; none lost the answer to one that was.
     reasons = [error.reason if isinstance(error, urllib.error.URLError) else error for error in errors]
     assert all(isinstance(reason, ConnectionRefusedError | ConnectionResetError) for reason in reasons), reasons
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "after"), [(1, "answers at"), (2, None)])
+def test_ctrl_c_during_the_start_ends_with_0_and_without_a_traceback(write_recipe, exported, workers, after):
+    with started(write_recipe, exported, workers=workers) as (process, _):
+        said = ""
+        if after:
+            while after not in said:
+                said += process.stdout.readline()
+        else:
+            until(lambda: len(children(process)) == workers, 60)  # that import
+        for pid in [process.pid, *children(process)]:
+            os.kill(pid, signal.SIGINT)
+        said += process.communicate(timeout=60)[0]
+        assert process.returncode == 0 and "Traceback" not in said, said
 
 
 @pytest.mark.slow

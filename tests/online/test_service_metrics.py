@@ -82,7 +82,8 @@ def test_what_is_reported_is_what_prometheus_reads():
         answer("judge", "L2", 0.3),
         answer(tier=None, score=None),
     ]
-    metrics.answered(given_answers, {"cache": 0.002, "model": 0.3})
+    metrics.answered(given_answers)
+    metrics.stage("model", 0.3)
     metrics.request("/judge", 200, 0.4)
     metrics.request("/a/secret/path", 404, 0.001)
     metrics.shed("overloaded")
@@ -122,7 +123,7 @@ def test_what_is_reported_is_what_prometheus_reads():
     }
     assert {name: found.get(name) for name in expected} == expected
     assert "lore_score_psi{}" not in found and "secret" not in metrics.rendered()[0].decode()  # too few scores
-    metrics.answered([answer(score=0.99)] * 1000, {})
+    metrics.answered([answer(score=0.99)] * 1000)
     assert read(metrics)["lore_score_psi{}"] > 0.25
     assert metrics.rendered("application/openmetrics-text; version=1.0.0")[1].startswith("application/openmetrics-text")
 
@@ -143,7 +144,8 @@ for worker in range(2):
         waiting = [99]
         metrics.watch(lambda: waiting[0], lambda: ("closed", "open")[worker])
         answers = [Answer(Verdict("p", "L1", source="student"), at / 1000, "tail") for at in range(1000)]
-        metrics.answered(answers, {"model": 0.1 * (worker + 1)})
+        metrics.answered(answers)
+        metrics.stage("model", 0.1 * (worker + 1))
         metrics.request("/judge", 200, 0.2)
         metrics.rendered()
         waiting[0] = 10 * (worker + 1)

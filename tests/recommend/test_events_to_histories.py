@@ -145,6 +145,9 @@ def test_the_section_reads_dates_as_utc(tmp_path):
     assert held_out(section.histories()) == {"valid": {("u", 2)}, "test": {("u", 3)}}
     with pytest.raises(ValueError, match="a date such as"):
         HistoriesSection(events="e", valid_from="last year")
+    assert [one.keys for one in HistoriesSection(events="e", test_from="2018-01-01").conflicts()] == [("test_from",)]
+    late = HistoriesSection(events="e", split="time", valid_from="2018-01-02", test_from="2018-01-01")
+    assert [one.keys for one in late.conflicts()] == [("valid_from",)]
 
 
 @pytest.mark.slow

@@ -208,7 +208,7 @@ def test_sequences_are_rebuilt_from_every_prefix(tmp_path_factory, sequences, fa
 
 
 def test_histories_that_do_not_belong_together_are_rejected(tmp_path):
-    text = 'user_id,history_item_id,item_id\nu,"[1, 2]",3\nu,"[7, 8]",9\nu,oops[,9\nu,"[1, 2, 3]",4\n'
+    text = 'user_id,history_item_id,item_id\nu,"[1, 2]",3\nu,"[7, 8]",9\nu,oops[,9\nu,,5\nu,"[1, 2, 3]",4\n'
     report = import_events(put(tmp_path / "valid_x.csv", text), tmp_path / "out.parquet")
     assert [(row[1], row[5]) for row in events_of(tmp_path / "out.parquet")] == [
         ("1", "train"),
@@ -216,7 +216,7 @@ def test_histories_that_do_not_belong_together_are_rejected(tmp_path):
         ("3", "valid"),
         ("4", "valid"),
     ]
-    assert dict(report.reasons) == {"history_apart": 2}
+    assert dict(report.reasons) == {"history_apart": 3}
     with pytest.raises(LoreError, match="only the order"):
         read_histories(tmp_path / "out.parquet", split="time")
 

@@ -152,6 +152,7 @@ def test_accelerate_launch_of_a_recipe_typed_exactly_so(training, runs):
     assert "seed: was 0, now 3" in changed.stderr
 
 
+@pytest.mark.slow  # two processes train twice
 def test_two_cpu_processes_train_one_model(training, runs):
     config = ROOT / "launch" / "accelerate" / "cpu2.yaml"
     found = summary(accelerate("--config_file", config, training), runs)

@@ -19,6 +19,7 @@ from lore.support.console import Console, Table, Text, with_room
 from lore.support.html import page_style, page_template
 from lore.support.outputs import Output, begins_with
 from lore.support.svg_plots import TEXT_MARKS, Line, line_chart
+from lore.support.text import counted
 
 JSON, HTML = "monitor.json", "monitor.html"
 JSON_MARK, HTML_MARK = '{\n "lore": "monitor",', "<!doctype html>\n<!-- lore monitor -->"
@@ -123,8 +124,8 @@ def probe_lines(report: Report) -> list[str]:
         last = line.nights[-1]
         rated = f"; {percent(last.accuracy)} [{percent(last.low)}, {percent(last.high)}] have the raters' tier"
         found.append(
-            f"Probe of the {line.who}: {len(line.nights)} nights; on {day_name(last.day)} {last.flips} of {last.pairs} frozen "
-            f"pairs have another tier than on {day_name(line.nights[0].day)}{rated if isfinite(last.accuracy) else ''}. "
+            f"Probe of the {line.who}: {counted(len(line.nights), 'night')}; on {day_name(last.day)} {last.flips} of {last.pairs} "
+            f"frozen pairs have another tier than on {day_name(line.nights[0].day)}{rated if isfinite(last.accuracy) else ''}. "
             + ("It stands still." if line.changed is None else f"It has changed on {day_name(line.changed)}: {line.why}.")
         )
     return found

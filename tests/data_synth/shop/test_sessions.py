@@ -64,7 +64,7 @@ def test_taste_predicts_cold_items_which_counts_cannot(runs, write_recipe):
     assert 0.35 < len(hits["taste", True]) / len(found.test) < 0.65
 
 
-@pytest.mark.parametrize("visible", ["text", "photo"])
+@pytest.mark.parametrize("visible", ["text", "photo", "mixed"])
 def test_the_color_shows_only_where_the_recipe_says(visible):
     shop = ShoppersWorld(SessionsRecipe(run="log", visible=visible, items=240))
     words = re.compile("|".join(rf"\b{word}\b" for one in COLOURS for word in (one.name, *one.words)))
@@ -73,8 +73,9 @@ def test_the_color_shows_only_where_the_recipe_says(visible):
         item = shop.item(style)
         said = words.findall(f"{item.title} {item.attributes} {item.description} {item.brand}")
         nearest = COLOURS[int(np.linalg.norm(palette - painted(item), axis=1).argmin())].name
-        assert said == ([style.colour] if visible == "text" else []), item
-        assert nearest == (style.colour if visible == "photo" else "grey")
+        assert said == ([] if style.photo else [style.colour]), item
+        assert nearest == (style.colour if style.photo else "grey")
+    assert {style.photo for style in shop.styles} == {"text": {False}, "photo": {True}, "mixed": {False, True}}[visible]
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -92,6 +92,7 @@ def test_a_judge_that_obeys_tiers_alone_is_told_apart(tmp_path, few):
     assert rows["all"].follows.value == pytest.approx(0.6)
 
 
+@pytest.mark.slow  # 600 pairs, each under eleven rule books
 def test_a_judge_that_changes_its_mind_at_random_is_not_called_obedient(tmp_path, few):
     """It is right about one verdict in four: an old and a new label are hit together once in sixteen, and unaffected pairs move."""
 

@@ -84,8 +84,21 @@ def test_an_adapter_on_embeddings_that_share_a_weight_is_refused_before_step_0(t
     names(load_model(ModelSection(name=str(getattr(tiny, kind))), device="cpu"), targets=["q_proj", "embed_tokens"])  # untied: fine
 
 
-@pytest.mark.parametrize("saved", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]], ids="+".join)
-@pytest.mark.parametrize("kind", ["text", "vision"])
+EMBEDDINGS, OUTPUT = ["embed_tokens"], ["lm_head"]
+
+
+@pytest.mark.parametrize(
+    "kind, saved",
+    [
+        ("text", EMBEDDINGS),
+        ("text", OUTPUT),
+        pytest.param("text", EMBEDDINGS + OUTPUT, marks=pytest.mark.slow),
+        pytest.param("vision", EMBEDDINGS, marks=pytest.mark.slow),
+        pytest.param("vision", OUTPUT, marks=pytest.mark.slow),
+        pytest.param("vision", EMBEDDINGS + OUTPUT, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_shared_weight_that_is_trained_in_full_stays_shared_from_training_to_the_merged_files(
     tiny, tied, kind, saved, runs, tmp_path, capsys
 ):

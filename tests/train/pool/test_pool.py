@@ -39,11 +39,22 @@ sys.exit(run_command([sys.argv[1]]))
 """
 
 
+@pytest.fixture(scope="module")
+def judge(tiny, tmp_path_factory):
+    """A tiny judge that has learned the form of an answer."""
+    folder = tmp_path_factory.mktemp("judge")
+    options = {"model": "text", "steps": 60, "lr": 1e-2, "prompt": {"order": "answer_only"}, "save_every": 0}
+    (folder / "judge.yaml").write_text(tiny.recipe("judge", **options))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORE_RUNS", str(folder / "runs"))
+        run = run_recipe(folder / "judge.yaml")
+    run.close()
+    return run
+
+
 @pytest.fixture
-def pool(tiny, train, tmp_path, monkeypatch):
-    """Writes a pool recipe over a tiny judge that has learned the form of an answer."""
-    judge = train("judge", model="text", steps=60, lr=1e-2, prompt={"order": "answer_only"}, save_every=0)
-    judge.close()
+def pool(tiny, judge, runs, tmp_path, monkeypatch):
+    """Writes a pool recipe over the judge."""
 
     def write(run: str, **changes):
         body = {

@@ -176,6 +176,7 @@ def gap(steps: list[dict]) -> float:
     return max(line[key] for line in steps for key in line if key.startswith("sampling/sampling_logp_difference/m"))
 
 
+@pytest.mark.slow  # trains a judge
 @pytest.mark.parametrize("engine", ["vllm_colocate", "vllm_server"])
 def test_the_sampler_has_the_weights_of_the_step_and_sees_what_photos_there_are(
     tiny, runs, tmp_path, stand_in, whole_layer, engine

@@ -200,6 +200,7 @@ def test_a_model_that_cannot_be_loaded_is_an_error_for_people(train, tiny, tmp_p
         train("data", "model.name=nobody/nothing", model="text", lora={}, data={"path": str(tmp_path / "no.parquet")})
 
 
+@pytest.mark.slow  # four trainings
 def test_a_needed_run_that_is_done_passes_until_what_it_stands_on_is_made_anew(tiny, runs, write_recipe):
     size = "{hidden: 32, layers: 1, heads: 2, mlp: 32, vision_hidden: 16, vision_layers: 1, vision_heads: 2}"
     train_base = "vocabulary: 700\ntrain: {steps: 2, batch_size: 4, log_every: 1, save_every: 0}"

@@ -1,0 +1,118 @@
+"""`lore recommend`: what a trained recommender would show next, and why. Imports inside functions keep `lore --help` fast.
+
+lore recommend runs/recommend/finetune --history B00D3QFHN8,B002SQJL9U
+lore recommend runs/recommend/eval --row item-kNN --users users.csv --json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from lore.support.errors import LoreError
+from lore.support.terminal import print_json, print_line, print_note
+from lore.support.text import printable
+
+if TYPE_CHECKING:  # loads numpy: only where something is recommended
+    from lore.recommend.histories import Histories
+    from lore.recommend.retriever import Candidate, Evidence
+
+TITLE_CHARACTERS, NAMED_UNKNOWN = 60, 20
+
+
+def recommend(
+    run: Path = typer.Argument(..., metavar="RUN", help="Run of stage recommender, or of recommend_eval."),
+    history: str = typer.Option(None, metavar="ITEM,...", help="Item ids that a shopper took, the oldest first."),
+    users: Path = typer.Option(None, metavar="FILE", help="Table with a column user_id; histories are those of the run's events."),
+    k: int = typer.Option(10, "-k", min=1, max=10_000, help="Number of items to show."),
+    row: str = typer.Option(None, metavar="ROW", help="Row of a run of recommend_eval. Default: its reference."),
+    repeats: bool = typer.Option(False, "--repeats", help="Also show items of the history."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object per history instead of tables."),
+) -> None:
+    """Show what comes next, and why: past items with a common prefix of codes, or taken together in training."""
+    if (history is None) == (users is None):
+        raise LoreError("Name one history with --history a,b,c, or a table of users with --users FILE.")
+    from lore.recommend.retriever import Query, open_retriever
+    from lore.support.nearest import nearest
+
+    retriever, histories, section = open_retriever(run, row)
+    titles: dict[str, str] = {}
+    wanted = _histories(users, histories) if users is not None else iter([(None, _items(history))])
+    found = [(user, past, retriever.retrieve(Query(history=past), k, repeats=repeats)) for user, past in wanted]
+    if section.items is not None:
+        named = {one.item_id for _, _, retrieved in found for one in retrieved.candidates}
+        titles = {item.item_id: item.title for item in section.catalogue() if item.item_id in named}
+    for user, past, retrieved in found:
+        unknown = {item: nearest(item, histories.item_ids) for item in retrieved.unknown[:NAMED_UNKNOWN]}
+        if as_json:
+            print_json(
+                {
+                    **({} if user is None else {"user_id": user}),
+                    "history": past,
+                    "unknown": [{"item_id": item, "nearest": near or None} for item, near in unknown.items()],
+                    "items": [_as_json(one, titles) for one in retrieved.candidates],
+                }
+            )
+            continue
+        for item, near in unknown.items():
+            hint = f" Nearest: {printable(near)}." if near else ""
+            print_note(f"{printable(item)} is not in the catalogue and is left out.{hint}")
+        if not retrieved.candidates:
+            whose = "The history" if user is None else f"The history of {printable(user)}"
+            raise LoreError(f"{whose} has no item of the catalogue, so nothing follows from it. Item ids are those of the events.")
+        _print(user, past, retrieved.candidates, titles)
+
+
+def _items(text: str) -> list[str]:
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise LoreError("--history is empty. Name item ids, such as --history a,b,c, the oldest first.")
+    return found
+
+
+def _histories(path: Path, histories: Histories) -> Iterator[tuple[str, list[str]]]:
+    """(user, item ids) of the users of a table. A user without events is told and left out."""
+    from lore.data.rejected_rows import Rejection
+    from lore.data.tables.any_table import table_records
+
+    row_of = {user: row for row, user in enumerate(histories.user_ids)}
+    for record in table_records(path, ["user_id"], [], what="--users: "):
+        if isinstance(record, Rejection):
+            print_note(f"--users: {record}")
+            continue
+        user = str(record[1]["user_id"])
+        if user not in row_of:
+            print_note(f"{printable(user)} has no history in the run's events and is left out.")
+            continue
+        start, end = histories.starts[row_of[user]], histories.starts[row_of[user] + 1]
+        yield user, [histories.item_ids[item] for item in histories.items[start:end]]
+
+
+def _as_json(one: Candidate, titles: dict[str, str]) -> dict[str, Any]:
+    why = [{"item_id": past.item_id, "shared_codes": past.shared, "taken_together": past.together} for past in one.evidence]
+    title = {"title": titles[one.item_id]} if one.item_id in titles else {}
+    return {"item_id": one.item_id, **title, "score": one.score, "why": why}
+
+
+def _print(user: str | None, past: list[str], candidates: list[Candidate], titles: dict[str, str]) -> None:
+    from lore.run.summary import print_table
+    from lore.support.text import shortened
+
+    columns = ["", "item", *(["title"] if titles else []), "score", "why"]
+    cells = []
+    for number, one in enumerate(candidates, 1):
+        title = [shortened(titles.get(one.item_id, ""), TITLE_CHARACTERS)] if titles else []
+        cells.append([str(number), one.item_id, *title, f"{one.score:.4g}", "; ".join(map(_why, one.evidence))])
+    shown = shortened(f"{f'{user}: ' if user else ''}after {', '.join(past[-10:])}", 200)
+    print_table(shown, columns, cells)
+    if not any(one.evidence for one in candidates):
+        print_line("No candidate shares a code or a training history with the items of the history.")
+
+
+def _why(past: Evidence) -> str:
+    parts = [f"{past.shared} common codes"] if past.shared else []
+    parts += [f"{past.together} took both"] if past.together else []
+    return f"{past.item_id}: {', '.join(parts)}"

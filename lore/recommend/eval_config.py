@@ -1,0 +1,148 @@
+"""Recipe of stage recommend_eval. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from lore.config.recipe import BaseRecipe
+from lore.config.sections import Conflict, Share, StrictModel, Weight
+from lore.recommend.recommender_recipe import StartSection
+from lore.recommend.section import HistoriesSection
+from lore.support.input_files import InputFiles, input_files
+from lore.support.nearest import nearest
+
+Baseline = Literal["popularity", "co-occurrence", "item-kNN"]
+PREFIXED = " with prefixes"
+CONTROL = ", shuffled codes"
+
+
+class ModelRowSection(StartSection):
+    """A trained model, a row of the table."""
+
+    name: str = Field(min_length=1)
+    """Run of stage recommender."""
+    control_of: str | None = Field(None, min_length=1)
+    """The row that this one is a control of, such as the same model on shuffled codes. The table shows by how much that row is
+    better."""
+
+
+class CooccurrenceSection(StrictModel):
+    """Items that came next in training, see lore.recommend.baselines."""
+
+    window: int = Field(5, ge=1, le=1000)
+    """Largest distance between two events of a history that count as together."""
+    decay: float = Field(0.8, gt=0, le=1)
+    """Factor per place of distance."""
+    backward: Share = 0.0
+    """Weight of an item that came before, against one that came after."""
+    damping: Share = 0.5
+    """Power of the row sum that divides a row: 0 for counts, 1 for shares."""
+    last: int = Field(10, ge=1, le=100_000)
+    """The last events of a history that are looked up."""
+    fade: float = Field(0.7, gt=0, le=1)
+    """Weight of an event against that of the next one."""
+
+
+class NeighborsSection(StrictModel):
+    """Item-kNN: items that the same users took."""
+
+    neighbors: int = Field(200, ge=1, le=100_000)
+    """Nearest items that are kept of each item."""
+    shrinkage: float = Field(5.0, ge=0, le=1e6)
+    """Added to the denominator of the cosine, against chance matches of rare items."""
+    last: int = Field(10, ge=1, le=100_000)
+    """The last events of a history that are looked up."""
+    fade: float = Field(0.7, gt=0, le=1)
+    """Weight of an event against that of the next one."""
+
+
+class PrefixesSection(StrictModel):
+    """Semantic ids for the baselines: an item also gets the mean score of the items that share a prefix with it."""
+
+    codes: str = Field(min_length=1)
+    """Run of stage semantic_ids, or a JSON file of published codes."""
+    weights: list[Weight] = Field([0.0, 0.1, 0.2], min_length=1, max_length=8)
+    """Weight of that mean for prefixes of 1, 2, ... codes."""
+    of: list[Literal["co-occurrence", "item-kNN"]] = Field(["co-occurrence"], min_length=1)
+    """Baselines that get a second row with prefixes, and a third one with shuffled codes."""
+
+    def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
+        path = Path(self.codes)
+        return {"codes": input_files(lambda: [path / "codes.parquet" if path.is_dir() else path])} if path.exists() else {}
+
+    def missing_inputs(self) -> Iterator[tuple[str, str]]:
+        if not Path(self.codes).exists():
+            yield "codes", f"{self.codes} does not exist. Stage semantic_ids writes codes."
+
+
+class RecommendEvalRecipe(BaseRecipe):
+    """Ranks the catalogue for held-out events by trained models and baselines, in one table."""
+
+    irrelevant_keys: ClassVar[frozenset[str]] = frozenset({"bootstrap_samples"})
+    result_files: ClassVar[frozenset[str]] = frozenset({"rows", "table.json", "report.html"})
+
+    stage: Literal["recommend_eval"] = "recommend_eval"
+    data: HistoriesSection
+    """The histories, held out as for the models."""
+    part: Literal["valid", "test"] = "test"
+    """Which held-out events are predicted. Choose by valid, and report test once."""
+    models: dict[str, ModelRowSection] = {}
+    """The trained models by the name of their row."""
+    baselines: list[Baseline] = ["popularity", "co-occurrence", "item-kNN"]
+    """Rows that count training events."""
+    cooccurrence: CooccurrenceSection = CooccurrenceSection()
+    item_knn: NeighborsSection = NeighborsSection()
+    prefixes: PrefixesSection | None = None
+    """Rows of baselines with semantic ids. null: none."""
+    reference: str | None = Field(None, min_length=1)
+    """Row that the others are compared with, on the same users. null: co-occurrence, or the first row."""
+    bootstrap_samples: int = Field(1000, ge=0, le=1_000_000)
+    """Resamples of the users behind every 95 % interval. 0: no intervals."""
+
+    @field_validator("baselines")
+    @classmethod
+    def _each_once(cls, value: list[Baseline]) -> list[Baseline]:
+        if len(set(value)) < len(value):
+            raise ValueError("each baseline once")
+        return value
+
+    def rows(self) -> list[str]:
+        """Names of the table's rows."""
+        found = [*self.baselines]
+        for name in [] if self.prefixes is None else dict.fromkeys(self.prefixes.of):
+            found += [name + PREFIXED, name + PREFIXED + CONTROL]
+        return [*found, *self.models]
+
+    def compared_with(self) -> str:
+        """Name of the reference row."""
+        rows = self.rows()
+        return self.reference or ("co-occurrence" if "co-occurrence" in rows else rows[0])
+
+    def controls(self) -> dict[str, str]:
+        """The row that a row is a control of, by its name."""
+        of = [name + PREFIXED for name in ([] if self.prefixes is None else dict.fromkeys(self.prefixes.of))]
+        named = {name: model.control_of for name, model in self.models.items() if model.control_of is not None}
+        return {name + CONTROL: name for name in of} | named
+
+    def conflicts(self) -> Iterator[Conflict]:
+        rows = self.rows()
+        if not rows:
+            yield Conflict(("models", "baselines"), "nothing to measure", "at least one model or baseline")
+            return
+        for name in self.models:
+            if rows.count(name) > 1:
+                yield Conflict((f"models.{name}",), "the name of a baseline's row", "another name")
+        named = {f"models.{row}.control_of": of for row, of in self.controls().items()}
+        for key, wanted in ({"reference": self.reference} | named).items():
+            if wanted is not None and wanted not in rows:
+                yield Conflict((key,), wanted, f"a row of the table: {', '.join(rows)}", nearest(wanted, rows))
+        for row, of in self.controls().items():
+            if row == of:
+                yield Conflict((f"models.{row}.control_of",), of, "another row than the control itself")
+
+    def derived(self) -> dict[str, Any]:
+        return {"rows of the table": self.rows(), "compared with": self.compared_with(), "predicted": self.part}

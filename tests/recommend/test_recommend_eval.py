@@ -1,0 +1,201 @@
+"""Stage recommend_eval and `lore recommend` on real files: rows, controls, intervals, resume, and what is shown and why."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from codes_for_tests import write_catalogue
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from lore.cli.main import app
+from lore.config.stages import load_recipe
+from lore.config.yaml_text import RecipeError
+from lore.recommend.eval_table import make_table
+from lore.recommend.metrics import Measured, measure
+from lore.recommend.personal_order import personal_order
+from lore.recommend.retriever import NextItemRetriever, Query, open_retriever
+from lore.run.runner import run_command
+from lore.support.errors import LoreError
+
+SHELF, SHELVES, USERS = 20, 8, 300
+ITEMS = SHELF * SHELVES
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """Shoppers go from shelf to shelf and take any item there. The first code of an item is its shelf."""
+    folder, rng, rows = tmp_path_factory.mktemp("shop"), np.random.default_rng(0), []
+    write_catalogue(folder / "items.parquet", ITEMS)
+    for user in range(USERS):
+        first = rng.integers(SHELVES)
+        taken = [(first + step) % SHELVES * SHELF + rng.integers(SHELF) for step in range(6)]
+        rows += [{"user_id": f"u{user}", "item_id": f"i{item}", "time": float(step)} for step, item in enumerate(taken)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "events.parquet")
+    codes = {f"i{row}": [f"<a_{row // SHELF}>", f"<b_{row}>"] for row in range(ITEMS)}
+    (folder / "codes.json").write_text(json.dumps(codes))
+    return folder
+
+
+def recipe(shop, name="eval", **more):
+    data = f"data: {{events: {shop / 'events.parquet'}, items: {shop / 'items.parquet'}}}"
+    lines = ["stage: recommend_eval", f"run: {name}", data]
+    lines += [f"prefixes: {{codes: {shop / 'codes.json'}, weights: [20.0]}}", "bootstrap_samples: 200", "cooccurrence: {window: 1, last: 1}"]
+    path = shop / f"{name}.yaml"
+    path.write_text("\n".join([*lines, *(f"{key}: {value}" for key, value in more.items())]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(shop):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORE_RUNS", str(shop / "runs"))
+        assert run_command([str(recipe(shop))]) == 0
+    return shop / "runs" / "eval"
+
+
+def test_the_table_has_all_rows_both_rules_and_the_control(finished):
+    table = json.loads((finished / "table.json").read_text())
+    assert list(table["rows"]) == [
+        "popularity",
+        "co-occurrence",
+        "item-kNN",
+        "co-occurrence with prefixes",
+        "co-occurrence with prefixes, shuffled codes",
+    ]
+    assert table["reference"] == "co-occurrence" and table["targets"] == USERS
+    rows = table["rows"]
+    assert rows["co-occurrence"]["over reference"] is None
+    for row in rows.values():
+        for rule in ("removed", "kept"):
+            assert 0 <= row["metrics"][rule]["all"]["NDCG@10"]["value"] <= row["metrics"][rule]["all"]["HR@10"]["value"] <= 1
+    # What comes next is known by its shelf, which the codes say: they help, and shuffled ones do not.
+    control = rows["co-occurrence with prefixes, shuffled codes"]
+    assert control["control of"] == "co-occurrence with prefixes"
+    assert control["the controlled row over it"]["removed"]["all"]["NDCG@10"]["low"] > 0
+    hits = {name: row["metrics"]["removed"]["all"]["HR@10"] for name, row in rows.items()}
+    assert hits["co-occurrence"]["low"] > hits["popularity"]["high"]
+
+
+def test_the_report_shows_every_row_and_no_script(finished):
+    page = (finished / "report.html").read_text()
+    assert page.count("co-occurrence with prefixes, shuffled codes</th>") >= 8
+    assert "<script" not in page and "default-src 'none'" in page
+
+
+def test_rows_of_an_interrupted_run_are_not_measured_again(shop, finished, monkeypatch):
+    monkeypatch.setenv("LORE_RUNS", str(shop / "runs"))
+    kept = np.load(finished / "rows" / "popularity.npz")
+    before = json.loads((finished / "table.json").read_text())
+    (finished / "done").unlink()
+    (finished / "rows" / "item-kNN.npz").write_bytes(b"cut")
+    asked = []
+    monkeypatch.setattr("lore.recommend.evaluate.measure", lambda made, *rest: asked.append(rest[-1]) or measure(made, *rest))
+    assert run_command([str(recipe(shop))]) == 0
+    assert asked == ["item-kNN"]
+    assert json.loads((finished / "table.json").read_text()) == before
+    assert kept["values"].shape == (2, USERS, 6)
+
+
+def test_names_of_rows_are_checked(shop):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe(shop, "wrong", reference="coocurrence", models="{a: {name: nowhere, control_of: b}}"))
+    assert {problem.key for problem in error.value.problems} == {"reference", "models.a.control_of"}
+    assert any(problem.nearest == "co-occurrence" for problem in error.value.problems)
+
+
+def test_paired_differences_are_of_the_same_users(shop):
+    """Two rows that differ by one constant gain have a difference without noise, whatever the users are."""
+    histories = load_recipe(recipe(shop)).data.histories()
+    rng, size = np.random.default_rng(0), len(histories.test)
+    values = rng.random((2, size, 6)).astype(np.float32)
+    one = Measured(values, np.zeros(ITEMS, dtype=np.int64))
+    rows = make_table({"a": one, "b": replace(one, values=values + 0.25)}, histories, "test", reference="a", controls={}).rows
+    gain = rows[1].over_reference["removed", "all", "MRR"]
+    assert [gain.value, gain.low, gain.high] == pytest.approx([0.25] * 3, abs=1e-5)
+    noisy = rows[0].metrics["removed", "all", "MRR"]
+    assert noisy.high - noisy.low > 0.05
+
+
+def test_cold_and_warm_targets_make_up_the_whole(shop):
+    histories = load_recipe(recipe(shop)).data.histories()
+    cold = histories.training_counts()[histories.items[histories.test.place]] <= 5
+    values = np.zeros((2, len(cold), 6), dtype=np.float32)
+    values[:, cold] = 1
+    table = make_table({"a": Measured(values, np.ones(ITEMS))}, histories, "test", reference="a", controls={}, samples=0)
+    metrics = table.rows[0].metrics
+    assert 0 < table.cold == cold.sum() < len(cold)
+    assert [metrics["removed", group, "MRR"].value for group in ("cold", "warm", "all")] == pytest.approx([1, 0, cold.mean()])
+
+
+class Flat:
+    name = "flat"
+
+    def scores(self, histories):
+        return np.tile(np.arange(ITEMS, dtype=np.float32), (len(histories), 1))
+
+
+def test_evidence_counts_shared_codes_and_common_histories(shop, finished):
+    found, histories, _ = open_retriever(finished, "co-occurrence with prefixes")
+    retriever = NextItemRetriever(Flat(), histories, found.codes)
+    got = retriever.retrieve(Query("any text", ["i3", "nowhere", "i5"]), 4)
+    assert [one.item_id for one in got.candidates] == ["i159", "i158", "i157", "i156"] and got.unknown == ["nowhere"]
+    row_of = {item: row for row, item in enumerate(histories.item_ids)}
+    for one in got.candidates:
+        for past in one.evidence:
+            pair = row_of[one.item_id], row_of[past.item_id]
+            assert past.together == sum(set(pair) <= set(histories.training(user).tolist()) for user in range(USERS))
+            assert past.shared == int(found.codes.values[pair[0], 0] == found.codes.values[pair[1], 0])
+    assert any(one.evidence for one in got.candidates)
+    assert [one.item_id for one in retriever.retrieve(Query(history=["i159", "i157"]), 2).candidates] == ["i158", "i156"]
+    assert retriever.retrieve(Query(history=["i159"]), 1, repeats=True).candidates[0].item_id == "i159"
+    assert retriever.retrieve(Query(history=["nowhere"]), 3).candidates == []
+
+
+def test_lore_recommend_shows_what_comes_next_and_why(shop, finished):
+    run = CliRunner().invoke
+    told = run(app, ["recommend", str(finished), "--history", "i3,i5x", "--row", "item-kNN", "-k", "3"])
+    assert told.exit_code == 0 and "i5x is not in the catalogue and is left out. Nearest: i5" in told.output
+    assert re.search(r"i3: .*took both", told.output)
+    (shop / "users.csv").write_text("user_id\nu1\nnobody\nu2\n")
+    answer = run(app, ["recommend", str(finished), "--users", str(shop / "users.csv"), "--json", "-k", "2"])
+    lines = [json.loads(line) for line in answer.stdout.splitlines() if line.startswith("{")]
+    assert [line["user_id"] for line in lines] == ["u1", "u2"] and "nobody has no history" in answer.output
+    assert all(len(line["items"]) == 2 and line["items"][0]["title"] and len(line["history"]) == 6 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--history", "nowhere"], "has no item of the catalogue"),
+        ([], "Name one history"),
+        (["--history", "i1", "--row", "itm-kNN"], "Nearest: 'item-kNN'"),
+        (["--history", " , "], "is empty"),
+    ],
+)
+def test_what_cannot_be_recommended_is_said(finished, arguments, told):
+    with pytest.raises(LoreError, match=told):
+        CliRunner().invoke(app, ["recommend", str(finished), *arguments], catch_exceptions=False)
+
+
+def test_a_folder_that_is_no_run_is_refused(shop):
+    with pytest.raises(LoreError, match="no run folder"):
+        open_retriever(shop)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(allow_infinity=False)), max_size=30))
+def test_a_lower_tier_never_overtakes(items):
+    tiers, scores = [tier for tier, _ in items], [score for _, score in items]
+    order = personal_order(tiers, scores)
+    assert sorted(order) == list(range(len(items)))
+    for one, other in zip(order, order[1:], strict=False):
+        assert tiers[one] >= tiers[other]
+        if tiers[one] == tiers[other]:
+            assert scores[one] >= scores[other] or np.isnan(scores[other])
+            if scores[one] == scores[other] or (np.isnan(scores[one]) and np.isnan(scores[other])):
+                assert one < other
