@@ -47,6 +47,7 @@ OPTIONS = (
     Job("lore export student", ("onnx", "onnxruntime", "onnxscript"), optional=True),
     Job("the HTTP service", ("fastapi", "uvicorn", "prometheus-client", "onnxruntime"), optional=True),
     Job("cache.store: redis://", ("redis",), optional=True),
+    Job("codes.kind: vqvae", ("vector-quantize-pytorch",), optional=True),
     Job("serve.traces", ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"), optional=True),
 )
 

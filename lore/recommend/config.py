@@ -108,7 +108,7 @@ class FusionSection(StrictModel):
     """Weight of the contrastive loss between an item's text alone and its photo alone."""
     neighbors: Weight = 1.0
     """Weight of the contrastive loss between an item and one that was taken with it in training events, without its id."""
-    rebuild: Weight = 1.0
+    rebuild: Weight = 3.0
     """Weight of a loss (1 - cosine) of linear maps from the fused vector back to each of its sources. It keeps what one source
     alone says, which the contrastive losses have no use for."""
     window: int = Field(3, ge=1, le=1000)

@@ -213,9 +213,7 @@ def _opened(item: Pair, side: int) -> np.ndarray | None:
 def co_bought(histories: Histories, window: int) -> csr_matrix:
     """How often two items [V, V] are in a history at most `window` places apart. Training events only; symmetric, without a
     diagonal."""
-    owner = np.repeat(np.arange(len(histories.user_ids)), np.diff(histories.starts))
-    seen = np.arange(len(histories.items)) < histories.train_ends[owner]
-    count = len(histories.item_ids)
+    owner, seen, count = histories.users(), histories.in_training(), len(histories.item_ids)
     total = csr_matrix((count, count))
     for apart in range(1, window + 1):
         near = np.flatnonzero((owner[apart:] == owner[:-apart]) & seen[apart:] & seen[:-apart])

@@ -99,10 +99,10 @@ class ItemEncoder(nn.Module):
         second: torch.Tensor,
         neighbor: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """{"loss"} of B items and their B neighbors: features [2 B, width], present [2 B, M], items [2 B] (row of the catalogue).
+        """{"loss"} of B items and their B neighbors: features [2 B, width], items [2 B] (rows of the catalogue).
 
-        ids [B]: NO_ID where the item is read without one. first, second [B, M]: sources of the two views. neighbor [B]: whether
-        there is one.
+        present [2 B, M]: sources of the items, and those of the neighbors that are read. ids [B]: NO_ID where the item is read
+        without one. first, second [B, M]: sources of the items' two views. neighbor [B]: whether there is one.
         """
         section, count = self.section, len(ids)
         own = {name: array[:count] for name, array in features.items()}
@@ -176,9 +176,13 @@ class Collator:
         beside = np.asarray([self._neighbor(row, rng) for row in rows])
         both = np.concatenate([rows, np.where(beside < 0, rows, beside)])
         present = np.stack([array[both] for array in self.features.present.values()], axis=1)
-        views = [self._view(present[: len(rows)], rng) for _ in range(2)]
         ids = np.where(self.seen[rows] & (rng.random(len(rows)) >= self.section.id_dropout), rows + 1, NO_ID)
-        arrays = {"present": present, "ids": ids, "items": both, "first": views[0], "second": views[1], "neighbor": beside >= 0}
+        # What is read without its id is read as if it were new: without co-occurrence.
+        new = present & np.asarray([name != "behavior" for name in self.features.present])
+        own, count = np.where(ids[:, None] == NO_ID, new[: len(rows)], present[: len(rows)]), len(rows)
+        first, second, beside_view = (self._view(there, rng) for there in (own, new[:count], new[count:]))
+        arrays = {"present": np.concatenate([present[:count], beside_view]), "ids": ids, "items": both, "neighbor": beside >= 0}
+        arrays |= {"first": first, "second": second}
         features = {name: torch.from_numpy(array[both]) for name, array in self.features.arrays.items()}
         return {"features": features} | {name: torch.from_numpy(array) for name, array in arrays.items()}
 

@@ -7,7 +7,10 @@ An item has one vector, at the input and at the output (tied):
     vector = g(n) * id vector + sum over code prefixes p of g(n_p) * vector of p,    g(n) = n / (n + evidence)
 
 with n training events of the item and n_p of the items that share the prefix: what has been seen rarely leans on what it shares.
-Without ids the vector comes from the codes alone. The score of an item is the product of the state with its vector, plus two parts
+Without ids the vector comes from the codes alone. A hidden place of the bidirectional encoder also reads the vector of the last
+visible item before it, which a causal model has at that place anyway; without it the encoder needs several times the steps.
+
+The score of an item is the product of the state with its vector, plus two parts
 that vectors would have to spend their dimensions on: the log of its training events times a learned weight, so that items which
 share a prefix may differ in popularity; and, for an item that the history holds, one learned number, since items come again in some
 shops and never in others.
@@ -151,7 +154,10 @@ class SequenceModel(nn.Module):
     def states(self, tokens: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         """What the encoder has at every place [B, L, d]. vectors [V, d]: of the items."""
         present = tokens != PAD
-        read = F.embedding(tokens, torch.cat([self.mask, torch.zeros_like(self.mask), vectors]))
+        table = torch.cat([self.mask, torch.zeros_like(self.mask), vectors])
+        read = F.embedding(tokens, table)
+        if self.network.kind == "bert4rec":
+            read = read + F.embedding(_before_hidden(tokens), table)
         places = (present.cumsum(1) - 1).clamp(min=0)
         if self.network.kind == "bert4rec":  # counted from the end, where the next item is predicted
             places = (present.sum(1, keepdim=True) - 1 - places).clamp(min=0)
@@ -221,6 +227,14 @@ def load_model(path: str | Path) -> tuple[SequenceModel, list[str], list[Codes],
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise LoreError(f"{folder} is damaged ({reason(error)}), so {lost}.\n{advice}") from error
     return model.eval(), item_ids, codes, counts
+
+
+def _before_hidden(tokens: torch.Tensor) -> torch.Tensor:
+    """For every hidden place the last visible token before it; PAD where there is none, and for visible places."""
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    at = torch.where(tokens >= ITEMS, places, -1).cummax(dim=1).values
+    before = tokens.gather(1, at.clamp(min=0))
+    return torch.where((tokens == MASK) & (at >= 0), before, PAD)
 
 
 class TrainedRecommender:

@@ -177,9 +177,7 @@ def _read_events(path: str | Path, columns: list[str]) -> tuple[pa.Table, str]:
             try:
                 arrays = [batch.column(name).cast(EVENT_SCHEMA.field(name).type) for name in columns]
             except pa.ArrowException as error:
-                raise LoreError(
-                    f"{path}: a column has another type than in an events file ({error}). {HINT['events']}"
-                ) from error
+                raise LoreError(f"{path}: a column has another type than in an events file ({error}). {HINT['events']}") from error
             coded = [one if pa.types.is_floating(one.type) else one.dictionary_encode() for one in arrays]
             blocks.append(pa.table(coded, names=columns))
     if not sum(map(len, blocks)):

@@ -20,7 +20,8 @@ TASTES = 4
 def traits(items: int, seed: int = 0) -> dict[str, np.ndarray]:
     """kind, color, taste [items]."""
     rng = np.random.default_rng(seed)
-    return {name: rng.integers(many, size=items) for name, many in (("kind", 4), ("color", 3), ("taste", TASTES))}
+    drawn = np.floor(rng.random((items, 3)) * (len(KINDS), len(COLORS), TASTES)).astype(int)  # more items begin with the same ones
+    return dict(zip(("kind", "color", "taste"), drawn.T, strict=True))
 
 
 def photo(color: tuple[int, int, int], rng: np.random.Generator) -> bytes:
@@ -44,8 +45,10 @@ def write_catalogue(path: Path, items: int, seed: int = 0) -> dict[str, np.ndarr
     return truth
 
 
-def write_events(path: Path, truth: dict[str, np.ndarray], sold: int, users: int = 300, seed: int = 0, last: int | None = None) -> None:
-    """Writes events.parquet: each user takes six items of one taste among the first `sold`. last: what everybody takes at the end."""
+def write_events(
+    path: Path, truth: dict[str, np.ndarray], sold: int, users: int = 300, seed: int = 0, last: int | None = None
+) -> None:
+    """Writes events.parquet: each user takes six items of one taste among the first `sold`. last: what all take at the end."""
     rng = np.random.default_rng(seed + 2)
     rows = []
     for user in range(users):

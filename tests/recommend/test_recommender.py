@@ -17,7 +17,7 @@ from conftest import ROOT
 from lore.config.stages import load_recipe
 from lore.config.yaml_text import RecipeError
 from lore.recommend.codes import make_codes
-from lore.recommend.model import IGNORE, ITEMS, MASK, PAD, SequenceModel, open_recommender
+from lore.recommend.model import IGNORE, ITEMS, MASK, PAD, SequenceModel, _before_hidden, open_recommender
 from lore.recommend.recommender_recipe import NetworkSection
 from lore.recommend.tables import CLOCK, EVENT_SCHEMA, read_histories
 from lore.run.runner import run_recipe
@@ -62,7 +62,7 @@ def recipe(shop, runs, tmp_path):
 
 def test_codes_place_an_item_that_nobody_took_and_a_new_one(recipe, shop):
     steps = {"steps": 80, "batch_size": 32, "save_every": 0, "log_every": 40, "lr": 0.01}
-    network = {"hidden": 32, "dropout": 0, "evidence": 5, "spread": 0.2}
+    network = {"hidden": 32, "dropout": 0, "evidence": 5, "spread": 0.2, "popularity": False}
     masks = {"random": 1, "last": 1, "span": 1, "tail": 1, "regions": 1}
     folder = run_recipe(recipe("pretrain", train=steps, network=network, codes={"paths": [str(shop / "codes.json")]}, masks=masks))
     last = {"random": 0, "last": 1, "cut": 1}
@@ -110,6 +110,11 @@ def test_a_causal_model_never_reads_what_it_predicts_and_a_bidirectional_one_nev
     assert not torch.allclose(both(hidden)["states"][0, 1], moved[0, 1])
 
 
+def test_a_hidden_place_reads_the_last_visible_item_before_it():
+    tokens = torch.tensor([[MASK, ITEMS + 1, MASK, MASK, ITEMS + 2, MASK, PAD]])
+    assert _before_hidden(tokens).tolist() == [[PAD, PAD, ITEMS + 1, ITEMS + 1, PAD, ITEMS + 2, PAD]]
+
+
 def test_the_loss_is_the_mean_cross_entropy_over_the_catalogue():
     torch.manual_seed(0)
     counts = np.arange(10)
@@ -119,7 +124,9 @@ def test_the_loss_is_the_mean_cross_entropy_over_the_catalogue():
     tokens = torch.tensor([[ITEMS + 1, MASK, ITEMS + 4], [ITEMS + 7, MASK, PAD]])
     labels = torch.tensor([[IGNORE, 5, IGNORE], [IGNORE, 0, IGNORE]])
     found = model(tokens)
-    scores = found["states"][:, 1] @ found["vectors"].T + 0.5 * (np.log1p(counts) - np.log1p(counts).mean()).astype(np.float32)
+    scores = found["states"][:, 1] @ found["vectors"].T + 0.5 * torch.tensor(
+        np.log1p(counts) - np.log1p(counts).mean(), dtype=torch.float32
+    )
     scores[0, [1, 4]] -= 2
     scores[1, 7] -= 2
     expected = -scores.log_softmax(1)[[0, 1], [5, 0]].mean()
