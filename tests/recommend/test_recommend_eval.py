@@ -19,6 +19,7 @@ from lore.config.yaml_text import RecipeError
 from lore.data.pair import Pair
 from lore.recommend.codes import make_codes, read_codes
 from lore.recommend.eval_table import make_table
+from lore.recommend.evaluate import limited
 from lore.recommend.hard_negatives import hard_negatives
 from lore.recommend.metrics import Measured, measure
 from lore.recommend.model import SequenceModel, save_model
@@ -138,6 +139,15 @@ def test_cold_and_warm_targets_make_up_the_whole(shop):
     metrics = table.rows[0].metrics
     assert 0 < table.cold == cold.sum() < len(cold)
     assert [metrics["removed", group, "MRR"].value for group in ("cold", "warm", "all")] == pytest.approx([1, 0, cold.mean()])
+
+
+def test_a_limit_draws_targets_and_leaves_training_alone(shop):
+    histories = load_recipe(recipe(shop)).data.histories()
+    few = limited(histories, "test", 40, 0)
+    assert len(few.test) == 40 and set(few.test.place) < set(histories.test.place) and len(few.valid) == len(histories.valid)
+    assert (histories.test.user[np.searchsorted(histories.test.place, few.test.place)] == few.test.user).all()
+    assert (few.training_counts() == histories.training_counts()).all()
+    assert set(limited(histories, "test", 40, 1).test.place) != set(few.test.place)
 
 
 class Flat:
