@@ -7,12 +7,12 @@ An item has one vector, at the input and at the output (tied):
     vector = g(n) * id vector + sum over its code prefixes p of g(n_p) * vector of p,    g(n) = n / (n + evidence)
 
 with n training events of the item and n_p of the items that share the prefix: an item that was seen rarely leans on what it shares
-with others. Without ids the vector comes from the codes alone. A hidden place of the bidirectional encoder also reads the vector of the last visible item before it, which a
-causal model has at that place anyway; without it the encoder needs several times the steps.
+with others. Without ids the vector comes from the codes alone. A hidden place of the bidirectional encoder also reads the vector of
+the last visible item before it, which a causal model has at that place anyway; without it the encoder needs several times the steps.
 
-The score of an item is the product of the state with its vector, plus two parts that vectors would have to spend their dimensions on:
-the log of its training events times a learned weight, so that items which share a prefix may differ in popularity; and, for an item
-that the history holds, one learned number, since items come again in some shops and never in others.
+The score of an item is the product of the state with its vector, plus two parts that vectors would have to spend their dimensions
+on: the log of its training events times a learned weight, so that items which share a prefix may differ in popularity; and, for an
+item that the history holds, one learned number, since items come again in some shops and never in others.
 """
 
 from __future__ import annotations
