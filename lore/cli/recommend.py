@@ -32,7 +32,10 @@ def recommend(
     repeats: bool = typer.Option(False, "--repeats", help="Also show items of the history."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object per history instead of tables."),
 ) -> None:
-    """Show what comes next, and why: past items with a common prefix of codes, or taken together in training."""
+    """Show what comes next for a shopper, and why.
+
+    The reasons are past items that share a prefix of codes with it, or were taken together with it in training.
+    """
     if (history is None) == (users is None):
         raise LoreError("Name one history with --history a,b,c, or a table of users with --users FILE.")
     from lore.recommend.retriever import Query, open_retriever

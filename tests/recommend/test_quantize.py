@@ -77,7 +77,8 @@ def test_no_code_of_the_first_level_is_dead_and_a_crowd_of_equal_items_gets_code
 
 
 @pytest.mark.parametrize(
-    ("items", "levels", "most", "size"), [(6250, 4, 256, 195), (81, 3, 256, 9), (5, 3, 256, 4), (400, 2, 256, 57), (9000, 3, 256, 256)]
+    ("items", "levels", "most", "size"),
+    [(6250, 4, 256, 195), (81, 3, 256, 9), (5, 3, 256, 4), (400, 2, 256, 57), (9000, 3, 256, 256)],
 )
 def test_a_small_catalogue_gets_fewer_codes(items, levels, most, size):
     assert codes_per_level(items, levels, most) == size

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from conftest import ROOT
 from lore.config.stages import load_recipe
 from lore.config.yaml_text import RecipeError
 from lore.recommend.codes import make_codes
-from lore.recommend.model import IGNORE, ITEMS, MASK, PAD, SequenceModel, open_recommender
-from lore.recommend.recommender_recipe import NetworkSection
+from lore.recommend.model import IGNORE, ITEMS, MASK, PAD, SequenceModel, _before_hidden, open_recommender
+from lore.recommend.recommender_recipe import MasksSection, NetworkSection
 from lore.recommend.tables import CLOCK, EVENT_SCHEMA, read_histories
+from lore.recommend.training import Rows, training_rows
 from lore.run.runner import run_recipe
 from lore.support.errors import LoreError
 
@@ -62,10 +64,10 @@ def recipe(shop, runs, tmp_path):
 
 def test_codes_place_an_item_that_nobody_took_and_a_new_one(recipe, shop):
     steps = {"steps": 80, "batch_size": 32, "save_every": 0, "log_every": 40, "lr": 0.01}
-    network = {"hidden": 32, "dropout": 0, "evidence": 5, "spread": 0.2}
+    network = {"hidden": 32, "dropout": 0, "evidence": 5, "prefix_evidence": 5, "spread": 0.2, "popularity": False}
     masks = {"random": 1, "last": 1, "span": 1, "tail": 1, "regions": 1}
     folder = run_recipe(recipe("pretrain", train=steps, network=network, codes={"paths": [str(shop / "codes.json")]}, masks=masks))
-    last = {"random": 0, "last": 1, "cut": 1}
+    last = {"random": 0, "last": 1, "rows": "events"}
     tuned = recipe("finetune", model={"name": str(folder.path)}, network={}, train=steps, masks=last)
     model = open_recommender(run_recipe(tuned).path)
     assert model.item_ids == ITEMS_OF_SHOP and model.name == "Q-BERT4Rec"
@@ -110,6 +112,11 @@ def test_a_causal_model_never_reads_what_it_predicts_and_a_bidirectional_one_nev
     assert not torch.allclose(both(hidden)["states"][0, 1], moved[0, 1])
 
 
+def test_a_hidden_place_reads_the_last_visible_item_before_it():
+    tokens = torch.tensor([[MASK, ITEMS + 1, MASK, MASK, ITEMS + 2, MASK, PAD]])
+    assert _before_hidden(tokens).tolist() == [[PAD, PAD, ITEMS + 1, ITEMS + 1, PAD, ITEMS + 2, PAD]]
+
+
 def test_the_loss_is_the_mean_cross_entropy_over_the_catalogue():
     torch.manual_seed(0)
     counts = np.arange(10)
@@ -119,25 +126,31 @@ def test_the_loss_is_the_mean_cross_entropy_over_the_catalogue():
     tokens = torch.tensor([[ITEMS + 1, MASK, ITEMS + 4], [ITEMS + 7, MASK, PAD]])
     labels = torch.tensor([[IGNORE, 5, IGNORE], [IGNORE, 0, IGNORE]])
     found = model(tokens)
-    scores = found["states"][:, 1] @ found["vectors"].T + 0.5 * (np.log1p(counts) - np.log1p(counts).mean()).astype(np.float32)
+    scores = found["states"][:, 1] @ found["vectors"].T + 0.5 * torch.tensor(
+        np.log1p(counts) - np.log1p(counts).mean(), dtype=torch.float32
+    )
     scores[0, [1, 4]] -= 2
     scores[1, 7] -= 2
     expected = -scores.log_softmax(1)[[0, 1], [5, 0]].mean()
     assert model(tokens, labels)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_no_held_out_event_is_read(recipe, shop, monkeypatch):
-    """Other held-out items, same model."""
-    from lore.recommend.training import Rows
-
-    recipe_ = load_recipe(recipe("one"))
+@pytest.mark.parametrize("kind", ["histories", "events"])
+def test_every_training_event_is_read_and_no_held_out_one(recipe, shop, kind):
+    network, masks = NetworkSection(), MasksSection(random=0, last=1, rows=kind)
     found = read_histories(shop / "events.parquet", shop / "items.parquet")
-    rows = Rows(found, np.arange(len(found.user_ids)), recipe_.network, recipe_.masks, 0)
+    visits = training_rows(found, kind)
+    rows = Rows(found, visits, network, masks, 0)
+    predicted = defaultdict(list)
+    for number, (user, _) in enumerate(visits):
+        tokens, labels = rows[number]
+        training = found.training(user).tolist()
+        assert [int(token) - ITEMS for token in tokens[:-1]] == training[: len(tokens) - 1]
+        assert tokens[-1] == MASK and (labels[:-1] == IGNORE).all() and labels[-1] == training[len(tokens) - 1]
+        predicted[int(user)].append(int(labels[-1]))
     for user in range(len(found.user_ids)):
-        tokens, labels = rows[user]
-        allowed = set(found.training(user).tolist())
-        read = {int(token) - ITEMS for token in tokens if token >= ITEMS} | {int(label) for label in labels if label != IGNORE}
-        assert read <= allowed
+        training = found.training(user).tolist()
+        assert sorted(predicted[user]) == sorted(training[1:] if kind == "events" else training[1:][-1:])
 
 
 @pytest.mark.parametrize(
