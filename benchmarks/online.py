@@ -260,7 +260,7 @@ def deadlines(bench: Bench) -> None:
             bench.load.run(Load(served.address, bodies, clients=2, count=20, name="warm"))
             load = Load(served.address, bodies, rate=bench.given.rate, count=bench.given.requests, name="timed")
             seen = bench.load.run(load)
-        log = [line for line in log_lines(served.log) if line["id"].startswith("timed-")]
+        log = [line for line in log_lines(served.log) if line.get("id", "").startswith("timed-")]
     logged = np.asarray([line["ms"] for line in log])
     late = sum(line.get("late", 0) for line in log)
     _, took, server_ms = seen.of(200)

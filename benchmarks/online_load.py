@@ -115,7 +115,7 @@ class Trial:
         for line in seen.shown:
             print(f"  {line}")
         longest = max(
-            (line for line in log_lines(self.served.log) if line["id"].startswith(f"{id_of(name)}-")),
+            (line for line in log_lines(self.served.log) if line.get("id", "").startswith(f"{id_of(name)}-")),
             key=lambda line: line["ms"],
         )
         print(f"  longest: {longest['ms']} ms, {longest['stages_ms']}, {longest.get('sources', longest.get('error'))}")
@@ -233,7 +233,7 @@ def hostile(trial: Trial, trap: Trap, description: dict[str, Any], count: int) -
 def sigterm(trial: Trial, seconds: float) -> None:
     status: list[int] = []
     seen = trial.drive("sigterm", 0.7, 2 * seconds, lambda: (time.sleep(seconds), status.append(trial.served.stop())), ends=True)
-    accepted = {line["id"] for line in log_lines(trial.served.log) if line["id"].startswith("sigterm-")}
+    accepted = {line["id"] for line in log_lines(trial.served.log) if line.get("id", "").startswith("sigterm-")}
     lost = [name for name in seen.lost if name in accepted]
     trial.row(
         "exit", status=status[0], accepted=len(accepted), accepted_and_lost=len(lost), connections_cut=len(seen.lost) - len(lost)

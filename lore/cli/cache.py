@@ -44,10 +44,15 @@ def load(
 
     Running services answer them at once. Files that were loaded before are skipped.
     """
+    from lore.engines.config import variable_name
     from lore.online.cache import load_folders
     from lore.online.cache_store import cached_judge
     from lore.online.config import CacheSection
 
+    try:
+        variable_name(password_variable)
+    except ValueError as error:
+        raise LoreError(f"--password-variable: expected {error}. Export the password under a name, and give that.") from None
     if not store:
         raise LoreError("--store is empty. Name a verdict store (a file), or redis://HOST:PORT/DB.")
     section = CacheSection(store=store, password_variable=password_variable, max_age_seconds=max_age_seconds)

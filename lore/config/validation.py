@@ -30,6 +30,9 @@ MAX_BEHIND = 0.1  # a key is shown beside the most similar one if its similarity
 MAX_ERRORS = 500  # that are explained; each looks for the nearest of all keys
 _VARIABLE = re.compile(r"\$\{([^}]{0,200})\}")  # bounded: a text of "${${${" has no end to find
 
+MAY_HOLD_KEYS = (("key_variable",), ("keys_variable",), ("password_variable",), ("extra",))
+"""Ends of dotted keys whose values no message shows."""
+
 
 def validate(text: RecipeText, model: type[Model], stages: Callable[[], dict[str, type[BaseModel]]] = dict) -> Model:
     """The data of `text` as a typed recipe or another strict model. Raises RecipeError with all problems: syntax, types, unknown
@@ -344,6 +347,6 @@ def _explain(
     elif item["type"] in ("model_type", "model_attributes_type"):
         expected = "a section with keys"
     where = text.where(key)
-    if key[-1:] in (("key_variable",), ("extra",)) or (key[-1:] == ("url",) and re.search("[@?#]", str(item["input"]))):
+    if key[-1:] in MAY_HOLD_KEYS or (key[-1:] == ("url",) and re.search("[@?#]", str(item["input"]))):
         found, where = HIDDEN, where.partition("=")[0]
     yield key, Problem(where, dotted(key), found, expected, near)

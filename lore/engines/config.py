@@ -27,6 +27,14 @@ OWN_FIELDS = ("model", "messages", "n", "stream", "logprobs", "max_tokens", "max
 LANGUAGE_MODEL = "language-model"  # model.lora.targets: the linear layers that read text
 
 
+def variable_name(value: str | None) -> str | None:
+    """The name of an environment variable that holds a key. Raises ValueError for what is none, or looks like the key itself."""
+    if value is not None and (not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or looks_like_key(value)):
+        # The message omits the value, which may be the key itself.
+        raise ValueError("the name of an environment variable, such as OPENAI_API_KEY, not the key")
+    return value
+
+
 class EndpointSection(StrictModel):
     url: str
     """Base URL of an OpenAI-compatible server, including the version, such as http://127.0.0.1:8000/v1."""
@@ -76,10 +84,7 @@ class EndpointSection(StrictModel):
     @field_validator("key_variable")
     @classmethod
     def _variable_is_a_name(cls, value: str | None) -> str | None:
-        if value is not None and (not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or looks_like_key(value)):
-            # The message omits the value, which may be the key itself.
-            raise ValueError("the name of an environment variable, such as OPENAI_API_KEY, not the key")
-        return value
+        return variable_name(value)
 
     @field_validator("extra")
     @classmethod

@@ -7,13 +7,13 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, StrictModel
-from lore.engines.config import EndpointSection
+from lore.engines.config import EndpointSection, variable_name
 from lore.support.bounds import MAX_COUNT, MAX_MEASURE, MAX_SECONDS
 from lore.support.errors import LoreError
 
@@ -21,6 +21,8 @@ MAX_MILLISECONDS = MAX_SECONDS * 1000
 PHOTO_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII)
 """A name, or an address, with a port if it is not the default one. Names in other letters are written as in DNS (xn--...)."""
 Step = Literal["cache", "student", "judge"]
+Variable = Annotated[str, AfterValidator(variable_name)]
+"""The name of an environment variable."""
 
 
 def unset_variable(key: str, name: str | None, holds: str) -> Iterator[tuple[str, str]]:
@@ -104,7 +106,7 @@ class CacheSection(StrictModel):
 
     store: str = Field("none", min_length=1)
     """A verdict store of `lore label` (a file, SQLite), redis://HOST:PORT/DB for several servers, or none."""
-    password_variable: str | None = None
+    password_variable: Variable | None = None
     """Name of the environment variable with Redis' password."""
     labels: list[str] = []
     """Label folders of `lore label` that are loaded into the store at the start."""
@@ -188,7 +190,7 @@ class ServeSection(StrictModel):
     """Bytes of one request's body."""
     max_text_characters: int = Field(20_000, ge=1, le=MAX_COUNT)
     """Characters of a query or of one text of an item."""
-    keys_variable: str | None = None
+    keys_variable: Variable | None = None
     """Name of the environment variable with the API keys, separated by commas. null: no key is asked for."""
     image_hosts: list[str] = []
     """Hosts from which photos may be fetched, such as img.example.com or img.example.com:8443. []: photos only as data: URLs.

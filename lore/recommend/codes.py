@@ -27,7 +27,7 @@ from lore.support.untrusted_json import parse_object, read_object
 CODES, CARD = "codes.parquet", "codes.json"
 MOST_LEVELS, MOST_CODES = 8, 65_536
 MAX_BYTES = 2**30
-_TOKEN = re.compile(r"<([a-z])_(\d{1,5})>\Z")
+_TOKEN = re.compile(r"<([a-zA-Z])_(\d{1,5})>\Z")
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,6 @@ def _from_json(path: Path) -> tuple[list[str], np.ndarray, int, np.ndarray]:
 
 def _code(token: Any, level: int) -> int:
     match = _TOKEN.match(token)
-    if match is None or ord(match[1]) - ord("a") != level:
+    if match is None or ord(match[1].lower()) - ord("a") != level:
         raise ValueError(f"{str(token)[:40]!r} on level {level + 1}")
     return int(match[2])

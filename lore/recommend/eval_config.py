@@ -15,7 +15,7 @@ from lore.recommend.section import HistoriesSection
 from lore.support.input_files import InputFiles, input_files
 from lore.support.nearest import nearest
 
-Baseline = Literal["popularity", "co-occurrence", "item-kNN"]
+Baseline = Literal["popularity", "co-occurrence", "co-occurrence both ways", "item-kNN"]
 PREFIXED = " with prefixes"
 CONTROL = ", shuffled codes"
 
@@ -31,14 +31,12 @@ class ModelRowSection(StartSection):
 
 
 class CooccurrenceSection(StrictModel):
-    """Items that came next in training, see lore.recommend.baselines."""
+    """Items that came next in training, or, both ways, before or next. See lore.recommend.baselines."""
 
     window: int = Field(5, ge=1, le=1000)
     """Largest distance between two events of a history that count as together."""
     decay: float = Field(0.8, gt=0, le=1)
     """Factor per place of distance."""
-    backward: Share = 0.0
-    """Weight of an item that came before, against one that came after."""
     damping: Share = 0.5
     """Power of the row sum that divides a row: 0 for counts, 1 for shares."""
     last: int = Field(10, ge=1, le=100_000)
@@ -67,7 +65,7 @@ class PrefixesSection(StrictModel):
     """Run of stage semantic_ids, or a JSON file of published codes."""
     weights: list[Weight] = Field([0.0, 0.1, 0.2], min_length=1, max_length=8)
     """Weight of that mean for prefixes of 1, 2, ... codes."""
-    of: list[Literal["co-occurrence", "item-kNN"]] = Field(["co-occurrence"], min_length=1)
+    of: list[Literal["co-occurrence", "co-occurrence both ways", "item-kNN"]] = Field(["co-occurrence"], min_length=1)
     """Baselines that get a second row with prefixes, and a third one with shuffled codes."""
 
     def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
@@ -92,7 +90,7 @@ class RecommendEvalRecipe(BaseRecipe):
     """Which held-out events are predicted. Choose by valid, and report test once."""
     models: dict[str, ModelRowSection] = {}
     """The trained models by the name of their row."""
-    baselines: list[Baseline] = ["popularity", "co-occurrence", "item-kNN"]
+    baselines: list[Baseline] = ["popularity", "co-occurrence", "co-occurrence both ways", "item-kNN"]
     """Rows that count training events."""
     cooccurrence: CooccurrenceSection = CooccurrenceSection()
     item_knn: NeighborsSection = NeighborsSection()

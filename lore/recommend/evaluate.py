@@ -13,8 +13,8 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
+from zipfile import BadZipFile
 
 import numpy as np
 from markupsafe import Markup
@@ -23,7 +23,7 @@ from lore.recommend.baselines import cooccurrence, item_knn, popularity
 from lore.recommend.codes import read_codes
 from lore.recommend.eval_config import CONTROL, PREFIXED, RecommendEvalRecipe
 from lore.recommend.eval_table import GROUPS, Table, make_table, text
-from lore.recommend.histories import Histories, Recommender
+from lore.recommend.histories import Histories, Part, Recommender
 from lore.recommend.metrics import METRICS, RULES, Measured, measure
 from lore.run.dry_pass import dry_pass, together
 from lore.run.run_folder import RunFolder
@@ -72,6 +72,7 @@ def recommenders(recipe: RecommendEvalRecipe, histories: Histories) -> dict[str,
     counted = {
         "popularity": lambda **_: popularity(histories),
         "co-occurrence": lambda **more: cooccurrence(histories, **recipe.cooccurrence.model_dump(), **more),
+        "co-occurrence both ways": lambda **more: cooccurrence(histories, backward=1.0, **recipe.cooccurrence.model_dump(), **more),
         "item-kNN": lambda **more: item_knn(histories, **recipe.item_knn.model_dump(), **more),
     }
     found: dict[str, Callable[[], Recommender]] = {name: counted[name] for name in recipe.baselines}
@@ -101,21 +102,28 @@ def trained(path: str | Path, histories: Histories) -> Recommender:
     return recommender
 
 
-def _measured(folder: RunFolder, name: str, make: Callable[[], Recommender], histories: Histories, part: Any) -> Measured:
-    """The row's result from an earlier start of this run, else measured now and kept."""
-    path = folder / "rows" / f"{quote(name, safe='')}.npz"
-    shapes = (len(RULES), len(histories.targets(part)), len(METRICS)), (len(histories.item_ids),)
+def kept_row(folder: RunFolder, name: str) -> Measured | None:
+    """The result of a row that this run has measured; None if it is not there, or cut: then it is measured again."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
-            found = Measured(kept["values"], kept["shown"])
-        if (found.values.shape, found.shown.shape) == shapes:
-            return found
-    except (OSError, ValueError, KeyError):
-        pass  # not there yet, or cut by a full disk: measuring again is safe
-    found = measure(make(), histories, part, name)
-    path.parent.mkdir(exist_ok=True)
-    with written_whole(path) as file:
-        np.savez(file, values=found.values, shown=found.shown)
+        with np.load(io.BytesIO(_place(folder, name).read_bytes()), allow_pickle=False) as kept:
+            return Measured(kept["values"], kept["shown"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+
+
+def _place(folder: RunFolder, name: str) -> Path:
+    return folder / "rows" / f"{quote(name, safe='')}.npz"
+
+
+def _measured(folder: RunFolder, name: str, make: Callable[[], Recommender], histories: Histories, part: Part) -> Measured:
+    """The row's result from an earlier start of this run, else measured now and kept."""
+    shapes = (len(RULES), len(histories.targets(part)), len(METRICS)), (len(histories.item_ids),)
+    found = kept_row(folder, name)
+    if found is None or (found.values.shape, found.shown.shape) != shapes:
+        found = measure(make(), histories, part, name)
+        _place(folder, name).parent.mkdir(exist_ok=True)
+        with written_whole(_place(folder, name)) as file:
+            np.savez(file, values=found.values, shown=found.shown)
     return found
 
 

@@ -4,11 +4,11 @@ A bidirectional encoder (BERT4Rec, arXiv 1904.06690; with semantic ids Q-BERT4Re
 arXiv 1808.09781, here with cross-entropy over the whole catalogue instead of sampled negatives). Both are transformers' BertModel.
 An item has one vector, at the input and at the output (tied):
 
-    vector = g(n) * id vector + sum over code prefixes p of g(n_p) * vector of p,    g(n) = n / (n + evidence)
+    vector = g(n) * id vector + sum over its code prefixes p of g(n_p) * vector of p,    g(n) = n / (n + evidence)
 
-with n training events of the item and n_p of the items that share the prefix: what has been seen rarely leans on what it shares.
-Without ids the vector comes from the codes alone. A hidden place of the bidirectional encoder also reads the vector of the last
-visible item before it, which a causal model has at that place anyway; without it the encoder needs several times the steps.
+with n training events of the item and n_p of the items that share the prefix: an item that was seen rarely leans on what it shares
+with others. Without ids the vector comes from the codes alone. A hidden place of the bidirectional encoder also reads the vector of
+the last visible item before it, which a causal model has at that place anyway; without it the encoder needs several times the steps.
 
 The score of an item is the product of the state with its vector, plus two parts that vectors would have to spend their dimensions
 on: the log of its training events times a learned weight, so that items which share a prefix may differ in popularity; and, for an
@@ -59,31 +59,24 @@ class ItemVectors(nn.Module):
         for one in codes:
             for level in range(1, one.levels + 1):
                 columns = one.values[:, 0 if network.parts == "prefixes" else level - 1 : level]
-                group = np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1)
-                groups.append(group)
-                shares.append(_evidence(np.bincount(group, weights=counts), network.evidence)[group])
-                self.parts.append(nn.Parameter(torch.randn(int(group.max()) + 1, size) * network.spread))
-        self.register_buffer(
-            "groups", torch.as_tensor(np.asarray(groups, dtype=np.int64).reshape(-1, len(counts))), persistent=False
-        )
-        self.register_buffer(
-            "shares", torch.as_tensor(np.asarray(shares, dtype=np.float32).reshape(-1, len(counts))), persistent=False
-        )
-        self.register_buffer(
-            "id_share", torch.as_tensor(_evidence(counts, network.evidence), dtype=torch.float32), persistent=False
-        )
+                groups.append(np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1))
+                shares.append(_share(np.bincount(groups[-1], weights=counts), network.prefix_evidence)[groups[-1]])
+                self.parts.append(nn.Parameter(torch.randn(int(groups[-1].max()) + 1, size) * network.spread))
+        table = np.asarray(groups, dtype=np.int64).reshape(-1, len(counts))
+        of_parts = np.asarray(shares, dtype=np.float32).reshape(table.shape)
+        self.register_buffer("groups", torch.from_numpy(table), persistent=False)
+        self.register_buffer("shares", torch.from_numpy(of_parts), persistent=False)
+        self.register_buffer("id_share", torch.from_numpy(_share(counts, network.evidence)).float(), persistent=False)
 
     def forward(self) -> torch.Tensor:
         """[V, d]"""
-        parts = [
-            F.embedding(group, part) * share[:, None]
-            for group, part, share in zip(self.groups, self.parts, self.shares, strict=True)
-        ]
+        several = zip(self.groups, self.shares, self.parts, strict=True)
+        parts = [F.embedding(group, part) * share[:, None] for group, share, part in several]
         if self.ids is not None:
-            ids = self.ids * self.id_share[:, None]
+            share = self.id_share
             if self.training and self.network.id_dropout:
-                ids = ids * (torch.rand_like(self.id_share) >= self.network.id_dropout)[:, None]
-            parts.append(ids)
+                share = share * (torch.rand_like(share) >= self.network.id_dropout)
+            parts.append(self.ids * share[:, None])
         return torch.stack(parts).sum(dim=0)
 
     def of_new(self, known: Sequence[Codes], new: Sequence[Codes]) -> torch.Tensor:
@@ -101,7 +94,7 @@ class ItemVectors(nn.Module):
         return vectors
 
 
-def _evidence(counts: np.ndarray, evidence: float) -> np.ndarray:
+def _share(counts: np.ndarray, evidence: float) -> np.ndarray:
     return counts / (counts + evidence) if evidence else np.ones(len(counts))
 
 

@@ -24,7 +24,10 @@ class NetworkSection(StrictModel):
     parts: Literal["prefixes", "levels"] = "prefixes"
     """prefixes: a vector for every prefix of codes (a, ab, abc); levels: one for every code of a level, whatever is before it."""
     evidence: float = Field(0.0, ge=0, le=1e6)
-    """Training events after which an id or prefix counts for one half, see lore.recommend.model. 0: all count in full."""
+    """Training events of an item after which its own vector counts for one half beside those of its codes. 0: always in full."""
+    prefix_evidence: float = Field(0.0, ge=0, le=1e6)
+    """The same for a prefix, by the training events of all items that have it. A prefix that only a cold item has is never taken, so
+    training only pushes it away; above 0 it counts for nothing. 0: prefixes count in full."""
     popularity: bool = True
     """Scores begin at the log of an item's training events, and the vectors learn what shoppers differ in."""
     id_dropout: Share = 0.0
@@ -39,7 +42,7 @@ class NetworkSection(StrictModel):
     """Dropout probability in the encoder."""
     history: int = Field(50, ge=2, le=100_000)
     """The last places of a history that are read; for bert4rec with the one that is predicted."""
-    spread: float = Field(0.02, gt=0, le=10)
+    spread: float = Field(0.05, gt=0, le=10)
     """Standard deviation of the items' vectors at the beginning."""
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -88,7 +91,10 @@ class MasksSection(StrictModel):
     share: float = Field(0.3, gt=0, le=1)
     """Of a history that is hidden: on average by random, at most by span, tail and regions."""
     cut: Share = 0.0
-    """Share of the visits in which a history ends earlier, at a place drawn at random, so that every event is once the last."""
+    """Share of the visits in which a history ends earlier, at a place drawn at random."""
+    rows: Literal["histories", "events"] = "histories"
+    """What an epoch visits once. histories: every history; events: every training event but the first of a history, which then ends
+    with it: with the mask `last` that is the task of the service, on all events."""
 
     def weights(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in ("random", "last", "span", "tail", "regions")}

@@ -4,8 +4,8 @@
     accelerate launch recipes/recommend/finetune.yaml
 
 Pre-training hides places of the histories by a mixture of masks; fine-tuning (model.name) goes on with the last place alone. One
-row is the training part of one history. The mask of a row is drawn from the seed and the row's visit, so it depends neither on the
-number of processes nor on an interruption.
+row is the training part of a history, or its beginning up to one event. The mask of a row is drawn from the seed and the row's
+visit, so it depends neither on the number of processes nor on an interruption.
 
 Left out: negative sampling, since the softmax goes over the whole catalogue, and a choice of the best epoch on held-out events,
 since the learning rate falls to 0 and the last epoch is as good.
@@ -14,6 +14,7 @@ since the learning rate falls to 0 and the last epoch is as good.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -43,21 +44,21 @@ def run(recipe: RecommenderRecipe, folder: RunFolder) -> None:
     bf16 = mixed_precision("auto", "bf16" if resolve_dtype("auto", device) == torch.bfloat16 else "no") == "bf16"
     args = training_arguments(TrainingArguments, recipe.train, folder, 1, recipe.seed, bf16=bf16, cpu=device == "cpu")
     histories = recipe.data.histories()
-    users = trainable(histories)
-    steps = total_steps(recipe.train, len(users))
+    rows = training_rows(histories, recipe.masks.rows)
+    steps = total_steps(recipe.train, len(rows))
     set_steps(args, recipe.train, steps)
     set_seed(recipe.seed)
     model, codes, counts = start(recipe, histories)
     check(recipe, folder, model, steps)
     freeze_weights(model, recipe.train.freeze)
-    lengths = np.minimum(histories.train_ends[users] - histories.starts[users], model.network.history)
+    lengths = np.minimum(rows[:, 1], model.network.history)
     order = training_order(lengths, recipe.train.batch_size, steps, recipe.seed)
     title = model.network.title(bool(codes))
-    say(f"{title}: {len(users):,} histories, {len(counts):,} items, {steps:,} steps of {recipe.train.batch_size}")
+    say(f"{title}: {len(rows):,} {recipe.masks.rows}, {len(counts):,} items, {steps:,} steps of {recipe.train.batch_size}")
     trainer = Trainer(
         model=model,
         args=args,
-        train_dataset=Rows(histories, users[order], model.network, recipe.masks, recipe.seed),
+        train_dataset=Rows(histories, rows[order], model.network, recipe.masks, recipe.seed),
         data_collator=collate,
     )
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
@@ -76,16 +77,21 @@ def run(recipe: RecommenderRecipe, folder: RunFolder) -> None:
         folder.finish({"steps": steps, "loss": loss, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
 
 
-def trainable(histories: Histories) -> np.ndarray:
-    """Users with at least two training events: one to read, one to predict."""
-    users = np.flatnonzero(histories.train_ends - histories.starts[:-1] >= 2)
+def training_rows(histories: Histories, kind: Literal["histories", "events"]) -> np.ndarray:
+    """Rows of an epoch [N, 2]: a user, and how many of her training events are read and predicted: at least two."""
+    counts = histories.train_ends - histories.starts[:-1]
+    users = np.flatnonzero(counts >= 2)
     if not len(users):
         raise LoreError(
             "No history has two training events, so there is nothing to predict.\nCheck data.events and data.split, and data.by: "
             "sessions may be too short where users are not.",
             same_on_every_rank=True,
         )
-    return users
+    if kind == "histories":
+        return np.stack([users, counts[users]], axis=1)
+    first = np.cumsum(counts[users] - 1) - (counts[users] - 1)
+    repeated = np.repeat(users, counts[users] - 1)
+    return np.stack([repeated, np.arange(len(repeated)) - np.repeat(first, counts[users] - 1) + 2], axis=1)
 
 
 def start(recipe: RecommenderRecipe, histories: Histories) -> tuple[SequenceModel, list[Codes], np.ndarray]:
@@ -122,19 +128,20 @@ def check(recipe: RecommenderRecipe, folder: RunFolder, model: SequenceModel, st
 
 @dataclass
 class Rows(Dataset):
-    """Tokens and labels of the visited histories. users: in the order of the visits."""
+    """Tokens and labels of the visited rows. visits [N, 2]: as from training_rows, in the order of the visits."""
 
     histories: Histories
-    users: np.ndarray
+    visits: np.ndarray
     network: NetworkSection
     masks: MasksSection
     seed: int
 
     def __len__(self) -> int:
-        return len(self.users)
+        return len(self.visits)
 
     def __getitem__(self, visit: int) -> tuple[np.ndarray, np.ndarray]:
-        items = self.histories.training(self.users[visit]).astype(np.int64)
+        user, count = self.visits[visit]
+        items = self.histories.training(user)[:count].astype(np.int64)
         if self.network.kind == "sasrec":
             items = items[-self.network.history - 1 :]
             return items[:-1] + ITEMS, items[1:]

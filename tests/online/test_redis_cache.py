@@ -189,6 +189,12 @@ def test_a_redis_that_dies_answers_nothing_and_is_used_again_when_it_is_back(tmp
     assert "pairs are answered without it" in capfd.readouterr().err
 
 
+def test_a_password_in_place_of_its_variable_is_refused_and_not_shown(tmp_path):
+    result = CliRunner().invoke(app, ["cache", "load", str(tmp_path), "--store", "redis://a", "--password-variable", "open sesame"])
+    assert isinstance(result.exception, LoreError) and "--password-variable: expected the name" in str(result.exception)
+    assert "sesame" not in str(result.exception)
+
+
 def test_the_service_starts_without_redis_and_a_wrong_password_is_named(tmp_path, monkeypatch, capfd):
     with RedisServer(tmp_path, "--requirepass", "open sesame") as server:
         monkeypatch.setenv("CACHE_PASSWORD", "open sesame")

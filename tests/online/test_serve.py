@@ -321,6 +321,16 @@ def test_a_dry_run_names_the_variables_that_are_not_set(write_recipe, folder, mo
     assert "# serve.keys_variable" not in shown and "a-key-of-the-service" not in shown
 
 
+def test_a_key_in_place_of_its_variable_is_refused_and_not_shown(write_recipe, folder):
+    key = "sk-0123456789-not-a-name"
+    lines = f"stage: online\nrun: online\nstudent: {{path: {folder}}}\nserve: {{keys_variable: {key}}}"
+    path = write_recipe("online.yaml", lines + f"\ncache: {{store: redis://127.0.0.1:9, judge: j, password_variable: {key}}}")
+    with pytest.raises(LoreError) as error:
+        serve_command(str(path), [], dry_run=True)
+    said = str(error.value)
+    assert "serve.keys_variable" in said and "cache.password_variable" in said and "not the key" in said and key not in said
+
+
 def test_a_recipe_whose_needs_have_not_run_is_refused(write_recipe, demo, folder):
     write_recipe("first.yaml", "stage: demo\nrun: first")
     path = write_recipe("online.yaml", f"stage: online\nrun: online\nneeds: [first.yaml]\nstudent: {{path: {folder}}}")

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from lore.config.stages import load_recipe
 from lore.config.yaml_text import RecipeError
 from lore.recommend.codes import make_codes
 from lore.recommend.model import IGNORE, ITEMS, MASK, PAD, SequenceModel, _before_hidden, open_recommender
-from lore.recommend.recommender_recipe import NetworkSection
+from lore.recommend.recommender_recipe import MasksSection, NetworkSection
 from lore.recommend.tables import CLOCK, EVENT_SCHEMA, read_histories
+from lore.recommend.training import Rows, training_rows
 from lore.run.runner import run_recipe
 from lore.support.errors import LoreError
 
@@ -62,10 +64,10 @@ def recipe(shop, runs, tmp_path):
 
 def test_codes_place_an_item_that_nobody_took_and_a_new_one(recipe, shop):
     steps = {"steps": 80, "batch_size": 32, "save_every": 0, "log_every": 40, "lr": 0.01}
-    network = {"hidden": 32, "dropout": 0, "evidence": 5, "spread": 0.2, "popularity": False}
+    network = {"hidden": 32, "dropout": 0, "evidence": 5, "prefix_evidence": 5, "spread": 0.2, "popularity": False}
     masks = {"random": 1, "last": 1, "span": 1, "tail": 1, "regions": 1}
     folder = run_recipe(recipe("pretrain", train=steps, network=network, codes={"paths": [str(shop / "codes.json")]}, masks=masks))
-    last = {"random": 0, "last": 1, "cut": 1}
+    last = {"random": 0, "last": 1, "rows": "events"}
     tuned = recipe("finetune", model={"name": str(folder.path)}, network={}, train=steps, masks=last)
     model = open_recommender(run_recipe(tuned).path)
     assert model.item_ids == ITEMS_OF_SHOP and model.name == "Q-BERT4Rec"
@@ -133,18 +135,22 @@ def test_the_loss_is_the_mean_cross_entropy_over_the_catalogue():
     assert model(tokens, labels)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_no_held_out_event_is_read(recipe, shop, monkeypatch):
-    """Other held-out items, same model."""
-    from lore.recommend.training import Rows
-
-    recipe_ = load_recipe(recipe("one"))
+@pytest.mark.parametrize("kind", ["histories", "events"])
+def test_every_training_event_is_read_and_no_held_out_one(recipe, shop, kind):
+    network, masks = NetworkSection(), MasksSection(random=0, last=1, rows=kind)
     found = read_histories(shop / "events.parquet", shop / "items.parquet")
-    rows = Rows(found, np.arange(len(found.user_ids)), recipe_.network, recipe_.masks, 0)
+    visits = training_rows(found, kind)
+    rows = Rows(found, visits, network, masks, 0)
+    predicted = defaultdict(list)
+    for number, (user, _) in enumerate(visits):
+        tokens, labels = rows[number]
+        training = found.training(user).tolist()
+        assert [int(token) - ITEMS for token in tokens[:-1]] == training[: len(tokens) - 1]
+        assert tokens[-1] == MASK and (labels[:-1] == IGNORE).all() and labels[-1] == training[len(tokens) - 1]
+        predicted[int(user)].append(int(labels[-1]))
     for user in range(len(found.user_ids)):
-        tokens, labels = rows[user]
-        allowed = set(found.training(user).tolist())
-        read = {int(token) - ITEMS for token in tokens if token >= ITEMS} | {int(label) for label in labels if label != IGNORE}
-        assert read <= allowed
+        training = found.training(user).tolist()
+        assert sorted(predicted[user]) == sorted(training[1:] if kind == "events" else training[1:][-1:])
 
 
 @pytest.mark.parametrize(

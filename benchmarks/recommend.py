@@ -1,0 +1,132 @@
+"""What ranks the next item best on Musical Instruments (Amazon 2018, cut and codes of MQL4GRec): counts, trained models.
+
+    python benchmarks/recommend.py ../shared/data/instruments                        baselines and one seed of each model
+    python benchmarks/recommend.py ../shared/data/instruments --models none          baselines alone, a minute
+    python benchmarks/recommend.py ../shared/data/instruments --seeds 0 1 2          means over seeds
+
+Everything is a run of `lore`, below $LORE_RUNS/instruments (or runs/instruments), so a second start goes on where the first one was
+killed. The events keep the published split: the last item of each of 17,112 histories is the test. The models are those of
+recipes/recommend/pretrain.yaml and finetune.yaml. A control reads the same codes, dealt to other items.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from lore.config.stages import load_recipe
+from lore.recommend.eval_table import make_table
+from lore.recommend.evaluate import kept_row
+from lore.run.run_folder import RunFolder
+from lore.run.summary import print_table
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "recommend"
+CODES = ("Instruments.index_lemb.json", "Instruments.index_vitemb.json")
+REFERENCE_POINTS = {"co-occurrence": (0.1040, 0.0930), "co-occurrence with prefixes": (0.1057, None)}
+"""NDCG@10 measured before by other code, history removed and not removed."""
+MODELS = {
+    "BERT4Rec": ["codes={}"],
+    "SASRec": ["codes={}", "network.kind=sasrec", "masks={}"],
+    "Q-BERT4Rec": [],
+    "Q-BERT4Rec, shuffled codes": ["codes.shuffled={seed}"],
+    "Q-BERT4Rec, random masks only": ["masks={random: 1}"],
+}
+"""Overrides of pretrain.yaml. A causal model is not fine-tuned: its pre-training is the task."""
+CONTROLS = {"Q-BERT4Rec, shuffled codes": "Q-BERT4Rec", "Q-BERT4Rec, random masks only": "Q-BERT4Rec", "BERT4Rec": "Q-BERT4Rec"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", type=Path, help="folder with Instruments.*.inter and the published codes")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), help="rows to train, or none")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--codes", nargs="*", default=CODES[:1], help="files of published codes that the models read")
+    parser.add_argument("--part", choices=["valid", "test"], default="test")
+    arguments = parser.parse_args()
+    runs = Path(os.environ.setdefault("LORE_RUNS", "runs"))
+    work = runs / "instruments"
+    work.mkdir(parents=True, exist_ok=True)
+    events = work / "events.parquet"
+    if not events.is_file():
+        lore("data", "import", "events", arguments.data, "-o", events)
+    data = [f"data={{events: {events}, split: given}}"]
+    codes = f"codes.paths=[{', '.join(str(arguments.data / name) for name in arguments.codes)}]"
+    seconds, rows = {}, {}
+    for name in [name for name in arguments.models if name != "none"]:
+        for seed in arguments.seeds:
+            began = time.monotonic()
+            rows[f"{name}, seed {seed}"] = train(name, seed, data, codes)
+            seconds[f"{name}, seed {seed}"] = time.monotonic() - began
+    evaluated = evaluate(rows, arguments, events, work)
+    show(evaluated, arguments)
+    print(json.dumps({"seconds of this start": {name: round(taken) for name, taken in seconds.items()}}))
+
+
+def lore(*arguments: object) -> None:
+    subprocess.run([sys.executable, "-m", "lore", *map(str, arguments)], check=True)
+
+
+def train(name: str, seed: int, data: list[str], codes: str) -> str:
+    """The run folder of a model, trained unless it is done."""
+    slug = name.lower().replace(", ", "-").replace(" ", "-")
+    overrides = [codes, *(one.format(seed=seed) for one in MODELS[name]), *data, f"seed={seed}"]
+    first = f"instruments/{slug}-{seed}/pretrain"
+    lore("run", RECIPES / "pretrain.yaml", *overrides, f"run={first}")
+    if name == "SASRec":
+        return first
+    last = f"instruments/{slug}-{seed}/finetune"
+    start = f"model={{name: {Path(os.environ['LORE_RUNS']) / first}}}"
+    lore("run", RECIPES / "finetune.yaml", *data, start, "needs=[]", f"seed={seed}", f"run={last}")
+    return last
+
+
+def evaluate(rows: dict[str, str], arguments: argparse.Namespace, events: Path, work: Path) -> RunFolder:
+    """The finished run of stage recommend_eval with these rows."""
+    runs = Path(os.environ["LORE_RUNS"])
+    name = "-".join(["eval", arguments.part, str(len(rows)), *map(str, arguments.seeds)])
+    recipe = {
+        "stage": "recommend_eval",
+        "run": f"instruments/{name}",
+        "part": arguments.part,
+        "data": {"events": str(events), "split": "given"},
+        "prefixes": {"codes": str(arguments.data / CODES[0]), "of": ["co-occurrence", "item-kNN"]},
+        "models": {row: {"name": str(runs / run)} for row, run in rows.items()},
+    }
+    path = work / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    lore("run", path)
+    return RunFolder.of(load_recipe(path))
+
+
+def show(folder: RunFolder, arguments: argparse.Namespace) -> None:
+    """Means over the seeds with paired intervals over users, and the distance of the baselines to their reference points."""
+    recipe = load_recipe(folder.path.parent / f"{folder.path.name}.yaml")
+    histories, joined = recipe.data.histories(), {}
+    for row in recipe.rows():
+        joined.setdefault(row.rpartition(", seed ")[0] or row, []).append(kept_row(folder, row))
+    means = {
+        row: replace(ones[0], values=np.mean([one.values for one in ones], axis=0), shown=sum(one.shown for one in ones))
+        for row, ones in joined.items()
+    }
+    controls = recipe.controls() | {row: of for row, of in CONTROLS.items() if row in means and of in means}
+    table = make_table(means, histories, recipe.part, reference="co-occurrence", controls=controls)
+    texts = table.texts()
+    columns = list(next(iter(texts.values())))
+    cells = [[row, *values.values()] for row, values in texts.items()]
+    print_table(f"seeds {arguments.seeds}, {arguments.part}", ["", *columns], cells)
+    for row in table.rows if arguments.part == "test" else []:
+        for rule, point in zip(("removed", "kept"), REFERENCE_POINTS.get(row.name, ()), strict=False):
+            if point:
+                value = row.metrics[rule, "all", "NDCG@10"].value
+                print(f"{row.name}, history {rule}: {value:.4f}, reference point {point:.4f}, {100 * (value / point - 1):+.1f} %")
+
+
+if __name__ == "__main__":
+    main()
