@@ -91,7 +91,7 @@ def cooccurrence(
 
     codes, prefixes: see `shelves`.
     """
-    after = _followers(histories, window, decay)
+    after = followers(histories, window, decay)
     pairs = (after + backward * after.T).tocsr() if backward else after
     sums = np.asarray(pairs.sum(axis=1)).reshape(-1)
     to = (sparse.diags_array(np.maximum(sums, 1e-12) ** -damping) @ pairs).astype(np.float32).tocsr()
@@ -140,7 +140,7 @@ def shelves(codes: Codes | None, prefixes: Sequence[float]) -> tuple[Shelf, ...]
     return () if codes is None else tuple(_shelf(codes, level, weight) for level, weight in enumerate(prefixes, 1) if weight)
 
 
-def _followers(histories: Histories, window: int, decay: float) -> sparse.csr_matrix:
+def followers(histories: Histories, window: int, decay: float) -> sparse.csr_matrix:
     """[V, V] float64: how often, decayed by the distance, j came after i in a training history."""
     there = np.flatnonzero(histories.in_training())
     items, users = histories.items[there], histories.users()[there]

@@ -96,9 +96,9 @@ class FusionSection(StrictModel):
     """Attention heads."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout probability inside the layers."""
-    id_dropout: Share = 0.5
+    id_dropout: Share = 0.2
     """Share of the visits in which an item is read without its id, so that an item without one gets a vector that fits."""
-    modality_dropout: Share = 0.3
+    modality_dropout: Share = 0.1
     """Probability that a view of an item lacks one of its vectors. At least one stays."""
     temperature: float = Field(0.1, ge=0.001, le=10)
     """Divides the similarities in the contrastive loss."""
@@ -108,7 +108,7 @@ class FusionSection(StrictModel):
     """Weight of the contrastive loss between an item's text alone and its photo alone."""
     neighbors: Weight = 1.0
     """Weight of the contrastive loss between an item and one that was taken with it in training events, without its id."""
-    rebuild: Weight = 3.0
+    rebuild: Weight = 10.0
     """Weight of a loss (1 - cosine) of linear maps from the fused vector back to each of its sources. It keeps what one source
     alone says, which the contrastive losses have no use for."""
     window: int = Field(3, ge=1, le=1000)

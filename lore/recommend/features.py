@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction import FeatureHasher
 from sklearn.feature_extraction.text import HashingVectorizer
@@ -27,6 +27,7 @@ from lore.data.pair import Pair
 from lore.engines.config import ModelSection
 from lore.engines.loading import default_device, load_model, load_processor
 from lore.engines.model_checks import check_positions
+from lore.recommend.baselines import followers
 from lore.recommend.config import PhotoSection, SemanticIdsRecipe, TextSection
 from lore.recommend.histories import Histories
 from lore.student.encode import batches, pixels
@@ -213,14 +214,10 @@ def _opened(item: Pair, side: int) -> np.ndarray | None:
 def co_bought(histories: Histories, window: int) -> csr_matrix:
     """How often two items [V, V] are in a history at most `window` places apart. Training events only; symmetric, without a
     diagonal."""
-    owner, seen, count = histories.users(), histories.in_training(), len(histories.item_ids)
-    total = csr_matrix((count, count))
-    for apart in range(1, window + 1):
-        near = np.flatnonzero((owner[apart:] == owner[:-apart]) & seen[apart:] & seen[:-apart])
-        first, second = histories.items[near], histories.items[near + apart]
-        kept = first != second
-        total += coo_matrix((np.ones(kept.sum()), (first[kept], second[kept])), shape=(count, count)).tocsr()
-    return (total + total.T).tocsr()
+    found = followers(histories, window, 1.0).tocoo()
+    apart = found.row != found.col
+    after = csr_matrix((found.data[apart], (found.row[apart], found.col[apart])), shape=found.shape)
+    return (after + after.T).tocsr()
 
 
 def behavior_factors(histories: Histories, window: int, size: int, seed: int) -> np.ndarray:

@@ -28,6 +28,8 @@ from lore.recommend.quantize import load_arrays, save_arrays
 from lore.support.errors import LoreError, reason
 
 NO_ID = 0
+OPEN = 2.0
+"""Bias of a gate at the beginning: about 0.88, because a layer that is hardly read hardly learns."""
 ROWS = 4096
 
 
@@ -41,6 +43,7 @@ class GatedLayer(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(size, 2 * size), nn.GELU(), nn.Linear(2 * size, size))
         self.dropout = nn.Dropout(dropout)
         self.gate = nn.Linear(2 * size, 1)
+        nn.init.constant_(self.gate.bias, OPEN)
 
     def forward(
         self, query: torch.Tensor, tokens: torch.Tensor, absent: torch.Tensor, gate: float | None

@@ -27,8 +27,9 @@ from threadpoolctl import threadpool_limits
 from lore.support.atomic_files import written_whole
 from lore.support.errors import LoreError, reason
 
-ITEMS_PER_CODE = 8
-"""A small catalogue gets fewer codes a level, so that a code of the first level stands for this many items on average."""
+ITEMS_PER_CODE, ROOM = 32, 8
+"""A small catalogue gets fewer codes per level: a code of the first level stands for 32 items on average, and there are 8 times as
+many codes as items, so that a relocated item finds one nearby and new items find room."""
 MOST_FITTED = 131_072
 """Vectors that codebooks are fitted on, drawn from a larger catalogue: 512 per code of 256."""
 ROWS = 4096
@@ -157,9 +158,9 @@ def fit_residual_kmeans(vectors: np.ndarray, levels: int, size: int, seed: int) 
 
 
 def codes_per_level(items: int, levels: int, most: int) -> int:
-    """At most `most`, fewer for a small catalogue; always enough that the items can have different codes where `most` allows it."""
-    needed = next(size for size in range(2, max(most, 2) + 1) if size**levels >= items or size >= most)
-    return min(most, max(needed, items // ITEMS_PER_CODE, 2))
+    """At most `most`, fewer for a small catalogue, see ITEMS_PER_CODE."""
+    needed = next(size for size in range(2, max(most, 2) + 1) if size**levels >= ROOM * items or size >= most)
+    return min(most, max(needed, items // ITEMS_PER_CODE))
 
 
 class _Used:

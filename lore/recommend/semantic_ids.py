@@ -111,7 +111,7 @@ def run(recipe: SemanticIdsRecipe, folder: RunFolder) -> None:
     encoder = trained_encoder(recipe, folder, args, features, histories, seen) if trains else None
     if is_main_process():
         vectors, gates = fused_vectors(encoder, features, np.where(seen, np.arange(len(seen)) + 1, NO_ID))
-        save_arrays(folder / VECTORS, {"vectors": vectors})
+        save_arrays(folder / VECTORS, {"vectors": vectors} | ({} if gates is None else {"gates": gates}))
         quantizer = fitted_quantizer(recipe, vectors)
         quantizer.save(folder / BOOKS)
         values, relocated = quantizer.assign(vectors)

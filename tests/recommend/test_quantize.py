@@ -72,12 +72,13 @@ def test_no_code_of_the_first_level_is_dead_and_a_crowd_of_equal_items_gets_code
     vectors = np.concatenate([np.zeros((300, 4)), rng.normal(size=(40, 4)), 50 + rng.normal(size=(3, 4))])
     quantizer = fit_residual_kmeans(vectors, 3, 16, seed=0)
     codes, _ = quantizer.assign(vectors)
-    assert len(set(codes[:, 0])) == 16 and len(np.unique(codes, axis=0)) == len(vectors)
-    assert len(set(codes[:300, 0])) <= 2  # 256 fit below one first code
+    assert len(set(codes[:, 0])) == quantizer.size == 14 and len(np.unique(codes, axis=0)) == len(vectors)
+    assert len(set(codes[:300, 0])) <= 2  # 196 fit below one first code
 
 
 @pytest.mark.parametrize(
-    ("items", "levels", "most", "size"), [(6250, 4, 256, 256), (81, 3, 256, 10), (5, 3, 256, 2), (400, 2, 256, 50)]
+    ("items", "levels", "most", "size"),
+    [(6250, 4, 256, 195), (81, 3, 256, 9), (5, 3, 256, 4), (400, 2, 256, 57), (9000, 3, 256, 256)],
 )
 def test_a_small_catalogue_gets_fewer_codes(items, levels, most, size):
     assert codes_per_level(items, levels, most) == size
@@ -108,3 +109,20 @@ def test_published_codes_are_read_and_other_json_is_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(LoreError, match=r"cannot be read as codes(.|\n)*<a_170>"):
             read_codes(path, ["0"])
+
+
+@pytest.mark.slow
+def test_codes_of_the_autoencoder_repeat_and_live_in_arrays_alone(tmp_path):
+    pytest.importorskip("vector_quantize_pytorch", reason="needs pip install 'lore-relevance[recommend]'")
+    from lore.recommend.rqvae import fit_rqvae  # needs the package
+
+    vectors, group = tree()
+    quantizer = fit_rqvae(vectors / 10, 2, 32, epochs=80, seed=0)
+    assert (quantizer.books == fit_rqvae(vectors / 10, 2, 32, epochs=80, seed=0).books).all()
+    quantizer.save(tmp_path / "codebooks.safetensors")
+    again = load_quantizer(tmp_path / "codebooks.safetensors")
+    codes, _ = again.assign(vectors / 10)
+    assert (codes == quantizer.assign(vectors / 10)[0]).all() and len(np.unique(codes, axis=0)) == len(vectors)
+    near = again.nearest(vectors / 10)
+    assert all(len(set(group[near[:, 0] == code])) == 1 for code in set(near[:, 0]))
+    assert len(set(near[:, 0])) > 8  # 24 kinds of items

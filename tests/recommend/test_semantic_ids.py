@@ -23,7 +23,7 @@ from lore.support.errors import LoreError
 
 ITEMS, SOLD = 160, 120
 IDS = [f"i{row}" for row in range(ITEMS)]
-SMALL = {"fusion": "{size: 48, id_dropout: 0.5}", "train": "{steps: 40, batch_size: 80, lr: 5e-3, save_every: 20, log_every: 20}"}
+SMALL = {"fusion": "{size: 96}", "train": "{steps: 40, batch_size: 80, lr: 5e-3, save_every: 20, log_every: 20}"}
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +50,17 @@ def accuracy(vectors, labels, fit, test) -> float:
 def test_fused_vectors_carry_text_photo_and_behavior_and_cold_items_their_content(catalogue, trained):
     truth = catalogue[1]
     vectors = load_arrays(trained / "vectors.safetensors", "vectors")["vectors"]
-    rows = np.arange(ITEMS)
-    fit, warm, cold = rows[1:80], rows[80:SOLD], rows[SOLD:]
-    assert accuracy(vectors, truth["kind"], fit, warm) > 0.5  # chance: 0.25
-    assert accuracy(vectors, truth["color"], fit, warm) > 0.7  # chance: 0.33
-    assert accuracy(vectors, truth["taste"], fit, warm) > 0.8  # chance: 0.25
-    assert accuracy(vectors, truth["kind"], fit, cold) > 0.6 and accuracy(vectors, truth["color"], fit, cold) > 0.7
+    warm, cold = np.arange(1, SOLD), np.arange(SOLD, ITEMS)
+    half = warm % 2 == 0
+    for name, least, chance in (("kind", 0.8, 0.25), ("color", 0.85, 0.33), ("taste", 0.6, 0.25)):
+        halves = [accuracy(vectors, truth[name], warm[one], warm[~one]) for one in (half, ~half)]
+        assert np.mean(halves) > least > 1.7 * chance, name
+    assert accuracy(vectors, truth["kind"], warm, cold) > 0.7 and accuracy(vectors, truth["color"], warm, cold) > 0.8
     codes = read_codes(trained.path, IDS)
     assert len(np.unique(codes.values, axis=0)) == ITEMS and codes.levels == 3
     report = json.loads((trained / "report.json").read_text())
     for name in ("nearest by fused vectors", "taken together in training"):
-        assert report["neighbors"][name]["1"]["share"] > 3 * report["neighbors"][name]["1"]["shuffled"]
+        assert report["neighbors"][name]["1"]["share"] > 2 * report["neighbors"][name]["1"]["shuffled"]
     assert report["collisions"]["after"] == 0 and len(report["gates"]["layers"]) == 2
 
 
