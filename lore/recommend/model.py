@@ -7,12 +7,15 @@ An item has one vector, at the input and at the output (tied):
     vector = g(n) * id vector + sum over its code prefixes p of g(n_p) * vector of p,    g(n) = n / (n + evidence)
 
 with n training events of the item and n_p of the items that share the prefix: an item that was seen rarely leans on what it shares
-with others. Without ids the vector comes from the codes alone. A hidden place of the bidirectional encoder also reads the vector of the last visible item before it, which a
-causal model has at that place anyway; without it the encoder needs several times the steps.
+with others. Without ids the vector comes from the codes alone. A hidden place of the bidirectional encoder also reads the vector of
+the last visible item before it, which a causal model has at that place anyway; without it the encoder needs several times as many
+steps.
 
-The score of an item is the product of the state with its vector, plus two parts that vectors would have to spend their dimensions on:
-the log of its training events times a learned weight, so that items which share a prefix may differ in popularity; and, for an item
-that the history holds, one learned number, since items come again in some shops and never in others.
+The score of an item is the product of the state with its vector, plus two parts that vectors would have to spend their dimensions
+on: the log of its training events times a learned weight, so that items which share a prefix may differ in popularity; and, for an
+item that the history holds, one learned number, since items come again in some shops and never in others. An item without training
+events was not for sale, as far as the events tell: training does not count it among the items that were passed over, which would
+only teach that new items are never taken, and it begins at the mean popularity.
 """
 
 from __future__ import annotations
@@ -106,9 +109,10 @@ class SequenceModel(nn.Module):
         self.mask = nn.Parameter(torch.randn(1, network.hidden) * network.spread)
         self.seen = nn.Parameter(torch.zeros(()))
         self.popularity = nn.Parameter(torch.tensor(1 / SCALE)) if network.popularity else None
-        self.register_buffer(
-            "log_counts", torch.as_tensor(np.log1p(counts) - np.log1p(counts).mean(), dtype=torch.float32), persistent=False
-        )
+        known = counts > 0
+        logs = np.where(known, np.log1p(counts) - np.log1p(counts)[known].mean() if known.any() else 0, 0)
+        self.register_buffer("log_counts", torch.as_tensor(logs, dtype=torch.float32), persistent=False)
+        self.register_buffer("absent", torch.as_tensor(np.where(known, 0, -np.inf), dtype=torch.float32), persistent=False)
         causal = network.kind == "sasrec"
         config = BertConfig(
             vocab_size=1,  # items are read as vectors
@@ -139,8 +143,10 @@ class SequenceModel(nn.Module):
         if labels is None:
             return {"vectors": vectors, "states": states}
         rows, at = (labels != IGNORE).nonzero(as_tuple=True)
-        scores = self.scores(states[rows, at], vectors, self.prior(), self._taken(tokens, rows, at))
-        total = F.cross_entropy(scores, labels[rows, at], reduction="sum")
+        wanted = labels[rows, at]
+        prior = self.prior() + self.absent.index_fill(0, wanted, 0)  # fine-tuning may know more events than the counts
+        scores = self.scores(states[rows, at], vectors, prior, self._taken(tokens, rows, at))
+        total = F.cross_entropy(scores, wanted, reduction="sum")
         return {"loss": total / (len(rows) if num_items_in_batch is None else num_items_in_batch)}
 
     def states(self, tokens: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
@@ -272,7 +278,7 @@ class TrainedRecommender:
             )
         with torch.inference_mode():
             vectors = torch.cat([self.vectors, self.model.items.of_new(self.codes, codes)])
-            prior = torch.cat([self.prior, self.prior.min().expand(len(item_ids))])
+            prior = torch.cat([self.prior, self.prior.new_zeros(len(item_ids))])
         return TrainedRecommender(self.model, [*self.item_ids, *item_ids], self.codes, vectors, prior, self.name)
 
 
