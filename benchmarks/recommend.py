@@ -32,10 +32,10 @@ CODES = ("Instruments.index_lemb.json", "Instruments.index_vitemb.json")
 REFERENCE_POINTS = {"co-occurrence": (0.1040, 0.0930), "co-occurrence with prefixes": (0.1057, None)}
 """NDCG@10 measured before by other code, history removed and not removed."""
 MODELS = {
-    "BERT4Rec": ["codes={}"],
-    "SASRec": ["codes={}", "network.kind=sasrec", "masks={}"],
+    "BERT4Rec": ["codes={}", "network.evidence=0"],
+    "SASRec": ["codes={}", "network.evidence=0", "network.kind=sasrec", "masks={}"],
     "Q-BERT4Rec": [],
-    "Q-BERT4Rec, shuffled codes": ["codes.shuffled={seed}"],
+    "Q-BERT4Rec, shuffled codes": ["codes.shuffled=SEED"],
     "Q-BERT4Rec, random masks only": ["masks={random: 1}"],
 }
 """Overrides of pretrain.yaml. A causal model is not fine-tuned: its pre-training is the task."""
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS), help="rows to train, or none")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--codes", nargs="*", default=CODES[:1], help="files of published codes that the models read")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of both recipes: train.epochs=1")
     parser.add_argument("--part", choices=["valid", "test"], default="test")
     arguments = parser.parse_args()
     runs = Path(os.environ.setdefault("LORE_RUNS", "runs"))
@@ -62,7 +63,7 @@ def main() -> None:
     for name in [name for name in arguments.models if name != "none"]:
         for seed in arguments.seeds:
             began = time.monotonic()
-            rows[f"{name}, seed {seed}"] = train(name, seed, data, codes)
+            rows[f"{name}, seed {seed}"] = train(name, seed, data, codes, arguments.set)
             seconds[f"{name}, seed {seed}"] = time.monotonic() - began
     evaluated = evaluate(rows, arguments, events, work)
     show(evaluated, arguments)
@@ -73,17 +74,18 @@ def lore(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "lore", *map(str, arguments)], check=True)
 
 
-def train(name: str, seed: int, data: list[str], codes: str) -> str:
+def train(name: str, seed: int, data: list[str], codes: str, more: list[str]) -> str:
     """The run folder of a model, trained unless it is done."""
     slug = name.lower().replace(", ", "-").replace(" ", "-")
-    overrides = [codes, *(one.format(seed=seed) for one in MODELS[name]), *data, f"seed={seed}"]
+    own = [one.replace("SEED", str(seed)) for one in MODELS[name]]
+    overrides = [*([] if "codes={}" in own else [codes]), *own, *data, f"seed={seed}"]
     first = f"instruments/{slug}-{seed}/pretrain"
-    lore("run", RECIPES / "pretrain.yaml", *overrides, f"run={first}")
+    lore("run", RECIPES / "pretrain.yaml", *overrides, f"run={first}", *more)
     if name == "SASRec":
         return first
     last = f"instruments/{slug}-{seed}/finetune"
     start = f"model={{name: {Path(os.environ['LORE_RUNS']) / first}}}"
-    lore("run", RECIPES / "finetune.yaml", *data, start, "needs=[]", f"seed={seed}", f"run={last}")
+    lore("run", RECIPES / "finetune.yaml", *data, start, "needs=[]", f"seed={seed}", f"run={last}", *more)
     return last
 
 

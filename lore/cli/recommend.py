@@ -42,13 +42,14 @@ def recommend(
     from lore.support.nearest import nearest
 
     retriever, histories, section = open_retriever(run, row)
-    titles: dict[str, str] = {}
     wanted = _histories(users, histories) if users is not None else iter([(None, _items(history))])
-    found = [(user, past, retriever.retrieve(Query(history=past), k, repeats=repeats)) for user, past in wanted]
-    if section.items is not None:
-        named = {one.item_id for _, _, retrieved in found for one in retrieved.candidates}
-        titles = {item.item_id: item.title for item in section.catalogue() if item.item_id in named}
-    for user, past, retrieved in found:
+    # of one history only the shown items need a title, and a table of users is answered one by one
+    titles = {} if users is None or section.items is None else {item.item_id: item.title for item in section.catalogue()}
+    for user, past in wanted:
+        retrieved = retriever.retrieve(Query(history=past), k, repeats=repeats)
+        if section.items is not None and users is None:
+            named = {one.item_id for one in retrieved.candidates}
+            titles = {item.item_id: item.title for item in section.catalogue() if item.item_id in named}
         unknown = {item: nearest(item, histories.item_ids) for item in retrieved.unknown[:NAMED_UNKNOWN]}
         if as_json:
             print_json(

@@ -12,6 +12,7 @@ from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, Share, StrictModel, Weight
 from lore.recommend.recommender_recipe import StartSection
 from lore.recommend.section import HistoriesSection
+from lore.support.bounds import MAX_COUNT
 from lore.support.input_files import InputFiles, input_files
 from lore.support.nearest import nearest
 
@@ -88,6 +89,8 @@ class RecommendEvalRecipe(BaseRecipe):
     """The histories, held out as for the models."""
     part: Literal["valid", "test"] = "test"
     """Which held-out events are predicted. Choose by valid, and report test once."""
+    limit: int | None = Field(None, ge=1, le=MAX_COUNT)
+    """Maximum number of events to predict, drawn by the seed. null: all."""
     models: dict[str, ModelRowSection] = {}
     """The trained models by the name of their row."""
     baselines: list[Baseline] = ["popularity", "co-occurrence", "co-occurrence both ways", "item-kNN"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 from zipfile import BadZipFile
@@ -23,7 +24,7 @@ from lore.recommend.baselines import cooccurrence, item_knn, popularity
 from lore.recommend.codes import read_codes
 from lore.recommend.eval_config import CONTROL, PREFIXED, RecommendEvalRecipe
 from lore.recommend.eval_table import GROUPS, Table, make_table, text
-from lore.recommend.histories import Histories, Part, Recommender
+from lore.recommend.histories import Histories, Part, Recommender, Targets
 from lore.recommend.metrics import METRICS, RULES, Measured, measure
 from lore.run.dry_pass import dry_pass, together
 from lore.run.run_folder import RunFolder
@@ -41,6 +42,7 @@ def run(recipe: RecommendEvalRecipe, folder: RunFolder) -> None:
         return
     histories = recipe.data.histories()
     folder.note(data_fingerprint=histories.fingerprint)
+    histories = limited(histories, recipe.part, recipe.limit, recipe.seed)
     makers = recommenders(recipe, histories)
     dry_pass(recipe.stage, {"catalogue": together(makers[name] for name in recipe.models)})
     targets = histories.targets(recipe.part)
@@ -64,6 +66,15 @@ def run(recipe: RecommendEvalRecipe, folder: RunFolder) -> None:
     for line in table.remarks():
         say(line)
     folder.finish(table.texts() | {"report": str(folder / "report.html")})
+
+
+def limited(histories: Histories, part: Part, limit: int | None, seed: int) -> Histories:
+    """The histories with at most `limit` targets in a part. What is known before them stays the same."""
+    targets = histories.targets(part)
+    if limit is None or limit >= len(targets):
+        return histories
+    kept = np.sort(np.random.default_rng(seed).choice(len(targets), limit, replace=False))
+    return replace(histories, **{part: Targets(targets.user[kept], targets.place[kept])})
 
 
 def recommenders(recipe: RecommendEvalRecipe, histories: Histories) -> dict[str, Callable[[], Recommender]]:

@@ -26,8 +26,8 @@ class NetworkSection(StrictModel):
     evidence: float = Field(0.0, ge=0, le=1e6)
     """Training events of an item after which its own vector counts for one half beside those of its codes. 0: always in full."""
     prefix_evidence: float = Field(0.0, ge=0, le=1e6)
-    """The same for a prefix, by the training events of all items that have it. A prefix that only a cold item has is never taken, so
-    training only pushes it away; above 0 it counts for nothing. 0: prefixes count in full."""
+    """The same for a prefix, by the training events of all items that have it. A prefix that only a cold item has is
+    never taken, so training only pushes it away; above 0 it counts for nothing. 0: prefixes count in full."""
     popularity: bool = True
     """Scores begin at the log of an item's training events, and the vectors learn what shoppers differ in."""
     id_dropout: Share = 0.0

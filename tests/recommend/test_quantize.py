@@ -109,3 +109,20 @@ def test_published_codes_are_read_and_other_json_is_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(LoreError, match=r"cannot be read as codes(.|\n)*<a_170>"):
             read_codes(path, ["0"])
+
+
+@pytest.mark.slow
+def test_codes_of_the_autoencoder_repeat_and_live_in_arrays_alone(tmp_path):
+    pytest.importorskip("vector_quantize_pytorch", reason="needs pip install 'lore-relevance[recommend]'")
+    from lore.recommend.rqvae import fit_rqvae  # needs the package
+
+    vectors, group = tree()
+    quantizer = fit_rqvae(vectors / 10, 2, 32, epochs=80, seed=0)
+    assert (quantizer.books == fit_rqvae(vectors / 10, 2, 32, epochs=80, seed=0).books).all()
+    quantizer.save(tmp_path / "codebooks.safetensors")
+    again = load_quantizer(tmp_path / "codebooks.safetensors")
+    codes, _ = again.assign(vectors / 10)
+    assert (codes == quantizer.assign(vectors / 10)[0]).all() and len(np.unique(codes, axis=0)) == len(vectors)
+    near = again.nearest(vectors / 10)
+    assert all(len(set(group[near[:, 0] == code])) == 1 for code in set(near[:, 0]))
+    assert len(set(near[:, 0])) > 8  # 24 kinds of items

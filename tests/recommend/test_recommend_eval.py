@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from codes_for_tests import write_catalogue
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -17,13 +17,16 @@ from lore.cli.main import app
 from lore.config.stages import load_recipe
 from lore.config.yaml_text import RecipeError
 from lore.data.pair import Pair
-from lore.recommend.codes import make_codes
+from lore.recommend.codes import make_codes, read_codes
 from lore.recommend.eval_table import make_table
+from lore.recommend.evaluate import limited
 from lore.recommend.hard_negatives import hard_negatives
 from lore.recommend.metrics import Measured, measure
+from lore.recommend.model import SequenceModel, save_model
 from lore.recommend.personal_order import personal_order
 from lore.recommend.retriever import NextItemRetriever, Query, open_retriever
-from lore.run.runner import run_command
+from lore.run.run_folder import RunFolder
+from lore.run.runner import run_command, run_recipe
 from lore.support.errors import LoreError
 
 SHELF, SHELVES, USERS = 20, 8, 300
@@ -48,7 +51,7 @@ def shop(tmp_path_factory):
 def recipe(shop, name="eval", **more):
     data = f"data: {{events: {shop / 'events.parquet'}, items: {shop / 'items.parquet'}}}"
     lines = ["stage: recommend_eval", f"run: {name}", data]
-    lines += [f"prefixes: {{codes: {shop / 'codes.json'}, weights: [20.0]}}", "bootstrap_samples: 200"]
+    more = {"prefixes": f"{{codes: {shop / 'codes.json'}, weights: [20.0]}}", "bootstrap_samples": 200} | more
     lines += ["cooccurrence: {window: 1, last: 1}"]
     path = shop / f"{name}.yaml"
     path.write_text("\n".join([*lines, *(f"{key}: {value}" for key, value in more.items())]) + "\n")
@@ -138,6 +141,15 @@ def test_cold_and_warm_targets_make_up_the_whole(shop):
     assert [metrics["removed", group, "MRR"].value for group in ("cold", "warm", "all")] == pytest.approx([1, 0, cold.mean()])
 
 
+def test_a_limit_draws_targets_and_leaves_training_alone(shop):
+    histories = load_recipe(recipe(shop)).data.histories()
+    few = limited(histories, "test", 40, 0)
+    assert len(few.test) == 40 and set(few.test.place) < set(histories.test.place) and len(few.valid) == len(histories.valid)
+    assert (histories.test.user[np.searchsorted(histories.test.place, few.test.place)] == few.test.user).all()
+    assert (few.training_counts() == histories.training_counts()).all()
+    assert set(limited(histories, "test", 40, 1).test.place) != set(few.test.place)
+
+
 class Flat:
     name = "flat"
 
@@ -193,7 +205,8 @@ def test_a_folder_that_is_no_run_is_refused(shop):
         open_retriever(shop)
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.floats(allow_infinity=False)), max_size=30))
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(allow_infinity=False)), max_size=12))
+@settings(max_examples=50, deadline=None)
 def test_a_lower_tier_never_overtakes(items):
     tiers, scores = [tier for tier, _ in items], [score for _, score in items]
     order = personal_order(tiers, scores)
@@ -221,3 +234,36 @@ def test_hard_negatives_share_a_shelf_and_fail_what_the_query_names():
     assert list(hard_negatives([wanted], items, codes, shared=(2, 2))) == []
     other = Pair(pair_id="q", query="red mug", item_id="i1", title="mug", label="L4")
     assert list(hard_negatives([wanted, other], items, codes)) == []  # i1 is a positive, and blue is not in the query
+
+
+def test_a_trained_model_is_a_row_and_recommends(shop, monkeypatch):
+    monkeypatch.setenv("LORE_RUNS", str(shop / "runs"))
+    data = f"{{events: {shop / 'events.parquet'}, items: {shop / 'items.parquet'}}}"
+    text = f"stage: recommender\nrun: model\ndata: {data}\nnetwork: {{hidden: 8, layers: 1, heads: 1}}\n"
+    (shop / "model.yaml").write_text(text)
+    trained = load_recipe(shop / "model.yaml")
+    histories = trained.data.histories()
+    codes, counts = [read_codes(shop / "codes.json", histories.item_ids)], histories.training_counts()
+    folder = RunFolder.of(trained).open(trained)
+    save_model(SequenceModel(trained.network, codes, counts), folder / "model", histories.item_ids, codes, counts)
+    folder.finish({})
+    row = f"{{Q: {{name: {shop / 'runs/model'}}}, same: {{name: {shop / 'runs/model'}, control_of: Q}}}}"
+    assert run_command([str(recipe(shop, "models", models=row, baselines="[]", prefixes="null", reference="Q"))]) == 0
+    rows = json.loads((shop / "runs/models/table.json").read_text())["rows"]
+    assert rows["Q"]["metrics"] == rows["same"]["metrics"]
+    assert rows["same"]["the controlled row over it"]["kept"]["all"]["MRR"] == {"value": 0, "low": 0, "high": 0}
+    answer = CliRunner().invoke(app, ["recommend", str(shop / "runs/model"), "--history", "i3,i25", "--json", "-k", "200"])
+    items = json.loads(answer.stdout)["items"]
+    assert len(items) == ITEMS - 2
+    same_shelf = [one for one in items if int(one["item_id"][1:]) // SHELF == 1]
+    assert all(one["why"][0]["item_id"] == "i25" and one["why"][0]["shared_codes"] == 1 for one in same_shelf)
+
+
+def test_a_model_of_another_catalogue_is_refused(shop, monkeypatch, tmp_path):
+    monkeypatch.setenv("LORE_RUNS", str(shop / "runs"))
+    write_catalogue(tmp_path / "items.parquet", ITEMS + 1)
+    text = recipe(shop, "other", models=f"{{Q: {{name: {shop / 'runs/model'}}}}}").read_text()
+    text = text.replace(str(shop / "items.parquet"), str(tmp_path / "items.parquet")).replace("prefixes", "#")
+    (tmp_path / "other.yaml").write_text(text)
+    with pytest.raises(LoreError, match="another catalogue: 0 of its items are not in the catalogue, and 1 of"):
+        run_recipe(tmp_path / "other.yaml")
