@@ -8,7 +8,7 @@ An item has one vector, at the input and at the output (tied):
 
 with n training events of the item and n_p of the items that share the prefix: an item that was seen rarely leans on what it shares
 with others. Without ids the vector comes from the codes alone. A hidden place of the bidirectional encoder also reads the vector of
-the last visible item before it, which a causal model has at that place anyway; without it the encoder needs several times the steps.
+the last visible item before it, which a causal model has at that place anyway; without it the encoder needs far more steps.
 
 The score of an item is the product of the state with its vector, plus two parts that vectors would have to spend their dimensions
 on: the log of its training events times a learned weight, so that items which share a prefix may differ in popularity; and, for an
