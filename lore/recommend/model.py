@@ -101,6 +101,9 @@ def _share(counts: np.ndarray, evidence: float) -> np.ndarray:
 class SequenceModel(nn.Module):
     """See the module docstring. codes: sets of semantic ids of the catalogue; counts [V]: training events per item."""
 
+    accepts_loss_kwargs = True
+    """The trainer then gives the number of predictions in the whole batch, of all processes, which divides the loss."""
+
     def __init__(self, network: NetworkSection, codes: Sequence[Codes], counts: np.ndarray):
         super().__init__()
         self.network = network
