@@ -83,7 +83,7 @@ def import_(
     force: bool = FORCE,
     as_json: bool = JSON,
 ) -> None:
-    """Convert a public format or any table to a validated pairs file, catalogue (items) or log (events)."""
+    """Convert a public format or any table to pairs, items or events."""
     with _errors():
         if source in ("items", "events"):
             photos = {"image_roots": _roots(image_root), "embed_images": embed_images, "keep_bad_photos": keep_bad_photos}

@@ -8,8 +8,7 @@ An item has one vector, at the input and at the output (tied):
 
 with n training events of the item and n_p of the items that share the prefix: an item that was seen rarely leans on what it shares
 with others. Without ids the vector comes from the codes alone. A hidden place of the bidirectional encoder also reads the vector of
-the last visible item before it, which a causal model has at that place anyway; without it the encoder needs several times as many
-steps.
+the last visible item before it, which a causal model has at that place anyway; without it the encoder needs far more steps.
 
 The score of an item is the product of the state with its vector, plus two parts that vectors would have to spend their dimensions
 on: the log of its training events times a learned weight, so that items which share a prefix may differ in popularity; and, for an
@@ -101,6 +100,9 @@ def _share(counts: np.ndarray, evidence: float) -> np.ndarray:
 
 class SequenceModel(nn.Module):
     """See the module docstring. codes: sets of semantic ids of the catalogue; counts [V]: training events per item."""
+
+    accepts_loss_kwargs = True
+    """The trainer then gives the number of predictions in the whole batch, of all processes, which divides the loss."""
 
     def __init__(self, network: NetworkSection, codes: Sequence[Codes], counts: np.ndarray):
         super().__init__()

@@ -91,7 +91,8 @@ class MasksSection(StrictModel):
     share: float = Field(0.3, gt=0, le=1)
     """Of a history that is hidden: on average by random, at most by span, tail and regions."""
     cut: Share = 0.0
-    """Share of the visits in which a history ends earlier, at a place drawn at random."""
+    """Share of the visits with the mask last in which the history ends earlier, at a random place: otherwise it always
+    predicts the same event."""
     rows: Literal["histories", "events"] = "histories"
     """What an epoch visits once. histories: every history; events: every training event but the first of a history, which then ends
     with it: with the mask `last` that is the task of the service, on all events."""

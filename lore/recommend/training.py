@@ -146,11 +146,11 @@ class Rows(Dataset):
             items = items[-self.network.history - 1 :]
             return items[:-1] + ITEMS, items[1:]
         rng = np.random.default_rng([self.seed, visit])
-        if rng.random() < self.masks.cut:
-            items = items[: rng.integers(2, len(items) + 1)]
-        items = items[-self.network.history :]
         weights = self.masks.weights()
         kind = rng.choice(list(weights), p=np.fromiter(weights.values(), float) / sum(weights.values()))
+        if kind == "last" and rng.random() < self.masks.cut:
+            items = items[: rng.integers(2, len(items) + 1)]
+        items = items[-self.network.history :]
         hidden = draw_mask(kind, len(items), self.masks.share, rng)
         return np.where(hidden, MASK, items + ITEMS), np.where(hidden, items, IGNORE)
 

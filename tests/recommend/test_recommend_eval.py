@@ -16,11 +16,9 @@ from typer.testing import CliRunner
 from lore.cli.main import app
 from lore.config.stages import load_recipe
 from lore.config.yaml_text import RecipeError
-from lore.data.pair import Pair
-from lore.recommend.codes import make_codes, read_codes
+from lore.recommend.codes import read_codes
 from lore.recommend.eval_table import make_table
 from lore.recommend.evaluate import limited
-from lore.recommend.hard_negatives import hard_negatives
 from lore.recommend.metrics import Measured, measure
 from lore.recommend.model import SequenceModel, save_model
 from lore.recommend.personal_order import personal_order
@@ -217,23 +215,6 @@ def test_a_lower_tier_never_overtakes(items):
             assert scores[one] >= scores[other] or np.isnan(scores[other])
             if scores[one] == scores[other] or (np.isnan(scores[one]) and np.isnan(scores[other])):
                 assert one < other
-
-
-def test_hard_negatives_share_a_shelf_and_fail_what_the_query_names():
-    items = [
-        Pair(pair_id=f"i{row}", item_id=f"i{row}", query="", title="mug", attributes={"colour": colour, "size": "2 l"})
-        for row, colour in enumerate(("red", "blue", "Red", "green", "red"))
-    ]
-    items.append(Pair(pair_id="i5", item_id="i5", query="", title="mug"))  # says nothing about its color
-    codes = make_codes(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 2], [0, 0, 3]]), 4)
-    wanted = Pair(pair_id="p", query="red mug", item_id="i0", title="mug", label="L4")
-    found = list(hard_negatives([wanted], items, codes))
-    assert [(one.pair.item_id, one.pair.query, one.shared, one.differs) for one in found] == [("i1", "red mug", 1, ("colour",))]
-    assert found[0].pair.label is None and found[0].positive == "p"
-    assert list(hard_negatives([wanted], items, codes, critical=["size"])) == []
-    assert list(hard_negatives([wanted], items, codes, shared=(2, 2))) == []
-    other = Pair(pair_id="q", query="red mug", item_id="i1", title="mug", label="L4")
-    assert list(hard_negatives([wanted, other], items, codes)) == []  # i1 is a positive, and blue is not in the query
 
 
 def test_a_trained_model_is_a_row_and_recommends(shop, monkeypatch):

@@ -22,6 +22,7 @@ from lore.recommend.model import IGNORE, ITEMS, MASK, PAD, SequenceModel, _befor
 from lore.recommend.recommender_recipe import MasksSection, NetworkSection
 from lore.recommend.tables import CLOCK, EVENT_SCHEMA, read_histories
 from lore.recommend.training import Rows, training_rows
+from lore.run.run_folder import RunFolder
 from lore.run.runner import run_recipe
 from lore.support.errors import LoreError
 
@@ -191,3 +192,14 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(recipe, shop, runs
     again = run_recipe(path)
     assert whole.metrics_path.read_bytes() == again.metrics_path.read_bytes()
     assert (whole / "model/model.safetensors").read_bytes() == (again / "model/model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(recipe, shop, runs):
+    path = recipe("two", network={"hidden": 16, "dropout": 0}, codes={"paths": [str(shop / "codes.json")]}, train={"save_every": 0})
+    one = [line["loss"] for line in run_recipe(path).metrics()]
+    (runs / "two").rename(runs / "one")
+    command = [sys.executable, "-m", "lore", "launch", str(path), "--config", "cpu2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line["loss"] for line in RunFolder(runs / "two").metrics()] == pytest.approx(one, abs=1e-4)
