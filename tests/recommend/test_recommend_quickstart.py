@@ -51,7 +51,7 @@ def test_codes_of_photos_place_items_that_nobody_has_taken_and_shuffled_codes_do
     rows = json.loads(table.read_text())["rows"]
     hits = {name: row["metrics"]["removed"]["cold"]["HR@10"]["value"] for name, row in rows.items()}
     assert hits["co-occurrence"] == 0
-    assert hits["codes"] > 0.15  # 0.025 by chance
+    assert hits["codes"] > 0.12  # 0.025 by chance
     assert rows["codes"]["over reference"]["removed"]["cold"]["HR@10"]["low"] > 0.05
     assert rows["shuffled"]["the controlled row over it"]["removed"]["cold"]["HR@10"]["low"] > 0.05
     assert hits["shuffled"] < 0.08
