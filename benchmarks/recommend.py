@@ -1,8 +1,8 @@
 """What ranks the next item best on Musical Instruments (Amazon 2018, cut and codes of MQL4GRec): counts, trained models.
 
-    python benchmarks/recommend.py ../shared/data/instruments                        baselines and one seed of each model
-    python benchmarks/recommend.py ../shared/data/instruments --models none          baselines alone, a minute
-    python benchmarks/recommend.py ../shared/data/instruments --seeds 0 1 2          means over seeds
+    python benchmarks/recommend.py $LORE_DATA/instruments                        baselines and one seed of each model
+    python benchmarks/recommend.py $LORE_DATA/instruments --models none          baselines alone, a minute
+    python benchmarks/recommend.py $LORE_DATA/instruments --seeds 0 1 2          means over seeds
 
 Everything is a run of `lore`, below $LORE_RUNS/instruments (or runs/instruments), so a second start goes on where the first one was
 killed. The events keep the published split: the last item of each of 17,112 histories is the test. The models are those of
