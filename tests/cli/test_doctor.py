@@ -15,7 +15,7 @@ DECLARED = map(Requirement, [*PROJECT["dependencies"], *PROJECT["optional-depend
 RANGES = {declared.name: str(declared) for declared in DECLARED}
 """Name -> requirement, such as torch<2.14,>=2.13, of what the project declares with a range."""
 OPTIONS = ("launch zero2, zero3", "model.quantize: nf4 (QLoRA)", "Qwen-VL models", "vLLM engine", "lore export student")
-OPTIONS += ("the HTTP service", "cache.store: redis://", "serve.traces")
+OPTIONS += ("the HTTP service", "cache.store: redis://", "serve.traces", "codes.kind: vqvae")
 
 
 def findings(gpus: int) -> dict[str, doctor.Finding]:

@@ -81,7 +81,8 @@ def nothing_is_left(run_name: str) -> bool:
 def test_every_check_of_the_table_is_described_and_used():
     assert set(STAGE_CHECKS) - {"export"} <= set(STAGES)
     asking = {"pool", "evaluate", "synthesize", "label"}
-    assert {"sft", "grpo", "ppo", "dpo", "kto", "pretrain", "distill", "export"} | asking == set(STAGE_CHECKS)
+    training = {"sft", "grpo", "ppo", "dpo", "kto", "pretrain", "distill", "semantic_ids", "recommender"}
+    assert training | asking | {"recommend_eval", "export"} == set(STAGE_CHECKS)
     assert {name for names in STAGE_CHECKS.values() for name in names} == set(CHECKS)
 
 
