@@ -17,6 +17,17 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT)]
 
 
+def each_once(what: str) -> AfterValidator:
+    """Of a list: refuses repeated values. what: one value is called."""
+
+    def check(value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"each {what} once")
+        return value
+
+    return AfterValidator(check)
+
+
 def _greedy_or_sampled(value: float) -> float:
     if 0 < value < MIN_TEMPERATURE:
         raise ValueError(f"0 for greedy decoding, or at least {MIN_TEMPERATURE:g}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from lore.config.sections import Conflict, Share, StrictModel, Weight
+from lore.config.sections import Conflict, Share, StrictModel, Weight, each_once
 from lore.data.section import JudgedDataSection
 from lore.label.config import InputSection
 from lore.student.section import PairTextSection, StudentSection, VerdictRule
@@ -172,7 +172,7 @@ class DistillRecipe(TrackedRecipe):
     """Which tier is the verdict. most_probable: right most often; median: the best tier that is reached with a probability
     of one half or more, which is off by the fewest tiers and suits labels that are the median of several raters."""
     uses: UsesSection = UsesSection()
-    baselines: list[Baseline] = ["human", "hard", "lexical"]
+    baselines: Annotated[list[Baseline], each_once("baseline")] = ["human", "hard", "lexical"]
     """Rows of the table beside judge and student. human: the same student on human labels alone; hard: a plain cross-encoder with
     one tier per pair and cross-entropy; lexical: gradient boosting over word overlap. The first two train for as many steps as the
     student."""
@@ -183,13 +183,6 @@ class DistillRecipe(TrackedRecipe):
     """Resamples of the queries behind every 95 % interval. 0: no intervals."""
     batch_tokens: int = Field(8192, ge=64, le=MAX_COUNT)
     """Tokens per forward pass when the students answer, padding included."""
-
-    @field_validator("baselines")
-    @classmethod
-    def _each_once(cls, value: list[Baseline]) -> list[Baseline]:
-        if len(set(value)) < len(value):
-            raise ValueError("each baseline once")
-        return value
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from padded_rows(self.train, "packed or flattened rows in stage distill, which pads its rows")

@@ -31,7 +31,7 @@ from lore.distill.report import write_report
 from lore.distill.rows import texts_of, training_rows, unmeasured_rows, write_lengths, write_training_rows
 from lore.distill.table import Measured, Verdicts, make_table, pairs_of_test, save_table, timed
 from lore.distill.targets import tier_gains
-from lore.distill.training import Setup, Variant, arguments, train_student
+from lore.distill.training import Setup, Variant, train_student
 from lore.eval.measures.calibration import negative_log_likelihood
 from lore.eval.testset import read_chosen
 from lore.run.dry_pass import dry_pass
@@ -49,7 +49,7 @@ from lore.support.processes import is_main_process, say
 from lore.support.progress import track
 from lore.support.untrusted_json import read_object
 from lore.train.common.checkpoint import check_disk, saved_bytes
-from lore.train.common.trainer import total_steps
+from lore.train.common.trainer import own_network_arguments, total_steps
 
 FEWEST_TO_CALIBRATE = 40
 """Labeled pairs of dev, half of which choose the kind of calibration."""
@@ -62,7 +62,7 @@ SAMPLED, SAME = 4, 1e-4
 def run(recipe: DistillRecipe, folder: RunFolder) -> None:
     """Trains the student in <run>/model and the baselines, then measures them on the test pairs."""
     set_seed(recipe.seed)
-    args = arguments(recipe, folder, 1)
+    args = own_network_arguments(recipe.train, folder, 1, recipe.seed)  # joins the process group
     human = human_pairs(recipe, folder)
     with args.main_process_first(local=False, desc="training rows"):
         setup = prepare(recipe, folder, human)

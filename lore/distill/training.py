@@ -6,15 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, set_seed
 
 from lore.distill.config import DistillRecipe, LossSection
 from lore.distill.losses import human_share, loss_parts, mixed_targets, rationale_distance
 from lore.distill.rows import Rows, lengths_of
 from lore.distill.targets import grouped_order, rationale_vectors
-from lore.engines.loading import default_device, resolve_dtype
 from lore.judge.card import CARD
-from lore.run.launch_settings import mixed_precision
 from lore.run.nested import remove_own
 from lore.run.run_folder import RunFolder
 from lore.student.card import write_student_card
@@ -28,7 +26,7 @@ from lore.student.section import StudentSection
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process, say
 from lore.train.common.frozen_weights import freeze_weights
-from lore.train.common.trainer import RECORDED, Recorder, train, training_arguments
+from lore.train.common.trainer import RECORDED, Recorder, own_network_arguments, refuse_sharding, train
 
 PLAIN = LossSection(margin=0.0)
 TARGETS, RATIONALE = ("judge", "judge_weight", "human", "human_weight", "query"), "rationale"
@@ -115,14 +113,6 @@ class Setup:
         return model, PairEncoder(self.tokenizer, recipe.text.format(), model.config, self.embeddings)
 
 
-def arguments(recipe: DistillRecipe, folder: RunFolder, steps: int) -> TrainingArguments:
-    """The trainer's arguments; the first call joins the process group."""
-    device = default_device()
-    own = "bf16" if resolve_dtype("auto", device) == torch.bfloat16 else "no"
-    bf16 = mixed_precision("auto", own) == "bf16"
-    return training_arguments(TrainingArguments, recipe.train, folder, steps, recipe.seed, bf16=bf16, cpu=device == "cpu")
-
-
 def train_student(variant: Variant, setup: Setup) -> float:
     """Trains a student to its end, writes its folder and returns the seconds; 0 if that is done. The card is written last, and
     marks the folder as finished."""
@@ -134,7 +124,7 @@ def train_student(variant: Variant, setup: Setup) -> float:
     training_set = setup.training_set(labels=variant.labels, hard=variant.hard)
     say(f"{variant.title}: {_described(training_set, hard=variant.hard)}, {variant.steps:,} steps of {recipe.train.batch_size}")
     set_seed(recipe.seed)
-    args = arguments(recipe, folder, variant.steps)
+    args = own_network_arguments(recipe.train, folder, variant.steps, recipe.seed)
     student, encoder = setup.new_student(hard=variant.hard)
     loss = PLAIN if variant.hard else recipe.loss
     vectors = None
@@ -164,12 +154,7 @@ def train_student(variant: Variant, setup: Setup) -> float:
         loss=loss,
         share=_share_of(recipe, training_set),
     )
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise LoreError(
-            "The launch configuration shards the weights, and a student is small enough to be whole on every device; its weights "
-            "would not be gathered for a save.\nLaunch with launch/accelerate/ddp.yaml.",
-            same_on_every_rank=True,
-        )
+    refuse_sharding(trainer, "a student")
     recorder = Recorder(folder, variant.title, keep=recipe.train.keep_checkpoints, recorded=(*RECORDED, "loss_parts"))
     tracked = recipe if variant.name == "student" else recipe.model_copy(update={"track": []})
     seconds = train(trainer, recorder, folder, tracked)

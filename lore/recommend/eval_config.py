@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from lore.config.recipe import BaseRecipe
-from lore.config.sections import Conflict, Share, StrictModel, Weight
+from lore.config.sections import Conflict, Share, StrictModel, Weight, each_once
 from lore.recommend.recommender_recipe import StartSection
 from lore.recommend.section import HistoriesSection
 from lore.support.bounds import MAX_COUNT
@@ -93,7 +93,12 @@ class RecommendEvalRecipe(BaseRecipe):
     """Maximum number of events to predict, drawn by the seed. null: all."""
     models: dict[str, ModelRowSection] = {}
     """The trained models by the name of their row."""
-    baselines: list[Baseline] = ["popularity", "co-occurrence", "co-occurrence both ways", "item-kNN"]
+    baselines: Annotated[list[Baseline], each_once("baseline")] = [
+        "popularity",
+        "co-occurrence",
+        "co-occurrence both ways",
+        "item-kNN",
+    ]
     """Rows that count training events."""
     cooccurrence: CooccurrenceSection = CooccurrenceSection()
     item_knn: NeighborsSection = NeighborsSection()
@@ -103,13 +108,6 @@ class RecommendEvalRecipe(BaseRecipe):
     """Row that the others are compared with, on the same users. null: co-occurrence, or the first row."""
     bootstrap_samples: int = Field(1000, ge=0, le=1_000_000)
     """Resamples of the users behind every 95 % interval. 0: no intervals."""
-
-    @field_validator("baselines")
-    @classmethod
-    def _each_once(cls, value: list[Baseline]) -> list[Baseline]:
-        if len(set(value)) < len(value):
-            raise ValueError("each baseline once")
-        return value
 
     def rows(self) -> list[str]:
         """Names of the table's rows."""

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import ValidationError
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, set_seed
 
 from lore.data.pair import Pair
-from lore.engines.loading import default_device, resolve_dtype
+from lore.engines.loading import default_device
 from lore.recommend.codes import CODES, make_codes, read_codes_card, read_codes_table, write_codes
 from lore.recommend.codes_report import write_report
 from lore.recommend.config import SemanticIdsRecipe
@@ -39,13 +38,12 @@ from lore.recommend.item_encoder import (
 from lore.recommend.quantize import Quantizer, fit_residual_kmeans, load_arrays, load_quantizer, save_arrays
 from lore.recommend.tables import read_item_ids
 from lore.run.dry_pass import dry_pass
-from lore.run.launch_settings import mixed_precision
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process, say
 from lore.train.common.batch_order import training_order
 from lore.train.common.checkpoint import check_room
-from lore.train.common.trainer import Recorder, set_steps, total_steps, train, training_arguments
+from lore.train.common.trainer import Recorder, own_network_arguments, refuse_sharding, set_steps, total_steps, train
 
 ENCODER, FITTED, FEATURES = (
     Path("model/encoder.safetensors"),
@@ -96,12 +94,10 @@ def run(recipe: SemanticIdsRecipe, folder: RunFolder) -> None:
         if is_main_process():
             extend(recipe, folder)
         return
-    device = default_device()
-    bf16 = mixed_precision("auto", "bf16" if resolve_dtype("auto", device) == torch.bfloat16 else "no") == "bf16"
     trains = recipe.fusion.kind == "dynamic"
     args = None
     if trains:
-        args = training_arguments(TrainingArguments, recipe.train, folder, 1, recipe.seed, bf16=bf16, cpu=device == "cpu")
+        args = own_network_arguments(recipe.train, folder, 1, recipe.seed)
     item_ids = read_item_ids(recipe.data.items)
     histories = recipe.data.histories() if recipe.data.events else None
     check_recipe(recipe, folder, len(item_ids))
@@ -178,6 +174,7 @@ def trained_encoder(
             train_dataset=ItemOrder(order.reshape(-1)),
             data_collator=Collator(features, neighbors, seen, recipe.fusion, recipe.seed),
         )
+        refuse_sharding(trainer, "an item encoder")
         train(trainer, Recorder(folder, "item encoder", keep=recipe.train.keep_checkpoints), folder, recipe)
         if is_main_process():
             save_encoder(trainer.accelerator.unwrap_model(trainer.model), folder / ENCODER)

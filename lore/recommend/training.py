@@ -19,30 +19,26 @@ from typing import Literal
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, set_seed
 
-from lore.engines.loading import default_device, resolve_dtype
 from lore.recommend.codes import Codes, read_codes
 from lore.recommend.histories import Histories
 from lore.recommend.masks import draw_mask
 from lore.recommend.model import IGNORE, ITEMS, MASK, PAD, SequenceModel, load_model, padded, save_model
 from lore.recommend.recommender_recipe import MasksSection, NetworkSection, RecommenderRecipe
 from lore.run.dry_pass import dry_pass
-from lore.run.launch_settings import mixed_precision
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 from lore.support.processes import is_main_process, say
 from lore.train.common.batch_order import training_order
 from lore.train.common.checkpoint import check_room, saved_bytes
 from lore.train.common.frozen_weights import freeze_weights
-from lore.train.common.trainer import Recorder, set_steps, total_steps, train, training_arguments
+from lore.train.common.trainer import Recorder, own_network_arguments, refuse_sharding, set_steps, total_steps, train
 
 
 def run(recipe: RecommenderRecipe, folder: RunFolder) -> None:
     """Trains the model in <run>/model."""
-    device = default_device()
-    bf16 = mixed_precision("auto", "bf16" if resolve_dtype("auto", device) == torch.bfloat16 else "no") == "bf16"
-    args = training_arguments(TrainingArguments, recipe.train, folder, 1, recipe.seed, bf16=bf16, cpu=device == "cpu")
+    args = own_network_arguments(recipe.train, folder, 1, recipe.seed)
     histories = recipe.data.histories()
     rows = training_rows(histories, recipe.masks.rows)
     steps = total_steps(recipe.train, len(rows))
@@ -61,12 +57,7 @@ def run(recipe: RecommenderRecipe, folder: RunFolder) -> None:
         train_dataset=Rows(histories, rows[order], model.network, recipe.masks, recipe.seed),
         data_collator=collate,
     )
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise LoreError(
-            "The launch configuration shards the weights, and a sequence model is whole on every device; its weights would not be "
-            "gathered for a save.\nLaunch with launch/accelerate/ddp.yaml.",
-            same_on_every_rank=True,
-        )
+    refuse_sharding(trainer, "a sequence model")
     recorder = Recorder(folder, "recommender", keep=recipe.train.keep_checkpoints)
     seconds = train(trainer, recorder, folder, recipe)
     if is_main_process():

@@ -141,20 +141,19 @@ class TorchSession:
     parallel = 1  # PyTorch has threads of its own
 
     def __init__(self, folder: Path, device: str | None = None, threads: int | None = None):
-        import torch  # an exported student needs none
-
+        # They load torch, and an exported student needs none.
         from lore.engines.loading import default_device
         from lore.student.model import load_student
 
         self.device = device or default_device()
-        self._threads = threads or torch.get_num_threads()
+        self._threads = threads
         self.model: Any = load_student(folder).to(self.device)
 
     def logits(self, batch: Batch) -> np.ndarray:
-        import torch  # see __init__
+        import torch  # an exported student needs none
 
         others = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._threads or others)
         try:
             with torch.inference_mode():
                 tensors = {name: torch.from_numpy(array).to(self.device) for name, array in batch.items()}

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import codes_for_tests as shop
 import numpy as np
@@ -20,6 +21,7 @@ from lore.recommend.quantize import load_arrays
 from lore.recommend.semantic_ids import open_item_coder
 from lore.run.runner import run_recipe
 from lore.support.errors import LoreError
+from lore.train.common.trainer import refuse_sharding
 
 ITEMS, SOLD = 160, 120
 IDS = [f"i{row}" for row in range(ITEMS)]
@@ -166,3 +168,11 @@ def test_a_recipe_that_cannot_work_is_refused_before_it_starts(section, said, tm
     (tmp_path / "r.yaml").write_text(shop.recipe_text(tmp_path, **section))
     with pytest.raises(LoreError, match=said):
         load_recipe(tmp_path / "r.yaml")
+
+
+def test_sharded_weights_are_refused():
+    trainer = SimpleNamespace(is_deepspeed_enabled=False, is_fsdp_enabled=True)
+    with pytest.raises(LoreError, match="an item encoder is small enough to be whole(?s:.*)ddp.yaml"):
+        refuse_sharding(trainer, "an item encoder")
+    trainer.is_fsdp_enabled = False
+    refuse_sharding(trainer, "an item encoder")

@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from lore.config.recipe import BaseRecipe
-from lore.config.sections import Conflict, StrictModel, Weight
+from lore.config.sections import Conflict, StrictModel, Weight, each_once
 from lore.engines.config import ModelSection
 from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
 from lore.support.environment import version_of
@@ -113,16 +113,9 @@ class TrackedRecipe(BaseRecipe):
     result_files = TRAINED_FILES
     prepared_files: ClassVar[frozenset[str]] = BaseRecipe.prepared_files | {TRACKING}
 
-    track: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    track: Annotated[list[Literal["tensorboard", "wandb", "mlflow", "trackio"]], each_once("tracker")] = []
     """Experiment trackers that get every line of metrics.jsonl, with the recipe as configuration (docs/tracking.md). [] uses none.
     May change when a run resumes."""
-
-    @field_validator("track")
-    @classmethod
-    def _each_once(cls, value: list[str]) -> list[str]:
-        if len(set(value)) < len(value):
-            raise ValueError("each tracker once")
-        return value
 
     def check_packages(self) -> None:
         """Raises LoreError when the package of a tracker is not installed."""

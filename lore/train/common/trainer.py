@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from trl import SFTConfig
 
+from lore.engines.loading import default_device, resolve_dtype
 from lore.run.devices import check_world, device_arguments
 from lore.run.launch_settings import DTYPES, check_optimization, mixed_precision, outside_precision
 from lore.run.run_folder import RunFolder
@@ -117,6 +118,26 @@ def sft_arguments(
         packing=False,
         padding_free=not vision and (train.packing or train.padding_free),
     )
+
+
+def own_network_arguments(train: TrainSection, folder: RunFolder, steps: int, seed: int) -> TrainingArguments:
+    """`training_arguments` for a small network of LORE's own: bfloat16 where the device is good at it, unless the launcher says
+    otherwise."""
+    device = default_device()
+    own = "bf16" if resolve_dtype("auto", device) == torch.bfloat16 else "no"
+    bf16 = mixed_precision("auto", own) == "bf16"
+    return training_arguments(TrainingArguments, train, folder, steps, seed, bf16=bf16, cpu=device == "cpu")
+
+
+def refuse_sharding(trainer: Any, model: str) -> None:
+    """Raises LoreError for a launch configuration that shards the weights of a network that is saved from one process. model: what
+    it is, with its article."""
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise LoreError(
+            f"The launch configuration shards the weights, and {model} is small enough to be whole on every device; its weights "
+            "would not be gathered for a save.\nLaunch with launch/accelerate/ddp.yaml.",
+            same_on_every_rank=True,
+        )
 
 
 def micro_batch(train: TrainSection) -> tuple[int, int]:
