@@ -177,7 +177,7 @@ def test_no_code_runs_in_a_whole_evaluation_or_at_the_start_of_a_server(tiny, tm
     )
     started = []
     monkeypatch.setattr("os.execvpe", lambda file, command, environment: started.append(command))
-    monkeypatch.setattr("lore.engines.vllm.check_vllm", lambda: None)
+    monkeypatch.setattr("lore.engines.serve.check_vllm", lambda: None)  # neither the refusal nor the command line needs vLLM
     done = lore("run", tmp_path / "evaluate.yaml"), lore("teacher", "serve", tmp_path / "teacher.yaml")
     assert not ran.exists()
     if changes is MODEL:
