@@ -1,0 +1,34 @@
+"""A place, post or event as every part of lore.nearby sees it. Names, tags and texts come from strangers and are not trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+Kind = Literal["place", "event", "post", "area"]
+
+
+@dataclass(slots=True)
+class Place:
+    """lat, lon: degrees, WGS 84; of an outline, its middle.
+
+    kind: an area is a neighborhood, park or street that others lie in. classes: OpenStreetMap's `key=value` (amenity=cafe), or
+    plain words of a table. text: description, or the body of a post. hours: OpenStreetMap's `opening_hours`; None: unknown. starts,
+    ends: wall clock of the town, for events. about: place_id of the place that a post or event belongs to. outline: (lat, lon) of a
+    line, or of a polygon whose first and last points are equal.
+    """
+
+    place_id: str
+    name: str
+    lat: float
+    lon: float
+    kind: Kind = "place"
+    classes: list[str] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    text: str = ""
+    hours: str | None = None
+    starts: datetime | None = None
+    ends: datetime | None = None
+    about: str | None = None
+    outline: list[tuple[float, float]] | None = None

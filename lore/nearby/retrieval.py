@@ -1,0 +1,54 @@
+"""What the three layers of retrieval share: the set within reach, a hit with its reason, and the contract of a layer.
+
+The geographic layer comes first: the other two rank what lies within reach, so that a place beyond the circle is never retrieved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from lore.nearby.hours import Opening
+from lore.nearby.intent import Intent
+from lore.nearby.place import Place
+
+
+@dataclass(frozen=True)
+class Reach:
+    """rows (n,): of the town, the nearest first. metres, minutes (n,): on foot, by the street graph where the town has one."""
+
+    rows: np.ndarray
+    metres: np.ndarray
+    minutes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Hit:
+    """row: of the town. score: larger is better, comparable only within its layer. why: a short reason for people."""
+
+    row: int
+    score: float
+    why: str
+
+
+class Layer(Protocol):
+    name: str
+
+    def retrieve(self, intent: Intent, reach: Reach, k: int) -> list[Hit]:
+        """At most k hits among reach.rows, the best first; [] if the layer has nothing to say about the question."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A place that was found. hits: by name of the layer. tier: of rubrics/local_life.yaml; None: not judged."""
+
+    row: int
+    place: Place
+    metres: float
+    minutes: float
+    opening: Opening
+    score: float
+    hits: dict[str, Hit]
+    tier: str | None = None
