@@ -1,8 +1,8 @@
 """Whether a place is open at a time of the town's wall clock, from OpenStreetMap's `opening_hours`.
 
-Overnight hours, public holidays and sunrise are those of opening-hours-py (extra nearby). Its "open" for an interval under a comment
-("by appointment", even "permanently closed") is unknown here, because only a person can read a comment. Left out: school holidays,
-of which the library has no calendar.
+Overnight hours, public holidays and sunrise are those of opening-hours-py (extra nearby). Its "open" for an interval under a
+comment ("by appointment", even "permanently closed") is unknown here, because only a person can read a comment. Left out: school
+holidays, of which the library has no calendar.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def opening(
     if not place_hours or len(place_hours) > MAX_CHARACTERS or when.year not in YEARS:
         return UNKNOWN
     by_sun = any(word in place_hours for word in SUN)
-    parsed = _parsed(place_hours, country, (round(lat, 2), round(lon, 2), timezone) if by_sun else None)
+    parsed = _parsed(place_hours, country, (round(lat, 2), round(lon, 2), timezone or "") if by_sun else None)
     if parsed is None:
         return UNKNOWN
     when = when.replace(tzinfo=None)
@@ -55,14 +55,14 @@ def opening(
 
 
 @lru_cache(maxsize=20_000)
-def _parsed(place_hours: str, country: str | None, sun: tuple[float, float, str | None] | None) -> Any:
+def _parsed(place_hours: str, country: str | None, sun: tuple[float, float, str] | None) -> Any:
     """None for hours that cannot be read."""
     errors, OpeningHours = _library()
     options: dict[str, Any] = {"country": country, "max_interval_days": MAX_INTERVAL_DAYS}
     try:
         if sun is not None:
             options |= {"coords": sun[:2], "timezone": ZoneInfo(sun[2]), "auto_country": False}
-        return OpeningHours(place_hours, **options)
+        return OpeningHours(place_hours.rstrip(" ;"), **options)  # the library refuses a semicolon at the end
     except errors:
         return None
 
@@ -82,4 +82,4 @@ def _library() -> tuple[tuple[type[Exception], ...], Any]:
     except ImportError as error:
         raise LoreError("Opening hours need opening-hours-py, which is missing. pip install 'lore-relevance[nearby]'") from error
     names = ("ParserError", "UnknownCountryError", "InvalidCoordinatesError")
-    return (*(getattr(opening_hours, name) for name in names), ValueError, TypeError, OSError), opening_hours.OpeningHours
+    return (*(getattr(opening_hours, name) for name in names), ValueError, KeyError, OSError), opening_hours.OpeningHours
