@@ -122,7 +122,8 @@ def index_town(
         first = list(islice(places, 1))  # a town without places does not replace one that has some
         if first:
             report.kept = write_town(out, rejected.before(chain(first, places)), meta, encode=encode, arrays=arrays)
-        rejected.publish()
+        else:
+            rejected.publish()
     report.rejected = str(rejected_path(Path(report.out))) if rejected.count else None
     return report.checked("a place")
 
@@ -291,7 +292,8 @@ def hstore(text: str) -> tuple[dict[str, str], bool]:
         if pair[2] is not None:
             found[_ESCAPED.sub(r"\1", pair[1])] = _ESCAPED.sub(r"\1", pair[2])
         at = pair.end()
-    return found, bool(text[at:].strip())
+    rest = text[at:].strip()
+    return found, bool(rest) or text[:at].rstrip().endswith(",")
 
 
 def _classes(cells: dict[str, Any], tags: dict[str, str]) -> list[str]:

@@ -94,7 +94,8 @@ def test_hostile_hours_are_read_in_no_time(hours):
     assert at("24/7; " + hours.ljust(MAX_CHARACTERS)) == UNKNOWN  # too long
 
 
-DAYS, TIMES = st.sampled_from(["Mo", "Tu-Fr", "Sa,Su", "PH", "SH", "Feb 29", "week 53", "easter", "2031", "Mo[5]", ""]), st.integers(0, 47)
+DAYS = st.sampled_from(["Mo", "Tu-Fr", "Sa,Su", "PH", "SH", "Feb 29", "week 53", "easter", "2031", "Mo[5]", ""])
+TIMES = st.integers(0, 47)
 ENDS = st.sampled_from(["", "+", " off", ' "x"', "/01:00"])
 RULES = st.builds(lambda day, a, b, end: f"{day} {a // 2:02}:{a % 2 * 3}0-{b // 2:02}:{b % 2 * 3}0{end}", DAYS, TIMES, TIMES, ENDS)
 LETTERS = st.text('Mo-Fr 0123456789:;,+|/"PHoffSuweek', max_size=60)
