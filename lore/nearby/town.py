@@ -177,7 +177,7 @@ class Town:
             connection = sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
             if _is_current(connection):
                 return cls(Path(path), connection)
-        except (sqlite3.DatabaseError, ValueError, IndexError) as error:
+        except (sqlite3.DatabaseError, ValueError, IndexError, AttributeError, TypeError) as error:
             if connection is not None:
                 connection.close()
             raise LoreError(f"{path} is no town ({error}). `lore nearby index PLACES -o {path}` writes one.") from error

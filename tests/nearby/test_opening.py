@@ -5,7 +5,7 @@ from collections import Counter
 from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lore.nearby.hours import MAX_CHARACTERS, UNKNOWN, Opening, check_country, opening
@@ -102,7 +102,7 @@ LETTERS = st.text('Mo-Fr 0123456789:;,+|/"PHoffSuweek', max_size=60)
 TEXTS = st.one_of(st.lists(RULES, min_size=1, max_size=6).map("; ".join), st.text(max_size=60), LETTERS)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TEXTS, st.datetimes(datetime(1, 1, 1), datetime(9999, 12, 31)))
 def test_no_text_is_an_error_and_the_state_lasts_until_it_ends(hours, when):
     found = at(hours, when)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lore.nearby.place import parts
@@ -112,6 +112,7 @@ def test_posts_and_events_take_the_place_they_are_about(tmp_path):
 TEXT = st.text(max_size=20)
 
 
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(TEXT, TEXT, max_size=5), st.integers(0, 40))
 def test_hstore_text_is_read_and_its_cut_end_is_left_out(tags, cut):
     quoted = {name: [one.replace("\\", "\\\\").replace('"', '\\"') for one in (name, value)] for name, value in tags.items()}

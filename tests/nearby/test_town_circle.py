@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lore.nearby.place import Place, parts
@@ -39,7 +39,7 @@ def towns(draw):
     return lat, lon, places
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(towns(), METRES)
 def test_a_circle_is_what_brute_force_finds(tmp_path_factory, made, metres):
     lat, lon, places = made
@@ -58,7 +58,7 @@ def test_a_circle_is_what_brute_force_finds(tmp_path_factory, made, metres):
     assert distances.tolist() == pytest.approx(sorted(one for one in expected if one <= metres))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.floats(-79, 79), LONS, st.floats(1e-4, 0.05), st.floats(-1, 1), st.floats(-1, 1))
 def test_the_distance_to_an_outline_is_that_to_its_nearest_point(lat, lon, half, y, x):
     """Compared with the points of a square's edges, one every ten thousandth, and with its sides."""
