@@ -153,7 +153,8 @@ def _checked(rows: Iterable[Row | Rejection], zone: ZoneInfo | None, report: Rep
             continue
         file, number, cells = row
         try:
-            place = _place(cells, f"{Path(file).name}#{number}", zone, seen, report)
+            place = _place(cells, zone, seen, report)
+            place.place_id = place.place_id or f"{Path(file).name}#{number}"
             content = hash(repr(place))
             if place.place_id in seen and seen[place.place_id][0] != content:
                 raise BadCell("place_id", "place_repeated", f"place {place.place_id[:80]!r} again, with other content", NO_REPEAT)
@@ -169,10 +170,10 @@ def _checked(rows: Iterable[Row | Rejection], zone: ZoneInfo | None, report: Rep
         yield place
 
 
-def _place(cells: dict[str, Any], name: str, zone: ZoneInfo | None, seen: dict[str, Any], report: Report) -> Place:
-    """Raises BadCell. name: the id of a row without one."""
+def _place(cells: dict[str, Any], zone: ZoneInfo | None, seen: dict[str, Any], report: Report) -> Place:
+    """Raises BadCell. seen: content, latitude and longitude of the places so far."""
     tags = {**_tags(cells.get("single_tags"), report), **_tags(cells.get("tags"), report)}
-    place_id = _text("place_id", id_text(cells.get("place_id"))) or name
+    place_id = _text("place_id", id_text(cells.get("place_id")))
     about = _text("about", id_text(cells.get("about"))) or None
     hours = tags.pop("opening_hours", None)
     outline = _outline(cells.get("outline"))
@@ -212,7 +213,7 @@ def _place(cells: dict[str, Any], name: str, zone: ZoneInfo | None, seen: dict[s
 
 
 def _is_empty(cell: Any) -> bool:
-    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
+    return cell is None or cell != cell or (isinstance(cell, str) and (not cell or cell.isspace()))
 
 
 def _text(name: str, cell: Any) -> str:

@@ -40,7 +40,7 @@ GAP = (math.nan, math.nan)
 NO_POINTS = np.empty((0, 2))
 FLOAT32_DEGREES = 1e-4
 """More than the R*Tree, whose boxes are float32, rounds a coordinate by."""
-WHOLE_TOWN_METRES = 20_000.0
+WHOLE_TOWN_METRES = 10_000.0
 """Of a circle this large most rows are found: reading all of them is faster than asking the R*Tree."""
 SCHEMA = """
 create table meta (key text primary key, value text);
