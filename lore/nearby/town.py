@@ -4,8 +4,8 @@
         rows, metres = town.near(41.88, -87.63, 1200)
 
 Row numbers are those of the order in which places were written, from 0. Ids, names, kinds, coordinates, classes and hours are read
-into memory at opening; tags, texts, outlines, vectors and streets when they are asked for. Times and memory of towns of 500 to
-200,000 places: benchmarks/nearby_speed.py.
+into memory at opening, and outlines as one array; tags, texts, vectors and streets when they are asked for. Times and memory of
+towns of 500 to 200,000 places: benchmarks/nearby_speed.py.
 """
 
 from __future__ import annotations
@@ -35,21 +35,24 @@ EARTH_METRES = 6_371_008.8
 """Mean radius, IUGG."""
 METRES_PER_DEGREE = math.pi * EARTH_METRES / 180
 CHUNK = 1024
+GAP = (math.nan, math.nan)
+"""Behind each part of an outline."""
+NO_POINTS = np.empty((0, 2))
 FLOAT32_DEGREES = 1e-4
 """More than the R*Tree, whose boxes are float32, rounds a coordinate by."""
-WHOLE_TOWN_METRES = 20_000.0
+WHOLE_TOWN_METRES = 10_000.0
 """Of a circle this large most rows are found: reading all of them is faster than asking the R*Tree."""
 SCHEMA = """
 create table meta (key text primary key, value text);
 create table place (row integer primary key, place_id text not null unique, name text not null, kind text not null,
-    lat real not null, lon real not null, classes text not null, hours text, outline blob, tags text not null, text text not null,
+    lat real not null, lon real not null, classes text not null, hours text, tags text not null, text text not null,
     starts text, ends text, about text);
 create index place_about on place (about) where about is not null;
 create virtual table box using rtree (row, south, north, west, east);
 create table vector (first_row integer primary key, value blob not null);
 create table array (name text primary key, dtype text not null, value blob not null);
 """
-COLUMNS = [one.name for one in fields(Place)]
+COLUMNS = [one.name for one in fields(Place) if one.name != "outline"]
 AS_JSON, AS_TIME = ("classes", "tags"), ("starts", "ends")
 Encode = Callable[[Sequence[Place]], np.ndarray]
 """From n places to vectors (n, dimension), for example of a sentence encoder."""
@@ -63,10 +66,10 @@ def write_town(
     encode: Encode | None = None,
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> int:
-    """Writes a town, complete or not at all, and returns the number of its places. Raises LoreError for a place_id that comes twice.
+    """Writes a town, complete or not at all, and returns the number of its places. Raises LoreError for a repeated place_id.
 
-    meta: JSON values that Town.meta gives back. encode: called for 1,024 places at a time. arrays: of numbers, in one dimension, that
-    Town.array gives back.
+    meta: JSON values that Town.meta gives back. encode: called for 1,024 places at a time. arrays: of numbers, in one dimension,
+    that Town.array gives back.
     """
     part = part_of(path)
     open_part(part, path).close()
@@ -92,7 +95,7 @@ def _fill(
     connection.execute(f"pragma user_version = {VERSION}")
     connection.executescript(SCHEMA)
     insert = f"insert into place (row, {', '.join(COLUMNS)}) values (?{', ?' * len(COLUMNS)})"
-    count = 0
+    count, outlines = 0, []
     while chunk := list(islice(places, CHUNK)):
         try:
             connection.executemany(insert, ((count + at, *_cells(place)) for at, place in enumerate(chunk)))
@@ -105,7 +108,13 @@ def _fill(
             vectors = np.ascontiguousarray(encode(chunk), dtype=np.float16)
             connection.execute("insert into vector values (?, ?)", [count, vectors.tobytes()])
             meta = {**meta, "vector_dimension": vectors.shape[1]}
+        outlines += [np.array([*one.outline, GAP], dtype="<f8") if one.outline else NO_POINTS for one in chunk]
         count += len(chunk)
+    arrays = {
+        **arrays,
+        "outline_points": np.concatenate([NO_POINTS, *outlines]).ravel(),
+        "outline_starts": np.cumsum([0, *map(len, outlines)], dtype="<i8"),
+    }
     connection.executemany("insert into meta values (?, ?)", [(key, json.dumps(value)) for key, value in meta.items()])
     kept = [(name, value.dtype.str, np.ascontiguousarray(value).tobytes()) for name, value in arrays.items()]
     connection.executemany("insert into array values (?, ?, ?)", kept)
@@ -119,7 +128,6 @@ def _cells(place: Place) -> list[Any]:
         values[name] = json.dumps(values[name], ensure_ascii=False)
     for name in AS_TIME:
         values[name] = values[name] and values[name].isoformat()
-    values["outline"] = values["outline"] and np.array(values["outline"], dtype="<f8").tobytes()
     return list(values.values())
 
 
@@ -136,21 +144,23 @@ def _box(place: Place) -> tuple[float, float, float, float]:
 
 
 class Town:
-    """Open with Town.open. names, place_ids, kinds, hours: by row. lats, lons (n,): degrees. classes: by row, see Place; rows of the
-    same classes share one list, which must not be changed."""
+    """Open with Town.open. names, place_ids, kinds, hours, outlined: by row. lats, lons (n,): degrees. classes: by row, see Place;
+    rows of the same classes share one list, which must not be changed."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection):
         self.path, self._connection = path, connection
         self.meta: dict[str, Any] = {key: json.loads(value) for key, value in connection.execute("select key, value from meta")}
         (count,) = connection.execute("select count(*) from place").fetchone()
         self.place_ids, self.names, self.kinds, self.classes, self.hours = ([None] * count for _ in range(5))
-        self.lats, self.lons, self._outlined = np.empty(count), np.empty(count), np.zeros(count, dtype=bool)
+        self.lats, self.lons = np.empty(count), np.empty(count)
+        self._points, self._starts = self.array("outline_points").reshape(-1, 2), self.array("outline_starts")
+        self.outlined = np.diff(self._starts) > 0
         lists: dict[str, list[str]] = {}
         texts: dict[str | None, str | None] = {}
-        read = connection.execute("select row, place_id, name, kind, lat, lon, classes, hours, outline is not null from place")
-        for row, place_id, name, kind, lat, lon, classes, hours, outlined in read:
+        read = connection.execute("select row, place_id, name, kind, lat, lon, classes, hours from place")
+        for row, place_id, name, kind, lat, lon, classes, hours in read:
             self.place_ids[row], self.names[row], self.kinds[row] = place_id, name, texts.setdefault(kind, kind)
-            self.lats[row], self.lons[row], self._outlined[row] = lat, lon, outlined
+            self.lats[row], self.lons[row] = lat, lon
             self.hours[row] = texts.setdefault(hours, hours)
             if classes not in lists:
                 lists[classes] = json.loads(classes)
@@ -167,7 +177,7 @@ class Town:
             connection = sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
             if _is_current(connection):
                 return cls(Path(path), connection)
-        except (sqlite3.DatabaseError, ValueError, IndexError) as error:
+        except (sqlite3.DatabaseError, ValueError, IndexError, AttributeError, TypeError) as error:
             if connection is not None:
                 connection.close()
             raise LoreError(f"{path} is no town ({error}). `lore nearby index PLACES -o {path}` writes one.") from error
@@ -189,7 +199,11 @@ class Town:
     def places(self, rows: Sequence[int] | np.ndarray) -> list[Place]:
         """In the order of rows."""
         wanted = [int(row) for row in rows]
-        found = {row: _place(cells) for row, *cells in self._select(", ".join(COLUMNS), wanted)}
+        query = f"select row, {', '.join(COLUMNS)} from place where row in (select value from json_each(?))"
+        found = {row: _place(cells) for row, *cells in self._connection.execute(query, [json.dumps(wanted)])}
+        for row in found:
+            if self.outlined[row]:
+                found[row].outline = list(map(tuple, self._points[self._starts[row] : self._starts[row + 1] - 1].tolist()))
         return [found[row] for row in wanted]
 
     def stream(self) -> Iterator[Place]:
@@ -227,12 +241,12 @@ class Town:
         return None if found is None else np.frombuffer(found[1], dtype=found[0])
 
     def near(self, lat: float, lon: float, metres: float) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (n,) within a straight distance, and the distances (n,), the nearest first. The distance to an outline is that to its
-        nearest point, and 0 inside of a polygon. Raises LoreError for coordinates out of range."""
+        """Rows (n,) within a straight distance, and the distances (n,), the nearest first. The distance to an outline is that to
+        its nearest point, and 0 inside of a polygon. Raises LoreError for coordinates out of range."""
         check_point(lat, lon)
         rows = self._touching(lat, lon, metres)
         distances = haversine(lat, lon, self.lats[rows], self.lons[rows])
-        at = np.flatnonzero(self._outlined[rows])
+        at = np.flatnonzero(self.outlined[rows])
         if len(at):
             distances[at] = outline_metres(lat, lon, *self.outlines(rows[at]))
         order = np.argsort(distances, kind="stable")
@@ -242,7 +256,7 @@ class Town:
     def areas(self, lat: float, lon: float) -> list[int]:
         """Rows of the areas that a point lies in. Raises LoreError for coordinates out of range."""
         rows, _ = self.near(lat, lon, 0.0)
-        return [int(row) for row in rows if self.kinds[row] == "area" and self._outlined[row]]
+        return [int(row) for row in rows if self.kinds[row] == "area" and self.outlined[row]]
 
     def _touching(self, lat: float, lon: float, metres: float) -> np.ndarray:
         """Rows, in order, whose box a circle touches; some others too, never one less."""
@@ -254,22 +268,17 @@ class Town:
         if north < 90 and south > -90:
             wide = math.degrees(math.asin(min(1.0, math.sin(angle) / math.cos(math.radians(lat))))) + FLOAT32_DEGREES
         spans = [(lon - wide, lon + wide)]
-        spans += [(lon + turn - wide, lon + turn + wide) for turn in (-360, 360) if wide < 180]  # across the date line
+        spans += [(west + turn, east + turn) for west, east in spans for turn in (-360, 360) if not -180 < west < east < 180 > wide]
         query = "select row from box where north >= ? and south <= ? and east >= ? and west <= ?"
-        found = {row for west, east in spans for (row,) in self._connection.execute(query, [south, north, west, east])}
-        return np.array(sorted(found), dtype=np.int64)
+        found = [row for west, east in spans for (row,) in self._connection.execute(query, [south, north, west, east])]
+        return np.unique(np.array(found, dtype=np.int64))
 
     def outlines(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The points (p, 2) of all outlines, a row of NaN behind each part, and where each outline starts (n,)."""
-        blobs = dict(self._select("outline", rows.tolist()))
-        points = [np.frombuffer(blobs[row], dtype="<f8").reshape(-1, 2) for row in rows.tolist()]
-        starts = np.cumsum([0, *(len(one) + 1 for one in points[:-1])])
-        gap = np.full((1, 2), np.nan)
-        return np.concatenate([part for one in points for part in (one, gap)]), starts
-
-    def _select(self, columns: str, rows: list[int]) -> sqlite3.Cursor:
-        query = f"select row, {columns} from place where row in (select value from json_each(?))"
-        return self._connection.execute(query, [json.dumps(rows)])
+        """The points (p, 2) of the outlines of rows that have one, a row of NaN behind each part, and where each outline starts
+        (n,)."""
+        lengths = self._starts[rows + 1] - self._starts[rows]
+        starts = np.cumsum(lengths) - lengths
+        return self._points[np.arange(lengths.sum()) + np.repeat(self._starts[rows] - starts, lengths)], starts
 
 
 def is_town_file(path: Path) -> bool:
@@ -292,8 +301,6 @@ def _place(cells: list[Any]) -> Place:
         values[name] = json.loads(values[name])
     for name in AS_TIME:
         values[name] = values[name] and datetime.fromisoformat(values[name])
-    if values["outline"] is not None:
-        values["outline"] = list(map(tuple, np.frombuffer(values["outline"], dtype="<f8").reshape(-1, 2).tolist()))
     return Place(**values)
 
 
@@ -319,7 +326,8 @@ def outline_metres(lat: float, lon: float, points: np.ndarray, starts: np.ndarra
     """
     distances = haversine(lat, lon, points[:, 0], points[:, 1])
     south, north, turn = np.radians(lat), np.radians(points[:, 0]), np.radians(points[:, 1] - lon)
-    bearings = np.arctan2(np.sin(turn) * np.cos(north), np.cos(south) * np.sin(north) - np.sin(south) * np.cos(north) * np.cos(turn))
+    ahead = np.cos(south) * np.sin(north) - np.sin(south) * np.cos(north) * np.cos(turn)
+    bearings = np.arctan2(np.sin(turn) * np.cos(north), ahead)
     x, y = distances * np.sin(bearings), distances * np.cos(bearings)
     next_x, next_y = np.append(x[1:], np.nan), np.append(y[1:], np.nan)
     along_x, along_y = next_x - x, next_y - y
