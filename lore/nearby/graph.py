@@ -180,8 +180,8 @@ class _Met:
 
 @dataclass(frozen=True)
 class _Found:
-    """One need within reach. strengths (n,): -1 to 1. entries (n,): number of the way in `met` that counts; -1: none. areas (n,):
-    row of the area that a place inherits from; -1: none."""
+    """One need at the n places within reach that meet any need. strengths (n,): -1 to 1. entries (n,): number of the way in `met`
+    that counts; -1: none. areas (n,): row of the area that a place inherits from; -1: none."""
 
     need: NeedRelations
     weight: float
@@ -236,23 +236,23 @@ class Graph:
         return Reach(reach.rows[keep], reach.metres[keep], reach.minutes[keep])
 
     def retrieve(self, intent: Intent, reach: Reach, k: int) -> list[Hit]:
-        position = np.full(len(self._town), -1, dtype=np.int32)
-        position[reach.rows] = np.arange(len(reach.rows))
-        found = [
-            self._within(key, weight, position, len(reach.rows), intent.when)
-            for need in intent.needs
-            if not need.excluded
-            for key, weight in self._keys(need)
-        ]
-        if not found:
+        keys = [one for need in intent.needs if not need.excluded for one in self._keys(need)]
+        is_met = np.zeros(len(self._town), dtype=bool)
+        for key, _ in keys:
+            is_met[self._met(key).rows] = True
+        rows = reach.rows[is_met[reach.rows]]
+        if not len(rows):
             return []
-        self._inherit(found, reach.rows)
+        position = np.full(len(self._town), -1, dtype=np.int32)
+        position[rows] = np.arange(len(rows))
+        found = [self._within(key, weight, position, len(rows), intent.when) for key, weight in keys]
+        self._inherit(found, rows)
         main = [one for one in found if not one.need.condition] or found
         score = sum(one.weight * (CONDITION_WEIGHT if one.need.condition else 1.0) * one.strengths for one in found)
         score = np.where(np.max([one.strengths for one in main], axis=0) > 0, score, 0.0)
         best = np.argsort(-score, kind="stable")[:k]  # of equal ones the nearest first
         best = best[score[best] > 0].tolist()
-        return [Hit(int(reach.rows[at]), float(score[at]), self._why(found, at, intent.language)) for at in best]
+        return [Hit(int(rows[at]), float(score[at]), self._why(found, at, intent.language)) for at in best]
 
     def _keys(self, need: Need) -> list[tuple[str, float]]:
         if need.key is not None:
