@@ -4,7 +4,7 @@
     question: Vectors(town.vectors, encode, relations).retrieve(intent, reach, k)
 
 Likeness is the exact dot product with every row within reach, without an approximate index: of 384 dimensions, 5,000 rows take 3 ms
-of one core and 20,000 take 13 ms, and a walk of 15 minutes reaches 500 places in the middle of Chicago. A town of 200,000 rows that
+of one core and 20,000 take 13 ms, and a walk of 15 minutes reaches 300 places in the middle of Chicago. A town of 200,000 rows that
 all lie within reach takes 56 ms (python benchmarks/nearby_places.py --speed). The vectors are held as float32: 300 MB for 200,000.
 
 encode: the sentence encoder of a folder (sentence_encoder), the one that wrote the town's vectors. Without one, hashed_words gives
