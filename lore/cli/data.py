@@ -243,31 +243,13 @@ def _import_for_recommendations(source: str, path: str, out: str, as_json: bool,
     from lore.support.outputs import output_path
 
     report = (import_items if source == "items" else import_events)(path, output_path(out), **options)
-    if as_json:
-        print_json(report.as_json())
-        return
-    lines = [
-        ["rows read", report.rows],
-        [source, report.kept],
-        *([name, count] for name, count in report.counts.items()),
-        ["equal rows folded into one", report.duplicates],
-        *([["left out: about no item", report.left_out]] if report.left_out else []),
-        ["rows rejected", report.rejected_rows],
-        *([f"  {reason}", count] for reason, count in report.reasons.most_common()),
-        *([f"repaired: {name}", count] for name, count in report.repairs.most_common()),
-    ]
-    _table(None, ["what", "count"], [[name, f"{count:,}"] for name, count in lines])
-    for example in report.examples:
-        print_line(f"  {example}")
-    read = ", ".join(f"{name} from {' or '.join(columns)}" for name, columns in report.columns.items())
-    print_line(f"{source.capitalize()}: {report.out} ({printable(read)})")
-    if report.rejected:
-        print_line(f"Rejected rows with their reasons: {report.rejected}")
-    _say_photos_elsewhere(report, Path(report.out), " --embed-images stores the photos in the file.")
+    _show_report(report, as_json)
+    if not as_json:
+        _say_photos_elsewhere(report, Path(report.out), " --embed-images stores the photos in the file.")
 
 
 def _need_pairs(report: Any, out: Path | None) -> None:
-    if out is not None and not report.pairs:
+    if out is not None and not report.kept:
         kept = f"; the existing {out} is kept" if out.exists() else ""
         reasons = f" See {report.rejected} for the reasons." if report.rejected else ""
         raise LoreError(f"No row is a valid pair, so {out} was not written{kept}.{reasons}")
@@ -305,19 +287,22 @@ def _show_report(report: Any, as_json: bool) -> None:
     left = report.dropped
     lines = [
         ["rows read", report.rows],
-        ["pairs", report.pairs],
+        [report.what, report.kept],
+        *([name, count] for name, count in report.counts.items()),
         *([["pairs without a label", report.unlabeled]] if report.unlabeled else []),
+        *([["left out: about no item", report.left_out]] if report.left_out else []),
         ["rows rejected", report.rejected_rows],
         *([f"  {reason}", count] for reason, count in report.reasons.most_common()),
         *([f"repaired: {name}", count] for name, count in report.repairs.most_common()),
         [f"duplicates{' (dropped)' if left else ''}", report.duplicates],
-        [f"conflicting labels{' (dropped)' if left else ''}", report.conflicting],
+        *([[f"conflicting labels{' (dropped)' if left else ''}", report.conflicting]] if report.what == "pairs" else []),
     ]
     _table(None, ["what", "count"], [[name, f"{count:,}"] for name, count in lines])
     for example in [*report.examples, *report.repeats]:
         print_line(f"  {example}")
     if report.out:
-        print_line(f"Pairs: {report.out}")
+        read = ", ".join(f"{name} from {' or '.join(columns)}" for name, columns in report.columns.items())
+        print_line(f"{report.what.capitalize()}: {report.out}{f' ({printable(read)})' if read else ''}")
         if said := _about_splits(report):
             print_line(said)
         if report.distributions:
@@ -337,7 +322,7 @@ def _about_splits(report: Any) -> str | None:
 
     if not report.unsplit:
         return None
-    which = "none yet" if report.unsplit >= report.pairs else f"none yet for {report.unsplit:,} of {report.pairs:,} pairs"
+    which = "none yet" if report.unsplit >= report.kept else f"none yet for {report.unsplit:,} of {report.kept:,} pairs"
     return f"split: {which}; a recipe deals {dealt_as(FRACTIONS)}, as `lore data split` does"
 
 
