@@ -6,6 +6,7 @@ lore recommend runs/recommend/eval --row item-kNN --users users.csv --json
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,9 @@ TITLE_CHARACTERS, NAMED_UNKNOWN = 60, 20
 
 def recommend(
     run: Path = typer.Argument(..., metavar="RUN", help="Run of stage recommender, or of recommend_eval."),
-    history: str = typer.Option(None, metavar="ITEM,...", help="Item ids that a shopper took, the oldest first."),
+    history: str = typer.Option(
+        None, metavar="ITEM,...", help='Item ids that a shopper took, the oldest first; one with a comma in "".'
+    ),
     users: Path = typer.Option(None, metavar="FILE", help="Table with a column user_id; histories are those of the run's events."),
     k: int = typer.Option(10, "-k", min=1, max=10_000, help="Number of items to show."),
     row: str = typer.Option(None, metavar="ROW", help="Row of a run of recommend_eval. Default: its reference."),
@@ -40,6 +43,7 @@ def recommend(
         raise LoreError("Name one history with --history a,b,c, or a table of users with --users FILE.")
     from lore.recommend.retriever import Query, open_retriever
     from lore.support.nearest import nearest
+    from lore.support.text import shortened
 
     retriever, histories, section = open_retriever(run, row)
     wanted = _histories(users, histories) if users is not None else iter([(None, _items(history))])
@@ -63,15 +67,27 @@ def recommend(
             continue
         for item, near in unknown.items():
             hint = f" Nearest: {printable(near)}." if near else ""
-            print_note(f"{printable(item)} is not in the catalogue and is left out.{hint}")
-        if not retrieved.candidates:
-            whose = "The history" if user is None else f"The history of {printable(user)}"
-            raise LoreError(f"{whose} has no item of the catalogue, so nothing follows from it. Item ids are those of the events.")
-        _print(user, past, retrieved.candidates, titles)
+            print_note(f"{printable(shortened(item, TITLE_CHARACTERS))} is not in the catalogue and is left out.{hint}")
+        if retrieved.candidates:
+            _print(user, past, retrieved.candidates, titles)
+        elif user is not None:
+            print_note(
+                f"{printable(user)} took every item of the catalogue, so nothing is left to show. --repeats shows them again."
+            )
+        elif set(past) <= set(retrieved.unknown):
+            raise LoreError(
+                "The history has no item of the catalogue, so nothing follows from it. Item ids are those of the events."
+            )
+        else:
+            raise LoreError("The history has every item of the catalogue, so nothing is left to show. --repeats shows them again.")
 
 
 def _items(text: str) -> list[str]:
-    found = [part.strip() for part in text.split(",") if part.strip()]
+    """Ids between commas, as a csv file has them: one with a comma stands in double quotes."""
+    try:
+        found = [part.strip() for row in csv.reader([text], skipinitialspace=True) for part in row if part.strip()]
+    except csv.Error as error:
+        raise LoreError(f'--history cannot be read as ids between commas ({error}). Write an id with a comma as "a,b".') from error
     if not found:
         raise LoreError("--history is empty. Name item ids, such as --history a,b,c, the oldest first.")
     return found
@@ -81,13 +97,14 @@ def _histories(path: Path, histories: Histories) -> Iterator[tuple[str, list[str
     """(user, item ids) of the users of a table. A user without events is told and left out."""
     from lore.data.rejected_rows import Rejection
     from lore.data.tables.any_table import table_records
+    from lore.data.tables.ids import known_as
 
-    row_of = {user: row for row, user in enumerate(histories.user_ids)}
+    row_of, spelled = {user: row for row, user in enumerate(histories.user_ids)}, known_as(histories.user_ids)
     for record in table_records(path, ["user_id"], [], what="--users: "):
         if isinstance(record, Rejection):
             print_note(f"--users: {record}")
             continue
-        user = str(record[1]["user_id"])
+        user = spelled(record[1]["user_id"])
         if user not in row_of:
             print_note(f"{printable(user)} has no history in the run's events and is left out.")
             continue

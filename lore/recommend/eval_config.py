@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import quote
 
 from pydantic import Field
 
@@ -19,6 +20,8 @@ from lore.support.nearest import nearest
 Baseline = Literal["popularity", "co-occurrence", "co-occurrence both ways", "item-kNN"]
 PREFIXED = " with prefixes"
 CONTROL = ", shuffled codes"
+LONGEST_NAME = 200
+"""Characters of a row's name as the name of its file, see lore.recommend.evaluate."""
 
 
 class ModelRowSection(StartSection):
@@ -133,6 +136,8 @@ class RecommendEvalRecipe(BaseRecipe):
             yield Conflict(("models", "baselines"), "nothing to measure", "at least one model or baseline")
             return
         for name in self.models:
+            if len(quote(name, safe="")) > LONGEST_NAME:
+                yield Conflict((f"models.{name[:40]}",), f"a name of {len(name)} characters", "a shorter one: it names a file")
             if rows.count(name) > 1:
                 yield Conflict((f"models.{name}",), "the name of a baseline's row", "another name")
         named = {f"models.{row}.control_of": of for row, of in self.controls().items()}

@@ -103,6 +103,12 @@ def run(recipe: SemanticIdsRecipe, folder: RunFolder) -> None:
     check_recipe(recipe, folder, len(item_ids))
     with args.main_process_first(local=False, desc="features") if trains else nullcontext():
         features = prepared_features(recipe, folder, len(item_ids), histories)
+    if not features.known().arrays:
+        raise LoreError(
+            f"{recipe.data.items} has nothing of what `use` names ({', '.join(recipe.use)}), so there is nothing to encode.\n"
+            "Name what its items have.",
+            same_on_every_rank=True,
+        )
     seen = np.zeros(len(item_ids), dtype=bool) if histories is None else histories.training_counts() > 0
     encoder = trained_encoder(recipe, folder, args, features, histories, seen) if trains else None
     if is_main_process():
@@ -154,12 +160,6 @@ def trained_encoder(
     """The item encoder, trained unless it is there. seen [V]: items with training events, which have an id of their own."""
     if not (folder / ENCODER).is_file():
         features, neighbors = features.known(), None if histories is None else co_bought(histories, recipe.fusion.window)
-        if not features.arrays:
-            raise LoreError(
-                f"{recipe.data.items} has nothing of what `use` names ({', '.join(recipe.use)}), so there is nothing to encode.\n"
-                "Name what its items have.",
-                same_on_every_rank=True,
-            )
         steps = total_steps(recipe.train, len(seen))
         set_steps(args, recipe.train, steps)
         set_seed(recipe.seed)

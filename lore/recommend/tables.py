@@ -77,6 +77,7 @@ def read_item_ids(path: str | Path) -> list[str]:
     missing id."""
     with _open(path, "items") as parquet:
         ids = parquet.read(columns=["item_id"]).column(0).cast(pa.string())
+        ids.validate(full=True)  # bytes that are no text
     if ids.null_count or len(ids) != pc.count_distinct(ids).as_py():
         raise LoreError(f"{path} has items without an id or with the same id, so events would not name one item. {HINT['items']}")
     return ids.to_pylist()
@@ -175,9 +176,12 @@ def _read_events(path: str | Path, columns: list[str]) -> tuple[pa.Table, str]:
         blocks = []
         for batch in parquet.iter_batches(2**16, columns=columns):
             try:
+                batch.validate(full=True)  # bytes that are no text
                 arrays = [batch.column(name).cast(EVENT_SCHEMA.field(name).type) for name in columns]
             except pa.ArrowException as error:
-                raise LoreError(f"{path}: a column has another type than in an events file ({error}). {HINT['events']}") from error
+                raise LoreError(
+                    f"{path}: a column holds something else than in an events file ({error}). {HINT['events']}"
+                ) from error
             coded = [one if pa.types.is_floating(one.type) else one.dictionary_encode() for one in arrays]
             blocks.append(pa.table(coded, names=columns))
     if not sum(map(len, blocks)):
