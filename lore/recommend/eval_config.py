@@ -12,7 +12,7 @@ from pydantic import Field
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, Share, StrictModel, Weight, each_once
 from lore.recommend.recommender_recipe import StartSection
-from lore.recommend.section import HistoriesSection
+from lore.recommend.section import HistoriesSection, codes_file
 from lore.support.bounds import MAX_COUNT
 from lore.support.input_files import InputFiles, input_files
 from lore.support.nearest import nearest
@@ -73,8 +73,7 @@ class PrefixesSection(StrictModel):
     """Baselines that get a second row with prefixes, and a third one with shuffled codes."""
 
     def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
-        path = Path(self.codes)
-        return {"codes": input_files(lambda: [path / "codes.parquet" if path.is_dir() else path])} if path.exists() else {}
+        return {"codes": input_files(lambda: [codes_file(self.codes)])} if Path(self.codes).exists() else {}
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
         if not Path(self.codes).exists():

@@ -231,11 +231,11 @@ def _item_values(cells: dict[str, Any], columns: dict[str, list[str]], repairs: 
             chosen["image"] = None
             repairs["photo_url_left_out"] += 1
     values = row_values(chosen, {name: name for name in chosen})
-    if repairs is not None and values.get("attributes"):
-        nested = [entry for entry in values["attributes"] if isinstance(entry, tuple) and isinstance(entry[1], dict | list)]
-        if nested:  # a table inside an attribute, such as the ranks of Amazon's items
-            values["attributes"] = [entry for entry in values["attributes"] if entry not in nested]
-            repairs["attribute_left_out"] += len(nested)
+    if repairs is not None and "attributes" in values:  # Amazon's details have tables in them, such as an item's ranks
+        plain = [one for one in values["attributes"] if not (isinstance(one, tuple) and isinstance(one[1], dict | list))]
+        if left := len(values["attributes"]) - len(plain):
+            repairs["attribute_left_out"] += left
+            values["attributes"] = plain
     return values
 
 

@@ -20,7 +20,7 @@ from transformers import Trainer, set_seed
 
 from lore.data.pair import Pair
 from lore.engines.loading import default_device
-from lore.recommend.codes import CODES, make_codes, read_codes_card, read_codes_table, write_codes
+from lore.recommend.codes import make_codes, read_codes_card, read_codes_table, write_codes
 from lore.recommend.codes_report import write_report
 from lore.recommend.config import SemanticIdsRecipe
 from lore.recommend.features import Arrays, Features, co_bought, item_features, load_text_encoder, photo_reader, stored_features
@@ -36,6 +36,7 @@ from lore.recommend.item_encoder import (
     side_by_side,
 )
 from lore.recommend.quantize import Quantizer, fit_residual_kmeans, load_arrays, load_quantizer, save_arrays
+from lore.recommend.section import CODES
 from lore.recommend.tables import read_item_ids
 from lore.run.dry_pass import dry_pass
 from lore.run.run_folder import RunFolder

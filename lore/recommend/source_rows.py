@@ -21,6 +21,7 @@ from lore.data.tables.csv import check_delimiter
 from lore.data.tables.text_tables import MAX_LINE_CHARACTERS, Record, jsonl_records, need_columns, once_each, open_text
 from lore.label.inputs.tables import table_files
 from lore.label.inputs.ubi import unwrapped
+from lore.support.bounds import most_unpacked
 from lore.support.errors import LoreError, reason
 from lore.support.untrusted_json import parse_json
 
@@ -33,8 +34,6 @@ MOVIELENS = {"ratings": ("UserID", "MovieID", "Rating", "Timestamp"), "movies": 
 VALID = {"dev", "val", "validation"}
 """Other names of the part valid."""
 MAX_JSON_BYTES = 2**30
-FREELY_UNPACKED, UNPACKED_TIMES = 2**28, 200
-"""Bytes that any .gz file may unpack to; a larger one may unpack to so many times its size. A log packs to a tenth or twentieth."""
 
 
 def source_files(path: str | Path) -> list[Path]:
@@ -98,7 +97,7 @@ def _unpacked_records(
 def unpack(packed: Path, place: Path) -> None:
     """Writes what a .gz file holds to `place`. Raises LoreError for a damaged file, and for one that unpacks to more than any table
     would."""
-    most, written = max(FREELY_UNPACKED, UNPACKED_TIMES * packed.stat().st_size), 0
+    most, written = most_unpacked(packed.stat().st_size), 0
     try:
         with gzip.open(packed) as source, place.open("wb") as plain:
             while block := source.read(2**20):

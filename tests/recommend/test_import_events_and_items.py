@@ -122,7 +122,7 @@ def test_a_damaged_packed_file_is_named(tmp_path, content):
 
 
 def test_a_packed_file_does_not_fill_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr("lore.recommend.source_rows.FREELY_UNPACKED", 2**20)
+    monkeypatch.setattr("lore.support.bounds.FREELY_UNPACKED", 2**20)
     path = put(tmp_path / "log.csv.gz", gzip.compress(ROW + b"A1,0012,5\n" * 2**20))
     with pytest.raises(LoreError, match="unpacks to more than .*gunzip log.csv.gz"):
         import_events(path, tmp_path / "out.parquet")
