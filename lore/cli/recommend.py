@@ -42,18 +42,15 @@ def recommend(
     if (history is None) == (users is None):
         raise LoreError("Name one history with --history a,b,c, or a table of users with --users FILE.")
     from lore.recommend.retriever import Query, open_retriever
+    from lore.recommend.tables import read_titles
     from lore.support.nearest import nearest
     from lore.support.text import shortened
 
     retriever, histories, section = open_retriever(run, row)
     wanted = _histories(users, histories) if users is not None else iter([(None, _items(history))])
-    # of one history only the shown items need a title, and a table of users is answered one by one
-    titles = {} if users is None or section.items is None else {item.item_id: item.title for item in section.catalogue()}
+    titles = {} if section.items is None else read_titles(section.items)
     for user, past in wanted:
         retrieved = retriever.retrieve(Query(history=past), k, repeats=repeats)
-        if section.items is not None and users is None:
-            named = {one.item_id for one in retrieved.candidates}
-            titles = {item.item_id: item.title for item in section.catalogue() if item.item_id in named}
         unknown = {item: nearest(item, histories.item_ids) for item in retrieved.unknown[:NAMED_UNKNOWN]}
         if as_json:
             print_json(
@@ -74,12 +71,12 @@ def recommend(
             print_note(
                 f"{printable(user)} took every item of the catalogue, so nothing is left to show. --repeats shows them again."
             )
-        elif set(past) <= set(retrieved.unknown):
+        elif set(histories.item_ids) <= set(past):
+            raise LoreError("The history has every item of the catalogue, so nothing is left to show. --repeats shows them again.")
+        else:
             raise LoreError(
                 "The history has no item of the catalogue, so nothing follows from it. Item ids are those of the events."
             )
-        else:
-            raise LoreError("The history has every item of the catalogue, so nothing is left to show. --repeats shows them again.")
 
 
 def _items(text: str) -> list[str]:

@@ -83,6 +83,14 @@ def read_item_ids(path: str | Path) -> list[str]:
     return ids.to_pylist()
 
 
+def read_titles(path: str | Path) -> dict[str, str]:
+    """Titles of a catalogue by item id, without reading its photos."""
+    with _open(path, "items") as parquet:
+        table = parquet.read(columns=["item_id", "title"])
+        table.validate(full=True)  # bytes that are no text
+        return dict(zip(*(table.column(name).cast(pa.string()).to_pylist() for name in ("item_id", "title")), strict=True))
+
+
 def read_histories(
     events: str | Path,
     items: str | Path | None = None,
