@@ -15,7 +15,7 @@ import typer
 
 from lore.support.errors import LoreError
 from lore.support.terminal import print_json, print_line, print_note
-from lore.support.text import printable
+from lore.support.text import counted, printable
 
 if TYPE_CHECKING:  # loads numpy: only where something is recommended
     from lore.recommend.histories import Histories
@@ -131,6 +131,6 @@ def _print(user: str | None, past: list[str], candidates: list[Candidate], title
 
 
 def _why(past: Evidence) -> str:
-    parts = [f"{past.shared} common codes"] if past.shared else []
+    parts = [counted(past.shared, "common code")] if past.shared else []
     parts += [f"{past.together} took both"] if past.together else []
     return f"{past.item_id}: {', '.join(parts)}"
