@@ -56,16 +56,25 @@ def source_rows(
     """The rows of all files, one after the other. scratch: where packed files are unpacked; required: columns without which a
     table is of no use."""
     for file in files:
-        if file.suffix.lower() != ".gz":
-            records = _records(file, required, encoding, delimiter)
-        else:
-            records = _unpacked_records(file, scratch, required, encoding, delimiter)
-        for record in records:
-            if isinstance(record, Rejection):
-                yield replace(record, file=str(file))
-            else:
-                for document in unwrapped(record[1]):
-                    yield str(file), record[0], document
+        packed = file.suffix.lower() == ".gz"
+        place = scratch / "unpacked" / (file.stem.strip(".") or "rows") if packed else file
+        try:
+            if packed:
+                place.parent.mkdir(exist_ok=True)
+                unpack(file, place)
+            for record in _records(place, required, encoding, delimiter):
+                if isinstance(record, Rejection):
+                    yield replace(record, file=str(file))
+                else:
+                    for document in unwrapped(record[1]):
+                        yield str(file), record[0], document
+        except LoreError as error:
+            if not packed:
+                raise
+            raise LoreError(str(error).replace(str(place), str(file))) from error
+        finally:
+            if packed:
+                place.unlink(missing_ok=True)
 
 
 def _records(place: Path, required: list[str], encoding: str | None, delimiter: str | None) -> Iterator[Record | Rejection]:
@@ -77,21 +86,6 @@ def _records(place: Path, required: list[str], encoding: str | None, delimiter: 
         return _json_rows(place, required, encoding)
     mark = check_delimiter(delimiter) if delimiter else None
     return table_records(place, required, encoding=encoding, delimiter=mark, settable=True)
-
-
-def _unpacked_records(
-    file: Path, scratch: Path, required: list[str], encoding: str | None, delimiter: str | None
-) -> Iterator[Record | Rejection]:
-    """The rows of a .gz file, which is unpacked in a folder of its own meanwhile. Errors name the .gz file."""
-    place = scratch / "unpacked" / (file.stem.strip(".") or "rows")
-    place.parent.mkdir(exist_ok=True)
-    try:
-        unpack(file, place)
-        yield from _records(place, required, encoding, delimiter)
-    except LoreError as error:
-        raise LoreError(str(error).replace(str(place), str(file))) from error
-    finally:
-        place.unlink(missing_ok=True)
 
 
 def unpack(packed: Path, place: Path) -> None:
