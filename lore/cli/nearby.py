@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import typer
 
-from lore.cli.data import JSON, print_import
+from lore.cli.data import JSON, show_report
 from lore.cli.options import FORCE
-from lore.support.terminal import print_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,7 +61,4 @@ def index(
         arrays=arrays,
         force=force,
     )
-    if as_json:
-        print_json(report.as_json())
-    else:
-        print_import(report, "rows in the town", "no places, such as streets")
+    show_report(report, as_json)

@@ -31,6 +31,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import yaml
 
+from lore.data.import_report import Report
 from lore.data.importers.table import column_map
 from lore.data.rejected_rows import RejectedWriter, Rejection, is_rejected_file, rejected_path, short, shown_value
 from lore.data.row_validation import ENCODING_HINT
@@ -39,7 +40,7 @@ from lore.data.tables.csv import check_delimiter
 from lore.data.tables.ids import id_text
 from lore.nearby.place import Place, parts
 from lore.nearby.town import GAP, Encode, is_town_file, write_town
-from lore.recommend.importers import BadCell, Report
+from lore.recommend.importers import BadCell
 from lore.support.errors import LoreError, reason
 from lore.support.nearest import nearest_hint
 from lore.support.outputs import Output, checked_outputs
@@ -108,7 +109,7 @@ def index_town(
     America/Chicago, for times with a zone and for sunrise. Both are kept in Town.meta. encode, arrays: see write_town.
     """
     files, zone, columns = [Path(path).expanduser() for path in paths], _zone(timezone), _mapped(map)
-    report = Report(str(out), columns={name: [column] for name, column in columns.items()})
+    report = Report("town", out=str(out), columns={name: [column] for name, column in columns.items()})
     for file in files:
         if not file.is_file():
             raise LoreError(f"{file} does not exist. Name files of places: a table, GeoJSON, Overpass JSON or .osm.pbf.")
@@ -124,7 +125,11 @@ def index_town(
         else:
             rejected.publish()
     report.rejected = str(rejected_path(Path(report.out))) if rejected.count else None
-    return report.checked("a place")
+    report.dropped = report.duplicates
+    if not report.kept:
+        why = f"The first rejected row: {report.examples[0]}" if report.examples else "The files have no rows."
+        raise LoreError(f"No row is a place, so {report.out} was not written. {why}")
+    return report
 
 
 def _zone(name: str | None) -> ZoneInfo | None:

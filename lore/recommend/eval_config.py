@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import quote
 
 from pydantic import Field
 
 from lore.config.recipe import BaseRecipe
 from lore.config.sections import Conflict, Share, StrictModel, Weight, each_once
 from lore.recommend.recommender_recipe import StartSection
-from lore.recommend.section import HistoriesSection
+from lore.recommend.section import HistoriesSection, codes_file
 from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
 from lore.support.input_files import InputFiles, input_files
 from lore.support.nearest import nearest
@@ -19,6 +20,8 @@ from lore.support.nearest import nearest
 Baseline = Literal["popularity", "co-occurrence", "co-occurrence both ways", "item-kNN"]
 PREFIXED = " with prefixes"
 CONTROL = ", shuffled codes"
+LONGEST_NAME = 200
+"""Characters of a row's name as the name of its file, see lore.recommend.evaluate."""
 
 
 class ModelRowSection(StartSection):
@@ -70,8 +73,7 @@ class PrefixesSection(StrictModel):
     """Baselines that get a second row with prefixes, and a third one with shuffled codes."""
 
     def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
-        path = Path(self.codes)
-        return {"codes": input_files(lambda: [path / "codes.parquet" if path.is_dir() else path])} if path.exists() else {}
+        return {"codes": input_files(lambda: [codes_file(self.codes)])} if Path(self.codes).exists() else {}
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
         if not Path(self.codes).exists():
@@ -151,6 +153,9 @@ class RecommendEvalRecipe(BaseRecipe):
             return
         for key, names in (("models", self.models), ("blends", self.blends)):
             for name in names:
+                if len(quote(name, safe="")) > LONGEST_NAME:
+                    found = f"a name of {len(name)} characters"
+                    yield Conflict((f"{key}.{name[:40]}",), found, "a shorter one: it names a file")
                 if rows.count(name) > 1:
                     yield Conflict((f"{key}.{name}",), "the name of another row", "another name")
         singles = self.single_rows()

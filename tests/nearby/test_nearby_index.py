@@ -24,13 +24,13 @@ def places(tmp_path):
 def test_the_summary_counts_rows_and_shows_what_was_rejected(lore, tmp_path, places):
     done = lore("nearby", "index", places, "-o", tmp_path / "town.db", "--country", "us")
     assert done.returncode == 0, done.stderr
-    for line in ("rows read", "rows in the town", "rows rejected", "out_of_range", "place_id from place_id"):
+    for line in ("rows read", "town", "rows rejected", "out_of_range", "place_id from place_id"):
         assert line in done.stdout
     assert "found '91', expected degrees from -90 to 90" in done.stdout.replace("\n", " ")
     with Town.open(tmp_path / "town.db") as town:
         assert town.meta["country"] == "US" and town.classes == [["amenity=cafe"], ["amenity=bar"]] and town.hours == ["24/7", None]
     report = json.loads(lore("nearby", "index", places, "-o", tmp_path / "town.db", "--json").stdout)
-    assert (report["rows"], report["kept"], report["reasons"]) == (3, 2, {"out_of_range": 1})
+    assert (report["rows"], report["town"], report["reasons"]) == (3, 2, {"out_of_range": 1})
 
 
 def test_a_town_with_streets_walks_by_them(lore, tmp_path, places):

@@ -115,6 +115,8 @@ def test_names_of_rows_are_checked(shop):
         load_recipe(recipe(shop, "wrong", reference="coocurrence", models="{a: {name: nowhere, control_of: b}}"))
     assert {problem.key for problem in error.value.problems} == {"reference", "models.a.control_of"}
     assert any(problem.nearest == "co-occurrence" for problem in error.value.problems)
+    with pytest.raises(RecipeError, match="a name of 300 characters"):
+        load_recipe(recipe(shop, "long", models=f"{{{'n' * 300}: {{name: {shop}}}}}"))
 
 
 def test_paired_differences_are_of_the_same_users(shop):
@@ -193,6 +195,9 @@ def test_lore_recommend_shows_what_comes_next_and_why(shop, finished):
         ([], "Name one history"),
         (["--history", "i1", "--row", "itm-kNN"], "Nearest: 'item-kNN'"),
         (["--history", " , "], "is empty"),
+        (["--history", '"i3,i5"'], "has no item of the catalogue"),  # one id, with a comma
+        (["--history", "i3\ni5"], "cannot be read as ids between commas"),
+        (["--history", ",".join(f"i{row}" for row in range(ITEMS))], "has every item of the catalogue"),
     ],
 )
 def test_what_cannot_be_recommended_is_said(finished, arguments, told):
