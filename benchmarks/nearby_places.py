@@ -5,8 +5,8 @@
 
 --encoder: all-MiniLM-L6-v2 or another sentence encoder. Queries are the wordings of nearby_places.yaml at centers that lie at a
 place. Half of the wordings and half of the neighborhoods (cells of 0.02 degrees) develop: the linker's constants and the learned
-fusion come from them. The other halves measure. A center has at least one relevant place within 15 minutes. A third to a half of
-Chicago's queries ask what is open at a time of the week.
+fusion come from them. The other halves measure. A center has at least one relevant place within 15 minutes. One in three of
+Chicago's queries asks what is open at a time of the week.
 
 A place is relevant if its categories and tags match the key, it lies within the circle, and it is not known to be closed. The
 layers see the words and never the key. P@4: relevant places among the first 4, out of 4. NDCG@4: against the best order of the

@@ -1,8 +1,8 @@
 """Joins what the layers found into one order, and makes candidates of the best.
 
 Learned fusion (LearnedFusion; fusion.json, for a sentence encoder): a linear score over the layers' scores, fitted by logistic
-regression on judged lists. It keeps how sure the graph is, which ranks lose. Ranks, distance and known hours did not improve it in
-cross-validation, so it does not see them.
+regression on judged lists. It keeps how sure the graph is, which ranks lose. It does not see ranks, distance and hours, which did
+not help on the developing half.
 
     python benchmarks/nearby_places.py $LORE_DATA/osm_poi --encoder FOLDER --save lore/nearby/fusion.json
 
