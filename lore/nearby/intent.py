@@ -117,17 +117,17 @@ _POSITION = frozenset("me here us my our you a an any some the this that 我 我
 _END_OF_NAME = frozenset("for with that open and within which where to but not no without 的 有 找 喝 吃 近 不".split())
 HAN = r"\u3400-\u9fff\uf900-\ufaff"
 _HAN_WORDS = (
-    "有没有 不想要 不喜欢 不要 不想 不去 不吃 不喝 没有 除了 一点 一些 附近 旁边 地方 非常 可以 帮我 哪里 哪儿 哪个 哪些 什么 请问 想要 "
-    "一个 一家 推荐"
+    "有没有 不想要 不喜欢 不要 不想 不去 不吃 不喝 没有 除了 一点 一些 附近 旁边 地方 非常 可以 帮我 哪里 哪儿 哪个 哪些 什么 请问 "
+    "想要 一个 一家 推荐"
 )
 _TOKEN = re.compile(rf"{'|'.join(_HAN_WORDS.split())}|[{HAN}]|[^\W_{HAN}]+(?:['’][a-z]+)?|[,.;:!?()，。；：！？、（）]")
 _NOT = NEGATIONS | set("except avoid excluding dont 不想要 不喜欢 不要 不想 不去 不吃 不喝 没有 除了 非 别".split())
 _OR = frozenset({"or", "nor", "或", "和", "、"})
 _FILLERS = (function_words("en") | function_words("zh")) - _NOT
 _FILLERS |= frozenset(
-    "somewhere place spot near nearby close around best great nice where is there find walk away far too very really bit anywhere go "
-    "within also grab recommend suggest right 一点 一些 附近 旁边 地方 非常 可以 帮我 哪里 哪儿 哪个 请问 推荐 家 能 去 里 离 近 远 请 走 "
-    "店".split()
+    "somewhere place spot near nearby close around best great nice where is there find walk away far too very really bit anywhere "
+    "go within also grab recommend suggest right 一点 一些 附近 旁边 地方 非常 可以 帮我 哪里 哪儿 哪个 请问 推荐 家 能 去 里 离 近 "
+    "远 请 走 店".split()
 )
 _ARTICLES = frozenset("a an the some something somewhere place".split())
 _PROMPT = Path(__file__).parent / "prompts" / "intent.md"
