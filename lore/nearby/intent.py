@@ -126,8 +126,8 @@ _OR = frozenset({"or", "nor", "或", "和", "、"})
 _FILLERS = (function_words("en") | function_words("zh")) - _NOT
 _FILLERS |= frozenset(
     "somewhere place spot near nearby close around best great nice where is there find walk away far too very really bit anywhere "
-    "go within also grab recommend suggest right 一点 一些 附近 旁边 地方 非常 可以 帮我 哪里 哪儿 哪个 请问 推荐 家 能 去 里 离 近 "
-    "远 请 走 店".split()
+    "go within also grab recommend suggest right 一点 一些 附近 旁边 地方 非常 可以 帮我 哪里 哪儿 哪个 请问 推荐 家 能 去 里 离 "
+    "近 远 请 走 店".split()
 )
 _ARTICLES = frozenset("a an the some something somewhere place".split())
 _PROMPT = Path(__file__).parent / "prompts" / "intent.md"
