@@ -1,10 +1,10 @@
 """A cited answer: every place that is named stands with its place_id, how far it is on foot, whether it is open, and why.
 
-Without a language model a template writes it. A language model's text is checked sentence by sentence, and a sentence is struck if it
+Without a language model a template writes it. A language model's text is checked by sentences. A sentence is struck if it
 
 - cites an id that is no candidate's, names a candidate without its citation, or cites one that it does not name;
-- holds a number of minutes, metres or a time that is not true of all places it cites, or any other number without evidence;
-- says open or closed against the evidence, or of a place whose hours are unknown;
+- holds a number, with its unit, that is not in the question or in the facts of all places it cites;
+- says open, closed or unknown where the facts do not;
 - holds a capitalized word, a quoted name or the name of another place of the town that is not in the evidence.
 
 What cannot be found so: an invented name in lower case, or an unquoted Chinese one, of no place of the town, beside a cited one.
@@ -13,8 +13,8 @@ What cannot be found so: an invented name in lower case, or an unquoted Chinese 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from lore.codec.lexical_match import function_words
 from lore.codec.sanitize import neutralize
 from lore.engines.engine import Engine, Sampling
 from lore.nearby.gazetteer import MAX_WORDS, Gazetteer, plain_name
-from lore.nearby.intent import Intent
+from lore.nearby.intent import Intent, understood
 from lore.nearby.retrieval import Candidate, Hit
 from lore.nearby.rules import computed, opening_text
 from lore.nearby.times import NUMBER, number
@@ -38,20 +38,21 @@ _LINK = re.compile(r"(?i)\b(?:https?|ftp|javascript|data|mailto):/*|\bwww\.")
 _NAMED, _CITED = 0xE000, 0xEC00  # private characters that stand for names and citations while a text is checked
 _PRIVATE = re.compile("[\ue000-\uf8ff]")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
-_MEASURE = re.compile(
-    rf"(?i)(?<![\w.])(?P<value>{NUMBER})[ -]?(?P<unit>min(?:ute)?s?\b|分钟|met(?:er|re)s?\b|m\b|米|km\b|kilomet(?:er|re)s?\b|公里|千米)"
+_FACT = re.compile(
+    r"(?i)(\d+(?:[.:]\d+)*) ?-?"
+    r"(min|m\b|met(?:er|re)s?\b|km\b|kilomet(?:er|re)s?\b|hours?\b|mi(?:les?)?\b|[ap]\.?m\b|分钟|米|公里|千米|小时|点)?"
 )
-_CLOCK = re.compile(
-    r"(?i)(?<![\d.:])(?P<hour>\d{1,2})(?:[:：](?P<minute>\d{2})|点(?P<half>半)?| ?(?=[ap]\.?m))(?: ?(?P<of>[ap])\.?m\b\.?)?"
+_SPELLED = re.compile(
+    rf"(?i)(?<![\w\u3400-\u9fff]){NUMBER}(?=[ -]?(?:min|met(?:er|re)|km|kilom|hours?|miles?|分钟|米|公里|千米|小时|点))"
 )
-_DIGITS = re.compile(r"\d+(?:\.\d+)?")
+_STATES = {
+    "unknown": re.compile(r"(?i)\bunknown\b|营业时间未知|未知"),
+    "closed": re.compile(r"(?i)\bclosed\b|不营业|打烊|关门|停业"),
+    "open": re.compile(r"(?i)\bopen\b|营业|开着"),
+}
 _CAPITAL = re.compile(r"(?<![\w'’])[^\W\d_a-z\u3400-\u9fff][\w'’]*")
 _QUOTED = re.compile(r"[「“《\"]([^」”》\"]{1,80})[」”》\"]")
-_OPEN = re.compile(r"(?i)\bopen\b|营业|开门|开着")
-_CLOSED = re.compile(r"(?i)\bclosed\b|\bnot open\b|打烊|关门|停业|不营业|未营业")
-_UNKNOWN = re.compile(r"(?i)\bunknown\b|\bnot known\b|未知|不详|不清楚")
-_STARTS = frozenset("try visit head both another also nothing none nearest closest you're it's here's there's monday tuesday wednesday "
-                    "thursday friday saturday sunday mon tue wed thu fri sat sun am pm wi-fi wifi ok".split())  # fmt: skip
+_STARTS = frozenset("try visit head both another also nothing none nearest closest you're it's here's there's".split())
 _PROMPT = Path(__file__).parent / "prompts" / "answer.md"
 
 
@@ -91,11 +92,12 @@ def metres_text(metres: float, language: str = "en") -> str:
     return f"{metres / 1000:.1f}{'公里' if language == 'zh' else ' km'}"
 
 
-def facts_text(candidate: Candidate, language: str = "en") -> str:
+def facts_text(candidate: Candidate, intent: Intent) -> str:
     """Walk, opening state and reasons of a candidate."""
+    language = intent.language
     minutes, metres = _whole_minutes(candidate), metres_text(candidate.metres, language)
-    opening = opening_text(candidate.opening, language)
-    why = "; ".join(dict.fromkeys(shown(hit.why, WHY_CHARACTERS) for hit in candidate.hits.values() if hit.why))
+    opening = opening_text(candidate.opening, intent)
+    why = "; ".join(dict.fromkeys(shown(hit.why.replace("->", "→"), WHY_CHARACTERS) for hit in candidate.hits.values() if hit.why))
     if language == "zh":
         return f"步行{minutes}分钟（约{metres}），{opening}。" + (f"理由：{why}。" if why else "")
     return f"{minutes} min on foot (about {metres}), {opening}." + (f" Why: {why}." if why else "")
@@ -106,11 +108,11 @@ def template_answer(intent: Intent, candidates: Sequence[Candidate], beyond: Can
     zh, walk = intent.language == "zh", f"{intent.minutes:.3g}"
     lines = said_about_places(intent)
     if not candidates:
-        lines.append(
-            f"步行{walk}分钟内没有符合要求的地方。" if zh else f"Nothing that meets this is within {walk} minutes on foot."
-        )
+        if unknown := ", ".join(f"“{shown(need.text)}”" for need in intent.needs if need.key is None and not need.excluded):
+            lines.append(unknown + ("不是已知的需求。" if zh else " is no need that LORE knows."))
+        lines.append(f"步行{walk}分钟内没有符合要求的地方。" if zh else f"Nothing that meets this is within {walk} min on foot.")
         if beyond is not None:
-            lines.append(("范围之外最近的是：" if zh else "The nearest beyond that circle: ") + _line(beyond, intent.language))
+            lines.append(("范围之外最近的是：" if zh else "The nearest beyond that circle: ") + _line(beyond, intent))
         return "\n".join(lines)
     count = len(candidates)
     around = "" if intent.around is None else shown(intent.around)
@@ -118,8 +120,8 @@ def template_answer(intent: Intent, candidates: Sequence[Candidate], beyond: Can
         lines.append(f"{around + '周边' if around else ''}步行{walk}分钟内，{'推荐' if count > 1 else '有'}{count}处：")
     else:
         from_there = f" of {around}" if around else ""
-        lines.append(f"{count} place{'s' * (count > 1)} within {walk} minutes on foot{from_there}:")
-    return "\n".join(lines + [f"{at}. {_line(one, intent.language)}" for at, one in enumerate(candidates, 1)])
+        lines.append(f"{count} place{'s' * (count > 1)} within {walk} min on foot{from_there}:")
+    return "\n".join(lines + [f"{at}. {_line(one, intent)}" for at, one in enumerate(candidates, 1)])
 
 
 def said_about_places(intent: Intent) -> list[str]:
@@ -149,7 +151,7 @@ def model_answer(
         {
             "name": neutralize(shown(one.place.name)),
             "id": shown(one.place.place_id),
-            "facts": neutralize(facts_text(one, intent.language)),
+            "facts": neutralize(facts_text(one, intent)),
         }
         for one in candidates
     ]
@@ -168,9 +170,7 @@ def check_answer(text: str, intent: Intent, candidates: Sequence[Candidate], nam
         text = text.replace(f"[{shown(one.place.place_id)}]", chr(_CITED + at))
     for at in order:
         if name := shown(candidates[at].place.name):
-            text = re.sub(
-                rf"(?<!\w){re.escape(name)}(?!\w)" if name.isascii() else re.escape(name), chr(_NAMED + at), text, flags=re.I
-            )
+            text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", chr(_NAMED + at), text, flags=re.I)
     kept, struck = [], 0
     for sentence in filter(None, map(str.strip, _SENTENCE.split(text))):
         if _is_grounded(sentence, intent, candidates, names):
@@ -186,77 +186,56 @@ def check_answer(text: str, intent: Intent, candidates: Sequence[Candidate], nam
 
 
 def _is_grounded(sentence: str, intent: Intent, candidates: Sequence[Candidate], names: Gazetteer | None) -> bool:
-    named = {at for at in range(len(candidates)) if chr(_NAMED + at) in sentence}
-    citations = {at for at in range(len(candidates)) if chr(_CITED + at) in sentence}
-    same = {shown(candidates[at].place.name) for at in named} == {shown(candidates[at].place.name) for at in citations}
-    if not same or "[" in sentence or _LINK.search(sentence):
+    named = {shown(one.place.name) for at, one in enumerate(candidates) if chr(_NAMED + at) in sentence}
+    about = [one for at, one in enumerate(candidates) if chr(_CITED + at) in sentence]
+    if named != {shown(one.place.name) for one in about} or "[" in sentence or _LINK.search(sentence):
         return False
-    about = [candidates[at] for at in sorted(citations)]
     words = _PRIVATE.sub(" ; ", sentence)
-    return (
-        _numbers_hold(words, intent, about, len(candidates))
-        and _hours_hold(words, about)
-        and _words_hold(words, intent, about, names)
+    asked = _facts(intent.text) | _facts(understood(intent)) | {(str(len(candidates)), "")}
+    facts = [facts_text(one, intent) for one in about]
+    if not all(fact in asked or (facts and all(fact in _facts(one) for one in facts)) for fact in _facts(words)):
+        return False
+    if (said := _states(words)) and not (facts and all(said <= _states(one) for one in facts)):
+        return False
+    evidence = f" {_plain(_evidence(intent, about))} "
+    for found in _CAPITAL.finditer(words):
+        word = found[0].casefold()
+        starts = not found.start() and (word in function_words("en") or word in _STARTS)
+        if not starts and f" {_plain(word)} " not in evidence:
+            return False
+    quoted = [_plain(one[1]) for one in _QUOTED.finditer(words)]
+    return not any(f" {one} " not in evidence for one in quoted) and not any(
+        f" {run} " not in evidence and names is not None and names.find(run, intent.lat, intent.lon) for run in _runs(words)
     )
 
 
-def _numbers_hold(text: str, intent: Intent, about: list[Candidate], count: int) -> bool:
-    def check(found: re.Match[str]) -> str:
-        unit = found["unit"].casefold()
-        value = number(found["value"])
-        if unit.startswith("min") or unit == "分钟":
-            true = [value == _whole_minutes(one) for one in about]
-            asked = value == intent.minutes
-        else:
-            metres = value * (1000 if unit.startswith("k") or unit in ("公里", "千米") else 1)
-            true = [abs(metres - _shown_metres(one)) < 0.5 for one in about]
-            asked = False
-        return " " if asked or (true and all(true)) else "\0"
-
-    def check_clock(found: re.Match[str]) -> str:
-        hour, minute = int(found["hour"]), int(found["minute"] or (30 if found["half"] else 0))
-        hour = hour % 12 + 12 * (found["of"] in "pP") if found["of"] else hour
-        times = [(one.opening.until.hour, one.opening.until.minute) if one.opening.until else None for one in about]
-        asked = intent.when is not None and (intent.when.hour, intent.when.minute) == (hour, minute)
-        return " " if asked or (times and all(time == (hour % 24, minute) for time in times)) else "\0"
-
-    left = _CLOCK.sub(check_clock, _MEASURE.sub(check, text))
-    said = set(_DIGITS.findall(_evidence(intent, about))) | {str(count)}
-    return "\0" not in left and all(digits in said for digits in _DIGITS.findall(left))
+def _facts(text: str) -> set[tuple[str, str]]:
+    """(digits, unit) of the numbers in a text; number words before a unit count."""
+    digits = _SPELLED.sub(lambda found: f" {number(found[0]):g}", text)
+    short = {"met": "m", "kil": "km", "米": "m", "公里": "km", "千米": "km", "分钟": "min"}
+    return {(found[1], short.get(unit[:3], unit)) for found in _FACT.finditer(digits) for unit in [(found[2] or "").casefold()]}
 
 
-def _hours_hold(text: str, about: list[Candidate]) -> bool:
-    says_closed, unknown = _CLOSED.search(text), _UNKNOWN.search(text)
-    says_open = _OPEN.search(_CLOSED.sub(" ", text))
-    for state in {one.opening.state for one in about}:
-        if state == "unknown" and (says_open or says_closed) and not unknown:
-            return False
-        if state == "open" and says_closed or state == "closed" and says_open and not says_closed:
-            return False
-    return True
+def _states(text: str) -> set[str]:
+    """Of open, closed and unknown, what a text says."""
+    found = set()
+    for name, pattern in _STATES.items():
+        text, count = pattern.subn(" ", text)
+        found |= {name} if count else set()
+    return found
 
 
-def _words_hold(text: str, intent: Intent, about: list[Candidate], names: Gazetteer | None) -> bool:
-    evidence = f" {plain_name_of(_evidence(intent, about))} "
-    known = set(evidence.split()) | _STARTS
-    for found in _CAPITAL.finditer(text):
-        word = found[0].casefold()
-        if word not in known and plain_name(word) not in known and not (word in function_words("en") and not found.start()):
-            return False
-    quoted = [plain_name(one[1]) for one in _QUOTED.finditer(text)]
-    if any(one and f" {one} " not in evidence for one in quoted):
-        return False
-    for part in text.split(";") if names is not None else ():
-        words = plain_name_of(part).split()
+def _runs(text: str) -> Iterator[str]:
+    """Runs of words that may be the name of a place: two words or more, or three Han characters."""
+    for part in text.split(";"):
+        words = _plain(part).split()
         for at in range(len(words)):
             for end in range(at + 2, min(at + MAX_WORDS, len(words)) + 1):
-                run = " ".join(words[at:end])
-                if (run.isascii() or end - at > 2) and f" {run} " not in evidence and names.find(run, intent.lat, intent.lon):
-                    return False
-    return True
+                if end - at > 2 or words[at].isascii():
+                    yield " ".join(words[at:end])
 
 
-def plain_name_of(text: str) -> str:
+def _plain(text: str) -> str:
     """plain_name of a text that is longer than a name."""
     return " ".join(plain_name(text[at : at + 200]) for at in range(0, len(text), 200))
 
@@ -265,12 +244,12 @@ def _evidence(intent: Intent, about: list[Candidate]) -> str:
     known = [intent.text, *(need.text for need in intent.needs)]
     for one in about:
         tags = [f"{key} {value}" for key, value in one.place.tags.items()]
-        known += [one.place.name, *one.place.classes, *tags, one.place.text, *(hit.why for hit in one.hits.values())]
+        known += [facts_text(one, intent), one.place.name, *one.place.classes, *tags, one.place.text]
     return " ; ".join(known).replace("_", " ").replace("=", " ")[:20_000]
 
 
-def _line(candidate: Candidate, language: str) -> str:
-    return f"{cited(candidate)}{'：' if language == 'zh' else ': '}{facts_text(candidate, language)}"
+def _line(candidate: Candidate, intent: Intent) -> str:
+    return f"{cited(candidate)}{'：' if intent.language == 'zh' else ': '}{facts_text(candidate, intent)}"
 
 
 def _kind(candidate: Candidate) -> str:
@@ -281,35 +260,15 @@ def _whole_minutes(candidate: Candidate) -> int:
     return max(1, round(candidate.minutes))
 
 
-def _shown_metres(candidate: Candidate) -> float:
-    value, _, unit = metres_text(candidate.metres).partition(" ")
-    return float(value) * (1000 if unit == "km" else 1)
-
-
 def as_json(answer: Answer, place_ids: Sequence[str]) -> dict[str, Any]:
     """Everything with the evidence per layer. place_ids: of the town, by row."""
     intent = answer.intent
     return {
-        "question": intent.text,
-        "understood": {
-            "line": answer.understood,
-            "language": intent.language,
-            "needs": [{"text": need.text, "key": need.key, "excluded": need.excluded} for need in intent.needs],
-            "lat": intent.lat,
-            "lon": intent.lon,
-            "around": intent.around,
-            "around_id": intent.around_id,
-            "around_others": intent.around_others,
-            "unknown_places": list(intent.unknown_places),
-            "similar_places": list(intent.similar_places),
-            "minutes": intent.minutes,
-            "when": intent.when and intent.when.isoformat(),
-            "open_then": intent.open_then,
-            "companions": list(intent.companions),
-        },
+        "understood": answer.understood,
+        "intent": asdict(intent) | {"when": intent.when and intent.when.isoformat()},
         "answer": answer.text,
         "places": [_place_json(one, intent) for one in answer.candidates],
-        "beyond": None if answer.beyond is None else _place_json(answer.beyond, intent),
+        "beyond": answer.beyond and _place_json(answer.beyond, intent),
         "layers": {
             name: [{"place_id": place_ids[hit.row], "score": hit.score, "why": hit.why} for hit in hits]
             for name, hits in answer.hits.items()
@@ -322,16 +281,12 @@ def as_json(answer: Answer, place_ids: Sequence[str]) -> dict[str, Any]:
 
 
 def _place_json(candidate: Candidate, intent: Intent) -> dict[str, Any]:
-    place, opening = candidate.place, candidate.opening
+    place, until = candidate.place, candidate.opening.until
     return {
-        "place_id": place.place_id,
-        "name": place.name,
-        "lat": place.lat,
-        "lon": place.lon,
-        "classes": place.classes,
+        **{key: getattr(place, key) for key in ("place_id", "name", "kind", "lat", "lon", "classes", "tags", "text")},
         "metres": round(candidate.metres, 1),
         "minutes": round(candidate.minutes, 2),
-        "opening": {"state": opening.state, "until": opening.until and opening.until.isoformat()},
+        "opening": {"state": candidate.opening.state, "until": until and until.isoformat()},
         "tier": candidate.tier,
         "rules": [one.rule for one in computed(candidate, intent)],
         "score": candidate.score,

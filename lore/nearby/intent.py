@@ -8,10 +8,12 @@ and its times are read as those of an option. Not read: several middles ("betwee
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -23,7 +25,7 @@ from lore.codec.sanitize import neutralize
 from lore.engines.engine import Engine, Sampling
 from lore.nearby.gazetteer import MAX_WORDS, Gazetteer, Named, gazetteer, plain_name
 from lore.nearby.times import NUMBER, find_time, number, read_time
-from lore.nearby.town import Town
+from lore.nearby.town import Town, check_point
 from lore.support.errors import LoreError, reason
 from lore.support.text import compatible, printable, shortened
 from lore.support.untrusted_json import parse_json
@@ -105,7 +107,7 @@ COMPANIONS = {
 _COMPANIONS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in COMPANIONS.items()}
 METRES = {"m": 1.0, "km": 1000.0, "k": 1000.0, "mi": 1609.344, "f": 0.3048, "米": 1.0, "公": 1000.0, "千": 1000.0, "里": 500.0}
 _RADIUS = re.compile(
-    rf"(?i)(?:\b(?:within|in|under|up to) )?(?:\b(?:an? |about |the next )*)?(?<![\w.:])(?P<en>{NUMBER})[ -]?"
+    rf"(?i)(?:\b(?:within|in|under|up to) )?(?:\b(?:about |the next |an? ))?(?<![\w.:])(?P<en>{NUMBER})[ -]?"
     r"(?P<unit>min(?:ute)?s?|m|met(?:er|re)s?|km|kilomet(?:er|re)s?|mi|miles?|ft|feet)\b(?! ?(?:drive|by|bike|ride|bus))"
     r"(?: (?:walk(?:ing)?|on foot|away|distance|of me))*"
     rf"|\bwithin (?P<hours>{NUMBER}) hours?\b|\b(?P<half>half an hour)\b(?:'s walk)?"
@@ -130,6 +132,7 @@ _FILLERS |= frozenset(
     "近 远 请 走 店".split()
 )
 _ARTICLES = frozenset("a an the some something somewhere place".split())
+_NO_NAME = _FILLERS | _POSITION
 _PROMPT = Path(__file__).parent / "prompts" / "intent.md"
 
 
@@ -150,7 +153,7 @@ def understand(
 ) -> Intent:
     """The intent of a question. lat, lon: the person's position, in degrees. now: wall clock of the town. corrections: the later
     ones win. Raises LoreError for a text, position, walk or time out of bounds."""
-    check_position(lat, lon)
+    check_point(lat, lon)
     said = " ".join(printable(compatible(text[: MAX_QUESTION + 1])).split())
     if not said or len(text) > MAX_QUESTION:
         raise LoreError(
@@ -216,16 +219,8 @@ def read_position(text: str) -> tuple[float, float]:
         raise LoreError(
             f"{printable(text[:60])!r} is no position. Write latitude and longitude in degrees: 41.88,-87.63."
         ) from error
-    check_position(lat, lon)
+    check_point(lat, lon)
     return lat, lon
-
-
-def check_position(lat: float, lon: float) -> None:
-    if not (abs(lat) <= 90 and abs(lon) <= 180):  # also refuses NaN
-        raise LoreError(
-            f"The position {lat:g}, {lon:g} is not on the earth: latitude is -90 to 90 and longitude -180 to 180 degrees. Write "
-            "the latitude first: 41.88,-87.63."
-        )
 
 
 def understood(intent: Intent) -> str:
@@ -372,7 +367,7 @@ def _known_place(text: str, town: Town, names: Gazetteer, lat: float, lon: float
     less, such as "in", the name is that of an area, or is written with a capital."""
     tokens = [(plain_name(one[0]), one.start(), one.end()) for one in re.finditer(rf"[{HAN}]|[^\W_{HAN}]+(?:['’][a-z]+)?", text)]
     for marker in _BEFORE.finditer(text):
-        first = next((at for at, token in enumerate(tokens) if token[1] >= marker.end()), len(tokens))
+        first = bisect_left(tokens, marker.end(), key=itemgetter(1))
         first += first < len(tokens) and tokens[first][0] == "the"
         for end in range(min(first + MAX_WORDS, len(tokens)), first, -1):
             found = names.find(" ".join(token[0] for token in tokens[first:end]), lat, lon)
@@ -383,7 +378,7 @@ def _known_place(text: str, town: Town, names: Gazetteer, lat: float, lon: float
             if sure or (end - first > 1 and not text[start].isascii()):
                 return _without(text, [(marker.start(), tokens[end - 1][2])]), found
     for marker in _AFTER.finditer(text):
-        last = sum(token[2] <= marker.start() for token in tokens)
+        last = bisect_right(tokens, marker.start(), key=itemgetter(2))
         for first in range(max(0, last - MAX_WORDS), last):
             if found := names.find(" ".join(token[0] for token in tokens[first:last]), lat, lon):
                 return _without(text, [(tokens[first][1], marker.end())]), found
@@ -394,7 +389,7 @@ def _unknown_places(text: str, by_phrase: dict[tuple[str, ...], str]) -> tuple[s
     """The text without names that the town lacks, and the names."""
     tokens = _tokens(text)
     for marker in _BEFORE.finditer(text):
-        first = next((at for at, token in enumerate(tokens) if token.start >= marker.end()), len(tokens))
+        first = bisect_left(tokens, marker.end(), key=itemgetter(1))
         first += first < len(tokens) and tokens[first].word == "the"
         if first == len(tokens) or tokens[first].word in _POSITION or not (marker["strong"] or text[tokens[first].start].isupper()):
             continue
@@ -407,10 +402,10 @@ def _unknown_places(text: str, by_phrase: dict[tuple[str, ...], str]) -> tuple[s
         if end > first and (text[start].isupper() or not _longest(tokens, first, by_phrase)):
             return _without(text, [(marker.start(), tokens[end - 1].end)]), [text[start : tokens[end - 1].end]]
     for marker in _AFTER.finditer(text):
-        before = [token for token in tokens if token.end <= marker.start()]
-        name: list[_Token] = []
-        while before and before[-1].word[0].isalnum() and before[-1].word not in _FILLERS | _POSITION and len(name) < MAX_WORDS:
-            name.insert(0, before.pop())
-        if len(name) > 1 and not _longest(name, 0, by_phrase):
-            return _without(text, [(name[0].start, marker.end())]), [text[name[0].start : marker.start()].strip()]
+        first = last = bisect_right(tokens, marker.start(), key=itemgetter(2))
+        while first and last - first < MAX_WORDS and tokens[first - 1].word[0].isalnum() and tokens[first - 1].word not in _NO_NAME:
+            first -= 1
+        if last - first > 1 and not _longest(tokens[first:last], 0, by_phrase):
+            start = tokens[first].start
+            return _without(text, [(start, marker.end())]), [text[start : marker.start()].strip()]
     return text, []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
@@ -119,17 +120,19 @@ def open_scorer(folder: str | Path) -> Scorer:
     return JudgeScorer(engine, judge.rubric, judge.fmt, Sampling(), name)
 
 
-def opening_text(opening: Opening, language: str = "en") -> str:
-    """`open until 18:00`, `closed until Tue 09:00`, `hours unknown`."""
-    zh = language == "zh"
+def opening_text(opening: Opening, intent: Intent) -> str:
+    """`open until 18:00`, `closed until Tue 09:00`, `hours unknown`, in the language of the question."""
+    zh, until, when = intent.language == "zh", opening.until, intent.when
     if opening.state == "unknown":
         return "营业时间未知" if zh else "hours unknown"
-    if opening.until is None:
-        return {"open": "一直营业" if zh else "open all the time", "closed": "不营业" if zh else "closed"}[opening.state]
-    if opening.state == "open":
-        return f"营业至{opening.until:%H:%M}" if zh else f"open until {opening.until:%H:%M}"
-    day = f"周{'一二三四五六日'[opening.until.weekday()]}" if zh else f"{opening.until:%a} "
-    return f"已打烊，{day}{opening.until:%H:%M}开门" if zh else f"closed until {day}{opening.until:%H:%M}"
+    is_open = opening.state == "open"
+    if until is None:
+        return ("一直营业" if is_open else "不营业") if zh else ("open all the time" if is_open else "closed")
+    soon = when is not None and until - when < timedelta(hours=24) and (is_open or until.date() == when.date())
+    day = "" if soon else f"周{'一二三四五六日'[until.weekday()]}" if zh else f"{until:%a} "
+    if zh:
+        return f"营业至{day}{until:%H:%M}" if is_open else f"已打烊，{day}{until:%H:%M}开门"
+    return f"{opening.state} until {day}{until:%H:%M}"
 
 
 def _pair(candidate: Candidate, intent: Intent) -> Pair:
@@ -139,7 +142,7 @@ def _pair(candidate: Candidate, intent: Intent) -> Pair:
     known = {
         "category": ", ".join(place.classes),
         "walk": f"{candidate.minutes:.0f} minutes of {intent.minutes:.0f}",
-        "opening": asked + opening_text(candidate.opening),
+        "opening": asked + opening_text(candidate.opening, intent),
         "found by": "; ".join(hit.why for hit in candidate.hits.values()),
     }
     attributes = {key: value for key, value in known.items() if value} | dict(list(place.tags.items())[:SHOWN_TAGS])
