@@ -4,8 +4,8 @@
         rows, metres = town.near(41.88, -87.63, 1200)
 
 Row numbers are those of the order in which places were written, from 0. Ids, names, kinds, coordinates, classes and hours are read
-into memory at opening, and outlines as one array; tags, texts, vectors and streets when they are asked for. Times and memory of towns of 500 to
-200,000 places: benchmarks/nearby_speed.py.
+into memory at opening, and outlines as one array; tags, texts, vectors and streets when they are asked for. Times and memory of
+towns of 500 to 200,000 places: benchmarks/nearby_speed.py.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def write_town(
     encode: Encode | None = None,
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> int:
-    """Writes a town, complete or not at all, and returns the number of its places. Raises LoreError for a place_id that comes twice.
+    """Writes a town, complete or not at all, and returns the number of its places. Raises LoreError for a repeated place_id.
 
-    meta: JSON values that Town.meta gives back. encode: called for 1,024 places at a time. arrays: of numbers, in one dimension, that
-    Town.array gives back.
+    meta: JSON values that Town.meta gives back. encode: called for 1,024 places at a time. arrays: of numbers, in one dimension,
+    that Town.array gives back.
     """
     part = part_of(path)
     open_part(part, path).close()
@@ -144,8 +144,8 @@ def _box(place: Place) -> tuple[float, float, float, float]:
 
 
 class Town:
-    """Open with Town.open. names, place_ids, kinds, hours: by row. lats, lons (n,): degrees. classes: by row, see Place; rows of the
-    same classes share one list, which must not be changed."""
+    """Open with Town.open. names, place_ids, kinds, hours, outlined: by row. lats, lons (n,): degrees. classes: by row, see Place;
+    rows of the same classes share one list, which must not be changed."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection):
         self.path, self._connection = path, connection
@@ -154,7 +154,7 @@ class Town:
         self.place_ids, self.names, self.kinds, self.classes, self.hours = ([None] * count for _ in range(5))
         self.lats, self.lons = np.empty(count), np.empty(count)
         self._points, self._starts = self.array("outline_points").reshape(-1, 2), self.array("outline_starts")
-        self._outlined = np.diff(self._starts) > 0
+        self.outlined = np.diff(self._starts) > 0
         lists: dict[str, list[str]] = {}
         texts: dict[str | None, str | None] = {}
         read = connection.execute("select row, place_id, name, kind, lat, lon, classes, hours from place")
@@ -202,7 +202,7 @@ class Town:
         query = f"select row, {', '.join(COLUMNS)} from place where row in (select value from json_each(?))"
         found = {row: _place(cells) for row, *cells in self._connection.execute(query, [json.dumps(wanted)])}
         for row in found:
-            if self._outlined[row]:
+            if self.outlined[row]:
                 found[row].outline = list(map(tuple, self._points[self._starts[row] : self._starts[row + 1] - 1].tolist()))
         return [found[row] for row in wanted]
 
@@ -236,12 +236,12 @@ class Town:
         return None if found is None else np.frombuffer(found[1], dtype=found[0])
 
     def near(self, lat: float, lon: float, metres: float) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (n,) within a straight distance, and the distances (n,), the nearest first. The distance to an outline is that to its
-        nearest point, and 0 inside of a polygon. Raises LoreError for coordinates out of range."""
+        """Rows (n,) within a straight distance, and the distances (n,), the nearest first. The distance to an outline is that to
+        its nearest point, and 0 inside of a polygon. Raises LoreError for coordinates out of range."""
         check_point(lat, lon)
         rows = self._touching(lat, lon, metres)
         distances = haversine(lat, lon, self.lats[rows], self.lons[rows])
-        at = np.flatnonzero(self._outlined[rows])
+        at = np.flatnonzero(self.outlined[rows])
         if len(at):
             distances[at] = outline_metres(lat, lon, *self.outlines(rows[at]))
         order = np.argsort(distances, kind="stable")
@@ -251,7 +251,7 @@ class Town:
     def areas(self, lat: float, lon: float) -> list[int]:
         """Rows of the areas that a point lies in. Raises LoreError for coordinates out of range."""
         rows, _ = self.near(lat, lon, 0.0)
-        return [int(row) for row in rows if self.kinds[row] == "area" and self._outlined[row]]
+        return [int(row) for row in rows if self.kinds[row] == "area" and self.outlined[row]]
 
     def _touching(self, lat: float, lon: float, metres: float) -> np.ndarray:
         """Rows, in order, whose box a circle touches; some others too, never one less."""
@@ -321,7 +321,8 @@ def outline_metres(lat: float, lon: float, points: np.ndarray, starts: np.ndarra
     """
     distances = haversine(lat, lon, points[:, 0], points[:, 1])
     south, north, turn = np.radians(lat), np.radians(points[:, 0]), np.radians(points[:, 1] - lon)
-    bearings = np.arctan2(np.sin(turn) * np.cos(north), np.cos(south) * np.sin(north) - np.sin(south) * np.cos(north) * np.cos(turn))
+    ahead = np.cos(south) * np.sin(north) - np.sin(south) * np.cos(north) * np.cos(turn)
+    bearings = np.arctan2(np.sin(turn) * np.cos(north), ahead)
     x, y = distances * np.sin(bearings), distances * np.cos(bearings)
     next_x, next_y = np.append(x[1:], np.nan), np.append(y[1:], np.nan)
     along_x, along_y = next_x - x, next_y - y
