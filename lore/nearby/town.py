@@ -211,6 +211,11 @@ class Town:
         for first in range(0, len(self), CHUNK):
             yield from self.places(range(first, min(first + CHUNK, len(self))))
 
+    def tags(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """(row, tags) of the places that have tags."""
+        for row, tags in self._connection.execute("select row, tags from place where tags != '{}' order by row"):
+            yield row, json.loads(tags)
+
     def about(self, rows: Sequence[int] | np.ndarray) -> dict[int, list[int]]:
         """Rows of the posts and events about each of the rows that have some."""
         found: dict[int, list[int]] = {}
