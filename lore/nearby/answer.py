@@ -50,7 +50,7 @@ _STATES = {
     "closed": re.compile(r"(?i)\bclosed\b|不营业|打烊|关门|停业"),
     "open": re.compile(r"(?i)\bopen\b|营业|开着"),
 }
-_CAPITAL = re.compile(r"(?<![\w'’])[^\W\d_a-z\u3400-\u9fff][\w'’]*")
+_WORD = re.compile(r"[^\W\d_\u3400-\u9fff](?:[^\W\u3400-\u9fff]|['’])*")
 _QUOTED = re.compile(r"[「“《\"]([^」”》\"]{1,80})[」”》\"]")
 _STARTS = frozenset("try visit head both another also nothing none nearest closest you're it's here's there's".split())
 _PROMPT = Path(__file__).parent / "prompts" / "answer.md"
@@ -193,30 +193,29 @@ def _is_grounded(sentence: str, intent: Intent, candidates: Sequence[Candidate],
     words = _PRIVATE.sub(" ; ", sentence)
     asked = _facts(intent.text) | _facts(understood(intent)) | {(str(len(candidates)), "")}
     facts = [facts_text(one, intent) for one in about]
-    if not all(fact in asked or (facts and all(fact in _facts(one) for one in facts)) for fact in _facts(words)):
-        return False
-    if (said := _states(words)) and not (facts and all(said <= _states(one) for one in facts)):
-        return False
+    for read in (_facts, _states):
+        said = read(words) - (asked if read is _facts else set())
+        if said and not (facts and all(said <= read(one) for one in facts)):
+            return False
     evidence = f" {_plain(_evidence(intent, about))} "
-    for found in _CAPITAL.finditer(words):
+    for found in filter(lambda one: one[0][0].isupper(), _WORD.finditer(words)):
         word = found[0].casefold()
         starts = not found.start() and (word in function_words("en") or word in _STARTS)
         if not starts and f" {_plain(word)} " not in evidence:
             return False
     quoted = [_plain(one[1]) for one in _QUOTED.finditer(words)]
-    return not any(f" {one} " not in evidence for one in quoted) and not any(
-        f" {run} " not in evidence and names is not None and names.find(run, intent.lat, intent.lon) for run in _runs(words)
-    )
+    named_here = [run for run in _runs(words) if names is not None and names.find(run, intent.lat, intent.lon)]
+    return all(f" {one} " in evidence for one in (*quoted, *named_here))
 
 
-def _facts(text: str) -> set[tuple[str, str]]:
+def _facts(text: str) -> set[Any]:
     """(digits, unit) of the numbers in a text; number words before a unit count."""
     digits = _SPELLED.sub(lambda found: f" {number(found[0]):g}", text)
     short = {"met": "m", "kil": "km", "米": "m", "公里": "km", "千米": "km", "分钟": "min"}
     return {(found[1], short.get(unit[:3], unit)) for found in _FACT.finditer(digits) for unit in [(found[2] or "").casefold()]}
 
 
-def _states(text: str) -> set[str]:
+def _states(text: str) -> set[Any]:
     """Of open, closed and unknown, what a text says."""
     found = set()
     for name, pattern in _STATES.items():

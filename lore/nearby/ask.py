@@ -18,6 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import numpy as np
+
 from lore.config.sections import Conflict, StrictModel
 from lore.config.validation import validate
 from lore.config.yaml_text import read_recipe_text
@@ -169,12 +171,19 @@ def _pass_rules(found: Sequence[Candidate], intent: Intent) -> list[Candidate]:
 
 def _nearest_beyond(town: Town, intent: Intent, graph: Graph) -> Candidate | None:
     """The nearest place that meets the question, as far as anyone may ask to walk."""
-    far = replace(intent, minutes=MINUTES[1])
-    reach = within(town, intent.lat, intent.lon, far.minutes)
-    hits = _retrieve(town, far, reach, graph, [graph, Names(town)], len(reach.rows))
-    equal = {name: [replace(hit, score=1.0) for hit in found] for name, found in hits.items()}  # of equal ones the nearest is first
-    found = _pass_rules(candidates(town, far, reach, equal, _opening_of(town, far), POOL), far)
-    return min(found, key=lambda one: one.metres, default=None)
+    minutes = intent.minutes
+    while minutes < MINUTES[1]:
+        minutes = min(2 * minutes, MINUTES[1])
+        far = replace(intent, minutes=minutes)
+        reach = within(town, intent.lat, intent.lon, minutes)
+        hits = _retrieve(town, far, reach, graph, [graph, Names(town)], len(reach.rows))
+        equal = {name: [replace(hit, score=1.0) for hit in found] for name, found in hits.items()}  # then the nearest comes first
+        met = np.isin(reach.rows, [hit.row for found in hits.values() for hit in found])
+        reach = replace(reach, rows=reach.rows[met], metres=reach.metres[met], minutes=reach.minutes[met])
+        found = _pass_rules(candidates(town, far, reach, equal, _opening_of(town, far), POOL), far)
+        if found:
+            return min(found, key=lambda one: one.metres)
+    return None
 
 
 def _opening_of(town: Town, intent: Intent) -> Callable[[Place], Opening]:

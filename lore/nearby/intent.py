@@ -280,9 +280,10 @@ def _minutes(found: re.Match[str]) -> float:
 
 def _without(text: str, spans: Iterable[tuple[int, int]]) -> str:
     """The text, of the same length, with semicolons for what has been read."""
+    signs = list(text)
     for start, end in spans:
-        text = text[:start] + ";" * (end - start) + text[end:]
-    return text
+        signs[start:end] = ";" * (end - start)
+    return "".join(signs)
 
 
 def _tokens(text: str) -> list[_Token]:

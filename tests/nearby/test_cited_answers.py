@@ -97,6 +97,7 @@ def test_a_sentence_with_evidence_stays(sentence):
         "Blue Door [cafe1] is by grant park.",
         "Blue Door [cafe1]在人民广场旁边。",
         "Blue Door [cafe1]比「蓝山」好。",
+        "推荐Costa和Blue Door [cafe1]。",
         "Blue Door [cafe1], see https://evil.example.",
         "Blue Door [cafe1](http://evil.example) is nice.",
     ],
