@@ -42,6 +42,8 @@ from lore.support.errors import LoreError
 
 POOL = 40
 """Places that are checked against the rules, and graded by a judge."""
+BEYOND_MINUTES = 60.0
+"""How far the nearest place is looked for if the circle has none."""
 
 
 class Names:
@@ -170,10 +172,10 @@ def _pass_rules(found: Sequence[Candidate], intent: Intent) -> list[Candidate]:
 
 
 def _nearest_beyond(town: Town, intent: Intent, graph: Graph) -> Candidate | None:
-    """The nearest place that meets the question, as far as anyone may ask to walk."""
-    minutes = intent.minutes
-    while minutes < MINUTES[1]:
-        minutes = min(2 * minutes, MINUTES[1])
+    """The nearest place that meets the question within BEYOND_MINUTES; of a longer walk, as far as anyone may ask to walk."""
+    minutes, most = intent.minutes, BEYOND_MINUTES if intent.minutes < BEYOND_MINUTES else MINUTES[1]
+    while minutes < most:
+        minutes = min(2 * minutes, most)
         far = replace(intent, minutes=minutes)
         reach = within(town, intent.lat, intent.lon, minutes)
         hits = _retrieve(town, far, reach, graph, [graph, Names(town)], len(reach.rows))
