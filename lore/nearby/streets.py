@@ -73,9 +73,11 @@ class Streets:
         return bool(np.isfinite(self._nearest([lat], [lon])[0]).any())
 
     def _nearest(self, lats: np.ndarray, lons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Metres to the nearest crossings (n, k), infinite beyond MAX_TO_STREET_METRES, and their numbers (n, k)."""
+        """Metres to the nearest crossings (n, k), infinite beyond MAX_TO_STREET_METRES, and their numbers (n, k). Only crossings
+        about as near as the nearest count: others may lie across a river."""
         points = _in_metres(np.asarray(lats), np.asarray(lons))
-        return self._crossings.query(points, k=CROSSINGS, distance_upper_bound=MAX_TO_STREET_METRES)
+        metres, numbers = self._crossings.query(points, k=CROSSINGS, distance_upper_bound=MAX_TO_STREET_METRES)
+        return np.where(metres <= 1.5 * metres[:, :1] + 10, metres, np.inf), numbers
 
     def walks(self, town: Town, lat: float, lon: float, rows: np.ndarray, most: float) -> np.ndarray:
         """Metres (n,) from a point to rows by the streets; infinite for a walk longer than `most`."""

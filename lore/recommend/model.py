@@ -267,6 +267,10 @@ class TrainedRecommender:
             states = self.model.states(tokens, self.vectors)[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
             return self.model.scores(states, self.vectors, self.prior, tokens).numpy()
 
+    def shares(self, histories: list[np.ndarray]) -> np.ndarray:
+        """The softmax of the scores: the probability of each item that training fits."""
+        return torch.softmax(torch.from_numpy(self.scores(histories)), dim=1).numpy()
+
     def with_items(self, item_ids: Sequence[str], codes: Sequence[Codes]) -> TrainedRecommender:
         """The same model with new items behind its catalogue, read and scored by the code prefixes that they share with known ones.
 
