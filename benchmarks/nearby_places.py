@@ -17,10 +17,11 @@ are alike. Names are those of rows of the town, so that none is made up.
 
 import argparse
 import csv
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -41,7 +42,7 @@ from lore.support.text import normalize
 
 CITIES = {"Chicago": "Chicago-2020.csv", "Washington": "DC-2017.csv"}
 MINUTES, METRES_A_MINUTE, WINDING = 15.0, 80.0, 1.3
-CENTERS, CELL, SHOWN = 6, 0.02, 4
+CELL, SHOWN = 0.02, 4
 TAG = re.compile(r'"([^"\\]*)"=>"([^"\\]*)"')
 
 
@@ -100,7 +101,7 @@ def open_city(path: Path, file: Path, encode: Encode, relations: Relations) -> C
     return City(town, places, Reach(np.arange(size), np.zeros(size), np.zeros(size)), hours)
 
 
-def make_queries(city: City, name: str, keys: list[dict], seed: int = 0) -> list[Query]:
+def make_queries(city: City, name: str, keys: list[dict], most_centers: int, seed: int = 0) -> list[Query]:
     rng, found = np.random.default_rng(seed), []
     for key in keys:
         if name not in key.get("cities", CITIES):
@@ -127,7 +128,7 @@ def make_queries(city: City, name: str, keys: list[dict], seed: int = 0) -> list
                 intent = Intent(wording, middle.lat, middle.lon, needs=(Need(wording),), when=when, open_then=when is not None)
                 found.append(Query(name, key["key"], wording, develops, intent, Reach(near, walked, walked / METRES_A_MINUTE), relevant))
                 centers += 1
-                if centers == CENTERS:
+                if centers == most_centers:
                     break
     return found
 
@@ -189,7 +190,7 @@ class Systems:
 
     def fused(self, query: Query, layers: list, reach: Reach, learned: LearnedFusion | None = None) -> list[int]:
         hits = {layer.name: layer.retrieve(query.intent, reach, DEPTH) for layer in layers}
-        return self.open_only(query, [row for row, _ in fuse(self.town, reach, hits, learned)])
+        return self.open_only(query, [row for row, _ in fuse(reach, hits, learned)])
 
     def open_only(self, query: Query, rows: list[int]) -> list[int]:
         return [row for row in rows if self.city.state(row, query.intent.when) != "closed"][:SHOWN]
@@ -203,14 +204,14 @@ class Systems:
         hits = self.vector.retrieve(query.intent, self.city.everywhere, DEPTH)
         return self.open_only(query, [hit.row for hit in hits if hit.row in inside])
 
-    def all(self, learned: LearnedFusion | None) -> dict[str, Callable[[Query], list[int]]]:
+    def all(self, learned: LearnedFusion) -> dict[str, Callable[[Query], list[int]]]:
         graph, vector, everywhere = self.graph, self.vector, self.city.everywhere
-        found = {
-            "full": lambda one: self.fused(one, [graph, vector], one.reach),
-            "full, learned": lambda one: self.fused(one, [graph, vector], one.reach, learned),
+        return {
+            "full": lambda one: self.fused(one, [graph, vector], one.reach, learned),
+            "full, reciprocal ranks": lambda one: self.fused(one, [graph, vector], one.reach),
             "without vector": lambda one: self.fused(one, [graph], one.reach),
             "without graph": lambda one: self.fused(one, [vector], one.reach),
-            "without geo": lambda one: self.fused(one, [graph, vector], everywhere),
+            "without geo": lambda one: self.fused(one, [graph, vector], everywhere, learned),
             "graph alone": lambda one: self.fused(one, [graph], everywhere),
             "vector alone": lambda one: self.fused(one, [vector], everywhere),
             "geo alone (nearest first)": lambda one: self.open_only(one, one.reach.rows.tolist()),
@@ -220,6 +221,123 @@ class Systems:
             "hashed words in the circle": lambda one: self.fused(one, [self.hashed], one.reach),
             "best possible": lambda one: self.open_only(one, sorted(one.relevant)),
         }
-        if learned is None:
-            del found["full, learned"]
-        return found
+
+
+def fit(queries: list[Query], systems: dict[str, Systems]) -> LearnedFusion:
+    """On the lists of the developing queries."""
+    features, relevant = [], []
+    for query in queries:
+        one = systems[query.city]
+        hits = {layer.name: layer.retrieve(query.intent, query.reach, DEPTH) for layer in (one.graph, one.vector)}
+        rows = [row for row, _ in fuse(query.reach, hits) if one.city.state(row, query.intent.when) != "closed"]
+        features.append(evidence(hits, rows))
+        relevant += [row in query.relevant for row in rows]
+    return LearnedFusion.fit(np.concatenate(features), np.array(relevant))
+
+
+def speed(size: int = 200_000, dimension: int = 384) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((size, dimension), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    layer = Vectors(vectors, lambda texts: vectors[:1], load_relations())
+    for reached in (1_000, 5_000, 20_000, size):
+        rows = np.sort(rng.permutation(size)[:reached])
+        reach, seconds = Reach(rows, np.zeros(reached), np.zeros(reached)), []
+        for _ in range(20):
+            began = time.perf_counter()
+            layer.retrieve(Intent("words", 0, 0), reach, DEPTH)
+            seconds.append(time.perf_counter() - began)
+        print(f"{reached:,} of {size:,} rows within reach: median {1000 * np.median(seconds):.1f} ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, nargs="?", help="osm_poi")
+    parser.add_argument("--encoder", help="folder of a sentence encoder")
+    parser.add_argument("--save", type=Path, help="where the learned fusion goes")
+    parser.add_argument("--speed", action="store_true", help="only measure dot products over 200,000 rows")
+    parser.add_argument("--centers", type=int, default=3, help="per wording and city")
+    arguments = parser.parse_args()
+    if arguments.speed:
+        return speed()
+    began, work = time.perf_counter(), Path(os.environ.get("LORE_RUNS", "runs")) / "nearby_places"
+    work.mkdir(parents=True, exist_ok=True)
+    relations, keys = load_relations(), yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    check_held_out(keys, relations)
+    encode = kept(sentence_encoder(arguments.encoder), work / "texts.npz")
+    linker, systems, queries = Linker(relations, encode), {}, []
+    for name, file in CITIES.items():
+        city = open_city(work / f"{name}.db", arguments.folder / file, encode, relations)
+        systems[name] = Systems(city, relations, encode, linker)
+        queries += make_queries(city, name, keys, arguments.centers)
+    develop, measure = ([one for one in queries if one.develops is side] for side in (True, False))
+    learned = fit(develop, systems)
+    encode.save()
+    if arguments.save:
+        learned.save(arguments.save)
+    print(f"{time.perf_counter() - began:.0f} s until {len(develop):,} queries had developed; {len(measure):,} measure")
+    print("learned:", dict(zip(learned.features, np.round(np.array(learned.weight) / learned.scale, 2).tolist(), strict=True)))
+
+    groups = np.unique([one.wording for one in measure], return_inverse=True)[1]
+    shown = {}
+    for name in systems["Chicago"].all(learned):
+        run = {city: one.all(learned)[name] for city, one in systems.items()}
+        took = time.perf_counter()
+        found = [run[query.city](query) for query in measure]
+        milliseconds = 1000 * (time.perf_counter() - took) / len(measure)
+        shown[name] = [judge(systems[query.city].city, query, rows) for query, rows in zip(measure, found, strict=True)]
+        print(f"| {name} | {' | '.join(str(one) for one in summary(shown[name], groups).values())} | {milliseconds:.1f} |", flush=True)
+    print("\nFull, minus:")
+    for name, those in shown.items():
+        parts = [
+            estimate_of([getattr(full, part) - getattr(one, part) for full, one in zip(shown["full"], those, strict=True)], groups)
+            for part in ("precision", "ndcg", "str")
+        ]
+        print(f"| {name} | {' | '.join(map(str, parts))} |")
+    for city in CITIES:
+        mask = [query.city == city for query in measure]
+        for name in ("full", "without graph", "without vector", "best possible"):
+            those = [one for one, here in zip(shown[name], mask, strict=True) if here]
+            print(f"| {city}: {name} | {' | '.join(map(str, summary(those, groups[mask]).values()))} |")
+    print(f"{time.perf_counter() - began:.0f} s")
+
+
+def summary(shown: list[Shown], groups: np.ndarray) -> dict[str, Estimate]:
+    return {one.name: estimate_of([getattr(each, one.name) for each in shown], groups) for one in fields(Shown)}
+
+
+def estimate_of(values: list[float], groups: np.ndarray) -> "Percent":
+    return Percent(mean_estimate(np.array(values), groups))
+
+
+@dataclass(frozen=True)
+class Percent:
+    estimate: Estimate
+
+    def __str__(self) -> str:
+        one = self.estimate
+        return f"{100 * one.value:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+
+
+class kept:  # noqa: N801 - used as a function
+    """An encoder that keeps the vectors of single texts in a file, so that a rerun encodes nothing."""
+
+    def __init__(self, encode: Encode, path: Path):
+        self._encode, self._path = encode, path
+        self._known = {}
+        if path.exists():
+            with np.load(path) as file:
+                self._known = dict(zip(file["texts"].tolist(), file["vectors"], strict=True))
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            self._known.update(zip(new, self._encode(new), strict=True))
+        return np.stack([self._known[text] for text in texts])
+
+    def save(self) -> None:
+        np.savez(self._path, texts=list(self._known), vectors=np.stack(list(self._known.values())))
+
+
+if __name__ == "__main__":
+    main()

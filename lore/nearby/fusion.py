@@ -1,12 +1,14 @@
 """Joins what the layers found into one order, and makes candidates of the best.
 
-Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009): the sum over the layers of 1 / (60 + rank). Places of equal score in a
-layer share its best rank, so that the other layer orders, say, twenty cafes that the graph finds equally good. Distance is no third
-ranking: the circle has been drawn, and of equal places the nearer one comes first.
+Learned fusion (LearnedFusion, the default with a sentence encoder: fusion.json): a linear score over the layers' scores, fitted by
+logistic regression on judged lists. It keeps how sure the graph is, which ranks lose. Ranks, distance and known hours did not improve
+it in cross-validation, so it does not see them.
 
-The learned fusion (LearnedFusion) is a linear score over the same evidence, fitted by logistic regression on judged lists:
+    python benchmarks/nearby_places.py $LORE_DATA/osm_poi --encoder FOLDER --save lore/nearby/fusion.json
 
-    python benchmarks/nearby_places.py --save fusion.json
+Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009), without learned weights: the sum over the layers of 1 / (60 + rank).
+Places of equal score in a layer share its best rank, so that the other layer orders, say, twenty cafes that the graph finds equally
+good. Distance is no third ranking: the circle has been drawn, and of equal places the nearer one comes first.
 """
 
 from __future__ import annotations
@@ -30,11 +32,12 @@ from lore.support.atomic_files import write_atomic
 from lore.support.bounds import MAX_WEIGHT
 from lore.support.untrusted_json import read_object
 
+SHIPPED = Path(__file__).with_name("fusion.json")
 RANK_OFFSET = 60
 DEPTH = 100
 """Hits that each layer is asked for."""
 LAYERS = ("graph", "vector")
-FEATURES = (*(f"{name}.{what}" for name in LAYERS for what in ("rank", "score", "found")), "minutes", "hours_known")
+FEATURES = tuple(f"{name}.{what}" for name in LAYERS for what in ("score", "found"))
 Hits = Mapping[str, Sequence[Hit]]
 Number = Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)]
 
@@ -45,19 +48,13 @@ def reciprocal_ranks(hits: Sequence[Hit]) -> np.ndarray:
     return 1 / (RANK_OFFSET + 1 + np.searchsorted(-scores, -scores, side="left"))
 
 
-def evidence(town: Town, reach: Reach, hits: Hits, rows: Sequence[int]) -> np.ndarray:
-    """(n, 8) what the learned fusion sees of each row: FEATURES."""
-    minutes = dict(zip(reach.rows.tolist(), reach.minutes.tolist(), strict=True))
+def evidence(hits: Hits, rows: Sequence[int]) -> np.ndarray:
+    """(n, 4) what the learned fusion sees of each row: FEATURES."""
     at = {row: number for number, row in enumerate(rows)}
     found = np.zeros((len(rows), len(FEATURES)))
     for number, name in enumerate(LAYERS):
-        here = hits.get(name, ())
-        places = [at[hit.row] for hit in here]
-        found[places, 3 * number] = RANK_OFFSET * reciprocal_ranks(here)
-        found[places, 3 * number + 1] = [hit.score for hit in here]
-        found[places, 3 * number + 2] = 1.0
-    found[:, -2] = [minutes[row] for row in rows]
-    found[:, -1] = [town.hours[row] is not None for row in rows]
+        for hit in hits.get(name, ()):
+            found[at[hit.row], 2 * number : 2 * number + 2] = hit.score, 1.0
     return found
 
 
@@ -78,7 +75,7 @@ class LearnedFusion(StrictModel):
 
     @classmethod
     def fit(cls, features: np.ndarray, relevant: np.ndarray) -> Self:
-        """features (n, 8) of evidence over all judged lists, relevant (n,) bool."""
+        """features (n, 4) of evidence over all judged lists, relevant (n,) bool."""
         from sklearn.linear_model import LogisticRegression  # takes time to load
 
         mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
@@ -86,7 +83,7 @@ class LearnedFusion(StrictModel):
         return cls(features=list(FEATURES), mean=mean.tolist(), scale=scale.tolist(), weight=model.coef_[0].tolist())
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path = SHIPPED) -> Self:
         """Raises LoreError for another file."""
         content = read_object(path, "places cannot be ordered by it", "Fit it again, or leave it out: reciprocal rank fusion needs none.")
         return validate(RecipeText(path, content), cls)
@@ -98,13 +95,13 @@ class LearnedFusion(StrictModel):
         return ((features - np.array(self.mean)) / np.array(self.scale)) @ np.array(self.weight)
 
 
-def fuse(town: Town, reach: Reach, hits: Hits, learned: LearnedFusion | None = None) -> list[tuple[int, float]]:
+def fuse(reach: Reach, hits: Hits, learned: LearnedFusion | None = None) -> list[tuple[int, float]]:
     """(row, score) of all places that a layer found, the best first; of equal ones the nearest."""
     nearness = {row: at for at, row in enumerate(reach.rows.tolist())}
     rows = sorted({hit.row for found in hits.values() for hit in found}, key=nearness.__getitem__)
     scores = np.zeros(len(rows))
     if learned is not None:
-        scores = learned.scores(evidence(town, reach, hits, rows))
+        scores = learned.scores(evidence(hits, rows))
     else:
         at = {row: number for number, row in enumerate(rows)}
         for found in hits.values():
@@ -128,7 +125,7 @@ def candidates(
     at = {row: number for number, row in enumerate(reach.rows.tolist())}
     hit_of = {name: {hit.row: hit for hit in found} for name, found in hits.items()}
     kept: list[Candidate] = []
-    for row, score in fuse(town, reach, hits, learned):
+    for row, score in fuse(reach, hits, learned):
         if len(kept) == k:
             break
         (place,) = town.places([row])

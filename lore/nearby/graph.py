@@ -1,6 +1,6 @@
 """The graph layer: from the needs of a question over categories, tags, events and areas to the places within reach.
 
-    words -> need                        by Need.key, else by the phrases of relations.yaml that mean about the same (Linker)
+    words -> need                        by Need.key, else to the needs whose phrases mean about the same (Linker), each weighted
     need -> category, tag                its weight
     category -> narrower category        x decay
     category, tag -> place               1
@@ -44,6 +44,8 @@ RELATIONS = Path(__file__).with_name("relations.yaml")
 CONDITION_WEIGHT, MEETS = 0.5, 0.5
 """Of a condition in the score; the strength from which on a place has what is excluded."""
 MOST_AREAS = 100
+LINKS, TEMPERATURE, CONDITION_LIKENESS = 10, 0.05, 0.35
+"""Of Linker: chosen on the developing half of benchmarks/nearby_places.py."""
 Encode = Callable[[Sequence[str]], np.ndarray]
 """From n texts to unit vectors (n, dimension)."""
 Phrase = Annotated[str, Field(min_length=1, max_length=100)]
@@ -143,20 +145,25 @@ def load_relations(path: str | Path = RELATIONS) -> Relations:
 
 
 class Linker:
-    """Finds the needs that words mean, where no phrase of the relations occurs in them."""
+    """Finds the needs that words mean where the grammar found no phrase of the relations in them."""
 
     def __init__(self, relations: Relations, encode: Encode):
         phrases = [(need, phrase) for need in relations.needs for phrase in need.en]
         self._needs, self._encode = [need for need, _ in phrases], encode
-        self._vectors = encode([phrase for _, phrase in phrases]).astype(np.float32)
+        self._vectors = encode([phrase for _, phrase in phrases])
+        self.link = lru_cache(maxsize=256)(self._link)
 
-    def link(self, text: str) -> list[tuple[str, float]]:
-        """(key, weight 0 to 1), the best first: at most MOST_LINKS needs, and one condition."""
-        likeness = self._vectors @ self._encode([text])[0].astype(np.float32)
-        best: dict[str, float] = {}
-        for at in np.argsort(-likeness):
-            best.setdefault(self._needs[at].key, float(likeness[at]))
-        return list(best.items())
+    def _link(self, text: str) -> list[tuple[str, float]]:
+        """(key, weight): the LINKS needs whose phrases are most like the text, by a softmax over their likeness, because the first
+        one is often a near miss; and the best condition, if it is alike enough, by its likeness."""
+        likeness = self._vectors @ self._encode([text])[0]
+        best: dict[str, tuple[NeedRelations, float]] = {}
+        for at in np.argsort(-likeness).tolist():
+            best.setdefault(self._needs[at].key, (self._needs[at], float(likeness[at])))
+        kinds = [(key, alike) for key, (need, alike) in best.items() if not need.condition][:LINKS]
+        conditions = [(key, alike) for key, (need, alike) in best.items() if need.condition and alike > CONDITION_LIKENESS][:1]
+        weights = np.exp(np.array([alike for _, alike in kinds]) / TEMPERATURE)
+        return [(key, float(weight)) for (key, _), weight in zip(kinds, weights / weights.sum(), strict=True)] + conditions
 
 
 @dataclass(frozen=True)
