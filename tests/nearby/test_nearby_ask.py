@@ -81,6 +81,13 @@ def test_nothing_in_reach_names_the_nearest_beyond_apart(answers):
     assert answers("unicorn stable").text.splitlines()[0] == "“unicorn stable” is no need that LORE knows."
 
 
+def test_a_place_far_from_everything_gets_an_answer_too(town, graph):
+    for text in ("coffee, open now", "Starbucks", "what is here?"):
+        answer = ask(town, text, -80.0, 179.99, now=MONDAY, graph=graph)
+        assert answer.candidates == [] and answer.beyond is None
+        assert answer.text.splitlines()[-1] == "Nothing that meets this is within 15 min on foot."
+
+
 def test_a_name_is_found_without_a_need(answers):
     assert ids(answers("starbucks")) == ["cafe2"]
     answer = answers("Blue Door near Union Station")
