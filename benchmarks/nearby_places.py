@@ -4,24 +4,23 @@
     python benchmarks/nearby_places.py --speed
 
 --encoder: all-MiniLM-L6-v2 or another sentence encoder. Queries are the wordings of nearby_places.yaml at centers that lie at a
-place. Half of the wordings and half of the neighborhoods (cells of 0.02 degrees) develop: the threshold of the linker and the learned
-fusion come from them. The other halves measure. A center has at least one relevant place within 15 minutes. Half of Chicago's queries
-ask what is open at a time of the week.
+place. Half of the wordings and half of the neighborhoods (cells of 0.02 degrees) develop: the linker's constants and the learned
+fusion come from them. The other halves measure. A center has at least one relevant place within 15 minutes. A third to a half of
+Chicago's queries ask what is open at a time of the week.
 
-A place is relevant if its categories and tags match the key, it lies within the circle, and it is not known to be closed. The layers
-see the words and never the key. P@4: relevant places among the first 4, out of 4. NDCG@4: against the best order of the circle. STR:
-share of the shown places within the circle and not known to be closed; `known`: the same over shown places with known hours in
-queries with a time. A query of a layer that shows nothing has no STR. Intervals are over wordings, because centers of one wording
-are alike. Names are those of rows of the town, so that none is made up.
+A place is relevant if its categories and tags match the key, it lies within the circle, and it is not known to be closed. The
+layers see the words and never the key. P@4: relevant places among the first 4, out of 4. NDCG@4: against the best order of the
+circle. STR: share of the shown places within the circle and not known to be closed; the last column, the same over shown places
+with known hours in queries with a time. A query for which nothing is shown has no STR. Intervals are over wordings, because centers
+of one wording are alike. Names are those of rows of the town, so that none is made up.
 """
 
 import argparse
-import csv
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -33,17 +32,18 @@ from lore.codec.tokenize import content_terms
 from lore.eval.measures.bootstrap import Estimate, mean_estimate
 from lore.nearby.fusion import DEPTH, LearnedFusion, evidence, fuse
 from lore.nearby.graph import Graph, Linker, Relations, load_relations
-from lore.nearby.intent import Intent, Need
+from lore.nearby.hours import opening
+from lore.nearby.intent import WALK_MINUTES, Intent, Need
 from lore.nearby.place import Place
 from lore.nearby.retrieval import Reach
-from lore.nearby.town import Town, write_town
+from lore.nearby.sources import index_town
+from lore.nearby.streets import within
+from lore.nearby.town import Town
 from lore.nearby.vectors import Encode, Vectors, hashed_words, place_text, sentence_encoder
 from lore.support.text import normalize
 
 CITIES = {"Chicago": "Chicago-2020.csv", "Washington": "DC-2017.csv"}
-MINUTES, METRES_A_MINUTE, WINDING = 15.0, 80.0, 1.3
 CELL, SHOWN = 0.02, 4
-TAG = re.compile(r'"([^"\\]*)"=>"([^"\\]*)"')
 
 
 @dataclass(frozen=True)
@@ -58,47 +58,22 @@ class Query:
     """Rows, whatever the hours."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class City:
     town: Town
     places: list[Place]
     everywhere: Reach
-    hours: dict[int, object] = field(default_factory=dict)
-    """Parsed, by row."""
 
     def state(self, row: int, when: datetime | None) -> str:
-        if when is None or row not in self.hours:
-            return "unknown"
-        return self.hours[row].state(when)
-
-
-def read_places(path: Path) -> Iterator[Place]:
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            tags = dict(TAG.findall(row.get("other_tags", "")))
-            kind = tags.get("amenity") or row["fclass"].strip()
-            classes = [f"amenity={kind}"] if kind else []
-            classes += [f"{key}={tags[key]}" for key in ("shop", "leisure", "tourism") if key in tags]
-            lat, lon = float(row["lat"]), float(row["lon"])
-            yield Place(row["osm_id"], row["name"], lat, lon, classes=classes, tags=tags, hours=tags.get("opening_hours"))
+        place = self.places[row]
+        return "unknown" if when is None else opening(place.hours, place.lat, place.lon, when, "US", "America/Chicago").state
 
 
 def open_city(path: Path, file: Path, encode: Encode, relations: Relations) -> City:
-    from opening_hours import OpeningHours
-
     if not path.exists():
-        write_town(path, read_places(file), encode=lambda some: encode([place_text(place, relations) for place in some]))
+        index_town([file], path, country="US", encode=lambda some: encode([place_text(place, relations) for place in some]))
     town = Town.open(path)
-    places = list(town.stream())
-    hours = {}
-    for row, place in enumerate(places):
-        if place.hours:
-            try:
-                hours[row] = OpeningHours(place.hours)
-            except Exception:  # noqa: BLE001 - ParserError is no public class
-                continue
-    size = len(places)
-    return City(town, places, Reach(np.arange(size), np.zeros(size), np.zeros(size)), hours)
+    return City(town, list(town.stream()), Reach(np.arange(len(town)), np.zeros(len(town)), np.zeros(len(town))))
 
 
 def make_queries(city: City, name: str, keys: list[dict], most_centers: int, seed: int = 0) -> list[Query]:
@@ -117,16 +92,15 @@ def make_queries(city: City, name: str, keys: list[dict], most_centers: int, see
                 cell = (int(middle.lat // CELL), int(middle.lon // CELL))
                 if (sum(cell) % 2 == 0) != develops:  # a chessboard of cells
                     continue
-                near, metres = city.town.near(middle.lat, middle.lon, MINUTES * METRES_A_MINUTE / WINDING)
-                relevant = frozenset(rows).intersection(near.tolist())
+                reach = within(city.town, middle.lat, middle.lon, WALK_MINUTES)
+                relevant = frozenset(rows).intersection(reach.rows.tolist())
                 when = None
                 if name == "Chicago" and centers % 2:
                     when = datetime(2026, 1, 5) + timedelta(hours=int(rng.integers(7 * 24)))
                 if not any(city.state(row, when) != "closed" for row in relevant):
                     continue
-                walked = metres * WINDING
                 intent = Intent(wording, middle.lat, middle.lon, needs=(Need(wording),), when=when, open_then=when is not None)
-                found.append(Query(name, key["key"], wording, develops, intent, Reach(near, walked, walked / METRES_A_MINUTE), relevant))
+                found.append(Query(name, key["key"], wording, develops, intent, reach, relevant))
                 centers += 1
                 if centers == most_centers:
                     break
@@ -229,10 +203,11 @@ def fit(queries: list[Query], systems: dict[str, Systems]) -> LearnedFusion:
     for query in queries:
         one = systems[query.city]
         hits = {layer.name: layer.retrieve(query.intent, query.reach, DEPTH) for layer in (one.graph, one.vector)}
-        rows = [row for row, _ in fuse(query.reach, hits) if one.city.state(row, query.intent.when) != "closed"]
-        features.append(evidence(hits, rows))
-        relevant += [row in query.relevant for row in rows]
-    return LearnedFusion.fit(np.concatenate(features), np.array(relevant))
+        rows = [row for row, _ in fuse(query.reach, hits)]
+        is_shown = np.array([one.city.state(row, query.intent.when) != "closed" for row in rows])
+        features.append(evidence(hits, rows)[is_shown])
+        relevant.append(np.array([row in query.relevant for row in rows])[is_shown])
+    return LearnedFusion.fit(np.concatenate(features), np.concatenate(relevant))
 
 
 def speed(size: int = 200_000, dimension: int = 384) -> None:
@@ -286,7 +261,7 @@ def main() -> None:
         found = [run[query.city](query) for query in measure]
         milliseconds = 1000 * (time.perf_counter() - took) / len(measure)
         shown[name] = [judge(systems[query.city].city, query, rows) for query, rows in zip(measure, found, strict=True)]
-        print(f"| {name} | {' | '.join(str(one) for one in summary(shown[name], groups).values())} | {milliseconds:.1f} |", flush=True)
+        print(f"| {name} | {' | '.join(map(str, summary(shown[name], groups).values()))} | {milliseconds:.1f} |", flush=True)
     print("\nFull, minus:")
     for name, those in shown.items():
         parts = [

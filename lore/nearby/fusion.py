@@ -1,8 +1,8 @@
 """Joins what the layers found into one order, and makes candidates of the best.
 
-Learned fusion (LearnedFusion, the default with a sentence encoder: fusion.json): a linear score over the layers' scores, fitted by
-logistic regression on judged lists. It keeps how sure the graph is, which ranks lose. Ranks, distance and known hours did not improve
-it in cross-validation, so it does not see them.
+Learned fusion (LearnedFusion; fusion.json, for a sentence encoder): a linear score over the layers' scores, fitted by logistic
+regression on judged lists. It keeps how sure the graph is, which ranks lose. Ranks, distance and known hours did not improve it in
+cross-validation, so it does not see them.
 
     python benchmarks/nearby_places.py $LORE_DATA/osm_poi --encoder FOLDER --save lore/nearby/fusion.json
 
@@ -85,7 +85,8 @@ class LearnedFusion(StrictModel):
     @classmethod
     def load(cls, path: Path = SHIPPED) -> Self:
         """Raises LoreError for another file."""
-        content = read_object(path, "places cannot be ordered by it", "Fit it again, or leave it out: reciprocal rank fusion needs none.")
+        advice = "Fit it again, or leave it out: reciprocal rank fusion needs none."
+        content = read_object(path, "places cannot be ordered by it", advice)
         return validate(RecipeText(path, content), cls)
 
     def save(self, path: Path) -> None:

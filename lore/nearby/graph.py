@@ -69,7 +69,7 @@ class NeedRelations(StrictModel):
 
 
 class Relations(StrictModel):
-    decay: float = Field(gt=0, lt=1)
+    decay: float = Field(0.8, gt=0, lt=1)
     categories: dict[str, Category]
     needs: list[NeedRelations]
 
@@ -199,6 +199,7 @@ class Graph:
     def __init__(self, town: Town, relations: Relations, linker: Linker | None = None):
         self._town, self.relations, self._linker = town, relations, linker
         self._met = lru_cache(maxsize=32)(self._meeting)
+        self._is_area = np.array([kind == "area" for kind in town.kinds], dtype=bool)
         others = [row for row, kind in enumerate(town.kinds) if kind in ("event", "post")]
         stories = town.places(others)
         targets = [-1 if one.about is None else town.row(one.about) for one in stories]
@@ -250,9 +251,8 @@ class Graph:
         score = sum(one.weight * (CONDITION_WEIGHT if one.need.condition else 1.0) * one.strengths for one in found)
         score = np.where(np.max([one.strengths for one in main], axis=0) > 0, score, 0.0)
         best = np.argsort(-score, kind="stable")[:k]  # of equal ones the nearest first
-        return [
-            Hit(int(reach.rows[at]), float(score[at]), self._why(found, at, intent.language)) for at in best.tolist() if score[at] > 0
-        ]
+        best = best[score[best] > 0].tolist()
+        return [Hit(int(reach.rows[at]), float(score[at]), self._why(found, at, intent.language)) for at in best]
 
     def _keys(self, need: Need) -> list[tuple[str, float]]:
         if need.key is not None:
@@ -289,10 +289,10 @@ class Graph:
     def _within(self, key: str, weight: float, position: np.ndarray, reached: int, when: datetime | None) -> _Found:
         met = self._met(key)
         keep = position[met.rows] >= 0
-        if (met.stories >= 0).any():
-            keep &= ~np.array([self._is_over(row, when) for row in met.stories.tolist()])
+        for at in np.flatnonzero(keep & (met.stories >= 0)).tolist():
+            keep[at] = not self._is_over(int(met.stories[at]), when)
         kept = np.flatnonzero(keep)
-        kept = kept[np.argsort(met.strengths[kept], kind="stable")]  # of several ways to a place the last assignment, the best, stays
+        kept = kept[np.argsort(met.strengths[kept], kind="stable")]  # of several ways to a place the last one, the best, stays
         strengths, entries = np.zeros(reached), np.full(reached, -1)
         strengths[position[met.rows[kept]]] = met.strengths[kept]
         entries[position[met.rows[kept]]] = kept
@@ -300,7 +300,7 @@ class Graph:
 
     def _inherit(self, found: list[_Found], rows: np.ndarray) -> None:
         """Gives a need that an area meets to the places in it that meet another need."""
-        is_area = np.array([self._town.kinds[row] == "area" for row in rows.tolist()])
+        is_area = self._is_area[rows]
         met = [one.strengths > 0 for one in found]
         for at, one in enumerate(found):
             beside = [is_met for other, is_met in enumerate(met) if other != at]

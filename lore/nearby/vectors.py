@@ -27,9 +27,8 @@ Encode = Callable[[Sequence[str]], np.ndarray]
 """From n texts to unit vectors (n, dimension), float32."""
 MAX_CHARACTERS, MAX_TOKENS, BATCH_TOKENS = 500, 64, 4096
 HASHED = 384
-SAID = ("cuisine", "internet_access", "wifi", "outdoor_seating", "wheelchair", "takeaway", "delivery", "smoking", "religion", "sport")
-SAID_BEGINS = ("diet:",)
-"""Keys of the tags that a place's text holds."""
+SAID = frozenset("cuisine internet_access wifi outdoor_seating wheelchair takeaway delivery smoking religion sport".split())
+"""Keys of the tags that a place's text holds, beside diet:*."""
 
 
 def place_text(place: Place, relations: Relations) -> str:
@@ -38,14 +37,14 @@ def place_text(place: Place, relations: Relations) -> str:
     tags = [
         f"{key} {value}" if value != "yes" else key
         for key, value in place.tags.items()
-        if value != "no" and (key in SAID or key.startswith(SAID_BEGINS))
+        if value != "no" and (key in SAID or key.startswith("diet:"))
     ]
     said = ", ".join(tags).replace("_", " ").replace(":", " ").replace(";", " ")
     return ". ".join(part for part in (place.name, ", ".join(classes), said, place.text) if part)[:MAX_CHARACTERS]
 
 
 def sentence_encoder(folder: str) -> Encode:
-    """The mean over the tokens of an encoder such as all-MiniLM-L6-v2, folder or hub id. Raises LoreError if it cannot be loaded."""
+    """The mean over the tokens by an encoder such as all-MiniLM-L6-v2, folder or hub id. Raises LoreError if it cannot be loaded."""
     from lore.recommend.config import TextSection  # loads torch
     from lore.recommend.features import load_text_encoder, mean_states  # loads torch
 
@@ -72,7 +71,8 @@ class Vectors:
     name = "vector"
 
     def __init__(self, vectors: np.ndarray | None, encode: Encode, relations: Relations):
-        self._vectors = None if vectors is None else np.asarray(vectors, dtype=np.float32)  # products of float16 take 7 times as long
+        # Products of float16 take 7 times as long.
+        self._vectors = None if vectors is None else np.asarray(vectors, dtype=np.float32)
         self._relations = relations
         self._encoded = lru_cache(maxsize=256)(lambda text: encode([text])[0])
 
@@ -90,8 +90,9 @@ class Vectors:
     def query_text(self, intent: Intent) -> str:
         """The words of the needs; of a Chinese question the English names of needs with a key, because many encoders read English
         alone."""
-        wanted = [need for need in intent.needs if not need.excluded]
-        words = [
-            self._relations.need(need.key).en[0] if need.key is not None and intent.language == "zh" else need.text for need in wanted
-        ]
+        words = []
+        for need in intent.needs:
+            if not need.excluded:
+                is_translated = need.key is not None and intent.language == "zh"
+                words.append(self._relations.need(need.key).en[0] if is_translated else need.text)
         return " ".join(words)[:MAX_CHARACTERS] or intent.text[:MAX_CHARACTERS]

@@ -24,7 +24,7 @@ PLACES = [
     Place("pastry", "Éclair", 41.022, -87.0, classes=["shop=pastry"], tags={"cuisine": "donut; bagel"}),
     Place("park", "Grant Park", 41.005, -86.995, kind="area", classes=["leisure=park"], outline=PARK),
     Place("hall", "Old Hall", 41.023, -87.0),
-    Place("jazz", "Jazz Night", 41.023, -87.0, kind="event", tags={"live_music": "yes"}, about="hall", ends=datetime(2026, 1, 2, 1)),
+    Place("jazz", "Jazz Night", 41.023, -87.0, "event", tags={"live_music": "yes"}, about="hall", ends=datetime(2026, 1, 2, 1)),
     Place("bar", "Bob's <b>", 41.024, -87.0, classes=["amenity=bar"], tags={"wifi": "free"}),
 ]
 
@@ -120,13 +120,13 @@ def test_an_unknown_need_names_the_nearest(graph, town):
 def test_all_problems_of_a_file_are_reported_together(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text(
-        "decay: 1.5\ncategories: {amenity=cafe: {en: cafe, zh: 咖啡馆, broader: [drinks]}}\nneeds:\n"
+        "decay: 1.5\nhops: 3\ncategories: {amenity=cafe: {en: cafe, zh: 咖啡馆, broader: [drinks]}}\nneeds:\n"
         "- {key: coffee, en: [Coffee], zh: [咖啡], classes: {amenity=caffe: 1.0}}\n"
         "- {key: tea, en: [coffee], zh: [茶], tags: {cuisine: 1.0}}\n"
     )
     with pytest.raises(LoreError) as error:
         load_relations(path)
-    for part in ("decay", "drinks", "nearest:  amenity=cafe", "'coffee', also of coffee", "key=value"):
+    for part in ("decay", "hops", "drinks", "nearest:  amenity=cafe", "'coffee', also of coffee", "key=value"):
         assert part in str(error.value)
 
 
