@@ -107,10 +107,13 @@ def ask(
 
     answer, struck = template_answer(intent, found, beyond), 0
     if engine is not None and found:
-        written, struck = model_answer(intent, found, engine, gazetteer(town))
-        answer = written or answer
-        if not written:
-            notes.append("Nothing of the language model's answer could be kept, so the template answers.")
+        try:
+            written, struck = model_answer(intent, found, engine, gazetteer(town))
+            answer = written or answer
+            if not written:
+                notes.append("Nothing of the language model's answer could be kept, so the template answers.")
+        except LoreError as error:
+            notes.append(str(error))
     seconds = time.perf_counter() - began
     return Answer(intent, understood(intent), answer, found, beyond, struck, refused, notes, hits, seconds)
 

@@ -7,6 +7,7 @@ import pytest
 import typer
 from nearby_town_for_tests import HERE, MONDAY, PLACES, relations_file, small_relations, small_town
 from openai_server import MODEL, reply, serve
+from openai_server import Answer as Reply
 from typer.testing import CliRunner
 
 from lore.cli.nearby_ask import ask as ask_command
@@ -140,6 +141,12 @@ def test_a_bad_reading_of_a_language_model_leaves_the_grammars(answers, reading)
         answer = answers("coffee, 5 min walk", engine=engine_at(server))
     assert ids(answer) == ["cafe1", "cafe2"] and answer.intent.minutes == 5
     assert len(answer.notes) == 2 and answer.text.startswith("2 places within 5 min")
+
+
+def test_a_language_model_that_fails_leaves_grammar_and_template(answers):
+    with serve(lambda request: Reply(status=401)) as server:
+        answer = answers("coffee, 5 min walk", engine=engine_at(server))
+    assert ids(answer) == ["cafe1", "cafe2"] and len(answer.notes) == 2 and answer.text.startswith("2 places within 5 min")
 
 
 def test_a_language_models_place_goes_through_the_names_of_the_town(answers):
