@@ -1,6 +1,7 @@
 """`lore nearby`: a town of places, posts and events, and what in it answers a need within a walk (lore/nearby).
 
     lore nearby index places.csv -o town.db
+    lore nearby ask town.db "somewhere quiet to work, open now" --at 41.88,-87.63
 
 Imports inside functions keep `lore --help` fast.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import typer
 
 from lore.cli.data import JSON, show_report
+from lore.cli.nearby_ask import ask
 from lore.cli.options import FORCE
 
 app = typer.Typer(
@@ -19,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find places within a walk.",
 )
+app.command()(ask)
 
 
 @app.callback()
@@ -34,6 +37,7 @@ def index(
     country: str = typer.Option(None, help="Two letters of the country whose public holidays count, such as US."),
     timezone: str = typer.Option(None, help="The town's wall clock, such as America/Chicago."),
     streets: str = typer.Option(None, metavar="FILE", help="Street graph (GraphML of osmnx): walks by the streets."),
+    encoder: str = typer.Option(None, metavar="FOLDER", help="Sentence encoder (folder or hub id) of the vector layer."),
     encoding: str = typer.Option(None, help="Text encoding of tables, such as latin-1; default: detected."),
     delimiter: str = typer.Option(None, help="Column delimiter of csv files, such as ';'; default: told by the header."),
     force: bool = FORCE,
@@ -50,6 +54,13 @@ def index(
         country = country.upper()
         check_country(country)
     arrays = None if streets is None else read_streets(streets)
+    encode = None
+    if encoder is not None:
+        from lore.nearby.graph import load_relations
+        from lore.nearby.vectors import place_text, sentence_encoder  # loads torch: only with an encoder
+
+        relations, vectors_of = load_relations(), sentence_encoder(encoder)
+        encode = lambda places: vectors_of([place_text(place, relations) for place in places])  # noqa: E731
     report = index_town(
         places,
         target,
@@ -58,6 +69,8 @@ def index(
         delimiter=delimiter,
         country=country,
         timezone=timezone,
+        encoder=encoder,
+        encode=encode,
         arrays=arrays,
         force=force,
     )

@@ -25,7 +25,7 @@ def ask(
     judge: Path = typer.Option(None, metavar="FOLDER", help="Judge or student of rubric local_life that orders the places."),
     model: Path = typer.Option(None, metavar="FILE", help="YAML with a section model or endpoint: a language model."),
     relations: Path = typer.Option(None, metavar="FILE", help="Your own relations. Default: those of LORE."),
-    encoder: str = typer.Option(None, metavar="FOLDER", help="Sentence encoder that wrote the town's vectors."),
+    encoder: str = typer.Option(None, metavar="FOLDER", help="Where the town's sentence encoder lies now. Default: as at indexing."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object with the evidence of each layer."),
 ) -> None:
     """Find places within a walk that answer a need, with reasons.
@@ -35,18 +35,21 @@ def ask(
     from lore.nearby.answer import as_json as to_json
     from lore.nearby.ask import ask as answer_to
     from lore.nearby.ask import clock, open_language_model
-    from lore.nearby.graph import RELATIONS, Graph, load_relations
+    from lore.nearby.graph import RELATIONS, Graph, Linker, load_relations
     from lore.nearby.intent import Corrections, read_position
     from lore.nearby.town import Town
 
     lat, lon = read_position(at)
     correction = Corrections(needs=need or None, time=time, minutes=minutes, around=around)
     with Town.open(town) as opened:
-        graph, layers, scorer = Graph(opened, load_relations(relations or RELATIONS)), [], None
+        known, layers, linker, learned, scorer = load_relations(relations or RELATIONS), [], None, None, None
+        encoder = encoder or opened.meta.get("encoder")
         if encoder is not None:
+            from lore.nearby.fusion import LearnedFusion
             from lore.nearby.vectors import Vectors, sentence_encoder  # loads torch: only with an encoder
 
-            layers.append(Vectors(opened.vectors, sentence_encoder(encoder), graph.relations))
+            encode = sentence_encoder(encoder)
+            layers, linker, learned = [Vectors(opened.vectors, encode, known)], Linker(known, encode), LearnedFusion.load()
         if judge is not None:
             from lore.nearby.rules import open_scorer
 
@@ -58,8 +61,9 @@ def ask(
             lat,
             lon,
             now=clock(opened),
-            graph=graph,
+            graph=Graph(opened, known, linker),
             layers=layers,
+            learned=learned,
             k=k,
             corrections=[correction],
             scorer=scorer,

@@ -98,6 +98,8 @@ def ask(
 
     reach = within(town, intent.lat, intent.lon, intent.minutes)
     hits = _retrieve(town, intent, reach, graph, [graph, Names(town), *layers], DEPTH)
+    if hits.get("name"):
+        learned = None  # it was fitted without this layer
     found = _pass_rules(candidates(town, intent, reach, hits, _opening_of(town, intent), POOL, learned), intent)
     refused = 0
     if scorer is not None and found:

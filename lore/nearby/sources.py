@@ -98,6 +98,7 @@ def index_town(
     delimiter: str | None = None,
     country: str | None = None,
     timezone: str | None = None,
+    encoder: str | None = None,
     encode: Encode | None = None,
     arrays: Mapping[str, np.ndarray] | None = None,
     force: bool = False,
@@ -106,7 +107,8 @@ def index_town(
     earlier `out` is kept then.
 
     map: of tables, "field=column,...". country: two letters, for public holidays; timezone: name of the wall clock, such as
-    America/Chicago, for times with a zone and for sunrise. Both are kept in Town.meta. encode, arrays: see write_town.
+    America/Chicago, for times with a zone and for sunrise. encoder: name of the one
+    that `encode` asks. They are kept in Town.meta. encode, arrays: see write_town.
     """
     files, zone, columns = [Path(path).expanduser() for path in paths], _zone(timezone), _mapped(map)
     report = Report("town", out=str(out), columns={name: [column] for name, column in columns.items()})
@@ -115,7 +117,7 @@ def index_town(
             raise LoreError(f"{file} does not exist. Name files of places: a table, GeoJSON, Overpass JSON or .osm.pbf.")
     outputs = [Output(out, is_town_file), Output(rejected_path(out), is_rejected_file)]
     out, listed = checked_outputs(outputs, files, force=force)
-    meta = {"country": country, "timezone": timezone, "sources": [file.name for file in files]}
+    meta = {"country": country, "timezone": timezone, "encoder": encoder, "sources": [file.name for file in files]}
     with RejectedWriter(out, listed) as rejected:
         rows = chain.from_iterable(_rows(file, columns, encoding, delimiter, report) for file in files)
         places = _checked(track(rows, "places"), zone, report, rejected)
