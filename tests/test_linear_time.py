@@ -160,7 +160,7 @@ CALLS = {
         _function("lore.recommend.importers._item_values")(dict.fromkeys(ITEM_COLUMNS, said), ITEMS_READ, Counter())
         for said in (text, f"[{text}", f"['{text}']")
     ],
-    "lore.recommend.importers._seconds": lambda text: [_cell_call(text), _cell_call(f"1{text}")],
+    "lore.recommend.importers.cell_seconds": lambda text: [_cell_call(text), _cell_call(f"1{text}")],
     "lore.recommend.importers._id": lambda text: _cell_call(text, "_id"),
 }
 
@@ -168,7 +168,7 @@ CALLS = {
 ITEMS_READ = {name: [name] for name in ITEM_COLUMNS}
 
 
-def _cell_call(text: str, name: str = "_seconds") -> None:
+def _cell_call(text: str, name: str = "cell_seconds") -> None:
     try:
         _function(f"lore.recommend.importers.{name}")(*(["user_id"] if name == "_id" else []), text)
     except BadCell:
