@@ -15,12 +15,14 @@ import random
 import re
 import re._constants as op
 import re._parser as sre
+import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import nearby_town_for_tests as nearby
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -41,6 +43,13 @@ from lore.data_synth.synthesis.trace import Draft, Evidence, Wish
 from lore.data_synth.synthesis.verify import ALL as CHECKS
 from lore.data_synth.synthesis.verify import Verifier
 from lore.eval.derived_slices import derived_slices
+from lore.nearby.answer import check_answer
+from lore.nearby.gazetteer import gazetteer
+from lore.nearby.graph import load_relations
+from lore.nearby.hours import Opening
+from lore.nearby.intent import Intent, understand
+from lore.nearby.retrieval import Candidate
+from lore.nearby.times import find_time
 from lore.recommend.importers import ITEM_COLUMNS, BadCell
 from lore.rewards.config import RewardsSection
 from lore.rewards.reward import Rewards
@@ -53,6 +62,7 @@ ROOMS = ["lore.codec", "lore.data", "lore.data.tables", "lore.data.importers", "
 ROOMS += ["lore.support.text", "lore.support.nearest", "lore.support.markdown", "lore.eval.derived_slices"]
 ROOMS += [f"lore.data_synth.synthesis.{name}" for name in ("trace", "verify", "facts", "knowledge", "multimodal", "rules")]
 ROOMS += ["lore.data_synth.perturb.rewrites", "lore.recommend.importers", "lore.recommend.section", "lore.recommend.source_rows"]
+ROOMS += [f"lore.nearby.{name}" for name in ("times", "gazetteer", "intent", "answer", "rules")]
 
 SHORT, LONG = 1_000, 8_000  # characters; the square of 8 is told from 8 on a busy machine
 ENOUGH_SECONDS = 0.05  # a function that is done by then is fast enough; one of quadratic time is not
@@ -156,6 +166,20 @@ CALLS = {
     "lore.data_synth.perturb.rewrites.title_order": lambda text: _function("lore.data_synth.perturb.rewrites.title_order")(
         replace(PAIR, title=text), MATERIAL, random.Random(1)
     ),
+    "lore.nearby.times.find_time": lambda text: _or_an_error(find_time, text, nearby.MONDAY),
+    "lore.nearby.intent.understand": lambda text: _or_an_error(
+        understand, text[-2000:], TOWN(), *nearby.HERE, nearby.MONDAY, NEEDS
+    ),
+    "lore.nearby.intent._known_place": lambda text: _function("lore.nearby.intent._known_place")(
+        text, TOWN(), gazetteer(TOWN()), *nearby.HERE
+    ),
+    "lore.nearby.intent._unknown_places": lambda text: _function("lore.nearby.intent._unknown_places")(text, BY_PHRASE),
+    "lore.nearby.intent._needs": lambda text: _function("lore.nearby.intent._needs")(text, BY_PHRASE),
+    "lore.nearby.answer.check_answer": lambda text: check_answer(text, INTENT, CANDIDATES, gazetteer(TOWN())),
+    "lore.nearby.answer._is_grounded": lambda text: [
+        _function("lore.nearby.answer._is_grounded")(sentence, INTENT, CANDIDATES, gazetteer(TOWN()))
+        for sentence in (text, f"\ue000\uec00{text}")
+    ],
     "lore.recommend.importers._item_values": lambda text: [
         _function("lore.recommend.importers._item_values")(dict.fromkeys(ITEM_COLUMNS, said), ITEMS_READ, Counter())
         for said in (text, f"[{text}", f"['{text}']")
@@ -164,6 +188,23 @@ CALLS = {
     "lore.recommend.importers._id": lambda text: _cell_call(text, "_id"),
 }
 
+
+def _or_an_error(function, *arguments) -> None:
+    try:
+        function(*arguments)
+    except LoreError:
+        pass
+
+
+@cache
+def TOWN():
+    return nearby.small_town(Path(tempfile.mkdtemp()))
+
+
+NEEDS = load_relations().needs
+BY_PHRASE = {("coffee",): "coffee", ("quiet", "work"): "quiet_work", ("公", "园"): "park"}
+INTENT = Intent("coffee", *nearby.HERE, when=nearby.MONDAY)
+CANDIDATES = [Candidate(row, place, 80.0, 1.0, Opening("unknown"), 1.0, {}) for row, place in enumerate(nearby.PLACES[:4])]
 
 ITEMS_READ = {name: [name] for name in ITEM_COLUMNS}
 
@@ -219,6 +260,12 @@ UNTIMED = {
     "lore.data_synth.synthesis.verify._script": "one letter",
     "lore.data_synth.synthesis.verify.coverage": "timed in the pipeline",
     "lore.eval.derived_slices._named": "joins texts",
+    "lore.nearby.times.read_time": "reads 100 characters; timed as find_time",
+    "lore.nearby.times.number": "what NUMBER matches",
+    "lore.nearby.times._moment": "timed as find_time",
+    "lore.nearby.intent._named_need": "reads 100 characters; timed as _needs",
+    "lore.nearby.intent._without": "timed as understand",
+    "lore.nearby.intent.model_corrections": "asks a language model; its answer is read by parse_json",
     "lore.recommend.importers._opened": "the map that a user typed",
 }
 

@@ -246,12 +246,18 @@ def _import_for_recommendations(source: str, path: str, out: str, as_json: bool,
     if as_json:
         print_json(report.as_json())
         return
+    print_import(report, source, "about no item")
+    _say_photos_elsewhere(report, Path(report.out), " --embed-images stores the photos in the file.")
+
+
+def print_import(report: Any, kept: str, left_out: str) -> None:
+    """The summary of lore.recommend.importers.Report. kept: what the rows became; left_out: what the others are."""
     lines = [
         ["rows read", report.rows],
-        [source, report.kept],
+        [kept, report.kept],
         *([name, count] for name, count in report.counts.items()),
         ["equal rows folded into one", report.duplicates],
-        *([["left out: about no item", report.left_out]] if report.left_out else []),
+        *([[f"left out: {left_out}", report.left_out]] if report.left_out else []),
         ["rows rejected", report.rejected_rows],
         *([f"  {reason}", count] for reason, count in report.reasons.most_common()),
         *([f"repaired: {name}", count] for name, count in report.repairs.most_common()),
@@ -260,10 +266,9 @@ def _import_for_recommendations(source: str, path: str, out: str, as_json: bool,
     for example in report.examples:
         print_line(f"  {example}")
     read = ", ".join(f"{name} from {' or '.join(columns)}" for name, columns in report.columns.items())
-    print_line(f"{source.capitalize()}: {report.out} ({printable(read)})")
+    print_line(f"{kept.capitalize()}: {report.out} ({printable(read)})")
     if report.rejected:
         print_line(f"Rejected rows with their reasons: {report.rejected}")
-    _say_photos_elsewhere(report, Path(report.out), " --embed-images stores the photos in the file.")
 
 
 def _need_pairs(report: Any, out: Path | None) -> None:

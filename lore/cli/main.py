@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from lore import __version__
-from lore.cli import cache, data, export, goodrate, label, labels, monitor, serve, teacher, traces
+from lore.cli import cache, data, export, goodrate, label, labels, monitor, nearby, serve, teacher, traces
 from lore.cli.compare import compare, leaderboard
 from lore.cli.doctor import doctor
 from lore.cli.init import init
@@ -82,6 +82,7 @@ app.add_typer(label.app, name="label")
 app.add_typer(labels.app, name="labels")
 app.command()(plan)
 app.command()(recommend)
+app.add_typer(nearby.app, name="nearby")
 app.add_typer(cache.app, name="cache")
 app.add_typer(monitor.app, name="monitor")
 app.command()(compare)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 from typing import Literal
 
 Kind = Literal["place", "event", "post", "area"]
@@ -13,10 +15,12 @@ Kind = Literal["place", "event", "post", "area"]
 class Place:
     """lat, lon: degrees, WGS 84; of an outline, its middle.
 
-    kind: an area is a neighborhood, park or street that others lie in. classes: OpenStreetMap's `key=value` (amenity=cafe), or
-    plain words of a table. text: description, or the body of a post. hours: OpenStreetMap's `opening_hours`; None: unknown. starts,
-    ends: wall clock of the town, for events. about: place_id of the place that a post or event belongs to. outline: (lat, lon) of a
-    line, or of a polygon whose first and last points are equal.
+    kind: an area is a neighborhood or park that others lie in. classes: OpenStreetMap's `key=value` (amenity=cafe) wherever tags or
+    the words of lore/nearby/fclass.yaml tell the key; `fclass=word` for another word of a column fclass; else the plain words of a
+    table. text: description, or the body of a post. hours: OpenStreetMap's `opening_hours`; None: unknown. starts, ends: wall clock
+    of the town, for events. about: place_id of the place that a post or event belongs to. outline: (lat, lon) of a line, or of a
+    polygon whose first and last points are equal. Several parts, and holes, follow each other with the point (nan, nan) between
+    them: see parts.
     """
 
     place_id: str
@@ -32,3 +36,10 @@ class Place:
     ends: datetime | None = None
     about: str | None = None
     outline: list[tuple[float, float]] | None = None
+
+
+def parts(outline: list[tuple[float, float]]) -> Iterator[list[tuple[float, float]]]:
+    """The lines or rings of an outline. Of the rings of a polygon, those inside another one are holes."""
+    for is_gap, points in groupby(outline, lambda point: point[0] != point[0]):
+        if not is_gap:
+            yield list(points)

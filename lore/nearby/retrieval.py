@@ -17,11 +17,13 @@ from lore.nearby.place import Place
 
 @dataclass(frozen=True)
 class Reach:
-    """rows (n,): of the town, the nearest first. metres, minutes (n,): on foot, by the street graph where the town has one."""
+    """rows (n,): of the town, the nearest first. metres, minutes (n,): on foot, by the street graph where the town has one
+    (by_streets), else estimated from the straight distance."""
 
     rows: np.ndarray
     metres: np.ndarray
     minutes: np.ndarray
+    by_streets: bool = False
 
 
 @dataclass(frozen=True)

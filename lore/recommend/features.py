@@ -159,14 +159,18 @@ def load_text_encoder(section: TextSection) -> tuple[Any, Any]:
     return model, load_processor(named)
 
 
-@torch.inference_mode()
 def _encoded(texts: Sequence[str], section: TextSection, batch_tokens: int) -> np.ndarray:
-    """Mean over the tokens of each text [N, hidden]."""
     model, tokenizer = load_text_encoder(section)
-    rows = tokenizer(list(texts), truncation=True, max_length=section.max_tokens)["input_ids"]
+    return mean_states(model, tokenizer, texts, section.max_tokens, batch_tokens)
+
+
+@torch.inference_mode()
+def mean_states(model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int, batch_tokens: int) -> np.ndarray:
+    """Mean over the tokens of each text [N, hidden], float32."""
+    rows = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
     found = np.zeros((len(rows), model.config.hidden_size), dtype=np.float32)
     work = list(batches([len(row) for row in rows], batch_tokens))
-    for places in track(work, "texts", total=len(work)):
+    for places in track(work, "texts", total=len(work)) if len(work) > 1 else work:
         batch = tokenizer.pad({"input_ids": [rows[place] for place in places]}, return_tensors="pt").to(model.device)
         states = model(**batch).last_hidden_state
         mask = batch["attention_mask"][:, :, None].to(states.dtype)

@@ -114,7 +114,7 @@ class Report:
     def checked(self, what: str) -> Report:
         if not self.kept:
             why = f"The first rejected row: {self.examples[0]}" if self.examples else "The table has no rows."
-            raise LoreError(f"No row is an {what}, so {self.out} was not written. {why}")
+            raise LoreError(f"No row is {what}, so {self.out} was not written. {why}")
         return self
 
 
@@ -158,7 +158,7 @@ def import_events(
             report.duplicates = _publish(scratch / "events.parquet", out, np.frombuffer(seen, dtype=np.int64))
     report.kept, report.counts = len(seen) - report.duplicates, {"users": len(users), "items": len(items)}
     report.rejected = str(rejected_path(Path(report.out))) if rejected.count else None
-    return report.checked("event")
+    return report.checked("an event")
 
 
 def _publish(first: Path, out: Path, hashes: np.ndarray) -> int:
@@ -234,7 +234,7 @@ def import_items(
             rejected.publish()
     report.kept, report.repairs = len(seen), checker.repairs
     report.rejected = str(rejected_path(Path(report.out))) if rejected.count else None
-    return report.checked("item")
+    return report.checked("an item")
 
 
 def _item_values(cells: dict[str, Any], columns: dict[str, list[str]], repairs: Counter[str] | None) -> dict[str, Any]:
