@@ -1,12 +1,12 @@
-"""Where does a person go next? Check-ins of New York: each person's last visit is held out, exponents are learned on the one before.
+"""Where does a person go next? Check-ins of New York: the last visit is held out, exponents are learned on the one before.
 
     python benchmarks/nearby_checkins.py $LORE_DATA                     both tables, in about a minute on one core
     python benchmarks/nearby_checkins.py $LORE_DATA --part valid        on the visit before, with exponents learned on other people
 
 $LORE_DATA holds nyc_checkins/{checkins,places}.csv and osm_poi/NYC-2017.csv. The places have no names: the OpenStreetMap places
 within 200 m give them meaning. The position of a person at the time of a visit is not known: distances are straight lines from the
-place of the person's previous visit, which is itself a candidate at distance 0. What is counted for a visit comes strictly before its
-minute, and no held-out visit is counted for anyone.
+place of the person's previous visit, which is itself a candidate at distance 0. What is counted for a visit comes strictly before
+its minute, and no held-out visit is counted for anyone.
 
 One list: all places in one ranking, as the reference points were measured. The tuned row divides the odds between known and new
 places by the share of repeated visits among the person's past 20. Two lists, as `lore nearby recommend` shows them: the places that

@@ -23,14 +23,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
+from lore.nearby.hours import Opening, opening
+from lore.nearby.intent import WALK_MINUTES
 from lore.nearby.place import Place
+from lore.nearby.streets import DETOUR, METRES_PER_MINUTE, within
 from lore.nearby.town import Town, haversine
 from lore.nearby.visits import Visits, days_of, on_sphere
 from lore.support.errors import LoreError
@@ -114,7 +117,7 @@ class CognitiveMap:
         return Visits(past.users[mine], past.rows[mine], past.days[mine], past.first[mine], past.user_ids)
 
     def of_places(self, person: int | None, day: float) -> np.ndarray:
-        """Familiarity (n,) of places: TF-IWF over visits, 0 for those never visited. TF: time-weighted share of the person's visits;
+        """Familiarity (n,) of places: TF-IWF over visits, 0 for those never visited. TF: time-weighted share of a person's visits.
         IWF: log(visits of all people / those of the place)."""
         past, own = self.visits.before(day), self.own(person, day)
         weights, places = time_weights(own.days, day), len(self.lats)
@@ -138,7 +141,8 @@ class CognitiveMap:
         if person is not None:
             mine = np.zeros(places)
             mine[rows[users == person]] = 1
-            likeness = np.bincount(users, (mine / np.sqrt(np.maximum(visitors, 1)))[rows], len(known)) / np.sqrt(np.maximum(known, 1))
+            shared = np.bincount(users, (mine / np.sqrt(np.maximum(visitors, 1)))[rows], len(known))
+            likeness = shared / np.sqrt(np.maximum(known, 1))
             likeness /= max(likeness[person], 1e-12)
         weights = (likeness[users] + STRANGER) * time_weights(days, day) * (users != (-1 if person is None else person))
         found = np.bincount(rows, weights, places)
@@ -199,3 +203,91 @@ class Suggestion:
     distance: float
     popularity: float | None
     score: float
+    opening: Opening
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """your_places, new_nearby: the best first; no place is in both. notes: what the lists could not use."""
+
+    your_places: list[Suggestion]
+    new_nearby: list[Suggestion]
+    notes: list[str]
+
+
+def recommend(
+    town: Town,
+    visits: Visits,
+    person: int | None,
+    when: datetime,
+    at: tuple[float, float] | None = None,
+    *,
+    minutes: float = WALK_MINUTES,
+    k: int = 5,
+) -> Recommendation:
+    """at: latitude and longitude of the person; None: the place of the last visit. minutes: on foot, the circle of new places;
+    places that the person knows are shown wherever they are. Visits at `when` and later are not counted."""
+    day = days_of(when)
+    mentions = np.zeros(len(town))
+    for row, posts in town.about(range(len(town))).items():
+        mentions[row] = len(posts)
+    known = CognitiveMap(town.lats, town.lons, town.classes, visits, mentions)
+    own = known.own(person, day)
+    if at is None and not len(own):
+        raise LoreError(
+            f"There is no visit before {when:%Y-%m-%d %H:%M}, so it is not known where the person is. Say it with --at LAT,LON."
+        )
+    lat, lon = at or (float(town.lats[own.rows[-1]]), float(town.lons[own.rows[-1]]))
+    reach = within(town, lat, lon, minutes)
+    metres = DETOUR * haversine(lat, lon, town.lats, town.lons)
+    metres[reach.rows] = reach.metres
+    place = np.array([kind == "place" for kind in town.kinds], dtype=bool)
+    visited = np.zeros(len(town), dtype=bool)
+    visited[own.rows] = True
+    mine = np.flatnonzero(visited & place)
+    new = reach.rows[place[reach.rows] & ~visited[reach.rows]]
+    notes = []
+    if not len(own):
+        notes.append("No visits of this person are counted: new places are ordered by distance and popularity alone.")
+    if len(past := visits.before(day)) == len(own):
+        said = "posts about a place stand for its popularity" if mentions[place].any() else "popularity is not known"
+        notes.append(f"No visits of other people are in the file: {said}.")
+    if late := len(visits) - len(past):
+        notes.append(f"{late:,} visits at {when:%Y-%m-%d %H:%M} or later are not counted.")
+
+    def best(rows: np.ndarray, exponents: Exponents, *, visited: bool) -> list[Suggestion]:
+        if not len(rows):
+            return []
+        numbers = known.numbers(person, day, rows, metres[rows], visited=visited)
+        scores = score(numbers, exponents)
+        order = np.lexsort((metres[rows], -scores))[:k]
+        shown = []
+        for at, found in zip(order, town.places(rows[order]), strict=True):
+            familiarity, distance, popularity = (None if np.isnan(one) else float(one) for one in numbers[at])
+            row, walk = int(rows[at]), float(metres[rows[at]])
+            state = opening(found.hours, found.lat, found.lon, when, town.meta.get("country"), town.meta.get("timezone"))
+            told = (familiarity, distance, popularity, float(scores[at]), state)
+            shown.append(Suggestion(row, found, walk, walk / METRES_PER_MINUTE, *told))
+        return shown
+
+    return Recommendation(best(mine, REVISITS, visited=True), best(new, FIRST_VISITS, visited=False), notes)
+
+
+def profile(town: Town, visits: Visits, person: int | None, when: datetime) -> dict[str, Any]:
+    """What the map knows of a person at a moment: familiarity of the visited places and of classes, and visits by hour."""
+    day = days_of(when)
+    known = CognitiveMap(town.lats, town.lons, town.classes, visits)
+    own, familiar = known.own(person, day), known.of_places(person, day)
+    weights, classes = time_weights(own.days, day), Counter[str]()
+    for row, weight in zip(own.rows.tolist(), (weights / max(weights.sum(), 1e-12)).tolist(), strict=True):
+        for one in town.classes[row]:
+            classes[one] += weight / len(town.classes[row])
+    places = sorted(set(own.rows.tolist()), key=lambda row: -familiar[row])
+    hours = np.bincount((own.days % 1 * 24).astype(int), minlength=24)
+    return {
+        "when": when.isoformat(timespec="minutes"),
+        "visits": len(own),
+        "places": {town.place_ids[row]: round(float(familiar[row]), 6) for row in places},
+        "classes": {name: round(share, 6) for name, share in classes.most_common()},
+        "visits_by_hour": hours.tolist(),
+    }

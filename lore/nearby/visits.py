@@ -1,9 +1,9 @@
 """The visits of one person, or of several, from a file of their own; and the profile that a person may ask for.
 
 Any table that the house reads (csv, tsv, parquet, jsonl): a time, and either place_id or lat and lon, which stand for the nearest
-place within 50 m; a column user tells people apart. Times are the wall clock of the town; an offset in a text is left out. Rows that
-are no visit are counted with reasons and go to `<profile>.rejected.jsonl` only beside a profile that was asked for: everything else
-stays in memory, no message names a place or a person of the file, and nothing is written to the town.
+place within 50 m; a column user tells people apart. Times are the wall clock of the town; an offset in a text is left out. Rows
+that are no visit are counted with reasons, and go to `<profile>.rejected.jsonl` only beside a profile that was asked for.
+Everything else stays in memory: no message names a place or a person of the file, and nothing is written to the town.
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ def read_visits(path: str | Path, town: Town, map: str | None = None) -> ReadVis
             rejected.append(record)
             continue
         number, cells = record
-        columns = mapped or {name: next(one for one in known if one in cells) for name, known in COLUMNS.items() if {*known} & {*cells}}
+        columns = mapped or {
+            name: next(one for one in known if one in cells) for name, known in COLUMNS.items() if cells.keys() & {*known}
+        }
         if "time" not in columns or not ("place_id" in columns or {"lat", "lon"} <= {*columns}):
             raise LoreError(
                 f"{path}: a visit needs a time, and place_id or lat and lon; found the columns {', '.join([*cells][:20])}. "
