@@ -85,7 +85,9 @@ def _show(title: str, places: list[Suggestion], nothing: str) -> None:
     if not places:
         print_line(f"{title}: {nothing}")
         return
-    table = Table("place", "on foot", "familiar", "near", "popular", "opening", title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for column in ("place", "on foot", "familiar", "near", "popular", "opening"):
+        table.add_column(column, overflow="fold")
     for one in places:
         numbers = ["–" if value is None else f"{value:.2f}" for value in (one.familiarity, one.distance, one.popularity)]
         walk = f"{max(1, round(one.minutes))} min, {round(one.metres, -1):.0f} m"

@@ -65,7 +65,7 @@ FIRST_VISITS = Exponents(0.3, 0.6, 0.8)
 def tf_iwf(counts: csr_matrix) -> csr_matrix:
     """TF-IWF (n, k) of counts (n, k) of classes at places: the share of a class at a place x log(all / all of the class)."""
     at_place, of_class = np.asarray(counts.sum(axis=1)).ravel(), np.asarray(counts.sum(axis=0)).ravel()
-    inverse = np.log(of_class.sum() / np.maximum(of_class, 1))
+    inverse = np.log(np.maximum(of_class.sum(), 1) / np.maximum(of_class, 1))
     return csr_matrix(counts.multiply(1 / np.maximum(at_place, 1)[:, None]).multiply(inverse[None, :]))
 
 
