@@ -16,6 +16,7 @@ import typer
 from lore.cli.options import FORCE
 from lore.support.errors import LoreError
 from lore.support.terminal import print_json, print_line, print_note
+from lore.support.text import counted
 
 if TYPE_CHECKING:  # loads scipy: only where something is recommended
     from lore.nearby.familiarity import Suggestion
@@ -72,7 +73,7 @@ def recommend(
         return
     if read.rejected:
         reasons = ", ".join(f"{count:,} {name}" for name, count in read.reasons.items())
-        print_note(f"{len(read.rejected):,} rows are no visits: {reasons}")
+        print_note(f"{counted(len(read.rejected), 'row')} rejected: {reasons}")
     for note in found.notes:
         print_note(note)
     _show("your places now", found.your_places, "No place that was visited.")

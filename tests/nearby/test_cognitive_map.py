@@ -261,7 +261,7 @@ def test_nothing_of_a_profile_is_logged_or_kept(run, town):
     before = town.path.read_bytes()
     done = run("--at", "41.88,-87.63")
     private = ["cafe0", "Cafe 0", "far", "Far cafe", "secret-place", "ann", "bob"]
-    assert "1 rows are no visits: 1 place_unknown" in done.err
+    assert "1 row rejected: 1 place_unknown" in done.err
     assert not [one for one in private if one in done.err or one in done.logged]
     assert town.path.read_bytes() == before and [one.name for one in done.folder.iterdir()] == ["visits.csv"]
     run("--profile", str(done.folder / "me.json"))
