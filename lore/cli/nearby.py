@@ -1,6 +1,7 @@
 """`lore nearby`: a town of places, posts and events, and what in it answers a need within a walk (lore/nearby).
 
     lore nearby index places.csv -o town.db
+    lore nearby recommend town.db --user visits.csv
 
 Imports inside functions keep `lore --help` fast.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import typer
 
 from lore.cli.data import JSON, print_import
+from lore.cli.nearby_recommend import recommend
 from lore.cli.options import FORCE
 from lore.support.terminal import print_json
 
@@ -66,3 +68,6 @@ def index(
         print_json(report.as_json())
     else:
         print_import(report, "rows in the town", "no places, such as streets")
+
+
+app.command()(recommend)
