@@ -3,7 +3,8 @@
 import csv
 import json
 
-from lore.data.import_pairs import Report, import_pairs
+from lore.data.import_pairs import import_pairs
+from lore.data.import_report import Report
 from lore.data.importers import open_source
 from lore.data.pair import Pair
 from lore.data.parquet import read_pairs
@@ -17,7 +18,7 @@ def load(name, path, tmp_path, rubric=None, encoding=None, options=None, **kwarg
     report = import_pairs(source, out, load_rubric(rubric or source.rubric), **kwargs)
     rejected = tmp_path / "out" / "pairs.rejected.jsonl"
     lines = [json.loads(line) for line in rejected.read_text().splitlines()] if rejected.exists() else []
-    assert report.rows == report.pairs + report.rejected_rows + report.dropped
+    assert report.rows == report.kept + report.rejected_rows + report.dropped
     return list(read_pairs(out)), report, lines
 
 

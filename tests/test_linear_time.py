@@ -19,8 +19,10 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
+from datetime import datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import nearby_town_for_tests as nearby
 import pyarrow as pa
@@ -43,10 +45,11 @@ from lore.data_synth.synthesis.trace import Draft, Evidence, Wish
 from lore.data_synth.synthesis.verify import ALL as CHECKS
 from lore.data_synth.synthesis.verify import Verifier
 from lore.eval.derived_slices import derived_slices
+from lore.nearby import sources
 from lore.nearby.answer import check_answer
 from lore.nearby.gazetteer import gazetteer
 from lore.nearby.graph import load_relations
-from lore.nearby.hours import Opening
+from lore.nearby.hours import MAX_CHARACTERS, Opening, opening
 from lore.nearby.intent import Intent, understand
 from lore.nearby.retrieval import Candidate
 from lore.nearby.times import find_time
@@ -63,6 +66,7 @@ ROOMS += ["lore.support.text", "lore.support.nearest", "lore.support.markdown", 
 ROOMS += [f"lore.data_synth.synthesis.{name}" for name in ("trace", "verify", "facts", "knowledge", "multimodal", "rules")]
 ROOMS += ["lore.data_synth.perturb.rewrites", "lore.recommend.importers", "lore.recommend.section", "lore.recommend.source_rows"]
 ROOMS += [f"lore.nearby.{name}" for name in ("times", "gazetteer", "intent", "answer", "rules", "visits")]
+ROOMS += ["lore.nearby.sources", "lore.nearby.hours"]
 
 SHORT, LONG = 1_000, 8_000  # characters; the square of 8 is told from 8 on a busy machine
 ENOUGH_SECONDS = 0.05  # a function that is done by then is fast enough; one of quadratic time is not
@@ -186,6 +190,11 @@ CALLS = {
     ],
     "lore.recommend.importers.cell_seconds": lambda text: [_cell_call(text), _cell_call(f"1{text}")],
     "lore.recommend.importers._id": lambda text: _cell_call(text, "_id"),
+    "lore.nearby.hours.opening": lambda text: opening(text[:MAX_CHARACTERS], 0.0, 0.0, datetime(2026, 1, 1), "US"),
+    "lore.nearby.hours._parsed": lambda text: opening(text[:MAX_CHARACTERS], 0.0, 0.0, datetime(2026, 1, 1), "US"),
+    "lore.nearby.sources._text": lambda text: _place_call("_text", "tag", text),
+    "lore.nearby.sources._degrees": lambda text: _place_call("_degrees", "lat", text, 90),
+    "lore.nearby.sources._time": lambda text: _place_call("_time", "starts", text, None),
 }
 
 
@@ -212,6 +221,13 @@ ITEMS_READ = {name: [name] for name in ITEM_COLUMNS}
 def _cell_call(text: str, name: str = "cell_seconds") -> None:
     try:
         _function(f"lore.recommend.importers.{name}")(*(["user_id"] if name == "_id" else []), text)
+    except BadCell:
+        pass
+
+
+def _place_call(name: str, *arguments: Any) -> None:
+    try:
+        getattr(sources, name)(*arguments)
     except BadCell:
         pass
 
@@ -267,6 +283,9 @@ UNTIMED = {
     "lore.nearby.intent._without": "timed as understand",
     "lore.nearby.intent.model_corrections": "asks a language model; its answer is read by parse_json",
     "lore.recommend.importers._opened": "the map that a user typed",
+    "lore.nearby.hours.check_country": "the country that a user typed",
+    "lore.nearby.sources._mapped": "the map that a user typed",
+    "lore.nearby.sources._zone": "the time zone that a user typed",
 }
 
 

@@ -132,7 +132,7 @@ def import_(
             inputs=[path, rubric_file(chosen)],
             force=force,
         )
-        _show_report(report, as_json)
+        show_report(report, as_json)
         _need_pairs(report, target)
         _say_photos_elsewhere(report, target, " --embed-images stores the photos in the file.")
 
@@ -181,7 +181,7 @@ def check(
             inputs=[path, *([rubric_file(chosen)] if chosen else [])],
             force=force,
         )
-        _show_report(report, as_json)
+        show_report(report, as_json)
         if chosen is None:
             print_note("Labels were not checked, because the file names no rubric. Pass --rubric.")
         elif chosen == metadata.get("lore.rubric") and (warning := rubric_change(metadata, loaded, path)):
@@ -243,36 +243,13 @@ def _import_for_recommendations(source: str, path: str, out: str, as_json: bool,
     from lore.support.outputs import output_path
 
     report = (import_items if source == "items" else import_events)(path, output_path(out), **options)
-    if as_json:
-        print_json(report.as_json())
-        return
-    print_import(report, source, "about no item")
-    _say_photos_elsewhere(report, Path(report.out), " --embed-images stores the photos in the file.")
-
-
-def print_import(report: Any, kept: str, left_out: str) -> None:
-    """The summary of lore.recommend.importers.Report. kept: what the rows became; left_out: what the others are."""
-    lines = [
-        ["rows read", report.rows],
-        [kept, report.kept],
-        *([name, count] for name, count in report.counts.items()),
-        ["equal rows folded into one", report.duplicates],
-        *([[f"left out: {left_out}", report.left_out]] if report.left_out else []),
-        ["rows rejected", report.rejected_rows],
-        *([f"  {reason}", count] for reason, count in report.reasons.most_common()),
-        *([f"repaired: {name}", count] for name, count in report.repairs.most_common()),
-    ]
-    _table(None, ["what", "count"], [[name, f"{count:,}"] for name, count in lines])
-    for example in report.examples:
-        print_line(f"  {example}")
-    read = ", ".join(f"{name} from {' or '.join(columns)}" for name, columns in report.columns.items())
-    print_line(f"{kept.capitalize()}: {report.out} ({printable(read)})")
-    if report.rejected:
-        print_line(f"Rejected rows with their reasons: {report.rejected}")
+    show_report(report, as_json)
+    if not as_json:
+        _say_photos_elsewhere(report, Path(report.out), " --embed-images stores the photos in the file.")
 
 
 def _need_pairs(report: Any, out: Path | None) -> None:
-    if out is not None and not report.pairs:
+    if out is not None and not report.kept:
         kept = f"; the existing {out} is kept" if out.exists() else ""
         reasons = f" See {report.rejected} for the reasons." if report.rejected else ""
         raise LoreError(f"No row is a valid pair, so {out} was not written{kept}.{reasons}")
@@ -303,26 +280,30 @@ def _shares(text: str) -> dict[str, float]:
         raise LoreError(f"--fractions is {text!r}; expected name=share,name=share, such as train=0.7,dev=0.1,test=0.2.") from error
 
 
-def _show_report(report: Any, as_json: bool) -> None:
+def show_report(report: Any, as_json: bool) -> None:
+    """Prints what an import found (lore.data.import_report)."""
     if as_json:
         print_json(report.as_json())
         return
     left = report.dropped
     lines = [
         ["rows read", report.rows],
-        ["pairs", report.pairs],
+        [report.what, report.kept],
+        *([name, count] for name, count in report.counts.items()),
         *([["pairs without a label", report.unlabeled]] if report.unlabeled else []),
+        *([[f"left out: {'no place' if report.what == 'town' else 'about no item'}", report.left_out]] if report.left_out else []),
         ["rows rejected", report.rejected_rows],
         *([f"  {reason}", count] for reason, count in report.reasons.most_common()),
         *([f"repaired: {name}", count] for name, count in report.repairs.most_common()),
         [f"duplicates{' (dropped)' if left else ''}", report.duplicates],
-        [f"conflicting labels{' (dropped)' if left else ''}", report.conflicting],
+        *([[f"conflicting labels{' (dropped)' if left else ''}", report.conflicting]] if report.what == "pairs" else []),
     ]
     _table(None, ["what", "count"], [[name, f"{count:,}"] for name, count in lines])
     for example in [*report.examples, *report.repeats]:
         print_line(f"  {example}")
     if report.out:
-        print_line(f"Pairs: {report.out}")
+        read = ", ".join(f"{name} from {' or '.join(columns)}" for name, columns in report.columns.items())
+        print_line(f"{report.what.capitalize()}: {report.out}{f' ({printable(read)})' if read else ''}")
         if said := _about_splits(report):
             print_line(said)
         if report.distributions:
@@ -342,7 +323,7 @@ def _about_splits(report: Any) -> str | None:
 
     if not report.unsplit:
         return None
-    which = "none yet" if report.unsplit >= report.pairs else f"none yet for {report.unsplit:,} of {report.pairs:,} pairs"
+    which = "none yet" if report.unsplit >= report.kept else f"none yet for {report.unsplit:,} of {report.kept:,} pairs"
     return f"split: {which}; a recipe deals {dealt_as(FRACTIONS)}, as `lore data split` does"
 
 

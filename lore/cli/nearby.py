@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import typer
 
-from lore.cli.data import JSON, print_import
+from lore.cli.data import JSON, show_report
 from lore.cli.nearby_recommend import recommend
 from lore.cli.options import FORCE
-from lore.support.terminal import print_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,10 +63,7 @@ def index(
         arrays=arrays,
         force=force,
     )
-    if as_json:
-        print_json(report.as_json())
-    else:
-        print_import(report, "rows in the town", "no places, such as streets")
+    show_report(report, as_json)
 
 
 app.command()(recommend)

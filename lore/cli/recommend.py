@@ -6,6 +6,7 @@ lore recommend runs/recommend/eval --row item-kNN --users users.csv --json
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import typer
 
 from lore.support.errors import LoreError
 from lore.support.terminal import print_json, print_line, print_note
-from lore.support.text import printable
+from lore.support.text import counted, printable
 
 if TYPE_CHECKING:  # loads numpy: only where something is recommended
     from lore.recommend.histories import Histories
@@ -25,7 +26,9 @@ TITLE_CHARACTERS, NAMED_UNKNOWN = 60, 20
 
 def recommend(
     run: Path = typer.Argument(..., metavar="RUN", help="Run of stage recommender, or of recommend_eval."),
-    history: str = typer.Option(None, metavar="ITEM,...", help="Item ids that a shopper took, the oldest first."),
+    history: str = typer.Option(
+        None, metavar="ITEM,...", help='Item ids that a shopper took, the oldest first; one with a comma in "".'
+    ),
     users: Path = typer.Option(None, metavar="FILE", help="Table with a column user_id; histories are those of the run's events."),
     k: int = typer.Option(10, "-k", min=1, max=10_000, help="Number of items to show."),
     row: str = typer.Option(None, metavar="ROW", help="Row of a run of recommend_eval. Default: its reference."),
@@ -39,17 +42,15 @@ def recommend(
     if (history is None) == (users is None):
         raise LoreError("Name one history with --history a,b,c, or a table of users with --users FILE.")
     from lore.recommend.retriever import Query, open_retriever
+    from lore.recommend.tables import read_titles
     from lore.support.nearest import nearest
+    from lore.support.text import shortened
 
     retriever, histories, section = open_retriever(run, row)
     wanted = _histories(users, histories) if users is not None else iter([(None, _items(history))])
-    # of one history only the shown items need a title, and a table of users is answered one by one
-    titles = {} if users is None or section.items is None else {item.item_id: item.title for item in section.catalogue()}
+    titles = {} if section.items is None else read_titles(section.items)
     for user, past in wanted:
         retrieved = retriever.retrieve(Query(history=past), k, repeats=repeats)
-        if section.items is not None and users is None:
-            named = {one.item_id for one in retrieved.candidates}
-            titles = {item.item_id: item.title for item in section.catalogue() if item.item_id in named}
         unknown = {item: nearest(item, histories.item_ids) for item in retrieved.unknown[:NAMED_UNKNOWN]}
         if as_json:
             print_json(
@@ -63,15 +64,27 @@ def recommend(
             continue
         for item, near in unknown.items():
             hint = f" Nearest: {printable(near)}." if near else ""
-            print_note(f"{printable(item)} is not in the catalogue and is left out.{hint}")
-        if not retrieved.candidates:
-            whose = "The history" if user is None else f"The history of {printable(user)}"
-            raise LoreError(f"{whose} has no item of the catalogue, so nothing follows from it. Item ids are those of the events.")
-        _print(user, past, retrieved.candidates, titles)
+            print_note(f"{printable(shortened(item, TITLE_CHARACTERS))} is not in the catalogue and is left out.{hint}")
+        if retrieved.candidates:
+            _print(user, past, retrieved.candidates, titles)
+        elif user is not None:
+            print_note(
+                f"{printable(user)} took every item of the catalogue, so nothing is left to show. --repeats shows them again."
+            )
+        elif set(histories.item_ids) <= set(past):
+            raise LoreError("The history has every item of the catalogue, so nothing is left to show. --repeats shows them again.")
+        else:
+            raise LoreError(
+                "The history has no item of the catalogue, so nothing follows from it. Item ids are those of the events."
+            )
 
 
 def _items(text: str) -> list[str]:
-    found = [part.strip() for part in text.split(",") if part.strip()]
+    """Ids between commas, as a csv file has them: one with a comma stands in double quotes."""
+    try:
+        found = [part.strip() for row in csv.reader([text], skipinitialspace=True) for part in row if part.strip()]
+    except csv.Error as error:
+        raise LoreError(f'--history cannot be read as ids between commas ({error}). Write an id with a comma as "a,b".') from error
     if not found:
         raise LoreError("--history is empty. Name item ids, such as --history a,b,c, the oldest first.")
     return found
@@ -81,13 +94,14 @@ def _histories(path: Path, histories: Histories) -> Iterator[tuple[str, list[str
     """(user, item ids) of the users of a table. A user without events is told and left out."""
     from lore.data.rejected_rows import Rejection
     from lore.data.tables.any_table import table_records
+    from lore.data.tables.ids import known_as
 
-    row_of = {user: row for row, user in enumerate(histories.user_ids)}
+    row_of, spelled = {user: row for row, user in enumerate(histories.user_ids)}, known_as(histories.user_ids)
     for record in table_records(path, ["user_id"], [], what="--users: "):
         if isinstance(record, Rejection):
             print_note(f"--users: {record}")
             continue
-        user = str(record[1]["user_id"])
+        user = spelled(record[1]["user_id"])
         if user not in row_of:
             print_note(f"{printable(user)} has no history in the run's events and is left out.")
             continue
@@ -117,6 +131,6 @@ def _print(user: str | None, past: list[str], candidates: list[Candidate], title
 
 
 def _why(past: Evidence) -> str:
-    parts = [f"{past.shared} common codes"] if past.shared else []
+    parts = [counted(past.shared, "common code")] if past.shared else []
     parts += [f"{past.together} took both"] if past.together else []
     return f"{past.item_id}: {', '.join(parts)}"

@@ -6,11 +6,10 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lore.data.duplicates import Duplicates, Seen
+from lore.data.import_report import SHOWN_PER_REASON, Report
 from lore.data.pair import FIELDS, REQUIRED, Pair
 from lore.data.parquet import PairWriter, is_pairs_file, pair_files, read_metadata, read_pairs
 from lore.data.photo_places import common_folder, refuse_photo
@@ -24,41 +23,6 @@ from lore.rubric.rubric import Rubric, rubric_metadata
 from lore.support.atomic_files import replace_file, scratch_folder
 from lore.support.outputs import Output, checked_outputs
 from lore.support.progress import track
-
-SHOWN_PER_REASON = 3
-
-
-@dataclass
-class Report:
-    """Counts of an import. A row with two problems counts once in `rejected_rows` and once for each of its reasons."""
-
-    rows: int = 0
-    pairs: int = 0
-    rejected_rows: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    repairs: Counter[str] = field(default_factory=Counter)
-    duplicates: int = 0
-    conflicting: int = 0
-    dropped: int = 0
-    unlabeled: int = 0
-    """Pairs without a label."""
-    distributions: int = 0
-    """Pairs with a label_distribution."""
-    unsplit: int = 0
-    """Pairs without a split."""
-    bad_photos: list[str] = field(default_factory=list)
-    """Kept rows with unreadable photos: file, row and the problem. At most the first hundred."""
-    repeats: list[str] = field(default_factory=list)
-    """The first duplicates and the first conflicting labels, with file and row of both pairs."""
-    photos_elsewhere: str | None = None
-    """Common folder of the photos that are stored as a path outside of the folder of `out`. Readers must name it as image_root."""
-    extra_columns: list[str] = field(default_factory=list)
-    out: str | None = None
-    rejected: str | None = None
-    examples: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "reasons": dict(self.reasons), "repairs": dict(self.repairs)}
 
 
 def import_pairs(
@@ -117,9 +81,7 @@ def import_pairs(
         writing = ExitStack()
         with writing:
             writer = writing.enter_context(PairWriter(first_out, metadata=info)) if first_out else None
-            for pair in _checked(
-                track(rows, f"{source.name}", total=source.total), source.name, checker, report, rejected, places
-            ):
+            for pair in _checked(track(rows, f"{source.name}", total=source.total), source.name, checker, report, rejected, places):
                 if split_fractions:
                     deal(pair, split_fractions, seed)
                 seen.add(pair)
@@ -135,7 +97,7 @@ def import_pairs(
             if rejected and not drop_duplicates:
                 rejected.publish()
         found = seen.result()
-        report.pairs, report.duplicates, report.conflicting = len(seen), found.same_label, found.conflicts
+        report.kept, report.duplicates, report.conflicting = len(seen), found.same_label, found.conflicts
         report.repairs, report.repeats = checker.repairs, _shown_repeats(found, places)
         report.bad_photos = checker.bad_photos
         report.extra_columns = source.extra_columns()
@@ -143,12 +105,12 @@ def import_pairs(
             report.dropped = len(found.repeats)
             if report.dropped:
                 _drop(first_out, out, found, places, rejected, info)
-                report.pairs -= report.dropped
+                report.kept -= report.dropped
             else:
                 rejected.publish()
                 replace_file(first_out, out)
     if out:
-        report.out = str(named) if report.pairs else None
+        report.out = str(named) if report.kept else None
         report.rejected = str(rejected_path(named)) if rejected.count else None
     return report
 
@@ -198,13 +160,7 @@ def _checked(
                 places.add(row.file, row.row)
                 yield pair
                 continue
-        report.rejected_rows += 1
-        for problem in problems:
-            report.reasons[problem.reason] += 1
-            if report.reasons[problem.reason] <= SHOWN_PER_REASON:
-                report.examples.append(str(problem))
-            if rejected:
-                rejected.write(problem)
+        report.reject(problems, rejected)
 
 
 class _Places:

@@ -200,7 +200,7 @@ class PairSource:
             image_roots=self.image_roots,
             force=True,  # the run folder is LORE's own
         )
-        if not report.pairs:
+        if not report.kept:
             raise LoreError(f"{path}: none of its {report.rows:,} rows is a valid pair. {' '.join(report.examples[:1])}")
         if report.rejected_rows:
             why = ", ".join(f"{reason} {times}" for reason, times in report.reasons.most_common(5))

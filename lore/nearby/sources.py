@@ -31,6 +31,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import yaml
 
+from lore.data.import_report import Report
 from lore.data.importers.table import column_map
 from lore.data.rejected_rows import RejectedWriter, Rejection, is_rejected_file, rejected_path, short, shown_value
 from lore.data.row_validation import ENCODING_HINT
@@ -39,7 +40,7 @@ from lore.data.tables.csv import check_delimiter
 from lore.data.tables.ids import id_text
 from lore.nearby.place import Place, parts
 from lore.nearby.town import GAP, Encode, is_town_file, write_town
-from lore.recommend.importers import BadCell, Report
+from lore.recommend.importers import BadCell
 from lore.support.errors import LoreError, reason
 from lore.support.nearest import nearest_hint
 from lore.support.outputs import Output, checked_outputs
@@ -63,7 +64,7 @@ COLUMNS = {
     "about": ("about",),
 }
 """The fields and the columns that they are read from, the best one first."""
-FIELD_OF = {column: name for name, columns in COLUMNS.items() for column in columns}
+FIELDS = {column for columns in COLUMNS.values() for column in columns}
 KINDS = ("place", "event", "post", "area")
 MOST = {"place_id": 200, "name": 300, "kind": 20, "fclass": 100, "text": 20_000, "hours": 1_000, "about": 200, "tag": 2_000}
 """Characters. A longer text is rejected."""
@@ -107,9 +108,8 @@ def index_town(
     map: of tables, "field=column,...". country: two letters, for public holidays; timezone: name of the wall clock, such as
     America/Chicago, for times with a zone and for sunrise. Both are kept in Town.meta. encode, arrays: see write_town.
     """
-    files, report = [Path(path).expanduser() for path in paths], Report(str(out))
-    zone = _zone(timezone)
-    columns = _mapped(map)
+    files, zone, columns = [Path(path).expanduser() for path in paths], _zone(timezone), _mapped(map)
+    report = Report("town", out=str(out), columns={name: [column] for name, column in columns.items()})
     for file in files:
         if not file.is_file():
             raise LoreError(f"{file} does not exist. Name files of places: a table, GeoJSON, Overpass JSON or .osm.pbf.")
@@ -122,9 +122,14 @@ def index_town(
         first = list(islice(places, 1))  # a town without places does not replace one that has some
         if first:
             report.kept = write_town(out, rejected.before(chain(first, places)), meta, encode=encode, arrays=arrays)
-        rejected.publish()
+        else:
+            rejected.publish()
     report.rejected = str(rejected_path(Path(report.out))) if rejected.count else None
-    return report.checked("a place")
+    report.dropped = report.duplicates
+    if not report.kept:
+        why = f"The first rejected row: {report.examples[0]}" if report.examples else "The files have no rows."
+        raise LoreError(f"No row is a place, so {report.out} was not written. {why}")
+    return report
 
 
 def _zone(name: str | None) -> ZoneInfo | None:
@@ -135,13 +140,13 @@ def _zone(name: str | None) -> ZoneInfo | None:
 
 
 def _mapped(map: str | None) -> dict[str, str]:
-    """{column: field} of a map."""
+    """{field: column} of a map."""
     given = column_map(map, ("name", "lat", "lon") if map and "about" not in map else (), None)
     for name in given:
         if name not in COLUMNS and not name.startswith("tags."):
             expected = f"{', '.join(COLUMNS)}, tags.<key>"
             raise LoreError(f"--map: {name!r} is no field of places; expected {expected}.{nearest_hint(name, COLUMNS)}")
-    return {column: name for name, column in given.items()}
+    return given
 
 
 def _checked(rows: Iterable[Row | Rejection], zone: ZoneInfo | None, report: Report, rejected: RejectedWriter) -> Iterator[Place]:
@@ -153,7 +158,8 @@ def _checked(rows: Iterable[Row | Rejection], zone: ZoneInfo | None, report: Rep
             continue
         file, number, cells = row
         try:
-            place = _place(cells, f"{Path(file).name}#{number}", zone, seen, report)
+            place = _place(cells, zone, seen, report)
+            place.place_id = place.place_id or f"{Path(file).name}#{number}"
             content = hash(repr(place))
             if place.place_id in seen and seen[place.place_id][0] != content:
                 raise BadCell("place_id", "place_repeated", f"place {place.place_id[:80]!r} again, with other content", NO_REPEAT)
@@ -169,10 +175,10 @@ def _checked(rows: Iterable[Row | Rejection], zone: ZoneInfo | None, report: Rep
         yield place
 
 
-def _place(cells: dict[str, Any], name: str, zone: ZoneInfo | None, seen: dict[str, Any], report: Report) -> Place:
-    """Raises BadCell. name: the id of a row without one."""
-    tags = _tags(cells.get("tags"), report)
-    place_id = _text("place_id", id_text(cells.get("place_id"))) or name
+def _place(cells: dict[str, Any], zone: ZoneInfo | None, seen: dict[str, Any], report: Report) -> Place:
+    """Raises BadCell. seen: content, latitude and longitude of the places so far."""
+    tags = {**_tags(cells.get("single_tags"), report), **_tags(cells.get("tags"), report)}
+    place_id = _text("place_id", id_text(cells.get("place_id")))
     about = _text("about", id_text(cells.get("about"))) or None
     hours = tags.pop("opening_hours", None)
     outline = _outline(cells.get("outline"))
@@ -212,7 +218,7 @@ def _place(cells: dict[str, Any], name: str, zone: ZoneInfo | None, seen: dict[s
 
 
 def _is_empty(cell: Any) -> bool:
-    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
+    return cell is None or cell != cell or (isinstance(cell, str) and (not cell or cell.isspace()))
 
 
 def _text(name: str, cell: Any) -> str:
@@ -276,7 +282,7 @@ def _tags(cell: Any, report: Report) -> dict[str, str]:
         return {}
     pairs = cell.items() if isinstance(cell, dict) else cell
     if not isinstance(cell, dict | list) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-        raise BadCell("tags", "field_type", shown_value(cell), "an object, or hstore text")  # lists of pairs: maps of Parquet
+        raise BadCell("tags", "field_type", shown_value(cell), "an object, or hstore text")  # a list of pairs: a map of Parquet
     tags = {_text("tag", key): _text("tag", value) for key, value in islice(pairs, MAX_TAGS) if not _is_empty(value)}
     if len(cell) > MAX_TAGS:
         report.repairs[f"more than {MAX_TAGS} tags"] += 1
@@ -291,7 +297,8 @@ def hstore(text: str) -> tuple[dict[str, str], bool]:
         if pair[2] is not None:
             found[_ESCAPED.sub(r"\1", pair[1])] = _ESCAPED.sub(r"\1", pair[2])
         at = pair.end()
-    return found, bool(text[at:].strip())
+    rest = text[at:].strip()
+    return found, bool(rest) or text[:at].rstrip().endswith(",")
 
 
 def _classes(cells: dict[str, Any], tags: dict[str, str]) -> list[str]:
@@ -343,42 +350,31 @@ def _rows(
         yield from _json_rows(file, report)
     else:
         mark = check_delimiter(delimiter) if delimiter else None
-        for record in table_records(file, [*columns], encoding=encoding, delimiter=mark, settable=True):
+        for record in table_records(file, [*dict.fromkeys(columns.values())], encoding=encoding, delimiter=mark, settable=True):
             if isinstance(record, Rejection):
                 yield record
             elif record[1].get("type") == "Feature":  # GeoJSON in lines
-                yield _feature(file, record[0], record[1])
+                yield _feature(file, record[0], record[1], report)
             else:
                 yield str(file), record[0], _fields(record[1], columns, report)
 
 
-def _fields(cells: Mapping[str, Any], columns: Mapping[str, str], report: Report | None = None) -> dict[str, Any]:
-    """The cells by field. columns: {column: field} of a map; without one, columns that are no field are tags."""
-    found: dict[str, Any] = {}
-    tags: dict[str, Any] = {}
-    best: dict[str, int] = {}
-    for column, cell in cells.items():
-        name = columns.get(column) if columns else FIELD_OF.get(column)
-        if _is_empty(cell) or (columns and name is None):
-            continue
-        if name is None or name.startswith("tags."):
-            if isinstance(cell, str | int | float):
-                tags[column if name is None else name.removeprefix("tags.")] = cell
-            continue
-        place = 0 if columns else COLUMNS[name].index(column)
-        if name not in found or place < best[name]:
-            found[name], best[name] = cell, place
-            if report is not None and len(report.columns.setdefault(name, [])) < 3 and column not in report.columns[name]:
-                report.columns[name].append(column)
-    if tags:
-        more = found.get("tags")
-        if isinstance(more, str) and more.lstrip()[:1] != "{":
-            more, cut = hstore(more[:MAX_TAGS_CHARACTERS])
-            if report is not None and cut:
-                report.repairs[CUT] += 1
-        if more is None or isinstance(more, dict):
-            found["tags"] = {**tags, **(more or {})}
-    return found
+def _fields(cells: Mapping[str, Any], columns: Mapping[str, str], report: Report) -> dict[str, Any]:
+    """The cells by field. columns: {field: column} of a map; without one, columns that are no field are tags."""
+    if not columns:
+        used = {name: [one for one in known if not _is_empty(cells.get(one))] for name, known in COLUMNS.items()}
+        columns = {name: listed[0] for name, listed in used.items() if listed}
+        columns |= {f"tags.{column}": column for column in cells if column not in FIELDS}
+        for name, listed in used.items():
+            report.columns.setdefault(name, []).extend(one for one in listed[:1] if one not in report.columns.get(name, []))
+    found = {name: cells.get(column) for name, column in columns.items()}
+    single = {name.removeprefix("tags."): found.pop(name) for name in columns if name.startswith("tags.")}
+    return {**found, "single_tags": {key: cell for key, cell in single.items() if isinstance(cell, str | int | float)}}
+
+
+def _of_openstreetmap(tags: dict[str, Any]) -> dict[str, Any]:
+    name = next((tags[key] for key in COLUMNS["name"] if tags.get(key)), None)
+    return {"name": name, "text": tags.get("description"), "tags": tags}
 
 
 def _json_rows(file: Path, report: Report) -> Iterator[Row | Rejection]:
@@ -396,7 +392,7 @@ def _json_rows(file: Path, report: Report) -> Iterator[Row | Rejection]:
         if not isinstance(one, dict):
             yield Rejection(str(file), number, "row", "field_type", shown_value(one), "a JSON object")
         elif "elements" not in content:
-            yield _feature(file, number, one)
+            yield _feature(file, number, one, report)
         elif _is_place(one.get("tags")):
             yield _element(file, number, one)
         else:
@@ -412,7 +408,7 @@ def _is_place(tags: Any) -> bool:
     return isinstance(tags, dict) and any(key in tags for key in class_table()[0])
 
 
-def _feature(file: Path, number: int, feature: dict[str, Any]) -> Row | Rejection:
+def _feature(file: Path, number: int, feature: dict[str, Any], report: Report) -> Row | Rejection:
     properties, geometry = feature.get("properties") or {}, feature.get("geometry")
     try:
         if not isinstance(properties, dict):
@@ -420,8 +416,7 @@ def _feature(file: Path, number: int, feature: dict[str, Any]) -> Row | Rejectio
         lines, points = _geometry(geometry)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return Rejection(str(file), number, "geometry", "field_type", reason(error), "a geometry of GeoJSON", short(feature))
-    cells = {"id": feature.get("id"), **_fields(properties, {})}
-    cells.setdefault("place_id", cells.pop("id"))
+    cells = {"place_id": feature.get("id"), **_fields(properties, {}, report)}
     if lines:
         cells["outline"] = lines
     elif len(points) > 1:
@@ -452,7 +447,7 @@ def _line(points: Any) -> list[tuple[Any, Any]]:
 
 def _element(file: Path, number: int, element: dict[str, Any]) -> Row | Rejection:
     """A node, way or relation of Overpass (out center, out geom)."""
-    kind, cells = element.get("type"), _fields(element["tags"], {})
+    kind, cells = element.get("type"), _of_openstreetmap(element["tags"])
     try:
         middle = element.get("center") or element
         members = [element, *element.get("members", [])]
@@ -474,7 +469,7 @@ def _pbf_rows(file: Path, report: Report) -> Iterator[Row]:
         for number, one in enumerate(found, 1):
             if one.is_relation() or (one.is_way() and one.is_closed()):  # they come again as areas
                 continue
-            cells = _fields(dict(one.tags), {})
+            cells = _of_openstreetmap(dict(one.tags))
             if one.is_node():
                 cells |= {"place_id": f"node/{one.id}", "lat": one.location.lat, "lon": one.location.lon}
             elif one.is_way():

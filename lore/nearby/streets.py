@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import cKDTree
 
 from lore.nearby.retrieval import Reach
-from lore.nearby.town import EARTH_METRES, Town, check_point, haversine
+from lore.nearby.town import EARTH_METRES, Town, check_point
 from lore.support.errors import LoreError, reason
 
 METRES_PER_MINUTE = 80.0
@@ -55,7 +55,7 @@ def within(town: Town, lat: float, lon: float, minutes: float) -> Reach:
     return Reach(rows[order], walked[order], walked[order] / METRES_PER_MINUTE, by_streets)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _streets_of(town: Town) -> Streets | None:
     arrays = [town.array(f"streets_{name}") for name in ("lats", "lons", "metres", "ends", "starts")]
     return None if arrays[0] is None else Streets(*arrays)
@@ -73,9 +73,11 @@ class Streets:
         return bool(np.isfinite(self._nearest([lat], [lon])[0]).any())
 
     def _nearest(self, lats: np.ndarray, lons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Metres to the nearest crossings (n, k), infinite beyond MAX_TO_STREET_METRES, and their numbers (n, k)."""
+        """Metres to the nearest crossings (n, k), infinite beyond MAX_TO_STREET_METRES, and their numbers (n, k). Only crossings
+        about as near as the nearest count: others may lie across a river."""
         points = _in_metres(np.asarray(lats), np.asarray(lons))
-        return self._crossings.query(points, k=CROSSINGS, distance_upper_bound=MAX_TO_STREET_METRES)
+        metres, numbers = self._crossings.query(points, k=CROSSINGS, distance_upper_bound=MAX_TO_STREET_METRES)
+        return np.where(metres <= 1.5 * metres[:, :1] + 10, metres, np.inf), numbers
 
     def walks(self, town: Town, lat: float, lon: float, rows: np.ndarray, most: float) -> np.ndarray:
         """Metres (n,) from a point to rows by the streets; infinite for a walk longer than `most`."""
@@ -117,9 +119,7 @@ def read_streets(path: str | Path) -> dict[str, np.ndarray]:
         places = np.array([(float(node["y"]), float(node["x"])) for _, node in graph.nodes(data=True)]).reshape(-1, 2)
         number = {name: at for at, name in enumerate(graph)}
         ends = np.array([(number[a], number[b]) for a, b in graph.edges()]).reshape(-1, 2)
-        straight = np.array([haversine(*places[a], *places[b]) for a, b in ends])
-        lengths = [edge.get("length") for _, _, edge in graph.edges(data=True)]
-        metres = np.array([own if length is None else float(length) for length, own in zip(lengths, straight, strict=True)])
+        metres = np.array([float(edge["length"]) for _, _, edge in graph.edges(data=True)])
     except (networkx.NetworkXError, SyntaxError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise LoreError(f"{path} is no street graph as osmnx saves it ({reason(error)}). Expected x, y and length.") from error
     if not len(ends) or not (np.abs(places) <= (90, 180)).all() or not (np.isfinite(metres) & (metres >= 0)).all():

@@ -40,7 +40,7 @@ GAP = (math.nan, math.nan)
 NO_POINTS = np.empty((0, 2))
 FLOAT32_DEGREES = 1e-4
 """More than the R*Tree, whose boxes are float32, rounds a coordinate by."""
-WHOLE_TOWN_METRES = 20_000.0
+WHOLE_TOWN_METRES = 10_000.0
 """Of a circle this large most rows are found: reading all of them is faster than asking the R*Tree."""
 SCHEMA = """
 create table meta (key text primary key, value text);
@@ -177,7 +177,7 @@ class Town:
             connection = sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
             if _is_current(connection):
                 return cls(Path(path), connection)
-        except (sqlite3.DatabaseError, ValueError, IndexError) as error:
+        except (sqlite3.DatabaseError, ValueError, IndexError, AttributeError, TypeError) as error:
             if connection is not None:
                 connection.close()
             raise LoreError(f"{path} is no town ({error}). `lore nearby index PLACES -o {path}` writes one.") from error

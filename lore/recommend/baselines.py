@@ -32,6 +32,9 @@ class Popularity:
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
         return np.repeat(self.counts.astype(np.float32)[None], len(histories), axis=0)
 
+    def shares(self, histories: list[np.ndarray]) -> np.ndarray:
+        return _shares(self.scores(histories))
+
 
 @dataclass(frozen=True)
 class Shelf:
@@ -66,6 +69,9 @@ class Neighbors:
             found += shelf.weight * (near @ shelf.members).toarray()[:, shelf.prefix]
         found += self.popularity
         return found
+
+    def shares(self, histories: list[np.ndarray]) -> np.ndarray:
+        return _shares(self.scores(histories))
 
 
 def popularity(histories: Histories) -> Popularity:
@@ -154,6 +160,10 @@ def followers(histories: Histories, window: int, decay: float) -> sparse.csr_mat
         weight = np.full(len(first), decay ** (distance - 1))
         total = total + sparse.csr_matrix((weight, (first, second)), shape=(size, size))
     return total
+
+
+def _shares(scores: np.ndarray) -> np.ndarray:
+    return scores / np.maximum(scores.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def _weighted(histories: list[np.ndarray], items: int, last: int, fade: float) -> sparse.csr_matrix:

@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lore.data.tables.parquet_files import open_parquet
+from lore.recommend.section import CODES, CODES_CARD, codes_file
 from lore.support.atomic_files import write_atomic, written_whole
 from lore.support.errors import LoreError, reason
 from lore.support.text import printable
 from lore.support.untrusted_json import parse_object, read_object
 
-CODES, CARD = "codes.parquet", "codes.json"
 MOST_LEVELS, MOST_CODES = 8, 65_536
 MAX_BYTES = 2**30
 _TOKEN = re.compile(r"<([a-zA-Z])_(\d{1,5})>\Z")
@@ -73,7 +73,7 @@ def write_codes(folder: Path, item_ids: Sequence[str], codes: Codes, relocated: 
     with written_whole(folder / CODES) as file:
         pq.write_table(pa.table(columns), file, compression="zstd")
     known = {"kind": "codes", "items": len(item_ids), "levels": codes.levels, "size": codes.size, "fingerprint": codes.fingerprint}
-    write_atomic(folder / CARD, json.dumps(known | card, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(folder / CODES_CARD, json.dumps(known | card, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_codes(path: str | Path, item_ids: Sequence[str]) -> Codes:
@@ -100,8 +100,7 @@ def read_codes(path: str | Path, item_ids: Sequence[str]) -> Codes:
 
 def read_codes_table(path: str | Path) -> tuple[list[str], np.ndarray, int, np.ndarray]:
     """(item ids, codes [N, L], codes per level, relocated [N]) of whatever `read_codes` reads."""
-    path = Path(path)
-    path = path / CODES if path.is_dir() else path
+    path = codes_file(path)
     if not path.is_file():
         raise LoreError(f"{path} does not exist, so the items have no codes.\nName a run of stage semantic_ids, or a JSON file.")
     return _from_json(path) if path.suffix == ".json" else _from_parquet(path)
@@ -111,7 +110,7 @@ def read_codes_card(path: str | Path) -> dict[str, Any]:
     """The card of a run's codes. Raises LoreError for a damaged or missing one."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     lost, advice = "it is unknown how its codes were made", "Run the recipe of stage semantic_ids again."
-    return read_object(folder / CARD, lost, advice)
+    return read_object(folder / CODES_CARD, lost, advice)
 
 
 def _from_parquet(path: Path) -> tuple[list[str], np.ndarray, int, np.ndarray]:

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from lore.config.sections import Conflict, Share, StrictModel, Weight
 from lore.engines.config import looks_local
-from lore.recommend.section import HistoriesSection
+from lore.recommend.section import CODES, CODES_CARD, HistoriesSection
 from lore.student.section import PairTextSection
 from lore.support.environment import version_of
 from lore.support.errors import LoreError
@@ -19,7 +19,6 @@ from lore.train.common.config import TRAINED_FILES, TrackedRecipe, TrainSection,
 
 Modality = Literal["text", "photo", "structure"]
 VQ_PACKAGE = "vector-quantize-pytorch"
-CARD = "codes.json"
 
 
 class EncoderSection(StrictModel):
@@ -143,8 +142,8 @@ class SemanticIdsRecipe(TrackedRecipe):
     irrelevant_keys = TrackedRecipe.irrelevant_keys - {"train.micro_batch_size"} | {"batch_tokens"}
     prepared_files: ClassVar[frozenset[str]] = TrackedRecipe.prepared_files | {"features"}
     result_files: ClassVar[frozenset[str]] = TRAINED_FILES | {
-        "codes.parquet",
-        "codes.json",
+        CODES,
+        CODES_CARD,
         "codebooks.safetensors",
         "vectors.safetensors",
         "report.html",
@@ -178,12 +177,12 @@ class SemanticIdsRecipe(TrackedRecipe):
         yield from padded_rows(self.train, "packed or flattened rows in stage semantic_ids, whose rows are items")
 
     def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
-        if not self.base or not (card := Path(self.base) / CARD).is_file():
+        if not self.base or not (card := Path(self.base) / CODES_CARD).is_file():
             return {}
         return {"base": input_files(lambda: [card])}
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
-        if self.base and not (Path(self.base) / CARD).is_file():
+        if self.base and not (Path(self.base) / CODES_CARD).is_file():
             yield "base", f"{self.base} is no finished run of stage semantic_ids."
 
     def check_packages(self) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from markupsafe import Markup
 
 from lore.recommend.baselines import cooccurrence, item_knn, popularity
+from lore.recommend.blend import Blend
 from lore.recommend.codes import read_codes
 from lore.recommend.eval_config import CONTROL, PREFIXED, RecommendEvalRecipe
 from lore.recommend.eval_table import GROUPS, Table, make_table, text
@@ -95,6 +96,9 @@ def recommenders(recipe: RecommendEvalRecipe, histories: Histories) -> dict[str,
                 found[row] = lambda name=name, shelves=shelves: counted[name](**shelves)
     for name, model in recipe.models.items():
         found[name] = lambda path=model.name: trained(path, histories)
+    for name, blend in recipe.blends.items():
+        weights = blend.weights or [1.0] * len(blend.of)
+        found[name] = lambda name=name, of=tuple(blend.of), weights=weights: Blend(name, [found[one]() for one in of], weights)
     return {name: found[name] for name in recipe.rows()}
 
 

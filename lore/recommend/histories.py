@@ -79,3 +79,7 @@ class Recommender(Protocol):
         """Scores [B, V] of all items of the catalogue; higher is better. Items of the history are scored like the others.
         histories: rows of items, the oldest first, at least one each."""
         ...
+
+    def shares(self, histories: list[np.ndarray]) -> np.ndarray:
+        """The same order as shares [B, V] of one, so that recommenders with scores of other kinds can be added up."""
+        ...

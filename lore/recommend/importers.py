@@ -18,7 +18,6 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from itertools import chain, islice
@@ -30,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lore.data.events import BATCH_ROWS, SPLITS, Event, is_events_file, write_events
+from lore.data.import_report import Report
 from lore.data.importers.table import column_map, row_values
 from lore.data.pair import ITEM_SCHEMA, item_key
 from lore.data.parquet import PairWriter
@@ -73,49 +73,12 @@ ITEM_COLUMNS = {
 OPTIONAL = ("session_id", "kind", "split")
 NOTHING = (None, "")
 NEEDED = {"events": ("user_id", "item_id"), "items": ("item_id", "title")}
-HEAD_ROWS, SHOWN = {"events": 1000, "items": 100}, 3
+HEAD_ROWS = {"events": 1000, "items": 100}
 MAX_ID_CHARACTERS, MAX_LIST_CHARACTERS = 1_000, 2**20
 _NUMBER = re.compile(r"[-+]?\d{1,40}(\.\d{0,40})?([eE][-+]?\d{1,3})?")
 _PRICE = re.compile(r"[^\d\s.,]{0,4}\s?\d[\d.,]{0,20}\s?[^\d\s.,]{0,4}")
+_URL = re.compile(r"https?://", re.IGNORECASE)
 _TEMPLATE = re.compile(r"\{([^{}]+)\}")
-
-
-@dataclass
-class Report:
-    """What an import found. columns: the column of each field."""
-
-    out: str
-    rows: int = 0
-    kept: int = 0
-    duplicates: int = 0
-    left_out: int = 0
-    """Events that are about no item, such as page views."""
-    rejected_rows: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    repairs: Counter[str] = field(default_factory=Counter)
-    counts: dict[str, int] = field(default_factory=dict)
-    photos_elsewhere: str | None = None
-    """Folder of photos outside of the folder of `out`. Readers must name it as image_root."""
-    columns: dict[str, list[str]] = field(default_factory=dict)
-    rejected: str | None = None
-    examples: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "reasons": dict(self.reasons), "repairs": dict(self.repairs)}
-
-    def reject(self, problems: list[Rejection], writer: RejectedWriter) -> None:
-        self.rejected_rows += 1
-        for problem in problems:
-            writer.write(problem)
-            self.reasons[problem.reason] += 1
-            if self.reasons[problem.reason] <= SHOWN:
-                self.examples.append(str(problem))
-
-    def checked(self, what: str) -> Report:
-        if not self.kept:
-            why = f"The first rejected row: {self.examples[0]}" if self.examples else "The table has no rows."
-            raise LoreError(f"No row is {what}, so {self.out} was not written. {why}")
-        return self
 
 
 def import_events(
@@ -133,7 +96,7 @@ def import_events(
 
     map: "field=column,..."; delimiter: of csv files. Raises LoreError if no row is an event; an earlier `out` is kept then.
     """
-    files, report = source_files(path), Report(str(out))
+    files, report = source_files(path), Report("events", out=str(out))
     out, listed = checked_outputs([Output(out, is_events_file), Output(rejected_path(out), is_rejected_file)], [path], force=force)
     seen, users, items = array("q"), set(), set()
 
@@ -155,10 +118,10 @@ def import_events(
         write_events(scratch / "events.parquet", kept(events, rejected), clock, Path(path).name)
         rejected.publish()
         if seen:
-            report.duplicates = _publish(scratch / "events.parquet", out, np.frombuffer(seen, dtype=np.int64))
+            report.duplicates = report.dropped = _publish(scratch / "events.parquet", out, np.frombuffer(seen, dtype=np.int64))
     report.kept, report.counts = len(seen) - report.duplicates, {"users": len(users), "items": len(items)}
     report.rejected = str(rejected_path(Path(report.out))) if rejected.count else None
-    return report.checked("an event")
+    return _need_rows(report, "event")
 
 
 def _publish(first: Path, out: Path, hashes: np.ndarray) -> int:
@@ -192,10 +155,10 @@ def import_items(
     force: bool = False,
 ) -> Report:
     """Writes the items of a file, folder or glob to `out`, and bad rows to `<name>.rejected.jsonl`. An item that occurs again is
-    folded, and rejected if its content is another. Without a map, a price that is no number is left out. Memory: about 200 bytes
-    per item. map: "field=column,..."; a column with braces is a template, such as image=images/{id}.jpg. The other options are
-    those of lore.data.import_pairs."""
-    files, report, seen = source_files(path), Report(str(out)), dict[str, str]()
+    folded, and rejected if its content is another. Without a map, a price that is no number, a photo behind a URL and a nested
+    attribute are left out. Memory: about 200 bytes per item. map: "field=column,..."; a column with braces is a template, such as
+    image=images/{id}.jpg. The other options are those of lore.data.import_pairs."""
+    files, report, seen = source_files(path), Report("items", out=str(out)), dict[str, str]()
     out, listed = checked_outputs([Output(out, is_items_file), Output(rejected_path(out), is_rejected_file)], [path], force=force)
     checker = RowChecker(
         None,
@@ -232,9 +195,16 @@ def import_items(
             if not seen:
                 writer.discard()
             rejected.publish()
-    report.kept, report.repairs = len(seen), checker.repairs
+    report.kept, report.dropped, report.repairs = len(seen), report.duplicates, checker.repairs
     report.rejected = str(rejected_path(Path(report.out))) if rejected.count else None
-    return report.checked("an item")
+    return _need_rows(report, "item")
+
+
+def _need_rows(report: Report, what: str) -> Report:
+    if not report.kept:
+        why = f"The first rejected row: {report.examples[0]}" if report.examples else "The table has no rows."
+        raise LoreError(f"No row is an {what}, so {report.out} was not written. {why}")
+    return report
 
 
 def _item_values(cells: dict[str, Any], columns: dict[str, list[str]], repairs: Counter[str] | None) -> dict[str, Any]:
@@ -248,13 +218,25 @@ def _item_values(cells: dict[str, Any], columns: dict[str, list[str]], repairs: 
     if repairs is not None:
         for name, between in (("category", " > "), ("description", " "), ("title", " ")):
             parts = _as_list(chosen[name]) if name in chosen else None
+            if parts and isinstance(parts[0], list):  # several paths of categories: the first
+                parts = parts[0]
             if parts is not None:
                 chosen[name] = between.join(str(part) for part in parts if isinstance(part, str | int | float))
         price = chosen.get("price")
         if price is not None and not isinstance(price, int | float) and not _PRICE.fullmatch(str(price)[:100].strip()):
             chosen["price"] = None
             repairs["price_left_out"] += 1
-    return row_values(chosen, {name: name for name in chosen})
+        image = chosen.get("image")
+        if isinstance(image, list) or (isinstance(image, str) and _URL.match(image)):
+            chosen["image"] = None
+            repairs["photo_url_left_out"] += 1
+    values = row_values(chosen, {name: name for name in chosen})
+    if repairs is not None and "attributes" in values:  # Amazon's details have tables in them, such as an item's ranks
+        plain = [one for one in values["attributes"] if not (isinstance(one, tuple) and isinstance(one[1], dict | list))]
+        if left := len(values["attributes"]) - len(plain):
+            repairs["attribute_left_out"] += left
+            values["attributes"] = plain
+    return values
 
 
 def _opened(
@@ -268,7 +250,8 @@ def _opened(
         if name not in known and not (what == "items" and name.startswith("attributes.")):
             fields = ", ".join([*known, *(["attributes.<name>"] if what == "items" else [])])
             raise LoreError(f"--map: {name!r} is no field of {what}; expected {fields}.{nearest_hint(name, known)}")
-    required = [name for column in mapped.values() for name in _TEMPLATE.findall(column) or [column]]
+    templates = _TEMPLATE.findall if what == "items" else lambda column: []
+    required = [name for column in mapped.values() for name in templates(column) or [column]]
     rows = source_rows(files, scratch, list(dict.fromkeys(required)), encoding, delimiter)
     head = list(islice(rows, HEAD_ROWS[what]))
     first = [row[2] for row in head if not isinstance(row, Rejection)]
@@ -423,7 +406,7 @@ def cell_seconds(cell: Any) -> float:
         number = math.nan if isinstance(text, bool) else float(text)
         if abs(number) < 1e11:
             return number
-        if math.isfinite(number):
+        if abs(number) < 1e20:
             return number / next((unit for unit in (1e9, 1e6) if abs(number) > unit * 1e8), 1e3)
     except (ValueError, TypeError, OverflowError):
         pass

@@ -34,11 +34,12 @@ from transformers import BertConfig, BertModel
 
 from lore.recommend.codes import Codes, make_codes
 from lore.recommend.recommender_recipe import NetworkSection
+from lore.recommend.section import MODEL_CARD, model_folder
 from lore.support.atomic_files import folder_written_whole
 from lore.support.errors import LoreError, reason
 from lore.support.untrusted_json import read_object
 
-CARD, WEIGHTS = "recommender.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 IGNORE = -100
 SCALE = 10.0
 """Steps of the two learned numbers of the score are this much larger than those of other weights: they have to move by units."""
@@ -197,23 +198,18 @@ def save_model(model: SequenceModel, folder: Path, item_ids: Sequence[str], code
     with folder_written_whole(folder) as part:
         part.mkdir()
         save_file(tensors | {"counts": torch.from_numpy(counts)}, part / WEIGHTS)
-        (part / CARD).write_text(json.dumps(card, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def recommender_folder(path: str | Path) -> Path | None:
-    """The folder of the model in a run folder of stage recommender or a model folder; None if there is none."""
-    return next((folder for folder in (Path(path), Path(path) / "model") if (folder / CARD).is_file()), None)
+        (part / MODEL_CARD).write_text(json.dumps(card, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_model(path: str | Path) -> tuple[SequenceModel, list[str], list[Codes], np.ndarray]:
     """(model in evaluation mode, item ids, codes, counts). Raises LoreError for a damaged or missing one."""
-    folder = recommender_folder(path)
+    folder = model_folder(path)
     lost, advice = "it is unknown what the model recommends", "Copy the model's folder again, or run its recipe again."
     if folder is None:
         raise LoreError(
-            f"{path} holds no model of stage recommender ({CARD}), so {lost}.\nName a finished run of stage recommender."
+            f"{path} holds no model of stage recommender ({MODEL_CARD}), so {lost}.\nName a finished run of stage recommender."
         )
-    card = read_object(folder / CARD, lost, advice)
+    card = read_object(folder / MODEL_CARD, lost, advice)
     try:
         network = NetworkSection.model_validate(card["network"])
         tensors = load_file(folder / WEIGHTS)
@@ -266,6 +262,10 @@ class TrainedRecommender:
         with torch.inference_mode():
             states = self.model.states(tokens, self.vectors)[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
             return self.model.scores(states, self.vectors, self.prior, tokens).numpy()
+
+    def shares(self, histories: list[np.ndarray]) -> np.ndarray:
+        """The softmax of the scores: the probability of each item that training fits."""
+        return torch.softmax(torch.from_numpy(self.scores(histories)), dim=1).numpy()
 
     def with_items(self, item_ids: Sequence[str], codes: Sequence[Codes]) -> TrainedRecommender:
         """The same model with new items behind its catalogue, read and scored by the code prefixes that they share with known ones.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lore.config.sections import Conflict, Seed, Share, StrictModel, Weight
-from lore.recommend.section import HistoriesSection
+from lore.recommend.section import HistoriesSection, codes_file, model_folder
 from lore.support.input_files import InputFiles, input_files, model_files
 from lore.train.common.config import TrackedRecipe, TrainSection, padded_rows
 
@@ -64,10 +64,8 @@ class SemanticIdsSection(StrictModel):
     """Control: deal the codes to other items, by this seed. null: the items keep their own."""
 
     def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
-        def files(path: str) -> Callable[[], list[Path]]:
-            return lambda: [Path(path) / "codes.parquet" if Path(path).is_dir() else Path(path)]
-
-        return {f"paths.{number}": input_files(files(path)) for number, path in enumerate(self.paths) if Path(path).exists()}
+        there = {number: path for number, path in enumerate(self.paths) if Path(path).exists()}
+        return {f"paths.{number}": input_files(lambda path=path: [codes_file(path)]) for number, path in there.items()}
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
         for number, path in enumerate(self.paths):
@@ -112,16 +110,12 @@ class StartSection(StrictModel):
     """An earlier run of this stage, which is fine-tuned: its network, codes and weights are taken. null: random weights."""
 
     def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
-        return {"name": model_files(str(folder))} if (folder := self.folder()) is not None else {}
+        folder = None if self.name is None else model_folder(self.name)
+        return {} if folder is None else {"name": model_files(str(folder))}
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
-        if self.name is not None and self.folder() is None:
+        if self.name is not None and model_folder(self.name) is None:
             yield "name", f"{self.name} is no finished run of stage recommender."
-
-    def folder(self) -> Path | None:
-        """The folder of the weights, if they are there."""
-        named = [] if self.name is None else [Path(self.name), Path(self.name) / "model"]
-        return next((folder for folder in named if (folder / "recommender.json").is_file()), None)
 
 
 class RecommenderRecipe(TrackedRecipe):

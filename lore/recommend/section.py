@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # loads pyarrow: only where histories are read
     from lore.recommend.histories import Histories
 
 
+CODES, CODES_CARD, MODEL_CARD = "codes.parquet", "codes.json", "recommender.json"
+
+
 class HistoriesSection(StrictModel):
     """Events, the catalogue, and which events are held out."""
 
@@ -84,6 +87,16 @@ class HistoriesSection(StrictModel):
         if self.items is None:
             raise LoreError("data.items is missing, so the items have no text and no photo. Name the file of the catalogue.")
         return read_items(self.items, image_roots=[] if self.image_root is None else [Path(self.image_root).expanduser()])
+
+
+def codes_file(path: str | Path) -> Path:
+    """The file of the codes that a recipe names: a run folder of stage semantic_ids has codes.parquet; another path is the file."""
+    return Path(path) / CODES if Path(path).is_dir() else Path(path)
+
+
+def model_folder(path: str | Path) -> Path | None:
+    """The folder of the model in a run folder of stage recommender or a model folder; None if there is none."""
+    return next((folder for folder in (Path(path), Path(path) / "model") if (folder / MODEL_CARD).is_file()), None)
 
 
 def seconds_of(date: str) -> float:

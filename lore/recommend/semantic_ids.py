@@ -20,7 +20,7 @@ from transformers import Trainer, set_seed
 
 from lore.data.pair import Pair
 from lore.engines.loading import default_device
-from lore.recommend.codes import CODES, make_codes, read_codes_card, read_codes_table, write_codes
+from lore.recommend.codes import make_codes, read_codes_card, read_codes_table, write_codes
 from lore.recommend.codes_report import write_report
 from lore.recommend.config import SemanticIdsRecipe
 from lore.recommend.features import Arrays, Features, co_bought, item_features, load_text_encoder, photo_reader, stored_features
@@ -36,6 +36,7 @@ from lore.recommend.item_encoder import (
     side_by_side,
 )
 from lore.recommend.quantize import Quantizer, fit_residual_kmeans, load_arrays, load_quantizer, save_arrays
+from lore.recommend.section import CODES
 from lore.recommend.tables import read_item_ids
 from lore.run.dry_pass import dry_pass
 from lore.run.run_folder import RunFolder
@@ -103,6 +104,12 @@ def run(recipe: SemanticIdsRecipe, folder: RunFolder) -> None:
     check_recipe(recipe, folder, len(item_ids))
     with args.main_process_first(local=False, desc="features") if trains else nullcontext():
         features = prepared_features(recipe, folder, len(item_ids), histories)
+    if not features.known().arrays:
+        raise LoreError(
+            f"{recipe.data.items} has nothing of what `use` names ({', '.join(recipe.use)}), so there is nothing to encode.\n"
+            "Name what its items have.",
+            same_on_every_rank=True,
+        )
     seen = np.zeros(len(item_ids), dtype=bool) if histories is None else histories.training_counts() > 0
     encoder = trained_encoder(recipe, folder, args, features, histories, seen) if trains else None
     if is_main_process():
@@ -154,12 +161,6 @@ def trained_encoder(
     """The item encoder, trained unless it is there. seen [V]: items with training events, which have an id of their own."""
     if not (folder / ENCODER).is_file():
         features, neighbors = features.known(), None if histories is None else co_bought(histories, recipe.fusion.window)
-        if not features.arrays:
-            raise LoreError(
-                f"{recipe.data.items} has nothing of what `use` names ({', '.join(recipe.use)}), so there is nothing to encode.\n"
-                "Name what its items have.",
-                same_on_every_rank=True,
-            )
         steps = total_steps(recipe.train, len(seen))
         set_steps(args, recipe.train, steps)
         set_seed(recipe.seed)

@@ -77,9 +77,18 @@ def read_item_ids(path: str | Path) -> list[str]:
     missing id."""
     with _open(path, "items") as parquet:
         ids = parquet.read(columns=["item_id"]).column(0).cast(pa.string())
+        ids.validate(full=True)  # bytes that are no text
     if ids.null_count or len(ids) != pc.count_distinct(ids).as_py():
         raise LoreError(f"{path} has items without an id or with the same id, so events would not name one item. {HINT['items']}")
     return ids.to_pylist()
+
+
+def read_titles(path: str | Path) -> dict[str, str]:
+    """Titles of a catalogue by item id, without reading its photos."""
+    with _open(path, "items") as parquet:
+        table = parquet.read(columns=["item_id", "title"])
+        table.validate(full=True)  # bytes that are no text
+        return dict(zip(*(table.column(name).cast(pa.string()).to_pylist() for name in ("item_id", "title")), strict=True))
 
 
 def read_histories(
@@ -175,9 +184,12 @@ def _read_events(path: str | Path, columns: list[str]) -> tuple[pa.Table, str]:
         blocks = []
         for batch in parquet.iter_batches(2**16, columns=columns):
             try:
+                batch.validate(full=True)  # bytes that are no text
                 arrays = [batch.column(name).cast(EVENT_SCHEMA.field(name).type) for name in columns]
             except pa.ArrowException as error:
-                raise LoreError(f"{path}: a column has another type than in an events file ({error}). {HINT['events']}") from error
+                raise LoreError(
+                    f"{path}: a column holds something else than in an events file ({error}). {HINT['events']}"
+                ) from error
             coded = [one if pa.types.is_floating(one.type) else one.dictionary_encode() for one in arrays]
             blocks.append(pa.table(coded, names=columns))
     if not sum(map(len, blocks)):

@@ -1,11 +1,13 @@
 """Precomputed vectors of the items' photos, one per item, from any model that makes some."""
 
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lore.support.bounds import most_unpacked
 from lore.support.errors import LoreError, translated
 
 NAMES = ("item_id", "embedding")
@@ -49,6 +51,13 @@ def read_photo_embeddings(path: str | Path) -> PhotoEmbeddings:
     advice = "Write a Parquet file with the columns item_id and embedding, or an npz with two arrays of these names."
     with translated(lambda _: (f"{path} cannot be read as photo embeddings", advice)):
         if path.suffix == ".npz":
+            with ZipFile(path) as packed:
+                unpacked = sum(part.file_size for part in packed.infolist())
+            if unpacked > min(MAX_BYTES, most_unpacked(path.stat().st_size)):
+                raise LoreError(
+                    f"{path} has {path.stat().st_size:,} bytes and unpacks to {unpacked:,}, as no vectors do: it could fill the "
+                    "memory. Write the vectors with numpy.savez, which does not pack them."
+                )
             with np.load(path, allow_pickle=False) as file:
                 ids, vectors = (file[name] for name in NAMES)
             return PhotoEmbeddings([str(one) for one in ids.tolist()], vectors, str(path))

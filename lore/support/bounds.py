@@ -13,3 +13,10 @@ MIN_TEMPERATURE = 1e-3
 MAX_MEASURE = 1e15
 """Of numbers that stand for things of a shop: tier values and rule parameters of a rubric, query frequencies. Sums and squares of
 them stay finite."""
+FREELY_UNPACKED, UNPACKED_TIMES = 2**28, 200
+
+
+def most_unpacked(packed_bytes: int) -> int:
+    """Bytes that a compressed file of this size may unpack to: any file to FREELY_UNPACKED, a larger one to UNPACKED_TIMES its
+    size. A table packs to a tenth or a twentieth; a file that is made to fill a disk or the memory, to a thousandth."""
+    return max(FREELY_UNPACKED, UNPACKED_TIMES * packed_bytes)

@@ -44,6 +44,7 @@ COMMANDS = {
     "plan": (["in/log.csv", "--quality", "runs/a", "--student-name", "other"], "out", "runs/a"),
     "monitor probe": (["in/shadow/2026-11-30"], "out", "in/shadow/2026-11-30"),
     "monitor report": (["in/shadow"], "out", "in/shadow"),
+    "nearby index": (["in/places.csv"], "out.db", "in/places.csv"),
     "label export": (["in/labels", "--format", "qrels"], "out.qrels", f"in/labels/verdicts/{LABELS}"),
 }
 """Arguments, an output, and an input of every command that writes where its user says."""
@@ -86,6 +87,7 @@ def made(tmp_path_factory) -> Path:
     (folder / "in").mkdir()
     (folder / "in" / "my.csv").write_text("query,title,label\nred cup,Cup,2.6\n,Plate,1\n")
     (folder / "in" / "rubric.yaml").write_text(RUBRIC)
+    (folder / "in" / "places.csv").write_text("place_id,name,lat,lon\n1,Here,41.88,-87.63\n2,Nowhere,91,0\n")
     pairs = [Pair(pair_id=str(number), query=f"q{number}", title="t", label="1") for number in range(8)]
     for name, metadata in (("pairs", {"lore.rubric": str(folder / "in" / "rubric.yaml")}), ("bare", {})):
         with PairWriter(folder / "in" / f"{name}.parquet", metadata=metadata) as writer:
@@ -152,7 +154,7 @@ def test_an_output_that_would_destroy_something_is_refused_before_any_work(here,
         if command in FILES:
             os.link(made / read, here / f"hard{suffix}")
             tried[f"hard{suffix}"] = "input of this command"
-    if command in ("data import", "goodrate estimate"):
+    if command in ("data import", "goodrate estimate", "nearby index"):
         tried[out] = "out.rejected.jsonl was not written"
     before = state(here), state(made)
     for name, said in tried.items():

@@ -191,7 +191,7 @@ def test_one_log_in_three_formats(town, tmp_path):
 def test_bad_rows_are_rejected_with_reasons(town, tmp_path):
     path = tmp_path / "visits.csv"
     cells = ["cafe0,,,1780000000", "nowhere,,,1780000000", ",41.88001,-87.63,1780000000", ",0,0,1780000000", ",91,0,1", ",x,0,1"]
-    path.write_text("place_id,lat,lon,time\n" + "\n".join([*cells, "cafe0,,,soon", "cafe0,,,nan", "cafe0,,,1e300"]) + "\n")
+    path.write_text("place_id,lat,lon,time\n" + "\n".join([*cells, "cafe0,,,soon", "cafe0,,,nan", "cafe0,,,90000000000"]) + "\n")
     found = read_visits(path, town)
     assert found.visits.rows.tolist() == [0, 0]
     assert found.reasons == {"place_unknown": 1, "no_place_here": 1, "out_of_range": 2, "field_type": 3}

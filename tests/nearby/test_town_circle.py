@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lore.nearby.place import Place, parts
@@ -39,7 +39,7 @@ def towns(draw):
     return lat, lon, places
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(towns(), METRES)
 def test_a_circle_is_what_brute_force_finds(tmp_path_factory, made, metres):
     lat, lon, places = made
@@ -58,7 +58,7 @@ def test_a_circle_is_what_brute_force_finds(tmp_path_factory, made, metres):
     assert distances.tolist() == pytest.approx(sorted(one for one in expected if one <= metres))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.floats(-79, 79), LONS, st.floats(1e-4, 0.05), st.floats(-1, 1), st.floats(-1, 1))
 def test_the_distance_to_an_outline_is_that_to_its_nearest_point(lat, lon, half, y, x):
     """Compared with the points of a square's edges, one every ten thousandth, and with its sides."""
@@ -98,8 +98,9 @@ def test_areas_hold_a_point_and_circles_reach_outlines(tmp_path):
     ]
     write_town(tmp_path / "t.db", places)
     with Town.open(tmp_path / "t.db") as town:
-        found = {at: {town.place_ids[row] for row in town.areas(*at)} for at in ((41.9, -87.6), (41.915, -87.6), (-17, -179.8), (89, 90))}
-        assert list(found.values()) == [{"hood"}, {"hood", "lake"}, {"far"}, {"pole"}]
+        points = (41.9, -87.6), (41.915, -87.6), (-17, -179.8), (89, 90)
+        found = [{town.place_ids[row] for row in town.areas(*at)} for at in points]
+        assert found == [{"hood"}, {"hood", "lake"}, {"far"}, {"pole"}]
         rows, metres = town.near(41.9, -87.6, 1200)
         assert dict(zip((town.place_ids[row] for row in rows), metres.round(), strict=True)) == {"hood": 0, "cafe": 0, "lake": 1112}
         assert [len(list(parts(one.outline))) for one in town.places([1, 0])] == [2, 1]
@@ -119,6 +120,7 @@ def test_vectors_arrays_and_posts_come_back_by_row(tmp_path):
     parts = iter(np.split(vectors, [1024, 2048]))
     write_town(tmp_path / "t.db", places, encode=lambda chunk: next(parts).astype(np.float32), arrays={"mine": np.arange(5)})
     with Town.open(tmp_path / "t.db") as town:
-        assert np.array_equal(town.vectors, vectors) and town.array("mine").tolist() == [0, 1, 2, 3, 4] and town.array("other") is None
+        assert np.array_equal(town.vectors, vectors)
+        assert town.array("mine").tolist() == [0, 1, 2, 3, 4] and town.array("other") is None
         assert town.about([7, 8]) == {7: list(range(2001, 2100))}
         assert [one.place_id for one in town.places([2050, 3])] == ["2050", "3"]

@@ -15,7 +15,7 @@ from lore.data.pair import ITEM_SCHEMA
 from lore.recommend.histories import Histories
 from lore.recommend.importers import import_events
 from lore.recommend.section import HistoriesSection
-from lore.recommend.tables import read_histories, read_items
+from lore.recommend.tables import read_histories, read_item_ids, read_items
 from lore.support.errors import LoreError
 
 SESSIONS = st.sampled_from(["s", "t", None])
@@ -130,6 +130,17 @@ def test_an_order_without_times_is_not_split_by_time(tmp_path):
     path = write_events(tmp_path / "e.parquet", [("u", "1", 1), ("u", "2", 2)], clock="order")
     with pytest.raises(LoreError, match="only the order of events"):
         read_histories(path, split="time")
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    buffers = pa.array([b"\xff\xfe"]).buffers()
+    broken = pa.Array.from_buffers(pa.string(), 1, buffers)
+    pq.write_table(pa.table({"user_id": broken, "item_id": ["a"], "time": [1.0]}), tmp_path / "events.parquet")
+    pq.write_table(pa.table({"item_id": broken, "title": ["a"]}), tmp_path / "items.parquet")
+    with pytest.raises(LoreError, match="events.parquet: a column holds something else.*Invalid UTF8"):
+        read_histories(tmp_path / "events.parquet")
+    with pytest.raises(LoreError, match="items.parquet.*Invalid UTF8"):
+        read_item_ids(tmp_path / "items.parquet")
 
 
 def test_another_held_out_event_is_another_fingerprint(tmp_path):

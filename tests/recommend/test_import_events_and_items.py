@@ -39,9 +39,15 @@ EVENT_FILES = {
     "log.csv": 'user_id,item_id,time\nA1,0012,"2018-01-01 00:00"\n',
 }
 META_2018 = {"asin": "0012", "title": "Viola", "brand": "Lumo", "price": "$12.99", "category": ["Music", "Strings"]}
-META_2018 |= {"description": ["Loud &amp; clear.", "Wood."]}
+META_2018 |= {"description": ["Loud &amp; clear.", "Wood."], "image": ["https://x/y.jpg"]}
+META_2014 = {"asin": "0012", "title": "Viola", "categories": [["Music", "Strings"], ["Wood"]], "image": "https://x/y.jpg"}
 META_2023 = {"parent_asin": "0012", "title": "Viola", "store": "Lumo", "price": 12.99, "categories": [], "main_category": "Music"}
-META_2023 |= {"features": ["Loud."], "description": [], "details": {"Color": "red"}, "images": [{"large": "https://x/y.jpg"}]}
+META_2023 |= {
+    "features": ["Loud."],
+    "description": [],
+    "details": {"Color": "red", "Rank": {"Music": 7}},
+    "images": [{"large": "https://x/y.jpg"}],
+}
 ITEM_FILES = {
     "x.item": (
         "item_id:token\ttitle:token_seq\tprice:float\tcategories:token_seq\tbrand:token\n"
@@ -52,6 +58,7 @@ ITEM_FILES = {
         json.dumps(META_2018),
         {"category": "Music > Strings", "brand": "Lumo", "price": 12.99, "description": "Loud & clear. Wood."},
     ),
+    "meta_2014.json": (json.dumps(META_2014), {"category": "Music > Strings", "image": None}),
     "meta.jsonl": (
         json.dumps(META_2023),
         {
@@ -99,6 +106,49 @@ def test_a_packed_file_is_unpacked_and_leaves_nothing_behind(tmp_path):
     assert {one.name for one in tmp_path.iterdir()} == {path.name, "out.parquet", "out.rejected.jsonl"}
 
 
+ROW = b"user_id,item_id,time\nA1,0012,5\n"
+
+
+@pytest.mark.parametrize(
+    "content", [b"not packed", gzip.compress(ROW)[:30], gzip.compress(ROW)[:-6] + b"\0" * 6, gzip.compress(ROW) + ROW]
+)
+def test_a_damaged_packed_file_is_named(tmp_path, content):
+    path = put(tmp_path / "events.parquet.gz", content)
+    with pytest.raises(LoreError, match=f"{path} is no whole .gz file"):
+        import_events(path, tmp_path / "out.parquet")
+    with pytest.raises(LoreError, match="log.csv.gz: column 'who' is missing"):
+        import_events(put(tmp_path / "log.csv.gz", gzip.compress(ROW)), tmp_path / "out.parquet", map="user_id=who,item_id=item_id")
+    assert {one.name for one in tmp_path.iterdir()} == {path.name, "log.csv.gz"}
+
+
+def test_a_packed_file_does_not_fill_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("lore.support.bounds.FREELY_UNPACKED", 2**20)
+    path = put(tmp_path / "log.csv.gz", gzip.compress(ROW + b"A1,0012,5\n" * 2**20))
+    with pytest.raises(LoreError, match="unpacks to more than .*gunzip log.csv.gz"):
+        import_events(path, tmp_path / "out.parquet")
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "map", "said"),
+    [
+        ("x.inter", "user_id:token\titem_id:token\na\tb\n", "user_id=who,item_id=item_id", "column 'who' is missing"),
+        ("x.inter", "user_id:token\titem_id:token\tuser_id:token\na\tb\tc\n", None, "'user_id' occurs twice, as column 1 and 3"),
+        ("x.json", json.dumps({"7": {"user_id": 1}}), "user_id=who,item_id=item_id", "column 'who' is missing"),
+        ("x.json", json.dumps([{"user_id": 1, "item_id": 2}]), None, "is one JSON array"),
+        ("x.csv", "user_id,item_id\na,b\n", "user_id=user_id,item_id=x-{item_id}", "column 'x-{item_id}' is missing"),
+    ],
+)
+def test_every_format_says_which_column_is_wrong(tmp_path, name, content, map, said):
+    with pytest.raises(LoreError, match=said):
+        import_events(put(tmp_path / name, content), tmp_path / "out.parquet", map=map)
+
+
+def test_a_damaged_first_line_of_json_costs_one_row(tmp_path):
+    report = import_events(put(tmp_path / "x.json", f"oops\n{json.dumps(REVIEW_2018)}\n"), tmp_path / "out.parquet")
+    assert (report.kept, report.rejected_rows) == (1, 1)
+
+
 @pytest.mark.parametrize("name", ITEM_FILES)
 def test_items_of_each_format(tmp_path, name):
     content, expected = ITEM_FILES[name]
@@ -134,11 +184,11 @@ def test_any_table_is_read_by_a_map_with_photos_by_a_template(tmp_path):
 
 
 def test_bad_events_are_kept_with_a_reason_and_equal_ones_are_folded(tmp_path):
-    rows = ["u,1,5", "u,1,5", "u,1,6", ",1,5", "u,,5", "u,1,soon", "u,1,", f"{'u' * 2000},1,5", "u,1,inf", "u,1,5,6"]
+    rows = ["u,1,5", "u,1,5", "u,1,6", ",1,5", "u,,5", "u,1,soon", "u,1,", f"{'u' * 2000},1,5", "u,1,inf", "u,1,5,6", "u,1,1e300"]
     path = put(tmp_path / "log.csv", "user_id,item_id,time\n" + "\n".join(rows))
     report = import_events(path, tmp_path / "out.parquet")
     assert [row[:3] for row in events_of(tmp_path / "out.parquet")] == [("u", "1", 5.0), ("u", "1", 6.0)]
-    assert (report.rows, report.kept, report.duplicates, report.rejected_rows) == (10, 2, 1, 7)
+    assert (report.rows, report.kept, report.duplicates, report.rejected_rows) == (11, 2, 1, 8)
     found = [(row["row"], row["field"], row["reason"]) for row in rejections(tmp_path / "out.rejected.jsonl")]
     assert found == [
         (4, "user_id", "user_id_empty"),
@@ -148,6 +198,7 @@ def test_bad_events_are_kept_with_a_reason_and_equal_ones_are_folded(tmp_path):
         (8, "user_id", "text_too_long"),
         (9, "time", "field_type"),
         (10, "row", "field_type"),
+        (11, "time", "field_type"),
     ]
 
 

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from lore.cli.main import app
 from lore.config.stages import load_recipe
 from lore.config.yaml_text import RecipeError
+from lore.recommend.baselines import cooccurrence, popularity
+from lore.recommend.blend import Blend
 from lore.recommend.codes import read_codes
 from lore.recommend.eval_table import make_table
 from lore.recommend.evaluate import limited
@@ -113,6 +115,8 @@ def test_names_of_rows_are_checked(shop):
         load_recipe(recipe(shop, "wrong", reference="coocurrence", models="{a: {name: nowhere, control_of: b}}"))
     assert {problem.key for problem in error.value.problems} == {"reference", "models.a.control_of"}
     assert any(problem.nearest == "co-occurrence" for problem in error.value.problems)
+    with pytest.raises(RecipeError, match="a name of 300 characters"):
+        load_recipe(recipe(shop, "long", models=f"{{{'n' * 300}: {{name: {shop}}}}}"))
 
 
 def test_paired_differences_are_of_the_same_users(shop):
@@ -191,6 +195,9 @@ def test_lore_recommend_shows_what_comes_next_and_why(shop, finished):
         ([], "Name one history"),
         (["--history", "i1", "--row", "itm-kNN"], "Nearest: 'item-kNN'"),
         (["--history", " , "], "is empty"),
+        (["--history", '"i3,i5"'], "has no item of the catalogue"),  # one id, with a comma
+        (["--history", "i3\ni5"], "cannot be read as ids between commas"),
+        (["--history", ",".join(f"i{row}" for row in range(ITEMS))], "has every item of the catalogue"),
     ],
 )
 def test_what_cannot_be_recommended_is_said(finished, arguments, told):
@@ -238,6 +245,41 @@ def test_a_trained_model_is_a_row_and_recommends(shop, monkeypatch):
     assert len(items) == ITEMS - 2
     same_shelf = [one for one in items if int(one["item_id"][1:]) // SHELF == 1]
     assert all(one["why"][0]["item_id"] == "i25" and one["why"][0]["shared_codes"] == 1 for one in same_shelf)
+
+
+def test_a_blend_is_the_mean_of_the_shares_of_its_rows(shop):
+    data = load_recipe(recipe(shop)).data.histories()
+    counts, near = popularity(data), cooccurrence(data, window=1, last=1)
+    history = [data.training(0)]
+    blend = Blend("both", [counts, near], [1, 3])
+    expected = counts.scores(history) / counts.scores(history).sum() / 4 + 3 * near.scores(history) / near.scores(history).sum() / 4
+    np.testing.assert_allclose(blend.scores(history), expected, rtol=1e-5)
+    assert blend.shares(history).sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_blend_is_a_row_and_recommends(shop, monkeypatch):
+    monkeypatch.setenv("LORE_RUNS", str(shop / "runs"))
+    blends = "{two: {of: [co-occurrence, item-kNN], weights: [3, 1]}, alone: {of: [popularity, item-kNN], control_of: two}}"
+    assert run_command([str(recipe(shop, "blended", blends=blends, prefixes="null"))]) == 0
+    rows = json.loads((shop / "runs/blended/table.json").read_text())["rows"]
+    assert list(rows)[-2:] == ["two", "alone"] and rows["alone"]["the controlled row over it"]["kept"]["all"]["HR@10"]["value"] > 0
+    shown = CliRunner().invoke(app, ["recommend", str(shop / "runs/blended"), "--row", "two", "--history", "i3", "--json"])
+    items = json.loads(shown.stdout)["items"]
+    assert len(items) == 10 and all(int(one["item_id"][1:]) // SHELF == 1 for one in items[:5])
+
+
+@pytest.mark.parametrize(
+    ("blend", "told"),
+    [
+        ("{of: [item-kNN, item-knn]}", "item-kNN"),
+        ("{of: [item-kNN]}", "at least 2"),
+        ("{of: [item-kNN, popularity], weights: [1]}", "2 weights"),
+        ("{of: [item-kNN, both]}", "no blend"),
+    ],
+)
+def test_blends_are_checked(shop, blend, told):
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(recipe(shop, "wrong", blends=f"{{both: {blend}}}"))
 
 
 def test_a_model_of_another_catalogue_is_refused(shop, monkeypatch, tmp_path):

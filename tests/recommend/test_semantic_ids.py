@@ -15,6 +15,8 @@ from conftest import ROOT
 from sklearn.linear_model import RidgeClassifier
 
 from lore.config.stages import load_recipe
+from lore.data.pair import ITEM_SCHEMA, Pair
+from lore.data.parquet import PairWriter
 from lore.recommend.codes import make_codes, read_codes, read_codes_table
 from lore.recommend.codes_report import shared, usage
 from lore.recommend.quantize import load_arrays
@@ -176,3 +178,13 @@ def test_sharded_weights_are_refused():
         refuse_sharding(trainer, "an item encoder")
     trainer.is_fsdp_enabled = False
     refuse_sharding(trainer, "an item encoder")
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "concat"])
+def test_a_catalogue_without_what_use_names_gets_no_codes(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("LORE_RUNS", str(tmp_path / "runs"))
+    with PairWriter(tmp_path / "items.parquet", schema=ITEM_SCHEMA, metadata={"lore.source": "test"}) as writer:
+        writer.write(Pair(pair_id="", item_id="i1", query="", title="mug"))
+    (tmp_path / "codes.yaml").write_text(shop.recipe_text(tmp_path, events=False, use="[photo]", fusion=f"{{kind: {kind}}}"))
+    with pytest.raises(LoreError, match="has nothing of what `use` names"):
+        run_recipe(tmp_path / "codes.yaml")

@@ -240,7 +240,7 @@ def test_ordinal_probabilities_by_hand():
     assert tier_probabilities(logits, "ordinal")[0] == pytest.approx([1 / 4, 3 / 8, 3 / 8])
 
 
-def test_photo_embeddings_from_both_kinds_of_file(tmp_path):
+def test_photo_embeddings_from_both_kinds_of_file(tmp_path, monkeypatch):
     rows = {"item_id": ["i0", "i1"], "embedding": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]}
     pq.write_table(pa.table(rows), tmp_path / "e.parquet")
     rows["embedding"] = pa.array(rows["embedding"], pa.list_(pa.float32(), 3))
@@ -258,6 +258,10 @@ def test_photo_embeddings_from_both_kinds_of_file(tmp_path):
     np.savez(tmp_path / "pickled.npz", item_id=np.asarray(["a", None], dtype=object), embedding=np.zeros((2, 1)))
     with pytest.raises(LoreError, match="cannot be read"):
         read_photo_embeddings(tmp_path / "pickled.npz")
+    np.savez_compressed(tmp_path / "packed.npz", item_id=np.asarray(["a"]), embedding=np.zeros((1, 2**20), dtype=np.float32))
+    monkeypatch.setattr("lore.support.bounds.FREELY_UNPACKED", 2**10)
+    with pytest.raises(LoreError, match="unpacks to 4,194,"):
+        read_photo_embeddings(tmp_path / "packed.npz")
 
 
 def test_matches_are_for_a_cross_encoder_from_scratch_unless_the_recipe_says_otherwise():
