@@ -65,7 +65,7 @@ ROOMS = ["lore.codec", "lore.data", "lore.data.tables", "lore.data.importers", "
 ROOMS += ["lore.support.text", "lore.support.nearest", "lore.support.markdown", "lore.eval.derived_slices"]
 ROOMS += [f"lore.data_synth.synthesis.{name}" for name in ("trace", "verify", "facts", "knowledge", "multimodal", "rules")]
 ROOMS += ["lore.data_synth.perturb.rewrites", "lore.recommend.importers", "lore.recommend.section", "lore.recommend.source_rows"]
-ROOMS += [f"lore.nearby.{name}" for name in ("sources", "hours", "times", "gazetteer", "intent", "answer", "rules")]
+ROOMS += [f"lore.nearby.{name}" for name in ("sources", "hours", "times", "gazetteer", "intent", "answer", "rules", "visits")]
 
 SHORT, LONG = 1_000, 8_000  # characters; the square of 8 is told from 8 on a busy machine
 ENOUGH_SECONDS = 0.05  # a function that is done by then is fast enough; one of quadratic time is not
@@ -187,7 +187,7 @@ CALLS = {
         _function("lore.recommend.importers._item_values")(dict.fromkeys(ITEM_COLUMNS, said), ITEMS_READ, Counter())
         for said in (text, f"[{text}", f"['{text}']")
     ],
-    "lore.recommend.importers._seconds": lambda text: [_cell_call(text), _cell_call(f"1{text}")],
+    "lore.recommend.importers.cell_seconds": lambda text: [_cell_call(text), _cell_call(f"1{text}")],
     "lore.recommend.importers._id": lambda text: _cell_call(text, "_id"),
     "lore.nearby.hours.opening": lambda text: opening(text[:MAX_CHARACTERS], 0.0, 0.0, datetime(2026, 1, 1), "US"),
     "lore.nearby.hours._parsed": lambda text: opening(text[:MAX_CHARACTERS], 0.0, 0.0, datetime(2026, 1, 1), "US"),
@@ -217,7 +217,7 @@ CANDIDATES = [Candidate(row, place, 80.0, 1.0, Opening("unknown"), 1.0, {}) for 
 ITEMS_READ = {name: [name] for name in ITEM_COLUMNS}
 
 
-def _cell_call(text: str, name: str = "_seconds") -> None:
+def _cell_call(text: str, name: str = "cell_seconds") -> None:
     try:
         _function(f"lore.recommend.importers.{name}")(*(["user_id"] if name == "_id" else []), text)
     except BadCell:

@@ -2,6 +2,7 @@
 
     lore nearby index places.csv -o town.db
     lore nearby ask town.db "somewhere quiet to work, open now" --at 41.88,-87.63
+    lore nearby recommend town.db --user visits.csv
 
 Imports inside functions keep `lore --help` fast.
 """
@@ -12,6 +13,7 @@ import typer
 
 from lore.cli.data import JSON, show_report
 from lore.cli.nearby_ask import ask
+from lore.cli.nearby_recommend import recommend
 from lore.cli.options import FORCE
 
 app = typer.Typer(
@@ -75,3 +77,6 @@ def index(
         force=force,
     )
     show_report(report, as_json)
+
+
+app.command()(recommend)

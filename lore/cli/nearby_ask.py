@@ -25,7 +25,7 @@ def ask(
     judge: Path = typer.Option(None, metavar="FOLDER", help="Judge or student of rubric local_life that orders the places."),
     model: Path = typer.Option(None, metavar="FILE", help="YAML with a section model or endpoint: a language model."),
     relations: Path = typer.Option(None, metavar="FILE", help="Your own relations. Default: those of LORE."),
-    encoder: str = typer.Option(None, metavar="FOLDER", help="Where the town's sentence encoder lies now. Default: as at indexing."),
+    encoder: str = typer.Option(None, metavar="FOLDER", help="Where the town's encoder lies now. Default: as at indexing."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object with the evidence of each layer."),
 ) -> None:
     """Find places within a walk that answer a need, with reasons.

@@ -291,7 +291,7 @@ def _events(records: Iterator[Row | Rejection], columns: dict[str, list[str]], r
             continue
         try:
             user, item = _id("user_id", cells["user_id"]), _id("item_id", cells["item_id"])
-            time = _seconds(cells["time"]) if "time" in cells else float(number)
+            time = cell_seconds(cells["time"]) if "time" in cells else float(number)
             session, kind, part = (_id(name, cells[name]) if name in cells and id_text(cells[name]) else None for name in OPTIONAL)
         except BadCell as bad:
             yield Rejection(record[0], record[1], *bad.args, short(record[2]))
@@ -397,7 +397,7 @@ def _id(name: str, cell: Any) -> str:
     return text
 
 
-def _seconds(cell: Any) -> float:
+def cell_seconds(cell: Any) -> float:
     """Seconds since 1970 of a number (in seconds or, as its size tells, finer units), of a date or of its text."""
     try:
         text = cell.isoformat() if isinstance(cell, date) else cell.strip()[:80] if isinstance(cell, str) else cell
