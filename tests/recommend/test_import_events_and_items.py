@@ -110,7 +110,9 @@ ROW = b"user_id,item_id,time\nA1,0012,5\n"
 
 
 @pytest.mark.parametrize(
-    "content", [b"not packed", gzip.compress(ROW)[:30], gzip.compress(ROW)[:-6] + b"\0" * 6, gzip.compress(ROW) + ROW]
+    "content",
+    [b"not packed", gzip.compress(ROW)[:30], gzip.compress(ROW)[:-6] + b"\0" * 6, gzip.compress(ROW) + ROW],
+    ids=["not packed", "cut", "another length", "more behind it"],
 )
 def test_a_damaged_packed_file_is_named(tmp_path, content):
     path = put(tmp_path / "events.parquet.gz", content)
