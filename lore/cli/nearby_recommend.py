@@ -37,7 +37,7 @@ def recommend(
     force: bool = FORCE,
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    """Show your places now, and new places nearby: two lists that share no place.
+    """List your places now and new places nearby, none in both.
 
     Three numbers explain each place: how familiar, how near, how popular; 1 is the most. Visits are read from your file and kept
     nowhere, unless you ask for a profile.
