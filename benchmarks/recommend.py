@@ -100,7 +100,7 @@ def evaluate(rows: dict[str, str], arguments: argparse.Namespace, events: Path, 
     blends = {}
     for row in rows:
         model, _, seed = row.rpartition(", seed ")
-        blends[f"{model}{BLENDED}, seed {seed}"] = {"of": [row, "item-kNN"], "weights": WEIGHTS}
+        blends[f"{model}{BLENDED}, seed {seed}"] = {"of": [row, "item-kNN"], "weights": [*WEIGHTS]}
     name = "-".join(["eval", arguments.part, str(len(rows)), *map(str, arguments.seeds)])
     recipe = {
         "stage": "recommend_eval",
