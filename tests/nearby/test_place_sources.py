@@ -277,4 +277,4 @@ def test_real_places(public_data, tmp_path, city, places, classes):
         known = sum(any("=" in one and not one.startswith("fclass=") for one in listed) for listed in town.classes)
         print(f"{city}: {len(town):,} places, {known / len(town):.1%} with a known class, {report.counts['with hours']} with hours")
         assert len(town) == places and known / len(town) > classes
-        assert town.meta == {"country": "US", "timezone": None, "sources": [f"{city}.csv"]}
+        assert town.meta == {"country": "US", "timezone": None, "encoder": None, "sources": [f"{city}.csv"]}
