@@ -69,7 +69,6 @@ ROOMS += [f"lore.nearby.{name}" for name in ("sources", "hours", "times", "gazet
 
 SHORT, LONG = 1_000, 8_000  # characters; the square of 8 is told from 8 on a busy machine
 ENOUGH_SECONDS = 0.05  # a function that is done by then is fast enough; one of quadratic time is not
-LOOP_SECONDS = 0.05  # of a million additions on a processor of 3 GHz; `enough` grows on slower ones
 RUBRIC = load_rubric("rair")
 FORMAT = PromptFormat()
 DEMAND = Demand("colour", "red", "red", "title", "near", "L3")
@@ -422,18 +421,6 @@ def seconds(call, text: str) -> float:
     return time.thread_time() - start
 
 
-@cache
-def slowness() -> float:
-    """How many times as long as on a processor of 3 GHz a loop takes here, 1 at least."""
-
-    def loop(_: str) -> None:
-        total = 0
-        for number in range(1_000_000):
-            total += number
-
-    return max(1.0, min(seconds(loop, "") for _ in range(5)) / LOOP_SECONDS)
-
-
 def grows_too_fast(call, make, short: int, long: int, enough: float) -> str:
     """What was measured if the time of `call` on `make(size)` grows faster than the size; empty if it does not, or is small.
 
@@ -444,7 +431,6 @@ def grows_too_fast(call, make, short: int, long: int, enough: float) -> str:
     def measured(size: int) -> float:
         return seconds(call, f"{make(size)}{next(marks)}")
 
-    enough *= slowness()
     measured(10)  # imports and tables
     first = measured(long)
     if first > 10 * enough:  # once more: other programs may have had the processor

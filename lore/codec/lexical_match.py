@@ -23,7 +23,7 @@ TEXTS, PLACES, WORDS = 1024, 64, 2**16  # cache sizes: each pair's texts are sea
 LONG_WORD, LONG_TEXT = 64, 4096  # characters; longer words and texts would fill the memory of the caches
 LONG_PLACES = 4
 MAX_HAN_RUNS = 256  # different runs of Han characters of one text that are searched for; more would take quadratic time
-STEPS_PER_WORD = 8  # of a search for words in order; only a text made for it needs more than about two
+STEPS_PER_WORD = 5  # of a search for words in order; only a text made for it needs more than about two
 
 
 def pieces(text: str) -> list[str]:
