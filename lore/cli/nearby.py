@@ -62,7 +62,10 @@ def index(
         from lore.nearby.vectors import place_text, sentence_encoder  # loads torch: only with an encoder
 
         relations, vectors_of = load_relations(), sentence_encoder(encoder)
-        encode = lambda places: vectors_of([place_text(place, relations) for place in places])  # noqa: E731
+
+        def encode(places):
+            return vectors_of([place_text(place, relations) for place in places])
+
     report = index_town(
         places,
         target,

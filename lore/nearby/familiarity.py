@@ -35,8 +35,8 @@ from lore.nearby.hours import Opening, opening
 from lore.nearby.intent import WALK_MINUTES
 from lore.nearby.place import Place
 from lore.nearby.streets import DETOUR, METRES_PER_MINUTE, within
-from lore.nearby.town import Town, haversine
-from lore.nearby.visits import Visits, days_of, on_sphere
+from lore.nearby.town import Town, haversine, on_sphere
+from lore.nearby.visits import Visits, days_of
 from lore.support.errors import LoreError
 
 AROUND_METRES = 200.0

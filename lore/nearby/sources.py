@@ -107,8 +107,8 @@ def index_town(
     earlier `out` is kept then.
 
     map: of tables, "field=column,...". country: two letters, for public holidays; timezone: name of the wall clock, such as
-    America/Chicago, for times with a zone and for sunrise. encoder: name of the one
-    that `encode` asks. They are kept in Town.meta. encode, arrays: see write_town.
+    America/Chicago, for times with a zone and for sunrise; encoder: the name of the one that `encode` asks. All are kept in
+    Town.meta. encode, arrays: see write_town.
     """
     files, zone, columns = [Path(path).expanduser() for path in paths], _zone(timezone), _mapped(map)
     report = Report("town", out=str(out), columns={name: [column] for name, column in columns.items()})

@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import cKDTree
 
 from lore.nearby.retrieval import Reach
-from lore.nearby.town import EARTH_METRES, Town, check_point
+from lore.nearby.town import Town, check_point, on_sphere
 from lore.support.errors import LoreError, reason
 
 METRES_PER_MINUTE = 80.0
@@ -67,7 +67,7 @@ class Streets:
 
     def __init__(self, lats: np.ndarray, lons: np.ndarray, metres: np.ndarray, ends: np.ndarray, starts: np.ndarray):
         self._lengths = csr_array((metres, ends, starts), shape=(len(lats), len(lats)))
-        self._crossings = cKDTree(_in_metres(lats, lons))
+        self._crossings = cKDTree(on_sphere(lats, lons))
 
     def covers(self, lat: float, lon: float) -> bool:
         return bool(np.isfinite(self._nearest([lat], [lon])[0]).any())
@@ -75,7 +75,7 @@ class Streets:
     def _nearest(self, lats: np.ndarray, lons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Metres to the nearest crossings (n, k), infinite beyond MAX_TO_STREET_METRES, and their numbers (n, k). Only crossings
         about as near as the nearest count: others may lie across a river."""
-        points = _in_metres(np.asarray(lats), np.asarray(lons))
+        points = on_sphere(np.asarray(lats), np.asarray(lons))
         metres, numbers = self._crossings.query(points, k=CROSSINGS, distance_upper_bound=MAX_TO_STREET_METRES)
         return np.where(metres <= 1.5 * metres[:, :1] + 10, metres, np.inf), numbers
 
@@ -97,12 +97,6 @@ class Streets:
         found = np.full(len(rows), np.inf)
         np.minimum.at(found, owners, (walked[last] + to_last).min(axis=1))
         return found
-
-
-def _in_metres(lats: np.ndarray, lons: np.ndarray) -> np.ndarray:
-    """Points (n, 3) in space: within the length of a street, distances on the sphere are straight."""
-    north, east = np.radians(lats), np.radians(lons)
-    return EARTH_METRES * np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=1)
 
 
 def read_streets(path: str | Path) -> dict[str, np.ndarray]:

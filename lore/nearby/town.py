@@ -341,3 +341,10 @@ def outline_metres(lat: float, lon: float, points: np.ndarray, starts: np.ndarra
     crosses &= np.repeat(rings, gaps - firsts + 1)
     inside = np.add.reduceat(crosses, starts, dtype=int) % 2 == 1
     return np.where(inside, 0.0, np.fmin.reduceat(np.fmin(distances, to_edges), starts))
+
+
+def on_sphere(lats: np.ndarray, lons: np.ndarray) -> np.ndarray:
+    """Points (n, 3) on a sphere with the size of the Earth: straight lines between near ones are as long as the ground, in metres,
+    also across the date line and at the poles."""
+    lat, lon = np.radians(lats), np.radians(lons)
+    return EARTH_METRES * np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)

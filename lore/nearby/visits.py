@@ -21,7 +21,7 @@ from lore.data.importers.table import column_map
 from lore.data.rejected_rows import RejectedWriter, Rejection, is_rejected_file, rejected_path, short, shown_value
 from lore.data.tables.any_table import table_records
 from lore.data.tables.ids import id_text
-from lore.nearby.town import EARTH_METRES, Town
+from lore.nearby.town import Town, on_sphere
 from lore.recommend.importers import BadCell, cell_seconds
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
@@ -97,13 +97,6 @@ class ReadVisits:
 def days_of(when: datetime) -> float:
     """Days since 1970 of a wall clock."""
     return (when.replace(tzinfo=None) - datetime(1970, 1, 1)).total_seconds() / SECONDS_PER_DAY
-
-
-def on_sphere(lats: np.ndarray, lons: np.ndarray) -> np.ndarray:
-    """Points (n, 3) on a sphere with the size of the Earth: straight lines between near ones are as long as the ground, in metres,
-    also across the date line and at the poles."""
-    lat, lon = np.radians(lats), np.radians(lons)
-    return EARTH_METRES * np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
 def read_visits(path: str | Path, town: Town, map: str | None = None) -> ReadVisits:
