@@ -38,6 +38,7 @@ from lore.codec.prompt import PromptFormat, render
 from lore.codec.sanitize import control_strings
 from lore.data.importers import open_source
 from lore.data.pair import Pair, query_key
+from lore.data.rejected_rows import BadCell
 from lore.data.row_validation import RowChecker
 from lore.data_synth.perturb.material import Material
 from lore.data_synth.perturb.wordings import load_wordings
@@ -53,7 +54,7 @@ from lore.nearby.hours import MAX_CHARACTERS, Opening, opening
 from lore.nearby.intent import Intent, understand
 from lore.nearby.retrieval import Candidate
 from lore.nearby.times import find_time
-from lore.recommend.importers import ITEM_COLUMNS, BadCell
+from lore.recommend.importers import ITEM_COLUMNS
 from lore.rewards.config import RewardsSection
 from lore.rewards.reward import Rewards
 from lore.rubric.demand import Demand, read_demands

@@ -48,6 +48,10 @@ def is_rejected_file(path: Path) -> bool:
     return _FIRST.match(head_of(path)) is not None
 
 
+class BadCell(Exception):
+    """Why a row is rejected: field, reason, what was found and what was expected, as in Rejection."""
+
+
 class RejectedWriter:
     """Writes rejections atomically to `<name>.rejected.jsonl` next to the output `<name>.parquet`, or to `to`.
 

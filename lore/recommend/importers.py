@@ -34,7 +34,7 @@ from lore.data.importers.table import column_map, row_values
 from lore.data.pair import ITEM_SCHEMA, item_key
 from lore.data.parquet import PairWriter
 from lore.data.photo_places import common_folder
-from lore.data.rejected_rows import RejectedWriter, Rejection, is_rejected_file, rejected_path, short, shown_value
+from lore.data.rejected_rows import BadCell, RejectedWriter, Rejection, is_rejected_file, rejected_path, short, shown_value
 from lore.data.row_validation import ENCODING_HINT, RowChecker
 from lore.data.tables.ids import id_text
 from lore.label.inputs.ubi import at_path
@@ -269,10 +269,6 @@ def _opened(
             f"columns with --map {','.join(f'{name}=COLUMN' for name in NEEDED[what])}."
         )
     return chain(head, rows), columns
-
-
-class BadCell(Exception):
-    """Field, reason, what was found and what was expected."""
 
 
 def _events(records: Iterator[Row | Rejection], columns: dict[str, list[str]], report: Report) -> Iterator[Event | Rejection]:
