@@ -50,10 +50,10 @@ from lore.nearby import sources
 from lore.nearby.answer import check_answer
 from lore.nearby.gazetteer import gazetteer
 from lore.nearby.graph import load_relations
-from lore.nearby.hours import MAX_CHARACTERS, Opening, opening
-from lore.nearby.intent import Intent, understand
-from lore.nearby.retrieval import Candidate
+from lore.nearby.intent import understand
 from lore.nearby.times import find_time
+from lore.places.hours import MAX_CHARACTERS, Opening, opening
+from lore.places.question import Candidate, Intent
 from lore.recommend.importers import ITEM_COLUMNS
 from lore.rewards.config import RewardsSection
 from lore.rewards.reward import Rewards
@@ -190,8 +190,8 @@ CALLS = {
     ],
     "lore.recommend.importers.cell_seconds": lambda text: [_cell_call(text), _cell_call(f"1{text}")],
     "lore.recommend.importers._id": lambda text: _cell_call(text, "_id"),
-    "lore.nearby.hours.opening": lambda text: opening(text[:MAX_CHARACTERS], 0.0, 0.0, datetime(2026, 1, 1), "US"),
-    "lore.nearby.hours._parsed": lambda text: opening(text[:MAX_CHARACTERS], 0.0, 0.0, datetime(2026, 1, 1), "US"),
+    "lore.places.hours.opening": lambda text: opening(text[:MAX_CHARACTERS], 0.0, 0.0, datetime(2026, 1, 1), "US"),
+    "lore.places.hours._parsed": lambda text: opening(text[:MAX_CHARACTERS], 0.0, 0.0, datetime(2026, 1, 1), "US"),
     "lore.nearby.sources._text": lambda text: _place_call("_text", "tag", text),
     "lore.nearby.sources._degrees": lambda text: _place_call("_degrees", "lat", text, 90),
     "lore.nearby.sources._time": lambda text: _place_call("_time", "starts", text, None),
@@ -283,7 +283,7 @@ UNTIMED = {
     "lore.nearby.intent._without": "timed as understand",
     "lore.nearby.intent.model_corrections": "asks a language model; its answer is read by parse_json",
     "lore.recommend.importers._opened": "the map that a user typed",
-    "lore.nearby.hours.check_country": "the country that a user typed",
+    "lore.places.hours.check_country": "the country that a user typed",
     "lore.nearby.sources._mapped": "the map that a user typed",
     "lore.nearby.sources._zone": "the time zone that a user typed",
 }

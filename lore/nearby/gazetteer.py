@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from functools import cached_property
 from typing import NamedTuple
@@ -10,16 +9,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lore.codec.sanitize import fold
-from lore.nearby.town import Town, haversine
+from lore.nearby.town import Town
+from lore.places.place import plain_name
+from lore.places.walk import haversine
 from lore.support.nearest import nearest
 
-WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u9fff\uf900-\ufaff]+")
-APOSTROPHES = str.maketrans("", "", "'’‘`´")
-_ASCII = {code: " " for code in range(128) if not chr(code).isalnum()} | APOSTROPHES  # as WORD, ten times as fast
 MAX_WORDS = 12
 """Of a name that is looked up. Each Han character counts as a word."""
-MAX_CHARACTERS = 200
 MOST_SIMILAR = 3
 
 
@@ -28,14 +24,6 @@ class Named(NamedTuple):
 
     row: int
     others: int
-
-
-def plain_name(text: str) -> str:
-    """A name as it is compared: no accents, case, apostrophes or marks; single spaces between words and Han characters."""
-    folded = fold(text[:MAX_CHARACTERS])
-    if folded.isascii():
-        return " ".join(folded.translate(_ASCII).split())
-    return " ".join(WORD.findall(folded.translate(APOSTROPHES)))
 
 
 class Gazetteer:

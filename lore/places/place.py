@@ -1,13 +1,20 @@
-"""A place, post or event as every part of lore.nearby sees it. Names, tags and texts come from strangers and are not trusted."""
+"""A place, post or event, and a name as it is compared. Names, tags and texts come from strangers and are not trusted."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 from typing import Literal
 
+from lore.codec.sanitize import fold
+
+WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u9fff\uf900-\ufaff]+")
+APOSTROPHES = str.maketrans("", "", "'’‘`´")
+_ASCII = {code: " " for code in range(128) if not chr(code).isalnum()} | APOSTROPHES  # as WORD, ten times as fast
+MAX_NAME_CHARACTERS = 200
 Kind = Literal["place", "event", "post", "area"]
 
 
@@ -43,3 +50,11 @@ def parts(outline: list[tuple[float, float]]) -> Iterator[list[tuple[float, floa
     for is_gap, points in groupby(outline, lambda point: point[0] != point[0]):
         if not is_gap:
             yield list(points)
+
+
+def plain_name(text: str) -> str:
+    """A name as it is compared: no accents, case, apostrophes or marks; single spaces between words and Han characters."""
+    folded = fold(text[:MAX_NAME_CHARACTERS])
+    if folded.isascii():
+        return " ".join(folded.translate(_ASCII).split())
+    return " ".join(WORD.findall(folded.translate(APOSTROPHES)))
