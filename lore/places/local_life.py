@@ -82,13 +82,18 @@ def opening_text(opening: Opening, intent: Intent) -> str:
     return f"{opening.state} until {day}{until:%H:%M}"
 
 
+def walk_text(candidate: Candidate, intent: Intent) -> str:
+    """`8 minutes, within 15`."""
+    return f"{candidate.minutes:.0f} minutes, {'within' if in_circle(candidate, intent) else 'beyond'} {intent.minutes:.3g}"
+
+
 def pair(candidate: Candidate, intent: Intent) -> Pair:
     """The question and the place as a judge reads them. Its renderer makes texts of strangers safe."""
-    place, beyond = candidate.place, "within" if in_circle(candidate, intent) else "beyond"
+    place = candidate.place
     asked = f"at {intent.when:%a %H:%M}: " if intent.when is not None else ""
     known = {
         "category": ", ".join(place.classes),
-        "walk": f"{candidate.minutes:.0f} minutes, {beyond} {intent.minutes:.3g}",
+        "walk": walk_text(candidate, intent),
         "opening": asked + opening_text(candidate.opening, intent),
         "found by": "; ".join(hit.why for hit in candidate.hits.values()),
     }
