@@ -95,9 +95,11 @@ class Questions:
                 said[name] = forms[first + int(draws[name] * ((len(forms) if new else kept) - first))]
         filled = {"brand": asked.brand, "minutes": asked.minutes, "day": _day(asked), "clock": f"{asked.when:%H:%M}"}
         filled["date"] = f"{asked.when:%Y-%m-%d}"
-        parts = [form.format(**filled) for form in said.values()]
-        head, tail = parts[:2], parts[2:]
+        parts = {name: form.format(**filled) for name, form in said.items()}
+        head, last = [parts.pop("lead"), parts.pop("need")], [parts.pop("exclusion")] if asked.brand else []
+        tail = list(parts.values())
         random.Random(draws["order"]).shuffle(tail)
+        tail += last  # "not X with Y" would exclude Y too
         text = "".join(head) + "".join(f"，{one}" for one in tail) if asked.chinese else " ".join(filter(None, head + tail))
         needs = [Need(said["need"], asked.need)]
         needs += [Need(said["condition"], asked.condition)] if asked.condition else []

@@ -57,7 +57,8 @@ class MadeUpTown:
             if rng.random() < WITH_POST
         ]
         middles = {name: self.point(at, 0.5, 0.5) for at, name in enumerate(self.areas)}
-        return self.places + posts + [Place(name, name, *middle, "area", ["place=neighbourhood"]) for name, middle in middles.items()]
+        areas = [Place(name, name, *middle, "area", ["place=neighbourhood"]) for name, middle in middles.items()]
+        return self.places + posts + areas
 
     def _place(self, number: int) -> Place:
         rng, words = random.Random(f"{self.seed}/place/{number}"), lexicon()
