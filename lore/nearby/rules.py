@@ -13,6 +13,7 @@ from lore.judge.scorer import Scorer
 from lore.judge.verdict import Verdict
 from lore.places.local_life import ceiling, computed, local_life, pair
 from lore.places.question import Candidate, Intent
+from lore.rubric.computed_rules import contradicts
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
 
@@ -71,12 +72,8 @@ def _allowed(verdict: Verdict, candidate: Candidate, intent: Intent, rubric: Rub
     """(tier, whether the grade was refused)."""
     if verdict.tier is None:
         return None, False
-    rules = {one.id: one for one in rubric.rules}
-    by_dimension = {rules[one.rule].dimension: one for one in computed(candidate, intent)}
-    cited = [(rules[rule].dimension, rule) for rule in verdict.rules if rule in rules]
-    contradicts = any(dimension in by_dimension and by_dimension[dimension].rule != rule for dimension, rule in cited)
-    blamed = by_dimension.get(verdict.mismatch or "")
-    if contradicts or (blamed is not None and blamed.tier not in rubric.mismatch_tiers):
+    known = [one.rule for one in computed(candidate, intent)]
+    if contradicts(rubric, known, verdict.rules, verdict.rationale, verdict.mismatch):
         return None, True
     best = ceiling(candidate, intent)
     return (best, True) if rubric.index(verdict.tier) > rubric.index(best) else (verdict.tier, False)

@@ -14,6 +14,7 @@ from lore.data.pair import Pair
 from lore.places.hours import Opening
 from lore.places.place import plain_name
 from lore.places.question import Candidate, Intent
+from lore.rubric import computed_rules
 from lore.rubric.rubric import Rubric, load_rubric
 
 COMPANY_TAGS = {
@@ -62,7 +63,7 @@ def computed(candidate: Candidate, intent: Intent) -> list[RuleVerdict]:
 
 def ceiling(candidate: Candidate, intent: Intent) -> str:
     """The best tier that the computed rules leave to a place."""
-    tier = local_life().verdict_over([one.tier for one in computed(candidate, intent)])
+    tier = computed_rules.ceiling(local_life(), [one.rule for one in computed(candidate, intent)])
     assert tier is not None  # the circle is always computed, and the rubric takes the worst
     return tier
 
