@@ -2,7 +2,8 @@
 
 A file in eval/benchmarks holds `about` (what the benchmark is and where its data comes from) and `recipe`, the part of an
 evaluation recipe that the benchmark sets. The keys of the user's recipe take precedence. `world` describes test pairs that
-the embedded shop or the made-up town generates. A definition may come from somebody else, so it names no judges and sets nothing but the test set.
+the embedded shop or the made-up town generates. A definition may come from somebody else, so it names no judges and sets
+nothing but the test set.
 """
 
 import fcntl

@@ -73,8 +73,8 @@ class Questions:
             yield found[number % PLACES_PER_QUESTION]
 
     def intent(self, asked: Asked, wording: random.Random, new: bool) -> Intent:
-        """The question in words, and as `lore nearby ask` should understand it. new: with held-out wordings, of the need and of
-        others."""
+        """The question in words, in the compatible characters that `lore nearby ask` turns all text into, and as it should
+        understand it. new: with held-out wordings, of the need and of others."""
         words, language = lexicon(), "zh" if asked.chinese else "en"
         said: dict[str, str] = {}
         entries = {
@@ -100,7 +100,7 @@ class Questions:
         tail = list(parts.values())
         random.Random(draws["order"]).shuffle(tail)
         tail += last  # "not X with Y" would exclude Y too
-        text = "".join(head) + "".join(f"，{one}" for one in tail) if asked.chinese else " ".join(filter(None, head + tail))
+        text = "".join(head) + "".join(f",{one}" for one in tail) if asked.chinese else " ".join(filter(None, head + tail))
         needs = [Need(said["need"], asked.need)]
         needs += [Need(said["condition"], asked.condition)] if asked.condition else []
         needs += [Need(asked.brand, None, True)] if asked.brand else []

@@ -89,7 +89,8 @@ def walk_text(candidate: Candidate, intent: Intent) -> str:
 
 
 def pair(candidate: Candidate, intent: Intent) -> Pair:
-    """The question and the place as a judge reads them. Its renderer makes texts of strangers safe."""
+    """The question and the place as a judge reads them. Its renderer makes texts of strangers safe; a tag cannot pass for what was
+    computed."""
     place = candidate.place
     asked = f"at {intent.when:%a %H:%M}: " if intent.when is not None else ""
     known = {
@@ -98,7 +99,8 @@ def pair(candidate: Candidate, intent: Intent) -> Pair:
         "opening": asked + opening_text(candidate.opening, intent),
         "found by": "; ".join(hit.why for hit in candidate.hits.values()),
     }
-    attributes = {key: value for key, value in known.items() if value} | dict(list(place.tags.items())[:SHOWN_TAGS])
+    tags = [(key, value) for key, value in place.tags.items() if plain_name(key) not in known][:SHOWN_TAGS]
+    attributes = {key: value for key, value in known.items() if value} | dict(tags)
     return Pair(
         pair_id=str(candidate.row),
         query=intent.text,
