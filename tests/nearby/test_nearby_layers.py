@@ -101,7 +101,8 @@ def test_what_is_excluded_is_out_of_every_layer(graph, town):
 def test_an_area_across_the_date_line_holds_places_on_both_sides(tmp_path, relations):
     ring = [(41.0, 179.99), (41.0, -179.99), (41.01, -179.99), (41.01, 179.99), (41.0, 179.99)]
     cafes = [Place(f"at {lon}", "Leaf", 41.005, lon, classes=["cafe"]) for lon in (179.995, -179.995, 179.985, -179.985)]
-    write_town(tmp_path / "town.db", [*cafes, Place("park", "Park", 41.005, 180, kind="area", classes=["leisure=park"], outline=ring)])
+    park = Place("park", "Park", 41.005, 180, kind="area", classes=["leisure=park"], outline=ring)
+    write_town(tmp_path / "town.db", [*cafes, park])
     with Town.open(tmp_path / "town.db") as town:
         hits = found(Graph(town, relations), town, asked("coffee", "park"))
     assert {name for name, hit in hits.items() if hit.why.endswith("park -> Park")} == {"at 179.995", "at -179.995"}
