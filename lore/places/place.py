@@ -11,11 +11,12 @@ from typing import Literal
 
 from lore.codec.sanitize import fold
 
+Kind = Literal["place", "event", "post", "area"]
+MAX_NAME = 200
+"""Characters of a name that are compared."""
 WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u9fff\uf900-\ufaff]+")
 APOSTROPHES = str.maketrans("", "", "'’‘`´")
 _ASCII = {code: " " for code in range(128) if not chr(code).isalnum()} | APOSTROPHES  # as WORD, ten times as fast
-MAX_NAME_CHARACTERS = 200
-Kind = Literal["place", "event", "post", "area"]
 
 
 @dataclass(slots=True)
@@ -54,7 +55,7 @@ def parts(outline: list[tuple[float, float]]) -> Iterator[list[tuple[float, floa
 
 def plain_name(text: str) -> str:
     """A name as it is compared: no accents, case, apostrophes or marks; single spaces between words and Han characters."""
-    folded = fold(text[:MAX_NAME_CHARACTERS])
+    folded = fold(text[:MAX_NAME])
     if folded.isascii():
         return " ".join(folded.translate(_ASCII).split())
     return " ".join(WORD.findall(folded.translate(APOSTROPHES)))
