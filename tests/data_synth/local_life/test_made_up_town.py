@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT
 
 from lore.codec.prompt import PromptFormat
 from lore.data.parquet import read_pairs
@@ -147,3 +148,24 @@ def test_the_stage_writes_a_town_that_a_second_run_leaves_alone(runs, write_reci
     first = {path: path.stat().st_mtime_ns for path in (runs / "town").rglob("*.parquet")}
     assert run_command([recipe]) == 0
     assert first == {path: path.stat().st_mtime_ns for path in first}
+
+
+def test_the_text_of_a_pair_tells_the_walk_and_the_hours(pairs):
+    told = {"closed": "hours-closed", "已打烊": "hours-closed", "不营业": "hours-closed"}
+    told |= {"hours unknown": "hours-unknown", "营业时间未知": "hours-unknown"}
+    for one in pairs["train"] + pairs["test"]:
+        rules = {demand.dimension: demand.rule for demand in one.demands}
+        assert ("beyond" in one.attributes["walk"]) == (rules["circle"] == "circle-beyond")
+        opening = one.attributes["opening"].partition(": ")[2]
+        read = next((rule for words, rule in told.items() if opening.startswith(words)), "hours-open")
+        assert rules.get("hours", read) == read
+
+
+@pytest.mark.slow  # about 40 seconds of one core
+def test_a_small_student_learns_from_a_small_town(runs):
+    recipes = ROOT / "recipes" / "quickstart" / "local_life"
+    assert run_command([str(recipes / "town.yaml"), "pairs={train: 4000, dev: 200, test: 400}", "corpus=0"]) == 0
+    short = ["needs=[]", "train.steps=120", "train.save_every=0", "train.log_every=20", "baselines=[]", "bootstrap_samples=0"]
+    assert run_command([str(recipes / "distill.yaml"), *short]) == 0
+    rows = json.loads((runs / "quickstart" / "local_life" / "distill" / "table.json").read_text())
+    assert rows["rows"]["student"]["metrics"]["macro_f1"]["value"] > 0.4, "the most frequent tier alone reaches .13"
