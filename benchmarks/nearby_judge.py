@@ -3,9 +3,9 @@
 
     python benchmarks/nearby_judge.py runs/quickstart/local_life/distill
 
-Two tables. Pairs of the town as they are, without what the graph says, and with orders to the judge in every description: Macro-F1,
-the share of verdicts against a computed rule, and the share of L4. Then questions through the whole path, with and without the judge:
-the share of shown places that are L4, of the four best and of the first. Intervals over questions.
+Pairs of the town as they are, without what the graph says, and with orders to the judge in every description: Macro-F1, the share
+of verdicts against a computed rule, and the share of L4. The rewards' self-test on the pairs. Then questions through the whole path,
+with and without the judge: the share of shown places that are L4, of the four best and of the first. Intervals over questions.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lore.codec.prompt import PromptFormat
 from lore.data_synth.local_life.pairs import Questions
 from lore.data_synth.local_life.town import COUNTRY, TIMEZONE, MadeUpTown
 from lore.judge.confusion import confusion_matrix, macro_f1
@@ -24,6 +25,9 @@ from lore.nearby.graph import Graph, load_relations
 from lore.nearby.rules import open_scorer
 from lore.nearby.town import Town, write_town
 from lore.places.local_life import local_life
+from lore.rewards.config import RewardsSection
+from lore.rewards.reward import Rewards
+from lore.rewards.self_test import print_self_test, self_test
 from lore.rubric.computed_rules import ceiling, computed_of, contradicts
 from lore.support.terminal import print_line, print_lines
 
@@ -53,6 +57,7 @@ def main() -> None:
         refused = [_is_refused(rubric, pair, verdict) for pair, verdict in zip(pairs, verdicts, strict=True)]
         f1 = float(macro_f1(confusion_matrix(gold, said, len(rubric.tiers), np.ones(len(gold)), np.zeros(len(gold), dtype=int))[0]))
         print_line(f"| {name} | {f1:.3f} | {np.mean(refused):.3f} | {np.mean(said == len(rubric.tiers) - 1):.3f} |")
+    print_self_test(self_test(Rewards(RewardsSection(), rubric, PromptFormat()), pairs))
 
     with tempfile.TemporaryDirectory() as folder:
         write_town(Path(folder) / "town.db", made.town.rows(), {"country": COUNTRY, "timezone": TIMEZONE})
