@@ -74,3 +74,23 @@ def online_command(
     from lore.online.start import serve_command
 
     raise typer.Exit(serve_command(recipe, settings or [], dry_run=dry_run, try_pairs=try_pairs))
+
+
+@app.command("nearby")
+def nearby_command(
+    town: Path = typer.Argument(..., metavar="TOWN", help="Town that `lore nearby index` wrote."),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on; the default is only reachable from this machine."),
+    port: int = typer.Option(8080, min=0, max=65535, help="Port to listen on. 0: any free one, which is printed."),
+    keys_variable: str = typer.Option(
+        None, metavar="NAME", help="Environment variable with the API keys, separated by commas. Default: no key is asked for."
+    ),
+    judge: Path = typer.Option(None, metavar="FOLDER", help="Judge or student of rubric local_life that orders the places."),
+    model: Path = typer.Option(None, metavar="FILE", help="YAML with a section model or endpoint: a language model."),
+    relations: Path = typer.Option(None, metavar="FILE", help="Your own relations. Default: those of LORE."),
+    encoder: str = typer.Option(None, metavar="FOLDER", help="Where the town's encoder lies now. Default: as at indexing."),
+) -> None:
+    """Start the HTTP service of a town: POST /ask, POST /recommend, and a page with a map."""
+    from lore.nearby.serve import serve_nearby  # loads fastapi and uvicorn
+
+    files = {"relations": relations, "encoder": encoder, "judge": judge, "model": model}
+    raise typer.Exit(serve_nearby(town, host, port, keys_variable, **files))

@@ -93,6 +93,7 @@ class Corrections(BaseModel):
     time: str | None = Field(None, max_length=100)
     minutes: float | None = Field(None, ge=MINUTES[0], le=MINUTES[1])
     around: str | None = Field(None, max_length=200)
+    """"": the position of the person."""
 
 
 COMPANIONS = {
@@ -179,7 +180,7 @@ def understand(
 
     if (name := fixed.get("around")) is not None:
         around = names.find(plain_name(name), lat, lon)
-        unknown = [] if around else [shortened(printable(name), 100)]
+        unknown = [] if around or not name.strip() else [shortened(printable(name), 100)]
     if "time" in fixed:
         when, open_then = read_time(fixed["time"], now), True
     for field, excluded in (("needs", False), ("excluded", True)):

@@ -1,4 +1,4 @@
-"""Who may ask, and when: API keys, readiness, bounded bodies, and clients that hang up."""
+"""Who may ask, and when: API keys, readiness and its probes, bounded bodies, and clients that hang up."""
 
 import asyncio
 import base64
@@ -6,15 +6,18 @@ import binascii
 import hmac
 import os
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
-from fastapi import Depends, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel
 
 from lore.online.body import BoundedRequest
 from lore.online.config import ServeSection
 from lore.online.exchange import ApiError
+from lore.online.metrics import RequestMetrics
 from lore.support.errors import LoreError
 
 WARM_SECONDS = 5.0
@@ -123,6 +126,38 @@ class Admission:
     def _is_key(self, key: bytes) -> bool:
         same = [hmac.compare_digest(key, known) for known in self.keys]  # all of them: the time says nothing
         return any(same)
+
+
+class Probed(BaseModel):
+    """Reply of the probes."""
+
+    status: Literal["alive", "ready"]
+
+
+def probes(admission: Admission, metrics: RequestMetrics, error: dict[str, Any]) -> APIRouter:
+    """/health, /ready and /metrics. error: what OpenAPI says about a failed probe."""
+    router = APIRouter()
+
+    async def health() -> dict[str, str]:
+        """200 as long as the process lives."""
+        return {"status": "alive"}
+
+    async def is_ready() -> dict[str, str]:
+        """200 while requests are answered; 503 while the service warms up or drains."""
+        admission.need_ready()
+        return {"status": "ready"}
+
+    async def shown_metrics(request: Request) -> Response:
+        """Metrics in Prometheus' format, of all workers."""
+        content, content_type = metrics.rendered(request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": content_type})
+
+    router.add_api_route("/health", health, methods=["GET"], response_model=Probed)
+    router.add_api_route("/ready", is_ready, methods=["GET"], response_model=Probed, responses={503: error})
+    router.add_api_route("/metrics", shown_metrics, methods=["GET"], response_class=PlainTextResponse)
+    for path, call in (("/health", health), ("/ready", is_ready)):  # load balancers may ask for the headers only
+        router.add_api_route(path, call, methods=["HEAD"], include_in_schema=False)
+    return router
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -11,18 +11,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi import Body as InBody
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
-from pydantic import BaseModel
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic_core import to_json
 from starlette.background import BackgroundTask
 
 from lore.data.pair import Pair
 from lore.online import admission, schemas
-from lore.online.admission import Admission, while_connected
+from lore.online.admission import Admission, probes, while_connected
 from lore.online.answer import TOO_LATE, Answer, Answering
 from lore.online.config import MAX_MILLISECONDS, OnlineRecipe, ServeSection
 from lore.online.dashboard import Dashboard
@@ -45,12 +44,6 @@ class Service(admission.State, Protocol):
     """What answers behind the interface, see lore.online.service."""
 
     router: Answering
-
-
-class State(BaseModel):
-    """Reply of the probes."""
-
-    status: Literal["alive", "ready"]
 
 
 def build_app(
@@ -113,15 +106,10 @@ class Endpoints:
             ("/judge", self.judge, schemas.JudgeReply),
         ):
             self.router.add_api_route(path, call, methods=["POST"], response_model=model)
-        self.probes = APIRouter()
-        self.probes.add_api_route("/health", self.health, methods=["GET"], response_model=State)
-        self.probes.add_api_route("/metrics", self.shown_metrics, methods=["GET"], response_class=PlainTextResponse)
+        self.probes = probes(self.admission, metrics, error)
         secured_page = {"dependencies": secured, "responses": {401: error} if keys else {}}
         self.probes.add_api_route("/dashboard", self.shown_dashboard, methods=["GET"], response_class=HTMLResponse, **secured_page)
         self.probes.add_api_route("/dashboard.json", self.dashboard_numbers, methods=["GET"], **secured_page)
-        self.probes.add_api_route("/ready", self.is_ready, methods=["GET"], response_model=State, responses={503: error})
-        for path, call in (("/health", self.health), ("/ready", self.is_ready)):  # load balancers may ask for the headers only
-            self.probes.add_api_route(path, call, methods=["HEAD"], include_in_schema=False)
 
     async def rerank_v1(self, request: Request, body: schemas.RerankBody) -> Response:
         """Cohere's v1 and Jina's format: documents, best first."""
@@ -148,15 +136,6 @@ class Endpoints:
         reply = await self._reply(request, schemas.judge_rows(body), body.deadline_ms)
         return _written(request, reply.verdicts())
 
-    async def health(self) -> dict[str, str]:
-        """200 as long as the process lives."""
-        return {"status": "alive"}
-
-    async def shown_metrics(self, request: Request) -> Response:
-        """Metrics in Prometheus' format, of all workers."""
-        content, content_type = self.metrics.rendered(request.headers.get("accept", ""))
-        return Response(content, headers={"content-type": content_type})
-
     def shown_dashboard(self, request: Request) -> Response:
         """A page with the numbers of the last minutes, of all workers."""
         self.admission.admit_browser(request)
@@ -166,11 +145,6 @@ class Endpoints:
         """The numbers of the page."""
         self.admission.admit_browser(request)
         return JSONResponse(self.dashboard.numbers(), headers=NOT_KEPT)
-
-    async def is_ready(self) -> dict[str, str]:
-        """200 while requests are answered; 503 while the service warms up or drains."""
-        self.admission.need_ready()
-        return {"status": "ready"}
 
     async def _rerank(self, request: Request, body: schemas.RerankBody, version: str) -> Response:
         reply = await self._reply(request, schemas.rerank_rows(body))
