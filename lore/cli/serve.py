@@ -1,8 +1,10 @@
 """`lore serve judge`: a trained judge behind vLLM's OpenAI-compatible server (lore/engines/serve.py), under the name that
 `lore label --endpoint` expects (lore/judge/served.py). `lore serve online`: the service of cache, student and judge (lore/online).
+`lore serve nearby`: questions about a town, and a page with a map (lore/nearby/serve.py).
 
     lore serve judge runs/grpo --port 8000
     lore serve online recipes/online.yaml
+    lore serve nearby town.db
 
 Imports inside functions keep `lore --help` fast.
 """
@@ -20,13 +22,13 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Serve a judge, or the service of cache, student and judge.",
+    help="Serve a judge, the service of cache, student and judge, or a town.",
 )
 
 
 @app.callback()
 def _serve() -> None:
-    """Serve a judge, or the service of cache, student and judge."""
+    """Serve a judge, the service of cache, student and judge, or a town."""
 
 
 @app.command("judge")
@@ -90,6 +92,9 @@ def nearby_command(
     encoder: str = typer.Option(None, metavar="FOLDER", help="Where the town's encoder lies now. Default: as at indexing."),
 ) -> None:
     """Start the HTTP service of a town: POST /ask, POST /recommend, and a page with a map."""
+    from lore.online.config import need_packages
+
+    need_packages()
     from lore.nearby.serve import serve_nearby  # loads fastapi and uvicorn
 
     files = {"relations": relations, "encoder": encoder, "judge": judge, "model": model}

@@ -15,6 +15,8 @@ from lore.support.errors import LoreError
 from lore.support.text import printable
 
 MOST_OUTLINES, MOST_POINTS_OF_ONE, MOST_PLACES, MOST_STREETS = 200, 150, 700, 4000
+LOOKS = ("natural", "waterway", "landuse", "leisure", "building")
+"""Tags that say how an outline looks."""
 SCATTER = 2_654_435_761
 """Knuth's multiplicative hash: an even sample of the rows."""
 
@@ -46,7 +48,9 @@ def map_shapes(town: Town, south: float, west: float, north: float, east: float)
     streets = lines[near]
     return {
         "outlines": [
-            _named(town, row) | {"parts": [_thinned(part) for part in parts(place.outline or [])]}
+            _named(town, row)
+            | {"look": [f"{key}={place.tags[key]}" for key in LOOKS if key in place.tags]}
+            | {"parts": [_thinned(part) for part in parts(place.outline or [])]}
             for row, place in zip(largest.tolist(), town.places(largest), strict=True)
         ],
         "places": [_named(town, row) | {"lat": float(town.lats[row]), "lon": float(town.lons[row])} for row in points.tolist()],

@@ -81,7 +81,7 @@ function draw() {
   const svg = el("svg", {viewBox: `0 0 ${box_w} ${box_h}`, "aria-hidden": state.pins.length ? null : "true"}), labels = [];
   for (const one of state.shapes?.outlines ?? []) {
     const closed = one.parts.every(part => part.length > 3 && String(part[0]) === String(part.at(-1)));
-    const shape = el("path", {d: one.parts.map(line).join(""), class: `${closed ? "outline" : "line"} ${group(one.classes)}`});
+    const shape = el("path", {d: one.parts.map(line).join(""), class: `${closed ? "outline" : "line"} ${group([...one.classes, ...one.look])}`});
     svg.append(shape);
     const at = one.parts[0].map(point => xy(...point)), xs = at.map(one => one[0]), ys = at.map(one => one[1]);
     const wide = Math.max(...xs) - Math.min(...xs), x = (Math.max(...xs) + Math.min(...xs)) / 2, y = (Math.max(...ys) + Math.min(...ys)) / 2;
@@ -139,7 +139,7 @@ function zoom(factor) { state.view.metres = Math.min(200000, Math.max(150, state
 function show_walk() {
   const circle = state.circle ?? {lat: state.at[0], lon: state.at[1], minutes: +$("minutes").value || 15};
   const points = state.pins.filter(pin => pin.beyond || pin.known), far = Math.max(circle.minutes * KNOWN.metres_per_minute,
-    ...points.map(pin => EARTH * Math.hypot(pin.lat - circle.lat, turn(pin.lon - circle.lon) * narrow(circle.lat))).filter(one => one < 6000));
+    ...points.map(pin => EARTH * Math.hypot(pin.lat - circle.lat, turn(pin.lon - circle.lon) * narrow(circle.lat))).filter(one => one < 3 * circle.minutes * KNOWN.metres_per_minute));
   state.view = {lat: circle.lat, lon: circle.lon, metres: 2.25 * far};
   moved();
 }
@@ -158,12 +158,11 @@ function select(id) {
 async function send(path, body) {
   $("error").hidden = true;
   $("status").textContent = t("asking");
-  const begun = performance.now();
   try {
     const reply = await fetch(path, {method: "POST", headers: {"content-type": "application/json"}, body: JSON.stringify(body)});
     const said = await reply.json();
     if (!reply.ok) throw new Error(said.error.message);
-    $("status").textContent = t("seconds", Math.round(performance.now() - begun));
+    $("status").textContent = "";
     return said;
   } catch (error) {
     $("status").textContent = "";
@@ -185,7 +184,7 @@ async function ask() {
   const body = common();
   if (!body) return;
   body.question = $("question").value;
-  if ($("around").value.trim()) body.around = $("around").value.trim();
+  if ($("around").value.trim() || state.here) body.around = $("around").value.trim();
   if (state.needs) body.needs = state.needs;
   const reply = await send("ask", body);
   if (!reply) return;
@@ -196,9 +195,9 @@ async function ask() {
   show();
   show_walk();
 }
-function when_text(iso) {
-  const then = new Date(iso), day = {weekday: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23"};
-  return new Intl.DateTimeFormat(state.lang, day).format(then);
+function when_text(iso, from = "") {
+  const day = {weekday: iso.slice(0, 10) === from.slice(0, 10) ? undefined : "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23"};
+  return new Intl.DateTimeFormat(state.lang, day).format(new Date(iso));
 }
 function chips(intent) {
   const wanted = intent.needs.filter(need => !need.excluded), words = need => need.key ? KNOWN.needs.find(one => one.key === need.key)?.[state.lang] ?? need.text : `“${need.text}”`;
@@ -207,7 +206,11 @@ function chips(intent) {
   const needs = wanted.map((need, at) => el("li", {class: "need"}, bdi(words(need)),
     el("button", {type: "button", "aria-label": `${t("remove")}: ${plain(words(need))}`, onclick: () => change(keys.toSpliced(at, 1))}, "×")));
   const others = intent.needs.filter(need => need.excluded).map(need => el("li", {class: "not"}, `${t("not")} `, bdi(words(need))));
-  const said = [intent.around && `${t("around")}: ${plain(intent.around)}`, t("min", +intent.minutes.toPrecision(3)),
+  if (intent.around) {
+    needs.push(el("li", {class: "need"}, `${t("around")}: `, bdi(intent.around), el("button", {type: "button", "aria-label": `${t("remove")}: ${plain(intent.around)}`,
+      onclick: () => { $("around").value = ""; state.here = true; $("reset").hidden = false; ask(); }}, "×")));
+  }
+  const said = [t("min", +intent.minutes.toPrecision(3)),
     intent.when && when_text(intent.when) + (intent.open_then ? `, ${t("open_then")}` : ""), intent.companions.length && `${t("with")}: ${intent.companions.join(", ")}`];
   $("chips").replaceChildren(...needs, ...others, ...said.filter(Boolean).map(text => el("li", {}, bdi(text))));
   $("add").onchange = () => {
@@ -229,7 +232,7 @@ function cited(text) {
   return parts.map(part => by_id.has(part) ? cite(by_id.get(part)) : document.createTextNode(plain(part)));
 }
 function opening(one) {
-  const {state: now, until} = one.opening, said = now === "unknown" ? t("unknown") : t(now) + (until ? ` ${t("until")} ${when_text(until)}` : "");
+  const {state: now, until} = one.opening, said = now === "unknown" ? t("unknown") : t(now) + (until ? ` ${t("until")} ${when_text(until, state.reply.intent?.when ?? state.reply.when)}` : "");
   return el("span", {class: now}, said);
 }
 const metres = value => value < 1000 ? `${Math.max(10, Math.round(value / 10) * 10)} m` : `${(value / 1000).toFixed(1)} km`;
@@ -254,11 +257,11 @@ function show() {
     ...hits.slice(0, SHOWN_HITS).map(hit => el("li", {}, bdi(names.get(hit.place_id) || hit.place_id), " ", el("span", {class: "soft"}, bdi(hit.why.replaceAll("->", "→"))))))));
   const inside = state.pins.filter(pin => !pin.beyond), outside = state.pins.filter(pin => pin.beyond);
   $("result").replaceChildren(
-    el("h2", {}, t("answer")), el("div", {class: "answer", lang: reply.intent.language}, ...reply.answer.split("\n").map(text => el("p", {}, ...cited(text)))),
+    el("h2", {}, t("answer")), el("div", {class: "answer", role: "status", lang: reply.intent.language}, ...reply.answer.split("\n").map(text => el("p", {}, ...cited(text)))),
     reply.notes.length ? el("ul", {class: "notes"}, ...reply.notes.map(note => el("li", {}, plain(note)))) : "",
     ...[[inside, "places"], [outside, "beyond"]].flatMap(([pins, title]) => pins.length ? [el("h2", {}, t(title)), el("ol", {class: "places"}, ...pins.map(place_card))] : []),
     el("details", {class: "layers"}, el("summary", {}, t("layers")), ...layers),
-    el("p", {class: "small soft"}, t("struck", reply.struck, reply.refused)));
+    el("p", {class: "small soft"}, `${t("struck", reply.struck, reply.refused)} ${t("seconds", Math.round(1000 * reply.seconds))}`));
 }
 
 // For me: the visits are read here, sent with a request, and forgotten with the page.
@@ -362,8 +365,8 @@ for (const tab of document.querySelectorAll("[role=tab]")) {
 }
 $("ask").onsubmit = event => { event.preventDefault(); ask(); };
 $("me").onsubmit = event => { event.preventDefault(); recommend(); };
-$("question").oninput = () => { state.needs = null; $("reset").hidden = true; };
-$("reset").onclick = () => { state.needs = null; $("reset").hidden = true; ask(); };
+$("question").oninput = () => { state.needs = null; state.here = false; $("reset").hidden = true; };
+$("reset").onclick = () => { $("question").oninput(); ask(); };
 $("visits").onchange = read_file;
 $("person").onchange = count_visits;
 $("forget").onclick = () => { $("visits").value = ""; forget(); state.reply = null; state.pins = []; $("result").replaceChildren(); draw(); };

@@ -201,10 +201,13 @@ class Service:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def middle(self) -> tuple[float, float]:
-        """Latitude and longitude around which half of the places lie on either side."""
+        """Latitude and longitude in the middle of the square, 0.01 degrees wide, that has the most places."""
         if not len(self.town):
             return 0.0, 0.0
-        return float(np.median(self.town.lats)), float(np.median(self.town.lons))
+        points = np.stack([self.town.lats, self.town.lons], axis=1)
+        _, square, counts = np.unique(points.round(2), axis=0, return_inverse=True, return_counts=True)
+        lat, lon = points[square.ravel() == counts.argmax()].mean(axis=0).tolist()
+        return lat, lon
 
 
 def build_app(service: Service) -> FastAPI:
@@ -277,9 +280,7 @@ def page(service: Service) -> tuple[str, dict[str, str]]:
     return shown, NOT_KEPT | {"content-security-policy": policy, "permissions-policy": "geolocation=()"}
 
 
-def serve_nearby(
-    town: Path, host: str, port: int, keys_variable: str | None = None, **files: Any
-) -> int:
+def serve_nearby(town: Path, host: str, port: int, keys_variable: str | None = None, **files: Any) -> int:
     """Runs the service until a signal ends it. Returns the exit status. files: see open_layers."""
     section = ServeSection(
         host=host, port=port, keys_variable=keys_variable, deadline_ms=DEADLINE_MS, max_body_bytes=MAX_BODY_BYTES
