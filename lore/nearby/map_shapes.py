@@ -34,12 +34,11 @@ def read_box(text: str) -> tuple[float, float, float, float]:
 
 def map_shapes(town: Town, south: float, west: float, north: float, east: float) -> dict[str, Any]:
     """The shapes that touch a box, in degrees; see Town.in_box. Raises LoreError for coordinates out of range."""
-    rows = town.in_box(south, west, north, east)
-    rows = rows[[town.kinds[row] != "post" for row in rows.tolist()]] if len(rows) else rows
+    rows, kinds = town.in_box(south, west, north, east), _kinds(town)
+    rows = rows[kinds[rows] != "post"]
     outlined = rows[town.outlined[rows]]
     largest = outlined[np.argsort(-_extents(town, outlined), kind="stable")[:MOST_OUTLINES]]
-    others = np.setdiff1d(rows, largest)
-    others = others[[town.kinds[row] != "area" for row in others.tolist()]] if len(others) else others
+    others = rows[(kinds[rows] != "area") & ~np.isin(rows, largest)]
     points = others[np.argsort(others * SCATTER % 2**32)[:MOST_PLACES]]
     lines = _streets(town)
     near = (lines[:, [0, 2]].max(axis=1) >= south) & (lines[:, [0, 2]].min(axis=1) <= north)
@@ -79,6 +78,11 @@ def _thinned(part: list[tuple[float, float]]) -> list[list[float]]:
     step = -(-len(part) // MOST_POINTS_OF_ONE)
     kept = part[:-1:step] + part[-1:]
     return [[round(lat, 6), round(lon, 6)] for lat, lon in kept]
+
+
+@lru_cache(maxsize=4)
+def _kinds(town: Town) -> np.ndarray:
+    return np.array(town.kinds, dtype=np.str_)
 
 
 @lru_cache(maxsize=4)

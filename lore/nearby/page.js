@@ -228,8 +228,8 @@ function cite(pin) {
     onclick: () => { select(pin.place_id); [state.view.lat, state.view.lon] = [pin.lat, pin.lon]; moved(); }}, String(pin.number));
 }
 function cited(text) {
-  const by_id = new Map(state.pins.map(pin => [`[${pin.place_id}]`, pin])), parts = text.split(/(\[[^[\]]+\])/);
-  return parts.map(part => by_id.has(part) ? cite(by_id.get(part)) : document.createTextNode(plain(part)));
+  const letters = id => id.replace(/[^\p{L}\p{N}]/gu, ""), by_id = new Map(state.pins.map(pin => [letters(pin.place_id), pin]));  // an answer cites ids without marks
+  return text.split(/(\[[^[\]]+\])/).map(part => part.startsWith("[") && by_id.has(letters(part)) ? cite(by_id.get(letters(part))) : document.createTextNode(plain(part)));
 }
 function opening(one) {
   const {state: now, until} = one.opening, said = now === "unknown" ? t("unknown") : t(now) + (until ? ` ${t("until")} ${when_text(until, state.reply.intent?.when ?? state.reply.when)}` : "");
