@@ -66,7 +66,8 @@ ROOMS = ["lore.codec", "lore.data", "lore.data.tables", "lore.data.importers", "
 ROOMS += ["lore.support.text", "lore.support.nearest", "lore.support.markdown", "lore.eval.derived_slices"]
 ROOMS += [f"lore.data_synth.synthesis.{name}" for name in ("trace", "verify", "facts", "knowledge", "multimodal", "rules")]
 ROOMS += ["lore.data_synth.perturb.rewrites", "lore.recommend.importers", "lore.recommend.section", "lore.recommend.source_rows"]
-ROOMS += [f"lore.nearby.{name}" for name in ("sources", "hours", "times", "gazetteer", "intent", "answer", "rules", "visits", "map_shapes")]
+NEARBY = ("sources", "hours", "times", "gazetteer", "intent", "answer", "rules", "visits", "map_shapes")
+ROOMS += [f"lore.nearby.{name}" for name in NEARBY]
 
 SHORT, LONG = 1_000, 8_000  # characters; the square of 8 is told from 8 on a busy machine
 ENOUGH_SECONDS = 0.05  # a function that is done by then is fast enough; one of quadratic time is not

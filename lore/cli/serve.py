@@ -91,7 +91,10 @@ def nearby_command(
     relations: Path = typer.Option(None, metavar="FILE", help="Your own relations. Default: those of LORE."),
     encoder: str = typer.Option(None, metavar="FOLDER", help="Where the town's encoder lies now. Default: as at indexing."),
 ) -> None:
-    """Start the HTTP service of a town: POST /ask, POST /recommend, and a page with a map."""
+    """Start the HTTP service of a town.
+
+    POST /ask answers questions, POST /recommend lists places for a person, and GET / is a page with a map.
+    """
     from lore.online.config import need_packages
 
     need_packages()
