@@ -22,13 +22,13 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Serve a judge, the service of cache, student and judge, or a town.",
+    help="Serve a judge, verdicts over HTTP, or a town.",
 )
 
 
 @app.callback()
 def _serve() -> None:
-    """Serve a judge, the service of cache, student and judge, or a town."""
+    """Serve a judge, verdicts over HTTP, or a town."""
 
 
 @app.command("judge")
