@@ -9,8 +9,9 @@
     GET  /health, /ready, /metrics
 
 Keys, limits of a body, errors, logs and shutdown are those of lore.online. Visits live as long as their request: they are in no
-log, metric, file or error. A question is answered in a thread of a small pool. With a model, which may not be asked twice at the
-same time, the pool has one thread. A question that outlasts its deadline keeps its thread until it ends, and is counted as waiting.
+log, metric, file or error. A question is answered in a thread of a small pool. With a judge or an encoder, which may not be asked
+twice at the same time, the pool has one thread; a language model has a thread of its own (ModelInTime). A question that outlasts
+its deadline keeps its thread until it ends, and is counted as waiting.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from lore.nearby.ask import ask, clock, open_layers
 from lore.nearby.familiarity import recommend, recommendation_json
 from lore.nearby.intent import MAX_QUESTION, MINUTES, WALK_MINUTES, Corrections, read_position
 from lore.nearby.map_shapes import map_shapes, read_box
+from lore.nearby.model_in_time import ModelInTime
 from lore.nearby.streets import DETOUR, METRES_PER_MINUTE
 from lore.nearby.times import read_time
 from lore.nearby.town import Town, check_point
@@ -132,9 +134,11 @@ class Service:
 
     def __init__(self, town: Town, layers: dict[str, Any], serve: ServeSection):
         self.town, self.layers, self.serve = town, layers, serve
+        if "engine" in layers:
+            self.layers = layers | {"engine": ModelInTime(layers["engine"])}
         self.ready = self.draining = False
         self.lag = LoopLag()
-        alone = layers.keys() != {"graph"} or sqlite3.threadsafety < 3
+        alone = layers.keys() - {"graph", "engine"} or sqlite3.threadsafety < 3
         self._pool = ThreadPoolExecutor(1 if alone else THREADS, thread_name_prefix="nearby")
         self._running: set[Future] = set()
 

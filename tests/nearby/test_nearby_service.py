@@ -26,6 +26,7 @@ from lore.cli.nearby_recommend import recommend as recommend_command
 from lore.nearby import serve as nearby
 from lore.nearby.graph import Graph
 from lore.nearby.map_shapes import map_shapes, read_box
+from lore.nearby.model_in_time import LEFT_ALONE, ModelInTime
 from lore.nearby.place import Place
 from lore.nearby.serve import Service, build_app
 from lore.nearby.streets import read_streets
@@ -273,6 +274,30 @@ def test_a_full_queue_a_late_answer_and_a_shutdown_are_said_with_a_time_to_try_a
     assert reply.status_code == 503 and reply.json()["error"]["type"] == "draining"
     assert get(slow, "/ready").status_code == 503 and get(slow, "/health").status_code == 200
     assert all(int(one.headers["retry-after"]) >= 1 for one in (*replies[1:], reply))
+
+
+def test_a_language_model_that_is_down_costs_seconds_at_most_and_names_no_server(town, caplog):
+    asked = []
+
+    class Down:
+        def generate(self, prompts, sampling):
+            asked.append(prompts)
+            raise LoreError("http://10.0.0.5:8000/v1 has not answered\nStart the server.")
+
+    class Late:
+        def generate(self, prompts, sampling):
+            time.sleep(0.2)
+
+    for engine in (Down(), Late()):
+        service = service_of(town)
+        service.layers = service.layers | {"engine": ModelInTime(engine, seconds=0.05)}
+        app = build_app(service)
+        for _ in range(2):
+            reply = post(app, "/ask", {"question": "coffee", "at": AT})
+            assert reply.status_code == 200 and reply.json()["notes"] == [LEFT_ALONE] * 2 and "10.0.0.5" not in reply.text
+            assert reply.json()["answer"].startswith("3 places")
+    assert len(asked) == 2, "then it is left alone"
+    assert "10.0.0.5" in caplog.text and "no answer within 0.05 s" in caplog.text
 
 
 def test_keys_open_the_page_and_its_requests(town, monkeypatch):
