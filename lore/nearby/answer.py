@@ -145,7 +145,9 @@ def said_about_places(intent: Intent) -> list[str]:
     return lines
 
 
-def model_answer(intent: Intent, candidates: Sequence[Candidate], engine: Engine, town: Town | None = None) -> tuple[str, int]:
+def model_answer(
+    intent: Intent, candidates: Sequence[Candidate], engine: Engine, town: Town | None = None
+) -> tuple[str, int]:
     """(a language model's answer without what its check strikes, how many sentences were struck); "" if no cited place is left."""
     places = [
         {
