@@ -20,7 +20,7 @@ from lore.support.text import counted
 
 if TYPE_CHECKING:  # loads scipy: only where something is recommended
     from lore.nearby.familiarity import Suggestion
-    from lore.nearby.hours import Opening
+    from lore.places.hours import Opening
 
 
 def recommend(

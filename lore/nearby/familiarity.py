@@ -31,12 +31,13 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
-from lore.nearby.hours import Opening, opening
-from lore.nearby.intent import WALK_MINUTES
-from lore.nearby.place import Place
-from lore.nearby.streets import DETOUR, METRES_PER_MINUTE, within
-from lore.nearby.town import Town, haversine, on_sphere
+from lore.nearby.streets import within
+from lore.nearby.town import Town, on_sphere
 from lore.nearby.visits import ReadVisits, Visits, days_of
+from lore.places.hours import Opening, opening
+from lore.places.place import Place
+from lore.places.question import WALK_MINUTES
+from lore.places.walk import DETOUR, METRES_PER_MINUTE, haversine
 from lore.support.errors import LoreError
 
 AROUND_METRES = 200.0

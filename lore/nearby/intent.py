@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from operator import itemgetter
@@ -24,55 +24,19 @@ from lore.codec.lexical_match import NEGATIONS, function_words, stem
 from lore.codec.sanitize import neutralize
 from lore.engines.engine import Engine, Sampling
 from lore.nearby.gazetteer import MAX_WORDS, Named, find, similar
-from lore.nearby.place import plain_name
 from lore.nearby.times import NUMBER, find_time, number, read_time
 from lore.nearby.town import Town, check_point
+from lore.places.place import plain_name
+from lore.places.question import WALK_MINUTES, Intent, Need
+from lore.places.walk import METRES_PER_MINUTE
 from lore.support.errors import LoreError, reason
 from lore.support.text import compatible, printable, shortened
 from lore.support.untrusted_json import parse_json
 
-WALK_MINUTES = 15.0
-"""The 15-minute life circle."""
 MINUTES = 1.0, 120.0
 """Shortest and longest walk."""
-METRES_PER_MINUTE = 80.0
-"""Speed on foot, for a question that gives a distance."""
 MAX_QUESTION = 2000
 """Characters."""
-
-
-@dataclass(frozen=True)
-class Need:
-    """text: words of the question. key: the need in the relations of lore.nearby.graph that they mean; None: only the vector layer
-    can answer them. excluded: places that have it are not wanted ("not a chain")."""
-
-    text: str
-    key: str | None = None
-    excluded: bool = False
-
-
-@dataclass(frozen=True)
-class Intent:
-    """lat, lon: middle of the circle. around: name of the place or area that the question gave as the middle; None: the position of
-    the person. around_id: its place_id. around_others: how many places farther from the person have the same name. unknown_places:
-    names that the question gives and the index lacks: said, never guessed. similar_places: names of the town that are spelled like
-    them. minutes: on foot. when: wall clock of the town. open_then: only places that are open at `when` are wanted.
-    """
-
-    text: str
-    lat: float
-    lon: float
-    language: Literal["en", "zh"] = "en"
-    needs: tuple[Need, ...] = ()
-    around: str | None = None
-    unknown_places: tuple[str, ...] = ()
-    minutes: float = WALK_MINUTES
-    when: datetime | None = None
-    open_then: bool = False
-    companions: tuple[str, ...] = ()
-    around_id: str | None = None
-    around_others: int = 0
-    similar_places: tuple[str, ...] = ()
 
 
 class NeedWords(Protocol):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lore.nearby.answer import shown
-from lore.nearby.place import parts
 from lore.nearby.town import Town
+from lore.places.place import parts
 from lore.support.errors import LoreError
 from lore.support.text import printable
 

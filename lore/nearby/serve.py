@@ -36,10 +36,9 @@ from pydantic_core import to_json
 from lore.nearby.answer import as_json
 from lore.nearby.ask import ask, clock, open_layers
 from lore.nearby.familiarity import recommend, recommendation_json
-from lore.nearby.intent import MAX_QUESTION, MINUTES, WALK_MINUTES, Corrections, read_position
+from lore.nearby.intent import MAX_QUESTION, MINUTES, Corrections, read_position
 from lore.nearby.map_shapes import map_shapes, read_box
 from lore.nearby.model_in_time import ModelInTime
-from lore.nearby.streets import DETOUR, METRES_PER_MINUTE
 from lore.nearby.times import read_time
 from lore.nearby.town import Town, check_point
 from lore.nearby.visits import COLUMNS, collected_visits
@@ -52,6 +51,8 @@ from lore.online.loop_lag import LoopLag
 from lore.online.metrics import RequestMetrics
 from lore.online.schemas import ErrorReply
 from lore.online.server import Server, address_of, bound_socket, ended_by_signals
+from lore.places.question import WALK_MINUTES
+from lore.places.walk import DETOUR, METRES_PER_MINUTE
 from lore.support.errors import LoreError
 from lore.support.html import page_style, page_template
 from lore.support.nearest import nearest_hint

@@ -25,14 +25,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from lore.nearby.place import Place, plain_name
+from lore.places.place import Place, plain_name
+from lore.places.walk import EARTH_METRES, haversine
 from lore.support.atomic_files import open_part, part_of, remove, replace_file
 from lore.support.errors import LoreError
 
 APPLICATION_ID = 0x4C4F5245  # "LORE", in the header of the file
 VERSION = 2
-EARTH_METRES = 6_371_008.8
-"""Mean radius, IUGG."""
 METRES_PER_DEGREE = math.pi * EARTH_METRES / 180
 CHUNK = 1024
 GAP = (math.nan, math.nan)
@@ -348,13 +347,6 @@ def check_point(lat: float, lon: float) -> None:
     """Raises LoreError for coordinates out of range, also NaN."""
     if not (-90 <= lat <= 90 and -180 <= lon <= 180):
         raise LoreError(f"{lat},{lon} is no place on Earth: expected a latitude of -90 to 90, then a longitude of -180 to 180.")
-
-
-def haversine(lat: float, lon: float, lats: np.ndarray, lons: np.ndarray) -> np.ndarray:
-    """Metres (n,) on the sphere between a point and points (n,), all in degrees."""
-    south, north = np.radians(lat), np.radians(lats)
-    half = np.sin((north - south) / 2) ** 2 + np.cos(south) * np.cos(north) * np.sin(np.radians(lons - lon) / 2) ** 2
-    return 2 * EARTH_METRES * np.arcsin(np.sqrt(np.clip(half, 0, 1)))
 
 
 def outline_metres(lat: float, lon: float, points: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ import pytest
 from chromium_for_tests import chromium
 from nearby_town_for_tests import ORDER, PLACES, relations_file
 
-from lore.nearby.place import Place
 from lore.nearby.town import write_town
+from lore.places.place import Place
 
 pytestmark = pytest.mark.slow
 PLANTED = "<img src=x onerror=window.planted=1><script>window.planted=2</script>"

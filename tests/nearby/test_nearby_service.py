@@ -27,12 +27,12 @@ from lore.nearby import serve as nearby
 from lore.nearby.graph import Graph
 from lore.nearby.map_shapes import map_shapes, read_box
 from lore.nearby.model_in_time import LEFT_ALONE, ModelInTime
-from lore.nearby.place import Place
 from lore.nearby.serve import Service, build_app
 from lore.nearby.streets import read_streets
 from lore.nearby.town import Town, write_town
 from lore.online.config import ServeSection
 from lore.online.server import Server, bound_socket
+from lore.places.place import Place
 from lore.support.errors import LoreError
 
 AT = list(HERE)
