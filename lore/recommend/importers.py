@@ -75,6 +75,7 @@ NOTHING = (None, "")
 NEEDED = {"events": ("user_id", "item_id"), "items": ("item_id", "title")}
 HEAD_ROWS = {"events": 1000, "items": 100}
 MAX_ID_CHARACTERS, MAX_LIST_CHARACTERS = 1_000, 2**20
+_DATE_IN_DIGITS = re.compile(r"(19[7-9]\d|20\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(\d{4}|\d{6})?")
 _NUMBER = re.compile(r"[-+]?\d{1,40}(\.\d{0,40})?([eE][-+]?\d{1,3})?")
 _PRICE = re.compile(r"[^\d\s.,]{0,4}\s?\d[\d.,]{0,20}\s?[^\d\s.,]{0,4}")
 _URL = re.compile(r"https?://", re.IGNORECASE)
@@ -394,12 +395,16 @@ def _id(name: str, cell: Any) -> str:
 
 
 def cell_seconds(cell: Any) -> float:
-    """Seconds since 1970 of a number (in seconds or, as its size tells, finer units), of a date or of its text."""
+    """Seconds since 1970 of a number (in seconds or, as its size tells, finer units), of a date or of its text. A number such as
+    20180101 or 20180101120000 is refused: as seconds it is a day of 1970, which nobody means."""
     try:
         text = cell.isoformat() if isinstance(cell, date) else cell.strip()[:80] if isinstance(cell, str) else cell
         if isinstance(text, str) and not _NUMBER.fullmatch(text):
             return seconds_of(text)
         number = math.nan if isinstance(text, bool) else float(text)
+        if number.is_integer() and abs(number) < 1e15 and _DATE_IN_DIGITS.fullmatch(str(int(number))):
+            expected = "seconds since 1970, or a date with its separators, such as 2018-01-01"
+            raise BadCell("time", "field_type", f"{shown_value(cell)}, a date in digits alone", expected)
         if abs(number) < 1e11:
             return number
         if abs(number) < 1e20:
