@@ -12,8 +12,8 @@ its prefixes; the results are merged by their log-sum-exp. It is registered in t
 All of it is inside the forward pass in which TRL's trainers compute log-probabilities: it takes and returns padded batches, so
 collators, losses and trainers are as they were. A batch without a common prefix is computed as before.
 
-Left out: attention with a window, logit soft-capping, sinks or dropout, and photos, which a model places by itself. Dropout of an
-adapter is drawn once for the shared tokens, not for each row.
+Left out: attention with a window, logit soft-capping, sinks or dropout, and photos before the end of a prefix or in other models
+than Idefics3. Dropout of an adapter is drawn once for the shared tokens, not for each row.
 """
 
 import functools
@@ -34,7 +34,9 @@ from lore.train.common.arrow_rows import IGNORE
 from lore.train.common.trl_internals import fused_logps, fused_pass, is_fused_pass, per_token_fields
 
 INPUT = "shared_prefix"  # keyword argument by which a layout reaches the attention
-SHARED_INPUTS = {"input_ids", "attention_mask", "position_ids", "use_cache"}  # a batch with others is not shared
+SHARED_INPUTS = {"input_ids", "attention_mask", "position_ids", "use_cache"}  # a batch with others is computed whole
+PHOTOS = ("pixel_values", "pixel_attention_mask")
+PHOTOS_BY_ROW = {"idefics3"}  # models whose PHOTOS are [rows, photos, ...] and take their places in the order of the tokens
 PROBE_TOKENS = (40, 24, 33, 9)  # prefix of the check, and what follows it in each row
 
 
@@ -55,8 +57,10 @@ class Part:
 
 
 class Layout:
-    """Rows in one sequence. ids, positions: of its tokens; places: for each row, where each of its tokens is in the sequence.
-    attended: shape of the queries, shape of the keys and dtype of each call of the attention with this layout.
+    """Rows in one sequence.
+
+    ids, positions: of its tokens. places: for each row, where each of its tokens is. order: row numbers in the order in which the
+    rows end. attended: for each call of the attention, shape of the queries, shape of the keys, dtype.
 
     Not a dataclass: FSDP would copy it for each layer.
     """
@@ -66,16 +70,21 @@ class Layout:
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.places: list[list[int]] = [[] for _ in range(rows)]
+        self.order: list[int] = []
         self.attended: list[tuple[torch.Size, torch.Size, torch.dtype]] = []
 
 
-def lay_out(rows: Sequence[list[int]]) -> Layout | None:
-    """The layout of rows of token ids; None if no two of them share MIN_TOKENS. A prefix within a prefix has as many more."""
+def lay_out(rows: Sequence[list[int]], photo: int | None = None) -> Layout | None:
+    """The layout of rows of token ids; None if no two of them share MIN_TOKENS. A prefix within a prefix has as many more.
+
+    photo: id of the tokens that stand for a photo. A prefix ends before one, because two rows may have different photos."""
+    room = [row.index(photo) if photo in row else len(row) for row in rows]
     order = sorted(range(len(rows)), key=rows.__getitem__)
-    near = [shared_tokens(rows[one], rows[other]) for one, other in pairwise(order)]
+    near = [min(room[one], room[other], shared_tokens(rows[one], rows[other])) for one, other in pairwise(order)]
     if max(near, default=0) < MIN_TOKENS:
         return None
     layout = Layout(len(rows))
+    layout.order = order
 
     def grow(first: int, last: int, begun: int) -> None:
         """Adds order[first:last], which begin with `begun` tokens that are laid already."""
@@ -224,7 +233,7 @@ class SharedPrefix(TrainerCallback):
 
     def __init__(self, trainer: Any, asked: bool | Literal["auto"], tokenizer: Any):
         self.trainer, self.asked, self.tokenizer = trainer, asked, tokenizer
-        self.active, self.laid = False, None
+        self.active, self.laid, self.config = False, None, base_of(trainer.model).config
         for model in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
             log_probs_at_labels(base_of(model), self)
         trainer.add_callback(self)
@@ -232,11 +241,13 @@ class SharedPrefix(TrainerCallback):
     def layout(self, inputs: dict[str, Any]) -> Layout | None:
         """The layout of a padded batch; None where rows have nothing in common or the model reads more than their tokens."""
         given = {name for name, value in inputs.items() if value is not None}
-        mask = inputs.get("attention_mask")
+        mask, photo = inputs.get("attention_mask"), None
+        if not given.isdisjoint(PHOTOS) and self.config.model_type in PHOTOS_BY_ROW:
+            given, photo = given.difference(PHOTOS), self.config.image_token_id
         if not self.active or not given <= SHARED_INPUTS or mask is None or mask.dim() != 2 or len(mask) < 2:
             return None
         rows = zip(inputs["input_ids"].cpu(), mask.cpu().bool(), strict=True)
-        self.laid = lay_out([row[kept].tolist() for row, kept in rows])
+        self.laid = lay_out([row[kept].tolist() for row, kept in rows], photo)
         return self.laid
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -257,7 +268,7 @@ class SharedPrefix(TrainerCallback):
     def check(self) -> None:
         """Sets `active`. Raises Refused if rows that share a prefix do not get the log-probabilities that they get apart. Runs two
         forward passes on every process."""
-        text = base_of(self.trainer.model).config.get_text_config()
+        text = self.config.get_text_config()
         if text._attn_implementation not in AttentionInterface():
             raise Refused(f"its attention ({text._attn_implementation}) is not in transformers' attention interface; sdpa is")
         if length_rule(text) is not None:
@@ -367,6 +378,7 @@ def log_probs_at_labels(base: Any, sharing: SharedPrefix) -> None:
                 "position_ids": torch.tensor([layout.positions], device=labels.device),
                 "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=labels.device),
                 INPUT: layout,
+                **{name: batch[name][layout.order] for name in PHOTOS if batch.get(name) is not None},
             }
         try:
             output = fused_pass(plain, batch, labels[:, 1:][labeled].unsqueeze(0))

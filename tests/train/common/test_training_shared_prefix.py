@@ -1,5 +1,6 @@
 """Rows that share a prefix in one sequence have the losses and gradients of separate rows, or the model is refused."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -8,11 +9,18 @@ from peft import LoraConfig, get_peft_model
 from test_row_independence import CONFIGS, ROPED, engine_of
 from trl.trainer.utils import add_fused_lm_head
 
+from lore.codec.prompt import PromptFormat
+from lore.data.parquet import read_pairs
+from lore.engines.config import ModelSection
+from lore.engines.loading import load_model, load_processor
 from lore.engines.row_independence import base_of
+from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
 from lore.train.common.arrow_rows import IGNORE
 from lore.train.common.shared_prefix import Refused, SharedPrefix, lay_out
 from lore.train.common.trl_internals import fused_logps
+from lore.train.judge.collator import PhotoCollator
+from lore.train.judge.rows import sft_row
 
 VOCABULARY = 300  # fewer ids than any model of these tests has
 
@@ -184,3 +192,24 @@ def test_a_layout_holds_every_token_of_every_row():
             assert [layout.positions[place] for place in places] == list(range(len(row)))
     (prefix, *rest) = lay_out([RUBRIC + tokens(5, 3), RUBRIC + tokens(6, 4)]).parts
     assert (prefix.start, prefix.end, prefix.last) == (0, 70, 81) and all(part.last == part.end for part in rest)
+
+
+def test_photos_stay_with_their_rows(tiny):
+    processor = load_processor(ModelSection(name=str(tiny.vision)))
+    model = load_model(ModelSection(name=str(tiny.vision)), device="cpu", for_training=True)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+    sharing = sharing_of(model, processor.tokenizer)
+    fmt = PromptFormat("answer_only", "name", max_prompt_tokens=512)
+    pairs = [pair for pair in read_pairs(tiny.pairs, split="train", limit=40) if pair.image][:3]
+    same = [dataclasses.replace(pairs[0], image=pair.image) for pair in pairs]  # one text with three photos
+    without = dataclasses.replace(pairs[1], image=None)
+    batch = PhotoCollator(processor)([sft_row(pair, load_rubric("shop"), fmt, processor) for pair in [*pairs, without, *same[1:]]])
+    expected = numbers(model, batch)
+    sharing.check()
+    for one, other in zip(expected, numbers(model, batch), strict=True):
+        assert_same(one, other)
+    assert len(sharing.laid.ids) < 0.7 * batch["attention_mask"].sum()
+    logps = expected[0][[0, 4, 5]]
+    assert (logps[0] - logps[1]).abs().max() > 1e-4 < (logps[1] - logps[2]).abs().max()  # the photos count
