@@ -1,7 +1,5 @@
 """Every stage that shares prefixes trains as it does on whole rows: one process and two, interrupted or not."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -86,25 +84,6 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(train):
     assert losses(whole) == losses(again)
     expected, found = weights(whole), weights(again)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("lora", [None, {}], ids=["every weight", "lora"])
-@pytest.mark.parametrize("stage", ["dpo", "kto"])
-def test_preferences_have_the_losses_of_whole_rows(tiny, runs, tmp_path, laid, stage, lora):
-    found = []
-    for shared in (False, True):
-        preferences = {"pool": {"path": str(tiny.pool)}}
-        none = {"rollout": None, "pool": None, "watch": None}
-        body = json.loads(
-            tiny.align(f"{stage}{shared}", tiny.judge("text"), stage=stage, lora=lora, preferences=preferences, **none)
-        )
-        body["train"] |= {"batch_size": 8, "shared_prefix": shared, "lr": 1e-4}
-        path = tmp_path / f"{stage}{shared}.yaml"
-        path.write_text(json.dumps(body))
-        found.append(losses(run_recipe(path)))
-    assert found[1] == pytest.approx(found[0], abs=1e-4)
-    assert any(tokens and tokens < rows for rows, tokens in laid[1:])
 
 
 @pytest.mark.slow

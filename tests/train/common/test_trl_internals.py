@@ -104,7 +104,8 @@ CURVES, REPORT = "lore/train/watch/collapse_rules.py", "lore/train/watch/report.
 WORDS = [
     *(Word(f"{trainer}.__init__", "ref") for trainer in (GRPO, DPO, KTO)),
     Word("trl.trainer.utils:add_fused_lm_head", "fused_lm_head"),
-    Word("trl.trainer.utils:add_fused_lm_head", "log_probs"),
+    *(Word("trl.trainer.utils:add_fused_lm_head", key) for key in ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits")),
+    *(Word("trl.trainer.utils:add_fused_lm_head", key) for key in ("is_top1", "label_mask", "shift_labels", "last_hidden_state")),
     Word(SCORE, "frac_reward_zero_std"),
     Word(SCORE, "sampling/sampling_logp_difference/mean"),
     *(Word(SCORE, key) for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "advantages")),
