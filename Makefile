@@ -52,9 +52,8 @@ slow: install
 long: install
 	$(BIN)/python -m pytest -m long
 
-# Keep freed memory in the process: returning it to the system slows down training on a CPU.
 quickstart: $(QUICKSTART_STAMP)
-	PYTHONDONTWRITEBYTECODE= MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/lore run recipes/quickstart/eval.yaml recipes/quickstart/distill.yaml
+	PYTHONDONTWRITEBYTECODE= $(BIN)/lore run recipes/quickstart/eval.yaml recipes/quickstart/distill.yaml
 	$(BIN)/lore serve online recipes/quickstart/online.yaml --try $(or $(LORE_RUNS),runs)/quickstart/world/pairs/test.parquet
 
 lint: install

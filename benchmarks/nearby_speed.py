@@ -6,9 +6,10 @@
 Made-up towns, seed 0: places around 40 centers in a square whose side grows with the town until 26 km; a quarter of them outlines
 of buildings, one in a hundred a park; 30 classes; hours for 40 %, of 500 different ones; 384-dimensional vectors of random numbers.
 A query is the surroundings of a random place at a random hour: the circle of 15 minutes, the rows and texts of the nearest
-100 places, the opening of everything in the circle that has hours. Each town is indexed and opened in processes of their own, so
-that their peak memory is measured apart. wall: by the clock, with whatever else the machine does; the others are seconds of the
-processor. The last line of the output is one JSON object.
+100 places, the opening of everything in the circle that has hours. ask: QUESTIONS in turn from such surroundings to the text of the
+answer, without an encoder or a language model; first_ask: the slowest of the first QUESTIONS, which read what the graph knows. Each
+town is indexed and opened in processes of their own, so that their peak memory is measured apart. wall: by the clock, with
+whatever else the machine does; the others are seconds of the processor. The last line of the output is one JSON object.
 """
 
 import argparse
@@ -29,6 +30,15 @@ KINDS = "cafe restaurant fast_food bar pub pharmacy bank school library cinema d
 SHOPS = "supermarket bakery butcher books clothes florist hairdresser hardware kiosk optician shoes sports toys wine tea".split()
 CLASSES = [f"amenity={one}" for one in KINDS] + [f"shop={one}" for one in SHOPS]
 DIMENSION, NEAREST = 384, 100
+QUESTIONS = [
+    "somewhere quiet to work, open now",
+    "a cafe within 10 minutes, no chains",
+    "coffee near Library 17 tomorrow evening with my dog",
+    "supermarket open on Sunday at 9pm",
+    "Pharmacy 42 within 30 minutes",
+    "vegan food around Nowhere Hall",
+    "安静的咖啡馆，走路十分钟",
+]
 
 
 def made_up(count: int) -> Iterator[dict[str, object]]:
@@ -84,6 +94,8 @@ def run_index(folder: Path, count: int) -> dict[str, float]:
 
 
 def run_queries(folder: Path, queries: int) -> dict[str, float]:
+    from lore.nearby.ask import ask
+    from lore.nearby.graph import Graph, load_relations
     from lore.nearby.hours import opening
     from lore.nearby.streets import within
     from lore.nearby.town import Town
@@ -94,7 +106,7 @@ def run_queries(folder: Path, queries: int) -> dict[str, float]:
     opened = time.perf_counter() - started, time.thread_time() - busy
     after_opening = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rng = np.random.default_rng(2)
-    steps: dict[str, list[float]] = {"circle": [], "rows": [], "hours": [], "all": [], "all_wall": []}
+    steps: dict[str, list[float]] = {"circle": [], "rows": [], "hours": [], "all": [], "all_wall": [], "ask": [], "ask_wall": []}
     found, known = [], []
     for number, row in enumerate(rng.integers(0, len(town), queries + 20)):
         when = datetime(2026, 1, 5) + timedelta(hours=int(rng.integers(168)))
@@ -117,6 +129,17 @@ def run_queries(folder: Path, queries: int) -> dict[str, float]:
         steps["all_wall"].append(time.perf_counter() - started)
         found.append(len(reach.rows))
         known.append(len(states))
+    graph, firsts = Graph(town, load_relations()), []
+    for number, row in enumerate(rng.integers(0, len(town), queries + len(QUESTIONS))):
+        now, question = datetime(2026, 1, 5) + timedelta(hours=int(rng.integers(168))), QUESTIONS[number % len(QUESTIONS)]
+        lat, lon = town.lats[row] + rng.normal(0, 0.002), town.lons[row] + rng.normal(0, 0.002)
+        started, busy = time.perf_counter(), time.thread_time()
+        assert ask(town, question, lat, lon, now=now, graph=graph).text
+        if number < len(QUESTIONS):  # each for the first time
+            firsts.append(time.perf_counter() - started)
+            continue
+        steps["ask"].append(time.thread_time() - busy)
+        steps["ask_wall"].append(time.perf_counter() - started)
     started = time.thread_time()
     assert town.vectors.shape == (len(town), DIMENSION)
     return {
@@ -127,6 +150,7 @@ def run_queries(folder: Path, queries: int) -> dict[str, float]:
         "open_mb": round((after_opening - libraries) / 1024, 1),
         "reached": float(np.median(found)),
         "reached_most": max(found),
+        "first_ask_wall_seconds": round(max(firsts), 2),
         "with_hours": float(np.median(known)),
         **{f"{name}_p{p}_ms": round(1000 * np.percentile(took, p), 2) for name, took in steps.items() for p in (50, 99)},
     }

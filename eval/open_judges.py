@@ -196,3 +196,4 @@ class OpenEngine:
             self._engine.close()
         self._engine = self._section = None
         gc.collect()
+        give_back_freed_memory()

@@ -48,7 +48,6 @@ from lore.data_synth.synthesis.verify import Verifier
 from lore.eval.derived_slices import derived_slices
 from lore.nearby import sources
 from lore.nearby.answer import check_answer
-from lore.nearby.gazetteer import gazetteer
 from lore.nearby.graph import load_relations
 from lore.nearby.hours import MAX_CHARACTERS, Opening, opening
 from lore.nearby.intent import Intent, understand
@@ -66,7 +65,8 @@ ROOMS = ["lore.codec", "lore.data", "lore.data.tables", "lore.data.importers", "
 ROOMS += ["lore.support.text", "lore.support.nearest", "lore.support.markdown", "lore.eval.derived_slices"]
 ROOMS += [f"lore.data_synth.synthesis.{name}" for name in ("trace", "verify", "facts", "knowledge", "multimodal", "rules")]
 ROOMS += ["lore.data_synth.perturb.rewrites", "lore.recommend.importers", "lore.recommend.section", "lore.recommend.source_rows"]
-ROOMS += [f"lore.nearby.{name}" for name in ("sources", "hours", "times", "gazetteer", "intent", "answer", "rules", "visits")]
+ROOMS += [f"lore.nearby.{name}" for name in ("sources", "hours", "times", "place", "gazetteer", "intent")]
+ROOMS += [f"lore.nearby.{name}" for name in ("answer", "rules", "visits")]
 
 SHORT, LONG = 1_000, 8_000  # characters; the square of 8 is told from 8 on a busy machine
 ENOUGH_SECONDS = 0.05  # a function that is done by then is fast enough; one of quadratic time is not
@@ -175,13 +175,13 @@ CALLS = {
         understand, text[-2000:], TOWN(), *nearby.HERE, nearby.MONDAY, NEEDS
     ),
     "lore.nearby.intent._known_place": lambda text: _function("lore.nearby.intent._known_place")(
-        text, TOWN(), gazetteer(TOWN()), *nearby.HERE
+        text, TOWN(), *nearby.HERE
     ),
     "lore.nearby.intent._unknown_places": lambda text: _function("lore.nearby.intent._unknown_places")(text, BY_PHRASE),
     "lore.nearby.intent._needs": lambda text: _function("lore.nearby.intent._needs")(text, BY_PHRASE),
-    "lore.nearby.answer.check_answer": lambda text: check_answer(text, INTENT, CANDIDATES, gazetteer(TOWN())),
+    "lore.nearby.answer.check_answer": lambda text: check_answer(text, INTENT, CANDIDATES, TOWN()),
     "lore.nearby.answer._is_grounded": lambda text: [
-        _function("lore.nearby.answer._is_grounded")(sentence, INTENT, CANDIDATES, gazetteer(TOWN()))
+        _function("lore.nearby.answer._is_grounded")(sentence, INTENT, CANDIDATES, TOWN())
         for sentence in (text, f"\ue000\uec00{text}")
     ],
     "lore.recommend.importers._item_values": lambda text: [

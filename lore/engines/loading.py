@@ -26,6 +26,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from lore.engines.config import ModelSection, looks_local
 from lore.engines.row_independence import keep_rows_apart
 from lore.engines.weight_files import REPORTED, refuse_misfits
+from lore.support.allocator import keep_freed_memory
 from lore.support.errors import LoreError, translated
 from lore.support.library_logging import silence
 from lore.support.processes import say_once
@@ -44,7 +45,11 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
 
 
 def default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """`cuda` or `cpu`. A process that computes on the CPU keeps freed memory from then on."""
+    if torch.cuda.is_available():
+        return "cuda"
+    keep_freed_memory()
+    return "cpu"
 
 
 def load_config(section: ModelSection) -> Any:

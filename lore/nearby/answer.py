@@ -23,11 +23,13 @@ import jinja2
 from lore.codec.lexical_match import function_words
 from lore.codec.sanitize import neutralize
 from lore.engines.engine import Engine, Sampling
-from lore.nearby.gazetteer import MAX_WORDS, Gazetteer, plain_name
+from lore.nearby.gazetteer import MAX_WORDS
 from lore.nearby.intent import Intent, understood
+from lore.nearby.place import MAX_NAME, plain_name
 from lore.nearby.retrieval import Candidate, Hit
 from lore.nearby.rules import computed, opening_text
 from lore.nearby.times import NUMBER, number
+from lore.nearby.town import Town
 from lore.support.text import printable, shortened
 
 NAME_CHARACTERS, WHY_CHARACTERS, MAX_ANSWER = 80, 160, 4000
@@ -144,7 +146,7 @@ def said_about_places(intent: Intent) -> list[str]:
 
 
 def model_answer(
-    intent: Intent, candidates: Sequence[Candidate], engine: Engine, names: Gazetteer | None = None
+    intent: Intent, candidates: Sequence[Candidate], engine: Engine, town: Town | None = None
 ) -> tuple[str, int]:
     """(a language model's answer without what its check strikes, how many sentences were struck); "" if no cited place is left."""
     places = [
@@ -159,10 +161,10 @@ def model_answer(
         places=places, question=neutralize(intent.text), language=intent.language
     )
     answer = engine.generate([[{"role": "user", "content": prompt}]], Sampling(max_tokens=512))[0][0].text
-    return check_answer(answer, intent, candidates, names)
+    return check_answer(answer, intent, candidates, town)
 
 
-def check_answer(text: str, intent: Intent, candidates: Sequence[Candidate], names: Gazetteer | None = None) -> tuple[str, int]:
+def check_answer(text: str, intent: Intent, candidates: Sequence[Candidate], town: Town | None = None) -> tuple[str, int]:
     """(the text without the sentences that are struck, their number). See the module; "" if no cited place is left."""
     text = _PRIVATE.sub("", text[:MAX_ANSWER])
     order = sorted(range(len(candidates)), key=lambda at: -len(candidates[at].place.name))
@@ -173,7 +175,7 @@ def check_answer(text: str, intent: Intent, candidates: Sequence[Candidate], nam
             text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", chr(_NAMED + at), text, flags=re.I)
     kept, struck = [], 0
     for sentence in filter(None, map(str.strip, _SENTENCE.split(text))):
-        if _is_grounded(sentence, intent, candidates, names):
+        if _is_grounded(sentence, intent, candidates, town):
             kept.append(sentence)
         else:
             struck += 1
@@ -185,7 +187,7 @@ def check_answer(text: str, intent: Intent, candidates: Sequence[Candidate], nam
     return printable(clean), struck
 
 
-def _is_grounded(sentence: str, intent: Intent, candidates: Sequence[Candidate], names: Gazetteer | None) -> bool:
+def _is_grounded(sentence: str, intent: Intent, candidates: Sequence[Candidate], town: Town | None) -> bool:
     named = {shown(one.place.name) for at, one in enumerate(candidates) if chr(_NAMED + at) in sentence}
     about = [one for at, one in enumerate(candidates) if chr(_CITED + at) in sentence]
     if named != {shown(one.place.name) for one in about} or "[" in sentence or _LINK.search(sentence):
@@ -204,7 +206,7 @@ def _is_grounded(sentence: str, intent: Intent, candidates: Sequence[Candidate],
         if not starts and f" {_plain(word)} " not in evidence:
             return False
     quoted = [_plain(one[1]) for one in _QUOTED.finditer(words)]
-    named_here = [run for run in _runs(words) if names is not None and names.find(run, intent.lat, intent.lon)]
+    named_here = [] if town is None else town.known_names(_runs(words))
     return all(f" {one} " in evidence for one in (*quoted, *named_here))
 
 
@@ -236,7 +238,7 @@ def _runs(text: str) -> Iterator[str]:
 
 def _plain(text: str) -> str:
     """plain_name of a text that is longer than a name."""
-    return " ".join(plain_name(text[at : at + 200]) for at in range(0, len(text), 200))
+    return " ".join(plain_name(text[at : at + MAX_NAME]) for at in range(0, len(text), MAX_NAME))
 
 
 def _evidence(intent: Intent, about: list[Candidate]) -> str:

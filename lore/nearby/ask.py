@@ -12,6 +12,7 @@ Other words are answered by names that hold them, and where no name does, by the
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -29,11 +30,10 @@ from lore.engines.open_engine import open_engine
 from lore.judge.scorer import Scorer
 from lore.nearby.answer import Answer, model_answer, template_answer
 from lore.nearby.fusion import DEPTH, LearnedFusion, candidates
-from lore.nearby.gazetteer import gazetteer, plain_name
 from lore.nearby.graph import Graph
 from lore.nearby.hours import Opening, opening
 from lore.nearby.intent import MINUTES, Corrections, Intent, model_corrections, understand, understood
-from lore.nearby.place import Place
+from lore.nearby.place import Place, plain_name
 from lore.nearby.retrieval import Candidate, Hit, Layer, Reach
 from lore.nearby.rules import ceiling, grade, local_life, ordered
 from lore.nearby.streets import within
@@ -55,14 +55,9 @@ class Names:
         self._town = town
 
     def retrieve(self, intent: Intent, reach: Reach, k: int) -> list[Hit]:
-        wanted = [f" {plain_name(need.text)} " for need in intent.needs if need.key is None and not need.excluded]
-        if not wanted:
-            return []
-        names, hits = gazetteer(self._town).names, []
-        for row in reach.rows.tolist():
-            shared = sum(words in f" {names[row]} " for words in wanted if words.strip())
-            if shared:
-                hits.append(Hit(row, float(shared), self._town.names[row]))
+        wanted = [plain_name(need.text) for need in intent.needs if need.key is None and not need.excluded]
+        shared = Counter(row for words in wanted for row in self._town.names_holding(words))
+        hits = [Hit(row, float(shared[row]), self._town.names[row]) for row in reach.rows.tolist() if row in shared]
         return sorted(hits, key=lambda hit: -hit.score)[:k]
 
 
@@ -110,7 +105,7 @@ def ask(
     answer, struck = template_answer(intent, found, beyond), 0
     if engine is not None and found:
         try:
-            written, struck = model_answer(intent, found, engine, gazetteer(town))
+            written, struck = model_answer(intent, found, engine, town)
             answer = written or answer
             if not written:
                 notes.append("Nothing of the language model's answer could be kept, so the template answers.")

@@ -329,13 +329,15 @@ class Graph:
 
 
 def _holds(outline: list[tuple[float, float]], lats: np.ndarray, lons: np.ndarray) -> np.ndarray:
-    """Whether points (n,) lie in the rings of an outline, by the even-odd rule. No outline across the date line holds any."""
+    """Whether points (n,) lie in the rings of an outline, by the even-odd rule, also across the date line. None around a pole."""
     inside = np.zeros(len(lats), dtype=bool)
     for ring in parts(outline):
         if ring[0] != ring[-1]:
             continue
-        for (south, west), (north, east) in pairwise(ring):
+        middle = ring[0][1]
+        east_of = (lons - middle + 180) % 360 - 180
+        for (south, west), (north, east) in pairwise((lat, (lon - middle + 180) % 360 - 180) for lat, lon in ring):
             if south != north:
                 crosses = (south > lats) != (north > lats)
-                inside ^= crosses & (lons < west + (lats - south) / (north - south) * (east - west))
+                inside ^= crosses & (east_of < west + (lats - south) / (north - south) * (east - west))
     return inside

@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lore.codec.lexical_match import NEGATIONS, function_words, stem
 from lore.codec.sanitize import neutralize
 from lore.engines.engine import Engine, Sampling
-from lore.nearby.gazetteer import MAX_WORDS, Gazetteer, Named, gazetteer, plain_name
+from lore.nearby.gazetteer import MAX_WORDS, Named, find, similar
+from lore.nearby.place import plain_name
 from lore.nearby.times import NUMBER, find_time, number, read_time
 from lore.nearby.town import Town, check_point
 from lore.support.errors import LoreError, reason
@@ -163,9 +164,8 @@ def understand(
     han, latin = len(re.findall(f"[{HAN}]", said)), len(re.findall("[A-Za-z]+", said))
     language: Literal["en", "zh"] = "zh" if han > latin else "en"
     by_phrase = _phrases(tuple((need.key, tuple(need.en), tuple(need.zh)) for need in relations))
-    names = gazetteer(town)
 
-    rest, around = _known_place(said, town, names, lat, lon)
+    rest, around = _known_place(said, town, lat, lon)
     radius = _RADIUS.search(rest)
     rest = _without(rest, [radius.span()] if radius else [])
     when, open_then, spans = find_time(rest, now)
@@ -178,7 +178,7 @@ def understand(
     needs = _needs(rest, by_phrase)
 
     if (name := fixed.get("around")) is not None:
-        around = names.find(plain_name(name), lat, lon)
+        around = find(town, plain_name(name), lat, lon)
         unknown = [] if around else [shortened(printable(name), 100)]
     if "time" in fixed:
         when, open_then = read_time(fixed["time"], now), True
@@ -193,7 +193,7 @@ def understand(
         language=language,
         needs=tuple(dict.fromkeys(needs)),
         unknown_places=tuple(unknown),
-        similar_places=tuple(dict.fromkeys(similar for name in unknown for similar in names.similar(name))),
+        similar_places=tuple(dict.fromkeys(other for name in unknown for other in similar(town, name))),
         minutes=fixed.get("minutes") or (_minutes(radius) if radius else WALK_MINUTES),
         when=when or now,
         open_then=open_then,
@@ -363,7 +363,7 @@ def _named_need(words: str, by_phrase: dict[tuple[str, ...], str], excluded: boo
     return Need(said, found[0] if found and found[1] == len(tokens) else None, excluded)
 
 
-def _known_place(text: str, town: Town, names: Gazetteer, lat: float, lon: float) -> tuple[str, Named | None]:
+def _known_place(text: str, town: Town, lat: float, lon: float) -> tuple[str, Named | None]:
     """The text without the first name after "near" or before "附近" that the town has, and the place. After a word that says
     less, such as "in", the name is that of an area, or is written with a capital."""
     tokens = [(plain_name(one[0]), one.start(), one.end()) for one in re.finditer(rf"[{HAN}]|[^\W_{HAN}]+(?:['’][a-z]+)?", text)]
@@ -371,7 +371,7 @@ def _known_place(text: str, town: Town, names: Gazetteer, lat: float, lon: float
         first = bisect_left(tokens, marker.end(), key=itemgetter(1))
         first += first < len(tokens) and tokens[first][0] == "the"
         for end in range(min(first + MAX_WORDS, len(tokens)), first, -1):
-            found = names.find(" ".join(token[0] for token in tokens[first:end]), lat, lon)
+            found = find(town, " ".join(token[0] for token in tokens[first:end]), lat, lon)
             if found is None:
                 continue
             start = tokens[first][1]
@@ -381,7 +381,7 @@ def _known_place(text: str, town: Town, names: Gazetteer, lat: float, lon: float
     for marker in _AFTER.finditer(text):
         last = bisect_right(tokens, marker.start(), key=itemgetter(2))
         for first in range(max(0, last - MAX_WORDS), last):
-            if found := names.find(" ".join(token[0] for token in tokens[first:last]), lat, lon):
+            if found := find(town, " ".join(token[0] for token in tokens[first:last]), lat, lon):
                 return _without(text, [(tokens[first][1], marker.end())]), found
     return text, None
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 from typing import Literal
 
+from lore.codec.sanitize import fold
+
 Kind = Literal["place", "event", "post", "area"]
+MAX_NAME = 200
+"""Characters of a name that are compared."""
+WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u9fff\uf900-\ufaff]+")
+APOSTROPHES = str.maketrans("", "", "'’‘`´")
+_ASCII = {code: " " for code in range(128) if not chr(code).isalnum()} | APOSTROPHES  # as WORD, ten times as fast
 
 
 @dataclass(slots=True)
@@ -43,3 +51,11 @@ def parts(outline: list[tuple[float, float]]) -> Iterator[list[tuple[float, floa
     for is_gap, points in groupby(outline, lambda point: point[0] != point[0]):
         if not is_gap:
             yield list(points)
+
+
+def plain_name(text: str) -> str:
+    """A name as it is compared: no accents, case, apostrophes or marks; single spaces between words and Han characters."""
+    folded = fold(text[:MAX_NAME])
+    if folded.isascii():
+        return " ".join(folded.translate(_ASCII).split())
+    return " ".join(WORD.findall(folded.translate(APOSTROPHES)))

@@ -16,9 +16,9 @@ from pathlib import Path
 from lore.data.pair import Pair
 from lore.judge.scorer import Scorer
 from lore.judge.verdict import Verdict
-from lore.nearby.gazetteer import plain_name
 from lore.nearby.hours import Opening
 from lore.nearby.intent import Intent
+from lore.nearby.place import plain_name
 from lore.nearby.retrieval import Candidate
 from lore.rubric.rubric import Rubric, load_rubric
 from lore.support.errors import LoreError

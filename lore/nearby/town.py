@@ -25,12 +25,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from lore.nearby.place import Place
+from lore.nearby.place import Place, plain_name
 from lore.support.atomic_files import open_part, part_of, remove, replace_file
 from lore.support.errors import LoreError
 
 APPLICATION_ID = 0x4C4F5245  # "LORE", in the header of the file
-VERSION = 1
+VERSION = 2
 EARTH_METRES = 6_371_008.8
 """Mean radius, IUGG."""
 METRES_PER_DEGREE = math.pi * EARTH_METRES / 180
@@ -46,13 +46,17 @@ SCHEMA = """
 create table meta (key text primary key, value text);
 create table place (row integer primary key, place_id text not null unique, name text not null, kind text not null,
     lat real not null, lon real not null, classes text not null, hours text, tags text not null, text text not null,
-    starts text, ends text, about text);
+    starts text, ends text, about text, plain text not null);
 create index place_about on place (about) where about is not null;
+create index place_plain on place (plain) where plain != '';
+create virtual table name using fts5 (plain, content='', prefix='2');
 create virtual table box using rtree (row, south, north, west, east);
 create table vector (first_row integer primary key, value blob not null);
 create table array (name text primary key, dtype text not null, value blob not null);
 """
 COLUMNS = [one.name for one in fields(Place) if one.name != "outline"]
+PLAIN_KINDS = ("place", "area")
+"""What a question may call by its name. A post or event is no place to be near."""
 AS_JSON, AS_TIME = ("classes", "tags"), ("starts", "ends")
 Encode = Callable[[Sequence[Place]], np.ndarray]
 """From n places to vectors (n, dimension), for example of a sentence encoder."""
@@ -94,7 +98,7 @@ def _fill(
     connection.execute(f"pragma application_id = {APPLICATION_ID}")
     connection.execute(f"pragma user_version = {VERSION}")
     connection.executescript(SCHEMA)
-    insert = f"insert into place (row, {', '.join(COLUMNS)}) values (?{', ?' * len(COLUMNS)})"
+    insert = f"insert into place (row, {', '.join(COLUMNS)}, plain) values (?{', ?' * len(COLUMNS)}, ?)"
     count, outlines = 0, []
     while chunk := list(islice(places, CHUNK)):
         try:
@@ -103,6 +107,8 @@ def _fill(
             rows = dict(connection.execute("select place_id, row from place"))
             twice = next(one.place_id for at, one in enumerate(chunk) if rows.get(one.place_id) != count + at)
             raise LoreError(f"place_id {twice} comes twice, so places could not be told apart.") from error
+        named = [(count + at, plain_name(one.name)) for at, one in enumerate(chunk) if one.kind in PLAIN_KINDS]
+        connection.executemany("insert into name (rowid, plain) values (?, ?)", named)
         connection.executemany("insert into box values (?, ?, ?, ?, ?)", ((count + at, *_box(one)) for at, one in enumerate(chunk)))
         if encode is not None:
             vectors = np.ascontiguousarray(encode(chunk), dtype=np.float16)
@@ -128,7 +134,7 @@ def _cells(place: Place) -> list[Any]:
         values[name] = json.dumps(values[name], ensure_ascii=False)
     for name in AS_TIME:
         values[name] = values[name] and values[name].isoformat()
-    return list(values.values())
+    return [*values.values(), plain_name(place.name) if place.kind in PLAIN_KINDS else ""]
 
 
 def _box(place: Place) -> tuple[float, float, float, float]:
@@ -195,6 +201,30 @@ class Town:
 
     def row(self, place_id: str) -> int | None:
         return self._rows.get(place_id)
+
+    def named(self, plain: str) -> list[int]:
+        """Rows of the places and areas with a plain_name."""
+        query = "select row from place where plain = ? and plain != '' order by row"
+        return [row for (row,) in self._connection.execute(query, [plain])]
+
+    def known_names(self, plain: Iterable[str]) -> list[str]:
+        """Those of the plain names that a place or area has."""
+        query = "select distinct plain from place where plain != '' and plain in (select value from json_each(?))"
+        return [name for (name,) in self._connection.execute(query, [json.dumps(list(dict.fromkeys(plain)))])]
+
+    def names_like(self, words: Sequence[str], most: int) -> list[int]:
+        """Rows of the places and areas whose names have the rarest of the words, or words that begin as one of them, the best
+        first (BM25)."""
+        begun = [f'"{word}" OR "{word[:2]}"*' for word in words]
+        return self._match(" OR ".join(begun), "order by rank limit ?", most) if words else []
+
+    def names_holding(self, plain: str) -> list[int]:
+        """Rows of the places and areas whose plain_name holds the words of another one, in their order."""
+        return self._match(f'"{plain}"') if plain else []
+
+    def _match(self, words: str, order: str = "", *values: int) -> list[int]:
+        query = f"select rowid from name where name match ? {order}"
+        return [row for (row,) in self._connection.execute(query, [words, *values])]
 
     def places(self, rows: Sequence[int] | np.ndarray) -> list[Place]:
         """In the order of rows."""

@@ -45,7 +45,7 @@ def engines(request, tiny):
     return small, large, prompts(tiny, small.processor)
 
 
-@pytest.mark.parametrize("kind", ["vision", "text"])
+@pytest.mark.parametrize("kind", [pytest.param("vision", marks=pytest.mark.slow), "text"])
 def test_an_adapter_is_folded_in_where_that_changes_nothing(tiny, runs, kind):
     section = ModelSection(name=str(tiny.judge(kind)), adapter=str(tiny.adapter(kind)))
     engine, beside = open_engine(section, RUBRIC, device="cpu"), load_model(section, device="cpu")

@@ -7,7 +7,6 @@ import pytest
 from nearby_town_for_tests import HERE, MONDAY, small_town
 
 from lore.nearby.answer import check_answer, shown, template_answer
-from lore.nearby.gazetteer import gazetteer
 from lore.nearby.hours import Opening
 from lore.nearby.intent import Intent, Need
 from lore.nearby.place import Place
@@ -105,7 +104,7 @@ def test_a_sentence_with_evidence_stays(sentence):
 def test_a_sentence_without_evidence_is_struck(sentence, tmp_path):
     good = "Try Blue Door [cafe1]."
     with small_town(tmp_path) as town:
-        assert check_answer(f"{good} {sentence}", INTENT, CAFES, gazetteer(town)) == (good, 1)
+        assert check_answer(f"{good} {sentence}", INTENT, CAFES, town) == (good, 1)
 
 
 def test_an_answer_without_a_cited_place_is_no_answer():

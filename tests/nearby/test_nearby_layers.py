@@ -98,6 +98,16 @@ def test_what_is_excluded_is_out_of_every_layer(graph, town):
     assert town.row("cafe") not in reach.rows and len(reach.rows) == len(reach.minutes) == len(town) - 1
 
 
+def test_an_area_across_the_date_line_holds_places_on_both_sides(tmp_path, relations):
+    ring = [(41.0, 179.99), (41.0, -179.99), (41.01, -179.99), (41.01, 179.99), (41.0, 179.99)]
+    cafes = [Place(f"at {lon}", "Leaf", 41.005, lon, classes=["cafe"]) for lon in (179.995, -179.995, 179.985, -179.985)]
+    park = Place("park", "Park", 41.005, 180, kind="area", classes=["leisure=park"], outline=ring)
+    write_town(tmp_path / "town.db", [*cafes, park])
+    with Town.open(tmp_path / "town.db") as town:
+        hits = found(Graph(town, relations), town, asked("coffee", "park"))
+    assert {name for name, hit in hits.items() if hit.why.endswith("park -> Park")} == {"at 179.995", "at -179.995"}
+
+
 @given(st.sets(st.integers(0, len(PLACES) - 1)), st.sampled_from(["coffee", "park", "live_music", "wifi", "food"]))
 def test_nothing_beyond_reach_is_found(graph, town, relations, rows, key):
     reach = Reach(np.array(sorted(rows), dtype=np.int64), np.zeros(len(rows)), np.zeros(len(rows)))

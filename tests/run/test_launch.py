@@ -191,8 +191,7 @@ def test_an_error_in_the_stage_ends_lore_launch_with_a_status_and_no_launcher_tr
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.slow)])
 def test_two_cpu_processes_under_deepspeed(training, runs, stage):
     needs_deepspeed()
     config = ROOT / "launch" / "accelerate" / f"zero{stage}.yaml"

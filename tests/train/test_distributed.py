@@ -75,8 +75,10 @@ def test_two_processes_train_a_vision_model_that_is_shown_no_photo(tiny, runs, t
     compare(tiny, runs, tmp_path, "cpu2", lora=lora, lr=3e-3, prompt={"photo": False}, gradient_checkpointing=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("lora", [None, {}], ids=["every weight", "lora"])
+@pytest.mark.parametrize(
+    "lora",
+    [pytest.param(None, marks=pytest.mark.slow, id="every weight"), pytest.param({}, marks=pytest.mark.long, id="lora")],
+)
 def test_fsdp2_with_its_shipped_settings_leaves_the_weights_that_one_process_leaves(tiny, runs, tmp_path, lora):
     path = tmp_path / "sft.yaml"
     path.write_text(tiny.recipe("sft", model="text", lora=lora, steps=6))

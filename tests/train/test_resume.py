@@ -91,6 +91,7 @@ def kill_at(step: int, folder: RunFolder, command: list, seconds: float = 240) -
     assert not folder.is_done
 
 
+@pytest.mark.slow
 def test_killed_between_checkpoints_it_goes_on_from_the_last_one(recipe, runs):
     steps = {"steps": 40, "save_every": 4, "log_every": 2}
     whole = run_recipe(recipe("whole", **steps))
@@ -167,8 +168,7 @@ def test_keeping_one_checkpoint_and_a_full_model(tiny, runs, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", ["cpu2", "zero2"])
+@pytest.mark.parametrize("config", [pytest.param("cpu2", marks=pytest.mark.long), pytest.param("zero2", marks=pytest.mark.slow)])
 def test_two_processes_killed_and_started_again(recipe, runs, config):
     if config == "zero2":
         needs_deepspeed()

@@ -93,6 +93,7 @@ def plain_logps(trainer, batch: dict) -> torch.Tensor:
     return logits.log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)[:, -kept:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, norm", [("text", "model.norm"), ("vision", "text_model.norm")])
 def test_whole_layers_beside_an_adapter_train_in_float32_where_the_model_computes_in_bfloat16(tiny, runs, tmp_path, kind, norm):
     path = tmp_path / "grpo.yaml"

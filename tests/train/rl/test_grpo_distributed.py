@@ -108,7 +108,7 @@ def test_each_of_two_processes_holds_whole_groups(tiny, runs, tmp_path):
     "config, stage",
     [
         pytest.param("zero2", "grpo", marks=pytest.mark.long),
-        pytest.param("zero2", "ppo", marks=pytest.mark.slow),
+        pytest.param("zero2", "ppo", marks=pytest.mark.long),
         pytest.param("cpu2", "grpo", marks=pytest.mark.long),
         pytest.param("cpu2", "ppo", marks=pytest.mark.slow),
     ],
