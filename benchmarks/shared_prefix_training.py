@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import datasets
 import tiny
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from lore.train.common.arrow_rows import IGNORE
@@ -84,10 +84,22 @@ def sft(chosen: argparse.Namespace, tokenizer, way: str, prefix: int, rows: int)
         trainer = SFTTrainer(model, args, train_dataset=datasets.Dataset.from_list(made), processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
         share(trainer, tokenizer, way)
-        began = time.process_time()
+        trainer.add_callback(clock := Clock())
         trainer.train()
-        seconds = (time.process_time() - began) / chosen.steps
-    return seconds, [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return median(clock.seconds), [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+class Clock(TrainerCallback):
+    """CPU seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_, **__) -> None:
+        self.began = time.process_time()
+
+    def on_step_end(self, *_, **__) -> None:
+        self.seconds.append(time.process_time() - self.began)
 
 
 def grpo(chosen: argparse.Namespace, tokenizer, way: str, prefix: int, rows: int) -> tuple[float, list[float]]:

@@ -31,7 +31,7 @@ from lore.engines.shared_prefix import MIN_TOKENS, shared_tokens
 from lore.support.errors import LoreError
 from lore.support.processes import say
 from lore.train.common.arrow_rows import IGNORE
-from lore.train.common.trl_internals import fused_logps, fused_pass, is_fused_pass, per_token_fields
+from lore.train.common.trl_internals import fused_inputs, fused_logps, fused_pass, per_token_fields
 
 INPUT = "shared_prefix"  # keyword argument by which a layout reaches the attention
 SHARED_INPUTS = {"input_ids", "attention_mask", "position_ids", "use_cache"}  # a batch with others is computed whole
@@ -128,7 +128,6 @@ def attend(
     [1, key heads, T, size]; returns [1, T, heads, size]. Raises Refused for attention that the layout does not cover."""
     if shared_prefix is None:
         return plain(module, query, key, value, attention_mask, **options)
-    scale = options.get("scaling")
     for name in ("sliding_window", "softcap", "s_aux", "position_bias", "dropout"):
         if isinstance(found := options.get(name), torch.Tensor) or found:
             raise Refused(f"its attention has {name}{'' if isinstance(found, torch.Tensor) else f' {found}'}")
@@ -136,7 +135,7 @@ def attend(
         raise Refused("its attention is not causal attention over the tokens of a row")
     shared_prefix.attended.append((query.shape, key.shape, value.dtype))
     query, key = query.to(value.dtype), key.to(value.dtype)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
     return SharedAttention.apply(query, key, value, scale, shared_prefix.parts).transpose(1, 2).contiguous(), None
 
 
@@ -181,8 +180,7 @@ class SharedAttention(torch.autograd.Function):
                     of_query[:, :, asked] += found[0]
                     of_keys[:, :, own] += found[1]
                     of_values[:, :, own] += found[2]
-        shape = (*key.shape[:2], -1, *key.shape[2:])
-        of_keys, of_values = of_keys.view(shape).sum(2), of_values.view(shape).sum(2)
+        of_keys, of_values = (of.unflatten(1, (key.shape[1], -1)).sum(2) for of in (of_keys, of_values))
         return of_query.to(query.dtype), of_keys.to(key.dtype), of_values.to(value.dtype), None, None
 
 
@@ -356,14 +354,14 @@ def log_probs_at_labels(base: Any, sharing: SharedPrefix) -> None:
 
     @functools.wraps(type(base).forward)  # `generate` reads the signature
     def forward(self: Any, *arguments: Any, **inputs: Any) -> Any:
-        labels = inputs.get("labels")
-        if arguments or labels is None or not is_fused_pass(inputs) or inputs.get("shift_labels") is not None:
+        asked = None if arguments else fused_inputs(inputs)
+        if asked is None:
             return plain(*arguments, **inputs)
+        batch, labels = asked
         labeled = labels[:, 1:] != IGNORE
         rows, columns = labeled.nonzero(as_tuple=True)
         if not len(rows):
             return plain(**inputs)
-        batch = {name: value for name, value in inputs.items() if name not in ("labels", "fused_lm_head")}
         layout = sharing.layout(batch)
         if layout is None:
             wanted.append(rows * labels.shape[1] + columns)

@@ -470,6 +470,15 @@ def fused_logps(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     return model(**batch, fused_lm_head=True).log_probs
 
 
+def fused_inputs(options: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor] | None:
+    """(the model's own inputs, labels) of a forward pass with these keyword arguments; None if it is not for log-probabilities or has
+    shifted labels."""
+    labels = options.get("labels")
+    if not is_fused_pass(options) or labels is None or options.get("shift_labels") is not None:
+        return None
+    return {name: value for name, value in options.items() if name not in ("labels", "fused_lm_head")}, labels
+
+
 def fused_pass(forward: Callable[..., Any], batch: dict[str, Any], next_labels: torch.Tensor) -> Any:
     """TRL's output of a forward pass whose hidden states [1, N] belong to the labels [1, N] of the tokens after them."""
     return forward(**batch, shift_labels=next_labels, fused_lm_head=True)
