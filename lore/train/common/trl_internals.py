@@ -471,8 +471,8 @@ def fused_logps(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 
 def fused_inputs(options: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor] | None:
-    """(the model's own inputs, labels) of a forward pass with these keyword arguments; None if it is not for log-probabilities or has
-    shifted labels."""
+    """(the model's own inputs, labels) of a forward pass with these keyword arguments; None for other passes than those for
+    log-probabilities, and for shifted labels."""
     labels = options.get("labels")
     if not is_fused_pass(options) or labels is None or options.get("shift_labels") is not None:
         return None
