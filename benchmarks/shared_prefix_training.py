@@ -115,7 +115,7 @@ def grpo(chosen: argparse.Namespace, tokenizer, way: str, prefix: int, rows: int
         model.train()
         prompt = torch.tensor([tokens(prefix, chosen.vocabulary)] * rows)
         answers = torch.tensor([tokens(ANSWER, chosen.vocabulary) for _ in range(rows)])
-        lengths = torch.arange(rows).remainder(5).mul(8).rsub(ANSWER)
+        lengths = ANSWER - torch.arange(rows) % 5 * 8
         mask = (torch.arange(ANSWER) < lengths[:, None]).long()
         batch = {"prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt), "completion_ids": answers, "completion_mask": mask}
         batch |= {"advantages": torch.linspace(-1, 1, rows), "num_items_in_batch": mask.sum()}
