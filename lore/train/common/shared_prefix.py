@@ -131,7 +131,9 @@ def attend(
     for name in ("sliding_window", "softcap", "s_aux", "position_bias", "dropout"):
         if isinstance(found := options.get(name), torch.Tensor) or found:
             raise Refused(f"its attention has {name}{'' if isinstance(found, torch.Tensor) else f' {found}'}")
-    if not getattr(module, "is_causal", True) or query.shape[2] != key.shape[2] or query.shape[3] != value.shape[3]:
+    causal = options.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if not causal or query.shape[2] != key.shape[2] or query.shape[3] != value.shape[3]:
         raise Refused("its attention is not causal attention over the tokens of a row")
     shared_prefix.attended.append((query.shape, key.shape, value.dtype))
     query, key = query.to(value.dtype), key.to(value.dtype)
@@ -262,6 +264,8 @@ class SharedPrefix(TrainerCallback):
                     same_on_every_rank=True,
                 ) from refused
             say(f"train.shared_prefix: every row is computed whole, because the model cannot share what rows begin with: {refused}")
+        else:
+            say("train.shared_prefix: what rows of a micro-batch begin with is computed once")
 
     def check(self) -> None:
         """Sets `active`. Raises Refused if rows that share a prefix do not get the log-probabilities that they get apart. Runs two
@@ -271,6 +275,8 @@ class SharedPrefix(TrainerCallback):
             raise Refused(f"its attention ({text._attn_implementation}) is not in transformers' attention interface; sdpa is")
         if length_rule(text) is not None:
             raise Refused("its numbers depend on the longest row of a batch")
+        if self.trainer.accelerator.state.dynamo_plugin.backend.value.lower() != "no":
+            raise Refused("it is compiled, and would be compiled again for every batch")
         if getattr(self.trainer, "aux_loss_enabled", False):
             raise Refused("its load-balancing loss counts the tokens of every row")
         join_attention(text._attn_implementation)
@@ -285,7 +291,7 @@ class SharedPrefix(TrainerCallback):
                 together = fused_logps(model, batch)
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
-        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:  # each model refuses in its own way
+        except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:  # each model refuses in its own way
             raise Refused(f"it stops at a sequence of several rows ({error})") from error
         finally:
             for module, training in modes:

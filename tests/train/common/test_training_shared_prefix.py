@@ -1,10 +1,12 @@
 """Rows that share a prefix in one sequence have the losses and gradients of separate rows, or the model is refused."""
 
+import contextlib
 import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DynamoBackend
 from peft import LoraConfig, get_peft_model
 from test_row_independence import CONFIGS, ROPED, engine_of
 from trl.trainer.utils import add_fused_lm_head
@@ -28,8 +30,9 @@ VOCABULARY = 300  # fewer ids than any model of these tests has
 def sharing_of(model, tokenizer, asked="auto"):
     """What a trainer does with a model: TRL's fused output layer, then the check before step 0."""
     add_fused_lm_head(base_of(model), outputs=("log_probs", "entropy", "is_top1"))
-    autocast = SimpleNamespace(device=torch.device("cpu"), autocast=lambda: torch.autocast("cpu", enabled=False))
-    trainer = SimpleNamespace(model=model, model_wrapped=model, accelerator=autocast, add_callback=lambda _: None)
+    state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
+    accelerator = SimpleNamespace(device=torch.device("cpu"), state=state, autocast=contextlib.nullcontext)
+    trainer = SimpleNamespace(model=model, model_wrapped=model, accelerator=accelerator, add_callback=lambda _: None)
     return SharedPrefix(trainer, asked, tokenizer)
 
 
