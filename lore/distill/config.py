@@ -14,7 +14,7 @@ from lore.label.config import InputSection
 from lore.student.section import PairTextSection, StudentSection, VerdictRule
 from lore.support.bounds import MAX_COUNT
 from lore.support.input_files import InputFiles, input_files
-from lore.train.common.config import TRAINED_FILES, TrackedRecipe, TrainSection, padded_rows
+from lore.train.common.config import TRAINED_FILES, TrackedRecipe, TrainSection, padded_rows, whole_rows
 
 Baseline = Literal["human", "hard", "lexical"]
 
@@ -186,6 +186,7 @@ class DistillRecipe(TrackedRecipe):
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from padded_rows(self.train, "packed or flattened rows in stage distill, which pads its rows")
+        yield from whole_rows(self.train, "distill")
         for key in ("split", "limit"):
             if (value := getattr(self.data, key)) is not None:
                 yield Conflict((f"data.{key}",), str(value), f"no data.{key}: the stage reads train, dev and test in full")

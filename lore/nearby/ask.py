@@ -18,6 +18,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -31,10 +32,10 @@ from lore.engines.open_engine import open_engine
 from lore.judge.scorer import Scorer
 from lore.nearby.answer import Answer, model_answer, template_answer
 from lore.nearby.fusion import DEPTH, LearnedFusion, candidates
-from lore.nearby.graph import Graph
+from lore.nearby.graph import RELATIONS, Graph, Linker, load_relations
 from lore.nearby.intent import MINUTES, Corrections, model_corrections, understand, understood
 from lore.nearby.retrieval import Layer, Reach
-from lore.nearby.rules import grade, ordered
+from lore.nearby.rules import grade, open_scorer, ordered
 from lore.nearby.streets import within
 from lore.nearby.town import Town
 from lore.places.hours import Opening, opening_of
@@ -116,6 +117,31 @@ def ask(
             notes.append(str(error))
     seconds = time.perf_counter() - began
     return Answer(intent, understood(intent), answer, found, beyond, struck, refused, notes, hits, seconds)
+
+
+def open_layers(
+    town: Town,
+    *,
+    relations: Path | None = None,
+    encoder: str | None = None,
+    judge: Path | None = None,
+    model: Path | None = None,
+) -> dict[str, Any]:
+    """What `ask` needs besides a question, by the names of its arguments. relations: a file; None: those of LORE. encoder: where
+    the town's encoder lies now; None: as at indexing. judge: folder of a judge or student. model: file of a language model."""
+    known, parts = load_relations(relations or RELATIONS), {}
+    linker, encoder = None, encoder or town.meta.get("encoder")
+    if encoder is not None:
+        from lore.nearby.vectors import Vectors, sentence_encoder  # loads torch: only with an encoder
+
+        encode = sentence_encoder(encoder)
+        linker = Linker(known, encode)
+        parts |= {"layers": [Vectors(town.vectors, encode, known)], "learned": LearnedFusion.load()}
+    if judge is not None:
+        parts["scorer"] = open_scorer(judge)
+    if model is not None:
+        parts["engine"] = open_language_model(model)
+    return parts | {"graph": Graph(town, known, linker)}
 
 
 def clock(town: Town) -> datetime:

@@ -58,6 +58,7 @@ class Corrections(BaseModel):
     time: str | None = Field(None, max_length=100)
     minutes: float | None = Field(None, ge=MINUTES[0], le=MINUTES[1])
     around: str | None = Field(None, max_length=200)
+    """"": the position of the person."""
 
 
 COMPANIONS = {
@@ -143,7 +144,7 @@ def understand(
 
     if (name := fixed.get("around")) is not None:
         around = find(town, plain_name(name), lat, lon)
-        unknown = [] if around else [shortened(printable(name), 100)]
+        unknown = [] if around or not name.strip() else [shortened(printable(name), 100)]
     if "time" in fixed:
         when, open_then = read_time(fixed["time"], now), True
     for field, excluded in (("needs", False), ("excluded", True)):
@@ -331,22 +332,25 @@ def _known_place(text: str, town: Town, lat: float, lon: float) -> tuple[str, Na
     """The text without the first name after "near" or before "附近" that the town has, and the place. After a word that says
     less, such as "in", the name is that of an area, or is written with a capital."""
     tokens = [(plain_name(one[0]), one.start(), one.end()) for one in re.finditer(rf"[{HAN}]|[^\W_{HAN}]+(?:['’][a-z]+)?", text)]
+    spans: list[tuple[re.Match[str], int, int]] = []
     for marker in _BEFORE.finditer(text):
         first = bisect_left(tokens, marker.end(), key=itemgetter(1))
         first += first < len(tokens) and tokens[first][0] == "the"
-        for end in range(min(first + MAX_WORDS, len(tokens)), first, -1):
-            found = find(town, " ".join(token[0] for token in tokens[first:end]), lat, lon)
-            if found is None:
-                continue
-            start = tokens[first][1]
-            sure = marker["strong"] or text[start].isupper() or town.kinds[found.row] == "area"
-            if sure or (end - first > 1 and not text[start].isascii()):
-                return _without(text, [(marker.start(), tokens[end - 1][2])]), found
+        spans += [(marker, first, end) for end in range(min(first + MAX_WORDS, len(tokens)), first, -1)]
     for marker in _AFTER.finditer(text):
         last = bisect_right(tokens, marker.start(), key=itemgetter(2))
-        for first in range(max(0, last - MAX_WORDS), last):
-            if found := find(town, " ".join(token[0] for token in tokens[first:last]), lat, lon):
-                return _without(text, [(tokens[first][1], marker.end())]), found
+        spans += [(marker, first, last) for first in range(max(0, last - MAX_WORDS), last)]
+    names = [" ".join(token[0] for token in tokens[first:end]) for _, first, end in spans]
+    known = set(town.known_names(names))
+    for (marker, first, end), name in zip(spans, names, strict=True):
+        found, start = find(town, name, lat, lon) if name in known else None, tokens[first][1]
+        if found is None:
+            continue
+        if marker.re is _AFTER:
+            return _without(text, [(start, marker.end())]), found
+        sure = marker["strong"] or text[start].isupper() or town.kinds[found.row] == "area"
+        if sure or (end - first > 1 and not text[start].isascii()):
+            return _without(text, [(marker.start(), tokens[end - 1][2])]), found
     return text, None
 
 

@@ -298,6 +298,16 @@ class Town:
             wide = math.degrees(math.asin(min(1.0, math.sin(angle) / math.cos(math.radians(lat))))) + FLOAT32_DEGREES
         spans = [(lon - wide, lon + wide)]
         spans += [(west + turn, east + turn) for west, east in spans for turn in (-360, 360) if not -180 < west < east < 180 > wide]
+        return self._in_boxes(south, north, spans)
+
+    def in_box(self, south: float, west: float, north: float, east: float) -> np.ndarray:
+        """Rows, in order, whose box touches this one, in degrees. A west above the east is a box across the date line. Raises
+        LoreError for coordinates out of range."""
+        check_point(south, west)
+        check_point(north, east)
+        return self._in_boxes(south, north, [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)])
+
+    def _in_boxes(self, south: float, north: float, spans: list[tuple[float, float]]) -> np.ndarray:
         query = "select row from box where north >= ? and south <= ? and east >= ? and west <= ?"
         found = [row for west, east in spans for (row,) in self._connection.execute(query, [south, north, west, east])]
         return np.unique(np.array(found, dtype=np.int64))

@@ -15,7 +15,7 @@ from lore.student.section import PairTextSection
 from lore.support.environment import version_of
 from lore.support.errors import LoreError
 from lore.support.input_files import InputFiles, input_files, model_files
-from lore.train.common.config import TRAINED_FILES, TrackedRecipe, TrainSection, padded_rows
+from lore.train.common.config import TRAINED_FILES, TrackedRecipe, TrainSection, padded_rows, whole_rows
 
 Modality = Literal["text", "photo", "structure"]
 VQ_PACKAGE = "vector-quantize-pytorch"
@@ -155,7 +155,8 @@ class SemanticIdsRecipe(TrackedRecipe):
     """Items, and the training events behind co-occurrence."""
     base: str | None = Field(None, min_length=1)
     """An earlier run of this stage: its items keep their codes, and new items get free ones from its encoder and codebooks. Nothing
-    is trained. null: train."""
+    is trained, and use, text, photo, fusion and codes are those of that run; only photo.embeddings may be another file. null:
+    train."""
     use: list[Modality] = ["text", "photo", "structure"]
     """What of an item is read. structure: category, brand, price bucket and co-occurrence."""
     text: TextSection = TextSection()
@@ -175,6 +176,7 @@ class SemanticIdsRecipe(TrackedRecipe):
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from padded_rows(self.train, "packed or flattened rows in stage semantic_ids, whose rows are items")
+        yield from whole_rows(self.train, "semantic_ids")
 
     def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
         if not self.base or not (card := Path(self.base) / CODES_CARD).is_file():

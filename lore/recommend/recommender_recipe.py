@@ -11,7 +11,7 @@ from pydantic import Field
 from lore.config.sections import Conflict, Seed, Share, StrictModel, Weight
 from lore.recommend.section import HistoriesSection, codes_file, model_folder
 from lore.support.input_files import InputFiles, input_files, model_files
-from lore.train.common.config import TrackedRecipe, TrainSection, padded_rows
+from lore.train.common.config import TrackedRecipe, TrainSection, padded_rows, whole_rows
 
 
 class NetworkSection(StrictModel):
@@ -132,6 +132,7 @@ class RecommenderRecipe(TrackedRecipe):
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from padded_rows(self.train, "packed or flattened rows in stage recommender, which pads its rows")
+        yield from whole_rows(self.train, "recommender")
         if self.model.name is None and not self.network.ids and not self.codes.paths:
             yield Conflict(("network.ids", "codes.paths"), "neither ids nor codes", "network.ids: true, or codes")
         if self.model.name is not None:

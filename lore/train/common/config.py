@@ -65,6 +65,9 @@ class TrainSection(StrictModel):
     which is checked before step 0. batch_size and micro_batch_size then count sequences."""
     padding_free: bool = False
     """Flatten the rows of a micro-batch into one sequence without padding. Text only; same attention requirement as packing."""
+    shared_prefix: Literal["auto"] | bool = "auto"
+    """Compute what rows of a micro-batch begin with, such as the rubric, once instead of once per row, with the same losses and
+    gradients. Stages sft, dpo, kto and grpo; with photos only Idefics3. auto: where the model can, checked before step 0."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, uses a fraction of the activation memory."""
     log_every: int = Field(10, ge=1, le=MAX_COUNT)
@@ -109,7 +112,9 @@ class TrackedRecipe(BaseRecipe):
     """A recipe of a stage that writes metrics while it trains."""
 
     # They change neither the global batch nor the weights.
-    irrelevant_keys = frozenset({"train.micro_batch_size", "train.workers", "train.keep_checkpoints", "track"})
+    irrelevant_keys = frozenset(
+        {"train.micro_batch_size", "train.shared_prefix", "train.workers", "train.keep_checkpoints", "track"}
+    )
     result_files = TRAINED_FILES
     prepared_files: ClassVar[frozenset[str]] = BaseRecipe.prepared_files | {TRACKING}
 
@@ -167,3 +172,10 @@ def padded_rows(train: TrainSection, found: str) -> Iterator[Conflict]:
     for key in ("packing", "padding_free"):
         if getattr(train, key):
             yield Conflict((f"train.{key}",), found, "false")
+
+
+def whole_rows(train: TrainSection, stage: str) -> Iterator[Conflict]:
+    """Conflicts for shared_prefix in a stage that computes every row whole."""
+    if train.shared_prefix is True:
+        expected = "auto or false; only stages sft, dpo, kto and grpo share prefixes"
+        yield Conflict(("train.shared_prefix",), f"true in stage {stage}", expected)

@@ -470,6 +470,30 @@ def fused_logps(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     return model(**batch, fused_lm_head=True).log_probs
 
 
+def fused_inputs(options: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor] | None:
+    """(the model's own inputs, labels) of a forward pass with these keyword arguments; None for other passes than those for
+    log-probabilities, and for shifted labels."""
+    labels = options.get("labels")
+    if not is_fused_pass(options) or labels is None or options.get("shift_labels") is not None:
+        return None
+    return {name: value for name, value in options.items() if name not in ("labels", "fused_lm_head")}, labels
+
+
+def fused_pass(forward: Callable[..., Any], batch: dict[str, Any], next_labels: torch.Tensor) -> Any:
+    """TRL's output of a forward pass whose hidden states [1, N] belong to the labels [1, N] of the tokens after them."""
+    return forward(**batch, shift_labels=next_labels, fused_lm_head=True)
+
+
+def per_token_fields(output: Any, labeled: torch.Tensor) -> Any:
+    """An output of `fused_pass` with its fields in the shape of `labeled` [rows, tokens - 1], which is true for the N labels. Like
+    TRL's, they are zero elsewhere."""
+    for name in ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1"):
+        if (values := getattr(output, name)) is not None:
+            setattr(output, name, values.new_zeros(labeled.shape).masked_scatter(labeled.to(values.device), values))
+    output.label_mask = labeled
+    return output
+
+
 def is_fused_pass(options: dict[str, Any]) -> bool:
     """Whether a forward pass with these keyword arguments goes through the fused output layer."""
     return bool(options.get("fused_lm_head"))

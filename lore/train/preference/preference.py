@@ -29,6 +29,7 @@ from lore.support.progress import track
 from lore.train.common.arrow_rows import rendered_rows, write_rows
 from lore.train.common.batch_order import training_order
 from lore.train.common.neighbors import check_lengths
+from lore.train.common.shared_prefix import SharedPrefix
 from lore.train.common.trainer import RECORDED, Recorder, set_steps, total_steps, train, training_arguments
 from lore.train.common.trl_internals import TokenizedRows
 from lore.train.judge.dry_pass import check_training
@@ -92,6 +93,7 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
         peft_config=lora,
         callbacks=callbacks(recipe),
     )
+    SharedPrefix(trainer, recipe.train.shared_prefix, getattr(processor, "tokenizer", processor))
     if "images" in rows.column_names and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
         shown = pc.sum(pc.greater(pc.list_value_length(rows.data.column("images")), 0)).as_py()
         check_mixed_photos(shown, len(rows), "preferences", "launch/accelerate/ddp.yaml")

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from lore.config.sections import Conflict, StrictModel
 from lore.support.bounds import MAX_COUNT
-from lore.train.common.config import TrackedRecipe, TrainSection, padded_rows
+from lore.train.common.config import TrackedRecipe, TrainSection, padded_rows, whole_rows
 
 
 class ArchitectureSection(StrictModel):
@@ -86,6 +86,7 @@ class PretrainRecipe(TrackedRecipe):
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from padded_rows(self.train, "packed or flattened rows in stage pretrain, which pads its rows")
+        yield from whole_rows(self.train, "pretrain")
         if self.train.freeze:
             yield Conflict(("train.freeze",), "weights to freeze in a model with random weights", "no train.freeze")
 

@@ -40,6 +40,7 @@ from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError, reason
 from lore.support.untrusted_json import parse_object
+from lore.train.common.shared_prefix import SharedPrefix
 from lore.train.common.trl_internals import (
     ADVANTAGES,
     IMAGE_COUNTS,
@@ -74,7 +75,9 @@ def prepare(recipe: GRPORecipe, folder: RunFolder) -> tuple[Setup, "GRPO"]:
     """The trainer, ready for its first step."""
     loss = recipe.grpo
     setup = set_up(recipe, folder, loss, loss_type=loss.loss, scale_rewards=loss.scale)
-    return setup, GRPO(**trainer_arguments(setup))
+    trainer = GRPO(**trainer_arguments(setup))
+    trainer.sharing = SharedPrefix(trainer, recipe.train.shared_prefix, setup.prompts.tokenizer)
+    return setup, trainer
 
 
 @dataclass
@@ -118,6 +121,8 @@ class GRPO(GroupRollouts, GRPOTrainer):
     windows: step -> rows that may replace scheduled ones. replay: number of the micro-batch -> batch for the SFT loss, or None. The
     other arguments are TRL's.
     """
+
+    sharing: SharedPrefix | None = None
 
     def __init__(
         self,
@@ -299,8 +304,9 @@ class GRPO(GroupRollouts, GRPOTrainer):
         return batch
 
     def arrange(self, micro_batches: list[Batch]) -> list[Batch]:
-        """Length-bucketed micro-batches, with padding trimmed."""
-        return bucket_by_length(micro_batches, self.args.gradient_accumulation_steps, self.loss_type)
+        """Length-bucketed micro-batches, with padding trimmed. Where prefixes are shared, answers to a prompt stay together."""
+        by_prompt = self.sharing is not None and self.sharing.active
+        return bucket_by_length(micro_batches, self.args.gradient_accumulation_steps, self.loss_type, by_prompt)
 
     # Loss
 

@@ -15,20 +15,23 @@ PROMPT = (PROMPT_IDS, PROMPT_MASK)
 BOTH = ("token_type_ids", "mm_token_type_ids")
 
 
-def bucket_by_length(micro_batches: list[Batch], per_step: int, loss: str) -> list[Batch]:
+def bucket_by_length(micro_batches: list[Batch], per_step: int, loss: str, by_prompt: bool = False) -> list[Batch]:
     """Regroups a rollout's micro-batches within each optimizer step (`per_step` micro-batches) and trims their padding. The loss
-    bnpo normalizes within a micro-batch, so for bnpo the micro-batches keep their answers."""
+    bnpo normalizes within a micro-batch, so for bnpo the micro-batches keep their answers. by_prompt: answers to one prompt stay
+    together, sorted by length."""
     if loss != "bnpo":
         steps = [micro_batches[first : first + per_step] for first in range(0, len(micro_batches), per_step)]
-        micro_batches = [one for step in steps for one in of_like_length(step)]
+        micro_batches = [one for step in steps for one in of_like_length(step, by_prompt=by_prompt)]
     return [without_padding(one) for one in micro_batches]
 
 
-def of_like_length(micro_batches: list[Batch]) -> list[Batch]:
-    """The micro-batches of one optimizer step, regrouped with their rows sorted by length."""
+def of_like_length(micro_batches: list[Batch], *, by_prompt: bool = False) -> list[Batch]:
+    """The micro-batches of one optimizer step, regrouped with their rows sorted by length, or by prompt and length."""
     whole = joined(micro_batches)  # joined first: only the whole step shows how its photos map to rows
-    order = (whole[PROMPT_MASK].sum(1) + whole[COMPLETION_MASK].sum(1)).argsort(stable=True)
-    rows = order.tolist()
+    lengths = (whole[PROMPT_MASK].sum(1) + whole[COMPLETION_MASK].sum(1)).tolist()
+    asked = whole[PROMPT_IDS].tolist() if by_prompt else [0] * len(lengths)
+    rows = sorted(range(len(lengths)), key=lambda row: (asked[row], lengths[row]))
+    order = torch.tensor(rows, device=whole[PROMPT_MASK].device)
 
     def permuted(value: Any) -> Any:
         if isinstance(value, torch.Tensor):

@@ -33,6 +33,12 @@ class SFTRecipe(TrackedRecipe):
                 "packed or flattened rows with photos",
                 "prompt.photo: false, or neither packing nor padding_free",
             )
+        if (self.train.packing or self.train.padding_free) and self.train.shared_prefix is True:
+            yield Conflict(
+                ("train.packing", "train.padding_free", "train.shared_prefix"),
+                "shared_prefix with packed or flattened rows",
+                "neither packing nor padding_free: rows that share a prefix have no padding either",
+            )
         yield from trainable_weights(self.model, self.train)
 
     def derived(self) -> dict[str, Any]:

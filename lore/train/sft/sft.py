@@ -29,6 +29,7 @@ from lore.train.common.arrow_rows import rendered_rows, write_rows
 from lore.train.common.batch_order import balanced_repeats, training_order
 from lore.train.common.checkpoint import save_weights
 from lore.train.common.neighbors import check_lengths
+from lore.train.common.shared_prefix import SharedPrefix
 from lore.train.common.trainer import Recorder, set_steps, sft_arguments, total_steps, train
 from lore.train.judge.collator import PhotoCollator
 from lore.train.judge.dry_pass import check_training
@@ -77,6 +78,7 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
         data_collator=photo_collator(processor, rows, fmt) if vision else None,
         peft_config=lora,
     )
+    SharedPrefix(trainer, not args.padding_free and recipe.train.shared_prefix, getattr(processor, "tokenizer", processor))
     recorder = Recorder(folder, "sft", keep=recipe.train.keep_checkpoints, on_saved=start.write_card)
     seconds = train(trainer, recorder, folder, recipe)
     save_weights(trainer, folder / "model")

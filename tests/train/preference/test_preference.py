@@ -26,6 +26,8 @@ from lore.rubric.rubric import load_rubric
 from lore.run.run_folder import RunFolder
 from lore.run.runner import run_recipe
 from lore.support.errors import LoreError
+from lore.train.common import shared_prefix
+from lore.train.common.shared_prefix import lay_out
 from lore.train.pool.pool import POOL_SCHEMA
 
 RUBRIC = load_rubric("shop")
@@ -235,6 +237,25 @@ def test_losses_and_their_weights(recipe, loss):
     more = {"label_smoothing": 0.1} if "robust" in loss else {}
     folder = run_recipe(recipe("loss", train={"steps": 3, "save_every": 0}, loss=loss, **more))
     assert folder.metrics()[-1]["rewards/margins"] > folder.metrics()[0]["rewards/margins"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, kind, full", [("dpo", "text", False), ("dpo", "text", True), ("kto", "vision", False)])
+def test_a_prefix_that_answers_share_changes_no_loss(recipe, tiny, stage, kind, full, monkeypatch):
+    seen = []
+
+    def counted(rows, photo=None):
+        seen.append((sum(map(len, rows)), layout := lay_out(rows, photo)))
+        return layout
+
+    monkeypatch.setattr(shared_prefix, "lay_out", counted)
+    model, found = {"name": str(getattr(tiny, kind))} if full else None, []
+    for shared in (False, True):
+        train = {"shared_prefix": shared, "save_every": 0, "lr": 1e-3}
+        found.append(run_recipe(recipe(f"{stage}{shared}", stage, kind, model, train=train)).metrics())
+    assert any(layout is not None and len(layout.ids) < 0.8 * tokens for tokens, layout in seen[1:])
+    for name in ("loss", "rewards/chosen", "logps/rejected"):
+        assert [line[name] for line in found[1]] == pytest.approx([line[name] for line in found[0]], rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.long

@@ -183,9 +183,10 @@ def test_the_trainer_reads_prompts_as_the_engine_does_alone_and_in_a_batch(made,
 def test_with_every_addition_off_a_run_is_trls_own(made, kind, monkeypatch):
     # The same sums in another order differ by rounding, which Adam makes steps of; see the test of the shorter passes.
     monkeypatch.setattr("lore.train.rl.grpo.bucket_by_length", lambda passes, *_: passes)
-    setup, ours = made(kind, grpo={"advantage_clamp": None})
+    off = {"grpo": {"advantage_clamp": None}, "train": {"shared_prefix": False}}
+    setup, ours = made(kind, **off)
     ours.train()
-    other, _ = made(kind, run="trl", grpo={"advantage_clamp": None})
+    other, _ = made(kind, run="trl", **off)
 
     def reward(completions, completion_ids, row, **_) -> list[float]:
         ends = plain.eos_token_ids

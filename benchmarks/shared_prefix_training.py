@@ -1,0 +1,192 @@
+"""Rows per second of training on rows that begin with the same rubric: TRL's trainers, and with the rubric computed once.
+
+    OMP_NUM_THREADS=1 python benchmarks/shared_prefix_training.py [--width 256] [--layers 3] [--vocabulary 8192] [--only 1200/16]
+    OMP_NUM_THREADS=1 python benchmarks/shared_prefix_training.py --width 576 --layers 30 --vocabulary 49152    SmolLM2-135M's shape
+
+Three ways take turns, each time in a process of its own: TRL's SFTTrainer; the same with logits at labels only; the same with the
+rubric computed once (`train.shared_prefix`). Rows have a rubric of 1,200 or 3,000 tokens, 90 tokens of their own, and a verdict of
+10 labeled tokens among them. With --grpo the ways are measured on the loss of TRL's GRPOTrainer, forward and backward, for groups
+of answers of 64 tokens to a prompt of 2,350 tokens.
+
+The models are Llamas with random weights. Seconds are CPU seconds, because the machine is shared; losses of the ways are compared.
+Memory is the peak of the process above what it had before the trainer.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+import datasets
+import tiny
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+from lore.train.common.arrow_rows import IGNORE
+from lore.train.common.shared_prefix import SharedPrefix
+
+WAYS = ("TRL", "logits at labels", "rubric once")
+OWN, LABELED = 90, 10
+PROMPT, ANSWER = 2350, 64
+SFT, GRPO = ((1200, 16), (3000, 32)), ((PROMPT, 8), (PROMPT, 16))
+
+
+def model_of(chosen: argparse.Namespace) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    heads = chosen.width // 64
+    config = LlamaConfig(
+        vocab_size=chosen.vocabulary,
+        hidden_size=chosen.width,
+        num_hidden_layers=chosen.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 3 if heads % 3 == 0 else heads,
+        intermediate_size=8 * chosen.width // 3,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config)
+
+
+def tokens(count: int, limit: int) -> list[int]:
+    return torch.randint(10, limit, (count,)).tolist()
+
+
+def sft(chosen: argparse.Namespace, tokenizer, way: str, prefix: int, rows: int) -> tuple[float, list[float]]:
+    """(CPU seconds a step, losses)."""
+    model = model_of(chosen)
+    rubric, made = tokens(prefix, chosen.vocabulary), []
+    for number in range(rows * chosen.steps):
+        own = tokens(OWN - number % 9, chosen.vocabulary)
+        labels = [IGNORE] * (prefix + len(own) - LABELED) + own[-LABELED:]
+        made.append({"input_ids": rubric + own, "labels": labels})
+    with tempfile.TemporaryDirectory() as folder:
+        args = SFTConfig(
+            folder,
+            max_steps=chosen.steps,
+            per_device_train_batch_size=rows,
+            max_length=None,
+            logging_steps=1,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        trainer = SFTTrainer(model, args, train_dataset=datasets.Dataset.from_list(made), processing_class=tokenizer)
+        trainer.remove_callback(PrinterCallback)
+        share(trainer, tokenizer, way)
+        trainer.add_callback(clock := Clock())
+        trainer.train()
+    return median(clock.seconds), [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+class Clock(TrainerCallback):
+    """CPU seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_, **__) -> None:
+        self.began = time.process_time()
+
+    def on_step_end(self, *_, **__) -> None:
+        self.seconds.append(time.process_time() - self.began)
+
+
+def grpo(chosen: argparse.Namespace, tokenizer, way: str, prefix: int, rows: int) -> tuple[float, list[float]]:
+    """(CPU seconds of a loss and its gradient, [loss, norm of the gradient])."""
+    model = model_of(chosen)
+    with tempfile.TemporaryDirectory() as folder:
+        args = GRPOConfig(folder, per_device_train_batch_size=rows, num_generations=rows, report_to=[], use_cpu=True, bf16=False)
+        asked = datasets.Dataset.from_list([{"prompt": "a"}] * rows)
+        trainer = GRPOTrainer(model, lambda **_: [], args, asked, processing_class=tokenizer)
+        sharing = share(trainer, tokenizer, way)
+        trainer.model_wrapped, trainer.current_gradient_accumulation_steps = trainer.model, 1
+        sharing and sharing.on_train_begin(None, None, None)
+        model.train()
+        prompt = torch.tensor([tokens(prefix, chosen.vocabulary)] * rows)
+        answers = torch.tensor([tokens(ANSWER, chosen.vocabulary) for _ in range(rows)])
+        lengths = ANSWER - torch.arange(rows) % 5 * 8
+        mask = (torch.arange(ANSWER) < lengths[:, None]).long()
+        batch = {"prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt), "completion_ids": answers, "completion_mask": mask}
+        batch |= {"advantages": torch.linspace(-1, 1, rows), "num_items_in_batch": mask.sum()}
+        began = time.process_time()
+        loss = trainer._compute_loss(model, batch)
+        loss.backward()
+        seconds = time.process_time() - began
+    norm = sum(weight.grad.double().square().sum() for weight in model.parameters()).sqrt()
+    return seconds, [loss.item(), norm.item()]
+
+
+def share(trainer, tokenizer, way: str) -> SharedPrefix | None:
+    return SharedPrefix(trainer, way == WAYS[2], tokenizer) if way != WAYS[0] else None
+
+
+def apart(measure, *arguments) -> tuple[float, list[float], float]:
+    """(CPU seconds, numbers to compare, MB) of a measurement in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    out, into = context.Pipe(duplex=False)
+
+    def work() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds, numbers = measure(*arguments)
+        into.send((seconds, numbers, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000))
+
+    process = context.Process(target=work)
+    process.start()
+    into.close()
+    try:
+        return out.recv()
+    except EOFError:
+        sys.exit(f"{measure.__name__} {arguments[2:]} failed")
+    finally:
+        process.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--grpo", action="store_true")
+    parser.add_argument("--only", help="one size, as prefix/rows: 1200/16")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = AutoTokenizer.from_pretrained(tiny.make(Path(folder)).text)
+    size = sum(weight.numel() for weight in model_of(chosen).parameters()) / 1e6
+    print(f"width {chosen.width}, {chosen.layers} layers, {chosen.vocabulary:,} tokens of vocabulary: {size:.1f} M parameters")
+    measure, own = (grpo, ANSWER - 16) if chosen.grpo else (sft, OWN - 4)
+    for prefix, rows in GRPO if chosen.grpo else SFT:
+        if chosen.only and chosen.only != f"{prefix}/{rows}":
+            continue
+        found = {way: [] for way in WAYS}
+        for turn in range(chosen.turns):
+            for way in WAYS if turn % 2 == 0 else WAYS[::-1]:
+                found[way].append(apart(measure, chosen, tokenizer, way, prefix, rows))
+        ratio = (prefix + own) / (prefix / rows + own)
+        print(f"prefix {prefix:,}, {rows} rows a micro-batch; ratio of tokens {ratio:.1f}")
+        whole = [seconds for seconds, _, _ in found[WAYS[0]]]
+        for way, runs in found.items():
+            spent = [seconds for seconds, _, _ in runs]
+            ratios = [one / other for one, other in zip(whole, spent, strict=True)]
+            far = max(abs(a - b) / abs(b) for run in runs for a, b in zip(run[1], found[WAYS[0]][0][1], strict=True))
+            print(
+                f"  {way}: {rows / median(spent):.2f} rows/s, {median(ratios):.2f} x ({min(ratios):.2f} to {max(ratios):.2f}), "
+                f"{max(run[2] for run in runs):,.0f} MB; numbers differ by {far:.0e}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Rows that share a prefix in one sequence have the losses and gradients of separate rows, or the model is refused."""
+
+import contextlib
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.utils import DynamoBackend
+from peft import LoraConfig, get_peft_model
+from test_row_independence import CONFIGS, ROPED, engine_of
+from trl.trainer.utils import add_fused_lm_head
+
+from lore.codec.prompt import PromptFormat
+from lore.data.parquet import read_pairs
+from lore.engines.config import ModelSection
+from lore.engines.loading import load_model, load_processor
+from lore.engines.row_independence import base_of
+from lore.rubric.rubric import load_rubric
+from lore.support.errors import LoreError
+from lore.train.common.arrow_rows import IGNORE
+from lore.train.common.shared_prefix import Refused, SharedPrefix, lay_out
+from lore.train.common.trl_internals import fused_logps
+from lore.train.judge.collator import PhotoCollator
+from lore.train.judge.rows import sft_row
+
+VOCABULARY = 300  # fewer ids than any model of these tests has
+
+
+def sharing_of(model, tokenizer, asked="auto"):
+    """What a trainer does with a model: TRL's fused output layer, then the check before step 0."""
+    add_fused_lm_head(base_of(model), outputs=("log_probs", "entropy", "is_top1"))
+    state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
+    accelerator = SimpleNamespace(device=torch.device("cpu"), state=state, autocast=contextlib.nullcontext)
+    trainer = SimpleNamespace(model=model, model_wrapped=model, accelerator=accelerator, add_callback=lambda _: None)
+    return SharedPrefix(trainer, asked, tokenizer)
+
+
+def tokens(count: int, seed: int) -> list[int]:
+    return torch.randint(5, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+RUBRIC, QUERY = tokens(70, 1), tokens(34, 2)
+ROWS = {
+    "nested": [RUBRIC + tokens(9, 3), RUBRIC + QUERY + tokens(20, 4), RUBRIC + QUERY + tokens(11, 5), tokens(50, 6), RUBRIC + [7]],
+    "equal rows and a row within a row": [RUBRIC + QUERY, RUBRIC + QUERY, RUBRIC, RUBRIC + tokens(5, 3), RUBRIC + QUERY + [9]],
+}
+
+
+def padded(rows: list[list[int]], *, left: bool = False, share: float = 0.3) -> dict[str, torch.Tensor]:
+    """A batch with a `share` of its tokens labeled at random."""
+    width = max(map(len, rows))
+    pads = [[0] * (width - len(row)) for row in rows]
+    ids = torch.tensor([pad + row if left else row + pad for row, pad in zip(rows, pads, strict=True)])
+    ones = [[1] * len(row) for row in rows]
+    mask = torch.tensor([pad + one if left else one + pad for one, pad in zip(ones, pads, strict=True)])
+    drawn = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < share
+    labeled = drawn & mask.bool() & (mask.cumsum(1) > 1)  # nothing before the first token of a row predicts it
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~labeled, IGNORE)}
+
+
+def numbers(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probabilities, gradient of a weighted sum of them)."""
+    model.zero_grad()
+    logps = fused_logps(model, batch)
+    (logps * torch.linspace(0.5, 1.5, logps.numel()).view_as(logps)).sum().backward()
+    return logps.detach(), torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+
+
+def assert_same(expected: torch.Tensor, found: torch.Tensor, tolerance: float = 1e-5) -> None:
+    assert ((expected - found).norm() / expected.norm()).item() < tolerance
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma", "qwen3_moe", "gpt2"])
+def test_losses_and_gradients_are_those_of_separate_rows(kind, rows):
+    engine = engine_of(kind)
+    sharing = sharing_of(engine.model, engine.tokenizer)
+    sharing.check()
+    for batch in (padded(ROWS[rows]), padded(ROWS[rows], left=True)):
+        if kind == "gpt2" and batch["attention_mask"][:, 0].min() == 0:
+            batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        sharing.active, sharing.laid = False, None
+        expected = numbers(engine.model, batch)
+        assert sharing.laid is None
+        sharing.active = True
+        found = numbers(engine.model, batch)
+        assert len(sharing.laid.ids) < 0.75 * batch["attention_mask"].sum()
+        assert len(sharing.laid.attended) == engine.model.config.num_hidden_layers
+        for one, other in zip(expected, found, strict=True):
+            assert_same(one, other)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_adapters_and_checkpointing_share_too(reentrant):
+    engine = engine_of("llama")
+    torch.manual_seed(0)
+    model = get_peft_model(engine.model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    sharing = sharing_of(model, engine.tokenizer)
+    sharing.check()
+    batch, sharing.active = padded(ROWS["nested"]), False
+    expected = numbers(model, batch)
+    sharing.active = True
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.train()
+    for one, other in zip(expected, numbers(model, batch), strict=True):
+        assert_same(one, other)
+    assert len(sharing.laid.attended) == 4  # each of two layers once more in the backward pass
+
+
+def test_in_bfloat16_the_numbers_differ_by_its_rounding():
+    engine = engine_of("qwen3")
+    batch = padded(ROWS["nested"])
+    sharing = sharing_of(engine.model, engine.tokenizer)
+    exact = numbers(engine.model, batch)
+    engine.model.to(torch.bfloat16)
+    apart = numbers(engine.model, batch)
+    sharing.check()
+    for one, separate, shared in zip(exact, apart, numbers(engine.model, batch), strict=True):
+        assert (shared.float() - one).norm() < 1.3 * (separate.float() - one).norm()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[tokens(20, seed) for seed in range(4)], [RUBRIC[:31] + tokens(9, seed) for seed in range(3)], [RUBRIC + QUERY]],
+    ids=["nothing in common", "too little in common", "one row"],
+)
+def test_without_a_common_prefix_nothing_changes_to_the_bit(rows):
+    engine = engine_of("llama")
+    sharing = sharing_of(engine.model, engine.tokenizer)
+    batch = padded(rows)
+    expected = numbers(engine.model, batch)
+    sharing.check()
+    assert all(torch.equal(one, other) for one, other in zip(expected, numbers(engine.model, batch), strict=True))
+    assert lay_out(rows) is None
+
+
+def test_logits_are_computed_at_labels_and_other_outputs_are_those_of_trl():
+    engine = engine_of("llama")
+    add_fused_lm_head(engine.model, outputs=("log_probs", "entropy", "is_top1"))
+    batch = padded(ROWS["nested"], share=0.1)
+    with torch.no_grad():
+        expected = engine.model(**batch, fused_lm_head=True)
+    engine = engine_of("llama")
+    sharing_of(engine.model, engine.tokenizer).check()
+    seen = []
+    engine.model.base_model.register_forward_hook(lambda *args: seen.append(args[2].last_hidden_state.shape[:2]))
+    with torch.no_grad():
+        found = engine.model(**batch, fused_lm_head=True)
+    assert seen == [(1, int((batch["labels"][:, 1:] != IGNORE).sum()))]
+    assert torch.equal(found.label_mask, expected.label_mask) and torch.equal(found.is_top1, expected.is_top1)
+    for name in ("loss", "log_probs", "entropy"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
+    nothing = batch | {"labels": torch.full_like(batch["labels"], IGNORE)}
+    assert engine.model(**nothing, fused_lm_head=True).log_probs.abs().sum() == 0
+    logits = engine.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert logits.shape[:2] == batch["input_ids"].shape  # other passes are as they were
+
+
+SOFTCAP = {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 20.0, "layer_types": ["full_attention"] * 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "why"),
+    [
+        ("gemma2", ROPED | SOFTCAP, "softcap 20.0"),
+        ("mistral", None, "sliding_window 16"),
+        ("gemma3_text", None, "sliding_window 16"),
+        ("lfm2", None, "1 of its 2 layers"),
+        ("falcon_h1", None, "log-probabilities change"),
+        ("phi3", None, "longest row"),
+        ("bloom", None, "attention interface"),
+    ],
+)
+def test_models_that_cannot_are_refused_with_the_reason(kind, options, why, monkeypatch, capsys):
+    if options is not None:
+        monkeypatch.setitem(CONFIGS, kind, options)
+    engine = engine_of(kind)
+    sharing = sharing_of(engine.model, engine.tokenizer)
+    with pytest.raises(Refused, match=why):
+        sharing.check()
+    sharing.on_train_begin(None, None, None)
+    assert why in capsys.readouterr().out and not sharing.active
+    sharing.asked = True
+    with pytest.raises(LoreError, match=f"train.shared_prefix is true.*{why}"):
+        sharing.on_train_begin(None, None, None)
+
+
+def test_a_layout_holds_every_token_of_every_row():
+    for rows in ROWS.values():
+        layout = lay_out(rows)
+        for row, places in zip(rows, layout.places, strict=True):
+            assert [layout.ids[place] for place in places] == row
+            assert [layout.positions[place] for place in places] == list(range(len(row)))
+    (prefix, *rest) = lay_out([RUBRIC + tokens(5, 3), RUBRIC + tokens(6, 4)]).parts
+    assert (prefix.start, prefix.end, prefix.last) == (0, 70, 81) and all(part.last == part.end for part in rest)
+
+
+def test_photos_stay_with_their_rows(tiny):
+    processor = load_processor(ModelSection(name=str(tiny.vision)))
+    model = load_model(ModelSection(name=str(tiny.vision)), device="cpu", for_training=True)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+    sharing = sharing_of(model, processor.tokenizer)
+    fmt = PromptFormat("answer_only", "name", max_prompt_tokens=512)
+    pairs = [pair for pair in read_pairs(tiny.pairs, split="train", limit=40) if pair.image][:3]
+    same = [dataclasses.replace(pairs[0], image=pair.image) for pair in pairs]  # one text with three photos
+    without = dataclasses.replace(pairs[1], image=None)
+    batch = PhotoCollator(processor)([sft_row(pair, load_rubric("shop"), fmt, processor) for pair in [*pairs, without, *same[1:]]])
+    expected = numbers(model, batch)
+    sharing.check()
+    for one, other in zip(expected, numbers(model, batch), strict=True):
+        assert_same(one, other)
+    assert len(sharing.laid.ids) < 0.7 * batch["attention_mask"].sum()
+    logps = expected[0][[0, 4, 5]]
+    assert (logps[0] - logps[1]).abs().max() > 1e-4 < (logps[1] - logps[2]).abs().max()  # the photos count
