@@ -5,7 +5,7 @@
 
 Pairs of the town as they are, without what the graph says, and with orders to the judge in every description: Macro-F1, the share
 of verdicts against a computed rule, and the share of L4. The rewards' self-test on the pairs. Then questions through the whole
-path, with and without the judge: the share of shown places that are L4, of the four best and of the first. Intervals over questions.
+path, with and without the judge: how many of the four shown places are L4, and of the first ones. Intervals over questions.
 """
 
 import argparse
