@@ -25,8 +25,8 @@ import pandas as pd
 
 from lore.eval.measures.bootstrap import table_estimate
 from lore.nearby.familiarity import EQUAL, CognitiveMap, fit_exponents, nearness, scaled, score
-from lore.nearby.town import haversine
 from lore.nearby.visits import Visits
+from lore.places.walk import haversine
 from lore.recommend.metrics import METRICS, gains, mean_gains
 from lore.run.summary import print_table
 

@@ -32,14 +32,14 @@ from lore.codec.tokenize import content_terms
 from lore.eval.measures.bootstrap import Estimate, mean_estimate
 from lore.nearby.fusion import DEPTH, LearnedFusion, evidence, fuse
 from lore.nearby.graph import Graph, Linker, Relations, load_relations
-from lore.nearby.hours import opening
-from lore.nearby.intent import WALK_MINUTES, Intent, Need
-from lore.nearby.place import Place
 from lore.nearby.retrieval import Reach
 from lore.nearby.sources import index_town
 from lore.nearby.streets import within
 from lore.nearby.town import Town
 from lore.nearby.vectors import Encode, Vectors, hashed_words, place_text, sentence_encoder
+from lore.places.hours import opening
+from lore.places.place import Place
+from lore.places.question import WALK_MINUTES, Intent, Need
 from lore.support.text import normalize
 
 CITIES = {"Chicago": "Chicago-2020.csv", "Washington": "DC-2017.csv"}

@@ -96,9 +96,9 @@ def run_index(folder: Path, count: int) -> dict[str, float]:
 def run_queries(folder: Path, queries: int) -> dict[str, float]:
     from lore.nearby.ask import ask
     from lore.nearby.graph import Graph, load_relations
-    from lore.nearby.hours import opening
     from lore.nearby.streets import within
     from lore.nearby.town import Town
+    from lore.places.hours import opening
 
     libraries = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started, busy = time.perf_counter(), time.thread_time()

@@ -1,12 +1,14 @@
-"""What ranks the next item best on Musical Instruments (Amazon 2018, cut and codes of MQL4GRec): counts, trained models.
+"""What ranks the next item best on Amazon 2018: counts, trained models. On Musical Instruments (cut and codes of MQL4GRec), or from
+titles on Office Products (cut of MiniOneRec).
 
     python benchmarks/recommend.py $LORE_DATA/instruments                        baselines and one seed of each model
     python benchmarks/recommend.py $LORE_DATA/instruments --models none          baselines alone, a minute
     python benchmarks/recommend.py $LORE_DATA/instruments --seeds 0 1 2          means over seeds
+    python benchmarks/recommend.py $LORE_DATA/amazon_office --text ENCODER       own codes, of titles, brands and co-occurrence
 
-Everything is a run of `lore`, below $LORE_RUNS/instruments (or runs/instruments), so a second start goes on where the first one was
-killed. The events keep the published split: the last item of each of 17,112 histories is the test. The models are those of
-recipes/recommend/pretrain.yaml and finetune.yaml. A control reads the same codes, dealt to other items.
+Everything is a run of `lore`, below $LORE_RUNS/instruments (or runs/instruments; office), so a second start goes on where the first
+one was killed. The events keep the published split: of Instruments, the last item of each of 17,112 histories is the test. The
+recipes are those of recipes/recommend. A control reads the same codes, dealt to other items.
 """
 
 import argparse
@@ -22,7 +24,7 @@ import numpy as np
 import yaml
 
 from lore.config.stages import load_recipe
-from lore.recommend.eval_table import make_table
+from lore.recommend.eval_table import make_table, text
 from lore.recommend.evaluate import kept_row
 from lore.run.run_folder import RunFolder
 from lore.run.summary import print_table
@@ -49,28 +51,36 @@ CONTROLS |= {row + BLENDED: of + BLENDED for row, of in CONTROLS.items()} | {"Q-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("data", type=Path, help="folder with Instruments.*.inter and the published codes")
+    parser.add_argument("data", type=Path, help="folder with Instruments.*.inter and the published codes, or with *.item.json")
     parser.add_argument("--models", nargs="*", default=list(MODELS), help="rows to train, or none")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--codes", nargs="*", default=CODES[:1], help="files of published codes that the models read")
+    parser.add_argument("--codes", nargs="+", default=CODES[:1], help="files of published codes that the models read")
+    parser.add_argument("--text", default="sentence-transformers/all-MiniLM-L6-v2", help="text encoder, for codes of *.item.json")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of both recipes: train.epochs=1")
     parser.add_argument("--part", choices=["valid", "test"], default="test")
     arguments = parser.parse_args()
     runs = Path(os.environ.setdefault("LORE_RUNS", "runs"))
-    work = runs / "instruments"
+    catalogue = next(arguments.data.glob("*.item.json"), None)
+    work = runs / ("instruments" if catalogue is None else "office")
     work.mkdir(parents=True, exist_ok=True)
-    events = work / "events.parquet"
-    if not events.is_file():
-        lore("data", "import", "events", arguments.data, "-o", events)
-    data = [f"data={{events: {events}, split: given}}"]
-    codes = f"codes.paths=[{', '.join(str(arguments.data / name) for name in arguments.codes)}]"
+    data = {"events": str(work / "events.parquet"), "split": "given"}
+    if not (work / "events.parquet").is_file():
+        lore("data", "import", "events", arguments.data, "-o", work / "events.parquet")
+    codes = [str(arguments.data / name) for name in arguments.codes]
+    if catalogue is not None:
+        data["items"] = str(work / "items.parquet")
+        if not (work / "items.parquet").is_file():
+            lore("data", "import", "items", catalogue, "-o", work / "items.parquet")
+        text = ["use=[text,structure]", f"text={{encoder: {arguments.text}, fields: [title]}}"]
+        lore("run", RECIPES / "semantic_ids.yaml", f"run={work.name}/semantic_ids", f"data={json.dumps(data)}", *text)
+        codes = [str(work / "semantic_ids")]
     seconds, rows = {}, {}
     for name in [name for name in arguments.models if name != "none"]:
         for seed in arguments.seeds:
             began = time.monotonic()
-            rows[f"{name}, seed {seed}"] = train(name, seed, data, codes, arguments.set)
+            rows[f"{name}, seed {seed}"] = train(name, seed, work.name, data, codes, arguments.set)
             seconds[f"{name}, seed {seed}"] = time.monotonic() - began
-    evaluated = evaluate(rows, arguments, events, work)
+    evaluated = evaluate(rows, arguments, data, codes, work)
     show(evaluated, arguments)
     print(json.dumps({"seconds of this start": {name: round(taken) for name, taken in seconds.items()}}))
 
@@ -79,22 +89,23 @@ def lore(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "lore", *map(str, arguments)], check=True)
 
 
-def train(name: str, seed: int, data: list[str], codes: str, more: list[str]) -> str:
+def train(name: str, seed: int, study: str, data: dict[str, str], codes: list[str], more: list[str]) -> str:
     """The run folder of a model, trained unless it is done."""
+    own_data = f"data={json.dumps(data)}"
     slug = name.lower().replace(", ", "-").replace(" ", "-")
     own = [one.replace("SEED", str(seed)) for one in MODELS[name]]
-    overrides = [*([] if "codes={}" in own else [codes]), *own, *data, f"seed={seed}"]
-    first = f"instruments/{slug}-{seed}/pretrain"
+    overrides = [*([] if "codes={}" in own else [f"codes.paths={json.dumps(codes)}"]), *own, own_data, f"seed={seed}"]
+    first = f"{study}/{slug}-{seed}/pretrain"
     lore("run", RECIPES / "pretrain.yaml", *overrides, f"run={first}", *more)
     if name == "SASRec":
         return first
-    last = f"instruments/{slug}-{seed}/finetune"
+    last = f"{study}/{slug}-{seed}/finetune"
     start = f"model={{name: {Path(os.environ['LORE_RUNS']) / first}}}"
-    lore("run", RECIPES / "finetune.yaml", *data, start, "needs=[]", f"seed={seed}", f"run={last}", *more)
+    lore("run", RECIPES / "finetune.yaml", own_data, start, "needs=[]", f"seed={seed}", f"run={last}", *more)
     return last
 
 
-def evaluate(rows: dict[str, str], arguments: argparse.Namespace, events: Path, work: Path) -> RunFolder:
+def evaluate(rows: dict[str, str], arguments: argparse.Namespace, data: dict[str, str], codes: list[str], work: Path) -> RunFolder:
     """The finished run of stage recommend_eval with these rows."""
     runs = Path(os.environ["LORE_RUNS"])
     blends = {}
@@ -104,10 +115,10 @@ def evaluate(rows: dict[str, str], arguments: argparse.Namespace, events: Path, 
     name = "-".join(["eval", arguments.part, str(len(rows)), *map(str, arguments.seeds)])
     recipe = {
         "stage": "recommend_eval",
-        "run": f"instruments/{name}",
+        "run": f"{work.name}/{name}",
         "part": arguments.part,
-        "data": {"events": str(events), "split": "given"},
-        "prefixes": {"codes": str(arguments.data / CODES[0]), "of": ["co-occurrence", "item-kNN"]},
+        "data": data,
+        "prefixes": {"codes": codes[0], "of": ["co-occurrence", "item-kNN"]},
         "models": {row: {"name": str(runs / run)} for row, run in rows.items()},
         "blends": blends,
     }
@@ -133,7 +144,12 @@ def show(folder: RunFolder, arguments: argparse.Namespace) -> None:
     columns = list(next(iter(texts.values())))
     cells = [[row, *values.values()] for row, values in texts.items()]
     print_table(f"seeds {arguments.seeds}, {arguments.part}", ["", *columns], cells)
-    for row in table.rows if arguments.part == "test" else []:
+    for row in table.rows:
+        if row.below is not None:
+            print(f"cold HR@10, {row.control_of} over {row.name}: {text(row.below['removed', 'cold', 'HR@10'], signed=True)}")
+    for line in table.remarks():
+        print(line)
+    for row in table.rows if arguments.part == "test" and recipe.data.items is None else []:
         for rule, point in zip(("removed", "kept"), REFERENCE_POINTS.get(row.name, ()), strict=False):
             if point:
                 value = row.metrics[rule, "all", "NDCG@10"].value

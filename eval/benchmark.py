@@ -2,7 +2,8 @@
 
 A file in eval/benchmarks holds `about` (what the benchmark is and where its data comes from) and `recipe`, the part of an
 evaluation recipe that the benchmark sets. The keys of the user's recipe take precedence. `world` describes test pairs that
-the embedded shop generates. A definition may come from somebody else, so it names no judges and sets nothing but the test set.
+the embedded shop or the made-up town generates. A definition may come from somebody else, so it names no judges and sets
+nothing but the test set.
 """
 
 import fcntl
@@ -27,12 +28,13 @@ SETS = (*SECTIONS, "slices", "baselines")
 
 
 class WorldSection(StrictModel):
+    kind: Literal["shop", "town"] = "shop"
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=100)]
-    """Seeds of the shops."""
+    """Seeds of the shops or towns."""
     pairs: dict[Literal["train", "dev", "test"], Annotated[int, Field(ge=1, le=1_000_000)]]
     """Number of pairs of each split and seed."""
     language: Literal["en", "zh"] = "en"
-    """Language of the shop."""
+    """Language of the shop. A town is asked in both."""
 
 
 class WorldOfBenchmark(StrictModel):
@@ -121,7 +123,7 @@ def _merged(below: dict, above: dict) -> dict:
 
 
 def generates(name_or_path: str | None, path: str) -> bool:
-    """Whether the benchmark generates its pairs at `path` with the embedded shop. False for a path that the user chose."""
+    """Whether the benchmark generates its pairs at `path`. False for a path that the user chose."""
     definition = load_benchmark(name_or_path) if name_or_path else {}
     return bool(definition.get("world")) and path == definition["recipe"]["data"]["path"]
 
@@ -130,10 +132,6 @@ def write_benchmark_pairs(name_or_path: str | None, path: str) -> None:
     """Writes the pairs of a generated benchmark that are missing. Recipes that make training pairs refuse these seeds."""
     if not generates(name_or_path, path):
         return
-    # Loads numpy and pyarrow: only where the shop writes the pairs; every evaluation recipe loads this module.
-    from lore.data_synth.shop.world import World
-    from lore.data_synth.shop.write import TEST_SUBSETS, write_pairs
-
     world, folder = load_benchmark(name_or_path)["world"], Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
@@ -146,6 +144,21 @@ def write_benchmark_pairs(name_or_path: str | None, path: str) -> None:
                 "together with its own pairs. Set another data.path in your definition, or delete the folder to regenerate it."
             )
         for seed in world["seeds"]:
-            shop = World(seed, world.get("language", "en"), subsets=TEST_SUBSETS)
-            for split, count in counts.items():
-                write_pairs(shop, split, count, folder / own[seed, split])
+            _write_pairs(world, seed, {folder / own[seed, split]: (split, count) for split, count in counts.items()})
+
+
+def _write_pairs(world: dict[str, Any], seed: int, files: dict[Path, tuple[str, int]]) -> None:
+    # Loads numpy and pyarrow: only where pairs are written; every evaluation recipe loads this module.
+    if world.get("kind") == "town":
+        from lore.data_synth.local_life.pairs import Questions
+        from lore.data_synth.local_life.town import MadeUpTown
+        from lore.data_synth.local_life.write import write_pairs
+
+        made = Questions(MadeUpTown(seed))
+    else:
+        from lore.data_synth.shop.world import World
+        from lore.data_synth.shop.write import TEST_SUBSETS, write_pairs
+
+        made = World(seed, world.get("language", "en"), subsets=TEST_SUBSETS)
+    for file, (split, count) in files.items():
+        write_pairs(made, split, count, file)

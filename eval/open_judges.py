@@ -25,6 +25,7 @@ from lore.rubric.rubric import Rubric
 from lore.run.run_folder import RunFolder
 from lore.student.card import check_rubric, read_student
 from lore.student.scorer import chosen, open_student, student_id
+from lore.support.allocator import give_back_freed_memory
 from lore.support.fingerprint import model_fingerprint
 from lore.support.progress import track
 

@@ -17,6 +17,7 @@ from lore.eval.sections import MetricsSection
 from lore.eval.testset import EvalData, Labeled
 from lore.judge.ask import FINISHED_BADLY, NO_ANSWER, no_answer
 from lore.judge.verdict import Verdict, unscored
+from lore.rubric.computed_rules import ceiling, contradicts
 from lore.rubric.cost_matrix import cost_matrix
 from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
@@ -74,11 +75,12 @@ def _reasons(times: dict[str, int]) -> str:
 
 @dataclass
 class Answers:
-    """A judge's verdicts in the order of the labeled pairs: tier indices [N] (NO_VERDICT for a format failure), and
-    probabilities [N, K] or None."""
+    """A judge's verdicts in the order of the labeled pairs: tier indices [N] (NO_VERDICT for a format failure), probabilities
+    [N, K] or None, and whether a verdict is against a computed rule of its pair [N], None for a rubric without any."""
 
     predicted: np.ndarray
     probabilities: np.ndarray | None
+    refused: np.ndarray | None = None
 
     @classmethod
     def of(cls, verdicts: dict[str, Verdict], pairs: Labeled, rubric: Rubric) -> "Answers":
@@ -86,14 +88,24 @@ class Answers:
         predicted = np.asarray(
             [NO_VERDICT if row.tier is None else rubric.index(row.tier) for row in rows], dtype=np.int64
         )
+        refused = None
+        if pairs.computed is not None:
+            both = zip(rows, pairs.computed, strict=True)
+            refused = np.asarray([row.tier is not None and _is_refused(row, known, rubric) for row, known in both])
         incomplete = any(row.tier is not None and row.probabilities is None and not unscored(row) for row in rows)
         if incomplete or all(row.probabilities is None for row in rows):
-            return cls(predicted, None)
+            return cls(predicted, None, refused)
         even = [1 / len(rubric.tier_ids)] * len(rubric.tier_ids)
-        return cls(predicted, np.asarray([row.probabilities or even for row in rows], dtype=np.float64))
+        return cls(predicted, np.asarray([row.probabilities or even for row in rows], dtype=np.float64), refused)
 
     def confidence(self) -> np.ndarray | None:
         return None if self.probabilities is None else confidence_of(self.probabilities, self.predicted)
+
+
+def _is_refused(verdict: Verdict, computed: list[str], rubric: Rubric) -> bool:
+    best = ceiling(rubric, computed)
+    above = best is not None and rubric.index(verdict.tier) > rubric.index(best)
+    return above or contradicts(rubric, computed, verdict.rules, verdict.rationale, verdict.mismatch)
 
 
 @dataclass
@@ -281,7 +293,7 @@ def _part(
     mask: np.ndarray,
 ) -> Part:
     inside = np.flatnonzero(mask)
-    chosen = {"calibrated": calibrated, "probabilities": answers.probabilities, "weights": weights}
+    chosen = {"calibrated": calibrated, "probabilities": answers.probabilities, "refused": answers.refused, "weights": weights}
     gains = options.gains
     metrics = estimate(
         test.gold[inside],

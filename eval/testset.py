@@ -14,6 +14,7 @@ from lore.eval.derived_slices import derived_slices
 from lore.eval.measures.agreement import Ratings
 from lore.eval.measures.bootstrap import query_groups
 from lore.eval.measures.results import Ceiling
+from lore.rubric.computed_rules import computed_of
 from lore.rubric.rubric import Rubric
 from lore.support.bounds import MAX_WEIGHT
 from lore.support.errors import LoreError
@@ -37,6 +38,8 @@ class Labeled:
     """Number of pairs of the split without a label; they cannot be scored."""
     repeated: int = 0
     """Number of rows that repeat an earlier pair and its label; each pair counts once."""
+    computed: list[list[str]] | None = None
+    """The rules among the pair's demands that a program has computed; None for a rubric without computed dimensions."""
 
     def __post_init__(self):
         one: dict[str, str] = {}  # equal keys are stored once
@@ -109,9 +112,10 @@ def load_split(
     with whole queries in an order that depends only on the seed. fractions: for pairs without a split, see read_split."""
     ids, queries, gold, weights, names = [], [], [], [], []
     frequencies, industries, mismatches = [], [], []
+    has_computed, computed = any(dimension.computed for dimension in rubric.dimensions), []
     one: dict = {}  # equal texts are stored once: a million pairs have few categories and few sets of slices
     unlabeled, repeated, label_of, conflicting = 0, 0, {}, []
-    for pair in read_split(path, split, fractions, columns=LIGHT):
+    for pair in read_split(path, split, fractions, columns=[*LIGHT, "demands"] if has_computed else LIGHT):
         if slices is not None and not set(slices) & set(pair.slices):
             continue
         if pair.label is None:
@@ -131,6 +135,7 @@ def load_split(
         frequencies.append(pair.query_frequency)
         industries.append(one.setdefault(pair.category, pair.category))
         mismatches.append(one.setdefault(pair.mismatch, pair.mismatch))
+        computed.append(computed_of(rubric, (demand.rule for demand in pair.demands)))
     if conflicting:
         raise LoreError(
             f"{path}, split {split}: {len(conflicting)} pair ids appear twice with two labels "
@@ -155,6 +160,7 @@ def load_split(
         [names[i] for i in keep],
         unlabeled,
         repeated,
+        [computed[i] for i in keep] if has_computed else None,
     )
 
 

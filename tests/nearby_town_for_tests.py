@@ -4,8 +4,8 @@ from datetime import datetime
 from pathlib import Path
 
 from lore.nearby.graph import load_relations
-from lore.nearby.place import Place
 from lore.nearby.town import Town, write_town
+from lore.places.place import Place
 
 HERE = 41.88, -87.63
 MONDAY = datetime(2026, 11, 30, 14, 50)

@@ -40,6 +40,7 @@ from lore.data.importers import open_source
 from lore.data.pair import Pair, query_key
 from lore.data.rejected_rows import BadCell
 from lore.data.row_validation import RowChecker
+from lore.data.tables.times import cell_seconds
 from lore.data_synth.perturb.material import Material
 from lore.data_synth.perturb.wordings import load_wordings
 from lore.data_synth.synthesis.trace import Draft, Evidence, Wish
@@ -49,10 +50,10 @@ from lore.eval.derived_slices import derived_slices
 from lore.nearby import sources
 from lore.nearby.answer import check_answer
 from lore.nearby.graph import load_relations
-from lore.nearby.hours import MAX_CHARACTERS, Opening, opening
-from lore.nearby.intent import Intent, understand
-from lore.nearby.retrieval import Candidate
+from lore.nearby.intent import understand
 from lore.nearby.times import find_time
+from lore.places.hours import MAX_CHARACTERS, Opening, opening
+from lore.places.question import Candidate, Intent
 from lore.recommend.importers import ITEM_COLUMNS
 from lore.rewards.config import RewardsSection
 from lore.rewards.reward import Rewards
@@ -65,8 +66,9 @@ ROOMS = ["lore.codec", "lore.data", "lore.data.tables", "lore.data.importers", "
 ROOMS += ["lore.support.text", "lore.support.nearest", "lore.support.markdown", "lore.eval.derived_slices"]
 ROOMS += [f"lore.data_synth.synthesis.{name}" for name in ("trace", "verify", "facts", "knowledge", "multimodal", "rules")]
 ROOMS += ["lore.data_synth.perturb.rewrites", "lore.recommend.importers", "lore.recommend.section", "lore.recommend.source_rows"]
-ROOMS += [f"lore.nearby.{name}" for name in ("sources", "hours", "times", "place", "gazetteer", "intent")]
-ROOMS += [f"lore.nearby.{name}" for name in ("answer", "rules", "visits")]
+NEARBY = ("sources", "times", "gazetteer", "intent", "answer", "rules", "visits", "map_shapes")
+ROOMS += [f"lore.nearby.{name}" for name in NEARBY]
+ROOMS += ["lore.places", "lore.rubric.computed_rules"]
 
 SHORT, LONG = 1_000, 8_000  # characters; the square of 8 is told from 8 on a busy machine
 ENOUGH_SECONDS = 0.05  # a function that is done by then is fast enough; one of quadratic time is not
@@ -188,10 +190,10 @@ CALLS = {
         _function("lore.recommend.importers._item_values")(dict.fromkeys(ITEM_COLUMNS, said), ITEMS_READ, Counter())
         for said in (text, f"[{text}", f"['{text}']")
     ],
-    "lore.recommend.importers.cell_seconds": lambda text: [_cell_call(text), _cell_call(f"1{text}")],
-    "lore.recommend.importers._id": lambda text: _cell_call(text, "_id"),
-    "lore.nearby.hours.opening": lambda text: opening(text[:MAX_CHARACTERS], 0.0, 0.0, datetime(2026, 1, 1), "US"),
-    "lore.nearby.hours._parsed": lambda text: opening(text[:MAX_CHARACTERS], 0.0, 0.0, datetime(2026, 1, 1), "US"),
+    "lore.data.tables.times.cell_seconds": lambda text: [_or_bad_cell(cell_seconds, one) for one in (text, f"1{text}")],
+    "lore.recommend.importers._id": lambda text: _or_bad_cell(_function("lore.recommend.importers._id"), "user_id", text),
+    "lore.places.hours.opening": lambda text: opening(text[:MAX_CHARACTERS], 0.0, 0.0, datetime(2026, 1, 1), "US"),
+    "lore.places.hours._parsed": lambda text: opening(text[:MAX_CHARACTERS], 0.0, 0.0, datetime(2026, 1, 1), "US"),
     "lore.nearby.sources._text": lambda text: _place_call("_text", "tag", text),
     "lore.nearby.sources._degrees": lambda text: _place_call("_degrees", "lat", text, 90),
     "lore.nearby.sources._time": lambda text: _place_call("_time", "starts", text, None),
@@ -218,9 +220,9 @@ CANDIDATES = [Candidate(row, place, 80.0, 1.0, Opening("unknown"), 1.0, {}) for 
 ITEMS_READ = {name: [name] for name in ITEM_COLUMNS}
 
 
-def _cell_call(text: str, name: str = "cell_seconds") -> None:
+def _or_bad_cell(call: Any, *arguments: Any) -> None:
     try:
-        _function(f"lore.recommend.importers.{name}")(*(["user_id"] if name == "_id" else []), text)
+        call(*arguments)
     except BadCell:
         pass
 
@@ -283,7 +285,7 @@ UNTIMED = {
     "lore.nearby.intent._without": "timed as understand",
     "lore.nearby.intent.model_corrections": "asks a language model; its answer is read by parse_json",
     "lore.recommend.importers._opened": "the map that a user typed",
-    "lore.nearby.hours.check_country": "the country that a user typed",
+    "lore.places.hours.check_country": "the country that a user typed",
     "lore.nearby.sources._mapped": "the map that a user typed",
     "lore.nearby.sources._zone": "the time zone that a user typed",
 }

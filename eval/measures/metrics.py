@@ -12,6 +12,7 @@ An answer without a valid verdict is a *format failure* (predicted index NO_VERD
 - ECE: a wrong answer with confidence 1 / number of tiers.
 - Brier, AUC, nDCG: a uniform distribution over the tiers.
 - failure_rate: the share of format failures.
+- refused_rate: not refused, because it contradicts no computed rule.
 """
 
 from dataclasses import dataclass, fields
@@ -42,6 +43,8 @@ class Counts:
     """[...]: weight times squared error of the probabilities, summed over the tiers."""
     gain: np.ndarray | None = None
     """[..., 2]: weight of the query, and weight times its nDCG; None without gains."""
+    refused: np.ndarray | None = None
+    """[..., 2]: weight of the verdicts, and of those that are refused; None without computed rules."""
 
 
 def count(
@@ -53,6 +56,7 @@ def count(
     calibrated: np.ndarray | None = None,
     probabilities: np.ndarray | None = None,
     gains: np.ndarray | None = None,
+    refused: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     groups: np.ndarray | None = None,
     by_tier: bool = False,
@@ -60,7 +64,8 @@ def count(
     """Counts of N verdicts: one total or, with `groups` (integers from 0, one per query), one entry per group.
 
     gold [N] tier indices; predicted [N] tier indices or NO_VERDICT; confidence, calibrated [N] probability of the
-    predicted tier, see `confidence_of`; probabilities [N, K]; gains [K] per tier, for nDCG over a group's items.
+    predicted tier, see `confidence_of`; probabilities [N, K]; gains [K] per tier, for nDCG over a group's items;
+    refused [N] whether the verdict is against a computed rule of the pair.
     """
     gold, predicted = np.asarray(gold, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     if gold.shape != predicted.shape:
@@ -94,7 +99,8 @@ def count(
         value = ndcg_by_query(gains[gold], given @ gains, groups)
         share = np.where(np.isnan(value), 0.0, 1 / np.maximum(np.bincount(groups), 1))[groups] * weights
         gain = np.stack([summed(owner, share), summed(owner, share * np.nan_to_num(value)[groups])], axis=-1)
-    return Counts(confusion, gaps(confidence), gaps(calibrated), squared, gain)
+    against = None if refused is None else np.stack([summed(owner, weights), summed(owner, weights * refused)], axis=-1)
+    return Counts(confusion, gaps(confidence), gaps(calibrated), squared, gain, against)
 
 
 def total(counts: Counts) -> Counts:
@@ -156,7 +162,7 @@ def squared_error(probabilities: np.ndarray, gold: np.ndarray, predicted: np.nda
 def metric_names(tier_ids: list[str]) -> list[str]:
     """Every metric, in the order of the tables."""
     first = ["acc_2", "acc_k", "macro_f1", "micro_f1", *(f"f1_{tier}" for tier in tier_ids), "qwk", "cost", "auc", "ndcg"]
-    return [*first, "brier", "ece", "ece_calibrated", "failure_rate"]
+    return [*first, "brier", "ece", "ece_calibrated", "failure_rate", "refused_rate"]
 
 
 def measure(
@@ -192,6 +198,7 @@ def measure(
         if counts.gaps_calibrated is not None:
             values["ece_calibrated"] = expected_calibration_error(counts.gaps_calibrated, weight)
         values["failure_rate"] = confusion[..., tiers].sum(axis=-1) / weight
+        values["refused_rate"] = undefined if counts.refused is None else counts.refused[..., 1] / counts.refused[..., 0]
     return values
 
 

@@ -11,8 +11,8 @@ from lore.support.console import Console, Table, Text, with_room
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
 
-LOWER_IS_BETTER = {"cost", "brier", "ece", "ece_calibrated", "failure_rate"}
-READABLE = ("acc_2", "acc_k", "macro_f1", "qwk", "cost", "auc", "ndcg", "ece", "ece_calibrated", "failure_rate")
+LOWER_IS_BETTER = {"cost", "brier", "ece", "ece_calibrated", "failure_rate", "refused_rate"}
+READABLE = ("acc_2", "acc_k", "macro_f1", "qwk", "cost", "auc", "ndcg", "ece", "ece_calibrated", "failure_rate", "refused_rate")
 """Columns if metrics.shown is not set."""
 NOTHING = Estimate(float("nan"))
 FIRST_COLUMN = 26
@@ -35,6 +35,7 @@ def column_titles(tier_ids: list[str]) -> dict[str, str]:
         "ece": "ECE",
         "ece_calibrated": "ECE after T",
         "failure_rate": "no verdict",
+        "refused_rate": "refused",
     }
 
 

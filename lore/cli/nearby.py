@@ -46,9 +46,9 @@ def index(
     as_json: bool = JSON,
 ) -> None:
     """Write a town from files of places, posts and events."""
-    from lore.nearby.hours import check_country
     from lore.nearby.sources import index_town
     from lore.nearby.streets import read_streets
+    from lore.places.hours import check_country
     from lore.support.outputs import output_path
 
     target = output_path(out)

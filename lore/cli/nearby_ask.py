@@ -34,41 +34,15 @@ def ask(
     """
     from lore.nearby.answer import as_json as to_json
     from lore.nearby.ask import ask as answer_to
-    from lore.nearby.ask import clock, open_language_model
-    from lore.nearby.graph import RELATIONS, Graph, Linker, load_relations
+    from lore.nearby.ask import clock, open_layers
     from lore.nearby.intent import Corrections, read_position
     from lore.nearby.town import Town
 
     lat, lon = read_position(at)
     correction = Corrections(needs=need or None, time=time, minutes=minutes, around=around)
     with Town.open(town) as opened:
-        known, layers, linker, learned, scorer = load_relations(relations or RELATIONS), [], None, None, None
-        encoder = encoder or opened.meta.get("encoder")
-        if encoder is not None:
-            from lore.nearby.fusion import LearnedFusion
-            from lore.nearby.vectors import Vectors, sentence_encoder  # loads torch: only with an encoder
-
-            encode = sentence_encoder(encoder)
-            layers, linker, learned = [Vectors(opened.vectors, encode, known)], Linker(known, encode), LearnedFusion.load()
-        if judge is not None:
-            from lore.nearby.rules import open_scorer
-
-            scorer = open_scorer(judge)
-        engine = None if model is None else open_language_model(model)
-        answer = answer_to(
-            opened,
-            question,
-            lat,
-            lon,
-            now=clock(opened),
-            graph=Graph(opened, known, linker),
-            layers=layers,
-            learned=learned,
-            k=k,
-            corrections=[correction],
-            scorer=scorer,
-            engine=engine,
-        )
+        layers = open_layers(opened, relations=relations, encoder=encoder, judge=judge, model=model)
+        answer = answer_to(opened, question, lat, lon, now=clock(opened), k=k, corrections=[correction], **layers)
         if as_json:
             print_json(to_json(answer, opened.place_ids))
             return

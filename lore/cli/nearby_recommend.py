@@ -9,7 +9,7 @@ lore nearby recommend --forget me.json
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -20,7 +20,7 @@ from lore.support.text import counted
 
 if TYPE_CHECKING:  # loads scipy: only where something is recommended
     from lore.nearby.familiarity import Suggestion
-    from lore.nearby.hours import Opening
+    from lore.places.hours import Opening
 
 
 def recommend(
@@ -44,7 +44,7 @@ def recommend(
     """
     from lore.nearby import visits as own
     from lore.nearby.ask import clock
-    from lore.nearby.familiarity import profile
+    from lore.nearby.familiarity import profile, recommendation_json
     from lore.nearby.familiarity import recommend as recommended
     from lore.nearby.intent import read_position
     from lore.nearby.times import read_time
@@ -66,10 +66,8 @@ def recommend(
         if write_profile is not None:
             target = output_path(write_profile, "--profile")
             own.write_profile(target, profile(opened, read.visits, number, when), read.rejected, [user, town], force=force)
-    counts = {"visits": len(read.visits), "rejected": read.reasons}
     if as_json:
-        lists = {name: [_as_json(one) for one in getattr(found, name)] for name in ("your_places", "new_nearby")}
-        print_json({"when": when.isoformat(timespec="minutes"), **counts, **lists, "notes": found.notes})
+        print_json(recommendation_json(found, read, when))
         return
     if read.rejected:
         reasons = ", ".join(f"{count:,} {name}" for name, count in read.reasons.items())
@@ -98,18 +96,3 @@ def _show(title: str, places: list[Suggestion], nothing: str) -> None:
 
 def _told(opening: Opening) -> str:
     return opening.state if opening.until is None else f"{opening.state} until {opening.until:%a %H:%M}"
-
-
-def _as_json(one: Suggestion) -> dict[str, Any]:
-    until = one.opening.until
-    return {
-        "place_id": one.place.place_id,
-        "name": one.place.name,
-        "metres": round(one.metres),
-        "minutes": round(one.minutes, 1),
-        "familiarity": one.familiarity,
-        "distance": one.distance,
-        "popularity": one.popularity,
-        "score": one.score,
-        "opening": {"state": one.opening.state, "until": until and until.isoformat(timespec="minutes")},
-    }

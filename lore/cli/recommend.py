@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # loads numpy: only where something is recommended
     from lore.recommend.histories import Histories
     from lore.recommend.retriever import Candidate, Evidence
 
-TITLE_CHARACTERS, NAMED_UNKNOWN = 60, 20
+TITLE_CHARACTERS, NAMED_UNKNOWN, NAMED_SESSIONS = 60, 20, 3
 
 
 def recommend(
@@ -29,7 +29,7 @@ def recommend(
     history: str = typer.Option(
         None, metavar="ITEM,...", help='Item ids that a shopper took, the oldest first; one with a comma in "".'
     ),
-    users: Path = typer.Option(None, metavar="FILE", help="Table with a column user_id; histories are those of the run's events."),
+    users: Path = typer.Option(None, metavar="FILE", help="Table with a column user_id (of a run by session, USER/SESSION)."),
     k: int = typer.Option(10, "-k", min=1, max=10_000, help="Number of items to show."),
     row: str = typer.Option(None, metavar="ROW", help="Row of a run of recommend_eval. Default: its reference."),
     repeats: bool = typer.Option(False, "--repeats", help="Also show items of the history."),
@@ -47,7 +47,7 @@ def recommend(
     from lore.support.text import shortened
 
     retriever, histories, section = open_retriever(run, row)
-    wanted = _histories(users, histories) if users is not None else iter([(None, _items(history))])
+    wanted = _histories(users, histories, section.by) if users is not None else iter([(None, _items(history))])
     titles = {} if section.items is None else read_titles(section.items)
     for user, past in wanted:
         retrieved = retriever.retrieve(Query(history=past), k, repeats=repeats)
@@ -90,8 +90,8 @@ def _items(text: str) -> list[str]:
     return found
 
 
-def _histories(path: Path, histories: Histories) -> Iterator[tuple[str, list[str]]]:
-    """(user, item ids) of the users of a table. A user without events is told and left out."""
+def _histories(path: Path, histories: Histories, by: str) -> Iterator[tuple[str, list[str]]]:
+    """(user, item ids) of the users of a table; by session, of its sessions. One without events is told and left out."""
     from lore.data.rejected_rows import Rejection
     from lore.data.tables.any_table import table_records
     from lore.data.tables.ids import known_as
@@ -103,7 +103,12 @@ def _histories(path: Path, histories: Histories) -> Iterator[tuple[str, list[str
             continue
         user = spelled(record[1]["user_id"])
         if user not in row_of:
-            print_note(f"{printable(user)} has no history in the run's events and is left out.")
+            hint = ""
+            if by == "session":
+                named = [one for one in histories.user_ids if one.startswith(f"{user}/")][:NAMED_SESSIONS]
+                such = f", such as {printable(', '.join(named))}" if named else ""
+                hint = f" The run's histories are sessions (data.by), named USER/SESSION{such}."
+            print_note(f"{printable(user)} has no history in the run's events and is left out.{hint}")
             continue
         start, end = histories.starts[row_of[user]], histories.starts[row_of[user] + 1]
         yield user, [histories.item_ids[item] for item in histories.items[start:end]]

@@ -1,8 +1,10 @@
 """`lore serve judge`: a trained judge behind vLLM's OpenAI-compatible server (lore/engines/serve.py), under the name that
 `lore label --endpoint` expects (lore/judge/served.py). `lore serve online`: the service of cache, student and judge (lore/online).
+`lore serve nearby`: questions about a town, and a page with a map (lore/nearby/serve.py).
 
     lore serve judge runs/grpo --port 8000
     lore serve online recipes/online.yaml
+    lore serve nearby town.db
 
 Imports inside functions keep `lore --help` fast.
 """
@@ -20,13 +22,13 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Serve a judge, or the service of cache, student and judge.",
+    help="Serve a judge, verdicts over HTTP, or a town.",
 )
 
 
 @app.callback()
 def _serve() -> None:
-    """Serve a judge, or the service of cache, student and judge."""
+    """Serve a judge, verdicts over HTTP, or a town."""
 
 
 @app.command("judge")
@@ -74,3 +76,29 @@ def online_command(
     from lore.online.start import serve_command
 
     raise typer.Exit(serve_command(recipe, settings or [], dry_run=dry_run, try_pairs=try_pairs))
+
+
+@app.command("nearby")
+def nearby_command(
+    town: Path = typer.Argument(..., metavar="TOWN", help="Town that `lore nearby index` wrote."),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on; the default is only reachable from this machine."),
+    port: int = typer.Option(8080, min=0, max=65535, help="Port to listen on. 0: any free one, which is printed."),
+    keys_variable: str = typer.Option(
+        None, metavar="NAME", help="Environment variable with the API keys, separated by commas. Default: no key is asked for."
+    ),
+    judge: Path = typer.Option(None, metavar="FOLDER", help="Judge or student of rubric local_life that orders the places."),
+    model: Path = typer.Option(None, metavar="FILE", help="YAML with a section model or endpoint: a language model."),
+    relations: Path = typer.Option(None, metavar="FILE", help="Your own relations. Default: those of LORE."),
+    encoder: str = typer.Option(None, metavar="FOLDER", help="Where the town's encoder lies now. Default: as at indexing."),
+) -> None:
+    """Start the HTTP service of a town.
+
+    POST /ask answers questions, POST /recommend lists places for a person, and GET / is a page with a map.
+    """
+    from lore.online.config import need_packages
+
+    need_packages()
+    from lore.nearby.serve import serve_nearby  # loads fastapi and uvicorn
+
+    files = {"relations": relations, "encoder": encoder, "judge": judge, "model": model}
+    raise typer.Exit(serve_nearby(town, host, port, keys_variable, **files))

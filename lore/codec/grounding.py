@@ -8,7 +8,7 @@ is a caption, and synonyms.
 import re
 
 from lore.codec.judgement import unresolved
-from lore.codec.lexical_match import NEGATIONS, function_words, missing_words, pieces, stands_apart
+from lore.codec.lexical_match import BREAK, NEGATIONS, function_words, missing_words, pieces, stands_apart
 from lore.data.pair import Pair
 from lore.support.text import normalize
 
@@ -30,7 +30,7 @@ def citable(pair: Pair, caption: str | None = None) -> dict[str, str | None]:
     attributes += [] if pair.price is None else [f"{pair.price:.2f}"]
     return {
         "title": pair.title,
-        "attributes": "\n".join(attributes),
+        "attributes": BREAK.join(attributes),
         "description": pair.description or "",
         "photo": caption,
     }

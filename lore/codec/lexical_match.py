@@ -17,6 +17,8 @@ OWNER = re.compile(r"(?<=\w)['’]s\b", re.IGNORECASE)
 NEGATIONS = frozenset({"no", "not", "without", "non", "never"})
 HAN_NEGATIONS = "不无没非未"
 MOST_BETWEEN = 4
+BREAK = "\x1e"
+"""Stands between parts of a place of which the end of one does not negate the next."""
 MARK = re.compile(r"[\u3400-\u9fff]|\w+|[^\w\s]")
 INCH = re.compile(r"""\d\s?(?:"|”|″|''|in\b)""", re.IGNORECASE)
 TEXTS, PLACES, WORDS = 1024, 64, 2**16  # cache sizes: each pair's texts are searched many times, and texts share words
@@ -75,12 +77,16 @@ def missing_words(text: str, place: str, passed_over: frozenset[str] | None = No
 
 
 class _Place:
-    """A text that words are searched in. held: its pieces; at: positions of each form in `held`; forms: every form that counts as
-    held, with common spelling variants; whole: the text without spaces.
+    """A text that words are searched in. held: its pieces; begins: positions in `held` where a part begins; at: positions of each
+    form in `held`; forms: every form that counts as held, with common spelling variants; whole: the text without spaces.
     """
 
     def __init__(self, text: str):
-        self.held = pieces(text)
+        self.held: list[str] = []
+        self.begins: set[int] = set()
+        for part in text.split(BREAK):
+            self.begins.add(len(self.held))
+            self.held += pieces(part)
         self.at: dict[str, list[int]] = {}
         for position, piece in enumerate(self.held):
             for form in forms(piece):
@@ -126,7 +132,7 @@ def stands_apart(text: str, place: str) -> str:
                 if steps <= 0:
                     break
                 continue
-            if not NEGATIONS.isdisjoint(said) or not start or where.held[start - 1] not in NEGATIONS:
+            if not NEGATIONS.isdisjoint(said) or start in where.begins or where.held[start - 1] not in NEGATIONS:
                 why = ""
                 break
             why = "are negated"

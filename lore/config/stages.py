@@ -18,6 +18,7 @@ from lore.support.nearest import nearest
 
 STAGES = {
     "world": ("lore.data_synth.shop.config:WorldRecipe", "lore.data_synth.shop.write:run"),
+    "town": ("lore.data_synth.local_life.config:TownRecipe", "lore.data_synth.local_life.write:run"),
     "words": ("lore.data_synth.shop.config:WordsRecipe", "lore.data_synth.shop.word_matching_corpus:run"),
     "sessions": ("lore.data_synth.shop.config:SessionsRecipe", "lore.data_synth.shop.sessions:run"),
     "synthesize": ("lore.data_synth.synthesis.config:SynthesizeRecipe", "lore.data_synth.synthesis.synthesize:run"),

@@ -24,12 +24,12 @@ from lore.codec.lexical_match import function_words
 from lore.codec.sanitize import neutralize
 from lore.engines.engine import Engine, Sampling
 from lore.nearby.gazetteer import MAX_WORDS
-from lore.nearby.intent import Intent, understood
-from lore.nearby.place import MAX_NAME, plain_name
-from lore.nearby.retrieval import Candidate, Hit
-from lore.nearby.rules import computed, opening_text
+from lore.nearby.intent import understood
 from lore.nearby.times import NUMBER, number
 from lore.nearby.town import Town
+from lore.places.local_life import computed, opening_text
+from lore.places.place import MAX_NAME, plain_name
+from lore.places.question import Candidate, Hit, Intent
 from lore.support.text import printable, shortened
 
 NAME_CHARACTERS, WHY_CHARACTERS, MAX_ANSWER = 80, 160, 4000

@@ -16,7 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -30,14 +32,16 @@ from lore.engines.open_engine import open_engine
 from lore.judge.scorer import Scorer
 from lore.nearby.answer import Answer, model_answer, template_answer
 from lore.nearby.fusion import DEPTH, LearnedFusion, candidates
-from lore.nearby.graph import Graph
-from lore.nearby.hours import Opening, opening
-from lore.nearby.intent import MINUTES, Corrections, Intent, model_corrections, understand, understood
-from lore.nearby.place import Place, plain_name
-from lore.nearby.retrieval import Candidate, Hit, Layer, Reach
-from lore.nearby.rules import ceiling, grade, local_life, ordered
+from lore.nearby.graph import RELATIONS, Graph, Linker, load_relations
+from lore.nearby.intent import MINUTES, Corrections, model_corrections, understand, understood
+from lore.nearby.retrieval import Layer, Reach
+from lore.nearby.rules import grade, open_scorer, ordered
 from lore.nearby.streets import within
 from lore.nearby.town import Town
+from lore.places.hours import Opening, opening_of
+from lore.places.local_life import ceiling, local_life
+from lore.places.place import Place, plain_name
+from lore.places.question import Candidate, Hit, Intent
 from lore.support.errors import LoreError
 
 POOL = 40
@@ -113,6 +117,31 @@ def ask(
             notes.append(str(error))
     seconds = time.perf_counter() - began
     return Answer(intent, understood(intent), answer, found, beyond, struck, refused, notes, hits, seconds)
+
+
+def open_layers(
+    town: Town,
+    *,
+    relations: Path | None = None,
+    encoder: str | None = None,
+    judge: Path | None = None,
+    model: Path | None = None,
+) -> dict[str, Any]:
+    """What `ask` needs besides a question, by the names of its arguments. relations: a file; None: those of LORE. encoder: where
+    the town's encoder lies now; None: as at indexing. judge: folder of a judge or student. model: file of a language model."""
+    known, parts = load_relations(relations or RELATIONS), {}
+    linker, encoder = None, encoder or town.meta.get("encoder")
+    if encoder is not None:
+        from lore.nearby.vectors import Vectors, sentence_encoder  # loads torch: only with an encoder
+
+        encode = sentence_encoder(encoder)
+        linker = Linker(known, encode)
+        parts |= {"layers": [Vectors(town.vectors, encode, known)], "learned": LearnedFusion.load()}
+    if judge is not None:
+        parts["scorer"] = open_scorer(judge)
+    if model is not None:
+        parts["engine"] = open_language_model(model)
+    return parts | {"graph": Graph(town, known, linker)}
 
 
 def clock(town: Town) -> datetime:
@@ -192,12 +221,4 @@ def _opening_of(town: Town, intent: Intent) -> Callable[[Place], Opening]:
     when = intent.when
     assert when is not None
 
-    def opening_of(place: Place) -> Opening:
-        if place.starts is not None and when < place.starts:
-            return Opening("closed", place.starts)
-        if place.ends is not None or place.starts is not None:
-            over = place.ends is not None and when >= place.ends
-            return Opening("closed") if over else Opening("open", place.ends)
-        return opening(place.hours, place.lat, place.lon, when, town.meta.get("country"), town.meta.get("timezone"))
-
-    return opening_of
+    return partial(opening_of, when=when, country=town.meta.get("country"), timezone=town.meta.get("timezone"))

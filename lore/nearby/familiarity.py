@@ -31,12 +31,13 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
-from lore.nearby.hours import Opening, opening
-from lore.nearby.intent import WALK_MINUTES
-from lore.nearby.place import Place
-from lore.nearby.streets import DETOUR, METRES_PER_MINUTE, within
-from lore.nearby.town import Town, haversine, on_sphere
-from lore.nearby.visits import Visits, days_of
+from lore.nearby.streets import within
+from lore.nearby.town import Town, on_sphere
+from lore.nearby.visits import ReadVisits, Visits, days_of
+from lore.places.hours import Opening, opening
+from lore.places.place import Place
+from lore.places.question import WALK_MINUTES
+from lore.places.walk import DETOUR, METRES_PER_MINUTE, haversine
 from lore.support.errors import LoreError
 
 AROUND_METRES = 200.0
@@ -274,6 +275,29 @@ def recommend(
         return shown
 
     return Recommendation(best(mine, REVISITS, visited=True), best(new, FIRST_VISITS, visited=False), notes)
+
+
+def recommendation_json(found: Recommendation, read: ReadVisits, when: datetime) -> dict[str, Any]:
+    """The two lists with the numbers of each place, and how many visits were read and rejected, without what they hold."""
+    return {
+        "when": when.isoformat(timespec="minutes"),
+        "visits": len(read.visits),
+        "rejected": read.reasons,
+        "your_places": [_suggestion_json(one) for one in found.your_places],
+        "new_nearby": [_suggestion_json(one) for one in found.new_nearby],
+        "notes": found.notes,
+    }
+
+
+def _suggestion_json(one: Suggestion) -> dict[str, Any]:
+    until = one.opening.until
+    return {
+        **{key: getattr(one.place, key) for key in ("place_id", "name", "lat", "lon")},
+        "metres": round(one.metres),
+        "minutes": round(one.minutes, 1),
+        **{key: getattr(one, key) for key in ("familiarity", "distance", "popularity", "score")},
+        "opening": {"state": one.opening.state, "until": until and until.isoformat(timespec="minutes")},
+    }
 
 
 def profile(town: Town, visits: Visits, person: int | None, when: datetime) -> dict[str, Any]:

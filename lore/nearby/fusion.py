@@ -23,11 +23,11 @@ from pydantic import Field
 from lore.config.sections import Conflict, StrictModel
 from lore.config.validation import validate
 from lore.config.yaml_text import RecipeText
-from lore.nearby.hours import Opening
-from lore.nearby.intent import Intent
-from lore.nearby.place import Place
-from lore.nearby.retrieval import Candidate, Hit, Reach
+from lore.nearby.retrieval import Reach
 from lore.nearby.town import Town
+from lore.places.hours import Opening
+from lore.places.place import Place
+from lore.places.question import Candidate, Hit, Intent
 from lore.support.atomic_files import write_atomic
 from lore.support.bounds import MAX_WEIGHT
 from lore.support.untrusted_json import read_object

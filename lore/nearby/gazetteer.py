@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lore.nearby.place import plain_name
-from lore.nearby.town import Town, haversine
+from lore.nearby.town import Town
+from lore.places.place import plain_name
+from lore.places.walk import haversine
 from lore.support.nearest import nearest
 
 MAX_WORDS = 12

@@ -32,10 +32,10 @@ from pydantic import Field
 from lore.config.sections import Conflict, StrictModel
 from lore.config.validation import validate
 from lore.config.yaml_text import read_recipe_text
-from lore.nearby.intent import Intent, Need
-from lore.nearby.place import parts
-from lore.nearby.retrieval import Hit, Reach
+from lore.nearby.retrieval import Reach
 from lore.nearby.town import Town
+from lore.places.place import parts
+from lore.places.question import Hit, Intent, Need
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest
 from lore.support.text import normalize, printable

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from operator import itemgetter
@@ -24,55 +24,19 @@ from lore.codec.lexical_match import NEGATIONS, function_words, stem
 from lore.codec.sanitize import neutralize
 from lore.engines.engine import Engine, Sampling
 from lore.nearby.gazetteer import MAX_WORDS, Named, find, similar
-from lore.nearby.place import plain_name
 from lore.nearby.times import NUMBER, find_time, number, read_time
 from lore.nearby.town import Town, check_point
+from lore.places.place import plain_name
+from lore.places.question import WALK_MINUTES, Intent, Need
+from lore.places.walk import METRES_PER_MINUTE
 from lore.support.errors import LoreError, reason
 from lore.support.text import compatible, printable, shortened
 from lore.support.untrusted_json import parse_json
 
-WALK_MINUTES = 15.0
-"""The 15-minute life circle."""
 MINUTES = 1.0, 120.0
 """Shortest and longest walk."""
-METRES_PER_MINUTE = 80.0
-"""Speed on foot, for a question that gives a distance."""
 MAX_QUESTION = 2000
 """Characters."""
-
-
-@dataclass(frozen=True)
-class Need:
-    """text: words of the question. key: the need in the relations of lore.nearby.graph that they mean; None: only the vector layer
-    can answer them. excluded: places that have it are not wanted ("not a chain")."""
-
-    text: str
-    key: str | None = None
-    excluded: bool = False
-
-
-@dataclass(frozen=True)
-class Intent:
-    """lat, lon: middle of the circle. around: name of the place or area that the question gave as the middle; None: the position of
-    the person. around_id: its place_id. around_others: how many places farther from the person have the same name. unknown_places:
-    names that the question gives and the index lacks: said, never guessed. similar_places: names of the town that are spelled like
-    them. minutes: on foot. when: wall clock of the town. open_then: only places that are open at `when` are wanted.
-    """
-
-    text: str
-    lat: float
-    lon: float
-    language: Literal["en", "zh"] = "en"
-    needs: tuple[Need, ...] = ()
-    around: str | None = None
-    unknown_places: tuple[str, ...] = ()
-    minutes: float = WALK_MINUTES
-    when: datetime | None = None
-    open_then: bool = False
-    companions: tuple[str, ...] = ()
-    around_id: str | None = None
-    around_others: int = 0
-    similar_places: tuple[str, ...] = ()
 
 
 class NeedWords(Protocol):
@@ -94,6 +58,7 @@ class Corrections(BaseModel):
     time: str | None = Field(None, max_length=100)
     minutes: float | None = Field(None, ge=MINUTES[0], le=MINUTES[1])
     around: str | None = Field(None, max_length=200)
+    """"": the position of the person."""
 
 
 COMPANIONS = {
@@ -179,7 +144,7 @@ def understand(
 
     if (name := fixed.get("around")) is not None:
         around = find(town, plain_name(name), lat, lon)
-        unknown = [] if around else [shortened(printable(name), 100)]
+        unknown = [] if around or not name.strip() else [shortened(printable(name), 100)]
     if "time" in fixed:
         when, open_then = read_time(fixed["time"], now), True
     for field, excluded in (("needs", False), ("excluded", True)):
@@ -367,22 +332,25 @@ def _known_place(text: str, town: Town, lat: float, lon: float) -> tuple[str, Na
     """The text without the first name after "near" or before "附近" that the town has, and the place. After a word that says
     less, such as "in", the name is that of an area, or is written with a capital."""
     tokens = [(plain_name(one[0]), one.start(), one.end()) for one in re.finditer(rf"[{HAN}]|[^\W_{HAN}]+(?:['’][a-z]+)?", text)]
+    spans: list[tuple[re.Match[str], int, int]] = []
     for marker in _BEFORE.finditer(text):
         first = bisect_left(tokens, marker.end(), key=itemgetter(1))
         first += first < len(tokens) and tokens[first][0] == "the"
-        for end in range(min(first + MAX_WORDS, len(tokens)), first, -1):
-            found = find(town, " ".join(token[0] for token in tokens[first:end]), lat, lon)
-            if found is None:
-                continue
-            start = tokens[first][1]
-            sure = marker["strong"] or text[start].isupper() or town.kinds[found.row] == "area"
-            if sure or (end - first > 1 and not text[start].isascii()):
-                return _without(text, [(marker.start(), tokens[end - 1][2])]), found
+        spans += [(marker, first, end) for end in range(min(first + MAX_WORDS, len(tokens)), first, -1)]
     for marker in _AFTER.finditer(text):
         last = bisect_right(tokens, marker.start(), key=itemgetter(2))
-        for first in range(max(0, last - MAX_WORDS), last):
-            if found := find(town, " ".join(token[0] for token in tokens[first:last]), lat, lon):
-                return _without(text, [(tokens[first][1], marker.end())]), found
+        spans += [(marker, first, last) for first in range(max(0, last - MAX_WORDS), last)]
+    names = [" ".join(token[0] for token in tokens[first:end]) for _, first, end in spans]
+    known = set(town.known_names(names))
+    for (marker, first, end), name in zip(spans, names, strict=True):
+        found, start = find(town, name, lat, lon) if name in known else None, tokens[first][1]
+        if found is None:
+            continue
+        if marker.re is _AFTER:
+            return _without(text, [(start, marker.end())]), found
+        sure = marker["strong"] or text[start].isupper() or town.kinds[found.row] == "area"
+        if sure or (end - first > 1 and not text[start].isascii()):
+            return _without(text, [(marker.start(), tokens[end - 1][2])]), found
     return text, None
 
 

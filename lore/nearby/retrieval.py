@@ -1,4 +1,4 @@
-"""What the three layers of retrieval share: the set within reach, a hit with its reason, and the contract of a layer.
+"""What the three layers of retrieval share: the set within reach, and the contract of a layer.
 
 The geographic layer comes first: the other two rank what lies within reach, so that a place beyond the circle is never retrieved.
 """
@@ -10,9 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lore.nearby.hours import Opening
-from lore.nearby.intent import Intent
-from lore.nearby.place import Place
+from lore.places.question import Hit, Intent
 
 
 @dataclass(frozen=True)
@@ -26,31 +24,8 @@ class Reach:
     by_streets: bool = False
 
 
-@dataclass(frozen=True)
-class Hit:
-    """row: of the town. score: larger is better, comparable only within its layer. why: a short reason for people."""
-
-    row: int
-    score: float
-    why: str
-
-
 class Layer(Protocol):
     name: str
 
     def retrieve(self, intent: Intent, reach: Reach, k: int) -> list[Hit]:
         """At most k hits among reach.rows, the best first; [] if the layer has nothing to say about the question."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A place that was found. hits: by name of the layer. tier: of rubrics/local_life.yaml; None: not judged."""
-
-    row: int
-    place: Place
-    metres: float
-    minutes: float
-    opening: Opening
-    score: float
-    hits: dict[str, Hit]
-    tier: str | None = None

@@ -1,73 +1,21 @@
-"""The rule book rubrics/local_life.yaml for a question and a place: what is computed, and what a judge or student may add.
+"""Grades of a judge or student for places, under the computed rules of lore.places.local_life.
 
-The rules of the circle, of opening hours, of excluded words in a name, and of company that a tag settles are computed. The worst of
-them is the ceiling of a place: whatever a judge says, its tier is no better. A grade above the ceiling, or one that rests on a rule
-that the computation contradicts, is refused and counted.
+A grade above the ceiling of a place, or one that rests on a rule that the computation contradicts, is refused and counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import timedelta
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 
-from lore.data.pair import Pair
 from lore.judge.scorer import Scorer
 from lore.judge.verdict import Verdict
-from lore.nearby.hours import Opening
-from lore.nearby.intent import Intent
-from lore.nearby.place import plain_name
-from lore.nearby.retrieval import Candidate
-from lore.rubric.rubric import Rubric, load_rubric
+from lore.places.local_life import ceiling, computed, local_life, pair
+from lore.places.question import Candidate, Intent
+from lore.rubric.computed_rules import contradicts
+from lore.rubric.rubric import Rubric
 from lore.support.errors import LoreError
-
-COMPANY_TAGS = {
-    "dog": ("dog", "dogs", "pets", "pets_allowed"),
-    "wheelchair": ("wheelchair",),
-    "stroller": ("stroller", "wheelchair"),
-    "kids": ("kids_area", "highchair", "changing_table", "children"),
-}
-"""OpenStreetMap's keys by companion. Only kinds of company that a tag can settle."""
-SHOWN_TAGS = 12
-
-
-@cache
-def local_life() -> Rubric:
-    return load_rubric("local_life")
-
-
-@dataclass(frozen=True)
-class RuleVerdict:
-    """rule: id in the rubric; tier: that of the rule."""
-
-    rule: str
-    tier: str
-
-
-def computed(candidate: Candidate, intent: Intent) -> list[RuleVerdict]:
-    """The rules that need no judge. Unknown hours are a rule of their own, never taken for open or closed."""
-    found = ["circle-within" if candidate.minutes <= intent.minutes + 1e-6 else "circle-beyond"]
-    if intent.open_then:
-        found.append(f"hours-{candidate.opening.state}")
-    name = f" {plain_name(candidate.place.name)} "
-    excluded = [plain_name(need.text) for need in intent.needs if need.excluded]
-    if excluded:
-        found.append("exclusion-broken" if any(one and f" {one} " in name for one in excluded) else "exclusion-kept")
-    tags = candidate.place.tags
-    said = {tags[key] for one in intent.companions for key in COMPANY_TAGS.get(one, ()) if key in tags}
-    if said & {"yes", "no", "limited", "leashed"}:
-        found.append("company-refused" if "no" in said else "company-welcome")
-    tier_of = {rule.id: rule.tier for rule in local_life().rules}
-    return [RuleVerdict(rule, tier_of[rule]) for rule in found]
-
-
-def ceiling(candidate: Candidate, intent: Intent) -> str:
-    """The best tier that the computed rules leave to a place."""
-    tier = local_life().verdict_over([one.tier for one in computed(candidate, intent)])
-    assert tier is not None  # the circle is always computed, and the rubric takes the worst
-    return tier
 
 
 def grade(candidates: Sequence[Candidate], intent: Intent, scorer: Scorer) -> tuple[list[Candidate], int]:
@@ -79,7 +27,7 @@ def grade(candidates: Sequence[Candidate], intent: Intent, scorer: Scorer) -> tu
             f"The judge grades {', '.join(scorer.tier_ids)}, and rubric {rubric.name} has {', '.join(rubric.tier_ids)}. Its grades "
             f"would mean something else: name a judge that was trained on rubric {rubric.name}."
         )
-    verdicts = scorer.score([_pair(one, intent) for one in candidates])
+    verdicts = scorer.score([pair(one, intent) for one in candidates])
     graded, refused = [], 0
     for candidate, verdict in zip(candidates, verdicts, strict=True):
         tier, was_refused = _allowed(verdict, candidate, intent, rubric)
@@ -120,52 +68,12 @@ def open_scorer(folder: str | Path) -> Scorer:
     return JudgeScorer(engine, judge.rubric, judge.fmt, Sampling(), name)
 
 
-def opening_text(opening: Opening, intent: Intent) -> str:
-    """`open until 18:00`, `closed until Tue 09:00`, `hours unknown`, in the language of the question."""
-    zh, until, when = intent.language == "zh", opening.until, intent.when
-    if opening.state == "unknown":
-        return "营业时间未知" if zh else "hours unknown"
-    is_open = opening.state == "open"
-    if until is None:
-        return ("一直营业" if is_open else "不营业") if zh else ("open all the time" if is_open else "closed")
-    soon = when is not None and until - when < timedelta(hours=24) and (is_open or until.date() == when.date())
-    day = "" if soon else f"周{'一二三四五六日'[until.weekday()]}" if zh else f"{until:%a} "
-    if zh:
-        return f"营业至{day}{until:%H:%M}" if is_open else f"已打烊，{day}{until:%H:%M}开门"
-    return f"{opening.state} until {day}{until:%H:%M}"
-
-
-def _pair(candidate: Candidate, intent: Intent) -> Pair:
-    """The question and the place as a judge reads them. Its renderer makes texts of strangers safe."""
-    place = candidate.place
-    asked = f"at {intent.when:%a %H:%M}: " if intent.when is not None else ""
-    known = {
-        "category": ", ".join(place.classes),
-        "walk": f"{candidate.minutes:.0f} minutes of {intent.minutes:.0f}",
-        "opening": asked + opening_text(candidate.opening, intent),
-        "found by": "; ".join(hit.why for hit in candidate.hits.values()),
-    }
-    attributes = {key: value for key, value in known.items() if value} | dict(list(place.tags.items())[:SHOWN_TAGS])
-    return Pair(
-        pair_id=str(candidate.row),
-        query=intent.text,
-        item_id=place.place_id,
-        title=place.name or place.place_id,
-        attributes=attributes,
-        description=place.text or None,
-    )
-
-
 def _allowed(verdict: Verdict, candidate: Candidate, intent: Intent, rubric: Rubric) -> tuple[str | None, bool]:
     """(tier, whether the grade was refused)."""
     if verdict.tier is None:
         return None, False
-    rules = {one.id: one for one in rubric.rules}
-    by_dimension = {rules[one.rule].dimension: one for one in computed(candidate, intent)}
-    cited = [(rules[rule].dimension, rule) for rule in verdict.rules if rule in rules]
-    contradicts = any(dimension in by_dimension and by_dimension[dimension].rule != rule for dimension, rule in cited)
-    blamed = by_dimension.get(verdict.mismatch or "")
-    if contradicts or (blamed is not None and blamed.tier not in rubric.mismatch_tiers):
+    known = [one.rule for one in computed(candidate, intent)]
+    if contradicts(rubric, known, verdict.rules, verdict.rationale, verdict.mismatch):
         return None, True
     best = ceiling(candidate, intent)
     return (best, True) if rubric.index(verdict.tier) > rubric.index(best) else (verdict.tier, False)

@@ -38,8 +38,8 @@ from lore.data.row_validation import ENCODING_HINT
 from lore.data.tables.any_table import suffix_of, table_records
 from lore.data.tables.csv import check_delimiter
 from lore.data.tables.ids import id_text
-from lore.nearby.place import Place, parts
 from lore.nearby.town import GAP, Encode, is_town_file, write_town
+from lore.places.place import Place, parts
 from lore.support.errors import LoreError, reason
 from lore.support.nearest import nearest_hint
 from lore.support.outputs import Output, checked_outputs

@@ -20,12 +20,9 @@ from scipy.spatial import cKDTree
 
 from lore.nearby.retrieval import Reach
 from lore.nearby.town import Town, check_point, on_sphere
+from lore.places.walk import DETOUR, METRES_PER_MINUTE
 from lore.support.errors import LoreError, reason
 
-METRES_PER_MINUTE = 80.0
-"""4.8 km/h."""
-DETOUR = 1.3
-"""A walk over the straight distance."""
 CROSSINGS = 3
 """Nearest crossings at which a walk may begin or end."""
 NEXT_DOOR_METRES = 50.0

@@ -25,14 +25,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from lore.nearby.place import Place, plain_name
+from lore.places.place import Place, plain_name
+from lore.places.walk import EARTH_METRES, haversine
 from lore.support.atomic_files import open_part, part_of, remove, replace_file
 from lore.support.errors import LoreError
 
 APPLICATION_ID = 0x4C4F5245  # "LORE", in the header of the file
 VERSION = 2
-EARTH_METRES = 6_371_008.8
-"""Mean radius, IUGG."""
 METRES_PER_DEGREE = math.pi * EARTH_METRES / 180
 CHUNK = 1024
 GAP = (math.nan, math.nan)
@@ -299,6 +298,16 @@ class Town:
             wide = math.degrees(math.asin(min(1.0, math.sin(angle) / math.cos(math.radians(lat))))) + FLOAT32_DEGREES
         spans = [(lon - wide, lon + wide)]
         spans += [(west + turn, east + turn) for west, east in spans for turn in (-360, 360) if not -180 < west < east < 180 > wide]
+        return self._in_boxes(south, north, spans)
+
+    def in_box(self, south: float, west: float, north: float, east: float) -> np.ndarray:
+        """Rows, in order, whose box touches this one, in degrees. A west above the east is a box across the date line. Raises
+        LoreError for coordinates out of range."""
+        check_point(south, west)
+        check_point(north, east)
+        return self._in_boxes(south, north, [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)])
+
+    def _in_boxes(self, south: float, north: float, spans: list[tuple[float, float]]) -> np.ndarray:
         query = "select row from box where north >= ? and south <= ? and east >= ? and west <= ?"
         found = [row for west, east in spans for (row,) in self._connection.execute(query, [south, north, west, east])]
         return np.unique(np.array(found, dtype=np.int64))
@@ -338,13 +347,6 @@ def check_point(lat: float, lon: float) -> None:
     """Raises LoreError for coordinates out of range, also NaN."""
     if not (-90 <= lat <= 90 and -180 <= lon <= 180):
         raise LoreError(f"{lat},{lon} is no place on Earth: expected a latitude of -90 to 90, then a longitude of -180 to 180.")
-
-
-def haversine(lat: float, lon: float, lats: np.ndarray, lons: np.ndarray) -> np.ndarray:
-    """Metres (n,) on the sphere between a point and points (n,), all in degrees."""
-    south, north = np.radians(lat), np.radians(lats)
-    half = np.sin((north - south) / 2) ** 2 + np.cos(south) * np.cos(north) * np.sin(np.radians(lons - lon) / 2) ** 2
-    return 2 * EARTH_METRES * np.arcsin(np.sqrt(np.clip(half, 0, 1)))
 
 
 def outline_metres(lat: float, lon: float, points: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -19,9 +19,9 @@ from functools import lru_cache
 import numpy as np
 
 from lore.nearby.graph import Relations
-from lore.nearby.intent import Intent
-from lore.nearby.place import Place
-from lore.nearby.retrieval import Hit, Reach
+from lore.nearby.retrieval import Reach
+from lore.places.place import Place
+from lore.places.question import Hit, Intent
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 """From n texts to unit vectors (n, dimension), float32."""

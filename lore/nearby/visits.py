@@ -9,6 +9,7 @@ Everything else stays in memory: no message names a place or a person of the fil
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,8 +22,8 @@ from lore.data.importers.table import column_map
 from lore.data.rejected_rows import BadCell, RejectedWriter, Rejection, is_rejected_file, rejected_path, short, shown_value
 from lore.data.tables.any_table import table_records
 from lore.data.tables.ids import id_text
+from lore.data.tables.times import cell_seconds
 from lore.nearby.town import Town, on_sphere
-from lore.recommend.importers import cell_seconds
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint
@@ -106,32 +107,47 @@ def read_visits(path: str | Path, town: Town, map: str | None = None) -> ReadVis
         raise LoreError(
             f"--map: {wrong[0]!r} is no field of a visit; expected {', '.join(COLUMNS)}.{nearest_hint(wrong[0], COLUMNS)}"
         )
+
+    def visits() -> Iterator[Rejection | tuple[int, dict[str, Any], dict[str, Any]]]:
+        for record in table_records(Path(path), list(mapped.values())):
+            if isinstance(record, Rejection):
+                yield record
+                continue
+            number, cells = record
+            columns = mapped or {
+                name: next(one for one in known if one in cells) for name, known in COLUMNS.items() if cells.keys() & {*known}
+            }
+            if "time" not in columns or not ("place_id" in columns or {"lat", "lon"} <= {*columns}):
+                raise LoreError(
+                    f"{path}: a visit needs a time, and place_id or lat and lon; found the columns {', '.join([*cells][:20])}. "
+                    "Name them with --map time=COLUMN,place_id=COLUMN."
+                )
+            yield number, {name: cells.get(column) for name, column in columns.items()}, cells
+
+    return collected_visits(visits(), town, str(path))
+
+
+def collected_visits(
+    given: Iterable[Rejection | tuple[int, dict[str, Any], dict[str, Any]]], town: Town, source: str
+) -> ReadVisits:
+    """given: rejected rows, and (number, values by the names of COLUMNS, whole row) of others. Raises LoreError for too many."""
     users: list[str] = []
     rows: list[int] = []
     days: list[float] = []
     rejected: list[Rejection] = []
     nearest = _Nearest(town)
-    for record in table_records(Path(path), list(mapped.values())):
-        if isinstance(record, Rejection):
-            rejected.append(record)
+    for one in given:
+        if isinstance(one, Rejection):
+            rejected.append(one)
             continue
-        number, cells = record
-        columns = mapped or {
-            name: next(one for one in known if one in cells) for name, known in COLUMNS.items() if cells.keys() & {*known}
-        }
-        if "time" not in columns or not ("place_id" in columns or {"lat", "lon"} <= {*columns}):
-            raise LoreError(
-                f"{path}: a visit needs a time, and place_id or lat and lon; found the columns {', '.join([*cells][:20])}. "
-                "Name them with --map time=COLUMN,place_id=COLUMN."
-            )
-        values = {name: cells.get(column) for name, column in columns.items()}
+        number, values, cells = one
         try:
             row, day = _row(values, town, nearest), _day(values["time"])
         except BadCell as bad:
-            rejected.append(Rejection(str(path), number, *bad.args, short(cells)))
+            rejected.append(Rejection(source, number, *bad.args, short(cells)))
             continue
         if len(rows) == MAX_VISITS:
-            raise LoreError(f"{path} has more than {MAX_VISITS:,} visits, too many to read. Leave out the oldest ones.")
+            raise LoreError(f"{source} has more than {MAX_VISITS:,} visits, too many to read. Leave out the oldest ones.")
         users.append(id_text(values.get("user")))
         rows.append(row)
         days.append(day)

@@ -8,28 +8,21 @@ hangs up ends the work on the request.
 """
 
 import asyncio
-import base64
-import binascii
-import hmac
-import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi import Body as InBody
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
-from fastapi.routing import APIRoute
-from fastapi.security import HTTPBearer
-from pydantic import BaseModel
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic_core import to_json
 from starlette.background import BackgroundTask
 
 from lore.data.pair import Pair
-from lore.online import schemas
+from lore.online import admission, schemas
+from lore.online.admission import Admission, probes, while_connected
 from lore.online.answer import TOO_LATE, Answer, Answering
-from lore.online.body import BoundedRequest
 from lore.online.config import MAX_MILLISECONDS, OnlineRecipe, ServeSection
 from lore.online.dashboard import Dashboard
 from lore.online.exchange import ApiError, Exchange, add_error_replies, exchange_of
@@ -38,52 +31,19 @@ from lore.online.photos import Photos
 from lore.online.router import TURN_SECONDS
 from lore.online.shadow import Shadow
 from lore.online.traces import Traces
-from lore.support.errors import LoreError
 
 DEADLINE_HEADER = "x-envoy-expected-rq-timeout-ms"
 """https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_filters/router_filter"""
-WARM_SECONDS = 5.0
-"""When to try again while the service warms up or drains."""
 MAX_LOGGED_QUERIES = 20
 NOT_KEPT = {"cache-control": "no-store"}
-SHORTEST_KEY = 8
 SHORTEST_SECONDS = 1e-3
 ERRORS = (400, 408, 413, 415, 422, 429, 500, 503)
-T = TypeVar("T")
 
 
-class Service(Protocol):
+class Service(admission.State, Protocol):
     """What answers behind the interface, see lore.online.service."""
 
     router: Answering
-    ready: bool
-    """Warmed up."""
-    draining: bool
-    """Takes no more requests."""
-
-    def refuse_if_behind(self) -> None:
-        """Raises Overloaded while the service could not answer in time."""
-
-
-class State(BaseModel):
-    """Reply of the probes."""
-
-    status: Literal["alive", "ready"]
-
-
-def api_keys(section: ServeSection, environment: Mapping[str, str] = os.environ) -> list[bytes]:
-    """The keys that clients may send; [] if none is asked for. Raises LoreError if the variable holds none, or a short one."""
-    if section.keys_variable is None:
-        return []
-    given = environment.get(section.keys_variable, "")
-    keys = [key.strip().encode(errors="surrogateescape") for key in given.split(",") if key.strip()]
-    if not keys or min(map(len, keys)) < SHORTEST_KEY:
-        found = "holds no key" if not keys else f"holds a key of fewer than {SHORTEST_KEY} characters"
-        raise LoreError(
-            f"The variable {section.keys_variable} (serve.keys_variable) {found}, so anyone could guess one.\n"
-            f"Set it to keys of at least {SHORTEST_KEY} characters, separated by commas, or set serve.keys_variable: null."
-        )
-    return keys
 
 
 def build_app(
@@ -128,15 +88,14 @@ class Endpoints:
     def __init__(self, serve: ServeSection, service: Service, photos: Photos, metrics: Metrics, shadow: Shadow | None = None):
         self.serve, self.service, self.photos, self.metrics, self.shadow = serve, service, photos, metrics, shadow
         self.dashboard = Dashboard(metrics)
-        self.keys = api_keys(serve)
+        self.admission = Admission(serve, service)
+        keys, secured = self.admission.keys, self.admission.secured
         self.reader = schemas.PairReader(serve.max_text_characters)
         error = {"model": schemas.ErrorReply}
-        # For OpenAPI: `_admit` compares the keys, before the body is read.
-        secured = [Depends(HTTPBearer(auto_error=False))] if self.keys else []
         self.router = APIRouter(
-            route_class=self._route_class(),
+            route_class=self.admission.route_class(),
             dependencies=secured,
-            responses=dict.fromkeys((*ERRORS, *([401] if self.keys else [])), error),
+            responses=dict.fromkeys((*ERRORS, *([401] if keys else [])), error),
         )
         for path, call, model in (
             ("/v1/rerank", self.rerank_v1, schemas.RerankReply),
@@ -147,15 +106,10 @@ class Endpoints:
             ("/judge", self.judge, schemas.JudgeReply),
         ):
             self.router.add_api_route(path, call, methods=["POST"], response_model=model)
-        self.probes = APIRouter()
-        self.probes.add_api_route("/health", self.health, methods=["GET"], response_model=State)
-        self.probes.add_api_route("/metrics", self.shown_metrics, methods=["GET"], response_class=PlainTextResponse)
-        secured_page = {"dependencies": secured, "responses": {401: error} if self.keys else {}}
+        self.probes = probes(self.admission, metrics, error)
+        secured_page = {"dependencies": secured, "responses": {401: error} if keys else {}}
         self.probes.add_api_route("/dashboard", self.shown_dashboard, methods=["GET"], response_class=HTMLResponse, **secured_page)
         self.probes.add_api_route("/dashboard.json", self.dashboard_numbers, methods=["GET"], **secured_page)
-        self.probes.add_api_route("/ready", self.is_ready, methods=["GET"], response_model=State, responses={503: error})
-        for path, call in (("/health", self.health), ("/ready", self.is_ready)):  # load balancers may ask for the headers only
-            self.probes.add_api_route(path, call, methods=["HEAD"], include_in_schema=False)
 
     async def rerank_v1(self, request: Request, body: schemas.RerankBody) -> Response:
         """Cohere's v1 and Jina's format: documents, best first."""
@@ -182,82 +136,15 @@ class Endpoints:
         reply = await self._reply(request, schemas.judge_rows(body), body.deadline_ms)
         return _written(request, reply.verdicts())
 
-    async def health(self) -> dict[str, str]:
-        """200 as long as the process lives."""
-        return {"status": "alive"}
-
-    async def shown_metrics(self, request: Request) -> Response:
-        """Metrics in Prometheus' format, of all workers."""
-        content, content_type = self.metrics.rendered(request.headers.get("accept", ""))
-        return Response(content, headers={"content-type": content_type})
-
     def shown_dashboard(self, request: Request) -> Response:
         """A page with the numbers of the last minutes, of all workers."""
-        self._admit_browser(request)
+        self.admission.admit_browser(request)
         return HTMLResponse(self.dashboard.page(), headers=NOT_KEPT)
 
     def dashboard_numbers(self, request: Request) -> Response:
         """The numbers of the page."""
-        self._admit_browser(request)
+        self.admission.admit_browser(request)
         return JSONResponse(self.dashboard.numbers(), headers=NOT_KEPT)
-
-    async def is_ready(self) -> dict[str, str]:
-        """200 while requests are answered; 503 while the service warms up or drains."""
-        self._need_ready()
-        return {"status": "ready"}
-
-    def _route_class(self) -> type[APIRoute]:
-        admit, serve = self._admit, self.serve
-
-        class OnlineRequest(BoundedRequest):
-            max_body_bytes = serve.max_body_bytes
-
-        class OnlineRoute(APIRoute):
-            def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-                answer = super().get_route_handler()
-
-                async def handler(request: Request) -> Response:
-                    admit(request)
-                    return await answer(OnlineRequest(request.scope, request.receive))
-
-                return handler
-
-        return OnlineRoute
-
-    def _admit(self, request: Request) -> None:
-        """Raises ApiError for a request without a valid key, and while the service does not answer; Overloaded while it is
-        behind."""
-        if self.keys:
-            scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not self._is_key(given.strip().encode("latin-1")):
-                raise ApiError(401, "unauthorized", "no valid API key; send Authorization: Bearer KEY", close=True)
-        self._need_ready()
-        self.service.refuse_if_behind()
-
-    def _admit_browser(self, request: Request) -> None:
-        """Raises ApiError without a valid key, as a bearer's or as the password of a browser's dialog."""
-        if not self.keys:
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        key = given.strip().encode("latin-1")
-        if scheme.lower() == "basic":
-            try:
-                key = base64.b64decode(key, validate=True).partition(b":")[2]
-            except binascii.Error:
-                key = b""
-        if scheme.lower() not in ("bearer", "basic") or not self._is_key(key):
-            message = "no valid API key; give it as the password, or send Authorization: Bearer KEY"
-            raise ApiError(401, "unauthorized", message, challenge='Basic realm="lore", charset="UTF-8"')
-
-    def _is_key(self, key: bytes) -> bool:
-        same = [hmac.compare_digest(key, known) for known in self.keys]  # all of them: the time says nothing
-        return any(same)
-
-    def _need_ready(self) -> None:
-        if self.service.draining or not self.service.ready:
-            state = "draining" if self.service.draining else "warming_up"
-            message = f"the service is {'shutting down' if self.service.draining else 'warming up'}"
-            raise ApiError(503, state, message, retry_seconds=WARM_SECONDS)
 
     async def _rerank(self, request: Request, body: schemas.RerankBody, version: str) -> Response:
         reply = await self._reply(request, schemas.rerank_rows(body))
@@ -274,7 +161,7 @@ class Endpoints:
         exchange.mark("read")
         pairs = await self._read(rows)
         exchange.mark("parse")
-        answers, photos = await _while_connected(request, self._answered(exchange, rows, pairs, deadline_seconds))
+        answers, photos = await while_connected(request, self._answered(exchange, rows, pairs, deadline_seconds))
         self.metrics.answered(answers)
         if self.shadow is not None:
             exchange.after = BackgroundTask(_offer, self.shadow, pairs, answers)
@@ -331,25 +218,6 @@ class Endpoints:
                 self.metrics.photo_refused(failure.partition(":")[0])
         exchange.mark("photos")
         return failures
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of the work, which is canceled if the client hangs up; ApiError is raised then."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_hung_up(request))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ApiError(499, "client_gone", "the client hung up")
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _offer(shadow: Shadow, pairs: list[Any], answers: list[Answer]) -> None:

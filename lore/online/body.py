@@ -47,7 +47,7 @@ class BoundedRequest(Request):
         body = await self.body()
         most = max(FEWEST_VALUES, self.max_body_bytes // BYTES_PER_VALUE)
         if len(body) > most and sum(map(body.count, (b"[", b"{", b","))) > most:
-            message = f"the body has more than {most:,} brackets and commas; send fewer pairs at a time"
+            message = f"the body has more than {most:,} brackets and commas; send less at a time"
             raise ApiError(413, "too_large", message)
         return _parsed(body) if len(body) <= SHORT_BYTES else await asyncio.to_thread(_parsed, body)
 
@@ -82,7 +82,7 @@ class BoundedRequest(Request):
         return b"".join(parts)
 
     def _too_large(self) -> ApiError:
-        message = f"the body has more than {self.max_body_bytes:,} bytes (serve.max_body_bytes); send fewer pairs at a time"
+        message = f"the body has more than {self.max_body_bytes:,} bytes (serve.max_body_bytes); send less at a time"
         return ApiError(413, "too_large", message, close=True)
 
 

@@ -171,6 +171,13 @@ class RouteSection(StrictModel):
             yield "frequencies", f"{self.frequencies} does not exist. `lore plan` writes it."
 
 
+def need_packages() -> None:
+    """Raises LoreError for a package of an HTTP service that is not installed."""
+    for name in ("fastapi", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(name) is None:
+            raise LoreError(f"The service needs {name}, which is not installed.\nInstall it: pip install 'lore-relevance[online]'")
+
+
 class ServeSection(StrictModel):
     """The HTTP server and its limits."""
 
@@ -262,11 +269,7 @@ class OnlineRecipe(BaseRecipe):
             yield Conflict(("cache.judge", "judge"), "a cache without a judge", "cache.judge, whose verdicts are answered")
 
     def check_packages(self) -> None:
-        for name in ("fastapi", "uvicorn", "prometheus_client"):
-            if importlib.util.find_spec(name) is None:
-                raise LoreError(
-                    f"The service needs {name}, which is not installed.\nInstall it: pip install 'lore-relevance[online]'"
-                )
+        need_packages()
 
     def derived(self) -> dict[str, Any]:
         return {"answers at": f"http://{self.serve.host}:{self.serve.port}"}

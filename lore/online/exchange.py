@@ -20,7 +20,6 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from lore.online.answer import Draining, Refused, TooManyPairs
-from lore.online.metrics import SCHEMAS
 
 MAX_SHOWN_ERRORS = 10
 KINDS = {404: "not_found", 405: "method_not_allowed"}
@@ -146,10 +145,10 @@ def _place(error: Exception) -> str:
 
 
 def _report(scope: Any, exchange: Exchange) -> None:
-    """Tells metrics and traces of a request to one of the formats."""
+    """Tells metrics and traces of a request to one of the counted paths."""
     metrics, traces = scope["app"].state.metrics, scope["app"].state.traces
     path = getattr(scope.get("route"), "path", "")
-    if scope["method"] != "POST" or path not in SCHEMAS:
+    if scope["method"] != "POST" or path not in metrics.paths:
         return
     seconds = exchange.elapsed_seconds()
     metrics.request(path, exchange.status, seconds)

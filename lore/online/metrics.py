@@ -83,34 +83,75 @@ class ScoreHistory:
         self.recent = [kept * value + counts.get(at, 0) for at, value in enumerate(self.recent)]
 
 
-class Metrics:
-    """What the parts of the service report to. It implements lore.online.cache_store.CacheObserver.
+class RequestMetrics:
+    """What every service tells about its requests. paths: those that are counted by their names.
 
-    reference: see ScoreHistory. registry: where the metrics are kept, unless several workers share files.
+    registry: where the metrics are kept, unless several workers share files.
+    """
+
+    def __init__(self, paths: Sequence[str], registry: CollectorRegistry | None = None):
+        self.paths, self.registry = paths, registry or CollectorRegistry()
+        self._children: dict[tuple[Any, tuple[Any, ...]], Any] = {}
+        self._requests = self._counter("requests_total", "Requests by path and HTTP status.", "schema", "status")
+        self._request_seconds = self._histogram("request_seconds", "Seconds of a request at the server.", SECONDS, "schema")
+        self._shed = self._counter("shed_requests_total", "Requests refused because of overload or shutdown.", "reason")
+        self._stages = self._histogram("stage_seconds", "Seconds of a request in a stage.", SECONDS, "stage")
+
+    def request(self, schema: str, status: int, seconds: float) -> None:
+        """One HTTP request has ended. schema: its path, as the service spells it."""
+        schema = schema if schema in self.paths else OTHER
+        self._child(self._requests, schema, status).inc()
+        self._child(self._request_seconds, schema).observe(seconds)
+
+    def shed(self, reason: str) -> None:
+        """A request was refused. reason: overloaded or draining."""
+        self._child(self._shed, reason).inc()
+
+    def stage(self, stage: str, seconds: float) -> None:
+        """Seconds of a stage of a request, or of a batch (model)."""
+        self._child(self._stages, stage).observe(seconds)
+
+    def rendered(self, accept: str = "") -> tuple[bytes, str]:
+        """The reply to a scrape and its content type. accept: the request's header."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self), content_type
+
+    def collect(self) -> Iterable[Metric]:
+        """All metrics, of all workers."""
+        shared = os.environ.get(VARIABLE)
+        return (MultiProcessCollector(None, shared) if shared else self.registry).collect()
+
+    def _counter(self, name: str, says: str, *labels: str) -> Counter:
+        return Counter(f"lore_{name}", says, labels, registry=self.registry)
+
+    def _histogram(self, name: str, says: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"lore_{name}", says, labels, registry=self.registry, buckets=buckets)
+
+    def _gauge(self, name: str, says: str, mode: Any, *labels: str) -> Gauge:
+        return Gauge(f"lore_{name}", says, labels, registry=self.registry, multiprocess_mode=mode)
+
+    def _child(self, metric: Any, *labels: Any) -> Any:
+        """metric.labels(*labels), which takes longer than counting."""
+        found = self._children.get((metric, labels))
+        if found is None:
+            found = self._children[metric, labels] = metric.labels(*labels)
+        return found
+
+
+class Metrics(RequestMetrics):
+    """What the parts of the service that judges report to. It implements lore.online.cache_store.CacheObserver.
+
+    reference: see ScoreHistory.
     """
 
     def __init__(self, reference: Sequence[float] | None = None, registry: CollectorRegistry | None = None):
-        self.registry = registry or CollectorRegistry()
+        super().__init__(SCHEMAS, registry)
         self.scores = ScoreHistory(reference)
         self._watched: list[Callable[[], None]] = []
-        self._children: dict[tuple[Any, tuple[Any, ...]], Any] = {}
         self._looked = 0.0
-
-        def counter(name: str, says: str, *labels: str) -> Counter:
-            return Counter(f"lore_{name}", says, labels, registry=self.registry)
-
-        def histogram(name: str, says: str, buckets: Sequence[float], *labels: str) -> Histogram:
-            return Histogram(f"lore_{name}", says, labels, registry=self.registry, buckets=buckets)
-
-        def gauge(name: str, says: str, mode: Any, *labels: str) -> Gauge:
-            return Gauge(f"lore_{name}", says, labels, registry=self.registry, multiprocess_mode=mode)
-
-        self._requests = counter("requests_total", "Requests by path and HTTP status.", "schema", "status")
-        self._request_seconds = histogram("request_seconds", "Seconds of a request at the server.", SECONDS, "schema")
-        self._shed = counter("shed_requests_total", "Requests refused because of overload or shutdown.", "reason")
+        counter, histogram, gauge = self._counter, self._histogram, self._gauge
         self._pairs = counter("pairs_total", "Answered pairs; tier none: without an answer.", "source", "band", "tier")
         self._late = counter("late_answers_total", "Pairs that the student answered because the judge was late.", "band")
-        self._stages = histogram("stage_seconds", "Seconds of a request in a stage.", SECONDS, "stage")
         self._lookups = counter("cache_lookups_total", "Pairs looked up in the cache.", "layer", "result")
         self._cache_errors = counter("cache_errors_total", "Pairs that the cache could not serve or store.", "reason")
         self._age = histogram("cache_age_seconds", "Age of cached answers.", AGES)
@@ -127,15 +168,8 @@ class Metrics:
     # What the parts report
 
     def request(self, schema: str, status: int, seconds: float) -> None:
-        """One HTTP request has ended. schema: its path, as the service spells it."""
-        schema = schema if schema in SCHEMAS else OTHER
-        self._child(self._requests, schema, status).inc()
-        self._child(self._request_seconds, schema).observe(seconds)
+        super().request(schema, status, seconds)
         self._look()
-
-    def shed(self, reason: str) -> None:
-        """A request was refused. reason: overloaded or draining."""
-        self._child(self._shed, reason).inc()
 
     def answered(self, answers: Sequence[Answer]) -> None:
         """A request has its answers."""
@@ -151,10 +185,6 @@ class Metrics:
         if scores:
             self.scores.add(scores)
         self._look()
-
-    def stage(self, stage: str, seconds: float) -> None:
-        """Seconds of a stage of a request, or of a batch (model)."""
-        self._child(self._stages, stage).observe(seconds)
 
     def cache_asked(self, layer: str, hits: int, misses: int) -> None:
         """See CacheObserver."""
@@ -194,10 +224,8 @@ class Metrics:
     # What Prometheus reads
 
     def rendered(self, accept: str = "") -> tuple[bytes, str]:
-        """The reply to a scrape and its content type. accept: the request's header."""
         self._look(now=True)
-        encode, content_type = choose_encoder(accept)
-        return encode(self), content_type
+        return super().rendered(accept)
 
     def snapshot(self) -> list[Metric]:
         """All metrics as they are now."""
@@ -206,8 +234,7 @@ class Metrics:
 
     def collect(self) -> Iterable[Metric]:
         """All metrics, of all workers, and the drift of the scores."""
-        shared = os.environ.get(VARIABLE)
-        found = list((MultiProcessCollector(None, shared) if shared else self.registry).collect())
+        found = list(super().collect())
         bins = next((family.samples for family in found if family.name == BIN_GAUGE), [])
         counts: dict[str, list[float]] = {"reference": [0.0] * BINS, "recent": [0.0] * BINS}
         for sample in bins:
@@ -216,13 +243,6 @@ class Metrics:
         if min(map(sum, counts.values())) >= LEAST_SCORES:
             family.add_metric([], psi(counts["reference"], counts["recent"]))
         return [*found, family]
-
-    def _child(self, metric: Any, *labels: Any) -> Any:
-        """metric.labels(*labels), which takes longer than counting."""
-        found = self._children.get((metric, labels))
-        if found is None:
-            found = self._children[metric, labels] = metric.labels(*labels)
-        return found
 
     def _look(self, now: bool = False) -> None:
         """Looks at what has no event of its own, because another worker may be the one that is read. At the bins only every

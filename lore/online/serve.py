@@ -7,132 +7,44 @@ Ctrl-C ends the service: /ready answers 503, new requests are refused with 503, 
 with status 0. A second signal ends it at once, and so does the first one before the service answers.
 """
 
-import asyncio
-import gc
-import math
 import multiprocessing
 import os
 import signal
 import socket
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
-from types import FrameType
 from typing import Any
 
-import uvicorn
-
-from lore.online.app import api_keys, build_app
+from lore.online.admission import api_keys
+from lore.online.app import build_app
 from lore.online.config import OnlineRecipe
 from lore.online.log_lines import logged
 from lore.online.metrics_folder import forget_worker, shared_metrics
+from lore.online.server import SIGNALS, Server, address_of, bound_socket, ended_by_signals
 from lore.online.service import Service, load_cache, open_service
 from lore.online.try_out import pairs_to_try, try_out
 from lore.run.entry import exit_status
-from lore.support.errors import LoreError, reason
 from lore.support.processes import end_with
 from lore.support.terminal import print_line, print_note
 
-KEEP_ALIVE_SECONDS = 75
-"""Longer than the 60 s for which load balancers keep an idle connection: the side that closes must be theirs."""
-BACKLOG = 2048
 REFUSED = 78
 """Exit status of a worker that has printed a LoreError. A worker that crashes exits with 1 and is started again."""
 CLOSE_SECONDS = 10.0
 """For a worker to end after it has drained."""
 FIRST_RESTART_SECONDS, LONGEST_RESTART_SECONDS = 0.5, 30.0
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SIGNAL_SECONDS = 0.05
-"""How often a service that warms up looks whether a signal came."""
-ENDED_EARLY = "the service ends before it has answered anything"
 HEALTHY_SECONDS = 60.0
 """A worker that ran for so long is started again at once."""
 
 
-class OnlineServer(uvicorn.Server):
-    """uvicorn's server, which starts and drains a service. then: is awaited with the server's address once it answers; the server
-    drains afterwards. supervised: by the process that has started this worker, and that kills it where a second signal comes."""
+class OnlineServer(Server):
+    """The server of one worker."""
 
     def __init__(self, service: Service, then: Callable[[str], Awaitable[None]] | None = None, supervised: bool = False):
-        serve = service.recipe.serve
-        super().__init__(
-            uvicorn.Config(
-                build_app(
-                    service.recipe, service, metrics=service.metrics, traces=service.traces, shadow=service.shadow
-                ),
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=max(1, math.ceil(serve.drain_seconds)),
-                backlog=BACKLOG,
-                ws="none",
-                proxy_headers=False,
-            )
-        )
-        self.service, self.then, self.supervised = service, then, supervised
-        self.leaving = False
-        self.then_task: asyncio.Task | None = None
-        self._draining: asyncio.Task | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        try:
-            if not await self._warm():
-                return
-            gc.collect()
-            gc.freeze()  # with what a judge loads, a full collection takes half a second, in which nothing is answered
-            for listener in sockets or ():
-                try:
-                    listener.listen(BACKLOG)  # uvloop would not say that another program, which bound the port too, listens already
-                except OSError as error:
-                    raise _taken(*listener.getsockname()[:2], error) from error
-            await super().startup(sockets)
-        finally:
-            if not self.started:
-                gc.unfreeze()
-                await self.service.close()
-        if self.then is not None:
-            self.then_task = asyncio.create_task(self.then(address_of(sockets[0])))
-            self.then_task.add_done_callback(lambda _: setattr(self, "leaving", True))
-
-    async def _warm(self) -> bool:
-        """Starts the service. False if a signal came first."""
-        starting = asyncio.create_task(self.service.start())
-        while not starting.done() and not self.should_exit:
-            await asyncio.wait([starting], timeout=SIGNAL_SECONDS)
-        if not starting.done():
-            starting.cancel()
-            await asyncio.wait([starting])
-            if not self.supervised:
-                print_note(ENDED_EARLY)
-            return False
-        starting.result()  # raises its error
-        return not self.should_exit
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets)
-        gc.unfreeze()
-        await self.service.close()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains; the second ends at once, unless a supervisor decides on that."""
-        if not self.started or self.leaving and not self.supervised:
-            self.should_exit = True
-            self.force_exit = self.leaving
-        self.leaving = True
-
-    async def on_tick(self, counter: int) -> bool:
-        if self.leaving and self._draining is None:
-            self._draining = asyncio.create_task(self._drain())
-        return await super().on_tick(counter)
-
-    async def _drain(self) -> None:
-        await self.service.drain()
-        self.should_exit = True
+        app = build_app(service.recipe, service, metrics=service.metrics, traces=service.traces, shadow=service.shadow)
+        super().__init__(app, service.recipe.serve, service, then, supervised)
 
 
 def serve(recipe: OnlineRecipe, *, try_pairs: str | None = None) -> int:
@@ -154,53 +66,6 @@ def serve(recipe: OnlineRecipe, *, try_pairs: str | None = None) -> int:
             return 0
     finally:
         listener.close()
-
-
-@contextmanager
-def ended_by_signals(says: str | None = ENDED_EARLY) -> Iterator[None]:
-    """Inside the block, SIGTERM and Ctrl-C end the process with status 0 unless others take them: nothing was accepted yet."""
-
-    def end(*_: Any) -> None:
-        if says is not None:
-            print_note(says)
-        raise SystemExit(0)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {sig: signal.signal(sig, end) for sig in SIGNALS}
-    try:
-        yield
-    finally:
-        for sig, handler in before.items():
-            signal.signal(sig, handler)
-
-
-def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket at an address. It does not listen yet: until the service answers, connections are refused."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise _taken(host, port, error) from error
-    listener.set_inheritable(True)
-    return listener
-
-
-def _taken(host: str, port: int, error: OSError) -> LoreError:
-    return LoreError(
-        f"{host}:{port} cannot be listened on: {reason(error)}.\nStop the program that has the port, or set serve.host and "
-        "serve.port (0 takes any free port)."
-    )
-
-
-def address_of(listener: socket.socket) -> str:
-    """http://host:port of a bound socket."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _run_worker(

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lore.data.tables.parquet_files import open_parquet
+from lore.data.tables.parquet_files import check_rows, open_parquet
 from lore.recommend.section import CODES, CODES_CARD, codes_file
 from lore.support.atomic_files import write_atomic, written_whole
 from lore.support.errors import LoreError, reason
@@ -27,6 +27,8 @@ from lore.support.untrusted_json import parse_object, read_object
 
 MOST_LEVELS, MOST_CODES = 8, 65_536
 MAX_BYTES = 2**30
+ROW_BYTES = 16
+"""Of an item's codes in memory, at least."""
 _TOKEN = re.compile(r"<([a-zA-Z])_(\d{1,5})>\Z")
 
 
@@ -116,6 +118,7 @@ def read_codes_card(path: str | Path) -> dict[str, Any]:
 def _from_parquet(path: Path) -> tuple[list[str], np.ndarray, int, np.ndarray]:
     card = read_codes_card(path)
     with open_parquet(path, "Run the recipe of stage semantic_ids again.") as parquet:
+        check_rows(parquet, path, ROW_BYTES, "Run the recipe of stage semantic_ids again.")
         table = parquet.read()
     try:
         items, column = table.column("item_id").cast(pa.string()).to_pylist(), table.column("codes").combine_chunks()

@@ -155,7 +155,8 @@ class SemanticIdsRecipe(TrackedRecipe):
     """Items, and the training events behind co-occurrence."""
     base: str | None = Field(None, min_length=1)
     """An earlier run of this stage: its items keep their codes, and new items get free ones from its encoder and codebooks. Nothing
-    is trained. null: train."""
+    is trained, and use, text, photo, fusion and codes are those of that run; only photo.embeddings may be another file. null:
+    train."""
     use: list[Modality] = ["text", "photo", "structure"]
     """What of an item is read. structure: category, brand, price bucket and co-occurrence."""
     text: TextSection = TextSection()

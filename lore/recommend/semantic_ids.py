@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ ENCODER, FITTED, FEATURES = (
 )
 BOOKS, VECTORS = "codebooks.safetensors", "vectors.safetensors"
 PROBED = ("text", "photo", "behavior")
-OWN_KEYS = ("use", "text", "photo", "fusion", "codes", "seed", "batch_tokens")
+MAKING = ("use", "text", "photo", "fusion", "codes")
+OWN_KEYS = (*MAKING, "seed", "batch_tokens")
 """Parts of the recipe that new items need: the card holds them."""
 NUMBERS_AN_ITEM = 4096
 """At most about so many float32 numbers an item are written, besides what training saves of its id."""
@@ -200,7 +201,7 @@ def fitted_quantizer(recipe: SemanticIdsRecipe, vectors: np.ndarray) -> Quantize
 
 def extend(recipe: SemanticIdsRecipe, folder: RunFolder) -> None:
     """Codes for a catalogue that has grown, see `base`."""
-    coder = open_item_coder(recipe.base)
+    coder = base_coder(recipe)
     known, old, size, moved = read_codes_table(recipe.base)
     stored = load_arrays(coder.folder / VECTORS, "vectors")["vectors"]
     row_of = {item: row for row, item in enumerate(known)}
@@ -217,6 +218,27 @@ def extend(recipe: SemanticIdsRecipe, folder: RunFolder) -> None:
         shutil.copy(coder.folder / name, folder / name)
     histories = recipe.data.histories() if recipe.data.events else None
     _finish(recipe, coder.recipe, folder, values, relocated, coder.quantizer, {"fused vectors": vectors}, histories, None)
+
+
+def base_coder(recipe: SemanticIdsRecipe) -> ItemCoder:
+    """The base, with the photo vectors of this recipe where both name a file of them. Raises LoreError for keys that say how codes
+    are made and differ from those of the base, which they could not change."""
+    coder = open_item_coder(recipe.base)
+    made_with = coder.recipe
+    if recipe.photo.embeddings and made_with.photo.embeddings:
+        made_with = made_with.model_copy(update={"photo": recipe.photo})
+    defaults = {key: field.default for key, field in SemanticIdsRecipe.model_fields.items()}
+    differ = [key for key in MAKING if getattr(recipe, key) not in (defaults[key], getattr(made_with, key))]
+    if differ:
+        named = " and ".join(differ)
+        raise LoreError(
+            f"{named}: this recipe has other values than {recipe.base} was made with, and new items get codes from the encoder and "
+            "the codebooks of that run, so they would not count.\nLeave these keys out, repeat those of the base, or leave base "
+            "out to make all codes anew."
+        )
+    if recipe.train != defaults["train"]:
+        say("base: nothing is trained, so the section train is not read")
+    return replace(coder, recipe=made_with)
 
 
 def _finish(

@@ -40,7 +40,8 @@ def source_files(path: str | Path) -> list[Path]:
     """The tables of a path; of a folder with RecBole's files, those. In the order train, valid, test."""
     place = Path(path).expanduser()
     found = sorted(place.glob("*.inter")) if place.is_dir() else [place] if place.is_file() else []
-    return sorted(found or table_files(str(path), "PATH", other=True), key=lambda file: SPLITS.index(part_of(file) or "train"))
+    found = found or table_files(str(path), "PATH", other=True, hub=False)
+    return sorted(found, key=lambda file: SPLITS.index(part_of(file) or "train"))
 
 
 @lru_cache(maxsize=64)

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lore.data.events import CLOCK, EVENT_SCHEMA, SPLITS
+from lore.data.events import BATCH_ROWS, CLOCK, EVENT_SCHEMA, SPLITS
 from lore.data.pair import ITEM_SCHEMA, Pair
 from lore.data.parquet import to_pairs
 from lore.data.photo_places import PhotoPlaces
-from lore.data.tables.parquet_files import open_parquet
+from lore.data.tables.parquet_files import check_rows, open_parquet
 from lore.recommend.histories import Histories, Targets
 from lore.support.errors import LoreError
 from lore.support.processes import say
@@ -31,6 +31,8 @@ from lore.support.text import counted, printable
 
 Split = Literal["leave_one_out", "time", "given"]
 By = Literal["user", "session"]
+ROW_BYTES = 16
+"""Of an event in memory: the numbers of its user and item, and its time. An item takes more."""
 HINT = {
     "events": "`lore data import events FILE -o events.parquet` writes such a file.",
     "items": "`lore data import items FILE -o items.parquet` writes such a file.",
@@ -53,6 +55,7 @@ def _open(path: str | Path, what: Literal["events", "items"]) -> Iterator[pq.Par
         if missing := [name for name in needed if name not in names]:
             found = printable(", ".join(names[:20]))
             raise LoreError(f"{path} has no column {' and '.join(missing)}, so it is no {what} file; found {found}. {HINT[what]}")
+        check_rows(parquet, path, ROW_BYTES, HINT[what])
         yield parquet
 
 
@@ -75,12 +78,18 @@ def read_items(path: str | Path, *, image_roots: Iterable[str | Path] = (), batc
 def read_item_ids(path: str | Path) -> list[str]:
     """Ids of a catalogue in file order: the numbers of the items everywhere in lore.recommend. Raises LoreError for a repeated or
     missing id."""
+    found: dict[str | None, None] = {}
+    rows = 0
     with _open(path, "items") as parquet:
-        ids = parquet.read(columns=["item_id"]).column(0).cast(pa.string())
-        ids.validate(full=True)  # bytes that are no text
-    if ids.null_count or len(ids) != pc.count_distinct(ids).as_py():
-        raise LoreError(f"{path} has items without an id or with the same id, so events would not name one item. {HINT['items']}")
-    return ids.to_pylist()
+        for batch in parquet.iter_batches(BATCH_ROWS, columns=["item_id"]):  # a small file may hold billions of equal ids
+            batch.validate(full=True)  # bytes that are no text
+            found.update(dict.fromkeys(batch.column(0).cast(pa.string()).to_pylist()))
+            rows += len(batch)
+            if None in found or len(found) != rows:
+                raise LoreError(
+                    f"{path} has items without an id or with the same id, so events would not name one item. {HINT['items']}"
+                )
+    return list(found)
 
 
 def read_titles(path: str | Path) -> dict[str, str]:
@@ -182,7 +191,7 @@ def _read_events(path: str | Path, columns: list[str]) -> tuple[pa.Table, str]:
             raise LoreError(f"{path} has no column {absent[0]}. {HINT['events']} `--map {absent[0]}=COLUMN` names it.")
         clock = (parquet.schema_arrow.metadata or {}).get(CLOCK.encode(), b"seconds").decode(errors="replace")
         blocks = []
-        for batch in parquet.iter_batches(2**16, columns=columns):
+        for batch in parquet.iter_batches(BATCH_ROWS, columns=columns):
             try:
                 batch.validate(full=True)  # bytes that are no text
                 arrays = [batch.column(name).cast(EVENT_SCHEMA.field(name).type) for name in columns]

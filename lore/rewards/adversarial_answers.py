@@ -8,6 +8,7 @@ from lore.codec.grounding import citable, why_ungrounded
 from lore.codec.judgement import Judgement, render_answer, render_demands
 from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
+from lore.rubric.computed_rules import computed_of, contradicts
 from lore.rubric.demand import Demand, demand_texts
 from lore.rubric.rubric import Rubric
 
@@ -59,7 +60,10 @@ def honest(pair: Pair, tier: str, rubric: Rubric) -> Judgement:
     A pair without demands keeps its rationale, or gets one that cites the first words of its title.
     """
     usual = pair.rules[0].partition("-")[0] if pair.rules else ""
-    wrong = sorted((rule for rule in rubric.rules if rule.tier == tier), key=lambda rule: not rule.id.startswith(usual))
+    computed = computed_of(rubric, [rule.id for rule in rubric.rules])  # an honest judge errs about what is judged
+    wrong = sorted(
+        (rule for rule in rubric.rules if rule.tier == tier), key=lambda rule: (rule.id in computed, not rule.id.startswith(usual))
+    )
     rationale, dimension, rule = pair.rationale or "", "", wrong[0] if wrong else None
     if pair.demands:
         places = {d.dimension: i for i, d in reversed(list(enumerate(pair.demands)))}
@@ -98,6 +102,8 @@ def _hacks(of: str, base: Judgement, rival: str, pair: Pair, rubric: Rubric, fmt
     # If the rubric has very few rules, naming all of them is nearly correct, so it is not a hack.
     if len(rubric.rules) > 2 * max(1, len(pair.rules)):
         changed["every rule"] = replace(base, rules=[rule.id for rule in rubric.rules])
+    if denied := _denying(pair, base.tier, rubric):
+        changed["another computed rule"] = replace(base, rules=[denied])
     if len(rubric.dimensions) > 1:
         every = [dimension.id for dimension in rubric.dimensions]
         changed["every dimension"] = replace(base, mismatch=" ".join(every))
@@ -108,6 +114,13 @@ def _hacks(of: str, base: Judgement, rival: str, pair: Pair, rubric: Rubric, fmt
     bare = render_answer(replace(base, rationale=""), rubric, fmt)
     texts["verdict in the reason"] = f"{inside}\n{bare}" if fmt.order == "reason_first" else f"{bare}\n{inside}"
     return [Case(f"{name} ({of})", text, base.tier, rival) for name, text in texts.items()]
+
+
+def _denying(pair: Pair, tier: str, rubric: Rubric) -> str | None:
+    """A rule that contradicts a computed one of the pair, with the tier of the verdict if there is one."""
+    known = computed_of(rubric, (demand.rule for demand in pair.demands))
+    denying = [rule for rule in rubric.rules if contradicts(rubric, known, [rule.id], "", None)]
+    return min(denying, key=lambda rule: rule.tier != tier).id if denying else None
 
 
 def _no_answers(pair: Pair, rubric: Rubric, fmt: PromptFormat) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The components of the reward. Each is a pure function of (answer, pair, view) that returns a number, or None to abstain.
 
-verdict        1 for the label, decreasing to 0 with the cost of the mistake, -1 without a verdict
+verdict        1 for the label, decreasing to 0 with the cost of the mistake, 0 against a computed rule, -1 without a verdict
 format         the text is exactly one answer and was not truncated
 mismatch       the answer names the pair's mismatch dimension if its tier requires one
 rules          the named rules exist, fit the verdict and match the pair's rules
@@ -26,6 +26,7 @@ from lore.codec.prompt import PromptFormat
 from lore.data.pair import Pair
 from lore.judge.answer import Answer
 from lore.rewards.config import RewardsSection
+from lore.rubric.computed_rules import ceiling, computed_of, contradicts
 from lore.rubric.cost_matrix import cost_matrix
 from lore.rubric.demand import Demand, read_demands
 from lore.rubric.rubric import Rubric, Rule
@@ -56,6 +57,15 @@ class View:
         cost = cost_matrix(self.rubric.relevant_mask, border_cost=section.border_cost, optimism_cost=section.optimism_cost)
         return 1 - cost[:, :-1] / cost.max()
 
+    def values_of(self, pair: Pair) -> np.ndarray:
+        """[K] value of each verdict for a labeled pair: 0 above the ceiling that the computed rules of its demands leave."""
+        values, best = self.values[self.rubric.index(pair.label)], ceiling(self.rubric, self.computed(pair))
+        return values if best is None else np.where(np.arange(len(values)) > self.rubric.index(best), 0.0, values)
+
+    def computed(self, pair: Pair) -> list[str]:
+        """The computed rules among the pair's demands."""
+        return computed_of(self.rubric, (demand.rule for demand in pair.demands))
+
     @cached_property
     def rules(self) -> dict[str, Rule]:
         return {rule.id: rule for rule in self.rubric.rules}
@@ -67,13 +77,16 @@ class View:
 
 
 def verdict(answer: Answer, pair: Pair, view: View) -> float | None:
-    """The value of the verdict, computed from lore.rubric.cost_matrix: see View.values. -1 for a format failure."""
-    if isinstance(answer.judgement, FormatFailure):
+    """The value of the verdict, computed from lore.rubric.cost_matrix: see View.values_of. 0, as for the most expensive mistake, if
+    the answer contradicts a computed rule of the pair's demands; -1 for a format failure."""
+    judgement = answer.judgement
+    if isinstance(judgement, FormatFailure):
         return NO_VERDICT
     if pair.label is None:
         return None
-    index = view.rubric.index
-    return float(view.values[index(pair.label), index(answer.judgement.tier)])
+    if contradicts(view.rubric, view.computed(pair), judgement.rules, judgement.rationale, judgement.mismatch):
+        return 0.0
+    return float(view.values_of(pair)[view.rubric.index(judgement.tier)])
 
 
 def well_formed(answer: Answer, pair: Pair, view: View) -> float:

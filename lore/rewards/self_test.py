@@ -55,7 +55,7 @@ def self_test(rewards: Rewards, pairs: Sequence[Pair], tokenizer: Any = None) ->
     rows: dict[str, list[np.ndarray]] = {}
     wrong: list[str] = []
     for pair in chosen:
-        found = cases(pair, *_wrong_tiers(rewards, pair.label), rewards.view.rubric, rewards.view.fmt)
+        found = cases(pair, *_wrong_tiers(rewards, pair), rewards.view.rubric, rewards.view.fmt)
         parts = dict(zip([case.name for case in found], _parts(rewards, found, pair, count), strict=True))
         for case in found:
             rows.setdefault(case.name, []).append(parts[case.name])
@@ -95,11 +95,11 @@ def _some_of_each_label(pairs: Sequence[Pair]) -> list[Pair]:
     return [pair for pair in interleaved if pair is not None][:MAX_PAIRS]
 
 
-def _wrong_tiers(rewards: Rewards, label: str) -> tuple[str, str]:
-    """The wrong verdicts with the highest and the lowest value for a label."""
+def _wrong_tiers(rewards: Rewards, pair: Pair) -> tuple[str, str]:
+    """The wrong verdicts with the highest and the lowest value for a pair."""
     tier_ids = rewards.view.rubric.tier_ids
-    value = dict(zip(tier_ids, rewards.view.values[rewards.view.rubric.index(label)], strict=True))
-    wrong = sorted((tier for tier in tier_ids if tier != label), key=lambda tier: value[tier])
+    value = dict(zip(tier_ids, rewards.view.values_of(pair), strict=True))
+    wrong = sorted((tier for tier in tier_ids if tier != pair.label), key=lambda tier: value[tier])
     return wrong[-1], wrong[0]
 
 

@@ -59,10 +59,12 @@ class Tier(_Part):
 
 
 class Dimension(_Part):
-    """One kind of demand in a query, such as color, audience or price."""
+    """One kind of demand in a query, such as color, audience or price. computed: a program decides which rule applies, so a verdict
+    that contradicts it is refused."""
 
     id: Id
     meaning: Text
+    computed: bool = False
 
 
 class Example(_Part):

@@ -132,3 +132,11 @@ def test_a_finding_stands_where_it_is_cited(found, source, why):
 def test_words_of_raters_are_leaks_unless_the_pair_has_them():
     assert leaks("as the rater said", PAIR) == ["rater"]
     assert leaks("top rated mug", Pair(pair_id="p", query="top rated mug", title="mug")) == []
+
+
+def test_a_no_in_one_attribute_does_not_negate_the_next():
+    pair = Pair(pair_id="p", query="q", title="t", attributes={"takeaway": "no", "highchair": "yes", "dog": "no"})
+    places = citable(pair)
+    assert not any(why_ungrounded("it", found, "attributes", places, has_photo=False) for found in ("highchair yes", "dog no"))
+    negated = citable(replace(pair, attributes={"lid": "no handle"}))
+    assert "are negated" in why_ungrounded("it", "handle", "attributes", negated, has_photo=False)

@@ -42,7 +42,7 @@ def test_every_benchmark_is_a_whole_recipe_but_for_its_judges(tmp_path, name):
 
 
 def test_the_benchmarks_are_there():
-    assert {"rair", "shop", "crowdflower", "wands", "homedepot", "esci"} <= set(benchmark_names())
+    assert {"rair", "shop", "local_life", "crowdflower", "wands", "homedepot", "esci"} <= set(benchmark_names())
     assert load_benchmark("esci")["recipe"]["metrics"]["gains"] == {"E": 1.0, "S": 0.1, "C": 0.01, "I": 0.0}
 
 

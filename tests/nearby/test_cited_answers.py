@@ -7,10 +7,9 @@ import pytest
 from nearby_town_for_tests import HERE, MONDAY, small_town
 
 from lore.nearby.answer import check_answer, shown, template_answer
-from lore.nearby.hours import Opening
-from lore.nearby.intent import Intent, Need
-from lore.nearby.place import Place
-from lore.nearby.retrieval import Candidate, Hit
+from lore.places.hours import Opening
+from lore.places.place import Place
+from lore.places.question import Candidate, Hit, Intent, Need
 
 INTENT = Intent("coffee near Union Station within 10 minutes", *HERE, minutes=10, when=MONDAY, needs=(Need("coffee", "coffee"),))
 CHINESE = replace(INTENT, text="十分钟内的咖啡", language="zh")

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from lore.cli.nearby_recommend import recommend as command
 from lore.nearby.familiarity import CognitiveMap, fit_exponents, meanings, recommend, score, tf_iwf, time_weights
-from lore.nearby.place import Place
 from lore.nearby.town import Town, write_town
 from lore.nearby.visits import Visits, days_of, forget_profile, read_visits, write_profile
+from lore.places.place import Place
 from lore.support.errors import LoreError
 
 HERE = 41.88, -87.63

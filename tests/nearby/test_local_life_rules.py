@@ -1,4 +1,4 @@
-"""Guards lore/nearby/rules.py: computed rules, the ceiling that they set, and grades that contradict them."""
+"""Guards lore/places/local_life.py and lore/nearby/rules.py: computed rules, their ceiling, and grades that contradict them."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -12,11 +12,11 @@ from lore.codec.pair_text import PairTextFormat, pair_text_hash
 from lore.data.pair import Pair
 from lore.engines.engine import EngineUsage
 from lore.judge.verdict import Verdict
-from lore.nearby.hours import Opening
-from lore.nearby.intent import Intent, Need
-from lore.nearby.place import Place
-from lore.nearby.retrieval import Candidate
-from lore.nearby.rules import ceiling, computed, grade, local_life, open_scorer, opening_text, ordered
+from lore.nearby.rules import grade, open_scorer, ordered
+from lore.places.hours import Opening
+from lore.places.local_life import ceiling, computed, local_life, opening_text
+from lore.places.place import Place
+from lore.places.question import Candidate, Intent, Need
 from lore.support.errors import LoreError
 
 INTENT = Intent("coffee open now", *HERE, minutes=10, when=MONDAY, open_then=True, needs=(Need("coffee", "coffee"),))

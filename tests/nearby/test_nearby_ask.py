@@ -16,8 +16,8 @@ from lore.engines.http.endpoint import EndpointEngine
 from lore.nearby.answer import as_json
 from lore.nearby.ask import ask
 from lore.nearby.graph import Graph
-from lore.nearby.place import Place
-from lore.nearby.rules import local_life
+from lore.places.local_life import local_life
+from lore.places.place import Place
 from lore.support.errors import LoreError
 
 

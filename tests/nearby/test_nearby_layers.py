@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from lore.nearby.fusion import FEATURES, LearnedFusion, candidates, fuse
 from lore.nearby.graph import RELATIONS, Graph, Linker, load_relations
-from lore.nearby.hours import Opening
-from lore.nearby.intent import Intent, Need
-from lore.nearby.place import Place
-from lore.nearby.retrieval import Hit, Reach
+from lore.nearby.retrieval import Reach
 from lore.nearby.town import Town, write_town
 from lore.nearby.vectors import Vectors, hashed_words, place_text
+from lore.places.hours import Opening
+from lore.places.place import Place
+from lore.places.question import Hit, Intent, Need
 from lore.support.errors import LoreError
 
 PARK = [(41.0, -87.0), (41.0, -86.99), (41.01, -86.99), (41.01, -87.0), (41.0, -87.0)]

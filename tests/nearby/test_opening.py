@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lore.nearby.hours import MAX_CHARACTERS, UNKNOWN, Opening, check_country, opening
 from lore.nearby.sources import hstore
+from lore.places.hours import MAX_CHARACTERS, UNKNOWN, Opening, check_country, opening
 from lore.support.errors import LoreError
 
 FRIDAY = datetime(2026, 11, 27, 15)

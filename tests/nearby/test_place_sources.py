@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lore.nearby.place import parts
 from lore.nearby.sources import MAX_POINTS, class_table, hstore, index_town
 from lore.nearby.town import Town
+from lore.places.place import parts
 from lore.support.errors import LoreError
 
 RING = [[-87.63, 41.88], [-87.62, 41.88], [-87.62, 41.89], [-87.63, 41.89], [-87.63, 41.88]]

@@ -5,7 +5,8 @@ import time
 import pytest
 from nearby_town_for_tests import HERE, MONDAY, small_relations, small_town
 
-from lore.nearby.intent import Corrections, Need, read_position, understand, understood
+from lore.nearby.intent import Corrections, read_position, understand, understood
+from lore.places.question import Need
 from lore.support.errors import LoreError
 
 

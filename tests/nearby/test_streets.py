@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from nearby_streets_for_tests import at, grid
 
-from lore.nearby.place import Place
-from lore.nearby.streets import DETOUR, METRES_PER_MINUTE, read_streets, within
+from lore.nearby.streets import read_streets, within
 from lore.nearby.town import Town, write_town
+from lore.places.place import Place
+from lore.places.walk import DETOUR, METRES_PER_MINUTE
 from lore.support.errors import LoreError
 
 

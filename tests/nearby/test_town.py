@@ -3,8 +3,9 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from lore.nearby.place import Place
-from lore.nearby.town import Town, haversine, write_town
+from lore.nearby.town import Town, write_town
+from lore.places.place import Place
+from lore.places.walk import haversine
 from lore.support.errors import LoreError
 
 PLACES = [

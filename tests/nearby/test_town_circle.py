@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lore.nearby.place import Place, parts
-from lore.nearby.town import Town, haversine, outline_metres, write_town
+from lore.nearby.town import Town, outline_metres, write_town
+from lore.places.place import Place, parts
+from lore.places.walk import haversine
 from lore.support.errors import LoreError
 
 NAN = (math.nan, math.nan)

@@ -143,6 +143,22 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
         read_item_ids(tmp_path / "items.parquet")
 
 
+def test_equal_rows_do_not_fill_the_memory(tmp_path):
+    """Two million equal rows are a few kilobytes on disk: they are refused by their number, or at the first repeated id."""
+    many = pa.array(["a"] * 2_000_000).dictionary_encode()
+    table = pa.table({"user_id": many, "item_id": many, "title": many, "time": pa.array(np.zeros(len(many)))})
+    for name in ("events", "items"):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    assert (tmp_path / "items.parquet").stat().st_size < 50_000
+    with pytest.raises(LoreError, match="items without an id or with the same id"):
+        read_item_ids(tmp_path / "items.parquet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lore.support.bounds.FREELY_UNPACKED", 2**20)
+        for read, name in ((read_histories, "events"), (read_item_ids, "items")):
+            with pytest.raises(LoreError, match="and 2,000,000 rows, as no table does: it could fill the memory"):
+                read(tmp_path / f"{name}.parquet")
+
+
 def test_another_held_out_event_is_another_fingerprint(tmp_path):
     path = write_events(tmp_path / "e.parquet", [("u", str(at), at) for at in range(9)])
     found = [read_histories(path, split="time", valid_from=valid, test_from=8).fingerprint for valid in (6, 7, 7)]

@@ -204,6 +204,23 @@ def test_bad_events_are_kept_with_a_reason_and_equal_ones_are_folded(tmp_path):
     ]
 
 
+def test_dates_in_digits_alone_are_no_seconds(tmp_path):
+    """20180101 seconds are a day of 1970. Numbers near it that are no date stay seconds, and so do times in finer units."""
+    rows = ["u,1,20180101", "u,2,20181231.0", "u,3,20180101123000", "u,4,20189901", "u,5,2018010", "u,6,1514764800000"]
+    report = import_events(put(tmp_path / "log.csv", "user_id,item_id,time\n" + "\n".join(rows)), tmp_path / "out.parquet")
+    assert {item: time for _, item, time, *_ in events_of(tmp_path / "out.parquet")} == {"4": 20189901, "5": 2018010, "6": AT}
+    found = rejections(tmp_path / "out.rejected.jsonl")
+    assert [row["row"] for row in found] == [1, 2, 3] and report.rejected_rows == 3
+    assert "'20180101', a date in digits alone" in found[0]["found"] and "such as 2018-01-01" in found[0]["expected"]
+
+
+@pytest.mark.parametrize("imported", [import_events, import_items])
+def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path, imported):
+    with pytest.raises(LoreError, match="no table at .*nowhere.csv. Name a file") as told:
+        imported(tmp_path / "nowhere.csv", tmp_path / "out.parquet")
+    assert "hub" not in str(told.value)
+
+
 def test_items_that_repeat_and_unreadable_prices(tmp_path):
     rows = [{"item_id": 1, "title": "a", "price": ".a-box{color:red}"}, {"item_id": 1, "title": "a"}, {"item_id": 1, "title": "b"}]
     path = put(tmp_path / "items.jsonl", "\n".join(map(json.dumps, [*rows, {"item_id": 2, "title": " "}])))

@@ -188,6 +188,22 @@ def test_lore_recommend_shows_what_comes_next_and_why(shop, finished):
     assert all(len(line["items"]) == 2 and line["items"][0]["title"] and len(line["history"]) == 6 for line in lines)
 
 
+def test_users_of_a_run_by_session_are_named_by_their_sessions(shop, tmp_path, monkeypatch):
+    monkeypatch.setenv("LORE_RUNS", str(tmp_path))
+    rows = pq.read_table(shop / "events.parquet").to_pylist()
+    sessions = [row | {"session_id": f"s{int(row['time']) // 3}"} for row in rows]
+    pq.write_table(pa.Table.from_pylist(sessions), tmp_path / "events.parquet")
+    text = f"stage: recommend_eval\nrun: eval\nbaselines: [item-kNN]\ndata: {{events: {tmp_path}/events.parquet, by: session}}\n"
+    (tmp_path / "eval.yaml").write_text(text + "bootstrap_samples: 0\n")
+    run_recipe(tmp_path / "eval.yaml")
+    (tmp_path / "users.csv").write_text("user_id\nu1\nu2/s1\nnobody\n")
+    answer = CliRunner().invoke(app, ["recommend", str(tmp_path / "eval"), "--users", str(tmp_path / "users.csv"), "--json"])
+    told = " ".join(answer.output.split())
+    assert [json.loads(line)["user_id"] for line in answer.stdout.splitlines() if line.startswith("{")] == ["u2/s1"]
+    assert "u1 has no history" in told and "named USER/SESSION, such as u1/s0, u1/s1." in told
+    assert "nobody has no history" in told and told.count("named USER/SESSION.") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

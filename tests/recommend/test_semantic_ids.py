@@ -90,6 +90,36 @@ def test_new_items_get_free_codes_and_old_ones_keep_theirs(catalogue, trained, t
     assert np.allclose(again[ITEMS:], vectors[ITEMS:], atol=1e-6)
 
 
+def test_keys_that_a_base_cannot_follow_are_refused(catalogue, trained, tmp_path, capsys):
+    """Keys of the base may be repeated; other ones would count for nothing."""
+    folder, _ = catalogue
+    shop.write_catalogue(tmp_path / "items.parquet", ITEMS + 1)
+    base = {"base": str(trained.path)}
+    for name, wrong in {"fusion": "{size: 64}", "use": "[text]", "codes": "{levels: 4}", "text": "{size: 64}"}.items():
+        (tmp_path / "r.yaml").write_text(shop.recipe_text(tmp_path, f"no_{name}", events=False, **base, **{name: wrong}))
+        with pytest.raises(LoreError, match=f"{name}: this recipe has other values than .*\n.*repeat those of the base"):
+            run_recipe(tmp_path / "r.yaml")
+    capsys.readouterr()
+    (tmp_path / "r.yaml").write_text(shop.recipe_text(tmp_path, "repeated", events=False, **base, **SMALL))
+    assert len(read_codes_table(run_recipe(tmp_path / "r.yaml").path)[0]) == ITEMS + 1
+    assert "the section train is not read" in capsys.readouterr().out
+
+
+def test_new_items_have_their_photo_vectors_in_another_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORE_RUNS", str(tmp_path / "runs"))
+    known = np.random.default_rng(0).normal(size=(41, 8)).astype(np.float32)
+    known[40] = known[3]
+    options = {"use": "[photo]", "fusion": "{kind: concat}", "codes": "{levels: 2, size: 8}"}
+    for name, count, more in (("old", 40, {}), ("new", 41, {"base": str(tmp_path / "runs/old")})):
+        shop.write_catalogue(tmp_path / "items.parquet", count)
+        np.savez(tmp_path / f"{name}.npz", item_id=[f"i{row}" for row in range(count)], embedding=known[:count])
+        photo = f"{{embeddings: {tmp_path / f'{name}.npz'}}}"
+        (tmp_path / "r.yaml").write_text(shop.recipe_text(tmp_path, name, events=False, photo=photo, **options, **more))
+        run = run_recipe(tmp_path / "r.yaml")
+    vectors = load_arrays(run / "vectors.safetensors", "vectors")["vectors"]
+    np.testing.assert_allclose(vectors[40], vectors[3], atol=1e-5)
+
+
 @pytest.mark.slow
 def test_held_out_events_move_nothing_and_the_same_run_gives_the_same_codes(catalogue, trained, tmp_path, monkeypatch):
     folder, truth = catalogue

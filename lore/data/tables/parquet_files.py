@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lore.support.atomic_files import written_whole
+from lore.support.bounds import most_unpacked
 from lore.support.errors import LoreError
 from lore.support.text import encodable
 
@@ -31,6 +32,14 @@ def open_parquet(path: str | Path, hint: str = "") -> Iterator[Any]:
             f"{path} is not a readable Parquet file ({why}). It may be damaged, partly downloaded, or a Git LFS pointer."
             f"{hint and ' '}{hint}"
         ) from error
+
+
+def check_rows(parquet: Any, path: str | Path, row_bytes: int, hint: str) -> None:
+    """For a file whose rows are held as a whole. Raises LoreError if they need far more memory than a table of its size: equal rows
+    pack to almost nothing. row_bytes: of a row in memory, at least."""
+    size, rows = Path(path).stat().st_size, parquet.metadata.num_rows
+    if rows * row_bytes > most_unpacked(size):
+        raise LoreError(f"{path} has {size:,} bytes and {rows:,} rows, as no table does: it could fill the memory. {hint}")
 
 
 def already_written(path: Path) -> bool:

@@ -165,10 +165,11 @@ class _HubErrors:
             ) from error
 
 
-def table_files(path: str, where: str = "input.path", *, other: bool = False) -> list[Path]:
+def table_files(path: str, where: str = "input.path", *, other: bool = False, hub: bool = True) -> list[Path]:
     """The tables of a file, folder (with its subfolders) or glob, sorted by path. Rejected rows that an earlier job left in a
     folder and names that begin with a point or an underscore are no tables. Raises LoreError if there are none, and for a folder
-    with tables of several kinds. other: a file may have any suffix, because the user has named its delimiter."""
+    with tables of several kinds. other: a file may have any suffix, because the user has named its delimiter; hub: whether the user
+    could also have named a data set of the hub."""
     place = Path(path).expanduser()
     if place.is_file():
         if suffix_of(place) not in SUFFIXES and not other:
@@ -194,8 +195,8 @@ def table_files(path: str, where: str = "input.path", *, other: bool = False) ->
             raise other_format(wrong, what=f"{where}: ")
     if not files:
         raise LoreError(
-            f"{where}: no table at {path}. Name a file, a folder or a glob of .parquet, .jsonl, .csv or .tsv files, or hub:NAME "
-            "for a data set of the Hugging Face hub."
+            f"{where}: no table at {path}. Name a file, a folder or a glob of .parquet, .jsonl, .csv or .tsv files"
+            f"{', or hub:NAME for a data set of the Hugging Face hub' if hub else ''}."
         )
     return files
 

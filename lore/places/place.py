@@ -1,4 +1,4 @@
-"""A place, post or event as every part of lore.nearby sees it. Names, tags and texts come from strangers and are not trusted."""
+"""A place, post or event, and a name as it is compared. Names, tags and texts come from strangers and are not trusted."""
 
 from __future__ import annotations
 

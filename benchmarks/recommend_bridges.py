@@ -1,12 +1,20 @@
-"""Are items of the same shelf harder negatives than items with the same words? A student's P(relevant) of both.
+"""Do semantic ids help to judge relevance? Two bridges, each with the gate that it has to pass before it belongs in lore.
 
-    python benchmarks/recommend_negatives.py runs/quickstart/world/pairs --rubric shop --student runs/quickstart/distill
+    python benchmarks/recommend_bridges.py negatives runs/quickstart/world/pairs --rubric shop --student runs/quickstart/distill
+    python benchmarks/recommend_bridges.py overlap runs/quickstart/world/pairs --rubric shop
 
-For every relevant pair of the split: items that share one or two codes with its item and differ in an attribute that the query
-names; the best items by BM25 (title, description) that differ in such an attribute too; and the first kind with shuffled codes.
-None is a positive of the query. The codes are those of stage semantic_ids on the items of the pairs, without training (fusion:
-concat). The gate: the difference to BM25 is above 0 with its 95 % interval over queries. It does not hold in the embedded shop
-(docs/lab/recommend.md), so the function is here and not in lore.
+negatives: are items of the same shelf harder negatives than items with the same words? For each relevant pair of the split: items
+that share one or two codes with its item and differ in an attribute that the query names; the best items by BM25 (title,
+description) that differ in such an attribute too; and the first kind with shuffled codes. None is a positive of the query. Gate:
+the student's P(relevant) is above that of BM25 negatives, with its 95 % interval over queries.
+
+overlap: does it say more about relevance than a score alone that an item shares codes with what the query finds? The score is the
+student's, or without one BM25 and the cosine of query and item in the space of the text features. Further features: the share of
+the ten nearest items by that cosine, without the item itself, that have its first code, and its first two. A logistic regression is
+fitted on the dev pairs. The gate: AUC on the other split rises, with its interval over queries.
+
+The codes are those of stage semantic_ids on the items of the pairs, without training (fusion: concat). What the gates said is in
+docs/lab/recommend.md.
 """
 
 import argparse
@@ -22,31 +30,49 @@ from typing import Any
 
 import bm25s
 import numpy as np
+from scipy.special import logit
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, normalize
 
 from lore.codec.lexical_match import missing_words, pieces
+from lore.codec.pair_text import PairTextFormat, pair_texts
 from lore.data.pair import ITEM_FIELDS, ITEM_SCHEMA, Pair
 from lore.data.parquet import PairWriter, read_pairs
-from lore.eval.measures.bootstrap import Estimate, mean_estimate, query_groups
+from lore.eval.measures.bootstrap import Estimate, interval, mean_estimate, pair_weights, query_groups, times_drawn
+from lore.eval.measures.ranking import auc_of
 from lore.recommend.codes import Codes, read_codes
+from lore.recommend.config import TextSection
+from lore.recommend.features import text_vectors
 from lore.rubric.rubric import load_rubric
 from lore.student.scorer import open_student
 
-EACH, DEPTH = 2, 200
+EACH, DEPTH, HITS = 2, 200, 10
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("bridge", choices=["negatives", "overlap"])
     parser.add_argument("pairs", type=Path, help="rated pairs: a folder of Parquet files")
     parser.add_argument("--rubric", required=True)
-    parser.add_argument("--student", type=Path, required=True, help="run of stage distill")
+    parser.add_argument("--student", type=Path, help="run of stage distill; negatives need one")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--critical", nargs="*", help="attributes that may decide; default: all that a query names")
-    parser.add_argument("--limit", type=int, default=500, help="positives")
+    parser.add_argument("--critical", nargs="*", help="negatives: attributes that may decide; default: all that a query names")
+    parser.add_argument("--limit", type=int, default=500, help="negatives: positives")
+    parser.add_argument("--text", help="overlap: text encoder of queries and items; default: latent semantic analysis")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    work = Path(os.environ.setdefault("LORE_RUNS", "runs")) / "negatives"
+    work = Path(os.environ.setdefault("LORE_RUNS", "runs")) / "bridges"
     work.mkdir(parents=True, exist_ok=True)
+    if arguments.bridge == "overlap":
+        overlap(arguments, work)
+    elif arguments.student is None:
+        parser.error("negatives are scored by a student: --student RUN")
+    else:
+        negatives(arguments, work)
 
+
+def negatives(arguments: argparse.Namespace, work: Path) -> None:
     rubric, items, positives = load_rubric(arguments.rubric), {}, []
     relevant = {tier for tier, is_relevant in zip(rubric.tier_ids, rubric.relevant_mask, strict=True) if is_relevant}
     for pair in read_pairs(arguments.pairs):
@@ -93,6 +119,83 @@ def main() -> None:
     print("the gate holds" if gain.low > 0 else "the gate does not hold: BM25 negatives are as hard or harder")
 
 
+def overlap(arguments: argparse.Namespace, work: Path) -> None:
+    rubric, items, pairs = load_rubric(arguments.rubric), {}, []
+    for pair in read_pairs(arguments.pairs):
+        if pair.item_id and pair.item_id not in items:
+            items[pair.item_id] = Pair(pair_id=pair.item_id, query="", **{name: getattr(pair, name) for name in ITEM_FIELDS})
+        if pair.item_id and pair.label and pair.split in ("dev", arguments.split):
+            pairs.append(pair)
+    catalogue, row_of = list(items.values()), {item: row for row, item in enumerate(items)}
+    rows = np.asarray([row_of[pair.item_id] for pair in pairs])
+    side = np.asarray(rubric.relevant_mask, dtype=bool)
+    relevant = side[[rubric.tier_ids.index(pair.label) for pair in pairs]]
+    cosine = cosines(list(dict.fromkeys(pair.query for pair in pairs)), catalogue, arguments)
+    alone = scores_alone(pairs, rows, catalogue, cosine, side, arguments)
+
+    own = read_codes(codes_of(catalogue, work), list(items))
+    found = {"score alone": alone}
+    for name, codes in (("codes", own), ("shuffled codes", own.shuffled(arguments.seed))):
+        found[f"score and overlap, {name}"] = np.column_stack([alone, shared_codes(pairs, rows, cosine, codes)])
+
+    fit, tested = (np.asarray([pair.split == part for pair in pairs]) for part in ("dev", arguments.split))
+    groups = query_groups([pair.query for pair in pairs if pair.split == arguments.split])
+    queries = int(groups.max()) + 1
+    told: dict[str, Any] = {"items": len(catalogue), "dev pairs": int(fit.sum()), "pairs": int(tested.sum()), "queries": queries}
+    drawn = {}
+    for name, features in found.items():
+        model = make_pipeline(StandardScaler(), LogisticRegression()).fit(features[fit], relevant[fit])
+        auc = auc_of(relevant[tested], model.decision_function(features[tested]))
+        draws = pair_weights(times_drawn(queries, 1000, arguments.seed), groups, None, np.zeros(len(groups), dtype=int))
+        drawn[name] = float(auc(np.ones(len(groups)))), np.concatenate([auc(block) for block in draws])
+        told[f"AUC, {name}"] = interval("", *drawn[name], queries).to_json()
+    gains = {}
+    for other in ("score alone", "score and overlap, shuffled codes"):
+        (value, draws), (less, fewer) = drawn["score and overlap, codes"], drawn[other]
+        gains[other] = interval("", value - less, draws - fewer, queries)
+        told[f"overlap over {other}"] = gains[other].to_json()
+    print(json.dumps(told, indent=1))
+    print("the gate holds" if min(gain.low for gain in gains.values()) > 0 else "the gate does not hold")
+
+
+def cosines(queries: list[str], catalogue: list[Pair], arguments: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Cosine of a query to every item, by query, in the space of the items' text features."""
+    section, fitted = TextSection(encoder=arguments.text), {}
+    fmt = PairTextFormat(tuple(section.fields), section.max_field_characters, section.max_tokens)
+    texts = [pair_texts(item, fmt)[1] for item in catalogue]
+    of_items, of_queries = (normalize(text_vectors(these, section, 8192, arguments.seed, fitted)) for these in (texts, queries))
+    return dict(zip(queries, of_queries @ of_items.T, strict=True))
+
+
+def scores_alone(
+    pairs: list[Pair],
+    rows: np.ndarray,
+    catalogue: list[Pair],
+    cosine: dict[str, np.ndarray],
+    side: np.ndarray,
+    arguments: argparse.Namespace,
+) -> np.ndarray:
+    """[N, 1] log-odds that the student finds a pair relevant, or [N, 2] its BM25 score and cosine. rows [N]: its item."""
+    if arguments.student is not None:
+        scorer = open_student(arguments.student)
+        sure = np.asarray([np.asarray(verdict.probabilities)[side].sum() for verdict in scorer.score(pairs)])
+        scorer.close()
+        return logit(np.clip(sure, 1e-6, 1 - 1e-6))[:, None]
+    index = word_index(catalogue)
+    words = {query: index.get_scores(pieces(query)) for query in cosine}
+    return np.asarray([(words[pair.query][row], cosine[pair.query][row]) for pair, row in zip(pairs, rows, strict=True)])
+
+
+def shared_codes(pairs: list[Pair], rows: np.ndarray, cosine: dict[str, np.ndarray], codes: Codes) -> np.ndarray:
+    """[N, 2] share of the query's HITS nearest items, without the pair's own, that have its first code, and its first two."""
+    nearest = {query: np.argsort(-values, kind="stable")[: HITS + 1] for query, values in cosine.items()}
+    found = []
+    for pair, row in zip(pairs, rows, strict=True):
+        others = nearest[pair.query][nearest[pair.query] != row][:HITS]
+        found.append(np.cumprod(codes.values[others, :2] == codes.values[row, :2], axis=1).mean(axis=0))
+    return np.asarray(found)
+
+
 def codes_of(catalogue: list[Pair], work: Path) -> Path:
     """The run of stage semantic_ids on these items, done once."""
     path = work / "items.parquet"
@@ -101,7 +204,7 @@ def codes_of(catalogue: list[Pair], work: Path) -> Path:
             for item in catalogue:
                 writer.write(item)
     recipe = work / "codes.yaml"
-    recipe.write_text(f"stage: semantic_ids\nrun: negatives/codes\ndata: {{items: {path}}}\nfusion: {{kind: concat}}\n")
+    recipe.write_text(f"stage: semantic_ids\nrun: bridges/codes\ndata: {{items: {path}}}\nfusion: {{kind: concat}}\n")
     subprocess.run([sys.executable, "-m", "lore", "run", str(recipe)], check=True)
     return work / "codes"
 
@@ -109,8 +212,7 @@ def codes_of(catalogue: list[Pair], work: Path) -> Path:
 def by_words(positives: list[Pair], catalogue: list[Pair], critical: list[str] | None) -> list[tuple[str, Pair]]:
     """EACH items per positive: the best by BM25 that differ in an attribute that the query names."""
     rows = {item.item_id: row for row, item in enumerate(catalogue)}
-    index = bm25s.BM25()
-    index.index([pieces(f"{item.title} {item.description or ''}") for item in catalogue], show_progress=False)
+    index = word_index(catalogue)
     relevant: dict[str, set[str | None]] = {}
     for pair in positives:
         relevant.setdefault(pair.query, set()).add(pair.item_id)
@@ -123,6 +225,12 @@ def by_words(positives: list[Pair], catalogue: list[Pair], critical: list[str] |
             fields = {name: getattr(catalogue[row], name) for name in ITEM_FIELDS}
             found.append((pair.pair_id, Pair(pair_id=f"{pair.pair_id}~{catalogue[row].item_id}", query=pair.query, **fields)))
     return found
+
+
+def word_index(catalogue: list[Pair]) -> bm25s.BM25:
+    index = bm25s.BM25()
+    index.index([pieces(f"{item.title} {item.description or ''}") for item in catalogue], show_progress=False)
+    return index
 
 
 @dataclass(frozen=True)

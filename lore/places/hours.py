@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
+from lore.places.place import Place
 from lore.support.errors import LoreError
 
 MAX_CHARACTERS = 255
@@ -65,6 +66,16 @@ def _parsed(place_hours: str, country: str | None, sun: tuple[float, float, str]
         return OpeningHours(place_hours.rstrip(" ;"), **options)  # the library refuses a semicolon at the end
     except errors:
         return None
+
+
+def opening_of(place: Place, when: datetime, country: str | None = None, timezone: str | None = None) -> Opening:
+    """Of a place by its hours, of an event by its start and end."""
+    if place.starts is not None and when < place.starts:
+        return Opening("closed", place.starts)
+    if place.ends is not None or place.starts is not None:
+        over = place.ends is not None and when >= place.ends
+        return Opening("closed") if over else Opening("open", place.ends)
+    return opening(place.hours, place.lat, place.lon, when, country, timezone)
 
 
 def check_country(country: str | None) -> None:
