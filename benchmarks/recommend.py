@@ -19,6 +19,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import yaml
@@ -112,7 +113,7 @@ def evaluate(rows: dict[str, str], arguments: argparse.Namespace, data: dict[str
     for row in rows:
         model, _, seed = row.rpartition(", seed ")
         blends[f"{model}{BLENDED}, seed {seed}"] = {"of": [row, "item-kNN"], "weights": [*WEIGHTS]}
-    name = "-".join(["eval", arguments.part, str(len(rows)), *map(str, arguments.seeds)])
+    name = f"eval-{arguments.part}-{crc32(' '.join(rows).encode()):08x}"  # other rows are another table
     recipe = {
         "stage": "recommend_eval",
         "run": f"{work.name}/{name}",
