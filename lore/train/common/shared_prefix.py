@@ -270,8 +270,8 @@ class SharedPrefix(TrainerCallback):
             say("train.shared_prefix: what rows of a micro-batch begin with is computed once")
 
     def check(self) -> None:
-        """Sets `active`. Raises Refused if rows that share a prefix do not get the log-probabilities that they get apart. Runs three
-        short forward passes on every process."""
+        """Sets `active`. Raises Refused if rows that share a prefix do not get the log-probabilities that they get apart. Runs
+        three short forward passes on every process."""
         text = self.config.get_text_config()
         if text._attn_implementation not in AttentionInterface():
             raise Refused(f"its attention ({text._attn_implementation}) is not in transformers' attention interface; sdpa is")
