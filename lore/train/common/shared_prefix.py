@@ -241,14 +241,19 @@ class SharedPrefix(TrainerCallback):
         trainer.add_callback(self)
 
     def layout(self, inputs: dict[str, Any]) -> Layout | None:
-        """The layout of a padded batch; None where rows have nothing in common or the model reads more than their tokens."""
+        """The layout of a padded batch; None where rows have nothing in common, the model reads more than their tokens, or the
+        tokens of a row do not lie side by side at positions 0, 1, 2, ..."""
         given = {name for name, value in inputs.items() if value is not None}
         mask, photo = inputs.get("attention_mask"), None
         if not given.isdisjoint(PHOTOS) and self.config.model_type in PHOTOS_BY_ROW:
             given, photo = given.difference(PHOTOS), self.config.image_token_id
         if not self.active or not given <= SHARED_INPUTS or mask is None or mask.dim() != 2 or len(mask) < 2:
             return None
-        rows = zip(inputs["input_ids"].cpu(), mask.cpu().bool(), strict=True)
+        mask, positions = mask.cpu().bool(), inputs.get("position_ids")
+        begins = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
+        if begins.sum(dim=1).max() > 1 or (positions is not None and not counts(positions.cpu(), mask)):
+            return None
+        rows = zip(inputs["input_ids"].cpu(), mask, strict=True)
         self.laid = lay_out([row[kept].tolist() for row, kept in rows], photo)
         return self.laid
 
@@ -310,6 +315,11 @@ class SharedPrefix(TrainerCallback):
             raise Refused(f"{used} compute attention through transformers' attention interface")
         compare(apart, together, laid.attended[-1][2], "log-probabilities")
         compare_gradients(laid, self.trainer.accelerator.device)
+
+
+def counts(positions: torch.Tensor, mask: torch.Tensor) -> bool:
+    """Whether the positions are those that a layout gives: 0, 1, 2, ... in each row [tokens] of the mask."""
+    return positions.shape == mask.shape and torch.equal(positions[mask], (mask.cumsum(dim=1) - 1)[mask])
 
 
 def attention_window(text: Any) -> str | None:

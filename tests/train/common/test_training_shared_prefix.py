@@ -137,6 +137,22 @@ def test_without_a_common_prefix_nothing_changes_to_the_bit(rows):
     assert lay_out(rows) is None
 
 
+def test_rows_with_positions_or_gaps_of_their_own_are_computed_whole():
+    engine = engine_of("llama")
+    sharing = sharing_of(engine.model, engine.tokenizer)
+    batch, holes = padded(ROWS["nested"]), padded(ROWS["nested"])
+    restarted = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"]).clone()
+    restarted[:, 60:] -= 60  # two texts in a row
+    holes["attention_mask"][:, 75:80] = 0
+    for own in (batch | {"position_ids": restarted}, holes):
+        sharing.active = False
+        expected = fused_logps(engine.model, own)
+        sharing.check()
+        assert torch.equal(expected, fused_logps(engine.model, own))
+    batch["position_ids"] = torch.arange(restarted.shape[1]).expand_as(restarted)
+    assert sharing.layout({name: batch[name] for name in batch if name != "labels"}) is not None
+
+
 def test_logits_are_computed_at_labels_and_other_outputs_are_those_of_trl():
     engine = engine_of("llama")
     add_fused_lm_head(engine.model, outputs=("log_probs", "entropy", "is_top1"))
