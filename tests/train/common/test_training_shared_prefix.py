@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -199,7 +200,7 @@ SPARSE = {"index_topk": 80, "index_n_heads": 2, "index_head_dim": 16, "q_lora_ra
         ("phimoe", ROPED | EXPERTS | LONG_WINDOW, "sliding_window 80"),
         ("qwen2_moe", ROPED | EXPERTS | MIXED_LAYERS, "sliding_attention"),
         ("glm_moe_dsa", SIZE | {"num_key_value_heads": 4} | SPARSE, "a mask of its own"),
-        ("gemma2", ROPED | SOFTCAP, "softcap 20.0"),
+        ("gemma2", ROPED | SOFTCAP, "softcap 20.0|attention interface"),  # transformers 5.24 takes eager attention for it
         ("mistral", None, "sliding_window 16"),
         ("gemma3_text", None, "sliding_attention"),
         ("lfm2", None, "1 of its 2 layers"),
@@ -216,7 +217,7 @@ def test_models_that_cannot_are_refused_with_the_reason(kind, options, why, monk
     with pytest.raises(Refused, match=why):
         sharing.check()
     sharing.on_train_begin(None, None, None)
-    assert why in capsys.readouterr().out and not sharing.active
+    assert re.search(why, capsys.readouterr().out) and not sharing.active
     sharing.asked = True
     with pytest.raises(LoreError, match=f"train.shared_prefix is true.*{why}"):
         sharing.on_train_begin(None, None, None)
