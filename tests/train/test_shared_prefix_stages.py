@@ -18,7 +18,7 @@ SFT = {"model": "text", "steps": 3, "save_every": 0, "prompt": TIERS}
 
 @pytest.fixture
 def laid(monkeypatch):
-    """(tokens of the rows, tokens of their layout) for each batch that is laid out; the first is that of the check."""
+    """(tokens of the rows, tokens of their layout) for each batch that is laid out; the first two are those of the check."""
     seen = []
 
     def counted(rows, photo=None):
@@ -43,7 +43,7 @@ def test_sft_has_the_losses_of_whole_rows(train, laid):
     assert not laid
     shared = train("shared", lora={}, shared_prefix=True, **SFT)
     assert losses(shared) == pytest.approx(losses(whole), abs=1e-5)
-    assert len(laid) == 4 and all(tokens < 0.7 * rows for rows, tokens in laid[1:])
+    assert len(laid) == 5 and all(tokens < 0.7 * rows for rows, tokens in laid[2:])
 
 
 @pytest.mark.parametrize("options", [{"packing": True}, {"padding_free": True}])
@@ -65,7 +65,7 @@ def test_a_vision_model_shares_the_rubric_and_photos_stay_with_their_rows(train,
     options = SFT | {"model": "vision", "gradient_checkpointing": True, "prompt": TIERS | {"photo": photo}}
     whole, shared = (train(f"run{asked}", shared_prefix=asked, **options) for asked in (False, True))
     assert losses(shared) == pytest.approx(losses(whole), abs=1e-4)
-    assert len(laid) == 4 and all(tokens < 0.8 * rows for rows, tokens in laid[1:])
+    assert len(laid) == 5 and all(tokens < 0.8 * rows for rows, tokens in laid[2:])
 
 
 @pytest.mark.slow
@@ -105,4 +105,4 @@ def test_grpo_has_the_losses_of_whole_rows(tiny, runs, tmp_path, laid, kl):
         found.append([(line["loss"], line["grad_norm"]) for line in run_recipe(path).metrics() if "loss" in line])
     for one, other in zip(*found, strict=True):
         assert other == pytest.approx(one, rel=1e-3, abs=1e-5)
-    assert laid and all(tokens < 0.6 * rows for rows, tokens in laid[1:])
+    assert laid and all(tokens < 0.6 * rows for rows, tokens in laid[2:])

@@ -131,6 +131,8 @@ def attend(
     for name in ("sliding_window", "softcap", "s_aux", "position_bias", "dropout"):
         if isinstance(found := options.get(name), torch.Tensor) or found:
             raise Refused(f"its attention has {name}{'' if isinstance(found, torch.Tensor) else f' {found}'}")
+    if attention_mask is not None and attention_mask.numel() != 1:  # not the one that comes with a layout
+        raise Refused("its attention has a mask of its own")
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if not causal or query.shape[2] != key.shape[2] or query.shape[3] != value.shape[3]:
@@ -239,14 +241,19 @@ class SharedPrefix(TrainerCallback):
         trainer.add_callback(self)
 
     def layout(self, inputs: dict[str, Any]) -> Layout | None:
-        """The layout of a padded batch; None where rows have nothing in common or the model reads more than their tokens."""
+        """The layout of a padded batch; None where rows have nothing in common, the model reads more than their tokens, or the
+        tokens of a row do not lie side by side at positions 0, 1, 2, ..."""
         given = {name for name, value in inputs.items() if value is not None}
         mask, photo = inputs.get("attention_mask"), None
         if not given.isdisjoint(PHOTOS) and self.config.model_type in PHOTOS_BY_ROW:
             given, photo = given.difference(PHOTOS), self.config.image_token_id
         if not self.active or not given <= SHARED_INPUTS or mask is None or mask.dim() != 2 or len(mask) < 2:
             return None
-        rows = zip(inputs["input_ids"].cpu(), mask.cpu().bool(), strict=True)
+        mask, positions = mask.cpu().bool(), inputs.get("position_ids")
+        begins = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
+        if begins.sum(dim=1).max() > 1 or (positions is not None and not counts(positions.cpu(), mask)):
+            return None
+        rows = zip(inputs["input_ids"].cpu(), mask, strict=True)
         self.laid = lay_out([row[kept].tolist() for row, kept in rows], photo)
         return self.laid
 
@@ -268,19 +275,22 @@ class SharedPrefix(TrainerCallback):
             say("train.shared_prefix: what rows of a micro-batch begin with is computed once")
 
     def check(self) -> None:
-        """Sets `active`. Raises Refused if rows that share a prefix do not get the log-probabilities that they get apart. Runs two
-        forward passes on every process."""
+        """Sets `active`. Raises Refused if rows that share a prefix do not get the log-probabilities that they get apart. Runs
+        three short forward passes on every process."""
         text = self.config.get_text_config()
         if text._attn_implementation not in AttentionInterface():
             raise Refused(f"its attention ({text._attn_implementation}) is not in transformers' attention interface; sdpa is")
         if length_rule(text) is not None:
             raise Refused("its numbers depend on the longest row of a batch")
+        if window := attention_window(text):
+            raise Refused(f"its attention has {window}")
         if self.trainer.accelerator.state.dynamo_plugin.backend.value.lower() != "no":
             raise Refused("it is compiled, and would be compiled again for every batch")
         if getattr(self.trainer, "aux_loss_enabled", False):
             raise Refused("its load-balancing loss counts the tokens of every row")
         join_attention(text._attn_implementation)
         model, batch = self.trainer.model_wrapped, probe(self.tokenizer, self.trainer.accelerator.device)
+        cuda = [self.trainer.accelerator.device] if self.trainer.accelerator.device.type == "cuda" else []
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
@@ -289,6 +299,10 @@ class SharedPrefix(TrainerCallback):
                 apart = fused_logps(model, batch)
                 self.active = True
                 together = fused_logps(model, batch)
+                laid = self.laid
+                with torch.random.fork_rng(devices=cuda):
+                    model.train()  # only here the attention is asked for its dropout
+                    fused_logps(model, batch)
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:  # each model refuses in its own way
@@ -296,11 +310,26 @@ class SharedPrefix(TrainerCallback):
         finally:
             for module, training in modes:
                 module.training = training
-        if len(self.laid.attended) != text.num_hidden_layers:
-            used = f"{len(self.laid.attended)} of its {text.num_hidden_layers} layers"
+        if len(laid.attended) != text.num_hidden_layers:
+            used = f"{len(laid.attended)} of its {text.num_hidden_layers} layers"
             raise Refused(f"{used} compute attention through transformers' attention interface")
-        compare(apart, together, self.laid.attended[-1][2], "log-probabilities")
-        compare_gradients(self.laid, self.trainer.accelerator.device)
+        compare(apart, together, laid.attended[-1][2], "log-probabilities")
+        compare_gradients(laid, self.trainer.accelerator.device)
+
+
+def counts(positions: torch.Tensor, mask: torch.Tensor) -> bool:
+    """Whether the positions are those that a layout gives: 0, 1, 2, ... in each row [tokens] of the mask."""
+    return positions.shape == mask.shape and torch.equal(positions[mask], (mask.cumsum(dim=1) - 1)[mask])
+
+
+def attention_window(text: Any) -> str | None:
+    """The window of a text config in words; None without one. Some models apply it in the mask alone, and the check's rows may be
+    shorter than it."""
+    kinds = getattr(text, "layer_types", None)
+    if kinds is None:
+        window = getattr(text, "sliding_window", None)
+        return f"sliding_window {window}" if window else None
+    return next((f"layers of kind {kind}" for kind in kinds if "sliding" in kind or "chunked" in kind), None)
 
 
 def probe(tokenizer: Any, device: torch.device) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.utils import DynamoBackend
 from peft import LoraConfig, get_peft_model
-from test_row_independence import CONFIGS, ROPED, engine_of
+from test_row_independence import CONFIGS, EXPERTS, LEARNED, ROPED, SIZE, engine_of
 from trl.trainer.utils import add_fused_lm_head
 
 from lore.codec.prompt import PromptFormat
@@ -74,7 +74,8 @@ def assert_same(expected: torch.Tensor, found: torch.Tensor, tolerance: float = 
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma", "qwen3_moe", "gpt2"])
-def test_losses_and_gradients_are_those_of_separate_rows(kind, rows):
+def test_losses_and_gradients_are_those_of_separate_rows(kind, rows, monkeypatch):
+    monkeypatch.setitem(CONFIGS, "gpt2", LEARNED | {"attn_pdrop": 0.0})
     engine = engine_of(kind)
     sharing = sharing_of(engine.model, engine.tokenizer)
     sharing.check()
@@ -137,6 +138,22 @@ def test_without_a_common_prefix_nothing_changes_to_the_bit(rows):
     assert lay_out(rows) is None
 
 
+def test_rows_with_positions_or_gaps_of_their_own_are_computed_whole():
+    engine = engine_of("llama")
+    sharing = sharing_of(engine.model, engine.tokenizer)
+    batch, holes = padded(ROWS["nested"]), padded(ROWS["nested"])
+    restarted = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"]).clone()
+    restarted[:, 60:] -= 60  # two texts in a row
+    holes["attention_mask"][:, 75:80] = 0
+    for own in (batch | {"position_ids": restarted}, holes):
+        sharing.active = False
+        expected = fused_logps(engine.model, own)
+        sharing.check()
+        assert torch.equal(expected, fused_logps(engine.model, own))
+    batch["position_ids"] = torch.arange(restarted.shape[1]).expand_as(restarted)
+    assert sharing.layout({name: batch[name] for name in batch if name != "labels"}) is not None
+
+
 def test_logits_are_computed_at_labels_and_other_outputs_are_those_of_trl():
     engine = engine_of("llama")
     add_fused_lm_head(engine.model, outputs=("log_probs", "entropy", "is_top1"))
@@ -161,13 +178,31 @@ def test_logits_are_computed_at_labels_and_other_outputs_are_those_of_trl():
 
 SOFTCAP = {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 20.0, "layer_types": ["full_attention"] * 2}
 
+LONG_WINDOW = {"sliding_window": 80}  # more tokens than the rows of the check
+MIXED_LAYERS = LONG_WINDOW | {"use_sliding_window": True, "max_window_layers": 2, "shared_expert_intermediate_size": 16}
+SPARSE = {"index_topk": 80, "index_n_heads": 2, "index_head_dim": 16, "q_lora_rank": 16, "kv_lora_rank": 8} | {
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+}
+
 
 @pytest.mark.parametrize(
     ("kind", "options", "why"),
     [
+        ("gpt2", LEARNED | {"attn_pdrop": 0.1}, "dropout 0.1"),
+        ("llama", ROPED | {"attention_dropout": 0.1}, "dropout 0.1"),
+        ("phimoe", ROPED | EXPERTS | LONG_WINDOW, "sliding_window 80"),
+        ("qwen2_moe", ROPED | EXPERTS | MIXED_LAYERS, "sliding_attention"),
+        ("glm_moe_dsa", SIZE | {"num_key_value_heads": 4} | SPARSE, "a mask of its own"),
         ("gemma2", ROPED | SOFTCAP, "softcap 20.0|attention interface"),  # transformers 5.24 takes eager attention for it
         ("mistral", None, "sliding_window 16"),
-        ("gemma3_text", None, "sliding_window 16"),
+        ("gemma3_text", None, "sliding_attention"),
         ("lfm2", None, "1 of its 2 layers"),
         ("falcon_h1", None, "log-probabilities change"),
         ("phi3", None, "longest row"),
