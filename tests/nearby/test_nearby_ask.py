@@ -52,6 +52,11 @@ def test_coffee_in_english(answers):
     ]
 
 
+def test_a_part_of_the_question_that_was_not_understood_is_said(answers):
+    assert answers("24 hour coffee").text.startswith("“24 hour” is no need that LORE knows.\n3 places within")
+    assert answers("Starbucks").text.startswith("1 place within"), "found by its name"
+
+
 def test_coffee_in_chinese(answers):
     assert answers("明天下午三点喝咖啡，走路五分钟").text.splitlines() == [
         "步行5分钟内，推荐2处：",
