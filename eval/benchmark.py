@@ -148,14 +148,15 @@ def write_benchmark_pairs(name_or_path: str | None, path: str) -> None:
 
 
 def _write_pairs(world: dict[str, Any], seed: int, files: dict[Path, tuple[str, int]]) -> None:
-    # Loads numpy and pyarrow: only where pairs are written; every evaluation recipe loads this module.
     if world.get("kind") == "town":
+        # They load numpy and pyarrow: only where pairs are written; every evaluation recipe loads this module.
         from lore.data_synth.local_life.pairs import Questions
         from lore.data_synth.local_life.town import MadeUpTown
         from lore.data_synth.local_life.write import write_pairs
 
         made = Questions(MadeUpTown(seed))
     else:
+        # They load numpy and pyarrow: only where pairs are written; every evaluation recipe loads this module.
         from lore.data_synth.shop.world import World
         from lore.data_synth.shop.write import TEST_SUBSETS, write_pairs
 

@@ -40,6 +40,7 @@ from lore.data.importers import open_source
 from lore.data.pair import Pair, query_key
 from lore.data.rejected_rows import BadCell
 from lore.data.row_validation import RowChecker
+from lore.data.tables.times import cell_seconds
 from lore.data_synth.perturb.material import Material
 from lore.data_synth.perturb.wordings import load_wordings
 from lore.data_synth.synthesis.trace import Draft, Evidence, Wish
@@ -189,8 +190,8 @@ CALLS = {
         _function("lore.recommend.importers._item_values")(dict.fromkeys(ITEM_COLUMNS, said), ITEMS_READ, Counter())
         for said in (text, f"[{text}", f"['{text}']")
     ],
-    "lore.recommend.importers.cell_seconds": lambda text: [_cell_call(text), _cell_call(f"1{text}")],
-    "lore.recommend.importers._id": lambda text: _cell_call(text, "_id"),
+    "lore.data.tables.times.cell_seconds": lambda text: [_or_bad_cell(cell_seconds, one) for one in (text, f"1{text}")],
+    "lore.recommend.importers._id": lambda text: _or_bad_cell(_function("lore.recommend.importers._id"), "user_id", text),
     "lore.places.hours.opening": lambda text: opening(text[:MAX_CHARACTERS], 0.0, 0.0, datetime(2026, 1, 1), "US"),
     "lore.places.hours._parsed": lambda text: opening(text[:MAX_CHARACTERS], 0.0, 0.0, datetime(2026, 1, 1), "US"),
     "lore.nearby.sources._text": lambda text: _place_call("_text", "tag", text),
@@ -219,9 +220,9 @@ CANDIDATES = [Candidate(row, place, 80.0, 1.0, Opening("unknown"), 1.0, {}) for 
 ITEMS_READ = {name: [name] for name in ITEM_COLUMNS}
 
 
-def _cell_call(text: str, name: str = "cell_seconds") -> None:
+def _or_bad_cell(call: Any, *arguments: Any) -> None:
     try:
-        _function(f"lore.recommend.importers.{name}")(*(["user_id"] if name == "_id" else []), text)
+        call(*arguments)
     except BadCell:
         pass
 

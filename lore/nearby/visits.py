@@ -22,8 +22,8 @@ from lore.data.importers.table import column_map
 from lore.data.rejected_rows import BadCell, RejectedWriter, Rejection, is_rejected_file, rejected_path, short, shown_value
 from lore.data.tables.any_table import table_records
 from lore.data.tables.ids import id_text
+from lore.data.tables.times import cell_seconds
 from lore.nearby.town import Town, on_sphere
-from lore.recommend.importers import cell_seconds
 from lore.support.atomic_files import write_atomic
 from lore.support.errors import LoreError
 from lore.support.nearest import nearest_hint

@@ -13,12 +13,10 @@ Left out: ratings as weights, photos behind URLs.
 from __future__ import annotations
 
 import ast
-import math
 import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import date
 from decimal import Decimal
 from itertools import chain, islice
 from pathlib import Path
@@ -37,8 +35,8 @@ from lore.data.photo_places import common_folder
 from lore.data.rejected_rows import BadCell, RejectedWriter, Rejection, is_rejected_file, rejected_path, short, shown_value
 from lore.data.row_validation import ENCODING_HINT, RowChecker
 from lore.data.tables.ids import id_text
+from lore.data.tables.times import cell_seconds
 from lore.label.inputs.ubi import at_path
-from lore.recommend.section import seconds_of
 from lore.recommend.source_rows import VALID, Row, part_of, source_files, source_rows
 from lore.recommend.tables import is_items_file
 from lore.support.atomic_files import replace_file, scratch_folder, written_whole
@@ -75,8 +73,6 @@ NOTHING = (None, "")
 NEEDED = {"events": ("user_id", "item_id"), "items": ("item_id", "title")}
 HEAD_ROWS = {"events": 1000, "items": 100}
 MAX_ID_CHARACTERS, MAX_LIST_CHARACTERS = 1_000, 2**20
-_DATE_IN_DIGITS = re.compile(r"(19[7-9]\d|20\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(\d{4}|\d{6})?")
-_NUMBER = re.compile(r"[-+]?\d{1,40}(\.\d{0,40})?([eE][-+]?\d{1,3})?")
 _PRICE = re.compile(r"[^\d\s.,]{0,4}\s?\d[\d.,]{0,20}\s?[^\d\s.,]{0,4}")
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _TEMPLATE = re.compile(r"\{([^{}]+)\}")
@@ -392,23 +388,3 @@ def _id(name: str, cell: Any) -> str:
     if "\0" in text or encodable(text) != text:
         raise BadCell(name, "encoding", ascii(text[:80]), ENCODING_HINT)
     return text
-
-
-def cell_seconds(cell: Any) -> float:
-    """Seconds since 1970 of a number (in seconds or, as its size tells, finer units), of a date or of its text. A number such as
-    20180101 or 20180101120000 is refused: as seconds it is a day of 1970, which nobody means."""
-    try:
-        text = cell.isoformat() if isinstance(cell, date) else cell.strip()[:80] if isinstance(cell, str) else cell
-        if isinstance(text, str) and not _NUMBER.fullmatch(text):
-            return seconds_of(text)
-        number = math.nan if isinstance(text, bool) else float(text)
-        if number.is_integer() and abs(number) < 1e15 and _DATE_IN_DIGITS.fullmatch(str(int(number))):
-            expected = "seconds since 1970, or a date with its separators, such as 2018-01-01"
-            raise BadCell("time", "field_type", f"{shown_value(cell)}, a date in digits alone", expected)
-        if abs(number) < 1e11:
-            return number
-        if abs(number) < 1e20:
-            return number / next((unit for unit in (1e9, 1e6) if abs(number) > unit * 1e8), 1e3)
-    except (ValueError, TypeError, OverflowError):
-        pass
-    raise BadCell("time", "field_type", shown_value(cell), "seconds since 1970, or a date such as 2018-06-01T12:00")

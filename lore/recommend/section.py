@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
 from lore.config.sections import Conflict, StrictModel
+from lore.data.tables.times import seconds_of
 from lore.support.bounds import MAX_COUNT
 from lore.support.errors import LoreError
 
@@ -97,12 +97,3 @@ def codes_file(path: str | Path) -> Path:
 def model_folder(path: str | Path) -> Path | None:
     """The folder of the model in a run folder of stage recommender or a model folder; None if there is none."""
     return next((folder for folder in (Path(path), Path(path) / "model") if (folder / MODEL_CARD).is_file()), None)
-
-
-def seconds_of(date: str) -> float:
-    """Seconds since 1970 of a date or time; UTC, unless it says otherwise. Raises ValueError for another text."""
-    try:
-        found = datetime.fromisoformat(date)
-    except ValueError:
-        raise ValueError("a date such as 2018-06-01, or a date with a time such as 2018-06-01T12:00") from None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 from test_distributed import launch
 
+from lore.config.stages import load_recipe
 from lore.run.run_folder import RunFolder
 from lore.run.runner import run_recipe
 from lore.support.errors import LoreError
@@ -49,6 +50,13 @@ def test_sft_has_the_losses_of_whole_rows(train, laid):
 def test_packed_rows_have_no_prefix_to_share(train, laid, options):
     with pytest.raises(LoreError, match="train.shared_prefix"):
         train("packed", lora={}, shared_prefix=True, **options, **SFT)
+
+
+def test_a_stage_that_computes_every_row_whole_says_so(tiny, tmp_path):
+    path = tmp_path / "ppo.yaml"
+    path.write_text(tiny.align("ppo", tiny.text, stage="ppo", train={"shared_prefix": True}))
+    with pytest.raises(LoreError, match="train.shared_prefix(.|\n)*only stages sft, dpo, kto and grpo"):
+        load_recipe(path)
 
 
 @pytest.mark.slow

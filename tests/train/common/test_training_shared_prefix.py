@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -164,7 +165,7 @@ SOFTCAP = {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 20.0, "layer_ty
 @pytest.mark.parametrize(
     ("kind", "options", "why"),
     [
-        ("gemma2", ROPED | SOFTCAP, "softcap 20.0"),
+        ("gemma2", ROPED | SOFTCAP, "softcap 20.0|attention interface"),  # transformers 5.24 takes eager attention for it
         ("mistral", None, "sliding_window 16"),
         ("gemma3_text", None, "sliding_window 16"),
         ("lfm2", None, "1 of its 2 layers"),
@@ -181,7 +182,7 @@ def test_models_that_cannot_are_refused_with_the_reason(kind, options, why, monk
     with pytest.raises(Refused, match=why):
         sharing.check()
     sharing.on_train_begin(None, None, None)
-    assert why in capsys.readouterr().out and not sharing.active
+    assert re.search(why, capsys.readouterr().out) and not sharing.active
     sharing.asked = True
     with pytest.raises(LoreError, match=f"train.shared_prefix is true.*{why}"):
         sharing.on_train_begin(None, None, None)
