@@ -109,9 +109,11 @@ def template_answer(intent: Intent, candidates: Sequence[Candidate], beyond: Can
     """The answer without a language model."""
     zh, walk = intent.language == "zh", f"{intent.minutes:.3g}"
     lines = said_about_places(intent)
+    by_words = any(layer in one.hits for one in candidates for layer in ("name", "vector"))
+    unknown = ", ".join(f"“{shown(need.text)}”" for need in intent.needs if need.key is None and not need.excluded)
+    if unknown and not by_words:
+        lines.append(unknown + ("不是已知的需求。" if zh else " is no need that LORE knows."))
     if not candidates:
-        if unknown := ", ".join(f"“{shown(need.text)}”" for need in intent.needs if need.key is None and not need.excluded):
-            lines.append(unknown + ("不是已知的需求。" if zh else " is no need that LORE knows."))
         lines.append(f"步行{walk}分钟内没有符合要求的地方。" if zh else f"Nothing that meets this is within {walk} min on foot.")
         if beyond is not None:
             lines.append(("范围之外最近的是：" if zh else "The nearest beyond that circle: ") + _line(beyond, intent))
@@ -145,9 +147,7 @@ def said_about_places(intent: Intent) -> list[str]:
     return lines
 
 
-def model_answer(
-    intent: Intent, candidates: Sequence[Candidate], engine: Engine, town: Town | None = None
-) -> tuple[str, int]:
+def model_answer(intent: Intent, candidates: Sequence[Candidate], engine: Engine, town: Town | None = None) -> tuple[str, int]:
     """(a language model's answer without what its check strikes, how many sentences were struck); "" if no cited place is left."""
     places = [
         {

@@ -45,7 +45,7 @@ from lore.places.question import Candidate, Hit, Intent
 from lore.support.errors import LoreError
 
 POOL = 40
-"""Places that are checked against the rules, and graded by a judge."""
+"""Places that are checked against the rules, and graded by a judge; more if more are to be shown."""
 BEYOND_MINUTES = 60.0
 """How far the nearest place is looked for if the circle has none."""
 
@@ -96,10 +96,14 @@ def ask(
             notes.append(str(error))
 
     reach = within(town, intent.lat, intent.lon, intent.minutes)
-    hits = _retrieve(town, intent, reach, graph, [graph, Names(town), *layers], DEPTH)
-    if hits.get("name"):
-        learned = None  # it was fitted without this layer
-    found = _pass_rules(candidates(town, intent, reach, hits, _opening_of(town, intent), POOL, learned), intent)
+    for depth in (DEPTH, len(reach.rows)):
+        hits = _retrieve(town, intent, reach, graph, [graph, Names(town), *layers], depth)
+        fusion = None if hits.get("name") else learned  # it was fitted without this layer
+        pool = candidates(town, intent, reach, hits, _opening_of(town, intent), max(POOL, k), fusion)
+        found = _pass_rules(pool, intent)
+        # The first DEPTH places may all be closed while another one in the circle is open.
+        if found or len(reach.rows) <= depth:
+            break
     refused = 0
     if scorer is not None and found:
         found, refused = grade(found, intent, scorer)

@@ -77,7 +77,7 @@ _RADIUS = re.compile(
     r"(?P<unit>min(?:ute)?s?|m|met(?:er|re)s?|km|kilomet(?:er|re)s?|mi|miles?|ft|feet)\b(?! ?(?:drive|by|bike|ride|bus))"
     r"(?: (?:walk(?:ing)?|on foot|away|distance|of me))*"
     rf"|\bwithin (?P<hours>{NUMBER}) hours?\b|\b(?P<half>half an hour)\b(?:'s walk)?"
-    rf"|(?:走路|步行|走)?(?:大约|约)?(?P<zh>{NUMBER})个?(?P<han>分钟|小时(?!营业)|公里|千米|米|里路)(?:的?路程?|步行|以内|之内|内|左右|远|可达)*"
+    rf"|(?:走路|步行|走)?(?:大约|约)?(?P<zh>{NUMBER})个?(?P<han>分钟|(?<!24)(?<!24个)(?<!二十四)(?<!二十四个)小时(?!营业)|公里|千米|米|里路)(?:的?路程?|步行|以内|之内|内|左右|远|可达)*"
 )
 _BEFORE = re.compile(r"(?i)\b(?:(?P<strong>near(?: to)?|around|close to|next to|not far from|靠近)|in|at|by|on)\s|靠近|离|在")
 _AFTER = re.compile("附近|旁边|周围|周边|边上|一带")

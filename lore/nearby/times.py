@@ -34,7 +34,7 @@ _DATE = re.compile(r"\b(?P<year>\d{4})-(?P<month>\d{1,2})-(?P<day>\d{1,2})(?:T(?
 _NOW = re.compile(r"(?i)\b(?:right |open )?now\b|\bcurrently(?: open)?\b|\bat the moment\b|现在|此刻|目前|正在(?=营业)|营业中")
 _OPEN = re.compile(
     r"(?i)\b(?:still )?open(?:ed)?\b(?![- ](?:air|plan|mic))(?: (?:on|at|in|until|till|late)\b(?= |$))?"
-    r"|还?(?:在营业|营业|开门|开着)的?"
+    r"|还?(?:在营业|营业|开门|开着)的?|还开的?"
 )
 _LATER = re.compile(rf"(?i)\bin (?P<en>{NUMBER}) hours?\b|(?P<zh>{NUMBER})个?(?:小时|钟头)(?:以后|之后|后)")
 _DAY = re.compile(
@@ -48,12 +48,13 @@ _HAN_DAY = re.compile(
     rf"的?(?P<part>{'|'.join(HAN_PARTS)})?"
 )
 _PART_ALONE = re.compile(
-    rf"(?i)\b(?:this|in the|at) (?P<part>{_PART}|midnight)\b|(?P<han>{'|'.join(one for one in HAN_PARTS if len(one) > 1)})(?!茶)"
+    rf"(?i)(?:\b(?:this|in the|at|around|by|after) |\A(?=(?:noon|midnight)\Z))(?P<part>{_PART}|midnight)\b"
+    rf"|(?P<han>{'|'.join(one for one in HAN_PARTS if len(one) > 1)})(?!茶)"
 )
 _CLOCK = re.compile(
     r"(?i)(?:\b(?:at|around|about|by|after|from) |@ ?)?(?<![\d.,:-])"
     r"(?:(?P<hour>\d{1,3})(?::(?P<minute>\d{1,2}))? ?(?P<half>[ap])(?:\.m\.|m\b)"
-    r"|(?P<hour24>\d{1,3}):(?P<minute24>\d{2})(?![\d:])|(?P<bare>\d{1,2}) o['’]clock)"
+    r"|(?P<hour24>\d{1,3}):(?P<minute24>\d{2})(?::[0-5]\d(?:\.\d{1,6})?)?(?![\d:])|(?P<bare>\d{1,2}) o['’]clock)"
     r"|\b(?:at|around) (?P<at>\d{1,2})"
     r"(?= ?(?:$|[,;.?!]|(?:tomorrow|today|tonight|on|this|next|in the|at night|for|with|and|near|within)\b))"
 )
@@ -106,13 +107,23 @@ def find_time(text: str, now: datetime) -> tuple[datetime | None, bool, list[tup
 
 def read_time(text: str, now: datetime) -> datetime:
     """The time that an option gives: what a question can say, and YYYY-MM-DD HH:MM. Raises LoreError for anything else."""
-    found, _, _ = find_time(" ".join(text.split())[:100], now)
+    said = " ".join(text.split())[:100]
+    if _has_offset(said):
+        raise LoreError(f"{printable(said)!r} has an offset from UTC. Write the town's wall clock without it: 2026-12-01 15:00.")
+    found, _, _ = find_time(said, now)
     if found is None:
         raise LoreError(
             f"{printable(text[:100])!r} is no time that LORE reads, so opening hours could not be checked. Write it as "
             "'Tue 15:00', 'tomorrow evening', '9pm', '明天下午三点' or '2026-12-01 15:00'."
         )
     return found
+
+
+def _has_offset(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def _part(found: re.Match[str] | None) -> str | None:

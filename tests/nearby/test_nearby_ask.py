@@ -52,6 +52,11 @@ def test_coffee_in_english(answers):
     ]
 
 
+def test_a_part_of_the_question_that_was_not_understood_is_said(answers):
+    assert answers("24 hour coffee").text.startswith("“24 hour” is no need that LORE knows.\n3 places within")
+    assert answers("Starbucks").text.startswith("1 place within"), "found by its name"
+
+
 def test_coffee_in_chinese(answers):
     assert answers("明天下午三点喝咖啡，走路五分钟").text.splitlines() == [
         "步行5分钟内，推荐2处：",
@@ -153,6 +158,17 @@ def test_a_language_models_place_goes_through_the_names_of_the_town(answers):
     with serve(lambda request: reply('{"around": "Onion Station"}')) as server:
         answer = answers("coffee", engine=engine_at(server))
     assert answer.intent.unknown_places == ("Onion Station",) and (answer.intent.lat, answer.intent.lon) == HERE
+
+
+@pytest.mark.parametrize("question", ["coffee ", ""])
+def test_an_open_place_is_found_behind_many_that_are_closed(tmp_path, question):
+    day = [Place(f"day{at}", "Day", 41.88, -87.63 + at * 1e-6, classes=["amenity=cafe"], hours="08:00-10:00") for at in range(150)]
+    night = Place("night", "Night Owl", 41.8815, -87.63, classes=["amenity=cafe"], hours="24/7")
+    with small_town(tmp_path, [*day, night]) as town:
+        graph = Graph(town, small_relations(tmp_path))
+        options = {"now": MONDAY, "graph": graph}
+        assert ids(ask(town, f"{question}at 23:00", 41.88, -87.63, **options)) == ["night"]
+        assert len(ask(town, f"{question}at 9:00", 41.88, -87.63, k=100, **options).candidates) == 100
 
 
 def test_an_event_is_open_while_it_lasts(tmp_path):

@@ -73,6 +73,9 @@ def test_what_is_excluded(reads):
         ("步行一公里内的咖啡", 12.5),
         ("半小时内的咖啡", 30),
         ("coffee within a 10 minute drive", 15),
+        ("两小时以内的咖啡", 120),
+        ("24小时咖啡", 15),
+        ("二十四个小时的咖啡", 15),
         ("coffee", 15),
     ],
 )

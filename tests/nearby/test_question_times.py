@@ -28,6 +28,12 @@ NOWS = st.datetimes(datetime(1971, 1, 1), datetime(2099, 1, 1))
         ("lunch at noon", "12-01 12:00"),
         ("12 at night", "11-30 22:00"),
         ("at midnight", "12-01 00:00"),
+        ("open after midnight on Saturday", "12-06 00:00"),
+        ("noon", "12-01 12:00"),
+        ("midnight", "12-01 00:00"),
+        ("2026-12-24T18:05:00", "12-24 18:05"),
+        ("2026-12-24 18:05:59.25", "12-24 18:05"),
+        ("周六晚上十点还开的酒吧", "12-05 22:00"),
         ("on the weekend", "12-05 12:00"),
         ("in 2 hours", "11-30 16:50"),
         ("2026-12-24 18:00", "12-24 18:00"),
@@ -46,10 +52,32 @@ def test_times_that_people_say(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["安静一点的地方", "下午茶", "afternoon tea", "open air bar", "mon ami", "in the sun", "Sun Wah BBQ", "7 cafes"]
+    "text",
+    [
+        "安静一点的地方",
+        "下午茶",
+        "afternoon tea",
+        "open air bar",
+        "mon ami",
+        "in the sun",
+        "Sun Wah BBQ",
+        "7 cafes",
+        "midnight snack",
+    ],
 )
 def test_words_that_only_look_like_times(text):
     assert find_time(text, MONDAY) == (None, False, [])
+
+
+def test_words_for_open_are_no_need():
+    _, _, spans = find_time("还开的酒吧", MONDAY)
+    assert spans == [(0, 3)]
+
+
+@pytest.mark.parametrize("text", ["2026-12-24T10:00:00Z", "2026-12-24 10:00+05:00"])
+def test_a_time_with_an_offset_is_refused_and_not_read_as_another_time(text):
+    with pytest.raises(LoreError, match="offset from UTC"):
+        read_time(text, MONDAY)
 
 
 @pytest.mark.parametrize("text", ["25:00", "15:75", "13pm", "0 pm", "2026-13-01", "1800-01-01 10:00", "soon", "", "三十点"])
