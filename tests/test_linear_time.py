@@ -182,6 +182,7 @@ CALLS = {
     "lore.nearby.intent._unknown_places": lambda text: _function("lore.nearby.intent._unknown_places")(text, BY_PHRASE),
     "lore.nearby.intent._needs": lambda text: _function("lore.nearby.intent._needs")(text, BY_PHRASE),
     "lore.nearby.answer.check_answer": lambda text: check_answer(text, INTENT, CANDIDATES, TOWN()),
+    "lore.nearby.answer._names_in": lambda text: _function("lore.nearby.answer._names_in")(text, TOWN()),
     "lore.nearby.answer._is_grounded": lambda text: [
         _function("lore.nearby.answer._is_grounded")(sentence, INTENT, CANDIDATES, TOWN())
         for sentence in (text, f"\ue000\uec00{text}")

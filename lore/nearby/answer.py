@@ -206,7 +206,7 @@ def _is_grounded(sentence: str, intent: Intent, candidates: Sequence[Candidate],
         if not starts and f" {_plain(word)} " not in evidence:
             return False
     quoted = [_plain(one[1]) for one in _QUOTED.finditer(words)]
-    named_here = [] if town is None else town.known_names(_runs(words))
+    named_here = [] if town is None else _names_in(words, town)
     return all(f" {one} " in evidence for one in (*quoted, *named_here))
 
 
@@ -226,14 +226,22 @@ def _states(text: str) -> set[Any]:
     return found
 
 
-def _runs(text: str) -> Iterator[str]:
-    """Runs of words that may be the name of a place: two words or more, or three Han characters."""
+def _names_in(text: str, town: Town) -> list[str]:
+    """Plain names of the town that a text holds."""
+    runs = list(_runs(text))
+    begun = town.begun_names(shortest for shortest, *_ in runs)
+    return town.known_names(run for one in runs if one[0] in begun for run in one)
+
+
+def _runs(text: str) -> Iterator[list[str]]:
+    """Runs of words that may be the name of a place, the shortest first, by the word that they begin with: two words or more, or
+    three Han characters."""
     for part in text.split(";"):
         words = _plain(part).split()
-        for at in range(len(words)):
-            for end in range(at + 2, min(at + MAX_WORDS, len(words)) + 1):
-                if end - at > 2 or words[at].isascii():
-                    yield " ".join(words[at:end])
+        for at, first in enumerate(words):
+            ends = range(at + (2 if first.isascii() else 3), min(at + MAX_WORDS, len(words)) + 1)
+            if ends:
+                yield [" ".join(words[at:end]) for end in ends]
 
 
 def _plain(text: str) -> str:

@@ -230,7 +230,8 @@ def recommend(
     k: int = 5,
 ) -> Recommendation:
     """at: latitude and longitude of the person; None: the place of the last visit. minutes: on foot, the circle of new places;
-    places that the person knows are shown wherever they are. Visits at `when` and later are not counted."""
+    places that the person knows are shown wherever they are. In both lists places known to be closed come last. Visits at `when`
+    and later are not counted."""
     day = days_of(when)
     mentions = np.zeros(len(town))
     for row, posts in town.about(range(len(town))).items():
@@ -264,12 +265,19 @@ def recommend(
             return []
         numbers = known.numbers(person, day, rows, metres[rows], visited=visited)
         scores = score(numbers, exponents)
-        order = np.lexsort((metres[rows], -scores))[:k]
+        open_or_unknown, closed = [], []
+        for at in np.lexsort((metres[rows], -scores)).tolist():
+            row = int(rows[at])
+            where = float(town.lats[row]), float(town.lons[row])
+            state = opening(town.hours[row], *where, when, town.meta.get("country"), town.meta.get("timezone"))
+            (closed if state.state == "closed" else open_or_unknown).append((at, row, state))
+            if len(open_or_unknown) == k:
+                break
+        order = [*open_or_unknown, *closed][:k]
         shown = []
-        for at, found in zip(order, town.places(rows[order]), strict=True):
+        for (at, row, state), found in zip(order, town.places([row for _, row, _ in order]), strict=True):
             familiarity, distance, popularity = (None if np.isnan(one) else float(one) for one in numbers[at])
-            row, walk = int(rows[at]), float(metres[rows[at]])
-            state = opening(found.hours, found.lat, found.lon, when, town.meta.get("country"), town.meta.get("timezone"))
+            walk = float(metres[row])
             told = (familiarity, distance, popularity, float(scores[at]), state)
             shown.append(Suggestion(row, found, walk, walk / METRES_PER_MINUTE, *told))
         return shown

@@ -211,6 +211,12 @@ class Town:
         query = "select distinct plain from place where plain != '' and plain in (select value from json_each(?))"
         return [name for (name,) in self._connection.execute(query, [json.dumps(list(dict.fromkeys(plain)))])]
 
+    def begun_names(self, starts: Iterable[str]) -> set[str]:
+        """Those of the starts with which the plain name of a place or area begins."""
+        query = """select value from json_each(?) where exists
+            (select 1 from place where plain != '' and plain >= value and plain < value || char(1114111))"""
+        return {start for (start,) in self._connection.execute(query, [json.dumps(list(dict.fromkeys(starts)))])}
+
     def names_like(self, words: Sequence[str], most: int) -> list[int]:
         """Rows of the places and areas whose names have the rarest of the words, or words that begin as one of them, the best
         first (BM25)."""

@@ -121,6 +121,19 @@ def test_a_person_without_visits_gets_new_places_by_distance_and_popularity(town
         recommend(town, visits_of(("bob", 3, 24)), None, NOON)
 
 
+def test_places_known_to_be_closed_come_last(tmp_path):
+    hours = {"night": "22:00-04:00", "day": "08:00-18:00", "unknown": None, "near night": "22:00-04:00", "near": "08:00-18:00"}
+    kept = enumerate(hours.items())
+    places = [Place(name, name, 41.88, -87.63 + n / 2000, classes=["bar"], hours=known) for n, (name, known) in kept]
+    write_town(tmp_path / "town.db", places)
+    with Town.open(tmp_path / "town.db") as town:
+        visits = visits_of(("ann", 0, 24), ("ann", 0, 48), ("ann", 1, 72), ("ann", 2, 400))
+        found = recommend(town, visits, 0, NOON, HERE)
+        first = recommend(town, visits, 0, NOON, HERE, k=2)
+    assert names(found.your_places) == ["day", "unknown", "night"] and names(first.your_places) == ["day", "unknown"]
+    assert names(found.new_nearby) == ["near", "near night"] and found.new_nearby[1].opening.state == "closed"
+
+
 def test_without_other_people_posts_stand_for_popularity(town):
     found = recommend(town, visits_of(("ann", 4, 24)), 0, NOON, HERE)
     assert "posts about a place" in found.notes[0]
