@@ -48,7 +48,7 @@ create table place (row integer primary key, place_id text not null unique, name
     starts text, ends text, about text, plain text not null);
 create index place_about on place (about) where about is not null;
 create index place_plain on place (plain) where plain != '';
-create virtual table name using fts5 (plain, content='', prefix='2');
+create virtual table name using fts5 (plain, content='', prefix='2 3 4');
 create virtual table box using rtree (row, south, north, west, east);
 create table vector (first_row integer primary key, value blob not null);
 create table array (name text primary key, dtype text not null, value blob not null);
@@ -218,18 +218,24 @@ class Town:
         return {start for (start,) in self._connection.execute(query, [json.dumps(list(dict.fromkeys(starts)))])}
 
     def names_like(self, words: Sequence[str], most: int) -> list[int]:
-        """Rows of the places and areas whose names have the rarest of the words, or words that begin as one of them, the best
-        first (BM25)."""
-        begun = [f'"{word}" OR "{word[:2]}"*' for word in words]
-        return self._match(" OR ".join(begun), "order by rank limit ?", most) if words else []
+        """At most `most` rows of places and areas: those whose names hold all of the words, then for each word the same share:
+        those with the word, then those with one that begins as it does, with four letters, three or two."""
+        found = dict.fromkeys(self._match(" ".join(f'"{word}"' for word in words), most)) if words else {}
+        for word in words:
+            of_word: dict[int, None] = {}
+            for part in (f'"{word}"', *(f'"{word[:size]}"*' for size in (4, 3, 2))):
+                share = most // len(words) - len(of_word)
+                of_word |= dict.fromkeys(self._match(part, share)) if share > 0 else {}
+            found |= of_word
+        return list(found)[:most]
 
     def names_holding(self, plain: str) -> list[int]:
         """Rows of the places and areas whose plain_name holds the words of another one, in their order."""
-        return self._match(f'"{plain}"') if plain else []
+        return self._match(f'"{plain}"', -1) if plain else []
 
-    def _match(self, words: str, order: str = "", *values: int) -> list[int]:
-        query = f"select rowid from name where name match ? {order}"
-        return [row for (row,) in self._connection.execute(query, [words, *values])]
+    def _match(self, words: str, most: int) -> list[int]:
+        """Rows whose names match words of FTS5, in the order of rows; -1: all."""
+        return [row for (row,) in self._connection.execute("select rowid from name where name match ? limit ?", [words, most])]
 
     def places(self, rows: Sequence[int] | np.ndarray) -> list[Place]:
         """In the order of rows."""
