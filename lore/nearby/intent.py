@@ -237,7 +237,7 @@ def _minutes(found: re.Match[str]) -> float:
         minutes = value * next(METRES[start] for start in (unit[:2], unit[:1]) if start in METRES) / METRES_PER_MINUTE
     if not MINUTES[0] <= minutes <= MINUTES[1]:
         raise LoreError(
-            f"{found[0].strip()!r} is a walk of {minutes:.3g} minutes; expected {MINUTES[0]:g} to {MINUTES[1]:g} "
+            f"{found[0].strip()!r} is a walk of {minutes:,.4g} minutes; expected {MINUTES[0]:g} to {MINUTES[1]:g} "
             f"({METRES_PER_MINUTE:g} m a minute). Ask for a circle of that size."
         )
     return minutes
