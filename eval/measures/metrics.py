@@ -198,7 +198,8 @@ def measure(
         if counts.gaps_calibrated is not None:
             values["ece_calibrated"] = expected_calibration_error(counts.gaps_calibrated, weight)
         values["failure_rate"] = confusion[..., tiers].sum(axis=-1) / weight
-        values["refused_rate"] = undefined if counts.refused is None else counts.refused[..., 1] / counts.refused[..., 0]
+        if counts.refused is not None:
+            values["refused_rate"] = counts.refused[..., 1] / counts.refused[..., 0]
     return values
 
 

@@ -32,7 +32,8 @@ def files(folder: Path) -> set[str]:
 
 
 def test_every_how_to_recipe_is_there_and_valid(project):
-    folders = ("recipes", "recipes/recommend", "recipes/quickstart", "recipes/quickstart/recommend")
+    quickstart = ("recipes/quickstart", "recipes/quickstart/recommend", "recipes/quickstart/local_life")
+    folders = ("recipes", "recipes/recommend", *quickstart)
     theirs = {str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).glob("*.yaml")}
     theirs |= {f"launch/accelerate/{path.name}" for path in (ROOT / "launch" / "accelerate").glob("*.yaml")}
     assert files(project) == theirs | {"README.md", "my_rubric.yaml", "data/example.csv"}

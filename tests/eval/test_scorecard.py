@@ -53,7 +53,7 @@ def carded(data: EvalData, verdicts, slices=("odd", "even", "worst"), **options)
 def test_everything_is_measured_for_the_whole_its_slices_and_the_prior():
     data = made(ratings=True)
     card = carded(data, answered(data), prior=PRIOR, gains=GAINS)
-    expected = set(metric_names(TIERS)) - {"ece_calibrated"}
+    expected = set(metric_names(TIERS)) - {"ece_calibrated", "refused_rate"}
     assert set(card.slices) == set(card.slices_natural) == {"odd", "even", "worst"}
     for part in (card.whole, card.natural, *card.slices.values(), *card.slices_natural.values()):
         assert set(part.metrics) == expected
@@ -118,7 +118,7 @@ def test_gains_that_fit_no_tier_are_refused():
 def test_the_table_shows_the_named_metrics_in_their_order():
     data = made()
     card = carded(data, answered(data), gains=GAINS)
-    assert list(shown_columns([card.whole], TIERS)) == [name for name in READABLE if name != "ece_calibrated"]
+    assert list(shown_columns([card.whole], TIERS)) == [name for name in READABLE if name not in ("ece_calibrated", "refused_rate")]
     assert list(shown_columns([card.whole], TIERS, ["f1_L3", "brier", "acc_2"]).items()) == [
         ("f1_L3", "F1 L3"),
         ("brier", "Brier"),

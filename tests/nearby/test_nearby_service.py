@@ -405,8 +405,15 @@ def test_a_served_town_warms_up_answers_and_drains(town):
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         body = json.dumps({"question": "coffee", "at": AT}).encode()
         asked = urllib.request.Request(f"{address}/ask", body, {"content-type": "application/json"})
-        with urllib.request.urlopen(asked, timeout=10) as reply:
-            assert json.load(reply)["places"][0]["place_id"] == "cafe1"
+        until = time.monotonic() + 20
+        while True:
+            try:
+                with urllib.request.urlopen(asked, timeout=10) as reply:
+                    assert json.load(reply)["places"][0]["place_id"] == "cafe1"
+                break
+            except urllib.error.HTTPError as error:  # a busy machine is behind while it warms up, and says so
+                assert error.code == 429 and error.headers["retry-after"] and time.monotonic() < until
+                time.sleep(0.1)
     finally:
         server.leaving = True
         thread.join(20)

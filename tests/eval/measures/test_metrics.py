@@ -102,9 +102,9 @@ def test_hand_worked_brier():
 def test_every_metric_has_its_name_whatever_is_known():
     gold, predicted = np.asarray([0, 3, 2]), np.asarray([0, 2, 2])
     bare = estimate(gold, predicted, np.arange(3), TIERS, RELEVANT, samples=20)
-    assert set(bare) == set(metric_names(TIERS)) - {"ece_calibrated"}
+    assert set(bare) == set(metric_names(TIERS)) - {"ece_calibrated", "refused_rate"}
     even = np.full((3, 4), 0.25)
-    given = {"probabilities": even, "calibrated": even[:, 0], "gains": np.arange(4)}
+    given = {"probabilities": even, "calibrated": even[:, 0], "gains": np.arange(4), "refused": gold != predicted}
     assert set(estimate(gold, predicted, np.arange(3), TIERS, RELEVANT, samples=20, **given)) == set(metric_names(TIERS))
 
 
@@ -159,6 +159,7 @@ def test_under_a_prior_every_metric_is_that_of_weighted_pairs():
     probabilities = rng.dirichlet(np.ones(4), 90)
     predicted = np.where(rng.random(90) < 0.1, NO_VERDICT, probabilities.argmax(axis=1))
     options = {"probabilities": probabilities, "calibrated": probabilities.max(axis=1), "gains": np.asarray([0, 0.01, 0.1, 1])}
+    options["refused"] = (predicted != NO_VERDICT) & (rng.random(90) < 0.2)
     weighted = estimate(gold, predicted, groups, TIERS, RELEVANT, weights=prior_weights(gold, prior), samples=0, **options)
     ours = estimate(gold, predicted, groups, TIERS, RELEVANT, prior=prior, samples=0, **options)
     assert set(ours) == set(metric_names(TIERS))

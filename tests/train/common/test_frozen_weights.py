@@ -88,10 +88,13 @@ def test_the_random_numbers_of_training_stay_the_same():
 def test_a_run_whose_base_is_written_to_stops_and_names_the_weight(train, monkeypatch):
     """At the end of every stage: here sft, with a bit of a norm changed behind the trainer."""
 
+    before = []
+
     def tamper(self, args, state, control, model, **_):
         if state.global_step == 2:
-            weight = dict(model.named_parameters())["base_model.model.model.norm.weight"]
-            weight.data.view(torch.uint8)[0] ^= 1
+            changed = dict(model.named_parameters())["base_model.model.model.norm.weight"].data.view(torch.uint8)
+            before.append(int(changed[0]))  # every callback inherits this: the first one sees the bit as it was
+            changed[0] = before[0] ^ 1
 
     monkeypatch.setattr(TrainerCallback, "on_pre_optimizer_step", tamper)
     message = (
