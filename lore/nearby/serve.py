@@ -45,7 +45,7 @@ from lore.nearby.visits import COLUMNS, collected_visits
 from lore.online.admission import Admission, api_keys, probes, while_connected
 from lore.online.answer import Draining, Overloaded
 from lore.online.config import ServeSection
-from lore.online.exchange import ApiError, add_error_replies, exchange_of
+from lore.online.exchange import ApiError, exchange_of, new_app
 from lore.online.log_lines import logged
 from lore.online.loop_lag import LoopLag
 from lore.online.metrics import RequestMetrics
@@ -249,19 +249,11 @@ def build_app(service: Service) -> FastAPI:
         admission.admit_browser(request)
         return HTMLResponse(content, headers=headers)
 
-    app = FastAPI(
-        title="LORE nearby",
-        summary="Finds places within a walk.",
-        version="1",
-        docs_url=None,  # its page loads scripts from elsewhere
-        redoc_url=None,
-        redirect_slashes=False,  # a redirect names http://, and would take a client's key past the proxy that ends TLS
-    )
+    app = new_app("LORE nearby", "Finds places within a walk.")
     app.state.metrics, app.state.traces = metrics, None
     app.include_router(router)
     app.include_router(probes(admission, metrics, error))
     app.add_api_route("/", shown_page, methods=["GET"], response_class=HTMLResponse, include_in_schema=False)
-    add_error_replies(app)
     return app
 
 

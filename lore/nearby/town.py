@@ -106,8 +106,6 @@ def _fill(
             rows = dict(connection.execute("select place_id, row from place"))
             twice = next(one.place_id for at, one in enumerate(chunk) if rows.get(one.place_id) != count + at)
             raise LoreError(f"place_id {twice} comes twice, so places could not be told apart.") from error
-        named = [(count + at, plain_name(one.name)) for at, one in enumerate(chunk) if one.kind in PLAIN_KINDS]
-        connection.executemany("insert into name (rowid, plain) values (?, ?)", named)
         connection.executemany("insert into box values (?, ?, ?, ?, ?)", ((count + at, *_box(one)) for at, one in enumerate(chunk)))
         if encode is not None:
             vectors = np.ascontiguousarray(encode(chunk), dtype=np.float16)
@@ -115,6 +113,7 @@ def _fill(
             meta = {**meta, "vector_dimension": vectors.shape[1]}
         outlines += [np.array([*one.outline, GAP], dtype="<f8") if one.outline else NO_POINTS for one in chunk]
         count += len(chunk)
+    connection.execute("insert into name (rowid, plain) select row, plain from place where plain != ''")
     arrays = {
         **arrays,
         "outline_points": np.concatenate([NO_POINTS, *outlines]).ravel(),

@@ -25,7 +25,7 @@ from lore.online.admission import Admission, probes, while_connected
 from lore.online.answer import TOO_LATE, Answer, Answering
 from lore.online.config import MAX_MILLISECONDS, OnlineRecipe, ServeSection
 from lore.online.dashboard import Dashboard
-from lore.online.exchange import ApiError, Exchange, add_error_replies, exchange_of
+from lore.online.exchange import ApiError, Exchange, exchange_of, new_app
 from lore.online.metrics import Metrics
 from lore.online.photos import Photos
 from lore.online.router import TURN_SECONDS
@@ -66,19 +66,10 @@ def build_app(
         await endpoints.dashboard.close()
         await endpoints.photos.close()
 
-    app = FastAPI(
-        title="LORE",
-        summary="Judges how well items answer queries.",
-        version="1",
-        docs_url=None,  # its page loads scripts from elsewhere
-        redoc_url=None,
-        redirect_slashes=False,  # a redirect names http://, and would take a client's key past the proxy that ends TLS
-        lifespan=lifespan,
-    )
+    app = new_app("LORE", "Judges how well items answer queries.", lifespan)
     app.state.metrics, app.state.traces = metrics, traces
     app.include_router(endpoints.router)
     app.include_router(endpoints.probes)
-    add_error_replies(app)
     return app
 
 

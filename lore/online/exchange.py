@@ -121,13 +121,23 @@ class Observed:
             _log(scope, exchange)
 
 
-def add_error_replies(app: FastAPI) -> None:
-    """All errors in one form."""
+def new_app(title: str, summary: str, lifespan: Any = None) -> FastAPI:
+    """An application without routes: all errors in one form, and no page or redirect that FastAPI adds by itself."""
+    app = FastAPI(
+        title=title,
+        summary=summary,
+        version="1",
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect names http://, and would take a client's key past the proxy that ends TLS
+        lifespan=lifespan,
+    )
     app.add_middleware(Observed)
     app.add_exception_handler(StarletteHTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(TooManyPairs, _too_many)
+    return app
 
 
 def _request_id(scope: Any) -> str:
