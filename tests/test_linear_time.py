@@ -436,19 +436,16 @@ def grows_too_fast(call, make, short: int, long: int, enough: float) -> str:
         return seconds(call, f"{make(size)}{next(marks)}")
 
     measured(10)  # imports and tables
-    first = measured(long)
-    if first > 10 * enough:  # once more: other programs may have had the processor
-        first = min(first, measured(long))
-    if first < enough:
+    slow = measured(long)
+    if slow < enough:
         return ""
-    if first > 10 * enough:  # no linear function is that slow; measuring it again would take minutes
-        return f"{long:,} characters take {first:.1f} s"
-    slow, fast = first, min(measured(short) for _ in range(3))
-    for again in range(7):  # a busy machine makes one measurement long, not the shortest of several
-        if again:
-            slow, fast = min(slow, measured(long)), min(fast, measured(short))
-        if slow < enough or slow < 3 * long / short * fast:
-            return ""
+    fast = min(measured(short) for _ in range(3))
+    for _ in range(1 if slow > 10 * enough else 6):  # a busy machine makes one measurement long, not the shortest of several
+        if slow < 3 * long / short * fast:
+            break
+        slow, fast = min(slow, measured(long)), min(fast, measured(short))
+    if slow < enough or slow < 3 * long / short * fast:
+        return ""
     return f"{short:,} characters take {fast:.4f} s, {long:,} take {slow:.4f} s"
 
 

@@ -340,7 +340,8 @@ def _known_place(text: str, town: Town, lat: float, lon: float) -> tuple[str, Na
     for marker in _AFTER.finditer(text):
         last = bisect_right(tokens, marker.start(), key=itemgetter(2))
         spans += [(marker, first, last) for first in range(max(0, last - MAX_WORDS), last)]
-    names = [" ".join(token[0] for token in tokens[first:end]) for _, first, end in spans]
+    words = [word for word, _, _ in tokens]
+    names = [" ".join(words[first:end]) for _, first, end in spans]
     known = set(town.known_names(names))
     for (marker, first, end), name in zip(spans, names, strict=True):
         found, start = find(town, name, lat, lon) if name in known else None, tokens[first][1]
