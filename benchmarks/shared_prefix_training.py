@@ -1,7 +1,8 @@
 """Rows per second of training on rows that begin with the same rubric: TRL's trainers, and with the rubric computed once.
 
     OMP_NUM_THREADS=1 python benchmarks/shared_prefix_training.py [--width 256] [--layers 3] [--vocabulary 8192] [--only 1200/16]
-    OMP_NUM_THREADS=1 python benchmarks/shared_prefix_training.py --width 576 --layers 30 --vocabulary 49152    SmolLM2-135M's shape
+    OMP_NUM_THREADS=1 python benchmarks/shared_prefix_training.py --width 576 --layers 30 --vocabulary 49152 \
+        --checkpointing --trl-rows 4    SmolLM2-135M's shape; TRL's own trainer would need more memory for 16 rows at once
 
 Three ways take turns, each time in a process of its own: TRL's SFTTrainer; the same with logits at labels only; the same with the
 rubric computed once (`train.shared_prefix`). Rows have a rubric of 1,200 or 3,000 tokens, 90 tokens of their own, and a verdict of
@@ -60,24 +61,27 @@ def tokens(count: int, limit: int) -> list[int]:
 
 def sft(chosen: argparse.Namespace, tokenizer, way: str, prefix: int, rows: int) -> tuple[float, list[float]]:
     """(CPU seconds a step, losses)."""
-    model = model_of(chosen)
+    model, passes = model_of(chosen), 1
     rubric, made = tokens(prefix, chosen.vocabulary), []
     for number in range(rows * chosen.steps):
         own = tokens(OWN - number % 9, chosen.vocabulary)
         labels = [IGNORE] * (prefix + len(own) - LABELED) + own[-LABELED:]
         made.append({"input_ids": rubric + own, "labels": labels})
+    if way == WAYS[0] and chosen.trl_rows:
+        passes = rows // chosen.trl_rows
     with tempfile.TemporaryDirectory() as folder:
         args = SFTConfig(
             folder,
             max_steps=chosen.steps,
-            per_device_train_batch_size=rows,
+            per_device_train_batch_size=rows // passes,
+            gradient_accumulation_steps=passes,
             max_length=None,
             logging_steps=1,
             report_to=[],
             save_strategy="no",
             use_cpu=True,
             bf16=False,
-            gradient_checkpointing=False,
+            gradient_checkpointing=chosen.checkpointing,
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
@@ -159,6 +163,8 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, in every way")
+    parser.add_argument("--trl-rows", type=int, help="rows a micro-batch of TRL's own trainer; a step has as many as the others")
     parser.add_argument("--grpo", action="store_true")
     parser.add_argument("--only", help="one size, as prefix/rows: 1200/16")
     chosen = parser.parse_args()
