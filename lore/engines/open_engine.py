@@ -12,7 +12,7 @@ def open_engine(
     vllm: VllmSection | None = None,
     batch_tokens: int = 16384,
     device: str | None = None,
-    shared_prefix: bool = False,
+    shared_prefix: bool = True,
     only_scores: bool = False,
 ) -> Engine:
     """The engine for a section: an HTTP endpoint for an EndpointSection; for a ModelSection, vLLM in this process if `vllm` is

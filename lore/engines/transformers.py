@@ -2,9 +2,8 @@
 
 Prompts are sorted by length and left-padded into batches of at most `batch_tokens` padded tokens. Rows that would change one
 another's numbers never share a batch (lore/engines/row_independence.py). Greedy answers and scores therefore do not depend on
-how the caller groups prompts, except for floating-point rounding. With `shared_prefix` the tokens that all prompts of a call begin
-with are processed once (lore/engines/shared_prefix.py). Not implemented: paged attention and continuous batching; use vLLM for
-those.
+how the caller groups prompts, except for floating-point rounding. The tokens that all prompts of a call begin with are processed
+once (lore/engines/shared_prefix.py). Not implemented: paged attention and continuous batching; use vLLM for those.
 """
 
 import inspect
@@ -57,7 +56,8 @@ class TransformersEngine:
     """A judge in memory. Build it with `load`, or from a loaded model and processor.
 
     batch_tokens: padded tokens of a forward pass. shared_prefix: process the tokens that the prompts of a call begin with once,
-    where that is exact. Answers then differ from those without it by floating-point rounding.
+    where that is exact. Answers then differ from those without it by floating-point rounding. `load` does; a model in training does
+    not, because its weights change and its processes have to run the same forward passes.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class TransformersEngine:
         *,
         batch_tokens: int = 16384,
         device: str | None = None,
-        shared_prefix: bool = False,
+        shared_prefix: bool = True,
     ):
         model = folded(load_model(section, device=device or default_device()))
         processor = load_processor(section, chat=True)

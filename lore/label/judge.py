@@ -215,7 +215,6 @@ def open_judge(judge: AskedJudge | AskedStudent, recipe: LabelRecipe) -> JudgeSc
         judge.rubric,
         vllm=judge.vllm,
         batch_tokens=recipe.batch_tokens,
-        shared_prefix=True,
         only_scores=not judge.writes,
     )
     if isinstance(judge.section, ModelSection):

@@ -63,7 +63,7 @@ def open_scorer(folder: str | Path) -> Scorer:
             f"--judge: {folder} was trained for rubric {judge.rubric.name} ({judge.rubric.hash}), and places are judged by "
             f"{local_life().name} ({local_life().hash}). Its tiers would mean something else: name a judge of this rubric."
         )
-    engine = open_engine(judge.model, judge.rubric, shared_prefix=True, only_scores=judge.fmt.order != "reason_first")
+    engine = open_engine(judge.model, judge.rubric, only_scores=judge.fmt.order != "reason_first")
     name = judge_id(judge.weights, judge.rubric.hash, judge.renderer)
     return JudgeScorer(engine, judge.rubric, judge.fmt, Sampling(), name)
 

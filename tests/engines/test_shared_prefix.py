@@ -76,7 +76,7 @@ def shown(tiny, processor, count: int) -> list:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_photos_stand_behind_the_prefix_and_adapters_stay_beside_the_weights(tiny, precision):
-    plain = open_engine(ModelSection(name=str(tiny.vision), dtype=precision), RUBRIC, device="cpu")
+    plain = open_engine(ModelSection(name=str(tiny.vision), dtype=precision), RUBRIC, device="cpu", shared_prefix=False)
     torch.manual_seed(1)
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     plain.model = get_peft_model(plain.model, lora).eval()
@@ -97,7 +97,7 @@ def test_photos_stand_behind_the_prefix_and_adapters_stay_beside_the_weights(tin
 
 
 def test_one_prefix_is_read_once_and_the_batches_hold_only_what_follows(tiny):
-    engine = open_engine(ModelSection(name=str(tiny.text)), RUBRIC, device="cpu", shared_prefix=True, batch_tokens=1600)
+    engine = open_engine(ModelSection(name=str(tiny.text)), RUBRIC, device="cpu", batch_tokens=1600)
     asked = ASKED * 8
     with shapes_of(engine) as first:
         engine.score(asked)
@@ -112,16 +112,15 @@ def test_one_prefix_is_read_once_and_the_batches_hold_only_what_follows(tiny):
 
 
 def test_prompts_without_a_common_beginning_are_read_as_before(tiny):
-    engine = open_engine(ModelSection(name=str(tiny.text)), RUBRIC, device="cpu", shared_prefix=True)
+    engine = open_engine(ModelSection(name=str(tiny.text)), RUBRIC, device="cpu")
     other = [[{"role": "user", "content": "Answer with one word: is a lamp a fruit?"}]]
-    np.testing.assert_array_equal(
-        engine.score([*ASKED, *other]), open_engine(ModelSection(name=str(tiny.text)), RUBRIC, device="cpu").score([*ASKED, *other])
-    )
+    plain = open_engine(ModelSection(name=str(tiny.text)), RUBRIC, device="cpu", shared_prefix=False)
+    np.testing.assert_array_equal(engine.score([*ASKED, *other]), plain.score([*ASKED, *other]))
     assert engine.usage.cached_tokens == 0 and engine.generate([], Sampling()) == []
 
 
 def test_items_of_one_query_start_behind_it(tiny):
-    plain = open_engine(ModelSection(name=str(tiny.text)), RUBRIC, device="cpu")
+    plain = open_engine(ModelSection(name=str(tiny.text)), RUBRIC, device="cpu", shared_prefix=False)
     engine = sharing(plain)
     queries = ["red cotton dress for women and a blue scarf of wool", "small white dots on a dress of cotton for a child", "mug"]
     asked = [[SYSTEM, {"role": "user", "content": f"{query}\n{n}: {WORDS[n:]}"}] for query in queries for n in range(20)]

@@ -25,7 +25,7 @@ SHOP = load_rubric("shop")
 @pytest.mark.parametrize("kind", ["text", "vision"])
 @pytest.mark.parametrize("order", ["reason_first", "answer_first", "answer_only"])
 def test_a_real_judge_writes_the_same_tokens_and_every_pair_gets_a_tier(tiny, kind, order):
-    engine = open_engine(ModelSection(name=str(getattr(tiny, kind))), SHOP, device="cpu", shared_prefix=True)
+    engine = open_engine(ModelSection(name=str(getattr(tiny, kind))), SHOP, device="cpu")
     asked, fmt = list(read_pairs(tiny.pairs, split="test", limit=6)), PromptFormat(order, "name", photo=kind == "vision")
     told = {"explain": True, "sampling": Sampling(max_tokens=12)}
     free = judge_chunk(asked, engine, SHOP, fmt, **told)
