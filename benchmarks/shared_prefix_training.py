@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, in every way")
     parser.add_argument("--trl-rows", type=int, help="rows a micro-batch of TRL's own trainer; a step has as many as the others")
-    parser.add_argument("--whole-rows", type=int, help="rows a step of the ways that read every rubric; the losses are not compared")
+    parser.add_argument("--whole-rows", type=int, help="rows a step of the ways that read every rubric; losses are not compared")
     parser.add_argument("--grpo", action="store_true")
     parser.add_argument("--only", help="one size, as prefix/rows: 1200/16")
     chosen = parser.parse_args()
