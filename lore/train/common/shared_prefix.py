@@ -230,11 +230,14 @@ class SharedPrefix(TrainerCallback):
     """Shares prefixes in the log-probability passes of a trainer of TRL, once the model has passed a check before step 0. Create it
     when the trainer has its model; it adds itself to the trainer's callbacks.
 
-    asked: train.shared_prefix. tokenizer: of the rows of the check. active: whether prefixes are shared. laid: the last layout.
+    asked: train.shared_prefix; auto computes rows whole where dropout would be drawn once for the tokens that they share.
+    tokenizer: of the rows of the check. rows: of the largest log-probability pass; None: a micro-batch. active: whether prefixes
+    are shared. laid: the last layout.
     """
 
-    def __init__(self, trainer: Any, asked: bool | Literal["auto"], tokenizer: Any):
+    def __init__(self, trainer: Any, asked: bool | Literal["auto"], tokenizer: Any, rows: int | None = None):
         self.trainer, self.asked, self.tokenizer = trainer, asked, tokenizer
+        self.rows = trainer.args.per_device_train_batch_size if rows is None else rows
         self.active, self.laid, self.config = False, None, base_of(trainer.model).config
         for model in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
             log_probs_at_labels(base_of(model), self)
@@ -259,6 +262,15 @@ class SharedPrefix(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not self.asked:
+            return
+        if self.rows < 2:
+            say("train.shared_prefix: there is nothing to share, because a micro-batch has one row")
+            return
+        if self.asked == "auto" and (dropout := largest_dropout(self.trainer.model)):
+            say(
+                f"train.shared_prefix: every row is computed whole, because the tokens that rows share would draw their dropout "
+                f"({dropout:g}) once for all rows; true allows it"
+            )
             return
         try:
             self.check()
@@ -315,6 +327,11 @@ class SharedPrefix(TrainerCallback):
             raise Refused(f"{used} compute attention through transformers' attention interface")
         compare(apart, together, laid.attended[-1][2], "log-probabilities")
         compare_gradients(laid, self.trainer.accelerator.device)
+
+
+def largest_dropout(model: torch.nn.Module) -> float:
+    """Of the model's own layers and of adapters; 0 without any."""
+    return max((module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)), default=0.0)
 
 
 def counts(positions: torch.Tensor, mask: torch.Tensor) -> bool:
@@ -419,5 +436,5 @@ def log_probs_at_labels(base: Any, sharing: SharedPrefix) -> None:
             wanted.clear()
         return per_token_fields(output, labeled)
 
-    base.base_model.register_forward_hook(keep)
+    base.base_model.register_forward_hook(keep, prepend=True)  # other hooks read what it leaves
     base.forward = types.MethodType(forward, base)
