@@ -261,6 +261,7 @@ class SharedPrefix(TrainerCallback):
         return self.laid
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.active = False
         if not self.asked:
             return
         if self.rows < 2:
