@@ -37,13 +37,18 @@ from trl.trainer.utils import add_fused_lm_head
 
 from lore.train.common import shared_prefix
 from lore.train.common.arrow_rows import IGNORE
-from lore.train.common.shared_prefix import MIN_TOKENS, SharedPrefix, join_attention
+from lore.train.common.shared_prefix import SharedPrefix, join_attention
 from lore.train.common.trl_internals import fused_logps
 
 WAYS = ("TRL", "logits at labels", "rubric once")
 OWN, LABELED = 90, 10
 PROMPT, ANSWER = 2350, 64
 SFT, GRPO = ((1200, 16), (3000, 32)), ((PROMPT, 8), (PROMPT, 16))
+BREAK_EVEN = (  # rows, tokens of each, (tokens of a prefix, rows that begin with it)
+    (4, 150, ((33, 2), (33, 3), (33, 4), (60, 4))),
+    (16, 150, ((60, 2), (60, 4), (60, 6), (60, 10))),
+    (4, 450, ((50, 2), (50, 4), (100, 4), (150, 4))),
+)
 
 
 def model_of(chosen: argparse.Namespace) -> LlamaForCausalLM:
@@ -142,21 +147,19 @@ def grpo(chosen: argparse.Namespace, tokenizer, way: str, prefix: int, rows: int
 
 
 def break_even(chosen: argparse.Namespace, tokenizer) -> None:
-    """Prints how many times faster sharing is, by the share of the padded tokens that it saves."""
+    """Prints how many times as fast sharing is, by the share of the tokens that it saves."""
     model = model_of(chosen).train()
     trainer = SimpleNamespace(model=model, args=SimpleNamespace(per_device_train_batch_size=2), add_callback=lambda _: None)
     add_fused_lm_head(model)
     sharing = SharedPrefix(trainer, True, tokenizer)
     join_attention(model.config._attn_implementation)
     shared_prefix.LEAST_SAVED = 0
-    print("rows  own  prefix  saved  times as fast")
-    for rows, own in ((2, 90), (4, 90), (16, 90), (4, 400)):
-        for share in (0.02, 0.05, 0.1, 0.15, 0.2, 0.33):
-            prefix = round(share * own * rows / (rows - 1 - share * rows))
-            if prefix < MIN_TOKENS:
-                continue
+    print("rows  tokens  prefix  rows with it  saved  times as fast")
+    for rows, length, cases in BREAK_EVEN:
+        for prefix, having in cases:
             first = tokens(prefix, chosen.vocabulary)
-            ids = torch.tensor([first + tokens(own, chosen.vocabulary) for _ in range(rows)])
+            own = [tokens(length, chosen.vocabulary) for _ in range(rows)]
+            ids = torch.tensor([first + row[prefix:] if number < having else row for number, row in enumerate(own)])
             labels = ids.clone()
             labels[:, :-LABELED] = IGNORE
             batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
@@ -170,7 +173,8 @@ def break_even(chosen: argparse.Namespace, tokenizer) -> None:
                 if turn:  # the first one warms up
                     ratios.append(spent[False] / spent[True])
             saved = 1 - len(sharing.laid.ids) / ids.numel()
-            print(f"{rows:4}  {own:3}  {prefix:6}  {saved:5.1%}  {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+            found = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            print(f"{rows:4}  {length:6}  {prefix:6}  {having:12}  {saved:5.1%}  {found}", flush=True)
 
 
 def share(trainer, tokenizer, way: str) -> SharedPrefix | None:

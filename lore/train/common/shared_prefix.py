@@ -37,6 +37,7 @@ INPUT = "shared_prefix"  # keyword argument by which a layout reaches the attent
 SHARED_INPUTS = {"input_ids", "attention_mask", "position_ids", "use_cache"}  # a batch with others is computed whole
 PHOTOS = ("pixel_values", "pixel_attention_mask")
 PHOTOS_BY_ROW = {"idefics3"}  # models whose PHOTOS are [rows, photos, ...] and take their places in the order of the tokens
+LEAST_SAVED = 0.1  # of the tokens of a padded batch; below it, calls for every part cost what the tokens save (docs/lab/speed.md)
 PROBE_TOKENS = (40, 24, 33, 9)  # prefix of the check, and what follows it in each row
 
 
@@ -75,7 +76,8 @@ class Layout:
 
 
 def lay_out(rows: Sequence[list[int]], photo: int | None = None) -> Layout | None:
-    """The layout of rows of token ids; None if no two of them share MIN_TOKENS. A prefix within a prefix has as many more.
+    """The layout of rows of token ids; None if no two of them share MIN_TOKENS, or if all save less than LEAST_SAVED. A prefix
+    within a prefix has MIN_TOKENS more.
 
     photo: id of the tokens that stand for a photo. A prefix ends before one, because two rows may have different photos."""
     room = [row.index(photo) if photo in row else len(row) for row in rows]
@@ -108,7 +110,7 @@ def lay_out(rows: Sequence[list[int]], photo: int | None = None) -> Layout | Non
             first = after
 
     grow(0, len(rows), 0)
-    return layout
+    return layout if len(layout.ids) <= (1 - LEAST_SAVED) * len(rows) * max(map(len, rows)) else None
 
 
 # Attention

@@ -126,8 +126,13 @@ def test_in_bfloat16_the_numbers_differ_by_its_rounding():
 
 @pytest.mark.parametrize(
     "rows",
-    [[tokens(20, seed) for seed in range(4)], [RUBRIC[:31] + tokens(9, seed) for seed in range(3)], [RUBRIC + QUERY]],
-    ids=["nothing in common", "too little in common", "one row"],
+    [
+        [tokens(20, seed) for seed in range(4)],
+        [RUBRIC[:31] + tokens(9, seed) for seed in range(3)],
+        [RUBRIC[: 40 - 8 * seed] + tokens(20 + 8 * seed, seed) for seed in range(6)],
+        [RUBRIC + QUERY],
+    ],
+    ids=["nothing in common", "too little in common", "two of six rows, 9 % of all tokens", "one row"],
 )
 def test_without_a_common_prefix_nothing_changes_to_the_bit(rows):
     engine = engine_of("llama")
