@@ -83,13 +83,12 @@ def set_up(path: Path, name: str):
 
 def ours(path: Path, number: int):
     """The trainer of the stage."""
-    from lore.train.common.shared_prefix import SharedPrefix
     from lore.train.rl.grpo import GRPO
-    from lore.train.rl.setup import trainer_arguments
+    from lore.train.rl.setup import shared_prefix, trainer_arguments
 
     setup = set_up(path, f"lore{number}")
     trainer = GRPO(**trainer_arguments(setup))
-    trainer.sharing = SharedPrefix(trainer, setup.recipe.train.shared_prefix, setup.prompts.tokenizer)
+    trainer.sharing = shared_prefix(setup, trainer)
     return trainer
 
 

@@ -6,8 +6,13 @@
 
 Three ways take turns, each time in a process of its own: TRL's SFTTrainer; the same with logits at labels only; the same with the
 rubric computed once (`train.shared_prefix`). Rows have a rubric of 1,200 or 3,000 tokens, 90 tokens of their own, and a verdict of
-10 labeled tokens among them. With --grpo the ways are measured on the loss of TRL's GRPOTrainer, forward and backward, for groups
-of answers of 64 tokens to a prompt of 2,350 tokens.
+10 labeled tokens among them. With --grpo the ways are measured on all that a step of GRPO computes after sampling: TRL's pass for
+the old log-probabilities, its loss, the gradient, and AdamW's step, for groups of answers of 64 tokens to a prompt of 2,350 tokens.
+
+    OMP_NUM_THREADS=1 python benchmarks/shared_prefix_training.py --break-even [--width 256] [--layers 3]
+
+With --break-even one model computes log-probabilities and their gradient with and without sharing, in turns, for rows that share
+from nothing to a third of their tokens. LEAST_SAVED of lore/train/common/shared_prefix.py comes from these numbers.
 
 The models are Llamas with random weights. Seconds are CPU seconds, because the machine is shared; losses of the ways are compared.
 Memory is the peak of the process above what it had before the trainer.
@@ -21,6 +26,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import datasets
@@ -28,14 +34,22 @@ import tiny
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
 
+from lore.train.common import shared_prefix
 from lore.train.common.arrow_rows import IGNORE
-from lore.train.common.shared_prefix import SharedPrefix
+from lore.train.common.shared_prefix import SharedPrefix, join_attention
+from lore.train.common.trl_internals import fused_logps
 
 WAYS = ("TRL", "logits at labels", "rubric once")
 OWN, LABELED = 90, 10
 PROMPT, ANSWER = 2350, 64
 SFT, GRPO = ((1200, 16), (3000, 32)), ((PROMPT, 8), (PROMPT, 16))
+BREAK_EVEN = (  # rows, tokens of each, (tokens of a prefix, rows that begin with it)
+    (4, 150, ((33, 2), (33, 3), (33, 4), (60, 4))),
+    (16, 150, ((60, 2), (60, 4), (60, 6), (60, 10))),
+    (4, 450, ((50, 2), (50, 4), (100, 4), (150, 4))),
+)
 
 
 def model_of(chosen: argparse.Namespace) -> LlamaForCausalLM:
@@ -107,7 +121,7 @@ class Clock(TrainerCallback):
 
 
 def grpo(chosen: argparse.Namespace, tokenizer, way: str, prefix: int, rows: int) -> tuple[float, list[float]]:
-    """(CPU seconds of a loss and its gradient, [loss, norm of the gradient])."""
+    """(CPU seconds of a step after its sampling, [loss, norm of the gradient])."""
     model = model_of(chosen)
     with tempfile.TemporaryDirectory() as folder:
         args = GRPOConfig(folder, per_device_train_batch_size=rows, num_generations=rows, report_to=[], use_cpu=True, bf16=False)
@@ -117,18 +131,54 @@ def grpo(chosen: argparse.Namespace, tokenizer, way: str, prefix: int, rows: int
         trainer.model_wrapped, trainer.current_gradient_accumulation_steps = trainer.model, 1
         sharing and sharing.on_train_begin(None, None, None)
         model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
         prompt = torch.tensor([tokens(prefix, chosen.vocabulary)] * rows)
         answers = torch.tensor([tokens(ANSWER, chosen.vocabulary) for _ in range(rows)])
         lengths = ANSWER - torch.arange(rows) % 5 * 8
         mask = (torch.arange(ANSWER) < lengths[:, None]).long()
         batch = {"prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt), "completion_ids": answers, "completion_mask": mask}
         batch |= {"advantages": torch.linspace(-1, 1, rows), "num_items_in_batch": mask.sum()}
+        whole = torch.cat([prompt, answers], dim=1), torch.cat([batch["prompt_mask"], mask], dim=1)
         began = time.process_time()
+        with torch.no_grad():
+            batch["old_per_token_logps"] = trainer._get_per_token_logps_and_entropies(model, *whole, ANSWER, batch_size=rows)[0]
         loss = trainer._compute_loss(model, batch)
         loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
         seconds = time.process_time() - began
-    norm = sum(weight.grad.double().square().sum() for weight in model.parameters()).sqrt()
     return seconds, [loss.item(), norm.item()]
+
+
+def break_even(chosen: argparse.Namespace, tokenizer) -> None:
+    """Prints how many times as fast sharing is, by the share of the tokens that it saves."""
+    model = model_of(chosen).train()
+    trainer = SimpleNamespace(model=model, args=SimpleNamespace(per_device_train_batch_size=2), add_callback=lambda _: None)
+    add_fused_lm_head(model)
+    sharing = SharedPrefix(trainer, True, tokenizer)
+    join_attention(model.config._attn_implementation)
+    shared_prefix.LEAST_SAVED = 0
+    print("rows  tokens  prefix  rows with it  saved  times as fast")
+    for rows, length, cases in BREAK_EVEN:
+        for prefix, having in cases:
+            first = tokens(prefix, chosen.vocabulary)
+            own = [tokens(length, chosen.vocabulary) for _ in range(rows)]
+            ids = torch.tensor([first + row[prefix:] if number < having else row for number, row in enumerate(own)])
+            labels = ids.clone()
+            labels[:, :-LABELED] = IGNORE
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+            ratios = []
+            for turn in range(2 * chosen.turns + 1):
+                spent = {}
+                for sharing.active in (True, False) if turn % 2 else (False, True):
+                    began = time.process_time()
+                    fused_logps(model, batch).sum().backward()
+                    spent[sharing.active] = time.process_time() - began
+                if turn:  # the first one warms up
+                    ratios.append(spent[False] / spent[True])
+            saved = 1 - len(sharing.laid.ids) / ids.numel()
+            found = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            print(f"{rows:4}  {length:6}  {prefix:6}  {having:12}  {saved:5.1%}  {found}", flush=True)
 
 
 def share(trainer, tokenizer, way: str) -> SharedPrefix | None:
@@ -167,12 +217,15 @@ def main() -> None:
     parser.add_argument("--trl-rows", type=int, help="rows a micro-batch of TRL's own trainer; a step has as many as the others")
     parser.add_argument("--whole-rows", type=int, help="rows a step of the ways that read every rubric; losses are not compared")
     parser.add_argument("--grpo", action="store_true")
+    parser.add_argument("--break-even", action="store_true")
     parser.add_argument("--only", help="one size, as prefix/rows: 1200/16")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = AutoTokenizer.from_pretrained(tiny.make(Path(folder)).text)
     size = sum(weight.numel() for weight in model_of(chosen).parameters()) / 1e6
     print(f"width {chosen.width}, {chosen.layers} layers, {chosen.vocabulary:,} tokens of vocabulary: {size:.1f} M parameters")
+    if chosen.break_even:
+        return break_even(chosen, tokenizer)
     measure, own = (grpo, ANSWER - 16) if chosen.grpo else (sft, OWN - 4)
     for prefix, rows in GRPO if chosen.grpo else SFT:
         if chosen.only and chosen.only != f"{prefix}/{rows}":

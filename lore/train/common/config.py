@@ -67,8 +67,8 @@ class TrainSection(StrictModel):
     """Flatten the rows of a micro-batch into one sequence without padding. Text only; same attention requirement as packing."""
     shared_prefix: Literal["auto"] | bool = "auto"
     """Compute what rows of a micro-batch begin with, such as the rubric, once instead of once per row, with the same losses and
-    gradients. Dropout is drawn once for the tokens that rows share, and for each row without this. Stages sft, dpo, kto and grpo;
-    with photos only Idefics3. auto: where the model can, checked before step 0."""
+    gradients. Stages sft, dpo, kto, grpo and ppo; with photos only Idefics3. auto: where the model can, checked before step 0,
+    and has no dropout. true: with dropout, too, which the tokens that rows share then draw once and not for each row."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, uses a fraction of the activation memory."""
     log_every: int = Field(10, ge=1, le=MAX_COUNT)
@@ -178,5 +178,5 @@ def padded_rows(train: TrainSection, found: str) -> Iterator[Conflict]:
 def whole_rows(train: TrainSection, stage: str) -> Iterator[Conflict]:
     """Conflicts for shared_prefix in a stage that computes every row whole."""
     if train.shared_prefix is True:
-        expected = "auto or false; only stages sft, dpo, kto and grpo share prefixes"
+        expected = "auto or false; only stages sft, dpo, kto, grpo and ppo share prefixes"
         yield Conflict(("train.shared_prefix",), f"true in stage {stage}", expected)

@@ -37,6 +37,7 @@ INPUT = "shared_prefix"  # keyword argument by which a layout reaches the attent
 SHARED_INPUTS = {"input_ids", "attention_mask", "position_ids", "use_cache"}  # a batch with others is computed whole
 PHOTOS = ("pixel_values", "pixel_attention_mask")
 PHOTOS_BY_ROW = {"idefics3"}  # models whose PHOTOS are [rows, photos, ...] and take their places in the order of the tokens
+LEAST_SAVED = 0.1  # of the tokens of a padded batch; below it, calls for every part cost what the tokens save (docs/lab/speed.md)
 PROBE_TOKENS = (40, 24, 33, 9)  # prefix of the check, and what follows it in each row
 
 
@@ -75,7 +76,8 @@ class Layout:
 
 
 def lay_out(rows: Sequence[list[int]], photo: int | None = None) -> Layout | None:
-    """The layout of rows of token ids; None if no two of them share MIN_TOKENS. A prefix within a prefix has as many more.
+    """The layout of rows of token ids; None if no two of them share MIN_TOKENS, or if all save less than LEAST_SAVED. A prefix
+    within a prefix has MIN_TOKENS more.
 
     photo: id of the tokens that stand for a photo. A prefix ends before one, because two rows may have different photos."""
     room = [row.index(photo) if photo in row else len(row) for row in rows]
@@ -108,7 +110,7 @@ def lay_out(rows: Sequence[list[int]], photo: int | None = None) -> Layout | Non
             first = after
 
     grow(0, len(rows), 0)
-    return layout
+    return layout if len(layout.ids) <= (1 - LEAST_SAVED) * len(rows) * max(map(len, rows)) else None
 
 
 # Attention
@@ -230,11 +232,14 @@ class SharedPrefix(TrainerCallback):
     """Shares prefixes in the log-probability passes of a trainer of TRL, once the model has passed a check before step 0. Create it
     when the trainer has its model; it adds itself to the trainer's callbacks.
 
-    asked: train.shared_prefix. tokenizer: of the rows of the check. active: whether prefixes are shared. laid: the last layout.
+    asked: train.shared_prefix; auto computes rows whole where dropout would be drawn once for the tokens that they share.
+    tokenizer: of the rows of the check. rows: of the largest log-probability pass; None: a micro-batch. active: whether prefixes
+    are shared. laid: the last layout.
     """
 
-    def __init__(self, trainer: Any, asked: bool | Literal["auto"], tokenizer: Any):
+    def __init__(self, trainer: Any, asked: bool | Literal["auto"], tokenizer: Any, rows: int | None = None):
         self.trainer, self.asked, self.tokenizer = trainer, asked, tokenizer
+        self.rows = trainer.args.per_device_train_batch_size if rows is None else rows
         self.active, self.laid, self.config = False, None, base_of(trainer.model).config
         for model in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
             log_probs_at_labels(base_of(model), self)
@@ -258,7 +263,17 @@ class SharedPrefix(TrainerCallback):
         return self.laid
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.active = False
         if not self.asked:
+            return
+        if self.rows < 2:
+            say("train.shared_prefix: there is nothing to share, because a micro-batch has one row")
+            return
+        if self.asked == "auto" and (dropout := largest_dropout(self.trainer.model)):
+            say(
+                f"train.shared_prefix: every row is computed whole, because the tokens that rows share would draw their dropout "
+                f"({dropout:g}) once for all rows; true allows it"
+            )
             return
         try:
             self.check()
@@ -315,6 +330,11 @@ class SharedPrefix(TrainerCallback):
             raise Refused(f"{used} compute attention through transformers' attention interface")
         compare(apart, together, laid.attended[-1][2], "log-probabilities")
         compare_gradients(laid, self.trainer.accelerator.device)
+
+
+def largest_dropout(model: torch.nn.Module) -> float:
+    """Of the model's own layers and of adapters; 0 without any."""
+    return max((module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)), default=0.0)
 
 
 def counts(positions: torch.Tensor, mask: torch.Tensor) -> bool:
@@ -419,5 +439,5 @@ def log_probs_at_labels(base: Any, sharing: SharedPrefix) -> None:
             wanted.clear()
         return per_token_fields(output, labeled)
 
-    base.base_model.register_forward_hook(keep)
+    base.base_model.register_forward_hook(keep, prepend=True)  # other hooks read what it leaves
     base.forward = types.MethodType(forward, base)

@@ -40,6 +40,8 @@ SAMPLER_GAP = "sampling/sampling_logp_difference/mean"
 PROMPT_IDS, PROMPT_MASK, COMPLETION_IDS, COMPLETION_MASK = "prompt_ids", "prompt_mask", "completion_ids", "completion_mask"
 ADVANTAGES, OLD_LOGPS, IMAGE_COUNTS = "advantages", "old_per_token_logps", "num_images"
 """Keys of a batch. OLD_LOGPS is there only if a pass of its own computed the log-probabilities under the sampling policy."""
+STATE_VALUES = "state_values"
+"""Field of LORE's own in an output of the fused output layer: the values of PPO, in the shape of log_probs."""
 
 # Inputs of a forward pass in addition to the tokens, and the counts by which TRL assigns them to rows.
 PHOTO_INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids")
@@ -484,11 +486,17 @@ def fused_pass(forward: Callable[..., Any], batch: dict[str, Any], next_labels: 
     return forward(**batch, shift_labels=next_labels, fused_lm_head=True)
 
 
+def before_labels(hidden: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    """Of the hidden states of a forward pass with these keyword arguments, those whose next token is a column of its labels: all in
+    a `fused_pass`, otherwise all but the last of each row."""
+    return hidden if options.get("shift_labels") is not None else hidden[:, :-1]
+
+
 def per_token_fields(output: Any, labeled: torch.Tensor) -> Any:
     """An output of `fused_pass` with its fields in the shape of `labeled` [rows, tokens - 1], which is true for the N labels. Like
     TRL's, they are zero elsewhere."""
-    for name in ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1"):
-        if (values := getattr(output, name)) is not None:
+    for name in ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", STATE_VALUES):
+        if (values := output.get(name)) is not None:
             setattr(output, name, values.new_zeros(labeled.shape).masked_scatter(labeled.to(values.device), values))
     output.label_mask = labeled
     return output

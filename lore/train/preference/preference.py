@@ -93,7 +93,8 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
         peft_config=lora,
         callbacks=callbacks(recipe),
     )
-    SharedPrefix(trainer, recipe.train.shared_prefix, getattr(processor, "tokenizer", processor))
+    rows = args.per_device_train_batch_size * (2 if recipe.stage == "dpo" else 1)  # of a pair both answers
+    SharedPrefix(trainer, recipe.train.shared_prefix, getattr(processor, "tokenizer", processor), rows)
     if "images" in rows.column_names and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
         shown = pc.sum(pc.greater(pc.list_value_length(rows.data.column("images")), 0)).as_py()
         check_mixed_photos(shown, len(rows), "preferences", "launch/accelerate/ddp.yaml")

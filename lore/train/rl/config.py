@@ -13,7 +13,7 @@ from lore.engines.config import ModelSection
 from lore.rewards.config import RewardsSection
 from lore.support.bounds import MAX_COUNT, MAX_WEIGHT
 from lore.support.errors import LoreError
-from lore.train.common.config import TRAINED_FILES, TrackedRecipe, TrainSection, padded_rows, trainable_weights, whole_rows
+from lore.train.common.config import TRAINED_FILES, TrackedRecipe, TrainSection, padded_rows, trainable_weights
 from lore.train.pool.config import PoolSection
 from lore.train.watch.config import WATCH_FILES, WatchSection
 
@@ -212,7 +212,3 @@ class PPORecipe(RolloutRecipe):
 
     stage: Literal["ppo"] = "ppo"
     ppo: PPOSection = PPOSection()
-
-    def conflicts(self) -> Iterator[Conflict]:
-        yield from super().conflicts()
-        yield from whole_rows(self.train, "ppo")

@@ -58,7 +58,7 @@ from lore.train.rl.dynamic_sampling import PromptChoice
 from lore.train.rl.length_bucketing import bucket_by_length
 from lore.train.rl.logprob_mismatch import sampler_gap
 from lore.train.rl.prompts import Prompts
-from lore.train.rl.setup import Setup, run_trainer, set_up, trainer_arguments
+from lore.train.rl.setup import Setup, run_trainer, set_up, shared_prefix, trainer_arguments
 from lore.train.watch.policy_engine import policy
 
 HISTORY = "prompts.json"
@@ -76,7 +76,7 @@ def prepare(recipe: GRPORecipe, folder: RunFolder) -> tuple[Setup, "GRPO"]:
     loss = recipe.grpo
     setup = set_up(recipe, folder, loss, loss_type=loss.loss, scale_rewards=loss.scale)
     trainer = GRPO(**trainer_arguments(setup))
-    trainer.sharing = SharedPrefix(trainer, recipe.train.shared_prefix, setup.prompts.tokenizer)
+    trainer.sharing = shared_prefix(setup, trainer)
     return setup, trainer
 
 

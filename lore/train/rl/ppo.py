@@ -27,7 +27,7 @@ from lore.support.errors import LoreError
 from lore.train.common.trl_internals import ADVANTAGES, OLD_LOGPS, Batch, sampled_mask, scored_batch
 from lore.train.rl.config import PPORecipe
 from lore.train.rl.grpo import GRPO, Group
-from lore.train.rl.setup import Setup, run_trainer, set_up, trainer_arguments
+from lore.train.rl.setup import Setup, run_trainer, set_up, shared_prefix, trainer_arguments
 from lore.train.rl.value_head import HEAD, ValueHead, attach_value_head
 
 HEAD_FILE = "value_head.safetensors"
@@ -49,6 +49,7 @@ def prepare(recipe: PPORecipe, folder: RunFolder) -> tuple[Setup, "PPO"]:
             "Launch with launch/accelerate/zero2.yaml, zero3.yaml or ddp.yaml.",
             same_on_every_rank=True,
         )
+    trainer.sharing = shared_prefix(setup, trainer)
     return setup, trainer
 
 

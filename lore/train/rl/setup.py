@@ -28,6 +28,7 @@ from lore.train.common.arrow_rows import rendered_rows
 from lore.train.common.checkpoint import last_checkpoint
 from lore.train.common.lora import adapted_line
 from lore.train.common.neighbors import check_lengths
+from lore.train.common.shared_prefix import SharedPrefix
 from lore.train.common.trainer import RECORDED, Recorder, train, training_arguments
 from lore.train.judge.dry_pass import check_training
 from lore.train.judge.mixed_photos import check_mixed_photos, deepspeed_stage
@@ -276,6 +277,14 @@ def trainer_arguments(setup: Setup) -> dict[str, Any]:
         "processing_class": trainer_processor(setup.start.processor),
         "peft_config": judge_lora(setup.recipe, setup.model),
     }
+
+
+def shared_prefix(setup: Setup, trainer: Any) -> SharedPrefix:
+    """train.shared_prefix for the policy, its reference and the replayed pairs. trainer: a GRPO or PPO."""
+    rows = setup.args.per_device_train_batch_size
+    if setup.replay is not None and setup.args.temperature == 1:  # at others, replayed pairs do not pass through the fused layer
+        rows = max(rows, setup.replay.size)
+    return SharedPrefix(trainer, setup.recipe.train.shared_prefix, setup.prompts.tokenizer, rows)
 
 
 def run_trainer(setup: Setup, trainer: Any, title: str) -> None:

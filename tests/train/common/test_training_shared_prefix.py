@@ -28,13 +28,14 @@ from lore.train.judge.rows import sft_row
 VOCABULARY = 300  # fewer ids than any model of these tests has
 
 
-def sharing_of(model, tokenizer, asked="auto"):
-    """What a trainer does with a model: TRL's fused output layer, then the check before step 0."""
+def sharing_of(model, tokenizer, asked="auto", rows=4, attach=lambda base: None):
+    """What a trainer does with a model: TRL's fused output layer and what a stage attaches, then the check before step 0."""
     add_fused_lm_head(base_of(model), outputs=("log_probs", "entropy", "is_top1"))
+    attach(base_of(model))
     state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
     accelerator = SimpleNamespace(device=torch.device("cpu"), state=state, autocast=contextlib.nullcontext)
     trainer = SimpleNamespace(model=model, model_wrapped=model, accelerator=accelerator, add_callback=lambda _: None)
-    return SharedPrefix(trainer, asked, tokenizer)
+    return SharedPrefix(trainer, asked, tokenizer, rows)
 
 
 def tokens(count: int, seed: int) -> list[int]:
@@ -125,8 +126,13 @@ def test_in_bfloat16_the_numbers_differ_by_its_rounding():
 
 @pytest.mark.parametrize(
     "rows",
-    [[tokens(20, seed) for seed in range(4)], [RUBRIC[:31] + tokens(9, seed) for seed in range(3)], [RUBRIC + QUERY]],
-    ids=["nothing in common", "too little in common", "one row"],
+    [
+        [tokens(20, seed) for seed in range(4)],
+        [RUBRIC[:31] + tokens(9, seed) for seed in range(3)],
+        [RUBRIC[: 40 - 8 * seed] + tokens(20 + 8 * seed, seed) for seed in range(6)],
+        [RUBRIC + QUERY],
+    ],
+    ids=["nothing in common", "too little in common", "two of six rows, 9 % of all tokens", "one row"],
 )
 def test_without_a_common_prefix_nothing_changes_to_the_bit(rows):
     engine = engine_of("llama")
@@ -195,7 +201,7 @@ SPARSE = {"index_topk": 80, "index_n_heads": 2, "index_head_dim": 16, "q_lora_ra
 @pytest.mark.parametrize(
     ("kind", "options", "why"),
     [
-        ("gpt2", LEARNED | {"attn_pdrop": 0.1}, "dropout 0.1"),
+        ("gpt2", LEARNED | {"attn_pdrop": 0.1, "resid_pdrop": 0.0, "embd_pdrop": 0.0}, r"dropout \(?0.1"),
         ("llama", ROPED | {"attention_dropout": 0.1}, "dropout 0.1"),
         ("phimoe", ROPED | EXPERTS | LONG_WINDOW, "sliding_window 80"),
         ("qwen2_moe", ROPED | EXPERTS | MIXED_LAYERS, "sliding_attention"),
@@ -221,6 +227,26 @@ def test_models_that_cannot_are_refused_with_the_reason(kind, options, why, monk
     sharing.asked = True
     with pytest.raises(LoreError, match=f"train.shared_prefix is true.*{why}"):
         sharing.on_train_begin(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "rows", "asked", "said", "active"),
+    [
+        (0.0, 4, "auto", "is computed once", True),
+        (0.0, 1, "auto", "nothing to share, because a micro-batch has one row", False),
+        (0.0, 1, True, "nothing to share, because a micro-batch has one row", False),
+        (0.2, 4, "auto", r"dropout \(0.2\) once for all rows", False),
+        (0.2, 4, True, "is computed once", True),
+    ],
+)
+def test_what_the_run_says_is_what_it_does(dropout, rows, asked, said, active, capsys):
+    engine = engine_of("llama")
+    model = get_peft_model(engine.model, LoraConfig(r=4, target_modules="all-linear", lora_dropout=dropout))
+    sharing = sharing_of(model, engine.tokenizer, asked, rows)
+    sharing.on_train_begin(None, None, None)
+    assert re.search(said, capsys.readouterr().out) and sharing.active == active
+    fused_logps(model, padded(ROWS["nested"]))
+    assert (sharing.laid is not None) == active
 
 
 def test_a_layout_holds_every_token_of_every_row():
