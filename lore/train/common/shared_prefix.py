@@ -18,7 +18,7 @@ than Idefics3. Dropout of an adapter is drawn once for the shared tokens, not fo
 
 import functools
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -88,12 +88,9 @@ def lay_out(rows: Sequence[list[int]], photo: int | None = None) -> Layout | Non
 
     def grow(first: int, last: int, begun: int) -> None:
         """Adds order[first:last], which begin with `begun` tokens that are laid already."""
-        while first < last:
-            after = first + 1
-            while after < last and near[after - 1] >= begun + MIN_TOKENS:
-                after += 1
-            members = order[first:after]
-            until = min(near[first : after - 1], default=len(rows[members[0]]))
+        for at, after in alike(near, first, last, begun):
+            members = order[at:after]
+            until = min(near[at : after - 1], default=len(rows[members[0]]))
             start, number = len(layout.ids), len(layout.parts)
             layout.ids.extend(rows[members[0]][begun:until])
             layout.positions.extend(range(begun, until))
@@ -103,12 +100,22 @@ def lay_out(rows: Sequence[list[int]], photo: int | None = None) -> Layout | Non
             if end > start:
                 layout.parts.append(Part(start, end, end))
             if len(members) > 1:
-                grow(first, after, until)
+                grow(at, after, until)
                 layout.parts[number] = Part(start, end, len(layout.ids))
-            first = after
 
     grow(0, len(rows), 0)
     return layout
+
+
+def alike(near: Sequence[int], first: int, last: int, begun: int) -> Iterator[tuple[int, int]]:
+    """[start, end) of neighbors that go on alike, among sorted rows [first, last) that share `begun` tokens: they share MIN_TOKENS
+    more. near: tokens that each row shares with the next one. A row of its own counts, too."""
+    while first < last:
+        after = first + 1
+        while after < last and near[after - 1] >= begun + MIN_TOKENS:
+            after += 1
+        yield first, after
+        first = after
 
 
 # Attention
@@ -277,13 +284,9 @@ class SharedPrefix(TrainerCallback):
     def check(self) -> None:
         """Sets `active`. Raises Refused if rows that share a prefix do not get the log-probabilities that they get apart. Runs
         three short forward passes on every process."""
+        if reason := why_not(self.config):
+            raise Refused(reason)
         text = self.config.get_text_config()
-        if text._attn_implementation not in AttentionInterface():
-            raise Refused(f"its attention ({text._attn_implementation}) is not in transformers' attention interface; sdpa is")
-        if length_rule(text) is not None:
-            raise Refused("its numbers depend on the longest row of a batch")
-        if window := attention_window(text):
-            raise Refused(f"its attention has {window}")
         if self.trainer.accelerator.state.dynamo_plugin.backend.value.lower() != "no":
             raise Refused("it is compiled, and would be compiled again for every batch")
         if getattr(self.trainer, "aux_loss_enabled", False):
@@ -320,6 +323,17 @@ class SharedPrefix(TrainerCallback):
 def counts(positions: torch.Tensor, mask: torch.Tensor) -> bool:
     """Whether the positions are those that a layout gives: 0, 1, 2, ... in each row [tokens] of the mask."""
     return positions.shape == mask.shape and torch.equal(positions[mask], (mask.cumsum(dim=1) - 1)[mask])
+
+
+def why_not(config: Any) -> str | None:
+    """Why a model with this config cannot share prefixes, as far as the config says it."""
+    text = config.get_text_config()
+    if text._attn_implementation not in AttentionInterface():
+        return f"its attention ({text._attn_implementation}) is not in transformers' attention interface; sdpa is"
+    if length_rule(text) is not None:
+        return "its numbers depend on the longest row of a batch"
+    window = attention_window(text)
+    return f"its attention has {window}" if window else None
 
 
 def attention_window(text: Any) -> str | None:
