@@ -1,12 +1,15 @@
 """Rows per second of training on rows that begin with the same rubric: TRL's trainers, and with the rubric computed once.
 
     OMP_NUM_THREADS=1 python benchmarks/shared_prefix_training.py [--width 256] [--layers 3] [--vocabulary 8192] [--only 1200/16]
+    OMP_NUM_THREADS=1 python benchmarks/shared_prefix_training.py --group
     OMP_NUM_THREADS=1 python benchmarks/shared_prefix_training.py --width 576 --layers 30 --vocabulary 49152    SmolLM2-135M's shape
 
 Three ways take turns, each time in a process of its own: TRL's SFTTrainer; the same with logits at labels only; the same with the
 rubric computed once (`train.shared_prefix`). Rows have a rubric of 1,200 or 3,000 tokens, 90 tokens of their own, and a verdict of
 10 labeled tokens among them. With --grpo the ways are measured on the loss of TRL's GRPOTrainer, forward and backward, for groups
-of answers of 64 tokens to a prompt of 2,350 tokens.
+of answers of 64 tokens to a prompt of 2,350 tokens. With --group a step of 16 rows in micro-batches of 4 is measured with its rows
+in shuffled order, sorted by length, and grouped by what they begin with, each time with `train.shared_prefix`: 4 items for each of
+4 queries under one rubric, and under 4 rubrics.
 
 The models are Llamas with random weights. Seconds are CPU seconds, because the machine is shared; losses of the ways are compared.
 Memory is the peak of the process above what it had before the trainer.
@@ -23,18 +26,21 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import datasets
+import numpy as np
 import tiny
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from lore.train.common.arrow_rows import IGNORE
-from lore.train.common.shared_prefix import SharedPrefix
+from lore.train.common.prefix_groups import in_groups
+from lore.train.common.shared_prefix import SharedPrefix, lay_out
 
 WAYS = ("TRL", "logits at labels", "rubric once")
 OWN, LABELED = 90, 10
 PROMPT, ANSWER = 2350, 64
 SFT, GRPO = ((1200, 16), (3000, 32)), ((PROMPT, 8), (PROMPT, 16))
+ORDERS, QUERY, MICRO = ("shuffled", "sorted by length", "grouped by prefix"), 40, 4
 
 
 def model_of(chosen: argparse.Namespace) -> LlamaForCausalLM:
@@ -66,11 +72,19 @@ def sft(chosen: argparse.Namespace, tokenizer, way: str, prefix: int, rows: int)
         own = tokens(OWN - number % 9, chosen.vocabulary)
         labels = [IGNORE] * (prefix + len(own) - LABELED) + own[-LABELED:]
         made.append({"input_ids": rubric + own, "labels": labels})
+    return train(chosen, tokenizer, way, model, made, rows, 1)
+
+
+def train(chosen: argparse.Namespace, tokenizer, way: str, model, made: list[dict], rows: int, passes: int):
+    """(CPU seconds a step, losses) of TRL's SFTTrainer on `made`, in its order, `passes` micro-batches of `rows` a step."""
     with tempfile.TemporaryDirectory() as folder:
         args = SFTConfig(
             folder,
             max_steps=chosen.steps,
             per_device_train_batch_size=rows,
+            gradient_accumulation_steps=passes,
+            train_sampling_strategy="sequential",
+            shuffle_dataset=False,
             max_length=None,
             logging_steps=1,
             report_to=[],
@@ -127,19 +141,40 @@ def grpo(chosen: argparse.Namespace, tokenizer, way: str, prefix: int, rows: int
     return seconds, [loss.item(), norm.item()]
 
 
+def grouped(chosen: argparse.Namespace, tokenizer, order: str, prefix: int, rubrics: int) -> tuple[float, list[float], int]:
+    """(CPU seconds a step, losses, tokens that a step computes) of rows in one of ORDERS."""
+    model, made = model_of(chosen), []
+    heads = [tokens(prefix, chosen.vocabulary) for _ in range(rubrics)]
+    for query in range(4):
+        begins = heads[query % rubrics] + tokens(QUERY, chosen.vocabulary)
+        for item in range(4):
+            own = tokens(OWN - QUERY - item * 5 + query % 2 * 8, chosen.vocabulary)
+            made.append({"input_ids": begins + own, "labels": [IGNORE] * (len(begins) + len(own) - LABELED) + own[-LABELED:]})
+    made = [made[row] for row in torch.randperm(len(made), generator=torch.Generator().manual_seed(1)).tolist()]
+    lengths = [len(row["input_ids"]) for row in made]
+    if order == ORDERS[1]:
+        made = sorted(made, key=lambda row: -len(row["input_ids"]))
+    elif order == ORDERS[2]:
+        made = [made[row] for row in in_groups([np.array(row["input_ids"], np.int32).tobytes() for row in made], lengths, MICRO)]
+    batches = [[row["input_ids"] for row in made[first : first + MICRO]] for first in range(0, len(made), MICRO)]
+    computed = sum(len(layout.ids) if (layout := lay_out(rows)) else sum(map(len, rows)) for rows in batches)
+    seconds, losses = train(chosen, tokenizer, WAYS[2], model, made * chosen.steps, MICRO, len(made) // MICRO)
+    return seconds, losses, computed
+
+
 def share(trainer, tokenizer, way: str) -> SharedPrefix | None:
     return SharedPrefix(trainer, way == WAYS[2], tokenizer) if way != WAYS[0] else None
 
 
-def apart(measure, *arguments) -> tuple[float, list[float], float]:
-    """(CPU seconds, numbers to compare, MB) of a measurement in a process of its own."""
+def apart(measure, *arguments) -> tuple:
+    """(CPU seconds, numbers to compare, ..., MB) of a measurement in a process of its own."""
     context = multiprocessing.get_context("fork")
     out, into = context.Pipe(duplex=False)
 
     def work() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        seconds, numbers = measure(*arguments)
-        into.send((seconds, numbers, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000))
+        found = measure(*arguments)
+        into.send((*found, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000))
 
     process = context.Process(target=work)
     process.start()
@@ -152,6 +187,25 @@ def apart(measure, *arguments) -> tuple[float, list[float], float]:
         process.join()
 
 
+def compare_orders(chosen: argparse.Namespace, tokenizer) -> None:
+    for prefix, rubrics in ((1200, 1), (1200, 4)):
+        found = {order: [] for order in ORDERS}
+        for turn in range(chosen.turns):
+            for order in ORDERS if turn % 2 == 0 else ORDERS[::-1]:
+                found[order].append(apart(grouped, chosen, tokenizer, order, prefix, rubrics))
+        print(f"4 queries x 4 items under {rubrics} rubric{'s' * (rubrics > 1)} of {prefix:,}, micro-batches of {MICRO} of 16")
+        first = [run[0] for run in found[ORDERS[0]]]
+        for order, runs in found.items():
+            ratios = [one / run[0] for one, run in zip(first, runs, strict=True)]
+            far = max(abs(a - b) / abs(b) for run in runs for a, b in zip(run[1], found[ORDERS[0]][0][1], strict=True))
+            speed, memory = 16 / median(run[0] for run in runs), max(run[-1] for run in runs)
+            print(
+                f"  {order}: {runs[0][2]:,} tokens a step, {speed:.2f} rows/s, {median(ratios):.2f} x ({min(ratios):.2f} to "
+                f"{max(ratios):.2f}), {memory:,.0f} MB; losses differ by {far:.0e}",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=256)
@@ -160,12 +214,16 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--grpo", action="store_true")
+    parser.add_argument("--group", action="store_true")
     parser.add_argument("--only", help="one size, as prefix/rows: 1200/16")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = AutoTokenizer.from_pretrained(tiny.make(Path(folder)).text)
     size = sum(weight.numel() for weight in model_of(chosen).parameters()) / 1e6
     print(f"width {chosen.width}, {chosen.layers} layers, {chosen.vocabulary:,} tokens of vocabulary: {size:.1f} M parameters")
+    if chosen.group:
+        compare_orders(chosen, tokenizer)
+        return
     measure, own = (grpo, ANSWER - 16) if chosen.grpo else (sft, OWN - 4)
     for prefix, rows in GRPO if chosen.grpo else SFT:
         if chosen.only and chosen.only != f"{prefix}/{rows}":

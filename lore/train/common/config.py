@@ -67,8 +67,9 @@ class TrainSection(StrictModel):
     """Flatten the rows of a micro-batch into one sequence without padding. Text only; same attention requirement as packing."""
     shared_prefix: Literal["auto"] | bool = "auto"
     """Compute what rows of a micro-batch begin with, such as the rubric, once instead of once per row, with the same losses and
-    gradients. Dropout is drawn once for the tokens that rows share, and for each row without this. Stages sft, dpo, kto and grpo;
-    with photos only Idefics3. auto: where the model can, checked before step 0."""
+    gradients. Rows of a step that begin alike then share a micro-batch, whatever their length. Dropout is drawn once for the tokens
+    that rows share, and for each row without this. Stages sft, dpo, kto and grpo; with photos only Idefics3 and SmolVLM. auto:
+    where the model can, checked before step 0."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, uses a fraction of the activation memory."""
     log_every: int = Field(10, ge=1, le=MAX_COUNT)
