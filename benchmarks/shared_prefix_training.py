@@ -1,6 +1,8 @@
 """Rows per second of training on rows that begin with the same rubric: TRL's trainers, and with the rubric computed once.
 
     OMP_NUM_THREADS=1 python benchmarks/shared_prefix_training.py [--width 256] [--layers 3] [--vocabulary 8192] [--only 1200/16]
+    OMP_NUM_THREADS=1 python benchmarks/shared_prefix_training.py --group
+    OMP_NUM_THREADS=1 python benchmarks/shared_prefix_training.py --break-even [--width 256] [--layers 3]
     OMP_NUM_THREADS=1 python benchmarks/shared_prefix_training.py --width 576 --layers 30 --vocabulary 49152 \
         --checkpointing --trl-rows 4    SmolLM2-135M's shape; TRL's own trainer would need more memory for 16 rows at once
 
@@ -9,7 +11,8 @@ rubric computed once (`train.shared_prefix`). Rows have a rubric of 1,200 or 3,0
 10 labeled tokens among them. With --grpo the ways are measured on all that a step of GRPO computes after sampling: TRL's pass for
 the old log-probabilities, its loss, the gradient, and AdamW's step, for groups of answers of 64 tokens to a prompt of 2,350 tokens.
 
-    OMP_NUM_THREADS=1 python benchmarks/shared_prefix_training.py --break-even [--width 256] [--layers 3]
+With --group a step of 16 rows in micro-batches of 4 is measured with its rows in shuffled order, sorted by length, and grouped by
+what they begin with, each time with `train.shared_prefix`: 4 items for each of 4 queries under one rubric, and under 4 rubrics.
 
 With --break-even one model computes log-probabilities and their gradient with and without sharing, in turns, for rows that share
 from nothing to a third of their tokens. LEAST_SAVED of lore/train/common/shared_prefix.py comes from these numbers.
@@ -30,6 +33,7 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import datasets
+import numpy as np
 import tiny
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
@@ -38,7 +42,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from lore.train.common import shared_prefix
 from lore.train.common.arrow_rows import IGNORE
-from lore.train.common.shared_prefix import SharedPrefix, join_attention
+from lore.train.common.prefix_groups import in_groups
+from lore.train.common.shared_prefix import SharedPrefix, join_attention, lay_out
 from lore.train.common.trl_internals import fused_logps
 
 WAYS = ("TRL", "logits at labels", "rubric once")
@@ -50,6 +55,7 @@ BREAK_EVEN = (  # rows, tokens of each, (tokens of a prefix, rows that begin wit
     (16, 150, ((60, 2), (60, 4), (60, 6), (60, 10))),
     (4, 450, ((50, 2), (50, 4), (100, 4), (150, 4))),
 )
+ORDERS, QUERY, MICRO = ("shuffled", "sorted by length", "grouped by prefix"), 40, 4
 
 
 def model_of(chosen: argparse.Namespace) -> LlamaForCausalLM:
@@ -83,12 +89,19 @@ def sft(chosen: argparse.Namespace, tokenizer, way: str, prefix: int, rows: int)
         made.append({"input_ids": rubric + own, "labels": labels})
     if way == WAYS[0] and chosen.trl_rows:
         passes = rows // chosen.trl_rows
+    return train(chosen, tokenizer, way, model, made, rows // passes, passes)
+
+
+def train(chosen: argparse.Namespace, tokenizer, way: str, model, made: list[dict], rows: int, passes: int):
+    """(CPU seconds a step, losses) of TRL's SFTTrainer on `made`, in its order, `passes` micro-batches of `rows` a step."""
     with tempfile.TemporaryDirectory() as folder:
         args = SFTConfig(
             folder,
             max_steps=chosen.steps,
-            per_device_train_batch_size=rows // passes,
+            per_device_train_batch_size=rows,
             gradient_accumulation_steps=passes,
+            train_sampling_strategy="sequential",
+            shuffle_dataset=False,
             max_length=None,
             logging_steps=1,
             report_to=[],
@@ -181,19 +194,40 @@ def break_even(chosen: argparse.Namespace, tokenizer) -> None:
             print(f"{rows:4}  {length:6}  {prefix:6}  {having:12}  {saved:5.1%}  {found}", flush=True)
 
 
+def grouped(chosen: argparse.Namespace, tokenizer, order: str, prefix: int, rubrics: int) -> tuple[float, list[float], int]:
+    """(CPU seconds a step, losses, tokens that a step computes) of rows in one of ORDERS."""
+    model, made = model_of(chosen), []
+    heads = [tokens(prefix, chosen.vocabulary) for _ in range(rubrics)]
+    for query in range(4):
+        begins = heads[query % rubrics] + tokens(QUERY, chosen.vocabulary)
+        for item in range(4):
+            own = tokens(OWN - QUERY - item * 5 + query % 2 * 8, chosen.vocabulary)
+            made.append({"input_ids": begins + own, "labels": [IGNORE] * (len(begins) + len(own) - LABELED) + own[-LABELED:]})
+    made = [made[row] for row in torch.randperm(len(made), generator=torch.Generator().manual_seed(1)).tolist()]
+    lengths = [len(row["input_ids"]) for row in made]
+    if order == ORDERS[1]:
+        made = sorted(made, key=lambda row: -len(row["input_ids"]))
+    elif order == ORDERS[2]:
+        made = [made[row] for row in in_groups([np.array(row["input_ids"], np.int32).tobytes() for row in made], lengths, MICRO)]
+    batches = [[row["input_ids"] for row in made[first : first + MICRO]] for first in range(0, len(made), MICRO)]
+    computed = sum(len(layout.ids) if (layout := lay_out(rows)) else sum(map(len, rows)) for rows in batches)
+    seconds, losses = train(chosen, tokenizer, WAYS[2], model, made * chosen.steps, MICRO, len(made) // MICRO)
+    return seconds, losses, computed
+
+
 def share(trainer, tokenizer, way: str) -> SharedPrefix | None:
     return SharedPrefix(trainer, way == WAYS[2], tokenizer) if way != WAYS[0] else None
 
 
-def apart(measure, *arguments) -> tuple[float, list[float], float]:
-    """(CPU seconds, numbers to compare, MB) of a measurement in a process of its own."""
+def apart(measure, *arguments) -> tuple:
+    """(CPU seconds, numbers to compare, ..., MB) of a measurement in a process of its own."""
     context = multiprocessing.get_context("fork")
     out, into = context.Pipe(duplex=False)
 
     def work() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        seconds, numbers = measure(*arguments)
-        into.send((seconds, numbers, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000))
+        found = measure(*arguments)
+        into.send((*found, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000))
 
     process = context.Process(target=work)
     process.start()
@@ -204,6 +238,25 @@ def apart(measure, *arguments) -> tuple[float, list[float], float]:
         sys.exit(f"{measure.__name__} {arguments[2:]} failed")
     finally:
         process.join()
+
+
+def compare_orders(chosen: argparse.Namespace, tokenizer) -> None:
+    for prefix, rubrics in ((1200, 1), (1200, 4)):
+        found = {order: [] for order in ORDERS}
+        for turn in range(chosen.turns):
+            for order in ORDERS if turn % 2 == 0 else ORDERS[::-1]:
+                found[order].append(apart(grouped, chosen, tokenizer, order, prefix, rubrics))
+        print(f"4 queries x 4 items under {rubrics} rubric{'s' * (rubrics > 1)} of {prefix:,}, micro-batches of {MICRO} of 16")
+        first = [run[0] for run in found[ORDERS[0]]]
+        for order, runs in found.items():
+            ratios = [one / run[0] for one, run in zip(first, runs, strict=True)]
+            far = max(abs(a - b) / abs(b) for run in runs for a, b in zip(run[1], found[ORDERS[0]][0][1], strict=True))
+            speed, memory = 16 / median(run[0] for run in runs), max(run[-1] for run in runs)
+            print(
+                f"  {order}: {runs[0][2]:,} tokens a step, {speed:.2f} rows/s, {median(ratios):.2f} x ({min(ratios):.2f} to "
+                f"{max(ratios):.2f}), {memory:,.0f} MB; losses differ by {far:.0e}",
+                flush=True,
+            )
 
 
 def main() -> None:
@@ -218,6 +271,7 @@ def main() -> None:
     parser.add_argument("--whole-rows", type=int, help="rows a step of the ways that read every rubric; losses are not compared")
     parser.add_argument("--grpo", action="store_true")
     parser.add_argument("--break-even", action="store_true")
+    parser.add_argument("--group", action="store_true")
     parser.add_argument("--only", help="one size, as prefix/rows: 1200/16")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -226,6 +280,9 @@ def main() -> None:
     print(f"width {chosen.width}, {chosen.layers} layers, {chosen.vocabulary:,} tokens of vocabulary: {size:.1f} M parameters")
     if chosen.break_even:
         return break_even(chosen, tokenizer)
+    if chosen.group:
+        compare_orders(chosen, tokenizer)
+        return
     measure, own = (grpo, ANSWER - 16) if chosen.grpo else (sft, OWN - 4)
     for prefix, rows in GRPO if chosen.grpo else SFT:
         if chosen.only and chosen.only != f"{prefix}/{rows}":

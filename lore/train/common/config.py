@@ -67,8 +67,9 @@ class TrainSection(StrictModel):
     """Flatten the rows of a micro-batch into one sequence without padding. Text only; same attention requirement as packing."""
     shared_prefix: Literal["auto"] | bool = "auto"
     """Compute what rows of a micro-batch begin with, such as the rubric, once instead of once per row, with the same losses and
-    gradients. Stages sft, dpo, kto, grpo and ppo; with photos only Idefics3. auto: where the model can, checked before step 0,
-    and has no dropout. true: with dropout, too, which the tokens that rows share then draw once and not for each row."""
+    gradients. Rows of a step that begin alike then share a micro-batch, whatever their length. Stages sft, dpo, kto, grpo and ppo;
+    with photos only Idefics3 and SmolVLM. auto: where the model can, checked before step 0, and has no dropout. true: with dropout,
+    too, which the tokens that rows share then draw once and not for each row."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, uses a fraction of the activation memory."""
     log_every: int = Field(10, ge=1, le=MAX_COUNT)

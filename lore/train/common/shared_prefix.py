@@ -13,12 +13,12 @@ All of it is inside the forward pass in which TRL's trainers compute log-probabi
 collators, losses and trainers are as they were. A batch without a common prefix is computed as before.
 
 Left out: attention with a window, logit soft-capping, sinks or dropout, and photos before the end of a prefix or in other models
-than Idefics3. Dropout of an adapter is drawn once for the shared tokens, not for each row.
+than Idefics3 and SmolVLM. Dropout of an adapter is drawn once for the shared tokens, not for each row.
 """
 
 import functools
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -36,8 +36,9 @@ from lore.train.common.trl_internals import fused_inputs, fused_logps, fused_pas
 INPUT = "shared_prefix"  # keyword argument by which a layout reaches the attention
 SHARED_INPUTS = {"input_ids", "attention_mask", "position_ids", "use_cache"}  # a batch with others is computed whole
 PHOTOS = ("pixel_values", "pixel_attention_mask")
-PHOTOS_BY_ROW = {"idefics3"}  # models whose PHOTOS are [rows, photos, ...] and take their places in the order of the tokens
+PHOTOS_BY_ROW = {"idefics3", "smolvlm"}  # models whose PHOTOS are [rows, photos, ...], placed in the order of the tokens
 LEAST_SAVED = 0.1  # of the tokens of a padded batch; below it, calls for every part cost what the tokens save (docs/lab/speed.md)
+KERNEL_SIZE, EFFICIENT_QUERIES = 8, 32  # CUDA: multiples that head sizes have, and the log-sum-exp of memory-efficient attention
 PROBE_TOKENS = (40, 24, 33, 9)  # prefix of the check, and what follows it in each row
 
 
@@ -90,12 +91,9 @@ def lay_out(rows: Sequence[list[int]], photo: int | None = None) -> Layout | Non
 
     def grow(first: int, last: int, begun: int) -> None:
         """Adds order[first:last], which begin with `begun` tokens that are laid already."""
-        while first < last:
-            after = first + 1
-            while after < last and near[after - 1] >= begun + MIN_TOKENS:
-                after += 1
-            members = order[first:after]
-            until = min(near[first : after - 1], default=len(rows[members[0]]))
+        for at, after in alike(near, first, last, begun):
+            members = order[at:after]
+            until = min(near[at : after - 1], default=len(rows[members[0]]))
             start, number = len(layout.ids), len(layout.parts)
             layout.ids.extend(rows[members[0]][begun:until])
             layout.positions.extend(range(begun, until))
@@ -105,12 +103,22 @@ def lay_out(rows: Sequence[list[int]], photo: int | None = None) -> Layout | Non
             if end > start:
                 layout.parts.append(Part(start, end, end))
             if len(members) > 1:
-                grow(first, after, until)
+                grow(at, after, until)
                 layout.parts[number] = Part(start, end, len(layout.ids))
-            first = after
 
     grow(0, len(rows), 0)
     return layout if len(layout.ids) <= (1 - LEAST_SAVED) * len(rows) * max(map(len, rows)) else None
+
+
+def alike(near: Sequence[int], first: int, last: int, begun: int) -> Iterator[tuple[int, int]]:
+    """[start, end) of neighbors that go on alike, among sorted rows [first, last) that share `begun` tokens: they share MIN_TOKENS
+    more. near: tokens that each row shares with the next one. A row of its own counts, too."""
+    while first < last:
+        after = first + 1
+        while after < last and near[after - 1] >= begun + MIN_TOKENS:
+            after += 1
+        yield first, after
+        first = after
 
 
 # Attention
@@ -195,13 +203,24 @@ def for_all_heads(key: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     return key.repeat_interleave(query.shape[1] // key.shape[1], dim=1) if query.shape[1] != key.shape[1] else key
 
 
+def kernel_for(query: torch.Tensor) -> Literal["cpu", "flash", "efficient"]:
+    """Which kernels of torch's SDPA compute on the query's device. On CUDA, flash attention knows 16 bits only."""
+    if query.device.type == "cpu":
+        return "cpu"
+    return "flash" if query.dtype in (torch.float16, torch.bfloat16) else "efficient"
+
+
 def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, *, causal: bool):
     """(attention [1, heads, queries, size], log-sum-exp [1, heads, queries]) by the kernels of torch's SDPA."""
-    if query.device.type == "cpu":
-        aten = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return aten(query, key, value, 0.0, causal, scale=scale)
-    aten = torch.ops.aten._scaled_dot_product_flash_attention
-    return aten(query, key, value, 0.0, causal, False, scale=scale)[:2]
+    kind, size, aten = kernel_for(query), query.shape[-1], torch.ops.aten
+    if kind == "cpu":
+        return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
+    rows = [widened(one) for one in (query, key, value)]
+    if kind == "flash":
+        out, lse = aten._scaled_dot_product_flash_attention(*rows, 0.0, causal, False, scale=scale)[:2]
+    else:
+        out, lse = aten._scaled_dot_product_efficient_attention(*rows, None, True, 0.0, causal, scale=scale)[:2]
+    return out[..., :size], lse[..., : query.shape[2]]
 
 
 def kernel_gradient(
@@ -214,15 +233,30 @@ def kernel_gradient(
     scale: float,
     *,
     causal: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """Gradients of query, key and value, which are some of the keys that `out` and `lse` come from."""
-    if query.device.type == "cpu":
-        aten = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        return aten(grad, query, key, value, out, lse, 0.0, causal, scale=scale)
-    aten = torch.ops.aten._scaled_dot_product_flash_attention_backward
-    unused = torch.zeros(2, dtype=torch.uint64, device=query.device)  # seeds of dropout
-    sizes, whole = (query.shape[2], key.shape[2]), (grad.contiguous(), query, key, value, out.contiguous(), lse.contiguous())
-    return aten(*whole, None, None, *sizes, 0.0, causal, unused, unused, scale=scale)
+    kind, queries, size, aten = kernel_for(query), query.shape[2], query.shape[-1], torch.ops.aten
+    if kind == "cpu":
+        rows = (grad, query, key, value, out, lse)
+        return aten._scaled_dot_product_flash_attention_for_cpu_backward(*rows, 0.0, causal, scale=scale)
+    # The kernels take for granted that attention lies in memory as they write it: [1, queries, heads, size].
+    grad, query, key, value, out = (widened(one) for one in (grad, query, key, value, out))
+    grad, out = (one.transpose(1, 2).contiguous().transpose(1, 2) for one in (grad, out))
+    if kind == "flash":
+        seeds = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of dropout, which is off
+        rows = (grad, query, key, value, out, lse.contiguous(), None, None, queries, key.shape[2])
+        found = aten._scaled_dot_product_flash_attention_backward(*rows, 0.0, causal, seeds, seeds, scale=scale)
+    else:
+        seeds = torch.zeros((), dtype=torch.int64, device=query.device)
+        lse = torch.nn.functional.pad(lse, (0, -queries % EFFICIENT_QUERIES), value=float("inf"))  # as the kernel pads it
+        rows = (grad, query, key, value, None, out, lse.contiguous(), seeds, seeds, 0.0, [True, True, True, False], causal)
+        found = aten._scaled_dot_product_efficient_attention_backward(*rows, scale=scale)
+    return tuple(one[..., :size] for one in found[:3])
+
+
+def widened(rows: torch.Tensor) -> torch.Tensor:
+    """[1, heads, tokens, size], with zeros up to a multiple of the KERNEL_SIZE that CUDA's kernels take."""
+    return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % KERNEL_SIZE)) if rows.shape[-1] % KERNEL_SIZE else rows
 
 
 # The forward pass
@@ -286,19 +320,20 @@ class SharedPrefix(TrainerCallback):
                     same_on_every_rank=True,
                 ) from refused
             say(f"train.shared_prefix: every row is computed whole, because the model cannot share what rows begin with: {refused}")
+        except torch.AcceleratorError as error:
+            raise LoreError(
+                f"The check of train.shared_prefix stopped the device before step 0 ({str(error).splitlines()[0]}), and it cannot "
+                "be used any more.\nSet train.shared_prefix to false; every row is then computed whole."
+            ) from error
         else:
             say("train.shared_prefix: what rows of a micro-batch begin with is computed once")
 
     def check(self) -> None:
         """Sets `active`. Raises Refused if rows that share a prefix do not get the log-probabilities that they get apart. Runs
         three short forward passes on every process."""
+        if reason := why_not(self.config):
+            raise Refused(reason)
         text = self.config.get_text_config()
-        if text._attn_implementation not in AttentionInterface():
-            raise Refused(f"its attention ({text._attn_implementation}) is not in transformers' attention interface; sdpa is")
-        if length_rule(text) is not None:
-            raise Refused("its numbers depend on the longest row of a batch")
-        if window := attention_window(text):
-            raise Refused(f"its attention has {window}")
         if self.trainer.accelerator.state.dynamo_plugin.backend.value.lower() != "no":
             raise Refused("it is compiled, and would be compiled again for every batch")
         if getattr(self.trainer, "aux_loss_enabled", False):
@@ -342,6 +377,17 @@ def counts(positions: torch.Tensor, mask: torch.Tensor) -> bool:
     return positions.shape == mask.shape and torch.equal(positions[mask], (mask.cumsum(dim=1) - 1)[mask])
 
 
+def why_not(config: Any) -> str | None:
+    """Why a model with this config cannot share prefixes, as far as the config says it."""
+    text = config.get_text_config()
+    if text._attn_implementation not in AttentionInterface():
+        return f"its attention ({text._attn_implementation}) is not in transformers' attention interface; sdpa is"
+    if length_rule(text) is not None:
+        return "its numbers depend on the longest row of a batch"
+    window = attention_window(text)
+    return f"its attention has {window}" if window else None
+
+
 def attention_window(text: Any) -> str | None:
     """The window of a text config in words; None without one. Some models apply it in the mask alone, and the check's rows may be
     shorter than it."""
@@ -377,7 +423,9 @@ def compare_gradients(layout: Layout, device: torch.device) -> None:
     try:
         shared = SharedAttention.apply(query, key, value, query.shape[-1] ** -0.5, layout.parts)
         expected, found = (torch.autograd.grad(one, (query, key, value), grad) for one in (whole, shared))
-    except NotImplementedError as error:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
         raise Refused(f"{device.type} has no gradient of this attention ({error})") from error
     for one, other in zip(expected, found, strict=True):
         compare(one, other, dtype, "gradients of attention")

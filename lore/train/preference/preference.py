@@ -29,6 +29,7 @@ from lore.support.progress import track
 from lore.train.common.arrow_rows import rendered_rows, write_rows
 from lore.train.common.batch_order import training_order
 from lore.train.common.neighbors import check_lengths
+from lore.train.common.prefix_groups import group_by_prefix
 from lore.train.common.shared_prefix import SharedPrefix
 from lore.train.common.trainer import RECORDED, Recorder, set_steps, total_steps, train, training_arguments
 from lore.train.common.trl_internals import TokenizedRows
@@ -81,6 +82,8 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     in_full = lora is None and recipe.model.adapter is None
     shuffle = recipe.preferences.pool is None or recipe.preferences.pool.order == "random"
     order = training_order(rows["length"][:], recipe.train.batch_size, steps, recipe.seed, shuffle=shuffle)
+    if recipe.stage == "dpo" or recipe.loss != "kto":  # kto pairs prompts with answers of the pass, which have to be unlike
+        order = group_by_prefix(order, rows, recipe.train, args.per_device_train_batch_size, model.config)
     names = FIELDS[recipe.stage]
     columns = ["prompt", *names, "images"] if photos else ["prompt_ids", *(f"{name}_ids" for name in names)]
     trainer = (_DPO if recipe.stage == "dpo" else _KTO)(
@@ -93,8 +96,8 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
         peft_config=lora,
         callbacks=callbacks(recipe),
     )
-    rows = args.per_device_train_batch_size * (2 if recipe.stage == "dpo" else 1)  # of a pair both answers
-    SharedPrefix(trainer, recipe.train.shared_prefix, getattr(processor, "tokenizer", processor), rows)
+    answers = args.per_device_train_batch_size * (2 if recipe.stage == "dpo" else 1)  # both of a pair
+    SharedPrefix(trainer, recipe.train.shared_prefix, getattr(processor, "tokenizer", processor), answers)
     if "images" in rows.column_names and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
         shown = pc.sum(pc.greater(pc.list_value_length(rows.data.column("images")), 0)).as_py()
         check_mixed_photos(shown, len(rows), "preferences", "launch/accelerate/ddp.yaml")

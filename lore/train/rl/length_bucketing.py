@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lore.train.common.prefix_groups import in_groups
 from lore.train.common.trl_internals import COMPLETION_MASK, PHOTO_FIELDS, PROMPT_IDS, PROMPT_MASK, Batch, divided, joined
 
 PROMPT = (PROMPT_IDS, PROMPT_MASK)
@@ -17,8 +18,8 @@ BOTH = ("token_type_ids", "mm_token_type_ids")
 
 def bucket_by_length(micro_batches: list[Batch], per_step: int, loss: str, by_prompt: bool = False) -> list[Batch]:
     """Regroups a rollout's micro-batches within each optimizer step (`per_step` micro-batches) and trims their padding. The loss
-    bnpo normalizes within a micro-batch, so for bnpo the micro-batches keep their answers. by_prompt: answers to one prompt stay
-    together, sorted by length."""
+    bnpo normalizes within a micro-batch, so for bnpo the micro-batches keep their answers. by_prompt: answers to prompts
+    that begin alike stay together, sorted by length."""
     if loss != "bnpo":
         steps = [micro_batches[first : first + per_step] for first in range(0, len(micro_batches), per_step)]
         micro_batches = [one for step in steps for one in of_like_length(step, by_prompt=by_prompt)]
@@ -26,11 +27,15 @@ def bucket_by_length(micro_batches: list[Batch], per_step: int, loss: str, by_pr
 
 
 def of_like_length(micro_batches: list[Batch], *, by_prompt: bool = False) -> list[Batch]:
-    """The micro-batches of one optimizer step, regrouped with their rows sorted by length, or by prompt and length."""
+    """The micro-batches of one optimizer step, regrouped with their rows sorted by length, or by what their prompts begin with."""
     whole = joined(micro_batches)  # joined first: only the whole step shows how its photos map to rows
     lengths = (whole[PROMPT_MASK].sum(1) + whole[COMPLETION_MASK].sum(1)).tolist()
-    asked = whole[PROMPT_IDS].tolist() if by_prompt else [0] * len(lengths)
-    rows = sorted(range(len(lengths)), key=lambda row: (asked[row], lengths[row]))
+    if by_prompt:
+        prompts = zip(whole[PROMPT_IDS].cpu(), whole[PROMPT_MASK].cpu().bool(), strict=True)
+        asked = [ids[kept].to(torch.int32).numpy().tobytes() for ids, kept in prompts]
+        rows = in_groups(asked, lengths, len(lengths) // len(micro_batches))
+    else:
+        rows = sorted(range(len(lengths)), key=lengths.__getitem__)
     order = torch.tensor(rows, device=whole[PROMPT_MASK].device)
 
     def permuted(value: Any) -> Any:

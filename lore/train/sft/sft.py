@@ -29,6 +29,7 @@ from lore.train.common.arrow_rows import rendered_rows, write_rows
 from lore.train.common.batch_order import balanced_repeats, training_order
 from lore.train.common.checkpoint import save_weights
 from lore.train.common.neighbors import check_lengths
+from lore.train.common.prefix_groups import group_by_prefix
 from lore.train.common.shared_prefix import SharedPrefix
 from lore.train.common.trainer import Recorder, set_steps, sft_arguments, total_steps, train
 from lore.train.judge.collator import PhotoCollator
@@ -68,6 +69,7 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
     if is_main_process():
         preflight(recipe, rows, model, processor, steps, sequences=len(data) if repeats is None else sum(repeats))
     order = training_order(data["length"][:], recipe.train.batch_size, steps, recipe.seed, repeats)
+    order = group_by_prefix(order, data, recipe.train, args.per_device_train_batch_size, model.config)
     columns = ["prompt", "completion", "images"] if vision else ["input_ids", "labels"]
     columns += ["seq_lengths"] if recipe.train.packing else []
     trainer = SFTTrainer(

@@ -10,6 +10,9 @@ import torch
 from accelerate.utils import DynamoBackend
 from peft import LoraConfig, get_peft_model
 from test_row_independence import CONFIGS, EXPERTS, LEARNED, ROPED, SIZE, engine_of
+from torch.nn.functional import pad
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
 from lore.codec.prompt import PromptFormat
@@ -19,8 +22,18 @@ from lore.engines.loading import load_model, load_processor
 from lore.engines.row_independence import base_of
 from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
+from lore.train.common import shared_prefix
 from lore.train.common.arrow_rows import IGNORE
-from lore.train.common.shared_prefix import Refused, SharedPrefix, lay_out
+from lore.train.common.shared_prefix import (
+    Refused,
+    SharedAttention,
+    SharedPrefix,
+    compare_gradients,
+    kernel,
+    kernel_for,
+    kernel_gradient,
+    lay_out,
+)
 from lore.train.common.trl_internals import fused_logps
 from lore.train.judge.collator import PhotoCollator
 from lore.train.judge.rows import sft_row
@@ -94,11 +107,11 @@ def test_losses_and_gradients_are_those_of_separate_rows(kind, rows, monkeypatch
             assert_same(one, other)
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_adapters_and_checkpointing_share_too(reentrant):
+@pytest.mark.parametrize(("reentrant", "dora"), [(True, False), (False, False), (False, True)])
+def test_adapters_and_checkpointing_share_too(reentrant, dora):
     engine = engine_of("llama")
     torch.manual_seed(0)
-    model = get_peft_model(engine.model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    model = get_peft_model(engine.model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, use_dora=dora))
     sharing = sharing_of(model, engine.tokenizer)
     sharing.check()
     batch, sharing.active = padded(ROWS["nested"]), False
@@ -249,6 +262,94 @@ def test_what_the_run_says_is_what_it_does(dropout, rows, asked, said, active, c
     assert (sharing.laid is not None) == active
 
 
+class CudaKernels(TorchDispatchMode):
+    """CUDA's attention kernels on CPU tensors: what their sources demand of arguments (torch 2.13, flash_api.cpp and
+    attention_backward.cu), what they leave, and their sums."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if not name.removesuffix("_backward").endswith(("flash_attention", "efficient_attention")):
+            return func(*args, **(kwargs or {}))
+        known = func._schema.arguments
+        given = {one.name: one.default_value for one in known} | dict(zip((one.name for one in known), args, strict=False)) | kwargs
+        query, key, value, flash = given["query"], given["key"], given["value"], "flash" in name
+        unused = torch.empty(0)
+        for one in (query, key, value):
+            assert one.stride(-1) == 1 and one.shape[-1] % 8 == 0 and one.dtype == query.dtype
+        assert query.dtype == torch.bfloat16 or not flash
+        scores = query.double() @ key.double().mT * given["scale"]
+        if given["is_causal"]:  # flash aligns the triangle of unequal lengths at its end, the efficient kernel at its beginning
+            assert query.shape == key.shape
+            scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), float("-inf"))
+        if not name.endswith("backward"):
+            assert flash or given["compute_log_sumexp"]
+            lse = scores.logsumexp(-1).float()
+            out = (scores.softmax(-1) @ value.double()).to(query.dtype).transpose(1, 2).contiguous().transpose(1, 2)
+            if flash:
+                return out, lse, unused, unused, query.shape[2], key.shape[2], unused, unused, unused
+            return out, pad(lse, (0, -lse.shape[-1] % 32), value=float("inf")), unused, unused
+        grad, out, lse = args[0], given["out"], given["logsumexp"]
+        assert out.transpose(1, 2).is_contiguous() and lse.is_contiguous() and lse.dtype == torch.float32
+        assert out.dtype == grad.dtype == query.dtype and out.shape == grad.shape == query.shape
+        if flash:
+            assert lse.shape == query.shape[:3] and (given["max_q"], given["max_k"]) == (query.shape[2], key.shape[2])
+            assert given["cum_seq_q"] is None and given["philox_seed"].dtype == torch.uint64
+        else:
+            assert lse.shape[2] % 32 == 0 and lse[:, :, query.shape[2] :].isposinf().all()
+            assert given["attn_bias"] is None and given["philox_seed"].dtype == torch.int64
+        share = (scores - lse[:, :, : query.shape[2], None]).exp()
+        of_scores = share * (grad.double() @ value.double().mT - (grad.double() * out.double()).sum(-1, keepdim=True))
+        found = [of_scores @ key.double(), of_scores.mT @ query.double(), share.mT @ grad.double()]
+        found = [one * scale for one, scale in zip(found, (given["scale"], given["scale"], 1), strict=True)]
+        return (*(one.to(query.dtype) for one in found), *([] if flash else [unused]))
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("flash", torch.bfloat16), ("efficient", torch.float32)])
+@pytest.mark.parametrize("size", [16, 20])
+def test_cuda_kernels_get_what_they_demand(kind, dtype, size, monkeypatch):
+    layout = lay_out(ROWS["nested"])
+    shapes = [torch.Size([1, heads, len(layout.ids), size]) for heads in (4, 2)]
+    layout.attended.append((*shapes, dtype))
+    monkeypatch.setattr(shared_prefix, "kernel_for", lambda _: kind)
+    with CudaKernels():
+        compare_gradients(layout, torch.device("cpu"))
+        query, key = (torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype) for shape in shapes)
+        found = SharedAttention.apply(query, key, key, 0.3, layout.parts)
+    monkeypatch.undo()
+    assert_same(SharedAttention.apply(query, key, key, 0.3, layout.parts), found, 1e-5 if dtype == torch.float32 else 0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_cuda_kernels_are_called_as_the_installed_torch_declares_them(dtype):
+    query, out = (torch.empty(1, 4, 7, 20, dtype=dtype, device="meta") for _ in range(2))
+    key, value = (torch.empty(1, 4, 11, 20, dtype=dtype, device="meta") for _ in range(2))
+    assert kernel_for(query) == ("efficient" if dtype == torch.float32 else "flash")
+    attended, lse = kernel(query, key, value, 0.3, causal=False)
+    assert attended.shape == query.shape and lse.shape == (1, 4, 7) and lse.dtype == torch.float32
+    gradients = kernel_gradient(out, query, key, value, attended, lse, 0.3, causal=False)
+    assert [one.shape for one in gradients] == [query.shape, key.shape, value.shape]
+    assert all(one.dtype == dtype for one in (attended, *gradients))
+
+
+def test_a_device_that_stops_at_the_gradient_refuses_and_one_that_is_lost_says_what_to_set(monkeypatch, capsys):
+    engine = engine_of("llama")
+    sharing = sharing_of(engine.model, engine.tokenizer)
+
+    def stops(*_, **__):
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+    monkeypatch.setattr(shared_prefix, "kernel_gradient", stops)
+    sharing.on_train_begin(None, None, None)
+    assert "only supports Ampere GPUs" in capsys.readouterr().out and not sharing.active
+
+    def lost():
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(sharing, "check", lost)
+    with pytest.raises(LoreError, match=r"illegal memory access was encountered\), (.|\n)*Set train.shared_prefix to false"):
+        sharing.on_train_begin(None, None, None)
+
+
 def test_a_layout_holds_every_token_of_every_row():
     for rows in ROWS.values():
         layout = lay_out(rows)
@@ -259,9 +360,17 @@ def test_a_layout_holds_every_token_of_every_row():
     assert (prefix.start, prefix.end, prefix.last) == (0, 70, 81) and all(part.last == part.end for part in rest)
 
 
-def test_photos_stay_with_their_rows(tiny):
+SMOLVLM = {"vision_config": "smolvlm_vision", "text_config": "llama"}
+
+
+@pytest.mark.parametrize("kind", ["idefics3", "smolvlm"])
+def test_photos_stay_with_their_rows(tiny, kind):
     processor = load_processor(ModelSection(name=str(tiny.vision)))
     model = load_model(ModelSection(name=str(tiny.vision)), device="cpu", for_training=True)
+    if kind == "smolvlm":
+        known = model.config.to_dict()
+        parts = {name: {**known[name], "model_type": kind_of} for name, kind_of in SMOLVLM.items()}
+        model = SmolVLMForConditionalGeneration._from_config(SmolVLMConfig(**known | parts | {"model_type": kind}))
     for weight in model.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
