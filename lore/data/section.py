@@ -86,7 +86,17 @@ class DataSection(StrictModel):
         return {}
 
     def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
-        return {"path": input_files(self.files, self.photos if self.source == "table" else None)}
+        beside = {"table": self.photos, "pairs": self.rule_books}
+        return {"path": input_files(self.files, beside.get(self.source))}
+
+    def rule_books(self) -> list[Path]:
+        """The rule books that pairs name, as far as they are there."""
+        from lore.data.parquet import column_values  # imports pyarrow: only where the inputs are compared
+        from lore.data.rule_books import book_file
+
+        names = sorted(filter(None, column_values(self.path, "rubric")))
+        folders = list(dict.fromkeys(file.parent for file in self.files()))
+        return [path for name in names if (path := book_file(folders, name))]
 
     def photos(self) -> list[Path]:
         """The photos that a table names by path, as far as they are there. Reads the table if it may have a column of photos."""
