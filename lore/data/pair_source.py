@@ -26,7 +26,7 @@ from lore.data.import_pairs import import_pairs
 from lore.data.importers import IMPORT_VERSION, open_source
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter, count_pairs, count_unsplit, fingerprint, pair_files, read_metadata, read_pairs
-from lore.data.rule_books import RuleBooks
+from lore.data.rule_books import RuleBooks, under_one_rubric
 from lore.data.section import DataSection
 from lore.data.source import Source
 from lore.data.splits import deal, dealt_as
@@ -37,7 +37,6 @@ from lore.support.fingerprint import content_fingerprint, known_digests, remembe
 from lore.support.processes import is_main_process, rank, say
 from lore.support.progress import track
 from lore.support.terminal import print_note
-from lore.support.text import printable
 from lore.support.untrusted_json import parse_object
 
 POLL_SECONDS = 0.5
@@ -132,16 +131,7 @@ class PairSource:
         columns = columns and [*columns, "rubric"]
         pairs = read_pairs(self.path, split=self.section.split, columns=columns, image_roots=self.image_roots)
         chosen = (pair for pair in pairs if pair.label is not None and (not wanted or wanted & set(pair.slices)))
-        return islice(chosen if any_book else map(self._under_the_rubric, chosen), self.section.limit)
-
-    def _under_the_rubric(self, pair: Pair) -> Pair:
-        if pair.rubric is not None:
-            raise LoreError(
-                f"Pair {printable(pair.pair_id[:80])} of {self.section.path} is rated under a rule book of its own, "
-                f"{printable(pair.rubric[:200])}, and this stage knows data.rubric only, so its label would be wrong. Stage sft "
-                "trains on such pairs; for other stages use pairs that are rated under data.rubric."
-            )
-        return pair
+        return islice(chosen if any_book else under_one_rubric(chosen, self.section.path), self.section.limit)
 
     @property
     def _out(self) -> Path:

@@ -1,9 +1,9 @@
 """Rule books of pairs that are not rated under the rubric of the whole data: `Pair.rubric` names a rubric file beside the pairs.
 
-Only training by examples (stage sft) reads them; every other stage refuses such pairs, see `PairSource.labeled`.
+Stage sft trains each pair under its own book. Every other stage knows one rubric and refuses such pairs: `under_one_rubric`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lore.data.pair import Pair
@@ -48,6 +48,18 @@ class RuleBooks:
                 f"{', '.join(self.rubric.tier_ids)}. One judge gives one scale of verdicts: use the same tiers in both."
             )
         return book
+
+
+def under_one_rubric(pairs: Iterable[Pair], path: str | Path) -> Iterator[Pair]:
+    """Pairs of `path` whose labels follow data.rubric. Raises LoreError at the first labeled pair with a book of its own."""
+    for pair in pairs:
+        if pair.rubric is not None and pair.label is not None:
+            raise LoreError(
+                f"Pair {printable(pair.pair_id[:80])} of {path} is rated under a rule book of its own, "
+                f"{printable(pair.rubric[:200])}, and this stage knows data.rubric only, so its label would be wrong. Stage sft "
+                "trains on such pairs; for other stages use pairs that are rated under data.rubric."
+            )
+        yield pair
 
 
 def book_file(folders: Iterable[Path], name: str) -> Path | None:

@@ -78,7 +78,7 @@ def _like(form: str, value: float) -> str:
 
 
 def _stating(value: float) -> re.Pattern[str]:
-    return re.compile(rf"(?<![\w.-])(?:{'|'.join(map(re.escape, written_forms(value)))})(?![\w-])")
+    return re.compile(rf"(?<![\w.-])(?:{'|'.join(map(re.escape, written_forms(value)))})(?![\w-]|\.\d)")
 
 
 def _changed(rule: Rule, change: RuleChange) -> dict[str, Any]:
