@@ -6,13 +6,26 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lore.config.recipe import BaseRecipe
-from lore.config.sections import Conflict, Share
+from lore.config.sections import Conflict, Share, StrictModel
 from lore.data.section import JudgedDataSection
 from lore.support.bounds import MAX_COUNT
 
 SEALED_SEEDS = frozenset(range(7000, 7100))
 """Seeds reserved for benchmarks. Recipes that make training pairs refuse them."""
 SEALED = f"another seed: {min(SEALED_SEEDS)} to {max(SEALED_SEEDS)} are sealed for benchmarks, which must stay unseen"
+
+
+class RuleBooksSection(StrictModel):
+    """Training pairs under edited rule books, for judges that follow the rules in their prompt."""
+
+    count: int = Field(100, ge=1, le=10_000)
+    """Number of edited books. They lie beside the pairs, and the column `rubric` of a pair names its book."""
+    edits: int = Field(8, ge=1, le=40)
+    """Most changes of a book: other tiers of rules, other numbers."""
+    original: Share = 0.25
+    """Share of the training pairs that the unchanged rubric labels."""
+    run: int = Field(32, ge=1, le=MAX_COUNT)
+    """Pairs in a row with the same book, so that a micro-batch has one."""
 
 
 class WorldRecipe(BaseRecipe):
@@ -37,6 +50,9 @@ class WorldRecipe(BaseRecipe):
     """Share of pairs with a photo, outside the visual subset."""
     label_noise: float = Field(0.0, ge=0, lt=1)
     """Share of the training pairs with a wrong label, marked by the slice noise:label. Gold demands and reasoning stay true."""
+    rule_books: RuleBooksSection | None = None
+    """Label the training pairs under edited rule books. Rationales then state the numbers that decide, and the corpus shows its
+    worked examples below rules, edited for each text. null: `rubric` labels all pairs."""
     corpus: int = Field(20000, ge=0, le=MAX_COUNT)
     """Number of texts for a base model: catalog entries and captions, search log, rule book. 0 writes none."""
 

@@ -4,11 +4,12 @@ Tiers and thresholds come from the given rubric, so a changed rule changes the l
 demands. The verdict is the worst tier over the demands, as in RAIR.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lore.data_synth.shop.lexicon import NOTATION
 from lore.rubric.demand import Demand
-from lore.rubric.rubric import Rubric
+from lore.rubric.rubric import Rubric, Rule
+from lore.rubric.rule_edits import stated_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,35 @@ def judge(wants: list[Want], offered: dict[str, ItemValue], kinds: dict[str, dic
 def worst(demands: list[Demand], rubric: Rubric) -> str:
     """The verdict: the worst tier over the demands."""
     return min((d.tier for d in demands), key=rubric.index)
+
+
+def with_limits(demands: list[Demand], wants: list[Want], rubric: Rubric) -> list[Demand]:
+    """The demands with the numbers that decide them: the rule's limit, copied from the rubric's text, and how far the item is off.
+
+        size: 40 = within ten percent | 50 = 25 percent off (title) | size-far L2
+
+    A model that states both has to compare two numbers of its own text, whatever the rubric says. wants: one per demand, in order.
+    """
+    rules = {rule.id: rule for rule in rubric.rules}
+    return [_with_limit(demand, want, rules) for demand, want in zip(demands, wants, strict=False)]
+
+
+def _with_limit(demand: Demand, want: Want, rules: dict[str, Rule]) -> Demand:
+    if demand.dimension == "material" and want.pure:
+        pure, mostly = _stated(rules["material-pure"], "share"), _stated(rules["material-mostly"], "share")
+        return replace(demand, wanted=f"{demand.wanted} = at least {pure} percent, or {mostly} to {pure}")
+    if demand.dimension not in ("size", "price"):
+        return demand
+    near, off = _stated(rules[f"{demand.dimension}-near"], "within"), 0
+    if demand.source != "none":
+        off = 100 * abs(int(demand.found) - int(want.value)) / int(want.value)
+    known = off and not demand.rule.endswith(("-same", "-within"))
+    found = f"{demand.found} = {off:.3g} percent off" if known else demand.found
+    return replace(demand, wanted=f"{demand.wanted} = within {near} percent", found=found)
+
+
+def _stated(rule: Rule, name: str) -> str:
+    return stated_number(rule.principle, rule.params[name]) or f"{rule.params[name]:g}"
 
 
 def wanted_text(want: Want, notation: dict[str, str] = NOTATION) -> str:

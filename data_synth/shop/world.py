@@ -8,14 +8,14 @@ real data.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from lore.codec.judgement import render_demands
 from lore.data.pair import Pair, pair_digest
 from lore.data_synth.shop.catalogue import HARD_KINDS, Item, Query, Shop
 from lore.data_synth.shop.lexicon import load_lexicon
 from lore.data_synth.shop.photos import colour_shares, draw_photo
-from lore.data_synth.shop.rules import ItemValue, judge, worst
+from lore.data_synth.shop.rules import ItemValue, Want, judge, with_limits, worst
 from lore.rubric.demand import Demand
 from lore.rubric.rubric import Rubric, load_rubric
 
@@ -30,7 +30,7 @@ ZIPF_EXPONENT = 1.07
 class World:
     """One shop. subsets: relative shares of general, hard and visual queries; photos: share of the other items with a photo;
     label_noise: share of the training pairs with a wrong label (their slice is noise:label). rubric: labels the pairs; a name, path
-    or Rubric. Texts and photos do not depend on it.
+    or Rubric. Texts and photos do not depend on it. limits: rationales state the numbers that decide (see rules.with_limits).
     """
 
     def __init__(
@@ -42,8 +42,9 @@ class World:
         subsets: dict[str, float] | None = None,
         photos: float = 0.4,
         label_noise: float = 0.0,
+        limits: bool = False,
     ):
-        self.label_noise = label_noise
+        self.label_noise, self.limits = label_noise, limits
         self.seed, self.language, self.prior, self.photos = seed, language, PRIORS[prior], photos
         self.rubric = rubric if isinstance(rubric, Rubric) else load_rubric(rubric)
         self.rubric_name = self.rubric.name if isinstance(rubric, Rubric) else rubric
@@ -51,14 +52,17 @@ class World:
         self.shop = Shop(self.lexicon)
         self.subsets = subsets or {"general": 0.5, "hard": 0.25, "visual": 0.25}
 
-    def pairs(self, split: str, count: int, start: int = 0) -> Iterator[Pair]:
-        """`count` pairs of one split (train, dev, test), ITEMS_PER_QUERY per query, starting at pair number `start`."""
-        query, words = None, ""
+    def pairs(self, split: str, count: int, start: int = 0, book: Rubric | None = None) -> Iterator[Pair]:
+        """`count` pairs of one split (train, dev, test), ITEMS_PER_QUERY per query, starting at pair number `start`.
+
+        book: labels these pairs, instead of `rubric`.
+        """
+        book, query, words = book or self.rubric, None, ""
         for i in range(start, start + count):
             number, slot = divmod(i, ITEMS_PER_QUERY)
             if query is None or slot == 0:
                 query, words = self.query(split, number)
-            yield self._pair(split, number, slot, query, words)
+            yield self._pair(split, number, slot, query, words, book)
 
     def query(self, split: str, number: int, kind: str | None = None) -> tuple[Query, str]:
         """Query `number` of a split: its demands and its text. kind: general, hard or visual; drawn if not given.
@@ -74,19 +78,22 @@ class World:
             if split == "train" or query.held_out:
                 return query, words
 
-    def _pair(self, split, number, slot, query, words):
+    def _pair(self, split, number, slot, query, words, rubric):
         rng = random.Random(f"{self.seed}/{split}/item/{number}/{slot}")
         item = self.shop.item_for(rng, query, rng.choices(range(4), self.prior)[0])
         fields, offered = self.word_item(rng, item, hide_visible=query.kind == "visual")
-        demands = judge(query.wants, offered, self.shop.kinds, self.rubric)
-        tier = worst(demands, self.rubric)
+        demands = judge(query.wants, offered, self.shop.kinds, rubric)
+        tier = worst(demands, rubric)
         decisive = [d for d in demands if d.tier == tier]
+        slices = self._slices(query, demands, decisive[0])
+        if self.limits:
+            demands = with_limits(demands, query.wants, rubric)
         item_id = f"{split}-{number}-{slot}"
-        label, slices = tier, self._slices(query, demands, decisive[0])
+        label = tier
         if split == "train" and self.label_noise:
             rng = random.Random(f"{self.seed}/{split}/noise/{number}/{slot}")
             if rng.random() < self.label_noise:
-                label = rng.choice([other for other in self.rubric.tier_ids if other != tier])
+                label = rng.choice([other for other in rubric.tier_ids if other != tier])
                 slices.append("noise:label")
         return Pair(
             pair_id=pair_digest(words, f"{self.seed}/{item_id}"),
@@ -95,7 +102,7 @@ class World:
             **fields,
             label=label,
             split=split,
-            mismatch=decisive[0].dimension if tier in self.rubric.mismatch_tiers else None,
+            mismatch=decisive[0].dimension if tier in rubric.mismatch_tiers else None,
             rules=[decisive[0].rule],
             rationale=render_demands(demands),
             demands=demands,
@@ -109,13 +116,21 @@ class World:
         u = 1 - random.Random(f"{self.seed}/{split}/frequency/{number}").random()
         return round(10 * u**-ZIPF_EXPONENT, 2)
 
-    def example(self, rng: random.Random) -> Demand:
-        """One demand against a random item, with all rules of its dimension equally likely: a worked example of the rules."""
-        query = self.shop.query(rng, rng.choice(("general", "visual")), "train")
-        want = rng.choice(query.wants)
+    def example(self, rng: random.Random, book: Rubric | None = None, dimensions: Collection[str] = ()) -> Demand:
+        """One demand against a random item, with all rules of its dimension equally likely: a worked example of the rules.
+
+        book: the rules, instead of `rubric`. dimensions: of the demand; any, if empty.
+        """
+        wants: list[Want] = []
+        while not wants:
+            query = self.shop.query(rng, rng.choice(("general", "visual")), "train")
+            wants = [want for want in query.wants if not dimensions or want.dimension in dimensions]
+        want = rng.choice(wants)
         item = self.shop.item_meeting(rng, query.family, want)
         _, offered = self.word_item(rng, item, hide_visible=query.kind == "visual", draw=False)
-        return judge([want], offered, self.shop.kinds, self.rubric)[0]
+        book = book or self.rubric
+        demands = judge([want], offered, self.shop.kinds, book)
+        return (with_limits(demands, [want], book) if self.limits else demands)[0]
 
     def _slices(self, query, demands, decisive):
         hard = query.kind in HARD_KINDS

@@ -6,6 +6,7 @@ lore world --pairs 1000000 --out shop/
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,16 @@ from pathlib import Path
 from lore.codec.item_text import item_text
 from lore.codec.judgement import render_demands
 from lore.codec.prompt import PromptFormat, system_text
+from lore.config.yaml_text import to_yaml
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter
 from lore.data.tables.parquet_files import already_written
-from lore.data_synth.shop.config import SEALED_SEEDS, WorldRecipe
+from lore.data_synth.shop.config import SEALED_SEEDS, RuleBooksSection, WorldRecipe
 from lore.data_synth.shop.corpus import END, START, Pieces, with_spans, write_corpus
+from lore.data_synth.shop.rule_books import NUMBERS, edited_book
 from lore.data_synth.shop.rules import ItemValue, found_text, wanted_text
 from lore.data_synth.shop.world import ITEMS_PER_QUERY, World
-from lore.rubric.rubric import load_rubric, rubric_metadata
+from lore.rubric.rubric import Rubric, load_rubric, rubric_metadata
 from lore.run.run_folder import RunFolder
 from lore.support.atomic_files import write_atomic, written_whole
 from lore.support.errors import LoreError, reason
@@ -30,6 +33,11 @@ from lore.support.untrusted_json import parse_object
 
 CATALOGUE_SHARE, RULES_SHARE = 0.45, 0.35  # of the corpus; the rest is the search log
 EXAMPLES_PER_TEXT = 6
+MOST_EDITS = 30  # of the book above the worked examples
+WHOLE_BOOKS = 0.08  # share of the texts with examples that begin with a judge's whole instructions
+WHOLE_EXAMPLES = 12  # of such a text, at most
+LIMIT = re.compile(r"( = [^|(]+)(?= [|(])")  # what with_limits adds to a demand
+DRAWS_PER_RULE = 5  # of the examples of a text
 FILES = (*(f"pairs/{split}.parquet" for split in ("train", "dev", "test")), "facts.jsonl", "log.jsonl", "corpus.parquet")
 ADDRESSED = 0.05  # share of catalog entries after the judge's instructions, so that the vocabulary contains their words
 OPTIONAL = ("brand", "audience")  # dimensions that an item may not state although a query asks for them
@@ -48,10 +56,12 @@ def run(recipe: WorldRecipe, folder: RunFolder) -> None:
             TEST_SUBSETS if test else recipe.subsets,
             recipe.photos,
             recipe.label_noise,
+            limits=recipe.rule_books is not None,
         )
-        write_pairs(world, split, count, folder / "pairs" / f"{split}.parquet")
+        books = recipe.rule_books if split == "train" else None
+        write_pairs(world, split, count, folder / "pairs" / f"{split}.parquet", books)
     write_extras(
-        World(recipe.seed, recipe.language, rubric=recipe.rubric, photos=recipe.photos),
+        World(recipe.seed, recipe.language, rubric=recipe.rubric, photos=recipe.photos, limits=recipe.rule_books is not None),
         folder.path,
         recipe.corpus,
         -(-recipe.pairs.get("train", 0) // ITEMS_PER_QUERY),
@@ -125,14 +135,33 @@ def _arguments_of(path: Path, force: bool) -> dict | None:
     return known if {"pairs", "seed", "language"} <= known.keys() else None
 
 
-def write_pairs(world: World, split: str, count: int, path: Path) -> None:
-    """Streams one split to a file, unless the file exists. Raises LoreError if it is damaged."""
+def write_pairs(world: World, split: str, count: int, path: Path, books: RuleBooksSection | None = None) -> None:
+    """Streams one split to a file, unless the file exists. books: edited rule books that label the pairs, written beside the file.
+    Raises LoreError if it is damaged."""
     if already_written(path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    pairs = world.pairs(split, count) if books is None else pairs_under_books(world, split, count, books, path.parent)
     with PairWriter(path, metadata=rubric_metadata(world.rubric_name, world.rubric)) as writer:
-        for pair in track(world.pairs(split, count), f"{path.name}", total=count):
+        for pair in track(pairs, f"{path.name}", total=count):
             writer.write(pair)
+
+
+def pairs_under_books(world: World, split: str, count: int, section: RuleBooksSection, folder: Path) -> Iterator[Pair]:
+    """`count` pairs, in runs of section.run under one of section.count edited books, which are written to `folder`."""
+    books = []
+    for number in range(section.count):
+        rng = random.Random(f"{world.seed}/book/{number}")
+        books.append((f"books/{number:04d}.yaml", edited_book(world.rubric, rng, rng.randint(1, section.edits))))
+    for name, book in books:
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_atomic(folder / name, to_yaml(book.model_dump(exclude_defaults=True)))
+    for start in range(0, count, section.run):
+        rng = random.Random(f"{world.seed}/{split}/book/{start}")
+        name, book = (None, None) if rng.random() < section.original else rng.choice(books)
+        for pair in world.pairs(split, min(section.run, count - start), start, book):
+            pair.rubric = name
+            yield pair
 
 
 def write_extras(world: World, out: Path, corpus: int, queries: int) -> None:
@@ -164,7 +193,7 @@ def corpus_texts(world: World, count: int) -> Iterator[dict]:
             pair, offered = world.catalogue_item(number)
             text, image = catalogue_entry(rng, world, pair, offered), pair.image
         elif draw < CATALOGUE_SHARE + RULES_SHARE:
-            text, image = worked_examples(rng, world), None
+            text, image = (examples_below_rules if world.limits else worked_examples)(rng, world), None
         else:
             query, words = world.query("train", rng.randrange(10**9), kind=rng.choice(("general", "visual", "hard")))
             asked = [replace(want, value=want.said or want.value, said=None) for want in query.wants]
@@ -196,6 +225,34 @@ def worked_examples(rng: random.Random, world: World) -> Pieces:
         demand = world.example(rng)
         verdict = f" {demand.rule} {demand.tier}"
         pieces += [(render_demands([demand]).removesuffix(verdict), False), (verdict, True), ("; ", False)]
+    return [*pieces[:-1], (f"</rules>{END}\n", False)]
+
+
+def examples_below_rules(rng: random.Random, world: World) -> Pieces:
+    """Rules of some dimensions of an edited book, or a judge's whole instructions with all rules, then worked examples that follow
+    them. No two examples have the same rule, so that its tier can be read in the book alone."""
+    book = edited_book(world.rubric, rng, rng.randint(0, MOST_EDITS))
+    dimensions = [dimension.id for dimension in book.dimensions]
+    whole = rng.random() < WHOLE_BOOKS
+    shown = dimensions if whole else rng.sample(dimensions, rng.choice((1, 2, 2, 3, 3, 4)))
+    rules = [rule for rule in book.rules if rule.dimension in shown]
+    part = Rubric.model_validate(book.model_dump() | {"rules": [rule.model_dump() for rule in rules]})
+    text = system_text(part, PromptFormat())
+    if not whole:
+        text = next(paragraph for paragraph in text.split("\n\n") if f"- {rules[0].id} {rules[0].tier}" in paragraph)
+    pieces, done = [(f"{START}system\n{text}{END}\n<rules>", False)], set()
+    for _ in range(DRAWS_PER_RULE * len(rules)):
+        demand = world.example(rng, book, shown)
+        if demand.rule in done:
+            continue
+        done.add(demand.rule)
+        verdict = f" {demand.rule} {demand.tier}"
+        text = render_demands([demand]).removesuffix(verdict)
+        parts = LIMIT.split(text) if demand.dimension in NUMBERS else [text]
+        pieces += [(part, at % 2 == 1) for at, part in enumerate(parts)]
+        pieces += [(verdict, True), ("; ", False)]
+        if len(done) == (WHOLE_EXAMPLES if whole else len(rules)):
+            break
     return [*pieces[:-1], (f"</rules>{END}\n", False)]
 
 

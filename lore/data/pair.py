@@ -43,6 +43,8 @@ class Pair:
     demands: list[Demand] = field(default_factory=list)
     label_distribution: dict[str, float] | None = None
     """Probability per tier id, where the label sums up several raters. `label` is the single tier."""
+    rubric: str | None = None
+    """File of the rule book that the label follows, below the folder of the pairs; None for the rubric of the whole data."""
 
 
 _TEXTS = pa.list_(pa.string())

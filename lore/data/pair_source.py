@@ -26,6 +26,7 @@ from lore.data.import_pairs import import_pairs
 from lore.data.importers import IMPORT_VERSION, open_source
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter, count_pairs, count_unsplit, fingerprint, pair_files, read_metadata, read_pairs
+from lore.data.rule_books import RuleBooks, under_one_rubric
 from lore.data.section import DataSection
 from lore.data.source import Source
 from lore.data.splits import deal, dealt_as
@@ -114,13 +115,23 @@ class PairSource:
         """Number of pairs of source `pairs` that need a split."""
         return count_unsplit(self.section.path) if self._splits else 0
 
-    def labeled(self, *, columns: list[str] | None = None) -> Iterator[Pair]:
+    @cached_property
+    def books(self) -> RuleBooks:
+        """The rule book of each pair, for a section with a rubric."""
+        files = pair_files(self.section.path if self.section.source == "pairs" else self.path)
+        return RuleBooks(dict.fromkeys(file.parent for file in files), self.rubric)
+
+    def labeled(self, *, columns: list[str] | None = None, any_book: bool = False) -> Iterator[Pair]:
         """The labeled pairs in file order, after the split, slices and limit of the section. columns: as in `read_pairs`; must
-        include label, and slices if the section selects slices."""
+        include label, and slices if the section selects slices.
+
+        any_book: the caller takes the rules of each pair from `books`. Otherwise raises LoreError at a pair with its own book.
+        """
         wanted = set(self.section.slices or [])
+        columns = columns and [*columns, "rubric"]
         pairs = read_pairs(self.path, split=self.section.split, columns=columns, image_roots=self.image_roots)
         chosen = (pair for pair in pairs if pair.label is not None and (not wanted or wanted & set(pair.slices)))
-        return islice(chosen, self.section.limit)
+        return islice(chosen if any_book else under_one_rubric(chosen, self.section.path), self.section.limit)
 
     @property
     def _out(self) -> Path:

@@ -278,6 +278,17 @@ def count_unsplit(path: str | Path) -> int:
     return total
 
 
+def column_values(path: str | Path, name: str) -> set[Any]:
+    """The distinct values of a column of pairs. Reads only this column."""
+    found: set[Any] = set()
+    for file in pair_files(path):
+        with _open(file) as parquet:
+            if name in parquet.schema_arrow.names:
+                for batch in parquet.iter_batches(65536, columns=[name]):
+                    found.update(pc.unique(batch.column(0)).to_pylist())
+    return found
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Metadata of the first file, as written by PairWriter."""
     with _open(pair_files(path)[0]) as parquet:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from lore.data.rejected_rows import Rejection
 from lore.data.tables.text_tables import check_encoding
 from lore.support.bounds import MAX_COUNT
 from lore.support.errors import LoreError
-from lore.support.input_files import InputFiles, input_files
+from lore.support.input_files import InputFiles, input_files, photos_of
 from lore.support.nearest import nearest
 
 if TYPE_CHECKING:  # loads the rubric's models: only for data with a rubric
@@ -86,7 +87,19 @@ class DataSection(StrictModel):
         return {}
 
     def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
-        return {"path": input_files(self.files, self.photos if self.source == "table" else None)}
+        named = {"table": self.photos, "pairs": lambda: [*photos_of(self.files()), *self.rule_books()]}
+        return {"path": input_files(self.files, named.get(self.source))}
+
+    def rule_books(self) -> list[Path]:
+        """The rule books that pairs name, as far as they are there. Whoever reads the pairs reports damaged ones."""
+        from lore.data.parquet import column_values  # imports pyarrow: only where the inputs are compared
+        from lore.data.rule_books import book_file
+
+        names: list[str] = []
+        with suppress(LoreError):
+            names = sorted(filter(None, column_values(self.path, "rubric")))
+        folders = list(dict.fromkeys(file.parent for file in self.files()))
+        return [path for name in names if (path := book_file(folders, name))]
 
     def photos(self) -> list[Path]:
         """The photos that a table names by path, as far as they are there. Reads the table if it may have a column of photos."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from lore.data.pair import Pair
 from lore.data.parquet import PairWriter, count_pairs, count_unsplit, is_pairs_file, read_metadata, read_pairs
 from lore.data.photo_places import as_stored, common_folder, refuse_photo, stay_elsewhere
+from lore.data.rule_books import under_one_rubric
 from lore.support.errors import LoreError
 from lore.support.outputs import Output, checked_outputs
 from lore.support.progress import track
@@ -49,11 +50,14 @@ def read_split(
     image_roots: Iterable[str | Path] | None = None,
 ) -> Iterator[Pair]:
     """The pairs of a split as `read_pairs` streams them. A pair without a split is in the one of its query; such a file is read
-    whole. fractions: None deals no splits. split: None reads all pairs."""
+    whole. fractions: None deals no splits. split: None reads all pairs. Raises LoreError at a label under another rule book."""
+    columns = columns and [*columns, "rubric"]
     if split is None or fractions is None or not count_unsplit(path):
-        return read_pairs(path, split=split, columns=columns, limit=limit, image_roots=image_roots)
+        pairs = read_pairs(path, split=split, columns=columns, limit=limit, image_roots=image_roots)
+        return under_one_rubric(pairs, path)
     pairs = read_pairs(path, columns=columns and [*columns, "split"], image_roots=image_roots)
-    return islice((pair for pair in pairs if (pair.split or split_of(pair.query, fractions)) == split), limit)
+    chosen = (pair for pair in pairs if (pair.split or split_of(pair.query, fractions)) == split)
+    return islice(under_one_rubric(chosen, path), limit)
 
 
 def dealt_as(fractions: dict[str, float]) -> str:

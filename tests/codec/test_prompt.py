@@ -73,7 +73,7 @@ def test_labels_and_gold_reasoning_never_reach_the_prompt():
 
 def test_the_system_text_holds_as_much_rubric_as_asked():
     full, tiers, name = (render(pair_of(), RAIR, PromptFormat(detail=d))[0]["content"] for d in ("full", "tiers", "name"))
-    assert all(f"- {rule.id}, {rule.dimension}, {rule.tier}: {rule.principle}" in full for rule in RAIR.rules)
+    assert all(f"- {rule.id} {rule.tier}, {rule.dimension}: {rule.principle}" in full for rule in RAIR.rules)
     assert all(f"- {tier.id} ({tier.name}): {tier.meaning}" in text for tier in RAIR.tiers for text in (full, tiers))
     assert "colour-accent" not in tiers
     assert name == "Judge relevance. Rubric: rair."

@@ -31,6 +31,7 @@ TEXT_SCHEMA = pa.schema(
         ("pair_id", pa.string()),
         ("cut", pa.bool_()),
         ("reasoned", pa.bool_()),
+        ("book", pa.string()),
     ]
 )
 VISION_SCHEMA = pa.schema(
@@ -44,6 +45,7 @@ VISION_SCHEMA = pa.schema(
         ("pair_id", pa.string()),
         ("cut", pa.bool_()),
         ("reasoned", pa.bool_()),
+        ("book", pa.string()),
         ("photo_refused", pa.bool_()),
     ]
 )
@@ -70,7 +72,7 @@ def sft_row(pair: Pair, rubric: Rubric, fmt: PromptFormat, processor: Any) -> di
     prompt, images = prompt_text(processor, messages)
     answer = render_answer(gold(pair), rubric, fmt, tokenizer=tokenizer) + turn_end(processor)
     cut = whole_text(pair, fmt, tokenizer, photo=bool(images)) != user_text(messages)
-    ends = {"tier": pair.label, "pair_id": pair.pair_id, "cut": cut, "reasoned": "<reason>" in answer}
+    ends = {"tier": pair.label, "pair_id": pair.pair_id, "cut": cut, "reasoned": "<reason>" in answer, "book": pair.rubric}
     return _row(prompt, answer, images, pair.image, processor, fmt, ends, refused=refused)
 
 
@@ -115,7 +117,7 @@ def task_row(task: dict[str, Any], fmt: PromptFormat, processor: Any) -> dict[st
     shown = open_photo(task["image"], fmt, processor) if takes_photos(processor, fmt) and task["image"] else None
     messages = [{**message, "content": _content(message["content"], shown)} for message in task["messages"]]
     prompt, images = prompt_text(processor, messages)
-    ends = {"tier": task["label"], "pair_id": f"{task['pair_id']}/{task['task']}", "cut": False, "reasoned": False}
+    ends = {"tier": task["label"], "pair_id": f"{task['pair_id']}/{task['task']}", "cut": False, "reasoned": False, "book": None}
     return _row(prompt, task["completion"] + turn_end(processor), images, task["image"], processor, fmt, ends)
 
 

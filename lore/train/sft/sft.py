@@ -68,8 +68,10 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
         main_process_checks(lambda: check_flattening(model, rows))  # under FSDP only the main process has the weights
     if is_main_process():
         preflight(recipe, rows, model, processor, steps, sequences=len(data) if repeats is None else sum(repeats))
-    order = training_order(data["length"][:], recipe.train.batch_size, steps, recipe.seed, repeats)
-    order = group_by_prefix(order, data, recipe.train, args.per_device_train_batch_size, model.config)
+    books = None if recipe.train.packing else [book or "" for book in data["book"][:]]
+    micro = args.per_device_train_batch_size
+    order = training_order(data["length"][:], recipe.train.batch_size, steps, recipe.seed, repeats, groups=books, run=micro)
+    order = group_by_prefix(order, data, recipe.train, micro, model.config)
     columns = ["prompt", "completion", "images"] if vision else ["input_ids", "labels"]
     columns += ["seq_lengths"] if recipe.train.packing else []
     trainer = SFTTrainer(
@@ -98,7 +100,7 @@ def photo_collator(processor: Any, rows: datasets.Dataset, fmt: PromptFormat) ->
 
 def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Dataset:
     """The training rows, rendered once by the main process and memory-mapped by all processes."""
-    path, rubric, fmt, processor = folder / "data" / "rows.arrow", start.rubric, start.fmt, start.processor
+    path, fmt, processor = folder / "data" / "rows.arrow", start.fmt, start.processor
     nothing = (
         f"no training rows for {path}: the data section selects no labeled pair.\n"
         "Check data.path, data.split, data.slices and data.limit with `lore data stats`."
@@ -109,7 +111,7 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Da
         if not path.is_file():
             schema = VISION_SCHEMA if takes_photos(processor, fmt) else TEXT_SCHEMA
             with RejectedWriter(folder / "rows.arrow", folder / "rejected.jsonl") as rejected:
-                judging = _pair_rows(recipe, source, rubric, fmt, processor, rejected)
+                judging = _pair_rows(recipe, source, fmt, processor, rejected)
                 rows = rejected.before(chain(judging, _task_rows(recipe, source, fmt, processor)))
                 write_rows(rows, schema, path, nothing=nothing)
             if rejected.count:
@@ -117,11 +119,11 @@ def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Da
     return rendered_rows(path)
 
 
-def _pair_rows(recipe, source, rubric, fmt, processor, rejected):
+def _pair_rows(recipe, source, fmt, processor, rejected):
     first, kept = None, 0
-    for number, pair in enumerate(track(source.labeled(), "rendering pairs"), 1):
+    for number, pair in enumerate(track(source.labeled(any_book=True), "rendering pairs"), 1):
         try:
-            row = sft_row(pair, rubric, fmt, processor)
+            row = sft_row(pair, source.books.of(pair), fmt, processor)
         except LoreError as error:
             rejection = rejection_of(pair, error, str(source.path), number)
             first = first or rejection

@@ -65,3 +65,24 @@ def test_a_batch_that_does_not_divide_is_reported_once(values, monkeypatch):
     with pytest.raises(LoreError, match="Use a") as caught:
         micro_batch(TrainSection(steps=1, **values))
     assert caught.value.same_on_every_rank
+
+
+@given(
+    groups=st.lists(st.sampled_from(["", "a", "b", "c"]), min_size=8, max_size=70),
+    run=st.integers(1, 6),
+    steps=st.integers(1, 8),
+)
+def test_rows_of_a_group_come_in_runs_and_every_row_once_an_epoch(groups, run, steps):
+    order = training_order([5] * len(groups), run, steps, 0, groups=groups, run=run)
+    assert (training_order([5] * len(groups), run, steps, 0, groups=groups, run=run) == order).all()
+    epoch = [groups[row] for row in order[: len(groups)]]
+    assert len(set(order[: len(groups)].tolist())) == len(epoch)
+    whole = sum(groups.count(name) // run for name in set(groups))
+    for step in range(min(steps, whole)):
+        assert len(set(epoch[step * run : (step + 1) * run])) == 1
+
+
+def test_one_group_is_visited_as_no_group():
+    lengths = list(np.random.default_rng(0).integers(5, 90, 60))
+    plain = training_order(lengths, 8, 12, 3)
+    assert (training_order(lengths, 8, 12, 3, groups=["a"] * 60, run=4) == plain).all()
