@@ -18,7 +18,8 @@ than Idefics3. Dropout of an adapter is drawn once for the shared tokens, not fo
 
 import functools
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -277,17 +278,8 @@ class SharedPrefix(TrainerCallback):
     def check(self) -> None:
         """Sets `active`. Raises Refused if rows that share a prefix do not get the log-probabilities that they get apart. Runs
         three short forward passes on every process."""
+        self.refuse_by_config()
         text = self.config.get_text_config()
-        if text._attn_implementation not in AttentionInterface():
-            raise Refused(f"its attention ({text._attn_implementation}) is not in transformers' attention interface; sdpa is")
-        if length_rule(text) is not None:
-            raise Refused("its numbers depend on the longest row of a batch")
-        if window := attention_window(text):
-            raise Refused(f"its attention has {window}")
-        if self.trainer.accelerator.state.dynamo_plugin.backend.value.lower() != "no":
-            raise Refused("it is compiled, and would be compiled again for every batch")
-        if getattr(self.trainer, "aux_loss_enabled", False):
-            raise Refused("its load-balancing loss counts the tokens of every row")
         join_attention(text._attn_implementation)
         model, batch = self.trainer.model_wrapped, probe(self.tokenizer, self.trainer.accelerator.device)
         cuda = [self.trainer.accelerator.device] if self.trainer.accelerator.device.type == "cuda" else []
@@ -315,6 +307,36 @@ class SharedPrefix(TrainerCallback):
             raise Refused(f"{used} compute attention through transformers' attention interface")
         compare(apart, together, laid.attended[-1][2], "log-probabilities")
         compare_gradients(laid, self.trainer.accelerator.device)
+
+    def refuse_by_config(self) -> None:
+        """Raises Refused for a model or a trainer whose settings say that it cannot share prefixes."""
+        text = self.config.get_text_config()
+        if text._attn_implementation not in AttentionInterface():
+            raise Refused(f"its attention ({text._attn_implementation}) is not in transformers' attention interface; sdpa is")
+        if length_rule(text) is not None:
+            raise Refused("its numbers depend on the longest row of a batch")
+        if window := attention_window(text):
+            raise Refused(f"its attention has {window}")
+        if self.trainer.accelerator.state.dynamo_plugin.backend.value.lower() != "no":
+            raise Refused("it is compiled, and would be compiled again for every batch")
+        if getattr(self.trainer, "aux_loss_enabled", False):
+            raise Refused("its load-balancing loss counts the tokens of every row")
+
+    @contextmanager
+    def expected(self) -> Iterator[bool]:
+        """In this context prefixes are shared, before the check, unless the settings say that the model cannot. Gives whether they
+        are."""
+        try:
+            if self.asked:
+                self.refuse_by_config()
+                join_attention(self.config.get_text_config()._attn_implementation)
+                self.active = True
+        except Refused:
+            pass
+        try:
+            yield self.active
+        finally:
+            self.active = False
 
 
 def counts(positions: torch.Tensor, mask: torch.Tensor) -> bool:
