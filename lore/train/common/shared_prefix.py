@@ -19,6 +19,7 @@ than Idefics3 and SmolVLM. Dropout of an adapter is drawn once for the shared to
 import functools
 import types
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -303,7 +304,7 @@ class SharedPrefix(TrainerCallback):
         if self.rows < 2:
             say("train.shared_prefix: there is nothing to share, because a micro-batch has one row")
             return
-        if self.asked == "auto" and (dropout := largest_dropout(self.trainer.model)):
+        if dropout := self.avoided_dropout():
             say(
                 f"train.shared_prefix: every row is computed whole, because the tokens that rows share would draw their dropout "
                 f"({dropout:g}) once for all rows; true allows it"
@@ -331,13 +332,8 @@ class SharedPrefix(TrainerCallback):
     def check(self) -> None:
         """Sets `active`. Raises Refused if rows that share a prefix do not get the log-probabilities that they get apart. Runs
         three short forward passes on every process."""
-        if reason := why_not(self.config):
-            raise Refused(reason)
+        self.refuse_by_config()
         text = self.config.get_text_config()
-        if self.trainer.accelerator.state.dynamo_plugin.backend.value.lower() != "no":
-            raise Refused("it is compiled, and would be compiled again for every batch")
-        if getattr(self.trainer, "aux_loss_enabled", False):
-            raise Refused("its load-balancing loss counts the tokens of every row")
         join_attention(text._attn_implementation)
         model, batch = self.trainer.model_wrapped, probe(self.tokenizer, self.trainer.accelerator.device)
         cuda = [self.trainer.accelerator.device] if self.trainer.accelerator.device.type == "cuda" else []
@@ -365,6 +361,35 @@ class SharedPrefix(TrainerCallback):
             raise Refused(f"{used} compute attention through transformers' attention interface")
         compare(apart, together, laid.attended[-1][2], "log-probabilities")
         compare_gradients(laid, self.trainer.accelerator.device)
+
+    def avoided_dropout(self) -> float:
+        """The largest dropout of the model and its adapter, if auto computes rows whole because of it; otherwise 0."""
+        return largest_dropout(self.trainer.model) if self.asked == "auto" else 0.0
+
+    def refuse_by_config(self) -> None:
+        """Raises Refused for a model or a trainer whose settings say that it cannot share prefixes."""
+        if reason := why_not(self.config):
+            raise Refused(reason)
+        if self.trainer.accelerator.state.dynamo_plugin.backend.value.lower() != "no":
+            raise Refused("it is compiled, and would be compiled again for every batch")
+        if getattr(self.trainer, "aux_loss_enabled", False):
+            raise Refused("its load-balancing loss counts the tokens of every row")
+
+    @contextmanager
+    def expected(self) -> Iterator[bool]:
+        """In this context prefixes are shared, before the check, unless the settings say that the model cannot. Gives whether they
+        are."""
+        try:
+            if self.asked and self.rows > 1 and not self.avoided_dropout():
+                self.refuse_by_config()
+                join_attention(self.config.get_text_config()._attn_implementation)
+                self.active = True
+        except Refused:
+            pass
+        try:
+            yield self.active
+        finally:
+            self.active = False
 
 
 def largest_dropout(model: torch.nn.Module) -> float:

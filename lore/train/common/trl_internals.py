@@ -23,8 +23,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch.distributed.tensor import DTensor
 from trl.distributed import DistributedBackend
+from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+from trl.trainer.utils import (
+    _CHUNKED_LOGPROB_CHUNK_SIZE,
+    split_pixel_values_by_grid,
+    split_tensor_dict,
+    unsplit_pixel_values_by_grid,
+)
 
 from lore.support.errors import LoreError
 from lore.train.common.frozen_weights import reshard
@@ -500,6 +506,11 @@ def per_token_fields(output: Any, labeled: torch.Tensor) -> Any:
             setattr(output, name, values.new_zeros(labeled.shape).masked_scatter(labeled.to(values.device), values))
     output.label_mask = labeled
     return output
+
+
+def logit_tile(labels: int, vocabulary: int) -> int:
+    """Number of logits that the fused output layer computes at a time."""
+    return min(labels, TOKEN_CHUNK_SIZE) * min(vocabulary, _CHUNKED_LOGPROB_CHUNK_SIZE)
 
 
 def is_fused_pass(options: dict[str, Any]) -> bool:

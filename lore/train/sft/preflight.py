@@ -4,29 +4,30 @@ Stops a run if the loss covers no token or every token. The supervised share and
 they show exactly what the model is trained on.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from lore.support.console import Console, Table, Text
 from lore.support.errors import LoreError
 from lore.support.processes import world_size
 from lore.train.common.arrow_rows import IGNORE
 from lore.train.common.lora import adapted_line
+from lore.train.common.memory import estimate, shape_of
+from lore.train.common.shared_prefix import SharedPrefix
 from lore.train.common.trainer import micro_batch
 from lore.train.judge.collator import PhotoCollator
-from lore.train.judge.session import judge_lora, parameter_counts
 from lore.train.sft.config import SFTRecipe
 
 SAMPLE_ROWS = 64
-ADAM_BYTES = 8  # AdamW's two moments, in float32
-ACTIVATION_VALUES = 16  # activations stored per token, layer and hidden unit
-CHECKPOINTED = 1 / 20  # fraction of the activations that gradient checkpointing stores
 
 
-def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: int, sequences: int) -> None:
+def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: int, sequences: int, memory: str) -> None:
     """Prints rows, tokens, supervised share, steps, memory and one decoded row with its loss mask.
 
-    sequences: training sequences per epoch, after packing and repeating. Raises LoreError for an invalid loss mask.
+    model: with its adapter. sequences: training sequences per epoch, after packing and repeating. Raises LoreError for an invalid loss mask.
     """
     sample = list(collated(rows, processor, recipe.prompt.max_photo_pixels))
     tokens = sum(len(ids) for ids, _ in sample)
@@ -37,9 +38,9 @@ def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: i
     reasoned = sum(rows["reasoned"][:])
     verdicts = "" if reasoned or recipe.prompt.order == "answer_only" else "; training on the verdict alone"
     micro, passes = micro_batch(recipe.train)
-    trainable, total = parameter_counts(model, recipe)
+    sizes = [(weight.requires_grad, math.prod(shape_of(weight))) for weight in model.parameters()]
+    trainable, total = sum(size for trained, size in sizes if trained), sum(size for _, size in sizes)
     limit = recipe.prompt.max_prompt_tokens
-    longest = max(lengths) if not recipe.train.packing else recipe.train.max_tokens
     lines = {
         "rows": f"{len(rows):,}" + (f" in {sequences:,} sequences" if sequences != len(rows) else ""),
         "tokens": f"{sum(lengths):,} (longest row {max(lengths):,} of {recipe.train.max_tokens:,} allowed)",
@@ -50,8 +51,8 @@ def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: i
         "steps": f"{steps:,} of {recipe.train.batch_size} = {world_size()} processes x {passes} accumulation steps x {micro} rows",
         "epochs": f"{steps * recipe.train.batch_size / sequences:.2f}",
         "trained parameters": f"{trainable:,} of {total:,} ({trainable / total:.1%})",
-        "adapter": adapted_line(judge_lora(recipe, model), model),
-        "memory per process": f"about {estimate_mb(recipe, model, trainable, total, longest, micro):,.0f} MB",
+        "adapter": adapted_line(None, model),
+        "memory per process": memory,
         "tiers": ", ".join(f"{tier} {count:,}" for tier, count in tier_counts(rows).items()),
     }
     table = Table(show_header=False, title="before step 0", title_justify="left")
@@ -104,11 +105,23 @@ def tier_counts(rows: Any) -> dict[str, int]:
     return {tier: tiers.count(tier) for tier in sorted(set(tiers))}
 
 
-def estimate_mb(recipe: SFTRecipe, model: Any, trainable: int, total: int, longest: int, micro: int) -> float:
-    """Approximate memory (MB) of one process without sharding: weights, gradients and Adam moments if trained, activations."""
-    config = model.config.get_text_config()
-    width = next(model.parameters()).element_size()
-    activations = ACTIVATION_VALUES * micro * longest * config.num_hidden_layers * config.hidden_size * width
-    if recipe.train.gradient_checkpointing:
-        activations *= CHECKPOINTED
-    return (total * (0.5 if recipe.model.quantize else width) + trainable * (width + ADAM_BYTES) + activations) / 1e6
+def memory_line(trainer: Any, sharing: SharedPrefix, lengths: list[int], order: np.ndarray) -> str:
+    """The estimated memory of a process, with its parts, for the widest micro-batch of the run.
+
+    lengths: tokens of each sequence; order: sequence numbers in the order of training.
+    """
+    micro = trainer.args.per_device_train_batch_size
+    visited = np.asarray(lengths)[order].reshape(-1, micro)
+    flat = sharing.asked or trainer.args.padding_free  # rows that share a prefix have no padding either
+    widest = int((visited.sum(axis=1) if flat else visited.max(axis=1)).argmax())
+    rows = [trainer.train_dataset[number] for number in range(widest * micro, (widest + 1) * micro)]
+    batch = trainer.data_collator(rows)
+    whole = estimate(trainer, batch)
+    with sharing.expected() as shares:
+        shared = estimate(trainer, batch) if shares else whole
+    line = f"{shared}, beside the libraries" + (
+        ", before it is sharded" if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled else ""
+    )
+    if shared.total < 0.95 * whole.total:
+        line += f"; {whole.total / 1e9:.2f} GB if the model cannot share prefixes"
+    return line

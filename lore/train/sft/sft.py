@@ -38,7 +38,7 @@ from lore.train.judge.rows import TEXT_SCHEMA, VISION_SCHEMA, rejection_of, sft_
 from lore.train.judge.session import Start, begin, complete_model, judge_lora, rejected_rows, trained_model
 from lore.train.sft.config import SFTRecipe
 from lore.train.sft.packing_check import check_flattening
-from lore.train.sft.preflight import preflight
+from lore.train.sft.preflight import memory_line, preflight
 
 
 def run(recipe: SFTRecipe, folder: RunFolder) -> None:
@@ -66,8 +66,6 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
     check_training(recipe, folder, start, model, args, steps=steps, neighbors=neighbors, rows=rows)
     if args.padding_free:
         main_process_checks(lambda: check_flattening(model, rows))  # under FSDP only the main process has the weights
-    if is_main_process():
-        preflight(recipe, rows, model, processor, steps, sequences=len(data) if repeats is None else sum(repeats))
     books = None if recipe.train.packing else [book or "" for book in data["book"][:]]
     micro = args.per_device_train_batch_size
     order = training_order(data["length"][:], recipe.train.batch_size, steps, recipe.seed, repeats, groups=books, run=micro)
@@ -82,7 +80,13 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
         data_collator=photo_collator(processor, rows, fmt) if vision else None,
         peft_config=lora,
     )
-    SharedPrefix(trainer, not args.padding_free and recipe.train.shared_prefix, getattr(processor, "tokenizer", processor))
+    sharing = SharedPrefix(
+        trainer, not args.padding_free and recipe.train.shared_prefix, getattr(processor, "tokenizer", processor)
+    )
+    if is_main_process():
+        memory = memory_line(trainer, sharing, data["length"][:], order)
+        sequences = len(data) if repeats is None else sum(repeats)
+        preflight(recipe, rows, trainer.model, processor, steps, sequences=sequences, memory=memory)
     recorder = Recorder(folder, "sft", keep=recipe.train.keep_checkpoints, on_saved=start.write_card)
     seconds = train(trainer, recorder, folder, recipe)
     save_weights(trainer, folder / "model")
