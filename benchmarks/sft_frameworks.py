@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/sft_frameworks.py --llama-factory PYTHON --ms-swift PYTHON
     OMP_NUM_THREADS=1 python benchmarks/sft_frameworks.py --before CHECKOUT         the stage as it is in another checkout
-    OMP_NUM_THREADS=1 python benchmarks/sft_frameworks.py ... --detail full         the whole rubric in every prompt: a shared prefix
+    OMP_NUM_THREADS=1 python benchmarks/sft_frameworks.py ... --detail full         the whole rubric in every prompt
     OMP_NUM_THREADS=1 python benchmarks/sft_frameworks.py ... --same-order          the frameworks visit rows in the stage's order
 
 PYTHON is the interpreter of a virtual environment with that framework. All train the same model with random weights, with the same
@@ -135,6 +135,7 @@ def factory_command(folder: Path, run: str, chosen: argparse.Namespace) -> list:
         "lora_dropout": 0.0,
         "lora_target": "all",
         "template": "empty",
+        "dataset": "rows",  # required, and ignored beside tokenized_path
         "tokenized_path": str(folder / "ids"),
         "cutoff_len": MAX_TOKENS,
         "disable_gradient_checkpointing": True,
