@@ -23,7 +23,7 @@ from lore.rubric.rubric import load_rubric, parse_rubric
 SHOP = load_rubric("shop")
 TIERS = SHOP.tier_ids
 FULL = PromptFormat(order="answer_only", detail="full", max_prompt_tokens=8000)
-RULE_LINE = re.compile(r"^- ([^\s,]+), [^\s,]+, (L\d): (.*)$", re.MULTILINE)
+RULE_LINE = re.compile(r"^- (\S+) (L\d), [^\s:]+: (.*)$", re.MULTILINE)
 WORDS = {"five": 5, "ten": 10, "twenty-five": 25, "thirty": 30}
 MEMORIZED = ShopProgram(SHOP)
 # A reader of an item must skip the names of all product lines, even those that do not affect the verdict.
