@@ -64,8 +64,7 @@ def test_every_position_has_a_value_where_no_label_is_left_out():
     torch.testing.assert_close(made[0][0][places], expected[places])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("full", [True, False], ids=["every weight", "an adapter"])
+@pytest.mark.parametrize("full", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.long)])
 def test_two_updates_lead_to_the_weights_of_whole_rows(tiny, runs, tmp_path, full):
     """The second update is off-policy, and the reference is in its loss."""
     moved, laid = [], []
