@@ -3,23 +3,34 @@
     OMP_NUM_THREADS=1 python benchmarks/training_memory.py                      all sizes and ways
     OMP_NUM_THREADS=1 python benchmarks/training_memory.py --only 135M/lora     one of them
 
-Each case is a run of the stage `sft` in a process of its own, on a CPU in float32: two steps of the shop's pairs with a model of random
-weights. Measured is the peak of the resident memory above what the process holds when its libraries are imported and the rows are
-rendered, just before it loads the model.
+Each case is a run of the stage `sft` in a process of its own, on a CPU in float32: two steps of the shop's pairs with a model of
+random weights. Measured is the peak of the resident memory above what the process holds before it makes the trainer: libraries and
+rows. The weights are mapped from their file at that point, and not yet in memory.
+
+The heap of glibc before 2.38 does not reuse the hole of a freed tensor for an equal one. To measure the tensors alone, let the system
+map each of them:
+
+    MALLOC_MMAP_THRESHOLD_=65536 MALLOC_MMAP_MAX_=1000000 python benchmarks/training_memory.py
 """
 
 import argparse
-import json
+import multiprocessing
 import os
 import re
 import resource
-import subprocess
-import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
+import torch
 import yaml
 from models import make_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lore.data.parquet import PairWriter
+from lore.data_synth.shop.world import World
+from lore.run.runner import run_recipe
+from lore.train.sft import sft
 
 SIZES = {  # width, layers, heads, key heads, intermediate, vocabulary
     "5M": (256, 4, 4, 4, 683, 8_192),
@@ -37,25 +48,30 @@ WAYS = {
 MICRO = 16
 
 
-def make_model(folder: Path, size: str, tokenizer, ids: dict) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    width, layers, heads, key_heads, intermediate, vocabulary = SIZES[size]
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        intermediate_size=intermediate,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        **ids,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / size)
-    tokenizer.save_pretrained(folder / size)
+def prepare(folder: Path, *sizes: str) -> None:
+    """Writes pairs.parquet and the models, with a tokenizer trained on shop text."""
+    world = World(seed=0)
+    with PairWriter(folder / "pairs.parquet") as writer:
+        for pair in world.pairs("train", 8 * MICRO):
+            pair.image = None
+            writer.write(pair)
+    tokenizer, ids = make_tokenizer(folder, world)
+    for size in sizes:
+        width, layers, heads, key_heads, intermediate, vocabulary = SIZES[size]
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=key_heads,
+            intermediate_size=intermediate,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            **ids,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder / size)
+        tokenizer.save_pretrained(folder / size)
 
 
 def write_recipe(folder: Path, size: str, way: str, steps: int = 2) -> Path:
@@ -76,57 +92,53 @@ def write_recipe(folder: Path, size: str, way: str, steps: int = 2) -> Path:
 
 def measured(recipe: Path) -> tuple[float, float, str]:
     """(peak in GB, what the preflight says in GB, its line) of a run in a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--run", str(recipe)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=recipe.parent, env=os.environ | {"COLUMNS": "400"})
-    if done.returncode:
-        sys.exit(f"{recipe} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    line = re.search(r"memory per process\W+(.*?)\W*$", done.stdout, re.MULTILINE).group(1)
-    return json.loads(done.stdout.splitlines()[-1])["peak"] / 1e9, float(re.search(r"[\d.]+", line).group()), line
+    peak = apart(run, recipe)
+    line = re.search(r"memory per process\W+(.*?)\W*$", recipe.with_suffix(".log").read_text(), re.MULTILINE).group(1)
+    return peak / 1e9, float(re.search(r"[\d.]+", line).group()), line
 
 
-def run(recipe: Path) -> None:
-    """Runs a recipe, and prints the bytes of its peak above those before the model is loaded."""
-    from lore.run.runner import run_recipe
-    from lore.train.sft import sft
+def run(recipe: Path) -> int:
+    """Runs a recipe; returns the bytes of the peak above those before the trainer is made."""
+    trainer, before = sft.SFTTrainer, []
 
-    load, before = sft.trained_model, []
+    def making(**options):
+        before.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+        return trainer(**options)
 
-    def loading(*arguments):
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        before.append(pages * resource.getpagesize())
-        return load(*arguments)
+    sft.SFTTrainer = making
+    os.environ["COLUMNS"] = "400"
+    os.chdir(recipe.parent)
+    with open(recipe.with_suffix(".log"), "w") as log, redirect_stdout(log):
+        run_recipe(recipe)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before[0]
 
-    sft.trained_model = loading
-    run_recipe(recipe)
-    print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before[0]}))
+
+def apart(function, *arguments):
+    """What a function returns in a process of its own, which has the libraries already."""
+    context = multiprocessing.get_context("fork")
+    out, into = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: into.send(function(*arguments)))
+    process.start()
+    into.close()
+    try:
+        return out.recv()
+    except EOFError:
+        raise SystemExit(f"{function.__name__} {arguments} failed") from None
+    finally:
+        process.join()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="size or size/way, such as 135M/lora")
-    parser.add_argument("--run", type=Path, help="of a recipe, in this process")
     chosen = parser.parse_args()
-    if chosen.run:
-        return run(chosen.run)
-    from lore.data.parquet import PairWriter
-    from lore.data_synth.shop.world import World
-
+    cases = [(size, way) for size in SIZES for way in WAYS if chosen.only in (None, size, f"{size}/{way}")]
     with tempfile.TemporaryDirectory() as name:
-        folder, world = Path(name), World(seed=0)
-        with PairWriter(folder / "pairs.parquet") as writer:
-            for pair in world.pairs("train", 8 * MICRO):
-                pair.image = None
-                writer.write(pair)
-        tokenizer, ids = make_tokenizer(folder, world)
-        print("| model | training | measured | said | ratio |\n|---|---|---|---|---|")
-        for size in SIZES:
-            for way in WAYS:
-                if chosen.only and chosen.only not in (size, f"{size}/{way}"):
-                    continue
-                if not (folder / size).exists():
-                    make_model(folder, size, tokenizer, ids)
-                peak, said, line = measured(write_recipe(folder, size, way))
-                print(f"| {size} | {way} | {peak:.2f} | {line} | {said / peak:.2f} |", flush=True)
+        apart(prepare, Path(name), *dict.fromkeys(size for size, _ in cases))
+        print("| model | training | measured | said | ratio |\n|---|---|---|---|---|", flush=True)
+        for size, way in cases:
+            peak, said, line = measured(write_recipe(Path(name), size, way))
+            print(f"| {size} | {way} | {peak:.2f} | {line} | {said / peak:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@
     activations   the tensors that autograd keeps for the backward pass of the run's widest micro-batch
     logits        the tile of logits that TRL's fused output layer computes at a time, and what it derives from it
 
-The tensors that autograd keeps are counted in a forward pass of the trainer's own model on tensors without data (torch's fake tensors):
-no arithmetic, no memory. So adapters, grouped heads, masks, packed rows, shared prefixes, photos, frozen parts and the casts of mixed
-precision count as they will be. Layers of one stack are alike, so the pass runs one of them, then two. With gradient checkpointing a
-layer keeps its input, and one layer at a time is computed again.
+The tensors that autograd keeps are counted in a forward pass of the trainer's own model on tensors without data (torch's fake
+tensors): no arithmetic, no memory. So adapters, grouped heads, masks, packed rows, shared prefixes, photos, frozen parts and the
+casts of mixed precision count as they will be. Layers of one stack are alike, so the pass runs one of them, then two. With gradient
+checkpointing a layer keeps its input, and one layer at a time is computed again.
 
-Two moments can be the peak. When the backward pass begins, all activations are there, the logits, and the gradient of the output layer
-(all gradients where they accumulate). When it reaches the first layer, all gradients are there, and what that layer keeps.
+Two moments can be the peak. When the backward pass begins, all activations are there, the logits, and the gradient of the output
+layer (all gradients where they accumulate). When it reaches the first layer, all gradients are there, and what that layer keeps.
 
-Left out: libraries and rows, sharding by DeepSpeed or FSDP, what the kernels and the allocator need for themselves, and the gradients
-of activations, which replace activations that are freed.
+Left out: libraries and rows, sharding by DeepSpeed or FSDP, gradients of activations, which replace activations that are freed, and
+what kernels and the allocator need for themselves.
 """
 
 import math
@@ -36,9 +36,9 @@ from lore.train.common.trl_internals import fused_logps, logit_tile
 
 MOMENTS = 2  # of AdamW, in the dtype of the parameter
 TORCH_TILES = 8.25
-"""Tensors in float32 of the size of the tile, where torch computes its gradient: the tile, y, z, log_p, p, grad, the product with the
-gradient of the log-probabilities and its second factor, and a mask of bytes (trl.kernels.chunked_logprob._backward_tile). Triton
-computes in the tile."""
+"""Tensors in float32 of the size of the tile, where torch computes its gradient: the tile, y, z, log_p, p, grad, the product with
+the gradient of the log-probabilities and its second factor, and a mask of bytes (trl.kernels.chunked_logprob._backward_tile).
+Triton computes in the tile."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes that autograd keeps of a forward pass. stacks: for each stack of layers (number of layers, bytes that each keeps, bytes of
-    its input); rest: outside the stacks."""
+    """Bytes that autograd keeps of a forward pass. stacks: for each stack of layers (number of layers, bytes that each keeps, bytes
+    of its input); rest: outside the stacks."""
 
     stacks: list[tuple[int, float, float]]
     rest: float
@@ -83,8 +83,8 @@ class Kept:
 
 
 def estimate(trainer: Any, batch: dict[str, Any]) -> Memory:
-    """Memory of a process that trains on micro-batches like this one, as the trainer's collator returns it. Call it when the trainer
-    has its model."""
+    """Memory of a process that trains on micro-batches like this one, as the trainer's collator returns it. Call it when the
+    trainer has its model."""
     model, args = trainer.model, trainer.args
     head, source = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     weights = sum(size_of(weight) for weight in [*model.parameters(), *model.buffers()])
@@ -181,7 +181,7 @@ def without_data(model: Any) -> Iterator[None]:
     was = [(m, name, weight) for m in model.modules() for name, weight in m._parameters.items() if weight is not None]
     forwards = [(m, m.forward) for m in model.modules() if type(m).__name__ == "Linear4bit"]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for module, name, weight in was:
+        for module, _, weight in was:
             if id(weight) not in made:
                 whole = hasattr(weight, "quant_state")  # of bitsandbytes
                 shape = (module.out_features, module.in_features) if whole else shape_of(weight)

@@ -29,6 +29,7 @@ from transformers import AttentionInterface, TrainerCallback
 
 from lore.engines.row_independence import LOW_PRECISION_TOLERANCE, TOLERANCE, base_of, length_rule
 from lore.engines.shared_prefix import MIN_TOKENS, shared_tokens
+from lore.support.allocator import give_back_freed_memory
 from lore.support.errors import LoreError
 from lore.support.processes import say
 from lore.train.common.arrow_rows import IGNORE
@@ -328,6 +329,7 @@ class SharedPrefix(TrainerCallback):
             ) from error
         else:
             say("train.shared_prefix: what rows of a micro-batch begin with is computed once")
+        give_back_freed_memory()  # of the check's logits, over 100 MB on a CPU
 
     def check(self) -> None:
         """Sets `active`. Raises Refused if rows that share a prefix do not get the log-probabilities that they get apart. Runs

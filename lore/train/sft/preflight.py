@@ -27,7 +27,8 @@ SAMPLE_ROWS = 64
 def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: int, sequences: int, memory: str) -> None:
     """Prints rows, tokens, supervised share, steps, memory and one decoded row with its loss mask.
 
-    model: with its adapter. sequences: training sequences per epoch, after packing and repeating. Raises LoreError for an invalid loss mask.
+    model: with its adapter. sequences: training sequences per epoch, after packing and repeating. memory: `memory_line`. Raises
+    LoreError for an invalid loss mask.
     """
     sample = list(collated(rows, processor, recipe.prompt.max_photo_pixels))
     tokens = sum(len(ids) for ids, _ in sample)

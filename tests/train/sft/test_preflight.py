@@ -2,6 +2,7 @@
 
 import datasets
 import pytest
+from peft import get_peft_model
 
 from lore.codec.prompt import PromptFormat
 from lore.config.stages import load_recipe
@@ -13,8 +14,8 @@ from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
 from lore.train.common.arrow_rows import IGNORE
 from lore.train.judge.rows import sft_row
-from lore.train.judge.session import judge_lora
-from lore.train.sft.preflight import collated, masked_text, parameter_counts, preflight
+from lore.train.judge.session import judge_lora, parameter_counts
+from lore.train.sft.preflight import collated, masked_text, preflight
 
 RUBRIC = load_rubric("shop")
 
@@ -32,7 +33,8 @@ def text(tiny, runs, tmp_path):
     pairs.append(Pair(pair_id="long", query="lamp", title="lamp", description="light " * 500, label="L4"))
     rows = datasets.Dataset.from_list([sft_row(pair, RUBRIC, fmt, tokenizer) for pair in pairs])
     assert sum(rows["cut"]) == 1
-    return recipe, rows, load_model(section, device="cpu"), tokenizer
+    model = load_model(section, device="cpu")
+    return recipe, rows, get_peft_model(model, judge_lora(recipe, model)), tokenizer
 
 
 def relabel(rows, change):
@@ -41,11 +43,12 @@ def relabel(rows, change):
 
 def test_it_shows_what_will_be_trained(text, capsys):
     recipe, rows, model, tokenizer = text
-    preflight(recipe, rows, model, tokenizer, steps=8, sequences=len(rows))
+    preflight(recipe, rows, model, tokenizer, steps=8, sequences=len(rows), memory="about 0.01 GB")
     shown = capsys.readouterr().out
     assert "8 of 8 = 1 processes x 1 accumulation steps x 8 rows" in shown
     assert f"{sum(rows['cut'])} item texts cut to 512 prompt tokens" in shown
     assert "14 modules (model.layers: q_proj x 2, k_proj x 2" in " ".join(shown.split())
+    assert "memory per process" in shown and "about 0.01 GB" in shown
     assert "⟦<reason>" in shown and "<|im_end|>⟧" in shown
     assert "<|im_start|>assistant\n⟦" in shown
 
@@ -54,14 +57,14 @@ def test_no_supervised_token_stops_the_run(text):
     recipe, rows, model, tokenizer = text
     none = relabel(rows, lambda row: [IGNORE] * row["length"])
     with pytest.raises(LoreError, match="0% of the tokens carry loss.*nothing"):
-        preflight(recipe, none, model, tokenizer, steps=8, sequences=len(rows))
+        preflight(recipe, none, model, tokenizer, steps=8, sequences=len(rows), memory="about 0.01 GB")
 
 
 def test_only_supervised_tokens_stop_the_run(text):
     recipe, rows, model, tokenizer = text
     everything = relabel(rows, lambda row: row["input_ids"])
     with pytest.raises(LoreError, match="100% of the tokens carry loss.*to write prompts"):
-        preflight(recipe, everything, model, tokenizer, steps=8, sequences=len(rows))
+        preflight(recipe, everything, model, tokenizer, steps=8, sequences=len(rows), memory="about 0.01 GB")
 
 
 def test_every_supervised_stretch_is_marked(text):
@@ -98,8 +101,6 @@ def test_the_shown_row_of_a_vision_model_is_the_collated_one(tiny):
 )
 @pytest.mark.parametrize("kind", ["vision", "text"])
 def test_trained_parameters_are_counted_as_peft_makes_them(tiny, tmp_path, kind, lora):
-    from peft import get_peft_model
-
     path = tmp_path / "sft.yaml"
     path.write_text(tiny.recipe("a", model=kind, lora=lora))
     recipe = load_recipe(path)
