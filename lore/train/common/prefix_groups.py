@@ -53,7 +53,7 @@ def in_groups(rows: Sequence[bytes], lengths: Sequence[int], size: int) -> list[
     filled: list[int] = []
 
     def fill(first: int, last: int, begun: int) -> list[int]:
-        """Fills micro-batches with order[first:last], which share `begun` tokens. Returns the rows too few for one; none at the end."""
+        """Fills micro-batches with order[first:last], which share `begun` tokens. Returns the rows that are left."""
         groups = [
             fill(start, end, min(near[start : end - 1])) if end - start > 1 else [order[start]]
             for start, end in alike(near, first, last, begun)
