@@ -7,7 +7,7 @@ Each case is a run of the stage `sft` in a process of its own, on a CPU in float
 random weights. Measured is the peak of the resident memory above what the process holds before it makes the trainer: libraries and
 rows. The weights are mapped from their file at that point, and not yet in memory.
 
-The heap, which keeps freed memory, grows by more than the live tensors. Each case therefore runs twice: as users run it (`process`),
+The heap keeps freed memory and grows by more than the live tensors. Each case therefore runs twice: as users run it (`process`),
 and with every tensor mapped by the system, so that only live tensors count (`tensors`).
 """
 
@@ -93,7 +93,7 @@ def write_recipe(folder: Path, size: str, way: str, steps: int = 2) -> Path:
 
 
 def measured(recipe: Path, *, mapped: bool) -> tuple[float, float, str]:
-    """(peak in GB, what the preflight says in GB, its line) of a run in a process of its own. mapped: the system maps each tensor."""
+    """(peak in GB, what the preflight says in GB, its line) of a run in a process of its own. mapped: by `run`."""
     shutil.rmtree(recipe.parent / "runs", ignore_errors=True)
     peak = apart(run, recipe, mapped)
     line = re.search(r"memory per process\W+(.*?)\W*$", recipe.with_suffix(".log").read_text(), re.MULTILINE).group(1)
@@ -101,7 +101,7 @@ def measured(recipe: Path, *, mapped: bool) -> tuple[float, float, str]:
 
 
 def run(recipe: Path, mapped: bool) -> int:
-    """Runs a recipe; returns the bytes of the peak above those before the trainer is made."""
+    """Runs a recipe; returns the bytes of the peak above those before the trainer is made. mapped: the system maps each tensor."""
     trainer, before = sft.SFTTrainer, []
 
     def making(**options):
