@@ -1,10 +1,14 @@
 """Every stage that shares prefixes trains as it does on whole rows: one process and two, interrupted or not."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, needs_deepspeed
 from safetensors.torch import load_file
-from test_distributed import launch
+from test_resume import assert_same, kill_at
 
 from lore.config.stages import load_recipe
 from lore.run.run_folder import RunFolder
@@ -68,15 +72,37 @@ def test_a_vision_model_shares_the_rubric_and_photos_stay_with_their_rows(train,
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one_on_whole_rows(tiny, runs, tmp_path):
+@pytest.mark.parametrize("config, lora", [("cpu2", {"dora": True}), ("zero2", {})])
+def test_two_processes_of_which_one_finds_no_prefix_have_the_losses_of_one_on_whole_rows(tiny, runs, tmp_path, config, lora):
+    if config.startswith("zero"):
+        needs_deepspeed()
+    options = {"model": "text", "lora": lora, "steps": 4, "micro_batch_size": 2, "save_every": 0, "prompt": TIERS}
+    options |= {"lr": 3e-3, "gradient_checkpointing": True}
     path = tmp_path / "sft.yaml"
-    options = {"model": "text", "lora": {}, "steps": 8, "save_every": 0, "prompt": TIERS, "gradient_checkpointing": True}
     path.write_text(tiny.recipe("sft", shared_prefix=False, **options))
     one = losses(run_recipe(path))
     path.write_text(tiny.recipe("two", shared_prefix=True, **options))
-    done = launch("cpu2", path)
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
+    command += ["--config_file", f"launch/accelerate/{config}.yaml", "--main_process_port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
+    command += ["tests/prefixes_on_one_rank.py", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert losses(RunFolder(runs / "two")) == pytest.approx(one, abs=1e-3)
+    assert all(word in done.stdout for word in ("rank 0: shared", "rank 1: shared", "rank 1: alone"))
+    assert losses(RunFolder(runs / "two")) == pytest.approx(one, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_killed_with_shared_prefixes_it_ends_with_the_weights_of_a_run_that_was_not(tiny, runs, tmp_path):
+    folders = []
+    for name in ("whole", "killed"):
+        path = tmp_path / f"{name}.yaml"
+        options = SFT | {"lora": {}, "shared_prefix": True, "micro_batch_size": 4, "steps": 30, "save_every": 4, "log_every": 2}
+        path.write_text(tiny.recipe(name, **options))
+        if name == "killed":
+            kill_at(10, RunFolder(runs / name), [sys.executable, "-m", "lore", "run", path])
+        folders.append(run_recipe(path))
+    assert_same(*folders)
 
 
 @pytest.mark.slow
