@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/sft_frameworks.py --llama-factory PYTHON --ms-swift PYTHON
     OMP_NUM_THREADS=1 python benchmarks/sft_frameworks.py --before CHECKOUT         the stage as it is in another checkout
-    OMP_NUM_THREADS=1 python benchmarks/sft_frameworks.py ... --detail full         the whole rubric in every prompt
+    OMP_NUM_THREADS=1 python benchmarks/sft_frameworks.py ... --detail tiers        a part of the rubric in every prompt
     OMP_NUM_THREADS=1 python benchmarks/sft_frameworks.py ... --same-order          the frameworks visit rows in the stage's order
 
 PYTHON is the interpreter of a virtual environment with that framework. All train the same model with random weights, with the same
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--ms-swift", metavar="PYTHON", help="interpreter of an environment with ms-swift")
     parser.add_argument("--before", metavar="CHECKOUT", help="another checkout of LORE")
     parser.add_argument("--model", choices=("small", "tiny"), default="small", help="of the quickstart's size, or of the tests'")
-    parser.add_argument("--detail", choices=("name", "full"), default="name", help="of the rubric in the prompts")
+    parser.add_argument("--detail", choices=("name", "tiers", "full"), default="name", help="of the rubric in the prompts")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=64, help="rows per optimizer step")
