@@ -96,7 +96,7 @@ def test_the_answer_line_states_the_order():
 def test_chinese_instructions():
     system = render(pair_of(), RAIR, PromptFormat(language="zh"))[0]["content"]
     assert system.startswith("你要判断")
-    assert "规则（编号，维度，档位）" in system
+    assert "规则（编号 档位，维度）" in system
     assert system.splitlines()[-1].startswith("依次输出 <reason>")
     assert render(pair_of(), RAIR, PromptFormat(detail="name", language="zh"))[0]["content"] == "判断相关性。规则：rair。"
 

@@ -28,7 +28,7 @@ LOGPS = (
 @dataclass(frozen=True)
 class Internal:
     """owner: module, or module:class. parameters: of a function or method, without self; none where it is an attribute that the
-    class's methods set. used: the file that builds on it."""
+    class's methods set, or a number of the module. used: the file that builds on it."""
 
     owner: str
     name: str
@@ -70,6 +70,8 @@ PUBLIC_BUT_DEEP = [
         "unwrap_model_for_generation",
         "model accelerator gather_deepspeed3_params generation_kwargs gradient_checkpointing_kwargs",
     ),
+    Internal("trl.kernels.chunked_logprob", "TOKEN_CHUNK_SIZE"),
+    Internal("trl.trainer.utils", "_CHUNKED_LOGPROB_CHUNK_SIZE"),
     Internal("trl.trainer.utils", "split_pixel_values_by_grid", "batch"),
     Internal("trl.trainer.utils", "split_tensor_dict", "tensor_dict num_chunks"),
     Internal("trl.trainer.utils", "unsplit_pixel_values_by_grid", "batch"),
@@ -157,7 +159,8 @@ def moved(internal: Internal, owner: object = None) -> str | None:
         owner = importlib.import_module(module)
         owner = getattr(owner, name, None) if name else owner
     if internal.parameters is None:
-        return None if owner and internal.name in set_by(owner) else f"{library} no longer sets {shown}; {depends}"
+        there = hasattr(owner, internal.name) if not name else owner and internal.name in set_by(owner)
+        return None if there else f"{library} no longer sets {shown}; {depends}"
     expected = internal.parameters.split()
     found = getattr(owner, internal.name, None)
     if not callable(found):
