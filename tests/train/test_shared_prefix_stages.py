@@ -23,7 +23,7 @@ SFT = {"model": "text", "steps": 3, "save_every": 0, "prompt": TIERS}
 
 @pytest.fixture
 def laid(monkeypatch):
-    """(tokens of the rows, tokens of their layout) for each batch that is laid out; the first two are those of the check, in stage sft
+    """(tokens of the rows, tokens of their layout) for each batch that is laid out; the first two are those of the check, in sft
     after two that count memory."""
     seen = []
 

@@ -30,7 +30,7 @@ GOLDEN = {
 
 
 def content(pair) -> dict:
-    """A pair without its photo's bytes, whose compression may differ between machines, and without the fields that the shop lacks."""
+    """A pair without its photo's bytes, whose compression differs between machines, and without fields that the shop lacks."""
     assert pair.label_distribution is None and pair.rubric is None
     found = asdict(replace(pair, image=None)) | {"photo": pair.image is not None}
     return {name: value for name, value in found.items() if name not in ("label_distribution", "rubric")}
