@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, needs_deepspeed
 from safetensors.torch import load_file
+from test_distributed import launch
 from test_resume import assert_same, kill_at
 
 from lore.config.stages import load_recipe
@@ -90,6 +91,18 @@ def test_two_processes_of_which_one_finds_no_prefix_have_the_losses_of_one_on_wh
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(word in done.stdout for word in ("rank 0: shared", "rank 1: shared", "rank 1: alone"))
+    assert losses(RunFolder(runs / "two")) == pytest.approx(one, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_with_weights_shared_out_have_the_losses_of_one_on_whole_rows(tiny, runs, tmp_path):
+    needs_deepspeed()
+    path, options = tmp_path / "sft.yaml", SFT | {"lora": {}, "micro_batch_size": 4, "gradient_checkpointing": True}
+    path.write_text(tiny.recipe("sft", shared_prefix=False, **options))
+    one = losses(run_recipe(path))
+    path.write_text(tiny.recipe("two", shared_prefix=True, **options))
+    done = launch("zero3", path, "--num-processes", "2")
+    assert done.returncode == 0 and "is computed once" in done.stdout, done.stdout + done.stderr
     assert losses(RunFolder(runs / "two")) == pytest.approx(one, abs=1e-4)
 
 
