@@ -251,7 +251,7 @@ def test_a_prefix_that_answers_share_changes_no_loss(recipe, tiny, stage, kind, 
     monkeypatch.setattr(shared_prefix, "lay_out", counted)
     model, found = {"name": str(getattr(tiny, kind))} if full else None, []
     for shared in (False, True):
-        train = {"shared_prefix": shared, "save_every": 0, "lr": 1e-3, "micro_batch_size": 4}
+        train = {"shared_prefix": shared, "save_every": 0, "lr": 1e-3, "micro_batch_size": 4 if stage == "dpo" else 8}
         found.append(run_recipe(recipe(f"{stage}{shared}", stage, kind, model, train=train)).metrics())
     assert any(layout is not None and len(layout.ids) < 0.8 * tokens for tokens, layout in seen[2:])  # behind those of the check
     for name in ("loss", "rewards/chosen", "logps/rejected"):
