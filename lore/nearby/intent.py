@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
@@ -332,18 +332,22 @@ def _known_place(text: str, town: Town, lat: float, lon: float) -> tuple[str, Na
     """The text without the first name after "near" or before "附近" that the town has, and the place. After a word that says
     less, such as "in", the name is that of an area, or is written with a capital."""
     tokens = [(plain_name(one[0]), one.start(), one.end()) for one in re.finditer(rf"[{HAN}]|[^\W_{HAN}]+(?:['’][a-z]+)?", text)]
-    spans: list[tuple[re.Match[str], int, int]] = []
-    for marker in _BEFORE.finditer(text):
-        first = bisect_left(tokens, marker.end(), key=itemgetter(1))
-        first += first < len(tokens) and tokens[first][0] == "the"
-        spans += [(marker, first, end) for end in range(min(first + MAX_WORDS, len(tokens)), first, -1)]
-    for marker in _AFTER.finditer(text):
-        last = bisect_right(tokens, marker.start(), key=itemgetter(2))
-        spans += [(marker, first, last) for first in range(max(0, last - MAX_WORDS), last)]
     words = [word for word, _, _ in tokens]
-    names = [" ".join(words[first:end]) for _, first, end in spans]
-    known = set(town.known_names(names))
-    for (marker, first, end), name in zip(spans, names, strict=True):
+
+    def spans() -> Iterator[tuple[re.Match[str], int, int, str]]:
+        """(marker, first token, end, name) of what may be a name. Drawn twice: keeping them would take most of the time."""
+        for marker in _BEFORE.finditer(text):
+            first = bisect_left(tokens, marker.end(), key=itemgetter(1))
+            first += first < len(tokens) and words[first] == "the"
+            for end in range(min(first + MAX_WORDS, len(tokens)), first, -1):
+                yield marker, first, end, " ".join(words[first:end])
+        for marker in _AFTER.finditer(text):
+            last = bisect_right(tokens, marker.start(), key=itemgetter(2))
+            for first in range(max(0, last - MAX_WORDS), last):
+                yield marker, first, last, " ".join(words[first:last])
+
+    known = set(town.known_names({name for *_, name in spans()}))
+    for marker, first, end, name in spans() if known else ():
         found, start = find(town, name, lat, lon) if name in known else None, tokens[first][1]
         if found is None:
             continue
